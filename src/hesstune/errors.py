@@ -1,0 +1,86 @@
+"""Every error hesstune raises on purpose: what was given, what is needed, how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "HesstuneError",
+    "HesstuneWarning",
+    "LayerError",
+    "MeasureError",
+    "MissingExtraError",
+    "ModelError",
+    "NoiseMatrixError",
+    "RunError",
+    "listed",
+    "unknown_name",
+]
+
+
+class HesstuneError(Exception):
+    """Base of every deliberate error; the command line prints it as one line and exits with 2."""
+
+
+class ConfigError(HesstuneError, ValueError):
+    """An option or argument has a wrong value, type or name."""
+
+
+class DataError(HesstuneError, ValueError):
+    """The examples or labels cannot be used as given."""
+
+
+class NoiseMatrixError(HesstuneError, ValueError):
+    """A noise matrix is malformed, of the wrong size, or singular where its inverse is needed."""
+
+
+class LayerError(HesstuneError, ValueError):
+    """Layers or parameters do not match the reference, or a pattern matches none."""
+
+
+class MeasureError(HesstuneError, ValueError):
+    """A layer or model cannot be measured as asked."""
+
+
+class ModelError(HesstuneError, ValueError):
+    """A model cannot be loaded, or does not output what is needed."""
+
+
+class MissingExtraError(HesstuneError, ImportError):
+    """An optional package is not installed; the message names the pip command."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package}: pip install 'hesstune[{extra}]'")
+
+
+class RunError(HesstuneError):
+    """A run folder is missing, incomplete, in use, or would be overwritten."""
+
+
+class DivergedError(HesstuneError):
+    """Training produced a loss that is not a number; the last good checkpoint is kept."""
+
+
+class HesstuneWarning(UserWarning):
+    """Something is usable but needs the user's attention, such as a badly conditioned matrix."""
+
+
+def listed(names: Iterable[object], most: int = 8) -> str:
+    """Join names for a message, cutting long lists and saying how many were left out."""
+    shown = [str(name) for name in names]
+    rest = len(shown) - most
+    return ", ".join(shown[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def unknown_name(
+    kind: str, given: str, valid: Iterable[str], error: type[HesstuneError] = ConfigError
+) -> HesstuneError:
+    """Build the error for a name that is not among the valid ones, with the nearest of them."""
+    names = list(valid)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return error(f"unknown {kind} '{given}'{hint} (valid: {listed(names, 30)})")

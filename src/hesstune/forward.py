@@ -1,0 +1,69 @@
+"""Call any classifier the same way: tensors or mappings in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from hesstune.errors import ModelError
+
+__all__ = ["Inputs", "batch_size", "evaluating", "logits_of", "moved"]
+
+Inputs = torch.Tensor | Mapping[str, Any]
+
+
+def logits_of(model: nn.Module, inputs: Inputs) -> torch.Tensor:
+    """Run the model on one batch and return its logits.
+
+    Args:
+        model: Any classifier; it may return a tensor, a tuple that starts with the logits, or an
+            object with a `logits` attribute (transformers).
+        inputs: A tensor (passed as the only argument) or a mapping (passed as keywords), batch first.
+
+    Returns:
+        The logits, (N, K).
+
+    Raises:
+        ModelError: If the output holds no (N, K) logits.
+    """
+    output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
+    if logits is None and isinstance(output, tuple) and output:
+        logits = output[0]
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(output).__name__
+        raise ModelError(f"the model must return logits of shape (N, K); got {got}. Is it a classifier?")
+    return logits
+
+
+def batch_size(inputs: Inputs) -> int:
+    """Return the number of examples in a batch: the first dimension of its first tensor."""
+    if isinstance(inputs, torch.Tensor):
+        return inputs.shape[0]
+    for value in inputs.values():
+        if isinstance(value, torch.Tensor) and value.ndim:
+            return value.shape[0]
+    raise ModelError("a mapping of inputs must hold at least one tensor with a batch dimension")
+
+
+def moved(inputs: Inputs, device: torch.device) -> Inputs:
+    """Return the inputs with every tensor on the device; other values stay as they are."""
+    if isinstance(inputs, torch.Tensor):
+        return inputs.to(device)
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Put the model in eval mode and restore every module's own training flag afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, flag in flags:
+            module.training = flag

@@ -1,0 +1,230 @@
+"""The reference W⁽ˢ⁾: the weights at the start of fine-tuning, and the distance from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hesstune.errors import LayerError, RunError, listed
+from hesstune.forward import Inputs, evaluating, logits_of
+
+__all__ = ["Reference", "layer_names", "layer_owners"]
+
+_MHA_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_MATRIX_MODULES = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+def _is_transformers_conv1d(module: nn.Module) -> bool:
+    # Told by name, so that transformers need not be installed or imported.
+    return any(
+        c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in type(module).__mro__
+    )
+
+
+def _weight_attributes(module: nn.Module) -> tuple[str, ...]:
+    if isinstance(module, nn.MultiheadAttention):
+        return tuple(a for a in _MHA_WEIGHTS if getattr(module, a, None) is not None)
+    if isinstance(module, _MATRIX_MODULES) or _is_transformers_conv1d(module):
+        return ("weight",)
+    return ()
+
+
+def layer_owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Map each layer's name to the modules that own its weight, as (module, attribute).
+
+    A layer is a weight matrix: the `weight` of Linear, ConvNd and transformers' Conv1D, and the
+    input projections of torch's MultiheadAttention. Names are those of `model.named_parameters()`;
+    a weight tied between modules is one layer with several owners.
+
+    Raises:
+        LayerError: If a layer's weight is computed (parametrized) and thus is no parameter.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    owners: dict[str, list[tuple[nn.Module, str]]] = {}
+    for path, module in model.named_modules():
+        for attribute in _weight_attributes(module):
+            weight = getattr(module, attribute)
+            if id(weight) not in names:
+                raise LayerError(
+                    f"'{path}.{attribute}' is computed from other parameters, not a parameter itself; "
+                    "remove the parametrization (torch.nn.utils.parametrize.remove_parametrizations)"
+                )
+            owners.setdefault(names[id(weight)], []).append((module, attribute))
+    return owners
+
+
+def layer_names(model: nn.Module, inputs: Inputs | None = None) -> list[str]:
+    """List the layers of a model, in the order of definition, or of use in one forward pass.
+
+    Args:
+        model: The network.
+        inputs: One batch; where given, layers are ordered by their first use on it, and the ones
+            whose module is not called come last.
+    """
+    owners = layer_owners(model)
+    if inputs is None:
+        return list(owners)
+    used: dict[str, None] = {}
+    handles = []
+    for name, places in owners.items():
+        for module, _ in places:
+            handles.append(module.register_forward_pre_hook(lambda *_, n=name: used.setdefault(n)))
+    try:
+        with torch.no_grad(), evaluating(model), torch.random.fork_rng():
+            logits_of(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(used) + [name for name in owners if name not in used]
+
+
+class Reference:
+    """A clone of all parameters and buffers of a model, matched by name.
+
+    Take it before training; the head's values at that time are part of it (with a zero head, the
+    head's distance is its norm, as in the paper's code).
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 2)
+        >>> ref = Reference.of(model)
+        >>> ref.layers()
+        ['weight']
+        >>> with torch.no_grad():
+        ...     _ = model.weight.add_(1.0)
+        >>> round(ref.distances(model)["weight"], 4)  # Frobenius norm of six ones
+        2.4495
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor], layers: list[str]) -> None:
+        missing = [name for name in layers if name not in tensors]
+        if missing:
+            raise LayerError(f"the reference holds no values for the layers {listed(missing)}")
+        self._tensors = tensors
+        self._layers = list(layers)
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Inputs | None = None) -> Reference:
+        """Clone the model's parameters and buffers as they are now.
+
+        Args:
+            model: The network at the start of fine-tuning.
+            inputs: One batch; where given, `layers()` follows the order of the forward pass.
+        """
+        tensors = {name: tensor.detach().clone() for name, tensor in _named_tensors(model)}
+        return cls(tensors, layer_names(model, inputs))
+
+    def layers(self) -> list[str]:
+        """List the layer names, in forward order where known, else in order of definition."""
+        return list(self._layers)
+
+    def names(self) -> list[str]:
+        """List the names of all parameters and buffers held."""
+        return list(self._tensors)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._tensors:
+            raise LayerError(f"the reference holds no '{name}'; it holds {listed(self._tensors)}")
+        return self._tensors[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        return f"Reference({len(self._layers)} layers, {len(self._tensors)} tensors)"
+
+    def to(self, device: torch.device | str) -> Reference:
+        """Return the same reference on another device."""
+        return Reference({k: v.to(device) for k, v in self._tensors.items()}, self._layers)
+
+    def check(self, model: nn.Module) -> None:
+        """Raise LayerError, with the names, unless the model has exactly the reference's tensors."""
+        shapes = {name: tuple(t.shape) for name, t in _named_tensors(model)}
+        missing = [name for name in self._tensors if name not in shapes]
+        extra = [name for name in shapes if name not in self._tensors]
+        if missing or extra:
+            parts = [f"missing in the model: {listed(missing)}"] if missing else []
+            parts += [f"not in the reference: {listed(extra)}"] if extra else []
+            raise LayerError("the model does not match the reference; " + "; ".join(parts))
+        for name, shape in shapes.items():
+            if tuple(self._tensors[name].shape) != shape:
+                raise LayerError(
+                    f"'{name}' has shape {shape} in the model but {tuple(self._tensors[name].shape)} "
+                    "in the reference; was the head replaced after the reference was taken?"
+                )
+
+    def difference(self, model: nn.Module, name: str) -> torch.Tensor:
+        """Return W − W⁽ˢ⁾ of one parameter, detached, in the model's dtype and at least float32."""
+        return _difference(dict(model.named_parameters())[name], self[name])
+
+    def distances(self, model: nn.Module) -> dict[str, float]:
+        """Return ‖v_i‖, the Frobenius norm of W_i − W_i⁽ˢ⁾, of every layer.
+
+        Raises:
+            LayerError: If the model's names or shapes differ from the reference's.
+        """
+        self.check(model)
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            norms = [
+                torch.linalg.vector_norm(_difference(parameters[name], self[name])) for name in self._layers
+            ]
+            values = torch.stack([n.double().cpu() for n in norms]).tolist() if norms else []
+        return dict(zip(self._layers, values, strict=True))
+
+    @torch.no_grad()
+    def restore_(self, model: nn.Module) -> None:
+        """Set the model's parameters and buffers back to the reference, in place."""
+        self.check(model)
+        for name, tensor in _named_tensors(model):
+            tensor.copy_(self._tensors[name])
+
+    def save(self, path: str | Path) -> None:
+        """Write the reference as a safetensors file; the layers' order goes in its metadata."""
+        from safetensors.torch import save_file
+
+        tensors = {k: v.contiguous().cpu() for k, v in self._tensors.items()}
+        save_file(tensors, str(path), metadata={"layers": json.dumps(self._layers)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Reference:
+        """Read a reference written by `save`.
+
+        Raises:
+            RunError: If the file is missing or is no reference.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                layers = json.loads((file.metadata() or {})["layers"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise RunError(f"{path} is not a readable reference file ({error})") from error
+        return cls(tensors, layers)
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _difference(weight: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    # Half precision is subtracted in float32: the difference is small beside the weights.
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return weight.detach().to(dtype) - reference.to(device=weight.device, dtype=dtype)
