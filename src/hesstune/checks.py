@@ -1,0 +1,123 @@
+"""One place for checks of shapes, probabilities, labels, numbers and paths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hesstune.errors import ConfigError, DataError, HesstuneError, NoiseMatrixError, unknown_name
+
+__all__ = [
+    "class_count",
+    "integer_labels",
+    "one_of",
+    "positive",
+    "readable_file",
+    "stochastic_matrix",
+    "unit_interval",
+]
+
+ROW_SUM_TOLERANCE = 1e-6
+
+
+def positive(name: str, value: float) -> float:
+    """Return value as a float; raise ConfigError unless it is a finite number above zero."""
+    number = _number(name, value)
+    if not math.isfinite(number) or number <= 0:
+        raise ConfigError(f"{name} must be a finite number above 0; got {value}")
+    return number
+
+
+def unit_interval(name: str, value: float, error: type[HesstuneError] = ConfigError) -> float:
+    """Return value as a float; raise unless it lies in [0, 1]."""
+    number = _number(name, value, error)
+    if not 0.0 <= number <= 1.0:
+        raise error(f"{name} must lie in [0, 1]; got {value}")
+    return number
+
+
+def _number(name: str, value: float, error: type[HesstuneError] = ConfigError) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise error(f"{name} must be a number; got {value!r}") from None
+
+
+def class_count(k: int, error: type[HesstuneError] = ConfigError) -> int:
+    """Return the number of classes; raise unless it is an integer of at least 2."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 2:
+        raise error(f"the number of classes must be an integer of at least 2; got {k!r}")
+    return int(k)
+
+
+def one_of(kind: str, given: str, valid: Sequence[str]) -> str:
+    """Return given if it is one of the valid names; raise ConfigError with the nearest otherwise."""
+    if given not in valid:
+        raise unknown_name(kind, str(given), valid)
+    return given
+
+
+def readable_file(path: str | Path, what: str) -> Path:
+    """Return path; raise ConfigError unless it is an existing file."""
+    path = Path(path)
+    if not path.is_file():
+        state = "is a folder" if path.is_dir() else "does not exist"
+        raise ConfigError(f"{what} {path} {state}; give the path of a file")
+    return path
+
+
+def integer_labels(labels: ArrayLike, k: int, name: str = "targets") -> NDArray[np.int64]:
+    """Return labels as int64, (N,); raise DataError unless they are integers in [0, k)."""
+    array = np.asarray(labels)
+    if array.ndim != 1:
+        raise DataError(
+            f"{name} must be one class index an example, shape (N,); got shape {array.shape}. "
+            "Multi-label targets and regression are not supported"
+        )
+    if not np.issubdtype(array.dtype, np.integer):
+        raise DataError(
+            f"{name} must be integers; got dtype {array.dtype}. "
+            "Multi-label targets and regression are not supported"
+        )
+    outside = np.flatnonzero((array < 0) | (array >= k))
+    if outside.size:
+        at = int(outside[0])
+        raise DataError(
+            f"{name} must be in [0, {k}); got {array[at]} at index {at}. Is the label column zero-based?"
+        )
+    return array.astype(np.int64)
+
+
+def stochastic_matrix(array: ArrayLike) -> NDArray[np.float64]:
+    """Return a (K, K) row-stochastic matrix as float64; raise NoiseMatrixError saying what is wrong."""
+    try:
+        matrix = np.array(array, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise NoiseMatrixError("a noise matrix must be numbers in K rows of K columns") from None
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] < 2:
+        raise NoiseMatrixError(
+            f"a noise matrix must be square, (K, K) with K of at least 2; got shape {matrix.shape}"
+        )
+    if not np.isfinite(matrix).all():
+        raise NoiseMatrixError("a noise matrix must be finite; got NaN or infinity")
+    if (matrix < 0).any():
+        i, j = np.argwhere(matrix < 0)[0]
+        raise NoiseMatrixError(
+            f"a noise matrix holds probabilities; got {matrix[i, j]:g} in row {i}, column {j}"
+        )
+    sums = matrix.sum(axis=1)
+    worst = int(np.abs(sums - 1).argmax())
+    if abs(sums[worst] - 1) > ROW_SUM_TOLERANCE:
+        columns = np.abs(matrix.sum(axis=0) - 1).max() <= ROW_SUM_TOLERANCE
+        fix = (
+            "its columns do: use NoiseMatrix.from_column_stochastic" if columns else "divide each by its sum"
+        )
+        raise NoiseMatrixError(
+            f"the rows of a noise matrix must sum to 1 (F[i, j] = P(noisy = j | true = i)); "
+            f"row {worst} sums to {sums[worst]:.6g} ({fix})"
+        )
+    return matrix / sums[:, None]

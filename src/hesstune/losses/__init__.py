@@ -1,0 +1,1 @@
+"""Losses that stay consistent under label noise."""

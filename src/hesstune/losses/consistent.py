@@ -1,0 +1,131 @@
+"""The consistent loss ("backward correction"): equal to the clean loss in expectation."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import nn
+
+from hesstune.checks import one_of
+from hesstune.errors import ConfigError, DataError, HesstuneWarning
+from hesstune.noise.matrix import NoiseMatrix
+
+__all__ = ["ConsistentLoss", "check_targets"]
+
+CONDITION_WARNING = 100.0
+# Logits beyond this size are cut, so that the loss and its mean stay finite in float32.
+LOGIT_LIMIT = 1e30
+
+
+def check_targets(logits: torch.Tensor, targets: torch.Tensor) -> None:
+    """Raise DataError unless targets are (N,) integer class indices that fit the (N, K) logits."""
+    if logits.ndim != 2 or targets.shape != logits.shape[:1]:
+        raise DataError(
+            f"logits must be (N, K) and targets (N,); got {tuple(logits.shape)} and {tuple(targets.shape)}. "
+            "Multi-label targets and regression are not supported"
+        )
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise DataError(
+            f"targets must be integer class indices; got {targets.dtype}. "
+            "Multi-label targets and regression are not supported"
+        )
+    k = logits.shape[1]
+    outside = (targets < 0) | (targets >= k)
+    if bool(outside.any()):
+        at = int(outside.nonzero()[0, 0])
+        raise DataError(
+            f"targets must be in [0, {k}); got {int(targets[at])} at index {at}. "
+            "Is the label column zero-based?"
+        )
+
+
+class ConsistentLoss(nn.Module):
+    """Cross-entropy corrected for label noise: ℓ̄(f, ỹ) = Σ_k (F⁻¹)[ỹ, k] ℓ(f, k).
+
+    E[ℓ̄(f, ỹ) | y] = ℓ(f, y) for ỹ drawn from row y of F. F⁻¹ has negative entries, so the loss is
+    unbounded below: train with a distance constraint. Source: the paper, section 4; Natarajan et
+    al. 2013; Patrini et al. 2017.
+
+    Args:
+        noise: The noise matrix, (K, K), as a NoiseMatrix or a row-stochastic array.
+        reduction: `mean` (over examples), `sum` or `none`.
+        weight: Class weights w, (K,): the expectation becomes w_y ℓ(f, y). They multiply the loss of
+            the *true* class, inside the sum, so the loss stays unbiased; `mean` divides by N.
+        sampling: Relative rates q, (K,), at which examples of each noisy label are drawn; the loss is
+            divided by q[ỹ], so that a balanced sampler leaves it unbiased.
+
+    Raises:
+        NoiseMatrixError: If F is singular.
+
+    Example:
+        >>> loss = ConsistentLoss(NoiseMatrix.symmetric(3, 0.2))
+        >>> round(float(loss(torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0]))), 3)
+        -0.046
+    """
+
+    inverse: torch.Tensor
+
+    def __init__(
+        self,
+        noise: NoiseMatrix | object,
+        reduction: str = "mean",
+        weight: torch.Tensor | None = None,
+        sampling: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        matrix = noise if isinstance(noise, NoiseMatrix) else NoiseMatrix.from_array(noise)  # type: ignore[arg-type]
+        self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
+        inverse = torch.from_numpy(matrix.inverse.copy())
+        if matrix.condition > CONDITION_WARNING:
+            warnings.warn(
+                f"the noise matrix has condition number {matrix.condition:.3g} (over "
+                f"{CONDITION_WARNING:g}): the corrected loss will be very noisy; consider "
+                "NoiseMatrix.regularized",
+                HesstuneWarning,
+                stacklevel=2,
+            )
+        if weight is not None:
+            inverse = inverse * _class_vector("weight", weight, matrix.k)[None, :]
+        if sampling is not None:
+            inverse = inverse / _class_vector("sampling", sampling, matrix.k)[:, None]
+        # Not part of the state dict: F belongs to the run's records, not to the model's weights.
+        self.register_buffer("inverse", inverse, persistent=False)
+        self.k = matrix.k
+        self._cast: torch.Tensor | None = None
+
+    def _coefficients(self, logits: torch.Tensor) -> torch.Tensor:
+        # The cast is kept: a training loop asks for the same device and dtype at every step.
+        cast = self._cast
+        if cast is None or cast.device != logits.device or cast.dtype != logits.dtype:
+            cast = self._cast = self.inverse.to(device=logits.device, dtype=logits.dtype)
+        return cast
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the loss of (N, K) logits against (N,) noisy targets, in float32 or better.
+
+        Raises:
+            DataError: If targets are not integers in [0, K), or K is not the noise matrix's.
+        """
+        check_targets(logits, targets)
+        if logits.shape[1] != self.k:
+            raise DataError(
+                f"the noise matrix is for {self.k} classes, but the logits have {logits.shape[1]}"
+            )
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        log_p = torch.log_softmax(logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), dim=1)
+        losses = -(self._coefficients(log_p)[targets.long()] * log_p).sum(dim=1)
+        if self.reduction == "none":
+            return losses
+        return losses.mean() if self.reduction == "mean" else losses.sum()
+
+    def extra_repr(self) -> str:
+        """Show the size and the reduction when printed."""
+        return f"k={self.k}, reduction={self.reduction!r}"
+
+
+def _class_vector(name: str, values: torch.Tensor, k: int) -> torch.Tensor:
+    vector = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    if vector.shape != (k,) or not bool(torch.isfinite(vector).all()) or bool((vector <= 0).any()):
+        raise ConfigError(f"{name} must be {k} finite numbers above 0; got {vector.tolist()}")
+    return vector

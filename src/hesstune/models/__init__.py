@@ -1,0 +1,1 @@
+"""Adapters from model names to torch modules with their preprocessing."""

@@ -1,0 +1,1 @@
+"""Noise matrices: what the labels' noise is believed to be."""

@@ -1,0 +1,220 @@
+"""The noise matrix F: F[i, j] = P(noisy = j | true = i)."""
+
+from __future__ import annotations
+
+import csv
+import json
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hesstune.checks import class_count, integer_labels, readable_file, stochastic_matrix, unit_interval
+from hesstune.errors import NoiseMatrixError, unknown_name
+
+__all__ = ["KINDS", "NoiseMatrix"]
+
+KINDS = ("symmetric", "pair")
+# Beyond this condition number float64 leaves no trustworthy digit of the inverse.
+SINGULAR_CONDITION = 1e12
+
+
+class NoiseMatrix:
+    """Class-conditional label noise: a (K, K) matrix whose rows sum to 1.
+
+    F[i, j] = P(noisy = j | true = i), the transpose of cleanlab's convention. A *noise rate* is the
+    probability that a label changes. Instances are immutable.
+
+    Raises:
+        NoiseMatrixError: If the array is not square, finite, non-negative with rows summing to 1.
+
+    Example:
+        >>> F = NoiseMatrix.symmetric(4, 0.3)
+        >>> F.array[0].round(3).tolist()
+        [0.7, 0.1, 0.1, 0.1]
+        >>> bool(np.allclose(F.inverse.sum(axis=1), 1.0))
+        True
+    """
+
+    def __init__(self, array: ArrayLike) -> None:
+        self._array = stochastic_matrix(array)
+        self._array.setflags(write=False)
+
+    @classmethod
+    def from_array(cls, array: ArrayLike) -> NoiseMatrix:
+        """Build from a row-stochastic (K, K) array: F[i, j] = P(noisy = j | true = i)."""
+        return cls(array)
+
+    @classmethod
+    def from_column_stochastic(cls, array: ArrayLike) -> NoiseMatrix:
+        """Build from the transposed convention, whose columns sum to 1 (cleanlab's noise matrix)."""
+        return cls(np.asarray(array, dtype=np.float64).T)
+
+    @classmethod
+    def identity(cls, k: int) -> NoiseMatrix:
+        """Build the matrix of clean labels."""
+        return cls(np.eye(class_count(k, NoiseMatrixError)))
+
+    @classmethod
+    def symmetric(cls, k: int, rate: float) -> NoiseMatrix:
+        """Build noise that changes a label with probability `rate`, to any other class alike.
+
+        Singular at rate (K − 1)/K.
+        """
+        k = class_count(k, NoiseMatrixError)
+        rate = unit_interval("the noise rate", rate, NoiseMatrixError)
+        off = np.full((k, k), rate / (k - 1))
+        np.fill_diagonal(off, 1.0 - rate)
+        return cls(off)
+
+    @classmethod
+    def pair(cls, k: int, rate: float) -> NoiseMatrix:
+        """Build noise that changes class i to (i + 1) mod K with probability `rate`.
+
+        Singular at rate 1/2 where K is even.
+        """
+        k = class_count(k, NoiseMatrixError)
+        rate = unit_interval("the noise rate", rate, NoiseMatrixError)
+        return cls((1.0 - rate) * np.eye(k) + rate * np.roll(np.eye(k), 1, axis=1))
+
+    @classmethod
+    def parse(cls, text: str, k: int) -> NoiseMatrix:
+        """Build from `symmetric:RATE`, `pair:RATE`, a bare rate (symmetric), or the path of a file.
+
+        Raises:
+            NoiseMatrixError: If the text is none of these, or the file's matrix is not (k, k).
+        """
+        kind, _, rest = str(text).partition(":")
+        try:
+            if kind in KINDS and rest:
+                return getattr(cls, kind)(k, float(rest))
+            return cls.symmetric(k, float(text))
+        except NoiseMatrixError:
+            raise
+        except ValueError:
+            pass
+        if kind in KINDS:
+            raise NoiseMatrixError(f"noise '{text}' must be written {kind}:RATE with a rate in [0, 1]")
+        if rest and "/" not in kind and not Path(text).exists() and kind != "file":
+            raise unknown_name("noise", kind, [*KINDS, "file"], NoiseMatrixError)
+        return cls.load(rest if kind == "file" else text).sized(k)
+
+    @property
+    def array(self) -> NDArray[np.float64]:
+        """F, (K, K) float64, read-only."""
+        return self._array
+
+    @property
+    def k(self) -> int:
+        """The number of classes K."""
+        return len(self._array)
+
+    @cached_property
+    def condition(self) -> float:
+        """The 2-norm condition number of F; infinite where it is singular."""
+        value = float(np.linalg.cond(self._array))
+        return value if np.isfinite(value) and value < SINGULAR_CONDITION else float("inf")
+
+    @cached_property
+    def inverse(self) -> NDArray[np.float64]:
+        """F⁻¹, (K, K) float64, read-only; its rows sum to 1.
+
+        Raises:
+            NoiseMatrixError: If F is singular; `regularized` gives an invertible neighbour.
+        """
+        if self.condition == float("inf"):
+            raise NoiseMatrixError(
+                "this noise matrix is singular, so the noisy labels do not determine the clean ones; "
+                "lower the rate, or use NoiseMatrix.regularized(0.1)"
+            )
+        inverse = np.linalg.inv(self._array)
+        inverse.setflags(write=False)
+        return inverse
+
+    @property
+    def rate(self) -> float:
+        """The probability that a label changes, under uniform classes: 1 − mean of the diagonal."""
+        return float(1.0 - np.diagonal(self._array).mean())
+
+    @property
+    def rho(self) -> float:
+        """ρ = max_i Σ_j |F⁻¹[i, j]|: the consistent loss is bounded by ρ·C where the loss is by C."""
+        return float(np.abs(self.inverse).sum(axis=1).max())
+
+    def regularized(self, weight: float) -> NoiseMatrix:
+        """Return (1 − λ)F + λI, whose rows and whose inverse's rows still sum to 1."""
+        weight = unit_interval("the regularisation weight", weight, NoiseMatrixError)
+        return NoiseMatrix((1 - weight) * self._array + weight * np.eye(self.k))
+
+    def sized(self, k: int) -> NoiseMatrix:
+        """Return the matrix itself; raise NoiseMatrixError unless it is for k classes."""
+        if self.k != k:
+            raise NoiseMatrixError(f"the noise matrix is for {self.k} classes, but the data has {k}")
+        return self
+
+    def corrupt(self, labels: ArrayLike, seed: int = 0) -> NDArray[np.int64]:
+        """Draw a noisy label for each true one: P(noisy = j | true = i) = F[i, j].
+
+        Args:
+            labels: True labels, (N,) integers in [0, K).
+            seed: Seed of the draw; the global random state is not used.
+
+        Returns:
+            The noisy labels, (N,) int64.
+        """
+        true = integer_labels(labels, self.k, "labels")
+        uniform = np.random.default_rng(seed).random(len(true))
+        edges = np.cumsum(self._array, axis=1)
+        edges[:, -1] = 1.0  # rounding must not leave a gap below one
+        return (uniform[:, None] >= edges[true]).sum(axis=1).astype(np.int64)
+
+    def resampled(self, weights: ArrayLike) -> NoiseMatrix:
+        """Return the noise matrix seen when a noisy label j is kept in proportion to weights[j]."""
+        scaled = self._array * np.asarray(weights, dtype=np.float64)[None, :]
+        return NoiseMatrix(scaled / scaled.sum(axis=1, keepdims=True))
+
+    def clean_prior(self, noisy_prior: ArrayLike) -> NDArray[np.float64]:
+        """Estimate the clean class probabilities π from the noisy ones, π̃ = Fᵀπ, on the simplex."""
+        prior = np.clip(np.asarray(noisy_prior, dtype=np.float64) @ self.inverse, 1e-6, None)
+        return prior / prior.sum()
+
+    def to_dict(self) -> dict[str, object]:
+        """Return a JSON-ready record of the matrix."""
+        finite = np.isfinite(self.condition)
+        return {
+            "convention": "F[i][j] = P(noisy = j | true = i), rows sum to 1",
+            "matrix": self._array.tolist(),
+            "condition": self.condition if finite else None,
+            "rate": self.rate,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the matrix as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> NoiseMatrix:
+        """Read a matrix from JSON (rows, or a record with `matrix`), CSV (K rows of K numbers) or .npy."""
+        path = readable_file(path, "the noise matrix")
+        try:
+            if path.suffix == ".npy":
+                return cls(np.load(path, allow_pickle=False))
+            text = path.read_text(encoding="utf-8")
+            if path.suffix == ".csv":
+                return cls([[float(cell) for cell in row] for row in csv.reader(text.splitlines()) if row])
+            record = json.loads(text)
+        except NoiseMatrixError:
+            raise
+        except (ValueError, OSError, EOFError, RecursionError) as error:
+            raise NoiseMatrixError(f"{path} cannot be read as a noise matrix ({error})") from error
+        return cls(record.get("matrix") if isinstance(record, dict) else record)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NoiseMatrix) and np.array_equal(self._array, other._array)
+
+    def __hash__(self) -> int:
+        return hash(self._array.tobytes())
+
+    def __repr__(self) -> str:
+        return f"NoiseMatrix(k={self.k}, rate={self.rate:.3g}, condition={self.condition:.3g})"

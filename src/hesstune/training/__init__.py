@@ -1,0 +1,1 @@
+"""Running a method: configuration, loop, checkpoints and the run folder."""
