@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import warnings
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from hesstune.checks import one_of
 from hesstune.errors import ConfigError, DataError, HesstuneWarning
-from hesstune.noise.matrix import NoiseMatrix
 
-__all__ = ["ConsistentLoss", "check_targets"]
+__all__ = ["ConsistentLoss", "HasInverse", "check_targets"]
 
 CONDITION_WARNING = 100.0
 # Logits beyond this size are cut, so that the loss and its mean stay finite in float32.
 LOGIT_LIMIT = 1e30
+
+
+class HasInverse(Protocol):
+    """What the loss needs of a noise matrix: its inverse, (K, K), and its condition number."""
+
+    @property
+    def inverse(self) -> NDArray[np.float64]:
+        """F⁻¹, (K, K)."""
+
+    @property
+    def condition(self) -> float:
+        """The condition number of F."""
 
 
 def check_targets(logits: torch.Tensor, targets: torch.Tensor) -> None:
@@ -48,7 +62,7 @@ class ConsistentLoss(nn.Module):
     al. 2013; Patrini et al. 2017.
 
     Args:
-        noise: The noise matrix, (K, K), as a NoiseMatrix or a row-stochastic array.
+        noise: The noise matrix, a `NoiseMatrix` for K classes.
         reduction: `mean` (over examples), `sum` or `none`.
         weight: Class weights w, (K,): the expectation becomes w_y ℓ(f, y). They multiply the loss of
             the *true* class, inside the sum, so the loss stays unbiased; `mean` divides by N.
@@ -59,39 +73,45 @@ class ConsistentLoss(nn.Module):
         NoiseMatrixError: If F is singular.
 
     Example:
+        >>> from hesstune import NoiseMatrix
         >>> loss = ConsistentLoss(NoiseMatrix.symmetric(3, 0.2))
         >>> round(float(loss(torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0]))), 3)
-        -0.046
+        -0.332
     """
 
     inverse: torch.Tensor
 
     def __init__(
         self,
-        noise: NoiseMatrix | object,
+        noise: HasInverse,
         reduction: str = "mean",
         weight: torch.Tensor | None = None,
         sampling: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        matrix = noise if isinstance(noise, NoiseMatrix) else NoiseMatrix.from_array(noise)  # type: ignore[arg-type]
+        if not hasattr(noise, "inverse") or not hasattr(noise, "condition"):
+            raise ConfigError(
+                f"noise must be a NoiseMatrix; got {type(noise).__name__}. "
+                "Build one with NoiseMatrix.from_array"
+            )
         self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
-        inverse = torch.from_numpy(matrix.inverse.copy())
-        if matrix.condition > CONDITION_WARNING:
+        k = len(noise.inverse)
+        inverse = torch.from_numpy(np.array(noise.inverse))
+        if noise.condition > CONDITION_WARNING:
             warnings.warn(
-                f"the noise matrix has condition number {matrix.condition:.3g} (over "
+                f"the noise matrix has condition number {noise.condition:.3g} (over "
                 f"{CONDITION_WARNING:g}): the corrected loss will be very noisy; consider "
                 "NoiseMatrix.regularized",
                 HesstuneWarning,
                 stacklevel=2,
             )
         if weight is not None:
-            inverse = inverse * _class_vector("weight", weight, matrix.k)[None, :]
+            inverse = inverse * _class_vector("weight", weight, k)[None, :]
         if sampling is not None:
-            inverse = inverse / _class_vector("sampling", sampling, matrix.k)[:, None]
+            inverse = inverse / _class_vector("sampling", sampling, k)[:, None]
         # Not part of the state dict: F belongs to the run's records, not to the model's weights.
         self.register_buffer("inverse", inverse, persistent=False)
-        self.k = matrix.k
+        self.k = k
         self._cast: torch.Tensor | None = None
 
     def _coefficients(self, logits: torch.Tensor) -> torch.Tensor:

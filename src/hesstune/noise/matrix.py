@@ -177,7 +177,7 @@ class NoiseMatrix:
     def clean_prior(self, noisy_prior: ArrayLike) -> NDArray[np.float64]:
         """Estimate the clean class probabilities π from the noisy ones, π̃ = Fᵀπ, on the simplex."""
         prior = np.clip(np.asarray(noisy_prior, dtype=np.float64) @ self.inverse, 1e-6, None)
-        return prior / prior.sum()
+        return np.asarray(prior / prior.sum(), dtype=np.float64)
 
     def to_dict(self) -> dict[str, object]:
         """Return a JSON-ready record of the matrix."""
@@ -208,7 +208,7 @@ class NoiseMatrix:
             raise
         except (ValueError, OSError, EOFError, RecursionError) as error:
             raise NoiseMatrixError(f"{path} cannot be read as a noise matrix ({error})") from error
-        return cls(record.get("matrix") if isinstance(record, dict) else record)
+        return cls(record.get("matrix", ()) if isinstance(record, dict) else record)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, NoiseMatrix) and np.array_equal(self._array, other._array)

@@ -1,0 +1,126 @@
+"""Examples in memory: images decoded once, labels, and an id for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+__all__ = ["Examples", "ImageSource", "Listing", "Task"]
+
+
+class ImageSource(Protocol):
+    """Where images come from: decoded batches by index."""
+
+    def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        """Return the images at the indices, uint8, (B, 3, S, S)."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a data adapter found, before images are decoded and examples are split.
+
+    Attributes:
+        ids: One id an example: its relative path, or its row.
+        labels: (N,) int64 class indices, or None where the data has no labels.
+        classes: Class names, in the order of their indices.
+        paths: Image files, or None where `array` holds the images.
+        array: (N, 3, S, S) uint8 images that need no decoding.
+        parts: `train`, `val` or `test` for each example, or None where the data is not split.
+        flip: Whether mirroring an image keeps its label (not so for digits).
+    """
+
+    ids: list[str]
+    labels: NDArray[np.int64] | None
+    classes: list[str]
+    paths: list[Path] | None = None
+    array: torch.Tensor | None = None
+    parts: list[str] | None = None
+    flip: bool = True
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: Sequence[int]) -> Listing:
+        """Return the listing of some of the examples."""
+        return replace(
+            self,
+            ids=[self.ids[i] for i in indices],
+            labels=None if self.labels is None else self.labels[list(indices)],
+            paths=None if self.paths is None else [self.paths[i] for i in indices],
+            array=None if self.array is None else self.array[list(indices)],
+            parts=None if self.parts is None else [self.parts[i] for i in indices],
+        )
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A part of a data set: some rows of one image source.
+
+    Attributes:
+        source: The images of the whole data set.
+        rows: (N,) indices of this part's images in the source.
+        ids: One id an example.
+        labels: (N,) int64 labels to train on, or None.
+        true: (N,) int64 true labels where they are known to differ from `labels`, else None.
+    """
+
+    source: ImageSource
+    rows: NDArray[np.int64]
+    ids: list[str]
+    labels: NDArray[np.int64] | None
+    true: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def images(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        """Return decoded images, uint8, (B, 3, S, S), of some of this part's examples."""
+        return self.source.batch(self.rows[indices])
+
+    def take(self, indices: NDArray[np.int64]) -> Examples:
+        """Return some of this part's examples as a part of its own."""
+        return Examples(
+            self.source,
+            self.rows[indices],
+            [self.ids[i] for i in indices],
+            None if self.labels is None else self.labels[indices],
+            None if self.true is None else self.true[indices],
+        )
+
+    def relabelled(self, noisy: NDArray[np.int64]) -> Examples:
+        """Return the same examples with noisy labels; today's labels are kept as the true ones."""
+        return replace(self, labels=noisy, true=self.labels)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Training, validation and test examples of one classification task.
+
+    Attributes:
+        classes: Class names.
+        train: Training examples.
+        val: Validation examples, perhaps none.
+        test: Test examples, perhaps none; their labels are never corrupted.
+        split: How the parts were drawn: `uniform`, `stratified` or `given`.
+        flip: Whether mirroring keeps the label.
+        skipped: (id, reason) of images left out because they could not be decoded.
+    """
+
+    classes: list[str]
+    train: Examples
+    val: Examples
+    test: Examples
+    split: str
+    flip: bool
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def k(self) -> int:
+        """The number of classes."""
+        return len(self.classes)

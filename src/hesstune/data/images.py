@@ -1,0 +1,99 @@
+"""Decode image files once, by Pillow, into square uint8 tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from hesstune.errors import DataError
+
+__all__ = ["SUFFIXES", "DecodedImages", "FileImages", "decode", "decode_all"]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def decode(path: Path, size: int) -> torch.Tensor:
+    """Decode one image: shorter side to `size`, centre crop, RGB, uint8, (3, size, size).
+
+    Raises:
+        DataError: If the file is missing, corrupt, truncated or too large to be decoded safely.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.draft("RGB", (size, size))  # a JPEG decodes at reduced size where that suffices
+                rgb = image.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
+        raise DataError(f"cannot decode the image {path}: {error or type(error).__name__}") from error
+    width, height = rgb.size
+    scale = size / min(width, height)
+    if (width, height) != (size, size):
+        wide, high = max(size, round(width * scale)), max(size, round(height * scale))
+        left, top = (wide - size) // 2, (high - size) // 2
+        rgb = rgb.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+
+
+class DecodedImages:
+    """Images kept in memory, uint8, (N, 3, S, S)."""
+
+    def __init__(self, array: torch.Tensor) -> None:
+        self.array = array
+
+    def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        """Return the images at the indices."""
+        return self.array[torch.from_numpy(np.asarray(indices, dtype=np.int64))]
+
+
+class FileImages:
+    """Images decoded anew for each batch, for data sets larger than the memory set aside for them."""
+
+    def __init__(self, paths: Sequence[Path], size: int, workers: int = 4) -> None:
+        self.paths = list(paths)
+        self.size = size
+        self._pool = ThreadPoolExecutor(workers)
+
+    def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        """Decode and return the images at the indices."""
+        return torch.stack(list(self._pool.map(lambda i: decode(self.paths[i], self.size), indices)))
+
+
+def decode_all(
+    paths: Sequence[Path], size: int, cache_mib: int, workers: int = 4
+) -> tuple[DecodedImages | FileImages, dict[int, str]]:
+    """Decode every image once, so that a damaged file is found before training starts.
+
+    Args:
+        paths: Image files.
+        size: Side of the square they are brought to.
+        cache_mib: Keep the decoded images in memory if they fit in so many MiB; else decode per batch.
+        workers: Decoding threads (Pillow releases the interpreter's lock).
+
+    Returns:
+        The image source, and {index: reason} of the files that could not be decoded.
+    """
+    keep = len(paths) * 3 * size * size <= cache_mib * 2**20
+    array = torch.zeros((len(paths) if keep else 0, 3, size, size), dtype=torch.uint8)
+    bad: dict[int, str] = {}
+
+    def one(index: int) -> None:
+        try:
+            image = decode(paths[index], size)
+        except DataError as error:
+            bad[index] = str(error)
+        else:
+            if keep:
+                array[index] = image
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(one, range(len(paths))))
+    source = DecodedImages(array) if keep else FileImages(paths, size, workers)
+    return source, dict(sorted(bad.items()))

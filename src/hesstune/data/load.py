@@ -1,0 +1,149 @@
+"""From a data specification to a task: decode, split, limit."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hesstune.data.examples import Examples, ImageSource, Listing, Task
+from hesstune.data.images import DecodedImages, decode_all
+from hesstune.data.sources import PARTS, listing
+from hesstune.errors import DataError
+
+__all__ = ["load_examples", "load_task"]
+
+# Two examples of a class are the least that a split can share between training and test.
+FEWEST_A_CLASS = 2
+
+
+def load_task(
+    spec: str,
+    *,
+    size: int,
+    seed: int = 0,
+    split: str = "uniform",
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.2,
+    limit: int | None = None,
+    skip_bad: bool = False,
+    cache_mib: int = 4096,
+) -> Task:
+    """Load a labelled data set and split it.
+
+    Args:
+        spec: See `hesstune.data.sources.listing`.
+        size: Side of the images in pixels.
+        seed: Seed of the split and the limit.
+        split: `uniform` draws the parts uniformly at random, as certificates need; `stratified`
+            keeps the class proportions, and is no i.i.d. sample. Parts the data gives are kept.
+        val_fraction: Share of the examples for validation, where the data names none.
+        test_fraction: Share of the examples for the test, where the data names none.
+        limit: At most so many training examples, drawn uniformly.
+        skip_bad: Leave out images that cannot be decoded instead of raising.
+        cache_mib: Memory for decoded images.
+
+    Raises:
+        DataError: If an image is damaged, or a class has too few images.
+    """
+    found, source, skipped = _decoded(listing(spec, size), size, skip_bad, cache_mib)
+    assert found.labels is not None
+    _check_counts(found.labels, found.classes)
+    rng = np.random.default_rng([seed, 0x5117])
+    parts = _parts(found, rng, split, val_fraction, test_fraction)
+    if limit is not None and limit < len(parts["train"]):
+        parts["train"] = np.sort(rng.permutation(parts["train"])[:limit])
+    if not len(parts["train"]):
+        raise DataError("no training example is left; lower the validation and test fractions")
+    made = {
+        name: Examples(source, rows, [found.ids[i] for i in rows], found.labels[rows])
+        for name, rows in parts.items()
+    }
+    how = "given" if found.parts else split
+    return Task(found.classes, made["train"], made["val"], made["test"], how, found.flip, skipped)
+
+
+def load_examples(
+    spec: str, *, size: int, classes: list[str], skip_bad: bool = False, cache_mib: int = 4096
+) -> tuple[Examples, list[tuple[str, str]]]:
+    """Load all examples of a data set for prediction, with their labels where it has them.
+
+    Labels are kept only if their classes are all among `classes`, whose order they then follow.
+    """
+    found, source, skipped = _decoded(listing(spec, size, labelled=False), size, skip_bad, cache_mib)
+    labels = found.labels
+    if labels is not None:
+        known = {name: i for i, name in enumerate(classes)}
+        if set(found.classes) <= set(known):
+            labels = np.array([known[found.classes[i]] for i in labels], dtype=np.int64)
+        else:
+            labels = None
+    return Examples(source, np.arange(len(found)), found.ids, labels), skipped
+
+
+def _decoded(
+    found: Listing, size: int, skip_bad: bool, cache_mib: int
+) -> tuple[Listing, ImageSource, list[tuple[str, str]]]:
+    if found.array is not None:
+        return found, DecodedImages(found.array), []
+    assert found.paths is not None
+    source, bad = decode_all(found.paths, size, cache_mib)
+    if not bad:
+        return found, source, []
+    if not skip_bad:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise DataError(f"{next(iter(bad.values()))}{more}; --skip-bad-images leaves such files out")
+    good = [i for i in range(len(found)) if i not in bad]
+    if not good:
+        raise DataError("none of the images can be decoded")
+    skipped = [(found.ids[i], reason) for i, reason in bad.items()]
+    if isinstance(source, DecodedImages):
+        return found.take(good), DecodedImages(source.array[good]), skipped
+    source.paths = [found.paths[i] for i in good]
+    return found.take(good), source, skipped
+
+
+def _check_counts(labels: NDArray[np.int64], classes: list[str]) -> None:
+    counts = np.bincount(labels, minlength=len(classes))
+    few = int(counts.argmin())
+    if counts[few] < FEWEST_A_CLASS:
+        held = "no image" if counts[few] == 0 else "one image"
+        raise DataError(
+            f"class '{classes[few]}' has {held}; at least {FEWEST_A_CLASS} are needed to train and test on it"
+        )
+
+
+def _parts(
+    found: Listing, rng: np.random.Generator, split: str, val_fraction: float, test_fraction: float
+) -> dict[str, NDArray[np.int64]]:
+    if val_fraction + test_fraction >= 1:
+        raise DataError(
+            f"the validation and test fractions sum to {val_fraction + test_fraction:g}; leave some to train on"
+        )
+    given = np.array(found.parts if found.parts else ["train"] * len(found))
+    parts = {name: np.flatnonzero(given == name) for name in PARTS}
+    total = len(parts["train"])
+    assert found.labels is not None
+    for name, fraction in (("test", test_fraction), ("val", val_fraction)):
+        # A test part is never carved out of data that comes with parts of its own.
+        if len(parts[name]) or fraction == 0 or (name == "test" and found.parts):
+            continue
+        rows = parts["train"]
+        count = round(fraction * total)
+        taken = _draw(rows, found.labels[rows], count, split, rng)
+        parts[name] = np.sort(taken)
+        parts["train"] = np.setdiff1d(rows, taken)
+    return parts
+
+
+def _draw(
+    rows: NDArray[np.int64], labels: NDArray[np.int64], count: int, split: str, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    shuffled = rng.permutation(len(rows))
+    if split == "uniform":
+        return rows[shuffled[:count]]
+    # Order by each example's relative rank within its class: a prefix then has every class's share.
+    rank = np.empty(len(rows))
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return rows[np.argsort(rank, kind="stable")[:count]]

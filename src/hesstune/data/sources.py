@@ -1,0 +1,198 @@
+"""The data adapters: `digits`, `folder:PATH` and `csv:PATH`."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hesstune.data.examples import Listing
+from hesstune.data.images import SUFFIXES
+from hesstune.errors import DataError, listed, unknown_name
+
+__all__ = ["KINDS", "PARTS", "listing"]
+
+KINDS = ("digits", "folder", "csv")
+PARTS = ("train", "val", "test")
+
+
+def listing(spec: str, size: int, labelled: bool = True) -> Listing:
+    """List the examples that a data specification names.
+
+    Args:
+        spec: `digits`, `folder:PATH` (one subfolder a class, or train/ val/ test/ of those) or
+            `csv:PATH` (columns `image`, `label`, and perhaps `id` and `split`).
+        size: Side in pixels that built-in images are enlarged to.
+        labelled: Whether labels are needed; where not, a flat folder and a CSV without `label` do too.
+
+    Raises:
+        DataError: If nothing usable is there, with what is needed.
+    """
+    kind, _, path = spec.partition(":")
+    if kind == "digits" and not path:
+        return _digits(size)
+    if kind in ("folder", "csv"):
+        if not path:
+            raise DataError(f"data '{spec}' names no path; write {kind}:PATH")
+        return _folder(Path(path), labelled) if kind == "folder" else _csv(Path(path), labelled)
+    if Path(spec).exists():
+        raise DataError(f"data '{spec}' is a path; write {'folder' if Path(spec).is_dir() else 'csv'}:{spec}")
+    raise unknown_name("data", kind, KINDS, DataError)
+
+
+def _digits(size: int) -> Listing:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images / 16.0 * 255.0).float()[:, None]
+    images = torch.nn.functional.interpolate(images, size=(size, size), mode="bicubic", align_corners=False)
+    array = images.clamp(0, 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    count = len(digits.target)
+    return Listing(
+        ids=[str(row) for row in range(count)],
+        labels=digits.target.astype(np.int64),
+        classes=[str(name) for name in digits.target_names],
+        array=array,
+        flip=False,
+    )
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _folder(root: Path, labelled: bool) -> Listing:
+    if not root.is_dir():
+        state = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"the data folder {root} {state}; give a folder with one subfolder a class")
+    children = _subfolders(root)
+    split = bool(children) and "train" in {c.name for c in children} <= set(PARTS)
+    roots = [(c.name, c) for c in children] if split else [("", root)]
+    classes = sorted({c.name for _, part in roots for c in _subfolders(part)})
+    if not classes and not labelled:
+        return _flat(root)
+    if len(classes) < 2:
+        raise DataError(
+            f"the data folder {root} needs at least two subfolders, one a class; got {listed(classes) or 'none'}"
+        )
+    paths: list[Path] = []
+    labels: list[int] = []
+    parts: list[str] = []
+    for part, folder in roots:
+        for index, name in enumerate(classes):
+            found = _images_below(folder / name) if (folder / name).is_dir() else []
+            if not found and part in ("", "train") and labelled:
+                raise DataError(
+                    f"class '{name}' has no image in {folder / name}; add some or remove the folder"
+                )
+            paths += found
+            labels += [index] * len(found)
+            parts += [part] * len(found)
+    if not paths:
+        raise DataError(f"the data folder {root} holds no image ({listed(SUFFIXES, 20)})")
+    ids = [p.relative_to(root).as_posix() for p in paths]
+    return Listing(ids, np.array(labels, dtype=np.int64), classes, paths, parts=parts if split else None)
+
+
+def _flat(root: Path) -> Listing:
+    paths = _images_below(root)
+    if not paths:
+        raise DataError(f"the data folder {root} holds no image ({listed(SUFFIXES, 20)})")
+    return Listing([p.relative_to(root).as_posix() for p in paths], None, [], paths)
+
+
+def _csv(path: Path, labelled: bool) -> Listing:
+    rows = _read_csv(path)
+    columns = list(rows[0])
+    if "image" not in columns:
+        raise DataError(f"{path} needs a column 'image' with paths of images; got {listed(columns)}")
+    if labelled and "label" not in columns:
+        raise DataError(f"{path} needs a column 'label'; got the columns {listed(columns)}")
+    paths = [path.parent / row["image"] for row in rows]
+    missing = [str(p) for p in paths if not p.is_file()]
+    if missing:
+        raise DataError(f"{path} names images that do not exist: {listed(missing, 3)}")
+    labels, classes = _labels([row["label"] for row in rows], path) if "label" in columns else (None, [])
+    parts = [row["split"] for row in rows] if "split" in columns else None
+    if parts:
+        wrong = [p for p in parts if p not in PARTS]
+        if wrong:
+            raise unknown_name(f"value in the column 'split' of {path}", wrong[0], PARTS, DataError)
+    ids = [row["id"] for row in rows] if "id" in columns else [row["image"] for row in rows]
+    if len(set(ids)) < len(ids):
+        if "id" in columns:
+            raise DataError(f"the column 'id' of {path} repeats some ids; each example needs its own")
+        ids = [str(number) for number in range(len(rows))]
+    return Listing(ids, labels, classes, paths, parts=parts)
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise DataError(f"the data file {path} does not exist; give a CSV file with columns image and label")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows = list(reader)
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path} cannot be read as CSV ({error})") from error
+    if not rows:
+        raise DataError(f"{path} has no rows below its header")
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise DataError(f"{path}, row {number}: the number of cells differs from the header's")
+    return rows
+
+
+def _labels(values: list[str], path: Path) -> tuple[NDArray[np.int64], list[str]]:
+    """Turn a label column into indices: class names in sorted order, or zero-based integers."""
+    for number, value in enumerate(values, start=2):
+        if not value.strip():
+            raise DataError(f"{path}, row {number}: the label is empty")
+        if "|" in value or ";" in value or value.lstrip().startswith("["):
+            raise DataError(
+                f"{path}, row {number}: label '{value}' looks like several labels; multi-label targets "
+                "are not supported, give one class an example"
+            )
+    numbers = [_number(value) for value in values]
+    if any(n is None for n in numbers):
+        classes = sorted(set(values))
+        index = {name: i for i, name in enumerate(classes)}
+        return _enough(np.array([index[v] for v in values], dtype=np.int64), classes, path)
+    for row, number in enumerate(numbers, start=2):
+        if number is None or not number.is_integer() or number < 0:
+            raise DataError(
+                f"{path}, row {row}: label '{values[row - 2]}' is not a class index (0, 1, 2, …); "
+                "regression targets are not supported"
+            )
+    labels = np.array([int(n) for n in numbers if n is not None], dtype=np.int64)
+    if int(labels.max()) >= max(2 * len(labels), 2):
+        raise DataError(f"{path}: label {int(labels.max())} is out of range for {len(labels)} examples")
+    absent = sorted(set(range(int(labels.max()) + 1)) - set(labels.tolist()))
+    if absent:
+        raise DataError(
+            f"{path}: labels run to {int(labels.max())}, but class {absent[0]} has no example. "
+            "Are the labels zero-based?"
+        )
+    return _enough(labels, [str(i) for i in range(int(labels.max()) + 1)], path)
+
+
+def _enough(labels: NDArray[np.int64], classes: list[str], path: Path) -> tuple[NDArray[np.int64], list[str]]:
+    if len(classes) < 2:
+        raise DataError(f"{path} has one class only ('{classes[0]}'); at least two are needed")
+    return labels, classes
+
+
+def _number(value: str) -> float | None:
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
