@@ -1,0 +1,207 @@
+"""One layer as used in one forward pass: its input, its output's place in the graph, its linear maps.
+
+For a layer z = W·a + b, everything the measure needs is linear in W: `apply` maps a weight
+perturbation to the change of the output, `pullback` is its adjoint, one example at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.graph import GradientEdge
+
+__all__ = ["CapturedLayer", "Layout", "as_examples", "layout_candidates"]
+
+Layout = Literal["first", "second", "rows", "columns"]
+"""Where the examples are in a layer's raw tensors: `first` (B, ...); `second` (T, B, ...), as in
+torch's MultiheadAttention; `rows` (B·T, ...), example by example; `columns` (T·B, ...), token by token."""
+
+
+def as_examples(tensor: torch.Tensor, layout: Layout, examples: int) -> torch.Tensor:
+    """View a raw tensor of a layer with the examples first: (B, ...)."""
+    if layout == "first":
+        return tensor
+    if layout == "second":
+        return tensor.transpose(0, 1)
+    if layout == "rows":
+        return tensor.unflatten(0, (examples, -1))
+    return tensor.unflatten(0, (-1, examples)).transpose(0, 1)
+
+
+def layout_candidates(shape: torch.Size, examples: int) -> list[Layout]:
+    """List the layouts that a raw tensor's shape allows, the likeliest first."""
+    found: list[Layout] = []
+    if len(shape) > 1 and shape[0] == examples:
+        found.append("first")
+    if len(shape) > 2 and shape[1] == examples and examples > 1:
+        found.append("second")
+    if shape[0] % examples == 0 and shape[0] != examples:
+        found += ["rows", "columns"] if examples > 1 else ["rows"]
+    return found
+
+
+@dataclass
+class CapturedLayer:
+    """One layer as it was used in one forward pass of B examples.
+
+    "Raw" tensors have the shape the network uses. `examples_first` views them as (B, ...). Outputs
+    of `apply` and gradients of `edge` are raw; per-example weight tensors are (B, *weight.shape).
+
+    Attributes:
+        name: The weight's name in `model.named_parameters()`.
+        kind: `linear` (also transformers' Conv1D), `conv` or `conv_transpose`.
+        weight: The parameter itself, W.
+        input: a, the raw input, detached.
+        shape: The shape of the raw output z.
+        edge: z's place in the autograd graph: differentiate with respect to it with
+            `torch.autograd.grad(outputs, [layer.edge], ...)`. It stays z's own even where the
+            network later overwrites z in place.
+        layout: Where the examples are in raw tensors.
+        examples: B.
+        call: (a, weight) -> z without bias, with the stride, padding, dilation and groups of the
+            captured call.
+        transposed: Whether the weight is stored (in, out), as in transformers' Conv1D.
+        options: stride, padding, dilation and groups of a convolution.
+    """
+
+    name: str
+    kind: Literal["linear", "conv", "conv_transpose"]
+    weight: torch.Tensor
+    input: torch.Tensor
+    shape: torch.Size
+    edge: GradientEdge
+    layout: Layout
+    examples: int
+    call: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    transposed: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def examples_first(self, raw: torch.Tensor) -> torch.Tensor:
+        """View a raw input or output (or gradient of one) as (B, ...)."""
+        return as_examples(raw, self.layout, self.examples)
+
+    def _raw(self, first: torch.Tensor) -> torch.Tensor:
+        if self.layout == "second":
+            return first.transpose(0, 1)
+        if self.layout == "rows":
+            return first.flatten(0, 1)
+        if self.layout == "columns":
+            return first.transpose(0, 1).flatten(0, 1)
+        return first
+
+    def apply(self, delta: torch.Tensor) -> torch.Tensor:
+        """Return D = delta·a, the raw output's change when W moves by `delta` (weight's shape)."""
+        return self.call(self.input, delta.to(self.input.dtype))
+
+    def apply_each(self, delta: torch.Tensor) -> torch.Tensor:
+        """Return the raw output's change when each example has its own `delta`, (B, *weight.shape)."""
+        if self.kind == "linear":
+            tokens = self.tokens()[:, 0]
+            weight = delta.to(tokens.dtype)
+            out = torch.bmm(tokens, weight if self.transposed else weight.transpose(1, 2))
+            first = self.examples_first(self.input)
+            return self._raw(out.reshape(*first.shape[:-1], out.shape[-1]))
+
+        single = self.layout == "first"
+
+        def one(a: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+            return self.call(a.unsqueeze(0), d).squeeze(0) if single else self.call(a, d)
+
+        return self._raw(torch.func.vmap(one)(self.examples_first(self.input), delta.to(self.input.dtype)))
+
+    def pullback(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Map a raw output gradient g to each example's weight gradient Σ_t g_t a_tᵀ, (B, *weight.shape)."""
+        if self.kind == "conv_transpose":
+            with torch.enable_grad():
+                zero = self.weight.new_zeros((self.examples, *self.weight.shape), requires_grad=True)
+                out = self.apply_each(zero)
+            return torch.autograd.grad(out, zero, gradient)[0]
+        product = self.output_tokens(gradient).transpose(2, 3) @ self.tokens()  # (B, G, O/G, I)
+        if self.transposed:
+            product = product.transpose(2, 3)
+        return product.reshape(self.examples, *self.weight.shape)
+
+    def inner(self, gradient: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        """Return ⟨gradient, change⟩ of two raw outputs per example, (B,)."""
+        g, d = self.examples_first(gradient), self.examples_first(change)
+        return (g * d).flatten(1).sum(1)
+
+    def tokens(self) -> torch.Tensor:
+        """Return what the weight multiplies: (B, G, T, I), I inputs a group (patches of a convolution)."""
+        first = self.examples_first(self.input)
+        if self.kind == "linear":
+            return first.reshape(self.examples, 1, -1, first.shape[-1])
+        if self.kind == "conv_transpose":
+            raise NotImplementedError("a transposed convolution has no patches: use apply and pullback")
+        patches = _patches(self.input, self.weight.shape[2:], self.options)  # raw dim 0, G, T, I
+        if self.layout == "first":
+            return patches
+        patches = self.examples_first(patches)  # (B, M, G, T, I)
+        return patches.transpose(1, 2).flatten(2, 3)
+
+    def output_tokens(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return a raw output (or gradient of one) as (B, G, T, O/G), matching `tokens`."""
+        first = self.examples_first(raw)
+        if self.kind == "linear":
+            return first.reshape(self.examples, 1, -1, first.shape[-1])
+        groups = self.options["groups"]
+        spatial = self.weight.ndim - 2
+        flat = first.flatten(-spatial)  # (B, [M,] O, T)
+        if flat.ndim == 3:
+            flat = flat.unsqueeze(1)
+        split = flat.unflatten(2, (groups, -1))  # (B, M, G, O/G, T)
+        return split.permute(0, 2, 1, 4, 3).flatten(2, 3)
+
+    def gram(self) -> torch.Tensor:
+        """Return the tokens' Gram matrices A Aᵀ, (B, G, T, T)."""
+        tokens = self.tokens()
+        return tokens @ tokens.transpose(2, 3)
+
+    def prefers_gram(self) -> bool:
+        """Tell whether ‖Σ_t g_t a_tᵀ‖² is cheaper through the token Gram than by forming the gradient."""
+        if self.kind == "conv_transpose":
+            return False
+        groups = self.options.get("groups", 1) if self.kind == "conv" else 1
+        outputs = self.weight.shape[1 if self.transposed else 0]
+        columns = self.weight.numel() // outputs
+        tokens = math.prod(self.shape) // (outputs * self.examples)
+        return tokens * (outputs // groups + columns) < outputs // groups * columns
+
+
+def _patches(inputs: torch.Tensor, kernel: torch.Size, options: dict[str, Any]) -> torch.Tensor:
+    """Unfold a convolution's input (N, C, *spatial) into (N, G, T, C/G·Πkernel), in the weight's order."""
+    spatial = len(kernel)
+    stride, dilation = _tuple(options["stride"], spatial), _tuple(options["dilation"], spatial)
+    padded = F.pad(inputs, _pads(options["padding"], kernel, dilation))
+    for axis in range(spatial):
+        reach = (kernel[axis] - 1) * dilation[axis] + 1
+        padded = padded.unfold(2 + axis, reach, stride[axis])[..., :: dilation[axis]]
+    # Now (N, C, *positions, *kernel): positions become tokens, channels of a group join the kernel.
+    split = padded.unflatten(1, (options["groups"], -1))
+    order = [0, 1, *range(3, 3 + spatial), 2, *range(3 + spatial, 3 + 2 * spatial)]
+    columns = split.permute(order)
+    return columns.reshape(*columns.shape[:2], math.prod(columns.shape[2 : 2 + spatial]), -1)
+
+
+def _tuple(value: Any, size: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * size if len(values) == 1 else values
+
+
+def _pads(padding: Any, kernel: torch.Size, dilation: tuple[int, ...]) -> list[int]:
+    # F.pad lists the last dimension first; 'same' puts the odd one at the end, as torch does.
+    if padding == "valid":
+        padding = 0
+    pads: list[int] = []
+    for axis in reversed(range(len(kernel))):
+        if padding == "same":
+            total = dilation[axis] * (kernel[axis] - 1)
+            pads += [total // 2, total - total // 2]
+        else:
+            pads += [_tuple(padding, len(kernel))[axis]] * 2
+    return pads
