@@ -117,7 +117,7 @@ def _parts(
 ) -> dict[str, NDArray[np.int64]]:
     if val_fraction + test_fraction >= 1:
         raise DataError(
-            f"the validation and test fractions sum to {val_fraction + test_fraction:g}; leave some to train on"
+            f"the validation and test fractions sum to {val_fraction + test_fraction:g}; it must be below 1"
         )
     given = np.array(found.parts if found.parts else ["train"] * len(found))
     parts = {name: np.flatnonzero(given == name) for name in PARTS}

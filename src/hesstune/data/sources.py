@@ -81,7 +81,8 @@ def _folder(root: Path, labelled: bool) -> Listing:
         return _flat(root)
     if len(classes) < 2:
         raise DataError(
-            f"the data folder {root} needs at least two subfolders, one a class; got {listed(classes) or 'none'}"
+            f"the data folder {root} needs two subfolders or more, one a class; "
+            f"got {listed(classes) or 'none'}"
         )
     paths: list[Path] = []
     labels: list[int] = []
@@ -166,8 +167,8 @@ def _labels(values: list[str], path: Path) -> tuple[NDArray[np.int64], list[str]
         classes = sorted(set(values))
         index = {name: i for i, name in enumerate(classes)}
         return _enough(np.array([index[v] for v in values], dtype=np.int64), classes, path)
-    for row, number in enumerate(numbers, start=2):
-        if number is None or not number.is_integer() or number < 0:
+    for row, given in enumerate(numbers, start=2):
+        if given is None or not given.is_integer() or given < 0:
             raise DataError(
                 f"{path}, row {row}: label '{values[row - 2]}' is not a class index (0, 1, 2, …); "
                 "regression targets are not supported"

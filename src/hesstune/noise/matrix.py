@@ -128,7 +128,7 @@ class NoiseMatrix:
                 "this noise matrix is singular, so the noisy labels do not determine the clean ones; "
                 "lower the rate, or use NoiseMatrix.regularized(0.1)"
             )
-        inverse = np.linalg.inv(self._array)
+        inverse: NDArray[np.float64] = np.linalg.inv(self._array).astype(np.float64)
         inverse.setflags(write=False)
         return inverse
 

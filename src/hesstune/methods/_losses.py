@@ -1,0 +1,63 @@
+"""The losses that methods share, with class balance taken into account."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hesstune.errors import DataError
+from hesstune.losses.consistent import ConsistentLoss
+from hesstune.methods._base import MethodSetup
+
+__all__ = ["balanced_rates", "consistent", "cross_entropy"]
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def balanced_rates(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the relative rates q, (K,), at which a balanced sampler draws each label, mean 1.
+
+    An example of label j is drawn q[j] times as often as under uniform sampling: q[j] = n / (K n_j).
+
+    Raises:
+        DataError: If a class has no training example.
+    """
+    if (counts == 0).any():
+        absent = int(np.flatnonzero(counts == 0)[0])
+        raise DataError(f"class {absent} has no training example, so classes cannot be balanced")
+    return counts.sum() / (len(counts) * counts.astype(np.float64))
+
+
+def cross_entropy(setup: MethodSetup) -> Loss:
+    """Return plain cross-entropy; balanced weights follow the noisy labels' frequencies."""
+    weight = None
+    if setup.balance == "weights":
+        weight = torch.from_numpy(balanced_rates(setup.counts))
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if weight is None:
+            return torch.nn.functional.cross_entropy(logits, targets)
+        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        return (weight.to(losses)[targets] * losses).mean()
+
+    return loss
+
+
+def consistent(setup: MethodSetup) -> ConsistentLoss:
+    """Return the consistent loss, unbiased for the clean risk or the class-balanced clean risk.
+
+    Balance weighs the *true* classes by 1/(K π_k), π estimated from the noisy frequencies and F; a
+    balanced sampler is undone by its own rates, which leaves the same expectation.
+    """
+    assert setup.noise is not None
+    if setup.balance == "none":
+        return ConsistentLoss(setup.noise)
+    rates = balanced_rates(setup.counts)
+    prior = setup.noise.clean_prior(setup.counts / setup.counts.sum())
+    weight = torch.from_numpy(1.0 / (setup.noise.k * prior))
+    sampling = torch.from_numpy(rates) if setup.balance == "sampler" else None
+    return ConsistentLoss(setup.noise, weight=weight, sampling=sampling)

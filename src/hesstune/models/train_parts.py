@@ -1,0 +1,44 @@
+"""Which parameters are trained: all, the head, the last N layers, or a pattern."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from hesstune.errors import ConfigError, unknown_name
+from hesstune.reference import layer_names
+
+__all__ = ["freeze"]
+
+
+def freeze(model: nn.Module, train: str, head: str) -> list[str]:
+    """Freeze every parameter that `train` does not name; return the names of those trained.
+
+    Args:
+        model: The network.
+        train: `all`, `head`, `last:N` (the last N layers and every parameter defined after the first
+            of them), or an fnmatch pattern on parameter names.
+        head: The name of the head's module.
+
+    Raises:
+        ConfigError: If the pattern matches no parameter, or N is no positive integer.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if train == "all":
+        chosen = set(names)
+    elif train == "head":
+        chosen = {name for name in names if name.startswith(f"{head}." if head else "")}
+    elif train.startswith("last:"):
+        count = train.removeprefix("last:")
+        layers = layer_names(model)
+        if not count.isdigit() or not 1 <= int(count) <= len(layers):
+            raise ConfigError(f"train '{train}' must be last:N with N from 1 to {len(layers)}")
+        chosen = set(names[names.index(layers[-int(count)]) :])
+    else:
+        chosen = {name for name in names if fnmatchcase(name, train)}
+        if not chosen:
+            raise unknown_name("pattern of parameters to train", train, ["all", "head", "last:N", *names])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return [name for name in names if name in chosen]

@@ -1,0 +1,216 @@
+"""Every option of `finetune`: its type, default and meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from hesstune.errors import ConfigError, unknown_name
+
+__all__ = ["RESUMABLE", "FinetuneConfig", "make_config", "read_yaml"]
+
+# Options that a resumed run may have otherwise than the interrupted one.
+RESUMABLE = frozenset({"out", "device", "cache_mib"})
+
+
+class FinetuneConfig(BaseModel):
+    """The configuration of one fine-tuning run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str = Field(
+        "efficientnet_lite0",
+        description="efficientnet_lite0, hf:NAME_OR_PATH, timm:NAME, torchvision:NAME or py:module:factory",
+    )
+    data: str = Field("digits", description="digits, folder:PATH or csv:PATH")
+    method: str = Field("robust", description="fine-tuning method: vanilla, consistent, constraint or robust")
+    out: str | None = Field(
+        None, description="run folder to write; none keeps nothing on disk but a temporary folder"
+    )
+    weights: str | None = Field(
+        None, description="weights loaded on top of the model: safetensors or a torch state dict"
+    )
+    train: str = Field(
+        "all", description="what is trained: all, head, last:N or a pattern of parameter names"
+    )
+    head_init: Literal["zero", "keep"] = Field(
+        "zero", description="head at the start: zero, or keep what the model has"
+    )
+    noise: str | None = Field(
+        None,
+        description="noise injected into training and validation labels: symmetric:RATE, pair:RATE or a file",
+    )
+    noise_matrix: str | None = Field(
+        None,
+        description="noise the loss believes in: true (as injected; the default with --noise), a rate, "
+        "symmetric:RATE, pair:RATE or a matrix file",
+    )
+    radius: float | dict[str, float] | None = Field(
+        None,
+        description="radius of every layer's ball, or PATTERN=RADIUS,… (first match wins; 'head' is the last "
+        "layer); none: the method's own",
+    )
+    norm: Literal["frobenius", "mars"] = Field("frobenius", description="norm of the constraint")
+    warmup_epochs: int = Field(
+        2, ge=0, description="epochs of plain cross-entropy before the consistent loss (robust)"
+    )
+    epochs: int = Field(15, gt=0, description="passes over the training set")
+    batch_size: int = Field(32, gt=0, description="examples a step")
+    lr: float | None = Field(
+        None, gt=0, description="peak learning rate; none: 1e-4, or 1e-2 with --train head"
+    )
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="optimizer")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of the optimizer")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        "cosine", description="learning-rate schedule; step divides by 10 at 1/2 and 3/4"
+    )
+    lr_warmup: float = Field(
+        0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises"
+    )
+    accumulate: int = Field(1, gt=0, description="batches a real optimizer step")
+    grad_clip: float | None = Field(None, gt=0, description="largest gradient norm")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field(
+        "no", description="autocast on devices that have it"
+    )
+    augment: Literal["auto", "none", "shift", "flip", "shift+flip"] = Field(
+        "auto", description="label-preserving augmentation; auto also mirrors where that keeps the label"
+    )
+    batch_norm: Literal["frozen", "adapt"] = Field(
+        "frozen", description="batch-norm statistics: the pretrained ones, or adapted"
+    )
+    patience: int | None = Field(
+        None, gt=0, description="stop after so many epochs without a better validation loss"
+    )
+    select: Literal["last", "best"] = Field(
+        "last", description="weights kept: the last epoch's, or the best on validation"
+    )
+    clean_val: bool = Field(False, description="leave validation labels free of injected noise (recorded)")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="weight classes by the inverse of their clean frequency"
+    )
+    sampler: Literal["uniform", "balanced"] = Field(
+        "uniform", description="draw training examples uniformly, or classes alike"
+    )
+    split: Literal["uniform", "stratified"] = Field(
+        "uniform", description="how parts are drawn where the data has none; certificates need uniform"
+    )
+    val_fraction: float = Field(0.2, ge=0, lt=1, description="share for validation where the data has none")
+    test_fraction: float = Field(0.2, ge=0, lt=1, description="share for the test where the data has none")
+    limit: int | None = Field(None, gt=0, description="at most so many training examples, drawn uniformly")
+    image_size: int | None = Field(
+        None, ge=8, le=2048, description="side of the images in pixels; none: 64 for digits, else 128"
+    )
+    mean: list[float] | None = Field(
+        None, description="channel means of images in [0, 1], instead of the model's"
+    )
+    std: list[float] | None = Field(None, description="channel deviations, instead of the model's")
+    skip_bad_images: bool = Field(False, description="leave out images that cannot be decoded, and list them")
+    cache_mib: int = Field(
+        4096, ge=0, description="memory for decoded images; beyond it they are decoded per batch"
+    )
+    seed: int = Field(0, ge=0, description="seed of split, noise, order and augmentation")
+    device: str = Field("auto", description="cpu, cuda, mps or auto")
+
+    @field_validator("radius", mode="before")
+    @classmethod
+    def _parse_radius(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return float(value)
+        except ValueError:
+            pass
+        pairs = [part.partition("=") for part in value.split(",")]
+        if not all(name.strip() and sign for name, sign, _ in pairs):
+            raise ValueError("write a number, or PATTERN=RADIUS,PATTERN=RADIUS")
+        return {name.strip(): number.strip() for name, _, number in pairs}
+
+    @field_validator("radius")
+    @classmethod
+    def _positive_radius(cls, value: float | dict[str, float] | None) -> float | dict[str, float] | None:
+        for number in value.values() if isinstance(value, dict) else [value]:
+            if number is not None and not 0 < number < float("inf"):
+                raise ValueError("radii must be finite and above 0")
+        return value
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _parse_channels(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("noise_matrix", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        # YAML reads `true` and `0.4` as a flag and a number.
+        if value is True:
+            return "true"
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    def resolved(self) -> FinetuneConfig:
+        """Return the configuration with every default that depends on another option filled in."""
+        from hesstune.methods import method_class
+
+        kind = method_class(self.method)
+        size = self.image_size or (64 if self.data == "digits" else 128)
+        changes: dict[str, Any] = {"image_size": size}
+        changes["lr"] = self.lr or (1e-2 if self.train == "head" else 1e-4)
+        if kind.constrained and self.radius is None:
+            changes["radius"] = kind.default_radius(self.train)
+        if kind.needs_noise_matrix and self.noise_matrix is None and self.noise is not None:
+            changes["noise_matrix"] = "true"
+        if kind.needs_noise_matrix and changes.get("noise_matrix", self.noise_matrix) is None:
+            raise ConfigError(
+                f"method '{self.method}' needs to be told the labels' noise: give --noise-matrix "
+                "(a rate such as 0.3, symmetric:RATE, pair:RATE or a matrix file)"
+            )
+        if self.noise_matrix == "true" and self.noise is None:
+            raise ConfigError("--noise-matrix true means the noise that --noise injects, and none was given")
+        if self.class_weights == "balanced" and self.sampler == "balanced":
+            raise ConfigError("balanced class weights and a balanced sampler correct twice; choose one")
+        if (self.patience or self.select == "best") and self.val_fraction == 0 and self.data == "digits":
+            raise ConfigError("early stopping and --select best need validation data; raise --val-fraction")
+        return self.model_copy(update=changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain values for YAML."""
+        return self.model_dump(mode="json")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read options from a YAML file (safely); keys may be written with - or _.
+
+    Raises:
+        ConfigError: If the file is missing, not YAML, or not a mapping.
+    """
+    import yaml
+
+    from hesstune.checks import readable_file
+
+    path = readable_file(path, "the configuration file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path} must hold options, one a line (method: robust); got {type(values).__name__}"
+        )
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def make_config(values: dict[str, Any]) -> FinetuneConfig:
+    """Validate options; raise ConfigError naming the first wrong one, with the nearest valid name."""
+    valid = list(FinetuneConfig.model_fields)
+    for key in values:
+        if key not in valid:
+            raise unknown_name("option", str(key), valid)
+    try:
+        return FinetuneConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "options"
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{name.replace('_', '-')}: {message}; got {values.get(name)!r}") from None

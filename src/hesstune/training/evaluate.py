@@ -1,0 +1,73 @@
+"""Accuracies, losses and the generalization gap of a fine-tuned network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hesstune.data.examples import Examples
+from hesstune.noise.matrix import NoiseMatrix
+
+__all__ = ["accuracy", "cross_entropy_under", "final_metrics", "wilson_interval"]
+
+
+def accuracy(logits: torch.Tensor, labels: NDArray[np.int64] | None) -> float | None:
+    """Return the share of examples whose largest logit is their label; None without examples."""
+    if labels is None or not len(labels):
+        return None
+    return float((logits.argmax(dim=1).numpy() == labels).mean())
+
+
+def cross_entropy_under(logits: torch.Tensor, labels: NDArray[np.int64], noise: NoiseMatrix | None) -> float:
+    """Return the mean cross-entropy, in expectation over labels corrupted by `noise` where given.
+
+    With noise it is Σ_j F[y, j] ℓ(f, j): the loss on the distribution the noisy training labels come
+    from, without drawing them.
+    """
+    losses = -torch.log_softmax(logits.double(), dim=1).numpy()
+    if noise is None:
+        return float(losses[np.arange(len(labels)), labels].mean())
+    return float((noise.array[labels] * losses).sum(axis=1).mean())
+
+
+def wilson_interval(correct: float, n: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of an accuracy measured on n examples."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(round(correct * n), n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def final_metrics(
+    train: Examples,
+    train_logits: torch.Tensor,
+    test: Examples,
+    test_logits: torch.Tensor,
+    injected: NoiseMatrix | None,
+) -> dict[str, Any]:
+    """Return the final numbers of a run.
+
+    `gap` is the generalization gap in cross-entropy on one distribution: the test examples with
+    labels as noisy as the training labels (in expectation), minus the training examples.
+    """
+    assert train.labels is not None
+    record: dict[str, Any] = {
+        "train_accuracy": accuracy(train_logits, train.labels),
+        "train_accuracy_true_labels": accuracy(train_logits, train.true),
+        "train_loss": cross_entropy_under(train_logits, train.labels, None),
+    }
+    measured = accuracy(test_logits, test.labels)
+    if measured is None or test.labels is None:
+        return {**record, "test_accuracy": None, "test_loss": None, "gap": None}
+    record["test_accuracy"] = measured
+    record["test_accuracy_interval"] = wilson_interval(measured, len(test))
+    record["test_loss"] = cross_entropy_under(test_logits, test.labels, injected)
+    record["gap"] = record["test_loss"] - record["train_loss"]
+    hits = test_logits.argmax(dim=1).numpy() == test.labels
+    record["test_balanced_accuracy"] = float(
+        np.mean([hits[test.labels == label].mean() for label in np.unique(test.labels)])
+    )
+    return record
