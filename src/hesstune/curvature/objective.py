@@ -1,0 +1,149 @@
+"""The per-example loss that is measured: mixtures of cross-entropies, or any other callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from hesstune.errors import ConfigError, DataError, unknown_name
+
+__all__ = ["Objective"]
+
+PerExampleLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Objective:
+    """A per-example loss ℓ(f, y) and what is known of its Hessian in the logits f.
+
+    Cross-entropy, the consistent loss, label smoothing and soft targets are all mixtures
+    ℓ = −Σ_k c_k log p_k, whose Hessian in f is w·Λ with w = Σ_k c_k and Λ = diag(p) − p pᵀ: the
+    c_k matter only through their sum, which is 1 (rows of F⁻¹ sum to 1) times class weights.
+
+    Args:
+        loss: `cross_entropy`, `consistent`, or a callable (logits (B, K), targets) -> (B,).
+        noise: For `consistent`: F as an array (F[i, j] = P(noisy = j | true = i)), or anything with
+            an `inverse` attribute, such as a noise matrix.
+        label_smoothing: ε: the targets become (1 − ε)·onehot + ε/K.
+        class_weights: (K,), non-negative: c_k is multiplied by the k-th one.
+
+    Raises:
+        ConfigError: If the arguments do not fit together.
+    """
+
+    def __init__(
+        self,
+        loss: str | PerExampleLoss = "cross_entropy",
+        noise: Any = None,
+        label_smoothing: float = 0.0,
+        class_weights: torch.Tensor | None = None,
+    ) -> None:
+        if isinstance(loss, str) and loss not in ("cross_entropy", "consistent"):
+            raise unknown_name("loss", loss, ["cross_entropy", "consistent"])
+        if (loss == "consistent") != (noise is not None):
+            raise ConfigError(
+                "loss='consistent' and a noise matrix go together; "
+                f"got loss={loss!r} and noise={'given' if noise is not None else 'None'}"
+            )
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ConfigError(f"label_smoothing must be in [0, 1); got {label_smoothing}")
+        if callable(loss) and (label_smoothing or class_weights is not None):
+            raise ConfigError("label_smoothing and class_weights belong inside a loss given as a callable")
+        self._callable = loss if callable(loss) else None
+        self._inverse = _inverse_of(noise)
+        self._smoothing = label_smoothing
+        self._class_weights = class_weights
+        if class_weights is not None and bool((torch.as_tensor(class_weights) < 0).any()):
+            raise ConfigError("class_weights must not be negative")
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the Hessian in the logits is w·Λ, so that the exact path holds."""
+        return self._callable is None
+
+    def coefficients(self, targets: torch.Tensor, classes: int) -> torch.Tensor:
+        """Return c of ℓ = −Σ_k c_k log p_k, (B, K), in float64.
+
+        Args:
+            targets: Class indices (B,), or soft targets (B, K).
+            classes: K.
+
+        Raises:
+            DataError: If the targets do not fit the K classes.
+        """
+        device = targets.device
+        if targets.ndim == 2 and targets.is_floating_point():
+            if targets.shape[1] != classes:
+                raise DataError(f"soft targets must be (B, {classes}); got {tuple(targets.shape)}")
+            mixed = targets.double()
+            if self._inverse is not None:
+                mixed = mixed @ self._table(classes, device)
+        else:
+            self._check(targets, classes)
+            table = torch.eye(classes, dtype=torch.float64, device=device)
+            if self._inverse is not None:
+                table = self._table(classes, device)
+            mixed = table[targets.long()]
+        if self._smoothing:
+            mixed = (1 - self._smoothing) * mixed + self._smoothing / classes
+        if self._class_weights is not None:
+            weights = torch.as_tensor(self._class_weights, dtype=torch.float64, device=device)
+            if weights.shape != (classes,):
+                raise ConfigError(f"class_weights must be ({classes},); got {tuple(weights.shape)}")
+            mixed = mixed * weights
+        return mixed
+
+    def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the loss of every example, (B,)."""
+        if self._callable is not None:
+            losses = self._callable(logits, targets)
+            if losses.shape != logits.shape[:1]:
+                raise ConfigError(
+                    f"the loss must return one value an example, ({logits.shape[0]},); "
+                    f"got {tuple(losses.shape)}. Use reduction='none'"
+                )
+            return losses
+        coefficients = self.coefficients(targets, logits.shape[1]).to(logits.dtype)
+        return -(coefficients * torch.log_softmax(logits, dim=1)).sum(1)
+
+    def curvature_weight(self, targets: torch.Tensor, classes: int) -> torch.Tensor:
+        """Return w = Σ_k c_k of every example, (B,), float64: the Hessian in the logits is w·Λ."""
+        return self.coefficients(targets, classes).sum(1)
+
+    def _table(self, classes: int, device: torch.device) -> torch.Tensor:
+        assert self._inverse is not None
+        if self._inverse.shape != (classes, classes):
+            raise ConfigError(
+                f"the noise matrix has {self._inverse.shape[0]} classes but the model's logits have {classes}"
+            )
+        return torch.as_tensor(self._inverse, dtype=torch.float64, device=device)
+
+    def _check(self, targets: torch.Tensor, classes: int) -> None:
+        if targets.ndim != 1 or targets.is_floating_point():
+            raise DataError(
+                "targets must be class indices (B,) or soft targets (B, K); "
+                f"got shape {tuple(targets.shape)}, {targets.dtype}"
+            )
+        wrong = (targets < 0) | (targets >= classes)
+        if bool(wrong.any()):
+            index = int(wrong.nonzero()[0])
+            raise DataError(
+                f"targets must be in [0, {classes}); got {int(targets[index])} at index {index}. "
+                "Is the label column zero-based?"
+            )
+
+
+def _inverse_of(noise: Any) -> np.ndarray | None:
+    if noise is None:
+        return None
+    inverse = getattr(noise, "inverse", None)
+    if inverse is None:
+        array = np.asarray(noise, dtype=np.float64)
+        if array.ndim != 2 or array.shape[0] != array.shape[1]:
+            raise ConfigError(f"noise must be a (K, K) matrix; got shape {array.shape}")
+        if np.linalg.cond(array) > 1e12:
+            raise ConfigError("the noise matrix is singular, so the consistent loss does not exist")
+        inverse = np.linalg.inv(array)
+    return np.asarray(inverse, dtype=np.float64)
