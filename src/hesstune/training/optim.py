@@ -14,11 +14,11 @@ __all__ = ["make_optimizer", "make_schedule"]
 def make_optimizer(config: FinetuneConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """Build torch's Adam, AdamW or SGD from the configuration."""
     assert config.lr is not None
-    options = {"lr": config.lr, "weight_decay": config.weight_decay}
+    lr, decay = config.lr, config.weight_decay
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.momentum, **options)
+        return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, **options)
+    return kind(parameters, lr=lr, weight_decay=decay)
 
 
 def make_schedule(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hesstune.noise.matrix import NoiseMatrix
     from hesstune.reference import Reference
 
-__all__ = ["Run", "claim", "locked"]
+__all__ = ["Run", "claim", "clear", "locked"]
 
 CONFIG, MODEL, REFERENCE = "config.yaml", "model.safetensors", "reference.safetensors"
 METRICS, LABELS, NOISE, RECORD = "metrics.jsonl", "labels.csv", "noise_matrix.json", "run.json"
@@ -160,8 +160,8 @@ class Run:
         return f"Run({str(self.path)!r}, method={self.config.method!r}, {state})"
 
 
-def claim(out: Path, overwrite: bool, resume: bool) -> None:
-    """Make sure that a run may be written to `out`, and create it.
+def claim(out: Path, overwrite: bool, resume: bool, create: bool = True) -> None:
+    """Make sure that a run may be written to `out`, and create the folder unless told otherwise.
 
     Raises:
         RunError: If the folder holds anything and neither overwrite nor resume is given, if it is
@@ -177,6 +177,8 @@ def claim(out: Path, overwrite: bool, resume: bool) -> None:
         )
     if kept and not (out / CONFIG).is_file():
         raise RunError(f"the folder {out} holds files but no run; choose another --out")
+    if not create:
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
         replace_file(out / ".writable", lambda part: part.write_bytes(b""))

@@ -1,0 +1,353 @@
+"""`hesstune.finetune`: from a configuration to a finished run folder."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hesstune import __version__
+from hesstune.data.augment import Augmentation
+from hesstune.data.examples import Task
+from hesstune.data.load import load_task
+from hesstune.errors import ConfigError, RunError
+from hesstune.methods import MethodSetup, method_class
+from hesstune.models.load import LoadedModel, check_output, load_model, spec_parts
+from hesstune.models.train_parts import freeze
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.reference import Reference
+from hesstune.training.card import model_card
+from hesstune.training.config import RESUMABLE, FinetuneConfig, make_config, read_yaml
+from hesstune.training.evaluate import final_metrics
+from hesstune.training.feeds import Feed, ImageFeed, cached_features, predict_logits, to_channels_last
+from hesstune.training.files import replace_file, write_csv, write_text
+from hesstune.training.run import (
+    BAD_IMAGES,
+    CARD,
+    CHECKPOINT,
+    CONFIG,
+    LABELS,
+    MODEL,
+    NOISE,
+    RECORD,
+    REFERENCE,
+    Run,
+    claim,
+    clear,
+    locked,
+)
+from hesstune.training.trainer import Progress, Trainer
+
+__all__ = ["finetune", "pick_device"]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything a run needs, loaded before anything is written."""
+
+    config: FinetuneConfig
+    task: Task
+    loaded: LoadedModel
+    injected: NoiseMatrix | None
+    believed: NoiseMatrix | None
+    device: torch.device
+
+
+def finetune(
+    config: FinetuneConfig | Mapping[str, Any] | str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Run:
+    """Fine-tune a pretrained network on a small, perhaps noisily labelled data set.
+
+    Args:
+        config: A configuration, a mapping of options, or the path of a YAML file.
+        overwrite: Replace the run in `out`; other files there are left alone.
+        resume: Continue an interrupted run in `out`; start where there is none.
+        progress: Called with (steps done, steps in all, text) after every step.
+        **options: Options by name, over those of `config` (see `FinetuneConfig`). Without `out` the
+            run goes to a temporary folder, `Run.path`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        HesstuneError: If an option or input is wrong, with what is needed; nothing is lost.
+
+    Example:
+        >>> import hesstune as ht
+        >>> run = ht.finetune(data="digits", train="head", noise="symmetric:0.2", epochs=1, limit=64)
+        >>> sorted(run.result)[:3]
+        ['distance', 'distances', 'epochs']
+    """
+    resolved = _build(config, options).resolved()
+    spec_parts(resolved.model)
+    out = Path(resolved.out) if resolved.out else Path(tempfile.mkdtemp(prefix="hesstune-"))
+    if resolved.out:
+        claim(out, overwrite, resume, create=False)
+    if resume and (out / CONFIG).is_file():
+        _check_same(make_config(read_yaml(out / CONFIG)), resolved, out)
+        if (out / RECORD).is_file() and (run := Run.load(out)).finished:
+            return run
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(resolved.seed)
+        prepared = _prepare(resolved)
+        claim(out, overwrite, resume)
+        with locked(out):
+            if not resume:
+                clear(out)
+            return _train(prepared, out, resume, progress)
+
+
+def _build(
+    config: FinetuneConfig | Mapping[str, Any] | str | Path | None, options: dict[str, Any]
+) -> FinetuneConfig:
+    if isinstance(config, FinetuneConfig):
+        values = config.model_dump(exclude_unset=True)
+    elif isinstance(config, str | Path):
+        values = read_yaml(config)
+    else:
+        values = dict(config or {})
+    return make_config({**values, **options})
+
+
+def _check_same(before: FinetuneConfig, now: FinetuneConfig, out: Path) -> None:
+    """Raise ConfigError naming the first option that a resumed run would change."""
+    old, new = before.to_dict(), now.to_dict()
+    for name in old:
+        if name not in RESUMABLE and old[name] != new[name]:
+            raise ConfigError(
+                f"the run in {out} was started with --{name.replace('_', '-')} {old[name]}, not {new[name]}; "
+                "resume it with the same options, or use --overwrite"
+            )
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device by name; `auto` takes CUDA, then Apple's GPU, then the CPU.
+
+    Raises:
+        ConfigError: If there is no such device here.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device '{name}'; valid: auto, cpu, cuda, mps") from None
+    present = {"cpu": True, "cuda": cuda, "mps": mps}.get(device.type, False)
+    if not present:
+        raise ConfigError(f"device '{name}' is not available here; use --device cpu")
+    return device
+
+
+def _prepare(config: FinetuneConfig) -> _Prepared:
+    device = pick_device(config.device)
+    if config.mixed_precision == "fp16" and device.type == "cpu":
+        raise ConfigError("mixed precision fp16 needs a GPU; use bf16 or no")
+    assert config.image_size is not None
+    task = load_task(
+        config.data,
+        size=config.image_size,
+        seed=config.seed,
+        split=config.split,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        limit=config.limit,
+        skip_bad=config.skip_bad_images,
+        cache_mib=config.cache_mib,
+    )
+    if (config.patience or config.select == "best") and not len(task.val):
+        raise ConfigError("early stopping and --select best need validation examples; there are none")
+    injected = NoiseMatrix.parse(config.noise, task.k) if config.noise else None
+    believed = injected if config.noise_matrix == "true" else None
+    if config.noise_matrix and config.noise_matrix != "true":
+        believed = NoiseMatrix.parse(config.noise_matrix, task.k)
+    if believed is not None:
+        _ = believed.inverse  # a singular matrix is told now, not after the model has loaded
+    loaded = load_model(
+        config.model,
+        task.k,
+        weights=config.weights,
+        head_init=config.head_init,
+        mean=tuple(config.mean) if config.mean else None,
+        std=tuple(config.std) if config.std else None,
+    )
+    to_channels_last(loaded.model, device)
+    freeze(loaded.model, config.train, loaded.head)
+    probe = ImageFeed(task.train, loaded, device)
+    check_output(loaded.model, probe.inputs(np.arange(min(2, len(task.train)))), task.k)
+    return _Prepared(config, _noisy(task, injected, config), loaded, injected, believed, device)
+
+
+def _noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> Task:
+    """Corrupt training and validation labels, each by a seed of its own; test labels stay true."""
+    if injected is None:
+        return task
+    assert task.train.labels is not None
+    assert task.val.labels is not None
+    train = task.train.relabelled(injected.corrupt(task.train.labels, seed=2 * config.seed))
+    val = task.val
+    if not config.clean_val:
+        val = val.relabelled(injected.corrupt(task.val.labels, seed=2 * config.seed + 1))
+    return replace(task, train=train, val=val)
+
+
+def _feeds(prepared: _Prepared) -> tuple[torch.nn.Module, dict[str, Feed]]:
+    """Return what is trained and its inputs: the network on images, or the head on cached features."""
+    config, task, loaded = prepared.config, prepared.task, prepared.loaded
+    augmentation = Augmentation(config.augment, flip=task.flip, n=len(task.train), seed=config.seed)
+    parts = {"train": task.train, "val": task.val, "test": task.test}
+    images: dict[str, Feed] = {
+        name: ImageFeed(part, loaded, prepared.device, augmentation if name == "train" else None)
+        for name, part in parts.items()
+    }
+    plain = config.augment in ("auto", "none") and config.batch_norm == "frozen"
+    if config.train in ("head", "last:1") and plain:
+        head = loaded.model.get_submodule(loaded.head)
+        cached = {name: cached_features(loaded.model, head, feed) for name, feed in images.items()}
+        if all(feed is not None for feed in cached.values()):
+            return head, {name: feed for name, feed in cached.items() if feed is not None}
+    return loaded.model, images
+
+
+def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | None) -> Run:
+    started = time.monotonic()
+    config, task, loaded = prepared.config, prepared.task, prepared.loaded
+    fresh = not (resume and (out / REFERENCE).is_file())
+    reference = Reference.of(loaded.model) if fresh else Reference.load(out / REFERENCE)
+    radius = _layer_radii(config, loaded)
+    run = Run(out, config, _record(prepared))
+    if fresh:
+        _write_start(run, prepared, reference)
+    net, feeds = _feeds(prepared)
+    assert task.train.labels is not None
+    setup = MethodSetup(
+        model=loaded.model,
+        reference=reference,
+        noise=prepared.believed,
+        counts=np.bincount(task.train.labels, minlength=task.k),
+        radius=radius,
+        norm=config.norm,
+        warmup_epochs=config.warmup_epochs,
+        balance="weights"
+        if config.class_weights == "balanced"
+        else "sampler"
+        if config.sampler == "balanced"
+        else "none",
+    )
+    trainer = Trainer(
+        config,
+        net,
+        method_class(config.method)(setup),
+        feeds,
+        {"train": task.train, "val": task.val},
+        prepared.believed,
+        prepared.device,
+        out / CHECKPOINT,
+        run.write_metrics,
+        progress,
+    )
+    if resume:
+        trainer.resume()
+    trainer.fit()
+    logits = {name: predict_logits(net, feeds[name]) for name in ("train", "test")}
+    result = final_metrics(task.train, logits["train"], task.test, logits["test"], prepared.injected)
+    result["distances"] = reference.distances(loaded.model)
+    result["distance"] = float(np.sqrt(sum(d * d for d in result["distances"].values())))
+    result["epochs"] = len(trainer.metrics)
+    result["seconds"] = round(time.monotonic() - started, 2)
+    return _finish(run, loaded, result)
+
+
+def _layer_radii(config: FinetuneConfig, loaded: LoadedModel) -> float | dict[str, float] | None:
+    """Return the radii with the word `head` replaced by the head's layer name."""
+    if not isinstance(config.radius, dict):
+        return config.radius
+    return {loaded.head_layer if name == "head" else name: value for name, value in config.radius.items()}
+
+
+def _record(prepared: _Prepared) -> dict[str, Any]:
+    task, loaded, believed = prepared.task, prepared.loaded, prepared.believed
+    injected = prepared.injected
+    changed = None
+    if injected is not None and task.train.true is not None and task.train.labels is not None:
+        changed = float((task.train.labels != task.train.true).mean())
+    told = "nothing"
+    if believed is not None:
+        how = (
+            "as injected"
+            if prepared.config.noise_matrix == "true"
+            else f"from {prepared.config.noise_matrix}"
+        )
+        told = f"rate {believed.rate:.3g} ({how}), condition number {believed.condition:.3g}"
+    return {
+        "classes": task.classes,
+        "examples": {"train": len(task.train), "val": len(task.val), "test": len(task.test)},
+        "split": task.split,
+        "flip": task.flip,
+        "skipped_images": len(task.skipped),
+        "head": loaded.head,
+        "normalisation": {"mean": list(loaded.mean), "std": list(loaded.std)},
+        "noise": {
+            "injected": prepared.config.noise,
+            "realised_rate": changed,
+            "told": told,
+            "told_rate": believed.rate if believed else None,
+        },
+        "versions": {
+            "hesstune": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _write_start(run: Run, prepared: _Prepared, reference: Reference) -> None:
+    """Write what is known before training: configuration, reference, labels and noise matrix."""
+    import yaml
+
+    out, task = run.path, prepared.task
+    # The reference first: a folder with a reference but without a configuration is no run yet.
+    replace_file(out / REFERENCE, reference.save)
+    if prepared.believed is not None:
+        replace_file(out / NOISE, prepared.believed.save)
+    rows = []
+    for name, part in (("train", task.train), ("val", task.val), ("test", task.test)):
+        assert part.labels is not None
+        true = part.labels if part.true is None and prepared.injected is not None else part.true
+        for at, example in enumerate(part.ids):
+            known = "" if true is None else task.classes[true[at]]
+            rows.append((example, name, task.classes[part.labels[at]], known))
+    write_csv(out / LABELS, ("id", "part", "label", "true_label"), rows)
+    if task.skipped:
+        write_csv(out / BAD_IMAGES, ("id", "reason"), task.skipped)
+    run.write_record()
+    write_text(out / CONFIG, yaml.safe_dump(run.config.to_dict(), sort_keys=False, allow_unicode=True))
+
+
+def _finish(run: Run, loaded: LoadedModel, result: dict[str, Any]) -> Run:
+    from safetensors.torch import save_file
+
+    tensors = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    replace_file(run.path / MODEL, lambda part: save_file(state, str(part)))
+    if not np.isfinite(result["distance"]):
+        raise RunError("the distance from the reference is not finite")
+    run.record["result"] = result
+    write_text(run.path / CARD, model_card(run.config, run.record))
+    # The record goes last: it is what marks the run as finished.
+    run.write_record()
+    (run.path / CHECKPOINT).unlink(missing_ok=True)
+    return run

@@ -1,0 +1,283 @@
+"""The training loop, on accelerate: it runs a method and leaves the decisions to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hesstune.data.examples import Examples
+from hesstune.errors import DivergedError, RunError
+from hesstune.forward import logits_of
+from hesstune.losses.consistent import ConsistentLoss
+from hesstune.methods import Method
+from hesstune.methods._losses import balanced_rates
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.training.config import FinetuneConfig
+from hesstune.training.evaluate import accuracy
+from hesstune.training.feeds import Feed, ImageFeed, predict_logits
+from hesstune.training.files import load_tree, save_tree
+from hesstune.training.optim import make_optimizer, make_schedule
+
+__all__ = ["Progress", "Trainer"]
+
+Progress = Callable[[int, int, str], None]
+# Checkpoints of runs whose epochs are shorter than this are written less often than every epoch.
+CHECKPOINT_SECONDS = 2.0
+
+
+class Trainer:
+    """Train `net` by `method` on one feed, and validate on another.
+
+    Args:
+        config: The resolved configuration.
+        net: What is called on a batch: the whole network, or its head on cached features.
+        method: The method, which holds the whole network.
+        feeds: Inputs of `train` and `val`.
+        parts: Examples of `train` and `val`.
+        noise: The noise matrix believed; validation then uses the consistent loss.
+        device: Where to train.
+        checkpoint: Where the state is kept between epochs.
+        on_epoch: Called with all records so far whenever an epoch has ended.
+        progress: Called with (steps done, steps in all, text) after every step.
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        net: nn.Module,
+        method: Method,
+        feeds: dict[str, Feed],
+        parts: dict[str, Examples],
+        noise: NoiseMatrix | None,
+        device: torch.device,
+        checkpoint: Path,
+        on_epoch: Callable[[list[dict[str, Any]]], None],
+        progress: Progress | None = None,
+    ) -> None:
+        from accelerate import Accelerator
+
+        self.config, self.method, self.feeds, self.parts = config, method, feeds, parts
+        self.checkpoint, self.on_epoch, self.progress = checkpoint, on_epoch, progress
+        self.accelerator = _accelerator(Accelerator, config, device)
+        labels = parts["train"].labels
+        assert labels is not None
+        self.labels = torch.from_numpy(labels).to(device)
+        self.weights = _sampling(config, method.setup.counts, labels)
+        per_epoch = -(-len(labels) // config.batch_size)
+        self.steps = -(-per_epoch // config.accumulate) * config.epochs
+        trained = [p for p in net.parameters() if p.requires_grad]
+        optimizer = make_optimizer(config, trained)
+        self.schedule = make_schedule(config, optimizer, self.steps)
+        self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
+        self.trained = trained
+        self.validation = ConsistentLoss(noise) if noise is not None and not config.clean_val else None
+        self.metrics: list[dict[str, Any]] = []
+        self.best: dict[str, torch.Tensor] | None = None
+        self.best_loss = float("inf")
+        self._saved_at = time.monotonic()
+
+    # -- state -------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """Return copies of what training may change: trained parameters and all buffers."""
+        net = self.accelerator.unwrap_model(self.net)
+        trained = {n: p for n, p in net.named_parameters() if p.requires_grad}
+        return {n: t.detach().clone() for n, t in {**trained, **dict(net.named_buffers())}.items()}
+
+    @torch.no_grad()
+    def _restore(self, state: dict[str, torch.Tensor]) -> None:
+        net = self.accelerator.unwrap_model(self.net)
+        own = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        tree = {
+            "net": self._state(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
+            "best": self.best,
+            "best_loss": self.best_loss if np.isfinite(self.best_loss) else None,
+            "metrics": self.metrics,
+        }
+        save_tree(self.checkpoint, tree)
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> bool:
+        """Continue from the checkpoint if there is one; return whether there was."""
+        if not self.checkpoint.is_file():
+            return False
+        tree = load_tree(self.checkpoint)
+        try:
+            self._restore(tree["net"])
+            self.optimizer.load_state_dict(tree["optimizer"])
+            self.schedule.load_state_dict(tree["schedule"])
+            self.best, self.metrics = tree["best"], tree["metrics"]
+            self.best_loss = float("inf") if tree["best_loss"] is None else tree["best_loss"]
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise RunError(f"{self.checkpoint} does not fit this run ({error}); use --overwrite") from error
+        self.on_epoch(self.metrics)
+        return True
+
+    # -- training ----------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train from the last checkpoint, or the start, to the end."""
+        for epoch in range(len(self.metrics), self.config.epochs):
+            if self._stalled():
+                break
+            try:
+                record = self._epoch(epoch)
+            except DivergedError:
+                if self.metrics and self.checkpoint.is_file():
+                    self._restore(load_tree(self.checkpoint)["net"])
+                raise
+            self._keep_best(record)
+            self.metrics.append(record)
+            self.on_epoch(self.metrics)
+            last = epoch + 1 == self.config.epochs
+            if last or self._stalled() or time.monotonic() - self._saved_at > CHECKPOINT_SECONDS:
+                self.save()
+        if self.config.select == "best" and self.best is not None:
+            self._restore(self.best)
+
+    def _stalled(self) -> bool:
+        patience = self.config.patience
+        if patience is None or not self.metrics:
+            return False
+        losses = [m["val_loss"] for m in self.metrics]
+        return len(losses) - 1 - int(np.argmin(losses)) >= patience
+
+    def _keep_best(self, record: dict[str, Any]) -> None:
+        if self.config.select == "best" and record["val_loss"] < self.best_loss:
+            self.best, self.best_loss = self._state(), record["val_loss"]
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the examples of an epoch; it depends on seed and epoch alone."""
+        rng = np.random.default_rng([self.config.seed, epoch, 0x0DE])
+        n = len(self.labels)
+        return rng.permutation(n) if self.weights is None else rng.choice(n, size=n, p=self.weights)
+
+    def _training_mode(self) -> None:
+        self.net.train()
+        if self.config.batch_norm == "frozen":
+            for module in self.net.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        started = time.monotonic()
+        feed = self.feeds["train"]
+        if isinstance(feed, ImageFeed) and feed.augmentation is not None:
+            feed.augmentation.start_epoch(epoch)
+        self._training_mode()
+        # Dropout draws from the global generator: keyed by epoch, so that a resumed run sees the same.
+        torch.manual_seed(hash((self.config.seed, epoch)) % 2**63)
+        order = self._order(epoch)
+        size = self.config.batch_size
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        total, hits = 0.0, 0
+        rate = self.optimizer.param_groups[0]["lr"]
+        for start in range(0, len(batches), self.config.accumulate):
+            group = batches[start : start + self.config.accumulate]
+            rate = self.optimizer.param_groups[0]["lr"]
+            loss, right = self._step(group, epoch)
+            total += loss
+            hits += right
+            if self.progress is not None:
+                done = epoch * len(batches) + start + len(group)
+                self.progress(done, self.config.epochs * len(batches), f"epoch {epoch + 1}")
+        record = {
+            "epoch": epoch + 1,
+            "train_loss": total / len(order),
+            "train_accuracy": hits / len(order),
+            "lr": rate,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        return record | self._validate() | self._distance(epoch)
+
+    def _step(self, group: list[NDArray[np.int64]], epoch: int) -> tuple[float, int]:
+        """Take one real optimizer step on a group of batches; return summed loss and hits."""
+        examples = sum(len(indices) for indices in group)
+        total, hits = 0.0, 0
+        for indices in group:
+            inputs = self.feeds["train"].inputs(indices, augment=True)
+            targets = self.labels[torch.from_numpy(indices).to(self.labels.device)]
+            with self.accelerator.autocast():
+                logits = logits_of(self.net, inputs)
+                loss = self.method.loss(logits, targets, epoch)
+            value = float(loss.detach())
+            if not np.isfinite(value):
+                raise DivergedError(
+                    f"the training loss became {value} in epoch {epoch + 1}; training stopped and the last "
+                    "good checkpoint is kept. Lower --lr, or set --grad-clip"
+                )
+            self.accelerator.backward(loss * (len(indices) / examples))
+            total += value * len(indices)
+            hits += int((logits.detach().argmax(dim=1) == targets).sum())
+        if self.config.grad_clip is not None:
+            self.accelerator.clip_grad_norm_(self.trained, self.config.grad_clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.method.after_step()
+        return total, hits
+
+    def _validate(self) -> dict[str, Any]:
+        part = self.parts["val"]
+        if not len(part) or part.labels is None:
+            return {"val_loss": None, "val_accuracy": None, "val_accuracy_true_labels": None}
+        logits = predict_logits(self.net, self.feeds["val"])
+        labels = torch.from_numpy(part.labels)
+        if self.validation is not None:
+            loss = self.validation.cpu()(logits, labels)
+        else:
+            loss = nn.functional.cross_entropy(logits, labels)
+        return {
+            "val_loss": _finite(float(loss), "validation loss"),
+            "val_accuracy": accuracy(logits, part.labels),
+            "val_accuracy_true_labels": accuracy(logits, part.true),
+        }
+
+    def _distance(self, epoch: int) -> dict[str, Any]:
+        distances = self.method.setup.reference.distances(self.method.setup.model)
+        total = float(np.sqrt(sum(d * d for d in distances.values())))
+        return {"distance": _finite(total, f"distance from the reference in epoch {epoch + 1}")}
+
+
+def _finite(value: float, what: str) -> float:
+    if not np.isfinite(value):
+        raise DivergedError(f"the {what} became {value}; lower --lr, or set --grad-clip")
+    return value
+
+
+def _sampling(
+    config: FinetuneConfig, counts: NDArray[np.int64], labels: NDArray[np.int64]
+) -> NDArray[np.float64] | None:
+    if config.sampler == "uniform":
+        return None
+    weights = balanced_rates(counts)[labels]
+    return weights / weights.sum()
+
+
+def _accelerator(kind: Any, config: FinetuneConfig, device: torch.device) -> Any:
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    # accelerate keeps its state for the whole process; another run may want another precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    GradientState._reset_state()
+    try:
+        return kind(cpu=device.type == "cpu", mixed_precision=config.mixed_precision)
+    except ValueError as error:
+        raise RunError(
+            f"mixed precision {config.mixed_precision} does not work on {device}: {error}"
+        ) from error
