@@ -1,0 +1,38 @@
+# Everything happens in .venv, from the pinned versions in constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# One thread a worker: two workers with two threads each fight for the cores.
+TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+.PHONY: demo test lint bench help
+
+help:
+	@echo "make demo    install, then fine-tune on real digits with noisy labels"
+	@echo "make test    install, then check style and types and run the tests"
+	@echo "make bench   install, then run the benchmarks that docs/benchmarks.md quotes"
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("hesstune needs Python 3.11 or newer; set PYTHON=" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) --editable '.[dev,transformers]'
+	@touch $@
+
+demo: $(VENV)/.core
+	@$(BIN)/hesstune demo
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(TEST) -n 2 -m "not slow" --doctest-modules src tests
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/training_step.py

@@ -1,0 +1,58 @@
+"""`hesstune demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hesstune.cli.options import JSON, QUIET
+from hesstune.cli.render import Output, progress_bars, results_table
+
+__all__ = ["demo"]
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the runs; a free name beside it if it exists.")
+    ] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Number of seeds.")] = 1,
+    json: JSON = False,
+    quiet: QUIET = False,
+) -> None:
+    """Fine-tune on real digits, 40 % of whose labels are wrong: plainly, and robustly."""
+    from hesstune.demo import SETTING, run_demo
+
+    output = Output(quiet, json)
+    output.say(
+        f"{SETTING['limit']} images of handwritten digits, {SETTING['noise']} label noise, "
+        f"{SETTING['model']} with its ImageNet weights, every layer trained."
+    )
+    with progress_bars(quiet) as bars:
+        runs = run_demo(out, seeds, bars)
+    for seed in range(seeds):
+        rows = {method: run for (method, at), run in runs.items() if at == seed}
+        output.say("" if seeds == 1 else f"\nseed {seed}", results_table(rows))
+    changed = runs["robust", 0].record["noise"]
+    output.say(
+        "",
+        f"{changed['realised_rate']:.1%} of the training labels were changed; "
+        f"the robust run was told: {changed['told']}.",
+        "Runs: " + ", ".join(str(run.path) for run in runs.values()),
+    )
+    output.record(
+        {
+            "setting": SETTING,
+            "runs": [
+                {
+                    "method": method,
+                    "seed": seed,
+                    "path": str(run.path),
+                    "noise": run.record["noise"],
+                    **run.result,
+                }
+                for (method, seed), run in runs.items()
+            ],
+        }
+    )

@@ -1,0 +1,76 @@
+"""The entry point `hesstune`: commands are parsed here, errors end in one line and an exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+import typer
+
+from hesstune import __version__
+from hesstune.cli import demo, finetune, predict
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="hesstune",
+    help="Fine-tune pretrained networks on small, noisily labelled data; say how far to trust the result.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(demo.demo)
+app.command("finetune")(finetune.finetune)
+app.command("predict")(predict.predict)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"hesstune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Fine-tune pretrained networks on small, noisily labelled data; say how far to trust the result."""
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 wrong input, 130 interrupted, 1 anything else."""
+    from hesstune.errors import HesstuneError
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except HesstuneError as error:
+        _fail(error, 2)
+    except KeyboardInterrupt as error:
+        _fail(error if error.args else "interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        # Usage errors of the parser, whose classes are private to it, format themselves.
+        if hasattr(error, "format_message"):
+            _fail(error.format_message() or "see --help", 2)
+        raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: object, code: int) -> None:
+    sys.stderr.write(f"hesstune: {_one_line(message)}\n")
+    sys.exit(code)

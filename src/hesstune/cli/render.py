@@ -1,0 +1,95 @@
+"""What people see: progress bars on a terminal, and small tables."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hesstune.training.run import Run
+
+__all__ = ["Output", "progress_bars", "results_table"]
+
+ProgressFor = Callable[[str], Callable[[int, int, str], None]]
+
+
+class Output:
+    """Where a command writes: text for people unless quiet, one JSON line for scripts if asked."""
+
+    def __init__(self, quiet: bool, as_json: bool) -> None:
+        self.quiet = quiet
+        self.as_json = as_json
+
+    def say(self, *items: Any) -> None:
+        """Print text or tables for people."""
+        if not self.quiet:
+            from rich.console import Console
+
+            console = Console(highlight=False, soft_wrap=True)
+            for item in items:
+                console.print(item, markup=False) if isinstance(item, str) else console.print(item)
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Print the final record as the last line, if --json was given."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def progress_bars(quiet: bool) -> Iterator[ProgressFor | None]:
+    """Show a progress bar a run on standard error, if it is a terminal; else yield None."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+
+        def progress_for(title: str) -> Callable[[int, int, str], None]:
+            task = bars.add_task(title, total=None, text="")
+            return lambda done, total, text: bars.update(task, completed=done, total=total, text=text)
+
+        yield progress_for
+
+
+def results_table(runs: dict[str, Run]) -> Table:
+    """Return the table that ends a fine-tune: accuracies, gap and distance, a row a run."""
+    from rich.table import Table
+
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("run")
+    for title in (
+        "test accuracy\n(true labels)",
+        "train accuracy\n(labels trained on)",
+        "generalization gap\n(cross-entropy)",
+        "distance from\nthe reference",
+    ):
+        table.add_column(title, justify="right")
+    for name, run in runs.items():
+        result = run.result
+        table.add_row(
+            name,
+            _share(result["test_accuracy"]),
+            _share(result["train_accuracy"]),
+            "-" if result["gap"] is None else f"{result['gap']:+.2f}",
+            f"{result['distance']:.2f}",
+        )
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,144 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hesstune import NoiseMatrix
+from hesstune.errors import DataError, NoiseMatrixError
+
+classes = st.integers(2, 12)
+
+
+@given(classes, st.floats(0, 1))
+def test_symmetric_and_pair_change_a_label_at_the_rate(k, rate):
+    for F in (NoiseMatrix.symmetric(k, rate), NoiseMatrix.pair(k, rate)):
+        np.testing.assert_allclose(F.array.sum(axis=1), 1, atol=1e-12)
+        np.testing.assert_allclose(1 - np.diagonal(F.array), rate, atol=1e-12)
+    np.testing.assert_allclose(NoiseMatrix.symmetric(k, rate).array[0, 1:], rate / (k - 1), atol=1e-12)
+
+
+def test_pair_moves_to_the_next_class():
+    assert NoiseMatrix.pair(3, 0.2).array.tolist() == [[0.8, 0.2, 0], [0, 0.8, 0.2], [0.2, 0, 0.8]]
+
+
+@pytest.mark.parametrize("kind", ["symmetric:0.4", "pair:0.3"])
+def test_the_realised_rate_is_the_asked_one(kind):
+    F = NoiseMatrix.parse(kind, 5)
+    true = np.repeat(np.arange(5), 8000)
+    noisy = F.corrupt(true, seed=3)
+    counts = np.array([np.bincount(noisy[true == i], minlength=5) for i in range(5)]) / 8000
+    # Five standard errors of a share over 8,000 draws.
+    np.testing.assert_allclose(counts, F.array, atol=5 * np.sqrt(0.25 / 8000))
+    assert abs((noisy != true).mean() - F.rate) < 5 * np.sqrt(0.25 / 40000)
+
+
+def test_corruption_is_by_seed_and_leaves_labels_and_the_global_state():
+    F = NoiseMatrix.symmetric(3, 0.5)
+    labels = np.arange(300) % 3
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    first, again, other = F.corrupt(labels, 1), F.corrupt(labels, 1), F.corrupt(labels, 2)
+    assert (first == again).all()
+    assert (first != other).any()
+    assert (labels == np.arange(300) % 3).all()
+    assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
+    assert NoiseMatrix.identity(3).corrupt(labels).tolist() == labels.tolist()
+
+
+@given(classes, st.integers(0, 10**6))
+def test_inverse_undoes_f_and_its_rows_sum_to_one(k, seed):
+    rng = np.random.default_rng(seed)
+    F = NoiseMatrix(0.5 * np.eye(k) + 0.5 * rng.dirichlet(np.ones(k), size=k))
+    np.testing.assert_allclose(F.array @ F.inverse, np.eye(k), atol=1e-9)
+    np.testing.assert_allclose(F.inverse.sum(axis=1), 1, atol=1e-9)
+    np.testing.assert_allclose(F.condition, np.linalg.cond(F.array), rtol=1e-6)
+    assert F.rho == pytest.approx(np.abs(F.inverse).sum(axis=1).max())
+
+
+@pytest.mark.parametrize("F", [NoiseMatrix.symmetric(4, 0.75), NoiseMatrix.pair(4, 0.5)])
+def test_singular_matrices_corrupt_but_do_not_invert(F):
+    assert F.condition == float("inf")
+    assert len(F.corrupt(np.zeros(5, dtype=int))) == 5
+    with pytest.raises(NoiseMatrixError, match=r"singular.*regularized"):
+        _ = F.inverse
+    np.testing.assert_allclose(F.regularized(0.1).inverse.sum(axis=1), 1, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        ([[0.5, 0.5]], "square"),
+        ([[1.0]], "at least 2"),
+        ([[0.5, 0.4], [0, 1]], "row 0 sums to 0.9"),
+        ([[1.5, -0.5], [0, 1]], "row 0, column 1"),
+        ([[float("nan"), 1], [0, 1]], "finite"),
+        ([["a", "b"], ["c", "d"]], "numbers"),
+        ([[0.9, 0.3], [0.1, 0.7]], "from_column_stochastic"),
+    ],
+)
+def test_wrong_arrays_say_what_is_wrong(array, message):
+    with pytest.raises(NoiseMatrixError, match=message):
+        NoiseMatrix.from_array(array)
+
+
+def test_column_convention_is_the_transpose():
+    F = NoiseMatrix.from_column_stochastic([[0.9, 0.3], [0.1, 0.7]])
+    np.testing.assert_allclose(F.array, [[0.9, 0.1], [0.3, 0.7]])
+
+
+def test_rates_outside_the_unit_interval_and_labels_outside_the_classes():
+    with pytest.raises(NoiseMatrixError, match=r"\[0, 1\]; got 1.5"):
+        NoiseMatrix.symmetric(3, 1.5)
+    with pytest.raises(DataError, match=r"\[0, 3\); got 3 at index 1"):
+        NoiseMatrix.symmetric(3, 0.1).corrupt([0, 3])
+    with pytest.raises(DataError, match="integers"):
+        NoiseMatrix.symmetric(3, 0.1).corrupt([0.5, 1.0])
+
+
+def test_array_is_read_only_and_a_copy():
+    given_array = np.eye(3)
+    F = NoiseMatrix(given_array)
+    given_array[0, 0] = 0
+    assert F.array[0, 0] == 1
+    with pytest.raises(ValueError, match="read-only"):
+        F.array[0, 0] = 0
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv", ".npy"])
+def test_files_of_each_kind(tmp_path, suffix):
+    F = NoiseMatrix.pair(3, 0.25)
+    path = tmp_path / f"matrix{suffix}"
+    if suffix == ".json":
+        F.save(path)
+    elif suffix == ".csv":
+        np.savetxt(path, F.array, delimiter=",")
+    else:
+        np.save(path, F.array)
+    assert NoiseMatrix.parse(str(path), 3) == F
+    with pytest.raises(NoiseMatrixError, match="3 classes, but the data has 4"):
+        NoiseMatrix.parse(str(path), 4)
+
+
+@pytest.mark.parametrize("text", ["[[1, 2]", "{}", '"x"', "[]", json.dumps({"matrix": None}), "[[1],[2,3]]"])
+def test_damaged_files_are_refused(tmp_path, text):
+    path = tmp_path / "matrix.json"
+    path.write_text(text)
+    with pytest.raises(NoiseMatrixError):
+        NoiseMatrix.load(path)
+
+
+def test_parse_names_the_nearest_kind():
+    with pytest.raises(NoiseMatrixError, match="did you mean 'symmetric'"):
+        NoiseMatrix.parse("symetric:0.3", 3)
+    with pytest.raises(NoiseMatrixError, match="pair:RATE"):
+        NoiseMatrix.parse("pair:lots", 3)
+    assert NoiseMatrix.parse("0.3", 3) == NoiseMatrix.symmetric(3, 0.3)
+
+
+@given(classes, st.integers(0, 10**6))
+def test_clean_prior_inverts_the_noisy_one(k, seed):
+    rng = np.random.default_rng(seed)
+    prior = rng.dirichlet(5 * np.ones(k))
+    F = NoiseMatrix.symmetric(k, 0.2)
+    np.testing.assert_allclose(F.clean_prior(prior @ F.array), prior, atol=1e-6)
