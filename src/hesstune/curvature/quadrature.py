@@ -1,0 +1,268 @@
+"""Values of vᵀ max(H, 0) v from a few products Hv: Lanczos coefficients, and what they prove.
+
+k products give the first 2k + 1 moments of H's spectral measure at v. Everything those moments say
+about vᵀ max(H, 0) v is the bracket of `positive_bracket`: both its ends are attained by measures with
+these moments, so no method that uses k products of one Krylov space can prove more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from hesstune.errors import ConfigError
+
+__all__ = ["Bracket", "Krylov", "Tridiagonal", "gauss_value", "positive_bracket", "probe_mean"]
+
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Dual = Callable[[torch.Tensor], torch.Tensor]
+
+_GRID = 64
+_LOGITS = 18.0
+_GOLDEN = (5**0.5 - 1) / 2
+_GOLDEN_STEPS = 16
+_LARGEST_CORNER = 1e7
+
+
+@dataclass(frozen=True)
+class Tridiagonal:
+    """The Lanczos coefficients of B symmetric matrices after k products each.
+
+    Attributes:
+        alpha: (B, k) float64, the diagonal of T.
+        beta: (B, k) float64; beta[:, j] couples j and j + 1, the last one to what was not yet explored.
+            Zero where the Krylov space is exhausted; all that follows is zero then too.
+        norm: (B,) float64, ‖v‖ of the starting vectors.
+        rounding: Relative rounding error of the products (the machine epsilon of their dtype).
+    """
+
+    alpha: torch.Tensor
+    beta: torch.Tensor
+    norm: torch.Tensor
+    rounding: float = 0.0
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """The largest coefficient of each T, (B,): a lower bound of ‖H‖ up to a factor of two."""
+        return torch.maximum(self.alpha.abs().amax(1), self.beta.amax(1))
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """vᵀ H⁺ v of B matrices: an estimate and two bounds, each (B,) float64.
+
+    The bounds hold in exact arithmetic, widened by an allowance for the rounding of the products.
+    """
+
+    value: torch.Tensor
+    lower: torch.Tensor
+    upper: torch.Tensor
+
+    @property
+    def error(self) -> torch.Tensor:
+        """The largest possible relative error of `value`, (B,); 0 where both bounds are 0."""
+        worst = torch.maximum(self.upper - self.value, self.value - self.lower)
+        return torch.where(worst > 0, worst / self.lower.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+
+
+class Krylov:
+    """The Lanczos recurrence for a batch of symmetric matrices, one product at a time.
+
+    The basis is reorthogonalised fully, twice. Vectors may be coordinates x in an inner product
+    ⟨x, y⟩ = x·My: pass `dual`, x -> Mx. Every product receives the coordinates of the newest basis
+    vector and their dual, so that M is applied once a step.
+
+    Args:
+        product: (x, Mx) -> the coordinates of H times that vector, all (B, N).
+        start: (B, N), the coordinates of the starting vectors v.
+        dual: x -> Mx; the plain inner product where left out.
+
+    Example:
+        >>> h = torch.diag(torch.tensor([3.0, 1.0, -2.0], dtype=torch.float64))
+        >>> krylov = Krylov(lambda x, _: x @ h, torch.ones(1, 3, dtype=torch.float64))
+        >>> for _ in range(3):
+        ...     krylov.advance()
+        >>> round(positive_bracket(krylov.tridiagonal()).value.item(), 9)  # 3 + 1
+        4.0
+    """
+
+    def __init__(self, product: Product, start: torch.Tensor, dual: Dual | None = None) -> None:
+        self._product, self._dual = product, dual
+        self._eps = torch.finfo(start.dtype).eps
+        image = start if dual is None else dual(start)
+        self.norm = _inner(start, image).clamp_min(0).sqrt()
+        self._basis: list[torch.Tensor] = []
+        self._duals: list[torch.Tensor] = []
+        self._alpha: list[torch.Tensor] = []
+        self._beta: list[torch.Tensor] = []
+        self._scale = torch.zeros_like(self.norm)
+        self._append(start, image, self.norm)
+
+    def _append(self, vector: torch.Tensor, image: torch.Tensor, norm: torch.Tensor) -> None:
+        factor = torch.where(norm > 0, 1 / norm, torch.zeros_like(norm)).to(vector.dtype).unsqueeze(1)
+        self._basis.append(vector * factor)
+        self._duals.append(self._basis[-1] if self._dual is None else image * factor)
+
+    @property
+    def products(self) -> int:
+        """How many products were taken."""
+        return len(self._alpha)
+
+    def exhausted(self) -> torch.Tensor:
+        """Tell for which matrices the Krylov space is exhausted, (B,) bool: T then says everything."""
+        if not self._beta:
+            return self.norm == 0
+        return self._beta[-1] == 0
+
+    def advance(self) -> None:
+        """Take one product of every matrix and extend T by one row."""
+        residual = self._product(self._basis[-1], self._duals[-1])
+        alpha = torch.zeros_like(self.norm)
+        for _ in range(2):
+            alpha += self._orthogonalise(residual)
+        image = residual if self._dual is None else self._dual(residual)
+        beta = _inner(residual, image).clamp_min(0).sqrt()
+        self._scale = torch.maximum(self._scale, torch.maximum(alpha.abs(), beta))
+        # Below rounding the residual is noise: the space is exhausted, and T as it stands is exact.
+        beta = torch.where(beta > 32 * self._eps * self._scale, beta, torch.zeros_like(beta))
+        self._alpha.append(alpha)
+        self._beta.append(beta)
+        self._append(residual, image, beta)
+
+    def _orthogonalise(self, residual: torch.Tensor) -> torch.Tensor:
+        """Remove the basis from the residual, in place; return its part along the newest vector."""
+        newest = torch.zeros_like(self.norm)
+        for vector, image in zip(self._basis, self._duals, strict=True):
+            newest = _inner(residual, image)
+            residual.sub_(vector * newest.to(vector.dtype).unsqueeze(1))
+        return newest
+
+    def tridiagonal(self) -> Tridiagonal:
+        """Return the coefficients so far, on the CPU."""
+        alpha, beta = torch.stack(self._alpha, 1).cpu(), torch.stack(self._beta, 1).cpu()
+        return Tridiagonal(alpha, beta, self.norm.cpu(), self._eps)
+
+
+def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vecdot(a, b).double()
+
+
+def gauss_value(t: Tridiagonal) -> torch.Tensor:
+    """Return ‖v‖² e₁ᵀ max(T, 0) e₁, (B,): the Gauss rule, which may lie on either side of the truth.
+
+    Golub & Meurant, Matrices, Moments and Quadrature, 2010, chapter 6.
+    """
+    return t.norm.square() * _first_entry(_dense(t))
+
+
+def positive_bracket(t: Tridiagonal) -> Bracket:
+    """Bound vᵀ max(H, 0) v from both sides by Gauss–Radau quadrature.
+
+    T extended by one row whose last entry puts an eigenvalue at ξ is a quadrature rule with k + 1 nodes
+    that shares all 2k + 1 known moments (Golub & Meurant, 2010, chapter 6). With f(λ) = max(0, λ) and
+    the rule's value Q(ξ) = ‖v‖² e₁ᵀ f(T(ξ)) e₁:
+
+    - *Lower bound*: Q(0). The polynomial of degree 2k that meets f twice at every other node and
+      once at 0 lies below f: divided by λ, it interpolates a step, and Rolle's theorem leaves its
+      derivative no zeros but the nodes and one between any two neighbours.
+    - *Upper bound*: the largest Q(ξ). At a stationary ξ the polynomial that meets f twice at all k + 1
+      nodes exists, and lies above f by the same count of zeros, so this is the largest value that
+      any measure with these moments has, and every local maximum is global.
+
+    With one product these are max(0, vᵀHv) and ½(vᵀHv + ‖v‖‖Hv‖). `value` is the middle.
+
+    Example:
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> b = positive_bracket(Tridiagonal(alpha=-one, beta=2 * one, norm=one[0]))
+        >>> [round(x.item(), 6) for x in (b.lower, b.upper)]  # vᵀHv = -1, ‖Hv‖ = √5
+        [0.0, 0.618034]
+    """
+    square = t.norm.square()
+    family = _RadauFamily(t)
+    lower = square * family.value(torch.zeros_like(square))
+    upper = torch.maximum(square * family.largest(), lower)
+    allowance = square * t.scale * (16 * t.rounding + 1e-12) + 1e-6 * (upper - lower)
+    lower, upper = (lower - allowance).clamp_min(0), upper + allowance
+    return Bracket((lower + upper) / 2, lower, upper)
+
+
+def probe_mean(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean over probes (dimension 0) and its standard error.
+
+    With isotropic probes z (E zzᵀ = I), E zᵀH⁺z = Tr H⁺: stochastic Lanczos quadrature
+    (Ubaru, Chen & Saad, 2017).
+
+    Raises:
+        ConfigError: If there are fewer than two probes, from which no error can be told.
+    """
+    probes = values.shape[0]
+    if probes < 2:
+        raise ConfigError(f"a standard error needs at least 2 probes; got {probes}")
+    return values.mean(0), values.std(0) / probes**0.5
+
+
+def _dense(t: Tridiagonal) -> torch.Tensor:
+    off = torch.diag_embed(t.beta[:, :-1], 1)
+    return torch.diag_embed(t.alpha) + off + off.mT
+
+
+def _extended(t: Tridiagonal, corner: torch.Tensor) -> torch.Tensor:
+    off = torch.diag_embed(t.beta, 1)
+    return torch.diag_embed(torch.cat([t.alpha, corner.unsqueeze(1)], 1)) + off + off.mT
+
+
+def _first_entry(matrix: torch.Tensor) -> torch.Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors[:, 0].square() * values.clamp_min(0)).sum(1)
+
+
+class _RadauFamily:
+    """All quadrature rules with k + 1 nodes that share the moments of T, by their node ξ nearest 0.
+
+    Every rule has exactly one node ξ in the gap between the neighbouring eigenvalues of T on both sides
+    of 0, and each ξ in the gap belongs to one rule; both ends of the gap are the Gauss rule. A
+    position on [-1, 1] and back around is a ξ: the gap's two halves, each on a logistic scale.
+    """
+
+    def __init__(self, t: Tridiagonal) -> None:
+        self._t = t
+        self._scale = t.scale.clamp_min(torch.finfo(torch.float64).tiny)
+        self._nodes, vectors = torch.linalg.eigh(_dense(t))
+        self._coupling = (t.beta[:, -1:] * vectors[:, -1]).square()
+        infinite = torch.full_like(self._nodes, torch.inf)
+        self._right = torch.where(self._nodes > 0, self._nodes, infinite).amin(1)
+        self._left = torch.where(self._nodes <= 0, -self._nodes, infinite).amin(1)
+
+    def value(self, xi: torch.Tensor) -> torch.Tensor:
+        """Return e₁ᵀ max(T', 0) e₁ of the rule with a node at ξ, (B,)."""
+        distance = self._nodes - xi.unsqueeze(1)
+        tiny = 1e-15 * self._scale.unsqueeze(1)
+        distance = torch.where(distance.abs() < tiny, torch.where(distance < 0, -tiny, tiny), distance)
+        # The last diagonal entry that makes ξ an eigenvalue; huge entries are the Gauss rule already.
+        corner = xi + (self._coupling / distance).sum(1)
+        limit = _LARGEST_CORNER * self._scale
+        return _first_entry(_extended(self._t, corner.clamp(-limit, limit)))
+
+    def at(self, position: torch.Tensor) -> torch.Tensor:
+        """Map positions, (B,) in (0, 2), to ξ: from 0 to the gap's right end, then from its left end to 0."""
+        logit = _LOGITS * (2 * torch.where(position < 1, position, 2 - position) - 1)
+        part, odds = torch.sigmoid(logit), torch.exp(logit)
+        right = torch.where(self._right.isinf(), self._scale * odds, self._right * part)
+        left = torch.where(self._left.isinf(), self._scale * odds, self._left * part)
+        return torch.where(position < 1, right, -left)
+
+    def largest(self) -> torch.Tensor:
+        """Return the largest value of any rule, (B,): unimodal in the position, so a grid brackets it."""
+        grid = torch.linspace(0, 2, _GRID + 2, dtype=torch.float64)[1:-1]
+        values = torch.stack([self.value(self.at(p.expand_as(self._scale))) for p in grid])
+        best, where = values.max(0)
+        middle = grid[where]
+        low, high = middle - 2 / (_GRID + 1), middle + 2 / (_GRID + 1)
+        for _ in range(_GOLDEN_STEPS):
+            a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+            at_a, at_b = self.value(self.at(a.clamp(0, 2))), self.value(self.at(b.clamp(0, 2)))
+            best = torch.maximum(best, torch.maximum(at_a, at_b))
+            low, high = torch.where(at_a < at_b, a, low), torch.where(at_a < at_b, high, b)
+        return best
