@@ -1,0 +1,337 @@
+"""`measure`: the Hessian distance measure of a model against its reference, streamed over batches."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from hesstune.curvature.auto import Plan, make_plan, require_finite
+from hesstune.curvature.capture import Capture, capture, differentiable, rows_of
+from hesstune.curvature.exact import ExactForms, exact_by_forward_mode, exact_forms
+from hesstune.curvature.objective import Objective, PerExampleLoss
+from hesstune.curvature.result import Measure
+from hesstune.curvature.weightspace import weight_space_forms
+from hesstune.errors import ConfigError, DataError, LayerError, unknown_name
+from hesstune.forward import Inputs, batch_size, moved
+from hesstune.reference import Reference
+
+__all__ = ["measure"]
+
+Batch = tuple[Inputs, torch.Tensor]
+Progress = Callable[[int], None]
+
+
+def measure(
+    model: nn.Module,
+    ref: Reference,
+    batches: Iterable[Batch],
+    method: Literal["auto", "exact", "lanczos"] = "auto",
+    layers: str | Sequence[str] | None = None,
+    steps: int = 16,
+    tol: float | None = None,
+    examples: Literal["all", "max"] = "all",
+    trace: bool = False,
+    spectrum: bool = False,
+    loss: str | PerExampleLoss = "cross_entropy",
+    seed: int = 0,
+    *,
+    noise: Any = None,
+    label_smoothing: float = 0.0,
+    class_weights: torch.Tensor | None = None,
+    max_examples: int | None = None,
+    memory_mib: float = 512.0,
+    skip_classes: float | None = None,
+    progress: Progress | None = None,
+) -> Measure:
+    """Compute v_iᵀ H_i⁺ v_i of every layer and example: exactly where possible, else by Lanczos.
+
+    H_i is the Hessian of one example's loss in vec(W_i) alone, H_i⁺ its positive part,
+    v_i = vec(W_i − W_i⁽ˢ⁾). The model is used in eval mode and left as it was found: weights,
+    buffers, gradients, flags, hooks and the global random state.
+
+    Args:
+        model: The fine-tuned network, in float32 or float64.
+        ref: Its reference, taken before fine-tuning.
+        batches: Iterable of (inputs, targets): inputs a tensor or a mapping of tensors, targets
+            class indices (B,) or soft targets (B, K). Read once, streamed.
+        method: `auto` decides layer by layer, by structure and a numerical probe; `exact` refuses
+            layers that it does not hold for; `lanczos` takes the smooth path everywhere.
+        layers: Names or fnmatch patterns of layers; all where None.
+        steps: Lanczos steps (smooth layers); more are taken where the bracket is wider than `tol`.
+        tol: Relative error aimed at by Lanczos; 3 % where None.
+        examples: `all` fills every entry; `max` refines only what can be a smooth layer's maximum.
+        trace: Also Tr H_i⁺ of every example and layer.
+        spectrum: Also the nonzero eigenvalues of H_i (exact layers).
+        loss: `cross_entropy`, `consistent` (needs `noise`), or a callable (logits, targets) -> (B,)
+            of per-example losses, which goes through the smooth path.
+        seed: Of every random probe; the global random state is not used.
+        noise: F as an array, F[i, j] = P(noisy = j | true = i), or anything with `.inverse`.
+        label_smoothing: ε of label smoothing.
+        class_weights: (K,): the loss −Σ c_k log p_k becomes −Σ w_k c_k log p_k.
+        max_examples: Stop after so many examples.
+        memory_mib: Memory for activations, in MiB; larger batches are split. The result does not
+            depend on it, nor on the batch size.
+        skip_classes: Exact path, many classes: stop a batch's passes once the skipped classes add
+            at most this share to every entry (told by probes, 99 % an entry; `upper` covers it).
+            None, the default, takes all K − 1 passes.
+        progress: Called with the number of examples done after each chunk.
+
+    Returns:
+        The measurement, with the method chosen per layer and why.
+
+    Raises:
+        LayerError: If the model does not match the reference, or a pattern matches no layer.
+        DataError: If there are no examples, or targets do not fit the logits.
+        MeasureError: If the network or a layer cannot be measured; the message names it.
+        ConfigError: If an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from hesstune.reference import Reference
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> ref = Reference.of(model)
+        >>> with torch.no_grad():
+        ...     for p in model.parameters():
+        ...         _ = p.add_(0.1)
+        >>> m = measure(model, ref, [(torch.ones(5, 4), torch.zeros(5, dtype=torch.long))])
+        >>> m.names, tuple(m.quadratic.shape), m.exact
+        (['0.weight', '2.weight'], (5, 2), [True, True])
+    """
+    _check_arguments(method, examples, steps, tol, max_examples, memory_mib, skip_classes)
+    ref.check(model)
+    objective = Objective(loss, noise, label_smoothing, class_weights)
+    names = _selected(ref.layers(), layers)
+    settings = _Settings(method, steps, tol, trace, spectrum, seed, memory_mib, skip_classes)
+    run = _Run(model, ref, names, objective, settings)
+    done = 0
+    with differentiable(model, names):
+        for inputs, targets in _limited(batches, max_examples):
+            for chunk in run.chunks(inputs, targets):
+                run.add(*chunk)
+                done += len(chunk[1])
+                if progress is not None:
+                    progress(done)
+    return run.result()
+
+
+@dataclass(frozen=True)
+class _Settings:
+    method: Literal["auto", "exact", "lanczos"]
+    steps: int
+    tol: float | None
+    trace: bool
+    spectrum: bool
+    seed: int
+    memory_mib: float
+    skip_classes: float | None
+
+
+@dataclass
+class _Run:
+    """The state of one measurement: what is asked, the plan once known, the rows so far."""
+
+    model: nn.Module
+    ref: Reference
+    names: list[str]
+    objective: Objective
+    settings: _Settings
+    plan: Plan | None = None
+    plan_examples: int = 0
+    count: int = 0
+    rows: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parameters = dict(self.model.named_parameters())
+        self.device = next(iter(parameters.values())).device
+        self.deltas = {name: self.ref.difference(self.model, name) for name in self.names}
+
+    def chunks(self, inputs: Inputs, targets: torch.Tensor) -> Iterator[Batch]:
+        """Split one batch by the memory budget; the first batch (of two examples or more) makes the plan."""
+        inputs, targets = moved(inputs, self.device), torch.as_tensor(targets).to(self.device)
+        size = batch_size(inputs)
+        if targets.shape[:1] != (size,):
+            raise DataError(f"a batch has {size} inputs but targets of shape {tuple(targets.shape)}")
+        if self.plan is None or (self.plan_examples == 1 and size > 1):
+            self.plan = make_plan(
+                self.model, inputs, self.names, self.objective, self.settings.method, self.settings.seed
+            )
+            self.plan_examples = size
+        # The gradients in flight and, for spectra, K − 1 kept ones come on top of what forward keeps.
+        each = max(1, self.plan.bytes_per_example) * (3 if self.settings.spectrum else 1.25)
+        most = max(1, int(self.settings.memory_mib * 2**20 / each))
+        if size <= most:
+            yield inputs, targets
+            return
+        even = math.ceil(size / math.ceil(size / most))
+        for index in torch.arange(size).split(even):
+            yield rows_of(inputs, index), targets[index]
+
+    def add(self, inputs: Inputs, targets: torch.Tensor) -> None:
+        """Measure one chunk and append its rows."""
+        assert self.plan is not None
+        size = batch_size(inputs)
+        shape = (size, len(self.names))
+        rows = {key: torch.zeros(shape, dtype=torch.float64) for key in ("quadratic", "lower", "upper")}
+        rows["trace"] = torch.zeros(shape, dtype=torch.float64)
+        rows["trace_stderr"] = torch.zeros(shape, dtype=torch.float64)
+        forms, logits = self._exact(inputs)
+        require_finite(logits, self.count)
+        rows["losses"] = self.objective(logits, targets).detach().double().cpu()
+        exact = self._columns("exact")
+        if exact:
+            weight = self.objective.curvature_weight(targets, logits.shape[1]).clamp(min=0)[:, None]
+            for key in ("quadratic", "lower", "upper"):
+                rows[key][:, exact] = (weight * getattr(forms, key)).cpu()
+            if forms.trace is not None:
+                rows["trace"][:, exact] = (weight * forms.trace).cpu()
+        if self.settings.spectrum:
+            spectrum = torch.full((*shape, logits.shape[1] - 1), math.nan, dtype=torch.float64)
+            if exact and forms.spectrum is not None:
+                spectrum[:, exact] = (weight[:, :, None] * forms.spectrum).cpu()
+            rows["spectrum"] = spectrum
+        self._smooth(inputs, targets, rows)
+        for key, value in rows.items():
+            self.rows.setdefault(key, []).append(value)
+        self.count += size
+
+    def _columns(self, *methods: str) -> list[int]:
+        assert self.plan is not None
+        return [i for i, layer in enumerate(self.plan.layers) if layer.method in methods]
+
+    def _exact(self, inputs: Inputs) -> tuple[ExactForms, torch.Tensor]:
+        assert self.plan is not None
+        names, plan = self.plan.by("exact"), self.plan
+        forward = capture(self.model, inputs, names, plan.layouts, copied=plan.copied)
+        logits = forward.logits.detach()
+        extras = self.settings.trace or self.settings.spectrum
+        # One forward-mode product costs about two backward passes to the outputs.
+        if (
+            names
+            and not extras
+            and self.settings.skip_classes is None
+            and 2 * len(names) < logits.shape[1] - 1
+        ):
+            del forward
+            forms, _ = exact_by_forward_mode(
+                self.model, inputs, names, self.deltas, plan.layouts, plan.copied
+            )
+            return forms, logits
+        return self._backward_forms(forward, names), logits
+
+    def _backward_forms(self, forward: Capture, names: list[str]) -> ExactForms:
+        return exact_forms(
+            forward,
+            names,
+            self.deltas,
+            trace=self.settings.trace,
+            spectrum=self.settings.spectrum,
+            tol=self.settings.skip_classes,
+            seed=self.settings.seed,
+        )
+
+    def _smooth(self, inputs: Inputs, targets: torch.Tensor, rows: dict[str, torch.Tensor]) -> None:
+        for column in self._columns("lanczos", "weight_space"):
+            name = self.names[column]
+            bracket = weight_space_forms(
+                self.model,
+                inputs,
+                targets,
+                name,
+                self.deltas[name],
+                self.objective,
+                self.settings.steps,
+                self.settings.tol,
+            )
+            rows["quadratic"][:, column] = bracket.value
+            rows["lower"][:, column] = bracket.lower
+            rows["upper"][:, column] = bracket.upper
+
+    def result(self) -> Measure:
+        """Join the rows.
+
+        Raises:
+            DataError: If there were no examples.
+        """
+        if self.plan is None or not self.rows:
+            raise DataError("there are no examples to measure: the batches are empty")
+        joined = {key: torch.cat(values) for key, values in self.rows.items()}
+        if not self.settings.trace:
+            del joined["trace"], joined["trace_stderr"]
+        distances = [torch.linalg.vector_norm(self.deltas[name].double()).cpu() for name in self.names]
+        return Measure(
+            names=self.names,
+            distances=torch.stack(distances),
+            methods=[layer.method for layer in self.plan.layers],
+            reasons=[layer.reason for layer in self.plan.layers],
+            quadratic=joined["quadratic"],
+            lower=joined["lower"],
+            upper=joined["upper"],
+            losses=joined["losses"],
+            trace=joined.get("trace"),
+            trace_stderr=joined.get("trace_stderr"),
+            spectrum=joined.get("spectrum"),
+        )
+
+
+def _selected(names: list[str], patterns: str | Sequence[str] | None) -> list[str]:
+    if not names:
+        raise LayerError(
+            "the reference has no layers (Linear, ConvNd, Conv1D or attention weights) to measure"
+        )
+    if patterns is None:
+        return names
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in wanted:
+        if not fnmatch.filter(names, pattern):
+            raise unknown_name("layer or pattern", pattern, names, LayerError)
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)]
+
+
+def _limited(batches: Iterable[Batch], most: int | None) -> Iterator[Batch]:
+    left = math.inf if most is None else most
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise DataError(f"batches must yield (inputs, targets); got {type(batch).__name__}")
+        inputs, targets = batch
+        size = batch_size(inputs)
+        if size > left:
+            keep = torch.arange(int(left))
+            inputs, targets = rows_of(inputs, keep), targets[: int(left)]
+        if batch_size(inputs):
+            yield inputs, targets
+        left -= size
+        if left <= 0:
+            return
+
+
+def _check_arguments(
+    method: str,
+    examples: str,
+    steps: int,
+    tol: float | None,
+    max_examples: int | None,
+    memory_mib: float,
+    skip_classes: float | None,
+) -> None:
+    for kind, given, valid in (
+        ("method", method, ("auto", "exact", "lanczos")),
+        ("value of examples", examples, ("all", "max")),
+    ):
+        if given not in valid:
+            raise unknown_name(kind, given, valid)
+    positive = {
+        "steps": steps,
+        "tol": tol,
+        "max_examples": max_examples,
+        "memory_mib": memory_mib,
+        "skip_classes": skip_classes,
+    }
+    for name, value in positive.items():
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name} must be positive; got {value}")

@@ -1,0 +1,220 @@
+"""The result of a measurement: per example and layer, summed up per layer, saved and loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hesstune.errors import ConfigError, RunError, unknown_name
+
+__all__ = ["STATEMENT", "Measure"]
+
+STATEMENT = (
+    "The Hessian distance measure follows the generalization gap across runs; it is no guarantee: "
+    "the maximum over these examples and the largest observed loss stand in for the theorem's "
+    "suprema, and its O(n^(-3/4)) term is unknown."
+)
+_TENSORS = ("quadratic", "lower", "upper", "losses", "trace", "spectrum", "trace_stderr")
+
+
+@dataclass
+class Measure:
+    """v_iᵀ H_i⁺ v_i of n examples and L layers, with what was done to get it.
+
+    H_i is the Hessian of one example's loss in vec(W_i) alone, H_i⁺ its positive part, and
+    v_i = vec(W_i − W_i⁽ˢ⁾). All tensors are float64 on the CPU.
+
+    Attributes:
+        names: The L layers.
+        quadratic: v_iᵀ H_i⁺ v_i, (n, L); NaN where an example was not refined.
+        lower: A bound from below on each entry, (n, L).
+        upper: A bound from above, (n, L). Exact entries have lower = quadratic = upper, to rounding;
+            others hold as proved by the products taken. Not-refined entries have bounds too.
+        losses: The loss of each example, (n,).
+        distances: ‖v_i‖, (L,).
+        methods: Per layer: `exact`, `lanczos`, `weight_space` or `unused`.
+        reasons: Per layer: why that method.
+        trace: Tr H_i⁺, (n, L), or None where not asked for.
+        trace_stderr: Its standard error, (n, L); 0 for exact layers.
+        spectrum: The K − 1 largest eigenvalues of H_i, descending, (n, L, K − 1); NaN rows where
+            the layer is not exact; None where not asked for.
+        notes: What else a reader must know, such as how a maximum was screened.
+
+    Example:
+        >>> one = torch.ones(4, 1, dtype=torch.float64)
+        >>> losses = torch.tensor([0.5, 0.1, 0.2, 2.0])
+        >>> m = Measure(["w"], one, one, one, losses, torch.ones(1), ["exact"], [""])
+        >>> round(m.distance(n=100), 4)  # sqrt(2 · 1 / 100)
+        0.1414
+    """
+
+    names: list[str]
+    quadratic: torch.Tensor
+    lower: torch.Tensor
+    upper: torch.Tensor
+    losses: torch.Tensor
+    distances: torch.Tensor
+    methods: list[str]
+    reasons: list[str]
+    trace: torch.Tensor | None = None
+    trace_stderr: torch.Tensor | None = None
+    spectrum: torch.Tensor | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def exact(self) -> list[bool]:
+        """Whether each layer's entries are exact to rounding: no quadrature, no skipped classes."""
+        return [
+            m == "unused" or (m == "exact" and bool((self.lower[:, i] == self.upper[:, i]).all()))
+            for i, m in enumerate(self.methods)
+        ]
+
+    @property
+    def maximum(self) -> torch.Tensor:
+        """The largest v_iᵀ H_i⁺ v_i over the refined examples, (L,)."""
+        return self.quadratic.nan_to_num(nan=-math.inf).amax(0)
+
+    @property
+    def refined(self) -> torch.Tensor:
+        """Which entries of `quadratic` were computed, (n, L) bool."""
+        return ~self.quadratic.isnan()
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """The mean of v_iᵀ H_i⁺ v_i over the examples where it is known, (L,).
+
+        Where examples were screened these are not a random sample: see `notes`.
+        """
+        return self.quadratic.nanmean(0)
+
+    @property
+    def mean_stderr(self) -> torch.Tensor:
+        """The standard error of `mean`, (L,); NaN with fewer than two examples."""
+        count = self.refined.sum(0)
+        squares = (self.quadratic - self.mean).square().nansum(0)
+        return (squares / (count - 1).clamp(min=1) / count.clamp(min=1)).sqrt().where(count > 1, math.nan)
+
+    @property
+    def p99(self) -> torch.Tensor:
+        """The 99th percentile over the examples where it is known, (L,)."""
+        return self.quadratic.nanquantile(0.99, dim=0)
+
+    def distance(self, n: int, C: float | None = None) -> float:
+        """Return the Hessian distance measure Σ_i √(C·𝓗_i/n) (the paper, Theorem 2.1).
+
+        Args:
+            n: The size of the training set.
+            C: A bound on the loss; the largest observed loss where None, which is a plug-in.
+
+        Raises:
+            ConfigError: If n < 1 or C is negative.
+        """
+        return float(self.shares(n, C).sum())
+
+    def shares(self, n: int, C: float | None = None) -> torch.Tensor:
+        """Return each layer's term √(C·𝓗_i/n) of `distance`, (L,)."""
+        if n < 1:
+            raise ConfigError(f"n must be the size of the training set, at least 1; got {n}")
+        bound = float(self.losses.max()) if C is None else float(C)
+        if bound < 0 or math.isnan(bound):
+            if C is not None:
+                raise ConfigError(f"C bounds the loss and cannot be negative; got {C}")
+            bound = 0.0
+        return (bound * self.maximum / n).sqrt()
+
+    def example(self, layer: str) -> int:
+        """Return the index of the example that attains a layer's maximum."""
+        if layer not in self.names:
+            raise unknown_name("layer", layer, self.names)
+        return int(self.quadratic[:, self.names.index(layer)].nan_to_num(nan=-math.inf).argmax())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready summary: numbers per layer, no per-example values; NaN becomes None."""
+        layers = [self._layer_dict(i) for i in range(len(self.names))]
+        n = self.losses.shape[0]
+        return {
+            "examples": n,
+            "measure": {"n": n, "C": float(self.losses.max()), "value": self.distance(n)},
+            "losses": {"mean": float(self.losses.mean()), "max": float(self.losses.max())},
+            "layers": layers,
+            "notes": list(self.notes),
+            "statement": STATEMENT,
+        }
+
+    def _layer_dict(self, i: int) -> dict[str, Any]:
+        traces = None if self.trace is None else self.trace[:, i]
+        return {
+            "name": self.names[i],
+            "maximum": _number(self.maximum[i]),
+            "maximum_bounds": [_number(self.lower[:, i].max()), _number(self.upper[:, i].max())],
+            "mean": _number(self.mean[i]),
+            "mean_stderr": _number(self.mean_stderr[i]),
+            "p99": _number(self.p99[i]),
+            "distance": _number(self.distances[i]),
+            "trace_max": None if traces is None else _number(traces.nan_to_num(nan=-math.inf).max()),
+            "trace_mean": None if traces is None else _number(traces.nanmean()),
+            "exact": self.exact[i],
+            "method": self.methods[i],
+            "reason": self.reasons[i],
+            "refined": int(self.refined[:, i].sum()),
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write measure.json (the summary) and measure.safetensors (all tensors), each atomically."""
+        from safetensors.torch import save_file
+
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        tensors = {k: getattr(self, k) for k in (*_TENSORS, "distances") if getattr(self, k) is not None}
+        facts = {"names": self.names, "methods": self.methods, "reasons": self.reasons, "notes": self.notes}
+        matrix, summary = target / "measure.safetensors", target / "measure.json"
+        save_file(
+            {k: v.contiguous().clone() for k, v in tensors.items()},
+            str(_beside(matrix)),
+            metadata={k: json.dumps(v) for k, v in facts.items()},
+        )
+        _beside(summary).write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        for path in (matrix, summary):
+            os.replace(_beside(path), path)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Measure:
+        """Read what `save` wrote.
+
+        Raises:
+            RunError: If the folder holds no readable measurement.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(folder) / "measure.safetensors"
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                facts = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cls(**facts, **tensors)
+        except (OSError, SafetensorError, TypeError, ValueError) as error:
+            raise RunError(f"{path} is not a readable measurement ({error}); run `measure` first") from error
+
+    def __repr__(self) -> str:
+        kinds = _counted(self.methods)
+        return f"Measure({self.losses.shape[0]} examples, {len(self.names)} layers: {kinds})"
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _counted(methods: Sequence[str]) -> str:
+    return ", ".join(f"{methods.count(m)} {m}" for m in dict.fromkeys(methods))
+
+
+def _number(value: torch.Tensor) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None

@@ -1,0 +1,132 @@
+"""What the autograd graph says of each layer: how often its weight is used, and what comes after it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+__all__ = ["Structure", "read_structure"]
+
+# Linear or piecewise linear in all their operands together.
+_PIECEWISE_LINEAR_NAMES = """
+    Relu Threshold Hardtanh LeakyRelu Clamp ClampMin ClampMax Abs Hardshrink Softshrink
+    Maximum Minimum Max Min Amax Amin Median Where MaskedFill Sort Topk RreluWithNoise
+    MaxPool2DWithIndices MaxPool3DWithIndices MaxPool2D MaxPool3D AdaptiveMaxPool2D AdaptiveMaxPool3D
+    FractionalMaxPool2D FractionalMaxPool3D MkldnnMaxPool2D MkldnnMaxPool3D
+    AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D
+    Add Sub Rsub Neg Sum Mean Nansum Cumsum Cat Stack Clone Copy CopyBackwards ToCopy
+    View UnsafeView Reshape ReshapeAlias Alias AsStrided Permute Transpose T Mt Expand Repeat Squeeze
+    Unsqueeze Slice Select Split SplitWithSizes Chunk Unbind Narrow Index IndexSelect Gather Take TakeAlongDim
+    Flip Roll Tril Triu Diagonal Unfold Im2Col Col2Im Movedim PixelShuffle PixelUnshuffle
+    ChannelShuffle ConstantPadNd ReflectionPad1D ReflectionPad2D ReflectionPad3D
+    ReplicationPad1D ReplicationPad2D ReplicationPad3D
+    UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleNearestExact1D UpsampleNearestExact2D
+    UpsampleLinear1D UpsampleBilinear2D UpsampleBicubic2D UpsampleTrilinear3D UpsampleBilinear2DAa
+    UpsampleBicubic2DAa
+    """
+_PIECEWISE_LINEAR = frozenset(_PIECEWISE_LINEAR_NAMES.split())
+# Linear in each operand, so piecewise linear where only one of them depends on the layer.
+_MULTILINEAR_NAMES = """
+    Mul Mm Bmm Mv Dot Addmm Addmv Baddbmm Addbmm Addcmul Linear MkldnnLinear
+    Convolution MkldnnConvolution ThnnConv2D SlowConv3D ConvDepthwise2D PreluKernel Prelu
+    """
+_MULTILINEAR = frozenset(_MULTILINEAR_NAMES.split())
+_BATCH_NORMS = frozenset({"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "BatchNorm"})
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What was read from one forward pass's graph.
+
+    Attributes:
+        uses: How often each weight enters the graph of the logits.
+        smooth: For each captured output that is followed by anything but piecewise-linear
+            operations: the first such operation met.
+    """
+
+    uses: Mapping[str, int]
+    smooth: Mapping[str, str]
+
+
+def read_structure(
+    logits: torch.Tensor, weights: Mapping[str, torch.Tensor], outputs: Mapping[str, Any]
+) -> Structure:
+    """Walk the graph of the logits.
+
+    Args:
+        logits: With the graph of one forward pass.
+        weights: The parameters to count, by layer name; they must require gradients.
+        outputs: The graph nodes of the captured layers' outputs, by name.
+    """
+    order = _children_first(logits.grad_fn)
+    names = {id(w): name for name, w in weights.items()}
+    bits = {name: 1 << i for i, name in enumerate(outputs)}
+    start = {outputs[name]: bit for name, bit in bits.items()}
+    uses = dict.fromkeys(weights, 0)
+    masks: dict[Any, int] = {}
+    culprits: dict[str, int] = {}
+    for node in order:
+        children = [child for child, _ in node.next_functions]
+        for child in children:
+            variable = getattr(child, "variable", None)
+            if id(variable) in names:
+                uses[names[id(variable)]] += 1
+        operands = [masks.get(child, 0) for child in children]
+        kind = _kind(node)
+        bad = _nonlinear_in(kind, node, operands)
+        if bad:
+            culprits[kind] = culprits.get(kind, 0) | bad
+        masks[node] = start.get(node, 0) | _union(operands)
+    smooth = {}
+    for name, bit in bits.items():
+        first = next((kind for kind, mask in culprits.items() if mask & bit), None)
+        if first is not None:
+            smooth[name] = first
+    return Structure(uses, smooth)
+
+
+def _nonlinear_in(kind: str, node: Any, operands: Sequence[int]) -> int:
+    """Return the layers (as bits) in whose outputs this operation is not piecewise linear."""
+    if kind in _PIECEWISE_LINEAR:
+        return 0
+    if kind in _MULTILINEAR:
+        seen = twice = 0
+        for mask in operands:
+            twice |= seen & mask
+            seen |= mask
+        return twice
+    if kind == "Div":
+        return operands[1] if len(operands) > 1 else 0
+    if kind in _BATCH_NORMS and not getattr(node, "_saved_training", True):
+        return 0
+    return _union(operands)
+
+
+def _kind(node: Any) -> str:
+    return re.sub(r"Backward\d*$", "", node.name().removeprefix("torch::autograd::"))
+
+
+def _union(masks: Sequence[int]) -> int:
+    total = 0
+    for mask in masks:
+        total |= mask
+    return total
+
+
+def _children_first(root: Any) -> list[Any]:
+    order: list[Any] = []
+    seen = set()
+    stack: list[tuple[Any, bool]] = [(root, False)] if root is not None else []
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack += [(child, False) for child, _ in node.next_functions if child is not None]
+    return order
