@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hesstune.cli.exits import Interrupted
 from hesstune.cli.options import JSON, QUIET, with_config_options
 from hesstune.cli.render import Output, progress_bars, results_table
 from hesstune.errors import ConfigError
@@ -50,7 +51,7 @@ def finetune(
             run = run_finetune(resolved, overwrite=overwrite, resume=resume, progress=shown)
     except KeyboardInterrupt:
         command = f"hesstune finetune --out {shlex.quote(resolved.out)} --resume"
-        raise KeyboardInterrupt(f"interrupted; continue with: {command}") from None
+        raise Interrupted(f"interrupted; continue with: {command}") from None
     output.say(results_table({resolved.method: run}), "")
     noise = run.record["noise"]
     if noise["injected"]:

@@ -10,8 +10,11 @@ import typer
 
 from hesstune import __version__
 from hesstune.cli import demo, finetune, predict
+from hesstune.cli.exits import Interrupted
 
 __all__ = ["app", "run"]
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="hesstune",
@@ -58,8 +61,8 @@ def run(arguments: list[str] | None = None) -> None:
         code = app(args=arguments, standalone_mode=False)
     except HesstuneError as error:
         _fail(error, 2)
-    except KeyboardInterrupt as error:
-        _fail(error if error.args else "interrupted", 130)
+    except Interrupted as error:
+        _fail(error, INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -68,6 +71,8 @@ def run(arguments: list[str] | None = None) -> None:
         if hasattr(error, "format_message"):
             _fail(error.format_message() or "see --help", 2)
         raise
+    if code == INTERRUPTED:
+        _fail("interrupted", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

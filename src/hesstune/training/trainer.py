@@ -119,7 +119,7 @@ class Trainer:
         try:
             self._restore(tree["net"])
             self.optimizer.load_state_dict(tree["optimizer"])
-            self.schedule.load_state_dict(tree["schedule"])
+            self.schedule.load_state_dict({**tree["schedule"], "lr_lambdas": [None]})
             self.best, self.metrics = tree["best"], tree["metrics"]
             self.best_loss = float("inf") if tree["best_loss"] is None else tree["best_loss"]
         except (KeyError, ValueError, RuntimeError, TypeError) as error:

@@ -1,0 +1,160 @@
+"""What the robust step costs over the plain one, and the plain one over a bare PyTorch loop.
+
+EfficientNet-Lite0, all 50 layers, 7 classes, 96 px. The three loops take turns in small blocks of
+steps in one process, so that a change of the machine's speed meets all of them; the figures are
+ratios of the medians of the blocks.
+
+    python benchmarks/training_step.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hesstune import NoiseMatrix, Reference
+from hesstune.data.augment import Augmentation
+from hesstune.data.examples import Examples
+from hesstune.data.images import DecodedImages
+from hesstune.methods import MethodSetup, method_class
+from hesstune.models.load import load_model
+from hesstune.training.config import make_config
+from hesstune.training.feeds import ImageFeed, to_channels_last
+from hesstune.training.trainer import Trainer
+
+K, SIZE, N = 7, 96, 256
+RESULT = Path(__file__).parent / "results" / "training_step.json"
+
+
+def examples() -> Examples:
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (N, 3, SIZE, SIZE), dtype=np.uint8))
+    return Examples(DecodedImages(images), np.arange(N), [str(i) for i in range(N)], rng.integers(0, K, N))
+
+
+def make_trainer(method: str, batch: int) -> Trainer:
+    config = make_config(
+        {"method": method, "noise": "symmetric:0.4", "batch_size": batch, "warmup_epochs": 0}
+    )
+    config = config.resolved()
+    part, device = examples(), torch.device("cpu")
+    loaded = load_model("efficientnet_lite0", K)
+    to_channels_last(loaded.model, device)
+    radius = {loaded.head_layer if k == "head" else k: v for k, v in (config.radius or {}).items()} or None
+    noise = NoiseMatrix.symmetric(K, 0.4)
+    counts = np.bincount(part.labels, minlength=K)
+    setup = MethodSetup(loaded.model, Reference.of(loaded.model), noise, counts, radius, "frobenius", 0)
+    augmentation = Augmentation("auto", flip=True, n=N, seed=0)
+    augmentation.start_epoch(0)
+    feeds = {"train": ImageFeed(part, loaded, device, augmentation), "val": ImageFeed(part, loaded, device)}
+    checkpoint = Path(tempfile.mkdtemp()) / "checkpoint.safetensors"
+    made = method_class(method)(setup)
+    trainer = Trainer(
+        config,
+        loaded.model,
+        made,
+        feeds,
+        {"train": part, "val": part},
+        None,
+        device,
+        checkpoint,
+        lambda _: None,
+    )
+    trainer._training_mode()
+    return trainer
+
+
+def trainer_step(trainer: Trainer, batch: int) -> Callable[[int], None]:
+    def step(at: int) -> None:
+        trainer._step([batch_indices(at, batch)], 0)
+
+    return step
+
+
+def batch_indices(at: int, batch: int) -> np.ndarray:
+    return np.arange(at * batch, (at + 1) * batch) % N
+
+
+def bare_step(batch: int) -> Callable[[int], None]:
+    """The same work, written by hand: augment, normalise, forward, loss, backward, Adam, schedule."""
+    part = examples()
+    model = load_model("efficientnet_lite0", K).model.to(memory_format=torch.channels_last).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10))
+    augment = Augmentation("auto", flip=True, n=N, seed=0)
+    augment.start_epoch(0)
+    labels = torch.from_numpy(part.labels)
+
+    def step(at: int) -> None:
+        rows = batch_indices(at, batch)
+        images = augment(part.images(rows), rows).contiguous(memory_format=torch.channels_last)
+        logits = model((images.float() - 127) / 128)
+        targets = labels[torch.from_numpy(rows)]
+        loss = torch.nn.functional.cross_entropy(logits, targets)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        float(loss.detach())
+        int((logits.argmax(dim=1) == targets).sum())
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    loops = {
+        "bare": bare_step(arguments.batch),
+        "plain": trainer_step(make_trainer("vanilla", arguments.batch), arguments.batch),
+        "robust": trainer_step(make_trainer("robust", arguments.batch), arguments.batch),
+    }
+    times: dict[str, list[float]] = {name: [] for name in loops}
+    for block in range(arguments.blocks + 1):
+        for name, step in loops.items():
+            started = time.perf_counter()
+            for at in range(arguments.steps):
+                step(block * arguments.steps + at)
+            if block:  # the first block warms up
+                times[name].append((time.perf_counter() - started) / arguments.steps)
+    median = {name: float(np.median(values)) for name, values in times.items()}
+    record = {
+        "command": f"python benchmarks/training_step.py --batch {arguments.batch} --blocks {arguments.blocks}",
+        "setting": {
+            "model": "efficientnet_lite0",
+            "layers": 50,
+            "classes": K,
+            "pixels": SIZE,
+            "batch": arguments.batch,
+        },
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {arguments.threads} threads",
+        "ratio_plain_to_bare": round(median["plain"] / median["bare"], 3),
+        "ratio_robust_to_plain": round(median["robust"] / median["plain"], 3),
+        "ratio_robust_to_plain_by_block": [
+            round(r / p, 3) for r, p in zip(times["robust"], times["plain"], strict=True)
+        ],
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+import hesstune as ht
+
+FAST = ["--train", "head", "--limit", "60", "--epochs", "2", "--image-size", "32"]
+
+
+def hesstune(*arguments, cwd=None):
+    command = [sys.executable, "-m", "hesstune", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
+
+
+def one_line(done, code=2):
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; sys.argv = ['hesstune', '--help']\n"
+        "from hesstune.cli.main import run\n"
+        "try:\n    run()\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "finetune" in done.stdout
+
+
+def test_finetune_predict_and_everything_wrong_with_them(tmp_path):
+    out = tmp_path / "runs" / "a"
+    done = hesstune("finetune", "--noise", "symmetric:0.3", *FAST, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert record["path"] == str(out)
+    assert record["noise"]["told_rate"] == pytest.approx(0.3)
+    assert "told about label noise: rate 0.3" in done.stdout
+    assert done.stderr == ""  # no progress bar on a pipe
+    assert ht.Run.load(out).result["epochs"] == 2
+
+    assert "--overwrite" in one_line(hesstune("finetune", "--noise", "0.3", *FAST, "--out", out))
+    again = hesstune("finetune", "--out", out, "--resume", "--quiet")
+    assert (again.returncode, again.stdout) == (0, "")
+
+    found = tmp_path / "p.csv"
+    done = hesstune("predict", out, "--data", "digits", "--out", found, "--json", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["examples"] == 1797
+    assert found.read_text().startswith("id,prediction,label,p_0,")
+    assert "exists" in one_line(hesstune("predict", out, "--data", "digits", "--out", found))
+    assert "does not exist" in one_line(
+        hesstune("predict", tmp_path / "b", "--data", "digits", "--out", tmp_path / "q.csv")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epoch", "3"], "--epochs"),
+        (["--epochs", "x"], "got 'x'"),
+        (["--method", "robut"], "did you mean 'robust'"),
+        (["--model", "efficientnet"], "efficientnet_lite0"),
+        (["--data", "folder:nowhere"], "does not exist"),
+        (["--noise", "symetric:0.2"], "did you mean 'symmetric'"),
+        (["--config", "nowhere.yaml"], "does not exist"),
+        (["--radius", "0"], "above 0"),
+        (["--resume", "--overwrite"], "contradict"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
+    out = [] if "--out" in arguments else ["--out", tmp_path / "a"]
+    noise = [] if "--noise" in arguments else ["--noise", "symmetric:0.2"]
+    done = hesstune("finetune", *noise, *out, *arguments)
+    assert message in one_line(done)
+    assert not (tmp_path / "a").exists()
+
+
+def test_usage_errors_are_one_line():
+    assert "frobnicate" in one_line(hesstune("frobnicate"))
+    assert "--out" in one_line(hesstune("finetune", "--noise", "0.2"))
+    assert "--data" in one_line(hesstune("predict", "runs/a"))
+
+
+def test_configuration_file_and_dry_run(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("method: robust\nnoise: pair:0.2\nbatch-size: 16\nradius: {head: 1.0}\n")
+    done = hesstune("finetune", "--config", path, "--batch-size", "8", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    resolved = yaml.safe_load(done.stdout)
+    assert (resolved["batch_size"], resolved["noise"], resolved["noise_matrix"]) == (8, "pair:0.2", "true")
+    assert resolved["radius"] == {"head": 1.0}
+    path.write_text("metod: robust\n")
+    assert "did you mean 'method'" in one_line(hesstune("finetune", "--config", path))
+    path.write_text("!!python/object/apply:os.system ['touch owned']\n")
+    assert "not valid YAML" in one_line(hesstune("finetune", "--config", path, cwd=tmp_path))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_interrupted_is_130_with_the_command_that_resumes(tmp_path):
+    import os
+    import signal
+    import time
+
+    out = tmp_path / "a b"
+    command = [sys.executable, "-m", "hesstune", "finetune", "--noise", "0.2", "--train", "head",
+               "--limit", "60", "--image-size", "32", "--epochs", "100000", "--out", str(out)]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"hesstune finetune --out '{out}' --resume" in err
+    assert not ht.Run.load(out).finished
+
+
+def test_photos_with_noisy_labels_through_the_command_line(pacs_photo, tmp_path):
+    out = tmp_path / "photo"
+    done = hesstune(
+        "finetune", "--data", f"folder:{pacs_photo}", "--noise", "symmetric:0.4", "--train", "head",
+        "--image-size", "96", "--limit", "400", "--epochs", "15", "--out", out, "--json", "--quiet",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)["result"]
+    assert result["test_accuracy"] > 0.7
+    assert result["train_accuracy"] < 0.8  # 40 % of the labels are wrong: more would be fitting noise

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hesstune import NoiseMatrix, Reference
+from hesstune.errors import ConfigError, DataError
+from hesstune.methods import MethodSetup, method_class, method_names
+from hesstune.methods._losses import balanced_rates, consistent
+
+
+def setup(**changes):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    values = {
+        "model": model,
+        "reference": Reference.of(model),
+        "noise": NoiseMatrix.symmetric(3, 0.3),
+        "counts": np.array([10, 20, 30]),
+        "radius": 0.1,
+        "norm": "frobenius",
+        "warmup_epochs": 2,
+    }
+    return MethodSetup(**{**values, **changes})
+
+
+LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+TARGETS = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def test_registry_is_the_folder():
+    assert method_names() == ["consistent", "constraint", "robust", "vanilla"]
+    with pytest.raises(ConfigError, match="did you mean 'robust'"):
+        method_class("robsut")
+
+
+def test_losses_of_each_method_by_epoch():
+    plain = nn.functional.cross_entropy(LOGITS, TARGETS)
+    given = setup()
+    corrected = consistent(given)(LOGITS, TARGETS)
+    assert not torch.isclose(plain, corrected)
+    expected = {"vanilla": (plain, plain), "constraint": (plain, plain), "consistent": (corrected, corrected)}
+    expected["robust"] = (plain, corrected)
+    for name, (warming, after) in expected.items():
+        method = method_class(name)(given)
+        torch.testing.assert_close(method.loss(LOGITS, TARGETS, 1), warming)
+        torch.testing.assert_close(method.loss(LOGITS, TARGETS, 2), after)
+
+
+@pytest.mark.parametrize("name", ["vanilla", "consistent", "constraint", "robust"])
+def test_only_constrained_methods_project(name):
+    given = setup()
+    method = method_class(name)(given)
+    with torch.no_grad():
+        given.model[0].weight.add_(1.0)
+    method.after_step()
+    distance = given.reference.distances(given.model)["0.weight"]
+    assert distance == pytest.approx(0.1 if method.constrained else 20**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("balance", ["weights", "sampler"])
+def test_balanced_consistent_loss_is_unbiased_for_the_balanced_clean_risk(balance):
+    """Enumerate true classes and noisy labels of a population, with its exact frequencies."""
+    F = NoiseMatrix([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.25, 0.15, 0.6]])
+    prior = np.array([0.6, 0.3, 0.1])
+    noisy = prior @ F.array
+    given = setup(noise=F, counts=np.round(noisy * 1_000_000).astype(int), balance=balance)
+    logits = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    loss = consistent(given)
+    loss.reduction = "none"
+    rates = balanced_rates(given.counts) if balance == "sampler" else np.ones(3)
+    risk = 0.0
+    for true in range(3):
+        for label in range(3):
+            drawn = prior[true] * F.array[true, label] * rates[label]
+            risk += drawn * float(loss(logits[true : true + 1], torch.tensor([label])))
+    clean = nn.functional.cross_entropy(logits, torch.arange(3), reduction="none")
+    assert risk == pytest.approx(float(clean.mean()), rel=1e-4)
+
+
+def test_balanced_sampler_draws_every_label_alike():
+    counts = np.array([5, 10, 85])
+    np.testing.assert_allclose(balanced_rates(counts) * counts, 100 / 3)
+    with pytest.raises(DataError, match="class 1 has no training example"):
+        balanced_rates(np.array([3, 0]))
+
+
+def test_default_radii_are_for_constrained_methods_only():
+    assert method_class("vanilla").default_radius("all") is None
+    assert set(method_class("robust").default_radius("all")) == {"head", "*"}
+    assert set(method_class("robust").default_radius("head")) == {"head"}

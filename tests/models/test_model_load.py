@@ -1,0 +1,143 @@
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from hesstune import Reference
+from hesstune.errors import ConfigError, MissingExtraError, ModelError
+from hesstune.models.load import check_output, load_model
+from hesstune.models.train_parts import freeze
+
+FACTORY = """
+import torch
+from torch import nn
+
+def small(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(4, num_classes))
+
+def positional(k):
+    return small(k)
+
+def wrong(k):
+    return "no module"
+
+def headless(k):
+    return nn.Conv2d(3, k, 3)
+"""
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch):
+    (tmp_path / "usernets.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "usernets", raising=False)
+    return "py:usernets"
+
+
+def test_efficientnet_has_its_weights_a_zero_head_and_its_own_normalisation():
+    state = torch.get_rng_state()
+    loaded = load_model("efficientnet_lite0", 7)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert loaded.head == "_fc"
+    assert loaded.model._fc.weight.shape == (7, 1280)
+    assert not loaded.model._fc.weight.any()
+    assert loaded.mean[0] == pytest.approx(127 / 255)
+    assert len(Reference.of(loaded.model).layers()) == 50
+    assert loaded.model._conv_stem.weight.std() > 0.05  # trained weights, not an initialisation
+
+
+def test_users_factories(user_module):
+    loaded = load_model(f"{user_module}:small", 3)
+    assert loaded.head == "5"
+    assert load_model(f"{user_module}:positional", 4).model[5].out_features == 4
+    assert load_model(f"{user_module}:small", 3, head_init="keep").model[5].weight.any()
+    check_output(loaded.model, torch.zeros(2, 3, 8, 8), 3)
+    with pytest.raises(ModelError, match=r"outputs \(2, 3\).*4 classes"):
+        check_output(loaded.model, torch.zeros(2, 3, 8, 8), 4)
+    with pytest.raises(ModelError, match="fails on images"):
+        check_output(loaded.model, torch.zeros(2, 3, 1, 1), 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("efficientnet_lite", "did you mean 'efficientnet_lite0'"),
+        ("efficientnet_lite0:x", "must be written efficientnet_lite0"),
+        ("hf:", "must be written hf:NAME"),
+        ("hf:./nowhere", "does not exist"),
+        ("py:usernets", "py:module:factory"),
+        ("py:no_such_module:f", "cannot import"),
+        ("py:usernets:smal", "did you mean 'small'"),
+        ("py:usernets:wrong", "returned str"),
+        ("py:usernets:headless", "no Linear layer with 3 outputs"),
+    ],
+)
+def test_wrong_specifications(user_module, spec, message):
+    with pytest.raises(ModelError, match=message):
+        load_model(spec, 3)
+
+
+@pytest.mark.parametrize("name", ["timm", "torchvision", "transformers"])
+def test_missing_extras_name_the_pip_command(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    kind = "hf" if name == "transformers" else name
+    with pytest.raises(MissingExtraError, match=rf"pip install 'hesstune\[{name}\]'"):
+        load_model(f"{kind}:resnet18", 3)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_weights_on_top(user_module, tmp_path, suffix):
+    source = load_model(f"{user_module}:small", 5, head_init="keep").model
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pt":
+        torch.save({"state_dict": source.state_dict()}, path)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(source.state_dict(), path)
+    loaded = load_model(f"{user_module}:small", 3, weights=path).model  # another number of classes
+    torch.testing.assert_close(loaded[0].weight, source[0].weight)
+    assert loaded[5].out_features == 3
+
+
+def test_weights_that_do_not_fit_or_are_unsafe(user_module, tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(nn.Linear(2, 2).state_dict(), path)
+    with pytest.raises(ModelError, match=r"missing: 0\.bias.*unexpected: bias, weight"):
+        load_model(f"{user_module}:small", 3, weights=path)
+    torch.save({"weights": [print]}, path)  # a pickled callable: never unpickled
+    with pytest.raises(ModelError, match="cannot be read as weights"):
+        load_model(f"{user_module}:small", 3, weights=path)
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_model(f"{user_module}:small", 3, weights=tmp_path / "gone.pt")
+
+
+def test_transformers_from_a_local_folder(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", num_labels=5
+    )
+    source = transformers.ResNetForImageClassification(config)
+    source.save_pretrained(tmp_path / "net")
+    loaded = load_model(f"hf:{tmp_path / 'net'}", 3)
+    check_output(loaded.model, torch.zeros(2, 3, 32, 32), 3)
+    name = "resnet.embedder.embedder.convolution.weight"
+    torch.testing.assert_close(
+        dict(loaded.model.named_parameters())[name], dict(source.named_parameters())[name]
+    )
+
+
+def test_what_is_trained():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Linear(3, 2))
+    assert freeze(model, "head", "3") == ["3.weight", "3.bias"]
+    assert [p.requires_grad for p in model.parameters()] == [False] * 6 + [True] * 2
+    assert freeze(model, "last:2", "3") == ["2.weight", "2.bias", "3.weight", "3.bias"]
+    assert freeze(model, "*.bias", "3") == ["0.bias", "1.bias", "2.bias", "3.bias"]
+    assert len(freeze(model, "all", "3")) == 8
+    with pytest.raises(ConfigError, match="pattern of parameters"):
+        freeze(model, "4.weight", "3")
+    with pytest.raises(ConfigError, match="N from 1 to 3"):
+        freeze(model, "last:9", "3")
