@@ -14,9 +14,10 @@ from torch import nn
 from hesstune.curvature.auto import Plan, make_plan, require_finite
 from hesstune.curvature.capture import Capture, capture, differentiable, rows_of
 from hesstune.curvature.exact import ExactForms, exact_by_forward_mode, exact_forms
+from hesstune.curvature.lanczos import Stopping
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.result import Measure
-from hesstune.curvature.weightspace import weight_space_forms
+from hesstune.curvature.smooth import SmoothSettings, smooth_brackets, smooth_traces
 from hesstune.errors import ConfigError, DataError, LayerError, unknown_name
 from hesstune.forward import Inputs, batch_size, moved
 from hesstune.reference import Reference
@@ -25,6 +26,10 @@ __all__ = ["measure"]
 
 Batch = tuple[Inputs, torch.Tensor]
 Progress = Callable[[int], None]
+
+_DEFAULT_TOLERANCE = 0.03
+# Where the bracket is wide (vᵀHv very negative) a fixed number of steps does not do.
+_MOST_PER_STEP = 4
 
 
 def measure(
@@ -63,7 +68,8 @@ def measure(
         method: `auto` decides layer by layer, by structure and a numerical probe; `exact` refuses
             layers that it does not hold for; `lanczos` takes the smooth path everywhere.
         layers: Names or fnmatch patterns of layers; all where None.
-        steps: Lanczos steps (smooth layers); more are taken where the bracket is wider than `tol`.
+        steps: Lanczos steps to reckon with (smooth layers): fewer where the bracket is narrower than
+            `tol` sooner, up to four times as many where it is not.
         tol: Relative error aimed at by Lanczos; 3 % where None.
         examples: `all` fills every entry; `max` refines only what can be a smooth layer's maximum.
         trace: Also Tr H_i⁺ of every example and layer.
@@ -236,21 +242,22 @@ class _Run:
         )
 
     def _smooth(self, inputs: Inputs, targets: torch.Tensor, rows: dict[str, torch.Tensor]) -> None:
-        for column in self._columns("lanczos", "weight_space"):
-            name = self.names[column]
-            bracket = weight_space_forms(
-                self.model,
-                inputs,
-                targets,
-                name,
-                self.deltas[name],
-                self.objective,
-                self.settings.steps,
-                self.settings.tol,
-            )
-            rows["quadratic"][:, column] = bracket.value
-            rows["lower"][:, column] = bracket.lower
-            rows["upper"][:, column] = bracket.upper
+        assert self.plan is not None
+        asked = self.settings
+        tol = _DEFAULT_TOLERANCE if asked.tol is None else asked.tol
+        smooth = SmoothSettings(
+            self.objective, Stopping(tol=tol, most=_MOST_PER_STEP * asked.steps), asked.seed
+        )
+        brackets = smooth_brackets(self.model, inputs, targets, self.plan, self.deltas, smooth)
+        for name, bracket in brackets.items():
+            column = self.names.index(name)
+            for key in ("quadratic", "lower", "upper"):
+                rows[key][:, column] = bracket.value if key == "quadratic" else getattr(bracket, key)
+        if asked.trace:
+            traces = smooth_traces(self.model, inputs, targets, self.plan, smooth)
+            for name, (value, stderr) in traces.items():
+                column = self.names.index(name)
+                rows["trace"][:, column], rows["trace_stderr"][:, column] = value, stderr
 
     def result(self) -> Measure:
         """Join the rows.
