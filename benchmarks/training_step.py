@@ -135,7 +135,7 @@ def main() -> None:
                 times[name].append((time.perf_counter() - started) / arguments.steps)
     median = {name: float(np.median(values)) for name, values in times.items()}
     record = {
-        "command": f"python benchmarks/training_step.py --batch {arguments.batch} --blocks {arguments.blocks}",
+        "command": "python benchmarks/training_step.py",
         "setting": {
             "model": "efficientnet_lite0",
             "layers": 50,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hesstune.constraints.distance import DistanceConstraint
+    from hesstune.curvature.measure import measure
+    from hesstune.curvature.result import Measure
     from hesstune.errors import HesstuneError
     from hesstune.losses.consistent import ConsistentLoss
     from hesstune.noise.matrix import NoiseMatrix
@@ -24,11 +26,13 @@ __all__ = [
     "ConsistentLoss",
     "DistanceConstraint",
     "HesstuneError",
+    "Measure",
     "NoiseMatrix",
     "Reference",
     "Run",
     "__version__",
     "finetune",
+    "measure",
     "predict",
 ]
 
@@ -36,10 +40,12 @@ _HOMES = {
     "ConsistentLoss": "hesstune.losses.consistent",
     "DistanceConstraint": "hesstune.constraints.distance",
     "HesstuneError": "hesstune.errors",
+    "Measure": "hesstune.curvature.result",
     "NoiseMatrix": "hesstune.noise.matrix",
     "Reference": "hesstune.reference",
     "Run": "hesstune.training.run",
     "finetune": "hesstune.training.finetune",
+    "measure": "hesstune.curvature.measure",
     "predict": "hesstune.training.predict",
 }
 

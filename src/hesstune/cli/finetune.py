@@ -55,9 +55,8 @@ def finetune(
     output.say(results_table({resolved.method: run}), "")
     noise = run.record["noise"]
     if noise["injected"]:
-        output.say(
-            f"Noise injected: {noise['injected']}; {noise['realised_rate']:.1%} of the training labels changed."
-        )
+        changed = f"{noise['realised_rate']:.1%} of the training labels changed"
+        output.say(f"Noise injected: {noise['injected']}; {changed}.")
     output.say(f"The loss was told about label noise: {noise['told']}.", f"Run: {run.path}")
     output.record({"path": str(run.path), **run.record})
 

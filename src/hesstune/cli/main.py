@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from hesstune import __version__
-from hesstune.cli import demo, finetune, predict
+from hesstune.cli import demo, finetune, measure, predict
 from hesstune.cli.exits import Interrupted
 
 __all__ = ["app", "run"]
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("finetune")(finetune.finetune)
+app.command("measure")(measure.measure)
 app.command("predict")(predict.predict)
 
 

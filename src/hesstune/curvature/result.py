@@ -135,12 +135,16 @@ class Measure:
             raise unknown_name("layer", layer, self.names)
         return int(self.quadratic[:, self.names.index(layer)].nan_to_num(nan=-math.inf).argmax())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready summary: numbers per layer, no per-example values; NaN becomes None."""
+    def to_dict(self, n: int | None = None) -> dict[str, Any]:
+        """Return a JSON-ready summary: numbers per layer, no per-example values; NaN becomes None.
+
+        Args:
+            n: The size of the training set; the number of measured examples where None.
+        """
         layers = [self._layer_dict(i) for i in range(len(self.names))]
-        n = self.losses.shape[0]
+        n = self.losses.shape[0] if n is None else n
         return {
-            "examples": n,
+            "examples": self.losses.shape[0],
             "measure": {"n": n, "C": float(self.losses.max()), "value": self.distance(n)},
             "losses": {"mean": float(self.losses.mean()), "max": float(self.losses.max())},
             "layers": layers,
@@ -166,8 +170,8 @@ class Measure:
             "refined": int(self.refined[:, i].sum()),
         }
 
-    def save(self, folder: str | Path) -> None:
-        """Write measure.json (the summary) and measure.safetensors (all tensors), each atomically."""
+    def save(self, folder: str | Path, n: int | None = None) -> None:
+        """Write measure.json (see `to_dict`) and measure.safetensors (all tensors), each atomically."""
         from safetensors.torch import save_file
 
         target = Path(folder)
@@ -180,7 +184,7 @@ class Measure:
             str(_beside(matrix)),
             metadata={k: json.dumps(v) for k, v in facts.items()},
         )
-        _beside(summary).write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        _beside(summary).write_text(json.dumps(self.to_dict(n), indent=2, allow_nan=False) + "\n")
         for path in (matrix, summary):
             os.replace(_beside(path), path)
 

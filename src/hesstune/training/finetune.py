@@ -45,7 +45,7 @@ from hesstune.training.run import (
 )
 from hesstune.training.trainer import Progress, Trainer
 
-__all__ = ["finetune", "pick_device"]
+__all__ = ["finetune", "pick_device", "run_task"]
 
 
 @dataclass(frozen=True)
@@ -152,12 +152,9 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _prepare(config: FinetuneConfig) -> _Prepared:
-    device = pick_device(config.device)
-    if config.mixed_precision == "fp16" and device.type == "cpu":
-        raise ConfigError("mixed precision fp16 needs a GPU; use bf16 or no")
+def _clean_task(config: FinetuneConfig) -> Task:
     assert config.image_size is not None
-    task = load_task(
+    return load_task(
         config.data,
         size=config.image_size,
         seed=config.seed,
@@ -168,6 +165,20 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
         skip_bad=config.skip_bad_images,
         cache_mib=config.cache_mib,
     )
+
+
+def run_task(config: FinetuneConfig) -> Task:
+    """Load the examples of a run again, with the labels it was trained on (by seed the same)."""
+    task = _clean_task(config)
+    injected = NoiseMatrix.parse(config.noise, task.k) if config.noise else None
+    return _noisy(task, injected, config)
+
+
+def _prepare(config: FinetuneConfig) -> _Prepared:
+    device = pick_device(config.device)
+    if config.mixed_precision == "fp16" and device.type == "cpu":
+        raise ConfigError("mixed precision fp16 needs a GPU; use bf16 or no")
+    task = _clean_task(config)
     if (config.patience or config.select == "best") and not len(task.val):
         raise ConfigError("early stopping and --select best need validation examples; there are none")
     injected = NoiseMatrix.parse(config.noise, task.k) if config.noise else None

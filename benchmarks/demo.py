@@ -1,0 +1,77 @@
+"""Run the demo over three seeds, record it, and write its table into the README.
+
+python benchmarks/demo.py            # runs, records and writes the table
+python benchmarks/demo.py --table    # the table alone, from the record
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hesstune.demo import SETTING, run_demo
+
+RESULT = Path(__file__).parent / "results" / "demo.json"
+README = Path(__file__).parents[1] / "README.md"
+START, END = (
+    "<!-- demo table: made by benchmarks/demo.py from benchmarks/results/demo.json -->\n",
+    "<!-- end of demo",
+)
+KEPT = ("test_accuracy", "train_accuracy", "gap", "distance", "epochs")
+
+
+def record_runs(seeds: int) -> dict[str, Any]:
+    started = time.monotonic()
+    runs = run_demo(Path(tempfile.mkdtemp()) / "demo", seeds)
+    return {
+        "command": "python benchmarks/demo.py",
+        "setting": SETTING,
+        "torch": torch.__version__,
+        "minutes_a_seed": round((time.monotonic() - started) / 60 / seeds, 2),
+        "runs": [
+            {"method": m, "seed": s, "noise": run.record["noise"], **{k: run.result[k] for k in KEPT}}
+            for (m, s), run in runs.items()
+        ],
+    }
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return the README's table of a record."""
+    by_run = {(r["method"], r["seed"]): r for r in record["runs"]}
+    seeds = sorted({seed for _, seed in by_run})
+    lines = [
+        "| seed | plain | robust | gain | gap, plain | gap, robust | distance, plain | distance, robust |"
+    ]
+    lines.append("|" + "---|" * 8)
+    for seed in seeds:
+        plain, robust = by_run["vanilla", seed], by_run["robust", seed]
+        gain = robust["test_accuracy"] - plain["test_accuracy"]
+        cells = [str(seed), f"{plain['test_accuracy']:.1%}", f"{robust['test_accuracy']:.1%}"]
+        cells.append(f"{100 * gain:+.1f} points")
+        cells += [f"{run[key]:.2f}" for key in ("gap", "distance") for run in (plain, robust)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", action="store_true", help="write the table from the record, run nothing")
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    if not arguments.table:
+        RESULT.parent.mkdir(exist_ok=True)
+        RESULT.write_text(json.dumps(record_runs(arguments.seeds), indent=1) + "\n")
+    text = README.read_text()
+    before, rest = text.split(START)
+    _, after = rest.split(END, 1)
+    README.write_text(before + START + "\n" + table(json.loads(RESULT.read_text())) + "\n" + END + after)
+
+
+if __name__ == "__main__":
+    main()

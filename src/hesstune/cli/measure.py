@@ -1,0 +1,101 @@
+"""`hesstune measure`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hesstune.cli.options import JSON, QUIET
+from hesstune.cli.render import Output, progress_bars
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hesstune.curvature.result import Measure
+
+__all__ = ["measure"]
+
+
+def measure(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    layers: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Layers to measure; may be repeated.")
+    ] = None,
+    examples: Annotated[
+        str, typer.Option(metavar="max|all", help="Smooth layers: refine the maximum only, or all.")
+    ] = "max",
+    max_examples: Annotated[
+        int | None, typer.Option(min=1, help="At most so many training examples, drawn uniformly.")
+    ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace/--no-trace", help="Also the trace of each layer's H⁺.")
+    ] = True,
+    memory_mib: Annotated[float, typer.Option(help="Memory for activations, in MiB.")] = 512.0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    json: JSON = False,
+    quiet: QUIET = False,
+) -> None:
+    """Measure which layers carry the generalization gap: the Hessian distance measure of a run."""
+    from hesstune.checks import one_of
+    from hesstune.training.measured import measure_run
+    from hesstune.training.run import Run
+
+    one_of("value of --examples", examples, ("max", "all"))
+    loaded = Run.load(run)
+    with progress_bars(quiet) as bars:
+        found = measure_run(
+            loaded,
+            layers=layers or None,
+            examples=examples,
+            max_examples=max_examples,
+            trace=trace,
+            memory_mib=memory_mib,
+            device=device,
+            progress=bars("measure") if bars else None,
+        )
+    n = int(loaded.record["examples"]["train"])
+    record = found.to_dict(n)
+    output = Output(quiet, json)
+    output.say(layer_table(found, n), "")
+    for line in summary(record, loaded.result["gap"]):
+        output.say(line)
+    output.say(f"Written: {loaded.path / 'measure.json'}, {loaded.path / 'measure.safetensors'}")
+    output.record({"path": str(loaded.path), "gap": loaded.result["gap"], **record})
+
+
+def layer_table(found: Measure, n: int) -> Table:
+    """Return the layers sorted by their share of the measure."""
+    from rich.table import Table
+
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("layer", no_wrap=True)
+    for title in ("share", "max vᵀH⁺v", "mean ± s.e.", "distance", "mean Tr H⁺"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("how")
+    terms = found.shares(n)
+    total = float(terms.sum()) or 1.0
+    for i in terms.argsort(descending=True).tolist():
+        table.add_row(
+            found.names[i],
+            f"{100 * float(terms[i]) / total:.1f} %",
+            f"{float(found.maximum[i]):.3g}",
+            f"{float(found.mean[i]):.2g} ± {float(found.mean_stderr[i]):.1g}",
+            f"{float(found.distances[i]):.3f}",
+            "-" if found.trace is None else f"{float(found.trace[:, i].nanmean()):.3g}",
+            "exact" if found.exact[i] else found.methods[i],
+        )
+    return table
+
+
+def summary(record: dict[str, Any], gap: float | None) -> list[str]:
+    """Return the measure, the gap observed, and what the number is and is not."""
+    value = record["measure"]
+    lines = [
+        f"Hessian distance measure: {value['value']:.3f} "
+        f"(n = {value['n']}, C = {value['C']:.3g}, the largest loss observed; {record['examples']} examples)"
+    ]
+    if gap is not None:
+        lines.append(f"Generalization gap observed: {gap:.3f} (cross-entropy, test minus training)")
+    return [*lines, *record["notes"], record["statement"]]

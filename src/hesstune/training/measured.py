@@ -1,0 +1,97 @@
+"""Measure a finished run: its network, its reference and the examples it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hesstune.curvature.measure import measure
+from hesstune.curvature.result import Measure
+from hesstune.data.examples import Task
+from hesstune.errors import RunError
+from hesstune.training.feeds import ImageFeed, to_channels_last
+from hesstune.training.finetune import pick_device, run_task
+from hesstune.training.run import Run
+
+__all__ = ["measure_run"]
+
+BATCH = 32
+
+
+def measure_run(
+    run: Run,
+    *,
+    layers: Sequence[str] | None = None,
+    examples: str = "max",
+    max_examples: int | None = None,
+    trace: bool = True,
+    memory_mib: float = 512.0,
+    device: str = "auto",
+    progress: Callable[[int, int, str], None] | None = None,
+    **options: Any,
+) -> Measure:
+    """Measure every layer of a finished run on its training examples; write the result beside it.
+
+    Args:
+        run: A finished run; measure.json and measure.safetensors are written to its folder.
+        layers: Names or patterns of layers; all where None.
+        examples: `max` or `all`, see `hesstune.measure`.
+        max_examples: At most so many training examples, drawn uniformly.
+        trace: Also Tr H_i⁺.
+        memory_mib: Memory for activations.
+        device: Where to compute.
+        progress: Called with (examples done, examples in all, text).
+        **options: Passed on to `hesstune.measure`.
+
+    Raises:
+        RunError: If the run has not finished, or its data has changed since.
+    """
+    _ = run.result
+    task = _unchanged(run, run_task(run.config))
+    target = pick_device(device)
+    loaded = run.loaded()
+    to_channels_last(loaded.model, target)
+    feed = ImageFeed(task.train, loaded, target)
+    assert task.train.labels is not None
+    labels = torch.from_numpy(task.train.labels)
+    rows = np.arange(len(task.train))
+    if max_examples is not None and max_examples < len(rows):
+        rows = np.sort(np.random.default_rng(run.config.seed).permutation(rows)[:max_examples])
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for start in range(0, len(rows), BATCH):
+            some = rows[start : start + BATCH]
+            yield feed.inputs(some), labels[some]
+
+    shown = None if progress is None else lambda done: progress(done, len(rows), "examples")
+    found = measure(
+        loaded.model,
+        run.reference().to(target),
+        batches(),
+        layers=layers,
+        examples="all" if examples == "all" else "max",
+        trace=trace,
+        memory_mib=memory_mib,
+        progress=shown,
+        **options,
+    )
+    if len(rows) < len(task.train):
+        found.notes.append(f"measured on {len(rows)} of {len(task.train)} training examples, drawn uniformly")
+    found.save(run.path, n=len(task.train))
+    return found
+
+
+def _unchanged(run: Run, task: Task) -> Task:
+    """Return the task; raise RunError unless its training examples are those of labels.csv."""
+    rows = [row for row in run.labels() if row["part"] == "train"]
+    assert task.train.labels is not None
+    now = [(i, task.classes[y]) for i, y in zip(task.train.ids, task.train.labels, strict=True)]
+    if now != [(row["id"], row["label"]) for row in rows]:
+        raise RunError(
+            f"the data {run.config.data} is no longer what {run.path} was trained on (labels.csv differs); "
+            "restore the data or train again"
+        )
+    return task
