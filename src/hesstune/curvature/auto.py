@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from hesstune.curvature.capture import Capture, capture, changed_example, find_layouts, rows_of
-from hesstune.curvature.exact import exact_forms
+from hesstune.curvature.exact import exact_forms, sources
 from hesstune.curvature.layers import Layout
 from hesstune.curvature.objective import Objective
 from hesstune.curvature.structure import Structure, read_structure
@@ -29,6 +29,7 @@ __all__ = ["LayerPlan", "Method", "Plan", "make_plan"]
 Method = Literal["exact", "lanczos", "weight_space", "unused"]
 _PROBE_EXAMPLES = 4
 _CURVATURE_EXAMPLES = 2
+_PROBED_LAYERS = 4
 _SAME_LOGITS = 1e-4
 
 
@@ -109,8 +110,8 @@ def make_plan(
     nodes = {name: layer.edge.node for name, layer in captured.layers.items()}
     structure = read_structure(captured.logits, {n: parameters[n] for n in names}, nodes)
     plans = {name: _plan_layer(model, probe, name, captured, structure) for name in names}
-    if method == "auto":
-        plans |= _confirm(model, probe, plans, captured, layouts, objective, seed)
+    if method == "auto" and objective.is_mixture:
+        plans |= _confirm(model, probe, plans, layouts, captured.overwritten, seed)
     plans = {name: _as_asked(plan, method, objective) for name, plan in plans.items()}
     outputs = sum(layer.shape.numel() for layer in captured.layers.values()) * captured.logits.element_size()
     size = (kept.total + outputs) // batch_size(probe)
@@ -149,64 +150,82 @@ def _confirm(
     model: nn.Module,
     probe: Inputs,
     plans: Mapping[str, LayerPlan],
-    captured: Capture,
-    layouts: Mapping[str, Layout],
-    objective: Objective,
-    seed: int,
-) -> dict[str, LayerPlan]:
-    """Compare the formula with double backward on a few examples; demote the layers that disagree."""
-    names = [name for name, plan in plans.items() if plan.method == "exact"]
-    if not names or not objective.is_mixture:
-        return {}
-    few = rows_of(probe, torch.arange(min(batch_size(probe), _CURVATURE_EXAMPLES)))
-    errors = _curvature_errors(model, few, names, layouts, captured.overwritten, seed)
-    tolerance = 1e-6 if captured.logits.dtype == torch.float64 else 1e-2
-    confirmed = {}
-    for name, error in zip(names, errors, strict=True):
-        if error <= tolerance:
-            reason = f"{plans[name].reason}; double backward agrees to {error:.0e}"
-            confirmed[name] = replace(plans[name], reason=reason)
-        else:
-            reason = f"it looks piecewise linear, but double backward differs by {error:.0e}"
-            confirmed[name] = LayerPlan(name, "lanczos", reason)
-    return confirmed
-
-
-def _curvature_errors(
-    model: nn.Module,
-    inputs: Inputs,
-    names: Sequence[str],
     layouts: Mapping[str, Layout],
     copied: frozenset[str],
     seed: int,
-) -> list[float]:
-    """Return the relative error of Σ_examples rᵀJᵀΛJr against rᵀHr by double backward, r random.
+) -> dict[str, LayerPlan]:
+    """Check the exact layers by autograd on a few examples; demote the ones that disagree."""
+    names = [name for name, plan in plans.items() if plan.method == "exact"]
+    if not names:
+        return {}
+    few = rows_of(probe, torch.arange(min(batch_size(probe), _CURVATURE_EXAMPLES)))
+    captured = capture(model, few, names, layouts, copied=copied)
+    tolerance = 1e-6 if captured.logits.dtype == torch.float64 else 1e-2
+    slopes, curvatures = _probe_errors(captured, names, seed)
+    worst = max(curvatures.values())
+    confirmed = {}
+    for name in names:
+        error = max(slopes[name], curvatures.get(name, 0.0))
+        if error > tolerance:
+            reason = f"it looks piecewise linear, but double backward differs by {error:.0e}"
+            confirmed[name] = LayerPlan(name, "lanczos", reason)
+        elif worst > tolerance:
+            reason = "it looks piecewise linear, but double backward disagrees at a layer of the same network"
+            confirmed[name] = LayerPlan(name, "lanczos", reason)
+        else:
+            how = "there" if name in curvatures else "at layers before and after it"
+            reason = f"{plans[name].reason}; double backward agrees {how}"
+            confirmed[name] = replace(plans[name], reason=reason)
+    return confirmed
 
-    The logits are divided by their spread and the target is the least likely class: saturated
-    logits would hide the second term Σ_k (p_k − [k = y]) ∇²f_k, and break autodiff besides.
+
+def _probe_errors(
+    captured: Capture, names: Sequence[str], seed: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Compare the formula with autograd through the weights themselves, in a random direction r.
+
+    The first derivative of a random functional of the logits is compared at every layer; the second,
+    rᵀHr against rᵀJᵀΛJr, at the layers that no other one feeds and a few more: what comes after
+    the others comes after those too. The logits are divided by their spread and the target is the
+    least likely class: saturated logits would hide Σ_k (p_k − [k = y]) ∇²f_k and break autodiff.
+
+    Returns:
+        Relative errors of the first derivative, of every layer, and of the second, of the probed ones.
     """
-    captured = capture(model, inputs, names, layouts, copied=copied)
     logits = captured.logits
     spread = (logits - logits.mean(1, keepdim=True)).abs().amax().detach().clamp(min=1e-30)
     scaled = logits / spread
     generator = torch.Generator().manual_seed(seed)
-    weights = [captured.layers[name].weight for name in names]
+    layers = [captured.layers[name] for name in names]
+    weights = [layer.weight for layer in layers]
     directions = {
-        name: torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
-        for name, w in zip(names, weights, strict=True)
+        layer.name: torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64).to(layer.weight)
+        for layer in layers
     }
-    formula = exact_forms(replace(captured, logits=scaled), names, directions).quadratic.sum(0)
     loss = nn.functional.cross_entropy(scaled, scaled.argmin(1), reduction="sum")
     gradients = torch.autograd.grad(loss, weights, create_graph=True)
-    errors = []
-    for name, weight, gradient, expected in zip(names, weights, gradients, formula.tolist(), strict=True):
-        direction = directions[name]
-        product = torch.autograd.grad(
-            (gradient * direction).sum(), weight, retain_graph=True, materialize_grads=True
-        )[0]
-        measured = float((product.double() * direction.double()).sum())
-        errors.append(abs(measured - expected) / max(abs(expected), abs(measured), 1e-300))
-    return errors
+    outputs = torch.autograd.grad(loss, [layer.edge for layer in layers], retain_graph=True)
+    slopes = {}
+    for layer, gradient, output in zip(layers, gradients, outputs, strict=True):
+        parts = layer.inner(output, layer.apply(directions[layer.name]).detach())
+        slopes[layer.name] = _relative(
+            (gradient * directions[layer.name]).sum(), parts.sum(), parts.abs().sum()
+        )
+    step = max(1, len(names) // _PROBED_LAYERS)
+    probed = sorted({*sources(layers), *range(0, len(names), step)})
+    replaced = replace(captured, logits=scaled)
+    forms = exact_forms(replaced, [names[i] for i in probed], directions).quadratic.sum(0)
+    curvatures = {}
+    for i, form in zip(probed, forms, strict=True):
+        slope = (gradients[i] * directions[names[i]]).sum()
+        product = torch.autograd.grad(slope, weights[i], retain_graph=True, materialize_grads=True)[0]
+        curvatures[names[i]] = _relative((product * directions[names[i]]).sum(), form, form)
+    return slopes, curvatures
+
+
+def _relative(measured: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> float:
+    size = max(float(scale), abs(float(measured)), 1e-300)
+    return abs(float(measured) - float(expected)) / size
 
 
 def _refuse_training_modules(model: nn.Module) -> None:

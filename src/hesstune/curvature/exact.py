@@ -30,7 +30,7 @@ from hesstune.curvature.capture import Capture, capture
 from hesstune.curvature.layers import CapturedLayer, Layout
 from hesstune.forward import Inputs
 
-__all__ = ["ExactForms", "LogitFactor", "exact_by_forward_mode", "exact_forms"]
+__all__ = ["ExactForms", "LogitFactor", "exact_by_forward_mode", "exact_forms", "sources"]
 
 # Gaussian probes of the skipped classes, and the factor between their mean square and a bound that
 # holds with probability 99 % an entry: for two probes P(χ²₂/2 < 0.01) = 1 − e^(−0.01).
@@ -133,7 +133,7 @@ def exact_forms(
     Args:
         captured: From `capture`, inside `differentiable`; its graph is kept.
         names: Layers in `captured.layers`, in the order of the result.
-        deltas: W_i − W_i⁽ˢ⁾ of each.
+        deltas: W_i − W_i⁽ˢ⁾ of each; a layer left out has not moved, and its quadratic form is 0.
         trace: Also Tr H_i, from the same passes.
         spectrum: Also the nonzero eigenvalues; keeps K − 1 gradients of every output at once.
         tol: Stop before all K − 1 passes once the skipped classes add at most this share to every
@@ -146,7 +146,7 @@ def exact_forms(
     """
     factor = LogitFactor(captured.logits)
     layers = [captured.layers[name] for name in names]
-    changes = [_change(layer, deltas[layer.name]) for layer in layers]
+    changes = [_change(layer, deltas.get(layer.name)) for layer in layers]
     passes = _Passes(captured.logits, layers, changes, trace=trace, spectrum=spectrum)
     with passes.watching():
         if tol is None or trace or spectrum:
@@ -156,9 +156,8 @@ def exact_forms(
         return _pruned(passes, factor, tol, seed)
 
 
-def _change(layer: CapturedLayer, delta: torch.Tensor) -> torch.Tensor | None:
-    # An unmoved layer's form is 0: no product needed, and nothing that could become 0·inf.
-    if not bool(delta.any()):
+def _change(layer: CapturedLayer, delta: torch.Tensor | None) -> torch.Tensor | None:
+    if delta is None:
         return None
     with torch.no_grad():
         return layer.apply(delta)
@@ -209,7 +208,7 @@ class _Passes:
         self._roots: list[torch.Tensor] = []
         self._u: list[torch.Tensor | None] = []
         self._squares: list[torch.Tensor | None] = []
-        self._sources = _sources(layers)
+        self._sources = sources(layers)
         self.taken = 0
 
     @property
@@ -308,7 +307,7 @@ def _gradient_gram(layer: CapturedLayer, gradients: Sequence[torch.Tensor]) -> t
     return rows @ rows.transpose(1, 2)
 
 
-def _sources(layers: Sequence[CapturedLayer]) -> list[int]:
+def sources(layers: Sequence[CapturedLayer]) -> list[int]:
     """Return the layers whose input depends on no other layer of the list."""
     nodes = {layer.edge.node for layer in layers}
     found = []

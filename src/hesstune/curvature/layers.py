@@ -129,7 +129,10 @@ class CapturedLayer:
     def inner(self, gradient: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """Return ⟨gradient, change⟩ of two raw outputs per example, (B,)."""
         g, d = self.examples_first(gradient), self.examples_first(change)
-        return (g * d).flatten(1).sum(1)
+        if g.stride() == d.stride() and _is_channels_last(g):
+            # Flattening in the order of the memory costs no copy.
+            g, d = g.movedim(1, -1), d.movedim(1, -1)
+        return torch.linalg.vecdot(g.flatten(1), d.flatten(1))
 
     def tokens(self) -> torch.Tensor:
         """Return what the weight multiplies: (B, G, T, I), I inputs a group (patches of a convolution)."""
@@ -171,6 +174,10 @@ class CapturedLayer:
         columns = self.weight.numel() // outputs
         tokens = math.prod(self.shape) // (outputs * self.examples)
         return tokens * (outputs // groups + columns) < outputs // groups * columns
+
+
+def _is_channels_last(tensor: torch.Tensor) -> bool:
+    return tensor.ndim in (4, 5) and not tensor.is_contiguous() and tensor.movedim(1, -1).is_contiguous()
 
 
 def _patches(inputs: torch.Tensor, kernel: torch.Size, options: dict[str, Any]) -> torch.Tensor:

@@ -156,6 +156,7 @@ class _Run:
         parameters = dict(self.model.named_parameters())
         self.device = next(iter(parameters.values())).device
         self.deltas = {name: self.ref.difference(self.model, name) for name in self.names}
+        self.moved = {name: delta for name, delta in self.deltas.items() if bool(delta.any())}
 
     def chunks(self, inputs: Inputs, targets: torch.Tensor) -> Iterator[Batch]:
         """Split one batch by the memory budget; the first batch (of two examples or more) makes the plan."""
@@ -234,7 +235,7 @@ class _Run:
         return exact_forms(
             forward,
             names,
-            self.deltas,
+            self.moved,
             trace=self.settings.trace,
             spectrum=self.settings.spectrum,
             tol=self.settings.skip_classes,
