@@ -70,10 +70,11 @@ def layer_table(found: Measure, n: int) -> Table:
     from rich.table import Table
 
     table = Table(show_edge=False, pad_edge=False)
-    table.add_column("layer", no_wrap=True)
-    for title in ("share", "max vᵀH⁺v", "mean ± s.e.", "distance", "mean Tr H⁺"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("how")
+    table.add_column("layer", no_wrap=True, overflow="ellipsis")
+    # On a narrow terminal the names give way, not the numbers.
+    widths = {"share": 7, "max vᵀH⁺v": 10, "mean ± s.e.": 15, "distance": 8, "Tr H⁺": 8, "how": 7}
+    for title, width in widths.items():
+        table.add_column(title, justify="right", no_wrap=True, min_width=width)
     terms = found.shares(n)
     total = float(terms.sum()) or 1.0
     for i in terms.argsort(descending=True).tolist():
