@@ -83,4 +83,4 @@ def unknown_name(
     names = list(valid)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    return error(f"unknown {kind} '{given}'{hint} (valid: {listed(names, 30)})")
+    return error(f"unknown {kind} '{given}'{hint} (valid: {listed(names, 12)})")

@@ -19,7 +19,6 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="hesstune",
     help="Fine-tune pretrained networks on small, noisily labelled data; say how far to trust the result.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -58,8 +57,9 @@ def run(arguments: list[str] | None = None) -> None:
     from hesstune.errors import HesstuneError
 
     signal.signal(signal.SIGTERM, _interrupt)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments or ["--help"], standalone_mode=False)
     except HesstuneError as error:
         _fail(error, 2)
     except Interrupted as error:

@@ -70,13 +70,16 @@ def results_table(runs: dict[str, Run]) -> Table:
     """Return the table that ends a fine-tune: accuracies, gap and distance, a row a run."""
     from rich.table import Table
 
+    from hesstune.training.card import test_labels
+
     table = Table(show_edge=False, pad_edge=False)
+    against = test_labels(next(iter(runs.values())).record)
     table.add_column("run")
     for title in (
-        "test accuracy\n(true labels)",
-        "train accuracy\n(labels trained on)",
-        "generalization gap\n(cross-entropy)",
-        "distance from\nthe reference",
+        f"test accuracy\n({against})",
+        "train accuracy\n(as trained on)",
+        "gap in cross-\nentropy",
+        "distance from\nreference",
     ):
         table.add_column(title, justify="right")
     for name, run in runs.items():

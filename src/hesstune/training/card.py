@@ -6,7 +6,7 @@ from typing import Any
 
 from hesstune.training.config import FinetuneConfig
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "test_labels"]
 
 
 def model_card(config: FinetuneConfig, record: dict[str, Any]) -> str:
@@ -26,14 +26,14 @@ def model_card(config: FinetuneConfig, record: dict[str, Any]) -> str:
         f"- Noise injected: {noise['injected'] or 'none'}"
         + (f" ({noise['realised_rate']:.1%} of the training labels changed)" if noise["injected"] else ""),
         f"- Noise the loss was told: {noise['told']}",
-        f"- Validation labels: {'clean' if config.clean_val or not noise['injected'] else 'noisy, too'}",
+        f"- Validation labels: {_validation(config)}",
         f"- Split: {record['split']}",
         "",
         "## Results",
         "",
         "| | |",
         "|---|---|",
-        f"| test accuracy (true labels) | {_percent(result['test_accuracy'])} |",
+        f"| test accuracy ({test_labels(record)}) | {_percent(result['test_accuracy'])} |",
         f"| training accuracy (labels as trained on) | {_percent(result['train_accuracy'])} |",
         f"| generalization gap (cross-entropy, test − training) | {_number(result['gap'])} |",
         f"| distance from the reference | {result['distance']:.3f} |",
@@ -42,6 +42,17 @@ def model_card(config: FinetuneConfig, record: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def test_labels(record: dict[str, Any]) -> str:
+    """Say what test accuracy is measured against: only injected noise leaves true labels to know."""
+    return "true labels" if record["noise"]["injected"] else "labels as given"
+
+
+def _validation(config: FinetuneConfig) -> str:
+    if config.noise is None:
+        return "as given"
+    return "without the injected noise" if config.clean_val else "noisy, too"
 
 
 def _percent(value: float | None) -> str:

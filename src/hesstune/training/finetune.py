@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from hesstune import __version__
+from hesstune.constraints.distance import resolve_radii
 from hesstune.data.augment import Augmentation
 from hesstune.data.examples import Task
 from hesstune.data.load import load_task
@@ -22,7 +23,7 @@ from hesstune.methods import MethodSetup, method_class
 from hesstune.models.load import LoadedModel, check_output, load_model, spec_parts
 from hesstune.models.train_parts import freeze
 from hesstune.noise.matrix import NoiseMatrix
-from hesstune.reference import Reference
+from hesstune.reference import Reference, layer_names
 from hesstune.training.card import model_card
 from hesstune.training.config import RESUMABLE, FinetuneConfig, make_config, read_yaml
 from hesstune.training.evaluate import final_metrics
@@ -197,6 +198,8 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
     )
     to_channels_last(loaded.model, device)
     freeze(loaded.model, config.train, loaded.head)
+    if (radius := _layer_radii(config, loaded)) is not None:
+        resolve_radii(layer_names(loaded.model), radius)  # a wrong pattern is told before anything is written
     probe = ImageFeed(task.train, loaded, device)
     check_output(loaded.model, probe.inputs(np.arange(min(2, len(task.train)))), task.k)
     return _Prepared(config, _noisy(task, injected, config), loaded, injected, believed, device)
