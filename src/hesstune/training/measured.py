@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hesstune.curvature.measure import measure
 from hesstune.curvature.result import Measure
@@ -56,21 +57,15 @@ def measure_run(
     to_channels_last(loaded.model, target)
     feed = ImageFeed(task.train, loaded, target)
     assert task.train.labels is not None
-    labels = torch.from_numpy(task.train.labels)
     rows = np.arange(len(task.train))
     if max_examples is not None and max_examples < len(rows):
         rows = np.sort(np.random.default_rng(run.config.seed).permutation(rows)[:max_examples])
-
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for start in range(0, len(rows), BATCH):
-            some = rows[start : start + BATCH]
-            yield feed.inputs(some), labels[some]
 
     shown = None if progress is None else lambda done: progress(done, len(rows), "examples")
     found = measure(
         loaded.model,
         run.reference().to(target),
-        batches(),
+        _batches(feed, torch.from_numpy(task.train.labels), rows),
         layers=layers,
         examples="all" if examples == "all" else "max",
         trace=trace,
@@ -82,6 +77,14 @@ def measure_run(
         found.notes.append(f"measured on {len(rows)} of {len(task.train)} training examples, drawn uniformly")
     found.save(run.path, n=len(task.train))
     return found
+
+
+def _batches(
+    feed: ImageFeed, labels: torch.Tensor, rows: NDArray[np.int64]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for start in range(0, len(rows), BATCH):
+        some = rows[start : start + BATCH]
+        yield feed.inputs(some), labels[some]
 
 
 def _unchanged(run: Run, task: Task) -> Task:
