@@ -1,0 +1,234 @@
+"""PAC-Bayes-kl: Gaussian KL, the safe inversion of the binary kl, and confidence for finite samples.
+
+Pure functions of numbers. Every inversion returns the end that can only make a bound larger.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from hesstune.checks import positive, unit_interval
+from hesstune.errors import ConfigError
+
+__all__ = [
+    "MIN_EXAMPLES",
+    "binary_kl",
+    "complexity",
+    "confidence_interval",
+    "confidence_upper",
+    "gaussian_kl",
+    "geometric_grid",
+    "kl_inverse",
+    "monte_carlo_upper",
+    "pac_bayes_kl",
+]
+
+MIN_EXAMPLES = 8  # Maurer's constant 2√n is proved for n of at least 8
+_EPS = float(np.finfo(np.float64).eps)
+# Each logarithm, product and sum of the two terms rounds once; 8 covers them with room to spare.
+_ROUNDINGS = 8
+
+
+def binary_kl(q: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
+    """Return kl(q‖p) = q ln(q/p) + (1 − q) ln((1 − q)/(1 − p)), in nats, elementwise.
+
+    Args:
+        q: Probabilities in [0, 1]; 0 ln 0 counts as 0.
+        p: Probabilities in [0, 1]; the result is infinite where p excludes what q allows.
+
+    Example:
+        >>> round(float(binary_kl(0.1, 0.3)), 6)
+        0.116322
+    """
+    first, second = _kl_terms(np.asarray(q, np.float64), np.asarray(p, np.float64))
+    return np.maximum(first + second, 0.0)
+
+
+def _kl_terms(
+    q: NDArray[np.float64], p: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        first = np.where(q > 0, q * (np.log(q) - np.log(p)), 0.0)
+        second = np.where(q < 1, (1 - q) * (np.log1p(-q) - np.log1p(-p)), 0.0)
+    return first, second
+
+
+def _surely_above(
+    q: NDArray[np.float64], p: NDArray[np.float64], c: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Tell where kl(q‖p) ≥ c even if every rounding went the wrong way."""
+    first, second = _kl_terms(q, p)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        size = np.where(q > 0, q * (1 + np.abs(np.log(q)) + np.abs(np.log(p))), 0.0)
+        size = size + np.where(q < 1, (1 - q) * (1 + np.abs(np.log1p(-q)) + np.abs(np.log1p(-p))), 0.0)
+        return np.asarray(first + second - _ROUNDINGS * _EPS * size >= c)
+
+
+def kl_inverse(q: ArrayLike, c: ArrayLike) -> NDArray[np.float64]:
+    """Return kl⁻¹(q, c) = max{p in [q, 1] : kl(q‖p) ≤ c}, never below the true value.
+
+    Bisection that keeps the upper end: the returned p satisfies kl(q‖p) ≥ c in exact arithmetic, or
+    is 1. It exceeds the true value by a few units of rounding only.
+
+    Args:
+        q: Empirical means in [0, 1].
+        c: Right-hand sides, at least 0, in nats; infinite gives 1.
+
+    Returns:
+        An array of the broadcast shape; a scalar array for scalars.
+
+    Raises:
+        ConfigError: If q leaves [0, 1], or c is negative or not a number.
+
+    Example:
+        >>> round(float(kl_inverse(0.0, 0.1)), 6)  # 1 − exp(−c) at q = 0
+        0.095163
+    """
+    q, c = (np.array(a) for a in np.broadcast_arrays(np.asarray(q, np.float64), np.asarray(c, np.float64)))
+    if not (np.all(q >= 0) and np.all(q <= 1)):
+        raise ConfigError(f"the mean to invert must lie in [0, 1]; got {q}")
+    if not np.all(c >= 0):
+        raise ConfigError(f"the right-hand side of a kl bound must be at least 0; got {c}")
+    low, high = q.copy(), np.ones_like(q)
+    for _ in range(200):
+        middle = low + (high - low) / 2
+        above = _surely_above(q, middle, c)
+        high = np.where(above, middle, high)
+        low = np.where(above, low, middle)
+        if np.all(high - low <= _EPS * high):
+            break
+    return high
+
+
+def gaussian_kl(
+    squared_distance: ArrayLike,
+    prior: ArrayLike,
+    posterior: ArrayLike | None = None,
+    dimension: ArrayLike = 1,
+) -> float:
+    """Return KL(N(Ŵ, σ²I) ‖ N(W⁽ˢ⁾, s²I)) summed over independent blocks, in nats.
+
+    Σ_i [ ‖v_i‖²/(2 s_i²) + d_i/2 · (σ_i²/s_i² − 1 − ln(σ_i²/s_i²)) ].
+
+    Args:
+        squared_distance: ‖v_i‖² of each block (or of each weight, with dimension 1).
+        prior: s_i, the prior's standard deviations, above 0.
+        posterior: σ_i, the posterior's; equal to the prior's where left out.
+        dimension: d_i, the number of weights of each block.
+
+    Raises:
+        ConfigError: If a standard deviation is not above 0 or a distance is negative.
+
+    Example:
+        >>> gaussian_kl([4.0, 1.0], [1.0, 0.5])
+        4.0
+    """
+    square, s, d = (np.asarray(a, np.float64) for a in (squared_distance, prior, dimension))
+    sigma = s if posterior is None else np.asarray(posterior, np.float64)
+    if not (np.all(np.isfinite(s)) and np.all(s > 0) and np.all(np.isfinite(sigma)) and np.all(sigma > 0)):
+        raise ConfigError("standard deviations of prior and posterior must be finite and above 0")
+    if not (np.all(square >= 0) and np.all(d >= 0)):
+        raise ConfigError("squared distances and dimensions must be at least 0")
+    # expm1-like form: r − 1 − ln r loses all digits near r = 1, so r − 1 is formed first.
+    excess = (sigma - s) * (sigma + s) / s**2
+    spread = excess - np.log1p(excess)
+    return float(np.sum(square / (2 * s**2) + d / 2 * np.maximum(spread, 0.0)))
+
+
+def complexity(kl: float, n: int, delta: float, family: int = 1) -> float:
+    """Return (KL + ln(2√n · J/δ)) / n, the right-hand side of the PAC-Bayes-kl bound.
+
+    Maurer, A note on the PAC-Bayesian theorem (2004); J members of a finite family of priors (and
+    losses) fixed before seeing the data share δ equally.
+
+    Args:
+        kl: KL of posterior from prior, in nats.
+        n: Number of independent examples, at least 8.
+        delta: Probability with which the bound may fail, in (0, 1).
+        family: J, at least 1.
+
+    Raises:
+        ConfigError: If an argument is out of range.
+    """
+    if not isinstance(n, int | np.integer) or n < MIN_EXAMPLES:
+        raise ConfigError(f"the PAC-Bayes-kl bound needs at least {MIN_EXAMPLES} examples; got {n}")
+    if not kl >= 0:
+        raise ConfigError(f"a KL divergence must be at least 0; got {kl}")
+    if family < 1:
+        raise ConfigError(f"a family of priors needs at least one member; got {family}")
+    return float((kl + math.log(2 * math.sqrt(n)) + math.log(family) - math.log(_inside(delta))) / n)
+
+
+def pac_bayes_kl(empirical: float, kl: float, n: int, delta: float, family: int = 1) -> float:
+    """Return the upper bound kl⁻¹(R̂, (KL + ln(2√n · J/δ))/n) on the risk of the randomised predictor.
+
+    For a loss in [0, 1], n independent examples, and any posterior: with probability at least
+    1 − δ. Maurer (2004), Theorem 5; Seeger (2002).
+
+    Example:
+        >>> round(pac_bayes_kl(empirical=0.028, kl=5144.0, n=55000, delta=0.035), 3)
+        0.161
+    """
+    return float(kl_inverse(empirical, complexity(kl, n, delta, family)))
+
+
+def monte_carlo_upper(mean: float, draws: int, delta: float) -> float:
+    """Return kl⁻¹(mean, ln(1/δ′)/m): an upper bound on an expectation over the posterior.
+
+    m counts independent draws of the *weights*, fixed beforehand, never examples. Each draw's value
+    lies in [0, 1] and the draws' expectations average to what is bounded. Langford & Caruana (2002),
+    section 4; the Chernoff bound in its kl form.
+
+    Example:
+        >>> round(monte_carlo_upper(0.1, draws=1000, delta=0.01), 4)
+        0.1312
+    """
+    if draws < 1:
+        raise ConfigError(f"the Monte-Carlo step needs at least one draw; got {draws}")
+    return float(kl_inverse(mean, -math.log(_inside(delta)) / draws))
+
+
+def confidence_upper(errors: int, n: int, delta: float) -> float:
+    """Return the Clopper–Pearson upper bound on an error rate from `errors` of n held-out examples.
+
+    The largest p with P(Binomial(n, p) ≤ errors) ≥ δ, rounded up. Clopper & Pearson (1934).
+
+    Example:
+        >>> round(confidence_upper(0, 100, 0.05), 4)  # 1 − 0.05^(1/100)
+        0.0295
+    """
+    if not 0 <= errors <= n or n < 1:
+        raise ConfigError(f"errors must be between 0 and n, with n at least 1; got {errors} of {n}")
+    if errors == n:
+        return 1.0
+    return min(1.0, float(stats.beta.ppf(1 - _inside(delta), errors + 1, n - errors)) * (1 + 1e-9))
+
+
+def confidence_interval(count: int, n: int, delta: float) -> tuple[float, float]:
+    """Return the two-sided Clopper–Pearson interval, each side failing with probability at most δ/2."""
+    if n == 0:
+        return 0.0, 1.0
+    return 1.0 - confidence_upper(n - count, n, delta / 2), confidence_upper(count, n, delta / 2)
+
+
+def geometric_grid(low: float, high: float, ratio: float) -> tuple[float, ...]:
+    """Return low, low·ratio, … up to high: a grid of prior scales to fix before seeing the data.
+
+    Example:
+        >>> geometric_grid(0.25, 1.0, 2.0)
+        (0.25, 0.5, 1.0)
+    """
+    if positive("the grid's ratio", ratio) <= 1 or positive("the grid's end", high) < positive("start", low):
+        raise ConfigError(f"a grid needs a ratio above 1 and low ≤ high; got {low}, {high}, {ratio}")
+    steps = math.floor(math.log(high / low) / math.log(ratio) + 1e-9)
+    return tuple(low * ratio**k for k in range(steps + 1))
+
+
+def _inside(delta: float) -> float:
+    if not 0 < unit_interval("delta", delta) < 1:
+        raise ConfigError(f"delta must lie strictly between 0 and 1; got {delta}")
+    return float(delta)
