@@ -110,8 +110,8 @@ def make_plan(
     nodes = {name: layer.edge.node for name, layer in captured.layers.items()}
     structure = read_structure(captured.logits, {n: parameters[n] for n in names}, nodes)
     plans = {name: _plan_layer(model, probe, name, captured, structure) for name in names}
-    if method == "auto" and objective.is_mixture:
-        plans |= _confirm(model, probe, plans, layouts, captured.overwritten, seed)
+    if method != "lanczos" and objective.is_mixture:
+        plans |= _confirm(model, probe, plans, layouts, captured.overwritten, structure.unsure, seed)
     plans = {name: _as_asked(plan, method, objective) for name, plan in plans.items()}
     outputs = sum(layer.shape.numel() for layer in captured.layers.values()) * captured.logits.element_size()
     size = (kept.total + outputs) // batch_size(probe)
@@ -152,6 +152,7 @@ def _confirm(
     plans: Mapping[str, LayerPlan],
     layouts: Mapping[str, Layout],
     copied: frozenset[str],
+    unsure: frozenset[str],
     seed: int,
 ) -> dict[str, LayerPlan]:
     """Check the exact layers by autograd on a few examples; demote the ones that disagree."""
@@ -161,8 +162,8 @@ def _confirm(
     few = rows_of(probe, torch.arange(min(batch_size(probe), _CURVATURE_EXAMPLES)))
     captured = capture(model, few, names, layouts, copied=copied)
     tolerance = 1e-6 if captured.logits.dtype == torch.float64 else 1e-2
-    slopes, curvatures = _probe_errors(captured, names, seed)
-    worst = max(curvatures.values())
+    slopes, curvatures = _probe_errors(captured, names, unsure, seed)
+    worst = max((error for name, error in curvatures.items() if name not in unsure), default=0.0)
     confirmed = {}
     for name in names:
         error = max(slopes[name], curvatures.get(name, 0.0))
@@ -180,14 +181,15 @@ def _confirm(
 
 
 def _probe_errors(
-    captured: Capture, names: Sequence[str], seed: int
+    captured: Capture, names: Sequence[str], unsure: frozenset[str], seed: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Compare the formula with autograd through the weights themselves, in a random direction r.
 
-    The first derivative of a random functional of the logits is compared at every layer; the second,
-    rᵀHr against rᵀJᵀΛJr, at the layers that no other one feeds and a few more: what comes after
-    the others comes after those too. The logits are divided by their spread and the target is the
-    least likely class: saturated logits would hide Σ_k (p_k − [k = y]) ∇²f_k and break autodiff.
+    The first derivative is compared at every layer; the second, rᵀHr against rᵀJᵀΛJr, at the layers
+    that no other one feeds and a few more: what comes after the others comes after those too, but for
+    writes into slices, so the layers before such writes are all compared. The logits are divided by
+    their spread and the target is the least likely class: saturated logits would hide
+    Σ_k (p_k − [k = y]) ∇²f_k and break autodiff.
 
     Returns:
         Relative errors of the first derivative, of every layer, and of the second, of the probed ones.
@@ -212,7 +214,8 @@ def _probe_errors(
             (gradient * directions[layer.name]).sum(), parts.sum(), parts.abs().sum()
         )
     step = max(1, len(names) // _PROBED_LAYERS)
-    probed = sorted({*sources(layers), *range(0, len(names), step)})
+    hidden = [i for i, name in enumerate(names) if name in unsure]
+    probed = sorted({*sources(layers), *range(0, len(names), step), *hidden})
     replaced = replace(captured, logits=scaled)
     forms = exact_forms(replaced, [names[i] for i in probed], directions).quadratic.sum(0)
     curvatures = {}
@@ -224,8 +227,8 @@ def _probe_errors(
 
 
 def _relative(measured: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> float:
-    size = max(float(scale), abs(float(measured)), 1e-300)
-    return abs(float(measured) - float(expected)) / size
+    found, wanted, largest = (float(value.detach()) for value in (measured, expected, scale))
+    return abs(found - wanted) / max(largest, abs(found), 1e-300)
 
 
 def _refuse_training_modules(model: nn.Module) -> None:

@@ -33,9 +33,9 @@ from hesstune.forward import Inputs
 __all__ = ["ExactForms", "LogitFactor", "exact_by_forward_mode", "exact_forms", "sources"]
 
 # Gaussian probes of the skipped classes, and the factor between their mean square and a bound that
-# holds with probability 99 % an entry: for two probes P(χ²₂/2 < 0.01) = 1 − e^(−0.01).
-_PROBES = 2
-_PROBE_FACTOR = 100.0
+# holds with probability 99 % an entry: the 1 % quantile of χ²₄ is 0.297.
+_PROBES = 4
+_PROBE_FACTOR = 4 / 0.297
 
 
 @dataclass
@@ -137,7 +137,7 @@ def exact_forms(
         trace: Also Tr H_i, from the same passes.
         spectrum: Also the nonzero eigenvalues; keeps K − 1 gradients of every output at once.
         tol: Stop before all K − 1 passes once the skipped classes add at most this share to every
-            entry, told by two random probes (99 % an entry); None takes all passes. Not used
+            entry, told by random probes (99 % an entry); None takes all passes. Not used
             together with trace or spectrum.
         seed: Of the probes.
 
@@ -169,7 +169,7 @@ def _pruned(passes: _Passes, factor: LogitFactor, tol: float, seed: int) -> Exac
     normals = torch.randn(_PROBES, columns, generator=generator, dtype=torch.float64)
     mass = factor.sorted_q.flip(1).cumsum(1).flip(1)  # mass[:, r]: of the classes from rank r on
     share = (mass / mass[:, :1].clamp(min=1e-300)).amax(0)
-    enough = int((share > tol).sum())
+    enough = int((share > tol / _PROBE_FACTOR).sum())
     done = 0
     while enough + _PROBES < columns:
         for rank in range(done, enough):

@@ -35,6 +35,7 @@ _MULTILINEAR_NAMES = """
     Convolution MkldnnConvolution ThnnConv2D SlowConv3D ConvDepthwise2D PreluKernel Prelu
     """
 _MULTILINEAR = frozenset(_MULTILINEAR_NAMES.split())
+_SLICE_WRITE = "CopySlices"
 _BATCH_NORMS = frozenset({"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "BatchNorm"})
 
 
@@ -46,10 +47,12 @@ class Structure:
         uses: How often each weight enters the graph of the logits.
         smooth: For each captured output that is followed by anything but piecewise-linear
             operations: the first such operation met.
+        unsure: Captured outputs followed by a write into a slice, whose operation the graph hides.
     """
 
     uses: Mapping[str, int]
     smooth: Mapping[str, str]
+    unsure: frozenset[str]
 
 
 def read_structure(
@@ -82,11 +85,12 @@ def read_structure(
             culprits[kind] = culprits.get(kind, 0) | bad
         masks[node] = start.get(node, 0) | _union(operands)
     smooth = {}
+    hidden = culprits.pop(_SLICE_WRITE, 0)
     for name, bit in bits.items():
         first = next((kind for kind, mask in culprits.items() if mask & bit), None)
         if first is not None:
             smooth[name] = first
-    return Structure(uses, smooth)
+    return Structure(uses, smooth, frozenset(name for name, bit in bits.items() if hidden & bit))
 
 
 def _nonlinear_in(kind: str, node: Any, operands: Sequence[int]) -> int:

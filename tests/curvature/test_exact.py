@@ -1,0 +1,275 @@
+"""The exact path against the dense twin, and against closed forms in many digits."""
+
+from __future__ import annotations
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import PIECEWISE_LINEAR, build, mlp, moved
+from torch import nn
+
+from hesstune.curvature.capture import capture, differentiable
+from hesstune.curvature.dense import block_hessian, block_jacobian, positive_form, positive_trace
+from hesstune.curvature.exact import LogitFactor, exact_by_forward_mode, exact_forms
+from hesstune.curvature.measure import measure
+from hesstune.errors import ConfigError, DataError
+
+DOUBLE = {"rtol": 1e-8, "atol": 1e-14}
+SINGLE = {"rtol": 1e-4, "atol": 1e-9}
+
+
+def _dense(case, loss=None):
+    """The twin's v_iᵀ H_i⁺ v_i, Tr H_i⁺ and eigenvalues, layer by layer."""
+    extra = () if loss is None else (loss,)
+    forms, traces, spectra = [], [], []
+    for name in case.ref.layers():
+        hessian = block_hessian(case.model, case.inputs, case.targets, name, *extra)
+        forms.append(positive_form(hessian, case.ref.difference(case.model, name)))
+        traces.append(positive_trace(hessian))
+        spectra.append(torch.linalg.eigvalsh(hessian).flip(1))
+    return torch.stack(forms, 1), torch.stack(traces, 1), spectra
+
+
+@pytest.mark.parametrize("name", PIECEWISE_LINEAR)
+def test_every_layer_and_example_matches_the_dense_twin(name):
+    case = build(name)
+    m = measure(case.model, case.ref, [(case.inputs, case.targets)], trace=True, spectrum=True)
+    forms, traces, spectra = _dense(case)
+    assert m.exact == [True] * len(m.names)
+    assert m.names == case.ref.layers()
+    torch.testing.assert_close(m.quadratic, forms, **DOUBLE)
+    torch.testing.assert_close(m.trace, traces, **DOUBLE)
+    for i, dense in enumerate(spectra):
+        ours = m.spectrum[:, i]
+        kept = min(ours.shape[1], dense.shape[1])
+        torch.testing.assert_close(ours[:, :kept], dense[:, :kept], rtol=1e-7, atol=1e-12)
+        assert float(dense[:, kept:].abs().sum()) < 1e-12  # nothing is left out
+    losses = F.cross_entropy(_logits(case), case.targets, reduction="none")
+    torch.testing.assert_close(m.losses, losses)
+
+
+def _logits(case):
+    with torch.no_grad():
+        return case.model.eval()(case.inputs)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "conv1d", "mlp_fifty_classes"])
+def test_float32_keeps_four_digits(name):
+    case = build(name)
+    forms, traces, _ = _dense(case)
+    case.model.float()
+    batch = (case.inputs.float(), case.targets)
+    m = measure(case.model, case.ref, [batch], trace=True, method="exact")
+    torch.testing.assert_close(m.quadratic, forms, **SINGLE)
+    torch.testing.assert_close(m.trace, traces, **SINGLE)
+
+
+@pytest.mark.parametrize("gap", [0.0, 5.0, 18.0, 30.0, 60.0, 300.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_saturated_logits_match_a_closed_form_in_many_digits(gap, dtype):
+    # At 1 − p = 1e-8 and below autodiff's second derivative is wrong; here f = Wx + b is linear, so
+    # vᵀHv = Σ_k p_k (u_k − ū)² with u = (W − W⁽ˢ⁾)x, and mpmath can take any number of digits.
+    k = 5
+    generator = torch.Generator().manual_seed(3)
+    model = nn.Linear(4, k).to(dtype)
+    x = torch.randn(6, 4, generator=generator, dtype=torch.float64).to(dtype)
+    ref = moved(model, 0.3)
+    with torch.no_grad():
+        model.bias[2] += gap
+    m = measure(model, ref, [(x, torch.full((6,), 2))], method="exact", trace=True)
+    weight, bias = model.weight.detach().double().numpy(), model.bias.detach().double().numpy()
+    delta = ref.difference(model, "weight").double().numpy()
+    forms, traces = [], []
+    with mpmath.workdps(250):
+        for row in x.double().numpy():
+            f = [mpmath.mpf(float(b)) + _dot(w, row) for w, b in zip(weight, bias, strict=True)]
+            u = [_dot(d, row) for d in delta]
+            e = [mpmath.exp(value - max(f)) for value in f]
+            p = [value / sum(e) for value in e]
+            mean = sum(a * b for a, b in zip(p, u, strict=True))
+            forms.append(float(sum(a * (b - mean) ** 2 for a, b in zip(p, u, strict=True))))
+            traces.append(float(sum(a * (1 - a) for a in p) * _dot(row, row)))
+    tolerance = {"rtol": 1e-8 if dtype == torch.float64 else 1e-4, "atol": 0.0}
+    torch.testing.assert_close(m.quadratic[:, 0], torch.tensor(forms, dtype=torch.float64), **tolerance)
+    torch.testing.assert_close(m.trace[:, 0], torch.tensor(traces, dtype=torch.float64), **tolerance)
+
+
+def _dot(a, b):
+    return sum(mpmath.mpf(float(x)) * mpmath.mpf(float(y)) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("gap", [10.0, 20.0, 40.0])
+def test_fitted_examples_of_a_deep_network(gap):
+    # Scaling the head saturates p; the twin is built from J, which has no cancellation, by Λ in many digits.
+    case = build("mlp")
+    with torch.no_grad():
+        case.model[4].weight.mul_(gap)
+    m = measure(case.model, case.ref, [(case.inputs, case.targets)], method="exact")
+    logits = _logits(case)
+    for i, name in enumerate(m.names):
+        v = case.ref.difference(case.model, name).flatten()
+        u = block_jacobian(case.model, case.inputs, name) @ v
+        expected = [_variance(f, d) for f, d in zip(logits.tolist(), u.tolist(), strict=True)]
+        torch.testing.assert_close(
+            m.quadratic[:, i], torch.tensor(expected, dtype=torch.float64), rtol=1e-8, atol=0
+        )
+
+
+def _variance(logits, u):
+    with mpmath.workdps(80):
+        e = [mpmath.exp(mpmath.mpf(f) - mpmath.mpf(max(logits))) for f in logits]
+        p = [value / sum(e) for value in e]
+        mean = sum(a * b for a, b in zip(p, u, strict=True))
+        return float(sum(a * (b - mean) ** 2 for a, b in zip(p, u, strict=True)))
+
+
+def test_the_factor_reproduces_the_softmax_covariance():
+    logits = torch.randn(7, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4
+    factor = LogitFactor(logits)
+    columns = [factor.seed(rank) for rank in range(factor.columns)]
+    b = torch.stack([weight.sqrt()[:, None] * seed for seed, weight in columns], 2)
+    p = logits.softmax(1)
+    covariance = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    torch.testing.assert_close(b @ b.transpose(1, 2), covariance, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", PIECEWISE_LINEAR)
+def test_forward_mode_gives_the_same(name):
+    case = build(name)
+    names = case.ref.layers()
+    deltas = {n: case.ref.difference(case.model, n) for n in names}
+    with differentiable(case.model, names):
+        captured = capture(case.model, case.inputs, names)
+        layouts = {n: layer.layout for n, layer in captured.layers.items()}
+        backward = exact_forms(captured, names, deltas)
+        forward, _ = exact_by_forward_mode(case.model, case.inputs, names, deltas, layouts)
+    torch.testing.assert_close(forward.quadratic, backward.quadratic, **DOUBLE)
+    assert backward.passes == captured.logits.shape[1] - 1
+    assert forward.passes == len(names)
+
+
+def test_few_layers_of_many_classes_take_forward_mode():
+    case = build("mlp_fifty_classes")
+    forms, _, _ = _dense(case)
+    m = measure(case.model, case.ref, [(case.inputs, case.targets)], layers="2.*")
+    torch.testing.assert_close(m.quadratic[:, 0], forms[:, 1], **DOUBLE)
+
+
+def _losses(k):
+    rng = np.random.default_rng(0)
+    noise = 0.6 * np.eye(k) + 0.4 * rng.dirichlet(np.ones(k), size=k)
+    inverse = torch.as_tensor(np.linalg.inv(noise))
+    weights = torch.linspace(0.5, 2.0, k, dtype=torch.float64)
+
+    def consistent(f, y):
+        return -(inverse[y] * f.log_softmax(1)).sum(1)
+
+    def smoothed(f, y):
+        return F.cross_entropy(f, y, reduction="none", label_smoothing=0.2)
+
+    def weighted(f, y):
+        return F.cross_entropy(f, y, reduction="none", weight=weights, label_smoothing=0.1)
+
+    return {
+        "consistent": ({"loss": "consistent", "noise": noise}, consistent),
+        "label_smoothing": ({"label_smoothing": 0.2}, smoothed),
+        "class_weights": ({"class_weights": weights, "label_smoothing": 0.1}, weighted),
+    }
+
+
+@pytest.mark.parametrize("kind", ["consistent", "label_smoothing", "class_weights"])
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_mixtures_of_cross_entropies_stay_exact(kind, name):
+    case = build(name)
+    k = _logits(case).shape[1]
+    options, loss = _losses(k)[kind]
+    forms, traces, _ = _dense(case, loss)
+    m = measure(case.model, case.ref, [(case.inputs, case.targets)], trace=True, **options)
+    assert all(m.exact)
+    torch.testing.assert_close(m.quadratic, forms, **DOUBLE)
+    torch.testing.assert_close(m.trace, traces, **DOUBLE)
+    torch.testing.assert_close(m.losses, loss(_logits(case), case.targets))
+
+
+def test_soft_targets_stay_exact():
+    case = build("mlp")
+    case.targets = torch.rand(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    forms, _, _ = _dense(case, lambda f, t: F.cross_entropy(f, t, reduction="none"))
+    m = measure(case.model, case.ref, [(case.inputs, case.targets)])
+    torch.testing.assert_close(m.quadratic, forms, **DOUBLE)
+
+
+def test_a_negative_total_weight_leaves_no_positive_part():
+    case = build("mlp")
+    case.targets = -torch.rand(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    m = measure(case.model, case.ref, [(case.inputs, case.targets)], trace=True)
+    assert float(m.quadratic.abs().max()) == float(m.trace.abs().max()) == 0.0
+
+
+def test_any_other_loss_goes_through_the_smooth_path():
+    case = build("mlp")
+
+    def brier(f, y):
+        return (f.softmax(1) - F.one_hot(y, 4)).square().sum(1)
+
+    forms, _, _ = _dense(case, brier)
+    m = measure(case.model, case.ref, [(case.inputs, case.targets)], loss=brier, tol=1e-7, steps=40)
+    assert m.methods == ["lanczos"] * 3
+    torch.testing.assert_close(m.quadratic, forms, rtol=1e-6, atol=1e-10)
+
+
+def test_skipped_classes_are_covered_by_the_bounds():
+    generator = torch.Generator().manual_seed(5)
+    model = mlp(nn.ReLU, 6, 8, 60).double()
+    ref = moved(model, 0.3)
+    with torch.no_grad():
+        model[4].weight.mul_(20)
+    x = torch.randn(20, 6, generator=generator, dtype=torch.float64)
+    batch = (x, torch.zeros(20, dtype=torch.long))
+    full = measure(model, ref, [batch], method="exact")
+    names = ref.layers()
+    with differentiable(model, names):
+        forms = exact_forms(
+            capture(model, x, names), names, {n: ref.difference(model, n) for n in names}, tol=0.05
+        )
+    assert forms.passes < 59
+    assert bool((forms.lower <= full.quadratic * (1 + 1e-9)).all())
+    assert bool((full.quadratic <= forms.upper * (1 + 1e-9)).all())
+    torch.testing.assert_close(forms.quadratic, full.quadratic, rtol=0.05, atol=0)
+    skipped = measure(model, ref, [batch], method="exact", skip_classes=0.05)
+    assert not any(skipped.exact)  # an estimate is not called exact
+    torch.testing.assert_close(skipped.quadratic, forms.quadratic)
+
+
+def test_a_layer_that_did_not_move_is_zero_and_others_do_not_care():
+    case = build("cnn")
+    full = measure(case.model, case.ref, [(case.inputs, case.targets)])
+    with torch.no_grad():
+        case.model.stem.weight.copy_(case.ref["stem.weight"])
+    m = measure(case.model, case.ref, [(case.inputs, case.targets)], trace=True)
+    assert not m.quadratic.isnan().any()
+    assert float(m.quadratic[:, 0].abs().max()) == 0.0
+    assert float(m.trace[:, 0].min()) > 0
+    assert float(full.quadratic[:, 0].min()) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "targets", "error", "text"),
+    [
+        ({"loss": "consistent"}, [0, 1], ConfigError, "noise matrix"),
+        ({"noise": np.eye(4)}, [0, 1], ConfigError, "go together"),
+        ({"loss": "consistent", "noise": np.eye(3)}, [0, 1], ConfigError, "3 classes"),
+        ({"loss": "consistent", "noise": np.ones((4, 4)) / 4}, [0, 1], ConfigError, "singular"),
+        ({"loss": "cross_entrpy"}, [0, 1], ConfigError, "did you mean 'cross_entropy'"),
+        ({"label_smoothing": 1.5}, [0, 1], ConfigError, "label_smoothing"),
+        ({}, [0, 4], DataError, "got 4 at index 1"),
+        ({}, [0.0, 1.0], DataError, "class indices"),
+        ({"loss": lambda f, y: F.cross_entropy(f, y)}, [0, 1], ConfigError, "one value an example"),
+    ],
+)
+def test_losses_and_targets_that_do_not_fit_are_refused(options, targets, error, text):
+    model = mlp()
+    with pytest.raises(error, match=text):
+        measure(model, moved(model, 0.1), [(torch.ones(2, 5), torch.tensor(targets))], **options)

@@ -1,0 +1,229 @@
+"""The measure as a whole: every network against the dense twin, and what users rely on."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from networks import SMOOTH, build, mlp, moved
+
+from hesstune.curvature.dense import block_hessian, positive_form, positive_trace
+from hesstune.curvature.measure import measure
+from hesstune.curvature.result import Measure
+from hesstune.errors import ConfigError, DataError, LayerError, RunError
+from hesstune.reference import Reference
+
+ROUNDING = {"rtol": 1e-9, "atol": 1e-13}
+
+
+def _batches(case, *sizes):
+    start, out = 0, []
+    for size in sizes:
+        rows = slice(start, start + size)
+        x = case.inputs
+        part = x[rows] if isinstance(x, torch.Tensor) else {k: v[rows] for k, v in x.items()}
+        out.append((part, case.targets[rows]))
+        start += size
+    return out
+
+
+def _dense(case):
+    hessians = [block_hessian(case.model, case.inputs, case.targets, n) for n in case.ref.layers()]
+    vs = [case.ref.difference(case.model, n) for n in case.ref.layers()]
+    forms = [positive_form(h, v) for h, v in zip(hessians, vs, strict=True)]
+    return torch.stack(forms, 1), torch.stack([positive_trace(h) for h in hessians], 1)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_smooth_networks_match_the_dense_twin_and_their_brackets_hold_it(name):
+    case = build(name)
+    forms, _ = _dense(case)
+    m = measure(case.model, case.ref, [(case.inputs, case.targets)])
+    assert m.names == case.ref.layers()
+    assert m.exact[-1]  # nothing follows the head
+    slack = 1e-9 * float(forms.max())
+    assert bool((m.lower <= forms + slack).all())
+    assert bool((forms <= m.upper + slack).all())
+    torch.testing.assert_close(m.quadratic, forms, rtol=0.03, atol=slack)
+    tight = measure(case.model, case.ref, [(case.inputs, case.targets)], tol=1e-7, steps=40)
+    torch.testing.assert_close(tight.quadratic, forms, rtol=1e-6, atol=slack)
+
+
+def test_traces_of_smooth_layers_carry_their_error():
+    case = build("mlp_gelu")
+    _, traces = _dense(case)
+    m = measure(case.model, case.ref, [(case.inputs, case.targets)], trace=True)
+    assert bool(((m.trace - traces).abs() <= 5 * m.trace_stderr + 1e-9).all())
+    assert float(m.trace_stderr[:, -1].max()) == 0.0  # the head is exact
+    assert float(m.trace_stderr[:, 0].min()) > 0.0
+
+
+@pytest.mark.parametrize("name", ["cnn", "torch_encoder", "gpt2"])
+def test_batch_size_and_order_of_the_examples_do_not_matter(name):
+    case = build(name)
+    trace = name == "cnn"
+    whole = measure(case.model, case.ref, _batches(case, 4), trace=trace)
+    exact = whole.exact
+    split = measure(case.model, case.ref, _batches(case, 1, 2, 1), trace=trace)
+    small = measure(case.model, case.ref, _batches(case, 4), trace=trace, memory_mib=1e-6)
+    order = torch.tensor([2, 0, 3, 1])
+    x = case.inputs
+    shuffled = x[order] if isinstance(x, torch.Tensor) else {k: v[order] for k, v in x.items()}
+    mixed = measure(case.model, case.ref, [(shuffled, case.targets[order])], trace=trace)
+    assert any(exact)
+    for other, rows in ((split, slice(None)), (small, slice(None)), (mixed, order)):
+        torch.testing.assert_close(other.losses, whole.losses[rows], **ROUNDING)
+        torch.testing.assert_close(other.quadratic[:, exact], whole.quadratic[rows][:, exact], **ROUNDING)
+        torch.testing.assert_close(other.quadratic, whole.quadratic[rows], rtol=0.03, atol=1e-9)
+        if trace:
+            torch.testing.assert_close(other.trace, whole.trace[rows], **ROUNDING)
+
+
+@pytest.mark.parametrize("name", ["cnn", "torch_encoder", "mlp_gelu"])
+def test_the_model_and_the_random_state_are_left_as_found(name):
+    case = build(name)
+    model = case.model.train()
+    next(model.modules()).training = True
+    parameters = list(model.parameters())
+    parameters[0].requires_grad_(False)
+    parameters[1].grad = torch.full_like(parameters[1], 3.0)
+    before = copy.deepcopy(model.state_dict())
+    flags = [m.training for m in model.modules()]
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    state, fastpath = torch.get_rng_state(), torch.backends.mha.get_fastpath_enabled()
+    first = measure(model, case.ref, [(case.inputs, case.targets)], trace=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.backends.mha.get_fastpath_enabled() == fastpath
+    assert [m.training for m in model.modules()] == flags
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
+    assert [p.requires_grad for p in model.parameters()] == [False] + [True] * (len(parameters) - 1)
+    assert [p.grad is None for p in model.parameters()] == [True, False] + [True] * (len(parameters) - 2)
+    assert float((parameters[1].grad - 3.0).abs().max()) == 0.0
+    after = model.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    second = measure(model, case.ref, [(case.inputs, case.targets)], trace=True)
+    assert torch.equal(first.quadratic, second.quadratic)
+    assert torch.equal(first.trace, second.trace)
+
+
+def test_the_model_is_restored_after_an_error_in_the_middle():
+    case = build("cnn")
+    flags = [m.training for m in case.model.modules()]
+    with pytest.raises(DataError, match="at index 0"):
+        measure(case.model, case.ref, [(case.inputs, case.targets), (case.inputs, case.targets + 50)])
+    assert [m.training for m in case.model.modules()] == flags
+    assert all(p.requires_grad for p in case.model.parameters())
+
+
+def test_summaries_follow_from_the_matrix():
+    case = build("mlp")
+    m = measure(case.model, case.ref, [(case.inputs, case.targets)])
+    q = m.quadratic
+    torch.testing.assert_close(m.maximum, q.max(0).values)
+    torch.testing.assert_close(m.mean, q.mean(0))
+    torch.testing.assert_close(m.mean_stderr, q.std(0) / 5**0.5)
+    torch.testing.assert_close(m.p99, q.quantile(0.99, dim=0))
+    assert m.distances.tolist() == pytest.approx(list(case.ref.distances(case.model).values()))
+    expected = (m.losses.max() * m.maximum / 600).sqrt().sum()
+    assert m.distance(600) == pytest.approx(float(expected))
+    assert m.distance(600, C=4.0) == pytest.approx(float((4.0 * m.maximum / 600).sqrt().sum()))
+    assert float(m.shares(600).sum()) == pytest.approx(m.distance(600))
+    assert m.example("2.weight") == int(q[:, 1].argmax())
+    with pytest.raises(ConfigError, match="size of the training set"):
+        m.distance(0)
+    with pytest.raises(ConfigError, match=r"did you mean '2.weight'"):
+        m.example("2.weigth")
+
+
+def test_what_was_not_refined_is_left_out_of_the_summaries():
+    q = torch.tensor([[1.0, 4.0], [float("nan"), 2.0], [3.0, 0.0]], dtype=torch.float64)
+    low = q.nan_to_num(nan=0.0)
+    m = Measure(["a", "b"], q, low, low + 5, torch.ones(3), torch.ones(2), ["lanczos", "exact"], ["", ""])
+    assert m.maximum.tolist() == [3.0, 4.0]
+    assert m.mean.tolist() == [2.0, 2.0]
+    assert m.mean_stderr.tolist() == pytest.approx([1.0, (4 / 3) ** 0.5])
+    assert m.refined.sum(0).tolist() == [2, 3]
+    assert m.example("a") == 2
+
+
+def test_results_are_saved_and_loaded(tmp_path):
+    case = build("mlp_gelu")
+    m = measure(case.model, case.ref, [(case.inputs, case.targets)], trace=True)
+    m.save(tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["measure.json", "measure.safetensors"]
+    back = Measure.load(tmp_path / "run")
+    for key in ("quadratic", "lower", "upper", "losses", "trace", "distances"):
+        assert torch.equal(getattr(back, key), getattr(m, key))
+    assert (back.names, back.methods, back.reasons) == (m.names, m.methods, m.reasons)
+    summary = json.loads((tmp_path / "run" / "measure.json").read_text())
+    assert summary == m.to_dict() == back.to_dict()
+    row = summary["layers"][0]
+    assert row["maximum"] == float(m.maximum[0])
+    assert row["exact"] is False
+    assert "Gelu" in row["reason"]
+    assert "no guarantee" in summary["statement"]
+    with pytest.raises(RunError, match="not a readable measurement"):
+        Measure.load(tmp_path)
+
+
+def test_one_example_has_no_standard_error_and_still_makes_json():
+    case = build("mlp_one_example")
+    m = measure(case.model, case.ref, [(case.inputs, case.targets)])
+    assert json.loads(json.dumps(m.to_dict(), allow_nan=False))["layers"][0]["mean_stderr"] is None
+
+
+def test_layers_are_chosen_by_name_or_pattern():
+    case = build("cnn")
+    batch = [(case.inputs, case.targets)]
+    full = measure(case.model, case.ref, batch)
+    some = measure(case.model, case.ref, batch, layers=["head.*", "stem.weight"])
+    assert some.names == ["stem.weight", "head.weight"]
+    torch.testing.assert_close(some.quadratic, full.quadratic[:, [0, 5]], **ROUNDING)
+    with pytest.raises(LayerError, match=r"did you mean 'head.weight'"):
+        measure(case.model, case.ref, batch, layers=["stem.weight", "haed.weight"])
+
+
+def test_max_examples_and_progress():
+    case = build("mlp")
+    seen = []
+    m = measure(case.model, case.ref, _batches(case, 2, 3), max_examples=3, progress=seen.append)
+    full = measure(case.model, case.ref, _batches(case, 5))
+    assert seen == [2, 3]
+    torch.testing.assert_close(m.quadratic, full.quadratic[:3], **ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"method": "exakt"}, ConfigError, "did you mean 'exact'"),
+        ({"examples": "some"}, ConfigError, "valid: all, max"),
+        ({"steps": 0}, ConfigError, "steps must be positive; got 0"),
+        ({"tol": -1.0}, ConfigError, "tol must be positive"),
+        ({"memory_mib": 0}, ConfigError, "memory_mib must be positive"),
+    ],
+)
+def test_wrong_arguments_are_told(options, error, text):
+    model = mlp()
+    with pytest.raises(error, match=text):
+        measure(model, moved(model, 0.1), [(torch.ones(2, 5), torch.tensor([0, 1]))], **options)
+
+
+@pytest.mark.parametrize(
+    ("batches", "text"),
+    [
+        ([], "no examples"),
+        ([torch.ones(2, 5)], "must yield"),
+        ([(torch.ones(2, 5), torch.tensor([0]))], "2 inputs but targets of shape"),
+    ],
+)
+def test_batches_that_do_not_fit_are_told(batches, text):
+    model = mlp()
+    with pytest.raises(DataError, match=text):
+        measure(model, moved(model, 0.1), batches)
+
+
+def test_a_reference_of_another_model_is_refused():
+    with pytest.raises(LayerError, match="does not match the reference"):
+        measure(mlp(), Reference.of(torch.nn.Linear(3, 2)), [])
