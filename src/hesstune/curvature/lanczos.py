@@ -33,6 +33,8 @@ __all__ = [
 
 # A bracket costs small eigenproblems, so it is not looked at after every product.
 _FIRST_LOOK, _LOOK_EVERY = 4, 2
+# Without proof: how far back the value is compared, and how much wider than `tol` the bracket may be.
+_LOOKS_BACK, _TRUST = 2, 8.0
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,17 @@ class Stopping:
     Attributes:
         steps: Take exactly this many products (fewer only where the Krylov space is exhausted);
             None: as many as `tol` asks for.
-        tol: Stop once `value` is proved to be within this relative error of the truth.
+        tol: Stop once `value` is within this relative error of the truth.
         most: The largest number of products that `tol` may take.
+        proof: Whether the bracket must prove the error. Otherwise it is enough that the value moved
+            by less than `tol` over the last four products and that the bracket's error is below
+            8·tol: the harmonic mean is a good estimate long before the bracket is narrow.
     """
 
     steps: int | None = None
     tol: float = 0.03
     most: int = 64
+    proof: bool = True
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
@@ -61,16 +67,26 @@ class Stopping:
     def run(self, krylov: Krylov) -> Bracket:
         """Advance the recurrence until it is time to stop; return the bracket."""
         limit = self.most if self.steps is None else self.steps
+        looks: list[Bracket] = []
         while krylov.products < limit:
             krylov.advance()
             if bool(krylov.exhausted().all()):
                 break
-            looks = self.steps is None and krylov.products >= _FIRST_LOOK
-            if looks and krylov.products % _LOOK_EVERY == 0:
-                bracket = positive_bracket(krylov.tridiagonal())
-                if bool((bracket.error <= self.tol).all()):
-                    return bracket
+            due = krylov.products >= _FIRST_LOOK and krylov.products % _LOOK_EVERY == 0
+            if self.steps is None and due:
+                looks.append(positive_bracket(krylov.tridiagonal()))
+                if self.reached(looks):
+                    return looks[-1]
         return positive_bracket(krylov.tridiagonal())
+
+    def reached(self, looks: Sequence[Bracket]) -> bool:
+        """Tell whether `tol` is reached, from the brackets after every second product."""
+        newest = looks[-1]
+        done = newest.error <= self.tol
+        if not self.proof and len(looks) > _LOOKS_BACK:
+            moved = (newest.value - looks[-1 - _LOOKS_BACK].value).abs()
+            done |= (moved <= self.tol * newest.value) & (newest.error <= _TRUST * self.tol)
+        return bool(done.all())
 
 
 @dataclass
@@ -78,7 +94,7 @@ class LanczosForms:
     """v_iᵀ H_i⁺ v_i of B examples and L layers, (B, L) float64 on the CPU.
 
     Attributes:
-        value: The estimate, the middle of the bracket.
+        value: The estimate, the harmonic mean of the bounds.
         lower: A lower bound.
         upper: An upper bound: both hold in exact arithmetic, with an allowance for rounding.
         products: Hessian-vector products taken, an int64 (B, L).

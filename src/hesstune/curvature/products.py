@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 from torch import nn
+from torch.autograd.graph import GradientEdge
 
 from hesstune.curvature.capture import Capture, rows_of
 from hesstune.curvature.layers import CapturedLayer
@@ -23,6 +24,10 @@ from hesstune.forward import Inputs, batch_size, logits_of
 __all__ = ["HessianSource", "LayerProducts", "PerExampleLoss", "WeightProducts", "mixture_losses"]
 
 PerExampleLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+# Relative to the largest squared singular value of the tokens: the part of v that is left out
+# has an image under A_i below 1e-6 of the largest possible one.
+_RANK_TOLERANCE = 1e-12
 
 
 class HessianSource(Protocol):
@@ -92,32 +97,76 @@ class LayerProducts:
         self.layers = {name: captured.layers[name] for name in names}
         losses = _losses(loss, captured.logits, targets)
         self.losses = losses.detach()
-        edges = [layer.edge for layer in self.layers.values()]
-        slopes = (
-            torch.autograd.grad(losses.sum(), edges, create_graph=True, allow_unused=True) if edges else ()
-        )
+        self._edges = {name: layer.edge for name, layer in self.layers.items()}
+        slopes = _gradients([losses.sum()], list(self._edges.values()), create_graph=True)
         self._slopes = dict(zip(self.layers, slopes, strict=True))
+        self._live: dict[str, torch.Tensor] | None = None
 
     def product(self, name: str, tangent: torch.Tensor) -> torch.Tensor:
         """Return ∇²_{z_i} ℓ · tangent, both raw outputs of the layer."""
         slope = self._slopes[name]
         if slope is None or not slope.requires_grad:  # the loss is linear in z_i
             return torch.zeros_like(tangent)
-        edge = self.layers[name].edge
-        found = torch.autograd.grad(slope, [edge], tangent, retain_graph=True, allow_unused=True)[0]
+        # Convolutions differentiate wrongly twice where the seed of a single example has odd strides.
+        seed = torch.empty_like(slope).copy_(tangent)
+        found = _gradients([slope], [self._edges[name]], [seed])[0]
         return torch.zeros_like(tangent) if found is None else found
 
     def krylov(self, name: str, delta: torch.Tensor) -> Krylov:
-        """Start Lanczos at v = delta, in output space where its vectors are shorter."""
+        """Start Lanczos at v = delta, in an orthonormal basis of the inputs where it is smaller.
+
+        H_i = A_iᵀ M A_i with M = ∇²_{z_i} ℓ, so H_i⁺ sees only v's part in the span of the layer's
+        inputs a_t, the tokens that M knows of. Leaving the rest out changes no value, makes the
+        vectors shorter, and narrows the bracket: the rest is weight at λ = 0 that the moments
+        alone cannot place.
+        """
         layer = self.layers[name]
         with torch.no_grad():
-            return (_output_space if layer.prefers_gram() else _weight_space)(self, layer, delta)
+            if layer.kind != "conv_transpose":
+                tokens = layer.tokens() * self._live_tokens(layer).unsqueeze(-1)
+                if tokens.shape[2] < tokens.shape[3]:
+                    return _token_space(self, layer, delta, tokens.double())
+            return _weight_space(self, layer, delta)
+
+    def _live_tokens(self, layer: CapturedLayer) -> torch.Tensor:
+        """Tell which tokens the loss depends on at all, (B, G, T): padding behind a mask is not live.
+
+        One product with a random tangent at every layer at once: a token whose rows of the whole
+        Hessian are not zero gets an exact zero there with probability 0.
+        """
+        if self._live is None:
+            generator = torch.Generator().manual_seed(0)
+            slopes = {n: s for n, s in self._slopes.items() if s is not None and s.requires_grad}
+            probes = [
+                torch.empty_like(s).copy_(torch.randn(s.shape, generator=generator)) for s in slopes.values()
+            ]
+            found = _gradients(list(slopes.values()), [self._edges[n] for n in slopes], probes)
+            self._live = {
+                n: self.layers[n].output_tokens(g).ne(0).any(-1)
+                for n, g in zip(slopes, found, strict=True)
+                if g is not None
+            }
+        live = self._live.get(layer.name)
+        return torch.zeros(layer.tokens().shape[:3]).to(layer.input) if live is None else live
+
+
+def _gradients(
+    outputs: Sequence[torch.Tensor],
+    edges: Sequence[GradientEdge],
+    seeds: Sequence[torch.Tensor] | None = None,
+    create_graph: bool = False,
+) -> Sequence[torch.Tensor | None]:
+    if not edges:
+        return ()
+    return torch.autograd.grad(
+        outputs, edges, seeds, retain_graph=True, create_graph=create_graph, allow_unused=True
+    )
 
 
 def _weight_space(products: LayerProducts, layer: CapturedLayer, delta: torch.Tensor) -> Krylov:
     shape = (layer.examples, *layer.weight.shape)
 
-    def product(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    def product(x: torch.Tensor) -> torch.Tensor:
         tangent = layer.apply_each(x.reshape(shape))
         return layer.pullback(products.product(layer.name, tangent)).flatten(1)
 
@@ -125,31 +174,37 @@ def _weight_space(products: LayerProducts, layer: CapturedLayer, delta: torch.Te
     return Krylov(product, start)
 
 
-def _output_space(products: LayerProducts, layer: CapturedLayer, delta: torch.Tensor) -> Krylov:
-    """Start Lanczos with q = c·v + A_iᵀ y as (c, y): ⟨q, q'⟩ through A_i v and the Gram matrix A_iA_iᵀ.
+def _token_space(
+    products: LayerProducts, layer: CapturedLayer, delta: torch.Tensor, tokens: torch.Tensor
+) -> Krylov:
+    """Start Lanczos in an orthonormal basis Q of the tokens' span, A = R Qᵀ: H = Q (Rᵀ M R) Qᵀ.
 
-    The dual of (c, y) is (⟨q, v⟩, A_i q), and A_i q is what the next product needs.
+    From the tokens' Gram matrix A Aᵀ = V Σ Vᵀ: R = V √Σ, and vQ = (Av)ᵀ V / √Σ.
     """
-    each = delta.ndim > layer.weight.ndim
-    image = layer.apply_each(delta) if each else layer.apply(delta)
-    image_tokens = layer.output_tokens(image)
-    flat_image, gram = image_tokens.flatten(1), layer.gram()
-    square = delta.double().square().flatten(1 if each else 0).sum(-1).expand(layer.examples)
-    square = square.to(flat_image.dtype)
+    values, vectors = torch.linalg.eigh(tokens @ tokens.mT)  # (B, G, T)
+    kept = values > _RANK_TOLERANCE * values[..., -1:]
+    rank = max(1, int(kept.sum(-1).max()))
+    roots = (values * kept).clamp_min(0).sqrt()[..., -rank:]
+    inverse = torch.where(kept[..., -rank:], 1 / roots, torch.zeros_like(roots))
+    vectors = vectors[..., -rank:]
+    mapping = (vectors * roots.unsqueeze(-2)).to(layer.weight.dtype)  # R, (B, G, T, r)
+    moved = tokens @ _matrices(layer, delta.double()).mT
+    start = (vectors * inverse.unsqueeze(-2)).mT @ moved  # (B, G, r, O/G)
 
-    def dual(x: torch.Tensor) -> torch.Tensor:
-        c, y = x[:, 0], x[:, 1:]
-        along = c * square + torch.linalg.vecdot(flat_image, y)
-        tangent = (gram @ y.view_as(image_tokens)).flatten(1).addcmul_(c.unsqueeze(1), flat_image)
-        return torch.cat([along.unsqueeze(1), tangent], 1)
+    def product(x: torch.Tensor) -> torch.Tensor:
+        tangent = _raw_output(layer, mapping @ x.view(start.shape))
+        return (mapping.mT @ layer.output_tokens(products.product(layer.name, tangent))).flatten(1)
 
-    def product(_: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        tangent = _raw_output(layer, image[:, 1:].reshape(image_tokens.shape))
-        found = layer.output_tokens(products.product(layer.name, tangent)).flatten(1)
-        return torch.cat([found.new_zeros(found.shape[0], 1), found], 1)
+    return Krylov(product, start.flatten(1).to(layer.weight.dtype))
 
-    start = torch.zeros_like(flat_image[:, :1]).add(1.0)
-    return Krylov(product, torch.cat([start, torch.zeros_like(flat_image)], 1), dual)
+
+def _matrices(layer: CapturedLayer, delta: torch.Tensor) -> torch.Tensor:
+    """View weights as (B or 1, G, O/G, I): what `layer.tokens()` are multiplied by."""
+    each = delta if delta.ndim > layer.weight.ndim else delta.unsqueeze(0)
+    if layer.transposed:
+        each = each.mT
+    groups = layer.options.get("groups", 1) if layer.kind == "conv" else 1
+    return each.reshape(each.shape[0], groups, each.shape[1] // groups, -1)
 
 
 def _raw_output(layer: CapturedLayer, tokens: torch.Tensor) -> torch.Tensor:
@@ -196,7 +251,7 @@ class WeightProducts:
         shape = (len(self._slopes), *self._weight.shape)
         return Krylov(self._product, delta.to(self._weight.dtype).expand(shape).flatten(1))
 
-    def _product(self, x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
         return torch.stack([self._one(s, v) for s, v in zip(self._slopes, x, strict=True)])
 
     def _one(self, slope: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:

@@ -16,9 +16,6 @@ from hesstune.errors import ConfigError
 
 __all__ = ["Bracket", "Krylov", "Tridiagonal", "gauss_value", "positive_bracket", "probe_mean"]
 
-Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Dual = Callable[[torch.Tensor], torch.Tensor]
-
 _GRID = 64
 _LOGITS = 18.0
 _GOLDEN = (5**0.5 - 1) / 2
@@ -54,56 +51,53 @@ class Bracket:
     """vᵀ H⁺ v of B matrices: an estimate and two bounds, each (B,) float64.
 
     The bounds hold in exact arithmetic, widened by an allowance for the rounding of the products.
+    `value` is their harmonic mean 2·lower·upper / (lower + upper), which makes the largest possible
+    relative error, `error`, as small as these bounds allow.
     """
 
     value: torch.Tensor
     lower: torch.Tensor
     upper: torch.Tensor
 
+    @classmethod
+    def between(cls, lower: torch.Tensor, upper: torch.Tensor) -> Bracket:
+        """Build the bracket from its two ends."""
+        total = (lower + upper).clamp_min(torch.finfo(torch.float64).tiny)
+        return cls(lower * (2 * upper / total), lower, upper)
+
     @property
     def error(self) -> torch.Tensor:
-        """The largest possible relative error of `value`, (B,); 0 where both bounds are 0."""
-        worst = torch.maximum(self.upper - self.value, self.value - self.lower)
-        return torch.where(worst > 0, worst / self.lower.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+        """The largest possible relative error of `value`, (B,), in [0, 1]; 0 where both bounds are 0."""
+        total = (self.lower + self.upper).clamp_min(torch.finfo(torch.float64).tiny)
+        return (self.upper - self.lower) / total
 
 
 class Krylov:
     """The Lanczos recurrence for a batch of symmetric matrices, one product at a time.
 
-    The basis is reorthogonalised fully, twice. Vectors may be coordinates x in an inner product
-    ⟨x, y⟩ = x·My: pass `dual`, x -> Mx. Every product receives the coordinates of the newest basis
-    vector and their dual, so that M is applied once a step.
+    The basis is reorthogonalised fully, twice.
 
     Args:
-        product: (x, Mx) -> the coordinates of H times that vector, all (B, N).
-        start: (B, N), the coordinates of the starting vectors v.
-        dual: x -> Mx; the plain inner product where left out.
+        product: (B, N) -> (B, N), each matrix times its own vector.
+        start: (B, N), the starting vectors v; coordinates in any orthonormal basis.
 
     Example:
         >>> h = torch.diag(torch.tensor([3.0, 1.0, -2.0], dtype=torch.float64))
-        >>> krylov = Krylov(lambda x, _: x @ h, torch.ones(1, 3, dtype=torch.float64))
+        >>> krylov = Krylov(lambda x: x @ h, torch.ones(1, 3, dtype=torch.float64))
         >>> for _ in range(3):
         ...     krylov.advance()
         >>> round(positive_bracket(krylov.tridiagonal()).value.item(), 9)  # 3 + 1
         4.0
     """
 
-    def __init__(self, product: Product, start: torch.Tensor, dual: Dual | None = None) -> None:
-        self._product, self._dual = product, dual
+    def __init__(self, product: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor) -> None:
+        self._product = product
         self._eps = torch.finfo(start.dtype).eps
-        image = start if dual is None else dual(start)
-        self.norm = _inner(start, image).clamp_min(0).sqrt()
-        self._basis: list[torch.Tensor] = []
-        self._duals: list[torch.Tensor] = []
+        self.norm = torch.linalg.vector_norm(start.double(), dim=1)
+        self._basis = [_scaled(start, self.norm)]
         self._alpha: list[torch.Tensor] = []
         self._beta: list[torch.Tensor] = []
         self._scale = torch.zeros_like(self.norm)
-        self._append(start, image, self.norm)
-
-    def _append(self, vector: torch.Tensor, image: torch.Tensor, norm: torch.Tensor) -> None:
-        factor = torch.where(norm > 0, 1 / norm, torch.zeros_like(norm)).to(vector.dtype).unsqueeze(1)
-        self._basis.append(vector * factor)
-        self._duals.append(self._basis[-1] if self._dual is None else image * factor)
 
     @property
     def products(self) -> int:
@@ -118,26 +112,25 @@ class Krylov:
 
     def advance(self) -> None:
         """Take one product of every matrix and extend T by one row."""
-        residual = self._product(self._basis[-1], self._duals[-1])
+        residual = self._product(self._basis[-1])
         alpha = torch.zeros_like(self.norm)
         for _ in range(2):
             alpha += self._orthogonalise(residual)
-        image = residual if self._dual is None else self._dual(residual)
-        beta = _inner(residual, image).clamp_min(0).sqrt()
+        beta = torch.linalg.vector_norm(residual.double(), dim=1)
         self._scale = torch.maximum(self._scale, torch.maximum(alpha.abs(), beta))
         # Below rounding the residual is noise: the space is exhausted, and T as it stands is exact.
         beta = torch.where(beta > 32 * self._eps * self._scale, beta, torch.zeros_like(beta))
         self._alpha.append(alpha)
         self._beta.append(beta)
-        self._append(residual, image, beta)
+        self._basis.append(_scaled(residual, beta))
 
     def _orthogonalise(self, residual: torch.Tensor) -> torch.Tensor:
         """Remove the basis from the residual, in place; return its part along the newest vector."""
         newest = torch.zeros_like(self.norm)
-        for vector, image in zip(self._basis, self._duals, strict=True):
-            newest = _inner(residual, image)
-            residual.sub_(vector * newest.to(vector.dtype).unsqueeze(1))
-        return newest
+        for vector in self._basis:
+            newest = torch.linalg.vecdot(residual, vector)
+            residual.addcmul_(vector, newest.unsqueeze(1), value=-1)
+        return newest.double()
 
     def tridiagonal(self) -> Tridiagonal:
         """Return the coefficients so far, on the CPU."""
@@ -145,8 +138,9 @@ class Krylov:
         return Tridiagonal(alpha, beta, self.norm.cpu(), self._eps)
 
 
-def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vecdot(a, b).double()
+def _scaled(vector: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    factor = torch.where(norm > 0, 1 / norm, torch.zeros_like(norm))
+    return vector * factor.to(vector.dtype).unsqueeze(1)
 
 
 def gauss_value(t: Tridiagonal) -> torch.Tensor:
@@ -171,21 +165,20 @@ def positive_bracket(t: Tridiagonal) -> Bracket:
       nodes exists, and lies above f by the same count of zeros, so this is the largest value that
       any measure with these moments has, and every local maximum is global.
 
-    With one product these are max(0, vᵀHv) and ½(vᵀHv + ‖v‖‖Hv‖). `value` is the middle.
+    With one product these are max(0, vᵀHv) and ½(vᵀHv + ‖v‖‖Hv‖).
 
     Example:
         >>> one = torch.ones(1, 1, dtype=torch.float64)
         >>> b = positive_bracket(Tridiagonal(alpha=-one, beta=2 * one, norm=one[0]))
-        >>> [round(x.item(), 6) for x in (b.lower, b.upper)]  # vᵀHv = -1, ‖Hv‖ = √5
-        [0.0, 0.618034]
+        >>> [round(x.item(), 4) for x in (b.lower, b.upper)]  # vᵀHv = -1, ‖Hv‖ = √5
+        [0.0, 0.618]
     """
     square = t.norm.square()
     family = _RadauFamily(t)
     lower = square * family.value(torch.zeros_like(square))
     upper = torch.maximum(square * family.largest(), lower)
     allowance = square * t.scale * (16 * t.rounding + 1e-12) + 1e-6 * (upper - lower)
-    lower, upper = (lower - allowance).clamp_min(0), upper + allowance
-    return Bracket((lower + upper) / 2, lower, upper)
+    return Bracket.between((lower - allowance).clamp_min(0), upper + allowance)
 
 
 def probe_mean(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
