@@ -18,8 +18,10 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _same_start():
+    """One thread, and the same random state, whatever tests ran before."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 @pytest.fixture
