@@ -1,0 +1,132 @@
+"""A certificate's examples: read once, hashed, cut into blocks, and streamed again for every pass."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+from hesstune.checks import integer_labels
+from hesstune.errors import DataError, listed
+from hesstune.forward import Inputs
+
+__all__ = ["BoundData"]
+
+CACHE_BYTES = 2**30
+_REREAD = 16
+
+
+class BoundData:
+    """Map-style examples, in a random order fixed by the seed, in blocks whose sizes differ by at most 1.
+
+    Batches are kept in memory up to 1 GiB; beyond that they are read again on every pass.
+
+    Args:
+        dataset: Has a length and gives (input, target) by index; an input is a tensor or a mapping of
+            tensors, a target a class index.
+        block: The largest size of a block.
+        seed: Fixes the order, without looking at the examples.
+        what: What the examples are called in errors.
+
+    Raises:
+        DataError: If the data set is not map-style, empty, or its items are no (input, target) pairs.
+    """
+
+    def __init__(self, dataset: Any, block: int, seed: int, what: str = "dataset") -> None:
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise DataError(
+                f"{what} must be map-style (a length, and items by index); got {type(dataset).__name__}. "
+                "A DataLoader has one as its .dataset"
+            )
+        self.n = len(dataset)
+        if not self.n:
+            raise DataError(f"{what} holds no examples")
+        self._dataset, self._what = dataset, what
+        order = np.random.default_rng(seed).permutation(self.n)
+        self._parts = [part.tolist() for part in np.array_split(order, -(-self.n // block))]
+        self.sizes = [len(part) for part in self._parts]
+        self._kept: dict[int, tuple[Inputs, torch.Tensor]] = {}
+        self.digests: list[str] = []
+        self.labels = np.empty(0, np.int64)
+        self._scan()
+
+    def _read(self, part: list[int]) -> tuple[Inputs, torch.Tensor]:
+        items = [self._dataset[i] for i in part]
+        for item in items:
+            if not isinstance(item, tuple | list) or len(item) != 2:
+                raise DataError(f"items of {self._what} must be (input, target); got {type(item).__name__}")
+        inputs = default_collate([x for x, _ in items])
+        return inputs, torch.as_tensor(np.array([int(y) for _, y in items], np.int64))
+
+    def _scan(self) -> None:
+        room, labels = CACHE_BYTES, []
+        for index, part in enumerate(self._parts):
+            batch = self._read(part)
+            self.digests += _digests(batch[0], len(part))
+            labels.append(batch[1].numpy())
+            room -= sum(t.nbytes for t in _tensors(batch[0]))
+            if room >= 0:
+                self._kept[index] = batch
+        self.labels = np.concatenate(labels)
+
+    def __iter__(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
+        """Yield (inputs, targets) of every block, always in the same order."""
+        for index, part in enumerate(self._parts):
+            yield self._kept.get(index) or self._read(part)
+
+    def check_labels(self, k: int) -> None:
+        """Raise DataError unless every label lies in [0, k)."""
+        integer_labels(self.labels, k, f"targets of {self._what}")
+
+    def check_steady(self) -> None:
+        """Raise DataError where reading an example again gives another input: random augmentation."""
+        part = self._parts[0][:_REREAD]
+        again = _digests(self._read(part)[0], len(part))
+        if again != self.digests[: len(part)]:
+            raise DataError(
+                f"reading an example of {self._what} twice gave different inputs: it is augmented at random; "
+                "certify on the plain examples (augmentation in training is fine)"
+            )
+
+    def check_repeats(self) -> None:
+        """Raise DataError where two inputs are the same."""
+        repeats = self.n - len(set(self.digests))
+        if repeats:
+            first: dict[str, int] = {}
+            order = [i for part in self._parts for i in part]
+            pairs = []
+            for index, digest in zip(order, self.digests, strict=True):
+                if digest in first:
+                    pairs.append(f"{first[digest]} and {index}")
+                first.setdefault(digest, index)
+            raise DataError(
+                f"{repeats} inputs of {self._what} are repeated (such as indices {listed(pairs, 3)}), "
+                "so they are no independent sample; remove repeats before splitting, or give repeats='allow' if the "
+                "examples were drawn independently from a distribution that has such repeats"
+            )
+
+
+def _tensors(inputs: Inputs) -> list[torch.Tensor]:
+    values = [inputs] if isinstance(inputs, torch.Tensor) else [inputs[key] for key in sorted(inputs)]
+    return [v for v in values if isinstance(v, torch.Tensor)]
+
+
+def _digests(inputs: Inputs, count: int) -> list[str]:
+    """Hash each example's tensors, with their dtypes and shapes."""
+    if not isinstance(inputs, torch.Tensor | Mapping):
+        raise DataError(f"an input must be a tensor or a mapping of tensors; got {type(inputs).__name__}")
+    arrays = [t.detach().cpu().contiguous() for t in _tensors(inputs)]
+    arrays = [t.view(torch.uint8) if t.dtype is torch.bfloat16 else t for t in arrays]
+    result = []
+    for row in range(count):
+        digest = hashlib.blake2b(digest_size=16)
+        for array in arrays:
+            value = array[row].numpy()
+            digest.update(f"{value.dtype}{value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        result.append(digest.hexdigest())
+    return result
