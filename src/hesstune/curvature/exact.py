@@ -178,9 +178,12 @@ def _pruned(passes: _Passes, factor: LogitFactor, tol: float, seed: int) -> Exac
         lower = passes.quadratic
         squares = [passes.product(*factor.probe(done, row)) for row in normals]
         rest = torch.stack(squares).mean(0)
-        if bool((_PROBE_FACTOR * rest <= tol * lower).all()):
-            return ExactForms(lower + rest, lower, lower + _PROBE_FACTOR * rest, None, None, passes.taken)
-        enough = min(columns, max(done + 1, 2 * done))
+        upper = lower + _PROBE_FACTOR * rest
+        if bool((upper - lower <= tol * lower).all()):
+            return ExactForms(lower + rest, lower, upper, None, None, passes.taken)
+        # What is left falls about as the mass of the classes: go on to where that would do.
+        excess = float(((upper - lower) / (tol * lower).clamp(min=1e-300)).max())
+        enough = max(done + 1, int((share > share[done] / excess).sum()))
     for rank in range(done, columns):
         passes.add(*factor.seed(rank))
     return passes.forms()
