@@ -113,8 +113,9 @@ def check_story(conditions: Conditions, leaks: Iterable[str], noise_is: str, noi
     if noisy and noise_is == "instance_dependent":
         conditions.fail(
             DataError(
-                "the noise is known to depend on the input, not on the class alone (as programmatic labels do), "
-                "so no noise matrix carries the noisy risk over to the clean one; certify on clean labels"
+                "the noise is known to depend on the input, not on the class alone, as programmatic "
+                "labels do, so no noise matrix carries the noisy risk over to the clean one; "
+                "certify on clean labels"
             )
         )
 
