@@ -1,0 +1,265 @@
+"""How often do certificates fail? Count it where the truth is known, for sound and for broken ones.
+
+Sound certificates must fail in at most a share δ of training sets, up to a binomial 99 % margin. Each
+broken one must be seen to fail, on the worst case that shows it: on ordinary data it hides in the
+bound's slack. Run: python benchmarks/coverage.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import mpmath
+import numpy as np
+from scipy import stats
+
+from hesstune.bounds.noisy import KnownNoise, NoiseConfidenceSet, clean_losses
+from hesstune.bounds.pac_bayes import binary_kl, complexity, gaussian_kl, kl_inverse
+
+RESULTS = Path(__file__).parent / "results" / "coverage.json"
+DELTA = 0.05
+FLIP = 0.1  # the true rule's own error, so that no certificate can be trivially right
+NOISE = np.array([[0.85, 0.15], [0.3, 0.7]])
+
+
+def outcome(failures: np.ndarray, delta: float) -> dict:
+    """Summarise failures: their share, and the most that δ allows with 99 % probability."""
+    trials = len(failures)
+    most = int(stats.binom.ppf(0.99, trials, delta))
+    failed = int(failures.sum())
+    return {
+        "trials": trials,
+        "failures": failed,
+        "share": failed / trials,
+        "most": most,
+        "holds": failed <= most,
+    }
+
+
+class Linear:
+    """Linear rules on Gaussian inputs, whose randomised error is known in closed form.
+
+    y = sign(u·x) with its sign flipped at rate FLIP. For weights N(w, σ²I), P(sign ≠ y | x) is
+    Φ(−y w·x/(σ‖x‖)), so neither the truth nor the empirical term needs draws.
+    """
+
+    def __init__(self, trials: int, n: int, d: int, seed: int, strength: float = 40.0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.n, self.d, self.trials = n, d, trials
+        self.u = np.zeros(d)
+        self.u[0] = 1.0
+        self.x, self.y = self.sample(trials, n)
+        self.test_x, self.test_y = self.sample(1, 20000)
+        self.strength = strength
+
+    def sample(self, trials: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw inputs (T, N, d) and labels of ±1 (T, N)."""
+        x = self.rng.standard_normal((trials, n, self.d)) / np.sqrt(self.d)
+        y = np.where(x @ self.u > 0, 1.0, -1.0) * np.where(self.rng.random((trials, n)) < FLIP, -1.0, 1.0)
+        return x, y
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return the weights w = strength · mean(y x) of every training set, (T, d)."""
+        return self.strength * np.einsum("tn,tnd->td", y, x) / x.shape[1]
+
+    def positive(self, w: np.ndarray, sigma: float, x: np.ndarray) -> np.ndarray:
+        """P(prediction = +1 | x), (T, N)."""
+        return stats.norm.cdf((x @ w[:, :, None])[..., 0] / (sigma * np.linalg.norm(x, axis=-1)))
+
+    def error(self, w: np.ndarray, sigma: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return the randomised error on given examples, (T,)."""
+        p = self.positive(w, sigma, x)
+        return np.where(y > 0, 1 - p, p).mean(axis=1)
+
+    def truth(self, w: np.ndarray, sigma: float) -> np.ndarray:
+        """Return the true randomised error, from many test examples, (T,)."""
+        return np.concatenate([self.error(row[None], sigma, self.test_x, self.test_y) for row in w])
+
+
+GRID = 2.0 ** np.arange(-2, 4, 0.5)
+
+
+def best_of_grid(
+    world: Linear, w: np.ndarray, centre: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> np.ndarray:
+    """Certify with the scale that gives the smallest bound, the grid's union paid; return failures."""
+    bounds, truths = [], []
+    for sigma in GRID:
+        q = world.error(w, sigma, x, y)
+        kl = np.array([gaussian_kl(s, sigma) for s in ((w - centre) ** 2).sum(axis=1)])
+        c = [complexity(float(k), x.shape[1], DELTA, len(GRID)) for k in kl]
+        bounds.append(kl_inverse(q, c))
+        truths.append(world.truth(w, sigma))
+    chosen = np.argmin(bounds, axis=0)[None]
+    return (
+        np.take_along_axis(np.array(truths), chosen, 0) > np.take_along_axis(np.array(bounds), chosen, 0)
+    )[0]
+
+
+def clean(trials: int, seed: int = 0) -> dict:
+    """Clean labels, data-free prior, scale chosen on the data."""
+    world = Linear(trials, n=100, d=10, seed=seed)
+    w = world.fit(world.x, world.y)
+    return outcome(best_of_grid(world, w, np.zeros_like(w), world.x, world.y), DELTA)
+
+
+def data_dependent_prior(trials: int, seed: int = 1) -> dict:
+    """The prior's centre from one half, the posterior from all, the bound on the other half."""
+    world = Linear(trials, n=200, d=10, seed=seed)
+    centre = world.fit(world.x[:, :100], world.y[:, :100])
+    w = world.fit(world.x, world.y)
+    return outcome(best_of_grid(world, w, centre, world.x[:, 100:], world.y[:, 100:]), DELTA)
+
+
+def noisy(trials: int, seed: int = 2, clean_sample: int = 0) -> dict:
+    """Clean risk from noisy labels: loss and scale chosen on the data; F known or in a confidence set."""
+    world = Linear(trials, n=300, d=10, seed=seed)
+    true = (world.y > 0).astype(int)
+    flip = world.rng.random(true.shape) < np.where(true == 1, NOISE[1, 0], NOISE[0, 1])
+    labels = np.where(flip, 1 - true, true)
+    w = world.fit(world.x, 2.0 * labels - 1)
+    share = DELTA / 2 if clean_sample else 0.0
+    bounds = np.full(trials, np.inf)
+    truths = np.zeros(trials)
+    known = clean_losses(KnownNoise(NOISE))
+    families = [known] * trials
+    if clean_sample:
+        tables = [[world.rng.multinomial(clean_sample // 2, row) for row in NOISE] for _ in range(trials)]
+        families = [clean_losses(NoiseConfidenceSet(table, share)) for table in tables]
+    for sigma in GRID:
+        p, truth = world.positive(w, sigma, world.x), world.truth(w, sigma)
+        for t in range(trials):
+            up = labels[t] == 1
+            confusion = np.array(
+                [[(1 - p[t])[~up].sum(), p[t][~up].sum()], [(1 - p[t])[up].sum(), p[t][up].sum()]]
+            )
+            kl = gaussian_kl((w[t] ** 2).sum(), sigma)
+            c = complexity(kl, world.n, DELTA - share, len(GRID) * len(families[t]))
+            risks = [loss.risk(float(kl_inverse(loss.unit(confusion / world.n), c))) for loss in families[t]]
+            if min(risks) < bounds[t]:
+                bounds[t], truths[t] = min(risks), truth[t]
+    return outcome(truths > bounds, DELTA) | {"mean bound": float(bounds.mean())}
+
+
+def draws(trials: int, m: int, seed: int = 3, own_block: bool = False, count: int | None = None) -> dict:
+    """The Monte-Carlo step alone: draws in two dimensions, whose errors differ widely from draw to draw."""
+    n = 100
+    world = Linear(trials, n=n, d=2, seed=seed, strength=1.0)
+    failures = np.zeros(trials, bool)
+    for t in range(trials):
+        w = world.fit(world.x[t : t + 1], world.y[t : t + 1])
+        expected = world.error(w, 0.5, world.x[t : t + 1], world.y[t : t + 1])[0]
+        weights = w + 0.5 * world.rng.standard_normal((m, 2))
+        wrong = (world.x[t] @ weights.T > 0) != (world.y[t] > 0)[:, None]
+        if own_block:
+            blocks = np.split(world.rng.permutation(n), min(m, 10))
+            wrong = np.stack([wrong[blocks[j % len(blocks)], j] for j in range(m)], axis=1)
+        failures[t] = expected > kl_inverse(wrong.mean(), np.log(1 / DELTA) / (count or m))
+    return outcome(failures, DELTA)
+
+
+def shared_subset(trials: int, seed: int = 4, m: int = 1000, size: int = 20) -> dict:
+    """Broken: every draw is counted on the same random subset of the examples."""
+    world = Linear(trials, n=200, d=2, seed=seed, strength=20.0)
+    failures = np.zeros(trials, bool)
+    for t in range(trials):
+        w = world.fit(world.x[t : t + 1], world.y[t : t + 1])
+        expected = world.error(w, 1.0, world.x[t : t + 1], world.y[t : t + 1])[0]
+        subset = world.rng.choice(world.n, size, replace=False)
+        weights = w + world.rng.standard_normal((m, 2))
+        wrong = (world.x[t, subset] @ weights.T > 0) != (world.y[t, subset] > 0)[:, None]
+        failures[t] = expected > kl_inverse(wrong.mean(), np.log(1 / DELTA) / m)
+    return outcome(failures, DELTA)
+
+
+def worst_case(trials: int, share: float, seed: int = 5, n: int = 1500, d: int = 9000) -> dict:
+    """Random labels, w = Σ y x in many dimensions: the PAC-Bayes bound is nearly attained (truth 1/2).
+
+    The certificate counts `share` of the KL; 1 is right.
+    """
+    rng = np.random.default_rng(seed)
+    failures = np.zeros(trials, bool)
+    for t in range(trials):
+        x = rng.standard_normal((n, d), dtype=np.float32) / np.float32(np.sqrt(d))
+        y = np.where(rng.random(n) < 0.5, 1.0, -1.0).astype(np.float32)
+        w = y @ x
+        sigma = 2.0
+        q = stats.norm.cdf(-y * (x @ w) / (sigma * np.linalg.norm(x, axis=1))).mean()
+        c = complexity(share * gaussian_kl(float(w @ w), sigma), n, DELTA)
+        failures[t] = kl_inverse(q, c) < 0.5
+    return outcome(failures, DELTA)
+
+
+def point_masses(trials: int, paid: bool, seed: int = 6, n: int = 50, rules: int = 5000) -> dict:
+    """Thousands of point-mass priors on random rules (truth 1/2); the posterior is the luckiest of them."""
+    rng = np.random.default_rng(seed)
+    q = rng.binomial(n, 0.5, size=(trials, rules)).min(axis=1) / n
+    return outcome(kl_inverse(q, complexity(0.0, n, DELTA, rules if paid else 1)) < 0.5, DELTA)
+
+
+def inversion_end(pairs: int, upper: bool, seed: int = 7) -> dict:
+    """Which end the bisection returns, judged in exact arithmetic: kl(q‖p) must not fall short of c."""
+    rng = np.random.default_rng(seed)
+    q = rng.random(pairs) ** 3
+    c = 10.0 ** rng.uniform(-6, 0.5, pairs)
+    p = kl_inverse(q, c)
+    if not upper:
+        low, high = q.copy(), np.ones(pairs)
+        for _ in range(60):
+            middle = (low + high) / 2
+            above = binary_kl(q, middle) > c
+            low, high = np.where(above, low, middle), np.where(above, middle, high)
+        p = low
+    with mpmath.workdps(50):
+        short = [
+            bool(v < 1 and mpmath_kl(mpmath.mpf(float(a)), mpmath.mpf(float(v))) < mpmath.mpf(float(b)))
+            for a, v, b in zip(q, p, c, strict=True)
+        ]
+    return outcome(np.array(short), 0.0)
+
+
+def mpmath_kl(q: mpmath.mpf, p: mpmath.mpf) -> mpmath.mpf:
+    """kl(q‖p) in mpmath's current precision, for 0 < q < 1."""
+    return q * mpmath.log(q / p) + (1 - q) * mpmath.log((1 - q) / (1 - p))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=400)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    trials, start = arguments.trials, time.perf_counter()
+    sound = {
+        "clean labels": clean(trials),
+        "data-dependent prior": data_dependent_prior(trials),
+        "noisy labels, known F": noisy(trials),
+        "noisy labels, F in a confidence set": noisy(trials // 4, clean_sample=2000),
+        **{f"Monte-Carlo step, m = {m}": draws(trials, m) for m in (1, 10, 1000)},
+        "Monte-Carlo step, m = 1000, own blocks": draws(trials, 1000, own_block=True),
+        "worst case, whole KL": worst_case(10, 1.0),
+        "thousands of point masses, union paid": point_masses(trials, True),
+        "inversion, upper end": inversion_end(1000, True),
+    }
+    broken = {
+        "worst case, half the KL": worst_case(10, 0.5),
+        "thousands of point masses, union forgotten": point_masses(trials, False),
+        "inversion, lower end": inversion_end(1000, False),
+        "m counted in examples": draws(trials, 10, count=10 * 100),
+        "one subset shared by the draws": shared_subset(trials),
+    }
+    record = {"delta": DELTA, "sound": sound, "broken": broken, "seconds": time.perf_counter() - start}
+    for title, group in (("sound", sound), ("broken", broken)):
+        for name, result in group.items():
+            count = f"failed {result['failures']:4d} of {result['trials']:4d} (most {result['most']})"
+            print(f"{title:7s} {name:45s} {count}")
+    arguments.out.parent.mkdir(exist_ok=True)
+    arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if not all(r["holds"] for r in sound.values()) or any(r["holds"] for r in broken.values()):
+        raise SystemExit("a sound certificate failed too often, or a broken one was not found out")
+
+
+if __name__ == "__main__":
+    main()
