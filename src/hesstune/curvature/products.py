@@ -251,6 +251,15 @@ class WeightProducts:
         shape = (len(self._slopes), *self._weight.shape)
         return Krylov(self._product, delta.to(self._weight.dtype).expand(shape).flatten(1))
 
+    def hutchinson(self, probes: int, generator: torch.Generator) -> torch.Tensor:
+        """Return Σ_examples zᵀ H_i z for Gaussian z, (probes,) float64: Σ Tr H_i on average."""
+        found = []
+        for _ in range(probes):
+            probe = torch.randn(self._weight.shape, generator=generator, dtype=torch.float64)
+            each = probe.to(self._weight).flatten().expand(len(self._slopes), -1)
+            found.append((each * self._product(each)).double().sum().cpu())
+        return torch.stack(found)
+
     def _product(self, x: torch.Tensor) -> torch.Tensor:
         return torch.stack([self._one(s, v) for s, v in zip(self._slopes, x, strict=True)])
 

@@ -16,10 +16,8 @@ from hesstune.errors import ConfigError
 
 __all__ = ["Bracket", "Krylov", "Tridiagonal", "gauss_value", "positive_bracket", "probe_mean"]
 
-_GRID = 64
+_GRIDS = (65, 17, 17, 17, 17)
 _LOGITS = 18.0
-_GOLDEN = (5**0.5 - 1) / 2
-_GOLDEN_STEPS = 16
 _LARGEST_CORNER = 1e7
 
 
@@ -175,7 +173,7 @@ def positive_bracket(t: Tridiagonal) -> Bracket:
     """
     square = t.norm.square()
     family = _RadauFamily(t)
-    lower = square * family.value(torch.zeros_like(square))
+    lower = square * family.value(torch.zeros_like(square).unsqueeze(1)).squeeze(1)
     upper = torch.maximum(square * family.largest(), lower)
     allowance = square * t.scale * (16 * t.rounding + 1e-12) + 1e-6 * (upper - lower)
     return Bracket.between((lower - allowance).clamp_min(0), upper + allowance)
@@ -202,13 +200,15 @@ def _dense(t: Tridiagonal) -> torch.Tensor:
 
 
 def _extended(t: Tridiagonal, corner: torch.Tensor) -> torch.Tensor:
-    off = torch.diag_embed(t.beta, 1)
-    return torch.diag_embed(torch.cat([t.alpha, corner.unsqueeze(1)], 1)) + off + off.mT
+    """Return T with one more row for each last diagonal entry, (B, P) -> (B, P, k + 1, k + 1)."""
+    alpha = t.alpha.unsqueeze(1).expand(-1, corner.shape[1], -1)
+    off = torch.diag_embed(t.beta, 1).unsqueeze(1)
+    return torch.diag_embed(torch.cat([alpha, corner.unsqueeze(2)], 2)) + off + off.mT
 
 
 def _first_entry(matrix: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors[:, 0].square() * values.clamp_min(0)).sum(1)
+    return (vectors[..., 0, :].square() * values.clamp_min(0)).sum(-1)
 
 
 class _RadauFamily:
@@ -229,33 +229,35 @@ class _RadauFamily:
         self._left = torch.where(self._nodes <= 0, -self._nodes, infinite).amin(1)
 
     def value(self, xi: torch.Tensor) -> torch.Tensor:
-        """Return e₁ᵀ max(T', 0) e₁ of the rule with a node at ξ, (B,)."""
-        distance = self._nodes - xi.unsqueeze(1)
-        tiny = 1e-15 * self._scale.unsqueeze(1)
+        """Return e₁ᵀ max(T', 0) e₁ of the rules with a node at ξ, (B, P) for P nodes each."""
+        distance = self._nodes.unsqueeze(1) - xi.unsqueeze(2)
+        tiny = 1e-15 * self._scale[:, None, None]
         distance = torch.where(distance.abs() < tiny, torch.where(distance < 0, -tiny, tiny), distance)
         # The last diagonal entry that makes ξ an eigenvalue; huge entries are the Gauss rule already.
-        corner = xi + (self._coupling / distance).sum(1)
-        limit = _LARGEST_CORNER * self._scale
+        corner = xi + (self._coupling.unsqueeze(1) / distance).sum(2)
+        limit = _LARGEST_CORNER * self._scale.unsqueeze(1)
         return _first_entry(_extended(self._t, corner.clamp(-limit, limit)))
 
     def at(self, position: torch.Tensor) -> torch.Tensor:
-        """Map positions, (B,) in (0, 2), to ξ: from 0 to the gap's right end, then from its left end to 0."""
+        """Map positions, (B, P) in [0, 2], to ξ: from 0 to the gap's right end, then its left end to 0."""
         logit = _LOGITS * (2 * torch.where(position < 1, position, 2 - position) - 1)
         part, odds = torch.sigmoid(logit), torch.exp(logit)
-        right = torch.where(self._right.isinf(), self._scale * odds, self._right * part)
-        left = torch.where(self._left.isinf(), self._scale * odds, self._left * part)
-        return torch.where(position < 1, right, -left)
+        scale, right, left = (x.unsqueeze(1) for x in (self._scale, self._right, self._left))
+        return torch.where(
+            position < 1,
+            torch.where(right.isinf(), scale * odds, right * part),
+            -torch.where(left.isinf(), scale * odds, left * part),
+        )
 
     def largest(self) -> torch.Tensor:
-        """Return the largest value of any rule, (B,): unimodal in the position, so a grid brackets it."""
-        grid = torch.linspace(0, 2, _GRID + 2, dtype=torch.float64)[1:-1]
-        values = torch.stack([self.value(self.at(p.expand_as(self._scale))) for p in grid])
-        best, where = values.max(0)
-        middle = grid[where]
-        low, high = middle - 2 / (_GRID + 1), middle + 2 / (_GRID + 1)
-        for _ in range(_GOLDEN_STEPS):
-            a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-            at_a, at_b = self.value(self.at(a.clamp(0, 2))), self.value(self.at(b.clamp(0, 2)))
-            best = torch.maximum(best, torch.maximum(at_a, at_b))
-            low, high = torch.where(at_a < at_b, a, low), torch.where(at_a < at_b, high, b)
+        """Return the largest value of any rule, (B,): unimodal in the position, so grids close in on it."""
+        best = torch.full_like(self._scale, -torch.inf)
+        middle, reach = torch.ones_like(self._scale), 1.0
+        for points in _GRIDS:
+            steps = torch.linspace(-reach, reach, points, dtype=torch.float64)
+            grid = (middle.unsqueeze(1) + steps).clamp(0, 2)
+            value, where = self.value(self.at(grid)).max(1)
+            middle = torch.where(value > best, grid.gather(1, where.unsqueeze(1)).squeeze(1), middle)
+            best = torch.maximum(best, value)
+            reach *= 2 / (points - 1)
         return best

@@ -1,0 +1,352 @@
+"""The maximum over examples of v_iᵀ H_i⁺ v_i, layer by layer, from few Hessian-vector products.
+
+The Gauss–Newton value v_iᵀ J_iᵀ Λ J_i v_i of every layer and example costs K − 1 backward passes in
+all; what it misses of v_iᵀ H_i⁺ v_i grows with ‖∂ℓ/∂f‖, the residual (H_i − J_iᵀΛJ_i is linear in it), so
+that confidently wrong examples can be the maximum with a tiny Gauss–Newton value. Examples are
+tried in the order of both; each is dropped as soon as its upper bound is below the best lower one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import nn
+
+from hesstune.curvature.capture import rows_of
+from hesstune.curvature.lanczos import Stopping, hessian_source
+from hesstune.curvature.layers import Layout
+from hesstune.curvature.products import PerExampleLoss
+from hesstune.curvature.quadrature import Bracket, Krylov, positive_bracket
+from hesstune.curvature.ranking import Ranking, rank_examples
+from hesstune.errors import ConfigError
+from hesstune.forward import Inputs, batch_size
+
+__all__ = ["Screening", "Status", "lanczos_maximum", "screen_maximum"]
+
+Fetch = Callable[[int], tuple[Inputs, torch.Tensor]]
+
+_CONFIDENCE = 0.95
+_ESTIMATE_FROM, _AT_ONCE = 4, 3
+_MAXIMUM = Stopping(tol=0.02, most=48, proof=False)
+
+
+class Status(IntEnum):
+    """What is known of one example in one layer."""
+
+    RANKED = 0  # only its Gauss–Newton value and residual, which predict that it is no maximum
+    ESTIMATED = 1  # at least four products put it below the maximum, without proof
+    PROVED = 2  # its upper bound is below a lower bound of the maximum
+    REFINED = 3  # its value is known to the tolerance
+
+
+@dataclass
+class Screening:
+    """The largest v_iᵀ H_i⁺ v_i over n examples, for each of L layers, and what it rests on.
+
+    Attributes:
+        names: Layer names.
+        value: The maximum, (L,) float64.
+        lower: A lower bound of the maximum, (L,), in exact arithmetic up to a rounding allowance.
+        upper: An upper bound of every example that is PROVED or REFINED, (L,).
+        argmax: The example that attains `value`, (L,) int64.
+        quadratic: v_iᵀ H_i⁺ v_i, (n, L), NaN where an example was not refined.
+        status: A `Status` for every example and layer, (n, L) int8.
+        products: Hessian-vector products taken, (n, L) int64.
+        checked: How many pairs of example and layer were drawn at random from those that were only
+            ranked, the same number in each layer, and put to products.
+        exceeded: How many of those were above the maximum found so far (it was then corrected).
+        exceeding_share: Upper end of the 95 % Clopper–Pearson interval for the share of ranked pairs
+            that are above their layer's maximum as it was before the check; 0 where all are proved.
+    """
+
+    names: list[str]
+    value: torch.Tensor
+    lower: torch.Tensor
+    upper: torch.Tensor
+    argmax: torch.Tensor
+    quadratic: torch.Tensor
+    status: torch.Tensor
+    products: torch.Tensor
+    checked: int
+    exceeded: int
+    exceeding_share: float
+
+    def counts(self) -> dict[str, int]:
+        """Count the pairs of example and layer by status, by its name in lower case."""
+        return {s.name.lower(): int((self.status == s).sum()) for s in Status}
+
+    def summary(self) -> str:
+        """Say in one sentence what was refined and what covers the rest."""
+        n = self.counts()
+        text = (
+            f"of {self.status.numel()} pairs of example and layer {n['refined']} were refined, "
+            f"{n['proved']} are proved below the maximum by their brackets, {n['estimated']} are below it "
+            f"by an estimate and {n['ranked']} were ranked only"
+        )
+        if not self.checked:
+            return text + "; none of them was checked at random" * bool(n["ranked"]) + "."
+        return (
+            f"{text}; of {self.checked} drawn at random from the ranked ones {self.exceeded} exceeded the "
+            f"maximum, so with 95 % confidence at most {self.exceeding_share:.1%} of them do."
+        )
+
+
+def lanczos_maximum(
+    model: nn.Module,
+    inputs: Inputs,
+    targets: torch.Tensor,
+    deltas: Mapping[str, torch.Tensor],
+    *,
+    loss: PerExampleLoss | None = None,
+    stopping: Stopping = _MAXIMUM,
+    check: int = 3,
+    seed: int = 0,
+    chunk: int = 16,
+    layouts: Mapping[str, Layout] | None = None,
+    copied: frozenset[str] = frozenset(),
+) -> Screening:
+    """Find the largest v_iᵀ H_i⁺ v_i over one batch, for each layer.
+
+    `chunk` examples are ranked at once; the other arguments are those of `screen_maximum` and
+    `lanczos_forms`.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.GELU(), torch.nn.Linear(4, 2))
+        >>> x, y = torch.randn(20, 3), torch.randint(2, (20,))
+        >>> found = lanczos_maximum(model, x, y, {"0.weight": torch.ones(4, 3)})
+        >>> bool(found.lower <= found.value), found.status.shape
+        (True, torch.Size([20, 1]))
+    """
+    more = {"loss": loss, "layouts": layouts, "copied": copied}
+    ranking = Ranking.joined(
+        [
+            rank_examples(
+                model,
+                rows_of(inputs, index),
+                targets[index.to(targets.device)],
+                deltas,
+                **more,  # type: ignore[arg-type]
+            )
+            for index in torch.arange(batch_size(inputs)).split(chunk)
+        ]
+    )
+
+    def fetch(example: int) -> tuple[Inputs, torch.Tensor]:
+        return rows_of(inputs, torch.tensor([example])), targets[example : example + 1]
+
+    return screen_maximum(
+        model,
+        fetch,
+        ranking,
+        deltas,
+        stopping=stopping,
+        check=check,
+        seed=seed,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def screen_maximum(
+    model: nn.Module,
+    fetch: Fetch,
+    ranking: Ranking,
+    deltas: Mapping[str, torch.Tensor],
+    *,
+    loss: PerExampleLoss | None = None,
+    stopping: Stopping = _MAXIMUM,
+    safety: float = 1.5,
+    check: int = 3,
+    seed: int = 0,
+    layouts: Mapping[str, Layout] | None = None,
+    copied: frozenset[str] = frozenset(),
+) -> Screening:
+    """Find the largest v_iᵀ H_i⁺ v_i over n ranked examples, for each layer.
+
+    1. The leaders by Gauss–Newton value and by residual are refined.
+    2. For every other example v_iᵀH_i⁺v_i is predicted as GN + κ·residual, κ the largest seen in that
+       layer so far; those whose prediction times `safety` reaches the best lower bound are tried:
+       one product bounds each from both sides, more are taken while it may be the maximum.
+    3. `check` examples a layer, drawn at random from the rest, are tried too; where one exceeds
+       the maximum it takes its place, and steps 2 and 3 are repeated for that layer.
+
+    All products of one example share one graph.
+
+    Args:
+        model: The network; run in eval mode and left as it was.
+        fetch: index -> (inputs, targets) of that one example, as a batch of one.
+        ranking: Of the same n examples, from `rank_examples`.
+        deltas: v_i by layer name; their order is the result's.
+        loss: (logits (B, K), targets) -> (B,); cross-entropy where left out.
+        stopping: When an example that may be the maximum is known well enough.
+        safety: Factor on the predictions; infinity tries every example, so that none is ranked only.
+        check: Examples a layer in the random check; 0 leaves it out.
+        seed: Of the check.
+        layouts: From `find_layouts`, where known.
+        copied: Layers whose input is copied, from an earlier `Capture.overwritten`.
+
+    Raises:
+        ConfigError: If there are no examples, or an argument is out of range.
+    """
+    if not len(ranking.residual):
+        raise ConfigError("there are no examples to find a maximum over")
+    if not safety >= 1 or check < 0:
+        raise ConfigError(f"safety must be at least 1 and check at least 0; got {safety} and {check}")
+    board = _Board(ranking, deltas, stopping, safety)
+
+    def visit(pairs: Iterable[tuple[int, int]]) -> None:
+        wanted: dict[int, list[int]] = {}
+        for example, layer in pairs:
+            wanted.setdefault(example, []).append(layer)
+        for example in sorted(wanted, key=lambda e: -len(wanted[e])):
+            inputs, targets = fetch(example)
+            names = [board.names[layer] for layer in wanted[example]]
+            with hessian_source(model, inputs, targets, names, loss, layouts, copied) as source:
+                for layer in wanted[example]:
+                    board.challenge(example, layer, source.krylov(board.names[layer], board.deltas[layer]))
+
+    visit(board.leaders(ranking.gauss_newton))
+    visit(board.leaders(ranking.residual[:, None].expand_as(ranking.gauss_newton)))
+    _visit_all(board, visit)
+    checked, exceeded = _random_check(board, visit, check, seed)
+    return board.result(checked, exceeded)
+
+
+def _visit_all(board: _Board, visit: Callable[[Iterable[tuple[int, int]]], None]) -> None:
+    """Try candidates until no prediction reaches the best value any more."""
+    while pairs := board.candidates():
+        visit(pairs)
+
+
+def _random_check(
+    board: _Board, visit: Callable[[Iterable[tuple[int, int]]], None], check: int, seed: int
+) -> tuple[int, int]:
+    """Draw ranked examples and try them; return how many, and how many exceeded, in the first round."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = list(range(len(board.names)))
+    first: tuple[int, int] | None = None
+    while check and layers:
+        pairs = [pair for layer in layers for pair in board.draw(layer, check, generator)]
+        if not pairs:
+            break
+        before = board.best.value.clone()
+        visit(pairs)
+        above = [(e, i) for e, i in pairs if board.value[e, i] > (1 + board.stopping.tol) * before[i]]
+        first = first or (len(pairs), len(above))
+        layers = sorted({layer for _, layer in above})
+        _visit_all(board, visit)
+    return first or (0, 0)
+
+
+class _Board:
+    """What is known so far: brackets of every example tried, and the best of each layer."""
+
+    def __init__(
+        self, ranking: Ranking, deltas: Mapping[str, torch.Tensor], stopping: Stopping, safety: float
+    ) -> None:
+        self.names, self.deltas = list(deltas), list(deltas.values())
+        self.ranking, self.stopping, self.safety = ranking, stopping, safety
+        shape = ranking.gauss_newton.shape
+        self.value = torch.full(shape, torch.nan, dtype=torch.float64)
+        self.upper = torch.full(shape, torch.nan, dtype=torch.float64)
+        self.status = torch.zeros(shape, dtype=torch.int8)
+        self.products = torch.zeros(shape, dtype=torch.int64)
+        zero = torch.zeros(shape[1], dtype=torch.float64)
+        self.best = Bracket(zero.clone(), zero.clone(), zero.clone())
+        self.argmax = torch.zeros(shape[1], dtype=torch.int64)
+        for layer, delta in enumerate(self.deltas):
+            if not bool(delta.any()):  # the layer has not moved: v_i = 0
+                self.status[:, layer] = Status.REFINED
+                self.value[:, layer] = self.upper[:, layer] = 0.0
+
+    def leaders(self, scores: torch.Tensor) -> list[tuple[int, int]]:
+        """Return each layer's untried example of the highest score."""
+        found = []
+        for layer in range(len(self.names)):
+            example = int(scores[:, layer].argmax())
+            if self.untried()[example, layer]:
+                found.append((example, layer))
+        return found
+
+    def untried(self) -> torch.Tensor:
+        return (self.products == 0) & (self.status == Status.RANKED)
+
+    def candidates(self) -> list[tuple[int, int]]:
+        """Return the likeliest untried examples that the prediction does not rule out, (example, layer)."""
+        known = torch.where(self.status != Status.PROVED, self.value, torch.nan)
+        excess = (known - self.ranking.gauss_newton) / self.ranking.residual[:, None].clamp_min(1e-300)
+        kappa = excess.nan_to_num(0.0).clamp_min(0).amax(0)
+        predicted = self.ranking.gauss_newton + kappa * self.ranking.residual[:, None]
+        wanted = self.untried() & (self.safety * predicted >= self.best.lower)
+        # A few at a time: the largest one raises the bar for all others.
+        place = predicted.masked_fill(~wanted, -1.0).argsort(0, descending=True).argsort(0)
+        return [(int(e), int(i)) for e, i in (wanted & (place < _AT_ONCE)).nonzero()]
+
+    def draw(self, layer: int, count: int, generator: torch.Generator) -> list[tuple[int, int]]:
+        left = self.untried()[:, layer].nonzero().squeeze(1)
+        chosen = left[torch.randperm(len(left), generator=generator)[:count]]
+        return [(int(example), layer) for example in chosen]
+
+    def challenge(self, example: int, layer: int, krylov: Krylov) -> None:
+        """Take products until the example is known well enough, or is below the best."""
+        looks: list[Bracket] = []
+        status = Status.REFINED
+        while True:
+            krylov.advance()
+            bracket = positive_bracket(krylov.tridiagonal())
+            if krylov.products % 2 == 0 and krylov.products >= _ESTIMATE_FROM:
+                looks.append(bracket)
+            if bool(bracket.upper < self.best.lower[layer]):
+                status = Status.PROVED
+            elif looks and self._unlikely(bracket, layer):
+                status = Status.ESTIMATED
+            elif not self._known(bracket, looks, krylov):
+                continue
+            break
+        self.products[example, layer] = krylov.products
+        self.status[example, layer] = status
+        self.value[example, layer], self.upper[example, layer] = bracket.value[0], bracket.upper[0]
+        if status is Status.REFINED and bool(bracket.value > self.best.value[layer]):
+            self.argmax[layer] = example
+            for field in ("value", "lower", "upper"):
+                getattr(self.best, field)[layer] = getattr(bracket, field)[0]
+
+    def _known(self, bracket: Bracket, looks: list[Bracket], krylov: Krylov) -> bool:
+        if bool(krylov.exhausted().all()) or krylov.products >= self.stopping.most:
+            return True
+        return self.stopping.reached(looks) if looks else bool(bracket.error <= self.stopping.tol)
+
+    def _unlikely(self, bracket: Bracket, layer: int) -> bool:
+        # The truth was never seen beyond 0.4 of the way from the harmonic mean to a bound.
+        return bool(bracket.value / (1 - bracket.error / 2) < self.best.value[layer])
+
+    def result(self, checked: int, exceeded: int) -> Screening:
+        refined = self.status == Status.REFINED
+        sure = refined | (self.status == Status.PROVED)
+        upper = torch.where(sure, self.upper, -torch.inf).amax(0)
+        left = bool((self.status == Status.RANKED).any())
+        return Screening(
+            names=self.names,
+            value=self.best.value,
+            lower=self.best.lower,
+            upper=upper,
+            argmax=self.argmax,
+            quadratic=torch.where(refined, self.value, torch.nan),
+            status=self.status,
+            products=self.products,
+            checked=checked,
+            exceeded=exceeded,
+            exceeding_share=_share_bound(checked, exceeded) if left else 0.0,
+        )
+
+
+def _share_bound(drawn: int, found: int) -> float:
+    """Return the upper end of the one-sided Clopper–Pearson interval; 1 where nothing was drawn."""
+    if found >= drawn:
+        return 1.0
+    from scipy.special import betaincinv
+
+    return float(betaincinv(found + 1, drawn - found, _CONFIDENCE))

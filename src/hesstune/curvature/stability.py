@@ -1,0 +1,291 @@
+"""Noise stability: how much the loss rises when weights are perturbed, beside its Taylor prediction.
+
+The paper (section 2.2 and its table on noise stability) compares E[ℓ(W + U)] − ℓ(W) for Gaussian U
+with ½σ²·Σ_i Tr H_i, the second-order term of its expansion; first and third order vanish on average.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hesstune.curvature.capture import capture, differentiable, rows_of
+from hesstune.curvature.exact import exact_forms
+from hesstune.curvature.objective import Objective
+from hesstune.curvature.products import LayerProducts, PerExampleLoss, WeightProducts
+from hesstune.errors import ConfigError, DataError, LayerError, unknown_name
+from hesstune.forward import Inputs, batch_size, evaluating, logits_of, moved
+from hesstune.reference import layer_names
+
+__all__ = ["Stability", "noise_stability", "noise_stability_table"]
+
+Batch = tuple[Inputs, torch.Tensor]
+
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Stability:
+    """The rise of the mean loss under Gaussian noise of one size, and its prediction.
+
+    Attributes:
+        sigma: Standard deviation of the noise on every entry.
+        value: E[ℓ(W + U)] − ℓ(W), ℓ the mean loss over the examples.
+        stderr: Its standard error over the draws of U.
+        taylor: ½σ²·Σ_i Tr H_i, averaged over the examples.
+        taylor_stderr: Its standard error over the probes; 0 where the trace is exact.
+        samples: Draws of U; each was used as +U and −U.
+        examples: How many examples.
+        layers: The perturbed layers.
+    """
+
+    sigma: float
+    value: float
+    stderr: float
+    taylor: float
+    taylor_stderr: float
+    samples: int
+    examples: int
+    layers: tuple[str, ...]
+
+    @property
+    def ratio(self) -> float:
+        """`value / taylor`: near 1 on smooth networks with small noise.
+
+        Kinks (ReLU) add to the left side but not to the trace: there the ratio is larger than 1.
+        """
+        return self.value / self.taylor if self.taylor else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row of a table, JSON-ready."""
+        return {
+            "sigma": self.sigma,
+            "value": self.value,
+            "stderr": self.stderr,
+            "taylor": self.taylor,
+            "taylor_stderr": self.taylor_stderr,
+            "ratio": self.ratio,
+            "samples": self.samples,
+            "examples": self.examples,
+        }
+
+
+def noise_stability(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    sigma: float,
+    samples: int = 16,
+    seed: int = 0,
+    *,
+    layers: str | Sequence[str] | None = None,
+    loss: str | PerExampleLoss = "cross_entropy",
+    noise: Any = None,
+    probes: int = 8,
+) -> Stability:
+    """Measure E[ℓ(W + U)] − ℓ(W) for U ~ N(0, σ²) on chosen layers, and predict it from Tr H_i.
+
+    Each draw is used twice, as +U and −U, which removes the odd orders exactly. The weights are
+    perturbed in place and restored to the bit, also after an error.
+
+    Tr H_i (not its positive part) is Tr J_iᵀΛJ_i, exactly, plus Hutchinson's estimate of the trace
+    of the rest, which is exactly zero where the layer is followed by piecewise-linear operations.
+
+    Args:
+        model: The network; run in eval mode and left as it was.
+        batches: Iterable of (inputs, targets), read once.
+        sigma: Standard deviation of the noise, in units of the weights.
+        samples: Draws of U, at least 2.
+        seed: Of the draws and the probes; the global random state is not used.
+        layers: Names or fnmatch patterns; every layer (Linear, ConvNd, attention weights) where None.
+        loss: `cross_entropy`, `consistent` (needs `noise`), or a callable (logits, targets) -> (B,).
+        noise: As in `measure`.
+        probes: Hutchinson probes, at least 2.
+
+    Raises:
+        ConfigError: If an argument is out of range.
+        LayerError: If a pattern matches no layer.
+        DataError: If there are no examples.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(3, 2).double()
+        >>> data = [(torch.randn(8, 3).double(), torch.zeros(8, dtype=torch.long))]
+        >>> s = noise_stability(model, data, sigma=0.05, samples=64)
+        >>> abs(s.value - s.taylor) < 5 * s.stderr, s.taylor_stderr
+        (True, 0.0)
+    """
+    rows = noise_stability_table(
+        model, batches, [sigma], samples, seed, layers=layers, loss=loss, noise=noise, probes=probes
+    )
+    return rows[0]
+
+
+def noise_stability_table(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    sigmas: Sequence[float],
+    samples: int = 16,
+    seed: int = 0,
+    *,
+    layers: str | Sequence[str] | None = None,
+    loss: str | PerExampleLoss = "cross_entropy",
+    noise: Any = None,
+    probes: int = 8,
+) -> list[Stability]:
+    """Measure the noise stability over a range of σ: the rows of the paper's table, or of a figure.
+
+    All σ share the draws (scaled) and the traces. Arguments and errors are those of `noise_stability`.
+    """
+    if not sigmas or any(not s > 0 for s in sigmas):
+        raise ConfigError(f"sigma must be positive; got {list(sigmas)}")
+    if samples < 2 or probes < 2:
+        raise ConfigError(
+            f"samples and probes must be at least 2 to tell an error; got {samples} and {probes}"
+        )
+    names = _selected(layer_names(model), layers)
+    weights = {name: dict(model.named_parameters())[name] for name in names}
+    objective = Objective(loss, noise)
+    device = next(iter(weights.values())).device
+    rises = torch.zeros(len(sigmas), samples, dtype=torch.float64)
+    exact, probed, examples = 0.0, torch.zeros(probes, dtype=torch.float64), 0
+    for raw_inputs, raw_targets in batches:
+        inputs, targets = moved(raw_inputs, device), raw_targets.to(device)
+        examples += batch_size(inputs)
+        rises += _rises(model, weights, (inputs, targets), objective, sigmas, samples, seed)
+        for index in torch.arange(batch_size(inputs)).split(_CHUNK):
+            part = rows_of(inputs, index), targets[index.to(device)]
+            known, estimated = _traces(model, part, names, objective, probes, seed)
+            exact, probed = exact + known, probed + estimated
+    if not examples:
+        raise DataError("there are no examples to measure: the batches are empty")
+    rises, trace = rises / examples, (exact + probed) / examples
+    return [
+        Stability(
+            sigma=float(sigma),
+            value=float(rise.mean()),
+            stderr=float(rise.std() / samples**0.5),
+            taylor=float(sigma**2 / 2 * trace.mean()),
+            taylor_stderr=float(sigma**2 / 2 * trace.std() / probes**0.5),
+            samples=samples,
+            examples=examples,
+            layers=tuple(names),
+        )
+        for sigma, rise in zip(sigmas, rises, strict=True)
+    ]
+
+
+def _selected(names: list[str], patterns: str | Sequence[str] | None) -> list[str]:
+    if not names:
+        raise LayerError("the model has no layers (Linear, ConvNd, Conv1D or attention weights) to perturb")
+    if patterns is None:
+        return names
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in wanted:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise unknown_name("layer or pattern", pattern, names, LayerError)
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)]
+
+
+@torch.no_grad()
+def _rises(
+    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    batch: Batch,
+    objective: Objective,
+    sigmas: Sequence[float],
+    samples: int,
+    seed: int,
+) -> torch.Tensor:
+    """Return Σ_examples ½(ℓ(W + σU) + ℓ(W − σU)) − ℓ(W) for every σ and draw, (S, samples)."""
+    inputs, targets = batch
+    rises = torch.zeros(len(sigmas), samples, dtype=torch.float64)
+    with evaluating(model), torch.random.fork_rng(), _restored(weights) as before:
+
+        def losses() -> torch.Tensor:
+            return objective(logits_of(model, inputs), targets).double()
+
+        start = losses()
+        for draw in range(samples):
+            # The same draw for every batch, without keeping it: from its own seed.
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + draw)
+            draws = {name: _normal(w, generator) for name, w in before.items()}
+            for row, sigma in enumerate(sigmas):
+                for sign in (0.5 * sigma, -0.5 * sigma):
+                    for name, weight in weights.items():
+                        weight.copy_(before[name] + 2 * sign * draws[name])
+                    # Example by example first: the rise is small beside the losses.
+                    rises[row, draw] += (0.5 * (losses() - start)).sum().cpu()
+    return rises
+
+
+@contextmanager
+def _restored(weights: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    try:
+        yield before
+    finally:
+        for name, weight in weights.items():
+            weight.copy_(before[name])
+
+
+def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+
+class _Linearised:
+    """⟨∂ℓ/∂f, f⟩ with the first factor held fixed: its Hessian is H_i − J_iᵀ (∇²_f ℓ) J_i."""
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+
+    def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        point = logits.detach().requires_grad_()
+        slope = torch.autograd.grad(self._objective(point, targets).sum(), point)[0]
+        return (slope * logits).sum(1)
+
+
+def _traces(
+    model: nn.Module, batch: Batch, names: list[str], objective: Objective, probes: int, seed: int
+) -> tuple[float, torch.Tensor]:
+    """Return Σ_examples Σ_i Tr H_i as a part known exactly and one estimate a probe of the rest."""
+    inputs, targets = batch
+    exact, rest = 0.0, torch.zeros(probes, dtype=torch.float64)
+    with differentiable(model, names):
+        captured = capture(model, inputs, names)
+        found = [name for name in names if name in captured.layers]
+        if objective.is_mixture and found:
+            zeros = {name: torch.zeros_like(captured.layers[name].weight) for name in found}
+            trace = exact_forms(captured, found, zeros, trace=True).trace
+            weight = objective.curvature_weight(targets, captured.logits.shape[1])
+            assert trace is not None
+            exact = float((weight.to(trace)[:, None] * trace).sum())
+        loss = _Linearised(objective) if objective.is_mixture else objective
+        products = LayerProducts(captured, targets, loss, found)
+        for place, name in enumerate(names):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
+            if name in products.layers:
+                rest += _hutchinson(products, name, probes, generator)
+            else:
+                single = WeightProducts(model, inputs, targets, objective, name)
+                rest += single.hutchinson(probes, generator)
+    return exact, rest
+
+
+@torch.no_grad()
+def _hutchinson(products: LayerProducts, name: str, probes: int, generator: torch.Generator) -> torch.Tensor:
+    """Return Σ_examples zᵀ H z for `probes` Gaussian z of one layer, (probes,)."""
+    layer = products.layers[name]
+    found = torch.zeros(probes, dtype=torch.float64)
+    for probe in range(probes):
+        tangent = layer.apply(_normal(layer.weight, generator))
+        image = products.product(name, tangent)
+        if not bool(image.any()):  # piecewise linear after the layer: zero for every probe
+            break
+        found[probe] = layer.inner(image, tangent).double().sum().cpu()
+    return found
