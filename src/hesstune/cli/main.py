@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Any
@@ -57,6 +58,8 @@ def run(arguments: list[str] | None = None) -> None:
     from hesstune.errors import HesstuneError
 
     signal.signal(signal.SIGTERM, _interrupt)
+    # Threads that spin while they wait make training many times slower on cores that other work uses.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(args=arguments or ["--help"], standalone_mode=False)
