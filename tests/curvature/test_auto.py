@@ -69,12 +69,31 @@ def _smooth_slice_write(x):
         (lambda x: x / (1 + x.abs()), "lanczos", "Div comes after it"),
         (lambda x: F.layer_norm(x, (4,)), "lanczos", "NativeLayerNorm comes after it"),
         (lambda x: F.softmax(x, 1), "lanczos", "Softmax comes after it"),
+        (lambda x: F.instance_norm(x[:, None])[:, 0], "lanczos", "NativeBatchNorm comes after it"),
     ],
 )
 def test_the_path_follows_what_comes_after_the_layer(between, method, reason):
     m = _measured(Net(between))
     assert m.methods == [method, "exact"]
     assert reason in m.reasons[0]
+
+
+def test_every_layer_before_a_hidden_write_is_probed():
+    class Deep(Net):
+        def __init__(self):
+            super().__init__(_smooth_slice_write)
+            self.hidden = nn.ModuleList(nn.Linear(4, 4) for _ in range(12))
+
+        def forward(self, x):
+            for layer in self.hidden:
+                x = x + F.leaky_relu(layer(x))
+            return super().forward(x)
+
+    model = Deep().double()
+    m = measure(model, moved(model, 0.1), [(X, Y)])
+    methods = dict(zip(m.names, m.methods, strict=True))
+    assert methods.pop("b.weight") == "exact"
+    assert set(methods.values()) == {"lanczos"}
 
 
 class Twice(Net):

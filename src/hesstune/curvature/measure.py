@@ -11,13 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from hesstune.curvature.auto import Plan, make_plan, require_finite
+from hesstune.curvature.auto import Method, Plan, make_plan, require_finite
 from hesstune.curvature.capture import Capture, capture, differentiable, rows_of
 from hesstune.curvature.exact import ExactForms, exact_by_forward_mode, exact_forms
 from hesstune.curvature.lanczos import Stopping
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.result import Measure
-from hesstune.curvature.smooth import SmoothSettings, smooth_brackets, smooth_traces
+from hesstune.curvature.screening import Screening
+from hesstune.curvature.smooth import Screen, SmoothSettings, smooth_brackets, smooth_traces
 from hesstune.errors import ConfigError, DataError, LayerError, unknown_name
 from hesstune.forward import Inputs, batch_size, moved
 from hesstune.reference import Reference
@@ -27,6 +28,7 @@ __all__ = ["measure"]
 Batch = tuple[Inputs, torch.Tensor]
 Progress = Callable[[int], None]
 
+_FORMS = ("quadratic", "lower", "upper")
 _DEFAULT_TOLERANCE = 0.03
 # Where the bracket is wide (vᵀHv very negative) a fixed number of steps does not do.
 _MOST_PER_STEP = 4
@@ -70,8 +72,12 @@ def measure(
         layers: Names or fnmatch patterns of layers; all where None.
         steps: Lanczos steps to reckon with (smooth layers): fewer where the bracket is narrower than
             `tol` sooner, up to four times as many where it is not.
-        tol: Relative error aimed at by Lanczos; 3 % where None.
-        examples: `all` fills every entry; `max` refines only what can be a smooth layer's maximum.
+        tol: Relative error that Lanczos must prove by its bracket. Where None: 3 % proved with
+            examples="all"; with "max" the maximum is refined until it stands still to 2 %, which
+            takes fewer products, and its bracket is wider.
+        examples: `all` fills every entry; `max` refines only what can be a smooth layer's maximum
+            (and keeps the inputs in memory for it): other entries are NaN, and the result's
+            notes say what covers them. Exact layers are always filled.
         trace: Also Tr H_i⁺ of every example and layer.
         spectrum: Also the nonzero eigenvalues of H_i (exact layers).
         loss: `cross_entropy`, `consistent` (needs `noise`), or a callable (logits, targets) -> (B,)
@@ -113,7 +119,7 @@ def measure(
     ref.check(model)
     objective = Objective(loss, noise, label_smoothing, class_weights)
     names = _selected(ref.layers(), layers)
-    settings = _Settings(method, steps, tol, trace, spectrum, seed, memory_mib, skip_classes)
+    settings = _Settings(method, steps, tol, trace, spectrum, seed, memory_mib, skip_classes, examples)
     run = _Run(model, ref, names, objective, settings)
     done = 0
     with differentiable(model, names):
@@ -123,6 +129,7 @@ def measure(
                 done += len(chunk[1])
                 if progress is not None:
                     progress(done)
+        run.finish()
     return run.result()
 
 
@@ -136,6 +143,7 @@ class _Settings:
     seed: int
     memory_mib: float
     skip_classes: float | None
+    examples: Literal["all", "max"]
 
 
 @dataclass
@@ -151,6 +159,8 @@ class _Run:
     plan_examples: int = 0
     count: int = 0
     rows: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    screen: Screen | None = None
+    screened: Screening | None = None
 
     def __post_init__(self) -> None:
         parameters = dict(self.model.named_parameters())
@@ -184,7 +194,7 @@ class _Run:
         assert self.plan is not None
         size = batch_size(inputs)
         shape = (size, len(self.names))
-        rows = {key: torch.zeros(shape, dtype=torch.float64) for key in ("quadratic", "lower", "upper")}
+        rows = {key: torch.zeros(shape, dtype=torch.float64) for key in _FORMS}
         rows["trace"] = torch.zeros(shape, dtype=torch.float64)
         rows["trace_stderr"] = torch.zeros(shape, dtype=torch.float64)
         forms, logits = self._exact(inputs)
@@ -193,7 +203,7 @@ class _Run:
         exact = self._columns("exact")
         if exact:
             weight = self.objective.curvature_weight(targets, logits.shape[1]).clamp(min=0)[:, None]
-            for key in ("quadratic", "lower", "upper"):
+            for key in _FORMS:
                 rows[key][:, exact] = (weight * getattr(forms, key)).cpu()
             if forms.trace is not None:
                 rows["trace"][:, exact] = (weight * forms.trace).cpu()
@@ -249,19 +259,39 @@ class _Run:
         assert self.plan is not None
         asked = self.settings
         tol = _DEFAULT_TOLERANCE if asked.tol is None else asked.tol
-        smooth = SmoothSettings(
-            self.objective, Stopping(tol=tol, most=_MOST_PER_STEP * asked.steps), asked.seed
-        )
-        brackets = smooth_brackets(self.model, inputs, targets, self.plan, self.deltas, smooth)
+        stopping = Stopping(tol=tol, most=_MOST_PER_STEP * asked.steps)
+        smooth = SmoothSettings(self.objective, stopping, asked.seed, asked.tol is not None)
+        methods: tuple[Method, ...] = ("lanczos", "weight_space")
+        if asked.examples == "max" and self.plan.by("lanczos"):
+            methods = ("weight_space",)
+            self.screen = self.screen or Screen(self.model, self.plan, self.deltas, smooth)
+            self.screen.add(inputs, targets)
+            for column in self._columns("lanczos"):
+                for key in _FORMS:
+                    rows[key][:, column] = math.nan
+        brackets = smooth_brackets(self.model, inputs, targets, self.plan, self.deltas, smooth, methods)
         for name, bracket in brackets.items():
             column = self.names.index(name)
-            for key in ("quadratic", "lower", "upper"):
-                rows[key][:, column] = bracket.value if key == "quadratic" else getattr(bracket, key)
+            for key, value in zip(_FORMS, (bracket.value, bracket.lower, bracket.upper), strict=True):
+                rows[key][:, column] = value
         if asked.trace:
             traces = smooth_traces(self.model, inputs, targets, self.plan, smooth)
             for name, (value, stderr) in traces.items():
                 column = self.names.index(name)
                 rows["trace"][:, column], rows["trace_stderr"][:, column] = value, stderr
+
+    def finish(self) -> None:
+        """Refine the smooth layers' maxima, where that was asked for."""
+        if self.screen is None:
+            return
+        found = self.screened = self.screen.maxima()
+        columns = torch.tensor([self.names.index(name) for name in found.names])
+        joined = {key: torch.cat(self.rows[key]) for key in _FORMS}
+        joined["quadratic"][:, columns] = found.quadratic
+        joined["lower"][found.argmax, columns] = found.lower
+        joined["upper"][found.argmax, columns] = found.upper
+        for key, value in joined.items():
+            self.rows[key] = [value]
 
     def result(self) -> Measure:
         """Join the rows.
@@ -287,6 +317,7 @@ class _Run:
             trace=joined.get("trace"),
             trace_stderr=joined.get("trace_stderr"),
             spectrum=joined.get("spectrum"),
+            notes=[] if self.screened is None else [self.screened.summary()],
         )
 
 

@@ -36,7 +36,8 @@ class Measure:
         quadratic: v_iᵀ H_i⁺ v_i, (n, L); NaN where an example was not refined.
         lower: A bound from below on each entry, (n, L).
         upper: A bound from above, (n, L). Exact entries have lower = quadratic = upper, to rounding;
-            others hold as proved by the products taken. Not-refined entries have bounds too.
+            others hold as proved by the products taken. Where a maximum was screened, its row alone
+            has bounds, which cover every example that is refined or proved below it.
         losses: The loss of each example, (n,).
         distances: ‖v_i‖, (L,).
         methods: Per layer: `exact`, `lanczos`, `weight_space` or `unused`.
@@ -88,23 +89,24 @@ class Measure:
 
     @property
     def mean(self) -> torch.Tensor:
-        """The mean of v_iᵀ H_i⁺ v_i over the examples where it is known, (L,).
+        """The mean of v_iᵀ H_i⁺ v_i over the examples, (L,).
 
-        Where examples were screened these are not a random sample: see `notes`.
+        NaN where only the maximum was refined: the refined examples are no random sample.
         """
-        return self.quadratic.nanmean(0)
+        return self.quadratic.mean(0)
 
     @property
     def mean_stderr(self) -> torch.Tensor:
         """The standard error of `mean`, (L,); NaN with fewer than two examples."""
-        count = self.refined.sum(0)
-        squares = (self.quadratic - self.mean).square().nansum(0)
-        return (squares / (count - 1).clamp(min=1) / count.clamp(min=1)).sqrt().where(count > 1, math.nan)
+        n = self.quadratic.shape[0]
+        if n < 2:
+            return torch.full_like(self.maximum, math.nan)
+        return self.quadratic.std(0) / math.sqrt(n)
 
     @property
     def p99(self) -> torch.Tensor:
-        """The 99th percentile over the examples where it is known, (L,)."""
-        return self.quadratic.nanquantile(0.99, dim=0)
+        """The 99th percentile over the examples, (L,); NaN where `mean` is."""
+        return self.quadratic.quantile(0.99, dim=0)
 
     def distance(self, n: int, C: float | None = None) -> float:
         """Return the Hessian distance measure Σ_i √(C·𝓗_i/n) (the paper, Theorem 2.1).
@@ -157,12 +159,12 @@ class Measure:
         return {
             "name": self.names[i],
             "maximum": _number(self.maximum[i]),
-            "maximum_bounds": [_number(self.lower[:, i].max()), _number(self.upper[:, i].max())],
+            "maximum_bounds": [_largest(self.lower[:, i]), _largest(self.upper[:, i])],
             "mean": _number(self.mean[i]),
             "mean_stderr": _number(self.mean_stderr[i]),
             "p99": _number(self.p99[i]),
             "distance": _number(self.distances[i]),
-            "trace_max": None if traces is None else _number(traces.nan_to_num(nan=-math.inf).max()),
+            "trace_max": None if traces is None else _largest(traces),
             "trace_mean": None if traces is None else _number(traces.nanmean()),
             "exact": self.exact[i],
             "method": self.methods[i],
@@ -217,6 +219,10 @@ def _beside(path: Path) -> Path:
 
 def _counted(methods: Sequence[str]) -> str:
     return ", ".join(f"{methods.count(m)} {m}" for m in dict.fromkeys(methods))
+
+
+def _largest(values: torch.Tensor) -> float | None:
+    return _number(values.nan_to_num(nan=-math.inf).max())
 
 
 def _number(value: torch.Tensor) -> float | None:

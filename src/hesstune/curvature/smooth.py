@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from hesstune.curvature.auto import Plan
+from hesstune.curvature.auto import Method, Plan
 from hesstune.curvature.capture import rows_of
 from hesstune.curvature.lanczos import Stopping, lanczos_forms, lanczos_trace
 from hesstune.curvature.objective import Objective
 from hesstune.curvature.products import WeightProducts
 from hesstune.curvature.quadrature import Bracket, probe_mean
+from hesstune.curvature.screening import Ranking, Screening, rank_examples, screen_maximum
 from hesstune.forward import Inputs, batch_size
 
-__all__ = ["SmoothSettings", "smooth_brackets", "smooth_traces"]
+__all__ = ["Screen", "SmoothSettings", "smooth_brackets", "smooth_traces"]
 
 _TRACE_PROBES = 8
+# The maximum carries the whole measure, so it is refined further than other entries.
+_MAXIMUM_TOLERANCE = 0.02
 # Double backward graphs are several times a forward pass: fewer examples share one.
 _SHARED = 8
 
@@ -31,11 +34,14 @@ class SmoothSettings:
         objective: The per-example loss.
         stopping: When Lanczos stops.
         seed: Of the trace's probes.
+        prove_maximum: Whether a screened maximum must be proved to the tolerance by its bracket;
+            otherwise it is refined until it stands still, and the bracket is wider.
     """
 
     objective: Objective
     stopping: Stopping
     seed: int
+    prove_maximum: bool = False
 
 
 def smooth_brackets(
@@ -45,13 +51,14 @@ def smooth_brackets(
     plan: Plan,
     deltas: Mapping[str, torch.Tensor],
     settings: SmoothSettings,
+    methods: tuple[Method, ...] = ("lanczos", "weight_space"),
 ) -> dict[str, Bracket]:
-    """Bracket v_iᵀ H_i⁺ v_i of every smooth layer and every example, (B,) each.
+    """Bracket v_iᵀ H_i⁺ v_i of every layer of these methods and every example, (B,) each.
 
     Call it inside `differentiable`.
     """
     found: dict[str, Bracket] = {}
-    batched = plan.by("lanczos")
+    batched = plan.by("lanczos") if "lanczos" in methods else []
     if batched:
         forms = lanczos_forms(
             model,
@@ -66,9 +73,68 @@ def smooth_brackets(
         )
         for i, name in enumerate(batched):
             found[name] = Bracket(forms.value[:, i], forms.lower[:, i], forms.upper[:, i])
-    for name in plan.by("weight_space"):
+    for name in plan.by("weight_space") if "weight_space" in methods else []:
         found[name] = _in_weight_space(model, inputs, targets, name, [deltas[name]], settings)[0]
     return found
+
+
+class Screen:
+    """Finds the smooth layers' maxima over all examples; the examples are kept until then.
+
+    Args:
+        model: The network.
+        plan: Its plan; the layers with method `lanczos` are screened.
+        deltas: W_i − W_i⁽ˢ⁾ of at least those.
+        settings: The loss, the tolerance and the seed.
+    """
+
+    def __init__(
+        self, model: nn.Module, plan: Plan, deltas: Mapping[str, torch.Tensor], settings: SmoothSettings
+    ) -> None:
+        self._model, self._plan, self._settings = model, plan, settings
+        self._deltas = {name: deltas[name] for name in plan.by("lanczos")}
+        self._rankings: list[Ranking] = []
+        self._kept: list[tuple[Inputs, torch.Tensor]] = []
+        self._places: list[tuple[int, int]] = []
+
+    def add(self, inputs: Inputs, targets: torch.Tensor) -> None:
+        """Rank one chunk of examples, at the price of K − 1 backward passes for all layers."""
+        plan = self._plan
+        self._rankings.append(
+            rank_examples(
+                self._model,
+                inputs,
+                targets,
+                self._deltas,
+                loss=self._settings.objective,
+                layouts=plan.layouts,
+                copied=plan.copied,
+            )
+        )
+        self._places += [(len(self._kept), row) for row in range(batch_size(inputs))]
+        self._kept.append((inputs, targets))
+
+    def rows(self, examples: Sequence[int]) -> Iterator[tuple[int, Inputs, torch.Tensor]]:
+        """Yield (example, its inputs, its target), each as a batch of one."""
+        for example in examples:
+            chunk, row = self._places[example]
+            inputs, targets = self._kept[chunk]
+            yield example, rows_of(inputs, torch.tensor([row])), targets[row : row + 1]
+
+    def maxima(self) -> Screening:
+        """Refine what can be a maximum."""
+        tol = min(self._settings.stopping.tol, _MAXIMUM_TOLERANCE)
+        return screen_maximum(
+            self._model,
+            lambda example: next(self.rows([example]))[1:],
+            Ranking.joined(self._rankings),
+            self._deltas,
+            loss=self._settings.objective,
+            stopping=replace(self._settings.stopping, tol=tol, proof=self._settings.prove_maximum),
+            seed=self._settings.seed,
+            layouts=self._plan.layouts,
+            copied=self._plan.copied,
+        )
 
 
 def smooth_traces(
