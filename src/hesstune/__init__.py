@@ -9,9 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hesstune.bounds.certificate import certify
     from hesstune.constraints.distance import DistanceConstraint
     from hesstune.curvature.measure import measure
     from hesstune.curvature.result import Measure
+    from hesstune.curvature.stability import noise_stability
     from hesstune.errors import HesstuneError
     from hesstune.losses.consistent import ConsistentLoss
     from hesstune.noise.matrix import NoiseMatrix
@@ -31,8 +33,10 @@ __all__ = [
     "Reference",
     "Run",
     "__version__",
+    "certify",
     "finetune",
     "measure",
+    "noise_stability",
     "predict",
 ]
 
@@ -44,8 +48,10 @@ _HOMES = {
     "NoiseMatrix": "hesstune.noise.matrix",
     "Reference": "hesstune.reference",
     "Run": "hesstune.training.run",
+    "certify": "hesstune.bounds.certificate",
     "finetune": "hesstune.training.finetune",
     "measure": "hesstune.curvature.measure",
+    "noise_stability": "hesstune.curvature.stability",
     "predict": "hesstune.training.predict",
 }
 
