@@ -11,7 +11,15 @@ from torch import nn
 
 from hesstune.bounds.conditions import Conditions, check_model, check_separate, check_story
 from hesstune.bounds.data import BoundData
-from hesstune.bounds.monte_carlo import Draws, HeadDraws, Perturbation, WeightDraws, head_io, only_head
+from hesstune.bounds.monte_carlo import (
+    Draws,
+    Feeder,
+    HeadDraws,
+    Perturbation,
+    WeightDraws,
+    head_io,
+    only_head,
+)
 from hesstune.bounds.noisy import CleanLoss, KnownNoise, NoiseConfidenceSet, clean_losses, zero_one_loss
 from hesstune.bounds.pac_bayes import MIN_EXAMPLES, confidence_upper
 from hesstune.bounds.prior import PriorFamily, Sigma, Travel, random_parameters
@@ -19,7 +27,7 @@ from hesstune.bounds.record import Certificate
 from hesstune.bounds.search import Choice, Problem, choose
 from hesstune.checks import one_of
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
-from hesstune.forward import evaluating, logits_of, moved
+from hesstune.forward import evaluating, logits_of
 from hesstune.reference import Reference
 
 __all__ = ["certify"]
@@ -172,9 +180,8 @@ def _estimator(
     model: nn.Module, data: BoundData, draw_on: str
 ) -> Iterator[tuple[WeightDraws | HeadDraws, int]]:
     """Give the cheapest exact way to draw, and the number of classes."""
-    device = next(model.parameters()).device
-    parameters = random_parameters(model)
-    first = moved(next(iter(data))[0], device)
+    feed, parameters = Feeder(model), random_parameters(model)
+    first = feed(next(iter(data))[0])
     k = logits_of(model, first).shape[1]
     head = only_head(model, list(parameters), first)
     if head is None:
@@ -184,8 +191,7 @@ def _estimator(
     names = {id(p): name for name, p in parameters.items()}
     with head_io(head) as seen:
         for inputs, _ in data:
-            logits_of(model, moved(inputs, device))
-    data.check_labels(k)
+            logits_of(model, feed(inputs))
     yield (
         HeadDraws(
             torch.cat([x for x, _ in seen]),
@@ -201,10 +207,9 @@ def _estimator(
 def _held_out(model: nn.Module, data: BoundData, delta: float, k: int) -> dict[str, float]:
     """Count the unperturbed network's errors on held-out examples."""
     data.check_labels(k)
-    device = next(model.parameters()).device
+    feed = Feeder(model)
     wrong = sum(
-        int((logits_of(model, moved(inputs, device)).argmax(dim=1).cpu() != targets).sum())
-        for inputs, targets in data
+        int((logits_of(model, feed(inputs)).argmax(dim=1).cpu() != targets).sum()) for inputs, targets in data
     )
     bound = confidence_upper(wrong, data.n, delta)
     return {"errors": wrong, "n": data.n, "error": wrong / data.n, "bound": bound, "delta": delta}

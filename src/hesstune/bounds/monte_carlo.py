@@ -19,7 +19,7 @@ from hesstune.bounds.prior import Sigma
 from hesstune.errors import ModelError
 from hesstune.forward import Inputs, logits_of, moved
 
-__all__ = ["Draws", "HeadDraws", "Perturbation", "WeightDraws", "only_head"]
+__all__ = ["Draws", "Feeder", "HeadDraws", "Perturbation", "WeightDraws", "only_head"]
 
 Batches = Callable[[], Iterator[tuple[Inputs, torch.Tensor]]]
 
@@ -105,6 +105,27 @@ class Perturbation:
                 parameter.normal_(0.0, float(value), generator=generator).add_(self._means[name])
 
 
+class Feeder:
+    """Bring inputs to a model's device, channels last where its convolutions are.
+
+    Convolutions with both sides channels last run about twice as fast on a CPU.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        weights = [p for p in model.parameters() if p.ndim == 4]
+        self._device = next(model.parameters()).device
+        self._last = any(
+            p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in weights
+        )
+
+    def __call__(self, inputs: Inputs) -> Inputs:
+        """Return the inputs where the model wants them."""
+        there = moved(inputs, self._device)
+        if self._last and isinstance(there, torch.Tensor) and there.ndim == 4:
+            there = there.contiguous(memory_format=torch.channels_last)
+        return there
+
+
 def _tally(logits: torch.Tensor, targets: torch.Tensor) -> NDArray[np.float64]:
     if not bool(torch.isfinite(logits).all()):
         raise ModelError(
@@ -137,7 +158,7 @@ class WeightDraws:
     ) -> None:
         self._model, self._perturbation, self._batches = model, perturbation, batches
         self._sizes, self._every = sizes, every
-        self._device = next(model.parameters()).device
+        self._feed = Feeder(model)
 
     def rounded(self, draws: int) -> int:
         """Return the number of draws rounded up so that each block gets as many."""
@@ -173,7 +194,7 @@ class WeightDraws:
                 break
             if not self._every:
                 self._perturbation.draw_(sigma, generator)
-            counts = counts + _tally(logits_of(self._model, moved(inputs, self._device)), targets)
+            counts = counts + _tally(logits_of(self._model, self._feed(inputs)), targets)
         return counts
 
 

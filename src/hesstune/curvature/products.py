@@ -8,6 +8,7 @@ shared by all layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -28,6 +29,8 @@ PerExampleLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # Relative to the largest squared singular value of the tokens: the part of v that is left out
 # has an image under A_i below 1e-6 of the largest possible one.
 _RANK_TOLERANCE = 1e-12
+# Beyond it, the eigenproblem of the tokens' span costs more than it saves.
+_LARGEST_SPAN = 1024
 
 
 class HessianSource(Protocol):
@@ -113,7 +116,7 @@ class LayerProducts:
         return torch.zeros_like(tangent) if found is None else found
 
     def krylov(self, name: str, delta: torch.Tensor) -> Krylov:
-        """Start Lanczos at v = delta, in an orthonormal basis of the inputs where it is smaller.
+        """Start Lanczos at v = delta, in an orthonormal basis of the layer's inputs.
 
         H_i = A_iᵀ M A_i with M = ∇²_{z_i} ℓ, so H_i⁺ sees only v's part in the span of the layer's
         inputs a_t, the tokens that M knows of. Leaving the rest out changes no value, makes the
@@ -122,10 +125,8 @@ class LayerProducts:
         """
         layer = self.layers[name]
         with torch.no_grad():
-            if layer.kind != "conv_transpose":
-                tokens = layer.tokens() * self._live_tokens(layer).unsqueeze(-1)
-                if tokens.shape[2] < tokens.shape[3]:
-                    return _token_space(self, layer, delta, tokens.double())
+            if layer.kind != "conv_transpose" and _span_is_affordable(layer):
+                return _token_space(self, layer, delta, self._live_tokens(layer))
             return _weight_space(self, layer, delta)
 
     def _live_tokens(self, layer: CapturedLayer) -> torch.Tensor:
@@ -147,7 +148,7 @@ class LayerProducts:
                 if g is not None
             }
         live = self._live.get(layer.name)
-        return torch.zeros(layer.tokens().shape[:3]).to(layer.input) if live is None else live
+        return torch.zeros(layer.tokens().shape[:3], dtype=torch.bool) if live is None else live
 
 
 def _gradients(
@@ -174,28 +175,54 @@ def _weight_space(products: LayerProducts, layer: CapturedLayer, delta: torch.Te
     return Krylov(product, start)
 
 
-def _token_space(
-    products: LayerProducts, layer: CapturedLayer, delta: torch.Tensor, tokens: torch.Tensor
-) -> Krylov:
-    """Start Lanczos in an orthonormal basis Q of the tokens' span, A = R Qᵀ: H = Q (Rᵀ M R) Qᵀ.
+def _span_is_affordable(layer: CapturedLayer) -> bool:
+    inputs = _matrices(layer, layer.weight).shape[-1]
+    outputs = layer.weight.shape[1 if layer.transposed else 0]
+    return min(math.prod(layer.shape) // (layer.examples * outputs), inputs) <= _LARGEST_SPAN
 
-    From the tokens' Gram matrix A Aᵀ = V Σ Vᵀ: R = V √Σ, and vQ = (Av)ᵀ V / √Σ.
-    """
-    values, vectors = torch.linalg.eigh(tokens @ tokens.mT)  # (B, G, T)
-    kept = values > _RANK_TOLERANCE * values[..., -1:]
-    rank = max(1, int(kept.sum(-1).max()))
-    roots = (values * kept).clamp_min(0).sqrt()[..., -rank:]
-    inverse = torch.where(kept[..., -rank:], 1 / roots, torch.zeros_like(roots))
-    vectors = vectors[..., -rank:]
-    mapping = (vectors * roots.unsqueeze(-2)).to(layer.weight.dtype)  # R, (B, G, T, r)
-    moved = tokens @ _matrices(layer, delta.double()).mT
-    start = (vectors * inverse.unsqueeze(-2)).mT @ moved  # (B, G, r, O/G)
+
+def _token_space(
+    products: LayerProducts, layer: CapturedLayer, delta: torch.Tensor, live: torch.Tensor
+) -> Krylov:
+    """Start Lanczos in an orthonormal basis Q of the live tokens' span, A = R Qᵀ: H = Q (Rᵀ M R) Qᵀ."""
+    places, tokens = _gathered(layer.tokens().double(), live)
+    factor, basis = _orthonormal(tokens)
+    start = (_matrices(layer, delta.double()) @ basis).mT  # vQ, (B, G, r, O/G)
+    rank = basis.shape[-1]
+    mapping = torch.zeros(*live.shape, rank, dtype=layer.weight.dtype, device=live.device)
+    mapping.scatter_(2, places.expand(-1, -1, -1, rank), factor.to(mapping.dtype))
 
     def product(x: torch.Tensor) -> torch.Tensor:
         tangent = _raw_output(layer, mapping @ x.view(start.shape))
         return (mapping.mT @ layer.output_tokens(products.product(layer.name, tangent))).flatten(1)
 
     return Krylov(product, start.flatten(1).to(layer.weight.dtype))
+
+
+def _orthonormal(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor A, (B, G, T, I), into R (B, G, T, r) and Q (B, G, I, r), A = R Qᵀ; spare columns of Q are 0.
+
+    Through the smaller one of A Aᵀ = V Σ Vᵀ (R = V √Σ, Q = Aᵀ V / √Σ) and AᵀA = Q Σ Qᵀ (R = A Q).
+    """
+    fewer_tokens = tokens.shape[2] <= tokens.shape[3]
+    values, vectors = torch.linalg.eigh(tokens @ tokens.mT if fewer_tokens else tokens.mT @ tokens)
+    kept = values > _RANK_TOLERANCE * values[..., -1:]
+    rank = max(1, int(kept.sum(-1).max()))
+    values, kept = values[..., -rank:].unsqueeze(-2), kept[..., -rank:].unsqueeze(-2)
+    vectors = vectors[..., -rank:] * kept
+    if not fewer_tokens:
+        return tokens @ vectors, vectors
+    roots = values.clamp_min(0).sqrt()
+    return vectors * roots, tokens.mT @ (vectors * torch.where(kept, 1 / roots, 0.0))
+
+
+def _gathered(tokens: torch.Tensor, live: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where the live tokens are, (B, G, T', 1), and those tokens; the rest of T' is set to 0."""
+    count = max(1, int(live.sum(-1).max()))
+    order = torch.argsort(live.to(torch.int8), dim=2, descending=True, stable=True)
+    places = order[..., :count].unsqueeze(-1)
+    found = tokens.gather(2, places.expand(-1, -1, -1, tokens.shape[3]))
+    return places, found * live.unsqueeze(-1).gather(2, places)
 
 
 def _matrices(layer: CapturedLayer, delta: torch.Tensor) -> torch.Tensor:
