@@ -30,8 +30,14 @@ def measure(
         int | None, typer.Option(min=1, help="At most so many training examples, drawn uniformly.")
     ] = None,
     trace: Annotated[
-        bool, typer.Option("--trace/--no-trace", help="Also the trace of each layer's H⁺.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--trace/--no-trace", help="Also the trace of each layer's H⁺.  [default: exact layers only]"
+        ),
+    ] = None,
+    mean_sample: Annotated[
+        int, typer.Option(min=0, help="Smooth layers: examples drawn at random for the mean; 0 for none.")
+    ] = 8,
     memory_mib: Annotated[float, typer.Option(help="Memory for activations, in MiB.")] = 512.0,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
     json: JSON = False,
@@ -50,7 +56,8 @@ def measure(
             layers=layers or None,
             examples=examples,
             max_examples=max_examples,
-            trace=trace,
+            trace="exact" if trace is None else trace,
+            mean_sample=mean_sample,
             memory_mib=memory_mib,
             device=device,
             progress=bars("measure") if bars else None,
@@ -82,12 +89,17 @@ def layer_table(found: Measure, n: int) -> Table:
             found.names[i],
             f"{100 * float(terms[i]) / total:.1f} %",
             f"{float(found.maximum[i]):.3g}",
-            f"{float(found.mean[i]):.2g} ± {float(found.mean_stderr[i]):.1g}",
+            _figure(found.mean[i], ".2g", f" ± {float(found.mean_stderr[i]):.1g}"),
             f"{float(found.distances[i]):.3f}",
-            "-" if found.trace is None else f"{float(found.trace[:, i].nanmean()):.3g}",
+            "-" if found.trace is None else _figure(found.trace[:, i].nanmean(), ".3g"),
             "exact" if found.exact[i] else found.methods[i],
         )
     return table
+
+
+def _figure(value: Any, form: str, rest: str = "") -> str:
+    number = float(value)
+    return "-" if number != number else f"{number:{form}}{rest}"
 
 
 def summary(record: dict[str, Any], gap: float | None) -> list[str]:

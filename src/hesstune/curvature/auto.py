@@ -20,6 +20,7 @@ from hesstune.curvature.capture import Capture, capture, changed_example, find_l
 from hesstune.curvature.exact import exact_forms, sources
 from hesstune.curvature.layers import Layout
 from hesstune.curvature.objective import Objective
+from hesstune.curvature.padding import ignores_padding
 from hesstune.curvature.structure import Structure, read_structure
 from hesstune.errors import MeasureError, listed
 from hesstune.forward import Inputs, batch_size, logits_of
@@ -58,12 +59,14 @@ class Plan:
         layouts: Where the examples are in each captured layer's tensors.
         copied: Layers whose input the network overwrites in place, so that it must be copied.
         bytes_per_example: What one example's forward pass keeps for the backward passes, in bytes.
+        cuts_padding: Whether masked trailing tokens may be cut, as they do not change the logits.
     """
 
     layers: list[LayerPlan]
     layouts: dict[str, Layout]
     copied: frozenset[str] = frozenset()
     bytes_per_example: int = field(default=0, compare=False)
+    cuts_padding: bool = False
 
     def by(self, *methods: Method) -> list[str]:
         """List the layers with one of the methods."""
@@ -80,7 +83,7 @@ def make_plan(
 ) -> Plan:
     """Look at one batch and decide how each layer is measured.
 
-    Call it inside `differentiable(model, names)`. Only the first few examples of the batch are used.
+    Call it inside `differentiable(model, names)`. Only a few examples of the batch are used.
 
     Args:
         model: The network, in eval mode.
@@ -115,7 +118,8 @@ def make_plan(
     plans = {name: _as_asked(plan, method, objective) for name, plan in plans.items()}
     outputs = sum(layer.shape.numel() for layer in captured.layers.values()) * captured.logits.element_size()
     size = (kept.total + outputs) // batch_size(probe)
-    return Plan([plans[n] for n in names], layouts, captured.overwritten, size)
+    cuts = ignores_padding(model, inputs)
+    return Plan([plans[n] for n in names], layouts, captured.overwritten, size, cuts)
 
 
 def _plan_layer(
@@ -274,11 +278,11 @@ def _close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
     return bool(((a - b).abs() <= tolerance).all())
 
 
-def require_finite(logits: torch.Tensor, offset: int = 0) -> None:
-    """Raise MeasureError, naming the examples, unless all logits are finite."""
-    wrong = (~logits.isfinite().all(1)).nonzero().flatten()
+def require_finite(logits: torch.Tensor, examples: torch.Tensor | None = None) -> None:
+    """Raise MeasureError, naming the examples by `examples` or their rows, unless all logits are finite."""
+    wrong = (~logits.isfinite().all(1)).nonzero().flatten().cpu()
     if wrong.numel():
-        rows = listed((wrong + offset).tolist())
+        rows = listed((wrong if examples is None else examples[wrong]).tolist())
         raise MeasureError(f"the logits of example {rows} are not finite; did training diverge?")
 
 

@@ -107,6 +107,11 @@ class LanczosForms:
     products: torch.Tensor
     losses: torch.Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence[LanczosForms]) -> LanczosForms:
+        """Join the forms of several batches."""
+        return cls(*(torch.cat([getattr(part, f) for part in parts]) for f in cls.__dataclass_fields__))
+
     @property
     def error(self) -> torch.Tensor:
         """The largest relative error that the bracket leaves possible, (B, L)."""
@@ -156,8 +161,7 @@ def lanczos_forms(
         part, part_targets = rows_of(inputs, index), targets[index.to(targets.device)]
         with hessian_source(model, part, part_targets, list(deltas), loss, layouts, copied) as source:
             parts.append(_forms(source, deltas, stopping))
-    fields = ("value", "lower", "upper", "products", "losses")
-    return LanczosForms(*(torch.cat([getattr(part, field) for part in parts]) for field in fields))
+    return LanczosForms.joined(parts)
 
 
 def lanczos_quadratic(

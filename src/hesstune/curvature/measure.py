@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +10,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from hesstune.curvature.arguments import check_arguments, limited
 from hesstune.curvature.auto import Method, Plan, make_plan, require_finite
 from hesstune.curvature.capture import Capture, capture, differentiable, rows_of
 from hesstune.curvature.exact import ExactForms, exact_by_forward_mode, exact_forms
 from hesstune.curvature.lanczos import Stopping
 from hesstune.curvature.objective import Objective, PerExampleLoss
+from hesstune.curvature.padding import by_length, trimmed
 from hesstune.curvature.result import Measure
 from hesstune.curvature.screening import Screening
+from hesstune.curvature.selection import selected_layers
 from hesstune.curvature.smooth import Screen, SmoothSettings, smooth_brackets, smooth_traces
-from hesstune.errors import ConfigError, DataError, LayerError, unknown_name
+from hesstune.errors import DataError
 from hesstune.forward import Inputs, batch_size, moved
 from hesstune.reference import Reference
 
@@ -32,6 +34,8 @@ _FORMS = ("quadratic", "lower", "upper")
 _DEFAULT_TOLERANCE = 0.03
 # Where the bracket is wide (vᵀHv very negative) a fixed number of steps does not do.
 _MOST_PER_STEP = 4
+# Padded to the longest, more sentences at once cost more than they save.
+_SENTENCES = 16
 
 
 def measure(
@@ -43,11 +47,12 @@ def measure(
     steps: int = 16,
     tol: float | None = None,
     examples: Literal["all", "max"] = "all",
-    trace: bool = False,
+    trace: bool | Literal["exact"] = False,
     spectrum: bool = False,
     loss: str | PerExampleLoss = "cross_entropy",
     seed: int = 0,
     *,
+    mean_sample: int = 0,
     noise: Any = None,
     label_smoothing: float = 0.0,
     class_weights: torch.Tensor | None = None,
@@ -78,11 +83,14 @@ def measure(
         examples: `all` fills every entry; `max` refines only what can be a smooth layer's maximum
             (and keeps the inputs in memory for it): other entries are NaN, and the result's
             notes say what covers them. Exact layers are always filled.
-        trace: Also Tr H_i⁺ of every example and layer.
+        trace: Also Tr H_i⁺ of every example and layer; "exact": of exact layers only, where it costs
+            little (a smooth layer's takes several Lanczos runs an example).
         spectrum: Also the nonzero eigenvalues of H_i (exact layers).
         loss: `cross_entropy`, `consistent` (needs `noise`), or a callable (logits, targets) -> (B,)
             of per-example losses, which goes through the smooth path.
         seed: Of every random probe; the global random state is not used.
+        mean_sample: With examples="max": how many examples, drawn at random, are refined in every
+            smooth layer, so that `mean` has a value and a standard error there; 0 for none.
         noise: F as an array, F[i, j] = P(noisy = j | true = i), or anything with `.inverse`.
         label_smoothing: ε of label smoothing.
         class_weights: (K,): the loss −Σ c_k log p_k becomes −Σ w_k c_k log p_k.
@@ -115,15 +123,17 @@ def measure(
         >>> m.names, tuple(m.quadratic.shape), m.exact
         (['0.weight', '2.weight'], (5, 2), [True, True])
     """
-    _check_arguments(method, examples, steps, tol, max_examples, memory_mib, skip_classes)
+    check_arguments(method, examples, steps, tol, max_examples, memory_mib, skip_classes, mean_sample)
     ref.check(model)
     objective = Objective(loss, noise, label_smoothing, class_weights)
-    names = _selected(ref.layers(), layers)
-    settings = _Settings(method, steps, tol, trace, spectrum, seed, memory_mib, skip_classes, examples)
+    names = selected_layers(ref.layers(), layers)
+    settings = _Settings(
+        method, steps, tol, trace, spectrum, seed, memory_mib, skip_classes, examples, mean_sample
+    )
     run = _Run(model, ref, names, objective, settings)
     done = 0
     with differentiable(model, names):
-        for inputs, targets in _limited(batches, max_examples):
+        for inputs, targets in limited(batches, max_examples):
             for chunk in run.chunks(inputs, targets):
                 run.add(*chunk)
                 done += len(chunk[1])
@@ -138,12 +148,13 @@ class _Settings:
     method: Literal["auto", "exact", "lanczos"]
     steps: int
     tol: float | None
-    trace: bool
+    trace: bool | Literal["exact"]
     spectrum: bool
     seed: int
     memory_mib: float
     skip_classes: float | None
     examples: Literal["all", "max"]
+    mean_sample: int
 
 
 @dataclass
@@ -159,8 +170,10 @@ class _Run:
     plan_examples: int = 0
     count: int = 0
     rows: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    order: list[torch.Tensor] = field(default_factory=list)
     screen: Screen | None = None
     screened: Screening | None = None
+    sampled: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parameters = dict(self.model.named_parameters())
@@ -182,12 +195,18 @@ class _Run:
         # The gradients in flight and, for spectra, K − 1 kept ones come on top of what forward keeps.
         each = max(1, self.plan.bytes_per_example) * (3 if self.settings.spectrum else 1.25)
         most = max(1, int(self.settings.memory_mib * 2**20 / each))
-        if size <= most:
-            yield inputs, targets
-            return
+        order = torch.arange(size)
+        if self.plan.cuts_padding:  # sentences of similar length together
+            order, most = by_length(inputs), min(most, _SENTENCES)
         even = math.ceil(size / math.ceil(size / most))
-        for index in torch.arange(size).split(even):
-            yield rows_of(inputs, index), targets[index]
+        first = sum(len(part) for part in self.order)
+        self.order.append(first + order)
+        for index in order.split(even):
+            if not self.plan.cuts_padding and even >= size:
+                yield inputs, targets
+                return
+            part = rows_of(inputs, index)
+            yield trimmed(part) if self.plan.cuts_padding else part, targets[index.to(self.device)]
 
     def add(self, inputs: Inputs, targets: torch.Tensor) -> None:
         """Measure one chunk and append its rows."""
@@ -198,7 +217,7 @@ class _Run:
         rows["trace"] = torch.zeros(shape, dtype=torch.float64)
         rows["trace_stderr"] = torch.zeros(shape, dtype=torch.float64)
         forms, logits = self._exact(inputs)
-        require_finite(logits, self.count)
+        require_finite(logits, torch.cat(self.order)[self.count :])
         rows["losses"] = self.objective(logits, targets).detach().double().cpu()
         exact = self._columns("exact")
         if exact:
@@ -229,7 +248,7 @@ class _Run:
         if not names:
             none = logits.new_zeros((logits.shape[0], 0), dtype=torch.float64)
             return ExactForms(none, none, none, None, None, 0), logits
-        extras = self.settings.trace or self.settings.spectrum
+        extras = bool(self.settings.trace) or self.settings.spectrum
         # One forward-mode product costs about two backward passes to the outputs.
         if (
             names
@@ -249,7 +268,7 @@ class _Run:
             forward,
             names,
             self.moved,
-            trace=self.settings.trace,
+            trace=bool(self.settings.trace),
             spectrum=self.settings.spectrum,
             tol=self.settings.skip_classes,
             seed=self.settings.seed,
@@ -274,7 +293,10 @@ class _Run:
             column = self.names.index(name)
             for key, value in zip(_FORMS, (bracket.value, bracket.lower, bracket.upper), strict=True):
                 rows[key][:, column] = value
-        if asked.trace:
+        if asked.trace == "exact":
+            for column in self._columns("lanczos", "weight_space"):
+                rows["trace"][:, column] = rows["trace_stderr"][:, column] = math.nan
+        elif asked.trace:
             traces = smooth_traces(self.model, inputs, targets, self.plan, smooth)
             for name, (value, stderr) in traces.items():
                 column = self.names.index(name)
@@ -290,8 +312,24 @@ class _Run:
         joined["quadratic"][:, columns] = found.quadratic
         joined["lower"][found.argmax, columns] = found.lower
         joined["upper"][found.argmax, columns] = found.upper
+        if self.settings.mean_sample:
+            self._sample(columns, joined)
         for key, value in joined.items():
             self.rows[key] = [value]
+
+    def _sample(self, columns: torch.Tensor, joined: dict[str, torch.Tensor]) -> None:
+        """Refine a random sample of examples: the screened layers' means, and a check of the maxima."""
+        assert self.screen is not None
+        sample = self.screen.sample(self.settings.mean_sample)
+        cells = (sample.rows[:, None], columns[None, :])
+        new = joined["lower"][cells].isnan()  # bounds of a screened maximum cover more than its own value
+        for key, value in zip(
+            _FORMS, (sample.forms.value, sample.forms.lower, sample.forms.upper), strict=True
+        ):
+            joined[key][cells] = torch.where(new, value, joined[key][cells])
+        for key, found in (("sampled_mean", sample.mean), ("sampled_stderr", sample.stderr)):
+            self.sampled[key] = torch.full((len(self.names),), math.nan, dtype=torch.float64)
+            self.sampled[key][columns] = found
 
     def result(self) -> Measure:
         """Join the rows.
@@ -301,7 +339,8 @@ class _Run:
         """
         if self.plan is None or not self.rows:
             raise DataError("there are no examples to measure: the batches are empty")
-        joined = {key: torch.cat(values) for key, values in self.rows.items()}
+        place = torch.cat(self.order).argsort()
+        joined = {key: torch.cat(values)[place] for key, values in self.rows.items()}
         if not self.settings.trace:
             del joined["trace"], joined["trace_stderr"]
         distances = [torch.linalg.vector_norm(self.deltas[name].double()).cpu() for name in self.names]
@@ -318,62 +357,5 @@ class _Run:
             trace_stderr=joined.get("trace_stderr"),
             spectrum=joined.get("spectrum"),
             notes=[] if self.screened is None else [self.screened.summary()],
+            **self.sampled,
         )
-
-
-def _selected(names: list[str], patterns: str | Sequence[str] | None) -> list[str]:
-    if not names:
-        raise LayerError(
-            "the reference has no layers (Linear, ConvNd, Conv1D or attention weights) to measure"
-        )
-    if patterns is None:
-        return names
-    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
-    for pattern in wanted:
-        if not fnmatch.filter(names, pattern):
-            raise unknown_name("layer or pattern", pattern, names, LayerError)
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)]
-
-
-def _limited(batches: Iterable[Batch], most: int | None) -> Iterator[Batch]:
-    left = math.inf if most is None else most
-    for batch in batches:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise DataError(f"batches must yield (inputs, targets); got {type(batch).__name__}")
-        inputs, targets = batch
-        size = batch_size(inputs)
-        if size > left:
-            keep = torch.arange(int(left))
-            inputs, targets = rows_of(inputs, keep), targets[: int(left)]
-        if batch_size(inputs):
-            yield inputs, targets
-        left -= size
-        if left <= 0:
-            return
-
-
-def _check_arguments(
-    method: str,
-    examples: str,
-    steps: int,
-    tol: float | None,
-    max_examples: int | None,
-    memory_mib: float,
-    skip_classes: float | None,
-) -> None:
-    for kind, given, valid in (
-        ("method", method, ("auto", "exact", "lanczos")),
-        ("value of examples", examples, ("all", "max")),
-    ):
-        if given not in valid:
-            raise unknown_name(kind, given, valid)
-    positive = {
-        "steps": steps,
-        "tol": tol,
-        "max_examples": max_examples,
-        "memory_mib": memory_mib,
-        "skip_classes": skip_classes,
-    }
-    for name, value in positive.items():
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name} must be positive; got {value}")

@@ -21,7 +21,17 @@ STATEMENT = (
     "the maximum over these examples and the largest observed loss stand in for the theorem's "
     "suprema, and its O(n^(-3/4)) term is unknown."
 )
-_TENSORS = ("quadratic", "lower", "upper", "losses", "trace", "spectrum", "trace_stderr")
+_TENSORS = (
+    "quadratic",
+    "lower",
+    "upper",
+    "losses",
+    "trace",
+    "spectrum",
+    "trace_stderr",
+    "sampled_mean",
+    "sampled_stderr",
+)
 
 
 @dataclass
@@ -47,6 +57,9 @@ class Measure:
         spectrum: The K − 1 largest eigenvalues of H_i, descending, (n, L, K − 1); NaN rows where
             the layer is not exact; None where not asked for.
         notes: What else a reader must know, such as how a maximum was screened.
+        sampled_mean: Where maxima were screened: the layers' means from a random sample of
+            examples, (L,), NaN for layers whose entries are all filled; None where none was drawn.
+        sampled_stderr: Its standard error, (L,).
 
     Example:
         >>> one = torch.ones(4, 1, dtype=torch.float64)
@@ -68,6 +81,8 @@ class Measure:
     trace_stderr: torch.Tensor | None = None
     spectrum: torch.Tensor | None = None
     notes: list[str] = field(default_factory=list)
+    sampled_mean: torch.Tensor | None = None
+    sampled_stderr: torch.Tensor | None = None
 
     @property
     def exact(self) -> list[bool]:
@@ -91,9 +106,10 @@ class Measure:
     def mean(self) -> torch.Tensor:
         """The mean of v_iᵀ H_i⁺ v_i over the examples, (L,).
 
-        NaN where only the maximum was refined: the refined examples are no random sample.
+        Where only the maximum was refined, from a random sample of examples, or NaN without one: the
+        refined examples are no random sample.
         """
-        return self.quadratic.mean(0)
+        return _filled(self.quadratic.mean(0), self.sampled_mean)
 
     @property
     def mean_stderr(self) -> torch.Tensor:
@@ -101,11 +117,11 @@ class Measure:
         n = self.quadratic.shape[0]
         if n < 2:
             return torch.full_like(self.maximum, math.nan)
-        return self.quadratic.std(0) / math.sqrt(n)
+        return _filled(self.quadratic.std(0) / math.sqrt(n), self.sampled_stderr)
 
     @property
     def p99(self) -> torch.Tensor:
-        """The 99th percentile over the examples, (L,); NaN where `mean` is."""
+        """The 99th percentile over the examples, (L,); NaN where only the maximum was refined."""
         return self.quadratic.quantile(0.99, dim=0)
 
     def distance(self, n: int, C: float | None = None) -> float:
@@ -219,6 +235,10 @@ def _beside(path: Path) -> Path:
 
 def _counted(methods: Sequence[str]) -> str:
     return ", ".join(f"{methods.count(m)} {m}" for m in dict.fromkeys(methods))
+
+
+def _filled(values: torch.Tensor, sampled: torch.Tensor | None) -> torch.Tensor:
+    return values if sampled is None else torch.where(values.isnan(), sampled, values)
 
 
 def _largest(values: torch.Tensor) -> float | None:

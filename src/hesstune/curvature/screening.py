@@ -24,10 +24,13 @@ from hesstune.curvature.ranking import Ranking, rank_examples
 from hesstune.errors import ConfigError
 from hesstune.forward import Inputs, batch_size
 
-__all__ = ["Screening", "Status", "lanczos_maximum", "screen_maximum"]
+__all__ = ["SAFETY", "Screening", "Status", "lanczos_maximum", "screen_maximum"]
 
 Fetch = Callable[[int], tuple[Inputs, torch.Tensor]]
 
+# How far a prediction may fall short of the truth. On small networks moved far, with confidently
+# wrong examples, 1.5 missed the maximum in 13 of 90 layers, 8 in 3, and 32 in 1.
+SAFETY = 32.0
 _CONFIDENCE = 0.95
 _ESTIMATE_FROM, _AT_ONCE = 4, 3
 _MAXIMUM = Stopping(tol=0.02, most=48, proof=False)
@@ -158,7 +161,7 @@ def screen_maximum(
     *,
     loss: PerExampleLoss | None = None,
     stopping: Stopping = _MAXIMUM,
-    safety: float = 1.5,
+    safety: float = SAFETY,
     check: int = 3,
     seed: int = 0,
     layouts: Mapping[str, Layout] | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,14 +11,15 @@ from torch import nn
 
 from hesstune.curvature.auto import Method, Plan
 from hesstune.curvature.capture import rows_of
-from hesstune.curvature.lanczos import Stopping, lanczos_forms, lanczos_trace
+from hesstune.curvature.lanczos import LanczosForms, Stopping, lanczos_forms, lanczos_trace
 from hesstune.curvature.objective import Objective
+from hesstune.curvature.padding import trimmed
 from hesstune.curvature.products import WeightProducts
 from hesstune.curvature.quadrature import Bracket, probe_mean
-from hesstune.curvature.screening import Ranking, Screening, rank_examples, screen_maximum
+from hesstune.curvature.screening import SAFETY, Ranking, Screening, rank_examples, screen_maximum
 from hesstune.forward import Inputs, batch_size
 
-__all__ = ["Screen", "SmoothSettings", "smooth_brackets", "smooth_traces"]
+__all__ = ["Sample", "Screen", "SmoothSettings", "smooth_brackets", "smooth_traces"]
 
 _TRACE_PROBES = 8
 # The maximum carries the whole measure, so it is refined further than other entries.
@@ -34,8 +36,9 @@ class SmoothSettings:
         objective: The per-example loss.
         stopping: When Lanczos stops.
         seed: Of the trace's probes.
-        prove_maximum: Whether a screened maximum must be proved to the tolerance by its bracket;
-            otherwise it is refined until it stands still, and the bracket is wider.
+        prove_maximum: Whether a screened maximum must be proved to the tolerance by its bracket, and
+            every other example put to at least one product; otherwise it is refined until it
+            stands still, and the bracket is wider.
     """
 
     objective: Objective
@@ -60,22 +63,47 @@ def smooth_brackets(
     found: dict[str, Bracket] = {}
     batched = plan.by("lanczos") if "lanczos" in methods else []
     if batched:
-        forms = lanczos_forms(
-            model,
-            inputs,
-            targets,
-            {name: deltas[name] for name in batched},
-            loss=settings.objective,
-            stopping=settings.stopping,
-            chunk=_SHARED,
-            layouts=plan.layouts,
-            copied=plan.copied,
-        )
+        moves = {name: deltas[name] for name in batched}
+        parts = [
+            lanczos_forms(
+                model,
+                part,
+                part_targets,
+                moves,
+                loss=settings.objective,
+                stopping=settings.stopping,
+                layouts=plan.layouts,
+                copied=plan.copied,
+            )
+            for part, part_targets in _shared(inputs, targets, plan)
+        ]
+        forms = LanczosForms.joined(parts)
         for i, name in enumerate(batched):
             found[name] = Bracket(forms.value[:, i], forms.lower[:, i], forms.upper[:, i])
     for name in plan.by("weight_space") if "weight_space" in methods else []:
-        found[name] = _in_weight_space(model, inputs, targets, name, [deltas[name]], settings)[0]
+        found[name] = _in_weight_space(model, inputs, targets, plan, name, [deltas[name]], settings)[0]
     return found
+
+
+@dataclass(frozen=True)
+class Sample:
+    """v_iᵀ H_i⁺ v_i of a random sample of m of n examples, and what it says of all of them.
+
+    Attributes:
+        names: The L layers.
+        rows: The examples drawn, without replacement, (m,) int64, ascending.
+        forms: Their values and brackets, (m, L).
+        mean: The estimated mean, (L,): the Gauss–Newton values, known of every example, plus the
+            sample's mean difference from them (a difference estimator).
+        stderr: Its standard error as a mean over the distribution, (L,): √(Var q / n + (1 − m/n)·
+            Var(q − GN)/m), both variances from the sample.
+    """
+
+    names: list[str]
+    rows: torch.Tensor
+    forms: LanczosForms
+    mean: torch.Tensor
+    stderr: torch.Tensor
 
 
 class Screen:
@@ -119,7 +147,8 @@ class Screen:
         for example in examples:
             chunk, row = self._places[example]
             inputs, targets = self._kept[chunk]
-            yield example, rows_of(inputs, torch.tensor([row])), targets[row : row + 1]
+            one = rows_of(inputs, torch.tensor([row]))
+            yield example, trimmed(one) if self._plan.cuts_padding else one, targets[row : row + 1]
 
     def maxima(self) -> Screening:
         """Refine what can be a maximum."""
@@ -131,10 +160,37 @@ class Screen:
             self._deltas,
             loss=self._settings.objective,
             stopping=replace(self._settings.stopping, tol=tol, proof=self._settings.prove_maximum),
+            safety=math.inf if self._settings.prove_maximum else SAFETY,
             seed=self._settings.seed,
             layouts=self._plan.layouts,
             copied=self._plan.copied,
         )
+
+    def sample(self, count: int) -> Sample:
+        """Draw `count` examples at random (all, if there are fewer) and refine every layer of them."""
+        ranking, settings = Ranking.joined(self._rankings), self._settings
+        n = len(ranking.residual)
+        count = min(count, n)
+        generator = torch.Generator().manual_seed(settings.seed + 1)
+        drawn = torch.randperm(n, generator=generator)[:count].sort().values
+        parts = [
+            lanczos_forms(
+                self._model,
+                inputs,
+                targets,
+                self._deltas,
+                loss=settings.objective,
+                stopping=settings.stopping,
+                layouts=self._plan.layouts,
+                copied=self._plan.copied,
+            )
+            for _, inputs, targets in self.rows(drawn.tolist())
+        ]
+        forms = LanczosForms.joined(parts)
+        known = ranking.gauss_newton
+        extra = forms.value - known[drawn]
+        variance = forms.value.var(0) / n + (1 - count / n) * extra.var(0) / count
+        return Sample(list(self._deltas), drawn, forms, known.mean(0) + extra.mean(0), variance.sqrt())
 
 
 def smooth_traces(
@@ -148,20 +204,25 @@ def smooth_traces(
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     batched = plan.by("lanczos")
     if batched:
-        traces = lanczos_trace(
-            model,
-            inputs,
-            targets,
-            batched,
-            probes=_TRACE_PROBES,
-            seed=settings.seed,
-            loss=settings.objective,
-            chunk=_SHARED,
-            layouts=plan.layouts,
-            copied=plan.copied,
-        )
+        traces = [
+            lanczos_trace(
+                model,
+                part,
+                part_targets,
+                batched,
+                probes=_TRACE_PROBES,
+                seed=settings.seed,
+                loss=settings.objective,
+                layouts=plan.layouts,
+                copied=plan.copied,
+            )
+            for part, part_targets in _shared(inputs, targets, plan)
+        ]
         for i, name in enumerate(batched):
-            found[name] = (traces.value[:, i], traces.stderr[:, i])
+            found[name] = (
+                torch.cat([t.value[:, i] for t in traces]),
+                torch.cat([t.stderr[:, i] for t in traces]),
+            )
     weights = dict(model.named_parameters())
     for name in plan.by("weight_space"):
         generator = torch.Generator().manual_seed(settings.seed)
@@ -169,23 +230,30 @@ def smooth_traces(
             torch.randn(weights[name].shape, generator=generator, dtype=torch.float64).to(weights[name])
             for _ in range(_TRACE_PROBES)
         ]
-        brackets = _in_weight_space(model, inputs, targets, name, probes, settings)
+        brackets = _in_weight_space(model, inputs, targets, plan, name, probes, settings)
         found[name] = probe_mean(torch.stack([b.value for b in brackets]))
     return found
+
+
+def _shared(inputs: Inputs, targets: torch.Tensor, plan: Plan) -> Iterator[tuple[Inputs, torch.Tensor]]:
+    """Split a chunk into the examples that share one graph, without the padding that none of them needs."""
+    for index in torch.arange(batch_size(inputs)).split(_SHARED):
+        part = rows_of(inputs, index)
+        yield trimmed(part) if plan.cuts_padding else part, targets[index.to(targets.device)]
 
 
 def _in_weight_space(
     model: nn.Module,
     inputs: Inputs,
     targets: torch.Tensor,
+    plan: Plan,
     name: str,
     starts: Sequence[torch.Tensor],
     settings: SmoothSettings,
 ) -> list[Bracket]:
     """Return one bracket of (B,) values for each start; at most a few graphs are alive at once."""
     parts: list[list[Bracket]] = [[] for _ in starts]
-    for index in torch.arange(batch_size(inputs)).split(_SHARED):
-        part, part_targets = rows_of(inputs, index), targets[index.to(targets.device)]
+    for part, part_targets in _shared(inputs, targets, plan):
         products = WeightProducts(model, part, part_targets, settings.objective, name)
         for found, start in zip(parts, starts, strict=True):
             found.append(settings.stopping.run(products.krylov(name, start)))

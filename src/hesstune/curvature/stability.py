@@ -6,7 +6,6 @@ with ½σ²·Σ_i Tr H_i, the second-order term of its expansion; first and thir
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from hesstune.curvature.capture import capture, differentiable, rows_of
 from hesstune.curvature.exact import exact_forms
 from hesstune.curvature.objective import Objective
 from hesstune.curvature.products import LayerProducts, PerExampleLoss, WeightProducts
-from hesstune.errors import ConfigError, DataError, LayerError, unknown_name
+from hesstune.curvature.selection import selected_layers
+from hesstune.errors import ConfigError, DataError
 from hesstune.forward import Inputs, batch_size, evaluating, logits_of, moved
 from hesstune.reference import layer_names
 
@@ -148,7 +148,7 @@ def noise_stability_table(
         raise ConfigError(
             f"samples and probes must be at least 2 to tell an error; got {samples} and {probes}"
         )
-    names = _selected(layer_names(model), layers)
+    names = selected_layers(layer_names(model), layers)
     weights = {name: dict(model.named_parameters())[name] for name in names}
     objective = Objective(loss, noise)
     device = next(iter(weights.values())).device
@@ -178,18 +178,6 @@ def noise_stability_table(
         )
         for sigma, rise in zip(sigmas, rises, strict=True)
     ]
-
-
-def _selected(names: list[str], patterns: str | Sequence[str] | None) -> list[str]:
-    if not names:
-        raise LayerError("the model has no layers (Linear, ConvNd, Conv1D or attention weights) to perturb")
-    if patterns is None:
-        return names
-    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
-    for pattern in wanted:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise unknown_name("layer or pattern", pattern, names, LayerError)
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)]
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ def measure_run(
     layers: Sequence[str] | None = None,
     examples: str = "max",
     max_examples: int | None = None,
-    trace: bool = True,
+    trace: bool | Literal["exact"] = "exact",
+    mean_sample: int = 8,
     memory_mib: float = 512.0,
     device: str = "auto",
     progress: Callable[[int, int, str], None] | None = None,
@@ -41,7 +42,8 @@ def measure_run(
         layers: Names or patterns of layers; all where None.
         examples: `max` or `all`, see `hesstune.measure`.
         max_examples: At most so many training examples, drawn uniformly.
-        trace: Also Tr H_i⁺.
+        trace: Also Tr H_i⁺: of all layers, of exact ones only (`exact`), or not.
+        mean_sample: Examples drawn at random for the means of layers whose maximum is screened.
         memory_mib: Memory for activations.
         device: Where to compute.
         progress: Called with (examples done, examples in all, text).
@@ -69,6 +71,7 @@ def measure_run(
         layers=layers,
         examples="all" if examples == "all" else "max",
         trace=trace,
+        mean_sample=mean_sample,
         memory_mib=memory_mib,
         progress=shown,
         **options,
