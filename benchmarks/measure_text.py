@@ -4,12 +4,15 @@ A 6-layer MiniLM is fine-tuned briefly on 256 SST-2 sentences, 20 % of them misl
 them padded to 64 tokens and for its 38 Linear layers:
 
 - baseline: for one example and one layer at a time, 12 Lanczos steps by double backward to the weight
-  (only that weight requires a gradient, full reorthogonalisation), on a few examples, scaled;
-- the full matrix: `lanczos_forms`, 12 steps, on some examples, scaled;
-- the measure: `lanczos_maximum`, whole;
+  (only that weight requires a gradient, full reorthogonalisation), on a few examples, scaled; once on
+  the sentences as given, padded to 64 tokens, once on each sentence without its padding;
+- the full matrix: `lanczos_forms`, 12 steps, in groups of similar length without the padding that
+  `measure` cuts, on half of the groups, scaled; and one group with all 64 tokens;
+- the measure: `measure(examples="max")`, whole, planning included; by its default, and with a
+  tolerance, which proves every example below the maximum;
 - accuracy: on some layers, the maximum over all 64 examples from Lanczos run until proved to 2 %.
 
-Both sides run in turns in one process; run it alone, and quote the ratios.
+All sides run in turns in one process; run it alone, and quote the ratios.
 
     python benchmarks/measure_text.py [--epochs 3] [--out benchmarks/results/measure_minilm.json]
 """
@@ -19,8 +22,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -28,12 +32,14 @@ from torch import nn
 
 from hesstune.curvature.capture import differentiable, rows_of
 from hesstune.curvature.dense import positive_form
-from hesstune.curvature.lanczos import Stopping, lanczos_forms
-from hesstune.curvature.screening import Screening, lanczos_maximum
+from hesstune.curvature.lanczos import LanczosForms, Stopping, lanczos_forms
+from hesstune.curvature.measure import measure
+from hesstune.curvature.padding import by_length, trimmed
+from hesstune.curvature.result import Measure
 from hesstune.forward import logits_of
 from hesstune.reference import Reference
 
-STEPS, EXAMPLES, LENGTH, TRAINED = 12, 64, 64, 256
+STEPS, EXAMPLES, LENGTH, TRAINED, GROUP = 12, 64, 64, 256, 8
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "sst2" / "train.tsv"
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 
@@ -129,41 +135,61 @@ def timed(run: Callable[[], object]) -> tuple[float, object]:
 
 
 def converged_maxima(
-    model: nn.Module, batch: Batch, deltas: dict[str, torch.Tensor], found: Screening, layers: list[str]
+    model: nn.Module, batch: Batch, deltas: dict[str, torch.Tensor], found: Measure, layers: list[str]
 ) -> list[dict[str, object]]:
     """The maximum over all examples by brackets alone, against the screened one."""
-    inputs, labels = batch
+    inputs = batch[0]
     rows = []
     for name in layers:
         one = {name: deltas[name]}
-        short = lanczos_forms(model, inputs, labels, one, stopping=Stopping(steps=8))
+        short = joined(model, batch, one, by_length(inputs).split(GROUP), Stopping(steps=8))
         best = int(short.lower[:, 0].argmax())
         rivals = (short.upper[:, 0] >= short.lower[best, 0]).nonzero().squeeze(1)
-        part = rows_of(inputs, rivals), labels[rivals]
-        stop = Stopping(tol=0.02, most=240)
-        full = lanczos_forms(model, *part, one, stopping=stop, chunk=1)
-        top = int(full.value[:, 0].argmax())
+        full = joined(model, batch, one, rivals.split(1), Stopping(tol=0.02, most=240))
+        top = int(full.value[rivals, 0].argmax())
         index = found.names.index(name)
+        value = float(found.maximum[index])
         rows.append(
             {
                 "layer": name,
-                "screened": float(found.value[index]),
-                "screened_bracket": [float(found.lower[index]), float(found.upper[index])],
-                "truth_between": [float(full.lower[:, 0].max()), float(full.upper[:, 0].max())],
-                "relative_difference": float(found.value[index] / full.value[top, 0]) - 1,
-                "same_example": int(rivals[top]) == int(found.argmax[index]),
+                "screened": value,
+                "truth_between": [float(full.lower[rivals, 0].max()), float(full.upper[rivals, 0].max())],
+                "relative_difference": value / float(full.value[rivals[top], 0]) - 1,
+                "same_example": int(rivals[top]) == found.example(name),
                 "rivals_after_8_products": len(rivals),
-                "products_to_prove_2_percent": int(full.products[top, 0]),
+                "products_to_prove_2_percent": int(full.products[rivals[top], 0]),
             }
         )
     return rows
 
 
+def joined(
+    model: nn.Module,
+    batch: Batch,
+    deltas: dict[str, torch.Tensor],
+    groups: Iterable[torch.Tensor],
+    stopping: Stopping,
+) -> LanczosForms:
+    """`lanczos_forms` of every group without its padding, in the examples' own order; NaN elsewhere."""
+    inputs, labels = batch
+    groups = list(groups)
+    parts = [
+        lanczos_forms(model, trimmed(rows_of(inputs, g)), labels[g], deltas, stopping=stopping)
+        for g in groups
+    ]
+    whole = LanczosForms.joined(parts)
+    place = torch.cat(groups)
+    for field in ("value", "lower", "upper", "products", "losses"):
+        part = getattr(whole, field)
+        filled = part.new_zeros(len(labels), *part.shape[1:])
+        filled[place] = part
+        setattr(whole, field, filled)
+    return whole
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--sample", type=int, default=2, help="examples of the scaled baseline")
-    parser.add_argument("--matrix", type=int, default=8, help="examples of the scaled full matrix")
     parser.add_argument("--verify", type=int, default=5, help="layers whose maximum is found by brackets")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "measure_minilm.json")
@@ -183,7 +209,7 @@ def main() -> None:
     finetune(model, inputs, labels, arguments.epochs)
     deltas = {name: ref.difference(model, name) for name in ref.layers()}
     batch = rows_of(inputs, torch.arange(EXAMPLES)), labels[:EXAMPLES]
-    record = compare(model, batch, deltas, arguments)
+    record = compare(model, ref, batch, deltas, arguments.verify)
     record |= {"data": source, "epochs": arguments.epochs, "threads": arguments.threads, "steps": STEPS}
     arguments.out.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps({k: v for k, v in record.items() if k != "accuracy"}, indent=1))
@@ -192,43 +218,57 @@ def main() -> None:
 
 
 def compare(
-    model: nn.Module, batch: Batch, deltas: dict[str, torch.Tensor], arguments: argparse.Namespace
+    model: nn.Module, ref: Reference, batch: Batch, deltas: dict[str, torch.Tensor], verify: int
 ) -> dict[str, object]:
-    """Time the three sides in turns and collect the record."""
+    """Time the sides in turns and collect the record."""
     inputs, labels = batch
     losses = nn.functional.cross_entropy(logits_of(model, inputs), labels, reduction="none").detach()
-    each = []
-    matrix_time = 0.0
+    groups = by_length(inputs).split(GROUP)[1::2]
+    spent: dict[str, list[float]] = {key: [] for key in ("padded", "unpadded", "matrix")}
     stop = Stopping(steps=STEPS)
-    for turn in range(arguments.sample):
-        index = torch.tensor([turn])
-        seconds, _ = timed(lambda i=index: baseline(model, (rows_of(inputs, i), labels[i]), deltas, STEPS))
-        each.append(seconds)
-        part = torch.arange(arguments.matrix).chunk(arguments.sample)[turn]
-        matrix_time += timed(
-            lambda i=part: lanczos_forms(model, rows_of(inputs, i), labels[i], deltas, stopping=stop)
-        )[0]
-    screening_time, found = timed(lambda: lanczos_maximum(model, inputs, labels, deltas))
-    assert isinstance(found, Screening)
-    base = sum(each) / len(each)
-    matrix = matrix_time / arguments.matrix
+    for group in groups:
+        one = group[GROUP // 2 : GROUP // 2 + 1]
+        given, label = rows_of(inputs, one), labels[one]
+        for key, part in (("padded", given), ("unpadded", trimmed(given))):
+            spent[key].append(timed(lambda p=part, y=label: baseline(model, (p, y), deltas, STEPS))[0])
+        seconds, _ = timed(lambda g=group: joined(model, batch, deltas, [g], stop))
+        spent["matrix"].append(seconds / GROUP)
+    wide, _ = timed(
+        lambda: lanczos_forms(model, rows_of(inputs, groups[0]), labels[groups[0]], deltas, stopping=stop)
+    )
+    fast_time, fast = timed(lambda: measure(model, ref, [batch], examples="max"))
+    proved_time, proved = timed(lambda: measure(model, ref, [batch], examples="max", tol=0.1))
+    assert isinstance(fast, Measure)
+    assert isinstance(proved, Measure)
+    padded, unpadded, matrix = (sum(times) / len(times) for times in spent.values())
     layers = list(deltas)
-    step = max(1, len(layers) // max(1, arguments.verify))
+    step = max(1, len(layers) // max(1, verify))
     return {
+        "command": "python benchmarks/measure_text.py",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread",
+        "torch": torch.__version__,
         "examples": EXAMPLES,
         "layers": len(deltas),
         "length": LENGTH,
+        "mean_length": float(inputs["attention_mask"].sum(1).float().mean()),
         "loss_quantiles_0_50_90_100": losses.quantile(torch.tensor([0.0, 0.5, 0.9, 1.0])).tolist(),
-        "baseline_seconds_per_example": base,
-        "matrix_seconds_per_example": matrix,
-        "screening_seconds": screening_time,
-        "matrix_speedup": base / matrix,
-        "screening_speedup": base * EXAMPLES / screening_time,
-        "products_per_layer": float(found.products.sum()) / len(deltas),
-        "counts": found.counts(),
-        "summary": found.summary(),
-        "largest_bracket_error": float(((found.upper - found.lower) / (found.upper + found.lower)).max()),
-        "accuracy": converged_maxima(model, batch, deltas, found, layers[::step][: arguments.verify]),
+        "seconds": {
+            "baseline_padded": padded * EXAMPLES,
+            "baseline_unpadded": unpadded * EXAMPLES,
+            "matrix": matrix * EXAMPLES,
+            "matrix_all_tokens": wide / GROUP * EXAMPLES,
+            "maximum": fast_time,
+            "maximum_proved": proved_time,
+        },
+        "ratio_matrix": padded / matrix,
+        "ratio_matrix_unpadded": unpadded / matrix,
+        "ratio_matrix_all_tokens": padded / (wide / GROUP),
+        "ratio_maximum": padded * EXAMPLES / fast_time,
+        "ratio_maximum_unpadded": unpadded * EXAMPLES / fast_time,
+        "ratio_maximum_proved": padded * EXAMPLES / proved_time,
+        "notes": {"default": fast.notes, "proved": proved.notes},
+        "largest_difference_default_to_proved": float((fast.maximum / proved.maximum - 1).abs().max()),
+        "accuracy": converged_maxima(model, batch, deltas, fast, layers[::step][:verify]),
     }
 
 

@@ -284,8 +284,8 @@ def test_the_model_and_the_random_state_are_as_before():
 def test_stopping_without_proof_takes_fewer_products():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = mlp(nn.GELU, 16, 24, 3).double()
-        inputs = torch.randn(1, 16, dtype=torch.float64)
+        model = mlp(nn.GELU, 32, 64, 3).double()
+        inputs = torch.randn(1, 32, dtype=torch.float64)
     case = Case(model, moved(model, 0.3), inputs, torch.tensor([1]))
     deltas = {"2.weight": case.ref.difference(case.model, "2.weight")}
     proved = lanczos_forms(case.model, case.inputs, case.targets, deltas, stopping=Stopping(tol=0.01))

@@ -10,6 +10,7 @@ from hesstune.curvature.quadrature import (
     Bracket,
     Krylov,
     Tridiagonal,
+    extrapolated,
     gauss_value,
     positive_bracket,
     probe_mean,
@@ -184,3 +185,25 @@ def test_stochastic_lanczos_quadrature_estimates_the_trace_with_its_error():
 def test_one_probe_tells_no_error():
     with pytest.raises(ConfigError, match="at least 2 probes; got 1"):
         probe_mean(torch.ones(1, 3))
+
+
+def test_extrapolation_is_nearer_than_the_harmonic_mean_and_stays_inside():
+    generator = torch.Generator().manual_seed(0)
+    plain, better = [], []
+    for _ in range(20):
+        values = torch.randn(400, generator=generator, dtype=torch.float64)  # dense near zero
+        start = torch.randn(1, 400, generator=generator, dtype=torch.float64)
+        truth = float((values.clamp_min(0) * start.square()).sum())
+        krylov = Krylov(lambda x, d=values: x * d, start)
+        looks = []
+        for k in range(1, 13):
+            krylov.advance()
+            if k >= 4 and k % 2 == 0:
+                looks.append(positive_bracket(krylov.tridiagonal()))
+        found = extrapolated(looks)
+        assert float(found.lower) <= float(found.value) <= float(found.upper)
+        assert (found.lower, found.upper) == (looks[-1].lower, looks[-1].upper)
+        plain.append(abs(float(looks[-1].value) / truth - 1))
+        better.append(abs(float(found.value) / truth - 1))
+    assert sum(better) < 0.6 * sum(plain)
+    assert extrapolated(looks[:1]) is looks[0]

@@ -10,7 +10,7 @@ import hesstune as ht
 from hesstune.errors import LayerError, RunError
 from hesstune.training.feeds import ImageFeed
 from hesstune.training.finetune import run_task
-from hesstune.training.measured import measure_run
+from hesstune.training.measured import measure_run, stability_of_run
 
 
 def test_a_run_is_measured_on_the_examples_it_was_trained_on(tiny, tmp_path):
@@ -45,3 +45,15 @@ def test_changed_data_is_refused(tiny, tmp_path, image_folder):
     (image_folder / "dark" / "00.png").rename(image_folder / "dark" / "99.png")
     with pytest.raises(RunError, match="no longer what"):
         measure_run(run)
+
+
+def test_stability_of_a_run_is_that_of_its_network_and_is_kept(tiny, tmp_path):
+    run = ht.finetune(tiny, out=str(tmp_path / "a"), epochs=1)
+    table = stability_of_run(run, [0.01, 0.05], samples=4)
+    task = run_task(run.config)
+    feed = ImageFeed(task.train, run.loaded(), torch.device("cpu"))
+    batch = (feed.inputs(np.arange(len(task.train))), torch.from_numpy(task.train.labels))
+    by_hand = ht.noise_stability(run.model(), [batch], 0.05, samples=4, seed=run.config.seed)
+    assert table[1].value == pytest.approx(by_hand.value, rel=1e-3)
+    record = json.loads((run.path / "noise_stability.json").read_text())
+    assert [row["sigma"] for row in record["rows"]] == [0.01, 0.05]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hesstune.curvature.result import Measure
+    from hesstune.curvature.stability import Stability
 
 __all__ = ["measure"]
 
@@ -38,6 +39,10 @@ def measure(
     mean_sample: Annotated[
         int, typer.Option(min=0, help="Smooth layers: examples drawn at random for the mean; 0 for none.")
     ] = 8,
+    stability: Annotated[
+        bool,
+        typer.Option("--stability", help="Also the rise of the loss under Gaussian noise on the weights."),
+    ] = False,
     memory_mib: Annotated[float, typer.Option(help="Memory for activations, in MiB.")] = 512.0,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
     json: JSON = False,
@@ -45,7 +50,7 @@ def measure(
 ) -> None:
     """Measure which layers carry the generalization gap: the Hessian distance measure of a run."""
     from hesstune.checks import one_of
-    from hesstune.training.measured import measure_run
+    from hesstune.training.measured import measure_run, stability_of_run
     from hesstune.training.run import Run
 
     one_of("value of --examples", examples, ("max", "all"))
@@ -62,12 +67,20 @@ def measure(
             device=device,
             progress=bars("measure") if bars else None,
         )
+    stable = (
+        stability_of_run(loaded, layers=layers or None, max_examples=max_examples, device=device)
+        if stability
+        else []
+    )
     n = int(loaded.record["examples"]["train"])
     record = found.to_dict(n)
     output = Output(quiet, json)
     output.say(layer_table(found, n), "")
     for line in summary(record, loaded.result["gap"]):
         output.say(line)
+    if stable:
+        output.say("", stability_table(stable))
+        record["noise_stability"] = [row.to_dict() for row in stable]
     output.say(f"Written: {loaded.path / 'measure.json'}, {loaded.path / 'measure.safetensors'}")
     output.record({"path": str(loaded.path), "gap": loaded.result["gap"], **record})
 
@@ -100,6 +113,23 @@ def layer_table(found: Measure, n: int) -> Table:
 def _figure(value: Any, form: str, rest: str = "") -> str:
     number = float(value)
     return "-" if number != number else f"{number:{form}}{rest}"
+
+
+def stability_table(rows: list[Stability]) -> Table:
+    """Return the rise of the mean loss under noise of several sizes, beside its Taylor prediction."""
+    from rich.table import Table
+
+    table = Table(show_edge=False, pad_edge=False)
+    for title in ("noise σ", "rise of the loss", "½σ²·Tr H", "ratio"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            f"{row.sigma:g}",
+            f"{row.value:.3g} ± {row.stderr:.1g}",
+            f"{row.taylor:.3g}" + (f" ± {row.taylor_stderr:.1g}" if row.taylor_stderr else ""),
+            _figure(row.ratio, ".2f"),
+        )
+    return table
 
 
 def summary(record: dict[str, Any], gap: float | None) -> list[str]:

