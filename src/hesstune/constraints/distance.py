@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from re import search
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from hesstune.checks import one_of, positive
 from hesstune.errors import ConfigError, LayerError, listed, unknown_name
 from hesstune.reference import Reference
 
-__all__ = ["NORMS", "DistanceConstraint", "resolve_radii"]
+__all__ = ["NORMS", "DistanceConstraint", "depth_scaled", "resolve_radii"]
 
 NORMS = ("frobenius", "mars")
 
@@ -43,6 +44,35 @@ def resolve_radii(layers: list[str], radius: float | Mapping[str, float]) -> dic
         for name in matched:
             radii.setdefault(name, value)
     return {name: radii[name] for name in layers if name in radii}
+
+
+# The third and fourth stage of residual networks, in torchvision's and transformers' names.
+STAGES = {r"(^|\.)(layer3|stages\.2)\.": 1, r"(^|\.)(layer4|stages\.3)\.": 2}
+
+
+def depth_scaled(radii: Mapping[str, float], layers: list[str], scale: float, head: str) -> dict[str, float]:
+    """Let radii grow with depth: times s on the network's third stage, times s² on its fourth.
+
+    The stages are those of a residual network where its names tell them, else the third and fourth
+    quarter of the layers; the head keeps its radius. Source: the code of the paper (there for
+    ResNets); Li and Zhang 2021 let the radii of a layer grow by a constant factor.
+
+    Args:
+        radii: {layer: radius}.
+        layers: All layers' names, in order of depth.
+        scale: s > 0.
+        head: The name of the last layer.
+
+    Example:
+        >>> depth_scaled(dict.fromkeys("abcd", 1.0), list("abcd") + ["h"], 2.0, "h")
+        {'a': 1.0, 'b': 1.0, 'c': 2.0, 'd': 4.0}
+    """
+    scale = positive("radius scale", scale)
+    body = [name for name in layers if name != head]
+    powers = {name: p for name in body for pattern, p in STAGES.items() if search(pattern, name)}
+    if not powers:
+        powers = {name: max(0, 4 * at // len(body) - 1) for at, name in enumerate(body)}
+    return {name: radius * scale ** powers.get(name, 0) for name, radius in radii.items()}
 
 
 class DistanceConstraint:

@@ -32,18 +32,27 @@ class Augmentation:
         self.kind = kind
         self._n = n
         self._seed = seed
-        self._draws = np.zeros((n, 3))
+        self._draws: dict[int, NDArray[np.float64]] = {}
         self._epoch: int | None = None
 
     def start_epoch(self, epoch: int) -> None:
-        """Draw the shifts and flips of every example for this epoch."""
+        """Draw the shifts and flips of every example anew for this epoch."""
         if epoch != self._epoch:
-            self._draws = np.random.default_rng([self._seed, epoch, 0xA06]).random((self._n, 3))
+            self._draws = {}
             self._epoch = epoch
 
-    def __call__(self, images: torch.Tensor, indices: NDArray[np.int64]) -> torch.Tensor:
-        """Augment uint8 images, (B, 3, S, S), of the training examples at the indices."""
-        draws = torch.from_numpy(self._draws[indices])
+    def _of(self, view: int) -> NDArray[np.float64]:
+        if view not in self._draws:
+            key = [self._seed, self._epoch or 0, 0xA06, *([view] if view else [])]
+            self._draws[view] = np.random.default_rng(key).random((self._n, 3))
+        return self._draws[view]
+
+    def __call__(self, images: torch.Tensor, indices: NDArray[np.int64], view: int = 0) -> torch.Tensor:
+        """Augment uint8 images, (B, 3, S, S), of the training examples at the indices.
+
+        Another `view` is another draw for the same examples and epoch.
+        """
+        draws = torch.from_numpy(self._of(view)[indices])
         if "flip" in self.kind:
             images = torch.where((draws[:, 2] < 0.5)[:, None, None, None], images.flip(-1), images)
         if "shift" in self.kind:

@@ -6,9 +6,9 @@ import importlib
 import pkgutil
 
 from hesstune.errors import unknown_name
-from hesstune.methods._base import Method, MethodSetup
+from hesstune.methods._base import Batch, Method, MethodSetup, Option
 
-__all__ = ["Method", "MethodSetup", "method_class", "method_names"]
+__all__ = ["Batch", "Method", "MethodSetup", "Option", "method_class", "method_names"]
 
 
 def method_names() -> list[str]:

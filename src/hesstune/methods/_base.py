@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from hesstune.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,10 +15,34 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from hesstune.forward import Inputs
     from hesstune.noise.matrix import NoiseMatrix
     from hesstune.reference import Reference
 
-__all__ = ["Method", "MethodSetup"]
+__all__ = ["Batch", "Method", "MethodSetup", "Option"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Option:
+    """A number that a method has and others have not, set by `--method-options NAME=VALUE`.
+
+    Attributes:
+        default: Its value where none is given.
+        source: Where the default comes from.
+        low: The least value allowed.
+        high: The largest value allowed.
+        search: The range in which a search looks, or None where it leaves the default alone.
+        log: Whether the search looks on a logarithmic scale.
+    """
+
+    default: float
+    source: str
+    low: float = 0.0
+    high: float = float("inf")
+    search: tuple[float, float] | None = None
+    log: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,6 +58,11 @@ class MethodSetup:
         norm: The constraint's norm.
         warmup_epochs: Epochs of plain cross-entropy first, for methods that have a warm-up.
         balance: `none`, `weights` or `sampler`: how the risk is made class-balanced.
+        net: What is called on a batch and trained, the whole network or its head; None: the network.
+        head: The name of the head's module in `model`.
+        epochs: Epochs in all.
+        options: The method's own numbers; absent ones have their defaults.
+        radius_scale: Factor of the radii from one stage of the network to the next.
     """
 
     model: nn.Module
@@ -41,19 +73,76 @@ class MethodSetup:
     norm: str
     warmup_epochs: int
     balance: str = "none"
+    net: nn.Module | None = None
+    head: str = ""
+    epochs: int = 1
+    options: Mapping[str, float] = field(default_factory=dict)
+    radius_scale: float = 1.0
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """What is called on a batch: `net`, or the whole network."""
+        return self.model if self.net is None else self.net
+
+    @cached_property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that were trainable when the method was built, by their names in `model`."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def in_head(self, name: str) -> bool:
+        """Tell whether a parameter of `model` belongs to the head."""
+        return name.startswith(f"{self.head}.") if self.head else True
+
+
+@dataclass
+class Batch:
+    """One batch of training examples.
+
+    Attributes:
+        net: What is called on the inputs.
+        inputs: The inputs, augmented.
+        targets: (N,) noisy labels.
+        indices: (N,) positions of the examples in the training set.
+        epoch: The epoch, from 0.
+        again: Returns the same examples augmented by another draw.
+    """
+
+    net: nn.Module
+    inputs: Inputs
+    targets: torch.Tensor
+    indices: torch.Tensor
+    epoch: int
+    again: Callable[[], Inputs]
+
+    def logits(self, net: nn.Module | None = None, inputs: Inputs | None = None) -> torch.Tensor:
+        """Return the (N, K) logits of these inputs, or others, by this network, or another."""
+        from hesstune.forward import logits_of
+
+        return logits_of(self.net if net is None else net, self.inputs if inputs is None else inputs)
 
 
 class Method:
-    """Plain cross-entropy; other methods override what they change."""
+    """Plain cross-entropy; other methods override what they change.
+
+    The loop calls, in this order: `start_epoch`, then for every real optimizer step `gradients`
+    (which calls `batch_loss` for each batch), the optimizer, `after_step`; at the end `finish`.
+    Random draws come from torch's global generator, which the loop seeds by run and epoch.
+    """
 
     needs_noise_matrix: ClassVar[bool] = False
     constrained: ClassVar[bool] = False
+    # Whether balanced class weights enter its loss; where not, asking for them is an error.
+    weighs_classes: ClassVar[bool] = True
+    own_options: ClassVar[dict[str, Option]] = {}
 
     def __init__(self, setup: MethodSetup) -> None:
         from hesstune.methods._losses import cross_entropy
 
         self.setup = setup
+        self.options = self.checked_options(setup.options)
         self._cross_entropy = cross_entropy(setup)
+
+    # -- configuration -----------------------------------------------------------------------
 
     @classmethod
     def default_radius(cls, train: str) -> dict[str, float] | None:
@@ -64,9 +153,81 @@ class Method:
         # head alone must carry the task, so its ball is larger.
         return {"head": 2.0} if train == "head" else {"head": 0.25, "*": 0.05}
 
+    @classmethod
+    def defaults(cls, train: str) -> dict[str, Any]:
+        """Return the run's options that this method sets where the user does not."""
+        return {}
+
+    @classmethod
+    def checked_options(cls, given: Mapping[str, float] | None) -> dict[str, float]:
+        """Return the method's own options, defaults filled in.
+
+        Raises:
+            ConfigError: If a name is unknown or a value outside its range.
+        """
+        values = {name: option.default for name, option in cls.own_options.items()}
+        for name, value in (given or {}).items():
+            if name not in cls.own_options:
+                if not cls.own_options:
+                    raise ConfigError(f"unknown method option '{name}': this method has none")
+                raise unknown_name("method option", name, cls.own_options)
+            option = cls.own_options[name]
+            if not option.low <= value <= option.high:
+                raise ConfigError(
+                    f"method option '{name}' must lie in [{option.low:g}, {option.high:g}]; got {value:g}"
+                )
+            values[name] = float(value)
+        return values
+
+    # -- a batch -----------------------------------------------------------------------------
+
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
         """Return the mean training loss of a batch: (N, K) logits, (N,) noisy targets."""
         return self._cross_entropy(logits, targets)
 
+    def penalty(self) -> torch.Tensor | None:
+        """Return what is added to every batch's loss: a function of the weights alone."""
+        return None
+
+    def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of a batch and the (N, K) logits it comes from."""
+        logits = batch.logits()
+        loss = self.loss(logits, batch.targets, batch.epoch)
+        penalty = self.penalty()
+        return (loss if penalty is None else loss + penalty), logits
+
+    # -- a step ------------------------------------------------------------------------------
+
+    def gradients(self, compute: Callable[[], T]) -> T:
+        """Fill the gradients of a step; `compute()` sets them afresh at the weights as they are."""
+        return compute()
+
+    def lr_factor(self, epoch: int) -> float:
+        """Return the factor of the learning rate in an epoch."""
+        return 1.0
+
     def after_step(self) -> None:
         """Act after a real optimizer step."""
+
+    # -- the run -----------------------------------------------------------------------------
+
+    def networks(self) -> list[nn.Module]:
+        """Return the networks that are trained beside the run's own."""
+        return []
+
+    def start_epoch(self, epoch: int, predict: Callable[[nn.Module], torch.Tensor]) -> None:
+        """Act before an epoch; `predict(net)` gives the (n, K) logits of all training examples."""
+
+    def finish(self) -> None:
+        """Act when training has ended: the weights are then the run's result."""
+
+    def distances(self) -> dict[str, float]:
+        """Return ‖v_i‖ of every layer as the network stands."""
+        return self.setup.reference.distances(self.setup.model)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside weights and optimizer: tensors and plain values."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""

@@ -12,7 +12,7 @@ from hesstune.errors import DataError
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.methods._base import MethodSetup
 
-__all__ = ["balanced_rates", "consistent", "cross_entropy"]
+__all__ = ["averaged", "balanced_rates", "class_weights", "consistent", "cross_entropy"]
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -31,18 +31,28 @@ def balanced_rates(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return counts.sum() / (len(counts) * counts.astype(np.float64))
 
 
+def class_weights(setup: MethodSetup) -> torch.Tensor | None:
+    """Return the weights of the noisy labels, (K,), or None where classes are not weighted."""
+    return torch.from_numpy(balanced_rates(setup.counts)) if setup.balance == "weights" else None
+
+
 def cross_entropy(setup: MethodSetup) -> Loss:
     """Return plain cross-entropy; balanced weights follow the noisy labels' frequencies."""
-    weight = None
-    if setup.balance == "weights":
-        weight = torch.from_numpy(balanced_rates(setup.counts))
+
+    def losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+    return averaged(setup, losses)
+
+
+def averaged(setup: MethodSetup, losses: Loss) -> Loss:
+    """Return the mean of per-example losses, weighted by class where classes are balanced so."""
+    weight = class_weights(setup)
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if weight is None:
-            return torch.nn.functional.cross_entropy(logits, targets)
-        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-        return (weight.to(losses)[targets] * losses).mean()
+        values = losses(logits, targets)
+        return (values if weight is None else weight.to(values)[targets] * values).mean()
 
     return loss
 

@@ -1,11 +1,12 @@
 """Layer-wise constraint alone: cross-entropy inside a ball around the reference.
 
-Source: the paper, section 4; Gouk et al. 2021 for the MARS norm.
+Source: the paper, section 4; Gouk et al. 2021 for the MARS norm; `--radius-scale` for radii that
+grow with depth, as in the paper's code.
 """
 
 from __future__ import annotations
 
-from hesstune.constraints.distance import DistanceConstraint
+from hesstune.constraints.distance import DistanceConstraint, depth_scaled, resolve_radii
 from hesstune.methods._base import Method, MethodSetup
 
 
@@ -17,7 +18,12 @@ class Constraint(Method):
     def __init__(self, setup: MethodSetup) -> None:
         super().__init__(setup)
         assert setup.radius is not None
-        self.constraint = DistanceConstraint(setup.model, setup.reference, setup.radius, setup.norm)
+        radius = setup.radius
+        if setup.radius_scale != 1.0:
+            layers = setup.reference.layers()
+            head = f"{setup.head}.weight" if setup.head else "weight"
+            radius = depth_scaled(resolve_radii(layers, radius), layers, setup.radius_scale, head)
+        self.constraint = DistanceConstraint(setup.model, setup.reference, radius, setup.norm)
 
     def after_step(self) -> None:
         """Project every layer outside its ball."""

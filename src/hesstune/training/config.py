@@ -25,7 +25,12 @@ class FinetuneConfig(BaseModel):
         description="efficientnet_lite0, hf:NAME_OR_PATH, timm:NAME, torchvision:NAME or py:module:factory",
     )
     data: str = Field("digits", description="digits, folder:PATH or csv:PATH")
-    method: str = Field("robust", description="fine-tuning method: vanilla, consistent, constraint or robust")
+    method: str = Field(
+        "robust", description="fine-tuning method: vanilla, robust, … (a wrong name lists all)"
+    )
+    method_options: dict[str, float] | None = Field(
+        None, description="the method's own numbers, NAME=VALUE,…; none: their defaults"
+    )
     out: str | None = Field(
         None, description="run folder to write; none keeps nothing on disk but a temporary folder"
     )
@@ -51,6 +56,11 @@ class FinetuneConfig(BaseModel):
         None,
         description="radius of every layer's ball, or PATTERN=RADIUS,… (first match wins; 'head' is the last "
         "layer); none: the method's own",
+    )
+    radius_scale: float = Field(
+        1.0,
+        gt=0,
+        description="factor of the radii on the network's third stage, its square on the fourth",
     )
     norm: Literal["frobenius", "mars"] = Field("frobenius", description="norm of the constraint")
     warmup_epochs: int = Field(
@@ -122,11 +132,12 @@ class FinetuneConfig(BaseModel):
         try:
             return float(value)
         except ValueError:
-            pass
-        pairs = [part.partition("=") for part in value.split(",")]
-        if not all(name.strip() and sign for name, sign, _ in pairs):
-            raise ValueError("write a number, or PATTERN=RADIUS,PATTERN=RADIUS")
-        return {name.strip(): number.strip() for name, _, number in pairs}
+            return _pairs(value, "write a number, or PATTERN=RADIUS,PATTERN=RADIUS")
+
+    @field_validator("method_options", mode="before")
+    @classmethod
+    def _parse_method_options(cls, value: Any) -> Any:
+        return _pairs(value, "write NAME=VALUE,NAME=VALUE") if isinstance(value, str) else value
 
     @field_validator("radius")
     @classmethod
@@ -155,7 +166,13 @@ class FinetuneConfig(BaseModel):
 
         kind = method_class(self.method)
         size = self.image_size or (64 if self.data == "digits" else 128)
-        changes: dict[str, Any] = {"image_size": size}
+        changes: dict[str, Any] = {
+            name: value
+            for name, value in kind.defaults(self.train).items()
+            if name not in self.model_fields_set
+        }
+        changes["image_size"] = size
+        changes["method_options"] = kind.checked_options(self.method_options) or None
         changes["lr"] = self.lr or (1e-2 if self.train == "head" else 1e-4)
         if kind.constrained and self.radius is None:
             changes["radius"] = kind.default_radius(self.train)
@@ -170,13 +187,26 @@ class FinetuneConfig(BaseModel):
             raise ConfigError("--noise-matrix true means the noise that --noise injects, and none was given")
         if self.class_weights == "balanced" and self.sampler == "balanced":
             raise ConfigError("balanced class weights and a balanced sampler correct twice; choose one")
-        if (self.patience or self.select == "best") and self.val_fraction == 0 and self.data == "digits":
+        if self.class_weights == "balanced" and not kind.weighs_classes:
+            raise ConfigError(
+                f"method '{self.method}' has no balanced class weights; use --sampler balanced instead"
+            )
+        made = self.model_copy(update=changes)
+        if (made.patience or made.select == "best") and self.val_fraction == 0 and self.data == "digits":
             raise ConfigError("early stopping and --select best need validation data; raise --val-fraction")
-        return self.model_copy(update=changes)
+        return made
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain values for YAML."""
         return self.model_dump(mode="json")
+
+
+def _pairs(text: str, wanted: str) -> dict[str, str]:
+    """Split NAME=VALUE,NAME=VALUE."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name.strip() and sign for name, sign, _ in pairs):
+        raise ValueError(wanted)
+    return {name.strip(): number.strip() for name, _, number in pairs}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

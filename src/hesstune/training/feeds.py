@@ -31,8 +31,8 @@ class Feed(Protocol):
     def __len__(self) -> int:
         """The number of examples."""
 
-    def inputs(self, indices: NDArray[np.int64], augment: bool = False) -> torch.Tensor:
-        """Return a batch of inputs on the device, augmented for training if asked."""
+    def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> torch.Tensor:
+        """Return a batch of inputs on the device, augmented for training if asked, by the view's draw."""
 
 
 class ImageFeed:
@@ -56,11 +56,11 @@ class ImageFeed:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def inputs(self, indices: NDArray[np.int64], augment: bool = False) -> torch.Tensor:
+    def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> torch.Tensor:
         """Return normalised images, (B, 3, S, S) float32."""
         images = self.examples.images(indices)
         if augment and self.augmentation is not None:
-            images = self.augmentation(images, indices)
+            images = self.augmentation(images, indices, view)
         images = images.to(self.device, memory_format=torch.channels_last)
         return torch.addcmul(self._shift, images.float(), self._scale)
 
@@ -74,8 +74,8 @@ class FeatureFeed:
     def __len__(self) -> int:
         return len(self.features)
 
-    def inputs(self, indices: NDArray[np.int64], augment: bool = False) -> torch.Tensor:
-        """Return features, (B, D)."""
+    def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> torch.Tensor:
+        """Return features, (B, D); they are the same in every view."""
         return self.features[torch.from_numpy(indices).to(self.features.device)]
 
 

@@ -260,6 +260,11 @@ def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | No
         else "sampler"
         if config.sampler == "balanced"
         else "none",
+        net=net,
+        head=loaded.head,
+        epochs=config.epochs,
+        options=config.method_options or {},
+        radius_scale=config.radius_scale,
     )
     trainer = Trainer(
         config,

@@ -14,9 +14,8 @@ from torch import nn
 
 from hesstune.data.examples import Examples
 from hesstune.errors import DivergedError, RunError
-from hesstune.forward import logits_of
 from hesstune.losses.consistent import ConsistentLoss
-from hesstune.methods import Method
+from hesstune.methods import Batch, Method
 from hesstune.methods._losses import balanced_rates
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.training.config import FinetuneConfig
@@ -72,7 +71,10 @@ class Trainer:
         self.weights = _sampling(config, method.setup.counts, labels)
         per_epoch = -(-len(labels) // config.batch_size)
         self.steps = -(-per_epoch // config.accumulate) * config.epochs
-        trained = [p for p in net.parameters() if p.requires_grad]
+        # Fixed now: methods freeze and thaw parameters while they train.
+        self._names = [name for name, p in net.named_parameters() if p.requires_grad]
+        self.networks = method.networks()
+        trained = [p for part in (net, *self.networks) for p in part.parameters() if p.requires_grad]
         optimizer = make_optimizer(config, trained)
         self.schedule = make_schedule(config, optimizer, self.steps)
         self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
@@ -88,7 +90,8 @@ class Trainer:
     def _state(self) -> dict[str, torch.Tensor]:
         """Return copies of what training may change: trained parameters and all buffers."""
         net = self.accelerator.unwrap_model(self.net)
-        trained = {n: p for n, p in net.named_parameters() if p.requires_grad}
+        parameters = dict(net.named_parameters())
+        trained = {name: parameters[name] for name in self._names}
         return {n: t.detach().clone() for n, t in {**trained, **dict(net.named_buffers())}.items()}
 
     @torch.no_grad()
@@ -107,6 +110,7 @@ class Trainer:
             "best": self.best,
             "best_loss": self.best_loss if np.isfinite(self.best_loss) else None,
             "metrics": self.metrics,
+            "method": self.method.state(),
         }
         save_tree(self.checkpoint, tree)
         self._saved_at = time.monotonic()
@@ -122,6 +126,7 @@ class Trainer:
             self.schedule.load_state_dict({**tree["schedule"], "lr_lambdas": [None]})
             self.best, self.metrics = tree["best"], tree["metrics"]
             self.best_loss = float("inf") if tree["best_loss"] is None else tree["best_loss"]
+            self.method.load_state(tree["method"])
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise RunError(f"{self.checkpoint} does not fit this run ({error}); use --overwrite") from error
         self.on_epoch(self.metrics)
@@ -148,6 +153,7 @@ class Trainer:
                 self.save()
         if self.config.select == "best" and self.best is not None:
             self._restore(self.best)
+        self.method.finish()
 
     def _stalled(self) -> bool:
         patience = self.config.patience
@@ -167,20 +173,23 @@ class Trainer:
         return rng.permutation(n) if self.weights is None else rng.choice(n, size=n, p=self.weights)
 
     def _training_mode(self) -> None:
-        self.net.train()
-        if self.config.batch_norm == "frozen":
-            for module in self.net.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        for net in (self.net, *self.networks):
+            net.train()
+            if self.config.batch_norm == "frozen":
+                for module in net.modules():
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                        module.eval()
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         started = time.monotonic()
         feed = self.feeds["train"]
         if isinstance(feed, ImageFeed) and feed.augmentation is not None:
             feed.augmentation.start_epoch(epoch)
-        self._training_mode()
-        # Dropout draws from the global generator: keyed by epoch, so that a resumed run sees the same.
+        # Dropout and methods draw from the global generator: keyed by epoch, so that a resumed run sees
+        # the same.
         torch.manual_seed(hash((self.config.seed, epoch)) % 2**63)
+        self.method.start_epoch(epoch, lambda net: predict_logits(net, feed))
+        self._training_mode()
         order = self._order(epoch)
         size = self.config.batch_size
         batches = [order[i : i + size] for i in range(0, len(order), size)]
@@ -206,14 +215,27 @@ class Trainer:
 
     def _step(self, group: list[NDArray[np.int64]], epoch: int) -> tuple[float, int]:
         """Take one real optimizer step on a group of batches; return summed loss and hits."""
+        total, hits = self.method.gradients(lambda: self._gradients(group, epoch))
+        if self.config.grad_clip is not None:
+            self.accelerator.clip_grad_norm_(self.trained, self.config.grad_clip)
+        if (factor := self.method.lr_factor(epoch)) != 1.0:
+            for parameters in self.optimizer.param_groups:  # the schedule sets them afresh below
+                parameters["lr"] *= factor
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.method.after_step()
+        return total, hits
+
+    def _gradients(self, group: list[NDArray[np.int64]], epoch: int) -> tuple[float, int]:
+        """Set the gradients of a group of batches; return summed loss and hits."""
         examples = sum(len(indices) for indices in group)
+        self.optimizer.zero_grad()
         total, hits = 0.0, 0
         for indices in group:
-            inputs = self.feeds["train"].inputs(indices, augment=True)
-            targets = self.labels[torch.from_numpy(indices).to(self.labels.device)]
+            batch = self._batch(indices, epoch)
             with self.accelerator.autocast():
-                logits = logits_of(self.net, inputs)
-                loss = self.method.loss(logits, targets, epoch)
+                loss, logits = self.method.batch_loss(batch)
             value = float(loss.detach())
             if not np.isfinite(value):
                 raise DivergedError(
@@ -222,14 +244,20 @@ class Trainer:
                 )
             self.accelerator.backward(loss * (len(indices) / examples))
             total += value * len(indices)
-            hits += int((logits.detach().argmax(dim=1) == targets).sum())
-        if self.config.grad_clip is not None:
-            self.accelerator.clip_grad_norm_(self.trained, self.config.grad_clip)
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
-        self.method.after_step()
+            hits += int((logits.detach().argmax(dim=1) == batch.targets).sum())
         return total, hits
+
+    def _batch(self, indices: NDArray[np.int64], epoch: int) -> Batch:
+        feed, rows = self.feeds["train"], torch.from_numpy(indices).to(self.labels.device)
+        inputs = feed.inputs(indices, augment=True)
+        return Batch(
+            self.net,
+            inputs,
+            self.labels[rows],
+            rows,
+            epoch,
+            lambda: feed.inputs(indices, augment=True, view=1),
+        )
 
     def _validate(self) -> dict[str, Any]:
         part = self.parts["val"]
@@ -248,7 +276,7 @@ class Trainer:
         }
 
     def _distance(self, epoch: int) -> dict[str, Any]:
-        distances = self.method.setup.reference.distances(self.method.setup.model)
+        distances = self.method.distances()
         total = float(np.sqrt(sum(d * d for d in distances.values())))
         return {"distance": _finite(total, f"distance from the reference in epoch {epoch + 1}")}
 
