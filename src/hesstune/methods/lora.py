@@ -36,6 +36,11 @@ class LoRA(Method):
                 "method 'lora' adapts the linear layers and 1×1 convolutions below the head, and none of "
                 "them trains here; use --train all, or another method"
             )
+        modules = dict(setup.model.named_modules())
+        self.originals = {path: modules[path] for path in self.layers}
+        for path, module in self.originals.items():
+            if type(module) is not nn.Linear:
+                _put(setup.model, path, _plain(module))
         head = {id(p) for name, p in setup.trained.items() if setup.in_head(name)}
         config = LoraConfig(
             r=round(self.options["rank"]), lora_alpha=round(self.options["alpha"]), target_modules=self.layers
@@ -63,10 +68,25 @@ class LoRA(Method):
         """Merge the adapters into the weights and take them out."""
         modules: dict[str, Any] = dict(self.setup.model.named_modules())
         for path in self.layers:
-            parent, _, child = path.rpartition(".")
-            modules[path].merge()
-            setattr(modules[parent], child, modules[path].get_base_layer())
+            modules[path].merge()  # into the parameter that the original module holds, too
+            _put(self.setup.model, path, self.originals[path])
         del self.setup.model.peft_config
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """Return torch's own layer with the same parameters: peft builds adapters of the layer's class."""
+    if isinstance(module, nn.Linear):
+        plain: nn.Linear | nn.Conv2d = nn.Linear(module.in_features, module.out_features, bias=False)
+    else:
+        assert isinstance(module, nn.Conv2d)
+        plain = nn.Conv2d(module.in_channels, module.out_channels, 1, bias=False)
+    plain.weight, plain.bias = module.weight, module.bias
+    return plain.train(module.training)
 
 
 def _adapted(setup: MethodSetup) -> list[str]:
@@ -76,7 +96,8 @@ def _adapted(setup: MethodSetup) -> list[str]:
     for name in setup.trained:
         path, _, attribute = name.rpartition(".")
         module = modules[path]
-        pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+        pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == module.stride == (1, 1)
+        pointwise = pointwise and module.groups == 1
         if attribute == "weight" and not setup.in_head(name) and (isinstance(module, nn.Linear) or pointwise):
             found.append(path)
     return found

@@ -25,20 +25,19 @@ class NSO(Method):
         start = [p.clone() for p in parameters]
         noise = [self.options["sigma"] * torch.randn_like(p) for p in parameters]
         sums = [torch.zeros_like(p) for p in parameters]
-        result = None
+        results = []
         for sign in (1.0, -1.0):
             for p, before, step in zip(parameters, start, noise, strict=True):
                 p.copy_(before + sign * step)
             with torch.enable_grad():
-                result = compute()
+                results.append(compute())
             for total, p in zip(sums, parameters, strict=True):
                 if p.grad is not None:
                     total.add_(p.grad, alpha=0.5)
         for p, before, total in zip(parameters, start, sums, strict=True):
             p.copy_(before)
             p.grad = total
-        assert result is not None
-        return result
+        return results[0]
 
 
 METHOD = NSO
