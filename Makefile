@@ -20,7 +20,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) --editable '.[dev,transformers]'
+	$(PIP) --editable '.[dev,noise,transformers]'
 	@touch $@
 
 demo: $(VENV)/.core

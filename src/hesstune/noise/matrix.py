@@ -100,6 +100,40 @@ class NoiseMatrix:
             raise unknown_name("noise", kind, [*KINDS, "file"], NoiseMatrixError)
         return cls.load(rest if kind == "file" else text).sized(k)
 
+    @classmethod
+    def estimate(
+        cls, probs: ArrayLike, noisy_labels: ArrayLike, method: str = "dual_t", **options: float
+    ) -> NoiseMatrix:
+        """Estimate the matrix from out-of-sample probabilities of the noisy labels, without clean ones.
+
+        The published estimators as they are: no calibration and no smoothing, which
+        `hesstune.noise.estimate.estimate_noise` adds.
+
+        Args:
+            probs: P(noisy = j | x), (N, K), from a network that was not trained on these examples.
+            noisy_labels: (N,) integers in [0, K).
+            method: `anchor` (Patrini et al. 2017), `dual_t` (Yao et al. 2020) or `confident`
+                (Northcutt et al. 2021, by cleanlab).
+            **options: The estimator's own: `percentile` of anchor, `weight` of dual_t.
+
+        Raises:
+            DataError: If probabilities and labels do not fit together.
+            NoiseMatrixError: If a class is never seen, so that its row is unknown.
+
+        Example:
+            >>> g = [[0.8, 0.2], [0.3, 0.7], [0.5, 0.5]]
+            >>> NoiseMatrix.estimate(g, [0, 1, 1], method="anchor").array.tolist()
+            [[0.8, 0.2], [0.3, 0.7]]
+        """
+        from hesstune.checks import one_of
+        from hesstune.noise.estimate import posteriors
+
+        name = one_of("estimator", method, ("anchor", "dual_t", "confident"))
+        if name == "anchor":
+            posteriors.check_probabilities(probs, len(np.asarray(noisy_labels)))
+            return posteriors.anchor(probs, **options)
+        return getattr(posteriors, name)(probs, noisy_labels, **options)
+
     @property
     def array(self) -> NDArray[np.float64]:
         """F, (K, K) float64, read-only."""
