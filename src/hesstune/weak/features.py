@@ -1,0 +1,182 @@
+"""Dawid–Skene with a local class prior: examples whose features are near tend to share a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hesstune.errors import DataError
+from hesstune.weak.votes import Votes
+
+__all__ = ["LatentClasses", "feature_dawid_skene", "latent_classes", "nearest"]
+
+NEIGHBOURS = 20
+# How much further apart the features hold two examples than the labelers' soft votes do.
+FEATURE_SCALE = 2.0
+# Principal components kept of the features before distances are taken.
+COMPONENTS = 64
+SMOOTHING = 0.1
+# A share of uniform in the local prior, so that no neighbourhood rules a class out.
+FLOOR = 0.02
+
+
+@dataclass(frozen=True)
+class LatentClasses:
+    """A fitted latent-class model.
+
+    Attributes:
+        posterior: P(class | votes, features), (N, K).
+        confusion: (m, K, K): P(labeler d votes j | class i).
+    """
+
+    posterior: NDArray[np.float64]
+    confusion: NDArray[np.float64]
+
+
+def latent_classes(
+    views: Sequence[NDArray[np.float64]],
+    start: NDArray[np.float64],
+    *,
+    neighbours: NDArray[np.int64] | None = None,
+    pseudo_counts: Sequence[NDArray[np.float64]] | None = None,
+    fixed: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    fixed_weight: float = 1.0,
+    steps: int = 100,
+    tolerance: float = 1e-4,
+) -> LatentClasses:
+    """Fit P(class) Π_d P(vote d | class) by expectation maximisation (Dawid and Skene 1979, section 2).
+
+    With `neighbours`, P(class) of an example is the mean posterior of its neighbours, itself left out.
+
+    Args:
+        views: (N, K) one-hot votes of each labeler; a row of zeros is an abstention.
+        start: The posterior to start from, (N, K).
+        neighbours: (N, n) rows of each example's neighbours, or None for one prior for all.
+        pseudo_counts: (K, K) pseudo-counts of each labeler beyond SMOOTHING.
+        fixed: (rows, true classes) whose posterior is known.
+        fixed_weight: How many times each of those counts in the confusion matrices.
+        steps: At most so many iterations.
+        tolerance: Stop when no posterior moves more.
+    """
+    q, k = start.copy(), start.shape[1]
+    # A class that nobody votes for and nobody has checked would be a name for anything.
+    known = sum(view.sum(axis=0) for view in views) > 0
+    if fixed is not None:
+        known[fixed[1]] = True
+    q = np.where(known, q, 0.0) / np.where(known, q, 0.0).sum(axis=1, keepdims=True)
+    weight = np.ones(len(q))
+    if fixed is not None:
+        q[fixed[0]] = np.eye(k)[fixed[1]]
+        weight[fixed[0]] = fixed_weight
+    confusion = np.zeros((len(views), k, k))
+    for _ in range(steps):
+        counted = q * weight[:, None]
+        if neighbours is None:
+            prior = (counted.sum(axis=0, keepdims=True) + SMOOTHING) / (counted.sum() + k * SMOOTHING)
+        else:
+            prior = (q[neighbours].mean(axis=1) + FLOOR) / (1 + k * FLOOR)
+        logs = np.broadcast_to(np.log(prior), q.shape).copy()
+        for at, view in enumerate(views):
+            counts = counted.T @ view + SMOOTHING
+            if pseudo_counts is not None:
+                counts = counts + pseudo_counts[at]
+            confusion[at] = counts / counts.sum(axis=1, keepdims=True)
+            logs += view @ np.log(confusion[at]).T
+        new = _softmax(np.where(known, logs, -np.inf))
+        if fixed is not None:
+            new[fixed[0]] = np.eye(k)[fixed[1]]
+        moved = float(np.abs(new - q).max())
+        q = new
+        if moved < tolerance:
+            break
+    return LatentClasses(q, confusion)
+
+
+def _softmax(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(logs - logs.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def nearest(features: ArrayLike, votes: Votes | None = None, count: int = NEIGHBOURS) -> NDArray[np.int64]:
+    """Find each example's nearest neighbours, (N, count), itself left out.
+
+    Distances are Euclidean between features scaled to length 1 and reduced to their principal
+    components, beside the labelers' centred log-probabilities where the votes are soft; the blocks
+    have root mean square norms FEATURE_SCALE and 1.
+
+    Args:
+        features: (N, D).
+        votes: Votes whose `soft` part joins the features.
+        count: At most so many neighbours, and N − 1.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.neighbors import NearestNeighbors
+
+    x = np.asarray(features, dtype=np.float64)
+    if x.ndim != 2 or len(x) < 2 or not np.isfinite(x).all():
+        raise DataError(f"features must be finite, (N, D) with N of at least 2; got shape {x.shape}")
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    kept = min(COMPONENTS, len(x) - 1, x.shape[1])
+    if kept < x.shape[1]:
+        x = PCA(kept, svd_solver="randomized", random_state=0).fit_transform(x)
+    blocks = [FEATURE_SCALE * _unit_scale(x)]
+    if votes is not None and votes.soft is not None:
+        logs = np.log(votes.soft + 1e-4)
+        logs -= logs.mean(axis=2, keepdims=True)
+        blocks.append(_unit_scale(logs.reshape(len(votes), -1)))
+    space = np.concatenate(blocks, axis=1)
+    count = min(count, len(x) - 1)
+    found = NearestNeighbors(n_neighbors=count).fit(space).kneighbors(return_distance=False)
+    return np.asarray(found, dtype=np.int64)
+
+
+def _unit_scale(block: NDArray[np.float64]) -> NDArray[np.float64]:
+    block = block - block.mean(axis=0)
+    return np.asarray(block / max(float(np.sqrt((block**2).sum(axis=1).mean())), 1e-12))
+
+
+def feature_dawid_skene(
+    votes: Votes,
+    features: ArrayLike,
+    *,
+    clean: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    clean_weight: float = 5.0,
+    neighbours: int = NEIGHBOURS,
+) -> LatentClasses:
+    """Dawid–Skene in which an example's class prior is the mean posterior of its neighbours.
+
+    A few dependent labelers do not determine their confusion matrices from their votes alone. But
+    examples that lie near each other in the features of a pretrained network tend to share a class:
+    errors that labelers make together then stand out against the neighbourhood. It is the joint model
+    of annotators and classifier of Raykar et al. 2010 with a nearest-neighbour classifier, left one
+    out so that no example confirms itself.
+
+    Args:
+        votes: Votes, on every example at least one; soft votes also say who is near.
+        features: (N, D) frozen features of the examples.
+        clean: (rows, true classes) of examples a person has checked.
+        clean_weight: How many times each of those counts.
+        neighbours: Neighbours of an example.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> y = rng.integers(0, 2, 200)
+        >>> x = np.array([[1, 0], [0, 1]])[y] + 0.1 * rng.normal(size=(200, 2))
+        >>> table = np.where(rng.random((200, 2)) < 0.7, y[:, None], 1 - y[:, None])
+        >>> found = feature_dawid_skene(Votes(table, 2), x)
+        >>> bool((found.posterior.argmax(axis=1) == y).mean() > 0.95)
+        True
+    """
+    if len(votes) != len(np.asarray(features)):
+        raise DataError(f"{len(np.asarray(features))} rows of features do not match {len(votes)} examples")
+    start = (votes.counts + 1e-3) / (votes.counts + 1e-3).sum(axis=1, keepdims=True)
+    return latent_classes(
+        [votes.onehot[:, d] for d in range(votes.m)],
+        start,
+        neighbours=nearest(features, votes, neighbours),
+        fixed=clean,
+        fixed_weight=clean_weight,
+    )

@@ -1,0 +1,231 @@
+"""Label models: one label, and a posterior over labels, from many votes."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hesstune.checks import integer_labels, one_of
+from hesstune.errors import ConfigError, DataError, MissingExtraError
+from hesstune.weak.amcl import amcl, outputs, risk_bounds
+from hesstune.weak.features import feature_dawid_skene
+from hesstune.weak.votes import ABSTAIN, Votes
+
+__all__ = ["LABEL_MODELS", "Labelled", "label"]
+
+LABEL_MODELS = ("soft", "majority", "dawid_skene", "mace", "features", "amcl", "snorkel")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a label model makes of the votes.
+
+    Attributes:
+        model: The label model's name.
+        labels: (N,) int64 hard labels; ABSTAIN (−1) where nobody voted.
+        posterior: (N, K) rows that sum to 1; uniform where nobody voted.
+        details: The model's own numbers, JSON-ready.
+    """
+
+    model: str
+    labels: NDArray[np.int64]
+    posterior: NDArray[np.float64]
+    details: dict[str, Any]
+
+
+def label(
+    votes: Votes,
+    model: str = "majority",
+    *,
+    features: ArrayLike | None = None,
+    clean: tuple[ArrayLike, ArrayLike] | None = None,
+    delta: float = 0.1,
+    seed: int = 0,
+) -> Labelled:
+    """Combine votes by a label model.
+
+    Args:
+        votes: The votes. Labelers that never vote are left out.
+        model: `majority` (ties drawn by the seed), `soft` (sum of the labelers' probabilities, or of
+            votes), `dawid_skene` and `mace` (crowd-kit), `features` (Dawid–Skene with a class
+            prior from the nearest features), `amcl` (Mazzetto et al. 2021) or `snorkel` (its LabelModel).
+        features: (N, D), for `features`.
+        clean: (rows, true labels) of examples a person has checked: needed by `amcl`, used by
+            `features`.
+        delta: For `amcl`: probability that its bounds on the labelers' risks fail.
+        seed: Seed of ties and restarts.
+
+    Raises:
+        ConfigError: If the model is unknown or lacks what it needs.
+        DataError: If nobody votes on anything.
+        MissingExtraError: If the package behind it is not installed.
+
+    Example:
+        >>> label(Votes([[0, 0, 1], [1, 1, 1], [-1, -1, -1]], k=2)).labels.tolist()
+        [0, 1, -1]
+    """
+    one_of("label model", model, LABEL_MODELS)
+    heard = np.flatnonzero(votes.given.any(axis=1))
+    speaking = np.flatnonzero(votes.coverage > 0)
+    if not len(heard):
+        raise DataError("no labeler votes on any example; there is nothing to label")
+    soft = None if votes.soft is None else votes.soft[np.ix_(heard, speaking)]
+    names = [votes.names[j] for j in speaking]
+    some = Votes(votes.table[np.ix_(heard, speaking)], votes.k, names, soft)
+    call = _Call(
+        None if features is None else np.asarray(features)[heard],
+        _among(clean, heard, votes),
+        delta,
+        seed,
+    )
+    posterior, details = _MODELS[model](some, call)
+    whole = np.full((len(votes), votes.k), 1.0 / votes.k)
+    whole[heard] = posterior
+    labels = np.full(len(votes), ABSTAIN)
+    labels[heard] = _argmax(posterior, seed)
+    return Labelled(model, labels, whole, details)
+
+
+@dataclass(frozen=True)
+class _Call:
+    features: NDArray[np.float64] | None
+    clean: tuple[NDArray[np.int64], NDArray[np.int64]] | None
+    delta: float
+    seed: int
+
+
+def _among(
+    clean: tuple[ArrayLike, ArrayLike] | None, heard: NDArray[np.int64], votes: Votes
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Bring the clean examples' rows to the examples that have votes."""
+    if clean is None:
+        return None
+    rows = integer_labels(clean[0], len(votes), "rows of clean labels")
+    true = integer_labels(clean[1], votes.k, "clean labels")
+    if len(rows) != len(true) or len(set(rows.tolist())) < len(rows):
+        raise DataError(f"{len(true)} clean labels need as many different rows; got {len(rows)}")
+    place = np.full(len(votes), -1)
+    place[heard] = np.arange(len(heard))
+    kept = place[rows] >= 0
+    return place[rows][kept], true[kept]
+
+
+def _argmax(scores: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
+    """Return the best class of each row; ties are drawn by the seed."""
+    best = scores >= scores.max(axis=1, keepdims=True) - 1e-12
+    draw = np.random.default_rng([seed, 0x71E]).random(scores.shape)
+    return np.asarray((best * (1 + draw)).argmax(axis=1), dtype=np.int64)
+
+
+Answer = tuple[NDArray[np.float64], dict[str, Any]]
+
+
+def _majority(votes: Votes, call: _Call) -> Answer:
+    return votes.counts / votes.counts.sum(axis=1, keepdims=True), {}
+
+
+def _soft(votes: Votes, call: _Call) -> Answer:
+    total = votes.counts if votes.soft is None else votes.soft.sum(axis=1)
+    return total / np.maximum(total.sum(axis=1, keepdims=True), 1e-300), {}
+
+
+@contextlib.contextmanager
+def _no_deprecations() -> Iterator[None]:
+    """Keep crowd-kit's use of pandas' old keywords from filling the user's screen."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def _frame(votes: Votes) -> Any:
+    """Return the votes as crowd-kit wants them: rows of task, worker, label."""
+    try:
+        import pandas as pd
+    except ImportError:
+        raise MissingExtraError("crowd-kit", "noise", "this label model") from None
+    tasks, workers = np.nonzero(votes.given)
+    return pd.DataFrame({"task": tasks, "worker": workers, "label": votes.table[tasks, workers]})
+
+
+def _filled(probabilities: Any, votes: Votes) -> NDArray[np.float64]:
+    """Bring crowd-kit's frame (tasks by the classes seen) to (N, K)."""
+    table = np.zeros((len(votes), votes.k))
+    columns = [int(c) for c in probabilities.columns]
+    table[np.asarray(probabilities.index, dtype=np.int64)[:, None], columns] = probabilities.to_numpy()
+    return table / table.sum(axis=1, keepdims=True)
+
+
+def _dawid_skene(votes: Votes, call: _Call) -> Answer:
+    try:
+        from crowdkit.aggregation import DawidSkene
+    except ImportError:
+        raise MissingExtraError("crowd-kit", "noise", "the label model dawid_skene") from None
+    with _no_deprecations():
+        found = DawidSkene(n_iter=200).fit_predict_proba(_frame(votes))
+    return _filled(found, votes), {}
+
+
+def _mace(votes: Votes, call: _Call) -> Answer:
+    try:
+        from crowdkit.aggregation import MACE
+    except ImportError:
+        raise MissingExtraError("crowd-kit", "noise", "the label model mace") from None
+    with _no_deprecations():
+        found = MACE(random_state=call.seed).fit_predict_proba(_frame(votes))
+    return _filled(found, votes), {}
+
+
+def _snorkel(votes: Votes, call: _Call) -> Answer:
+    try:
+        from snorkel.labeling.model import LabelModel
+    except ImportError:
+        raise MissingExtraError("snorkel", "snorkel", "the label model snorkel") from None
+    import torch
+
+    state = np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):  # snorkel seeds the global generators
+        model = LabelModel(cardinality=votes.k, verbose=False)
+        model.fit(votes.table, n_epochs=500, seed=call.seed, progress_bar=False)
+    np.random.set_state(state)  # noqa: NPY002
+    return np.asarray(model.predict_proba(votes.table)), {"weights": model.get_weights().tolist()}
+
+
+def _features(votes: Votes, call: _Call) -> Answer:
+    if call.features is None:
+        raise ConfigError("the label model features needs the examples' features; give data with images")
+    found = feature_dawid_skene(votes, call.features, clean=call.clean)
+    return found.posterior, {"confusion": np.round(found.confusion, 4).tolist()}
+
+
+def _amcl(votes: Votes, call: _Call) -> Answer:
+    if call.clean is None or not len(call.clean[0]):
+        raise ConfigError("the label model amcl needs some clean labels to know the labelers' risks by")
+    rows, true = call.clean
+    rest = np.setdiff1d(np.arange(len(votes)), rows)
+    lower, upper = risk_bounds(outputs(votes)[rows], true, len(rest), call.delta)
+    found = amcl(votes.take(rest), lower, upper)
+    posterior = np.einsum("nmk,m->nk", outputs(votes), found.weights)
+    posterior = posterior / posterior.sum(axis=1, keepdims=True)
+    return posterior, {
+        "weights": dict(zip(votes.names, np.round(found.weights, 6).tolist(), strict=True)),
+        "worst_case_brier_risk": found.risk,
+        "delta": call.delta,
+    }
+
+
+_MODELS: dict[str, Callable[[Votes, _Call], Answer]] = {
+    "majority": _majority,
+    "soft": _soft,
+    "dawid_skene": _dawid_skene,
+    "mace": _mace,
+    "snorkel": _snorkel,
+    "features": _features,
+    "amcl": _amcl,
+}
