@@ -1,4 +1,4 @@
-"""The benchmarks page is what its records make it: no figure is typed by hand."""
+"""The pages of figures are what their records make them: no figure is typed by hand."""
 
 import sys
 from pathlib import Path
@@ -11,3 +11,10 @@ def test_benchmarks_page_is_made_from_the_records(monkeypatch):
     import write_docs
 
     assert write_docs.PAGE.read_text() == write_docs.page()
+
+
+def test_measure_page_is_made_from_the_records(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    import write_measure
+
+    assert write_measure.PAGE.read_text() == write_measure.page()

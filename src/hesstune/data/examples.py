@@ -1,4 +1,4 @@
-"""Examples in memory: images decoded once, labels, and an id for each."""
+"""Examples in memory: images decoded once or texts, labels, and an id for each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["Examples", "ImageSource", "Listing", "Task"]
+__all__ = ["Examples", "ImageSource", "Listing", "Task", "Text", "Texts"]
+
+Text = tuple[str, str | None]
+"""A text, and the second one of a pair or None."""
 
 
 class ImageSource(Protocol):
@@ -19,6 +22,17 @@ class ImageSource(Protocol):
 
     def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
         """Return the images at the indices, uint8, (B, 3, S, S)."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts kept in memory."""
+
+    rows: list[Text]
+
+    def batch(self, indices: NDArray[np.int64]) -> list[Text]:
+        """Return the texts at the indices."""
+        return [self.rows[i] for i in indices]
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,7 @@ class Listing:
         classes: Class names, in the order of their indices.
         paths: Image files, or None where `array` holds the images.
         array: (N, 3, S, S) uint8 images that need no decoding.
+        texts: Texts, for data that holds no images.
         parts: `train`, `val` or `test` for each example, or None where the data is not split.
         flip: Whether mirroring an image keeps its label (not so for digits).
     """
@@ -40,6 +55,7 @@ class Listing:
     classes: list[str]
     paths: list[Path] | None = None
     array: torch.Tensor | None = None
+    texts: list[Text] | None = None
     parts: list[str] | None = None
     flip: bool = True
 
@@ -54,23 +70,24 @@ class Listing:
             labels=None if self.labels is None else self.labels[list(indices)],
             paths=None if self.paths is None else [self.paths[i] for i in indices],
             array=None if self.array is None else self.array[list(indices)],
+            texts=None if self.texts is None else [self.texts[i] for i in indices],
             parts=None if self.parts is None else [self.parts[i] for i in indices],
         )
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A part of a data set: some rows of one image source.
+    """A part of a data set: some rows of one source of images or texts.
 
     Attributes:
-        source: The images of the whole data set.
-        rows: (N,) indices of this part's images in the source.
+        source: The images or texts of the whole data set.
+        rows: (N,) indices of this part's examples in the source.
         ids: One id an example.
         labels: (N,) int64 labels to train on, or None.
         true: (N,) int64 true labels where they are known to differ from `labels`, else None.
     """
 
-    source: ImageSource
+    source: ImageSource | Texts
     rows: NDArray[np.int64]
     ids: list[str]
     labels: NDArray[np.int64] | None
@@ -81,7 +98,13 @@ class Examples:
 
     def images(self, indices: NDArray[np.int64]) -> torch.Tensor:
         """Return decoded images, uint8, (B, 3, S, S), of some of this part's examples."""
+        assert not isinstance(self.source, Texts)
         return self.source.batch(self.rows[indices])
+
+    @property
+    def texts(self) -> list[Text] | None:
+        """This part's texts, or None where the examples are images."""
+        return self.source.batch(self.rows) if isinstance(self.source, Texts) else None
 
     def take(self, indices: NDArray[np.int64]) -> Examples:
         """Return some of this part's examples as a part of its own."""
@@ -119,6 +142,11 @@ class Task:
     split: str
     flip: bool
     skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the examples are texts; images otherwise."""
+        return isinstance(self.train.source, Texts)
 
     @property
     def k(self) -> int:

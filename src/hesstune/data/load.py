@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hesstune.data.examples import Examples, ImageSource, Listing, Task
+from hesstune.data.examples import Examples, ImageSource, Listing, Task, Texts
 from hesstune.data.images import DecodedImages, decode_all
 from hesstune.data.sources import PARTS, listing
 from hesstune.errors import DataError
@@ -32,7 +32,7 @@ def load_task(
 
     Args:
         spec: See `hesstune.data.sources.listing`.
-        size: Side of the images in pixels.
+        size: Side of the images in pixels; texts ignore it.
         seed: Seed of the split and the limit.
         split: `uniform` draws the parts uniformly at random, as certificates need; `stratified`
             keeps the class proportions, and is no i.i.d. sample. Parts the data gives are kept.
@@ -82,7 +82,9 @@ def load_examples(
 
 def _decoded(
     found: Listing, size: int, skip_bad: bool, cache_mib: int
-) -> tuple[Listing, ImageSource, list[tuple[str, str]]]:
+) -> tuple[Listing, ImageSource | Texts, list[tuple[str, str]]]:
+    if found.texts is not None:
+        return found, Texts(found.texts), []
     if found.array is not None:
         return found, DecodedImages(found.array), []
     assert found.paths is not None
@@ -106,7 +108,7 @@ def _check_counts(labels: NDArray[np.int64], classes: list[str]) -> None:
     counts = np.bincount(labels, minlength=len(classes))
     few = int(counts.argmin())
     if counts[few] < FEWEST_A_CLASS:
-        held = "no image" if counts[few] == 0 else "one image"
+        held = "no example" if counts[few] == 0 else "one example"
         raise DataError(
             f"class '{classes[few]}' has {held}; at least {FEWEST_A_CLASS} are needed to train and test on it"
         )

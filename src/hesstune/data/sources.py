@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hesstune.data.examples import Listing
+from hesstune.data.examples import Listing, Text
 from hesstune.data.images import SUFFIXES
 from hesstune.errors import DataError, listed, unknown_name
 
@@ -25,7 +25,8 @@ def listing(spec: str, size: int, labelled: bool = True) -> Listing:
 
     Args:
         spec: `digits`, `folder:PATH` (one subfolder a class, or train/ val/ test/ of those) or
-            `csv:PATH` (columns `image`, `label`, and perhaps `id` and `split`).
+            `csv:PATH` (columns `image` or `text`, `label`, and perhaps `text2` for pairs, `id` and
+            `split`; tab-separated where it ends in .tsv).
         size: Side in pixels that built-in images are enlarged to.
         labelled: Whether labels are needed; where not, a flat folder and a CSV without `label` do too.
 
@@ -113,34 +114,50 @@ def _flat(root: Path) -> Listing:
 def _csv(path: Path, labelled: bool) -> Listing:
     rows = _read_csv(path)
     columns = list(rows[0])
-    if "image" not in columns:
-        raise DataError(f"{path} needs a column 'image' with paths of images; got {listed(columns)}")
+    found = [name for name in ("image", "text") if name in columns]
+    if len(found) != 1:
+        has = "both" if found else listed(columns)
+        raise DataError(
+            f"{path} needs either a column 'image' with paths of images or a column 'text'; got {has}"
+        )
     if labelled and "label" not in columns:
         raise DataError(f"{path} needs a column 'label'; got the columns {listed(columns)}")
-    paths = [path.parent / row["image"] for row in rows]
-    missing = [str(p) for p in paths if not p.is_file()]
-    if missing:
-        raise DataError(f"{path} names images that do not exist: {listed(missing, 3)}")
     labels, classes = _labels([row["label"] for row in rows], path) if "label" in columns else (None, [])
     parts = [row["split"] for row in rows] if "split" in columns else None
     if parts:
         wrong = [p for p in parts if p not in PARTS]
         if wrong:
             raise unknown_name(f"value in the column 'split' of {path}", wrong[0], PARTS, DataError)
-    ids = [row["id"] for row in rows] if "id" in columns else [row["image"] for row in rows]
-    if len(set(ids)) < len(ids):
-        if "id" in columns:
-            raise DataError(f"the column 'id' of {path} repeats some ids; each example needs its own")
-        ids = [str(number) for number in range(len(rows))]
-    return Listing(ids, labels, classes, paths, parts=parts)
+    if found == ["text"]:
+        texts: list[Text] = [(row["text"], row.get("text2")) for row in rows]
+        return Listing(_ids(rows, None, path), labels, classes, texts=texts, parts=parts)
+    paths = [path.parent / row["image"] for row in rows]
+    missing = [str(p) for p in paths if not p.is_file()]
+    if missing:
+        raise DataError(f"{path} names images that do not exist: {listed(missing, 3)}")
+    return Listing(_ids(rows, "image", path), labels, classes, paths, parts=parts)
+
+
+def _ids(rows: list[dict[str, str]], default: str | None, path: Path) -> list[str]:
+    """Return the column `id`, else the default column where it names each row once, else row numbers."""
+    column = "id" if "id" in rows[0] else default
+    ids = [row[column] for row in rows] if column else []
+    if column == "id" and len(set(ids)) < len(ids):
+        raise DataError(f"the column 'id' of {path} repeats some ids; each example needs its own")
+    return ids if ids and len(set(ids)) == len(ids) else [str(number) for number in range(len(rows))]
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
-        raise DataError(f"the data file {path} does not exist; give a CSV file with columns image and label")
+        raise DataError(
+            f"the data file {path} does not exist; give a CSV file with columns image or text, and label"
+        )
+    delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
+            # In tab-separated files quotes are text.
+            quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+            reader = csv.DictReader(file, strict=True, delimiter=delimiter, quoting=quoting)
             rows = list(reader)
     except (csv.Error, UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path} cannot be read as CSV ({error})") from error

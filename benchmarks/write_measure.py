@@ -1,0 +1,201 @@
+"""Write docs/measure.md and its figures from the committed records in benchmarks/results.
+
+python benchmarks/write_measure.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "measure.md"
+FIGURES = PAGE.parent / "figures"
+
+TEXT = """# The Hessian distance measure
+
+*This page is written by `python benchmarks/write_measure.py` from the records in `benchmarks/results`.*
+
+For a layer i with weights W_i and reference W_i⁽ˢ⁾ let v_i = vec(W_i − W_i⁽ˢ⁾), H_i(x, y) the Hessian of
+one example's loss in vec(W_i) alone, and H_i⁺ its positive part. With 𝓗_i = max over the training
+examples of v_iᵀ H_i⁺ v_i, the paper's measure of the generalization gap (Theorem 2.1) is
+
+    Σ_i √(C · 𝓗_i / n)
+
+n the number of training examples and C a bound on the loss. hesstune takes the largest observed loss
+for C. It is a *measure*: it follows the gap across runs and tells which layers carry it, but the
+theorem's maximum is over the distribution, its C is known beforehand, its networks are twice
+differentiable and its O(n^(-3/4)) has no known constant. For a number that holds, see the certificates.
+
+## How it is computed
+
+*Exact path.* Where only piecewise-linear operations follow a layer (ReLU, pooling, batch norm in eval
+mode, residual sums), the logits are piecewise linear in W_i, so H_i = J_iᵀ Λ J_i with Λ = diag(p) − p pᵀ,
+and v_iᵀ H_i⁺ v_i = Σ_k p_k (u_k − ū)² with u = J_i v_i. K − 1 backward passes to the layers' outputs
+give u for every layer and every example of a batch at once; traces and spectra come from the same
+passes. No per-example loop, no double backward.
+
+*Smooth path.* After GELU, softmax attention or layer norm, H_i has negative eigenvalues and no closed form.
+Lanczos from v_i, in the span of the layer's own inputs, gives a bracket: Gauss–Radau quadrature with
+its node at zero is a lower bound, the best over fixed nodes an upper one. The value reported is the
+bounds' harmonic mean. Padded tokens are cut where that leaves the logits alone.
+
+*The maximum only* (`examples="max"`, the command's default for smooth layers). Gauss–Newton values of all
+examples and layers cost K − 1 passes; they and the residual predict which examples can be the
+maximum, by a factor of 32 to spare. Each of those gets products until it is the maximum or its upper
+bound is below a lower bound of it. What was only ranked is checked at random, and the result says how
+many pairs were refined, proved, estimated and ranked. With `tol=` nothing is only ranked.
+
+*Which path* a layer takes is decided by the structure of the autograd graph and a numerical probe, and
+is in the result with its reason. Refused by name: examples that influence each other, batch norm on
+batch statistics, active dropout, randomness in eval mode. Tied weights and weights used without a
+module call are measured in weight space, slower and correct.
+
+## Against the paper's code
+
+The paper's code takes one Hessian-vector product of a batch's *mean* loss, in *every layer's* v at once,
+and keeps negative curvature. Three things differ from v_iᵀ H_i⁺ v_i: other layers leak in through the
+off-diagonal blocks, negative curvature cancels positive, and the largest batch mean is not the largest
+example. `{paper_command}`: three small networks on scikit-learn's digits, 20 % of the labels
+changed, {paper_examples} examples in batches of {paper_batch}, dense Hessians in float64.
+
+{paper_table}
+
+"Leak" is the paper's mean over v_iᵀ H_i v_i's: what the off-diagonal blocks add. "Maximum" is the paper's
+largest batch over the largest v_iᵀ H_i⁺ v_i: {paper_range}. Batches with a
+negative value, where no square root can be taken: {paper_negative}. The last column is the error of
+`hesstune.measure` against the dense twin: rounding on exact layers, within the default tolerance of
+3 % on smooth ones.
+
+## Noise stability
+
+`{stability_command}`: E[ℓ(W + U)] − ℓ(W) for Gaussian U of size σ on every layer, antithetic draws, beside
+½σ²·Σ_i Tr H_i, over {stability_examples} training examples.
+
+![The rise of the loss against the size of the noise](figures/noise_stability.svg)
+
+{stability_table}
+
+On a smooth network the ratio is 1 while σ is small. On ReLU networks the trace does not see the kinks,
+which the noise crosses, so the ratio is not 1 however small σ is.
+
+## Cost
+
+![CPU seconds against examples and classes](figures/measure_cost.svg)
+
+`{cost_command}`: EfficientNet-Lite0, 50 layers, 96 px. Cost grows linearly in examples and in classes;
+with many classes `skip_classes` stops once the rest cannot matter ({skip_passes} of {skip_all} passes with
+{skip_classes} classes and a tolerance of {skip_tolerance:.0%}). Ratios against other ways are in
+[benchmarks](benchmarks.md).
+"""
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def paper_facts(record: dict[str, Any]) -> dict[str, Any]:
+    lines = [
+        "| network | layer | distance | paper's maximum | max vᵀH⁺v | maximum, ratio | leak "
+        "| share of examples with vᵀHv < 0 | error of `measure` |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    ratios, negative, batches = [], 0, 0
+    for network, rows in record["networks"].items():
+        for r in rows:
+            ratios.append(r["paper_maximum"] / r["positive_maximum"])
+            negative += r["paper_negative_batches"]
+            batches += record["examples"] // record["batch"]
+            error = abs(r["fast_maximum"] / r["positive_maximum"] - 1)
+            lines.append(
+                f"| {network} | `{r['layer']}` | {r['distance']:.2f} | {r['paper_maximum']:.3f} "
+                f"| {r['positive_maximum']:.3f} | {ratios[-1]:.2f} "
+                f"| {r['paper_mean'] / r['block_mean']:.1f}× | {r['block_negative_share']:.0%} "
+                f"| {error:.0e} |"
+            )
+    return {
+        "paper_command": record["command"],
+        "paper_examples": record["examples"],
+        "paper_batch": record["batch"],
+        "paper_table": "\n".join(lines),
+        "paper_range": f"from {min(ratios):.2f} to {max(ratios):.2f}",
+        "paper_negative": f"{negative} of {batches}",
+    }
+
+
+def stability_facts(record: dict[str, Any]) -> dict[str, Any]:
+    lines = ["| network | σ | rise ± s.e. | ½σ²·Tr H | ratio |", "|---|---|---|---|---|"]
+    for network, rows in record["networks"].items():
+        lines += [
+            f"| {network} | {r['sigma']:g} | {r['value']:.3g} ± {r['stderr']:.1g} | {r['taylor']:.3g} "
+            f"| {r['ratio']:.2f} |"
+            for r in rows
+        ]
+    return {
+        "stability_command": record["command"],
+        "stability_examples": record["examples"],
+        "stability_table": "\n".join(lines),
+    }
+
+
+def page() -> str:
+    """Return the whole page."""
+    cost = load("measure_efficientnet")
+    skipped = cost["skipped_classes"]
+    facts = {
+        **paper_facts(load("paper_code")),
+        **stability_facts(load("noise_stability")),
+        "cost_command": cost["command"],
+        "skip_passes": skipped["passes"],
+        "skip_all": skipped["passes_all"],
+        "skip_classes": skipped["classes"],
+        "skip_tolerance": skipped["tolerance"],
+    }
+    return TEXT.format(**facts)
+
+
+def draw_cost() -> None:
+    import matplotlib.pyplot as plt
+
+    growth = load("measure_efficientnet")["growth"]
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    for axis, key in zip(axes, ("examples", "classes"), strict=True):
+        x = [row[key] for row in growth[key]]
+        y = [row["seconds"] for row in growth[key]]
+        unit = "s" if key == "examples" else "s an example"
+        axis.plot(x, y, "o-", color="#0072b2")
+        axis.set(xlabel=key, ylabel=f"CPU time ({unit})", xlim=(0, None), ylim=(0, None))
+        axis.set_title(f"Cost against {key}")
+    save(figure, "measure_cost")
+
+
+def draw_stability() -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    colours = ("#d55e00", "#0072b2", "#009e73")
+    for colour, (network, rows) in zip(colours, load("noise_stability")["networks"].items(), strict=True):
+        sigma = [r["sigma"] for r in rows]
+        value, error = [r["value"] for r in rows], [2 * r["stderr"] for r in rows]
+        axis.errorbar(sigma, value, error, fmt="o-", color=colour, label=network)
+        axis.plot(sigma, [r["taylor"] for r in rows], "--", color=colour)
+    axis.set(xscale="log", yscale="log", xlabel="noise σ", ylabel="rise of the mean loss (nats)")
+    axis.set_title("Noise stability (dashed: ½σ²·Tr H; bars: 2 s.e.)")
+    axis.legend()
+    save(figure, "noise_stability")
+
+
+def save(figure: Any, name: str) -> None:
+    FIGURES.mkdir(exist_ok=True)
+    figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "hesstune"})
+    draw_cost()
+    draw_stability()
+    PAGE.write_text(page())
