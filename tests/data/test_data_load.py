@@ -82,7 +82,7 @@ def test_csv_with_names_indices_ids_and_parts(image_folder):
         (["dark/00.png,a", "dark/01.png,a"], "one class only"),
         (["gone.png,a", "dark/01.png,b"], "do not exist"),
         (["dark/00.png,a,b", "dark/01.png,b"], "row 2: the number of cells"),
-        (["dark/00.png,a", "dark/01.png,b"], "class 'a' has one image"),
+        (["dark/00.png,a", "dark/01.png,b"], "class 'a' has one example"),
     ],
 )
 def test_wrong_csv_rows_are_told_by_row(image_folder, rows, message):
@@ -106,7 +106,7 @@ def test_wrong_folders(image_folder, tmp_path):
     with pytest.raises(DataError, match="class 'empty' has no image"):
         load(f"folder:{image_folder}")
     Image.new("RGB", (9, 9)).save(image_folder / "empty" / "one.png")
-    with pytest.raises(DataError, match="class 'empty' has one image"):
+    with pytest.raises(DataError, match="class 'empty' has one example"):
         load(f"folder:{image_folder}")
 
 

@@ -57,7 +57,7 @@ def test_users_factories(user_module):
     check_output(loaded.model, torch.zeros(2, 3, 8, 8), 3)
     with pytest.raises(ModelError, match=r"outputs \(2, 3\).*4 classes"):
         check_output(loaded.model, torch.zeros(2, 3, 8, 8), 4)
-    with pytest.raises(ModelError, match="fails on images"):
+    with pytest.raises(ModelError, match="fails on inputs"):
         check_output(loaded.model, torch.zeros(2, 3, 1, 1), 3)
 
 

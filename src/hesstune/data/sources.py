@@ -152,12 +152,14 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
         raise DataError(
             f"the data file {path} does not exist; give a CSV file with columns image or text, and label"
         )
-    delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             # In tab-separated files quotes are text.
-            quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-            reader = csv.DictReader(file, strict=True, delimiter=delimiter, quoting=quoting)
+            reader = (
+                csv.DictReader(file, strict=True, delimiter="\t", quoting=csv.QUOTE_NONE)
+                if path.suffix.lower() in (".tsv", ".tab")
+                else csv.DictReader(file, strict=True)
+            )
             rows = list(reader)
     except (csv.Error, UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path} cannot be read as CSV ({error})") from error

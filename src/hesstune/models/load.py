@@ -16,11 +16,12 @@ from torch import nn
 
 from hesstune.checks import readable_file
 from hesstune.errors import MissingExtraError, ModelError, listed, unknown_name
-from hesstune.forward import evaluating, logits_of
+from hesstune.forward import Inputs, batch_size, evaluating, logits_of
 
 __all__ = ["HEAD_INITS", "KINDS", "LoadedModel", "load_model", "set_parameters", "spec_parts"]
 
-KINDS = ("efficientnet_lite0", "hf", "timm", "torchvision", "py")
+KINDS = ("efficientnet_lite0", "minilm", "hf", "timm", "torchvision", "py")
+BUILT_IN = ("efficientnet_lite0", "minilm")
 HEAD_INITS = ("zero", "keep")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -30,16 +31,18 @@ class LoadedModel:
     """A network ready to be fine-tuned.
 
     Attributes:
-        model: The module; it maps normalised images, (N, 3, S, S), to logits, (N, K).
+        model: The module; it maps normalised images, (N, 3, S, S), or tokenised texts to logits, (N, K).
         head: The name of the last layer's module, such as `_fc`.
         mean: Channel means that are subtracted from images in [0, 1].
         std: Channel deviations that images are divided by.
+        tokenizer: What turns texts into inputs; None for a model of images.
     """
 
     model: nn.Module
     head: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    tokenizer: Any = None
 
     @property
     def head_layer(self) -> str:
@@ -55,10 +58,8 @@ def spec_parts(spec: str) -> tuple[str, str]:
     kind, _, argument = spec.partition(":")
     if kind not in KINDS:
         raise unknown_name("model", kind, KINDS, ModelError)
-    if (kind == "efficientnet_lite0") == bool(argument):
-        form = (
-            "efficientnet_lite0" if argument else f"{kind}:" + ("module:factory" if kind == "py" else "NAME")
-        )
+    if (kind in BUILT_IN) == bool(argument):
+        form = kind if argument else f"{kind}:" + ("module:factory" if kind == "py" else "NAME")
         raise ModelError(f"model '{spec}' must be written {form}")
     return kind, argument
 
@@ -71,24 +72,41 @@ def load_model(
     head_init: str = "zero",
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    text: bool = False,
 ) -> LoadedModel:
     """Load a pretrained network with a head for k classes.
 
     Args:
-        spec: `efficientnet_lite0`, `hf:NAME_OR_PATH`, `timm:NAME`, `torchvision:NAME` or
-            `py:module:factory` (called as factory(num_classes=k), or factory(k)).
+        spec: `efficientnet_lite0`, `minilm`, `hf:NAME_OR_PATH`, `timm:NAME`, `torchvision:NAME` or
+            `py:module:factory` (called as factory(num_classes=k), or factory(k); for texts it returns
+            the module and a transformers tokenizer).
         k: Number of classes.
         weights: A safetensors file or a state dict saved by torch, loaded on top; a head of another
             size in it is left out.
         head_init: `zero` sets the head to zero, so that its distance is its norm; `keep` does not.
         mean: Channel means for images in [0, 1], instead of the model's own.
         std: Channel deviations, likewise.
+        text: Whether the examples are texts; images otherwise.
 
     Raises:
-        ModelError: If the model cannot be loaded or does not output k logits.
+        ModelError: If the model cannot be loaded, does not output k logits, or reads the other kind.
         MissingExtraError: If the package that provides it is not installed.
     """
     kind, argument = spec_parts(spec)
+    model, (own_mean, own_std), tokenizer = (_load_text if text else _load_images)(kind, argument, k)
+    if weights is not None:
+        set_parameters(model, read_weights(weights), str(weights), partial_head=True)
+    head = _find_head(model, k)
+    if head_init == "zero":
+        for parameter in model.get_submodule(head).parameters():
+            nn.init.zeros_(parameter)
+    mean, std = _three(mean or own_mean, "mean"), _three(std or own_std, "std")
+    return LoadedModel(model, head, mean, std, tokenizer)
+
+
+def _load_images(kind: str, argument: str, k: int) -> tuple[nn.Module, Normalisation, None]:
+    if kind == "minilm":
+        raise ModelError("model 'minilm' reads texts, but the data holds images; use efficientnet_lite0")
     loaders: dict[str, Callable[[str, int], tuple[nn.Module, Normalisation]]] = {
         "efficientnet_lite0": _efficientnet_lite0,
         "hf": _huggingface,
@@ -96,14 +114,24 @@ def load_model(
         "torchvision": _torchvision,
         "py": _user,
     }
-    model, (own_mean, own_std) = loaders[kind](argument, k)
-    if weights is not None:
-        set_parameters(model, read_weights(weights), str(weights), partial_head=True)
-    head = _find_head(model, k)
-    if head_init == "zero":
-        for parameter in model.get_submodule(head).parameters():
-            nn.init.zeros_(parameter)
-    return LoadedModel(model, head, _three(mean or own_mean, "mean"), _three(std or own_std, "std"))
+    return (*loaders[kind](argument, k), None)
+
+
+def _load_text(kind: str, argument: str, k: int) -> tuple[nn.Module, Normalisation, Any]:
+    from hesstune.models.text import load_minilm, load_text_model, padded_tokenizer
+
+    if kind == "minilm":
+        model, tokenizer = load_minilm(k)
+    elif kind == "hf":
+        model, tokenizer = load_text_model(argument, k)
+    elif kind == "py":
+        made = _made_by_user(argument, k)
+        if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
+            raise ModelError(f"py:{argument} must return (module, tokenizer) for data that holds texts")
+        model, tokenizer = made[0], padded_tokenizer(*made)
+    else:
+        raise ModelError(f"model '{kind}' reads images, but the data holds texts; use minilm or hf:NAME")
+    return model, ((0.0,), (1.0,)), tokenizer
 
 
 def _three(values: tuple[float, ...], name: str) -> tuple[float, float, float]:
@@ -184,6 +212,13 @@ def _torchvision(name: str, k: int) -> tuple[nn.Module, Normalisation]:
 
 
 def _user(argument: str, k: int) -> tuple[nn.Module, Normalisation]:
+    model = _made_by_user(argument, k)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"py:{argument} returned {type(model).__name__}, not a torch.nn.Module")
+    return model, IMAGENET
+
+
+def _made_by_user(argument: str, k: int) -> Any:
     module_name, _, factory_name = argument.partition(":")
     if not factory_name:
         raise ModelError(f"model 'py:{argument}' must be written py:module:factory")
@@ -202,10 +237,7 @@ def _user(argument: str, k: int) -> tuple[nn.Module, Normalisation]:
         keyword = "num_classes" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
     except (TypeError, ValueError):
         keyword = False
-    model: Any = factory(num_classes=k) if keyword else factory(k)
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"py:{argument} returned {type(model).__name__}, not a torch.nn.Module")
-    return model, IMAGENET
+    return factory(num_classes=k) if keyword else factory(k)
 
 
 def _find_head(model: nn.Module, k: int) -> str:
@@ -219,20 +251,21 @@ def _find_head(model: nn.Module, k: int) -> str:
     return found[-1]
 
 
-def check_output(model: nn.Module, images: torch.Tensor, k: int) -> None:
-    """Raise ModelError unless the model maps the images to finite (N, k) logits."""
+def check_output(model: nn.Module, inputs: Inputs, k: int) -> None:
+    """Raise ModelError unless the model maps the inputs to finite (N, k) logits."""
+    size = batch_size(inputs)
+    shape = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else sorted(inputs)
     try:
         with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=[]):
-            logits = logits_of(model, images)
+            logits = logits_of(model, inputs)
     except (RuntimeError, ValueError, TypeError) as error:
         if isinstance(error, ModelError):
             raise
         reason = str(error).splitlines()[0]
-        raise ModelError(f"the model fails on images of shape {tuple(images.shape)}: {reason}") from error
-    if logits.shape != (len(images), k):
+        raise ModelError(f"the model fails on inputs of shape {shape}: {reason}") from error
+    if logits.shape != (size, k):
         raise ModelError(
-            f"the model outputs {tuple(logits.shape)} for {len(images)} images; {k} classes need "
-            f"({len(images)}, {k})"
+            f"the model outputs {tuple(logits.shape)} for {size} examples; {k} classes need ({size}, {k})"
         )
     if not bool(torch.isfinite(logits).all()):
         raise ModelError("the pretrained model's logits are not finite; are its weights damaged?")

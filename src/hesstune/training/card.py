@@ -28,6 +28,7 @@ def model_card(config: FinetuneConfig, record: dict[str, Any]) -> str:
         f"- Noise the loss was told: {noise['told']}",
         f"- Validation labels: {_validation(config)}",
         f"- Split: {record['split']}",
+        *([f"- Texts cut to {config.max_length} tokens: {cut}"] if (cut := record.get("texts_cut")) else []),
         "",
         "## Results",
         "",

@@ -22,7 +22,8 @@ class FinetuneConfig(BaseModel):
 
     model: str = Field(
         "efficientnet_lite0",
-        description="efficientnet_lite0, hf:NAME_OR_PATH, timm:NAME, torchvision:NAME or py:module:factory",
+        description="efficientnet_lite0, minilm (texts), hf:NAME_OR_PATH, timm:NAME, torchvision:NAME or "
+        "py:module:factory",
     )
     data: str = Field("digits", description="digits, folder:PATH or csv:PATH")
     method: str = Field(
@@ -112,6 +113,9 @@ class FinetuneConfig(BaseModel):
     limit: int | None = Field(None, gt=0, description="at most so many training examples, drawn uniformly")
     image_size: int | None = Field(
         None, ge=8, le=2048, description="side of the images in pixels; none: 64 for digits, else 128"
+    )
+    max_length: int = Field(
+        128, ge=4, le=1 << 20, description="tokens of a text at most; longer ones are cut, and counted"
     )
     mean: list[float] | None = Field(
         None, description="channel means of images in [0, 1], instead of the model's"

@@ -11,10 +11,20 @@ from torch import nn
 
 from hesstune.data.augment import Augmentation
 from hesstune.data.examples import Examples
-from hesstune.forward import evaluating, logits_of
+from hesstune.forward import Inputs, evaluating, logits_of
 from hesstune.models.load import LoadedModel
+from hesstune.training.texts import TextFeed, length_batches
 
-__all__ = ["FeatureFeed", "Feed", "ImageFeed", "cached_features", "predict_logits", "to_channels_last"]
+__all__ = [
+    "FeatureFeed",
+    "Feed",
+    "ImageFeed",
+    "batches_of",
+    "cached_features",
+    "make_feed",
+    "predict_logits",
+    "to_channels_last",
+]
 
 EVAL_BATCH = 64
 
@@ -31,7 +41,7 @@ class Feed(Protocol):
     def __len__(self) -> int:
         """The number of examples."""
 
-    def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> torch.Tensor:
+    def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> Inputs:
         """Return a batch of inputs on the device, augmented for training if asked, by the view's draw."""
 
 
@@ -65,6 +75,31 @@ class ImageFeed:
         return torch.addcmul(self._shift, images.float(), self._scale)
 
 
+def make_feed(
+    examples: Examples,
+    loaded: LoadedModel,
+    device: torch.device,
+    augmentation: Augmentation | None = None,
+    max_length: int = 128,
+) -> ImageFeed | TextFeed:
+    """Return the feed that the model's kind of input needs; texts are not augmented."""
+    if loaded.tokenizer is None:
+        return ImageFeed(examples, loaded, device, augmentation)
+    return TextFeed(examples, loaded, device, max_length)
+
+
+def batches_of(
+    feed: Feed, order: NDArray[np.int64], size: int, rng: np.random.Generator | None = None
+) -> list[NDArray[np.int64]]:
+    """Cut an order of examples into batches: as they come, or texts of similar length together.
+
+    With `rng` such batches are shuffled, for training.
+    """
+    if isinstance(feed, TextFeed):
+        return length_batches(order, feed.lengths, size, rng)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 class FeatureFeed:
     """Features in front of the head, computed once."""
 
@@ -84,12 +119,15 @@ def predict_logits(model: nn.Module, feed: Feed, batch: int = EVAL_BATCH) -> tor
     """Return the logits, (N, K) float32 on the CPU, of every example of a feed, in eval mode."""
     if not len(feed):
         return torch.zeros((0, 0))
+    batches = batches_of(feed, np.arange(len(feed)), batch)
     with evaluating(model):
-        parts = [
-            logits_of(model, feed.inputs(np.arange(start, min(start + batch, len(feed))))).float().cpu()
-            for start in range(0, len(feed), batch)
-        ]
-    return torch.cat(parts)
+        parts = [logits_of(model, feed.inputs(indices)).float().cpu() for indices in batches]
+    return _in_order(parts, batches)
+
+
+def _in_order(parts: list[torch.Tensor], batches: list[NDArray[np.int64]]) -> torch.Tensor:
+    place = torch.from_numpy(np.concatenate(batches)).argsort()
+    return torch.cat(parts)[place.to(parts[0].device)]
 
 
 @torch.no_grad()
@@ -102,21 +140,21 @@ def cached_features(model: nn.Module, head: nn.Module, feed: Feed) -> FeatureFee
     """
     seen: list[torch.Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
-    parts = []
+    parts: list[torch.Tensor] = []
+    batches = batches_of(feed, np.arange(len(feed)), EVAL_BATCH)
     try:
         with evaluating(model):
-            for start in range(0, len(feed), EVAL_BATCH):
-                indices = np.arange(start, min(start + EVAL_BATCH, len(feed)))
+            for indices in batches:
                 seen.clear()
                 logits = logits_of(model, feed.inputs(indices))
                 if len(seen) != 1 or seen[0].ndim != 2 or len(seen[0]) != len(indices):
                     return None
-                if start == 0 and not torch.equal(_apply(head, seen[0]), logits):
+                if not parts and not torch.equal(_apply(head, seen[0]), logits):
                     return None
                 parts.append(seen[0])
     finally:
         handle.remove()
-    return FeatureFeed(torch.cat(parts)) if parts else FeatureFeed(torch.zeros((0, 1)))
+    return FeatureFeed(_in_order(parts, batches) if parts else torch.zeros((0, 1)))
 
 
 def _apply(head: nn.Module, features: torch.Tensor) -> torch.Tensor:

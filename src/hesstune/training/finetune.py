@@ -27,7 +27,7 @@ from hesstune.reference import Reference, layer_names
 from hesstune.training.card import model_card
 from hesstune.training.config import RESUMABLE, FinetuneConfig, make_config, read_yaml
 from hesstune.training.evaluate import final_metrics
-from hesstune.training.feeds import Feed, ImageFeed, cached_features, predict_logits, to_channels_last
+from hesstune.training.feeds import Feed, cached_features, make_feed, predict_logits, to_channels_last
 from hesstune.training.files import replace_file, write_csv, write_text
 from hesstune.training.run import (
     BAD_IMAGES,
@@ -44,6 +44,7 @@ from hesstune.training.run import (
     clear,
     locked,
 )
+from hesstune.training.texts import TextFeed
 from hesstune.training.trainer import Progress, Trainer
 
 __all__ = ["finetune", "pick_device", "run_task"]
@@ -195,13 +196,15 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
         head_init=config.head_init,
         mean=tuple(config.mean) if config.mean else None,
         std=tuple(config.std) if config.std else None,
+        text=task.is_text,
     )
     to_channels_last(loaded.model, device)
     freeze(loaded.model, config.train, loaded.head)
     if (radius := _layer_radii(config, loaded)) is not None:
         resolve_radii(layer_names(loaded.model), radius)  # a wrong pattern is told before anything is written
-    probe = ImageFeed(task.train, loaded, device)
-    check_output(loaded.model, probe.inputs(np.arange(min(2, len(task.train)))), task.k)
+    few = np.arange(min(2, len(task.train)))
+    probe = make_feed(task.train.take(few), loaded, device, max_length=config.max_length)
+    check_output(loaded.model, probe.inputs(few), task.k)
     return _Prepared(config, _noisy(task, injected, config), loaded, injected, believed, device)
 
 
@@ -218,22 +221,28 @@ def _noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> 
     return replace(task, train=train, val=val)
 
 
-def _feeds(prepared: _Prepared) -> tuple[torch.nn.Module, dict[str, Feed]]:
-    """Return what is trained and its inputs: the network on images, or the head on cached features."""
+def _feeds(prepared: _Prepared) -> tuple[torch.nn.Module, dict[str, Feed], int]:
+    """Return what is trained, its inputs, and how many texts were cut.
+
+    Trained is the network on images or texts, or the head on cached features.
+    """
     config, task, loaded = prepared.config, prepared.task, prepared.loaded
     augmentation = Augmentation(config.augment, flip=task.flip, n=len(task.train), seed=config.seed)
     parts = {"train": task.train, "val": task.val, "test": task.test}
     images: dict[str, Feed] = {
-        name: ImageFeed(part, loaded, prepared.device, augmentation if name == "train" else None)
+        name: make_feed(
+            part, loaded, prepared.device, augmentation if name == "train" else None, config.max_length
+        )
         for name, part in parts.items()
     }
+    cut = sum(feed.truncated for feed in images.values() if isinstance(feed, TextFeed))
     plain = config.augment in ("auto", "none") and config.batch_norm == "frozen"
     if config.train in ("head", "last:1") and plain:
         head = loaded.model.get_submodule(loaded.head)
         cached = {name: cached_features(loaded.model, head, feed) for name, feed in images.items()}
         if all(feed is not None for feed in cached.values()):
-            return head, {name: feed for name, feed in cached.items() if feed is not None}
-    return loaded.model, images
+            return head, {name: feed for name, feed in cached.items() if feed is not None}, cut
+    return loaded.model, images, cut
 
 
 def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | None) -> Run:
@@ -245,7 +254,8 @@ def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | No
     run = Run(out, config, _record(prepared))
     if fresh:
         _write_start(run, prepared, reference)
-    net, feeds = _feeds(prepared)
+    net, feeds, cut = _feeds(prepared)
+    run.record["texts_cut"] = cut
     assert task.train.labels is not None
     setup = MethodSetup(
         model=loaded.model,
@@ -316,6 +326,7 @@ def _record(prepared: _Prepared) -> dict[str, Any]:
         "examples": {"train": len(task.train), "val": len(task.val), "test": len(task.test)},
         "split": task.split,
         "flip": task.flip,
+        "kind": "text" if task.is_text else "image",
         "skipped_images": len(task.skipped),
         "head": loaded.head,
         "normalisation": {"mean": list(loaded.mean), "std": list(loaded.std)},

@@ -16,7 +16,8 @@ from hesstune.curvature.result import Measure
 from hesstune.curvature.stability import Stability, noise_stability_table
 from hesstune.data.examples import Task
 from hesstune.errors import RunError
-from hesstune.training.feeds import ImageFeed, to_channels_last
+from hesstune.forward import Inputs
+from hesstune.training.feeds import Feed, make_feed, to_channels_last
 from hesstune.training.files import write_json
 from hesstune.training.finetune import pick_device, run_task
 from hesstune.training.run import Run
@@ -109,16 +110,16 @@ class _Setting:
     """A finished run's network and (some of) the examples it was trained on, as labelled then."""
 
     model: nn.Module
-    feed: ImageFeed
+    feed: Feed
     task: Task
     rows: NDArray[np.int64]
     device: torch.device
 
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
         assert self.task.train.labels is not None
         labels = torch.from_numpy(self.task.train.labels)
         for start in range(0, len(self.rows), BATCH):
-            some = self.rows[start : start + BATCH]
+            some = self.rows[start : start + BATCH]  # in their own order, as the result's rows are
             yield self.feed.inputs(some), labels[some]
 
 
@@ -131,7 +132,8 @@ def _setting(run: Run, max_examples: int | None, device: str) -> _Setting:
     rows = np.arange(len(task.train))
     if max_examples is not None and max_examples < len(rows):
         rows = np.sort(np.random.default_rng(run.config.seed).permutation(rows)[:max_examples])
-    return _Setting(loaded.model, ImageFeed(task.train, loaded, target), task, rows, target)
+    feed = make_feed(task.train, loaded, target, max_length=run.config.max_length)
+    return _Setting(loaded.model, feed, task, rows, target)
 
 
 def _unchanged(run: Run, task: Task) -> Task:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hesstune.data.load import load_examples
 from hesstune.errors import RunError
 from hesstune.training.evaluate import accuracy
-from hesstune.training.feeds import ImageFeed, predict_logits, to_channels_last
+from hesstune.training.feeds import make_feed, predict_logits, to_channels_last
 from hesstune.training.files import write_csv
 from hesstune.training.finetune import pick_device
 from hesstune.training.run import Run
@@ -102,7 +102,8 @@ def predict(
     )
     loaded = run.loaded()
     to_channels_last(loaded.model, target)
-    logits = predict_logits(loaded.model, ImageFeed(examples, loaded, target))
+    feed = make_feed(examples, loaded, target, max_length=config.max_length)
+    logits = predict_logits(loaded.model, feed)
     return Predictions(
         examples.ids,
         run.classes,

@@ -127,7 +127,8 @@ class Run:
         path = self.path / MODEL
         if not path.is_file():
             raise RunError(f"{path} is missing; continue the run with --resume")
-        loaded = load_model(self.config.model, len(self.classes), head_init="keep")
+        text = self.record.get("kind") == "text"
+        loaded = load_model(self.config.model, len(self.classes), head_init="keep", text=text)
         try:
             state = load_file(path)
         except (OSError, SafetensorError) as error:

@@ -57,8 +57,10 @@ class TextFeed:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def inputs(self, indices: NDArray[np.int64], augment: bool = False) -> dict[str, torch.Tensor]:
-        """Return a mapping of (B, T) tensors, T the longest of these examples."""
+    def inputs(
+        self, indices: NDArray[np.int64], augment: bool = False, view: int = 0
+    ) -> dict[str, torch.Tensor]:
+        """Return a mapping of (B, T) tensors, T the longest of these examples; every view is the same."""
         batch = self._tokenizer.pad([self._rows[i] for i in indices], return_tensors="pt")
         return {key: value.to(self._device) for key, value in batch.items()}
 
@@ -71,8 +73,6 @@ def _tokenised(
     first = [text for text, _ in texts]
     paired = any(second is not None for _, second in texts)
     second = [other or "" for _, other in texts] if paired else None
-    # A fast tokenizer reports what it cut off as overflow; counting lengths without cutting is simpler
-    # and right for every tokenizer, but tokenises twice.
     encoded = tokenizer(first, second, truncation=True, max_length=limit)
     rows = [{key: values[i] for key, values in encoded.items()} for i in range(len(first))]
     full = [i for i, row in enumerate(rows) if len(row["input_ids"]) == limit]

@@ -20,7 +20,7 @@ from hesstune.methods._losses import balanced_rates
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.training.config import FinetuneConfig
 from hesstune.training.evaluate import accuracy
-from hesstune.training.feeds import Feed, ImageFeed, predict_logits
+from hesstune.training.feeds import Feed, ImageFeed, batches_of, predict_logits
 from hesstune.training.files import load_tree, save_tree
 from hesstune.training.optim import make_optimizer, make_schedule
 
@@ -192,7 +192,7 @@ class Trainer:
         self._training_mode()
         order = self._order(epoch)
         size = self.config.batch_size
-        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        batches = batches_of(feed, order, size, np.random.default_rng([self.config.seed, epoch, 0xBA7]))
         total, hits = 0.0, 0
         rate = self.optimizer.param_groups[0]["lr"]
         for start in range(0, len(batches), self.config.accumulate):
