@@ -20,7 +20,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) --editable '.[dev,noise,transformers]'
+	$(PIP) --editable '.[dev,lightning,noise,peft,transformers]'
 	@touch $@
 
 demo: $(VENV)/.core

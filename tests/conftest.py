@@ -10,6 +10,8 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from sentences import save_tiny_bert
+
 # Shared machines stall; how long an example takes is no property of the code.
 settings.register_profile("hesstune", deadline=None, derandomize=True)
 settings.load_profile("hesstune")
@@ -44,3 +46,10 @@ def pacs_photo():
     if not path.is_dir():
         pytest.skip(f"PACS is not at {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory):
+    """A folder made by save_pretrained: a BERT of one layer and its tokenizer."""
+    pytest.importorskip("transformers")
+    return save_tiny_bert(tmp_path_factory.mktemp("bert"))

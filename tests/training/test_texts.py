@@ -17,41 +17,9 @@ from hesstune.models.load import load_model
 from hesstune.training.feeds import predict_logits
 from hesstune.training.measured import measure_run
 from hesstune.training.texts import TextFeed, length_batches
+from sentences import sentences
 
-transformers = pytest.importorskip("transformers")
-
-GOOD = ["good", "great", "fine", "lovely"]
-BAD = ["bad", "awful", "poor", "dull"]
-FILLER = ["the", "a", "film", "was", "and", "it", "plot"]
-
-
-@pytest.fixture(scope="session")
-def tiny_bert(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("bert")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *FILLER]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=24,
-    )
-    transformers.BertForSequenceClassification(config).save_pretrained(folder)
-    return folder
-
-
-def sentences(n: int, seed: int = 0) -> list[tuple[str, str]]:
-    rng = np.random.default_rng(seed)
-    rows = []
-    for i in range(n):
-        words = rng.choice(FILLER, size=rng.integers(2, 10)).tolist()
-        words.insert(rng.integers(len(words)), str(rng.choice(GOOD if i % 2 else BAD)))
-        rows.append((" ".join(words), "yes" if i % 2 else "no"))
-    return rows
+pytest.importorskip("transformers")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The data adapters: `digits`, `folder:PATH` and `csv:PATH`."""
+"""The data adapters: `digits`, `folder:PATH`, `csv:PATH` and `array:PATH`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hesstune.data.arrays import enlarged, read_arrays
 from hesstune.data.examples import Listing, Text
 from hesstune.data.images import SUFFIXES
 from hesstune.errors import DataError, listed, unknown_name
 
 __all__ = ["KINDS", "PARTS", "listing"]
 
-KINDS = ("digits", "folder", "csv")
+KINDS = ("digits", "folder", "csv", "array")
 PARTS = ("train", "val", "test")
 
 
@@ -26,7 +27,8 @@ def listing(spec: str, size: int, labelled: bool = True) -> Listing:
     Args:
         spec: `digits`, `folder:PATH` (one subfolder a class, or train/ val/ test/ of those) or
             `csv:PATH` (columns `image` or `text`, `label`, and perhaps `text2` for pairs, `id` and
-            `split`; tab-separated where it ends in .tsv).
+            `split`; tab-separated where it ends in .tsv), or `array:PATH`, an .npz file (see
+            `hesstune.data.arrays`).
         size: Side in pixels that built-in images are enlarged to.
         labelled: Whether labels are needed; where not, a flat folder and a CSV without `label` do too.
 
@@ -36,9 +38,11 @@ def listing(spec: str, size: int, labelled: bool = True) -> Listing:
     kind, _, path = spec.partition(":")
     if kind == "digits" and not path:
         return _digits(size)
-    if kind in ("folder", "csv"):
+    if kind in KINDS[1:]:
         if not path:
             raise DataError(f"data '{spec}' names no path; write {kind}:PATH")
+        if kind == "array":
+            return read_arrays(Path(path), size, labelled)
         return _folder(Path(path), labelled) if kind == "folder" else _csv(Path(path), labelled)
     if Path(spec).exists():
         raise DataError(f"data '{spec}' is a path; write {'folder' if Path(spec).is_dir() else 'csv'}:{spec}")
@@ -49,9 +53,7 @@ def _digits(size: int) -> Listing:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = torch.from_numpy(digits.images / 16.0 * 255.0).float()[:, None]
-    images = torch.nn.functional.interpolate(images, size=(size, size), mode="bicubic", align_corners=False)
-    array = images.clamp(0, 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    array = enlarged(torch.from_numpy(digits.images / 16.0 * 255.0).float()[:, None], size)
     count = len(digits.target)
     return Listing(
         ids=[str(row) for row in range(count)],

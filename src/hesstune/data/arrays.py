@@ -1,0 +1,98 @@
+"""Images that are arrays already: `array:FILE.npz`."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hesstune.checks import readable_file
+from hesstune.data.examples import Listing
+from hesstune.errors import DataError
+
+__all__ = ["as_images", "enlarged", "read_arrays", "write_arrays"]
+
+
+def enlarged(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Resize (N, C, h, w) float images in [0, 255] to (N, 3, size, size) uint8; grey becomes RGB."""
+    if images.shape[-2:] != (size, size):
+        images = torch.nn.functional.interpolate(
+            images, size=(size, size), mode="bicubic", align_corners=False, antialias=True
+        )
+    return images.clamp(0, 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+
+
+def as_images(array: NDArray[np.generic], what: str = "images") -> NDArray[np.generic]:
+    """Return images as (N, H, W, C), C = 1 or 3, from (N, H, W) or (N, H, W, C).
+
+    Raises:
+        DataError: If the shape is another, or the values are no integers 0 … 255 nor floats 0 … 1.
+    """
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[3] not in (1, 3):
+        raise DataError(f"{what} must have the shape (N, H, W) or (N, H, W, 1 or 3); got {array.shape}")
+    if array.dtype.kind not in "uif":
+        raise DataError(f"{what} must hold numbers; got {array.dtype}")
+    if array.size and not np.isfinite(array).all():
+        raise DataError(f"{what} hold values that are not finite")
+    top = 1.0 if array.dtype.kind == "f" else 255
+    if array.size and (array.min() < 0 or array.max() > top):
+        raise DataError(
+            f"{what} must hold integers from 0 to 255 or floats from 0 to 1; got {array.dtype} from "
+            f"{array.min():g} to {array.max():g}"
+        )
+    return array
+
+
+def write_arrays(
+    path: Path, images: NDArray[np.generic], labels: NDArray[np.int64] | None, classes: list[str]
+) -> None:
+    """Write what `array:PATH` reads."""
+    found = {"images": as_images(images), "classes": np.array(classes)}
+    if labels is not None:
+        found["labels"] = labels
+    np.savez(path, **found)  # type: ignore[arg-type]
+
+
+def read_arrays(path: Path, size: int, labelled: bool) -> Listing:
+    """Read an .npz file: `images`, `labels` (integers) and perhaps `classes` (names).
+
+    Raises:
+        DataError: If the file is damaged or holds something else; it is read without pickle.
+    """
+    path = readable_file(path, "the data file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in ("images", "labels", "classes") if name in file}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
+        raise DataError(f"{path} cannot be read as .npz arrays ({error})") from error
+    if "images" not in found or (labelled and "labels" not in found):
+        raise DataError(f"{path} needs the arrays 'images' and 'labels'; got {', '.join(found) or 'none'}")
+    images = as_images(found["images"], f"the images in {path}")
+    if not len(images):
+        raise DataError(f"{path} holds no images")
+    labels = found.get("labels")
+    if labels is not None:
+        labels = _checked_labels(labels, len(images), path)
+    names = [str(name) for name in found["classes"]] if "classes" in found else []
+    if labels is not None and int(labels.max()) >= max(len(names), 1):
+        if names:
+            raise DataError(f"{path}: label {int(labels.max())} has no name; 'classes' holds {len(names)}")
+        names = [str(i) for i in range(int(labels.max()) + 1)]
+    scale = 255.0 if images.dtype.kind == "f" else 1.0
+    array = enlarged(torch.from_numpy(images.astype(np.float32) * scale).permute(0, 3, 1, 2), size)
+    return Listing([str(i) for i in range(len(images))], labels, names, array=array)
+
+
+def _checked_labels(labels: NDArray[np.generic], n: int, path: Path) -> NDArray[np.int64]:
+    if labels.shape != (n,) or labels.dtype.kind not in "ui":
+        raise DataError(
+            f"the labels in {path} must be {n} integers; got {labels.dtype} of shape {labels.shape}"
+        )
+    if len(labels) and int(labels.min()) < 0:
+        raise DataError(f"the labels in {path} must not be negative; got {int(labels.min())}")
+    return labels.astype(np.int64)

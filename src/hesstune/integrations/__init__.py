@@ -1,0 +1,1 @@
+"""hesstune inside other libraries' training loops."""

@@ -1,0 +1,160 @@
+"""scikit-learn: fine-tuning as a classifier with `fit` and `predict`."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
+
+from hesstune.data.arrays import as_images, write_arrays
+from hesstune.errors import DataError
+from hesstune.training.finetune import finetune
+from hesstune.training.predict import predict
+from hesstune.training.run import Run
+
+__all__ = ["RobustClassifier"]
+
+
+class RobustClassifier(ClassifierMixin, BaseEstimator):
+    """Fine-tune a pretrained network on images (arrays) or texts (strings), perhaps with wrong labels.
+
+    Args:
+        model: As for `hesstune.finetune`; `minilm` or `hf:NAME` for texts.
+        method: A fine-tuning method.
+        noise_matrix: What the loss believes about the labels: a rate, `symmetric:RATE`, `pair:RATE`.
+        radius: Radii of the constraint; the method's own where None.
+        train: `all` or `head`.
+        epochs: Passes over the training set.
+        batch_size: Examples a step.
+        lr: Peak learning rate; by default as for `hesstune.finetune`.
+        image_size: Images are resized to this side.
+        max_length: Tokens of a text at most.
+        val_fraction: Share of the examples held out of training for validation.
+        options: More options of `hesstune.finetune`, by name.
+        out: Run folder, overwritten by the next `fit`; a temporary one where None.
+        random_state: The seed.
+
+    Attributes:
+        classes_: The classes, sorted.
+        run_: The finished run (`hesstune.Run`); measure or certify it as any other.
+
+    Example:
+        >>> from sklearn.datasets import load_digits
+        >>> digits = load_digits()
+        >>> model = RobustClassifier(noise_matrix="symmetric:0.2", train="head", epochs=2, image_size=32)
+        >>> model.fit(digits.images[:200] / 16, digits.target[:200]).predict(digits.images[:3] / 16).shape
+        (3,)
+    """
+
+    def __init__(
+        self,
+        model: str = "efficientnet_lite0",
+        method: str = "robust",
+        noise_matrix: str | float | None = "symmetric:0.2",
+        radius: float | dict[str, float] | None = None,
+        train: str = "all",
+        epochs: int = 15,
+        batch_size: int = 32,
+        lr: float | None = None,
+        image_size: int = 64,
+        max_length: int = 128,
+        val_fraction: float = 0.0,
+        options: dict[str, Any] | None = None,
+        out: str | None = None,
+        random_state: int = 0,
+    ) -> None:
+        self.model = model
+        self.method = method
+        self.noise_matrix = noise_matrix
+        self.radius = radius
+        self.train = train
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.image_size = image_size
+        self.max_length = max_length
+        self.val_fraction = val_fraction
+        self.options = options
+        self.out = out
+        self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        """Tell scikit-learn that X is a stack of images or a list of texts, not a table."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        tags.non_deterministic = False
+        return tags
+
+    def fit(self, X: Any, y: Any) -> RobustClassifier:
+        """Fine-tune on images (N, H, W[, C]) or N strings, with labels of any kind."""
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(np.asarray(y), return_inverse=True)
+        if len(labels) != len(X):
+            raise DataError(f"X has {len(X)} examples, but y has {len(labels)} labels")
+        self.is_text_ = _is_text(X)
+        with tempfile.TemporaryDirectory() as folder:
+            self.run_: Run = finetune(
+                {
+                    "model": self.model,
+                    "method": self.method,
+                    "noise_matrix": self.noise_matrix,
+                    "radius": self.radius,
+                    "train": self.train,
+                    "epochs": self.epochs,
+                    "batch_size": self.batch_size,
+                    "lr": self.lr,
+                    "image_size": self.image_size,
+                    "max_length": self.max_length,
+                    "val_fraction": self.val_fraction,
+                    "test_fraction": 0.0,
+                    "seed": self.random_state,
+                    "out": self.out,
+                    **(self.options or {}),
+                    "data": _written(Path(folder), X, labels.astype(np.int64), len(self.classes_)),
+                },
+                overwrite=True,
+            )
+        return self
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the classes' probabilities, (N, K), in the order of `classes_`."""
+        check_is_fitted(self)
+        if _is_text(X) != self.is_text_:
+            raise DataError(f"the classifier was fitted on {'texts' if self.is_text_ else 'images'}")
+        with tempfile.TemporaryDirectory() as folder:
+            return predict(self.run_, _written(Path(folder), X, None, len(self.classes_))).probabilities
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the most probable class of each example."""
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+
+def _is_text(X: Any) -> bool:
+    if len(X) == 0:
+        raise DataError("X holds no examples")
+    return isinstance(X[0] if isinstance(X, Sequence | np.ndarray) else next(iter(X)), str)
+
+
+def _written(folder: Path, X: Any, labels: NDArray[np.int64] | None, k: int) -> str:
+    """Write the data where the adapters read it; return its specification."""
+    # Class names that sort as the classes do.
+    names = [f"{i:0{len(str(k))}d}" for i in range(k)]
+    if not _is_text(X):
+        write_arrays(folder / "data.npz", as_images(np.asarray(X), "X"), labels, names)
+        return f"array:{folder / 'data.npz'}"
+    with (folder / "data.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", *(["label"] if labels is not None else [])])
+        for i, text in enumerate(X):
+            writer.writerow([text, *([labels[i]] if labels is not None else [])])
+    return f"csv:{folder / 'data.csv'}"

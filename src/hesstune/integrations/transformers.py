@@ -1,0 +1,184 @@
+"""transformers' Trainer: the constraint as a callback, the consistent loss, penalties as a mixin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hesstune.constraints.distance import DistanceConstraint
+from hesstune.errors import MissingExtraError, RunError
+from hesstune.losses.consistent import ConsistentLoss
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.reference import Reference
+
+try:
+    from transformers import TrainerCallback
+except ImportError:
+    raise MissingExtraError("transformers", "transformers", "hesstune.integrations.transformers") from None
+
+__all__ = ["PenaltyMixin", "RobustTrainerCallback", "consistent_loss", "kept_reference"]
+
+REFERENCE = "reference.safetensors"
+
+
+def kept_reference(model: nn.Module, folder: str | Path) -> Reference:
+    """Return the reference kept in a folder, or take the model as it is now and keep it there.
+
+    Call it before training, on the model as pretrained: a later call in the same folder, in a script
+    that resumes, returns the weights of the first.
+
+    Raises:
+        LayerError: If the kept reference is another model's.
+    """
+    path = Path(folder) / REFERENCE
+    if path.is_file():
+        found = Reference.load(path)
+        found.check(model)
+        return found
+    found = Reference.of(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found.save(path)
+    return found
+
+
+class RobustTrainerCallback(TrainerCallback):
+    """Keep each layer inside its ball around the pretrained weights, after every optimizer step.
+
+    The reference is the model as training starts. It is kept in `output_dir/reference.safetensors`, and
+    a resumed training takes it from there: what the model holds then is a checkpoint.
+
+    Args:
+        radius: One radius, or {pattern: radius}, as for `DistanceConstraint`.
+        norm: `frobenius` or `mars`.
+        reference: The reference, where it is not the model as training starts.
+
+    Example:
+        >>> callback = RobustTrainerCallback({"classifier.*": 1.0, "*": 0.1})
+        >>> # Trainer(..., callbacks=[callback])
+    """
+
+    def __init__(
+        self,
+        radius: float | Mapping[str, float],
+        *,
+        norm: str = "frobenius",
+        reference: Reference | None = None,
+    ) -> None:
+        self.radius, self.norm, self.reference = radius, norm, reference
+        self.constraint: DistanceConstraint | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Take the reference, or read it where training resumes.
+
+        Raises:
+            RunError: If training resumes and no reference was kept, or it is not the given one.
+        """
+        path = Path(args.output_dir) / REFERENCE
+        resumes = state.global_step > 0
+        if resumes and self.reference is None and not path.is_file():
+            raise RunError(
+                f"training resumes at step {state.global_step}, but {path} is missing: the model now holds "
+                "a checkpoint, not the pretrained weights; give reference="
+            )
+        if resumes and path.is_file():
+            kept = Reference.load(path)
+            if self.reference is not None and not _same(kept, self.reference):
+                raise RunError(
+                    f"the given reference differs from {path}, with which this training began; "
+                    "leave reference= out to resume with that one"
+                )
+            self.reference = kept
+        if self.reference is None:
+            self.reference = Reference.of(model)
+        if state.is_world_process_zero and not resumes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.reference.save(path)
+        device = next(model.parameters()).device
+        self.constraint = DistanceConstraint(model, self.reference.to(device), self.radius, self.norm)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Project every layer that has left its ball."""
+        assert self.constraint is not None
+        self.constraint.project_()
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Add the distance from the reference to what is logged."""
+        model = kwargs.get("model")
+        if logs is not None and self.reference is not None and model is not None:
+            found = self.reference.to(next(model.parameters()).device).distances(model)
+            logs["distance"] = sum(d * d for d in found.values()) ** 0.5
+            if state.log_history:  # written before callbacks are called
+                state.log_history[-1]["distance"] = logs["distance"]
+
+
+def _same(a: Reference, b: Reference) -> bool:
+    names = set(a.names())
+    return names == set(b.names()) and all(torch.equal(a[name].cpu(), b[name].cpu()) for name in names)
+
+
+def consistent_loss(noise: NoiseMatrix, **options: Any) -> Callable[..., torch.Tensor]:
+    """Return the consistent loss in the form of the Trainer's `compute_loss_func`.
+
+    Args:
+        noise: F[i, j] = P(noisy = j | true = i).
+        **options: Of `ConsistentLoss`, such as class weights.
+
+    Example:
+        >>> loss = consistent_loss(NoiseMatrix.symmetric(2, 0.2))
+        >>> # Trainer(..., compute_loss_func=loss)
+    """
+    each = ConsistentLoss(noise, reduction="none", **options)
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
+        losses = each(logits, labels)
+        # With gradient accumulation the Trainer counts the examples of the whole step.
+        return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
+
+    return loss
+
+
+class PenaltyMixin:
+    """Add a penalty on the weights to a Trainer's loss: weight decay towards the pretrained weights.
+
+    `class Mine(PenaltyMixin, Trainer): pass`, then `Mine(..., penalty=StartingPointPenalty(model,
+    kept_reference(model, output_dir), "l2", alpha=0.1))`. The loss reported in evaluation is without it.
+
+    Args:
+        penalty: () -> a scalar with gradient, such as `hesstune.constraints.penalty.StartingPointPenalty`.
+    """
+
+    def __init__(self, *args: Any, penalty: Callable[[], torch.Tensor], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.penalty = penalty
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the Trainer's loss plus the penalty, once for every optimizer step."""
+        trainer: Any = super()
+        found = trainer.compute_loss(
+            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        )
+        if not model.training:
+            return found
+        loss, outputs = found if return_outputs else (found, None)
+        loss = loss + self.penalty() / self._parts(num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _parts(self, counted: Any) -> int:
+        # Where the loss is normalised by the step's examples, the Trainer sums it over the batches;
+        # elsewhere it averages.
+        own: Any = self
+        sums = getattr(own, "loss_is_scaled_for_ga", None)
+        if sums is None:
+            sums = own.compute_loss_func is not None or (
+                own.model_accepts_loss_kwargs and counted is not None
+            )
+        return int(own.current_gradient_accumulation_steps) if sums else 1

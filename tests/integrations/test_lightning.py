@@ -1,0 +1,67 @@
+"""Lightning: the constraint holds, and the reference travels in the checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pl = pytest.importorskip("lightning.pytorch")
+
+from hesstune.errors import ModelError  # noqa: E402
+from hesstune.integrations.lightning import RobustCallback  # noqa: E402
+from hesstune.reference import Reference  # noqa: E402
+
+
+class Module(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+
+    def training_step(self, batch, index):
+        x, y = batch
+        return torch.nn.functional.cross_entropy(self.model(x), y)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 0.05)
+
+
+def fit(folder, callback, epochs, checkpoint=None):
+    generator = torch.Generator().manual_seed(1)
+    data = torch.utils.data.TensorDataset(
+        torch.randn(32, 5, generator=generator), torch.randint(3, (32,), generator=generator)
+    )
+    module = Module()
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        callbacks=[callback],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=8), ckpt_path=checkpoint)
+    return module, trainer
+
+
+def test_the_constraint_holds_and_a_resumed_training_keeps_the_reference(tmp_path):
+    start = Reference.of(Module().model)
+    whole, _ = fit(tmp_path, RobustCallback(0.2, module="model"), 4)
+    assert all(d <= 0.2 * (1 + 1e-5) for d in start.distances(whole.model).values())
+    assert max(start.distances(whole.model).values()) > 0.19
+    _, trainer = fit(tmp_path, RobustCallback(0.2, module="model"), 2)
+    path = tmp_path / "half.ckpt"
+    trainer.save_checkpoint(path)
+    callback = RobustCallback(0.2, module="model")
+    resumed, _ = fit(tmp_path, callback, 4, str(path))
+    for name in start.names():
+        torch.testing.assert_close(callback.reference[name], start[name])
+    for (name, a), (_, b) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_a_wrong_module_name_is_told(tmp_path):
+    with pytest.raises(ModelError, match="no module 'network'"):
+        fit(tmp_path, RobustCallback(0.2, module="network"), 1)

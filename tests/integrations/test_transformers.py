@@ -1,0 +1,188 @@
+"""transformers' Trainer: the constraint holds, resuming keeps the true reference, penalties add up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sentences import sentences
+
+transformers = pytest.importorskip("transformers")
+
+from hesstune.constraints.penalty import StartingPointPenalty  # noqa: E402
+from hesstune.errors import RunError  # noqa: E402
+from hesstune.integrations.transformers import (  # noqa: E402
+    PenaltyMixin,
+    RobustTrainerCallback,
+    consistent_loss,
+    kept_reference,
+)
+from hesstune.losses.consistent import ConsistentLoss  # noqa: E402
+from hesstune.noise.matrix import NoiseMatrix  # noqa: E402
+from hesstune.reference import Reference  # noqa: E402
+
+RADIUS = {"classifier.*": 0.3, "*": 0.05}
+
+
+def load(tiny_bert):
+    return transformers.AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2)
+
+
+@pytest.fixture(scope="session")
+def dataset(tiny_bert):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_bert)
+    rows = []
+    for text, label in sentences(32):
+        encoded = tokenizer(text, padding="max_length", max_length=16)
+        rows.append({**encoded, "labels": int(label == "yes")})
+    return rows
+
+
+def arguments(folder, **changes):
+    defaults = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 8,
+        "max_steps": 6,
+        "learning_rate": 1e-2,
+        "save_steps": 3,
+        "logging_steps": 2,
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 0,
+    }
+    return transformers.TrainingArguments(**{**defaults, **changes})
+
+
+def trainer(tiny_bert, dataset, folder, callback, **changes):
+    return transformers.Trainer(
+        load(tiny_bert),
+        arguments(folder, **changes),
+        train_dataset=dataset,
+        callbacks=[callback],
+        compute_loss_func=consistent_loss(NoiseMatrix.symmetric(2, 0.2)),
+    )
+
+
+def test_every_layer_stays_inside_its_ball_and_the_distance_is_logged(tiny_bert, dataset, tmp_path):
+    made = trainer(tiny_bert, dataset, tmp_path, RobustTrainerCallback(RADIUS))
+    made.train()
+    found = Reference.of(load(tiny_bert)).distances(made.model)
+    for name, distance in found.items():
+        assert distance <= (0.3 if name.startswith("classifier") else 0.05) * (1 + 1e-5)
+    assert max(found.values()) > 0.0499
+    logged = [row["distance"] for row in made.state.log_history if "distance" in row]
+    assert logged[-1] == pytest.approx(sum(d * d for d in found.values()) ** 0.5, rel=1e-4)
+
+
+def test_a_resumed_training_keeps_the_pretrained_reference(tiny_bert, dataset, tmp_path):
+    whole = trainer(tiny_bert, dataset, tmp_path / "whole", RobustTrainerCallback(RADIUS))
+    whole.train()
+    first = trainer(tiny_bert, dataset, tmp_path / "parts", RobustTrainerCallback(RADIUS))
+    first.add_callback(_StopAt(3))
+    first.train()
+    callback = RobustTrainerCallback(RADIUS)
+    resumed = trainer(tiny_bert, dataset, tmp_path / "parts", callback)
+    resumed.train(resume_from_checkpoint=True)
+    for (name, a), (_, b) in zip(
+        whole.model.named_parameters(), resumed.model.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6, msg=name)
+    pretrained = dict(load(tiny_bert).named_parameters())
+    for name in callback.reference.layers():
+        torch.testing.assert_close(callback.reference[name], pretrained[name].data)
+
+
+class _StopAt(transformers.TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+def test_resuming_without_a_reference_or_with_another_is_refused(tiny_bert, dataset, tmp_path):
+    trainer(tiny_bert, dataset, tmp_path, RobustTrainerCallback(RADIUS), max_steps=3).train()
+    other = load(tiny_bert)
+    with torch.no_grad():
+        other.classifier.weight.add_(1.0)
+    wrong = RobustTrainerCallback(RADIUS, reference=Reference.of(other))
+    with pytest.raises(RunError, match="differs from"):
+        trainer(tiny_bert, dataset, tmp_path, wrong).train(resume_from_checkpoint=True)
+    (tmp_path / "reference.safetensors").unlink()
+    with pytest.raises(RunError, match="holds a checkpoint, not the pretrained weights"):
+        trainer(tiny_bert, dataset, tmp_path, RobustTrainerCallback(RADIUS)).train(
+            resume_from_checkpoint=True
+        )
+
+
+def test_the_loss_is_the_consistent_loss_and_counts_accumulated_examples():
+    noise = NoiseMatrix.pair(3, 0.2)
+    logits, labels = torch.randn(8, 3), torch.randint(3, (8,))
+    loss = consistent_loss(noise)
+    whole = ConsistentLoss(noise)(logits, labels)
+    torch.testing.assert_close(loss({"logits": logits}, labels), whole)
+    parts = [loss({"logits": logits[i : i + 4]}, labels[i : i + 4], num_items_in_batch=8) for i in (0, 4)]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+class Penalised(PenaltyMixin, transformers.Trainer):
+    pass
+
+
+@pytest.mark.parametrize("own_loss", [True, False])
+def test_the_penalty_counts_once_a_step_however_the_batch_is_split(tiny_bert, dataset, tmp_path, own_loss):
+    results = []
+    for split in (1, 4):
+        model = load(tiny_bert).eval()
+        reference = kept_reference(model, tmp_path / f"{own_loss}")
+        made = Penalised(
+            model,
+            arguments(
+                tmp_path / "out",
+                per_device_train_batch_size=16 // split,
+                gradient_accumulation_steps=split,
+                max_steps=4,
+                save_strategy="no",
+                optim="sgd",
+                learning_rate=0.1,
+                max_grad_norm=0.0,
+            ),
+            train_dataset=dataset,
+            penalty=StartingPointPenalty(model, reference, "l2", alpha=1.0),
+            compute_loss_func=consistent_loss(NoiseMatrix.symmetric(2, 0.1)) if own_loss else None,
+        )
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        # BERT's classifier takes the count and ignores it; transformers then sums the batches' means.
+        made.model_accepts_loss_kwargs = False
+        made.train()
+        results.append([p.detach().clone() for p in model.parameters()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_strong_penalty_pulls_towards_the_pretrained_weights(tiny_bert, dataset, tmp_path):
+    found = []
+    for alpha in (0.0, 50.0):
+        model = load(tiny_bert)
+        reference = Reference.of(model)
+        made = Penalised(
+            model,
+            arguments(tmp_path / "out", save_strategy="no", max_steps=10),
+            train_dataset=dataset,
+            penalty=StartingPointPenalty(model, reference, "l2", alpha=alpha),
+        )
+        made.train()
+        found.append(sum(d * d for d in reference.distances(model).values()) ** 0.5)
+    assert found[1] < 0.5 * found[0]
+
+
+def test_kept_reference_is_the_first_one(tiny_bert, tmp_path):
+    model = load(tiny_bert)
+    first = kept_reference(model, tmp_path)
+    with torch.no_grad():
+        model.classifier.weight.add_(1.0)
+    again = kept_reference(model, tmp_path)
+    torch.testing.assert_close(again["classifier.weight"], first["classifier.weight"])
