@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from hesstune import __version__
-from hesstune.cli import demo, finetune, measure, predict
+from hesstune.cli import demo, export, finetune, measure, predict
 from hesstune.cli.exits import Interrupted
 
 __all__ = ["app", "run"]
@@ -25,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("demo")(demo.demo)
+app.command("export")(export.export)
 app.command("finetune")(finetune.finetune)
 app.command("measure")(measure.measure)
 app.command("predict")(predict.predict)

@@ -1,0 +1,30 @@
+"""`hesstune export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hesstune.cli.options import JSON, QUIET
+from hesstune.cli.render import Output
+
+__all__ = ["export"]
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+    json: JSON = False,
+    quiet: QUIET = False,
+) -> None:
+    """Write a run's network for others: save_pretrained for transformers, safetensors for the rest."""
+    from hesstune.training.export import export_run
+    from hesstune.training.run import Run
+
+    how = export_run(Run.load(run), folder, overwrite=overwrite)
+    output = Output(quiet, json)
+    output.say(f"Written: {folder}", f"Load it with: {how}")
+    output.record({"path": str(folder), "load": how, "files": sorted(p.name for p in folder.iterdir())})

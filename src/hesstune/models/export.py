@@ -1,0 +1,86 @@
+"""Write a network as the library that it comes from does: its own loader reads it back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hesstune.models.load import LoadedModel
+
+__all__ = ["export_model"]
+
+
+def export_model(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> str:
+    """Write weights and configuration into a folder; return one line of Python that loads them.
+
+    A transformers model goes by `save_pretrained`, with its tokenizer or its images' preprocessing; any
+    other as `model.safetensors` and `config.json`.
+
+    Args:
+        loaded: The network and its preprocessing.
+        folder: An existing folder.
+        facts: `model` (the specification it was loaded by), `classes` and `image_size`.
+    """
+    model: Any = loaded.model
+    if not hasattr(model, "save_pretrained"):
+        return _plain(loaded, folder, facts)
+    classes = facts["classes"]
+    model.config.id2label = dict(enumerate(classes))
+    model.config.label2id = {name: i for i, name in enumerate(classes)}
+    model.save_pretrained(folder)
+    kind = "SequenceClassification" if loaded.tokenizer is not None else "ImageClassification"
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.save_pretrained(folder)
+    else:
+        _write(folder / "preprocessor_config.json", _processor(loaded, int(facts["image_size"])))
+    return f"transformers.AutoModelFor{kind}.from_pretrained({str(folder.name)!r})"
+
+
+def _processor(loaded: LoadedModel, size: int) -> dict[str, Any]:
+    """Return the image processor that does what fine-tuning did: shorter side, centre crop, normalise."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",  # shorter side, centre crop, rescale, normalise
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 2,  # bilinear
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "image_mean": list(loaded.mean),
+        "image_std": list(loaded.std),
+    }
+
+
+def _plain(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> str:
+    from safetensors.torch import save_file
+
+    tensors = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(state, str(folder / "model.safetensors"))
+    config = {
+        **facts,
+        "format": "hesstune",
+        "head": loaded.head,
+        "mean": list(loaded.mean),
+        "std": list(loaded.std),
+        "torch": torch.__version__,
+    }
+    _write(folder / "config.json", config)
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.save_pretrained(folder)
+    weights = f"{folder.name}/model.safetensors"
+    text = ", text=True" if loaded.tokenizer is not None else ""
+    return (
+        f"hesstune.models.load.load_model({facts['model']!r}, {len(facts['classes'])}, weights={weights!r}, "
+        f'head_init="keep"{text}).model'
+    )
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
