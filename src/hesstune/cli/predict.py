@@ -16,7 +16,7 @@ __all__ = ["predict"]
 
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
-    data: Annotated[str, typer.Option(help="digits, folder:PATH or csv:PATH; labels are not needed.")],
+    data: Annotated[str, typer.Option(help="As for finetune; labels are not needed.")],
     out: Annotated[Path, typer.Option(help="CSV file to write.")],
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
     skip_bad_images: Annotated[

@@ -1,4 +1,4 @@
-"""The data adapters: `digits`, `folder:PATH`, `csv:PATH` and `array:PATH`."""
+"""The data adapters: `digits`, `folder:PATH`, `csv:PATH`, `array:PATH`, `hf:NAME`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from hesstune.data.arrays import enlarged, read_arrays
 from hesstune.data.examples import Listing, Text
+from hesstune.data.hub import read_hub
 from hesstune.data.images import SUFFIXES
 from hesstune.errors import DataError, listed, unknown_name
 
 __all__ = ["KINDS", "PARTS", "listing"]
 
-KINDS = ("digits", "folder", "csv", "array")
+KINDS = ("digits", "folder", "csv", "array", "hf")
 PARTS = ("train", "val", "test")
 
 
@@ -28,7 +29,7 @@ def listing(spec: str, size: int, labelled: bool = True) -> Listing:
         spec: `digits`, `folder:PATH` (one subfolder a class, or train/ val/ test/ of those) or
             `csv:PATH` (columns `image` or `text`, `label`, and perhaps `text2` for pairs, `id` and
             `split`; tab-separated where it ends in .tsv), or `array:PATH`, an .npz file (see
-            `hesstune.data.arrays`).
+            `hesstune.data.arrays`), or `hf:NAME_OR_PATH` (see `hesstune.data.hub`).
         size: Side in pixels that built-in images are enlarged to.
         labelled: Whether labels are needed; where not, a flat folder and a CSV without `label` do too.
 
@@ -41,6 +42,8 @@ def listing(spec: str, size: int, labelled: bool = True) -> Listing:
     if kind in KINDS[1:]:
         if not path:
             raise DataError(f"data '{spec}' names no path; write {kind}:PATH")
+        if kind == "hf":
+            return read_hub(path, size, labelled)
         if kind == "array":
             return read_arrays(Path(path), size, labelled)
         return _folder(Path(path), labelled) if kind == "folder" else _csv(Path(path), labelled)

@@ -25,7 +25,7 @@ class FinetuneConfig(BaseModel):
         description="efficientnet_lite0, minilm (texts), hf:NAME_OR_PATH, timm:NAME, torchvision:NAME or "
         "py:module:factory",
     )
-    data: str = Field("digits", description="digits, folder:PATH or csv:PATH")
+    data: str = Field("digits", description="digits, folder:PATH, csv:PATH, array:PATH or hf:NAME_OR_PATH")
     method: str = Field(
         "robust", description="fine-tuning method: vanilla, robust, … (a wrong name lists all)"
     )
