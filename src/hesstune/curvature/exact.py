@@ -204,6 +204,8 @@ class _Passes:
         self._logits, self._layers, self._changes = logits, layers, changes
         self._norms = trace and not spectrum
         self._keep = spectrum
+        for layer in layers:
+            layer.keeps_tokens |= self._norms  # each of the K − 1 passes needs them
         shape = (logits.shape[0], len(layers))
         self._quadratic = torch.zeros(shape, dtype=torch.float64, device=logits.device)
         self._trace = torch.zeros_like(self._quadratic) if trace else None

@@ -67,6 +67,7 @@ class CapturedLayer:
             captured call.
         transposed: Whether the weight is stored (in, out), as in transformers' Conv1D.
         options: stride, padding, dilation and groups of a convolution.
+        keeps_tokens: Whether `tokens` and `gram` are computed once and kept: memory against time.
     """
 
     name: str
@@ -80,6 +81,9 @@ class CapturedLayer:
     call: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     transposed: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    keeps_tokens: bool = False
+    _tokens: torch.Tensor | None = field(default=None, repr=False)
+    _gram: torch.Tensor | None = field(default=None, repr=False)
 
     def examples_first(self, raw: torch.Tensor) -> torch.Tensor:
         """View a raw input or output (or gradient of one) as (B, ...)."""
@@ -135,7 +139,18 @@ class CapturedLayer:
         return torch.linalg.vecdot(g.flatten(1), d.flatten(1))
 
     def tokens(self) -> torch.Tensor:
-        """Return what the weight multiplies: (B, G, T, I), I inputs a group (patches of a convolution)."""
+        """Return what the weight multiplies: (B, G, T, I), I inputs a group (patches of a convolution).
+
+        They are kept where `keeps_tokens` is set: unfolding costs as much as a product with them.
+        """
+        if self._tokens is not None:
+            return self._tokens
+        found = self._made_tokens()
+        if self.keeps_tokens:
+            self._tokens = found
+        return found
+
+    def _made_tokens(self) -> torch.Tensor:
         first = self.examples_first(self.input)
         if self.kind == "linear":
             return first.reshape(self.examples, 1, -1, first.shape[-1])
@@ -162,8 +177,13 @@ class CapturedLayer:
 
     def gram(self) -> torch.Tensor:
         """Return the tokens' Gram matrices A Aᵀ, (B, G, T, T)."""
+        if self._gram is not None:
+            return self._gram
         tokens = self.tokens()
-        return tokens @ tokens.transpose(2, 3)
+        found = tokens @ tokens.transpose(2, 3)
+        if self.keeps_tokens:
+            self._gram = found
+        return found
 
     def prefers_gram(self) -> bool:
         """Tell whether ‖Σ_t g_t a_tᵀ‖² is cheaper through the token Gram than by forming the gradient."""

@@ -192,8 +192,10 @@ class _Run:
                 self.model, inputs, self.names, self.objective, self.settings.method, self.settings.seed
             )
             self.plan_examples = size
-        # The gradients in flight and, for spectra, K − 1 kept ones come on top of what forward keeps.
-        each = max(1, self.plan.bytes_per_example) * (3 if self.settings.spectrum else 1.25)
+        # The gradients in flight and, for spectra and traces, kept gradients or unfolded inputs come on
+        # top of what forward keeps.
+        extras = bool(self.settings.trace) or self.settings.spectrum
+        each = max(1, self.plan.bytes_per_example) * (3 if extras else 1.25)
         most = max(1, int(self.settings.memory_mib * 2**20 / each))
         order = torch.arange(size)
         if self.plan.cuts_padding:  # sentences of similar length together
