@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from hesstune import __version__
-from hesstune.cli import demo, export, finetune, measure, predict
+from hesstune.cli import demo, export, finetune, measure, predict, report
 from hesstune.cli.exits import Interrupted
 
 __all__ = ["app", "run"]
@@ -29,6 +29,7 @@ app.command("export")(export.export)
 app.command("finetune")(finetune.finetune)
 app.command("measure")(measure.measure)
 app.command("predict")(predict.predict)
+app.command("report")(report.report)
 
 
 def _version(value: bool) -> None:

@@ -22,7 +22,7 @@ from hesstune.training.files import write_json
 from hesstune.training.finetune import pick_device, run_task
 from hesstune.training.run import Run
 
-__all__ = ["SIGMAS", "measure_run", "stability_of_run"]
+__all__ = ["SIGMAS", "measure_run", "stability_of_run", "unchanged"]
 
 BATCH = 32
 # The loss of a fine-tuned network begins to move at the first and is lost at the last.
@@ -125,7 +125,7 @@ class _Setting:
 
 def _setting(run: Run, max_examples: int | None, device: str) -> _Setting:
     _ = run.result
-    task = _unchanged(run, run_task(run.config))
+    task = unchanged(run, run_task(run.config))
     target = pick_device(device)
     loaded = run.loaded()
     to_channels_last(loaded.model, target)
@@ -136,7 +136,7 @@ def _setting(run: Run, max_examples: int | None, device: str) -> _Setting:
     return _Setting(loaded.model, feed, task, rows, target)
 
 
-def _unchanged(run: Run, task: Task) -> Task:
+def unchanged(run: Run, task: Task) -> Task:
     """Return the task; raise RunError unless its training examples are those of labels.csv."""
     rows = [row for row in run.labels() if row["part"] == "train"]
     assert task.train.labels is not None

@@ -25,7 +25,14 @@ CONFIG, MODEL, REFERENCE = "config.yaml", "model.safetensors", "reference.safete
 METRICS, LABELS, NOISE, RECORD = "metrics.jsonl", "labels.csv", "noise_matrix.json", "run.json"
 CHECKPOINT, BAD_IMAGES, CARD, LOCK = "checkpoint.safetensors", "bad_images.csv", "README.md", ".lock"
 # Written from a run's results by other commands: void once the run is replaced.
-DERIVED = ("measure.json", "measure.safetensors", "certificate.json", "report.html")
+DERIVED = (
+    "measure.json",
+    "measure.safetensors",
+    "certificate.json",
+    "report.html",
+    "doubtful.csv",
+    "examples.json",
+)
 
 
 class Run:

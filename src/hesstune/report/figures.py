@@ -1,0 +1,103 @@
+"""Plots as inline SVG: text stays text, and every colour is a variable of the page's style sheet."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+__all__ = ["curves", "heat_map", "stability", "svg"]
+
+# Drawn in these, then replaced by CSS variables; the palette is Okabe and Ito's, safe for the colour-blind.
+COLOURS = {"#010101": "ink", "#010102": "c1", "#010103": "c2", "#010104": "c3", "#010105": "faint"}
+INK, ONE, TWO, THREE, FAINT = COLOURS
+STYLES: Sequence[tuple[str, str, str]] = ((ONE, "-", "o"), (TWO, "--", "s"), (THREE, ":", "^"))
+
+
+def svg(name: str, draw: Callable[[Any], None], size: tuple[float, float] = (6.4, 3.4)) -> str:
+    """Draw on fresh axes and return an SVG element without ids that could clash on the page."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "text.color": INK,
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    used = set(re.findall(r"#([\w.-]+)[\")]", text))
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", text)
+    for colour, variable in COLOURS.items():
+        text = text.replace(colour, f"var(--{variable})")
+    text = re.sub(r"(\d+px) [^;\"]*(?:DejaVu Sans|sans-serif)[^;\"]*", r"\1 system-ui, sans-serif", text)
+    return text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
+
+
+def curves(
+    name: str,
+    x: Sequence[float],
+    lines: Sequence[tuple[str, Sequence[float | None]]],
+    labels: tuple[str, str, str],
+    limit: tuple[str, float] | None = None,
+) -> str:
+    """Return lines over epochs; `limit` is a labelled horizontal line; labels: title, x, y."""
+
+    def draw(axes: Any) -> None:
+        for (colour, dash, marker), (label, values) in zip(STYLES, lines, strict=False):
+            y = [float("nan") if v is None else v for v in values]
+            axes.plot(x, y, dash, color=colour, marker=marker, markersize=3.5, label=label)
+        if limit is not None:
+            axes.axhline(limit[1], color=FAINT, linestyle="-.", label=limit[0])
+        axes.set(title=labels[0], xlabel=labels[1], ylabel=labels[2])
+        axes.legend()
+
+    return svg(name, draw)
+
+
+def heat_map(name: str, matrix: Sequence[Sequence[float]], classes: Sequence[str], title: str) -> str:
+    """Return a matrix of probabilities; rows are true labels, columns given ones."""
+
+    def draw(axes: Any) -> None:
+        image = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
+        if len(classes) <= 12:
+            shown = [c if len(c) <= 14 else c[:13] + "…" for c in classes]
+            axes.set_xticks(range(len(classes)), shown, rotation=45, ha="right", parse_math=False)
+            axes.set_yticks(range(len(classes)), shown, parse_math=False)
+        axes.set(title=title, xlabel="label given", ylabel="true label")
+        axes.figure.colorbar(image, ax=axes, label="probability")
+
+    return svg(name, draw, (5.2, 4.4))
+
+
+def stability(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rise of the loss under noise of size σ, with its Taylor prediction."""
+
+    def draw(axes: Any) -> None:
+        sigma = [row["sigma"] for row in rows]
+        axes.errorbar(
+            sigma, [r["value"] for r in rows], [2 * r["stderr"] for r in rows], color=ONE, marker="o",
+            linestyle="none", capsize=3, label="measured ± 2 standard errors",
+        )  # fmt: skip
+        axes.plot(sigma, [r["taylor"] for r in rows], "--", color=TWO, label="Taylor: ½σ²·Σ Tr H")
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=1e-3)
+        axes.set(title="Noise stability", xlabel="σ (units of the weights)", ylabel="rise of the mean loss")
+        axes.legend()
+
+    return svg(name, draw)

@@ -1,0 +1,107 @@
+"""The records of a run folder, each optional but the configuration and run.json."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hesstune.errors import RunError
+
+__all__ = ["Records", "read_records"]
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a run folder says; None or empty where a file is absent."""
+
+    path: Path
+    config: dict[str, Any]
+    run: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    noise: dict[str, Any] | None
+    measure: dict[str, Any] | None
+    quadratic: Any
+    stability: dict[str, Any] | None
+    certificate: dict[str, Any] | None
+    doubtful: list[dict[str, str]] | None
+    pictures: dict[str, dict[str, str]]
+    train: list[dict[str, str]]
+
+
+def read_records(path: Path) -> Records:
+    """Read a run folder.
+
+    Raises:
+        RunError: If it is none, or a record is damaged.
+    """
+    if not path.is_dir():
+        raise RunError(f"the run folder {path} does not exist")
+    for name in ("config.yaml", "run.json"):
+        if not (path / name).is_file():
+            raise RunError(f"{path} is no run folder: {name} is missing")
+    run = _json(path / "run.json")
+    if not isinstance(run, dict) or "result" not in run:
+        raise RunError(f"the run in {path} has not finished; continue it with hesstune finetune --resume")
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise RunError(f"{path / 'config.yaml'} cannot be read ({error})") from error
+    return Records(
+        path=path,
+        config=config,
+        run=run,
+        metrics=_lines(path / "metrics.jsonl"),
+        noise=_json(path / "noise_matrix.json"),
+        measure=_json(path / "measure.json"),
+        quadratic=_quadratic(path / "measure.safetensors"),
+        stability=_json(path / "noise_stability.json"),
+        certificate=_json(path / "certificate.json") or _json(path / "diagnostic.json"),
+        doubtful=_csv(path / "doubtful.csv"),
+        pictures=_json(path / "examples.json") or {},
+        train=[row for row in _csv(path / "labels.csv") or [] if row.get("part") == "train"],
+    )
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read ({error})") from error
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except (ValueError, OSError) as error:
+        raise RunError(f"{path} is damaged ({error})") from error
+
+
+def _csv(path: Path) -> list[dict[str, str]] | None:
+    if not path.is_file():
+        return None
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (csv.Error, ValueError, OSError) as error:
+        raise RunError(f"{path} cannot be read ({error})") from error
+
+
+def _quadratic(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="np") as file:
+            return file.get_tensor("quadratic")
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path} cannot be read ({error})") from error
