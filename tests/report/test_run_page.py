@@ -1,68 +1,16 @@
 """The report: one file, nothing from elsewhere, names shown as text, small, and complete without scripts."""
 
-import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import yaml
-from safetensors.numpy import save_file
+from report_runs import EVIL, run_folder
 
 from hesstune.errors import RunError
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.report.run_page import render_run
 from hesstune.training.doubts import label_posterior
-
-EVIL = "<script>alert(1)</script>"
-
-
-def run_folder(path, k=3, n=30, layers=4, measured=True):
-    rng = np.random.default_rng(0)
-    classes = [EVIL, *(f"class {i}" for i in range(1, k))]
-    names = [f"layer{i}.weight" for i in range(layers)]
-    result = {
-        "test_accuracy": 0.8, "test_accuracy_interval": [0.7, 0.9], "train_accuracy": 0.9, "gap": 0.5,
-        "distances": dict.fromkeys(names, 0.1), "distance": 0.2,
-    }  # fmt: skip
-    noise = {"injected": "symmetric:0.3", "realised_rate": 0.3, "told": "rate 0.3", "told_rate": 0.3}
-    versions = {"hesstune": "0.1.0"}
-    sizes = {"train": n, "val": 5, "test": 5}
-    record = {"classes": classes, "examples": sizes, "split": "uniform", "noise": noise, "versions": versions}
-    (path / "run.json").write_text(json.dumps({**record, "result": result}))
-    (path / "config.yaml").write_text(yaml.safe_dump({"model": "m", "data": "d", "method": "robust"}))
-    if not measured:
-        return path
-    epoch = {"train_loss": 1.0, "val_accuracy": 0.5, "val_accuracy_true_labels": 0.6, "distance": 0.1}
-    lines = [json.dumps({"epoch": i, "train_accuracy": 0.3 * i, **epoch}) for i in (1, 2, 3)]
-    (path / "metrics.jsonl").write_text("\n".join(lines))
-    NoiseMatrix.symmetric(k, 0.3).save(path / "noise_matrix.json")
-    rows = [f'{i},train,"{classes[i % k]}","{classes[(i + i // 9) % k]}"' for i in range(n)]
-    (path / "labels.csv").write_text("id,part,label,true_label\n" + "\n".join(rows) + "\n")
-    doubts = [f'{i},"{classes[0]}",class 1,0.9,0.1,class 1' for i in range(n)]
-    header = "id,given_label,likely_label,confidence,p_given_label,true_label\n"
-    (path / "doubtful.csv").write_text(header + "\n".join(doubts) + "\n")
-    quadratic = rng.random((n, layers)).astype(np.float32)
-    save_file({"quadratic": quadratic}, str(path / "measure.safetensors"))
-    layer = {
-        "mean": 0.1,
-        "mean_stderr": 0.01,
-        "distance": 0.1,
-        "trace_mean": 2.0,
-        "exact": True,
-        "method": "exact",
-    }
-    measured = [
-        {"name": a, "maximum": float(m), **layer} for a, m in zip(names, quadratic.max(0), strict=True)
-    ]
-    whole = {
-        "measure": {"value": 0.4, "n": n, "C": 2.0},
-        "layers": measured,
-        "notes": [],
-        "statement": "No guarantee.",
-    }
-    (path / "measure.json").write_text(json.dumps(whole))
-    return path
 
 
 class Page(HTMLParser):
@@ -136,3 +84,41 @@ def test_posterior_is_bayes_rule():
     found = label_posterior(p, np.array([1]), noise)
     np.testing.assert_allclose(found, [[0.12 / 0.32, 0.2 / 0.32]])
     assert label_posterior(p, np.array([1]), None) is p
+
+
+def test_pages_open_only_for_a_person_at_a_desktop(tmp_path, monkeypatch):
+    import sys
+    import webbrowser
+
+    from hesstune.cli.report import open_on_desktop
+
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.delenv("CI", raising=False)
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        open_on_desktop(tmp_path / "report.html")
+        assert len(opened) == terminal
+    monkeypatch.setenv("CI", "1")
+    open_on_desktop(tmp_path / "report.html")
+    assert len(opened) == 1
+
+
+def test_doubtful_labels_of_a_real_run_and_the_command(tmp_path):
+    import hesstune as ht
+    from hesstune.cli.report import write_report
+
+    run = ht.finetune(
+        data="digits", noise="symmetric:0.3", train="head", epochs=3, limit=100, image_size=32,
+        out=str(tmp_path / "a"),
+    )  # fmt: skip
+    page, note = write_report(run)
+    assert note is None
+    assert page.read_text().count("data:image/png;base64,") >= 48
+    rows = [line.split(",") for line in (run.path / "doubtful.csv").read_text().splitlines()[1:]]
+    assert len(rows) == 100
+    given = [float(row[4]) for row in rows]
+    assert given == sorted(given)
+    wrong = [row[1] != row[5] for row in rows]
+    assert sum(wrong[:30]) > sum(wrong[70:])

@@ -9,6 +9,7 @@ import typer
 
 from hesstune.cli.options import JSON, QUIET
 from hesstune.cli.render import Output, progress_bars, results_table
+from hesstune.cli.report import open_on_desktop, write_report
 
 __all__ = ["demo"]
 
@@ -41,8 +42,13 @@ def demo(
         f"the robust run was told: {changed['told']}.",
         "Runs: " + ", ".join(str(run.path) for run in runs.values()),
     )
+    page, _ = write_report(runs["robust", 0])
+    output.say(f"Report of the robust run: {page}")
+    if not quiet:
+        open_on_desktop(page)
     output.record(
         {
+            "report": str(page),
             "setting": SETTING,
             "runs": [
                 {

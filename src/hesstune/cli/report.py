@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hesstune.cli.options import JSON, QUIET
 from hesstune.cli.render import Output
 
-__all__ = ["report"]
+if TYPE_CHECKING:
+    from hesstune.training.run import Run
+
+__all__ = ["open_on_desktop", "report", "write_report"]
 
 
 def report(
@@ -20,22 +25,38 @@ def report(
     quiet: QUIET = False,
 ) -> None:
     """Write one self-contained HTML page about a run: report.html in its folder."""
+    from hesstune.training.run import Run
+
+    output = Output(quiet, json)
+    page, note = write_report(Run.load(run), device)
+    if note:
+        output.say(note)
+    output.say(f"Report: {page}")
+    output.record({"path": str(page), "bytes": page.stat().st_size, "note": note})
+
+
+def write_report(run: Run, device: str = "auto") -> tuple[Path, str | None]:
+    """Write a run's report.html, with its doubtful labels where the data is at hand; return why not, too."""
     from hesstune.errors import HesstuneError
     from hesstune.report.run_page import render_run
     from hesstune.training.doubts import doubtful_labels
     from hesstune.training.files import write_text
-    from hesstune.training.run import Run
 
-    output, loaded = Output(quiet, json), Run.load(run)
-    _ = loaded.result
-    note = None
-    if not (run / "doubtful.csv").is_file():
+    _, note = run.result, None
+    if not (run.path / "doubtful.csv").is_file():
         try:
-            doubtful_labels(loaded, device)
+            doubtful_labels(run, device)
         except HesstuneError as error:  # the page is complete without: the data may be elsewhere by now
             note = f"Without the list of doubtful labels: {error}"
-            output.say(note)
-    page = run / "report.html"
-    write_text(page, render_run(run))
-    output.say(f"Report: {page}")
-    output.record({"path": str(page), "bytes": page.stat().st_size, "note": note})
+    page = run.path / "report.html"
+    write_text(page, render_run(run.path))
+    return page, note
+
+
+def open_on_desktop(page: Path) -> None:
+    """Open a page in the browser where a person sits at a desktop: never in pipes or automated runs."""
+    screen = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    if screen and sys.stdout.isatty() and not os.environ.get("CI"):
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())

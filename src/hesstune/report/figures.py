@@ -15,7 +15,7 @@ INK, ONE, TWO, THREE, FAINT = COLOURS
 STYLES: Sequence[tuple[str, str, str]] = ((ONE, "-", "o"), (TWO, "--", "s"), (THREE, ":", "^"))
 
 
-def svg(name: str, draw: Callable[[Any], None], size: tuple[float, float] = (6.4, 3.4)) -> str:
+def svg(name: str, draw: Callable[[Any], None], size: tuple[float, float] = (6.4, 3.8)) -> str:
     """Draw on fresh axes and return an SVG element without ids that could clash on the page."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ def curves(
     labels: tuple[str, str, str],
     limit: tuple[str, float] | None = None,
 ) -> str:
-    """Return lines over epochs; `limit` is a labelled horizontal line; labels: title, x, y."""
+    """Return lines of shares over epochs; `limit` is a labelled horizontal line; labels: title, x, y."""
 
     def draw(axes: Any) -> None:
         for (colour, dash, marker), (label, values) in zip(STYLES, lines, strict=False):
@@ -64,8 +64,9 @@ def curves(
             axes.plot(x, y, dash, color=colour, marker=marker, markersize=3.5, label=label)
         if limit is not None:
             axes.axhline(limit[1], color=FAINT, linestyle="-.", label=limit[0])
-        axes.set(title=labels[0], xlabel=labels[1], ylabel=labels[2])
-        axes.legend()
+        axes.set(title=labels[0], xlabel=labels[1], ylabel=labels[2], ylim=(0, 1.02))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize="small")
 
     return svg(name, draw)
 

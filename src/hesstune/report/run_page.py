@@ -63,8 +63,9 @@ def verdict(records: Records) -> str:
             f"on, though only about {1 - rate:.1%} of them are right."
         )
     return (
-        f"No sign that wrong labels were learnt: the network agrees with {agrees:.1%} of the labels it was "
-        f"trained on, and about {1 - rate:.1%} of them are right."
+        f"The network agrees with {agrees:.1%} of the labels it was trained on, of which about "
+        f"{1 - rate:.1%} are right: so looks a network that has not fitted the noise, though agreement "
+        "alone cannot exclude that some wrong labels were learnt."
     )
 
 

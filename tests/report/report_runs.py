@@ -1,0 +1,59 @@
+"""A run folder made of records alone."""
+
+import json
+
+import numpy as np
+import yaml
+from safetensors.numpy import save_file
+
+from hesstune.noise.matrix import NoiseMatrix
+
+EVIL = "<script>alert(1)</script>"
+
+
+def run_folder(path, k=3, n=30, layers=4, measured=True):
+    rng = np.random.default_rng(0)
+    classes = [EVIL, *(f"class {i}" for i in range(1, k))]
+    names = [f"layer{i}.weight" for i in range(layers)]
+    result = {
+        "test_accuracy": 0.8, "test_accuracy_interval": [0.7, 0.9], "train_accuracy": 0.9, "gap": 0.5,
+        "distances": dict.fromkeys(names, 0.1), "distance": 0.2,
+    }  # fmt: skip
+    noise = {"injected": "symmetric:0.3", "realised_rate": 0.3, "told": "rate 0.3", "told_rate": 0.3}
+    versions = {"hesstune": "0.1.0"}
+    sizes = {"train": n, "val": 5, "test": 5}
+    record = {"classes": classes, "examples": sizes, "split": "uniform", "noise": noise, "versions": versions}
+    (path / "run.json").write_text(json.dumps({**record, "result": result}))
+    (path / "config.yaml").write_text(yaml.safe_dump({"model": "m", "data": "d", "method": "robust"}))
+    if not measured:
+        return path
+    epoch = {"train_loss": 1.0, "val_accuracy": 0.5, "val_accuracy_true_labels": 0.6, "distance": 0.1}
+    lines = [json.dumps({"epoch": i, "train_accuracy": 0.3 * i, **epoch}) for i in (1, 2, 3)]
+    (path / "metrics.jsonl").write_text("\n".join(lines))
+    NoiseMatrix.symmetric(k, 0.3).save(path / "noise_matrix.json")
+    rows = [f'{i},train,"{classes[i % k]}","{classes[(i + i // 9) % k]}"' for i in range(n)]
+    (path / "labels.csv").write_text("id,part,label,true_label\n" + "\n".join(rows) + "\n")
+    doubts = [f'{i},"{classes[0]}",class 1,0.9,0.1,class 1' for i in range(n)]
+    header = "id,given_label,likely_label,confidence,p_given_label,true_label\n"
+    (path / "doubtful.csv").write_text(header + "\n".join(doubts) + "\n")
+    quadratic = rng.random((n, layers)).astype(np.float32)
+    save_file({"quadratic": quadratic}, str(path / "measure.safetensors"))
+    layer = {
+        "mean": 0.1,
+        "mean_stderr": 0.01,
+        "distance": 0.1,
+        "trace_mean": 2.0,
+        "exact": True,
+        "method": "exact",
+    }
+    measured = [
+        {"name": a, "maximum": float(m), **layer} for a, m in zip(names, quadratic.max(0), strict=True)
+    ]
+    whole = {
+        "measure": {"value": 0.4, "n": n, "C": 2.0},
+        "layers": measured,
+        "notes": [],
+        "statement": "No guarantee.",
+    }
+    (path / "measure.json").write_text(json.dumps(whole))
+    return path
