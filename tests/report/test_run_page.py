@@ -66,6 +66,7 @@ def test_large_runs_stay_small(tmp_path):
     text = render_run(run_folder(tmp_path, k=50, n=10_000, layers=200))
     assert len(text.encode()) < 5e6
     assert "layer199.weight" in text
+    assert text.count(">layer _layer") == 3  # each line has its name in the legend
 
 
 def test_wrong_folders_say_what_is_wrong(tmp_path):

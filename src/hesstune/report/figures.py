@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["curves", "heat_map", "stability", "svg"]
+__all__ = ["curves", "heat_map", "quantile_curves", "stability", "svg"]
 
 # Drawn in these, then replaced by CSS variables; the palette is Okabe and Ito's, safe for the colour-blind.
 COLOURS = {"#010101": "ink", "#010102": "c1", "#010103": "c2", "#010104": "c3", "#010105": "faint"}
@@ -84,6 +84,27 @@ def heat_map(name: str, matrix: Sequence[Sequence[float]], classes: Sequence[str
         axes.figure.colorbar(image, ax=axes, label="probability")
 
     return svg(name, draw, (5.2, 4.4))
+
+
+def quantile_curves(
+    name: str,
+    shares: Sequence[float],
+    lines: Sequence[tuple[str, Sequence[float]]],
+    labels: tuple[str, str, str],
+) -> str:
+    """Return the quantiles of positive values, on a logarithmic scale; labels: title, x, y."""
+
+    def draw(axes: Any) -> None:
+        for (colour, dash, _), (label, values) in zip(STYLES, lines, strict=False):
+            shown = [v if v > 0 else float("nan") for v in values]
+            # matplotlib leaves labels out that begin with an underscore, and reads $ as mathematics.
+            text = "layer " + label.replace("$", r"\$")
+            axes.plot(shares, shown, dash, color=colour, label=text)
+        axes.set_yscale("log")
+        axes.set(title=labels[0], xlabel=labels[1], ylabel=labels[2])
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), fontsize="small")
+
+    return svg(name, draw)
 
 
 def stability(name: str, rows: Sequence[dict[str, Any]]) -> str:

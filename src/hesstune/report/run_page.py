@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hesstune.report.figures import curves, heat_map, stability
+from hesstune.report.figures import curves, heat_map, quantile_curves, stability
 from hesstune.report.records import Records, read_records
 
 __all__ = ["render_run"]
@@ -44,6 +44,7 @@ def context(records: Records) -> dict[str, Any]:
         "matrices": _matrices(records),
         "layers": _layers(records),
         "setters": _setters(records),
+        "distribution": _distribution(records),
         "stability": stability("stability", rows) if (rows := _rows(records.stability)) else None,
         "stability_rows": rows,
         "doubtful": None if records.doubtful is None else records.doubtful[:SHOWN],
@@ -155,6 +156,22 @@ def _setters(records: Records) -> list[dict[str, Any]]:
     best = filled.argmax(axis=0)
     rows, counts = np.unique(best, return_counts=True)
     return [{**records.train[rows[i]], "layers": int(counts[i])} for i in np.argsort(-counts)[:12]]
+
+
+def _distribution(records: Records) -> dict[str, Any] | None:
+    """Return the spread over the examples of the three layers with the largest maxima."""
+    if records.quadratic is None or not records.measure:
+        return None
+    names = [layer["name"] for layer in records.measure["layers"]]
+    whole = [i for i in range(len(names)) if not np.isnan(records.quadratic[:, i]).any()]
+    first = sorted(whole, key=lambda i: -records.quadratic[:, i].max())[:3]
+    if not first:
+        return None
+    shares = np.linspace(0, 1, 101)
+    lines = [(names[i], np.quantile(records.quadratic[:, i], shares).tolist()) for i in first]
+    title = ("vᵀH⁺v over the examples", "share of the examples below", "vᵀH⁺v (loss)")
+    rows = [(name, [values[at] for at in (0, 50, 90, 99, 100)]) for name, values in lines]
+    return {"svg": quantile_curves("distribution", shares.tolist(), lines, title), "rows": rows}
 
 
 def _found(records: Records) -> str | None:
