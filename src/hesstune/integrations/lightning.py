@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.constraints.distance import DistanceConstraint
 from hesstune.errors import MissingExtraError, ModelError
+from hesstune.integrations._balls import constraint_of, reference_of
 from hesstune.reference import Reference
 
 try:
@@ -41,15 +41,15 @@ class RobustCallback(Callback):
     ) -> None:
         self.radius, self.norm, self.module = radius, norm, module
         self.reference: Reference | None = None
-        self.constraint: DistanceConstraint | None = None
+        self.constraint: Any = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Take the reference, unless a checkpoint brought it."""
         network = self._network(pl_module)
         if self.reference is None:
-            self.reference = Reference.of(network)
+            self.reference = reference_of(network)
         self.reference = self.reference.to(next(network.parameters()).device)
-        self.constraint = DistanceConstraint(network, self.reference, self.radius, self.norm)
+        self.constraint = constraint_of(network, self.reference, self.radius, self.norm)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
         """Project every layer that has left its ball."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.constraints.distance import DistanceConstraint
 from hesstune.errors import MissingExtraError, RunError
+from hesstune.integrations._balls import constraint_of, distances_of, reference_of
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
@@ -48,8 +48,10 @@ def kept_reference(model: nn.Module, folder: str | Path) -> Reference:
 class RobustTrainerCallback(TrainerCallback):
     """Keep each layer inside its ball around the pretrained weights, after every optimizer step.
 
-    The reference is the model as training starts. It is kept in `output_dir/reference.safetensors`, and
-    a resumed training takes it from there: what the model holds then is a checkpoint.
+    The reference is the model as training starts; of a model with peft's adapters, the products B·A and
+    the trained copies of modules are held inside the balls. It is kept in
+    `output_dir/reference.safetensors`, and a resumed training takes it from there: what the model holds
+    then is a checkpoint.
 
     Args:
         radius: One radius, or {pattern: radius}, as for `DistanceConstraint`.
@@ -69,7 +71,7 @@ class RobustTrainerCallback(TrainerCallback):
         reference: Reference | None = None,
     ) -> None:
         self.radius, self.norm, self.reference = radius, norm, reference
-        self.constraint: DistanceConstraint | None = None
+        self.constraint: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Take the reference, or read it where training resumes.
@@ -93,12 +95,13 @@ class RobustTrainerCallback(TrainerCallback):
                 )
             self.reference = kept
         if self.reference is None:
-            self.reference = Reference.of(model)
+            self.reference = reference_of(model)
         if state.is_world_process_zero and not resumes:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.reference.save(path)
         device = next(model.parameters()).device
-        self.constraint = DistanceConstraint(model, self.reference.to(device), self.radius, self.norm)
+        self.reference = self.reference.to(device)
+        self.constraint = constraint_of(model, self.reference, self.radius, self.norm)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Project every layer that has left its ball."""
@@ -111,7 +114,7 @@ class RobustTrainerCallback(TrainerCallback):
         """Add the distance from the reference to what is logged."""
         model = kwargs.get("model")
         if logs is not None and self.reference is not None and model is not None:
-            found = self.reference.to(next(model.parameters()).device).distances(model)
+            found = distances_of(model, self.reference)
             logs["distance"] = sum(d * d for d in found.values()) ** 0.5
             if state.log_history:  # written before callbacks are called
                 state.log_history[-1]["distance"] = logs["distance"]

@@ -1,0 +1,52 @@
+"""What the callbacks share: the same three calls for whole weights and for peft's adapters."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from hesstune.constraints.distance import DistanceConstraint
+from hesstune.reference import Reference
+
+__all__ = ["constraint_of", "distances_of", "reference_of"]
+
+
+def _has_adapters(model: nn.Module) -> bool:
+    # Adapters come from peft, so where it is not imported there are none.
+    if "peft" not in sys.modules:
+        return False
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def reference_of(model: nn.Module) -> Reference:
+    """Return what training starts from: all weights, or with adapters the trained copies' originals."""
+    if _has_adapters(model):
+        from hesstune.integrations.peft import trained_copies
+
+        return trained_copies(model)
+    return Reference.of(model)
+
+
+def constraint_of(
+    model: nn.Module, reference: Reference, radius: float | Mapping[str, float], norm: str
+) -> Any:
+    """Return the constraint that fits the model, with `project_`."""
+    if _has_adapters(model):
+        from hesstune.integrations.peft import AdapterConstraint
+
+        return AdapterConstraint(model, radius, norm, reference)
+    return DistanceConstraint(model, reference, radius, norm)
+
+
+def distances_of(model: nn.Module, reference: Reference) -> dict[str, float]:
+    """Return ‖v_i‖ of every layer."""
+    if _has_adapters(model):
+        from hesstune.integrations.peft import distances
+
+        return distances(model, reference)
+    return reference.distances(model)
