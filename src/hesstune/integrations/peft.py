@@ -59,7 +59,7 @@ def merged(model: nn.Module) -> nn.Module:
 
     Its parameters have the names of `base_reference`, and take gradients.
     """
-    plain = copy.deepcopy(model)
+    plain: Any = copy.deepcopy(model)
     if hasattr(plain, "base_model") and hasattr(plain.base_model, "unload"):
         plain = plain.base_model.model
     for path, layer in list(_adapted(plain)):
@@ -67,7 +67,8 @@ def merged(model: nn.Module) -> nn.Module:
         plain.set_submodule(path, layer.get_base_layer())
     for path, wrapper in list(_saved(plain)):
         plain.set_submodule(path, wrapper.modules_to_save[wrapper.active_adapters[0]])
-    return plain.requires_grad_(True)
+    found: nn.Module = plain.requires_grad_(True)
+    return found
 
 
 def distances(model: nn.Module, reference: Reference | None = None) -> dict[str, float]:
@@ -166,7 +167,7 @@ class AdapterConstraint:
                 for piece in pieces:
                     piece.b.mul_(radius / norm)
             return norm
-        rows = sum(piece.product() for piece in pieces).abs().sum(dim=1)
+        rows = torch.stack([piece.product() for piece in pieces]).sum(dim=0).abs().sum(dim=1)
         factor = radius / rows.clamp_min(radius)
         for piece in pieces:  # dimension 0 of the stored weight belongs to B, or to A where transposed
             piece.left.mul_(factor.to(piece.left.dtype)[:, None])
