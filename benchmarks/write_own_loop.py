@@ -1,0 +1,72 @@
+"""Write docs/own-loop.md from the examples, which the tests run.
+
+python benchmarks/write_own_loop.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "own-loop.md"
+
+HEAD = """# In your own training loop
+
+Fine-tuning does not have to go through `hesstune finetune`. Three things are added to a loop of your own:
+the **reference** (a copy of the weights before training), the **consistent loss** instead of
+cross-entropy, and the **constraint**, which puts every layer back into its ball after each step. The
+two halves need each other: the consistent loss is unbounded below, and the constraint alone cannot tell
+right labels from wrong ones. Lines that are added are marked `# +`; each example is a file in `examples/`
+and runs as it stands.
+
+What is believed about the labels is a noise matrix, F[i, j] = P(given label = j | true label = i):
+`ht.NoiseMatrix.symmetric(k, rate)` where labels are wrong at random, `ht.NoiseMatrix.from_array(F)` where
+more is known. A radius is one number, or `{pattern: radius}` on the layers' names, the first match winning.
+"""
+
+SECTIONS = {
+    "Plain PyTorch": ("plain_pytorch", ""),
+    "transformers' Trainer": (
+        "trainer",
+        """The callback takes the reference as training starts and keeps it in
+`output_dir/reference.safetensors`. A training that resumes reads it from there: what the model holds at that time is a checkpoint, and
+decaying or projecting towards a checkpoint would let the weights drift further at every restart.
+
+The second half is weight decay towards the pretrained weights: a penalty α/2·‖w − w⁽ˢ⁾‖² in place of
+AdamW's decay to zero, by a mixin for any Trainer. `kept_reference` writes the pretrained weights in the
+first run and reads them in later ones. In evaluation the loss is reported without the penalty.
+""",
+    ),
+    "LoRA and other users of peft": (
+        "lora",
+        """With adapters, a layer's change is the product s·B·A. Its norm comes from two r×r matrices,
+without forming the product; projection scales B; the measure is taken of a merged copy. The names of layers, in radii and
+in results, are those of the model without adapters. `RobustTrainerCallback` and Lightning's
+`RobustCallback` do the same when they meet a peft model. DoRA and other adapters that are no plain
+product are refused by name.
+""",
+    ),
+    "Lightning": ("lightning_module", ""),
+    "accelerate": ("accelerate_loop", ""),
+    "scikit-learn": (
+        "sklearn_classifier",
+        """`RobustClassifier` takes images as arrays, (N, H, W) or (N, H, W, 3), or texts as a list of
+strings, and trains as `hesstune finetune` does; its parameters are that command's options. `fit`, `predict`,
+`predict_proba`, `score`, `clone`, pipelines and grid search work.
+""",
+    ),
+}
+
+
+def page() -> str:
+    """Return the page's text."""
+    parts = [HEAD]
+    for title, (name, text) in SECTIONS.items():
+        code = (ROOT / "examples" / f"{name}.py").read_text()
+        told = f"{text}\n" if text else ""
+        parts.append(f"## {title}\n\n{told}`examples/{name}.py`:\n\n```python\n{code}```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
