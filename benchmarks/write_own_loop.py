@@ -29,21 +29,23 @@ SECTIONS = {
     "transformers' Trainer": (
         "trainer",
         """The callback takes the reference as training starts and keeps it in
-`output_dir/reference.safetensors`. A training that resumes reads it from there: what the model holds at that time is a checkpoint, and
-decaying or projecting towards a checkpoint would let the weights drift further at every restart.
+`output_dir/reference.safetensors`. A training that resumes reads it from there: what the model
+holds at that time is a checkpoint, and decaying or projecting towards a checkpoint would let
+the weights drift further at every restart.
 
-The second half is weight decay towards the pretrained weights: a penalty α/2·‖w − w⁽ˢ⁾‖² in place of
-AdamW's decay to zero, by a mixin for any Trainer. `kept_reference` writes the pretrained weights in the
-first run and reads them in later ones. In evaluation the loss is reported without the penalty.
+The second half is weight decay towards the pretrained weights: a penalty α/2·‖w − w⁽ˢ⁾‖² in
+place of AdamW's decay to zero, by a mixin for any Trainer. `kept_reference` writes the
+pretrained weights in the first run and reads them in later ones. In evaluation the loss is
+reported without the penalty.
 """,
     ),
     "LoRA and other users of peft": (
         "lora",
         """With adapters, a layer's change is the product s·B·A. Its norm comes from two r×r matrices,
-without forming the product; projection scales B; the measure is taken of a merged copy. The names of layers, in radii and
-in results, are those of the model without adapters. `RobustTrainerCallback` and Lightning's
-`RobustCallback` do the same when they meet a peft model. DoRA and other adapters that are no plain
-product are refused by name.
+without forming the product; projection scales B; the measure is taken of a merged copy. The
+names of layers, in radii and in results, are those of the model without adapters.
+`RobustTrainerCallback` and Lightning's `RobustCallback` do the same when they meet a peft
+model. DoRA and other adapters that are no plain product are refused by name.
 """,
     ),
     "Lightning": ("lightning_module", ""),
@@ -51,8 +53,8 @@ product are refused by name.
     "scikit-learn": (
         "sklearn_classifier",
         """`RobustClassifier` takes images as arrays, (N, H, W) or (N, H, W, 3), or texts as a list of
-strings, and trains as `hesstune finetune` does; its parameters are that command's options. `fit`, `predict`,
-`predict_proba`, `score`, `clone`, pipelines and grid search work.
+strings, and trains as `hesstune finetune` does; its parameters are that command's options.
+`fit`, `predict`, `predict_proba`, `score`, `clone`, pipelines and grid search work.
 """,
     ),
 }
