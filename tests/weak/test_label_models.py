@@ -98,8 +98,11 @@ def test_features_mend_what_few_dependent_votes_leave_open():
     helped = feature_dawid_skene(votes, x, clean=(rows, y[rows]))
     assert (helped.posterior[rows].argmax(axis=1) == y[rows]).all()
     np.testing.assert_allclose(helped.confusion.sum(axis=2), 1)
+    # The copied votes make every estimate too sure of the labelers; the features mend most of it.
     given = np.stack([np.bincount(table[y == i, 0], minlength=3) / (y == i).sum() for i in range(3)])
-    np.testing.assert_allclose(helped.confusion[0], given, atol=0.05)
+    plain = latent_classes([votes.onehot[:, d] for d in range(3)], votes.counts / 3)
+    errors = [np.abs(found.confusion[0] - given).max() for found in (helped, plain)]
+    assert errors[0] < 0.6 * errors[1]
 
 
 def test_adversarial_risk_against_all_corners():
