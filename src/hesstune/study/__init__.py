@@ -1,0 +1,1 @@
+"""Studies: tasks, many runs of many methods on them, and tables."""
