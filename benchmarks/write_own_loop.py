@@ -33,10 +33,12 @@ SECTIONS = {
 holds at that time is a checkpoint, and decaying or projecting towards a checkpoint would let
 the weights drift further at every restart.
 
-The second half is weight decay towards the pretrained weights: a penalty α/2·‖w − w⁽ˢ⁾‖² in
-place of AdamW's decay to zero, by a mixin for any Trainer. `kept_reference` writes the
-pretrained weights in the first run and reads them in later ones. In evaluation the loss is
-reported without the penalty.
+The rest is weight decay towards the pretrained weights. `PretrainedDecayCallback(decay)` does
+w ← w − lr·decay·(w − w⁽ˢ⁾) before every step: AdamW's `weight_decay`, with the pretrained
+weights in the place of zero (with a reference of zeros it is AdamW's own, weight for weight). The
+penalty α/2·‖w − w⁽ˢ⁾‖² in the loss, by a mixin for any Trainer, goes through Adam's moments, which
+rescale it; in evaluation the loss is reported without it. `kept_reference` writes the pretrained
+weights in the first run and reads them in later ones.
 """,
     ),
     "LoRA and other users of peft": (

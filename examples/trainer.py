@@ -12,6 +12,7 @@ import hesstune as ht  # +
 from hesstune.constraints.penalty import StartingPointPenalty
 from hesstune.integrations.transformers import (  # +
     PenaltyMixin,
+    PretrainedDecayCallback,
     RobustTrainerCallback,
     consistent_loss,
     kept_reference,
@@ -42,13 +43,20 @@ kept = ht.Reference.load(f"{folder}/reference.safetensors")
 print("largest distance of a layer:", max(kept.distances(model).values()))
 
 
-# Weight decay towards the pretrained weights, as a penalty instead of a constraint:
-class DecayToPretrained(PenaltyMixin, Trainer):  # +
+# Weight decay towards the pretrained weights instead of a constraint, decoupled as AdamW's own is:
+model = BertForSequenceClassification(config)
+decay = PretrainedDecayCallback(0.1)  # +
+Trainer(model, arguments, train_dataset=dataset, callbacks=[decay]).train()
+print("largest distance of a layer:", max(decay.reference.distances(model).values()))
+
+
+# The same as a penalty in the loss:
+class Penalised(PenaltyMixin, Trainer):  # +
     """A Trainer whose loss has a penalty."""
 
 
 model = BertForSequenceClassification(config)
-reference = kept_reference(model, f"{folder}/decay")  # + taken now, read again in a script that resumes
-decay = StartingPointPenalty(model, reference, "l2", alpha=0.1)  # +
-DecayToPretrained(model, arguments, train_dataset=dataset, penalty=decay).train()
+reference = kept_reference(model, f"{folder}/penalty")  # + taken now, read again in a script that resumes
+penalty = StartingPointPenalty(model, reference, "l2", alpha=0.1)  # +
+Penalised(model, arguments, train_dataset=dataset, penalty=penalty).train()
 print("largest distance of a layer:", max(reference.distances(model).values()))

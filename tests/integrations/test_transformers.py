@@ -10,9 +10,10 @@ from sentences import sentences
 transformers = pytest.importorskip("transformers")
 
 from hesstune.constraints.penalty import StartingPointPenalty  # noqa: E402
-from hesstune.errors import RunError  # noqa: E402
+from hesstune.errors import ConfigError, RunError  # noqa: E402
 from hesstune.integrations.transformers import (  # noqa: E402
     PenaltyMixin,
+    PretrainedDecayCallback,
     RobustTrainerCallback,
     consistent_loss,
     kept_reference,
@@ -186,3 +187,87 @@ def test_kept_reference_is_the_first_one(tiny_bert, tmp_path):
         model.classifier.weight.add_(1.0)
     again = kept_reference(model, tmp_path)
     torch.testing.assert_close(again["classifier.weight"], first["classifier.weight"])
+
+
+def test_a_resumed_penalty_pulls_to_the_pretrained_weights(tiny_bert, dataset, tmp_path):
+    def run(folder, stop=None, resume=False):
+        model = load(tiny_bert)
+        if resume:  # whatever a script holds when it resumes, the reference is the first run's
+            with torch.no_grad():
+                model.classifier.weight.add_(1.0)
+        reference = kept_reference(model, folder)
+        penalty = StartingPointPenalty(model, reference, "l2", alpha=5.0)
+        made = Penalised(model, arguments(folder), train_dataset=dataset, penalty=penalty)
+        if stop:
+            made.add_callback(_StopAt(stop))
+        made.train(resume_from_checkpoint=resume)
+        return made.model, reference
+
+    whole, start = run(tmp_path / "whole")
+    run(tmp_path / "parts", stop=3)
+    resumed, reference = run(tmp_path / "parts", resume=True)
+    for name in start.names():
+        assert torch.equal(reference[name], start[name]), name
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def decayed(tiny_bert, dataset, folder, callbacks, own=0.0, stop=None, resume=False):
+    model = load(tiny_bert)
+    steps = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=own)
+    schedule = torch.optim.lr_scheduler.LambdaLR(steps, lambda step: 1.0 / (1 + step))
+    made = transformers.Trainer(
+        model,
+        arguments(folder),
+        train_dataset=dataset,
+        callbacks=callbacks,
+        optimizers=(steps, schedule),
+    )
+    if stop:
+        made.add_callback(_StopAt(stop))
+    made.train(resume_from_checkpoint=resume)
+    return made.model
+
+
+def test_towards_zero_the_decay_is_adamws_own(tiny_bert, dataset, tmp_path):
+    start = Reference.of(load(tiny_bert))
+    zero = Reference({name: torch.zeros_like(start[name]) for name in start.names()}, start.layers())
+    found = decayed(
+        tiny_bert, dataset, tmp_path / "a", [PretrainedDecayCallback(0.5, reference=zero)]
+    ).named_parameters()
+    truth = decayed(tiny_bert, dataset, tmp_path / "b", [], own=0.5)
+    plain = dict(decayed(tiny_bert, dataset, tmp_path / "c", []).named_parameters())
+    for (name, a), b in zip(found, truth.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+    query = "bert.encoder.layer.0.attention.self.query.weight"
+    assert not torch.allclose(plain[query], dict(truth.named_parameters())[query], rtol=1e-3)
+
+
+def test_the_decay_pulls_to_the_pretrained_weights_through_a_resume(tiny_bert, dataset, tmp_path):
+    start = Reference.of(load(tiny_bert))
+
+    def total(model):
+        return sum(d * d for d in start.distances(model).values()) ** 0.5
+
+    whole = decayed(tiny_bert, dataset, tmp_path / "a", [PretrainedDecayCallback(20.0)])
+    assert total(whole) < 0.9 * total(decayed(tiny_bert, dataset, tmp_path / "b", []))
+    decayed(tiny_bert, dataset, tmp_path / "c", [PretrainedDecayCallback(20.0)], stop=3)
+    callback = PretrainedDecayCallback(20.0)
+    resumed = decayed(tiny_bert, dataset, tmp_path / "c", [callback], resume=True)
+    for name in start.names():
+        assert torch.equal(callback.reference[name], start[name]), name
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_two_decays_against_each_other_are_refused(tiny_bert, dataset, tmp_path):
+    made = transformers.Trainer(
+        load(tiny_bert),
+        arguments(tmp_path, weight_decay=0.01),
+        train_dataset=dataset,
+        callbacks=[PretrainedDecayCallback(0.1)],
+    )
+    with pytest.raises(ConfigError, match="weight_decay=0"):
+        made.train()
+    with pytest.raises(ConfigError, match="above 0"):
+        PretrainedDecayCallback(0.0)

@@ -11,10 +11,11 @@ from torch import nn
 from hesstune.constraints.distance import DistanceConstraint
 from hesstune.reference import Reference
 
-__all__ = ["constraint_of", "distances_of", "reference_of"]
+__all__ = ["constraint_of", "distances_of", "has_adapters", "reference_of"]
 
 
-def _has_adapters(model: nn.Module) -> bool:
+def has_adapters(model: nn.Module) -> bool:
+    """Tell whether peft's adapters are in the model."""
     # Adapters come from peft, so where it is not imported there are none.
     if "peft" not in sys.modules:
         return False
@@ -25,7 +26,7 @@ def _has_adapters(model: nn.Module) -> bool:
 
 def reference_of(model: nn.Module) -> Reference:
     """Return what training starts from: all weights, or with adapters the trained copies' originals."""
-    if _has_adapters(model):
+    if has_adapters(model):
         from hesstune.integrations.peft import trained_copies
 
         return trained_copies(model)
@@ -36,7 +37,7 @@ def constraint_of(
     model: nn.Module, reference: Reference, radius: float | Mapping[str, float], norm: str
 ) -> Any:
     """Return the constraint that fits the model, with `project_`."""
-    if _has_adapters(model):
+    if has_adapters(model):
         from hesstune.integrations.peft import AdapterConstraint
 
         return AdapterConstraint(model, radius, norm, reference)
@@ -45,7 +46,7 @@ def constraint_of(
 
 def distances_of(model: nn.Module, reference: Reference) -> dict[str, float]:
     """Return ‖v_i‖ of every layer."""
-    if _has_adapters(model):
+    if has_adapters(model):
         from hesstune.integrations.peft import distances
 
         return distances(model, reference)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.errors import MissingExtraError, RunError
-from hesstune.integrations._balls import constraint_of, distances_of, reference_of
+from hesstune.checks import positive
+from hesstune.errors import ConfigError, LayerError, MissingExtraError, RunError
+from hesstune.integrations._balls import constraint_of, distances_of, has_adapters, reference_of
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
@@ -20,7 +21,13 @@ try:
 except ImportError:
     raise MissingExtraError("transformers", "transformers", "hesstune.integrations.transformers") from None
 
-__all__ = ["PenaltyMixin", "RobustTrainerCallback", "consistent_loss", "kept_reference"]
+__all__ = [
+    "PenaltyMixin",
+    "PretrainedDecayCallback",
+    "RobustTrainerCallback",
+    "consistent_loss",
+    "kept_reference",
+]
 
 REFERENCE = "reference.safetensors"
 
@@ -79,28 +86,7 @@ class RobustTrainerCallback(TrainerCallback):
         Raises:
             RunError: If training resumes and no reference was kept, or it is not the given one.
         """
-        path = Path(args.output_dir) / REFERENCE
-        resumes = state.global_step > 0
-        if resumes and self.reference is None and not path.is_file():
-            raise RunError(
-                f"training resumes at step {state.global_step}, but {path} is missing: the model now holds "
-                "a checkpoint, not the pretrained weights; give reference="
-            )
-        if resumes and path.is_file():
-            kept = Reference.load(path)
-            if self.reference is not None and not _same(kept, self.reference):
-                raise RunError(
-                    f"the given reference differs from {path}, with which this training began; "
-                    "leave reference= out to resume with that one"
-                )
-            self.reference = kept
-        if self.reference is None:
-            self.reference = reference_of(model)
-        if state.is_world_process_zero and not resumes:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.reference.save(path)
-        device = next(model.parameters()).device
-        self.reference = self.reference.to(device)
+        self.reference = _reference_at_start(args, state, model, self.reference)
         self.constraint = constraint_of(model, self.reference, self.radius, self.norm)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -120,9 +106,91 @@ class RobustTrainerCallback(TrainerCallback):
                 state.log_history[-1]["distance"] = logs["distance"]
 
 
+def _reference_at_start(args: Any, state: Any, model: nn.Module, given: Reference | None) -> Reference:
+    """Return the reference on the model's device: given, kept by the training that resumes, or taken now."""
+    path = Path(args.output_dir) / REFERENCE
+    resumes = state.global_step > 0
+    if resumes and given is None and not path.is_file():
+        raise RunError(
+            f"training resumes at step {state.global_step}, but {path} is missing: the model now holds "
+            "a checkpoint, not the pretrained weights; give reference="
+        )
+    if resumes and path.is_file():
+        kept = Reference.load(path)
+        if given is not None and not _same(kept, given):
+            raise RunError(
+                f"the given reference differs from {path}, with which this training began; "
+                "leave reference= out to resume with that one"
+            )
+        given = kept
+    found = reference_of(model) if given is None else given
+    if state.is_world_process_zero and not resumes:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found.save(path)
+    return found.to(next(model.parameters()).device)
+
+
 def _same(a: Reference, b: Reference) -> bool:
     names = set(a.names())
     return names == set(b.names()) and all(torch.equal(a[name].cpu(), b[name].cpu()) for name in names)
+
+
+class PretrainedDecayCallback(TrainerCallback):
+    """Decay the weights towards the pretrained ones, as AdamW decays them towards zero.
+
+    Before every optimizer step w ← w − lr·decay·(w − w⁽ˢ⁾), with lr that of the parameter's group. Like
+    AdamW's own decay (Loshchilov and Hutter, arXiv 1711.05101) it is no part of the gradient, so Adam's
+    moments do not rescale it; a penalty in the loss (`PenaltyMixin`) is rescaled. Leave the Trainer's
+    `weight_decay` at 0. The reference is kept and read as by `RobustTrainerCallback`.
+
+    Args:
+        decay: As AdamW's `weight_decay`, above 0.
+        reference: The reference, where it is not the model as training starts.
+
+    Raises:
+        ConfigError: If the Trainer has a `weight_decay` of its own, which pulls towards zero.
+        LayerError: If the model has peft's adapters: `weight_decay` of B·A already pulls towards the
+            pretrained weights.
+
+    Example:
+        >>> callback = PretrainedDecayCallback(0.1)
+        >>> # Trainer(..., callbacks=[callback])
+    """
+
+    def __init__(self, decay: float, *, reference: Reference | None = None) -> None:
+        self.decay, self.reference = positive("decay", decay), reference
+        self._starts: dict[int, torch.Tensor] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Take the reference, or read it where training resumes."""
+        if has_adapters(model):
+            raise LayerError(
+                "the model has peft's adapters, whose weight decay already pulls towards the pretrained "
+                "weights; use the Trainer's weight_decay instead of PretrainedDecayCallback"
+            )
+        if args.weight_decay:
+            raise ConfigError(
+                f"the Trainer's weight_decay of {args.weight_decay} pulls towards zero, against "
+                "PretrainedDecayCallback; set weight_decay=0"
+            )
+        self.reference = _reference_at_start(args, state, model, self.reference)
+        self.reference.check(model)
+        self._starts = {
+            id(parameter): self.reference[name]
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+
+    @torch.no_grad()
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """Pull every trained parameter towards its start."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                start = self._starts.get(id(parameter))
+                if start is not None:
+                    parameter.lerp_(start.to(parameter.dtype), float(group["lr"]) * self.decay)
 
 
 def consistent_loss(noise: NoiseMatrix, **options: Any) -> Callable[..., torch.Tensor]:
