@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hesstune.losses.consistent import ConsistentLoss
     from hesstune.noise.matrix import NoiseMatrix
     from hesstune.reference import Reference
+    from hesstune.study.compare import Comparison, compare
     from hesstune.training.finetune import finetune
     from hesstune.training.predict import predict
     from hesstune.training.run import Run
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "ConsistentLoss",
     "DistanceConstraint",
     "HesstuneError",
@@ -34,6 +36,7 @@ __all__ = [
     "Run",
     "__version__",
     "certify",
+    "compare",
     "finetune",
     "measure",
     "noise_stability",
@@ -41,6 +44,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Comparison": "hesstune.study.compare",
     "ConsistentLoss": "hesstune.losses.consistent",
     "DistanceConstraint": "hesstune.constraints.distance",
     "HesstuneError": "hesstune.errors",
@@ -49,6 +53,7 @@ _HOMES = {
     "Reference": "hesstune.reference",
     "Run": "hesstune.training.run",
     "certify": "hesstune.bounds.certificate",
+    "compare": "hesstune.study.compare",
     "finetune": "hesstune.training.finetune",
     "measure": "hesstune.curvature.measure",
     "noise_stability": "hesstune.curvature.stability",

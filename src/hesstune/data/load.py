@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,10 +14,12 @@ from hesstune.data.images import DecodedImages, decode_all
 from hesstune.data.sources import PARTS, listing
 from hesstune.errors import DataError
 
-__all__ = ["load_examples", "load_task"]
+__all__ = ["load_examples", "load_task", "reusing_decoded"]
 
 # Two examples of a class are the least that a split can share between training and test.
 FEWEST_A_CLASS = 2
+# Data sets kept decoded while `reusing_decoded` lasts.
+MOST_DECODED = 4
 
 
 def load_task(
@@ -45,7 +51,7 @@ def load_task(
     Raises:
         DataError: If an image is damaged, or a class has too few images.
     """
-    found, source, skipped = _decoded(listing(spec, size), size, skip_bad, cache_mib)
+    found, source, skipped = _labelled(spec, size, skip_bad, cache_mib)
     assert found.labels is not None
     _check_counts(found.labels, found.classes)
     rng = np.random.default_rng([seed, 0x5117])
@@ -80,9 +86,32 @@ def load_examples(
     return Examples(source, np.arange(len(found)), found.ids, labels), skipped
 
 
-def _decoded(
-    found: Listing, size: int, skip_bad: bool, cache_mib: int
-) -> tuple[Listing, ImageSource | Texts, list[tuple[str, str]]]:
+_Decoded = tuple[Listing, ImageSource | Texts, list[tuple[str, str]]]
+_REUSED: ContextVar[dict[tuple[object, ...], _Decoded] | None] = ContextVar("decoded", default=None)
+
+
+@contextlib.contextmanager
+def reusing_decoded() -> Iterator[None]:
+    """Decode each data set once while this lasts; changes of its files meanwhile are not seen."""
+    token = _REUSED.set({} if _REUSED.get() is None else _REUSED.get())
+    try:
+        yield
+    finally:
+        _REUSED.reset(token)
+
+
+def _labelled(spec: str, size: int, skip_bad: bool, cache_mib: int) -> _Decoded:
+    held, key = _REUSED.get(), (spec, size, skip_bad, cache_mib)
+    if held is None:
+        return _decoded(listing(spec, size), size, skip_bad, cache_mib)
+    if key not in held:
+        while len(held) >= MOST_DECODED:
+            held.pop(next(iter(held)))
+        held[key] = _decoded(listing(spec, size), size, skip_bad, cache_mib)
+    return held[key]
+
+
+def _decoded(found: Listing, size: int, skip_bad: bool, cache_mib: int) -> _Decoded:
     if found.texts is not None:
         return found, Texts(found.texts), []
     if found.array is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference, layer_names
 from hesstune.training.card import model_card
 from hesstune.training.config import RESUMABLE, FinetuneConfig, make_config, read_yaml
+from hesstune.training.device import pick_device
 from hesstune.training.evaluate import final_metrics
-from hesstune.training.feeds import Feed, cached_features, make_feed, predict_logits, to_channels_last
+from hesstune.training.feature_store import features_of
+from hesstune.training.feeds import Feed, make_feed, predict_logits, to_channels_last
 from hesstune.training.files import replace_file, write_csv, write_text
 from hesstune.training.run import (
     BAD_IMAGES,
@@ -47,7 +49,7 @@ from hesstune.training.run import (
 from hesstune.training.texts import TextFeed
 from hesstune.training.trainer import Progress, Trainer
 
-__all__ = ["finetune", "pick_device", "run_task"]
+__all__ = ["Trained", "finetune", "pick_device", "run_task"]
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,28 @@ class _Prepared:
     device: torch.device
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a run has in memory when training has ended: the whole network, and what was trained of it.
+
+    `net` is the network or, on cached features, its head alone; `feeds` are its inputs by part.
+    """
+
+    loaded: LoadedModel
+    reference: Reference
+    net: torch.nn.Module
+    feeds: dict[str, Feed]
+    task: Task
+
+
 def finetune(
     config: FinetuneConfig | Mapping[str, Any] | str | Path | None = None,
     *,
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
+    observe: Callable[[Trained], None] | None = None,
+    keep_weights: bool = True,
     **options: Any,
 ) -> Run:
     """Fine-tune a pretrained network on a small, perhaps noisily labelled data set.
@@ -77,6 +95,8 @@ def finetune(
         overwrite: Replace the run in `out`; other files there are left alone.
         resume: Continue an interrupted run in `out`; start where there is none.
         progress: Called with (steps done, steps in all, text) after every step.
+        observe: Called with the network and its inputs when training has ended.
+        keep_weights: Keep the fine-tuned weights and the reference; else the records alone.
         **options: Options by name, over those of `config` (see `FinetuneConfig`). Without `out` the
             run goes to a temporary folder, `Run.path`.
 
@@ -109,7 +129,10 @@ def finetune(
         with locked(out):
             if not resume:
                 clear(out)
-            return _train(prepared, out, resume, progress)
+            run, trained = _train(prepared, out, resume, progress)
+            if observe is not None:
+                observe(trained)
+            return _finish(run, trained.loaded, keep_weights)
 
 
 def _build(
@@ -133,25 +156,6 @@ def _check_same(before: FinetuneConfig, now: FinetuneConfig, out: Path) -> None:
                 f"the run in {out} was started with --{name.replace('_', '-')} {old[name]}, not {new[name]}; "
                 "resume it with the same options, or use --overwrite"
             )
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device by name; `auto` takes CUDA, then Apple's GPU, then the CPU.
-
-    Raises:
-        ConfigError: If there is no such device here.
-    """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"unknown device '{name}'; valid: auto, cpu, cuda, mps") from None
-    present = {"cpu": True, "cuda": cuda, "mps": mps}.get(device.type, False)
-    if not present:
-        raise ConfigError(f"device '{name}' is not available here; use --device cpu")
-    return device
 
 
 def _clean_task(config: FinetuneConfig) -> Task:
@@ -237,15 +241,14 @@ def _feeds(prepared: _Prepared) -> tuple[torch.nn.Module, dict[str, Feed], int]:
     }
     cut = sum(feed.truncated for feed in images.values() if isinstance(feed, TextFeed))
     plain = config.augment in ("auto", "none") and config.batch_norm == "frozen"
-    if config.train in ("head", "last:1") and plain:
-        head = loaded.model.get_submodule(loaded.head)
-        cached = {name: cached_features(loaded.model, head, feed) for name, feed in images.items()}
-        if all(feed is not None for feed in cached.values()):
-            return head, {name: feed for name, feed in cached.items() if feed is not None}, cut
+    alone = config.train in ("head", "last:1") and plain
+    cached = features_of(loaded, parts, images, config.max_length) if alone else None
+    if cached is not None:
+        return loaded.model.get_submodule(loaded.head), cached, cut
     return loaded.model, images, cut
 
 
-def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | None) -> Run:
+def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | None) -> tuple[Run, Trained]:
     started = time.monotonic()
     config, task, loaded = prepared.config, prepared.task, prepared.loaded
     fresh = not (resume and (out / REFERENCE).is_file())
@@ -297,7 +300,8 @@ def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | No
     result["distance"] = float(np.sqrt(sum(d * d for d in result["distances"].values())))
     result["epochs"] = len(trainer.metrics)
     result["seconds"] = round(time.monotonic() - started, 2)
-    return _finish(run, loaded, result)
+    run.record["result"] = result
+    return run, Trained(loaded, reference, net, feeds, task)
 
 
 def _layer_radii(config: FinetuneConfig, loaded: LoadedModel) -> float | dict[str, float] | None:
@@ -367,15 +371,17 @@ def _write_start(run: Run, prepared: _Prepared, reference: Reference) -> None:
     write_text(out / CONFIG, yaml.safe_dump(run.config.to_dict(), sort_keys=False, allow_unicode=True))
 
 
-def _finish(run: Run, loaded: LoadedModel, result: dict[str, Any]) -> Run:
+def _finish(run: Run, loaded: LoadedModel, keep_weights: bool) -> Run:
     from safetensors.torch import save_file
 
-    tensors = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    replace_file(run.path / MODEL, lambda part: save_file(state, str(part)))
-    if not np.isfinite(result["distance"]):
+    if not np.isfinite(run.result["distance"]):
         raise RunError("the distance from the reference is not finite")
-    run.record["result"] = result
+    if keep_weights:
+        tensors = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        replace_file(run.path / MODEL, lambda part: save_file(state, str(part)))
+    else:
+        (run.path / REFERENCE).unlink(missing_ok=True)
     write_text(run.path / CARD, model_card(run.config, run.record))
     # The record goes last: it is what marks the run as finished.
     run.write_record()

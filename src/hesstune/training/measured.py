@@ -17,9 +17,10 @@ from hesstune.curvature.stability import Stability, noise_stability_table
 from hesstune.data.examples import Task
 from hesstune.errors import RunError
 from hesstune.forward import Inputs
+from hesstune.training.device import pick_device
 from hesstune.training.feeds import Feed, make_feed, to_channels_last
 from hesstune.training.files import write_json
-from hesstune.training.finetune import pick_device, run_task
+from hesstune.training.finetune import run_task
 from hesstune.training.run import Run
 
 __all__ = ["SIGMAS", "measure_run", "stability_of_run", "unchanged"]

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from hesstune.data.load import load_examples
 from hesstune.errors import RunError
+from hesstune.training.device import pick_device
 from hesstune.training.evaluate import accuracy
 from hesstune.training.feeds import make_feed, predict_logits, to_channels_last
 from hesstune.training.files import write_csv
-from hesstune.training.finetune import pick_device
 from hesstune.training.run import Run
 
 __all__ = ["Predictions", "predict"]

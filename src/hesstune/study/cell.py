@@ -1,0 +1,179 @@
+"""Run one cell of a comparison: train, measure, and write what was found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from hesstune.curvature.measure import measure
+from hesstune.curvature.stability import noise_stability_table
+from hesstune.errors import HesstuneError
+from hesstune.forward import Inputs
+from hesstune.reference import Reference
+from hesstune.study.plan import Cell, Settings
+from hesstune.training.config import FinetuneConfig
+from hesstune.training.feeds import FeatureFeed
+from hesstune.training.files import write_json
+from hesstune.training.finetune import Trained, finetune
+from hesstune.training.run import Run
+
+__all__ = ["CELL", "run_cell"]
+
+CELL, OBSERVED = "cell.json", "observed.json"
+BATCH = 32
+# Examples that a whole network is measured on where the user does not say.
+MEASURED = 200
+# Standard deviation of the noise on the weights.
+STABILITY_SIGMA = 0.01
+FROM_RESULT = (
+    "test_accuracy",
+    "test_balanced_accuracy",
+    "train_accuracy",
+    "train_accuracy_true_labels",
+    "train_loss",
+    "test_loss",
+    "gap",
+    "distance",
+    "epochs",
+)
+
+
+def run_cell(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
+    """Run a cell, or go on with it, and write its cell.json; an error of the input is its result.
+
+    Args:
+        cell: What to run.
+        folder: The cell's folder.
+        settings: What to do beside training.
+    """
+    record: dict[str, Any] = {
+        "task": cell.task,
+        "method": cell.method,
+        "seed": cell.seed,
+        "fingerprint": cell.fingerprint,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        config, searched = cell.config, None
+        if settings.search:
+            from hesstune.study.search import search_cell
+
+            config, searched = search_cell(cell.config, settings.search, folder / "search")
+        run = _finished_run(config, folder / "run", settings)
+        record |= {"status": "done", "error": None, "metrics": _metrics(run)}
+        if searched is not None:
+            record["search"] = searched
+    except HesstuneError as error:
+        record |= {"status": "failed", "error": " ".join(str(error).split()), "metrics": {}}
+    write_json(folder / CELL, record)
+    return record
+
+
+def _finished_run(config: FinetuneConfig, out: Path, settings: Settings) -> Run:
+    def observe(trained: Trained) -> None:
+        write_json(out / OBSERVED, _observed(trained, config, settings))
+
+    options = config.model_dump() | {"out": str(out)}
+    return finetune(options, resume=True, observe=observe, keep_weights=settings.keep_runs)
+
+
+def _metrics(run: Run) -> dict[str, Any]:
+    result, epochs = run.result, run.metrics
+    last = epochs[-1] if epochs else {}
+    if run.config.select == "best" and epochs:
+        last = min(epochs, key=lambda e: float("inf") if e["val_loss"] is None else e["val_loss"])
+    found = {name: result.get(name) for name in FROM_RESULT}
+    found |= {name: last.get(name) for name in ("val_loss", "val_accuracy")}
+    found |= json.loads((run.path / OBSERVED).read_text(encoding="utf-8"))
+    found["seconds"] = round(sum(e["seconds"] for e in epochs), 3)
+    return found
+
+
+class _View:
+    """What is measured: the network, or its head alone on features, and the training examples."""
+
+    def __init__(self, trained: Trained, seed: int, most: int | None) -> None:
+        self.loaded, self.feed = trained.loaded, trained.feeds["train"]
+        self.net: nn.Module = trained.net
+        self.head_alone = isinstance(self.feed, FeatureFeed)
+        self.reference = _of_head(trained) if self.head_alone else trained.reference
+        labels = trained.task.train.labels
+        assert labels is not None
+        self.labels, self.n, self.k = torch.from_numpy(labels), len(labels), trained.task.k
+        self.rows = np.arange(self.n)
+        most = most if most is not None else None if self.head_alone else MEASURED
+        if most is not None and most < self.n:
+            self.rows = np.sort(np.random.default_rng(seed).permutation(self.n)[:most])
+
+    def batches(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
+        size = len(self.rows) if self.head_alone else BATCH
+        for start in range(0, len(self.rows), max(1, size)):
+            some = self.rows[start : start + size]
+            yield self.feed.inputs(some), self.labels[some]
+
+
+def _of_head(trained: Trained) -> Reference:
+    prefix = f"{trained.loaded.head}." if trained.loaded.head else ""
+    reference = trained.reference
+    tensors = {
+        name.removeprefix(prefix): reference[name] for name in reference.names() if name.startswith(prefix)
+    }
+    layers = [name.removeprefix(prefix) for name in reference.layers() if name.startswith(prefix)]
+    return Reference(tensors, layers)
+
+
+def _observed(trained: Trained, config: FinetuneConfig, settings: Settings) -> dict[str, Any]:
+    """Measure a trained network; what was not asked for is None."""
+    found: dict[str, Any] = {
+        "measure": None,
+        "measure_mean": None,
+        "stability": None,
+        "stability_taylor": None,
+        "certificate": None,
+    }
+    view = _View(trained, config.seed, settings.measure_examples)
+    if settings.measure_examples != 0:
+        measured = measure(
+            view.net,
+            view.reference,
+            view.batches(),
+            examples="max",
+            mean_sample=0,
+            method="exact" if view.head_alone else "auto",
+        )
+        found["measure"] = measured.distance(view.n)
+        mean = (float(measured.losses.max()) * measured.mean.nan_to_num(nan=0.0) / (2 * view.n)).sqrt()
+        found["measure_mean"] = float(mean.sum()) if bool(measured.mean.isfinite().all()) else None
+        found["max_loss"] = float(measured.losses.max())
+    if settings.stability:
+        row = noise_stability_table(view.net, view.batches(), [STABILITY_SIGMA], 16, config.seed)[0]
+        found["stability"], found["stability_taylor"] = row.value, row.taylor
+    if settings.certify and view.head_alone:
+        found["certificate"] = _certificate(view, config)
+    return found
+
+
+def _certificate(view: _View, config: FinetuneConfig) -> dict[str, Any]:
+    """Certify the head on its training examples, where the labels' noise is known; else say why not."""
+    from hesstune.bounds.certificate import certify
+    from hesstune.noise.matrix import NoiseMatrix
+
+    noise = NoiseMatrix.parse(config.noise, view.k) if config.noise else None
+    if config.split != "uniform":
+        return {"risk": None, "why": "the split is not a uniform sample"}
+    features = view.feed.inputs(np.arange(view.n))
+    assert isinstance(features, torch.Tensor)
+    try:
+        found = certify(
+            view.net, view.reference, TensorDataset(features, view.labels), noise=noise, repeats="allow"
+        )
+    except HesstuneError as error:
+        return {"risk": None, "why": " ".join(str(error).split())}
+    return {"risk": found.risk, "empirical": found.empirical, "delta": found.delta, "vacuous": found.vacuous}

@@ -1,0 +1,238 @@
+"""What a comparison runs: its cells, each a task, a method and a seed, with a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hesstune.data.sources import listing
+from hesstune.errors import ConfigError, unknown_name
+from hesstune.methods import method_names
+from hesstune.training.config import FinetuneConfig, make_config
+
+__all__ = ["ELSEWHERE", "Cell", "Plan", "Settings", "check_name", "make_plan"]
+
+# Options of a run that say where it runs, not what it computes; the data is known by its digest.
+ELSEWHERE = ("out", "device", "cache_mib", "data", "weights")
+_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is done with every cell beside training.
+
+    Attributes:
+        measure_examples: Training examples that the Hessian measure is taken on, drawn uniformly: 0
+            for none, None for all where a head alone is trained and 200 elsewhere.
+        stability: Whether noise stability is measured.
+        certify: Whether a certificate is computed where a head alone is trained.
+        search: Trials of a search for the method's options on the cell's own validation part; 0: none.
+        keep_runs: Whether weights are kept, so that `measure`, `report` and `predict` work on cells.
+    """
+
+    measure_examples: int | None = None
+    stability: bool = False
+    certify: bool = False
+    search: int = 0
+    keep_runs: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("measure_examples", self.measure_examples or 0), ("search", self.search)):
+            if value < 0:
+                raise ConfigError(f"{name.replace('_', '-')} must be at least 0; got {value}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison.
+
+    Attributes:
+        task: The task's name.
+        method: The method's name in this comparison.
+        seed: Seed of split, noise, order and augmentation.
+        config: The run's resolved configuration.
+        fingerprint: Digest of everything that the cell's result depends on.
+    """
+
+    task: str
+    method: str
+    seed: int
+    config: FinetuneConfig
+    fingerprint: str
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Task, method and seed."""
+        return self.task, self.method, self.seed
+
+    @property
+    def folder(self) -> Path:
+        """The cell's folder, below the comparison's."""
+        return Path("cells") / self.task / self.method / f"seed-{self.seed}"
+
+    def options(self) -> dict[str, Any]:
+        """Return the resolved options that other seeds share."""
+        values = self.config.to_dict()
+        return {name: value for name, value in values.items() if name not in ("out", "cache_mib", "seed")}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a comparison, tasks outermost and methods innermost.
+
+    Attributes:
+        cells: The cells.
+        settings: What is done with each.
+        left_out: {method: why} of methods that do not apply to the options given.
+    """
+
+    cells: list[Cell]
+    settings: Settings
+    left_out: dict[str, str]
+
+    def write(self, path: Path) -> None:
+        """Write the plan for workers."""
+        from hesstune.training.files import write_json
+
+        cells = [
+            {"task": c.task, "method": c.method, "seed": c.seed, "fingerprint": c.fingerprint,
+             "config": c.config.model_dump(mode="json")}
+            for c in self.cells
+        ]  # fmt: skip
+        write_json(path, {"cells": cells, "settings": asdict(self.settings), "left_out": self.left_out})
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Read what `write` wrote."""
+        record = json.loads(path.read_text(encoding="utf-8"))
+        cells = [Cell(**{**c, "config": make_config(c["config"])}) for c in record["cells"]]
+        return cls(cells, Settings(**record["settings"]), record["left_out"])
+
+
+def make_plan(
+    options: Mapping[str, Any],
+    tasks: Mapping[str, Mapping[str, Any]] | None,
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    settings: Settings,
+) -> Plan:
+    """Lay out a comparison and check every option before anything runs.
+
+    Args:
+        options: Options of `finetune` that all cells share.
+        tasks: {name: options}; None for one task, the data of `options`. `{seed}` in a text stands for
+            the seed.
+        methods: Names; or {name: options}, where the option `method` may name another method. The name
+            `all` stands for every method that applies.
+        seeds: The seeds.
+        settings: See `Settings`.
+
+    Raises:
+        ConfigError: If a name is unknown, there is nothing to run, or an option is wrong.
+    """
+    for name in ("method", "seed", "out"):
+        if name in options:
+            instead = {"method": "methods", "seed": "seeds", "out": "the comparison's own folder"}[name]
+            raise ConfigError(f"a comparison sets the option {name} itself; use {instead}")
+    named = _tasks(options, tasks)
+    variants, left_out = _variants(methods), dict[str, str]()
+    cells: list[Cell] = []
+    digests: dict[tuple[str, int], str] = {}
+    for task, own in named.items():
+        for seed in seeds:
+            for method, more in variants.items():
+                values = _filled({**options, **own, **more, "seed": seed}, seed)
+                try:
+                    config = make_config(values).resolved()
+                except ConfigError as error:
+                    if methods == "all" or "all" in methods:
+                        left_out[method] = str(error)
+                        continue
+                    raise ConfigError(f"task {task}, method {method}: {error}") from None
+                assert config.image_size is not None
+                key = (config.data, config.image_size)
+                if key not in digests:
+                    digests[key] = _data_digest(*key)
+                cells.append(Cell(task, method, seed, config, _fingerprint(config, digests[key], settings)))
+    if not cells:
+        raise ConfigError("there is nothing to compare: give at least one method, task and seed")
+    return Plan(cells, settings, left_out)
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return a name that is safe as a folder's; raise ConfigError otherwise."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"the {kind} name '{name}' may hold letters, digits and _ + - . only, no leading dot"
+        )
+    return name
+
+
+def _tasks(
+    options: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]] | None
+) -> Mapping[str, Mapping[str, Any]]:
+    if tasks is not None:
+        return {check_name("task", str(name)): _mapping("task", name, own) for name, own in tasks.items()}
+    data = str(options.get("data", "digits"))
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", Path(data.partition(":")[2] or data).name).strip("-.")
+    return {name or "task": {}}
+
+
+def _variants(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    given = {name: {} for name in methods} if not isinstance(methods, Mapping) else methods
+    if len(given) < len(methods):
+        raise ConfigError("a method is named twice; give each once")
+    variants: dict[str, dict[str, Any]] = {}
+    for name, own in given.items():
+        if name == "all":
+            for each in method_names():
+                variants.setdefault(each, {"method": each})
+            continue
+        made = {"method": str(name), **_mapping("method", name, own)}
+        if made["method"] not in method_names():
+            raise unknown_name("method", made["method"], [*method_names(), "all"])
+        variants[check_name("method", str(name))] = made
+    return variants
+
+
+def _mapping(kind: str, name: object, own: object) -> Mapping[str, Any]:
+    if own is None:
+        return {}
+    if not isinstance(own, Mapping):
+        raise ConfigError(f"the {kind} '{name}' needs options by name; got {own!r}")
+    return {str(key).replace("-", "_"): value for key, value in own.items()}
+
+
+def _filled(values: dict[str, Any], seed: int) -> dict[str, Any]:
+    return {k: v.replace("{seed}", str(seed)) if isinstance(v, str) else v for k, v in values.items()}
+
+
+def _fingerprint(config: FinetuneConfig, data: str, settings: Settings) -> str:
+    values = {name: v for name, v in config.to_dict().items() if name not in ELSEWHERE}
+    for name in ("weights", "noise", "noise_matrix"):
+        given = getattr(config, name)
+        if given and Path(given).is_file():  # by content: a path may hold something else tomorrow
+            values[name] = hashlib.sha256(Path(given).read_bytes()).hexdigest()
+    asked = {name: v for name, v in asdict(settings).items() if name != "keep_runs"}
+    text = json.dumps([values, data, asked], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _data_digest(spec: str, size: int) -> str:
+    """Return a digest of the examples' ids, labels and parts, and of their contents or files' sizes."""
+    found = listing(spec, size)
+    digest = hashlib.sha256(json.dumps([found.ids, found.classes, found.parts, found.texts]).encode())
+    if found.labels is not None:
+        digest.update(np.ascontiguousarray(found.labels).data)
+    if found.array is not None:
+        digest.update(np.ascontiguousarray(found.array.numpy()).data)
+    if found.paths is not None:
+        digest.update(json.dumps([p.stat().st_size for p in found.paths]).encode())
+    return digest.hexdigest()

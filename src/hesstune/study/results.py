@@ -1,0 +1,192 @@
+"""results.json: what a comparison found, for tables, pages and a continued comparison.
+
+One JSON object:
+
+- `format`: 1.
+- `header`: list of sentences: the budget, split, augmentation, selection rule and labels that every cell
+  has alike, and what the methods set themselves.
+- `command`: the command line that made it, or null; `versions`: {hesstune, torch, python}.
+- `tasks`, `methods`, `seeds`: their names, in the order given; `baseline`: the method that differences are
+  taken from; `left_out`: {method: why}.
+- `settings`: see `hesstune.study.plan.Settings`; `shared`: options of `finetune` that all cells have alike;
+  `configs`: {task: {method: options that differ between cells}}.
+- `cells`: list of {task, method, seed, fingerprint, status: done | failed | pending, error: text or null,
+  metrics, search (where one was asked for)}. `metrics` maps names to numbers or null: test_accuracy,
+  test_balanced_accuracy, train_accuracy (labels as trained on), train_accuracy_true_labels, val_accuracy
+  and val_loss (labels as validated on), train_loss, test_loss, gap (cross-entropy, test minus training),
+  distance (√Σ‖v_i‖²), measure (the Hessian distance measure), measure_mean (the same with half the mean in
+  place of the maximum), max_loss, stability and stability_taylor, epochs, seconds (training alone); and
+  `certificate`: null, or {risk, empirical, delta, vacuous} or {risk: null, why}. Accuracies are shares.
+  `search` is {trials: [{options, val_loss, error}], chosen: number of the trial}.
+- `means`: list of {metric, method, task (null: over the tasks), n, mean, stderr}.
+- `differences`: list of {metric, method, baseline, task (null: over the tasks), n, mean, stderr, low, high}:
+  method minus baseline, paired by task and seed, with a 95 % t interval for fresh seeds on these tasks.
+- `ranks`: list of {method, mean_rank, stderr, n} by test accuracy, best first; 1 is best.
+
+stderr, low and high are null where a task has a single seed.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hesstune import __version__
+from hesstune.errors import ConfigError, RunError
+from hesstune.methods import method_class
+from hesstune.study.plan import ELSEWHERE, Cell, Plan
+from hesstune.study.summary import differences, means, ranks
+
+__all__ = ["FORMAT", "RESULTS", "check_unchanged", "read_results", "results_of"]
+
+FORMAT = 1
+RESULTS = "results.json"
+# What is said in the header, in this order.
+BUDGET = ("epochs", "batch_size", "optimizer", "lr", "schedule", "lr_warmup")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read results.json.
+
+    Raises:
+        RunError: If the file is missing or is none.
+    """
+    path = path / RESULTS if path.is_dir() else path
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} holds no readable comparison ({error})") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT or "cells" not in record:
+        raise RunError(f"{path} holds no comparison of this version (format {FORMAT})")
+    return record
+
+
+def results_of(
+    plan: Plan, records: Sequence[Mapping[str, Any]], baseline: str, command: str | None
+) -> dict[str, Any]:
+    """Assemble results.json from the plan and the records of all cells, present ones and earlier ones."""
+    known = {(r["task"], r["method"], r["seed"]): dict(r) for r in records}
+    cells = [known.pop(c.key) if c.key in known else _pending(c) for c in plan.cells]
+    cells += list(known.values())
+    shared, configs = _shared(plan.cells)
+    return {
+        "format": FORMAT,
+        "header": _header(plan, shared),
+        "command": command,
+        "versions": {
+            "hesstune": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "tasks": list(dict.fromkeys(c["task"] for c in cells)),
+        "methods": list(dict.fromkeys(c["method"] for c in cells)),
+        "seeds": sorted({c["seed"] for c in cells}),
+        "baseline": baseline,
+        "left_out": plan.left_out,
+        "settings": asdict(plan.settings),
+        "shared": shared,
+        "configs": configs,
+        "means": means(cells),
+        "differences": differences(cells, baseline),
+        "ranks": ranks(cells),
+        "cells": cells,
+    }
+
+
+def _pending(cell: Cell) -> dict[str, Any]:
+    return {
+        "task": cell.task,
+        "method": cell.method,
+        "seed": cell.seed,
+        "fingerprint": cell.fingerprint,
+        "status": "pending",
+        "error": None,
+        "metrics": {},
+    }
+
+
+def _shared(cells: Sequence[Cell]) -> tuple[dict[str, Any], dict[str, dict[str, dict[str, Any]]]]:
+    options = [(c, c.options()) for c in cells]
+    first = options[0][1]
+    alike = {name for name in first if all(o[name] == first[name] for _, o in options)}
+    configs: dict[str, dict[str, dict[str, Any]]] = {}
+    for cell, own in options:
+        differing = {name: value for name, value in own.items() if name not in alike}
+        configs.setdefault(cell.task, {}).setdefault(cell.method, differing)
+    return {name: first[name] for name in first if name in alike}, configs
+
+
+def _header(plan: Plan, shared: Mapping[str, Any]) -> list[str]:
+    """Return the sentences above every table: what is the same for all, and what is not."""
+
+    def of(*names: str) -> str:
+        return ", ".join(
+            f"{name.replace('_', ' ')} {shared[name]}"
+            if name in shared
+            else f"{name.replace('_', ' ')} differs"
+            for name in names
+        )
+
+    limit = shared.get("limit", "differs")
+    lines = [
+        f"Budget: {of(*BUDGET)}; training examples: {'all' if limit is None else f'at most {limit}'}.",
+        f"Model: {of('model', 'train', 'image_size')}. Augmentation: {shared.get('augment', 'differs')}.",
+        f"Split: {shared.get('split', 'differs')}, drawn anew for every seed unless the data gives it; "
+        f"{of('val_fraction', 'test_fraction')}.",
+        _selection(plan, shared),
+        f"Labels: {of('noise')}; what the loss is told: {of('noise_matrix')}.",
+    ]
+    own = _set_by_methods(plan)
+    if own:
+        lines.append(f"Set by methods themselves: {'; '.join(own)}.")
+    if plan.settings.search:
+        lines.append(
+            f"Search: {plan.settings.search} trials for each method, task and seed, the first with the "
+            "defaults, chosen by validation loss on that seed's validation part."
+        )
+    return lines
+
+
+def _selection(plan: Plan, shared: Mapping[str, Any]) -> str:
+    labels = "clean" if shared.get("clean_val") else "as noisy as the training labels"
+    kept = {"last": "the last epoch's weights", "best": "the weights of the least validation loss"}
+    rule = kept.get(str(shared.get("select")), "the last epoch's weights unless the method itself selects")
+    return f"Selection: {rule}; validation labels are {labels}; nothing is selected on the test part."
+
+
+def _set_by_methods(plan: Plan) -> list[str]:
+    said = {}
+    for cell in plan.cells:
+        own = method_class(cell.config.method).defaults(cell.config.train)
+        kept = {name: v for name, v in own.items() if getattr(cell.config, name) == v}
+        if kept:
+            said[cell.method] = f"{cell.method} ({', '.join(f'{k} {v}' for k, v in kept.items())})"
+    return list(said.values())
+
+
+def check_unchanged(plan: Plan, before: Mapping[str, Any], out: Path) -> None:
+    """Raise ConfigError, naming the first difference, if a finished cell would be computed otherwise now."""
+    planned = {c.key: c for c in plan.cells}
+    unseen = ("keep_runs", *ELSEWHERE)
+    for record in before["cells"]:
+        cell = planned.get((record["task"], record["method"], record["seed"]))
+        if cell is None or record["status"] == "pending" or record["fingerprint"] == cell.fingerprint:
+            continue
+        old = {**before["shared"], **before["configs"].get(cell.task, {}).get(cell.method, {})}
+        was, now = {**old, **before["settings"]}, {**cell.options(), **asdict(plan.settings)}
+        changed = [n for n in now if n in was and n not in unseen and was[n] != now[n]]
+        what = (
+            f"--{changed[0].replace('_', '-')} {was[changed[0]]}, not {now[changed[0]]}"
+            if changed
+            else "other data or files"
+        )
+        raise ConfigError(
+            f"the comparison in {out} was made with {what} ({cell.task}, {cell.method}); give the same "
+            "options to continue it, choose another --out, or use --overwrite"
+        )

@@ -1,0 +1,76 @@
+"""Work through a plan's cells, alone or beside other processes: `python -m hesstune.study.work FOLDER`."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hesstune.study.cell import CELL, run_cell
+from hesstune.study.plan import Cell, Plan
+from hesstune.training.feature_store import FeatureStore, sharing
+
+__all__ = ["PLAN", "STORE", "finished", "work"]
+
+PLAN, STORE = "plan.json", "features"
+
+
+def finished(out: Path, cell: Cell) -> dict[str, object] | None:
+    """Return the record of a cell that has been run as it is planned now, else None."""
+    path = out / cell.folder / CELL
+    try:
+        record: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if record.get("fingerprint") == cell.fingerprint else None
+
+
+def work(
+    out: Path,
+    plan: Plan,
+    start: int = 0,
+    done: Callable[[Cell], None] | None = None,
+    parent: int | None = None,
+) -> None:
+    """Run every cell that is neither finished nor in another process's hands.
+
+    Args:
+        out: The comparison's folder.
+        plan: Its plan.
+        start: The cell to begin with, so that workers begin apart.
+        done: Called with each cell when it is finished.
+        parent: Stop between cells once this process is no longer the parent.
+    """
+    order = plan.cells[start:] + plan.cells[:start]
+    with sharing(FeatureStore(out / STORE)):
+        for cell in order:
+            if parent is not None and os.getppid() != parent:
+                return
+            if finished(out, cell):
+                continue
+            folder = out / cell.folder
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / ".claimed").open("w") as claim:
+                try:
+                    fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    continue
+                if not finished(out, cell):  # another worker may have had it meanwhile
+                    run_cell(cell, folder, plan.settings)
+            if done is not None:
+                done(cell)
+
+
+def _main() -> None:
+    import torch
+
+    folder, start, threads, parent = Path(sys.argv[1]), *(int(a) for a in sys.argv[2:5])
+    torch.set_num_threads(threads)
+    work(folder, Plan.read(folder / PLAN), start, parent=parent)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,28 @@
+"""Where to compute."""
+
+from __future__ import annotations
+
+import torch
+
+from hesstune.errors import ConfigError
+
+__all__ = ["pick_device"]
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device by name; `auto` takes CUDA, then Apple's GPU, then the CPU.
+
+    Raises:
+        ConfigError: If there is no such device here.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device '{name}'; valid: auto, cpu, cuda, mps") from None
+    present = {"cpu": True, "cuda": cuda, "mps": mps}.get(device.type, False)
+    if not present:
+        raise ConfigError(f"device '{name}' is not available here; use --device cpu")
+    return device
