@@ -176,6 +176,26 @@ def test_elr_remembers_and_penalises():
     torch.testing.assert_close(second, expected)
 
 
+def test_robust_plus_is_the_consistent_loss_with_the_memory_inside_the_ball():
+    from hesstune import ConsistentLoss
+
+    method = built("robust_plus", options={"lambda": 2.0, "beta": 0.6})
+    p = torch.softmax(method.setup.model(X).detach(), 1)
+    early, logits = method.batch_loss(batch(method, epoch=0))
+    memory = 0.4 * p
+    penalty = torch.log(1 - (memory * p).sum(1)).mean()
+    torch.testing.assert_close(early, cross_entropy(logits, Y).mean() + 2.0 * penalty)
+    late, logits = method.batch_loss(batch(method, epoch=1))
+    memory = 0.6 * memory + 0.4 * p
+    penalty = torch.log(1 - (memory * p).sum(1)).mean()
+    expected = ConsistentLoss(method.setup.noise)(logits, Y) + 2.0 * penalty
+    torch.testing.assert_close(late, expected)
+    with torch.no_grad():
+        method.setup.model[0].weight.add_(1.0)
+    method.after_step()
+    assert method.distances()["0.weight"] == pytest.approx(0.1, rel=1e-5)
+
+
 def test_self_adaptive_training_moves_its_targets_after_the_first_phase():
     method = built("sat", options={"alpha": 0.8, "after": 0.5})
     early, logits = method.batch_loss(batch(method, epoch=4))

@@ -55,6 +55,7 @@ NAMES = [
     "co_teaching",
     "divide_mix",
     "robust",
+    "robust_plus",
 ]
 
 

@@ -16,8 +16,8 @@ from hesstune.methods._base import Batch, Method, MethodSetup, Option
 SOURCE = "Liu et al. 2020, appendix (CIFAR-10)"
 
 
-class ELR(Method):
-    """Cross-entropy with a memory of each example's early predictions."""
+class EarlyLearning(Method):
+    """A method's own loss, and a memory of each example's early predictions that holds them."""
 
     own_options = {
         "lambda": Option(3.0, SOURCE, search=(0.3, 10.0), log=True),
@@ -38,7 +38,7 @@ class ELR(Method):
         return self.memory[indices]
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cross-entropy and the regulariser."""
+        """Return the method's loss and the regulariser."""
         logits = batch.logits()
         p = torch.softmax(logits.float(), dim=1)
         penalty = early_learning_penalty(p, self.remember(p, batch.indices)).mean()
@@ -51,6 +51,10 @@ class ELR(Method):
     def load_state(self, state: dict[str, Any]) -> None:
         """Take it back."""
         self.memory = state["memory"]
+
+
+class ELR(EarlyLearning):
+    """Cross-entropy with the memory."""
 
 
 METHOD = ELR

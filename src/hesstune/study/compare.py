@@ -97,7 +97,8 @@ def compare(
             `methods`, `seeds`, `baseline` and `search`.
         methods: Names, `["all"]`, or {name: options}; by default vanilla and robust.
         seeds: How many seeds, from 0, or which; by default 3.
-        tasks: {name: options}; by default one, the data of `options`. `{seed}` stands for the seed.
+        tasks: {name: options}; by default one, the data of `options`. `{seed}` and `{task}` stand for
+            the seed and the task's name.
         out: The folder; a temporary one where None.
         baseline: The method that differences are taken from; by default vanilla, or the first.
         search: Trials of a search over each method's options, on noisy validation labels.

@@ -127,8 +127,8 @@ def make_plan(
 
     Args:
         options: Options of `finetune` that all cells share.
-        tasks: {name: options}; None for one task, the data of `options`. `{seed}` in a text stands for
-            the seed.
+        tasks: {name: options}; None for one task, the data of `options`. `{seed}` and `{task}` in a
+            text stand for the seed and the task's name.
         methods: Names; or {name: options}, where the option `method` may name another method. The name
             `all` stands for every method that applies.
         seeds: The seeds.
@@ -148,7 +148,7 @@ def make_plan(
     for task, own in named.items():
         for seed in seeds:
             for method, more in variants.items():
-                values = _filled({**options, **own, **more, "seed": seed}, seed)
+                values = _filled({**options, **own, **more, "seed": seed}, task, seed)
                 try:
                     config = make_config(values).resolved()
                 except ConfigError as error:
@@ -210,8 +210,12 @@ def _mapping(kind: str, name: object, own: object) -> Mapping[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in own.items()}
 
 
-def _filled(values: dict[str, Any], seed: int) -> dict[str, Any]:
-    return {k: v.replace("{seed}", str(seed)) if isinstance(v, str) else v for k, v in values.items()}
+def _filled(values: dict[str, Any], task: str, seed: int) -> dict[str, Any]:
+    """Replace `{task}` and `{seed}` in texts."""
+    return {
+        name: value.replace("{seed}", str(seed)).replace("{task}", task) if isinstance(value, str) else value
+        for name, value in values.items()
+    }
 
 
 def _fingerprint(config: FinetuneConfig, data: str, settings: Settings) -> str:
