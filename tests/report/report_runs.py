@@ -17,7 +17,7 @@ def run_folder(path, k=3, n=30, layers=4, measured=True):
     names = [f"_layer{i}.weight" for i in range(layers)]
     result = {
         "test_accuracy": 0.8, "test_accuracy_interval": [0.7, 0.9], "train_accuracy": 0.9, "gap": 0.5,
-        "distances": dict.fromkeys(names, 0.1), "distance": 0.2,
+        "distances": dict.fromkeys(names, 0.1), "distance": 0.2, "radii": {names[0]: 0.1, names[1]: 0.5},
     }  # fmt: skip
     noise = {"injected": "symmetric:0.3", "realised_rate": 0.3, "told": "rate 0.3", "told_rate": 0.3}
     versions = {"hesstune": "0.1.0"}
@@ -55,5 +55,7 @@ def run_folder(path, k=3, n=30, layers=4, measured=True):
         "notes": [],
         "statement": "No guarantee.",
     }
+    sigmas = [{"sigma": s, "value": s, "stderr": 0.1 * s, "taylor": s / 2} for s in (0.001, 0.01)]
+    (path / "noise_stability.json").write_text(json.dumps({"examples": n, "rows": sigmas}))
     (path / "measure.json").write_text(json.dumps(whole))
     return path

@@ -1,5 +1,9 @@
 """The report: one file, nothing from elsewhere, names shown as text, small, and complete without scripts."""
 
+import base64
+import csv
+import io
+import json
 import re
 from html.parser import HTMLParser
 
@@ -9,7 +13,10 @@ from report_runs import EVIL, run_folder
 
 from hesstune.errors import RunError
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.report.layers import layer_rows, layer_words
+from hesstune.report.records import read_records
 from hesstune.report.run_page import render_run
+from hesstune.report.words import onset
 from hesstune.training.doubts import label_posterior
 
 
@@ -48,12 +55,98 @@ def test_page_is_one_file_with_names_as_text(tmp_path):
     assert page.scripts == 1
     assert EVIL in " ".join(page.words)
     assert len(page.ids) == len(set(page.ids))
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    assert all(link.startswith(("#", "data:image/png;base64,", "data:text/csv")) for link in page.links)
+    assert {link[1:] for link in page.links if link[0] == "#" and "-" not in link} <= set(page.ids)
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
     assert "has learnt wrong labels" in text
-    assert "From epoch 3 on" in text
+    assert "starts to fit the noise in epoch 3" in text
     assert "class 1</b> (90 %)" in text
+
+
+def test_sections_come_in_the_order_a_reader_asks(tmp_path):
+    text = render_run(run_folder(tmp_path))
+    headings = re.findall(r"<h2[^>]*>([^<]*)", text)
+    assert headings == [
+        "Training", "Noise matrix", "Layers", "Examples", "Doubtful labels", "Noise stability",
+        "What this rests on, and what would break it", "Configuration and versions",
+    ]  # fmt: skip
+    assert text.index("80.0 %</strong>") < text.index(headings[0])
+    assert text.count("<svg") == text.count("<figcaption>") == text.count("<figure role")
+
+
+def test_layers_at_their_radius_are_marked(tmp_path):
+    records = read_records(run_folder(tmp_path))
+    rows = {row["name"]: row for row in layer_rows(records)}
+    assert [rows[f"_layer{i}.weight"]["at_radius"] for i in range(4)] == [True, False, False, False]
+    assert rows["_layer1.weight"]["tick"] == 100
+    assert rows["_layer0.weight"]["bars"]["distance"] == 20
+    assert "1 of the 2 constrained layers are at their radius" in layer_words(list(rows.values()))
+    assert render_run(tmp_path).count("● yes") == 1
+
+
+def test_the_list_of_doubtful_labels_comes_with_the_page(tmp_path):
+    found = re.search(r"data:text/csv;charset=utf-8;base64,([^\"]*)", render_run(run_folder(tmp_path)))
+    rows = list(csv.DictReader(io.StringIO(base64.b64decode(found[1]).decode())))
+    assert (len(rows), rows[0]["given_label"]) == (30, EVIL)
+
+
+@pytest.mark.parametrize(
+    ("train", "true", "epoch"),
+    [
+        ([0.5, 0.6, 0.7, 0.9], [0.5, 0.8, 0.7, 0.5], 2),  # rises while validation falls
+        ([0.5, 0.6, 0.65, 0.68], [0.5, 0.8, 0.79, 0.8], None),
+        ([0.5, 0.6, 0.75, 0.8], [0.5, 0.8, 0.8, 0.8], 3),  # more labels than are right
+        ([0.6, 0.6, 0.6, 0.6], [0.5, 0.8, 0.7, 0.5], None),  # falls, but fits nothing more
+    ],
+)
+def test_the_moment_it_starts_to_fit_the_noise(tmp_path, train, true, epoch):
+    path = run_folder(tmp_path)
+    rows = [
+        {"epoch": i + 1, "train_accuracy": a, "val_accuracy": 0.5, "val_accuracy_true_labels": b,
+         "train_loss": 1.0, "distance": 0.1}
+        for i, (a, b) in enumerate(zip(train, true, strict=True))
+    ]  # fmt: skip
+    (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    record = json.loads((path / "run.json").read_text())
+    record["examples"]["val"] = 1000
+    (path / "run.json").write_text(json.dumps(record))
+    found = onset(read_records(path))
+    assert (found and found[0]) == epoch
+
+
+def test_how_the_noise_is_known_is_told(tmp_path):
+    path = run_folder(tmp_path)
+    assert "noise is known: symmetric:0.3 was injected" in render_run(path)
+    record = json.loads((path / "run.json").read_text())
+    record["noise"] |= {"injected": None, "realised_rate": None}
+    (path / "run.json").write_text(json.dumps(record))
+    assert "noise is assumed" in render_run(path)
+    matrix = json.loads((path / "noise_matrix.json").read_text())
+    (path / "noise_matrix.json").write_text(json.dumps({**matrix, "method": "dual_t", "examples": 90}))
+    assert "noise is estimated: by the method dual_t from 90 examples" in render_run(path)
+    (path / "noise_matrix.json").unlink()
+    assert "assumed labels without noise" in render_run(path)
+
+
+def test_certificates_and_diagnostics_are_never_told_alike(tmp_path):
+    path = run_folder(tmp_path)
+    record = {
+        "kind": "certificate", "risk": 0.31, "delta": 0.05, "vacuous": False, "failures": [],
+        "assumptions": ["independent draws"], "held_out": {"n": 90, "bound": 0.2},
+    }  # fmt: skip
+    (path / "certificate.json").write_text(json.dumps(record))
+    text = render_run(path)
+    assert "≤ 31.0 % error</strong>" in text
+    assert "at most 20.0 % (Clopper–Pearson)" in text
+    assert "independent draws" in text
+    (path / "certificate.json").write_text(
+        json.dumps({**record, "kind": "diagnostic", "failures": ["the split is stratified"]})
+    )
+    text = render_run(path)
+    assert "31.0 % is not guaranteed" in text
+    assert "≤ 31.0" not in text
+    assert "the split is stratified" in text
 
 
 def test_absent_records_name_what_makes_them(tmp_path):

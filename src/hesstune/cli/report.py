@@ -37,17 +37,22 @@ def report(
 
 def write_report(run: Run, device: str = "auto") -> tuple[Path, str | None]:
     """Write a run's report.html, with its doubtful labels where the data is at hand; return why not, too."""
-    from hesstune.errors import HesstuneError
-    from hesstune.report.run_page import render_run
-    from hesstune.training.doubts import doubtful_labels
+    from hesstune.errors import DataError, RunError
+    from hesstune.report.records import read_records
+    from hesstune.report.run_page import pictured, render_run
+    from hesstune.training.doubts import doubtful_labels, save_pictures
     from hesstune.training.files import write_text
 
     _, note = run.result, None
-    if not (run.path / "doubtful.csv").is_file():
-        try:
+    try:  # the page is complete without: the data may be elsewhere by now
+        if not (run.path / "doubtful.csv").is_file():
             doubtful_labels(run, device)
-        except HesstuneError as error:  # the page is complete without: the data may be elsewhere by now
-            note = f"Without the list of doubtful labels: {error}"
+        ids = pictured(run.path)
+        if set(ids) - set(read_records(run.path).pictures):
+            save_pictures(run, ids)
+    except (DataError, RunError) as error:
+        read_records(run.path)  # a damaged record is an error of its own
+        note = f"Without all examples and doubtful labels: {error}"
     page = run.path / "report.html"
     write_text(page, render_run(run.path))
     return page, note

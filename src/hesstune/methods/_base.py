@@ -225,6 +225,10 @@ class Method:
         """Return ‖v_i‖ of every layer as the network stands."""
         return self.setup.reference.distances(self.setup.model)
 
+    def radii(self) -> dict[str, float]:
+        """Return the radius of every layer's ball, in the run's norm; empty without balls."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs beside weights and optimizer: tensors and plain values."""
         return {}

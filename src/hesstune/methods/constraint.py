@@ -29,5 +29,9 @@ class Constraint(Method):
         """Project every layer outside its ball."""
         self.constraint.project_()
 
+    def radii(self) -> dict[str, float]:
+        """Return the radius of every layer's ball."""
+        return dict(self.constraint.radii)
+
 
 METHOD = Constraint

@@ -55,8 +55,12 @@ def curves(
     lines: Sequence[tuple[str, Sequence[float | None]]],
     labels: tuple[str, str, str],
     limit: tuple[str, float] | None = None,
+    moment: tuple[str, float] | None = None,
 ) -> str:
-    """Return lines of shares over epochs; `limit` is a labelled horizontal line; labels: title, x, y."""
+    """Return lines of shares over epochs; labels: title, x, y.
+
+    `limit` is a labelled horizontal line, `moment` a vertical one.
+    """
 
     def draw(axes: Any) -> None:
         for (colour, dash, marker), (label, values) in zip(STYLES, lines, strict=False):
@@ -64,6 +68,8 @@ def curves(
             axes.plot(x, y, dash, color=colour, marker=marker, markersize=3.5, label=label)
         if limit is not None:
             axes.axhline(limit[1], color=FAINT, linestyle="-.", label=limit[0])
+        if moment is not None:
+            axes.axvline(moment[1], color=INK, linewidth=1, label=moment[0])
         axes.set(title=labels[0], xlabel=labels[1], ylabel=labels[2], ylim=(0, 1.02))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize="small")

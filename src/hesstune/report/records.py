@@ -24,6 +24,7 @@ class Records:
     run: dict[str, Any]
     metrics: list[dict[str, Any]]
     noise: dict[str, Any] | None
+    estimate: dict[str, Any] | None
     measure: dict[str, Any] | None
     quadratic: Any
     stability: dict[str, Any] | None
@@ -31,6 +32,29 @@ class Records:
     doubtful: list[dict[str, str]] | None
     pictures: dict[str, dict[str, str]]
     train: list[dict[str, str]]
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, in the order of their indices."""
+        return [str(name) for name in self.run["classes"]]
+
+    @property
+    def rate(self) -> float | None:
+        """The share of training labels that are wrong, as far as it is known or believed."""
+        noise = self.run["noise"]
+        rate = noise["realised_rate"] if noise["injected"] else noise["told_rate"]
+        return None if rate is None else float(rate)
+
+    @property
+    def measured(self) -> list[dict[str, str]]:
+        """The training examples that were measured, in the order of the measurement's rows."""
+        if self.quadratic is None or not self.measure:
+            return []
+        rows = self.train
+        if ids := self.measure.get("ids"):
+            known = {row["id"]: row for row in rows}
+            rows = [known[i] for i in ids if i in known]
+        return rows if len(rows) == len(self.quadratic) else []
 
 
 def read_records(path: Path) -> Records:
@@ -57,6 +81,7 @@ def read_records(path: Path) -> Records:
         run=run,
         metrics=_lines(path / "metrics.jsonl"),
         noise=_json(path / "noise_matrix.json"),
+        estimate=_json(path / "noise_estimate.json"),
         measure=_json(path / "measure.json"),
         quadratic=_quadratic(path / "measure.safetensors"),
         stability=_json(path / "noise_stability.json"),

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hesstune.report.figures import curves, heat_map, quantile_curves, stability
+from hesstune.report.environment import render
+from hesstune.report.figures import curves, heat_map, stability
+from hesstune.report.layers import distribution, layer_rows, layer_words, setters
 from hesstune.report.records import Records, read_records
+from hesstune.report.words import assumptions, onset, provenance, training_words, verdict
 
-__all__ = ["render_run"]
+__all__ = ["pictured", "render_run"]
 
 SHOWN = 48
+# Rows of the list of doubtful labels that the page itself carries; the run folder has all.
+LISTED = 10_000
 
 
 def render_run(path: str | Path) -> str:
@@ -21,84 +29,44 @@ def render_run(path: str | Path) -> str:
     Raises:
         RunError: If the folder is no finished run, or a record is damaged.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    return render("run.html.j2", context(read_records(Path(path))))
 
+
+def pictured(path: str | Path) -> list[str]:
+    """Return the ids of the training examples that the page wants to show."""
     records = read_records(Path(path))
-    environment = Environment(
-        loader=PackageLoader("hesstune", "report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    page: str = environment.get_template("run.html.j2").render(**context(records))
-    return page
+    ids = [row["id"] for row in setters(records)] + [row["id"] for row in (records.doubtful or [])[:SHOWN]]
+    return list(dict.fromkeys(ids))
 
 
 def context(records: Records) -> dict[str, Any]:
     """Return everything the template shows."""
+    layers, rows = layer_rows(records), _rows(records.stability)
     return {
         "r": records,
         "result": records.run["result"],
         "verdict": verdict(records),
         "provenance": provenance(records),
-        "fitting": first_fit(records),
         "training": _training(records),
         "matrices": _matrices(records),
-        "layers": _layers(records),
-        "setters": _setters(records),
-        "distribution": _distribution(records),
-        "stability": stability("stability", rows) if (rows := _rows(records.stability)) else None,
+        "layers": layers,
+        "layer_words": layer_words(layers),
+        "setters": setters(records),
+        "distribution": distribution(records),
+        "stability": stability("stability", rows) if rows else None,
         "stability_rows": rows,
         "doubtful": None if records.doubtful is None else records.doubtful[:SHOWN],
         "found": _found(records),
+        "listed": _listed(records),
+        "assumptions": assumptions(records),
     }
-
-
-def verdict(records: Records) -> str:
-    """Return the run in words: whether it learnt wrong labels, as far as the records tell."""
-    result, rate = records.run["result"], _rate(records)
-    if rate is None:
-        return "Nothing is known about the labels' noise, so whether wrong labels were learnt cannot be told."
-    agrees = result["train_accuracy"]
-    if agrees > 1 - rate + 0.02:
-        return (
-            f"The network has learnt wrong labels: it agrees with {agrees:.1%} of the labels it was trained "
-            f"on, though only about {1 - rate:.1%} of them are right."
-        )
-    return (
-        f"The network agrees with {agrees:.1%} of the labels it was trained on, of which about "
-        f"{1 - rate:.1%} are right: so looks a network that has not fitted the noise, though agreement "
-        "alone cannot exclude that some wrong labels were learnt."
-    )
-
-
-def provenance(records: Records) -> str:
-    """Say whether the labels' noise was known, or assumed by whoever started the run."""
-    noise = records.run["noise"]
-    if noise["injected"]:
-        told = "and the loss was told it" if records.noise else "and the loss was not told"
-        return f"The labels' noise is known: {noise['injected']} was injected, {told}."
-    if records.noise:
-        return f"The labels' noise is assumed: the loss was told {noise['told']}."
-    return "The loss assumed labels without noise."
-
-
-def first_fit(records: Records) -> int | None:
-    """Return the first epoch whose agreement with the given labels exceeds the share that is right."""
-    rate = _rate(records)
-    epochs = [m["epoch"] for m in records.metrics if rate is not None and m["train_accuracy"] > 1 - rate]
-    return epochs[0] if epochs else None
-
-
-def _rate(records: Records) -> float | None:
-    noise = records.run["noise"]
-    rate = noise["realised_rate"] if noise["injected"] else noise["told_rate"]
-    return None if rate is None else float(rate)
 
 
 def _rows(record: dict[str, Any] | None) -> list[dict[str, Any]]:
     return record["rows"] if record else []
 
 
-def _training(records: Records) -> str | None:
+def _training(records: Records) -> dict[str, Any] | None:
     if not records.metrics:
         return None
     columns = [
@@ -107,71 +75,55 @@ def _training(records: Records) -> str | None:
     ]
     if any(m["val_accuracy_true_labels"] is not None for m in records.metrics):
         columns.append(("validation, true labels", "val_accuracy_true_labels"))
-    rate = _rate(records)
-    return curves(
+    start, rate = onset(records), records.rate
+    picture = curves(
         "training",
         [m["epoch"] for m in records.metrics],
         [(title, [m[key] for m in records.metrics]) for title, key in columns],
         ("Accuracy by epoch", "epoch", "accuracy (share of 1)"),
         None if rate is None else ("share of training labels that are right", 1 - rate),
+        None if start is None else ("starts to fit the noise", start[0]),
     )
+    return {"svg": picture, "words": training_words(records)}
 
 
 def _matrices(records: Records) -> list[dict[str, Any]]:
-    """Return the matrix that the loss was told, and the changes that happened where true labels are known."""
-    classes, found = [str(c) for c in records.run["classes"]], []
+    """Return the matrices believed, estimated and, where true labels are known, true."""
+    classes, found = records.classes, []
     if records.noise:
-        found.append({"title": "Believed by the loss", "rows": records.noise["matrix"]})
-    if records.train and all(row["true_label"] for row in records.train):
-        index = {name: i for i, name in enumerate(classes)}
-        counts = np.zeros((len(classes), len(classes)))
-        for row in records.train:
-            counts[index[row["true_label"]], index[row["label"]]] += 1
-        total = counts.sum(axis=1, keepdims=True)
-        found.append(
-            {"title": "Realised in the training labels", "rows": (counts / np.maximum(total, 1)).tolist()}
-        )
+        how = records.noise.get("method")
+        title = f"Believed by the loss (estimated: {how})" if how else "Believed by the loss"
+        found.append({"title": title, "rows": records.noise["matrix"]})
+    if records.estimate:
+        title = f"Estimated afterwards, from {records.estimate['examples']} validation examples"
+        found.append({"title": title, "rows": records.estimate["matrix"]})
+    if (true := _true_matrix(records)) is not None:
+        found.append({"title": "True: the changes made to the training labels", "rows": true})
     for at, matrix in enumerate(found):
         matrix["svg"] = heat_map(f"noise{at}", matrix["rows"], classes, matrix["title"])
+        matrix["words"] = _matrix_words(np.array(matrix["rows"]), classes)
     return found
 
 
-def _layers(records: Records) -> list[dict[str, Any]]:
-    """Return the layers, largest share of the measure first; distances alone where nothing was measured."""
-    if not records.measure:
-        distances = records.run["result"]["distances"]
-        return [{"name": name, "distance": value} for name, value in distances.items()]
-    layers = records.measure["layers"]
-    terms = [max(layer["maximum"] or 0.0, 0.0) ** 0.5 for layer in layers]
-    total = sum(terms) or 1.0
-    shared = [{**layer, "share": term / total} for layer, term in zip(layers, terms, strict=True)]
-    return sorted(shared, key=lambda layer: -layer["share"])
-
-
-def _setters(records: Records) -> list[dict[str, Any]]:
-    """Return the examples that set the maximum of a layer, those of most layers first."""
-    if records.quadratic is None or not records.measure or len(records.quadratic) != len(records.train):
-        return []
-    filled = np.where(np.isnan(records.quadratic), -np.inf, records.quadratic)
-    best = filled.argmax(axis=0)
-    rows, counts = np.unique(best, return_counts=True)
-    return [{**records.train[rows[i]], "layers": int(counts[i])} for i in np.argsort(-counts)[:12]]
-
-
-def _distribution(records: Records) -> dict[str, Any] | None:
-    """Return the spread over the examples of the three layers with the largest maxima."""
-    if records.quadratic is None or not records.measure:
+def _true_matrix(records: Records) -> list[list[float]] | None:
+    if not records.train or not all(row["true_label"] for row in records.train):
         return None
-    names = [layer["name"] for layer in records.measure["layers"]]
-    whole = [i for i in range(len(names)) if not np.isnan(records.quadratic[:, i]).any()]
-    first = sorted(whole, key=lambda i: -records.quadratic[:, i].max())[:3]
-    if not first:
-        return None
-    shares = np.linspace(0, 1, 101)
-    lines = [(names[i], np.quantile(records.quadratic[:, i], shares).tolist()) for i in first]
-    title = ("vᵀH⁺v over the examples", "share of the examples below", "vᵀH⁺v (loss)")
-    rows = [(name, [values[at] for at in (0, 50, 90, 99, 100)]) for name, values in lines]
-    return {"svg": quantile_curves("distribution", shares.tolist(), lines, title), "rows": rows}
+    index = {name: i for i, name in enumerate(records.classes)}
+    counts = np.zeros((len(index), len(index)))
+    for row in records.train:
+        counts[index[row["true_label"]], index[row["label"]]] += 1
+    rows: list[list[float]] = (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).tolist()
+    return rows
+
+
+def _matrix_words(matrix: np.ndarray[Any, Any], classes: list[str]) -> str:
+    kept = np.diag(matrix)
+    off = matrix - np.diag(kept)
+    i, j = np.unravel_index(off.argmax(), off.shape)
+    return (
+        f"On average {kept.mean():.1%} of a class keep their label (least: {classes[kept.argmin()]}, "
+        f"{kept.min():.1%}); the commonest mistake is {classes[i]} labelled {classes[j]} ({off[i, j]:.1%})."
+    )
 
 
 def _found(records: Records) -> str | None:
@@ -183,3 +135,15 @@ def _found(records: Records) -> str | None:
     return (
         f"Of the {len(rows)} listed here, {wrong} were in fact changed (known, since the noise was injected)."
     )
+
+
+def _listed(records: Records) -> dict[str, Any] | None:
+    """Return the list of doubtful labels as a CSV file that the page carries, base64."""
+    if not records.doubtful:
+        return None
+    file, rows = io.StringIO(), records.doubtful[:LISTED]
+    writer = csv.DictWriter(file, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    encoded = base64.b64encode(file.getvalue().encode("utf-8")).decode("ascii")
+    return {"csv": encoded, "rows": len(rows), "all": len(records.doubtful)}

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from hesstune.data.examples import Examples
+from hesstune.data.examples import Examples, Task
+from hesstune.errors import HesstuneError
+from hesstune.noise.estimate import estimate_noise
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.training.device import pick_device
-from hesstune.training.feeds import make_feed, predict_logits, to_channels_last
+from hesstune.training.feeds import Feed, make_feed, predict_logits, to_channels_last
 from hesstune.training.files import write_csv, write_json
 from hesstune.training.finetune import run_task
 from hesstune.training.measured import unchanged
 from hesstune.training.run import Run
 
-__all__ = ["doubtful_labels", "label_posterior"]
+__all__ = ["doubtful_labels", "label_posterior", "save_pictures"]
 
-SIDE, SHOWN, LETTERS = 48, 48, 400
+SIDE, LETTERS = 48, 400
 
 
 def label_posterior(
@@ -45,10 +49,11 @@ def label_posterior(
 
 
 def doubtful_labels(run: Run, device: str = "auto") -> None:
-    """Write doubtful.csv, every training example, the most doubtful label first, and examples.json.
+    """Write doubtful.csv, every training example, the most doubtful label first, and noise_estimate.json.
 
-    examples.json holds small pictures or texts of the first of them. The probabilities are of examples
-    that were trained on, so a network that fits the noise doubts too little.
+    The probabilities are of examples that were trained on, so a network that fits the noise doubts too
+    little. The noise matrix is estimated from the validation examples, which were not trained on, by
+    their confident joint; without enough of them it is left out.
 
     Raises:
         RunError: If the run has not finished, or its data has changed since.
@@ -79,7 +84,30 @@ def doubtful_labels(run: Run, device: str = "auto") -> None:
     ]
     header = ("id", "given_label", "likely_label", "confidence", "p_given_label", "true_label")
     write_csv(run.path / "doubtful.csv", header, rows)
-    write_json(run.path / "examples.json", _pictures(task.train, order[:SHOWN]))
+    held = make_feed(task.val, loaded, target, max_length=run.config.max_length)
+    _write_estimate(run, task, held, loaded.model)
+
+
+def _write_estimate(run: Run, task: Task, feed: Feed, model: nn.Module) -> None:
+    if task.val.labels is None or not len(task.val) or run.config.clean_val:
+        return
+    probs = torch.softmax(predict_logits(model, feed).double(), 1).numpy()
+    try:
+        found = estimate_noise(probs, task.val.labels, "confident")
+    except HesstuneError:  # too few validation examples of some class
+        return
+    write_json(run.path / "noise_estimate.json", found.to_dict())
+
+
+def save_pictures(run: Run, ids: Sequence[str]) -> None:
+    """Write examples.json: small pictures, or texts, of some training examples.
+
+    Raises:
+        RunError: If the run's data has changed since.
+    """
+    train = unchanged(run, run_task(run.config)).train
+    row = {example: at for at, example in enumerate(train.ids)}
+    write_json(run.path / "examples.json", _pictures(train, np.array([row[i] for i in ids], dtype=np.int64)))
 
 
 def _pictures(part: Examples, rows: NDArray[np.int64]) -> dict[str, Any]:

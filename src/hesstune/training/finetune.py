@@ -298,6 +298,7 @@ def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | No
     result = final_metrics(task.train, logits["train"], task.test, logits["test"], prepared.injected)
     result["distances"] = reference.distances(loaded.model)
     result["distance"] = float(np.sqrt(sum(d * d for d in result["distances"].values())))
+    result["radii"] = trainer.method.radii()
     result["epochs"] = len(trainer.metrics)
     result["seconds"] = round(time.monotonic() - started, 2)
     run.record["result"] = result

@@ -78,6 +78,9 @@ def measure_run(
     if len(rows) < len(task.train):
         found.notes.append(f"measured on {len(rows)} of {len(task.train)} training examples, drawn uniformly")
     found.save(run.path, n=len(task.train))
+    if len(rows) < len(task.train):  # which examples the rows of measure.safetensors are
+        record = {**found.to_dict(len(task.train)), "ids": [task.train.ids[i] for i in rows]}
+        write_json(run.path / "measure.json", record)
     return found
 
 

@@ -32,6 +32,8 @@ DERIVED = (
     "report.html",
     "doubtful.csv",
     "examples.json",
+    "noise_estimate.json",
+    "noise_stability.json",
 )
 
 

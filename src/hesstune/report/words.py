@@ -1,0 +1,176 @@
+"""A run in words: the verdict, how the noise is known, and what every number rests on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from hesstune.report.records import Records
+
+__all__ = ["assumptions", "onset", "provenance", "training_words", "verdict"]
+
+
+def verdict(records: Records) -> str:
+    """Return the run in words: whether it learnt wrong labels, as far as the records tell."""
+    result, rate = records.run["result"], records.rate
+    if rate is None:
+        return "Nothing is known about the labels' noise, so whether wrong labels were learnt cannot be told."
+    agrees = result["train_accuracy"]
+    if agrees > 1 - rate + 0.02:
+        return (
+            f"The network has learnt wrong labels: it agrees with {agrees:.1%} of the labels it was trained "
+            f"on, though only about {1 - rate:.1%} of them are right."
+        )
+    return (
+        f"The network agrees with {agrees:.1%} of the labels it was trained on, of which about "
+        f"{1 - rate:.1%} are right: so looks a network that has not fitted the noise, though agreement "
+        "alone cannot exclude that some wrong labels were learnt."
+    )
+
+
+def provenance(records: Records) -> str:
+    """Say whether the labels' noise was known, estimated, or assumed by whoever started the run."""
+    noise, believed = records.run["noise"], records.noise
+    if noise["injected"]:
+        told = "and the loss was not told"
+        if believed:
+            told = f"and the loss was told: {noise['told']}"
+        return f"The labels' noise is known: {noise['injected']} was injected, {told}."
+    if believed and believed.get("method"):
+        return (
+            f"The labels' noise is estimated: by the method {believed['method']} from "
+            f"{believed.get('examples', 'the')} examples. {' '.join(believed.get('notes', []))}".strip()
+        )
+    if believed:
+        return f"The labels' noise is assumed: the loss was told {noise['told']}; nothing here checks it."
+    return "The loss assumed labels without noise."
+
+
+def onset(records: Records) -> tuple[int, str] | None:
+    """Return the epoch at which the network starts to fit the noise, and the sign it is read from.
+
+    The sign is validation: after its best epoch it falls by more than its standard error, and by more
+    than a point, while agreement with the training labels still rises. Where validation shows nothing,
+    it is the first epoch that agrees with more training labels than are right.
+    """
+    metrics = records.metrics
+    for key, name in (("val_accuracy_true_labels", "true"), ("val_accuracy", "given")):
+        values = [m[key] for m in metrics]
+        if not values or None in values:
+            continue
+        best = max(range(len(values)), key=lambda i: values[i])
+        n = max(1, int(records.run["examples"]["val"]))
+        error = math.sqrt(values[best] * (1 - values[best]) / n)
+        rises = metrics[-1]["train_accuracy"] > metrics[best]["train_accuracy"] + 0.02
+        if rises and values[best] - values[-1] > max(error, 0.01):
+            fall = f"from {values[best]:.1%} to {values[-1]:.1%}"
+            sign = f"accuracy on the validation examples' {name} labels falls {fall} from there on"
+            return metrics[best]["epoch"], f"{sign}, while agreement with the training labels still rises"
+        break
+    rate = records.rate
+    for m in metrics:
+        if rate is not None and m["train_accuracy"] > 1 - rate:
+            return m["epoch"], "from there on it agrees with more training labels than are right"
+    return None
+
+
+def training_words(records: Records) -> str:
+    """Return what the training curves show, for a reader who does not see them."""
+    first, last = records.metrics[0], records.metrics[-1]
+    text = (
+        f"Agreement with the training labels goes from {first['train_accuracy']:.1%} in epoch "
+        f"{first['epoch']} to {last['train_accuracy']:.1%} in epoch {last['epoch']}"
+    )
+    if (true := last["val_accuracy_true_labels"]) is not None:
+        text += f"; accuracy on true validation labels ends at {true:.1%}"
+    if (start := onset(records)) is not None:
+        return f"{text}. The network starts to fit the noise in epoch {start[0]}: {start[1]}."
+    if records.rate is None:
+        return f"{text}. Whether it fits noise cannot be told: nothing is known about the noise."
+    return f"{text}. It shows no sign of fitting the noise."
+
+
+def assumptions(records: Records) -> list[dict[str, str]]:
+    """Return, for every number on the page: what it rests on, what would break it, and how it stands here."""
+    found = [_split(records), _noise(records)]
+    if records.measure:
+        found.append(_measure(records.measure))
+    if records.certificate:
+        found += _certificate(records.certificate)
+    if records.stability:
+        found.append(
+            _row(
+                "Noise stability",
+                "The Taylor line needs a loss that is twice differentiable, and small noise.",
+                "Kinks (ReLU) that the noise crosses: the measured rise then lies off the line at any σ.",
+                "Measured with standard errors; see the ratio.",
+            )
+        )
+    if records.doubtful:
+        found.append(
+            _row(
+                "Doubtful labels",
+                "The network's probabilities, and the noise matrix where the loss was told one.",
+                "A network that has fitted the noise: it believes the labels it was trained on.",
+                "The network was trained on these examples; a second opinion is needed for each.",
+            )
+        )
+    return found
+
+
+def _row(number: str, rests: str, breaks: str, here: str) -> dict[str, str]:
+    return {"number": number, "rests": rests, "breaks": breaks, "here": here}
+
+
+def _split(records: Records) -> dict[str, str]:
+    drawn = {
+        "uniform": "Test examples were drawn uniformly at random from the data.",
+        "stratified": "Test examples were drawn at random, class by class.",
+        "given": "The data came with its split; how it was drawn is not known here.",
+    }
+    labels = "Test labels are true." if records.run["noise"]["injected"] else "Test labels are as given."
+    return _row(
+        "Test accuracy, gap",
+        "Test examples drawn as the examples to come, with right labels, not used for any choice.",
+        "Data that drifts; copies of a test example among the training examples; wrong test labels.",
+        f"{drawn.get(records.run['split'], records.run['split'])} {labels}",
+    )
+
+
+def _noise(records: Records) -> dict[str, str]:
+    if records.run["noise"]["injected"]:
+        here = "Holds by construction: the noise was injected class by class."
+    elif records.noise is None:
+        here = "The loss was told of no noise."
+    else:
+        here = "Not checked: it was estimated or assumed."
+    return _row(
+        "Noise matrix",
+        "Which wrong label is given depends on the true class alone.",
+        "Noise that depends on the example, such as hard examples mislabelled more often, or a matrix "
+        "that is wrong: the consistent loss is then biased.",
+        here,
+    )
+
+
+def _measure(measure: dict[str, Any]) -> dict[str, str]:
+    value = measure["measure"]
+    return _row(
+        "Hessian distance measure",
+        f"The maximum over {measure.get('examples', 'the')} training examples and the largest observed loss "
+        f"({value['C']:.3g}) stand in for the theorem's suprema.",
+        "It follows the gap across runs and bounds nothing: unseen examples can exceed the maximum, ReLU "
+        "networks lie outside the theorem, and its O(n^(-3/4)) term is unknown.",
+        " ".join(measure["notes"]) or "All layers and examples as the table of layers tells.",
+    )
+
+
+def _certificate(record: dict[str, Any]) -> list[dict[str, str]]:
+    rows = [
+        _row("Certificate", text, "That it does not hold.", "Assumed; the rest was checked.")
+        for text in record["assumptions"]
+    ]
+    return rows + [
+        _row("Certificate", "A condition that fails here.", text, "Broken: the number is no certificate.")
+        for text in record.get("failures", [])
+    ]
