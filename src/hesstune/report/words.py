@@ -49,9 +49,9 @@ def provenance(records: Records) -> str:
 def onset(records: Records) -> tuple[int, str] | None:
     """Return the epoch at which the network starts to fit the noise, and the sign it is read from.
 
-    The sign is validation: after its best epoch it falls by more than its standard error, and by more
-    than a point, while agreement with the training labels still rises. Where validation shows nothing,
-    it is the first epoch that agrees with more training labels than are right.
+    The sign is validation: even the best of the last quarter of the epochs lies more than two standard
+    errors below the best of all, while agreement with the training labels still rises. Where validation
+    shows nothing, it is the first epoch that agrees with more training labels than are right.
     """
     metrics = records.metrics
     for key, name in (("val_accuracy_true_labels", "true"), ("val_accuracy", "given")):
@@ -62,7 +62,8 @@ def onset(records: Records) -> tuple[int, str] | None:
         n = max(1, int(records.run["examples"]["val"]))
         error = math.sqrt(values[best] * (1 - values[best]) / n)
         rises = metrics[-1]["train_accuracy"] > metrics[best]["train_accuracy"] + 0.02
-        if rises and values[best] - values[-1] > max(error, 0.01):
+        late = max(values[-max(1, len(values) // 4) :])  # one bad last epoch is no fall
+        if rises and values[best] - late > 2 * error:
             fall = f"from {values[best]:.1%} to {values[-1]:.1%}"
             sign = f"accuracy on the validation examples' {name} labels falls {fall} from there on"
             return metrics[best]["epoch"], f"{sign}, while agreement with the training labels still rises"
