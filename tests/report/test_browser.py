@@ -4,8 +4,10 @@ import shutil
 
 import pytest
 from report_runs import EVIL, run_folder
+from study_results import study_results
 
 from hesstune.report.run_page import render_run
+from hesstune.report.study_page import render_study
 
 FLAGS = ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
          "disable-component-update", "disable-sync")  # fmt: skip
@@ -119,3 +121,12 @@ def test_page_is_whole_on_paper_and_without_scripts(opened, tmp_path):
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.locator("nav").is_visible()
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 1000), ("light", 400)])
+def test_study_page_in_both_schemes(opened, scheme, width):
+    page = opened(render_study(study_results()), scheme, width)
+    assert page.evaluate(SHIFT) == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    check_accessible(page)
+    check_sorting(page, column=2)

@@ -15,20 +15,29 @@ from hesstune.cli.render import Output
 if TYPE_CHECKING:
     from hesstune.training.run import Run
 
-__all__ = ["open_on_desktop", "report", "write_report"]
+__all__ = ["open_on_desktop", "report", "write_report", "write_study"]
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN|STUDY", help="The folder of a run or a comparison.")],
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A comparison's differences are taken from it.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
     json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
-    """Write one self-contained HTML page about a run: report.html in its folder."""
+    """Write one self-contained HTML page about a run or a comparison: report.html in its folder."""
+    from hesstune.errors import ConfigError
     from hesstune.training.run import Run
 
     output = Output(quiet, json)
-    page, note = write_report(Run.load(run), device)
+    if (run / "results.json").is_file():
+        page, note = write_study(run, baseline), None
+    elif baseline is not None:
+        raise ConfigError("--baseline is for the report of a comparison, and this is none")
+    else:
+        page, note = write_report(Run.load(run), device)
     if note:
         output.say(note)
     output.say(f"Report: {page}")
@@ -56,6 +65,24 @@ def write_report(run: Run, device: str = "auto") -> tuple[Path, str | None]:
     page = run.path / "report.html"
     write_text(page, render_run(run.path))
     return page, note
+
+
+def write_study(folder: Path, baseline: str | None = None) -> Path:
+    """Write a comparison's report.html; differences are from its own baseline, or another of its methods."""
+    from hesstune.errors import unknown_name
+    from hesstune.report.study_page import render_study
+    from hesstune.study.results import read_results
+    from hesstune.study.summary import differences
+    from hesstune.training.files import write_text
+
+    results = read_results(folder)
+    if baseline is not None:
+        if baseline not in results["methods"]:
+            raise unknown_name("baseline", baseline, results["methods"])
+        results |= {"baseline": baseline, "differences": differences(results["cells"], baseline)}
+    page = folder / "report.html"
+    write_text(page, render_study(results))
+    return page
 
 
 def open_on_desktop(page: Path) -> None:

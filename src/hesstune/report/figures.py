@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["curves", "heat_map", "quantile_curves", "stability", "svg"]
+__all__ = ["bars", "curves", "heat_map", "quantile_curves", "scatter", "stability", "svg"]
 
 # Drawn in these, then replaced by CSS variables; the palette is Okabe and Ito's, safe for the colour-blind.
 COLOURS = {"#010101": "ink", "#010102": "c1", "#010103": "c2", "#010104": "c3", "#010105": "faint"}
@@ -129,3 +129,41 @@ def stability(name: str, rows: Sequence[dict[str, Any]]) -> str:
         axes.legend()
 
     return svg(name, draw)
+
+
+def scatter(
+    name: str,
+    groups: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+    labels: tuple[str, str, str],
+) -> str:
+    """Return points of (x, y), a marker a group; x is logarithmic where all are above 0."""
+    markers = "os^DvP*X<>hp"
+
+    def draw(axes: Any) -> None:
+        for at, (label, x, y) in enumerate(groups):
+            colour, filled = (ONE, TWO, THREE)[at % 3], at // len(markers) % 2 == 0
+            # matplotlib leaves labels out that begin with an underscore, and reads $ as mathematics.
+            text = f"method {label}".replace("$", r"\$")
+            axes.plot(
+                x, y, linestyle="none", marker=markers[at % len(markers)], color=colour, alpha=0.8,
+                markersize=5, fillstyle="full" if filled else "none", label=text,
+            )  # fmt: skip
+        if all(value > 0 for _, x, _ in groups for value in x):
+            axes.set_xscale("log")
+        axes.set(title=labels[0], xlabel=labels[1], ylabel=labels[2])
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, fontsize="small")
+
+    return svg(name, draw, (6.4, 3.8 + 0.08 * len(groups)))
+
+
+def bars(name: str, values: Sequence[tuple[str, float]], labels: tuple[str, str]) -> str:
+    """Return a horizontal bar a name; labels: title, x."""
+
+    def draw(axes: Any) -> None:
+        names = [label if len(label) <= 20 else label[:19] + "…" for label, _ in values]
+        axes.barh(range(len(values)), [value for _, value in values], color=ONE)
+        axes.set_yticks(range(len(values)), names, parse_math=False)
+        axes.invert_yaxis()
+        axes.set(title=labels[0], xlabel=labels[1])
+
+    return svg(name, draw, (6.4, 1.2 + 0.28 * len(values)))

@@ -1,0 +1,175 @@
+"""A comparison's page, from results.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hesstune.report.environment import render
+from hesstune.report.figures import bars, scatter
+
+__all__ = ["concordance", "render_study"]
+
+METRICS = {
+    "test_accuracy": ("test accuracy", "%.1f %%", 100),
+    "gap": ("generalization gap", "%.3f", 1),
+    "measure": ("Hessian distance measure", "%.3f", 1),
+    "certificate": ("certified error ≤", "%.1f %%", 100),
+    "distance": ("distance", "%.3g", 1),
+    "seconds": ("seconds of training", "%.3g", 1),
+}
+
+
+def render_study(results: Mapping[str, Any]) -> str:
+    """Return the HTML page of a comparison: one file, complete without JavaScript.
+
+    Args:
+        results: What results.json holds (see `hesstune.study.results`).
+    """
+    return render("study.html.j2", context(results))
+
+
+def context(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything the template shows."""
+    tasks = results["tasks"]
+    groups: list[str | None] = [None, *tasks] if len(tasks) > 1 else list(tasks)
+    return {
+        "s": results,
+        "verdict": verdict(results),
+        "tables": [_table(results, task) for task in groups],
+        "differences": _differences(results),
+        "gap": _against(results, "gap", "generalization gap (cross-entropy)"),
+        "accuracy": _against(results, "test_accuracy", "test accuracy (share of 1)"),
+        "time": _time(results),
+        "open": [cell for cell in results["cells"] if cell["status"] != "done"],
+    }
+
+
+def _mean(results: Mapping[str, Any], metric: str, method: str, task: str | None) -> Any:
+    for row in results["means"]:
+        if (row["metric"], row["method"], row["task"]) == (metric, method, task):
+            return row
+    return None
+
+
+def verdict(results: Mapping[str, Any]) -> str:
+    """Return the comparison in words: the best method, and whether the seeds tell it from the baseline."""
+    task = None if len(results["tasks"]) > 1 else next(iter(results["tasks"]), None)
+    found = [(m["mean"], m) for m in results["means"] if (m["metric"], m["task"]) == ("test_accuracy", task)]
+    if not found:
+        return "No method has been run on every task yet."
+    best = max(found, key=lambda pair: pair[0])[1]
+    text = f"{best['method']} has the highest mean test accuracy, {best['mean']:.1%}"
+    if best["method"] == results["baseline"]:
+        return f"{text}; it is the baseline."
+    for d in results["differences"]:
+        if (d["metric"], d["method"], d["task"]) == ("test_accuracy", best["method"], task):
+            text += f", {100 * d['mean']:+.1f} points against {results['baseline']}"
+            if d["low"] is None:
+                return f"{text}; a single seed cannot tell them apart."
+            sure = "does not hold" if d["low"] > 0 or d["high"] < 0 else "holds"
+            return (
+                f"{text} (95 % interval {100 * d['low']:+.1f} to {100 * d['high']:+.1f}, which {sure} zero)."
+            )
+    return f"{text}."
+
+
+def _table(results: Mapping[str, Any], task: str | None) -> dict[str, Any]:
+    rows = []
+    for method in results["methods"]:
+        cells = {name: _mean(results, name, method, task) for name in METRICS}
+        if any(cells.values()):
+            rows.append({"method": method, "cells": [_cell(cells[name], name) for name in METRICS]})
+    rows.sort(key=lambda row: -float(row["cells"][0]["value"] or -1))
+    title = task if task is not None else f"Mean over {len(results['tasks'])} tasks"
+    return {"title": title, "columns": [title for title, _, _ in METRICS.values()], "rows": rows}
+
+
+def _cell(row: Mapping[str, Any] | None, metric: str) -> dict[str, Any]:
+    _, form, factor = METRICS[metric]
+    if row is None:
+        return {"value": None, "text": "–"}
+    text = form % (factor * row["mean"])
+    if row["stderr"] is not None:
+        text += f" ± {factor * row['stderr']:.2g}"
+    return {"value": factor * row["mean"], "text": text}
+
+
+def _differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    shown = []
+    for d in results["differences"]:
+        if d["metric"] != "test_accuracy":
+            continue
+        known = d["low"] is not None
+        shown.append(
+            {
+                "method": d["method"],
+                "task": "all tasks" if d["task"] is None else d["task"],
+                "mean": 100 * d["mean"],
+                "interval": f"{100 * d['low']:+.1f} to {100 * d['high']:+.1f}" if known else "one seed",
+                "apart": ("yes" if d["low"] > 0 or d["high"] < 0 else "no") if known else "–",
+                "n": d["n"],
+            }
+        )
+    return shown
+
+
+def concordance(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Return Kendall's τ-b of two lists; None where one of them is constant, or shorter than two.
+
+    Example:
+        >>> concordance([1, 2, 3], [1, 3, 2])
+        0.3333333333333333
+    """
+    from scipy.stats import kendalltau
+
+    if len(x) < 2 or len(set(x)) < 2 or len(set(y)) < 2:
+        return None
+    return float(kendalltau(x, y).statistic)
+
+
+def _against(results: Mapping[str, Any], metric: str, title: str) -> dict[str, Any] | None:
+    """Return the scatter of the measure and another metric over all runs, with τ within and over tasks."""
+    cells = [
+        {"task": c["task"], "method": c["method"], "seed": c["seed"], "x": c["metrics"]["measure"],
+         "y": c["metrics"][metric]}
+        for c in results["cells"]
+        if c["status"] == "done"
+        and c["metrics"].get("measure") is not None
+        and c["metrics"].get(metric) is not None
+    ]  # fmt: skip
+    if len(cells) < 2:
+        return None
+    points = [
+        (m, [c["x"] for c in cells if c["method"] == m], [c["y"] for c in cells if c["method"] == m])
+        for m in results["methods"]
+    ]
+    shown = concordance([c["x"] for c in cells], [c["y"] for c in cells])
+    words = f"{len(cells)} runs; Kendall's τ " + ("is undefined" if shown is None else f"= {shown:.2f}")
+    within = []
+    for task in results["tasks"]:
+        some = [c for c in cells if c["task"] == task]
+        tau = concordance([c["x"] for c in some], [c["y"] for c in some])
+        within += [] if tau is None else [f"{task} {tau:.2f}"]
+    if len(results["tasks"]) > 1 and within:
+        words += f" over all; by task: {', '.join(within)}"
+    picture = scatter(
+        f"measure-{metric.replace('_', '-')}",
+        [p for p in points if p[1]],
+        (f"Hessian distance measure and {title.split(' (')[0]}", "Hessian distance measure", title),
+    )
+    return {"svg": picture, "words": f"{words}.", "rows": cells, "title": title}
+
+
+def _time(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    values = {}
+    for method in results["methods"]:
+        found = [c["metrics"].get("seconds") for c in results["cells"] if c["method"] == method]
+        known = [float(v) for v in found if v is not None]
+        if known:
+            values[method] = sum(known) / len(known)
+    if not values:
+        return None
+    slowest = max(values, key=lambda m: values[m])
+    picture = bars("time", list(values.items()), ("Time of training", "mean seconds a run"))
+    return {"svg": picture, "words": f"Slowest: {slowest}, {values[slowest]:.3g} s a run.", "rows": values}

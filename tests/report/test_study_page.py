@@ -1,0 +1,63 @@
+"""A comparison's page says what its records say, and only that."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from study_results import study_results
+from test_run_page import Page
+
+from hesstune.cli.report import write_study
+from hesstune.errors import HesstuneError
+from hesstune.report.study_page import concordance, render_study, verdict
+
+
+def test_page_is_one_file_with_names_as_text():
+    text = render_study(study_results())
+    page = Page(text)
+    assert page.open == []
+    assert all(link.startswith("#") for link in page.links)
+    assert "<b>bold" not in text
+    assert "<b>bold</b> has the highest mean test accuracy" in " ".join(page.words)
+    assert text.count("<table data-sort>") == 4  # over the tasks, each of two tasks, differences
+    assert text.count("<svg") == text.count("<figcaption>") == 3
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=12))
+def test_concordance_is_kendalls_tau_b(pairs):
+    x, y = zip(*pairs, strict=True)
+    signs = [(np.sign(a[0] - b[0]), np.sign(a[1] - b[1])) for a, b in itertools.combinations(pairs, 2)]
+    left, right = (sum(abs(s[i]) for s in signs) for i in (0, 1))
+    found = concordance(x, y)
+    if left * right == 0:
+        assert found is None
+    else:
+        assert found == pytest.approx(sum(a * b for a, b in signs) / np.sqrt(float(left * right)))
+
+
+def test_verdict_tells_when_seeds_cannot():
+    assert "does not hold zero" in verdict(study_results())
+    assert "single seed" in verdict(study_results(tasks=("photo",), seeds=1))
+    assert "it is the baseline" in verdict(study_results(baseline="<b>bold</b>"))
+
+
+def test_another_baseline_can_be_chosen(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(study_results()))
+    text = write_study(tmp_path, "robust").read_text()
+    assert "Differences from robust" in text
+    assert "-10." in text or "-9." in text  # vanilla lies below it
+    with pytest.raises(HesstuneError, match="did you mean 'robust'"):
+        write_study(tmp_path, "robst")
+
+
+def test_unfinished_comparisons_say_what_is_missing():
+    results = study_results(seeds=1)
+    for cell in results["cells"]:
+        cell |= {"status": "pending", "metrics": {}}
+    results |= {"means": [], "differences": [], "ranks": []}
+    text = render_study(results)
+    assert "6 of 6 runs are missing" in text
+    assert "No method has been run on every task yet" in text
