@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from docs_text import text, text_rules, versions
+
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "benchmarks.md"
 
@@ -121,6 +123,9 @@ SECTIONS = {
     "measure_efficientnet": measure_efficientnet,
     "measure_minilm": measure_minilm,
     "coverage": coverage,
+    "text": text,
+    "text_rules": text_rules,
+    "versions": versions,
 }
 
 
