@@ -57,6 +57,8 @@ model. DoRA and other adapters that are no plain product are refused by name.
         """`RobustClassifier` takes images as arrays, (N, H, W) or (N, H, W, 3), or texts as a list of
 strings, and trains as `hesstune finetune` does; its parameters are that command's options.
 `fit`, `predict`, `predict_proba`, `score`, `clone`, pipelines and grid search work.
+scikit-learn's `check_estimator` passes; those of its checks that feed a table of features are
+skipped by scikit-learn itself, because images and texts are no table.
 """,
     ),
 }
