@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hesstune.errors import LayerError, RunError, listed
+from hesstune.errors import LayerError, listed
 from hesstune.forward import Inputs, evaluating, logits_of
+from hesstune.reading import reading
 
 __all__ = ["Reference", "layer_names", "layer_owners"]
 
@@ -208,15 +209,13 @@ class Reference:
         Raises:
             RunError: If the file is missing or is no reference.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
-        try:
+        with reading(path, "a reference"):
             with safe_open(str(path), framework="pt") as file:
                 layers = json.loads((file.metadata() or {})["layers"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise RunError(f"{path} is not a readable reference file ({error})") from error
-        return cls(tensors, layers)
+            return cls(tensors, [str(layer) for layer in layers])
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

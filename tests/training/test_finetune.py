@@ -7,11 +7,12 @@ from torch import nn
 
 import hesstune as ht
 from hesstune.errors import ConfigError, DataError, DivergedError, NoiseMatrixError, RunError
+from hesstune.training.checkpoint import Checkpoints
 from hesstune.training.config import FinetuneConfig, make_config
 from hesstune.training.feeds import ImageFeed, cached_features, predict_logits
 from hesstune.training.files import load_tree, save_tree
+from hesstune.training.folder import locked
 from hesstune.training.optim import make_schedule
-from hesstune.training.run import locked
 from hesstune.training.trainer import Trainer
 
 
@@ -134,7 +135,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_last_good_state(tiny, tmp_pa
     monkeypatch.setattr(Trainer, "_step", poisoned)
     with pytest.raises(DivergedError, match=r"became nan in epoch 3.*last good checkpoint"):
         ht.finetune(tiny, out=str(tmp_path / "a"))
-    kept = load_tree(tmp_path / "a" / "checkpoint.safetensors")
+    kept = Checkpoints(tmp_path / "a").load()
     assert len(kept["metrics"]) == 2
     assert all(torch.isfinite(t).all() for t in kept["net"].values())
 

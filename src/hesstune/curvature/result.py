@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hesstune.errors import ConfigError, RunError, unknown_name
+from hesstune.reading import one_line
 
 __all__ = ["STATEMENT", "Measure"]
 
@@ -213,7 +214,7 @@ class Measure:
         Raises:
             RunError: If the folder holds no readable measurement.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
         path = Path(folder) / "measure.safetensors"
         try:
@@ -221,8 +222,9 @@ class Measure:
                 facts = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return cls(**facts, **tensors)
-        except (OSError, SafetensorError, TypeError, ValueError) as error:
-            raise RunError(f"{path} is not a readable measurement ({error}); run `measure` first") from error
+        except Exception as error:  # damaged files raise many kinds
+            reason = one_line(error)
+            raise RunError(f"{path} is not a readable measurement ({reason}); run `measure` first") from error
 
     def __repr__(self) -> str:
         kinds = _counted(self.methods)

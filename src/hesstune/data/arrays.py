@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from hesstune.checks import readable_file
 from hesstune.data.examples import Listing
 from hesstune.errors import DataError
+from hesstune.reading import read_array, reading
+
+# Arrays are kept in memory whole; a small file may claim to unpack to any size.
+MAX_MIB = 8192
 
 __all__ = ["as_images", "enlarged", "read_arrays", "write_arrays"]
 
@@ -65,11 +69,13 @@ def read_arrays(path: Path, size: int, labelled: bool) -> Listing:
         DataError: If the file is damaged or holds something else; it is read without pickle.
     """
     path = readable_file(path, "the data file")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in ("images", "labels", "classes") if name in file}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
-        raise DataError(f"{path} cannot be read as .npz arrays ({error})") from error
+    found = {}
+    with reading(path, ".npz arrays", DataError), zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        for name in ("images", "labels", "classes"):
+            if (entry := entries.get(f"{name}.npy")) is not None:
+                with archive.open(entry) as file:
+                    found[name] = read_array(file, entry.file_size, most_mib=MAX_MIB)
     if "images" not in found or (labelled and "labels" not in found):
         raise DataError(f"{path} needs the arrays 'images' and 'labels'; got {', '.join(found) or 'none'}")
     images = as_images(found["images"], f"the images in {path}")

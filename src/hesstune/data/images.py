@@ -17,6 +17,9 @@ from hesstune.errors import DataError
 __all__ = ["SUFFIXES", "DecodedImages", "FileImages", "decode", "decode_all"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+# Pillow warns from here on, and refuses twice as many; a few hundred bytes can claim any number.
+MAX_PIXELS = 89_478_485
 
 
 def decode(path: Path, size: int) -> torch.Tensor:
@@ -26,11 +29,13 @@ def decode(path: Path, size: int) -> torch.Tensor:
         DataError: If the file is missing, corrupt, truncated or too large to be decoded safely.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.draft("RGB", (size, size))  # a JPEG decodes at reduced size where that suffices
-                rgb = image.convert("RGB")
+        # Only these: Pillow also knows formats whose decoders run other programs.
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                told = f"{image.width} × {image.height} pixels"
+                raise ValueError(f"it has {told}; at most {MAX_PIXELS:,} are read")
+            image.draft("RGB", (size, size))  # a JPEG decodes at reduced size where that suffices
+            rgb = image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
         raise DataError(f"cannot decode the image {path}: {error or type(error).__name__}") from error
     width, height = rgb.size
@@ -93,7 +98,8 @@ def decode_all(
             if keep:
                 array[index] = image
 
-    with ThreadPoolExecutor(workers) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error here
         list(pool.map(one, range(len(paths))))
     source = DecodedImages(array) if keep else FileImages(paths, size, workers)
     return source, dict(sorted(bad.items()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hesstune.data.examples import Listing, Text
 from hesstune.data.hub import read_hub
 from hesstune.data.images import SUFFIXES
 from hesstune.errors import DataError, listed, unknown_name
+from hesstune.reading import reading
 
 __all__ = ["KINDS", "PARTS", "listing"]
 
@@ -136,11 +138,32 @@ def _csv(path: Path, labelled: bool) -> Listing:
     if found == ["text"]:
         texts: list[Text] = [(row["text"], row.get("text2")) for row in rows]
         return Listing(_ids(rows, None, path), labels, classes, texts=texts, parts=parts)
-    paths = [path.parent / row["image"] for row in rows]
-    missing = [str(p) for p in paths if not p.is_file()]
+    paths = [_inside(path, row["image"]) for row in rows]
+    missing = [str(p) for p in paths if not _is_file(p)]
     if missing:
         raise DataError(f"{path} names images that do not exist: {listed(missing, 3)}")
     return Listing(_ids(rows, "image", path), labels, classes, paths, parts=parts)
+
+
+def _inside(path: Path, name: str) -> Path:
+    """Return the path of an image that a CSV file names: below the file's folder, or absolute.
+
+    Raises:
+        DataError: If a relative name climbs out of the folder.
+    """
+    if not Path(name).is_absolute() and ".." in Path(os.path.normpath(name)).parts:
+        raise DataError(
+            f"{path} names the image '{name}', outside its folder; put the file beside or above its images, "
+            "or write absolute paths"
+        )
+    return path.parent / name
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
 
 
 def _ids(rows: list[dict[str, str]], default: str | None, path: Path) -> list[str]:
@@ -157,17 +180,14 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
         raise DataError(
             f"the data file {path} does not exist; give a CSV file with columns image or text, and label"
         )
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            # In tab-separated files quotes are text.
-            reader = (
-                csv.DictReader(file, strict=True, delimiter="\t", quoting=csv.QUOTE_NONE)
-                if path.suffix.lower() in (".tsv", ".tab")
-                else csv.DictReader(file, strict=True)
-            )
-            rows = list(reader)
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path} cannot be read as CSV ({error})") from error
+    with reading(path, "CSV", DataError), path.open(newline="", encoding="utf-8-sig") as file:
+        # In tab-separated files quotes are text.
+        reader = (
+            csv.DictReader(file, strict=True, delimiter="\t", quoting=csv.QUOTE_NONE)
+            if path.suffix.lower() in (".tsv", ".tab")
+            else csv.DictReader(file, strict=True)
+        )
+        rows = list(reader)
     if not rows:
         raise DataError(f"{path} has no rows below its header")
     for number, row in enumerate(rows, start=2):
@@ -197,9 +217,10 @@ def _labels(values: list[str], path: Path) -> tuple[NDArray[np.int64], list[str]
                 f"{path}, row {row}: label '{values[row - 2]}' is not a class index (0, 1, 2, …); "
                 "regression targets are not supported"
             )
+    largest = max(n for n in numbers if n is not None)
+    if largest >= max(2 * len(numbers), 2):
+        raise DataError(f"{path}: label {largest:g} is out of range for {len(numbers)} examples")
     labels = np.array([int(n) for n in numbers if n is not None], dtype=np.int64)
-    if int(labels.max()) >= max(2 * len(labels), 2):
-        raise DataError(f"{path}: label {int(labels.max())} is out of range for {len(labels)} examples")
     absent = sorted(set(range(int(labels.max()) + 1)) - set(labels.tolist()))
     if absent:
         raise DataError(

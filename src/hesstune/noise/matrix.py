@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import class_count, integer_labels, readable_file, stochastic_matrix, unit_interval
 from hesstune.errors import NoiseMatrixError, unknown_name
+from hesstune.reading import read_array, read_text, reading
 
 __all__ = ["KINDS", "NoiseMatrix"]
 
@@ -231,18 +232,15 @@ class NoiseMatrix:
     def load(cls, path: str | Path) -> NoiseMatrix:
         """Read a matrix from JSON (rows, or a record with `matrix`), CSV (K rows of K numbers) or .npy."""
         path = readable_file(path, "the noise matrix")
-        try:
+        with reading(path, "a noise matrix", NoiseMatrixError):
             if path.suffix == ".npy":
-                return cls(np.load(path, allow_pickle=False))
-            text = path.read_text(encoding="utf-8")
+                with path.open("rb") as file:
+                    return cls(read_array(file, path.stat().st_size))
+            text = read_text(path)
             if path.suffix == ".csv":
                 return cls([[float(cell) for cell in row] for row in csv.reader(text.splitlines()) if row])
             record = json.loads(text)
-        except NoiseMatrixError:
-            raise
-        except (ValueError, OSError, EOFError, RecursionError) as error:
-            raise NoiseMatrixError(f"{path} cannot be read as a noise matrix ({error})") from error
-        return cls(record.get("matrix", ()) if isinstance(record, dict) else record)
+            return cls(record.get("matrix", ()) if isinstance(record, dict) else record)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, NoiseMatrix) and np.array_equal(self._array, other._array)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from hesstune.errors import RunError
+from hesstune.reading import read_json, read_rows, read_text, reading
 
 __all__ = ["Records", "read_records"]
 
@@ -71,10 +71,8 @@ def read_records(path: Path) -> Records:
     run = _json(path / "run.json")
     if not isinstance(run, dict) or "result" not in run:
         raise RunError(f"the run in {path} has not finished; continue it with hesstune finetune --resume")
-    try:
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        raise RunError(f"{path / 'config.yaml'} cannot be read ({error})") from error
+    with reading(path / "config.yaml", "YAML"):
+        config = dict(yaml.safe_load(read_text(path / "config.yaml", most_mib=1)))
     return Records(
         path=path,
         config=config,
@@ -93,40 +91,24 @@ def read_records(path: Path) -> Records:
 
 
 def _json(path: Path) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read ({error})") from error
+    return read_json(path) if path.is_file() else None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except (ValueError, OSError) as error:
-        raise RunError(f"{path} is damaged ({error})") from error
+    with reading(path, "one JSON object an epoch"):
+        return [dict(json.loads(line)) for line in read_text(path).splitlines() if line]
 
 
 def _csv(path: Path) -> list[dict[str, str]] | None:
-    if not path.is_file():
-        return None
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (csv.Error, ValueError, OSError) as error:
-        raise RunError(f"{path} cannot be read ({error})") from error
+    return read_rows(path) if path.is_file() else None
 
 
 def _quadratic(path: Path) -> Any:
     if not path.is_file():
         return None
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(str(path), framework="np") as file:
-            return file.get_tensor("quadratic")
-    except (SafetensorError, OSError) as error:
-        raise RunError(f"{path} cannot be read ({error})") from error
+    with reading(path, "a measurement"), safe_open(str(path), framework="np") as file:
+        return file.get_tensor("quadratic")

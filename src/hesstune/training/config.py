@@ -9,11 +9,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from hesstune.errors import ConfigError, unknown_name
+from hesstune.reading import one_line, read_text
 
 __all__ = ["RESUMABLE", "FinetuneConfig", "make_config", "read_yaml"]
 
 # Options that a resumed run may have otherwise than the interrupted one.
-RESUMABLE = frozenset({"out", "device", "cache_mib"})
+RESUMABLE = frozenset({"out", "device", "cache_mib", "checkpoint_minutes"})
 
 
 class FinetuneConfig(BaseModel):
@@ -126,6 +127,9 @@ class FinetuneConfig(BaseModel):
     cache_mib: int = Field(
         4096, ge=0, description="memory for decoded images; beyond it they are decoded per batch"
     )
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="minutes between checkpoints within an epoch; each epoch ends with one"
+    )
     seed: int = Field(0, ge=0, description="seed of split, noise, order and augmentation")
     device: str = Field("auto", description="cpu, cuda, mps or auto")
 
@@ -226,9 +230,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
     path = readable_file(path, "the configuration file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
+        text = read_text(path, most_mib=1)
+        # Aliases let a few lines stand for gigabytes.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError("options are written out, without aliases")
+        values = yaml.safe_load(text)
+    except Exception as error:  # the parser raises many kinds on damaged text
+        raise ConfigError(f"{path} is not valid YAML ({one_line(error)})") from error
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path} must hold options, one a line (method: robust); got {type(values).__name__}"
@@ -249,4 +257,5 @@ def make_config(values: dict[str, Any]) -> FinetuneConfig:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "options"
         message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{name.replace('_', '-')}: {message}; got {values.get(name)!r}") from None
+        given = one_line(repr(values.get(name)), 120)
+        raise ConfigError(f"{name.replace('_', '-')}: {one_line(message)}; got {given}") from None

@@ -1,11 +1,13 @@
-"""Write files whole or not at all, and store nested values without pickling."""
+"""Write files whole or not at all, and store nested values without pickling, with a checksum."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,50 @@ import torch
 
 from hesstune.errors import RunError
 
-__all__ = ["load_tree", "replace_file", "save_tree", "write_csv", "write_json", "write_text"]
+__all__ = [
+    "PART",
+    "digest",
+    "load_tree",
+    "replace_file",
+    "save_tensors",
+    "save_tree",
+    "write_csv",
+    "write_json",
+    "write_text",
+]
+
+# What a file is called while it is written; a kill may leave some behind.
+PART = ".part"
 
 
 def replace_file(path: Path, write: Any) -> None:
-    """Call write(temporary path), sync, and rename to `path`, so that readers never see a part of it."""
-    beside = path.with_name(f".{path.name}.part")
+    """Call write(temporary path), sync, and rename to `path`, so that readers never see a part of it.
+
+    Raises:
+        RunError: If it cannot be written: the old file is then as it was.
+    """
+    beside = path.with_name(f".{path.name}{PART}")
     try:
         write(beside)
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         beside.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself must outlive a power cut, too. Some network file systems cannot sync a folder.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,13 +83,46 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
     replace_file(path, write)
 
 
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file whole or not at all.
+
+    Raises:
+        RunError: If it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    def write(part: Path) -> None:
+        try:
+            save_file(dict(tensors), str(part), metadata=dict(metadata) if metadata else None)
+        except SafetensorError as error:  # how the library tells of a full disk
+            raise OSError(str(error)) from error
+
+    replace_file(path, write)
+
+
+def digest(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
+    """Return a checksum (BLAKE2b, 128 bits, hexadecimal) of named tensors and a text.
+
+    Names, dtypes, shapes and values count; the order of the names and the memory layout do not.
+    """
+    made = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        made.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        if tensor.numel():
+            made.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return made.hexdigest()
+
+
 def save_tree(path: Path, tree: dict[str, Any]) -> None:
     """Store nested dicts and lists of tensors, numbers, strings and None as safetensors.
 
-    Tensors become numbered entries, the rest JSON in the file's metadata; nothing is pickled.
+    Tensors become numbered entries, the rest JSON in the file's metadata, with a checksum of it all;
+    nothing is pickled.
     """
-    from safetensors.torch import save_file
-
     tensors: dict[str, torch.Tensor] = {}
 
     def pack(value: Any) -> Any:
@@ -73,17 +137,17 @@ def save_tree(path: Path, tree: dict[str, Any]) -> None:
             return {"list": [pack(v) for v in value]}
         return {"value": value}
 
-    metadata = {"tree": json.dumps(pack(tree))}
-    replace_file(path, lambda part: save_file(tensors, str(part), metadata=metadata))
+    packed = json.dumps(pack(tree))
+    save_tensors(path, tensors, {"tree": packed, "checksum": digest(tensors, packed)})
 
 
 def load_tree(path: Path) -> dict[str, Any]:
     """Read what `save_tree` wrote.
 
     Raises:
-        RunError: If the file is missing, damaged or something else.
+        RunError: If the file is missing, truncated, altered or something else.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     def unpack(value: Any) -> Any:
         if "tensor" in value:
@@ -96,9 +160,11 @@ def load_tree(path: Path) -> dict[str, Any]:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            packed = json.loads((file.metadata() or {})["tree"])
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        tree: dict[str, Any] = unpack(packed)
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        if digest(tensors, metadata["tree"]) != metadata["checksum"]:
+            raise ValueError("its checksum does not match its contents")
+        tree: dict[str, Any] = unpack(json.loads(metadata["tree"]))
+    except Exception as error:  # damaged files raise many kinds in safetensors and torch
         raise RunError(f"{path} is not a readable checkpoint ({error})") from error
     return tree

@@ -25,16 +25,18 @@ from hesstune.models.train_parts import freeze
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference, layer_names
 from hesstune.training.card import model_card
+from hesstune.training.checkpoint import Checkpoints, discard
 from hesstune.training.config import RESUMABLE, FinetuneConfig, make_config, read_yaml
 from hesstune.training.device import pick_device
 from hesstune.training.evaluate import final_metrics
 from hesstune.training.feature_store import features_of
 from hesstune.training.feeds import Feed, make_feed, predict_logits, to_channels_last
-from hesstune.training.files import replace_file, write_csv, write_text
+from hesstune.training.files import replace_file, save_tensors, write_csv, write_text
+from hesstune.training.fingerprint import check_start, fingerprints
+from hesstune.training.folder import claim, locked, restored_on_failure, set_aside, tidy
 from hesstune.training.run import (
     BAD_IMAGES,
     CARD,
-    CHECKPOINT,
     CONFIG,
     LABELS,
     MODEL,
@@ -42,9 +44,6 @@ from hesstune.training.run import (
     RECORD,
     REFERENCE,
     Run,
-    claim,
-    clear,
-    locked,
 )
 from hesstune.training.texts import TextFeed
 from hesstune.training.trainer import Progress, Trainer
@@ -127,12 +126,16 @@ def finetune(
         prepared = _prepare(resolved)
         claim(out, overwrite, resume)
         with locked(out):
+            tidy(out)
             if not resume:
-                clear(out)
-            run, trained = _train(prepared, out, resume, progress)
-            if observe is not None:
-                observe(trained)
-            return _finish(run, trained.loaded, keep_weights)
+                set_aside(out)
+            elif (out / RECORD).is_file() and (run := Run.load(out)).finished:
+                return run  # by another process, while this one was loading
+            with restored_on_failure(out):
+                run, trained = _train(prepared, out, resume, progress)
+                if observe is not None:
+                    observe(trained)
+                return _finish(run, trained.loaded, keep_weights)
 
 
 def _build(
@@ -251,11 +254,14 @@ def _feeds(prepared: _Prepared) -> tuple[torch.nn.Module, dict[str, Feed], int]:
 def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | None) -> tuple[Run, Trained]:
     started = time.monotonic()
     config, task, loaded = prepared.config, prepared.task, prepared.loaded
-    fresh = not (resume and (out / REFERENCE).is_file())
-    reference = Reference.of(loaded.model) if fresh else Reference.load(out / REFERENCE)
+    reference = Reference.of(loaded.model)
     radius = _layer_radii(config, loaded)
     run = Run(out, config, _record(prepared))
-    if fresh:
+    started_from = {name: reference[name] for name in reference.names()}
+    run.record["checksums"] = fingerprints(task, started_from)
+    if resume and (out / RECORD).is_file():
+        check_start(Run.load(out), run, reference)
+    else:
         _write_start(run, prepared, reference)
     net, feeds, cut = _feeds(prepared)
     run.record["texts_cut"] = cut
@@ -287,7 +293,7 @@ def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | No
         {"train": task.train, "val": task.val},
         prepared.believed,
         prepared.device,
-        out / CHECKPOINT,
+        Checkpoints(out),
         run.write_metrics,
         progress,
     )
@@ -354,7 +360,8 @@ def _write_start(run: Run, prepared: _Prepared, reference: Reference) -> None:
     import yaml
 
     out, task = run.path, prepared.task
-    # The reference first: a folder with a reference but without a configuration is no run yet.
+    # The configuration first: it makes the folder a run's. The record last: it says that all is there.
+    write_text(out / CONFIG, yaml.safe_dump(run.config.to_dict(), sort_keys=False, allow_unicode=True))
     replace_file(out / REFERENCE, reference.save)
     if prepared.believed is not None:
         replace_file(out / NOISE, prepared.believed.save)
@@ -369,22 +376,20 @@ def _write_start(run: Run, prepared: _Prepared, reference: Reference) -> None:
     if task.skipped:
         write_csv(out / BAD_IMAGES, ("id", "reason"), task.skipped)
     run.write_record()
-    write_text(out / CONFIG, yaml.safe_dump(run.config.to_dict(), sort_keys=False, allow_unicode=True))
 
 
 def _finish(run: Run, loaded: LoadedModel, keep_weights: bool) -> Run:
-    from safetensors.torch import save_file
-
     if not np.isfinite(run.result["distance"]):
         raise RunError("the distance from the reference is not finite")
     if keep_weights:
         tensors = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        replace_file(run.path / MODEL, lambda part: save_file(state, str(part)))
+        save_tensors(run.path / MODEL, state)
     else:
         (run.path / REFERENCE).unlink(missing_ok=True)
     write_text(run.path / CARD, model_card(run.config, run.record))
     # The record goes last: it is what marks the run as finished.
     run.write_record()
-    (run.path / CHECKPOINT).unlink(missing_ok=True)
+    Checkpoints(run.path).clear()
+    discard(run.path)
     return run

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import fcntl
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hesstune.errors import RunError
+from hesstune.reading import read_json, read_rows, read_text, reading
 from hesstune.training.config import FinetuneConfig, make_config, read_yaml
-from hesstune.training.files import replace_file, write_json, write_text
+from hesstune.training.files import write_json, write_text
 
 if TYPE_CHECKING:
     from hesstune.models.load import LoadedModel
     from hesstune.noise.matrix import NoiseMatrix
     from hesstune.reference import Reference
 
-__all__ = ["Run", "claim", "clear", "locked"]
+__all__ = ["Run"]
 
 CONFIG, MODEL, REFERENCE = "config.yaml", "model.safetensors", "reference.safetensors"
 METRICS, LABELS, NOISE, RECORD = "metrics.jsonl", "labels.csv", "noise_matrix.json", "run.json"
-CHECKPOINT, BAD_IMAGES, CARD, LOCK = "checkpoint.safetensors", "bad_images.csv", "README.md", ".lock"
+BAD_IMAGES, CARD = "bad_images.csv", "README.md"
 # Written from a run's results by other commands: void once the run is replaced.
 DERIVED = (
     "measure.json",
@@ -70,10 +67,7 @@ class Run:
         for name in (CONFIG, RECORD):
             if not (path / name).is_file():
                 raise RunError(f"{path} is no run folder: {name} is missing")
-        try:
-            record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        except (ValueError, OSError, RecursionError) as error:
-            raise RunError(f"{path / RECORD} cannot be read ({error})") from error
+        record = read_json(path / RECORD)
         if not isinstance(record, dict) or not isinstance(record.get("classes"), list):
             raise RunError(f"{path / RECORD} does not hold a run's record")
         return cls(path, make_config(read_yaml(path / CONFIG)), record)
@@ -106,10 +100,8 @@ class Run:
         path = self.path / METRICS
         if not path.is_file():
             return []
-        try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-        except ValueError as error:
-            raise RunError(f"{path} is damaged ({error})") from error
+        with reading(path, "one JSON object an epoch"):
+            return [dict(json.loads(line)) for line in read_text(path).splitlines() if line]
 
     @property
     def noise_matrix(self) -> NoiseMatrix | None:
@@ -121,14 +113,15 @@ class Run:
 
     def labels(self) -> list[dict[str, str]]:
         """Return the rows of labels.csv: id, part, label trained on, and the true label where known."""
-        with (self.path / LABELS).open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        rows = read_rows(self.path / LABELS)
+        if not all({"id", "part", "label", "true_label"} <= set(row) for row in rows):
+            raise RunError(f"{self.path / LABELS} needs the columns id, part, label and true_label")
+        return rows
 
     def loaded(self) -> LoadedModel:
         """Rebuild the fine-tuned network with its preprocessing."""
         from dataclasses import replace
 
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         from hesstune.models.load import load_model, set_parameters
@@ -140,14 +133,15 @@ class Run:
         loaded = load_model(
             self.config.model, len(self.classes), head_init="keep", text=text, pretrained=False
         )
-        try:
+        with reading(path, "weights"):
             state = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"{path} cannot be read ({error})") from error
         set_parameters(loaded.model, state, str(path))
         loaded.model.eval()
-        shape = self.record["normalisation"]
-        return replace(loaded, mean=tuple(shape["mean"]), std=tuple(shape["std"]))
+        with reading(self.path / RECORD, "a run's record"):
+            shape = self.record["normalisation"]
+            mean = float(shape["mean"][0]), float(shape["mean"][1]), float(shape["mean"][2])
+            std = float(shape["std"][0]), float(shape["std"][1]), float(shape["std"][2])
+        return replace(loaded, mean=mean, std=std)
 
     def model(self) -> Any:
         """Rebuild the fine-tuned network, in eval mode, on the CPU."""
@@ -170,58 +164,3 @@ class Run:
     def __repr__(self) -> str:
         state = "finished" if self.finished else "not finished"
         return f"Run({str(self.path)!r}, method={self.config.method!r}, {state})"
-
-
-def claim(out: Path, overwrite: bool, resume: bool, create: bool = True) -> None:
-    """Make sure that a run may be written to `out`, and create the folder unless told otherwise.
-
-    Raises:
-        RunError: If the folder holds anything and neither overwrite nor resume is given, if it is
-            no run folder, or if it cannot be written to.
-    """
-    if out.exists() and not out.is_dir():
-        raise RunError(f"--out {out} is a file; give the path of a folder")
-    kept = [p for p in out.iterdir() if p.name != LOCK] if out.is_dir() else []
-    if kept and not (overwrite or resume):
-        raise RunError(
-            f"the folder {out} exists and is not empty; choose another --out, continue it with --resume "
-            "or replace it with --overwrite"
-        )
-    if kept and not (out / CONFIG).is_file():
-        raise RunError(f"the folder {out} holds files but no run; choose another --out")
-    if not create:
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        replace_file(out / ".writable", lambda part: part.write_bytes(b""))
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise RunError(f"cannot write to --out {out}: {error.strerror or error}") from error
-
-
-def clear(out: Path) -> None:
-    """Remove the files of the run that is replaced; whatever else lies in the folder stays."""
-    names = (RECORD, MODEL, REFERENCE, METRICS, LABELS, NOISE, CHECKPOINT, BAD_IMAGES, CARD, *DERIVED)
-    for name in names:
-        (out / name).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold the run folder's lock (flock: it goes with the process).
-
-    Raises:
-        RunError: If another process holds it.
-    """
-    try:
-        file = (out / LOCK).open("w")
-    except OSError as error:
-        raise RunError(f"cannot write to {out}: {error.strerror or error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"another process is writing to {out}; wait for it or choose another --out"
-            ) from None
-        yield

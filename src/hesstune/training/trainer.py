@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,39 @@ from hesstune.losses.consistent import ConsistentLoss
 from hesstune.methods import Batch, Method
 from hesstune.methods._losses import balanced_rates
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.training.checkpoint import Checkpoints
 from hesstune.training.config import FinetuneConfig
 from hesstune.training.evaluate import accuracy
 from hesstune.training.feeds import Feed, ImageFeed, batches_of, predict_logits
-from hesstune.training.files import load_tree, save_tree
 from hesstune.training.optim import make_optimizer, make_schedule
+from hesstune.training.stopping import Stop, stoppable
 
 __all__ = ["Progress", "Trainer"]
 
 Progress = Callable[[int, int, str], None]
 # Checkpoints of runs whose epochs are shorter than this are written less often than every epoch.
 CHECKPOINT_SECONDS = 2.0
+
+
+@dataclass
+class _Partial:
+    """An epoch that is under way.
+
+    Attributes:
+        epoch: The epoch, from 0.
+        batches: Batches done.
+        loss: Summed loss of their examples.
+        hits: Examples of theirs that were classified as labelled.
+        rate: The learning rate of the last step.
+        seconds: Time spent on them.
+    """
+
+    epoch: int
+    batches: int = 0
+    loss: float = 0.0
+    hits: int = 0
+    rate: float = 0.0
+    seconds: float = 0.0
 
 
 class Trainer:
@@ -42,7 +64,7 @@ class Trainer:
         parts: Examples of `train` and `val`.
         noise: The noise matrix believed; validation then uses the consistent loss.
         device: Where to train.
-        checkpoint: Where the state is kept between epochs.
+        checkpoints: Where the state is kept.
         on_epoch: Called with all records so far whenever an epoch has ended.
         progress: Called with (steps done, steps in all, text) after every step.
     """
@@ -56,14 +78,14 @@ class Trainer:
         parts: dict[str, Examples],
         noise: NoiseMatrix | None,
         device: torch.device,
-        checkpoint: Path,
+        checkpoints: Checkpoints,
         on_epoch: Callable[[list[dict[str, Any]]], None],
         progress: Progress | None = None,
     ) -> None:
         from accelerate import Accelerator
 
         self.config, self.method, self.feeds, self.parts = config, method, feeds, parts
-        self.checkpoint, self.on_epoch, self.progress = checkpoint, on_epoch, progress
+        self.checkpoints, self.on_epoch, self.progress = checkpoints, on_epoch, progress
         self.accelerator = _accelerator(Accelerator, config, device)
         labels = parts["train"].labels
         assert labels is not None
@@ -83,6 +105,8 @@ class Trainer:
         self.metrics: list[dict[str, Any]] = []
         self.best: dict[str, torch.Tensor] | None = None
         self.best_loss = float("inf")
+        self._stop = Stop()
+        self._resumed: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
 
     # -- state -------------------------------------------------------------------------------
@@ -101,59 +125,104 @@ class Trainer:
         for name, tensor in state.items():
             own[name].copy_(tensor)
 
-    def save(self) -> None:
-        """Write the checkpoint."""
+    def save(self, partial: _Partial | None = None) -> None:
+        """Write a checkpoint: between epochs, or within the one that is under way."""
         tree = {
             "net": self._state(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "best": self.best,
             "best_loss": self.best_loss if np.isfinite(self.best_loss) else None,
             "metrics": self.metrics,
             "method": self.method.state(),
+            "partial": None if partial is None else {**asdict(partial), "random": self._random()},
         }
-        save_tree(self.checkpoint, tree)
+        self.checkpoints.save(self.schedule.last_epoch, tree)
         self._saved_at = time.monotonic()
 
+    def _random(self) -> dict[str, torch.Tensor]:
+        """Return the state of the global generators that an epoch draws from."""
+        found = {"cpu": torch.get_rng_state()}
+        if self.accelerator.device.type == "cuda":
+            found["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
+        return found
+
+    def _set_random(self, states: dict[str, torch.Tensor]) -> None:
+        torch.set_rng_state(states["cpu"])
+        if self.accelerator.device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], self.accelerator.device)
+
     def resume(self) -> bool:
-        """Continue from the checkpoint if there is one; return whether there was."""
-        if not self.checkpoint.is_file():
+        """Continue from the last whole checkpoint if there is one; return whether there was.
+
+        Raises:
+            RunError: If no checkpoint is whole, or it does not fit the run.
+        """
+        tree = self.checkpoints.load()
+        if tree is None:
             return False
-        tree = load_tree(self.checkpoint)
+        self._take(tree)
+        self._resumed = None if tree["partial"] is None else tree
+        self.on_epoch(self.metrics)
+        return True
+
+    def _take(self, tree: dict[str, Any]) -> None:
         try:
             self._restore(tree["net"])
             self.optimizer.load_state_dict(tree["optimizer"])
             self.schedule.load_state_dict({**tree["schedule"], "lr_lambdas": [None]})
+            if self.accelerator.scaler is not None and tree["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(tree["scaler"])
             self.best, self.metrics = tree["best"], tree["metrics"]
             self.best_loss = float("inf") if tree["best_loss"] is None else tree["best_loss"]
             self.method.load_state(tree["method"])
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
-            raise RunError(f"{self.checkpoint} does not fit this run ({error}); use --overwrite") from error
-        self.on_epoch(self.metrics)
-        return True
+            folder = self.checkpoints.folder
+            raise RunError(
+                f"the checkpoint in {folder} does not fit this run ({error}); use --overwrite"
+            ) from error
 
     # -- training ----------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """Train from the last checkpoint, or the start, to the end."""
-        for epoch in range(len(self.metrics), self.config.epochs):
-            if self._stalled():
-                break
-            try:
-                record = self._epoch(epoch)
-            except DivergedError:
-                if self.metrics and self.checkpoint.is_file():
-                    self._restore(load_tree(self.checkpoint)["net"])
-                raise
-            self._keep_best(record)
-            self.metrics.append(record)
-            self.on_epoch(self.metrics)
-            last = epoch + 1 == self.config.epochs
-            if last or self._stalled() or time.monotonic() - self._saved_at > CHECKPOINT_SECONDS:
-                self.save()
+        """Train from the last checkpoint, or the start, to the end.
+
+        Raises:
+            KeyboardInterrupt: After SIGINT, once the step has ended and a checkpoint is written; after
+                SIGTERM whatever its handler does.
+        """
+        with stoppable() as self._stop:
+            for epoch in range(len(self.metrics), self.config.epochs):
+                if self._stalled():
+                    break
+                self._whole_epoch(epoch)
         if self.config.select == "best" and self.best is not None:
             self._restore(self.best)
         self.method.finish()
+
+    def _whole_epoch(self, epoch: int) -> None:
+        try:
+            record = self._epoch(epoch)
+        except DivergedError:
+            if self.metrics and (tree := self.checkpoints.load()) is not None:
+                self._restore(tree["net"])
+            raise
+        self._keep_best(record)
+        self.metrics.append(record)
+        self.on_epoch(self.metrics)
+        due = time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
+        if due or self._stop or epoch + 1 == self.config.epochs or self._stalled():
+            self.save()
+        if self._stop:
+            self._stop.deliver()
+
+    def _between_steps(self, partial: _Partial) -> None:
+        """Save within an epoch if asked to stop, or if the last checkpoint is old."""
+        if self._stop or time.monotonic() - self._saved_at > 60 * self.config.checkpoint_minutes:
+            self.save(partial)
+        if self._stop:
+            self._stop.deliver()
 
     def _stalled(self) -> bool:
         patience = self.config.patience
@@ -189,29 +258,43 @@ class Trainer:
         # the same.
         torch.manual_seed(hash((self.config.seed, epoch)) % 2**63)
         self.method.start_epoch(epoch, lambda net: predict_logits(net, feed))
+        done = self._continued(epoch)
         self._training_mode()
         order = self._order(epoch)
         size = self.config.batch_size
         batches = batches_of(feed, order, size, np.random.default_rng([self.config.seed, epoch, 0xBA7]))
-        total, hits = 0.0, 0
-        rate = self.optimizer.param_groups[0]["lr"]
-        for start in range(0, len(batches), self.config.accumulate):
-            group = batches[start : start + self.config.accumulate]
-            rate = self.optimizer.param_groups[0]["lr"]
+        while done.batches < len(batches):
+            group = batches[done.batches : done.batches + self.config.accumulate]
+            done.rate = self.optimizer.param_groups[0]["lr"]
             loss, right = self._step(group, epoch)
-            total += loss
-            hits += right
+            done.loss += loss
+            done.hits += right
+            done.batches += len(group)
+            done.seconds, started = done.seconds + time.monotonic() - started, time.monotonic()
             if self.progress is not None:
-                done = epoch * len(batches) + start + len(group)
-                self.progress(done, self.config.epochs * len(batches), f"epoch {epoch + 1}")
+                steps = epoch * len(batches) + done.batches
+                self.progress(steps, self.config.epochs * len(batches), f"epoch {epoch + 1}")
+            if done.batches < len(batches):
+                self._between_steps(done)
         record = {
             "epoch": epoch + 1,
-            "train_loss": total / len(order),
-            "train_accuracy": hits / len(order),
-            "lr": rate,
-            "seconds": round(time.monotonic() - started, 3),
+            "train_loss": done.loss / len(order),
+            "train_accuracy": done.hits / len(order),
+            "lr": done.rate,
         }
-        return record | self._validate() | self._distance(epoch)
+        record |= self._validate() | self._distance(epoch)
+        return record | {"seconds": round(done.seconds + time.monotonic() - started, 3)}
+
+    def _continued(self, epoch: int) -> _Partial:
+        """Return the state of an epoch that is begun, or was when the run was interrupted."""
+        tree, self._resumed = self._resumed, None
+        if tree is None:
+            return _Partial(epoch)
+        # What starting the epoch has changed, such as a method's memory, is as it was then.
+        self._take(tree)
+        kept = dict(tree["partial"])
+        self._set_random(kept.pop("random"))
+        return _Partial(**kept)
 
     def _step(self, group: list[NDArray[np.int64]], epoch: int) -> tuple[float, int]:
         """Take one real optimizer step on a group of batches; return summed loss and hits."""

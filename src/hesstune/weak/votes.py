@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import class_count, integer_labels, readable_file
 from hesstune.errors import ConfigError, DataError, listed, unknown_name
+from hesstune.reading import reading
 
 __all__ = ["ABSTAIN", "Votes", "apply_functions", "load_functions", "read_votes"]
 
@@ -185,11 +186,8 @@ def read_votes(
         DataError: If a vote is no class or a column is missing, by row and column.
     """
     path = readable_file(path, "the votes file")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path} cannot be read as CSV ({error})") from error
+    with reading(path, "CSV", DataError), path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file, strict=True))
     if not rows or "id" not in rows[0]:
         raise DataError(f"{path} needs a column 'id', a column a labeler, and at least one row")
     taken = {"id", "image", "text", "label", "split"}

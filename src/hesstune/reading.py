@@ -1,0 +1,98 @@
+"""Read files that somebody else may have made: damaged, huge or malicious, they end in one clear error."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from hesstune.errors import HesstuneError, RunError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["MAX_MIB", "one_line", "read_array", "read_json", "read_rows", "read_text", "reading"]
+
+# A text larger than this is no record, configuration or matrix of ours.
+MAX_MIB = 256
+
+
+def one_line(error: object, most: int = 200) -> str:
+    """Return an error's text on one line, cut where it quotes a file's contents at length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+@contextmanager
+def reading(path: str | Path, what: str, kind: type[HesstuneError] = RunError) -> Iterator[None]:
+    """Turn whatever goes wrong while a file is read into an error that names the file.
+
+    Parsers raise many kinds of errors on damaged files, memory errors among them.
+
+    Args:
+        path: The file.
+        what: What it should have been, such as "a measurement".
+        kind: The error's class.
+    """
+    try:
+        yield
+    except HesstuneError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
+        raise kind(f"{path} cannot be read as {what} ({one_line(reason)})") from error
+
+
+def read_text(path: Path, most_mib: float = MAX_MIB) -> str:
+    """Return a UTF-8 file's text; raise ValueError where it is larger than `most_mib`."""
+    size = path.stat().st_size
+    if size > most_mib * 2**20:
+        raise ValueError(f"it has {size / 2**20:.0f} MiB, more than {most_mib:g}")
+    return path.read_text(encoding="utf-8")
+
+
+def read_json(path: Path, kind: type[HesstuneError] = RunError) -> Any:
+    """Return what a JSON file holds; raise an error of the class given where it cannot be read."""
+    with reading(path, "JSON", kind):
+        return json.loads(read_text(path))
+
+
+def read_rows(path: Path, kind: type[HesstuneError] = RunError) -> list[dict[str, str]]:
+    """Return a CSV file's rows; raise an error of the class given where it cannot be read."""
+    with reading(path, "CSV", kind), path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, strict=True))
+
+
+def read_array(file: IO[bytes], size: int, most_mib: float = MAX_MIB) -> NDArray[Any]:
+    """Read a .npy file, never an object array, and no more memory than the file's own size.
+
+    Args:
+        file: The open file.
+        size: Its size in bytes, unpacked.
+        most_mib: Larger arrays are refused.
+
+    Raises:
+        ValueError: If the header does not fit the size, or the array is too large or holds objects.
+    """
+    import numpy as np
+    from numpy.lib import format as npy
+
+    if size > most_mib * 2**20:
+        raise ValueError(f"it unpacks to {size / 2**20:.0f} MiB, more than {most_mib:g}")
+    version = npy.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"its format {version} is unknown")
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects, which are never read")
+    count = math.prod(shape)
+    if count < 0 or count * dtype.itemsize > size:
+        raise ValueError(f"its shape {shape} does not fit its size")
+    content = file.read(count * dtype.itemsize)
+    array = np.frombuffer(content, dtype=dtype, count=count).reshape(shape, order="F" if fortran else "C")
+    return array.copy()

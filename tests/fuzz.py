@@ -1,0 +1,222 @@
+"""Feed every reader mutated files: only HesstuneError may come out, soon, and within a memory limit.
+
+`python tests/fuzz.py --count 20000 --seed 1` reads as many; the tests run fewer. Prints a JSON record:
+per kind of file how many were read, how many were refused, and every other outcome with its seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import resource
+import shutil
+import signal
+import struct
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile
+from safetensors.torch import save_file
+
+import hesstune as ht
+from hesstune.bounds.record import Certificate
+from hesstune.curvature.result import Measure
+from hesstune.data.images import decode
+from hesstune.data.sources import listing
+from hesstune.models.load import read_weights
+from hesstune.reference import Reference
+from hesstune.report.records import read_records
+from hesstune.training.config import make_config, read_yaml
+from hesstune.training.files import load_tree, save_tree
+from hesstune.weak.votes import read_votes
+
+SECONDS = 20
+MEMORY_MIB = 1024
+NASTY = (
+    b"", b"\0", b"-1", b"1e999", b"NaN", b"Infinity", b"9" * 400, b"[" * 3000, b"{" * 3000, b'"', b",", b"\n",
+    b"\xff\xfe", "é".encode(), b"!!python/object/apply:os.system ['true']", b"&a [*a, *a]", b"null", b"true",
+    b"../../../etc/passwd", b"\r\n\r\n", b"1.5", b"0x10", b"|", b";", b"PK\x03\x04",
+)  # fmt: skip
+
+
+class Hang(BaseException):
+    """A reader took too long."""
+
+
+def mutated(content: bytes, draw: random.Random) -> bytes:
+    """Return the content with a few random changes."""
+    data = bytearray(content)
+    for _ in range(draw.choice((1, 1, 2, 4, 16))):
+        at = draw.randrange(len(data) + 1)
+        kind = draw.randrange(7)
+        if kind == 0 and data:
+            data[at % len(data)] ^= 1 << draw.randrange(8)
+        elif kind == 1 and data:
+            data[at % len(data)] = draw.choice((0, 0x7F, 0x80, 0xFF))
+        elif kind == 2:
+            del data[at:]
+        elif kind == 3:
+            del data[at : at + draw.randrange(1, 32)]
+        elif kind == 4:
+            data[at:at] = draw.choice(NASTY)
+        elif kind == 5:
+            part = bytes(data[at : at + draw.randrange(1, 64)])
+            data[at:at] = part * draw.randrange(1, 4)
+        elif len(data) >= 8:  # sizes and offsets
+            at %= len(data) - 7
+            number = draw.choice((0, 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**40))
+            data[at : at + 8] = struct.pack("<Q", number)
+    return bytes(data)
+
+
+def finished_run(folder: Path) -> Path:
+    """Write a run folder by hand: it need not be trained to be read."""
+    run = folder / "run"
+    run.mkdir()
+    config = make_config({"model": "efficientnet_lite0", "noise": "symmetric:0.2"}).resolved().to_dict()
+    import yaml
+
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    record = {"classes": ["cat", "dog"], "normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3},
+              "examples": {"train": 2}, "result": {"gap": 0.1, "test_accuracy": 0.5}}  # fmt: skip
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "metrics.jsonl").write_text('{"epoch": 1, "train_loss": 0.5}\n{"epoch": 2, "train_loss": 0.4}\n')
+    (run / "labels.csv").write_text("id,part,label,true_label\na,train,cat,cat\nb,train,dog,cat\n")
+    ht.NoiseMatrix.symmetric(2, 0.2).save(run / "noise_matrix.json")
+    return run
+
+
+def readers(folder: Path) -> dict[str, tuple[bytes, str, object]]:
+    """Return {kind: (a good file, its name, what reads it)}."""
+    run = finished_run(folder)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    Reference.of(model).save(folder / "reference.safetensors")
+    save_file(dict(model.state_dict()), str(folder / "weights.safetensors"))
+    torch.save(dict(model.state_dict()), folder / "weights.pt")
+    torch.save(dict(model.state_dict()), folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    save_tree(folder / "tree.safetensors", {"a": torch.ones(3), "b": [1, {"c": None}]})
+    found = ht.measure(model, Reference.of(model), [(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))])
+    found.save(folder)
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 14, 3), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=pixels[None].repeat(4, 0), labels=np.array([0, 1, 0, 1]))
+    np.savez_compressed(
+        folder / "packed.npz", images=pixels[None].repeat(4, 0), labels=np.array([0, 1, 0, 1])
+    )
+    np.save(folder / "matrix.npy", ht.NoiseMatrix.symmetric(2, 0.2).array)
+    pictures = {}
+    for suffix in ("png", "jpeg", "gif", "bmp", "webp", "tiff", "ppm"):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format=suffix)
+        pictures[f"{suffix}"] = (buffer.getvalue(), f"x.{suffix}", lambda p: decode(p, 16))
+    votes = b"id,vote_a,vote_b\n0,cat,dog\n1,,cat\n2,1,0\n"
+    table = b"id,text,label,split\n0,good film,1,train\n1,bad film,0,train\n2,fine,1,test\n3,awful,0,test\n"
+    named = b"image,label\nx.png,cat\ny.png,dog\n"
+    config = b"method: robust\nnoise: pair:0.2\nbatch-size: 16\nradius: {head: 1.0, '*': 0.5}\nmean: [0.5]\n"
+
+    def read_run(path: Path) -> None:
+        loaded = ht.Run.load(path.parent)
+        _ = loaded.classes, loaded.result, loaded.metrics, loaded.noise_matrix, loaded.labels()
+
+    certificate = {"risk": 0.3, "empirical": 0.2, "kl": 3.0, "n": 100, "delta": 0.05}
+    return {
+        **{f"run {p.name}": (p.read_bytes(), f"run/{p.name}", read_run) for p in sorted(run.iterdir())},
+        "report config.yaml": ((run / "config.yaml").read_bytes(), "run/config.yaml",
+                               lambda p: read_records(p.parent)),
+        "yaml": (config, "x.yaml", lambda p: make_config(read_yaml(p)).resolved()),
+        "csv": (table, "x.csv", lambda p: listing(f"csv:{p}", 16)),
+        "tsv": (table.replace(b",", b"\t"), "x.tsv", lambda p: listing(f"csv:{p}", 16)),
+        "csv of images": (named, "y.csv", lambda p: listing(f"csv:{p}", 16)),
+        "votes": (votes, "v.csv", lambda p: read_votes(p, ["cat", "dog"])),
+        "npz": ((folder / "images.npz").read_bytes(), "x.npz", lambda p: listing(f"array:{p}", 16)),
+        "npz, packed": ((folder / "packed.npz").read_bytes(), "x.npz", lambda p: listing(f"array:{p}", 16)),
+        "matrix.npy": ((folder / "matrix.npy").read_bytes(), "m.npy", ht.NoiseMatrix.load),
+        "matrix.csv": (b"0.8,0.2\n0.2,0.8\n", "m.csv", ht.NoiseMatrix.load),
+        "matrix.json": (b"[[0.8, 0.2], [0.2, 0.8]]", "m.json", ht.NoiseMatrix.load),
+        "reference": ((folder / "reference.safetensors").read_bytes(), "r.safetensors", Reference.load),
+        "weights": ((folder / "weights.safetensors").read_bytes(), "w.safetensors", read_weights),
+        "weights.pt": ((folder / "weights.pt").read_bytes(), "w.pt", read_weights),
+        "legacy weights": ((folder / "legacy.pt").read_bytes(), "w.pt", read_weights),
+        "checkpoint": ((folder / "tree.safetensors").read_bytes(), "t.safetensors", load_tree),
+        "measure": ((folder / "measure.safetensors").read_bytes(), "m/measure.safetensors",
+                    lambda p: Measure.load(p.parent).to_dict()),
+        "certificate": (json.dumps(certificate).encode(), "c.json", Certificate.load),
+        **pictures,
+    }  # fmt: skip
+
+
+def limit_memory() -> int:
+    """Allow so much more than is in use now; return the limit in bytes."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = used + MEMORY_MIB * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    return limit
+
+
+def read_one(read: object, path: Path) -> str:
+    """Return what came of one file: `read`, `refused`, or the name of the wrong outcome."""
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        read(path)
+    except ht.HesstuneError as error:
+        return "refused" if len(str(error)) < 3000 else "a message of more than 3000 characters"
+    except Hang:
+        return f"hang of {SECONDS} s"
+    except BaseException as error:
+        return f"{type(error).__name__}: {str(error)[:150]}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return "read"
+
+
+def main(count: int, seed: int) -> dict[str, object]:
+    """Read `count` mutated files in all; return the counts and the wrong outcomes."""
+
+    def hang(*_: object) -> None:
+        raise Hang
+
+    signal.signal(signal.SIGALRM, hang)
+    warnings.simplefilter("ignore")
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    torch.set_num_threads(1)
+    counts: dict[str, dict[str, int]] = {}
+    wrong: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        kinds = readers(folder)
+        (folder / "m").mkdir()
+        for picture in ("x.png", "y.png"):
+            Image.new("RGB", (8, 8)).save(folder / picture)
+        for kind, (content, file, read) in kinds.items():  # each good file is read, or nothing is tested
+            (folder / file).write_bytes(content)
+            outcome = read_one(read, folder / file)
+            if outcome != "read" and kind not in ("certificate",):
+                wrong.append({"kind": kind, "at": "the good file", "outcome": outcome})
+        limit_memory()
+        for at, kind in enumerate(list(kinds) * (count // len(kinds) + 1)):
+            if at >= count:
+                break
+            content, file, read = kinds[kind]
+            draw = random.Random(f"{seed} {at}")
+            (folder / file).write_bytes(mutated(content, draw))
+            outcome = read_one(read, folder / file)
+            (folder / file).write_bytes(content)
+            row = counts.setdefault(kind, {"read": 0, "refused": 0})
+            if outcome in row:
+                row[outcome] += 1
+            else:
+                wrong.append({"kind": kind, "at": at, "outcome": outcome})
+        shutil.rmtree(folder / "run")
+    return {"files": count, "seed": seed, "kinds": counts, "wrong": wrong}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=20000)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    print(json.dumps(main(given.count, given.seed)))

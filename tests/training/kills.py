@@ -1,0 +1,128 @@
+"""Kill a fine-tune again and again, at random moments, and see that nothing is lost.
+
+`python tests/training/kills.py --kills 100` takes a minute or two; the tests run a shorter one. Each
+attempt is a fork of this process, so that it starts at once, and writes a checkpoint after every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+import hesstune as ht
+from hesstune.training import trainer
+
+NET = """
+from torch import nn
+
+def small(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout2d(0.1),
+        nn.Conv2d(6, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes),
+    )
+"""
+
+
+def options(folder, method):
+    """A run of 24 steps, with dropout and augmentation, and a checkpoint after each."""
+    return {
+        "model": "py:kills_net:small", "data": f"folder:{folder / 'images'}", "noise": "symmetric:0.2",
+        "image_size": 16, "epochs": 6, "batch_size": 4, "lr": 1e-2, "head_init": "keep", "method": method,
+        "checkpoint_minutes": 1e-9,
+    }  # fmt: skip
+
+
+def prepare(folder):
+    """Write the images and the network."""
+    draw = random.Random(0)
+    for name, level in (("dark", 40), ("light", 200)):
+        (folder / "images" / name).mkdir(parents=True)
+        for i in range(12):
+            image = Image.new("RGB", (20, 20), tuple(level + draw.randrange(-20, 20) for _ in range(3)))
+            image.save(folder / "images" / name / f"{i:02d}.png")
+    (folder / "kills_net.py").write_text(NET)
+    sys.path.insert(0, str(folder))
+
+
+def attempt(chosen, out, delay, stop=signal.SIGKILL):
+    """Run in a child; stop it after `delay` seconds. Return whether it was stopped before it ended."""
+    child = os.fork()
+    if not child:
+        try:
+            ht.finetune(chosen, out=str(out), resume=True)
+        except BaseException as error:
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+            os._exit(1)
+        os._exit(0)
+    deadline = time.monotonic() + delay
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            if status:
+                raise SystemExit(f"an attempt failed with status {status}")
+            return False
+        time.sleep(0.002)
+    os.kill(child, stop)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0:
+        raise SystemExit(f"an attempt failed with status {status}")
+    return os.WIFSIGNALED(status)
+
+
+def same(one, two):
+    """Whether two runs have bit-identical weights and, times aside, the same metrics."""
+    first, second = (dict(run.model().state_dict()) for run in (one, two))
+    untimed = [[{k: v for k, v in m.items() if k != "seconds"} for m in r.metrics] for r in (one, two)]
+    return (
+        first.keys() == second.keys()
+        and all(torch.equal(first[name], second[name]) for name in first)
+        and untimed[0] == untimed[1]
+    )
+
+
+def main(kills, seed, methods):
+    """Kill so many times; return what happened."""
+    torch.set_num_threads(1)
+    trainer.CHECKPOINT_SECONDS = 0.0
+    _ = Accelerator
+    draw = random.Random(seed)
+    found = {"kills": 0, "runs": 0, "before_first_checkpoint": 0, "identical": 0, "epochs_once": 0}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder)
+        whole, seconds = {}, {}
+        for method in methods:
+            started = time.monotonic()
+            whole[method] = ht.finetune(options(folder, method), out=str(folder / method))
+            seconds[method] = time.monotonic() - started
+        while found["kills"] < kills:
+            method = methods[found["runs"] % len(methods)]
+            out = folder / f"run{found['runs']}"
+            while attempt(options(folder, method), out, draw.uniform(0.0, 0.6 * seconds[method])):
+                found["kills"] += 1
+                found["before_first_checkpoint"] += not list(out.glob("checkpoint-*"))
+            run = ht.Run.load(out)
+            found["runs"] += 1
+            found["identical"] += same(run, whole[method])
+            found["epochs_once"] += [m["epoch"] for m in run.metrics] == [1, 2, 3, 4, 5, 6]
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--methods", default="robust,elr")
+    given = parser.parse_args()
+    print(json.dumps(main(given.kills, given.seed, given.methods.split(","))))
