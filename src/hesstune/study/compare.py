@@ -21,7 +21,7 @@ from hesstune.study.tables import cells_csv, markdown
 from hesstune.study.work import PLAN, STORE, finished, work
 from hesstune.training.config import read_yaml
 from hesstune.training.files import write_json, write_text
-from hesstune.training.run import locked
+from hesstune.training.folder import locked
 
 __all__ = ["Comparison", "compare", "plan_of"]
 
