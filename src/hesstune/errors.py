@@ -17,6 +17,7 @@ __all__ = [
     "ModelError",
     "NoiseMatrixError",
     "RunError",
+    "cut",
     "listed",
     "unknown_name",
 ]
@@ -70,10 +71,16 @@ class HesstuneWarning(UserWarning):
 
 
 def listed(names: Iterable[object], most: int = 8) -> str:
-    """Join names for a message, cutting long lists and saying how many were left out."""
-    shown = [str(name) for name in names]
+    """Join names for a message, cutting long lists and long names, and saying how many were left out."""
+    shown = [cut(name) for name in names]
     rest = len(shown) - most
     return ", ".join(shown[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def cut(name: object, most: int = 120) -> str:
+    """Return a name for a message, cut where it is long: it may come from any file."""
+    text = str(name)
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def unknown_name(
@@ -82,5 +89,5 @@ def unknown_name(
     """Build the error for a name that is not among the valid ones, with the nearest of them."""
     names = list(valid)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    return error(f"unknown {kind} '{given}'{hint} (valid: {listed(names, 12)})")
+    hint = f"; did you mean '{cut(near[0])}'?" if near else ""
+    return error(f"unknown {kind} '{cut(given)}'{hint} (valid: {listed(names, 12)})")

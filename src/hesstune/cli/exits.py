@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["Interrupted"]
+import os
+
+__all__ = ["Interrupted", "is_first"]
+
+
+def is_first() -> bool:
+    """Tell whether this process speaks: of those that torchrun started, the first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Interrupted(Exception):

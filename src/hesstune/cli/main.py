@@ -11,7 +11,7 @@ import typer
 
 from hesstune import __version__
 from hesstune.cli import compare, demo, export, finetune, measure, predict, report
-from hesstune.cli.exits import Interrupted
+from hesstune.cli.exits import Interrupted, is_first
 
 __all__ = ["app", "run"]
 
@@ -84,5 +84,6 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: object, code: int) -> None:
-    sys.stderr.write(f"hesstune: {_one_line(message)}\n")
+    if is_first():
+        sys.stderr.write(f"hesstune: {_one_line(message)}\n")
     sys.exit(code)

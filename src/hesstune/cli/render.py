@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from hesstune.cli.exits import is_first
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -22,8 +24,8 @@ class Output:
     """Where a command writes: text for people unless quiet, one JSON line for scripts if asked."""
 
     def __init__(self, quiet: bool, as_json: bool) -> None:
-        self.quiet = quiet
-        self.as_json = as_json
+        self.quiet = quiet or not is_first()
+        self.as_json = as_json and is_first()
 
     def say(self, *items: Any) -> None:
         """Print text or tables for people."""
@@ -44,7 +46,7 @@ class Output:
 @contextlib.contextmanager
 def progress_bars(quiet: bool) -> Iterator[ProgressFor | None]:
     """Show a progress bar a run on standard error, if it is a terminal; else yield None."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not is_first() or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console

@@ -60,6 +60,7 @@ def measure(
     memory_mib: float = 512.0,
     skip_classes: float | None = None,
     progress: Progress | None = None,
+    plan_on: Inputs | None = None,
 ) -> Measure:
     """Compute v_iᵀ H_i⁺ v_i of every layer and example: exactly where possible, else by Lanczos.
 
@@ -101,6 +102,8 @@ def measure(
             at most this share to every entry (told by probes, 99 % an entry; `upper` covers it).
             None, the default, takes all K − 1 passes.
         progress: Called with the number of examples done after each chunk.
+        plan_on: Inputs on which it is decided how each layer is measured; the first batch where None.
+            Processes that share the examples plan on the same inputs.
 
     Returns:
         The measurement, with the method chosen per layer and why.
@@ -133,6 +136,8 @@ def measure(
     run = _Run(model, ref, names, objective, settings)
     done = 0
     with differentiable(model, names):
+        if plan_on is not None:
+            run.make_plan(plan_on)
         for inputs, targets in limited(batches, max_examples):
             for chunk in run.chunks(inputs, targets):
                 run.add(*chunk)
@@ -181,6 +186,14 @@ class _Run:
         self.deltas = {name: self.ref.difference(self.model, name) for name in self.names}
         self.moved = {name: delta for name, delta in self.deltas.items() if bool(delta.any())}
 
+    def make_plan(self, inputs: Inputs) -> None:
+        """Decide how each layer is measured."""
+        inputs = moved(inputs, self.device)
+        self.plan = make_plan(
+            self.model, inputs, self.names, self.objective, self.settings.method, self.settings.seed
+        )
+        self.plan_examples = batch_size(inputs)
+
     def chunks(self, inputs: Inputs, targets: torch.Tensor) -> Iterator[Batch]:
         """Split one batch by the memory budget; the first batch (of two examples or more) makes the plan."""
         inputs, targets = moved(inputs, self.device), torch.as_tensor(targets).to(self.device)
@@ -188,10 +201,8 @@ class _Run:
         if targets.shape[:1] != (size,):
             raise DataError(f"a batch has {size} inputs but targets of shape {tuple(targets.shape)}")
         if self.plan is None or (self.plan_examples == 1 and size > 1):
-            self.plan = make_plan(
-                self.model, inputs, self.names, self.objective, self.settings.method, self.settings.seed
-            )
-            self.plan_examples = size
+            self.make_plan(inputs)
+        assert self.plan is not None
         # The gradients in flight and, for spectra and traces, kept gradients or unfolded inputs come on
         # top of what forward keeps.
         extras = bool(self.settings.trace) or self.settings.spectrum

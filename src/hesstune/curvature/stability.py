@@ -6,7 +6,7 @@ with ½σ²·Σ_i Tr H_i, the second-order term of its expansion; first and thir
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -137,10 +137,12 @@ def noise_stability_table(
     loss: str | PerExampleLoss = "cross_entropy",
     noise: Any = None,
     probes: int = 8,
+    summed: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> list[Stability]:
     """Measure the noise stability over a range of σ: the rows of the paper's table, or of a figure.
 
-    All σ share the draws (scaled) and the traces. Arguments and errors are those of `noise_stability`.
+    All σ share the draws (scaled) and the traces. Arguments and errors are those of `noise_stability`;
+    `summed` adds up a tensor over the processes that share the batches.
     """
     if not sigmas or any(not s > 0 for s in sigmas):
         raise ConfigError(f"sigma must be positive; got {list(sigmas)}")
@@ -162,6 +164,12 @@ def noise_stability_table(
             part = rows_of(inputs, index), targets[index.to(device)]
             known, estimated = _traces(model, part, names, objective, probes, seed)
             exact, probed = exact + known, probed + estimated
+    if summed is not None:
+        rises, probed = summed(rises), summed(probed)
+        exact, examples = (
+            float(summed(torch.tensor(exact, dtype=torch.float64))),
+            int(summed(torch.tensor(examples))),
+        )
     if not examples:
         raise DataError("there are no examples to measure: the batches are empty")
     rises, trace = rises / examples, (exact + probed) / examples

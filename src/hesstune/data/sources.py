@@ -15,7 +15,7 @@ from hesstune.data.arrays import enlarged, read_arrays
 from hesstune.data.examples import Listing, Text
 from hesstune.data.hub import read_hub
 from hesstune.data.images import SUFFIXES
-from hesstune.errors import DataError, listed, unknown_name
+from hesstune.errors import DataError, cut, listed, unknown_name
 from hesstune.reading import reading
 
 __all__ = ["KINDS", "PARTS", "listing"]
@@ -153,8 +153,8 @@ def _inside(path: Path, name: str) -> Path:
     """
     if not Path(name).is_absolute() and ".." in Path(os.path.normpath(name)).parts:
         raise DataError(
-            f"{path} names the image '{name}', outside its folder; put the file beside or above its images, "
-            "or write absolute paths"
+            f"{path} names the image '{cut(name)}', outside its folder; put the file beside or above its "
+            "images, or write absolute paths"
         )
     return path.parent / name
 
@@ -203,7 +203,7 @@ def _labels(values: list[str], path: Path) -> tuple[NDArray[np.int64], list[str]
             raise DataError(f"{path}, row {number}: the label is empty")
         if "|" in value or ";" in value or value.lstrip().startswith("["):
             raise DataError(
-                f"{path}, row {number}: label '{value}' looks like several labels; multi-label targets "
+                f"{path}, row {number}: label '{cut(value)}' looks like several labels; multi-label targets "
                 "are not supported, give one class an example"
             )
     numbers = [_number(value) for value in values]
@@ -214,7 +214,7 @@ def _labels(values: list[str], path: Path) -> tuple[NDArray[np.int64], list[str]
     for row, given in enumerate(numbers, start=2):
         if given is None or not given.is_integer() or given < 0:
             raise DataError(
-                f"{path}, row {row}: label '{values[row - 2]}' is not a class index (0, 1, 2, …); "
+                f"{path}, row {row}: label '{cut(values[row - 2])}' is not a class index (0, 1, 2, …); "
                 "regression targets are not supported"
             )
     largest = max(n for n in numbers if n is not None)

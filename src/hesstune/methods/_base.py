@@ -105,6 +105,7 @@ class Batch:
         indices: (N,) positions of the examples in the training set.
         epoch: The epoch, from 0.
         again: Returns the same examples augmented by another draw.
+        forward: How logits are computed; None: by calling the network.
     """
 
     net: nn.Module
@@ -113,12 +114,14 @@ class Batch:
     indices: torch.Tensor
     epoch: int
     again: Callable[[], Inputs]
+    forward: Callable[[nn.Module, Inputs], torch.Tensor] | None = None
 
     def logits(self, net: nn.Module | None = None, inputs: Inputs | None = None) -> torch.Tensor:
         """Return the (N, K) logits of these inputs, or others, by this network, or another."""
         from hesstune.forward import logits_of
 
-        return logits_of(self.net if net is None else net, self.inputs if inputs is None else inputs)
+        forward = logits_of if self.forward is None else self.forward
+        return forward(self.net if net is None else net, self.inputs if inputs is None else inputs)
 
 
 class Method:
@@ -133,6 +136,8 @@ class Method:
     constrained: ClassVar[bool] = False
     # Whether balanced class weights enter its loss; where not, asking for them is an error.
     weighs_classes: ClassVar[bool] = True
+    # Whether it freezes and thaws parameters while training.
+    thaws: ClassVar[bool] = False
     own_options: ClassVar[dict[str, Option]] = {}
 
     def __init__(self, setup: MethodSetup) -> None:

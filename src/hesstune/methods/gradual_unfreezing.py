@@ -18,6 +18,7 @@ from hesstune.methods._base import Method, MethodSetup, Option
 class GradualUnfreezing(Method):
     """Cross-entropy; parameters thaw from the last to the first."""
 
+    thaws = True
     own_options = {"share": Option(0.5, "half of the epochs: all layers then train as long", high=1.0)}
 
     def __init__(self, setup: MethodSetup) -> None:

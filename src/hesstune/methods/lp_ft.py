@@ -17,6 +17,7 @@ from hesstune.methods._base import Method, MethodSetup, Option
 class LPFT(Method):
     """Cross-entropy in two phases; the head's phase has a larger learning rate."""
 
+    thaws = True
     own_options = {
         "probe": Option(0.5, "Kumar et al. 2022: half of the epochs each", high=1.0, search=(0.1, 0.9)),
         "head_lr": Option(100.0, "the ratio of --lr's defaults for a head and for all layers", low=1e-3),

@@ -17,6 +17,7 @@ from hesstune.checks import readable_file
 from hesstune.errors import ModelError, listed, unknown_name
 from hesstune.forward import Inputs, batch_size, evaluating, logits_of
 from hesstune.models.vision import IMAGENET, Normalisation, load_vision_model
+from hesstune.reading import one_line
 
 __all__ = ["HEAD_INITS", "KINDS", "LoadedModel", "load_model", "set_parameters", "spec_parts"]
 
@@ -212,8 +213,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds on damaged or unsafe files
-        reason = str(error).splitlines()[0][:200]
-        raise ModelError(f"{path} cannot be read as weights: {reason}") from error
+        raise ModelError(f"{path} cannot be read as weights: {one_line(error)}") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ModelError(f"{path} is not a state dict of tensors")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from hesstune.errors import ConfigError
@@ -16,6 +18,8 @@ def pick_device(name: str) -> torch.device:
         ConfigError: If there is no such device here.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto" and cuda and (place := os.environ.get("LOCAL_RANK")):
+        return torch.device("cuda", int(place) % torch.cuda.device_count())  # torchrun: one each
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     try:

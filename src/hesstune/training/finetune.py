@@ -33,7 +33,8 @@ from hesstune.training.feature_store import features_of
 from hesstune.training.feeds import Feed, make_feed, predict_logits, to_channels_last
 from hesstune.training.files import replace_file, save_tensors, write_csv, write_text
 from hesstune.training.fingerprint import check_start, fingerprints
-from hesstune.training.folder import claim, locked, restored_on_failure, set_aside, tidy
+from hesstune.training.folder import claim, entered
+from hesstune.training.ranks import on_first, rank, refuse_adapting, start_ranks, world
 from hesstune.training.run import (
     BAD_IMAGES,
     CARD,
@@ -113,9 +114,13 @@ def finetune(
     """
     resolved = _build(config, options).resolved()
     spec_parts(resolved.model)
+    start_ranks()
+    refuse_adapting(resolved.batch_norm)
+    if resolved.out is None and world() > 1:
+        raise ConfigError("several processes write one run: give --out, a folder that all of them see")
     out = Path(resolved.out) if resolved.out else Path(tempfile.mkdtemp(prefix="hesstune-"))
     if resolved.out:
-        claim(out, overwrite, resume, create=False)
+        on_first(lambda: claim(out, overwrite, resume, create=False))
     if resume and (out / CONFIG).is_file():
         _check_same(make_config(read_yaml(out / CONFIG)), resolved, out)
         if (out / RECORD).is_file() and (run := Run.load(out)).finished:
@@ -124,18 +129,14 @@ def finetune(
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(resolved.seed)
         prepared = _prepare(resolved)
-        claim(out, overwrite, resume)
-        with locked(out):
-            tidy(out)
-            if not resume:
-                set_aside(out)
-            elif (out / RECORD).is_file() and (run := Run.load(out)).finished:
+        with entered(out, overwrite, resume):
+            if resume and (out / RECORD).is_file() and (run := Run.load(out)).finished:
                 return run  # by another process, while this one was loading
-            with restored_on_failure(out):
-                run, trained = _train(prepared, out, resume, progress)
-                if observe is not None:
-                    observe(trained)
-                return _finish(run, trained.loaded, keep_weights)
+            run, trained = _train(prepared, out, resume, progress if rank() == 0 else None)
+            if observe is not None:
+                observe(trained)
+            on_first(lambda: _finish(run, trained.loaded, keep_weights))
+            return run
 
 
 def _build(
@@ -260,9 +261,9 @@ def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | No
     started_from = {name: reference[name] for name in reference.names()}
     run.record["checksums"] = fingerprints(task, started_from)
     if resume and (out / RECORD).is_file():
-        check_start(Run.load(out), run, reference)
+        on_first(lambda: check_start(Run.load(out), run, reference))
     else:
-        _write_start(run, prepared, reference)
+        on_first(lambda: _write_start(run, prepared, reference))
     net, feeds, cut = _feeds(prepared)
     run.record["texts_cut"] = cut
     assert task.train.labels is not None
@@ -294,7 +295,7 @@ def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | No
         prepared.believed,
         prepared.device,
         Checkpoints(out),
-        run.write_metrics,
+        run.write_metrics if rank() == 0 else lambda metrics: None,
         progress,
     )
     if resume:

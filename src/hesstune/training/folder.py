@@ -11,6 +11,7 @@ from pathlib import Path
 from hesstune.errors import RunError
 from hesstune.training.checkpoint import ASIDE, Checkpoints
 from hesstune.training.files import PART
+from hesstune.training.ranks import on_first
 from hesstune.training.run import (
     BAD_IMAGES,
     CARD,
@@ -24,7 +25,7 @@ from hesstune.training.run import (
     REFERENCE,
 )
 
-__all__ = ["claim", "locked", "restored_on_failure", "set_aside", "tidy"]
+__all__ = ["claim", "entered", "locked"]
 
 LOCK, MOVING = ".lock", ".replacing"
 FILES = (CONFIG, RECORD, MODEL, REFERENCE, METRICS, LABELS, NOISE, BAD_IMAGES, CARD, *DERIVED)
@@ -90,7 +91,30 @@ def set_aside(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def restored_on_failure(out: Path) -> Iterator[None]:
+def entered(out: Path, overwrite: bool, resume: bool) -> Iterator[None]:
+    """Claim and lock a run folder, clear up after kills, and set the run aside that is replaced.
+
+    Of several processes, the first one does it for all.
+
+    Raises:
+        RunError: As `claim` and `locked`.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def enter() -> None:
+            claim(out, overwrite, resume)
+            stack.enter_context(locked(out))
+            tidy(out)
+            if not resume:
+                set_aside(out)
+            stack.enter_context(_restored_on_failure(out))
+
+        on_first(enter)
+        yield
+
+
+@contextlib.contextmanager
+def _restored_on_failure(out: Path) -> Iterator[None]:
     """Put the run that was set aside back if the block fails while it is still there."""
     try:
         yield

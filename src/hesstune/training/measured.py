@@ -21,6 +21,8 @@ from hesstune.training.device import pick_device
 from hesstune.training.feeds import Feed, make_feed, to_channels_last
 from hesstune.training.files import write_json
 from hesstune.training.finetune import run_task
+from hesstune.training.merging import merged, own_batches
+from hesstune.training.ranks import on_first, start_ranks, summed, world
 from hesstune.training.run import Run
 
 __all__ = ["SIGMAS", "measure_run", "stability_of_run", "unchanged"]
@@ -62,7 +64,7 @@ def measure_run(
     """
     setting = _setting(run, max_examples, device)
     rows, task = setting.rows, setting.task
-    shown = None if progress is None else lambda done: progress(done, len(rows), "examples")
+    shown = None if progress is None else lambda done: progress(done, len(rows) // world(), "examples")
     found = measure(
         setting.model,
         run.reference().to(setting.device),
@@ -73,15 +75,21 @@ def measure_run(
         mean_sample=mean_sample,
         memory_mib=memory_mib,
         progress=shown,
+        plan_on=setting.first(),
         **options,
     )
+    found = merged(found, setting.order)
     if len(rows) < len(task.train):
         found.notes.append(f"measured on {len(rows)} of {len(task.train)} training examples, drawn uniformly")
+    on_first(lambda: _write(run, found, task, rows))
+    return found
+
+
+def _write(run: Run, found: Measure, task: Task, rows: NDArray[np.int64]) -> None:
     found.save(run.path, n=len(task.train))
     if len(rows) < len(task.train):  # which examples the rows of measure.safetensors are
         record = {**found.to_dict(len(task.train)), "ids": [task.train.ids[i] for i in rows]}
         write_json(run.path / "measure.json", record)
-    return found
 
 
 def stability_of_run(
@@ -102,32 +110,42 @@ def stability_of_run(
     """
     setting = _setting(run, max_examples, device)
     table = noise_stability_table(
-        setting.model, setting.batches(), sigmas, samples, run.config.seed, layers=layers
+        setting.model, setting.batches(), sigmas, samples, run.config.seed, layers=layers, summed=summed
     )
     record = {"examples": len(setting.rows), "rows": [row.to_dict() for row in table]}
-    write_json(run.path / "noise_stability.json", record)
+    on_first(lambda: write_json(run.path / "noise_stability.json", record))
     return table
 
 
 @dataclass(frozen=True)
 class _Setting:
-    """A finished run's network and (some of) the examples it was trained on, as labelled then."""
+    """A finished run's network and (some of) the examples it was trained on, as labelled then.
+
+    Several processes share the examples: `own` are the batches of this one, `order` all of them.
+    """
 
     model: nn.Module
     feed: Feed
     task: Task
     rows: NDArray[np.int64]
+    own: list[NDArray[np.int64]]
+    order: list[NDArray[np.int64]]
     device: torch.device
+
+    def first(self) -> Inputs:
+        """The first batch of all, on every rank."""
+        return self.feed.inputs(self.rows[self.order[0]])
 
     def batches(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
         assert self.task.train.labels is not None
         labels = torch.from_numpy(self.task.train.labels)
-        for start in range(0, len(self.rows), BATCH):
-            some = self.rows[start : start + BATCH]  # in their own order, as the result's rows are
+        for batch in self.own:
+            some = self.rows[batch]  # in their own order, as the result's rows are
             yield self.feed.inputs(some), labels[some]
 
 
 def _setting(run: Run, max_examples: int | None, device: str) -> _Setting:
+    start_ranks()
     _ = run.result
     task = unchanged(run, run_task(run.config))
     target = pick_device(device)
@@ -137,7 +155,7 @@ def _setting(run: Run, max_examples: int | None, device: str) -> _Setting:
     if max_examples is not None and max_examples < len(rows):
         rows = np.sort(np.random.default_rng(run.config.seed).permutation(rows)[:max_examples])
     feed = make_feed(task.train, loaded, target, max_length=run.config.max_length)
-    return _Setting(loaded.model, feed, task, rows, target)
+    return _Setting(loaded.model, feed, task, rows, *own_batches(len(rows), BATCH), target)
 
 
 def unchanged(run: Run, task: Task) -> Task:

@@ -18,11 +18,13 @@ from hesstune.losses.consistent import ConsistentLoss
 from hesstune.methods import Batch, Method
 from hesstune.methods._losses import balanced_rates
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.training.accelerating import make_accelerator, random_state, set_random_state
 from hesstune.training.checkpoint import Checkpoints
 from hesstune.training.config import FinetuneConfig
 from hesstune.training.evaluate import accuracy
 from hesstune.training.feeds import Feed, ImageFeed, batches_of, predict_logits
 from hesstune.training.optim import make_optimizer, make_schedule
+from hesstune.training.ranks import SplitForward, on_first, rank, summed, world
 from hesstune.training.stopping import Stop, stoppable
 
 __all__ = ["Progress", "Trainer"]
@@ -82,11 +84,9 @@ class Trainer:
         on_epoch: Callable[[list[dict[str, Any]]], None],
         progress: Progress | None = None,
     ) -> None:
-        from accelerate import Accelerator
-
         self.config, self.method, self.feeds, self.parts = config, method, feeds, parts
         self.checkpoints, self.on_epoch, self.progress = checkpoints, on_epoch, progress
-        self.accelerator = _accelerator(Accelerator, config, device)
+        self.accelerator = make_accelerator(config.mixed_precision, device, method.thaws)
         labels = parts["train"].labels
         assert labels is not None
         self.labels = torch.from_numpy(labels).to(device)
@@ -101,6 +101,7 @@ class Trainer:
         self.schedule = make_schedule(config, optimizer, self.steps)
         self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
         self.trained = trained
+        self.forward = self._split_forward(net) if world() > 1 else None
         self.validation = ConsistentLoss(noise) if noise is not None and not config.clean_val else None
         self.metrics: list[dict[str, Any]] = []
         self.best: dict[str, torch.Tensor] | None = None
@@ -108,6 +109,13 @@ class Trainer:
         self._stop = Stop()
         self._resumed: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
+
+    def _split_forward(self, net: nn.Module) -> SplitForward:
+        """Make every network one that takes part in the ranks' common backward pass."""
+        wrapped = {id(net): self.net, id(self.net): self.net}
+        for other in self.networks:
+            wrapped[id(other)] = self.accelerator.prepare_model(other)
+        return SplitForward(wrapped)
 
     # -- state -------------------------------------------------------------------------------
 
@@ -136,22 +144,12 @@ class Trainer:
             "best_loss": self.best_loss if np.isfinite(self.best_loss) else None,
             "metrics": self.metrics,
             "method": self.method.state(),
-            "partial": None if partial is None else {**asdict(partial), "random": self._random()},
+            "partial": None if partial is None else asdict(partial),
+            "random": None if partial is None else random_state(self.accelerator.device),
         }
-        self.checkpoints.save(self.schedule.last_epoch, tree)
+        if rank() == 0:
+            self.checkpoints.save(self.schedule.last_epoch, tree)
         self._saved_at = time.monotonic()
-
-    def _random(self) -> dict[str, torch.Tensor]:
-        """Return the state of the global generators that an epoch draws from."""
-        found = {"cpu": torch.get_rng_state()}
-        if self.accelerator.device.type == "cuda":
-            found["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
-        return found
-
-    def _set_random(self, states: dict[str, torch.Tensor]) -> None:
-        torch.set_rng_state(states["cpu"])
-        if self.accelerator.device.type == "cuda" and "cuda" in states:
-            torch.cuda.set_rng_state(states["cuda"], self.accelerator.device)
 
     def resume(self) -> bool:
         """Continue from the last whole checkpoint if there is one; return whether there was.
@@ -159,6 +157,8 @@ class Trainer:
         Raises:
             RunError: If no checkpoint is whole, or it does not fit the run.
         """
+        if world() > 1:  # the first one sorts out damaged ones before the others look
+            on_first(self.checkpoints.load)
         tree = self.checkpoints.load()
         if tree is None:
             return False
@@ -211,18 +211,28 @@ class Trainer:
         self._keep_best(record)
         self.metrics.append(record)
         self.on_epoch(self.metrics)
-        due = time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
-        if due or self._stop or epoch + 1 == self.config.epochs or self._stalled():
+        stop, due = self._agreed(CHECKPOINT_SECONDS)
+        if due or stop or epoch + 1 == self.config.epochs or self._stalled():
             self.save()
-        if self._stop:
+        if stop:
             self._stop.deliver()
 
     def _between_steps(self, partial: _Partial) -> None:
         """Save within an epoch if asked to stop, or if the last checkpoint is old."""
-        if self._stop or time.monotonic() - self._saved_at > 60 * self.config.checkpoint_minutes:
+        stop, due = self._agreed(60 * self.config.checkpoint_minutes)
+        if stop or due:
             self.save(partial)
-        if self._stop:
+        if stop:
             self._stop.deliver()
+
+    def _agreed(self, seconds: float) -> tuple[bool, bool]:
+        """Return whether any rank was asked to stop, and whether the last checkpoint is so old on rank 0."""
+        due = time.monotonic() - self._saved_at > seconds
+        if world() == 1:
+            return bool(self._stop), due
+        asked = torch.tensor([float(bool(self._stop)), float(due and rank() == 0)])
+        stop, due_there = (summed(asked) > 0).tolist()
+        return stop, due_there
 
     def _stalled(self) -> bool:
         patience = self.config.patience
@@ -292,9 +302,8 @@ class Trainer:
             return _Partial(epoch)
         # What starting the epoch has changed, such as a method's memory, is as it was then.
         self._take(tree)
-        kept = dict(tree["partial"])
-        self._set_random(kept.pop("random"))
-        return _Partial(**kept)
+        set_random_state(tree["random"], self.accelerator.device)
+        return _Partial(**tree["partial"])
 
     def _step(self, group: list[NDArray[np.int64]], epoch: int) -> tuple[float, int]:
         """Take one real optimizer step on a group of batches; return summed loss and hits."""
@@ -333,6 +342,8 @@ class Trainer:
     def _batch(self, indices: NDArray[np.int64], epoch: int) -> Batch:
         feed, rows = self.feeds["train"], torch.from_numpy(indices).to(self.labels.device)
         inputs = feed.inputs(indices, augment=True)
+        if self.forward is not None:
+            self.forward.start_batch(self.config.seed, epoch, int(indices[0]), len(indices))
         return Batch(
             self.net,
             inputs,
@@ -340,6 +351,7 @@ class Trainer:
             rows,
             epoch,
             lambda: feed.inputs(indices, augment=True, view=1),
+            self.forward,
         )
 
     def _validate(self) -> dict[str, Any]:
@@ -377,18 +389,3 @@ def _sampling(
         return None
     weights = balanced_rates(counts)[labels]
     return weights / weights.sum()
-
-
-def _accelerator(kind: Any, config: FinetuneConfig, device: torch.device) -> Any:
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    # accelerate keeps its state for the whole process; another run may want another precision.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
-    GradientState._reset_state()
-    try:
-        return kind(cpu=device.type == "cpu", mixed_precision=config.mixed_precision)
-    except ValueError as error:
-        raise RunError(
-            f"mixed precision {config.mixed_precision} does not work on {device}: {error}"
-        ) from error

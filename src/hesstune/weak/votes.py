@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import class_count, integer_labels, readable_file
-from hesstune.errors import ConfigError, DataError, listed, unknown_name
+from hesstune.errors import ConfigError, DataError, cut, listed, unknown_name
 from hesstune.reading import reading
 
 __all__ = ["ABSTAIN", "Votes", "apply_functions", "load_functions", "read_votes"]
@@ -166,7 +166,7 @@ def _class_of(value: object, index: Mapping[str, int], where: str) -> int:
         return index[str(value)]
     if isinstance(value, int | np.integer) and 0 <= value < len(index):
         return int(value)
-    raise DataError(f"{where} gave '{value}', which is no class; the classes are {listed(index)}")
+    raise DataError(f"{where} gave '{cut(value)}', which is no class; the classes are {listed(index)}")
 
 
 def read_votes(
@@ -188,6 +188,9 @@ def read_votes(
     path = readable_file(path, "the votes file")
     with reading(path, "CSV", DataError), path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file, strict=True))
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise DataError(f"{path}, row {number}: the number of cells differs from the header's")
     if not rows or "id" not in rows[0]:
         raise DataError(f"{path} needs a column 'id', a column a labeler, and at least one row")
     taken = {"id", "image", "text", "label", "split"}

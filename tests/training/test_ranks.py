@@ -1,0 +1,140 @@
+"""Two processes on the CPU do what one does."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import hesstune as ht
+from hesstune.training.ranks import on_first, rank, summed, world
+
+NET = """
+from torch import nn
+
+def small(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes),
+    )
+
+def dropped(num_classes):
+    return nn.Sequential(nn.Dropout(0.5), *small(num_classes))
+"""
+
+
+def torchrun(*words, cwd, count=2):
+    """Run the command line in so many processes, one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port",
+               "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "hesstune"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *map(str, words)], cwd=cwd, capture_output=True, text=True, env=environment, timeout=300,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def words(tmp_path, image_folder):
+    """The words of a fine-tune; batches of 5 leave one example for two ranks at the end of an epoch."""
+    (tmp_path / "ranknets.py").write_text(NET)
+    return ["--data", f"folder:{image_folder}", "--noise", "symmetric:0.2", "--image-size", "16",
+            "--epochs", "2", "--batch-size", "5", "--lr", "0.01", "--head-init", "keep",
+            "--limit", "11"]  # fmt: skip
+
+
+def finetuned(words, cwd, name, count, *more):
+    out = cwd / name
+    command = ["finetune", "--model", "py:ranknets:small", *words, *more, "--out", out, "--json"]
+    if count > 1:
+        done = torchrun(*command, cwd=cwd, count=count)
+    else:
+        done = subprocess.run(
+            [sys.executable, "-m", "hesstune", *map(str, command)], cwd=cwd, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["path"] == str(out)
+    assert done.stdout.count('"path"') == 1  # one process speaks
+    return ht.Run.load(out)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [], pytest.param(["--method", "elr", "--accumulate", "2"], marks=pytest.mark.slow),
+        pytest.param(["--method", "l2_sp", "--mixed-precision", "bf16"], marks=pytest.mark.slow),
+        pytest.param(["--method", "co_teaching"], marks=pytest.mark.slow),
+        pytest.param(["--method", "sam"], marks=pytest.mark.slow),
+        pytest.param(["--method", "gradual_unfreezing"], marks=pytest.mark.slow),
+        pytest.param(["--method", "mixup", "--optimizer", "sgd"], marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_two_processes_train_and_measure_as_one(words, tmp_path, monkeypatch, more):
+    monkeypatch.chdir(tmp_path)
+    one, two = (finetuned(words, tmp_path, name, n, *more) for name, n in (("one", 1), ("two", 2)))
+    assert {p.name for p in one.path.iterdir()} == {p.name for p in two.path.iterdir()}
+    assert one.labels() == two.labels()
+    rtol, atol = (5e-2, 5e-3) if "bf16" in more else (1e-4, 1e-5)
+    for name in one.reference().names():
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(
+                two.model().state_dict()[name], one.model().state_dict()[name], rtol=rtol, atol=atol
+            )
+    for mine, theirs in zip(one.metrics, two.metrics, strict=True):
+        for key in set(mine) - {"seconds"}:
+            assert theirs[key] == pytest.approx(mine[key], rel=max(rtol, 1e-3), abs=max(atol, 1e-4)), key
+    if more:
+        return
+    # The same run folder measured by one and by two.
+    found = []
+    for count in (1, 2):
+        command = ["measure", "one", "--stability", "--json", "--quiet"]
+        if count == 2:
+            done = torchrun(*command, cwd=tmp_path)
+        else:
+            done = subprocess.run(
+                [sys.executable, "-m", "hesstune", *command], cwd=tmp_path, capture_output=True, text=True,
+                check=False,
+            )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    for key in ("layers", "measure", "losses", "examples"):
+        assert_close(found[1][key], found[0][key])
+    assert_close(found[1]["noise_stability"], found[0]["noise_stability"])
+
+
+def assert_close(one, two):
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_close(one[key], two[key])
+    elif isinstance(one, list):
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            assert_close(a, b)
+    elif isinstance(one, float):
+        assert one == pytest.approx(two, rel=1e-5, abs=1e-9)
+    else:
+        assert one == two
+
+
+def test_wrong_input_is_one_line_in_two_processes(words, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("text")
+    done = torchrun(
+        "finetune", "--model", "py:ranknets:small", *words, "--out", tmp_path / "out", cwd=tmp_path
+    )
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("hesstune:")]
+    assert len(said) == 1
+    assert "not empty" in said[0]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"thesis.tex"}
+
+
+def test_one_process_needs_no_others():
+    assert (world(), rank()) == (1, 0)
+    assert on_first(lambda: 3) == 3
+    assert torch.equal(summed(torch.ones(2)), torch.ones(2))
