@@ -6,11 +6,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # One thread a worker: two workers with two threads each fight for the cores.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo test lint bench help
+.PHONY: demo test test-slow lint bench help
 
 help:
 	@echo "make demo    install, then fine-tune on real digits with noisy labels"
 	@echo "make test    install, then check style and types and run the tests"
+	@echo "make test-slow   kills, fuzzing, browsers, several processes"
 	@echo "make bench   install, then run the benchmarks that docs/benchmarks.md quotes"
 
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -33,6 +34,9 @@ lint: $(VENV)/.dev
 
 test: lint
 	$(TEST) -n 2 -m "not slow" --doctest-modules src tests
+
+test-slow: $(VENV)/.dev
+	$(TEST) -n 2 -m slow tests
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/training_step.py

@@ -26,6 +26,7 @@ from hesstune.data.examples import Examples
 from hesstune.data.images import DecodedImages
 from hesstune.methods import MethodSetup, method_class
 from hesstune.models.load import load_model
+from hesstune.training.checkpoint import Checkpoints
 from hesstune.training.config import make_config
 from hesstune.training.feeds import ImageFeed, to_channels_last
 from hesstune.training.trainer import Trainer
@@ -55,7 +56,7 @@ def make_trainer(method: str, batch: int) -> Trainer:
     augmentation = Augmentation("auto", flip=True, n=N, seed=0)
     augmentation.start_epoch(0)
     feeds = {"train": ImageFeed(part, loaded, device, augmentation), "val": ImageFeed(part, loaded, device)}
-    checkpoint = Path(tempfile.mkdtemp()) / "checkpoint.safetensors"
+    checkpoints = Checkpoints(Path(tempfile.mkdtemp()))
     made = method_class(method)(setup)
     trainer = Trainer(
         config,
@@ -65,7 +66,7 @@ def make_trainer(method: str, batch: int) -> Trainer:
         {"train": part, "val": part},
         None,
         device,
-        checkpoint,
+        checkpoints,
         lambda _: None,
     )
     trainer._training_mode()

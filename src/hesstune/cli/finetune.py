@@ -50,6 +50,8 @@ def finetune(
             shown = bars(resolved.method) if bars else None
             run = run_finetune(resolved, overwrite=overwrite, resume=resume, progress=shown)
     except KeyboardInterrupt:
+        if not (Path(resolved.out) / "config.yaml").is_file():
+            raise Interrupted("interrupted before the run began; give the same command again") from None
         command = f"hesstune finetune --out {shlex.quote(resolved.out)} --resume"
         raise Interrupted(f"interrupted; continue with: {command}") from None
     output.say(results_table({resolved.method: run}), "")

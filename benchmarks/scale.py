@@ -1,0 +1,175 @@
+"""Sizes to hold: two ranks against one, many classes, many examples within a memory budget, many runs.
+
+    python benchmarks/scale.py [ranks] [classes] [examples] [runs]
+
+Each part runs in processes of its own, with one thread each; figures are ratios taken in one call, and
+peaks of resident memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import hesstune as ht
+
+RESULT = Path(__file__).parent / "results" / "scale.json"
+BUDGET_MIB = 256.0
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measured_once(run: str) -> None:
+    """Measure a run, on as many ranks as there are, and print the seconds of the slowest."""
+    from hesstune.training.measured import measure_run
+    from hesstune.training.ranks import rank, start_ranks, summed
+
+    start_ranks()
+    loaded = ht.Run.load(run)
+    summed(torch.zeros(1))  # all start together
+    started = time.monotonic()
+    measure_run(loaded, trace=False)
+    summed(torch.zeros(1))
+    if rank() == 0:
+        print(time.monotonic() - started, flush=True)
+
+
+def ranks(blocks: int) -> dict[str, object]:
+    """Time `measure` on one rank and on two, in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = f"{folder}/run"
+        ht.finetune(data="digits", noise="symmetric:0.2", epochs=1, limit=256, image_size=64, out=run)
+        seconds: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(blocks):
+            for count in (1, 2):
+                command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+                command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+                done = subprocess.run(
+                    [*command, __file__, "--measure", run],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                )
+                seconds[count].append(float(done.stdout.splitlines()[-1]))
+    ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
+    return {"examples": 256, "model": "efficientnet_lite0, 64 px", "speed_ups": ratios, "best": max(ratios)}
+
+
+def classes() -> dict[str, object]:
+    """Compare the ways to u = J v with 1,000 classes: K − 1 backward passes, or L forward products."""
+    from hesstune.curvature.capture import capture, differentiable, find_layouts
+    from hesstune.curvature.exact import exact_by_forward_mode, exact_forms
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    nn = torch.nn
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 1000))
+    model.eval()
+    ref = ht.Reference.of(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    x, y = torch.randn(64, 64), torch.randint(0, 1000, (64,))
+    names = ref.layers()
+    deltas = {name: ref.difference(model, name) for name in names}
+    with differentiable(model, names):
+        layouts = find_layouts(model, x, names)
+        started = time.monotonic()
+        backward = exact_forms(capture(model, x, names, layouts), names, deltas).quadratic
+        slow = time.monotonic() - started
+        started = time.monotonic()
+        forward = exact_by_forward_mode(model, x, names, deltas, layouts, frozenset())[0].quadratic
+        fast = time.monotonic() - started
+    error = float(((forward - backward).abs() / backward.abs().clamp_min(1e-30)).max())
+    found = ht.measure(model, ref, [(x, y)])
+    same = float(((found.quadratic - forward).abs() / forward.abs().clamp_min(1e-30)).max())
+    return {"classes": 1000, "layers": len(names), "backward_to_forward": slow / fast,
+            "largest_relative_difference": error, "measure_to_forward": same}  # fmt: skip
+
+
+def examples() -> dict[str, object]:
+    """Measure 10,000 examples, and tell how much memory it took beyond the data."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    nn = torch.nn
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1, stride=2), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    ).eval()  # fmt: skip
+    ref = ht.Reference.of(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+
+    def batches():
+        for i in range(10):
+            torch.manual_seed(i)
+            yield torch.randn(1000, 3, 32, 32), torch.randint(0, 10, (1000,))
+
+    ht.measure(model, ref, [(torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,)))])
+    before = peak_mib()
+    found = ht.measure(model, ref, batches(), memory_mib=BUDGET_MIB)
+    return {"examples": len(found.losses), "batch": 1000, "budget_mib": BUDGET_MIB,
+            "peak_beyond_start_mib": peak_mib() - before}  # fmt: skip
+
+
+def runs(count: int = 200) -> dict[str, object]:
+    """Fine-tune so many times in one process, and tell how much memory it holds after each tenth."""
+    held = []
+    for i in range(count):
+        with tempfile.TemporaryDirectory() as folder:
+            ht.finetune(data="digits", noise="symmetric:0.2", model="py:scale:small", epochs=1, limit=64,
+                        image_size=16, head_init="keep", seed=i, out=f"{folder}/a")  # fmt: skip
+        if (i + 1) % (count // 10) == 0:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            held.append(pages * resource.getpagesize() / 2**20)
+    return {"runs": count, "resident_mib": held, "growth_over_the_last_half_mib": held[-1] - held[4]}
+
+
+def small(num_classes: int) -> torch.nn.Module:
+    """The network of the short runs."""
+    nn = torch.nn
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                         nn.Linear(16, num_classes))  # fmt: skip
+
+
+PARTS = {"ranks": lambda: ranks(3), "classes": classes, "examples": examples, "runs": runs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
+    parser.add_argument("--measure", metavar="RUN")
+    parser.add_argument("--only", choices=PARTS)
+    given = parser.parse_args()
+    if given.measure:
+        measured_once(given.measure)
+        return
+    if given.only:
+        sys.path.insert(0, str(Path(__file__).parent))
+        print(json.dumps(PARTS[given.only]()))
+        return
+    record = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    for part in given.parts or PARTS:
+        done = subprocess.run(
+            [sys.executable, __file__, "--only", part], stdout=subprocess.PIPE, text=True, check=True
+        )
+        record[part] = json.loads(done.stdout.splitlines()[-1])
+        print(part, json.dumps(record[part]), flush=True)
+        RESULT.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
