@@ -160,7 +160,7 @@ def test_names_from_files_never_become_paths(tmp_path, image_folder):
     (tmp_path / "x.csv").write_text(f"image,label,id\n{rows}\n")
     before = set(tmp_path.parent.iterdir())
     words = ["finetune", "--data", f"csv:{tmp_path / 'x.csv'}", "--noise", "0.1", "--train", "head"]
-    words += ["--epochs", "1", "--image-size", "16", "--out", str(tmp_path / "out"), "--quiet"]
+    words += ["--epochs", "1", "--image-size", "32", "--out", str(tmp_path / "out"), "--quiet"]
     done = subprocess.run(
         [sys.executable, "-m", "hesstune", *words], capture_output=True, text=True, check=False
     )

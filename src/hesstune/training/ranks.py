@@ -175,7 +175,7 @@ class SplitForward:
             if net.training:
                 torch.manual_seed(hash((*self._key, self._calls, rank())) % 2**63)
             logits = logits_of(self._wrapped.get(id(net), net), _rows(inputs, own))
-        gather: Callable[..., torch.Tensor] = _Gather.apply  # type: ignore[assignment]
+        gather: Callable[..., torch.Tensor] = _Gather.apply
         return gather(logits, shares)
 
 
