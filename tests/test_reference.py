@@ -102,5 +102,5 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     loaded.restore_(model)
     assert max(ref.distances(model).values()) == 0
     (tmp_path / "ref.safetensors").write_bytes(b"no reference")
-    with pytest.raises(RunError, match="not a readable reference"):
+    with pytest.raises(RunError, match="cannot be read as a reference"):
         Reference.load(tmp_path / "ref.safetensors")
