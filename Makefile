@@ -6,12 +6,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # One thread a worker: two workers with two threads each fight for the cores.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow lint bench help
+.PHONY: demo docs test test-slow lint bench help
 
 help:
 	@echo "make demo    install, then fine-tune on real digits with noisy labels"
 	@echo "make test    install, then check style and types and run the tests"
 	@echo "make test-slow   kills, fuzzing, browsers, several processes"
+	@echo "make docs    install, then build the documentation into site/"
 	@echo "make bench   install, then run the benchmarks that docs/benchmarks.md quotes"
 
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -40,3 +41,10 @@ test-slow: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/training_step.py
+
+$(VENV)/.docs: $(VENV)/.core
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
