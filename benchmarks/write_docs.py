@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from docs_scale import scale
 from docs_text import text, text_rules, versions
 
 HERE = Path(__file__).parent
@@ -126,6 +127,7 @@ SECTIONS = {
     "text": text,
     "text_rules": text_rules,
     "versions": versions,
+    "scale": scale,
 }
 
 

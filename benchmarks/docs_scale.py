@@ -1,0 +1,38 @@
+"""The section of docs/benchmarks.md about sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["scale"]
+
+
+def scale(record: dict[str, Any]) -> str:
+    """Return the section; parts that have no record are left out."""
+    lines = ["## Sizes", "", "`python benchmarks/scale.py`; one thread a process.", ""]
+    if part := record.get("ranks"):
+        ratios = part["speed_ups"]
+        lines.append(
+            f"- `measure` on two ranks is {min(ratios):.2f} to {max(ratios):.2f} times as fast as on one, in "
+            f"{len(ratios)} turns ({part['examples']} digits, {part['model']}); the goal is 1.6."
+        )
+    if part := record.get("classes"):
+        lines.append(
+            f"- A head of {part['classes']:,} classes, {part['layers']} layers: K − 1 backward passes take "
+            f"{part['backward_to_forward']:.2f} times as long as one forward-mode product a layer, which "
+            "`measure` takes where twice the layers are fewer than K − 1; the two agree to "
+            f"{part['largest_relative_difference']:.0e}."
+        )
+    if part := record.get("examples"):
+        lines.append(
+            f"- `measure` on {part['examples']:,} examples in batches of {part['batch']:,} with "
+            f"`memory_mib={part['budget_mib']:.0f}`: {part['peak_beyond_start_mib']:.0f} MiB at the peak "
+            "beyond what the process held before, inputs and results included."
+        )
+    if part := record.get("runs"):
+        held = part["resident_mib"]
+        lines.append(
+            f"- {part['runs']} short runs in one process: {held[0]:.0f} MiB resident after the first tenth, "
+            f"{held[-1]:.0f} after the last."
+        )
+    return "\n".join([*lines, ""])
