@@ -22,7 +22,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) --editable '.[dev,lightning,noise,peft,transformers]'
+	$(PIP) --editable '.[dev,lightning,noise,peft,tracking,transformers]'
 	@touch $@
 
 demo: $(VENV)/.core

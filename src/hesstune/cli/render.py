@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Output", "progress_bars", "results_table"]
 
+# Columns below which the table of results is turned.
+NARROW = 70
 ProgressFor = Callable[[str], Callable[[int, int, str], None]]
 
 
@@ -32,6 +35,8 @@ class Output:
         if not self.quiet:
             from rich.console import Console
 
+            if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without ᵀ and Σ shows ? for them
+                sys.stdout.reconfigure(errors="replace")
             console = Console(highlight=False, soft_wrap=True)
             for item in items:
                 console.print(item, markup=False) if isinstance(item, str) else console.print(item)
@@ -69,31 +74,44 @@ def progress_bars(quiet: bool) -> Iterator[ProgressFor | None]:
 
 
 def results_table(runs: dict[str, Run]) -> Table:
-    """Return the table that ends a fine-tune: accuracies, gap and distance, a row a run."""
+    """Return the table that ends a fine-tune: accuracies, gap and distance.
+
+    A row a run; on a narrow terminal a column a run.
+    """
+    from rich.console import Console
     from rich.table import Table
 
     from hesstune.training.card import test_labels
 
-    table = Table(show_edge=False, pad_edge=False)
     against = test_labels(next(iter(runs.values())).record)
-    table.add_column("run")
-    for title in (
+    titles = (
         f"test accuracy\n({against})",
         "train accuracy\n(as trained on)",
         "gap in cross-\nentropy",
         "distance from\nreference",
-    ):
-        table.add_column(title, justify="right")
-    for name, run in runs.items():
-        result = run.result
-        table.add_row(
-            name,
-            _share(result["test_accuracy"]),
-            _share(result["train_accuracy"]),
-            "-" if result["gap"] is None else f"{result['gap']:+.2f}",
-            f"{result['distance']:.2f}",
-        )
+    )
+    rows = {name: _figures(run.result) for name, run in runs.items()}
+    narrow = Console().width < NARROW
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("run")
+    for title in rows if narrow else titles:
+        table.add_column(title, justify="right", no_wrap=narrow)
+    if narrow:
+        for title, values in zip(titles, zip(*rows.values(), strict=True), strict=True):
+            table.add_row(title.split("\n")[0].removesuffix(" from").removesuffix(" in cross-"), *values)
+    else:
+        for name, values in rows.items():
+            table.add_row(name, *values)
     return table
+
+
+def _figures(result: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        _share(result["test_accuracy"]),
+        _share(result["train_accuracy"]),
+        "-" if result["gap"] is None else f"{result['gap']:+.2f}",
+        f"{result['distance']:.2f}",
+    )
 
 
 def _share(value: float | None) -> str:

@@ -20,7 +20,7 @@ from hesstune.training.config import FinetuneConfig, make_config
 __all__ = ["ELSEWHERE", "Cell", "Plan", "Settings", "check_name", "make_plan"]
 
 # Options of a run that say where it runs, not what it computes; the data is known by its digest.
-ELSEWHERE = ("out", "device", "cache_mib", "data", "weights")
+ELSEWHERE = ("out", "track", "device", "cache_mib", "data", "weights")
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
 
 

@@ -14,7 +14,7 @@ from hesstune.reading import one_line, read_text
 __all__ = ["RESUMABLE", "FinetuneConfig", "make_config", "read_yaml"]
 
 # Options that a resumed run may have otherwise than the interrupted one.
-RESUMABLE = frozenset({"out", "device", "cache_mib", "checkpoint_minutes"})
+RESUMABLE = frozenset({"out", "track", "device", "cache_mib", "checkpoint_minutes"})
 
 
 class FinetuneConfig(BaseModel):
@@ -131,6 +131,9 @@ class FinetuneConfig(BaseModel):
         10.0, gt=0, description="minutes between checkpoints within an epoch; each epoch ends with one"
     )
     seed: int = Field(0, ge=0, description="seed of split, noise, order and augmentation")
+    track: Literal["tensorboard", "mlflow"] | None = Field(
+        None, description="also send each epoch's metrics there (needs hesstune[tracking])"
+    )
     device: str = Field("auto", description="cpu, cuda, mps or auto")
 
     @field_validator("radius", mode="before")

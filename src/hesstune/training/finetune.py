@@ -47,6 +47,7 @@ from hesstune.training.run import (
     Run,
 )
 from hesstune.training.texts import TextFeed
+from hesstune.training.tracking import check_tracker, tracked
 from hesstune.training.trainer import Progress, Trainer
 
 __all__ = ["Trained", "finetune", "pick_device", "run_task"]
@@ -114,6 +115,7 @@ def finetune(
     """
     resolved = _build(config, options).resolved()
     spec_parts(resolved.model)
+    check_tracker(resolved.track)
     start_ranks()
     refuse_adapting(resolved.batch_norm)
     if resolved.out is None and world() > 1:
@@ -295,7 +297,7 @@ def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | No
         prepared.believed,
         prepared.device,
         Checkpoints(out),
-        run.write_metrics if rank() == 0 else lambda metrics: None,
+        tracked(run) if rank() == 0 else lambda metrics: None,
         progress,
     )
     if resume:

@@ -31,6 +31,7 @@ DERIVED = (
     "examples.json",
     "noise_estimate.json",
     "noise_stability.json",
+    "mlflow_run",
 )
 
 
