@@ -118,6 +118,16 @@ that the check can fail.
 """
 
 
+def report_page(record: dict[str, Any]) -> str:
+    setting = record["setting"]
+    return f"""## The report of a large run
+
+`{record["command"]}`: {setting["layers"]} layers, {setting["n"]:,} examples, {setting["k"]} classes. The page has
+{record["megabytes"]:.1f} MB (goal: under 5), and Chromium opens it in {record["seconds_to_open"]:.2f} s (median; slowest
+{record["seconds_to_open_slowest"]:.2f} s; goal: under 1 s), with other work on the machine.
+"""
+
+
 SECTIONS = {
     "demo": demo,
     "training_step": training_step,
@@ -128,6 +138,7 @@ SECTIONS = {
     "text_rules": text_rules,
     "versions": versions,
     "scale": scale,
+    "report_page": report_page,
 }
 
 
