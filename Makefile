@@ -6,13 +6,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # One thread a worker: two workers with two threads each fight for the cores.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo docs test test-slow lint bench help
+.PHONY: demo docs study test test-slow lint bench help
 
 help:
 	@echo "make demo    install, then fine-tune on real digits with noisy labels"
 	@echo "make test    install, then check style and types and run the tests"
 	@echo "make test-slow   kills, fuzzing, browsers, several processes"
 	@echo "make docs    install, then build the documentation into site/"
+	@echo "make study   install, then continue the study of docs/study.md (needs PACS)"
 	@echo "make bench   install, then run the benchmarks that docs/benchmarks.md quotes"
 
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -38,6 +39,10 @@ test: lint
 
 test-slow: $(VENV)/.dev
 	$(TEST) -n 2 -m slow tests
+
+study: $(VENV)/.dev
+	$(BIN)/python benchmarks/study/programmatic.py
+	$(BIN)/python benchmarks/write_study.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/training_step.py

@@ -78,7 +78,7 @@ def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[Fine
 def _as_given(config: FinetuneConfig) -> dict[str, float]:
     ranges = method_class(config.method).own_options
     own = {name: value for name, value in (config.method_options or {}).items() if ranges[name].search}
-    factors = {"lr_factor": 1.0, **({"radius_factor": 1.0} if config.radius is not None else {})}
+    factors = {"lr_factor": 1.0, **({"radius_factor": 1.0} if _scales(config) else {})}
     return {**own, **factors}
 
 
@@ -90,15 +90,21 @@ def _suggested(config: FinetuneConfig, trial: Any) -> FinetuneConfig:
     assert config.lr is not None
     changes: dict[str, Any] = {"method_options": own or None}
     changes["lr"] = config.lr * trial.suggest_float("lr_factor", *LR_FACTORS, log=True)
-    if config.radius is not None:
+    if _scales(config):
         factor = trial.suggest_float("radius_factor", *RADIUS_FACTORS, log=True)
         radius = config.radius
+        assert isinstance(radius, float | dict)
         changes["radius"] = (
             {name: value * factor for name, value in radius.items()}
             if isinstance(radius, dict)
             else radius * factor
         )
     return make_config(config.model_dump() | changes)
+
+
+def _scales(config: FinetuneConfig) -> bool:
+    """Tell whether there are radii to scale: those that a run chooses itself are left to it."""
+    return isinstance(config.radius, float | dict)
 
 
 def _finite(value: float) -> float | None:

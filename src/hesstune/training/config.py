@@ -55,10 +55,11 @@ class FinetuneConfig(BaseModel):
         description="noise the loss believes in: true (as injected; the default with --noise), a rate, "
         "symmetric:RATE, pair:RATE or a matrix file",
     )
-    radius: float | dict[str, float] | None = Field(
+    radius: float | dict[str, float] | Literal["auto", "curvature"] | None = Field(
         None,
         description="radius of every layer's ball, or PATTERN=RADIUS,… (first match wins; 'head' is the last "
-        "layer); none: the method's own",
+        "layer); auto: by noisy validation along a path; curvature: likewise, shaped by the layers' traces; "
+        "none: the method's own",
     )
     radius_scale: float = Field(
         1.0,
@@ -139,12 +140,12 @@ class FinetuneConfig(BaseModel):
     @field_validator("radius", mode="before")
     @classmethod
     def _parse_radius(cls, value: Any) -> Any:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or value in ("auto", "curvature"):
             return value
         try:
             return float(value)
         except ValueError:
-            return _pairs(value, "write a number, or PATTERN=RADIUS,PATTERN=RADIUS")
+            return _pairs(value, "write a number, auto, curvature, or PATTERN=RADIUS,PATTERN=RADIUS")
 
     @field_validator("method_options", mode="before")
     @classmethod
@@ -153,9 +154,9 @@ class FinetuneConfig(BaseModel):
 
     @field_validator("radius")
     @classmethod
-    def _positive_radius(cls, value: float | dict[str, float] | None) -> float | dict[str, float] | None:
+    def _positive_radius(cls, value: Any) -> Any:
         for number in value.values() if isinstance(value, dict) else [value]:
-            if number is not None and not 0 < number < float("inf"):
+            if isinstance(number, float) and not 0 < number < float("inf"):
                 raise ValueError("radii must be finite and above 0")
         return value
 
@@ -183,10 +184,12 @@ class FinetuneConfig(BaseModel):
             for name, value in kind.defaults(self.train).items()
             if name not in self.model_fields_set
         }
+        if not kind.constrained and self.radius in ("auto", "curvature"):
+            changes["radius"] = None  # there is no ball to choose; a comparison may ask all methods alike
         changes["image_size"] = size
         changes["method_options"] = kind.checked_options(self.method_options) or None
         changes["lr"] = self.lr or (1e-2 if self.train == "head" else 1e-4)
-        if kind.constrained and self.radius is None:
+        if kind.constrained and self.radius is None and "radius" not in changes:
             changes["radius"] = kind.default_radius(self.train)
         if kind.needs_noise_matrix and self.noise_matrix is None and self.noise is not None:
             changes["noise_matrix"] = "true"

@@ -34,6 +34,7 @@ from hesstune.training.feeds import Feed, make_feed, predict_logits, to_channels
 from hesstune.training.files import replace_file, save_tensors, write_csv, write_text
 from hesstune.training.fingerprint import check_start, fingerprints
 from hesstune.training.folder import claim, entered
+from hesstune.training.radius import AUTOMATIC, check_automatic, choose_radius, named_radii
 from hesstune.training.ranks import on_first, rank, refuse_adapting, start_ranks, world
 from hesstune.training.run import (
     BAD_IMAGES,
@@ -63,6 +64,7 @@ class _Prepared:
     injected: NoiseMatrix | None
     believed: NoiseMatrix | None
     device: torch.device
+    radius: float | dict[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,11 @@ def finetune(
         with entered(out, overwrite, resume):
             if resume and (out / RECORD).is_file() and (run := Run.load(out)).finished:
                 return run  # by another process, while this one was loading
+            if resolved.radius in AUTOMATIC:
+                prepared = replace(
+                    prepared, radius=named_radii(choose_radius(resolved, out), prepared.loaded)
+                )
+                torch.manual_seed(resolved.seed)
             run, trained = _train(prepared, out, resume, progress if rank() == 0 else None)
             if observe is not None:
                 observe(trained)
@@ -191,6 +198,7 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise ConfigError("mixed precision fp16 needs a GPU; use bf16 or no")
     task = _clean_task(config)
+    check_automatic(config, len(task.val), world())
     if (config.patience or config.select == "best") and not len(task.val):
         raise ConfigError("early stopping and --select best need validation examples; there are none")
     injected = NoiseMatrix.parse(config.noise, task.k) if config.noise else None
@@ -210,12 +218,13 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
     )
     to_channels_last(loaded.model, device)
     freeze(loaded.model, config.train, loaded.head)
-    if (radius := _layer_radii(config, loaded)) is not None:
+    radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
+    if radius is not None:
         resolve_radii(layer_names(loaded.model), radius)  # a wrong pattern is told before anything is written
     few = np.arange(min(2, len(task.train)))
     probe = make_feed(task.train.take(few), loaded, device, max_length=config.max_length)
     check_output(loaded.model, probe.inputs(few), task.k)
-    return _Prepared(config, _noisy(task, injected, config), loaded, injected, believed, device)
+    return _Prepared(config, _noisy(task, injected, config), loaded, injected, believed, device, radius)
 
 
 def _noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> Task:
@@ -258,7 +267,6 @@ def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | No
     started = time.monotonic()
     config, task, loaded = prepared.config, prepared.task, prepared.loaded
     reference = Reference.of(loaded.model)
-    radius = _layer_radii(config, loaded)
     run = Run(out, config, _record(prepared))
     started_from = {name: reference[name] for name in reference.names()}
     run.record["checksums"] = fingerprints(task, started_from)
@@ -274,7 +282,7 @@ def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | No
         reference=reference,
         noise=prepared.believed,
         counts=np.bincount(task.train.labels, minlength=task.k),
-        radius=radius,
+        radius=prepared.radius,
         norm=config.norm,
         warmup_epochs=config.warmup_epochs,
         balance="weights"
@@ -312,13 +320,6 @@ def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | No
     result["seconds"] = round(time.monotonic() - started, 2)
     run.record["result"] = result
     return run, Trained(loaded, reference, net, feeds, task)
-
-
-def _layer_radii(config: FinetuneConfig, loaded: LoadedModel) -> float | dict[str, float] | None:
-    """Return the radii with the word `head` replaced by the head's layer name."""
-    if not isinstance(config.radius, dict):
-        return config.radius
-    return {loaded.head_layer if name == "head" else name: value for name, value in config.radius.items()}
 
 
 def _record(prepared: _Prepared) -> dict[str, Any]:

@@ -32,6 +32,7 @@ DERIVED = (
     "noise_estimate.json",
     "noise_stability.json",
     "mlflow_run",
+    "radius.json",
 )
 
 
