@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +34,7 @@ __all__ = ["certify"]
 
 MONTE_CARLO_SHARE = 0.2
 PASSES = 100  # draws of the head alone, for each example
-DRAWS = 512
+DRAWS = 2048
 
 
 def certify(
@@ -60,6 +60,7 @@ def certify(
     leaks: Sequence[str] = (),
     assumptions: Sequence[str] = (),
     diagnostic: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Certificate:
     """Bound the clean 0-1 risk of the fine-tuned network with Gaussian noise on its trained weights.
 
@@ -86,7 +87,7 @@ def certify(
         noise_method: `tightest`, `inverse`, `linear_program` or `margin`.
         noise_is: `known`, `estimated` (refused: from noisy data alone) or `instance_dependent` (refused).
         draws: m, the number of weight draws; rounded up to whole passes. 100 an example where a last
-            linear layer alone is trained, else 512.
+            linear layer alone is trained, else 2048.
         draw_on: `blocks`, each draw counted on its own block of a partition, or `all`, on every example.
         block_size: Examples to a block, and to a batch.
         seed: Of the weight draws and of the order of examples.
@@ -96,6 +97,7 @@ def certify(
         leaks: Names of choices that used these examples (keys of `hesstune.bounds.conditions.LEAKS`).
         assumptions: Further assumptions to print with the certificate.
         diagnostic: Return a number marked as no certificate where an assumption fails, not an error.
+        progress: Called with (passes done, passes in all, text) while the certifying draws run.
 
     Raises:
         HesstuneError: If a condition fails; the message says which and what would mend it.
@@ -138,7 +140,8 @@ def certify(
         problem = Problem(travel, family, losses, data.n, shares["pac_bayes"], shares["monte_carlo"])
         choice = choose(problem, estimator, posterior, posterior_scales, generator)
         default = PASSES * data.n if isinstance(estimator, HeadDraws) else DRAWS
-        final = estimator.run(choice.posterior.sigma, default if draws is None else draws, generator)
+        wanted = default if draws is None else draws
+        final = estimator.run(choice.posterior.sigma, wanted, generator, progress)
         beside = None if aside is None else _held_out(model, aside, delta, k)
     told = _assumptions(problem, noise, noise_is, repeats, prior_data is not None) + list(assumptions)
     return _record(problem, choice, final, shares, delta, noise, told, conditions.failures, beside)

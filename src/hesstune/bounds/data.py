@@ -23,7 +23,9 @@ _REREAD = 16
 class BoundData:
     """Map-style examples, in a random order fixed by the seed, in blocks whose sizes differ by at most 1.
 
-    Batches are kept in memory up to 1 GiB; beyond that they are read again on every pass.
+    Batches are kept in memory up to 1 GiB; beyond that they are read again on every pass. A data set
+    with a method `batch` gives (inputs, targets) of a list of indices by it, padded as it likes: padding
+    that an `attention_mask` marks does not tell examples apart.
 
     Args:
         dataset: Has a length and gives (input, target) by index; an input is a tensor or a mapping of
@@ -55,6 +57,9 @@ class BoundData:
         self._scan()
 
     def _read(self, part: list[int]) -> tuple[Inputs, torch.Tensor]:
+        if hasattr(self._dataset, "batch"):
+            inputs, targets = self._dataset.batch(part)
+            return inputs, torch.as_tensor(targets, dtype=torch.int64)
         items = [self._dataset[i] for i in part]
         for item in items:
             if not isinstance(item, tuple | list) or len(item) != 2:
@@ -121,11 +126,14 @@ def _digests(inputs: Inputs, count: int) -> list[str]:
         raise DataError(f"an input must be a tensor or a mapping of tensors; got {type(inputs).__name__}")
     arrays = [t.detach().cpu().contiguous() for t in _tensors(inputs)]
     arrays = [t.view(torch.uint8) if t.dtype is torch.bfloat16 else t for t in arrays]
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
     result = []
     for row in range(count):
         digest = hashlib.blake2b(digest_size=16)
         for array in arrays:
             value = array[row].numpy()
+            if mask is not None and array.shape == mask.shape:
+                value = value[mask[row].cpu().numpy() != 0]
             digest.update(f"{value.dtype}{value.shape}".encode())
             digest.update(np.ascontiguousarray(value).tobytes())
         result.append(digest.hexdigest())

@@ -21,6 +21,7 @@ from hesstune.forward import Inputs, logits_of, moved
 
 __all__ = ["Draws", "Feeder", "HeadDraws", "Perturbation", "WeightDraws", "only_head"]
 
+Progress = Callable[[int, int, str], None]
 Batches = Callable[[], Iterator[tuple[Inputs, torch.Tensor]]]
 
 
@@ -165,13 +166,18 @@ class WeightDraws:
         return draws if self._every else math.ceil(draws / len(self._sizes)) * len(self._sizes)
 
     @torch.no_grad()
-    def run(self, sigma: Sigma, draws: int, generator: torch.Generator) -> Draws:
+    def run(
+        self, sigma: Sigma, draws: int, generator: torch.Generator, progress: Progress | None = None
+    ) -> Draws:
         """Draw the weights `rounded(draws)` times and count predictions."""
         draws, blocks = self.rounded(draws), 1 if self._every else len(self._sizes)
+        passes = draws // blocks
         counts: Any = 0.0
-        for _ in range(draws // blocks):
+        for done in range(passes):
             if self._every:
                 self._perturbation.draw_(sigma, generator)
+            if progress is not None:
+                progress(done, passes, "passes of weight draws")
             counts = counts + self._pass(sigma, generator, None)
         n = sum(self._sizes)
         return Draws(counts, draws, blocks, n if self._every else max(self._sizes), n)
@@ -230,7 +236,9 @@ class HeadDraws:
         return math.ceil(draws / n) * n
 
     @torch.no_grad()
-    def run(self, sigma: Sigma, draws: int, generator: torch.Generator) -> Draws:
+    def run(
+        self, sigma: Sigma, draws: int, generator: torch.Generator, progress: Progress | None = None
+    ) -> Draws:
         """Draw the head `rounded(draws)` times, each counted on one example."""
         (n, k), draws = self._logits.shape, self.rounded(draws)
         variance = torch.zeros_like(self._logits)

@@ -17,11 +17,22 @@ from hesstune.checks import positive
 from hesstune.errors import ConfigError, LayerError, listed
 from hesstune.reference import Reference
 
-__all__ = ["PRIOR_SCALES", "Posterior", "PriorFamily", "Travel", "base_deviations", "random_parameters"]
+__all__ = [
+    "PRIOR_SCALES",
+    "Posterior",
+    "PriorFamily",
+    "Travel",
+    "base_deviations",
+    "head_ratios",
+    "nearest_member",
+    "random_parameters",
+]
 
 Sigma = Mapping[str, float | torch.Tensor]
 Array = NDArray[np.float64]
 PRIOR_SCALES = geometric_grid(2.0**-12, 2.0**5, 2.0**0.25)
+# How much smaller, relative to its weights, the noise of the layers below the head may be.
+BODY_RATIOS = geometric_grid(2.0**-18, 1.0, 2.0**0.5)
 _ROUNDINGS = 16
 
 
@@ -83,6 +94,35 @@ def _ratios(names: Sequence[str], patterns: Mapping[str, float]) -> list[float]:
     if unused:
         raise LayerError(f"the ratios {listed(unused)} match no trained parameter; those are {listed(names)}")
     return result
+
+
+def head_ratios(names: Sequence[str], head: str) -> list[dict[str, float]]:
+    """Return sets of ratios for a network with a new head: the head at 1, the rest a factor of 2⁻¹⁸ to 1.
+
+    A head that starts at zero bears noise far larger, against its natural scale, than trained layers do;
+    how much larger is left to the choice among these sets, which are fixed without data.
+
+    Args:
+        names: The trained parameters.
+        head: The name of the head's module.
+
+    Example:
+        >>> head_ratios(["fc.weight"], "fc")
+        [{'*': 1.0}]
+        >>> head_ratios(["conv.weight", "fc.weight"], "fc")[-1]
+        {'fc.*': 1.0, '*': 1.0}
+    """
+    inside = [name for name in names if name.startswith(f"{head}." if head else "")]
+    if len(inside) in (0, len(names)):
+        return [{"*": 1.0}]
+    return [{f"{head}.*": 1.0, "*": ratio} for ratio in BODY_RATIOS]
+
+
+def nearest_member(log_scale: float, log_ratio: float) -> tuple[float, float]:
+    """Return the global scale and the body's ratio of the default family nearest to learnt ones."""
+    scale = min(PRIOR_SCALES, key=lambda s: abs(math.log(s) - log_scale))
+    wanted = log_scale + log_ratio - math.log(scale)
+    return scale, min(BODY_RATIOS, key=lambda r: abs(math.log(r) - wanted))
 
 
 class Travel:

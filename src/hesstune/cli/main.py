@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from hesstune import __version__
-from hesstune.cli import compare, demo, export, finetune, measure, predict, report
+from hesstune.cli import certify, compare, demo, export, finetune, measure, predict, report
 from hesstune.cli.exits import Interrupted, is_first
 
 __all__ = ["app", "run"]
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command("certify")(certify.certify)
 app.command("compare")(compare.compare)
 app.command("demo")(demo.demo)
 app.command("export")(export.export)

@@ -63,6 +63,7 @@ class MethodSetup:
         epochs: Epochs in all.
         options: The method's own numbers; absent ones have their defaults.
         radius_scale: Factor of the radii from one stage of the network to the next.
+        labels: (n,) the (noisy) training labels.
     """
 
     model: nn.Module
@@ -78,6 +79,7 @@ class MethodSetup:
     epochs: int = 1
     options: Mapping[str, float] = field(default_factory=dict)
     radius_scale: float = 1.0
+    labels: NDArray[np.int64] | None = None
 
     @cached_property
     def network(self) -> nn.Module:
@@ -133,6 +135,8 @@ class Method:
     """
 
     needs_noise_matrix: ClassVar[bool] = False
+    # Whether it uses a noise matrix where one is known; those that need one do.
+    uses_noise_matrix: ClassVar[bool] = False
     constrained: ClassVar[bool] = False
     # Whether balanced class weights enter its loss; where not, asking for them is an error.
     weighs_classes: ClassVar[bool] = True
@@ -148,6 +152,11 @@ class Method:
         self._cross_entropy = cross_entropy(setup)
 
     # -- configuration -----------------------------------------------------------------------
+
+    @classmethod
+    def believes(cls) -> bool:
+        """Tell whether the method makes use of a noise matrix."""
+        return cls.needs_noise_matrix or cls.uses_noise_matrix
 
     @classmethod
     def default_radius(cls, train: str) -> dict[str, float] | None:
@@ -233,6 +242,10 @@ class Method:
     def radii(self) -> dict[str, float]:
         """Return the radius of every layer's ball, in the run's norm; empty without balls."""
         return {}
+
+    def posterior(self) -> dict[str, float] | None:
+        """Return the deviation of the noise each trained parameter was trained to bear, if any was."""
+        return None
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs beside weights and optimizer: tensors and plain values."""

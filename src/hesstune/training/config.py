@@ -188,10 +188,10 @@ class FinetuneConfig(BaseModel):
             changes["radius"] = None  # there is no ball to choose; a comparison may ask all methods alike
         changes["image_size"] = size
         changes["method_options"] = kind.checked_options(self.method_options) or None
-        changes["lr"] = self.lr or (1e-2 if self.train == "head" else 1e-4)
+        changes["lr"] = self.lr or changes.get("lr") or (1e-2 if self.train == "head" else 1e-4)
         if kind.constrained and self.radius is None and "radius" not in changes:
             changes["radius"] = kind.default_radius(self.train)
-        if kind.needs_noise_matrix and self.noise_matrix is None and self.noise is not None:
+        if kind.believes() and self.noise_matrix is None and self.noise is not None:
             changes["noise_matrix"] = "true"
         if kind.needs_noise_matrix and changes.get("noise_matrix", self.noise_matrix) is None:
             raise ConfigError(

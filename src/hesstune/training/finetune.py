@@ -51,12 +51,21 @@ from hesstune.training.texts import TextFeed
 from hesstune.training.tracking import check_tracker, tracked
 from hesstune.training.trainer import Progress, Trainer
 
-__all__ = ["Trained", "finetune", "pick_device", "run_task"]
+__all__ = ["Prepared", "Trained", "finetune", "pick_device", "run_task", "train_prepared"]
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """Everything a run needs, loaded before anything is written."""
+class Prepared:
+    """Everything a run needs, loaded before anything is written.
+
+    Attributes:
+        config: The resolved configuration.
+        task: The examples, labelled as they are trained on.
+        loaded: The network at its start.
+        injected: The noise put into the labels, if any.
+        believed: The noise that the loss is told of, if any.
+        device: Where to train.
+    """
 
     config: FinetuneConfig
     task: Task
@@ -65,6 +74,18 @@ class _Prepared:
     believed: NoiseMatrix | None
     device: torch.device
     radius: float | dict[str, float] | None
+
+    @classmethod
+    def of(cls, run: Run, task: Task, device: torch.device) -> Prepared:
+        """Return what a finished run started from, with these examples."""
+        config = run.config
+        injected = NoiseMatrix.parse(config.noise, task.k) if config.noise else None
+        loaded = run.loaded()
+        run.reference().restore_(loaded.model)
+        to_channels_last(loaded.model, device)
+        freeze(loaded.model, config.train, loaded.head)
+        radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
+        return cls(config, task, loaded, injected, run.noise_matrix, device, radius)
 
 
 @dataclass(frozen=True)
@@ -193,7 +214,7 @@ def run_task(config: FinetuneConfig) -> Task:
     return _noisy(task, injected, config)
 
 
-def _prepare(config: FinetuneConfig) -> _Prepared:
+def _prepare(config: FinetuneConfig) -> Prepared:
     device = pick_device(config.device)
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise ConfigError("mixed precision fp16 needs a GPU; use bf16 or no")
@@ -224,7 +245,7 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
     few = np.arange(min(2, len(task.train)))
     probe = make_feed(task.train.take(few), loaded, device, max_length=config.max_length)
     check_output(loaded.model, probe.inputs(few), task.k)
-    return _Prepared(config, _noisy(task, injected, config), loaded, injected, believed, device, radius)
+    return Prepared(config, _noisy(task, injected, config), loaded, injected, believed, device, radius)
 
 
 def _noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> Task:
@@ -240,7 +261,7 @@ def _noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> 
     return replace(task, train=train, val=val)
 
 
-def _feeds(prepared: _Prepared) -> tuple[torch.nn.Module, dict[str, Feed], int]:
+def _feeds(prepared: Prepared) -> tuple[torch.nn.Module, dict[str, Feed], int]:
     """Return what is trained, its inputs, and how many texts were cut.
 
     Trained is the network on images or texts, or the head on cached features.
@@ -263,7 +284,13 @@ def _feeds(prepared: _Prepared) -> tuple[torch.nn.Module, dict[str, Feed], int]:
     return loaded.model, images, cut
 
 
-def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | None) -> tuple[Run, Trained]:
+def train_prepared(prepared: Prepared, out: Path, progress: Progress | None = None) -> Run:
+    """Train what was prepared into a folder whose lock, or a folder above it, is held; see `finetune`."""
+    run, trained = _train(prepared, out, False, progress)
+    return _finish(run, trained.loaded, keep_weights=True)
+
+
+def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | None) -> tuple[Run, Trained]:
     started = time.monotonic()
     config, task, loaded = prepared.config, prepared.task, prepared.loaded
     reference = Reference.of(loaded.model)
@@ -295,6 +322,7 @@ def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | No
         epochs=config.epochs,
         options=config.method_options or {},
         radius_scale=config.radius_scale,
+        labels=task.train.labels,
     )
     trainer = Trainer(
         config,
@@ -316,13 +344,15 @@ def _train(prepared: _Prepared, out: Path, resume: bool, progress: Progress | No
     result["distances"] = reference.distances(loaded.model)
     result["distance"] = float(np.sqrt(sum(d * d for d in result["distances"].values())))
     result["radii"] = trainer.method.radii()
+    if (posterior := trainer.method.posterior()) is not None:
+        result["posterior"] = posterior
     result["epochs"] = len(trainer.metrics)
     result["seconds"] = round(time.monotonic() - started, 2)
     run.record["result"] = result
     return run, Trained(loaded, reference, net, feeds, task)
 
 
-def _record(prepared: _Prepared) -> dict[str, Any]:
+def _record(prepared: Prepared) -> dict[str, Any]:
     task, loaded, believed = prepared.task, prepared.loaded, prepared.believed
     injected = prepared.injected
     changed = None
@@ -359,7 +389,7 @@ def _record(prepared: _Prepared) -> dict[str, Any]:
     }
 
 
-def _write_start(run: Run, prepared: _Prepared, reference: Reference) -> None:
+def _write_start(run: Run, prepared: Prepared, reference: Reference) -> None:
     """Write what is known before training: configuration, reference, labels and noise matrix."""
     import yaml
 

@@ -132,8 +132,8 @@ def _move_back(aside: Path, out: Path) -> None:
 
 
 def _drop(out: Path) -> None:
-    for name in FILES:
-        (out / name).unlink(missing_ok=True)
+    for path in (out / name for name in FILES):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     Checkpoints(out).clear()
 
 

@@ -21,11 +21,14 @@ __all__ = ["Run"]
 CONFIG, MODEL, REFERENCE = "config.yaml", "model.safetensors", "reference.safetensors"
 METRICS, LABELS, NOISE, RECORD = "metrics.jsonl", "labels.csv", "noise_matrix.json", "run.json"
 BAD_IMAGES, CARD = "bad_images.csv", "README.md"
+CERTIFICATE = "certificate.json"
+# Folders of a certificate whose prior is trained on a part of the data.
+PRIOR, POSTERIOR = "prior", "posterior"
 # Written from a run's results by other commands: void once the run is replaced.
 DERIVED = (
     "measure.json",
     "measure.safetensors",
-    "certificate.json",
+    CERTIFICATE,
     "report.html",
     "doubtful.csv",
     "examples.json",

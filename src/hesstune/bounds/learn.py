@@ -1,0 +1,156 @@
+"""Learning a posterior by its own certificate: the bound's gradient, and a head that minimises it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hesstune.bounds.noisy import CleanLoss
+from hesstune.bounds.pac_bayes import complexity, kl_inverse
+
+__all__ = ["BoundGradient", "HeadPosterior", "learn_head", "soft_loss", "unit_matrix"]
+
+_MOST = 0.999
+MOMENTUM = 0.9
+STEPS = 400
+RATE = 10.0
+SCALE_STEP = 0.05
+# Standard deviation of the logits at the start and at most: the larger, the nearer is the softmax to
+# the 0-1 loss, and the fewer examples have a gradient.
+FIRST_NOISE, MOST_NOISE = 4.0, 10.0
+SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class BoundGradient:
+    """The PAC-Bayes-kl bound as a function of empirical loss and KL.
+
+    Attributes:
+        n: Number of examples.
+        delta: Probability of failure.
+        family: J, the priors and losses that share it.
+    """
+
+    n: int
+    delta: float
+    family: int
+
+    def value(self, loss: float, kl: float) -> float:
+        """Return kl⁻¹(loss, (KL + ln(2√n·J/δ))/n)."""
+        return float(kl_inverse(min(max(loss, 0.0), 1.0), complexity(kl, self.n, self.delta, self.family)))
+
+    def kl_weight(self, loss: float, kl: float) -> float:
+        """Return λ with ∇bound ∝ ∇loss + λ·∇KL.
+
+        By the implicit function theorem at p = kl⁻¹(q, c), ∂p/∂q : ∂p/∂c = ln[p(1 − q)/(q(1 − p))] : 1,
+        and ∂c/∂KL = 1/n.
+
+        Example:
+            >>> 0.3 < BoundGradient(1000, 0.05, 1).kl_weight(0.1, 100.0) * 1000 < 1.5
+            True
+        """
+        q = min(max(loss, 1e-4), _MOST)
+        p = _inverse(q, complexity(kl, self.n, self.delta, self.family))
+        return 1.0 / (self.n * math.log(p * (1 - q) / (q * (1 - p))))
+
+
+def _inverse(q: float, c: float) -> float:
+    """Return kl⁻¹(q, c) to six digits: for a gradient, where a bound needs `kl_inverse`."""
+    low, high = q, 1.0
+    for _ in range(24):
+        p = (low + high) / 2
+        above = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p)) > c
+        low, high = (low, p) if above else (p, high)
+    return min(max(high, q + 1e-6), 1 - 1e-6)
+
+
+def soft_loss(logits: torch.Tensor, targets: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Return the mean of Σ_h L[ỹ, h]·softmax(f)_h: the loss matrix's mean under the soft predictions.
+
+    Under logits noise that is large against 1 it is near to the mean of L[ỹ, argmax f].
+
+    Args:
+        logits: (…, N, K).
+        targets: (N,) labels, noisy where L is for noisy labels.
+        matrix: (K, K), L scaled to [0, 1], indexed [label, prediction].
+    """
+    return (torch.softmax(logits, dim=-1) * matrix.to(logits)[targets]).sum(dim=-1).mean()
+
+
+def unit_matrix(loss: CleanLoss) -> torch.Tensor:
+    """Return a loss matrix scaled to [0, 1] as a tensor."""
+    return torch.from_numpy((loss.matrix - loss.low) / (loss.high - loss.low))
+
+
+@dataclass(frozen=True)
+class HeadPosterior:
+    """A linear head that minimises its certificate.
+
+    Attributes:
+        weight: (K, D) posterior mean minus the prior's.
+        bias: (K,) posterior mean minus the prior's.
+        log_scale: ln of the global scale of prior and posterior.
+        most: The largest it may be, for a useful gradient.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    log_scale: float
+    most: float
+
+
+def learn_head(
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    matrix: torch.Tensor,
+    bound: BoundGradient,
+    base: tuple[float, float],
+    generator: torch.Generator,
+    start: torch.Tensor | None = None,
+    steps: int = STEPS,
+) -> HeadPosterior:
+    """Minimise the certificate of a linear head on fixed features, prior and posterior of one scale.
+
+    In u = W/s the prior is N(0, I) and KL = ‖u‖²/2, so plain gradient descent with momentum is well
+    conditioned. The logits of an example are Gaussian with mean W x + b and variance
+    s²·(base_w²·‖x‖² + base_b²), drawn directly.
+
+    Args:
+        features: (n, D).
+        targets: (n,) labels.
+        matrix: (K, K) loss matrix in [0, 1], indexed [label, prediction].
+        bound: What is minimised.
+        base: The prior's natural scales of weight and bias; 0 for a part that is fixed.
+        generator: For the noise.
+        start: (n, K) logits of the head at the prior's centre; zero where None.
+        steps: Full-batch steps.
+    """
+    k, spread = len(matrix), (base[0] ** 2 * features.square().sum(dim=1) + base[1] ** 2).sqrt()
+    u = torch.zeros(k, features.shape[1] + 1, device=features.device)
+    moving = torch.zeros_like(u)
+    log_scale = math.log(FIRST_NOISE / float(spread.mean()))
+    most = math.log(MOST_NOISE / float(spread.mean()))
+    inputs = torch.cat([base[0] * features, torch.full_like(features[:, :1], base[1])], dim=1)
+    for step in range(steps):
+        rate = RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+        scale = math.exp(log_scale)
+        mean = (inputs @ u.T) * scale + (0.0 if start is None else start)
+        noise = torch.randn((SAMPLES, *mean.shape), generator=generator, device=mean.device)
+        logits = (mean + scale * spread[:, None] * noise).requires_grad_()
+        with torch.enable_grad():
+            loss = soft_loss(logits, targets, matrix)
+            (slope,) = torch.autograd.grad(loss, logits)
+        value = float(loss.detach())
+        kl = float(u.square().sum()) / 2
+        weight = bound.kl_weight(value, kl)
+        # W = s·u stays as it is while s moves: in terms of u the step is a rescaling.
+        pull = float((slope * (logits.detach() - mean)).sum()) - 2 * weight * kl
+        moving = MOMENTUM * moving + scale * (slope.sum(dim=0).T @ inputs) + weight * u
+        u = u - rate * moving
+        shift = min(float(np.clip(-rate * pull, -SCALE_STEP, SCALE_STEP)), most - log_scale)
+        log_scale, u = log_scale + shift, u * math.exp(-shift)
+    scale = math.exp(log_scale)
+    return HeadPosterior(scale * base[0] * u[:, :-1], scale * base[1] * u[:, -1], log_scale, most)

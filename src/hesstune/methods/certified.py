@@ -1,0 +1,212 @@
+"""Certified: fine-tuning that minimises its own certificate (PAC-Bayes with backprop, for fine-tuning).
+
+Gaussian noise on every trained weight, of the prior's size; loss and KL weighted as in the bound; the
+noise's size for the head and for the rest is learnt. Source: Dziugaite & Roy 2017; Pérez-Ortiz et al. 2021.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from hesstune.bounds.learn import SCALE_STEP, BoundGradient, learn_head, soft_loss, unit_matrix
+from hesstune.bounds.noisy import KnownNoise, clean_losses, zero_one_loss
+from hesstune.bounds.pac_bayes import MIN_EXAMPLES
+from hesstune.bounds.prior import PRIOR_SCALES, base_deviations, head_ratios, nearest_member
+from hesstune.forward import logits_of
+from hesstune.methods._base import Batch, Method, MethodSetup, Option, T
+
+# The running mean of the batches' losses, which weighs the KL.
+MEMORY = 0.95
+
+
+class Certified(Method):
+    """Descent on the bound in units of the prior's deviations, where every direction costs the same KL."""
+
+    uses_noise_matrix = True
+    weighs_classes = False
+    own_options = {
+        "delta": Option(0.05, "the certificate's default", low=1e-6, high=0.5),
+        "body_noise": Option(
+            0.01, "of the weights' size, to start from", low=1e-6, search=(1e-3, 0.1), log=True
+        ),
+        "scale_lr": Option(0.3, "of ln σ", low=0.0),
+        "examples": Option(0.0, "that the bound counts on, where not all of them", low=0.0),
+    }
+
+    def __init__(self, setup: MethodSetup) -> None:
+        super().__init__(setup)
+        names = list(setup.trained)
+        self.base = base_deviations(setup.model, setup.reference)
+        self.head = {name for name in names if setup.in_head(name)}
+        self.body = [name for name in names if name not in self.head]
+        noise = setup.noise
+        loss = zero_one_loss(len(setup.counts)) if noise is None else clean_losses(KnownNoise(noise))[0]
+        self.matrix = unit_matrix(loss)
+        family = len(PRIOR_SCALES) * len(head_ratios(names, setup.head))
+        n = int(self.options["examples"] or setup.counts.sum())
+        self.bound = BoundGradient(max(n, MIN_EXAMPLES), self.options["delta"], family)
+        module = setup.model.get_submodule(setup.head)
+        # Logits of a linear head have a known distribution: its noise is drawn there, for each example.
+        self.linear = module if type(module) is nn.Linear and self.head else None
+        self.log_scale = torch.zeros(2, requires_grad=True)  # of the head, and of the rest
+        self._body_log(math.log(self.options["body_noise"]))
+        self.recent, self.most = 0.5, 1e9
+
+    @classmethod
+    def defaults(cls, train: str) -> dict[str, Any]:
+        """Return the options for descent in units of the prior's deviations."""
+        # A head alone is learnt before the first epoch; on cached features further steps are full-batch.
+        steps = {"lr": 10.0, "batch_size": 4096} if train == "head" else {"lr": 0.5, "batch_size": 64}
+        return {"optimizer": "sgd", "momentum": 0.9, **steps}
+
+    @torch.no_grad()
+    def _body_log(self, value: float) -> None:
+        self.log_scale[1] = value
+
+    def _deviation(self, name: str) -> float:
+        return self.base[name] * math.exp(float(self.log_scale[0 if name in self.head else 1]))
+
+    # -- the head first ----------------------------------------------------------------------
+
+    def start_epoch(self, epoch: int, predict: Callable[[nn.Module], torch.Tensor]) -> None:
+        """Before the first epoch learn the head alone, on features computed once."""
+        if epoch or self.linear is None or self.setup.labels is None:
+            return
+        whole = self.setup.network is not self.linear
+        features = predict(_Features(self.setup.network, self.linear) if whole else nn.Identity())
+        device = self.linear.weight.device
+        features = features.to(device)
+        weight, bias = (self._own(part) for part in ("weight", "bias"))
+        with torch.no_grad():
+            found = learn_head(
+                features,
+                torch.from_numpy(self.setup.labels).to(device),
+                self.matrix,
+                self.bound,
+                (self.base.get(weight, 0.0), self.base.get(bias, 0.0)),
+                torch.Generator(device=device).manual_seed(0),
+                self.linear(features),
+            )
+            if weight in self.head:
+                self.linear.weight.add_(found.weight)
+            if bias in self.head:
+                self.linear.bias.add_(found.bias)
+            self.log_scale[0], self.most = found.log_scale, found.most
+
+    def _own(self, part: str) -> str:
+        return f"{self.setup.head}.{part}" if self.setup.head else part
+
+    # -- a batch -----------------------------------------------------------------------------
+
+    def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the surrogate of the certified loss under noise, and the noisy logits."""
+        batch.net.eval()  # what is certified runs in eval mode: no dropout beside the noise
+        with self._noisy_head():
+            logits = batch.logits()
+        loss = soft_loss(logits.float(), batch.targets, self.matrix)
+        self.recent = MEMORY * self.recent + (1 - MEMORY) * float(loss.detach())
+        return loss, logits
+
+    @contextmanager
+    def _noisy_head(self) -> Iterator[None]:
+        if self.linear is None:
+            yield
+            return
+        weight, bias = (self.base.get(self._own(p), 0.0) for p in ("weight", "bias"))
+
+        def disturb(_: nn.Module, args: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+            spread = (weight**2 * args[0].square().sum(dim=1, keepdim=True) + bias**2).sqrt()
+            return out + self.log_scale[0].exp().to(out) * spread * torch.randn_like(out)
+
+        handle = self.linear.register_forward_hook(disturb)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    # -- a step ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def gradients(self, compute: Callable[[], T]) -> T:
+        """Fill the bound's gradient at weights drawn from the posterior, in the prior's metric.
+
+        Multiplied by s², a step of plain gradient descent is one in u = v/s, where KL = ‖u‖²/2.
+        """
+        parameters, reference = self.setup.trained, self.setup.reference
+        drawn = [n for n in parameters if self.linear is None or n not in self.head]
+        means = {n: parameters[n].clone() for n in drawn}
+        noise = {n: torch.randn_like(p) * self._deviation(n) for n, p in parameters.items() if n in means}
+        for name in drawn:
+            parameters[name].add_(noise[name])
+        self.log_scale.grad = None
+        with torch.enable_grad():
+            result = compute()
+        slope = torch.zeros(2) if self.log_scale.grad is None else self.log_scale.grad.clone()
+        kl = torch.zeros(2, dtype=torch.float64)
+        steps = {}
+        for name, p in parameters.items():
+            group = 0 if name in self.head else 1
+            if name in means:
+                p.copy_(means[name])
+                if p.grad is not None:
+                    slope[group] += float((p.grad * noise[name]).sum())
+            steps[name] = p - reference[name].to(p)
+            kl[group] += float(steps[name].double().square().sum()) / (2 * self._deviation(name) ** 2)
+        weight = self.bound.kl_weight(self.recent, float(kl.sum()))
+        for name, p in parameters.items():
+            scaled = weight * steps[name]
+            p.grad = scaled if p.grad is None else p.grad * self._deviation(name) ** 2 + scaled
+        pull = self.options["scale_lr"] * (slope.double() - 2 * weight * kl)
+        self.log_scale -= pull.clamp(-SCALE_STEP, SCALE_STEP).float()
+        self.log_scale[0].clamp_(max=self.most)
+        return result
+
+    # -- the run -----------------------------------------------------------------------------
+
+    def posterior(self) -> dict[str, float]:
+        """Return the deviations of the family's member nearest to those learnt."""
+        head, body = (float(v) for v in self.log_scale.detach())
+        if not self.head:
+            head, body = body, 0.0
+        scale, ratio = nearest_member(head, body - head)
+        both = bool(self.head) and bool(self.body)
+        return {
+            name: base * scale * (ratio if both and name not in self.head else 1.0)
+            for name, base in self.base.items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return the learnt scales and the running loss."""
+        return {"log_scale": self.log_scale.detach().clone(), "recent": self.recent, "most": self.most}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take them back."""
+        self.log_scale = state["log_scale"].clone().requires_grad_()
+        self.recent, self.most = state["recent"], state["most"]
+
+
+class _Features(nn.Module):
+    """What goes into the head, in place of the logits."""
+
+    def __init__(self, network: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.network, self.head = network, head
+
+    def forward(self, inputs: Any = None, **named: Any) -> torch.Tensor:
+        """Run the network and return the head's inputs, (N, D)."""
+        seen: list[torch.Tensor] = []
+        handle = self.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            logits_of(self.network, named or inputs)
+        finally:
+            handle.remove()
+        return seen[0]
+
+
+METHOD = Certified
