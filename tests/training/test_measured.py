@@ -9,7 +9,7 @@ import torch
 import hesstune as ht
 from hesstune.errors import LayerError, RunError
 from hesstune.training.feeds import ImageFeed
-from hesstune.training.finetune import run_task
+from hesstune.training.labels import run_task
 from hesstune.training.measured import measure_run, stability_of_run
 
 

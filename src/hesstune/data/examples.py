@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hesstune.weak.votes import Votes
+
 __all__ = ["Examples", "ImageSource", "Listing", "Task", "Text", "Texts"]
 
 Text = tuple[str, str | None]
@@ -48,6 +50,10 @@ class Listing:
         texts: Texts, for data that holds no images.
         parts: `train`, `val` or `test` for each example, or None where the data is not split.
         flip: Whether mirroring an image keeps its label (not so for digits).
+        votes: Annotators' votes, or None.
+        soft: (N, K) soft labels, or None.
+        unlabelled: Ids of examples left out because they have neither label nor vote.
+        voted: Whether labels were made from votes.
     """
 
     ids: list[str]
@@ -58,6 +64,10 @@ class Listing:
     texts: list[Text] | None = None
     parts: list[str] | None = None
     flip: bool = True
+    votes: Votes | None = None
+    soft: NDArray[np.float64] | None = None
+    unlabelled: list[str] = field(default_factory=list)
+    voted: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,6 +82,8 @@ class Listing:
             array=None if self.array is None else self.array[list(indices)],
             texts=None if self.texts is None else [self.texts[i] for i in indices],
             parts=None if self.parts is None else [self.parts[i] for i in indices],
+            votes=None if self.votes is None else self.votes.take(list(indices)),
+            soft=None if self.soft is None else self.soft[list(indices)],
         )
 
 
@@ -85,6 +97,11 @@ class Examples:
         ids: One id an example.
         labels: (N,) int64 labels to train on, or None.
         true: (N,) int64 true labels where they are known to differ from `labels`, else None.
+        votes: Annotators' votes, or None.
+        soft: (N, K) float64 soft labels, or None.
+        clean: (N,) whether a person has checked the label; None where nobody has checked any.
+        given: (N,) int64 the labels before that, or None.
+        given_soft: (N, K) the soft labels before that, or None.
     """
 
     source: ImageSource | Texts
@@ -92,6 +109,11 @@ class Examples:
     ids: list[str]
     labels: NDArray[np.int64] | None
     true: NDArray[np.int64] | None = None
+    votes: Votes | None = None
+    soft: NDArray[np.float64] | None = None
+    clean: NDArray[np.bool_] | None = None
+    given: NDArray[np.int64] | None = None
+    given_soft: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -108,12 +130,14 @@ class Examples:
 
     def take(self, indices: NDArray[np.int64]) -> Examples:
         """Return some of this part's examples as a part of its own."""
+        arrays = ("labels", "true", "soft", "clean", "given", "given_soft")
+        kept = {name: getattr(self, name) for name in arrays}
         return Examples(
             self.source,
             self.rows[indices],
             [self.ids[i] for i in indices],
-            None if self.labels is None else self.labels[indices],
-            None if self.true is None else self.true[indices],
+            votes=None if self.votes is None else self.votes.take(indices),
+            **{name: None if array is None else array[indices] for name, array in kept.items()},
         )
 
     def relabelled(self, noisy: NDArray[np.int64]) -> Examples:
@@ -133,6 +157,7 @@ class Task:
         split: How the parts were drawn: `uniform`, `stratified` or `given`.
         flip: Whether mirroring keeps the label.
         skipped: (id, reason) of images left out because they could not be decoded.
+        unlabelled: Ids of examples left out because nobody gave them a label or voted on them.
     """
 
     classes: list[str]
@@ -142,6 +167,7 @@ class Task:
     split: str
     flip: bool
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    unlabelled: list[str] = field(default_factory=list)
 
     @property
     def is_text(self) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hesstune.data.examples import Examples, ImageSource, Listing, Task, Texts
 from hesstune.data.images import DecodedImages, decode_all
-from hesstune.data.sources import PARTS, listing
+from hesstune.data.sources import PARTS, Voting, listing
 from hesstune.errors import DataError
 
 __all__ = ["load_examples", "load_task", "reusing_decoded"]
@@ -33,6 +33,7 @@ def load_task(
     limit: int | None = None,
     skip_bad: bool = False,
     cache_mib: int = 4096,
+    voting: Voting | None = None,
 ) -> Task:
     """Load a labelled data set and split it.
 
@@ -47,13 +48,15 @@ def load_task(
         limit: At most so many training examples, drawn uniformly.
         skip_bad: Leave out images that cannot be decoded instead of raising.
         cache_mib: Memory for decoded images.
+        voting: How votes in columns of a CSV file become labels.
 
     Raises:
         DataError: If an image is damaged, or a class has too few images.
     """
-    found, source, skipped = _labelled(spec, size, skip_bad, cache_mib)
+    found, source, skipped = _labelled(spec, size, skip_bad, cache_mib, voting)
     assert found.labels is not None
-    _check_counts(found.labels, found.classes)
+    if not found.voted:  # a label model may well leave a class without an example
+        _check_counts(found.labels, found.classes)
     rng = np.random.default_rng([seed, 0x5117])
     parts = _parts(found, rng, split, val_fraction, test_fraction)
     if limit is not None and limit < len(parts["train"]):
@@ -61,11 +64,27 @@ def load_task(
     if not len(parts["train"]):
         raise DataError("no training example is left; lower the validation and test fractions")
     made = {
-        name: Examples(source, rows, [found.ids[i] for i in rows], found.labels[rows])
+        name: Examples(
+            source,
+            rows,
+            [found.ids[i] for i in rows],
+            found.labels[rows],
+            votes=None if found.votes is None else found.votes.take(rows),
+            soft=None if found.soft is None else found.soft[rows],
+        )
         for name, rows in parts.items()
     }
     how = "given" if found.parts else split
-    return Task(found.classes, made["train"], made["val"], made["test"], how, found.flip, skipped)
+    return Task(
+        found.classes,
+        made["train"],
+        made["val"],
+        made["test"],
+        how,
+        found.flip,
+        skipped,
+        found.unlabelled,
+    )
 
 
 def load_examples(
@@ -100,14 +119,14 @@ def reusing_decoded() -> Iterator[None]:
         _REUSED.reset(token)
 
 
-def _labelled(spec: str, size: int, skip_bad: bool, cache_mib: int) -> _Decoded:
-    held, key = _REUSED.get(), (spec, size, skip_bad, cache_mib)
+def _labelled(spec: str, size: int, skip_bad: bool, cache_mib: int, voting: Voting | None = None) -> _Decoded:
+    held, key = _REUSED.get(), (spec, size, skip_bad, cache_mib, voting)
     if held is None:
-        return _decoded(listing(spec, size), size, skip_bad, cache_mib)
+        return _decoded(listing(spec, size, voting=voting), size, skip_bad, cache_mib)
     if key not in held:
         while len(held) >= MOST_DECODED:
             held.pop(next(iter(held)))
-        held[key] = _decoded(listing(spec, size), size, skip_bad, cache_mib)
+        held[key] = _decoded(listing(spec, size, voting=voting), size, skip_bad, cache_mib)
     return held[key]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,34 @@ from hesstune.data.arrays import enlarged, read_arrays
 from hesstune.data.examples import Listing, Text
 from hesstune.data.hub import read_hub
 from hesstune.data.images import SUFFIXES
+from hesstune.data.votes import class_index, soft_columns, vote_columns, vote_table, vote_values
 from hesstune.errors import DataError, cut, listed, unknown_name
 from hesstune.reading import reading
+from hesstune.weak.label_models import label
+from hesstune.weak.votes import ABSTAIN, Votes
 
-__all__ = ["KINDS", "PARTS", "listing"]
+__all__ = ["KINDS", "PARTS", "Voting", "listing"]
 
 KINDS = ("digits", "folder", "csv", "array", "hf")
 PARTS = ("train", "val", "test")
 
 
-def listing(spec: str, size: int, labelled: bool = True) -> Listing:
+@dataclass(frozen=True)
+class Voting:
+    """How a CSV file's votes become labels.
+
+    Attributes:
+        columns: Columns of votes; none: those named vote_….
+        model: The label model.
+        seed: Of its ties.
+    """
+
+    columns: tuple[str, ...] = ()
+    model: str = "majority"
+    seed: int = 0
+
+
+def listing(spec: str, size: int, labelled: bool = True, voting: Voting | None = None) -> Listing:
     """List the examples that a data specification names.
 
     Args:
@@ -34,6 +53,7 @@ def listing(spec: str, size: int, labelled: bool = True) -> Listing:
             `hesstune.data.arrays`), or `hf:NAME_OR_PATH` (see `hesstune.data.hub`).
         size: Side in pixels that built-in images are enlarged to.
         labelled: Whether labels are needed; where not, a flat folder and a CSV without `label` do too.
+        voting: How votes in columns of a CSV file are read and combined.
 
     Raises:
         DataError: If nothing usable is there, with what is needed.
@@ -48,7 +68,9 @@ def listing(spec: str, size: int, labelled: bool = True) -> Listing:
             return read_hub(path, size, labelled)
         if kind == "array":
             return read_arrays(Path(path), size, labelled)
-        return _folder(Path(path), labelled) if kind == "folder" else _csv(Path(path), labelled)
+        if kind == "folder":
+            return _folder(Path(path), labelled)
+        return _csv(Path(path), labelled, voting or Voting())
     if Path(spec).exists():
         raise DataError(f"data '{spec}' is a path; write {'folder' if Path(spec).is_dir() else 'csv'}:{spec}")
     raise unknown_name("data", kind, KINDS, DataError)
@@ -118,7 +140,7 @@ def _flat(root: Path) -> Listing:
     return Listing([p.relative_to(root).as_posix() for p in paths], None, [], paths)
 
 
-def _csv(path: Path, labelled: bool) -> Listing:
+def _csv(path: Path, labelled: bool, voting: Voting) -> Listing:
     rows = _read_csv(path)
     columns = list(rows[0])
     found = [name for name in ("image", "text") if name in columns]
@@ -127,22 +149,61 @@ def _csv(path: Path, labelled: bool) -> Listing:
         raise DataError(
             f"{path} needs either a column 'image' with paths of images or a column 'text'; got {has}"
         )
-    if labelled and "label" not in columns:
-        raise DataError(f"{path} needs a column 'label'; got the columns {listed(columns)}")
+    names = vote_columns(columns, voting.columns, path) if labelled else []
+    if labelled and "label" not in columns and not names:
+        raise DataError(
+            f"{path} needs a column 'label', or votes in columns vote_…; got the columns {listed(columns)}"
+        )
+    if names:
+        return _voted(path, rows, names, found[0], voting)
     labels, classes = _labels([row["label"] for row in rows], path) if "label" in columns else (None, [])
-    parts = [row["split"] for row in rows] if "split" in columns else None
+    soft = soft_columns(rows, classes, path) if labels is not None and labelled else None
+    return replace(_examples_of(path, rows, found[0]), labels=labels, classes=classes, soft=soft)
+
+
+def _examples_of(path: Path, rows: list[dict[str, str]], column: str) -> Listing:
+    """List a CSV file's images or texts, without labels."""
+    parts = [row["split"] for row in rows] if "split" in rows[0] else None
     if parts:
         wrong = [p for p in parts if p not in PARTS]
         if wrong:
             raise unknown_name(f"value in the column 'split' of {path}", wrong[0], PARTS, DataError)
-    if found == ["text"]:
+    if column == "text":
         texts: list[Text] = [(row["text"], row.get("text2")) for row in rows]
-        return Listing(_ids(rows, None, path), labels, classes, texts=texts, parts=parts)
+        return Listing(_ids(rows, None, path), None, [], texts=texts, parts=parts)
     paths = [_inside(path, row["image"]) for row in rows]
     missing = [str(p) for p in paths if not _is_file(p)]
     if missing:
         raise DataError(f"{path} names images that do not exist: {listed(missing, 3)}")
-    return Listing(_ids(rows, "image", path), labels, classes, paths, parts=parts)
+    return Listing(_ids(rows, "image", path), None, [], paths, parts=parts)
+
+
+def _voted(path: Path, rows: list[dict[str, str]], names: list[str], column: str, voting: Voting) -> Listing:
+    """List a CSV file with votes: a label model labels the rows that have no label of their own."""
+    values = vote_values(rows, names)
+    own = [row.get("label", "").strip() for row in rows]
+    classes, index = class_index([*filter(None, own), *(v for row in values for v in row if v)], path)
+    votes = Votes(vote_table(values, index), len(classes), [n.removeprefix("vote_") for n in names])
+    labels = np.array([index[name] if name else ABSTAIN for name in own], dtype=np.int64)
+    soft = soft_columns(rows, classes, path)
+    posterior = np.eye(len(classes))[labels]  # of rows without a label it is overwritten
+    open_rows = np.flatnonzero((labels == ABSTAIN) & votes.given.any(axis=1))
+    if len(open_rows):
+        made = label(votes.take(open_rows), voting.model, seed=voting.seed)
+        labels[open_rows], posterior[open_rows] = made.labels, made.posterior
+    listed_rows = replace(
+        _examples_of(path, rows, column),
+        labels=labels,
+        classes=classes,
+        votes=votes,
+        soft=posterior if soft is None else soft,
+        voted=bool(len(open_rows)),
+    )
+    silent = np.flatnonzero(labels == ABSTAIN)
+    if len(silent) == len(rows):
+        raise DataError(f"{path}: nobody gave a label or a vote to any example")
+    kept = listed_rows.take(np.flatnonzero(labels != ABSTAIN).tolist())
+    return replace(kept, unlabelled=[listed_rows.ids[i] for i in silent])
 
 
 def _inside(path: Path, name: str) -> Path:

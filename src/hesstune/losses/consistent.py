@@ -122,19 +122,26 @@ class ConsistentLoss(nn.Module):
         return cast
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the loss of (N, K) logits against (N,) noisy targets, in float32 or better.
+        """Return the loss of (N, K) logits against noisy targets, in float32 or better.
+
+        Targets are (N,) integers, or (N, K) floating-point soft labels s: then Σ_j s[j] ℓ̄(f, j), which is
+        consistent where F[i, j] is the mean of s[j] over the examples of class i.
 
         Raises:
             DataError: If targets are not integers in [0, K), or K is not the noise matrix's.
         """
-        check_targets(logits, targets)
+        soft = targets.ndim == 2 and targets.is_floating_point() and targets.shape == logits.shape
+        if not soft:
+            check_targets(logits, targets)
         if logits.shape[1] != self.k:
             raise DataError(
                 f"the noise matrix is for {self.k} classes, but the logits have {logits.shape[1]}"
             )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         log_p = torch.log_softmax(logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), dim=1)
-        losses = -(self._coefficients(log_p)[targets.long()] * log_p).sum(dim=1)
+        inverse = self._coefficients(log_p)
+        rows = targets.to(inverse) @ inverse if soft else inverse[targets.long()]
+        losses = -(rows * log_p).sum(dim=1)
         if self.reduction == "none":
             return losses
         return losses.mean() if self.reduction == "mean" else losses.sum()

@@ -108,6 +108,8 @@ class Batch:
         epoch: The epoch, from 0.
         again: Returns the same examples augmented by another draw.
         forward: How logits are computed; None: by calling the network.
+        soft: (N, K) soft labels to train on instead of `targets`, or None.
+        clean: (N,) whether a person has checked the label, or None where nobody checked any.
     """
 
     net: nn.Module
@@ -117,6 +119,8 @@ class Batch:
     epoch: int
     again: Callable[[], Inputs]
     forward: Callable[[nn.Module, Inputs], torch.Tensor] | None = None
+    soft: torch.Tensor | None = None
+    clean: torch.Tensor | None = None
 
     def logits(self, net: nn.Module | None = None, inputs: Inputs | None = None) -> torch.Tensor:
         """Return the (N, K) logits of these inputs, or others, by this network, or another."""
@@ -142,6 +146,8 @@ class Method:
     weighs_classes: ClassVar[bool] = True
     # Whether it freezes and thaws parameters while training.
     thaws: ClassVar[bool] = False
+    # Whether its loss is linear in the label, so that soft labels can be trained on.
+    takes_soft: ClassVar[bool] = True
     own_options: ClassVar[dict[str, Option]] = {}
 
     def __init__(self, setup: MethodSetup) -> None:
@@ -196,7 +202,7 @@ class Method:
     # -- a batch -----------------------------------------------------------------------------
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
-        """Return the mean training loss of a batch: (N, K) logits, (N,) noisy targets."""
+        """Return the mean training loss of a batch: (N, K) logits, (N,) noisy targets or (N, K) soft ones."""
         return self._cross_entropy(logits, targets)
 
     def penalty(self) -> torch.Tensor | None:
@@ -206,9 +212,21 @@ class Method:
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss of a batch and the (N, K) logits it comes from."""
         logits = batch.logits()
-        loss = self.loss(logits, batch.targets, batch.epoch)
+        loss = self._labels_loss(logits, batch)
         penalty = self.penalty()
         return (loss if penalty is None else loss + penalty), logits
+
+    def _labels_loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the mean loss; labels that a person has checked need no correction."""
+        targets = batch.targets if batch.soft is None else batch.soft
+        clean = batch.clean
+        if clean is None or not bool(clean.any()):
+            return self.loss(logits, targets, batch.epoch)
+        share = clean.float().mean()
+        checked = share * self._cross_entropy(logits[clean], targets[clean])
+        if bool(clean.all()):
+            return checked
+        return checked + (1 - share) * self.loss(logits[~clean], targets[~clean], batch.epoch)
 
     # -- a step ------------------------------------------------------------------------------
 

@@ -41,6 +41,8 @@ def cross_entropy(setup: MethodSetup) -> Loss:
 
     def losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if targets.ndim == 2:
+            targets = targets.to(logits)
         return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
     return averaged(setup, losses)

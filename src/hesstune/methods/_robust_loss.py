@@ -13,6 +13,8 @@ __all__ = ["Loss", "RobustLoss"]
 class RobustLoss(Method):
     """A loss of logits and targets instead of cross-entropy; classes are weighted as there."""
 
+    takes_soft = False
+
     def __init__(self, setup: MethodSetup) -> None:
         super().__init__(setup)
         self._robust = averaged(setup, self.make())

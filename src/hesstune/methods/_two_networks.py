@@ -23,6 +23,7 @@ class TwoNetworks(Method):
     and no parameter is in both.
     """
 
+    takes_soft = False
     weighs_classes = False
 
     def __init__(self, setup: MethodSetup) -> None:

@@ -16,6 +16,7 @@ from hesstune.methods._losses import class_weights
 class GJS(Method):
     """GJS over two draws of the augmentation instead of cross-entropy."""
 
+    takes_soft = False
     own_options = {
         "weight": Option(
             0.5, "the middle of their search, 0.1 … 0.9", low=1e-6, high=1 - 1e-6, search=(0.1, 0.9)

@@ -17,6 +17,7 @@ from hesstune.methods._losses import class_weights
 class SAT(Method):
     """Cross-entropy against targets that the network corrects itself."""
 
+    takes_soft = False
     own_options = {
         "alpha": Option(0.9, "Huang et al. 2020, section 3.1", high=1.0, search=(0.5, 0.99)),
         "after": Option(0.3, "60 of 200 epochs, Huang et al. 2020", high=1.0, search=(0.05, 0.7)),

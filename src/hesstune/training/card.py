@@ -26,6 +26,16 @@ def model_card(config: FinetuneConfig, record: dict[str, Any]) -> str:
         f"- Noise injected: {noise['injected'] or 'none'}"
         + (f" ({noise['realised_rate']:.1%} of the training labels changed)" if noise["injected"] else ""),
         f"- Noise the loss was told: {noise['told']}",
+        *(
+            [f"- Labels a person has checked, trained on as clean: {count}"]
+            if (count := record.get("checked_labels"))
+            else []
+        ),
+        *(
+            [f"- Examples left out, with neither label nor vote: {count}"]
+            if (count := record.get("unlabelled"))
+            else []
+        ),
         f"- Validation labels: {_validation(config)}",
         f"- Split: {record['split']}",
         *([f"- Texts cut to {config.max_length} tokens: {cut}"] if (cut := record.get("texts_cut")) else []),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from hesstune.errors import ConfigError, unknown_name
 from hesstune.reading import one_line, read_text
+
+if TYPE_CHECKING:
+    from hesstune.methods import Method
 
 __all__ = ["RESUMABLE", "FinetuneConfig", "make_config", "read_yaml"]
 
@@ -53,7 +56,23 @@ class FinetuneConfig(BaseModel):
     noise_matrix: str | None = Field(
         None,
         description="noise the loss believes in: true (as injected; the default with --noise), a rate, "
-        "symmetric:RATE, pair:RATE or a matrix file",
+        "symmetric:RATE, pair:RATE, a matrix file, or estimate:METHOD (auto, anchor[:PERCENTILE], dual_t, "
+        "confident, volmin, labelmodel, holdout)",
+    )
+    clean_labels: str | None = Field(
+        None,
+        description="CSV file of labels a person has checked: id, and clean_label, true_label or label; "
+        "they count as clean in the loss and in estimates of the noise",
+    )
+    vote_columns: str | None = Field(
+        None,
+        description="annotators' columns of csv data, NAME,NAME,…; none: those named vote_…",
+    )
+    label_model: Literal["majority", "soft", "dawid_skene", "mace", "snorkel"] = Field(
+        "majority", description="what makes labels from votes where csv data has no label"
+    )
+    soft_labels: bool = Field(
+        False, description="train on soft labels: columns p_CLASS of csv data, or the label model's"
     )
     radius: float | dict[str, float] | Literal["auto", "curvature"] | None = Field(
         None,
@@ -196,8 +215,9 @@ class FinetuneConfig(BaseModel):
         if kind.needs_noise_matrix and changes.get("noise_matrix", self.noise_matrix) is None:
             raise ConfigError(
                 f"method '{self.method}' needs to be told the labels' noise: give --noise-matrix "
-                "(a rate such as 0.3, symmetric:RATE, pair:RATE or a matrix file)"
+                "(estimate:auto, a rate such as 0.3, symmetric:RATE, pair:RATE or a matrix file)"
             )
+        self._check_labels(kind)
         if self.noise_matrix == "true" and self.noise is None:
             raise ConfigError("--noise-matrix true means the noise that --noise injects, and none was given")
         if self.class_weights == "balanced" and self.sampler == "balanced":
@@ -210,6 +230,21 @@ class FinetuneConfig(BaseModel):
         if (made.patience or made.select == "best") and self.val_fraction == 0 and self.data == "digits":
             raise ConfigError("early stopping and --select best need validation data; raise --val-fraction")
         return made
+
+    def _check_labels(self, kind: type[Method]) -> None:
+        """Raise ConfigError where options about labels contradict each other or the method."""
+        if self.soft_labels and not kind.takes_soft:
+            raise ConfigError(f"method '{self.method}' takes no soft labels; leave --soft-labels out")
+        if self.soft_labels and self.noise is not None:
+            raise ConfigError("--noise corrupts hard labels; leave out --soft-labels or --noise")
+        if self.soft_labels and (self.class_weights == "balanced" or self.sampler == "balanced"):
+            raise ConfigError("soft labels cannot be balanced by class; leave one of the two out")
+        if (self.noise_matrix or "").startswith("estimate"):
+            from hesstune.noise.estimate.request import parse_request
+
+            request = parse_request(str(self.noise_matrix))
+            if request.method == "holdout" and self.clean_labels is None:
+                raise ConfigError("estimate:holdout needs clean labels: give --clean-labels FILE")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain values for YAML."""

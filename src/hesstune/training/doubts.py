@@ -19,7 +19,7 @@ from hesstune.noise.matrix import NoiseMatrix
 from hesstune.training.device import pick_device
 from hesstune.training.feeds import Feed, make_feed, predict_logits, to_channels_last
 from hesstune.training.files import write_csv, write_json
-from hesstune.training.finetune import run_task
+from hesstune.training.labels import run_task
 from hesstune.training.measured import unchanged
 from hesstune.training.run import Run
 

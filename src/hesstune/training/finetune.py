@@ -6,7 +6,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from hesstune import __version__
 from hesstune.constraints.distance import resolve_radii
 from hesstune.data.augment import Augmentation
 from hesstune.data.examples import Task
-from hesstune.data.load import load_task
 from hesstune.errors import ConfigError, RunError
 from hesstune.methods import MethodSetup, method_class
 from hesstune.models.load import LoadedModel, check_output, load_model, spec_parts
 from hesstune.models.train_parts import freeze
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference, layer_names
+from hesstune.training.believed import run_estimate
 from hesstune.training.card import model_card
 from hesstune.training.checkpoint import Checkpoints, discard
 from hesstune.training.config import RESUMABLE, FinetuneConfig, make_config, read_yaml
@@ -31,9 +31,10 @@ from hesstune.training.device import pick_device
 from hesstune.training.evaluate import final_metrics
 from hesstune.training.feature_store import features_of
 from hesstune.training.feeds import Feed, make_feed, predict_logits, to_channels_last
-from hesstune.training.files import replace_file, save_tensors, write_csv, write_text
+from hesstune.training.files import replace_file, save_tensors, write_csv, write_json, write_text
 from hesstune.training.fingerprint import check_start, fingerprints
 from hesstune.training.folder import claim, entered
+from hesstune.training.labels import clean_task, noisy
 from hesstune.training.radius import AUTOMATIC, check_automatic, choose_radius, named_radii
 from hesstune.training.ranks import on_first, rank, refuse_adapting, start_ranks, world
 from hesstune.training.run import (
@@ -51,7 +52,7 @@ from hesstune.training.texts import TextFeed
 from hesstune.training.tracking import check_tracker, tracked
 from hesstune.training.trainer import Progress, Trainer
 
-__all__ = ["Prepared", "Trained", "finetune", "pick_device", "run_task", "train_prepared"]
+__all__ = ["Prepared", "Trained", "finetune", "pick_device", "train_prepared"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Prepared:
     believed: NoiseMatrix | None
     device: torch.device
     radius: float | dict[str, float] | None
+    estimate: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, run: Run, task: Task, device: torch.device) -> Prepared:
@@ -153,7 +155,7 @@ def finetune(
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(resolved.seed)
-        prepared = _prepare(resolved)
+        prepared = _prepare(resolved, out / NOISE if resume else None)
         with entered(out, overwrite, resume):
             if resume and (out / RECORD).is_file() and (run := Run.load(out)).finished:
                 return run  # by another process, while this one was loading
@@ -192,40 +194,19 @@ def _check_same(before: FinetuneConfig, now: FinetuneConfig, out: Path) -> None:
             )
 
 
-def _clean_task(config: FinetuneConfig) -> Task:
-    assert config.image_size is not None
-    return load_task(
-        config.data,
-        size=config.image_size,
-        seed=config.seed,
-        split=config.split,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        limit=config.limit,
-        skip_bad=config.skip_bad_images,
-        cache_mib=config.cache_mib,
-    )
-
-
-def run_task(config: FinetuneConfig) -> Task:
-    """Load the examples of a run again, with the labels it was trained on (by seed the same)."""
-    task = _clean_task(config)
-    injected = NoiseMatrix.parse(config.noise, task.k) if config.noise else None
-    return _noisy(task, injected, config)
-
-
-def _prepare(config: FinetuneConfig) -> Prepared:
+def _prepare(config: FinetuneConfig, kept: Path | None = None) -> Prepared:
     device = pick_device(config.device)
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise ConfigError("mixed precision fp16 needs a GPU; use bf16 or no")
-    task = _clean_task(config)
+    task = clean_task(config)
     check_automatic(config, len(task.val), world())
     if (config.patience or config.select == "best") and not len(task.val):
         raise ConfigError("early stopping and --select best need validation examples; there are none")
     injected = NoiseMatrix.parse(config.noise, task.k) if config.noise else None
     believed = injected if config.noise_matrix == "true" else None
-    if config.noise_matrix and config.noise_matrix != "true":
-        believed = NoiseMatrix.parse(config.noise_matrix, task.k)
+    wanted = config.noise_matrix or ""
+    if wanted and wanted != "true" and not wanted.startswith("estimate"):
+        believed = NoiseMatrix.parse(wanted, task.k)
     if believed is not None:
         _ = believed.inverse  # a singular matrix is told now, not after the model has loaded
     loaded = load_model(
@@ -245,20 +226,10 @@ def _prepare(config: FinetuneConfig) -> Prepared:
     few = np.arange(min(2, len(task.train)))
     probe = make_feed(task.train.take(few), loaded, device, max_length=config.max_length)
     check_output(loaded.model, probe.inputs(few), task.k)
-    return Prepared(config, _noisy(task, injected, config), loaded, injected, believed, device, radius)
-
-
-def _noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> Task:
-    """Corrupt training and validation labels, each by a seed of its own; test labels stay true."""
-    if injected is None:
-        return task
-    assert task.train.labels is not None
-    assert task.val.labels is not None
-    train = task.train.relabelled(injected.corrupt(task.train.labels, seed=2 * config.seed))
-    val = task.val
-    if not config.clean_val:
-        val = val.relabelled(injected.corrupt(task.val.labels, seed=2 * config.seed + 1))
-    return replace(task, train=train, val=val)
+    task, estimate = noisy(task, injected, config), None
+    if wanted.startswith("estimate"):
+        believed, estimate = run_estimate(config, task, loaded, device, kept)
+    return Prepared(config, task, loaded, injected, believed, device, radius, estimate)
 
 
 def _feeds(prepared: Prepared) -> tuple[torch.nn.Module, dict[str, Feed], int]:
@@ -365,6 +336,8 @@ def _record(prepared: Prepared) -> dict[str, Any]:
             if prepared.config.noise_matrix == "true"
             else f"from {prepared.config.noise_matrix}"
         )
+        if prepared.estimate is not None:
+            how = f"estimated by {prepared.estimate['method']}"
         told = f"rate {believed.rate:.3g} ({how}), condition number {believed.condition:.3g}"
     return {
         "classes": task.classes,
@@ -373,6 +346,9 @@ def _record(prepared: Prepared) -> dict[str, Any]:
         "flip": task.flip,
         "kind": "text" if task.is_text else "image",
         "skipped_images": len(task.skipped),
+        "unlabelled": len(task.unlabelled),
+        "checked_labels": 0 if task.train.clean is None else int(task.train.clean.sum()),
+        "soft_labels": prepared.config.soft_labels,
         "head": loaded.head,
         "normalisation": {"mean": list(loaded.mean), "std": list(loaded.std)},
         "noise": {
@@ -380,6 +356,7 @@ def _record(prepared: Prepared) -> dict[str, Any]:
             "realised_rate": changed,
             "told": told,
             "told_rate": believed.rate if believed else None,
+            "estimate_notes": prepared.estimate["notes"] if prepared.estimate else [],
         },
         "versions": {
             "hesstune": __version__,
@@ -397,7 +374,9 @@ def _write_start(run: Run, prepared: Prepared, reference: Reference) -> None:
     # The configuration first: it makes the folder a run's. The record last: it says that all is there.
     write_text(out / CONFIG, yaml.safe_dump(run.config.to_dict(), sort_keys=False, allow_unicode=True))
     replace_file(out / REFERENCE, reference.save)
-    if prepared.believed is not None:
+    if prepared.estimate is not None:
+        write_json(out / NOISE, prepared.estimate)
+    elif prepared.believed is not None:
         replace_file(out / NOISE, prepared.believed.save)
     rows = []
     for name, part in (("train", task.train), ("val", task.val), ("test", task.test)):

@@ -20,7 +20,7 @@ from hesstune.forward import Inputs
 from hesstune.training.device import pick_device
 from hesstune.training.feeds import Feed, make_feed, to_channels_last
 from hesstune.training.files import write_json
-from hesstune.training.finetune import run_task
+from hesstune.training.labels import run_task
 from hesstune.training.merging import merged, own_batches
 from hesstune.training.ranks import on_first, start_ranks, summed, world
 from hesstune.training.run import Run

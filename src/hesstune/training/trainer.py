@@ -90,6 +90,11 @@ class Trainer:
         labels = parts["train"].labels
         assert labels is not None
         self.labels = torch.from_numpy(labels).to(device)
+        soft, clean = parts["train"].soft, parts["train"].clean
+        self.soft = None
+        if config.soft_labels and soft is not None:
+            self.soft = torch.from_numpy(soft).float().to(device)
+        self.clean = None if clean is None else torch.from_numpy(clean).to(device)
         self.weights = _sampling(config, method.setup.counts, labels)
         per_epoch = -(-len(labels) // config.batch_size)
         self.steps = -(-per_epoch // config.accumulate) * config.epochs
@@ -352,6 +357,8 @@ class Trainer:
             epoch,
             lambda: feed.inputs(indices, augment=True, view=1),
             self.forward,
+            None if self.soft is None else self.soft[rows],
+            None if self.clean is None else self.clean[rows],
         )
 
     def _validate(self) -> dict[str, Any]:
@@ -360,15 +367,24 @@ class Trainer:
             return {"val_loss": None, "val_accuracy": None, "val_accuracy_true_labels": None}
         logits = predict_logits(self.net, self.feeds["val"])
         labels = torch.from_numpy(part.labels)
-        if self.validation is not None:
-            loss = self.validation.cpu()(logits, labels)
-        else:
-            loss = nn.functional.cross_entropy(logits, labels)
+        loss = self._validation_loss(logits, labels, part.clean)
         return {
             "val_loss": _finite(float(loss), "validation loss"),
             "val_accuracy": accuracy(logits, part.labels),
             "val_accuracy_true_labels": accuracy(logits, part.true),
         }
+
+    def _validation_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, clean: NDArray[np.bool_] | None
+    ) -> torch.Tensor:
+        """Return the consistent loss where noise is believed in; of checked labels plain cross-entropy."""
+        plain = nn.functional.cross_entropy(logits, labels, reduction="none")
+        if self.validation is None:
+            return plain.mean()
+        corrected = self.validation.cpu()
+        corrected.reduction = "none"
+        losses: torch.Tensor = corrected(logits, labels)
+        return (losses if clean is None else torch.where(torch.from_numpy(clean), plain, losses)).mean()
 
     def _distance(self, epoch: int) -> dict[str, Any]:
         distances = self.method.distances()

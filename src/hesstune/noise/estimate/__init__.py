@@ -16,6 +16,7 @@ from hesstune.noise.estimate.holdout import ConfidenceSet, confidence_set, holdo
 from hesstune.noise.estimate.labelmodel import from_posterior
 from hesstune.noise.estimate.posteriors import anchor, check_probabilities, confident, dual_t
 from hesstune.noise.estimate.record import Estimate
+from hesstune.noise.estimate.request import ESTIMATORS, PERCENTILE
 from hesstune.noise.estimate.volmin import volmin
 
 __all__ = [
@@ -35,8 +36,6 @@ __all__ = [
     "well_conditioned",
 ]
 
-# `holdout` needs clean labels and `labelmodel` votes: those who have them call these by name.
-ESTIMATORS = ("auto", "anchor", "dual_t", "confident", "volmin", "holdout", "labelmodel")
 TEMPERS = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
@@ -48,12 +47,13 @@ def estimate_noise(
     features: ArrayLike | None = None,
     posterior: ArrayLike | None = None,
     clean: tuple[ArrayLike, ArrayLike] | None = None,
-    percentile: float = 0.97,
+    percentile: float = PERCENTILE,
 ) -> Estimate:
     """Estimate the noise matrix from out-of-sample probabilities of the noisy labels.
 
     The probabilities are calibrated by a temperature on the noisy labels, the estimator is applied,
-    and its matrix is smoothed towards the identity as little as the noisy likelihood allows.
+    and its matrix is smoothed towards the identity as little as the noisy likelihood allows (for
+    `holdout` and `labelmodel`, as little as the condition number allows).
 
     Args:
         probs: g(x)[j] = P(noisy = j | x), (N, K), out of sample: probabilities of a network on its
@@ -132,7 +132,11 @@ def tempered_dual_t(probs: ArrayLike, labels: ArrayLike) -> Estimate:
 def _finished(
     found: Estimate, g: NDArray[np.float64], given: NDArray[np.int64], temperature: float
 ) -> Estimate:
-    matrix, ridge = well_conditioned(found.matrix, g, given)
+    if found.method in ("holdout", "labelmodel"):
+        # These know more than the probabilities; judged by likelihood, they were smoothed to nothing.
+        matrix, ridge = well_conditioned(found.matrix)
+    else:
+        matrix, ridge = well_conditioned(found.matrix, g, given)
     if matrix.condition == float("inf"):
         raise NoiseMatrixError(
             f"the estimate by {found.method} is singular even after smoothing; choose another estimator"

@@ -21,7 +21,7 @@ def from_posterior(posterior: ArrayLike, labels: ArrayLike, method: str = "label
 
     Args:
         posterior: P(true = i | votes), (N, K).
-        labels: The labels trained on, (N,).
+        labels: The labels trained on, (N,), or soft ones, (N, K).
         method: The name recorded.
 
     Example:
@@ -30,8 +30,9 @@ def from_posterior(posterior: ArrayLike, labels: ArrayLike, method: str = "label
     """
     q = check_probabilities(posterior, len(np.asarray(labels)))
     k = q.shape[1]
-    given = integer_labels(labels, k, "labels")
-    joint: NDArray[np.float64] = q.T @ np.eye(k)[given]
+    soft = np.asarray(labels).ndim == 2
+    given = check_probabilities(labels, len(q)) if soft else np.eye(k)[integer_labels(labels, k, "labels")]
+    joint: NDArray[np.float64] = q.T @ given
     mass = joint.sum(axis=1)
     # A class without mass has nothing to tell: its labels are taken as right.
     matrix = np.where(mass[:, None] > 1e-9, joint / np.maximum(mass, 1e-300)[:, None], np.eye(k))

@@ -1,0 +1,91 @@
+"""Labels that a person has checked."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from hesstune.checks import readable_file
+from hesstune.data.examples import Examples, Task
+from hesstune.errors import DataError, listed, unknown_name
+
+__all__ = ["checked", "read_clean_labels"]
+
+# The report's list of doubtful labels has a column true_label for a person to fill in.
+COLUMNS = ("clean_label", "true_label", "label")
+
+
+def read_clean_labels(path: str | Path, classes: Sequence[str]) -> dict[str, int]:
+    """Read {id: class index} from a CSV file with the columns id and clean_label, true_label or label.
+
+    Rows whose label is empty have not been checked and are left out.
+
+    Raises:
+        ConfigError: If the file does not exist.
+        DataError: If a column is missing, a label is no class, or no label is given.
+    """
+    path = readable_file(path, "the file of clean labels")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path} cannot be read as CSV ({error})") from error
+    columns = list(rows[0]) if rows else []
+    column = next((c for c in COLUMNS if c in columns), None)
+    if "id" not in columns or column is None:
+        raise DataError(
+            f"{path} needs a column 'id' and one of {listed(COLUMNS)}, with at least one row; "
+            f"got {listed(columns) or 'nothing'}"
+        )
+    index = {name: i for i, name in enumerate(classes)}
+    found: dict[str, int] = {}
+    for number, row in enumerate(rows, start=2):
+        name, example = (row[column] or "").strip(), row["id"]
+        if not name:
+            continue
+        if name not in index:
+            raise unknown_name(f"class in {path}, row {number},", name, classes, DataError)
+        if found.get(example, index[name]) != index[name]:
+            raise DataError(f"{path}, row {number}: example '{example}' has two different labels")
+        found[example] = index[name]
+    if not found:
+        raise DataError(f"{path} has no label in its column '{column}'; fill in those you have checked")
+    return found
+
+
+def checked(task: Task, clean: Mapping[str, int], partial: bool = False) -> Task:
+    """Return the task with clean labels in place of the noisy ones, and marked as clean.
+
+    Args:
+        task: The task, noisy labels and all.
+        clean: {id: class index}.
+        partial: Whether ids of examples that are not in the task (left out by a limit) are accepted.
+
+    Raises:
+        DataError: If an id is no example's.
+    """
+    known = {i for part in (task.train, task.val, task.test) for i in part.ids}
+    strange = [i for i in clean if i not in known]
+    if strange and (not partial or len(strange) == len(clean)):
+        raise DataError(
+            f"{len(strange)} of the {len(clean)} clean labels are of no example of the data, such as "
+            f"'{strange[0]}'; ids are those in labels.csv, such as '{task.train.ids[0]}'"
+        )
+    train, val, test = (_checked(part, clean) for part in (task.train, task.val, task.test))
+    return replace(task, train=train, val=val, test=test)
+
+
+def _checked(part: Examples, clean: Mapping[str, int]) -> Examples:
+    mask = np.array([i in clean for i in part.ids], dtype=bool)
+    if part.labels is None or not mask.any():
+        return part
+    labels = part.labels.copy()
+    labels[mask] = [clean[i] for i in part.ids if i in clean]
+    soft = None if part.soft is None else part.soft.copy()
+    if soft is not None:
+        soft[mask] = np.eye(soft.shape[1])[labels[mask]]
+    return replace(part, labels=labels, given=part.labels, clean=mask, soft=soft, given_soft=part.soft)
