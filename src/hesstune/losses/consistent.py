@@ -130,7 +130,9 @@ class ConsistentLoss(nn.Module):
         Raises:
             DataError: If targets are not integers in [0, K), or K is not the noise matrix's.
         """
-        soft = targets.ndim == 2 and targets.is_floating_point() and targets.shape == logits.shape
+        soft = targets.shape == logits.shape and targets.is_floating_point()
+        # Rows that are no distribution are several labels at once, not a soft one.
+        soft = soft and bool(((targets.sum(dim=1) - 1).abs() < 1e-3).all())
         if not soft:
             check_targets(logits, targets)
         if logits.shape[1] != self.k:

@@ -1,0 +1,91 @@
+"""Estimated noise, votes, soft labels and checked labels in a fine-tune."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import hesstune as ht
+from hesstune.errors import ConfigError, DataError
+from hesstune.losses.consistent import ConsistentLoss
+from hesstune.training.labels import run_task
+
+
+@pytest.fixture
+def voted(image_folder, tmp_path):
+    """A CSV file of images with three annotators and no label; two rows nobody voted on."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for name, other in (("dark", "light"), ("light", "dark")):
+        for i in range(12):
+            votes = [name if rng.random() < a else other for a in (0.95, 0.8, 0.7)]
+            votes = ["", "abstain", ""] if i == 11 else votes
+            rows.append([str(image_folder / name / f"{i:02d}.png"), *votes])
+    path = tmp_path / "votes.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "vote_a", "vote_b", "vote_c"], *rows])
+    return path
+
+
+def test_votes_go_straight_into_a_run_and_their_noise_is_estimated(tiny, voted, tmp_path):
+    options = tiny | {"data": f"csv:{voted}", "noise": None, "train": "head", "epochs": 1}
+    run = ht.finetune(options, noise_matrix="estimate:labelmodel", out=str(tmp_path / "run"))
+    assert run.record["unlabelled"] == 2
+    assert sum(run.record["examples"].values()) == 22
+    record = json.loads((run.path / "noise_matrix.json").read_text())
+    assert record["method"] == "labelmodel"
+    assert record["made_from"]["examples"] == run.record["examples"]["train"]
+    # Labels are the majority of the votes.
+    with voted.open(newline="") as file:
+        votes = {r["image"]: [r[c] for c in ("vote_a", "vote_b", "vote_c")] for r in csv.DictReader(file)}
+    for row in run.labels():
+        assert votes[row["id"]].count(row["label"]) >= 2
+    with pytest.raises(ConfigError, match="needs votes"):
+        ht.finetune(tiny, noise_matrix="estimate:labelmodel")
+
+
+def test_soft_labels_train_and_are_consistent(tiny, voted):
+    options = tiny | {"data": f"csv:{voted}", "noise": None, "epochs": 1, "soft_labels": True}
+    run = ht.finetune(options, method="vanilla")
+    assert run.record["soft_labels"]
+    with pytest.raises(ConfigError, match="takes no soft labels"):
+        ht.finetune(options, method="gce", noise_matrix=None)
+    with pytest.raises(ConfigError, match="neither columns p_CLASS nor votes"):
+        ht.finetune(tiny | {"noise": None}, method="vanilla", soft_labels=True)
+    F = ht.NoiseMatrix.from_array([[0.7, 0.3], [0.2, 0.8]])
+    logits = torch.randn(5, 2, dtype=torch.float64)
+    soft = torch.softmax(torch.randn(5, 2, dtype=torch.float64), 1)
+    hard = [ConsistentLoss(F, "none")(logits, torch.full((5,), j)) for j in range(2)]
+    torch.testing.assert_close(
+        ConsistentLoss(F, "none")(logits, soft), soft[:, 0] * hard[0] + soft[:, 1] * hard[1]
+    )
+
+
+def test_checked_labels_replace_noisy_ones_and_are_not_corrected(tiny, tmp_path):
+    config = tiny | {"noise": "symmetric:0.45", "train": "head", "epochs": 1}
+    first = ht.finetune(config, out=str(tmp_path / "first"))
+    wrong = [r for r in first.labels() if r["part"] == "train" and r["label"] != r["true_label"]]
+    assert wrong
+    path = tmp_path / "checked.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "label"], *([r["id"], r["true_label"]] for r in wrong)])
+    run = ht.finetune(config, clean_labels=str(path), noise_matrix="estimate:holdout")
+    assert run.record["checked_labels"] == len(wrong)
+    assert all(r["label"] == r["true_label"] for r in run.labels() if r["part"] == "train")
+    task = run_task(run.config)
+    assert (task.train.given != task.train.labels).sum() == len(wrong)
+    path.write_text("id,label\nnowhere.png,dark\n")
+    with pytest.raises(DataError, match=r"1 of the 1 clean labels are of no example.*nowhere"):
+        ht.finetune(config, clean_labels=str(path))
+    path.write_text(f"id,label\n{wrong[0]['id']},drak\n")
+    with pytest.raises(DataError, match="did you mean 'dark'"):
+        ht.finetune(config, clean_labels=str(path))
+    path.write_text(f"id,label\n{wrong[0]['id']},\n")
+    with pytest.raises(DataError, match="no label in its column"):
+        ht.finetune(config, clean_labels=str(path))
+    with pytest.raises(ConfigError, match="needs clean labels"):
+        ht.finetune(config, noise_matrix="estimate:holdout")
+    with pytest.raises(ConfigError, match="did you mean 'anchor'"):
+        ht.finetune(config, noise_matrix="estimate:ancor")
