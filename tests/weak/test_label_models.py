@@ -94,6 +94,10 @@ def test_features_mend_what_few_dependent_votes_leave_open():
         "features": (label(votes, "features", features=x).labels == y).mean(),
     }
     assert right["features"] > right["majority"] + 0.1
+    tempered = label(votes, "soft_features", features=x)
+    assert (tempered.labels == y).mean() > right["majority"] + 0.1
+    kept = label(votes, "soft_features", features=x, clean=(np.arange(30), y[:30])).posterior
+    assert (kept[:30].argmax(axis=1) == y[:30]).all()
     rows = np.arange(30)
     helped = feature_dawid_skene(votes, x, clean=(rows, y[rows]))
     assert (helped.posterior[rows].argmax(axis=1) == y[rows]).all()

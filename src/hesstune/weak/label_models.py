@@ -14,12 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from hesstune.checks import integer_labels, one_of
 from hesstune.errors import ConfigError, DataError, MissingExtraError
 from hesstune.weak.amcl import amcl, outputs, risk_bounds
-from hesstune.weak.features import feature_dawid_skene
+from hesstune.weak.features import feature_dawid_skene, soft_dawid_skene
 from hesstune.weak.votes import ABSTAIN, Votes
 
 __all__ = ["LABEL_MODELS", "Labelled", "label"]
 
-LABEL_MODELS = ("soft", "majority", "dawid_skene", "mace", "features", "amcl", "snorkel")
+LABEL_MODELS = ("soft", "majority", "dawid_skene", "mace", "features", "soft_features", "amcl", "snorkel")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def label(
         votes: The votes. Labelers that never vote are left out.
         model: `majority` (ties drawn by the seed), `soft` (sum of the labelers' probabilities, or of
             votes), `dawid_skene` and `mace` (crowd-kit), `features` (Dawid–Skene with a class
-            prior from the nearest features), `amcl` (Mazzetto et al. 2021) or `snorkel` (its LabelModel).
+            prior from the nearest features), `soft_features` (tempered soft votes, priors from
+            neighbours and a probe), `amcl` (Mazzetto et al. 2021) or `snorkel` (its LabelModel).
         features: (N, D), for `features`.
         clean: (rows, true labels) of examples a person has checked: needed by `amcl`, used by
             `features`.
@@ -204,6 +205,12 @@ def _features(votes: Votes, call: _Call) -> Answer:
     return found.posterior, {"confusion": np.round(found.confusion, 4).tolist()}
 
 
+def _soft_features(votes: Votes, call: _Call) -> Answer:
+    if call.features is None:
+        raise ConfigError("the label model soft_features needs the examples' features")
+    return soft_dawid_skene(votes, call.features, clean=call.clean, seed=call.seed), {}
+
+
 def _amcl(votes: Votes, call: _Call) -> Answer:
     if call.clean is None or not len(call.clean[0]):
         raise ConfigError("the label model amcl needs some clean labels to know the labelers' risks by")
@@ -227,5 +234,6 @@ _MODELS: dict[str, Callable[[Votes, _Call], Answer]] = {
     "mace": _mace,
     "snorkel": _snorkel,
     "features": _features,
+    "soft_features": _soft_features,
     "amcl": _amcl,
 }
