@@ -20,7 +20,7 @@ from hesstune.bounds.monte_carlo import Feeder, Perturbation, WeightDraws
 from hesstune.forward import evaluating, logits_of
 from hesstune.training.certify import certify_run
 from hesstune.training.feeds import make_feed
-from hesstune.training.finetune import run_task
+from hesstune.training.labels import run_task
 
 RESULTS = Path(__file__).parent / "results" / "certificates.json"
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")

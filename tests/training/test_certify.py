@@ -12,7 +12,7 @@ from hesstune.bounds.record import Certificate
 from hesstune.errors import DataError, LayerError, ModelError, RunError
 from hesstune.training.certify import FedExamples, certify_run
 from hesstune.training.feeds import make_feed
-from hesstune.training.finetune import run_task
+from hesstune.training.labels import run_task
 
 
 @pytest.fixture

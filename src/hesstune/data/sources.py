@@ -227,27 +227,6 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def read_true_labels(path: str | Path, classes: list[str]) -> dict[str, int]:
-    """Read a CSV file of ids and true labels (columns `id` and `label`, class names or indices).
-
-    Raises:
-        DataError: If the file cannot be read, a column is missing, an id repeats or a label is no class.
-    """
-    path = Path(path)
-    rows = _read_csv(path)
-    if missing := [name for name in ("id", "label") if name not in rows[0]]:
-        raise DataError(f"{path} needs the columns id and label; missing: {listed(missing)}")
-    known = {name: i for i, name in enumerate(classes)}
-    found: dict[str, int] = {}
-    for number, row in enumerate(rows, start=2):
-        if row["label"] not in known:
-            raise unknown_name(f"label in {path}, row {number}:", row["label"], classes, DataError)
-        if row["id"] in found:
-            raise DataError(f"{path}, row {number}: the id '{row['id']}' repeats")
-        found[row["id"]] = known[row["label"]]
-    return found
-
-
 def _ids(rows: list[dict[str, str]], default: str | None, path: Path) -> list[str]:
     """Return the column `id`, else the default column where it names each row once, else row numbers."""
     column = "id" if "id" in rows[0] else default

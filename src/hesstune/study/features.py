@@ -17,8 +17,8 @@ from hesstune.data.examples import Examples
 from hesstune.data.images import decode_all
 from hesstune.errors import DataError, ModelError, RunError
 from hesstune.models.load import LoadedModel, load_model
+from hesstune.training.device import pick_device
 from hesstune.training.feeds import cached_features, make_feed, to_channels_last
-from hesstune.training.finetune import pick_device
 
 __all__ = ["cache_folder", "image_features"]
 

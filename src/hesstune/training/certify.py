@@ -18,15 +18,16 @@ from hesstune.bounds.noisy import NoiseConfidenceSet
 from hesstune.bounds.prior import head_ratios, random_parameters
 from hesstune.bounds.record import Certificate
 from hesstune.checks import one_of, unit_interval
+from hesstune.data.clean import read_clean_labels
 from hesstune.data.examples import Examples, Task
-from hesstune.data.sources import read_true_labels
 from hesstune.errors import DataError
 from hesstune.forward import Inputs
 from hesstune.models.load import LoadedModel
 from hesstune.models.train_parts import freeze
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.training.device import pick_device
 from hesstune.training.feeds import Feed, make_feed, to_channels_last
-from hesstune.training.finetune import pick_device, run_task
+from hesstune.training.labels import run_task
 from hesstune.training.measured import unchanged
 from hesstune.training.prior import Centred, with_trained_prior
 from hesstune.training.run import CERTIFICATE, Run
@@ -228,6 +229,13 @@ def _story(
         noise, rows = _from_clean_sample(task, clean_sample, delta * CLEAN_SAMPLE_SHARE)
         return _Story(noise, "known", assumptions, leaks, rows)
     believed = run.noise_matrix
+    if noise_is == "auto" and task.train.votes is not None:
+        noise_is = "instance_dependent"  # votes err on the same hard examples
+    if noise_is == "auto" and task.train.clean is not None:
+        raise DataError(
+            "some labels of the run were checked by a person and others not, so no one noise matrix holds "
+            "for all; give --noise-is none if all labels are now true, or --clean-sample for a run without them"
+        )
     if config.noise and noise_is == "auto":
         noise_is, believed = "known", NoiseMatrix.parse(config.noise, task.k)
     elif noise_is == "auto":
@@ -248,7 +256,7 @@ def _from_clean_sample(
 ) -> tuple[NoiseConfidenceSet, NDArray[np.int64]]:
     """Count (true, given) labels of the sample; return a confidence set, and the rows outside of it."""
     assert task.train.labels is not None
-    true = read_true_labels(path, task.classes)
+    true = read_clean_labels(path, task.classes)
     place = {example: row for row, example in enumerate(task.train.ids)}
     missing = [example for example in true if example not in place]
     if missing:

@@ -14,28 +14,23 @@ import numpy as np
 import torch
 
 from hesstune import __version__
-from hesstune.constraints.distance import resolve_radii
 from hesstune.data.augment import Augmentation
 from hesstune.data.examples import Task
 from hesstune.errors import ConfigError, RunError
 from hesstune.methods import MethodSetup, method_class
-from hesstune.models.load import LoadedModel, check_output, load_model, spec_parts
-from hesstune.models.train_parts import freeze
-from hesstune.noise.matrix import NoiseMatrix
-from hesstune.reference import Reference, layer_names
-from hesstune.training.believed import run_estimate
+from hesstune.models.load import LoadedModel, spec_parts
+from hesstune.reference import Reference
 from hesstune.training.card import model_card
 from hesstune.training.checkpoint import Checkpoints, discard
 from hesstune.training.config import RESUMABLE, FinetuneConfig, make_config, read_yaml
-from hesstune.training.device import pick_device
 from hesstune.training.evaluate import final_metrics
 from hesstune.training.feature_store import features_of
-from hesstune.training.feeds import Feed, make_feed, predict_logits, to_channels_last
+from hesstune.training.feeds import Feed, make_feed, predict_logits
 from hesstune.training.files import replace_file, save_tensors, write_csv, write_json, write_text
 from hesstune.training.fingerprint import check_start, fingerprints
 from hesstune.training.folder import claim, entered
-from hesstune.training.labels import clean_task, noisy
-from hesstune.training.radius import AUTOMATIC, check_automatic, choose_radius, named_radii
+from hesstune.training.prepare import Prepared, prepare
+from hesstune.training.radius import AUTOMATIC, choose_radius, named_radii
 from hesstune.training.ranks import on_first, rank, refuse_adapting, start_ranks, world
 from hesstune.training.run import (
     BAD_IMAGES,
@@ -52,42 +47,7 @@ from hesstune.training.texts import TextFeed
 from hesstune.training.tracking import check_tracker, tracked
 from hesstune.training.trainer import Progress, Trainer
 
-__all__ = ["Prepared", "Trained", "finetune", "pick_device", "train_prepared"]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything a run needs, loaded before anything is written.
-
-    Attributes:
-        config: The resolved configuration.
-        task: The examples, labelled as they are trained on.
-        loaded: The network at its start.
-        injected: The noise put into the labels, if any.
-        believed: The noise that the loss is told of, if any.
-        device: Where to train.
-    """
-
-    config: FinetuneConfig
-    task: Task
-    loaded: LoadedModel
-    injected: NoiseMatrix | None
-    believed: NoiseMatrix | None
-    device: torch.device
-    radius: float | dict[str, float] | None
-    estimate: dict[str, Any] | None = None
-
-    @classmethod
-    def of(cls, run: Run, task: Task, device: torch.device) -> Prepared:
-        """Return what a finished run started from, with these examples."""
-        config = run.config
-        injected = NoiseMatrix.parse(config.noise, task.k) if config.noise else None
-        loaded = run.loaded()
-        run.reference().restore_(loaded.model)
-        to_channels_last(loaded.model, device)
-        freeze(loaded.model, config.train, loaded.head)
-        radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
-        return cls(config, task, loaded, injected, run.noise_matrix, device, radius)
+__all__ = ["Trained", "finetune", "train_prepared"]
 
 
 @dataclass(frozen=True)
@@ -155,7 +115,7 @@ def finetune(
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(resolved.seed)
-        prepared = _prepare(resolved, out / NOISE if resume else None)
+        prepared = prepare(resolved, out / NOISE if resume else None)
         with entered(out, overwrite, resume):
             if resume and (out / RECORD).is_file() and (run := Run.load(out)).finished:
                 return run  # by another process, while this one was loading
@@ -192,44 +152,6 @@ def _check_same(before: FinetuneConfig, now: FinetuneConfig, out: Path) -> None:
                 f"the run in {out} was started with --{name.replace('_', '-')} {old[name]}, not {new[name]}; "
                 "resume it with the same options, or use --overwrite"
             )
-
-
-def _prepare(config: FinetuneConfig, kept: Path | None = None) -> Prepared:
-    device = pick_device(config.device)
-    if config.mixed_precision == "fp16" and device.type == "cpu":
-        raise ConfigError("mixed precision fp16 needs a GPU; use bf16 or no")
-    task = clean_task(config)
-    check_automatic(config, len(task.val), world())
-    if (config.patience or config.select == "best") and not len(task.val):
-        raise ConfigError("early stopping and --select best need validation examples; there are none")
-    injected = NoiseMatrix.parse(config.noise, task.k) if config.noise else None
-    believed = injected if config.noise_matrix == "true" else None
-    wanted = config.noise_matrix or ""
-    if wanted and wanted != "true" and not wanted.startswith("estimate"):
-        believed = NoiseMatrix.parse(wanted, task.k)
-    if believed is not None:
-        _ = believed.inverse  # a singular matrix is told now, not after the model has loaded
-    loaded = load_model(
-        config.model,
-        task.k,
-        weights=config.weights,
-        head_init=config.head_init,
-        mean=tuple(config.mean) if config.mean else None,
-        std=tuple(config.std) if config.std else None,
-        text=task.is_text,
-    )
-    to_channels_last(loaded.model, device)
-    freeze(loaded.model, config.train, loaded.head)
-    radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
-    if radius is not None:
-        resolve_radii(layer_names(loaded.model), radius)  # a wrong pattern is told before anything is written
-    few = np.arange(min(2, len(task.train)))
-    probe = make_feed(task.train.take(few), loaded, device, max_length=config.max_length)
-    check_output(loaded.model, probe.inputs(few), task.k)
-    task, estimate = noisy(task, injected, config), None
-    if wanted.startswith("estimate"):
-        believed, estimate = run_estimate(config, task, loaded, device, kept)
-    return Prepared(config, task, loaded, injected, believed, device, radius, estimate)
 
 
 def _feeds(prepared: Prepared) -> tuple[torch.nn.Module, dict[str, Feed], int]:

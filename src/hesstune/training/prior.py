@@ -15,8 +15,9 @@ from hesstune.errors import DataError
 from hesstune.models.load import LoadedModel
 from hesstune.reference import Reference
 from hesstune.training.config import FinetuneConfig, make_config
-from hesstune.training.finetune import Prepared, train_prepared
+from hesstune.training.finetune import train_prepared
 from hesstune.training.folder import entered, locked
+from hesstune.training.prepare import Prepared
 from hesstune.training.run import POSTERIOR, PRIOR, RECORD, Run
 
 __all__ = ["Centred", "with_trained_prior"]

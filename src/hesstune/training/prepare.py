@@ -1,0 +1,109 @@
+"""Everything a run needs, loaded and checked before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hesstune.constraints.distance import resolve_radii
+from hesstune.data.examples import Task
+from hesstune.errors import ConfigError
+from hesstune.models.load import LoadedModel, check_output, load_model
+from hesstune.models.train_parts import freeze
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.reference import layer_names
+from hesstune.training.believed import run_estimate
+from hesstune.training.config import FinetuneConfig
+from hesstune.training.device import pick_device
+from hesstune.training.feeds import make_feed, to_channels_last
+from hesstune.training.labels import clean_task, noisy
+from hesstune.training.radius import check_automatic, named_radii
+from hesstune.training.ranks import world
+from hesstune.training.run import Run
+
+__all__ = ["Prepared", "prepare"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run needs, loaded before anything is written.
+
+    Attributes:
+        config: The resolved configuration.
+        task: The examples, labelled as they are trained on.
+        loaded: The network at its start.
+        injected: The noise put into the labels, if any.
+        believed: The noise that the loss is told of, if any.
+        device: Where to train.
+        radius: The balls' radii, where fixed.
+        estimate: What an estimated noise matrix was made from.
+    """
+
+    config: FinetuneConfig
+    task: Task
+    loaded: LoadedModel
+    injected: NoiseMatrix | None
+    believed: NoiseMatrix | None
+    device: torch.device
+    radius: float | dict[str, float] | None
+    estimate: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, run: Run, task: Task, device: torch.device) -> Prepared:
+        """Return what a finished run started from, with these examples."""
+        config = run.config
+        injected = NoiseMatrix.parse(config.noise, task.k) if config.noise else None
+        loaded = run.loaded()
+        run.reference().restore_(loaded.model)
+        to_channels_last(loaded.model, device)
+        freeze(loaded.model, config.train, loaded.head)
+        radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
+        return cls(config, task, loaded, injected, run.noise_matrix, device, radius)
+
+
+def prepare(config: FinetuneConfig, kept: Path | None = None) -> Prepared:
+    """Load examples, labels and network, and check all that can be checked before anything is written.
+
+    Args:
+        config: The resolved configuration.
+        kept: A run folder whose estimate of the noise matrix is taken, where it has one.
+    """
+    device = pick_device(config.device)
+    if config.mixed_precision == "fp16" and device.type == "cpu":
+        raise ConfigError("mixed precision fp16 needs a GPU; use bf16 or no")
+    task = clean_task(config)
+    check_automatic(config, len(task.val), world())
+    if (config.patience or config.select == "best") and not len(task.val):
+        raise ConfigError("early stopping and --select best need validation examples; there are none")
+    injected = NoiseMatrix.parse(config.noise, task.k) if config.noise else None
+    believed = injected if config.noise_matrix == "true" else None
+    wanted = config.noise_matrix or ""
+    if wanted and wanted != "true" and not wanted.startswith("estimate"):
+        believed = NoiseMatrix.parse(wanted, task.k)
+    if believed is not None:
+        _ = believed.inverse  # a singular matrix is told now, not after the model has loaded
+    loaded = load_model(
+        config.model,
+        task.k,
+        weights=config.weights,
+        head_init=config.head_init,
+        mean=tuple(config.mean) if config.mean else None,
+        std=tuple(config.std) if config.std else None,
+        text=task.is_text,
+    )
+    to_channels_last(loaded.model, device)
+    freeze(loaded.model, config.train, loaded.head)
+    radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
+    if radius is not None:
+        resolve_radii(layer_names(loaded.model), radius)  # a wrong pattern is told before anything is written
+    few = np.arange(min(2, len(task.train)))
+    probe = make_feed(task.train.take(few), loaded, device, max_length=config.max_length)
+    check_output(loaded.model, probe.inputs(few), task.k)
+    task, estimate = noisy(task, injected, config), None
+    if wanted.startswith("estimate"):
+        believed, estimate = run_estimate(config, task, loaded, device, kept)
+    return Prepared(config, task, loaded, injected, believed, device, radius, estimate)
