@@ -1,7 +1,10 @@
 """The pages of figures are what their records make them: no figure is typed by hand."""
 
+import importlib
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,3 +30,10 @@ def test_own_loop_page_holds_the_examples_that_are_run(monkeypatch):
     assert write_own_loop.PAGE.read_text() == write_own_loop.page()
     told = {name for name, _ in write_own_loop.SECTIONS.values()}
     assert told | {"sentiment_rules"} == {path.stem for path in (ROOT / "examples").glob("*.py")}
+
+
+@pytest.mark.parametrize("writer", ["write_noise", "write_certificates"])
+def test_pages_on_noise_and_certificates_are_made_from_the_records(monkeypatch, writer):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    module = importlib.import_module(writer)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page()

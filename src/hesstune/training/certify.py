@@ -234,7 +234,7 @@ def _story(
     if noise_is == "auto" and task.train.clean is not None:
         raise DataError(
             "some labels of the run were checked by a person and others not, so no one noise matrix holds "
-            "for all; give --noise-is none if all labels are now true, or --clean-sample for a run without them"
+            "for all; give --noise-is none if all labels are now true"
         )
     if config.noise and noise_is == "auto":
         noise_is, believed = "known", NoiseMatrix.parse(config.noise, task.k)
