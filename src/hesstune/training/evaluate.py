@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from hesstune.data.examples import Examples
+from hesstune.losses.consistent import ConsistentLoss
 from hesstune.noise.matrix import NoiseMatrix
 
-__all__ = ["accuracy", "cross_entropy_under", "final_metrics", "wilson_interval"]
+__all__ = ["accuracy", "cross_entropy_under", "final_metrics", "validation_loss", "wilson_interval"]
 
 
 def accuracy(logits: torch.Tensor, labels: NDArray[np.int64] | None) -> float | None:
@@ -31,6 +32,22 @@ def cross_entropy_under(logits: torch.Tensor, labels: NDArray[np.int64], noise: 
     if noise is None:
         return float(losses[np.arange(len(labels)), labels].mean())
     return float((noise.array[labels] * losses).sum(axis=1).mean())
+
+
+def validation_loss(
+    consistent: ConsistentLoss | None,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    clean: NDArray[np.bool_] | None,
+) -> torch.Tensor:
+    """Return the mean consistent loss where noise is believed in, of checked labels plain cross-entropy."""
+    plain = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    if consistent is None:
+        return plain.mean()
+    corrected = consistent.cpu()
+    corrected.reduction = "none"
+    losses: torch.Tensor = corrected(logits, labels)
+    return (losses if clean is None else torch.where(torch.from_numpy(clean), plain, losses)).mean()
 
 
 def wilson_interval(correct: float, n: int) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from hesstune.noise.matrix import NoiseMatrix
 from hesstune.training.accelerating import make_accelerator, random_state, set_random_state
 from hesstune.training.checkpoint import Checkpoints
 from hesstune.training.config import FinetuneConfig
-from hesstune.training.evaluate import accuracy
+from hesstune.training.evaluate import accuracy, validation_loss
 from hesstune.training.feeds import Feed, ImageFeed, batches_of, predict_logits
 from hesstune.training.optim import make_optimizer, make_schedule
 from hesstune.training.ranks import SplitForward, on_first, rank, summed, world
@@ -367,24 +367,12 @@ class Trainer:
             return {"val_loss": None, "val_accuracy": None, "val_accuracy_true_labels": None}
         logits = predict_logits(self.net, self.feeds["val"])
         labels = torch.from_numpy(part.labels)
-        loss = self._validation_loss(logits, labels, part.clean)
+        loss = validation_loss(self.validation, logits, labels, part.clean)
         return {
             "val_loss": _finite(float(loss), "validation loss"),
             "val_accuracy": accuracy(logits, part.labels),
             "val_accuracy_true_labels": accuracy(logits, part.true),
         }
-
-    def _validation_loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, clean: NDArray[np.bool_] | None
-    ) -> torch.Tensor:
-        """Return the consistent loss where noise is believed in; of checked labels plain cross-entropy."""
-        plain = nn.functional.cross_entropy(logits, labels, reduction="none")
-        if self.validation is None:
-            return plain.mean()
-        corrected = self.validation.cpu()
-        corrected.reduction = "none"
-        losses: torch.Tensor = corrected(logits, labels)
-        return (losses if clean is None else torch.where(torch.from_numpy(clean), plain, losses)).mean()
 
     def _distance(self, epoch: int) -> dict[str, Any]:
         distances = self.method.distances()
