@@ -28,14 +28,3 @@ def test_demo_table_is_the_record_and_shows_the_gain(monkeypatch):
     assert len(accuracy) == 6
     gains = [accuracy["robust", s] - accuracy["vanilla", s] for s in range(3)]
     assert sum(gains) / 3 >= 0.10
-
-
-def test_shell_blocks_name_real_options():
-    from hesstune.training.config import FinetuneConfig
-
-    known = {name.replace("_", "-") for name in FinetuneConfig.model_fields}
-    known |= {"out", "data", "resume", "overwrite", "dry-run", "config", "seeds", "help", "json", "quiet"}
-    for block in re.findall(r"```sh\n(.*?)```", README, flags=re.S):
-        for line in block.splitlines():
-            if line.startswith("hesstune"):
-                assert set(re.findall(r"--([a-z-]+)", line)) <= known, line
