@@ -32,6 +32,8 @@ def test_a_run_is_certified_on_its_training_examples_and_leaves_the_certificate(
     assert set(found.sigma) == {name for name, _ in run.model().named_parameters()}
     assert found.sigma == pytest.approx(run.result["posterior"])
     assert found.held_out["n"] == len(task.test)
+    # The network beside the certificate is the unperturbed one.
+    assert found.held_out["error"] == pytest.approx(1 - run.result["test_accuracy"])
     assert Certificate.load(run.path / "certificate.json") == found
     # Twice gives the same.
     assert certify_run(run, draws=64) == found

@@ -142,6 +142,8 @@ def certify(
         default = PASSES * data.n if isinstance(estimator, HeadDraws) else DRAWS
         wanted = default if draws is None else draws
         final = estimator.run(choice.posterior.sigma, wanted, generator, progress)
+    # Only now: while the estimator lives, the weights are those of its last draw.
+    with evaluating(model), torch.no_grad():
         beside = None if aside is None else _held_out(model, aside, delta, k)
     told = _assumptions(problem, noise, noise_is, repeats, prior_data is not None) + list(assumptions)
     return _record(problem, choice, final, shares, delta, noise, told, conditions.failures, beside)
