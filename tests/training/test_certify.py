@@ -202,3 +202,36 @@ def test_certify_needs_all_that_moved(plain, tmp_path):
     data = torch.utils.data.TensorDataset(x, torch.arange(20) % 2)
     with pytest.raises(LayerError, match="requires_grad=False moved"):
         ht.certify(model, ref, data)
+
+
+def test_what_the_run_shows_of_its_labels_is_not_overruled(tiny, tmp_path):
+    """Votes are never class-conditional, injected noise is never nothing, an estimate is never known."""
+    from dataclasses import replace
+
+    from hesstune.training.certify import noise_story
+
+    run = ht.finetune(tiny, method="vanilla", epochs=1, out=str(tmp_path / "a"))
+    task = run_task(run.config)
+    assert noise_story(run.config, task) == "known"
+    with pytest.raises(DataError, match="put noise into its labels"):
+        certify_run(run, noise_is="none")
+    voted = replace(task, train=replace(task.train, votes=object()))
+    checked = replace(task, train=replace(task.train, clean=np.zeros(len(task.train), bool)))
+    for told in ("auto", "known"):
+        assert noise_story(run.config, voted, told) == "instance_dependent"
+        with pytest.raises(DataError, match="checked by a person"):
+            noise_story(run.config, checked, told)
+    plain = run.config.model_copy(update={"noise": None, "noise_matrix": None})
+    assert noise_story(plain, task) == "none"
+    estimated = plain.model_copy(update={"noise_matrix": "estimate:dual_t"})
+    assert noise_story(estimated, task, "known") == "estimated"
+
+
+def test_a_clean_sample_does_not_make_votes_class_conditional(tiny, tmp_path, monkeypatch):
+    run = ht.finetune(tiny, method="vanilla", epochs=1, train="head", out=str(tmp_path / "a"))
+    task = run_task(run.config)
+    rows = [f"{i},{task.classes[y]}" for i, y in zip(task.train.ids[:4], task.train.true[:4], strict=True)]
+    (tmp_path / "clean.csv").write_text("\n".join(["id,label", *rows]) + "\n")
+    monkeypatch.setattr("hesstune.training.certify.noise_story", lambda *_: "instance_dependent")
+    with pytest.raises(DataError, match="depend on the input"):
+        certify_run(run, clean_sample=tmp_path / "clean.csv")

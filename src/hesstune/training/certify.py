@@ -25,6 +25,7 @@ from hesstune.forward import Inputs
 from hesstune.models.load import LoadedModel
 from hesstune.models.train_parts import freeze
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.training.config import FinetuneConfig
 from hesstune.training.device import pick_device
 from hesstune.training.feeds import Feed, make_feed, to_channels_last
 from hesstune.training.labels import run_task
@@ -32,7 +33,7 @@ from hesstune.training.measured import unchanged
 from hesstune.training.prior import Centred, with_trained_prior
 from hesstune.training.run import CERTIFICATE, Run
 
-__all__ = ["NOISE_STORIES", "certify_run"]
+__all__ = ["NOISE_STORIES", "certify_run", "noise_story"]
 
 NOISE_STORIES = ("auto", "none", *NOISE_KNOWLEDGE)
 # The share of δ for the confidence set of a noise matrix that a clean sample estimates.
@@ -171,28 +172,21 @@ def _held_out(task: Task, loaded: LoadedModel, device: torch.device, max_length:
 
 def _prior_data(
     task: Task, centred: Centred, loaded: LoadedModel, device: torch.device, max_length: int
-) -> Any:
+) -> FedExamples | None:
     """Return all examples that trained the prior or selected it."""
     if centred.prior_rows is None:
         return None
-    parts = [_fed(task.train, loaded, device, max_length, centred.prior_rows)]
-    if len(task.val):
-        parts.append(_fed(task.val, loaded, device, max_length, np.arange(len(task.val))))
-    return _Joined(parts)
-
-
-class _Joined:
-    """Several parts, one after the other."""
-
-    def __init__(self, parts: Sequence[FedExamples]) -> None:
-        self._items = [(part, i) for part in parts for i in range(len(part))]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> tuple[Inputs, int]:
-        part, at = self._items[index]
-        return part[at]
+    prior = task.train.take(centred.prior_rows)
+    assert prior.labels is not None
+    assert task.val.labels is not None
+    # Parts of one task share their source.
+    every = Examples(
+        prior.source,
+        np.concatenate([prior.rows, task.val.rows]),
+        [*prior.ids, *task.val.ids],
+        np.concatenate([prior.labels, task.val.labels]),
+    )
+    return _fed(every, loaded, device, max_length, np.arange(len(every)))
 
 
 def _known_posterior(model: nn.Module, posterior: dict[str, float] | None) -> dict[str, float] | None:
@@ -225,30 +219,56 @@ def _story(
     if config.weights:
         assumptions.append(f"the weights in {config.weights} were trained on other examples")
     rows = np.arange(len(task.train))
+    noise_is = noise_story(config, task, noise_is)
     if clean_sample is not None:
         noise, rows = _from_clean_sample(task, clean_sample, delta * CLEAN_SAMPLE_SHARE)
-        return _Story(noise, "known", assumptions, leaks, rows)
-    believed = run.noise_matrix
-    if noise_is == "auto" and task.train.votes is not None:
-        noise_is = "instance_dependent"  # votes err on the same hard examples
-    if noise_is == "auto" and task.train.clean is not None:
+        # Its confidence set stands for an estimate; that noise depends on the input it cannot mend.
+        known = "instance_dependent" if noise_is == "instance_dependent" else "known"
+        return _Story(noise, known, assumptions, leaks, rows)
+    if noise_is == "none":
+        return _Story(None, "known", [*assumptions, "the given labels are the true ones"], leaks, rows)
+    believed = NoiseMatrix.parse(config.noise, task.k) if config.noise else run.noise_matrix
+    if believed is None:
+        why = (
+            "labels from votes depend on the input, which no noise matrix tells; certify on clean labels"
+            if task.train.votes is not None
+            else "train with --noise-matrix, or give --clean-sample"
+        )
+        raise DataError(f"the run in {run.path} was told no noise matrix for --noise-is {noise_is}: {why}")
+    return _Story(believed, noise_is, assumptions, leaks, rows)
+
+
+def noise_story(config: FinetuneConfig, task: Task, told: str = "auto") -> str:
+    """Return how the noise of a run's labels is known: `none`, or one of NOISE_KNOWLEDGE.
+
+    Args:
+        config: The run's configuration.
+        task: Its examples, as labelled.
+        told: What the user says; `auto` reads it from the configuration.
+
+    Raises:
+        DataError: If the user says otherwise than the run itself shows.
+    """
+    if told == "none":
+        if config.noise:
+            raise DataError(
+                f"the run put noise into its labels (--noise {config.noise}), so they are not the true ones; "
+                "leave --noise-is out"
+            )
+        return told
+    if task.train.votes is not None:
+        return "instance_dependent"  # votes err on the same hard examples
+    if task.train.clean is not None:
         raise DataError(
             "some labels of the run were checked by a person and others not, so no one noise matrix holds "
             "for all; give --noise-is none if all labels are now true"
         )
-    if config.noise and noise_is == "auto":
-        noise_is, believed = "known", NoiseMatrix.parse(config.noise, task.k)
-    elif noise_is == "auto":
-        estimated = (config.noise_matrix or "").startswith("estimate")
-        noise_is = "none" if believed is None else "estimated" if estimated else "known"
-    if noise_is == "none":
-        return _Story(None, "known", [*assumptions, "the given labels are the true ones"], leaks, rows)
-    if believed is None:
-        raise DataError(
-            f"the run in {run.path} was told no noise matrix, so --noise-is {noise_is} has none to use; "
-            "train with --noise-matrix, or give --clean-sample"
-        )
-    return _Story(believed, noise_is, assumptions, leaks, rows)
+    estimated = (config.noise_matrix or "").startswith("estimate") and not config.noise
+    if told in ("auto", "known") and estimated:
+        return "estimated"
+    if told == "auto":
+        return "known" if config.noise or config.noise_matrix else "none"
+    return told
 
 
 def _from_clean_sample(
