@@ -222,3 +222,24 @@ def test_command_line(few, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         cli(["compare", *options, "--methods", "vanilla", "--seeds", "2", "--seed", "5", "--dry-run"])
     assert "vanilla, seed 6\n2 cells" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"noise": None, "noise_matrix": "estimate:dual_t"}, "estimated"),
+        ({"mean": [0.4]}, "normalisation"),
+        ({"split": "stratified"}, "uniform"),
+    ],
+)
+def test_a_cell_is_not_certified_where_an_assumption_is_known_to_fail(changes, why):
+    from types import SimpleNamespace
+
+    from hesstune.study.cell import _certificate
+    from hesstune.training.config import make_config
+
+    config = make_config({"noise": "symmetric:0.2"}).resolved().model_copy(update=changes)
+    part = SimpleNamespace(votes=None, clean=None)
+    found = _certificate(SimpleNamespace(task=SimpleNamespace(train=part), k=10), config)
+    assert found["risk"] is None
+    assert why in found["why"]

@@ -106,6 +106,7 @@ class _View:
         self.reference = _of_head(trained) if self.head_alone else trained.reference
         labels = trained.task.train.labels
         assert labels is not None
+        self.task = trained.task
         self.labels, self.n, self.k = torch.from_numpy(labels), len(labels), trained.task.k
         self.rows = np.arange(self.n)
         most = most if most is not None else None if self.head_alone else MEASURED
@@ -164,10 +165,20 @@ def _certificate(view: _View, config: FinetuneConfig) -> dict[str, Any]:
     """Certify the head on its training examples, where the labels' noise is known; else say why not."""
     from hesstune.bounds.certificate import certify
     from hesstune.noise.matrix import NoiseMatrix
+    from hesstune.training.certify import noise_story
 
-    noise = NoiseMatrix.parse(config.noise, view.k) if config.noise else None
     if config.split != "uniform":
         return {"risk": None, "why": "the split is not a uniform sample"}
+    if config.mean or config.std:
+        return {"risk": None, "why": "the normalisation constants may come from these examples"}
+    try:
+        story = noise_story(config, view.task)
+    except HesstuneError as error:
+        return {"risk": None, "why": " ".join(str(error).split())}
+    if story not in ("known", "none"):
+        return {"risk": None, "why": f"the labels' noise is {story.replace('_', ' ')}, not known"}
+    believed = config.noise if config.noise else config.noise_matrix
+    noise = NoiseMatrix.parse(str(believed), view.k) if story == "known" else None
     features = view.feed.inputs(np.arange(view.n))
     assert isinstance(features, torch.Tensor)
     try:
@@ -176,4 +187,10 @@ def _certificate(view: _View, config: FinetuneConfig) -> dict[str, Any]:
         )
     except HesstuneError as error:
         return {"risk": None, "why": " ".join(str(error).split())}
-    return {"risk": found.risk, "empirical": found.empirical, "delta": found.delta, "vacuous": found.vacuous}
+    return {
+        "risk": found.risk,
+        "empirical": found.empirical,
+        "delta": found.delta,
+        "vacuous": found.vacuous,
+        "labels": "assumed true" if noise is None else found.noise,
+    }

@@ -16,7 +16,8 @@ One JSON object:
   and val_loss (labels as validated on), train_loss, test_loss, gap (cross-entropy, test minus training),
   distance (√Σ‖v_i‖²), measure (the Hessian distance measure), measure_mean (the same with half the mean in
   place of the maximum), max_loss, stability and stability_taylor, epochs, seconds (training alone); and
-  `certificate`: null, or {risk, empirical, delta, vacuous} or {risk: null, why}. Accuracies are shares.
+  `certificate`: null, {risk, empirical, delta, vacuous, labels} or {risk: null, why}. Accuracies are
+  shares.
   `search` is {trials: [{options, val_loss, error}], chosen: number of the trial}.
 - `means`: list of {metric, method, task (null: over the tasks), n, mean, stderr}.
 - `differences`: list of {metric, method, baseline, task (null: over the tasks), n, mean, stderr, low, high}:
