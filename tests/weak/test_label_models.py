@@ -4,14 +4,21 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from hesstune.errors import ConfigError, DataError
 from hesstune.weak.amcl import adversarial_risk, amcl, brier, outputs, risk_bounds
+from hesstune.weak.dawid_skene import dawid_skene
 from hesstune.weak.dependence import dependence
 from hesstune.weak.features import feature_dawid_skene, latent_classes
 from hesstune.weak.label_models import LABEL_MODELS, label
 from hesstune.weak.labelers import probe, votes_of
+from hesstune.weak.patterns import patterns
 from hesstune.weak.votes import Votes
+
+tables = hnp.arrays(np.int64, st.tuples(st.integers(1, 30), st.integers(1, 4)), elements=st.integers(-1, 3))
 
 
 def simulated(n=1500, k=3, accuracies=(0.8, 0.7, 0.6, 0.6), seed=0, cover=0.9):
@@ -59,8 +66,35 @@ def test_crowd_kit_through_our_interface(model):
     }[model]()
     found = label(votes, model)
     heard = theirs.index.to_numpy()
-    np.testing.assert_allclose(found.posterior[heard][:, theirs.columns], theirs.to_numpy(), atol=1e-6)
+    np.testing.assert_allclose(found.posterior[heard][:, theirs.columns], theirs.to_numpy(), atol=1e-9)
     assert (found.labels[heard] == y[heard]).mean() > 0.75
+
+
+@given(tables)
+def test_distinct_rows_stand_for_all_examples(table):
+    votes = Votes(table, k=4)
+    found = patterns(votes)
+    assert (found.votes.table[found.of] == table).all()
+    assert len(np.unique(found.votes.table, axis=0)) == len(found.votes)
+    assert (found.weight == np.bincount(found.of)).all()
+
+
+def test_more_labelers_than_fit_one_integer_have_their_distinct_rows_too():
+    table = np.random.default_rng(0).integers(-1, 30, (6, 40))[[0, 1, 2, 3, 4, 5, 0, 3]]
+    found = patterns(Votes(table, k=30))
+    assert found.of.tolist() == [0, 1, 2, 3, 4, 5, 0, 3]
+
+
+@given(tables)
+def test_dawid_skene_on_distinct_rows_is_dawid_skene_on_all(table):
+    votes = Votes(table[(table != -1).any(axis=1)], k=4)
+    if not len(votes):
+        return
+    found = patterns(votes)
+    on_all = dawid_skene(votes, np.ones(len(votes)), steps=30)
+    on_distinct = dawid_skene(found.votes, found.weight, steps=30)
+    np.testing.assert_allclose(on_distinct[0][found.of], on_all[0], atol=1e-6)
+    np.testing.assert_allclose(on_distinct[1], on_all[1], atol=1e-6)
 
 
 def test_expectation_maximisation_is_crowd_kits_where_both_apply():
@@ -192,7 +226,7 @@ def test_all_abstain_rows_and_silent_labelers_are_left_out():
     for model in LABEL_MODELS:
         if model in ("snorkel", "amcl"):
             continue
-        if model in ("dawid_skene", "mace"):
+        if model == "mace":
             pytest.importorskip("crowdkit")
         found = label(Votes(table, 4), model, features=x)
         assert (found.labels[:5] == -1).all(), model

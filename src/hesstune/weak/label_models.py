@@ -14,7 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from hesstune.checks import integer_labels, one_of
 from hesstune.errors import ConfigError, DataError, MissingExtraError
 from hesstune.weak.amcl import amcl, outputs, risk_bounds
+from hesstune.weak.dawid_skene import dawid_skene
 from hesstune.weak.features import feature_dawid_skene, soft_dawid_skene
+from hesstune.weak.patterns import patterns
 from hesstune.weak.votes import ABSTAIN, Votes
 
 __all__ = ["LABEL_MODELS", "Labelled", "label"]
@@ -53,7 +55,7 @@ def label(
     Args:
         votes: The votes. Labelers that never vote are left out.
         model: `majority` (ties drawn by the seed), `soft` (sum of the labelers' probabilities, or of
-            votes), `dawid_skene` and `mace` (crowd-kit), `features` (Dawid–Skene with a class
+            votes), `dawid_skene`, `mace` (crowd-kit), `features` (Dawid–Skene with a class
             prior from the nearest features), `soft_features` (tempered soft votes, priors from
             neighbours and a probe), `amcl` (Mazzetto et al. 2021) or `snorkel` (its LabelModel).
         features: (N, D), for `features`.
@@ -164,13 +166,9 @@ def _filled(probabilities: Any, votes: Votes) -> NDArray[np.float64]:
 
 
 def _dawid_skene(votes: Votes, call: _Call) -> Answer:
-    try:
-        from crowdkit.aggregation import DawidSkene
-    except ImportError:
-        raise MissingExtraError("crowd-kit", "noise", "the label model dawid_skene") from None
-    with _no_deprecations():
-        found = DawidSkene(n_iter=200).fit_predict_proba(_frame(votes))
-    return _filled(found, votes), {}
+    distinct = patterns(votes)
+    posterior, confusion = dawid_skene(distinct.votes, distinct.weight)
+    return posterior[distinct.of], {"confusion": np.round(confusion, 4).tolist()}
 
 
 def _mace(votes: Votes, call: _Call) -> Answer:

@@ -93,7 +93,11 @@ class Votes:
     @cached_property
     def counts(self) -> NDArray[np.float64]:
         """(N, K): votes for each class."""
-        return np.asarray(self.onehot.sum(axis=1))
+        found = np.zeros((len(self), self.k))
+        for column in self.table.T:
+            rows = np.flatnonzero(column != ABSTAIN)
+            found[rows, column[rows]] += 1
+        return found
 
     @property
     def coverage(self) -> NDArray[np.float64]:
