@@ -25,10 +25,10 @@ def dropped(num_classes):
 """
 
 
-def torchrun(*words, cwd, count=2):
-    """Run the command line in so many processes, one thread each."""
+def torchrun(*words, cwd, count=2, program=("-m", "hesstune")):
+    """Run the command line, or another program, in so many processes, one thread each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port",
-               "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "hesstune"]  # fmt: skip
+               "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *program]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, *map(str, words)], cwd=cwd, capture_output=True, text=True, env=environment, timeout=300,
@@ -104,6 +104,72 @@ def test_two_processes_train_and_measure_as_one(words, tmp_path, monkeypatch, mo
     for key in ("layers", "measure", "losses", "examples"):
         assert_close(found[1][key], found[0][key])
     assert_close(found[1]["noise_stability"], found[0]["noise_stability"])
+
+
+SHARED = """
+import sys
+import torch
+import hesstune as ht
+from hesstune.bounds.share import Share
+from hesstune.training.ranks import gathered, rank, start_ranks, summed, world
+
+start_ranks()
+share = Share(rank(), world(), summed, gathered)
+torch.manual_seed(0)
+x = torch.randn(45, 6)
+data = torch.utils.data.TensorDataset(x, (x.sum(1) > 0).long())
+held_out = torch.utils.data.TensorDataset(x + 0.1, (x.sum(1) > 0).long())
+for train, draw_on, blocks in (("all", "blocks", 4), ("all", "all", 4), ("head", "blocks", 4),
+                               ("all", "blocks", 64), ("head", "blocks", 64)):
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    ref = ht.Reference.of(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(train == "all" or name.startswith("2."))
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    seen = []
+    handle = model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    options = dict(draws=24, draw_on=draw_on, block_size=blocks, held_out=held_out)
+    alone = ht.certify(model, ref, data, **options)
+    counted, seen[:] = sum(seen), []
+    shared = ht.certify(model, ref, data, **options, share=share)
+    assert shared == alone, (train, draw_on, blocks)
+    if blocks == 4:
+        assert sum(seen) < 0.7 * counted, "the examples are not shared"
+print(f"same {world()}", flush=True)
+"""
+
+
+def test_a_certificate_of_two_processes_is_that_of_one_bit_for_bit(tmp_path):
+    (tmp_path / "shared.py").write_text(SHARED)
+    done = torchrun(cwd=tmp_path, program=["shared.py"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("same 2") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--prior-fraction", "0.2"]])
+def test_two_processes_certify_a_run_as_one(words, tmp_path, monkeypatch, more):
+    monkeypatch.chdir(tmp_path)
+    more = [*more, "--draws", "64", "--vouch", "normalisation"]
+    certificates = []
+    for count in (1, 2):
+        finetuned([*words, "--val-fraction", "0"], tmp_path, f"run{count}", 1)
+        command = ["certify", f"run{count}", *more, "--json", "--quiet"]
+        if count == 1:
+            done = subprocess.run(
+                [sys.executable, "-m", "hesstune", *command], cwd=tmp_path, capture_output=True, text=True,
+                check=False,
+            )  # fmt: skip
+        else:
+            done = torchrun(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count('"path"') == 1
+        certificates.append(json.loads((tmp_path / f"run{count}" / "certificate.json").read_text()))
+    if "--prior-fraction" in more:  # trained by two processes: to rounding
+        assert certificates[1]["kl"] == pytest.approx(certificates[0]["kl"], rel=1e-3)
+    else:
+        assert certificates[0] == certificates[1]
 
 
 def assert_close(one, two):

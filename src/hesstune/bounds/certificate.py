@@ -25,6 +25,7 @@ from hesstune.bounds.pac_bayes import MIN_EXAMPLES, confidence_upper
 from hesstune.bounds.prior import PriorFamily, Sigma, Travel, random_parameters
 from hesstune.bounds.record import Certificate
 from hesstune.bounds.search import Choice, Problem, choose
+from hesstune.bounds.share import Share
 from hesstune.checks import one_of
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
 from hesstune.forward import evaluating, logits_of
@@ -61,6 +62,7 @@ def certify(
     assumptions: Sequence[str] = (),
     diagnostic: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
+    share: Share | None = None,
 ) -> Certificate:
     """Bound the clean 0-1 risk of the fine-tuned network with Gaussian noise on its trained weights.
 
@@ -98,6 +100,8 @@ def certify(
         assumptions: Further assumptions to print with the certificate.
         diagnostic: Return a number marked as no certificate where an assumption fails, not an error.
         progress: Called with (passes done, passes in all, text) while the certifying draws run.
+        share: This process's share of the blocks, where several processes call this alike; the numbers
+            are those of one.
 
     Raises:
         HesstuneError: If a condition fails; the message says which and what would mend it.
@@ -122,11 +126,12 @@ def certify(
             raise ConfigError(f"{name} must be at least 1; got {count}")
     check_story(conditions, leaks, noise_is, noise is not None)
     check_model(conditions, model, ref)
-    data, aside = _gather(conditions, dataset, block_size, seed, repeats, prior_data, held_out)
+    share = share or Share()
+    data, aside = _gather(conditions, dataset, block_size, seed, repeats, prior_data, held_out, share)
     travel = Travel(model, ref)
     family = PriorFamily.build(model, ref, prior_scales, ratios)
     generator = torch.Generator(device=next(model.parameters()).device).manual_seed(seed)
-    with evaluating(model), torch.no_grad(), _estimator(model, data, draw_on) as (estimator, k):
+    with evaluating(model), torch.no_grad(), _estimator(model, data, draw_on, share) as (estimator, k):
         data.check_labels(k)
         losses = _losses(noise, k, noise_method)
         spent = noise.delta if isinstance(noise, NoiseConfidenceSet) else 0.0
@@ -144,7 +149,7 @@ def certify(
         final = estimator.run(choice.posterior.sigma, wanted, generator, progress)
     # Only now: while the estimator lives, the weights are those of its last draw.
     with evaluating(model), torch.no_grad():
-        beside = None if aside is None else _held_out(model, aside, delta, k)
+        beside = None if aside is None else _held_out(model, aside, delta, k, share)
     told = _assumptions(problem, noise, noise_is, repeats, prior_data is not None) + list(assumptions)
     return _record(problem, choice, final, shares, delta, noise, told, conditions.failures, beside)
 
@@ -157,16 +162,17 @@ def _gather(
     repeats: str,
     prior_data: Any,
     held_out: Any,
+    share: Share,
 ) -> tuple[BoundData, BoundData | None]:
     """Read all examples and check that they are a proper sample, apart from the others."""
-    data = BoundData(dataset, block_size, seed)
+    data = BoundData(dataset, block_size, seed, share=share)
     if data.n < MIN_EXAMPLES:
         raise DataError(f"a certificate needs at least {MIN_EXAMPLES} examples; got {data.n}")
     conditions.attempt(data.check_steady)
     if repeats == "refuse":
         conditions.attempt(data.check_repeats)
     prior = None if prior_data is None else BoundData(prior_data, block_size, seed, "prior_data")
-    aside = None if held_out is None else BoundData(held_out, block_size, seed, "held_out")
+    aside = None if held_out is None else BoundData(held_out, block_size, seed, "held_out", share)
     check_separate(conditions, data, {"prior's": prior, "held-out": aside})
     return data, aside
 
@@ -182,26 +188,29 @@ def _losses(noise: Any, k: int, method: str) -> list[CleanLoss]:
 
 @contextmanager
 def _estimator(
-    model: nn.Module, data: BoundData, draw_on: str
+    model: nn.Module, data: BoundData, draw_on: str, share: Share
 ) -> Iterator[tuple[WeightDraws | HeadDraws, int]]:
     """Give the cheapest exact way to draw, and the number of classes."""
     feed, parameters = Feeder(model), random_parameters(model)
-    first = feed(next(iter(data))[0])
+    first = feed(data.first())
     k = logits_of(model, first).shape[1]
     head = only_head(model, list(parameters), first)
     if head is None:
         with Perturbation(parameters) as perturbation:
-            yield WeightDraws(model, perturbation, data.__iter__, data.sizes, draw_on == "all"), k
+            every = draw_on == "all"
+            yield WeightDraws(model, perturbation, data.__iter__, data.sizes, every, share, k), k
         return
     names = {id(p): name for name, p in parameters.items()}
+    with head_io(head) as probe:  # a process may be left without a block
+        logits_of(model, first)
     with head_io(head) as seen:
         for inputs, _ in data:
             logits_of(model, feed(inputs))
     yield (
         HeadDraws(
-            torch.cat([x for x, _ in seen]),
+            share.together(torch.cat([x[:0] for x, _ in probe] + [x for x, _ in seen]), data.sizes),
             torch.as_tensor(data.labels),
-            torch.cat([z for _, z in seen]),
+            share.together(torch.cat([z[:0] for _, z in probe] + [z for _, z in seen]), data.sizes),
             names.get(id(head.weight)),
             names.get(id(head.bias)),
         ),
@@ -209,13 +218,14 @@ def _estimator(
     )
 
 
-def _held_out(model: nn.Module, data: BoundData, delta: float, k: int) -> dict[str, float]:
+def _held_out(model: nn.Module, data: BoundData, delta: float, k: int, share: Share) -> dict[str, float]:
     """Count the unperturbed network's errors on held-out examples."""
     data.check_labels(k)
     feed = Feeder(model)
     wrong = sum(
         int((logits_of(model, feed(inputs)).argmax(dim=1).cpu() != targets).sum()) for inputs, targets in data
     )
+    wrong = int(share.summed(torch.tensor(wrong)))
     bound = confidence_upper(wrong, data.n, delta)
     return {"errors": wrong, "n": data.n, "error": wrong / data.n, "bound": bound, "delta": delta}
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from hesstune.bounds.share import Share
 from hesstune.checks import integer_labels
 from hesstune.errors import DataError, listed
 from hesstune.forward import Inputs
@@ -33,12 +34,15 @@ class BoundData:
         block: The largest size of a block.
         seed: Fixes the order, without looking at the examples.
         what: What the examples are called in errors.
+        share: The blocks that this process iterates over; all are read once.
 
     Raises:
         DataError: If the data set is not map-style, empty, or its items are no (input, target) pairs.
     """
 
-    def __init__(self, dataset: Any, block: int, seed: int, what: str = "dataset") -> None:
+    def __init__(
+        self, dataset: Any, block: int, seed: int, what: str = "dataset", share: Share | None = None
+    ) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise DataError(
                 f"{what} must be map-style (a length, and items by index); got {type(dataset).__name__}. "
@@ -51,6 +55,7 @@ class BoundData:
         order = np.random.default_rng(seed).permutation(self.n)
         self._parts = [part.tolist() for part in np.array_split(order, -(-self.n // block))]
         self.sizes = [len(part) for part in self._parts]
+        self._own = (share or Share()).blocks(len(self._parts))
         self._kept: dict[int, tuple[Inputs, torch.Tensor]] = {}
         self.digests: list[str] = []
         self.labels = np.empty(0, np.int64)
@@ -68,20 +73,26 @@ class BoundData:
         return inputs, torch.as_tensor(np.array([int(y) for _, y in items], np.int64))
 
     def _scan(self) -> None:
-        room, labels = CACHE_BYTES, []
+        room, labels, own = CACHE_BYTES, [], set(self._own)
         for index, part in enumerate(self._parts):
             batch = self._read(part)
             self.digests += _digests(batch[0], len(part))
             labels.append(batch[1].numpy())
+            if index not in own:
+                continue
             room -= sum(t.nbytes for t in _tensors(batch[0]))
             if room >= 0:
                 self._kept[index] = batch
         self.labels = np.concatenate(labels)
 
     def __iter__(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
-        """Yield (inputs, targets) of every block, always in the same order."""
-        for index, part in enumerate(self._parts):
-            yield self._kept.get(index) or self._read(part)
+        """Yield (inputs, targets) of each of this process's blocks, always in the same order."""
+        for index in self._own:
+            yield self._kept.get(index) or self._read(self._parts[index])
+
+    def first(self) -> Inputs:
+        """Return the inputs of the first block of all."""
+        return (self._kept.get(0) or self._read(self._parts[0]))[0]
 
     def check_labels(self, k: int) -> None:
         """Raise DataError unless every label lies in [0, k)."""

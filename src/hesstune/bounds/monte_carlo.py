@@ -16,6 +16,7 @@ from torch import nn
 from hesstune.bounds.noisy import CleanLoss
 from hesstune.bounds.pac_bayes import monte_carlo_upper
 from hesstune.bounds.prior import Sigma
+from hesstune.bounds.share import Share
 from hesstune.errors import ModelError
 from hesstune.forward import Inputs, logits_of, moved
 
@@ -23,6 +24,8 @@ __all__ = ["Draws", "Feeder", "HeadDraws", "Perturbation", "WeightDraws", "only_
 
 Progress = Callable[[int, int, str], None]
 Batches = Callable[[], Iterator[tuple[Inputs, torch.Tensor]]]
+# Torch's generator on a CPU takes 32 bits of a seed; an odd step visits each once.
+_SEEDS, _STEP = 2**32, 0x9E3779B1
 
 
 @dataclass(frozen=True)
@@ -141,12 +144,17 @@ def _tally(logits: torch.Tensor, targets: torch.Tensor) -> NDArray[np.float64]:
 class WeightDraws:
     """Draws of all trained weights, each counted on a block of examples or on all of them.
 
+    Each draw has a seed of its own, by its number, so that processes which share the blocks count the
+    same draws as one that has them all, and none makes another's.
+
     Args:
         model: The network, in eval mode.
         perturbation: An entered perturbation of its trained parameters.
         batches: Called for each pass; yields (inputs, targets), the same blocks in the same order.
-        sizes: The blocks' sizes.
+        sizes: The sizes of all blocks.
         every: True to count each draw on every block, False on a block of its own.
+        share: Which of the blocks `batches` yields; None: all.
+        k: The number of classes, where a process may be left without a block.
     """
 
     def __init__(
@@ -156,9 +164,14 @@ class WeightDraws:
         batches: Batches,
         sizes: list[int],
         every: bool,
+        share: Share | None = None,
+        k: int | None = None,
     ) -> None:
         self._model, self._perturbation, self._batches = model, perturbation, batches
         self._sizes, self._every = sizes, every
+        self._none = np.zeros(()) if k is None else np.zeros((k, k))
+        self._share = Share() if share is None else share
+        self._generator = torch.Generator(device=next(model.parameters()).device)
         self._feed = Feeder(model)
 
     def rounded(self, draws: int) -> int:
@@ -172,13 +185,13 @@ class WeightDraws:
         """Draw the weights `rounded(draws)` times and count predictions."""
         draws, blocks = self.rounded(draws), 1 if self._every else len(self._sizes)
         passes = draws // blocks
-        counts: Any = 0.0
+        counts: Any = self._none
+        start = _start(generator)
         for done in range(passes):
-            if self._every:
-                self._perturbation.draw_(sigma, generator)
             if progress is not None:
                 progress(done, passes, "passes of weight draws")
-            counts = counts + self._pass(sigma, generator, None)
+            counts = counts + self._pass(sigma, start, done, len(self._sizes))
+        counts = self._share.summed(torch.from_numpy(counts)).numpy()
         n = sum(self._sizes)
         return Draws(counts, draws, blocks, n if self._every else max(self._sizes), n)
 
@@ -187,21 +200,35 @@ class WeightDraws:
         """Count a few draws, each on one of the first blocks: to choose by, not to certify with."""
         every, self._every = self._every, False
         try:
-            counts = self._pass(sigma, generator, blocks)
+            counts = self._pass(sigma, _start(generator), 0, blocks)
         finally:
             self._every = every
+        counts = self._share.summed(torch.from_numpy(counts)).numpy()
         seen = self._sizes[:blocks]
         return Draws(counts, len(seen), len(seen), max(seen), sum(seen))
 
-    def _pass(self, sigma: Sigma, generator: torch.Generator, blocks: int | None) -> NDArray[np.float64]:
-        counts: Any = 0.0
-        for index, (inputs, targets) in enumerate(self._batches()):
-            if blocks is not None and index >= blocks:
+    def _pass(self, sigma: Sigma, start: int, number: int, blocks: int) -> NDArray[np.float64]:
+        """Count this process's blocks among the first ones, in the number-th pass."""
+        if self._every:
+            self._draw(sigma, start, number)
+        counts: Any = self._none
+        own = self._share.blocks(len(self._sizes))
+        for block, (inputs, targets) in zip(own, self._batches(), strict=False):
+            if block >= blocks:
                 break
             if not self._every:
-                self._perturbation.draw_(sigma, generator)
+                self._draw(sigma, start, number * len(self._sizes) + block)
             counts = counts + _tally(logits_of(self._model, self._feed(inputs)), targets)
         return counts
+
+    def _draw(self, sigma: Sigma, start: int, number: int) -> None:
+        self._generator.manual_seed((start + number * _STEP) % _SEEDS)
+        self._perturbation.draw_(sigma, self._generator)
+
+
+def _start(generator: torch.Generator) -> int:
+    """Return the seed that the draws of one run start from."""
+    return int(torch.randint(_SEEDS, (), generator=generator, device=generator.device))
 
 
 class HeadDraws:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hesstune.errors import RunError
+from hesstune.reading import one_line
 
 __all__ = ["Certificate"]
+
+HELD_OUT = ("errors", "n", "error", "bound", "delta")
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,31 @@ class Certificate:
         names = {f.name for f in dataclasses.fields(cls)}
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**{name: value for name, value in record.items() if name in names})
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise RunError(f"{path} is not a readable certificate ({error})") from error
+            found = cls(**{name: value for name, value in record.items() if name in names})
+            found._check()
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise RunError(f"{path} is not a readable certificate ({one_line(error)})") from error
+        return found
+
+    def _check(self) -> None:
+        """Raise ValueError unless every value has the type that it is declared with."""
+        kinds = {
+            "float": _is_number,
+            "int": lambda v: _is_number(v) and v == int(v),
+            "str": lambda v: isinstance(v, str),
+            "dict[str, float]": lambda v: isinstance(v, dict) and all(map(_is_number, v.values())),
+            "list[str]": lambda v: isinstance(v, list) and all(isinstance(text, str) for text in v),
+        }
+        for field_ in dataclasses.fields(self):
+            value, kind = getattr(self, field_.name), str(field_.type)
+            if value is None and kind.endswith(" | None"):
+                continue
+            if not kinds[kind.removesuffix(" | None")](value):
+                raise ValueError(f"'{field_.name}' must be {kind}")
+        if not set(HELD_OUT) <= set(HELD_OUT if self.held_out is None else self.held_out):
+            raise ValueError(f"'held_out' must hold {', '.join(HELD_OUT)}")
+        if self.classes < 2:
+            raise ValueError("'classes' must be at least 2")
 
     def summary(self) -> str:
         """Return the certificate in words, for a terminal."""
@@ -138,3 +164,7 @@ class Certificate:
 
     def __str__(self) -> str:
         return self.summary()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -17,6 +17,7 @@ from hesstune.bounds.conditions import LEAKS, NOISE_KNOWLEDGE
 from hesstune.bounds.noisy import NoiseConfidenceSet
 from hesstune.bounds.prior import head_ratios, random_parameters
 from hesstune.bounds.record import Certificate
+from hesstune.bounds.share import Share
 from hesstune.checks import one_of, unit_interval
 from hesstune.data.clean import read_clean_labels
 from hesstune.data.examples import Examples, Task
@@ -31,6 +32,7 @@ from hesstune.training.feeds import Feed, make_feed, to_channels_last
 from hesstune.training.labels import run_task
 from hesstune.training.measured import unchanged
 from hesstune.training.prior import Centred, with_trained_prior
+from hesstune.training.ranks import gathered, on_first, rank, start_ranks, summed, world
 from hesstune.training.run import CERTIFICATE, Run
 
 __all__ = ["NOISE_STORIES", "certify_run", "noise_story"]
@@ -118,6 +120,7 @@ def certify_run(
     Raises:
         HesstuneError: If the run has not finished, or an assumption of the certificate fails.
     """
+    start_ranks()
     _ = run.result
     one_of("value of --noise-is", noise_is, NOISE_STORIES)
     for name in vouch:
@@ -151,9 +154,10 @@ def certify_run(
         leaks=story.leaks,
         assumptions=story.assumptions,
         diagnostic=diagnostic,
-        progress=progress,
+        progress=progress if rank() == 0 else None,
+        share=Share(rank(), world(), summed, gathered),
     )
-    found.save(run.path / CERTIFICATE)
+    on_first(lambda: found.save(run.path / CERTIFICATE))
     return found
 
 

@@ -180,7 +180,8 @@ def _feeds(prepared: Prepared) -> tuple[torch.nn.Module, dict[str, Feed], int]:
 def train_prepared(prepared: Prepared, out: Path, progress: Progress | None = None) -> Run:
     """Train what was prepared into a folder whose lock, or a folder above it, is held; see `finetune`."""
     run, trained = _train(prepared, out, False, progress)
-    return _finish(run, trained.loaded, keep_weights=True)
+    on_first(lambda: _finish(run, trained.loaded, keep_weights=True))
+    return run
 
 
 def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | None) -> tuple[Run, Trained]:

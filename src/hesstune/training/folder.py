@@ -25,7 +25,7 @@ from hesstune.training.run import (
     REFERENCE,
 )
 
-__all__ = ["claim", "entered", "locked"]
+__all__ = ["claim", "entered", "locked", "locked_by_first"]
 
 LOCK, MOVING = ".lock", ".replacing"
 FILES = (CONFIG, RECORD, MODEL, REFERENCE, METRICS, LABELS, NOISE, BAD_IMAGES, CARD, *DERIVED)
@@ -155,4 +155,16 @@ def locked(out: Path) -> Iterator[None]:
             raise RunError(
                 f"another process is writing to {out}; wait for it or choose another --out"
             ) from None
+        yield
+
+
+@contextlib.contextmanager
+def locked_by_first(out: Path) -> Iterator[None]:
+    """Hold the run folder's lock for all of several processes: the first one has it.
+
+    Raises:
+        RunError: As `locked`.
+    """
+    with contextlib.ExitStack() as stack:
+        on_first(lambda: stack.enter_context(locked(out)))
         yield

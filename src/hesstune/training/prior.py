@@ -16,8 +16,9 @@ from hesstune.models.load import LoadedModel
 from hesstune.reference import Reference
 from hesstune.training.config import FinetuneConfig, make_config
 from hesstune.training.finetune import train_prepared
-from hesstune.training.folder import entered, locked
+from hesstune.training.folder import entered, locked_by_first
 from hesstune.training.prepare import Prepared
+from hesstune.training.ranks import on_first, rank, summed
 from hesstune.training.run import POSTERIOR, PRIOR, RECORD, Run
 
 __all__ = ["Centred", "with_trained_prior"]
@@ -97,7 +98,7 @@ def with_trained_prior(
     if not 0 < count < len(rows):
         raise DataError(f"a prior fraction of {fraction:g} of {len(rows)} examples leaves a part empty")
     first, rest = np.sort(shuffled[:count]), np.sort(shuffled[count:])
-    with locked(run.path):
+    with locked_by_first(run.path):
         base = Prepared.of(run, task, device)
         key = {"fraction": fraction, "seed": seed, "rows": first.tolist()}
         part = replace(task, train=task.train.take(first))
@@ -137,12 +138,20 @@ def _trained(
 ) -> Run:
     """Train into a folder, or take what an earlier call left there for the same examples and options."""
     made_from = {**key, "config": {**config.to_dict(), "out": None}}
-    if (out / RECORD).is_file():
-        run = Run.load(out)
-        if run.finished and run.record.get("made_from") == made_from:
-            return run
+    if _first_has(out, made_from):
+        return Run.load(out)
     with entered(out, overwrite=True, resume=False):
         run = train_prepared(replace(prepared, config=config), out, progress)
         run.record["made_from"] = made_from
-        run.write_record()
+        on_first(run.write_record)
     return run
+
+
+def _first_has(out: Path, made_from: dict[str, object]) -> bool:
+    """Tell, on every rank, whether the first finds a finished run there that was made so."""
+
+    def found() -> bool:
+        run = Run.load(out) if (out / RECORD).is_file() else None
+        return run is not None and run.finished and run.record.get("made_from") == made_from
+
+    return bool(summed(torch.tensor(int(rank() == 0 and found()))))
