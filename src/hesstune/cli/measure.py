@@ -50,6 +50,7 @@ def measure(
 ) -> None:
     """Measure which layers carry the generalization gap: the Hessian distance measure of a run."""
     from hesstune.checks import one_of
+    from hesstune.reading import read_json
     from hesstune.training.measured import measure_run, stability_of_run
     from hesstune.training.run import Run
 
@@ -73,11 +74,13 @@ def measure(
         else []
     )
     n = int(loaded.record["examples"]["train"])
-    record = found.to_dict(n)
+    # The older measures were written beside it by the first of the processes.
+    record = read_json(loaded.path / "measure.json")
     output = Output(quiet, json)
     output.say(layer_table(found, n), "")
     for line in summary(record, loaded.result["gap"]):
         output.say(line)
+    output.say("", others_table(record["others"]))
     if stable:
         output.say("", stability_table(stable))
         record["noise_stability"] = [row.to_dict() for row in stable]
@@ -107,6 +110,20 @@ def layer_table(found: Measure, n: int) -> Table:
             "-" if found.trace is None else _figure(found.trace[:, i].nanmean(), ".3g"),
             "exact" if found.exact[i] else found.methods[i],
         )
+    return table
+
+
+def others_table(rows: list[dict[str, Any]]) -> Table:
+    """Return the older measures of the same run: they rank models, and none is a guarantee."""
+    from rich.table import Table
+
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("other measures", no_wrap=True, min_width=24)
+    table.add_column("value", justify="right", no_wrap=True, min_width=8)
+    table.add_column("from, or why there is none", overflow="fold")
+    for row in rows:
+        value = "-" if row["value"] is None else f"{row['value']:.3g}"
+        table.add_row(row["name"], value, row.get("why", row["source"]))
     return table
 
 

@@ -17,6 +17,7 @@ from hesstune.curvature.stability import Stability, noise_stability_table
 from hesstune.data.examples import Task
 from hesstune.errors import RunError
 from hesstune.forward import Inputs
+from hesstune.methods import method_class
 from hesstune.training.device import pick_device
 from hesstune.training.feeds import Feed, make_feed, to_channels_last
 from hesstune.training.files import write_json
@@ -24,6 +25,7 @@ from hesstune.training.labels import run_task
 from hesstune.training.merging import merged, own_batches
 from hesstune.training.ranks import on_first, start_ranks, summed, world
 from hesstune.training.run import Run
+from hesstune.training.yardsticks import margins_of, yardsticks
 
 __all__ = ["SIGMAS", "measure_run", "stability_of_run", "unchanged"]
 
@@ -81,15 +83,24 @@ def measure_run(
     found = merged(found, setting.order)
     if len(rows) < len(task.train):
         found.notes.append(f"measured on {len(rows)} of {len(task.train)} training examples, drawn uniformly")
-    on_first(lambda: _write(run, found, task, rows))
+    on_first(lambda: _write(run, found, setting))
     return found
 
 
-def _write(run: Run, found: Measure, task: Task, rows: NDArray[np.int64]) -> None:
+def _write(run: Run, found: Measure, setting: _Setting) -> None:
+    """Write the measurement, and the older measures, which a forward pass and the weights give."""
+    task, rows = setting.task, setting.rows
     found.save(run.path, n=len(task.train))
+    record = found.to_dict(len(task.train))
+    reference, radii = run.reference(), run.result.get("radii")
+    margins = margins_of(setting.model, setting.every())
+    noise = run.noise_matrix if method_class(run.config.method).believes() else None
+    record["others"] = yardsticks(
+        found, setting.model, reference, margins, len(task.train), radii or None, noise
+    )
     if len(rows) < len(task.train):  # which examples the rows of measure.safetensors are
-        record = {**found.to_dict(len(task.train)), "ids": [task.train.ids[i] for i in rows]}
-        write_json(run.path / "measure.json", record)
+        record["ids"] = [task.train.ids[i] for i in rows]
+    write_json(run.path / "measure.json", record)
 
 
 def stability_of_run(
@@ -137,9 +148,17 @@ class _Setting:
         return self.feed.inputs(self.rows[self.order[0]])
 
     def batches(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
+        """This rank's batches."""
+        return self._fed(self.own)
+
+    def every(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
+        """The batches of all ranks."""
+        return self._fed(self.order)
+
+    def _fed(self, batches: list[NDArray[np.int64]]) -> Iterator[tuple[Inputs, torch.Tensor]]:
         assert self.task.train.labels is not None
         labels = torch.from_numpy(self.task.train.labels)
-        for batch in self.own:
+        for batch in batches:
             some = self.rows[batch]  # in their own order, as the result's rows are
             yield self.feed.inputs(some), labels[some]
 
