@@ -42,6 +42,7 @@ test-slow: $(VENV)/.dev
 
 study: $(VENV)/.dev
 	$(BIN)/python benchmarks/study/programmatic.py
+	$(BIN)/python benchmarks/study/full.py --jobs 2
 	$(BIN)/python benchmarks/write_study.py
 
 bench: $(VENV)/.dev
