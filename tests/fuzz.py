@@ -33,7 +33,7 @@ from hesstune.reference import Reference
 from hesstune.report.records import read_records
 from hesstune.training.config import make_config, read_yaml
 from hesstune.training.files import load_tree, save_tree
-from hesstune.weak.votes import read_votes
+from hesstune.weak.sheet import read_votes
 
 SECONDS = 20
 MEMORY_MIB = 1024

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hesstune.study.compare import Comparison, compare
     from hesstune.training.finetune import finetune
     from hesstune.training.predict import predict
+    from hesstune.training.programmatic import label_data
     from hesstune.training.run import Run
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "certify",
     "compare",
     "finetune",
+    "label_data",
     "measure",
     "noise_stability",
     "predict",
@@ -55,6 +57,7 @@ _HOMES = {
     "certify": "hesstune.bounds.certificate",
     "compare": "hesstune.study.compare",
     "finetune": "hesstune.training.finetune",
+    "label_data": "hesstune.training.programmatic",
     "measure": "hesstune.curvature.measure",
     "noise_stability": "hesstune.curvature.stability",
     "predict": "hesstune.training.predict",

@@ -53,7 +53,6 @@ class Listing:
         votes: Annotators' votes, or None.
         soft: (N, K) soft labels, or None.
         unlabelled: Ids of examples left out because they have neither label nor vote.
-        voted: Whether labels were made from votes.
     """
 
     ids: list[str]
@@ -67,7 +66,6 @@ class Listing:
     votes: Votes | None = None
     soft: NDArray[np.float64] | None = None
     unlabelled: list[str] = field(default_factory=list)
-    voted: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -55,7 +55,7 @@ def load_task(
     """
     found, source, skipped = _labelled(spec, size, skip_bad, cache_mib, voting)
     assert found.labels is not None
-    if not found.voted:  # a label model may well leave a class without an example
+    if found.votes is None:  # a label model may well leave a class without an example
         _check_counts(found.labels, found.classes)
     rng = np.random.default_rng([seed, 0x5117])
     parts = _parts(found, rng, split, val_fraction, test_fraction)

@@ -16,13 +16,13 @@ from hesstune.data.arrays import enlarged, read_arrays
 from hesstune.data.examples import Listing, Text
 from hesstune.data.hub import read_hub
 from hesstune.data.images import SUFFIXES
-from hesstune.data.votes import class_index, soft_columns, vote_columns, vote_table, vote_values
+from hesstune.data.votes import class_index, soft_columns, soft_names, vote_columns, vote_table, vote_values
 from hesstune.errors import DataError, cut, listed, unknown_name
 from hesstune.reading import reading
 from hesstune.weak.label_models import label
 from hesstune.weak.votes import ABSTAIN, Votes
 
-__all__ = ["KINDS", "PARTS", "Voting", "listing"]
+__all__ = ["KINDS", "PARTS", "Voting", "inside", "listing"]
 
 KINDS = ("digits", "folder", "csv", "array", "hf")
 PARTS = ("train", "val", "test")
@@ -171,7 +171,7 @@ def _examples_of(path: Path, rows: list[dict[str, str]], column: str) -> Listing
     if column == "text":
         texts: list[Text] = [(row["text"], row.get("text2")) for row in rows]
         return Listing(_ids(rows, None, path), None, [], texts=texts, parts=parts)
-    paths = [_inside(path, row["image"]) for row in rows]
+    paths = [inside(path, row["image"]) for row in rows]
     missing = [str(p) for p in paths if not _is_file(p)]
     if missing:
         raise DataError(f"{path} names images that do not exist: {listed(missing, 3)}")
@@ -182,7 +182,8 @@ def _voted(path: Path, rows: list[dict[str, str]], names: list[str], column: str
     """List a CSV file with votes: a label model labels the rows that have no label of their own."""
     values = vote_values(rows, names)
     own = [row.get("label", "").strip() for row in rows]
-    classes, index = class_index([*filter(None, own), *(v for row in values for v in row if v)], path)
+    written = [*filter(None, own), *(v for row in values for v in row if v)]
+    classes, index = class_index(written, path, named=soft_names(list(rows[0])))
     votes = Votes(vote_table(values, index), len(classes), [n.removeprefix("vote_") for n in names])
     labels = np.array([index[name] if name else ABSTAIN for name in own], dtype=np.int64)
     soft = soft_columns(rows, classes, path)
@@ -197,7 +198,6 @@ def _voted(path: Path, rows: list[dict[str, str]], names: list[str], column: str
         classes=classes,
         votes=votes,
         soft=posterior if soft is None else soft,
-        voted=bool(len(open_rows)),
     )
     silent = np.flatnonzero(labels == ABSTAIN)
     if len(silent) == len(rows):
@@ -206,7 +206,7 @@ def _voted(path: Path, rows: list[dict[str, str]], names: list[str], column: str
     return replace(kept, unlabelled=[listed_rows.ids[i] for i in silent])
 
 
-def _inside(path: Path, name: str) -> Path:
+def inside(path: Path, name: str) -> Path:
     """Return the path of an image that a CSV file names: below the file's folder, or absolute.
 
     Raises:

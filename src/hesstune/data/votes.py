@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hesstune.errors import DataError, unknown_name
 from hesstune.weak.votes import ABSTAIN, EMPTY
 
-__all__ = ["class_index", "soft_columns", "vote_columns", "vote_table", "vote_values"]
+__all__ = ["class_index", "soft_columns", "soft_names", "vote_columns", "vote_table", "vote_values"]
 
 PREFIX, SOFT_PREFIX = "vote_", "p_"
 ROW_SUM_TOLERANCE = 1e-3
@@ -38,6 +38,11 @@ def vote_values(rows: Sequence[dict[str, str]], columns: Sequence[str]) -> list[
 def vote_table(values: Sequence[Sequence[str]], index: dict[str, int]) -> NDArray[np.int64]:
     """Return the votes as class indices, (N, m), ABSTAIN where there is none."""
     return np.array([[index[v] if v else ABSTAIN for v in row] for row in values], dtype=np.int64)
+
+
+def soft_names(columns: Sequence[str]) -> list[str]:
+    """Return the classes that columns p_CLASS name."""
+    return [c.removeprefix(SOFT_PREFIX) for c in columns if c.startswith(SOFT_PREFIX)]
 
 
 def soft_columns(
@@ -68,19 +73,33 @@ def soft_columns(
     return np.asarray(soft / sums[:, None])
 
 
-def class_index(values: Sequence[str], path: Path) -> tuple[list[str], dict[str, int]]:
+def class_index(
+    values: Sequence[str], path: Path, count: int | None = None, named: Sequence[str] = ()
+) -> tuple[list[str], dict[str, int]]:
     """Return the classes behind labels and votes as written, and the index of each way to write one.
 
-    Class names in sorted order, or zero-based integers where all values are.
+    Class names in sorted order, or zero-based integers where all values are. Where columns p_CLASS name
+    classes, and all values are among them, those are the classes.
+
+    Args:
+        values: Labels and votes.
+        path: The file, for messages.
+        count: How many labels and votes there are, if `values` has each but once.
+        named: Classes that columns of soft labels name.
 
     Raises:
         DataError: If there is but one class, or a number is no class index.
     """
     found = sorted(set(values))
+    if len(named) > 1 and found and set(found) <= set(named):
+        numbers = all(v.isdecimal() for v in named)
+        classes = sorted(named, key=int) if numbers else sorted(named)
+        return classes, {v: i for i, v in enumerate(classes)}
     if all(v.isdecimal() for v in found):
         top = max((int(v) for v in found), default=0)
-        if top >= max(2 * len(values), 2):
-            raise DataError(f"{path}: class {top} is out of range for {len(values)} labels and votes")
+        total = len(values) if count is None else count
+        if top >= max(2 * total, 2):
+            raise DataError(f"{path}: class {top} is out of range for {total} labels and votes")
         classes = [str(i) for i in range(top + 1)]
         index = {v: int(v) for v in found}
     else:

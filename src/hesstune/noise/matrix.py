@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import class_count, integer_labels, readable_file, stochastic_matrix, unit_interval
-from hesstune.errors import NoiseMatrixError, unknown_name
+from hesstune.errors import NoiseMatrixError, listed, unknown_name
 from hesstune.reading import read_array, read_text, reading
 
 __all__ = ["KINDS", "NoiseMatrix"]
@@ -80,8 +81,13 @@ class NoiseMatrix:
         return cls((1.0 - rate) * np.eye(k) + rate * np.roll(np.eye(k), 1, axis=1))
 
     @classmethod
-    def parse(cls, text: str, k: int) -> NoiseMatrix:
+    def parse(cls, text: str, k: int, classes: Sequence[str] | None = None) -> NoiseMatrix:
         """Build from `symmetric:RATE`, `pair:RATE`, a bare rate (symmetric), or the path of a file.
+
+        Args:
+            text: One of these.
+            k: Number of classes.
+            classes: Their names: a file that names its own is brought to this order.
 
         Raises:
             NoiseMatrixError: If the text is none of these, or the file's matrix is not (k, k).
@@ -99,7 +105,7 @@ class NoiseMatrix:
             raise NoiseMatrixError(f"noise '{text}' must be written {kind}:RATE with a rate in [0, 1]")
         if rest and "/" not in kind and not Path(text).exists() and kind != "file":
             raise unknown_name("noise", kind, [*KINDS, "file"], NoiseMatrixError)
-        return cls.load(rest if kind == "file" else text).sized(k)
+        return cls.load(rest if kind == "file" else text, classes).sized(k)
 
     @classmethod
     def estimate(
@@ -229,8 +235,14 @@ class NoiseMatrix:
         Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> NoiseMatrix:
-        """Read a matrix from JSON (rows, or a record with `matrix`), CSV (K rows of K numbers) or .npy."""
+    def load(cls, path: str | Path, classes: Sequence[str] | None = None) -> NoiseMatrix:
+        """Read a matrix from JSON (rows, or a record with `matrix`), CSV (K rows of K numbers) or .npy.
+
+        A JSON record may name its `classes`; with `classes` the matrix is brought to their order.
+
+        Raises:
+            NoiseMatrixError: If the file holds no noise matrix, or is for other classes.
+        """
         path = readable_file(path, "the noise matrix")
         with reading(path, "a noise matrix", NoiseMatrixError):
             if path.suffix == ".npy":
@@ -240,7 +252,19 @@ class NoiseMatrix:
             if path.suffix == ".csv":
                 return cls([[float(cell) for cell in row] for row in csv.reader(text.splitlines()) if row])
             record = json.loads(text)
-            return cls(record.get("matrix", ()) if isinstance(record, dict) else record)
+            if not isinstance(record, dict):
+                return cls(record)
+            found, own = cls(record.get("matrix", ())), record.get("classes")
+            return found if own is None or classes is None else found._ordered(own, classes, path)
+
+    def _ordered(self, own: Sequence[str], classes: Sequence[str], path: Path) -> NoiseMatrix:
+        if len(own) != self.k or set(own) != set(classes):
+            raise NoiseMatrixError(
+                f"the noise matrix in {path} is for the classes {listed(own)}, but the data has "
+                f"{listed(classes)}"
+            )
+        order = [list(own).index(name) for name in classes]
+        return NoiseMatrix(self._array[np.ix_(order, order)])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, NoiseMatrix) and np.array_equal(self._array, other._array)

@@ -21,7 +21,7 @@ from hesstune.noise.estimate.request import Request, parse_request
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.training.config import FinetuneConfig
 from hesstune.training.feeds import cached_features, make_feed
-from hesstune.weak.dependence import dependence
+from hesstune.weak.dependence import dependence_note
 from hesstune.weak.label_models import label
 
 __all__ = ["Material", "estimated", "gather", "run_estimate"]
@@ -99,17 +99,7 @@ def _posterior(
     if part.votes is None or not part.votes.given.any():
         return None, ()
     posterior = label(part.votes, "soft_features", features=features, clean=clean, seed=seed).posterior
-    tied = [
-        f"{t.first} and {t.second} (agree {t.agreement:.0%}, {t.expected:.0%} expected)"
-        for t in dependence(part.votes, posterior)
-        if t.dependent
-    ]
-    if not tied:
-        return posterior, ()
-    return posterior, (
-        f"labelers err together: {'; '.join(tied)}; a label model takes their agreement for proof, so its "
-        "matrix says too little noise",
-    )
+    return posterior, dependence_note(part.votes, posterior)
 
 
 def estimated(request: Request, material: Material) -> Estimate:

@@ -231,7 +231,7 @@ def _story(
         return _Story(noise, known, assumptions, leaks, rows)
     if noise_is == "none":
         return _Story(None, "known", [*assumptions, "the given labels are the true ones"], leaks, rows)
-    believed = NoiseMatrix.parse(config.noise, task.k) if config.noise else run.noise_matrix
+    believed = NoiseMatrix.parse(config.noise, task.k, task.classes) if config.noise else run.noise_matrix
     if believed is None:
         why = (
             "labels from votes depend on the input, which no noise matrix tells; certify on clean labels"

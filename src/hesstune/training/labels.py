@@ -39,7 +39,7 @@ def _names(text: str | None) -> tuple[str, ...]:
 def run_task(config: FinetuneConfig) -> Task:
     """Load the examples of a run again, with the labels it was trained on (by seed the same)."""
     task = clean_task(config)
-    injected = NoiseMatrix.parse(config.noise, task.k) if config.noise else None
+    injected = NoiseMatrix.parse(config.noise, task.k, task.classes) if config.noise else None
     return noisy(task, injected, config)
 
 

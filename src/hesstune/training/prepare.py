@@ -56,7 +56,7 @@ class Prepared:
     def of(cls, run: Run, task: Task, device: torch.device) -> Prepared:
         """Return what a finished run started from, with these examples."""
         config = run.config
-        injected = NoiseMatrix.parse(config.noise, task.k) if config.noise else None
+        injected = NoiseMatrix.parse(config.noise, task.k, task.classes) if config.noise else None
         loaded = run.loaded()
         run.reference().restore_(loaded.model)
         to_channels_last(loaded.model, device)
@@ -79,11 +79,11 @@ def prepare(config: FinetuneConfig, kept: Path | None = None) -> Prepared:
     check_automatic(config, len(task.val), world())
     if (config.patience or config.select == "best") and not len(task.val):
         raise ConfigError("early stopping and --select best need validation examples; there are none")
-    injected = NoiseMatrix.parse(config.noise, task.k) if config.noise else None
+    injected = NoiseMatrix.parse(config.noise, task.k, task.classes) if config.noise else None
     believed = injected if config.noise_matrix == "true" else None
     wanted = config.noise_matrix or ""
     if wanted and wanted != "true" and not wanted.startswith("estimate"):
-        believed = NoiseMatrix.parse(wanted, task.k)
+        believed = NoiseMatrix.parse(wanted, task.k, task.classes)
     if believed is not None:
         _ = believed.inverse  # a singular matrix is told now, not after the model has loaded
     loaded = load_model(

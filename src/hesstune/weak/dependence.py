@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hesstune.weak.patterns import patterns
 from hesstune.weak.votes import Votes
 
-__all__ = ["PairTest", "dependence"]
+__all__ = ["PairTest", "dependence", "dependence_note"]
 
 
 @dataclass(frozen=True)
@@ -55,33 +56,56 @@ def dependence(
         seed: Their seed.
     """
     rng = np.random.default_rng([seed, 0xDE9])
+    # All that follows is linear in the posterior: its means over equal rows of votes suffice.
+    distinct = patterns(votes)
+    votes, weight = distinct.votes, distinct.weight
+    posterior = np.stack(
+        [np.bincount(distinct.of, weights=column, minlength=len(weight)) for column in posterior.T], axis=1
+    )
     pairs = list(combinations(range(votes.m), 2))
     found = []
     for a, b in pairs:
         both = np.flatnonzero(votes.given[:, a] & votes.given[:, b])
-        if len(both) < 10:
+        if weight[both].sum() < 10:
             continue
         q = posterior[both]
         u, v = votes.table[both, a], votes.table[both, b]
         ca, cb = (_confusion(q, labels, votes.k) for labels in (u, v))
         joint = np.einsum("y,yu,yv->uv", q.sum(axis=0), ca, cb)
         observed = np.zeros((votes.k, votes.k))
-        np.add.at(observed, (u, v), 1)
+        np.add.at(observed, (u, v), weight[both])
         statistic = _chi2(observed, joint)
         flat = joint.ravel() / joint.sum()
-        simulated = rng.multinomial(len(both), flat, size=draws).reshape(draws, votes.k, votes.k)
+        simulated = rng.multinomial(round(weight[both].sum()), flat, size=draws).reshape(
+            draws, votes.k, votes.k
+        )
         larger = int((_chi2(simulated, joint) >= statistic).sum())
         p = min(1.0, len(pairs) * (larger + 1) / (draws + 1))
         found.append(
             PairTest(
                 votes.names[a],
                 votes.names[b],
-                float((u == v).mean()),
+                float(np.average(u == v, weights=weight[both])),
                 float(np.trace(joint) / joint.sum()),
                 float(p),
             )
         )
     return found
+
+
+def dependence_note(votes: Votes, posterior: NDArray[np.float64]) -> tuple[str, ...]:
+    """Return a sentence about the labelers that err together, or none."""
+    tied = [
+        f"{t.first} and {t.second} (agree {t.agreement:.0%}, {t.expected:.0%} expected)"
+        for t in dependence(votes, posterior)
+        if t.dependent
+    ]
+    if not tied:
+        return ()
+    return (
+        f"labelers err together: {'; '.join(tied)}; a label model takes their agreement for proof, so its "
+        "matrix says too little noise",
+    )
 
 
 def _confusion(q: NDArray[np.float64], labels: NDArray[np.int64], k: int) -> NDArray[np.float64]:

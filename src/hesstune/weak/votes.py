@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import importlib
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hesstune.checks import class_count, integer_labels, readable_file
-from hesstune.errors import ConfigError, DataError, cut, listed, unknown_name
-from hesstune.reading import reading
+from hesstune.checks import class_count, integer_labels
+from hesstune.errors import DataError, cut, listed
 
-__all__ = ["ABSTAIN", "Votes", "apply_functions", "load_functions", "read_votes"]
+__all__ = ["ABSTAIN", "EMPTY", "Votes", "class_of"]
 
 ABSTAIN = -1
 # What an empty vote may be written as.
@@ -109,6 +103,11 @@ class Votes:
         """Examples on which every labeler abstains."""
         return np.flatnonzero(~self.given.any(axis=1))
 
+    @property
+    def unvoted(self) -> NDArray[np.int64]:
+        """Classes that no labeler votes for."""
+        return np.setdiff1d(np.arange(self.k), np.unique(self.table))
+
     def take(self, rows: ArrayLike) -> Votes:
         """Return the votes on some of the examples."""
         rows = np.asarray(rows)
@@ -122,7 +121,7 @@ class Votes:
             for name, share in zip(self.names, self.coverage, strict=True)
             if share == 0
         ]
-        absent = [shown[c] for c in np.flatnonzero(self.counts.sum(axis=0) == 0)]
+        absent = [shown[c] for c in self.unvoted]
         if absent:
             found.append(f"no labeler ever votes for {listed(absent)}; no example will be given that label")
         if len(self.silent):
@@ -134,12 +133,15 @@ class Votes:
 
         `polarity`: classes it votes for; `coverage`: share of examples it votes on; `overlaps`: share
         it votes on together with another; `conflicts`: share where another votes for another class;
-        with true labels also `correct`, `incorrect` and `accuracy` (over its own votes; NaN-free:
-        None where it never votes).
+        with true labels (−1 where unknown) also `correct`, `incorrect` and `accuracy` (over its own
+        votes; NaN-free: None where it never votes on an example whose label is known).
         """
-        gold = None if true is None else integer_labels(true, self.k, "true labels")
+        gold = None if true is None else np.asarray(true)
         if gold is not None and len(gold) != len(self):
             raise DataError(f"{len(gold)} true labels do not match {len(self)} examples")
+        known = np.ones(len(self), dtype=bool) if gold is None else gold != ABSTAIN
+        if gold is not None:
+            integer_labels(gold[known], self.k, "true labels")
         votes = self.given.sum(axis=1)
         rows: list[dict[str, Any]] = []
         for j, name in enumerate(self.names):
@@ -153,15 +155,16 @@ class Votes:
                 "conflicts": float((own & other.any(axis=1)).mean()),
             }
             if gold is not None:
-                right = int((self.table[own, j] == gold[own]).sum())
-                row["correct"], row["incorrect"] = right, int(own.sum()) - right
-                row["accuracy"] = right / int(own.sum()) if own.any() else None
+                judged = own & known
+                right = int((self.table[judged, j] == gold[judged]).sum())
+                row["correct"], row["incorrect"] = right, int(judged.sum()) - right
+                row["accuracy"] = right / int(judged.sum()) if judged.any() else None
             rows.append(row)
         return rows
 
 
-def _class_of(value: object, index: Mapping[str, int], where: str) -> int:
-    """Turn a vote (class name, index or nothing) into a class index."""
+def class_of(value: object, index: dict[str, int], where: str) -> int:
+    """Turn a vote (class name, index or nothing) into a class index; DataError where it is none."""
     if value is None or (str(value).strip().lower() in EMPTY and str(value) not in index):
         return ABSTAIN
     if isinstance(value, bool):
@@ -170,109 +173,6 @@ def _class_of(value: object, index: Mapping[str, int], where: str) -> int:
         return index[str(value)]
     if isinstance(value, int | np.integer) and 0 <= value < len(index):
         return int(value)
-    raise DataError(f"{where} gave '{cut(value)}', which is no class; the classes are {listed(index)}")
-
-
-def read_votes(
-    path: str | Path, classes: Sequence[str], columns: Sequence[str] | None = None
-) -> tuple[list[str], Votes]:
-    """Read votes from a CSV file: `id`, then a column a labeler; empty cells abstain.
-
-    Args:
-        path: The file.
-        classes: Class names; a vote is one of them, or a zero-based index.
-        columns: The labelers' columns; None takes all but id, image, text, label, split and p_….
-
-    Returns:
-        The ids, and the votes.
-
-    Raises:
-        DataError: If a vote is no class or a column is missing, by row and column.
-    """
-    path = readable_file(path, "the votes file")
-    with reading(path, "CSV", DataError), path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, strict=True))
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise DataError(f"{path}, row {number}: the number of cells differs from the header's")
-    if not rows or "id" not in rows[0]:
-        raise DataError(f"{path} needs a column 'id', a column a labeler, and at least one row")
-    taken = {"id", "image", "text", "label", "split"}
-    names = list(columns) if columns else [c for c in rows[0] if c not in taken and not c.startswith("p_")]
-    for name in names:
-        if name not in rows[0]:
-            raise unknown_name(f"column of {path}", name, [c for c in rows[0] if c], DataError)
-    if not names:
-        raise DataError(f"{path} has no column of votes beside {listed(rows[0])}")
-    index = {name: i for i, name in enumerate(classes)} | _digits(classes)
-    table = [
-        [_class_of(row[c], index, f"{path}, row {number}, column {c}") for c in names]
-        for number, row in enumerate(rows, start=2)
-    ]
-    shown = [name.removeprefix("vote_") for name in names]
-    return [row["id"] for row in rows], Votes(np.array(table), len(classes), shown)
-
-
-def _digits(classes: Sequence[str]) -> dict[str, int]:
-    """Allow zero-based indices as text, where no class name looks like one."""
-    numbers = {str(i): i for i in range(len(classes))}
-    return {} if set(numbers) & set(classes) else numbers
-
-
-def load_functions(spec: str) -> list[tuple[str, Callable[[Mapping[str, str]], object]]]:
-    """Import labeling functions: `py:module:name`, where the name is a function or a list of them.
-
-    The module is imported and run: use it with code you trust.
-
-    Raises:
-        ConfigError: If the module or name is missing, or holds no function.
-    """
-    kind, _, rest = spec.partition(":")
-    module_name, _, attribute = rest.partition(":")
-    if kind != "py" or not attribute:
-        raise ConfigError(f"labeling functions '{spec}' must be written py:module:name")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"cannot import the module '{module_name}': {error}") from error
-    if not hasattr(module, attribute):
-        names = [n for n in vars(module) if not n.startswith("_")]
-        raise unknown_name(f"name in {module_name}", attribute, names)
-    found = getattr(module, attribute)
-    functions = list(found) if isinstance(found, list | tuple) else [found]
-    if not functions or not all(callable(f) for f in functions):
-        raise ConfigError(f"{spec} must be a function, or a list of functions; got {type(found).__name__}")
-    return [(str(getattr(f, "__name__", f"{attribute}{i}")), f) for i, f in enumerate(functions)]
-
-
-def apply_functions(
-    functions: Sequence[tuple[str, Callable[[Mapping[str, str]], object]]],
-    rows: Sequence[Mapping[str, str]],
-    classes: Sequence[str],
-) -> Votes:
-    """Call each labeling function on each example and collect the votes.
-
-    Args:
-        functions: (name, function) pairs. A function gets an example as a mapping of text (a CSV
-            file's row; `id` and `path` for images) and returns a class name, a class index, or None.
-        rows: The examples.
-        classes: Class names.
-
-    Raises:
-        DataError: If a function fails or returns what is no class, by name and example.
-    """
-    index = {name: i for i, name in enumerate(classes)}
-    table = np.full((len(rows), len(functions)), ABSTAIN)
-    for j, (name, function) in enumerate(functions):
-        for n, row in enumerate(rows):
-            try:
-                value = function(row)
-            except Exception as error:
-                raise DataError(
-                    f"labeling function {name} failed on example {row.get('id', n)}: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
-            table[n, j] = _class_of(value, index, f"labeling function {name}, example {row.get('id', n)},")
-    return Votes(table, len(classes), [name for name, _ in functions])
+    names = {i: name for name, i in reversed(index.items())}  # the first of each: others are its aliases
+    shown = listed(names[i] for i in sorted(names))
+    raise DataError(f"{where} gave '{cut(value)}', which is no class; the classes are {shown}")
