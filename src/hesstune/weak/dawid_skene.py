@@ -41,17 +41,20 @@ def dawid_skene(
     each = float((votes.given.sum(axis=1) * weight).sum())
     q = votes.counts[:, seen] / votes.counts.sum(axis=1, keepdims=True)
     prior, confusion = _maximised(q, views, weight, total)
+    evidence = _evidence(views, confusion)
+    votes_of = votes.given.sum(axis=1, keepdims=True)
     before = -np.inf
     for _ in range(steps):
-        logs = _joint(views, confusion, prior)
-        q = np.exp(logs - logs.max(axis=1, keepdims=True))
+        q = evidence + np.log(prior)
+        q -= q.max(axis=1, keepdims=True)
+        np.exp(q, out=q)
         q /= q.sum(axis=1, keepdims=True)
         prior, confusion = _maximised(q, views, weight, total)
+        evidence = _evidence(views, confusion)
         held = np.clip(q, LEAST, None)
         # crowd-kit's bound counts the prior once a vote.
-        votes_of = votes.given.sum(axis=1, keepdims=True)
-        joint = q * (_joint(views, confusion, np.ones_like(prior)) + votes_of * np.log(prior))
-        bound = float((weight[:, None] * (joint - held * np.log(held))).sum()) / each
+        joint = q * (evidence + votes_of * np.log(prior)) - held * np.log(held)
+        bound = float(weight @ joint.sum(axis=1)) / each
         if bound - before < tolerance:
             break
         before = bound
@@ -70,10 +73,9 @@ def _maximised(
     return prior, confusion / confusion.sum(axis=2, keepdims=True)
 
 
-def _joint(
-    views: list[NDArray[np.float64]], confusion: NDArray[np.float64], prior: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    logs = np.broadcast_to(np.log(prior), views[0].shape).copy()
+def _evidence(views: list[NDArray[np.float64]], confusion: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ln P(votes | class), (N, K)."""
+    logs = np.zeros_like(views[0])
     for view, matrix in zip(views, confusion, strict=True):
         logs += view @ np.log(matrix).T
     return logs

@@ -1,0 +1,118 @@
+"""Time and memory of `hesstune label` on a CSV file of a million rows of votes.
+
+python benchmarks/label_scale.py [ROWS]
+
+Ten annotators of five classes, a tenth of the votes missing; Dawid–Skene labels and the noise matrix of the
+labels, by the command line in a process of its own. Beside it crowd-kit's Dawid–Skene on the first rows,
+for agreement.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+OUT = Path(__file__).parent / "results" / "label_scale.json"
+CLASSES = ("ant", "bee", "cow", "dog", "eel")
+ACCURACIES = (0.9, 0.85, 0.8, 0.8, 0.75, 0.7, 0.7, 0.65, 0.6, 0.5)
+MISSING, FEW = 0.1, 2000
+
+
+def votes(rows, seed=0):
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, len(CLASSES), rows)
+    shape = (rows, len(ACCURACIES))
+    table = np.where(rng.random(shape) < ACCURACIES, true[:, None], rng.integers(0, len(CLASSES), shape))
+    table[rng.random(shape) < MISSING] = -1
+    return true, table
+
+
+def write(path, true, table):
+    names = np.array([*CLASSES, ""], dtype=object)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "true_label", *(f"vote_{j}" for j in range(table.shape[1]))])
+        for n, (own, row) in enumerate(zip(names[true].tolist(), names[table].tolist(), strict=True)):
+            writer.writerow([f"x{n}", own, *row])
+
+
+def measured(folder, path):
+    """Run the command; return its seconds, its peak memory in MiB, and its record."""
+    command = [sys.executable, "-m", "hesstune", "label", "--votes", str(path), "--label-model"]
+    command += ["dawid_skene", "--out", str(folder / "labels.csv"), "--json", "--quiet"]
+    started = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    said = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - started
+    if status:
+        raise SystemExit("the command failed")
+    return seconds, usage.ru_maxrss / 1024, json.loads(said)
+
+
+def agreement(table):
+    """Return the largest difference of posteriors from crowd-kit's on the first rows."""
+    import pandas as pd
+    from crowdkit.aggregation import DawidSkene
+
+    from hesstune.weak.label_models import label
+    from hesstune.weak.votes import Votes
+
+    few = table[:FEW]
+    tasks, workers = np.nonzero(few != -1)
+    frame = pd.DataFrame({"task": tasks, "worker": workers, "label": few[tasks, workers]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = DawidSkene(n_iter=200).fit_predict_proba(frame).sort_index()
+    own = label(Votes(few, len(CLASSES)), "dawid_skene").posterior[theirs.index]
+    return float(np.abs(own - theirs[sorted(theirs.columns)].to_numpy()).max())
+
+
+def main():
+    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    true, table = votes(rows)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder / "votes.csv", true, table)
+        megabytes = (folder / "votes.csv").stat().st_size / 2**20
+        seconds, memory, found = measured(folder, folder / "votes.csv")
+        with (folder / "labels.csv").open(newline="") as file:
+            next(file)
+            made = {r[0]: r[1] for r in csv.reader(file)}
+    given = np.array([CLASSES.index(made[f"x{n}"]) for n in range(rows) if f"x{n}" in made])
+    kept = np.array([f"x{n}" in made for n in range(rows)])
+    joint = np.zeros((len(CLASSES), len(CLASSES)))
+    np.add.at(joint, (true[kept], given), 1)
+    wanted = joint / joint.sum(axis=1, keepdims=True)
+    record = {
+        "command": "python benchmarks/label_scale.py" + ("" if rows == 1_000_000 else f" {rows}"),
+        "machine": platform.machine(),
+        "rows": rows,
+        "annotators": len(ACCURACIES),
+        "classes": len(CLASSES),
+        "file_mib": round(megabytes, 1),
+        "seconds": round(seconds, 1),
+        "peak_mib": round(memory),
+        "distinct_rows": int(len(np.unique(table, axis=0))),
+        "accuracy": found["accuracy"],
+        "majority_accuracy": found["majority_accuracy"],
+        "total_variation": float(np.abs(np.array(found["noise_matrix"]["matrix"]) - wanted).sum(1).mean() / 2),
+        "crowd_kit_difference": agreement(table),
+        "crowd_kit_rows": FEW,
+    }
+    OUT.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
