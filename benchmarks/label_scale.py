@@ -103,10 +103,12 @@ def main():
         "file_mib": round(megabytes, 1),
         "seconds": round(seconds, 1),
         "peak_mib": round(memory),
-        "distinct_rows": int(len(np.unique(table, axis=0))),
+        "distinct_rows": len(np.unique(table, axis=0)),
         "accuracy": found["accuracy"],
         "majority_accuracy": found["majority_accuracy"],
-        "total_variation": float(np.abs(np.array(found["noise_matrix"]["matrix"]) - wanted).sum(1).mean() / 2),
+        "total_variation": float(
+            np.abs(np.array(found["noise_matrix"]["matrix"]) - wanted).sum(1).mean() / 2
+        ),
         "crowd_kit_difference": agreement(table),
         "crowd_kit_rows": FEW,
     }

@@ -1,17 +1,21 @@
 """Test accuracy on PACS with plain cross-entropy, estimated noise matrices, and the true one.
 
-python benchmarks/noise_pacs.py ROOT [SEEDS]
+python benchmarks/noise_pacs.py ROOT [SEED …]
 
 For each target domain and seed: a linear head on frozen EfficientNet-Lite0 features, trained on weak
 labels by full-batch Adam inside a ball whose radius is chosen by the loss on weak validation labels.
-True labels are read for the oracle's matrix, for the 50 checked labels, and for the test.
+True labels are read for the oracle's matrix, for the 50 checked labels, and for the test. The numbers of
+`soft_features` are those of noise_choices.py, chosen without the target; seeds are ones it has not seen.
+What is done already is not done again, and several processes may share the work.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import platform
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -21,10 +25,13 @@ from hesstune.noise.estimate import estimate_noise, from_posterior, holdout
 from hesstune.noise.estimate.crossfit import cross_fit
 from hesstune.noise.estimate.fit import well_conditioned
 from hesstune.study.tasks import PACS, pacs
+from hesstune.weak.features import soft_dawid_skene
 from hesstune.weak.label_models import label
 
-OUT = Path(__file__).parent / "results" / "noise_pacs.json"
-RADII, STEPS, LR, CLEAN = (8.0, 32.0), 200, 0.02, 50
+RESULTS = Path(__file__).parent / "results"
+OUT, CHOICES = RESULTS / "noise_pacs.json", RESULTS / "noise_choices.json"
+SEEDS = (10, 11, 12, 13, 14)
+RADII, STEPS, LR, CLEAN = (4.0, 16.0, 64.0), 200, 0.02, 50
 
 
 def softmax(logits):
@@ -32,16 +39,17 @@ def softmax(logits):
     return powers / powers.sum(-1, keepdims=True)
 
 
-def test_accuracies(task, inverses):
-    """Train a head for each inverse matrix and radius; return the test accuracy at the chosen radius."""
+def test_accuracies(task, targets, weights, inverses):
+    """Train a head for each (N, K) of targets, with weights, and each radius; choose by inverses."""
     mean = task.train.features.mean(0)
     scale = np.sqrt(((task.train.features - mean) ** 2).sum(1).mean() / 10)
     train, val, test = (
         np.append(((p.features - mean) / scale), np.ones((len(p), 1)), 1).astype(np.float32)
         for p in (task.train, task.val, task.test)
     )
-    shape = (train.shape[1], len(inverses), len(RADII), task.k)
-    targets = np.stack([i[task.train.weak] for i in inverses], 1)[:, :, None].astype(np.float32)
+    shape = (train.shape[1], len(targets), len(RADII), task.k)
+    aims = np.stack(targets, 1)[:, :, None].astype(np.float32)
+    share = np.stack([w / w.sum() for w in weights], 1)[:, :, None, None].astype(np.float32)
     w, m, v = (np.zeros(shape, np.float32) for _ in range(3))
     radius = np.array(RADII, np.float32)[None, None, :, None]
 
@@ -50,69 +58,128 @@ def test_accuracies(task, inverses):
 
     for step in range(1, STEPS + 1):
         # Rows of an inverse sum to 1, so the gradient in the logits is softmax less the row.
-        error = (softmax(logits(train)) - targets).reshape(len(train), -1) / len(train)
+        error = ((softmax(logits(train)) - aims) * share).reshape(len(train), -1)
         gradient = (train.T @ error).reshape(shape)
         m, v = 0.9 * m + 0.1 * gradient, 0.99 * v + 0.01 * gradient**2
         rate = LR * min(1, 2 * (1 - step / (STEPS + 1)))
         w -= rate * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.99**step)) + 1e-8)
         norm = np.sqrt((w[:-1] ** 2).sum((0, 3), keepdims=True))
         w[:-1] *= np.minimum(1, radius / np.maximum(norm, 1e-12))
-    logs, guessed = np.log(softmax(logits(val))), logits(test).argmax(-1)
+    logs, guessed = np.log(softmax(logits(val)) + 1e-30), logits(test).argmax(-1)
     found = []
     for at, inverse in enumerate(inverses):
         loss = -(inverse[task.val.weak][:, None] * logs[:, at]).sum(-1).mean(0)
-        found.append(float((guessed[:, at, loss.argmin()] == task.test.true).mean()))
+        found.append((float((guessed[:, at, loss.argmin()] == task.test.true).mean()), RADII[loss.argmin()]))
     return found
 
 
-def matrices(task, seed):
+def clean_weight(inverse, weak, checked):
+    """Return the weight of a checked label against a corrected one: by the inverse variance of its aim.
+
+    A corrected label aims at a row of F⁻¹, whose mean squared norm is that many times a true label's;
+    checked labels together count as much as the others at most.
+    """
+    return float(np.clip((inverse[weak] ** 2).sum(1).mean(), 1, (len(weak) - checked) / checked))
+
+
+def matrices(task, seed, choice):
+    """Return {name: noise matrix}, the posteriors without and with checked labels, and the rows checked."""
     part, k = task.train, task.k
     probs = cross_fit(part.features, part.weak, k, seed=seed)
     rows = np.random.default_rng([seed, CLEAN]).permutation(len(part))[:CLEAN]
     clean = (rows, part.true[rows])
+    free = soft_dawid_skene(part.votes, part.features, seed=seed, **choice["none"])
+    checked = soft_dawid_skene(part.votes, part.features, clean=clean, seed=seed, **choice["checked"])
     made = {"true F": task.noise}
-    for name in ("anchor", "dual_t"):
-        made[name] = estimate_noise(probs, part.weak, name).matrix
-    for name in ("majority", "dawid_skene", "features", "soft_features"):
+    for name in ("anchor", "dual_t", "confident", "volmin", "auto"):
+        with_features = {"features": part.features} if name in ("volmin", "auto") else {}
+        posterior = {"posterior": free} if name == "auto" else {}
+        made[name] = estimate_noise(probs, part.weak, name, **with_features, **posterior).matrix
+    for name in ("majority", "dawid_skene", "features"):
         posterior = label(part.votes, name, features=part.features, seed=seed).posterior
         made[name] = from_posterior(posterior, part.weak).matrix
-    checked = label(part.votes, "soft_features", features=part.features, clean=clean, seed=seed).posterior
-    prior = from_posterior(checked, part.weak).matrix
-    made[f"soft_features, {CLEAN} checked"] = prior
+    made["soft_features"] = from_posterior(free, part.weak).matrix
+    made[f"soft_features, {CLEAN} checked"] = prior = from_posterior(checked, part.weak).matrix
     made[f"holdout, {CLEAN} checked"] = holdout(clean[1], part.weak[rows], k, prior=prior).matrix
-    return made
+    return made, free, checked, rows
+
+
+def compared(task, seed, choice):
+    part, eye = task.train, np.eye(task.k)
+    made, free, checked, rows = matrices(task, seed, choice)
+    used = {n: f if n == "true F" else well_conditioned(f)[0] for n, f in made.items()}
+    names = ["cross-entropy", *used]
+    inverses = [eye, *(f.inverse for f in used.values())]
+    targets, weights = [i[part.weak] for i in inverses], [np.ones(len(part)) for _ in inverses]
+    best = used[f"holdout, {CLEAN} checked"].inverse
+    for kind in ("soft_features", "holdout"):
+        inverse = used[f"{kind}, {CLEAN} checked"].inverse
+        aim, weight = inverse[part.weak].copy(), np.ones(len(part))
+        aim[rows] = eye[part.true[rows]]
+        weight[rows] = clean_weight(inverse, part.weak, CLEAN)
+        names.append(f"{kind}, {CLEAN} checked, also in the loss")
+        targets, weights, inverses = [*targets, aim], [*weights, weight], [*inverses, inverse]
+    for name, posterior, inverse in (
+        ("posterior as soft labels", free, used["soft_features"].inverse),
+        (f"posterior as soft labels, {CLEAN} checked", checked, best),
+    ):
+        names.append(name)
+        targets, weights, inverses = (
+            [*targets, posterior],
+            [*weights, np.ones(len(part))],
+            [*inverses, inverse],
+        )
+    runs = []
+    for name, (accuracy, radius) in zip(
+        names, test_accuracies(task, targets, weights, inverses), strict=True
+    ):
+        error = used[name].array - task.noise.array if name in used else None
+        runs.append(
+            {
+                "target": task.target,
+                "seed": seed,
+                "matrix": name,
+                "test_accuracy": accuracy,
+                "radius": radius,
+                "total_variation": None if error is None else float(np.abs(error).sum(1).mean() / 2),
+                "condition": used[name].condition if name in used else None,
+            }
+        )
+    return runs
+
+
+def kept(runs=()):
+    """Add runs to the record, under a lock; return all of it."""
+    with Path(tempfile.gettempdir(), "noise_pacs.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        setting = {"radii": RADII, "steps": STEPS, "lr": LR, "checked": CLEAN, "pixels": 96}
+        setting = json.loads(json.dumps(setting))
+        old = json.loads(OUT.read_text()) if OUT.is_file() else {}
+        have = old.get("runs", []) if old.get("setting") == setting else []
+        if runs:
+            have = sorted([*have, *runs], key=lambda r: (r["seed"], PACS.index(r["target"])))
+            record = {
+                "command": "python benchmarks/noise_pacs.py PACS",
+                "machine": platform.machine(),
+                "setting": setting,
+                "seeds": sorted({r["seed"] for r in have}),
+                "choices": json.loads(CHOICES.read_text())["chosen"],
+                "runs": have,
+            }
+            OUT.write_text(json.dumps(record, indent=1) + "\n")
+    return have
 
 
 def main():
-    root, seeds = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    root, seeds = sys.argv[1], [int(s) for s in sys.argv[2:]] or SEEDS
     warnings.simplefilter("ignore")
-    runs = []
-    for seed in range(seeds):
+    choices = json.loads(CHOICES.read_text())["chosen"]
+    for seed in seeds:
         for target in PACS:
-            task = pacs(root, target, seed=seed)
-            made = matrices(task, seed)
-            used = {n: f if n == "true F" else well_conditioned(f)[0] for n, f in made.items()}
-            accuracies = test_accuracies(task, [np.eye(task.k), *(f.inverse for f in used.values())])
-            for name, accuracy in zip(["cross-entropy", *used], accuracies, strict=True):
-                error = None if name == "cross-entropy" else used[name].array - task.noise.array
-                runs.append(
-                    {
-                        "target": target,
-                        "seed": seed,
-                        "matrix": name,
-                        "test_accuracy": accuracy,
-                        "total_variation": None if error is None else float(np.abs(error).sum(1).mean() / 2),
-                        "condition": None if error is None else used[name].condition,
-                    }
-                )
-            record = {
-                "command": f"python benchmarks/noise_pacs.py PACS {seeds}",
-                "machine": platform.machine(),
-                "setting": {"radii": RADII, "steps": STEPS, "lr": LR, "checked": CLEAN, "pixels": 96},
-                "seeds": seed + 1,
-                "runs": runs,
-            }
-            OUT.write_text(json.dumps(record, indent=1) + "\n")
+            if (seed, target) in {(r["seed"], r["target"]) for r in kept()}:
+                continue
+            kept(compared(pacs(root, target, seed=seed), seed, choices[target]))
+            print(seed, target, flush=True)
 
 
 if __name__ == "__main__":

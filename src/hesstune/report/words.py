@@ -139,7 +139,10 @@ def _split(records: Records) -> dict[str, str]:
 
 
 def _noise(records: Records) -> dict[str, str]:
-    if records.run["noise"]["injected"]:
+    injected = records.run["noise"]["injected"]
+    if injected and str(injected).startswith("instance:"):
+        here = "Does not hold: the noise was injected so that it depends on the example."
+    elif injected:
         here = "Holds by construction: the noise was injected class by class."
     elif records.noise is None:
         here = "The loss was told of no noise."

@@ -25,11 +25,11 @@ from hesstune.errors import DataError
 from hesstune.forward import Inputs
 from hesstune.models.load import LoadedModel
 from hesstune.models.train_parts import freeze
-from hesstune.noise.matrix import NoiseMatrix
+from hesstune.noise.instance import instance_rate
 from hesstune.training.config import FinetuneConfig
 from hesstune.training.device import pick_device
 from hesstune.training.feeds import Feed, make_feed, to_channels_last
-from hesstune.training.labels import run_task
+from hesstune.training.labels import injected_noise, run_task
 from hesstune.training.measured import unchanged
 from hesstune.training.prior import Centred, with_trained_prior
 from hesstune.training.ranks import gathered, on_first, rank, start_ranks, summed, world
@@ -231,7 +231,7 @@ def _story(
         return _Story(noise, known, assumptions, leaks, rows)
     if noise_is == "none":
         return _Story(None, "known", [*assumptions, "the given labels are the true ones"], leaks, rows)
-    believed = NoiseMatrix.parse(config.noise, task.k, task.classes) if config.noise else run.noise_matrix
+    believed = injected_noise(config, task) if config.noise else run.noise_matrix
     if believed is None:
         why = (
             "labels from votes depend on the input, which no noise matrix tells; certify on clean labels"
@@ -260,7 +260,7 @@ def noise_story(config: FinetuneConfig, task: Task, told: str = "auto") -> str:
                 "leave --noise-is out"
             )
         return told
-    if task.train.votes is not None:
+    if task.train.votes is not None or instance_rate(config.noise) is not None:
         return "instance_dependent"  # votes err on the same hard examples
     if task.train.clean is not None:
         raise DataError(

@@ -51,7 +51,8 @@ class FinetuneConfig(BaseModel):
     )
     noise: str | None = Field(
         None,
-        description="noise injected into training and validation labels: symmetric:RATE, pair:RATE or a file",
+        description="noise injected into training and validation labels: symmetric:RATE, pair:RATE, "
+        "instance:RATE (depends on the example) or a matrix file",
     )
     noise_matrix: str | None = Field(
         None,

