@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from study_results import study_results
@@ -42,6 +43,21 @@ def test_verdict_tells_when_seeds_cannot():
     assert "does not hold zero" in verdict(study_results())
     assert "single seed" in verdict(study_results(tasks=("photo",), seeds=1))
     assert "it is the baseline" in verdict(study_results(baseline="<b>bold</b>"))
+
+
+def test_means_have_t_intervals_over_seeds_and_one_seed_has_none():
+    results = study_results(tasks=("photo",))
+    # A record of an earlier version has standard errors alone.
+    for row in results["means"]:
+        row.pop("low", None)
+    values = [c["metrics"]["test_accuracy"] for c in results["cells"] if c["method"] == "robust"]
+    low, high = scipy.stats.t.interval(0.95, 2, np.mean(values), scipy.stats.sem(values))
+    text = render_study(results)
+    assert f'{100 * np.mean(values):.1f} % <span class="ends">[{100 * low:.1f}, {100 * high:.1f}]' in text
+    assert "95 % t interval" in text
+    alone = render_study(study_results(tasks=("photo",), seeds=1))
+    assert 'class="ends"' not in alone
+    assert "one seed shows no spread" in alone
 
 
 def test_another_baseline_can_be_chosen(tmp_path):

@@ -43,3 +43,38 @@ def test_a_missing_tracker_is_told_before_anything_is_written(tmp_path, monkeypa
     with pytest.raises(MissingExtraError, match=r"pip install 'hesstune\[tracking\]'"):
         ht.finetune(SMALL, epochs=1, track="mlflow", out=str(tmp_path / "a"))
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "mlflow"])
+def test_a_resumed_run_has_every_epoch_once(tracker, tmp_path, monkeypatch):
+    pytest.importorskip(tracker)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    options = {**SMALL, "epochs": 4, "track": tracker, "out": str(tmp_path / "a")}
+
+    def stop(done, total, text):
+        if text == "epoch 3":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ht.finetune(options, progress=stop)
+    before = tracked_epochs(tracker, tmp_path / "a")
+    assert len(before) == 2  # two epochs were sent before the interrupt
+    run = ht.finetune(options, resume=True)
+    wanted = [(m["epoch"], pytest.approx(m["val_accuracy"])) for m in run.metrics]
+    assert [epoch for epoch, _ in wanted] == [1, 2, 3, 4]
+    assert tracked_epochs(tracker, tmp_path / "a") == wanted
+
+
+def tracked_epochs(tracker, path):
+    """(epoch, validation accuracy) as a tracker holds them, repeats included."""
+    if tracker == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(path / "tensorboard"))
+        events.Reload()
+        return [(e.step, e.value) for e in events.Scalars("val_accuracy")]
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient((path / "mlruns").resolve().as_uri())
+    kept = (path / "mlflow_run").read_text().strip()
+    return [(m.step, m.value) for m in client.get_metric_history(kept, "val_accuracy")]

@@ -7,6 +7,7 @@ from typing import Any
 
 from hesstune.report.environment import render
 from hesstune.report.figures import bars, scatter
+from hesstune.study.summary import means
 
 __all__ = ["concordance", "render_study"]
 
@@ -31,6 +32,8 @@ def render_study(results: Mapping[str, Any]) -> str:
 
 def context(results: Mapping[str, Any]) -> dict[str, Any]:
     """Return everything the template shows."""
+    # Anew from the cells: a comparison's record may be older than the intervals.
+    results = {**results, "means": means(results["cells"])}
     tasks = results["tasks"]
     groups: list[str | None] = [None, *tasks] if len(tasks) > 1 else list(tasks)
     return {
@@ -88,11 +91,13 @@ def _table(results: Mapping[str, Any], task: str | None) -> dict[str, Any]:
 def _cell(row: Mapping[str, Any] | None, metric: str) -> dict[str, Any]:
     _, form, factor = METRICS[metric]
     if row is None:
-        return {"value": None, "text": "–"}
+        return {"value": None, "text": "–", "interval": ""}
     text = form % (factor * row["mean"])
-    if row["stderr"] is not None:
-        text += f" ± {factor * row['stderr']:.2g}"
-    return {"value": factor * row["mean"], "text": text}
+    ends = ""
+    if row["low"] is not None:
+        digits = form.split()[0]  # the unit stands once
+        ends = f"[{digits % (factor * row['low'])}, {digits % (factor * row['high'])}]"
+    return {"value": factor * row["mean"], "text": text, "interval": ends}
 
 
 def _differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:

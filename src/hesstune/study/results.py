@@ -19,7 +19,8 @@ One JSON object:
   `certificate`: null, {risk, empirical, delta, vacuous, labels} or {risk: null, why}. Accuracies are
   shares.
   `search` is {trials: [{options, val_loss, error}], chosen: number of the trial}.
-- `means`: list of {metric, method, task (null: over the tasks), n, mean, stderr}.
+- `means`: list of {metric, method, task (null: over the tasks), n, mean, stderr, low, high},
+  with the 95 % t interval for fresh seeds on these tasks.
 - `differences`: list of {metric, method, baseline, task (null: over the tasks), n, mean, stderr, low, high}:
   method minus baseline, paired by task and seed, with a 95 % t interval for fresh seeds on these tasks.
 - `ranks`: list of {method, mean_rank, stderr, n} by test accuracy, best first; 1 is best.

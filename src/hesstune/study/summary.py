@@ -41,10 +41,11 @@ def table_of(cells: Cells, metric: str) -> Table:
 
 
 def means(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return mean and standard error over seeds, by metric, method and task; `task` None: over the tasks.
+    """Return mean, standard error and interval over seeds, by metric, method and task; `task` None: all.
 
     Over tasks the mean is the plain mean of the tasks' means, its standard error √(Σ_t s_t²/n_t)/T: that
-    of fresh seeds on these tasks.
+    of fresh seeds on these tasks. `low` and `high` are the ends of the 95 % t interval, with
+    Welch–Satterthwaite degrees of freedom; they and the standard error are None where a task has one seed.
     """
     rows = []
     for metric in METRICS:
@@ -63,9 +64,7 @@ def means(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _mean_row(
     metric: str, method: str, task: str | None, strata: list[NDArray[np.float64]]
 ) -> dict[str, Any]:
-    mean, stderr, _ = _stratified(strata)
-    count = sum(len(s) for s in strata)
-    return {"metric": metric, "method": method, "task": task, "n": count, "mean": mean, "stderr": stderr}
+    return {"metric": metric, "method": method, "task": task, **paired_difference(strata)}
 
 
 def _stratified(strata: Sequence[NDArray[np.float64]]) -> tuple[float, float | None, float]:

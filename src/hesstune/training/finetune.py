@@ -95,8 +95,8 @@ def finetune(
     Example:
         >>> import hesstune as ht
         >>> run = ht.finetune(data="digits", train="head", noise="symmetric:0.2", epochs=1, limit=64)
-        >>> sorted(run.result)[:3]
-        ['distance', 'distances', 'epochs']
+        >>> run.result["epochs"], run.record["noise"]["told_rate"]
+        (1, 0.2)
     """
     resolved = _build(config, options).resolved()
     spec_parts(resolved.model)

@@ -74,9 +74,10 @@ class _TensorBoard:
 
 
 class _Mlflow:
-    """One MLflow run, whose id is kept in the run folder."""
+    """One MLflow run, whose id is kept in the run folder; a resumed run sends what is not there yet."""
 
     def __init__(self, run: Run) -> None:
+        self._last: dict[str, int] = {}
         # MLflow warns of its file store; here it is the one that needs no database.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow.tracking import MlflowClient
@@ -96,7 +97,12 @@ class _Mlflow:
 
     def write(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
-            self.client.log_metric(self.id, name, value, step=step)
+            if name not in self._last:
+                sent = self.client.get_metric_history(self.id, name)
+                self._last[name] = max((metric.step for metric in sent), default=0)
+            if step > self._last[name]:
+                self.client.log_metric(self.id, name, value, step=step)
+                self._last[name] = step
 
 
 def _uri(folder: Path) -> str:
