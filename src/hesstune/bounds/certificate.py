@@ -136,7 +136,8 @@ def certify(
         losses = _losses(noise, k, noise_method)
         spent = noise.delta if isinstance(noise, NoiseConfidenceSet) else 0.0
         if not 0 < delta - spent < 1:
-            raise ConfigError(f"delta must lie in (0, 1) and above the noise set's own {spent}; got {delta}")
+            least = f"above the noise set's own {spent:g} and below 1" if spent else "in (0, 1)"
+            raise ConfigError(f"delta must lie {least}; got {delta}")
         shares = {
             "pac_bayes": (delta - spent) * (1 - MONTE_CARLO_SHARE),
             "monte_carlo": (delta - spent) * MONTE_CARLO_SHARE,
@@ -238,7 +239,8 @@ def _assumptions(problem: Problem, noise: Any, noise_is: str, repeats: str, trai
         "the prior's centre (weights before fine-tuning, batch-norm statistics, input normalisation, head's "
         "initial values) did not use these examples",
         f"the {family.size} priors ({len(family.scales)} global scales from {min(family.scales):.3g} to "
-        f"{max(family.scales):.3g}, {family.sets} sets of ratios between parameters) were fixed without them",
+        f"{max(family.scales):.3g}, {family.sets} set{'s' * (family.sets > 1)} of ratios between parameters) "
+        "were fixed without them",
         "the predictor draws fresh weights for every prediction and runs in eval mode",
         "the seed of the weight draws was chosen without regard to the result",
     ]

@@ -100,7 +100,10 @@ def layer_table(found: Measure, n: int) -> Table:
         table.add_column(title, justify="right", no_wrap=True, min_width=width)
     terms = found.shares(n)
     total = float(terms.sum()) or 1.0
-    for i in terms.argsort(descending=True).tolist():
+    moved = found.distances > 0
+    for i in terms.argsort(descending=True, stable=True).tolist():
+        if not moved[i]:
+            continue
         table.add_row(
             found.names[i],
             f"{100 * float(terms[i]) / total:.1f} %",
@@ -110,6 +113,8 @@ def layer_table(found: Measure, n: int) -> Table:
             "-" if found.trace is None else _figure(found.trace[:, i].nanmean(), ".3g"),
             "exact" if found.exact[i] else found.methods[i],
         )
+    if still := int((~moved).sum()):
+        table.add_row(f"{still} did not move", "0.0 %", "0", "-", "0.000", "-", "")
     return table
 
 
