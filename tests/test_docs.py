@@ -32,8 +32,15 @@ def test_own_loop_page_holds_the_examples_that_are_run(monkeypatch):
     assert told | {"sentiment_rules"} == {path.stem for path in (ROOT / "examples").glob("*.py")}
 
 
-@pytest.mark.parametrize("writer", ["write_noise", "write_certificates"])
-def test_pages_on_noise_and_certificates_are_made_from_the_records(monkeypatch, writer):
+@pytest.mark.parametrize("writer", ["write_noise", "write_certificates", "write_methods"])
+def test_pages_on_noise_certificates_and_methods_are_made_from_the_records(monkeypatch, writer):
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
     module = importlib.import_module(writer)
     assert module.PAGE.read_text(encoding="utf-8") == module.page()
+
+
+def test_readme_names_every_method():
+    from hesstune.methods import method_names
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in method_names() if f"`{name}`" not in text] == []
