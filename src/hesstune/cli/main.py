@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from hesstune import __version__
-from hesstune.cli import certify, compare, demo, export, finetune, label, measure, predict, report
+from hesstune.cli import certify, compare, demo, export, finetune, label, measure, noise, predict, report
 from hesstune.cli.exits import Interrupted, is_first
 
 __all__ = ["app", "run"]
@@ -31,6 +31,7 @@ app.command("export")(export.export)
 app.command("finetune")(finetune.finetune)
 app.command("label")(label.label)
 app.command("measure")(measure.measure)
+app.command("noise")(noise.noise)
 app.command("predict")(predict.predict)
 app.command("report")(report.report)
 

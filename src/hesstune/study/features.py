@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from hesstune.data.examples import Examples
 from hesstune.data.images import decode_all
-from hesstune.errors import DataError, ModelError, RunError
+from hesstune.errors import DataError, RunError
 from hesstune.models.load import LoadedModel, load_model
 from hesstune.training.device import pick_device
-from hesstune.training.feeds import cached_features, make_feed, to_channels_last
+from hesstune.training.feeds import to_channels_last
+from hesstune.training.frozen import frozen_features
 
 __all__ = ["cache_folder", "image_features"]
 
@@ -106,8 +107,5 @@ def _computed(
         raise DataError(next(iter(bad.values())))
     target = pick_device(device)
     to_channels_last(loaded.model, target)
-    feed = make_feed(Examples(source, np.arange(len(paths)), [str(p) for p in paths], None), loaded, target)
-    found = cached_features(loaded.model, loaded.model.get_submodule(loaded.head), feed)
-    if found is None:
-        raise ModelError("the head is not the network's last operation on its features; use another model")
-    return found.features.float().cpu().numpy()
+    examples = Examples(source, np.arange(len(paths)), [str(p) for p in paths], None)
+    return frozen_features(loaded, examples, target)

@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from hesstune.data.examples import Examples, Task
-from hesstune.errors import ConfigError, DataError, ModelError
+from hesstune.errors import ConfigError, DataError
 from hesstune.models.load import LoadedModel
 from hesstune.noise.estimate import Estimate, estimate_noise
 from hesstune.noise.estimate.crossfit import cross_fit
 from hesstune.noise.estimate.request import Request, parse_request
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.training.config import FinetuneConfig
-from hesstune.training.feeds import cached_features, make_feed
+from hesstune.training.frozen import frozen_features
 from hesstune.weak.dependence import dependence_note
 from hesstune.weak.label_models import label
 
@@ -58,14 +58,7 @@ def gather(config: FinetuneConfig, task: Task, loaded: LoadedModel, device: torc
         ModelError: If the network's head is not its last operation, so that it has no features.
     """
     part, k = task.train, task.k
-    feed = make_feed(part, loaded, device, max_length=config.max_length)
-    cached = cached_features(loaded.model, loaded.model.get_submodule(loaded.head), feed)
-    if cached is None:
-        raise ModelError(
-            "the noise cannot be estimated: the head is not the network's last operation, so there are no "
-            "features; give --noise-matrix a rate or a file"
-        )
-    features = cached.features.double().cpu().numpy()
+    features = frozen_features(loaded, part, device, config.max_length).astype(np.float64)
     noisy = part.labels if part.given is None else part.given
     soft = part.soft if part.given_soft is None else part.given_soft
     assert noisy is not None
