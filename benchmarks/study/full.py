@@ -14,20 +14,20 @@ from parts import WORK, arguments, run
 
 # Splits that nothing was developed on.
 FIRST_SEED = 30
-VALIDATION = 200
+VALIDATION = 100
 DATA = WORK / "data_full"
 METHODS: dict[str, dict[str, Any]] = {
     name: {}
     for name in (
-        "vanilla", "robust_plus", "robust", "early_stopping", "l2_sp", "label_smoothing", "mixup", "sam",
-        "elr", "forward",
+        "vanilla", "robust", "early_stopping", "l2_sp", "label_smoothing", "mixup", "sam",
+        "elr", "forward", "robust_plus",
     )
 }  # fmt: skip
 BUDGET: dict[str, Any] = {
     "model": "efficientnet_lite0",
     "train": "all",
     "image_size": 64,
-    "limit": 320,
+    "limit": 200,
     "epochs": 10,
     "data": f"csv:{DATA}/{{task}}-{{seed}}.csv",
     "noise_matrix": f"{DATA}/{{task}}-{{seed}}-estimated.json",
@@ -39,7 +39,7 @@ def main() -> None:
     asked = arguments(__doc__, 3, ROOT)
     seeds = range(FIRST_SEED, FIRST_SEED + asked.seeds)
     write_all(asked.root, DATA, seeds, 96, validation=VALIDATION)
-    run("programmatic_full", "full.py", BUDGET, METHODS, TASKS, seeds, asked.jobs, measure_examples=100)
+    run("programmatic_full", "full.py", BUDGET, METHODS, TASKS, seeds, asked.jobs, measure_examples=50)
 
 
 if __name__ == "__main__":

@@ -31,14 +31,25 @@ BUDGET: dict[str, Any] = {
 TASKS: dict[str, dict[str, Any]] = {name: {} for name in ("art_painting", "cartoon", "photo", "sketch")}
 
 
+# Told another matrix: from true labels, or symmetric with the true rate.
+OTHER_MATRICES = {
+    "oracle": ("robust", "robust_plus", "forward", "consistent"),
+    "uniform": ("robust", "robust_plus"),
+}
+# Given the label model's answer for each example in place of the weak labels, with nothing to correct.
+ON_POSTERIORS = ("vanilla", "constraint", "elr", "robust_plus")
+
+
 def variants() -> dict[str, dict[str, Any]]:
-    """Every method that applies; and with the oracle's and the uniform matrix those that are told one."""
+    """Every method that applies; some told another matrix, and some given a label model's answers."""
     found: dict[str, dict[str, Any]] = {n: {} for n in method_names() if n not in NOT_HERE}
-    for name in ("robust", "robust_plus", "forward", "consistent"):
-        for kind in ("oracle", "uniform"):
-            if name in found:
-                matrix = f"{DATA}/{{task}}-{{seed}}-{kind}.json"
-                found[f"{name}+{kind}"] = {"method": name, "noise_matrix": matrix}
+    for kind, names in OTHER_MATRICES.items():
+        for name in names:
+            matrix = f"{DATA}/{{task}}-{{seed}}-{kind}.json"
+            found[f"{name}+{kind}"] = {"method": name, "noise_matrix": matrix}
+    given = {"data": f"csv:{DATA}/{{task}}-{{seed}}-posterior.csv", "soft_labels": True, "noise_matrix": "0"}
+    for name in ON_POSTERIORS:
+        found[f"{name}+posterior"] = {"method": name, **given}
     return found
 
 

@@ -176,6 +176,17 @@ def test_elr_remembers_and_penalises():
     torch.testing.assert_close(second, expected)
 
 
+def test_elr_trains_on_soft_labels():
+    method = built("elr", options={"lambda": 2.0, "beta": 0.6})
+    p = torch.softmax(method.setup.model(X).detach(), 1)
+    soft = torch.softmax(torch.randn(N, K, generator=torch.Generator().manual_seed(2)), 1)
+    given = batch(method)
+    given.soft = soft
+    loss, logits = method.batch_loss(given)
+    penalty = torch.log(1 - (0.4 * p * p).sum(1)).mean()
+    torch.testing.assert_close(loss, -(soft * torch.log_softmax(logits, 1)).sum(1).mean() + 2.0 * penalty)
+
+
 def test_robust_plus_is_the_consistent_loss_with_the_memory_inside_the_ball():
     from hesstune import ConsistentLoss
 

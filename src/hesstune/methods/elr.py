@@ -19,7 +19,6 @@ SOURCE = "Liu et al. 2020, appendix (CIFAR-10)"
 class EarlyLearning(Method):
     """A method's own loss, and a memory of each example's early predictions that holds them."""
 
-    takes_soft = False
     own_options = {
         "lambda": Option(3.0, SOURCE, search=(0.3, 10.0), log=True),
         "beta": Option(0.7, SOURCE, high=1.0, search=(0.5, 0.99)),
@@ -43,7 +42,7 @@ class EarlyLearning(Method):
         logits = batch.logits()
         p = torch.softmax(logits.float(), dim=1)
         penalty = early_learning_penalty(p, self.remember(p, batch.indices)).mean()
-        return self.loss(logits, batch.targets, batch.epoch) + self.options["lambda"] * penalty, logits
+        return self._labels_loss(logits, batch) + self.options["lambda"] * penalty, logits
 
     def state(self) -> dict[str, Any]:
         """Return the memory."""
