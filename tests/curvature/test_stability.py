@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -93,6 +94,9 @@ def test_a_table_takes_the_same_draws_for_every_sigma():
     assert [r.value for r in rows] == [r.value for r in singles]
     assert rows[1].taylor == pytest.approx(100 * rows[0].taylor)
     assert set(rows[0].to_dict()) >= {"sigma", "value", "stderr", "taylor", "ratio"}
+    bare = noise_stability_table(case.model, batches, [0.01], samples=4, probes=0)[0]
+    assert bare.value == rows[0].value
+    assert math.isnan(bare.taylor)
 
 
 def test_the_model_and_the_random_state_are_left_as_found_even_after_an_error():

@@ -6,6 +6,7 @@ with ½σ²·Σ_i Tr H_i, the second-order term of its expansion; first and thir
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -141,12 +142,13 @@ def noise_stability_table(
 ) -> list[Stability]:
     """Measure the noise stability over a range of σ: the rows of the paper's table, or of a figure.
 
-    All σ share the draws (scaled) and the traces. Arguments and errors are those of `noise_stability`;
-    `summed` adds up a tensor over the processes that share the batches.
+    All σ share the draws (scaled) and the traces. Arguments and errors are those of `noise_stability`,
+    and `probes` may be 0 for no traces, the costly part: `taylor` is then NaN. `summed` adds up a tensor
+    over the processes that share the batches.
     """
     if not sigmas or any(not s > 0 for s in sigmas):
         raise ConfigError(f"sigma must be positive; got {list(sigmas)}")
-    if samples < 2 or probes < 2:
+    if samples < 2 or probes < 0 or probes == 1:
         raise ConfigError(
             f"samples and probes must be at least 2 to tell an error; got {samples} and {probes}"
         )
@@ -160,7 +162,7 @@ def noise_stability_table(
         inputs, targets = moved(raw_inputs, device), raw_targets.to(device)
         examples += batch_size(inputs)
         rises += _rises(model, weights, (inputs, targets), objective, sigmas, samples, seed)
-        for index in torch.arange(batch_size(inputs)).split(_CHUNK):
+        for index in torch.arange(batch_size(inputs)).split(_CHUNK) if probes else ():
             part = rows_of(inputs, index), targets[index.to(device)]
             known, estimated = _traces(model, part, names, objective, probes, seed)
             exact, probed = exact + known, probed + estimated
@@ -178,8 +180,8 @@ def noise_stability_table(
             sigma=float(sigma),
             value=float(rise.mean()),
             stderr=float(rise.std() / samples**0.5),
-            taylor=float(sigma**2 / 2 * trace.mean()),
-            taylor_stderr=float(sigma**2 / 2 * trace.std() / probes**0.5),
+            taylor=float(sigma**2 / 2 * trace.mean()),  # of nothing: NaN
+            taylor_stderr=float(sigma**2 / 2 * trace.std() / probes**0.5) if probes else math.nan,
             samples=samples,
             examples=examples,
             layers=tuple(names),
