@@ -42,6 +42,9 @@ test-slow: $(VENV)/.dev
 
 study: $(VENV)/.dev
 	$(BIN)/python benchmarks/study/programmatic.py
+	$(BIN)/python benchmarks/study/injected.py
+	$(BIN)/python benchmarks/study/clean.py
+	$(BIN)/python benchmarks/study/architectures.py
 	$(BIN)/python benchmarks/study/full.py --jobs 2
 	$(BIN)/python benchmarks/write_study.py
 

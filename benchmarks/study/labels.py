@@ -30,7 +30,13 @@ RIDGE = 0.05
 
 
 def write_task(
-    root: Path, target: str, seed: int, folder: Path, image_size: int, validation: int | None = None
+    root: Path,
+    target: str,
+    seed: int,
+    folder: Path,
+    image_size: int,
+    validation: int | None = None,
+    estimator: str = ESTIMATOR,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{target}-{seed}"
@@ -40,17 +46,17 @@ def write_task(
     kept = _kept(task, validation)
     weak = {name: task.part(name).weak for name in ("train", "val")}
     _write_csv(task, kept, weak, None, stem.with_name(f"{stem.name}.csv"))
-    posterior = _posterior(task)
+    posterior = _posterior(task, estimator)
     best = {name: q.argmax(axis=1) for name, q in posterior.items()}
     _write_csv(task, kept, best, posterior, stem.with_name(f"{stem.name}-posterior.csv"))
-    own = label(task.train.votes, ESTIMATOR, features=task.train.features, seed=seed).posterior
+    own = label(task.train.votes, estimator, features=task.train.features, seed=seed).posterior
     estimated = from_posterior(own, task.train.weak).matrix.regularized(RIDGE)
     estimated.save(stem.with_name(f"{stem.name}-estimated.json"))
     task.noise.regularized(RIDGE).save(stem.with_name(f"{stem.name}-oracle.json"))
     NoiseMatrix.symmetric(task.k, task.realised_rate).save(stem.with_name(f"{stem.name}-uniform.json"))
 
 
-def _posterior(task: WeakTask) -> dict[str, NDArray[np.float64]]:
+def _posterior(task: WeakTask, estimator: str) -> dict[str, NDArray[np.float64]]:
     """Return P(class | votes, features) of the training and the validation part, fitted on both."""
     parts = [task.train, task.val]
     soft = [part.votes.soft for part in parts]
@@ -61,7 +67,7 @@ def _posterior(task: WeakTask) -> dict[str, NDArray[np.float64]]:
         None if any(s is None for s in soft) else np.concatenate(soft),
     )
     features = np.concatenate([part.features for part in parts])
-    found = label(votes, ESTIMATOR, features=features, seed=task.seed).posterior
+    found = label(votes, estimator, features=features, seed=task.seed).posterior
     return {"train": found[: len(task.train)], "val": found[len(task.train) :]}
 
 
@@ -96,11 +102,16 @@ def _write_csv(
 
 
 def write_all(
-    root: Path, folder: Path, seeds: Iterable[int], image_size: int, validation: int | None = None
+    root: Path,
+    folder: Path,
+    seeds: Iterable[int],
+    image_size: int,
+    validation: int | None = None,
+    estimator: str = ESTIMATOR,
 ) -> None:
     for target in PACS:
         for seed in seeds:
-            write_task(root, target, seed, folder, image_size, validation)
+            write_task(root, target, seed, folder, image_size, validation, estimator)
 
 
 def write_true(root: Path, domain: str, folder: Path) -> None:
