@@ -23,7 +23,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) --editable '.[dev,lightning,noise,peft,tracking,transformers]'
+	$(PIP) --editable '.[dev,lightning,noise,peft,text,tracking,transformers]'
 	@touch $@
 
 demo: $(VENV)/.core

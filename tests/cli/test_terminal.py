@@ -5,13 +5,17 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+import hesstune as ht
+from hesstune.cli import certify, compare, measure
 from hesstune.cli.render import Output, results_table
+from hesstune.study.summary import differences, means, ranks
 
 RESULT = {"test_accuracy": 0.5, "train_accuracy": 0.75, "gap": 1.25, "distance": 0.5}
 
 
-def shown(monkeypatch, encoding="utf-8", **environment):
+def shown(monkeypatch, *items, encoding="utf-8", **environment):
     for name in ("FORCE_COLOR", "NO_COLOR", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -19,7 +23,8 @@ def shown(monkeypatch, encoding="utf-8", **environment):
     file = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, encoding=encoding))
     run = SimpleNamespace(result=RESULT, record={"noise": {"injected": None}})
-    Output(quiet=False, as_json=False).say(results_table({"vanilla": run, "robust": run}), "vᵀH⁺v")
+    items = items or (results_table({"vanilla": run, "robust": run}), "vᵀH⁺v")
+    Output(quiet=False, as_json=False).say(*items)
     sys.stdout.flush()
     return file.getvalue().decode(encoding)
 
@@ -43,3 +48,72 @@ def test_terminals_without_unicode_still_get_the_table(monkeypatch):
     text = shown(monkeypatch, encoding="ascii")
     assert "50.0 %" in text
     assert "v?H?v" in text
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = torch.nn.Linear(4, 5)
+        self.classifier_of_a_very_long_name = torch.nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.classifier_of_a_very_long_name(self.encoder(x).relu())
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """What measure, certify and compare end in, and every figure of each."""
+    torch.manual_seed(0)
+    net = Net()
+    ref = ht.Reference.of(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    x, y = torch.randn(12, 4), torch.randint(3, (12,))
+    found = ht.measure(net, ref, [(x, y)], trace=True)
+    bound = ht.certify(net, ref, [(a, int(b)) for a, b in zip(x, y, strict=True)], draws=32)
+    others = [
+        {"name": "path norm", "value": 1.5, "source": "a paper"},
+        {"name": "margins", "value": None, "source": "another", "why": "some examples are misclassified"},
+    ]
+    metrics = {"test_accuracy": 0.5, "gap": 1.25, "measure": 3.5, "distance": 0.4, "seconds": 77.0}
+    cells = [
+        {"task": task, "method": method, "seed": seed, "status": "done",
+         "metrics": {**metrics, "test_accuracy": 0.5 + 0.1 * seed + bonus}}
+        for task in ("a", "b") for method, bonus in (("vanilla", 0.0), ("gradual_unfreezing", 0.2))
+        for seed in (0, 1)
+    ]  # fmt: skip
+    results = {
+        "tasks": ["a", "b"], "methods": ["vanilla", "gradual_unfreezing"], "baseline": "vanilla",
+        "means": means(cells), "differences": differences(cells, "vanilla"), "ranks": ranks(cells),
+    }  # fmt: skip
+    digits = [f"{100 * float(s) / float(found.shares(12).sum()):.1f} %" for s in found.shares(12)]
+    digits += [f"{float(v):.3g}" for v in found.maximum] + [f"{float(v):.3f}" for v in found.distances]
+    nats = [f"{v:.3g}" for part in (bound.kl_terms, bound.sigma) for v in part.values()]
+    return [
+        (measure.layer_table(found, 12), [*digits, "exact"]),
+        (measure.stability_table([ht.noise_stability(net, [(x, y)], 0.01, samples=4)]), ["0.01", "±"]),
+        (measure.others_table(others), ["path norm", "1.5", "misclassified"]),
+        (certify.layer_table(bound), nats),
+        (compare._table(results, None), ["75.0 ±", "1.25", "3.5", "77", "+20.0 [+20.0, +20.0]", "1.0"]),
+    ]
+
+
+@pytest.mark.parametrize("width", [40, 60, 120])
+@pytest.mark.parametrize("at", range(5))
+def test_tables_of_every_command_fit_and_keep_every_figure(monkeypatch, tables, at, width):
+    table, figures = tables[at]
+    text = shown(monkeypatch, table, COLUMNS=width)
+    assert max(map(len, text.splitlines())) <= width
+    for figure in figures:
+        assert figure in text, figure
+    assert "\x1b" not in text
+
+
+def test_tables_in_pipes_are_cut_by_no_terminal(monkeypatch, tables):
+    for table, figures in tables:
+        text = shown(monkeypatch, table)
+        assert "…" not in text
+        assert "\x1b" not in text
+        assert all(figure in text for figure in figures)
+    assert "classifier_of_a_very_long_name.weight" in shown(monkeypatch, tables[0][0])

