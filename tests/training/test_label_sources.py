@@ -10,6 +10,7 @@ import torch
 import hesstune as ht
 from hesstune.errors import ConfigError, DataError
 from hesstune.losses.consistent import ConsistentLoss
+from hesstune.training import believed
 from hesstune.training.labels import run_task
 
 
@@ -89,3 +90,37 @@ def test_checked_labels_replace_noisy_ones_and_are_not_corrected(tiny, tmp_path)
         ht.finetune(config, noise_matrix="estimate:holdout")
     with pytest.raises(ConfigError, match="did you mean 'anchor'"):
         ht.finetune(config, noise_matrix="estimate:ancor")
+
+
+def test_a_resumed_run_takes_the_estimate_it_began_with(tiny, voted, tmp_path, monkeypatch):
+    options = tiny | {"data": f"csv:{voted}", "noise": None, "train": "head", "epochs": 3}
+    options |= {"noise_matrix": "estimate:labelmodel", "out": str(tmp_path / "run")}
+
+    def interrupt(done, total, text):
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ht.finetune(options, progress=interrupt)
+    path = tmp_path / "run" / "noise_matrix.json"
+    before = json.loads(path.read_text())
+    # A mark that no second estimate would leave: what is kept is used, not made again.
+    before["matrix"] = [[0.8, 0.2], [0.3, 0.7]]
+    path.write_text(json.dumps(before))
+    made = []
+    gather = believed.gather
+    monkeypatch.setattr(believed, "gather", lambda *given: made.append(1) or gather(*given))
+    run = ht.finetune(options, resume=True)
+    assert not made
+    assert run.noise_matrix.array.tolist() == before["matrix"]
+    assert run.record["noise"]["told_rate"] == pytest.approx(0.25)
+    # An estimate that was made from something else, or is damaged, is not taken.
+    for damage in ("{", json.dumps(before | {"made_from": {"seed": 1}})):
+        again = options | {"out": str(tmp_path / f"again{len(made)}")}
+        with pytest.raises(KeyboardInterrupt):
+            ht.finetune(again, progress=interrupt)
+        (tmp_path / again["out"] / "noise_matrix.json").write_text(damage)
+        count = len(made)
+        run = ht.finetune(again, resume=True)
+        assert len(made) == count + 1
+        assert run.noise_matrix.array.tolist() != before["matrix"]

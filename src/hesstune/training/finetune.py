@@ -193,6 +193,8 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
     run.record["checksums"] = fingerprints(task, started_from)
     if resume and (out / RECORD).is_file():
         on_first(lambda: check_start(Run.load(out), run, reference))
+        if prepared.estimate is not None:  # made again where the one kept was damaged
+            on_first(lambda: write_json(out / NOISE, prepared.estimate))
     else:
         on_first(lambda: _write_start(run, prepared, reference))
     net, feeds, cut = _feeds(prepared)
