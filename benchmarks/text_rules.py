@@ -23,8 +23,9 @@ import torch
 
 import hesstune as ht
 from hesstune.noise.estimate import from_posterior, holdout
+from hesstune.weak.functions import apply_functions
 from hesstune.weak.label_models import label
-from hesstune.weak.votes import Votes, apply_functions
+from hesstune.weak.votes import Votes
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "text_rules.json"

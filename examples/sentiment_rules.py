@@ -1,6 +1,7 @@
 """Labels from rules: a sentiment lexicon and a dozen keyword rules vote, a label model decides.
 
-On your own texts: hesstune label --data csv:reviews.csv --labelers py:sentiment_rules:RULES --out labels.csv
+On your own texts, from this folder:
+hesstune label --target csv:reviews.csv --functions py:sentiment_rules:RULES --out labels.csv
 """
 
 import re
@@ -8,8 +9,8 @@ from functools import cache
 
 import hesstune as ht
 from hesstune.noise.estimate import from_posterior
+from hesstune.weak.functions import apply_functions
 from hesstune.weak.label_models import label
-from hesstune.weak.votes import apply_functions
 
 KEYWORDS = {
     "praise": ("positive", "wonderful|excellent|brilliant|superb|masterpiece|terrific|delightful"),

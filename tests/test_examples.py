@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import os
 import subprocess
@@ -44,3 +45,21 @@ def test_few_lines_are_added_to_a_users_loop():
     for path in EXAMPLES.glob("*.py"):
         added = [line for line in path.read_text().splitlines() if "# +" in line]
         assert len(added) <= 10, path
+
+
+def test_the_rules_label_texts_from_the_command_line(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("vaderSentiment")
+    from hesstune.cli.main import run
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    texts = ["a wonderful , moving film", "dull , tedious and bland", "it opens in june", "an awful mess"]
+    source, out = tmp_path / "reviews.csv", tmp_path / "labels.csv"
+    source.write_text("text\n" + "".join(f'"{text}"\n' for text in texts))
+    command = ["label", "--target", f"csv:{source}", "--functions", "py:sentiment_rules:RULES", "--quiet"]
+    with pytest.raises(SystemExit) as done:
+        run([*command, "--label-model", "majority", "--out", str(out)])
+    assert done.value.code == 0, capsys.readouterr().err
+    with out.open(newline="") as file:
+        found = {row["text"]: row["label"] for row in csv.DictReader(file)}
+    assert [found.get(text) or None for text in texts] == ["positive", "negative", None, "negative"]
+    assert (tmp_path / "labels.noise.json").is_file()

@@ -199,6 +199,23 @@ def test_pages_open_only_for_a_person_at_a_desktop(tmp_path, monkeypatch):
     assert len(opened) == 1
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_demo_ends_with_its_page_opened(tmp_path, monkeypatch, capsys, quiet):
+    import hesstune.demo
+    from hesstune.cli import demo as command
+    from hesstune.training.run import Run
+
+    run = Run.load(run_folder(tmp_path))
+    opened = []
+    both = {("vanilla", 0): run, ("robust", 0): run}
+    monkeypatch.setattr(hesstune.demo, "run_demo", lambda out, seeds, bars: both)
+    monkeypatch.setattr(command, "write_report", lambda run: (run.path / "report.html", None))
+    monkeypatch.setattr(command, "open_on_desktop", opened.append)
+    command.demo(out=tmp_path, seeds=1, json=quiet, quiet=quiet)
+    assert opened == ([] if quiet else [tmp_path / "report.html"])
+    assert str(tmp_path / "report.html") in capsys.readouterr().out  # its path is told always
+
+
 def test_doubtful_labels_of_a_real_run_and_the_command(tmp_path):
     import hesstune as ht
     from hesstune.cli.report import write_report
