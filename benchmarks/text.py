@@ -1,10 +1,11 @@
 """Robust against plain fine-tuning on text: MiniLM on SST-2 and MRPC with wrong labels.
 
 2,000 SST-2 sentences with 40 % symmetric noise, and 1,000 MRPC pairs with 20 %; both methods have the
-same budget, split and order; the loss of the robust one is told the noise. Finished cells are kept in
+same budget, split and order; the loss of the robust one is told the noise, and its radius is what
+benchmarks/text_radius.py chose on other seeds, without a true label. Finished cells are kept in
 benchmarks/results/text.json and not run again.
 
-    python benchmarks/text.py --data ../shared/data [--cells N]
+    python benchmarks/text.py --data ../shared/data [--task TASK] [--method METHOD] [--seed SEED]
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import hesstune as ht
 
 RESULT = Path(__file__).parent / "results" / "text.json"
 COMMON = {"model": "minilm", "lr": 5e-5, "max_length": 64, "batch_size": 32}
-RADIUS = {"head": 0.5, "*": 0.1}
+CHOICE = Path(__file__).parent / "results" / "text_radius.json"
 CELLS = [
     (task, method, seed)
     for task, seeds in (("sst2", (0, 1, 2)), ("mrpc", (0,)))
@@ -60,6 +61,12 @@ def write_csv(root: Path, task: str, seed: int, path: Path) -> None:
                 writer.writerow([first, *([second] if task == "mrpc" else []), name, part])
 
 
+def radius() -> dict[str, float]:
+    """Return the radius that noisy validation chose."""
+    choice = json.loads(CHOICE.read_text())
+    return choice["settings"][choice["chosen"]]["radius"]
+
+
 def cell(root: Path, task: str, method: str, seed: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.csv"
@@ -71,7 +78,7 @@ def cell(root: Path, task: str, method: str, seed: int) -> dict[str, object]:
             method=method,
             noise=TASKS[task]["noise"],
             epochs=TASKS[task]["epochs"],
-            radius=RADIUS if method == "robust" else None,
+            radius=radius() if method == "robust" else None,
             seed=seed,
             out=f"{folder}/run",
         )
@@ -80,6 +87,7 @@ def cell(root: Path, task: str, method: str, seed: int) -> dict[str, object]:
             "task": task,
             "method": method,
             "seed": seed,
+            "radius": radius() if method == "robust" else None,
             **{key: run.result[key] for key in keep},
             "realised_noise": run.record["noise"]["realised_rate"],
             "seconds": round(time.perf_counter() - start, 1),
@@ -87,19 +95,30 @@ def cell(root: Path, task: str, method: str, seed: int) -> dict[str, object]:
         }
 
 
+def read() -> dict[str, object]:
+    return json.loads(RESULT.read_text()) if RESULT.is_file() else {"cells": []}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with sst2 and mrpc")
-    parser.add_argument("--cells", type=int, default=len(CELLS), help="stop after so many new cells")
+    parser.add_argument("--task", choices=TASKS)
+    parser.add_argument("--method", choices=("vanilla", "robust"))
+    parser.add_argument("--seed", type=int)
     given = parser.parse_args()
-    record = json.loads(RESULT.read_text()) if RESULT.is_file() else {"cells": []}
-    record |= {"command": "python benchmarks/text.py --data DATA", "torch": torch.__version__}
-    record |= {"setting": {**COMMON, "radius": RADIUS, "tasks": TASKS}}
-    done = {(c["task"], c["method"], c["seed"]) for c in record["cells"]}
-    for task, method, seed in [cell for cell in CELLS if cell not in done][: given.cells]:
-        record["cells"].append(cell(given.data, task, method, seed))
+    for task, method, seed in CELLS:
+        asked = ((given.task, task), (given.method, method), (given.seed, seed))
+        if any(want is not None and want != own for want, own in asked):
+            continue
+        if any((c["task"], c["method"], c["seed"]) == (task, method, seed) for c in read()["cells"]):
+            continue
+        made = cell(given.data, task, method, seed)
+        record = read()  # again: another process may have added to it
+        record["cells"].append(made)
+        record |= {"command": "python benchmarks/text.py --data DATA", "torch": torch.__version__}
+        record["setting"] = {**COMMON, "tasks": TASKS}
         RESULT.write_text(json.dumps(record, indent=1) + "\n")
-        print(record["cells"][-1], flush=True)
+        print(made, flush=True)
 
 
 if __name__ == "__main__":

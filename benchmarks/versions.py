@@ -3,11 +3,13 @@
 Appends what passed to benchmarks/results/versions.json, one entry a set of versions. Run it in an
 environment of its own for each: the pinned one, the newer torch, the oldest versions claimed.
 
-    python benchmarks/versions.py
+    python benchmarks/versions.py                # all of these tests
+    python benchmarks/versions.py --libraries    # those that use more than torch: for the oldest libraries
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -30,6 +32,12 @@ TESTS = (
     "tests/curvature/test_padding.py", "tests/curvature/test_attention.py", "tests/curvature/test_exact.py",
     "tests/curvature/test_lanczos.py",
 )  # fmt: skip
+# Of these, what uses transformers, peft, Lightning, accelerate or datasets directly.
+LIBRARIES = (
+    "tests/integrations", "tests/models", "tests/data/test_hub.py", "tests/test_examples.py",
+    "tests/training/test_texts.py", "tests/training/test_export.py", "tests/curvature/test_padding.py",
+    "tests/curvature/test_attention.py",
+)  # fmt: skip
 
 
 def version(package: str) -> str | None:
@@ -39,14 +47,14 @@ def version(package: str) -> str | None:
         return None
 
 
-def tried() -> dict[str, object]:
-    """Run the tests under this interpreter; return the versions and what became of the tests."""
+def tried(tests: tuple[str, ...]) -> dict[str, object]:
+    """Run tests under this interpreter; return the versions and what became of the tests."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", f"--junitxml={report}"]
         path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-        subprocess.run([*command, "-m", "not slow", *TESTS], cwd=ROOT, env=environment, check=False)
+        subprocess.run([*command, "-m", "not slow", *tests], cwd=ROOT, env=environment, check=False)
         suite = next(ElementTree.parse(report).iter("testsuite"))
     count = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
     bad = [
@@ -60,14 +68,38 @@ def tried() -> dict[str, object]:
         "passed": count["tests"] - count["failures"] - count["errors"] - count["skipped"],
         "skipped": count["skipped"],
         "failed": bad,
+        "tests": list(tests),
     }
 
 
+def node(failed: str) -> str:
+    """Return a failed test as pytest takes it.
+
+    Example:
+        >>> node("tests.test_examples::test_example_runs[lora]")
+        'tests/test_examples.py::test_example_runs[lora]'
+    """
+    module, _, name = failed.partition("::")
+    return f"{module.replace('.', '/')}.py::{name}"
+
+
 def main() -> None:
-    entry = tried()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--libraries", action="store_true", help="only tests that use more than torch")
+    parser.add_argument("--again", action="store_true", help="only what failed beside these versions")
+    given = parser.parse_args()
     record = json.loads(RESULT.read_text()) if RESULT.is_file() else {"tried": []}
+    if given.again:
+        here = {name: found for name in PACKAGES if (found := version(name))}
+        before = next(e for e in record["tried"] if e["versions"] == here)
+        now = tried(tuple(map(node, before["failed"])))
+        passed = before["passed"] + now["passed"]
+        entry = {**before, "passed": passed, "failed": now["failed"]}
+    else:
+        entry = tried(LIBRARIES if given.libraries else TESTS)
+    record = json.loads(RESULT.read_text()) if RESULT.is_file() else {"tried": []}  # it may have grown
     others = [e for e in record["tried"] if e["versions"] != entry["versions"]]
-    record = {"command": "python benchmarks/versions.py", "tests": list(TESTS), "tried": [*others, entry]}
+    record = {"command": "python benchmarks/versions.py", "tried": [*others, entry]}
     RESULT.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(entry, indent=1))
 
