@@ -38,6 +38,7 @@ test: lint
 	$(TEST) -n 2 -m "not slow" --doctest-modules src tests
 
 test-slow: $(VENV)/.dev
+	$(PIP) --editable '.[ray]'
 	$(TEST) -n 2 -m slow tests
 
 study: $(VENV)/.dev

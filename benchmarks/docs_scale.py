@@ -24,11 +24,14 @@ def scale(record: dict[str, Any]) -> str:
             f"{part['largest_relative_difference']:.0e}."
         )
     if part := record.get("examples"):
-        lines.append(
-            f"- `measure` on {part['examples']:,} examples in batches of {part['batch']:,} with "
-            f"`memory_mib={part['budget_mib']:.0f}`: {part['peak_beyond_start_mib']:.0f} MiB at the peak "
-            "beyond what the process held before, inputs and results included."
-        )
+        budgets = ", ".join(f"{b:.0f}" for b in part["budgets_mib"])
+        for what, peaks in part["peaks_beyond_start_mib"].items():
+            told = ", ".join(f"{p:.0f}" for p in peaks)
+            lines.append(
+                f"- `measure` {what} on {part['examples']:,} examples in batches of {part['batch']:,} with "
+                f"`memory_mib` of {budgets}: {told} MiB at the peak beyond what the process held before, "
+                "inputs and results included."
+            )
     if part := record.get("runs"):
         held = part["resident_mib"]
         lines.append(

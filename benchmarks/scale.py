@@ -23,7 +23,7 @@ import torch
 import hesstune as ht
 
 RESULT = Path(__file__).parent / "results" / "scale.json"
-BUDGET_MIB = 256.0
+BUDGETS_MIB = (128.0, 256.0, 512.0)
 
 
 def peak_mib() -> float:
@@ -99,8 +99,8 @@ def classes() -> dict[str, object]:
             "largest_relative_difference": error, "measure_to_forward": same}  # fmt: skip
 
 
-def examples() -> dict[str, object]:
-    """Measure 10,000 examples, and tell how much memory it took beyond the data."""
+def peak_of(budget: float, trace: bool) -> float:
+    """Measure 10,000 examples; return the peak of memory beyond what the process held before, in MiB."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     nn = torch.nn
@@ -118,11 +118,31 @@ def examples() -> dict[str, object]:
             torch.manual_seed(i)
             yield torch.randn(1000, 3, 32, 32), torch.randint(0, 10, (1000,))
 
-    ht.measure(model, ref, [(torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,)))])
+    ht.measure(model, ref, [(torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,)))], trace=trace)
     before = peak_mib()
-    found = ht.measure(model, ref, batches(), memory_mib=BUDGET_MIB)
-    return {"examples": len(found.losses), "batch": 1000, "budget_mib": BUDGET_MIB,
-            "peak_beyond_start_mib": peak_mib() - before}  # fmt: skip
+    found = ht.measure(model, ref, batches(), memory_mib=budget, trace=trace)
+    assert len(found.losses) == 10000
+    return peak_mib() - before
+
+
+def examples() -> dict[str, object]:
+    """Measure 10,000 examples within several budgets, each in a process of its own: its peak only grows."""
+    peaks: dict[str, list[float]] = {}
+    for trace in (False, True):
+        for budget in BUDGETS_MIB:
+            done = subprocess.run(
+                [sys.executable, __file__, "--peak", str(budget), str(int(trace))],
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            peaks.setdefault("with traces" if trace else "alone", []).append(
+                float(done.stdout.splitlines()[-1])
+            )
+    return {
+        "examples": 10000,
+        "batch": 1000,
+        "budgets_mib": list(BUDGETS_MIB),
+        "peaks_beyond_start_mib": peaks,
+    }
 
 
 def runs(count: int = 200) -> dict[str, object]:
@@ -153,9 +173,13 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
     parser.add_argument("--measure", metavar="RUN")
     parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--peak", nargs=2, type=float)
     given = parser.parse_args()
     if given.measure:
         measured_once(given.measure)
+        return
+    if given.peak:
+        print(peak_of(given.peak[0], bool(given.peak[1])))
         return
     if given.only:
         sys.path.insert(0, str(Path(__file__).parent))

@@ -12,6 +12,7 @@ from torch import nn
 from hesstune.errors import LayerError, listed
 from hesstune.forward import Inputs, evaluating, logits_of
 from hesstune.reading import reading
+from hesstune.sharding import is_sharded, over_parts, pair
 
 __all__ = ["Reference", "layer_names", "layer_owners"]
 
@@ -182,11 +183,13 @@ class Reference:
         self.check(model)
         parameters = dict(model.named_parameters())
         with torch.no_grad():
-            norms = [
-                torch.linalg.vector_norm(_difference(parameters[name], self[name])) for name in self._layers
-            ]
-            values = torch.stack([n.double().cpu() for n in norms]).tolist() if norms else []
-        return dict(zip(self._layers, values, strict=True))
+            weights = [parameters[name] for name in self._layers]
+            parts = [pair(w, self[name], name) for w, name in zip(weights, self._layers, strict=True)]
+            norms = [torch.linalg.vector_norm(_difference(w, anchor)) for w, anchor in parts]
+            values = torch.stack([n.double().cpu() for n in norms]) if norms else torch.zeros(0)
+            if any(is_sharded(w) for w in weights):
+                values = over_parts(values.square(), weights).sqrt()
+        return dict(zip(self._layers, values.tolist(), strict=True))
 
     @torch.no_grad()
     def restore_(self, model: nn.Module) -> None:

@@ -63,6 +63,13 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Processes.  [default: one a core]")
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="local|ray",
+            help="Processes of this machine, or tasks of a Ray cluster (needs hesstune[ray]).",
+        ),
+    ] = "local",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start over; else the comparison in --out is continued.")
     ] = False,
@@ -96,6 +103,7 @@ def compare(
                 certify=certify,
                 keep_runs=keep_runs,
                 jobs=jobs,
+                engine=engine,
                 overwrite=overwrite,
                 progress=bars("compare") if bars else None,
                 command=command,

@@ -12,6 +12,7 @@ from torch import nn
 from hesstune.checks import one_of, positive
 from hesstune.errors import ConfigError, LayerError, listed, unknown_name
 from hesstune.reference import Reference
+from hesstune.sharding import is_sharded, over_parts, pair
 
 __all__ = ["NORMS", "DistanceConstraint", "depth_scaled", "resolve_radii"]
 
@@ -117,35 +118,42 @@ class DistanceConstraint:
         self.radii = resolve_radii(ref.layers(), radius)
         self._anchors: dict[str, torch.Tensor] = {}
 
-    def _anchor(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+    def _parts(self, name: str, parameter: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # The reference where and how the weight is kept, cast once, not at every step.
+        weight, own = pair(parameter, self.reference[name], name)
         anchor = self._anchors.get(name)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         if anchor is None or anchor.device != weight.device or anchor.dtype != dtype:
-            anchor = self._anchors[name] = self.reference[name].to(device=weight.device, dtype=dtype)
-        return anchor
+            anchor = self._anchors[name] = own.to(device=weight.device, dtype=dtype)
+        return weight, anchor
 
     @torch.no_grad()
     def project_(self) -> dict[str, float]:
         """Project every layer outside its ball; return each layer's distance before, in `norm`.
 
         Layers inside their ball are not written to. In half precision the result is rounded towards
-        the reference, so that it stays inside the ball.
+        the reference, so that it stays inside the ball. Of sharded weights (FSDP2) each process
+        projects its own part by the norm of the whole; all processes call this alike.
         """
         parameters = dict(self.model.named_parameters())
         lost = [name for name in self.radii if name not in parameters]
         if lost:
             raise LayerError(f"the model no longer has the layers {listed(lost)}")
         # A frozen layer sits where it was; one that was moved before freezing is still projected.
-        weights = [parameters[name] for name in self.radii]
-        anchors = [self._anchor(name, w) for name, w in zip(self.radii, weights, strict=True)]
-        deltas = [w.to(a.dtype) - a for w, a in zip(weights, anchors, strict=True)]
+        tensors = [parameters[name] for name in self.radii]
+        parts = [self._parts(name, p) for name, p in zip(self.radii, tensors, strict=True)]
+        deltas = [w.detach().to(a.dtype) - a for w, a in parts]
+        sharded = any(is_sharded(p) for p in tensors)
         if self.norm == "mars":
             rows = [d.flatten(1).abs().sum(dim=1) for d in deltas]
-            norms = torch.stack([r.max() for r in rows]).tolist() if rows else []
+            # Parts are cut between rows; the last processes may have none.
+            largest = torch.stack([r.max() if len(r) else r.new_zeros(()) for r in rows]) if rows else None
+            found = over_parts(largest, tensors, "max") if sharded and largest is not None else largest
         else:
             rows = []
-            norms = torch.stack(torch._foreach_norm(deltas)).tolist() if deltas else []
+            found = torch.stack(torch._foreach_norm(deltas)) if deltas else None
+            found = over_parts(found.square(), tensors).sqrt() if sharded and found is not None else found
+        norms: list[float] = [] if found is None else found.tolist()
         for at, (name, distance) in enumerate(zip(self.radii, norms, strict=True)):
             radius = self.radii[name]
             if not distance > radius:
@@ -156,7 +164,7 @@ class DistanceConstraint:
                 delta.mul_(scale)
             else:
                 delta.mul_(radius / distance)
-            _write(weights[at], anchors[at], delta)
+            _write(*parts[at], delta)
         return dict(zip(self.radii, norms, strict=True))
 
 

@@ -31,6 +31,9 @@ Method = Literal["exact", "lanczos", "weight_space", "unused"]
 _PROBE_EXAMPLES = 4
 _CURVATURE_EXAMPLES = 2
 _PROBED_LAYERS = 4
+# At the largest output a backward pass holds the gradients before and after it, copies of them in the
+# convolution's own layout, and products of them (measured).
+_IN_FLIGHT = 8
 _SAME_LOGITS = 1e-4
 
 
@@ -58,7 +61,8 @@ class Plan:
         layers: One entry a layer, in the order asked.
         layouts: Where the examples are in each captured layer's tensors.
         copied: Layers whose input the network overwrites in place, so that it must be copied.
-        bytes_per_example: What one example's forward pass keeps for the backward passes, in bytes.
+        bytes_per_example: What one example takes, in bytes: what its forward pass keeps for the backward
+            passes, the layers' changes D_i, and the gradients in flight.
         cuts_padding: Whether masked trailing tokens may be cut, as they do not change the logits.
     """
 
@@ -117,7 +121,9 @@ def make_plan(
         plans |= _confirm(model, probe, plans, layouts, captured.overwritten, structure.unsure, seed)
     plans = {name: _as_asked(plan, method, objective) for name, plan in plans.items()}
     outputs = sum(layer.shape.numel() for layer in captured.layers.values()) * captured.logits.element_size()
-    size = (kept.total + outputs) // batch_size(probe)
+    largest = max((layer.shape.numel() for layer in captured.layers.values()), default=0)
+    in_flight = _IN_FLIGHT * largest * captured.logits.element_size()
+    size = (kept.total + outputs + in_flight) // batch_size(probe)
     cuts = ignores_padding(model, inputs)
     return Plan([plans[n] for n in names], layouts, captured.overwritten, size, cuts)
 

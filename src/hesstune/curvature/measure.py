@@ -96,8 +96,9 @@ def measure(
         label_smoothing: ε of label smoothing.
         class_weights: (K,): the loss −Σ c_k log p_k becomes −Σ w_k c_k log p_k.
         max_examples: Stop after so many examples.
-        memory_mib: Memory for activations, in MiB; larger batches are split. The result does not
-            depend on it, nor on the batch size.
+        memory_mib: Memory for activations and the batches they come from, in MiB, beside the network and
+            its reference; larger batches are split. The result does not depend on it, nor on the
+            batch size.
         skip_classes: Exact path, many classes: stop a batch's passes once the skipped classes add
             at most this share to every entry (told by probes, 99 % an entry; `upper` covers it).
             None, the default, takes all K − 1 passes.
@@ -146,6 +147,11 @@ def measure(
                     progress(done)
         run.finish()
     return run.result()
+
+
+def _bytes(inputs: Inputs) -> int:
+    values = [inputs] if isinstance(inputs, torch.Tensor) else inputs.values()
+    return sum(v.nbytes for v in values if isinstance(v, torch.Tensor))
 
 
 @dataclass(frozen=True)
@@ -203,11 +209,12 @@ class _Run:
         if self.plan is None or (self.plan_examples == 1 and size > 1):
             self.make_plan(inputs)
         assert self.plan is not None
-        # The gradients in flight and, for spectra and traces, kept gradients or unfolded inputs come on
-        # top of what forward keeps.
+        # For spectra and traces kept gradients or unfolded inputs come on top; this batch and the next lie
+        # there already.
         extras = bool(self.settings.trace) or self.settings.spectrum
-        each = max(1, self.plan.bytes_per_example) * (3 if extras else 1.25)
-        most = max(1, int(self.settings.memory_mib * 2**20 / each))
+        each = max(1, self.plan.bytes_per_example) * (3 if extras else 1)
+        room = self.settings.memory_mib * 2**20 - 2 * _bytes(inputs)
+        most = max(1, int(room / each))
         order = torch.arange(size)
         if self.plan.cuts_padding:  # sentences of similar length together
             order, most = by_length(inputs), min(most, _SENTENCES)

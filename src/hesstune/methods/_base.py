@@ -148,6 +148,9 @@ class Method:
     thaws: ClassVar[bool] = False
     # Whether its loss is linear in the label, so that soft labels can be trained on.
     takes_soft: ClassVar[bool] = True
+    # Whether it trains weights of which each process holds a part: it then touches them by the constraint
+    # alone. Said by each class for itself.
+    shards: ClassVar[bool] = False
     own_options: ClassVar[dict[str, Option]] = {}
 
     def __init__(self, setup: MethodSetup) -> None:

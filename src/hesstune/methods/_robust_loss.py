@@ -13,6 +13,7 @@ __all__ = ["Loss", "RobustLoss"]
 class RobustLoss(Method):
     """A loss of logits and targets instead of cross-entropy; classes are weighted as there."""
 
+    shards = True
     takes_soft = False
 
     def __init__(self, setup: MethodSetup) -> None:

@@ -14,6 +14,7 @@ from hesstune.methods._losses import consistent
 class Consistent(Method):
     """The clean loss in expectation, from noisy labels and their noise matrix."""
 
+    shards = True
     needs_noise_matrix = True
 
     def __init__(self, setup: MethodSetup) -> None:

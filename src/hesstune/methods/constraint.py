@@ -13,6 +13,7 @@ from hesstune.methods._base import Method, MethodSetup
 class Constraint(Method):
     """Cross-entropy; after every optimizer step each layer is projected back into its ball."""
 
+    shards = True
     constrained = True
 
     def __init__(self, setup: MethodSetup) -> None:

@@ -14,6 +14,8 @@ from hesstune.methods._base import Method
 class EarlyStopping(Method):
     """Cross-entropy with `--patience 3 --select best`, unless they are given."""
 
+    shards = True
+
     @classmethod
     def defaults(cls, train: str) -> dict[str, Any]:
         """Return the patience and the rule for which weights are kept."""

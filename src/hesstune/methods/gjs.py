@@ -16,6 +16,7 @@ from hesstune.methods._losses import class_weights
 class GJS(Method):
     """GJS over two draws of the augmentation instead of cross-entropy."""
 
+    shards = True
     takes_soft = False
     own_options = {
         "weight": Option(

@@ -14,6 +14,7 @@ from hesstune.methods._losses import averaged
 class LabelSmoothing(Method):
     """torch's cross-entropy with its `label_smoothing`."""
 
+    shards = True
     takes_soft = False
     own_options = {"epsilon": Option(0.1, "Szegedy et al. 2016, section 7", high=1.0, search=(0.0, 0.9))}
 

@@ -23,6 +23,7 @@ def mixed(inputs: torch.Tensor, order: torch.Tensor, share: float) -> torch.Tens
 class Mixup(Method):
     """Cross-entropy on convex combinations of examples and labels."""
 
+    shards = True
     takes_soft = False
     own_options = {
         "alpha": Option(0.2, "Zhang et al. 2018, section 3.1 (ImageNet)", search=(0.1, 8.0), log=True)

@@ -19,6 +19,7 @@ SOURCE = "the code of Li and Zhang 2021, its README"
 class RegSL(Constraint):
     """Constrained cross-entropy with self-labelling."""
 
+    shards = False
     takes_soft = False
     own_options = {
         "reweight_after": Option(5 / 30, SOURCE, high=1.0),

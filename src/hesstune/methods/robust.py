@@ -16,6 +16,7 @@ from hesstune.methods.constraint import Constraint
 class Robust(Constraint):
     """Cross-entropy for `warmup_epochs`, then the consistent loss; projection all along."""
 
+    shards = True
     needs_noise_matrix = True
 
     def __init__(self, setup: MethodSetup) -> None:

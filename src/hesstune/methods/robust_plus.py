@@ -20,6 +20,7 @@ from hesstune.methods.robust import Robust
 class RobustPlus(EarlyLearning, Robust):
     """Warm-up by cross-entropy, then the consistent loss; the memory's penalty and the balls all along."""
 
+    shards = False
     own_options = {
         **EarlyLearning.own_options,
         "lambda": Option(1.0, "development splits of weakly labelled tasks", search=(0.1, 10.0), log=True),

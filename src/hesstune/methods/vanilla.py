@@ -8,5 +8,7 @@ from hesstune.methods._base import Method
 class Vanilla(Method):
     """Cross-entropy on the given labels, with no constraint."""
 
+    shards = True
+
 
 METHOD = Vanilla

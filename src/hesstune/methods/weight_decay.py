@@ -13,6 +13,8 @@ from hesstune.methods._base import Method
 class WeightDecay(Method):
     """Cross-entropy with decoupled weight decay."""
 
+    shards = True
+
     @classmethod
     def defaults(cls, train: str) -> dict[str, Any]:
         """Return the optimizer and its decay."""

@@ -10,11 +10,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hesstune.checks import one_of
 from hesstune.errors import ConfigError, RunError, unknown_name
 from hesstune.study.cell import CELL
+from hesstune.study.cluster import work_on_cluster
 from hesstune.study.plan import Cell, Plan, Settings, make_plan
 from hesstune.study.results import RESULTS, check_unchanged, read_results, results_of
 from hesstune.study.tables import cells_csv, markdown
@@ -29,6 +32,7 @@ Progress = Callable[[int, int, str], None]
 # Cells with cached features that one process has finished before a second one has started.
 FEW = 12
 POLL = 0.2
+ENGINES = ("local", "ray")
 KEYS = ("tasks", "methods", "seeds", "baseline", "search")
 
 
@@ -82,6 +86,7 @@ def compare(
     certify: bool = False,
     keep_runs: bool = False,
     jobs: int | None = None,
+    engine: str = "local",
     overwrite: bool = False,
     progress: Progress | None = None,
     command: str | None = None,
@@ -107,6 +112,8 @@ def compare(
         certify: Also a certificate where a head alone is trained.
         keep_runs: Keep every run's weights.
         jobs: Processes, which share the cores; by default one a core, or one where cells are short and few.
+        engine: `local`, processes of this machine, or `ray`, tasks over a Ray cluster whose machines share
+            `out`.
         overwrite: Start over: the folder's cells are removed.
         progress: Called with (cells done, cells in all, text).
         command: The command line, for the record.
@@ -126,10 +133,15 @@ def compare(
     given = dict(zip(KEYS, (tasks, methods, seeds, baseline, search), strict=True))
     values |= options | {name: value for name, value in given.items() if value is not None}
     plan, base = plan_of(values, Settings(measure_examples, stability, certify, 0, keep_runs))
+    one_of("engine", engine, ENGINES)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="hesstune-compare-"))
     _claim(folder, overwrite)
     with locked(folder):
-        return _run(folder, plan, base, _jobs(jobs, plan), command, progress)
+        if engine == "ray":
+            work_off = partial(work_on_cluster, folder, plan, jobs, progress)
+        else:
+            work_off = partial(_locally, folder, plan, _jobs(jobs, plan), progress)
+        return _run(folder, plan, base, work_off, command)
 
 
 def plan_of(values: Mapping[str, Any], settings: Settings | None = None) -> tuple[Plan, str]:
@@ -203,7 +215,7 @@ def _claim(folder: Path, overwrite: bool) -> None:
 
 
 def _run(
-    folder: Path, plan: Plan, baseline: str, jobs: int, command: str | None, progress: Progress | None
+    folder: Path, plan: Plan, baseline: str, work_off: Callable[[], None], command: str | None
 ) -> Comparison:
     if (folder / RESULTS).is_file():
         before = read_results(folder)
@@ -221,13 +233,9 @@ def _run(
         write_json(folder / RESULTS, results)
         return results
 
-    done = sum(finished(folder, c) is not None for c in plan.cells)
-    pending = len(plan.cells) - done
     try:
-        if pending and min(jobs, pending) == 1:
-            _alone(folder, plan, progress)
-        elif pending:
-            _together(folder, plan, min(jobs, pending), progress)
+        if any(finished(folder, c) is None for c in plan.cells):
+            work_off()
     finally:
         results = gather()
         write_text(folder / "results.csv", cells_csv(results))
@@ -252,6 +260,14 @@ def _unpack(folder: Path, before: Mapping[str, Any], plan: Plan) -> None:
         if record is not None and finished(folder, cell) is None:
             (folder / cell.folder).mkdir(parents=True, exist_ok=True)
             write_json(folder / cell.folder / CELL, record)
+
+
+def _locally(folder: Path, plan: Plan, jobs: int, progress: Progress | None) -> None:
+    jobs = min(jobs, sum(finished(folder, c) is None for c in plan.cells))
+    if jobs == 1:
+        _alone(folder, plan, progress)
+    else:
+        _together(folder, plan, jobs, progress)
 
 
 def _alone(folder: Path, plan: Plan, progress: Progress | None) -> None:

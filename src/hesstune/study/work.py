@@ -13,7 +13,7 @@ from hesstune.study.cell import CELL, run_cell
 from hesstune.study.plan import Cell, Plan
 from hesstune.training.feature_store import FeatureStore, sharing
 
-__all__ = ["PLAN", "STORE", "finished", "work"]
+__all__ = ["PLAN", "STORE", "finished", "one", "work"]
 
 PLAN, STORE = "plan.json", "features"
 
@@ -49,19 +49,31 @@ def work(
         for cell in order:
             if parent is not None and os.getppid() != parent:
                 return
-            if finished(out, cell):
+            if finished(out, cell) or not one(out, plan, cell):
                 continue
-            folder = out / cell.folder
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / ".claimed").open("w") as claim:
-                try:
-                    fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    continue
-                if not finished(out, cell):  # another worker may have had it meanwhile
-                    run_cell(cell, folder, plan.settings)
             if done is not None:
                 done(cell)
+
+
+def one(out: Path, plan: Plan, cell: Cell, wait: bool = False) -> bool:
+    """Run one cell unless it is finished; return False where it is in another process's hands.
+
+    Args:
+        out: The comparison's folder.
+        plan: Its plan.
+        cell: Which.
+        wait: Wait for the other process instead, which may be about to end.
+    """
+    folder = out / cell.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".claimed").open("w") as claim:
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            return False
+        if not finished(out, cell):  # another worker may have had it meanwhile
+            run_cell(cell, folder, plan.settings)
+    return True
 
 
 def _main() -> None:

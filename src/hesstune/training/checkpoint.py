@@ -9,6 +9,7 @@ from typing import Any
 
 from hesstune.errors import HesstuneWarning, RunError
 from hesstune.training.files import PART, load_tree, save_tree
+from hesstune.training.ranks import on_first, world
 
 __all__ = ["ASIDE", "Checkpoints", "discard"]
 
@@ -66,6 +67,12 @@ class Checkpoints:
         if damaged:
             raise RunError(f"{damaged[0][1]}, nor is any other in {self.folder}; start over with --overwrite")
         return None
+
+    def load_together(self) -> dict[str, Any] | None:
+        """Read it on every process: the first one sorts out damaged ones before the others look."""
+        if world() > 1:
+            on_first(self.load)
+        return self.load()
 
     def clear(self) -> None:
         """Remove all checkpoints."""

@@ -151,6 +151,11 @@ class FinetuneConfig(BaseModel):
     checkpoint_minutes: float = Field(
         10.0, gt=0, description="minutes between checkpoints within an epoch; each epoch ends with one"
     )
+    shard: bool = Field(
+        False,
+        description="cut weights, reference, gradients and optimizer state over the processes (FSDP2; under "
+        "torchrun)",
+    )
     seed: int = Field(0, ge=0, description="seed of split, noise, order and augmentation")
     track: Literal["tensorboard", "mlflow"] | None = Field(
         None, description="also send each epoch's metrics there (needs hesstune[tracking])"
@@ -219,6 +224,8 @@ class FinetuneConfig(BaseModel):
                 "(estimate:auto, a rate such as 0.3, symmetric:RATE, pair:RATE or a matrix file)"
             )
         self._check_labels(kind)
+        if self.shard and not kind.shards:
+            raise ConfigError(f"method '{self.method}' cannot train sharded weights; leave --shard out")
         if self.noise_matrix == "true" and self.noise is None:
             raise ConfigError("--noise-matrix true means the noise that --noise injects, and none was given")
         if self.class_weights == "balanced" and self.sampler == "balanced":

@@ -26,7 +26,7 @@ from hesstune.training.config import RESUMABLE, FinetuneConfig, make_config, rea
 from hesstune.training.evaluate import final_metrics
 from hesstune.training.feature_store import features_of
 from hesstune.training.feeds import Feed, make_feed, predict_logits
-from hesstune.training.files import replace_file, save_tensors, write_csv, write_json, write_text
+from hesstune.training.files import replace_file, write_csv, write_json, write_text
 from hesstune.training.fingerprint import check_start, fingerprints
 from hesstune.training.folder import claim, entered
 from hesstune.training.prepare import Prepared, prepare
@@ -43,6 +43,7 @@ from hesstune.training.run import (
     REFERENCE,
     Run,
 )
+from hesstune.training.sharded import ShardedCheckpoints, refuse_one, shard_, weights_of, write_model
 from hesstune.training.texts import TextFeed
 from hesstune.training.tracking import check_tracker, tracked
 from hesstune.training.trainer import Progress, Trainer
@@ -103,6 +104,7 @@ def finetune(
     check_tracker(resolved.track)
     start_ranks()
     refuse_adapting(resolved.batch_norm)
+    refuse_one(resolved.shard)
     if resolved.out is None and world() > 1:
         raise ConfigError("several processes write one run: give --out, a folder that all of them see")
     out = Path(resolved.out) if resolved.out else Path(tempfile.mkdtemp(prefix="hesstune-"))
@@ -127,8 +129,7 @@ def finetune(
             run, trained = _train(prepared, out, resume, progress if rank() == 0 else None)
             if observe is not None:
                 observe(trained)
-            on_first(lambda: _finish(run, trained.loaded, keep_weights))
-            return run
+            return _finish(run, trained.loaded, keep_weights)
 
 
 def _build(
@@ -170,7 +171,8 @@ def _feeds(prepared: Prepared) -> tuple[torch.nn.Module, dict[str, Feed], int]:
     }
     cut = sum(feed.truncated for feed in images.values() if isinstance(feed, TextFeed))
     plain = config.augment in ("auto", "none") and config.batch_norm == "frozen"
-    alone = config.train in ("head", "last:1") and plain
+    # A head alone cannot be called where its network is sharded.
+    alone = config.train in ("head", "last:1") and plain and not config.shard
     cached = features_of(loaded, parts, images, config.max_length) if alone else None
     if cached is not None:
         return loaded.model.get_submodule(loaded.head), cached, cut
@@ -180,14 +182,13 @@ def _feeds(prepared: Prepared) -> tuple[torch.nn.Module, dict[str, Feed], int]:
 def train_prepared(prepared: Prepared, out: Path, progress: Progress | None = None) -> Run:
     """Train what was prepared into a folder whose lock, or a folder above it, is held; see `finetune`."""
     run, trained = _train(prepared, out, False, progress)
-    on_first(lambda: _finish(run, trained.loaded, keep_weights=True))
-    return run
+    return _finish(run, trained.loaded, keep_weights=True)
 
 
 def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | None) -> tuple[Run, Trained]:
     started = time.monotonic()
     config, task, loaded = prepared.config, prepared.task, prepared.loaded
-    reference = Reference.of(loaded.model)
+    reference = weights_of(loaded.model) if config.shard else Reference.of(loaded.model)
     run = Run(out, config, _record(prepared))
     started_from = {name: reference[name] for name in reference.names()}
     run.record["checksums"] = fingerprints(task, started_from)
@@ -198,6 +199,9 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
     else:
         on_first(lambda: _write_start(run, prepared, reference))
     net, feeds, cut = _feeds(prepared)
+    if config.shard:
+        shard_(loaded.model, prepared.device)
+        reference = Reference.of(loaded.model)  # each process keeps its own part
     run.record["texts_cut"] = cut
     assert task.train.labels is not None
     setup = MethodSetup(
@@ -228,7 +232,7 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
         {"train": task.train, "val": task.val},
         prepared.believed,
         prepared.device,
-        Checkpoints(out),
+        ShardedCheckpoints(out) if config.shard else Checkpoints(out),
         tracked(run) if rank() == 0 else lambda metrics: None,
         progress,
     )
@@ -320,14 +324,16 @@ def _finish(run: Run, loaded: LoadedModel, keep_weights: bool) -> Run:
     if not np.isfinite(run.result["distance"]):
         raise RunError("the distance from the reference is not finite")
     if keep_weights:
-        tensors = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_tensors(run.path / MODEL, state)
-    else:
+        write_model(run.path / MODEL, loaded.model)
+    on_first(lambda: _close(run, keep_weights))
+    return run
+
+
+def _close(run: Run, keep_weights: bool) -> None:
+    if not keep_weights:
         (run.path / REFERENCE).unlink(missing_ok=True)
     write_text(run.path / CARD, model_card(run.config, run.record))
     # The record goes last: it is what marks the run as finished.
     run.write_record()
     Checkpoints(run.path).clear()
     discard(run.path)
-    return run

@@ -102,7 +102,8 @@ def with_trained_prior(
         base = Prepared.of(run, task, device)
         key = {"fraction": fraction, "seed": seed, "rows": first.tolist()}
         part = replace(task, train=task.train.take(first))
-        prior = _trained(replace(base, task=part), run.config, run.path / PRIOR, key, progress)
+        recipe = run.config.model_copy(update={"shard": False})
+        prior = _trained(replace(base, task=part), recipe, run.path / PRIOR, key, progress)
         config = _posterior_config(run.config, len(rest))
         every = replace(task, train=task.train.take(np.sort(rows)))
         start = replace(base, task=every, config=config, loaded=prior.loaded())

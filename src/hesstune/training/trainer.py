@@ -24,7 +24,8 @@ from hesstune.training.config import FinetuneConfig
 from hesstune.training.evaluate import accuracy, validation_loss
 from hesstune.training.feeds import Feed, ImageFeed, batches_of, predict_logits
 from hesstune.training.optim import make_optimizer, make_schedule
-from hesstune.training.ranks import SplitForward, on_first, rank, summed, world
+from hesstune.training.ranks import SplitForward, rank, summed, world
+from hesstune.training.state import load_optimizer, optimizer_state, restore, state_of
 from hesstune.training.stopping import Stop, stoppable
 
 __all__ = ["Progress", "Trainer"]
@@ -104,7 +105,9 @@ class Trainer:
         trained = [p for part in (net, *self.networks) for p in part.parameters() if p.requires_grad]
         optimizer = make_optimizer(config, trained)
         self.schedule = make_schedule(config, optimizer, self.steps)
-        self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
+        self.optimizer = self.accelerator.prepare(optimizer)
+        # A sharded network has its own way to average gradients.
+        self.net = net if config.shard else self.accelerator.prepare(net)
         self.trained = trained
         self.forward = self._split_forward(net) if world() > 1 else None
         self.validation = ConsistentLoss(noise) if noise is not None and not config.clean_val else None
@@ -125,24 +128,16 @@ class Trainer:
     # -- state -------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, torch.Tensor]:
-        """Return copies of what training may change: trained parameters and all buffers."""
-        net = self.accelerator.unwrap_model(self.net)
-        parameters = dict(net.named_parameters())
-        trained = {name: parameters[name] for name in self._names}
-        return {n: t.detach().clone() for n, t in {**trained, **dict(net.named_buffers())}.items()}
+        return state_of(self.accelerator.unwrap_model(self.net), self._names)
 
-    @torch.no_grad()
     def _restore(self, state: dict[str, torch.Tensor]) -> None:
-        net = self.accelerator.unwrap_model(self.net)
-        own = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-        for name, tensor in state.items():
-            own[name].copy_(tensor)
+        restore(self.accelerator.unwrap_model(self.net), state)
 
     def save(self, partial: _Partial | None = None) -> None:
         """Write a checkpoint: between epochs, or within the one that is under way."""
         tree = {
             "net": self._state(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "best": self.best,
@@ -152,7 +147,7 @@ class Trainer:
             "partial": None if partial is None else asdict(partial),
             "random": None if partial is None else random_state(self.accelerator.device),
         }
-        if rank() == 0:
+        if rank() == 0 or self.config.shard:
             self.checkpoints.save(self.schedule.last_epoch, tree)
         self._saved_at = time.monotonic()
 
@@ -162,9 +157,7 @@ class Trainer:
         Raises:
             RunError: If no checkpoint is whole, or it does not fit the run.
         """
-        if world() > 1:  # the first one sorts out damaged ones before the others look
-            on_first(self.checkpoints.load)
-        tree = self.checkpoints.load()
+        tree = self.checkpoints.load_together()
         if tree is None:
             return False
         self._take(tree)
@@ -175,7 +168,7 @@ class Trainer:
     def _take(self, tree: dict[str, Any]) -> None:
         try:
             self._restore(tree["net"])
-            self.optimizer.load_state_dict(tree["optimizer"])
+            load_optimizer(self.optimizer, tree["optimizer"])
             self.schedule.load_state_dict({**tree["schedule"], "lr_lambdas": [None]})
             if self.accelerator.scaler is not None and tree["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(tree["scaler"])

@@ -1,0 +1,79 @@
+"""Weights of which every process holds a part (FSDP2's DTensor): the own part, and numbers over all parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from hesstune.errors import LayerError
+
+__all__ = ["is_sharded", "like", "local", "over_parts", "pair", "whole"]
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Tell whether this process holds only a part of the tensor."""
+    return hasattr(tensor, "full_tensor")
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this process's part, sharing its memory; a whole tensor is returned as it is."""
+    if not is_sharded(tensor):
+        return tensor
+    part: torch.Tensor = tensor.detach().to_local()  # type: ignore[attr-defined]
+    return part
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the whole tensor on every process; all of them call this alike."""
+    full: torch.Tensor = tensor.detach()
+    return full.full_tensor() if is_sharded(tensor) else full  # type: ignore[attr-defined]
+
+
+def like(part: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Return the sharded tensor that this process's part belongs to, cut as another one is."""
+    from torch.distributed.tensor import DTensor
+
+    other: Any = tensor
+    return DTensor.from_local(
+        part, other.device_mesh, other.placements, shape=other.shape, stride=other.stride()
+    )
+
+
+def pair(weight: torch.Tensor, reference: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return this process's parts of a weight and its reference.
+
+    Raises:
+        LayerError: If one is sharded and the other is not.
+    """
+    if is_sharded(weight) != is_sharded(reference):
+        which = "the weight" if is_sharded(weight) else "the reference"
+        raise LayerError(
+            f"'{name}': {which} alone is sharded; take Reference.of(model) after fully_shard(model), so "
+            "that each process keeps its own part of both"
+        )
+    return local(weight), local(reference)
+
+
+def over_parts(
+    values: torch.Tensor, tensors: Sequence[torch.Tensor], op: Literal["sum", "max"] = "sum"
+) -> torch.Tensor:
+    """Combine one number a tensor, of each process's own parts, into that of the whole tensors.
+
+    Args:
+        values: (L,), computed from `local` of each tensor.
+        tensors: The L tensors; the numbers of those that are not sharded stay.
+        op: How the numbers of parts combine.
+    """
+    sharded = [t for t in tensors if is_sharded(t)]
+    if not sharded:
+        return values
+    from torch import distributed
+
+    group = sharded[0].device_mesh.get_group()  # type: ignore[attr-defined]
+    combined = values.clone()
+    kind = distributed.ReduceOp.SUM if op == "sum" else distributed.ReduceOp.MAX
+    distributed.all_reduce(combined, op=kind, group=group)
+    mask = torch.tensor([is_sharded(t) for t in tensors], device=values.device)
+    return torch.where(mask, combined, values)
