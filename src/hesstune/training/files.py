@@ -22,6 +22,7 @@ __all__ = [
     "replace_file",
     "save_tensors",
     "save_tree",
+    "stream_tensors",
     "write_csv",
     "write_json",
     "write_text",
@@ -29,6 +30,11 @@ __all__ = [
 
 # What a file is called while it is written; a kill may leave some behind.
 PART = ".part"
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # fmt: skip
 
 
 def replace_file(path: Path, write: Any) -> None:
@@ -91,16 +97,37 @@ def save_tensors(
     Raises:
         RunError: If it cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    replace_file(path, lambda part: stream_tensors(part, tensors, tensors.values(), metadata))
 
-    def write(part: Path) -> None:
-        try:
-            save_file(dict(tensors), str(part), metadata=dict(metadata) if metadata else None)
-        except SafetensorError as error:  # how the library tells of a full disk
-            raise OSError(str(error)) from error
 
-    replace_file(path, write)
+def stream_tensors(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    values: Iterable[torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the safetensors format one tensor at a time: nothing is copied that need not be.
+
+    Args:
+        path: The file.
+        tensors: What is written, by name: dtypes and shapes.
+        values: Its values, in the same order, whole, wherever they are.
+        metadata: Texts of the header.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        kind = _DTYPES[tensor.dtype]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for value in values:
+            if value.numel():
+                flat = value.detach().cpu().contiguous().flatten()
+                file.write(flat.view(torch.uint8).numpy().data)
 
 
 def digest(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
@@ -128,8 +155,7 @@ def save_tree(path: Path, tree: dict[str, Any]) -> None:
     def pack(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             key = f"t{len(tensors)}"
-            # Each entry owns its memory: safetensors refuses tensors that share it.
-            tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            tensors[key] = value.detach().cpu()
             return {"tensor": key}
         if isinstance(value, dict):
             return {"dict": [[k, pack(v)] for k, v in value.items()]}

@@ -69,7 +69,7 @@ def measure_run(
     shown = None if progress is None else lambda done: progress(done, len(rows) // world(), "examples")
     found = measure(
         setting.model,
-        run.reference().to(setting.device),
+        run.reference(),  # differences are taken a layer at a time, so it need not be on the device
         setting.batches(),
         layers=layers,
         examples="all" if examples == "all" else "max",

@@ -6,10 +6,8 @@ on a mesh of the run's own device.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +18,10 @@ from hesstune.errors import ConfigError, HesstuneError, HesstuneWarning, RunErro
 from hesstune.reference import Reference, layer_names
 from hesstune.sharding import whole
 from hesstune.training.checkpoint import KEPT, Checkpoints, discard
-from hesstune.training.files import load_tree, replace_file, save_tensors, save_tree
+from hesstune.training.files import load_tree, replace_file, save_tensors, save_tree, stream_tensors
 from hesstune.training.ranks import gathered, on_first, rank, summed, world
 
 __all__ = ["ShardedCheckpoints", "refuse_one", "shard_", "weights_of", "write_model"]
-
-_DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-    torch.bool: "BOOL",
-}  # fmt: skip
 
 
 def refuse_one(shard: bool) -> None:
@@ -164,7 +156,7 @@ def write_model(path: Path, model: nn.Module) -> None:
     failed: HesstuneError | None = None
     try:
         if rank() == 0:
-            replace_file(path, lambda part: _stream(part, tensors, parts))
+            replace_file(path, lambda part: stream_tensors(part, tensors, parts))
     except HesstuneError as error:
         failed = error
     for _ in parts:  # the other processes take part, and after an error the first one, too
@@ -175,20 +167,3 @@ def write_model(path: Path, model: nn.Module) -> None:
             raise failed
 
     on_first(tell)
-
-
-def _stream(path: Path, tensors: dict[str, torch.Tensor], parts: Iterator[torch.Tensor]) -> None:
-    """Write the safetensors format: a header's length, the header, the tensors one after the other."""
-    header, end = {}, 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end],
-        }  # fmt: skip
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for part in parts:
-            if part.numel():
-                file.write(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
