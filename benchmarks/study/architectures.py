@@ -1,6 +1,6 @@
 """Part 5 of the study: a ReLU ResNet and a small vision transformer, through `hf:`.
 
-python benchmarks/study/architectures.py [--root PACS] [--seeds 2] [--jobs N]
+python benchmarks/study/architectures.py [--root PACS] [--seeds 1] [--jobs N]
 
 No ImageNet weights: both networks are built from their configuration and pretrained here, briefly, on
 the true labels of PACS's cartoons; then photos with 40 % symmetric noise are fine-tuned and measured.
@@ -23,14 +23,14 @@ from hesstune.training.export import export_run
 FIRST_SEED = 60
 DATA, MODELS = WORK / "data_true", WORK / "models"
 SIZE, CLASSES = 64, 7
-PRETRAINING: dict[str, Any] = {"method": "vanilla", "epochs": 12, "lr": 1e-3, "test_fraction": 0.1}
+PRETRAINING: dict[str, Any] = {"method": "vanilla", "epochs": 4, "lr": 1e-3, "test_fraction": 0.1}
 METHODS: dict[str, dict[str, Any]] = {"vanilla": {}, "robust": {}}
 BUDGET: dict[str, Any] = {
     "data": f"csv:{DATA}/photo.csv",
     "image_size": SIZE,
     "noise": "symmetric:0.4",
-    "limit": 300,
-    "epochs": 10,
+    "limit": 200,
+    "epochs": 5,
     "lr": 3e-4,
 }
 
@@ -81,7 +81,7 @@ def pretrained(name: str, build: Callable[[], Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    asked = arguments(__doc__, 2, ROOT)
+    asked = arguments(__doc__, 1, ROOT)
     for domain in ("cartoon", "photo"):
         write_true(asked.root, domain, DATA)
     found = {name: pretrained(name, build) for name, build in NETWORKS.items()}

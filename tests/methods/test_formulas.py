@@ -60,6 +60,24 @@ def step(method):
     return {name: p.grad.clone() for name, p in method.setup.model.named_parameters()}
 
 
+@pytest.mark.parametrize("name", ["forward", "gce", "sce", "apl"])
+def test_losses_in_place_of_cross_entropy(name):
+    options = {"forward": {}, "gce": {"q": 0.5}}.get(name, {"alpha": 0.3, "beta": 0.6})
+    method = built(name, options=options)
+    loss, logits = method.batch_loss(batch(method, epoch=3))
+    p = torch.softmax(logits.double(), 1)
+    p_y, logs = p[torch.arange(N), Y], torch.log(p)
+    log_y = logs[torch.arange(N), Y]
+    reverse = 4.0 * (1.0 - p_y)  # log 0 is taken as −4
+    expected = {
+        "forward": -torch.log((p @ torch.tensor(method.setup.noise.array))[torch.arange(N), Y]),
+        "gce": (1.0 - p_y**0.5) / 0.5,
+        "sce": 0.3 * -log_y + 0.6 * reverse,
+        "apl": 0.3 * log_y / logs.sum(1) + 0.6 * reverse,
+    }[name]
+    torch.testing.assert_close(loss.double(), expected.mean(), rtol=1e-5, atol=1e-6)
+
+
 def test_mixup_is_linear_in_inputs_and_labels():
     method = built("mixup", options={"alpha": 1.0})
     torch.manual_seed(5)

@@ -1,0 +1,98 @@
+"""What `hesstune compare` costs: six heads beside one, and how often an image is decoded.
+
+python benchmarks/compare_speed.py
+
+Writes benchmarks/results/compare_speed.json: a ratio of processor time, both sides measured in this run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+
+import hesstune as ht
+from hesstune.data import images
+
+RESULT = Path(__file__).parent / "results" / "compare_speed.json"
+HEADS: dict[str, Any] = {
+    "data": "digits",
+    "noise": "symmetric:0.4",
+    "train": "head",
+    "limit": 1000,
+}
+METHODS = ["vanilla", "robust"]
+
+
+def processor_seconds(call: Callable[[], Any]) -> float:
+    """Return the processor seconds of a call and its children: they hardly depend on the machine's load."""
+    before = os.times()
+    call()
+    after = os.times()
+    return sum(after[i] - before[i] for i in range(4))
+
+
+def decodes(folder: Path) -> float:
+    """Return how often an image file is decoded in a comparison of four runs of three epochs."""
+    from PIL import Image
+
+    for number, (image, label) in enumerate(zip(*load_digits(return_X_y=True), strict=True)):
+        if number >= 100:
+            break
+        place = folder / "images" / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image.reshape(8, 8) * 15).astype("uint8")).resize((32, 32)).save(
+            place / f"{number}.png"
+        )
+    count, original = 0, images.decode
+
+    def counting(path: Path, size: int) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        return original(path, size)
+
+    images.decode = counting
+    try:
+        ht.compare(
+            {"data": f"folder:{folder / 'images'}", "image_size": 32, "epochs": 3, "noise": "symmetric:0.2"},
+            methods=METHODS, seeds=2, jobs=1, measure_examples=0, out=folder / "counted",
+        )  # fmt: skip
+    finally:
+        images.decode = original
+    return count / 100
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sides = {
+            key: processor_seconds(
+                lambda methods=methods, seeds=seeds, key=key: ht.compare(
+                    HEADS, methods=methods, seeds=seeds, jobs=1, measure_examples=0, out=folder / key
+                )
+            )
+            for key, methods, seeds in (
+                ("warm", ["vanilla"], 1),
+                ("one", ["vanilla"], 1),
+                ("six", METHODS, 3),
+            )
+        }
+        record = {
+            "command": "python benchmarks/compare_speed.py",
+            "heads": {**HEADS, "methods": METHODS, "seeds": 3},
+            "six_heads_over_one": round(sides["six"] / sides["one"], 2),
+            "six_heads_under_thirty_processor_seconds": sides["six"] < 30.0,
+            "decodes_an_image_in_four_runs_of_three_epochs": decodes(folder),
+        }
+    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record), {key: round(value, 1) for key, value in sides.items()})
+
+
+if __name__ == "__main__":
+    main()
