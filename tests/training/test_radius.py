@@ -109,3 +109,15 @@ def test_what_cannot_be_chosen_is_told(few, tiny):
     with pytest.raises(ConfigError, match="write a number, auto, curvature"):
         ht.finetune({**few, "radius": "automatic"})
     assert ht.finetune({**tiny, "method": "vanilla", "radius": "auto", "epochs": 1}).config.radius is None
+
+
+def test_a_kill_while_the_radii_are_chosen_does_not_bar_the_folder(few, tmp_path):
+    clean = ht.finetune(few, out=str(tmp_path / "clean"))
+    out = tmp_path / "killed"
+    (out / ".radius").mkdir(parents=True)
+    (out / ".radius" / "config.yaml").write_text("seed: 0\n")
+    (out / "radius.json").write_text('{"radius": {"head": 1e-9}}')  # of nobody knows which options
+    run = ht.finetune(few, out=str(out), resume=True)
+    assert not (out / ".radius").exists()
+    chosen = [json.loads((r.path / "radius.json").read_text())["radius"] for r in (clean, run)]
+    assert chosen[0] == chosen[1]

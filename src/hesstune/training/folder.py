@@ -25,9 +25,11 @@ from hesstune.training.run import (
     REFERENCE,
 )
 
-__all__ = ["claim", "entered", "locked", "locked_by_first"]
+__all__ = ["RADIUS", "TRIALS", "claim", "entered", "locked", "locked_by_first"]
 
 LOCK, MOVING = ".lock", ".replacing"
+# The radii that a run has chosen, and the folder of the runs it chose by: both come before its configuration.
+RADIUS, TRIALS = "radius.json", ".radius"
 FILES = (CONFIG, RECORD, MODEL, REFERENCE, METRICS, LABELS, NOISE, BAD_IMAGES, CARD, *DERIVED)
 
 
@@ -59,15 +61,21 @@ def claim(out: Path, overwrite: bool, resume: bool, create: bool = True) -> None
 
 
 def _unfinished(path: Path) -> bool:
-    """Tell whether a file is the lock, or what a kill left of one that was being written."""
-    return path.name in (LOCK, ".writable") or (path.name.startswith(".") and path.name.endswith(PART))
+    """Tell whether a file is the lock, or what a kill left of one that was being written.
+
+    Radii without a configuration may belong to other options: they are chosen again.
+    """
+    if path.name == RADIUS:
+        return not any((path.parent / name).exists() for name in (CONFIG, MOVING))
+    partial = path.name.startswith(".") and path.name.endswith(PART)
+    return partial or path.name in (LOCK, ".writable", TRIALS)
 
 
 def tidy(out: Path) -> None:
     """Clear up after a kill: half-written files go, a run that was being moved aside comes back."""
     if (moving := out / MOVING).is_dir():
         _move_back(moving, out)
-    for path in out.iterdir():
+    for path in list(out.iterdir()):
         if _unfinished(path) and path.name != LOCK:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 

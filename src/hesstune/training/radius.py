@@ -19,6 +19,7 @@ from hesstune.methods import method_class
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.training.feeds import FeatureFeed, predict_logits
 from hesstune.training.files import write_json
+from hesstune.training.folder import RADIUS, TRIALS
 
 if TYPE_CHECKING:
     from hesstune.models.load import LoadedModel
@@ -36,7 +37,6 @@ __all__ = [
     "pick",
 ]
 
-RADIUS = "radius.json"
 AUTOMATIC = ("auto", "curvature")
 # The path: factors of the method's default radii.
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -87,7 +87,7 @@ def choose_radius(config: FinetuneConfig, out: Path) -> float | dict[str, float]
     base = method_class(config.method).default_radius(config.train)
     assert base is not None
     shape: dict[str, float] = dict(base)
-    folder = out / ".radius"
+    folder = out / TRIALS
     traces: dict[str, float] = {}
     if config.radius == "curvature":
         first = _Trial(config, shape, folder, traced=True)
