@@ -21,9 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
+from hesstune.errors import NoiseMatrixError
 from hesstune.noise.estimate import estimate_noise, from_posterior, holdout
 from hesstune.noise.estimate.crossfit import cross_fit
 from hesstune.noise.estimate.fit import well_conditioned
+from hesstune.noise.matrix import NoiseMatrix
 from hesstune.study.tasks import PACS, pacs
 from hesstune.weak.features import soft_dawid_skene
 from hesstune.weak.label_models import label
@@ -94,7 +96,10 @@ def matrices(task, seed, choice):
     for name in ("anchor", "dual_t", "confident", "volmin", "auto"):
         with_features = {"features": part.features} if name in ("volmin", "auto") else {}
         posterior = {"posterior": free} if name == "auto" else {}
-        made[name] = estimate_noise(probs, part.weak, name, **with_features, **posterior).matrix
+        try:
+            made[name] = estimate_noise(probs, part.weak, name, **with_features, **posterior).matrix
+        except NoiseMatrixError:  # a class that is never the most probable: nothing is known of its row
+            made[name] = NoiseMatrix.identity(k)
     for name in ("majority", "dawid_skene", "features"):
         posterior = label(part.votes, name, features=part.features, seed=seed).posterior
         made[name] = from_posterior(posterior, part.weak).matrix
@@ -143,6 +148,7 @@ def compared(task, seed, choice):
                 "radius": radius,
                 "total_variation": None if error is None else float(np.abs(error).sum(1).mean() / 2),
                 "condition": used[name].condition if name in used else None,
+                "failed": name in used and name != "true F" and used[name].rate == 0,
             }
         )
     return runs
@@ -156,7 +162,8 @@ def kept(runs=()):
         setting = json.loads(json.dumps(setting))
         old = json.loads(OUT.read_text()) if OUT.is_file() else {}
         have = old.get("runs", []) if old.get("setting") == setting else []
-        if runs:
+        done = {(r["seed"], r["target"]) for r in have}
+        if runs and (runs[0]["seed"], runs[0]["target"]) not in done:
             have = sorted([*have, *runs], key=lambda r: (r["seed"], PACS.index(r["target"])))
             record = {
                 "command": "python benchmarks/noise_pacs.py PACS",

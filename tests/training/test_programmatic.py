@@ -125,6 +125,10 @@ def test_labelers_of_other_domains_vote_and_the_labels_train(tiny, image_folder,
     assert code == 2
     assert "--overwrite" in error
     assert out.read_bytes() == before
+    code, _, error = hesstune(
+        capsys, "label", "--target", tiny["data"], "--functions", "py:a:b", "--out", "."
+    )
+    assert (code, error) == (2, "hesstune: . is a folder; give the path of a file\n")
     code, said, error = hesstune(capsys, *words[:-1], "--overwrite", "--quiet")
     assert (code, said, error) == (0, "", "")
     assert out.read_bytes() == before  # by seed the same

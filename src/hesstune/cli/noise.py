@@ -30,7 +30,8 @@ def noise(
     loaded = Run.load(run)
     record = check_noise(loaded, device=device, seed=seed)
     output = Output(quiet, json)
-    output.say(estimates_table(record), "", cost_table(record), "")
+    output.say(estimates_table(record), "", "Change of accuracy, in points, were F off (by simulation):")
+    output.say(cost_table(record), "")
     for line in record["statements"]:
         output.say(line)
     output.say(f"Written: {loaded.path / ESTIMATE}")

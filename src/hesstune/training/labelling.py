@@ -137,7 +137,7 @@ class Labelling:
 
 def noise_path(path: Path) -> Path:
     """Return where the noise matrix of a file of labels goes: labels.csv -> labels.noise.json."""
-    return path.with_name(f"{path.stem}.noise.json")
+    return path.parent / f"{path.stem}.noise.json"
 
 
 def check_free(path: Path, noise: Path, overwrite: bool) -> None:

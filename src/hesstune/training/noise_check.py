@@ -234,9 +234,14 @@ def _statements(record: dict[str, Any]) -> list[str]:
     costs = [row for row in record["cost_of_an_error"] if row["off"] == OFF[-1]]
     if costs:
         worst = max(costs, key=lambda row: row["accuracy_lost"])
+        lost = 100 * worst["accuracy_lost"]
+        told = (
+            f"would fall by {lost:.1f} points at worst ({worst['direction']})"
+            if lost > 0
+            else "would not fall"
+        )
         found.append(
-            f"Were F off by {OFF[-1]:.0%}, accuracy would fall by {100 * worst['accuracy_lost']:.1f} points "
-            f"at worst ({worst['direction']}), by simulation; an estimate, no guarantee."
+            f"Were F off by {OFF[-1]:.0%}, accuracy {told}, by simulation; an estimate, no guarantee."
         )
     test = record["class_conditional"]
     if test is None:

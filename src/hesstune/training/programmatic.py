@@ -139,7 +139,7 @@ class _Sources:
         # Votes may be indices into the classes that have names.
         found |= {name for name in voted if not name.isdecimal()}
         found |= {name for name in voted if name.isdecimal() and int(name) >= len(found)} if found else voted
-        names, _ = class_index(sorted(found), Path("the votes"), len(target))
+        names, _ = class_index(sorted(found), Path("the table of votes"), len(target))
         return names
 
     def votes(self, target: Target, classes: list[str]) -> Votes:
