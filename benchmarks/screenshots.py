@@ -2,6 +2,7 @@
 
 python benchmarks/screenshots.py            # runs the demo, measures it, compares three methods: minutes
 python benchmarks/screenshots.py --run RUN --study STUDY   # of runs that are there
+python benchmarks/screenshots.py --only report_study
 """
 
 from __future__ import annotations
@@ -52,13 +53,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--study", type=Path)
+    parser.add_argument("--only", choices=("report_run", "report_study"))
     given = parser.parse_args()
+    pages = {"report_run": (given.run, make_run), "report_study": (given.study, make_study)}
     with tempfile.TemporaryDirectory() as folder:
-        pages = {
-            "report_run": given.run or make_run(Path(folder)),
-            "report_study": given.study or make_study(Path(folder)),
-        }
-        for name, path in pages.items():
+        for name in [given.only] if given.only else pages:
+            there, make = pages[name]
+            path = there or make(Path(folder))
             hesstune("report", path, "--quiet")
             take(path / "report.html", name)
 
