@@ -89,7 +89,7 @@ vanilla`). Where F was not estimated (a class never the most probable) the ident
 {failed} of {estimates} estimates.
 
 Labelers trained elsewhere err on the same hard examples, so their noise is not class-conditional: `hesstune
-noise RUN` says so, and a certificate refuses it. It is also why `auto` does badly here: likelihood never
+noise RUN` tests for that, and a certificate refuses such labels. It is also why `auto` does badly here: likelihood never
 speaks *for* noise, and F of class-conditional noise is less likely than none. Where there are votes, take
 `estimate:labelmodel`.
 
