@@ -193,8 +193,8 @@ def label_models(record: dict[str, Any]) -> list[str]:
         "chosen by test accuracy on other splits of the same pictures ([how](noise.md)), so what uses it is "
         "favoured. `NAME+posterior` is trained on that model's P(class | votes, features) of each example in "
         "place of the weak label, with nothing left to correct, and validated on its argmax: this does not "
-        "assume that the noise depends on the class alone. Which rows to run was settled before any of these "
-        "results was seen, and nothing was changed afterwards.",
+        "assume that the noise depends on the class alone. The `+posterior` rows were settled before any result of "
+        "them was seen, and nothing was changed afterwards; the other rows are fewer than above for time.",
         "",
         *(f"- {text}" for text in record["header"]),
         made_with(record),
@@ -202,6 +202,8 @@ def label_models(record: dict[str, Any]) -> list[str]:
         "",
         *table(*method_rows(record, None)),
         *table(["method", "minus", "difference in test accuracy"], rows),
+        "Over the tasks that both have; intervals need two seeds of every task.",
+        "",
         *(
             line
             for task in record["tasks"]
@@ -297,7 +299,8 @@ def networks(record: dict[str, Any]) -> list[str]:
         "",
         "**Not ImageNet weights**: a ReLU ResNet and a small vision transformer, built from a configuration "
         "through `hf:` and pretrained here on the true labels of PACS's cartoons, then fine-tuned on photos "
-        "with 40 % symmetric noise. This shows the code paths; it ranks nothing.",
+        "with 40 % symmetric noise. This shows the code paths; it ranks nothing. The default radii are those found "
+        "good for a network with ImageNet weights; one that hardly knows anything yet likely has to move further.",
         "",
         *(
             f"- {name}: {facts['parameters']:,} weights, {facts['examples']:,} images, {facts['epochs']} epochs, "
@@ -360,7 +363,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     lines += networks(found["architectures"]) if "architectures" in found else []
     absent = [TITLES[name] for name in TITLES if name not in found]
     if absent:
-        lines += ["## Not yet run", "", f"{', '.join(absent)}: their scripts are in `benchmarks/study`.", ""]
+        lines += ["## Not yet run", "", f"{'; '.join(absent)}: their scripts are in `benchmarks/study`.", ""]
     return "\n".join(line for line in lines)
 
 
