@@ -264,7 +264,7 @@ def clean(records: dict[str, dict[str, Any]]) -> list[str]:
         "## Small clean data",
         "",
         "Does the constraint help without noise? True labels of PACS's photos and art paintings. Test accuracy "
-        "minus plain fine-tuning's, points:",
+        "minus plain fine-tuning's, points; the mean is over the tasks that both have:",
         "",
     ]
     for name in ("clean_head", "clean_full"):

@@ -17,10 +17,12 @@ from hesstune.errors import ConfigError, unknown_name
 from hesstune.methods import method_names
 from hesstune.training.config import FinetuneConfig, make_config
 
-__all__ = ["ELSEWHERE", "Cell", "Plan", "Settings", "check_name", "make_plan"]
+__all__ = ["ELSEWHERE", "LATER", "Cell", "Plan", "Settings", "check_name", "make_plan"]
 
 # Options of a run that say where it runs, not what it computes; the data is known by its digest.
 ELSEWHERE = ("out", "track", "device", "cache_mib", "data", "weights")
+# Options younger than the oldest comparisons kept: at their defaults they leave fingerprints as they were.
+LATER = ("checkpoint_minutes", "clean_labels", "label_model", "shard", "soft_labels", "vote_columns")
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
 
 
@@ -219,7 +221,11 @@ def _filled(values: dict[str, Any], task: str, seed: int) -> dict[str, Any]:
 
 
 def _fingerprint(config: FinetuneConfig, data: str, settings: Settings) -> str:
-    values = {name: v for name, v in config.to_dict().items() if name not in ELSEWHERE}
+    values = {
+        name: v
+        for name, v in config.to_dict().items()
+        if name not in ELSEWHERE and not (name in LATER and v == FinetuneConfig.model_fields[name].default)
+    }
     for name in ("weights", "noise", "noise_matrix"):
         given = getattr(config, name)
         if given and Path(given).is_file():  # by content: a path may hold something else tomorrow
