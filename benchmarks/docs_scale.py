@@ -12,10 +12,16 @@ def scale(record: dict[str, Any]) -> str:
     lines = ["## Sizes", "", "`python benchmarks/scale.py`; one thread a process.", ""]
     if part := record.get("ranks"):
         ratios = part["speed_ups"]
-        lines.append(
+        line = (
             f"- `measure` on two ranks is {min(ratios):.2f} to {max(ratios):.2f} times as fast as on one, in "
             f"{len(ratios)} turns ({part['examples']} digits, {part['model']}); the goal is 1.6."
         )
+        if cpu := part.get("speed_ups_cpu"):
+            line += (
+                f" In CPU time of the slower rank, which other work on the machine does not change, it is "
+                f"{min(cpu):.2f} to {max(cpu):.2f} times."
+            )
+        lines.append(line)
     if part := record.get("classes"):
         lines.append(
             f"- A head of {part['classes']:,} classes, {part['layers']} layers: K − 1 backward passes take "

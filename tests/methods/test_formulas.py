@@ -332,6 +332,17 @@ def test_lora_updates_have_low_rank_and_are_merged():
     assert torch.linalg.matrix_rank(update, rtol=1e-4) == 2
 
 
+def test_lora_takes_a_layer_by_its_whole_name():
+    """`0` is a layer and the ending of another module's name, which is none."""
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.ReLU(), nn.Linear(5, 5))
+    model = nn.Sequential(nn.Linear(4, 5), inner, nn.Linear(5, K))
+    method = built("lora", model=model, reference=Reference.of(model))
+    assert sorted(method.layers) == ["0", "1.1"]
+    assert isinstance(inner[0], nn.ReLU)
+
+
 def test_lora_adapts_convolutions_of_other_classes_and_puts_them_back():
     """EfficientNet's 1×1 convolutions are a subclass whose constructor peft cannot call."""
     pytest.importorskip("peft")

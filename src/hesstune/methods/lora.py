@@ -7,6 +7,7 @@ exported and loaded like any other.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -43,7 +44,10 @@ class LoRA(Method):
                 _put(setup.model, path, _plain(module))
         head = {id(p) for name, p in setup.trained.items() if setup.in_head(name)}
         config = LoraConfig(
-            r=round(self.options["rank"]), lora_alpha=round(self.options["alpha"]), target_modules=self.layers
+            r=round(self.options["rank"]),
+            lora_alpha=round(self.options["alpha"]),
+            # As a pattern of whole names: peft takes names in a list for endings, and `1` ends `2.inner.1`, too.
+            target_modules="|".join(re.escape(path) for path in self.layers),
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(setup.counts.sum()))
