@@ -46,7 +46,7 @@ class LoRA(Method):
         config = LoraConfig(
             r=round(self.options["rank"]),
             lora_alpha=round(self.options["alpha"]),
-            # As a pattern of whole names: peft takes names in a list for endings, and `1` ends `2.inner.1`, too.
+            # A pattern of whole names: peft takes those of a list for endings; `1` ends `2.inner.1`, too.
             target_modules="|".join(re.escape(path) for path in self.layers),
         )
         with torch.random.fork_rng(devices=[]):

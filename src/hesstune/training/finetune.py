@@ -190,8 +190,8 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
     config, task, loaded = prepared.config, prepared.task, prepared.loaded
     reference = weights_of(loaded.model) if config.shard else Reference.of(loaded.model)
     run = Run(out, config, _record(prepared))
-    started_from = {name: reference[name] for name in reference.names()}
-    run.record["checksums"] = fingerprints(task, started_from)
+    # Not kept: where the network is cut, its whole weights must go.
+    run.record["checksums"] = fingerprints(task, {name: reference[name] for name in reference.names()})
     if resume and (out / RECORD).is_file():
         on_first(lambda: check_start(Run.load(out), run, reference))
         if prepared.estimate is not None:  # made again where the one kept was damaged

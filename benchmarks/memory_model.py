@@ -1,0 +1,276 @@
+"""How much memory a process needs to fine-tune and measure a large network, and how that was checked.
+
+    python benchmarks/memory_model.py
+
+`training` and `measuring` are the model; here it is held against the peaks of resident memory of runs of
+`hesstune.finetune` and `hesstune.measure` on networks that fit on this machine, each in a process of its
+own, beyond the peak of the same run on a network of next to no weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "memory_model.json"
+WIDTH, INPUTS, CLASSES = 1024, 768, 10
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the memory model needs to know.
+
+    Attributes:
+        weights: Number of weights.
+        block: Of the largest block that is put together at a time when sharded.
+        layer: Of the largest layer.
+        adapters: Of LoRA's adapters and the head.
+    """
+
+    weights: float
+    block: float
+    layer: float
+    adapters: float
+
+
+def training(net: Network, mode: str, processes: int = 1, activations: float = 0.0) -> dict[str, float]:
+    """Return the bytes of a process while training with Adam in float32, by what they are for.
+
+    Args:
+        net: The network.
+        mode: `whole`, `sharded` (FSDP2 over the processes) or `lora`.
+        processes: Processes that share the weights when sharded.
+        activations: Bytes that a step keeps for its backward pass.
+    """
+    share = processes if mode == "sharded" else 1
+    trained = net.adapters if mode == "lora" else net.weights / share
+    found = {
+        "weights": 4 * net.weights / share,
+        "reference": 4 * net.weights / share,
+        "gradients": 4 * trained,
+        "optimizer": 8 * trained,
+        # One layer's temporaries in the optimizer; whole weights and gradients of a block when sharded.
+        "in passing": 8 * net.block if mode == "sharded" else 4 * min(net.layer, trained),
+        "activations": activations,
+    }
+    # The constraint's differences take the place of the gradients, which are free by then. At the start
+    # every process holds the whole network, the first one beside the bytes of the reference that it
+    # writes; without sharding the reference is there, too.
+    floor = 4 * net.weights * (2 if mode == "sharded" else 3)
+    found["total"] = max(sum(found.values()), floor)
+    return found
+
+
+def measuring(net: Network, layers: float = 1.0, activations: float = 0.0) -> dict[str, float]:
+    """Return the bytes of a process while measuring, by what they are for.
+
+    Args:
+        net: The network.
+        layers: The share of the weights measured at a time: their differences W - W(s) are kept.
+        activations: `memory_mib`, at most.
+    """
+    found = {"weights": 4 * net.weights, "reference": 4 * net.weights,
+             "differences": 4 * net.weights * layers, "activations": activations}  # fmt: skip
+    return {**found, "total": sum(found.values())}
+
+
+def passes(mode: str, classes: int = 2) -> float:
+    """Return the cost of an example relative to a forward pass: 2 operations a weight and token each.
+
+    A backward pass to weights and to outputs costs one forward pass each. `lora` has only the second
+    in the frozen weights; `exact` measures every layer at once: the forward pass, the layers' changes D_i,
+    and K - 1 backward passes to outputs.
+    """
+    return {"train": 3.0, "lora": 2.0, "exact": 2.0 + (classes - 1)}[mode]
+
+
+# A transformer of the shape of the usual 7-billion-parameter models.
+SEVEN = Network(weights=6.7e9, block=2.02e8, layer=4.5e7, adapters=2.0e7)
+LAYERS, HIDDEN, HEADS, TOKENS = 32, 4096, 32, 512
+
+
+def transformer_activations(batch: int, tokens: int = TOKENS, bytes_each: int = 2) -> float:
+    """Return what a step keeps: s·b·h·(34 + 5·a·s/h) a layer at 2 bytes (Korthikanti et al. 2022)."""
+    per_layer = tokens * batch * HIDDEN * (34 + 5 * HEADS * tokens / HIDDEN)
+    return LAYERS * per_layer * bytes_each / 2
+
+
+class Block(torch.nn.Module):
+    """Two layers beside a shortcut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = torch.nn.Sequential(
+            torch.nn.Linear(width, width), torch.nn.ReLU(), torch.nn.Linear(width, width)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.inner(x)
+
+
+def build(blocks: int, width: int, num_classes: int) -> torch.nn.Module:
+    """The network of the checks: 16 x 16 pixels, blocks of two layers."""
+    nn = torch.nn
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(INPUTS, width), *[Block(width) for _ in range(blocks)],
+        nn.Linear(width, num_classes),
+    )  # fmt: skip
+
+
+def network(num_classes: int) -> torch.nn.Module:
+    """The network that the environment names, for `--model py:memory_model:network`."""
+    torch.manual_seed(0)
+    return build(int(os.environ["BLOCKS"]), int(os.environ["BLOCK_WIDTH"]), num_classes)
+
+
+def sizes(blocks: int) -> Network:
+    model = build(1, WIDTH, CLASSES)
+    block = sum(p.numel() for p in model[2].parameters())
+    others = sum(p.numel() for p in model.parameters()) - block
+    head = sum(p.numel() for p in model[3].parameters())
+    lora = 8 * (INPUTS + WIDTH) + blocks * 2 * 8 * 2 * WIDTH + head
+    return Network(others + blocks * block, block, WIDTH * WIDTH, lora)
+
+
+def one(mode: str, run: str) -> None:
+    """Train or measure as one process of the run, and print the peak of memory and the CPU time of steps."""
+    import hesstune as ht
+    from hesstune.training.ranks import gathered, rank, start_ranks
+
+    torch.set_num_threads(1)
+    options = {
+        "data": "digits", "model": "py:memory_model:network", "noise": "symmetric:0.2", "limit": 64,
+        "epochs": 1,
+        "image_size": 16, "head_init": "keep", "augment": "none", "device": "cpu", "test_fraction": 0.05,
+    }  # fmt: skip
+    if mode == "measure":
+        from hesstune.training.measured import measure_run
+
+        measure_run(ht.Run.load(run), trace=False, memory_mib=64)
+    else:
+        more = {"sharded": {"shard": True}, "lora": {"method": "lora"}}.get(mode, {})
+        ht.finetune({**options, **more}, out=run)
+    start_ranks()
+    peak = torch.tensor([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024])
+    peaks = torch.cat(gathered(peak))
+    if rank() == 0:
+        print(float(peaks.max()), flush=True)
+
+
+def peak(mode: str, blocks: int, width: int) -> float:
+    """Return the peak of resident memory of the largest process, in MiB."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "BLOCKS": str(blocks), "BLOCK_WIDTH": str(width),
+                   "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        run = f"{folder}/run"
+        steps = ["whole", "measure"] if mode == "measure" else [mode]
+        for step in steps:
+            command = [sys.executable, __file__, "--one", step, run]
+            if step == "sharded":
+                command[1:1] = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend",
+                                "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(done.stderr)
+    return float(done.stdout.splitlines()[-1])
+
+
+def times() -> dict[str, float]:
+    """Return CPU time of a training step, a LoRA step and the exact measure, relative to a forward pass."""
+    import hesstune as ht
+    from hesstune.curvature.capture import capture, differentiable, find_layouts
+    from hesstune.curvature.exact import exact_forms
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, x = build(6, WIDTH, CLASSES).eval(), torch.randn(128, 3, 16, 16)
+    ref = ht.Reference.of(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    names = ref.layers()
+    deltas = {name: ref.difference(model, name) for name in names}
+    y = torch.zeros(128, dtype=torch.long)
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(x)
+
+    def train(inputs: bool = False) -> None:
+        out = model(x)
+        loss = torch.nn.functional.cross_entropy(out, y)
+        loss.backward()
+
+    def frozen() -> None:  # backward through every layer, to none of its weights
+        flags = [p.requires_grad for p in model.parameters()]
+        model.requires_grad_(False)
+        model[1].bias.requires_grad_(True)
+        train()
+        for parameter, flag in zip(model.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
+
+    def exact() -> None:
+        with differentiable(model, names):
+            exact_forms(capture(model, x, names, layouts), names, deltas)
+
+    with differentiable(model, names):
+        layouts = find_layouts(model, x, names)
+    sides = {"forward": forward, "train": train, "lora": frozen, "exact": exact}
+    spent: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(7):
+        for name, act in sides.items():
+            started = time.process_time()
+            act()
+            spent[name].append(time.process_time() - started)
+    median = {name: sorted(values)[3] for name, values in spent.items()}
+    return {name: median[name] / median["forward"] for name in ("train", "lora", "exact")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--one", nargs=2)
+    given = parser.parse_args()
+    if given.one:
+        one(*given.one)
+        return
+    points: list[dict[str, object]] = []
+    for mode in ("whole", "lora", "sharded", "measure"):
+        base = peak(mode, 1, 8)
+        for blocks in (6, 12) if mode == "whole" else (12,):
+            net = sizes(blocks)
+            found = peak(mode, blocks, WIDTH) - base
+            want = measuring(net) if mode == "measure" else training(net, mode, 2)
+            points.append({"mode": mode, "weights": net.weights, "predicted_mib": want["total"] / 2**20,
+                           "measured_mib": found})  # fmt: skip
+            print(json.dumps(points[-1]), flush=True)
+            write(points, None)
+    relative = times()
+    print(json.dumps(relative))
+    write(points, relative)
+
+
+def write(points: list[dict[str, object]], relative: dict[str, float] | None) -> None:
+    """Write the record; times of an earlier call stay until there are new ones."""
+    before = json.loads(RESULT.read_text()) if RESULT.is_file() else {"times": {}}
+    found = {
+        name: {"predicted": passes(name, CLASSES), "measured": r} for name, r in (relative or {}).items()
+    }
+    record = {
+        "command": "python benchmarks/memory_model.py", "points": points, "times": found or before["times"],
+    }  # fmt: skip
+    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
