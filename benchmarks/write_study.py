@@ -227,7 +227,8 @@ def full(record: dict[str, Any]) -> list[str]:
         "",
         *table(*method_rows(record, None)),
         "One seed: differences of a few points may be chance. `sam` with its default ρ = 0.05 ends at guessing here, "
-        "where the other methods train; why has not been looked into.",
+        "where the other methods train. A likely reason, not tested: the head starts at zero, so a step of ρ up the "
+        "loss turns it round, and the layers below learn under the head turned round.",
         "",
         "### The measure against plain fine-tuning's",
         "",
