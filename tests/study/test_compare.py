@@ -190,7 +190,8 @@ def test_search_keeps_the_trial_of_least_validation_loss(few, tmp_path):
     assert plain.results["cells"][0]["metrics"]["val_loss"] == pytest.approx(losses[0])
 
 
-def test_command_line(few, tmp_path, capsys):
+def test_command_line(few, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # else a worker's own width, which may be narrow
     options = [f"--{k.replace('_', '-')}={v}" for k, v in few.items()]
     with pytest.raises(SystemExit) as end:
         cli(

@@ -96,7 +96,7 @@ def finetune(
     Example:
         >>> import hesstune as ht
         >>> run = ht.finetune(data="digits", train="head", noise="symmetric:0.2", epochs=1, limit=64)
-        >>> run.result["epochs"], run.record["noise"]["told_rate"]
+        >>> run.result["epochs"], round(run.record["noise"]["told_rate"], 3)
         (1, 0.2)
     """
     resolved = _build(config, options).resolved()
