@@ -50,7 +50,6 @@ def measure(
 ) -> None:
     """Measure which layers carry the generalization gap: the Hessian distance measure of a run."""
     from hesstune.checks import one_of
-    from hesstune.reading import read_json
     from hesstune.training.measured import measure_run, stability_of_run
     from hesstune.training.run import Run
 
@@ -74,13 +73,12 @@ def measure(
         else []
     )
     n = int(loaded.record["examples"]["train"])
-    # The older measures were written beside it by the first of the processes.
-    record = read_json(loaded.path / "measure.json")
+    record = found.to_dict(n)
     output = Output(quiet, json)
     output.say(layer_table(found, n), "")
     for line in summary(record, loaded.result["gap"]):
         output.say(line)
-    output.say("", others_table(record["others"]))
+    output.say("", others_table(found.others))
     if stable:
         output.say("", stability_table(stable))
         record["noise_stability"] = [row.to_dict() for row in stable]

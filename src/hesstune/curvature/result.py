@@ -61,6 +61,7 @@ class Measure:
         sampled_mean: Where maxima were screened: the layers' means from a random sample of
             examples, (L,), NaN for layers whose entries are all filled; None where none was drawn.
         sampled_stderr: Its standard error, (L,).
+        others: Other measures of the same run, as records with name, value and source.
 
     Example:
         >>> one = torch.ones(4, 1, dtype=torch.float64)
@@ -84,6 +85,7 @@ class Measure:
     notes: list[str] = field(default_factory=list)
     sampled_mean: torch.Tensor | None = None
     sampled_stderr: torch.Tensor | None = None
+    others: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def exact(self) -> list[bool]:
@@ -168,6 +170,7 @@ class Measure:
             "losses": {"mean": float(self.losses.mean()), "max": float(self.losses.max())},
             "layers": layers,
             "notes": list(self.notes),
+            "others": list(self.others),
             "statement": STATEMENT,
         }
 
@@ -197,6 +200,7 @@ class Measure:
         target.mkdir(parents=True, exist_ok=True)
         tensors = {k: getattr(self, k) for k in (*_TENSORS, "distances") if getattr(self, k) is not None}
         facts = {"names": self.names, "methods": self.methods, "reasons": self.reasons, "notes": self.notes}
+        facts["others"] = self.others
         matrix, summary = target / "measure.safetensors", target / "measure.json"
         save_file(
             {k: v.contiguous().clone() for k, v in tensors.items()},

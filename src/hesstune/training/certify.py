@@ -29,6 +29,7 @@ from hesstune.noise.instance import instance_rate
 from hesstune.training.config import FinetuneConfig
 from hesstune.training.device import pick_device
 from hesstune.training.feeds import Feed, make_feed, to_channels_last
+from hesstune.training.files import write_json
 from hesstune.training.labels import injected_noise, run_task
 from hesstune.training.measured import unchanged
 from hesstune.training.prior import Centred, with_trained_prior
@@ -157,7 +158,7 @@ def certify_run(
         progress=progress if rank() == 0 else None,
         share=Share(rank(), world(), summed, gathered),
     )
-    on_first(lambda: found.save(run.path / CERTIFICATE))
+    on_first(lambda: write_json(run.path / CERTIFICATE, found.to_dict()))
     return found
 
 

@@ -90,17 +90,14 @@ def measure_run(
 def _write(run: Run, found: Measure, setting: _Setting) -> None:
     """Write the measurement, and the older measures, which a forward pass and the weights give."""
     task, rows = setting.task, setting.rows
-    found.save(run.path, n=len(task.train))
-    record = found.to_dict(len(task.train))
     reference, radii = run.reference(), run.result.get("radii")
     margins = margins_of(setting.model, setting.every())
     noise = run.noise_matrix if method_class(run.config.method).believes() else None
-    record["others"] = yardsticks(
-        found, setting.model, reference, margins, len(task.train), radii or None, noise
-    )
+    found.others = yardsticks(found, setting.model, reference, margins, len(task.train), radii or None, noise)
+    found.save(run.path, n=len(task.train))
     if len(rows) < len(task.train):  # which examples the rows of measure.safetensors are
-        record["ids"] = [task.train.ids[i] for i in rows]
-    write_json(run.path / "measure.json", record)
+        record = {**found.to_dict(len(task.train)), "ids": [task.train.ids[i] for i in rows]}
+        write_json(run.path / "measure.json", record)
 
 
 def stability_of_run(
