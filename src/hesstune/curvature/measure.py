@@ -377,5 +377,6 @@ class _Run:
             trace_stderr=joined.get("trace_stderr"),
             spectrum=joined.get("spectrum"),
             notes=[] if self.screened is None else [self.screened.summary()],
-            **self.sampled,
+            sampled_mean=self.sampled.get("sampled_mean"),
+            sampled_stderr=self.sampled.get("sampled_stderr"),
         )

@@ -199,8 +199,7 @@ class Measure:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         tensors = {k: getattr(self, k) for k in (*_TENSORS, "distances") if getattr(self, k) is not None}
-        facts = {"names": self.names, "methods": self.methods, "reasons": self.reasons, "notes": self.notes}
-        facts["others"] = self.others
+        facts = {k: getattr(self, k) for k in ("names", "methods", "reasons", "notes", "others")}
         matrix, summary = target / "measure.safetensors", target / "measure.json"
         save_file(
             {k: v.contiguous().clone() for k, v in tensors.items()},
