@@ -118,6 +118,28 @@ def test_sam_takes_the_gradient_at_the_worst_point_and_comes_back():
         assert torch.equal(before[name], dict(model.named_parameters())[name])
 
 
+def test_sam_does_not_turn_a_head_from_zero_round():
+    """The layers below climb by ρ; the head, which starts from zero, is held still meanwhile."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, K))
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    method = built("sam", model=model, reference=Reference.of(model), options={"rho": 0.2})
+    with torch.no_grad():  # some steps later
+        model[2].weight.normal_(std=0.01)
+    before, seen = trained_weights(method), []
+
+    def compute():
+        model.zero_grad()
+        cross_entropy(model(X), Y).mean().backward()
+        seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
+
+    method.gradients(compute)
+    climbed = {name: float((seen[1][name] - before[name]).norm()) for name in before}
+    assert climbed["2.weight"] == climbed["2.bias"] == 0.0
+    assert math.hypot(climbed["0.weight"], climbed["0.bias"]) == pytest.approx(0.2, rel=1e-4)
+
+
 def test_nso_averages_two_opposite_gradients():
     """On a quadratic the two-point average is the gradient at the centre, whatever the draw."""
     method = built("nso", options={"sigma": 0.5})

@@ -1,6 +1,8 @@
 """SAM: the gradient at w + ρ·g/‖g‖, the worst point of a small ball, instead of the one at w.
 
-Source: Foret et al. 2021, equation 2 and algorithm 1; ρ = 0.05. Two backward passes a step.
+Source: Foret et al. 2021, equation 2 and algorithm 1; ρ = 0.05. Two backward passes a step. One change:
+a head that starts from zero stays where it is while the layers below it climb. ρ up the loss turns a
+small head round, and the layers below would learn under the head turned round: they lose their features.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from hesstune.methods._base import Method, Option, T
+from hesstune.methods._base import Method, MethodSetup, Option, T
 
 
 class SAM(Method):
@@ -17,12 +19,22 @@ class SAM(Method):
 
     own_options = {"rho": Option(0.05, "Foret et al. 2021, section 3.1", search=(0.01, 0.5), log=True)}
 
+    def __init__(self, setup: MethodSetup) -> None:
+        super().__init__(setup)
+        below = {id(p) for name, p in setup.trained.items() if not setup.in_head(name)}
+        at_zero = all(
+            not setup.reference[name].any()
+            for name in setup.trained
+            if setup.in_head(name) and name in setup.reference
+        )
+        self._climbing = below if below and at_zero else {id(p) for p in setup.trained.values()}
+
     @torch.no_grad()
     def gradients(self, compute: Callable[[], T]) -> T:
         """Climb to the worst point of the ball, take the gradient there, come back."""
         with torch.enable_grad():
             result = compute()
-        parameters = [p for p in self.setup.network.parameters() if p.grad is not None]
+        parameters = [p for p in self.setup.network.parameters() if self._climbs(p)]
         start = [p.clone() for p in parameters]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).norm().clamp_min(1e-12)
@@ -33,6 +45,9 @@ class SAM(Method):
         for p, before in zip(parameters, start, strict=True):
             p.copy_(before)
         return result
+
+    def _climbs(self, parameter: torch.nn.Parameter) -> bool:
+        return parameter.grad is not None and id(parameter) in self._climbing
 
 
 METHOD = SAM
