@@ -46,7 +46,7 @@ study: $(VENV)/.dev
 	$(BIN)/python benchmarks/study/injected.py
 	$(BIN)/python benchmarks/study/clean.py
 	$(BIN)/python benchmarks/study/architectures.py
-	$(BIN)/python benchmarks/study/label_models.py
+	$(BIN)/python benchmarks/study/tuning.py
 	$(BIN)/python benchmarks/study/full.py --jobs 2
 	$(BIN)/python benchmarks/write_study.py
 

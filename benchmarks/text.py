@@ -1,9 +1,9 @@
 """Robust against plain fine-tuning on text: MiniLM on SST-2 and MRPC with wrong labels.
 
 2,000 SST-2 sentences with 40 % symmetric noise, and 1,000 MRPC pairs with 20 %; both methods have the
-same budget, split and order; the loss of the robust one is told the noise, and its radius is what
-benchmarks/text_radius.py chose on other seeds, without a true label. Finished cells are kept in
-benchmarks/results/text.json and not run again.
+same budget, split and order; the loss of the robust one is told the noise. The learning rate of each, and
+the radius, are what benchmarks/text_settings.py chose on other seeds of SST-2, without a true label.
+Finished cells are kept in benchmarks/results/text.json and not run again.
 
     python benchmarks/text.py --data ../shared/data [--task TASK] [--method METHOD] [--seed SEED]
 """
@@ -23,8 +23,8 @@ import torch
 import hesstune as ht
 
 RESULT = Path(__file__).parent / "results" / "text.json"
-COMMON = {"model": "minilm", "lr": 5e-5, "max_length": 64, "batch_size": 32}
-CHOICE = Path(__file__).parent / "results" / "text_radius.json"
+COMMON = {"model": "minilm", "max_length": 64, "batch_size": 32}
+CHOICE = Path(__file__).parent / "results" / "text_settings.json"
 CELLS = [
     (task, method, seed)
     for task, seeds in (("sst2", (0, 1, 2)), ("mrpc", (0,)))
@@ -61,10 +61,10 @@ def write_csv(root: Path, task: str, seed: int, path: Path) -> None:
                 writer.writerow([first, *([second] if task == "mrpc" else []), name, part])
 
 
-def radius() -> dict[str, float]:
-    """Return the radius that noisy validation chose."""
+def chosen(method: str) -> dict[str, object]:
+    """Return the method, the learning rate and the radius that noisy validation chose."""
     choice = json.loads(CHOICE.read_text())
-    return choice["settings"][choice["chosen"]]["radius"]
+    return choice["settings"][choice["chosen"][method]]
 
 
 def cell(root: Path, task: str, method: str, seed: int) -> dict[str, object]:
@@ -75,19 +75,19 @@ def cell(root: Path, task: str, method: str, seed: int) -> dict[str, object]:
         run = ht.finetune(
             COMMON,
             data=f"csv:{path}",
-            method=method,
             noise=TASKS[task]["noise"],
             epochs=TASKS[task]["epochs"],
-            radius=radius() if method == "robust" else None,
             seed=seed,
             out=f"{folder}/run",
+            **chosen(method),
         )
         keep = ("test_accuracy", "test_accuracy_interval", "train_accuracy", "gap", "distance")
         return {
             "task": task,
             "method": method,
             "seed": seed,
-            "radius": radius() if method == "robust" else None,
+            "lr": chosen(method)["lr"],
+            "radius": chosen(method).get("radius"),
             **{key: run.result[key] for key in keep},
             "realised_noise": run.record["noise"]["realised_rate"],
             "seconds": round(time.perf_counter() - start, 1),

@@ -55,6 +55,13 @@ def test_results_hold_what_was_run(few, tmp_path):
     assert ht.Comparison.load(tmp_path / "a").results == found.results
 
 
+def test_the_validation_gap_is_of_the_labels_that_training_saw(few, tmp_path):
+    found = compare({**few, "noise": None}, methods=["vanilla"], seeds=1, out=tmp_path / "a")
+    seen = found.results["cells"][0]["metrics"]
+    assert seen["val_gap"] == pytest.approx(seen["val_loss"] - seen["train_loss"], rel=1e-5)
+    assert seen["val_gap"] != seen["gap"]
+
+
 def test_a_stopped_comparison_continues_and_finished_cells_are_not_run_again(few, tmp_path):
     class Stop(Exception):
         pass

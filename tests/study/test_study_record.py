@@ -23,7 +23,7 @@ def test_a_new_option_does_not_void_the_oldest_record():
     from hesstune.study.plan import ELSEWHERE, LATER
     from hesstune.training.config import FinetuneConfig
 
-    record = json.loads((ROOT / "benchmarks/study/results/programmatic_head.json").read_text())
+    record = json.loads((ROOT / "benchmarks/study/results/programmatic_first.json").read_text())
     told = set(record["shared"])
     for by_method in record["configs"].values():
         for options in by_method.values():

@@ -19,7 +19,8 @@ from hesstune.forward import Inputs
 from hesstune.reference import Reference
 from hesstune.study.plan import Cell, Settings
 from hesstune.training.config import FinetuneConfig
-from hesstune.training.feeds import FeatureFeed
+from hesstune.training.evaluate import cross_entropy_under
+from hesstune.training.feeds import FeatureFeed, predict_logits
 from hesstune.training.files import write_json
 from hesstune.training.finetune import Trained, finetune
 from hesstune.training.run import Run
@@ -133,6 +134,7 @@ def _of_head(trained: Trained) -> Reference:
 def _observed(trained: Trained, config: FinetuneConfig, settings: Settings) -> dict[str, Any]:
     """Measure a trained network; what was not asked for is None."""
     found: dict[str, Any] = {
+        "val_gap": _validation_gap(trained),
         "measure": None,
         "measure_mean": None,
         "stability": None,
@@ -164,6 +166,21 @@ def _observed(trained: Trained, config: FinetuneConfig, settings: Settings) -> d
     if settings.certify and view.head_alone:
         found["certificate"] = _certificate(view, config)
     return found
+
+
+def _validation_gap(trained: Trained) -> float | None:
+    """Return the cross-entropy of the validation examples minus that of the training examples.
+
+    Both by the labels that training saw: where those are wrong in a way that no matrix tells, this is
+    the generalization gap on their distribution, and the gap on true test labels is not.
+    """
+    losses = {}
+    for name, part in (("train", trained.task.train), ("val", trained.task.val)):
+        if part.labels is None or not len(part):
+            return None
+        logits = predict_logits(trained.net, trained.feeds[name])
+        losses[name] = cross_entropy_under(logits, part.labels, None)
+    return losses["val"] - losses["train"]
 
 
 def _certificate(view: _View, config: FinetuneConfig) -> dict[str, Any]:

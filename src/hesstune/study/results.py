@@ -127,22 +127,20 @@ def _shared(cells: Sequence[Cell]) -> tuple[dict[str, Any], dict[str, dict[str, 
 def _header(plan: Plan, shared: Mapping[str, Any]) -> list[str]:
     """Return the sentences above every table: what is the same for all, and what is not."""
 
-    def of(*names: str) -> str:
-        return ", ".join(
-            f"{name.replace('_', ' ')} {shared[name]}"
-            if name in shared
-            else f"{name.replace('_', ' ')} differs"
-            for name in names
-        )
+    def value(name: str) -> str:
+        return str(shared[name]) if name in shared else _varies(plan, name)
 
-    limit = shared.get("limit", "differs")
+    def of(*names: str) -> str:
+        return ", ".join(f"{name.replace('_', ' ')} {value(name)}" for name in names)
+
+    most = "all" if shared.get("limit", "") is None else f"at most {value('limit')}"
     lines = [
-        f"Budget: {of(*BUDGET)}; training examples: {'all' if limit is None else f'at most {limit}'}.",
-        f"Model: {of('model', 'train', 'image_size')}. Augmentation: {shared.get('augment', 'differs')}.",
-        f"Split: {shared.get('split', 'differs')}, drawn anew for every seed unless the data gives it; "
+        f"Budget: {of(*BUDGET)}; training examples: {most}.",
+        f"Model: {of('model', 'train', 'image_size')}. Augmentation: {value('augment')}.",
+        f"Split: {value('split')}, drawn anew for every seed unless the data gives it; "
         f"{of('val_fraction', 'test_fraction')}.",
         _selection(plan, shared),
-        f"Labels: {of('noise')}; what the loss is told: {of('noise_matrix')}.",
+        _labels(plan, shared),
     ]
     own = _set_by_methods(plan)
     if own:
@@ -153,6 +151,23 @@ def _header(plan: Plan, shared: Mapping[str, Any]) -> list[str]:
             "defaults, chosen by validation loss on that seed's validation part."
         )
     return lines
+
+
+def _varies(plan: Plan, name: str) -> str:
+    """Tell whether an option differs between the methods of a task, or between tasks alone."""
+    told: dict[tuple[str, int], set[str]] = {}
+    for cell in plan.cells:
+        told.setdefault((cell.task, cell.seed), set()).add(str(getattr(cell.config, name)))
+    return "by method" if any(len(values) > 1 for values in told.values()) else "by task"
+
+
+def _labels(plan: Plan, shared: Mapping[str, Any]) -> str:
+    injected = shared["noise"] if "noise" in shared else f"noise {_varies(plan, 'noise')}"
+    given = f"{injected} injected into training and validation"
+    given = "as the data gives them" if injected is None else given
+    matrix = shared["noise_matrix"] if "noise_matrix" in shared else _varies(plan, "noise_matrix")
+    own = "the injected one" if injected is not None else "none"
+    return f"Labels: {given}. The noise matrix that methods are told: {own if matrix is None else matrix}."
 
 
 def _selection(plan: Plan, shared: Mapping[str, Any]) -> str:
