@@ -192,42 +192,16 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
     run = Run(out, config, _record(prepared))
     # Not kept: where the network is cut, its whole weights must go.
     run.record["checksums"] = fingerprints(task, {name: reference[name] for name in reference.names()})
-    if resume and (out / RECORD).is_file():
-        on_first(lambda: check_start(Run.load(out), run, reference))
-        if prepared.estimate is not None:  # made again where the one kept was damaged
-            on_first(lambda: write_json(out / NOISE, prepared.estimate))
-    else:
-        on_first(lambda: _write_start(run, prepared, reference))
+    _start(run, prepared, reference, resume)
     net, feeds, cut = _feeds(prepared)
     if config.shard:
         shard_(loaded.model, prepared.device)
         reference = Reference.of(loaded.model)  # each process keeps its own part
     run.record["texts_cut"] = cut
-    assert task.train.labels is not None
-    setup = MethodSetup(
-        model=loaded.model,
-        reference=reference,
-        noise=prepared.believed,
-        counts=np.bincount(task.train.labels, minlength=task.k),
-        radius=prepared.radius,
-        norm=config.norm,
-        warmup_epochs=config.warmup_epochs,
-        balance="weights"
-        if config.class_weights == "balanced"
-        else "sampler"
-        if config.sampler == "balanced"
-        else "none",
-        net=net,
-        head=loaded.head,
-        epochs=config.epochs,
-        options=config.method_options or {},
-        radius_scale=config.radius_scale,
-        labels=task.train.labels,
-    )
     trainer = Trainer(
         config,
         net,
-        method_class(config.method)(setup),
+        method_class(config.method)(_setup(prepared, reference, net)),
         feeds,
         {"train": task.train, "val": task.val},
         prepared.believed,
@@ -250,6 +224,40 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
     result["seconds"] = round(time.monotonic() - started, 2)
     run.record["result"] = result
     return run, Trained(loaded, reference, net, feeds, task)
+
+
+def _start(run: Run, prepared: Prepared, reference: Reference, resume: bool) -> None:
+    """Write what a run starts from, or check that it is what the run to be resumed started from."""
+    out = run.path
+    if not (resume and (out / RECORD).is_file()):
+        on_first(lambda: _write_start(run, prepared, reference))
+        return
+    on_first(lambda: check_start(Run.load(out), run, reference))
+    if prepared.estimate is not None:  # made again where the one kept was damaged
+        on_first(lambda: write_json(out / NOISE, prepared.estimate))
+
+
+def _setup(prepared: Prepared, reference: Reference, net: torch.nn.Module) -> MethodSetup:
+    """Return what the run's method is built from."""
+    config, task, loaded = prepared.config, prepared.task, prepared.loaded
+    assert task.train.labels is not None
+    balance = "sampler" if config.sampler == "balanced" else "none"
+    return MethodSetup(
+        model=loaded.model,
+        reference=reference,
+        noise=prepared.believed,
+        counts=np.bincount(task.train.labels, minlength=task.k),
+        radius=prepared.radius,
+        norm=config.norm,
+        warmup_epochs=config.warmup_epochs,
+        balance="weights" if config.class_weights == "balanced" else balance,
+        net=net,
+        head=loaded.head,
+        epochs=config.epochs,
+        options=config.method_options or {},
+        radius_scale=config.radius_scale,
+        labels=task.train.labels,
+    )
 
 
 def _record(prepared: Prepared) -> dict[str, Any]:
