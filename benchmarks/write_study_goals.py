@@ -53,9 +53,10 @@ def goals(record: dict[str, Any]) -> list[str]:
     said = {True: "reached", False: "**not reached**"}
     return [
         f"- At least {GOALS['best']} points over the best other published method: {said[reached['best']]}. The "
-        f"best is `{best}`; `{NEW}` minus it: {interval(against[best])}. Over the best that does not use the "
-        f"consistent loss, `{second}`: {interval(against[second])}. Over the paper's `robust`: "
-        f"{interval(against['robust'])}.",
+        f"best is `{best}`; `{NEW}` minus it: {interval(against[best])}. "
+        + ("" if second == best else f"Over the best that does not use the consistent loss, `{second}`: ")
+        + ("" if second == best else f"{interval(against[second])}. ")
+        + f"Over the paper's `robust`: {interval(against['robust'])}.",
         f"- At least {GOALS['vanilla']:g} points over plain fine-tuning: {said[reached['vanilla']]}; "
         f"{interval(against['vanilla'])}.",
         f"- A Hessian distance measure at least {GOALS['measure']:g} times smaller than plain fine-tuning's at "
