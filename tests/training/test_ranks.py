@@ -89,7 +89,7 @@ def test_two_processes_train_and_measure_as_one(words, tmp_path, monkeypatch, mo
     if more:
         return
     # The same run folder measured by one and by two.
-    found = []
+    found, records = [], []
     for count in (1, 2):
         command = ["measure", "one", "--stability", "--json", "--quiet"]
         if count == 2:
@@ -101,6 +101,9 @@ def test_two_processes_train_and_measure_as_one(words, tmp_path, monkeypatch, mo
             )  # fmt: skip
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout.splitlines()[-1]))
+        records.append(json.loads((one.path / "measure.json").read_text()))
+    assert records[0]["others"]
+    assert records[1] == records[0]
     for key in ("layers", "measure", "losses", "examples"):
         assert_close(found[1][key], found[0][key])
     assert_close(found[1]["noise_stability"], found[0]["noise_stability"])

@@ -25,7 +25,7 @@ from hesstune.training.labels import run_task
 from hesstune.training.merging import merged, own_batches
 from hesstune.training.ranks import on_first, start_ranks, summed, world
 from hesstune.training.run import Run
-from hesstune.training.yardsticks import margins_of, yardsticks
+from hesstune.training.yardsticks import Margins, margins_of, yardsticks
 
 __all__ = ["SIGMAS", "measure_run", "stability_of_run", "unchanged"]
 
@@ -83,15 +83,15 @@ def measure_run(
     found = merged(found, setting.order)
     if len(rows) < len(task.train):
         found.notes.append(f"measured on {len(rows)} of {len(task.train)} training examples, drawn uniformly")
-    on_first(lambda: _write(run, found, setting))
+    margins = margins_of(setting.model, setting.batches())
+    on_first(lambda: _write(run, found, setting, margins))
     return found
 
 
-def _write(run: Run, found: Measure, setting: _Setting) -> None:
+def _write(run: Run, found: Measure, setting: _Setting, margins: Margins) -> None:
     """Write the measurement, and the older measures, which a forward pass and the weights give."""
     task, rows = setting.task, setting.rows
     reference, radii = run.reference(), run.result.get("radii")
-    margins = margins_of(setting.model, setting.every())
     noise = run.noise_matrix if method_class(run.config.method).believes() else None
     found.others = yardsticks(found, setting.model, reference, margins, len(task.train), radii or None, noise)
     found.save(run.path, n=len(task.train))
@@ -146,16 +146,9 @@ class _Setting:
 
     def batches(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
         """This rank's batches."""
-        return self._fed(self.own)
-
-    def every(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
-        """The batches of all ranks."""
-        return self._fed(self.order)
-
-    def _fed(self, batches: list[NDArray[np.int64]]) -> Iterator[tuple[Inputs, torch.Tensor]]:
         assert self.task.train.labels is not None
         labels = torch.from_numpy(self.task.train.labels)
-        for batch in batches:
+        for batch in self.own:
             some = self.rows[batch]  # in their own order, as the result's rows are
             yield self.feed.inputs(some), labels[some]
 

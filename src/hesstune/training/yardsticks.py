@@ -24,6 +24,7 @@ from hesstune.curvature.result import Measure
 from hesstune.forward import Inputs, evaluating, logits_of
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
+from hesstune.training.ranks import gathered
 
 __all__ = ["Margins", "margins_of", "yardsticks"]
 
@@ -51,27 +52,32 @@ class Margins:
 
 
 def margins_of(model: nn.Module, batches: Iterator[tuple[Inputs, torch.Tensor]]) -> Margins:
-    """Return the margins and input norms over some examples; the model runs in eval mode.
+    """Return the margins and input norms over the examples of all ranks; the model runs in eval mode.
 
     Args:
         model: The network.
-        batches: (inputs, targets).
+        batches: (inputs, targets) of this rank.
     """
-    margins: list[NDArray[np.float64]] = []
-    squares, largest, count, size = 0.0, 0.0, 0, 0
+    margins = [torch.empty(0, dtype=torch.float64)]
+    pixels: list[list[float]] = []  # of each batch: sum of squares, largest, images, numbers in one
     with evaluating(model), torch.no_grad():
         for inputs, targets in batches:
             logits = logits_of(model, inputs).double().cpu()
             own = logits.gather(1, targets[:, None])[:, 0]
             others = logits.scatter(1, targets[:, None], -math.inf).amax(dim=1)
-            margins.append((own - others).numpy())
+            margins.append(own - others)
+            row = [0.0, 0.0, 0, 0]
             if isinstance(inputs, torch.Tensor):
-                squares += float(inputs.double().square().sum())
-                largest = max(largest, float(inputs.abs().max()))
-                count, size = count + len(inputs), inputs[0].numel()
-    gamma = float(np.percentile(np.concatenate(margins), PERCENTILE))
-    tokens = count == 0
-    return Margins(gamma, None if tokens else math.sqrt(squares / count), None if tokens else largest, size)
+                square, largest = float(inputs.double().square().sum()), float(inputs.abs().max())
+                row = [square, largest, len(inputs), inputs[0].numel()]
+            pixels.append(row)
+    gamma = float(np.percentile(torch.cat(gathered(torch.cat(margins))).numpy(), PERCENTILE))
+    every = torch.cat(gathered(torch.tensor(pixels, dtype=torch.float64).reshape(-1, 4)))
+    count, size = float(every[:, 2].sum()), int(every[0, 3])
+    if count == 0:
+        return Margins(gamma, None, None, size)
+    squares = math.fsum(every[:, 0].tolist())  # the same in any order of ranks
+    return Margins(gamma, math.sqrt(squares / count), float(every[:, 1].max()), size)
 
 
 def yardsticks(
