@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 __all__ = ["scale"]
@@ -13,8 +14,9 @@ def scale(record: dict[str, Any]) -> str:
     if part := record.get("ranks"):
         ratios = part["speed_ups"]
         line = (
-            f"- `measure` on two ranks is {min(ratios):.2f} to {max(ratios):.2f} times as fast as on one, in "
-            f"{len(ratios)} turns ({part['examples']} digits, {part['model']}); the goal is 1.6."
+            f"- `measure` on two ranks is {median(ratios):.2f} times as fast as on one, the median of "
+            f"{len(ratios)} turns ({min(ratios):.2f} to {max(ratios):.2f}; {part['examples']:,} digits, "
+            f"{part['model']}); the goal is 1.6."
         )
         if cpu := part.get("speed_ups_cpu"):
             line += (
