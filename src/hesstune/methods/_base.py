@@ -110,6 +110,7 @@ class Batch:
         forward: How logits are computed; None: by calling the network.
         soft: (N, K) soft labels to train on instead of `targets`, or None.
         clean: (N,) whether a person has checked the label, or None where nobody checked any.
+        share: The rows that this process runs, where several share the batch; None: all of them.
     """
 
     net: nn.Module
@@ -121,6 +122,7 @@ class Batch:
     forward: Callable[[nn.Module, Inputs], torch.Tensor] | None = None
     soft: torch.Tensor | None = None
     clean: torch.Tensor | None = None
+    share: slice | None = None
 
     def logits(self, net: nn.Module | None = None, inputs: Inputs | None = None) -> torch.Tensor:
         """Return the (N, K) logits of these inputs, or others, by this network, or another."""
@@ -248,6 +250,10 @@ class Method:
 
     def networks(self) -> list[nn.Module]:
         """Return the networks that are trained beside the run's own."""
+        return []
+
+    def learnt(self) -> list[torch.Tensor]:
+        """Return what is learnt beside weights: several processes take the mean of its gradients."""
         return []
 
     def start_epoch(self, epoch: int, predict: Callable[[nn.Module], torch.Tensor]) -> None:

@@ -107,14 +107,15 @@ class Certified(Method):
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the surrogate of the certified loss under noise, and the noisy logits."""
         batch.net.eval()  # what is certified runs in eval mode: no dropout beside the noise
-        with self._noisy_head():
+        with self._noisy_head(len(batch.targets), batch.share or slice(None)):
             logits = batch.logits()
         loss = soft_loss(logits.float(), batch.targets, self.matrix)
         self.recent = MEMORY * self.recent + (1 - MEMORY) * float(loss.detach())
         return loss, logits
 
     @contextmanager
-    def _noisy_head(self) -> Iterator[None]:
+    def _noisy_head(self, size: int, share: slice) -> Iterator[None]:
+        """Disturb the head's outputs for these rows of a batch of this size."""
         if self.linear is None:
             yield
             return
@@ -122,7 +123,9 @@ class Certified(Method):
 
         def disturb(_: nn.Module, args: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
             spread = (weight**2 * args[0].square().sum(dim=1, keepdim=True) + bias**2).sqrt()
-            return out + self.log_scale[0].exp().to(out) * spread * torch.randn_like(out)
+            # Of the whole batch on every process: each then takes the noise that one process would.
+            noise = torch.randn((size, *out.shape[1:]), dtype=out.dtype, device=out.device)[share]
+            return out + self.log_scale[0].exp().to(out) * spread * noise
 
         handle = self.linear.register_forward_hook(disturb)
         try:
@@ -168,6 +171,10 @@ class Certified(Method):
         return result
 
     # -- the run -----------------------------------------------------------------------------
+
+    def learnt(self) -> list[torch.Tensor]:
+        """Return the scales of the noise."""
+        return [self.log_scale]
 
     def posterior(self) -> dict[str, float]:
         """Return the deviations of the family's member nearest to those learnt."""

@@ -151,20 +151,32 @@ def save_tree(path: Path, tree: dict[str, Any]) -> None:
     nothing is pickled.
     """
     tensors: dict[str, torch.Tensor] = {}
-
-    def pack(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            key = f"t{len(tensors)}"
-            tensors[key] = value.detach().cpu()
-            return {"tensor": key}
-        if isinstance(value, dict):
-            return {"dict": [[k, pack(v)] for k, v in value.items()]}
-        if isinstance(value, list | tuple):
-            return {"list": [pack(v) for v in value]}
-        return {"value": value}
-
-    packed = json.dumps(pack(tree))
+    packed = json.dumps(_pack(tree, tensors))
     save_tensors(path, tensors, {"tree": packed, "checksum": digest(tensors, packed)})
+
+
+# Not within their callers: a function that calls itself there is a cycle, and holds on to the tensors until
+# cycles are collected.
+def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        key = f"t{len(tensors)}"
+        tensors[key] = value.detach().cpu()
+        return {"tensor": key}
+    if isinstance(value, dict):
+        return {"dict": [[k, _pack(v, tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_pack(v, tensors) for v in value]}
+    return {"value": value}
+
+
+def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    if "dict" in value:
+        return {k: _unpack(v, tensors) for k, v in value["dict"]}
+    if "list" in value:
+        return [_unpack(v, tensors) for v in value["list"]]
+    return value["value"]
 
 
 def load_tree(path: Path) -> dict[str, Any]:
@@ -175,22 +187,13 @@ def load_tree(path: Path) -> dict[str, Any]:
     """
     from safetensors import safe_open
 
-    def unpack(value: Any) -> Any:
-        if "tensor" in value:
-            return tensors[value["tensor"]]
-        if "dict" in value:
-            return {k: unpack(v) for k, v in value["dict"]}
-        if "list" in value:
-            return [unpack(v) for v in value["list"]]
-        return value["value"]
-
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if digest(tensors, metadata["tree"]) != metadata["checksum"]:
             raise ValueError("its checksum does not match its contents")
-        tree: dict[str, Any] = unpack(json.loads(metadata["tree"]))
+        tree: dict[str, Any] = _unpack(json.loads(metadata["tree"]), tensors)
     except Exception as error:  # damaged files raise many kinds in safetensors and torch
         raise RunError(f"{path} is not a readable checkpoint ({error})") from error
     return tree

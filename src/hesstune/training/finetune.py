@@ -195,6 +195,7 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
     _start(run, prepared, reference, resume)
     net, feeds, cut = _feeds(prepared)
     if config.shard:
+        del reference  # the whole weights go as they are cut
         shard_(loaded.model, prepared.device)
         reference = Reference.of(loaded.model)  # each process keeps its own part
     run.record["texts_cut"] = cut

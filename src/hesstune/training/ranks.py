@@ -24,6 +24,7 @@ from hesstune.forward import Inputs, batch_size, logits_of
 
 __all__ = [
     "SplitForward",
+    "average_gradients_",
     "gathered",
     "on_first",
     "rank",
@@ -104,6 +105,14 @@ def summed(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def average_gradients_(tensors: list[torch.Tensor]) -> None:
+    """Set each tensor's gradient to the mean over the ranks; where a rank has none it counts as 0."""
+    if world() > 1:
+        for tensor in tensors:
+            own = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            tensor.grad = summed(own) / world()
+
+
 def gathered(rows: torch.Tensor, sizes: list[int] | None = None) -> list[torch.Tensor]:
     """Return every rank's rows, (n_r, …), on every rank.
 
@@ -160,21 +169,25 @@ class SplitForward:
         self._key: tuple[int, ...] = ()
         self._calls = 0
 
+    def share(self, size: int) -> slice:
+        """Return the rows that this rank runs of a batch of this size."""
+        start, stop = _shares(size)[rank()]
+        # A rank without a share runs an example all the same: every rank takes part in the backward pass.
+        return slice(start, stop) if stop > start else slice(0, 1)
+
     def start_batch(self, *key: int) -> None:
         """Key the randomness inside networks (dropout) by these numbers, the call and the rank."""
         self._key, self._calls = key, 0
 
     def __call__(self, net: nn.Module, inputs: Inputs) -> torch.Tensor:
         """Return the (N, K) logits of N inputs, the same on every rank."""
-        shares = _shares(batch_size(inputs))
-        start, stop = shares[rank()]
-        # A rank without a share runs an example all the same: every rank takes part in the backward pass.
-        own = torch.arange(start, stop) if stop > start else torch.zeros(1, dtype=torch.long)
+        shares, own = _shares(batch_size(inputs)), self.share(batch_size(inputs))
         self._calls += 1
         with torch.random.fork_rng(enabled=net.training):
             if net.training:
                 torch.manual_seed(hash((*self._key, self._calls, rank())) % 2**63)
-            logits = logits_of(self._wrapped.get(id(net), net), _rows(inputs, own))
+            rows = _rows(inputs, torch.arange(own.start, own.stop))
+            logits = logits_of(self._wrapped.get(id(net), net), rows)
         gather: Callable[..., torch.Tensor] = _Gather.apply
         return gather(logits, shares)
 

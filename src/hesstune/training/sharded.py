@@ -6,6 +6,8 @@ on a mesh of the run's own device.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -22,6 +24,10 @@ from hesstune.training.files import load_tree, replace_file, save_tensors, save_
 from hesstune.training.ranks import gathered, on_first, rank, summed, world
 
 __all__ = ["ShardedCheckpoints", "refuse_one", "shard_", "weights_of", "write_model"]
+
+# glibc's mallopt: from this size on, in bytes, memory goes back to the system as soon as it is freed.
+_M_MMAP_THRESHOLD = -3
+_LARGE = 1 << 20
 
 
 def refuse_one(shard: bool) -> None:
@@ -48,11 +54,24 @@ def shard_(model: nn.Module, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    if device.type == "cpu":
+        _give_back_freed()
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     mesh = init_device_mesh(device.type, (world(),))
     for block in _blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def _give_back_freed() -> None:
+    """Let large tensors leave this process's memory when they are freed.
+
+    glibc raises that threshold with every large block it frees, up to 32 MiB, and keeps what is smaller
+    in its heap: with every block of the network put together and let go at each step, the heap grew to
+    more than the network that was to be cut.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

@@ -13,11 +13,12 @@ from hesstune.sharding import is_sharded, like, local
 __all__ = ["load_optimizer", "optimizer_state", "restore", "state_of"]
 
 
-def state_of(net: nn.Module, trained: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Return copies of what training may change: trained parameters and all buffers."""
+def state_of(net: nn.Module, trained: Sequence[str], copy: bool = True) -> dict[str, torch.Tensor]:
+    """Return what training may change: trained parameters and all buffers, copied unless told otherwise."""
     parameters = dict(net.named_parameters())
     found = {**{name: parameters[name] for name in trained}, **dict(net.named_buffers())}
-    return {name: local(tensor).detach().clone() for name, tensor in found.items()}
+    parts = {name: local(tensor).detach() for name, tensor in found.items()}
+    return {name: part.clone() for name, part in parts.items()} if copy else parts
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from hesstune.training.config import FinetuneConfig
 from hesstune.training.evaluate import accuracy, validation_loss
 from hesstune.training.feeds import Feed, ImageFeed, batches_of, predict_logits
 from hesstune.training.optim import make_optimizer, make_schedule
-from hesstune.training.ranks import SplitForward, rank, summed, world
+from hesstune.training.ranks import SplitForward, average_gradients_, rank, summed, world
 from hesstune.training.state import load_optimizer, optimizer_state, restore, state_of
 from hesstune.training.stopping import Stop, stoppable
 
@@ -127,8 +127,8 @@ class Trainer:
 
     # -- state -------------------------------------------------------------------------------
 
-    def _state(self) -> dict[str, torch.Tensor]:
-        return state_of(self.accelerator.unwrap_model(self.net), self._names)
+    def _state(self, copy: bool = True) -> dict[str, torch.Tensor]:
+        return state_of(self.accelerator.unwrap_model(self.net), self._names, copy)
 
     def _restore(self, state: dict[str, torch.Tensor]) -> None:
         restore(self.accelerator.unwrap_model(self.net), state)
@@ -136,7 +136,7 @@ class Trainer:
     def save(self, partial: _Partial | None = None) -> None:
         """Write a checkpoint: between epochs, or within the one that is under way."""
         tree = {
-            "net": self._state(),
+            "net": self._state(copy=False),
             "optimizer": optimizer_state(self.optimizer),
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
@@ -335,6 +335,7 @@ class Trainer:
             self.accelerator.backward(loss * (len(indices) / examples))
             total += value * len(indices)
             hits += int((logits.detach().argmax(dim=1) == batch.targets).sum())
+        average_gradients_(self.method.learnt())
         return total, hits
 
     def _batch(self, indices: NDArray[np.int64], epoch: int) -> Batch:
@@ -352,6 +353,7 @@ class Trainer:
             self.forward,
             None if self.soft is None else self.soft[rows],
             None if self.clean is None else self.clean[rows],
+            None if self.forward is None else self.forward.share(len(indices)),
         )
 
     def _validate(self) -> dict[str, Any]:
