@@ -1,6 +1,6 @@
 """How much memory a process needs to fine-tune and measure a large network, and how that was checked.
 
-    python benchmarks/memory_model.py
+    python benchmarks/memory_model.py [whole] [lora] [sharded] [measure]
 
 `training` and `measuring` are the model; here it is held against the peaks of resident memory of runs of
 `hesstune.finetune` and `hesstune.measure` on networks that fit on this machine, each in a process of its
@@ -19,12 +19,18 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "memory_model.json"
 WIDTH, INPUTS, CLASSES = 1024, 768, 10
+# `memory_mib` of the measured run, and the weights that `measure` probes at a time, in bytes.
+MEASURE_MIB, PROBED = 64, 64 * 2**20
+
+
+MODES = ("whole", "lora", "sharded", "measure")
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,10 @@ def measuring(net: Network, layers: float = 1.0, activations: float = 0.0) -> di
         layers: The share of the weights measured at a time: their differences W - W(s) are kept.
         activations: `memory_mib`, at most.
     """
+    # Before the first batch exact layers are probed: a direction and a gradient of some weights at a time.
+    probe = 2 * min(4 * net.weights * layers, max(PROBED, 4 * net.layer))
     found = {"weights": 4 * net.weights, "reference": 4 * net.weights,
-             "differences": 4 * net.weights * layers, "activations": activations}  # fmt: skip
+             "differences": 4 * net.weights * layers, "in passing": max(activations, probe)}  # fmt: skip
     return {**found, "total": sum(found.values())}
 
 
@@ -157,7 +165,7 @@ def one(mode: str, run: str) -> None:
     if mode == "measure":
         from hesstune.training.measured import measure_run
 
-        measure_run(ht.Run.load(run), trace=False, memory_mib=64)
+        measure_run(ht.Run.load(run), trace=False, memory_mib=MEASURE_MIB)
     else:
         more = {"sharded": {"shard": True}, "lora": {"method": "lora"}}.get(mode, {})
         ht.finetune({**options, **more}, out=run)
@@ -239,35 +247,43 @@ def times() -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("modes", nargs="*", help=f"{', '.join(MODES)}; all of them, and times, where none")
     parser.add_argument("--one", nargs=2)
     given = parser.parse_args()
     if given.one:
         one(*given.one)
         return
-    points: list[dict[str, object]] = []
-    for mode in ("whole", "lora", "sharded", "measure"):
+    points = [p for p in read()["points"] if given.modes and p["mode"] not in given.modes]
+    for mode in given.modes or MODES:
         base = peak(mode, 1, 8)
         for blocks in (6, 12) if mode == "whole" else (12,):
             net = sizes(blocks)
             found = peak(mode, blocks, WIDTH) - base
-            want = measuring(net) if mode == "measure" else training(net, mode, 2)
+            want = measuring(net, 1, MEASURE_MIB * 2**20) if mode == "measure" else training(net, mode, 2)
             points.append({"mode": mode, "weights": net.weights, "predicted_mib": want["total"] / 2**20,
                            "measured_mib": found})  # fmt: skip
             print(json.dumps(points[-1]), flush=True)
             write(points, None)
+    if given.modes:
+        return
     relative = times()
     print(json.dumps(relative))
     write(points, relative)
 
 
+def read() -> dict[str, Any]:
+    """Return the record of earlier calls."""
+    found: dict[str, Any] = {"points": [], "times": {}}
+    return json.loads(RESULT.read_text()) if RESULT.is_file() else found
+
+
 def write(points: list[dict[str, object]], relative: dict[str, float] | None) -> None:
     """Write the record; times of an earlier call stay until there are new ones."""
-    before = json.loads(RESULT.read_text()) if RESULT.is_file() else {"times": {}}
     found = {
         name: {"predicted": passes(name, CLASSES), "measured": r} for name, r in (relative or {}).items()
     }
     record = {
-        "command": "python benchmarks/memory_model.py", "points": points, "times": found or before["times"],
+        "command": "python benchmarks/memory_model.py", "points": points, "times": found or read()["times"],
     }  # fmt: skip
     RESULT.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from networks import build, moved
 from torch import nn
 
+from hesstune.curvature import auto
 from hesstune.curvature.capture import capture, differentiable, find_layouts
 from hesstune.curvature.dense import block_hessian, positive_form
 from hesstune.curvature.measure import measure
@@ -78,7 +79,7 @@ def test_the_path_follows_what_comes_after_the_layer(between, method, reason):
     assert reason in m.reasons[0]
 
 
-def test_every_layer_before_a_hidden_write_is_probed():
+def test_every_layer_before_a_hidden_write_is_probed(monkeypatch):
     class Deep(Net):
         def __init__(self):
             super().__init__(_smooth_slice_write)
@@ -90,10 +91,13 @@ def test_every_layer_before_a_hidden_write_is_probed():
             return super().forward(x)
 
     model = Deep().double()
-    m = measure(model, moved(model, 0.1), [(X, Y)])
+    ref = moved(model, 0.1)
+    m = measure(model, ref, [(X, Y)])
     methods = dict(zip(m.names, m.methods, strict=True))
     assert methods.pop("b.weight") == "exact"
     assert set(methods.values()) == {"lanczos"}
+    monkeypatch.setattr(auto, "_GROUP_BYTES", 1)  # layer by layer, as where they are large
+    assert measure(model, ref, [(X, Y)]).reasons == m.reasons
 
 
 class Twice(Net):

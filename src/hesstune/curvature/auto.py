@@ -18,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from hesstune.curvature.capture import Capture, capture, changed_example, find_layouts, rows_of
 from hesstune.curvature.exact import exact_forms, sources
-from hesstune.curvature.layers import Layout
+from hesstune.curvature.layers import CapturedLayer, Layout
 from hesstune.curvature.objective import Objective
 from hesstune.curvature.padding import ignores_padding
 from hesstune.curvature.structure import Structure, read_structure
@@ -31,6 +31,8 @@ Method = Literal["exact", "lanczos", "weight_space", "unused"]
 _PROBE_EXAMPLES = 4
 _CURVATURE_EXAMPLES = 2
 _PROBED_LAYERS = 4
+# Weights probed at a time, in bytes: a direction and a gradient of that size are held beside the network.
+_GROUP_BYTES = 64 * 2**20
 # At the largest output a backward pass holds the gradients before and after it, copies of them in the
 # convolution's own layout, and products of them (measured).
 _IN_FLIGHT = 8
@@ -201,38 +203,68 @@ def _probe_errors(
     their spread and the target is the least likely class: saturated logits would hide
     Σ_k (p_k − [k = y]) ∇²f_k and break autodiff.
 
+    Directions and gradients, as large as the weights, are there for a few layers at a time.
+
     Returns:
         Relative errors of the first derivative, of every layer, and of the second, of the probed ones.
     """
     logits = captured.logits
     spread = (logits - logits.mean(1, keepdim=True)).abs().amax().detach().clamp(min=1e-30)
-    scaled = logits / spread
+    scaled = replace(captured, logits=logits / spread)
     generator = torch.Generator().manual_seed(seed)
     layers = [captured.layers[name] for name in names]
-    weights = [layer.weight for layer in layers]
+    step = max(1, len(names) // _PROBED_LAYERS)
+    hidden = [i for i, name in enumerate(names) if name in unsure]
+    probed = {names[i] for i in (*sources(layers), *range(0, len(names), step), *hidden)}
+    slopes: dict[str, float] = {}
+    curvatures: dict[str, float] = {}
+    for group in _groups(layers):
+        first, second = _group_errors(scaled, group, probed, generator)
+        slopes |= first
+        curvatures |= second
+    return slopes, curvatures
+
+
+def _groups(layers: Sequence[CapturedLayer]) -> list[list[CapturedLayer]]:
+    """Cut the list where the weights of a part would be larger than `_GROUP_BYTES`."""
+    groups: list[list[CapturedLayer]] = []
+    size = 0
+    for layer in layers:
+        size += layer.weight.nbytes
+        if not groups or size > _GROUP_BYTES:
+            groups.append([])
+            size = layer.weight.nbytes
+        groups[-1].append(layer)
+    return groups
+
+
+def _group_errors(
+    captured: Capture, layers: Sequence[CapturedLayer], probed: set[str], generator: torch.Generator
+) -> tuple[dict[str, float], dict[str, float]]:
     directions = {
         layer.name: torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64).to(layer.weight)
         for layer in layers
     }
-    loss = nn.functional.cross_entropy(scaled, scaled.argmin(1), reduction="sum")
-    gradients = torch.autograd.grad(loss, weights, create_graph=True)
+    logits = captured.logits
+    loss = nn.functional.cross_entropy(logits, logits.argmin(1), reduction="sum")
+    found = torch.autograd.grad(loss, [layer.weight for layer in layers], create_graph=True)
+    gradients = dict(zip(directions, found, strict=True))
     outputs = torch.autograd.grad(loss, [layer.edge for layer in layers], retain_graph=True)
-    slopes = {}
-    for layer, gradient, output in zip(layers, gradients, outputs, strict=True):
+    slopes: dict[str, float] = {}
+    curvatures: dict[str, float] = {}
+    for layer, output in zip(layers, outputs, strict=True):
         parts = layer.inner(output, layer.apply(directions[layer.name]).detach())
-        slopes[layer.name] = _relative(
-            (gradient * directions[layer.name]).sum(), parts.sum(), parts.abs().sum()
-        )
-    step = max(1, len(names) // _PROBED_LAYERS)
-    hidden = [i for i, name in enumerate(names) if name in unsure]
-    probed = sorted({*sources(layers), *range(0, len(names), step), *hidden})
-    replaced = replace(captured, logits=scaled)
-    forms = exact_forms(replaced, [names[i] for i in probed], directions).quadratic.sum(0)
-    curvatures = {}
-    for i, form in zip(probed, forms, strict=True):
-        slope = (gradients[i] * directions[names[i]]).sum()
-        product = torch.autograd.grad(slope, weights[i], retain_graph=True, materialize_grads=True)[0]
-        curvatures[names[i]] = _relative((product * directions[names[i]]).sum(), form, form)
+        slope = (gradients[layer.name] * directions[layer.name]).sum()
+        slopes[layer.name] = _relative(slope, parts.sum(), parts.abs().sum())
+    some = [layer for layer in layers if layer.name in probed]
+    if not some:
+        return slopes, curvatures
+    forms = exact_forms(captured, [layer.name for layer in some], directions).quadratic.sum(0)
+    for layer, form in zip(some, forms, strict=True):
+        direction = directions[layer.name]
+        slope = (gradients[layer.name] * direction).sum()
+        product = torch.autograd.grad(slope, layer.weight, retain_graph=True, materialize_grads=True)[0]
+        curvatures[layer.name] = _relative((product * direction).sum(), form, form)
     return slopes, curvatures
 
 
