@@ -44,7 +44,9 @@ def gaps(records: dict[str, dict[str, Any]]) -> list[str]:
         "Over all runs above: Kendall's τ between each measure and the observed gap, and how its scale compares.",
         "",
         *table(header, rows),
-        f"- The Hessian measure within a factor 5 of the gap in most runs: {said[scale]}.",
+        f"- The Hessian measure within a factor 5 of the gap in most runs: {said[scale]}. By part: "
+        + "; ".join(f"{TITLES[p]} {100 * found['measure']['parts_near'][p]:.0f} %" for p in parts)
+        + ". Heads that fit their labels have hardly any curvature left at the training examples.",
         f"- The Hessian measure has the highest τ: {said[best == 'measure']}; the highest is of: {MEASURES[best]}.",
         "",
         "![measures against the gap](figures/study_gap.png)",

@@ -59,6 +59,11 @@ def tau(points: list[tuple[float, float]]) -> float:
     return float(kendalltau([a for a, _ in points], [b for _, b in points]).statistic)
 
 
+def near(points: list[tuple[float, float]]) -> float:
+    """Return the share of the runs whose measure is within the factor of the gap."""
+    return sum(a > 0 and b > 0 and 1 / FACTOR <= a / b <= FACTOR for a, b in points) / len(points)
+
+
 def summary(records: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return for each measure: Kendall's τ by part and over all runs, and how its scale compares."""
     parts = {name: runs(name, record) for name, record in records.items() if name in TITLES}
@@ -67,11 +72,11 @@ def summary(records: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any
     for key in MEASURES:
         points = pairs(every, key)
         ratios = sorted(a / b for a, b in points if a > 0 and b > 0)
-        near = sum(1 / FACTOR <= r <= FACTOR for r in ratios)
         found[key] = {
             "tau": tau(points),
             "parts": {name: tau(pairs(cells, key)) for name, cells in parts.items()},
-            "near": near / len(points),
+            "near": near(points),
+            "parts_near": {name: near(pairs(cells, key)) for name, cells in parts.items()},
             "ratio": ratios[len(ratios) // 2],
             "runs": len(points),
         }

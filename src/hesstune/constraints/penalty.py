@@ -40,7 +40,7 @@ class StartingPointPenalty:
         >>> penalty = StartingPointPenalty(model, Reference.of(model), "l2", alpha=0.5)
         >>> with torch.no_grad():
         ...     _ = model.weight.add_(2.0)
-        >>> float(penalty().detach())  # 0.5 / 2 · (4 + 4)
+        >>> round(float(penalty().detach()), 4)  # 0.5 / 2 · (4 + 4)
         2.0
     """
 

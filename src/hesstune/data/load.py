@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.data.examples import Examples, ImageSource, Listing, Task, Texts
-from hesstune.data.images import DecodedImages, decode_all
+from hesstune.data.images import DecodedImages, FileImages, decode_all
 from hesstune.data.sources import PARTS, Voting, listing
 from hesstune.errors import DataError
 
@@ -106,13 +109,33 @@ def load_examples(
 
 
 _Decoded = tuple[Listing, ImageSource | Texts, list[tuple[str, str]]]
-_REUSED: ContextVar[dict[tuple[object, ...], _Decoded] | None] = ContextVar("decoded", default=None)
+T = TypeVar("T")
+
+
+class _Held:
+    """What is kept: data sets by how they are read, and images by their files, whatever their labels."""
+
+    def __init__(self) -> None:
+        self.sets: OrderedDict[tuple[object, ...], _Decoded] = OrderedDict()
+        self.images: OrderedDict[tuple[object, ...], tuple[ImageSource, dict[int, str]]] = OrderedDict()
+
+    @staticmethod
+    def get(kept: OrderedDict[tuple[object, ...], T], key: tuple[object, ...], make: Callable[[], T]) -> T:
+        """Return what is kept under a key, made now if need be; the oldest gives way."""
+        if key not in kept:
+            while len(kept) >= MOST_DECODED:
+                kept.popitem(last=False)
+            kept[key] = make()
+        return kept[key]
+
+
+_REUSED: ContextVar[_Held | None] = ContextVar("decoded", default=None)
 
 
 @contextlib.contextmanager
 def reusing_decoded() -> Iterator[None]:
     """Decode each data set once while this lasts; changes of its files meanwhile are not seen."""
-    token = _REUSED.set({} if _REUSED.get() is None else _REUSED.get())
+    token = _REUSED.set(_Held() if _REUSED.get() is None else _REUSED.get())
     try:
         yield
     finally:
@@ -120,14 +143,19 @@ def reusing_decoded() -> Iterator[None]:
 
 
 def _labelled(spec: str, size: int, skip_bad: bool, cache_mib: int, voting: Voting | None = None) -> _Decoded:
-    held, key = _REUSED.get(), (spec, size, skip_bad, cache_mib, voting)
-    if held is None:
+    def make() -> _Decoded:
         return _decoded(listing(spec, size, voting=voting), size, skip_bad, cache_mib)
-    if key not in held:
-        while len(held) >= MOST_DECODED:
-            held.pop(next(iter(held)))
-        held[key] = _decoded(listing(spec, size, voting=voting), size, skip_bad, cache_mib)
-    return held[key]
+
+    held = _REUSED.get()
+    return make() if held is None else held.get(held.sets, (spec, size, skip_bad, cache_mib, voting), make)
+
+
+def _images(paths: list[Path], size: int, cache_mib: int) -> tuple[ImageSource, dict[int, str]]:
+    """Decode images, or return those decoded before: another seed's labels change none."""
+    held = _REUSED.get()
+    if held is None:
+        return decode_all(paths, size, cache_mib)
+    return held.get(held.images, (size, cache_mib, *paths), lambda: decode_all(paths, size, cache_mib))
 
 
 def _decoded(found: Listing, size: int, skip_bad: bool, cache_mib: int) -> _Decoded:
@@ -136,7 +164,7 @@ def _decoded(found: Listing, size: int, skip_bad: bool, cache_mib: int) -> _Deco
     if found.array is not None:
         return found, DecodedImages(found.array), []
     assert found.paths is not None
-    source, bad = decode_all(found.paths, size, cache_mib)
+    source, bad = _images(found.paths, size, cache_mib)
     if not bad:
         return found, source, []
     if not skip_bad:
@@ -148,8 +176,7 @@ def _decoded(found: Listing, size: int, skip_bad: bool, cache_mib: int) -> _Deco
     skipped = [(found.ids[i], reason) for i, reason in bad.items()]
     if isinstance(source, DecodedImages):
         return found.take(good), DecodedImages(source.array[good]), skipped
-    source.paths = [found.paths[i] for i in good]
-    return found.take(good), source, skipped
+    return found.take(good), FileImages([found.paths[i] for i in good], size), skipped
 
 
 def _check_counts(labels: NDArray[np.int64], classes: list[str]) -> None:
