@@ -185,8 +185,11 @@ class Reference:
         with torch.no_grad():
             weights = [parameters[name] for name in self._layers]
             parts = [pair(w, self[name], name) for w, name in zip(weights, self._layers, strict=True)]
-            norms = [torch.linalg.vector_norm(_difference(w, anchor)) for w, anchor in parts]
-            values = torch.stack([n.double().cpu() for n in norms]) if norms else torch.zeros(0)
+            # Into one tensor: a number kept for each layer would lie where the layer's difference was, and
+            # the next difference, which no longer fits there, would take new memory.
+            values = torch.zeros(len(parts), dtype=torch.float64)
+            for at, (w, anchor) in enumerate(parts):
+                values[at] = torch.linalg.vector_norm(_difference(w, anchor))
             if any(is_sharded(w) for w in weights):
                 values = over_parts(values.square(), weights).sqrt()
         return dict(zip(self._layers, values.tolist(), strict=True))

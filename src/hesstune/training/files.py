@@ -33,7 +33,9 @@ PART = ".part"
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-    torch.bool: "BOOL",
+    torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64", torch.bool: "BOOL", torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e4m3fnuz: "F8_E4M3FNUZ", torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
 }  # fmt: skip
 
 
@@ -113,12 +115,18 @@ def stream_tensors(
         tensors: What is written, by name: dtypes and shapes.
         values: Its values, in the same order, whole, wherever they are.
         metadata: Texts of the header.
+
+    Raises:
+        RunError: If the format has no name for a dtype.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
-        kind = _DTYPES[tensor.dtype]
+        if (kind := _DTYPES.get(tensor.dtype)) is None:
+            raise RunError(
+                f"{name} has dtype {tensor.dtype}, which safetensors cannot hold; convert it first"
+            )
         header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

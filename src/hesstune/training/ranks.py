@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+LEAVE_SECONDS = 0.3
 
 
 def world() -> int:
@@ -66,6 +68,9 @@ def start_ranks() -> None:
 def _leave() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
+        # Gloo's threads outlive the group, and one that has yet to let go of the last tensors needs the
+        # interpreter: it gets it here. Later, while the interpreter ends, it would abort the process.
+        time.sleep(LEAVE_SECONDS)
 
 
 def on_first(act: Callable[[], T]) -> T | None:
