@@ -30,7 +30,10 @@ WIDTH, INPUTS, CLASSES = 1024, 768, 10
 MEASURE_MIB, PROBED = 64, 64 * 2**20
 
 
-MODES = ("whole", "lora", "sharded", "measure")
+# What is run: mode, processes, blocks. Over eight processes the start sets the peak, over two the training.
+POINTS = (("whole", 1, 6), ("whole", 1, 12), ("lora", 1, 12), ("sharded", 2, 12), ("sharded", 8, 12),
+          ("measure", 1, 12))  # fmt: skip
+MODES = tuple(dict.fromkeys(mode for mode, _, _ in POINTS))
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,9 @@ def training(net: Network, mode: str, processes: int = 1, activations: float = 0
         "activations": activations,
     }
     # The constraint's differences take the place of the gradients, which are free by then. At the start
-    # every process holds the whole network, the first one beside the bytes of the reference that it
-    # writes; without sharding the reference is there, too.
-    floor = 4 * net.weights * (2 if mode == "sharded" else 3)
+    # every process holds the whole network; without sharding the reference is there, too. Files are
+    # written from where the tensors lie.
+    floor = 4 * net.weights * (1 if mode == "sharded" else 2)
     found["total"] = max(sum(found.values()), floor)
     return found
 
@@ -176,7 +179,7 @@ def one(mode: str, run: str) -> None:
         print(float(peaks.max()), flush=True)
 
 
-def peak(mode: str, blocks: int, width: int) -> float:
+def peak(mode: str, blocks: int, width: int, processes: int) -> float:
     """Return the peak of resident memory of the largest process, in MiB."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "BLOCKS": str(blocks), "BLOCK_WIDTH": str(width),
                    "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}  # fmt: skip
@@ -186,8 +189,8 @@ def peak(mode: str, blocks: int, width: int) -> float:
         for step in steps:
             command = [sys.executable, __file__, "--one", step, run]
             if step == "sharded":
-                command[1:1] = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend",
-                                "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
+                command[1:1] = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes),
+                                "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(done.stderr)
@@ -254,16 +257,16 @@ def main() -> None:
         one(*given.one)
         return
     points = [p for p in read()["points"] if given.modes and p["mode"] not in given.modes]
-    for mode in given.modes or MODES:
-        base = peak(mode, 1, 8)
-        for blocks in (6, 12) if mode == "whole" else (12,):
-            net = sizes(blocks)
-            found = peak(mode, blocks, WIDTH) - base
-            want = measuring(net, 1, MEASURE_MIB * 2**20) if mode == "measure" else training(net, mode, 2)
-            points.append({"mode": mode, "weights": net.weights, "predicted_mib": want["total"] / 2**20,
-                           "measured_mib": found})  # fmt: skip
-            print(json.dumps(points[-1]), flush=True)
-            write(points, None)
+    for mode, processes, blocks in POINTS:
+        if mode not in (given.modes or MODES):
+            continue
+        net = sizes(blocks)
+        found = peak(mode, blocks, WIDTH, processes) - peak(mode, 1, 8, processes)
+        want = measuring(net, 1, MEASURE_MIB * 2**20) if mode == "measure" else training(net, mode, processes)
+        points.append({"mode": mode, "processes": processes, "weights": net.weights,
+                       "predicted_mib": want["total"] / 2**20, "measured_mib": found})  # fmt: skip
+        print(json.dumps(points[-1]), flush=True)
+        write(points, None)
     if given.modes:
         return
     relative = times()

@@ -17,7 +17,7 @@ GIB = 2**30
 MODES = {
     "whole": "fine-tuning, whole",
     "lora": "fine-tuning, `--method lora`",
-    "sharded": "fine-tuning, `--shard` on two processes, the larger",
+    "sharded": "fine-tuning, `--shard` on {processes} processes, the largest",
     "measure": "`measure`, all layers",
 }
 
@@ -26,16 +26,18 @@ def checked(record: dict[str, Any]) -> str:
     """Return the table of points, predicted and measured."""
     lines = ["| run | weights, millions | predicted, MiB | measured, MiB |", "|---|---|---|---|"]
     for point in record["points"]:
+        name = MODES[point["mode"]].format(**point)
         lines.append(
-            f"| {MODES[point['mode']]} | {point['weights'] / 1e6:.0f} | {point['predicted_mib']:.0f} | "
+            f"| {name} | {point['weights'] / 1e6:.0f} | {point['predicted_mib']:.0f} | "
             f"{point['measured_mib']:.0f} |"
         )
     for point in record["points"]:
         ratio = point["measured_mib"] / point["predicted_mib"]
         if ratio > 1.5:
+            name = MODES[point["mode"]].format(**point)
             lines += [
                 "",
-                f"The model does not hold for {MODES[point['mode']]}: {ratio:.1f} times the prediction was "
+                f"The model does not hold for {name}: {ratio:.1f} times the prediction was "
                 "measured on the CPU. The cause has not been traced, so take its row above as a lower bound.",
             ]
     lines += ["", "| CPU time relative to a forward pass | predicted | measured |", "|---|---|---|"]

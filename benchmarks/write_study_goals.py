@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,23 +132,27 @@ def by_other_means(record: dict[str, Any]) -> list[str]:
     return table(["method", "minus", "difference in test accuracy"], rows)
 
 
-def first(record: dict[str, Any]) -> str:
-    """Say what the first record of this part found, by F from another label model and weak labels alone."""
+def first(record: dict[str, Any], made: str, led_to: str, others: Sequence[str] = ()) -> str:
+    """Say what the first record of a part found, and what it led to.
+
+    Args:
+        record: The first record.
+        made: What was different then.
+        led_to: What was changed after it had been seen.
+        others: Methods to subtract, beside the best published one and plain fine-tuning.
+    """
     accuracy = mean_of(record, "test_accuracy")
     published = {m: a for m, a in accuracy.items() if "+" not in m and m not in OWN}
     best = max(published, key=lambda m: published[m])
-    found = {
-        base: next(
-            d
-            for d in differences(record["cells"], base, ["test_accuracy"])
-            if d["method"] == NEW and d["task"] is None
-        )
-        for base in (best, "vanilla")
-    }
+    found = [
+        f"minus `{base}`: {interval(d)}"
+        for base in (best, "vanilla", *others)
+        for d in differences(record["cells"], base, ["test_accuracy"])
+        if d["method"] == NEW and d["task"] is None
+    ]
     return (
-        f"The first record of this part (seeds {', '.join(map(str, record['seeds']))}; F by the label model "
-        f"`features`, `robust_plus` on weak labels) had `robust_plus` minus `{best}`: {interval(found[best])}, minus "
-        f"`vanilla`: {interval(found['vanilla'])}. It led to learning from the label model's answers."
+        f"The first record of this part (seeds {', '.join(map(str, record['seeds']))}; {made}) had `robust_plus` "
+        f"{', '.join(found)}. It led to {led_to}."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from pathlib import Path
 
@@ -38,6 +39,22 @@ def image_folder(tmp_path):
             pixels = np.clip(rng.normal(level, 20, (20, 24, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f"{i:02d}.png")
     return root
+
+
+@pytest.fixture
+def voted(image_folder, tmp_path):
+    """A CSV file of images with three annotators and no label; two rows nobody voted on."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for name, other in (("dark", "light"), ("light", "dark")):
+        for i in range(12):
+            votes = [name if rng.random() < a else other for a in (0.95, 0.8, 0.7)]
+            votes = ["", "abstain", ""] if i == 11 else votes
+            rows.append([str(image_folder / name / f"{i:02d}.png"), *votes])
+    path = tmp_path / "votes.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "vote_a", "vote_b", "vote_c"], *rows])
+    return path
 
 
 @pytest.fixture(scope="session")

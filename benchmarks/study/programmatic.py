@@ -1,6 +1,6 @@
 """Part 1 of the study: fine-tuning on programmatic labels of the four PACS targets, heads alone.
 
-python benchmarks/study/programmatic.py [--root PACS] [--seeds 3] [--jobs N]
+python benchmarks/study/programmatic.py [--root PACS] [--seeds 6] [--jobs N]
 
 F comes from the votes and the features by the label model `soft_features`. robust_plus, and what is named
 `NAME+posterior`, learns from that model's P(class | votes, features) of each example in place of the weak
@@ -56,7 +56,7 @@ def variants() -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    asked = arguments(__doc__, 3, ROOT)
+    asked = arguments(__doc__, 6, ROOT)
     seeds = range(FIRST_SEED, FIRST_SEED + asked.seeds)
     write_all(asked.root, DATA, seeds, BUDGET["image_size"])
     run("programmatic_head", "programmatic.py", BUDGET, variants(), TASKS, seeds, asked.jobs)

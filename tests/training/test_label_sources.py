@@ -3,7 +3,6 @@
 import csv
 import json
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,22 +11,6 @@ from hesstune.errors import ConfigError, DataError
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.training import believed
 from hesstune.training.labels import run_task
-
-
-@pytest.fixture
-def voted(image_folder, tmp_path):
-    """A CSV file of images with three annotators and no label; two rows nobody voted on."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for name, other in (("dark", "light"), ("light", "dark")):
-        for i in range(12):
-            votes = [name if rng.random() < a else other for a in (0.95, 0.8, 0.7)]
-            votes = ["", "abstain", ""] if i == 11 else votes
-            rows.append([str(image_folder / name / f"{i:02d}.png"), *votes])
-    path = tmp_path / "votes.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([["image", "vote_a", "vote_b", "vote_c"], *rows])
-    return path
 
 
 def test_votes_go_straight_into_a_run_and_their_noise_is_estimated(tiny, voted, tmp_path):

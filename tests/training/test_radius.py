@@ -52,6 +52,32 @@ def test_risk_is_the_consistent_zero_one_loss_of_the_validation_part(few, tmp_pa
     assert record["curve"][-1]["risk"] == pytest.approx(risk)
 
 
+def test_risk_of_soft_labels_is_what_they_expect(few, voted, tmp_path):
+    options = {
+        **few,
+        "data": f"csv:{voted}",
+        "noise": None,
+        "noise_matrix": "0.1",
+        "soft_labels": True,
+        "epochs": 1,
+    }
+    run = ht.finetune(options, out=str(tmp_path / "a"))
+    record = json.loads((run.path / "radius.json").read_text())
+    seen = []
+
+    def observe(trained):
+        from hesstune.training.feeds import predict_logits
+
+        seen.append((predict_logits(trained.net, trained.feeds["val"]), trained.task.val.soft))
+
+    ht.finetune({**options, "radius": {"head": 2.0 * FACTORS[-1]}}, observe=observe)
+    logits, soft = seen[0]
+    assert ((soft > 0) & (soft < 1)).any()
+    inverse = np.eye(2) if run.noise_matrix is None else np.linalg.inv(run.noise_matrix.array)
+    risk = np.mean([1 - q @ inverse[:, h] for q, h in zip(soft, logits.argmax(1).tolist(), strict=True)])
+    assert record["curve"][-1]["risk"] == pytest.approx(risk)
+
+
 def test_a_resumed_run_keeps_its_radii(few, tmp_path, monkeypatch):
     class Stop(Exception):
         pass

@@ -22,6 +22,7 @@ from hesstune.training.files import write_json
 from hesstune.training.folder import RADIUS, TRIALS
 
 if TYPE_CHECKING:
+    from hesstune.data.examples import Examples
     from hesstune.models.load import LoadedModel
     from hesstune.training.config import FinetuneConfig
     from hesstune.training.finetune import Trained
@@ -45,7 +46,8 @@ TRACED = 64
 RULE = (
     "the smallest radii whose validation risk is within one standard error of the least; risk is the "
     "consistent 0-1 loss, the mean of 1 − (F⁻¹)[given label, predicted], whose expectation is the clean "
-    "error: unlike the consistent cross-entropy it is bounded, so it cannot be had by growing weights"
+    "error: unlike the consistent cross-entropy it is bounded, so it cannot be had by growing weights; of "
+    "soft labels its mean over the classes that they allow"
 )
 
 
@@ -168,12 +170,11 @@ class _Trial:
         self.traces: dict[str, float] = {}
         self.layers: dict[str, float] = {}
         self._logits = torch.zeros(0)
-        self._labels = np.zeros(0, dtype=np.int64)
+        self._targets = np.zeros((0, 0))
 
         def observe(trained: Trained) -> None:
             self._logits = predict_logits(trained.net, trained.feeds["val"])
-            assert trained.task.val.labels is not None
-            self._labels = trained.task.val.labels
+            self._targets = _targets(trained.task.val, self._logits.shape[1], config.soft_labels)
             self.layers = resolve_radii(trained.reference.layers(), named_radii(radius, trained.loaded) or {})
             if traced and not isinstance(trained.feeds["train"], FeatureFeed):
                 self.traces = _traces(trained, list(self.layers))
@@ -185,11 +186,20 @@ class _Trial:
         self.loss = run.metrics[-1]["val_loss"]
         k = self._logits.shape[1]
         inverse = (run.noise_matrix or NoiseMatrix.identity(k)).inverse
-        self.risks = 1.0 - inverse[self._labels, self._logits.argmax(dim=1).numpy()]
+        predicted = self._logits.argmax(dim=1).numpy()
+        self.risks = 1.0 - (self._targets @ inverse)[np.arange(len(predicted)), predicted]
 
     def balanced(self, shape: dict[str, float]) -> dict[str, float]:
         """Return radii by layer, of an equal share each; the shape itself where nothing was traced."""
         return balanced_radii(self.layers, self.traces) if self.traces else shape
+
+
+def _targets(part: Examples, k: int, soft: bool) -> NDArray[np.float64]:
+    """Return what the given labels say, (n, K): soft labels where the run learns from them."""
+    if soft and part.soft is not None:
+        return part.soft
+    assert part.labels is not None
+    return np.eye(k)[part.labels]
 
 
 def _traces(trained: Trained, layers: list[str]) -> dict[str, float]:
