@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,7 @@ def one(mode: str, run: str) -> None:
         print(float(peaks.max()), flush=True)
 
 
+@cache  # the smallest network, which is subtracted, serves several points
 def peak(mode: str, blocks: int, width: int, processes: int) -> float:
     """Return the peak of resident memory of the largest process, in MiB."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "BLOCKS": str(blocks), "BLOCK_WIDTH": str(width),

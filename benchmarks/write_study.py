@@ -11,6 +11,7 @@ from hesstune.study.tables import method_rows
 from write_study_gap import MEASURES, TITLES, draw, summary
 from write_study_goals import (
     RESULTS,
+    alone,
     by_other_means,
     first,
     goals,
@@ -75,7 +76,8 @@ def programmatic(record: dict[str, Any]) -> list[str]:
         "model, and of `robust_plus`, were settled with test labels of other splits of the same pictures in sight "
         "([how](noise.md)): fresh domains could differ. These splits were fresh, but for "
         "one thing: when the results of seeds 21 to 23 had been seen, the rule of `--radius auto` was given soft "
-        "labels (below, all layers), and `robust_plus` ran on these seeds again.",
+        "labels (below, all layers), and `robust_plus` ran on these seeds again. "
+        + alone(record, [24, 25, 26]),
         made_with(record),
         "",
         "### The goals",

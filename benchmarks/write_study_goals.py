@@ -33,18 +33,34 @@ def mean_of(record: dict[str, Any], metric: str) -> dict[str, float]:
     return {m["method"]: m["mean"] for m in record["means"] if m["task"] is None and m["metric"] == metric}
 
 
+def minus(
+    record: dict[str, Any], method: str, base: str, seeds: Sequence[int] | None = None
+) -> dict[str, Any] | None:
+    """Return the paired difference in test accuracy over the tasks, of some seeds alone where given."""
+    cells = [c for c in record["cells"] if seeds is None or c["seed"] in seeds]
+    found = differences(cells, base, ["test_accuracy"])
+    return next((d for d in found if d["method"] == method and d["task"] is None), None)
+
+
+def published_best(record: dict[str, Any], but: Sequence[str] = OWN) -> str:
+    """Return the method of the best test accuracy as published, of all but some."""
+    accuracy = mean_of(record, "test_accuracy")
+    return max((m for m in accuracy if "+" not in m and m not in but), key=lambda m: accuracy[m])
+
+
+def alone(record: dict[str, Any], seeds: Sequence[int]) -> str:
+    """Say what some of the seeds find by themselves."""
+    found = [
+        f"minus `{b}` {interval(minus(record, NEW, b, seeds) or {})}"
+        for b in (published_best(record), "vanilla")
+    ]
+    return f"Seeds {', '.join(map(str, seeds))} by themselves: `{NEW}` {', '.join(found)}."
+
+
 def goals(record: dict[str, Any]) -> list[str]:
-    accuracy, measure = mean_of(record, "test_accuracy"), mean_of(record, "measure")
-    published = {m: a for m, a in accuracy.items() if "+" not in m and m not in OWN}
-    best = max(published, key=lambda m: published[m])
-    bounded = {m: a for m, a in published.items() if m != "consistent"}
-    second = max(bounded, key=lambda m: bounded[m])
-    against = {
-        row["baseline"]: row
-        for base in (best, second, "robust", "vanilla")
-        for row in differences(record["cells"], base, ["test_accuracy"])
-        if row["method"] == NEW and row["task"] is None
-    }
+    measure = mean_of(record, "measure")
+    best, second = published_best(record), published_best(record, (*OWN, "consistent"))
+    against = {base: minus(record, NEW, base) or {} for base in (best, second, "robust", "vanilla")}
     ratio = measure["vanilla"] / measure[NEW]
     reached = {
         "best": 100 * against[best]["mean"] >= GOALS["best"],
@@ -72,11 +88,7 @@ def smaller(record: dict[str, Any], measure: dict[str, float]) -> list[str]:
     name = f"{NEW}+quarter"
     if name not in measure:
         return []
-    gain = next(
-        d
-        for d in differences(record["cells"], "vanilla", ["test_accuracy"])
-        if d["method"] == name and d["task"] is None
-    )
+    gain = minus(record, name, "vanilla") or {}
     ratio = measure["vanilla"] / measure[name]
     reached = ratio >= GOALS["measure"] and gain["mean"] >= 0
     return [
@@ -101,14 +113,7 @@ def measure_goal(record: dict[str, Any]) -> list[str]:
     accuracy, measure = mean_of(record, "test_accuracy"), mean_of(record, "measure")
     rows = []
     for method in sorted(measure, key=lambda m: measure[m]):
-        row = next(
-            (
-                d
-                for d in differences(record["cells"], "vanilla", ["test_accuracy"])
-                if d["method"] == method and d["task"] is None
-            ),
-            None,
-        )
+        row = minus(record, method, "vanilla")
         gain = "-" if row is None else f"{100 * row['mean']:+.1f}"
         ratio = f"{measure['vanilla'] / measure[method]:.2f}"
         rows.append([f"`{method}`", f"{100 * accuracy[method]:.1f}", gain, f"{measure[method]:.3g}", ratio])
@@ -122,13 +127,7 @@ def by_other_means(record: dict[str, Any]) -> list[str]:
     methods = [m for m in record["methods"] if m.endswith("+posterior")]
     asked = [(NEW, m) for m in methods] + [(NEW, f"{NEW}+weak")]
     asked += [(m, m.removesuffix("+posterior")) for m in methods]
-    found = {
-        (d["method"], base): d
-        for base in {b for _, b in asked}
-        for d in differences(record["cells"], base, ["test_accuracy"])
-        if d["task"] is None
-    }
-    rows = [[f"`{m}`", f"`{b}`", interval(found[m, b])] for m, b in dict.fromkeys(asked) if (m, b) in found]
+    rows = [[f"`{m}`", f"`{b}`", interval(d)] for m, b in dict.fromkeys(asked) if (d := minus(record, m, b))]
     return table(["method", "minus", "difference in test accuracy"], rows)
 
 
@@ -141,14 +140,9 @@ def first(record: dict[str, Any], made: str, led_to: str, others: Sequence[str] 
         led_to: What was changed after it had been seen.
         others: Methods to subtract, beside the best published one and plain fine-tuning.
     """
-    accuracy = mean_of(record, "test_accuracy")
-    published = {m: a for m, a in accuracy.items() if "+" not in m and m not in OWN}
-    best = max(published, key=lambda m: published[m])
     found = [
-        f"minus `{base}`: {interval(d)}"
-        for base in (best, "vanilla", *others)
-        for d in differences(record["cells"], base, ["test_accuracy"])
-        if d["method"] == NEW and d["task"] is None
+        f"minus `{b}`: {interval(minus(record, NEW, b) or {})}"
+        for b in (published_best(record), "vanilla", *others)
     ]
     return (
         f"The first record of this part (seeds {', '.join(map(str, record['seeds']))}; {made}) had `robust_plus` "

@@ -23,6 +23,18 @@ def small(num_classes):
 
 def dropped(num_classes):
     return nn.Sequential(nn.Dropout(0.5), *small(num_classes))
+
+class Stemmed(nn.Module):
+    "Layers outside every list and sequence, as most backbones have."
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, stride=2)
+        self.blocks = nn.Sequential(nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x).relu()).mean((2, 3)))
 """
 
 

@@ -39,7 +39,7 @@ def observe(trained):
 
 for name, more in (("frobenius", {}), ("mars", {"norm": "mars", "grad_clip": 0.5, "select": "best"}),
                    ("sgd", {"optimizer": "sgd", "accumulate": 2, "method": "constraint", "noise": None}),
-                   ("head", {"train": "head"})):
+                   ("head", {"train": "head"}), ("stem", {"model": "py:ranknets:Stemmed"})):
     ht.finetune({**OPTIONS, **more}, shard=True, out=f"sharded-{name}", observe=observe)
 print(f"done {world()}", flush=True)
 """
@@ -111,6 +111,7 @@ def test_two_processes_that_share_the_weights_train_as_one(place):
         "mars": {"norm": "mars", "grad_clip": 0.5, "select": "best"},
         "sgd": {"optimizer": "sgd", "accumulate": 2, "method": "constraint", "noise": None},
         "head": {"train": "head"},
+        "stem": {"model": "py:ranknets:Stemmed"},
     }
     for name, more in cases.items():
         one = ht.finetune({**options, **more}, out=f"one-{name}")

@@ -46,8 +46,8 @@ TRACED = 64
 RULE = (
     "the smallest radii whose validation risk is within one standard error of the least; risk is the "
     "consistent 0-1 loss, the mean of 1 − (F⁻¹)[given label, predicted], whose expectation is the clean "
-    "error: unlike the consistent cross-entropy it is bounded, so it cannot be had by growing weights; of "
-    "soft labels its mean over the classes that they allow"
+    "error: unlike the consistent cross-entropy it is bounded, so it cannot be had by growing weights; a "
+    "soft label gives its mean over the classes, weighted by the label"
 )
 
 

@@ -60,7 +60,8 @@ def shard_(model: nn.Module, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (world(),))
     for block in _blocks(model):
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    # The weights outside the blocks, too: they would stay whole after a forward pass without a backward one.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 def _give_back_freed() -> None:
