@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hesstune as ht
-from hesstune.training.certify import certify_run
+from hesstune.analysis.certify import certify_run
 
 RESULTS = Path(__file__).parent / "results" / "certificate_frontier.json"
 # (learning rate, noise to start from, epochs)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 import hesstune as ht
+from hesstune.analysis.certify import certify_run
 from hesstune.bounds.monte_carlo import Feeder, Perturbation, WeightDraws
 from hesstune.forward import evaluating, logits_of
-from hesstune.training.certify import certify_run
-from hesstune.training.feeds import make_feed
-from hesstune.training.labels import run_task
+from hesstune.inputs.batches import make_inputs
+from hesstune.runs.task import run_task
 
 RESULTS = Path(__file__).parent / "results" / "certificates.json"
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
@@ -35,7 +35,7 @@ WHOLE = {
     "val_fraction": 0,
 }
 PLAIN_HEAD = {"method": "vanilla", "train": "head", "augment": "none", "epochs": 30}
-DIGITS = {"data": "digits", "noise": "symmetric:0.2", "limit": 600}
+DIGITS = {"data": "digits", "inject_noise": "symmetric:0.2", "limit": 600}
 
 
 def cells(data: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -98,7 +98,7 @@ def throughput(data: Path, turns: int = 5) -> dict[str, Any]:
         run = ht.finetune(options, out=f"{folder}/run")
         task, loaded = run_task(run.config), run.loaded()
         model = loaded.model.to(memory_format=torch.channels_last)
-        feed = make_feed(task.train, loaded, torch.device("cpu"))
+        feed = make_inputs(task.train, loaded, torch.device("cpu"))
         blocks = [
             (feed.inputs(rows), torch.from_numpy(task.train.labels[rows]))
             for rows in np.array_split(np.arange(len(task.train)), len(task.train) // 32)

@@ -25,7 +25,7 @@ from hesstune.data import images
 RESULT = Path(__file__).parent / "results" / "compare_speed.json"
 HEADS: dict[str, Any] = {
     "data": "digits",
-    "noise": "symmetric:0.4",
+    "inject_noise": "symmetric:0.4",
     "train": "head",
     "limit": 1000,
 }
@@ -45,7 +45,7 @@ def busy(folder: Path) -> float:
     start = time.perf_counter()
     spent = processor_seconds(
         lambda: ht.compare(
-            {"data": "digits", "noise": "symmetric:0.2", "image_size": 64, "epochs": 4, "limit": 400},
+            {"data": "digits", "inject_noise": "symmetric:0.2", "image_size": 64, "epochs": 4, "limit": 400},
             methods=METHODS, seeds=2, jobs=2, measure_examples=0, out=folder / "busy",
         )
     )  # fmt: skip
@@ -74,7 +74,8 @@ def decodes(folder: Path) -> float:
     images.decode = counting
     try:
         ht.compare(
-            {"data": f"folder:{folder / 'images'}", "image_size": 32, "epochs": 3, "noise": "symmetric:0.2"},
+            {"data": f"folder:{folder / 'images'}", "image_size": 32, "epochs": 3,
+             "inject_noise": "symmetric:0.2"},
             methods=METHODS, seeds=2, jobs=1, measure_examples=0, out=folder / "counted",
         )  # fmt: skip
     finally:

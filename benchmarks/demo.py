@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hesstune.demo import SETTING, run_demo
+from hesstune.study.demo import SETTING, run_demo
 
 RESULT = Path(__file__).parent / "results" / "demo.json"
 README = Path(__file__).parents[1] / "README.md"

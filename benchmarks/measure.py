@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from hesstune import Reference, measure
-from hesstune.curvature.auto import make_plan
 from hesstune.curvature.capture import capture, differentiable
 from hesstune.curvature.exact import exact_forms
 from hesstune.curvature.lanczos import Stopping
 from hesstune.curvature.objective import Objective
+from hesstune.curvature.planning import make_plan
 from hesstune.curvature.quadrature import Krylov
 from hesstune.models.load import load_model
 

@@ -158,16 +158,16 @@ def sizes(blocks: int) -> Network:
 def one(mode: str, run: str) -> None:
     """Train or measure as one process of the run, and print the peak of memory and the CPU time of steps."""
     import hesstune as ht
-    from hesstune.training.ranks import gathered, rank, start_ranks
+    from hesstune.runtime.distributed import all_gather, rank, start_ranks
 
     torch.set_num_threads(1)
     options = {
-        "data": "digits", "model": "py:memory_model:network", "noise": "symmetric:0.2", "limit": 64,
+        "data": "digits", "model": "py:memory_model:network", "inject_noise": "symmetric:0.2", "limit": 64,
         "epochs": 1,
         "image_size": 16, "head_init": "keep", "augment": "none", "device": "cpu", "test_fraction": 0.05,
     }  # fmt: skip
     if mode == "measure":
-        from hesstune.training.measured import measure_run
+        from hesstune.analysis.measure import measure_run
 
         measure_run(ht.Run.load(run), trace=False, memory_mib=MEASURE_MIB)
     else:
@@ -175,7 +175,7 @@ def one(mode: str, run: str) -> None:
         ht.finetune({**options, **more}, out=run)
     start_ranks()
     peak = torch.tensor([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024])
-    peaks = torch.cat(gathered(peak))
+    peaks = torch.cat(all_gather(peak))
     if rank() == 0:
         print(float(peaks.max()), flush=True)
 

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from hesstune.noise.estimate import from_posterior
-from hesstune.study.tasks import PACS, weak_task
 from hesstune.weak.features import soft_dawid_skene
+from weak_tasks import PACS, weak_task
 
 OUT = Path(__file__).parent / "results" / "noise_choices.json"
 TEMPERS, SHARES, WEIGHTS = (0.35, 0.5, 0.75, 1.0), (0.0, 0.5), (1.0, 5.0, 20.0)

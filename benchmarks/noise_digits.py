@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from hesstune.data.load import load_task
+from hesstune.inputs.features import frozen_features
 from hesstune.models.load import load_model
 from hesstune.noise.estimate import confidence_set, estimate_noise
 from hesstune.noise.estimate.crossfit import cross_fit
 from hesstune.noise.estimate.holdout import pair_counts
 from hesstune.noise.matrix import NoiseMatrix
-from hesstune.training.frozen import frozen_features
 
 OUT = Path(__file__).parent / "results" / "noise_digits.json"
 NOISES, SEEDS, CLEAN, DELTA = (

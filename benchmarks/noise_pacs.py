@@ -26,9 +26,9 @@ from hesstune.noise.estimate import estimate_noise, from_posterior, holdout
 from hesstune.noise.estimate.crossfit import cross_fit
 from hesstune.noise.estimate.fit import well_conditioned
 from hesstune.noise.matrix import NoiseMatrix
-from hesstune.study.tasks import PACS, pacs
 from hesstune.weak.features import soft_dawid_skene
 from hesstune.weak.label_models import label
+from weak_tasks import PACS, pacs
 
 RESULTS = Path(__file__).parent / "results"
 OUT, CHOICES = RESULTS / "noise_pacs.json", RESULTS / "noise_choices.json"

@@ -19,8 +19,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import hesstune as ht
+from hesstune.analysis.measure import stability_of_run
 from hesstune.curvature.stability import noise_stability_table
-from hesstune.training.measured import stability_of_run
 
 SIGMAS = (0.001, 0.002, 0.005, 0.01, 0.02)
 EXAMPLES, SAMPLES = 64, 16
@@ -31,7 +31,7 @@ def efficientnet(method: str, folder: str) -> list[dict[str, object]]:
     run = ht.finetune(
         data="digits",
         method=method,
-        noise="symmetric:0.4",
+        inject_noise="symmetric:0.4",
         limit=300,
         image_size=48,
         epochs=12,

@@ -34,17 +34,17 @@ def peak_mib() -> float:
 
 def measured_once(run: str) -> None:
     """Measure a run, on as many ranks as there are; print the seconds, and the CPU seconds of the slowest."""
-    from hesstune.training.measured import measure_run
-    from hesstune.training.ranks import gathered, rank, start_ranks, summed
+    from hesstune.analysis.measure import measure_run
+    from hesstune.runtime.distributed import all_gather, all_reduce_sum, rank, start_ranks
 
     start_ranks()
     loaded = ht.Run.load(run)
-    summed(torch.zeros(1))  # all start together
+    all_reduce_sum(torch.zeros(1))  # all start together
     started, spent = time.monotonic(), time.process_time()
     measure_run(loaded, trace=False)
     spent = time.process_time() - spent
-    summed(torch.zeros(1))
-    slowest = max(float(s) for s in torch.cat(gathered(torch.tensor([spent]))))
+    all_reduce_sum(torch.zeros(1))
+    slowest = max(float(s) for s in torch.cat(all_gather(torch.tensor([spent]))))
     if rank() == 0:
         print(json.dumps([time.monotonic() - started, slowest]), flush=True)
 
@@ -53,7 +53,7 @@ def ranks(blocks: int) -> dict[str, object]:
     """Time `measure` on one rank and on two, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         run = f"{folder}/run"
-        ht.finetune(data="digits", noise="symmetric:0.2", epochs=1, limit=RANK_EXAMPLES, image_size=64,
+        ht.finetune(data="digits", inject_noise="symmetric:0.2", epochs=1, limit=RANK_EXAMPLES, image_size=64,
                     out=run)  # fmt: skip
         seconds: dict[int, list[list[float]]] = {1: [], 2: []}
         for _ in range(blocks):
@@ -157,8 +157,8 @@ def runs(count: int = 200) -> dict[str, object]:
     held = []
     for i in range(count):
         with tempfile.TemporaryDirectory() as folder:
-            ht.finetune(data="digits", noise="symmetric:0.2", model="py:scale:small", epochs=1, limit=64,
-                        image_size=16, head_init="keep", seed=i, out=f"{folder}/a")  # fmt: skip
+            ht.finetune(data="digits", inject_noise="symmetric:0.2", model="py:scale:small", epochs=1,
+                        limit=64, image_size=16, head_init="keep", seed=i, out=f"{folder}/a")  # fmt: skip
         if (i + 1) % (count // 10) == 0:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             held.append(pages * resource.getpagesize() / 2**20)

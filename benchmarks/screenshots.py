@@ -31,7 +31,7 @@ def make_run(folder: Path) -> Path:
 
 def make_study(folder: Path) -> Path:
     hesstune(
-        "compare", "--data", "digits", "--noise", "symmetric:0.4", "--train", "head", "--limit", 300,
+        "compare", "--data", "digits", "--inject-noise", "symmetric:0.4", "--train", "head", "--limit", 300,
         "--methods", "vanilla,label_smoothing,constraint,forward,robust", "--quiet",
         "--out", folder / "study",
     )  # fmt: skip

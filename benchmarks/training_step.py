@@ -24,11 +24,11 @@ from hesstune import NoiseMatrix, Reference
 from hesstune.data.augment import Augmentation
 from hesstune.data.examples import Examples
 from hesstune.data.images import DecodedImages
+from hesstune.inputs.image_inputs import ImageInputs, to_channels_last
 from hesstune.methods import MethodSetup, method_class
 from hesstune.models.load import load_model
-from hesstune.training.checkpoint import Checkpoints
-from hesstune.training.config import make_config
-from hesstune.training.feeds import ImageFeed, to_channels_last
+from hesstune.runs.checkpoint import Checkpoints
+from hesstune.runs.config import make_config
 from hesstune.training.trainer import Trainer
 
 K, SIZE, N = 7, 96, 256
@@ -43,7 +43,7 @@ def examples() -> Examples:
 
 def make_trainer(method: str, batch: int) -> Trainer:
     config = make_config(
-        {"method": method, "noise": "symmetric:0.4", "batch_size": batch, "warmup_epochs": 0}
+        {"method": method, "inject_noise": "symmetric:0.4", "batch_size": batch, "warmup_epochs": 0}
     )
     config = config.resolved()
     part, device = examples(), torch.device("cpu")
@@ -55,7 +55,10 @@ def make_trainer(method: str, batch: int) -> Trainer:
     setup = MethodSetup(loaded.model, Reference.of(loaded.model), noise, counts, radius, "frobenius", 0)
     augmentation = Augmentation("auto", flip=True, n=N, seed=0)
     augmentation.start_epoch(0)
-    feeds = {"train": ImageFeed(part, loaded, device, augmentation), "val": ImageFeed(part, loaded, device)}
+    feeds = {
+        "train": ImageInputs(part, loaded, device, augmentation),
+        "val": ImageInputs(part, loaded, device),
+    }
     checkpoints = Checkpoints(Path(tempfile.mkdtemp()))
     made = method_class(method)(setup)
     trainer = Trainer(

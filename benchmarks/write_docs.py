@@ -48,7 +48,7 @@ def demo(record: dict[str, Any]) -> str:
     }
     return f"""## The demo
 
-`{record["command"]}`: {setting["limit"]} digits at {setting["image_size"]} px, {setting["noise"]} noise,
+`{record["command"]}`: {setting["limit"]} digits at {setting["image_size"]} px, {setting.get("inject_noise") or setting["noise"]} noise,
 {setting["epochs"]} epochs, {len(runs) // 2} seeds. Mean test accuracy on true labels: plain
 {mean["vanilla"]:.1%}, robust {mean["robust"]:.1%}; each seed is in the README.
 """

@@ -45,7 +45,7 @@ def _plain(text: str) -> str:
 
 
 def _marks(found: type[Method]) -> str:
-    marks = [m for m, has in (("F", found.believes()), ("balls", found.constrained)) if has]
+    marks = [m for m, has in (("F", found.uses_noise()), ("balls", found.constrained)) if has]
     return f"*{', '.join(marks)}.* " if marks else ""
 
 

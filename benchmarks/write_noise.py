@@ -107,7 +107,7 @@ the matrix is {tv:.4f} from the true one. On the first {few} rows the posteriors
 where true labels are known; simulates what accuracy would be lost were F off by 5, 10 or 20 %; and tests
 whether labels within a class agree among neighbours in the features more often than the class explains.
 
-For studies, `--noise` injects noise at its actual rate, by seed: `symmetric:RATE`, `pair:RATE`, a file with a
+For studies, `--inject-noise` injects noise at its actual rate, by seed: `symmetric:RATE`, `pair:RATE`, a file with a
 matrix, or `instance:RATE`, which depends on the example (Xia et al. 2020) and which no matrix tells. A run's
 `labels.csv` has the true label beside the one trained on.
 """

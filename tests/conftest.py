@@ -94,7 +94,7 @@ def tiny(tmp_path_factory, image_folder, monkeypatch):
     return {
         "model": "py:tinynets:small",
         "data": f"folder:{image_folder}",
-        "noise": "symmetric:0.2",
+        "inject_noise": "symmetric:0.2",
         "image_size": 16,
         "epochs": 4,
         "batch_size": 4,

@@ -31,9 +31,9 @@ from hesstune.data.sources import listing
 from hesstune.models.load import read_weights
 from hesstune.reference import Reference
 from hesstune.report.records import read_records
-from hesstune.training.config import make_config, read_yaml
-from hesstune.training.files import load_tree, save_tree
-from hesstune.weak.sheet import read_votes
+from hesstune.runs.config import make_config, read_yaml
+from hesstune.storage.tensors import load_tree, save_tree
+from hesstune.weak.csv_table import read_votes
 
 SECONDS = 20
 MEMORY_MIB = 1024
@@ -78,7 +78,9 @@ def finished_run(folder: Path) -> Path:
     """Write a run folder by hand: it need not be trained to be read."""
     run = folder / "run"
     run.mkdir()
-    config = make_config({"model": "efficientnet_lite0", "noise": "symmetric:0.2"}).resolved().to_dict()
+    config = (
+        make_config({"model": "efficientnet_lite0", "inject_noise": "symmetric:0.2"}).resolved().to_dict()
+    )
     import yaml
 
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))

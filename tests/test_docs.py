@@ -1,7 +1,6 @@
 """The pages of figures are what their records make them: no figure is typed by hand."""
 
 import importlib
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,21 +9,21 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_benchmarks_page_is_made_from_the_records(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+
     import write_docs
 
     assert write_docs.PAGE.read_text() == write_docs.page()
 
 
 def test_measure_page_is_made_from_the_records(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+
     import write_measure
 
     assert write_measure.PAGE.read_text() == write_measure.page()
 
 
 def test_own_loop_page_holds_the_examples_that_are_run(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+
     import write_own_loop
 
     assert write_own_loop.PAGE.read_text() == write_own_loop.page()
@@ -34,7 +33,7 @@ def test_own_loop_page_holds_the_examples_that_are_run(monkeypatch):
 
 @pytest.mark.parametrize("writer", ["write_noise", "write_certificates", "write_methods", "write_scaling"])
 def test_pages_on_noise_certificates_and_methods_are_made_from_the_records(monkeypatch, writer):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+
     module = importlib.import_module(writer)
     assert module.PAGE.read_text(encoding="utf-8") == module.page()
 

@@ -20,7 +20,7 @@ from hesstune.data.images import decode
 from hesstune.data.sources import listing
 from hesstune.errors import ConfigError, DataError, HesstuneError, ModelError, NoiseMatrixError
 from hesstune.models.load import read_weights
-from hesstune.training.config import read_yaml
+from hesstune.runs.config import read_yaml
 
 
 class Harm:
@@ -159,7 +159,7 @@ def test_names_from_files_never_become_paths(tmp_path, image_folder):
                      for p in sorted(image_folder.rglob("*.png")))  # fmt: skip
     (tmp_path / "x.csv").write_text(f"image,label,id\n{rows}\n")
     before = set(tmp_path.parent.iterdir())
-    words = ["finetune", "--data", f"csv:{tmp_path / 'x.csv'}", "--noise", "0.1", "--train", "head"]
+    words = ["finetune", "--data", f"csv:{tmp_path / 'x.csv'}", "--inject-noise", "0.1", "--train", "head"]
     words += ["--epochs", "1", "--image-size", "32", "--out", str(tmp_path / "out"), "--quiet"]
     done = subprocess.run(
         [sys.executable, "-m", "hesstune", *words], capture_output=True, text=True, check=False

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from labels import ROOT, write_true
-from parts import RESULTS, WORK, arguments, run
 
 import hesstune as ht
-from hesstune.training.export import export_run
+from hesstune.analysis.export import export_run
+from labels import ROOT, write_true
+from parts import RESULTS, WORK, arguments, run
 
 FIRST_SEED = 60
 DATA, MODELS = WORK / "data_true", WORK / "models"
@@ -28,7 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {"vanilla": {}, "robust": {}}
 BUDGET: dict[str, Any] = {
     "data": f"csv:{DATA}/photo.csv",
     "image_size": SIZE,
-    "noise": "symmetric:0.4",
+    "inject_noise": "symmetric:0.4",
     "limit": 200,
     "epochs": 5,
     "lr": 3e-4,

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from hesstune.methods import method_names
 from labels import ROOT, write_all
 from parts import WORK, arguments, run
-
-from hesstune.methods import method_names
 
 DATA = WORK / "data_head"
 # Splits that nothing was developed on: those of 0, 1, 10 to 12 and 20 were looked at before.

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
+
+import hesstune as ht
 from full import BUDGET, DATA, METHODS, VALIDATION
 from labels import ROOT, write_task
 from parts import RESULTS, WORK, arguments
-
-import hesstune as ht
 
 TARGET, SEED = "art_painting", 29
 ALL = WORK / "data_tuning"

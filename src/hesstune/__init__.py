@@ -6,25 +6,27 @@ Names are loaded on first use (PEP 562), so `import hesstune` costs next to noth
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
+from hesstune._former import FormerModules
+from hesstune._version import __version__
+
 if TYPE_CHECKING:
+    from hesstune.analysis.predict import predict
     from hesstune.bounds.certificate import certify
     from hesstune.constraints.distance import DistanceConstraint
     from hesstune.curvature.measure import measure
     from hesstune.curvature.result import Measure
     from hesstune.curvature.stability import noise_stability
     from hesstune.errors import HesstuneError
+    from hesstune.labeling.label_data import label_data
     from hesstune.losses.consistent import ConsistentLoss
     from hesstune.noise.matrix import NoiseMatrix
     from hesstune.reference import Reference
+    from hesstune.runs.run import Run
     from hesstune.study.compare import Comparison, compare
     from hesstune.training.finetune import finetune
-    from hesstune.training.predict import predict
-    from hesstune.training.programmatic import label_data
-    from hesstune.training.run import Run
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Comparison",
@@ -45,6 +47,8 @@ __all__ = [
     "predict",
 ]
 
+sys.meta_path.append(FormerModules)
+
 _HOMES = {
     "Comparison": "hesstune.study.compare",
     "ConsistentLoss": "hesstune.losses.consistent",
@@ -53,14 +57,14 @@ _HOMES = {
     "Measure": "hesstune.curvature.result",
     "NoiseMatrix": "hesstune.noise.matrix",
     "Reference": "hesstune.reference",
-    "Run": "hesstune.training.run",
+    "Run": "hesstune.runs.run",
     "certify": "hesstune.bounds.certificate",
     "compare": "hesstune.study.compare",
     "finetune": "hesstune.training.finetune",
-    "label_data": "hesstune.training.programmatic",
+    "label_data": "hesstune.labeling.label_data",
     "measure": "hesstune.curvature.measure",
     "noise_stability": "hesstune.curvature.stability",
-    "predict": "hesstune.training.predict",
+    "predict": "hesstune.analysis.predict",
 }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from hesstune.errors import ConfigError, DataError, HesstuneError, NoiseMatrixError, unknown_name
 
 __all__ = [
+    "also_called",
     "class_count",
     "integer_labels",
     "one_of",
@@ -22,6 +25,40 @@ __all__ = [
 ]
 
 ROW_SUM_TOLERANCE = 1e-6
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def also_called(**former: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function take some arguments by the names they had before, too.
+
+    Args:
+        **former: The present name of each, by its former one.
+
+    Raises:
+        ConfigError: At the call, if both names are given.
+
+    Example:
+        >>> @also_called(noise="noise_matrix")
+        ... def rate(noise_matrix):
+        ...     return noise_matrix
+        >>> rate(noise=0.3)
+        0.3
+    """
+
+    def decorated(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> R:
+            given: dict[str, Any] = kwargs
+            for old in [name for name in former if name in given]:
+                if former[old] in given:
+                    raise ConfigError(f"{old} is the former name of {former[old]}; give one of the two")
+                given[former[old]] = given.pop(old)
+            return function(*args, **kwargs)
+
+        return called
+
+    return decorated
 
 
 def positive(name: str, value: float) -> float:

@@ -11,8 +11,8 @@ from torch import nn
 
 from hesstune.errors import LayerError, listed
 from hesstune.forward import Inputs, evaluating, logits_of
-from hesstune.reading import reading
-from hesstune.sharding import is_sharded, over_parts, pair
+from hesstune.runtime.sharding import is_sharded, over_parts, pair
+from hesstune.storage.reading import reading
 
 __all__ = ["Reference", "layer_names", "layer_owners"]
 

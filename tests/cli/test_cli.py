@@ -36,7 +36,7 @@ def test_help_does_not_import_torch():
 
 def test_finetune_predict_and_everything_wrong_with_them(tmp_path):
     out = tmp_path / "runs" / "a"
-    done = hesstune("finetune", "--noise", "symmetric:0.3", *FAST, "--out", out, "--json")
+    done = hesstune("finetune", "--inject-noise", "symmetric:0.3", *FAST, "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["path"] == str(out)
@@ -45,7 +45,7 @@ def test_finetune_predict_and_everything_wrong_with_them(tmp_path):
     assert done.stderr == ""  # no progress bar on a pipe
     assert ht.Run.load(out).result["epochs"] == 2
 
-    assert "--overwrite" in one_line(hesstune("finetune", "--noise", "0.3", *FAST, "--out", out))
+    assert "--overwrite" in one_line(hesstune("finetune", "--inject-noise", "0.3", *FAST, "--out", out))
     again = hesstune("finetune", "--out", out, "--resume", "--quiet")
     assert (again.returncode, again.stdout) == (0, "")
 
@@ -68,7 +68,7 @@ def test_finetune_predict_and_everything_wrong_with_them(tmp_path):
         (["--method", "robut"], "did you mean 'robust'"),
         (["--model", "efficientnet"], "efficientnet_lite0"),
         (["--data", "folder:nowhere"], "does not exist"),
-        (["--noise", "symetric:0.2"], "did you mean 'symmetric'"),
+        (["--inject-noise", "symetric:0.2"], "did you mean 'symmetric'"),
         (["--config", "nowhere.yaml"], "does not exist"),
         (["--radius", "0"], "above 0"),
         (["--resume", "--overwrite"], "contradict"),
@@ -76,7 +76,7 @@ def test_finetune_predict_and_everything_wrong_with_them(tmp_path):
 )
 def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
     out = [] if "--out" in arguments else ["--out", tmp_path / "a"]
-    noise = [] if "--noise" in arguments else ["--noise", "symmetric:0.2"]
+    noise = [] if "--inject-noise" in arguments else ["--inject-noise", "symmetric:0.2"]
     done = hesstune("finetune", *noise, *out, *arguments)
     assert message in one_line(done)
     assert not (tmp_path / "a").exists()
@@ -84,7 +84,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
 
 def test_usage_errors_are_one_line():
     assert "frobnicate" in one_line(hesstune("frobnicate"))
-    assert "--out" in one_line(hesstune("finetune", "--noise", "0.2"))
+    assert "--out" in one_line(hesstune("finetune", "--inject-noise", "0.2"))
     assert "--data" in one_line(hesstune("predict", "runs/a"))
 
 
@@ -109,7 +109,7 @@ def test_interrupted_is_130_with_the_command_that_resumes(tmp_path):
     import time
 
     out = tmp_path / "a b"
-    command = [sys.executable, "-m", "hesstune", "finetune", "--noise", "0.2", "--train", "head",
+    command = [sys.executable, "-m", "hesstune", "finetune", "--inject-noise", "0.2", "--train", "head",
                "--limit", "60", "--image-size", "32", "--epochs", "100000", "--out", str(out)]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -125,7 +125,7 @@ def test_interrupted_is_130_with_the_command_that_resumes(tmp_path):
 def test_photos_with_noisy_labels_through_the_command_line(pacs_photo, tmp_path):
     out = tmp_path / "photo"
     done = hesstune(
-        "finetune", "--data", f"folder:{pacs_photo}", "--noise", "symmetric:0.4", "--train", "head",
+        "finetune", "--data", f"folder:{pacs_photo}", "--inject-noise", "symmetric:0.4", "--train", "head",
         "--image-size", "96", "--limit", "400", "--epochs", "15", "--out", out, "--json", "--quiet",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -144,12 +144,12 @@ def test_summaries_follow_from_the_matrix():
     torch.testing.assert_close(m.p99, q.quantile(0.99, dim=0))
     assert m.distances.tolist() == pytest.approx(list(case.ref.distances(case.model).values()))
     expected = (m.losses.max() * m.maximum / 600).sqrt().sum()
-    assert m.distance(600) == pytest.approx(float(expected))
-    assert m.distance(600, C=4.0) == pytest.approx(float((4.0 * m.maximum / 600).sqrt().sum()))
-    assert float(m.shares(600).sum()) == pytest.approx(m.distance(600))
+    assert m.hessian_distance(600) == pytest.approx(float(expected))
+    assert m.hessian_distance(600, C=4.0) == pytest.approx(float((4.0 * m.maximum / 600).sqrt().sum()))
+    assert float(m.shares(600).sum()) == pytest.approx(m.hessian_distance(600))
     assert m.example("2.weight") == int(q[:, 1].argmax())
     with pytest.raises(ConfigError, match="size of the training set"):
-        m.distance(0)
+        m.hessian_distance(0)
     with pytest.raises(ConfigError, match=r"did you mean '2.weight'"):
         m.example("2.weigth")
 

@@ -7,11 +7,11 @@ import torch
 from networks import Case, build, moved, tiny_bert
 from torch import nn
 
-from hesstune.curvature.auto import make_plan
 from hesstune.curvature.capture import differentiable
 from hesstune.curvature.measure import measure
 from hesstune.curvature.objective import Objective
 from hesstune.curvature.padding import by_length, ignores_padding, trimmed
+from hesstune.curvature.planning import make_plan
 
 SAME = {"rtol": 1e-7, "atol": 1e-12}
 

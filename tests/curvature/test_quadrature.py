@@ -195,15 +195,15 @@ def test_extrapolation_is_nearer_than_the_harmonic_mean_and_stays_inside():
         start = torch.randn(1, 400, generator=generator, dtype=torch.float64)
         truth = float((values.clamp_min(0) * start.square()).sum())
         krylov = Krylov(lambda x, d=values: x * d, start)
-        looks = []
+        raw_features = []
         for k in range(1, 13):
             krylov.advance()
             if k >= 4 and k % 2 == 0:
-                looks.append(positive_bracket(krylov.tridiagonal()))
-        found = extrapolated(looks)
+                raw_features.append(positive_bracket(krylov.tridiagonal()))
+        found = extrapolated(raw_features)
         assert float(found.lower) <= float(found.value) <= float(found.upper)
-        assert (found.lower, found.upper) == (looks[-1].lower, looks[-1].upper)
-        plain.append(abs(float(looks[-1].value) / truth - 1))
+        assert (found.lower, found.upper) == (raw_features[-1].lower, raw_features[-1].upper)
+        plain.append(abs(float(raw_features[-1].value) / truth - 1))
         better.append(abs(float(found.value) / truth - 1))
     assert sum(better) < 0.6 * sum(plain)
-    assert extrapolated(looks[:1]) is looks[0]
+    assert extrapolated(raw_features[:1]) is raw_features[0]

@@ -8,8 +8,8 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 import hesstune as ht  # noqa: E402
-from hesstune.training.export import export_run  # noqa: E402
-from hesstune.training.measured import measure_run  # noqa: E402
+from hesstune.analysis.export import export_run  # noqa: E402
+from hesstune.analysis.measure import measure_run  # noqa: E402
 
 CONFIGS = {
     "vit": lambda: transformers.ViTForImageClassification(
@@ -43,7 +43,7 @@ def test_from_a_saved_folder_to_a_saved_folder(pretrained, tmp_path, image_folde
     run = ht.finetune(
         model=f"hf:{pretrained}",
         data=data,
-        noise="symmetric:0.2",
+        inject_noise="symmetric:0.2",
         image_size=32,
         epochs=3,
         lr=1e-2,

@@ -24,7 +24,7 @@ def built(name, **changes):
     values = {
         "model": model,
         "reference": Reference.of(model),
-        "noise": NoiseMatrix.symmetric(K, 0.3),
+        "noise_matrix": NoiseMatrix.symmetric(K, 0.3),
         "counts": np.array([2, 2, 2]),
         "radius": 0.1,
         "norm": "frobenius",
@@ -70,7 +70,7 @@ def test_losses_in_place_of_cross_entropy(name):
     log_y = logs[torch.arange(N), Y]
     reverse = 4.0 * (1.0 - p_y)  # log 0 is taken as −4
     expected = {
-        "forward": -torch.log((p @ torch.tensor(method.setup.noise.array))[torch.arange(N), Y]),
+        "forward": -torch.log((p @ torch.tensor(method.setup.noise_matrix.array))[torch.arange(N), Y]),
         "gce": (1.0 - p_y**0.5) / 0.5,
         "sce": 0.3 * -log_y + 0.6 * reverse,
         "apl": 0.3 * log_y / logs.sum(1) + 0.6 * reverse,
@@ -239,7 +239,7 @@ def test_robust_plus_is_the_consistent_loss_with_the_memory_inside_the_ball():
     late, logits = method.batch_loss(batch(method, epoch=1))
     memory = 0.6 * memory + 0.4 * p
     penalty = torch.log(1 - (memory * p).sum(1)).mean()
-    expected = ConsistentLoss(method.setup.noise)(logits, Y) + 2.0 * penalty
+    expected = ConsistentLoss(method.setup.noise_matrix)(logits, Y) + 2.0 * penalty
     torch.testing.assert_close(late, expected)
     with torch.no_grad():
         method.setup.model[0].weight.add_(1.0)

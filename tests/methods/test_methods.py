@@ -15,7 +15,7 @@ def setup(**changes):
     values = {
         "model": model,
         "reference": Reference.of(model),
-        "noise": NoiseMatrix.symmetric(3, 0.3),
+        "noise_matrix": NoiseMatrix.symmetric(3, 0.3),
         "counts": np.array([10, 20, 30]),
         "radius": 0.1,
         "norm": "frobenius",

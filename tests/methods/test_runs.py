@@ -43,7 +43,7 @@ def test_resumed_equals_uninterrupted_and_is_measured(tiny, tmp_path, monkeypatc
         assert torch.equal(weight, two[name]), name
     assert whole.result["distance"] > 0
     if train == "head":
-        from hesstune.training.measured import measure_run
+        from hesstune.analysis.measure import measure_run
 
         found = measure_run(whole, trace=False)
         assert torch.isfinite(found.maximum).all()

@@ -7,12 +7,12 @@ import pytest
 from scipy.special import softmax
 
 import hesstune as ht
+from hesstune.analysis.certify import certify_run
 from hesstune.data.examples import Examples, Texts
-from hesstune.data.looks import looks
+from hesstune.data.raw_features import raw_features
 from hesstune.errors import DataError, HesstuneError, NoiseMatrixError
 from hesstune.noise.instance import average, draw, instance_transitions
-from hesstune.training.certify import certify_run
-from hesstune.training.labels import run_task
+from hesstune.runs.task import run_task
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.2, 0.4, 0.6, 1.0])
@@ -47,15 +47,15 @@ def test_where_a_label_goes_is_a_softmax_of_its_class_own_projection():
 
 def test_examples_look_alike_in_every_part(image_folder):
     texts = Texts([("good film", None), ("bad", "film"), ("good film", None)])
-    x = looks(Examples(texts, np.array([0, 1, 2]), ["a", "b", "c"], None))
+    x = raw_features(Examples(texts, np.array([0, 1, 2]), ["a", "b", "c"], None))
     assert (x[0] == x[2]).all()
     assert (x[0] != x[1]).any()
-    part = looks(Examples(texts, np.array([2]), ["c"], None))
+    part = raw_features(Examples(texts, np.array([2]), ["c"], None))
     assert (part[0] == x[2]).all()
 
 
 def test_a_run_keeps_which_labels_were_changed_and_claims_no_matrix_for_them(tiny, tmp_path):
-    run = ht.finetune(tiny, noise="instance:0.4", epochs=1, train="head", out=str(tmp_path / "run"))
+    run = ht.finetune(tiny, inject_noise="instance:0.4", epochs=1, train="head", out=str(tmp_path / "run"))
     rows = run.labels()
     flipped = {r["id"] for r in rows if r["part"] == "train" and r["label"] != r["true_label"]}
     assert run.record["noise"]["realised_rate"] == pytest.approx(len(flipped) / 14, abs=0.02)
@@ -68,14 +68,14 @@ def test_a_run_keeps_which_labels_were_changed_and_claims_no_matrix_for_them(tin
     with pytest.raises(HesstuneError, match="known to depend on the input"):
         certify_run(run)
     with pytest.raises(NoiseMatrixError, match="must be a number"):
-        ht.finetune(tiny, noise="instance:much", epochs=1)
+        ht.finetune(tiny, inject_noise="instance:much", epochs=1)
 
 
 def test_a_file_of_noise_names_its_classes(tiny, tmp_path):
     path = tmp_path / "F.json"
     path.write_text(json.dumps({"matrix": [[1, 0], [1, 0]], "classes": ["light", "dark"]}))
     run = ht.finetune(
-        tiny, noise=f"file:{path}", noise_matrix="0.1", epochs=1, train="head", method="vanilla"
+        tiny, inject_noise=f"file:{path}", noise_matrix="0.1", epochs=1, train="head", method="vanilla"
     )
     given = {r["label"] for r in run.labels() if r["part"] == "train"}
     assert given == {"light"}  # every dark one becomes light

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from report_runs import EVIL, run_folder
 
+from hesstune.analysis.label_issues import label_posterior
 from hesstune.errors import RunError
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.report.layers import layer_rows, layer_words
+from hesstune.report.narrative import onset
 from hesstune.report.records import read_records
 from hesstune.report.run_page import render_run
-from hesstune.report.words import onset
-from hesstune.training.doubts import label_posterior
 
 
 class Page(HTMLParser):
@@ -203,15 +203,15 @@ def test_pages_open_only_for_a_person_at_a_desktop(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_the_demo_ends_with_its_page_opened(tmp_path, monkeypatch, capsys, quiet):
-    import hesstune.demo
+    import hesstune.study.demo
     from hesstune.cli import demo as command
-    from hesstune.training.run import Run
+    from hesstune.runs.run import Run
 
     run = Run.load(run_folder(tmp_path))
     opened = []
     both = {("vanilla", 0): run, ("robust", 0): run}
-    monkeypatch.setattr(hesstune.demo, "run_demo", lambda out, seeds, bars: both)
-    monkeypatch.setattr(command, "write_report", lambda run: (run.path / "report.html", None))
+    monkeypatch.setattr(hesstune.study.demo, "run_demo", lambda out, seeds, bars: both)
+    monkeypatch.setattr("hesstune.report.write.write_report", lambda run: (run.path / "report.html", None))
     monkeypatch.setattr(command, "open_on_desktop", opened.append)
     command.demo(out=tmp_path, seeds=1, json=quiet, quiet=quiet)
     assert opened == ([] if quiet else [tmp_path / "report.html"])
@@ -220,10 +220,10 @@ def test_the_demo_ends_with_its_page_opened(tmp_path, monkeypatch, capsys, quiet
 
 def test_doubtful_labels_of_a_real_run_and_the_command(tmp_path):
     import hesstune as ht
-    from hesstune.cli.report import write_report
+    from hesstune.report.write import write_report
 
     run = ht.finetune(
-        data="digits", noise="symmetric:0.3", train="head", epochs=3, limit=100, image_size=32,
+        data="digits", inject_noise="symmetric:0.3", train="head", epochs=3, limit=100, image_size=32,
         out=str(tmp_path / "a"),
     )  # fmt: skip
     page, note = write_report(run)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from study_results import study_results
 from test_run_page import Page
 
-from hesstune.cli.report import write_study
 from hesstune.errors import HesstuneError
 from hesstune.report.study_page import concordance, render_study, verdict
+from hesstune.report.write import write_study
 
 
 def test_page_is_one_file_with_names_as_text():

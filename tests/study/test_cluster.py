@@ -14,7 +14,7 @@ import pytest
 import hesstune as ht
 from hesstune.errors import MissingExtraError
 
-FEW = {"data": "digits", "train": "head", "limit": 64, "epochs": 1, "noise": "symmetric:0.4"}
+FEW = {"data": "digits", "train": "head", "limit": 64, "epochs": 1, "inject_noise": "symmetric:0.4"}
 
 
 def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
@@ -98,9 +98,9 @@ def test_a_study_on_two_nodes_finishes_though_one_is_lost(cluster, tmp_path):
         assert time.monotonic() < deadline, "the cluster did not start"
         time.sleep(1)
     out = tmp_path / "cmp"
-    words = ["compare", "--data", "digits", "--train", "head", "--limit", "64", "--epochs", "2", "--noise",
-             "symmetric:0.4", "--methods", "vanilla,robust", "--seeds", "6", "--out", str(out), "--engine",
-             "ray", "--json", "--quiet"]  # fmt: skip
+    words = ["compare", "--data", "digits", "--train", "head", "--limit", "64", "--epochs", "2",
+             "--inject-noise", "symmetric:0.4", "--methods", "vanilla,robust", "--seeds", "6",
+             "--out", str(out), "--engine", "ray", "--json", "--quiet"]  # fmt: skip
     study = subprocess.Popen(
         [sys.executable, "-m", "hesstune", *words], env={**os.environ, "RAY_ADDRESS": address},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -40,10 +40,12 @@ def test_results_hold_what_was_run(few, tmp_path):
     record = next(c for c in cells if (c["method"], c["seed"]) == ("robust", 1))["metrics"]
     assert record["test_accuracy"] == alone.result["test_accuracy"]
     assert record["distance"] == pytest.approx(alone.result["distance"], rel=1e-5)
-    from hesstune.training.measured import measure_run
+    from hesstune.analysis.measure import measure_run
 
     whole = measure_run(alone, trace=False)
-    assert record["measure"] == pytest.approx(whole.distance(alone.record["examples"]["train"]), rel=1e-4)
+    assert record["measure"] == pytest.approx(
+        whole.hessian_distance(alone.record["examples"]["train"]), rel=1e-4
+    )
     assert record["certificate"]["empirical"] < record["certificate"]["risk"] <= 1
     assert record["stability_taylor"] > 0
     assert not list((tmp_path / "a").rglob("model.safetensors"))
@@ -56,7 +58,7 @@ def test_results_hold_what_was_run(few, tmp_path):
 
 
 def test_the_validation_gap_is_of_the_labels_that_training_saw(few, tmp_path):
-    found = compare({**few, "noise": None}, methods=["vanilla"], seeds=1, out=tmp_path / "a")
+    found = compare({**few, "inject_noise": None}, methods=["vanilla"], seeds=1, out=tmp_path / "a")
     seen = found.results["cells"][0]["metrics"]
     assert seen["val_gap"] == pytest.approx(seen["val_loss"] - seen["train_loss"], rel=1e-5)
     assert seen["val_gap"] != seen["gap"]
@@ -126,7 +128,7 @@ def test_tasks_and_variants_have_options_of_their_own(few, tmp_path):
     found = compare(
         few,
         methods={"vanilla": {}, "wide": {"method": "robust", "radius": 5.0}, "lora": None},
-        tasks={"mild": {"noise": "symmetric:0.1"}, "seeded": {"noise": "symmetric:0.{seed}"}},
+        tasks={"mild": {"inject_noise": "symmetric:0.1"}, "seeded": {"inject_noise": "symmetric:0.{seed}"}},
         seeds=[2],
         out=tmp_path / "a",
     )
@@ -235,7 +237,7 @@ def test_command_line(few, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"noise": None, "noise_matrix": "estimate:dual_t"}, "estimated"),
+        ({"inject_noise": None, "noise_matrix": "estimate:dual_t"}, "estimated"),
         ({"mean": [0.4]}, "normalisation"),
         ({"split": "stratified"}, "uniform"),
     ],
@@ -243,10 +245,10 @@ def test_command_line(few, tmp_path, capsys, monkeypatch):
 def test_a_cell_is_not_certified_where_an_assumption_is_known_to_fail(changes, why):
     from types import SimpleNamespace
 
+    from hesstune.runs.config import make_config
     from hesstune.study.cell import _certificate
-    from hesstune.training.config import make_config
 
-    config = make_config({"noise": "symmetric:0.2"}).resolved().model_copy(update=changes)
+    config = make_config({"inject_noise": "symmetric:0.2"}).resolved().model_copy(update=changes)
     part = SimpleNamespace(votes=None, clean=None)
     found = _certificate(SimpleNamespace(task=SimpleNamespace(train=part), k=10), config)
     assert found["risk"] is None

@@ -37,7 +37,7 @@ def small(num_classes):
 def options(folder, method):
     """A run of 24 steps, with dropout and augmentation, and a checkpoint after each."""
     return {
-        "model": "py:kills_net:small", "data": f"folder:{folder / 'images'}", "noise": "symmetric:0.2",
+        "model": "py:kills_net:small", "data": f"folder:{folder / 'images'}", "inject_noise": "symmetric:0.2",
         "image_size": 16, "epochs": 6, "batch_size": 4, "lr": 1e-2, "head_init": "keep", "method": method,
         "checkpoint_minutes": 1e-9,
     }  # fmt: skip

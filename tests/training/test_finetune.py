@@ -7,11 +7,13 @@ from torch import nn
 
 import hesstune as ht
 from hesstune.errors import ConfigError, DataError, DivergedError, NoiseMatrixError, RunError
-from hesstune.training.checkpoint import Checkpoints
-from hesstune.training.config import FinetuneConfig, make_config
-from hesstune.training.feeds import ImageFeed, cached_features, predict_logits
-from hesstune.training.files import load_tree, save_tree
-from hesstune.training.folder import locked
+from hesstune.inputs.batches import predict_logits
+from hesstune.inputs.features import cached_features
+from hesstune.inputs.image_inputs import ImageInputs
+from hesstune.runs.checkpoint import Checkpoints
+from hesstune.runs.config import FinetuneConfig, make_config
+from hesstune.runs.folder import locked
+from hesstune.storage.tensors import load_tree, save_tree
 from hesstune.training.optim import make_schedule
 from hesstune.training.trainer import Trainer
 
@@ -161,7 +163,7 @@ def test_features_are_not_cached_where_the_head_is_not_last():
         def forward(self, x):
             return 2 * self.head(x.mean(dim=(2, 3)))
 
-    class Feed:
+    class ModelInputs:
         def __len__(self):
             return 3
 
@@ -169,7 +171,7 @@ def test_features_are_not_cached_where_the_head_is_not_last():
             return torch.ones(len(indices), 3, 4, 4)
 
     model = Scaled()
-    assert cached_features(model, model.head, Feed()) is None
+    assert cached_features(model, model.head, ModelInputs()) is None
 
 
 def test_frozen_and_adapted_batch_norm(tiny, tmp_path):
@@ -192,9 +194,9 @@ def test_accumulated_batches_take_the_step_of_one_large_batch(tiny, tmp_path):
     [
         {"class_weights": "balanced"}, {"sampler": "balanced"}, {"patience": 1, "epochs": 20},
         {"grad_clip": 0.1}, {"schedule": "step", "optimizer": "adamw"}, {"schedule": "constant"},
-        {"norm": "mars"}, {"clean_val": True}, {"noise": "pair:0.1"}, {"mixed_precision": "bf16"},
+        {"norm": "mars"}, {"clean_val": True}, {"inject_noise": "pair:0.1"}, {"mixed_precision": "bf16"},
         {"train": "last:2"}, {"train": "8.*"}, {"split": "stratified"}, {"val_fraction": 0.0},
-        {"test_fraction": 0.0}, {"cache_mib": 0}, {"noise": None, "noise_matrix": "0.1"},
+        {"test_fraction": 0.0}, {"cache_mib": 0}, {"inject_noise": None, "noise_matrix": "0.1"},
     ],
 )  # fmt: skip
 def test_every_option_runs(tiny, tmp_path, options):
@@ -217,10 +219,10 @@ def test_every_option_runs(tiny, tmp_path, options):
         ({"radius": 0}, ConfigError, "above 0"),
         ({"radius": "head=-1"}, ConfigError, "above 0"),
         ({"radius": {"nolayer": 1.0}}, ht.HesstuneError, "layer pattern 'nolayer'"),
-        ({"noise": "symmetric:1.5"}, NoiseMatrixError, r"\[0, 1\]"),
-        ({"noise": "symmetric:0.5"}, NoiseMatrixError, "singular"),
-        ({"noise": None}, ConfigError, "needs to be told the labels' noise"),
-        ({"noise": None, "noise_matrix": "true"}, ConfigError, "none was given"),
+        ({"inject_noise": "symmetric:1.5"}, NoiseMatrixError, r"\[0, 1\]"),
+        ({"inject_noise": "symmetric:0.5"}, NoiseMatrixError, "singular"),
+        ({"inject_noise": None}, ConfigError, "needs to be told the labels' noise"),
+        ({"inject_noise": None, "noise_matrix": "true"}, ConfigError, "none was given"),
         ({"device": "cuda:99"}, ConfigError, "not available"),
         ({"device": "toaster"}, ConfigError, "unknown device"),
         ({"mixed_precision": "fp16"}, ConfigError, "needs a GPU"),
@@ -301,14 +303,14 @@ def test_normalisation_is_applied_once():
 
     task = load_task("digits", size=16)
     identity = LoadedModel(nn.Identity(), "", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    feed = ImageFeed(task.train, identity, torch.device("cpu"))
+    feed = ImageInputs(task.train, identity, torch.device("cpu"))
     rows = np.arange(5)
     expected = (task.train.images(rows).float() / 255 - 0.5) / 0.25
     torch.testing.assert_close(feed.inputs(rows), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_evaluation_does_not_depend_on_the_batch_size():
-    class Feed:
+    class ModelInputs:
         def __len__(self):
             return 7
 
@@ -317,7 +319,9 @@ def test_evaluation_does_not_depend_on_the_batch_size():
 
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 2))
     assert model.training
-    torch.testing.assert_close(predict_logits(model, Feed(), 2), predict_logits(model, Feed(), 7))
+    torch.testing.assert_close(
+        predict_logits(model, ModelInputs(), 2), predict_logits(model, ModelInputs(), 7)
+    )
     assert model.training
 
 

@@ -9,12 +9,12 @@ import torch
 import hesstune as ht
 from hesstune.errors import ConfigError, DataError
 from hesstune.losses.consistent import ConsistentLoss
+from hesstune.runs.task import run_task
 from hesstune.training import believed
-from hesstune.training.labels import run_task
 
 
 def test_votes_go_straight_into_a_run_and_their_noise_is_estimated(tiny, voted, tmp_path):
-    options = tiny | {"data": f"csv:{voted}", "noise": None, "train": "head", "epochs": 1}
+    options = tiny | {"data": f"csv:{voted}", "inject_noise": None, "train": "head", "epochs": 1}
     run = ht.finetune(options, noise_matrix="estimate:labelmodel", out=str(tmp_path / "run"))
     assert run.record["unlabelled"] == 2
     assert sum(run.record["examples"].values()) == 22
@@ -31,13 +31,13 @@ def test_votes_go_straight_into_a_run_and_their_noise_is_estimated(tiny, voted, 
 
 
 def test_soft_labels_train_and_are_consistent(tiny, voted):
-    options = tiny | {"data": f"csv:{voted}", "noise": None, "epochs": 1, "soft_labels": True}
+    options = tiny | {"data": f"csv:{voted}", "inject_noise": None, "epochs": 1, "soft_labels": True}
     run = ht.finetune(options, method="vanilla")
     assert run.record["soft_labels"]
     with pytest.raises(ConfigError, match="takes no soft labels"):
         ht.finetune(options, method="gce", noise_matrix=None)
     with pytest.raises(ConfigError, match="neither columns p_CLASS nor votes"):
-        ht.finetune(tiny | {"noise": None}, method="vanilla", soft_labels=True)
+        ht.finetune(tiny | {"inject_noise": None}, method="vanilla", soft_labels=True)
     F = ht.NoiseMatrix.from_array([[0.7, 0.3], [0.2, 0.8]])
     logits = torch.randn(5, 2, dtype=torch.float64)
     soft = torch.softmax(torch.randn(5, 2, dtype=torch.float64), 1)
@@ -48,7 +48,7 @@ def test_soft_labels_train_and_are_consistent(tiny, voted):
 
 
 def test_checked_labels_replace_noisy_ones_and_are_not_corrected(tiny, tmp_path):
-    config = tiny | {"noise": "symmetric:0.45", "train": "head", "epochs": 1}
+    config = tiny | {"inject_noise": "symmetric:0.45", "train": "head", "epochs": 1}
     first = ht.finetune(config, out=str(tmp_path / "first"))
     wrong = [r for r in first.labels() if r["part"] == "train" and r["label"] != r["true_label"]]
     assert wrong
@@ -76,7 +76,7 @@ def test_checked_labels_replace_noisy_ones_and_are_not_corrected(tiny, tmp_path)
 
 
 def test_a_resumed_run_takes_the_estimate_it_began_with(tiny, voted, tmp_path, monkeypatch):
-    options = tiny | {"data": f"csv:{voted}", "noise": None, "train": "head", "epochs": 3}
+    options = tiny | {"data": f"csv:{voted}", "inject_noise": None, "train": "head", "epochs": 3}
     options |= {"noise_matrix": "estimate:labelmodel", "out": str(tmp_path / "run")}
 
     def interrupt(done, total, text):

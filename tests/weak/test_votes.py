@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hesstune.errors import ConfigError, DataError
+from hesstune.weak.csv_table import read_votes
 from hesstune.weak.functions import apply_functions, load_functions
-from hesstune.weak.sheet import read_votes
 from hesstune.weak.votes import Votes
 
 tables = hnp.arrays(np.int64, st.tuples(st.integers(1, 20), st.integers(1, 5)), elements=st.integers(-1, 3))

@@ -22,11 +22,11 @@ from hesstune.bounds.monte_carlo import (
 )
 from hesstune.bounds.noisy import CleanLoss, KnownNoise, NoiseConfidenceSet, clean_losses, zero_one_loss
 from hesstune.bounds.pac_bayes import MIN_EXAMPLES, confidence_upper
+from hesstune.bounds.partition import Share
 from hesstune.bounds.prior import PriorFamily, Sigma, Travel, random_parameters
 from hesstune.bounds.record import Certificate
 from hesstune.bounds.search import Choice, Problem, choose
-from hesstune.bounds.share import Share
-from hesstune.checks import one_of
+from hesstune.checks import also_called, one_of
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
 from hesstune.forward import evaluating, logits_of
 from hesstune.reference import Reference
@@ -38,12 +38,13 @@ PASSES = 100  # draws of the head alone, for each example
 DRAWS = 2048
 
 
+@also_called(noise="noise_matrix")
 def certify(
     model: nn.Module,
     ref: Reference,
     dataset: Any,
     delta: float = 0.05,
-    noise: Any = None,
+    noise_matrix: Any = None,
     *,
     prior_scales: Sequence[float] | None = None,
     ratios: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
@@ -78,8 +79,8 @@ def certify(
         dataset: Map-style (input, target), independent draws of the target distribution. It may be the
             training set. An input is a tensor or a mapping of tensors.
         delta: Probability with which the certificate may fail, in (0, 1).
-        noise: None for clean labels; F, (K, K) with rows summing to 1, or an object with `.array`; or a
-            `NoiseConfidenceSet`, whose own delta is part of `delta`.
+        noise_matrix: None for clean labels; F, (K, K) with rows summing to 1, or an object with `.array`; or
+            a `NoiseConfidenceSet`, whose own delta is part of `delta`.
         prior_scales: Global scales of the prior, fixed without the examples.
         ratios: {parameter pattern: ratio} between parameters on top of their natural scales (root mean
             square of the reference, or 1/√fan_in where that is zero); several such sets make a grid.
@@ -124,7 +125,7 @@ def certify(
     for name, count in (("block_size", block_size), ("draws", 1 if draws is None else draws)):
         if count < 1:
             raise ConfigError(f"{name} must be at least 1; got {count}")
-    check_story(conditions, leaks, noise_is, noise is not None)
+    check_story(conditions, leaks, noise_is, noise_matrix is not None)
     check_model(conditions, model, ref)
     share = share or Share()
     data, aside = _gather(conditions, dataset, block_size, seed, repeats, prior_data, held_out, share)
@@ -133,8 +134,8 @@ def certify(
     generator = torch.Generator(device=next(model.parameters()).device).manual_seed(seed)
     with evaluating(model), torch.no_grad(), _estimator(model, data, draw_on, share) as (estimator, k):
         data.check_labels(k)
-        losses = _losses(noise, k, noise_method)
-        spent = noise.delta if isinstance(noise, NoiseConfidenceSet) else 0.0
+        losses = _losses(noise_matrix, k, noise_method)
+        spent = noise_matrix.delta if isinstance(noise_matrix, NoiseConfidenceSet) else 0.0
         if not 0 < delta - spent < 1:
             least = f"above the noise set's own {spent:g} and below 1" if spent else "in (0, 1)"
             raise ConfigError(f"delta must lie {least}; got {delta}")
@@ -151,8 +152,8 @@ def certify(
     # Only now: while the estimator lives, the weights are those of its last draw.
     with evaluating(model), torch.no_grad():
         beside = None if aside is None else _held_out(model, aside, delta, k, share)
-    told = _assumptions(problem, noise, noise_is, repeats, prior_data is not None) + list(assumptions)
-    return _record(problem, choice, final, shares, delta, noise, told, conditions.failures, beside)
+    told = _assumptions(problem, noise_matrix, noise_is, repeats, prior_data is not None) + list(assumptions)
+    return _record(problem, choice, final, shares, delta, noise_matrix, told, conditions.failures, beside)
 
 
 def _gather(
@@ -178,10 +179,10 @@ def _gather(
     return data, aside
 
 
-def _losses(noise: Any, k: int, method: str) -> list[CleanLoss]:
-    if noise is None:
+def _losses(noise_matrix: Any, k: int, method: str) -> list[CleanLoss]:
+    if noise_matrix is None:
         return [zero_one_loss(k)]
-    known = noise if isinstance(noise, NoiseConfidenceSet) else KnownNoise(noise)
+    known = noise_matrix if isinstance(noise_matrix, NoiseConfidenceSet) else KnownNoise(noise_matrix)
     if known.k != k:
         raise NoiseMatrixError(f"the noise matrix is for {known.k} classes; the model has {k}")
     return clean_losses(known, method)
@@ -226,12 +227,14 @@ def _held_out(model: nn.Module, data: BoundData, delta: float, k: int, share: Sh
     wrong = sum(
         int((logits_of(model, feed(inputs)).argmax(dim=1).cpu() != targets).sum()) for inputs, targets in data
     )
-    wrong = int(share.summed(torch.tensor(wrong)))
+    wrong = int(share.all_reduce_sum(torch.tensor(wrong)))
     bound = confidence_upper(wrong, data.n, delta)
     return {"errors": wrong, "n": data.n, "error": wrong / data.n, "bound": bound, "delta": delta}
 
 
-def _assumptions(problem: Problem, noise: Any, noise_is: str, repeats: str, trained_prior: bool) -> list[str]:
+def _assumptions(
+    problem: Problem, noise_matrix: Any, noise_is: str, repeats: str, trained_prior: bool
+) -> list[str]:
     """List what must hold, in words."""
     family = problem.family
     told = [
@@ -248,12 +251,12 @@ def _assumptions(problem: Problem, noise: Any, noise_is: str, repeats: str, trai
         told.append("the prior was trained and selected on the prior_data alone")
     if repeats == "allow":
         told.append("repeated inputs are independent draws of a distribution that has such repeats")
-    if noise is not None:
+    if noise_matrix is not None:
         told.append("label noise depends on the true class alone, not on the input")
-        if isinstance(noise, NoiseConfidenceSet):
+        if isinstance(noise_matrix, NoiseConfidenceSet):
             told.append(
-                f"the clean sample's {int(noise.counts.sum())} examples are independent of the certificate's "
-                "and have the same noise"
+                f"the clean sample's {int(noise_matrix.counts.sum())} examples are independent of the "
+                "certificate's and have the same noise"
             )
         elif noise_is == "known":
             told.append("the noise matrix is known, not estimated")
@@ -266,7 +269,7 @@ def _record(
     final: Draws,
     shares: dict[str, float],
     delta: float,
-    noise: Any,
+    noise_matrix: Any,
     told: list[str],
     failures: list[str],
     beside: dict[str, float] | None,
@@ -274,8 +277,8 @@ def _record(
     risk, empirical_bound = problem.certified(choice, final)
     names = problem.family.names
     terms = problem.family.terms(choice.posterior)[choice.member]
-    kind = "clean" if noise is None else "noisy, with a known noise matrix"
-    if isinstance(noise, NoiseConfidenceSet):
+    kind = "clean" if noise_matrix is None else "noisy, with a known noise matrix"
+    if isinstance(noise_matrix, NoiseConfidenceSet):
         kind = "noisy, with a confidence set for the noise matrix"
     classes = len(final.counts)
     return Certificate(

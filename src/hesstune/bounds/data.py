@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from hesstune.bounds.share import Share
+from hesstune.bounds.partition import Share
 from hesstune.checks import integer_labels
 from hesstune.errors import DataError, listed
 from hesstune.forward import Inputs

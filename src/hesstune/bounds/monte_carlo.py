@@ -15,8 +15,8 @@ from torch import nn
 
 from hesstune.bounds.noisy import CleanLoss
 from hesstune.bounds.pac_bayes import monte_carlo_upper
+from hesstune.bounds.partition import Share
 from hesstune.bounds.prior import Sigma
-from hesstune.bounds.share import Share
 from hesstune.errors import ModelError
 from hesstune.forward import Inputs, logits_of, moved
 
@@ -191,7 +191,7 @@ class WeightDraws:
             if progress is not None:
                 progress(done, passes, "passes of weight draws")
             counts = counts + self._pass(sigma, start, done, len(self._sizes))
-        counts = self._share.summed(torch.from_numpy(counts)).numpy()
+        counts = self._share.all_reduce_sum(torch.from_numpy(counts)).numpy()
         n = sum(self._sizes)
         return Draws(counts, draws, blocks, n if self._every else max(self._sizes), n)
 
@@ -203,7 +203,7 @@ class WeightDraws:
             counts = self._pass(sigma, _start(generator), 0, blocks)
         finally:
             self._every = every
-        counts = self._share.summed(torch.from_numpy(counts)).numpy()
+        counts = self._share.all_reduce_sum(torch.from_numpy(counts)).numpy()
         seen = self._sizes[:blocks]
         return Draws(counts, len(seen), len(seen), max(seen), sum(seen))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hesstune.errors import RunError
-from hesstune.reading import one_line
+from hesstune.storage.reading import one_line
 
 __all__ = ["Certificate"]
 

@@ -72,8 +72,8 @@ def certify(
     quiet: QUIET = False,
 ) -> None:
     """Bound the clean error of a run's network, weights randomised: a guarantee, with its assumptions."""
-    from hesstune.training.certify import certify_run
-    from hesstune.training.run import CERTIFICATE, Run
+    from hesstune.analysis.certify import certify_run
+    from hesstune.runs.run import CERTIFICATE, Run
 
     loaded = Run.load(run)
     with progress_bars(quiet) as bars:

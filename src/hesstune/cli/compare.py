@@ -127,7 +127,7 @@ def compare(
 def _values(
     config: Path | None, options: dict[str, Any], methods: str | None, seeds: int | None
 ) -> dict[str, Any]:
-    from hesstune.training.config import read_yaml
+    from hesstune.runs.config import read_yaml
 
     values = read_yaml(config) if config else {}
     first = options.pop("seed", None)

@@ -9,7 +9,7 @@ import typer
 
 from hesstune.cli.options import JSON, QUIET
 from hesstune.cli.render import Output, progress_bars, results_table
-from hesstune.cli.report import open_on_desktop, write_report
+from hesstune.cli.report import open_on_desktop
 
 __all__ = ["demo"]
 
@@ -23,11 +23,12 @@ def demo(
     quiet: QUIET = False,
 ) -> None:
     """Fine-tune on real digits, 40 % of whose labels are wrong: plainly, and robustly."""
-    from hesstune.demo import SETTING, run_demo
+    from hesstune.report.write import write_report
+    from hesstune.study.demo import SETTING, run_demo
 
     output = Output(quiet, json)
     output.say(
-        f"{SETTING['limit']} images of handwritten digits, {SETTING['noise']} label noise, "
+        f"{SETTING['limit']} images of handwritten digits, {SETTING['inject_noise']} label noise, "
         f"{SETTING['model']} with its ImageNet weights, every layer trained."
     )
     with progress_bars(quiet) as bars:

@@ -21,8 +21,8 @@ def export(
     quiet: QUIET = False,
 ) -> None:
     """Write a run's network for others: save_pretrained for transformers, safetensors for the rest."""
-    from hesstune.training.export import export_run
-    from hesstune.training.run import Run
+    from hesstune.analysis.export import export_run
+    from hesstune.runs.run import Run
 
     how = export_run(Run.load(run), folder, overwrite=overwrite)
     output = Output(quiet, json)

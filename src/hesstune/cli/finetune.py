@@ -13,7 +13,7 @@ from hesstune.cli.exits import Interrupted
 from hesstune.cli.options import JSON, QUIET, with_config_options
 from hesstune.cli.render import Output, progress_bars, results_table
 from hesstune.errors import ConfigError
-from hesstune.training.config import make_config, read_yaml
+from hesstune.runs.config import make_config, read_config, read_yaml
 
 __all__ = ["finetune"]
 
@@ -73,4 +73,6 @@ def finetune(
 def _stored(options: dict[str, Any], resume: bool) -> dict[str, Any]:
     """Return the options of the run to resume, so that they need not be given again."""
     stored = Path(str(options.get("out", ""))) / "config.yaml"
-    return read_yaml(stored) if resume and options.get("out") and stored.is_file() else {}
+    if not (resume and options.get("out") and stored.is_file()):
+        return {}
+    return read_config(stored).to_dict()

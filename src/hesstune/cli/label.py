@@ -13,7 +13,7 @@ from hesstune.cli.render import Output
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hesstune.training.labelling import Labelling
+    from hesstune.labeling.result import Labelling
 
 __all__ = ["label"]
 
@@ -76,8 +76,8 @@ def label(
     quiet: QUIET = False,
 ) -> None:
     """Make labels from weak labelers, labeling functions or votes, and estimate their noise."""
-    from hesstune.training.labelling import check_free, noise_path
-    from hesstune.training.programmatic import label_data
+    from hesstune.labeling.label_data import label_data
+    from hesstune.labeling.result import check_free, noise_path
 
     beside = noise_out or noise_path(out)
     check_free(out, beside, overwrite)  # before anything is trained

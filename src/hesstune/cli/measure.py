@@ -49,9 +49,9 @@ def measure(
     quiet: QUIET = False,
 ) -> None:
     """Measure which layers carry the generalization gap: the Hessian distance measure of a run."""
+    from hesstune.analysis.measure import measure_run, stability_of_run
     from hesstune.checks import one_of
-    from hesstune.training.measured import measure_run, stability_of_run
-    from hesstune.training.run import Run
+    from hesstune.runs.run import Run
 
     one_of("value of --examples", examples, ("max", "all"))
     loaded = Run.load(run)

@@ -24,8 +24,8 @@ def noise(
     quiet: QUIET = False,
 ) -> None:
     """Ask whether a run's noise matrix is wrong: estimates, the cost of an error, its assumption."""
-    from hesstune.training.noise_check import ESTIMATE, check_noise
-    from hesstune.training.run import Run
+    from hesstune.analysis.noise import ESTIMATE, check_noise
+    from hesstune.runs.run import Run
 
     loaded = Run.load(run)
     record = check_noise(loaded, device=device, seed=seed)

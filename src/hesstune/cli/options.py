@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from hesstune.training.config import FinetuneConfig
+from hesstune.errors import ConfigError
+from hesstune.runs.config import RENAMED, FinetuneConfig, renamed_option
 
 __all__ = ["JSON", "QUIET", "with_config_options"]
 
@@ -39,6 +40,14 @@ def _parameter(name: str, annotation: Any, default: Any, text: str) -> inspect.P
     )
 
 
+def _hidden(name: str) -> inspect.Parameter:
+    """Return an option by its former name, taken only to say what it is called now."""
+    option = typer.Option("--" + name.replace("_", "-"), hidden=True)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+    )
+
+
 def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command one option per field of FinetuneConfig; it receives those given as `options`."""
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "options"]
@@ -47,13 +56,18 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
         for name, field in FinetuneConfig.model_fields.items()
     ]
 
+    former = [_hidden(name) for name in RENAMED]
+
     def wrapper(**given: Any) -> None:
+        for old in RENAMED:
+            if given.pop(old) is not None:
+                raise ConfigError(renamed_option(old, "--{}"))
         options = {p.name: given.pop(p.name) for p in made}
         command(**given, options={k: v for k, v in options.items() if v is not None})
 
     keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    wrapper.__signature__ = inspect.Signature([*made, *keyword_only])  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in [*made, *keyword_only]}
+    wrapper.__signature__ = inspect.Signature([*made, *former, *keyword_only])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in [*made, *former, *keyword_only]}
     wrapper.__name__ = command.__name__
     wrapper.__doc__ = command.__doc__
     return wrapper

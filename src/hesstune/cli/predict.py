@@ -27,8 +27,8 @@ def predict(
     quiet: QUIET = False,
 ) -> None:
     """Predict the classes of new data: ids, labels and probabilities as CSV."""
+    from hesstune.analysis.predict import predict as run_predict
     from hesstune.errors import RunError
-    from hesstune.training.predict import predict as run_predict
 
     if out.exists() and not overwrite:
         raise RunError(f"{out} exists; choose another --out or give --overwrite")

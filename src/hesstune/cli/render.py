@@ -17,7 +17,7 @@ from hesstune.cli.exits import is_first
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hesstune.training.run import Run
+    from hesstune.runs.run import Run
 
 __all__ = ["Output", "progress_bars", "results_table"]
 
@@ -122,7 +122,7 @@ def results_table(runs: dict[str, Run]) -> Table:
     from rich.console import Console
     from rich.table import Table
 
-    from hesstune.training.card import test_labels
+    from hesstune.runs.model_card import test_labels
 
     against = test_labels(next(iter(runs.values())).record)
     titles = (

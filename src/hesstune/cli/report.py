@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from hesstune.cli.options import JSON, QUIET
 from hesstune.cli.render import Output
 
-if TYPE_CHECKING:
-    from hesstune.training.run import Run
-
-__all__ = ["open_on_desktop", "report", "write_report", "write_study"]
+__all__ = ["open_on_desktop", "report"]
 
 
 def report(
@@ -29,7 +26,8 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about a run or a comparison: report.html in its folder."""
     from hesstune.errors import ConfigError
-    from hesstune.training.run import Run
+    from hesstune.report.write import write_report, write_study
+    from hesstune.runs.run import Run
 
     output = Output(quiet, json)
     if (run / "results.json").is_file():
@@ -42,47 +40,6 @@ def report(
         output.say(note)
     output.say(f"Report: {page}")
     output.record({"path": str(page), "bytes": page.stat().st_size, "note": note})
-
-
-def write_report(run: Run, device: str = "auto") -> tuple[Path, str | None]:
-    """Write a run's report.html, with its doubtful labels where the data is at hand; return why not, too."""
-    from hesstune.errors import DataError, RunError
-    from hesstune.report.records import read_records
-    from hesstune.report.run_page import pictured, render_run
-    from hesstune.training.doubts import doubtful_labels, save_pictures
-    from hesstune.training.files import write_text
-
-    _, note = run.result, None
-    try:  # the page is complete without: the data may be elsewhere by now
-        if not (run.path / "doubtful.csv").is_file():
-            doubtful_labels(run, device)
-        ids = pictured(run.path)
-        if set(ids) - set(read_records(run.path).pictures):
-            save_pictures(run, ids)
-    except (DataError, RunError) as error:
-        read_records(run.path)  # a damaged record is an error of its own
-        note = f"Without all examples and doubtful labels: {error}"
-    page = run.path / "report.html"
-    write_text(page, render_run(run.path))
-    return page, note
-
-
-def write_study(folder: Path, baseline: str | None = None) -> Path:
-    """Write a comparison's report.html; differences are from its own baseline, or another of its methods."""
-    from hesstune.errors import unknown_name
-    from hesstune.report.study_page import render_study
-    from hesstune.study.results import read_results
-    from hesstune.study.summary import differences
-    from hesstune.training.files import write_text
-
-    results = read_results(folder)
-    if baseline is not None:
-        if baseline not in results["methods"]:
-            raise unknown_name("baseline", baseline, results["methods"])
-        results |= {"baseline": baseline, "differences": differences(results["cells"], baseline)}
-    page = folder / "report.html"
-    write_text(page, render_study(results))
-    return page
 
 
 def open_on_desktop(page: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from hesstune.checks import one_of, positive
 from hesstune.errors import ConfigError, LayerError, listed, unknown_name
 from hesstune.reference import Reference
-from hesstune.sharding import is_sharded, over_parts, pair
+from hesstune.runtime.sharding import is_sharded, over_parts, pair
 
 __all__ = ["NORMS", "DistanceConstraint", "depth_scaled", "resolve_radii"]
 

@@ -10,17 +10,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from hesstune.checks import also_called
 from hesstune.curvature.arguments import check_arguments, limited
-from hesstune.curvature.auto import Method, Plan, make_plan, require_finite
 from hesstune.curvature.capture import Capture, capture, differentiable, rows_of
 from hesstune.curvature.exact import ExactForms, exact_by_forward_mode, exact_forms
 from hesstune.curvature.lanczos import Stopping
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.padding import by_length, trimmed
+from hesstune.curvature.planning import MeasurePlan, Method, make_plan, require_finite
 from hesstune.curvature.result import Measure
 from hesstune.curvature.screening import Screening
 from hesstune.curvature.selection import selected_layers
-from hesstune.curvature.smooth import Screen, SmoothSettings, smooth_brackets, smooth_traces
+from hesstune.curvature.smooth import GaussNewtonScreen, SmoothSettings, smooth_brackets, smooth_traces
 from hesstune.errors import DataError
 from hesstune.forward import Inputs, batch_size, moved
 from hesstune.reference import Reference
@@ -38,6 +39,7 @@ _MOST_PER_STEP = 4
 _SENTENCES = 16
 
 
+@also_called(noise="noise_matrix")
 def measure(
     model: nn.Module,
     ref: Reference,
@@ -53,7 +55,7 @@ def measure(
     seed: int = 0,
     *,
     mean_sample: int = 0,
-    noise: Any = None,
+    noise_matrix: Any = None,
     label_smoothing: float = 0.0,
     class_weights: torch.Tensor | None = None,
     max_examples: int | None = None,
@@ -87,12 +89,12 @@ def measure(
         trace: Also Tr H_i⁺ of every example and layer; "exact": of exact layers only, where it costs
             little (a smooth layer's takes several Lanczos runs an example).
         spectrum: Also the nonzero eigenvalues of H_i (exact layers).
-        loss: `cross_entropy`, `consistent` (needs `noise`), or a callable (logits, targets) -> (B,)
+        loss: `cross_entropy`, `consistent` (needs `noise_matrix`), or a callable (logits, targets) -> (B,)
             of per-example losses, which goes through the smooth path.
         seed: Of every random probe; the global random state is not used.
         mean_sample: With examples="max": how many examples, drawn at random, are refined in every
             smooth layer, so that `mean` has a value and a standard error there; 0 for none.
-        noise: F as an array, F[i, j] = P(noisy = j | true = i), or anything with `.inverse`.
+        noise_matrix: F as an array, F[i, j] = P(noisy = j | true = i), or anything with `.inverse`.
         label_smoothing: ε of label smoothing.
         class_weights: (K,): the loss −Σ c_k log p_k becomes −Σ w_k c_k log p_k.
         max_examples: Stop after so many examples.
@@ -129,12 +131,12 @@ def measure(
     """
     check_arguments(method, examples, steps, tol, max_examples, memory_mib, skip_classes, mean_sample)
     ref.check(model)
-    objective = Objective(loss, noise, label_smoothing, class_weights)
+    objective = Objective(loss, noise_matrix, label_smoothing, class_weights)
     names = selected_layers(ref.layers(), layers)
     settings = _Settings(
         method, steps, tol, trace, spectrum, seed, memory_mib, skip_classes, examples, mean_sample
     )
-    run = _Run(model, ref, names, objective, settings)
+    run = _Measurement(model, ref, names, objective, settings)
     done = 0
     with differentiable(model, names):
         if plan_on is not None:
@@ -169,7 +171,7 @@ class _Settings:
 
 
 @dataclass
-class _Run:
+class _Measurement:
     """The state of one measurement: what is asked, the plan once known, the rows so far."""
 
     model: nn.Module
@@ -177,12 +179,12 @@ class _Run:
     names: list[str]
     objective: Objective
     settings: _Settings
-    plan: Plan | None = None
+    plan: MeasurePlan | None = None
     plan_examples: int = 0
     count: int = 0
     rows: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     order: list[torch.Tensor] = field(default_factory=list)
-    screen: Screen | None = None
+    screen: GaussNewtonScreen | None = None
     screened: Screening | None = None
     sampled: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -303,7 +305,7 @@ class _Run:
         methods: tuple[Method, ...] = ("lanczos", "weight_space")
         if asked.examples == "max" and self.plan.by("lanczos"):
             methods = ("weight_space",)
-            self.screen = self.screen or Screen(self.model, self.plan, self.deltas, smooth)
+            self.screen = self.screen or GaussNewtonScreen(self.model, self.plan, self.deltas, smooth)
             self.screen.add(inputs, targets)
             for column in self._columns("lanczos"):
                 for key in _FORMS:

@@ -24,7 +24,7 @@ class Objective:
 
     Args:
         loss: `cross_entropy`, `consistent`, or a callable (logits (B, K), targets) -> (B,).
-        noise: For `consistent`: F as an array (F[i, j] = P(noisy = j | true = i)), or anything with
+        noise_matrix: For `consistent`: F as an array (F[i, j] = P(noisy = j | true = i)), or anything with
             an `inverse` attribute, such as a noise matrix.
         label_smoothing: ε: the targets become (1 − ε)·onehot + ε/K.
         class_weights: (K,), non-negative: c_k is multiplied by the k-th one.
@@ -36,23 +36,23 @@ class Objective:
     def __init__(
         self,
         loss: str | PerExampleLoss = "cross_entropy",
-        noise: Any = None,
+        noise_matrix: Any = None,
         label_smoothing: float = 0.0,
         class_weights: torch.Tensor | None = None,
     ) -> None:
         if isinstance(loss, str) and loss not in ("cross_entropy", "consistent"):
             raise unknown_name("loss", loss, ["cross_entropy", "consistent"])
-        if (loss == "consistent") != (noise is not None):
+        if (loss == "consistent") != (noise_matrix is not None):
             raise ConfigError(
                 "loss='consistent' and a noise matrix go together; "
-                f"got loss={loss!r} and noise={'given' if noise is not None else 'None'}"
+                f"got loss={loss!r} and noise_matrix={'given' if noise_matrix is not None else 'None'}"
             )
         if not 0.0 <= label_smoothing < 1.0:
             raise ConfigError(f"label_smoothing must be in [0, 1); got {label_smoothing}")
         if callable(loss) and (label_smoothing or class_weights is not None):
             raise ConfigError("label_smoothing and class_weights belong inside a loss given as a callable")
         self._callable = loss if callable(loss) else None
-        self._inverse = _inverse_of(noise)
+        self._inverse = _inverse_of(noise_matrix)
         self._smoothing = label_smoothing
         self._class_weights = class_weights
         if class_weights is not None and bool((torch.as_tensor(class_weights) < 0).any()):
@@ -135,14 +135,14 @@ class Objective:
             )
 
 
-def _inverse_of(noise: Any) -> np.ndarray | None:
-    if noise is None:
+def _inverse_of(noise_matrix: Any) -> np.ndarray | None:
+    if noise_matrix is None:
         return None
-    inverse = getattr(noise, "inverse", None)
+    inverse = getattr(noise_matrix, "inverse", None)
     if inverse is None:
-        array = np.asarray(noise, dtype=np.float64)
+        array = np.asarray(noise_matrix, dtype=np.float64)
         if array.ndim != 2 or array.shape[0] != array.shape[1]:
-            raise ConfigError(f"noise must be a (K, K) matrix; got shape {array.shape}")
+            raise ConfigError(f"noise_matrix must be a (K, K) matrix; got shape {array.shape}")
         if np.linalg.cond(array) > 1e12:
             raise ConfigError("the noise matrix is singular, so the consistent loss does not exist")
         inverse = np.linalg.inv(array)

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from hesstune.errors import ConfigError, RunError, unknown_name
-from hesstune.reading import one_line
+from hesstune.errors import ConfigError, FormerNameError, RunError, unknown_name
+from hesstune.storage.reading import one_line
 
 __all__ = ["STATEMENT", "Measure"]
 
@@ -67,7 +67,7 @@ class Measure:
         >>> one = torch.ones(4, 1, dtype=torch.float64)
         >>> losses = torch.tensor([0.5, 0.1, 0.2, 2.0])
         >>> m = Measure(["w"], one, one, one, losses, torch.ones(1), ["exact"], [""])
-        >>> round(m.distance(n=100), 4)  # sqrt(2 · 1 / 100)
+        >>> round(m.hessian_distance(n=100), 4)  # sqrt(2 · 1 / 100)
         0.1414
     """
 
@@ -127,7 +127,7 @@ class Measure:
         """The 99th percentile over the examples, (L,); NaN where only the maximum was refined."""
         return self.quadratic.quantile(0.99, dim=0)
 
-    def distance(self, n: int, C: float | None = None) -> float:
+    def hessian_distance(self, n: int, C: float | None = None) -> float:
         """Return the Hessian distance measure Σ_i √(C·𝓗_i/n) (the paper, Theorem 2.1).
 
         Args:
@@ -139,8 +139,16 @@ class Measure:
         """
         return float(self.shares(n, C).sum())
 
+    def __getattr__(self, name: str) -> Any:
+        """Say what `distance` is called now."""
+        if name == "distance":
+            raise FormerNameError(
+                "Measure.distance(n)", "hessian_distance(n); `distances` holds ‖v_i‖ by layer"
+            )
+        raise AttributeError(f"'Measure' has no attribute '{name}'")
+
     def shares(self, n: int, C: float | None = None) -> torch.Tensor:
-        """Return each layer's term √(C·𝓗_i/n) of `distance`, (L,)."""
+        """Return each layer's term √(C·𝓗_i/n) of `hessian_distance`, (L,)."""
         if n < 1:
             raise ConfigError(f"n must be the size of the training set, at least 1; got {n}")
         bound = float(self.losses.max()) if C is None else float(C)
@@ -166,7 +174,7 @@ class Measure:
         n = self.losses.shape[0] if n is None else n
         return {
             "examples": self.losses.shape[0],
-            "measure": {"n": n, "C": float(self.losses.max()), "value": self.distance(n)},
+            "measure": {"n": n, "C": float(self.losses.max()), "value": self.hessian_distance(n)},
             "losses": {"mean": float(self.losses.mean()), "max": float(self.losses.max())},
             "layers": layers,
             "notes": list(self.notes),

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from hesstune.curvature.auto import Method, Plan
 from hesstune.curvature.capture import rows_of
 from hesstune.curvature.lanczos import LanczosForms, Stopping, lanczos_forms, lanczos_trace
 from hesstune.curvature.objective import Objective
 from hesstune.curvature.padding import trimmed
+from hesstune.curvature.planning import MeasurePlan, Method
 from hesstune.curvature.products import WeightProducts
 from hesstune.curvature.quadrature import Bracket, probe_mean
 from hesstune.curvature.screening import SAFETY, Ranking, Screening, rank_examples, screen_maximum
 from hesstune.forward import Inputs, batch_size
 
-__all__ = ["Sample", "Screen", "SmoothSettings", "smooth_brackets", "smooth_traces"]
+__all__ = ["GaussNewtonScreen", "Sample", "SmoothSettings", "smooth_brackets", "smooth_traces"]
 
 _TRACE_PROBES = 8
 # The maximum carries the whole measure, so it is refined further than other entries.
@@ -51,7 +51,7 @@ def smooth_brackets(
     model: nn.Module,
     inputs: Inputs,
     targets: torch.Tensor,
-    plan: Plan,
+    plan: MeasurePlan,
     deltas: Mapping[str, torch.Tensor],
     settings: SmoothSettings,
     methods: tuple[Method, ...] = ("lanczos", "weight_space"),
@@ -106,7 +106,7 @@ class Sample:
     stderr: torch.Tensor
 
 
-class Screen:
+class GaussNewtonScreen:
     """Finds the smooth layers' maxima over all examples; the examples are kept until then.
 
     Args:
@@ -117,7 +117,11 @@ class Screen:
     """
 
     def __init__(
-        self, model: nn.Module, plan: Plan, deltas: Mapping[str, torch.Tensor], settings: SmoothSettings
+        self,
+        model: nn.Module,
+        plan: MeasurePlan,
+        deltas: Mapping[str, torch.Tensor],
+        settings: SmoothSettings,
     ) -> None:
         self._model, self._plan, self._settings = model, plan, settings
         self._deltas = {name: deltas[name] for name in plan.by("lanczos")}
@@ -197,7 +201,7 @@ def smooth_traces(
     model: nn.Module,
     inputs: Inputs,
     targets: torch.Tensor,
-    plan: Plan,
+    plan: MeasurePlan,
     settings: SmoothSettings,
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Estimate Tr H_i⁺ of every smooth layer and every example, (B,), with standard errors."""
@@ -235,7 +239,9 @@ def smooth_traces(
     return found
 
 
-def _shared(inputs: Inputs, targets: torch.Tensor, plan: Plan) -> Iterator[tuple[Inputs, torch.Tensor]]:
+def _shared(
+    inputs: Inputs, targets: torch.Tensor, plan: MeasurePlan
+) -> Iterator[tuple[Inputs, torch.Tensor]]:
     """Split a chunk into the examples that share one graph, without the padding that none of them needs."""
     for index in torch.arange(batch_size(inputs)).split(_SHARED):
         part = rows_of(inputs, index)
@@ -246,7 +252,7 @@ def _in_weight_space(
     model: nn.Module,
     inputs: Inputs,
     targets: torch.Tensor,
-    plan: Plan,
+    plan: MeasurePlan,
     name: str,
     starts: Sequence[torch.Tensor],
     settings: SmoothSettings,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hesstune.checks import also_called
 from hesstune.curvature.capture import capture, differentiable, rows_of
 from hesstune.curvature.exact import exact_forms
 from hesstune.curvature.objective import Objective
@@ -77,6 +78,7 @@ class Stability:
         }
 
 
+@also_called(noise="noise_matrix")
 def noise_stability(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -86,7 +88,7 @@ def noise_stability(
     *,
     layers: str | Sequence[str] | None = None,
     loss: str | PerExampleLoss = "cross_entropy",
-    noise: Any = None,
+    noise_matrix: Any = None,
     probes: int = 8,
 ) -> Stability:
     """Measure E[ℓ(W + U)] − ℓ(W) for U ~ N(0, σ²) on chosen layers, and predict it from Tr H_i.
@@ -104,8 +106,8 @@ def noise_stability(
         samples: Draws of U, at least 2.
         seed: Of the draws and the probes; the global random state is not used.
         layers: Names or fnmatch patterns; every layer (Linear, ConvNd, attention weights) where None.
-        loss: `cross_entropy`, `consistent` (needs `noise`), or a callable (logits, targets) -> (B,).
-        noise: As in `measure`.
+        loss: `cross_entropy`, `consistent` (needs `noise_matrix`), or a callable (logits, targets) -> (B,).
+        noise_matrix: As in `measure`.
         probes: Hutchinson probes, at least 2.
 
     Raises:
@@ -122,7 +124,15 @@ def noise_stability(
         (True, 0.0)
     """
     rows = noise_stability_table(
-        model, batches, [sigma], samples, seed, layers=layers, loss=loss, noise=noise, probes=probes
+        model,
+        batches,
+        [sigma],
+        samples,
+        seed,
+        layers=layers,
+        loss=loss,
+        noise_matrix=noise_matrix,
+        probes=probes,
     )
     return rows[0]
 
@@ -136,15 +146,15 @@ def noise_stability_table(
     *,
     layers: str | Sequence[str] | None = None,
     loss: str | PerExampleLoss = "cross_entropy",
-    noise: Any = None,
+    noise_matrix: Any = None,
     probes: int = 8,
-    summed: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    all_reduce_sum: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> list[Stability]:
     """Measure the noise stability over a range of σ: the rows of the paper's table, or of a figure.
 
     All σ share the draws (scaled) and the traces. Arguments and errors are those of `noise_stability`,
-    and `probes` may be 0 for no traces, the costly part: `taylor` is then NaN. `summed` adds up a tensor
-    over the processes that share the batches.
+    and `probes` may be 0 for no traces, the costly part: `taylor` is then NaN. `all_reduce_sum` adds up a
+    tensor over the processes that share the batches.
     """
     if not sigmas or any(not s > 0 for s in sigmas):
         raise ConfigError(f"sigma must be positive; got {list(sigmas)}")
@@ -154,7 +164,7 @@ def noise_stability_table(
         )
     names = selected_layers(layer_names(model), layers)
     weights = {name: dict(model.named_parameters())[name] for name in names}
-    objective = Objective(loss, noise)
+    objective = Objective(loss, noise_matrix)
     device = next(iter(weights.values())).device
     rises = torch.zeros(len(sigmas), samples, dtype=torch.float64)
     exact, probed, examples = 0.0, torch.zeros(probes, dtype=torch.float64), 0
@@ -166,11 +176,11 @@ def noise_stability_table(
             part = rows_of(inputs, index), targets[index.to(device)]
             known, estimated = _traces(model, part, names, objective, probes, seed)
             exact, probed = exact + known, probed + estimated
-    if summed is not None:
-        rises, probed = summed(rises), summed(probed)
+    if all_reduce_sum is not None:
+        rises, probed = all_reduce_sum(rises), all_reduce_sum(probed)
         exact, examples = (
-            float(summed(torch.tensor(exact, dtype=torch.float64))),
-            int(summed(torch.tensor(examples))),
+            float(all_reduce_sum(torch.tensor(exact, dtype=torch.float64))),
+            int(all_reduce_sum(torch.tensor(examples))),
         )
     if not examples:
         raise DataError("there are no examples to measure: the batches are empty")

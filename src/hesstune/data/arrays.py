@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hesstune.checks import readable_file
 from hesstune.data.examples import Listing
 from hesstune.errors import DataError
-from hesstune.reading import read_array, reading
+from hesstune.storage.reading import read_array, reading
 
 # Arrays are kept in memory whole; a small file may claim to unpack to any size.
 MAX_MIB = 8192

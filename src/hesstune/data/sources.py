@@ -18,7 +18,7 @@ from hesstune.data.hub import read_hub
 from hesstune.data.images import SUFFIXES
 from hesstune.data.votes import class_index, soft_columns, soft_names, vote_columns, vote_table, vote_values
 from hesstune.errors import DataError, cut, listed, unknown_name
-from hesstune.reading import reading
+from hesstune.storage.reading import reading
 from hesstune.weak.label_models import label
 from hesstune.weak.votes import ABSTAIN, Votes
 

@@ -14,11 +14,11 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
+from hesstune.analysis.predict import predict
 from hesstune.data.arrays import as_images, write_arrays
 from hesstune.errors import DataError
+from hesstune.runs.run import Run
 from hesstune.training.finetune import finetune
-from hesstune.training.predict import predict
-from hesstune.training.run import Run
 
 __all__ = ["RobustClassifier"]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hesstune.errors import DataError
 from hesstune.losses.consistent import ConsistentLoss
-from hesstune.methods._base import MethodSetup
+from hesstune.methods._setup import MethodSetup
 
 __all__ = ["averaged", "balanced_rates", "class_weights", "consistent", "cross_entropy"]
 
@@ -65,11 +65,11 @@ def consistent(setup: MethodSetup) -> ConsistentLoss:
     Balance weighs the *true* classes by 1/(K π_k), π estimated from the noisy frequencies and F; a
     balanced sampler is undone by its own rates, which leaves the same expectation.
     """
-    assert setup.noise is not None
+    assert setup.noise_matrix is not None
     if setup.balance == "none":
-        return ConsistentLoss(setup.noise)
+        return ConsistentLoss(setup.noise_matrix)
     rates = balanced_rates(setup.counts)
-    prior = setup.noise.clean_prior(setup.counts / setup.counts.sum())
-    weight = torch.from_numpy(1.0 / (setup.noise.k * prior))
+    prior = setup.noise_matrix.clean_prior(setup.counts / setup.counts.sum())
+    weight = torch.from_numpy(1.0 / (setup.noise_matrix.k * prior))
     sampling = torch.from_numpy(rates) if setup.balance == "sampler" else None
-    return ConsistentLoss(setup.noise, weight=weight, sampling=sampling)
+    return ConsistentLoss(setup.noise_matrix, weight=weight, sampling=sampling)

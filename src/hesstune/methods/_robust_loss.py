@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from hesstune.methods._base import Method, MethodSetup
+from hesstune.methods._base import Method
 from hesstune.methods._losses import Loss, averaged
+from hesstune.methods._setup import MethodSetup
 
 __all__ = ["Loss", "RobustLoss"]
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.methods._base import Method, MethodSetup
+from hesstune.methods._base import Method
+from hesstune.methods._setup import MethodSetup
 
 __all__ = ["HEAD_NOISE", "TwoNetworks"]
 

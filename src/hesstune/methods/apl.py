@@ -6,8 +6,8 @@ Source: Ma et al. 2020, section 4; α = β = 1 for ten classes.
 from __future__ import annotations
 
 from hesstune.losses.robust import ActivePassiveLoss
-from hesstune.methods._base import Option
 from hesstune.methods._robust_loss import Loss, RobustLoss
+from hesstune.methods._setup import Option
 
 SOURCE = "Ma et al. 2020, section 4.1 (CIFAR-10)"
 

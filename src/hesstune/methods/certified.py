@@ -19,7 +19,8 @@ from hesstune.bounds.noisy import KnownNoise, clean_losses, zero_one_loss
 from hesstune.bounds.pac_bayes import MIN_EXAMPLES
 from hesstune.bounds.prior import PRIOR_SCALES, base_deviations, head_ratios, nearest_member
 from hesstune.forward import logits_of
-from hesstune.methods._base import Batch, Method, MethodSetup, Option, T
+from hesstune.methods._base import Method, T
+from hesstune.methods._setup import Batch, MethodSetup, Option
 
 # The running mean of the batches' losses, which weighs the KL.
 MEMORY = 0.95
@@ -45,7 +46,7 @@ class Certified(Method):
         self.base = base_deviations(setup.model, setup.reference)
         self.head = {name for name in names if setup.in_head(name)}
         self.body = [name for name in names if name not in self.head]
-        noise = setup.noise
+        noise = setup.noise_matrix
         loss = zero_one_loss(len(setup.counts)) if noise is None else clean_losses(KnownNoise(noise))[0]
         self.matrix = unit_matrix(loss)
         family = len(PRIOR_SCALES) * len(head_ratios(names, setup.head))

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from hesstune.methods._base import Batch, Option
+from hesstune.methods._setup import Batch, Option
 from hesstune.methods._two_networks import TwoNetworks
 
 
@@ -22,8 +22,8 @@ class CoTeaching(TwoNetworks):
 
     def kept(self, epoch: int) -> float:
         """Return R(T), the share of a batch that is kept in an epoch."""
-        assert self.setup.noise is not None
-        rate, over = self.setup.noise.rate, self.options["ramp"] * self.setup.epochs
+        assert self.setup.noise_matrix is not None
+        rate, over = self.setup.noise_matrix.rate, self.options["ramp"] * self.setup.epochs
         return 1.0 - rate * (min(1.0, (epoch + 1) / over) if over else 1.0)
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

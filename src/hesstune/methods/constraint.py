@@ -7,7 +7,8 @@ grow with depth, as in the paper's code.
 from __future__ import annotations
 
 from hesstune.constraints.distance import DistanceConstraint, depth_scaled, resolve_radii
-from hesstune.methods._base import Method, MethodSetup
+from hesstune.methods._base import Method
+from hesstune.methods._setup import MethodSetup
 
 
 class Constraint(Method):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hesstune.methods._base import Batch, MethodSetup, Option
+from hesstune.methods._setup import Batch, MethodSetup, Option
 from hesstune.methods._two_networks import TwoNetworks
 from hesstune.methods.mixup import beta_draw, mixed
 

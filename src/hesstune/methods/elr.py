@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from hesstune.losses.robust import early_learning_penalty
-from hesstune.methods._base import Batch, Method, MethodSetup, Option
+from hesstune.methods._base import Method
+from hesstune.methods._setup import Batch, MethodSetup, Option
 
 SOURCE = "Liu et al. 2020, appendix (CIFAR-10)"
 

@@ -17,7 +17,7 @@ class Forward(RobustLoss):
 
     def make(self) -> Loss:
         """Return the loss of each example."""
-        return ForwardLoss(self.setup.noise, reduction="none")
+        return ForwardLoss(self.setup.noise_matrix, reduction="none")
 
 
 METHOD = Forward

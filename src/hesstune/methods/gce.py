@@ -6,8 +6,8 @@ Source: Zhang and Sabuncu 2018, equation 6, q = 0.7.
 from __future__ import annotations
 
 from hesstune.losses.robust import GeneralizedCrossEntropy
-from hesstune.methods._base import Option
 from hesstune.methods._robust_loss import Loss, RobustLoss
+from hesstune.methods._setup import Option
 
 
 class GCE(RobustLoss):

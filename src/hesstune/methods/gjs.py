@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 
 from hesstune.losses.robust import JensenShannonLoss
-from hesstune.methods._base import Batch, Method, MethodSetup, Option
+from hesstune.methods._base import Method
 from hesstune.methods._losses import class_weights
+from hesstune.methods._setup import Batch, MethodSetup, Option
 
 
 class GJS(Method):

@@ -12,13 +12,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from hesstune.methods._base import Method, MethodSetup, Option
+from hesstune.methods._base import Method
+from hesstune.methods._setup import MethodSetup, Option
 
 
 class GradualUnfreezing(Method):
     """Cross-entropy; parameters thaw from the last to the first."""
 
-    thaws = True
+    toggles_requires_grad = True
     own_options = {"share": Option(0.5, "half of the epochs: all layers then train as long", high=1.0)}
 
     def __init__(self, setup: MethodSetup) -> None:

@@ -5,7 +5,7 @@ Source: Li, Grandvalet, Davoine 2018, equation 4.
 
 from __future__ import annotations
 
-from hesstune.methods._base import Option
+from hesstune.methods._setup import Option
 from hesstune.methods.l2_sp import L2SP
 
 

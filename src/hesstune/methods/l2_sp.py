@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 
 from hesstune.constraints.penalty import StartingPointPenalty
-from hesstune.methods._base import Method, MethodSetup, Option
+from hesstune.methods._base import Method
+from hesstune.methods._setup import MethodSetup, Option
 
 SOURCE = "Li et al. 2018, section 4: alpha within 1e-3 … 1, beta 0.01"
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from hesstune.methods._base import Method, MethodSetup, Option
+from hesstune.methods._base import Method
 from hesstune.methods._losses import averaged
+from hesstune.methods._setup import MethodSetup, Option
 
 
 class LabelSmoothing(Method):

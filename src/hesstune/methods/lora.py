@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from hesstune.errors import ConfigError, MissingExtraError
-from hesstune.methods._base import Method, MethodSetup, Option
+from hesstune.methods._base import Method
+from hesstune.methods._setup import MethodSetup, Option
 
 
 class LoRA(Method):

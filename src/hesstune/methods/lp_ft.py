@@ -11,13 +11,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from hesstune.methods._base import Method, MethodSetup, Option
+from hesstune.methods._base import Method
+from hesstune.methods._setup import MethodSetup, Option
 
 
 class LPFT(Method):
     """Cross-entropy in two phases; the head's phase has a larger learning rate."""
 
-    thaws = True
+    toggles_requires_grad = True
     own_options = {
         "probe": Option(0.5, "Kumar et al. 2022: half of the epochs each", high=1.0, search=(0.1, 0.9)),
         "head_lr": Option(100.0, "the ratio of --lr's defaults for a head and for all layers", low=1e-3),

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from hesstune.methods._base import Batch, Method, Option
+from hesstune.methods._base import Method
+from hesstune.methods._setup import Batch, Option
 
 
 def beta_draw(alpha: float) -> float:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from hesstune.methods._base import Method, Option, T
+from hesstune.methods._base import Method, T
+from hesstune.methods._setup import Option
 
 
 class NSO(Method):

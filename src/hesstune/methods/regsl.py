@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from hesstune.methods._base import Batch, MethodSetup, Option
 from hesstune.methods._losses import class_weights
+from hesstune.methods._setup import Batch, MethodSetup, Option
 from hesstune.methods.constraint import Constraint
 
 SOURCE = "the code of Li and Zhang 2021, its README"

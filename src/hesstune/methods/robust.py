@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from hesstune.methods._base import MethodSetup
 from hesstune.methods._losses import consistent
+from hesstune.methods._setup import MethodSetup
 from hesstune.methods.constraint import Constraint
 
 

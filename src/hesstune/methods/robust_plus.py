@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hesstune.methods._base import Option
+from hesstune.methods._setup import Option
 from hesstune.methods.elr import EarlyLearning
 from hesstune.methods.robust import Robust
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from hesstune.methods._base import Method, MethodSetup, Option, T
+from hesstune.methods._base import Method, T
+from hesstune.methods._setup import MethodSetup, Option
 
 
 class SAM(Method):

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from hesstune.methods._base import Batch, Method, MethodSetup, Option
+from hesstune.methods._base import Method
 from hesstune.methods._losses import class_weights
+from hesstune.methods._setup import Batch, MethodSetup, Option
 
 
 class SAT(Method):

@@ -6,8 +6,8 @@ Source: Wang et al. 2019, section 3.2; α = 0.1, β = 1 for ten classes.
 from __future__ import annotations
 
 from hesstune.losses.robust import SymmetricCrossEntropy
-from hesstune.methods._base import Option
 from hesstune.methods._robust_loss import Loss, RobustLoss
+from hesstune.methods._setup import Option
 
 SOURCE = "Wang et al. 2019, section 4.3 (CIFAR-10)"
 

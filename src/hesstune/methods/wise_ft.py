@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.methods._base import MethodSetup, Option
+from hesstune.methods._setup import MethodSetup, Option
 from hesstune.methods.lp_ft import LPFT
 
 

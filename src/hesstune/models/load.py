@@ -17,7 +17,7 @@ from hesstune.checks import readable_file
 from hesstune.errors import ModelError, listed, unknown_name
 from hesstune.forward import Inputs, batch_size, evaluating, logits_of
 from hesstune.models.vision import IMAGENET, Normalisation, load_vision_model
-from hesstune.reading import one_line
+from hesstune.storage.reading import one_line
 
 __all__ = ["HEAD_INITS", "KINDS", "LoadedModel", "load_model", "set_parameters", "spec_parts"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from hesstune.errors import RunError
-from hesstune.reading import read_json, read_rows, read_text, reading
+from hesstune.storage.reading import read_json, read_rows, read_text, reading
 
 __all__ = ["Records", "read_records"]
 

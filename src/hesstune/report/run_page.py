@@ -13,8 +13,8 @@ import numpy as np
 from hesstune.report.environment import render
 from hesstune.report.figures import curves, heat_map, stability
 from hesstune.report.layers import distribution, layer_rows, layer_words, setters
+from hesstune.report.narrative import assumptions, onset, provenance, training_words, verdict
 from hesstune.report.records import Records, read_records
-from hesstune.report.words import assumptions, onset, provenance, training_words, verdict
 
 __all__ = ["pictured", "render_run"]
 

@@ -16,14 +16,15 @@ from hesstune.curvature.measure import measure
 from hesstune.curvature.stability import noise_stability_table
 from hesstune.errors import HesstuneError
 from hesstune.forward import Inputs
+from hesstune.inputs.batches import predict_logits
+from hesstune.inputs.features import FeatureInputs
 from hesstune.reference import Reference
+from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.run import Run
+from hesstune.storage.atomic import write_json
 from hesstune.study.plan import Cell, Settings
-from hesstune.training.config import FinetuneConfig
 from hesstune.training.evaluate import cross_entropy_under
-from hesstune.training.feeds import FeatureFeed, predict_logits
-from hesstune.training.files import write_json
 from hesstune.training.finetune import Trained, finetune
-from hesstune.training.run import Run
 
 __all__ = ["CELL", "run_cell"]
 
@@ -103,7 +104,7 @@ class _View:
     def __init__(self, trained: Trained, seed: int, most: int | None) -> None:
         self.loaded, self.feed = trained.loaded, trained.feeds["train"]
         self.net: nn.Module = trained.net
-        self.head_alone = isinstance(self.feed, FeatureFeed)
+        self.head_alone = isinstance(self.feed, FeatureInputs)
         self.reference = _of_head(trained) if self.head_alone else trained.reference
         labels = trained.task.train.labels
         assert labels is not None
@@ -151,7 +152,7 @@ def _observed(trained: Trained, config: FinetuneConfig, settings: Settings) -> d
             mean_sample=0,
             method="exact" if view.head_alone else "auto",
         )
-        found["measure"] = measured.distance(view.n)
+        found["measure"] = measured.hessian_distance(view.n)
         mean = (float(measured.losses.max()) * measured.mean.nan_to_num(nan=0.0) / (2 * view.n)).sqrt()
         found["measure_mean"] = float(mean.sum()) if bool(measured.mean.isfinite().all()) else None
         found["max_loss"] = float(measured.losses.max())
@@ -185,9 +186,9 @@ def _validation_gap(trained: Trained) -> float | None:
 
 def _certificate(view: _View, config: FinetuneConfig) -> dict[str, Any]:
     """Certify the head on its training examples, where the labels' noise is known; else say why not."""
+    from hesstune.analysis.certify import noise_story
     from hesstune.bounds.certificate import certify
     from hesstune.noise.matrix import NoiseMatrix
-    from hesstune.training.certify import noise_story
 
     if config.split != "uniform":
         return {"risk": None, "why": "the split is not a uniform sample"}
@@ -199,13 +200,17 @@ def _certificate(view: _View, config: FinetuneConfig) -> dict[str, Any]:
         return {"risk": None, "why": " ".join(str(error).split())}
     if story not in ("known", "none"):
         return {"risk": None, "why": f"the labels' noise is {story.replace('_', ' ')}, not known"}
-    believed = config.noise if config.noise else config.noise_matrix
+    believed = config.inject_noise if config.inject_noise else config.noise_matrix
     noise = NoiseMatrix.parse(str(believed), view.k) if story == "known" else None
     features = view.feed.inputs(np.arange(view.n))
     assert isinstance(features, torch.Tensor)
     try:
         found = certify(
-            view.net, view.reference, TensorDataset(features, view.labels), noise=noise, repeats="allow"
+            view.net,
+            view.reference,
+            TensorDataset(features, view.labels),
+            noise_matrix=noise,
+            repeats="allow",
         )
     except HesstuneError as error:
         return {"risk": None, "why": " ".join(str(error).split())}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hesstune.errors import MissingExtraError, RunError
-from hesstune.study.plan import Plan
+from hesstune.study.plan import StudyPlan
 from hesstune.study.work import PLAN, STORE, finished, one
 
 __all__ = ["work_on_cluster"]
@@ -22,7 +22,7 @@ POLL = 0.5
 
 
 def work_on_cluster(
-    folder: Path, plan: Plan, most: int | None, progress: Callable[[int, int, str], None] | None = None
+    folder: Path, plan: StudyPlan, most: int | None, progress: Callable[[int, int, str], None] | None = None
 ) -> None:
     """Run every unfinished cell as a Ray task, each on one core.
 
@@ -72,7 +72,7 @@ def _connect(ray: Any) -> None:
 def _run_all(
     ray: Any,
     folder: Path,
-    plan: Plan,
+    plan: StudyPlan,
     most: int | None,
     progress: Callable[[int, int, str], None] | None,
 ) -> None:
@@ -98,7 +98,7 @@ def _run_all(
             ray.cancel(reference, force=True)
 
 
-def _check(ray: Any, reference: Any, plan: Plan, index: int) -> None:
+def _check(ray: Any, reference: Any, plan: StudyPlan, index: int) -> None:
     try:
         told = ray.get(reference)
     except ray.exceptions.RayError as error:
@@ -116,7 +116,7 @@ def _cell(folder: str, index: int) -> str:
     """Run one cell on a machine of the cluster; return what is wrong there, or nothing."""
     import torch
 
-    from hesstune.training.feature_store import FeatureStore, sharing
+    from hesstune.inputs.feature_store import FeatureStore, sharing
 
     torch.set_num_threads(1)
     out = Path(folder)
@@ -125,7 +125,7 @@ def _cell(folder: str, index: int) -> str:
             f"a machine of the cluster does not see {out}: --out must be on a file system that all machines "
             "share"
         )
-    plan = Plan.read(out / PLAN)
+    plan = StudyPlan.read(out / PLAN)
     with sharing(FeatureStore(out / STORE)):
         # The process of a lost machine may still be about to end.
         one(out, plan, plan.cells[index], wait=True)

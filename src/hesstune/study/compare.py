@@ -16,15 +16,15 @@ from typing import Any
 
 from hesstune.checks import one_of
 from hesstune.errors import ConfigError, RunError, unknown_name
+from hesstune.runs.config import read_yaml
+from hesstune.runs.folder import locked
+from hesstune.storage.atomic import write_json, write_text
 from hesstune.study.cell import CELL
 from hesstune.study.cluster import work_on_cluster
-from hesstune.study.plan import Cell, Plan, Settings, make_plan
+from hesstune.study.plan import Cell, Settings, StudyPlan, make_plan
 from hesstune.study.results import RESULTS, check_unchanged, read_results, results_of
 from hesstune.study.tables import cells_csv, markdown
 from hesstune.study.work import PLAN, STORE, finished, work
-from hesstune.training.config import read_yaml
-from hesstune.training.files import write_json, write_text
-from hesstune.training.folder import locked
 
 __all__ = ["Comparison", "compare", "plan_of"]
 
@@ -124,7 +124,7 @@ def compare(
 
     Example:
         >>> import hesstune as ht
-        >>> few = {"data": "digits", "train": "head", "limit": 64, "epochs": 1, "noise": "symmetric:0.4"}
+        >>> few = {"data": "digits", "train": "head", "limit": 64, "epochs": 1, "inject_noise": "pair:0.4"}
         >>> found = ht.compare(few, methods=["vanilla", "robust"], seeds=2)
         >>> found.finished, len(found.results["cells"])
         (True, 4)
@@ -144,7 +144,7 @@ def compare(
         return _run(folder, plan, base, work_off, command)
 
 
-def plan_of(values: Mapping[str, Any], settings: Settings | None = None) -> tuple[Plan, str]:
+def plan_of(values: Mapping[str, Any], settings: Settings | None = None) -> tuple[StudyPlan, str]:
     """Return the plan, and the baseline, of options that may also hold the names in KEYS.
 
     Raises:
@@ -182,7 +182,7 @@ def _seeds(given: Any) -> list[int]:
     return list(seeds)
 
 
-def _jobs(given: int | None, plan: Plan) -> int:
+def _jobs(given: int | None, plan: StudyPlan) -> int:
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -215,7 +215,7 @@ def _claim(folder: Path, overwrite: bool) -> None:
 
 
 def _run(
-    folder: Path, plan: Plan, baseline: str, work_off: Callable[[], None], command: str | None
+    folder: Path, plan: StudyPlan, baseline: str, work_off: Callable[[], None], command: str | None
 ) -> Comparison:
     if (folder / RESULTS).is_file():
         before = read_results(folder)
@@ -243,7 +243,7 @@ def _run(
     return Comparison(folder, results)
 
 
-def _earlier(folder: Path, plan: Plan) -> list[dict[str, Any]]:
+def _earlier(folder: Path, plan: StudyPlan) -> list[dict[str, Any]]:
     """Return the finished cells of an earlier call that this one does not name: they are kept."""
     if not (folder / RESULTS).is_file():
         return []
@@ -252,7 +252,7 @@ def _earlier(folder: Path, plan: Plan) -> list[dict[str, Any]]:
     return [c for c in cells if (c["task"], c["method"], c["seed"]) not in planned and c["status"] == "done"]
 
 
-def _unpack(folder: Path, before: Mapping[str, Any], plan: Plan) -> None:
+def _unpack(folder: Path, before: Mapping[str, Any], plan: StudyPlan) -> None:
     """Restore finished cells from results.json alone: the folder may have come without them."""
     known = {(r["task"], r["method"], r["seed"]): r for r in before["cells"] if r["status"] == "done"}
     for cell in plan.cells:
@@ -262,7 +262,7 @@ def _unpack(folder: Path, before: Mapping[str, Any], plan: Plan) -> None:
             write_json(folder / cell.folder / CELL, record)
 
 
-def _locally(folder: Path, plan: Plan, jobs: int, progress: Progress | None) -> None:
+def _locally(folder: Path, plan: StudyPlan, jobs: int, progress: Progress | None) -> None:
     jobs = min(jobs, sum(finished(folder, c) is None for c in plan.cells))
     if jobs == 1:
         _alone(folder, plan, progress)
@@ -270,7 +270,7 @@ def _locally(folder: Path, plan: Plan, jobs: int, progress: Progress | None) -> 
         _together(folder, plan, jobs, progress)
 
 
-def _alone(folder: Path, plan: Plan, progress: Progress | None) -> None:
+def _alone(folder: Path, plan: StudyPlan, progress: Progress | None) -> None:
     def tell(cell: Cell | None) -> None:
         if progress is not None:
             count = sum(finished(folder, c) is not None for c in plan.cells)
@@ -280,7 +280,7 @@ def _alone(folder: Path, plan: Plan, progress: Progress | None) -> None:
     work(folder, plan, done=tell)
 
 
-def _together(folder: Path, plan: Plan, jobs: int, progress: Progress | None) -> None:
+def _together(folder: Path, plan: StudyPlan, jobs: int, progress: Progress | None) -> None:
     """Work through the plan by several processes, each with its share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, cores // jobs)

@@ -15,14 +15,16 @@ import numpy as np
 from hesstune.data.sources import listing
 from hesstune.errors import ConfigError, unknown_name
 from hesstune.methods import method_names
-from hesstune.training.config import FinetuneConfig, make_config
+from hesstune.runs.config import FinetuneConfig, make_config
 
-__all__ = ["ELSEWHERE", "LATER", "Cell", "Plan", "Settings", "check_name", "make_plan"]
+__all__ = ["ELSEWHERE", "LATER", "Cell", "Settings", "StudyPlan", "check_name", "make_plan"]
 
 # Options of a run that say where it runs, not what it computes; the data is known by its digest.
 ELSEWHERE = ("out", "track", "device", "cache_mib", "data", "weights")
 # Options younger than the oldest comparisons kept: at their defaults they leave fingerprints as they were.
 LATER = ("checkpoint_minutes", "clean_labels", "label_model", "shard", "soft_labels", "vote_columns")
+# Options by the names they had when the oldest comparisons kept were made: fingerprints still use these.
+EARLIER = {"inject_noise": "noise"}
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
 
 
@@ -86,7 +88,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """All cells of a comparison, tasks outermost and methods innermost.
 
     Attributes:
@@ -101,7 +103,7 @@ class Plan:
 
     def write(self, path: Path) -> None:
         """Write the plan for workers."""
-        from hesstune.training.files import write_json
+        from hesstune.storage.atomic import write_json
 
         cells = [
             {"task": c.task, "method": c.method, "seed": c.seed, "fingerprint": c.fingerprint,
@@ -111,7 +113,7 @@ class Plan:
         write_json(path, {"cells": cells, "settings": asdict(self.settings), "left_out": self.left_out})
 
     @classmethod
-    def read(cls, path: Path) -> Plan:
+    def read(cls, path: Path) -> StudyPlan:
         """Read what `write` wrote."""
         record = json.loads(path.read_text(encoding="utf-8"))
         cells = [Cell(**{**c, "config": make_config(c["config"])}) for c in record["cells"]]
@@ -124,7 +126,7 @@ def make_plan(
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
     settings: Settings,
-) -> Plan:
+) -> StudyPlan:
     """Lay out a comparison and check every option before anything runs.
 
     Args:
@@ -165,7 +167,7 @@ def make_plan(
                 cells.append(Cell(task, method, seed, config, _fingerprint(config, digests[key], settings)))
     if not cells:
         raise ConfigError("there is nothing to compare: give at least one method, task and seed")
-    return Plan(cells, settings, left_out)
+    return StudyPlan(cells, settings, left_out)
 
 
 def check_name(kind: str, name: str) -> str:
@@ -226,10 +228,11 @@ def _fingerprint(config: FinetuneConfig, data: str, settings: Settings) -> str:
         for name, v in config.to_dict().items()
         if name not in ELSEWHERE and not (name in LATER and v == FinetuneConfig.model_fields[name].default)
     }
-    for name in ("weights", "noise", "noise_matrix"):
+    for name in ("weights", "inject_noise", "noise_matrix"):
         given = getattr(config, name)
         if given and Path(given).is_file():  # by content: a path may hold something else tomorrow
             values[name] = hashlib.sha256(Path(given).read_bytes()).hexdigest()
+    values = {EARLIER.get(name, name): v for name, v in values.items()}
     asked = {name: v for name, v in asdict(settings).items() if name != "keep_runs"}
     text = json.dumps([values, data, asked], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -42,7 +42,7 @@ import torch
 from hesstune import __version__
 from hesstune.errors import ConfigError, RunError
 from hesstune.methods import method_class
-from hesstune.study.plan import ELSEWHERE, Cell, Plan
+from hesstune.study.plan import ELSEWHERE, Cell, StudyPlan
 from hesstune.study.summary import differences, means, ranks
 
 __all__ = ["FORMAT", "RESULTS", "check_unchanged", "read_results", "results_of"]
@@ -70,7 +70,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def results_of(
-    plan: Plan, records: Sequence[Mapping[str, Any]], baseline: str, command: str | None
+    plan: StudyPlan, records: Sequence[Mapping[str, Any]], baseline: str, command: str | None
 ) -> dict[str, Any]:
     """Assemble results.json from the plan and the records of all cells, present ones and earlier ones."""
     known = {(r["task"], r["method"], r["seed"]): dict(r) for r in records}
@@ -124,7 +124,7 @@ def _shared(cells: Sequence[Cell]) -> tuple[dict[str, Any], dict[str, dict[str, 
     return {name: first[name] for name in first if name in alike}, configs
 
 
-def _header(plan: Plan, shared: Mapping[str, Any]) -> list[str]:
+def _header(plan: StudyPlan, shared: Mapping[str, Any]) -> list[str]:
     """Return the sentences above every table: what is the same for all, and what is not."""
 
     def value(name: str) -> str:
@@ -153,7 +153,7 @@ def _header(plan: Plan, shared: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _varies(plan: Plan, name: str) -> str:
+def _varies(plan: StudyPlan, name: str) -> str:
     """Tell whether an option differs between the methods of a task, or between tasks alone."""
     told: dict[tuple[str, int], set[str]] = {}
     for cell in plan.cells:
@@ -161,8 +161,10 @@ def _varies(plan: Plan, name: str) -> str:
     return "by method" if any(len(values) > 1 for values in told.values()) else "by task"
 
 
-def _labels(plan: Plan, shared: Mapping[str, Any]) -> str:
-    injected = shared["noise"] if "noise" in shared else f"noise {_varies(plan, 'noise')}"
+def _labels(plan: StudyPlan, shared: Mapping[str, Any]) -> str:
+    injected = (
+        shared["inject_noise"] if "inject_noise" in shared else f"noise {_varies(plan, 'inject_noise')}"
+    )
     given = f"{injected} injected into training and validation"
     given = "as the data gives them" if injected is None else given
     matrix = shared["noise_matrix"] if "noise_matrix" in shared else _varies(plan, "noise_matrix")
@@ -170,14 +172,14 @@ def _labels(plan: Plan, shared: Mapping[str, Any]) -> str:
     return f"Labels: {given}. The noise matrix that methods are told: {own if matrix is None else matrix}."
 
 
-def _selection(plan: Plan, shared: Mapping[str, Any]) -> str:
+def _selection(plan: StudyPlan, shared: Mapping[str, Any]) -> str:
     labels = "clean" if shared.get("clean_val") else "as noisy as the training labels"
     kept = {"last": "the last epoch's weights", "best": "the weights of the least validation loss"}
     rule = kept.get(str(shared.get("select")), "the last epoch's weights unless the method itself selects")
     return f"Selection: {rule}; validation labels are {labels}; nothing is selected on the test part."
 
 
-def _set_by_methods(plan: Plan) -> list[str]:
+def _set_by_methods(plan: StudyPlan) -> list[str]:
     said = {}
     for cell in plan.cells:
         own = method_class(cell.config.method).defaults(cell.config.train)
@@ -187,7 +189,7 @@ def _set_by_methods(plan: Plan) -> list[str]:
     return list(said.values())
 
 
-def check_unchanged(plan: Plan, before: Mapping[str, Any], out: Path) -> None:
+def check_unchanged(plan: StudyPlan, before: Mapping[str, Any], out: Path) -> None:
     """Raise ConfigError, naming the first difference, if a finished cell would be computed otherwise now."""
     planned = {c.key: c for c in plan.cells}
     unseen = ("keep_runs", *ELSEWHERE)

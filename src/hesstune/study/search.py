@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from hesstune.errors import HesstuneError, MissingExtraError
 from hesstune.methods import method_class
-from hesstune.training.config import FinetuneConfig, make_config
+from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.training.finetune import finetune
 
 if TYPE_CHECKING:
-    from hesstune.training.run import Run
+    from hesstune.runs.run import Run
 
 __all__ = ["search_cell", "validation_loss"]
 

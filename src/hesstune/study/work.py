@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from hesstune.inputs.feature_store import FeatureStore, sharing
 from hesstune.study.cell import CELL, run_cell
-from hesstune.study.plan import Cell, Plan
-from hesstune.training.feature_store import FeatureStore, sharing
+from hesstune.study.plan import Cell, StudyPlan
 
 __all__ = ["PLAN", "STORE", "finished", "one", "work"]
 
@@ -30,7 +30,7 @@ def finished(out: Path, cell: Cell) -> dict[str, object] | None:
 
 def work(
     out: Path,
-    plan: Plan,
+    plan: StudyPlan,
     start: int = 0,
     done: Callable[[Cell], None] | None = None,
     parent: int | None = None,
@@ -55,7 +55,7 @@ def work(
                 done(cell)
 
 
-def one(out: Path, plan: Plan, cell: Cell, wait: bool = False) -> bool:
+def one(out: Path, plan: StudyPlan, cell: Cell, wait: bool = False) -> bool:
     """Run one cell unless it is finished; return False where it is in another process's hands.
 
     Args:
@@ -81,7 +81,7 @@ def _main() -> None:
 
     folder, start, threads, parent = Path(sys.argv[1]), *(int(a) for a in sys.argv[2:5])
     torch.set_num_threads(threads)
-    work(folder, Plan.read(folder / PLAN), start, parent=parent)
+    work(folder, StudyPlan.read(folder / PLAN), start, parent=parent)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from hesstune.training.config import FinetuneConfig
+from hesstune.runs.config import FinetuneConfig
 
 __all__ = ["make_optimizer", "make_schedule"]
 

@@ -12,20 +12,23 @@ import torch
 from hesstune.constraints.distance import resolve_radii
 from hesstune.data.examples import Task
 from hesstune.errors import ConfigError
+from hesstune.inputs.batches import make_inputs
+from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.models.load import LoadedModel, check_output, load_model
 from hesstune.models.train_parts import freeze
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import layer_names
-from hesstune.training.believed import run_estimate
-from hesstune.training.config import FinetuneConfig
-from hesstune.training.device import pick_device
-from hesstune.training.feeds import make_feed, to_channels_last
-from hesstune.training.labels import clean_task, injected_noise, noisy
-from hesstune.training.radius import check_automatic, named_radii
-from hesstune.training.ranks import world
-from hesstune.training.run import Run
+from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.run import Run
+from hesstune.runs.task import clean_task, injected_noise, noisy
+from hesstune.runtime.device import pick_device
+from hesstune.runtime.distributed import world
+from hesstune.training.noise_estimate import run_estimate
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["AUTOMATIC", "Prepared", "named_radii", "prepare"]
+
+
+AUTOMATIC = ("auto", "curvature")
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,28 @@ def prepare(config: FinetuneConfig, kept: Path | None = None) -> Prepared:
     if radius is not None:
         resolve_radii(layer_names(loaded.model), radius)  # a wrong pattern is told before anything is written
     few = np.arange(min(2, len(task.train)))
-    probe = make_feed(task.train.take(few), loaded, device, max_length=config.max_length)
+    probe = make_inputs(task.train.take(few), loaded, device, max_length=config.max_length)
     check_output(loaded.model, probe.inputs(few), task.k)
     task, estimate = noisy(task, injected, config), None
     if wanted.startswith("estimate"):
         believed, estimate = run_estimate(config, task, loaded, device, kept)
     return Prepared(config, task, loaded, injected, believed, device, radius, estimate)
+
+
+def check_automatic(config: FinetuneConfig, validation: int, processes: int) -> None:
+    """Raise ConfigError if the radii are to be chosen where they cannot be."""
+    if config.radius not in AUTOMATIC:
+        return
+    if not validation:
+        raise ConfigError("--radius auto needs validation examples; there are none: give --radius NUMBER")
+    if processes > 1:
+        raise ConfigError("--radius auto runs in one process; choose first, then give --radius its result")
+
+
+def named_radii(
+    radius: float | dict[str, float] | None, loaded: LoadedModel
+) -> float | dict[str, float] | None:
+    """Return the radii with the word `head` replaced by the head's layer name."""
+    if not isinstance(radius, dict):
+        return radius
+    return {loaded.head_layer if name == "head" else name: value for name, value in radius.items()}

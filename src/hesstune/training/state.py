@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.sharding import is_sharded, like, local
+from hesstune.runtime.sharding import is_sharded, like, local
 
 __all__ = ["load_optimizer", "optimizer_state", "restore", "state_of"]
 

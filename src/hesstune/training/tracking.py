@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hesstune.errors import MissingExtraError
-from hesstune.training.run import Run
+from hesstune.runs.run import Run
 
 __all__ = ["check_tracker", "tracked"]
 

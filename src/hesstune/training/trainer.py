@@ -14,19 +14,20 @@ from torch import nn
 
 from hesstune.data.examples import Examples
 from hesstune.errors import DivergedError, RunError
+from hesstune.inputs.batches import ModelInputs, batches_of, predict_logits
+from hesstune.inputs.image_inputs import ImageInputs
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.methods import Batch, Method
 from hesstune.methods._losses import balanced_rates
 from hesstune.noise.matrix import NoiseMatrix
-from hesstune.training.accelerating import make_accelerator, random_state, set_random_state
-from hesstune.training.checkpoint import Checkpoints
-from hesstune.training.config import FinetuneConfig
+from hesstune.runs.checkpoint import Checkpoints
+from hesstune.runs.config import FinetuneConfig
+from hesstune.runtime.accelerator import make_accelerator, random_state, set_random_state
+from hesstune.runtime.distributed import SplitForward, all_reduce_sum, average_gradients_, rank, world
+from hesstune.runtime.signals import Stop, stoppable
 from hesstune.training.evaluate import accuracy, validation_loss
-from hesstune.training.feeds import Feed, ImageFeed, batches_of, predict_logits
 from hesstune.training.optim import make_optimizer, make_schedule
-from hesstune.training.ranks import SplitForward, average_gradients_, rank, summed, world
 from hesstune.training.state import load_optimizer, optimizer_state, restore, state_of
-from hesstune.training.stopping import Stop, stoppable
 
 __all__ = ["Progress", "Trainer"]
 
@@ -77,7 +78,7 @@ class Trainer:
         config: FinetuneConfig,
         net: nn.Module,
         method: Method,
-        feeds: dict[str, Feed],
+        feeds: dict[str, ModelInputs],
         parts: dict[str, Examples],
         noise: NoiseMatrix | None,
         device: torch.device,
@@ -87,7 +88,7 @@ class Trainer:
     ) -> None:
         self.config, self.method, self.feeds, self.parts = config, method, feeds, parts
         self.checkpoints, self.on_epoch, self.progress = checkpoints, on_epoch, progress
-        self.accelerator = make_accelerator(config.mixed_precision, device, method.thaws)
+        self.accelerator = make_accelerator(config.mixed_precision, device, method.toggles_requires_grad)
         labels = parts["train"].labels
         assert labels is not None
         self.labels = torch.from_numpy(labels).to(device)
@@ -229,7 +230,7 @@ class Trainer:
         if world() == 1:
             return bool(self._stop), due
         asked = torch.tensor([float(bool(self._stop)), float(due and rank() == 0)])
-        stop, due_there = (summed(asked) > 0).tolist()
+        stop, due_there = (all_reduce_sum(asked) > 0).tolist()
         return stop, due_there
 
     def _stalled(self) -> bool:
@@ -260,7 +261,7 @@ class Trainer:
     def _epoch(self, epoch: int) -> dict[str, Any]:
         started = time.monotonic()
         feed = self.feeds["train"]
-        if isinstance(feed, ImageFeed) and feed.augmentation is not None:
+        if isinstance(feed, ImageInputs) and feed.augmentation is not None:
             feed.augmentation.start_epoch(epoch)
         # Dropout and methods draw from the global generator: keyed by epoch, so that a resumed run sees
         # the same.

@@ -1,0 +1,168 @@
+"""Eight small seeded runs and the digests of what they leave: has a change moved a number?
+
+    python benchmarks/digests.py --write            keep the digests of the code as it is
+    python benchmarks/digests.py                    run again and compare, on the same machine
+
+Digests cover weights bit for bit, the cells of CSV files, and every number with a fraction in the JSON
+records: names, paths, times and versions may change, numbers may not. Digits differ between processors,
+so a record is compared where it was made; its `machine` says where that was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RECORD = Path(__file__).parent / "results" / "digests.json"
+HEAD = ("--data", "digits", "--limit", "120", "--image-size", "32", "--epochs", "3", "--device", "cpu")
+WHOLE = ("--data", "digits", "--limit", "48", "--image-size", "32", "--epochs", "2", "--device", "cpu")
+# Words of keys whose values differ from run to run, or are none of the user's measurements.
+PASSING = ("seconds", "version", "path", "python", "torch")
+
+
+def commands(folder: Path) -> dict[str, list[str]]:
+    """Return the command lines by run, in order."""
+    noisy = ("--inject-noise", "symmetric:0.3")
+    texts, votes = folder / "texts.csv", folder / "votes.csv"
+
+    def finetune(name: str, *options: str) -> list[str]:
+        return ["finetune", "--out", str(folder / name), *options]
+
+    return {
+        "head": finetune("head", *HEAD, *noisy, "--train", "head", "--method", "robust"),
+        "whole": finetune("whole", *WHOLE, *noisy, "--method", "robust", "--noise-matrix", "estimate:auto"),
+        "text": finetune(
+            "text", "--data", f"csv:{texts}", "--model", "minilm", "--method", "robust", "--noise-matrix",
+            "0.2", "--train", "last:2", "--epochs", "1", "--max-length", "16", "--device", "cpu",
+        ),
+        "certified": finetune("certified", *HEAD, "--train", "head", "--method", "certified"),
+        "certify": ["certify", str(folder / "certified"), "--draws", "8", "--vouch", "normalisation"],
+        "robust_plus": finetune("robust_plus", *HEAD, *noisy, "--train", "head", "--method", "robust_plus"),
+        "prior": ["certify", str(folder / "head"), "--draws", "8", "--prior-fraction", "0.5"],
+        "label": ["label", "--votes", str(votes), "--out", str(folder / "labelled.csv"),
+                  "--label-model", "dawid_skene"],
+        "compare": ["compare", "--data", "digits", "--limit", "100", "--image-size", "32", "--train", "head",
+                    "--epochs", "2", "--methods", "vanilla,forward,gce", "--seeds", "2", *noisy,
+                    "--device", "cpu", "--out", str(folder / "compare")],
+        "measure": ["measure", str(folder / "whole"), "--max-examples", "16"],
+        "noise": ["noise", str(folder / "head")],
+        "predict": ["predict", str(folder / "whole"), "--data", "digits", "--out", str(folder / "p.csv")],
+    }  # fmt: skip
+
+
+def write_inputs(folder: Path) -> None:
+    """Write a small file of texts and one of votes."""
+    good, bad = ("fine", "lovely", "bright", "warm"), ("poor", "dull", "cold", "grim")
+    nouns = ("film", "book", "meal", "song", "walk", "house")
+    rows = [(f"a {word} {noun} {end}", "good" if word in good else "bad")
+            for word in (*good, *bad) for noun in nouns for end in ("today", "again")]  # fmt: skip
+    with (folder / "texts.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    votes = [
+        (str(i), *("cat" if (i * step) % 7 < 4 else "dog" if (i * step) % 11 else "" for step in (1, 2, 3)))
+        for i in range(120)
+    ]
+    with (folder / "votes.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("id", "vote_a", "vote_b", "vote_c"), *votes])
+
+
+def numbers(value: Any, key: str = "") -> list[float]:
+    """Return every number with a fraction in a record, but for those that pass."""
+    if any(word in key for word in PASSING):
+        return []
+    if isinstance(value, dict):
+        return [n for k, v in value.items() for n in numbers(v, str(k))]
+    if isinstance(value, list):
+        return [n for v in value for n in numbers(v, key)]
+    return [value] if isinstance(value, float) and not value.is_integer() else []
+
+
+def digest_of(path: Path) -> dict[str, Any] | None:
+    """Return the digest of one file's contents, or None where it holds nothing that counts."""
+    made = hashlib.sha256()
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        tensors = load_file(path)
+        for name in sorted(tensors):
+            made.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+            made.update(tensors[name].contiguous().flatten().view(dtype_of_bytes()).numpy().tobytes())
+        count = len(tensors)
+    elif path.suffix == ".csv":
+        rows = list(csv.reader(path.open(newline="", encoding="utf-8")))
+        made.update(json.dumps(rows[1:]).encode())
+        count = len(rows) - 1
+    elif path.suffix in (".json", ".jsonl"):
+        text = path.read_text(encoding="utf-8")
+        loaded = (
+            [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
+        )
+        found = sorted(numbers(loaded))
+        made.update(json.dumps(found).encode())
+        count = len(found)
+    else:
+        return None
+    return {"digest": made.hexdigest()[:20], "count": count} if count else None
+
+
+def dtype_of_bytes() -> Any:
+    """Return torch's type of a byte."""
+    import torch
+
+    return torch.uint8
+
+
+def run_all(folder: Path, old_names: bool) -> None:
+    """Run every command; stop at the first that fails."""
+    write_inputs(folder)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    for name, command in commands(folder).items():
+        if old_names:
+            command = ["--inject-noise" if word == "--inject-noise" else word for word in command]
+        print(name, flush=True)
+        subprocess.run([sys.executable, "-m", "hesstune", *command, "--quiet"], env=environment, check=True)
+
+
+def main() -> None:
+    """Make the runs; keep their digests or compare them with those kept."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="keep the digests")
+    parser.add_argument("--keep", type=Path, help="folder for the runs, left there")
+    parser.add_argument("--old-names", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    folder = given.keep or Path(tempfile.mkdtemp(prefix="digests-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    run_all(folder, given.old_names)
+    found = {
+        str(path.relative_to(folder)): made
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "store" not in str(path) and (made := digest_of(path))
+    }
+    if given.keep is None:
+        shutil.rmtree(folder)
+    machine = f"{platform.machine()} {platform.system()}, Python {platform.python_version()}"
+    if given.write:
+        RECORD.write_text(json.dumps({"machine": machine, "files": found}, indent=0) + "\n")
+        return
+    kept = json.loads(RECORD.read_text())["files"]
+    moved = [name for name in kept if found.get(name) != kept[name]]
+    for name in moved:
+        print(f"differs: {name}: {kept[name]} became {found.get(name)}")
+    for name in found.keys() - kept.keys():
+        print(f"new: {name}")
+    print(f"{len(kept) - len(moved)} of {len(kept)} files hold the same numbers")
+    sys.exit(bool(moved))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What is asked of a finished run: measured, certified, predicted, its labels doubted."""

@@ -1,0 +1,296 @@
+"""Certify a finished run: its network, its reference and the examples it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hesstune.analysis.measure import unchanged
+from hesstune.analysis.trained_prior import Centred, with_trained_prior
+from hesstune.bounds.certificate import certify
+from hesstune.bounds.conditions import LEAKS, NOISE_KNOWLEDGE
+from hesstune.bounds.noisy import NoiseConfidenceSet
+from hesstune.bounds.partition import Share
+from hesstune.bounds.prior import head_ratios, random_parameters
+from hesstune.bounds.record import Certificate
+from hesstune.checks import one_of, unit_interval
+from hesstune.data.clean import read_clean_labels
+from hesstune.data.examples import Examples, Task
+from hesstune.errors import DataError
+from hesstune.forward import Inputs
+from hesstune.inputs.batches import ModelInputs, make_inputs
+from hesstune.inputs.image_inputs import to_channels_last
+from hesstune.models.load import LoadedModel
+from hesstune.models.train_parts import freeze
+from hesstune.noise.instance import instance_rate
+from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.run import CERTIFICATE, Run
+from hesstune.runs.task import injected_noise, run_task
+from hesstune.runtime.device import pick_device
+from hesstune.runtime.distributed import all_gather, all_reduce_sum, on_main_process, rank, start_ranks, world
+from hesstune.storage.atomic import write_json
+
+__all__ = ["NOISE_STORIES", "certify_run", "noise_story"]
+
+NOISE_STORIES = ("auto", "none", *NOISE_KNOWLEDGE)
+# The share of δ for the confidence set of a noise matrix that a clean sample estimates.
+CLEAN_SAMPLE_SHARE = 0.2
+BLOCK = 32
+
+
+class InputExamples:
+    """Examples as the network is fed them, map-style, for `hesstune.certify`.
+
+    Args:
+        feed: Their inputs, without augmentation.
+        rows: Which of them.
+        labels: (N,) labels of all of the feed's examples.
+    """
+
+    def __init__(self, feed: ModelInputs, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
+        self._feed, self._rows, self._labels = feed, rows, labels
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Inputs, int]:
+        inputs, labels = self.batch([index])
+        one = inputs[0] if isinstance(inputs, torch.Tensor) else {k: v[0] for k, v in inputs.items()}
+        return one, int(labels[0])
+
+    def batch(self, indices: Sequence[int]) -> tuple[Inputs, NDArray[np.int64]]:
+        """Return the inputs and labels of some examples."""
+        rows = self._rows[list(indices)]
+        return self._feed.inputs(rows), self._labels[rows]
+
+
+@dataclass(frozen=True)
+class _Story:
+    """What is known of the labels' noise, and what the run did with its examples."""
+
+    noise: Any
+    noise_is: str
+    assumptions: list[str]
+    leaks: list[str]
+    rows: NDArray[np.int64]
+
+
+def certify_run(
+    run: Run,
+    *,
+    delta: float = 0.05,
+    prior_fraction: float = 0.0,
+    noise_is: str = "auto",
+    noise_method: str = "tightest",
+    clean_sample: str | Path | None = None,
+    draws: int | None = None,
+    repeats: str = "refuse",
+    vouch: Sequence[str] = (),
+    diagnostic: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Certificate:
+    """Certify a finished run on the examples it was trained on; write certificate.json to its folder.
+
+    Args:
+        run: A finished run.
+        delta: Probability with which the certificate may fail.
+        prior_fraction: Train the prior's centre anew on this share of the training examples and certify
+            on the rest; 0 takes the weights before fine-tuning.
+        noise_is: How the labels' noise is known: `auto` (from the run's configuration), `none` (labels are
+            true), `known`, `estimated` or `instance_dependent`.
+        noise_method: See `hesstune.certify`.
+        clean_sample: A CSV file of ids and true labels, drawn at random: those examples leave the
+            certificate's and give a confidence set for the noise matrix.
+        draws: m, the number of weight draws.
+        repeats: `refuse` repeated inputs, or `allow` them.
+        vouch: Choices that the run cannot show to be free of its examples and that you vouch for
+            (keys of `hesstune.bounds.conditions.LEAKS`, such as `normalisation`).
+        diagnostic: Return a number marked as no certificate where an assumption fails.
+        seed: Of the weight draws, and of the prior's part.
+        device: Where to compute.
+        progress: Called with (steps done, steps in all, text).
+
+    Raises:
+        HesstuneError: If the run has not finished, or an assumption of the certificate fails.
+    """
+    start_ranks()
+    _ = run.result
+    one_of("value of --noise-is", noise_is, NOISE_STORIES)
+    for name in vouch:
+        one_of("choice to vouch for", name, tuple(LEAKS))
+    if unit_interval("prior_fraction", prior_fraction) == 1.0:
+        raise DataError("prior_fraction 1 leaves no example to certify on; give a share below 1, such as 0.5")
+    task = unchanged(run, run_task(run.config))
+    target = pick_device(device)
+    story = _story(run, task, noise_is, clean_sample, delta, vouch)
+    centred = with_trained_prior(run, task, story.rows, prior_fraction, seed, target, progress)
+    loaded = centred.loaded
+    to_channels_last(loaded.model, target)
+    freeze(loaded.model, run.config.train, loaded.head)
+    data = _fed(task.train, loaded, target, run.config.max_length, centred.rows)
+    found = certify(
+        loaded.model,
+        centred.reference.to(target),
+        data,
+        delta,
+        story.noise,
+        ratios=head_ratios(list(random_parameters(loaded.model)), loaded.head),
+        posterior=_known_posterior(loaded.model, centred.posterior),
+        noise_method=noise_method,
+        noise_is=story.noise_is,
+        draws=draws,
+        block_size=BLOCK,
+        seed=seed,
+        prior_data=_prior_data(task, centred, loaded, target, run.config.max_length),
+        held_out=_held_out(task, loaded, target, run.config.max_length),
+        repeats=repeats,
+        leaks=story.leaks,
+        assumptions=story.assumptions,
+        diagnostic=diagnostic,
+        progress=progress if rank() == 0 else None,
+        share=Share(rank(), world(), all_reduce_sum, all_gather),
+    )
+    on_main_process(lambda: write_json(run.path / CERTIFICATE, found.to_dict()))
+    return found
+
+
+def _fed(
+    part: Examples, loaded: LoadedModel, device: torch.device, max_length: int, rows: NDArray[np.int64]
+) -> InputExamples:
+    assert part.labels is not None
+    return InputExamples(make_inputs(part, loaded, device, max_length=max_length), rows, part.labels)
+
+
+def _held_out(task: Task, loaded: LoadedModel, device: torch.device, max_length: int) -> InputExamples | None:
+    """Return the test examples, whose labels are never corrupted."""
+    rows = np.arange(len(task.test))
+    return _fed(task.test, loaded, device, max_length, rows) if len(rows) else None
+
+
+def _prior_data(
+    task: Task, centred: Centred, loaded: LoadedModel, device: torch.device, max_length: int
+) -> InputExamples | None:
+    """Return all examples that trained the prior or selected it."""
+    if centred.prior_rows is None:
+        return None
+    prior = task.train.take(centred.prior_rows)
+    assert prior.labels is not None
+    assert task.val.labels is not None
+    # Parts of one task share their source.
+    every = Examples(
+        prior.source,
+        np.concatenate([prior.rows, task.val.rows]),
+        [*prior.ids, *task.val.ids],
+        np.concatenate([prior.labels, task.val.labels]),
+    )
+    return _fed(every, loaded, device, max_length, np.arange(len(every)))
+
+
+def _known_posterior(model: nn.Module, posterior: dict[str, float] | None) -> dict[str, float] | None:
+    if posterior is None:
+        return None
+    trained = random_parameters(model)
+    return {name: sigma for name, sigma in posterior.items() if name in trained}
+
+
+def _story(
+    run: Run,
+    task: Task,
+    noise_is: str,
+    clean_sample: str | Path | None,
+    delta: float,
+    vouch: Sequence[str],
+) -> _Story:
+    """Read from the configuration what is known of the noise, and what used the examples."""
+    config = run.config
+    leaks = [
+        name
+        for name, used in (
+            ("normalisation", bool(config.mean or config.std)),
+            ("split", task.split == "stratified"),
+            ("batch_norm", config.batch_norm == "adapt"),
+        )
+        if used and name not in vouch
+    ]
+    assumptions = [f"you vouch that {name} was chosen without these examples" for name in vouch]
+    if config.weights:
+        assumptions.append(f"the weights in {config.weights} were trained on other examples")
+    rows = np.arange(len(task.train))
+    noise_is = noise_story(config, task, noise_is)
+    if clean_sample is not None:
+        noise, rows = _from_clean_sample(task, clean_sample, delta * CLEAN_SAMPLE_SHARE)
+        # Its confidence set stands for an estimate; that noise depends on the input it cannot mend.
+        known = "instance_dependent" if noise_is == "instance_dependent" else "known"
+        return _Story(noise, known, assumptions, leaks, rows)
+    if noise_is == "none":
+        return _Story(None, "known", [*assumptions, "the given labels are the true ones"], leaks, rows)
+    believed = injected_noise(config, task) if config.inject_noise else run.noise_matrix
+    if believed is None:
+        why = (
+            "labels from votes depend on the input, which no noise matrix tells; certify on clean labels"
+            if task.train.votes is not None
+            else "train with --noise-matrix, or give --clean-sample"
+        )
+        raise DataError(f"the run in {run.path} was told no noise matrix for --noise-is {noise_is}: {why}")
+    return _Story(believed, noise_is, assumptions, leaks, rows)
+
+
+def noise_story(config: FinetuneConfig, task: Task, told: str = "auto") -> str:
+    """Return how the noise of a run's labels is known: `none`, or one of NOISE_KNOWLEDGE.
+
+    Args:
+        config: The run's configuration.
+        task: Its examples, as labelled.
+        told: What the user says; `auto` reads it from the configuration.
+
+    Raises:
+        DataError: If the user says otherwise than the run itself shows.
+    """
+    if told == "none":
+        if config.inject_noise:
+            raise DataError(
+                f"the run put noise into its labels (--inject-noise {config.inject_noise}), so they are not "
+                "the true ones; leave --noise-is out"
+            )
+        return told
+    if task.train.votes is not None or instance_rate(config.inject_noise) is not None:
+        return "instance_dependent"  # votes err on the same hard examples
+    if task.train.clean is not None:
+        raise DataError(
+            "some labels of the run were checked by a person and others not, so no one noise matrix holds "
+            "for all; give --noise-is none if all labels are now true"
+        )
+    estimated = (config.noise_matrix or "").startswith("estimate") and not config.inject_noise
+    if told in ("auto", "known") and estimated:
+        return "estimated"
+    if told == "auto":
+        return "known" if config.inject_noise or config.noise_matrix else "none"
+    return told
+
+
+def _from_clean_sample(
+    task: Task, path: str | Path, delta: float
+) -> tuple[NoiseConfidenceSet, NDArray[np.int64]]:
+    """Count (true, given) labels of the sample; return a confidence set, and the rows outside of it."""
+    assert task.train.labels is not None
+    true = read_clean_labels(path, task.classes)
+    place = {example: row for row, example in enumerate(task.train.ids)}
+    missing = [example for example in true if example not in place]
+    if missing:
+        raise DataError(
+            f"{path} names '{missing[0]}' ({len(missing)} in all), which is no training example of the run; "
+            "ids are those of its labels.csv"
+        )
+    rows = np.array([place[example] for example in true], np.int64)
+    counts = np.zeros((task.k, task.k), np.int64)
+    np.add.at(counts, (np.array(list(true.values()), np.int64), task.train.labels[rows]), 1)
+    return NoiseConfidenceSet(counts, delta), np.setdiff1d(np.arange(len(task.train)), rows)

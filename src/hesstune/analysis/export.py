@@ -1,0 +1,107 @@
+"""`hesstune export`: a finished run as a folder that others load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hesstune.errors import RunError
+from hesstune.models.export import export_model
+from hesstune.runs.model_card import model_card
+from hesstune.runs.run import Run
+from hesstune.storage.atomic import write_text
+
+__all__ = ["export_run"]
+
+RECORDS = ("measure.json", "certificate.json", "noise_matrix.json")
+
+
+def export_run(run: Run, folder: str | Path, overwrite: bool = False) -> str:
+    """Write a run's network, its model card and the records of its measure and certificate.
+
+    A transformers model is written by `save_pretrained`; any other as safetensors and config.json.
+
+    Args:
+        run: A finished run.
+        folder: Where to; created, or replaced where `overwrite` is set and it was exported before.
+        overwrite: Whether an earlier export may be replaced.
+
+    Returns:
+        One line of Python that loads the network.
+
+    Raises:
+        RunError: If the run has not finished, or the folder is in use or cannot be written.
+    """
+    _ = run.result
+    target = Path(folder)
+    _check_target(target, overwrite)
+    beside = target.with_name(f".{target.name}.part") / target.name
+    try:
+        shutil.rmtree(beside.parent, ignore_errors=True)
+        beside.mkdir(parents=True)
+        facts = {
+            "model": run.config.model,
+            "classes": run.classes,
+            "image_size": run.config.image_size,
+            "max_length": run.config.max_length,
+        }
+        how = export_model(run.loaded(), beside, facts)
+        for name in RECORDS:
+            if (run.path / name).is_file():
+                shutil.copyfile(run.path / name, beside / name)
+        write_text(beside / "README.md", exported_card(run, how))
+        if target.exists():
+            shutil.rmtree(target)
+        beside.replace(target)
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(beside.parent, ignore_errors=True)
+    return how
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise RunError(f"{target} is a file; give the path of a folder")
+    if target.is_dir() and any(target.iterdir()):
+        if not overwrite:
+            raise RunError(f"the folder {target} exists and is not empty; choose another or give --overwrite")
+        exported = (target / "README.md").is_file() and any(target.glob("*.safetensors"))
+        if not exported or (target / "run.json").is_file():
+            raise RunError(f"the folder {target} holds no export; choose another")
+
+
+def exported_card(run: Run, how: str) -> str:
+    """Return the model card of an export: the run's, how to load it, its measure and certificate."""
+    lines = ["---", "library_name: hesstune", "tags: [hesstune, noisy-labels]"]
+    if run.config.model.startswith("hf:") and not Path(run.config.model[3:]).exists():
+        lines.append(f"base_model: {json.dumps(run.config.model[3:])}")
+    lines += ["---", "", model_card(run.config, run.record), "## Load it", "", f"    {how}", ""]
+    measure = _read(run.path / "measure.json")
+    if measure is not None:
+        value = measure["measure"]
+        lines += [
+            "## Hessian distance measure",
+            "",
+            f"{value['value']:.3f} (n = {value['n']}, C = {value['C']:.3g}). {measure['statement']}",
+            "",
+        ]
+    certificate = _read(run.path / "certificate.json")
+    if certificate is not None and "risk" in certificate:
+        lines += [
+            "## Certificate",
+            "",
+            f"Test error of the randomised predictor at most {certificate['risk']:.3f} with probability "
+            f"{1 - certificate['delta']:g}; its assumptions are in certificate.json.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,128 @@
+"""Which labels of a finished run are most doubtful, and pictures of them for the report."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hesstune.analysis.measure import unchanged
+from hesstune.data.examples import Examples, Task
+from hesstune.errors import HesstuneError
+from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits
+from hesstune.inputs.image_inputs import to_channels_last
+from hesstune.noise.estimate import estimate_noise
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.runs.run import Run
+from hesstune.runs.task import run_task
+from hesstune.runtime.device import pick_device
+from hesstune.storage.atomic import write_csv, write_json
+
+__all__ = ["label_issues", "label_posterior", "save_pictures"]
+
+SIDE, LETTERS = 48, 400
+
+
+def label_posterior(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], noise: NoiseMatrix | None
+) -> NDArray[np.float64]:
+    """Return P(true = k | x, given label), (N, K), rows sum to 1.
+
+    With a noise matrix F it is p_k(x)·F[k, given] / Σ_j p_j(x)·F[j, given], where p is the network's
+    prediction of the true label; without one, p itself.
+
+    Example:
+        >>> p = np.array([[0.9, 0.1]])
+        >>> label_posterior(p, np.array([1]), NoiseMatrix.symmetric(2, 0.25)).round(2).tolist()
+        [[0.75, 0.25]]
+    """
+    if noise is None:
+        return probabilities
+    joint = probabilities * noise.array[:, labels].T
+    total = joint.sum(axis=1, keepdims=True)
+    return np.where(total > 0, joint / np.where(total > 0, total, 1), probabilities)
+
+
+def label_issues(run: Run, device: str = "auto") -> None:
+    """Write doubtful.csv, every training example, the most doubtful label first, and noise_estimate.json.
+
+    The probabilities are of examples that were trained on, so a network that fits the noise doubts too
+    little. The noise matrix is estimated from the validation examples, which were not trained on, by
+    their confident joint; without enough of them it is left out.
+
+    Raises:
+        RunError: If the run has not finished, or its data has changed since.
+    """
+    _ = run.result
+    task = unchanged(run, run_task(run.config))
+    labels = task.train.labels
+    assert labels is not None
+    target, loaded = pick_device(device), run.loaded()
+    to_channels_last(loaded.model, target)
+    feed = make_inputs(task.train, loaded, target, max_length=run.config.max_length)
+    logits = predict_logits(loaded.model, feed)
+    posterior = label_posterior(torch.softmax(logits.double(), 1).numpy(), labels, run.noise_matrix)
+    given = posterior[np.arange(len(labels)), labels]
+    likely = posterior.argmax(axis=1)
+    order = np.argsort(given, kind="stable")
+    true = task.train.true
+    rows = [
+        (
+            task.train.ids[i],
+            task.classes[labels[i]],
+            task.classes[likely[i]],
+            f"{posterior[i, likely[i]]:.6g}",
+            f"{given[i]:.6g}",
+            "" if true is None else task.classes[true[i]],
+        )
+        for i in order
+    ]
+    header = ("id", "given_label", "likely_label", "confidence", "p_given_label", "true_label")
+    write_csv(run.path / "doubtful.csv", header, rows)
+    held = make_inputs(task.val, loaded, target, max_length=run.config.max_length)
+    _write_estimate(run, task, held, loaded.model)
+
+
+def _write_estimate(run: Run, task: Task, feed: ModelInputs, model: nn.Module) -> None:
+    if task.val.labels is None or not len(task.val) or run.config.clean_val:
+        return
+    probs = torch.softmax(predict_logits(model, feed).double(), 1).numpy()
+    try:
+        found = estimate_noise(probs, task.val.labels, "confident")
+    except HesstuneError:  # too few validation examples of some class
+        return
+    write_json(run.path / "noise_estimate.json", found.to_dict())
+
+
+def save_pictures(run: Run, ids: Sequence[str]) -> None:
+    """Write examples.json: small pictures, or texts, of some training examples.
+
+    Raises:
+        RunError: If the run's data has changed since.
+    """
+    train = unchanged(run, run_task(run.config)).train
+    row = {example: at for at, example in enumerate(train.ids)}
+    write_json(run.path / "examples.json", _pictures(train, np.array([row[i] for i in ids], dtype=np.int64)))
+
+
+def _pictures(part: Examples, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """Return {id: {"png": base64} or {"text": text}} of some examples."""
+    if (texts := part.texts) is not None:
+        return {
+            part.ids[i]: {"text": " / ".join(t for t in texts[i] if t is not None)[:LETTERS]} for i in rows
+        }
+    from PIL import Image
+
+    shown = {}
+    for i, pixels in zip(rows, part.images(rows), strict=True):
+        file = io.BytesIO()
+        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((SIDE, SIDE))
+        picture.quantize(64).save(file, "PNG", optimize=True)
+        shown[part.ids[i]] = {"png": base64.b64encode(file.getvalue()).decode("ascii")}
+    return shown

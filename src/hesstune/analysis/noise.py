@@ -1,0 +1,262 @@
+"""Is my F wrong? A run's noise matrix against every estimate, the cost of an error, and its assumption."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hesstune.analysis.linear_heads import linear_heads, predicted
+from hesstune.data.examples import Task
+from hesstune.errors import DataError, NoiseMatrixError
+from hesstune.inputs.image_inputs import to_channels_last
+from hesstune.noise.conditional import Conditional, class_conditional, sure_half
+from hesstune.noise.estimate import from_posterior, well_conditioned
+from hesstune.noise.estimate.crossfit import reduced_features
+from hesstune.noise.estimate.fit import log_likelihoods, simplex_projection
+from hesstune.noise.estimate.request import ESTIMATORS, Request
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.runs.run import Run
+from hesstune.runs.task import run_task
+from hesstune.runtime.device import pick_device
+from hesstune.storage.atomic import write_json
+from hesstune.training.noise_estimate import Material, estimated, gather
+
+__all__ = ["ESTIMATE", "check_noise", "perturbed", "sensitivity"]
+
+ESTIMATE = "noise_estimate.json"
+OFF, DRAWS = (0.05, 0.1, 0.2), 5
+DIRECTIONS = ("too little", "too much", "misplaced")
+
+
+def check_noise(run: Run, *, device: str = "auto", seed: int = 0) -> dict[str, Any]:
+    """Compare a finished run's noise matrix with estimates from its labels; write `noise_estimate.json`.
+
+    Nothing is trained but probes on the reference's features; the run's weights are not used.
+
+    Args:
+        run: A finished run.
+        device: Where features are computed.
+        seed: Of what is drawn.
+
+    Returns:
+        The record: the believed matrix, a row an estimator, the cost of an error in F, the test of
+        whether noise depends on the example, and statements in words.
+
+    Raises:
+        RunError: If the run has not finished.
+        DataError: If there are too few examples.
+    """
+    _ = run.result
+    config, task = run.config, run_task(run.config)
+    if len(task.train) < 4 * task.k:
+        raise DataError(
+            f"{len(task.train)} training examples are too few to judge the noise of {task.k} classes"
+        )
+    target = pick_device(config.device if device == "auto" else device)
+    loaded = run.loaded()
+    run.reference().restore_(loaded.model)
+    to_channels_last(loaded.model, target)
+    material = gather(config, task, loaded, target)
+    told = run.noise_matrix
+    compared = NoiseMatrix.identity(task.k) if told is None else told
+    estimates, best = _estimates(material, compared)
+    base = told if told is not None and np.isfinite(told.condition) else best
+    features = reduced_features(material.features, len(material.labels))
+    costs = sensitivity(features, material.labels, base, seed=seed)
+    test = _conditional(task, material, features, base, seed)
+    record = {
+        "run": str(run.path),
+        "classes": task.classes,
+        "examples": len(task.train),
+        "told": told is not None,
+        "believed": _facts(compared, material),
+        "counted": _counted(task, compared),
+        "estimates": estimates,
+        "cost_of_an_error": costs,
+        "class_conditional": None if test is None else {**asdict(test), "depends": test.depends},
+    }
+    record["statements"] = _statements(record)
+    write_json(run.path / ESTIMATE, record)
+    return record
+
+
+def _facts(noise: NoiseMatrix, material: Material) -> dict[str, Any]:
+    finite = bool(np.isfinite(noise.condition))
+    fit = log_likelihoods(noise, material.probs, material.labels) if finite else None
+    return {
+        "matrix": noise.array.tolist(),
+        "rate": noise.rate,
+        "condition": noise.condition if finite else None,
+        "log_likelihood": None if fit is None else float(fit.mean()),
+    }
+
+
+def _distance(a: NoiseMatrix, b: NoiseMatrix) -> dict[str, Any]:
+    """Return the mean total variation of the rows, and the entry that differs most."""
+    gap = np.abs(a.array - b.array)
+    i, j = np.unravel_index(int(gap.argmax()), gap.shape)
+    return {"total_variation": float(gap.sum(axis=1).mean() / 2), "largest_at": [int(i), int(j)]}
+
+
+def _estimates(material: Material, believed: NoiseMatrix) -> tuple[list[dict[str, Any]], NoiseMatrix]:
+    """Return a row an estimator, and the matrix that `auto` would take."""
+    rows: list[dict[str, Any]] = []
+    for method in ESTIMATORS:
+        if method in ("labelmodel", "holdout"):
+            lacks = material.posterior if method == "labelmodel" else material.clean
+            if lacks is None:
+                continue
+        try:
+            found = estimated(Request(method), material)
+        except (NoiseMatrixError, DataError, ImportError) as error:
+            rows.append({"method": method, "failed": str(error)})
+            continue
+        row = {"method": method, **_facts(found.matrix, material), **_distance(found.matrix, believed)}
+        rows.append({**row, "chose": found.method} if method == "auto" else row)
+        if method == "auto":
+            best = found.matrix
+    known = [row for row in rows if "failed" not in row]
+    if not known:
+        raise NoiseMatrixError(f"no estimator could be used: {rows[0]['failed']}")
+    if "failed" in rows[0]:
+        best = NoiseMatrix(known[0]["matrix"])
+    return rows, best
+
+
+def _counted(task: Task, believed: NoiseMatrix) -> dict[str, Any] | None:
+    """Return the matrix counted from true labels, where they are known."""
+    true, given = task.train.true, task.train.labels
+    if true is None or given is None or task.train.clean is not None:
+        return None
+    counted = from_posterior(np.eye(task.k)[true], given, "counted").matrix
+    return {"matrix": counted.array.tolist(), "rate": counted.rate, **_distance(counted, believed)}
+
+
+def perturbed(noise: NoiseMatrix, off: float, direction: str, seed: int = 0) -> NoiseMatrix | None:
+    """Return F moved by `off` in total variation, row by row on average; None where there is no room.
+
+    `too little` moves it towards the identity, `too much` towards uniform rows, `misplaced` towards
+    random ones.
+    """
+    k = noise.k
+    ends = {
+        "too little": np.eye(k),
+        "too much": np.full((k, k), 1 / k),
+        "misplaced": np.random.default_rng([seed, 0x0FF]).dirichlet(np.full(k, 0.5), size=k),
+    }
+    end = ends[direction]
+    length = float(np.abs(end - noise.array).sum(axis=1).mean() / 2)
+    if length < off:
+        return None
+    share = off / length
+    return NoiseMatrix((1 - share) * noise.array + share * end)
+
+
+def sensitivity(
+    features: NDArray[np.float64], labels: NDArray[np.int64], noise: NoiseMatrix, *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Estimate the accuracy lost where F is off by 5, 10 and 20 %, by simulation.
+
+    A linear head trained with F gives each example a class; noise drawn by F gives it a label; heads
+    trained on half of these labels with F and with F moved are compared on the other half, whose classes
+    are known because they were made. No true label is used.
+
+    Args:
+        features: (N, D), of mean squared norm COMPONENTS, as `reduced_features` gives them.
+        labels: Noisy labels, (N,).
+        noise: F.
+        seed: Of what is drawn.
+    """
+    x = features * np.sqrt(10 / max(float((features**2).sum(axis=1).mean()), 1e-12))
+    used = well_conditioned(noise)[0]
+    made = predicted(x, linear_heads(x, labels, [used]))[:, 0]
+    losses: dict[tuple[float, str], list[float]] = {}
+    for draw in range(DRAWS):
+        rng = np.random.default_rng([seed, draw, 0x5E5])
+        order = rng.permutation(len(x))
+        fit, judge = order[: len(x) // 2], order[len(x) // 2 :]
+        noisy = used.corrupt(made[fit], seed=int(rng.integers(2**31)))
+        moved = {(o, d): perturbed(used, o, d, seed=draw) for o in OFF for d in DIRECTIONS}
+        tried = {key: well_conditioned(m)[0] for key, m in moved.items() if m is not None}
+        heads = linear_heads(x[fit], noisy, [used, *tried.values()])
+        hits = (predicted(x[judge], heads) == made[judge, None]).mean(axis=0)
+        for at, key in enumerate(tried, start=1):
+            losses.setdefault(key, []).append(float(hits[0] - hits[at]))
+    return [
+        {
+            "off": off,
+            "direction": direction,
+            "accuracy_lost": float(np.mean(found)),
+            "stderr": float(np.std(found, ddof=1) / np.sqrt(len(found))) if len(found) > 1 else None,
+        }
+        for (off, direction), found in losses.items()
+    ]
+
+
+def _conditional(
+    task: Task, material: Material, features: NDArray[np.float64], noise: NoiseMatrix, seed: int
+) -> Conditional | None:
+    """Test the labels within true classes where known, else within those that are believed most surely."""
+    if task.train.true is not None and task.train.clean is None:
+        rows, classes = np.arange(len(features)), task.train.true
+    else:
+        usable = well_conditioned(noise)[0]
+        posterior = simplex_projection(material.probs @ usable.inverse)
+        rows, classes = sure_half(posterior), posterior.argmax(axis=1)
+    try:
+        return class_conditional(features[rows], material.labels[rows], classes[rows], task.k, seed=seed)
+    except DataError:
+        return None
+
+
+def _statements(record: dict[str, Any]) -> list[str]:
+    """Say in words what the figures are."""
+    found, believed = [], record["believed"]
+    usable = [row for row in record["estimates"] if "failed" not in row]
+    near = [row["total_variation"] for row in usable]
+    if not record["told"]:
+        found.append("The loss was told of no noise; estimates are compared with the identity.")
+    rates = [row["rate"] for row in usable]
+    found.append(
+        f"Believed: {believed['rate']:.0%} of the labels wrong. Estimates say {min(rates):.0%} to "
+        f"{max(rates):.0%}; their rows differ from the believed ones by {min(near):.2f} to "
+        f"{max(near):.2f} in total variation."
+    )
+    if record["counted"]:
+        counted = record["counted"]
+        found.append(
+            f"Counted, since true labels are known: {counted['rate']:.0%} wrong, rows "
+            f"{counted['total_variation']:.2f} from the believed ones."
+        )
+    costs = [row for row in record["cost_of_an_error"] if row["off"] == OFF[-1]]
+    if costs:
+        worst = max(costs, key=lambda row: row["accuracy_lost"])
+        lost = 100 * worst["accuracy_lost"]
+        told = (
+            f"would fall by {lost:.1f} points at worst ({worst['direction']})"
+            if lost > 0
+            else "would not fall"
+        )
+        found.append(
+            f"Were F off by {OFF[-1]:.0%}, accuracy {told}, by simulation; an estimate, no guarantee."
+        )
+    test = record["class_conditional"]
+    if test is None:
+        found.append("Too few examples a class to tell whether the noise depends on the example.")
+        return found
+    figures = (
+        f"within a class, neighbours in the features have the same label {test['agreement']:.1%} of the "
+        f"time, {test['expected']:.1%} expected if only the class counted (p = {test['p_value']:.2g}, "
+        f"{test['examples']} examples)"
+    )
+    if test["depends"]:
+        found.append(
+            f"The noise depends on the example: {figures}. No F tells all of it, and a certificate that "
+            "rests on F does not hold. Classes that the features cannot tell apart look alike, too."
+        )
+    else:
+        found.append(f"No sign that the noise depends on the example: {figures}.")
+    return found

@@ -1,0 +1,357 @@
+"""Choose, per layer, how it is measured: by the graph's structure and by probes, never by trust.
+
+Refused by name are networks in which a per-example Hessian means nothing: examples that influence
+each other, batch norm that uses the batch's statistics, randomness in eval mode, logits that are
+not finite, weights that reach the logits without gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from hesstune.curvature.capture import Capture, capture, changed_example, find_layouts, rows_of
+from hesstune.curvature.exact import exact_forms, sources
+from hesstune.curvature.layers import CapturedLayer, Layout
+from hesstune.curvature.objective import Objective
+from hesstune.curvature.padding import ignores_padding
+from hesstune.curvature.structure import Structure, read_structure
+from hesstune.errors import MeasureError, listed
+from hesstune.forward import Inputs, batch_size, logits_of
+
+__all__ = ["LayerPlan", "MeasurePlan", "Method", "make_plan"]
+
+Method = Literal["exact", "lanczos", "weight_space", "unused"]
+_PROBE_EXAMPLES = 4
+_CURVATURE_EXAMPLES = 2
+_PROBED_LAYERS = 4
+# Weights probed at a time, in bytes: a direction and a gradient of that size are held beside the network.
+_GROUP_BYTES = 64 * 2**20
+# At the largest output a backward pass holds the gradients before and after it, copies of them in the
+# convolution's own layout, and products of them (measured).
+_IN_FLIGHT = 8
+_SAME_LOGITS = 1e-4
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How one layer is measured, and why.
+
+    Attributes:
+        name: The layer.
+        method: `exact`; `lanczos` (in output space, batched); `weight_space` (Lanczos example by
+            example, for weights used more than once or in other ways); `unused` (0 everywhere).
+        reason: One clause for people.
+    """
+
+    name: str
+    method: Method
+    reason: str
+
+
+@dataclass(frozen=True)
+class MeasurePlan:
+    """How a network is measured.
+
+    Attributes:
+        layers: One entry a layer, in the order asked.
+        layouts: Where the examples are in each captured layer's tensors.
+        copied: Layers whose input the network overwrites in place, so that it must be copied.
+        bytes_per_example: What one example takes, in bytes: what its forward pass keeps for the backward
+            passes, the layers' changes D_i, and the gradients in flight.
+        cuts_padding: Whether masked trailing tokens may be cut, as they do not change the logits.
+    """
+
+    layers: list[LayerPlan]
+    layouts: dict[str, Layout]
+    copied: frozenset[str] = frozenset()
+    bytes_per_example: int = field(default=0, compare=False)
+    cuts_padding: bool = False
+
+    def by(self, *methods: Method) -> list[str]:
+        """List the layers with one of the methods."""
+        return [layer.name for layer in self.layers if layer.method in methods]
+
+
+def make_plan(
+    model: nn.Module,
+    inputs: Inputs,
+    names: Sequence[str],
+    objective: Objective,
+    method: Literal["auto", "exact", "lanczos"] = "auto",
+    seed: int = 0,
+) -> MeasurePlan:
+    """Look at one batch and decide how each layer is measured.
+
+    Call it inside `differentiable(model, names)`. Only a few examples of the batch are used.
+
+    Args:
+        model: The network, in eval mode.
+        inputs: One batch; with a single example, influence between examples cannot be seen.
+        names: The layers.
+        objective: The loss; anything but a mixture of cross-entropies is measured by Lanczos.
+        method: `auto`, or one path for every layer.
+        seed: Of the probe's directions.
+
+    Raises:
+        MeasureError: If the network cannot be measured, or a layer not by the method asked.
+    """
+    _refuse_training_modules(model)
+    probe = rows_of(inputs, torch.arange(min(batch_size(inputs), _PROBE_EXAMPLES)))
+    kept = _KeptBytes(model)
+    with kept:
+        captured = capture(model, probe, names, layouts={})
+    _refuse_bad_logits(model, probe, captured.logits.detach())
+    found = find_layouts(model, probe, names)
+    for name in captured.layers:
+        if found.get(name) is None:
+            raise _influence(f"at layer '{name}'")
+    layouts = {name: layout for name, layout in found.items() if layout is not None}
+    for name, layer in captured.layers.items():
+        layer.layout = layouts[name]
+    parameters = dict(model.named_parameters())
+    nodes = {name: layer.edge.node for name, layer in captured.layers.items()}
+    structure = read_structure(captured.logits, {n: parameters[n] for n in names}, nodes)
+    plans = {name: _plan_layer(model, probe, name, captured, structure) for name in names}
+    if method != "lanczos" and objective.is_mixture:
+        plans |= _confirm(model, probe, plans, layouts, captured.overwritten, structure.unsure, seed)
+    plans = {name: _as_asked(plan, method, objective) for name, plan in plans.items()}
+    outputs = sum(layer.shape.numel() for layer in captured.layers.values()) * captured.logits.element_size()
+    largest = max((layer.shape.numel() for layer in captured.layers.values()), default=0)
+    in_flight = _IN_FLIGHT * largest * captured.logits.element_size()
+    size = (kept.total + outputs + in_flight) // batch_size(probe)
+    cuts = ignores_padding(model, inputs)
+    return MeasurePlan([plans[n] for n in names], layouts, captured.overwritten, size, cuts)
+
+
+def _plan_layer(
+    model: nn.Module, probe: Inputs, name: str, captured: Capture, structure: Structure
+) -> LayerPlan:
+    calls, uses = captured.calls[name], structure.uses[name]
+    if uses == 0:
+        _refuse_hidden_use(model, probe, name)
+        return LayerPlan(name, "unused", "the logits do not depend on it")
+    if calls != 1 or uses != 1:
+        reason = f"its weight is used {uses} times" if uses > 1 else "its weight is not used by a plain call"
+        return LayerPlan(name, "weight_space", reason + " in the forward pass")
+    if name in structure.smooth:
+        return LayerPlan(name, "lanczos", f"{structure.smooth[name]} comes after it")
+    return LayerPlan(name, "exact", "only piecewise-linear operations come after it")
+
+
+def _as_asked(plan: LayerPlan, method: str, objective: Objective) -> LayerPlan:
+    if method == "exact" and (plan.method not in ("exact", "unused") or not objective.is_mixture):
+        why = plan.reason if objective.is_mixture else "the loss is not a mixture of cross-entropies"
+        raise MeasureError(
+            f"'{plan.name}' cannot be measured exactly: {why}. Use method='auto', which takes Lanczos there"
+        )
+    if plan.method == "exact" and method == "lanczos":
+        return replace(plan, method="lanczos", reason="method='lanczos' was asked for")
+    if plan.method == "exact" and not objective.is_mixture:
+        return replace(plan, method="lanczos", reason="the loss is not a mixture of cross-entropies")
+    return plan
+
+
+def _confirm(
+    model: nn.Module,
+    probe: Inputs,
+    plans: Mapping[str, LayerPlan],
+    layouts: Mapping[str, Layout],
+    copied: frozenset[str],
+    unsure: frozenset[str],
+    seed: int,
+) -> dict[str, LayerPlan]:
+    """Check the exact layers by autograd on a few examples; demote the ones that disagree."""
+    names = [name for name, plan in plans.items() if plan.method == "exact"]
+    if not names:
+        return {}
+    few = rows_of(probe, torch.arange(min(batch_size(probe), _CURVATURE_EXAMPLES)))
+    captured = capture(model, few, names, layouts, copied=copied)
+    tolerance = 1e-6 if captured.logits.dtype == torch.float64 else 1e-2
+    slopes, curvatures = _probe_errors(captured, names, unsure, seed)
+    worst = max((error for name, error in curvatures.items() if name not in unsure), default=0.0)
+    confirmed = {}
+    for name in names:
+        error = max(slopes[name], curvatures.get(name, 0.0))
+        if error > tolerance:
+            reason = f"it looks piecewise linear, but double backward differs by {error:.0e}"
+            confirmed[name] = LayerPlan(name, "lanczos", reason)
+        elif worst > tolerance:
+            reason = "it looks piecewise linear, but double backward disagrees at a layer of the same network"
+            confirmed[name] = LayerPlan(name, "lanczos", reason)
+        else:
+            how = "there" if name in curvatures else "at layers before and after it"
+            reason = f"{plans[name].reason}; double backward agrees {how}"
+            confirmed[name] = replace(plans[name], reason=reason)
+    return confirmed
+
+
+def _probe_errors(
+    captured: Capture, names: Sequence[str], unsure: frozenset[str], seed: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Compare the formula with autograd through the weights themselves, in a random direction r.
+
+    The first derivative is compared at every layer; the second, rᵀHr against rᵀJᵀΛJr, at the layers
+    that no other one feeds and a few more: what comes after the others comes after those too, but for
+    writes into slices, so the layers before such writes are all compared. The logits are divided by
+    their spread and the target is the least likely class: saturated logits would hide
+    Σ_k (p_k − [k = y]) ∇²f_k and break autodiff.
+
+    Directions and gradients, as large as the weights, are there for a few layers at a time.
+
+    Returns:
+        Relative errors of the first derivative, of every layer, and of the second, of the probed ones.
+    """
+    logits = captured.logits
+    spread = (logits - logits.mean(1, keepdim=True)).abs().amax().detach().clamp(min=1e-30)
+    scaled = replace(captured, logits=logits / spread)
+    generator = torch.Generator().manual_seed(seed)
+    layers = [captured.layers[name] for name in names]
+    step = max(1, len(names) // _PROBED_LAYERS)
+    hidden = [i for i, name in enumerate(names) if name in unsure]
+    probed = {names[i] for i in (*sources(layers), *range(0, len(names), step), *hidden)}
+    slopes: dict[str, float] = {}
+    curvatures: dict[str, float] = {}
+    for group in _groups(layers):
+        first, second = _group_errors(scaled, group, probed, generator)
+        slopes |= first
+        curvatures |= second
+    return slopes, curvatures
+
+
+def _groups(layers: Sequence[CapturedLayer]) -> list[list[CapturedLayer]]:
+    """Cut the list where the weights of a part would be larger than `_GROUP_BYTES`."""
+    groups: list[list[CapturedLayer]] = []
+    size = 0
+    for layer in layers:
+        size += layer.weight.nbytes
+        if not groups or size > _GROUP_BYTES:
+            groups.append([])
+            size = layer.weight.nbytes
+        groups[-1].append(layer)
+    return groups
+
+
+def _group_errors(
+    captured: Capture, layers: Sequence[CapturedLayer], probed: set[str], generator: torch.Generator
+) -> tuple[dict[str, float], dict[str, float]]:
+    directions = {
+        layer.name: torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64).to(layer.weight)
+        for layer in layers
+    }
+    logits = captured.logits
+    loss = nn.functional.cross_entropy(logits, logits.argmin(1), reduction="sum")
+    found = torch.autograd.grad(loss, [layer.weight for layer in layers], create_graph=True)
+    gradients = dict(zip(directions, found, strict=True))
+    outputs = torch.autograd.grad(loss, [layer.edge for layer in layers], retain_graph=True)
+    slopes: dict[str, float] = {}
+    curvatures: dict[str, float] = {}
+    for layer, output in zip(layers, outputs, strict=True):
+        parts = layer.inner(output, layer.apply(directions[layer.name]).detach())
+        slope = (gradients[layer.name] * directions[layer.name]).sum()
+        slopes[layer.name] = _relative(slope, parts.sum(), parts.abs().sum())
+    some = [layer for layer in layers if layer.name in probed]
+    if not some:
+        return slopes, curvatures
+    forms = exact_forms(captured, [layer.name for layer in some], directions).quadratic.sum(0)
+    for layer, form in zip(some, forms, strict=True):
+        direction = directions[layer.name]
+        slope = (gradients[layer.name] * direction).sum()
+        product = torch.autograd.grad(slope, layer.weight, retain_graph=True, materialize_grads=True)[0]
+        curvatures[layer.name] = _relative((product * direction).sum(), form, form)
+    return slopes, curvatures
+
+
+def _relative(measured: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> float:
+    found, wanted, largest = (float(value.detach()) for value in (measured, expected, scale))
+    return abs(found - wanted) / max(largest, abs(found), 1e-300)
+
+
+def _refuse_training_modules(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise MeasureError(
+                f"batch norm '{name}' uses the statistics of the batch even in eval mode, so examples "
+                "influence each other; give it running statistics and let eval() reach it"
+            )
+        if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+            raise MeasureError(f"dropout '{name}' stays active in eval mode; let eval() reach it")
+
+
+def _refuse_bad_logits(model: nn.Module, probe: Inputs, logits: torch.Tensor) -> None:
+    if logits.shape[1] < 2:
+        raise MeasureError(f"cross-entropy needs at least 2 classes; the model has {logits.shape[1]} logit")
+    if logits.dtype not in (torch.float32, torch.float64):
+        raise MeasureError(f"the logits are {logits.dtype}; measure in float32: call model.float() first")
+    require_finite(logits)
+    tolerance = _SAME_LOGITS * float(logits.abs().max())
+    with torch.no_grad():
+        if not _close(logits_of(model, probe), logits, tolerance):
+            raise MeasureError(
+                "the logits change from one call to the next in eval mode (functional dropout with "
+                "training=True, or another source of randomness); make the model deterministic"
+            )
+        size = logits.shape[0]
+        for row in range(min(size, 2) if size > 1 else 0):
+            other = logits_of(model, changed_example(probe, row, size - 1 - row))
+            keep = torch.arange(size, device=logits.device) != row
+            if not _close(other[keep], logits[keep], tolerance):
+                raise _influence("in the logits")
+
+
+def _influence(where: str) -> MeasureError:
+    return MeasureError(
+        f"the examples of a batch influence each other ({where}: changing one changed another); "
+        "a per-example Hessian needs a network that treats examples apart in eval mode"
+    )
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
+    return bool(((a - b).abs() <= tolerance).all())
+
+
+def require_finite(logits: torch.Tensor, examples: torch.Tensor | None = None) -> None:
+    """Raise MeasureError, naming the examples by `examples` or their rows, unless all logits are finite."""
+    wrong = (~logits.isfinite().all(1)).nonzero().flatten().cpu()
+    if wrong.numel():
+        rows = listed((wrong if examples is None else examples[wrong]).tolist())
+        raise MeasureError(f"the logits of example {rows} are not finite; did training diverge?")
+
+
+def _refuse_hidden_use(model: nn.Module, probe: Inputs, name: str) -> None:
+    weight = dict(model.named_parameters())[name]
+    with torch.no_grad():
+        before = logits_of(model, probe)
+        kept = weight.detach().clone()
+        try:
+            weight.mul_(1.5).add_(0.1)
+            after = logits_of(model, probe)
+        finally:
+            weight.copy_(kept)
+    if not _close(before, after, 1e-6 * float(before.abs().max())):
+        raise MeasureError(
+            f"'{name}' changes the logits, but no gradient reaches it (no_grad, detach or .data in the "
+            "forward pass); let gradients through, or leave it out with layers="
+        )
+
+
+class _KeptBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the distinct bytes a forward pass keeps for backward, parameters and buffers aside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.total = 0
+        self._seen = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+        super().__init__(self._pack, lambda tensor: tensor)
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.total += storage.nbytes()
+        return tensor

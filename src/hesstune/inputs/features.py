@@ -1,0 +1,81 @@
+"""Features: what the head of a frozen network is given for each example, computed once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hesstune.data.examples import Examples
+from hesstune.errors import ModelError
+from hesstune.forward import evaluating, logits_of
+from hesstune.inputs.batches import EVAL_BATCH, ModelInputs, batches_of, in_order, make_inputs
+from hesstune.models.load import LoadedModel
+
+__all__ = ["FeatureInputs", "cached_features", "frozen_features"]
+
+
+class FeatureInputs:
+    """Features in front of the head, computed once."""
+
+    def __init__(self, features: torch.Tensor) -> None:
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> torch.Tensor:
+        """Return features, (B, D); they are the same in every view."""
+        return self.features[torch.from_numpy(indices).to(self.features.device)]
+
+
+@torch.no_grad()
+def cached_features(model: nn.Module, head: nn.Module, feed: ModelInputs) -> FeatureInputs | None:
+    """Compute the inputs of the head for every example, in eval mode.
+
+    Returns:
+        The features, or None where the head is not the network's last operation on them, so that
+        features alone do not determine the logits.
+    """
+    seen: list[torch.Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    parts: list[torch.Tensor] = []
+    batches = batches_of(feed, np.arange(len(feed)), EVAL_BATCH)
+    try:
+        with evaluating(model):
+            for indices in batches:
+                seen.clear()
+                logits = logits_of(model, feed.inputs(indices))
+                if len(seen) != 1 or seen[0].ndim != 2 or len(seen[0]) != len(indices):
+                    return None
+                if not parts and not torch.equal(_apply(head, seen[0]), logits):
+                    return None
+                parts.append(seen[0])
+    finally:
+        handle.remove()
+    return FeatureInputs(in_order(parts, batches) if parts else torch.zeros((0, 1)))
+
+
+def _apply(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    # Without the hook's recording: the module's own forward.
+    result: torch.Tensor = type(head).forward(head, features)
+    return result
+
+
+def frozen_features(
+    loaded: LoadedModel, examples: Examples, device: torch.device, max_length: int = 128
+) -> NDArray[np.float32]:
+    """Return the inputs of the network's head, (N, D) float32, in eval mode.
+
+    Raises:
+        ModelError: If the head is not the network's last operation, so that it has no features.
+    """
+    feed = make_inputs(examples, loaded, device, max_length=max_length)
+    found = cached_features(loaded.model, loaded.model.get_submodule(loaded.head), feed)
+    if found is None:
+        raise ModelError(
+            "the head is not the network's last operation on its features, so there are no features to work "
+            "with; use another model, or give --noise-matrix a rate or a file"
+        )
+    return found.features.float().cpu().numpy()

@@ -1,0 +1,360 @@
+"""`hesstune.label`: from weak labelers, labeling functions and votes to labels and their noise matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hesstune.checks import one_of, unit_interval
+from hesstune.data.clean import read_clean_labels
+from hesstune.data.votes import class_index
+from hesstune.errors import ConfigError, DataError, listed
+from hesstune.labeling.domain_labelers import TrainedLabelers, Training, named_domains, train_labelers
+from hesstune.labeling.labeling_target import Target, read_target
+from hesstune.labeling.result import Labelling
+from hesstune.noise.estimate import Estimate, from_posterior, well_conditioned
+from hesstune.runtime.device import pick_device
+from hesstune.weak.csv_table import Sheet, read_sheet, vote_names, votes_of_sheet
+from hesstune.weak.dependence import dependence_note
+from hesstune.weak.functions import Answers, call_functions, load_functions, names_in, votes_of_answers
+from hesstune.weak.label_models import LABEL_MODELS, label
+from hesstune.weak.votes import ABSTAIN, EMPTY, Votes
+
+__all__ = ["NOISE_FROM", "label_data"]
+
+NEED_FEATURES = ("features", "soft_features")
+NOISE_FROM = ("auto", *(name for name in LABEL_MODELS if name != "amcl"))
+
+
+def label_data(
+    target: str | None = None,
+    *,
+    labelers: Sequence[str] = (),
+    functions: str | None = None,
+    votes: str | Path | None = None,
+    vote_columns: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    label_model: str = "soft",
+    noise_from: str = "auto",
+    labeler: str = "probe",
+    epochs: int = 10,
+    threshold: float = 0.0,
+    model: str | None = None,
+    image_size: int = 96,
+    max_length: int = 128,
+    clean_labels: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> Labelling:
+    """Make labels from votes, and estimate the labels' noise matrix; no true label is used for either.
+
+    Votes come from labelers trained on other data, from labeling functions, from a CSV file, or from all
+    of these. Examples that nobody votes on get no label; a class that nobody votes for is left out.
+
+    Args:
+        target: The examples: `folder:PATH`, `csv:PATH` or `hf:NAME` with texts. Labels they have go into
+            tables of accuracy alone, except those of a test part, which stay. None: those of `votes`.
+        labelers: Data specifications, perhaps NAME=SPEC, of other domains to train a labeler each on.
+        functions: `py:module:name` of labeling functions (see `hesstune.weak.functions`).
+        votes: CSV file of votes: `id`, and a column a labeler.
+        vote_columns: Its columns; none: those named vote_…, or else all that may be.
+        classes: Class names; none: those that labelers, truth and votes name.
+        label_model: One of LABEL_MODELS. `soft` sums the labelers' probabilities, or votes.
+        noise_from: The label model whose posterior the noise matrix comes from; `auto` takes
+            `soft_features` where features are at hand, `dawid_skene` for majority and soft votes, and
+            else the label model itself.
+        labeler: `probe` (linear, on frozen features) or `finetune`.
+        epochs: Of a fine-tuned labeler.
+        threshold: Labelers abstain where no class is as probable.
+        model: Whose features, or which network; none: efficientnet_lite0, or minilm for texts.
+        image_size: Side of the images in pixels.
+        max_length: Tokens of a text at most.
+        clean_labels: CSV file of checked labels for `amcl`, `features` and `soft_features`.
+        seed: Of splits, ties and training.
+        device: Where to compute.
+
+    Raises:
+        HesstuneError: If an argument or a vote is wrong, or nobody votes.
+
+    Example:
+        >>> found = label_data("csv:reviews.csv", functions="py:rules:ALL")  # doctest: +SKIP
+        >>> found.save("labels.csv")                                         # doctest: +SKIP
+    """
+    one_of("label model", label_model, LABEL_MODELS)
+    one_of("label model for the noise", noise_from, NOISE_FROM)
+    unit_interval("the threshold", threshold)
+    examples, sources = _asked(target, labelers, functions, votes, vote_columns)
+    needs = label_model in NEED_FEATURES or noise_from in NEED_FEATURES
+    trained, features = None, None
+    if labelers or needs:
+        if not examples.has_inputs:
+            raise ConfigError(
+                "labelers and features need examples to look at: give --target with images or texts"
+            )
+        how = Training(
+            labeler,
+            model or ("minilm" if examples.texts is not None else "efficientnet_lite0"),
+            image_size,
+            epochs,
+            max_length,
+            seed,
+            pick_device(device),
+        )
+        trained, features = train_labelers(named_domains(labelers), examples.examples(image_size), how)
+        if needs and features is None:
+            _, features = train_labelers((), examples.examples(image_size), replace(how, kind="probe"))
+    sources = replace(sources, trained=trained if labelers else None, threshold=threshold)
+    names = list(classes) or sources.classes(examples)
+    every = sources.votes(examples, names)
+    return _combined(
+        examples, names, every, sources.own_accuracy(), features, clean_labels, label_model, noise_from, seed
+    )
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Where votes come from."""
+
+    sheet: Sheet | None = None
+    columns: tuple[str, ...] = ()
+    apart: bool = False
+    functions: tuple[str, ...] = ()
+    answers: Answers | None = None
+    trained: TrainedLabelers | None = None
+    threshold: float = 0.0
+
+    def classes(self, target: Target) -> list[str]:
+        """Return the classes that labelers, truth and votes name."""
+        found = {name for own in self.trained.classes for name in own} if self.trained else set()
+        found |= {name for name in target.true or () if name}
+        voted = set(names_in(self.answers)) if self.answers else set()
+        if self.sheet is not None:
+            cells = {v.strip() for name in self.columns for v in self.sheet.values[name]}
+            voted |= {v for v in cells if v.lower() not in EMPTY}
+        # Votes may be indices into the classes that have names.
+        found |= {name for name in voted if not name.isdecimal()}
+        found |= {name for name in voted if name.isdecimal() and int(name) >= len(found)} if found else voted
+        names, _ = class_index(sorted(found), Path("the table of votes"), len(target))
+        return names
+
+    def votes(self, target: Target, classes: list[str]) -> Votes:
+        """Return all votes side by side."""
+        tables: list[Votes] = []
+        if self.trained is not None:
+            tables.append(self.trained.votes(classes, self.threshold))
+        if self.answers is not None:
+            tables.append(votes_of_answers(self.answers, self.functions, classes, target.ids))
+        if self.sheet is not None:
+            given = votes_of_sheet(self.sheet, self.columns, classes)
+            tables.append(_aligned(given, self.sheet, target) if self.apart else given)
+        soft = None
+        if any(t.soft is not None for t in tables):
+            soft = np.concatenate([t.onehot if t.soft is None else t.soft for t in tables], axis=1)
+        names = [name for t in tables for name in t.names]
+        return Votes(np.concatenate([t.table for t in tables], axis=1), len(classes), names, soft)
+
+    def own_accuracy(self) -> dict[str, float | None]:
+        """Return the trained labelers' accuracy on their own domains."""
+        if self.trained is None:
+            return {}
+        return dict(zip(self.trained.names, self.trained.own_accuracy, strict=True))
+
+
+def _asked(
+    target: str | None,
+    labelers: Sequence[str],
+    functions: str | None,
+    votes: str | Path | None,
+    vote_columns: Sequence[str],
+) -> tuple[Target, _Sources]:
+    """Read examples and votes, and let labeling functions answer."""
+    if target is None and votes is None:
+        raise ConfigError("give --target, the data to be labelled, or --votes, a CSV file of votes")
+    examples = read_target(target if target is not None else f"csv:{votes}")
+    sheet, columns = examples.sheet, []
+    if sheet is not None and (votes is None or target is None):
+        columns = vote_names(sheet, vote_columns)
+        if target is not None and not vote_columns:  # other columns of the data are no votes
+            columns = [name for name in columns if name.startswith("vote_")]
+    elif votes is not None:
+        sheet = read_sheet(votes)
+        columns = vote_names(sheet, vote_columns)
+        if "id" not in sheet.plain:
+            raise DataError(f"{votes} needs a column 'id' with the ids of the target's examples")
+    if not (columns or functions or labelers):
+        raise ConfigError(
+            "nobody votes: give --labelers, --functions or --votes (or columns vote_… in csv data)"
+        )
+    loaded = load_functions(functions) if functions else []
+    answers = call_functions(loaded, examples.rows()) if loaded else None
+    names = tuple(name for name, _ in loaded)
+    apart = target is not None and votes is not None
+    return examples, _Sources(sheet if columns else None, tuple(columns), apart, names, answers)
+
+
+def _aligned(votes: Votes, sheet: Sheet, target: Target) -> Votes:
+    """Bring a file's votes to the target's order; examples it does not name get none."""
+    place = {example: n for n, example in enumerate(target.ids)}
+    ids = sheet.plain["id"]
+    if len(set(ids)) < len(ids):
+        raise DataError(f"the column 'id' of {sheet.path} repeats some ids; each example needs one row")
+    rows = np.array([place.get(example, -1) for example in ids], dtype=np.int64)
+    if (rows < 0).any():
+        at = int(np.flatnonzero(rows < 0)[0])
+        raise DataError(
+            f"{int((rows < 0).sum())} ids of {sheet.path} are no example's, such as '{ids[at]}'; ids of the "
+            f"target look like '{target.ids[0]}'"
+        )
+    table = np.full((len(target), votes.m), ABSTAIN)
+    table[rows] = votes.table
+    return Votes(table, votes.k, votes.names)
+
+
+def _combined(
+    target: Target,
+    classes: list[str],
+    votes: Votes,
+    own_accuracy: dict[str, float | None],
+    features: NDArray[np.float32] | None,
+    clean_labels: str | Path | None,
+    model: str,
+    noise_from: str,
+    seed: int,
+) -> Labelling:
+    notes = votes.problems(classes)
+    rows = votes.analysis(_known(target, classes))
+    for row in rows:
+        row["polarity"] = [classes[c] for c in row["polarity"]]
+        if row["labeler"] in own_accuracy:
+            row["own_accuracy"] = own_accuracy[row["labeler"]]
+    classes, votes = _voted_for(classes, votes)
+    kept, outside = _test_rows(target, classes)
+    if len(outside):
+        notes.append(
+            f"{len(outside)} test examples of classes that nobody votes for are left out: test accuracy "
+            "does not count them"
+        )
+    open_rows = np.setdiff1d(np.arange(len(target)), np.concatenate([kept, outside]))
+    clean = _clean(clean_labels, classes, target, open_rows)
+    asked = votes.take(open_rows) if len(open_rows) < len(votes) else votes
+    near = None if features is None else features[open_rows]
+    made = label(asked, model, features=near, clean=clean, seed=seed)
+    noise = _noise(asked, made.labels, made.posterior, model, noise_from, near, clean, seed)
+    labels, posterior = np.full(len(target), ABSTAIN), np.full((len(target), len(classes)), 1 / len(classes))
+    labels[open_rows], posterior[open_rows] = made.labels, made.posterior
+    majority = labels.copy()
+    majority[open_rows] = label(asked, "majority", seed=seed).labels
+    if len(kept):
+        assert target.true is not None
+        labels[kept] = [classes.index(target.true[n]) for n in kept]
+        posterior[kept] = np.eye(len(classes))[labels[kept]]
+        notes.append(f"{len(kept)} test examples keep their true labels")
+    return Labelling(
+        target, classes, votes, labels, posterior, kept, model, noise, rows, majority, [*notes, *noise.notes]
+    )
+
+
+def _known(target: Target, classes: list[str]) -> NDArray[np.int64] | None:
+    """Return the true labels as indices where all are known and of these classes."""
+    if target.true is None:
+        return None
+    index = {name: i for i, name in enumerate(classes)}
+    strange = set(target.true) - set(classes) - {""}
+    if strange:
+        raise DataError(
+            f"the data's own label '{sorted(strange)[0]}' is none of the classes {listed(classes)}; "
+            "name all in --classes"
+        )
+    known = np.array([index.get(name, ABSTAIN) for name in target.true], dtype=np.int64)
+    return None if (known == ABSTAIN).all() else known
+
+
+def _voted_for(classes: list[str], votes: Votes) -> tuple[list[str], Votes]:
+    """Leave out the classes that nobody votes for: their labels' noise could not be inverted."""
+    absent = votes.unvoted
+    if not len(absent):
+        return classes, votes
+    present = np.setdiff1d(np.arange(votes.k), absent)
+    if len(present) < 2:
+        named = listed(classes[i] for i in present) or "none"
+        raise DataError(
+            f"labelers vote for one class only ({named}); labels of two classes at least are needed"
+        )
+    place = np.full(votes.k + 1, ABSTAIN)
+    place[present] = np.arange(len(present))
+    soft = None
+    if votes.soft is not None:
+        soft = votes.soft[:, :, present]
+        total = soft.sum(axis=2, keepdims=True)
+        soft = np.where(total > 0, soft / np.maximum(total, 1e-300), 0.0)
+    return [classes[i] for i in present], Votes(place[votes.table], len(present), votes.names, soft)
+
+
+def _test_rows(target: Target, classes: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the test examples whose true label is known and stays, and those of classes left out."""
+    if target.parts is None or target.true is None:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    known = [
+        n
+        for n, (part, name) in enumerate(zip(target.parts, target.true, strict=True))
+        if part == "test" and name
+    ]
+    inside = [n for n in known if target.true[n] in classes]
+    outside = sorted(set(known) - set(inside))
+    return np.array(inside, dtype=np.int64), np.array(outside, dtype=np.int64)
+
+
+def _clean(
+    path: str | Path | None, classes: list[str], target: Target, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    if path is None:
+        return None
+    given = read_clean_labels(path, classes)
+    place = {target.ids[n]: at for at, n in enumerate(rows.tolist())}
+    strange = [example for example in given if example not in place]
+    if strange:
+        raise DataError(
+            f"{len(strange)} of the {len(given)} clean labels are of no example to be labelled, such as "
+            f"'{strange[0]}'"
+        )
+    return np.array([place[i] for i in given], dtype=np.int64), np.array(list(given.values()), dtype=np.int64)
+
+
+def _noise(
+    votes: Votes,
+    labels: NDArray[np.int64],
+    posterior: NDArray[np.float64],
+    model: str,
+    noise_from: str,
+    features: NDArray[np.float32] | None,
+    clean: Any,
+    seed: int,
+) -> Estimate:
+    """Estimate the noise matrix of the labels from a label model's posterior."""
+    name = noise_from
+    if name == "auto":
+        plain = "dawid_skene" if model in ("majority", "soft") else model
+        name = "soft_features" if features is not None else plain
+    if name != model:
+        posterior = label(votes, name, features=features, clean=clean, seed=seed).posterior
+    rows = np.flatnonzero(labels != ABSTAIN)
+    found = from_posterior(posterior[rows], labels[rows], f"labelmodel ({name})")
+    notes = [*found.notes, *dependence_note(votes, posterior)]
+    speaking = int((votes.coverage > 0).sum())
+    if speaking < 3 and name not in NEED_FEATURES:
+        notes.append(
+            f"{speaking} labelers do not determine their own error rates: the noise matrix is a guess; three "
+            "independent ones are the least, or features (--noise-from soft_features), or checked labels"
+        )
+    matrix, ridge = well_conditioned(found.matrix)
+    if ridge:
+        shown = "singular" if not np.isfinite(found.condition) else f"of condition {found.condition:.3g}"
+        notes.append(
+            f"the estimated noise matrix was {shown}; (1 - r)F + rI with r = {ridge:g} is what is written"
+        )
+    return replace(found, matrix=matrix, smoothing=ridge, notes=tuple(notes))

@@ -1,0 +1,149 @@
+"""The data that programmatic labels are made for: examples, perhaps votes, perhaps true labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hesstune.data.examples import Examples, Text, Texts
+from hesstune.data.images import decode_all
+from hesstune.data.sources import PARTS, inside, listing
+from hesstune.errors import DataError, unknown_name
+from hesstune.weak.csv_table import Sheet, read_sheet
+
+__all__ = ["Target", "read_target"]
+
+TRUTHS = ("true_label", "label")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Examples to be labelled.
+
+    Attributes:
+        ids: One id an example.
+        true: True labels by name, "" where unknown; None where the data has none.
+        parts: `train`, `val` or `test` for each example, or None.
+        paths: Image files, or None.
+        texts: Texts, or None.
+        sheet: The CSV file, or None.
+    """
+
+    ids: list[str]
+    true: list[str] | None = None
+    parts: list[str] | None = None
+    paths: list[Path] | None = None
+    texts: list[Text] | None = None
+    sheet: Sheet | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether a network can look at the examples."""
+        return self.paths is not None or self.texts is not None
+
+    def rows(self) -> Iterator[Mapping[str, str]]:
+        """Yield each example as labeling functions get it: a CSV file's row; `id`, `path` and texts."""
+        for n, example in enumerate(self.ids):
+            row = {"id": example, **(self.sheet.row(n) if self.sheet is not None else {})}
+            if self.paths is not None:
+                row["path"] = str(self.paths[n])
+            if self.texts is not None and self.sheet is None:
+                row["text"] = self.texts[n][0]
+                row["text2"] = self.texts[n][1] or ""
+            yield row
+
+    def examples(self, size: int) -> Examples:
+        """Return what a network is fed; images are decoded.
+
+        Raises:
+            DataError: If an image cannot be decoded.
+        """
+        every = np.arange(len(self))
+        if self.texts is not None:
+            return Examples(Texts(self.texts), every, self.ids, None)
+        assert self.paths is not None
+        source, bad = decode_all(self.paths, size, cache_mib=1024)
+        if bad:
+            raise DataError(f"{next(iter(bad.values()))}; take the file out of the data first")
+        return Examples(source, every, self.ids, None)
+
+    def columns(self, folder: Path) -> dict[str, list[str]]:
+        """Return the columns by which `csv:` finds the examples again from a file in a folder."""
+        if self.texts is not None:
+            found = {"text": [first for first, _ in self.texts]}
+            if any(second is not None for _, second in self.texts):
+                found["text2"] = [second or "" for _, second in self.texts]
+            return found
+        if self.paths is None:
+            return {}
+        base = folder.resolve()
+        absolute = [Path(p).absolute() for p in self.paths]
+        return {
+            "image": [
+                p.relative_to(base).as_posix() if p.is_relative_to(base) else p.as_posix() for p in absolute
+            ]
+        }
+
+
+def read_target(spec: str) -> Target:
+    """Read the examples that a data specification names; true labels are used for tables alone.
+
+    Args:
+        spec: `folder:PATH`, `csv:PATH` (columns `image` or `text`, perhaps `text2`, `id`, `split`,
+            `true_label` or `label`, and votes) or `hf:NAME` with texts.
+
+    Raises:
+        DataError: If the examples are no image files and no texts.
+    """
+    if spec.startswith("csv:"):
+        return _of_sheet(read_sheet(spec.removeprefix("csv:")))
+    found = listing(spec, size=8, labelled=False)
+    if found.paths is None and found.texts is None:
+        raise DataError(
+            f"'{spec}' holds images without files, which labels.csv could not name; label folder:PATH or "
+            "csv:PATH"
+        )
+    true = None if found.labels is None else [found.classes[i] for i in found.labels]
+    parts = [p or "train" for p in found.parts] if found.parts else None
+    return Target(found.ids, true, parts, found.paths, found.texts)
+
+
+def _of_sheet(sheet: Sheet) -> Target:
+    path = sheet.path
+    known = next((name for name in TRUTHS if name in sheet.codes), None)
+    parts = sheet.cells("split") if "split" in sheet.codes else None
+    if parts is not None and (wrong := set(sheet.values["split"]) - set(PARTS)):
+        raise unknown_name(f"value in the column 'split' of {path}", sorted(wrong)[0], PARTS, DataError)
+    texts: list[Text] | None = None
+    if "text" in sheet.plain:
+        second: list[str] | list[None] = sheet.plain.get("text2") or [None] * len(sheet)
+        texts = list(zip(sheet.plain["text"], second, strict=True))
+    images = None
+    if "image" in sheet.plain and texts is None:
+        images = [inside(path, name) for name in sheet.plain["image"]]
+    return Target(
+        _ids(sheet),
+        [cell.strip() for cell in sheet.cells(known)] if known else None,
+        parts,
+        images,
+        texts,
+        sheet,
+    )
+
+
+def _ids(sheet: Sheet) -> list[str]:
+    ids = sheet.plain.get("id")
+    if ids is not None:
+        if len(set(ids)) < len(ids):
+            raise DataError(f"the column 'id' of {sheet.path} repeats some ids; each example needs its own")
+        return ids
+    images = sheet.plain.get("image", [])
+    if images and len(set(images)) == len(images):
+        return images
+    return [str(number) for number in range(len(sheet))]

@@ -1,0 +1,46 @@
+"""Write report.html into the folder of a run or of a comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hesstune.analysis.label_issues import label_issues, save_pictures
+from hesstune.errors import DataError, RunError, unknown_name
+from hesstune.report.records import read_records
+from hesstune.report.run_page import pictured, render_run
+from hesstune.report.study_page import render_study
+from hesstune.runs.run import Run
+from hesstune.storage.atomic import write_text
+from hesstune.study.results import read_results
+from hesstune.study.summary import differences
+
+__all__ = ["write_report", "write_study"]
+
+
+def write_report(run: Run, device: str = "auto") -> tuple[Path, str | None]:
+    """Write a run's report.html, with its doubtful labels where the data is at hand; return why not, too."""
+    _, note = run.result, None
+    try:  # the page is complete without: the data may be elsewhere by now
+        if not (run.path / "doubtful.csv").is_file():
+            label_issues(run, device)
+        ids = pictured(run.path)
+        if set(ids) - set(read_records(run.path).pictures):
+            save_pictures(run, ids)
+    except (DataError, RunError) as error:
+        read_records(run.path)  # a damaged record is an error of its own
+        note = f"Without all examples and doubtful labels: {error}"
+    page = run.path / "report.html"
+    write_text(page, render_run(run.path))
+    return page, note
+
+
+def write_study(folder: Path, baseline: str | None = None) -> Path:
+    """Write a comparison's report.html; differences are from its own baseline, or another of its methods."""
+    results = read_results(folder)
+    if baseline is not None:
+        if baseline not in results["methods"]:
+            raise unknown_name("baseline", baseline, results["methods"])
+        results |= {"baseline": baseline, "differences": differences(results["cells"], baseline)}
+    page = folder / "report.html"
+    write_text(page, render_study(results))
+    return page

@@ -1,0 +1,190 @@
+"""Sharded training (FSDP2): networks cut over the processes, a checkpoint a process, weights written whole.
+
+accelerate silently turns FSDP into data parallelism on a CPU, so torch's `fully_shard` is applied here
+on a mesh of the run's own device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hesstune.errors import ConfigError, HesstuneError, HesstuneWarning, RunError
+from hesstune.reference import Reference, layer_names
+from hesstune.runs.checkpoint import KEPT, Checkpoints, discard
+from hesstune.runtime.distributed import all_gather, all_reduce_sum, on_main_process, rank, world
+from hesstune.runtime.sharding import whole
+from hesstune.storage.atomic import replace_file
+from hesstune.storage.tensors import load_tree, save_tensors, save_tree, stream_tensors
+
+__all__ = ["ShardedCheckpoints", "refuse_one", "shard_", "weights_of", "write_model"]
+
+# glibc's mallopt: from this size on, in bytes, memory goes back to the system as soon as it is freed.
+_M_MMAP_THRESHOLD = -3
+_LARGE = 1 << 20
+
+
+def refuse_one(shard: bool) -> None:
+    """Raise ConfigError where a network is to be cut over one process."""
+    if shard and world() == 1:
+        raise ConfigError(
+            "--shard cuts the network over several processes, and this is one; start it with torchrun "
+            "--nproc-per-node N -m hesstune finetune …, or leave --shard out"
+        )
+
+
+def weights_of(model: nn.Module) -> Reference:
+    """Return a network's weights as a reference that shares their memory, to be written, not kept."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return Reference({name: t.detach() for name, t in tensors.items()}, layer_names(model))
+
+
+def shard_(model: nn.Module, device: torch.device) -> None:
+    """Cut a network's parameters over the processes, in place, a repeated block at a time.
+
+    Of a parameter each process keeps a part of dimension 0; its whole is there only while its block
+    computes. Buffers stay whole.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if device.type == "cpu":
+        _give_back_freed()
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    mesh = init_device_mesh(device.type, (world(),))
+    for block in _blocks(model):
+        fully_shard(block, mesh=mesh)
+    # The weights outside the blocks, too: they would stay whole after a forward pass without a backward one.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def _give_back_freed() -> None:
+    """Let large tensors leave this process's memory when they are freed.
+
+    glibc raises that threshold with every large block it frees, up to 32 MiB, and keeps what is smaller
+    in its heap: with every block of the network put together and let go at each step, the heap grew to
+    more than the network that was to be cut.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """List the elements of the network's module lists and sequences, outermost first come.
+
+    What shares a parameter with another part of the network, and lists, which have no forward of their
+    own, are left to what is around them.
+    """
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    found: list[nn.Module] = []
+    inside: set[int] = set()
+    for container in model.modules():
+        if not isinstance(container, nn.ModuleList | nn.Sequential) or id(container) in inside:
+            continue
+        for block in container:
+            own = Counter(id(p) for _, p in block.named_parameters(remove_duplicate=False))
+            alone = all(uses[key] == count for key, count in own.items())
+            if own and alone and not isinstance(block, nn.ModuleList | nn.ModuleDict):
+                found.append(block)
+                inside |= {id(module) for module in block.modules()}
+    return found
+
+
+class ShardedCheckpoints(Checkpoints):
+    """The states of a sharded run: of every step one file a process, with that process's parts."""
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step:09d}.{rank()}of{world()}.safetensors"
+
+    def files(self) -> list[Path]:
+        """List this process's checkpoints, the newest first."""
+        return sorted(self.folder.glob(f"checkpoint-*.{rank()}of{world()}.safetensors"), reverse=True)
+
+    def save(self, step: int, tree: dict[str, Any]) -> None:
+        """Write this process's state and keep the one before it; all processes call this alike."""
+        save_tree(self._path(step), tree)
+        all_reduce_sum(torch.zeros(1))  # a step counts once all have written it
+        for old in self.files()[KEPT:]:
+            old.unlink(missing_ok=True)
+        on_main_process(lambda: discard(self.folder))
+
+    def load(self) -> dict[str, Any] | None:
+        """Read the newest state that is whole on every process; None where there is none at all.
+
+        Raises:
+            RunError: If there are checkpoints, and none is whole, or they are of another number of processes.
+        """
+        own = [int(path.name.split("-")[1].split(".")[0]) for path in self.files()][: KEPT + 1]
+        padded = torch.tensor([*own, *[-1] * (KEPT + 1 - len(own))])
+        steps = sorted({int(s) for s in torch.cat(all_gather(padded)) if s >= 0}, reverse=True)
+        damaged = ""
+        for step in steps:
+            tree = None
+            try:
+                tree = load_tree(self._path(step))
+            except RunError as error:
+                damaged = str(error)
+            if int(all_reduce_sum(torch.tensor(int(tree is not None)))) == world():
+                if step != steps[0]:
+                    self._drop_after(step, damaged)
+                return tree
+        if steps:
+            raise RunError(
+                f"no checkpoint in {self.folder} is whole on all {world()} processes; start over with "
+                "--overwrite"
+            )
+        if other := next(iter(Checkpoints(self.folder).files()), None):
+            raise RunError(
+                f"{other} was written by another number of processes; resume with as many, or start over "
+                "with --overwrite"
+            )
+        return None
+
+    def load_together(self) -> dict[str, Any] | None:
+        """Read it on every process: `load` is that already."""
+        return self.load()
+
+    def _drop_after(self, step: int, damaged: str) -> None:
+        for path in self.files():
+            if path > self._path(step):
+                path.unlink(missing_ok=True)
+        if rank() == 0:
+            reason = damaged or "the last checkpoint is damaged, or was not written by every process"
+            warnings.warn(f"{reason}; going on from step {step}", HesstuneWarning, stacklevel=3)
+
+
+def write_model(path: Path, model: nn.Module) -> None:
+    """Write a network's parameters and buffers, whole, as safetensors; all processes call this alike.
+
+    Of a sharded network one tensor at a time is put together.
+
+    Raises:
+        RunError: On every process, if it cannot be written.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if not any(hasattr(t, "full_tensor") for t in tensors.values()):
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        on_main_process(lambda: save_tensors(path, state))
+        return
+    parts = (whole(tensor) for tensor in tensors.values())
+    failed: HesstuneError | None = None
+    try:
+        if rank() == 0:
+            replace_file(path, lambda part: stream_tensors(part, tensors, parts))
+    except HesstuneError as error:
+        failed = error
+    for _ in parts:  # the other processes take part, and after an error the first one, too
+        pass
+
+    def tell() -> None:
+        if failed is not None:
+            raise failed
+
+    on_main_process(tell)

@@ -1,0 +1,101 @@
+"""The examples of a run and the labels it is trained on: as given, voted, corrupted, checked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hesstune.data.clean import checked, read_clean_labels
+from hesstune.data.examples import Examples, Task
+from hesstune.data.load import load_task
+from hesstune.data.raw_features import raw_features
+from hesstune.data.sources import Voting
+from hesstune.errors import ConfigError
+from hesstune.noise.instance import average, draw, instance_rate, instance_transitions
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.runs.config import FinetuneConfig
+
+__all__ = ["clean_task", "injected_noise", "noisy", "run_task"]
+
+
+def clean_task(config: FinetuneConfig) -> Task:
+    """Load the examples of a run with their labels as given, votes combined."""
+    assert config.image_size is not None
+    return load_task(
+        config.data,
+        size=config.image_size,
+        seed=config.seed,
+        split=config.split,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        limit=config.limit,
+        skip_bad=config.skip_bad_images,
+        cache_mib=config.cache_mib,
+        voting=Voting(_names(config.vote_columns), config.label_model, config.seed),
+    )
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
+
+
+def run_task(config: FinetuneConfig) -> Task:
+    """Load the examples of a run again, with the labels it was trained on (by seed the same)."""
+    task = clean_task(config)
+    return noisy(task, injected_noise(config, task), config)
+
+
+def injected_noise(config: FinetuneConfig, task: Task) -> NoiseMatrix | None:
+    """Return the noise matrix of what --inject-noise injects into true labels, or None.
+
+    Of noise that depends on the example it is the mean over the training examples of each class.
+    """
+    if not config.inject_noise:
+        return None
+    rate = instance_rate(config.inject_noise)
+    if rate is None:
+        return NoiseMatrix.parse(config.inject_noise, task.k, task.classes)
+    return average(_transitions(task.train, task.k, rate, config.seed), _true(task.train), task.k)
+
+
+def _transitions(part: Examples, k: int, rate: float, seed: int) -> NDArray[np.float64]:
+    return instance_transitions(raw_features(part), _true(part), k, rate, seed)
+
+
+def _true(part: Examples) -> NDArray[np.int64]:
+    known = part.labels if part.true is None else part.true
+    assert known is not None
+    return known
+
+
+def noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> Task:
+    """Corrupt training and validation labels, each by a seed of its own; test labels stay true.
+
+    Labels that a person has checked come last: they replace noisy ones.
+    """
+    if config.soft_labels and task.train.soft is None:
+        raise ConfigError(
+            f"--soft-labels needs soft labels, but {config.data} has neither columns p_CLASS nor votes"
+        )
+    task = task if injected is None else _corrupted(task, injected, config)
+    if config.clean_labels is None:
+        return task
+    clean = read_clean_labels(config.clean_labels, task.classes)
+    return checked(task, clean, partial=config.limit is not None)
+
+
+def _corrupted(task: Task, injected: NoiseMatrix, config: FinetuneConfig) -> Task:
+    rate = instance_rate(config.inject_noise)
+
+    def changed(part: Examples, seed: int) -> Examples:
+        if rate is None:
+            return part.relabelled(injected.corrupt(_true(part), seed=seed))
+        return part.relabelled(draw(_transitions(part, task.k, rate, config.seed), seed))
+
+    train = changed(task.train, 2 * config.seed)
+    val = task.val
+    if not config.clean_val and len(val):
+        val = changed(val, 2 * config.seed + 1)
+    return replace(task, train=train, val=val)

@@ -1,0 +1,218 @@
+"""Several processes, one run: batches are split over ranks, sums and rows are gathered, rank 0 writes.
+
+Started by `torchrun` or `accelerate launch`. Every rank holds all examples and draws the same order,
+augmentation and random numbers; of each batch it computes the logits of its own share. The shares are
+gathered before the loss, so that every method, whatever it computes from a batch, takes the step of one
+process: the gradient of a rank's logits flows back into that rank alone, and the mean over ranks that
+DistributedDataParallel takes is undone by their number.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed, nn
+
+from hesstune.errors import ConfigError, HesstuneError, RunError
+from hesstune.forward import Inputs, batch_size, logits_of
+
+__all__ = [
+    "SplitForward",
+    "all_gather",
+    "all_reduce_sum",
+    "average_gradients_",
+    "on_main_process",
+    "rank",
+    "refuse_adapting",
+    "start_ranks",
+    "world",
+]
+
+T = TypeVar("T")
+LEAVE_SECONDS = 0.3
+
+
+def world() -> int:
+    """Return the number of processes."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's number, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def start_ranks() -> None:
+    """Join the other processes, where torchrun or accelerate launch started several.
+
+    Raises:
+        RunError: If they cannot be reached.
+    """
+    if distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        distributed.init_process_group(backend)
+    except (RuntimeError, ValueError) as error:
+        raise RunError(f"the processes cannot reach each other: {error}") from error
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+        # Gloo's threads outlive the group, and one that has yet to let go of the last tensors needs the
+        # interpreter: it gets it here. Later, while the interpreter ends, it would abort the process.
+        time.sleep(LEAVE_SECONDS)
+
+
+def on_main_process(act: Callable[[], T]) -> T | None:
+    """Let rank 0 act while the others wait; its error is everybody's.
+
+    Raises:
+        HesstuneError: What `act` raised on rank 0.
+    """
+    if world() == 1:
+        return act()
+    result, mine = None, None
+    if rank() == 0:
+        try:
+            result = act()
+        except HesstuneError as error:
+            mine = error
+    if told := _told("" if mine is None else str(mine)):
+        raise RunError(told) if mine is None else mine
+    return result
+
+
+def _told(text: str) -> str:
+    """Return rank 0's text on every rank."""
+    data = torch.tensor(list(json.dumps(text).encode()), dtype=torch.uint8)
+    size = torch.tensor([len(data)])
+    distributed.broadcast(size, 0)
+    data = data if rank() == 0 else torch.zeros(int(size), dtype=torch.uint8)
+    distributed.broadcast(data, 0)
+    return str(json.loads(bytes(data.tolist())))
+
+
+def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum over the ranks."""
+    if world() > 1:
+        values = values.clone()
+        distributed.all_reduce(values)
+    return values
+
+
+def average_gradients_(tensors: list[torch.Tensor]) -> None:
+    """Set each tensor's gradient to the mean over the ranks; where a rank has none it counts as 0."""
+    if world() > 1:
+        for tensor in tensors:
+            own = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            tensor.grad = all_reduce_sum(own) / world()
+
+
+def all_gather(rows: torch.Tensor, sizes: list[int] | None = None) -> list[torch.Tensor]:
+    """Return every rank's rows, (n_r, …), on every rank.
+
+    Args:
+        rows: This rank's; all ranks agree on the other dimensions and the dtype.
+        sizes: n_r by rank, where they are known.
+    """
+    if world() == 1:
+        return [rows]
+    if sizes is None:
+        counts = all_reduce_sum(torch.nn.functional.one_hot(torch.tensor(rank()), world()) * len(rows))
+        sizes = [int(n) for n in counts]
+    # Padded to the longest: all_gather takes equal shapes.
+    padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    found = [torch.empty_like(padded) for _ in sizes]
+    distributed.all_gather(found, padded.contiguous())
+    return [part[:n] for part, n in zip(found, sizes, strict=True)]
+
+
+def _shares(size: int) -> list[tuple[int, int]]:
+    """Cut a batch into one share a rank, sizes differing by one at most."""
+    edges = [size * r // world() for r in range(world() + 1)]
+    return list(pairwise(edges))
+
+
+class _Gather(torch.autograd.Function):
+    """Every rank's rows in one tensor; backward gives this rank's gradient, times the number of ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, shares: list[tuple[int, int]]) -> torch.Tensor:
+        ctx.share = shares[rank()]
+        ctx.rows = len(rows)
+        start, stop = ctx.share
+        return torch.cat(all_gather(rows[: stop - start], [b - a for a, b in shares]))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        start, stop = ctx.share
+        own = gradients[0].new_zeros((ctx.rows, *gradients[0].shape[1:]))
+        own[: stop - start] = gradients[0][start:stop]
+        return own * world(), None
+
+
+class SplitForward:
+    """Run a network on this rank's share of a batch and return the logits of all of it.
+
+    Args:
+        wrapped: {id of a network: what accelerate made of it}.
+    """
+
+    def __init__(self, wrapped: dict[int, nn.Module]) -> None:
+        self._wrapped = wrapped
+        self._key: tuple[int, ...] = ()
+        self._calls = 0
+
+    def share(self, size: int) -> slice:
+        """Return the rows that this rank runs of a batch of this size."""
+        start, stop = _shares(size)[rank()]
+        # A rank without a share runs an example all the same: every rank takes part in the backward pass.
+        return slice(start, stop) if stop > start else slice(0, 1)
+
+    def start_batch(self, *key: int) -> None:
+        """Key the randomness inside networks (dropout) by these numbers, the call and the rank."""
+        self._key, self._calls = key, 0
+
+    def __call__(self, net: nn.Module, inputs: Inputs) -> torch.Tensor:
+        """Return the (N, K) logits of N inputs, the same on every rank."""
+        shares, own = _shares(batch_size(inputs)), self.share(batch_size(inputs))
+        self._calls += 1
+        with torch.random.fork_rng(enabled=net.training):
+            if net.training:
+                torch.manual_seed(hash((*self._key, self._calls, rank())) % 2**63)
+            rows = _rows(inputs, torch.arange(own.start, own.stop))
+            logits = logits_of(self._wrapped.get(id(net), net), rows)
+        gather: Callable[..., torch.Tensor] = _Gather.apply
+        return gather(logits, shares)
+
+
+def _rows(inputs: Inputs, rows: torch.Tensor) -> Inputs:
+    if isinstance(inputs, torch.Tensor):
+        return inputs[rows.to(inputs.device)]
+    size = batch_size(inputs)
+    return {
+        key: value[rows.to(value.device)]
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == size
+        else value
+        for key, value in inputs.items()
+    }
+
+
+def refuse_adapting(batch_norm: str) -> None:
+    """Raise ConfigError where batch-norm statistics would differ from rank to rank."""
+    if world() > 1 and batch_norm == "adapt":
+        raise ConfigError(
+            "batch-norm statistics that adapt would follow each process's own share of a batch; use "
+            "--batch-norm frozen, or one process"
+        )

@@ -1,0 +1,266 @@
+"""One run: what was prepared goes in, a finished run folder comes out."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hesstune import __version__
+from hesstune.data.augment import Augmentation
+from hesstune.data.examples import Task
+from hesstune.errors import RunError
+from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits
+from hesstune.inputs.feature_store import features_of
+from hesstune.inputs.text_inputs import TextInputs
+from hesstune.methods import MethodSetup, method_class
+from hesstune.models.load import LoadedModel
+from hesstune.reference import Reference
+from hesstune.runs.checkpoint import Checkpoints, discard
+from hesstune.runs.fingerprint import check_start, fingerprints
+from hesstune.runs.model_card import model_card
+from hesstune.runs.run import BAD_IMAGES, CARD, CONFIG, LABELS, MODEL, NOISE, RECORD, REFERENCE, Run
+from hesstune.runs.sharded import ShardedCheckpoints, shard_, weights_of, write_model
+from hesstune.runtime.distributed import on_main_process, rank
+from hesstune.storage.atomic import replace_file, write_csv, write_json, write_text
+from hesstune.training.evaluate import final_metrics
+from hesstune.training.prepare import Prepared
+from hesstune.training.tracking import tracked
+from hesstune.training.trainer import Progress, Trainer
+
+__all__ = ["Trained", "fit_prepared"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run has in memory when training has ended: the whole network, and what was trained of it.
+
+    `net` is the network or, on cached features, its head alone; `feeds` are its inputs by part.
+    """
+
+    loaded: LoadedModel
+    reference: Reference
+    net: torch.nn.Module
+    feeds: dict[str, ModelInputs]
+    task: Task
+
+
+def fit_prepared(
+    prepared: Prepared,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    observe: Callable[[Trained], None] | None = None,
+    keep_weights: bool = True,
+) -> Run:
+    """Train what was prepared, into a folder whose lock, or a folder above it, is held.
+
+    Args:
+        prepared: Configuration, examples, network and noise; its radii are chosen.
+        out: The run's folder.
+        resume: Continue from the last checkpoint there.
+        progress: Called with (steps done, steps in all, text) after every step, on the first process.
+        observe: Called with the network and its inputs when training has ended.
+        keep_weights: Keep the fine-tuned weights and the reference; else the records alone.
+
+    Raises:
+        RunError: If training diverges, or something cannot be written.
+    """
+    run, trained = _train(prepared, out, resume, progress if rank() == 0 else None)
+    if observe is not None:
+        observe(trained)
+    return _finish(run, trained.loaded, keep_weights)
+
+
+def _feeds(prepared: Prepared) -> tuple[torch.nn.Module, dict[str, ModelInputs], int]:
+    """Return what is trained, its inputs, and how many texts were cut.
+
+    Trained is the network on images or texts, or the head on cached features.
+    """
+    config, task, loaded = prepared.config, prepared.task, prepared.loaded
+    augmentation = Augmentation(config.augment, flip=task.flip, n=len(task.train), seed=config.seed)
+    parts = {"train": task.train, "val": task.val, "test": task.test}
+    images: dict[str, ModelInputs] = {
+        name: make_inputs(
+            part, loaded, prepared.device, augmentation if name == "train" else None, config.max_length
+        )
+        for name, part in parts.items()
+    }
+    cut = sum(feed.truncated for feed in images.values() if isinstance(feed, TextInputs))
+    plain = config.augment in ("auto", "none") and config.batch_norm == "frozen"
+    # A head alone cannot be called where its network is sharded.
+    alone = config.train in ("head", "last:1") and plain and not config.shard
+    cached = features_of(loaded, parts, images, config.max_length) if alone else None
+    if cached is not None:
+        return loaded.model.get_submodule(loaded.head), cached, cut
+    return loaded.model, images, cut
+
+
+def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | None) -> tuple[Run, Trained]:
+    started = time.monotonic()
+    config, task, loaded = prepared.config, prepared.task, prepared.loaded
+    reference = weights_of(loaded.model) if config.shard else Reference.of(loaded.model)
+    run = Run(out, config, _record(prepared))
+    # Not kept: where the network is cut, its whole weights must go.
+    run.record["checksums"] = fingerprints(task, {name: reference[name] for name in reference.names()})
+    _start(run, prepared, reference, resume)
+    net, feeds, cut = _feeds(prepared)
+    if config.shard:
+        del reference  # the whole weights go as they are cut
+        shard_(loaded.model, prepared.device)
+        reference = Reference.of(loaded.model)  # each process keeps its own part
+    run.record["texts_cut"] = cut
+    trainer = Trainer(
+        config,
+        net,
+        method_class(config.method)(_setup(prepared, reference, net)),
+        feeds,
+        {"train": task.train, "val": task.val},
+        prepared.believed,
+        prepared.device,
+        ShardedCheckpoints(out) if config.shard else Checkpoints(out),
+        tracked(run) if rank() == 0 else lambda metrics: None,
+        progress,
+    )
+    if resume:
+        trainer.resume()
+    trainer.fit()
+    logits = {name: predict_logits(net, feeds[name]) for name in ("train", "test")}
+    result = final_metrics(task.train, logits["train"], task.test, logits["test"], prepared.injected)
+    result["distances"] = reference.distances(loaded.model)
+    result["distance"] = float(np.sqrt(sum(d * d for d in result["distances"].values())))
+    result["radii"] = trainer.method.radii()
+    if (posterior := trainer.method.posterior()) is not None:
+        result["posterior"] = posterior
+    result["epochs"] = len(trainer.metrics)
+    result["seconds"] = round(time.monotonic() - started, 2)
+    run.record["result"] = result
+    return run, Trained(loaded, reference, net, feeds, task)
+
+
+def _start(run: Run, prepared: Prepared, reference: Reference, resume: bool) -> None:
+    """Write what a run starts from, or check that it is what the run to be resumed started from."""
+    out = run.path
+    if not (resume and (out / RECORD).is_file()):
+        on_main_process(lambda: _write_start(run, prepared, reference))
+        return
+    on_main_process(lambda: check_start(Run.load(out), run, reference))
+    if prepared.estimate is not None:  # made again where the one kept was damaged
+        on_main_process(lambda: write_json(out / NOISE, prepared.estimate))
+
+
+def _setup(prepared: Prepared, reference: Reference, net: torch.nn.Module) -> MethodSetup:
+    """Return what the run's method is built from."""
+    config, task, loaded = prepared.config, prepared.task, prepared.loaded
+    assert task.train.labels is not None
+    balance = "sampler" if config.sampler == "balanced" else "none"
+    return MethodSetup(
+        model=loaded.model,
+        reference=reference,
+        noise_matrix=prepared.believed,
+        counts=np.bincount(task.train.labels, minlength=task.k),
+        radius=prepared.radius,
+        norm=config.norm,
+        warmup_epochs=config.warmup_epochs,
+        balance="weights" if config.class_weights == "balanced" else balance,
+        net=net,
+        head=loaded.head,
+        epochs=config.epochs,
+        options=config.method_options or {},
+        radius_scale=config.radius_scale,
+        labels=task.train.labels,
+    )
+
+
+def _record(prepared: Prepared) -> dict[str, Any]:
+    task, loaded, believed = prepared.task, prepared.loaded, prepared.believed
+    injected = prepared.injected
+    changed = None
+    if injected is not None and task.train.true is not None and task.train.labels is not None:
+        changed = float((task.train.labels != task.train.true).mean())
+    told = "nothing"
+    if believed is not None:
+        how = (
+            "as injected"
+            if prepared.config.noise_matrix == "true"
+            else f"from {prepared.config.noise_matrix}"
+        )
+        if prepared.estimate is not None:
+            how = f"estimated by {prepared.estimate['method']}"
+        told = f"rate {believed.rate:.3g} ({how}), condition number {believed.condition:.3g}"
+    return {
+        "classes": task.classes,
+        "examples": {"train": len(task.train), "val": len(task.val), "test": len(task.test)},
+        "split": task.split,
+        "flip": task.flip,
+        "kind": "text" if task.is_text else "image",
+        "skipped_images": len(task.skipped),
+        "unlabelled": len(task.unlabelled),
+        "checked_labels": 0 if task.train.clean is None else int(task.train.clean.sum()),
+        "soft_labels": prepared.config.soft_labels,
+        "head": loaded.head,
+        "normalisation": {"mean": list(loaded.mean), "std": list(loaded.std)},
+        "noise": {
+            "injected": prepared.config.inject_noise,
+            "realised_rate": changed,
+            "told": told,
+            "told_rate": believed.rate if believed else None,
+            "estimate_notes": prepared.estimate["notes"] if prepared.estimate else [],
+        },
+        "versions": {
+            "hesstune": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _write_start(run: Run, prepared: Prepared, reference: Reference) -> None:
+    """Write what is known before training: configuration, reference, labels and noise matrix."""
+    import yaml
+
+    out, task = run.path, prepared.task
+    # The configuration first: it makes the folder a run's. The record last: it says that all is there.
+    write_text(out / CONFIG, yaml.safe_dump(run.config.to_dict(), sort_keys=False, allow_unicode=True))
+    replace_file(out / REFERENCE, reference.save)
+    if prepared.estimate is not None:
+        write_json(out / NOISE, prepared.estimate)
+    elif prepared.believed is not None:
+        replace_file(out / NOISE, prepared.believed.save)
+    rows = []
+    for name, part in (("train", task.train), ("val", task.val), ("test", task.test)):
+        assert part.labels is not None
+        true = part.labels if part.true is None and prepared.injected is not None else part.true
+        for at, example in enumerate(part.ids):
+            known = "" if true is None else task.classes[true[at]]
+            rows.append((example, name, task.classes[part.labels[at]], known))
+    write_csv(out / LABELS, ("id", "part", "label", "true_label"), rows)
+    if task.skipped:
+        write_csv(out / BAD_IMAGES, ("id", "reason"), task.skipped)
+    run.write_record()
+
+
+def _finish(run: Run, loaded: LoadedModel, keep_weights: bool) -> Run:
+    if not np.isfinite(run.result["distance"]):
+        raise RunError("the distance from the reference is not finite")
+    if keep_weights:
+        write_model(run.path / MODEL, loaded.model)
+    on_main_process(lambda: _close(run, keep_weights))
+    return run
+
+
+def _close(run: Run, keep_weights: bool) -> None:
+    if not keep_weights:
+        (run.path / REFERENCE).unlink(missing_ok=True)
+    write_text(run.path / CARD, model_card(run.config, run.record))
+    # The record goes last: it is what marks the run as finished.
+    run.write_record()
+    Checkpoints(run.path).clear()
+    discard(run.path)

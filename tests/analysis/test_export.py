@@ -1,0 +1,103 @@
+"""Exports load with the library's own loader and give the same logits."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import hesstune as ht
+from hesstune.analysis.export import export_run
+from hesstune.analysis.measure import measure_run
+from hesstune.data.load import load_task
+from hesstune.errors import RunError
+from hesstune.inputs.batches import make_inputs
+from hesstune.models.load import load_model
+from sentences import sentences
+
+
+def test_any_network_comes_back_from_safetensors_and_config(tiny, tmp_path):
+    run = ht.finetune(tiny, out=str(tmp_path / "run"), epochs=1)
+    measure_run(run)
+    how = export_run(run, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    loaded = load_model(
+        config["model"],
+        len(config["classes"]),
+        weights=tmp_path / "out" / "model.safetensors",
+        head_init="keep",
+    )
+    x = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(loaded.model.eval()(x), run.model()(x))
+    assert config["classes"] == ["dark", "light"]
+    assert "head_init" in how
+    card = (tmp_path / "out" / "README.md").read_text()
+    for part in ("Noise injected: symmetric:0.2", "## Results", "## Hessian distance measure", how):
+        assert part in card
+    assert (tmp_path / "out" / "measure.json").is_file()
+
+
+def test_text_models_go_by_save_pretrained(tiny_bert, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    path = tmp_path / "reviews.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *sentences(40)])
+    run = ht.finetune(
+        model=f"hf:{tiny_bert}", data=f"csv:{path}", method="vanilla", epochs=1, out=str(tmp_path / "run")
+    )
+    export_run(run, tmp_path / "out")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "no", 1: "yes"}
+    batch = tokenizer(["the film was great", "dull"], padding=True, return_tensors="pt")
+    torch.testing.assert_close(model(**batch).logits, run.model()(**batch).logits)
+    again = ht.predict(run, f"csv:{path}").probabilities  # the run itself is as it was
+    assert np.isfinite(again).all()
+
+
+def test_image_models_bring_their_preprocessing(tmp_path, image_folder):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        image_size=16,
+        patch_size=8,
+    )
+    torch.manual_seed(0)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    run = ht.finetune(
+        model=f"hf:{tmp_path / 'vit'}",
+        data=f"folder:{image_folder}",
+        method="vanilla",
+        image_size=16,
+        epochs=1,
+        out=str(tmp_path / "run"),
+    )
+    export_run(run, tmp_path / "out")
+    model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    task = load_task(f"folder:{image_folder}", size=16)
+    x = make_inputs(task.test, run.loaded(), torch.device("cpu")).inputs(np.arange(3))
+    torch.testing.assert_close(model(x).logits, run.model()(x).logits)
+    found = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert found["image_mean"] == list(run.loaded().mean)
+    assert found["crop_size"] == {"height": 16, "width": 16}
+
+
+def test_nothing_is_overwritten_unasked(tiny, tmp_path):
+    run = ht.finetune(tiny, out=str(tmp_path / "run"), epochs=1)
+    export_run(run, tmp_path / "out")
+    with pytest.raises(RunError, match="not empty"):
+        export_run(run, tmp_path / "out")
+    export_run(run, tmp_path / "out", overwrite=True)
+    with pytest.raises(RunError, match="holds no export"):
+        export_run(run, tmp_path / "run", overwrite=True)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match="is a file"):
+        export_run(run, tmp_path / "file")
+    assert (tmp_path / "run" / "run.json").is_file()
+    assert not list(tmp_path.glob(".*part*"))

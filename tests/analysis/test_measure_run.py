@@ -1,0 +1,59 @@
+"""A run measured from its folder: the same numbers as measuring its parts by hand."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import hesstune as ht
+from hesstune.analysis.measure import measure_run, stability_of_run
+from hesstune.errors import LayerError, RunError
+from hesstune.inputs.image_inputs import ImageInputs
+from hesstune.runs.task import run_task
+
+
+def test_a_run_is_measured_on_the_examples_it_was_trained_on(tiny, tmp_path):
+    run = ht.finetune(tiny, out=str(tmp_path / "a"))
+    found = measure_run(run)
+    task = run_task(run.config)
+    feed = ImageInputs(task.train, run.loaded(), torch.device("cpu"))
+    batch = (feed.inputs(np.arange(len(task.train))), torch.from_numpy(task.train.labels))
+    by_hand = ht.measure(run.model(), run.reference(), [batch])
+    torch.testing.assert_close(found.quadratic, by_hand.quadratic, rtol=1e-3, atol=1e-9)
+    assert found.names == run.reference().layers()
+    assert all(found.exact)
+    record = json.loads((run.path / "measure.json").read_text())
+    assert record["measure"]["n"] == len(task.train)
+    assert record["measure"]["value"] == pytest.approx(by_hand.hessian_distance(len(task.train)), rel=1e-3)
+    assert ht.Measure.load(run.path).quadratic.shape == (len(task.train), 3)
+
+
+def test_a_sample_keeps_the_size_of_the_training_set_and_says_so(tiny, tmp_path):
+    run = ht.finetune(tiny, out=str(tmp_path / "a"))
+    found = measure_run(run, max_examples=5, layers=["8.*"], trace=False)
+    assert found.quadratic.shape == (5, 1)
+    assert found.trace is None
+    assert "5 of 14 training examples" in found.notes[-1]
+    assert json.loads((run.path / "measure.json").read_text())["measure"]["n"] == 14
+    with pytest.raises(LayerError, match=r"9\.\*"):
+        measure_run(run, layers=["9.*"])
+
+
+def test_changed_data_is_refused(tiny, tmp_path, image_folder):
+    run = ht.finetune(tiny, out=str(tmp_path / "a"), epochs=1)
+    (image_folder / "dark" / "00.png").rename(image_folder / "dark" / "99.png")
+    with pytest.raises(RunError, match="no longer what"):
+        measure_run(run)
+
+
+def test_stability_of_a_run_is_that_of_its_network_and_is_kept(tiny, tmp_path):
+    run = ht.finetune(tiny, out=str(tmp_path / "a"), epochs=1)
+    table = stability_of_run(run, [0.01, 0.05], samples=4)
+    task = run_task(run.config)
+    feed = ImageInputs(task.train, run.loaded(), torch.device("cpu"))
+    batch = (feed.inputs(np.arange(len(task.train))), torch.from_numpy(task.train.labels))
+    by_hand = ht.noise_stability(run.model(), [batch], 0.05, samples=4, seed=run.config.seed)
+    assert table[1].value == pytest.approx(by_hand.value, rel=1e-3)
+    record = json.loads((run.path / "noise_stability.json").read_text())
+    assert [row["sigma"] for row in record["rows"]] == [0.01, 0.05]

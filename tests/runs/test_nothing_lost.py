@@ -1,0 +1,363 @@
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import hesstune as ht
+from hesstune.errors import HesstuneError, HesstuneWarning, RunError
+from hesstune.runs.checkpoint import Checkpoints
+from hesstune.runtime.signals import stoppable
+from hesstune.storage.tensors import load_tree, save_tree
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture
+def every_step(monkeypatch):
+    """A checkpoint after every step."""
+    monkeypatch.setattr("hesstune.training.trainer.CHECKPOINT_SECONDS", 0)
+    return {"checkpoint_minutes": 1e-9}
+
+
+def interrupted(options, out, at):
+    """Fine-tune until a share of the steps is done."""
+
+    def stop(done, total, text):
+        if done >= at * total:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        ht.finetune(options, out=str(out), progress=stop)
+
+
+def assert_same(one, two):
+    first, second = one.model().state_dict(), two.model().state_dict()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    untimed = [[{k: v for k, v in m.items() if k != "seconds"} for m in r.metrics] for r in (one, two)]
+    assert untimed[0] == untimed[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"method": "elr"}, {"method": "divide_mix", "noise_matrix": None}, {"method": "wise_ft"},
+        {"method": "gradual_unfreezing"}, {"method": "co_teaching"}, {"method": "mixup"},
+        {"accumulate": 2, "select": "best"}, {"method": "nso", "optimizer": "sgd"},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("at", [0.4, 0.65])
+def test_resumed_within_an_epoch_equals_uninterrupted(tiny, tmp_path, every_step, options, at):
+    chosen = {**tiny, **every_step, "batch_size": 3, **options}
+    whole = ht.finetune(chosen, out=str(tmp_path / "whole"))
+    interrupted(chosen, tmp_path / "parts", at)
+    kept = Checkpoints(tmp_path / "parts").load()
+    assert kept["partial"] is not None
+    assert len(Checkpoints(tmp_path / "parts").files()) == 2
+    assert_same(whole, ht.finetune(chosen, out=str(tmp_path / "parts"), resume=True))
+    assert not Checkpoints(tmp_path / "parts").files()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "empty", "header"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny, tmp_path, every_step, damage):
+    chosen = {**tiny, **every_step}
+    whole = ht.finetune(chosen, out=str(tmp_path / "whole"))
+    interrupted(chosen, tmp_path / "a", 0.6)
+    last, before = Checkpoints(tmp_path / "a").files()
+    content = bytearray(last.read_bytes())
+    if damage == "altered":
+        content[-5] ^= 1
+    elif damage == "header":
+        content[40] ^= 1
+    else:
+        content = content[: len(content) // 2 if damage == "truncated" else 0]
+    last.write_bytes(content)
+    with pytest.warns(HesstuneWarning, match=f"not a readable checkpoint.*going on from {before.name}"):
+        resumed = ht.finetune(chosen, out=str(tmp_path / "a"), resume=True)
+    assert_same(whole, resumed)
+
+
+def test_both_checkpoints_damaged_is_told(tiny, tmp_path, every_step):
+    interrupted({**tiny, **every_step}, tmp_path / "a", 0.6)
+    for path in Checkpoints(tmp_path / "a").files():
+        path.write_bytes(b"x")
+    with pytest.raises(RunError, match="start over with --overwrite"):
+        ht.finetune({**tiny, **every_step}, out=str(tmp_path / "a"), resume=True)
+    assert len(Checkpoints(tmp_path / "a").files()) == 2
+
+
+def test_any_flipped_bit_of_a_checkpoint_is_found(tmp_path):
+    path = tmp_path / "t.safetensors"
+    save_tree(path, {"a": torch.arange(3.0), "b": [1, "two", None], "c": torch.tensor([True])})
+    content = path.read_bytes()
+    for at in range(len(content)):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << (at % 8)
+        path.write_bytes(damaged)
+        with pytest.raises(RunError):
+            load_tree(path)
+
+
+@pytest.mark.parametrize("what", ["image", "labels", "examples", "weights"])
+def test_resume_refuses_other_data_or_weights_by_name(tiny, tmp_path, every_step, image_folder, what):
+    from PIL import Image
+
+    chosen = {**tiny, **every_step}
+    interrupted(chosen, tmp_path / "a", 0.6)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir() if p.is_file()}
+    if what == "image":
+        Image.new("RGB", (20, 20), "red").save(image_folder / "dark" / "03.png")
+    elif what == "labels":
+        (image_folder / "dark" / "03.png").rename(image_folder / "light" / "03b.png")
+    elif what == "examples":
+        (image_folder / "dark" / "03.png").rename(image_folder / "dark" / "03b.png")
+    else:
+        source = Path(sys.modules["tinynets"].__file__)
+        source.write_text(
+            source.read_text().replace("nn.Linear(8, num_classes)", "Moved(8, num_classes)") + MOVED
+        )
+        del sys.modules["tinynets"]
+    named = {
+        "image": "the images or texts of --data folder:", "labels": "the examples or their split of --data",
+        "examples": "the examples or their split of --data",
+        "weights": "the weights that training starts from of --model py:tinynets:small",
+    }  # fmt: skip
+    with pytest.raises(RunError, match=named[what]):
+        ht.finetune(chosen, out=str(tmp_path / "a"), resume=True)
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir() if p.is_file()}
+
+
+MOVED = """
+
+class Moved(nn.Linear):
+    def reset_parameters(self):
+        super().reset_parameters()
+        self.bias.data.add_(1.0)
+"""
+
+
+def test_a_damaged_reference_is_mended(tiny, tmp_path, every_step):
+    chosen = {**tiny, **every_step}
+    whole = ht.finetune(chosen, out=str(tmp_path / "whole"))
+    interrupted(chosen, tmp_path / "a", 0.6)
+    (tmp_path / "a" / "reference.safetensors").write_bytes(b"gone")
+    with pytest.warns(HesstuneWarning, match="was damaged"):
+        resumed = ht.finetune(chosen, out=str(tmp_path / "a"), resume=True)
+    assert_same(whole, resumed)
+    assert resumed.reference().distances(resumed.model()) == whole.reference().distances(whole.model())
+
+
+def test_a_removed_dataset_leaves_the_run_as_it_was(tiny, tmp_path, every_step, image_folder):
+    chosen = {**tiny, **every_step}
+    whole = ht.finetune(chosen, out=str(tmp_path / "whole"))
+    interrupted(chosen, tmp_path / "a", 0.5)
+    image_folder.rename(tmp_path / "moved")
+    with pytest.raises(HesstuneError, match="does not exist"):
+        ht.finetune(chosen, out=str(tmp_path / "a"), resume=True)
+    (tmp_path / "moved").rename(image_folder)
+    assert_same(whole, ht.finetune(chosen, out=str(tmp_path / "a"), resume=True))
+    images = {**chosen, "cache_mib": 0}  # decoded batch by batch: the data goes while it trains
+
+    def remove(done, total, text):
+        if image_folder.exists():
+            image_folder.rename(tmp_path / "moved")
+
+    with pytest.raises(HesstuneError, match="cannot decode the image"):
+        ht.finetune(images, out=str(tmp_path / "b"), progress=remove)
+    (tmp_path / "moved").rename(image_folder)
+    assert ht.finetune(images, out=str(tmp_path / "b"), resume=True).finished
+
+
+def test_what_an_overwrite_replaces_stays_until_the_new_run_stands(tiny, tmp_path, monkeypatch):
+    run = ht.finetune(tiny, out=str(tmp_path / "a"), epochs=1)
+    (run.path / "measure.json").write_text("{}")
+    before = {p.name: p.read_bytes() for p in run.path.iterdir()}
+
+    def full(*_):
+        raise RunError("cannot write: No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    with pytest.raises(RunError, match="No space left"):
+        ht.finetune(tiny, out=str(run.path), epochs=2, overwrite=True)
+    assert before == {p.name: p.read_bytes() for p in run.path.iterdir()}
+
+
+def test_a_kill_while_a_run_is_moved_aside_loses_nothing(tiny, tmp_path):
+    run = ht.finetune(tiny, out=str(tmp_path / "a"), epochs=1)
+    before = {p.name: p.read_bytes() for p in run.path.iterdir()}
+    (run.path / ".replacing").mkdir()
+    (run.path / "run.json").rename(run.path / ".replacing" / "run.json")
+    (run.path / ".model.safetensors.part").write_bytes(b"half")
+    assert ht.finetune(tiny, out=str(run.path), epochs=1, resume=True).finished
+    assert before == {p.name: p.read_bytes() for p in run.path.iterdir()}
+
+
+def test_signals_wait_for_the_step_and_go_on_to_the_handler_before():
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append("mine"))
+    try:
+        with stoppable() as stop:
+            assert not stop
+            signal.raise_signal(signal.SIGTERM)
+            assert stop
+            assert seen == []
+            with pytest.raises(KeyboardInterrupt):
+                stop.deliver()
+        assert seen == ["mine"]
+        with stoppable():
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):  # the second does not wait
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(stoppable().__enter__()))
+    thread.start()
+    thread.join()
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_write_a_checkpoint_and_say_how_to_go_on(tmp_path, number):
+    out = tmp_path / "a"
+    command = [sys.executable, "-m", "hesstune", "finetune", "--inject-noise", "0.2", "--train", "head",
+               "--limit", "60", "--image-size", "32", "--epochs", "100000", "--out", str(out)]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert len(err.strip().splitlines()) == 1
+    assert f"continue with: hesstune finetune --out {out} --resume" in err
+    tree = Checkpoints(out).load()
+    done = len(tree["metrics"])
+    # The step ends, and nothing after it is lost: metrics.jsonl has what the checkpoint has.
+    assert done == len(ht.Run.load(out).metrics)
+    assert done >= 1
+
+
+def run_kills(count, seed=0):
+    script = Path(__file__).with_name("kills.py")
+    done = subprocess.run(
+        [sys.executable, str(script), "--kills", str(count), "--seed", str(seed)],
+        capture_output=True, text=True, timeout=1200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["kills"] >= count
+    assert found["runs"] == found["identical"] == found["epochs_once"] > 0
+    return found
+
+
+def test_kill_9_at_random_moments_loses_nothing():
+    run_kills(20)
+
+
+@pytest.mark.slow
+def test_a_hundred_kills():
+    assert run_kills(100, seed=1)["before_first_checkpoint"] > 0
+
+
+# -- disks and rights ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 400 KiB, or a skip."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k,nr_inodes=1k", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if made.returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_clear_line_and_old_results_stay(tiny, every_step, small_disk):
+    chosen = {**tiny, **every_step}
+    run = ht.finetune(chosen, out=str(small_disk / "a"), epochs=1)
+    before = {p.name: p.read_bytes() for p in run.path.iterdir()}
+    ballast = small_disk / "ballast"
+    _fill(ballast, 2048)
+    with pytest.raises(RunError, match="No space left on device"):
+        ht.finetune(chosen, out=str(run.path), overwrite=True)
+    assert before == {p.name: p.read_bytes() for p in run.path.iterdir()}
+    with pytest.raises(RunError, match="No space left on device"):
+        ht.predict(run, chosen["data"]).save(run.path / "predictions.csv")
+    assert before == {p.name: p.read_bytes() for p in run.path.iterdir()}
+    ballast.unlink()
+    steps = 0
+
+    def fill(done, total, text):
+        nonlocal steps
+        steps += 1
+        if steps == 6:
+            _fill(ballast, 512)
+
+    with pytest.raises(RunError, match=r"cannot write .*No space left on device"):
+        ht.finetune(chosen, out=str(small_disk / "b"), progress=fill)
+    assert Checkpoints(small_disk / "b").load() is not None
+    ballast.unlink()
+    resumed = ht.finetune(chosen, out=str(small_disk / "b"), resume=True)
+    ballast.unlink(missing_ok=True)
+    assert [m["epoch"] for m in resumed.metrics] == [1, 2, 3, 4]
+
+
+def _fill(path, left):
+    """Fill the disk but for some bytes."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 1024)
+    with path.open("r+b") as file:
+        file.truncate(max(0, path.stat().st_size - left))
+
+
+def test_a_read_only_folder_is_one_clear_line(tiny, small_disk):
+    run = ht.finetune(tiny, out=str(small_disk / "a"), epochs=1)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for options in ({"overwrite": True}, {}):
+        out = run.path if options else small_disk / "b"
+        with pytest.raises(RunError, match=r"cannot write to --out .*Read-only file system"):
+            ht.finetune(tiny, out=str(out), epochs=1, **options)
+    assert ht.Run.load(run.path).finished
+    with pytest.raises(RunError, match="Read-only file system"):
+        ht.predict(run, tiny["data"]).save(run.path / "p.csv")
+
+
+def test_two_processes_cannot_write_one_folder(tiny, tmp_path, monkeypatch):
+    """Held by another process, the folder is refused; once that process is killed, it is free."""
+    out = tmp_path / "a"
+    code = (
+        "import sys, time, pathlib\nfrom hesstune.runs.folder import locked\n"
+        f"out = pathlib.Path({str(out)!r}); out.mkdir()\n"
+        "with locked(out):\n    print('held', flush=True)\n    time.sleep(600)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline().strip() == "held"
+    try:
+        with pytest.raises(RunError, match="another process is writing"):
+            ht.finetune(tiny, out=str(out), epochs=1)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert ht.finetune(tiny, out=str(out), epochs=1).finished
+    with (out / "labels.csv").open() as file:
+        assert len(list(csv.reader(file))) == 25

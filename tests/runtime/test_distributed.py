@@ -1,0 +1,247 @@
+"""Two processes on the CPU do what one does."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import hesstune as ht
+from hesstune.runtime.distributed import all_reduce_sum, on_main_process, rank, world
+
+NET = """
+from torch import nn
+
+def small(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes),
+    )
+
+def dropped(num_classes):
+    return nn.Sequential(nn.Dropout(0.5), *small(num_classes))
+
+class Stemmed(nn.Module):
+    "Layers outside every list and sequence, as most backbones have."
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, stride=2)
+        self.blocks = nn.Sequential(nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x).relu()).mean((2, 3)))
+"""
+
+
+def torchrun(*words, cwd, count=2, program=("-m", "hesstune")):
+    """Run the command line, or another program, in so many processes, one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port",
+               "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *program]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *map(str, words)], cwd=cwd, capture_output=True, text=True, env=environment, timeout=300,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def words(tmp_path, image_folder):
+    """The words of a fine-tune; batches of 5 leave one example for two ranks at the end of an epoch."""
+    (tmp_path / "ranknets.py").write_text(NET)
+    return ["--data", f"folder:{image_folder}", "--inject-noise", "symmetric:0.2", "--image-size", "16",
+            "--epochs", "2", "--batch-size", "5", "--lr", "0.01", "--head-init", "keep",
+            "--limit", "11"]  # fmt: skip
+
+
+def finetuned(words, cwd, name, count, *more):
+    out = cwd / name
+    command = ["finetune", "--model", "py:ranknets:small", *words, *more, "--out", out, "--json"]
+    if count > 1:
+        done = torchrun(*command, cwd=cwd, count=count)
+    else:
+        done = subprocess.run(
+            [sys.executable, "-m", "hesstune", *map(str, command)], cwd=cwd, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["path"] == str(out)
+    assert done.stdout.count('"path"') == 1  # one process speaks
+    return ht.Run.load(out)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [], pytest.param(["--method", "elr", "--accumulate", "2"], marks=pytest.mark.slow),
+        pytest.param(["--method", "l2_sp", "--mixed-precision", "bf16"], marks=pytest.mark.slow),
+        pytest.param(["--method", "co_teaching"], marks=pytest.mark.slow),
+        pytest.param(["--method", "sam"], marks=pytest.mark.slow),
+        pytest.param(["--method", "gradual_unfreezing"], marks=pytest.mark.slow),
+        pytest.param(["--method", "mixup", "--optimizer", "sgd"], marks=pytest.mark.slow),
+        pytest.param(["--method", "certified"], marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_two_processes_train_and_measure_as_one(words, tmp_path, monkeypatch, more):
+    monkeypatch.chdir(tmp_path)
+    one, two = (finetuned(words, tmp_path, name, n, *more) for name, n in (("one", 1), ("two", 2)))
+    assert {p.name for p in one.path.iterdir()} == {p.name for p in two.path.iterdir()}
+    assert one.labels() == two.labels()
+    rtol, atol = (5e-2, 5e-3) if "bf16" in more else (1e-4, 1e-5)
+    for name in one.reference().names():
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(
+                two.model().state_dict()[name], one.model().state_dict()[name], rtol=rtol, atol=atol
+            )
+    for mine, theirs in zip(one.metrics, two.metrics, strict=True):
+        for key in set(mine) - {"seconds"}:
+            assert theirs[key] == pytest.approx(mine[key], rel=max(rtol, 1e-3), abs=max(atol, 1e-4)), key
+    assert_close(two.result.get("posterior"), one.result.get("posterior"))
+    if more:
+        return
+    # The same run folder measured by one and by two.
+    found, records = [], []
+    for count in (1, 2):
+        command = ["measure", "one", "--stability", "--json", "--quiet"]
+        if count == 2:
+            done = torchrun(*command, cwd=tmp_path)
+        else:
+            done = subprocess.run(
+                [sys.executable, "-m", "hesstune", *command], cwd=tmp_path, capture_output=True, text=True,
+                check=False,
+            )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+        records.append(json.loads((one.path / "measure.json").read_text()))
+    assert records[0]["others"]
+    assert records[1] == records[0]
+    for key in ("layers", "measure", "losses", "examples"):
+        assert_close(found[1][key], found[0][key])
+    assert_close(found[1]["noise_stability"], found[0]["noise_stability"])
+
+
+SHARED = """
+import sys
+import torch
+import hesstune as ht
+from hesstune.bounds.partition import Share
+from hesstune.runtime.distributed import gathered, rank, start_ranks, summed, world
+
+start_ranks()
+share = Share(rank(), world(), summed, gathered)
+torch.manual_seed(0)
+x = torch.randn(45, 6)
+data = torch.utils.data.TensorDataset(x, (x.sum(1) > 0).long())
+held_out = torch.utils.data.TensorDataset(x + 0.1, (x.sum(1) > 0).long())
+for train, draw_on, blocks in (("all", "blocks", 4), ("all", "all", 4), ("head", "blocks", 4),
+                               ("all", "blocks", 64), ("head", "blocks", 64)):
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    ref = ht.Reference.of(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(train == "all" or name.startswith("2."))
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    seen = []
+    handle = model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    options = dict(draws=24, draw_on=draw_on, block_size=blocks, held_out=held_out)
+    alone = ht.certify(model, ref, data, **options)
+    counted, seen[:] = sum(seen), []
+    shared = ht.certify(model, ref, data, **options, share=share)
+    assert shared == alone, (train, draw_on, blocks)
+    if blocks == 4:
+        assert sum(seen) < 0.7 * counted, "the examples are not shared"
+print(f"same {world()}", flush=True)
+"""
+
+
+def test_a_certificate_of_two_processes_is_that_of_one_bit_for_bit(tmp_path):
+    (tmp_path / "shared.py").write_text(SHARED)
+    done = torchrun(cwd=tmp_path, program=["shared.py"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("same 2") == 2
+
+
+def certified(run, count, *more):
+    """Certify a run on so many processes, and return the certificate."""
+    command = ["certify", run.path.name, *more, "--draws", "64", "--json", "--quiet"]
+    command += ["--vouch", "normalisation"]
+    if count == 1:
+        done = subprocess.run(
+            [sys.executable, "-m", "hesstune", *command], cwd=run.path.parent, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+    else:
+        done = torchrun(*command, cwd=run.path.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"path"') == 1
+    return json.loads((run.path / "certificate.json").read_text())
+
+
+@pytest.mark.slow
+def test_two_processes_certify_a_run_as_one(words, tmp_path):
+    runs = [finetuned([*words, "--val-fraction", "0"], tmp_path, f"run{n}", 1) for n in (1, 2)]
+    assert certified(runs[0], 1) == certified(runs[1], 2)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_prior_and_a_posterior_as_one(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [*words, "--val-fraction", "0"]
+    one, two = (finetuned(words, tmp_path, f"run{n}", 1) for n in (1, 2))
+    more = ("--prior-fraction", "0.2")
+    alone, _ = certified(one, 1, *more), certified(two, 2, *more)
+    assert_same_weights(two.path / "prior", one.path / "prior")
+    # The head's descent on its bound magnifies the last digits of the prior on so few examples, in one
+    # process, too; from the same prior all is the same.
+    for name in ("prior", "posterior"):
+        shutil.rmtree(two.path / name)
+    shutil.copytree(one.path / "prior", two.path / "prior")
+    shared = certified(two, 2, *more)
+    assert_same_weights(two.path / "posterior", one.path / "posterior")
+    assert shared.keys() == alone.keys()
+    for key in alone:
+        assert_close(shared[key], alone[key], rel=1e-3)
+
+
+def assert_same_weights(mine, others):
+    weights, wanted = (ht.Run.load(path).model().state_dict() for path in (mine, others))
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(weights[key], tensor, rtol=1e-4, atol=1e-5)
+
+
+def assert_close(one, two, rel=1e-5):
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_close(one[key], two[key], rel)
+    elif isinstance(one, list):
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            assert_close(a, b, rel)
+    elif isinstance(one, float):
+        assert one == pytest.approx(two, rel=rel, abs=max(1e-9, 0.01 * rel))
+    else:
+        assert one == two
+
+
+def test_wrong_input_is_one_line_in_two_processes(words, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("text")
+    done = torchrun(
+        "finetune", "--model", "py:ranknets:small", *words, "--out", tmp_path / "out", cwd=tmp_path
+    )
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("hesstune:")]
+    assert len(said) == 1
+    assert "not empty" in said[0]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"thesis.tex"}
+
+
+def test_one_process_needs_no_others():
+    assert (world(), rank()) == (1, 0)
+    assert on_main_process(lambda: 3) == 3
+    assert torch.equal(all_reduce_sum(torch.ones(2)), torch.ones(2))
