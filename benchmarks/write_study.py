@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hesstune.study.results import read_compact
 from hesstune.study.summary import differences
 from hesstune.study.tables import method_rows
 from write_study_gap import MEASURES, TITLES, draw, summary
@@ -108,7 +109,7 @@ def programmatic(record: dict[str, Any]) -> list[str]:
         "",
         *by_other_means(record),
         first(
-            json.loads((RESULTS / "programmatic_first.json").read_text()),
+            read_compact(RESULTS / "programmatic_first.csv"),
             "F by the label model `features`, `robust_plus` on weak labels",
             "learning from the label model's answers",
         ),
@@ -136,7 +137,7 @@ def full(record: dict[str, Any]) -> list[str]:
         *table(*method_rows(record, None)),
         *by_other_means(record),
         first(
-            json.loads((RESULTS / "programmatic_full_first.json").read_text()),
+            read_compact(RESULTS / "programmatic_full_first.csv"),
             "the radii of `robust_plus` by validation with the most likely classes in place of soft labels",
             "judging radii by the error that the soft labels expect. The seeds above were not used before",
             ["vanilla+posterior"],
@@ -262,8 +263,8 @@ def pending(record: dict[str, Any]) -> str:
 
 def records() -> dict[str, dict[str, Any]]:
     """Return the committed records by part; a part that was never run is absent."""
-    found = {name: RESULTS / f"{name}.json" for name in TITLES}
-    return {name: json.loads(path.read_text()) for name, path in found.items() if path.is_file()}
+    found = {name: RESULTS / f"{name}.csv" for name in TITLES}
+    return {name: read_compact(path) for name, path in found.items() if path.is_file()}
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
@@ -284,9 +285,10 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     absent = [TITLES[name] for name in TITLES if name not in found]
     if absent:
         lines += ["## Not yet run", "", f"{'; '.join(absent)}: their scripts are in `benchmarks/study`.", ""]
-    return "\n".join(line for line in lines)
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(records()))
-    draw(records())
+    found = records()
+    PAGE.write_text(page(found))
+    draw(found)

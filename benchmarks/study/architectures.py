@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import hesstune as ht
 from hesstune.analysis.export import export_run
+from hesstune.storage.row_json import row_json
 from labels import ROOT, write_true
 from parts import RESULTS, WORK, arguments, run
 
@@ -86,7 +86,7 @@ def main() -> None:
         write_true(asked.root, domain, DATA)
     found = {name: pretrained(name, build) for name, build in NETWORKS.items()}
     RESULTS.mkdir(exist_ok=True)
-    Path(RESULTS / "pretraining.json").write_text(json.dumps(found, indent=1) + "\n")
+    (RESULTS / "pretraining.json").write_text(row_json(found))
     tasks = {name: {"model": f"hf:{MODELS / name}"} for name in NETWORKS}
     seeds = range(FIRST_SEED, FIRST_SEED + asked.seeds)
     run("architectures", "architectures.py", BUDGET, METHODS, tasks, seeds, asked.jobs, measure_examples=20)

@@ -27,7 +27,7 @@ SOURCES = {
     "photo": {"data": f"csv:{DATA}/photo.csv", "image_size": 96},
 }
 TASKS: dict[str, dict[str, Any]] = {
-    f"{name}-{kind}-{rate}": {**source, "noise": f"{kind}:{rate / 100:g}"}
+    f"{name}-{kind}-{rate}": {**source, "inject_noise": f"{kind}:{rate / 100:g}"}
     for name, source in SOURCES.items()
     for kind in ("symmetric", "pair")
     for rate in (20, 40, 60)

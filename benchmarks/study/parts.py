@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hesstune import compare
+from hesstune.storage.atomic import write_json
+from hesstune.study.results import RESULTS as COMPARISON
+from hesstune.study.results import read_compact, write_compact
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path("runs/study")
@@ -21,6 +23,14 @@ def arguments(text: str | None, seeds: int, root: Path) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--jobs", type=int, default=1)
     return parser.parse_args()
+
+
+def restore(name: str, out: Path) -> None:
+    """Write a part's committed record into its folder, unless the folder has a comparison already."""
+    record = RESULTS / f"{name}.csv"
+    if record.is_file() and not (out / COMPARISON).is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / COMPARISON, read_compact(record))
 
 
 def run(
@@ -37,10 +47,8 @@ def run(
 
     The committed record counts as run: its finished cells are restored from it.
     """
-    out, record = WORK / name, RESULTS / f"{name}.json"
-    if record.is_file() and not (out / "results.json").is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.copy(record, out / "results.json")
+    out = WORK / name
+    restore(name, out)
     RESULTS.mkdir(exist_ok=True)
     last = -1
 
@@ -63,4 +71,4 @@ def run(
             progress=tell,
             **settings,
         )
-        shutil.copy(found.path / "results.json", record)
+        write_compact(RESULTS / f"{name}.csv", found.results)

@@ -21,6 +21,7 @@ import torch
 
 import hesstune as ht
 from full import BUDGET, DATA, METHODS, VALIDATION
+from hesstune.storage.row_json import row_json
 from labels import ROOT, write_task
 from parts import RESULTS, WORK, arguments
 
@@ -68,7 +69,7 @@ def main() -> None:
                 best[row["method"]] = row["lr"]
             record |= {"command": "python benchmarks/study/tuning.py", "torch": torch.__version__}
             record |= {"target": TARGET, "seed": SEED, "rates": RATES, "chosen": best}
-            OUT.write_text(json.dumps(record, indent=1) + "\n")
+            OUT.write_text(row_json(record))
             print(record["trials"][-1], flush=True)
 
 

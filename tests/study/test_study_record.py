@@ -1,15 +1,20 @@
-"""docs/study.md is what the committed records say."""
+"""docs/study.md is what the committed records say, and a part continues from them."""
 
 import json
 from pathlib import Path
 
+import pytest
+
+import write_study
+from hesstune.study.plan import ELSEWHERE, LATER, Settings, make_plan
+from hesstune.study.results import check_unchanged, read_compact
+
 ROOT = Path(__file__).parents[2]
+STUDY = ROOT / "benchmarks" / "study"
+PACS = ROOT.parent / "shared" / "data" / "pacs128"
 
 
-def test_the_page_is_written_from_the_records(monkeypatch):
-
-    import write_study
-
+def test_the_page_is_written_from_the_records():
     records = write_study.records()
     assert {"programmatic_head"} <= set(records)
     for record in records.values():
@@ -20,12 +25,55 @@ def test_the_page_is_written_from_the_records(monkeypatch):
 def test_a_new_option_does_not_void_the_oldest_record():
     """An option added since is named in LATER; else its default would change every fingerprint."""
     from hesstune.runs.config import FinetuneConfig
-    from hesstune.study.plan import ELSEWHERE, LATER
+    from hesstune.study.plan import EARLIER
 
-    record = json.loads((ROOT / "benchmarks/study/results/programmatic_first.json").read_text())
+    record = read_compact(STUDY / "results" / "programmatic_first.csv")
     told = set(record["shared"])
     for by_method in record["configs"].values():
         for options in by_method.values():
             told |= set(options)
-    added = set(FinetuneConfig.model_fields) - told - set(ELSEWHERE) - {"seed"}
-    assert added == set(LATER)
+    now = {EARLIER.get(name, name) for name in FinetuneConfig.model_fields}
+    assert now - told - set(ELSEWHERE) - {"seed"} == set(LATER)
+
+
+def test_committed_records_are_a_row_a_cell():
+    """What code can derive is not kept: no means, no differences, and one place for an option."""
+    for path in (STUDY / "results").glob("*.csv"):
+        record = read_compact(path)
+        assert len(path.read_text().splitlines()) == 1 + len(record["cells"])
+        told = json.loads(path.with_suffix(".json").read_text())
+        assert not {"cells", "means", "differences", "ranks"} & set(told)
+
+
+def test_committed_cells_count_as_run(monkeypatch, tmp_path):
+    """A part restores its cells from the record: their fingerprints are what they would be now."""
+    monkeypatch.syspath_prepend(STUDY)
+    import injected
+    import parts
+
+    tasks = {name: options for name, options in injected.TASKS.items() if name.startswith("digits")}
+    plan = make_plan(
+        injected.BUDGET, tasks, injected.METHODS, [injected.FIRST_SEED], Settings(stability=True)
+    )
+    parts.restore("injected_head", tmp_path)
+    record = json.loads((tmp_path / "results.json").read_text())
+    check_unchanged(plan, record, tmp_path)
+    kept = {(c["task"], c["method"], c["seed"]): c["fingerprint"] for c in record["cells"]}
+    assert len(plan.cells) == 6 * len(injected.METHODS)
+    assert all(kept[cell.key] == cell.fingerprint for cell in plan.cells)
+
+
+@pytest.mark.skipif(not PACS.is_dir(), reason="needs PACS")
+def test_committed_cells_on_pictures_count_as_run(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(STUDY)
+    monkeypatch.chdir(tmp_path)
+    import clean
+    from labels import write_true
+
+    for domain in clean.DOMAINS:
+        write_true(PACS, domain, clean.DATA)
+    tasks = clean.tasks(100, 300, 1000)
+    plan = make_plan(clean.BUDGET, tasks, clean.METHODS, [clean.FIRST_SEED], Settings(stability=True))
+    record = read_compact(STUDY / "results" / "clean_head.csv")
+    kept = {(c["task"], c["method"], c["seed"]): c["fingerprint"] for c in record["cells"]}
+    assert {cell.key: cell.fingerprint for cell in plan.cells} == kept

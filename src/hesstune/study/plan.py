@@ -17,7 +17,7 @@ from hesstune.errors import ConfigError, unknown_name
 from hesstune.methods import method_names
 from hesstune.runs.config import FinetuneConfig, make_config
 
-__all__ = ["ELSEWHERE", "LATER", "Cell", "Settings", "StudyPlan", "check_name", "make_plan"]
+__all__ = ["EARLIER", "ELSEWHERE", "LATER", "Cell", "Settings", "StudyPlan", "check_name", "make_plan"]
 
 # Options of a run that say where it runs, not what it computes; the data is known by its digest.
 ELSEWHERE = ("out", "track", "device", "cache_mib", "data", "weights")

@@ -26,10 +26,16 @@ One JSON object:
 - `ranks`: list of {method, mean_rank, stderr, n} by test accuracy, best first; 1 is best.
 
 stderr, low and high are null where a task has a single seed.
+
+The compact form, for comparisons that are kept with code, is two files: NAME.csv, a row a cell, and
+NAME.json beside it with the rest, but for what is derived from the cells: tasks, methods, seeds, means,
+differences and ranks. `write_compact` writes and `read_compact` reads it.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -42,13 +48,27 @@ import torch
 from hesstune import __version__
 from hesstune.errors import ConfigError, RunError
 from hesstune.methods import method_class
-from hesstune.study.plan import ELSEWHERE, Cell, StudyPlan
+from hesstune.storage.atomic import write_text
+from hesstune.storage.reading import read_json, read_rows, reading
+from hesstune.storage.row_json import row_json
+from hesstune.study.compact import cells_of, expanded, factored, table_rows
+from hesstune.study.plan import EARLIER, ELSEWHERE, Cell, StudyPlan
 from hesstune.study.summary import differences, means, ranks
 
-__all__ = ["FORMAT", "RESULTS", "check_unchanged", "read_results", "results_of"]
+__all__ = [
+    "FORMAT",
+    "RESULTS",
+    "check_unchanged",
+    "read_compact",
+    "read_results",
+    "results_of",
+    "write_compact",
+]
 
 FORMAT = 1
 RESULTS = "results.json"
+# What the cells do not tell.
+TOLD = ("header", "command", "versions", "baseline", "left_out", "settings", "shared", "configs")
 # What is said in the header, in this order.
 BUDGET = ("epochs", "batch_size", "optimizer", "lr", "schedule", "lr_warmup")
 
@@ -77,8 +97,7 @@ def results_of(
     cells = [known.pop(c.key) if c.key in known else _pending(c) for c in plan.cells]
     cells += list(known.values())
     shared, configs = _shared(plan.cells)
-    return {
-        "format": FORMAT,
+    told = {
         "header": _header(plan, shared),
         "command": command,
         "versions": {
@@ -86,19 +105,67 @@ def results_of(
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "tasks": list(dict.fromkeys(c["task"] for c in cells)),
-        "methods": list(dict.fromkeys(c["method"] for c in cells)),
-        "seeds": sorted({c["seed"] for c in cells}),
         "baseline": baseline,
         "left_out": plan.left_out,
         "settings": asdict(plan.settings),
         "shared": shared,
         "configs": configs,
+    }
+    return _assembled(told, cells)
+
+
+def _assembled(told: Mapping[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put together what is told and what is derived from the cells."""
+    return {
+        "format": FORMAT,
+        "header": told["header"],
+        "command": told["command"],
+        "versions": told["versions"],
+        "tasks": list(dict.fromkeys(c["task"] for c in cells)),
+        "methods": list(dict.fromkeys(c["method"] for c in cells)),
+        "seeds": sorted({c["seed"] for c in cells}),
+        "baseline": told["baseline"],
+        "left_out": told["left_out"],
+        "settings": told["settings"],
+        "shared": told["shared"],
+        "configs": told["configs"],
         "means": means(cells),
-        "differences": differences(cells, baseline),
+        "differences": differences(cells, told["baseline"]),
         "ranks": ranks(cells),
         "cells": cells,
     }
+
+
+def write_compact(path: Path, results: Mapping[str, Any]) -> None:
+    """Write what results.json holds as PATH, a CSV file, and the JSON file beside it.
+
+    Raises:
+        RunError: If they cannot be written.
+    """
+    told = {"format": FORMAT} | {name: results[name] for name in TOLD}
+    told["configs"] = factored(results["configs"])
+    header, rows = table_rows(results["cells"])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_text(path, text.getvalue())
+    write_text(path.with_suffix(".json"), row_json(told))
+
+
+def read_compact(path: Path) -> dict[str, Any]:
+    """Return what results.json would hold; means, differences and ranks are derived from the cells.
+
+    Args:
+        path: The CSV file; the JSON file lies beside it.
+
+    Raises:
+        RunError: If a file is missing or holds something else.
+    """
+    beside = path.with_suffix(".json")
+    told, rows = read_json(beside), read_rows(path)
+    if not isinstance(told, dict) or told.get("format") != FORMAT:
+        raise RunError(f"{beside} tells of no comparison of this version (format {FORMAT})")
+    with reading(path, "a comparison's cells"):
+        return _assembled({**told, "configs": expanded(told["configs"])}, cells_of(rows))
 
 
 def _pending(cell: Cell) -> dict[str, Any]:
@@ -198,6 +265,7 @@ def check_unchanged(plan: StudyPlan, before: Mapping[str, Any], out: Path) -> No
         if cell is None or record["status"] == "pending" or record["fingerprint"] == cell.fingerprint:
             continue
         old = {**before["shared"], **before["configs"].get(cell.task, {}).get(cell.method, {})}
+        old |= {now: old[was] for now, was in EARLIER.items() if was in old}
         was, now = {**old, **before["settings"]}, {**cell.options(), **asdict(plan.settings)}
         changed = [n for n in now if n in was and n not in unseen and was[n] != now[n]]
         what = (
