@@ -33,4 +33,4 @@ for step in range(40):
 
 print("largest distance of a layer:", max(distances(model).values()))
 m = measure(model, [({"input_ids": ids[:16]}, labels[:16])], layers=["*query*", "classifier*"])
-print(f"Hessian distance measure of these layers: {m.distance(n=128):.3f}")
+print(f"Hessian distance measure of these layers: {m.hessian_distance(n=128):.3f}")

@@ -1,46 +1,115 @@
-"""The rules of direction hold, heavy packages stay out of the core, and importing is cheap."""
+"""The contracts on imports and the page on architecture say the same; importing is cheap; nothing pickles.
 
-import ast
+import-linter holds the contracts themselves, in `make lint`.
+"""
+
+import importlib
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import hesstune
+from hesstune._former import LEFT, MOVED
 
 SRC = Path(hesstune.__file__).parent
+ROOT = Path(__file__).parents[1]
+LINTER = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
-def imports(folder):
-    """The hesstune packages and the third-party packages that a folder's files import, anywhere."""
-    found = set()
-    for path in (SRC / folder).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                found.add(node.module)
-            elif isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-    return {name.split(".")[1] if name.startswith("hesstune.") else name.split(".")[0] for name in found}
+def contracts(kind):
+    return [contract for contract in LINTER["contracts"] if contract["type"] == kind]
 
 
-@pytest.mark.parametrize("folder", ["curvature", "noise", "losses", "constraints"])
-def test_the_four_parts_never_import_each_other_or_what_builds_on_them(folder):
-    others = {"curvature", "noise", "losses", "constraints", "bounds", "methods", "training", "cli", "data"}
-    assert not imports(folder) & (others - {folder})
+def table(heading):
+    """The rows of the page's table whose first line begins so, as lists of cells."""
+    lines = PAGE[PAGE.index(heading) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_heavy_packages_appear_only_where_they_belong():
-    homes = {"accelerate": {"training"}, "transformers": {"models", "data", "integrations"}, "typer": {"cli"}}
-    homes |= {"timm": homes["transformers"], "torchvision": homes["transformers"], "matplotlib": {"report"}}
-    for folder in (p.name for p in SRC.iterdir() if p.is_dir()):
-        for package in imports(folder) & set(homes):
-            assert folder in homes[package], f"{folder} imports {package}"
+def names(cell):
+    return [name.removesuffix("/").removesuffix(".py") for name in re.findall(r"`([^`]+)`", cell)]
+
+
+def test_the_page_has_the_layers_of_the_contract():
+    (contract,) = contracts("layers")
+    layers = []
+    for layer in contract["layers"]:
+        rooms = re.split(r" [|:] ", layer)
+        beside = "" if len(rooms) == 1 else "independent" if "|" in layer else "in one direction"
+        layers.append((rooms, beside))
+    rows = table("| layer | rooms |")
+    assert [(names(rooms), beside) for _, rooms, beside, _ in rows] == layers
+    assert [row[0] for row in rows] == [str(i) for i in range(len(layers), 0, -1)]
+    assert all(len(row[3]) > 10 for row in rows)  # each says what it is for
+    assert contract["exhaustive"]
+
+
+def test_every_room_is_there_and_is_what_the_page_calls_it():
+    for _, rooms, _, _ in table("| layer | rooms |"):
+        for room in re.findall(r"`([^`]+)`", rooms):
+            assert (SRC / room).exists(), room
+            assert (SRC / room).is_dir() == room.endswith("/")
+
+
+def test_the_page_has_the_homes_of_the_contracts():
+    homes = []
+    for contract in contracts("forbidden"):
+        assert contract["source_modules"] == ["hesstune.*"]  # whatever room may come
+        exempt = [entry.removeprefix("hesstune.").split(".** -> ") for entry in contract["ignore_imports"]]
+        rooms = list(dict.fromkeys(room for room, _ in exempt))
+        assert exempt == [[room, package] for room in rooms for package in contract["forbidden_modules"]]
+        homes.append((contract["forbidden_modules"], rooms))
+    assert [
+        (names(packages), names(rooms)) for packages, rooms in table("| package | imported only in")
+    ] == homes
+
+
+def test_circles_are_forbidden_everywhere():
+    (contract,) = contracts("acyclic_siblings")
+    assert contract["ancestors"] == ["hesstune"]
+    assert not any(key in contract for key in ("depth", "skip_descendants", "ignore_imports"))
+    assert "ignore_imports" not in contracts("layers")[0]
+
+
+def test_files_that_the_page_names_are_there():
+    walks = PAGE[PAGE.index("## A batch through `finetune`") :]
+    files = set(re.findall(r"`([\w/]+\.py)`", walks))
+    assert len(files) > 15
+    for file in files:
+        assert list(SRC.rglob(file)), file
+
+
+@pytest.mark.parametrize("former", MOVED)
+def test_a_former_module_says_its_new_name(former):
+    new = MOVED[former]
+    with pytest.raises(ModuleNotFoundError) as raised:
+        importlib.import_module(f"hesstune.{former}")
+    assert str(raised.value) == f"hesstune.{former} is now hesstune.{new}"
+    path = SRC.joinpath(*new.split("."))
+    assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("former", LEFT)
+def test_a_module_that_left_says_where_it_is(former):
+    with pytest.raises(ModuleNotFoundError, match="has left the package") as raised:
+        importlib.import_module(f"hesstune.{former}")
+    assert LEFT[former] in str(raised.value)
+    assert (ROOT / LEFT[former]).is_file()
+
+
+def test_a_module_that_never_was_gets_the_usual_error():
+    with pytest.raises(ModuleNotFoundError, match=r"No module named .hesstune\.training\.nothing."):
+        importlib.import_module("hesstune.training.nothing")
 
 
 def test_nothing_pickles():
     for path in SRC.rglob("*.py"):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         for word in ("import pickle", "weights_only=False", "allow_pickle=True", "yaml.load("):
             assert word not in text, f"{path}: {word}"
 
@@ -55,3 +124,13 @@ def test_import_is_cheap_and_every_public_name_loads():
     assert done.returncode == 0, done.stderr
     with pytest.raises(AttributeError, match="no attribute 'measures'"):
         _ = hesstune.measures
+
+
+def test_help_is_cheap():
+    code = "import sys, runpy\nsys.argv = ['hesstune', '--help']\n" + (
+        "try:\n    runpy.run_module('hesstune', run_name='__main__')\n"
+        "finally:\n    assert not {'torch', 'transformers', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "finetune" in done.stdout

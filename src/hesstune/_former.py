@@ -53,6 +53,12 @@ MOVED = {
     "weak.sheet": "weak.csv_table",
 }
 
+# What served the project's own benchmarks only, and where it is in the source tree.
+LEFT = {
+    "study.features": "benchmarks/kept_features.py",
+    "study.tasks": "benchmarks/weak_tasks.py",
+}
+
 
 class FormerModules:
     """A finder, asked when no other has found a module; it finds none, and says where it went."""
@@ -65,4 +71,8 @@ class FormerModules:
         package, _, rest = name.partition(".")
         if package == "hesstune" and rest in MOVED:
             raise ModuleNotFoundError(f"{name} is now hesstune.{MOVED[rest]}", name=name)
+        if package == "hesstune" and rest in LEFT:
+            raise ModuleNotFoundError(
+                f"{name} has left the package: it is {LEFT[rest]} in the source tree", name=name
+            )
         return None

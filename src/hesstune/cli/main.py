@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from hesstune import __version__
+from hesstune._version import __version__
 from hesstune.cli import certify, compare, demo, export, finetune, label, measure, noise, predict, report
 from hesstune.cli.exits import Interrupted, is_first
 

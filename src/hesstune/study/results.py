@@ -45,7 +45,7 @@ from typing import Any
 
 import torch
 
-from hesstune import __version__
+from hesstune._version import __version__
 from hesstune.errors import ConfigError, RunError
 from hesstune.methods import method_class
 from hesstune.storage.atomic import write_text

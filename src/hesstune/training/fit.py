@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hesstune import __version__
+from hesstune._version import __version__
 from hesstune.data.augment import Augmentation
 from hesstune.data.examples import Task
 from hesstune.errors import RunError
