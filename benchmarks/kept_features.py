@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from hesstune.data.examples import Examples
@@ -65,8 +65,7 @@ def image_features(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # One at a time: another process that wants the same features waits for them.
-        with (folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(folder / ".lock"):
             if (kept := _read(file, len(paths))) is not None:
                 return kept
             found = _computed(paths, loaded, image_size, device)

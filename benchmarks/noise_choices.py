@@ -10,7 +10,6 @@ counts. Nothing of the target's pictures, labels or labeler is read.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import platform
 import sys
@@ -19,6 +18,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from hesstune.noise.estimate import from_posterior
 from hesstune.weak.features import soft_dawid_skene
@@ -79,8 +79,7 @@ def chosen(trials):
 
 def kept(trials=()):
     """Add trials to the record, under a lock; return all of it."""
-    with Path(tempfile.gettempdir(), "noise_choices.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(Path(tempfile.gettempdir(), "noise_choices.lock")):
         have = json.loads(OUT.read_text())["trials"] if OUT.is_file() else []
         if trials:
             have = sorted([*have, *trials], key=lambda t: (PACS.index(t["target"]), "clean_weight" in t))

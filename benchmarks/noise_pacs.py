@@ -11,7 +11,6 @@ What is done already is not done again, and several processes may share the work
 
 from __future__ import annotations
 
-import fcntl
 import json
 import platform
 import sys
@@ -20,6 +19,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from hesstune.errors import NoiseMatrixError
 from hesstune.noise.estimate import estimate_noise, from_posterior, holdout
@@ -156,8 +156,7 @@ def compared(task, seed, choice):
 
 def kept(runs=()):
     """Add runs to the record, under a lock; return all of it."""
-    with Path(tempfile.gettempdir(), "noise_pacs.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(Path(tempfile.gettempdir(), "noise_pacs.lock")):
         setting = {"radii": RADII, "steps": STEPS, "lr": LR, "checked": CLEAN, "pixels": 96}
         setting = json.loads(json.dumps(setting))
         old = json.loads(OUT.read_text()) if OUT.is_file() else {}

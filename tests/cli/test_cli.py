@@ -103,6 +103,7 @@ def test_configuration_file_and_dry_run(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no signal to another process")
 def test_interrupted_is_130_with_the_command_that_resumes(tmp_path):
     import os
     import signal

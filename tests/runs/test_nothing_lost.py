@@ -18,6 +18,8 @@ from hesstune.runs.checkpoint import Checkpoints
 from hesstune.runtime.signals import stoppable
 from hesstune.storage.tensors import load_tree, save_tree
 
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="no fork, no signal to another process")
+
 
 class Stopped(Exception):
     pass
@@ -229,6 +231,7 @@ def test_signals_wait_for_the_step_and_go_on_to_the_handler_before():
     assert len(found) == 1
 
 
+@posix_only
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_write_a_checkpoint_and_say_how_to_go_on(tmp_path, number):
     out = tmp_path / "a"
@@ -263,10 +266,12 @@ def run_kills(count, seed=0):
     return found
 
 
+@posix_only
 def test_kill_9_at_random_moments_loses_nothing():
     run_kills(20)
 
 
+@posix_only
 @pytest.mark.slow
 def test_a_hundred_kills():
     assert run_kills(100, seed=1)["before_first_checkpoint"] > 0
@@ -278,6 +283,8 @@ def test_a_hundred_kills():
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 400 KiB, or a skip."""
+    if sys.platform != "linux":
+        pytest.skip("a tmpfs is Linux's")
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(

@@ -12,6 +12,7 @@ import typer
 from hesstune._version import __version__
 from hesstune.cli import certify, compare, demo, export, finetune, label, measure, noise, predict, report
 from hesstune.cli.exits import Interrupted, is_first
+from hesstune.runtime.signals import ENDING
 
 __all__ = ["app", "run"]
 
@@ -63,7 +64,8 @@ def run(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 wrong input, 130 interrupted, 1 anything else."""
     from hesstune.errors import HesstuneError
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in ENDING:
+        signal.signal(number, _interrupt)
     # Threads that spin while they wait make training many times slower on cores that other work uses.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from hesstune.data.examples import Examples, Texts
@@ -73,8 +73,7 @@ class FeatureStore:
         """Read what other processes have computed, compute the rest of this part, and write it back."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{key[:32]}.safetensors"
-        with (self.folder / f"{key[:32]}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.folder / f"{key[:32]}.lock"):
             if path.is_file():
                 tree = load_tree(path)
                 have, features = tree["have"], tree["features"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from hesstune.errors import RunError
 from hesstune.runs.checkpoint import ASIDE, Checkpoints
@@ -147,23 +148,22 @@ def _drop(out: Path) -> None:
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the run folder's lock (flock: it goes with the process).
+    """Hold the run folder's lock: the operating system's, which goes with the process, however it ends.
 
     Raises:
         RunError: If another process holds it.
     """
+    lock = FileLock(out / LOCK)
     try:
-        file = (out / LOCK).open("w")
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RunError(f"another process is writing to {out}; wait for it or choose another --out") from None
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error.strerror or error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"another process is writing to {out}; wait for it or choose another --out"
-            ) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -55,7 +56,7 @@ def shard_(model: nn.Module, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    if device.type == "cpu":
+    if device.type == "cpu" and sys.platform == "linux":
         _give_back_freed()
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     mesh = init_device_mesh(device.type, (world(),))

@@ -1,4 +1,7 @@
-"""Stop when asked to: SIGINT (Ctrl-C) and SIGTERM are noted, and acted on once the state is saved."""
+"""Stop when asked to: SIGINT (Ctrl-C) and SIGTERM are noted, and acted on once the state is saved.
+
+Windows never sends SIGTERM; there a process is asked to stop by SIGBREAK.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["Stop", "stoppable"]
+__all__ = ["ENDING", "Stop", "stoppable"]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What asks a process to end, other than Ctrl-C.
+ENDING = tuple(
+    signal.Signals(getattr(signal, name)) for name in ("SIGTERM", "SIGBREAK") if hasattr(signal, name)
+)
+SIGNALS = (signal.SIGINT, *ENDING)
 
 
 class Stop:
@@ -57,7 +64,7 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Yield a Stop that notes SIGINT and SIGTERM while the block runs; a second signal acts at once.
+    """Yield a Stop that notes these signals while the block runs; a second signal acts at once.
 
     Handlers are restored afterwards. In other threads than the main one, signals are not noted.
     """

@@ -27,7 +27,7 @@ def replace_file(path: Path, write: Any) -> None:
     beside = path.with_name(f".{path.name}{PART}")
     try:
         write(beside)
-        with beside.open("rb") as file:
+        with beside.open("r+b") as file:  # Windows syncs only what could be written to
             os.fsync(file.fileno())
         beside.replace(path)
         _sync_folder(path.parent)
@@ -39,18 +39,19 @@ def replace_file(path: Path, write: Any) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    # The rename itself must outlive a power cut, too. Some network file systems cannot sync a folder.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
+    # The rename itself must outlive a power cut, too. Some network file systems cannot sync a folder, and
+    # Windows cannot open one.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+    """Write a text file whole or not at all, the same bytes on every system."""
+    replace_file(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def write_json(path: Path, record: object) -> None:

@@ -183,15 +183,17 @@ def _seeds(given: Any) -> list[int]:
 
 
 def _jobs(given: int | None, plan: StudyPlan) -> int:
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
     if given is not None:
         if given < 1:
             raise ConfigError(f"jobs must be at least 1; got {given}")
         return given
     short = all(c.config.train == "head" for c in plan.cells) and len(plan.cells) <= FEW
-    return 1 if short else cores
+    return 1 if short else _cores()
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use; of the machine, where it cannot be told."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _claim(folder: Path, overwrite: bool) -> None:
@@ -282,8 +284,7 @@ def _alone(folder: Path, plan: StudyPlan, progress: Progress | None) -> None:
 
 def _together(folder: Path, plan: StudyPlan, jobs: int, progress: Progress | None) -> None:
     """Work through the plan by several processes, each with its share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // jobs)
+    threads = max(1, _cores() // jobs)
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from hesstune.inputs.feature_store import FeatureStore, sharing
 from hesstune.study.cell import CELL, run_cell
@@ -42,7 +43,8 @@ def work(
         plan: Its plan.
         start: The cell to begin with, so that workers begin apart.
         done: Called with each cell when it is finished.
-        parent: Stop between cells once this process is no longer the parent.
+        parent: Stop between cells once this process is no longer the parent. (Windows never names another
+            one: there a worker whose parent has gone does the rest.)
     """
     order = plan.cells[start:] + plan.cells[:start]
     with sharing(FeatureStore(out / STORE)):
@@ -66,13 +68,16 @@ def one(out: Path, plan: StudyPlan, cell: Cell, wait: bool = False) -> bool:
     """
     folder = out / cell.folder
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".claimed").open("w") as claim:
-        try:
-            fcntl.flock(claim, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            return False
+    claim = FileLock(folder / ".claimed")
+    try:
+        claim.acquire(blocking=wait)
+    except Timeout:
+        return False
+    try:
         if not finished(out, cell):  # another worker may have had it meanwhile
             run_cell(cell, folder, plan.settings)
+    finally:
+        claim.release()
     return True
 
 

@@ -1,6 +1,6 @@
 """Kill a fine-tune again and again, at random moments, and see that nothing is lost.
 
-`python tests/training/kills.py --kills 100` takes a minute or two; the tests run a shorter one. Each
+`python tests/runs/kills.py --kills 100` takes a minute or two; the tests run a shorter one. Each
 attempt is a fork of this process, so that it starts at once, and writes a checkpoint after every step.
 """
 
