@@ -75,7 +75,7 @@ def cell(root: Path, task: str, method: str, seed: int) -> dict[str, object]:
         run = ht.finetune(
             COMMON,
             data=f"csv:{path}",
-            noise=TASKS[task]["noise"],
+            inject_noise=TASKS[task]["noise"],
             epochs=TASKS[task]["epochs"],
             seed=seed,
             out=f"{folder}/run",

@@ -18,7 +18,7 @@ from hesstune.runs.task import run_task
 @pytest.fixture
 def plain(tiny, tmp_path):
     """Options of a certified run on true labels, in a folder."""
-    options = {k: v for k, v in tiny.items() if k not in ("noise", "lr", "batch_size")}
+    options = {k: v for k, v in tiny.items() if k not in ("inject_noise", "lr", "batch_size")}
     return {**options, "method": "certified", "epochs": 2, "val_fraction": 0, "out": str(tmp_path / "a")}
 
 

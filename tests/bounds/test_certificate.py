@@ -183,14 +183,14 @@ def test_noisy_labels_bound_the_clean_risk(method):
     g = torch.Generator().manual_seed(1)
     flip = torch.rand(len(y), generator=g) < torch.where(y == 0, 0.1, 0.2)
     noisy = TensorDataset(x, torch.where(flip, 1 - y, y))
-    c = certify(model, ref, noisy, noise=matrix, noise_method=method, prior_scales=[0.5, 1.0])
+    c = certify(model, ref, noisy, noise_matrix=matrix, noise_method=method, prior_scales=[0.5, 1.0])
     clean = certify(model, ref, TensorDataset(x, y), prior_scales=[0.5, 1.0])
     # The posteriors differ, so compare with the clean error that this posterior cannot be below.
     assert clean.empirical - 0.01 < c.risk < 0.5
     assert abs(c.empirical - 0.2) < 0.08  # errors on noisy labels are reported as they are
     assert any("true class alone" in text for text in c.assumptions)
     wrong = certify(
-        model, ref, TensorDataset(x, y), noise=matrix, noise_method=method, prior_scales=[0.5, 1.0]
+        model, ref, TensorDataset(x, y), noise_matrix=matrix, noise_method=method, prior_scales=[0.5, 1.0]
     )
     assert wrong.risk < c.risk  # F claims more noise than there is, so the bound is over-corrected
 
@@ -198,11 +198,11 @@ def test_noisy_labels_bound_the_clean_risk(method):
 def test_confidence_set_of_the_noise_pays_from_delta():
     model, ref = trained()
     counts = np.array([[900, 100], [200, 800]])
-    c = certify(model, ref, points(500), noise=NoiseConfidenceSet(counts, 0.02), prior_scales=[1.0])
+    c = certify(model, ref, points(500), noise_matrix=NoiseConfidenceSet(counts, 0.02), prior_scales=[1.0])
     assert c.shares["noise"] == 0.02
     assert sum(c.shares.values()) == pytest.approx(0.05)
     with pytest.raises(ConfigError, match=r"noise set's own 0\.05"):
-        certify(model, ref, points(500), noise=NoiseConfidenceSet(counts, 0.05), prior_scales=[1.0])
+        certify(model, ref, points(500), noise_matrix=NoiseConfidenceSet(counts, 0.05), prior_scales=[1.0])
 
 
 def test_held_out_bound_is_clopper_pearson_of_the_unperturbed_network():

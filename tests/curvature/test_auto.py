@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from networks import build, moved
 from torch import nn
 
-from hesstune.curvature import auto
+from hesstune.curvature import planning
 from hesstune.curvature.capture import capture, differentiable, find_layouts
 from hesstune.curvature.dense import block_hessian, positive_form
 from hesstune.curvature.measure import measure
@@ -96,7 +96,7 @@ def test_every_layer_before_a_hidden_write_is_probed(monkeypatch):
     methods = dict(zip(m.names, m.methods, strict=True))
     assert methods.pop("b.weight") == "exact"
     assert set(methods.values()) == {"lanczos"}
-    monkeypatch.setattr(auto, "_GROUP_BYTES", 1)  # layer by layer, as where they are large
+    monkeypatch.setattr(planning, "_GROUP_BYTES", 1)  # layer by layer, as where they are large
     assert measure(model, ref, [(X, Y)]).reasons == m.reasons
 
 

@@ -173,7 +173,7 @@ def _losses(k):
         return F.cross_entropy(f, y, reduction="none", weight=weights, label_smoothing=0.1)
 
     return {
-        "consistent": ({"loss": "consistent", "noise": noise}, consistent),
+        "consistent": ({"loss": "consistent", "noise_matrix": noise}, consistent),
         "label_smoothing": ({"label_smoothing": 0.2}, smoothed),
         "class_weights": ({"class_weights": weights, "label_smoothing": 0.1}, weighted),
     }
@@ -262,9 +262,9 @@ def test_a_layer_that_did_not_move_is_zero_and_others_do_not_care():
     ("options", "targets", "error", "text"),
     [
         ({"loss": "consistent"}, [0, 1], ConfigError, "noise matrix"),
-        ({"noise": np.eye(4)}, [0, 1], ConfigError, "go together"),
-        ({"loss": "consistent", "noise": np.eye(3)}, [0, 1], ConfigError, "3 classes"),
-        ({"loss": "consistent", "noise": np.ones((4, 4)) / 4}, [0, 1], ConfigError, "singular"),
+        ({"noise_matrix": np.eye(4)}, [0, 1], ConfigError, "go together"),
+        ({"loss": "consistent", "noise_matrix": np.eye(3)}, [0, 1], ConfigError, "3 classes"),
+        ({"loss": "consistent", "noise_matrix": np.ones((4, 4)) / 4}, [0, 1], ConfigError, "singular"),
         ({"loss": "cross_entrpy"}, [0, 1], ConfigError, "did you mean 'cross_entropy'"),
         ({"label_smoothing": 1.5}, [0, 1], ConfigError, "label_smoothing"),
         ({}, [0, 4], DataError, "got 4 at index 1"),

@@ -192,7 +192,7 @@ def squared(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 LOSSES = {
     "any callable": squared,
-    "consistent": Objective("consistent", noise=[[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]),
+    "consistent": Objective("consistent", noise_matrix=[[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]),
     "smoothing": Objective(label_smoothing=0.2),
     "class weights": Objective(class_weights=torch.tensor([0.5, 2.0, 1.0])),
 }

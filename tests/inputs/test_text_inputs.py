@@ -199,7 +199,7 @@ def test_texts_of_unequal_length_are_certified(options, fraction):
 
 
 def test_methods_are_compared_on_texts(options, tmp_path, capsys):
-    keep = {k: options[k] for k in ("model", "data", "epochs", "batch_size", "noise", "lr")}
+    keep = {k: options[k] for k in ("model", "data", "epochs", "batch_size", "inject_noise", "lr")}
     words = [word for k, v in keep.items() for word in (f"--{k.replace('_', '-')}", str(v))]
     out = tmp_path / "cmp"
     command = ["compare", *words, "--methods", "vanilla,robust", "--seeds", "2", "--jobs", "1"]

@@ -95,7 +95,7 @@ def test_balanced_consistent_loss_is_unbiased_for_the_balanced_clean_risk(balanc
     F = NoiseMatrix([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.25, 0.15, 0.6]])
     prior = np.array([0.6, 0.3, 0.1])
     noisy = prior @ F.array
-    given = setup(noise=F, counts=np.round(noisy * 1_000_000).astype(int), balance=balance)
+    given = setup(noise_matrix=F, counts=np.round(noisy * 1_000_000).astype(int), balance=balance)
     logits = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     loss = consistent(given)
     loss.reduction = "none"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.training.test_ranks import NET, torchrun
+from tests.runtime.test_distributed import NET, torchrun
 
 import hesstune as ht
 from hesstune.errors import ConfigError, LayerError
@@ -14,7 +14,7 @@ import torch
 from torch.distributed.tensor import DTensor
 import hesstune as ht
 from hesstune.training import trainer
-from hesstune.runtime.distributed import rank, start_ranks, summed, world
+from hesstune.runtime.distributed import all_reduce_sum, rank, start_ranks, world
 
 OPTIONS = dict(
     data=sys.argv[1], model="py:ranknets:small", inject_noise="symmetric:0.2", image_size=16, epochs=3,
@@ -35,7 +35,7 @@ def observe(trained):
     own = sum(t.to_local().numel() for t in tensors.values())
     total = sum(t.numel() for t in tensors.values())
     assert own < 0.75 * total, (own, total)
-    assert int(summed(torch.tensor(own))) == total
+    assert int(all_reduce_sum(torch.tensor(own))) == total
 
 for name, more in (("frobenius", {}), ("mars", {"norm": "mars", "grad_clip": 0.5, "select": "best"}),
                    ("sgd", {"optimizer": "sgd", "accumulate": 2, "method": "constraint",
@@ -71,10 +71,10 @@ trainer.Trainer._whole_epoch = whole_epoch
 from pathlib import Path
 files = sorted(Path("stopped").glob(f"checkpoint-*.{rank()}of2.safetensors"))
 assert len(files) == 2, files
-summed(torch.zeros(1))
+all_reduce_sum(torch.zeros(1))
 if rank() == 1:  # its newest is cut short: both go on from the one before
     files[-1].write_bytes(files[-1].read_bytes()[:-20])
-summed(torch.zeros(1))
+all_reduce_sum(torch.zeros(1))
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
     ht.finetune(OPTIONS, shard=True, out="stopped", resume=True)

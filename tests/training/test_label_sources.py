@@ -10,7 +10,7 @@ import hesstune as ht
 from hesstune.errors import ConfigError, DataError
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.runs.task import run_task
-from hesstune.training import believed
+from hesstune.training import noise_estimate
 
 
 def test_votes_go_straight_into_a_run_and_their_noise_is_estimated(tiny, voted, tmp_path):
@@ -91,8 +91,8 @@ def test_a_resumed_run_takes_the_estimate_it_began_with(tiny, voted, tmp_path, m
     before["matrix"] = [[0.8, 0.2], [0.3, 0.7]]
     path.write_text(json.dumps(before))
     made = []
-    gather = believed.gather
-    monkeypatch.setattr(believed, "gather", lambda *given: made.append(1) or gather(*given))
+    gather = noise_estimate.gather
+    monkeypatch.setattr(noise_estimate, "gather", lambda *given: made.append(1) or gather(*given))
     run = ht.finetune(options, resume=True)
     assert not made
     assert run.noise_matrix.array.tolist() == before["matrix"]
