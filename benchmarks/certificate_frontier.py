@@ -6,7 +6,6 @@ PACS photo at 128 pixels, true labels, seed 100; a quarter of the training pictu
 is not looked at. Finished cells are kept in results/certificate_frontier.json.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 
 import hesstune as ht
 from hesstune.analysis.certify import certify_run
+from records import arguments, read_record, write_record
 
-RESULTS = Path(__file__).parent / "results" / "certificate_frontier.json"
 # (learning rate, noise to start from, epochs)
 GRID = (
     (0.5, 0.05, 6),
@@ -74,15 +73,13 @@ def run_cell(options: dict[str, Any], data: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    arguments = parser.parse_args()
-    record = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    data = arguments(__doc__, "pacs128").parse_args().data
+    record = read_record("certificate_frontier", {})
     for name, options in cells().items():
         if name not in record:
-            record[name] = run_cell(options, arguments.data)
+            record[name] = run_cell(options, data)
             print(name, json.dumps(record[name]))
-            RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write_record("certificate_frontier", record)
 
 
 if __name__ == "__main__":

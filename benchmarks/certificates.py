@@ -5,8 +5,6 @@
 DATA holds pacs128/DOMAIN/CLASS/*.jpg. Finished cells are kept in results/certificates.json.
 """
 
-import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -21,8 +19,8 @@ from hesstune.bounds.monte_carlo import Feeder, Perturbation, WeightDraws
 from hesstune.forward import evaluating, logits_of
 from hesstune.inputs.batches import make_inputs
 from hesstune.runs.task import run_task
+from records import arguments, read_record, write_record
 
-RESULTS = Path(__file__).parent / "results" / "certificates.json"
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
 HEAD = {"method": "certified", "train": "head", "augment": "none", "epochs": 1, "val_fraction": 0}
 # Step, noise and epochs of the backbone: of a row of certificate_frontier.py, chosen on validation pictures.
@@ -121,25 +119,23 @@ def throughput(data: Path, turns: int = 5) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
+    parser = arguments(__doc__, "pacs128")
     parser.add_argument("--only", nargs="*")
-    arguments = parser.parse_args()
-    record = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"cells": {}}
+    asked = parser.parse_args()
+    record = read_record("certificates", {"cells": {}})
     record["versions"] = {"hesstune": ht.__version__, "torch": torch.__version__}
-    for name, (options, how) in cells(arguments.data).items():
-        if name in record["cells"] or (arguments.only and name not in arguments.only):
+    for name, (options, how) in cells(asked.data).items():
+        if name in record["cells"] or (asked.only and name not in asked.only):
             continue
         shown = run_cell(options, how)
-        if RESULTS.is_file():  # cells that other processes finished meanwhile
-            record["cells"].update(json.loads(RESULTS.read_text())["cells"])
+        record["cells"].update(read_record("certificates", {"cells": {}})["cells"])  # of other processes
         record["cells"][name] = shown
         print(f"{name}: risk {shown['risk']:.4f}, test error {shown['test_error']:.4f}, KL {shown['kl']:.1f}")
-        RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if "throughput" not in record or (arguments.only and "throughput" in arguments.only):
-        record["throughput"] = throughput(arguments.data)
+        write_record("certificates", record)
+    if "throughput" not in record or (asked.only and "throughput" in asked.only):
+        record["throughput"] = throughput(asked.data)
         print("throughput", record["throughput"]["ratios"])
-        RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_record("certificates", record)
 
 
 if __name__ == "__main__":

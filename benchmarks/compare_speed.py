@@ -21,8 +21,8 @@ from sklearn.datasets import load_digits
 
 import hesstune as ht
 from hesstune.data import images
+from records import write_record
 
-RESULT = Path(__file__).parent / "results" / "compare_speed.json"
 HEADS: dict[str, Any] = {
     "data": "digits",
     "inject_noise": "symmetric:0.4",
@@ -106,7 +106,7 @@ def main() -> None:
             "two_cores_busy": round(busy(folder), 3),
             "decodes_an_image_in_four_runs_of_three_epochs": decodes(folder),
         }
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    write_record("compare_speed", record)
     print(json.dumps(record), {key: round(value, 1) for key, value in sides.items()})
 
 

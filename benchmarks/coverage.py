@@ -7,10 +7,7 @@ bound's slack. Run: python benchmarks/coverage.py
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -18,8 +15,8 @@ from scipy import stats
 
 from hesstune.bounds.noisy import KnownNoise, NoiseConfidenceSet, clean_losses
 from hesstune.bounds.pac_bayes import binary_kl, complexity, gaussian_kl, kl_inverse
+from records import arguments, write_record
 
-RESULTS = Path(__file__).parent / "results" / "coverage.json"
 DELTA = 0.05
 FLIP = 0.1  # the true rule's own error, so that no certificate can be trivially right
 NOISE = np.array([[0.85, 0.15], [0.3, 0.7]])
@@ -227,11 +224,9 @@ def mpmath_kl(q: mpmath.mpf, p: mpmath.mpf) -> mpmath.mpf:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--trials", type=int, default=400)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    trials, start = arguments.trials, time.perf_counter()
+    trials, start = parser.parse_args().trials, time.perf_counter()
     sound = {
         "clean labels": clean(trials),
         "data-dependent prior": data_dependent_prior(trials),
@@ -255,8 +250,7 @@ def main() -> None:
         for name, result in group.items():
             count = f"failed {result['failures']:4d} of {result['trials']:4d} (most {result['most']})"
             print(f"{title:7s} {name:45s} {count}")
-    arguments.out.parent.mkdir(exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record("coverage", record)
     if not all(r["holds"] for r in sound.values()) or any(r["holds"] for r in broken.values()):
         raise SystemExit("a sound certificate failed too often, or a broken one was not found out")
 

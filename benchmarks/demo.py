@@ -6,8 +6,6 @@ python benchmarks/demo.py --table    # the table alone, from the record
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -16,9 +14,9 @@ from typing import Any
 import torch
 
 from hesstune.study.demo import SETTING, run_demo
+from records import ROOT, arguments, read_record, write_record
 
-RESULT = Path(__file__).parent / "results" / "demo.json"
-README = Path(__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
 START, END = (
     "<!-- demo table: made by benchmarks/demo.py from benchmarks/results/demo.json -->\n",
     "<!-- end of demo",
@@ -60,17 +58,16 @@ def table(record: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--table", action="store_true", help="write the table from the record, run nothing")
     parser.add_argument("--seeds", type=int, default=3)
-    arguments = parser.parse_args()
-    if not arguments.table:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(record_runs(arguments.seeds), indent=1) + "\n")
+    asked = parser.parse_args()
+    if not asked.table:
+        write_record("demo", record_runs(asked.seeds))
     text = README.read_text()
     before, rest = text.split(START)
     _, after = rest.split(END, 1)
-    README.write_text(before + START + "\n" + table(json.loads(RESULT.read_text())) + "\n" + END + after)
+    README.write_text(before + START + "\n" + table(read_record("demo")) + "\n" + END + after)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from hesstune.study.summary import paired_difference
+from records import read_record
 
 __all__ = ["text", "text_rules", "versions"]
-
-CHOICE = Path(__file__).parent / "results" / "text_settings.json"
 
 
 def text(record: dict[str, Any]) -> str:
@@ -34,7 +31,7 @@ test accuracy on true labels. Minutes were taken on a machine that other work sh
 
 
 def _choice() -> str:
-    choice = json.loads(CHOICE.read_text())
+    choice = read_record("text_settings")
     if not all(choice["chosen"].values()):
         return ""
     seeds = sorted({c["seed"] for c in choice["cells"]})

@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-OUT = Path(__file__).parent / "results" / "label_scale.json"
+from records import machine, write_record
+
 CLASSES = ("ant", "bee", "cow", "dog", "eel")
 ACCURACIES = (0.9, 0.85, 0.8, 0.8, 0.75, 0.7, 0.7, 0.65, 0.6, 0.5)
 MISSING, FEW = 0.1, 2000
@@ -96,7 +96,7 @@ def main():
     wanted = joint / joint.sum(axis=1, keepdims=True)
     record = {
         "command": "python benchmarks/label_scale.py" + ("" if rows == 1_000_000 else f" {rows}"),
-        "machine": platform.machine(),
+        "machine": machine(),
         "rows": rows,
         "annotators": len(ACCURACIES),
         "classes": len(CLASSES),
@@ -112,7 +112,7 @@ def main():
         "crowd_kit_difference": agreement(table),
         "crowd_kit_rows": FEW,
     }
-    OUT.write_text(json.dumps(record, indent=1) + "\n")
+    write_record("label_scale", record)
     print(json.dumps(record, indent=1))
 
 

@@ -9,10 +9,8 @@ them little, and the figures are ratios of medians.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -32,9 +30,9 @@ from hesstune.curvature.objective import Objective
 from hesstune.curvature.planning import make_plan
 from hesstune.curvature.quadrature import Krylov
 from hesstune.models.load import load_model
+from records import arguments, machine, write_record
 
 K, SIZE, N, BATCH, PAPER_BATCH = 7, 96, 64, 16, 4
-RESULT = Path(__file__).parent / "results" / "measure_efficientnet.json"
 
 
 class Setting:
@@ -209,7 +207,7 @@ def skipped(classes: int = 100, tol: float = 0.05) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--peak", choices=["training", "exact"])
     parser.add_argument("--blocks", type=int, default=3)
     options = parser.parse_args()
@@ -235,7 +233,7 @@ def main() -> None:
     peaks = {side: peak_mib(side) for side in ("training", "exact")}
     record = {
         "command": "python benchmarks/measure.py",
-        "machine": f"{platform.machine()}, 1 thread",
+        "machine": machine(1),
         "torch": torch.__version__,
         "setting": {"layers": len(names), "classes": K, "pixels": SIZE, "examples": N, "batch": BATCH},
         "exact_layers": sum(m.exact),
@@ -251,7 +249,7 @@ def main() -> None:
         "growth": growth(),
         "skipped_classes": skipped(),
     }
-    RESULT.write_text(json.dumps(record, indent=2) + "\n")
+    write_record("measure_efficientnet", record)
     print(json.dumps({k: v for k, v in record.items() if k.startswith("ratio")}, indent=2))
 
 

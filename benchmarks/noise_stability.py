@@ -9,9 +9,7 @@ noise-stability table, but with the standard error and the prediction's ratio.
 
 from __future__ import annotations
 
-import json
 import tempfile
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +19,10 @@ from torch import nn
 import hesstune as ht
 from hesstune.analysis.measure import stability_of_run
 from hesstune.curvature.stability import noise_stability_table
+from records import write_record
 
 SIGMAS = (0.001, 0.002, 0.005, 0.01, 0.02)
 EXAMPLES, SAMPLES = 64, 16
-RESULT = Path(__file__).parent / "results" / "noise_stability.json"
 
 
 def efficientnet(method: str, folder: str) -> list[dict[str, object]]:
@@ -70,7 +68,7 @@ def main() -> None:
         "examples": EXAMPLES,
         "networks": networks,
     }
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    write_record("noise_stability", record)
     for name, rows in networks.items():
         for row in rows:
             print(name, {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()})

@@ -9,9 +9,6 @@ the batch's mean loss with every layer's v_i at once, and the largest v_iᵀ(Hv)
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
@@ -19,9 +16,9 @@ from torch import nn
 
 from hesstune import NoiseMatrix, Reference, measure
 from hesstune.curvature.dense import block_hessian, paper_code_quantity, positive_form
+from records import write_record
 
 EXAMPLES, BATCH = 64, 4
-RESULT = Path(__file__).parent / "results" / "paper_code.json"
 
 
 class Cnn(nn.Module):
@@ -127,7 +124,7 @@ def main() -> None:
         "batch": BATCH,
         "networks": networks,
     }
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    write_record("paper_code", record)
     for name, rows in networks.items():
         for row in rows:
             print(name, {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})

@@ -6,7 +6,6 @@ python benchmarks/pictures.py
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,8 +14,7 @@ from matplotlib.figure import Figure
 
 import hesstune as ht
 from hesstune.bounds.pac_bayes import kl_inverse
-
-FIGURES = Path(__file__).parents[1] / "docs" / "figures"
+from records import FIGURES
 
 
 def save(figure: Figure, name: str) -> None:

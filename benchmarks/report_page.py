@@ -5,7 +5,6 @@ python benchmarks/report_page.py
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 import sys
@@ -13,9 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests" / "report"))
-RESULT = HERE / "results" / "report_page.json"
+from records import ROOT, write_record
+
+sys.path.insert(0, str(ROOT / "tests" / "report"))
 SETTING = {"layers": 200, "n": 10_000, "k": 50}
 
 
@@ -53,7 +52,7 @@ def main() -> None:
         "seconds_to_open_slowest": round(max(opened), 3),
         "seconds_to_render": round(render, 2),
     }
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    write_record("report_page", record)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ peaks of resident memory.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -21,8 +20,8 @@ from pathlib import Path
 import torch
 
 import hesstune as ht
+from records import arguments, read_record, write_record
 
-RESULT = Path(__file__).parent / "results" / "scale.json"
 # Enough that the fixed cost of planning, which every rank pays, is as small as in a real measurement.
 RANK_EXAMPLES = 1024
 BUDGETS_MIB = (128.0, 256.0, 512.0)
@@ -176,7 +175,7 @@ PARTS = {"ranks": lambda: ranks(5), "classes": classes, "examples": examples, "r
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
     parser.add_argument("--measure", metavar="RUN")
     parser.add_argument("--only", choices=PARTS)
@@ -192,14 +191,14 @@ def main() -> None:
         sys.path.insert(0, str(Path(__file__).parent))
         print(json.dumps(PARTS[given.only]()))
         return
-    record = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    record = read_record("scale", {})
     for part in given.parts or PARTS:
         done = subprocess.run(
             [sys.executable, __file__, "--only", part], stdout=subprocess.PIPE, text=True, check=True
         )
         record[part] = json.loads(done.stdout.splitlines()[-1])
         print(part, json.dumps(record[part]), flush=True)
-        RESULT.write_text(json.dumps(record, indent=1) + "\n")
+        write_record("scale", record)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,19 @@ python benchmarks/screenshots.py --only report_study
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-FIGURES = Path(__file__).parents[1] / "docs" / "figures"
+from records import FIGURES, arguments
+
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
-def hesstune(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", "hesstune", *map(str, arguments)], check=True)
+def hesstune(*words: object) -> None:
+    subprocess.run([sys.executable, "-m", "hesstune", *map(str, words)], check=True)
 
 
 def make_run(folder: Path) -> Path:
@@ -50,7 +50,7 @@ def take(page: Path, name: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--study", type=Path)
     parser.add_argument("--only", choices=("report_run", "report_study"))

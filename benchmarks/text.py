@@ -10,9 +10,7 @@ Finished cells are kept in benchmarks/results/text.json and not run again.
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -21,10 +19,9 @@ import numpy as np
 import torch
 
 import hesstune as ht
+from records import arguments, read_record, write_record
 
-RESULT = Path(__file__).parent / "results" / "text.json"
 COMMON = {"model": "minilm", "max_length": 64, "batch_size": 32}
-CHOICE = Path(__file__).parent / "results" / "text_settings.json"
 CELLS = [
     (task, method, seed)
     for task, seeds in (("sst2", (0, 1, 2)), ("mrpc", (0,)))
@@ -63,7 +60,7 @@ def write_csv(root: Path, task: str, seed: int, path: Path) -> None:
 
 def chosen(method: str) -> dict[str, object]:
     """Return the method, the learning rate and the radius that noisy validation chose."""
-    choice = json.loads(CHOICE.read_text())
+    choice = read_record("text_settings")
     return choice["settings"][choice["chosen"][method]]
 
 
@@ -96,12 +93,11 @@ def cell(root: Path, task: str, method: str, seed: int) -> dict[str, object]:
 
 
 def read() -> dict[str, object]:
-    return json.loads(RESULT.read_text()) if RESULT.is_file() else {"cells": []}
+    return read_record("text", {"cells": []})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with sst2 and mrpc")
+    parser = arguments(__doc__, "sst2 and mrpc")
     parser.add_argument("--task", choices=TASKS)
     parser.add_argument("--method", choices=("vanilla", "robust"))
     parser.add_argument("--seed", type=int)
@@ -117,7 +113,7 @@ def main() -> None:
         record["cells"].append(made)
         record |= {"command": "python benchmarks/text.py --data DATA", "torch": torch.__version__}
         record["setting"] = {**COMMON, "tasks": TASKS}
-        RESULT.write_text(json.dumps(record, indent=1) + "\n")
+        write_record("text", record)
         print(made, flush=True)
 
 

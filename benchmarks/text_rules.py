@@ -10,7 +10,6 @@ same budget, split and order. Finished cells are kept in benchmarks/results/text
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import sys
@@ -26,9 +25,8 @@ from hesstune.noise.estimate import from_posterior, holdout
 from hesstune.weak.functions import apply_functions
 from hesstune.weak.label_models import label
 from hesstune.weak.votes import Votes
+from records import ROOT, arguments, read_record, write_record
 
-HERE = Path(__file__).parent
-RESULT = HERE / "results" / "text_rules.json"
 CLASSES = ["negative", "positive"]
 SEEDS = range(3)
 CHECKED = 100
@@ -48,7 +46,7 @@ def rows_of(root: Path, part: str) -> tuple[list[str], np.ndarray]:
 
 
 def rule_votes(texts: list[str]) -> Votes:
-    sys.path.insert(0, str(HERE.parent / "examples"))
+    sys.path.insert(0, str(ROOT / "examples"))
     from sentiment_rules import RULES
 
     functions = [(rule.__name__, rule) for rule in RULES]
@@ -126,11 +124,10 @@ def cell(root: Path, weak: dict[str, Any], method: str, seed: int) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with sst2")
+    parser = arguments(__doc__, "sst2")
     parser.add_argument("--cells", type=int, default=10**6, help="stop after so many new cells")
     given = parser.parse_args()
-    record = json.loads(RESULT.read_text()) if RESULT.is_file() else {"cells": []}
+    record = read_record("text_rules", {"cells": []})
     weak = labelled(given.data)
     record |= {"command": "python benchmarks/text_rules.py --data DATA", "torch": torch.__version__}
     record |= {"setting": {**SETTING, "radius": RADIUS}, "labels": weak["record"]}
@@ -139,7 +136,7 @@ def main() -> None:
     todo = [(m, s) for s in SEEDS for m in METHODS if (m, s) not in done]
     for method, seed in todo[: given.cells]:
         record["cells"].append(cell(given.data, weak, method, seed))
-        RESULT.write_text(json.dumps(record, indent=1) + "\n")
+        write_record("text_rules", record)
         print(record["cells"][-1], flush=True)
 
 

@@ -11,9 +11,7 @@ and the least mean risk wins. Finished cells are kept in benchmarks/results/text
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,9 +21,9 @@ import numpy as np
 import torch
 
 import hesstune as ht
+from records import arguments, read_record, write_record
 from text import rows_of
 
-RESULT = Path(__file__).parent / "results" / "text_settings.json"
 COMMON = {"model": "minilm", "max_length": 64, "batch_size": 32, "epochs": 4}
 NOISE = ht.NoiseMatrix.symmetric(2, 0.4)
 TRAIN, VALIDATION = 2000, 4500
@@ -94,7 +92,7 @@ def cell(root: Path, setting: str, seed: int) -> dict[str, object]:
 
 
 def read() -> dict[str, object]:
-    return json.loads(RESULT.read_text()) if RESULT.is_file() else {"cells": []}
+    return read_record("text_settings", {"cells": []})
 
 
 def ranked(cells: list[dict[str, object]], method: str, seeds: Sequence[int]) -> list[str]:
@@ -113,8 +111,7 @@ def todo(cells: list[dict[str, object]], method: str, seed: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with sst2")
+    parser = arguments(__doc__, "sst2")
     parser.add_argument("--method", choices=METHODS, help="only this method")
     given = parser.parse_args()
     for method in METHODS if given.method is None else [given.method]:
@@ -130,7 +127,7 @@ def keep(made: dict[str, object]) -> None:
     record |= {"command": "python benchmarks/text_settings.py --data DATA", "torch": torch.__version__}
     record |= {"common": COMMON, "settings": SETTINGS, "train": TRAIN, "validation": VALIDATION}
     record["chosen"] = {m: next(iter(ranked(record["cells"], m, SEEDS)), None) for m in METHODS}
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    write_record("text_settings", record)
     print(made, flush=True)
 
 

@@ -9,9 +9,7 @@ ratios of the medians of the blocks.
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,9 +28,9 @@ from hesstune.models.load import load_model
 from hesstune.runs.checkpoint import Checkpoints
 from hesstune.runs.config import make_config
 from hesstune.training.trainer import Trainer
+from records import arguments, machine, write_record
 
 K, SIZE, N = 7, 96, 256
-RESULT = Path(__file__).parent / "results" / "training_step.json"
 
 
 def examples() -> Examples:
@@ -117,26 +115,26 @@ def bare_step(batch: int) -> Callable[[int], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
     loops = {
-        "bare": bare_step(arguments.batch),
-        "plain": trainer_step(make_trainer("vanilla", arguments.batch), arguments.batch),
-        "robust": trainer_step(make_trainer("robust", arguments.batch), arguments.batch),
+        "bare": bare_step(asked.batch),
+        "plain": trainer_step(make_trainer("vanilla", asked.batch), asked.batch),
+        "robust": trainer_step(make_trainer("robust", asked.batch), asked.batch),
     }
     times: dict[str, list[float]] = {name: [] for name in loops}
-    for block in range(arguments.blocks + 1):
+    for block in range(asked.blocks + 1):
         for name, step in loops.items():
             started = time.perf_counter()
-            for at in range(arguments.steps):
-                step(block * arguments.steps + at)
+            for at in range(asked.steps):
+                step(block * asked.steps + at)
             if block:  # the first block warms up
-                times[name].append((time.perf_counter() - started) / arguments.steps)
+                times[name].append((time.perf_counter() - started) / asked.steps)
     median = {name: float(np.median(values)) for name, values in times.items()}
     record = {
         "command": "python benchmarks/training_step.py",
@@ -145,18 +143,17 @@ def main() -> None:
             "layers": 50,
             "classes": K,
             "pixels": SIZE,
-            "batch": arguments.batch,
+            "batch": asked.batch,
         },
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {arguments.threads} threads",
+        "machine": machine(asked.threads),
         "ratio_plain_to_bare": round(median["plain"] / median["bare"], 3),
         "ratio_robust_to_plain": round(median["robust"] / median["plain"], 3),
         "ratio_robust_to_plain_by_block": [
             round(r / p, 3) for r, p in zip(times["robust"], times["plain"], strict=True)
         ],
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    write_record("training_step", record)
     print(json.dumps(record, indent=1))
 
 

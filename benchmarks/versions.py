@@ -9,7 +9,6 @@ environment of its own for each: the pinned one, the newer torch, the oldest ver
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import os
@@ -20,8 +19,8 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "versions.json"
+from records import ROOT, arguments, read_record, write_record
+
 PACKAGES = (
     "torch", "torchvision", "timm", "transformers", "peft", "lightning", "accelerate", "datasets",
     "scikit-learn", "numpy",
@@ -84,11 +83,11 @@ def node(failed: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--libraries", action="store_true", help="only tests that use more than torch")
     parser.add_argument("--again", action="store_true", help="only what failed beside these versions")
     given = parser.parse_args()
-    record = json.loads(RESULT.read_text()) if RESULT.is_file() else {"tried": []}
+    record = read_record("versions", {"tried": []})
     if given.again:
         here = {name: found for name in PACKAGES if (found := version(name))}
         before = next(e for e in record["tried"] if e["versions"] == here)
@@ -97,10 +96,10 @@ def main() -> None:
         entry = {**before, "passed": passed, "failed": now["failed"]}
     else:
         entry = tried(LIBRARIES if given.libraries else TESTS)
-    record = json.loads(RESULT.read_text()) if RESULT.is_file() else {"tried": []}  # it may have grown
+    record = read_record("versions", {"tried": []})  # it may have grown
     others = [e for e in record["tried"] if e["versions"] != entry["versions"]]
     record = {"command": "python benchmarks/versions.py", "tried": [*others, entry]}
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    write_record("versions", record)
     print(json.dumps(entry, indent=1))
 
 

@@ -5,12 +5,11 @@ python benchmarks/write_certificates.py
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "certificates.md"
+from records import DOCS, read_record
+
+PAGE = DOCS / "certificates.md"
 
 TEXT = """# Certificates
 
@@ -88,9 +87,9 @@ Broken certificates must be found out.
 
 def page() -> str:
     """Return the page."""
-    record = json.loads((HERE / "results" / "certificates.json").read_text())
-    coverage = json.loads((HERE / "results" / "coverage.json").read_text())
-    frontier = json.loads((HERE / "results" / "certificate_frontier.json").read_text())
+    record = read_record("certificates")
+    coverage = read_record("coverage")
+    frontier = read_record("certificate_frontier")
     cells = record["cells"]
     head = cells["photo, head only, data-free prior"]
     return TEXT.format(

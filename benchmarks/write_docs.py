@@ -5,15 +5,13 @@ python benchmarks/write_docs.py
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from docs_scale import scale
 from docs_text import text, text_rules, versions
+from records import DOCS, read_record
 
-HERE = Path(__file__).parent
-RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "benchmarks.md"
+PAGE = DOCS / "benchmarks.md"
 
 HEAD = """# Benchmarks
 
@@ -159,9 +157,8 @@ def page() -> str:
     """Return the whole page."""
     parts = [HEAD]
     for name, section in SECTIONS.items():
-        path = RESULTS / f"{name}.json"
-        if path.is_file():
-            parts.append(section(json.loads(path.read_text())))
+        if record := read_record(name, {}):
+            parts.append(section(record))
     return "\n".join(parts)
 
 

@@ -5,13 +5,11 @@ python benchmarks/write_measure.py
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "measure.md"
-FIGURES = PAGE.parent / "figures"
+from records import DOCS, FIGURES, read_record
+
+PAGE = DOCS / "measure.md"
 
 TEXT = """# The Hessian distance measure
 
@@ -91,10 +89,6 @@ with many classes `skip_classes` stops once the rest cannot matter ({skip_passes
 """
 
 
-def load(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
 def paper_facts(record: dict[str, Any]) -> dict[str, Any]:
     lines = [
         "| network | layer | distance | paper's maximum | max vᵀH⁺v | maximum, ratio | leak "
@@ -141,11 +135,11 @@ def stability_facts(record: dict[str, Any]) -> dict[str, Any]:
 
 def page() -> str:
     """Return the whole page."""
-    cost = load("measure_efficientnet")
+    cost = read_record("measure_efficientnet")
     skipped = cost["skipped_classes"]
     facts = {
-        **paper_facts(load("paper_code")),
-        **stability_facts(load("noise_stability")),
+        **paper_facts(read_record("paper_code")),
+        **stability_facts(read_record("noise_stability")),
         "cost_command": cost["command"],
         "skip_passes": skipped["passes"],
         "skip_all": skipped["passes_all"],
@@ -158,7 +152,7 @@ def page() -> str:
 def draw_cost() -> None:
     import matplotlib.pyplot as plt
 
-    growth = load("measure_efficientnet")["growth"]
+    growth = read_record("measure_efficientnet")["growth"]
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     for axis, key in zip(axes, ("examples", "classes"), strict=True):
         x = [row[key] for row in growth[key]]
@@ -175,7 +169,8 @@ def draw_stability() -> None:
 
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     colours = ("#d55e00", "#0072b2", "#009e73")
-    for colour, (network, rows) in zip(colours, load("noise_stability")["networks"].items(), strict=True):
+    networks = read_record("noise_stability")["networks"]
+    for colour, (network, rows) in zip(colours, networks.items(), strict=True):
         sigma = [r["sigma"] for r in rows]
         value, error = [r["value"] for r in rows], [2 * r["stderr"] for r in rows]
         axis.errorbar(sigma, value, error, fmt="o-", color=colour, label=network)

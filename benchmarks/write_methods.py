@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from pathlib import Path
 
 from hesstune.methods import Method, method_class, method_names
+from records import DOCS
 
-PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
+PAGE = DOCS / "methods.md"
 
 TEXT = """# Methods
 

@@ -5,14 +5,13 @@ python benchmarks/write_noise.py
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "noise.md"
+from records import DOCS, read_record
+
+PAGE = DOCS / "noise.md"
 
 TEXT = """# Estimating the noise matrix
 
@@ -113,15 +112,9 @@ matrix, or `instance:RATE`, which depends on the example (Xia et al. 2020) and w
 """
 
 
-def record_of(name: str) -> dict[str, Any]:
-    """Return a record."""
-    found: dict[str, Any] = json.loads((HERE / "results" / f"{name}.json").read_text())
-    return found
-
-
 def page() -> str:
     """Return the page."""
-    digits, pacs, scale = record_of("noise_digits"), record_of("noise_pacs"), record_of("label_scale")
+    digits, pacs, scale = read_record("noise_digits"), read_record("noise_pacs"), read_record("label_scale")
     held = [r for r in digits["runs"] if r["method"] == "holdout"]
     shares = _shares(pacs)
     few = pacs["setting"]["checked"]
@@ -143,8 +136,8 @@ def page() -> str:
         pacs_seeds=len(pacs["seeds"]),
         radii=", ".join(f"{r:g}" for r in pacs["setting"]["radii"]),
         table=_table(pacs, shares),
-        choice_command=record_of("noise_choices")["command"],
-        choices=_choices(record_of("noise_choices")),
+        choice_command=read_record("noise_choices")["command"],
+        choices=_choices(read_record("noise_choices")),
         pacs_checked=few,
         free=shares["soft_features"],
         free_told="; it is reached" if shares["soft_features"] >= 0.75 else "; it is not reached",

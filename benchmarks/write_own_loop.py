@@ -5,10 +5,9 @@ python benchmarks/write_own_loop.py
 
 from __future__ import annotations
 
-from pathlib import Path
+from records import DOCS, ROOT
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "own-loop.md"
+PAGE = DOCS / "own-loop.md"
 
 HEAD = """# In your own training loop
 

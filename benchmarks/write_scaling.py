@@ -5,13 +5,12 @@ python benchmarks/write_scaling.py
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-from memory_model import RESULT, SEVEN, TOKENS, measuring, passes, training, transformer_activations
+from memory_model import SEVEN, TOKENS, measuring, passes, read, training, transformer_activations
+from records import DOCS
 
-PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
+PAGE = DOCS / "scaling.md"
 START, END = "<!-- figures of the memory model -->", "<!-- end of the figures -->"
 GIB = 2**30
 MODES = {
@@ -84,7 +83,7 @@ def page() -> str:
     text = PAGE.read_text(encoding="utf-8")
     head, rest = text.split(START)
     tail = rest.split(END)[1]
-    record = json.loads(RESULT.read_text())
+    record = read()
     figures = (
         f"{seven()}\n\nHow the model was checked, on networks that fit here (`{record['command']}`):\n\n"
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from hesstune.study.results import read_compact
 from hesstune.study.summary import differences
 from hesstune.study.tables import method_rows
+from records import DOCS
 from write_study_gap import MEASURES, TITLES, draw, summary
 from write_study_goals import (
     RESULTS,
@@ -23,8 +23,7 @@ from write_study_goals import (
     tuning,
 )
 
-HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "study.md"
+PAGE = DOCS / "study.md"
 
 
 def gaps(records: dict[str, dict[str, Any]]) -> list[str]:

@@ -10,7 +10,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy.stats import kendalltau
 
-FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "study_gap.png"
+from records import FIGURES
+
+FIGURE = FIGURES / "study_gap.png"
 MEASURES = {
     "measure": "Hessian distance measure",
     "measure_mean": "the same with half the mean in place of the maximum",
