@@ -10,8 +10,9 @@ TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 help:
 	@echo "make demo    install, then fine-tune on real digits with noisy labels"
-	@echo "make test    install, then check style and types and run the tests"
-	@echo "make test-slow   kills, fuzzing, browsers, several processes"
+	@echo "make lint    install, then check style, types and the directions of imports"
+	@echo "make test    make lint, then run the tests and the examples of the docstrings"
+	@echo "make test-slow   install, then run the slow tests: kills, clusters, several processes"
 	@echo "make docs    install, then build the documentation into site/"
 	@echo "make study   install, then continue the study of docs/study.md (needs PACS)"
 	@echo "make bench   install, then run the benchmarks that docs/benchmarks.md quotes"
@@ -26,6 +27,10 @@ $(VENV)/.dev: $(VENV)/.core
 	$(PIP) --editable '.[dev,lightning,noise,peft,text,tracking,transformers]'
 	@touch $@
 
+$(VENV)/.slow: $(VENV)/.dev
+	$(PIP) --editable '.[ray]'
+	@touch $@
+
 demo: $(VENV)/.core
 	@$(BIN)/hesstune demo
 
@@ -38,9 +43,9 @@ lint: $(VENV)/.dev
 test: lint
 	$(TEST) -n 2 -m "not slow" --doctest-modules src tests
 
-test-slow: $(VENV)/.dev
-	$(PIP) --editable '.[ray]'
-	$(TEST) -n 2 -m slow tests
+# A test that hangs says where: the stacks of its worker, after ten minutes.
+test-slow: $(VENV)/.slow
+	$(TEST) -n 2 -m slow -o faulthandler_timeout=600 tests
 
 study: $(VENV)/.dev
 	$(BIN)/python benchmarks/study/programmatic.py

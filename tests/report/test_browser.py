@@ -1,5 +1,7 @@
 """The pages in a real browser: no errors, no requests, readable at 400 pixels, sortable, accessible."""
 
+import importlib
+import os
 import shutil
 
 import pytest
@@ -17,12 +19,26 @@ new PerformanceObserver(list => list.getEntries().forEach(e => sum += e.value))
 .observe({type: "layout-shift", buffered: true}); setTimeout(() => done(sum), 200) })"""
 
 
+def absent(what):
+    """Skip a test for what it lacks, or fail it where a browser has been promised."""
+    if os.environ.get("HESSTUNE_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"{what}, and HESSTUNE_REQUIRE_BROWSER=1 asks for the tests in a browser", pytrace=False)
+    pytest.skip(what)
+
+
+def needed(module):
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return absent(f"{module} is not installed (pip install 'hesstune[dev]')")
+
+
 @pytest.fixture(scope="module")
 def chromium():
-    sync_api = pytest.importorskip("playwright.sync_api")
+    sync_api = needed("playwright.sync_api")
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:
-        pytest.skip("Chromium is not installed (Debian's package: chromium)")
+        absent("Chromium is not installed (Debian's package: chromium)")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=[f"--{flag}" for flag in FLAGS])
         yield browser
@@ -57,7 +73,7 @@ def opened(chromium, tmp_path):
 
 
 def check_accessible(page):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    axe = needed("axe_playwright_python.sync_playwright")
     violations = axe.Axe().run(page).response["violations"]
     assert [v for v in violations if v["impact"] in ("serious", "critical")] == []
 
@@ -72,6 +88,15 @@ def check_sorting(page, column=3):
     assert found == [sorted(found[0], reverse=True), sorted(found[0])]
     assert len(set(found[0])) > 1
     assert table.locator("thead th").nth(column - 1).get_attribute("aria-sort") == "ascending"
+
+
+def test_a_browser_that_is_required_is_never_skipped(monkeypatch):
+    monkeypatch.setenv("HESSTUNE_REQUIRE_BROWSER", "1")
+    with pytest.raises(pytest.fail.Exception, match="Chromium is not installed, and"):
+        absent("Chromium is not installed")
+    monkeypatch.delenv("HESSTUNE_REQUIRE_BROWSER")
+    with pytest.raises(pytest.skip.Exception, match="Chromium is not installed"):
+        absent("Chromium is not installed")
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1000), ("dark", 400)])
