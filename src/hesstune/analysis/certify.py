@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hesstune.analysis.measure import unchanged
 from hesstune.analysis.trained_prior import Centred, with_trained_prior
 from hesstune.bounds.certificate import certify
 from hesstune.bounds.conditions import LEAKS, NOISE_KNOWLEDGE
@@ -32,7 +31,7 @@ from hesstune.models.train_parts import freeze
 from hesstune.noise.instance import instance_rate
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.run import CERTIFICATE, Run
-from hesstune.runs.task import injected_noise, run_task
+from hesstune.runs.task import injected_noise
 from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import all_gather, all_reduce_sum, on_main_process, rank, start_ranks, world
 from hesstune.storage.atomic import write_json
@@ -129,7 +128,7 @@ def certify_run(
         one_of("choice to vouch for", name, tuple(LEAKS))
     if unit_interval("prior_fraction", prior_fraction) == 1.0:
         raise DataError("prior_fraction 1 leaves no example to certify on; give a share below 1, such as 0.5")
-    task = unchanged(run, run_task(run.config))
+    task = run.task()
     target = pick_device(device)
     story = _story(run, task, noise_is, clean_sample, delta, vouch)
     centred = with_trained_prior(run, task, story.rows, prior_fraction, seed, target, progress)

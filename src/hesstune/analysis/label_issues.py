@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hesstune.analysis.measure import unchanged
 from hesstune.data.examples import Examples, Task
 from hesstune.errors import HesstuneError
 from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits
@@ -20,7 +19,6 @@ from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.noise.estimate import estimate_noise
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.run import Run
-from hesstune.runs.task import run_task
 from hesstune.runtime.device import pick_device
 from hesstune.storage.atomic import write_csv, write_json
 
@@ -60,7 +58,7 @@ def label_issues(run: Run, device: str = "auto") -> None:
         RunError: If the run has not finished, or its data has changed since.
     """
     _ = run.result
-    task = unchanged(run, run_task(run.config))
+    task = run.task()
     labels = task.train.labels
     assert labels is not None
     target, loaded = pick_device(device), run.loaded()
@@ -106,7 +104,7 @@ def save_pictures(run: Run, ids: Sequence[str]) -> None:
     Raises:
         RunError: If the run's data has changed since.
     """
-    train = unchanged(run, run_task(run.config)).train
+    train = run.task().train
     row = {example: at for at, example in enumerate(train.ids)}
     write_json(run.path / "examples.json", _pictures(train, np.array([row[i] for i in ids], dtype=np.int64)))
 

@@ -17,18 +17,16 @@ from hesstune.curvature.measure import measure
 from hesstune.curvature.result import Measure
 from hesstune.curvature.stability import Stability, noise_stability_table
 from hesstune.data.examples import Task
-from hesstune.errors import RunError
 from hesstune.forward import Inputs
 from hesstune.inputs.batches import ModelInputs, make_inputs
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.methods import method_class
 from hesstune.runs.run import Run
-from hesstune.runs.task import run_task
 from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import all_reduce_sum, on_main_process, start_ranks, world
 from hesstune.storage.atomic import write_json
 
-__all__ = ["SIGMAS", "measure_run", "stability_of_run", "unchanged"]
+__all__ = ["SIGMAS", "measure_run", "stability_of_run"]
 
 BATCH = 32
 # The loss of a fine-tuned network begins to move at the first and is lost at the last.
@@ -165,7 +163,7 @@ class _Setting:
 def _setting(run: Run, max_examples: int | None, device: str) -> _Setting:
     start_ranks()
     _ = run.result
-    task = unchanged(run, run_task(run.config))
+    task = run.task()
     target = pick_device(device)
     loaded = run.loaded()
     to_channels_last(loaded.model, target)
@@ -174,16 +172,3 @@ def _setting(run: Run, max_examples: int | None, device: str) -> _Setting:
         rows = np.sort(np.random.default_rng(run.config.seed).permutation(rows)[:max_examples])
     feed = make_inputs(task.train, loaded, target, max_length=run.config.max_length)
     return _Setting(loaded.model, feed, task, rows, *own_batches(len(rows), BATCH), target)
-
-
-def unchanged(run: Run, task: Task) -> Task:
-    """Return the task; raise RunError unless its training examples are those of labels.csv."""
-    rows = [row for row in run.labels() if row["part"] == "train"]
-    assert task.train.labels is not None
-    now = [(i, task.classes[y]) for i, y in zip(task.train.ids, task.train.labels, strict=True)]
-    if now != [(row["id"], row["label"]) for row in rows]:
-        raise RunError(
-            f"the data {run.config.data} is no longer what {run.path} was trained on (labels.csv differs); "
-            "restore the data or train again"
-        )
-    return task

@@ -19,7 +19,6 @@ from hesstune.noise.estimate.fit import log_likelihoods, simplex_projection
 from hesstune.noise.estimate.request import ESTIMATORS, Request
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.run import Run
-from hesstune.runs.task import run_task
 from hesstune.runtime.device import pick_device
 from hesstune.storage.atomic import write_json
 from hesstune.training.noise_estimate import Material, estimated, gather
@@ -50,7 +49,7 @@ def check_noise(run: Run, *, device: str = "auto", seed: int = 0) -> dict[str, A
         DataError: If there are too few examples.
     """
     _ = run.result
-    config, task = run.config, run_task(run.config)
+    config, task = run.config, run.task()
     if len(task.train) < 4 * task.k:
         raise DataError(
             f"{len(task.train)} training examples are too few to judge the noise of {task.k} classes"

@@ -140,7 +140,7 @@ def _trained(
     """Train into a folder, or take what an earlier call left there for the same examples and options."""
     made_from = {**key, "config": {**config.to_dict(), "out": None}}
     if _first_has(out, made_from):
-        return Run.load(out)
+        return Run.load(out, data=prepared.given.data, model=prepared.given.model)
     with entered(out, overwrite=True, resume=False):
         run = fit_prepared(replace(prepared, config=config), out, progress=progress)
         run.record["made_from"] = made_from

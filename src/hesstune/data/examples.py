@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 
 from hesstune.weak.votes import Votes
 
-__all__ = ["Examples", "ImageSource", "Listing", "Task", "Text", "Texts"]
+__all__ = ["MEMORY", "Examples", "ImageSource", "Listing", "Task", "Text", "Texts"]
+
+# What stands for data given in Python.
+MEMORY = "memory"
 
 Text = tuple[str, str | None]
 """A text, and the second one of a pair or None."""

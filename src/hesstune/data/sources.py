@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from hesstune.data.arrays import enlarged, read_arrays
-from hesstune.data.examples import Listing, Text
+from hesstune.data.examples import MEMORY, Listing, Text
 from hesstune.data.hub import read_hub
 from hesstune.data.images import SUFFIXES
 from hesstune.data.votes import class_index, soft_columns, soft_names, vote_columns, vote_table, vote_values
@@ -58,6 +58,11 @@ def listing(spec: str, size: int, labelled: bool = True, voting: Voting | None =
     Raises:
         DataError: If nothing usable is there, with what is needed.
     """
+    if spec == MEMORY:
+        raise DataError(
+            "the data 'memory' was objects given in Python, which no file holds: give them again, "
+            "finetune(data=…), Run.load(path, data=…) or run.measure(data=…)"
+        )
     kind, _, path = spec.partition(":")
     if kind == "digits" and not path:
         return _digits(size)

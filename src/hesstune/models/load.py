@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import os
@@ -19,11 +20,22 @@ from hesstune.forward import Inputs, batch_size, evaluating, logits_of
 from hesstune.models.vision import IMAGENET, Normalisation, load_vision_model
 from hesstune.storage.reading import one_line
 
-__all__ = ["HEAD_INITS", "KINDS", "LoadedModel", "load_model", "set_parameters", "spec_parts"]
+__all__ = [
+    "HEAD_INITS",
+    "KINDS",
+    "MODULE",
+    "LoadedModel",
+    "ModelObject",
+    "load_model",
+    "set_parameters",
+    "spec_parts",
+]
 
 KINDS = ("efficientnet_lite0", "minilm", "hf", "timm", "torchvision", "py")
 BUILT_IN = ("efficientnet_lite0", "minilm")
 HEAD_INITS = ("zero", "keep")
+# What stands for a module given in Python.
+MODULE = "module"
 
 
 @dataclass(frozen=True)
@@ -50,9 +62,18 @@ class LoadedModel:
         return f"{self.head}.weight" if self.head else "weight"
 
 
+ModelObject = nn.Module | tuple[nn.Module, Any] | LoadedModel
+"""A model given in Python: a module, a module with its tokenizer, or one that `load_model` made."""
+
+
 def spec_parts(spec: str) -> tuple[str, str]:
     """Split a model specification into kind and argument; raise ModelError if it is none."""
     kind, _, argument = spec.partition(":")
+    if spec == MODULE:
+        raise ModelError(
+            "the model 'module' was a torch.nn.Module given in Python, which no file holds: give it "
+            "again, finetune(model=…) or Run.load(path, model=…)"
+        )
     if kind not in KINDS:
         raise unknown_name("model", kind, KINDS, ModelError)
     if (kind in BUILT_IN) == bool(argument):
@@ -62,7 +83,7 @@ def spec_parts(spec: str) -> tuple[str, str]:
 
 
 def load_model(
-    spec: str,
+    spec: str | ModelObject,
     k: int,
     *,
     weights: str | Path | None = None,
@@ -77,7 +98,8 @@ def load_model(
     Args:
         spec: `efficientnet_lite0`, `minilm`, `hf:NAME_OR_PATH`, `timm:NAME`, `torchvision:NAME` or
             `py:module:factory` (called as factory(num_classes=k), or factory(k); for texts it returns
-            the module and a transformers tokenizer).
+            the module and a transformers tokenizer). Or a module (for texts a pair of module and
+            tokenizer), or a LoadedModel: a copy of it is loaded, and it is left as it was.
         k: Number of classes.
         weights: A safetensors file or a state dict saved by torch, loaded on top; a head of another
             size in it is left out. timm and torchvision then need no weights of their own.
@@ -91,11 +113,14 @@ def load_model(
         ModelError: If the model cannot be loaded, does not output k logits, or reads the other kind.
         MissingExtraError: If the package that provides it is not installed.
     """
-    kind, argument = spec_parts(spec)
-    pretrained = pretrained and weights is None
-    model, (own_mean, own_std), tokenizer = (
-        _load_text(kind, argument, k) if text else _load_images(kind, argument, k, pretrained)
-    )
+    if isinstance(spec, str):
+        kind, argument = spec_parts(spec)
+        pretrained = pretrained and weights is None
+        model, (own_mean, own_std), tokenizer = (
+            _load_text(kind, argument, k) if text else _load_images(kind, argument, k, pretrained)
+        )
+    else:
+        model, (own_mean, own_std), tokenizer = _copied(spec, text)
     if weights is not None:
         set_parameters(model, read_weights(weights), str(weights), partial_head=True)
     head = _find_head(model, k)
@@ -123,12 +148,45 @@ def _load_text(kind: str, argument: str, k: int) -> tuple[nn.Module, Normalisati
         model, tokenizer = load_text_model(argument, k)
     elif kind == "py":
         made = _made_by_user(argument, k)
-        if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
+        if not _is_pair(made):
             raise ModelError(f"py:{argument} must return (module, tokenizer) for data that holds texts")
         model, tokenizer = made[0], padded_tokenizer(*made)
     else:
         raise ModelError(f"model '{kind}' reads images, but the data holds texts; use minilm or hf:NAME")
     return model, ((0.0,), (1.0,)), tokenizer
+
+
+def _is_pair(given: object) -> bool:
+    return isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], nn.Module)
+
+
+def _copied(given: ModelObject, text: bool) -> tuple[nn.Module, Normalisation, Any]:
+    """Copy a model given in Python, so that nothing done to the copy changes it."""
+    tokenizer: Any = None
+    normalisation: Normalisation = IMAGENET
+    if isinstance(given, LoadedModel):
+        module, tokenizer, normalisation = given.model, given.tokenizer, (given.mean, given.std)
+    elif isinstance(given, tuple) and _is_pair(given):
+        module, tokenizer = given
+    elif isinstance(given, nn.Module):
+        module = given
+    else:
+        raise ModelError(
+            f"a model is a name, a torch.nn.Module or (module, tokenizer); got {type(given).__name__}"
+        )
+    if text and tokenizer is None:
+        raise ModelError("the data holds texts: give the module with its tokenizer, (module, tokenizer)")
+    if tokenizer is not None and not text:
+        raise ModelError("the model came with a tokenizer, but the data holds images; give the module alone")
+    try:
+        module, tokenizer = copy.deepcopy((module, tokenizer))
+    except Exception as error:  # modules may hold anything
+        raise ModelError(f"the module cannot be copied ({one_line(error)}); use py:module:factory") from error
+    if tokenizer is not None:
+        from hesstune.models.text import padded_tokenizer
+
+        return module, ((0.0,), (1.0,)), padded_tokenizer(module, tokenizer)
+    return module, normalisation, None
 
 
 def _three(values: tuple[float, ...], name: str) -> tuple[float, float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hesstune.analysis.label_issues import label_issues, save_pictures
-from hesstune.errors import DataError, RunError, unknown_name
+from hesstune.errors import DataError, ModelError, RunError, unknown_name
 from hesstune.report.records import read_records
 from hesstune.report.run_page import pictured, render_run
 from hesstune.report.study_page import render_study
@@ -26,7 +26,7 @@ def write_report(run: Run, device: str = "auto") -> tuple[Path, str | None]:
         ids = pictured(run.path)
         if set(ids) - set(read_records(run.path).pictures):
             save_pictures(run, ids)
-    except (DataError, RunError) as error:
+    except (DataError, ModelError, RunError) as error:
         read_records(run.path)  # a damaged record is an error of its own
         note = f"Without all examples and doubtful labels: {error}"
     page = run.path / "report.html"

@@ -1,9 +1,8 @@
-"""What a run was started from, as checksums, so that it is never resumed with something else."""
+"""What a run was started from, as checksums: classes, examples, labels, contents, weights."""
 
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,23 +11,12 @@ import torch
 
 from hesstune.data.examples import Task, Texts
 from hesstune.data.images import DecodedImages, FileImages
-from hesstune.errors import DataError, HesstuneWarning, RunError
-from hesstune.reference import Reference
-from hesstune.runs.run import REFERENCE, Run
-from hesstune.storage.atomic import replace_file
+from hesstune.errors import DataError
 from hesstune.storage.tensors import digest
 
-__all__ = ["check_start", "fingerprints"]
+__all__ = ["contents_digest", "fingerprints"]
 
 _CHUNK = 1 << 26
-# What to say about each checksum: what has changed, and the option it belongs to.
-_NAMES = {
-    "classes": ("the classes", "data"),
-    "examples": ("the examples or their split", "data"),
-    "labels": ("the labels", "data"),
-    "contents": ("the images or texts", "data"),
-    "weights": ("the weights that training starts from", "model"),
-}
 
 
 def fingerprints(task: Task, start: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -40,33 +28,9 @@ def fingerprints(task: Task, start: Mapping[str, torch.Tensor]) -> dict[str, str
         "classes": _of_texts(task.classes),
         "examples": _of_texts(ids),
         "labels": digest(labels),
-        "contents": _contents(task),
+        "contents": contents_digest(task),
         "weights": digest(start),
     }
-
-
-def check_start(before: Run, now: Run, reference: Reference) -> None:
-    """Refuse to resume from other data or weights; mend a reference file that was damaged since.
-
-    Raises:
-        RunError: Naming what is no longer what the run was started from.
-    """
-    then, found, out = before.record.get("checksums", {}), now.record["checksums"], now.path
-    for key, value in found.items():
-        if key in then and then[key] != value:
-            what, option = _NAMES[key]
-            raise RunError(
-                f"cannot resume the run in {out}: {what} of --{option} {getattr(now.config, option)} changed "
-                "since it was started; restore them, or start over with --overwrite"
-            )
-    try:
-        kept = before.reference()
-        same = digest({name: kept[name] for name in kept.names()}) == found["weights"]
-    except RunError:
-        same = False
-    if not same:
-        warnings.warn(f"{out / REFERENCE} was damaged; it is written anew", HesstuneWarning, stacklevel=2)
-        replace_file(out / REFERENCE, reference.save)
 
 
 def _of_texts(texts: Iterable[str | None]) -> str:
@@ -77,7 +41,8 @@ def _of_texts(texts: Iterable[str | None]) -> str:
     return made.hexdigest()
 
 
-def _contents(task: Task) -> str:
+def contents_digest(task: Task) -> str:
+    """Return a checksum of the images (as decoded, or their files) or texts of all parts."""
     source = task.train.source
     if isinstance(source, Texts):
         return _of_texts(text for pair in source.rows for text in pair)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hesstune.errors import RunError
+from hesstune.errors import HesstuneWarning, RunError
 from hesstune.runs.config import FinetuneConfig, read_config
 from hesstune.storage.atomic import write_json, write_text
 from hesstune.storage.reading import read_json, read_rows, read_text, reading
 
 if TYPE_CHECKING:
-    from hesstune.models.load import LoadedModel
+    from hesstune.bounds.record import Certificate
+    from hesstune.curvature.result import Measure
+    from hesstune.data.examples import Task
+    from hesstune.models.load import LoadedModel, ModelObject
     from hesstune.noise.matrix import NoiseMatrix
     from hesstune.reference import Reference
+    from hesstune.runs.predictions import Predictions
 
-__all__ = ["Run"]
+__all__ = ["Given", "Run"]
 
 CONFIG, MODEL, REFERENCE = "config.yaml", "model.safetensors", "reference.safetensors"
 METRICS, LABELS, NOISE, RECORD = "metrics.jsonl", "labels.csv", "noise_matrix.json", "run.json"
@@ -38,15 +45,45 @@ DERIVED = (
     "radius.json",
 )
 
+# The commands on finished runs, as methods. They build on runs, so their rooms lie above this one: they
+# are looked up by name, when called, and nothing here imports upward.
+_COMMANDS = {
+    "measure": ("hesstune.analysis.measure", "measure_run"),
+    "certify": ("hesstune.analysis.certify", "certify_run"),
+    "predict": ("hesstune.analysis.predict", "predict"),
+    "noise": ("hesstune.analysis.noise", "check_noise"),
+    "label_issues": ("hesstune.analysis.label_issues", "label_issues"),
+    "report": ("hesstune.report.write", "write_report"),
+}
+
+
+def _command(name: str) -> Any:
+    module, function = _COMMANDS[name]
+    return getattr(importlib.import_module(module), function)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run was made from that its folder does not hold: objects given in Python.
+
+    Attributes:
+        data: A task or what one is made of; None: the configuration's `data` names it.
+        model: A network; None: the configuration's `model` names it.
+    """
+
+    data: Any = None
+    model: ModelObject | None = None
+
 
 class Run:
-    """A fine-tuning run, read from its folder.
+    """A fine-tuning run, read from its folder; the commands on finished runs are its methods.
 
     Attributes:
         path: The folder.
         config: The resolved configuration.
         record: What `run.json` holds: classes, preprocessing, sizes, versions and, once finished,
             the `result`.
+        given: Data and model, where they were objects.
 
     Example:
         >>> run = Run.load("runs/a")                    # doctest: +SKIP
@@ -54,14 +91,24 @@ class Run:
         0.86
     """
 
-    def __init__(self, path: Path, config: FinetuneConfig, record: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, config: FinetuneConfig, record: dict[str, Any], given: Given | None = None
+    ) -> None:
         self.path = path
         self.config = config
         self.record = record
+        self.given = given or Given()
 
     @classmethod
-    def load(cls, path: str | Path) -> Run:
+    def load(cls, path: str | Path, *, data: Any = None, model: ModelObject | None = None) -> Run:
         """Read a run folder.
+
+        Args:
+            path: The folder.
+            data: The run's data again, where it was objects (`data: memory`) or is elsewhere by now; it is
+                checked against what the run was trained on when it is needed.
+            model: The run's network again, where it was a module (`model: module`); its weights are the
+                folder's.
 
         Raises:
             RunError: If the folder is missing or is no run folder.
@@ -75,7 +122,14 @@ class Run:
         record = read_json(path / RECORD)
         if not isinstance(record, dict) or not isinstance(record.get("classes"), list):
             raise RunError(f"{path / RECORD} does not hold a run's record")
-        return cls(path, read_config(path / CONFIG), record)
+        return cls(path, read_config(path / CONFIG), record, Given(data, model))
+
+    def with_given(self, data: Any = None, model: ModelObject | None = None) -> Run:
+        """Return the same run with its data or model given again, as for `load`; itself where neither is."""
+        if data is None and model is None:
+            return self
+        given = Given(self.given.data if data is None else data, self.given.model if model is None else model)
+        return type(self)(self.path, self.config, self.record, given)
 
     @property
     def classes(self) -> list[str]:
@@ -135,9 +189,8 @@ class Run:
         if not path.is_file():
             raise RunError(f"{path} is missing; continue the run with --resume")
         text = self.record.get("kind") == "text"
-        loaded = load_model(
-            self.config.model, len(self.classes), head_init="keep", text=text, pretrained=False
-        )
+        spec = self.config.model if self.given.model is None else self.given.model
+        loaded = load_model(spec, len(self.classes), head_init="keep", text=text, pretrained=False)
         with reading(path, "weights"):
             state = load_file(path)
         set_parameters(loaded.model, state, str(path))
@@ -157,6 +210,133 @@ class Run:
         from hesstune.reference import Reference
 
         return Reference.load(self.path / REFERENCE)
+
+    def task(self) -> Task:
+        """Return the run's examples again, with the labels it was trained on.
+
+        Raises:
+            DataError: If the data was objects, and is not given again.
+            RunError: If it is no longer what the run was trained on.
+        """
+        from hesstune.runs.task import run_task
+
+        found = run_task(self.config, self.given.data)
+        self._check_unchanged(found)
+        return found
+
+    def _check_unchanged(self, task: Task) -> None:
+        """Raise RunError unless the training examples are those of labels.csv, objects by contents, too."""
+        rows = [row for row in self.labels() if row["part"] == "train"]
+        labels = [] if task.train.labels is None else [task.classes[y] for y in task.train.labels]
+        now = list(zip(task.train.ids, labels, strict=True))
+        differs = now != [(row["id"], row["label"]) for row in rows] and "labels.csv differs"
+        then = self.record.get("checksums", {}).get("contents")
+        if not differs and self.given.data is not None and then is not None:
+            from hesstune.runs.fingerprint import contents_digest
+
+            differs = contents_digest(task) != then and "other images or texts"
+        if differs:
+            raise RunError(
+                f"the data {self.config.data} is no longer what {self.path} was trained on ({differs}); "
+                "restore the data or train again"
+            )
+
+    # -- the commands ------------------------------------------------------------------------
+
+    def measure(self, *, data: Any = None, model: ModelObject | None = None, **options: Any) -> Measure:
+        """Measure every layer on the training examples, as `hesstune measure`; write measure.json.
+
+        Args:
+            data: The run's data again, as for `load`.
+            model: The run's network again, as for `load`.
+            **options: `layers`, `examples`, `max_examples`, `trace`, `mean_sample`, `memory_mib`, `device`,
+                `progress`, and those of `hesstune.measure`.
+
+        Raises:
+            HesstuneError: If the run has not finished, its data has changed, or is not at hand.
+        """
+        found: Measure = _command("measure")(self.with_given(data, model), **options)
+        return found
+
+    def certify(self, *, data: Any = None, model: ModelObject | None = None, **options: Any) -> Certificate:
+        """Bound the test error from the training examples, as `hesstune certify`; write certificate.json.
+
+        Args:
+            data: The run's data again, as for `load`.
+            model: The run's network again, as for `load`.
+            **options: `delta`, `prior_fraction`, `noise_is`, `noise_method`, `clean_sample`, `draws`,
+                `repeats`, `vouch`, `diagnostic`, `seed`, `device`, `progress`.
+
+        Raises:
+            HesstuneError: If the run has not finished, or an assumption of the certificate fails.
+        """
+        found: Certificate = _command("certify")(self.with_given(data, model), **options)
+        return found
+
+    def predict(self, data: Any, *, model: ModelObject | None = None, **options: Any) -> Predictions:
+        """Predict the classes of new data, as `hesstune predict`.
+
+        Args:
+            data: New data, as for `hesstune.finetune`; labels are not needed.
+            model: The run's network again, as for `load`.
+            **options: `device`, `skip_bad_images`.
+
+        Raises:
+            HesstuneError: If the run has not finished, or the data cannot be used.
+        """
+        found: Predictions = _command("predict")(self.with_given(model=model), data, **options)
+        return found
+
+    def noise(self, *, data: Any = None, model: ModelObject | None = None, **options: Any) -> dict[str, Any]:
+        """Compare the run's noise matrix with estimates from its labels, as `hesstune noise`.
+
+        Args:
+            data: The run's data again, as for `load`.
+            model: The run's network again, as for `load`.
+            **options: `device`, `seed`.
+
+        Raises:
+            HesstuneError: If the run has not finished, or there are too few examples.
+        """
+        found: dict[str, Any] = _command("noise")(self.with_given(data, model), **options)
+        return found
+
+    def label_issues(
+        self, *, data: Any = None, model: ModelObject | None = None, device: str = "auto"
+    ) -> list[dict[str, str]]:
+        """Rank the training labels, the most doubtful first; write doubtful.csv and return its rows.
+
+        Args:
+            data: The run's data again, as for `load`.
+            model: The run's network again, as for `load`.
+            device: Where to compute.
+
+        Raises:
+            HesstuneError: If the run has not finished, its data has changed, or is not at hand.
+        """
+        _command("label_issues")(self.with_given(data, model), device)
+        return read_rows(self.path / "doubtful.csv")
+
+    def report(self, *, data: Any = None, model: ModelObject | None = None, device: str = "auto") -> Path:
+        """Write report.html, as `hesstune report`, and return its path.
+
+        Without the run's data the page lacks pictures and doubtful labels; a warning says so.
+
+        Args:
+            data: The run's data again, as for `load`.
+            model: The run's network again, as for `load`.
+            device: Where to compute.
+
+        Raises:
+            RunError: If the run has not finished, or a record is damaged.
+        """
+        page: Path
+        page, note = _command("report")(self.with_given(data, model), device)
+        if note:
+            warnings.warn(note, HesstuneWarning, stacklevel=2)
+        return page
+
+    # -- writing -----------------------------------------------------------------------------
 
     def write_record(self) -> None:
         """Write run.json."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +21,18 @@ from hesstune.runs.config import FinetuneConfig
 __all__ = ["clean_task", "injected_noise", "noisy", "run_task"]
 
 
-def clean_task(config: FinetuneConfig) -> Task:
-    """Load the examples of a run with their labels as given, votes combined."""
+def clean_task(config: FinetuneConfig, data: Any = None) -> Task:
+    """Load the examples of a run with their labels as given, votes combined.
+
+    Args:
+        config: The run's.
+        data: What stands in for the configuration's data: a task that is made, or what it is made of.
+    """
+    if isinstance(data, Task):
+        return data
     assert config.image_size is not None
     return load_task(
-        config.data,
+        config.data if data is None else data,
         size=config.image_size,
         seed=config.seed,
         split=config.split,
@@ -41,9 +49,9 @@ def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
 
 
-def run_task(config: FinetuneConfig) -> Task:
+def run_task(config: FinetuneConfig, data: Any = None) -> Task:
     """Load the examples of a run again, with the labels it was trained on (by seed the same)."""
-    task = clean_task(config)
+    task = clean_task(config, data)
     return noisy(task, injected_noise(config, task), config)
 
 

@@ -24,7 +24,8 @@ from hesstune.runs.run import Run
 from hesstune.storage.atomic import write_json
 from hesstune.study.plan import Cell, Settings
 from hesstune.training.evaluate import cross_entropy_under
-from hesstune.training.finetune import Trained, finetune
+from hesstune.training.finetune import finetune
+from hesstune.training.fit import Trained
 
 __all__ = ["CELL", "run_cell"]
 

@@ -1,33 +1,37 @@
-"""`hesstune.finetune`: from a configuration to a finished run folder."""
+"""`hesstune.finetune`: from options and objects to a finished run folder."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hesstune.data.examples import MEMORY, Task
 from hesstune.errors import ConfigError
-from hesstune.models.load import spec_parts
-from hesstune.runs.config import RESUMABLE, FinetuneConfig, make_config, read_config, read_yaml
-from hesstune.runs.folder import claim, entered
-from hesstune.runs.run import CONFIG, NOISE, RECORD, Run
-from hesstune.runs.sharded import refuse_one
-from hesstune.runtime.distributed import on_main_process, refuse_adapting, start_ranks, world
-from hesstune.training.fit import Trained, fit_prepared
-from hesstune.training.prepare import AUTOMATIC, prepare
+from hesstune.methods import Method, method_name
+from hesstune.models.load import MODULE, ModelObject, spec_parts
+from hesstune.runs.config import FinetuneConfig, make_config, read_yaml
+from hesstune.runs.run import Given, Run
+from hesstune.training.fit import Trained, fit_prepared, for_task
+from hesstune.training.in_folder import in_folder
+from hesstune.training.prepare import AUTOMATIC, Prepared
 from hesstune.training.radii import with_chosen_radii
-from hesstune.training.tracking import check_tracker
 from hesstune.training.trainer import Progress
 
 __all__ = ["finetune"]
 
+Config = FinetuneConfig | Mapping[str, Any] | str | Path
+
 
 def finetune(
-    config: FinetuneConfig | Mapping[str, Any] | str | Path | None = None,
+    data: Any = None,
+    /,
+    model: str | ModelObject | None = None,
+    method: str | type[Method] | None = None,
     *,
+    config: Config | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
@@ -38,14 +42,21 @@ def finetune(
     """Fine-tune a pretrained network on a small, perhaps noisily labelled data set.
 
     Args:
-        config: A configuration, a mapping of options, or the path of a YAML file.
+        data: The data set, by position or by name: a string as on the command line. A mapping of
+            options, a FinetuneConfig or the path of a YAML file in its place is `config`.
+        model: A string as on the command line, or a `torch.nn.Module` (for texts a pair of module and
+            tokenizer) whose last Linear layer with K outputs is its head. A copy of it is trained; its
+            weights are where the run starts, and it is left as it was.
+        method: The name of a method, or a subclass of `hesstune.methods.Method`.
+        config: Options: a configuration, a mapping, or the path of a YAML file.
         overwrite: Replace the run in `out`; other files there are left alone.
         resume: Continue an interrupted run in `out`; start where there is none.
         progress: Called with (steps done, steps in all, text) after every step.
         observe: Called with the network and its inputs when training has ended.
         keep_weights: Keep the fine-tuned weights and the reference; else the records alone.
         **options: Options by name, over those of `config` (see `FinetuneConfig`). Without `out` the
-            run goes to a temporary folder, `Run.path`.
+            run goes to a new folder below the system's temporary one, `Run.path`. It is not removed:
+            it holds the run that is returned.
 
     Returns:
         The finished run.
@@ -55,48 +66,49 @@ def finetune(
 
     Example:
         >>> import hesstune as ht
-        >>> run = ht.finetune(data="digits", train="head", inject_noise="symmetric:0.2", epochs=1, limit=64)
+        >>> run = ht.finetune("digits", train="head", inject_noise="symmetric:0.2", epochs=1, limit=64)
         >>> run.result["epochs"], round(run.record["noise"]["told_rate"], 3)
         (1, 0.2)
     """
-    resolved = _build(config, options).resolved()
-    spec_parts(resolved.model)
-    check_tracker(resolved.track)
-    start_ranks()
-    refuse_adapting(resolved.batch_norm)
-    refuse_one(resolved.shard)
-    if resolved.out is None and world() > 1:
-        raise ConfigError("several processes write one run: give --out, a folder that all of them see")
-    out = Path(resolved.out) if resolved.out else Path(tempfile.mkdtemp(prefix="hesstune-"))
-    if resolved.out:
-        on_main_process(lambda: claim(out, overwrite, resume, create=False))
-    if resume and (out / CONFIG).is_file():
-        _check_same(read_config(out / CONFIG), resolved, out)
-        if (out / RECORD).is_file() and (run := Run.load(out)).finished:
-            return run
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(resolved.seed)
-        prepared = prepare(resolved, out / NOISE if resume else None)
-        with entered(out, overwrite, resume):
-            if resume and (out / RECORD).is_file() and (run := Run.load(out)).finished:
-                return run  # by another process, while this one was loading
-            if resolved.radius in AUTOMATIC:
-                prepared = with_chosen_radii(prepared, out)
-                torch.manual_seed(resolved.seed)
-            return fit_prepared(
-                prepared,
-                out,
-                resume=resume,
-                progress=progress,
-                observe=observe,
-                keep_weights=keep_weights,
-            )
+    if _is_config(data):
+        if config is not None:
+            raise ConfigError("options are given twice, by position and as config; give them once")
+        data, config = None, data
+    elif data is not None and "data" in options:
+        raise ConfigError("data is given twice, by position and by name; give it once")
+    data = options.pop("data", None) if data is None else data
+    given = Given(None if isinstance(data, str) else data, None if isinstance(model, str) else model)
+    named = {
+        "data": data if given.data is None else MEMORY,
+        "model": model if given.model is None else MODULE,
+        "method": None if method is None else method_name(method),
+    }
+    made = _build(config, {**options, **{k: v for k, v in named.items() if v is not None}})
+    resolved = (for_task(made, data) if isinstance(data, Task) else made).resolved()
+    if given.model is None:
+        spec_parts(resolved.model)
+
+    def train(prepared: Prepared, out: Path) -> Run:
+        if resolved.radius in AUTOMATIC:
+            prepared = with_chosen_radii(prepared, out)
+            torch.manual_seed(resolved.seed)
+        return fit_prepared(
+            prepared, out, resume=resume, progress=progress, observe=observe, keep_weights=keep_weights
+        )
+
+    return in_folder(resolved, given, train, overwrite=overwrite, resume=resume)
 
 
-def _build(
-    config: FinetuneConfig | Mapping[str, Any] | str | Path | None, options: dict[str, Any]
-) -> FinetuneConfig:
+def _is_config(given: Any) -> bool:
+    """Tell options and files of options from data: of two strings, the one that ends in .yaml or .yml."""
+    if isinstance(given, str | Path):
+        return Path(given).suffix.lower() in (".yaml", ".yml")
+    # The library datasets makes its dictionary of parts a mapping, too.
+    own = type(given).__module__.partition(".")[0] == "datasets"
+    return isinstance(given, FinetuneConfig | Mapping) and not own
+
+
+def _build(config: Config | None, options: dict[str, Any]) -> FinetuneConfig:
     if isinstance(config, FinetuneConfig):
         values = config.model_dump(exclude_unset=True)
     elif isinstance(config, str | Path):
@@ -104,14 +116,3 @@ def _build(
     else:
         values = dict(config or {})
     return make_config({**values, **options})
-
-
-def _check_same(before: FinetuneConfig, now: FinetuneConfig, out: Path) -> None:
-    """Raise ConfigError naming the first option that a resumed run would change."""
-    old, new = before.to_dict(), now.to_dict()
-    for name in old:
-        if name not in RESUMABLE and old[name] != new[name]:
-            raise ConfigError(
-                f"the run in {out} was started with --{name.replace('_', '-')} {old[name]}, not {new[name]}; "
-                "resume it with the same options, or use --overwrite"
-            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,27 +14,42 @@ import torch
 
 from hesstune._version import __version__
 from hesstune.data.augment import Augmentation
-from hesstune.data.examples import Task
-from hesstune.errors import RunError
+from hesstune.data.examples import MEMORY, Task
+from hesstune.errors import ConfigError, RunError
 from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits
 from hesstune.inputs.feature_store import features_of
 from hesstune.inputs.text_inputs import TextInputs
-from hesstune.methods import MethodSetup, method_class
-from hesstune.models.load import LoadedModel
+from hesstune.methods import Method, MethodSetup, method_class, method_name
+from hesstune.models.load import MODULE, LoadedModel, ModelObject, spec_parts
 from hesstune.reference import Reference
 from hesstune.runs.checkpoint import Checkpoints, discard
-from hesstune.runs.fingerprint import check_start, fingerprints
+from hesstune.runs.config import FinetuneConfig, make_config
+from hesstune.runs.fingerprint import fingerprints
 from hesstune.runs.model_card import model_card
-from hesstune.runs.run import BAD_IMAGES, CARD, CONFIG, LABELS, MODEL, NOISE, RECORD, REFERENCE, Run
+from hesstune.runs.run import BAD_IMAGES, CARD, CONFIG, LABELS, MODEL, NOISE, RECORD, REFERENCE, Given, Run
 from hesstune.runs.sharded import ShardedCheckpoints, shard_, weights_of, write_model
+from hesstune.runs.start_check import check_start
 from hesstune.runtime.distributed import on_main_process, rank
 from hesstune.storage.atomic import replace_file, write_csv, write_json, write_text
 from hesstune.training.evaluate import final_metrics
-from hesstune.training.prepare import Prepared
+from hesstune.training.in_folder import in_folder
+from hesstune.training.prepare import AUTOMATIC, Prepared
 from hesstune.training.tracking import tracked
 from hesstune.training.trainer import Progress, Trainer
 
-__all__ = ["Trained", "fit_prepared"]
+__all__ = ["Trained", "fit", "fit_prepared", "for_task"]
+
+# Options that make a task, which are of no use where one is given.
+_MAKE_A_TASK = (
+    "data",
+    "limit",
+    "split",
+    "val_fraction",
+    "test_fraction",
+    "vote_columns",
+    "label_model",
+    "skip_bad_images",
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,84 @@ class Trained:
     net: torch.nn.Module
     feeds: dict[str, ModelInputs]
     task: Task
+
+
+def fit(
+    task: Task,
+    model: str | ModelObject | None = None,
+    method: str | type[Method] | None = None,
+    config: FinetuneConfig | Mapping[str, Any] | None = None,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+    observe: Callable[[Trained], None] | None = None,
+    keep_weights: bool = True,
+) -> Run:
+    """Fine-tune a network on a task that is made: `hesstune.finetune` without the making.
+
+    Args:
+        task: Examples in three parts, labelled as given (`inject_noise` and `clean_labels` still count).
+        model: A module (for texts a pair of module and tokenizer), a LoadedModel, or a string as on the
+            command line. Objects are copied and left as they were.
+        method: The name of a method, or a subclass of `hesstune.methods.Method`.
+        config: Options of `hesstune.finetune`; those that make a task are refused.
+        out: The run's folder; a new one below the system's temporary folder where None.
+        overwrite: Replace the run in `out`.
+        resume: Continue an interrupted run in `out`.
+        progress: Called with (steps done, steps in all, text) after every step.
+        observe: Called with the network and its inputs when training has ended.
+        keep_weights: Keep the fine-tuned weights and the reference; else the records alone.
+
+    Raises:
+        HesstuneError: If an option or input is wrong.
+
+    Example:
+        >>> from hesstune.data.load import load_task
+        >>> task = load_task("digits", size=32, limit=64)
+        >>> fit(task, "efficientnet_lite0", "vanilla", {"train": "head", "epochs": 1}).result["epochs"]
+        1
+    """
+    values = (
+        config.model_dump(exclude_unset=True) if isinstance(config, FinetuneConfig) else dict(config or {})
+    )
+    named = {
+        "model": model if model is None or isinstance(model, str) else MODULE,
+        "method": None if method is None else method_name(method),
+        "out": out,
+    }
+    made = make_config({**values, **{k: v for k, v in named.items() if v is not None}})
+    resolved = for_task(made, task).resolved()
+    if resolved.radius in AUTOMATIC:
+        raise ConfigError(
+            f"fit takes radii as they are and chooses none by '{resolved.radius}'; hesstune.finetune does"
+        )
+    given = Given(task, None if isinstance(model, str) else model)
+    if given.model is None:
+        spec_parts(resolved.model)
+
+    def train(prepared: Prepared, folder: Path) -> Run:
+        return fit_prepared(
+            prepared, folder, resume=resume, progress=progress, observe=observe, keep_weights=keep_weights
+        )
+
+    return in_folder(resolved, given, train, overwrite=overwrite, resume=resume)
+
+
+def for_task(config: FinetuneConfig, task: Task) -> FinetuneConfig:
+    """Return the configuration with what the task has settled."""
+    for name in _MAKE_A_TASK:
+        default = MEMORY if name == "data" else FinetuneConfig.model_fields[name].default
+        if name in config.model_fields_set and getattr(config, name) != default:
+            raise ConfigError(f"the option {name} makes a task, but one is given; leave it out")
+    settled: dict[str, Any] = {"data": MEMORY}
+    if not task.is_text:
+        size = task.train.images(np.arange(1)).shape[-1]
+        if config.image_size not in (None, size):
+            raise ConfigError(f"the task's images have {size} pixels a side, not {config.image_size}")
+        settled["image_size"] = size
+    return config.model_copy(update=settled)
 
 
 def fit_prepared(
@@ -107,7 +200,7 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
     started = time.monotonic()
     config, task, loaded = prepared.config, prepared.task, prepared.loaded
     reference = weights_of(loaded.model) if config.shard else Reference.of(loaded.model)
-    run = Run(out, config, _record(prepared))
+    run = Run(out, config, _record(prepared), prepared.given)
     # Not kept: where the network is cut, its whole weights must go.
     run.record["checksums"] = fingerprints(task, {name: reference[name] for name in reference.names()})
     _start(run, prepared, reference, resume)

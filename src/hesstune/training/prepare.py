@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from hesstune.models.train_parts import freeze
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import layer_names
 from hesstune.runs.config import FinetuneConfig
-from hesstune.runs.run import Run
+from hesstune.runs.run import Given, Run
 from hesstune.runs.task import clean_task, injected_noise, noisy
 from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import world
@@ -44,6 +44,7 @@ class Prepared:
         device: Where to train.
         radius: The balls' radii, where fixed.
         estimate: What an estimated noise matrix was made from.
+        given: Data and model, where they were objects.
     """
 
     config: FinetuneConfig
@@ -54,6 +55,7 @@ class Prepared:
     device: torch.device
     radius: float | dict[str, float] | None
     estimate: dict[str, Any] | None = None
+    given: Given = field(default_factory=Given)
 
     @classmethod
     def of(cls, run: Run, task: Task, device: torch.device) -> Prepared:
@@ -65,20 +67,23 @@ class Prepared:
         to_channels_last(loaded.model, device)
         freeze(loaded.model, config.train, loaded.head)
         radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
-        return cls(config, task, loaded, injected, run.noise_matrix, device, radius)
+        return cls(config, task, loaded, injected, run.noise_matrix, device, radius, given=run.given)
 
 
-def prepare(config: FinetuneConfig, kept: Path | None = None) -> Prepared:
+def prepare(config: FinetuneConfig, kept: Path | None = None, given: Given | None = None) -> Prepared:
     """Load examples, labels and network, and check all that can be checked before anything is written.
 
     Args:
         config: The resolved configuration.
-        kept: A run folder whose estimate of the noise matrix is taken, where it has one.
+        kept: An earlier pass's estimate of the noise matrix, which is taken where it is there.
+        given: Examples or network that are made already, instead of those that the configuration names;
+            the network is copied.
     """
+    given = given or Given()
     device = pick_device(config.device)
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise ConfigError("mixed precision fp16 needs a GPU; use bf16 or no")
-    task = clean_task(config)
+    task = clean_task(config, given.data)
     check_automatic(config, len(task.val), world())
     if (config.patience or config.select == "best") and not len(task.val):
         raise ConfigError("early stopping and --select best need validation examples; there are none")
@@ -90,7 +95,7 @@ def prepare(config: FinetuneConfig, kept: Path | None = None) -> Prepared:
     if believed is not None:
         _ = believed.inverse  # a singular matrix is told now, not after the model has loaded
     loaded = load_model(
-        config.model,
+        config.model if given.model is None else given.model,
         task.k,
         weights=config.weights,
         head_init=config.head_init,
@@ -109,7 +114,7 @@ def prepare(config: FinetuneConfig, kept: Path | None = None) -> Prepared:
     task, estimate = noisy(task, injected, config), None
     if wanted.startswith("estimate"):
         believed, estimate = run_estimate(config, task, loaded, device, kept)
-    return Prepared(config, task, loaded, injected, believed, device, radius, estimate)
+    return Prepared(config, task, loaded, injected, believed, device, radius, estimate, given)
 
 
 def check_automatic(config: FinetuneConfig, validation: int, processes: int) -> None:

@@ -1,0 +1,62 @@
+"""What a run says of new examples: classes and probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hesstune.errors import RunError
+from hesstune.storage.atomic import write_csv
+
+__all__ = ["Predictions"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predicted classes of new examples.
+
+    Attributes:
+        ids: One id an example: its relative path, or its row.
+        classes: Class names.
+        probabilities: (N, K) float64, rows sum to 1.
+        labels: (N,) given labels, or None where the data has none of the run's classes.
+        accuracy: Share of the given labels predicted, or None.
+        skipped: (id, reason) of images left out.
+    """
+
+    ids: list[str]
+    classes: list[str]
+    probabilities: NDArray[np.float64]
+    labels: NDArray[np.int64] | None
+    accuracy: float | None
+    skipped: list[tuple[str, str]]
+
+    @property
+    def predicted(self) -> list[str]:
+        """The most probable class of each example, by name."""
+        return [self.classes[i] for i in self.probabilities.argmax(axis=1)]
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write a CSV file: id, prediction, the given label if any, and p_CLASS for each class.
+
+        Raises:
+            RunError: If the file exists and `overwrite` is not set, or cannot be written.
+        """
+        path = Path(path)
+        if path.is_dir():
+            raise RunError(f"--out {path} is a folder; give the path of a CSV file")
+        if path.exists() and not overwrite:
+            raise RunError(f"{path} exists; choose another --out or give --overwrite")
+        header = ["id", "prediction", *(["label"] if self.labels is not None else [])]
+        rows = []
+        for at, (example, name) in enumerate(zip(self.ids, self.predicted, strict=True)):
+            given = [] if self.labels is None else [self.classes[self.labels[at]]]
+            rows.append([example, name, *given, *(f"{p:.6g}" for p in self.probabilities[at])])
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+        write_csv(path, [*header, *(f"p_{name}" for name in self.classes)], rows)

@@ -1,0 +1,82 @@
+"""The way of every run: its folder claimed, its start prepared, trained there, and what is finished kept."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from hesstune.errors import ConfigError
+from hesstune.runs.config import RESUMABLE, FinetuneConfig, read_config
+from hesstune.runs.folder import claim, entered
+from hesstune.runs.run import CONFIG, NOISE, RECORD, Given, Run
+from hesstune.runs.sharded import refuse_one
+from hesstune.runtime.distributed import on_main_process, refuse_adapting, start_ranks, world
+from hesstune.training.prepare import Prepared, prepare
+from hesstune.training.tracking import check_tracker
+
+__all__ = ["in_folder"]
+
+
+def in_folder(
+    config: FinetuneConfig,
+    given: Given,
+    train: Callable[[Prepared, Path], Run],
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> Run:
+    """Prepare a run and train it in its folder, or return the finished run that a resumed one has there.
+
+    Args:
+        config: The resolved configuration; without `out` the folder is a temporary one, which stays.
+        given: Data and model, where they are objects.
+        train: Called with what was prepared and the folder, whose lock is held; the random state is the
+            seed's.
+        overwrite: Replace the run in the folder.
+        resume: Continue it.
+
+    Raises:
+        HesstuneError: If an option or input is wrong, or the folder cannot be used.
+    """
+    check_tracker(config.track)
+    start_ranks()
+    refuse_adapting(config.batch_norm)
+    refuse_one(config.shard)
+    if config.out is None and world() > 1:
+        raise ConfigError("several processes write one run: give --out, a folder that all of them see")
+    out = Path(config.out) if config.out else Path(tempfile.mkdtemp(prefix="hesstune-"))
+    if config.out:
+        on_main_process(lambda: claim(out, overwrite, resume, create=False))
+    if resume and (out / CONFIG).is_file():
+        _check_same(read_config(out / CONFIG), config, out)
+        if (run := _finished(out, given)) is not None:
+            return run
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(config.seed)
+        prepared = prepare(config, out / NOISE if resume else None, given)
+        with entered(out, overwrite, resume):
+            if resume and (run := _finished(out, given)) is not None:
+                return run  # by another process, while this one was loading
+            return train(prepared, out)
+
+
+def _finished(out: Path, given: Given) -> Run | None:
+    if not (out / RECORD).is_file():
+        return None
+    run = Run.load(out, data=given.data, model=given.model)
+    return run if run.finished else None
+
+
+def _check_same(before: FinetuneConfig, now: FinetuneConfig, out: Path) -> None:
+    """Raise ConfigError naming the first option that a resumed run would change."""
+    old, new = before.to_dict(), now.to_dict()
+    for name in old:
+        if name not in RESUMABLE and old[name] != new[name]:
+            raise ConfigError(
+                f"the run in {out} was started with --{name.replace('_', '-')} {old[name]}, not {new[name]}; "
+                "resume it with the same options, or use --overwrite"
+            )
