@@ -1,6 +1,7 @@
 """The pages of figures are what their records make them: no figure is typed by hand."""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,14 @@ def test_pages_on_noise_certificates_and_methods_are_made_from_the_records(monke
     assert module.PAGE.read_text(encoding="utf-8") == module.page()
 
 
-def test_readme_names_every_method():
+def test_methods_page_names_every_method():
     from hesstune.methods import method_names
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [name for name in method_names() if f"`{name}`" not in text] == []
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert [name for name in method_names() if f"\n## {name}\n" not in text] == []
+
+
+def test_navigation_has_every_page():
+    pages = {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}
+    listed = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert set(listed) == pages

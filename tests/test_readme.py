@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there, and its figures are the record's."""
+"""The README is short, its Python runs as it stands there, and its figures are the records'."""
 
 import json
 import re
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUESTIONS = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
@@ -20,7 +21,7 @@ def test_python_blocks_run(code, tmp_path, monkeypatch):
 
 def test_versions_stated_are_those_that_passed():
     record = json.loads((ROOT / "benchmarks" / "results" / "versions.json").read_text())
-    stated = re.search(r"Versions: (.*?)\n\n", README, flags=re.S)[1]
+    stated = re.search(r"Versions: (.*?)\]\(", QUESTIONS, flags=re.S)[1]
     for package, words in (("torch", "torch"), ("peft", "peft from"), ("lightning", "Lightning from")):
         told = re.search(rf"{words} ([\d.]+\d)(?: and ([\d.]+\d))?", stated)
         for version in filter(None, told.groups()):
@@ -31,11 +32,40 @@ def test_versions_stated_are_those_that_passed():
     assert oldest.startswith(extras["transformers"][0].removeprefix("transformers>="))
 
 
-def test_demo_table_is_the_record_and_shows_the_gain(monkeypatch):
+def test_it_is_short_and_begins_with_the_install_and_the_own_loop():
+    assert len(README.splitlines()) < 150
+    assert re.findall(r"^## (.*)", README, flags=re.M)[:3] == [
+        "Install",
+        "In your own training loop",
+        "On the command line",
+    ]
+    introduction = README.split("## ")[0].split("\n\n")[1].replace("\n", " ")
+    assert len(re.findall(r"\.(?= [A-Z]|$)", introduction)) == 2  # two sentences
+    loop = [line for line in BLOCKS[0].splitlines() if line and not line.startswith("import")]
+    assert len(loop) <= 12
+    assert all(name in BLOCKS[0] for name in ("Reference.of", "DistanceConstraint", "ConsistentLoss"))
 
+
+def test_every_number_of_the_demo_is_the_records():
+    import records
+
+    record = records.read_record("demo")
+    setting = record["setting"]
+    assert {run["epochs"] for run in record["runs"]} == {setting["epochs"]}
+    rate = float(record["runs"][0]["noise"]["injected"].split(":")[1])
+    told = README[README.index("## What was measured") :]
+    for words in (f"on {setting['limit']} of", f"{100 * rate:.0f} % of", f"all {setting['epochs']} epochs"):
+        assert words in told.replace("\n", " ")
+    # What the table does not show is said beside it: nobody stopped the plain run.
+    assert "nobody stops it" in told
+    assert "stops on its *noisy* validation part" in told
+
+
+def test_demo_table_is_the_record_and_shows_the_gain():
     import demo
+    import records
 
-    record = json.loads(demo.RESULT.read_text())
+    record = records.read_record("demo")
     assert demo.table(record) in README
     accuracy = {(r["method"], r["seed"]): r["test_accuracy"] for r in record["runs"]}
     assert len(accuracy) == 6
