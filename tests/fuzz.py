@@ -30,8 +30,11 @@ from hesstune.data.images import decode
 from hesstune.data.sources import listing
 from hesstune.models.load import read_weights
 from hesstune.reference import Reference
-from hesstune.report.records import read_records
+from hesstune.report.layers import layer_rows, setters
+from hesstune.report.narrative import assumptions, provenance, verdict
+from hesstune.runs import records
 from hesstune.runs.config import make_config, read_yaml
+from hesstune.storage.stored import read_record
 from hesstune.storage.tensors import load_tree, save_tree
 from hesstune.weak.csv_table import read_votes
 
@@ -84,13 +87,53 @@ def finished_run(folder: Path) -> Path:
     import yaml
 
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    record = {"classes": ["cat", "dog"], "normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3},
-              "examples": {"train": 2}, "result": {"gap": 0.1, "test_accuracy": 0.5}}  # fmt: skip
+    result = {
+        "gap": 0.1,
+        "test_accuracy": 0.5,
+        "train_accuracy": 0.6,
+        "distances": {"a": 0.1},
+        "distance": 0.1,
+    }
+    noise = {"injected": None, "realised_rate": None, "told": "nothing", "told_rate": None}
+    record = {"format": 1, "classes": ["cat", "dog"], "examples": {"train": 2, "val": 1, "test": 1},
+              "normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3}, "split": "uniform", "noise": noise,
+              "versions": {"hesstune": "0.1.0"}, "result": result}  # fmt: skip
     (run / "run.json").write_text(json.dumps(record))
-    (run / "metrics.jsonl").write_text('{"epoch": 1, "train_loss": 0.5}\n{"epoch": 2, "train_loss": 0.4}\n')
+    (run / "metrics.jsonl").write_text('{"epoch": 1, "train_loss": 0.5, "train_accuracy": 0.5}\n')
     (run / "labels.csv").write_text("id,part,label,true_label\na,train,cat,cat\nb,train,dog,cat\n")
     ht.NoiseMatrix.symmetric(2, 0.2).save(run / "noise_matrix.json")
+    derived_records(run)
     return run
+
+
+def derived_records(run: Path) -> None:
+    """Write what other commands leave in a run folder."""
+    matrix = {"matrix": [[0.8, 0.2], [0.2, 0.8]], "rate": 0.2}
+    believed = {**matrix, "condition": 1.7, "log_likelihood": -0.5}
+    check = {
+        "run": "a", "classes": ["cat", "dog"], "examples": 2, "told": True, "believed": believed,
+        "counted": None, "class_conditional": None, "statements": ["a"],
+        "estimates": [{"method": "auto", **believed, "total_variation": 0.1, "largest_at": [0, 1]},
+                      {"method": "volmin", "failed": "why"}],
+        "cost_of_an_error": [{"off": 0.1, "direction": "too much", "accuracy_lost": 0.1, "stderr": None}],
+    }  # fmt: skip
+    layer = {"name": "a", "maximum": 0.1, "mean": 0.05, "mean_stderr": None, "distance": 0.1, "exact": True}
+    measure = {"examples": 2, "measure": {"n": 2, "C": 1.0, "value": 0.3}, "layers": [layer], "notes": ["n"],
+               "others": [{"name": "path", "value": None, "why": "none", "source": "s"}], "statement": "s",
+               "ids": ["a", "b"]}  # fmt: skip
+    row = {"sigma": 0.01, "value": 0.1, "stderr": 0.01, "taylor": 0.1, "ratio": None}
+    radius = {"rule": "r", "curve": [{"factor": 1.0, "risk": 0.1, "stderr": None, "val_loss": 0.5}],
+              "chosen": 1.0, "radius": {"head": 0.5}, "traces": {}}  # fmt: skip
+    kept = {
+        records.NOISE_CHECK: check, records.MEASURE: measure, records.RADIUS: radius,
+        records.STABILITY: {"examples": 2, "rows": [row]}, records.EXAMPLES: {"a": {"text": "t"}},
+        records.LABEL_ISSUES_RECORD: {"examples": 2, "noise_matrix": {**matrix, "examples": 2}},
+    }  # fmt: skip
+    for name, record in kept.items():
+        (run / name).write_text(json.dumps(record))
+    header = "id,given_label,likely_label,confidence,p_given_label,true_label\n"
+    (run / records.LABEL_ISSUES).write_text(header + "a,cat,dog,0.9,0.1,cat\nb,dog,dog,0.9,0.9,\n")
+    save_file({"quadratic": torch.ones(2, 1, dtype=torch.float64)}, str(run / records.MEASURE_TENSORS))
 
 
 def readers(folder: Path) -> dict[str, tuple[bytes, str, object]]:
@@ -118,11 +161,15 @@ def readers(folder: Path) -> dict[str, tuple[bytes, str, object]]:
     votes = b"id,vote_a,vote_b\n0,cat,dog\n1,,cat\n2,1,0\n"
     table = b"id,text,label,split\n0,good film,1,train\n1,bad film,0,train\n2,fine,1,test\n3,awful,0,test\n"
     named = b"image,label\nx.png,cat\ny.png,dog\n"
-    config = b"method: robust\nnoise: pair:0.2\nbatch-size: 16\nradius: {head: 1.0, '*': 0.5}\nmean: [0.5]\n"
+    config = b"method: robust\ninject_noise: pair:0.2\nbatch-size: 16\nradius: {head: 1.0}\nmean: [0.5]\n"
 
     def read_run(path: Path) -> None:
         loaded = ht.Run.load(path.parent)
         _ = loaded.classes, loaded.result, loaded.metrics, loaded.noise_matrix, loaded.labels()
+        read_record(path.parent / records.RADIUS, records.RadiusRecord)
+        known = loaded.records
+        known.read_all()
+        _ = layer_rows(known), setters(known), assumptions(known), provenance(known), verdict(known)
 
     certificate = Certificate(
         risk=0.3, empirical=0.2, empirical_bound=0.25, kl=3.0, n=100, delta=0.05,
@@ -134,8 +181,6 @@ def readers(folder: Path) -> dict[str, tuple[bytes, str, object]]:
     certificate.save(folder / "certificate.json")
     return {
         **{f"run {p.name}": (p.read_bytes(), f"run/{p.name}", read_run) for p in sorted(run.iterdir())},
-        "report config.yaml": ((run / "config.yaml").read_bytes(), "run/config.yaml",
-                               lambda p: read_records(p.parent)),
         "yaml": (config, "x.yaml", lambda p: make_config(read_yaml(p)).resolved()),
         "csv": (table, "x.csv", lambda p: listing(f"csv:{p}", 16)),
         "tsv": (table.replace(b",", b"\t"), "x.tsv", lambda p: listing(f"csv:{p}", 16)),

@@ -1,6 +1,5 @@
 """The older measures beside a run's own: against their formulas, on a network small enough to do by hand."""
 
-import json
 import math
 
 import numpy as np
@@ -29,7 +28,7 @@ def measured():
 
 
 def named(rows):
-    return {row["name"]: row["value"] for row in rows}
+    return {row.name: row.value for row in rows}
 
 
 def test_margins_are_of_the_true_class_and_norms_of_the_inputs(measured):
@@ -85,21 +84,21 @@ def test_where_a_measure_does_not_exist_the_reason_stands_in_its_place(measured)
     model, ref, x, y, m = measured
     wrong = margins_of(model, iter([(x, 1 - y)]))
     m.trace = None
-    rows = {row["name"]: row for row in complexity_measures(m, model, ref, wrong, n=20)}
-    assert "misclassified" in rows["spectral margin"]["why"]
-    assert "--trace" in rows["Σ √(Cα²·max Tr H⁺/n)"]["why"]
-    assert rows["spectral margin"]["value"] is None
+    rows = {row.name: row for row in complexity_measures(m, model, ref, wrong, n=20)}
+    assert "misclassified" in rows["spectral margin"].why
+    assert "--trace" in rows["Σ √(Cα²·max Tr H⁺/n)"].why
+    assert rows["spectral margin"].value is None
 
 
 def test_a_measured_run_has_them_in_its_record_with_the_noisy_form_where_f_is_believed(tiny, tmp_path):
     run = ht.finetune(tiny, method="robust", out=str(tmp_path / "a"))
     measure_run(run)
-    record = json.loads((run.path / "measure.json").read_text())
-    found = named(record["others"])
+    record = run.records.measure
+    found = named(record.others)
     rho = np.abs(run.noise_matrix.inverse).sum(axis=1).max()
-    assert found["Σ √(ρC𝓗/n)"] == pytest.approx(math.sqrt(rho) * record["measure"]["value"], rel=1e-6)
-    assert found["Σ ‖v‖"] == pytest.approx(sum(layer["distance"] for layer in record["layers"]), rel=1e-5)
+    assert found["Σ √(ρC𝓗/n)"] == pytest.approx(math.sqrt(rho) * record.measure.value, rel=1e-6)
+    assert found["Σ ‖v‖"] == pytest.approx(sum(layer.distance for layer in record.layers), rel=1e-5)
     plain = ht.finetune({**tiny, "method": "vanilla", "out": str(tmp_path / "b")})
     measure_run(plain)
-    names = named(json.loads((plain.path / "measure.json").read_text())["others"])
+    names = named(plain.records.measure.others)
     assert "Σ √(ρC𝓗/n)" not in names

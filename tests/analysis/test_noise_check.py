@@ -43,7 +43,7 @@ def test_the_command_compares_costs_and_tests(noisy_run, capsys):
     said = capsys.readouterr()
     assert (ended.value.code, said.err) == (0, "")
     record = json.loads(said.out.splitlines()[-1])
-    kept = json.loads((noisy_run.path / "noise_estimate.json").read_text())
+    kept = noisy_run.records.noise_check.to_dict()
     assert record == {"path": str(noisy_run.path), **kept}
     methods = {row["method"]: row for row in record["estimates"]}
     assert {"auto", "anchor", "dual_t", "volmin"} <= set(methods)
@@ -66,7 +66,7 @@ def test_it_leaves_the_run_and_the_random_state_as_they_were(noisy_run):
     before = {p.name: p.read_bytes() for p in noisy_run.path.iterdir() if p.name != "noise_estimate.json"}
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     first = check_noise(noisy_run)
-    assert check_noise(noisy_run) == first
+    assert check_noise(noisy_run) == first == noisy_run.records.noise_check
     assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
     after = {p.name: p.read_bytes() for p in noisy_run.path.iterdir() if p.name != "noise_estimate.json"}
     assert after == before
@@ -74,7 +74,7 @@ def test_it_leaves_the_run_and_the_random_state_as_they_were(noisy_run):
 
 def test_wrong_runs_are_told(noisy_run, tmp_path, tiny):
     with pytest.raises(RunError, match="has not finished"):
-        check_noise(Run(noisy_run.path, noisy_run.config, {"classes": ["a", "b"]}))
+        check_noise(Run(noisy_run.path, noisy_run.config, noisy_run.facts.replaced(result=None)))
     few = ht.finetune(tiny, limit=6, epochs=1, train="head", out=str(tmp_path / "few"))
     with pytest.raises(DataError, match="6 training examples are too few"):
         check_noise(few)
@@ -122,11 +122,11 @@ def test_a_larger_error_in_f_costs_more():
     x = 1.2 * np.eye(3)[y] @ rng.normal(size=(3, 12)) + rng.normal(size=(1500, 12))
     F = NoiseMatrix([[0.55, 0.45, 0], [0, 0.55, 0.45], [0.45, 0, 0.55]])
     rows = sensitivity(x, F.corrupt(y), F)
-    cost = {(row["off"], row["direction"]): row["accuracy_lost"] for row in rows}
+    cost = {(row.off, row.direction): row.accuracy_lost for row in rows}
     directions = ("too little", "too much", "misplaced")
     worst = [max(cost[off, d] for d in directions) for off in OFF]
     assert worst[2] > worst[0] + 0.01
-    assert all(row["stderr"] > 0 for row in rows)
+    assert all(row.stderr > 0 for row in rows)
 
 
 def test_the_test_of_dependence_holds_its_level_and_finds_dependence():

@@ -21,9 +21,10 @@ def run_folder(path, k=3, n=30, layers=4, measured=True):
     }  # fmt: skip
     noise = {"injected": "symmetric:0.3", "realised_rate": 0.3, "told": "rate 0.3", "told_rate": 0.3}
     versions = {"hesstune": "0.1.0"}
+    shape = {"mean": [0.5] * 3, "std": [0.5] * 3}
     sizes = {"train": n, "val": 5, "test": 5}
     record = {"classes": classes, "examples": sizes, "split": "uniform", "noise": noise, "versions": versions}
-    (path / "run.json").write_text(json.dumps({**record, "result": result}))
+    (path / "run.json").write_text(json.dumps({**record, "normalisation": shape, "result": result}))
     (path / "config.yaml").write_text(yaml.safe_dump({"model": "m", "data": "d", "method": "robust"}))
     if not measured:
         return path
@@ -35,7 +36,7 @@ def run_folder(path, k=3, n=30, layers=4, measured=True):
     (path / "labels.csv").write_text("id,part,label,true_label\n" + "\n".join(rows) + "\n")
     doubts = [f'{i},"{classes[0]}",class 1,0.9,0.1,class 1' for i in range(n)]
     header = "id,given_label,likely_label,confidence,p_given_label,true_label\n"
-    (path / "doubtful.csv").write_text(header + "\n".join(doubts) + "\n")
+    (path / "label_issues.csv").write_text(header + "\n".join(doubts) + "\n")
     quadratic = rng.random((n, layers)).astype(np.float32)
     save_file({"quadratic": quadratic}, str(path / "measure.safetensors"))
     layer = {

@@ -16,8 +16,8 @@ from hesstune.errors import RunError
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.report.layers import layer_rows, layer_words
 from hesstune.report.narrative import onset
-from hesstune.report.records import read_records
 from hesstune.report.run_page import render_run
+from hesstune.runs.run import Run
 
 
 class Page(HTMLParser):
@@ -78,7 +78,7 @@ def test_sections_come_in_the_order_a_reader_asks(tmp_path):
 
 
 def test_layers_at_their_radius_are_marked(tmp_path):
-    records = read_records(run_folder(tmp_path))
+    records = Run.load(run_folder(tmp_path)).records
     rows = {row["name"]: row for row in layer_rows(records)}
     assert [rows[f"_layer{i}.weight"]["at_radius"] for i in range(4)] == [True, False, False, False]
     assert rows["_layer1.weight"]["tick"] == 100
@@ -113,7 +113,7 @@ def test_the_moment_it_starts_to_fit_the_noise(tmp_path, train, true, epoch):
     record = json.loads((path / "run.json").read_text())
     record["examples"]["val"] = 1000
     (path / "run.json").write_text(json.dumps(record))
-    found = onset(read_records(path))
+    found = onset(Run.load(path).records)
     assert (found and found[0]) == epoch
 
 
@@ -135,7 +135,11 @@ def test_certificates_and_diagnostics_are_never_told_alike(tmp_path):
     path = run_folder(tmp_path)
     record = {
         "kind": "certificate", "risk": 0.31, "delta": 0.05, "vacuous": False, "failures": [],
-        "assumptions": ["independent draws"], "held_out": {"n": 90, "bound": 0.2},
+        "assumptions": ["independent draws"], "empirical": 0.2, "empirical_bound": 0.25, "kl": 3.0, "n": 100,
+        "held_out": {"errors": 9, "n": 90, "error": 0.1, "bound": 0.2, "delta": 0.05}, "classes": 3,
+        "shares": {"pac_bayes": 0.05}, "sigma": {"a": 0.1}, "prior_sigma": {"a": 0.1}, "family": 10,
+        "distance": {"a": 0.2}, "kl_terms": {"a": 3.0}, "draws": 200, "draw_size": 1, "loss": "zero_one",
+        "noise": "clean",
     }  # fmt: skip
     (path / "certificate.json").write_text(json.dumps(record))
     text = render_run(path)
@@ -205,7 +209,6 @@ def test_pages_open_only_for_a_person_at_a_desktop(tmp_path, monkeypatch):
 def test_the_demo_ends_with_its_page_opened(tmp_path, monkeypatch, capsys, quiet):
     import hesstune.study.demo
     from hesstune.cli import demo as command
-    from hesstune.runs.run import Run
 
     run = Run.load(run_folder(tmp_path))
     opened = []
@@ -229,7 +232,7 @@ def test_doubtful_labels_of_a_real_run_and_the_command(tmp_path):
     page, note = write_report(run)
     assert note is None
     assert page.read_text().count("data:image/png;base64,") >= 48
-    rows = [line.split(",") for line in (run.path / "doubtful.csv").read_text().splitlines()[1:]]
+    rows = [line.split(",") for line in (run.path / "label_issues.csv").read_text().splitlines()[1:]]
     assert len(rows) == 100
     given = [float(row[4]) for row in rows]
     assert given == sorted(given)

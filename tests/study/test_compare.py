@@ -134,7 +134,7 @@ def test_tasks_and_variants_have_options_of_their_own(few, tmp_path):
     )
     configs = found.results["configs"]
     assert configs["mild"]["wide"]["radius"] == 5.0
-    assert configs["seeded"]["vanilla"]["noise"] == "symmetric:0.2"
+    assert configs["seeded"]["vanilla"]["inject_noise"] == "symmetric:0.2"
     assert any(r["task"] is None and r["method"] == "wide" for r in found.results["differences"])
     failed = [c for c in found.results["cells"] if c["status"] == "failed"]
     assert [c["method"] for c in failed] == ["lora", "lora"]

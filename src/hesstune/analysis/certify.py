@@ -30,7 +30,8 @@ from hesstune.models.load import LoadedModel
 from hesstune.models.train_parts import freeze
 from hesstune.noise.instance import instance_rate
 from hesstune.runs.config import FinetuneConfig
-from hesstune.runs.run import CERTIFICATE, Run
+from hesstune.runs.records import CERTIFICATE
+from hesstune.runs.run import Run
 from hesstune.runs.task import injected_noise
 from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import all_gather, all_reduce_sum, on_main_process, rank, start_ranks, world
@@ -122,7 +123,7 @@ def certify_run(
         HesstuneError: If the run has not finished, or an assumption of the certificate fails.
     """
     start_ranks()
-    _ = run.result
+    _ = run.outcome
     one_of("value of --noise-is", noise_is, NOISE_STORIES)
     for name in vouch:
         one_of("choice to vouch for", name, tuple(LEAKS))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from hesstune.curvature.result import Measure
 from hesstune.forward import Inputs, evaluating, logits_of
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
+from hesstune.runs.records import OtherMeasure
 from hesstune.runtime.distributed import all_gather
 
 __all__ = ["Margins", "complexity_measures", "margins_of"]
@@ -88,8 +88,8 @@ def complexity_measures(
     n: int,
     radii: Mapping[str, float] | None = None,
     noise: NoiseMatrix | None = None,
-) -> list[dict[str, Any]]:
-    """Return further measures of a run as records {name, value, source}, or {name, why, source}.
+) -> list[OtherMeasure]:
+    """Return further measures of a run; those that do not exist say why.
 
     None is a guarantee: constants and logarithms are left out as in `hesstune.bounds.baselines`. A
     convolution's kernel counts as the matrix of its output channels, and layers between, such as batch
@@ -192,15 +192,15 @@ def _numbers(value: float | None) -> float:
     return value
 
 
-def _record(name: str, source: str, compute: Callable[[], float]) -> dict[str, Any]:
+def _record(name: str, source: str, compute: Callable[[], float]) -> OtherMeasure:
     try:
         with np.errstate(over="ignore"):
             value = compute()
     except _MissingError as reason:
-        return {"name": name, "value": None, "why": str(reason), "source": source}
+        return OtherMeasure(name=name, value=None, why=str(reason), source=source)
     if not math.isfinite(value):
-        return {"name": name, "value": None, "why": "beyond the largest float", "source": source}
-    return {"name": name, "value": value, "source": source}
+        return OtherMeasure(name=name, value=None, why="beyond the largest float", source=source)
+    return OtherMeasure(name=name, value=value, source=source)
 
 
 def _norms(found: Measure, model: nn.Module, reference: Reference) -> dict[str, NDArray[np.float64]]:

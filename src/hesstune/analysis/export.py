@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from hesstune.errors import RunError
 from hesstune.models.export import export_model
 from hesstune.runs.model_card import model_card
+from hesstune.runs.records import CARD, CERTIFICATE, MEASURE, NOISE_MATRIX, RECORD
 from hesstune.runs.run import Run
 from hesstune.storage.atomic import write_text
 
 __all__ = ["export_run"]
 
-RECORDS = ("measure.json", "certificate.json", "noise_matrix.json")
+COPIED = (MEASURE, CERTIFICATE, NOISE_MATRIX)
 
 
 def export_run(run: Run, folder: str | Path, overwrite: bool = False) -> str:
@@ -34,7 +34,7 @@ def export_run(run: Run, folder: str | Path, overwrite: bool = False) -> str:
     Raises:
         RunError: If the run has not finished, or the folder is in use or cannot be written.
     """
-    _ = run.result
+    _ = run.outcome
     target = Path(folder)
     _check_target(target, overwrite)
     beside = target.with_name(f".{target.name}.part") / target.name
@@ -48,10 +48,10 @@ def export_run(run: Run, folder: str | Path, overwrite: bool = False) -> str:
             "max_length": run.config.max_length,
         }
         how = export_model(run.loaded(), beside, facts)
-        for name in RECORDS:
+        for name in COPIED:
             if (run.path / name).is_file():
                 shutil.copyfile(run.path / name, beside / name)
-        write_text(beside / "README.md", exported_card(run, how))
+        write_text(beside / CARD, exported_card(run, how))
         if target.exists():
             shutil.rmtree(target)
         beside.replace(target)
@@ -68,8 +68,8 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if target.is_dir() and any(target.iterdir()):
         if not overwrite:
             raise RunError(f"the folder {target} exists and is not empty; choose another or give --overwrite")
-        exported = (target / "README.md").is_file() and any(target.glob("*.safetensors"))
-        if not exported or (target / "run.json").is_file():
+        exported = (target / CARD).is_file() and any(target.glob("*.safetensors"))
+        if not exported or (target / RECORD).is_file():
             raise RunError(f"the folder {target} holds no export; choose another")
 
 
@@ -78,30 +78,22 @@ def exported_card(run: Run, how: str) -> str:
     lines = ["---", "library_name: hesstune", "tags: [hesstune, noisy-labels]"]
     if run.config.model.startswith("hf:") and not Path(run.config.model[3:]).exists():
         lines.append(f"base_model: {json.dumps(run.config.model[3:])}")
-    lines += ["---", "", model_card(run.config, run.record), "## Load it", "", f"    {how}", ""]
-    measure = _read(run.path / "measure.json")
-    if measure is not None:
-        value = measure["measure"]
+    lines += ["---", "", model_card(run.config, run.facts), "## Load it", "", f"    {how}", ""]
+    records = run.records
+    if (measure := records.measure) is not None:
+        value = measure.measure
         lines += [
             "## Hessian distance measure",
             "",
-            f"{value['value']:.3f} (n = {value['n']}, C = {value['C']:.3g}). {measure['statement']}",
+            f"{value.value:.3f} (n = {value.n}, C = {value.C:.3g}). {measure.statement}",
             "",
         ]
-    certificate = _read(run.path / "certificate.json")
-    if certificate is not None and "risk" in certificate:
+    if (certificate := records.certificate) is not None and not certificate.diagnostic:
         lines += [
             "## Certificate",
             "",
-            f"Test error of the randomised predictor at most {certificate['risk']:.3f} with probability "
-            f"{1 - certificate['delta']:g}; its assumptions are in certificate.json.",
+            f"Test error of the randomised predictor at most {certificate.risk:.3f} with probability "
+            f"{1 - certificate.delta:g}; its assumptions are in {CERTIFICATE}.",
             "",
         ]
     return "\n".join(lines)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else None

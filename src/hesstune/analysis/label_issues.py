@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +17,21 @@ from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.noise.estimate import estimate_noise
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.runs.read_records import ISSUE_COLUMNS
+from hesstune.runs.records import (
+    EXAMPLES,
+    FORMER_LABEL_ISSUES,
+    LABEL_ISSUES,
+    LABEL_ISSUES_RECORD,
+    LabelIssuesRecord,
+    NoiseMatrixRecord,
+    Picture,
+    Pictures,
+)
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
-from hesstune.storage.atomic import write_csv, write_json
+from hesstune.storage.atomic import write_csv
+from hesstune.storage.stored import write_record
 
 __all__ = ["label_issues", "label_posterior", "save_pictures"]
 
@@ -48,16 +59,16 @@ def label_posterior(
 
 
 def label_issues(run: Run, device: str = "auto") -> None:
-    """Write doubtful.csv, every training example, the most doubtful label first, and noise_estimate.json.
+    """Write label_issues.csv, every training example, the most doubtful label first, and label_issues.json.
 
     The probabilities are of examples that were trained on, so a network that fits the noise doubts too
     little. The noise matrix is estimated from the validation examples, which were not trained on, by
-    their confident joint; without enough of them it is left out.
+    their confident joint, and kept in label_issues.json; without enough of them there is none.
 
     Raises:
         RunError: If the run has not finished, or its data has changed since.
     """
-    _ = run.result
+    _ = run.outcome
     task = run.task()
     labels = task.train.labels
     assert labels is not None
@@ -81,21 +92,21 @@ def label_issues(run: Run, device: str = "auto") -> None:
         )
         for i in order
     ]
-    header = ("id", "given_label", "likely_label", "confidence", "p_given_label", "true_label")
-    write_csv(run.path / "doubtful.csv", header, rows)
     held = make_inputs(task.val, loaded, target, max_length=run.config.max_length)
-    _write_estimate(run, task, held, loaded.model)
+    shown = _estimate(run, task, held, loaded.model)
+    write_record(run.path / LABEL_ISSUES_RECORD, LabelIssuesRecord(examples=len(labels), noise_matrix=shown))
+    write_csv(run.path / LABEL_ISSUES, ISSUE_COLUMNS, rows)
+    (run.path / FORMER_LABEL_ISSUES).unlink(missing_ok=True)
 
 
-def _write_estimate(run: Run, task: Task, feed: ModelInputs, model: nn.Module) -> None:
+def _estimate(run: Run, task: Task, feed: ModelInputs, model: nn.Module) -> NoiseMatrixRecord | None:
     if task.val.labels is None or not len(task.val) or run.config.clean_val:
-        return
+        return None
     probs = torch.softmax(predict_logits(model, feed).double(), 1).numpy()
     try:
-        found = estimate_noise(probs, task.val.labels, "confident")
+        return NoiseMatrixRecord(**estimate_noise(probs, task.val.labels, "confident").to_dict())
     except HesstuneError:  # too few validation examples of some class
-        return
-    write_json(run.path / "noise_estimate.json", found.to_dict())
+        return None
 
 
 def save_pictures(run: Run, ids: Sequence[str]) -> None:
@@ -106,14 +117,16 @@ def save_pictures(run: Run, ids: Sequence[str]) -> None:
     """
     train = run.task().train
     row = {example: at for at, example in enumerate(train.ids)}
-    write_json(run.path / "examples.json", _pictures(train, np.array([row[i] for i in ids], dtype=np.int64)))
+    shown = _pictures(train, np.array([row[i] for i in ids], dtype=np.int64))
+    write_record(run.path / EXAMPLES, Pictures.model_validate(shown))
 
 
-def _pictures(part: Examples, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """Return {id: {"png": base64} or {"text": text}} of some examples."""
+def _pictures(part: Examples, rows: NDArray[np.int64]) -> dict[str, Picture]:
+    """Return small pictures, or texts, of some examples by their ids."""
     if (texts := part.texts) is not None:
         return {
-            part.ids[i]: {"text": " / ".join(t for t in texts[i] if t is not None)[:LETTERS]} for i in rows
+            part.ids[i]: Picture(text=" / ".join(t for t in texts[i] if t is not None)[:LETTERS])
+            for i in rows
         }
     from PIL import Image
 
@@ -122,5 +135,5 @@ def _pictures(part: Examples, rows: NDArray[np.int64]) -> dict[str, Any]:
         file = io.BytesIO()
         picture = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((SIDE, SIDE))
         picture.quantize(64).save(file, "PNG", optimize=True)
-        shown[part.ids[i]] = {"png": base64.b64encode(file.getvalue()).decode("ascii")}
+        shown[part.ids[i]] = Picture(png=base64.b64encode(file.getvalue()).decode("ascii"))
     return shown

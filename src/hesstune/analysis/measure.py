@@ -21,10 +21,11 @@ from hesstune.forward import Inputs
 from hesstune.inputs.batches import ModelInputs, make_inputs
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.methods import method_class
+from hesstune.runs.records import MEASURE, STABILITY, MeasureRecord, StabilityRecord, StabilityRow
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import all_reduce_sum, on_main_process, start_ranks, world
-from hesstune.storage.atomic import write_json
+from hesstune.storage.stored import write_record
 
 __all__ = ["SIGMAS", "measure_run", "stability_of_run"]
 
@@ -90,15 +91,14 @@ def measure_run(
 def _write(run: Run, found: Measure, setting: _Setting, margins: Margins) -> None:
     """Write the measurement, and the older measures, which a forward pass and the weights give."""
     task, rows = setting.task, setting.rows
-    reference, radii = run.reference(), run.result.get("radii")
+    reference, radii = run.reference(), run.outcome.radii
     noise = run.noise_matrix if method_class(run.config.method).uses_noise() else None
-    found.others = complexity_measures(
-        found, setting.model, reference, margins, len(task.train), radii or None, noise
-    )
+    others = complexity_measures(found, setting.model, reference, margins, len(task.train), radii, noise)
+    found.others = [other.to_dict() for other in others]
     found.save(run.path, n=len(task.train))
     if len(rows) < len(task.train):  # which examples the rows of measure.safetensors are
-        record = {**found.to_dict(len(task.train)), "ids": [task.train.ids[i] for i in rows]}
-        write_json(run.path / "measure.json", record)
+        record = MeasureRecord(**found.to_dict(len(task.train)), ids=[task.train.ids[i] for i in rows])
+        write_record(run.path / MEASURE, record)
 
 
 def stability_of_run(
@@ -127,8 +127,9 @@ def stability_of_run(
         layers=layers,
         all_reduce_sum=all_reduce_sum,
     )
-    record = {"examples": len(setting.rows), "rows": [row.to_dict() for row in table]}
-    on_main_process(lambda: write_json(run.path / "noise_stability.json", record))
+    lines = [StabilityRow(**row.to_dict()) for row in table]
+    record = StabilityRecord(examples=len(setting.rows), rows=lines)
+    on_main_process(lambda: write_record(run.path / STABILITY, record))
     return table
 
 
@@ -162,7 +163,7 @@ class _Setting:
 
 def _setting(run: Run, max_examples: int | None, device: str) -> _Setting:
     start_ranks()
-    _ = run.result
+    _ = run.outcome
     task = run.task()
     target = pick_device(device)
     loaded = run.loaded()

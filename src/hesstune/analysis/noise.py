@@ -18,19 +18,28 @@ from hesstune.noise.estimate.crossfit import reduced_features
 from hesstune.noise.estimate.fit import log_likelihoods, simplex_projection
 from hesstune.noise.estimate.request import ESTIMATORS, Request
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.runs.records import (
+    NOISE_CHECK,
+    CostOfError,
+    Counted,
+    Dependence,
+    Estimated,
+    Failed,
+    MatrixFacts,
+    NoiseCheck,
+)
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
-from hesstune.storage.atomic import write_json
+from hesstune.storage.stored import write_record
 from hesstune.training.noise_estimate import Material, estimated, gather
 
-__all__ = ["ESTIMATE", "check_noise", "perturbed", "sensitivity"]
+__all__ = ["check_noise", "perturbed", "sensitivity"]
 
-ESTIMATE = "noise_estimate.json"
 OFF, DRAWS = (0.05, 0.1, 0.2), 5
 DIRECTIONS = ("too little", "too much", "misplaced")
 
 
-def check_noise(run: Run, *, device: str = "auto", seed: int = 0) -> dict[str, Any]:
+def check_noise(run: Run, *, device: str = "auto", seed: int = 0) -> NoiseCheck:
     """Compare a finished run's noise matrix with estimates from its labels; write `noise_estimate.json`.
 
     Nothing is trained but probes on the reference's features; the run's weights are not used.
@@ -41,14 +50,14 @@ def check_noise(run: Run, *, device: str = "auto", seed: int = 0) -> dict[str, A
         seed: Of what is drawn.
 
     Returns:
-        The record: the believed matrix, a row an estimator, the cost of an error in F, the test of
+        What was found: the believed matrix, a row an estimator, the cost of an error in F, the test of
         whether noise depends on the example, and statements in words.
 
     Raises:
         RunError: If the run has not finished.
         DataError: If there are too few examples.
     """
-    _ = run.result
+    _ = run.outcome
     config, task = run.config, run.task()
     if len(task.train) < 4 * task.k:
         raise DataError(
@@ -66,20 +75,20 @@ def check_noise(run: Run, *, device: str = "auto", seed: int = 0) -> dict[str, A
     features = reduced_features(material.features, len(material.labels))
     costs = sensitivity(features, material.labels, base, seed=seed)
     test = _conditional(task, material, features, base, seed)
-    record = {
-        "run": str(run.path),
-        "classes": task.classes,
-        "examples": len(task.train),
-        "told": told is not None,
-        "believed": _facts(compared, material),
-        "counted": _counted(task, compared),
-        "estimates": estimates,
-        "cost_of_an_error": costs,
-        "class_conditional": None if test is None else {**asdict(test), "depends": test.depends},
-    }
-    record["statements"] = _statements(record)
-    write_json(run.path / ESTIMATE, record)
-    return record
+    found = NoiseCheck(
+        run=str(run.path),
+        classes=task.classes,
+        examples=len(task.train),
+        told=told is not None,
+        believed=MatrixFacts(**_facts(compared, material)),
+        counted=_counted(task, compared),
+        estimates=estimates,
+        cost_of_an_error=costs,
+        class_conditional=None if test is None else Dependence(**asdict(test), depends=test.depends),
+    )
+    found = found.replaced(statements=_statements(found))
+    write_record(run.path / NOISE_CHECK, found)
+    return found
 
 
 def _facts(noise: NoiseMatrix, material: Material) -> dict[str, Any]:
@@ -100,9 +109,10 @@ def _distance(a: NoiseMatrix, b: NoiseMatrix) -> dict[str, Any]:
     return {"total_variation": float(gap.sum(axis=1).mean() / 2), "largest_at": [int(i), int(j)]}
 
 
-def _estimates(material: Material, believed: NoiseMatrix) -> tuple[list[dict[str, Any]], NoiseMatrix]:
+def _estimates(material: Material, believed: NoiseMatrix) -> tuple[list[Estimated | Failed], NoiseMatrix]:
     """Return a row an estimator, and the matrix that `auto` would take."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Estimated | Failed] = []
+    best: NoiseMatrix | None = None
     for method in ESTIMATORS:
         if method in ("labelmodel", "holdout"):
             lacks = material.posterior if method == "labelmodel" else material.clean
@@ -111,27 +121,28 @@ def _estimates(material: Material, believed: NoiseMatrix) -> tuple[list[dict[str
         try:
             found = estimated(Request(method), material)
         except (NoiseMatrixError, DataError, ImportError) as error:
-            rows.append({"method": method, "failed": str(error)})
+            rows.append(Failed(method=method, failed=str(error)))
             continue
-        row = {"method": method, **_facts(found.matrix, material), **_distance(found.matrix, believed)}
-        rows.append({**row, "chose": found.method} if method == "auto" else row)
-        if method == "auto":
-            best = found.matrix
-    known = [row for row in rows if "failed" not in row]
-    if not known:
-        raise NoiseMatrixError(f"no estimator could be used: {rows[0]['failed']}")
-    if "failed" in rows[0]:
-        best = NoiseMatrix(known[0]["matrix"])
+        facts = {**_facts(found.matrix, material), **_distance(found.matrix, believed)}
+        facts |= {"chose": found.method} if method == "auto" else {}
+        rows.append(Estimated(method=method, **facts))
+        best = best or found.matrix  # `auto` comes first
+    if best is None:
+        raise NoiseMatrixError(f"no estimator could be used: {_first_reason(rows)}")
     return rows, best
 
 
-def _counted(task: Task, believed: NoiseMatrix) -> dict[str, Any] | None:
+def _first_reason(rows: list[Estimated | Failed]) -> str:
+    return next(row.failed for row in rows if isinstance(row, Failed))
+
+
+def _counted(task: Task, believed: NoiseMatrix) -> Counted | None:
     """Return the matrix counted from true labels, where they are known."""
     true, given = task.train.true, task.train.labels
     if true is None or given is None or task.train.clean is not None:
         return None
     counted = from_posterior(np.eye(task.k)[true], given, "counted").matrix
-    return {"matrix": counted.array.tolist(), "rate": counted.rate, **_distance(counted, believed)}
+    return Counted(matrix=counted.array.tolist(), rate=counted.rate, **_distance(counted, believed))
 
 
 def perturbed(noise: NoiseMatrix, off: float, direction: str, seed: int = 0) -> NoiseMatrix | None:
@@ -156,7 +167,7 @@ def perturbed(noise: NoiseMatrix, off: float, direction: str, seed: int = 0) -> 
 
 def sensitivity(
     features: NDArray[np.float64], labels: NDArray[np.int64], noise: NoiseMatrix, *, seed: int = 0
-) -> list[dict[str, Any]]:
+) -> list[CostOfError]:
     """Estimate the accuracy lost where F is off by 5, 10 and 20 %, by simulation.
 
     A linear head trained with F gives each example a class; noise drawn by F gives it a label; heads
@@ -185,12 +196,12 @@ def sensitivity(
         for at, key in enumerate(tried, start=1):
             losses.setdefault(key, []).append(float(hits[0] - hits[at]))
     return [
-        {
-            "off": off,
-            "direction": direction,
-            "accuracy_lost": float(np.mean(found)),
-            "stderr": float(np.std(found, ddof=1) / np.sqrt(len(found))) if len(found) > 1 else None,
-        }
+        CostOfError(
+            off=off,
+            direction=direction,
+            accuracy_lost=float(np.mean(found)),
+            stderr=float(np.std(found, ddof=1) / np.sqrt(len(found))) if len(found) > 1 else None,
+        )
         for (off, direction), found in losses.items()
     ]
 
@@ -211,47 +222,44 @@ def _conditional(
         return None
 
 
-def _statements(record: dict[str, Any]) -> list[str]:
+def _statements(check: NoiseCheck) -> list[str]:
     """Say in words what the figures are."""
-    found, believed = [], record["believed"]
-    usable = [row for row in record["estimates"] if "failed" not in row]
-    near = [row["total_variation"] for row in usable]
-    if not record["told"]:
+    found = []
+    usable = [row for row in check.estimates if isinstance(row, Estimated)]
+    near = [row.total_variation for row in usable]
+    if not check.told:
         found.append("The loss was told of no noise; estimates are compared with the identity.")
-    rates = [row["rate"] for row in usable]
+    rates = [row.rate for row in usable]
     found.append(
-        f"Believed: {believed['rate']:.0%} of the labels wrong. Estimates say {min(rates):.0%} to "
+        f"Believed: {check.believed.rate:.0%} of the labels wrong. Estimates say {min(rates):.0%} to "
         f"{max(rates):.0%}; their rows differ from the believed ones by {min(near):.2f} to "
         f"{max(near):.2f} in total variation."
     )
-    if record["counted"]:
-        counted = record["counted"]
+    if (counted := check.counted) is not None:
         found.append(
-            f"Counted, since true labels are known: {counted['rate']:.0%} wrong, rows "
-            f"{counted['total_variation']:.2f} from the believed ones."
+            f"Counted, since true labels are known: {counted.rate:.0%} wrong, rows "
+            f"{counted.total_variation:.2f} from the believed ones."
         )
-    costs = [row for row in record["cost_of_an_error"] if row["off"] == OFF[-1]]
+    costs = [row for row in check.cost_of_an_error if row.off == OFF[-1]]
     if costs:
-        worst = max(costs, key=lambda row: row["accuracy_lost"])
-        lost = 100 * worst["accuracy_lost"]
+        worst = max(costs, key=lambda row: row.accuracy_lost)
+        lost = 100 * worst.accuracy_lost
         told = (
-            f"would fall by {lost:.1f} points at worst ({worst['direction']})"
-            if lost > 0
-            else "would not fall"
+            f"would fall by {lost:.1f} points at worst ({worst.direction})" if lost > 0 else "would not fall"
         )
         found.append(
             f"Were F off by {OFF[-1]:.0%}, accuracy {told}, by simulation; an estimate, no guarantee."
         )
-    test = record["class_conditional"]
+    test = check.class_conditional
     if test is None:
         found.append("Too few examples a class to tell whether the noise depends on the example.")
         return found
     figures = (
-        f"within a class, neighbours in the features have the same label {test['agreement']:.1%} of the "
-        f"time, {test['expected']:.1%} expected if only the class counted (p = {test['p_value']:.2g}, "
-        f"{test['examples']} examples)"
+        f"within a class, neighbours in the features have the same label {test.agreement:.1%} of the "
+        f"time, {test.expected:.1%} expected if only the class counted (p = {test.p_value:.2g}, "
+        f"{test.examples} examples)"
     )
-    if test["depends"]:
+    if test.depends:
         found.append(
             f"The noise depends on the example: {figures}. No F tells all of it, and a certificate that "
             "rests on F does not hold. Classes that the features cannot tell apart look alike, too."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -39,8 +38,9 @@ def predict(
         ['dog', 'horse']
     """
     run = run if isinstance(run, Run) else Run.load(run)
-    _ = run.result
-    config: Any = run.config
+    _ = run.outcome
+    config = run.config
+    assert config.image_size is not None  # resolved
     target = pick_device(device)
     examples, skipped = load_examples(
         data,

@@ -16,7 +16,8 @@ from hesstune.models.load import LoadedModel
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.runs.folder import entered, locked_by_first
-from hesstune.runs.run import POSTERIOR, PRIOR, RECORD, Run
+from hesstune.runs.records import POSTERIOR, PRIOR, RECORD
+from hesstune.runs.run import Run
 from hesstune.runtime.distributed import all_reduce_sum, on_main_process, rank
 from hesstune.training.fit import fit_prepared
 from hesstune.training.prepare import Prepared
@@ -89,8 +90,7 @@ def with_trained_prior(
             on all examples.
     """
     if fraction == 0:
-        found = run.result.get("posterior")
-        return Centred(run.loaded(), run.reference(), rows, None, found)
+        return Centred(run.loaded(), run.reference(), rows, None, run.outcome.posterior)
     _refuse_leaks(run.config)
     rng = np.random.default_rng([seed, SPLIT_KEY])
     shuffled = rng.permutation(rows)
@@ -108,7 +108,7 @@ def with_trained_prior(
         every = replace(task, train=task.train.take(np.sort(rows)))
         start = replace(base, task=every, config=config, loaded=prior.loaded())
         made = _trained(start, config, run.path / POSTERIOR, key, progress)
-    return Centred(made.loaded(), made.reference(), rest, first, made.result["posterior"])
+    return Centred(made.loaded(), made.reference(), rest, first, made.outcome.posterior)
 
 
 def _refuse_leaks(config: FinetuneConfig) -> None:
@@ -143,7 +143,7 @@ def _trained(
         return Run.load(out, data=prepared.given.data, model=prepared.given.model)
     with entered(out, overwrite=True, resume=False):
         run = fit_prepared(replace(prepared, config=config), out, progress=progress)
-        run.record["made_from"] = made_from
+        run.add(made_from=made_from)
         on_main_process(run.write_record)
     return run
 
@@ -153,6 +153,6 @@ def _first_has(out: Path, made_from: dict[str, object]) -> bool:
 
     def found() -> bool:
         run = Run.load(out) if (out / RECORD).is_file() else None
-        return run is not None and run.finished and run.record.get("made_from") == made_from
+        return run is not None and run.finished and run.facts.made_from == made_from
 
     return bool(all_reduce_sum(torch.tensor(int(rank() == 0 and found()))))

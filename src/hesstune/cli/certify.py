@@ -73,7 +73,8 @@ def certify(
 ) -> None:
     """Bound the clean error of a run's network, weights randomised: a guarantee, with its assumptions."""
     from hesstune.analysis.certify import certify_run
-    from hesstune.runs.run import CERTIFICATE, Run
+    from hesstune.runs.records import CERTIFICATE
+    from hesstune.runs.run import Run
 
     loaded = Run.load(run)
     with progress_bars(quiet) as bars:

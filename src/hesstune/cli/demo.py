@@ -36,11 +36,11 @@ def demo(
     for seed in range(seeds):
         rows = {method: run for (method, at), run in runs.items() if at == seed}
         output.say("" if seeds == 1 else f"\nseed {seed}", results_table(rows))
-    changed = runs["robust", 0].record["noise"]
+    changed = runs["robust", 0].facts.noise
     output.say(
         "",
-        f"{changed['realised_rate']:.1%} of the training labels were changed; "
-        f"the robust run was told: {changed['told']}.",
+        f"{changed.realised_rate:.1%} of the training labels were changed; "
+        f"the robust run was told: {changed.told}.",
         "Runs: " + ", ".join(str(run.path) for run in runs.values()),
     )
     page, _ = write_report(runs["robust", 0])

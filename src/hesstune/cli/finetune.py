@@ -55,17 +55,17 @@ def finetune(
         command = f"hesstune finetune --out {shlex.quote(resolved.out)} --resume"
         raise Interrupted(f"interrupted; continue with: {command}") from None
     output.say(results_table({resolved.method: run}), "")
-    noise = run.record["noise"]
-    if noise["injected"]:
-        changed = f"{noise['realised_rate']:.1%} of the training labels changed"
-        output.say(f"Noise injected: {noise['injected']}; {changed}.")
-    output.say(f"The loss was told about label noise: {noise['told']}.")
-    for note in noise.get("estimate_notes", []):
+    facts, noise = run.facts, run.facts.noise
+    if noise.injected:
+        changed = f"{noise.realised_rate:.1%} of the training labels changed"
+        output.say(f"Noise injected: {noise.injected}; {changed}.")
+    output.say(f"The loss was told about label noise: {noise.told}.")
+    for note in noise.estimate_notes:
         output.say(f"  {note}")
-    if run.record.get("unlabelled"):
-        output.say(f"Left out: {run.record['unlabelled']} examples with neither label nor vote.")
-    if run.record.get("checked_labels"):
-        output.say(f"Checked labels that count as clean: {run.record['checked_labels']}.")
+    if facts.unlabelled:
+        output.say(f"Left out: {facts.unlabelled} examples with neither label nor vote.")
+    if facts.checked_labels:
+        output.say(f"Checked labels that count as clean: {facts.checked_labels}.")
     output.say(f"Run: {run.path}")
     output.record({"path": str(run.path), **run.record})
 

@@ -51,6 +51,7 @@ def measure(
     """Measure which layers carry the generalization gap: the Hessian distance measure of a run."""
     from hesstune.analysis.measure import measure_run, stability_of_run
     from hesstune.checks import one_of
+    from hesstune.runs.records import MEASURE, MEASURE_TENSORS
     from hesstune.runs.run import Run
 
     one_of("value of --examples", examples, ("max", "all"))
@@ -72,18 +73,18 @@ def measure(
         if stability
         else []
     )
-    n = int(loaded.record["examples"]["train"])
+    n = loaded.facts.examples.train
     record = found.to_dict(n)
     output = Output(quiet, json)
     output.say(layer_table(found, n), "")
-    for line in summary(record, loaded.result["gap"]):
+    for line in summary(record, loaded.outcome.gap):
         output.say(line)
     output.say("", others_table(found.others))
     if stable:
         output.say("", stability_table(stable))
         record["noise_stability"] = [row.to_dict() for row in stable]
-    output.say(f"Written: {loaded.path / 'measure.json'}, {loaded.path / 'measure.safetensors'}")
-    output.record({"path": str(loaded.path), "gap": loaded.result["gap"], **record})
+    output.say(f"Written: {loaded.path / MEASURE}, {loaded.path / MEASURE_TENSORS}")
+    output.record({"path": str(loaded.path), "gap": loaded.outcome.gap, **record})
 
 
 def layer_table(found: Measure, n: int) -> Table:

@@ -17,6 +17,7 @@ from hesstune.cli.exits import is_first
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from hesstune.runs.records import Result
     from hesstune.runs.run import Run
 
 __all__ = ["Output", "progress_bars", "results_table"]
@@ -124,14 +125,14 @@ def results_table(runs: dict[str, Run]) -> Table:
 
     from hesstune.runs.model_card import test_labels
 
-    against = test_labels(next(iter(runs.values())).record)
+    against = test_labels(next(iter(runs.values())).facts)
     titles = (
         f"test accuracy\n({against})",
         "train accuracy\n(as trained on)",
         "gap in cross-\nentropy",
         "distance from\nreference",
     )
-    rows = {name: _figures(run.result) for name, run in runs.items()}
+    rows = {name: _figures(run.outcome) for name, run in runs.items()}
     narrow = Console().width < NARROW
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("run")
@@ -146,12 +147,12 @@ def results_table(runs: dict[str, Run]) -> Table:
     return table
 
 
-def _figures(result: dict[str, Any]) -> tuple[str, ...]:
+def _figures(result: Result) -> tuple[str, ...]:
     return (
-        _share(result["test_accuracy"]),
-        _share(result["train_accuracy"]),
-        "-" if result["gap"] is None else f"{result['gap']:+.2f}",
-        f"{result['distance']:.2f}",
+        _share(result.test_accuracy),
+        _share(result.train_accuracy),
+        "-" if result.gap is None else f"{result.gap:+.2f}",
+        f"{result.distance:.2f}",
     )
 
 

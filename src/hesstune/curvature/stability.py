@@ -72,7 +72,7 @@ class Stability:
             "stderr": self.stderr,
             "taylor": self.taylor,
             "taylor_stderr": self.taylor_stderr,
-            "ratio": self.ratio,
+            "ratio": self.ratio if self.taylor else None,  # JSON has no NaN
             "samples": self.samples,
             "examples": self.examples,
         }

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hesstune.runs.records import StabilityRow
+
 __all__ = ["bars", "curves", "heat_map", "quantile_curves", "scatter", "stability", "svg"]
 
 # Drawn in these, then replaced by CSS variables; the palette is Okabe and Ito's, safe for the colour-blind.
@@ -113,16 +115,16 @@ def quantile_curves(
     return svg(name, draw)
 
 
-def stability(name: str, rows: Sequence[dict[str, Any]]) -> str:
+def stability(name: str, rows: Sequence[StabilityRow]) -> str:
     """Return the rise of the loss under noise of size σ, with its Taylor prediction."""
 
     def draw(axes: Any) -> None:
-        sigma = [row["sigma"] for row in rows]
+        sigma = [row.sigma for row in rows]
         axes.errorbar(
-            sigma, [r["value"] for r in rows], [2 * r["stderr"] for r in rows], color=ONE, marker="o",
+            sigma, [r.value for r in rows], [2 * r.stderr for r in rows], color=ONE, marker="o",
             linestyle="none", capsize=3, label="measured ± 2 standard errors",
         )  # fmt: skip
-        axes.plot(sigma, [r["taylor"] for r in rows], "--", color=TWO, label="Taylor: ½σ²·Σ Tr H")
+        axes.plot(sigma, [r.taylor for r in rows], "--", color=TWO, label="Taylor: ½σ²·Σ Tr H")
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=1e-3)
         axes.set(title="Noise stability", xlabel="σ (units of the weights)", ylabel="rise of the mean loss")

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from hesstune.report.figures import quantile_curves
-from hesstune.report.records import Records
+from hesstune.runs.read_records import Records
 
-__all__ = ["distribution", "layer_rows", "layer_words", "setters"]
+__all__ = ["distribution", "layer_rows", "layer_words", "measured", "setters"]
 
 # A layer counts as at its radius from here on: projection leaves it there up to rounding.
 AT_RADIUS = 0.999
@@ -23,19 +23,22 @@ def layer_rows(records: Records) -> list[dict[str, Any]]:
     `bars` holds the length of each bar in percent of the column's largest value, `tick` the place of the
     radius on the distance's bar.
     """
-    result = records.run["result"]
+    result, config = records.outcome, records.config
+    rows: list[dict[str, Any]]
     if records.measure:
-        layers = records.measure["layers"]
-        terms = [max(layer["maximum"] or 0.0, 0.0) ** 0.5 for layer in layers]
+        layers = records.measure.layers
+        terms = [max(layer.maximum or 0.0, 0.0) ** 0.5 for layer in layers]
         total = sum(terms) or 1.0
-        rows = [{**layer, "share": term / total} for layer, term in zip(layers, terms, strict=True)]
+        rows = [{**layer.to_dict(), "share": term / total} for layer, term in zip(layers, terms, strict=True)]
     else:
-        rows = [{"name": name, "distance": value} for name, value in result["distances"].items()]
+        rows = [{"name": name, "distance": value} for name, value in result.distances.items()]
     # Radii are in the run's norm, distances in Frobenius: they are compared only where these agree.
-    radii = result.get("radii", {}) if records.config.get("norm", "frobenius") == "frobenius" else {}
+    radii = result.radii if config.norm == "frobenius" else {}
     for row in rows:
         row["radius"] = radii.get(row["name"])
-        row["at_radius"] = row["radius"] is not None and row["distance"] >= AT_RADIUS * row["radius"]
+        row["at_radius"] = (
+            row["radius"] is not None and (row.get("distance") or 0.0) >= AT_RADIUS * row["radius"]
+        )
     scale = {key: max((row.get(key) or 0.0 for row in rows), default=0.0) for key in COLUMNS}
     scale["distance"] = max(scale["distance"], *(row["radius"] or 0.0 for row in rows), 0.0)
     for row in rows:
@@ -63,10 +66,21 @@ def layer_words(rows: list[dict[str, Any]]) -> str:
     return text.strip()
 
 
+def measured(records: Records) -> list[dict[str, str]]:
+    """Return the training examples that were measured, in the order of the measurement's rows."""
+    if records.quadratic is None or not records.measure:
+        return []
+    rows = records.train
+    if ids := records.measure.ids:
+        known = {row["id"]: row for row in rows}
+        rows = [known[i] for i in ids if i in known]
+    return rows if len(rows) == len(records.quadratic) else []
+
+
 def setters(records: Records) -> list[dict[str, Any]]:
     """Return the examples that set the maximum of a layer, those of most layers first."""
-    rows = records.measured
-    if not rows:
+    rows = measured(records)
+    if not rows or records.quadratic is None:
         return []
     filled = np.where(np.isnan(records.quadratic), -np.inf, records.quadratic)
     best, counts = np.unique(filled.argmax(axis=0), return_counts=True)
@@ -76,17 +90,18 @@ def setters(records: Records) -> list[dict[str, Any]]:
 
 def distribution(records: Records) -> dict[str, Any] | None:
     """Return the spread over the examples of the three layers with the largest maxima."""
-    if records.quadratic is None or not records.measure:
+    values = records.quadratic
+    if values is None or not records.measure:
         return None
-    names = [layer["name"] for layer in records.measure["layers"]]
-    whole = [i for i in range(len(names)) if not np.isnan(records.quadratic[:, i]).any()]
-    first = sorted(whole, key=lambda i: -records.quadratic[:, i].max())[:3]
+    names = [layer.name for layer in records.measure.layers]
+    whole = [i for i in range(len(names)) if not np.isnan(values[:, i]).any()]
+    first = sorted(whole, key=lambda i: -float(values[:, i].max()))[:3]
     if not first:
         return None
     shares = np.linspace(0, 1, 101)
-    lines = [(names[i], np.quantile(records.quadratic[:, i], shares).tolist()) for i in first]
+    lines = [(names[i], np.quantile(values[:, i], shares).tolist()) for i in first]
     title = ("vᵀH⁺v over the examples", "share of the examples below", "vᵀH⁺v (units of the loss)")
-    rows = [(name, [values[at] for at in (0, 50, 90, 99, 100)]) for name, values in lines]
+    rows = [(name, [line[at] for at in (0, 50, 90, 99, 100)]) for name, line in lines]
     name, (_, median, _, _, largest) = rows[0]
     spread = f"{largest / median:.3g} times the median" if median > 0 else "while the median is 0"
     return {

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from hesstune.report.records import Records
+from hesstune.bounds.record import Certificate
+from hesstune.runs.read_records import Records
+from hesstune.runs.records import MeasureRecord
 
 __all__ = ["assumptions", "onset", "provenance", "training_words", "verdict"]
 
 
 def verdict(records: Records) -> str:
     """Return the run in words: whether it learnt wrong labels, as far as the records tell."""
-    result, rate = records.run["result"], records.rate
+    rate = records.facts.noise.rate
     if rate is None:
         return "Nothing is known about the labels' noise, so whether wrong labels were learnt cannot be told."
-    agrees = result["train_accuracy"]
+    agrees = records.outcome.train_accuracy
     if agrees > 1 - rate + 0.02:
         return (
             f"The network has learnt wrong labels: it agrees with {agrees:.1%} of the labels it was trained "
@@ -30,19 +31,19 @@ def verdict(records: Records) -> str:
 
 def provenance(records: Records) -> str:
     """Say whether the labels' noise was known, estimated, or assumed by whoever started the run."""
-    noise, believed = records.run["noise"], records.noise
-    if noise["injected"]:
+    noise, believed = records.facts.noise, records.noise_matrix
+    if noise.injected:
         told = "and the loss was not told"
         if believed:
-            told = f"and the loss was told: {noise['told']}"
-        return f"The labels' noise is known: {noise['injected']} was injected, {told}."
-    if believed and believed.get("method"):
+            told = f"and the loss was told: {noise.told}"
+        return f"The labels' noise is known: {noise.injected} was injected, {told}."
+    if believed and believed.method:
         return (
-            f"The labels' noise is estimated: by the method {believed['method']} from "
-            f"{believed.get('examples', 'the')} examples. {' '.join(believed.get('notes', []))}".strip()
+            f"The labels' noise is estimated: by the method {believed.method} from "
+            f"{believed.examples or 'the'} examples. {' '.join(believed.notes)}".strip()
         )
     if believed:
-        return f"The labels' noise is assumed: the loss was told {noise['told']}; nothing here checks it."
+        return f"The labels' noise is assumed: the loss was told {noise.told}; nothing here checks it."
     return "The loss assumed labels without noise."
 
 
@@ -53,40 +54,43 @@ def onset(records: Records) -> tuple[int, str] | None:
     errors below the best of all, while agreement with the training labels still rises. Where validation
     shows nothing, it is the first epoch that agrees with more training labels than are right.
     """
-    metrics = records.metrics
-    for key, name in (("val_accuracy_true_labels", "true"), ("val_accuracy", "given")):
-        values = [m[key] for m in metrics]
-        if not values or None in values:
+    epochs = records.epochs
+    for curve, name in (
+        ([e.val_accuracy_true_labels for e in epochs], "true"),
+        ([e.val_accuracy for e in epochs], "given"),
+    ):
+        values = [value for value in curve if value is not None]
+        if not values or len(values) < len(curve):
             continue
         best = max(range(len(values)), key=lambda i: values[i])
-        n = max(1, int(records.run["examples"]["val"]))
+        n = max(1, records.facts.examples.val)
         error = math.sqrt(values[best] * (1 - values[best]) / n)
-        rises = metrics[-1]["train_accuracy"] > metrics[best]["train_accuracy"] + 0.02
+        rises = epochs[-1].train_accuracy > epochs[best].train_accuracy + 0.02
         late = max(values[-max(1, len(values) // 4) :])  # one bad last epoch is no fall
         if rises and values[best] - late > 2 * error:
             fall = f"from {values[best]:.1%} to {values[-1]:.1%}"
             sign = f"accuracy on the validation examples' {name} labels falls {fall} from there on"
-            return metrics[best]["epoch"], f"{sign}, while agreement with the training labels still rises"
+            return epochs[best].epoch, f"{sign}, while agreement with the training labels still rises"
         break
-    rate = records.rate
-    for m in metrics:
-        if rate is not None and m["train_accuracy"] > 1 - rate:
-            return m["epoch"], "from there on it agrees with more training labels than are right"
+    rate = records.facts.noise.rate
+    for epoch in epochs:
+        if rate is not None and epoch.train_accuracy > 1 - rate:
+            return epoch.epoch, "from there on it agrees with more training labels than are right"
     return None
 
 
 def training_words(records: Records) -> str:
     """Return what the training curves show, for a reader who does not see them."""
-    first, last = records.metrics[0], records.metrics[-1]
+    first, last = records.epochs[0], records.epochs[-1]
     text = (
-        f"Agreement with the training labels goes from {first['train_accuracy']:.1%} in epoch "
-        f"{first['epoch']} to {last['train_accuracy']:.1%} in epoch {last['epoch']}"
+        f"Agreement with the training labels goes from {first.train_accuracy:.1%} in epoch "
+        f"{first.epoch} to {last.train_accuracy:.1%} in epoch {last.epoch}"
     )
-    if (true := last["val_accuracy_true_labels"]) is not None:
+    if (true := last.val_accuracy_true_labels) is not None:
         text += f"; accuracy on true validation labels ends at {true:.1%}"
     if (start := onset(records)) is not None:
         return f"{text}. The network starts to fit the noise in epoch {start[0]}: {start[1]}."
-    if records.rate is None:
+    if records.facts.noise.rate is None:
         return f"{text}. Whether it fits noise cannot be told: nothing is known about the noise."
     return f"{text}. It shows no sign of fitting the noise."
 
@@ -107,7 +111,7 @@ def assumptions(records: Records) -> list[dict[str, str]]:
                 "Measured with standard errors; see the ratio.",
             )
         )
-    if records.doubtful:
+    if records.label_issues:
         found.append(
             _row(
                 "Doubtful labels",
@@ -129,22 +133,23 @@ def _split(records: Records) -> dict[str, str]:
         "stratified": "Test examples were drawn at random, class by class.",
         "given": "The data came with its split; how it was drawn is not known here.",
     }
-    labels = "Test labels are true." if records.run["noise"]["injected"] else "Test labels are as given."
+    split = records.facts.split
+    labels = "Test labels are true." if records.facts.noise.injected else "Test labels are as given."
     return _row(
         "Test accuracy, gap",
         "Test examples drawn as the examples to come, with right labels, not used for any choice.",
         "Data that drifts; copies of a test example among the training examples; wrong test labels.",
-        f"{drawn.get(records.run['split'], records.run['split'])} {labels}",
+        f"{drawn.get(split, split)} {labels}",
     )
 
 
 def _noise(records: Records) -> dict[str, str]:
-    injected = records.run["noise"]["injected"]
-    if injected and str(injected).startswith("instance:"):
+    injected = records.facts.noise.injected
+    if injected and injected.startswith("instance:"):
         here = "Does not hold: the noise was injected so that it depends on the example."
     elif injected:
         here = "Holds by construction: the noise was injected class by class."
-    elif records.noise is None:
+    elif records.noise_matrix is None:
         here = "The loss was told of no noise."
     else:
         here = "Not checked: it was estimated or assumed."
@@ -157,24 +162,23 @@ def _noise(records: Records) -> dict[str, str]:
     )
 
 
-def _measure(measure: dict[str, Any]) -> dict[str, str]:
-    value = measure["measure"]
+def _measure(measure: MeasureRecord) -> dict[str, str]:
     return _row(
         "Hessian distance measure",
-        f"The maximum over {measure.get('examples', 'the')} training examples and the largest observed loss "
-        f"({value['C']:.3g}) stand in for the theorem's suprema.",
+        f"The maximum over {measure.examples or 'the'} training examples and the largest observed loss "
+        f"({measure.measure.C:.3g}) stand in for the theorem's suprema.",
         "It follows the gap across runs and bounds nothing: unseen examples can exceed the maximum, ReLU "
         "networks lie outside the theorem, and its O(n^(-3/4)) term is unknown.",
-        " ".join(measure["notes"]) or "All layers and examples as the table of layers tells.",
+        " ".join(measure.notes) or "All layers and examples as the table of layers tells.",
     )
 
 
-def _certificate(record: dict[str, Any]) -> list[dict[str, str]]:
+def _certificate(certificate: Certificate) -> list[dict[str, str]]:
     rows = [
         _row("Certificate", text, "That it does not hold.", "Assumed; the rest was checked.")
-        for text in record["assumptions"]
+        for text in certificate.assumptions
     ]
     return rows + [
         _row("Certificate", "A condition that fails here.", text, "Broken: the number is no certificate.")
-        for text in record.get("failures", [])
+        for text in certificate.failures
     ]

@@ -14,7 +14,9 @@ from hesstune.report.environment import render
 from hesstune.report.figures import curves, heat_map, stability
 from hesstune.report.layers import distribution, layer_rows, layer_words, setters
 from hesstune.report.narrative import assumptions, onset, provenance, training_words, verdict
-from hesstune.report.records import Records, read_records
+from hesstune.runs.read_records import Records
+from hesstune.runs.records import LABEL_ISSUES
+from hesstune.runs.run import Run
 
 __all__ = ["pictured", "render_run"]
 
@@ -23,28 +25,33 @@ SHOWN = 48
 LISTED = 10_000
 
 
-def render_run(path: str | Path) -> str:
-    """Return the HTML page of a run folder: one file, no external resource, complete without JavaScript.
+def render_run(run: Run | str | Path) -> str:
+    """Return the HTML page of a run: one file, no external resource, complete without JavaScript.
+
+    Args:
+        run: A finished run, or its folder.
 
     Raises:
         RunError: If the folder is no finished run, or a record is damaged.
     """
-    return render("run.html.j2", context(read_records(Path(path))))
+    run = run if isinstance(run, Run) else Run.load(run)
+    return render("run.html.j2", context(run.records))
 
 
-def pictured(path: str | Path) -> list[str]:
+def pictured(records: Records) -> list[str]:
     """Return the ids of the training examples that the page wants to show."""
-    records = read_records(Path(path))
-    ids = [row["id"] for row in setters(records)] + [row["id"] for row in (records.doubtful or [])[:SHOWN]]
+    ids = [row["id"] for row in setters(records)]
+    ids += [row["id"] for row in (records.label_issues or [])[:SHOWN]]
     return list(dict.fromkeys(ids))
 
 
 def context(records: Records) -> dict[str, Any]:
     """Return everything the template shows."""
-    layers, rows = layer_rows(records), _rows(records.stability)
+    layers, rows = layer_rows(records), records.stability.rows if records.stability else []
     return {
         "r": records,
-        "result": records.run["result"],
+        "facts": records.facts,
+        "result": records.outcome,
         "verdict": verdict(records),
         "provenance": provenance(records),
         "training": _training(records),
@@ -55,31 +62,30 @@ def context(records: Records) -> dict[str, Any]:
         "distribution": distribution(records),
         "stability": stability("stability", rows) if rows else None,
         "stability_rows": rows,
-        "doubtful": None if records.doubtful is None else records.doubtful[:SHOWN],
+        "issues": None if records.label_issues is None else records.label_issues[:SHOWN],
+        "issues_file": LABEL_ISSUES,
         "found": _found(records),
         "listed": _listed(records),
         "assumptions": assumptions(records),
     }
 
 
-def _rows(record: dict[str, Any] | None) -> list[dict[str, Any]]:
-    return record["rows"] if record else []
-
-
 def _training(records: Records) -> dict[str, Any] | None:
-    if not records.metrics:
+    epochs = records.epochs
+    if not epochs:
         return None
-    columns = [
-        ("training, labels as trained on", "train_accuracy"),
-        ("validation, labels as given", "val_accuracy"),
+    lines: list[tuple[str, list[float | None]]] = [
+        ("training, labels as trained on", [e.train_accuracy for e in epochs]),
+        ("validation, labels as given", [e.val_accuracy for e in epochs]),
     ]
-    if any(m["val_accuracy_true_labels"] is not None for m in records.metrics):
-        columns.append(("validation, true labels", "val_accuracy_true_labels"))
-    start, rate = onset(records), records.rate
+    true = [e.val_accuracy_true_labels for e in epochs]
+    if any(value is not None for value in true):
+        lines.append(("validation, true labels", true))
+    start, rate = onset(records), records.facts.noise.rate
     picture = curves(
         "training",
-        [m["epoch"] for m in records.metrics],
-        [(title, [m[key] for m in records.metrics]) for title, key in columns],
+        [e.epoch for e in epochs],
+        lines,
         ("Accuracy by epoch", "epoch", "accuracy (share of 1)"),
         None if rate is None else ("share of training labels that are right", 1 - rate),
         None if start is None else ("starts to fit the noise", start[0]),
@@ -89,14 +95,15 @@ def _training(records: Records) -> dict[str, Any] | None:
 
 def _matrices(records: Records) -> list[dict[str, Any]]:
     """Return the matrices believed, estimated and, where true labels are known, true."""
-    classes, found = records.classes, []
-    if records.noise:
-        how = records.noise.get("method")
+    classes = records.facts.classes
+    found: list[dict[str, Any]] = []
+    if believed := records.noise_matrix:
+        how = believed.method
         title = f"Believed by the loss (estimated: {how})" if how else "Believed by the loss"
-        found.append({"title": title, "rows": records.noise["matrix"]})
-    if records.estimate:
-        title = f"Estimated afterwards, from {records.estimate['examples']} validation examples"
-        found.append({"title": title, "rows": records.estimate["matrix"]})
+        found.append({"title": title, "rows": believed.matrix})
+    if after := records.estimated_afterwards:
+        title = f"Estimated afterwards, from {after.examples} validation examples"
+        found.append({"title": title, "rows": after.matrix})
     if (true := _true_matrix(records)) is not None:
         found.append({"title": "True: the changes made to the training labels", "rows": true})
     for at, matrix in enumerate(found):
@@ -108,7 +115,7 @@ def _matrices(records: Records) -> list[dict[str, Any]]:
 def _true_matrix(records: Records) -> list[list[float]] | None:
     if not records.train or not all(row["true_label"] for row in records.train):
         return None
-    index = {name: i for i, name in enumerate(records.classes)}
+    index = {name: i for i, name in enumerate(records.facts.classes)}
     counts = np.zeros((len(index), len(index)))
     for row in records.train:
         counts[index[row["true_label"]], index[row["label"]]] += 1
@@ -128,7 +135,7 @@ def _matrix_words(matrix: np.ndarray[Any, Any], classes: list[str]) -> str:
 
 def _found(records: Records) -> str | None:
     """Say how many of the labels listed first are in fact wrong, where true labels are known."""
-    rows = (records.doubtful or [])[:SHOWN]
+    rows = (records.label_issues or [])[:SHOWN]
     if not rows or not all(row["true_label"] for row in rows):
         return None
     wrong = sum(row["given_label"] != row["true_label"] for row in rows)
@@ -138,12 +145,12 @@ def _found(records: Records) -> str | None:
 
 
 def _listed(records: Records) -> dict[str, Any] | None:
-    """Return the list of doubtful labels as a CSV file that the page carries, base64."""
-    if not records.doubtful:
+    """Return the list of label issues as a CSV file that the page carries, base64."""
+    if not records.label_issues:
         return None
-    file, rows = io.StringIO(), records.doubtful[:LISTED]
+    file, rows = io.StringIO(), records.label_issues[:LISTED]
     writer = csv.DictWriter(file, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
     encoded = base64.b64encode(file.getvalue().encode("utf-8")).decode("ascii")
-    return {"csv": encoded, "rows": len(rows), "all": len(records.doubtful)}
+    return {"csv": encoded, "rows": len(rows), "all": len(records.label_issues)}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from hesstune.analysis.label_issues import label_issues, save_pictures
 from hesstune.errors import DataError, ModelError, RunError, unknown_name
-from hesstune.report.records import read_records
 from hesstune.report.run_page import pictured, render_run
 from hesstune.report.study_page import render_study
+from hesstune.runs.records import REPORT
 from hesstune.runs.run import Run
 from hesstune.storage.atomic import write_text
 from hesstune.study.results import read_results
@@ -19,18 +19,18 @@ __all__ = ["write_report", "write_study"]
 
 def write_report(run: Run, device: str = "auto") -> tuple[Path, str | None]:
     """Write a run's report.html, with its doubtful labels where the data is at hand; return why not, too."""
-    _, note = run.result, None
+    note, records = None, run.records
+    records.read_all()  # a damaged record is an error of its own
     try:  # the page is complete without: the data may be elsewhere by now
-        if not (run.path / "doubtful.csv").is_file():
+        if records.label_issues is None:
             label_issues(run, device)
-        ids = pictured(run.path)
-        if set(ids) - set(read_records(run.path).pictures):
+        ids = pictured(run.records)
+        if set(ids) - set(records.pictures):
             save_pictures(run, ids)
     except (DataError, ModelError, RunError) as error:
-        read_records(run.path)  # a damaged record is an error of its own
         note = f"Without all examples and doubtful labels: {error}"
-    page = run.path / "report.html"
-    write_text(page, render_run(run.path))
+    page = run.path / REPORT
+    write_text(page, render_run(run))
     return page, note
 
 
@@ -41,6 +41,6 @@ def write_study(folder: Path, baseline: str | None = None) -> Path:
         if baseline not in results["methods"]:
             raise unknown_name("baseline", baseline, results["methods"])
         results |= {"baseline": baseline, "differences": differences(results["cells"], baseline)}
-    page = folder / "report.html"
+    page = folder / REPORT
     write_text(page, render_study(results))
     return page

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from hesstune.errors import HesstuneWarning, RunError
+from hesstune.runs.records import ASIDE, CHECKPOINTS, checkpoint_name
 from hesstune.runtime.distributed import on_main_process, world
 from hesstune.storage.atomic import PART
 from hesstune.storage.tensors import load_tree, save_tree
 
-__all__ = ["ASIDE", "Checkpoints", "discard"]
+__all__ = ["Checkpoints", "discard"]
 
 KEPT = 2
-# Where a run lies that another one replaces, until that one has its first checkpoint.
-ASIDE = ".replaced"
 
 
 class Checkpoints:
@@ -33,7 +32,7 @@ class Checkpoints:
 
     def files(self) -> list[Path]:
         """List the checkpoints, the newest first."""
-        return sorted(self.folder.glob("checkpoint-*.safetensors"), reverse=True)
+        return sorted(self.folder.glob(CHECKPOINTS), reverse=True)
 
     def save(self, step: int, tree: dict[str, Any]) -> None:
         """Write the state after `step` steps and keep the one before it.
@@ -41,7 +40,7 @@ class Checkpoints:
         Raises:
             RunError: If it cannot be written; the earlier ones are then all there.
         """
-        save_tree(self.folder / f"checkpoint-{step:09d}.safetensors", tree)
+        save_tree(self.folder / checkpoint_name(step), tree)
         for old in self.files()[KEPT:]:
             old.unlink(missing_ok=True)
         discard(self.folder)

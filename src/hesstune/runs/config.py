@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from hesstune.errors import ConfigError, unknown_name
+from hesstune.runs.records import RECORD, RunRecord
 from hesstune.storage.reading import one_line, read_text
+from hesstune.storage.stored import refuse_later
 
 if TYPE_CHECKING:
     from hesstune.methods import Method
@@ -319,7 +321,9 @@ def read_config(path: str | Path) -> FinetuneConfig:
 
     Raises:
         ConfigError: If the file is missing, damaged, or has options that no version had.
+        RunError: If a later version wrote the run.
     """
+    refuse_later(Path(path).with_name(RECORD), RunRecord)
     now = {old: new for old, (new, _) in RENAMED.items()}
     return make_config({now.get(name, name): value for name, value in read_yaml(path).items()})
 

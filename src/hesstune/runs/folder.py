@@ -10,28 +10,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from hesstune.errors import RunError
-from hesstune.runs.checkpoint import ASIDE, Checkpoints
-from hesstune.runs.run import (
-    BAD_IMAGES,
-    CARD,
-    CONFIG,
-    DERIVED,
-    LABELS,
-    METRICS,
-    MODEL,
-    NOISE,
-    RECORD,
-    REFERENCE,
-)
+from hesstune.runs.checkpoint import Checkpoints
+from hesstune.runs.records import ASIDE, CONFIG, DERIVED, LOCK, MOVING, OWN, RADIUS, TRIALS, WRITABLE
 from hesstune.runtime.distributed import on_main_process
 from hesstune.storage.atomic import PART
 
-__all__ = ["RADIUS", "TRIALS", "claim", "entered", "locked", "locked_by_first"]
+__all__ = ["claim", "entered", "locked", "locked_by_first"]
 
-LOCK, MOVING = ".lock", ".replacing"
-# The radii that a run has chosen, and the folder of the runs it chose by: both come before its configuration.
-RADIUS, TRIALS = "radius.json", ".radius"
-FILES = (CONFIG, RECORD, MODEL, REFERENCE, METRICS, LABELS, NOISE, BAD_IMAGES, CARD, *DERIVED)
+FILES = (*OWN, *DERIVED)
 
 
 def claim(out: Path, overwrite: bool, resume: bool, create: bool = True) -> None:
@@ -55,8 +41,8 @@ def claim(out: Path, overwrite: bool, resume: bool, create: bool = True) -> None
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").write_bytes(b"")
-        (out / ".writable").unlink()
+        (out / WRITABLE).write_bytes(b"")
+        (out / WRITABLE).unlink()
     except OSError as error:
         raise RunError(f"cannot write to --out {out}: {error.strerror or error}") from error
 
@@ -69,7 +55,7 @@ def _unfinished(path: Path) -> bool:
     if path.name == RADIUS:
         return not any((path.parent / name).exists() for name in (CONFIG, MOVING))
     partial = path.name.startswith(".") and path.name.endswith(PART)
-    return partial or path.name in (LOCK, ".writable", TRIALS)
+    return partial or path.name in (LOCK, WRITABLE, TRIALS)
 
 
 def tidy(out: Path) -> None:

@@ -2,52 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.records import RunRecord
 
 __all__ = ["model_card", "test_labels"]
 
 
-def model_card(config: FinetuneConfig, record: dict[str, Any]) -> str:
+def model_card(config: FinetuneConfig, facts: RunRecord) -> str:
     """Return the run's README.md: what was trained, on which labels, and with what result."""
-    result = record["result"]
-    noise = record["noise"]
-    sizes = record["examples"]
+    result, noise, sizes = facts.result, facts.noise, facts.examples
+    assert result is not None
     lines = [
         f"# {config.model}, fine-tuned on {config.data}",
         "",
-        f"Fine-tuned by hesstune {record['versions']['hesstune']} with the method `{config.method}` on "
-        f"{sizes['train']} training examples ({sizes['val']} for validation, {sizes['test']} for the test).",
+        f"Fine-tuned by hesstune {facts.versions['hesstune']} with the method `{config.method}` on "
+        f"{sizes.train} training examples ({sizes.val} for validation, {sizes.test} for the test).",
         "",
         "## Labels",
         "",
-        f"- Classes: {', '.join(record['classes'])}",
-        f"- Noise injected: {noise['injected'] or 'none'}"
-        + (f" ({noise['realised_rate']:.1%} of the training labels changed)" if noise["injected"] else ""),
-        f"- Noise the loss was told: {noise['told']}",
+        f"- Classes: {', '.join(facts.classes)}",
+        f"- Noise injected: {noise.injected or 'none'}"
+        + (f" ({noise.realised_rate:.1%} of the training labels changed)" if noise.injected else ""),
+        f"- Noise the loss was told: {noise.told}",
         *(
             [f"- Labels a person has checked, trained on as clean: {count}"]
-            if (count := record.get("checked_labels"))
+            if (count := facts.checked_labels)
             else []
         ),
         *(
             [f"- Examples left out, with neither label nor vote: {count}"]
-            if (count := record.get("unlabelled"))
+            if (count := facts.unlabelled)
             else []
         ),
         f"- Validation labels: {_validation(config)}",
-        f"- Split: {record['split']}",
-        *([f"- Texts cut to {config.max_length} tokens: {cut}"] if (cut := record.get("texts_cut")) else []),
+        f"- Split: {facts.split}",
+        *([f"- Texts cut to {config.max_length} tokens: {cut}"] if (cut := facts.texts_cut) else []),
         "",
         "## Results",
         "",
         "| | |",
         "|---|---|",
-        f"| test accuracy ({test_labels(record)}) | {_percent(result['test_accuracy'])} |",
-        f"| training accuracy (labels as trained on) | {_percent(result['train_accuracy'])} |",
-        f"| generalization gap (cross-entropy, test − training) | {_number(result['gap'])} |",
-        f"| distance from the reference | {result['distance']:.3f} |",
+        f"| test accuracy ({test_labels(facts)}) | {_percent(result.test_accuracy)} |",
+        f"| training accuracy (labels as trained on) | {_percent(result.train_accuracy)} |",
+        f"| generalization gap (cross-entropy, test − training) | {_number(result.gap)} |",
+        f"| distance from the reference | {result.distance:.3f} |",
         "",
         "These are measurements on this data, not guarantees.",
         "",
@@ -55,9 +53,9 @@ def model_card(config: FinetuneConfig, record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def test_labels(record: dict[str, Any]) -> str:
+def test_labels(facts: RunRecord) -> str:
     """Say what test accuracy is measured against: only injected noise leaves true labels to know."""
-    return "true labels" if record["noise"]["injected"] else "labels as given"
+    return "true labels" if facts.noise.injected else "labels as given"
 
 
 def _validation(config: FinetuneConfig) -> str:

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hesstune.errors import HesstuneWarning, RunError
+from hesstune.errors import ConfigError, HesstuneWarning, RunError
+from hesstune.runs import records as files
 from hesstune.runs.config import FinetuneConfig, read_config
-from hesstune.storage.atomic import write_json, write_text
-from hesstune.storage.reading import read_json, read_rows, read_text, reading
+from hesstune.runs.read_records import Records
+from hesstune.runs.records import NoiseCheck
+from hesstune.storage.atomic import write_text
+from hesstune.storage.reading import reading
+from hesstune.storage.stored import read_record, write_record
 
 if TYPE_CHECKING:
     from hesstune.bounds.record import Certificate
@@ -24,26 +28,6 @@ if TYPE_CHECKING:
     from hesstune.runs.predictions import Predictions
 
 __all__ = ["Given", "Run"]
-
-CONFIG, MODEL, REFERENCE = "config.yaml", "model.safetensors", "reference.safetensors"
-METRICS, LABELS, NOISE, RECORD = "metrics.jsonl", "labels.csv", "noise_matrix.json", "run.json"
-BAD_IMAGES, CARD = "bad_images.csv", "README.md"
-CERTIFICATE = "certificate.json"
-# Folders of a certificate whose prior is trained on a part of the data.
-PRIOR, POSTERIOR = "prior", "posterior"
-# Written from a run's results by other commands: void once the run is replaced.
-DERIVED = (
-    "measure.json",
-    "measure.safetensors",
-    CERTIFICATE,
-    "report.html",
-    "doubtful.csv",
-    "examples.json",
-    "noise_estimate.json",
-    "noise_stability.json",
-    "mlflow_run",
-    "radius.json",
-)
 
 # The commands on finished runs, as methods. They build on runs, so their rooms lie above this one: they
 # are looked up by name, when called, and nothing here imports upward.
@@ -81,7 +65,7 @@ class Run:
     Attributes:
         path: The folder.
         config: The resolved configuration.
-        record: What `run.json` holds: classes, preprocessing, sizes, versions and, once finished,
+        facts: What `run.json` holds, typed: classes, preprocessing, sizes, versions and, once finished,
             the `result`.
         given: Data and model, where they were objects.
 
@@ -89,19 +73,21 @@ class Run:
         >>> run = Run.load("runs/a")                    # doctest: +SKIP
         >>> run.result["test_accuracy"]                 # doctest: +SKIP
         0.86
+        >>> run.outcome.test_accuracy                   # doctest: +SKIP
+        0.86
     """
 
     def __init__(
-        self, path: Path, config: FinetuneConfig, record: dict[str, Any], given: Given | None = None
+        self, path: Path, config: FinetuneConfig, facts: files.RunRecord, given: Given | None = None
     ) -> None:
         self.path = path
         self.config = config
-        self.record = record
+        self.facts = facts
         self.given = given or Given()
 
     @classmethod
     def load(cls, path: str | Path, *, data: Any = None, model: ModelObject | None = None) -> Run:
-        """Read a run folder.
+        """Read a run folder, of this version or an earlier one.
 
         Args:
             path: The folder.
@@ -111,71 +97,88 @@ class Run:
                 folder's.
 
         Raises:
-            RunError: If the folder is missing or is no run folder.
+            RunError: If the folder is missing or is no run folder, or if its record or configuration is
+                damaged or of a later version.
         """
         path = Path(path)
         if not path.is_dir():
             raise RunError(f"the run folder {path} does not exist")
-        for name in (CONFIG, RECORD):
+        for name in (files.CONFIG, files.RECORD):
             if not (path / name).is_file():
                 raise RunError(f"{path} is no run folder: {name} is missing")
-        record = read_json(path / RECORD)
-        if not isinstance(record, dict) or not isinstance(record.get("classes"), list):
-            raise RunError(f"{path / RECORD} does not hold a run's record")
-        return cls(path, read_config(path / CONFIG), record, Given(data, model))
+        facts = read_record(path / files.RECORD, files.RunRecord)
+        assert facts is not None
+        try:
+            return cls(path, read_config(path / files.CONFIG), facts, Given(data, model))
+        except ConfigError as error:
+            raise RunError(
+                f"{path / files.CONFIG} cannot be read as a run's configuration ({error}); train again with "
+                "--overwrite"
+            ) from error
 
     def with_given(self, data: Any = None, model: ModelObject | None = None) -> Run:
         """Return the same run with its data or model given again, as for `load`; itself where neither is."""
         if data is None and model is None:
             return self
         given = Given(self.given.data if data is None else data, self.given.model if model is None else model)
-        return type(self)(self.path, self.config, self.record, given)
+        return type(self)(self.path, self.config, self.facts, given)
 
     @property
     def classes(self) -> list[str]:
         """Class names, in the order of their indices."""
-        return [str(name) for name in self.record["classes"]]
+        return list(self.facts.classes)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `run.json` holds, as plain values (a copy; `facts` has the same, typed)."""
+        return self.facts.to_dict()
+
+    @property
+    def records(self) -> Records:
+        """Every record of the folder, typed, as it is now."""
+        return Records(self.path, self.config, self.facts)
 
     @property
     def finished(self) -> bool:
         """Whether training ran to its end."""
-        return "result" in self.record
+        return self.facts.result is not None
 
     @property
-    def result(self) -> dict[str, Any]:
-        """The final record of a finished run.
+    def outcome(self) -> files.Result:
+        """The final numbers of a finished run, typed.
 
         Raises:
             RunError: If the run has not finished.
         """
-        if not self.finished:
-            raise RunError(f"the run in {self.path} has not finished; continue it with --resume")
-        found: dict[str, Any] = self.record["result"]
-        return found
+        return self.records.outcome
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The final numbers of a finished run, as plain values (a copy).
+
+        Raises:
+            RunError: If the run has not finished.
+        """
+        return self.outcome.to_dict()
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """One record an epoch."""
-        path = self.path / METRICS
-        if not path.is_file():
-            return []
-        with reading(path, "one JSON object an epoch"):
-            return [dict(json.loads(line)) for line in read_text(path).splitlines() if line]
+        """One record an epoch, as plain values."""
+        return [epoch.to_dict() for epoch in self.records.epochs]
 
     @property
     def noise_matrix(self) -> NoiseMatrix | None:
         """The noise matrix that the loss was told, if any."""
         from hesstune.noise.matrix import NoiseMatrix
 
-        path = self.path / NOISE
+        path = self.path / files.NOISE_MATRIX
         return NoiseMatrix.load(path) if path.is_file() else None
 
     def labels(self) -> list[dict[str, str]]:
         """Return the rows of labels.csv: id, part, label trained on, and the true label where known."""
-        rows = read_rows(self.path / LABELS)
-        if not all({"id", "part", "label", "true_label"} <= set(row) for row in rows):
-            raise RunError(f"{self.path / LABELS} needs the columns id, part, label and true_label")
-        return rows
+        if not (path := self.path / files.LABELS).is_file():
+            raise RunError(f"{path} is missing; train again with --overwrite")
+        return self.records.labels
 
     def loaded(self) -> LoadedModel:
         """Rebuild the fine-tuned network with its preprocessing."""
@@ -185,21 +188,18 @@ class Run:
 
         from hesstune.models.load import load_model, set_parameters
 
-        path = self.path / MODEL
+        path = self.path / files.MODEL
         if not path.is_file():
             raise RunError(f"{path} is missing; continue the run with --resume")
-        text = self.record.get("kind") == "text"
+        text, k = self.facts.kind == "text", len(self.facts.classes)
         spec = self.config.model if self.given.model is None else self.given.model
-        loaded = load_model(spec, len(self.classes), head_init="keep", text=text, pretrained=False)
+        loaded = load_model(spec, k, head_init="keep", text=text, pretrained=False)
         with reading(path, "weights"):
             state = load_file(path)
         set_parameters(loaded.model, state, str(path))
         loaded.model.eval()
-        with reading(self.path / RECORD, "a run's record"):
-            shape = self.record["normalisation"]
-            mean = float(shape["mean"][0]), float(shape["mean"][1]), float(shape["mean"][2])
-            std = float(shape["std"][0]), float(shape["std"][1]), float(shape["std"][2])
-        return replace(loaded, mean=mean, std=std)
+        shape = self.facts.normalisation
+        return replace(loaded, mean=shape.mean, std=shape.std)
 
     def model(self) -> Any:
         """Rebuild the fine-tuned network, in eval mode, on the CPU."""
@@ -209,7 +209,7 @@ class Run:
         """Read the weights that fine-tuning started from."""
         from hesstune.reference import Reference
 
-        return Reference.load(self.path / REFERENCE)
+        return Reference.load(self.path / files.REFERENCE)
 
     def task(self) -> Task:
         """Return the run's examples again, with the labels it was trained on.
@@ -230,7 +230,7 @@ class Run:
         labels = [] if task.train.labels is None else [task.classes[y] for y in task.train.labels]
         now = list(zip(task.train.ids, labels, strict=True))
         differs = now != [(row["id"], row["label"]) for row in rows] and "labels.csv differs"
-        then = self.record.get("checksums", {}).get("contents")
+        then = self.facts.checksums.get("contents")
         if not differs and self.given.data is not None and then is not None:
             from hesstune.runs.fingerprint import contents_digest
 
@@ -287,7 +287,7 @@ class Run:
         found: Predictions = _command("predict")(self.with_given(model=model), data, **options)
         return found
 
-    def noise(self, *, data: Any = None, model: ModelObject | None = None, **options: Any) -> dict[str, Any]:
+    def noise(self, *, data: Any = None, model: ModelObject | None = None, **options: Any) -> NoiseCheck:
         """Compare the run's noise matrix with estimates from its labels, as `hesstune noise`.
 
         Args:
@@ -298,13 +298,13 @@ class Run:
         Raises:
             HesstuneError: If the run has not finished, or there are too few examples.
         """
-        found: dict[str, Any] = _command("noise")(self.with_given(data, model), **options)
+        found: NoiseCheck = _command("noise")(self.with_given(data, model), **options)
         return found
 
     def label_issues(
         self, *, data: Any = None, model: ModelObject | None = None, device: str = "auto"
     ) -> list[dict[str, str]]:
-        """Rank the training labels, the most doubtful first; write doubtful.csv and return its rows.
+        """Rank the training labels, the most doubtful first; write label_issues.csv and return its rows.
 
         Args:
             data: The run's data again, as for `load`.
@@ -315,7 +315,7 @@ class Run:
             HesstuneError: If the run has not finished, its data has changed, or is not at hand.
         """
         _command("label_issues")(self.with_given(data, model), device)
-        return read_rows(self.path / "doubtful.csv")
+        return self.records.label_issues or []
 
     def report(self, *, data: Any = None, model: ModelObject | None = None, device: str = "auto") -> Path:
         """Write report.html, as `hesstune report`, and return its path.
@@ -338,13 +338,19 @@ class Run:
 
     # -- writing -----------------------------------------------------------------------------
 
+    def add(self, **facts: Any) -> None:
+        """Set facts of the record; `write_record` writes them."""
+        self.facts = self.facts.replaced(**facts)
+
     def write_record(self) -> None:
         """Write run.json."""
-        write_json(self.path / RECORD, self.record)
+        write_record(self.path / files.RECORD, self.facts)
 
     def write_metrics(self, metrics: list[dict[str, Any]]) -> None:
         """Write metrics.jsonl whole, so that every epoch is there once."""
-        write_text(self.path / METRICS, "".join(json.dumps(m, allow_nan=False) + "\n" for m in metrics))
+        epochs = [files.Epoch.model_validate(record).to_dict() for record in metrics]
+        text = "".join(json.dumps(epoch, allow_nan=False) + "\n" for epoch in epochs)
+        write_text(self.path / files.METRICS, text)
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else "not finished"

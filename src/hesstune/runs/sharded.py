@@ -20,6 +20,7 @@ from torch import nn
 from hesstune.errors import ConfigError, HesstuneError, HesstuneWarning, RunError
 from hesstune.reference import Reference, layer_names
 from hesstune.runs.checkpoint import KEPT, Checkpoints, discard
+from hesstune.runs.records import checkpoint_name
 from hesstune.runtime.distributed import all_gather, all_reduce_sum, on_main_process, rank, world
 from hesstune.runtime.sharding import whole
 from hesstune.storage.atomic import replace_file
@@ -102,11 +103,11 @@ class ShardedCheckpoints(Checkpoints):
     """The states of a sharded run: of every step one file a process, with that process's parts."""
 
     def _path(self, step: int) -> Path:
-        return self.folder / f"checkpoint-{step:09d}.{rank()}of{world()}.safetensors"
+        return self.folder / checkpoint_name(step, f".{rank()}of{world()}")
 
     def files(self) -> list[Path]:
         """List this process's checkpoints, the newest first."""
-        return sorted(self.folder.glob(f"checkpoint-*.{rank()}of{world()}.safetensors"), reverse=True)
+        return sorted(self.folder.glob(checkpoint_name("*", f".{rank()}of{world()}")), reverse=True)
 
     def save(self, step: int, tree: dict[str, Any]) -> None:
         """Write this process's state and keep the one before it; all processes call this alike."""

@@ -6,7 +6,8 @@ import warnings
 
 from hesstune.errors import HesstuneWarning, RunError
 from hesstune.reference import Reference
-from hesstune.runs.run import REFERENCE, Run
+from hesstune.runs.records import REFERENCE
+from hesstune.runs.run import Run
 from hesstune.storage.atomic import replace_file
 from hesstune.storage.tensors import digest
 
@@ -28,7 +29,7 @@ def check_start(before: Run, now: Run, reference: Reference) -> None:
     Raises:
         RunError: Naming what is no longer what the run was started from.
     """
-    then, found, out = before.record.get("checksums", {}), now.record["checksums"], now.path
+    then, found, out = before.facts.checksums, now.facts.checksums, now.path
     for key, value in found.items():
         if key in then and then[key] != value:
             what, option = _NAMES[key]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,16 @@ from torch.utils.data import TensorDataset
 
 from hesstune.curvature.measure import measure
 from hesstune.curvature.stability import noise_stability_table
-from hesstune.errors import HesstuneError
+from hesstune.errors import HesstuneError, RunError
 from hesstune.forward import Inputs
 from hesstune.inputs.batches import predict_logits
 from hesstune.inputs.features import FeatureInputs
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.records import OBSERVED, HeadCertificate, Observed
 from hesstune.runs.run import Run
 from hesstune.storage.atomic import write_json
+from hesstune.storage.stored import read_record, write_record
 from hesstune.study.plan import Cell, Settings
 from hesstune.training.evaluate import cross_entropy_under
 from hesstune.training.finetune import finetune
@@ -29,7 +30,7 @@ from hesstune.training.fit import Trained
 
 __all__ = ["CELL", "run_cell"]
 
-CELL, OBSERVED = "cell.json", "observed.json"
+CELL = "cell.json"
 BATCH = 32
 # Examples that a whole network is measured on where the user does not say.
 MEASURED = 200
@@ -81,21 +82,23 @@ def run_cell(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
 
 def _finished_run(config: FinetuneConfig, out: Path, settings: Settings) -> Run:
     def observe(trained: Trained) -> None:
-        write_json(out / OBSERVED, _observed(trained, config, settings))
+        write_record(out / OBSERVED, _observed(trained, config, settings))
 
     options = config.model_dump() | {"out": str(out)}
     return finetune(options, resume=True, observe=observe, keep_weights=settings.keep_runs)
 
 
 def _metrics(run: Run) -> dict[str, Any]:
-    result, epochs = run.result, run.metrics
-    last = epochs[-1] if epochs else {}
+    epochs, observed = run.records.epochs, read_record(run.path / OBSERVED, Observed)
+    if observed is None:
+        raise RunError(f"{run.path / OBSERVED} is missing; {Observed.mend}")
+    last = epochs[-1] if epochs else None
     if run.config.select == "best" and epochs:
-        last = min(epochs, key=lambda e: float("inf") if e["val_loss"] is None else e["val_loss"])
-    found = {name: result.get(name) for name in FROM_RESULT}
-    found |= {name: last.get(name) for name in ("val_loss", "val_accuracy")}
-    found |= json.loads((run.path / OBSERVED).read_text(encoding="utf-8"))
-    found["seconds"] = round(sum(e["seconds"] for e in epochs), 3)
+        last = min(epochs, key=lambda e: float("inf") if e.val_loss is None else e.val_loss)
+    found: dict[str, Any] = {name: getattr(run.outcome, name) for name in FROM_RESULT}
+    found |= {"val_loss": last and last.val_loss, "val_accuracy": last and last.val_accuracy}
+    found |= observed.to_dict()
+    found["seconds"] = round(sum(e.seconds for e in epochs), 3)
     return found
 
 
@@ -133,7 +136,7 @@ def _of_head(trained: Trained) -> Reference:
     return Reference(tensors, layers)
 
 
-def _observed(trained: Trained, config: FinetuneConfig, settings: Settings) -> dict[str, Any]:
+def _observed(trained: Trained, config: FinetuneConfig, settings: Settings) -> Observed:
     """Measure a trained network; what was not asked for is None."""
     found: dict[str, Any] = {
         "val_gap": _validation_gap(trained),
@@ -167,7 +170,7 @@ def _observed(trained: Trained, config: FinetuneConfig, settings: Settings) -> d
         found["stability_taylor"] = row.taylor if probes else None
     if settings.certify and view.head_alone:
         found["certificate"] = _certificate(view, config)
-    return found
+    return Observed(**found)
 
 
 def _validation_gap(trained: Trained) -> float | None:
@@ -185,22 +188,22 @@ def _validation_gap(trained: Trained) -> float | None:
     return losses["val"] - losses["train"]
 
 
-def _certificate(view: _View, config: FinetuneConfig) -> dict[str, Any]:
+def _certificate(view: _View, config: FinetuneConfig) -> HeadCertificate:
     """Certify the head on its training examples, where the labels' noise is known; else say why not."""
     from hesstune.analysis.certify import noise_story
     from hesstune.bounds.certificate import certify
     from hesstune.noise.matrix import NoiseMatrix
 
     if config.split != "uniform":
-        return {"risk": None, "why": "the split is not a uniform sample"}
+        return HeadCertificate(risk=None, why="the split is not a uniform sample")
     if config.mean or config.std:
-        return {"risk": None, "why": "the normalisation constants may come from these examples"}
+        return HeadCertificate(risk=None, why="the normalisation constants may come from these examples")
     try:
         story = noise_story(config, view.task)
     except HesstuneError as error:
-        return {"risk": None, "why": " ".join(str(error).split())}
+        return HeadCertificate(risk=None, why=" ".join(str(error).split()))
     if story not in ("known", "none"):
-        return {"risk": None, "why": f"the labels' noise is {story.replace('_', ' ')}, not known"}
+        return HeadCertificate(risk=None, why=f"the labels' noise is {story.replace('_', ' ')}, not known")
     believed = config.inject_noise if config.inject_noise else config.noise_matrix
     noise = NoiseMatrix.parse(str(believed), view.k) if story == "known" else None
     features = view.feed.inputs(np.arange(view.n))
@@ -214,11 +217,11 @@ def _certificate(view: _View, config: FinetuneConfig) -> dict[str, Any]:
             repeats="allow",
         )
     except HesstuneError as error:
-        return {"risk": None, "why": " ".join(str(error).split())}
-    return {
-        "risk": found.risk,
-        "empirical": found.empirical,
-        "delta": found.delta,
-        "vacuous": found.vacuous,
-        "labels": "assumed true" if noise is None else found.noise,
-    }
+        return HeadCertificate(risk=None, why=" ".join(str(error).split()))
+    return HeadCertificate(
+        risk=found.risk,
+        empirical=found.empirical,
+        delta=found.delta,
+        vacuous=found.vacuous,
+        labels="assumed true" if noise is None else found.noise,
+    )

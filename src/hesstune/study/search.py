@@ -23,7 +23,7 @@ RADIUS_FACTORS = (0.125, 8.0)
 
 def validation_loss(run: Run) -> float:
     """Return the validation loss of the weights that a run kept; infinite without validation."""
-    losses = [e["val_loss"] for e in run.metrics if e["val_loss"] is not None]
+    losses = [e.val_loss for e in run.records.epochs if e.val_loss is not None]
     if not losses:
         return float("inf")
     return float(min(losses) if run.config.select == "best" else losses[-1])

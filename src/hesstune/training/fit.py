@@ -26,11 +26,28 @@ from hesstune.runs.checkpoint import Checkpoints, discard
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.runs.fingerprint import fingerprints
 from hesstune.runs.model_card import model_card
-from hesstune.runs.run import BAD_IMAGES, CARD, CONFIG, LABELS, MODEL, NOISE, RECORD, REFERENCE, Given, Run
+from hesstune.runs.records import (
+    BAD_IMAGES,
+    CARD,
+    CONFIG,
+    FORMAT,
+    LABELS,
+    MODEL,
+    NOISE_MATRIX,
+    RECORD,
+    REFERENCE,
+    LabelNoise,
+    Normalisation,
+    Result,
+    RunRecord,
+    Sizes,
+)
+from hesstune.runs.run import Given, Run
 from hesstune.runs.sharded import ShardedCheckpoints, shard_, weights_of, write_model
 from hesstune.runs.start_check import check_start
 from hesstune.runtime.distributed import on_main_process, rank
-from hesstune.storage.atomic import replace_file, write_csv, write_json, write_text
+from hesstune.storage.atomic import replace_file, write_csv, write_text
+from hesstune.storage.stored import write_record
 from hesstune.training.evaluate import final_metrics
 from hesstune.training.in_folder import in_folder
 from hesstune.training.prepare import AUTOMATIC, Prepared
@@ -202,14 +219,14 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
     reference = weights_of(loaded.model) if config.shard else Reference.of(loaded.model)
     run = Run(out, config, _record(prepared), prepared.given)
     # Not kept: where the network is cut, its whole weights must go.
-    run.record["checksums"] = fingerprints(task, {name: reference[name] for name in reference.names()})
+    run.add(checksums=fingerprints(task, {name: reference[name] for name in reference.names()}))
     _start(run, prepared, reference, resume)
     net, feeds, cut = _feeds(prepared)
     if config.shard:
         del reference  # the whole weights go as they are cut
         shard_(loaded.model, prepared.device)
         reference = Reference.of(loaded.model)  # each process keeps its own part
-    run.record["texts_cut"] = cut
+    run.add(texts_cut=cut)
     trainer = Trainer(
         config,
         net,
@@ -234,7 +251,7 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
         result["posterior"] = posterior
     result["epochs"] = len(trainer.metrics)
     result["seconds"] = round(time.monotonic() - started, 2)
-    run.record["result"] = result
+    run.add(result=Result(**result))
     return run, Trained(loaded, reference, net, feeds, task)
 
 
@@ -245,8 +262,8 @@ def _start(run: Run, prepared: Prepared, reference: Reference, resume: bool) -> 
         on_main_process(lambda: _write_start(run, prepared, reference))
         return
     on_main_process(lambda: check_start(Run.load(out), run, reference))
-    if prepared.estimate is not None:  # made again where the one kept was damaged
-        on_main_process(lambda: write_json(out / NOISE, prepared.estimate))
+    if (estimate := prepared.estimate) is not None:  # made again where the one kept was damaged
+        on_main_process(lambda: write_record(out / NOISE_MATRIX, estimate))
 
 
 def _setup(prepared: Prepared, reference: Reference, net: torch.nn.Module) -> MethodSetup:
@@ -272,7 +289,7 @@ def _setup(prepared: Prepared, reference: Reference, net: torch.nn.Module) -> Me
     )
 
 
-def _record(prepared: Prepared) -> dict[str, Any]:
+def _record(prepared: Prepared) -> RunRecord:
     task, loaded, believed = prepared.task, prepared.loaded, prepared.believed
     injected = prepared.injected
     changed = None
@@ -286,33 +303,34 @@ def _record(prepared: Prepared) -> dict[str, Any]:
             else f"from {prepared.config.noise_matrix}"
         )
         if prepared.estimate is not None:
-            how = f"estimated by {prepared.estimate['method']}"
+            how = f"estimated by {prepared.estimate.method}"
         told = f"rate {believed.rate:.3g} ({how}), condition number {believed.condition:.3g}"
-    return {
-        "classes": task.classes,
-        "examples": {"train": len(task.train), "val": len(task.val), "test": len(task.test)},
-        "split": task.split,
-        "flip": task.flip,
-        "kind": "text" if task.is_text else "image",
-        "skipped_images": len(task.skipped),
-        "unlabelled": len(task.unlabelled),
-        "checked_labels": 0 if task.train.clean is None else int(task.train.clean.sum()),
-        "soft_labels": prepared.config.soft_labels,
-        "head": loaded.head,
-        "normalisation": {"mean": list(loaded.mean), "std": list(loaded.std)},
-        "noise": {
-            "injected": prepared.config.inject_noise,
-            "realised_rate": changed,
-            "told": told,
-            "told_rate": believed.rate if believed else None,
-            "estimate_notes": prepared.estimate["notes"] if prepared.estimate else [],
-        },
-        "versions": {
+    return RunRecord(
+        format=FORMAT,
+        classes=task.classes,
+        examples=Sizes(train=len(task.train), val=len(task.val), test=len(task.test)),
+        split=task.split,
+        flip=task.flip,
+        kind="text" if task.is_text else "image",
+        skipped_images=len(task.skipped),
+        unlabelled=len(task.unlabelled),
+        checked_labels=0 if task.train.clean is None else int(task.train.clean.sum()),
+        soft_labels=prepared.config.soft_labels,
+        head=loaded.head,
+        normalisation=Normalisation(mean=loaded.mean, std=loaded.std),
+        noise=LabelNoise(
+            injected=prepared.config.inject_noise,
+            realised_rate=changed,
+            told=told,
+            told_rate=believed.rate if believed else None,
+            estimate_notes=prepared.estimate.notes if prepared.estimate else [],
+        ),
+        versions={
             "hesstune": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-    }
+    )
 
 
 def _write_start(run: Run, prepared: Prepared, reference: Reference) -> None:
@@ -324,9 +342,9 @@ def _write_start(run: Run, prepared: Prepared, reference: Reference) -> None:
     write_text(out / CONFIG, yaml.safe_dump(run.config.to_dict(), sort_keys=False, allow_unicode=True))
     replace_file(out / REFERENCE, reference.save)
     if prepared.estimate is not None:
-        write_json(out / NOISE, prepared.estimate)
+        write_record(out / NOISE_MATRIX, prepared.estimate)
     elif prepared.believed is not None:
-        replace_file(out / NOISE, prepared.believed.save)
+        replace_file(out / NOISE_MATRIX, prepared.believed.save)
     rows = []
     for name, part in (("train", task.train), ("val", task.val), ("test", task.test)):
         assert part.labels is not None
@@ -341,7 +359,7 @@ def _write_start(run: Run, prepared: Prepared, reference: Reference) -> None:
 
 
 def _finish(run: Run, loaded: LoadedModel, keep_weights: bool) -> Run:
-    if not np.isfinite(run.result["distance"]):
+    if not np.isfinite(run.outcome.distance):
         raise RunError("the distance from the reference is not finite")
     if keep_weights:
         write_model(run.path / MODEL, loaded.model)
@@ -352,7 +370,7 @@ def _finish(run: Run, loaded: LoadedModel, keep_weights: bool) -> Run:
 def _close(run: Run, keep_weights: bool) -> None:
     if not keep_weights:
         (run.path / REFERENCE).unlink(missing_ok=True)
-    write_text(run.path / CARD, model_card(run.config, run.record))
+    write_text(run.path / CARD, model_card(run.config, run.facts))
     # The record goes last: it is what marks the run as finished.
     run.write_record()
     Checkpoints(run.path).clear()

@@ -11,7 +11,8 @@ import torch
 from hesstune.errors import ConfigError
 from hesstune.runs.config import RESUMABLE, FinetuneConfig, read_config
 from hesstune.runs.folder import claim, entered
-from hesstune.runs.run import CONFIG, NOISE, RECORD, Given, Run
+from hesstune.runs.records import CONFIG, NOISE_MATRIX, RECORD
+from hesstune.runs.run import Given, Run
 from hesstune.runs.sharded import refuse_one
 from hesstune.runtime.distributed import on_main_process, refuse_adapting, start_ranks, world
 from hesstune.training.prepare import Prepared, prepare
@@ -57,7 +58,7 @@ def in_folder(
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(config.seed)
-        prepared = prepare(config, out / NOISE if resume else None, given)
+        prepared = prepare(config, out / NOISE_MATRIX if resume else None, given)
         with entered(out, overwrite, resume):
             if resume and (run := _finished(out, given)) is not None:
                 return run  # by another process, while this one was loading

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from hesstune.data.examples import Examples, Task
-from hesstune.errors import ConfigError, DataError
+from hesstune.errors import ConfigError, DataError, RunError
 from hesstune.inputs.features import frozen_features
 from hesstune.models.load import LoadedModel
 from hesstune.noise.estimate import Estimate, estimate_noise
@@ -21,6 +21,8 @@ from hesstune.noise.estimate.crossfit import cross_fit
 from hesstune.noise.estimate.request import Request, parse_request
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.records import NoiseMatrixRecord
+from hesstune.storage.stored import read_record
 from hesstune.weak.dependence import dependence_note
 from hesstune.weak.label_models import label
 
@@ -125,7 +127,7 @@ def estimated(request: Request, material: Material) -> Estimate:
 
 def run_estimate(
     config: FinetuneConfig, task: Task, loaded: LoadedModel, device: torch.device, kept: Path | None
-) -> tuple[NoiseMatrix, dict[str, Any]]:
+) -> tuple[NoiseMatrix, NoiseMatrixRecord]:
     """Return the estimated matrix and its record; a resumed run reads both from its folder.
 
     Args:
@@ -136,19 +138,18 @@ def run_estimate(
         kept: The folder's record of an earlier pass, or None.
     """
     made_from = _fingerprint(config, task)
-    if kept is not None and kept.is_file():
-        try:
-            record = json.loads(kept.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            record = None
-        if isinstance(record, dict) and record.get("made_from") == made_from:
-            return NoiseMatrix.load(kept), record
+    record = None
+    if kept is not None:
+        with contextlib.suppress(RunError):  # a damaged one is made again
+            record = read_record(kept, NoiseMatrixRecord)
+    if record is not None and record.made_from == made_from:
+        return NoiseMatrix(record.matrix), record
     if len(task.train) < 2 * task.k:
         raise DataError(
             f"{len(task.train)} training examples are too few to estimate the noise of {task.k} classes"
         )
     found = estimated(parse_request(str(config.noise_matrix)), gather(config, task, loaded, device))
-    return found.matrix, {**found.to_dict(), "made_from": made_from}
+    return found.matrix, NoiseMatrixRecord(**found.to_dict(), made_from=made_from)
 
 
 def _fingerprint(config: FinetuneConfig, task: Task) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from hesstune.models.train_parts import freeze
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import layer_names
 from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.records import NoiseMatrixRecord
 from hesstune.runs.run import Given, Run
 from hesstune.runs.task import clean_task, injected_noise, noisy
 from hesstune.runtime.device import pick_device
@@ -54,7 +54,7 @@ class Prepared:
     believed: NoiseMatrix | None
     device: torch.device
     radius: float | dict[str, float] | None
-    estimate: dict[str, Any] | None = None
+    estimate: NoiseMatrixRecord | None = None
     given: Given = field(default_factory=Given)
 
     @classmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,13 +15,13 @@ from numpy.typing import NDArray
 
 from hesstune.constraints.distance import resolve_radii
 from hesstune.data.examples import Examples
-from hesstune.errors import RunError
 from hesstune.inputs.batches import predict_logits
 from hesstune.inputs.features import FeatureInputs
 from hesstune.methods import method_class
 from hesstune.noise.matrix import NoiseMatrix
-from hesstune.runs.folder import RADIUS, TRIALS, entered
-from hesstune.storage.atomic import write_json
+from hesstune.runs.folder import entered
+from hesstune.runs.records import RADIUS, TRIALS, CurvePoint, RadiusRecord
+from hesstune.storage.stored import read_record, write_record
 from hesstune.training.fit import Trained, fit_prepared
 from hesstune.training.prepare import Prepared, named_radii
 
@@ -46,7 +45,7 @@ def with_chosen_radii(prepared: Prepared, out: Path) -> Prepared:
     return replace(prepared, radius=named_radii(chosen, prepared.loaded))
 
 
-def choose_radius(prepared: Prepared, out: Path) -> float | dict[str, float]:
+def choose_radius(prepared: Prepared, out: Path) -> dict[str, float]:
     """Choose the radii by short runs along a path of factors, and keep choice and curve in radius.json.
 
     `auto` scales the method's default radii. `curvature` first gives every layer an equal share of the
@@ -59,18 +58,14 @@ def choose_radius(prepared: Prepared, out: Path) -> float | dict[str, float]:
         out: The run's folder.
 
     Returns:
-        The radii: a number, or {layer pattern: radius}.
+        {layer pattern: radius}.
 
     Raises:
         RunError: If radius.json is damaged.
     """
     path = out / RADIUS
-    if path.is_file():
-        try:
-            chosen: float | dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["radius"]
-        except (ValueError, KeyError, OSError) as error:
-            raise RunError(f"{path} cannot be read ({error}); use --overwrite") from error
-        return chosen
+    if (chosen := read_record(path, RadiusRecord)) is not None:
+        return chosen.radius
     config = prepared.config
     base = method_class(config.method).default_radius(config.train)
     assert base is not None
@@ -84,17 +79,17 @@ def choose_radius(prepared: Prepared, out: Path) -> float | dict[str, float]:
     risks = [trial.risks for trial in trials]
     at = pick(risks)
     curve = [
-        {
-            "factor": factor,
-            "risk": float(r.mean()),
-            "stderr": float(r.std(ddof=1) / math.sqrt(len(r))) if len(r) > 1 else None,
-            "val_loss": trial.loss,
-        }
+        CurvePoint(
+            factor=factor,
+            risk=float(r.mean()),
+            stderr=float(r.std(ddof=1) / math.sqrt(len(r))) if len(r) > 1 else None,
+            val_loss=trial.loss,
+        )
         for factor, trial, r in zip(FACTORS, trials, risks, strict=True)
     ]
     radius = {name: value * FACTORS[at] for name, value in shape.items()}
-    record = {"rule": RULE, "curve": curve, "chosen": FACTORS[at], "radius": radius, "traces": traces}
-    write_json(path, record)
+    record = RadiusRecord(rule=RULE, curve=curve, chosen=FACTORS[at], radius=radius, traces=traces)
+    write_record(path, record)
     shutil.rmtree(folder, ignore_errors=True)
     return radius
 
@@ -162,7 +157,7 @@ class _Trial:
         with entered(folder, overwrite=True, resume=False):
             torch.manual_seed(config.seed)
             run = fit_prepared(trial, folder, observe=observe, keep_weights=False)
-        self.loss = run.metrics[-1]["val_loss"]
+        self.loss = run.records.epochs[-1].val_loss
         k = self._logits.shape[1]
         inverse = (run.noise_matrix or NoiseMatrix.identity(k)).inverse
         predicted = self._logits.argmax(dim=1).numpy()

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hesstune.errors import MissingExtraError
+from hesstune.runs.records import MLFLOW, MLFLOW_RUN, TENSORBOARD
 from hesstune.runs.run import Run
 
 __all__ = ["check_tracker", "tracked"]
 
 Metrics = list[dict[str, Any]]
-TENSORBOARD, MLFLOW, MLFLOW_ID = "tensorboard", "mlruns", "mlflow_run"
 
 
 class _Writer(Protocol):
@@ -83,7 +83,7 @@ class _Mlflow:
         from mlflow.tracking import MlflowClient
 
         self.client: Any = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or _uri(run.path / MLFLOW))
-        kept = run.path / MLFLOW_ID
+        kept = run.path / MLFLOW_RUN
         if kept.is_file():
             self.id = kept.read_text(encoding="utf-8").strip()
             return

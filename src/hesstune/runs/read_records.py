@@ -1,0 +1,180 @@
+"""The one reader of a run folder's records: typed, each file read once, damaged ones told in one line."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hesstune.errors import RunError
+from hesstune.runs import records as files
+from hesstune.runs.config import FinetuneConfig
+from hesstune.storage.reading import read_json, read_rows, read_text, reading
+from hesstune.storage.stored import checked_record, read_record
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hesstune.bounds.record import Certificate
+
+__all__ = ["ISSUE_COLUMNS", "Records"]
+
+LABEL_COLUMNS = ("id", "part", "label", "true_label")
+ISSUE_COLUMNS = ("id", "given_label", "likely_label", "confidence", "p_given_label", "true_label")
+
+
+class Records:
+    """What a run folder holds, beside its weights: each file is read once, when it is first asked for.
+
+    None, or empty, where a file is absent; a damaged one is a RunError that names it.
+
+    Args:
+        path: The folder.
+        config: The run's configuration.
+        facts: What run.json holds.
+    """
+
+    def __init__(self, path: Path, config: FinetuneConfig, facts: files.RunRecord) -> None:
+        self.path = path
+        self.config = config
+        self.facts = facts
+
+    @property
+    def outcome(self) -> files.Result:
+        """The final numbers of the run, if it has finished; else a RunError."""
+        if self.facts.result is None:
+            raise RunError(f"the run in {self.path} has not finished; continue it with --resume")
+        return self.facts.result
+
+    @cached_property
+    def epochs(self) -> list[files.Epoch]:
+        """The lines of metrics.jsonl."""
+        path = self.path / files.METRICS
+        if not path.is_file():
+            return []
+        with reading(path, files.Epoch.what):
+            lines = [line for line in read_text(path).splitlines() if line]
+        return [checked_record(path, files.Epoch, partial(json.loads, line)) for line in lines]
+
+    @cached_property
+    def labels(self) -> list[dict[str, str]]:
+        """The rows of labels.csv: id, part, label trained on, and the true label where known."""
+        path = self.path / files.LABELS
+        return _rows(path, LABEL_COLUMNS) if path.is_file() else []
+
+    @cached_property
+    def train(self) -> list[dict[str, str]]:
+        """The training examples' rows of labels.csv."""
+        rows = [row for row in self.labels if row["part"] == "train"]
+        known = set(self.facts.classes)
+        strange = [row for row in rows if not {row["label"], row["true_label"]} <= known | {""}]
+        if strange:
+            raise RunError(
+                f"{self.path / files.LABELS} has a label of '{strange[0]['id']}' that is no class; "
+                "train again with --overwrite"
+            )
+        return rows
+
+    @cached_property
+    def noise_matrix(self) -> files.NoiseMatrixRecord | None:
+        """The matrix that the loss was told, and how it was estimated."""
+        found = read_record(self.path / files.NOISE_MATRIX, files.NoiseMatrixRecord)
+        return self._sized(found, files.NOISE_MATRIX)
+
+    @cached_property
+    def measure(self) -> files.MeasureRecord | None:
+        """The summary of the run's measurement."""
+        return read_record(self.path / files.MEASURE, files.MeasureRecord)
+
+    @cached_property
+    def quadratic(self) -> NDArray[np.float64] | None:
+        """The measurement's values by example and layer, (n, L); NaN where an example was not refined."""
+        path = self.path / files.MEASURE_TENSORS
+        if not path.is_file():
+            return None
+        from safetensors import safe_open
+
+        with reading(path, files.MeasureRecord.what), safe_open(str(path), framework="np") as file:
+            found: NDArray[np.float64] = file.get_tensor("quadratic")
+        if found.ndim != 2 or (self.measure and found.shape[1] != len(self.measure.layers)):
+            raise RunError(
+                f"{path} is of another measurement than {files.MEASURE} beside it; make both again with "
+                "hesstune measure"
+            )
+        return found
+
+    @cached_property
+    def stability(self) -> files.StabilityRecord | None:
+        """The run's noise stability."""
+        return read_record(self.path / files.STABILITY, files.StabilityRecord)
+
+    @cached_property
+    def certificate(self) -> Certificate | None:
+        """The run's certificate, or a diagnostic in its place."""
+        from hesstune.bounds.record import Certificate
+
+        path = self.path / files.CERTIFICATE
+        return Certificate.load(path) if path.is_file() else None
+
+    @cached_property
+    def noise_check(self) -> files.NoiseCheck | None:
+        """What `hesstune noise` found."""
+        found = self._noise_estimate
+        return found if isinstance(found, files.NoiseCheck) else None
+
+    @cached_property
+    def label_issues(self) -> list[dict[str, str]] | None:
+        """The rows of label_issues.csv, the most doubtful label first."""
+        names = (files.LABEL_ISSUES, files.FORMER_LABEL_ISSUES)
+        path = next((path for name in names if (path := self.path / name).is_file()), None)
+        return None if path is None else _rows(path, ISSUE_COLUMNS)
+
+    @cached_property
+    def estimated_afterwards(self) -> files.NoiseMatrixRecord | None:
+        """The noise matrix that the validation examples show, estimated with the list of label issues."""
+        kept = read_record(self.path / files.LABEL_ISSUES_RECORD, files.LabelIssuesRecord)
+        if kept is not None:
+            return self._sized(kept.noise_matrix, files.LABEL_ISSUES_RECORD)
+        former = self._noise_estimate
+        return self._sized(former, files.NOISE_CHECK) if isinstance(former, files.NoiseMatrixRecord) else None
+
+    @cached_property
+    def pictures(self) -> dict[str, files.Picture]:
+        """Pictures, or texts, of examples by their ids."""
+        found = read_record(self.path / files.EXAMPLES, files.Pictures)
+        return {} if found is None else found.by_id
+
+    def read_all(self) -> None:
+        """Read every file now; raise RunError at a damaged one, or if the run has not finished."""
+        _ = self.outcome
+        for name, value in vars(Records).items():
+            if isinstance(value, cached_property):
+                getattr(self, name)
+
+    @cached_property
+    def _noise_estimate(self) -> files.NoiseCheck | files.NoiseMatrixRecord | None:
+        """Read noise_estimate.json; in folders of format 0 the report may have left a matrix there."""
+        path = self.path / files.NOISE_CHECK
+        if not path.is_file():
+            return None
+        content = read_json(path)
+        if isinstance(content, dict) and "matrix" in content:
+            return checked_record(path, files.NoiseMatrixRecord, lambda: content)
+        return checked_record(path, files.NoiseCheck, lambda: content)
+
+    def _sized(self, found: files.NoiseMatrixRecord | None, name: str) -> files.NoiseMatrixRecord | None:
+        if found is not None and len(found.matrix) != len(self.facts.classes):
+            raise RunError(
+                f"{self.path / name} is for {len(found.matrix)} classes, but the run has "
+                f"{len(self.facts.classes)}; {found.mend}"
+            )
+        return found
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    rows = read_rows(path)
+    if not all(isinstance(row.get(name), str) for row in rows for name in columns):
+        raise RunError(f"{path} needs the columns {', '.join(columns[:-1])} and {columns[-1]}")
+    return rows

@@ -1,0 +1,400 @@
+"""What a run folder holds: every file name, and the type of everything that is kept as JSON."""
+
+# ruff: noqa: RUF012  (pydantic copies defaults)
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from hesstune.storage.stored import Stored
+
+__all__ = [
+    "CostOfError", "Counted", "CurvePoint", "Dependence", "Epoch", "Estimated", "Failed", "HeadCertificate",
+    "LabelIssuesRecord", "LabelNoise", "LayerMeasure", "MatrixFacts", "MeasureRecord", "MeasureValue",
+    "NoiseCheck", "NoiseMatrixRecord", "Normalisation", "Observed", "OtherMeasure", "Picture", "Pictures",
+    "RadiusRecord", "Result", "RunRecord", "Sizes", "StabilityRecord", "StabilityRow", "checkpoint_name",
+]  # fmt: skip
+
+# The format of run.json; folders from before it was counted have none, which reads as 0.
+FORMAT = 1
+
+# What training writes.
+CONFIG, RECORD, CARD = "config.yaml", "run.json", "README.md"
+MODEL, REFERENCE, NOISE_MATRIX = "model.safetensors", "reference.safetensors", "noise_matrix.json"
+METRICS, LABELS, BAD_IMAGES = "metrics.jsonl", "labels.csv", "bad_images.csv"
+OWN = (CONFIG, RECORD, MODEL, REFERENCE, METRICS, LABELS, NOISE_MATRIX, BAD_IMAGES, CARD)
+
+# What others write about the run: void once it is replaced.
+MEASURE, MEASURE_TENSORS = "measure.json", "measure.safetensors"  # as Measure.save names them
+STABILITY, CERTIFICATE = "noise_stability.json", "certificate.json"
+NOISE_CHECK = "noise_estimate.json"  # of `hesstune noise`
+LABEL_ISSUES, LABEL_ISSUES_RECORD = "label_issues.csv", "label_issues.json"
+FORMER_LABEL_ISSUES = "doubtful.csv"  # in folders of format 0; their estimate lies where NOISE_CHECK does
+EXAMPLES, REPORT, RADIUS, OBSERVED = "examples.json", "report.html", "radius.json", "observed.json"
+PRIOR, POSTERIOR = "prior", "posterior"  # folders of a certificate whose prior is trained on a part
+TENSORBOARD, MLFLOW, MLFLOW_RUN = "tensorboard", "mlruns", "mlflow_run"
+DERIVED = (
+    MEASURE, MEASURE_TENSORS, STABILITY, CERTIFICATE, PRIOR, POSTERIOR, NOISE_CHECK, LABEL_ISSUES,
+    LABEL_ISSUES_RECORD, FORMER_LABEL_ISSUES, EXAMPLES, REPORT, RADIUS, OBSERVED, TENSORBOARD, MLFLOW,
+    MLFLOW_RUN,
+)  # fmt: skip
+
+# There only while a run is being written: its lock, the runs that choose its radii, a probe of the rights,
+# and the run that it replaces, while that is moved aside and until the new one stands.
+LOCK, TRIALS, WRITABLE, MOVING, ASIDE = ".lock", ".radius", ".writable", ".replacing", ".replaced"
+
+
+def checkpoint_name(step: int | Literal["*"], part: str = "") -> str:
+    """Return the name of the checkpoint after some steps, or their pattern; `part` is a process's suffix."""
+    return f"checkpoint-{step if step == '*' else f'{step:09d}'}{part}.safetensors"
+
+
+CHECKPOINTS = checkpoint_name("*")
+
+
+def _square(rows: list[list[float]]) -> list[list[float]]:
+    if rows and all(len(row) == len(rows) for row in rows):
+        return rows
+    raise ValueError("must be K rows of K numbers")
+
+
+Matrix = Annotated[list[list[float]], AfterValidator(_square)]
+
+
+class Sizes(Stored):
+    """Examples by part."""
+
+    train: int
+    val: int
+    test: int
+
+
+class Normalisation(Stored):
+    """Channel means and deviations of images in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class LabelNoise(Stored):
+    """The labels' noise: what was injected, the share of labels it changed, and what the loss was told."""
+
+    injected: str | None
+    realised_rate: float | None
+    told: str
+    told_rate: float | None
+    estimate_notes: list[str] = []
+
+    @property
+    def rate(self) -> float | None:
+        """The share of training labels that are wrong, as far as it is known or believed."""
+        return self.realised_rate if self.injected else self.told_rate
+
+
+class Result(Stored):
+    """The final numbers of a run; None where there are no test examples, or true labels are not known."""
+
+    train_accuracy: float
+    train_accuracy_true_labels: float | None = None
+    train_loss: float | None = None
+    test_accuracy: float | None
+    test_accuracy_interval: tuple[float, float] | None = None
+    test_loss: float | None = None
+    gap: float | None
+    test_balanced_accuracy: float | None = None
+    distances: dict[str, float]
+    distance: float
+    radii: dict[str, float] = {}
+    posterior: dict[str, float] | None = None
+    epochs: int = 0
+    seconds: float = 0.0
+
+
+class RunRecord(Stored):
+    """run.json: what a run was made from and, once it has finished, its result."""
+
+    what: ClassVar[str] = "a run's record"
+    mend: ClassVar[str] = "train again with --overwrite"
+    newest: ClassVar[int] = FORMAT
+
+    format: int = Field(0, ge=0)
+    classes: list[str]
+    examples: Sizes
+    split: str
+    flip: bool = False
+    kind: Literal["image", "text"] = "image"
+    skipped_images: int = 0
+    unlabelled: int = 0
+    checked_labels: int = 0
+    soft_labels: bool = False
+    head: str = ""
+    normalisation: Normalisation
+    noise: LabelNoise
+    versions: dict[str, str]
+    checksums: dict[str, str] = {}
+    texts_cut: int = 0
+    result: Result | None = None
+    made_from: dict[str, Any] | None = None
+
+
+class Epoch(Stored):
+    """A line of metrics.jsonl."""
+
+    what: ClassVar[str] = "one JSON object an epoch"
+    mend: ClassVar[str] = "train again with --overwrite"
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    lr: float | None = None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    val_accuracy_true_labels: float | None = None
+    distance: float | None = None
+    seconds: float = 0.0
+
+
+class NoiseMatrixRecord(Stored):
+    """noise_matrix.json: F, rows sum to 1, and, where it was estimated, how."""
+
+    what: ClassVar[str] = "a noise matrix"
+    mend: ClassVar[str] = "train again with --overwrite"
+
+    convention: str = ""
+    matrix: Matrix
+    condition: float | None = None
+    rate: float | None = None
+    method: str | None = None
+    examples: int | None = None
+    stderr: Matrix | None = None
+    smoothing: float = 0.0
+    temperature: float | None = None
+    log_likelihood: float | None = None
+    notes: list[str] = []
+    details: dict[str, Any] = {}
+    made_from: dict[str, Any] | None = None
+
+
+class CurvePoint(Stored):
+    """One run along the path that radii are chosen on."""
+
+    factor: float
+    risk: float
+    stderr: float | None
+    val_loss: float | None
+
+
+class RadiusRecord(Stored):
+    """radius.json: the radii that were chosen, and the curve they were chosen from."""
+
+    what: ClassVar[str] = "chosen radii"
+    mend: ClassVar[str] = "use --overwrite"
+
+    rule: str = ""
+    curve: list[CurvePoint] = []
+    chosen: float | None = None
+    radius: dict[str, float]
+    traces: dict[str, float] = {}
+
+
+class LayerMeasure(Stored):
+    """One layer of a measurement; None where a number does not exist."""
+
+    name: str
+    maximum: float | None
+    maximum_bounds: tuple[float | None, float | None] | None = None
+    mean: float | None = None
+    mean_stderr: float | None = None
+    p99: float | None = None
+    distance: float | None = None
+    trace_max: float | None = None
+    trace_mean: float | None = None
+    exact: bool = False
+    method: str = "–"
+    reason: str = ""
+    refined: int | None = None
+
+
+class MeasureValue(Stored):
+    """The Hessian distance measure, the size of the training set, and the bound on the loss."""
+
+    n: int
+    C: float
+    value: float
+
+
+class OtherMeasure(Stored):
+    """Another complexity measure of the same run; `why` says why there is no value."""
+
+    name: str
+    value: float | None
+    why: str | None = None
+    source: str
+
+
+class MeasureRecord(Stored):
+    """measure.json: the summary of a measurement; `ids` where not all training examples were measured."""
+
+    what: ClassVar[str] = "a measurement"
+    mend: ClassVar[str] = "make it again with hesstune measure"
+
+    examples: int | None = None
+    measure: MeasureValue
+    losses: dict[str, float] = {}
+    layers: list[LayerMeasure]
+    notes: list[str] = []
+    others: list[OtherMeasure] = []
+    statement: str
+    ids: list[str] | None = None
+
+
+class StabilityRow(Stored):
+    """The rise of the loss under noise of one size, and its Taylor prediction."""
+
+    sigma: float
+    value: float
+    stderr: float
+    taylor: float
+    taylor_stderr: float = 0.0
+    ratio: float | None = None
+    samples: int | None = None
+    examples: int | None = None
+
+
+class StabilityRecord(Stored):
+    """noise_stability.json: a row a size of noise."""
+
+    what: ClassVar[str] = "noise stability"
+    mend: ClassVar[str] = "make it again with hesstune measure --stability"
+
+    examples: int
+    rows: list[StabilityRow]
+
+
+class MatrixFacts(Stored):
+    """A noise matrix, its noise rate and condition, and how well it explains the noisy labels."""
+
+    matrix: Matrix
+    rate: float
+    condition: float | None
+    log_likelihood: float | None
+
+
+class Counted(Stored):
+    """The matrix counted from true labels, and how far it is from the believed one."""
+
+    matrix: Matrix
+    rate: float
+    total_variation: float
+    largest_at: tuple[int, int]
+
+
+class Estimated(MatrixFacts):
+    """An estimator's matrix, and how far it is from the believed one; `chose` is what `auto` took."""
+
+    method: str
+    total_variation: float
+    largest_at: tuple[int, int]
+    chose: str | None = None
+
+
+class Failed(Stored):
+    """An estimator that could not be used, and why."""
+
+    method: str
+    failed: str
+
+
+class CostOfError(Stored):
+    """The accuracy lost where F is off by so much in a direction, by simulation."""
+
+    off: float
+    direction: str
+    accuracy_lost: float
+    stderr: float | None
+
+
+class Dependence(Stored):
+    """The test of whether noise depends on the example beyond its class."""
+
+    agreement: float
+    expected: float
+    p_value: float
+    examples: int
+    depends: bool
+
+
+class NoiseCheck(Stored):
+    """noise_estimate.json: is a run's noise matrix wrong?"""
+
+    what: ClassVar[str] = "a check of the noise matrix"
+    mend: ClassVar[str] = "make it again with hesstune noise"
+
+    run: str
+    classes: list[str]
+    examples: int
+    told: bool
+    believed: MatrixFacts
+    counted: Counted | None
+    estimates: list[Estimated | Failed]
+    cost_of_an_error: list[CostOfError]
+    class_conditional: Dependence | None
+    statements: list[str] = []
+
+
+class LabelIssuesRecord(Stored):
+    """label_issues.json: beside the list, the noise matrix that validation examples show."""
+
+    what: ClassVar[str] = "a record of label issues"
+    mend: ClassVar[str] = "remove it and make it again with hesstune report"
+
+    examples: int
+    noise_matrix: NoiseMatrixRecord | None
+
+
+class Picture(Stored):
+    """What an example looks like: a small PNG in base64, or the start of its text."""
+
+    png: str | None = None
+    text: str | None = None
+
+
+class Pictures(Stored):
+    """examples.json: pictures by id."""
+
+    what: ClassVar[str] = "pictures of examples"
+    mend: ClassVar[str] = "remove it and make it again with hesstune report"
+
+    __pydantic_extra__: dict[str, Picture] = Field(init=False)
+
+    @property
+    def by_id(self) -> dict[str, Picture]:
+        """The pictures, by their examples' ids."""
+        return self.__pydantic_extra__
+
+
+class HeadCertificate(Stored):
+    """A certificate of a comparison's cell in short; without a risk, `why` there is none."""
+
+    risk: float | None
+    why: str | None = None
+    empirical: float | None = None
+    delta: float | None = None
+    vacuous: bool | None = None
+    labels: str | None = None
+
+
+class Observed(Stored):
+    """observed.json: what a comparison measured of a trained network; None where not asked for."""
+
+    what: ClassVar[str] = "a cell's measurements"
+    mend: ClassVar[str] = "run the comparison again with --overwrite"
+
+    val_gap: float | None
+    measure: float | None = None
+    measure_mean: float | None = None
+    stability: float | None = None
+    stability_taylor: float | None = None
+    certificate: HeadCertificate | None = None
+    max_loss: float | None = None
