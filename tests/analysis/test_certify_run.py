@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import hesstune as ht
-from hesstune.analysis.certify import InputExamples, certify_run
+from hesstune.analysis.certify import certify_run
+from hesstune.analysis.subject import InputExamples
 from hesstune.bounds.data import BoundData
 from hesstune.bounds.record import Certificate
 from hesstune.errors import DataError, LayerError, ModelError, RunError

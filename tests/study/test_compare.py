@@ -250,6 +250,6 @@ def test_a_cell_is_not_certified_where_an_assumption_is_known_to_fail(changes, w
 
     config = make_config({"inject_noise": "symmetric:0.2"}).resolved().model_copy(update=changes)
     part = SimpleNamespace(votes=None, clean=None)
-    found = _certificate(SimpleNamespace(task=SimpleNamespace(train=part), k=10), config)
+    found = _certificate(SimpleNamespace(), SimpleNamespace(train=part, k=10), config)
     assert found["risk"] is None
     assert why in found["why"]

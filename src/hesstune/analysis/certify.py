@@ -12,19 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hesstune.analysis.subject import InputExamples, Subject
 from hesstune.analysis.trained_prior import Centred, with_trained_prior
-from hesstune.bounds.certificate import certify
 from hesstune.bounds.conditions import LEAKS, NOISE_KNOWLEDGE
 from hesstune.bounds.noisy import NoiseConfidenceSet
-from hesstune.bounds.partition import Share
 from hesstune.bounds.prior import head_ratios, random_parameters
 from hesstune.bounds.record import Certificate
 from hesstune.checks import one_of, unit_interval
 from hesstune.data.clean import read_clean_labels
 from hesstune.data.examples import Examples, Task
 from hesstune.errors import DataError
-from hesstune.forward import Inputs
-from hesstune.inputs.batches import ModelInputs, make_inputs
+from hesstune.inputs.batches import make_inputs
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.models.load import LoadedModel
 from hesstune.models.train_parts import freeze
@@ -34,7 +32,7 @@ from hesstune.runs.records import CERTIFICATE
 from hesstune.runs.run import Run
 from hesstune.runs.task import injected_noise
 from hesstune.runtime.device import pick_device
-from hesstune.runtime.distributed import all_gather, all_reduce_sum, on_main_process, rank, start_ranks, world
+from hesstune.runtime.distributed import on_main_process, rank, start_ranks
 from hesstune.storage.atomic import write_json
 
 __all__ = ["NOISE_STORIES", "certify_run", "noise_story"]
@@ -43,32 +41,6 @@ NOISE_STORIES = ("auto", "none", *NOISE_KNOWLEDGE)
 # The share of δ for the confidence set of a noise matrix that a clean sample estimates.
 CLEAN_SAMPLE_SHARE = 0.2
 BLOCK = 32
-
-
-class InputExamples:
-    """Examples as the network is fed them, map-style, for `hesstune.certify`.
-
-    Args:
-        feed: Their inputs, without augmentation.
-        rows: Which of them.
-        labels: (N,) labels of all of the feed's examples.
-    """
-
-    def __init__(self, feed: ModelInputs, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
-        self._feed, self._rows, self._labels = feed, rows, labels
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> tuple[Inputs, int]:
-        inputs, labels = self.batch([index])
-        one = inputs[0] if isinstance(inputs, torch.Tensor) else {k: v[0] for k, v in inputs.items()}
-        return one, int(labels[0])
-
-    def batch(self, indices: Sequence[int]) -> tuple[Inputs, NDArray[np.int64]]:
-        """Return the inputs and labels of some examples."""
-        rows = self._rows[list(indices)]
-        return self._feed.inputs(rows), self._labels[rows]
 
 
 @dataclass(frozen=True)
@@ -136,13 +108,14 @@ def certify_run(
     loaded = centred.loaded
     to_channels_last(loaded.model, target)
     freeze(loaded.model, run.config.train, loaded.head)
-    data = _fed(task.train, loaded, target, run.config.max_length, centred.rows)
-    found = certify(
-        loaded.model,
-        centred.reference.to(target),
-        data,
-        delta,
-        story.noise,
+    assert task.train.labels is not None
+    feed = make_inputs(task.train, loaded, target, max_length=run.config.max_length)
+    found = Subject(
+        loaded.model, centred.reference.to(target), feed, task.train.labels, centred.rows
+    ).certify(
+        centred.rows,
+        delta=delta,
+        noise_matrix=story.noise,
         ratios=head_ratios(list(random_parameters(loaded.model)), loaded.head),
         posterior=_known_posterior(loaded.model, centred.posterior),
         noise_method=noise_method,
@@ -157,7 +130,6 @@ def certify_run(
         assumptions=story.assumptions,
         diagnostic=diagnostic,
         progress=progress if rank() == 0 else None,
-        share=Share(rank(), world(), all_reduce_sum, all_gather),
     )
     on_main_process(lambda: write_json(run.path / CERTIFICATE, found.to_dict()))
     return found

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
-
-from hesstune.curvature.measure import measure
-from hesstune.curvature.stability import noise_stability_table
+from hesstune.analysis.certify import noise_story
+from hesstune.analysis.subject import Subject, drawn_rows
+from hesstune.data.examples import Task
 from hesstune.errors import HesstuneError, RunError
-from hesstune.forward import Inputs
 from hesstune.inputs.batches import predict_logits
 from hesstune.inputs.features import FeatureInputs
+from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.records import OBSERVED, HeadCertificate, Observed
@@ -31,7 +26,6 @@ from hesstune.training.fit import Trained
 __all__ = ["CELL", "run_cell"]
 
 CELL = "cell.json"
-BATCH = 32
 # Examples that a whole network is measured on where the user does not say.
 MEASURED = 200
 # Standard deviation of the noise on the weights.
@@ -102,28 +96,15 @@ def _metrics(run: Run) -> dict[str, Any]:
     return found
 
 
-class _View:
-    """What is measured: the network, or its head alone on features, and the training examples."""
-
-    def __init__(self, trained: Trained, seed: int, most: int | None) -> None:
-        self.loaded, self.feed = trained.loaded, trained.feeds["train"]
-        self.net: nn.Module = trained.net
-        self.head_alone = isinstance(self.feed, FeatureInputs)
-        self.reference = _of_head(trained) if self.head_alone else trained.reference
-        labels = trained.task.train.labels
-        assert labels is not None
-        self.task = trained.task
-        self.labels, self.n, self.k = torch.from_numpy(labels), len(labels), trained.task.k
-        self.rows = np.arange(self.n)
-        most = most if most is not None else None if self.head_alone else MEASURED
-        if most is not None and most < self.n:
-            self.rows = np.sort(np.random.default_rng(seed).permutation(self.n)[:most])
-
-    def batches(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
-        size = len(self.rows) if self.head_alone else BATCH
-        for start in range(0, len(self.rows), max(1, size)):
-            some = self.rows[start : start + size]
-            yield self.feed.inputs(some), self.labels[some]
+def _subject(trained: Trained, seed: int, most: int | None) -> Subject:
+    """Return what is measured: the network, or its head alone on features, and the training examples."""
+    feed, labels = trained.feeds["train"], trained.task.train.labels
+    assert labels is not None
+    if isinstance(feed, FeatureInputs):
+        rows = drawn_rows(len(labels), most, seed)
+        return Subject(trained.net, _of_head(trained), feed, labels, rows, batch=max(1, len(rows)))
+    rows = drawn_rows(len(labels), MEASURED if most is None else most, seed)
+    return Subject(trained.net, trained.reference, feed, labels, rows)
 
 
 def _of_head(trained: Trained) -> Reference:
@@ -146,30 +127,22 @@ def _observed(trained: Trained, config: FinetuneConfig, settings: Settings) -> O
         "stability_taylor": None,
         "certificate": None,
     }
-    view = _View(trained, config.seed, settings.measure_examples)
+    subject = _subject(trained, config.seed, settings.measure_examples)
+    n, head_alone = len(subject.labels), isinstance(subject.feed, FeatureInputs)
     if settings.measure_examples != 0:
-        measured = measure(
-            view.net,
-            view.reference,
-            view.batches(),
-            examples="max",
-            mean_sample=0,
-            method="exact" if view.head_alone else "auto",
-        )
-        found["measure"] = measured.hessian_distance(view.n)
-        mean = (float(measured.losses.max()) * measured.mean.nan_to_num(nan=0.0) / (2 * view.n)).sqrt()
+        measured = subject.measure(examples="max", mean_sample=0, method="exact" if head_alone else "auto")
+        found["measure"] = measured.hessian_distance(n)
+        mean = (float(measured.losses.max()) * measured.mean.nan_to_num(nan=0.0) / (2 * n)).sqrt()
         found["measure_mean"] = float(mean.sum()) if bool(measured.mean.isfinite().all()) else None
         found["max_loss"] = float(measured.losses.max())
     if settings.stability:
         # Traces of a whole network take longer than its training.
-        probes = 8 if view.head_alone else 0
-        row = noise_stability_table(
-            view.net, view.batches(), [STABILITY_SIGMA], 16, config.seed, probes=probes
-        )[0]
+        probes = 8 if head_alone else 0
+        row = subject.stability([STABILITY_SIGMA], 16, config.seed, probes=probes)[0]
         found["stability"] = row.value
         found["stability_taylor"] = row.taylor if probes else None
-    if settings.certify and view.head_alone:
-        found["certificate"] = _certificate(view, config)
+    if settings.certify and head_alone:
+        found["certificate"] = _certificate(subject, trained.task, config)
     return Observed(**found)
 
 
@@ -188,34 +161,22 @@ def _validation_gap(trained: Trained) -> float | None:
     return losses["val"] - losses["train"]
 
 
-def _certificate(view: _View, config: FinetuneConfig) -> HeadCertificate:
+def _certificate(subject: Subject, task: Task, config: FinetuneConfig) -> HeadCertificate:
     """Certify the head on its training examples, where the labels' noise is known; else say why not."""
-    from hesstune.analysis.certify import noise_story
-    from hesstune.bounds.certificate import certify
-    from hesstune.noise.matrix import NoiseMatrix
-
     if config.split != "uniform":
         return HeadCertificate(risk=None, why="the split is not a uniform sample")
     if config.mean or config.std:
         return HeadCertificate(risk=None, why="the normalisation constants may come from these examples")
     try:
-        story = noise_story(config, view.task)
+        story = noise_story(config, task)
     except HesstuneError as error:
         return HeadCertificate(risk=None, why=" ".join(str(error).split()))
     if story not in ("known", "none"):
         return HeadCertificate(risk=None, why=f"the labels' noise is {story.replace('_', ' ')}, not known")
     believed = config.inject_noise if config.inject_noise else config.noise_matrix
-    noise = NoiseMatrix.parse(str(believed), view.k) if story == "known" else None
-    features = view.feed.inputs(np.arange(view.n))
-    assert isinstance(features, torch.Tensor)
+    noise = NoiseMatrix.parse(str(believed), task.k) if story == "known" else None
     try:
-        found = certify(
-            view.net,
-            view.reference,
-            TensorDataset(features, view.labels),
-            noise_matrix=noise,
-            repeats="allow",
-        )
+        found = subject.certify(noise_matrix=noise, repeats="allow")
     except HesstuneError as error:
         return HeadCertificate(risk=None, why=" ".join(str(error).split()))
     return HeadCertificate(
