@@ -64,7 +64,7 @@ def run_cell(options: dict[str, Any], data: Path) -> dict[str, Any]:
         cell: dict[str, Any] = {"val_accuracy": run.metrics[-1]["val_accuracy"], "options": options}
         if options["method"] == "certified":
             # Some of PACS's pictures occur twice; they are draws from a collection that has such pairs.
-            how = {} if options["train"] == "head" else {"draws": DRAWS}
+            how: dict[str, Any] = {} if options["train"] == "head" else {"draws": DRAWS}
             found = certify_run(run, repeats="allow", **how)
             cell |= {"risk": found.risk, "empirical": found.empirical, "kl": found.kl, "n": found.n}
             cell["kl_body"] = sum(v for k, v in found.kl_terms.items() if not k.startswith("_fc"))

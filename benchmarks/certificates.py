@@ -18,6 +18,7 @@ from hesstune.analysis.certify import certify_run
 from hesstune.bounds.monte_carlo import Feeder, Perturbation, WeightDraws
 from hesstune.forward import evaluating, logits_of
 from hesstune.inputs.batches import make_inputs
+from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.runs.task import run_task
 from records import arguments, read_record, write_record
 
@@ -95,10 +96,12 @@ def throughput(data: Path, turns: int = 5) -> dict[str, Any]:
         options = {**HEAD, "data": f"folder:{data / 'pacs128' / 'photo'}", "image_size": 128, "limit": 256}
         run = ht.finetune(options, out=f"{folder}/run")
         task, loaded = run_task(run.config), run.loaded()
-        model = loaded.model.to(memory_format=torch.channels_last)
+        model, labels = loaded.model, task.train.labels
+        assert labels is not None
+        to_channels_last(model, torch.device("cpu"))
         feed = make_inputs(task.train, loaded, torch.device("cpu"))
         blocks = [
-            (feed.inputs(rows), torch.from_numpy(task.train.labels[rows]))
+            (feed.inputs(rows), torch.from_numpy(labels[rows]))
             for rows in np.array_split(np.arange(len(task.train)), len(task.train) // 32)
         ]
     ratios, feeder = [], Feeder(model)

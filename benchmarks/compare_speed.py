@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,14 @@ def main() -> None:
         folder = Path(name)
         sides = {
             key: processor_seconds(
-                lambda methods=methods, seeds=seeds, key=key: ht.compare(
-                    HEADS, methods=methods, seeds=seeds, jobs=1, measure_examples=0, out=folder / key
+                partial(
+                    ht.compare,
+                    HEADS,
+                    methods=methods,
+                    seeds=seeds,
+                    jobs=1,
+                    measure_examples=0,
+                    out=folder / key,
                 )
             )
             for key, methods, seeds in (

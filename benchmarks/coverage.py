@@ -8,9 +8,11 @@ bound's slack. Run: python benchmarks/coverage.py
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import mpmath
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from hesstune.bounds.noisy import KnownNoise, NoiseConfidenceSet, clean_losses
@@ -20,9 +22,11 @@ from records import arguments, write_record
 DELTA = 0.05
 FLIP = 0.1  # the true rule's own error, so that no certificate can be trivially right
 NOISE = np.array([[0.85, 0.15], [0.3, 0.7]])
+Floats = NDArray[np.float64]
+Found = dict[str, Any]
 
 
-def outcome(failures: np.ndarray, delta: float) -> dict:
+def outcome(failures: NDArray[np.bool_], delta: float) -> Found:
     """Summarise failures: their share, and the most that δ allows with 99 % probability."""
     trials = len(failures)
     most = int(stats.binom.ppf(0.99, trials, delta))
@@ -52,26 +56,29 @@ class Linear:
         self.test_x, self.test_y = self.sample(1, 20000)
         self.strength = strength
 
-    def sample(self, trials: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    def sample(self, trials: int, n: int) -> tuple[Floats, Floats]:
         """Draw inputs (T, N, d) and labels of ±1 (T, N)."""
         x = self.rng.standard_normal((trials, n, self.d)) / np.sqrt(self.d)
         y = np.where(x @ self.u > 0, 1.0, -1.0) * np.where(self.rng.random((trials, n)) < FLIP, -1.0, 1.0)
         return x, y
 
-    def fit(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def fit(self, x: Floats, y: Floats) -> Floats:
         """Return the weights w = strength · mean(y x) of every training set, (T, d)."""
-        return self.strength * np.einsum("tn,tnd->td", y, x) / x.shape[1]
+        found: Floats = self.strength * np.einsum("tn,tnd->td", y, x) / x.shape[1]
+        return found
 
-    def positive(self, w: np.ndarray, sigma: float, x: np.ndarray) -> np.ndarray:
+    def positive(self, w: Floats, sigma: float, x: Floats) -> Floats:
         """P(prediction = +1 | x), (T, N)."""
-        return stats.norm.cdf((x @ w[:, :, None])[..., 0] / (sigma * np.linalg.norm(x, axis=-1)))
+        found: Floats = stats.norm.cdf((x @ w[:, :, None])[..., 0] / (sigma * np.linalg.norm(x, axis=-1)))
+        return found
 
-    def error(self, w: np.ndarray, sigma: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def error(self, w: Floats, sigma: float, x: Floats, y: Floats) -> Floats:
         """Return the randomised error on given examples, (T,)."""
         p = self.positive(w, sigma, x)
-        return np.where(y > 0, 1 - p, p).mean(axis=1)
+        found: Floats = np.where(y > 0, 1 - p, p).mean(axis=1)
+        return found
 
-    def truth(self, w: np.ndarray, sigma: float) -> np.ndarray:
+    def truth(self, w: Floats, sigma: float) -> Floats:
         """Return the true randomised error, from many test examples, (T,)."""
         return np.concatenate([self.error(row[None], sigma, self.test_x, self.test_y) for row in w])
 
@@ -79,9 +86,7 @@ class Linear:
 GRID = 2.0 ** np.arange(-2, 4, 0.5)
 
 
-def best_of_grid(
-    world: Linear, w: np.ndarray, centre: np.ndarray, x: np.ndarray, y: np.ndarray
-) -> np.ndarray:
+def best_of_grid(world: Linear, w: Floats, centre: Floats, x: Floats, y: Floats) -> NDArray[np.bool_]:
     """Certify with the scale that gives the smallest bound, the grid's union paid; return failures."""
     bounds, truths = [], []
     for sigma in GRID:
@@ -91,19 +96,19 @@ def best_of_grid(
         bounds.append(kl_inverse(q, c))
         truths.append(world.truth(w, sigma))
     chosen = np.argmin(bounds, axis=0)[None]
-    return (
-        np.take_along_axis(np.array(truths), chosen, 0) > np.take_along_axis(np.array(bounds), chosen, 0)
-    )[0]
+    of_truths, of_bounds = (np.take_along_axis(np.array(v), chosen, 0)[0] for v in (truths, bounds))
+    failures: NDArray[np.bool_] = of_truths > of_bounds
+    return failures
 
 
-def clean(trials: int, seed: int = 0) -> dict:
+def clean(trials: int, seed: int = 0) -> Found:
     """Clean labels, data-free prior, scale chosen on the data."""
     world = Linear(trials, n=100, d=10, seed=seed)
     w = world.fit(world.x, world.y)
     return outcome(best_of_grid(world, w, np.zeros_like(w), world.x, world.y), DELTA)
 
 
-def data_dependent_prior(trials: int, seed: int = 1) -> dict:
+def data_dependent_prior(trials: int, seed: int = 1) -> Found:
     """The prior's centre from one half, the posterior from all, the bound on the other half."""
     world = Linear(trials, n=200, d=10, seed=seed)
     centre = world.fit(world.x[:, :100], world.y[:, :100])
@@ -111,7 +116,7 @@ def data_dependent_prior(trials: int, seed: int = 1) -> dict:
     return outcome(best_of_grid(world, w, centre, world.x[:, 100:], world.y[:, 100:]), DELTA)
 
 
-def noisy(trials: int, seed: int = 2, clean_sample: int = 0) -> dict:
+def noisy(trials: int, seed: int = 2, clean_sample: int = 0) -> Found:
     """Clean risk from noisy labels: loss and scale chosen on the data; F known or in a confidence set."""
     world = Linear(trials, n=300, d=10, seed=seed)
     true = (world.y > 0).astype(int)
@@ -141,7 +146,7 @@ def noisy(trials: int, seed: int = 2, clean_sample: int = 0) -> dict:
     return outcome(truths > bounds, DELTA) | {"mean bound": float(bounds.mean())}
 
 
-def draws(trials: int, m: int, seed: int = 3, own_block: bool = False, count: int | None = None) -> dict:
+def draws(trials: int, m: int, seed: int = 3, own_block: bool = False, count: int | None = None) -> Found:
     """The Monte-Carlo step alone: draws in two dimensions, whose errors differ widely from draw to draw."""
     n = 100
     world = Linear(trials, n=n, d=2, seed=seed, strength=1.0)
@@ -158,7 +163,7 @@ def draws(trials: int, m: int, seed: int = 3, own_block: bool = False, count: in
     return outcome(failures, DELTA)
 
 
-def shared_subset(trials: int, seed: int = 4, m: int = 1000, size: int = 20) -> dict:
+def shared_subset(trials: int, seed: int = 4, m: int = 1000, size: int = 20) -> Found:
     """Broken: every draw is counted on the same random subset of the examples."""
     world = Linear(trials, n=200, d=2, seed=seed, strength=20.0)
     failures = np.zeros(trials, bool)
@@ -172,7 +177,7 @@ def shared_subset(trials: int, seed: int = 4, m: int = 1000, size: int = 20) -> 
     return outcome(failures, DELTA)
 
 
-def worst_case(trials: int, share: float, seed: int = 5, n: int = 1500, d: int = 9000) -> dict:
+def worst_case(trials: int, share: float, seed: int = 5, n: int = 1500, d: int = 9000) -> Found:
     """Random labels, w = Σ y x in many dimensions: the PAC-Bayes bound is nearly attained (truth 1/2).
 
     The certificate counts `share` of the KL; 1 is right.
@@ -190,14 +195,14 @@ def worst_case(trials: int, share: float, seed: int = 5, n: int = 1500, d: int =
     return outcome(failures, DELTA)
 
 
-def point_masses(trials: int, paid: bool, seed: int = 6, n: int = 50, rules: int = 5000) -> dict:
+def point_masses(trials: int, paid: bool, seed: int = 6, n: int = 50, rules: int = 5000) -> Found:
     """Thousands of point-mass priors on random rules (truth 1/2); the posterior is the luckiest of them."""
     rng = np.random.default_rng(seed)
     q = rng.binomial(n, 0.5, size=(trials, rules)).min(axis=1) / n
     return outcome(kl_inverse(q, complexity(0.0, n, DELTA, rules if paid else 1)) < 0.5, DELTA)
 
 
-def inversion_end(pairs: int, upper: bool, seed: int = 7) -> dict:
+def inversion_end(pairs: int, upper: bool, seed: int = 7) -> Found:
     """Which end the bisection returns, judged in exact arithmetic: kl(q‖p) must not fall short of c."""
     rng = np.random.default_rng(seed)
     q = rng.random(pairs) ** 3

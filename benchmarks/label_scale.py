@@ -18,17 +18,21 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from records import machine, write_record
 
 CLASSES = ("ant", "bee", "cow", "dog", "eel")
 ACCURACIES = (0.9, 0.85, 0.8, 0.8, 0.75, 0.7, 0.7, 0.65, 0.6, 0.5)
 MISSING, FEW = 0.1, 2000
+Labels = NDArray[np.int64]
 
 
-def votes(rows, seed=0):
+def votes(rows: int, seed: int = 0) -> tuple[Labels, Labels]:
+    """Return true labels, (N,), and the annotators' votes, (N, M), -1 where one is missing."""
     rng = np.random.default_rng(seed)
     true = rng.integers(0, len(CLASSES), rows)
     shape = (rows, len(ACCURACIES))
@@ -37,7 +41,7 @@ def votes(rows, seed=0):
     return true, table
 
 
-def write(path, true, table):
+def write(path: Path, true: Labels, table: Labels) -> None:
     names = np.array([*CLASSES, ""], dtype=object)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -46,12 +50,13 @@ def write(path, true, table):
             writer.writerow([f"x{n}", own, *row])
 
 
-def measured(folder, path):
+def measured(folder: Path, path: Path) -> tuple[float, float, dict[str, Any]]:
     """Run the command; return its seconds, its peak memory in MiB, and its record."""
     command = [sys.executable, "-m", "hesstune", "label", "--votes", str(path), "--label-model"]
     command += ["dawid_skene", "--out", str(folder / "labels.csv"), "--json", "--quiet"]
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     said = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - started
@@ -60,7 +65,7 @@ def measured(folder, path):
     return seconds, usage.ru_maxrss / 1024, json.loads(said)
 
 
-def agreement(table):
+def agreement(table: Labels) -> float:
     """Return the largest difference of posteriors from crowd-kit's on the first rows."""
     import pandas as pd
     from crowdkit.aggregation import DawidSkene
@@ -78,7 +83,7 @@ def agreement(table):
     return float(np.abs(own - theirs[sorted(theirs.columns)].to_numpy()).max())
 
 
-def main():
+def main() -> None:
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     true, table = votes(rows)
     with tempfile.TemporaryDirectory() as name:

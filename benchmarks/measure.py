@@ -14,9 +14,11 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,7 @@ from hesstune.curvature.lanczos import Stopping
 from hesstune.curvature.objective import Objective
 from hesstune.curvature.planning import make_plan
 from hesstune.curvature.quadrature import Krylov
+from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.models.load import load_model
 from records import arguments, machine, write_record
 
@@ -40,7 +43,8 @@ class Setting:
 
     def __init__(self, classes: int = K, steps: int = 5, examples: int = N, lr: float = 1e-4) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.model = load_model("efficientnet_lite0", classes).model.to(memory_format=torch.channels_last)
+        self.model = load_model("efficientnet_lite0", classes).model
+        to_channels_last(self.model, torch.device("cpu"))
         self.ref = Reference.of(self.model)
         x = torch.randn(examples, 3, SIZE, SIZE, generator=generator)
         self.x = x.contiguous(memory_format=torch.channels_last)
@@ -101,7 +105,9 @@ def seconds(call: Callable[[slice], object], batch: int, examples: int) -> float
     return (time.process_time() - start) / examples
 
 
-def in_turns(sides: dict[str, tuple[Callable[[slice], object], int]], blocks: int) -> dict[str, list[float]]:
+def in_turns(
+    sides: Mapping[str, tuple[Callable[[slice], object], int]], blocks: int
+) -> dict[str, list[float]]:
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for call, batch in sides.values():
         call(slice(0, batch))
@@ -111,13 +117,17 @@ def in_turns(sides: dict[str, tuple[Callable[[slice], object], int]], blocks: in
     return taken
 
 
-def block_lanczos(setting: Setting, count: int = 6) -> dict[str, object]:
+def block_lanczos(setting: Setting, count: int = 6) -> dict[str, Any]:
     """Time per-example, per-layer Lanczos on curvlinops' block Hessian until it knows the value to 1 %.
 
     Who does not know that the block is positive semidefinite needs more than the one product
     vᵀHv: the recurrence runs until its Gauss-Radau bracket closes, or the block's rank is used up.
     """
     from curvlinops import HessianLinearOperator
+
+    def product(operator: Any, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = operator @ x[0]
+        return found[None]
 
     expected = setting.exact(slice(0, count))
     parameters = dict(setting.model.named_parameters())
@@ -130,7 +140,7 @@ def block_lanczos(setting: Setting, count: int = 6) -> dict[str, object]:
         operator = HessianLinearOperator(
             setting.model, nn.CrossEntropyLoss(), [parameters[name]], data, check_deterministic=False
         )
-        krylov = Krylov(lambda x, op=operator: (op @ x[0])[None], setting.deltas[name].reshape(1, -1))
+        krylov = Krylov(partial(product, operator), setting.deltas[name].reshape(1, -1))
         bracket = Stopping(tol=0.01, most=K).run(krylov)
         taken.append(time.process_time() - start)
         products.append(krylov.products)
@@ -228,8 +238,8 @@ def main() -> None:
     whole = (time.process_time() - start) / N
     names = setting.names
     blocks = block_lanczos(setting)
-    each = sum(blocks["seconds"]) / len(blocks["seconds"])  # type: ignore[arg-type, call-overload]
-    single = each / (sum(blocks["products"]) / len(blocks["products"]))  # type: ignore[arg-type, call-overload]
+    each = sum(blocks["seconds"]) / len(blocks["seconds"])
+    single = each / (sum(blocks["products"]) / len(blocks["products"]))
     peaks = {side: peak_mib(side) for side in ("training", "exact")}
     record = {
         "command": "python benchmarks/measure.py",

@@ -22,8 +22,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,13 +36,13 @@ from hesstune.curvature.lanczos import LanczosForms, Stopping, lanczos_forms
 from hesstune.curvature.measure import measure
 from hesstune.curvature.padding import by_length, trimmed
 from hesstune.curvature.result import Measure
-from hesstune.forward import logits_of
+from hesstune.forward import Inputs, logits_of
 from hesstune.reference import Reference
 from records import arguments, machine, write_record
 
 STEPS, EXAMPLES, LENGTH, TRAINED, GROUP = 12, 64, 64, 256, 8
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "sst2" / "train.tsv"
-Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
+Batch = tuple[Inputs, torch.Tensor]
 
 
 def load() -> tuple[nn.Module, dict[str, torch.Tensor], torch.Tensor, str]:
@@ -78,7 +80,7 @@ def load() -> tuple[nn.Module, dict[str, torch.Tensor], torch.Tensor, str]:
 
 
 def finetune(model: nn.Module, inputs: dict[str, torch.Tensor], labels: torch.Tensor, epochs: int) -> None:
-    head = list(model.classifier.parameters())
+    head = [p for name, p in model.named_parameters() if name.startswith("classifier")]
     body = [p for name, p in model.named_parameters() if not name.startswith("classifier")]
     optimizer = torch.optim.AdamW([{"params": head, "lr": 1e-2}, {"params": body, "lr": 1e-4}])
     generator = torch.Generator().manual_seed(1)
@@ -96,7 +98,7 @@ def baseline(model: nn.Module, batch: Batch, deltas: dict[str, torch.Tensor], st
     """Lanczos by double backward for one example and one layer at a time, (B, L)."""
     inputs, labels = batch
     weights = dict(model.named_parameters())
-    rows = []
+    rows: list[list[float]] = []
     for example in range(len(labels)):
         one = rows_of(inputs, torch.tensor([example]))
         rows.append([])
@@ -217,9 +219,10 @@ def main() -> None:
 
 def compare(
     model: nn.Module, ref: Reference, batch: Batch, deltas: dict[str, torch.Tensor], verify: int
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Time the sides in turns and collect the record."""
     inputs, labels = batch
+    assert isinstance(inputs, Mapping)
     losses = nn.functional.cross_entropy(logits_of(model, inputs), labels, reduction="none").detach()
     groups = by_length(inputs).split(GROUP)[1::2]
     spent: dict[str, list[float]] = {key: [] for key in ("padded", "unpadded", "matrix")}
@@ -228,8 +231,8 @@ def compare(
         one = group[GROUP // 2 : GROUP // 2 + 1]
         given, label = rows_of(inputs, one), labels[one]
         for key, part in (("padded", given), ("unpadded", trimmed(given))):
-            spent[key].append(timed(lambda p=part, y=label: baseline(model, (p, y), deltas, STEPS))[0])
-        seconds, _ = timed(lambda g=group: joined(model, batch, deltas, [g], stop))
+            spent[key].append(timed(partial(baseline, model, (part, label), deltas, STEPS))[0])
+        seconds, _ = timed(partial(joined, model, batch, deltas, [group], stop))
         spent["matrix"].append(seconds / GROUP)
     wide, _ = timed(
         lambda: lanczos_forms(model, rows_of(inputs, groups[0]), labels[groups[0]], deltas, stopping=stop)

@@ -34,6 +34,7 @@ MEASURE_MIB, PROBED = 64, 64 * 2**20
 # What is run: mode, processes, blocks. Over eight processes the start sets the peak, over two the training.
 POINTS = (("whole", 1, 6), ("whole", 1, 12), ("lora", 1, 12), ("sharded", 2, 12), ("sharded", 8, 12),
           ("measure", 1, 12))  # fmt: skip
+MORE: dict[str, dict[str, Any]] = {"sharded": {"shard": True}, "lora": {"method": "lora"}}
 MODES = tuple(dict.fromkeys(mode for mode, _, _ in POINTS))
 
 
@@ -128,10 +129,11 @@ class Block(torch.nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.inner(x)
+        inner: torch.Tensor = self.inner(x)
+        return x + inner
 
 
-def build(blocks: int, width: int, num_classes: int) -> torch.nn.Module:
+def build(blocks: int, width: int, num_classes: int) -> torch.nn.Sequential:
     """The network of the checks: 16 x 16 pixels, blocks of two layers."""
     nn = torch.nn
     return nn.Sequential(
@@ -171,7 +173,7 @@ def one(mode: str, run: str) -> None:
 
         measure_run(ht.Run.load(run), trace=False, memory_mib=MEASURE_MIB)
     else:
-        more = {"sharded": {"shard": True}, "lora": {"method": "lora"}}.get(mode, {})
+        more = MORE.get(mode, {})
         ht.finetune({**options, **more}, out=run)
     start_ranks()
     peak = torch.tensor([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024])
@@ -228,7 +230,7 @@ def times() -> dict[str, float]:
     def frozen() -> None:  # backward through every layer, to none of its weights
         flags = [p.requires_grad for p in model.parameters()]
         model.requires_grad_(False)
-        model[1].bias.requires_grad_(True)
+        dict(model[1].named_parameters())["bias"].requires_grad_(True)
         train()
         for parameter, flag in zip(model.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
@@ -238,7 +240,7 @@ def times() -> dict[str, float]:
             exact_forms(capture(model, x, names, layouts), names, deltas)
 
     with differentiable(model, names):
-        layouts = find_layouts(model, x, names)
+        layouts = {name: found for name, found in find_layouts(model, x, names).items() if found}
     sides = {"forward": forward, "train": train, "lora": frozen, "exact": exact}
     spent: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(7):

@@ -32,13 +32,14 @@ NOISES, SEEDS, CLEAN, DELTA = (
 METHODS = ("anchor", "dual_t", "confident", "volmin", "auto", "holdout")
 
 
-def main():
+def main() -> None:
     warnings.simplefilter("ignore")
     loaded = load_model("efficientnet_lite0", 10)
     features, labels = {}, {}
     for seed in SEEDS:
         task = load_task("digits", size=64, seed=seed)
         features[seed] = frozen_features(loaded, task.train, torch.device("cpu"))
+        assert task.train.labels is not None
         labels[seed] = task.train.labels
     runs = []
     for noise in NOISES:

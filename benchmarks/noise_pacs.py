@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hesstune.errors import NoiseMatrixError
 from hesstune.noise.estimate import estimate_noise, from_posterior, holdout
@@ -24,18 +27,23 @@ from hesstune.noise.matrix import NoiseMatrix
 from hesstune.weak.features import soft_dawid_skene
 from hesstune.weak.label_models import label
 from records import alone, machine, read_record, write_record
-from weak_tasks import PACS, pacs
+from weak_tasks import PACS, WeakTask, pacs
 
 SEEDS = (10, 11, 12, 13, 14)
 RADII, STEPS, LR, CLEAN = (4.0, 16.0, 64.0), 200, 0.02, 50
+Floats = NDArray[np.floating[Any]]
+Row = dict[str, Any]
 
 
-def softmax(logits):
+def softmax(logits: Floats) -> Floats:
     powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+    shares: Floats = powers / powers.sum(-1, keepdims=True)
+    return shares
 
 
-def test_accuracies(task, targets, weights, inverses):
+def test_accuracies(
+    task: WeakTask, targets: Sequence[Floats], weights: Sequence[Floats], inverses: Sequence[Floats]
+) -> list[tuple[float, float]]:
     """Train a head for each (N, K) of targets, with weights, and each radius; choose by inverses."""
     mean = task.train.features.mean(0)
     scale = np.sqrt(((task.train.features - mean) ** 2).sum(1).mean() / 10)
@@ -49,8 +57,9 @@ def test_accuracies(task, targets, weights, inverses):
     w, m, v = (np.zeros(shape, np.float32) for _ in range(3))
     radius = np.array(RADII, np.float32)[None, None, :, None]
 
-    def logits(x):
-        return (x @ w.reshape(shape[0], -1)).reshape(len(x), *shape[1:])
+    def logits(x: Floats) -> Floats:
+        made: Floats = (x @ w.reshape(shape[0], -1)).reshape(len(x), *shape[1:])
+        return made
 
     for step in range(1, STEPS + 1):
         # Rows of an inverse sum to 1, so the gradient in the logits is softmax less the row.
@@ -69,7 +78,7 @@ def test_accuracies(task, targets, weights, inverses):
     return found
 
 
-def clean_weight(inverse, weak, checked):
+def clean_weight(inverse: Floats, weak: NDArray[np.int64], checked: int) -> float:
     """Return the weight of a checked label against a corrected one: by the inverse variance of its aim.
 
     A corrected label aims at a row of F⁻¹, whose mean squared norm is that many times a true label's;
@@ -78,7 +87,9 @@ def clean_weight(inverse, weak, checked):
     return float(np.clip((inverse[weak] ** 2).sum(1).mean(), 1, (len(weak) - checked) / checked))
 
 
-def matrices(task, seed, choice):
+def matrices(
+    task: WeakTask, seed: int, choice: dict[str, Any]
+) -> tuple[dict[str, NoiseMatrix], Floats, Floats, NDArray[np.int64]]:
     """Return {name: noise matrix}, the posteriors without and with checked labels, and the rows checked."""
     part, k = task.train, task.k
     probs = cross_fit(part.features, part.weak, k, seed=seed)
@@ -88,10 +99,10 @@ def matrices(task, seed, choice):
     checked = soft_dawid_skene(part.votes, part.features, clean=clean, seed=seed, **choice["checked"])
     made = {"true F": task.noise}
     for name in ("anchor", "dual_t", "confident", "volmin", "auto"):
-        with_features = {"features": part.features} if name in ("volmin", "auto") else {}
-        posterior = {"posterior": free} if name == "auto" else {}
+        features = part.features if name in ("volmin", "auto") else None
+        given = free if name == "auto" else None
         try:
-            made[name] = estimate_noise(probs, part.weak, name, **with_features, **posterior).matrix
+            made[name] = estimate_noise(probs, part.weak, name, features=features, posterior=given).matrix
         except NoiseMatrixError:  # a class that is never the most probable: nothing is known of its row
             made[name] = NoiseMatrix.identity(k)
     for name in ("majority", "dawid_skene", "features"):
@@ -103,13 +114,14 @@ def matrices(task, seed, choice):
     return made, free, checked, rows
 
 
-def compared(task, seed, choice):
+def compared(task: WeakTask, seed: int, choice: dict[str, Any]) -> list[Row]:
     part, eye = task.train, np.eye(task.k)
     made, free, checked, rows = matrices(task, seed, choice)
     used = {n: f if n == "true F" else well_conditioned(f)[0] for n, f in made.items()}
     names = ["cross-entropy", *used]
-    inverses = [eye, *(f.inverse for f in used.values())]
-    targets, weights = [i[part.weak] for i in inverses], [np.ones(len(part)) for _ in inverses]
+    inverses: list[Floats] = [eye, *(f.inverse for f in used.values())]
+    targets = [i[part.weak] for i in inverses]
+    weights: list[Floats] = [np.ones(len(part)) for _ in inverses]
     best = used[f"holdout, {CLEAN} checked"].inverse
     for kind in ("soft_features", "holdout"):
         inverse = used[f"{kind}, {CLEAN} checked"].inverse
@@ -148,12 +160,12 @@ def compared(task, seed, choice):
     return runs
 
 
-def kept(runs=()):
+def kept(runs: Sequence[Row] = ()) -> list[Row]:
     """Add runs to the record, under a lock; return all of it."""
     with alone("noise_pacs"):
         setting = {"radii": list(RADII), "steps": STEPS, "lr": LR, "checked": CLEAN, "pixels": 96}
         old = read_record("noise_pacs", {})
-        have = old.get("runs", []) if old.get("setting") == setting else []
+        have: list[Row] = old.get("runs", []) if old.get("setting") == setting else []
         done = {(r["seed"], r["target"]) for r in have}
         if runs and (runs[0]["seed"], runs[0]["target"]) not in done:
             have = sorted([*have, *runs], key=lambda r: (r["seed"], PACS.index(r["target"])))
@@ -169,7 +181,7 @@ def kept(runs=()):
     return have
 
 
-def main():
+def main() -> None:
     root, seeds = sys.argv[1], [int(s) for s in sys.argv[2:]] or SEEDS
     warnings.simplefilter("ignore")
     choices = read_record("noise_choices")["chosen"]

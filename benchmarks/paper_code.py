@@ -33,7 +33,8 @@ class Cnn(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.norm(self.first(x[:, None])))
-        return self.head(F.relu(self.second(x)).flatten(1))
+        logits: torch.Tensor = self.head(F.relu(self.second(x)).flatten(1))
+        return logits
 
 
 class Transformer(nn.Module):
@@ -45,7 +46,8 @@ class Transformer(nn.Module):
         self.head = nn.Linear(64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.encoder(x).flatten(1))
+        logits: torch.Tensor = self.head(self.encoder(x).flatten(1))
+        return logits
 
 
 def gelu_mlp() -> nn.Module:

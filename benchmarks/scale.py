@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -91,7 +92,7 @@ def classes() -> dict[str, object]:
     names = ref.layers()
     deltas = {name: ref.difference(model, name) for name in names}
     with differentiable(model, names):
-        layouts = find_layouts(model, x, names)
+        layouts = {name: found for name, found in find_layouts(model, x, names).items() if found}
         started = time.monotonic()
         backward = exact_forms(capture(model, x, names, layouts), names, deltas).quadratic
         slow = time.monotonic() - started
@@ -119,7 +120,7 @@ def peak_of(budget: float, trace: bool) -> float:
         for parameter in model.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
 
-    def batches():
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for i in range(10):
             torch.manual_seed(i)
             yield torch.randn(1000, 3, 32, 32), torch.randint(0, 10, (1000,))

@@ -14,6 +14,7 @@ import csv
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ CELLS = [
     for seed in seeds
     for method in ("vanilla", "robust")
 ]
-TASKS = {
+TASKS: dict[str, dict[str, Any]] = {
     "sst2": {"noise": "symmetric:0.4", "epochs": 4, "train": 2000, "test": 1000},
     "mrpc": {"noise": "symmetric:0.2", "epochs": 4, "train": 1000, "test": 800},
 }
@@ -58,10 +59,11 @@ def write_csv(root: Path, task: str, seed: int, path: Path) -> None:
                 writer.writerow([first, *([second] if task == "mrpc" else []), name, part])
 
 
-def chosen(method: str) -> dict[str, object]:
+def chosen(method: str) -> dict[str, Any]:
     """Return the method, the learning rate and the radius that noisy validation chose."""
     choice = read_record("text_settings")
-    return choice["settings"][choice["chosen"][method]]
+    found: dict[str, Any] = choice["settings"][choice["chosen"][method]]
+    return found
 
 
 def cell(root: Path, task: str, method: str, seed: int) -> dict[str, object]:
@@ -92,7 +94,7 @@ def cell(root: Path, task: str, method: str, seed: int) -> dict[str, object]:
         }
 
 
-def read() -> dict[str, object]:
+def read() -> dict[str, Any]:
     return read_record("text", {"cells": []})
 
 

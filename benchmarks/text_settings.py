@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ NOISE = ht.NoiseMatrix.symmetric(2, 0.4)
 TRAIN, VALIDATION = 2000, 4500
 SEEDS = (100, 101)
 FINALISTS = 3
-SETTINGS: dict[str, dict[str, object]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     f"vanilla {lr:g}": {"method": "vanilla", "lr": lr} for lr in (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 4e-4)
 } | {
     f"robust {lr:g} {radius:g}": {"method": "robust", "lr": lr, "radius": {"head": 0.5, "*": radius}}
@@ -91,18 +92,18 @@ def cell(root: Path, setting: str, seed: int) -> dict[str, object]:
     }
 
 
-def read() -> dict[str, object]:
+def read() -> dict[str, Any]:
     return read_record("text_settings", {"cells": []})
 
 
-def ranked(cells: list[dict[str, object]], method: str, seeds: Sequence[int]) -> list[str]:
+def ranked(cells: list[dict[str, Any]], method: str, seeds: Sequence[int]) -> list[str]:
     """Return a method's settings that all the seeds have tried, the least mean risk first."""
     risks = {name: {c["seed"]: c["risk"] for c in cells if c["setting"] == name} for name in SETTINGS}
     tried = [n for n in risks if SETTINGS[n]["method"] == method and set(seeds) <= set(risks[n])]
     return sorted(tried, key=lambda n: sum(risks[n][seed] for seed in seeds))
 
 
-def todo(cells: list[dict[str, object]], method: str, seed: int) -> list[str]:
+def todo(cells: list[dict[str, Any]], method: str, seed: int) -> list[str]:
     """Return what a method has to try on a seed: all of it on the first, the best of that afterwards."""
     names = [n for n in SETTINGS if SETTINGS[n]["method"] == method]
     if seed != SEEDS[0]:

@@ -22,6 +22,7 @@ from hesstune import NoiseMatrix, Reference
 from hesstune.data.augment import Augmentation
 from hesstune.data.examples import Examples
 from hesstune.data.images import DecodedImages
+from hesstune.inputs.batches import ModelInputs
 from hesstune.inputs.image_inputs import ImageInputs, to_channels_last
 from hesstune.methods import MethodSetup, method_class
 from hesstune.models.load import load_model
@@ -47,13 +48,15 @@ def make_trainer(method: str, batch: int) -> Trainer:
     part, device = examples(), torch.device("cpu")
     loaded = load_model("efficientnet_lite0", K)
     to_channels_last(loaded.model, device)
-    radius = {loaded.head_layer if k == "head" else k: v for k, v in (config.radius or {}).items()} or None
+    balls = config.radius if isinstance(config.radius, dict) else {}
+    radius = {loaded.head_layer if k == "head" else k: v for k, v in balls.items()} or None
     noise = NoiseMatrix.symmetric(K, 0.4)
+    assert part.labels is not None
     counts = np.bincount(part.labels, minlength=K)
     setup = MethodSetup(loaded.model, Reference.of(loaded.model), noise, counts, radius, "frobenius", 0)
     augmentation = Augmentation("auto", flip=True, n=N, seed=0)
     augmentation.start_epoch(0)
-    feeds = {
+    feeds: dict[str, ModelInputs] = {
         "train": ImageInputs(part, loaded, device, augmentation),
         "val": ImageInputs(part, loaded, device),
     }
@@ -88,7 +91,8 @@ def batch_indices(at: int, batch: int) -> np.ndarray:
 def bare_step(batch: int) -> Callable[[int], None]:
     """The same work, written by hand: augment, normalise, forward, loss, backward, Adam, schedule."""
     part = examples()
-    model = load_model("efficientnet_lite0", K).model.to(memory_format=torch.channels_last).train()
+    model = load_model("efficientnet_lite0", K).model.train()
+    to_channels_last(model, torch.device("cpu"))
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
@@ -96,6 +100,7 @@ def bare_step(batch: int) -> Callable[[int], None]:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10))
     augment = Augmentation("auto", flip=True, n=N, seed=0)
     augment.start_epoch(0)
+    assert part.labels is not None
     labels = torch.from_numpy(part.labels)
 
     def step(at: int) -> None:

@@ -40,8 +40,9 @@ def resnet() -> Any:
 
     config = ResNetConfig(
         embedding_size=32, hidden_sizes=[32, 64, 128, 256], depths=[1, 1, 1, 1], layer_type="basic",
-        hidden_act="relu", num_labels=CLASSES,
+        hidden_act="relu",
     )  # fmt: skip
+    config.num_labels = CLASSES
     return ResNetForImageClassification(config)
 
 
@@ -50,8 +51,9 @@ def vit() -> Any:
 
     config = ViTConfig(
         hidden_size=96, num_hidden_layers=4, num_attention_heads=4, intermediate_size=192, image_size=SIZE,
-        patch_size=8, num_labels=CLASSES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        patch_size=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
+    config.num_labels = CLASSES
     return ViTForImageClassification(config)
 
 

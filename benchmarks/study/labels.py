@@ -62,12 +62,12 @@ def write_task(
 def _posterior(task: WeakTask, estimator: str) -> dict[str, NDArray[np.float64]]:
     """Return P(class | votes, features) of the training and the validation part, fitted on both."""
     parts = [task.train, task.val]
-    soft = [part.votes.soft for part in parts]
+    soft = [part.votes.soft for part in parts if part.votes.soft is not None]
     votes = Votes(
         np.concatenate([part.votes.table for part in parts]),
         task.k,
         task.train.votes.names,
-        None if any(s is None for s in soft) else np.concatenate(soft),
+        np.concatenate(soft) if len(soft) == len(parts) else None,
     )
     features = np.concatenate([part.features for part in parts])
     found = label(votes, estimator, features=features, seed=task.seed).posterior
@@ -91,17 +91,20 @@ def _write_csv(
 ) -> None:
     """Write the examples with the labels given, and true labels for the test."""
     given = {**given, "test": task.test.true}
-    rows: list[list[object]] = []
+    eye, rows = np.eye(task.k), list[list[object]]()
     for name, some in kept.items():
         part = task.part(name)
         for i in some:
-            shares = [] if soft is None else soft[name][i] if name in soft else np.eye(task.k)[part.true[i]]
+            shares: list[float] = []
+            if soft is not None:
+                shares = list(soft[name][i] if name in soft else eye[part.true[i]])
             rows.append([part.ids[i], part.paths[i].resolve(), task.classes[given[name][i]], name, *shares])
+    rows.sort(key=lambda row: str(row[0]))
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         columns = [] if soft is None else [f"p_{name}" for name in task.classes]
         writer.writerow(["id", "image", "label", "split", *columns])
-        writer.writerows(sorted(rows, key=lambda row: str(row[0])))
+        writer.writerows(rows)
 
 
 def write_all(

@@ -157,4 +157,5 @@ def stochastic_matrix(array: ArrayLike) -> NDArray[np.float64]:
             f"the rows of a noise matrix must sum to 1 (F[i, j] = P(noisy = j | true = i)); "
             f"row {worst} sums to {sums[worst]:.6g} ({fix})"
         )
-    return matrix / sums[:, None]
+    rows: NDArray[np.float64] = matrix / sums[:, None]
+    return rows

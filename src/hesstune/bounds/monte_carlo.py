@@ -211,7 +211,7 @@ class WeightDraws:
         """Count this process's blocks among the first ones, in the number-th pass."""
         if self._every:
             self._draw(sigma, start, number)
-        counts: Any = self._none
+        counts: NDArray[np.float64] = self._none
         own = self._share.blocks(len(self._sizes))
         for block, (inputs, targets) in zip(own, self._batches(), strict=False):
             if block >= blocks:

@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+Ends = tuple[float | None, float | None]
 METHODS = ("tightest", "inverse", "linear_program", "margin")
 TRADES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.4)
 # The error rate at which the linear program weighs its columns: a fixed guess, no property of the data.
@@ -287,7 +288,7 @@ def linear_program_loss(noise: NoiseSet, trade: float) -> CleanLoss:
     return _lifted(f"linear_program({trade:g})", solved.x[: noise.k**2].reshape(noise.k, noise.k).T, noise)
 
 
-def _program(noise: NoiseSet, trade: float) -> tuple[Array, sparse.csr_matrix, Array, list[tuple]]:
+def _program(noise: NoiseSet, trade: float) -> tuple[Array, sparse.csr_matrix, Array, list[Ends]]:
     """Build the linear program: cost, A, b and the bounds of A x ≤ b.
 
     The variables are the columns L[:, h], each column's dual variables, then a and b.
@@ -312,7 +313,7 @@ def _program(noise: NoiseSet, trade: float) -> tuple[Array, sparse.csr_matrix, A
         ]
     )
     limits = np.concatenate([-needed.ravel(), np.zeros(2 * k * k)])
-    free: tuple = (None, None)
+    free: Ends = (None, None)
     bounds = [free] * (k * k) + [(0, None)] * duals + [free, free]
     return np.concatenate([mean, np.zeros(duals), [-trade, trade]]), rows.tocsr(), limits, bounds
 

@@ -254,8 +254,10 @@ class PriorFamily:
         scaled, logs = posterior.square / s2, d * np.log(s2)
         spread = scaled - d - posterior.log + logs
         rounding = _ROUNDINGS * np.finfo(np.float64).eps * (scaled + d + abs(posterior.log) + abs(logs))
-        return posterior.distance / (2 * s2) + np.maximum(spread + rounding, 0.0) / 2
+        terms: Array = posterior.distance / (2 * s2) + np.maximum(spread + rounding, 0.0) / 2
+        return terms
 
     def kl(self, posterior: Posterior) -> Array:
         """Return the KL of the posterior from each member, (J,), in nats."""
-        return self.terms(posterior).sum(axis=1)
+        total: Array = self.terms(posterior).sum(axis=1)
+        return total

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ class Certificate:
 
     def _check(self) -> None:
         """Raise ValueError unless every value has the type that it is declared with."""
-        kinds = {
+        kinds: dict[str, Callable[[Any], bool]] = {
             "float": _is_number,
             "int": lambda v: _is_number(v) and v == int(v),
             "str": lambda v: isinstance(v, str),

@@ -282,7 +282,8 @@ def _captured(
     scale = given.get("alpha", 1)
 
     def call(a: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return torch.mm(a, w) * scale if kind == "addmm" else func(a, w, None, **options)
+        output: torch.Tensor = torch.mm(a, w) * scale if kind == "addmm" else func(a, w, None, **options)
+        return output
 
     return CapturedLayer(
         name=name,

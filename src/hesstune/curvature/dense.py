@@ -91,12 +91,14 @@ def positive_form(hessian: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     """
     values, vectors = torch.linalg.eigh(hessian)
     parts = vectors.transpose(-2, -1) @ vector.reshape(-1).to(hessian.dtype)
-    return (values.clamp(min=0) * parts.square()).sum(-1)
+    form: torch.Tensor = (values.clamp(min=0) * parts.square()).sum(-1)
+    return form
 
 
 def positive_trace(hessian: torch.Tensor) -> torch.Tensor:
     """Return Tr H⁺, the sum of the positive eigenvalues, of (..., d, d)."""
-    return torch.linalg.eigvalsh(hessian).clamp(min=0).sum(-1)
+    trace: torch.Tensor = torch.linalg.eigvalsh(hessian).clamp(min=0).sum(-1)
+    return trace
 
 
 def paper_code_quantity(
@@ -152,7 +154,8 @@ class _Substituted(nn.Module):
 
     def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
         model, weights = self._parts
-        return functional_call(model, weights, args, kwargs)
+        output: torch.Tensor = functional_call(model, weights, args, kwargs)
+        return output
 
 
 @contextmanager

@@ -353,7 +353,8 @@ def exact_by_forward_mode(
         with forward_ad.dual_level():
 
             def moved(layer: CapturedLayer, z: torch.Tensor) -> torch.Tensor:
-                return forward_ad.make_dual(z, layer.apply(deltas[layer.name]).detach())
+                dual: torch.Tensor = forward_ad.make_dual(z, layer.apply(deltas[layer.name]).detach())
+                return dual
 
             out = capture(model, inputs, [name], layouts, moved, copied).logits
             primal, tangent = forward_ad.unpack_dual(out)

@@ -29,8 +29,10 @@ def as_examples(tensor: torch.Tensor, layout: Layout, examples: int) -> torch.Te
     if layout == "second":
         return tensor.transpose(0, 1)
     if layout == "rows":
-        return tensor.unflatten(0, (examples, -1))
-    return tensor.unflatten(0, (-1, examples)).transpose(0, 1)
+        tokens: torch.Tensor = tensor.unflatten(0, (examples, -1))
+        return tokens
+    columns: torch.Tensor = tensor.unflatten(0, (-1, examples))
+    return columns.transpose(0, 1)
 
 
 def layout_candidates(shape: torch.Size, examples: int) -> list[Layout]:
@@ -136,7 +138,8 @@ class CapturedLayer:
         if g.stride() == d.stride() and _is_channels_last(g):
             # Flattening in the order of the memory costs no copy.
             g, d = g.movedim(1, -1), d.movedim(1, -1)
-        return torch.linalg.vecdot(g.flatten(1), d.flatten(1))
+        products: torch.Tensor = torch.linalg.vecdot(g.flatten(1), d.flatten(1))
+        return products
 
     def tokens(self) -> torch.Tensor:
         """Return what the weight multiplies: (B, G, T, I), I inputs a group (patches of a convolution).
@@ -173,7 +176,8 @@ class CapturedLayer:
         if flat.ndim == 3:
             flat = flat.unsqueeze(1)
         split = flat.unflatten(2, (groups, -1))  # (B, M, G, O/G, T)
-        return split.permute(0, 2, 1, 4, 3).flatten(2, 3)
+        tokens: torch.Tensor = split.permute(0, 2, 1, 4, 3).flatten(2, 3)
+        return tokens
 
     def gram(self) -> torch.Tensor:
         """Return the tokens' Gram matrices A Aᵀ, (B, G, T, T)."""
@@ -212,7 +216,8 @@ def _patches(inputs: torch.Tensor, kernel: torch.Size, options: dict[str, Any]) 
     split = padded.unflatten(1, (options["groups"], -1))
     order = [0, 1, *range(3, 3 + spatial), 2, *range(3 + spatial, 3 + 2 * spatial)]
     columns = split.permute(order)
-    return columns.reshape(*columns.shape[:2], math.prod(columns.shape[2 : 2 + spatial]), -1)
+    patches: torch.Tensor = columns.reshape(*columns.shape[:2], math.prod(columns.shape[2 : 2 + spatial]), -1)
+    return patches
 
 
 def _tuple(value: Any, size: int) -> tuple[int, ...]:

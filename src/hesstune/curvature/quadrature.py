@@ -135,9 +135,8 @@ class Krylov:
 
     def exhausted(self) -> torch.Tensor:
         """Tell for which matrices the Krylov space is exhausted, (B,) bool: T then says everything."""
-        if not self._beta:
-            return self.norm == 0
-        return self._beta[-1] == 0
+        last: torch.Tensor = self._beta[-1] if self._beta else self.norm
+        return last == 0
 
     def advance(self) -> None:
         """Take one product of every matrix and extend T by one row."""
@@ -239,7 +238,8 @@ def _extended(t: Tridiagonal, corner: torch.Tensor) -> torch.Tensor:
 
 def _first_entry(matrix: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors[..., 0, :].square() * values.clamp_min(0)).sum(-1)
+    entry: torch.Tensor = (vectors[..., 0, :].square() * values.clamp_min(0)).sum(-1)
+    return entry
 
 
 class _RadauFamily:

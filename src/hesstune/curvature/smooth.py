@@ -16,7 +16,8 @@ from hesstune.curvature.padding import trimmed
 from hesstune.curvature.planning import MeasurePlan, Method
 from hesstune.curvature.products import WeightProducts
 from hesstune.curvature.quadrature import Bracket, probe_mean
-from hesstune.curvature.screening import SAFETY, Ranking, Screening, rank_examples, screen_maximum
+from hesstune.curvature.ranking import Ranking, rank_examples
+from hesstune.curvature.screening import SAFETY, Screening, screen_maximum
 from hesstune.forward import Inputs, batch_size
 
 __all__ = ["GaussNewtonScreen", "Sample", "SmoothSettings", "smooth_brackets", "smooth_traces"]

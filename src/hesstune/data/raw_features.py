@@ -32,4 +32,6 @@ def raw_features(examples: Examples) -> NDArray[np.float64]:
     for row, (first, second) in enumerate(texts):
         for word in f"{first} {second or ''}".lower().split():
             found[row, zlib.crc32(word.encode()) % WORDS] += 1
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1) * np.sqrt(WORDS)
+    lengths = np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1)
+    scaled: NDArray[np.float64] = found / lengths * np.sqrt(WORDS)
+    return scaled

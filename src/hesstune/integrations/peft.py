@@ -213,7 +213,7 @@ def _product_norm(pieces: list[_Piece]) -> float:
             outer = one.b.float().t() @ other.b.float()
             inner = one.a.float() @ other.a.float().t()
             total += one.scale * other.scale * float((outer * inner).sum(dtype=torch.float64))
-    return max(total, 0.0) ** 0.5
+    return float(max(total, 0.0) ** 0.5)
 
 
 def _products(model: nn.Module) -> dict[str, list[_Piece]]:

@@ -136,7 +136,8 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable class of each example."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        predicted: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return predicted
 
 
 def _is_text(X: Any) -> bool:

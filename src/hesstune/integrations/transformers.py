@@ -210,7 +210,10 @@ def consistent_loss(noise: NoiseMatrix, **options: Any) -> Callable[..., torch.T
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
         losses = each(logits, labels)
         # With gradient accumulation the Trainer counts the examples of the whole step.
-        return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
+        mean: torch.Tensor = losses.mean()
+        if num_items_in_batch is not None:
+            mean = losses.sum() / num_items_in_batch
+        return mean
 
     return loss
 

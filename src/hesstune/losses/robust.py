@@ -195,7 +195,8 @@ def jensen_shannon(distributions: list[torch.Tensor], weights: list[float]) -> t
 
 def _entropy(p: torch.Tensor) -> torch.Tensor:
     # entr(0) is 0 but its slope is not finite: probabilities are kept above the least normal number.
-    return torch.special.entr(p.clamp_min(torch.finfo(p.dtype).tiny)).sum(dim=1)
+    entropy: torch.Tensor = torch.special.entr(p.clamp_min(torch.finfo(p.dtype).tiny)).sum(dim=1)
+    return entropy
 
 
 class JensenShannonLoss(nn.Module):

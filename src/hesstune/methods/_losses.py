@@ -28,7 +28,8 @@ def balanced_rates(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     if (counts == 0).any():
         absent = int(np.flatnonzero(counts == 0)[0])
         raise DataError(f"class {absent} has no training example, so classes cannot be balanced")
-    return counts.sum() / (len(counts) * counts.astype(np.float64))
+    rates: NDArray[np.float64] = counts.sum() / (len(counts) * counts.astype(np.float64))
+    return rates
 
 
 def class_weights(setup: MethodSetup) -> torch.Tensor | None:

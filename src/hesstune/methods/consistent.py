@@ -24,7 +24,8 @@ class Consistent(Method):
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
         """Return the consistent loss of a batch."""
-        return self._consistent(logits, targets)
+        loss: torch.Tensor = self._consistent(logits, targets)
+        return loss
 
 
 METHOD = Consistent

@@ -27,7 +27,8 @@ class Robust(Constraint):
         """Return the batch's loss: cross-entropy while warming up, then the consistent loss."""
         if epoch < self.setup.warmup_epochs:
             return super().loss(logits, targets, epoch)
-        return self._consistent(logits, targets)
+        loss: torch.Tensor = self._consistent(logits, targets)
+        return loss
 
 
 METHOD = Robust

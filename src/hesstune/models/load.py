@@ -234,7 +234,8 @@ def _find_head(model: nn.Module, k: int) -> str:
     ]
     if not found:
         raise ModelError(f"the model has no Linear layer with {k} outputs to serve as its head")
-    return found[-1]
+    head: str = found[-1]
+    return head
 
 
 def check_output(model: nn.Module, inputs: Inputs, k: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,8 @@ class NoiseMatrix:
         kind, _, rest = str(text).partition(":")
         try:
             if kind in KINDS and rest:
-                return getattr(cls, kind)(k, float(rest))
+                named: Callable[[int, float], NoiseMatrix] = getattr(cls, kind)
+                return named(k, float(rest))
             return cls.symmetric(k, float(text))
         except NoiseMatrixError:
             raise
@@ -206,7 +207,8 @@ class NoiseMatrix:
         uniform = np.random.default_rng(seed).random(len(true))
         edges = np.cumsum(self._array, axis=1)
         edges[:, -1] = 1.0  # rounding must not leave a gap below one
-        return (uniform[:, None] >= edges[true]).sum(axis=1).astype(np.int64)
+        noisy: NDArray[np.int64] = (uniform[:, None] >= edges[true]).sum(axis=1).astype(np.int64)
+        return noisy
 
     def resampled(self, weights: ArrayLike) -> NoiseMatrix:
         """Return the noise matrix seen when a noisy label j is kept in proportion to weights[j]."""

@@ -388,4 +388,5 @@ def _sampling(
     if config.sampler == "uniform":
         return None
     weights = balanced_rates(counts)[labels]
-    return weights / weights.sum()
+    rates: NDArray[np.float64] = weights / weights.sum()
+    return rates

@@ -223,7 +223,7 @@ def soft_dawid_skene(
     near = [nearest(features, votes), nearest(features)]
     x = _scaled_components(features)
     fold = np.random.default_rng([seed, 0x50F7]).permutation(len(x)) % min(PROBE_FOLDS, len(x))
-    q = views.sum(axis=1) / np.maximum(votes.given.sum(axis=1, keepdims=True), 1)
+    q: NDArray[np.float64] = views.sum(axis=1) / np.maximum(votes.given.sum(axis=1, keepdims=True), 1)
     known = q.sum(axis=0) > 0
     weight = np.ones(len(q))
     if clean is not None:

@@ -162,7 +162,8 @@ def _filled(probabilities: Any, votes: Votes) -> NDArray[np.float64]:
     table = np.zeros((len(votes), votes.k))
     columns = [int(c) for c in probabilities.columns]
     table[np.asarray(probabilities.index, dtype=np.int64)[:, None], columns] = probabilities.to_numpy()
-    return table / table.sum(axis=1, keepdims=True)
+    rows: NDArray[np.float64] = table / table.sum(axis=1, keepdims=True)
+    return rows
 
 
 def _dawid_skene(votes: Votes, call: _Call) -> Answer:

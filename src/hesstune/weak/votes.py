@@ -72,7 +72,7 @@ class Votes:
     @property
     def m(self) -> int:
         """The number of labelers."""
-        return self.table.shape[1]
+        return int(self.table.shape[1])
 
     @cached_property
     def given(self) -> NDArray[np.bool_]:

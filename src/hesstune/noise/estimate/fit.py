@@ -86,7 +86,8 @@ def log_likelihoods(noise: NoiseMatrix, probs: ArrayLike, labels: ArrayLike) -> 
     given = integer_labels(labels, g.shape[1], "noisy labels")
     noisy = simplex_projection(g @ noise.inverse) @ noise.array
     k = g.shape[1]
-    return np.log((1 - FLOOR) * noisy[np.arange(len(given)), given] + FLOOR / k)
+    logs: NDArray[np.float64] = np.log((1 - FLOOR) * noisy[np.arange(len(given)), given] + FLOOR / k)
+    return logs
 
 
 def best_by_likelihood(
