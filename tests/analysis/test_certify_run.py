@@ -11,7 +11,7 @@ from hesstune.analysis.certify import certify_run
 from hesstune.analysis.subject import InputExamples
 from hesstune.bounds.data import BoundData
 from hesstune.bounds.record import Certificate
-from hesstune.errors import DataError, LayerError, ModelError, RunError
+from hesstune.errors import ConfigError, DataError, LayerError, ModelError, RunError
 from hesstune.inputs.batches import make_inputs
 from hesstune.runs.task import run_task
 
@@ -145,7 +145,7 @@ def test_what_used_the_examples_is_refused(tiny, plain, tmp_path):
     stratified = ht.finetune({**plain, "out": str(tmp_path / "c"), "split": "stratified"})
     with pytest.raises(DataError, match="split"):
         certify_run(stratified, draws=32)
-    with pytest.raises(DataError, match="below 1"):
+    with pytest.raises(ConfigError, match="prior_fraction must be below 1"):
         certify_run(stratified, prior_fraction=1.0)
 
 

@@ -90,11 +90,15 @@ def test_usage_errors_are_one_line():
 
 def test_configuration_file_and_dry_run(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("method: robust\nnoise: pair:0.2\nbatch-size: 16\nradius: {head: 1.0}\n")
+    path.write_text("method: robust\ninject-noise: pair:0.2\nbatch-size: 16\nradius: {head: 1.0}\n")
     done = hesstune("finetune", "--config", path, "--batch-size", "8", "--dry-run")
     assert done.returncode == 0, done.stderr
     resolved = yaml.safe_load(done.stdout)
-    assert (resolved["batch_size"], resolved["noise"], resolved["noise_matrix"]) == (8, "pair:0.2", "true")
+    assert (resolved["batch_size"], resolved["inject_noise"], resolved["noise_matrix"]) == (
+        8,
+        "pair:0.2",
+        "true",
+    )
     assert resolved["radius"] == {"head": 1.0}
     path.write_text("metod: robust\n")
     assert "did you mean 'method'" in one_line(hesstune("finetune", "--config", path))

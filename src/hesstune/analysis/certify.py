@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,20 @@ from torch import nn
 
 from hesstune.analysis.subject import InputExamples, Subject
 from hesstune.analysis.trained_prior import Centred, with_trained_prior
-from hesstune.bounds.conditions import LEAKS, NOISE_KNOWLEDGE
 from hesstune.bounds.noisy import NoiseConfidenceSet
 from hesstune.bounds.prior import head_ratios, random_parameters
 from hesstune.bounds.record import Certificate
-from hesstune.checks import one_of, unit_interval
 from hesstune.data.clean import read_clean_labels
 from hesstune.data.examples import Examples, Task
-from hesstune.errors import DataError
+from hesstune.errors import ConfigError, DataError
 from hesstune.inputs.batches import make_inputs
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.models.load import LoadedModel
 from hesstune.models.train_parts import freeze
 from hesstune.noise.instance import instance_rate
+from hesstune.options import make_options, takes_options
 from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.options.analysis import CertifyOptions
 from hesstune.runs.records import CERTIFICATE
 from hesstune.runs.run import Run
 from hesstune.runs.task import injected_noise
@@ -35,9 +35,8 @@ from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import on_main_process, rank, start_ranks
 from hesstune.storage.atomic import write_json
 
-__all__ = ["NOISE_STORIES", "certify_run", "noise_story"]
+__all__ = ["certify_run", "noise_story"]
 
-NOISE_STORIES = ("auto", "none", *NOISE_KNOWLEDGE)
 # The share of δ for the confidence set of a noise matrix that a clean sample estimates.
 CLEAN_SAMPLE_SHARE = 0.2
 BLOCK = 32
@@ -54,57 +53,30 @@ class _Story:
     rows: NDArray[np.int64]
 
 
+@takes_options(CertifyOptions)
 def certify_run(
-    run: Run,
-    *,
-    delta: float = 0.05,
-    prior_fraction: float = 0.0,
-    noise_is: str = "auto",
-    noise_method: str = "tightest",
-    clean_sample: str | Path | None = None,
-    draws: int | None = None,
-    repeats: str = "refuse",
-    vouch: Sequence[str] = (),
-    diagnostic: bool = False,
-    seed: int = 0,
-    device: str = "auto",
-    progress: Callable[[int, int, str], None] | None = None,
+    run: Run, *, progress: Callable[[int, int, str], None] | None = None, **options: Any
 ) -> Certificate:
     """Certify a finished run on the examples it was trained on; write certificate.json to its folder.
 
     Args:
         run: A finished run.
-        delta: Probability with which the certificate may fail.
-        prior_fraction: Train the prior's centre anew on this share of the training examples and certify
-            on the rest; 0 takes the weights before fine-tuning.
-        noise_is: How the labels' noise is known: `auto` (from the run's configuration), `none` (labels are
-            true), `known`, `estimated` or `instance_dependent`.
-        noise_method: See `hesstune.certify`.
-        clean_sample: A CSV file of ids and true labels, drawn at random: those examples leave the
-            certificate's and give a confidence set for the noise matrix.
-        draws: m, the number of weight draws.
-        repeats: `refuse` repeated inputs, or `allow` them.
-        vouch: Choices that the run cannot show to be free of its examples and that you vouch for
-            (keys of `hesstune.bounds.conditions.LEAKS`, such as `normalisation`).
-        diagnostic: Return a number marked as no certificate where an assumption fails.
-        seed: Of the weight draws, and of the prior's part.
-        device: Where to compute.
         progress: Called with (steps done, steps in all, text).
+        **options: Options of `CertifyOptions`, by name.
 
     Raises:
+        ConfigError: If an option is wrong.
         HesstuneError: If the run has not finished, or an assumption of the certificate fails.
     """
+    asked = make_options(CertifyOptions, options)
     start_ranks()
     _ = run.outcome
-    one_of("value of --noise-is", noise_is, NOISE_STORIES)
-    for name in vouch:
-        one_of("choice to vouch for", name, tuple(LEAKS))
-    if unit_interval("prior_fraction", prior_fraction) == 1.0:
-        raise DataError("prior_fraction 1 leaves no example to certify on; give a share below 1, such as 0.5")
     task = run.task()
-    target = pick_device(device)
-    story = _story(run, task, noise_is, clean_sample, delta, vouch)
-    centred = with_trained_prior(run, task, story.rows, prior_fraction, seed, target, progress)
+    target = pick_device(asked.device)
+    story = _story(run, task, asked)
+    if story.noise is None and asked.noise_method != "tightest":
+        raise ConfigError("--noise-method is for noisy labels, and this run's count as true; leave it out")
+    centred = with_trained_prior(run, task, story.rows, asked.prior_fraction, asked.seed, target, progress)
     loaded = centred.loaded
     to_channels_last(loaded.model, target)
     freeze(loaded.model, run.config.train, loaded.head)
@@ -114,21 +86,21 @@ def certify_run(
         loaded.model, centred.reference.to(target), feed, task.train.labels, centred.rows
     ).certify(
         centred.rows,
-        delta=delta,
+        delta=asked.delta,
         noise_matrix=story.noise,
         ratios=head_ratios(list(random_parameters(loaded.model)), loaded.head),
         posterior=_known_posterior(loaded.model, centred.posterior),
-        noise_method=noise_method,
+        noise_method=asked.noise_method,
         noise_is=story.noise_is,
-        draws=draws,
+        draws=asked.draws,
         block_size=BLOCK,
-        seed=seed,
+        seed=asked.seed,
         prior_data=_prior_data(task, centred, loaded, target, run.config.max_length),
         held_out=_held_out(task, loaded, target, run.config.max_length),
-        repeats=repeats,
+        repeats=asked.repeats,
         leaks=story.leaks,
         assumptions=story.assumptions,
-        diagnostic=diagnostic,
+        diagnostic=asked.diagnostic,
         progress=progress if rank() == 0 else None,
     )
     on_main_process(lambda: write_json(run.path / CERTIFICATE, found.to_dict()))
@@ -174,14 +146,7 @@ def _known_posterior(model: nn.Module, posterior: dict[str, float] | None) -> di
     return {name: sigma for name, sigma in posterior.items() if name in trained}
 
 
-def _story(
-    run: Run,
-    task: Task,
-    noise_is: str,
-    clean_sample: str | Path | None,
-    delta: float,
-    vouch: Sequence[str],
-) -> _Story:
+def _story(run: Run, task: Task, asked: CertifyOptions) -> _Story:
     """Read from the configuration what is known of the noise, and what used the examples."""
     config = run.config
     leaks = [
@@ -191,15 +156,15 @@ def _story(
             ("split", task.split == "stratified"),
             ("batch_norm", config.batch_norm == "adapt"),
         )
-        if used and name not in vouch
+        if used and name not in asked.vouch
     ]
-    assumptions = [f"you vouch that {name} was chosen without these examples" for name in vouch]
+    assumptions = [f"you vouch that {name} was chosen without these examples" for name in asked.vouch]
     if config.weights:
         assumptions.append(f"the weights in {config.weights} were trained on other examples")
     rows = np.arange(len(task.train))
-    noise_is = noise_story(config, task, noise_is)
-    if clean_sample is not None:
-        noise, rows = _from_clean_sample(task, clean_sample, delta * CLEAN_SAMPLE_SHARE)
+    noise_is = noise_story(config, task, asked.noise_is)
+    if asked.clean_sample is not None:
+        noise, rows = _from_clean_sample(task, asked.clean_sample, asked.delta * CLEAN_SAMPLE_SHARE)
         # Its confidence set stands for an estimate; that noise depends on the input it cannot mend.
         known = "instance_dependent" if noise_is == "instance_dependent" else "known"
         return _Story(noise, known, assumptions, leaks, rows)

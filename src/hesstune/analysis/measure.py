@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from hesstune.analysis.complexity import Margins, complexity_measures, margins_of
 from hesstune.analysis.subject import Subject, drawn_rows
@@ -13,6 +13,8 @@ from hesstune.data.examples import Task
 from hesstune.inputs.batches import make_inputs
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.methods import method_class
+from hesstune.options import make_options, takes_options
+from hesstune.runs.options.analysis import MeasureOptions, SampleOptions, StabilityOptions
 from hesstune.runs.records import MEASURE, STABILITY, MeasureRecord, StabilityRecord, StabilityRow
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
@@ -25,47 +27,37 @@ __all__ = ["SIGMAS", "measure_run", "stability_of_run"]
 SIGMAS = (0.001, 0.002, 0.005, 0.01, 0.02)
 
 
+@takes_options(MeasureOptions)
 def measure_run(
-    run: Run,
-    *,
-    layers: Sequence[str] | None = None,
-    examples: str = "max",
-    max_examples: int | None = None,
-    trace: bool | Literal["exact"] = "exact",
-    mean_sample: int = 8,
-    memory_mib: float = 512.0,
-    device: str = "auto",
-    progress: Callable[[int, int, str], None] | None = None,
-    **options: Any,
+    run: Run, *, progress: Callable[[int, int, str], None] | None = None, **options: Any
 ) -> Measure:
     """Measure every layer of a finished run on its training examples; write the result beside it.
 
     Args:
         run: A finished run; measure.json and measure.safetensors are written to its folder.
-        layers: Names or patterns of layers; all where None.
-        examples: `max` or `all`, see `hesstune.measure`.
-        max_examples: At most so many training examples, drawn uniformly.
-        trace: Also Tr H_i⁺: of all layers, of exact ones only (`exact`), or not.
-        mean_sample: Examples drawn at random for the means of layers whose maximum is screened.
-        memory_mib: Memory for activations.
-        device: Where to compute.
         progress: Called with (examples done, examples in all, text).
-        **options: Passed on to `hesstune.measure`.
+        **options: Options of `MeasureOptions`, by name.
 
     Raises:
+        ConfigError: If an option is wrong.
         RunError: If the run has not finished, or its data has changed since.
     """
-    subject, task = _subject(run, max_examples, device)
+    asked = make_options(MeasureOptions, options)
+    subject, task = _subject(run, asked)
     rows = subject.rows
     shown = None if progress is None else lambda done: progress(done, len(rows) // world(), "examples")
     found = subject.measure(
-        layers=layers,
-        examples="all" if examples == "all" else "max",
-        trace=trace,
-        mean_sample=mean_sample,
-        memory_mib=memory_mib,
+        layers=asked.layers,
+        method=asked.method,
+        steps=asked.steps,
+        tol=asked.tol,
+        examples=asked.examples,
+        trace=asked.trace,
+        seed=asked.seed,
+        mean_sample=asked.mean_sample,
+        skip_classes=asked.skip_classes,
+        memory_mib=asked.memory_mib,
         progress=shown,
-        **options,
     )
     if len(rows) < len(task.train):
         found.notes.append(f"measured on {len(rows)} of {len(task.train)} training examples, drawn uniformly")
@@ -88,40 +80,38 @@ def _write(run: Run, found: Measure, subject: Subject, task: Task, margins: Marg
         write_record(run.path / MEASURE, record)
 
 
-def stability_of_run(
-    run: Run,
-    sigmas: Sequence[float] = SIGMAS,
-    *,
-    layers: Sequence[str] | None = None,
-    max_examples: int | None = None,
-    samples: int = 16,
-    device: str = "auto",
-) -> list[Stability]:
+@takes_options(StabilityOptions)
+def stability_of_run(run: Run, sigmas: Sequence[float] = SIGMAS, **options: Any) -> list[Stability]:
     """Measure a finished run's noise stability over a range of σ; write noise_stability.json beside it.
 
-    Arguments are those of `measure_run` and of `hesstune.noise_stability`.
+    Args:
+        run: A finished run.
+        sigmas: Standard deviations of the noise on the weights.
+        **options: Options of `StabilityOptions`, by name.
 
     Raises:
+        ConfigError: If an option is wrong.
         RunError: If the run has not finished, or its data has changed since.
     """
-    subject, _ = _subject(run, max_examples, device)
-    table = subject.stability(sigmas, samples, run.config.seed, layers=layers)
+    asked = make_options(StabilityOptions, options)
+    subject, _ = _subject(run, asked)
+    table = subject.stability(sigmas, asked.samples, run.config.seed, layers=asked.layers)
     lines = [StabilityRow(**row.to_dict()) for row in table]
     record = StabilityRecord(examples=len(subject.rows), rows=lines)
     on_main_process(lambda: write_record(run.path / STABILITY, record))
     return table
 
 
-def _subject(run: Run, max_examples: int | None, device: str) -> tuple[Subject, Task]:
+def _subject(run: Run, asked: SampleOptions) -> tuple[Subject, Task]:
     """Return a finished run's network with (some of) the examples it was trained on, as labelled then."""
     start_ranks()
     _ = run.outcome
     task = run.task()
-    target = pick_device(device)
+    target = pick_device(asked.device)
     loaded = run.loaded()
     to_channels_last(loaded.model, target)
     assert task.train.labels is not None
-    rows = drawn_rows(len(task.train), max_examples, run.config.seed)
+    rows = drawn_rows(len(task.train), asked.max_examples, run.config.seed)
     feed = make_inputs(task.train, loaded, target, max_length=run.config.max_length)
     # Differences are taken a layer at a time, so the reference need not be on the device.
     return Subject(loaded.model, run.reference(), feed, task.train.labels, rows), task

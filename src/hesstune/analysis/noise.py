@@ -18,6 +18,8 @@ from hesstune.noise.estimate.crossfit import reduced_features
 from hesstune.noise.estimate.fit import log_likelihoods, simplex_projection
 from hesstune.noise.estimate.request import ESTIMATORS, Request
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.options import make_options, takes_options
+from hesstune.runs.options.analysis import NoiseCheckOptions
 from hesstune.runs.records import (
     NOISE_CHECK,
     CostOfError,
@@ -39,31 +41,33 @@ OFF, DRAWS = (0.05, 0.1, 0.2), 5
 DIRECTIONS = ("too little", "too much", "misplaced")
 
 
-def check_noise(run: Run, *, device: str = "auto", seed: int = 0) -> NoiseCheck:
+@takes_options(NoiseCheckOptions)
+def check_noise(run: Run, **options: Any) -> NoiseCheck:
     """Compare a finished run's noise matrix with estimates from its labels; write `noise_estimate.json`.
 
     Nothing is trained but probes on the reference's features; the run's weights are not used.
 
     Args:
         run: A finished run.
-        device: Where features are computed.
-        seed: Of what is drawn.
+        **options: Options of `NoiseCheckOptions`, by name.
 
     Returns:
         What was found: the believed matrix, a row an estimator, the cost of an error in F, the test of
         whether noise depends on the example, and statements in words.
 
     Raises:
+        ConfigError: If an option is wrong.
         RunError: If the run has not finished.
         DataError: If there are too few examples.
     """
+    asked = make_options(NoiseCheckOptions, options)
     _ = run.outcome
     config, task = run.config, run.task()
     if len(task.train) < 4 * task.k:
         raise DataError(
             f"{len(task.train)} training examples are too few to judge the noise of {task.k} classes"
         )
-    target = pick_device(config.device if device == "auto" else device)
+    target = pick_device(config.device if asked.device == "auto" else asked.device)
     loaded = run.loaded()
     run.reference().restore_(loaded.model)
     to_channels_last(loaded.model, target)
@@ -73,8 +77,8 @@ def check_noise(run: Run, *, device: str = "auto", seed: int = 0) -> NoiseCheck:
     estimates, best = _estimates(material, compared)
     base = told if told is not None and np.isfinite(told.condition) else best
     features = reduced_features(material.features, len(material.labels))
-    costs = sensitivity(features, material.labels, base, seed=seed)
-    test = _conditional(task, material, features, base, seed)
+    costs = sensitivity(features, material.labels, base, seed=asked.seed)
+    test = _conditional(task, material, features, base, asked.seed)
     found = NoiseCheck(
         run=str(run.path),
         classes=task.classes,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from hesstune.data.load import load_examples
 from hesstune.inputs.batches import make_inputs, predict_logits
 from hesstune.inputs.image_inputs import to_channels_last
+from hesstune.options import make_options, takes_options
+from hesstune.runs.options.analysis import PredictOptions
 from hesstune.runs.predictions import Predictions
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
@@ -17,18 +20,17 @@ from hesstune.training.evaluate import accuracy
 __all__ = ["predict"]
 
 
-def predict(
-    run: Run | str | Path, data: str, *, device: str = "auto", skip_bad_images: bool = False
-) -> Predictions:
+@takes_options(PredictOptions)
+def predict(run: Run | str | Path, data: str, **options: Any) -> Predictions:
     """Predict the classes of new data with a finished run.
 
     Args:
         run: A run or its folder.
         data: A data specification, as for `finetune`; labels are not needed.
-        device: Where to compute.
-        skip_bad_images: Leave out images that cannot be decoded.
+        **options: Options of `PredictOptions`, by name.
 
     Raises:
+        ConfigError: If an option is wrong.
         RunError: If the run is missing or has not finished.
         DataError: If the data cannot be used.
 
@@ -37,16 +39,17 @@ def predict(
         >>> found.predicted[:2]                           # doctest: +SKIP
         ['dog', 'horse']
     """
+    asked = make_options(PredictOptions, options)
     run = run if isinstance(run, Run) else Run.load(run)
     _ = run.outcome
     config = run.config
     assert config.image_size is not None  # resolved
-    target = pick_device(device)
+    target = pick_device(asked.device)
     examples, skipped = load_examples(
         data,
         size=config.image_size,
         classes=run.classes,
-        skip_bad=skip_bad_images,
+        skip_bad=asked.skip_bad_images,
         cache_mib=config.cache_mib,
     )
     loaded = run.loaded()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from hesstune.cli.options import JSON, QUIET
+from hesstune.cli.options import JSON, QUIET, RUN, with_options
 from hesstune.cli.render import Output, progress_bars
+from hesstune.runs.options.analysis import CertifyOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,59 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["certify"]
 
 
-def certify(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
-    delta: Annotated[float, typer.Option(help="Probability with which the certificate may fail.")] = 0.05,
-    prior_fraction: Annotated[
-        float,
-        typer.Option(
-            help="Train the prior anew on this share of the training examples and certify on the rest; "
-            "0: the prior is the network before fine-tuning."
-        ),
-    ] = 0.0,
-    noise_is: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|none|known|estimated|instance_dependent",
-            help="How the labels' noise is known; auto: from the run's options.",
-        ),
-    ] = "auto",
-    noise_method: Annotated[
-        str,
-        typer.Option(
-            metavar="tightest|inverse|linear_program|margin", help="From noisy labels to the clean error."
-        ),
-    ] = "tightest",
-    clean_sample: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="CSV of ids and true labels, drawn at random among the training examples: they give a "
-            "confidence set for the noise matrix.",
-        ),
-    ] = None,
-    draws: Annotated[
-        int | None,
-        typer.Option(min=1, help="Weight draws; more make it tighter.  [default: 2048, or 100 an example]"),
-    ] = None,
-    repeats: Annotated[
-        str, typer.Option(metavar="refuse|allow", help="What to do about repeated inputs.")
-    ] = "refuse",
-    vouch: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CHOICE", help="A choice you vouch for, such as normalisation; may be repeated."
-        ),
-    ] = None,
-    diagnostic: Annotated[
-        bool,
-        typer.Option("--diagnostic", help="Where an assumption fails print the number, as no certificate."),
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws and of the prior's part.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
-    json: JSON = False,
-    quiet: QUIET = False,
-) -> None:
+@with_options()
+def certify(run: RUN, options: CertifyOptions, json: JSON = False, quiet: QUIET = False) -> None:
     """Bound the clean error of a run's network, weights randomised: a guarantee, with its assumptions."""
     from hesstune.analysis.certify import certify_run
     from hesstune.runs.records import CERTIFICATE
@@ -78,21 +25,7 @@ def certify(
 
     loaded = Run.load(run)
     with progress_bars(quiet) as bars:
-        found = certify_run(
-            loaded,
-            delta=delta,
-            prior_fraction=prior_fraction,
-            noise_is=noise_is,
-            noise_method=noise_method,
-            clean_sample=clean_sample,
-            draws=draws,
-            repeats=repeats,
-            vouch=vouch or (),
-            diagnostic=diagnostic,
-            seed=seed,
-            device=device,
-            progress=bars("certify") if bars else None,
-        )
+        found = certify_run(loaded, progress=bars("certify") if bars else None, **options.given())
     output = Output(quiet, json)
     output.say(found.summary(), "", layer_table(found))
     output.say(f"Written: {loaded.path / CERTIFICATE}")

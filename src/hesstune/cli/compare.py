@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from hesstune.cli.exits import Interrupted
-from hesstune.cli.options import JSON, QUIET, with_config_options
+from hesstune.cli.options import CONFIG, DRY_RUN, JSON, QUIET, STYLE, replacing, with_options
 from hesstune.cli.render import Output, progress_bars
 from hesstune.errors import ConfigError
+from hesstune.options import make_options
+from hesstune.runs.config import FinetuneConfig
+from hesstune.study.options import CompareOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,60 +21,15 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 
-@with_config_options
+@with_options(hidden=("method",))
 def compare(
-    options: dict[str, Any],
-    methods: Annotated[
-        str | None,
-        typer.Option(metavar="NAME,…", help="Methods, or all.  [default: vanilla,robust]"),
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="How many seeds, from --seed.  [default: 3]")
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="YAML file of options, with tasks, methods and seeds if wished."),
-    ] = None,
-    baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Differences are taken from it.  [default: vanilla]")
-    ] = None,
-    search: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Trials of a search for each method's options, chosen on noisy "
-            "validation labels (needs hesstune[search]).  [default: 0]",
-        ),
-    ] = None,
-    measure_examples: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Training examples to take the measure on; 0 for none.  "
-            "[default: all with --train head, else 200]",
-        ),
-    ] = None,
-    stability: Annotated[bool, typer.Option("--stability", help="Also noise stability.")] = False,
-    certify: Annotated[
-        bool, typer.Option("--certify", help="Also a certificate, where a head alone is trained.")
-    ] = False,
-    keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the weights of every run.")] = False,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Processes.  [default: one a core]")
-    ] = None,
-    engine: Annotated[
-        str,
-        typer.Option(
-            metavar="local|ray",
-            help="Processes of this machine, or tasks of a Ray cluster (needs hesstune[ray]).",
-        ),
-    ] = "local",
+    study: CompareOptions,
+    options: Annotated[dict[str, Any], FinetuneConfig],
+    config: CONFIG = None,
+    dry_run: DRY_RUN = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start over; else the comparison in --out is continued.")
+        bool, replacing("the comparison in --out: start over; else it is continued")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and stop.")] = False,
     json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
@@ -81,7 +37,7 @@ def compare(
     folder = options.pop("out", None)
     if "method" in options:
         raise ConfigError("--method is for one run; a comparison takes --methods NAME,NAME,…")
-    values = _values(config, options, methods, seeds)
+    values = _values(config, options, study)
     output = Output(quiet, json)
     if dry_run:
         _dry_run(values, output)
@@ -96,14 +52,6 @@ def compare(
             found = run_compare(
                 values,
                 out=folder,
-                baseline=baseline,
-                search=search,
-                measure_examples=measure_examples,
-                stability=stability,
-                certify=certify,
-                keep_runs=keep_runs,
-                jobs=jobs,
-                engine=engine,
                 overwrite=overwrite,
                 progress=bars("compare") if bars else None,
                 command=command,
@@ -124,27 +72,21 @@ def compare(
     output.record({"path": str(found.path), **results})
 
 
-def _values(
-    config: Path | None, options: dict[str, Any], methods: str | None, seeds: int | None
-) -> dict[str, Any]:
+def _values(config: Path | None, options: dict[str, Any], study: CompareOptions) -> dict[str, Any]:
+    """Return all options by name, checked, the command line's over those of the file."""
     from hesstune.runs.config import read_yaml
 
+    # {seed} and {task} stand for what is not known yet.
+    make_options(FinetuneConfig, {k: v for k, v in options.items() if "{" not in v}, STYLE)
     values = read_yaml(config) if config else {}
     first = options.pop("seed", None)
-    values |= options
-    if methods is not None:
-        values["methods"] = [name.strip() for name in methods.split(",") if name.strip()]
-    if seeds is not None or first is not None:
-        start = 0 if first is None else _integer(first)
-        values["seeds"] = list(range(start, start + (3 if seeds is None else seeds)))
+    values |= options | study.given()
+    if first is not None:
+        seeds = make_options(CompareOptions, {"seeds": values.get("seeds", len(study.seeds))}).seeds
+        if list(seeds) != list(range(len(seeds))):
+            raise ConfigError(f"--seed is the first of so many seeds, and {config} says which they are")
+        values["seeds"] = [int(first) + seed for seed in seeds]
     return values
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(f"seed: must be an integer; got {text!r}") from None
 
 
 def _dry_run(values: dict[str, Any], output: Output) -> None:

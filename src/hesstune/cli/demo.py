@@ -15,10 +15,10 @@ __all__ = ["demo"]
 
 
 def demo(
-    out: Annotated[
-        Path, typer.Option(help="Folder for the runs; a free name beside it if it exists.")
-    ] = Path("runs/demo"),
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="Number of seeds.")] = 1,
+    out: Annotated[Path, typer.Option(help="folder for the runs; a free name beside it if it exists")] = Path(
+        "runs/demo"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="number of seeds")] = 1,
     json: JSON = False,
     quiet: QUIET = False,
 ) -> None:

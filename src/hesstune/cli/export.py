@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-from hesstune.cli.options import JSON, QUIET
+from hesstune.cli.options import JSON, QUIET, RUN, replacing
 from hesstune.cli.render import Output
 
 __all__ = ["export"]
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+    run: RUN,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder to write")],
+    overwrite: Annotated[bool, replacing("an earlier export")] = False,
     json: JSON = False,
     quiet: QUIET = False,
 ) -> None:

@@ -10,29 +10,30 @@ from typing import Annotated, Any
 import typer
 
 from hesstune.cli.exits import Interrupted
-from hesstune.cli.options import JSON, QUIET, with_config_options
+from hesstune.cli.options import CONFIG, DRY_RUN, JSON, QUIET, replacing, with_options
 from hesstune.cli.render import Output, progress_bars, results_table
 from hesstune.errors import ConfigError
-from hesstune.runs.config import make_config, read_config, read_yaml
+from hesstune.runs.config import FinetuneConfig, make_config, read_config, read_yaml
 
 __all__ = ["finetune"]
 
 
-@with_config_options
+@with_options()
 def finetune(
-    options: dict[str, Any],
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML file of options; the command line wins.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved options and stop.")] = False,
+    options: FinetuneConfig,
+    config: CONFIG = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="continue the interrupted run in --out", rich_help_panel="Run"),
+    ] = False,
+    dry_run: DRY_RUN = False,
+    overwrite: Annotated[bool, replacing("the run in --out")] = False,
     json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
     """Fine-tune a pretrained network on noisily labelled data, into a run folder."""
-    values = (read_yaml(config) if config else _stored(options, resume)) | options
-    resolved = make_config(values).resolved()
+    values = _read(config) if config else _stored(options.out, resume)
+    resolved = make_config(values | options.given()).resolved()
     if dry_run:
         import yaml
 
@@ -70,9 +71,17 @@ def finetune(
     output.record({"path": str(run.path), **run.record})
 
 
-def _stored(options: dict[str, Any], resume: bool) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
+    """Return a file's options; its own errors name the file."""
+    values = read_yaml(path)
+    try:
+        return make_config(values).given()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _stored(out: str | None, resume: bool) -> dict[str, Any]:
     """Return the options of the run to resume, so that they need not be given again."""
-    stored = Path(str(options.get("out", ""))) / "config.yaml"
-    if not (resume and options.get("out") and stored.is_file()):
+    if not (resume and out and (stored := Path(out) / "config.yaml").is_file()):
         return {}
     return read_config(stored).to_dict()

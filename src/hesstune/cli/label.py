@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hesstune.cli.options import JSON, QUIET
+from hesstune.cli.options import FIRST, JSON, QUIET, replacing, with_options
 from hesstune.cli.render import Output
+from hesstune.labeling.options import LabelOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,60 +19,21 @@ if TYPE_CHECKING:
 __all__ = ["label"]
 
 
+@with_options(former={"noise_out": "noise_matrix", "noise": "noise_matrix"})
 def label(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="CSV file of labels to write.")],
-    target: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="What to label: folder:PATH, csv:PATH or hf:NAME; none: --votes."),
-    ] = None,
-    labelers: Annotated[
-        str | None,
-        typer.Option(metavar="DATA,DATA,…", help="Train a labeler on each of these; NAME=DATA names it."),
-    ] = None,
-    functions: Annotated[
-        str | None, typer.Option(metavar="py:MODULE:NAME", help="Labeling functions, one or a list.")
-    ] = None,
-    votes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="CSV file of votes: id, and a column a labeler.")
-    ] = None,
-    vote_columns: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME,…", help="Its columns; none: those named vote_…, or all.")
-    ] = None,
-    classes: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME,…", help="Class names; none: those that occur.")
-    ] = None,
-    label_model: Annotated[
-        str,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="CSV file of labels to write", rich_help_panel=FIRST)
+    ],
+    options: LabelOptions,
+    noise_matrix: Annotated[
+        Path | None,
         typer.Option(
-            help="majority, soft, dawid_skene, mace, snorkel, features, soft_features or amcl.",
+            metavar="FILE",
+            help="noise matrix to write; none: beside --out, NAME.noise.json",
+            rich_help_panel=FIRST,
         ),
-    ] = "soft",
-    noise_from: Annotated[
-        str, typer.Option(help="Label model whose posterior gives the noise matrix; auto or one of these.")
-    ] = "auto",
-    labeler: Annotated[
-        str, typer.Option(metavar="probe|finetune", help="How labelers are trained.")
-    ] = "probe",
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of a fine-tuned labeler.")] = 10,
-    threshold: Annotated[
-        float, typer.Option(help="Trained labelers abstain where no class is as probable.")
-    ] = 0.0,
-    model: Annotated[
-        str | None, typer.Option(help="Network; none: efficientnet_lite0, or minilm for texts.")
     ] = None,
-    image_size: Annotated[int, typer.Option(min=8, max=2048, help="Side of the images in pixels.")] = 96,
-    max_length: Annotated[int, typer.Option(min=4, help="Tokens of a text at most.")] = 128,
-    clean_labels: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Checked labels (id, label), for amcl, features, soft_features."),
-    ] = None,
-    noise_out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Noise matrix to write; none: beside --out, NAME.noise.json."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of splits, ties and training.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files.")] = False,
+    overwrite: Annotated[bool, replacing("the files")] = False,
     json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
@@ -79,27 +41,9 @@ def label(
     from hesstune.labeling.label_data import label_data
     from hesstune.labeling.result import check_free, noise_path
 
-    beside = noise_out or noise_path(out)
+    beside = noise_matrix or noise_path(out)
     check_free(out, beside, overwrite)  # before anything is trained
-    found = label_data(
-        target,
-        labelers=_listed(labelers),
-        functions=functions,
-        votes=votes,
-        vote_columns=_listed(vote_columns),
-        classes=_listed(classes),
-        label_model=label_model,
-        noise_from=noise_from,
-        labeler=labeler,
-        epochs=epochs,
-        threshold=threshold,
-        model=model,
-        image_size=image_size,
-        max_length=max_length,
-        clean_labels=clean_labels,
-        seed=seed,
-        device=device,
-    )
+    found = label_data(**options.given())
     found.save(out, beside, overwrite)
     record = found.to_dict()
     output = Output(quiet, json)
@@ -116,10 +60,6 @@ def label(
         f"Next: hesstune finetune --data csv:{out} --noise-matrix {beside} --out runs/weak",
     )
     output.record({"path": str(out), "noise_path": str(beside), **record})
-
-
-def _listed(text: str | None) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()] if text else []
 
 
 def labeler_table(found: Labelling) -> Table:

@@ -12,6 +12,7 @@ import typer
 from hesstune._version import __version__
 from hesstune.cli import certify, compare, demo, export, finetune, label, measure, noise, predict, report
 from hesstune.cli.exits import Interrupted, is_first
+from hesstune.cli.options import GroupedCommand
 from hesstune.runtime.signals import ENDING
 
 __all__ = ["app", "run"]
@@ -25,16 +26,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("certify")(certify.certify)
-app.command("compare")(compare.compare)
-app.command("demo")(demo.demo)
-app.command("export")(export.export)
-app.command("finetune")(finetune.finetune)
-app.command("label")(label.label)
-app.command("measure")(measure.measure)
-app.command("noise")(noise.noise)
-app.command("predict")(predict.predict)
-app.command("report")(report.report)
+COMMANDS = (
+    certify.certify,
+    compare.compare,
+    demo.demo,
+    export.export,
+    finetune.finetune,
+    label.label,
+    measure.measure,
+    noise.noise,
+    predict.predict,
+    report.report,
+)
+for command in COMMANDS:
+    # As wide as a terminal of 100 columns, so that the most used options fit its first screen.
+    app.command(command.__name__, cls=GroupedCommand, context_settings={"max_content_width": 100})(command)
 
 
 def _version(value: bool) -> None:

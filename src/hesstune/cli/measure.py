@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hesstune.cli.options import JSON, QUIET
+from hesstune.cli.options import JSON, QUIET, RUN, with_options
 from hesstune.cli.render import Output, progress_bars
+from hesstune.runs.options.analysis import MeasureOptions, SampleOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,60 +19,31 @@ if TYPE_CHECKING:
 __all__ = ["measure"]
 
 
+@with_options()
 def measure(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
-    layers: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Layers to measure; may be repeated.")
-    ] = None,
-    examples: Annotated[
-        str, typer.Option(metavar="max|all", help="Smooth layers: refine the maximum only, or all.")
-    ] = "max",
-    max_examples: Annotated[
-        int | None, typer.Option(min=1, help="At most so many training examples, drawn uniformly.")
-    ] = None,
-    trace: Annotated[
-        bool | None,
-        typer.Option(
-            "--trace/--no-trace", help="Also the trace of each layer's H⁺.  [default: exact layers only]"
-        ),
-    ] = None,
-    mean_sample: Annotated[
-        int, typer.Option(min=0, help="Smooth layers: examples drawn at random for the mean; 0 for none.")
-    ] = 8,
+    run: RUN,
+    options: MeasureOptions,
     stability: Annotated[
         bool,
-        typer.Option("--stability", help="Also the rise of the loss under Gaussian noise on the weights."),
+        typer.Option(
+            "--stability",
+            help="also the rise of the loss under Gaussian noise on the weights",
+            rich_help_panel=SampleOptions.heading,
+        ),
     ] = False,
-    memory_mib: Annotated[float, typer.Option(help="Memory for activations, in MiB.")] = 512.0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
     json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
     """Measure which layers carry the generalization gap: the Hessian distance measure of a run."""
     from hesstune.analysis.measure import measure_run, stability_of_run
-    from hesstune.checks import one_of
     from hesstune.runs.records import MEASURE, MEASURE_TENSORS
     from hesstune.runs.run import Run
 
-    one_of("value of --examples", examples, ("max", "all"))
     loaded = Run.load(run)
     with progress_bars(quiet) as bars:
-        found = measure_run(
-            loaded,
-            layers=layers or None,
-            examples=examples,
-            max_examples=max_examples,
-            trace="exact" if trace is None else trace,
-            mean_sample=mean_sample,
-            memory_mib=memory_mib,
-            device=device,
-            progress=bars("measure") if bars else None,
-        )
-    stable = (
-        stability_of_run(loaded, layers=layers or None, max_examples=max_examples, device=device)
-        if stability
-        else []
-    )
+        found = measure_run(loaded, progress=bars("measure") if bars else None, **options.given())
+    alike = {name: v for name, v in options.given().items() if name in SampleOptions.model_fields}
+    stable = stability_of_run(loaded, **alike) if stability else []
     n = loaded.facts.examples.train
     record = found.to_dict(n)
     output = Output(quiet, json)

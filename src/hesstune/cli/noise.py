@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from hesstune.cli.options import JSON, QUIET
+from hesstune.cli.options import JSON, QUIET, RUN, with_options
 from hesstune.cli.render import Output
+from hesstune.runs.options.analysis import NoiseCheckOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,20 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["noise"]
 
 
-def noise(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
-    json: JSON = False,
-    quiet: QUIET = False,
-) -> None:
+@with_options()
+def noise(run: RUN, options: NoiseCheckOptions, json: JSON = False, quiet: QUIET = False) -> None:
     """Ask whether a run's noise matrix is wrong: estimates, the cost of an error, its assumption."""
     from hesstune.analysis.noise import check_noise
     from hesstune.runs.records import NOISE_CHECK
     from hesstune.runs.run import Run
 
     loaded = Run.load(run)
-    found = check_noise(loaded, device=device, seed=seed)
+    found = check_noise(loaded, **options.given())
     output = Output(quiet, json)
     output.say(estimates_table(found), "", "Change of accuracy, in points, were F off (by simulation):")
     output.say(cost_table(found), "")

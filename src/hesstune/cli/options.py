@@ -1,73 +1,202 @@
-"""The command line's options for a run, made from the fields of the configuration."""
+"""Options of commands, made from the models that declare them, and how their help groups them."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
 
 from hesstune.errors import ConfigError
-from hesstune.runs.config import RENAMED, FinetuneConfig, renamed_option
+from hesstune.options import OFF_COMMAND_LINE, Options, Shown, make_options, names_written, renamed_option
 
-__all__ = ["JSON", "QUIET", "with_config_options"]
+__all__ = [
+    "CONFIG",
+    "DRY_RUN",
+    "FIRST",
+    "JSON",
+    "QUIET",
+    "RUN",
+    "STYLE",
+    "GroupedCommand",
+    "replacing",
+    "with_options",
+]
 
-JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-QUIET = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors (and --json's object).")]
+# How users of the command line write an option.
+STYLE = "--{}"
+FIRST, LAST = "Most used", "Output"
+RUN = Annotated[Path, typer.Argument(metavar="RUN", help="the run folder")]
+CONFIG = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="YAML file of options; the command line wins", rich_help_panel="Run"),
+]
+DRY_RUN = Annotated[
+    bool, typer.Option("--dry-run", help="say what would be run, and stop", rich_help_panel="Run")
+]
+JSON = Annotated[
+    bool, typer.Option("--json", help="print one JSON object as the last line", rich_help_panel=LAST)
+]
+QUIET = Annotated[
+    bool,
+    typer.Option("--quiet", help="print nothing but errors (and --json's object)", rich_help_panel=LAST),
+]
 
 
-def _metavar(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return "|".join(get_args(annotation))
-    kinds = {a for a in (get_args(annotation) or (annotation,)) if a is not type(None)}
-    if kinds == {int}:
-        return "N"
-    return "NUMBER" if kinds == {float} else "TEXT"
+def replacing(what: str) -> Any:
+    """Return the option `--overwrite`, of a command that writes `what`."""
+    return typer.Option("--overwrite", help=f"replace {what}", rich_help_panel=LAST)
 
 
-def _parameter(name: str, annotation: Any, default: Any, text: str) -> inspect.Parameter:
-    flag = "--" + name.replace("_", "-")
-    if annotation is bool:
-        kind: Any = bool | None
-        option = typer.Option(f"{flag}/--no-{flag[2:]}", help=f"{text} [default: no]", show_default=False)
-    else:
-        kind = str | None
-        shown = "" if default is None else f" [default: {default}]"
-        option = typer.Option(flag, metavar=_metavar(annotation), help=text + shown, show_default=False)
+class GroupedCommand(TyperCommand):
+    """A command whose help shows options under headings, in the order in which they first occur."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a section a heading."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], FIRST: []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                argument = parameter.param_type_name == "argument"
+                heading = "Arguments" if argument else getattr(parameter, "rich_help_panel", None) or LAST
+                sections.setdefault(heading, []).append(record)
+        for heading, records in sections.items():
+            if not records:
+                continue
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def with_options(
+    *, hidden: tuple[str, ...] = (), former: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of each model that one of its parameters is of.
+
+    A parameter of type `Model` receives the options given, checked; one of type
+    `Annotated[dict[str, Any], Model]` receives them as they were written, by name.
+
+    Args:
+        hidden: Options that the help leaves out.
+        former: The present name of each of the command's own options that had another before.
+    """
+
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = list(inspect.signature(command, eval_str=True).parameters.values())
+        models = {p.name: kind for p in parameters if (kind := _model_of(p.annotation))}
+        checked = {p.name for p in parameters if p.name in models and p.annotation is models[p.name]}
+        made = [p for kind in models.values() for p in _parameters(kind, hidden)]
+        told = {old: f"--{old} is now --{new}".replace("_", "-") for old, new in (former or {}).items()}
+        for kind in models.values():
+            told |= {old: renamed_option(kind, old, STYLE) for old in kind.former}
+
+        def wrapper(**given: Any) -> None:
+            for old, message in told.items():
+                if given.pop(old) is not None:
+                    raise ConfigError(message)
+            for at, kind in models.items():
+                values = {name: given.pop(name) for name in kind.model_fields if name in given}
+                values = {name: v for name, v in values.items() if v not in (None, [])}
+                given[at] = make_options(kind, values, STYLE) if at in checked else values
+            command(**given)
+
+        # Those of the most used first, whichever model they are of; others stay in their models' order.
+        ordered = [p for often, p in made if often] + [p for often, p in made if not often]
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters if p.name not in models]
+        shown = [*ordered, *own, *map(_refused, told)]
+        wrapper.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in shown}
+        wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+        return wrapper
+
+    return decorated
+
+
+def _model_of(annotation: Any) -> type[Options] | None:
+    for kind in get_args(annotation) if get_origin(annotation) is Annotated else (annotation,):
+        if isinstance(kind, type) and issubclass(kind, Options):
+            return kind
+    return None
+
+
+def _parameters(model: type[Options], hidden: tuple[str, ...]) -> list[tuple[bool, inspect.Parameter]]:
+    """Return a model's options that can be written on a command line, and whether each is much used."""
+    rest = [name for name in model.model_fields if name not in model.first]
+    return [
+        (name in model.first, _parameter(model, name, name in hidden))
+        for name in (*model.first, *rest)
+        if _shown(model.model_fields[name]) != OFF_COMMAND_LINE
+    ]
+
+
+def _parameter(model: type[Options], name: str, hidden: bool) -> inspect.Parameter:
+    field = model.model_fields[name]
+    flag = STYLE.format(name.replace("_", "-"))
+    kinds, shown = _kinds(field.annotation), _shown(field)
+    kind: Any = str | None
+    more: dict[str, Any] = {"metavar": shown.metavar if shown else _metavar(kinds)}
+    if bool in kinds:
+        kind, flag, more = bool | None, f"{flag}/--no-{flag[2:]}", {}
+    elif shown and shown.repeated:
+        kind = list[str] | None
+    elif field.is_required():
+        kind = str
+    option = typer.Option(
+        flag,
+        help=names_written(field.description or "", model, STYLE) + _default(field),
+        show_default=False,
+        hidden=hidden,
+        rich_help_panel=FIRST if name in model.first else model.heading_of(name),
+        **more,
+    )
+    default = inspect.Parameter.empty if field.is_required() else None
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
     )
 
 
-def _hidden(name: str) -> inspect.Parameter:
+def _kinds(annotation: Any) -> list[Any]:
+    """Return what a value may be: types, and names that a Literal takes."""
+    if annotation in (type(None), Ellipsis):
+        return []
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [kind for part in get_args(annotation) for kind in _kinds(part)] or [annotation]
+
+
+def _shown(field: FieldInfo) -> Shown | None:
+    """Return what a field, or a type within its union, says of how it is written."""
+    inner = [m for part in get_args(field.annotation) for m in getattr(part, "__metadata__", ())]
+    told = [m for m in (*field.metadata, *inner) if isinstance(m, Shown)]
+    return told[-1] if told else None
+
+
+def _metavar(kinds: list[Any]) -> str:
+    names = [kind for kind in kinds if isinstance(kind, str)]
+    if names and len(names) == len(kinds):
+        return "|".join(names)
+    if kinds == [int]:
+        return "N"
+    return "NUMBER" if kinds == [float] else "TEXT"
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if field.is_required() or value in (None, ()):
+        return ""
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    return f" [default: {','.join(value) if isinstance(value, tuple) else value}]"
+
+
+def _refused(name: str) -> inspect.Parameter:
     """Return an option by its former name, taken only to say what it is called now."""
-    option = typer.Option("--" + name.replace("_", "-"), hidden=True)
+    option = typer.Option(STYLE.format(name.replace("_", "-")), hidden=True)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
     )
-
-
-def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option per field of FinetuneConfig; it receives those given as `options`."""
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "options"]
-    made = [
-        _parameter(name, field.annotation, field.default, field.description or "")
-        for name, field in FinetuneConfig.model_fields.items()
-    ]
-
-    former = [_hidden(name) for name in RENAMED]
-
-    def wrapper(**given: Any) -> None:
-        for old in RENAMED:
-            if given.pop(old) is not None:
-                raise ConfigError(renamed_option(old, "--{}"))
-        options = {p.name: given.pop(p.name) for p in made}
-        command(**given, options={k: v for k, v in options.items() if v is not None})
-
-    keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    wrapper.__signature__ = inspect.Signature([*made, *former, *keyword_only])  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in [*made, *former, *keyword_only]}
-    wrapper.__name__ = command.__name__
-    wrapper.__doc__ = command.__doc__
-    return wrapper

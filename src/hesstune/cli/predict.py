@@ -8,21 +8,23 @@ from typing import Annotated
 
 import typer
 
-from hesstune.cli.options import JSON, QUIET
+from hesstune.cli.options import FIRST, JSON, QUIET, RUN, replacing, with_options
 from hesstune.cli.render import Output
+from hesstune.runs.options.analysis import PredictOptions
 
 __all__ = ["predict"]
 
 
+@with_options()
 def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
-    data: Annotated[str, typer.Option(help="As for finetune; labels are not needed.")],
-    out: Annotated[Path, typer.Option(help="CSV file to write.")],
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
-    skip_bad_images: Annotated[
-        bool, typer.Option("--skip-bad-images", help="Leave out images that cannot be decoded.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file in --out.")] = False,
+    run: RUN,
+    data: Annotated[
+        str,
+        typer.Option(metavar="DATA", help="as for finetune; labels are not needed", rich_help_panel=FIRST),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="CSV file to write", rich_help_panel=FIRST)],
+    options: PredictOptions,
+    overwrite: Annotated[bool, replacing("the file in --out")] = False,
     json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
@@ -32,7 +34,7 @@ def predict(
 
     if out.exists() and not overwrite:
         raise RunError(f"{out} exists; choose another --out or give --overwrite")
-    found = run_predict(run, data, device=device, skip_bad_images=skip_bad_images)
+    found = run_predict(run, data, **options.given())
     found.save(out, overwrite=overwrite)
     counts = Counter(found.predicted)
     output = Output(quiet, json)

@@ -9,18 +9,17 @@ from typing import Annotated
 
 import typer
 
-from hesstune.cli.options import JSON, QUIET
+from hesstune.cli.options import JSON, QUIET, with_options
 from hesstune.cli.render import Output
+from hesstune.report.options import ReportOptions
 
 __all__ = ["open_on_desktop", "report"]
 
 
+@with_options()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN|STUDY", help="The folder of a run or a comparison.")],
-    baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A comparison's differences are taken from it.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    run: Annotated[Path, typer.Argument(metavar="RUN|STUDY", help="the folder of a run or a comparison")],
+    options: ReportOptions,
     json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
@@ -31,11 +30,11 @@ def report(
 
     output = Output(quiet, json)
     if (run / "results.json").is_file():
-        page, note = write_study(run, baseline), None
-    elif baseline is not None:
+        page, note = write_study(run, options.baseline), None
+    elif options.baseline is not None:
         raise ConfigError("--baseline is for the report of a comparison, and this is none")
     else:
-        page, note = write_report(Run.load(run), device)
+        page, note = write_report(Run.load(run), options.device)
     if note:
         output.say(note)
     output.say(f"Report: {page}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,110 +9,69 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hesstune.checks import one_of, unit_interval
 from hesstune.data.clean import read_clean_labels
 from hesstune.data.votes import class_index
 from hesstune.errors import ConfigError, DataError, listed
 from hesstune.labeling.domain_labelers import TrainedLabelers, Training, named_domains, train_labelers
 from hesstune.labeling.labeling_target import Target, read_target
+from hesstune.labeling.options import NEED_FEATURES, LabelOptions
 from hesstune.labeling.result import Labelling
 from hesstune.noise.estimate import Estimate, from_posterior, well_conditioned
+from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
 from hesstune.weak.csv_table import Sheet, read_sheet, vote_names, votes_of_sheet
 from hesstune.weak.dependence import dependence_note
 from hesstune.weak.functions import Answers, call_functions, load_functions, names_in, votes_of_answers
-from hesstune.weak.label_models import LABEL_MODELS, label
+from hesstune.weak.label_models import label
 from hesstune.weak.votes import ABSTAIN, EMPTY, Votes
 
-__all__ = ["NOISE_FROM", "label_data"]
-
-NEED_FEATURES = ("features", "soft_features")
-NOISE_FROM = ("auto", *(name for name in LABEL_MODELS if name != "amcl"))
+__all__ = ["label_data"]
 
 
-def label_data(
-    target: str | None = None,
-    *,
-    labelers: Sequence[str] = (),
-    functions: str | None = None,
-    votes: str | Path | None = None,
-    vote_columns: Sequence[str] = (),
-    classes: Sequence[str] = (),
-    label_model: str = "soft",
-    noise_from: str = "auto",
-    labeler: str = "probe",
-    epochs: int = 10,
-    threshold: float = 0.0,
-    model: str | None = None,
-    image_size: int = 96,
-    max_length: int = 128,
-    clean_labels: str | Path | None = None,
-    seed: int = 0,
-    device: str = "auto",
-) -> Labelling:
+@takes_options(LabelOptions)
+def label_data(target: str | None = None, **options: Any) -> Labelling:
     """Make labels from votes, and estimate the labels' noise matrix; no true label is used for either.
 
     Votes come from labelers trained on other data, from labeling functions, from a CSV file, or from all
     of these. Examples that nobody votes on get no label; a class that nobody votes for is left out.
 
     Args:
-        target: The examples: `folder:PATH`, `csv:PATH` or `hf:NAME` with texts. Labels they have go into
-            tables of accuracy alone, except those of a test part, which stay. None: those of `votes`.
-        labelers: Data specifications, perhaps NAME=SPEC, of other domains to train a labeler each on.
-        functions: `py:module:name` of labeling functions (see `hesstune.weak.functions`).
-        votes: CSV file of votes: `id`, and a column a labeler.
-        vote_columns: Its columns; none: those named vote_…, or else all that may be.
-        classes: Class names; none: those that labelers, truth and votes name.
-        label_model: One of LABEL_MODELS. `soft` sums the labelers' probabilities, or votes.
-        noise_from: The label model whose posterior the noise matrix comes from; `auto` takes
-            `soft_features` where features are at hand, `dawid_skene` for majority and soft votes, and
-            else the label model itself.
-        labeler: `probe` (linear, on frozen features) or `finetune`.
-        epochs: Of a fine-tuned labeler.
-        threshold: Labelers abstain where no class is as probable.
-        model: Whose features, or which network; none: efficientnet_lite0, or minilm for texts.
-        image_size: Side of the images in pixels.
-        max_length: Tokens of a text at most.
-        clean_labels: CSV file of checked labels for `amcl`, `features` and `soft_features`.
-        seed: Of splits, ties and training.
-        device: Where to compute.
+        target: What to label, as in `LabelOptions`.
+        **options: Options of `LabelOptions`, by name.
 
     Raises:
-        HesstuneError: If an argument or a vote is wrong, or nobody votes.
+        HesstuneError: If an option or a vote is wrong, or nobody votes.
 
     Example:
         >>> found = label_data("csv:reviews.csv", functions="py:rules:ALL")  # doctest: +SKIP
         >>> found.save("labels.csv")                                         # doctest: +SKIP
     """
-    one_of("label model", label_model, LABEL_MODELS)
-    one_of("label model for the noise", noise_from, NOISE_FROM)
-    unit_interval("the threshold", threshold)
-    examples, sources = _asked(target, labelers, functions, votes, vote_columns)
-    needs = label_model in NEED_FEATURES or noise_from in NEED_FEATURES
+    asked = make_options(LabelOptions, {"target": target, **options})
+    examples, sources = _read(asked)
+    needs = asked.label_model in NEED_FEATURES or asked.noise_from in NEED_FEATURES
     trained, features = None, None
-    if labelers or needs:
+    if asked.labelers or needs:
         if not examples.has_inputs:
             raise ConfigError(
                 "labelers and features need examples to look at: give --target with images or texts"
             )
         how = Training(
-            labeler,
-            model or ("minilm" if examples.texts is not None else "efficientnet_lite0"),
-            image_size,
-            epochs,
-            max_length,
-            seed,
-            pick_device(device),
+            asked.labeler,
+            asked.model or ("minilm" if examples.texts is not None else "efficientnet_lite0"),
+            asked.image_size,
+            asked.epochs,
+            asked.max_length,
+            asked.seed,
+            pick_device(asked.device),
         )
-        trained, features = train_labelers(named_domains(labelers), examples.examples(image_size), how)
+        looked = examples.examples(asked.image_size)
+        trained, features = train_labelers(named_domains(asked.labelers), looked, how)
         if needs and features is None:
-            _, features = train_labelers((), examples.examples(image_size), replace(how, kind="probe"))
-    sources = replace(sources, trained=trained if labelers else None, threshold=threshold)
-    names = list(classes) or sources.classes(examples)
+            _, features = train_labelers((), examples.examples(asked.image_size), replace(how, kind="probe"))
+    sources = replace(sources, trained=trained if asked.labelers else None, threshold=asked.threshold)
+    names = list(asked.classes) or sources.classes(examples)
     every = sources.votes(examples, names)
-    return _combined(
-        examples, names, every, sources.own_accuracy(), features, clean_labels, label_model, noise_from, seed
-    )
+    return _combined(examples, names, every, sources.own_accuracy(), features, asked)
 
 
 @dataclass(frozen=True)
@@ -165,14 +123,9 @@ class _Sources:
         return dict(zip(self.trained.names, self.trained.own_accuracy, strict=True))
 
 
-def _asked(
-    target: str | None,
-    labelers: Sequence[str],
-    functions: str | None,
-    votes: str | Path | None,
-    vote_columns: Sequence[str],
-) -> tuple[Target, _Sources]:
+def _read(asked: LabelOptions) -> tuple[Target, _Sources]:
     """Read examples and votes, and let labeling functions answer."""
+    target, votes, vote_columns = asked.target, asked.votes, asked.vote_columns
     if target is None and votes is None:
         raise ConfigError("give --target, the data to be labelled, or --votes, a CSV file of votes")
     examples = read_target(target if target is not None else f"csv:{votes}")
@@ -186,11 +139,13 @@ def _asked(
         columns = vote_names(sheet, vote_columns)
         if "id" not in sheet.plain:
             raise DataError(f"{votes} needs a column 'id' with the ids of the target's examples")
-    if not (columns or functions or labelers):
+    if vote_columns and sheet is None:
+        raise ConfigError("--vote-columns are of csv data or of --votes, and there is neither")
+    if not (columns or asked.functions or asked.labelers):
         raise ConfigError(
             "nobody votes: give --labelers, --functions or --votes (or columns vote_… in csv data)"
         )
-    loaded = load_functions(functions) if functions else []
+    loaded = load_functions(asked.functions) if asked.functions else []
     answers = call_functions(loaded, examples.rows()) if loaded else None
     names = tuple(name for name, _ in loaded)
     apart = target is not None and votes is not None
@@ -221,11 +176,9 @@ def _combined(
     votes: Votes,
     own_accuracy: dict[str, float | None],
     features: NDArray[np.float32] | None,
-    clean_labels: str | Path | None,
-    model: str,
-    noise_from: str,
-    seed: int,
+    asked: LabelOptions,
 ) -> Labelling:
+    model, noise_from, seed = asked.label_model, asked.noise_from, asked.seed
     notes = votes.problems(classes)
     rows = votes.analysis(_known(target, classes))
     for row in rows:
@@ -240,15 +193,15 @@ def _combined(
             "does not count them"
         )
     open_rows = np.setdiff1d(np.arange(len(target)), np.concatenate([kept, outside]))
-    clean = _clean(clean_labels, classes, target, open_rows)
-    asked = votes.take(open_rows) if len(open_rows) < len(votes) else votes
+    clean = _clean(asked.clean_labels, classes, target, open_rows)
+    some = votes.take(open_rows) if len(open_rows) < len(votes) else votes
     near = None if features is None else features[open_rows]
-    made = label(asked, model, features=near, clean=clean, seed=seed)
-    noise = _noise(asked, made.labels, made.posterior, model, noise_from, near, clean, seed)
+    made = label(some, model, features=near, clean=clean, seed=seed)
+    noise = _noise(some, made.labels, made.posterior, model, noise_from, near, clean, seed)
     labels, posterior = np.full(len(target), ABSTAIN), np.full((len(target), len(classes)), 1 / len(classes))
     labels[open_rows], posterior[open_rows] = made.labels, made.posterior
     majority = labels.copy()
-    majority[open_rows] = label(asked, "majority", seed=seed).labels
+    majority[open_rows] = label(some, "majority", seed=seed).labels
     if len(kept):
         assert target.true is not None
         labels[kept] = [classes.index(target.true[n]) for n in kept]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hesstune.errors import ConfigError, HesstuneWarning, RunError
+from hesstune.options import takes_options
 from hesstune.runs import records as files
 from hesstune.runs.config import FinetuneConfig, read_config
+from hesstune.runs.options.analysis import CertifyOptions, MeasureOptions, NoiseCheckOptions, PredictOptions
 from hesstune.runs.read_records import Records
 from hesstune.runs.records import NoiseCheck
 from hesstune.storage.atomic import write_text
@@ -243,43 +246,60 @@ class Run:
 
     # -- the commands ------------------------------------------------------------------------
 
-    def measure(self, *, data: Any = None, model: ModelObject | None = None, **options: Any) -> Measure:
+    @takes_options(MeasureOptions)
+    def measure(
+        self,
+        *,
+        data: Any = None,
+        model: ModelObject | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+        **options: Any,
+    ) -> Measure:
         """Measure every layer on the training examples, as `hesstune measure`; write measure.json.
 
         Args:
             data: The run's data again, as for `load`.
             model: The run's network again, as for `load`.
-            **options: `layers`, `examples`, `max_examples`, `trace`, `mean_sample`, `memory_mib`, `device`,
-                `progress`, and those of `hesstune.measure`.
+            progress: Called with (done, in all, text).
+            **options: Options of `MeasureOptions`, by name.
 
         Raises:
             HesstuneError: If the run has not finished, its data has changed, or is not at hand.
         """
-        found: Measure = _command("measure")(self.with_given(data, model), **options)
+        found: Measure = _command("measure")(self.with_given(data, model), progress=progress, **options)
         return found
 
-    def certify(self, *, data: Any = None, model: ModelObject | None = None, **options: Any) -> Certificate:
+    @takes_options(CertifyOptions)
+    def certify(
+        self,
+        *,
+        data: Any = None,
+        model: ModelObject | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+        **options: Any,
+    ) -> Certificate:
         """Bound the test error from the training examples, as `hesstune certify`; write certificate.json.
 
         Args:
             data: The run's data again, as for `load`.
             model: The run's network again, as for `load`.
-            **options: `delta`, `prior_fraction`, `noise_is`, `noise_method`, `clean_sample`, `draws`,
-                `repeats`, `vouch`, `diagnostic`, `seed`, `device`, `progress`.
+            progress: Called with (done, in all, text).
+            **options: Options of `CertifyOptions`, by name.
 
         Raises:
             HesstuneError: If the run has not finished, or an assumption of the certificate fails.
         """
-        found: Certificate = _command("certify")(self.with_given(data, model), **options)
+        found: Certificate = _command("certify")(self.with_given(data, model), progress=progress, **options)
         return found
 
+    @takes_options(PredictOptions)
     def predict(self, data: Any, *, model: ModelObject | None = None, **options: Any) -> Predictions:
         """Predict the classes of new data, as `hesstune predict`.
 
         Args:
             data: New data, as for `hesstune.finetune`; labels are not needed.
             model: The run's network again, as for `load`.
-            **options: `device`, `skip_bad_images`.
+            **options: Options of `PredictOptions`, by name.
 
         Raises:
             HesstuneError: If the run has not finished, or the data cannot be used.
@@ -287,13 +307,14 @@ class Run:
         found: Predictions = _command("predict")(self.with_given(model=model), data, **options)
         return found
 
+    @takes_options(NoiseCheckOptions)
     def noise(self, *, data: Any = None, model: ModelObject | None = None, **options: Any) -> NoiseCheck:
         """Compare the run's noise matrix with estimates from its labels, as `hesstune noise`.
 
         Args:
             data: The run's data again, as for `load`.
             model: The run's network again, as for `load`.
-            **options: `device`, `seed`.
+            **options: Options of `NoiseCheckOptions`, by name.
 
         Raises:
             HesstuneError: If the run has not finished, or there are too few examples.

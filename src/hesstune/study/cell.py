@@ -18,7 +18,8 @@ from hesstune.runs.records import OBSERVED, HeadCertificate, Observed
 from hesstune.runs.run import Run
 from hesstune.storage.atomic import write_json
 from hesstune.storage.stored import read_record, write_record
-from hesstune.study.plan import Cell, Settings
+from hesstune.study.options import Settings
+from hesstune.study.plan import Cell
 from hesstune.training.evaluate import cross_entropy_under
 from hesstune.training.finetune import finetune
 from hesstune.training.fit import Trained

@@ -8,20 +8,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hesstune.checks import one_of
-from hesstune.errors import ConfigError, RunError, unknown_name
+from hesstune.errors import RunError, unknown_name
+from hesstune.options import make_options, takes_options
 from hesstune.runs.config import read_yaml
 from hesstune.runs.folder import locked
 from hesstune.storage.atomic import write_json, write_text
 from hesstune.study.cell import CELL
 from hesstune.study.cluster import work_on_cluster
-from hesstune.study.plan import Cell, Settings, StudyPlan, make_plan
+from hesstune.study.options import CompareOptions, Settings
+from hesstune.study.plan import Cell, StudyPlan, make_plan
 from hesstune.study.results import RESULTS, check_unchanged, read_results, results_of
 from hesstune.study.tables import cells_csv, markdown
 from hesstune.study.work import PLAN, STORE, finished, work
@@ -32,8 +32,6 @@ Progress = Callable[[int, int, str], None]
 # Cells with cached features that one process has finished before a second one has started.
 FEW = 12
 POLL = 0.2
-ENGINES = ("local", "ray")
-KEYS = ("tasks", "methods", "seeds", "baseline", "search")
 
 
 class Comparison:
@@ -72,21 +70,11 @@ class Comparison:
         return f"Comparison({str(self.path)!r}, {done} of {len(cells)} cells done)"
 
 
+@takes_options(CompareOptions)
 def compare(
     config: Mapping[str, Any] | str | Path | None = None,
     *,
-    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
-    seeds: int | Sequence[int] | None = None,
-    tasks: Mapping[str, Mapping[str, Any]] | None = None,
     out: str | Path | None = None,
-    baseline: str | None = None,
-    search: int | None = None,
-    measure_examples: int | None = None,
-    stability: bool = False,
-    certify: bool = False,
-    keep_runs: bool = False,
-    jobs: int | None = None,
-    engine: str = "local",
     overwrite: bool = False,
     progress: Progress | None = None,
     command: str | None = None,
@@ -98,26 +86,13 @@ def compare(
     a finished cell is never run again. Written are results.json, results.csv and README.md.
 
     Args:
-        config: Options of `finetune` for all cells, or a YAML file of them; it may also hold `tasks`,
-            `methods`, `seeds`, `baseline` and `search`.
-        methods: Names, `["all"]`, or {name: options}; by default vanilla and robust.
-        seeds: How many seeds, from 0, or which; by default 3.
-        tasks: {name: options}; by default one, the data of `options`. `{seed}` and `{task}` stand for
-            the seed and the task's name.
+        config: Options of `finetune` for all cells, or a YAML file of them; it may also hold the options of
+            `CompareOptions`.
         out: The folder; a temporary one where None.
-        baseline: The method that differences are taken from; by default vanilla, or the first.
-        search: Trials of a search over each method's options, on noisy validation labels.
-        measure_examples: Training examples measured: 0 none; by default all for a head, else 200.
-        stability: Also noise stability.
-        certify: Also a certificate where a head alone is trained.
-        keep_runs: Keep every run's weights.
-        jobs: Processes, which share the cores; by default one a core, or one where cells are short and few.
-        engine: `local`, processes of this machine, or `ray`, tasks over a Ray cluster whose machines share
-            `out`.
         overwrite: Start over: the folder's cells are removed.
         progress: Called with (cells done, cells in all, text).
         command: The command line, for the record.
-        **options: Options of `finetune`, over those of `config`.
+        **options: Options of `CompareOptions`, and of `finetune`, by name, over those of `config`.
 
     Raises:
         HesstuneError: If an option is wrong, or differs from those of the cells finished before.
@@ -130,63 +105,38 @@ def compare(
         (True, 4)
     """
     values = read_yaml(config) if isinstance(config, str | Path) else dict(config or {})
-    given = dict(zip(KEYS, (tasks, methods, seeds, baseline, search), strict=True))
-    values |= options | {name: value for name, value in given.items() if value is not None}
-    plan, base = plan_of(values, Settings(measure_examples, stability, certify, 0, keep_runs))
-    one_of("engine", engine, ENGINES)
+    values |= {k: v for k, v in options.items() if v is not None or k not in CompareOptions.model_fields}
+    plan, asked = plan_of(values)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="hesstune-compare-"))
     _claim(folder, overwrite)
     with locked(folder):
-        if engine == "ray":
-            work_off = partial(work_on_cluster, folder, plan, jobs, progress)
+        if asked.engine == "ray":
+            work_off = partial(work_on_cluster, folder, plan, asked.jobs, progress)
         else:
-            work_off = partial(_locally, folder, plan, _jobs(jobs, plan), progress)
-        return _run(folder, plan, base, work_off, command)
+            work_off = partial(_locally, folder, plan, asked.jobs or _jobs(plan), progress)
+        return _run(folder, plan, str(asked.baseline), work_off, command)
 
 
-def plan_of(values: Mapping[str, Any], settings: Settings | None = None) -> tuple[StudyPlan, str]:
-    """Return the plan, and the baseline, of options that may also hold the names in KEYS.
+def plan_of(values: Mapping[str, Any]) -> tuple[StudyPlan, CompareOptions]:
+    """Return the plan, and how it is run, of options of runs and of the comparison, by name.
 
     Raises:
         ConfigError: If an option is wrong.
     """
-    own = {key: values.get(key) for key in KEYS}
-    options = {key: value for key, value in values.items() if key not in KEYS}
-    settings = replace(settings or Settings(), search=int(own["search"] or 0))
-    plan = make_plan(options, own["tasks"], _methods(own["methods"]), _seeds(own["seeds"]), settings)
+    fields = CompareOptions.model_fields
+    asked = make_options(CompareOptions, {name: v for name, v in values.items() if name in fields})
+    shared = {name: v for name, v in values.items() if name not in fields}
+    settings = Settings(**{name: getattr(asked, name) for name in Settings.model_fields})
+    plan = make_plan(shared, asked.tasks, asked.methods, asked.seeds, settings)
     names = list(dict.fromkeys(c.method for c in plan.cells))
-    base = own["baseline"] or ("vanilla" if "vanilla" in names else names[0])
+    base = asked.baseline or ("vanilla" if "vanilla" in names else names[0])
     if base not in names:
-        raise unknown_name("baseline", str(base), names)
-    return plan, str(base)
+        raise unknown_name("baseline", base, names)
+    return plan, asked.model_copy(update={"baseline": base})
 
 
-def _methods(given: Any) -> Sequence[str] | Mapping[str, Mapping[str, Any]]:
-    if given is None:
-        return ["vanilla", "robust"]
-    if isinstance(given, str):
-        given = [name.strip() for name in given.split(",") if name.strip()]
-    if not isinstance(given, Mapping | list | tuple) or not given:
-        raise ConfigError(f"methods must be names or a mapping of names to options; got {given!r}")
-    return given
-
-
-def _seeds(given: Any) -> list[int]:
-    seeds = range(3) if given is None else given
-    if isinstance(seeds, int) and not isinstance(seeds, bool):
-        seeds = range(seeds)
-    if not isinstance(seeds, range | list | tuple) or not all(isinstance(s, int) and s >= 0 for s in seeds):
-        raise ConfigError(f"seeds must be a count or a list of integers from 0; got {given!r}")
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds must be at least one, each once; got {given!r}")
-    return list(seeds)
-
-
-def _jobs(given: int | None, plan: StudyPlan) -> int:
-    if given is not None:
-        if given < 1:
-            raise ConfigError(f"jobs must be at least 1; got {given}")
-        return given
+def _jobs(plan: StudyPlan) -> int:
+    """Return one process a core, or one where cells are short and few."""
     short = all(c.config.train == "head" for c in plan.cells) and len(plan.cells) <= FEW
     return 1 if short else _cores()
 

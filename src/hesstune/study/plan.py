@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import numpy as np
 from hesstune.data.sources import listing
 from hesstune.errors import ConfigError, unknown_name
 from hesstune.methods import method_names
+from hesstune.options import make_options
 from hesstune.runs.config import FinetuneConfig, make_config
+from hesstune.study.options import Settings
 
-__all__ = ["EARLIER", "ELSEWHERE", "LATER", "Cell", "Settings", "StudyPlan", "check_name", "make_plan"]
+__all__ = ["EARLIER", "ELSEWHERE", "LATER", "Cell", "StudyPlan", "check_name", "make_plan"]
 
 # Options of a run that say where it runs, not what it computes; the data is known by its digest.
 ELSEWHERE = ("out", "track", "device", "cache_mib", "data", "weights")
@@ -26,31 +28,6 @@ LATER = ("checkpoint_minutes", "clean_labels", "label_model", "shard", "soft_lab
 # Options by the names they had when the oldest comparisons kept were made: fingerprints still use these.
 EARLIER = {"inject_noise": "noise"}
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is done with every cell beside training.
-
-    Attributes:
-        measure_examples: Training examples that the Hessian measure is taken on, drawn uniformly: 0
-            for none, None for all where a head alone is trained and 200 elsewhere.
-        stability: Whether noise stability is measured.
-        certify: Whether a certificate is computed where a head alone is trained.
-        search: Trials of a search for the method's options on the cell's own validation part; 0: none.
-        keep_runs: Whether weights are kept, so that `measure`, `report` and `predict` work on cells.
-    """
-
-    measure_examples: int | None = None
-    stability: bool = False
-    certify: bool = False
-    search: int = 0
-    keep_runs: bool = False
-
-    def __post_init__(self) -> None:
-        for name, value in (("measure_examples", self.measure_examples or 0), ("search", self.search)):
-            if value < 0:
-                raise ConfigError(f"{name.replace('_', '-')} must be at least 0; got {value}")
 
 
 @dataclass(frozen=True)
@@ -110,14 +87,14 @@ class StudyPlan:
              "config": c.config.model_dump(mode="json")}
             for c in self.cells
         ]  # fmt: skip
-        write_json(path, {"cells": cells, "settings": asdict(self.settings), "left_out": self.left_out})
+        write_json(path, {"cells": cells, "settings": self.settings.model_dump(), "left_out": self.left_out})
 
     @classmethod
     def read(cls, path: Path) -> StudyPlan:
         """Read what `write` wrote."""
         record = json.loads(path.read_text(encoding="utf-8"))
         cells = [Cell(**{**c, "config": make_config(c["config"])}) for c in record["cells"]]
-        return cls(cells, Settings(**record["settings"]), record["left_out"])
+        return cls(cells, make_options(Settings, record["settings"]), record["left_out"])
 
 
 def make_plan(
@@ -136,7 +113,7 @@ def make_plan(
         methods: Names; or {name: options}, where the option `method` may name another method. The name
             `all` stands for every method that applies.
         seeds: The seeds.
-        settings: See `Settings`.
+        settings: See `hesstune.study.options.Settings`.
 
     Raises:
         ConfigError: If a name is unknown, there is nothing to run, or an option is wrong.
@@ -150,6 +127,8 @@ def make_plan(
     cells: list[Cell] = []
     digests: dict[tuple[str, int], str] = {}
     for task, own in named.items():
+        # What is wrong for every method is told once, also where `all` leaves out those that do not apply.
+        make_config(_filled({**options, **own}, task, seeds[0]))
         for seed in seeds:
             for method, more in variants.items():
                 values = _filled({**options, **own, **more, "seed": seed}, task, seed)
@@ -233,7 +212,7 @@ def _fingerprint(config: FinetuneConfig, data: str, settings: Settings) -> str:
         if given and Path(given).is_file():  # by content: a path may hold something else tomorrow
             values[name] = hashlib.sha256(Path(given).read_bytes()).hexdigest()
     values = {EARLIER.get(name, name): v for name, v in values.items()}
-    asked = {name: v for name, v in asdict(settings).items() if name != "keep_runs"}
+    asked = {name: v for name, v in settings.model_dump().items() if name != "keep_runs"}
     text = json.dumps([values, data, asked], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

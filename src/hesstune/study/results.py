@@ -8,8 +8,8 @@ One JSON object:
 - `command`: the command line that made it, or null; `versions`: {hesstune, torch, python}.
 - `tasks`, `methods`, `seeds`: their names, in the order given; `baseline`: the method that differences are
   taken from; `left_out`: {method: why}.
-- `settings`: see `hesstune.study.plan.Settings`; `shared`: options of `finetune` that all cells have alike;
-  `configs`: {task: {method: options that differ between cells}}.
+- `settings`: see `hesstune.study.options.Settings`; `shared`: options of `finetune` that all cells have
+  alike; `configs`: {task: {method: options that differ between cells}}.
 - `cells`: list of {task, method, seed, fingerprint, status: done | failed | pending, error: text or null,
   metrics, search (where one was asked for)}. `metrics` maps names to numbers or null: test_accuracy,
   test_balanced_accuracy, train_accuracy (labels as trained on), train_accuracy_true_labels, val_accuracy
@@ -39,7 +39,6 @@ import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,7 @@ def results_of(
         },
         "baseline": baseline,
         "left_out": plan.left_out,
-        "settings": asdict(plan.settings),
+        "settings": plan.settings.model_dump(),
         "shared": shared,
         "configs": configs,
     }
@@ -266,7 +265,7 @@ def check_unchanged(plan: StudyPlan, before: Mapping[str, Any], out: Path) -> No
             continue
         old = {**before["shared"], **before["configs"].get(cell.task, {}).get(cell.method, {})}
         old |= {now: old[was] for now, was in EARLIER.items() if was in old}
-        was, now = {**old, **before["settings"]}, {**cell.options(), **asdict(plan.settings)}
+        was, now = {**old, **before["settings"]}, {**cell.options(), **plan.settings.model_dump()}
         changed = [n for n in now if n in was and n not in unseen and was[n] != now[n]]
         what = (
             f"--{changed[0].replace('_', '-')} {was[changed[0]]}, not {now[changed[0]]}"

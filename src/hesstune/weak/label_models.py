@@ -16,12 +16,11 @@ from hesstune.errors import ConfigError, DataError, MissingExtraError
 from hesstune.weak.amcl import amcl, outputs, risk_bounds
 from hesstune.weak.dawid_skene import dawid_skene
 from hesstune.weak.features import feature_dawid_skene, soft_dawid_skene
+from hesstune.weak.names import LABEL_MODELS
 from hesstune.weak.patterns import patterns
 from hesstune.weak.votes import ABSTAIN, Votes
 
 __all__ = ["LABEL_MODELS", "Labelled", "label"]
-
-LABEL_MODELS = ("soft", "majority", "dawid_skene", "mace", "features", "soft_features", "amcl", "snorkel")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,106 @@
+"""The options of `label`, each declared once."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hesstune.options import DEVICE, FilePath, Names, Options, Shown
+from hesstune.weak.names import LabelModel, PosteriorModel
+
+__all__ = ["NEED_FEATURES", "LabelOptions"]
+
+NEED_FEATURES = ("features", "soft_features")
+TAKE_CLEAN = ("amcl", *NEED_FEATURES)
+Specs = Annotated[Names, Shown("DATA,DATA,…")]
+
+
+class VoteOptions(Options):
+    """What is labelled, and who votes."""
+
+    heading: ClassVar[str] = "Votes"
+
+    target: Annotated[str, Shown("DATA")] | None = Field(
+        None,
+        description="what to label: folder:PATH, csv:PATH or hf:NAME with texts; labels it has go into "
+        "tables of accuracy alone, except those of a test part, which stay; none: the examples of {votes}",
+    )
+    labelers: Specs = Field(
+        (), description="other domains' data, to train a labeler on each; NAME=DATA names it"
+    )
+    functions: Annotated[str, Shown("py:MODULE:NAME")] | None = Field(
+        None, description="labeling functions, one or a list"
+    )
+    votes: FilePath | None = Field(None, description="CSV file of votes: id, and a column a labeler")
+    vote_columns: Names = Field(
+        (), description="columns of votes in csv data; none: those named vote_…, or else all that may be"
+    )
+    classes: Names = Field((), description="class names; none: those that labelers, truth and votes name")
+
+
+class LabelModelOptions(Options):
+    """What makes labels of votes, and estimates the labels' noise."""
+
+    heading: ClassVar[str] = "Labels and their noise"
+
+    label_model: LabelModel = Field(
+        "soft", description="what makes labels of votes; soft sums the labelers' probabilities, or votes"
+    )
+    noise_from: Literal["auto", PosteriorModel] = Field(
+        "auto",
+        description="label model whose posterior gives the noise matrix; auto: soft_features where features "
+        "are at hand, dawid_skene for majority and soft votes, and else {label_model} itself",
+    )
+    clean_labels: FilePath | None = Field(
+        None, description="CSV file of checked labels (id, label), for amcl, features and soft_features"
+    )
+    seed: int = Field(0, ge=0, description="seed of splits, ties and training")
+
+
+class LabelerOptions(Options):
+    """How labelers are trained on other domains, and on what features."""
+
+    heading: ClassVar[str] = "Trained labelers and features"
+
+    labeler: Literal["probe", "finetune"] = Field(
+        "probe",
+        description="how labelers are trained: a linear probe on frozen features, or the whole network",
+    )
+    epochs: int = Field(10, gt=0, description="epochs of a labeler of the kind finetune")
+    threshold: float = Field(
+        0.0, ge=0, le=1, description="trained labelers abstain where no class is as probable"
+    )
+    model: str | None = Field(
+        None,
+        description="whose features, or which network; none: efficientnet_lite0, or minilm for texts",
+    )
+    image_size: int = Field(96, ge=8, le=2048, description="side of the images in pixels")
+    max_length: int = Field(128, ge=4, le=1 << 20, description="tokens of a text at most")
+    device: str = DEVICE
+
+
+class LabelOptions(LabelerOptions, LabelModelOptions, VoteOptions):
+    """How labels are made from weak labelers, labeling functions and votes."""
+
+    first: ClassVar[tuple[str, ...]] = ("target", "labelers", "functions", "votes", "label_model")
+
+    @model_validator(mode="after")
+    def _are_of_use(self) -> LabelOptions:
+        """Refuse what would change nothing."""
+        models = (self.label_model, self.noise_from)
+        looks = bool(self.labelers) or any(name in NEED_FEATURES for name in models)
+        told = bool(self.labelers) or any(name in TAKE_CLEAN for name in models)
+        if self.labeler == "finetune" and not self.labelers:
+            raise ValueError("{labeler} says how {labelers} are trained, and there are none")
+        if self.epochs != LabelOptions.model_fields["epochs"].default and self.labeler == "probe":
+            raise ValueError("{epochs} is for {labeler} finetune; a probe has none")
+        if self.threshold and not self.labelers:
+            raise ValueError("{threshold} is for {labelers}, and there are none")
+        if self.model is not None and not looks:
+            raise ValueError("{model} is for {labelers}, or for {label_model} or {noise_from} soft_features")
+        if self.clean_labels is not None and not told:
+            raise ValueError(
+                "{clean_labels} tells only the label models amcl, features and soft_features something"
+            )
+        return self

@@ -1,0 +1,269 @@
+"""Options, each declared once: a function's keywords and a command's options are one model's fields.
+
+A field says an option's type, default, range and meaning. `make_options` checks values against a model,
+`takes_options` shows a model's fields in a function's signature and docstring, and `hesstune.cli.options`
+makes a command's options of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+import os
+import re
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from hesstune.errors import ConfigError, cut, unknown_name
+
+__all__ = [
+    "DEVICE",
+    "OFF_COMMAND_LINE",
+    "FilePath",
+    "Names",
+    "Options",
+    "Shown",
+    "make_options",
+    "names_written",
+    "renamed_option",
+    "split_pairs",
+    "takes_options",
+]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How the command line takes an option, where its type does not tell.
+
+    Attributes:
+        metavar: The word that stands for the value in the help.
+        repeated: Whether the option is given once for each value.
+    """
+
+    metavar: str
+    repeated: bool = False
+
+
+# For values that only Python and YAML can write.
+OFF_COMMAND_LINE = Shown("")
+
+
+def _split(value: Any) -> Any:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return () if value is None else value
+
+
+def split_pairs(text: str, wanted: str) -> dict[str, str]:
+    """Split NAME=VALUE,NAME=VALUE; raise ValueError with `wanted` where it is written otherwise."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name.strip() and sign for name, sign, _ in pairs):
+        raise ValueError(wanted)
+    return {name.strip(): number.strip() for name, _, number in pairs}
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split), Shown("NAME,NAME,…")]
+FilePath = Annotated[str, Shown("FILE")]
+DEVICE: Any = Field("auto", description="where to compute: cpu, cuda, mps or auto")
+
+
+class Options(BaseModel):
+    """Base of all options: they are frozen, and a name that is none of them is refused.
+
+    Attributes:
+        heading: What the options that a class declares stand under in a command's help.
+        first: Names of those that most users need, shown above all headings.
+        former: Options that had another name before: now, and what else the old name may have meant.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    heading: ClassVar[str] = "Options"
+    first: ClassVar[tuple[str, ...]] = ()
+    former: ClassVar[Mapping[str, tuple[str, str]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_as_text(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in values.items()}
+
+    @classmethod
+    def heading_of(cls, name: str) -> str:
+        """Return the heading of the class that declares an option."""
+        for kind in reversed(cls.__mro__):
+            if issubclass(kind, Options) and name in kind.model_fields:
+                return kind.heading
+        raise KeyError(name)
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that were given, not left at their defaults, by name."""
+        return {
+            name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set
+        }
+
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def make_options(kind: type[O], values: Mapping[str, Any], style: str = "{}") -> O:
+    """Check options by name.
+
+    Args:
+        kind: The model that declares them.
+        values: {name: value}; values may be texts, as on the command line.
+        style: Shows a name as its user writes it, such as `--{}`.
+
+    Raises:
+        ConfigError: Naming the first wrong one, with what is needed, or the nearest valid name.
+
+    Example:
+        >>> class Steps(Options):
+        ...     most_steps: int = Field(16, gt=0, description="steps at most")
+        >>> make_options(Steps, {"most_steps": "4"}).most_steps
+        4
+        >>> make_options(Steps, {"most_steps": 0}, "--{}")
+        Traceback (most recent call last):
+        hesstune.errors.ConfigError: --most-steps must be above 0; got 0
+    """
+    valid = list(kind.model_fields)
+    for name in values:
+        if name in kind.former:
+            raise ConfigError(renamed_option(kind, name, style))
+        if name not in valid:
+            raise unknown_name("option", str(name), [_written(each, style) for each in valid])
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        problem = error.errors()[0]
+    raise _told(kind, problem, values, style)
+
+
+def _written(name: str, style: str) -> str:
+    return style.format(name.replace("_", "-") if style.startswith("--") else name)
+
+
+def names_written(text: str, kind: type[Options], style: str = "{}") -> str:
+    """Write the options that a text names in braces, {lr}, as their user does."""
+
+    def written(found: re.Match[str]) -> str:
+        return _written(found[1], style) if found[1] in kind.model_fields else found[0]
+
+    return re.sub(r"\{(\w+)\}", written, text)
+
+
+def _told(kind: type[Options], problem: ErrorDetails, values: Mapping[str, Any], style: str) -> Exception:
+    """Return the error that says what is wrong with which option."""
+    if not problem["loc"]:  # of several options at once: the message names them
+        return ConfigError(names_written(_reason(problem), kind, style))
+    name = str(problem["loc"][0])
+    shown, given = _written(name, style), values.get(name)
+    choices = _choices(kind.model_fields[name].annotation)
+    if problem["type"] == "literal_error" and choices:
+        return unknown_name(f"value of {shown}", str(given), choices)
+    reason = names_written(_reason(problem), kind, style)
+    sep = " " if reason.startswith("must ") else ": "
+    return ConfigError(f"{shown}{sep}{reason}; got {cut(' '.join(repr(given).split()))}")
+
+
+# Of pydantic's messages, those about numbers and kinds, in our words.
+_REASONS = {
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "int_parsing": "must be an integer",
+    "int_from_float": "must be an integer",
+    "int_type": "must be an integer",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+}
+
+
+def _reason(problem: ErrorDetails) -> str:
+    bounds = {k: f"{v:g}" for k, v in problem.get("ctx", {}).items() if isinstance(v, int | float)}
+    if problem["type"] in _REASONS:
+        return _REASONS[problem["type"]].format(**bounds)
+    return " ".join(problem["msg"].removeprefix("Value error, ").split())
+
+
+def _choices(annotation: Any) -> list[str]:
+    """Return the names that a field takes, where it takes nothing else."""
+    if get_origin(annotation) is Literal:
+        return [str(name) for name in get_args(annotation)]
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return _choices(kinds[0]) if len(kinds) == 1 else []
+
+
+def renamed_option(kind: type[Options], name: str, style: str = "{}") -> str:
+    """Say what an option is called now; `style` shows a name as its user writes it."""
+    new, more = kind.former[name]
+    return f"{_written(name, style)} is now {_written(new, style)}" + (
+        f": {names_written(more, kind, style)}" if more else ""
+    )
+
+
+def takes_options(kind: type[Options]) -> Callable[[F], F]:
+    """Show a model's options as keywords of a function that takes them as `**options`.
+
+    The signature lists each with its type and default, and in the docstring's Args each stands in place
+    of the line `**options: …` with its meaning.
+    """
+
+    def shown(function: F) -> F:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        made = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.is_required() else field.get_default(),
+                annotation=_plain(field.annotation),
+            )
+            for name, field in kind.model_fields.items()
+            if name not in signature.parameters
+        ]
+        kept = [p for p in own if p.kind is not p.KEYWORD_ONLY]
+        rest = [p for p in own if p.kind is p.KEYWORD_ONLY]
+        function.__signature__ = signature.replace(parameters=[*kept, *made, *rest])  # type: ignore[attr-defined]
+        told = [f"{p.name}: {_sentence(kind.model_fields[p.name], kind)}" for p in made]
+
+        def entries(line: re.Match[str]) -> str:
+            first, rest = line[1], line[1] + "    "
+            return "".join(
+                f"{textwrap.fill(t, 108, initial_indent=first, subsequent_indent=rest)}\n" for t in told
+            )
+
+        doc = function.__doc__ or ""
+        function.__doc__ = re.sub(r"(?m)^( +)\*\*options:.*\n(?:\1 +.*\n)*", entries, doc, count=1)
+        return function
+
+    return shown
+
+
+def _plain(annotation: Any) -> Any:
+    """Return a type without what is said of how the command line writes it."""
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return functools.reduce(operator.or_, map(_plain, get_args(annotation)))
+    return annotation
+
+
+def _sentence(field: FieldInfo, kind: type[Options]) -> str:
+    text = names_written(field.description or "", kind)
+    return f"{text[:1].upper()}{text[1:]}."

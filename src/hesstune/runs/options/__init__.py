@@ -1,0 +1,1 @@
+"""The options of a run in five groups, each declared once."""

@@ -1,0 +1,166 @@
+"""The options of what is asked of a finished run: measure, certify, noise and predict, each declared once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from hesstune.options import DEVICE, FilePath, Options, Shown
+from hesstune.runs.options.data import SKIP_BAD_IMAGES
+
+__all__ = [
+    "CertifyOptions",
+    "MeasureOptions",
+    "NoiseCheckOptions",
+    "PredictOptions",
+    "SampleOptions",
+    "StabilityOptions",
+]
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Shown("PATTERN", repeated=True)]
+Choices = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Shown("CHOICE", repeated=True)]
+
+
+class SampleOptions(Options):
+    """Which layers are measured, on which training examples, and where."""
+
+    heading: ClassVar[str] = "What is measured, and where"
+
+    layers: Patterns | None = Field(
+        None, description="layers to measure, by name or pattern; may be repeated; none: all"
+    )
+    max_examples: int | None = Field(
+        None, gt=0, description="at most so many training examples, drawn uniformly; none: all"
+    )
+    device: str = DEVICE
+
+
+class MeasureOptions(SampleOptions):
+    """How a run's Hessian distance measure is taken; see `hesstune.measure`."""
+
+    heading: ClassVar[str] = "How"
+    first: ClassVar[tuple[str, ...]] = ("layers", "max_examples", "trace")
+
+    trace: bool | Literal["exact"] = Field(
+        "exact", description="also the trace of each layer's H⁺; exact: of exact layers only"
+    )
+    examples: Literal["max", "all"] = Field(
+        "max", description="smooth layers: refine what can be the maximum, or every example"
+    )
+    mean_sample: int = Field(
+        8, ge=0, description="smooth layers: examples drawn at random for the mean; 0: none"
+    )
+    method: Literal["auto", "exact", "lanczos"] = Field(
+        "auto", description="exact refuses layers that it does not hold for; auto decides layer by layer"
+    )
+    steps: int = Field(16, gt=0, description="smooth layers: Lanczos steps to reckon with")
+    tol: float | None = Field(
+        None, gt=0, description="smooth layers: relative error to prove; none: 0.03, or a maximum that rests"
+    )
+    skip_classes: float | None = Field(
+        None,
+        gt=0,
+        description="exact layers: share of an entry that left-out classes may add; none: take all",
+    )
+    memory_mib: float = Field(512.0, gt=0, description="memory for activations, in MiB")
+    seed: int = Field(0, ge=0, description="seed of probes and of the examples for the mean")
+
+    @field_validator("mean_sample")
+    @classmethod
+    def _tells_an_error(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("must be 0, or at least 2 to tell an error")
+        return value
+
+    @model_validator(mode="after")
+    def _is_of_use(self) -> MeasureOptions:
+        if self.examples == "all" and self.mean_sample not in (0, 8):
+            raise ValueError("{mean_sample} is for {examples} max; with all, every example is in the mean")
+        return self
+
+
+class StabilityOptions(SampleOptions):
+    """How a run's noise stability is measured; see `hesstune.noise_stability`."""
+
+    samples: int = Field(16, ge=2, description="draws of the noise")
+
+
+class CertifyOptions(Options):
+    """How a run is certified; see `hesstune.certify`."""
+
+    heading: ClassVar[str] = "Conditions and computation"
+    first: ClassVar[tuple[str, ...]] = ("delta", "prior_fraction", "noise_is", "clean_sample")
+
+    delta: float = Field(0.05, gt=0, lt=1, description="probability with which the certificate may fail")
+    prior_fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="train the prior's centre anew on this share of the training examples and certify on the "
+        "rest; 0: the prior is the network before fine-tuning",
+    )
+    noise_is: Literal["auto", "none", "known", "estimated", "instance_dependent"] = Field(
+        "auto",
+        description="how the labels' noise is known; none: labels are true; auto: from the run's options",
+    )
+    clean_sample: FilePath | None = Field(
+        None,
+        description="CSV file of ids and true labels, drawn at random among the training examples: they "
+        "leave the certificate's and give a confidence set for the noise matrix",
+    )
+    noise_method: Literal["tightest", "inverse", "linear_program", "margin"] = Field(
+        "tightest", description="from noisy labels to the clean error"
+    )
+    draws: int | None = Field(
+        None, gt=0, description="weight draws; more make it tighter; none: 2048, or 100 an example"
+    )
+    repeats: Literal["refuse", "allow"] = Field("refuse", description="what to do about repeated inputs")
+    vouch: Choices = Field(
+        (),
+        description="a choice that the run cannot show to be free of its examples and that you vouch for, "
+        "such as normalisation; may be repeated",
+    )
+    diagnostic: bool = Field(
+        False, description="where an assumption fails give the number, marked as no certificate"
+    )
+    seed: int = Field(0, ge=0, description="seed of the draws and of the prior's part")
+    device: str = DEVICE
+
+    @field_validator("vouch")
+    @classmethod
+    def _known_choices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value:
+            from hesstune.bounds.conditions import LEAKS
+            from hesstune.checks import one_of
+
+            for name in value:
+                one_of("choice to vouch for", name, tuple(LEAKS))
+        return value
+
+    @model_validator(mode="after")
+    def _one_story(self) -> CertifyOptions:
+        if self.noise_is == "none" and self.clean_sample is not None:
+            raise ValueError(
+                "{noise_is} none says that labels are true, and {clean_sample} that they are not"
+            )
+        return self
+
+
+class NoiseCheckOptions(Options):
+    """How a run's noise matrix is checked."""
+
+    seed: int = Field(0, ge=0, description="seed of what is drawn")
+    device: str = DEVICE
+
+
+class PredictOptions(Options):
+    """How new data is predicted."""
+
+    skip_bad_images: bool = SKIP_BAD_IMAGES
+    device: str = DEVICE

@@ -1,0 +1,53 @@
+"""The options of a run's data: where it is, how it is split, read and varied."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from hesstune.options import Options, Shown
+
+__all__ = ["SKIP_BAD_IMAGES", "DataOptions"]
+
+SKIP_BAD_IMAGES: Any = Field(False, description="leave out images that cannot be decoded, and list them")
+
+
+class DataOptions(Options):
+    """What a run is trained and tested on."""
+
+    heading: ClassVar[str] = "Data"
+
+    data: Annotated[str, Shown("DATA")] = Field(
+        "digits", description="digits, folder:PATH, csv:PATH, array:PATH or hf:NAME_OR_PATH"
+    )
+    limit: int | None = Field(None, gt=0, description="at most so many training examples, drawn uniformly")
+    split: Literal["uniform", "stratified"] = Field(
+        "uniform", description="how parts are drawn where the data has none; certificates need uniform"
+    )
+    val_fraction: float = Field(0.2, ge=0, lt=1, description="share for validation where the data has none")
+    test_fraction: float = Field(0.2, ge=0, lt=1, description="share for the test where the data has none")
+    image_size: int | None = Field(
+        None, ge=8, le=2048, description="side of the images in pixels; none: 64 for digits, else 128"
+    )
+    mean: Annotated[list[float], Shown("R,G,B")] | None = Field(
+        None, description="channel means of images in [0, 1], instead of the model's"
+    )
+    std: Annotated[list[float], Shown("R,G,B")] | None = Field(
+        None, description="channel deviations, instead of the model's"
+    )
+    augment: Literal["auto", "none", "shift", "flip", "shift+flip"] = Field(
+        "auto", description="label-preserving augmentation; auto also mirrors where that keeps the label"
+    )
+    max_length: int = Field(
+        128, ge=4, le=1 << 20, description="tokens of a text at most; longer ones are cut, and counted"
+    )
+    skip_bad_images: bool = SKIP_BAD_IMAGES
+    cache_mib: int = Field(
+        4096, ge=0, description="memory for decoded images; beyond it they are decoded per batch"
+    )
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _parse_channels(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value

@@ -1,0 +1,34 @@
+"""The options of a run itself: where it goes, and where it is computed."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from hesstune.options import DEVICE, Options, Shown
+
+__all__ = ["RunOptions"]
+
+
+class RunOptions(Options):
+    """Where a run is written and computed."""
+
+    heading: ClassVar[str] = "Run"
+
+    out: Annotated[str, Shown("FOLDER")] | None = Field(
+        None, description="folder to write; in Python none is a temporary one"
+    )
+    seed: int = Field(0, ge=0, description="seed of split, noise, order and augmentation")
+    device: str = DEVICE
+    shard: bool = Field(
+        False,
+        description="cut weights, reference, gradients and optimizer state over the processes (FSDP2; under "
+        "torchrun)",
+    )
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="minutes between checkpoints within an epoch; each epoch ends with one"
+    )
+    track: Literal["tensorboard", "mlflow"] | None = Field(
+        None, description="also send each epoch's metrics there (needs hesstune[tracking])"
+    )

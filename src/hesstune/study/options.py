@@ -1,0 +1,91 @@
+"""The options of `compare` beside those of its runs, each declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from hesstune.options import OFF_COMMAND_LINE, Options, Shown
+
+__all__ = ["CompareOptions", "Settings"]
+
+
+class Settings(Options):
+    """What is done with every cell beside training."""
+
+    heading: ClassVar[str] = "What is asked of every run"
+
+    measure_examples: int | None = Field(
+        None,
+        ge=0,
+        description="training examples that the Hessian measure is taken on, drawn uniformly; 0: no measure; "
+        "none: all where a head alone is trained, else 200",
+    )
+    stability: bool = Field(False, description="also noise stability")
+    certify: bool = Field(False, description="also a certificate, where a head alone is trained")
+    search: int = Field(
+        0,
+        ge=0,
+        description="trials of a search for each method's options, chosen on noisy validation labels (needs "
+        "hesstune[search]); 0: none",
+    )
+    keep_runs: bool = Field(
+        False, description="keep the weights of every run, so that measure, report and predict work on cells"
+    )
+
+
+class CompareOptions(Settings):
+    """What is compared, and by how many processes."""
+
+    heading: ClassVar[str] = "Comparison"
+    first: ClassVar[tuple[str, ...]] = ("methods", "seeds")
+
+    methods: Annotated[dict[str, Any] | tuple[str, ...], Shown("NAME,…")] = Field(
+        ("vanilla", "robust"), description="methods, or all; in Python and YAML also {name: options}"
+    )
+    seeds: Annotated[tuple[int, ...], Shown("N")] = Field(
+        3,
+        validate_default=True,
+        description="how many seeds, from 0 or {seed}; in Python and YAML also which",
+    )
+    tasks: Annotated[dict[str, Any] | None, OFF_COMMAND_LINE] = Field(
+        None,
+        description="{name: options}; none: one, the data of the runs' options. {seed} and {task} in a text "
+        "stand for the seed and the task's name",
+    )
+    baseline: str | None = Field(
+        None, description="method that differences are taken from; none: vanilla, or the first"
+    )
+    jobs: int | None = Field(
+        None, ge=1, description="processes; none: one a core, or one where cells are short and few"
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local",
+        description="processes of this machine, or tasks of a Ray cluster whose machines share the folder "
+        "(needs hesstune[ray])",
+    )
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names_or_mapping(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [name.strip() for name in value.split(",") if name.strip()]
+        if not isinstance(value, Mapping | list | tuple) or not value:
+            raise ValueError("must be names or a mapping of names to options")
+        return value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count_or_list(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)
+        seeds = range(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        if not isinstance(seeds, range | list | tuple) or not all(
+            isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds
+        ):
+            raise ValueError("must be a count or a list of integers from 0")
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError("must be at least one, each once")
+        return tuple(seeds)

@@ -1,0 +1,12 @@
+"""The label models by name."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+__all__ = ["LABEL_MODELS", "LabelModel", "PosteriorModel"]
+
+# Those whose answers are probabilities, from which the labels' noise can be estimated.
+PosteriorModel = Literal["soft", "majority", "dawid_skene", "mace", "features", "soft_features", "snorkel"]
+LabelModel = Literal[PosteriorModel, "amcl"]
+LABEL_MODELS: tuple[str, ...] = get_args(LabelModel)

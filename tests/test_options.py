@@ -1,0 +1,144 @@
+"""Options stand once: a model's fields are a function's keywords and a command's options."""
+
+import inspect
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from pydantic import Field
+
+import hesstune as ht
+from hesstune.analysis.certify import certify_run
+from hesstune.analysis.measure import measure_run, stability_of_run
+from hesstune.analysis.noise import check_noise
+from hesstune.bounds.conditions import LEAKS, NOISE_KNOWLEDGE
+from hesstune.bounds.noisy import METHODS
+from hesstune.errors import ConfigError
+from hesstune.labeling.options import LabelOptions
+from hesstune.options import Names, Options, make_options, takes_options
+from hesstune.report.options import ReportOptions
+from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.options.analysis import CertifyOptions, MeasureOptions
+from hesstune.study.options import CompareOptions
+
+MODELS = [FinetuneConfig, MeasureOptions, CertifyOptions, LabelOptions, CompareOptions, ReportOptions]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_option_says_what_it_is_and_stands_under_a_heading(kind):
+    for name, field in kind.model_fields.items():
+        assert field.description, name
+        assert kind.heading_of(name)
+    assert set(kind.first) <= set(kind.model_fields)
+
+
+def test_the_run_is_of_five_groups_and_stays_flat():
+    names = list(FinetuneConfig.model_fields)
+    where = [names.index(n) for n in ("data", "model", "noise_matrix", "epochs", "radius", "out")]
+    assert where == sorted(where)
+    assert FinetuneConfig(lr=0.5).lr == 0.5
+
+
+def test_names_known_elsewhere_are_those_taken():
+    assert CertifyOptions.model_fields["noise_is"].annotation.__args__[2:] == NOISE_KNOWLEDGE
+    assert CertifyOptions.model_fields["noise_method"].annotation.__args__ == METHODS
+    assert make_options(CertifyOptions, {"vouch": list(LEAKS)}).vouch == tuple(LEAKS)
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        (measure_run, {"examples": "max", "trace": "exact", "mean_sample": 8, "memory_mib": 512.0}),
+        (stability_of_run, {"layers": None, "max_examples": None, "samples": 16, "device": "auto"}),
+        (certify_run, {"delta": 0.05, "noise_is": "auto", "repeats": "refuse", "vouch": (), "seed": 0}),
+        (check_noise, {"device": "auto", "seed": 0}),
+        (ht.label_data, {"labelers": (), "label_model": "soft", "epochs": 10, "image_size": 96}),
+        (ht.compare, {"methods": ("vanilla", "robust"), "seeds": 3, "search": 0, "engine": "local"}),
+        (ht.predict, {"device": "auto", "skip_bad_images": False}),
+    ],
+)
+def test_functions_show_their_options_as_keywords(function, options):
+    parameters = inspect.signature(function).parameters
+    assert {name: parameters[name].default for name in options} == options
+    for name in options:
+        assert f"        {name}: " in function.__doc__
+
+
+class Few(Options):
+    former: ClassVar = {"rate": ("lr", "what is shared is {warm_up}")}
+
+    lr: float | None = Field(None, gt=0, description="rate")
+    warm_up: int = Field(2, ge=0, description="steps")
+    names: Names = Field((), description="names")
+    folder: str | None = Field(None, description="folder")
+
+
+@pytest.mark.parametrize(
+    ("values", "told", "typed"),
+    [
+        ({"warm_up": "x"}, "warm_up must be an integer; got 'x'", "--warm-up must be an integer; got 'x'"),
+        ({"warm_up": -1}, "warm_up must be at least 0; got -1", "--warm-up must be at least 0; got -1"),
+        ({"lr": 0}, "lr must be above 0; got 0", "--lr must be above 0; got 0"),
+        ({"rate": 1}, "rate is now lr: what is shared is warm", "is now --lr: what is shared is --warm"),
+        ({"warmup": 1}, "unknown option 'warmup'; did you mean 'warm_up'", "did you mean '--warm-up'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_is_named_as_its_user_writes_it(values, told, typed):
+    with pytest.raises(ConfigError) as error:
+        make_options(Few, values)
+    assert told in str(error.value)
+    with pytest.raises(ConfigError) as error:
+        make_options(Few, values, "--{}")
+    assert typed in str(error.value)
+
+
+def test_a_wrong_name_is_told_the_nearest():
+    with pytest.raises(ConfigError, match="unknown value of examples 'al'; did you mean 'all'"):
+        make_options(MeasureOptions, {"examples": "al"})
+    with pytest.raises(ConfigError, match=r"unknown value of --label-model 'sof'.*soft"):
+        make_options(LabelOptions, {"label_model": "sof"}, "--{}")
+    with pytest.raises(ConfigError, match=r"unknown choice to vouch for 'norm'.*normalisation"):
+        make_options(CertifyOptions, {"vouch": "norm"})
+
+
+def test_paths_lists_and_texts_are_taken():
+    made = make_options(Few, {"names": "a, b", "folder": Path("x"), "lr": "0.5"})
+    assert (made.names, made.folder, made.lr) == (("a", "b"), "x", 0.5)
+    assert made.given() == {"names": ("a", "b"), "folder": "x", "lr": 0.5}
+    assert make_options(Few, {"names": ["a,b"]}).names == ("a,b",)  # a name of a list may hold a comma
+
+
+def test_no_option_is_without_effect():
+    for kind, values, told in (
+        (MeasureOptions, {"examples": "all", "mean_sample": 4}, "mean_sample is for examples max"),
+        (MeasureOptions, {"mean_sample": 1}, "at least 2 to tell an error"),
+        (CertifyOptions, {"noise_is": "none", "clean_sample": "a.csv"}, "clean_sample that they are not"),
+        (LabelOptions, {"epochs": 3}, "epochs is for labeler finetune"),
+        (LabelOptions, {"labeler": "finetune"}, "labeler says how labelers are trained"),
+        (LabelOptions, {"threshold": 0.5}, "threshold is for labelers"),
+        (LabelOptions, {"model": "minilm"}, "model is for labelers"),
+        (LabelOptions, {"clean_labels": "a.csv"}, "clean_labels tells only"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            make_options(kind, values)
+
+
+def test_options_stand_in_the_docstring_where_their_line_was():
+    @takes_options(Few)
+    def use(first, *, last=1, **options):
+        """Use them.
+
+        Args:
+            first: The first.
+            last: The last.
+            **options: Options of `Few`,
+                by name.
+
+        Raises:
+            Nothing.
+        """
+
+    assert list(inspect.signature(use).parameters) == ["first", "lr", "warm_up", "names", "folder", "last"]
+    lines = [line.strip() for line in use.__doc__.splitlines()]
+    assert lines[lines.index("last: The last.") + 1] == "lr: Rate."
+    assert not any("by name" in line for line in lines)
