@@ -14,10 +14,10 @@ from hesstune.data.examples import Examples, Task
 from hesstune.data.images import SUFFIXES, decode_all
 from hesstune.errors import ConfigError, DataError, listed, unknown_name
 from hesstune.noise.estimate import from_posterior
+from hesstune.noise.linear_probe import LinearProbe, fit_probe
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.storage.atomic import write_csv
 from hesstune.weak.label_models import label
-from hesstune.weak.labelers import Probe, probe, votes_of
 from hesstune.weak.votes import Votes
 from kept_features import image_features
 
@@ -291,7 +291,7 @@ def weak_task(
         features = image_features(paths, model=model, image_size=image_size, cache=cache, device=device)
         found[domain] = _Domain(paths, labels, features, _split(len(labels), [seed, number, SPLIT_SEED]))
     others = tuple(d for d in domains if d != target)
-    labelers = [_labeler(d, found[d], len(names)) for d in others]
+    labelers = {d: _labeler(found[d], len(names)) for d in others}
     parts = {name: _part(root, found[target], rows, labelers) for name, rows in found[target].parts.items()}
     return WeakTask(
         target, others, names, parts["train"], parts["val"], parts["test"], seed, image_size, model
@@ -334,14 +334,15 @@ def _split(count: int, seed: list[int]) -> dict[str, NDArray[np.int64]]:
     return {name: np.sort(rows) for name, rows in cut.items()}
 
 
-def _labeler(name: str, domain: _Domain, k: int) -> Probe:
+def _labeler(domain: _Domain, k: int) -> LinearProbe:
     rows = domain.parts["train"]
-    return probe(name, domain.features[rows], domain.labels[rows], k)
+    return fit_probe(domain.features[rows], domain.labels[rows], k)
 
 
-def _part(root: Path, domain: _Domain, rows: NDArray[np.int64], labelers: Sequence[Probe]) -> WeakPart:
+def _part(root: Path, domain: _Domain, rows: NDArray[np.int64], labelers: dict[str, LinearProbe]) -> WeakPart:
     features = domain.features[rows]
-    votes = votes_of(labelers, features)
+    given = np.stack([probe.probabilities(features) for probe in labelers.values()], axis=1)
+    votes = Votes.of_probabilities(given, list(labelers))
     paths = [domain.paths[i] for i in rows]
     return WeakPart(
         paths,

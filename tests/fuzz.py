@@ -36,7 +36,7 @@ from hesstune.runs import records
 from hesstune.runs.config import make_config, read_yaml
 from hesstune.storage.stored import read_record
 from hesstune.storage.tensors import load_tree, save_tree
-from hesstune.weak.csv_table import read_votes
+from hesstune.weak.vote_columns import read_votes
 
 SECONDS = 20
 MEMORY_MIB = 1024

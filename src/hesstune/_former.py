@@ -13,6 +13,7 @@ MOVED = {
     "bounds.share": "bounds.partition",
     "curvature.auto": "curvature.planning",
     "data.looks": "data.raw_features",
+    "data.votes": "weak.vote_columns",
     "demo": "study.demo",
     "reading": "storage.reading",
     "report.words": "report.narrative",
@@ -50,7 +51,7 @@ MOVED = {
     "training.texts": "inputs.text_inputs",
     "training.weak_labelers": "labeling.domain_labelers",
     "training.yardsticks": "analysis.complexity",
-    "weak.sheet": "weak.csv_table",
+    "weak.sheet": "storage.csv_table",
 }
 
 # What served the project's own benchmarks only, and where it is in the source tree.

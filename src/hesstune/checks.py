@@ -98,12 +98,12 @@ def one_of(kind: str, given: str, valid: Sequence[str]) -> str:
     return given
 
 
-def readable_file(path: str | Path, what: str) -> Path:
-    """Return path; raise ConfigError unless it is an existing file."""
+def readable_file(path: str | Path, what: str, error: type[HesstuneError] = ConfigError) -> Path:
+    """Return path; raise unless it is an existing file."""
     path = Path(path)
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "does not exist"
-        raise ConfigError(f"{what} {path} {state}; give the path of a file")
+        raise error(f"{what} {path} {state}; give the path of a file")
     return path
 
 

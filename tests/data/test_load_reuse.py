@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from hesstune.data import images
+from hesstune.data.csv_listing import Voting
 from hesstune.data.load import load_task, reusing_decoded
-from hesstune.data.sources import Voting
 
 
 @pytest.fixture

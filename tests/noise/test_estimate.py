@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from hesstune import NoiseMatrix
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
 from hesstune.noise.estimate import (
+    anchor,
     confidence_set,
+    confident,
+    dual_t,
     estimate_noise,
     from_posterior,
     holdout,
@@ -40,15 +43,14 @@ def test_anchor_is_exact_where_every_class_has_an_anchor_point(k, seed):
     posteriors = np.concatenate([np.eye(k), rng.dirichlet(np.ones(k), size=30)])
     g = posteriors @ F.array
     rng.shuffle(g)
-    np.testing.assert_allclose(NoiseMatrix.estimate(g, np.zeros(len(g), int), "anchor").array, F.array)
+    np.testing.assert_allclose(anchor(g).array, F.array)
 
 
 def test_anchor_percentile_ignores_an_outlier():
     F = NoiseMatrix.symmetric(3, 0.3)
     g = np.concatenate([np.repeat(F.array, 50, axis=0), [[0.98, 0.01, 0.01]]])
-    labels = np.zeros(len(g), dtype=int)
-    assert NoiseMatrix.estimate(g, labels, "anchor").array[0, 0] == pytest.approx(0.98)
-    np.testing.assert_allclose(NoiseMatrix.estimate(g, labels, "anchor", percentile=0.9).array, F.array)
+    assert anchor(g).array[0, 0] == pytest.approx(0.98)
+    np.testing.assert_allclose(anchor(g, percentile=0.9).array, F.array)
 
 
 def test_dual_t_composes_f_with_itself_on_calibrated_posteriors_and_tempering_undoes_it():
@@ -56,11 +58,12 @@ def test_dual_t_composes_f_with_itself_on_calibrated_posteriors_and_tempering_un
     _, g, noisy = calibrated(F, 40_000)
     before = g.copy()
     squared = F.array @ F.array
-    np.testing.assert_allclose(NoiseMatrix.estimate(g, noisy, "dual_t").array, squared, atol=0.03)
+    np.testing.assert_allclose(dual_t(g, noisy).array, squared, atol=0.03)
     assert np.abs(squared - F.array).max() > 0.1
     found = estimate_noise(g, noisy, "dual_t")
     np.testing.assert_allclose(found.matrix.array, F.array, atol=0.05)
     assert found.details["weight"] < 1
+    assert NoiseMatrix.estimate(g, noisy, "dual_t") == found.matrix  # one estimate, by either name
     np.testing.assert_array_equal(g, before)  # the posteriors are read, not changed
 
 
@@ -68,8 +71,8 @@ def test_dual_t_is_right_where_the_network_is_overconfident():
     F = random_noise(K, 5, 0.7)
     y, _, noisy = calibrated(F, 40_000)
     sure = 0.999 * np.eye(K)[y] + 0.001 / K
-    np.testing.assert_allclose(NoiseMatrix.estimate(sure, noisy, "dual_t").array, F.array, atol=0.03)
-    assert NoiseMatrix.estimate(sure, noisy, "anchor").rate < 0.01  # which is why dual_t exists
+    np.testing.assert_allclose(dual_t(sure, noisy).array, F.array, atol=0.03)
+    assert anchor(sure).rate < 0.01  # which is why dual_t exists
 
 
 def test_confident_is_cleanlabs_transposed():
@@ -78,11 +81,11 @@ def test_confident_is_cleanlabs_transposed():
     _, g, noisy = calibrated(F, 3000, prior=[0.4, 0.3, 0.2, 0.1])
     rng = np.random.default_rng(0)
     g = 0.8 * g + 0.2 * rng.dirichlet(np.ones(K), size=len(g))
-    found = NoiseMatrix.estimate(g, noisy, "confident").array
+    found = confident(g, noisy).array
     _, columns, _ = count.estimate_latent(count.compute_confident_joint(noisy, g), noisy)
     np.testing.assert_allclose(found, columns.T, atol=1e-9)
     with pytest.raises(NoiseMatrixError, match="no example is labelled 3"):
-        NoiseMatrix.estimate(g, np.minimum(noisy, 2), "confident")
+        confident(g, np.minimum(noisy, 2))
 
 
 @given(st.integers(2, 6), st.integers(0, 10**6))

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hesstune.errors import ConfigError, DataError
+from hesstune.noise.linear_probe import fit_probe
 from hesstune.weak.amcl import adversarial_risk, amcl, brier, outputs, risk_bounds
 from hesstune.weak.dawid_skene import dawid_skene
 from hesstune.weak.dependence import dependence
 from hesstune.weak.features import feature_dawid_skene, latent_classes
 from hesstune.weak.label_models import LABEL_MODELS, label
-from hesstune.weak.labelers import probe, votes_of
 from hesstune.weak.patterns import patterns
 from hesstune.weak.votes import Votes
 
@@ -262,14 +262,14 @@ def test_probes_vote_and_know_only_their_own_classes():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 300)
     x = 3 * np.eye(3)[y] + rng.normal(size=(300, 3))
-    whole, part = probe("whole", x, y, 4), probe("part", x[y < 2], y[y < 2], 4)
-    votes = votes_of([whole, part], x)
+    whole, part = fit_probe(x, y, 4), fit_probe(x[y < 2], y[y < 2], 4)
+    votes = Votes.of_probabilities(np.stack([p.probabilities(x) for p in (whole, part)], axis=1))
     assert (votes.table[:, 0] == y).mean() > 0.85
     assert set(votes.table[:, 1].tolist()) == {0, 1}
     np.testing.assert_allclose(votes.soft.sum(axis=2), 1)
     assert (votes.soft[:, 1, 2:] == 0).all()
-    shy = votes_of([whole], x, threshold=0.9)
+    shy = Votes.of_probabilities(whole.probabilities(x)[:, None], threshold=0.9)
     assert 0 < len(shy.silent) < 300
     assert (shy.soft[shy.silent] == 0).all()
-    with pytest.raises(DataError, match="two classes"):
-        probe("one", x, np.zeros(300, int), 4)
+    # One class is all that a probe of its examples alone knows.
+    assert (fit_probe(x, np.full(300, 2), 4).probabilities(x) == [0, 0, 1, 0]).all()

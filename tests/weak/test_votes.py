@@ -6,9 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from hesstune.data.sources import listing
 from hesstune.errors import ConfigError, DataError
-from hesstune.weak.csv_table import read_votes
+from hesstune.labeling.label_data import label_data
+from hesstune.storage.csv_table import CsvTable
 from hesstune.weak.functions import apply_functions, load_functions
+from hesstune.weak.vote_columns import read_votes, vote_columns
+from hesstune.weak.vote_values import class_index, class_of, classes_named
 from hesstune.weak.votes import Votes
 
 tables = hnp.arrays(np.int64, st.tuples(st.integers(1, 20), st.integers(1, 5)), elements=st.integers(-1, 3))
@@ -84,6 +88,67 @@ def test_csv_of_names_indices_and_abstentions(tmp_path):
     path.write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="column 'id'"):
         read_votes(path, ["cat", "dog"])
+
+
+WRITTEN = ["none", "some", "", "-1", "NaN", "Abstain", "None", " some ", "0"]
+
+
+def test_votes_mean_the_same_whoever_reads_them(tmp_path):
+    """`csv:` data, `hesstune label`, a file of votes and functions: a class may be called none."""
+    path = tmp_path / "votes.csv"
+    rows = [f"x{i},text {i},{('none', 'some')[i % 2]},{vote}" for i, vote in enumerate(WRITTEN)]
+    path.write_text("id,text,label,vote_a\n" + "\n".join(rows) + "\n")
+    wanted = [0, 1, -1, -1, -1, -1, -1, 1, 0]
+    _, own = read_votes(path, ["none", "some"])
+    data = listing(f"csv:{path}", 16).votes
+    label = label_data(f"csv:{path}").votes
+    functions = apply_functions(
+        [("a", lambda row: WRITTEN[int(row["id"])])], [{"id": str(i)} for i in range(9)], ["none", "some"]
+    )
+    for votes in (own, data, label, functions):
+        assert votes.table[:, 0].tolist() == wanted
+    # Where no class is called so, they all abstain.
+    path.write_text(path.read_text().replace(",none,", ",any,"))
+    for votes in (listing(f"csv:{path}", 16).votes, label_data(f"csv:{path}").votes):
+        assert votes.table[:, 0].tolist() == [-1, 1, -1, -1, -1, -1, -1, 1, 0]
+
+
+def test_votes_of_numbers_are_indices_where_classes_have_names(tmp_path):
+    path = tmp_path / "votes.csv"
+    path.write_text("text,label,vote_a,vote_b\na,cat,0,\nb,dog,1,dog\nc,,1,cow\nd,,,0\n")
+    data, label = listing(f"csv:{path}", 16), label_data(f"csv:{path}", label_model="majority")
+    assert data.classes == label.classes == ["cat", "cow", "dog"]
+    assert data.votes.table.tolist() == label.votes.table.tolist() == [[0, -1], [1, 2], [1, 1], [-1, 0]]
+    assert data.labels.tolist() == [0, 2, 1, 0]
+
+
+def test_classes_of_labels_and_votes():
+    assert classes_named(["2"], ["0"], 3, "x") == ["0", "1", "2"]
+    assert classes_named([], ["01", "0"], 3, "x") == ["0", "1"]
+    assert class_of("01", class_index(["0", "1"]), "x") == 1
+    assert class_of(1, class_index(["b", "1"]), "x") == 1
+    assert classes_named(["a"], ["b"], 3, "x", soft=["c", "b", "a"]) == ["a", "b", "c"]
+    assert classes_named(["10"], ["2"], 20, "x", soft=["2", "10"]) == ["2", "10"]
+    assert classes_named(["9" * 5000], ["2"], 20, "x") == ["2", "9" * 5000]  # no number of ours
+    for named, message in ((["99"], "class 99 is out of range for 3 examples"), (["a"], "one class only")):
+        with pytest.raises(DataError, match=message):
+            classes_named(named, [], 3, "x")
+
+
+def test_columns_of_votes(tmp_path):
+    table = CsvTable.of({c: ["x"] for c in ("id", "label", "vote_a", "b", "p_x", "")}, "the table")
+    assert vote_columns(table) == vote_columns(table, others=True) == ["vote_a"]
+    assert vote_columns(table, ["b", "label"]) == ["b", "label"]
+    with pytest.raises(DataError, match="unknown column of the table 'id'"):
+        vote_columns(table, ["id"])
+    plain = CsvTable.of({c: ["x"] for c in ("id", "split", "b", "p_x", "")}, "the table")
+    assert (vote_columns(plain), vote_columns(plain, others=True)) == ([], ["b"])
+    folder = tmp_path / "images"
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "x.png").touch()
+    with pytest.raises(ConfigError, match="--vote-columns are of csv data"):
+        label_data(f"folder:{folder}", functions="py:a:b", vote_columns=["b"])
 
 
 def test_labeling_functions_from_a_module(tmp_path, monkeypatch):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from hesstune.checks import readable_file
 from hesstune.data.examples import Examples, Task
 from hesstune.errors import DataError, listed, unknown_name
+from hesstune.storage.csv_table import read_table
 
 __all__ = ["checked", "read_clean_labels"]
 
@@ -25,26 +24,18 @@ def read_clean_labels(path: str | Path, classes: Sequence[str]) -> dict[str, int
     Rows whose label is empty have not been checked and are left out.
 
     Raises:
-        ConfigError: If the file does not exist.
-        DataError: If a column is missing, a label is no class, or no label is given.
+        DataError: If the file or a column is missing, a label is no class, or no label is given.
     """
-    path = readable_file(path, "the file of clean labels")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path} cannot be read as CSV ({error})") from error
-    columns = list(rows[0]) if rows else []
-    column = next((c for c in COLUMNS if c in columns), None)
-    if "id" not in columns or column is None:
+    table = read_table(path, "the file of clean labels")
+    column = next((name for name in COLUMNS if name in table), None)
+    if "id" not in table or column is None:
         raise DataError(
-            f"{path} needs a column 'id' and one of {listed(COLUMNS)}, with at least one row; "
-            f"got {listed(columns) or 'nothing'}"
+            f"{path} needs a column 'id' and one of {listed(COLUMNS)}; got {listed(table.columns)}"
         )
     index = {name: i for i, name in enumerate(classes)}
     found: dict[str, int] = {}
-    for number, row in enumerate(rows, start=2):
-        name, example = (row[column] or "").strip(), row["id"]
+    for number, (example, cell) in enumerate(zip(table.cells("id"), table.cells(column), strict=True), 2):
+        name = cell.strip()
         if not name:
             continue
         if name not in index:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hesstune.weak.votes import Votes
 
-__all__ = ["MEMORY", "Examples", "ImageSource", "Listing", "Task", "Text", "Texts"]
+__all__ = ["MEMORY", "PARTS", "Examples", "ImageSource", "Listing", "Task", "Text", "Texts"]
 
+PARTS = ("train", "val", "test")
 # What stands for data given in Python.
 MEMORY = "memory"
 
@@ -38,6 +39,24 @@ class Texts:
     def batch(self, indices: NDArray[np.int64]) -> list[Text]:
         """Return the texts at the indices."""
         return [self.rows[i] for i in indices]
+
+
+T = TypeVar("T", "Listing", "Examples")
+
+
+def _taken(whole: T, rows: ArrayLike, names: Sequence[str]) -> T:
+    """Return a dataclass with some rows of those of its fields that hold one entry an example."""
+    at = np.asarray(rows, dtype=np.int64)
+    found: dict[str, Any] = {}
+    for name in names:
+        value = getattr(whole, name)
+        if isinstance(value, list):
+            found[name] = [value[i] for i in at.tolist()]
+        elif isinstance(value, Votes):
+            found[name] = value.take(at)
+        elif value is not None:
+            found[name] = value[at]
+    return replace(whole, **found)
 
 
 @dataclass(frozen=True)
@@ -73,19 +92,9 @@ class Listing:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, indices: Sequence[int]) -> Listing:
+    def take(self, rows: ArrayLike) -> Listing:
         """Return the listing of some of the examples."""
-        return replace(
-            self,
-            ids=[self.ids[i] for i in indices],
-            labels=None if self.labels is None else self.labels[list(indices)],
-            paths=None if self.paths is None else [self.paths[i] for i in indices],
-            array=None if self.array is None else self.array[list(indices)],
-            texts=None if self.texts is None else [self.texts[i] for i in indices],
-            parts=None if self.parts is None else [self.parts[i] for i in indices],
-            votes=None if self.votes is None else self.votes.take(list(indices)),
-            soft=None if self.soft is None else self.soft[list(indices)],
-        )
+        return _taken(self, rows, ("ids", "labels", "paths", "array", "texts", "parts", "votes", "soft"))
 
 
 @dataclass(frozen=True)
@@ -129,17 +138,10 @@ class Examples:
         """This part's texts, or None where the examples are images."""
         return self.source.batch(self.rows) if isinstance(self.source, Texts) else None
 
-    def take(self, indices: NDArray[np.int64]) -> Examples:
+    def take(self, rows: ArrayLike) -> Examples:
         """Return some of this part's examples as a part of its own."""
-        arrays = ("labels", "true", "soft", "clean", "given", "given_soft")
-        kept = {name: getattr(self, name) for name in arrays}
-        return Examples(
-            self.source,
-            self.rows[indices],
-            [self.ids[i] for i in indices],
-            votes=None if self.votes is None else self.votes.take(indices),
-            **{name: None if array is None else array[indices] for name, array in kept.items()},
-        )
+        own = ("rows", "ids", "labels", "true", "votes", "soft", "clean", "given", "given_soft")
+        return _taken(self, rows, own)
 
     def relabelled(self, noisy: NDArray[np.int64]) -> Examples:
         """Return the same examples with noisy labels; today's labels are kept as the true ones."""

@@ -12,9 +12,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hesstune.data.examples import Examples, ImageSource, Listing, Task, Texts
+from hesstune.data.csv_listing import Voting
+from hesstune.data.examples import PARTS, Examples, ImageSource, Listing, Task, Texts
 from hesstune.data.images import DecodedImages, FileImages, decode_all
-from hesstune.data.sources import PARTS, Voting, listing
+from hesstune.data.sources import listing
 from hesstune.errors import DataError
 
 __all__ = ["load_examples", "load_task", "reusing_decoded"]
@@ -66,17 +67,10 @@ def load_task(
         parts["train"] = np.sort(rng.permutation(parts["train"])[:limit])
     if not len(parts["train"]):
         raise DataError("no training example is left; lower the validation and test fractions")
-    made = {
-        name: Examples(
-            source,
-            rows,
-            [found.ids[i] for i in rows],
-            found.labels[rows],
-            votes=None if found.votes is None else found.votes.take(rows),
-            soft=None if found.soft is None else found.soft[rows],
-        )
-        for name, rows in parts.items()
-    }
+    whole = Examples(
+        source, np.arange(len(found)), found.ids, found.labels, votes=found.votes, soft=found.soft
+    )
+    made = {name: whole.take(rows) for name, rows in parts.items()}
     how = "given" if found.parts else split
     return Task(
         found.classes,

@@ -19,9 +19,9 @@ from hesstune.inputs.batches import make_inputs, predict_logits
 from hesstune.inputs.features import frozen_features
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.models.load import LoadedModel, load_model
+from hesstune.noise.linear_probe import fit_probe
 from hesstune.training.finetune import finetune
-from hesstune.weak.labelers import Probe, probe
-from hesstune.weak.votes import ABSTAIN, Votes
+from hesstune.weak.votes import Votes
 
 __all__ = ["KINDS", "TrainedLabelers", "Training", "named_domains", "train_labelers"]
 
@@ -74,8 +74,7 @@ class TrainedLabelers:
         soft = np.zeros((len(self.probabilities[0]), len(self.names), len(classes)))
         for j, (own, given) in enumerate(zip(self.classes, self.probabilities, strict=True)):
             soft[:, j, [classes.index(name) for name in own]] = given
-        table = np.where(soft.max(axis=2) >= threshold, soft.argmax(axis=2), ABSTAIN)
-        return Votes(table, len(classes), self.names, soft * (table != ABSTAIN)[:, :, None])
+        return Votes.of_probabilities(soft, self.names, threshold)
 
 
 def named_domains(specs: Sequence[str]) -> list[tuple[str, str]]:
@@ -150,7 +149,10 @@ def _probed(
 ) -> tuple[NDArray[np.float64], float | None]:
     own = frozen_features(loaded, task.train, how.device, how.max_length)
     assert task.train.labels is not None
-    made: Probe = probe(name, own, task.train.labels, task.k)
+    present = len(np.unique(task.train.labels))
+    if present < 2:
+        raise DataError(f"the labeler {name} needs examples of two classes at least; got {present}")
+    made = fit_probe(own, task.train.labels, task.k)
     accuracy = None
     if len(task.test) and task.test.labels is not None:
         held = frozen_features(loaded, task.test, how.device, how.max_length)

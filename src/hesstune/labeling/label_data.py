@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.data.clean import read_clean_labels
-from hesstune.data.votes import class_index
 from hesstune.errors import ConfigError, DataError, listed
 from hesstune.labeling.domain_labelers import TrainedLabelers, Training, named_domains, train_labelers
 from hesstune.labeling.labeling_target import Target, read_target
@@ -19,11 +18,14 @@ from hesstune.labeling.result import Labelling
 from hesstune.noise.estimate import Estimate, from_posterior, well_conditioned
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
-from hesstune.weak.csv_table import Sheet, read_sheet, vote_names, votes_of_sheet
+from hesstune.storage.csv_table import CsvTable, read_table
 from hesstune.weak.dependence import dependence_note
 from hesstune.weak.functions import Answers, call_functions, load_functions, names_in, votes_of_answers
 from hesstune.weak.label_models import label
-from hesstune.weak.votes import ABSTAIN, EMPTY, Votes
+from hesstune.weak.vote_columns import vote_columns as columns_of_votes
+from hesstune.weak.vote_columns import voted, votes_in
+from hesstune.weak.vote_values import classes_named
+from hesstune.weak.votes import ABSTAIN, Votes
 
 __all__ = ["label_data"]
 
@@ -78,7 +80,7 @@ def label_data(target: str | None = None, **options: Any) -> Labelling:
 class _Sources:
     """Where votes come from."""
 
-    sheet: Sheet | None = None
+    table: CsvTable | None = None
     columns: tuple[str, ...] = ()
     apart: bool = False
     functions: tuple[str, ...] = ()
@@ -90,15 +92,10 @@ class _Sources:
         """Return the classes that labelers, truth and votes name."""
         found = {name for own in self.trained.classes for name in own} if self.trained else set()
         found |= {name for name in target.true or () if name}
-        voted = set(names_in(self.answers)) if self.answers else set()
-        if self.sheet is not None:
-            cells = {v.strip() for name in self.columns for v in self.sheet.values[name]}
-            voted |= {v for v in cells if v.lower() not in EMPTY}
-        # Votes may be indices into the classes that have names.
-        found |= {name for name in voted if not name.isdecimal()}
-        found |= {name for name in voted if name.isdecimal() and int(name) >= len(found)} if found else voted
-        names, _ = class_index(sorted(found), Path("the table of votes"), len(target))
-        return names
+        given = names_in(self.answers) if self.answers else set()
+        if self.table is not None:
+            given |= voted(self.table, self.columns)
+        return classes_named(found, given, len(target), "the table of votes")
 
     def votes(self, target: Target, classes: list[str]) -> Votes:
         """Return all votes side by side."""
@@ -107,9 +104,9 @@ class _Sources:
             tables.append(self.trained.votes(classes, self.threshold))
         if self.answers is not None:
             tables.append(votes_of_answers(self.answers, self.functions, classes, target.ids))
-        if self.sheet is not None:
-            given = votes_of_sheet(self.sheet, self.columns, classes)
-            tables.append(_aligned(given, self.sheet, target) if self.apart else given)
+        if self.table is not None:
+            given = votes_in(self.table, self.columns, classes)
+            tables.append(_aligned(given, self.table, target) if self.apart else given)
         soft = None
         if any(t.soft is not None for t in tables):
             soft = np.concatenate([t.onehot if t.soft is None else t.soft for t in tables], axis=1)
@@ -129,18 +126,17 @@ def _read(asked: LabelOptions) -> tuple[Target, _Sources]:
     if target is None and votes is None:
         raise ConfigError("give --target, the data to be labelled, or --votes, a CSV file of votes")
     examples = read_target(target if target is not None else f"csv:{votes}")
-    sheet, columns = examples.sheet, []
-    if sheet is not None and (votes is None or target is None):
-        columns = vote_names(sheet, vote_columns)
-        if target is not None and not vote_columns:  # other columns of the data are no votes
-            columns = [name for name in columns if name.startswith("vote_")]
-    elif votes is not None:
-        sheet = read_sheet(votes)
-        columns = vote_names(sheet, vote_columns)
-        if "id" not in sheet.plain:
-            raise DataError(f"{votes} needs a column 'id' with the ids of the target's examples")
-    if vote_columns and sheet is None:
+    apart = target is not None and votes is not None
+    if target is None or votes is None:
+        table = examples.table
+    else:
+        table = read_table(votes, "the file of votes")
+    if apart and table is not None and "id" not in table:
+        raise DataError(f"{votes} needs a column 'id' with the ids of the target's examples")
+    if vote_columns and table is None:
         raise ConfigError("--vote-columns are of csv data or of --votes, and there is neither")
+    # Other columns of the data itself are no votes.
+    columns = columns_of_votes(table, vote_columns, others=votes is not None) if table is not None else []
     if not (columns or asked.functions or asked.labelers):
         raise ConfigError(
             "nobody votes: give --labelers, --functions or --votes (or columns vote_… in csv data)"
@@ -148,26 +144,25 @@ def _read(asked: LabelOptions) -> tuple[Target, _Sources]:
     loaded = load_functions(asked.functions) if asked.functions else []
     answers = call_functions(loaded, examples.rows()) if loaded else None
     names = tuple(name for name, _ in loaded)
-    apart = target is not None and votes is not None
-    return examples, _Sources(sheet if columns else None, tuple(columns), apart, names, answers)
+    return examples, _Sources(table if columns else None, tuple(columns), apart, names, answers)
 
 
-def _aligned(votes: Votes, sheet: Sheet, target: Target) -> Votes:
+def _aligned(votes: Votes, table: CsvTable, target: Target) -> Votes:
     """Bring a file's votes to the target's order; examples it does not name get none."""
     place = {example: n for n, example in enumerate(target.ids)}
-    ids = sheet.plain["id"]
+    ids = table.cells("id")
     if len(set(ids)) < len(ids):
-        raise DataError(f"the column 'id' of {sheet.path} repeats some ids; each example needs one row")
+        raise DataError(f"the column 'id' of {table.name} repeats some ids; each example needs one row")
     rows = np.array([place.get(example, -1) for example in ids], dtype=np.int64)
     if (rows < 0).any():
         at = int(np.flatnonzero(rows < 0)[0])
         raise DataError(
-            f"{int((rows < 0).sum())} ids of {sheet.path} are no example's, such as '{ids[at]}'; ids of the "
+            f"{int((rows < 0).sum())} ids of {table.name} are no example's, such as '{ids[at]}'; ids of the "
             f"target look like '{target.ids[0]}'"
         )
-    table = np.full((len(target), votes.m), ABSTAIN)
-    table[rows] = votes.table
-    return Votes(table, votes.k, votes.names)
+    aligned = np.full((len(target), votes.m), ABSTAIN)
+    aligned[rows] = votes.table
+    return Votes(aligned, votes.k, votes.names)
 
 
 def _combined(

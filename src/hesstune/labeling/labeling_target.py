@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 
+from hesstune.data.csv_listing import examples_of
 from hesstune.data.examples import Examples, Text, Texts
 from hesstune.data.images import decode_all
-from hesstune.data.sources import PARTS, inside, listing
-from hesstune.errors import DataError, unknown_name
-from hesstune.weak.csv_table import Sheet, read_sheet
+from hesstune.data.sources import listing
+from hesstune.errors import DataError
+from hesstune.storage.csv_table import CsvTable, read_table
 
 __all__ = ["Target", "read_target"]
 
@@ -29,7 +31,7 @@ class Target:
         parts: `train`, `val` or `test` for each example, or None.
         paths: Image files, or None.
         texts: Texts, or None.
-        sheet: The CSV file, or None.
+        table: The CSV file, or None.
     """
 
     ids: list[str]
@@ -37,7 +39,7 @@ class Target:
     parts: list[str] | None = None
     paths: list[Path] | None = None
     texts: list[Text] | None = None
-    sheet: Sheet | None = None
+    table: CsvTable | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -49,11 +51,12 @@ class Target:
 
     def rows(self) -> Iterator[Mapping[str, str]]:
         """Yield each example as labeling functions get it: a CSV file's row; `id`, `path` and texts."""
-        for n, example in enumerate(self.ids):
-            row = {"id": example, **(self.sheet.row(n) if self.sheet is not None else {})}
+        written = repeat({}, len(self)) if self.table is None else self.table.rows()
+        for n, (example, cells) in enumerate(zip(self.ids, written, strict=True)):
+            row: dict[str, str] = {"id": example, **cells}
             if self.paths is not None:
                 row["path"] = str(self.paths[n])
-            if self.texts is not None and self.sheet is None:
+            if self.texts is not None and self.table is None:
                 row["text"] = self.texts[n][0]
                 row["text2"] = self.texts[n][1] or ""
             yield row
@@ -102,7 +105,7 @@ def read_target(spec: str) -> Target:
         DataError: If the examples are no image files and no texts.
     """
     if spec.startswith("csv:"):
-        return _of_sheet(read_sheet(spec.removeprefix("csv:")))
+        return _of_table(read_table(spec.removeprefix("csv:")))
     found = listing(spec, size=8, labelled=False)
     if found.paths is None and found.texts is None:
         raise DataError(
@@ -114,36 +117,8 @@ def read_target(spec: str) -> Target:
     return Target(found.ids, true, parts, found.paths, found.texts)
 
 
-def _of_sheet(sheet: Sheet) -> Target:
-    path = sheet.path
-    known = next((name for name in TRUTHS if name in sheet.codes), None)
-    parts = sheet.cells("split") if "split" in sheet.codes else None
-    if parts is not None and (wrong := set(sheet.values["split"]) - set(PARTS)):
-        raise unknown_name(f"value in the column 'split' of {path}", sorted(wrong)[0], PARTS, DataError)
-    texts: list[Text] | None = None
-    if "text" in sheet.plain:
-        second: list[str] | list[None] = sheet.plain.get("text2") or [None] * len(sheet)
-        texts = list(zip(sheet.plain["text"], second, strict=True))
-    images = None
-    if "image" in sheet.plain and texts is None:
-        images = [inside(path, name) for name in sheet.plain["image"]]
-    return Target(
-        _ids(sheet),
-        [cell.strip() for cell in sheet.cells(known)] if known else None,
-        parts,
-        images,
-        texts,
-        sheet,
-    )
-
-
-def _ids(sheet: Sheet) -> list[str]:
-    ids = sheet.plain.get("id")
-    if ids is not None:
-        if len(set(ids)) < len(ids):
-            raise DataError(f"the column 'id' of {sheet.path} repeats some ids; each example needs its own")
-        return ids
-    images = sheet.plain.get("image", [])
-    if images and len(set(images)) == len(images):
-        return images
-    return [str(number) for number in range(len(sheet))]
+def _of_table(table: CsvTable) -> Target:
+    known = next((name for name in TRUTHS if name in table), None)
+    true = [cell.strip() for cell in table.cells(known)] if known else None
+    found = examples_of(table)
+    return Target(found.ids, true, found.parts, found.paths, found.texts, table)

@@ -49,6 +49,8 @@ def instance_transitions(
         >>> p.shape, bool(np.allclose(p.sum(axis=1), 1))
         ((4, 3), True)
     """
+    from scipy.special import softmax
+
     k = class_count(k)
     true = integer_labels(labels, k, "labels")
     x = np.asarray(features, dtype=np.float64)
@@ -63,8 +65,7 @@ def instance_transitions(
         logits[own] = x[own] @ weights[label]
     every = np.arange(len(true))
     logits[every, true] = -np.inf
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-1e300))
-    found = flip[:, None] * powers / powers.sum(axis=1, keepdims=True)
+    found = flip[:, None] * softmax(logits, axis=1)
     found[every, true] = 1 - flip
     return np.asarray(found)
 

@@ -210,11 +210,6 @@ class NoiseMatrix:
         noisy: NDArray[np.int64] = (uniform[:, None] >= edges[true]).sum(axis=1).astype(np.int64)
         return noisy
 
-    def resampled(self, weights: ArrayLike) -> NoiseMatrix:
-        """Return the noise matrix seen when a noisy label j is kept in proportion to weights[j]."""
-        scaled = self._array * np.asarray(weights, dtype=np.float64)[None, :]
-        return NoiseMatrix(scaled / scaled.sum(axis=1, keepdims=True))
-
     def clean_prior(self, noisy_prior: ArrayLike) -> NDArray[np.float64]:
         """Estimate the clean class probabilities π from the noisy ones, π̃ = Fᵀπ, on the simplex."""
         prior = np.clip(np.asarray(noisy_prior, dtype=np.float64) @ self.inverse, 1e-6, None)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from hesstune.errors import RunError
 from hesstune.runs import records as files
 from hesstune.runs.config import FinetuneConfig
-from hesstune.storage.reading import read_json, read_rows, read_text, reading
+from hesstune.storage.csv_table import read_rows
+from hesstune.storage.reading import read_json, read_text, reading
 from hesstune.storage.stored import checked_record, read_record
 
 if TYPE_CHECKING:

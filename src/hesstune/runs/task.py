@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.data.clean import checked, read_clean_labels
+from hesstune.data.csv_listing import Voting
 from hesstune.data.examples import Examples, Task
 from hesstune.data.load import load_task
 from hesstune.data.raw_features import raw_features
-from hesstune.data.sources import Voting
 from hesstune.errors import ConfigError
 from hesstune.noise.instance import average, draw, instance_rate, instance_transitions
 from hesstune.noise.matrix import NoiseMatrix

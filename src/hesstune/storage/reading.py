@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from hesstune.errors import HesstuneError, RunError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MAX_MIB", "one_line", "read_array", "read_json", "read_rows", "read_text", "reading"]
+__all__ = ["MAX_MIB", "one_line", "read_array", "read_json", "read_text", "reading"]
 
 # A text larger than this is no record, configuration or matrix of ours.
 MAX_MIB = 256
@@ -59,12 +58,6 @@ def read_json(path: Path, kind: type[HesstuneError] = RunError) -> Any:
     """Return what a JSON file holds; raise an error of the class given where it cannot be read."""
     with reading(path, "JSON", kind):
         return json.loads(read_text(path))
-
-
-def read_rows(path: Path, kind: type[HesstuneError] = RunError) -> list[dict[str, str]]:
-    """Return a CSV file's rows; raise an error of the class given where it cannot be read."""
-    with reading(path, "CSV", kind), path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file, strict=True))
 
 
 def read_array(file: IO[bytes], size: int, most_mib: float = MAX_MIB) -> NDArray[Any]:

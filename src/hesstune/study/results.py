@@ -48,7 +48,8 @@ from hesstune._version import __version__
 from hesstune.errors import ConfigError, RunError
 from hesstune.methods import method_class
 from hesstune.storage.atomic import write_text
-from hesstune.storage.reading import read_json, read_rows, reading
+from hesstune.storage.csv_table import read_rows
+from hesstune.storage.reading import read_json, reading
 from hesstune.storage.row_json import row_json
 from hesstune.study.compact import cells_of, expanded, factored, table_rows
 from hesstune.study.plan import EARLIER, ELSEWHERE, Cell, StudyPlan
@@ -160,9 +161,10 @@ def read_compact(path: Path) -> dict[str, Any]:
         RunError: If a file is missing or holds something else.
     """
     beside = path.with_suffix(".json")
-    told, rows = read_json(beside), read_rows(path)
+    told = read_json(beside)
     if not isinstance(told, dict) or told.get("format") != FORMAT:
         raise RunError(f"{beside} tells of no comparison of this version (format {FORMAT})")
+    rows = read_rows(path)
     with reading(path, "a comparison's cells"):
         return _assembled({**told, "configs": expanded(told["configs"])}, cells_of(rows))
 

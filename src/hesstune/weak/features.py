@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hesstune.errors import DataError
+from hesstune.weak.dawid_skene import iterations
 from hesstune.weak.votes import Votes
 
 __all__ = ["LatentClasses", "feature_dawid_skene", "latent_classes", "nearest", "soft_dawid_skene"]
@@ -27,7 +28,7 @@ TEMPER = 0.5
 # The probe's share of the class prior; the neighbours have the rest.
 PROBE_SHARE = 0.5
 PROBE_COMPONENTS, PROBE_FOLDS, PROBE_DECAY, PROBE_EPOCHS = 128, 3, 0.1, 60
-PROBE_STEPS, PROBE_TOLERANCE = 15, 1e-3
+PROBE_RATE, PROBE_STEPS, PROBE_TOLERANCE = 0.05, 15, 1e-3
 
 
 @dataclass(frozen=True)
@@ -47,64 +48,52 @@ def latent_classes(
     views: Sequence[NDArray[np.float64]],
     start: NDArray[np.float64],
     *,
-    neighbours: NDArray[np.int64] | None = None,
-    pseudo_counts: Sequence[NDArray[np.float64]] | None = None,
+    prior: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
     fixed: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
     fixed_weight: float = 1.0,
+    temper: float = 1.0,
     steps: int = 100,
     tolerance: float = 1e-4,
 ) -> LatentClasses:
-    """Fit P(class) Π_d P(vote d | class) by expectation maximisation (Dawid and Skene 1979, section 2).
-
-    With `neighbours`, P(class) of an example is the mean posterior of its neighbours, itself left out.
+    """Fit P(class) Π_d P(vote d | class) by expectation maximisation; see `dawid_skene.iterations`.
 
     Args:
-        views: (N, K) one-hot votes of each labeler; a row of zeros is an abstention.
+        views: (N, K) one-hot or soft votes of each labeler; a row of zeros is an abstention.
         start: The posterior to start from, (N, K).
-        neighbours: (N, n) rows of each example's neighbours, or None for one prior for all.
-        pseudo_counts: (K, K) pseudo-counts of each labeler beyond SMOOTHING.
+        prior: P(class) of each example from all posteriors, (N, K), not yet floored; None takes one prior
+            for all, the mean posterior.
         fixed: (rows, true classes) whose posterior is known.
         fixed_weight: How many times each of those counts in the confusion matrices.
+        temper: The power of the likelihood.
         steps: At most so many iterations.
         tolerance: Stop when no posterior moves more.
     """
     q, k = start.copy(), start.shape[1]
     # A class that nobody votes for and nobody has checked would be a name for anything.
     known = sum(view.sum(axis=0) for view in views) > 0
-    if fixed is not None:
-        known[fixed[1]] = True
-    q = np.where(known, q, 0.0) / np.where(known, q, 0.0).sum(axis=1, keepdims=True)
     weight = np.ones(len(q))
     if fixed is not None:
-        q[fixed[0]] = np.eye(k)[fixed[1]]
+        known[fixed[1]] = True
         weight[fixed[0]] = fixed_weight
-    confusion = np.zeros((len(views), k, k))
-    for _ in range(steps):
+    q = np.where(known, q, 0.0) / np.where(known, q, 0.0).sum(axis=1, keepdims=True)
+    if fixed is not None:
+        q[fixed[0]] = np.eye(k)[fixed[1]]
+
+    def share(q: NDArray[np.float64]) -> NDArray[np.float64]:
+        if prior is not None:
+            return np.asarray((prior(q) + FLOOR) / (1 + k * FLOOR))
         counted = q * weight[:, None]
-        if neighbours is None:
-            prior = (counted.sum(axis=0, keepdims=True) + SMOOTHING) / (counted.sum() + k * SMOOTHING)
-        else:
-            prior = (q[neighbours].mean(axis=1) + FLOOR) / (1 + k * FLOOR)
-        logs = np.broadcast_to(np.log(prior), q.shape).copy()
-        for at, view in enumerate(views):
-            counts = counted.T @ view + SMOOTHING
-            if pseudo_counts is not None:
-                counts = counts + pseudo_counts[at]
-            confusion[at] = counts / counts.sum(axis=1, keepdims=True)
-            logs += view @ np.log(confusion[at]).T
-        new = _softmax(np.where(known, logs, -np.inf))
-        if fixed is not None:
-            new[fixed[0]] = np.eye(k)[fixed[1]]
-        moved = float(np.abs(new - q).max())
-        q = new
-        if moved < tolerance:
+        return np.asarray((counted.sum(axis=0) + SMOOTHING) / (counted.sum() + k * SMOOTHING))
+
+    def confusion(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        sums = sums + SMOOTHING
+        return np.asarray(sums / sums.sum(axis=2, keepdims=True))
+
+    fitting = iterations(views, q, share, confusion, weight=weight, fixed=fixed, known=known, temper=temper)
+    for now in islice(fitting, steps):
+        if float(np.abs(now.posterior - now.before).max()) < tolerance:
             break
-    return LatentClasses(q, confusion)
-
-
-def _softmax(logs: NDArray[Any]) -> NDArray[Any]:
-    powers = np.exp(logs - logs.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    return LatentClasses(now.posterior, now.confusion)
 
 
 def nearest(features: ArrayLike, votes: Votes | None = None, count: int = NEIGHBOURS) -> NDArray[np.int64]:
@@ -177,16 +166,21 @@ def feature_dawid_skene(
         >>> bool((found.posterior.argmax(axis=1) == y).mean() > 0.95)
         True
     """
-    if len(votes) != len(np.asarray(features)):
-        raise DataError(f"{len(np.asarray(features))} rows of features do not match {len(votes)} examples")
+    _check_rows(votes, features)
+    near = nearest(features, votes, neighbours)
     start = (votes.counts + 1e-3) / (votes.counts + 1e-3).sum(axis=1, keepdims=True)
     return latent_classes(
         [votes.onehot[:, d] for d in range(votes.m)],
         start,
-        neighbours=nearest(features, votes, neighbours),
+        prior=lambda q: q[near].mean(axis=1),
         fixed=clean,
         fixed_weight=clean_weight,
     )
+
+
+def _check_rows(votes: Votes, features: ArrayLike) -> None:
+    if len(votes) != (rows := len(np.asarray(features))):
+        raise DataError(f"{rows} rows of features do not match {len(votes)} examples")
 
 
 def soft_dawid_skene(
@@ -216,38 +210,31 @@ def soft_dawid_skene(
         probe_share: The probe's share of the mixture, in [0, 1].
         seed: Of the probe's folds.
     """
-    if len(votes) != len(np.asarray(features)):
-        raise DataError(f"{len(np.asarray(features))} rows of features do not match {len(votes)} examples")
+    _check_rows(votes, features)
     given = votes.onehot if votes.soft is None else votes.soft
     views = given / np.maximum(given.sum(axis=2, keepdims=True), 1e-300)
     near = [nearest(features, votes), nearest(features)]
     x = _scaled_components(features)
     fold = np.random.default_rng([seed, 0x50F7]).permutation(len(x)) % min(PROBE_FOLDS, len(x))
-    q: NDArray[np.float64] = views.sum(axis=1) / np.maximum(votes.given.sum(axis=1, keepdims=True), 1)
-    known = q.sum(axis=0) > 0
-    weight = np.ones(len(q))
-    if clean is not None:
-        known[clean[1]] = True
-        weight[clean[0]] = clean_weight
-        q[clean[0]] = np.eye(votes.k)[clean[1]]
-    for _ in range(PROBE_STEPS):
-        prior = np.zeros_like(q)
+
+    def prior(q: NDArray[np.float64]) -> NDArray[np.float64]:
+        found = np.zeros_like(q)
         if probe_share > 0:
-            prior += probe_share * _probe_prior(x, q, fold)
+            found += probe_share * _probe_prior(x, q, fold)
         if probe_share < 1:
-            prior += (1 - probe_share) * sum(q[rows].mean(axis=1) for rows in near) / len(near)
-        logs = np.log((prior + FLOOR) / (1 + votes.k * FLOOR))
-        for d in range(votes.m):
-            counts = (q * weight[:, None]).T @ views[:, d] + SMOOTHING
-            logs += temper * views[:, d] @ np.log(counts / counts.sum(axis=1, keepdims=True)).T
-        new = _softmax(np.where(known, logs, -np.inf))
-        if clean is not None:
-            new[clean[0]] = np.eye(votes.k)[clean[1]]
-        moved = float(np.abs(new - q).max())
-        q = new
-        if moved < PROBE_TOLERANCE:
-            break
-    return q
+            found += (1 - probe_share) * sum(q[rows].mean(axis=1) for rows in near) / len(near)
+        return found
+
+    return latent_classes(
+        [views[:, d] for d in range(votes.m)],
+        views.sum(axis=1) / np.maximum(votes.given.sum(axis=1, keepdims=True), 1),
+        prior=prior,
+        fixed=clean,
+        fixed_weight=clean_weight,
+        temper=temper,
+        steps=PROBE_STEPS,
+        tolerance=PROBE_TOLERANCE,
+    ).posterior
 
 
 def _scaled_components(features: ArrayLike) -> NDArray[np.float64]:
@@ -264,19 +251,21 @@ def _probe_prior(
     x: NDArray[np.float64], q: NDArray[np.float64], fold: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return a softmax regression's class probabilities, each fold's from the posteriors of the others."""
+    import torch
+
     found = np.empty_like(q)
     # Single precision: the probe is a prior, and this is where the time goes.
-    x, aims = x.astype(np.float32), q.astype(np.float32)
+    inputs, aims = torch.from_numpy(x).float(), torch.from_numpy(q).float()
     for part in np.unique(fold):
-        held = fold == part
-        inputs, targets = x[~held], aims[~held]
-        w = np.zeros((x.shape[1], q.shape[1]), np.float32)
-        mean, square = np.zeros_like(w), np.zeros_like(w)
-        for step in range(1, PROBE_EPOCHS + 1):  # Adam, full batch
-            gradient = inputs.T @ (_softmax(inputs @ w) - targets) / len(inputs)
-            gradient[:-1] += PROBE_DECAY * w[:-1]
-            mean, square = 0.9 * mean + 0.1 * gradient, 0.99 * square + 0.01 * gradient**2
-            rate = 0.05 * (1 - step / (PROBE_EPOCHS + 1))
-            w -= rate * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.99**step)) + 1e-8)
-        found[held] = _softmax((x[held] @ w).astype(np.float64))
+        held = torch.from_numpy(fold == part)
+        own, targets = inputs[~held], aims[~held]
+        w = torch.zeros(x.shape[1], q.shape[1])
+        optimizer = torch.optim.Adam([w], betas=(0.9, 0.99))
+        for step in range(1, PROBE_EPOCHS + 1):  # full batch
+            # The gradient of the cross-entropy with soft targets, and of a penalty on all but the bias.
+            w.grad = own.T @ (torch.softmax(own @ w, dim=1) - targets) / len(own)
+            w.grad[:-1] += PROBE_DECAY * w[:-1]
+            optimizer.param_groups[0]["lr"] = PROBE_RATE * (1 - step / (PROBE_EPOCHS + 1))
+            optimizer.step()
+        found[held.numpy()] = torch.softmax((inputs[held] @ w).double(), dim=1).numpy()
     return found

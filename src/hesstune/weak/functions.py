@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from hesstune.errors import ConfigError, DataError, unknown_name
-from hesstune.weak.votes import ABSTAIN, EMPTY, Votes, class_of
+from hesstune.weak.vote_values import abstains, class_index, class_of
+from hesstune.weak.votes import ABSTAIN, Votes
 
 __all__ = [
     "Answers",
@@ -89,8 +90,8 @@ def call_functions(functions: Sequence[tuple[str, Function]], rows: Iterable[Map
 
 def names_in(answers: Answers) -> set[str]:
     """Return what was answered other than abstentions, as text."""
-    found = {str(value) for column in answers for value in column if value is not None}
-    return {value for value in found if value.strip().lower() not in EMPTY}
+    found = {str(value).strip() for column in answers for value in column if value is not None}
+    return {value for value in found if not abstains(value)}
 
 
 def votes_of_answers(
@@ -101,7 +102,7 @@ def votes_of_answers(
     Raises:
         DataError: If an answer is no class, by function and example.
     """
-    index = {name: i for i, name in enumerate(classes)}
+    index = class_index(classes)
     table = np.full((len(answers[0]), len(names)), ABSTAIN)
     for j, (name, column) in enumerate(zip(names, answers, strict=True)):
         table[:, j] = [

@@ -77,9 +77,7 @@ def label(
     speaking = np.flatnonzero(votes.coverage > 0)
     if not len(heard):
         raise DataError("no labeler votes on any example; there is nothing to label")
-    soft = None if votes.soft is None else votes.soft[np.ix_(heard, speaking)]
-    names = [votes.names[j] for j in speaking]
-    some = Votes(votes.table[np.ix_(heard, speaking)], votes.k, names, soft)
+    some = votes.take(heard, speaking)
     call = _Call(
         None if features is None else np.asarray(features)[heard],
         _among(clean, heard, votes),

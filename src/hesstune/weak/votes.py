@@ -10,13 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import class_count, integer_labels
-from hesstune.errors import DataError, cut, listed
+from hesstune.errors import DataError, listed
 
-__all__ = ["ABSTAIN", "EMPTY", "Votes", "class_of"]
+__all__ = ["ABSTAIN", "Votes"]
 
 ABSTAIN = -1
-# What an empty vote may be written as.
-EMPTY = ("", "-1", "abstain", "none", "nan")
 
 
 class Votes:
@@ -58,6 +56,24 @@ class Votes:
         self.k = k
         self.names: list[str] = names
         self.soft = None if soft is None else self._checked(soft)
+
+    @classmethod
+    def of_probabilities(
+        cls, soft: NDArray[np.float64], names: Sequence[str] = (), threshold: float = 0.0
+    ) -> Votes:
+        """Let each labeler vote for its most probable class, or abstain where that is below a threshold.
+
+        Args:
+            soft: (N, m, K) probabilities of each labeler.
+            names: The labelers' names.
+            threshold: See above.
+
+        Example:
+            >>> Votes.of_probabilities(np.array([[[0.9, 0.1]], [[0.4, 0.6]]]), threshold=0.7).table.tolist()
+            [[0], [-1]]
+        """
+        table = np.where(soft.max(axis=2) >= threshold, soft.argmax(axis=2), ABSTAIN)
+        return cls(table, soft.shape[2], names, soft * (table != ABSTAIN)[:, :, None])
 
     def _checked(self, soft: ArrayLike) -> NDArray[np.float64]:
         array = np.asarray(soft, dtype=np.float64)
@@ -108,10 +124,15 @@ class Votes:
         """Classes that no labeler votes for."""
         return np.setdiff1d(np.arange(self.k), np.unique(self.table))
 
-    def take(self, rows: ArrayLike) -> Votes:
-        """Return the votes on some of the examples."""
+    def take(self, rows: ArrayLike, labelers: ArrayLike | None = None) -> Votes:
+        """Return the votes on some of the examples, of all labelers or of some."""
         rows = np.asarray(rows)
-        return Votes(self.table[rows], self.k, self.names, None if self.soft is None else self.soft[rows])
+        if labelers is None:
+            return Votes(self.table[rows], self.k, self.names, None if self.soft is None else self.soft[rows])
+        columns = np.asarray(labelers)
+        some = np.ix_(rows, columns)
+        names = [self.names[j] for j in columns]
+        return Votes(self.table[some], self.k, names, None if self.soft is None else self.soft[some])
 
     def problems(self, classes: Sequence[str] | None = None) -> list[str]:
         """Say what makes the votes weak: silent labelers, classes never voted for, silent examples."""
@@ -161,18 +182,3 @@ class Votes:
                 row["accuracy"] = right / int(judged.sum()) if judged.any() else None
             rows.append(row)
         return rows
-
-
-def class_of(value: object, index: dict[str, int], where: str) -> int:
-    """Turn a vote (class name, index or nothing) into a class index; DataError where it is none."""
-    if value is None or (str(value).strip().lower() in EMPTY and str(value) not in index):
-        return ABSTAIN
-    if isinstance(value, bool):
-        raise DataError(f"{where} gave {value}; a vote is a class name, a class index, or None to abstain")
-    if str(value) in index:
-        return index[str(value)]
-    if isinstance(value, int | np.integer) and 0 <= value < len(index):
-        return int(value)
-    names = {i: name for name, i in reversed(index.items())}  # the first of each: others are its aliases
-    shown = listed(names[i] for i in sorted(names))
-    raise DataError(f"{where} gave '{cut(value)}', which is no class; the classes are {shown}")

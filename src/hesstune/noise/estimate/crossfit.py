@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import class_count, integer_labels
 from hesstune.errors import ConfigError, DataError
+from hesstune.noise.linear_probe import fit_probe
 
 __all__ = ["cross_fit", "reduced_features"]
 
@@ -81,16 +80,6 @@ def reduced_features(features: ArrayLike, n: int) -> NDArray[np.float64]:
 def _fitted(
     x: NDArray[np.float64], y: NDArray[np.int64], new: NDArray[np.float64], k: int, strength: float
 ) -> NDArray[np.float64]:
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    present = np.unique(y)
-    g = np.zeros((len(new), k))
-    if len(present) == 1:
-        g[:, present] = 1.0
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            g[:, present] = LogisticRegression(C=strength, max_iter=200).fit(x, y).predict_proba(new)
+    g = fit_probe(x, y, k, strength=strength, steps=200).probabilities(new)
     floor = 1.0 / (len(y) + k)
     return np.asarray((g + floor * (g == 0)) / (1 + floor * (g == 0).sum(axis=1, keepdims=True)))

@@ -55,16 +55,14 @@ def calibrate(probs: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64],
     Source: Guo et al. 2017, section 4.2, with noisy labels in place of clean ones.
     """
     from scipy.optimize import minimize_scalar
+    from scipy.special import softmax
 
     g = check_probabilities(probs, len(np.asarray(labels)))
     given = integer_labels(labels, g.shape[1], "noisy labels")
     logs = np.log(np.clip(g, 1e-12, None))
 
     def tempered(log_temperature: float) -> NDArray[np.float64]:
-        scaled = logs / np.exp(log_temperature)
-        scaled -= scaled.max(axis=1, keepdims=True)
-        powers = np.exp(scaled)
-        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+        return np.asarray(softmax(logs / np.exp(log_temperature), axis=1))
 
     def loss(log_temperature: float) -> float:
         return float(-np.log(tempered(log_temperature)[np.arange(len(given)), given] + 1e-300).mean())

@@ -1,0 +1,114 @@
+"""The one reader of CSV files: what it reads, and what it refuses in one line."""
+
+import csv
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hesstune.data.clean import read_clean_labels
+from hesstune.data.load import load_examples, load_task
+from hesstune.errors import DataError, RunError
+from hesstune.storage import csv_table
+from hesstune.storage.csv_table import Column, CsvTable, read_rows, read_table
+from hesstune.weak.vote_columns import read_votes
+
+cells = st.lists(st.sampled_from(["", "a", "b", "c ", "ä"]), min_size=1, max_size=30)
+
+
+@given(st.lists(cells, min_size=1, max_size=4), st.integers(0, 3))
+def test_a_column_is_its_cells_however_it_is_kept(chunks, most):
+    kept, csv_table.MOST_CODED = csv_table.MOST_CODED, most
+    try:
+        column = Column()
+        for chunk in chunks:
+            column.extend(chunk)
+            column.coded()
+    finally:
+        csv_table.MOST_CODED = kept
+    whole = [cell for chunk in chunks for cell in chunk]
+    assert column.cells() == whole
+    assert len(column) == len(whole)
+    codes, values = column.coded()
+    assert values == list(dict.fromkeys(whole))
+    assert [values[code] for code in codes] == whole
+    assert [column.row_of(code) for code in range(len(values))] == [whole.index(v) + 2 for v in values]
+
+
+def test_rows_in_many_chunks_are_those_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_table, "CHUNK", 7)
+    monkeypatch.setattr(csv_table, "MOST_CODED", 10)
+    path = tmp_path / "x.csv"
+    rows = [[f"x{i}", 'he said "yes", twice\nand more' if i % 5 else "", "ab"[i % 2]] for i in range(50)]
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows([["id", "text", "label"], *rows[:20], [], *rows[20:]])
+    table = read_table(path)
+    assert [list(row.values()) for row in table.rows()] == rows
+    assert table.columns["label"].coded()[1] == ["a", "b"]
+    assert len(table) == 50
+    assert "label" in table
+    assert "split" not in table
+    assert read_rows(path)[3] == dict(zip(("id", "text", "label"), rows[3], strict=True))
+
+
+def test_in_tab_separated_files_quotes_are_text(tmp_path):
+    path = tmp_path / "x.TSV"
+    path.write_text('text\tlabel\n"half a quote, and a comma\t1\n')
+    assert list(read_table(path).rows()) == [{"text": '"half a quote, and a comma', "label": "1"}]
+
+
+def test_a_table_from_memory():
+    table = CsvTable.of({"a": ["1", "2"], "b": ["x", "x"]}, "the frame")
+    assert list(table.rows()) == [{"a": "1", "b": "x"}, {"a": "2", "b": "x"}]
+    assert len(CsvTable.of({}, "nothing")) == 0
+
+
+WRONG = {
+    "": "is empty; it needs a header",
+    "text,label\n": "has no rows below its header",
+    "text,label,text\na,1,b\n": "two columns called 'text'; give each a name of its own",
+    "text,label\na,1\nb\n": r"row 3: the number of cells differs from the header's \(1, not 2\)",
+    "text,label\na,1,2\n": r"row 2: the number of cells .* \(3, not 2\)",
+    f"text,label\nb,1\n{'a' * 140_000},1\n": "line 3: a cell has more than 131,072 characters",
+    'text,label\nb,1\n"a,1\n': "line 3: the file ends within a cell; close its quotation mark",
+    'text,label\n"a"b,1\n': "line 2: ',' expected after '\"'",
+    b"text,label\ncaf\xe9,1\n": "save it in UTF-8",
+}
+
+
+@pytest.mark.parametrize(("content", "message"), WRONG.items(), ids=range(len(WRONG)))
+def test_every_reader_of_tables_refuses_the_same(tmp_path, content, message):
+    path = tmp_path / "x.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for read in (
+        lambda: load_task(f"csv:{path}", size=16),
+        lambda: load_examples(f"csv:{path}", size=16, classes=["0", "1"]),
+        lambda: read_votes(path, ["0", "1"]),
+        lambda: read_clean_labels(path, ["0", "1"]),
+    ):
+        with pytest.raises(DataError, match=message) as raised:
+            read()
+        assert str(path) in str(raised.value)
+        assert "\n" not in str(raised.value)
+        assert len(str(raised.value)) < 500
+    with pytest.raises(RunError, match=message):
+        read_rows(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match=r"the file of clean labels .*gone.csv does not exist"):
+        read_clean_labels(tmp_path / "gone.csv", ["0", "1"])
+    with pytest.raises(RunError, match="is a folder"):
+        read_rows(tmp_path)
+
+
+def test_repeated_cells_of_a_large_file_are_kept_once(tmp_path):
+    path = tmp_path / "x.csv"
+    rows = 30_000
+    path.write_text("id,vote_a\n" + "".join(f"x{i},{'cat' if i % 3 else ''}\n" for i in range(rows)))
+    table = read_table(path)
+    codes, values = table.columns["vote_a"].coded()
+    assert (codes.dtype, values) == (np.int32, ["", "cat"])
+    assert len({id(cell) for cell in table.cells("vote_a")}) == 2
+    assert len(set(table.cells("id"))) == rows
