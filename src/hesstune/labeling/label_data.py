@@ -127,9 +127,8 @@ def _read(asked: LabelOptions) -> tuple[Target, _Sources]:
         raise ConfigError("give --target, the data to be labelled, or --votes, a CSV file of votes")
     examples = read_target(target if target is not None else f"csv:{votes}")
     apart = target is not None and votes is not None
-    if target is None or votes is None:
-        table = examples.table
-    else:
+    table = examples.table
+    if target is not None and votes is not None:
         table = read_table(votes, "the file of votes")
     if apart and table is not None and "id" not in table:
         raise DataError(f"{votes} needs a column 'id' with the ids of the target's examples")
