@@ -146,7 +146,7 @@ def main() -> None:
     found = {
         str(path.relative_to(folder)): made
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "store" not in str(path) and (made := digest_of(path))
+        if path.is_file() and "features" not in path.parts and (made := digest_of(path))
     }
     if given.keep is None:
         shutil.rmtree(folder)

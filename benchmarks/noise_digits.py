@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from hesstune.data.load import load_task
-from hesstune.inputs.features import frozen_features
+from hesstune.inputs.feature_store import frozen_features
 from hesstune.models.load import load_model
 from hesstune.noise.estimate import confidence_set, estimate_noise
 from hesstune.noise.estimate.crossfit import cross_fit

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import kept_features as features
 from hesstune.data.load import load_task
 from hesstune.errors import ConfigError, DataError, RunError
+from hesstune.inputs import feature_store
 from weak_tasks import DOMAINNET, PACS, domainnet, pacs, weak_task
 
 COLOURS = {"cup": (200, 40, 40), "dog": (40, 200, 40), "hat": (40, 40, 200), "sun": (200, 200, 40)}
@@ -107,8 +107,8 @@ def test_what_is_reported_counts_the_labels(layout, cache):
 def test_features_are_computed_once_and_again_when_a_file_changes(tmp_path, monkeypatch):
     root = made(tmp_path / "pacs", PACS, ["cup", "dog"], count=10)
     calls = []
-    kept = features._computed
-    monkeypatch.setattr(features, "_computed", lambda *a: calls.append(1) or kept(*a))
+    kept = feature_store.cached_features
+    monkeypatch.setattr(feature_store, "cached_features", lambda *a: calls.append(1) or kept(*a))
     first = pacs(root, "photo", image_size=32, cache=tmp_path / "cache")
     assert len(calls) == 4
     again = pacs(root, "sketch", image_size=32, cache=tmp_path / "cache")
@@ -122,7 +122,7 @@ def test_features_are_computed_once_and_again_when_a_file_changes(tmp_path, monk
         np.concatenate([changed.part(p).features for p in ("train", "val", "test")]),
         np.concatenate([first.part(p).features for p in ("train", "val", "test")]),
     )
-    for damaged in (tmp_path / "cache" / "features").glob("*.npy"):
+    for damaged in (tmp_path / "cache" / "features").glob("*.safetensors"):
         damaged.write_bytes(b"no array")
     assert np.array_equal(
         pacs(root, "photo", image_size=32, cache=tmp_path / "cache").train.features, changed.train.features

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from hesstune.storage.tensors import digest_of_texts
 from hesstune.weak.votes import Votes
 
 __all__ = ["MEMORY", "PARTS", "Examples", "ImageSource", "Listing", "Task", "Text", "Texts"]
@@ -24,7 +25,10 @@ Text = tuple[str, str | None]
 
 
 class ImageSource(Protocol):
-    """Where images come from: decoded batches by index."""
+    """Where images come from: decoded batches by index.
+
+    A source may have a `digest`, a checksum of its images: what was computed of them is then known again.
+    """
 
     def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
         """Return the images at the indices, uint8, (B, 3, S, S)."""
@@ -39,6 +43,11 @@ class Texts:
     def batch(self, indices: NDArray[np.int64]) -> list[Text]:
         """Return the texts at the indices."""
         return [self.rows[i] for i in indices]
+
+    @property
+    def digest(self) -> str:
+        """Checksum of the texts."""
+        return digest_of_texts(text for pair in self.rows for text in pair)
 
 
 T = TypeVar("T", "Listing", "Examples")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hesstune.errors import DataError
+from hesstune.storage.tensors import digest, digest_of_texts
 
 __all__ = ["SUFFIXES", "DecodedImages", "FileImages", "decode", "decode_all"]
 
@@ -20,6 +23,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # Pillow warns from here on, and refuses twice as many; a few hundred bytes can claim any number.
 MAX_PIXELS = 89_478_485
+# Bytes that one thread hashes at a time.
+_CHUNK = 1 << 26
 
 
 def decode(path: Path, size: int) -> torch.Tensor:
@@ -57,6 +62,13 @@ class DecodedImages:
         """Return the images at the indices."""
         return self.array[torch.from_numpy(np.asarray(indices, dtype=np.int64))]
 
+    @property
+    def digest(self) -> str:
+        """Checksum of the pixels as they are now: the hash of the hashes of chunks."""
+        parts = self.array.contiguous().flatten().split(_CHUNK)
+        with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
+            return digest_of_texts(pool.map(lambda part: digest({"": part}), parts))
+
 
 class FileImages:
     """Images decoded anew for each batch, for data sets larger than the memory set aside for them."""
@@ -69,6 +81,23 @@ class FileImages:
     def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
         """Decode and return the images at the indices."""
         return torch.stack(list(self._pool.map(lambda i: decode(self.paths[i], self.size), indices)))
+
+    @cached_property
+    def digest(self) -> str:
+        """Checksum of the files' contents, whatever their names and times; read once for each source.
+
+        Raises:
+            DataError: If a file cannot be read.
+        """
+        return digest_of_texts(self._pool.map(_digest_of_file, self.paths))
+
+
+def _digest_of_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read the image {path}: {error.strerror or error}") from error
 
 
 def decode_all(

@@ -1,180 +1,272 @@
-"""Features of frozen backbones, computed once for all runs that share them, and decoded images likewise."""
+"""One store of frozen features, by content: estimates, labelers, heads and comparisons share it."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from hesstune.data.examples import Examples, Texts
-from hesstune.data.images import DecodedImages
-from hesstune.data.load import reusing_decoded
-from hesstune.forward import Inputs
-from hesstune.inputs.batches import ModelInputs
+from hesstune.data.examples import Examples
+from hesstune.data.images import FileImages
+from hesstune.errors import ModelError, RunError
+from hesstune.inputs.batches import ModelInputs, make_inputs
 from hesstune.inputs.features import FeatureInputs, cached_features
 from hesstune.models.load import LoadedModel
-from hesstune.storage.tensors import load_tree, save_tree
+from hesstune.models.text import tokenizer_digest
+from hesstune.storage.tensors import digest, digest_of_texts, load_tree, save_tree
 
-__all__ = ["FeatureStore", "features_of", "sharing"]
+__all__ = ["FeatureStore", "features_of", "frozen_features", "sharing"]
+
+# Raised whenever what is stored, or how it is computed, changes.
+FORMAT = "2"
+MOST_MIB = 2048
 
 _ACTIVE: ContextVar[FeatureStore | None] = ContextVar("feature_store", default=None)
 
 
 class FeatureStore:
-    """Features by content: of one backbone (its weights, but for the head) on one set of inputs.
+    """What the head of a network is given for each image or text: each row computed once.
 
-    Rows are computed when a run first needs them and kept in `folder`, under a lock, so that runs in
-    several processes share them. The key is a digest of the backbone's tensors, the normalisation and
-    the inputs themselves: a changed image or weight is never served from the store.
+    Rows are known by content: of the network without its head (weights, kinds of modules, precision, kind
+    of device), of its normalisation or its tokenizer and longest input, and of the images (pixels, or
+    bytes of files and the size they are brought to) or texts. A changed image or weight is never served.
+
+    Rows are computed when they are first needed, in the batches that a head's own training takes. The last
+    digits of a row depend on its batch: where another part of the same data came first, its rows keep the
+    digits they had there.
 
     Args:
-        folder: Where the features are kept; made when needed.
+        folder: Where rows are kept, under a lock, so that several processes share them; made when needed.
+            None keeps them in memory alone.
+        most_mib: Memory for rows at most; the oldest data set gives way, and without a folder its rows
+            are computed again.
+
+    Attributes:
+        computed: How many rows this store has computed.
+
+    Raises:
+        RunError: On use, if the folder cannot be written to.
+
+    Example:
+        >>> import hesstune as ht
+        >>> head = {"data": "digits", "train": "head", "epochs": 1, "image_size": 32, "limit": 64}
+        >>> with sharing(FeatureStore()) as store:
+        ...     run = ht.finetune(head, noise_matrix="estimate:confident", method="robust")
+        >>> store.computed == sum(run.record["examples"].values())
+        True
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None = None, most_mib: int = MOST_MIB) -> None:
         self.folder = folder
-        self._memory: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._digests: dict[int, tuple[object, str]] = {}
         self.computed = 0
+        self._most = most_mib * 2**20
+        self._memory: OrderedDict[str, _Table] = OrderedDict()
+        # Sources without a digest, kept so that no other object gets their ids.
+        self._nameless: dict[int, object] = {}
 
-    def feed(
-        self, loaded: LoadedModel, part: Examples, feed: ModelInputs, max_length: int
-    ) -> FeatureInputs | None:
-        """Return the features of one part, computing the rows that are missing.
+    def rows(
+        self,
+        loaded: LoadedModel,
+        parts: Mapping[str, Examples],
+        feeds: Mapping[str, ModelInputs],
+        max_length: int,
+    ) -> dict[str, torch.Tensor] | None:
+        """Return the features of each part, (N, D) on the CPU, computing the rows that are missing.
 
-        Returns None where the features alone do not determine the logits (see `cached_features`), or
-        where the inputs are not held in memory and so have no digest.
+        Args:
+            loaded: The network.
+            parts: Examples by part.
+            feeds: The same, as the network's inputs.
+            max_length: Tokens of a text at most.
+
+        Returns:
+            The rows, or None where features alone do not determine the logits (see `cached_features`).
         """
-        inputs = self._digest_of(part, max_length)
-        if inputs is None:
-            return cached_features(loaded.model, loaded.model.get_submodule(loaded.head), feed)
-        if not len(part):
-            return FeatureInputs(torch.zeros((0, 1)))
-        key = _sha(_backbone_digest(loaded), inputs)
-        held = self._memory.get(key)
-        if held is None or not bool(held[0][part.rows].all()):
-            held = self._complete(key, loaded, part, feed)
-            if held is None:
+        network = _network_digest(loaded, max_length)
+        found, keys = {}, dict[int, _Key]()
+        for name, feed in feeds.items():
+            part = parts[name]
+            if not len(part):
+                found[name] = torch.zeros((0, 1))
+                continue
+            if id(part.source) not in keys:  # parts share one, and hashing it takes a while
+                keys[id(part.source)] = self._key(network, part.source)
+            table = self._table(keys[id(part.source)], loaded, part, feed)
+            if table is None:
                 return None
-            self._memory[key] = held
-        device = next(loaded.model.parameters()).device
-        return FeatureInputs(held[1][torch.from_numpy(part.rows)].to(device))
+            found[name] = table.features[torch.from_numpy(table.places(part.rows))]
+        return found
 
-    def _complete(
-        self, key: str, loaded: LoadedModel, part: Examples, feed: ModelInputs
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Read what other processes have computed, compute the rest of this part, and write it back."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{key[:32]}.safetensors"
-        with FileLock(self.folder / f"{key[:32]}.lock"):
-            if path.is_file():
-                tree = load_tree(path)
-                have, features = tree["have"], tree["features"]
-            else:
-                have, features = torch.zeros(_size(part), dtype=torch.bool), torch.zeros(0, 0)
-            missing = np.flatnonzero(~have[torch.from_numpy(part.rows)].numpy())
+    def _table(self, key: _Key, loaded: LoadedModel, part: Examples, feed: ModelInputs) -> _Table | None:
+        """Return a table with all of a part's rows."""
+        table = self._memory.get(key.text, _Table())
+        if not table.holds(part.rows).all():
+            made = self._completed(key, table, loaded, part, feed)
+            if made is None:
+                return None
+            table = made
+            self._keep(key.text, table)
+        return table
+
+    def _completed(
+        self, key: _Key, table: _Table, loaded: LoadedModel, part: Examples, feed: ModelInputs
+    ) -> _Table | None:
+        """Take what other processes have computed, compute the rest of a part, and write it back."""
+        with self._locked(key) as path:
+            if path is not None:
+                table = _read(path)
+            missing = np.flatnonzero(~table.holds(part.rows))
             if len(missing):
                 head = loaded.model.get_submodule(loaded.head)
-                found = cached_features(loaded.model, head, _Some(feed, missing))
+                found = cached_features(loaded.model, head, feed, missing)
                 if found is None:
                     return None
                 self.computed += len(missing)
-                if not features.numel():
-                    features = torch.zeros(len(have), found.features.shape[1])
-                rows = torch.from_numpy(part.rows[missing])
-                features[rows], have[rows] = found.features.cpu(), True
-                save_tree(path, {"have": have, "features": features})
-        return have, features
+                table = table.joined(part.rows[missing], found.features.cpu())
+                if path is not None:
+                    save_tree(path, {"rows": torch.from_numpy(table.rows), "features": table.features})
+        return table
 
-    def _digest_of(self, part: Examples, max_length: int) -> str | None:
-        source = part.source
-        # The source is kept beside its digest: an id may come again once its object is gone.
-        if id(source) not in self._digests:
-            if isinstance(source, DecodedImages):
-                found = _sha(source.array.numpy())
-            elif isinstance(source, Texts):
-                found = _sha(*(repr((row, max_length)) for row in source.rows))
-            else:
-                return None
-            self._digests[id(source)] = (source, found)
-        return self._digests[id(source)][1]
+    @contextlib.contextmanager
+    def _locked(self, key: _Key) -> Iterator[Path | None]:
+        """Hold the lock of one file of the folder; yield its path, or None where nothing is kept."""
+        if self.folder is None or not key.lasting:
+            yield None
+            return
+        lock = FileLock(self.folder / f"{key.text}.lock")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            reason = error.strerror or error
+            raise RunError(f"cannot keep features in {self.folder}: {reason}") from error
+        try:
+            yield self.folder / f"{key.text}.safetensors"
+        finally:
+            lock.release()
 
+    def _key(self, network: str, source: object) -> _Key:
+        found = getattr(source, "digest", None)
+        if found is None:
+            self._nameless[id(source)] = source
+        size = source.size if isinstance(source, FileImages) else ""
+        contents = f"object {id(source)}" if found is None else f"{type(source).__name__} {size} {found}"
+        return _Key(digest_of_texts((FORMAT, network, contents)), found is not None)
 
-class _Some:
-    """Some rows of another feed."""
-
-    def __init__(self, feed: ModelInputs, rows: NDArray[np.int64]) -> None:
-        self._feed, self._rows = feed, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> Inputs:
-        """Return the inputs of these rows."""
-        return self._feed.inputs(self._rows[indices])
-
-
-def _size(part: Examples) -> int:
-    source = part.source
-    return len(source.array) if isinstance(source, DecodedImages) else len(source.rows)  # type: ignore[union-attr]
+    def _keep(self, key: str, table: _Table) -> None:
+        self._memory.pop(key, None)
+        self._memory[key] = table
+        while sum(kept.features.nbytes for kept in self._memory.values()) > self._most:
+            self._memory.popitem(last=False)
 
 
-def _backbone_digest(loaded: LoadedModel) -> str:
+class _Key(NamedTuple):
+    """What tells one network's features of one source from all others."""
+
+    text: str
+    # Whether another process would say the same.
+    lasting: bool
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Some rows of one source, by ascending index."""
+
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    features: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 1))
+
+    def places(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return where the wanted rows are, or would be."""
+        return np.minimum(np.searchsorted(self.rows, wanted), max(len(self.rows) - 1, 0))
+
+    def holds(self, wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which of the wanted rows are here."""
+        if not len(self.rows):
+            return np.zeros(len(wanted), dtype=bool)
+        return np.asarray(self.rows[self.places(wanted)] == wanted)
+
+    def joined(self, rows: NDArray[np.int64], features: torch.Tensor) -> _Table:
+        """Return the table with other rows as well."""
+        every = np.concatenate([self.rows, rows])
+        order = np.argsort(every, kind="stable")
+        values = torch.cat([self.features, features]) if len(self.rows) else features
+        return _Table(every[order], values[torch.from_numpy(order)])
+
+
+def _read(path: Path) -> _Table:
+    """Read a table; none where there is no file, or a damaged one, which is computed anew."""
+    try:
+        tree = load_tree(path) if path.is_file() else None
+    except RunError:
+        tree = None
+    return _Table() if tree is None else _Table(tree["rows"].numpy(), tree["features"])
+
+
+def _network_digest(loaded: LoadedModel, max_length: int) -> str:
+    """Return a checksum of all that makes features of inputs: not of the head."""
     head = f"{loaded.head}." if loaded.head else ""
     tensors = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
-    parts: list[str | NDArray[np.generic]] = [repr((loaded.mean, loaded.std))]
-    for name, tensor in sorted(tensors.items()):
-        if not head or not name.startswith(head):
-            parts += [name, tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()]
-    return _sha(*parts)
-
-
-def _sha(*parts: str | NDArray[np.generic]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, str):
-            digest.update(part.encode())
-        else:
-            digest.update(repr((part.shape, str(part.dtype))).encode())
-            digest.update(np.ascontiguousarray(part).data)
-        digest.update(b"\0")
-    return digest.hexdigest()
+    modules = [
+        f"{name} {type(module).__module__}.{type(module).__qualname__}"
+        for name, module in loaded.model.named_modules()
+        if not f"{name}.".startswith(head)
+    ]
+    device = next(loaded.model.parameters()).device.type
+    made_of = [device, f"{loaded.mean} {loaded.std}", *modules]
+    if loaded.tokenizer is not None:
+        made_of += [str(max_length), tokenizer_digest(loaded.tokenizer)]
+    return digest({n: t for n, t in tensors.items() if not n.startswith(head)}, "\n".join(made_of))
 
 
 @contextlib.contextmanager
-def sharing(store: FeatureStore) -> Iterator[FeatureStore]:
-    """Let every run of this thread take features from a store, and decode each data set once."""
+def sharing(store: FeatureStore | None = None) -> Iterator[FeatureStore]:
+    """Let all that needs features in this block, and in this thread, take them from one store.
+
+    Args:
+        store: None is the store that is shared already, or else one in memory for the block.
+    """
+    store = store or _ACTIVE.get() or FeatureStore()
     token = _ACTIVE.set(store)
     try:
-        with reusing_decoded():
-            yield store
+        yield store
     finally:
         _ACTIVE.reset(token)
 
 
 def features_of(
-    loaded: LoadedModel, parts: dict[str, Examples], feeds: dict[str, ModelInputs], max_length: int
+    loaded: LoadedModel, parts: Mapping[str, Examples], feeds: Mapping[str, ModelInputs], max_length: int
 ) -> dict[str, ModelInputs] | None:
     """Return the inputs of the head for every part, from the shared store where there is one.
 
     Returns None where the features alone do not determine the logits.
     """
-    store, head = _ACTIVE.get(), loaded.model.get_submodule(loaded.head)
-    found: dict[str, ModelInputs] = {}
-    for name, feed in feeds.items():
-        made = (
-            cached_features(loaded.model, head, feed)
-            if store is None
-            else store.feed(loaded, parts[name], feed, max_length)
+    found = (_ACTIVE.get() or FeatureStore()).rows(loaded, parts, feeds, max_length)
+    device = next(loaded.model.parameters()).device
+    return None if found is None else {name: FeatureInputs(rows.to(device)) for name, rows in found.items()}
+
+
+def frozen_features(
+    loaded: LoadedModel, examples: Examples, device: torch.device, max_length: int = 128
+) -> NDArray[np.float32]:
+    """Return the inputs of the network's head, (N, D) float32, in eval mode, from the shared store.
+
+    Raises:
+        ModelError: If the head is not the network's last operation, so that it has no features.
+    """
+    feed = make_inputs(examples, loaded, device, max_length=max_length)
+    found = (_ACTIVE.get() or FeatureStore()).rows(loaded, {"": examples}, {"": feed}, max_length)
+    if found is None:
+        raise ModelError(
+            "the head is not the network's last operation on its features, so there are no features to work "
+            "with; use another model, or give --noise-matrix a rate or a file"
         )
-        if made is None:
-            return None
-        found[name] = made
-    return found
+    return found[""].float().numpy()

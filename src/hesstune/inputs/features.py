@@ -7,13 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hesstune.data.examples import Examples
-from hesstune.errors import ModelError
 from hesstune.forward import evaluating, logits_of
-from hesstune.inputs.batches import EVAL_BATCH, ModelInputs, batches_of, in_order, make_inputs
-from hesstune.models.load import LoadedModel
+from hesstune.inputs.batches import EVAL_BATCH, ModelInputs, batches_of, in_order
 
-__all__ = ["FeatureInputs", "cached_features", "frozen_features"]
+__all__ = ["FeatureInputs", "cached_features"]
 
 
 class FeatureInputs:
@@ -31,8 +28,16 @@ class FeatureInputs:
 
 
 @torch.no_grad()
-def cached_features(model: nn.Module, head: nn.Module, feed: ModelInputs) -> FeatureInputs | None:
-    """Compute the inputs of the head for every example, in eval mode.
+def cached_features(
+    model: nn.Module, head: nn.Module, feed: ModelInputs, rows: NDArray[np.int64] | None = None
+) -> FeatureInputs | None:
+    """Compute the inputs of the head for every example, or for some, in eval mode.
+
+    Args:
+        model: The network.
+        head: Its last layer.
+        feed: The network's inputs.
+        rows: Which examples, ascending; all where None.
 
     Returns:
         The features, or None where the head is not the network's last operation on them, so that
@@ -41,7 +46,7 @@ def cached_features(model: nn.Module, head: nn.Module, feed: ModelInputs) -> Fea
     seen: list[torch.Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     parts: list[torch.Tensor] = []
-    batches = batches_of(feed, np.arange(len(feed)), EVAL_BATCH)
+    batches = batches_of(feed, np.arange(len(feed)) if rows is None else rows, EVAL_BATCH)
     try:
         with evaluating(model):
             for indices in batches:
@@ -61,21 +66,3 @@ def _apply(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
     # Without the hook's recording: the module's own forward.
     result: torch.Tensor = type(head).forward(head, features)
     return result
-
-
-def frozen_features(
-    loaded: LoadedModel, examples: Examples, device: torch.device, max_length: int = 128
-) -> NDArray[np.float32]:
-    """Return the inputs of the network's head, (N, D) float32, in eval mode.
-
-    Raises:
-        ModelError: If the head is not the network's last operation, so that it has no features.
-    """
-    feed = make_inputs(examples, loaded, device, max_length=max_length)
-    found = cached_features(loaded.model, loaded.model.get_submodule(loaded.head), feed)
-    if found is None:
-        raise ModelError(
-            "the head is not the network's last operation on its features, so there are no features to work "
-            "with; use another model, or give --noise-matrix a rate or a file"
-        )
-    return found.features.float().cpu().numpy()

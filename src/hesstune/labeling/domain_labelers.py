@@ -16,7 +16,7 @@ from hesstune.data.examples import Examples, Task
 from hesstune.data.load import load_task
 from hesstune.errors import ConfigError, DataError
 from hesstune.inputs.batches import make_inputs, predict_logits
-from hesstune.inputs.features import frozen_features
+from hesstune.inputs.feature_store import frozen_features, sharing
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.models.load import LoadedModel, load_model
 from hesstune.noise.linear_probe import fit_probe
@@ -122,26 +122,33 @@ def train_labelers(
     loaded: LoadedModel | None = None
     features: NDArray[np.float32] | None = None
     found = TrainedLabelers([], [], [], [])
-    if how.kind == "probe":
-        loaded = load_model(how.model, 2, text=target.texts is not None)
-        to_channels_last(loaded.model, how.device)
-        features = frozen_features(loaded, target, how.device, how.max_length)
-    for name, spec in domains:
-        task = load_task(spec, size=how.image_size, seed=how.seed, val_fraction=0.0, test_fraction=HELD_OUT)
-        if task.is_text != (target.texts is not None):
-            raise DataError(
-                f"the labeler {name} is trained on {'texts' if task.is_text else 'images'}, but the target "
-                f"holds {'images' if task.is_text else 'texts'}"
-            )
-        if loaded is not None and features is not None:
-            given, accuracy = _probed(name, task, loaded, features, how)
-        else:
-            given, accuracy = _fine_tuned(spec, target, how)
-        found.names.append(name)
-        found.classes.append(task.classes)
-        found.probabilities.append(given)
-        found.own_accuracy.append(accuracy)
+    with sharing():
+        if how.kind == "probe":
+            loaded = load_model(how.model, 2, text=target.texts is not None)
+            to_channels_last(loaded.model, how.device)
+            features = frozen_features(loaded, target, how.device, how.max_length)
+        for name, spec in domains:
+            task = _domain(name, spec, target, how)
+            if loaded is not None and features is not None:
+                given, accuracy = _probed(name, task, loaded, features, how)
+            else:
+                given, accuracy = _fine_tuned(spec, target, how)
+            found.names.append(name)
+            found.classes.append(task.classes)
+            found.probabilities.append(given)
+            found.own_accuracy.append(accuracy)
     return found, features
+
+
+def _domain(name: str, spec: str, target: Examples, how: Training) -> Task:
+    """Load the examples of a labeler's own domain."""
+    task = load_task(spec, size=how.image_size, seed=how.seed, val_fraction=0.0, test_fraction=HELD_OUT)
+    if task.is_text != (target.texts is not None):
+        raise DataError(
+            f"the labeler {name} is trained on {'texts' if task.is_text else 'images'}, but the target "
+            f"holds {'images' if task.is_text else 'texts'}"
+        )
+    return task
 
 
 def _probed(

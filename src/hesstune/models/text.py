@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import nn
 
 from hesstune.errors import MissingExtraError, ModelError
 from hesstune.models.quiet import quiet_transformers
+from hesstune.storage.tensors import digest_of_texts
 
-__all__ = ["load_minilm", "load_text_model"]
+__all__ = ["load_minilm", "load_text_model", "longest_input", "padded_tokenizer", "tokenizer_digest"]
 
 
 def load_minilm(k: int) -> tuple[nn.Module, Any]:
@@ -102,3 +104,20 @@ def longest_input(model: nn.Module, tokenizer: Any) -> int | None:
     # Tokenizers without a limit say 1e30.
     known = [int(limit) for limit in limits if limit is not None and limit < 1e9]
     return min(known, default=None)
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return a checksum of what turns texts into ids: rules and vocabulary.
+
+    Of a tokenizer that tells no rules, the vocabulary and the class have to do.
+    """
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        rules = json.loads(backend.to_str())
+        for state in ("truncation", "padding"):  # of the last call
+            rules.pop(state, None)
+        made_of = json.dumps(rules, sort_keys=True)
+    else:
+        vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+        made_of = repr(sorted(vocabulary.items()))
+    kind = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
+    return digest_of_texts((kind, str(getattr(tokenizer, "padding_side", "")), made_of))

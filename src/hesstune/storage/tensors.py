@@ -13,7 +13,7 @@ import torch
 from hesstune.errors import RunError
 from hesstune.storage.atomic import replace_file
 
-__all__ = ["digest", "load_tree", "save_tensors", "save_tree", "stream_tensors"]
+__all__ = ["digest", "digest_of_texts", "load_tree", "save_tensors", "save_tree", "stream_tensors"]
 
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -82,6 +82,15 @@ def digest(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
         made.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         if tensor.numel():
             made.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return made.hexdigest()
+
+
+def digest_of_texts(texts: Iterable[str | None]) -> str:
+    """Return a checksum (BLAKE2b, 128 bits, hexadecimal) of texts in their order; None is no empty text."""
+    made = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        made.update(b"\2" if text is None else text.encode("utf-8", "surrogatepass"))
+        made.update(b"\0")
     return made.hexdigest()
 
 

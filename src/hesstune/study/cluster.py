@@ -116,6 +116,7 @@ def _cell(folder: str, index: int) -> str:
     """Run one cell on a machine of the cluster; return what is wrong there, or nothing."""
     import torch
 
+    from hesstune.data.load import reusing_decoded
     from hesstune.inputs.feature_store import FeatureStore, sharing
 
     torch.set_num_threads(1)
@@ -126,7 +127,7 @@ def _cell(folder: str, index: int) -> str:
             "share"
         )
     plan = StudyPlan.read(out / PLAN)
-    with sharing(FeatureStore(out / STORE)):
+    with sharing(FeatureStore(out / STORE)), reusing_decoded():
         # The process of a lost machine may still be about to end.
         one(out, plan, plan.cells[index], wait=True)
     return ""

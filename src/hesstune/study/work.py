@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from hesstune.data.load import reusing_decoded
 from hesstune.inputs.feature_store import FeatureStore, sharing
 from hesstune.study.cell import CELL, run_cell
 from hesstune.study.plan import Cell, StudyPlan
@@ -47,7 +48,7 @@ def work(
             one: there a worker whose parent has gone does the rest.)
     """
     order = plan.cells[start:] + plan.cells[:start]
-    with sharing(FeatureStore(out / STORE)):
+    with sharing(FeatureStore(out / STORE)), reusing_decoded():
         for cell in order:
             if parent is not None and os.getppid() != parent:
                 return

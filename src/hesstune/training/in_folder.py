@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from hesstune.errors import ConfigError
+from hesstune.inputs.feature_store import sharing
 from hesstune.runs.config import RESUMABLE, FinetuneConfig, read_config
 from hesstune.runs.folder import claim, entered
 from hesstune.runs.records import CONFIG, NOISE_MATRIX, RECORD
@@ -56,7 +57,8 @@ def in_folder(
         if (run := _finished(out, given)) is not None:
             return run
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    # Estimates of the noise, trials of radii and the run itself see the same features.
+    with torch.random.fork_rng(devices=devices), sharing():
         torch.manual_seed(config.seed)
         prepared = prepare(config, out / NOISE_MATRIX if resume else None, given)
         with entered(out, overwrite, resume):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hesstune.data.examples import Examples, Task
 from hesstune.errors import ConfigError, DataError, RunError
-from hesstune.inputs.features import frozen_features
+from hesstune.inputs.feature_store import frozen_features
 from hesstune.models.load import LoadedModel
 from hesstune.noise.estimate import Estimate, estimate_noise
 from hesstune.noise.estimate.crossfit import cross_fit
