@@ -16,6 +16,7 @@ MOVED = {
     "data.votes": "weak.vote_columns",
     "demo": "study.demo",
     "reading": "storage.reading",
+    "report.records": "runs.read_records",
     "report.words": "report.narrative",
     "sharding": "runtime.sharding",
     "training.accelerating": "runtime.accelerator",
