@@ -48,7 +48,7 @@ class CompareOptions(Settings):
     seeds: Annotated[tuple[int, ...], Shown("N")] = Field(
         3,
         validate_default=True,
-        description="how many seeds, from 0 or {seed}; in Python and YAML also which",
+        description="how many seeds, on the command line from --seed; in Python and YAML also which",
     )
     tasks: Annotated[dict[str, Any] | None, OFF_COMMAND_LINE] = Field(
         None,
