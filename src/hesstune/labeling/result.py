@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hesstune.checks import also_called
 from hesstune.errors import RunError
 from hesstune.labeling.labeling_target import Target
 from hesstune.noise.estimate import Estimate
@@ -84,7 +85,8 @@ class Labelling:
             "notes": self.notes,
         }
 
-    def save(self, path: str | Path, noise: str | Path | None = None, overwrite: bool = False) -> Path:
+    @also_called(noise="noise_matrix")
+    def save(self, path: str | Path, noise_matrix: str | Path | None = None, overwrite: bool = False) -> Path:
         """Write labels.csv and the noise matrix; return the matrix's path (by default beside the labels).
 
         Columns: id, image or text, label, split and true_label where known, p_CLASS (the soft label) and
@@ -94,7 +96,7 @@ class Labelling:
             RunError: If a file exists and `overwrite` is not set, or cannot be written.
         """
         path = Path(path)
-        beside = noise_path(path) if noise is None else Path(noise)
+        beside = noise_path(path) if noise_matrix is None else Path(noise_matrix)
         check_free(path, beside, overwrite)
         try:
             for folder in (path.parent, beside.parent):
