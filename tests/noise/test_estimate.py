@@ -20,6 +20,7 @@ from hesstune.noise.estimate import (
 )
 from hesstune.noise.estimate.fit import RIDGES, calibrate, log_likelihoods, simplex_projection
 from hesstune.noise.estimate.holdout import pair_counts
+from hesstune.noise.estimate.posteriors import anchor, confident, dual_t
 
 K = 4
 
@@ -44,6 +45,14 @@ def test_anchor_is_exact_where_every_class_has_an_anchor_point(k, seed):
     g = posteriors @ F.array
     rng.shuffle(g)
     np.testing.assert_allclose(anchor(g).array, F.array)
+
+
+def test_the_matrix_class_gives_the_one_estimate_there_is():
+    F = random_noise(K, 3, 0.7)
+    _, g, noisy = calibrated(F, 2_000)
+    for method in ("anchor", "dual_t"):
+        found = NoiseMatrix.estimate(g, noisy, method).array
+        np.testing.assert_array_equal(found, estimate_noise(g, noisy, method).matrix.array)
 
 
 def test_anchor_percentile_ignores_an_outlier():
