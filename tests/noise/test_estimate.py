@@ -20,7 +20,6 @@ from hesstune.noise.estimate import (
 )
 from hesstune.noise.estimate.fit import RIDGES, calibrate, log_likelihoods, simplex_projection
 from hesstune.noise.estimate.holdout import pair_counts
-from hesstune.noise.estimate.posteriors import anchor, confident, dual_t
 
 K = 4
 
