@@ -13,6 +13,7 @@ from hesstune.cli.exits import Interrupted
 from hesstune.cli.options import CONFIG, DRY_RUN, JSON, QUIET, replacing, with_options
 from hesstune.cli.render import Output, progress_bars, results_table
 from hesstune.errors import ConfigError
+from hesstune.runs import records
 from hesstune.runs.config import FinetuneConfig, make_config, read_config, read_yaml
 
 __all__ = ["finetune"]
@@ -51,7 +52,7 @@ def finetune(
             shown = bars(resolved.method) if bars else None
             run = run_finetune(resolved, overwrite=overwrite, resume=resume, progress=shown)
     except KeyboardInterrupt:
-        if not (Path(resolved.out) / "config.yaml").is_file():
+        if not (Path(resolved.out) / records.CONFIG).is_file():
             raise Interrupted("interrupted before the run began; give the same command again") from None
         command = f"hesstune finetune --out {shlex.quote(resolved.out)} --resume"
         raise Interrupted(f"interrupted; continue with: {command}") from None
@@ -82,6 +83,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _stored(out: str | None, resume: bool) -> dict[str, Any]:
     """Return the options of the run to resume, so that they need not be given again."""
-    if not (resume and out and (stored := Path(out) / "config.yaml").is_file()):
+    if not (resume and out and (stored := Path(out) / records.CONFIG).is_file()):
         return {}
     return read_config(stored).to_dict()
