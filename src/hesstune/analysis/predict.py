@@ -10,23 +10,26 @@ import torch
 from hesstune.data.load import load_examples
 from hesstune.inputs.batches import make_inputs, predict_logits
 from hesstune.inputs.image_inputs import to_channels_last
+from hesstune.models.load import LoadedModel
 from hesstune.options import make_options, takes_options
+from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.options.analysis import PredictOptions
 from hesstune.runs.predictions import Predictions
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
 from hesstune.training.evaluate import accuracy
 
-__all__ = ["predict"]
+__all__ = ["predict", "predict_with"]
 
 
 @takes_options(PredictOptions)
-def predict(run: Run | str | Path, data: str, **options: Any) -> Predictions:
+def predict(run: Run | str | Path, data: Any, **options: Any) -> Predictions:
     """Predict the classes of new data with a finished run.
 
     Args:
         run: A run or its folder.
-        data: A data specification, as for `finetune`; labels are not needed.
+        data: As for `hesstune.finetune`: a string as on the command line, or an object; labels are not
+            needed, so texts, arrays or images alone will do.
         **options: Options of `PredictOptions`, by name.
 
     Raises:
@@ -42,23 +45,36 @@ def predict(run: Run | str | Path, data: str, **options: Any) -> Predictions:
     asked = make_options(PredictOptions, options)
     run = run if isinstance(run, Run) else Run.load(run)
     _ = run.outcome
-    config = run.config
+    return predict_with(run.loaded(), run.config, run.classes, data, asked)
+
+
+def predict_with(
+    loaded: LoadedModel,
+    config: FinetuneConfig,
+    classes: list[str],
+    data: Any,
+    asked: PredictOptions | None = None,
+) -> Predictions:
+    """Predict with a network in memory, fed as its run's configuration says; see `predict`.
+
+    The network is moved to the device.
+    """
+    asked = asked or PredictOptions()
     assert config.image_size is not None  # resolved
     target = pick_device(asked.device)
     examples, skipped = load_examples(
         data,
         size=config.image_size,
-        classes=run.classes,
+        classes=classes,
         skip_bad=asked.skip_bad_images,
         cache_mib=config.cache_mib,
     )
-    loaded = run.loaded()
     to_channels_last(loaded.model, target)
     feed = make_inputs(examples, loaded, target, max_length=config.max_length)
     logits = predict_logits(loaded.model, feed)
     return Predictions(
         examples.ids,
-        run.classes,
+        classes,
         torch.softmax(logits.double(), dim=1).numpy(),
         examples.labels,
         accuracy(logits, examples.labels),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from hesstune.storage.reading import read_array, reading
 # Arrays are kept in memory whole; a small file may claim to unpack to any size.
 MAX_MIB = 8192
 
-__all__ = ["as_images", "enlarged", "read_arrays", "write_arrays"]
+__all__ = ["as_images", "enlarged", "read_arrays", "scaled", "square_pixels"]
 
 
 def enlarged(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -27,6 +28,21 @@ def enlarged(images: torch.Tensor, size: int) -> torch.Tensor:
             images, size=(size, size), mode="bicubic", align_corners=False, antialias=True
         )
     return images.clamp(0, 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+
+
+def square_pixels(image: Any, size: int) -> torch.Tensor:
+    """Bring a PIL image to (1, 3, size, size) uint8: centre crop, then resized."""
+    array = np.array(image.convert("RGB"))
+    side = min(array.shape[:2])
+    top, left = (array.shape[0] - side) // 2, (array.shape[1] - side) // 2
+    square = array[top : top + side, left : left + side]
+    return enlarged(torch.from_numpy(square.copy()).permute(2, 0, 1)[None].float(), size)
+
+
+def scaled(images: NDArray[np.generic], size: int) -> torch.Tensor:
+    """Bring what `as_images` gives, (N, H, W, C), to (N, 3, size, size) uint8."""
+    factor = 255.0 if images.dtype.kind == "f" else 1.0
+    return enlarged(torch.from_numpy(images.astype(np.float32) * factor).permute(0, 3, 1, 2), size)
 
 
 def as_images(array: NDArray[np.generic], what: str = "images") -> NDArray[np.generic]:
@@ -50,16 +66,6 @@ def as_images(array: NDArray[np.generic], what: str = "images") -> NDArray[np.ge
             f"{array.min():g} to {array.max():g}"
         )
     return array
-
-
-def write_arrays(
-    path: Path, images: NDArray[np.generic], labels: NDArray[np.int64] | None, classes: list[str]
-) -> None:
-    """Write what `array:PATH` reads."""
-    found = {"images": as_images(images), "classes": np.array(classes)}
-    if labels is not None:
-        found["labels"] = labels
-    np.savez(path, **found)  # type: ignore[arg-type]
 
 
 def read_arrays(path: Path, size: int, labelled: bool) -> Listing:
@@ -89,9 +95,7 @@ def read_arrays(path: Path, size: int, labelled: bool) -> Listing:
         if names:
             raise DataError(f"{path}: label {int(labels.max())} has no name; 'classes' holds {len(names)}")
         names = [str(i) for i in range(int(labels.max()) + 1)]
-    scale = 255.0 if images.dtype.kind == "f" else 1.0
-    array = enlarged(torch.from_numpy(images.astype(np.float32) * scale).permute(0, 3, 1, 2), size)
-    return Listing([str(i) for i in range(len(images))], labels, names, array=array)
+    return Listing([str(i) for i in range(len(images))], labels, names, array=scaled(images, size))
 
 
 def _checked_labels(labels: NDArray[np.generic], n: int, path: Path) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hesstune.data.csv_listing import Voting
 from hesstune.data.examples import PARTS, Examples, ImageSource, Listing, Task, Texts
 from hesstune.data.images import DecodedImages, FileImages, decode_all
+from hesstune.data.objects import listing_of_object
 from hesstune.data.sources import listing
 from hesstune.errors import DataError
 
@@ -27,7 +28,7 @@ MOST_DECODED = 4
 
 
 def load_task(
-    spec: str,
+    spec: Any,
     *,
     size: int,
     seed: int = 0,
@@ -42,7 +43,7 @@ def load_task(
     """Load a labelled data set and split it.
 
     Args:
-        spec: See `hesstune.data.sources.listing`.
+        spec: See `hesstune.data.sources.listing`; or an object, see `hesstune.data.objects`.
         size: Side of the images in pixels; texts ignore it.
         seed: Seed of the split and the limit.
         split: `uniform` draws the parts uniformly at random, as certificates need; `stratified`
@@ -85,13 +86,13 @@ def load_task(
 
 
 def load_examples(
-    spec: str, *, size: int, classes: list[str], skip_bad: bool = False, cache_mib: int = 4096
+    spec: Any, *, size: int, classes: list[str], skip_bad: bool = False, cache_mib: int = 4096
 ) -> tuple[Examples, list[tuple[str, str]]]:
     """Load all examples of a data set for prediction, with their labels where it has them.
 
     Labels are kept only if their classes are all among `classes`, whose order they then follow.
     """
-    found, source, skipped = _decoded(listing(spec, size, labelled=False), size, skip_bad, cache_mib)
+    found, source, skipped = _decoded(_listed(spec, size, labelled=False), size, skip_bad, cache_mib)
     labels = found.labels
     if labels is not None:
         known = {name: i for i, name in enumerate(classes)}
@@ -100,6 +101,11 @@ def load_examples(
         else:
             labels = None
     return Examples(source, np.arange(len(found)), found.ids, labels), skipped
+
+
+def _listed(spec: Any, size: int, labelled: bool = True, voting: Voting | None = None) -> Listing:
+    make = listing if isinstance(spec, str) else listing_of_object
+    return make(spec, size, labelled, voting)
 
 
 _Decoded = tuple[Listing, ImageSource | Texts, list[tuple[str, str]]]
@@ -136,12 +142,14 @@ def reusing_decoded() -> Iterator[None]:
         _REUSED.reset(token)
 
 
-def _labelled(spec: str, size: int, skip_bad: bool, cache_mib: int, voting: Voting | None = None) -> _Decoded:
+def _labelled(spec: Any, size: int, skip_bad: bool, cache_mib: int, voting: Voting | None = None) -> _Decoded:
     def make() -> _Decoded:
-        return _decoded(listing(spec, size, voting=voting), size, skip_bad, cache_mib)
+        return _decoded(_listed(spec, size, voting=voting), size, skip_bad, cache_mib)
 
     held = _REUSED.get()
-    return make() if held is None else held.get(held.sets, (spec, size, skip_bad, cache_mib, voting), make)
+    if held is None or not isinstance(spec, str):  # an object has no name to be known by
+        return make()
+    return held.get(held.sets, (spec, size, skip_bad, cache_mib, voting), make)
 
 
 def _images(paths: list[Path], size: int, cache_mib: int) -> tuple[ImageSource, dict[int, str]]:

@@ -185,24 +185,16 @@ class Run:
 
     def loaded(self) -> LoadedModel:
         """Rebuild the fine-tuned network with its preprocessing."""
-        from dataclasses import replace
-
         from safetensors.torch import load_file
 
-        from hesstune.models.load import load_model, set_parameters
+        from hesstune.runs.network import network_of
 
         path = self.path / files.MODEL
         if not path.is_file():
             raise RunError(f"{path} is missing; continue the run with --resume")
-        text, k = self.facts.kind == "text", len(self.facts.classes)
-        spec = self.config.model if self.given.model is None else self.given.model
-        loaded = load_model(spec, k, head_init="keep", text=text, pretrained=False)
         with reading(path, "weights"):
-            state = load_file(path)
-        set_parameters(loaded.model, state, str(path))
-        loaded.model.eval()
-        shape = self.facts.normalisation
-        return replace(loaded, mean=shape.mean, std=shape.std)
+            weights = load_file(path)
+        return network_of(self.config, self.facts, weights, str(path), self.given.model)
 
     def model(self) -> Any:
         """Rebuild the fine-tuned network, in eval mode, on the CPU."""

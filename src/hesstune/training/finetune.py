@@ -42,8 +42,12 @@ def finetune(
     """Fine-tune a pretrained network on a small, perhaps noisily labelled data set.
 
     Args:
-        data: The data set, by position or by name: a string as on the command line. A mapping of
-            options, a FinetuneConfig or the path of a YAML file in its place is `config`.
+        data: The data set, by position or by name: a string as on the command line; a pandas DataFrame
+            with columns as of `csv:` data; a pair (X, y) of texts, image files, PIL images or an array of
+            images, and labels; a map-style data set of (input, label); or a `datasets.Dataset` or
+            DatasetDict. Objects are not kept: the run says `data: memory` and knows them again by their
+            contents. In its place, a mapping of options, a FinetuneConfig or the path of a YAML file
+            is `config`.
         model: A string as on the command line, or a `torch.nn.Module` (for texts a pair of module and
             tokenizer) whose last Linear layer with K outputs is its head. A copy of it is trained; its
             weights are where the run starts, and it is left as it was.
@@ -77,7 +81,7 @@ def finetune(
     elif data is not None and "data" in options:
         raise ConfigError("data is given twice, by position and by name; give it once")
     data = options.pop("data", None) if data is None else data
-    given = Given(None if isinstance(data, str) else data, None if isinstance(model, str) else model)
+    given = Given(None if isinstance(data, str | Path) else data, None if isinstance(model, str) else model)
     named = {
         "data": data if given.data is None else MEMORY,
         "model": model if given.model is None else MODULE,
