@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
@@ -65,7 +73,7 @@ def test_texts(tiny_bert):
 
 def test_wrong_inputs_are_told(digits):
     x, y = digits
-    with pytest.raises(DataError, match=r"shape \(N, H, W\)"):
+    with pytest.raises(DataError, match=r"images of the shape \(N, H, W\)"):
         quick().fit(x.reshape(len(x), -1)[:20], y[:20])
     with pytest.raises(DataError, match="y has 3 labels"):
         quick().fit(x[:4], y[:3])
@@ -77,3 +85,65 @@ def test_wrong_inputs_are_told(digits):
 def test_scikit_learns_own_checks_of_estimators_for_other_than_tables():
     # Checks that need a table of features are skipped by scikit-learn: two_d_array is False.
     check_estimator(RobustClassifier())
+
+
+def left_in(folder):
+    """What lies in a temporary folder but for torch's own, which it makes when it is imported."""
+    return [path for path in folder.iterdir() if not path.name.startswith("torchinductor")]
+
+
+USE = """
+import pickle, sys
+import numpy as np
+
+model = pickle.loads(open(sys.argv[1], "rb").read())
+np.save(sys.argv[2], model.predict_proba(np.load(sys.argv[3])))
+"""
+
+
+def test_a_fitted_one_pickles_with_its_weights_and_leaves_nothing_behind(digits, tmp_path, monkeypatch):
+    x, y = digits
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(here))
+    model = quick(epochs=1, train="last:1").fit(x[:60], y[:60])
+    probabilities = model.predict_proba(x[:9])
+    assert left_in(here) == []
+    pickled = pickle.dumps(model)
+    weights = sum(p.numel() * p.element_size() for p in model.run_.model().parameters())
+    assert weights < len(pickled) < 3 * weights
+    assert not any(word in pickled for word in (b"torch._utils", b"torch.storage", b"torch.nn"))
+    (tmp_path / "model.pickle").write_bytes(pickled)
+    np.save(tmp_path / "x.npy", x[:9])
+    paths = [str(tmp_path / name) for name in ("model.pickle", "p.npy", "x.npy")]
+    # A copy made now would find a folder of the first one; another process and folder finds none.
+    del model
+    gc.collect()
+    assert left_in(here) == []
+    environment = {**os.environ, "TMPDIR": str(there)}
+    subprocess.run([sys.executable, "-c", USE, *paths], check=True, env=environment)
+    np.testing.assert_array_equal(np.load(paths[1]), probabilities)
+    assert left_in(there) == []
+
+
+def test_the_run_of_a_fitted_one_can_be_asked(digits, tmp_path):
+    x, y = digits
+    model = quick(epochs=1).fit(x[:60], y[:60])
+    assert model.run_.measure(max_examples=8).names
+    again = pickle.loads(pickle.dumps(model))
+    with pytest.raises(DataError, match="given in Python"):
+        again.run_.measure(max_examples=8)
+    assert again.run_.measure(data=(x[:60], y[:60]), max_examples=8).names
+    assert again.run_.path != model.run_.path
+    kept = quick(epochs=1, out=str(tmp_path / "kept")).fit(x[:60], y[:60])
+    assert kept.run_.path == tmp_path / "kept"
+    np.testing.assert_array_equal(kept.predict_proba(x[:5]), again.predict_proba(x[:5]))
+
+
+def test_a_module_may_be_the_model(digits):
+    x, y = digits
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 10))
+    model = quick(model=net, train="all", image_size=8, epochs=2).fit(x[:60], y[:60])
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict_proba(x[:5]), model.predict_proba(x[:5]))

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import csv
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from hesstune.analysis.predict import predict
-from hesstune.data.arrays import as_images, write_arrays
+from hesstune.analysis.predict import predict_with
 from hesstune.errors import DataError
+from hesstune.models.load import LoadedModel
+from hesstune.runs.config import make_config
+from hesstune.runs.network import network_of
+from hesstune.runs.records import MODEL, RunRecord
 from hesstune.runs.run import Run
 from hesstune.training.finetune import finetune
 
@@ -27,7 +32,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
     """Fine-tune a pretrained network on images (arrays) or texts (strings), perhaps with wrong labels.
 
     Args:
-        model: As for `hesstune.finetune`; `minilm` or `hf:NAME` for texts.
+        model: As for `hesstune.finetune`, a string or a module; `minilm` or `hf:NAME` for texts.
         method: A fine-tuning method.
         noise_matrix: What the loss believes about the labels: a rate, `symmetric:RATE`, `pair:RATE`.
         radius: Radii of the constraint; the method's own where None.
@@ -39,12 +44,15 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         max_length: Tokens of a text at most.
         val_fraction: Share of the examples held out of training for validation.
         options: More options of `hesstune.finetune`, by name.
-        out: Run folder, overwritten by the next `fit`; a temporary one where None.
+        out: Run folder, overwritten by the next `fit`; where None the run is kept in memory.
         random_state: The seed.
 
     Attributes:
         classes_: The classes, sorted.
         run_: The finished run (`hesstune.Run`); measure or certify it as any other.
+
+    A fitted classifier pickles with its weights, but without examples: `run_.measure` of one that was
+    unpickled needs them again, `data=(X, y)`.
 
     Example:
         >>> from sklearn.datasets import load_digits
@@ -56,7 +64,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        model: str = "efficientnet_lite0",
+        model: Any = "efficientnet_lite0",
         method: str = "robust",
         noise_matrix: str | float | None = "symmetric:0.2",
         radius: float | dict[str, float] | None = None,
@@ -99,40 +107,65 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         """Fine-tune on images (N, H, W[, C]) or N strings, with labels of any kind."""
         check_classification_targets(y)
         self.classes_, labels = np.unique(np.asarray(y), return_inverse=True)
-        if len(labels) != len(X):
-            raise DataError(f"X has {len(X)} examples, but y has {len(labels)} labels")
         self.is_text_ = _is_text(X)
+        options = {
+            "model": self.model,
+            "method": self.method,
+            "noise_matrix": self.noise_matrix,
+            "radius": self.radius,
+            "train": self.train,
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "image_size": self.image_size,
+            "max_length": self.max_length,
+            "val_fraction": self.val_fraction,
+            "test_fraction": 0.0,
+            "seed": self.random_state,
+            **(self.options or {}),
+        }
+        self._network: LoadedModel | None = None
+        self._data = (X, labels)
         with tempfile.TemporaryDirectory() as folder:
-            self.run_: Run = finetune(
-                {
-                    "model": self.model,
-                    "method": self.method,
-                    "noise_matrix": self.noise_matrix,
-                    "radius": self.radius,
-                    "train": self.train,
-                    "epochs": self.epochs,
-                    "batch_size": self.batch_size,
-                    "lr": self.lr,
-                    "image_size": self.image_size,
-                    "max_length": self.max_length,
-                    "val_fraction": self.val_fraction,
-                    "test_fraction": 0.0,
-                    "seed": self.random_state,
-                    "out": self.out,
-                    **(self.options or {}),
-                    "data": _written(Path(folder), X, labels.astype(np.int64), len(self.classes_)),
-                },
-                overwrite=True,
-            )
+            out = folder if self.out is None else self.out
+            run = finetune(self._data, out=out, overwrite=True, **options)
+            self._config, self._facts = run.config.to_dict(), run.record
+            self._files = {path.name: path.read_bytes() for path in run.path.iterdir() if _is_kept(path)}
+        self._run = None if self.out is None else run
         return self
+
+    @property
+    def run_(self) -> Run:
+        """The finished run; of one without `out` a folder is made now, which goes with the classifier."""
+        check_is_fitted(self)
+        if self._run is None:
+            folder = Path(tempfile.mkdtemp(prefix="hesstune-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            for name, content in self._files.items():
+                (folder / name).write_bytes(content)
+            self._run = Run.load(folder, data=self._data, model=self._given_model())
+        return self._run
+
+    def _given_model(self) -> Any:
+        return None if isinstance(self.model, str) else self.model
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle holds: the run's files as they are, weights in safetensors; no examples."""
+        state: dict[str, Any] = super().__getstate__()
+        if "_files" in state:
+            state |= {"_run": None, "_data": None, "_network": None}
+        return state
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return the classes' probabilities, (N, K), in the order of `classes_`."""
         check_is_fitted(self)
         if _is_text(X) != self.is_text_:
             raise DataError(f"the classifier was fitted on {'texts' if self.is_text_ else 'images'}")
-        with tempfile.TemporaryDirectory() as folder:
-            return predict(self.run_, _written(Path(folder), X, None, len(self.classes_))).probabilities
+        config, facts = make_config(self._config), RunRecord.model_validate(self._facts)
+        if self._network is None:
+            weights = safetensors.torch.load(self._files[MODEL])
+            self._network = network_of(config, facts, weights, "the classifier", self._given_model())
+        return predict_with(self._network, config, facts.classes, (X, None)).probabilities
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable class of each example."""
@@ -146,16 +179,5 @@ def _is_text(X: Any) -> bool:
     return isinstance(X[0] if isinstance(X, Sequence | np.ndarray) else next(iter(X)), str)
 
 
-def _written(folder: Path, X: Any, labels: NDArray[np.int64] | None, k: int) -> str:
-    """Write the data where the adapters read it; return its specification."""
-    # Class names that sort as the classes do.
-    names = [f"{i:0{len(str(k))}d}" for i in range(k)]
-    if not _is_text(X):
-        write_arrays(folder / "data.npz", as_images(np.asarray(X), "X"), labels, names)
-        return f"array:{folder / 'data.npz'}"
-    with (folder / "data.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", *(["label"] if labels is not None else [])])
-        for i, text in enumerate(X):
-            writer.writerow([text, *([labels[i]] if labels is not None else [])])
-    return f"csv:{folder / 'data.csv'}"
+def _is_kept(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
