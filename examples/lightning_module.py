@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 import hesstune as ht  # +
-from hesstune.integrations.lightning import RobustCallback  # +
+from hesstune.integrations import RobustCallback  # +
 
 digits = load_digits()
 x, clean = torch.tensor(digits.images / 16).float().flatten(1), torch.tensor(digits.target)

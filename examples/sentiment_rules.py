@@ -8,9 +8,8 @@ import re
 from functools import cache
 
 import hesstune as ht
-from hesstune.noise.estimate import from_posterior
-from hesstune.weak.functions import apply_functions
-from hesstune.weak.label_models import label
+from hesstune.noise import from_posterior
+from hesstune.weak import apply_functions, label
 
 KEYWORDS = {
     "praise": ("positive", "wonderful|excellent|brilliant|superb|masterpiece|terrific|delightful"),

@@ -4,7 +4,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 
 import hesstune as ht
-from hesstune.integrations.sklearn import RobustClassifier
+from hesstune.integrations import RobustClassifier
 
 digits = load_digits()
 images, clean = digits.images[:500] / 16, digits.target[:500]

@@ -9,8 +9,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import hesstune as ht  # +
-from hesstune.constraints.penalty import StartingPointPenalty
-from hesstune.integrations.transformers import (  # +
+from hesstune.constraints import StartingPointPenalty
+from hesstune.integrations import (  # +
     PenaltyMixin,
     PretrainedDecayCallback,
     RobustTrainerCallback,

@@ -134,3 +134,42 @@ def test_help_is_cheap():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "finetune" in done.stdout
+
+
+LAZY = sorted(path.parent.name for path in SRC.glob("*/__init__.py") if "lazily(" in path.read_text())
+
+
+@pytest.mark.parametrize("room", LAZY)
+def test_packages_export_names_that_load_and_that_no_module_of_theirs_has(room):
+    code = (
+        f"import sys, hesstune.{room} as room\n"
+        "assert not {'torch', 'numpy', 'pydantic', 'typer'} & set(sys.modules)\n"
+        "assert dir(room) == sorted(room.__all__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    package = importlib.import_module(f"hesstune.{room}")
+    for name in package.__all__:
+        assert not (SRC / room / f"{name}.py").exists(), f"the module hides {name}"
+        if room != "integrations" or name == "RobustClassifier":  # the others need optional packages
+            assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match=f"module 'hesstune.{room}' has no attribute 'nothing'"):
+        package.nothing  # noqa: B018
+
+
+def test_rooms_whose_names_users_import_export_them():
+    rooms = "analysis bounds constraints curvature data integrations labeling losses models noise report runs"
+    assert set(f"{rooms} study weak".split()) <= set(LAZY)
+
+
+def test_the_reference_and_examples_have_public_paths_alone():
+    reference = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
+    assert len(reference) > 20
+    for path in reference:
+        package, _, name = path.rpartition(".")
+        assert name in importlib.import_module(package).__all__, path
+    told = [*(ROOT / "examples").glob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+    public = {"hesstune", "hesstune.errors", "hesstune.methods", *(f"hesstune.{room}" for room in LAZY)}
+    for file in told:
+        for package in re.findall(r"^from (hesstune[\w.]*) import", file.read_text(), re.MULTILINE):
+            assert package in public or package.startswith("hesstune.integrations."), f"{file}: {package}"

@@ -5,11 +5,11 @@ Names are loaded on first use (PEP 562), so `import hesstune` costs next to noth
 
 from __future__ import annotations
 
-import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hesstune._former import FormerModules
+from hesstune._lazy import lazily
 from hesstune._version import __version__
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hesstune.runs.run import Run
     from hesstune.study.compare import Comparison, compare
     from hesstune.training.finetune import finetune
+    from hesstune.training.fit import fit
 
 __all__ = [
     "Comparison",
@@ -41,6 +42,7 @@ __all__ = [
     "certify",
     "compare",
     "finetune",
+    "fit",
     "label_data",
     "measure",
     "noise_stability",
@@ -49,32 +51,24 @@ __all__ = [
 
 sys.meta_path.append(FormerModules)
 
-_HOMES = {
-    "Comparison": "hesstune.study.compare",
-    "ConsistentLoss": "hesstune.losses.consistent",
-    "DistanceConstraint": "hesstune.constraints.distance",
-    "HesstuneError": "hesstune.errors",
-    "Measure": "hesstune.curvature.result",
-    "NoiseMatrix": "hesstune.noise.matrix",
-    "Reference": "hesstune.reference",
-    "Run": "hesstune.runs.run",
-    "certify": "hesstune.bounds.certificate",
-    "compare": "hesstune.study.compare",
-    "finetune": "hesstune.training.finetune",
-    "label_data": "hesstune.labeling.label_data",
-    "measure": "hesstune.curvature.measure",
-    "noise_stability": "hesstune.curvature.stability",
-    "predict": "hesstune.analysis.predict",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'hesstune' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "Comparison": "hesstune.study.compare",
+        "ConsistentLoss": "hesstune.losses.consistent",
+        "DistanceConstraint": "hesstune.constraints.distance",
+        "HesstuneError": "hesstune.errors",
+        "Measure": "hesstune.curvature.result",
+        "NoiseMatrix": "hesstune.noise.matrix",
+        "Reference": "hesstune.reference",
+        "Run": "hesstune.runs.run",
+        "certify": "hesstune.bounds.certificate",
+        "compare": "hesstune.study.compare",
+        "finetune": "hesstune.training.finetune",
+        "fit": "hesstune.training.fit",
+        "label_data": "hesstune.labeling.label_data",
+        "measure": "hesstune.curvature.measure",
+        "noise_stability": "hesstune.curvature.stability",
+        "predict": "hesstune.analysis.predict",
+    },
+)

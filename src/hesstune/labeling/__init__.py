@@ -1,1 +1,24 @@
 """From weak labelers, labeling functions and votes to labels and their noise matrix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hesstune._lazy import lazily
+
+if TYPE_CHECKING:
+    from hesstune.labeling.options import LabelOptions
+    from hesstune.labeling.result import Labelling
+
+__all__ = [
+    "LabelOptions",
+    "Labelling",
+]
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "LabelOptions": "hesstune.labeling.options",
+        "Labelling": "hesstune.labeling.result",
+    },
+)
