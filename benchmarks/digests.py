@@ -76,9 +76,14 @@ def write_inputs(folder: Path) -> None:
         csv.writer(file).writerows([("id", "vote_a", "vote_b", "vote_c"), *votes])
 
 
+def passes(name: str) -> bool:
+    """Tell whether a key, a column or a metric differs from run to run."""
+    return any(word in name for word in PASSING)
+
+
 def numbers(value: Any, key: str = "") -> list[float]:
     """Return every number with a fraction in a record, but for those that pass."""
-    if any(word in key for word in PASSING):
+    if passes(key) or (isinstance(value, dict) and passes(str(value.get("metric")))):
         return []
     if isinstance(value, dict):
         return [n for k, v in value.items() for n in numbers(v, str(k))]
@@ -99,9 +104,10 @@ def digest_of(path: Path) -> dict[str, Any] | None:
             made.update(tensors[name].contiguous().flatten().view(dtype_of_bytes()).numpy().tobytes())
         count = len(tensors)
     elif path.suffix == ".csv":
-        rows = list(csv.reader(path.open(newline="", encoding="utf-8")))
-        made.update(json.dumps(rows[1:]).encode())
-        count = len(rows) - 1
+        header, *rows = csv.reader(path.open(newline="", encoding="utf-8"))
+        lasting = [at for at, name in enumerate(header) if not passes(name)]
+        made.update(json.dumps([[row[at] for at in lasting] for row in rows]).encode())
+        count = len(rows)
     elif path.suffix in (".json", ".jsonl"):
         text = path.read_text(encoding="utf-8")
         loaded = (
@@ -122,13 +128,11 @@ def dtype_of_bytes() -> Any:
     return torch.uint8
 
 
-def run_all(folder: Path, old_names: bool) -> None:
+def run_all(folder: Path) -> None:
     """Run every command; stop at the first that fails."""
     write_inputs(folder)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     for name, command in commands(folder).items():
-        if old_names:
-            command = ["--inject-noise" if word == "--inject-noise" else word for word in command]
         print(name, flush=True)
         subprocess.run([sys.executable, "-m", "hesstune", *command, "--quiet"], env=environment, check=True)
 
@@ -138,11 +142,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="keep the digests")
     parser.add_argument("--keep", type=Path, help="folder for the runs, left there")
-    parser.add_argument("--old-names", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     folder = given.keep or Path(tempfile.mkdtemp(prefix="digests-"))
     folder.mkdir(parents=True, exist_ok=True)
-    run_all(folder, given.old_names)
+    run_all(folder)
     found = {
         str(path.relative_to(folder)): made
         for path in sorted(folder.rglob("*"))
@@ -152,7 +155,8 @@ def main() -> None:
         shutil.rmtree(folder)
     machine = f"{platform.machine()} {platform.system()}, Python {platform.python_version()}"
     if given.write:
-        RECORD.write_text(json.dumps({"machine": machine, "files": found}, indent=0) + "\n")
+        rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(made)}" for name, made in found.items())
+        RECORD.write_text(f'{{\n "machine": {json.dumps(machine)},\n "files": {{\n{rows}\n }}\n}}\n')
         return
     kept = json.loads(RECORD.read_text())["files"]
     moved = [name for name in kept if found.get(name) != kept[name]]
