@@ -52,6 +52,7 @@ MOVED = {
     "training.texts": "inputs.text_inputs",
     "training.weak_labelers": "labeling.domain_labelers",
     "training.yardsticks": "analysis.complexity",
+    "weak.labelers": "noise.linear_probe",
     "weak.sheet": "storage.csv_table",
 }
 

@@ -90,6 +90,13 @@ def test_wrong_csv_rows_are_told_by_row(image_folder, rows, message):
         load(write_csv(image_folder, rows))
 
 
+def test_a_file_without_a_header_is_told_that_it_needs_one(tmp_path):
+    path = tmp_path / "x.tsv"
+    path.write_text("a fine film\t1\na poor one\t0\n")
+    with pytest.raises(DataError, match=r"got a fine film, 1 \(a file's first row names its columns\)"):
+        load(f"csv:{path}")
+
+
 def test_wrong_folders(image_folder, tmp_path):
     for spec, message in (
         ("folder:nowhere", "does not exist"),

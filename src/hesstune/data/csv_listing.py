@@ -56,7 +56,7 @@ def listing_of(table: CsvTable, labelled: bool = True, voting: Voting | None = N
     voting = voting or Voting()
     found = [name for name in ("image", "text") if name in table]
     if len(found) != 1:
-        has = "both" if found else listed(table.columns)
+        has = "both" if found else f"{listed(table.columns)} (a file's first row names its columns)"
         raise DataError(
             f"{table.name} needs either a column 'image' with paths of images or a column 'text'; got {has}"
         )
