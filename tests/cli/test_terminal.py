@@ -12,7 +12,7 @@ from hesstune.cli import certify, compare, measure
 from hesstune.cli.render import Output, results_table
 from hesstune.study.summary import differences, means, ranks
 
-RESULT = {"test_accuracy": 0.5, "train_accuracy": 0.75, "gap": 1.25, "distance": 0.5}
+RESULT = SimpleNamespace(test_accuracy=0.5, train_accuracy=0.75, gap=1.25, distance=0.5)
 
 
 def shown(monkeypatch, *items, encoding="utf-8", **environment):
@@ -22,7 +22,7 @@ def shown(monkeypatch, *items, encoding="utf-8", **environment):
         monkeypatch.setenv(name, str(value))
     file = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, encoding=encoding))
-    run = SimpleNamespace(result=RESULT, record={"noise": {"injected": None}})
+    run = SimpleNamespace(outcome=RESULT, facts=SimpleNamespace(noise=SimpleNamespace(injected=None)))
     items = items or (results_table({"vanilla": run, "robust": run}), "vᵀH⁺v")
     Output(quiet=False, as_json=False).say(*items)
     sys.stdout.flush()
