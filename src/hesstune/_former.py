@@ -33,7 +33,7 @@ MOVED = {
     "training.files": "storage.atomic",
     "training.fingerprint": "runs.fingerprint",
     "training.folder": "runs.folder",
-    "training.frozen": "inputs.features",
+    "training.frozen": "inputs.feature_store",
     "training.heads": "analysis.linear_heads",
     "training.labelling": "labeling.result",
     "training.labels": "runs.task",
