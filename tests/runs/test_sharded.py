@@ -1,5 +1,7 @@
 """Weights cut over two processes (FSDP2 on the CPU) train as whole ones, and no process holds them all."""
 
+import sys
+
 import pytest
 import torch
 from tests.runtime.test_distributed import NET, torchrun
@@ -7,6 +9,8 @@ from tests.runtime.test_distributed import NET, torchrun
 import hesstune as ht
 from hesstune.errors import ConfigError, LayerError
 from hesstune.runtime.sharding import pair
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes are started as Linux does")
 
 COMMON = """
 import sys, warnings

@@ -12,6 +12,8 @@ import torch
 import hesstune as ht
 from hesstune.runtime.distributed import all_reduce_sum, on_main_process, rank, world
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes are started as Linux does")
+
 NET = """
 from torch import nn
 
