@@ -1,11 +1,16 @@
 """Objects in: made tasks, modules and method classes train as what strings name does."""
 
 import copy
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import hesstune as ht
+import hesstune.models
+from hesstune.analysis.export import export_run
 from hesstune.errors import ConfigError, DataError, ModelError, RunError
 from hesstune.methods import Method, method_class, method_name
 from hesstune.models.load import load_model
@@ -115,6 +120,21 @@ def test_the_commands_are_methods_of_a_run(tiny, tmp_path):
     )
     assert run.report() == run.path / "report.html"
     assert run.noise()["statements"]
+
+
+def test_commands_on_a_run_of_objects_say_in_one_line_what_is_missing(named, tmp_path, monkeypatch):
+    options, task, start = named
+    run = fit(task, start, config=without(options, "data", "model"), out=tmp_path / "a")
+    for words in (["measure"], ["predict", "--data", options["data"], "--out", str(tmp_path / "p.csv")]):
+        command = [sys.executable, "-m", "hesstune", words[0], str(run.path), *words[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert "given in Python, which no file holds" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    told = export_run(run, "export")
+    found = eval(told, {"hesstune": ht, "module": start, "__builtins__": {}})  # the line as it was printed
+    assert_same_weights(run, SimpleNamespace(model=lambda: found))
 
 
 def test_a_report_without_the_data_says_so(named, tmp_path):

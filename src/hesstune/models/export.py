@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hesstune.models.load import LoadedModel
+from hesstune.models.load import MODULE, LoadedModel
 
 __all__ = ["export_model"]
 
@@ -76,8 +76,10 @@ def _plain(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> str:
         loaded.tokenizer.save_pretrained(folder)
     weights = f"{folder.name}/model.safetensors"
     text = ", text=True" if loaded.tokenizer is not None else ""
+    # A module given in Python has no name; the user's own stands in its place.
+    spec = MODULE if facts["model"] == MODULE else repr(facts["model"])
     return (
-        f"hesstune.models.load.load_model({facts['model']!r}, {len(facts['classes'])}, weights={weights!r}, "
+        f"hesstune.models.load_model({spec}, {len(facts['classes'])}, weights={weights!r}, "
         f'head_init="keep"{text}).model'
     )
 
