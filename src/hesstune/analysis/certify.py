@@ -46,7 +46,7 @@ BLOCK = 32
 class _Story:
     """What is known of the labels' noise, and what the run did with its examples."""
 
-    noise: Any
+    noise_matrix: Any
     noise_is: str
     assumptions: list[str]
     leaks: list[str]
@@ -74,7 +74,7 @@ def certify_run(
     task = run.task()
     target = pick_device(asked.device)
     story = _story(run, task, asked)
-    if story.noise is None and asked.noise_method != "tightest":
+    if story.noise_matrix is None and asked.noise_method != "tightest":
         raise ConfigError("--noise-method is for noisy labels, and this run's count as true; leave it out")
     centred = with_trained_prior(run, task, story.rows, asked.prior_fraction, asked.seed, target, progress)
     loaded = centred.loaded
@@ -87,7 +87,7 @@ def certify_run(
     ).certify(
         centred.rows,
         delta=asked.delta,
-        noise_matrix=story.noise,
+        noise_matrix=story.noise_matrix,
         ratios=head_ratios(list(random_parameters(loaded.model)), loaded.head),
         posterior=_known_posterior(loaded.model, centred.posterior),
         noise_method=asked.noise_method,

@@ -19,6 +19,7 @@ from hesstune.bounds.baselines import (
     spectral_measure,
 )
 from hesstune.bounds.hessian import constrained_distance_measure, noisy_hessian_distance_measure
+from hesstune.checks import also_called
 from hesstune.curvature.result import Measure
 from hesstune.forward import Inputs, evaluating, logits_of
 from hesstune.noise.matrix import NoiseMatrix
@@ -80,6 +81,7 @@ def margins_of(model: nn.Module, batches: Iterator[tuple[Inputs, torch.Tensor]])
     return Margins(gamma, math.sqrt(squares / count), float(every[:, 1].max()), size)
 
 
+@also_called(noise="noise_matrix")
 def complexity_measures(
     found: Measure,
     model: nn.Module,
@@ -87,7 +89,7 @@ def complexity_measures(
     margins: Margins,
     n: int,
     radii: Mapping[str, float] | None = None,
-    noise: NoiseMatrix | None = None,
+    noise_matrix: NoiseMatrix | None = None,
 ) -> list[OtherMeasure]:
     """Return further measures of a run; those that do not exist say why.
 
@@ -102,7 +104,7 @@ def complexity_measures(
         margins: Of the training examples.
         n: Size of the training set.
         radii: The balls' radii, by layer; a layer without one counts with its distance.
-        noise: F of the consistent loss, where the run trained with it.
+        noise_matrix: F of the consistent loss, where the run trained with it.
     """
     bound = float(found.losses.max())
     norms = _norms(found, model, reference)
@@ -116,14 +118,14 @@ def complexity_measures(
         ),
         *_older(norms, margins, n),
     ]
-    if noise is not None:
+    if noise_matrix is not None:
         quadratic = found.maximum.numpy()
         rows.insert(
             0,
             (
                 "Σ √(ρC𝓗/n)",
                 "paper, section 2.3: of the consistent loss",
-                lambda: noisy_hessian_distance_measure(quadratic, n, bound, noise),
+                lambda: noisy_hessian_distance_measure(quadratic, n, bound, noise_matrix),
             ),
         )
     return [_record(name, source, compute) for name, source, compute in rows]

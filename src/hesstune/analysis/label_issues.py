@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hesstune.checks import also_called
 from hesstune.data.examples import Examples, Task
 from hesstune.errors import HesstuneError
 from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits
@@ -38,8 +39,9 @@ __all__ = ["label_issues", "label_posterior", "save_pictures"]
 SIDE, LETTERS = 48, 400
 
 
+@also_called(noise="noise_matrix")
 def label_posterior(
-    probabilities: NDArray[np.float64], labels: NDArray[np.int64], noise: NoiseMatrix | None
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], noise_matrix: NoiseMatrix | None
 ) -> NDArray[np.float64]:
     """Return P(true = k | x, given label), (N, K), rows sum to 1.
 
@@ -51,9 +53,9 @@ def label_posterior(
         >>> label_posterior(p, np.array([1]), NoiseMatrix.symmetric(2, 0.25)).round(2).tolist()
         [[0.75, 0.25]]
     """
-    if noise is None:
+    if noise_matrix is None:
         return probabilities
-    joint = probabilities * noise.array[:, labels].T
+    joint = probabilities * noise_matrix.array[:, labels].T
     total = joint.sum(axis=1, keepdims=True)
     return np.where(total > 0, joint / np.where(total > 0, total, 1), probabilities)
 

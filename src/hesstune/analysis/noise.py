@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.analysis.linear_heads import linear_heads, predicted
+from hesstune.checks import also_called
 from hesstune.data.examples import Task
 from hesstune.errors import DataError, NoiseMatrixError
 from hesstune.inputs.image_inputs import to_channels_last
@@ -95,13 +96,13 @@ def check_noise(run: Run, **options: Any) -> NoiseCheck:
     return found
 
 
-def _facts(noise: NoiseMatrix, material: Material) -> dict[str, Any]:
-    finite = bool(np.isfinite(noise.condition))
-    fit = log_likelihoods(noise, material.probs, material.labels) if finite else None
+def _facts(noise_matrix: NoiseMatrix, material: Material) -> dict[str, Any]:
+    finite = bool(np.isfinite(noise_matrix.condition))
+    fit = log_likelihoods(noise_matrix, material.probs, material.labels) if finite else None
     return {
-        "matrix": noise.array.tolist(),
-        "rate": noise.rate,
-        "condition": noise.condition if finite else None,
+        "matrix": noise_matrix.array.tolist(),
+        "rate": noise_matrix.rate,
+        "condition": noise_matrix.condition if finite else None,
         "log_likelihood": None if fit is None else float(fit.mean()),
     }
 
@@ -149,28 +150,30 @@ def _counted(task: Task, believed: NoiseMatrix) -> Counted | None:
     return Counted(matrix=counted.array.tolist(), rate=counted.rate, **_distance(counted, believed))
 
 
-def perturbed(noise: NoiseMatrix, off: float, direction: str, seed: int = 0) -> NoiseMatrix | None:
+@also_called(noise="noise_matrix")
+def perturbed(noise_matrix: NoiseMatrix, off: float, direction: str, seed: int = 0) -> NoiseMatrix | None:
     """Return F moved by `off` in total variation, row by row on average; None where there is no room.
 
     `too little` moves it towards the identity, `too much` towards uniform rows, `misplaced` towards
     random ones.
     """
-    k = noise.k
+    k = noise_matrix.k
     ends = {
         "too little": np.eye(k),
         "too much": np.full((k, k), 1 / k),
         "misplaced": np.random.default_rng([seed, 0x0FF]).dirichlet(np.full(k, 0.5), size=k),
     }
     end = ends[direction]
-    length = float(np.abs(end - noise.array).sum(axis=1).mean() / 2)
+    length = float(np.abs(end - noise_matrix.array).sum(axis=1).mean() / 2)
     if length < off:
         return None
     share = off / length
-    return NoiseMatrix((1 - share) * noise.array + share * end)
+    return NoiseMatrix((1 - share) * noise_matrix.array + share * end)
 
 
+@also_called(noise="noise_matrix")
 def sensitivity(
-    features: NDArray[np.float64], labels: NDArray[np.int64], noise: NoiseMatrix, *, seed: int = 0
+    features: NDArray[np.float64], labels: NDArray[np.int64], noise_matrix: NoiseMatrix, *, seed: int = 0
 ) -> list[CostOfError]:
     """Estimate the accuracy lost where F is off by 5, 10 and 20 %, by simulation.
 
@@ -181,11 +184,11 @@ def sensitivity(
     Args:
         features: (N, D), of mean squared norm COMPONENTS, as `reduced_features` gives them.
         labels: Noisy labels, (N,).
-        noise: F.
+        noise_matrix: F.
         seed: Of what is drawn.
     """
     x = features * np.sqrt(10 / max(float((features**2).sum(axis=1).mean()), 1e-12))
-    used = well_conditioned(noise)[0]
+    used = well_conditioned(noise_matrix)[0]
     made = predicted(x, linear_heads(x, labels, [used]))[:, 0]
     losses: dict[tuple[float, str], list[float]] = {}
     for draw in range(DRAWS):
@@ -211,13 +214,13 @@ def sensitivity(
 
 
 def _conditional(
-    task: Task, material: Material, features: NDArray[np.float64], noise: NoiseMatrix, seed: int
+    task: Task, material: Material, features: NDArray[np.float64], noise_matrix: NoiseMatrix, seed: int
 ) -> Conditional | None:
     """Test the labels within true classes where known, else within those that are believed most surely."""
     if task.train.true is not None and task.train.clean is None:
         rows, classes = np.arange(len(features)), task.train.true
     else:
-        usable = well_conditioned(noise)[0]
+        usable = well_conditioned(noise_matrix)[0]
         posterior = simplex_projection(material.probs @ usable.inverse)
         rows, classes = sure_half(posterior), posterior.argmax(axis=1)
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hesstune.checks import positive, stochastic_matrix
+from hesstune.checks import also_called, positive, stochastic_matrix
 from hesstune.errors import ConfigError, NoiseMatrixError
 
 __all__ = [
@@ -68,14 +68,15 @@ def constrained_distance_measure(radius: ArrayLike, trace: ArrayLike, n: int, bo
     return hessian_distance_measure(alpha**2 * tr, n, bound)
 
 
-def inverse_norm(noise: Any) -> float:
+@also_called(noise="noise_matrix")
+def inverse_norm(noise_matrix: Any) -> float:
     """Return ρ = max_i Σ_j |F⁻¹[i, j]|, the factor by which the consistent loss can exceed C.
 
     sup |ℓ̄| ≤ ρ·C. A row sum where F's rows sum to 1; the paper states the column sum of the
     transposed convention (section 2.3).
 
     Args:
-        noise: F, (K, K), rows sum to 1; an array or an object with `.array`.
+        noise_matrix: F, (K, K), rows sum to 1; an array or an object with `.array`.
 
     Raises:
         NoiseMatrixError: If F is malformed or singular.
@@ -84,16 +85,17 @@ def inverse_norm(noise: Any) -> float:
         >>> round(inverse_norm([[0.8, 0.2], [0.2, 0.8]]), 4)
         1.6667
     """
-    matrix = stochastic_matrix(getattr(noise, "array", noise))
+    matrix = stochastic_matrix(getattr(noise_matrix, "array", noise_matrix))
     if np.linalg.matrix_rank(matrix) < len(matrix):
         raise NoiseMatrixError("the noise matrix is singular, so the consistent loss does not exist for it")
     return float(np.abs(np.linalg.inv(matrix)).sum(axis=1).max())
 
 
-def noisy_hessian_distance_measure(quadratic: ArrayLike, n: int, bound: float, noise: Any) -> float:
+@also_called(noise="noise_matrix")
+def noisy_hessian_distance_measure(quadratic: ArrayLike, n: int, bound: float, noise_matrix: Any) -> float:
     """Return Σ_i √(ρ·C·𝓗_i / n), the measure for training with the consistent loss.
 
     ρ scales the bound on the loss. On the exact path the Hessian is the one of plain cross-entropy,
     because the rows of F⁻¹ sum to 1 (paper, Theorem 2.3 and section 2.3).
     """
-    return hessian_distance_measure(quadratic, n, positive("bound", bound) * inverse_norm(noise))
+    return hessian_distance_measure(quadratic, n, positive("bound", bound) * inverse_norm(noise_matrix))

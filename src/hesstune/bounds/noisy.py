@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, sparse
 
 from hesstune.bounds.pac_bayes import confidence_interval
-from hesstune.checks import one_of, stochastic_matrix
+from hesstune.checks import also_called, one_of, stochastic_matrix
 from hesstune.errors import ConfigError, NoiseMatrixError
 
 __all__ = [
@@ -196,11 +196,11 @@ def zero_one_loss(k: int) -> CleanLoss:
     return CleanLoss("zero_one", 1.0 - np.eye(k))
 
 
-def _lifted(name: str, matrix: Array, noise: NoiseSet) -> CleanLoss:
+def _lifted(name: str, matrix: Array, noise_matrix: NoiseSet) -> CleanLoss:
     """Add a constant so that F L ≥ 1 − I holds for every F of the set, whatever was rounded."""
     # A constant raises (F L)[y, h] by the row sum of F: exactly 1 in theory, nearly so in floats.
     for _ in range(4):
-        shift = noise.shortfall(matrix)
+        shift = noise_matrix.shortfall(matrix)
         if shift <= 0:
             break
         matrix = matrix + shift * (1 + 1e-9) + _EPS
@@ -209,7 +209,8 @@ def _lifted(name: str, matrix: Array, noise: NoiseSet) -> CleanLoss:
     return CleanLoss(name, matrix)
 
 
-def inverse_loss(noise: NoiseSet) -> CleanLoss:
+@also_called(noise="noise_matrix")
+def inverse_loss(noise_matrix: NoiseSet) -> CleanLoss:
     """Return L = 1 − F⁻¹, whose mean over noisy labels *equals* the clean 0-1 risk.
 
     Its range is [1 − max F⁻¹, 1 − min F⁻¹]. (Natarajan et al., Learning with noisy labels, 2013,
@@ -218,12 +219,13 @@ def inverse_loss(noise: NoiseSet) -> CleanLoss:
     Raises:
         NoiseMatrixError: If F is singular.
     """
-    if np.linalg.matrix_rank(noise.centre, tol=1e-10) < noise.k:
+    if np.linalg.matrix_rank(noise_matrix.centre, tol=1e-10) < noise_matrix.k:
         raise NoiseMatrixError("the noise matrix is singular; use method 'linear_program' or 'margin'")
-    return _lifted("inverse", 1.0 - np.asarray(np.linalg.inv(noise.centre), np.float64), noise)
+    return _lifted("inverse", 1.0 - np.asarray(np.linalg.inv(noise_matrix.centre), np.float64), noise_matrix)
 
 
-def margin_loss(noise: NoiseSet) -> CleanLoss:
+@also_called(noise="noise_matrix")
+def margin_loss(noise_matrix: NoiseSet) -> CleanLoss:
     """Return L = (1[ỹ ≠ h] − c)/γ, c = min_i (1 − F_ii), γ = min_i (F_ii − max_{j≠i} F_ij) > 0.
 
     It needs no inverse: P(h ≠ ỹ | y) is at least c where h is right and c + γ where it is wrong.
@@ -231,22 +233,23 @@ def margin_loss(noise: NoiseSet) -> CleanLoss:
     Raises:
         NoiseMatrixError: If γ ≤ 0: some class is not its own most likely noisy label.
     """
-    floor, gamma = _margin(noise.centre)
-    return _lifted("margin", (1.0 - np.eye(noise.k) - floor) / gamma, noise)
+    floor, gamma = _margin(noise_matrix.centre)
+    return _lifted("margin", (1.0 - np.eye(noise_matrix.k) - floor) / gamma, noise_matrix)
 
 
-def margin_bound(noisy_risk: float, noise: Any) -> float:
+@also_called(noise="noise_matrix")
+def margin_bound(noisy_risk: float, noise_matrix: Any) -> float:
     """Return (R̃ − min_i (1 − F_ii))/γ, an upper bound on the clean risk from the noisy one.
 
     Args:
         noisy_risk: R̃ = P(h(x) ≠ ỹ), or an upper bound on it.
-        noise: F, (K, K), rows sum to 1; an array or an object with `.array`.
+        noise_matrix: F, (K, K), rows sum to 1; an array or an object with `.array`.
 
     Example:
         >>> round(margin_bound(0.3, [[0.8, 0.2], [0.2, 0.8]]), 4)
         0.1667
     """
-    floor, gamma = _margin(KnownNoise(noise).centre)
+    floor, gamma = _margin(KnownNoise(noise_matrix).centre)
     return float(np.clip((noisy_risk - floor) / gamma, 0.0, 1.0))
 
 
@@ -263,7 +266,8 @@ def _margin(matrix: Array) -> tuple[float, float]:
     return float((1 - diagonal).min()), gamma
 
 
-def linear_program_loss(noise: NoiseSet, trade: float) -> CleanLoss:
+@also_called(noise="noise_matrix")
+def linear_program_loss(noise_matrix: NoiseSet, trade: float) -> CleanLoss:
     """Return the L that minimises its expected mean plus `trade` times its range, F L ≥ 1 − I.
 
     A small `trade` tends to 1 − F⁻¹ (unbiased, wide range), a large one to a narrow range with a
@@ -274,33 +278,37 @@ def linear_program_loss(noise: NoiseSet, trade: float) -> CleanLoss:
         ConfigError: If trade is negative or there are too many classes for the program.
         NoiseMatrixError: If no such L exists, as where two classes have equal rows of F.
     """
-    if not trade >= 0 or noise.k > _MAX_CLASSES:
+    if not trade >= 0 or noise_matrix.k > _MAX_CLASSES:
         raise ConfigError(
             f"the linear program needs trade ≥ 0 and at most {_MAX_CLASSES} classes; "
-            f"got {trade} and {noise.k}"
+            f"got {trade} and {noise_matrix.k}"
         )
-    cost, rows, limits, bounds = _program(noise, trade)
+    cost, rows, limits, bounds = _program(noise_matrix, trade)
     solved = optimize.linprog(cost, A_ub=rows, b_ub=limits, bounds=bounds, method="highs")
     if solved.status != 0:
         raise NoiseMatrixError(
             f"no loss covers this noise, so the clean risk cannot be bounded: {solved.message}"
         )
-    return _lifted(f"linear_program({trade:g})", solved.x[: noise.k**2].reshape(noise.k, noise.k).T, noise)
+    return _lifted(
+        f"linear_program({trade:g})",
+        solved.x[: noise_matrix.k**2].reshape(noise_matrix.k, noise_matrix.k).T,
+        noise_matrix,
+    )
 
 
-def _program(noise: NoiseSet, trade: float) -> tuple[Array, sparse.csr_matrix, Array, list[Ends]]:
+def _program(noise_matrix: NoiseSet, trade: float) -> tuple[Array, sparse.csr_matrix, Array, list[Ends]]:
     """Build the linear program: cost, A, b and the bounds of A x ≤ b.
 
     The variables are the columns L[:, h], each column's dual variables, then a and b.
     """
-    k = noise.k
-    on_loss, extra = noise.rows()
+    k = noise_matrix.k
+    on_loss, extra = noise_matrix.rows()
     duals = k * extra.shape[1]
     needed = np.zeros((k, on_loss.shape[0]))
     needed[:, :k] = 1 - np.eye(k)
     weights = np.full((k, k), _EXPECTED_ERROR / (k - 1))
     np.fill_diagonal(weights, 1 - _EXPECTED_ERROR)
-    mean = (noise.centre.T @ weights / k).T.ravel()
+    mean = (noise_matrix.centre.T @ weights / k).T.ravel()
     eye, entries = sparse.identity(k), sparse.identity(k * k)
     reach = sparse.hstack([sparse.kron(eye, on_loss), sparse.kron(eye, extra)])
     none = sparse.csr_matrix((k * k, duals))
@@ -318,15 +326,16 @@ def _program(noise: NoiseSet, trade: float) -> tuple[Array, sparse.csr_matrix, A
     return np.concatenate([mean, np.zeros(duals), [-trade, trade]]), rows.tocsr(), limits, bounds
 
 
+@also_called(noise="noise_matrix")
 def clean_losses(
-    noise: NoiseSet,
+    noise_matrix: NoiseSet,
     method: Literal["tightest", "inverse", "linear_program", "margin"] | str = "tightest",
     trades: tuple[float, ...] = TRADES,
 ) -> list[CleanLoss]:
     """Return the finite family of losses that a certificate chooses from; its size is paid for.
 
     Args:
-        noise: A known matrix or a confidence set.
+        noise_matrix: A known matrix or a confidence set.
         method: `inverse`, `linear_program` (one loss a trade-off), `margin`, or `tightest`: all that
             exist for this noise. The family depends on the noise alone, never on the examples.
         trades: The trade-offs of mean against range.
@@ -345,7 +354,7 @@ def clean_losses(
     problems = []
     for make in chosen:
         try:
-            loss = make(noise)
+            loss = make(noise_matrix)
         except NoiseMatrixError as error:
             problems.append(error)
             continue

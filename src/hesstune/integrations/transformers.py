@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.checks import positive
+from hesstune.checks import also_called, positive
 from hesstune.errors import ConfigError, LayerError, MissingExtraError, RunError
 from hesstune.integrations._balls import constraint_of, distances_of, has_adapters, reference_of
 from hesstune.losses.consistent import ConsistentLoss
@@ -193,18 +193,19 @@ class PretrainedDecayCallback(TrainerCallback):
                     parameter.lerp_(start.to(parameter.dtype), float(group["lr"]) * self.decay)
 
 
-def consistent_loss(noise: NoiseMatrix, **options: Any) -> Callable[..., torch.Tensor]:
+@also_called(noise="noise_matrix")
+def consistent_loss(noise_matrix: NoiseMatrix, **options: Any) -> Callable[..., torch.Tensor]:
     """Return the consistent loss in the form of the Trainer's `compute_loss_func`.
 
     Args:
-        noise: F[i, j] = P(noisy = j | true = i).
+        noise_matrix: F[i, j] = P(noisy = j | true = i).
         **options: Of `ConsistentLoss`, such as class weights.
 
     Example:
         >>> loss = consistent_loss(NoiseMatrix.symmetric(2, 0.2))
         >>> # Trainer(..., compute_loss_func=loss)
     """
-    each = ConsistentLoss(noise, reduction="none", **options)
+    each = ConsistentLoss(noise_matrix, reduction="none", **options)
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hesstune.checks import one_of
+from hesstune.checks import also_called, one_of
 from hesstune.errors import ConfigError, DataError, HesstuneWarning
 
 __all__ = ["ConsistentLoss", "HasInverse", "check_targets"]
@@ -62,7 +62,7 @@ class ConsistentLoss(nn.Module):
     al. 2013; Patrini et al. 2017.
 
     Args:
-        noise: The noise matrix, a `NoiseMatrix` for K classes.
+        noise_matrix: The noise matrix, a `NoiseMatrix` for K classes.
         reduction: `mean` (over examples), `sum` or `none`.
         weight: Class weights w, (K,): the expectation becomes w_y ℓ(f, y). They multiply the loss of
             the *true* class, inside the sum, so the loss stays unbiased; `mean` divides by N.
@@ -81,29 +81,30 @@ class ConsistentLoss(nn.Module):
 
     inverse: torch.Tensor
 
+    @also_called(noise="noise_matrix")
     def __init__(
         self,
-        noise: HasInverse,
+        noise_matrix: HasInverse,
         reduction: str = "mean",
         weight: torch.Tensor | None = None,
         sampling: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        if not hasattr(noise, "inverse") or not hasattr(noise, "condition"):
+        if not hasattr(noise_matrix, "inverse") or not hasattr(noise_matrix, "condition"):
             raise ConfigError(
-                f"noise must be a NoiseMatrix; got {type(noise).__name__}. "
+                f"noise_matrix must be a NoiseMatrix; got {type(noise_matrix).__name__}. "
                 "Build one with NoiseMatrix.from_array"
             )
         self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
-        k = len(noise.inverse)
-        inverse = torch.from_numpy(np.array(noise.inverse))
-        if noise.condition > CONDITION_WARNING:
+        k = len(noise_matrix.inverse)
+        inverse = torch.from_numpy(np.array(noise_matrix.inverse))
+        if noise_matrix.condition > CONDITION_WARNING:
             warnings.warn(
-                f"the noise matrix has condition number {noise.condition:.3g} (over "
+                f"the noise matrix has condition number {noise_matrix.condition:.3g} (over "
                 f"{CONDITION_WARNING:g}): the corrected loss will be very noisy; consider "
                 "NoiseMatrix.regularized",
                 HesstuneWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         if weight is not None:
             inverse = inverse * _class_vector("weight", weight, k)[None, :]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.checks import one_of, stochastic_matrix, unit_interval
+from hesstune.checks import also_called, one_of, stochastic_matrix, unit_interval
 from hesstune.errors import ConfigError
 from hesstune.losses.consistent import check_targets
 
@@ -66,7 +66,7 @@ class ForwardLoss(_TargetLoss):
     Patrini et al. 2017, section 4.2.
 
     Args:
-        noise: F, (K, K), F[i, j] = P(noisy = j | true = i); an array or an object with `.array`.
+        noise_matrix: F, (K, K), F[i, j] = P(noisy = j | true = i); an array or an object with `.array`.
         reduction: `mean`, `sum` or `none`.
 
     Raises:
@@ -81,9 +81,10 @@ class ForwardLoss(_TargetLoss):
 
     log_noise: torch.Tensor
 
-    def __init__(self, noise: Any, reduction: str = "mean") -> None:
+    @also_called(noise="noise_matrix")
+    def __init__(self, noise_matrix: Any, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        matrix = torch.from_numpy(stochastic_matrix(getattr(noise, "array", noise)))
+        matrix = torch.from_numpy(stochastic_matrix(getattr(noise_matrix, "array", noise_matrix)))
         self.register_buffer("log_noise", matrix.log(), persistent=False)
 
     def losses(self, log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

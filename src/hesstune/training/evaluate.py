@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hesstune.checks import also_called
 from hesstune.data.examples import Examples
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.noise.matrix import NoiseMatrix
@@ -22,16 +23,19 @@ def accuracy(logits: torch.Tensor, labels: NDArray[np.int64] | None) -> float | 
     return float((logits.argmax(dim=1).numpy() == labels).mean())
 
 
-def cross_entropy_under(logits: torch.Tensor, labels: NDArray[np.int64], noise: NoiseMatrix | None) -> float:
-    """Return the mean cross-entropy, in expectation over labels corrupted by `noise` where given.
+@also_called(noise="noise_matrix")
+def cross_entropy_under(
+    logits: torch.Tensor, labels: NDArray[np.int64], noise_matrix: NoiseMatrix | None
+) -> float:
+    """Return the mean cross-entropy, in expectation over labels corrupted by `noise_matrix` where given.
 
     With noise it is Σ_j F[y, j] ℓ(f, j): the loss on the distribution the noisy training labels come
     from, without drawing them.
     """
     losses = -torch.log_softmax(logits.double(), dim=1).numpy()
-    if noise is None:
+    if noise_matrix is None:
         return float(losses[np.arange(len(labels)), labels].mean())
-    return float((noise.array[labels] * losses).sum(axis=1).mean())
+    return float((noise_matrix.array[labels] * losses).sum(axis=1).mean())
 
 
 def validation_loss(

@@ -233,7 +233,7 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
         method_class(config.method)(_setup(prepared, reference, net)),
         feeds,
         {"train": task.train, "val": task.val},
-        prepared.believed,
+        prepared.noise_matrix,
         prepared.device,
         ShardedCheckpoints(out) if config.shard else Checkpoints(out),
         tracked(run) if rank() == 0 else lambda metrics: None,
@@ -274,7 +274,7 @@ def _setup(prepared: Prepared, reference: Reference, net: torch.nn.Module) -> Me
     return MethodSetup(
         model=loaded.model,
         reference=reference,
-        noise_matrix=prepared.believed,
+        noise_matrix=prepared.noise_matrix,
         counts=np.bincount(task.train.labels, minlength=task.k),
         radius=prepared.radius,
         norm=config.norm,
@@ -290,13 +290,13 @@ def _setup(prepared: Prepared, reference: Reference, net: torch.nn.Module) -> Me
 
 
 def _record(prepared: Prepared) -> RunRecord:
-    task, loaded, believed = prepared.task, prepared.loaded, prepared.believed
+    task, loaded, noise_matrix = prepared.task, prepared.loaded, prepared.noise_matrix
     injected = prepared.injected
     changed = None
     if injected is not None and task.train.true is not None and task.train.labels is not None:
         changed = float((task.train.labels != task.train.true).mean())
     told = "nothing"
-    if believed is not None:
+    if noise_matrix is not None:
         how = (
             "as injected"
             if prepared.config.noise_matrix == "true"
@@ -304,7 +304,7 @@ def _record(prepared: Prepared) -> RunRecord:
         )
         if prepared.estimate is not None:
             how = f"estimated by {prepared.estimate.method}"
-        told = f"rate {believed.rate:.3g} ({how}), condition number {believed.condition:.3g}"
+        told = f"rate {noise_matrix.rate:.3g} ({how}), condition number {noise_matrix.condition:.3g}"
     return RunRecord(
         format=FORMAT,
         classes=task.classes,
@@ -322,7 +322,7 @@ def _record(prepared: Prepared) -> RunRecord:
             injected=prepared.config.inject_noise,
             realised_rate=changed,
             told=told,
-            told_rate=believed.rate if believed else None,
+            told_rate=noise_matrix.rate if noise_matrix else None,
             estimate_notes=prepared.estimate.notes if prepared.estimate else [],
         ),
         versions={
@@ -343,8 +343,8 @@ def _write_start(run: Run, prepared: Prepared, reference: Reference) -> None:
     replace_file(out / REFERENCE, reference.save)
     if prepared.estimate is not None:
         write_record(out / NOISE_MATRIX, prepared.estimate)
-    elif prepared.believed is not None:
-        replace_file(out / NOISE_MATRIX, prepared.believed.save)
+    elif prepared.noise_matrix is not None:
+        replace_file(out / NOISE_MATRIX, prepared.noise_matrix.save)
     rows = []
     for name, part in (("train", task.train), ("val", task.val), ("test", task.test)):
         assert part.labels is not None

@@ -40,7 +40,7 @@ class Prepared:
         task: The examples, labelled as they are trained on.
         loaded: The network at its start.
         injected: The noise put into the labels, if any.
-        believed: The noise that the loss is told of, if any.
+        noise_matrix: F, the noise that the loss is told of, if any.
         device: Where to train.
         radius: The balls' radii, where fixed.
         estimate: What an estimated noise matrix was made from.
@@ -51,7 +51,7 @@ class Prepared:
     task: Task
     loaded: LoadedModel
     injected: NoiseMatrix | None
-    believed: NoiseMatrix | None
+    noise_matrix: NoiseMatrix | None
     device: torch.device
     radius: float | dict[str, float] | None
     estimate: NoiseMatrixRecord | None = None
@@ -88,12 +88,12 @@ def prepare(config: FinetuneConfig, kept: Path | None = None, given: Given | Non
     if (config.patience or config.select == "best") and not len(task.val):
         raise ConfigError("early stopping and --select best need validation examples; there are none")
     injected = injected_noise(config, task)
-    believed = injected if config.noise_matrix == "true" else None
+    noise_matrix = injected if config.noise_matrix == "true" else None
     wanted = config.noise_matrix or ""
     if wanted and wanted != "true" and not wanted.startswith("estimate"):
-        believed = NoiseMatrix.parse(wanted, task.k, task.classes)
-    if believed is not None:
-        _ = believed.inverse  # a singular matrix is told now, not after the model has loaded
+        noise_matrix = NoiseMatrix.parse(wanted, task.k, task.classes)
+    if noise_matrix is not None:
+        _ = noise_matrix.inverse  # a singular matrix is told now, not after the model has loaded
     loaded = load_model(
         config.model if given.model is None else given.model,
         task.k,
@@ -113,8 +113,8 @@ def prepare(config: FinetuneConfig, kept: Path | None = None, given: Given | Non
     check_output(loaded.model, probe.inputs(few), task.k)
     task, estimate = noisy(task, injected, config), None
     if wanted.startswith("estimate"):
-        believed, estimate = run_estimate(config, task, loaded, device, kept)
-    return Prepared(config, task, loaded, injected, believed, device, radius, estimate, given)
+        noise_matrix, estimate = run_estimate(config, task, loaded, device, kept)
+    return Prepared(config, task, loaded, injected, noise_matrix, device, radius, estimate, given)
 
 
 def check_automatic(config: FinetuneConfig, validation: int, processes: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hesstune.checks import also_called
 from hesstune.data.examples import Examples
 from hesstune.errors import DivergedError, RunError
 from hesstune.inputs.batches import ModelInputs, batches_of, predict_logits
@@ -66,13 +67,14 @@ class Trainer:
         method: The method, which holds the whole network.
         feeds: Inputs of `train` and `val`.
         parts: Examples of `train` and `val`.
-        noise: The noise matrix believed; validation then uses the consistent loss.
+        noise_matrix: The noise matrix believed; validation then uses the consistent loss.
         device: Where to train.
         checkpoints: Where the state is kept.
         on_epoch: Called with all records so far whenever an epoch has ended.
         progress: Called with (steps done, steps in all, text) after every step.
     """
 
+    @also_called(noise="noise_matrix")
     def __init__(
         self,
         config: FinetuneConfig,
@@ -80,7 +82,7 @@ class Trainer:
         method: Method,
         feeds: dict[str, ModelInputs],
         parts: dict[str, Examples],
-        noise: NoiseMatrix | None,
+        noise_matrix: NoiseMatrix | None,
         device: torch.device,
         checkpoints: Checkpoints,
         on_epoch: Callable[[list[dict[str, Any]]], None],
@@ -111,7 +113,9 @@ class Trainer:
         self.net = net if config.shard else self.accelerator.prepare(net)
         self.trained = trained
         self.forward = self._split_forward(net) if world() > 1 else None
-        self.validation = ConsistentLoss(noise) if noise is not None and not config.clean_val else None
+        self.validation = (
+            ConsistentLoss(noise_matrix) if noise_matrix is not None and not config.clean_val else None
+        )
         self.metrics: list[dict[str, Any]] = []
         self.best: dict[str, torch.Tensor] | None = None
         self.best_loss = float("inf")

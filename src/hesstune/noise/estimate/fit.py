@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hesstune.checks import integer_labels
+from hesstune.checks import also_called, integer_labels
 from hesstune.noise.estimate.posteriors import check_probabilities
 from hesstune.noise.matrix import NoiseMatrix
 
@@ -71,7 +71,8 @@ def calibrate(probs: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64],
     return tempered(float(found.x)), float(np.exp(found.x))
 
 
-def log_likelihoods(noise: NoiseMatrix, probs: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+@also_called(noise="noise_matrix")
+def log_likelihoods(noise_matrix: NoiseMatrix, probs: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
     """Return the forward-corrected log-likelihood of each held-out noisy label, (N,).
 
     The clean posterior is the projection of g F⁻¹ onto the simplex, and the noisy one that posterior
@@ -82,7 +83,7 @@ def log_likelihoods(noise: NoiseMatrix, probs: ArrayLike, labels: ArrayLike) -> 
     """
     g = check_probabilities(probs, len(np.asarray(labels)))
     given = integer_labels(labels, g.shape[1], "noisy labels")
-    noisy = simplex_projection(g @ noise.inverse) @ noise.array
+    noisy = simplex_projection(g @ noise_matrix.inverse) @ noise_matrix.array
     k = g.shape[1]
     logs: NDArray[np.float64] = np.log((1 - FLOOR) * noisy[np.arange(len(given)), given] + FLOOR / k)
     return logs
@@ -119,15 +120,16 @@ def best_by_likelihood(
     return near, means
 
 
+@also_called(noise="noise_matrix")
 def well_conditioned(
-    noise: NoiseMatrix, probs: ArrayLike | None = None, labels: ArrayLike | None = None
+    noise_matrix: NoiseMatrix, probs: ArrayLike | None = None, labels: ArrayLike | None = None
 ) -> tuple[NoiseMatrix, float]:
     """Return ((1 − λ)F + λI) and the λ chosen: the least that noisy likelihood does not speak against.
 
     Among the λ of RIDGES with a condition number of at most MOST_CONDITION, the smallest whose
     likelihood is within one standard error of the best; without probabilities the smallest.
     """
-    candidates = [noise.regularized(ridge) for ridge in RIDGES]
+    candidates = [noise_matrix.regularized(ridge) for ridge in RIDGES]
     if probs is None or labels is None:
         near = [i for i, c in enumerate(candidates) if c.condition <= MOST_CONDITION]
     else:
