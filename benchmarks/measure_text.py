@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -217,6 +217,26 @@ def main() -> None:
         print(row)
 
 
+def in_turns(
+    model: nn.Module,
+    batch: Batch,
+    deltas: dict[str, torch.Tensor],
+    groups: Sequence[torch.Tensor],
+    stop: Stopping,
+) -> Iterator[float]:
+    """Return seconds an example: the baseline with padding, without it, and the full matrix."""
+    inputs, labels = batch
+    spent: dict[str, list[float]] = {key: [] for key in ("padded", "unpadded", "matrix")}
+    for group in groups:
+        one = group[GROUP // 2 : GROUP // 2 + 1]
+        given, label = rows_of(inputs, one), labels[one]
+        for key, part in (("padded", given), ("unpadded", trimmed(given))):
+            spent[key].append(timed(partial(baseline, model, (part, label), deltas, STEPS))[0])
+        seconds, _ = timed(partial(joined, model, batch, deltas, [group], stop))
+        spent["matrix"].append(seconds / GROUP)
+    return (sum(times) / len(times) for times in spent.values())
+
+
 def compare(
     model: nn.Module, ref: Reference, batch: Batch, deltas: dict[str, torch.Tensor], verify: int
 ) -> dict[str, Any]:
@@ -225,15 +245,8 @@ def compare(
     assert isinstance(inputs, Mapping)
     losses = nn.functional.cross_entropy(logits_of(model, inputs), labels, reduction="none").detach()
     groups = by_length(inputs).split(GROUP)[1::2]
-    spent: dict[str, list[float]] = {key: [] for key in ("padded", "unpadded", "matrix")}
     stop = Stopping(steps=STEPS)
-    for group in groups:
-        one = group[GROUP // 2 : GROUP // 2 + 1]
-        given, label = rows_of(inputs, one), labels[one]
-        for key, part in (("padded", given), ("unpadded", trimmed(given))):
-            spent[key].append(timed(partial(baseline, model, (part, label), deltas, STEPS))[0])
-        seconds, _ = timed(partial(joined, model, batch, deltas, [group], stop))
-        spent["matrix"].append(seconds / GROUP)
+    padded, unpadded, matrix = in_turns(model, batch, deltas, groups, stop)
     wide, _ = timed(
         lambda: lanczos_forms(model, rows_of(inputs, groups[0]), labels[groups[0]], deltas, stopping=stop)
     )
@@ -241,7 +254,6 @@ def compare(
     proved_time, proved = timed(lambda: measure(model, ref, [batch], examples="max", tol=0.1))
     assert isinstance(fast, Measure)
     assert isinstance(proved, Measure)
-    padded, unpadded, matrix = (sum(times) / len(times) for times in spent.values())
     layers = list(deltas)
     step = max(1, len(layers) // max(1, verify))
     return {

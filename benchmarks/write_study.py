@@ -60,8 +60,8 @@ def gaps(records: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-def programmatic(record: dict[str, Any]) -> list[str]:
-    lines = [
+def heads_intro(record: dict[str, Any]) -> list[str]:
+    return [
         "## Programmatic labels, heads alone",
         "",
         "Four targets, the domains of PACS; each is labelled by linear probes of the other three (the protocol "
@@ -80,6 +80,12 @@ def programmatic(record: dict[str, Any]) -> list[str]:
         + alone(record, [24, 25, 26]),
         made_with(record),
         "",
+    ]
+
+
+def programmatic(record: dict[str, Any]) -> list[str]:
+    lines = [
+        *heads_intro(record),
         "### The goals",
         "",
         *goals(record),

@@ -136,6 +136,25 @@ def derived_records(run: Path) -> None:
     save_file({"quadratic": torch.ones(2, 1, dtype=torch.float64)}, str(run / records.MEASURE_TENSORS))
 
 
+def read_run(path: Path) -> None:
+    """Read all that a run's folder holds, a file of which is given."""
+    loaded = ht.Run.load(path.parent)
+    _ = loaded.classes, loaded.result, loaded.metrics, loaded.noise_matrix, loaded.labels()
+    read_record(path.parent / records.RADIUS, records.RadiusRecord)
+    known = loaded.records
+    known.read_all()
+    _ = layer_rows(known), setters(known), assumptions(known), provenance(known), verdict(known)
+
+
+def pictures_of(pixels: np.ndarray) -> dict[str, tuple[bytes, str, object]]:
+    found: dict[str, tuple[bytes, str, object]] = {}
+    for suffix in ("png", "jpeg", "gif", "bmp", "webp", "tiff", "ppm"):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format=suffix)
+        found[suffix] = (buffer.getvalue(), f"x.{suffix}", lambda p: decode(p, 16))
+    return found
+
+
 def readers(folder: Path) -> dict[str, tuple[bytes, str, object]]:
     """Return {kind: (a good file, its name, what reads it)}."""
     run = finished_run(folder)
@@ -148,28 +167,14 @@ def readers(folder: Path) -> dict[str, tuple[bytes, str, object]]:
     found = ht.measure(model, Reference.of(model), [(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))])
     found.save(folder)
     pixels = np.random.default_rng(0).integers(0, 255, (12, 14, 3), dtype=np.uint8)
-    np.savez(folder / "images.npz", images=pixels[None].repeat(4, 0), labels=np.array([0, 1, 0, 1]))
-    np.savez_compressed(
-        folder / "packed.npz", images=pixels[None].repeat(4, 0), labels=np.array([0, 1, 0, 1])
-    )
+    arrays = {"images": pixels[None].repeat(4, 0), "labels": np.array([0, 1, 0, 1])}
+    np.savez(folder / "images.npz", **arrays)
+    np.savez_compressed(folder / "packed.npz", **arrays)
     np.save(folder / "matrix.npy", ht.NoiseMatrix.symmetric(2, 0.2).array)
-    pictures = {}
-    for suffix in ("png", "jpeg", "gif", "bmp", "webp", "tiff", "ppm"):
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format=suffix)
-        pictures[f"{suffix}"] = (buffer.getvalue(), f"x.{suffix}", lambda p: decode(p, 16))
     votes = b"id,vote_a,vote_b\n0,cat,dog\n1,,cat\n2,1,0\n"
     table = b"id,text,label,split\n0,good film,1,train\n1,bad film,0,train\n2,fine,1,test\n3,awful,0,test\n"
     named = b"image,label\nx.png,cat\ny.png,dog\n"
     config = b"method: robust\ninject_noise: pair:0.2\nbatch-size: 16\nradius: {head: 1.0}\nmean: [0.5]\n"
-
-    def read_run(path: Path) -> None:
-        loaded = ht.Run.load(path.parent)
-        _ = loaded.classes, loaded.result, loaded.metrics, loaded.noise_matrix, loaded.labels()
-        read_record(path.parent / records.RADIUS, records.RadiusRecord)
-        known = loaded.records
-        known.read_all()
-        _ = layer_rows(known), setters(known), assumptions(known), provenance(known), verdict(known)
 
     certificate = Certificate(
         risk=0.3, empirical=0.2, empirical_bound=0.25, kl=3.0, n=100, delta=0.05,
@@ -200,7 +205,7 @@ def readers(folder: Path) -> dict[str, tuple[bytes, str, object]]:
                     lambda p: Measure.load(p.parent).to_dict()),
         "certificate": ((folder / "certificate.json").read_bytes(), "c.json",
                         lambda p: Certificate.load(p).summary()),
-        **pictures,
+        **pictures_of(pixels),
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import-linter holds the contracts themselves, in `make lint`.
 """
 
+import ast
 import importlib
 import re
 import subprocess
@@ -17,6 +18,7 @@ from hesstune._former import LEFT, MOVED
 
 SRC = Path(hesstune.__file__).parent
 ROOT = Path(__file__).parents[1]
+TREES = ("src", "tests", "benchmarks")
 LINTER = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
@@ -105,6 +107,29 @@ def test_a_module_that_left_says_where_it_is(former):
 def test_a_module_that_never_was_gets_the_usual_error():
     with pytest.raises(ModuleNotFoundError, match=r"No module named .hesstune\.training\.nothing."):
         importlib.import_module("hesstune.training.nothing")
+
+
+def source(*tops):
+    return [path for top in tops for path in sorted((ROOT / top).rglob("*.py"))]
+
+
+def test_files_stay_under_400_lines():
+    found = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in source(*TREES)}
+    assert len(found) > 200
+    assert {str(path): lines for path, lines in found.items() if lines >= 400} == {}
+
+
+def test_functions_stay_under_50_lines_without_their_docstrings():
+    long = {}
+    for path in source("src"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                told = node.body[0] if ast.get_docstring(node) is not None else None
+                lines = node.end_lineno - node.lineno + 1
+                lines -= told.end_lineno - told.lineno + 1 if told else 0
+                if lines >= 50:
+                    long[f"{path}: {node.name}"] = lines
+    assert long == {}
 
 
 def test_nothing_pickles():

@@ -40,13 +40,9 @@ def run_folder(path, k=3, n=30, layers=4, measured=True):
     quadratic = rng.random((n, layers)).astype(np.float32)
     save_file({"quadratic": quadratic}, str(path / "measure.safetensors"))
     layer = {
-        "mean": 0.1,
-        "mean_stderr": 0.01,
-        "distance": 0.1,
-        "trace_mean": 2.0,
-        "exact": True,
+        "mean": 0.1, "mean_stderr": 0.01, "distance": 0.1, "trace_mean": 2.0, "exact": True,
         "method": "exact",
-    }
+    }  # fmt: skip
     measured = [
         {"name": a, "maximum": float(m), **layer} for a, m in zip(names, quadratic.max(0), strict=True)
     ]

@@ -120,11 +120,7 @@ def certify(
         (False, True)
     """
     conditions = Conditions(diagnostic)
-    one_of("draw_on", draw_on, ("blocks", "all"))
-    one_of("repeats", repeats, ("refuse", "allow"))
-    for name, count in (("block_size", block_size), ("draws", 1 if draws is None else draws)):
-        if count < 1:
-            raise ConfigError(f"{name} must be at least 1; got {count}")
+    _check_options(draw_on, repeats, block_size, draws)
     check_story(conditions, leaks, noise_is, noise_matrix is not None)
     check_model(conditions, model, ref)
     share = share or Share()
@@ -135,15 +131,7 @@ def certify(
     with evaluating(model), torch.no_grad(), _estimator(model, data, draw_on, share) as (estimator, k):
         data.check_labels(k)
         losses = _losses(noise_matrix, k, noise_method)
-        spent = noise_matrix.delta if isinstance(noise_matrix, NoiseConfidenceSet) else 0.0
-        if not 0 < delta - spent < 1:
-            least = f"above the noise set's own {spent:g} and below 1" if spent else "in (0, 1)"
-            raise ConfigError(f"delta must lie {least}; got {delta}")
-        shares = {
-            "pac_bayes": (delta - spent) * (1 - MONTE_CARLO_SHARE),
-            "monte_carlo": (delta - spent) * MONTE_CARLO_SHARE,
-            "noise": spent,
-        }
+        shares = _shares(delta, noise_matrix)
         problem = Problem(travel, family, losses, data.n, shares["pac_bayes"], shares["monte_carlo"])
         choice = choose(problem, estimator, posterior, posterior_scales, generator)
         default = PASSES * data.n if isinstance(estimator, HeadDraws) else DRAWS
@@ -154,6 +142,27 @@ def certify(
         beside = None if aside is None else _held_out(model, aside, delta, k, share)
     told = _assumptions(problem, noise_matrix, noise_is, repeats, prior_data is not None) + list(assumptions)
     return _record(problem, choice, final, shares, delta, noise_matrix, told, conditions.failures, beside)
+
+
+def _check_options(draw_on: str, repeats: str, block_size: int, draws: int | None) -> None:
+    one_of("draw_on", draw_on, ("blocks", "all"))
+    one_of("repeats", repeats, ("refuse", "allow"))
+    for name, count in (("block_size", block_size), ("draws", 1 if draws is None else draws)):
+        if count < 1:
+            raise ConfigError(f"{name} must be at least 1; got {count}")
+
+
+def _shares(delta: float, noise_matrix: Any) -> dict[str, float]:
+    """Divide the probability of failure among the parts of the argument."""
+    spent = noise_matrix.delta if isinstance(noise_matrix, NoiseConfidenceSet) else 0.0
+    if not 0 < delta - spent < 1:
+        least = f"above the noise set's own {spent:g} and below 1" if spent else "in (0, 1)"
+        raise ConfigError(f"delta must lie {least}; got {delta}")
+    return {
+        "pac_bayes": (delta - spent) * (1 - MONTE_CARLO_SHARE),
+        "monte_carlo": (delta - spent) * MONTE_CARLO_SHARE,
+        "noise": spent,
+    }
 
 
 def _gather(

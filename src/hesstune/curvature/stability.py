@@ -156,12 +156,7 @@ def noise_stability_table(
     and `probes` may be 0 for no traces, the costly part: `taylor` is then NaN. `all_reduce_sum` adds up a
     tensor over the processes that share the batches.
     """
-    if not sigmas or any(not s > 0 for s in sigmas):
-        raise ConfigError(f"sigma must be positive; got {list(sigmas)}")
-    if samples < 2 or probes < 0 or probes == 1:
-        raise ConfigError(
-            f"samples and probes must be at least 2 to tell an error; got {samples} and {probes}"
-        )
+    _check_options(sigmas, samples, probes)
     names = selected_layers(layer_names(model), layers)
     weights = {name: dict(model.named_parameters())[name] for name in names}
     objective = Objective(loss, noise_matrix)
@@ -185,19 +180,34 @@ def noise_stability_table(
     if not examples:
         raise DataError("there are no examples to measure: the batches are empty")
     rises, trace = rises / examples, (exact + probed) / examples
-    return [
-        Stability(
-            sigma=float(sigma),
-            value=float(rise.mean()),
-            stderr=float(rise.std() / samples**0.5),
-            taylor=float(sigma**2 / 2 * trace.mean()),  # of nothing: NaN
-            taylor_stderr=float(sigma**2 / 2 * trace.std() / probes**0.5) if probes else math.nan,
-            samples=samples,
-            examples=examples,
-            layers=tuple(names),
+    pairs = zip(sigmas, rises, strict=True)
+    return [_row(float(sigma), rise, trace, examples, tuple(names)) for sigma, rise in pairs]
+
+
+def _check_options(sigmas: Sequence[float], samples: int, probes: int) -> None:
+    if not sigmas or any(not s > 0 for s in sigmas):
+        raise ConfigError(f"sigma must be positive; got {list(sigmas)}")
+    if samples < 2 or probes < 0 or probes == 1:
+        raise ConfigError(
+            f"samples and probes must be at least 2 to tell an error; got {samples} and {probes}"
         )
-        for sigma, rise in zip(sigmas, rises, strict=True)
-    ]
+
+
+def _row(
+    sigma: float, rise: torch.Tensor, trace: torch.Tensor, examples: int, layers: tuple[str, ...]
+) -> Stability:
+    """Return a row of the draws' mean rises and the probes' estimates of the trace."""
+    samples, probes = len(rise), len(trace)
+    return Stability(
+        sigma=sigma,
+        value=float(rise.mean()),
+        stderr=float(rise.std() / samples**0.5),
+        taylor=float(sigma**2 / 2 * trace.mean()),  # of nothing: NaN
+        taylor_stderr=float(sigma**2 / 2 * trace.std() / probes**0.5) if probes else math.nan,
+        samples=samples,
+        examples=examples,
+        layers=layers,
+    )
 
 
 @torch.no_grad()

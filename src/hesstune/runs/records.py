@@ -10,9 +10,9 @@ from pydantic import AfterValidator, Field
 from hesstune.storage.stored import Stored
 
 __all__ = [
-    "CostOfError", "Counted", "CurvePoint", "Dependence", "Epoch", "Estimated", "Failed", "HeadCertificate",
+    "CostOfError", "Counted", "CurvePoint", "Dependence", "Epoch", "Estimated", "Failed",
     "LabelIssuesRecord", "LabelNoise", "LayerMeasure", "MatrixFacts", "MeasureRecord", "MeasureValue",
-    "NoiseCheck", "NoiseMatrixRecord", "Normalisation", "Observed", "OtherMeasure", "Picture", "Pictures",
+    "NoiseCheck", "NoiseMatrixRecord", "Normalisation", "OtherMeasure", "Picture", "Pictures",
     "RadiusRecord", "Result", "RunRecord", "Sizes", "StabilityRecord", "StabilityRow", "checkpoint_name",
 ]  # fmt: skip
 
@@ -372,29 +372,3 @@ class Pictures(Stored):
     def by_id(self) -> dict[str, Picture]:
         """The pictures, by their examples' ids."""
         return self.__pydantic_extra__
-
-
-class HeadCertificate(Stored):
-    """A certificate of a comparison's cell in short; without a risk, `why` there is none."""
-
-    risk: float | None
-    why: str | None = None
-    empirical: float | None = None
-    delta: float | None = None
-    vacuous: bool | None = None
-    labels: str | None = None
-
-
-class Observed(Stored):
-    """observed.json: what a comparison measured of a trained network; None where not asked for."""
-
-    what: ClassVar[str] = "a cell's measurements"
-    mend: ClassVar[str] = "run the comparison again with --overwrite"
-
-    val_gap: float | None
-    measure: float | None = None
-    measure_mean: float | None = None
-    stability: float | None = None
-    stability_taylor: float | None = None
-    certificate: HeadCertificate | None = None
-    max_loss: float | None = None

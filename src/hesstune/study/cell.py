@@ -14,12 +14,13 @@ from hesstune.inputs.features import FeatureInputs
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig
-from hesstune.runs.records import OBSERVED, HeadCertificate, Observed
+from hesstune.runs.records import OBSERVED
 from hesstune.runs.run import Run
 from hesstune.storage.atomic import write_json
 from hesstune.storage.stored import read_record, write_record
 from hesstune.study.options import Settings
 from hesstune.study.plan import Cell
+from hesstune.study.records import HeadCertificate, Observed
 from hesstune.training.evaluate import cross_entropy_under
 from hesstune.training.finetune import finetune
 from hesstune.training.fit import Trained
