@@ -77,7 +77,7 @@ Weights are perturbed in place, a fresh draw for every block of examples. {cost}
 
 ## Does it hold?
 
-`python benchmarks/coverage.py` draws training sets from known distributions and counts how often a
+`python benchmarks/certificate_coverage.py` draws training sets from known distributions and counts how often a
 certificate is below the truth; δ = {delta:g}. *Most* is the largest count a sound one may show (binomial, 99 %).
 Broken certificates must be found out.
 

@@ -106,7 +106,7 @@ def coverage(record: dict[str, Any]) -> str:
     table = "\n".join(rows)
     return f"""## Coverage of the certificates
 
-`python benchmarks/coverage.py`: training sets drawn again and again from a known distribution, δ =
+`python benchmarks/certificate_coverage.py`: training sets drawn again and again from a known distribution, δ =
 {record["delta"]}; "at most" is δ beyond a binomial 99 % margin. Broken certificates are there to show
 that the check can fail.
 

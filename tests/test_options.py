@@ -55,6 +55,8 @@ def test_names_known_elsewhere_are_those_taken():
         (ht.label_data, {"labelers": (), "label_model": "soft", "epochs": 10, "image_size": 96}),
         (ht.compare, {"methods": ("vanilla", "robust"), "seeds": 3, "search": 0, "engine": "local"}),
         (ht.predict, {"device": "auto", "skip_bad_images": False}),
+        (ht.finetune, {"epochs": 15, "lr": None, "noise_matrix": None, "out": None, "seed": 0}),
+        (ht.fit, {"epochs": 15, "lr": None, "noise_matrix": None, "inject_noise": None, "seed": 0}),
     ],
 )
 def test_functions_show_their_options_as_keywords(function, options):
@@ -142,3 +144,17 @@ def test_options_stand_in_the_docstring_where_their_line_was():
     lines = [line.strip() for line in use.__doc__.splitlines()]
     assert lines[lines.index("last: The last.") + 1] == "lr: Rate."
     assert not any("by name" in line for line in lines)
+
+
+def test_a_signature_takes_what_its_function_takes():
+    compare, finetune, fit = map(inspect.signature, (ht.compare, ht.finetune, ht.fit))
+    compare.bind({}, data="digits", seeds=2, epochs=1)
+    finetune.bind({"epochs": 1}, data="digits", lr=0.1)
+    finetune.bind("digits", "minilm", "vanilla", train="head")
+    fit.bind(None, "minilm", "vanilla", {}, epochs=1)
+    with pytest.raises(TypeError, match="data"):  # it makes a task, and one is given
+        fit.bind(None, data="digits")
+    assert compare.parameters["seeds"].annotation == int | tuple[int, ...]
+    layers = inspect.signature(measure_run).parameters["layers"].annotation
+    assert layers == str | tuple[str, ...] | None
+    assert "**options: Options of `CompareOptions`, and of `finetune`, by name" in ht.compare.__doc__

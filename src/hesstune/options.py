@@ -13,7 +13,7 @@ import operator
 import os
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
@@ -46,10 +46,12 @@ class Shown:
     Attributes:
         metavar: The word that stands for the value in the help.
         repeated: Whether the option is given once for each value.
+        also: A type that Python takes beside the field's own, into which it is made.
     """
 
     metavar: str
     repeated: bool = False
+    also: type | None = None
 
 
 # For values that only Python and YAML can write.
@@ -70,7 +72,7 @@ def split_pairs(text: str, wanted: str) -> dict[str, str]:
     return {name.strip(): number.strip() for name, _, number in pairs}
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_split), Shown("NAME,NAME,…")]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split), Shown("NAME,NAME,…", also=str)]
 FilePath = Annotated[str, Shown("FILE")]
 DEVICE: Any = Field("auto", description="where to compute: cpu, cuda, mps or auto")
 
@@ -217,36 +219,42 @@ def renamed_option(kind: type[Options], name: str, style: str = "{}") -> str:
     )
 
 
-def takes_options(kind: type[Options]) -> Callable[[F], F]:
+def takes_options(
+    kind: type[Options], *, more: bool = False, without: Collection[str] = ()
+) -> Callable[[F], F]:
     """Show a model's options as keywords of a function that takes them as `**options`.
 
     The signature lists each with its type and default, and in the docstring's Args each stands in place
     of the line `**options: …` with its meaning.
+
+    Args:
+        kind: The model.
+        more: Whether the function takes others, too: its `**options` stay, with the line that tells of them.
+        without: Options that the function refuses.
     """
 
     def shown(function: F) -> F:
         signature = inspect.signature(function)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        own = list(signature.parameters.values())
         made = [
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=inspect.Parameter.empty if field.is_required() else field.get_default(),
-                annotation=_plain(field.annotation),
+                annotation=_taken(field),
             )
             for name, field in kind.model_fields.items()
-            if name not in signature.parameters
+            if name not in signature.parameters and name not in without
         ]
-        kept = [p for p in own if p.kind is not p.KEYWORD_ONLY]
-        rest = [p for p in own if p.kind is p.KEYWORD_ONLY]
+        kept = [p for p in own if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+        rest = [p for p in own if p.kind is p.KEYWORD_ONLY or (more and p.kind is p.VAR_KEYWORD)]
         function.__signature__ = signature.replace(parameters=[*kept, *made, *rest])  # type: ignore[attr-defined]
         told = [f"{p.name}: {_sentence(kind.model_fields[p.name], kind)}" for p in made]
 
         def entries(line: re.Match[str]) -> str:
             first, rest = line[1], line[1] + "    "
-            return "".join(
-                f"{textwrap.fill(t, 108, initial_indent=first, subsequent_indent=rest)}\n" for t in told
-            )
+            written = [textwrap.fill(t, 108, initial_indent=first, subsequent_indent=rest) for t in told]
+            return "".join(f"{entry}\n" for entry in written) + (line[0] if more else "")
 
         doc = function.__doc__ or ""
         function.__doc__ = re.sub(r"(?m)^( +)\*\*options:.*\n(?:\1 +.*\n)*", entries, doc, count=1)
@@ -255,10 +263,16 @@ def takes_options(kind: type[Options]) -> Callable[[F], F]:
     return shown
 
 
+def _taken(field: FieldInfo) -> Any:
+    """Return the type of what a field takes, without what is said of how the command line writes it."""
+    return _plain(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
+
+
 def _plain(annotation: Any) -> Any:
-    """Return a type without what is said of how the command line writes it."""
     if get_origin(annotation) is Annotated:
-        return _plain(get_args(annotation)[0])
+        bare, *told = get_args(annotation)
+        others = [m.also for m in told if isinstance(m, Shown) and m.also is not None]
+        return functools.reduce(operator.or_, [*others, _plain(bare)])
     if get_origin(annotation) in (Union, UnionType):
         return functools.reduce(operator.or_, map(_plain, get_args(annotation)))
     return annotation

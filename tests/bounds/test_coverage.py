@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
+PATH = Path(__file__).parents[2] / "benchmarks" / "certificate_coverage.py"
 spec = importlib.util.spec_from_file_location("coverage_benchmark", PATH)
 coverage = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(coverage)

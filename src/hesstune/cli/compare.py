@@ -45,6 +45,7 @@ def compare(
     if folder is None:
         raise ConfigError("give --out, the folder for the comparison, such as --out runs/cmp")
     from hesstune.study.compare import compare as run_compare
+    from hesstune.study.results import RESULTS
 
     command = shlex.join(["hesstune", *sys.argv[1:]])
     try:
@@ -68,7 +69,7 @@ def compare(
         output.say(f"Failed: {cell['task']}, {cell['method']}, seed {cell['seed']}: {cell['error']}")
     for method, why in results["left_out"].items():
         output.say(f"Left out: {method}: {why}")
-    output.say(f"Written: {found.path / 'results.json'}, results.csv and README.md beside it")
+    output.say(f"Written: {found.path / RESULTS}, results.csv and README.md beside it")
     output.record({"path": str(found.path), **results})
 
 

@@ -27,9 +27,10 @@ def report(
     from hesstune.errors import ConfigError
     from hesstune.report.write import write_report, write_study
     from hesstune.runs.run import Run
+    from hesstune.study.results import RESULTS
 
     output = Output(quiet, json)
-    if (run / "results.json").is_file():
+    if (run / RESULTS).is_file():
         page, note = write_study(run, options.baseline), None
     elif options.baseline is not None:
         raise ConfigError("--baseline is for the report of a comparison, and this is none")

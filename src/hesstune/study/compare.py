@@ -70,7 +70,7 @@ class Comparison:
         return f"Comparison({str(self.path)!r}, {done} of {len(cells)} cells done)"
 
 
-@takes_options(CompareOptions)
+@takes_options(CompareOptions, more=True)
 def compare(
     config: Mapping[str, Any] | str | Path | None = None,
     *,

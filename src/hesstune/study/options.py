@@ -45,7 +45,7 @@ class CompareOptions(Settings):
     methods: Annotated[dict[str, Any] | tuple[str, ...], Shown("NAME,…")] = Field(
         ("vanilla", "robust"), description="methods, or all; in Python and YAML also {name: options}"
     )
-    seeds: Annotated[tuple[int, ...], Shown("N")] = Field(
+    seeds: Annotated[tuple[int, ...], Shown("N", also=int)] = Field(
         3,
         validate_default=True,
         description="how many seeds, on the command line from --seed; in Python and YAML also which",

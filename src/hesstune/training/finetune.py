@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hesstune.data.examples import MEMORY, Task
 from hesstune.errors import ConfigError
 from hesstune.methods import Method, method_name
 from hesstune.models.load import MODULE, ModelObject, spec_parts
+from hesstune.options import takes_options
 from hesstune.runs.config import FinetuneConfig, make_config, read_yaml
 from hesstune.runs.run import Given, Run
 from hesstune.training.fit import Trained, fit_prepared, for_task
@@ -25,6 +27,7 @@ __all__ = ["finetune"]
 Config = FinetuneConfig | Mapping[str, Any] | str | Path
 
 
+@takes_options(FinetuneConfig, more=True)
 def finetune(
     data: Any = None,
     /,
@@ -40,6 +43,9 @@ def finetune(
     **options: Any,
 ) -> Run:
     """Fine-tune a pretrained network on a small, perhaps noisily labelled data set.
+
+    Without `out` the run goes to a new folder below the system's temporary one, `Run.path`. It is not
+    removed: it holds the run that is returned.
 
     Args:
         data: The data set, by position or by name: a string as on the command line; a pandas DataFrame
@@ -58,9 +64,7 @@ def finetune(
         progress: Called with (steps done, steps in all, text) after every step.
         observe: Called with the network and its inputs when training has ended.
         keep_weights: Keep the fine-tuned weights and the reference; else the records alone.
-        **options: Options by name, over those of `config` (see `FinetuneConfig`). Without `out` the
-            run goes to a new folder below the system's temporary one, `Run.path`. It is not removed:
-            it holds the run that is returned.
+        **options: Options of `FinetuneConfig` by name, over those of `config`; `data`, too.
 
     Returns:
         The finished run.
@@ -92,13 +96,15 @@ def finetune(
     if given.model is None:
         spec_parts(resolved.model)
 
+    fitted = partial(
+        fit_prepared, resume=resume, progress=progress, observe=observe, keep_weights=keep_weights
+    )
+
     def train(prepared: Prepared, out: Path) -> Run:
         if resolved.radius in AUTOMATIC:
             prepared = with_chosen_radii(prepared, out)
             torch.manual_seed(resolved.seed)
-        return fit_prepared(
-            prepared, out, resume=resume, progress=progress, observe=observe, keep_weights=keep_weights
-        )
+        return fitted(prepared, out)
 
     return in_folder(resolved, given, train, overwrite=overwrite, resume=resume)
 

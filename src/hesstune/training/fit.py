@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hesstune.inputs.feature_store import features_of
 from hesstune.inputs.text_inputs import TextInputs
 from hesstune.methods import Method, MethodSetup, method_class, method_name
 from hesstune.models.load import MODULE, LoadedModel, ModelObject, spec_parts
+from hesstune.options import takes_options
 from hesstune.reference import Reference
 from hesstune.runs.checkpoint import Checkpoints, discard
 from hesstune.runs.config import FinetuneConfig, make_config
@@ -83,6 +85,7 @@ class Trained:
     task: Task
 
 
+@takes_options(FinetuneConfig, without=_MAKE_A_TASK)
 def fit(
     task: Task,
     model: str | ModelObject | None = None,
@@ -95,21 +98,22 @@ def fit(
     progress: Progress | None = None,
     observe: Callable[[Trained], None] | None = None,
     keep_weights: bool = True,
+    **options: Any,
 ) -> Run:
     """Fine-tune a network on a task that is made: `hesstune.finetune` without the making.
 
     Args:
         task: Examples in three parts, labelled as given (`inject_noise` and `clean_labels` still count).
-        model: A module (for texts a pair of module and tokenizer), a LoadedModel, or a string as on the
-            command line. Objects are copied and left as they were.
+        model: As of `hesstune.finetune`, or a LoadedModel, which is copied, too.
         method: The name of a method, or a subclass of `hesstune.methods.Method`.
         config: Options of `hesstune.finetune`; those that make a task are refused.
         out: The run's folder; a new one below the system's temporary folder where None.
-        overwrite: Replace the run in `out`.
+        overwrite: As of `hesstune.finetune`, like all that follow.
         resume: Continue an interrupted run in `out`.
-        progress: Called with (steps done, steps in all, text) after every step.
-        observe: Called with the network and its inputs when training has ended.
-        keep_weights: Keep the fine-tuned weights and the reference; else the records alone.
+        progress: Called after every step.
+        observe: Called when training has ended.
+        keep_weights: Keep the weights; else the records alone.
+        **options: Options of `FinetuneConfig` by name, over those of `config`.
 
     Raises:
         HesstuneError: If an option or input is wrong.
@@ -128,7 +132,7 @@ def fit(
         "method": None if method is None else method_name(method),
         "out": out,
     }
-    made = make_config({**values, **{k: v for k, v in named.items() if v is not None}})
+    made = make_config({**values, **options, **{k: v for k, v in named.items() if v is not None}})
     resolved = for_task(made, task).resolved()
     if resolved.radius in AUTOMATIC:
         raise ConfigError(
@@ -137,12 +141,9 @@ def fit(
     given = Given(task, None if isinstance(model, str) else model)
     if given.model is None:
         spec_parts(resolved.model)
-
-    def train(prepared: Prepared, folder: Path) -> Run:
-        return fit_prepared(
-            prepared, folder, resume=resume, progress=progress, observe=observe, keep_weights=keep_weights
-        )
-
+    train = partial(
+        fit_prepared, resume=resume, progress=progress, observe=observe, keep_weights=keep_weights
+    )
     return in_folder(resolved, given, train, overwrite=overwrite, resume=resume)
 
 
@@ -176,9 +177,9 @@ def fit_prepared(
         prepared: Configuration, examples, network and noise; its radii are chosen.
         out: The run's folder.
         resume: Continue from the last checkpoint there.
-        progress: Called with (steps done, steps in all, text) after every step, on the first process.
-        observe: Called with the network and its inputs when training has ended.
-        keep_weights: Keep the fine-tuned weights and the reference; else the records alone.
+        progress: As of `hesstune.finetune`, on the first process.
+        observe: As of `hesstune.finetune`.
+        keep_weights: As of `hesstune.finetune`.
 
     Raises:
         RunError: If training diverges, or something cannot be written.

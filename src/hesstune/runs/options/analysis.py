@@ -23,8 +23,8 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Shown("PATTERN", repeated=True)]
-Choices = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Shown("CHOICE", repeated=True)]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Shown("PATTERN", repeated=True, also=str)]
+Choices = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Shown("CHOICE", repeated=True, also=str)]
 
 
 class SampleOptions(Options):

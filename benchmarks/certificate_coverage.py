@@ -2,7 +2,7 @@
 
 Sound certificates must fail in at most a share δ of training sets, up to a binomial 99 % margin. Each
 broken one must be seen to fail, on the worst case that shows it: on ordinary data it hides in the
-bound's slack. Run: python benchmarks/coverage.py
+bound's slack. Run: python benchmarks/certificate_coverage.py
 """
 
 from __future__ import annotations
