@@ -29,7 +29,7 @@ from hesstune.curvature.capture import capture, differentiable
 from hesstune.curvature.exact import exact_forms
 from hesstune.curvature.lanczos import Stopping
 from hesstune.curvature.objective import Objective
-from hesstune.curvature.planning import make_plan
+from hesstune.curvature.planning import make_measure_plan
 from hesstune.curvature.quadrature import Krylov
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.models.load import load_model
@@ -57,7 +57,7 @@ class Setting:
         self.names = self.ref.layers()
         self.deltas = {n: self.ref.difference(self.model, n) for n in self.names}
         with differentiable(self.model, self.names):
-            self.layouts = make_plan(self.model, self.x[:2], self.names, Objective()).layouts
+            self.layouts = make_measure_plan(self.model, self.x[:2], self.names, Objective()).layouts
 
     def training_step(self, optimizer: torch.optim.Optimizer, batch: int = BATCH) -> None:
         """Take one step on the first examples."""

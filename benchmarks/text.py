@@ -5,7 +5,7 @@ same budget, split and order; the loss of the robust one is told the noise. The 
 the radius, are what benchmarks/text_settings.py chose on other seeds of SST-2, without a true label.
 Finished cells are kept in benchmarks/results/text.json and not run again.
 
-    python benchmarks/text.py --data ../shared/data [--task TASK] [--method METHOD] [--seed SEED]
+    python benchmarks/text.py --data DATA [--task TASK] [--method METHOD] [--seed SEED]
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ labels; the robust method's noise matrix comes from Dawid–Skene with a class p
 (no true label), from 100 sentences whose label is checked, or from all true labels (oracle). All have the
 same budget, split and order. Finished cells are kept in benchmarks/results/text_rules.json and not run again.
 
-    python benchmarks/text_rules.py --data ../shared/data [--cells N]
+    python benchmarks/text_rules.py --data DATA [--cells N]
 """
 
 from __future__ import annotations

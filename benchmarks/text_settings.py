@@ -6,7 +6,7 @@ loss on the validation sentences: the mean of 1 - (F^-1)[given label, predicted]
 clean error. Each method has six settings on the first seed; its three best run on the second seed, too,
 and the least mean risk wins. Finished cells are kept in benchmarks/results/text_settings.json.
 
-    python benchmarks/text_settings.py --data ../shared/data [--seed SEED]
+    python benchmarks/text_settings.py --data DATA [--seed SEED]
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification
 
 import hesstune as ht  # +
-from hesstune.integrations.peft import AdapterConstraint, distances, measure  # +
+from hesstune.integrations.peft import AdapterConstraint, distances, measure_adapters  # +
 
 torch.manual_seed(0)
 config = BertConfig(
@@ -32,5 +32,5 @@ for step in range(40):
     constraint.project_()  # + after every step
 
 print("largest distance of a layer:", max(distances(model).values()))
-m = measure(model, [({"input_ids": ids[:16]}, labels[:16])], layers=["*query*", "classifier*"])
+m = measure_adapters(model, [({"input_ids": ids[:16]}, labels[:16])], layers=["*query*", "classifier*"])
 print(f"Hessian distance measure of these layers: {m.hessian_distance(n=128):.3f}")

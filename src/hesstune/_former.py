@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import NoReturn
 
-__all__ = ["FormerModules"]
+__all__ = ["FormerModules", "former_names"]
 
 # Former paths below hesstune, and where their contents are now.
 MOVED = {
@@ -56,6 +57,25 @@ MOVED = {
     "weak.sheet": "storage.csv_table",
 }
 
+# Names within them that are others now.
+RENAMED = {
+    "bounds.share": {"Share.summed": "Share.all_reduce_sum", "Share.gathered": "Share.all_gather"},
+    "curvature.auto": {"Plan": "MeasurePlan", "make_plan": "make_measure_plan"},
+    "data.looks": {"looks": "raw_features"},
+    "training.doubts": {"doubtful_labels": "label_issues"},
+    "training.feeds": {
+        "make_feed": "inputs.batches.make_inputs",
+        "Feed": "inputs.batches.ModelInputs",
+        "ImageFeed": "ImageInputs",
+        "FeatureFeed": "inputs.features.FeatureInputs",
+    },
+    "training.merging": {"merged": "gathered_measure"},
+    "training.ranks": {"on_first": "on_main_process", "summed": "all_reduce_sum", "gathered": "all_gather"},
+    "training.texts": {"TextFeed": "TextInputs"},
+    "training.yardsticks": {"yardsticks": "complexity_measures"},
+    "weak.sheet": {"read_sheet": "read_table", "Sheet": "CsvTable"},
+}
+
 # What served the project's own benchmarks only, and where it is in the source tree.
 LEFT = {
     "study.features": "benchmarks/kept_features.py",
@@ -73,9 +93,33 @@ class FormerModules:
         """Raise ModuleNotFoundError for a module that has moved; leave others to the usual error."""
         package, _, rest = name.partition(".")
         if package == "hesstune" and rest in MOVED:
-            raise ModuleNotFoundError(f"{name} is now hesstune.{MOVED[rest]}", name=name)
+            names = "".join(f"; {old} is {new}" for old, new in RENAMED.get(rest, {}).items())
+            # Without the error's `name`: `from package import module` would take it for a module that is
+            # merely absent, and keep the line to itself.
+            raise ModuleNotFoundError(f"{name} is now hesstune.{MOVED[rest]}{names}")
         if package == "hesstune" and rest in LEFT:
-            raise ModuleNotFoundError(
-                f"{name} has left the package: it is {LEFT[rest]} in the source tree", name=name
-            )
+            raise ModuleNotFoundError(f"{name} has left the package: it is {LEFT[rest]} in the source tree")
         return None
+
+
+def former_names(module: str, **now: str) -> Callable[[str], NoReturn]:
+    """Return a module's `__getattr__`, which says what names that it had before are now.
+
+    The error is an ImportError, because `from module import name` keeps an AttributeError's line to itself.
+
+    Args:
+        module: The module's `__name__`.
+        **now: What each former name is now.
+
+    Example:
+        >>> former_names("hesstune.study.plan", Plan="StudyPlan")("Plan")
+        Traceback (most recent call last):
+        ImportError: hesstune.study.plan.Plan is now StudyPlan
+    """
+
+    def load(name: str) -> NoReturn:
+        if name in now:
+            raise ImportError(f"{module}.{name} is now {now[name]}")
+        raise AttributeError(f"module '{module}' has no attribute '{name}'")
+
+    return load

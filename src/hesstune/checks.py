@@ -11,11 +11,19 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hesstune.errors import ConfigError, DataError, HesstuneError, NoiseMatrixError, unknown_name
+from hesstune.errors import (
+    ConfigError,
+    DataError,
+    FormerNameError,
+    HesstuneError,
+    NoiseMatrixError,
+    unknown_name,
+)
 
 __all__ = [
     "also_called",
     "class_count",
+    "fields_also_called",
     "integer_labels",
     "one_of",
     "positive",
@@ -27,6 +35,7 @@ __all__ = [
 ROW_SUM_TOLERANCE = 1e-6
 P = ParamSpec("P")
 R = TypeVar("R")
+C = TypeVar("C")
 
 
 def also_called(**former: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -57,6 +66,43 @@ def also_called(**former: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             return function(*args, **kwargs)
 
         return called
+
+    return decorated
+
+
+def fields_also_called(**former: str) -> Callable[[type[C]], type[C]]:
+    """Let a dataclass be made with some fields by the names they had before; reading one says the new name.
+
+    Args:
+        **former: The present name of each, by its former one.
+
+    Raises:
+        ConfigError: Where it is made, if both names are given.
+        FormerNameError: Where a former name is read.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @fields_also_called(noise="noise_matrix")
+        ... @dataclass
+        ... class Setup:
+        ...     noise_matrix: float
+        >>> Setup(noise=0.3)
+        Setup(noise_matrix=0.3)
+        >>> Setup(0.3).noise
+        Traceback (most recent call last):
+        hesstune.errors.FormerNameError: Setup.noise is now noise_matrix
+    """
+
+    def decorated(kind: type[C]) -> type[C]:
+        def read(self: C, name: str) -> Any:
+            if name in former:
+                raise FormerNameError(f"{kind.__name__}.{name}", former[name])
+            raise AttributeError(f"'{kind.__name__}' object has no attribute '{name}'")
+
+        changed: Any = kind
+        changed.__init__ = also_called(**former)(changed.__init__)
+        changed.__getattr__ = read
+        return kind
 
     return decorated
 

@@ -14,7 +14,7 @@ from hesstune.integrations.peft import (  # noqa: E402
     AdapterConstraint,
     base_reference,
     distances,
-    measure,
+    measure_adapters,
     merged,
     trained_copies,
 )
@@ -132,7 +132,7 @@ def test_the_measure_is_that_of_the_merged_model():
     model, data = lora_bert(), [batch()]
     options = {"steps": 40, "tol": 1e-6, "layers": ["*query*", "classifier*"]}
     kept = {name: t.clone() for name, t in model.state_dict().items()}
-    found = measure(model, data, **options)
+    found = measure_adapters(model, data, **options)
     direct = ht.measure(merged(model), base_reference(model), data, **options)
     assert found.names == direct.names
     torch.testing.assert_close(found.quadratic, direct.quadratic)

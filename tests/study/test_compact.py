@@ -8,7 +8,7 @@ import pytest
 from hesstune import compare
 from hesstune.errors import ConfigError, RunError
 from hesstune.study.compact import cells_of, expanded, factored, table_rows
-from hesstune.study.plan import Settings, make_plan
+from hesstune.study.plan import Settings, make_study_plan
 from hesstune.study.results import check_unchanged, read_compact, write_compact
 
 
@@ -103,7 +103,7 @@ def test_a_damaged_compact_form_is_refused(tmp_path):
 
 def test_an_option_of_an_older_name_is_named_as_it_is_called_now(tmp_path):
     options = {"data": "digits", "image_size": 16, "limit": 40, "inject_noise": "symmetric:0.2"}
-    plan = make_plan(options, None, ["vanilla"], [0], Settings())
+    plan = make_study_plan(options, None, ["vanilla"], [0], Settings())
     before = {
         "cells": [cell(task=plan.cells[0].task, fingerprint="other")],
         "shared": {"noise": "symmetric:0.4"},

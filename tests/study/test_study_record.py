@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import write_study
-from hesstune.study.plan import ELSEWHERE, LATER, Settings, make_plan
+from hesstune.study.plan import ELSEWHERE, LATER, Settings, make_study_plan
 from hesstune.study.results import check_unchanged, read_compact
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def test_committed_cells_count_as_run(monkeypatch, tmp_path):
     import parts
 
     tasks = {name: options for name, options in injected.TASKS.items() if name.startswith("digits")}
-    plan = make_plan(
+    plan = make_study_plan(
         injected.BUDGET, tasks, injected.METHODS, [injected.FIRST_SEED], Settings(stability=True)
     )
     parts.restore("injected_head", tmp_path)
@@ -73,7 +73,7 @@ def test_committed_cells_on_pictures_count_as_run(monkeypatch, tmp_path):
     for domain in clean.DOMAINS:
         write_true(PACS, domain, clean.DATA)
     tasks = clean.tasks(100, 300, 1000)
-    plan = make_plan(clean.BUDGET, tasks, clean.METHODS, [clean.FIRST_SEED], Settings(stability=True))
+    plan = make_study_plan(clean.BUDGET, tasks, clean.METHODS, [clean.FIRST_SEED], Settings(stability=True))
     record = read_compact(STUDY / "results" / "clean_head.csv")
     kept = {(c["task"], c["method"], c["seed"]): c["fingerprint"] for c in record["cells"]}
     assert {cell.key: cell.fingerprint for cell in plan.cells} == kept

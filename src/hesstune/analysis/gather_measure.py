@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hesstune._former import former_names
 from hesstune.curvature.result import Measure
 from hesstune.runtime.distributed import all_gather, all_reduce_sum, rank, world
 
-__all__ = ["merged", "own_batches"]
+__all__ = ["gathered_measure", "own_batches"]
 
 # Tensors with a row an example.
 _ROWS = ("quadratic", "lower", "upper", "losses", "trace", "trace_stderr", "spectrum")
@@ -28,7 +29,7 @@ def own_batches(n: int, size: int) -> tuple[list[NDArray[np.int64]], list[NDArra
     return batches[rank() :: world()], [b for r in range(world()) for b in batches[r :: world()]]
 
 
-def merged(found: Measure, order: list[NDArray[np.int64]]) -> Measure:
+def gathered_measure(found: Measure, order: list[NDArray[np.int64]]) -> Measure:
     """Return the measurement of all examples, on every rank, from each rank's own.
 
     Rows are gathered as they are; a sampled mean is the mean over ranks, weighted by their examples.
@@ -49,3 +50,6 @@ def merged(found: Measure, order: list[NDArray[np.int64]]) -> Measure:
         changes["sampled_mean"] = all_reduce_sum(share * found.sampled_mean)
         changes["sampled_stderr"] = all_reduce_sum((share * found.sampled_stderr).square()).sqrt()
     return replace(found, **changes)  # type: ignore[arg-type]
+
+
+__getattr__ = former_names(__name__, merged="gathered_measure")

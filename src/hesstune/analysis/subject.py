@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hesstune.analysis.gather_measure import merged, own_batches
+from hesstune.analysis.gather_measure import gathered_measure, own_batches
 from hesstune.bounds.certificate import certify
 from hesstune.bounds.partition import Share
 from hesstune.bounds.record import Certificate
@@ -97,7 +97,7 @@ class Subject:
         # The plan is made on the first batch of all, by every process alike.
         first = self.feed.inputs(self.rows[order[0]])
         found = measure(self.net, self.reference, self.batches(), plan_on=first, **options)
-        return merged(found, order)
+        return gathered_measure(found, order)
 
     def stability(self, sigmas: Sequence[float], samples: int, seed: int, **options: Any) -> list[Stability]:
         """Measure the noise stability on the rows; options are those of `hesstune.noise_stability`."""

@@ -19,10 +19,10 @@ from hesstune.bounds.partition import Share
 from hesstune.bounds.prior import Sigma
 from hesstune.errors import ModelError
 from hesstune.forward import Inputs, logits_of, moved
+from hesstune.runtime.progress import Progress
 
 __all__ = ["Draws", "Feeder", "HeadDraws", "Perturbation", "WeightDraws", "only_head"]
 
-Progress = Callable[[int, int, str], None]
 Batches = Callable[[], Iterator[tuple[Inputs, torch.Tensor]]]
 # Torch's generator on a CPU takes 32 bits of a seed; an odd step visits each once.
 _SEEDS, _STEP = 2**32, 0x9E3779B1

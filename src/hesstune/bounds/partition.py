@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from hesstune.checks import fields_also_called
+
 __all__ = ["Share"]
 
 
@@ -18,6 +20,7 @@ def _alone(rows: torch.Tensor) -> list[torch.Tensor]:
     return [rows]
 
 
+@fields_also_called(summed="all_reduce_sum", gathered="all_gather")
 @dataclass(frozen=True)
 class Share:
     """One process's share of a certificate's blocks: every world-th, from its rank.
@@ -25,8 +28,8 @@ class Share:
     Attributes:
         rank: This process's number, from 0.
         world: The number of processes.
-        summed: Adds a tensor up over the processes.
-        gathered: Returns the rows of every process, by rank.
+        all_reduce_sum: Adds a tensor up over the processes.
+        all_gather: Returns the rows of every process, by rank.
 
     Example:
         >>> Share(1, 2).blocks(5)

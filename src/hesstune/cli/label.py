@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["label"]
 
 
-@with_options(former={"noise_out": "noise_matrix", "noise": "noise_matrix"})
+@with_options(former={"noise_out": "noise_matrix"})
 def label(
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="CSV file of labels to write", rich_help_panel=FIRST)

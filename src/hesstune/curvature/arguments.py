@@ -11,12 +11,12 @@ from hesstune.curvature.capture import rows_of
 from hesstune.errors import ConfigError, DataError, unknown_name
 from hesstune.forward import Inputs, batch_size
 
-__all__ = ["check_arguments", "limited"]
+__all__ = ["LabelledBatch", "check_arguments", "limited"]
 
-Batch = tuple[Inputs, torch.Tensor]
+LabelledBatch = tuple[Inputs, torch.Tensor]
 
 
-def limited(batches: Iterable[Batch], most: int | None) -> Iterator[Batch]:
+def limited(batches: Iterable[LabelledBatch], most: int | None) -> Iterator[LabelledBatch]:
     """Yield the batches, checked, until `most` examples are through."""
     left = math.inf if most is None else most
     for batch in batches:

@@ -5,7 +5,7 @@ They are the truth the fast paths are tested against, for networks of a few thou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,11 +14,10 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hesstune.curvature.capture import rows_of
+from hesstune.curvature.objective import PerExampleLoss
 from hesstune.forward import Inputs, batch_size, evaluating, logits_of
 
 __all__ = ["block_hessian", "block_jacobian", "paper_code_quantity", "positive_form", "positive_trace"]
-
-PerExampleLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

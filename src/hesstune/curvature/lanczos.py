@@ -15,8 +15,8 @@ from torch import nn
 
 from hesstune.curvature.capture import capture, differentiable, rows_of
 from hesstune.curvature.layers import Layout
-from hesstune.curvature.objective import Objective
-from hesstune.curvature.products import HessianSource, LayerProducts, PerExampleLoss, WeightProducts
+from hesstune.curvature.objective import Objective, PerExampleLoss
+from hesstune.curvature.products import HessianSource, LayerProducts, WeightProducts
 from hesstune.curvature.quadrature import Bracket, Krylov, extrapolated, positive_bracket, probe_mean
 from hesstune.errors import ConfigError
 from hesstune.forward import Inputs, batch_size

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from hesstune.checks import also_called
-from hesstune.curvature.arguments import check_arguments, limited
+from hesstune.curvature.arguments import LabelledBatch, check_arguments, limited
 from hesstune.curvature.capture import Capture, capture, differentiable, rows_of
 from hesstune.curvature.exact import ExactForms, exact_by_forward_mode, exact_forms
 from hesstune.curvature.lanczos import Stopping
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.padding import by_length, trimmed
-from hesstune.curvature.planning import MeasurePlan, Method, make_plan, require_finite
+from hesstune.curvature.planning import MeasureMethod, MeasurePlan, make_measure_plan, require_finite
 from hesstune.curvature.result import Measure
 from hesstune.curvature.screening import Screening
 from hesstune.curvature.selection import selected_layers
@@ -28,8 +28,7 @@ from hesstune.reference import Reference
 
 __all__ = ["measure"]
 
-Batch = tuple[Inputs, torch.Tensor]
-Progress = Callable[[int], None]
+ExamplesDone = Callable[[int], None]
 
 _FORMS = ("quadratic", "lower", "upper")
 _DEFAULT_TOLERANCE = 0.03
@@ -43,7 +42,7 @@ _SENTENCES = 16
 def measure(
     model: nn.Module,
     ref: Reference,
-    batches: Iterable[Batch],
+    batches: Iterable[LabelledBatch],
     method: Literal["auto", "exact", "lanczos"] = "auto",
     layers: str | Sequence[str] | None = None,
     steps: int = 16,
@@ -61,7 +60,7 @@ def measure(
     max_examples: int | None = None,
     memory_mib: float = 512.0,
     skip_classes: float | None = None,
-    progress: Progress | None = None,
+    progress: ExamplesDone | None = None,
     plan_on: Inputs | None = None,
 ) -> Measure:
     """Compute v_iᵀ H_i⁺ v_i of every layer and example: exactly where possible, else by Lanczos.
@@ -133,14 +132,14 @@ def measure(
     ref.check(model)
     objective = Objective(loss, noise_matrix, label_smoothing, class_weights)
     names = selected_layers(ref.layers(), layers)
-    settings = _Settings(
+    settings = _MeasureSettings(
         method, steps, tol, trace, spectrum, seed, memory_mib, skip_classes, examples, mean_sample
     )
     run = _Measurement(model, ref, names, objective, settings)
     done = 0
     with differentiable(model, names):
         if plan_on is not None:
-            run.make_plan(plan_on)
+            run.plan_by(plan_on)
         for inputs, targets in limited(batches, max_examples):
             for chunk in run.chunks(inputs, targets):
                 run.add(*chunk)
@@ -157,7 +156,7 @@ def _bytes(inputs: Inputs) -> int:
 
 
 @dataclass(frozen=True)
-class _Settings:
+class _MeasureSettings:
     method: Literal["auto", "exact", "lanczos"]
     steps: int
     tol: float | None
@@ -178,7 +177,7 @@ class _Measurement:
     ref: Reference
     names: list[str]
     objective: Objective
-    settings: _Settings
+    settings: _MeasureSettings
     plan: MeasurePlan | None = None
     plan_examples: int = 0
     count: int = 0
@@ -194,22 +193,22 @@ class _Measurement:
         self.deltas = {name: self.ref.difference(self.model, name) for name in self.names}
         self.moved = {name: delta for name, delta in self.deltas.items() if bool(delta.any())}
 
-    def make_plan(self, inputs: Inputs) -> None:
+    def plan_by(self, inputs: Inputs) -> None:
         """Decide how each layer is measured."""
         inputs = moved(inputs, self.device)
-        self.plan = make_plan(
+        self.plan = make_measure_plan(
             self.model, inputs, self.names, self.objective, self.settings.method, self.settings.seed
         )
         self.plan_examples = batch_size(inputs)
 
-    def chunks(self, inputs: Inputs, targets: torch.Tensor) -> Iterator[Batch]:
+    def chunks(self, inputs: Inputs, targets: torch.Tensor) -> Iterator[LabelledBatch]:
         """Split one batch by the memory budget; the first batch (of two examples or more) makes the plan."""
         inputs, targets = moved(inputs, self.device), torch.as_tensor(targets).to(self.device)
         size = batch_size(inputs)
         if targets.shape[:1] != (size,):
             raise DataError(f"a batch has {size} inputs but targets of shape {tuple(targets.shape)}")
         if self.plan is None or (self.plan_examples == 1 and size > 1):
-            self.make_plan(inputs)
+            self.plan_by(inputs)
         assert self.plan is not None
         # For spectra and traces kept gradients or unfolded inputs come on top; this batch and the next lie
         # there already.
@@ -302,7 +301,7 @@ class _Measurement:
         tol = _DEFAULT_TOLERANCE if asked.tol is None else asked.tol
         stopping = Stopping(tol=tol, most=_MOST_PER_STEP * asked.steps)
         smooth = SmoothSettings(self.objective, stopping, asked.seed, asked.tol is not None)
-        methods: tuple[Method, ...] = ("lanczos", "weight_space")
+        methods: tuple[MeasureMethod, ...] = ("lanczos", "weight_space")
         if asked.examples == "max" and self.plan.by("lanczos"):
             methods = ("weight_space",)
             self.screen = self.screen or GaussNewtonScreen(self.model, self.plan, self.deltas, smooth)

@@ -10,7 +10,7 @@ import torch
 
 from hesstune.errors import ConfigError, DataError, unknown_name
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "PerExampleLoss"]
 
 PerExampleLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -118,7 +118,7 @@ class Objective:
             raise ConfigError(
                 f"the noise matrix has {self._inverse.shape[0]} classes but the model's logits have {classes}"
             )
-        return torch.as_tensor(self._inverse, dtype=torch.float64, device=device)
+        return torch.tensor(self._inverse, dtype=torch.float64, device=device)
 
     def _check(self, targets: torch.Tensor, classes: int) -> None:
         if targets.ndim != 1 or targets.is_floating_point():

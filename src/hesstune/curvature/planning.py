@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from hesstune._former import former_names
 from hesstune.curvature.capture import Capture, capture, changed_example, find_layouts, rows_of
 from hesstune.curvature.exact import exact_forms, sources
 from hesstune.curvature.layers import CapturedLayer, Layout
@@ -25,9 +26,9 @@ from hesstune.curvature.structure import Structure, read_structure
 from hesstune.errors import MeasureError, listed
 from hesstune.forward import Inputs, batch_size, logits_of
 
-__all__ = ["LayerPlan", "MeasurePlan", "Method", "make_plan"]
+__all__ = ["LayerPlan", "MeasureMethod", "MeasurePlan", "make_measure_plan"]
 
-Method = Literal["exact", "lanczos", "weight_space", "unused"]
+MeasureMethod = Literal["exact", "lanczos", "weight_space", "unused"]
 _PROBE_EXAMPLES = 4
 _CURVATURE_EXAMPLES = 2
 _PROBED_LAYERS = 4
@@ -51,7 +52,7 @@ class LayerPlan:
     """
 
     name: str
-    method: Method
+    method: MeasureMethod
     reason: str
 
 
@@ -74,12 +75,12 @@ class MeasurePlan:
     bytes_per_example: int = field(default=0, compare=False)
     cuts_padding: bool = False
 
-    def by(self, *methods: Method) -> list[str]:
+    def by(self, *methods: MeasureMethod) -> list[str]:
         """List the layers with one of the methods."""
         return [layer.name for layer in self.layers if layer.method in methods]
 
 
-def make_plan(
+def make_measure_plan(
     model: nn.Module,
     inputs: Inputs,
     names: Sequence[str],
@@ -355,3 +356,6 @@ class _KeptBytes(torch.autograd.graph.saved_tensors_hooks):
             self._seen.add(storage.data_ptr())
             self.total += storage.nbytes()
         return tensor
+
+
+__getattr__ = former_names(__name__, make_plan="make_measure_plan", Method="MeasureMethod")

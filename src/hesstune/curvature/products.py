@@ -9,7 +9,7 @@ shared by all layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -18,13 +18,12 @@ from torch.autograd.graph import GradientEdge
 
 from hesstune.curvature.capture import Capture, rows_of
 from hesstune.curvature.layers import CapturedLayer
-from hesstune.curvature.objective import Objective
+from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.quadrature import Krylov
 from hesstune.forward import Inputs, batch_size, logits_of
 
-__all__ = ["HessianSource", "LayerProducts", "PerExampleLoss", "WeightProducts", "mixture_losses"]
+__all__ = ["HessianSource", "LayerProducts", "WeightProducts", "mixture_losses"]
 
-PerExampleLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Relative to the largest squared singular value of the tokens: the part of v that is left out
 # has an image under A_i below 1e-6 of the largest possible one.

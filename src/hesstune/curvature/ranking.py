@@ -11,8 +11,7 @@ from torch import nn
 from hesstune.curvature.capture import capture, differentiable
 from hesstune.curvature.exact import exact_forms
 from hesstune.curvature.layers import Layout
-from hesstune.curvature.objective import Objective
-from hesstune.curvature.products import PerExampleLoss
+from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.forward import Inputs
 
 __all__ = ["Ranking", "rank_examples"]

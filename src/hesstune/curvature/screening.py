@@ -18,7 +18,7 @@ from torch import nn
 from hesstune.curvature.capture import rows_of
 from hesstune.curvature.lanczos import Stopping, hessian_source
 from hesstune.curvature.layers import Layout
-from hesstune.curvature.products import PerExampleLoss
+from hesstune.curvature.objective import PerExampleLoss
 from hesstune.curvature.quadrature import Bracket, Krylov, positive_bracket
 from hesstune.curvature.ranking import Ranking, rank_examples
 from hesstune.errors import ConfigError

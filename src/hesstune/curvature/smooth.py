@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from hesstune._former import former_names
 from hesstune.curvature.capture import rows_of
 from hesstune.curvature.lanczos import LanczosForms, Stopping, lanczos_forms, lanczos_trace
 from hesstune.curvature.objective import Objective
 from hesstune.curvature.padding import trimmed
-from hesstune.curvature.planning import MeasurePlan, Method
+from hesstune.curvature.planning import MeasureMethod, MeasurePlan
 from hesstune.curvature.products import WeightProducts
 from hesstune.curvature.quadrature import Bracket, probe_mean
 from hesstune.curvature.ranking import Ranking, rank_examples
@@ -55,7 +56,7 @@ def smooth_brackets(
     plan: MeasurePlan,
     deltas: Mapping[str, torch.Tensor],
     settings: SmoothSettings,
-    methods: tuple[Method, ...] = ("lanczos", "weight_space"),
+    methods: tuple[MeasureMethod, ...] = ("lanczos", "weight_space"),
 ) -> dict[str, Bracket]:
     """Bracket v_iᵀ H_i⁺ v_i of every layer of these methods and every example, (B,) each.
 
@@ -272,3 +273,6 @@ def _in_weight_space(
         )
         for found in parts
     ]
+
+
+__getattr__ = former_names(__name__, Screen="GaussNewtonScreen")

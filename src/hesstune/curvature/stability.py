@@ -16,18 +16,18 @@ import torch
 from torch import nn
 
 from hesstune.checks import also_called
+from hesstune.curvature.arguments import LabelledBatch
 from hesstune.curvature.capture import capture, differentiable, rows_of
 from hesstune.curvature.exact import exact_forms
-from hesstune.curvature.objective import Objective
-from hesstune.curvature.products import LayerProducts, PerExampleLoss, WeightProducts
+from hesstune.curvature.objective import Objective, PerExampleLoss
+from hesstune.curvature.products import LayerProducts, WeightProducts
 from hesstune.curvature.selection import selected_layers
 from hesstune.errors import ConfigError, DataError
-from hesstune.forward import Inputs, batch_size, evaluating, logits_of, moved
+from hesstune.forward import batch_size, evaluating, logits_of, moved
 from hesstune.reference import layer_names
 
 __all__ = ["Stability", "noise_stability", "noise_stability_table"]
 
-Batch = tuple[Inputs, torch.Tensor]
 
 _CHUNK = 16
 
@@ -81,7 +81,7 @@ class Stability:
 @also_called(noise="noise_matrix")
 def noise_stability(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[LabelledBatch],
     sigma: float,
     samples: int = 16,
     seed: int = 0,
@@ -137,9 +137,10 @@ def noise_stability(
     return rows[0]
 
 
+@also_called(noise="noise_matrix", summed="all_reduce_sum")
 def noise_stability_table(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[LabelledBatch],
     sigmas: Sequence[float],
     samples: int = 16,
     seed: int = 0,
@@ -214,7 +215,7 @@ def _row(
 def _rises(
     model: nn.Module,
     weights: Mapping[str, torch.Tensor],
-    batch: Batch,
+    batch: LabelledBatch,
     objective: Objective,
     sigmas: Sequence[float],
     samples: int,
@@ -269,7 +270,7 @@ class _Linearised:
 
 
 def _traces(
-    model: nn.Module, batch: Batch, names: list[str], objective: Objective, probes: int, seed: int
+    model: nn.Module, batch: LabelledBatch, names: list[str], objective: Objective, probes: int, seed: int
 ) -> tuple[float, torch.Tensor]:
     """Return Σ_examples Σ_i Tr H_i as a part known exactly and one estimate a probe of the rest."""
     inputs, targets = batch

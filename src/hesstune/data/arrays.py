@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hesstune._former import former_names
 from hesstune.checks import readable_file
 from hesstune.data.examples import Listing
 from hesstune.errors import DataError
@@ -106,3 +107,6 @@ def _checked_labels(labels: NDArray[np.generic], n: int, path: Path) -> NDArray[
     if len(labels) and int(labels.min()) < 0:
         raise DataError(f"the labels in {path} must not be negative; got {int(labels.min())}")
     return labels.astype(np.int64)
+
+
+__getattr__ = former_names(__name__, write_arrays="numpy.savez(path, images=…, labels=…, classes=…)")

@@ -69,7 +69,7 @@ class FeatureStore:
         self.folder = folder
         self.computed = 0
         self._most = most_mib * 2**20
-        self._memory: OrderedDict[str, _Table] = OrderedDict()
+        self._memory: OrderedDict[str, _Features] = OrderedDict()
         # Sources without a digest, kept so that no other object gets their ids.
         self._nameless: dict[int, object] = {}
 
@@ -106,9 +106,9 @@ class FeatureStore:
             found[name] = table.features[torch.from_numpy(table.places(part.rows))]
         return found
 
-    def _table(self, key: _Key, loaded: LoadedModel, part: Examples, feed: ModelInputs) -> _Table | None:
+    def _table(self, key: _Key, loaded: LoadedModel, part: Examples, feed: ModelInputs) -> _Features | None:
         """Return a table with all of a part's rows."""
-        table = self._memory.get(key.text, _Table())
+        table = self._memory.get(key.text, _Features())
         if not table.holds(part.rows).all():
             made = self._completed(key, table, loaded, part, feed)
             if made is None:
@@ -118,8 +118,8 @@ class FeatureStore:
         return table
 
     def _completed(
-        self, key: _Key, table: _Table, loaded: LoadedModel, part: Examples, feed: ModelInputs
-    ) -> _Table | None:
+        self, key: _Key, table: _Features, loaded: LoadedModel, part: Examples, feed: ModelInputs
+    ) -> _Features | None:
         """Take what other processes have computed, compute the rest of a part, and write it back."""
         with self._locked(key) as path:
             if path is not None:
@@ -162,7 +162,7 @@ class FeatureStore:
         contents = f"object {id(source)}" if found is None else f"{type(source).__name__} {size} {found}"
         return _Key(digest_of_texts((FORMAT, network, contents)), found is not None)
 
-    def _keep(self, key: str, table: _Table) -> None:
+    def _keep(self, key: str, table: _Features) -> None:
         self._memory.pop(key, None)
         self._memory[key] = table
         while sum(kept.features.nbytes for kept in self._memory.values()) > self._most:
@@ -178,7 +178,7 @@ class _Key(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Table:
+class _Features:
     """Some rows of one source, by ascending index."""
 
     rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -194,21 +194,21 @@ class _Table:
             return np.zeros(len(wanted), dtype=bool)
         return np.asarray(self.rows[self.places(wanted)] == wanted)
 
-    def joined(self, rows: NDArray[np.int64], features: torch.Tensor) -> _Table:
+    def joined(self, rows: NDArray[np.int64], features: torch.Tensor) -> _Features:
         """Return the table with other rows as well."""
         every = np.concatenate([self.rows, rows])
         order = np.argsort(every, kind="stable")
         values = torch.cat([self.features, features]) if len(self.rows) else features
-        return _Table(every[order], values[torch.from_numpy(order)])
+        return _Features(every[order], values[torch.from_numpy(order)])
 
 
-def _read(path: Path) -> _Table:
+def _read(path: Path) -> _Features:
     """Read a table; none where there is no file, or a damaged one, which is computed anew."""
     try:
         tree = load_tree(path) if path.is_file() else None
     except RunError:
         tree = None
-    return _Table() if tree is None else _Table(tree["rows"].numpy(), tree["features"])
+    return _Features() if tree is None else _Features(tree["rows"].numpy(), tree["features"])
 
 
 def _network_digest(loaded: LoadedModel, max_length: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hesstune._former import former_names
 from hesstune.checks import one_of
 from hesstune.constraints.distance import NORMS, resolve_radii
 from hesstune.curvature.measure import measure as measure_layers
@@ -28,7 +29,7 @@ try:
 except ImportError:
     raise MissingExtraError("peft", "peft", "hesstune.integrations.peft") from None
 
-__all__ = ["AdapterConstraint", "base_reference", "distances", "measure", "merged", "trained_copies"]
+__all__ = ["AdapterConstraint", "base_reference", "distances", "measure_adapters", "merged", "trained_copies"]
 
 
 def base_reference(model: nn.Module) -> Reference:
@@ -100,7 +101,7 @@ def trained_copies(model: nn.Module) -> Reference:
     return Reference(starts, list(starts))
 
 
-def measure(model: nn.Module, batches: Any, **options: Any) -> Measure:
+def measure_adapters(model: nn.Module, batches: Any, **options: Any) -> Measure:
     """Measure v_iᵀ H_i⁺ v_i with v_i the merged change of each layer.
 
     Args:
@@ -274,3 +275,6 @@ def _layers(model: nn.Module) -> list[str]:
 def _plain(name: str) -> str:
     parts = [part for part in name.split(".") if part not in ("base_layer", "original_module")]
     return ".".join(parts[2:] if parts[:2] == ["base_model", "model"] else parts)
+
+
+__getattr__ = former_names(__name__, measure="measure_adapters")

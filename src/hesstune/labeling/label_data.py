@@ -1,4 +1,4 @@
-"""`hesstune.label`: from weak labelers, labeling functions and votes to labels and their noise matrix."""
+"""`hesstune.label_data`: from weak labelers, functions and votes to labels and their noise matrix."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from hesstune.errors import ConfigError, unknown_name
+from hesstune.errors import ConfigError, FormerNameError, unknown_name
 from hesstune.methods._setup import Batch, MethodSetup, Option
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Method", "MethodSetup", "Option"]
 
 T = TypeVar("T")
+# What a method of one's own may still set by the name it had.
+FORMER = {"believes": "uses_noise", "thaws": "toggles_requires_grad"}
 
 
 class Method:
@@ -39,6 +41,13 @@ class Method:
     # alone. Said by each class for itself.
     shards: ClassVar[bool] = False
     own_options: ClassVar[dict[str, Option]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse what a class sets by a former name: it would have no effect."""
+        super().__init_subclass__(**kwargs)
+        for old, new in FORMER.items():
+            if old in vars(cls):
+                raise FormerNameError(f"Method.{old}", new)
 
     def __init__(self, setup: MethodSetup) -> None:
         from hesstune.methods._losses import cross_entropy

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from hesstune.checks import fields_also_called
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -41,6 +43,7 @@ class Option:
     log: bool = False
 
 
+@fields_also_called(noise="noise_matrix")
 @dataclass(frozen=True)
 class MethodSetup:
     """What a method is built from.

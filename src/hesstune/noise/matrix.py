@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import class_count, integer_labels, readable_file, stochastic_matrix, unit_interval
-from hesstune.errors import NoiseMatrixError, listed, unknown_name
+from hesstune.errors import ConfigError, NoiseMatrixError, listed, unknown_name
 from hesstune.storage.reading import read_array, read_text, reading
 
 __all__ = ["KINDS", "NoiseMatrix"]
@@ -127,6 +127,7 @@ class NoiseMatrix:
             **options: Further arguments of `estimate_noise`, such as `percentile`.
 
         Raises:
+            ConfigError: If the method is unknown, or `weight` is given.
             DataError: If probabilities and labels do not fit together.
             NoiseMatrixError: If a class is never seen, so that its row is unknown.
 
@@ -135,6 +136,10 @@ class NoiseMatrix:
             >>> NoiseMatrix.estimate(g, [0, 1] * 50, method="anchor").k
             2
         """
+        if "weight" in options:
+            raise ConfigError(
+                "weight, by which dual_t was smoothed, is chosen by the noisy likelihood now; leave it out"
+            )
         # By name: estimates are built from this class, so a plain import would close a circle.
         estimators = importlib.import_module("hesstune.noise.estimate")
         found: NoiseMatrix = estimators.estimate_noise(probs, noisy_labels, method, **options).matrix

@@ -9,14 +9,14 @@ from hesstune._lazy import lazily
 if TYPE_CHECKING:
     from hesstune.study.compare import Comparison
     from hesstune.study.options import CompareOptions, Settings
-    from hesstune.study.plan import StudyPlan, make_plan
+    from hesstune.study.plan import StudyPlan, make_study_plan
 
 __all__ = [
     "CompareOptions",
     "Comparison",
     "Settings",
     "StudyPlan",
-    "make_plan",
+    "make_study_plan",
 ]
 
 __getattr__, __dir__ = lazily(
@@ -26,6 +26,7 @@ __getattr__, __dir__ = lazily(
         "Comparison": "hesstune.study.compare",
         "Settings": "hesstune.study.options",
         "StudyPlan": "hesstune.study.plan",
-        "make_plan": "hesstune.study.plan",
+        "make_study_plan": "hesstune.study.plan",
     },
+    make_plan="make_study_plan",
 )

@@ -17,18 +17,18 @@ from hesstune.errors import RunError, unknown_name
 from hesstune.options import make_options, takes_options
 from hesstune.runs.config import read_yaml
 from hesstune.runs.folder import locked
+from hesstune.runtime.progress import Progress
 from hesstune.storage.atomic import write_json, write_text
 from hesstune.study.cell import CELL
 from hesstune.study.cluster import work_on_cluster
 from hesstune.study.options import CompareOptions, Settings
-from hesstune.study.plan import Cell, StudyPlan, make_plan
+from hesstune.study.plan import Cell, StudyPlan, make_study_plan
 from hesstune.study.results import RESULTS, check_unchanged, read_results, results_of
 from hesstune.study.tables import cells_csv, markdown
 from hesstune.study.work import PLAN, STORE, finished, work
 
 __all__ = ["Comparison", "compare", "plan_of"]
 
-Progress = Callable[[int, int, str], None]
 # Cells with cached features that one process has finished before a second one has started.
 FEW = 12
 POLL = 0.2
@@ -127,7 +127,7 @@ def plan_of(values: Mapping[str, Any]) -> tuple[StudyPlan, CompareOptions]:
     asked = make_options(CompareOptions, {name: v for name, v in values.items() if name in fields})
     shared = {name: v for name, v in values.items() if name not in fields}
     settings = Settings(**{name: getattr(asked, name) for name in Settings.model_fields})
-    plan = make_plan(shared, asked.tasks, asked.methods, asked.seeds, settings)
+    plan = make_study_plan(shared, asked.tasks, asked.methods, asked.seeds, settings)
     names = list(dict.fromkeys(c.method for c in plan.cells))
     base = asked.baseline or ("vanilla" if "vanilla" in names else names[0])
     if base not in names:

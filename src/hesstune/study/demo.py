@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hesstune.runs.run import Run
-from hesstune.training.trainer import Progress
+from hesstune.runtime.progress import Progress
 
 __all__ = ["SETTING", "run_demo"]
 

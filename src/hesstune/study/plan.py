@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hesstune._former import former_names
 from hesstune.data.sources import listing
 from hesstune.errors import ConfigError, unknown_name
 from hesstune.methods import method_names
@@ -19,7 +20,7 @@ from hesstune.options import make_options
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.study.options import Settings
 
-__all__ = ["EARLIER", "ELSEWHERE", "LATER", "Cell", "StudyPlan", "check_name", "make_plan"]
+__all__ = ["EARLIER", "ELSEWHERE", "LATER", "Cell", "StudyPlan", "check_name", "make_study_plan"]
 
 # Options of a run that say where it runs, not what it computes; the data is known by its digest.
 ELSEWHERE = ("out", "track", "device", "cache_mib", "data", "weights")
@@ -97,7 +98,7 @@ class StudyPlan:
         return cls(cells, make_options(Settings, record["settings"]), record["left_out"])
 
 
-def make_plan(
+def make_study_plan(
     options: Mapping[str, Any],
     tasks: Mapping[str, Mapping[str, Any]] | None,
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
@@ -228,3 +229,6 @@ def _data_digest(spec: str, size: int) -> str:
     if found.paths is not None:
         digest.update(json.dumps([p.stat().st_size for p in found.paths]).encode())
     return digest.hexdigest()
+
+
+__getattr__ = former_names(__name__, Plan="StudyPlan", make_plan="make_study_plan")

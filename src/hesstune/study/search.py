@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hesstune._former import former_names
 from hesstune.errors import HesstuneError, MissingExtraError
 from hesstune.methods import method_class
 from hesstune.runs.config import FinetuneConfig, make_config
@@ -14,14 +15,14 @@ from hesstune.training.finetune import finetune
 if TYPE_CHECKING:
     from hesstune.runs.run import Run
 
-__all__ = ["search_cell", "validation_loss"]
+__all__ = ["run_validation_loss", "search_cell"]
 
 # Every method's learning rate, and every constrained method's radii, are searched by a factor.
 LR_FACTORS = (0.2, 5.0)
 RADIUS_FACTORS = (0.125, 8.0)
 
 
-def validation_loss(run: Run) -> float:
+def run_validation_loss(run: Run) -> float:
     """Return the validation loss of the weights that a run kept; infinite without validation."""
     losses = [e.val_loss for e in run.records.epochs if e.val_loss is not None]
     if not losses:
@@ -61,7 +62,7 @@ def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[Fine
         loss, error = float("inf"), None
         try:
             options = chosen.model_dump() | {"out": str(folder / str(number))}
-            loss = validation_loss(finetune(options, overwrite=True, keep_weights=False))
+            loss = run_validation_loss(finetune(options, overwrite=True, keep_weights=False))
         except HesstuneError as problem:
             failed, error = failed or problem, " ".join(str(problem).split())
         study.tell(trial, loss if loss < float("inf") else 1e12)
@@ -109,3 +110,6 @@ def _scales(config: FinetuneConfig) -> bool:
 
 def _finite(value: float) -> float | None:
     return value if value < float("inf") else None
+
+
+__getattr__ = former_names(__name__, validation_loss="run_validation_loss")

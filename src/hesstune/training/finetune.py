@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hesstune._former import former_names
 from hesstune.data.examples import MEMORY, Task
 from hesstune.errors import ConfigError
 from hesstune.methods import Method, method_name
@@ -16,11 +17,11 @@ from hesstune.models.load import MODULE, ModelObject, spec_parts
 from hesstune.options import takes_options
 from hesstune.runs.config import FinetuneConfig, make_config, read_yaml
 from hesstune.runs.run import Given, Run
+from hesstune.runtime.progress import Progress
 from hesstune.training.fit import Trained, fit_prepared, for_task
 from hesstune.training.in_folder import in_folder
 from hesstune.training.prepare import AUTOMATIC, Prepared
 from hesstune.training.radii import with_chosen_radii
-from hesstune.training.trainer import Progress
 
 __all__ = ["finetune"]
 
@@ -126,3 +127,6 @@ def _build(config: Config | None, options: dict[str, Any]) -> FinetuneConfig:
     else:
         values = dict(config or {})
     return make_config({**values, **options})
+
+
+__getattr__ = former_names(__name__, train_prepared="hesstune.training.fit.fit_prepared")

@@ -48,13 +48,14 @@ from hesstune.runs.run import Given, Run
 from hesstune.runs.sharded import ShardedCheckpoints, shard_, weights_of, write_model
 from hesstune.runs.start_check import check_start
 from hesstune.runtime.distributed import on_main_process, rank
+from hesstune.runtime.progress import Progress
 from hesstune.storage.atomic import replace_file, write_csv, write_text
 from hesstune.storage.stored import write_record
 from hesstune.training.evaluate import final_metrics
 from hesstune.training.in_folder import in_folder
 from hesstune.training.prepare import AUTOMATIC, Prepared
 from hesstune.training.tracking import tracked
-from hesstune.training.trainer import Progress, Trainer
+from hesstune.training.trainer import Trainer
 
 __all__ = ["Trained", "fit", "fit_prepared", "for_task"]
 

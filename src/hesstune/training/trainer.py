@@ -25,14 +25,14 @@ from hesstune.runs.checkpoint import Checkpoints
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runtime.accelerator import make_accelerator, random_state, set_random_state
 from hesstune.runtime.distributed import SplitForward, all_reduce_sum, average_gradients_, rank, world
+from hesstune.runtime.progress import Progress
 from hesstune.runtime.signals import Stop, stoppable
 from hesstune.training.evaluate import accuracy, validation_loss
 from hesstune.training.optim import make_optimizer, make_schedule
 from hesstune.training.state import load_optimizer, optimizer_state, restore, state_of
 
-__all__ = ["Progress", "Trainer"]
+__all__ = ["Trainer"]
 
-Progress = Callable[[int, int, str], None]
 # Checkpoints of runs whose epochs are shorter than this are written less often than every epoch.
 CHECKPOINT_SECONDS = 2.0
 

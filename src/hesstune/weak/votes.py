@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hesstune._former import former_names
 from hesstune.checks import class_count, integer_labels
 from hesstune.errors import DataError, listed
 
@@ -182,3 +183,8 @@ class Votes:
                 row["accuracy"] = right / int(judged.sum()) if judged.any() else None
             rows.append(row)
         return rows
+
+
+__getattr__ = former_names(
+    __name__, class_of="hesstune.weak.vote_values.class_of", EMPTY="hesstune.weak.vote_values.abstains(value)"
+)

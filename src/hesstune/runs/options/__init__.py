@@ -1,1 +1,1 @@
-"""The options of a run in five groups, each declared once."""
+"""The options of a run in five groups, and those of what is asked of a finished one, each declared once."""

@@ -23,7 +23,9 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Shown("PATTERN", repeated=True, also=str)]
+LayerPatterns = Annotated[
+    tuple[str, ...], BeforeValidator(_as_tuple), Shown("PATTERN", repeated=True, also=str)
+]
 Choices = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Shown("CHOICE", repeated=True, also=str)]
 
 
@@ -32,7 +34,7 @@ class SampleOptions(Options):
 
     heading: ClassVar[str] = "What is measured, and where"
 
-    layers: Patterns | None = Field(
+    layers: LayerPatterns | None = Field(
         None, description="layers to measure, by name or pattern; may be repeated; none: all"
     )
     max_examples: int | None = Field(
