@@ -72,6 +72,28 @@ def test_the_page_has_the_homes_of_the_contracts():
     ] == homes
 
 
+def test_the_page_has_all_that_is_looked_up_by_name():
+    told = {}
+    for file, found, why in table("| file | looks up |"):
+        (path,) = re.findall(r"`([^`]+)`", file)
+        told[path] = {name.replace("/", ".") for name in names(found)}
+        assert len(why) > 10
+    found = {}
+    for path in source("src"):
+        place = path.relative_to(SRC).as_posix()
+        text = path.read_text(encoding="utf-8")
+        if place.endswith("__init__.py"):  # exports that are loaded on first use, from their own room
+            continue
+        if "import_module(" in text:
+            looked_up = set(re.findall(r'"hesstune\.([\w.]+)"', text))
+            if place != "_lazy.py" and looked_up:
+                found[place] = looked_up
+        assert not re.search(r'import_module\(f?"hesstune|__import__\(', text) or place in told, place
+        # A table of modules by name, loaded elsewhere.
+        assert not re.search(r'\("hesstune\.[\w.]+", "\w+"\)', text) or place in told, place
+    assert found == told
+
+
 def test_circles_are_forbidden_everywhere():
     (contract,) = contracts("acyclic_siblings")
     assert contract["ancestors"] == ["hesstune"]

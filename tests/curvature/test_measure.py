@@ -216,10 +216,10 @@ def test_max_examples_and_progress():
     ("options", "error", "text"),
     [
         ({"method": "exakt"}, ConfigError, "did you mean 'exact'"),
-        ({"examples": "some"}, ConfigError, "valid: all, max"),
-        ({"steps": 0}, ConfigError, "steps must be positive; got 0"),
-        ({"tol": -1.0}, ConfigError, "tol must be positive"),
-        ({"memory_mib": 0}, ConfigError, "memory_mib must be positive"),
+        ({"examples": "some"}, ConfigError, "valid: max, all"),
+        ({"steps": 0}, ConfigError, "steps must be above 0; got 0"),
+        ({"tol": -1.0}, ConfigError, "tol must be above 0"),
+        ({"memory_mib": 0}, ConfigError, "memory_mib must be above 0"),
     ],
 )
 def test_wrong_arguments_are_told(options, error, text):

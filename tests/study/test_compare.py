@@ -4,11 +4,17 @@ import csv
 import json
 import re
 
+import numpy as np
 import pytest
+import torch
 
 import hesstune as ht
+from hesstune.analysis.subject import Subject
 from hesstune.cli.main import run as cli
 from hesstune.errors import ConfigError, RunError
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.reference import Reference
+from hesstune.runs.run import Run
 from hesstune.study.compare import compare
 from hesstune.study.work import PLAN
 
@@ -239,17 +245,22 @@ def test_command_line(few, tmp_path, capsys, monkeypatch):
     [
         ({"inject_noise": None, "noise_matrix": "estimate:dual_t"}, "estimated"),
         ({"mean": [0.4]}, "normalisation"),
-        ({"split": "stratified"}, "uniform"),
+        ({"split": "stratified"}, "uniformly at random"),
+        ({"inject_noise": "instance:0.2"}, "depend on the input"),
     ],
 )
-def test_a_cell_is_not_certified_where_an_assumption_is_known_to_fail(changes, why):
-    from types import SimpleNamespace
-
+def test_a_cell_is_not_certified_where_an_assumption_is_known_to_fail(changes, why, tmp_path):
     from hesstune.runs.config import make_config
+    from hesstune.runs.task import run_task
     from hesstune.study.cell import _certificate
 
-    config = make_config({"inject_noise": "symmetric:0.2"}).resolved().model_copy(update=changes)
-    part = SimpleNamespace(votes=None, clean=None)
-    found = _certificate(SimpleNamespace(), SimpleNamespace(train=part, k=10), config)
+    told = {"inject_noise": "symmetric:0.2", "limit": 64} | changes
+    config = make_config(told).resolved()
+    task = run_task(config)
+    run = Run(tmp_path, config, None)
+    NoiseMatrix.symmetric(task.k, 0.2).save(tmp_path / "noise_matrix.json")
+    net = torch.nn.Linear(4, task.k)
+    subject = Subject(net, Reference.of(net), None, task.train.labels, np.arange(len(task.train)))
+    found = _certificate(subject, task, run)
     assert found["risk"] is None
     assert why in found["why"]

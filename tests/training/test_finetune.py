@@ -95,6 +95,8 @@ def test_resume_starts_over_or_returns_the_finished_run_and_refuses_changes(tiny
     assert (run.path / "run.json").stat().st_mtime_ns == written
     with pytest.raises(ConfigError, match="started with --epochs 1, not 2"):
         ht.finetune(tiny, out=out, epochs=2, resume=True)
+    with pytest.raises(ConfigError, match=r"started with --data .*, not digits"):
+        ht.finetune(tiny, data="digits", out=out, epochs=1, resume=True)
 
 
 def test_existing_folders_are_kept(tiny, tmp_path):

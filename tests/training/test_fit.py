@@ -105,7 +105,19 @@ def test_an_interrupted_run_is_resumed_with_its_own_objects_alone(named, tmp_pat
     darker.train.source.array[0] //= 2
     with pytest.raises(RunError, match="the images or texts of --data memory changed"):
         fit(darker, start, config=own, out=out, resume=True)
+    finished = fit(task, start, config=own, out=out, resume=True)
+    assert_same_weights(finished, whole)
+    # A finished one is returned as it is, and to its own objects alone, too.
+    written = (out / "run.json").stat().st_mtime_ns
     assert_same_weights(fit(task, start, config=own, out=out, resume=True), whole)
+    with pytest.raises(RunError, match="the images or texts of --data memory changed"):
+        fit(darker, start, config=own, out=out, resume=True)
+    other = copy.deepcopy(start)
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    with pytest.raises(RunError, match="the weights that training starts from of --model module changed"):
+        fit(task, other, config=own, out=out, resume=True)
+    assert (out / "run.json").stat().st_mtime_ns == written
 
 
 def test_the_commands_are_methods_of_a_run(tiny, tmp_path):

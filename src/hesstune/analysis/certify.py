@@ -35,7 +35,7 @@ from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import on_main_process, rank, start_ranks
 from hesstune.storage.atomic import write_json
 
-__all__ = ["certify_run", "noise_story"]
+__all__ = ["Story", "certify_run", "noise_story", "story_of"]
 
 # The share of δ for the confidence set of a noise matrix that a clean sample estimates.
 CLEAN_SAMPLE_SHARE = 0.2
@@ -43,8 +43,16 @@ BLOCK = 32
 
 
 @dataclass(frozen=True)
-class _Story:
-    """What is known of the labels' noise, and what the run did with its examples."""
+class Story:
+    """What is known of the labels' noise, and what the run did with its examples.
+
+    Attributes:
+        noise_matrix: F, a confidence set for it, or None where labels count as true.
+        noise_is: How it is known, as of `hesstune.certify`.
+        assumptions: What the certificate takes for true.
+        leaks: Choices that were made with the examples, which it refuses.
+        rows: The training examples that it may count on.
+    """
 
     noise_matrix: Any
     noise_is: str
@@ -73,7 +81,7 @@ def certify_run(
     _ = run.outcome
     task = run.task()
     target = pick_device(asked.device)
-    story = _story(run, task, asked)
+    story = story_of(run, task, asked)
     if story.noise_matrix is None and asked.noise_method != "tightest":
         raise ConfigError("--noise-method is for noisy labels, and this run's count as true; leave it out")
     centred = with_trained_prior(run, task, story.rows, asked.prior_fraction, asked.seed, target, progress)
@@ -146,8 +154,12 @@ def _known_posterior(model: nn.Module, posterior: dict[str, float] | None) -> di
     return {name: sigma for name, sigma in posterior.items() if name in trained}
 
 
-def _story(run: Run, task: Task, asked: CertifyOptions) -> _Story:
-    """Read from the configuration what is known of the noise, and what used the examples."""
+def story_of(run: Run, task: Task, asked: CertifyOptions) -> Story:
+    """Read from the configuration what is known of the noise, and what used the examples.
+
+    Raises:
+        DataError: If no noise matrix can be told for the labels.
+    """
     config = run.config
     leaks = [
         name
@@ -167,9 +179,9 @@ def _story(run: Run, task: Task, asked: CertifyOptions) -> _Story:
         noise, rows = _from_clean_sample(task, asked.clean_sample, asked.delta * CLEAN_SAMPLE_SHARE)
         # Its confidence set stands for an estimate; that noise depends on the input it cannot mend.
         known = "instance_dependent" if noise_is == "instance_dependent" else "known"
-        return _Story(noise, known, assumptions, leaks, rows)
+        return Story(noise, known, assumptions, leaks, rows)
     if noise_is == "none":
-        return _Story(None, "known", [*assumptions, "the given labels are the true ones"], leaks, rows)
+        return Story(None, "known", [*assumptions, "the given labels are the true ones"], leaks, rows)
     believed = injected_noise(config, task) if config.inject_noise else run.noise_matrix
     if believed is None:
         why = (
@@ -178,7 +190,7 @@ def _story(run: Run, task: Task, asked: CertifyOptions) -> _Story:
             else "train with --noise-matrix, or give --clean-sample"
         )
         raise DataError(f"the run in {run.path} was told no noise matrix for --noise-is {noise_is}: {why}")
-    return _Story(believed, noise_is, assumptions, leaks, rows)
+    return Story(believed, noise_is, assumptions, leaks, rows)
 
 
 def noise_story(config: FinetuneConfig, task: Task, told: str = "auto") -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.noise.estimate import estimate_noise
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.options import make_options, takes_options
+from hesstune.runs.options.analysis import DeviceOptions
 from hesstune.runs.read_records import ISSUE_COLUMNS
 from hesstune.runs.records import (
     EXAMPLES,
@@ -60,21 +63,28 @@ def label_posterior(
     return np.where(total > 0, joint / np.where(total > 0, total, 1), probabilities)
 
 
-def label_issues(run: Run, device: str = "auto") -> None:
+@takes_options(DeviceOptions)
+def label_issues(run: Run, **options: Any) -> None:
     """Write label_issues.csv, every training example, the most doubtful label first, and label_issues.json.
 
     The probabilities are of examples that were trained on, so a network that fits the noise doubts too
     little. The noise matrix is estimated from the validation examples, which were not trained on, by
     their confident joint, and kept in label_issues.json; without enough of them there is none.
 
+    Args:
+        run: A finished run.
+        **options: Options of `DeviceOptions`, by name.
+
     Raises:
+        ConfigError: If an option is wrong.
         RunError: If the run has not finished, or its data has changed since.
     """
+    asked = make_options(DeviceOptions, options)
     _ = run.outcome
     task = run.task()
     labels = task.train.labels
     assert labels is not None
-    target, loaded = pick_device(device), run.loaded()
+    target, loaded = pick_device(asked.device), run.loaded()
     to_channels_last(loaded.model, target)
     feed = make_inputs(task.train, loaded, target, max_length=run.config.max_length)
     logits = predict_logits(loaded.model, feed)

@@ -36,7 +36,7 @@ def report(
     elif options.baseline is not None:
         raise ConfigError("--baseline is for the report of a comparison, and this is none")
     else:
-        page, note = write_report(Run.load(run), options.device)
+        page, note = write_report(Run.load(run), device=options.device)
     if note:
         output.say(note)
     output.say(f"Report: {page}")

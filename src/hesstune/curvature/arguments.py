@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import get_args
 
 import torch
 
 from hesstune.curvature.capture import rows_of
+from hesstune.curvature.declared import ABOVE, Means, Refined, sample_fault
 from hesstune.errors import ConfigError, DataError, unknown_name
 from hesstune.forward import Inputs, batch_size
 
@@ -46,20 +48,20 @@ def check_arguments(
 ) -> None:
     """Raise ConfigError for an argument of `measure` that is out of range."""
     for kind, given, valid in (
-        ("method", method, ("auto", "exact", "lanczos")),
-        ("value of examples", examples, ("all", "max")),
+        ("method", method, get_args(Means)),
+        ("value of examples", examples, get_args(Refined)),
     ):
         if given not in valid:
             raise unknown_name(kind, given, valid)
-    positive = {
+    numbers = {
         "steps": steps,
         "tol": tol,
         "max_examples": max_examples,
         "memory_mib": memory_mib,
         "skip_classes": skip_classes,
     }
-    for name, value in positive.items():
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name} must be positive; got {value}")
-    if mean_sample < 0 or mean_sample == 1:
-        raise ConfigError(f"mean_sample must be 0, or at least 2 to tell an error; got {mean_sample}")
+    for name, value in numbers.items():
+        if value is not None and not value > ABOVE[name]:
+            raise ConfigError(f"{name} must be above {ABOVE[name]}; got {value}")
+    if fault := sample_fault(mean_sample):
+        raise ConfigError(f"mean_sample {fault}; got {mean_sample}")

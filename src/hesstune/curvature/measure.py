@@ -13,6 +13,7 @@ from torch import nn
 from hesstune.checks import also_called
 from hesstune.curvature.arguments import LabelledBatch, check_arguments, limited
 from hesstune.curvature.capture import Capture, capture, differentiable, rows_of
+from hesstune.curvature.declared import Means, Refined
 from hesstune.curvature.exact import ExactForms, exact_by_forward_mode, exact_forms
 from hesstune.curvature.lanczos import Stopping
 from hesstune.curvature.objective import Objective, PerExampleLoss
@@ -43,11 +44,11 @@ def measure(
     model: nn.Module,
     ref: Reference,
     batches: Iterable[LabelledBatch],
-    method: Literal["auto", "exact", "lanczos"] = "auto",
+    method: Means = "auto",
     layers: str | Sequence[str] | None = None,
     steps: int = 16,
     tol: float | None = None,
-    examples: Literal["all", "max"] = "all",
+    examples: Refined = "all",
     trace: bool | Literal["exact"] = False,
     spectrum: bool = False,
     loss: str | PerExampleLoss = "cross_entropy",
@@ -68,6 +69,9 @@ def measure(
     H_i is the Hessian of one example's loss in vec(W_i) alone, H_i⁺ its positive part,
     v_i = vec(W_i − W_i⁽ˢ⁾). The model is used in eval mode and left as it was found: weights,
     buffers, gradients, flags, hooks and the global random state.
+
+    By default every entry is computed and no trace, for few examples of any network; `Run.measure`, of a
+    whole training set, refines the maximum alone (examples="max", mean_sample=8, trace="exact").
 
     Args:
         model: The fine-tuned network, in float32 or float64.
@@ -157,7 +161,7 @@ def _bytes(inputs: Inputs) -> int:
 
 @dataclass(frozen=True)
 class _MeasureSettings:
-    method: Literal["auto", "exact", "lanczos"]
+    method: Means
     steps: int
     tol: float | None
     trace: bool | Literal["exact"]
@@ -165,7 +169,7 @@ class _MeasureSettings:
     seed: int
     memory_mib: float
     skip_classes: float | None
-    examples: Literal["all", "max"]
+    examples: Refined
     mean_sample: int
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 
 import torch
 
+from hesstune.curvature.declared import MEASURE, MEASURE_TENSORS
 from hesstune.errors import ConfigError, FormerNameError, RunError, unknown_name
+from hesstune.storage.atomic import replace_file, write_json
 from hesstune.storage.reading import one_line
 
 __all__ = ["STATEMENT", "Measure"]
@@ -208,15 +209,11 @@ class Measure:
         target.mkdir(parents=True, exist_ok=True)
         tensors = {k: getattr(self, k) for k in (*_TENSORS, "distances") if getattr(self, k) is not None}
         facts = {k: getattr(self, k) for k in ("names", "methods", "reasons", "notes", "others")}
-        matrix, summary = target / "measure.safetensors", target / "measure.json"
-        save_file(
-            {k: v.contiguous().clone() for k, v in tensors.items()},
-            str(_beside(matrix)),
-            metadata={k: json.dumps(v) for k, v in facts.items()},
-        )
-        _beside(summary).write_text(json.dumps(self.to_dict(n), indent=2, allow_nan=False) + "\n")
-        for path in (matrix, summary):
-            os.replace(_beside(path), path)
+        kept = {k: v.contiguous().clone() for k, v in tensors.items()}
+        metadata = {k: json.dumps(v) for k, v in facts.items()}
+        summary = self.to_dict(n)  # what cannot be summed up is told before anything is written
+        replace_file(target / MEASURE_TENSORS, lambda part: save_file(kept, str(part), metadata=metadata))
+        write_json(target / MEASURE, summary)
 
     @classmethod
     def load(cls, folder: str | Path) -> Measure:
@@ -227,7 +224,7 @@ class Measure:
         """
         from safetensors import safe_open
 
-        path = Path(folder) / "measure.safetensors"
+        path = Path(folder) / MEASURE_TENSORS
         try:
             with safe_open(str(path), framework="pt") as file:
                 facts = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
@@ -240,10 +237,6 @@ class Measure:
     def __repr__(self) -> str:
         kinds = _counted(self.methods)
         return f"Measure({self.losses.shape[0]} examples, {len(self.names)} layers: {kinds})"
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _counted(methods: Sequence[str]) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hesstune.analysis.label_issues import label_issues, save_pictures
 from hesstune.errors import DataError, ModelError, RunError, unknown_name
+from hesstune.options import make_options, takes_options
 from hesstune.report.run_page import pictured, render_run
 from hesstune.report.study_page import render_study
+from hesstune.runs.options.analysis import DeviceOptions
 from hesstune.runs.records import REPORT
 from hesstune.runs.run import Run
 from hesstune.storage.atomic import write_text
@@ -17,13 +20,24 @@ from hesstune.study.summary import differences
 __all__ = ["write_report", "write_study"]
 
 
-def write_report(run: Run, device: str = "auto") -> tuple[Path, str | None]:
-    """Write a run's report.html, with its doubtful labels where the data is at hand; return why not, too."""
+@takes_options(DeviceOptions)
+def write_report(run: Run, **options: Any) -> tuple[Path, str | None]:
+    """Write a run's report.html, with its doubtful labels where the data is at hand; return why not, too.
+
+    Args:
+        run: A finished run.
+        **options: Options of `DeviceOptions`, by name.
+
+    Raises:
+        ConfigError: If an option is wrong.
+        RunError: If a record is damaged.
+    """
+    asked = make_options(DeviceOptions, options)
     note, records = None, run.records
     records.read_all()  # a damaged record is an error of its own
     try:  # the page is complete without: the data may be elsewhere by now
         if records.label_issues is None:
-            label_issues(run, device)
+            label_issues(run, device=asked.device)
         ids = pictured(run.records)
         if set(ids) - set(records.pictures):
             save_pictures(run, ids)

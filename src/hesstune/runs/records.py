@@ -7,9 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from hesstune.curvature.declared import MEASURE, MEASURE_TENSORS
 from hesstune.storage.stored import Stored
 
 __all__ = [
+    "MEASURE", "MEASURE_TENSORS",
     "CostOfError", "Counted", "CurvePoint", "Dependence", "Epoch", "Estimated", "Failed",
     "LabelIssuesRecord", "LabelNoise", "LayerMeasure", "MatrixFacts", "MeasureRecord", "MeasureValue",
     "NoiseCheck", "NoiseMatrixRecord", "Normalisation", "OtherMeasure", "Picture", "Pictures",
@@ -26,7 +28,6 @@ METRICS, LABELS, BAD_IMAGES = "metrics.jsonl", "labels.csv", "bad_images.csv"
 OWN = (CONFIG, RECORD, MODEL, REFERENCE, METRICS, LABELS, NOISE_MATRIX, BAD_IMAGES, CARD)
 
 # What others write about the run: void once it is replaced.
-MEASURE, MEASURE_TENSORS = "measure.json", "measure.safetensors"  # as Measure.save names them
 STABILITY, CERTIFICATE = "noise_stability.json", "certificate.json"
 NOISE_CHECK = "noise_estimate.json"  # of `hesstune noise`
 LABEL_ISSUES, LABEL_ISSUES_RECORD = "label_issues.csv", "label_issues.json"

@@ -14,7 +14,13 @@ from hesstune.errors import ConfigError, HesstuneWarning, RunError
 from hesstune.options import takes_options
 from hesstune.runs import records as files
 from hesstune.runs.config import FinetuneConfig, read_config
-from hesstune.runs.options.analysis import CertifyOptions, MeasureOptions, NoiseCheckOptions, PredictOptions
+from hesstune.runs.options.analysis import (
+    CertifyOptions,
+    DeviceOptions,
+    MeasureOptions,
+    NoiseCheckOptions,
+    PredictOptions,
+)
 from hesstune.runs.read_records import Records
 from hesstune.runs.records import NoiseCheck
 from hesstune.storage.atomic import write_text
@@ -314,23 +320,25 @@ class Run:
         found: NoiseCheck = _command("noise")(self.with_given(data, model), **options)
         return found
 
+    @takes_options(DeviceOptions)
     def label_issues(
-        self, *, data: Any = None, model: ModelObject | None = None, device: str = "auto"
+        self, *, data: Any = None, model: ModelObject | None = None, **options: Any
     ) -> list[dict[str, str]]:
         """Rank the training labels, the most doubtful first; write label_issues.csv and return its rows.
 
         Args:
             data: The run's data again, as for `load`.
             model: The run's network again, as for `load`.
-            device: Where to compute.
+            **options: Options of `DeviceOptions`, by name.
 
         Raises:
             HesstuneError: If the run has not finished, its data has changed, or is not at hand.
         """
-        _command("label_issues")(self.with_given(data, model), device)
+        _command("label_issues")(self.with_given(data, model), **options)
         return self.records.label_issues or []
 
-    def report(self, *, data: Any = None, model: ModelObject | None = None, device: str = "auto") -> Path:
+    @takes_options(DeviceOptions)
+    def report(self, *, data: Any = None, model: ModelObject | None = None, **options: Any) -> Path:
         """Write report.html, as `hesstune report`, and return its path.
 
         Without the run's data the page lacks pictures and doubtful labels; a warning says so.
@@ -338,13 +346,13 @@ class Run:
         Args:
             data: The run's data again, as for `load`.
             model: The run's network again, as for `load`.
-            device: Where to compute.
+            **options: Options of `DeviceOptions`, by name.
 
         Raises:
             RunError: If the run has not finished, or a record is damaged.
         """
         page: Path
-        page, note = _command("report")(self.with_given(data, model), device)
+        page, note = _command("report")(self.with_given(data, model), **options)
         if note:
             warnings.warn(note, HesstuneWarning, stacklevel=2)
         return page

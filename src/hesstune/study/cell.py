@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hesstune.analysis.certify import noise_story
+from hesstune.analysis.certify import story_of
 from hesstune.analysis.subject import Subject, drawn_rows
 from hesstune.data.examples import Task
 from hesstune.errors import HesstuneError, RunError
 from hesstune.inputs.batches import predict_logits
 from hesstune.inputs.features import FeatureInputs
-from hesstune.noise.matrix import NoiseMatrix
+from hesstune.options import make_options
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.options.analysis import CertifyOptions
 from hesstune.runs.records import OBSERVED
 from hesstune.runs.run import Run
 from hesstune.storage.atomic import write_json
@@ -78,7 +79,7 @@ def run_cell(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
 
 def _finished_run(config: FinetuneConfig, out: Path, settings: Settings) -> Run:
     def observe(trained: Trained) -> None:
-        write_record(out / OBSERVED, _observed(trained, config, settings))
+        write_record(out / OBSERVED, _observed(trained, config, settings, out))
 
     options = config.model_dump() | {"out": str(out)}
     return finetune(options, resume=True, observe=observe, keep_weights=settings.keep_runs)
@@ -119,7 +120,7 @@ def _of_head(trained: Trained) -> Reference:
     return Reference(tensors, layers)
 
 
-def _observed(trained: Trained, config: FinetuneConfig, settings: Settings) -> Observed:
+def _observed(trained: Trained, config: FinetuneConfig, settings: Settings, out: Path) -> Observed:
     """Measure a trained network; what was not asked for is None."""
     found: dict[str, Any] = {
         "val_gap": _validation_gap(trained),
@@ -144,7 +145,7 @@ def _observed(trained: Trained, config: FinetuneConfig, settings: Settings) -> O
         found["stability"] = row.value
         found["stability_taylor"] = row.taylor if probes else None
     if settings.certify and head_alone:
-        found["certificate"] = _certificate(subject, trained.task, config)
+        found["certificate"] = _certificate(subject, trained.task, Run.load(out))
     return Observed(**found)
 
 
@@ -163,22 +164,17 @@ def _validation_gap(trained: Trained) -> float | None:
     return losses["val"] - losses["train"]
 
 
-def _certificate(subject: Subject, task: Task, config: FinetuneConfig) -> HeadCertificate:
+def _certificate(subject: Subject, task: Task, run: Run) -> HeadCertificate:
     """Certify the head on its training examples, where the labels' noise is known; else say why not."""
-    if config.split != "uniform":
-        return HeadCertificate(risk=None, why="the split is not a uniform sample")
-    if config.mean or config.std:
-        return HeadCertificate(risk=None, why="the normalisation constants may come from these examples")
     try:
-        story = noise_story(config, task)
-    except HesstuneError as error:
-        return HeadCertificate(risk=None, why=" ".join(str(error).split()))
-    if story not in ("known", "none"):
-        return HeadCertificate(risk=None, why=f"the labels' noise is {story.replace('_', ' ')}, not known")
-    believed = config.inject_noise if config.inject_noise else config.noise_matrix
-    noise = NoiseMatrix.parse(str(believed), task.k) if story == "known" else None
-    try:
-        found = subject.certify(noise_matrix=noise, repeats="allow")
+        story = story_of(run, task, make_options(CertifyOptions, {}))
+        found = subject.certify(
+            noise_matrix=story.noise_matrix,
+            noise_is=story.noise_is,
+            leaks=story.leaks,
+            assumptions=story.assumptions,
+            repeats="allow",
+        )
     except HesstuneError as error:
         return HeadCertificate(risk=None, why=" ".join(str(error).split()))
     return HeadCertificate(
@@ -186,5 +182,5 @@ def _certificate(subject: Subject, task: Task, config: FinetuneConfig) -> HeadCe
         empirical=found.empirical,
         delta=found.delta,
         vacuous=found.vacuous,
-        labels="assumed true" if noise is None else found.noise,
+        labels="assumed true" if story.noise_matrix is None else found.noise,
     )

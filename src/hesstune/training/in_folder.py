@@ -11,10 +11,12 @@ import torch
 from hesstune.errors import ConfigError
 from hesstune.inputs.feature_store import sharing
 from hesstune.runs.config import RESUMABLE, FinetuneConfig, read_config
+from hesstune.runs.fingerprint import fingerprints
 from hesstune.runs.folder import claim, entered
 from hesstune.runs.records import CONFIG, NOISE_MATRIX, RECORD
 from hesstune.runs.run import Given, Run
-from hesstune.runs.sharded import refuse_one
+from hesstune.runs.sharded import refuse_one, weights_of
+from hesstune.runs.start_check import check_unchanged
 from hesstune.runtime.distributed import on_main_process, refuse_adapting, start_ranks, world
 from hesstune.training.prepare import Prepared, prepare
 from hesstune.training.tracking import check_tracker
@@ -54,7 +56,8 @@ def in_folder(
         on_main_process(lambda: claim(out, overwrite, resume, create=False))
     if resume and (out / CONFIG).is_file():
         _check_same(read_config(out / CONFIG), config, out)
-        if (run := _finished(out, given)) is not None:
+        named = given.data is None and given.model is None  # the options told all that there is to compare
+        if named and (run := _finished(out, given)) is not None:
             return run
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     # Estimates of the noise, trials of radii and the run itself see the same features.
@@ -63,8 +66,14 @@ def in_folder(
         prepared = prepare(config, out / NOISE_MATRIX if resume else None, given)
         with entered(out, overwrite, resume):
             if resume and (run := _finished(out, given)) is not None:
-                return run  # by another process, while this one was loading
+                check_unchanged(run, _checksums(prepared))
+                return run  # before, of objects, or by another process, while this one was loading
             return train(prepared, out)
+
+
+def _checksums(prepared: Prepared) -> dict[str, str]:
+    start = weights_of(prepared.loaded.model)
+    return fingerprints(prepared.task, {name: start[name] for name in start.names()})
 
 
 def _finished(out: Path, given: Given) -> Run | None:

@@ -6,11 +6,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from hesstune.curvature.declared import ABOVE, Means, Refined, sample_fault
 from hesstune.options import DEVICE, FilePath, Options, Shown
 from hesstune.runs.options.data import SKIP_BAD_IMAGES
 
 __all__ = [
     "CertifyOptions",
+    "DeviceOptions",
     "MeasureOptions",
     "NoiseCheckOptions",
     "PredictOptions",
@@ -29,6 +31,12 @@ LayerPatterns = Annotated[
 Choices = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Shown("CHOICE", repeated=True, also=str)]
 
 
+class DeviceOptions(Options):
+    """Where to compute."""
+
+    device: str = DEVICE
+
+
 class SampleOptions(Options):
     """Which layers are measured, on which training examples, and where."""
 
@@ -38,13 +46,19 @@ class SampleOptions(Options):
         None, description="layers to measure, by name or pattern; may be repeated; none: all"
     )
     max_examples: int | None = Field(
-        None, gt=0, description="at most so many training examples, drawn uniformly; none: all"
+        None,
+        gt=ABOVE["max_examples"],
+        description="at most so many training examples, drawn uniformly; none: all",
     )
     device: str = DEVICE
 
 
 class MeasureOptions(SampleOptions):
-    """How a run's Hessian distance measure is taken; see `hesstune.measure`."""
+    """How a run's Hessian distance measure is taken; see `hesstune.measure`.
+
+    Of a whole training set the maximum alone is refined by default (examples="max", mean_sample=8,
+    trace="exact"); `hesstune.measure`, for few examples of any network, computes every entry and no trace.
+    """
 
     heading: ClassVar[str] = "How"
     first: ClassVar[tuple[str, ...]] = ("layers", "max_examples", "trace")
@@ -52,32 +66,32 @@ class MeasureOptions(SampleOptions):
     trace: bool | Literal["exact"] = Field(
         "exact", description="also the trace of each layer's H⁺; exact: of exact layers only"
     )
-    examples: Literal["max", "all"] = Field(
+    examples: Refined = Field(
         "max", description="smooth layers: refine what can be the maximum, or every example"
     )
-    mean_sample: int = Field(
-        8, ge=0, description="smooth layers: examples drawn at random for the mean; 0: none"
-    )
-    method: Literal["auto", "exact", "lanczos"] = Field(
+    mean_sample: int = Field(8, description="smooth layers: examples drawn at random for the mean; 0: none")
+    method: Means = Field(
         "auto", description="exact refuses layers that it does not hold for; auto decides layer by layer"
     )
-    steps: int = Field(16, gt=0, description="smooth layers: Lanczos steps to reckon with")
+    steps: int = Field(16, gt=ABOVE["steps"], description="smooth layers: Lanczos steps to reckon with")
     tol: float | None = Field(
-        None, gt=0, description="smooth layers: relative error to prove; none: 0.03, or a maximum that rests"
+        None,
+        gt=ABOVE["tol"],
+        description="smooth layers: relative error to prove; none: 0.03, or a maximum that rests",
     )
     skip_classes: float | None = Field(
         None,
-        gt=0,
+        gt=ABOVE["skip_classes"],
         description="exact layers: share of an entry that left-out classes may add; none: take all",
     )
-    memory_mib: float = Field(512.0, gt=0, description="memory for activations, in MiB")
+    memory_mib: float = Field(512.0, gt=ABOVE["memory_mib"], description="memory for activations, in MiB")
     seed: int = Field(0, ge=0, description="seed of probes and of the examples for the mean")
 
     @field_validator("mean_sample")
     @classmethod
     def _tells_an_error(cls, value: int) -> int:
-        if value == 1:
-            raise ValueError("must be 0, or at least 2 to tell an error")
+        if fault := sample_fault(value):
+            raise ValueError(fault)
         return value
 
     @model_validator(mode="after")

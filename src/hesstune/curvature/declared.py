@@ -1,0 +1,19 @@
+"""What is declared of `measure` once, without torch: for its arguments, a run's options and its files."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["ABOVE", "MEASURE", "MEASURE_TENSORS", "Means", "Refined", "sample_fault"]
+
+Means = Literal["auto", "exact", "lanczos"]
+Refined = Literal["max", "all"]
+# Numbers must be above these, where they are given.
+ABOVE = {"steps": 0, "tol": 0, "max_examples": 0, "memory_mib": 0, "skip_classes": 0}
+# What `Measure.save` writes: a summary, and all tensors.
+MEASURE, MEASURE_TENSORS = "measure.json", "measure.safetensors"
+
+
+def sample_fault(mean_sample: int) -> str | None:
+    """Return what is wrong with a number of examples for the mean, or None."""
+    return "must be 0, or at least 2 to tell an error" if mean_sample < 0 or mean_sample == 1 else None
