@@ -131,10 +131,10 @@ import sys
 import torch
 import hesstune as ht
 from hesstune.bounds.partition import Share
-from hesstune.runtime.distributed import gathered, rank, start_ranks, summed, world
+from hesstune.runtime.distributed import all_gather, all_reduce_sum, rank, start_ranks, world
 
 start_ranks()
-share = Share(rank(), world(), summed, gathered)
+share = Share(rank(), world(), all_reduce_sum, all_gather)
 torch.manual_seed(0)
 x = torch.randn(45, 6)
 data = torch.utils.data.TensorDataset(x, (x.sum(1) > 0).long())

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["label"]
 
+# Labelers in the table: a crowd has too many to look at.
+MOST_SHOWN = 40
+
 
 @with_options(former={"noise_out": "noise_matrix"})
 def label(
@@ -75,11 +78,14 @@ def labeler_table(found: Labelling) -> Table:
     for title in [*titles, *(["own data"] if own else [])]:
         # On a narrow terminal the names give way, not the numbers.
         table.add_column(title, justify="right", no_wrap=True, min_width=max(7, len(title)))
-    for row in found.labelers:
+    shown = sorted(found.labelers, key=lambda row: -row["coverage"])[:MOST_SHOWN]
+    for row in [row for row in found.labelers if row in shown]:
         figures = [_share(row[t]) for t in ("coverage", "overlaps", "conflicts")]
         figures += [_share(row["accuracy"])] if judged else []
         figures += [_share(row.get("own_accuracy"))] if own else []
         table.add_row(row["labeler"], ", ".join(row["polarity"]) or "-", *figures)
+    if rest := len(found.labelers) - len(shown):
+        table.add_row(f"{rest} more, who vote less", "", *[""] * (len(table.columns) - 2))
     return table
 
 

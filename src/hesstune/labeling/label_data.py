@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,16 @@ from numpy.typing import NDArray
 
 from hesstune.data.clean import read_clean_labels
 from hesstune.errors import ConfigError, DataError, listed
-from hesstune.labeling.domain_labelers import TrainedLabelers, Training, named_domains, train_labelers
-from hesstune.labeling.labeling_target import Target, read_target
+from hesstune.labeling.domain_labelers import Training, named_domains, train_labelers
+from hesstune.labeling.labeling_target import Target
 from hesstune.labeling.options import NEED_FEATURES, LabelOptions
 from hesstune.labeling.result import Labelling
+from hesstune.labeling.vote_sources import read_sources
 from hesstune.noise.estimate import Estimate, from_posterior, well_conditioned
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
-from hesstune.storage.csv_table import CsvTable, read_table
 from hesstune.weak.dependence import dependence_note
-from hesstune.weak.functions import Answers, call_functions, load_functions, names_in, votes_of_answers
 from hesstune.weak.label_models import label
-from hesstune.weak.vote_columns import vote_columns as columns_of_votes
-from hesstune.weak.vote_columns import voted, votes_in
-from hesstune.weak.vote_values import classes_named
 from hesstune.weak.votes import ABSTAIN, Votes
 
 __all__ = ["label_data"]
@@ -49,7 +45,7 @@ def label_data(target: str | None = None, **options: Any) -> Labelling:
         >>> found.save("labels.csv")                                         # doctest: +SKIP
     """
     asked = make_options(LabelOptions, {"target": target, **options})
-    examples, sources = _read(asked)
+    examples, sources = read_sources(asked)
     needs = asked.label_model in NEED_FEATURES or asked.noise_from in NEED_FEATURES
     trained, features = None, None
     if asked.labelers or needs:
@@ -72,96 +68,9 @@ def label_data(target: str | None = None, **options: Any) -> Labelling:
             _, features = train_labelers((), examples.examples(asked.image_size), replace(how, kind="probe"))
     sources = replace(sources, trained=trained if asked.labelers else None, threshold=asked.threshold)
     names = list(asked.classes) or sources.classes(examples)
-    every = sources.votes(examples, names)
-    return _combined(examples, names, every, sources.own_accuracy(), features, asked)
-
-
-@dataclass(frozen=True)
-class _Sources:
-    """Where votes come from."""
-
-    table: CsvTable | None = None
-    columns: tuple[str, ...] = ()
-    apart: bool = False
-    functions: tuple[str, ...] = ()
-    answers: Answers | None = None
-    trained: TrainedLabelers | None = None
-    threshold: float = 0.0
-
-    def classes(self, target: Target) -> list[str]:
-        """Return the classes that labelers, truth and votes name."""
-        found = {name for own in self.trained.classes for name in own} if self.trained else set()
-        found |= {name for name in target.true or () if name}
-        given = names_in(self.answers) if self.answers else set()
-        if self.table is not None:
-            given |= voted(self.table, self.columns)
-        return classes_named(found, given, len(target), "the table of votes")
-
-    def votes(self, target: Target, classes: list[str]) -> Votes:
-        """Return all votes side by side."""
-        tables: list[Votes] = []
-        if self.trained is not None:
-            tables.append(self.trained.votes(classes, self.threshold))
-        if self.answers is not None:
-            tables.append(votes_of_answers(self.answers, self.functions, classes, target.ids))
-        if self.table is not None:
-            given = votes_in(self.table, self.columns, classes)
-            tables.append(_aligned(given, self.table, target) if self.apart else given)
-        soft = None
-        if any(t.soft is not None for t in tables):
-            soft = np.concatenate([t.onehot if t.soft is None else t.soft for t in tables], axis=1)
-        names = [name for t in tables for name in t.names]
-        return Votes(np.concatenate([t.table for t in tables], axis=1), len(classes), names, soft)
-
-    def own_accuracy(self) -> dict[str, float | None]:
-        """Return the trained labelers' accuracy on their own domains."""
-        if self.trained is None:
-            return {}
-        return dict(zip(self.trained.names, self.trained.own_accuracy, strict=True))
-
-
-def _read(asked: LabelOptions) -> tuple[Target, _Sources]:
-    """Read examples and votes, and let labeling functions answer."""
-    target, votes, vote_columns = asked.target, asked.votes, asked.vote_columns
-    if target is None and votes is None:
-        raise ConfigError("give --target, the data to be labelled, or --votes, a CSV file of votes")
-    examples = read_target(target if target is not None else f"csv:{votes}")
-    apart = target is not None and votes is not None
-    table = examples.table
-    if target is not None and votes is not None:
-        table = read_table(votes, "the file of votes")
-    if apart and table is not None and "id" not in table:
-        raise DataError(f"{votes} needs a column 'id' with the ids of the target's examples")
-    if vote_columns and table is None:
-        raise ConfigError("--vote-columns are of csv data or of --votes, and there is neither")
-    # Other columns of the data itself are no votes.
-    columns = columns_of_votes(table, vote_columns, others=votes is not None) if table is not None else []
-    if not (columns or asked.functions or asked.labelers):
-        raise ConfigError(
-            "nobody votes: give --labelers, --functions or --votes (or columns vote_… in csv data)"
-        )
-    loaded = load_functions(asked.functions) if asked.functions else []
-    answers = call_functions(loaded, examples.rows()) if loaded else None
-    names = tuple(name for name, _ in loaded)
-    return examples, _Sources(table if columns else None, tuple(columns), apart, names, answers)
-
-
-def _aligned(votes: Votes, table: CsvTable, target: Target) -> Votes:
-    """Bring a file's votes to the target's order; examples it does not name get none."""
-    place = {example: n for n, example in enumerate(target.ids)}
-    ids = table.cells("id")
-    if len(set(ids)) < len(ids):
-        raise DataError(f"the column 'id' of {table.name} repeats some ids; each example needs one row")
-    rows = np.array([place.get(example, -1) for example in ids], dtype=np.int64)
-    if (rows < 0).any():
-        at = int(np.flatnonzero(rows < 0)[0])
-        raise DataError(
-            f"{int((rows < 0).sum())} ids of {table.name} are no example's, such as '{ids[at]}'; ids of the "
-            f"target look like '{target.ids[0]}'"
-        )
-    aligned = np.full((len(target), votes.m), ABSTAIN)
-    aligned[rows] = votes.table
-    return Votes(aligned, votes.k, votes.names)
+    every, notes = sources.votes(examples, names)
+    made = _combined(examples, names, every, sources.own_accuracy(), features, asked)
+    return replace(made, notes=[*notes, *made.notes])
 
 
 def _combined(
@@ -191,6 +100,7 @@ def _combined(
     some = votes.take(open_rows) if len(open_rows) < len(votes) else votes
     near = None if features is None else features[open_rows]
     made = label(some, model, features=near, clean=clean, seed=seed)
+    notes += made.details.get("reasons", [])
     noise = _noise(some, made.labels, made.posterior, model, noise_from, near, clean, seed)
     labels, posterior = np.full(len(target), ABSTAIN), np.full((len(target), len(classes)), 1 / len(classes))
     labels[open_rows], posterior[open_rows] = made.labels, made.posterior
@@ -232,14 +142,7 @@ def _voted_for(classes: list[str], votes: Votes) -> tuple[list[str], Votes]:
         raise DataError(
             f"labelers vote for one class only ({named}); labels of two classes at least are needed"
         )
-    place = np.full(votes.k + 1, ABSTAIN)
-    place[present] = np.arange(len(present))
-    soft = None
-    if votes.soft is not None:
-        soft = votes.soft[:, :, present]
-        total = soft.sum(axis=2, keepdims=True)
-        soft = np.where(total > 0, soft / np.maximum(total, 1e-300), 0.0)
-    return [classes[i] for i in present], Votes(place[votes.table], len(present), votes.names, soft)
+    return [classes[i] for i in present], votes.among(present)
 
 
 def _test_rows(target: Target, classes: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -285,7 +188,7 @@ def _noise(
     """Estimate the noise matrix of the labels from a label model's posterior."""
     name = noise_from
     if name == "auto":
-        plain = "dawid_skene" if model in ("majority", "soft") else model
+        plain = "weighted" if model in ("majority", "soft") else model
         name = "soft_features" if features is not None else plain
     if name != model:
         posterior = label(votes, name, features=features, clean=clean, seed=seed).posterior

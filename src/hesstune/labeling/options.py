@@ -36,6 +36,13 @@ class VoteOptions(Options):
     vote_columns: Names = Field(
         (), description="columns of votes in csv data; none: those named vote_…, or else all that may be"
     )
+    task_column: str | None = Field(
+        None,
+        description="column of {votes} that names the example, where each row is one vote; none: guessed, "
+        "and said",
+    )
+    worker_column: str | None = Field(None, description="column of {votes} that says who votes")
+    label_column: str | None = Field(None, description="column of {votes} that holds the class voted for")
     classes: Names = Field((), description="class names; none: those that labelers, truth and votes name")
 
 
@@ -45,12 +52,14 @@ class LabelModelOptions(Options):
     heading: ClassVar[str] = "Labels and their noise"
 
     label_model: LabelModel = Field(
-        "soft", description="what makes labels of votes; soft sums the labelers' probabilities, or votes"
+        "auto",
+        description="what makes labels of votes; auto: the labelers' probabilities summed, or the model that "
+        "foretells votes it has not seen best",
     )
     noise_from: Literal["auto", PosteriorModel] = Field(
         "auto",
         description="label model whose posterior gives the noise matrix; auto: soft_features where features "
-        "are at hand, dawid_skene for majority and soft votes, and else {label_model} itself",
+        "are at hand, weighted for majority and soft votes, and else {label_model} itself",
     )
     clean_labels: FilePath | None = Field(
         None, description="CSV file of checked labels (id, label), for amcl, features and soft_features"
@@ -89,6 +98,11 @@ class LabelOptions(LabelerOptions, LabelModelOptions, VoteOptions):
     def _are_of_use(self) -> LabelOptions:
         """Refuse what would change nothing."""
         models = (self.label_model, self.noise_from)
+        for name in ("task_column", "worker_column", "label_column"):
+            if getattr(self, name) is not None and self.votes is None:
+                raise ValueError(f"{{{name}}} is of the file of {{votes}}, and there is none")
+        if self.vote_columns and (self.task_column or self.worker_column or self.label_column):
+            raise ValueError("{vote_columns} are for a row an example, {task_column} for a row a vote")
         looks = bool(self.labelers) or any(name in NEED_FEATURES for name in models)
         told = bool(self.labelers) or any(name in TAKE_CLEAN for name in models)
         if self.labeler == "finetune" and not self.labelers:

@@ -90,7 +90,7 @@ class Labelling:
         """Write labels.csv and the noise matrix; return the matrix's path (by default beside the labels).
 
         Columns: id, image or text, label, split and true_label where known, p_CLASS (the soft label) and
-        vote_LABELER. Examples that nobody votes on are left out.
+        vote_LABELER, but for a crowd's. Examples that nobody votes on are left out.
 
         Raises:
             RunError: If a file exists and `overwrite` is not set, or cannot be written.
@@ -107,7 +107,7 @@ class Labelling:
         header = ["id", *columns, "label"]
         header += ["split"] if self.target.parts is not None else []
         header += ["true_label"] if self.target.true is not None else []
-        header += [f"p_{name}" for name in self.classes] + [f"vote_{name}" for name in self.votes.names]
+        header += [f"p_{name}" for name in self.classes] + [f"vote_{name}" for name in self._shown()]
         write_csv(path, header, self._rows(columns))
         record = {**self.noise.to_dict(), "classes": self.classes, "label_model": self.model}
         write_json(beside, record | {"labelers": self.labelers})
@@ -122,8 +122,14 @@ class Labelling:
             given = [column[n] for column in columns.values()]
             yield [self.ids[n], *given, shown[n], *(column[n] for column in extra), *tails[of[n]]]
 
+    def _shown(self) -> list[str]:
+        """Return the labelers whose votes are written: those of a crowd stay in its own file."""
+        return self.votes.names if self.votes.is_table else []
+
     def _tails(self) -> tuple[list[list[str]], NDArray[np.int64]]:
         """Return soft labels and votes as text: a row a pattern of votes where these determine both."""
+        if not self.votes.is_table:
+            return [[f"{p:.6g}" for p in row] for row in self.posterior.tolist()], np.arange(len(self.labels))
         distinct = patterns(self.votes)
         first = np.unique(distinct.of, return_index=True)[1]
         posterior, of = self.posterior[first], distinct.of

@@ -14,6 +14,9 @@ from hesstune.weak.votes import Votes
 
 __all__ = ["PairTest", "dependence", "dependence_note"]
 
+# Cells of one pair's simulated tables; and labelers whose pairs are tested: crowds have too many.
+MOST_CELLS, LEAST_DRAWS, MOST_LABELERS = 5_000_000, 200, 100
+
 
 @dataclass(frozen=True)
 class PairTest:
@@ -52,9 +55,18 @@ def dependence(
     Args:
         votes: The votes.
         posterior: P(class | votes), (N, K), of a label model.
-        draws: Simulations.
+        draws: Simulations; fewer where there are many classes.
         seed: Their seed.
+
+    Returns:
+        A test a pair that votes together ten times at least; none at all where there are more than
+        MOST_LABELERS labelers.
     """
+    pairs = list(combinations(range(votes.m), 2)) if votes.m <= MOST_LABELERS else []
+    # Where a pair's table is large, fewer simulations, so that memory stays what the votes take.
+    draws = int(np.clip(MOST_CELLS // votes.k**2, LEAST_DRAWS, draws))
+    if not pairs or draws * votes.k**2 > 4 * MOST_CELLS:
+        return []
     rng = np.random.default_rng([seed, 0xDE9])
     # All that follows is linear in the posterior: its means over equal rows of votes suffice.
     distinct = patterns(votes)
@@ -62,7 +74,6 @@ def dependence(
     posterior = np.stack(
         [np.bincount(distinct.of, weights=column, minlength=len(weight)) for column in posterior.T], axis=1
     )
-    pairs = list(combinations(range(votes.m), 2))
     found = []
     for a, b in pairs:
         both = np.flatnonzero(votes.given[:, a] & votes.given[:, b])

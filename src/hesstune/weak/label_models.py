@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from hesstune.checks import integer_labels, one_of
 from hesstune.errors import ConfigError, DataError, MissingExtraError
 from hesstune.weak.amcl import amcl, outputs, risk_bounds
+from hesstune.weak.choice import WEIGHTED, choose
 from hesstune.weak.dawid_skene import dawid_skene
 from hesstune.weak.features import feature_dawid_skene, soft_dawid_skene
 from hesstune.weak.names import LABEL_MODELS
@@ -53,9 +54,11 @@ def label(
 
     Args:
         votes: The votes. Labelers that never vote are left out.
-        model: `majority` (ties drawn by the seed), `soft` (sum of the labelers' probabilities, or of
-            votes), `dawid_skene`, `mace` (crowd-kit), `features` (Dawid–Skene with a class
-            prior from the nearest features), `soft_features` (tempered soft votes, priors from
+        model: `auto` (the sum of probabilities where labelers give some; else chosen by votes not seen,
+            see `hesstune.weak.choice`), `weighted` (each labeler's votes by its accuracy, see
+            `hesstune.weak.evidence`), `majority` (ties drawn by the seed), `soft` (sum of the labelers'
+            probabilities, or of votes), `dawid_skene`, `mace` (crowd-kit), `features` (Dawid–Skene with a
+            class prior from the nearest features), `soft_features` (tempered soft votes, priors from
             neighbours and a probe), `amcl` (Mazzetto et al. 2021) or `snorkel` (its LabelModel).
         features: (N, D), for `features`.
         clean: (rows, true labels) of examples a person has checked: needed by `amcl`, used by
@@ -73,7 +76,7 @@ def label(
         [0, 1, -1]
     """
     one_of("label model", model, LABEL_MODELS)
-    heard = np.flatnonzero(votes.given.any(axis=1))
+    heard = np.flatnonzero(votes.ballots.each > 0)
     speaking = np.flatnonzero(votes.coverage > 0)
     if not len(heard):
         raise DataError("no labeler votes on any example; there is nothing to label")
@@ -130,6 +133,27 @@ def _majority(votes: Votes, call: _Call) -> Answer:
     return votes.counts / votes.counts.sum(axis=1, keepdims=True), {}
 
 
+def _auto(votes: Votes, call: _Call) -> Answer:
+    if votes.soft is not None:
+        why = "auto: soft, the sum of the probabilities that labelers give"
+        return _soft(votes, call)[0], {"chosen": "soft", "reasons": [why]}
+    return _chosen(votes, call, None)
+
+
+def _weighted(votes: Votes, call: _Call) -> Answer:
+    return _chosen(votes, call, WEIGHTED)
+
+
+def _chosen(votes: Votes, call: _Call, among: tuple[str, ...] | None) -> Answer:
+    ballots = votes.ballots
+    # Classes are held alike: a prior fitted to the votes is theirs who vote most.
+    choice = choose(ballots, np.full(votes.k, -np.log(votes.k)), call.seed, among)
+    if choice.name == "majority":
+        return _majority(votes, call)[0], choice.details()
+    accuracy = dict(zip(votes.names, np.round(choice.evidence.accuracy, 4).tolist(), strict=True))
+    return choice.evidence.posterior(ballots), {**choice.details(), "accuracy": accuracy}
+
+
 def _soft(votes: Votes, call: _Call) -> Answer:
     total = votes.counts if votes.soft is None else votes.soft.sum(axis=1)
     return total / np.maximum(total.sum(axis=1, keepdims=True), 1e-300), {}
@@ -150,8 +174,8 @@ def _frame(votes: Votes) -> Any:
         import pandas as pd
     except ImportError:
         raise MissingExtraError("crowd-kit", "noise", "this label model") from None
-    tasks, workers = np.nonzero(votes.given)
-    return pd.DataFrame({"task": tasks, "worker": workers, "label": votes.table[tasks, workers]})
+    rows = votes.ballots
+    return pd.DataFrame({"task": rows.example, "worker": rows.labeler, "label": rows.vote})
 
 
 def _filled(probabilities: Any, votes: Votes) -> NDArray[np.float64]:
@@ -224,6 +248,8 @@ def _amcl(votes: Votes, call: _Call) -> Answer:
 
 
 _MODELS: dict[str, Callable[[Votes, _Call], Answer]] = {
+    "auto": _auto,
+    "weighted": _weighted,
     "majority": _majority,
     "soft": _soft,
     "dawid_skene": _dawid_skene,

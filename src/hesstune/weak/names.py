@@ -7,6 +7,8 @@ from typing import Literal, get_args
 __all__ = ["LABEL_MODELS", "LabelModel", "PosteriorModel"]
 
 # Those whose answers are probabilities, from which the labels' noise can be estimated.
-PosteriorModel = Literal["soft", "majority", "dawid_skene", "mace", "features", "soft_features", "snorkel"]
+PosteriorModel = Literal[
+    "auto", "soft", "majority", "weighted", "dawid_skene", "mace", "features", "soft_features", "snorkel"
+]
 LabelModel = Literal[PosteriorModel, "amcl"]
 LABEL_MODELS: tuple[str, ...] = get_args(LabelModel)

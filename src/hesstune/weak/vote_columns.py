@@ -13,23 +13,36 @@ from hesstune.storage.csv_table import CsvTable, read_table
 from hesstune.weak.vote_values import abstains, class_index, class_of
 from hesstune.weak.votes import ABSTAIN, Votes
 
-__all__ = ["read_votes", "soft_classes", "soft_labels", "vote_columns", "voted", "votes_in"]
+__all__ = [
+    "other_columns",
+    "read_votes",
+    "soft_classes",
+    "soft_labels",
+    "vote_columns",
+    "voted",
+    "votes_in",
+]
 
 PREFIX, SOFT_PREFIX = "vote_", "p_"
 # Columns that never hold votes, and those that hold none unless asked for.
 INPUTS = frozenset({"id", "image", "text", "text2"})
 NO_VOTES = INPUTS | {"label", "true_label", "split"}
 ROW_SUM_TOLERANCE = 1e-3
+# A column whose name says nothing holds votes if it has no more values than this.
+MOST_CLASSES = 200
 
 
-def vote_columns(table: CsvTable, wanted: Sequence[str] = (), others: bool = False) -> list[str]:
+def vote_columns(
+    table: CsvTable, wanted: Sequence[str] = (), others: bool = False, classes: Sequence[str] = ()
+) -> list[str]:
     """Return the columns of votes: those wanted, else those named vote_….
 
     Args:
         table: The table.
         wanted: Names of columns.
-        others: Whether, in a file of votes alone, all other columns that may be votes are taken where none
-            is wanted or named so: not id, image, text, text2, label, true_label, split and p_….
+        others: Whether, in a file of votes alone, other columns that look like votes are taken where none
+            is wanted or named so; see `other_columns`.
+        classes: Class names, where they are known.
 
     Raises:
         DataError: If a wanted column is missing.
@@ -39,8 +52,30 @@ def vote_columns(table: CsvTable, wanted: Sequence[str] = (), others: bool = Fal
         if name not in possible:
             raise unknown_name(f"column of {table.name}", name, possible, DataError)
     named = [name for name in possible if name.startswith(PREFIX)]
-    rest = [n for n in possible if n and n not in NO_VOTES and not n.startswith(SOFT_PREFIX)]
-    return list(wanted) or named or (rest if others else [])
+    return list(wanted) or named or (other_columns(table, classes)[0] if others else [])
+
+
+def other_columns(table: CsvTable, classes: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """Return the columns not named vote_… that look like votes, and those that do not.
+
+    None of id, image, text, text2, label, true_label, split and p_…. Votes have few values, and those of one
+    labeler are given by others, too: a column of times, confidences or comments shares none. A column in
+    which all abstain is a labeler that never votes.
+    """
+    rest = [n for n in table.columns if n and n not in NO_VOTES and not n.startswith((PREFIX, SOFT_PREFIX))]
+    values = {name: voted(table, [name]) for name in rest}
+    known = voted(table, [name for name in ("label", "true_label") if name in table])
+    known |= class_index(classes).keys()
+    few = [name for name in rest if len(values[name]) <= min(MOST_CLASSES, max(2, len(table) // 2))]
+    taken = [
+        name
+        for name in few
+        if len(rest) == 1
+        or not values[name]
+        or values[name] & known
+        or any(values[name] & values[o] for o in few if o != name)
+    ]
+    return taken, [name for name in rest if name not in taken]
 
 
 def voted(table: CsvTable, columns: Sequence[str]) -> set[str]:
@@ -125,7 +160,7 @@ def read_votes(
     table = read_table(path, "the file of votes")
     if "id" not in table:
         raise DataError(f"{table.name} needs a column 'id', and a column a labeler")
-    names = vote_columns(table, columns or (), others=True)
+    names = vote_columns(table, columns or (), True, classes)
     if not names:
         raise DataError(f"{table.name} has no column of votes beside {', '.join(table.columns)}")
     return table.cells("id"), votes_in(table, names, classes)

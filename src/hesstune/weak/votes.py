@@ -12,17 +12,22 @@ from numpy.typing import ArrayLike, NDArray
 from hesstune._former import former_names
 from hesstune.checks import class_count, integer_labels
 from hesstune.errors import DataError, listed
+from hesstune.weak.ballots import Ballots
 
 __all__ = ["ABSTAIN", "Votes"]
 
 ABSTAIN = -1
+# Cells of a table of examples × labelers, 8 bytes each, beyond which votes stay one a row.
+MOST_CELLS = 50_000_000
 
 
 class Votes:
     """Votes of m labelers on N examples.
 
+    Votes of a crowd are kept one a row (`of_ballots`), and its table of examples × labelers is made only
+    where it is asked for.
+
     Attributes:
-        table: (N, m) int64 class indices; ABSTAIN (−1) where a labeler gave none.
         k: Number of classes K.
         names: The labelers' names.
         soft: (N, m, K) probabilities of each labeler, or None; rows of abstentions are zero.
@@ -53,10 +58,66 @@ class Votes:
                 f"votes must be classes in [0, {k}), or -1 to abstain; labeler {names[j]} gave "
                 f"{array[n, j]} to example {n}"
             )
-        self.table = array.astype(np.int64)
+        self._table: NDArray[np.int64] | None = array.astype(np.int64)
+        self._n, self._by_row = len(array), False
         self.k = k
         self.names: list[str] = names
         self.soft = None if soft is None else self._checked(soft)
+
+    @classmethod
+    def of_ballots(cls, ballots: Ballots, names: Sequence[str]) -> Votes:
+        """Keep votes that are given one a row; a labeler votes on an example once.
+
+        Example:
+            >>> rows = Ballots(np.array([0, 1]), np.array([1, 0]), np.array([1, 0]), n=3, m=2, k=2)
+            >>> Votes.of_ballots(rows, ["ann", "bob"]).table.tolist()
+            [[-1, 1], [0, -1], [-1, -1]]
+        """
+        if len(names) != ballots.m or len(set(names)) < len(names):
+            raise DataError(f"{ballots.m} labelers need as many different names; got {listed(names)}")
+        votes = cls.__new__(cls)
+        votes._table, votes._by_row = None, True
+        votes._n, votes.k = ballots.n, class_count(ballots.k)
+        votes.names, votes.soft = list(names), None
+        order = np.lexsort((ballots.labeler, ballots.example))
+        votes.ballots = Ballots(
+            ballots.example[order],
+            ballots.labeler[order],
+            ballots.vote[order],
+            ballots.n,
+            ballots.m,
+            ballots.k,
+        )
+        return votes
+
+    @cached_property
+    def ballots(self) -> Ballots:
+        """The votes one a row, by example and labeler."""
+        example, labeler = np.nonzero(self.given)
+        return Ballots(example, labeler, self.table[example, labeler], len(self), self.m, self.k)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the votes were given as a table, not one a row."""
+        return not self._by_row
+
+    @property
+    def table(self) -> NDArray[np.int64]:
+        """(N, m) int64 class indices; ABSTAIN (−1) where a labeler gave none.
+
+        Raises:
+            DataError: If the votes are kept one a row, and their table would take too much memory.
+        """
+        if self._table is None:
+            if self._n * self.m > MOST_CELLS:
+                raise DataError(
+                    f"a table of {self._n:,} examples by {self.m:,} labelers is too large; use the label "
+                    "model auto, weighted, majority or mace, which take votes one a row"
+                )
+            table = np.full((self._n, self.m), ABSTAIN)
+            table[self.ballots.example, self.ballots.labeler] = self.ballots.vote
+            self._table = table
+        return self._table
 
     @classmethod
     def of_probabilities(
@@ -78,18 +139,18 @@ class Votes:
 
     def _checked(self, soft: ArrayLike) -> NDArray[np.float64]:
         array = np.asarray(soft, dtype=np.float64)
-        shape = (*self.table.shape, self.k)
+        shape = (len(self), self.m, self.k)
         if array.shape != shape or not np.isfinite(array).all() or (array < 0).any():
             raise DataError(f"soft votes must be finite probabilities, {shape}; got shape {array.shape}")
         return array
 
     def __len__(self) -> int:
-        return len(self.table)
+        return self._n
 
     @property
     def m(self) -> int:
         """The number of labelers."""
-        return int(self.table.shape[1])
+        return len(self.names)
 
     @cached_property
     def given(self) -> NDArray[np.bool_]:
@@ -104,6 +165,8 @@ class Votes:
     @cached_property
     def counts(self) -> NDArray[np.float64]:
         """(N, K): votes for each class."""
+        if not self.is_table:
+            return self.ballots.counts
         found = np.zeros((len(self), self.k))
         for column in self.table.T:
             rows = np.flatnonzero(column != ABSTAIN)
@@ -113,27 +176,51 @@ class Votes:
     @property
     def coverage(self) -> NDArray[np.float64]:
         """(m,): share of the examples that a labeler votes on."""
-        return np.asarray(self.given.mean(axis=0))
+        return self.ballots.by_labeler / max(len(self), 1)
 
     @property
     def silent(self) -> NDArray[np.int64]:
         """Examples on which every labeler abstains."""
-        return np.flatnonzero(~self.given.any(axis=1))
+        return np.flatnonzero(self.ballots.each == 0)
 
     @property
     def unvoted(self) -> NDArray[np.int64]:
         """Classes that no labeler votes for."""
-        return np.setdiff1d(np.arange(self.k), np.unique(self.table))
+        return np.flatnonzero(np.bincount(self.ballots.vote, minlength=self.k) == 0)
 
     def take(self, rows: ArrayLike, labelers: ArrayLike | None = None) -> Votes:
         """Return the votes on some of the examples, of all labelers or of some."""
         rows = np.asarray(rows)
-        if labelers is None:
-            return Votes(self.table[rows], self.k, self.names, None if self.soft is None else self.soft[rows])
-        columns = np.asarray(labelers)
-        some = np.ix_(rows, columns)
+        columns = np.arange(self.m) if labelers is None else np.asarray(labelers)
         names = [self.names[j] for j in columns]
+        if not self.is_table:
+            return self._some(rows, columns, names)
+        some = (rows, slice(None)) if labelers is None else np.ix_(rows, columns)
         return Votes(self.table[some], self.k, names, None if self.soft is None else self.soft[some])
+
+    def _some(self, rows: NDArray[np.int64], columns: NDArray[np.int64], names: list[str]) -> Votes:
+        place, who = np.full(len(self), -1), np.full(self.m, -1)
+        place[rows], who[columns] = np.arange(len(rows)), np.arange(len(columns))
+        b = self.ballots
+        example, labeler = place[b.example], who[b.labeler]
+        kept = (example >= 0) & (labeler >= 0)
+        some = Ballots(example[kept], labeler[kept], b.vote[kept], len(rows), len(columns), self.k)
+        return Votes.of_ballots(some, names)
+
+    def among(self, classes: NDArray[np.int64]) -> Votes:
+        """Return the votes with only these classes, numbered anew; all votes are for one of them."""
+        place = np.full(self.k + 1, ABSTAIN)
+        place[classes] = np.arange(len(classes))
+        if not self.is_table:
+            b = self.ballots
+            some = Ballots(b.example, b.labeler, place[b.vote], b.n, b.m, len(classes))
+            return Votes.of_ballots(some, self.names)
+        soft = None
+        if self.soft is not None:
+            soft = self.soft[:, :, classes]
+            total = soft.sum(axis=2, keepdims=True)
+            soft = np.where(total > 0, soft / np.maximum(total, 1e-300), 0.0)
+        return Votes(place[self.table], len(classes), self.names, soft)
 
     def problems(self, classes: Sequence[str] | None = None) -> list[str]:
         """Say what makes the votes weak: silent labelers, classes never voted for, silent examples."""
@@ -164,25 +251,34 @@ class Votes:
         known = np.ones(len(self), dtype=bool) if gold is None else gold != ABSTAIN
         if gold is not None:
             integer_labels(gold[known], self.k, "true labels")
-        votes = self.given.sum(axis=1)
-        rows: list[dict[str, Any]] = []
-        for j, name in enumerate(self.names):
-            own = self.given[:, j]
-            other = self.given & (self.table != self.table[:, [j]])
-            row: dict[str, Any] = {
+        b = self.ballots
+        several = b.each[b.example] > 1
+        against = b.counts[b.example, b.vote] < b.each[b.example]
+        cell = np.bincount(b.labeler * self.k + b.vote, minlength=self.m * self.k).reshape(self.m, self.k)
+        rows: list[dict[str, Any]] = [
+            {
                 "labeler": name,
-                "polarity": np.unique(self.table[own, j]).tolist(),
-                "coverage": float(own.mean()),
-                "overlaps": float((own & (votes > 1)).mean()),
-                "conflicts": float((own & other.any(axis=1)).mean()),
+                "polarity": np.flatnonzero(cell[j]).tolist(),
+                "coverage": float(b.by_labeler[j] / len(self)),
+                "overlaps": float(overlaps / len(self)),
+                "conflicts": float(conflicts / len(self)),
             }
-            if gold is not None:
-                judged = own & known
-                right = int((self.table[judged, j] == gold[judged]).sum())
-                row["correct"], row["incorrect"] = right, int(judged.sum()) - right
-                row["accuracy"] = right / int(judged.sum()) if judged.any() else None
-            rows.append(row)
+            for j, (name, overlaps, conflicts) in enumerate(
+                zip(self.names, self._each(several), self._each(against), strict=True)
+            )
+        ]
+        if gold is None:
+            return rows
+        judged = self._each(known[b.example])
+        right = self._each(known[b.example] & (b.vote == gold[b.example]))
+        for row, of, hits in zip(rows, judged.tolist(), right.tolist(), strict=True):
+            row["correct"], row["incorrect"] = hits, of - hits
+            row["accuracy"] = hits / of if of else None
         return rows
+
+    def _each(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """(m,): how many votes of each labeler are among the chosen ones, (V,) of bool."""
+        return np.bincount(self.ballots.labeler[chosen], minlength=self.m)
 
 
 __getattr__ = former_names(
