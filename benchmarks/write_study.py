@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
+from hesstune.study.records import StudyResults
 from hesstune.study.results import read_compact
 from hesstune.study.summary import differences
 from hesstune.study.tables import method_rows
@@ -26,7 +26,7 @@ from write_study_goals import (
 PAGE = DOCS / "study.md"
 
 
-def gaps(records: dict[str, dict[str, Any]]) -> list[str]:
+def gaps(records: dict[str, StudyResults]) -> list[str]:
     found = summary(records)
     parts = [name for name in TITLES if name in records]
     header = ["measure", "τ, all runs", *(f"τ, {TITLES[p]}" for p in parts), "median ratio to the gap"]
@@ -60,7 +60,7 @@ def gaps(records: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-def heads_intro(record: dict[str, Any]) -> list[str]:
+def heads_intro(record: StudyResults) -> list[str]:
     return [
         "## Programmatic labels, heads alone",
         "",
@@ -83,7 +83,7 @@ def heads_intro(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def programmatic(record: dict[str, Any]) -> list[str]:
+def programmatic(record: StudyResults) -> list[str]:
     lines = [
         *heads_intro(record),
         "### The goals",
@@ -125,7 +125,7 @@ def programmatic(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def full(record: dict[str, Any]) -> list[str]:
+def full(record: StudyResults) -> list[str]:
     return [
         "## Programmatic labels, all layers",
         "",
@@ -162,7 +162,7 @@ def full(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def injected(record: dict[str, Any]) -> list[str]:
+def injected(record: StudyResults) -> list[str]:
     accuracy = {
         (m["task"], m["method"]): m["mean"] for m in record["means"] if m["metric"] == "test_accuracy"
     }
@@ -189,7 +189,7 @@ def injected(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def clean(records: dict[str, dict[str, Any]]) -> list[str]:
+def clean(records: dict[str, StudyResults]) -> list[str]:
     lines = [
         "## Small clean data",
         "",
@@ -222,7 +222,7 @@ def clean(records: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def networks(record: dict[str, Any]) -> list[str]:
+def networks(record: StudyResults) -> list[str]:
     made = json.loads((RESULTS / "pretraining.json").read_text())
     lines = [
         "## Other architectures",
@@ -247,7 +247,7 @@ def networks(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def made_with(record: dict[str, Any]) -> str:
+def made_with(record: StudyResults) -> str:
     versions = record["versions"]
     seeds = ", ".join(map(str, record["seeds"]))
     return (
@@ -255,7 +255,7 @@ def made_with(record: dict[str, Any]) -> str:
     )
 
 
-def pending(record: dict[str, Any]) -> str:
+def pending(record: StudyResults) -> str:
     cells = record["cells"]
     left = sum(c["status"] != "done" for c in cells)
     if not left:
@@ -266,13 +266,13 @@ def pending(record: dict[str, Any]) -> str:
     )
 
 
-def records() -> dict[str, dict[str, Any]]:
+def records() -> dict[str, StudyResults]:
     """Return the committed records by part; a part that was never run is absent."""
     found = {name: RESULTS / f"{name}.csv" for name in TITLES}
     return {name: read_compact(path) for name, path in found.items() if path.is_file()}
 
 
-def page(found: dict[str, dict[str, Any]]) -> str:
+def page(found: dict[str, StudyResults]) -> str:
     lines = [
         "# The study",
         "",

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy.stats import kendalltau
 
+from hesstune.study.records import StudyResults
 from records import FIGURES
 
 FIGURE = FIGURES / "study_gap.png"
@@ -36,7 +37,7 @@ FACTOR = 5.0
 WEAK = ("programmatic_head", "programmatic_full")
 
 
-def runs(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+def runs(name: str, record: StudyResults) -> list[dict[str, Any]]:
     """Return the metrics of the finished cells, with the distance on the measure's scale."""
     found = []
     for cell in record["cells"]:
@@ -44,7 +45,7 @@ def runs(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
             continue
         own = record["configs"].get(cell["task"], {}).get(cell["method"], {})
         n = own.get("limit") or record["shared"].get("limit")
-        values = dict(cell["metrics"])
+        values: dict[str, Any] = dict(cell["metrics"])
         if name in WEAK:
             values["gap"] = values["val_gap"]
         if values.get("max_loss") is not None:
@@ -66,7 +67,7 @@ def near(points: list[tuple[float, float]]) -> float:
     return sum(a > 0 and b > 0 and 1 / FACTOR <= a / b <= FACTOR for a, b in points) / len(points)
 
 
-def summary(records: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def summary(records: Mapping[str, StudyResults]) -> dict[str, dict[str, Any]]:
     """Return for each measure: Kendall's τ by part and over all runs, and how its scale compares."""
     parts = {name: runs(name, record) for name, record in records.items() if name in TITLES}
     every = [cell for cells in parts.values() for cell in cells]
@@ -85,7 +86,7 @@ def summary(records: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any
     return found
 
 
-def draw(records: Mapping[str, Mapping[str, Any]], path: Path = FIGURE) -> None:
+def draw(records: Mapping[str, StudyResults], path: Path = FIGURE) -> None:
     """Draw measure, scaled distance and stability against the gap, on logarithmic axes."""
     shown = ("measure", "scaled_distance", "stability")
     figure = Figure(figsize=(10, 3.8), layout="constrained", dpi=110)

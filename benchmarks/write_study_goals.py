@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from hesstune.study.records import Difference, StudyResults
 from hesstune.study.summary import differences
 
 RESULTS = Path(__file__).parent / "study" / "results"
@@ -24,43 +24,51 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
     return [line(header), line(["---", *["---:"] * (len(header) - 1)]), *map(line, rows), ""]
 
 
-def interval(row: dict[str, Any], unit: str = " points") -> str:
-    text = f"{100 * row['mean']:+.2f}{unit}"
-    return text if row["low"] is None else f"{text} [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"
+def interval(row: Difference, unit: str = " points") -> str:
+    text = f"{100 * row.mean:+.2f}{unit}"
+    if row.low is None or row.high is None:
+        return text
+    return f"{text} [{100 * row.low:+.2f}, {100 * row.high:+.2f}]"
 
 
-def mean_of(record: dict[str, Any], metric: str) -> dict[str, float]:
+def mean_of(record: StudyResults, metric: str) -> dict[str, float]:
     return {m["method"]: m["mean"] for m in record["means"] if m["task"] is None and m["metric"] == metric}
 
 
 def minus(
-    record: dict[str, Any], method: str, base: str, seeds: Sequence[int] | None = None
-) -> dict[str, Any] | None:
+    record: StudyResults, method: str, base: str, seeds: Sequence[int] | None = None
+) -> Difference | None:
     """Return the paired difference in test accuracy over the tasks, of some seeds alone where given."""
     cells = [c for c in record["cells"] if seeds is None or c["seed"] in seeds]
     found = differences(cells, base, ["test_accuracy"])
     return next((d for d in found if d["method"] == method and d["task"] is None), None)
 
 
-def published_best(record: dict[str, Any], but: Sequence[str] = OWN) -> str:
+def told(record: StudyResults, method: str, base: str, seeds: Sequence[int] | None = None) -> Difference:
+    """Return `minus` of methods that were both run."""
+    found = minus(record, method, base, seeds)
+    assert found is not None
+    return found
+
+
+def published_best(record: StudyResults, but: Sequence[str] = OWN) -> str:
     """Return the method of the best test accuracy as published, of all but some."""
     accuracy = mean_of(record, "test_accuracy")
     return max((m for m in accuracy if "+" not in m and m not in but), key=lambda m: accuracy[m])
 
 
-def alone(record: dict[str, Any], seeds: Sequence[int]) -> str:
+def alone(record: StudyResults, seeds: Sequence[int]) -> str:
     """Say what some of the seeds find by themselves."""
     found = [
-        f"minus `{b}` {interval(minus(record, NEW, b, seeds) or {})}"
-        for b in (published_best(record), "vanilla")
+        f"minus `{b}` {interval(told(record, NEW, b, seeds))}" for b in (published_best(record), "vanilla")
     ]
     return f"Seeds {', '.join(map(str, seeds))} by themselves: `{NEW}` {', '.join(found)}."
 
 
-def goals(record: dict[str, Any]) -> list[str]:
+def goals(record: StudyResults) -> list[str]:
     measure = mean_of(record, "measure")
     best, second = published_best(record), published_best(record, (*OWN, "consistent"))
-    against = {base: minus(record, NEW, base) or {} for base in (best, second, "robust", "vanilla")}
+    against = {base: told(record, NEW, base) for base in (best, second, "robust", "vanilla")}
     ratio = measure["vanilla"] / measure[NEW]
     reached = {
         "best": 100 * against[best]["mean"] >= GOALS["best"],
@@ -83,12 +91,12 @@ def goals(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def smaller(record: dict[str, Any], measure: dict[str, float]) -> list[str]:
+def smaller(record: StudyResults, measure: dict[str, float]) -> list[str]:
     """Say what balls of a quarter of the radii make of the measure's goal, where they were run."""
     name = f"{NEW}+quarter"
     if name not in measure:
         return []
-    gain = minus(record, name, "vanilla") or {}
+    gain = told(record, name, "vanilla")
     ratio = measure["vanilla"] / measure[name]
     reached = ratio >= GOALS["measure"] and gain["mean"] >= 0
     return [
@@ -98,7 +106,7 @@ def smaller(record: dict[str, Any], measure: dict[str, float]) -> list[str]:
     ]
 
 
-def oracle(record: dict[str, Any]) -> list[list[str]]:
+def oracle(record: StudyResults) -> list[list[str]]:
     accuracy = mean_of(record, "test_accuracy")
     rows = []
     for name in ("forward", "consistent", "robust", NEW):
@@ -108,7 +116,7 @@ def oracle(record: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def measure_goal(record: dict[str, Any]) -> list[str]:
+def measure_goal(record: StudyResults) -> list[str]:
     """Say for the full fine-tuning how each method's measure compares with plain fine-tuning's."""
     accuracy, measure = mean_of(record, "test_accuracy"), mean_of(record, "measure")
     rows = []
@@ -122,7 +130,7 @@ def measure_goal(record: dict[str, Any]) -> list[str]:
     )
 
 
-def by_other_means(record: dict[str, Any]) -> list[str]:
+def by_other_means(record: StudyResults) -> list[str]:
     """Return paired differences that tell the labels' part from the method's."""
     methods = [m for m in record["methods"] if m.endswith("+posterior")]
     asked = [(NEW, m) for m in methods] + [(NEW, f"{NEW}+weak")]
@@ -131,7 +139,7 @@ def by_other_means(record: dict[str, Any]) -> list[str]:
     return table(["method", "minus", "difference in test accuracy"], rows)
 
 
-def first(record: dict[str, Any], made: str, led_to: str, others: Sequence[str] = ()) -> str:
+def first(record: StudyResults, made: str, led_to: str, others: Sequence[str] = ()) -> str:
     """Say what the first record of a part found, and what it led to.
 
     Args:
@@ -141,8 +149,7 @@ def first(record: dict[str, Any], made: str, led_to: str, others: Sequence[str] 
         others: Methods to subtract, beside the best published one and plain fine-tuning.
     """
     found = [
-        f"minus `{b}`: {interval(minus(record, NEW, b) or {})}"
-        for b in (published_best(record), "vanilla", *others)
+        f"minus `{b}`: {interval(told(record, NEW, b))}" for b in (published_best(record), "vanilla", *others)
     ]
     return (
         f"The first record of this part (seeds {', '.join(map(str, record['seeds']))}; {made}) had `robust_plus` "

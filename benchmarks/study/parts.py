@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hesstune import compare
-from hesstune.storage.atomic import write_json
+from hesstune.storage.stored import write_record
 from hesstune.study.results import RESULTS as COMPARISON
 from hesstune.study.results import read_compact, write_compact
 
@@ -30,7 +30,7 @@ def restore(name: str, out: Path) -> None:
     record = RESULTS / f"{name}.csv"
     if record.is_file() and not (out / COMPARISON).is_file():
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / COMPARISON, read_compact(record))
+        write_record(out / COMPARISON, read_compact(record))
 
 
 def run(

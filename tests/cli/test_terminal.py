@@ -10,6 +10,7 @@ import torch
 import hesstune as ht
 from hesstune.cli import certify, compare, measure
 from hesstune.cli.render import Output, results_table
+from hesstune.study.records import CellRecord, StudyResults
 from hesstune.study.summary import differences, means, ranks
 
 RESULT = SimpleNamespace(test_accuracy=0.5, train_accuracy=0.75, gap=1.25, distance=0.5)
@@ -78,15 +79,19 @@ def tables():
     ]
     metrics = {"test_accuracy": 0.5, "gap": 1.25, "measure": 3.5, "distance": 0.4, "seconds": 77.0}
     cells = [
-        {"task": task, "method": method, "seed": seed, "status": "done",
-         "metrics": {**metrics, "test_accuracy": 0.5 + 0.1 * seed + bonus}}
+        CellRecord(task=task, method=method, seed=seed, status="done",
+                   metrics={**metrics, "test_accuracy": 0.5 + 0.1 * seed + bonus})
         for task in ("a", "b") for method, bonus in (("vanilla", 0.0), ("gradual_unfreezing", 0.2))
         for seed in (0, 1)
     ]  # fmt: skip
-    results = {
-        "tasks": ["a", "b"], "methods": ["vanilla", "gradual_unfreezing"], "baseline": "vanilla",
-        "means": means(cells), "differences": differences(cells, "vanilla"), "ranks": ranks(cells),
-    }  # fmt: skip
+    results = StudyResults(
+        tasks=["a", "b"],
+        methods=["vanilla", "gradual_unfreezing"],
+        baseline="vanilla",
+        means=means(cells),
+        differences=differences(cells, "vanilla"),
+        ranks=ranks(cells),
+    )
     digits = [f"{100 * float(s) / float(found.shares(12).sum()):.1f} %" for s in found.shares(12)]
     digits += [f"{float(v):.3g}" for v in found.maximum] + [f"{float(v):.3f}" for v in found.distances]
     nats = [f"{v:.3g}" for part in (bound.kl_terms, bound.sigma) for v in part.values()]
@@ -95,7 +100,10 @@ def tables():
         (measure.stability_table([ht.noise_stability(net, [(x, y)], 0.01, samples=4)]), ["0.01", "±"]),
         (measure.others_table(others), ["path norm", "1.5", "misclassified"]),
         (certify.layer_table(bound), nats),
-        (compare._table(results, None), ["75.0 ±", "1.25", "3.5", "77", "+20.0 [+20.0, +20.0]", "1.0"]),
+        (
+            compare._table(results, None),
+            ["75.0 ±", "1.25", "3.5", "77", "+20.0 [+20.0, +20.0]", "1.0"],
+        ),
     ]
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from hesstune.study.records import CellRecord, StudyResults
 from hesstune.study.summary import differences, means, ranks
 
 METHODS = ("vanilla", "robust", "<b>bold</b>")
@@ -19,13 +20,15 @@ def study_results(tasks=("photo", "art"), seeds=3, methods=METHODS, baseline="va
                     "measure": measure, "distance": 0.4, "seconds": 3.0 + m, "certificate": None,
                 }  # fmt: skip
                 cells.append(
-                    {"task": task, "method": method, "seed": seed, "fingerprint": "", "status": "done",
-                     "error": None, "metrics": metrics}
-                )  # fmt: skip
-    return {
+                    CellRecord(
+                        task=task, method=method, seed=seed, status="done", error=None, metrics=metrics
+                    )
+                )
+    told = {
         "format": 1, "header": ["Budget: 3 epochs."], "command": "hesstune compare", "left_out": {},
         "versions": {"hesstune": "0.1.0"}, "tasks": list(tasks), "methods": list(methods),
         "seeds": list(range(seeds)), "baseline": baseline, "settings": {}, "shared": {"epochs": 3},
         "configs": {}, "means": means(cells), "differences": differences(cells, baseline),
         "ranks": ranks(cells), "cells": cells,
     }  # fmt: skip
+    return StudyResults(**told)

@@ -79,10 +79,10 @@ def test_sections_come_in_the_order_a_reader_asks(tmp_path):
 
 def test_layers_at_their_radius_are_marked(tmp_path):
     records = Run.load(run_folder(tmp_path)).records
-    rows = {row["name"]: row for row in layer_rows(records)}
-    assert [rows[f"_layer{i}.weight"]["at_radius"] for i in range(4)] == [True, False, False, False]
-    assert rows["_layer1.weight"]["tick"] == 100
-    assert rows["_layer0.weight"]["bars"]["distance"] == 20
+    rows = {row.layer.name: row for row in layer_rows(records)}
+    assert [rows[f"_layer{i}.weight"].at_radius for i in range(4)] == [True, False, False, False]
+    assert rows["_layer1.weight"].tick == 100
+    assert rows["_layer0.weight"].bars["distance"] == 20
     assert "1 of the 2 constrained layers are at their radius" in layer_words(list(rows.values()))
     assert render_run(tmp_path).count("● yes") == 1
 

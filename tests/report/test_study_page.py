@@ -14,6 +14,7 @@ from test_run_page import Page
 from hesstune.errors import HesstuneError
 from hesstune.report.study_page import concordance, render_study, verdict
 from hesstune.report.write import write_study
+from hesstune.study.records import StudyResults
 
 
 def test_page_is_one_file_with_names_as_text():
@@ -48,8 +49,10 @@ def test_verdict_tells_when_seeds_cannot():
 def test_means_have_t_intervals_over_seeds_and_one_seed_has_none():
     results = study_results(tasks=("photo",))
     # A record of an earlier version has standard errors alone.
-    for row in results["means"]:
-        row.pop("low", None)
+    told = results.to_dict()
+    for row in told["means"]:
+        del row["low"], row["high"]
+    results = StudyResults.model_validate(told)
     values = [c["metrics"]["test_accuracy"] for c in results["cells"] if c["method"] == "robust"]
     low, high = scipy.stats.t.interval(0.95, 2, np.mean(values), scipy.stats.sem(values))
     text = render_study(results)
@@ -61,7 +64,7 @@ def test_means_have_t_intervals_over_seeds_and_one_seed_has_none():
 
 
 def test_another_baseline_can_be_chosen(tmp_path):
-    (tmp_path / "results.json").write_text(json.dumps(study_results()))
+    (tmp_path / "results.json").write_text(json.dumps(study_results().to_dict()))
     text = write_study(tmp_path, "robust").read_text()
     assert "Differences from robust" in text
     assert "-10." in text or "-9." in text  # vanilla lies below it
@@ -71,9 +74,8 @@ def test_another_baseline_can_be_chosen(tmp_path):
 
 def test_unfinished_comparisons_say_what_is_missing():
     results = study_results(seeds=1)
-    for cell in results["cells"]:
-        cell |= {"status": "pending", "metrics": {}}
-    results |= {"means": [], "differences": [], "ranks": []}
+    cells = [cell.replaced(status="pending", metrics={}) for cell in results.cells]
+    results = results.replaced(cells=cells, means=[], differences=[], ranks=[])
     text = render_study(results)
     assert "6 of 6 runs are missing" in text
     assert "No method has been run on every task yet" in text

@@ -9,12 +9,13 @@ from hesstune import compare
 from hesstune.errors import ConfigError, RunError
 from hesstune.study.compact import cells_of, expanded, factored, table_rows
 from hesstune.study.plan import Settings, make_study_plan
+from hesstune.study.records import CellRecord, StudyResults
 from hesstune.study.results import check_unchanged, read_compact, write_compact
 
 
 def cell(**more):
     made = {"task": "a", "method": "vanilla", "seed": 0, "fingerprint": "0123", "status": "done"}
-    return {**made, "error": None, "metrics": {}, **more}
+    return CellRecord(**{**made, "error": None, "metrics": {}, **more})
 
 
 def there_and_back(cells):
@@ -35,7 +36,8 @@ def test_numbers_come_back_as_they_were(metrics):
     cells = [cell(metrics=metrics), cell(seed=1, metrics={"gap": 1.0})]
     again = there_and_back(cells)
     assert again == cells
-    assert json.dumps([c["metrics"] for c in again]) == json.dumps([c["metrics"] for c in cells])
+    assert json.dumps([c.to_dict() for c in again]) == json.dumps([c.to_dict() for c in cells])
+    assert json.dumps(again[0].to_dict()["metrics"]) == json.dumps(metrics)
 
 
 def test_failures_and_searches_come_back():
@@ -81,7 +83,7 @@ def test_a_comparison_is_the_same_read_from_the_compact_form(tmp_path):
     few = {"data": "digits", "train": "head", "image_size": 16, "limit": 40, "epochs": 1}
     made = compare(few, methods=["vanilla", "gce"], seeds=2, measure_examples=0, out=tmp_path / "a").results
     write_compact(tmp_path / "kept.csv", made)
-    assert json.dumps(read_compact(tmp_path / "kept.csv")) == json.dumps(made)
+    assert json.dumps(read_compact(tmp_path / "kept.csv").to_dict()) == json.dumps(made.to_dict())
     assert "means" not in json.loads((tmp_path / "kept.json").read_text())
     with (tmp_path / "kept.csv").open(newline="") as file:
         assert len(list(csv.reader(file))) == 5
@@ -104,11 +106,12 @@ def test_a_damaged_compact_form_is_refused(tmp_path):
 def test_an_option_of_an_older_name_is_named_as_it_is_called_now(tmp_path):
     options = {"data": "digits", "image_size": 16, "limit": 40, "inject_noise": "symmetric:0.2"}
     plan = make_study_plan(options, None, ["vanilla"], [0], Settings())
-    before = {
-        "cells": [cell(task=plan.cells[0].task, fingerprint="other")],
-        "shared": {"noise": "symmetric:0.4"},
-        "configs": {},
-        "settings": {},
-    }
+    before = StudyResults(
+        tasks=[],
+        methods=[],
+        baseline="vanilla",
+        cells=[cell(task=plan.cells[0].task, fingerprint="other")],
+        shared={"noise": "symmetric:0.4"},
+    )
     with pytest.raises(ConfigError, match=r"made with --inject-noise symmetric:0\.4, not symmetric:0\.2"):
         check_unchanged(plan, before, tmp_path)

@@ -7,7 +7,7 @@ import pytest
 
 import write_study
 from hesstune.study.plan import ELSEWHERE, LATER, Settings, make_study_plan
-from hesstune.study.results import check_unchanged, read_compact
+from hesstune.study.results import check_unchanged, read_compact, read_results
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "benchmarks" / "study"
@@ -56,7 +56,7 @@ def test_committed_cells_count_as_run(monkeypatch, tmp_path):
         injected.BUDGET, tasks, injected.METHODS, [injected.FIRST_SEED], Settings(stability=True)
     )
     parts.restore("injected_head", tmp_path)
-    record = json.loads((tmp_path / "results.json").read_text())
+    record = read_results(tmp_path)
     check_unchanged(plan, record, tmp_path)
     kept = {(c["task"], c["method"], c["seed"]): c["fingerprint"] for c in record["cells"]}
     assert len(plan.cells) == 6 * len(injected.METHODS)

@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 from scipy.stats import t, ttest_rel
 
+from hesstune.study.records import CellRecord
 from hesstune.study.summary import differences, means, paired_difference, ranks
 
 
 def cell(task, method, seed, accuracy, status="done"):
-    return {"task": task, "method": method, "seed": seed, "status": status,
-            "metrics": {"test_accuracy": accuracy, "certificate": {"risk": accuracy}}}  # fmt: skip
+    metrics = {"test_accuracy": accuracy, "certificate": {"risk": accuracy}}
+    return CellRecord(task=task, method=method, seed=seed, status=status, metrics=metrics)
 
 
 def test_one_task_is_the_paired_t_interval():

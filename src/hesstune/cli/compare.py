@@ -18,6 +18,8 @@ from hesstune.study.options import CompareOptions
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from hesstune.study.records import StudyResults
+
 __all__ = ["compare"]
 
 
@@ -60,17 +62,17 @@ def compare(
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; continue with the same command: {command}") from None
     results = found.results
-    output.say(*results["header"], "")
-    tasks = results["tasks"]
+    output.say(*results.header, "")
+    tasks = results.tasks
     for task in [None, *tasks] if len(tasks) > 1 else tasks:
         output.say(_table(results, task), "")
-    failed = [c for c in results["cells"] if c["status"] == "failed"]
+    failed = [c for c in results.cells if c.status == "failed"]
     for cell in failed:
-        output.say(f"Failed: {cell['task']}, {cell['method']}, seed {cell['seed']}: {cell['error']}")
-    for method, why in results["left_out"].items():
+        output.say(f"Failed: {cell.task}, {cell.method}, seed {cell.seed}: {cell.error}")
+    for method, why in results.left_out.items():
         output.say(f"Left out: {method}: {why}")
     output.say(f"Written: {found.path / RESULTS}, results.csv and README.md beside it")
-    output.record({"path": str(found.path), **results})
+    output.record({"path": str(found.path), **results.to_dict()})
 
 
 def _values(config: Path | None, options: dict[str, Any], study: CompareOptions) -> dict[str, Any]:
@@ -100,12 +102,12 @@ def _dry_run(values: dict[str, Any], output: Output) -> None:
     output.record({"cells": [[c.task, c.method, c.seed] for c in plan.cells], "left_out": plan.left_out})
 
 
-def _table(results: dict[str, Any], task: str | None) -> Table:
+def _table(results: StudyResults, task: str | None) -> Table:
     from rich.table import Table
 
     from hesstune.study.tables import method_rows
 
-    title = task if task is not None else f"mean over {len(results['tasks'])} tasks"
+    title = task if task is not None else f"mean over {len(results.tasks)} tasks"
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     header, rows = method_rows(results, task, brief=True)
     for at, name in enumerate(header):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from hesstune.errors import ConfigError, FormerNameError, unknown_name
 from hesstune.methods._setup import Batch, MethodSetup, Option
+from hesstune.storage.tensors import Tree
 
 if TYPE_CHECKING:
     import torch
@@ -168,9 +169,9 @@ class Method:
         """Return the deviation of the noise each trained parameter was trained to bear, if any was."""
         return None
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Tree:
         """Return what a resumed run needs beside weights and optimizer: tensors and plain values."""
         return {}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Tree) -> None:
         """Take back what `state` returned."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import nn
 
 from hesstune.methods._base import Method
 from hesstune.methods._setup import MethodSetup
+from hesstune.storage.tensors import Tree
 
 __all__ = ["HEAD_NOISE", "TwoNetworks"]
 
@@ -41,10 +41,10 @@ class TwoNetworks(Method):
         """Return the twin."""
         return [self.twin]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Tree:
         """Return the twin's weights."""
         return {"twin": dict(self.twin.state_dict())}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Tree) -> None:
         """Take them back."""
         self.twin.load_state_dict(state["twin"])

@@ -21,6 +21,7 @@ from hesstune.bounds.prior import PRIOR_SCALES, base_deviations, head_ratios, ne
 from hesstune.forward import logits_of
 from hesstune.methods._base import Method, T
 from hesstune.methods._setup import Batch, MethodSetup, Option
+from hesstune.storage.tensors import Tree
 
 # The running mean of the batches' losses, which weighs the KL.
 MEMORY = 0.95
@@ -189,11 +190,11 @@ class Certified(Method):
             for name, base in self.base.items()
         }
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Tree:
         """Return the learnt scales and the running loss."""
         return {"log_scale": self.log_scale.detach().clone(), "recent": self.recent, "most": self.most}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Tree) -> None:
         """Take them back."""
         self.log_scale = state["log_scale"].clone().requires_grad_()
         self.recent, self.most = state["recent"], state["most"]

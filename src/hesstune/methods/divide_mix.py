@@ -9,7 +9,6 @@ the squared error on guessed labels, and a plain warm-up of `--warmup-epochs`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import nn
 from hesstune.methods._setup import Batch, MethodSetup, Option
 from hesstune.methods._two_networks import TwoNetworks
 from hesstune.methods.mixup import beta_draw, mixed
+from hesstune.storage.tensors import Tree
 
 SOURCE = "Li, Socher, Hoi 2020, section 4.2"
 
@@ -113,11 +113,11 @@ class DivideMix(TwoNetworks):
         prior = torch.full_like(p[0], 1.0 / p.shape[1])
         return total + (prior * (prior.log() - p.mean(dim=0).clamp_min(1e-8).log())).sum()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Tree:
         """Return the twin, the division and the labels it was made from."""
         return {**super().state(), "clean": self.clean, "labels": self.labels}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Tree) -> None:
         """Take them back."""
         super().load_state(state)
         self.clean, self.labels = state["clean"], state["labels"]

@@ -6,13 +6,12 @@ equations 6 and 9; λ = 3, β = 0.7 for CIFAR-10.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from hesstune.losses.robust import early_learning_penalty
 from hesstune.methods._base import Method
 from hesstune.methods._setup import Batch, MethodSetup, Option
+from hesstune.storage.tensors import Tree
 
 SOURCE = "Liu et al. 2020, appendix (CIFAR-10)"
 
@@ -45,11 +44,11 @@ class EarlyLearning(Method):
         penalty = early_learning_penalty(p, self.remember(p, batch.indices)).mean()
         return self._labels_loss(logits, batch) + self.options["lambda"] * penalty, logits
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Tree:
         """Return the memory."""
         return {"memory": self.memory}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Tree) -> None:
         """Take it back."""
         self.memory = state["memory"]
 

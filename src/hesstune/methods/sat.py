@@ -6,13 +6,12 @@ by max t. Source: Huang, Zhang, Zhang 2020, algorithm 1; α = 0.9, the first 60 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from hesstune.methods._base import Method
 from hesstune.methods._losses import class_weights
 from hesstune.methods._setup import Batch, MethodSetup, Option
+from hesstune.storage.tensors import Tree
 
 
 class SAT(Method):
@@ -53,11 +52,11 @@ class SAT(Method):
         losses = -(soft * log_p).sum(dim=1)
         return (weight * losses).sum() / weight.sum(), logits
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Tree:
         """Return the targets."""
         return {"soft": self.soft, "seen": self.seen}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Tree) -> None:
         """Take them back."""
         self.soft, self.seen = state["soft"], state["seen"]
 

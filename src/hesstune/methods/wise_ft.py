@@ -7,13 +7,13 @@ head, so W⁽ᵖ⁾ are the weights after a phase of linear probing, as for LP-F
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 
 from hesstune.methods._setup import MethodSetup, Option
 from hesstune.methods.lp_ft import LPFT
+from hesstune.storage.tensors import Tree
 
 
 class WiSEFT(LPFT):
@@ -41,11 +41,11 @@ class WiSEFT(LPFT):
         for name, parameter in self.trained.items():
             parameter.lerp_(self.probed[name].to(parameter), 1.0 - self.options["alpha"])
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Tree:
         """Return the weights at the end of probing."""
         return {"probed": self.probed}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Tree) -> None:
         """Take them back."""
         self.probed = state["probed"]
 

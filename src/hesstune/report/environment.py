@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any
 
 __all__ = ["render"]
 
 
-def render(template: str, context: dict[str, Any]) -> str:
+def render(template: str, context: Mapping[str, object]) -> str:
     """Fill a template of this folder; every value is escaped unless it was drawn here."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from hesstune.report.figures import quantile_curves
 from hesstune.runs.read_records import Records
+from hesstune.runs.records import LayerMeasure
 
 __all__ = ["distribution", "layer_rows", "layer_words", "measured", "setters"]
 
@@ -17,50 +19,89 @@ COLUMNS = ("share", "distance", "trace_mean", "maximum")
 SETTERS = 12
 
 
-def layer_rows(records: Records) -> list[dict[str, Any]]:
-    """Return the layers, largest share of the measure first; distances alone where nothing was measured.
+@dataclass
+class LayerRow:
+    """A layer in the table.
 
-    `bars` holds the length of each bar in percent of the column's largest value, `tick` the place of the
-    radius on the distance's bar.
+    Attributes:
+        layer: What was measured of it.
+        share: Its share of the measure; None where nothing was measured.
+        radius: Its radius, where it has one.
+        at_radius: Whether it is there.
+        bars: The length of each bar in percent of the column's largest value.
+        tick: The place of the radius on the distance's bar.
     """
+
+    layer: LayerMeasure
+    share: float | None = None
+    radius: float | None = None
+    at_radius: bool = False
+    bars: dict[str, float] = field(default_factory=dict)
+    tick: float | None = None
+
+    def column(self, name: str) -> float:
+        """Return what a column's bar shows; 0 where there is nothing."""
+        value = self.share if name == "share" else getattr(self.layer, name)
+        return float(value or 0.0)
+
+
+class Setter(NamedTuple):
+    """An example that sets the maximum of so many layers."""
+
+    id: str
+    label: str
+    true_label: str
+    layers: int
+
+
+class Distribution(NamedTuple):
+    """The spread over the examples: curves, {layer: quantiles}, and words."""
+
+    svg: str
+    rows: list[tuple[str, list[float]]]
+    words: str
+
+
+def layer_rows(records: Records) -> list[LayerRow]:
+    """Return the layers, largest share of the measure first; distances alone where nothing was measured."""
     result, config = records.outcome, records.config
-    rows: list[dict[str, Any]]
     if records.measure:
         layers = records.measure.layers
         terms = [max(layer.maximum or 0.0, 0.0) ** 0.5 for layer in layers]
         total = sum(terms) or 1.0
-        rows = [{**layer.to_dict(), "share": term / total} for layer, term in zip(layers, terms, strict=True)]
+        rows = [LayerRow(layer, term / total) for layer, term in zip(layers, terms, strict=True)]
     else:
-        rows = [{"name": name, "distance": value} for name, value in result.distances.items()]
+        unmeasured = [
+            LayerMeasure(name=name, distance=value, maximum=None) for name, value in result.distances.items()
+        ]
+        rows = [LayerRow(layer) for layer in unmeasured]
     # Radii are in the run's norm, distances in Frobenius: they are compared only where these agree.
     radii = result.radii if config.norm == "frobenius" else {}
     for row in rows:
-        row["radius"] = radii.get(row["name"])
-        row["at_radius"] = (
-            row["radius"] is not None and (row.get("distance") or 0.0) >= AT_RADIUS * row["radius"]
-        )
-    scale = {key: max((row.get(key) or 0.0 for row in rows), default=0.0) for key in COLUMNS}
-    scale["distance"] = max(scale["distance"], *(row["radius"] or 0.0 for row in rows), 0.0)
+        row.radius = radii.get(row.layer.name)
+        row.at_radius = row.radius is not None and (row.layer.distance or 0.0) >= AT_RADIUS * row.radius
+    scale = {key: max((row.column(key) for row in rows), default=0.0) for key in COLUMNS}
+    scale["distance"] = max(scale["distance"], *(row.radius or 0.0 for row in rows), 0.0)
     for row in rows:
-        row["bars"] = {k: round(100 * (row.get(k) or 0.0) / (scale[k] or 1.0), 1) for k in COLUMNS}
-        row["tick"] = row["radius"] and round(100 * row["radius"] / scale["distance"], 1)
-    return sorted(rows, key=lambda row: -row.get("share", 0.0))
+        row.bars = {k: round(100 * row.column(k) / (scale[k] or 1.0), 1) for k in COLUMNS}
+        row.tick = row.radius and round(100 * row.radius / scale["distance"], 1)
+    return sorted(rows, key=lambda row: -(row.share or 0.0))
 
 
-def layer_words(rows: list[dict[str, Any]]) -> str:
+def layer_words(rows: list[LayerRow]) -> str:
     """Return what the bars show, for a reader who does not see them."""
-    held = [row for row in rows if row["radius"] is not None]
-    at = sum(row["at_radius"] for row in held)
+    held = [row for row in rows if row.radius is not None]
+    at = sum(row.at_radius for row in held)
     text = f"{len(rows)} layers. "
     if held:
         text += f"{at} of the {len(held)} constrained layers are at their radius. "
-    if rows and "share" in rows[0]:
+    if rows and rows[0].share is not None:
         half, total = 0, 0.0
         while total < 0.5 and half < len(rows):
-            total += rows[half]["share"]
+            total += rows[half].share or 0.0
             half += 1
         text += (
-            f"{rows[0]['name']} has the largest share of the measure ({rows[0]['share']:.1%}); "
+            f"{rows[0].layer.name} has the largest share of the measure ({rows[0].share:.1%}); "
             f"{half} layer{'s carry' if half > 1 else ' carries'} half of it."
         )
     return text.strip()
@@ -77,7 +118,7 @@ def measured(records: Records) -> list[dict[str, str]]:
     return rows if len(rows) == len(records.quadratic) else []
 
 
-def setters(records: Records) -> list[dict[str, Any]]:
+def setters(records: Records) -> list[Setter]:
     """Return the examples that set the maximum of a layer, those of most layers first."""
     rows = measured(records)
     if not rows or records.quadratic is None:
@@ -85,10 +126,11 @@ def setters(records: Records) -> list[dict[str, Any]]:
     filled = np.where(np.isnan(records.quadratic), -np.inf, records.quadratic)
     best, counts = np.unique(filled.argmax(axis=0), return_counts=True)
     order = np.argsort(-counts, kind="stable")[:SETTERS]
-    return [{**rows[best[i]], "layers": int(counts[i])} for i in order]
+    found = ((rows[best[i]], int(counts[i])) for i in order)
+    return [Setter(row["id"], row["label"], row["true_label"], layers) for row, layers in found]
 
 
-def distribution(records: Records) -> dict[str, Any] | None:
+def distribution(records: Records) -> Distribution | None:
     """Return the spread over the examples of the three layers with the largest maxima."""
     values = records.quadratic
     if values is None or not records.measure:
@@ -104,13 +146,7 @@ def distribution(records: Records) -> dict[str, Any] | None:
     rows = [(name, [line[at] for at in (0, 50, 90, 99, 100)]) for name, line in lines]
     name, (_, median, _, _, largest) = rows[0]
     spread = f"{largest / median:.3g} times the median" if median > 0 else "while the median is 0"
-    return {
-        "svg": quantile_curves("distribution", shares.tolist(), lines, title),
-        "rows": rows,
-        "words": f"In {name} the largest value is {largest:.3g}, {spread}: "
-        + (
-            "a few examples set the maximum."
-            if not median > 0 or largest > 20 * median
-            else "it is no outlier."
-        ),
-    }
+    few = not median > 0 or largest > 20 * median
+    said = "a few examples set the maximum." if few else "it is no outlier."
+    words = f"In {name} the largest value is {largest:.3g}, {spread}: {said}"
+    return Distribution(quantile_curves("distribution", shares.tolist(), lines, title), rows, words)

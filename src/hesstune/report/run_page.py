@@ -6,7 +6,7 @@ import base64
 import csv
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,30 @@ SHOWN = 48
 LISTED = 10_000
 
 
+class Picture(NamedTuple):
+    """A picture, in words too."""
+
+    svg: str
+    words: str
+
+
+class Matrix(NamedTuple):
+    """A noise matrix as numbers, picture and words."""
+
+    title: str
+    rows: list[list[float]]
+    svg: str
+    words: str
+
+
+class Listed(NamedTuple):
+    """A CSV file in base64, the number of its rows, and of all rows that there are."""
+
+    csv: str
+    rows: int
+    all: int
+
+
 def render_run(run: Run | str | Path) -> str:
     """Return the HTML page of a run: one file, no external resource, complete without JavaScript.
 
@@ -40,12 +64,12 @@ def render_run(run: Run | str | Path) -> str:
 
 def pictured(records: Records) -> list[str]:
     """Return the ids of the training examples that the page wants to show."""
-    ids = [row["id"] for row in setters(records)]
+    ids = [row.id for row in setters(records)]
     ids += [row["id"] for row in (records.label_issues or [])[:SHOWN]]
     return list(dict.fromkeys(ids))
 
 
-def context(records: Records) -> dict[str, Any]:
+def context(records: Records) -> dict[str, object]:
     """Return everything the template shows."""
     layers, rows = layer_rows(records), records.stability.rows if records.stability else []
     return {
@@ -70,7 +94,7 @@ def context(records: Records) -> dict[str, Any]:
     }
 
 
-def _training(records: Records) -> dict[str, Any] | None:
+def _training(records: Records) -> Picture | None:
     epochs = records.epochs
     if not epochs:
         return None
@@ -90,26 +114,28 @@ def _training(records: Records) -> dict[str, Any] | None:
         None if rate is None else ("share of training labels that are right", 1 - rate),
         None if start is None else ("starts to fit the noise", start[0]),
     )
-    return {"svg": picture, "words": training_words(records)}
+    return Picture(picture, training_words(records))
 
 
-def _matrices(records: Records) -> list[dict[str, Any]]:
+def _matrices(records: Records) -> list[Matrix]:
     """Return the matrices believed, estimated and, where true labels are known, true."""
     classes = records.facts.classes
-    found: list[dict[str, Any]] = []
+    found: list[tuple[str, list[list[float]]]] = []
     if believed := records.noise_matrix:
         how = believed.method
         title = f"Believed by the loss (estimated: {how})" if how else "Believed by the loss"
-        found.append({"title": title, "rows": believed.matrix})
+        found.append((title, believed.matrix))
     if after := records.estimated_afterwards:
         title = f"Estimated afterwards, from {after.examples} validation examples"
-        found.append({"title": title, "rows": after.matrix})
+        found.append((title, after.matrix))
     if (true := _true_matrix(records)) is not None:
-        found.append({"title": "True: the changes made to the training labels", "rows": true})
-    for at, matrix in enumerate(found):
-        matrix["svg"] = heat_map(f"noise{at}", matrix["rows"], classes, matrix["title"])
-        matrix["words"] = _matrix_words(np.array(matrix["rows"]), classes)
-    return found
+        found.append(("True: the changes made to the training labels", true))
+    return [
+        Matrix(
+            title, rows, heat_map(f"noise{at}", rows, classes, title), _matrix_words(np.array(rows), classes)
+        )
+        for at, (title, rows) in enumerate(found)
+    ]
 
 
 def _true_matrix(records: Records) -> list[list[float]] | None:
@@ -144,7 +170,7 @@ def _found(records: Records) -> str | None:
     )
 
 
-def _listed(records: Records) -> dict[str, Any] | None:
+def _listed(records: Records) -> Listed | None:
     """Return the list of label issues as a CSV file that the page carries, base64."""
     if not records.label_issues:
         return None
@@ -153,4 +179,4 @@ def _listed(records: Records) -> dict[str, Any] | None:
     writer.writeheader()
     writer.writerows(rows)
     encoded = base64.b64encode(file.getvalue().encode("utf-8")).decode("ascii")
-    return {"csv": encoded, "rows": len(rows), "all": len(records.label_issues)}
+    return Listed(encoded, len(rows), len(records.label_issues))

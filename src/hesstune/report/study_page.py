@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from hesstune.report.environment import render
 from hesstune.report.figures import bars, scatter
+from hesstune.study.records import Mean, StudyResults
 from hesstune.study.summary import means
 
 __all__ = ["concordance", "render_study"]
@@ -21,7 +22,68 @@ METRICS = {
 }
 
 
-def render_study(results: Mapping[str, Any]) -> str:
+class Shown(NamedTuple):
+    """A mean in the table: what it is sorted by, its text, and its interval's."""
+
+    value: float | None
+    text: str
+    interval: str
+
+
+class TableRow(NamedTuple):
+    """A method's means, a metric each."""
+
+    method: str
+    cells: list[Shown]
+
+
+class Table(NamedTuple):
+    """The table of a task, or over the tasks."""
+
+    title: str
+    columns: list[str]
+    rows: list[TableRow]
+
+
+class DifferenceRow(NamedTuple):
+    """A method's difference from the baseline, in points, over n pairs."""
+
+    method: str
+    task: str
+    mean: float
+    interval: str
+    apart: str
+    n: int
+
+
+class Point(NamedTuple):
+    """A run in the scatter: its measure, and another metric."""
+
+    task: str
+    method: str
+    seed: int
+    x: float
+    y: float
+
+
+class Points(NamedTuple):
+    """A scatter, in words and numbers too."""
+
+    svg: str
+    words: str
+    rows: list[Point]
+    title: str
+
+
+class Times(NamedTuple):
+    """The bars of the time of training, in words and numbers too."""
+
+    svg: str
+    words: str
+    rows: dict[str, float]
+
+
+def render_study(results: StudyResults) -> str:
     """Return the HTML page of a comparison: one file, complete without JavaScript.
 
     Args:
@@ -30,11 +92,11 @@ def render_study(results: Mapping[str, Any]) -> str:
     return render("study.html.j2", context(results))
 
 
-def context(results: Mapping[str, Any]) -> dict[str, Any]:
+def context(results: StudyResults) -> dict[str, object]:
     """Return everything the template shows."""
     # Anew from the cells: a comparison's record may be older than the intervals.
-    results = {**results, "means": means(results["cells"])}
-    tasks = results["tasks"]
+    results = results.replaced(means=means(results.cells))
+    tasks = results.tasks
     groups: list[str | None] = [None, *tasks] if len(tasks) > 1 else list(tasks)
     return {
         "s": results,
@@ -44,78 +106,71 @@ def context(results: Mapping[str, Any]) -> dict[str, Any]:
         "gap": _against(results, "gap", "generalization gap (cross-entropy)"),
         "accuracy": _against(results, "test_accuracy", "test accuracy (share of 1)"),
         "time": _time(results),
-        "open": [cell for cell in results["cells"] if cell["status"] != "done"],
+        "open": [cell for cell in results.cells if cell.status != "done"],
     }
 
 
-def _mean(results: Mapping[str, Any], metric: str, method: str, task: str | None) -> Any:
-    for row in results["means"]:
-        if (row["metric"], row["method"], row["task"]) == (metric, method, task):
+def _mean(results: StudyResults, metric: str, method: str, task: str | None) -> Mean | None:
+    for row in results.means:
+        if (row.metric, row.method, row.task) == (metric, method, task):
             return row
     return None
 
 
-def verdict(results: Mapping[str, Any]) -> str:
+def verdict(results: StudyResults) -> str:
     """Return the comparison in words: the best method, and whether the seeds tell it from the baseline."""
-    task = None if len(results["tasks"]) > 1 else next(iter(results["tasks"]), None)
-    found = [(m["mean"], m) for m in results["means"] if (m["metric"], m["task"]) == ("test_accuracy", task)]
+    task = None if len(results.tasks) > 1 else next(iter(results.tasks), None)
+    found = [m for m in results.means if (m.metric, m.task) == ("test_accuracy", task)]
     if not found:
         return "No method has been run on every task yet."
-    best = max(found, key=lambda pair: pair[0])[1]
-    text = f"{best['method']} has the highest mean test accuracy, {best['mean']:.1%}"
-    if best["method"] == results["baseline"]:
+    best = max(found, key=lambda m: m.mean)
+    text = f"{best.method} has the highest mean test accuracy, {best.mean:.1%}"
+    if best.method == results.baseline:
         return f"{text}; it is the baseline."
-    for d in results["differences"]:
-        if (d["metric"], d["method"], d["task"]) == ("test_accuracy", best["method"], task):
-            text += f", {100 * d['mean']:+.1f} points against {results['baseline']}"
-            if d["low"] is None:
+    for d in results.differences:
+        if (d.metric, d.method, d.task) == ("test_accuracy", best.method, task):
+            text += f", {100 * d.mean:+.1f} points against {results.baseline}"
+            if d.low is None or d.high is None:
                 return f"{text}; a single seed cannot tell them apart."
-            sure = "does not hold" if d["low"] > 0 or d["high"] < 0 else "holds"
-            return (
-                f"{text} (95 % interval {100 * d['low']:+.1f} to {100 * d['high']:+.1f}, which {sure} zero)."
-            )
+            sure = "does not hold" if d.low > 0 or d.high < 0 else "holds"
+            return f"{text} (95 % interval {100 * d.low:+.1f} to {100 * d.high:+.1f}, which {sure} zero)."
     return f"{text}."
 
 
-def _table(results: Mapping[str, Any], task: str | None) -> dict[str, Any]:
+def _table(results: StudyResults, task: str | None) -> Table:
     rows = []
-    for method in results["methods"]:
+    for method in results.methods:
         cells = {name: _mean(results, name, method, task) for name in METRICS}
         if any(cells.values()):
-            rows.append({"method": method, "cells": [_cell(cells[name], name) for name in METRICS]})
-    rows.sort(key=lambda row: -float(row["cells"][0]["value"] or -1))
-    title = task if task is not None else f"Mean over {len(results['tasks'])} tasks"
-    return {"title": title, "columns": [title for title, _, _ in METRICS.values()], "rows": rows}
+            rows.append(TableRow(method, [_cell(cells[name], name) for name in METRICS]))
+    rows.sort(key=lambda row: -float(row.cells[0].value or -1))
+    title = task if task is not None else f"Mean over {len(results.tasks)} tasks"
+    return Table(title, [title for title, _, _ in METRICS.values()], rows)
 
 
-def _cell(row: Mapping[str, Any] | None, metric: str) -> dict[str, Any]:
+def _cell(row: Mean | None, metric: str) -> Shown:
     _, form, factor = METRICS[metric]
     if row is None:
-        return {"value": None, "text": "–", "interval": ""}
-    text = form % (factor * row["mean"])
+        return Shown(None, "–", "")
+    text = form % (factor * row.mean)
     ends = ""
-    if row["low"] is not None:
+    if row.low is not None and row.high is not None:
         digits = form.split()[0]  # the unit stands once
-        ends = f"[{digits % (factor * row['low'])}, {digits % (factor * row['high'])}]"
-    return {"value": factor * row["mean"], "text": text, "interval": ends}
+        ends = f"[{digits % (factor * row.low)}, {digits % (factor * row.high)}]"
+    return Shown(factor * row.mean, text, ends)
 
 
-def _differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _differences(results: StudyResults) -> list[DifferenceRow]:
     shown = []
-    for d in results["differences"]:
-        if d["metric"] != "test_accuracy":
+    for d in results.differences:
+        if d.metric != "test_accuracy":
             continue
-        known = d["low"] is not None
-        shown.append(
-            {
-                "method": d["method"],
-                "task": "all tasks" if d["task"] is None else d["task"],
-                "mean": 100 * d["mean"],
-                "interval": f"{100 * d['low']:+.1f} to {100 * d['high']:+.1f}" if known else "one seed",
-                "apart": ("yes" if d["low"] > 0 or d["high"] < 0 else "no") if known else "–",
-                "n": d["n"],
-            }
-        )
+        interval, apart = "one seed", "–"
+        if d.low is not None and d.high is not None:
+            interval = f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
+            apart = "yes" if d.low > 0 or d.high < 0 else "no"
+        task = "all tasks" if d.task is None else d.task
+        shown.append(DifferenceRow(d.method, task, 100 * d.mean, interval, apart, d.n))
     return shown
 
 
@@ -133,43 +188,42 @@ def concordance(x: Sequence[float], y: Sequence[float]) -> float | None:
     return float(kendalltau(x, y).statistic)
 
 
-def _against(results: Mapping[str, Any], metric: str, title: str) -> dict[str, Any] | None:
+def _against(results: StudyResults, metric: str, title: str) -> Points | None:
     """Return the scatter of the measure and another metric over all runs, with τ within and over tasks."""
     cells = [
-        {"task": c["task"], "method": c["method"], "seed": c["seed"], "x": c["metrics"]["measure"],
-         "y": c["metrics"][metric]}
-        for c in results["cells"]
-        if c["status"] == "done"
-        and c["metrics"].get("measure") is not None
-        and c["metrics"].get(metric) is not None
-    ]  # fmt: skip
+        Point(c.task, c.method, c.seed, x, y)
+        for c in results.cells
+        if c.status == "done"
+        and (x := c.number("measure")) is not None
+        and (y := c.number(metric)) is not None
+    ]
     if len(cells) < 2:
         return None
     points = [
-        (m, [c["x"] for c in cells if c["method"] == m], [c["y"] for c in cells if c["method"] == m])
-        for m in results["methods"]
+        (m, [c.x for c in cells if c.method == m], [c.y for c in cells if c.method == m])
+        for m in results.methods
     ]
-    shown = concordance([c["x"] for c in cells], [c["y"] for c in cells])
+    shown = concordance([c.x for c in cells], [c.y for c in cells])
     words = f"{len(cells)} runs; Kendall's τ " + ("is undefined" if shown is None else f"= {shown:.2f}")
     within = []
-    for task in results["tasks"]:
-        some = [c for c in cells if c["task"] == task]
-        tau = concordance([c["x"] for c in some], [c["y"] for c in some])
+    for task in results.tasks:
+        some = [c for c in cells if c.task == task]
+        tau = concordance([c.x for c in some], [c.y for c in some])
         within += [] if tau is None else [f"{task} {tau:.2f}"]
-    if len(results["tasks"]) > 1 and within:
+    if len(results.tasks) > 1 and within:
         words += f" over all; by task: {', '.join(within)}"
     picture = scatter(
         f"measure-{metric.replace('_', '-')}",
         [p for p in points if p[1]],
         (f"Hessian distance measure and {title.split(' (')[0]}", "Hessian distance measure", title),
     )
-    return {"svg": picture, "words": f"{words}.", "rows": cells, "title": title}
+    return Points(picture, f"{words}.", cells, title)
 
 
-def _time(results: Mapping[str, Any]) -> dict[str, Any] | None:
+def _time(results: StudyResults) -> Times | None:
     values = {}
-    for method in results["methods"]:
-        found = [c["metrics"].get("seconds") for c in results["cells"] if c["method"] == method]
+    for method in results.methods:
+        found = [c.number("seconds") for c in results.cells if c.method == method]
         known = [float(v) for v in found if v is not None]
         if known:
             values[method] = sum(known) / len(known)
@@ -177,4 +231,4 @@ def _time(results: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     slowest = max(values, key=lambda m: values[m])
     picture = bars("time", list(values.items()), ("Time of training", "mean seconds a run"))
-    return {"svg": picture, "words": f"Slowest: {slowest}, {values[slowest]:.3g} s a run.", "rows": values}
+    return Times(picture, f"Slowest: {slowest}, {values[slowest]:.3g} s a run.", values)

@@ -52,9 +52,9 @@ def write_study(folder: Path, baseline: str | None = None) -> Path:
     """Write a comparison's report.html; differences are from its own baseline, or another of its methods."""
     results = read_results(folder)
     if baseline is not None:
-        if baseline not in results["methods"]:
-            raise unknown_name("baseline", baseline, results["methods"])
-        results |= {"baseline": baseline, "differences": differences(results["cells"], baseline)}
+        if baseline not in results.methods:
+            raise unknown_name("baseline", baseline, results.methods)
+        results = results.replaced(baseline=baseline, differences=differences(results.cells, baseline))
     page = folder / REPORT
     write_text(page, render_study(results))
     return page

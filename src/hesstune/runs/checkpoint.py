@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
 
 from hesstune.errors import HesstuneWarning, RunError
 from hesstune.runs.records import ASIDE, CHECKPOINTS, checkpoint_name
 from hesstune.runtime.distributed import on_main_process, world
 from hesstune.storage.atomic import PART
-from hesstune.storage.tensors import load_tree, save_tree
+from hesstune.storage.tensors import Tree, load_tree, save_tree
 
 __all__ = ["Checkpoints", "discard"]
 
@@ -34,7 +33,7 @@ class Checkpoints:
         """List the checkpoints, the newest first."""
         return sorted(self.folder.glob(CHECKPOINTS), reverse=True)
 
-    def save(self, step: int, tree: dict[str, Any]) -> None:
+    def save(self, step: int, tree: Tree) -> None:
         """Write the state after `step` steps and keep the one before it.
 
         Raises:
@@ -45,7 +44,7 @@ class Checkpoints:
             old.unlink(missing_ok=True)
         discard(self.folder)
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self) -> Tree | None:
         """Read the newest state that is whole; None where there is no checkpoint.
 
         Warns with HesstuneWarning where a newer one is damaged, and removes that one.
@@ -68,7 +67,7 @@ class Checkpoints:
             raise RunError(f"{damaged[0][1]}, nor is any other in {self.folder}; start over with --overwrite")
         return None
 
-    def load_together(self) -> dict[str, Any] | None:
+    def load_together(self) -> Tree | None:
         """Read it on every process: the first one sorts out damaged ones before the others look."""
         if world() > 1:
             on_main_process(self.load)

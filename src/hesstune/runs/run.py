@@ -367,10 +367,9 @@ class Run:
         """Write run.json."""
         write_record(self.path / files.RECORD, self.facts)
 
-    def write_metrics(self, metrics: list[dict[str, Any]]) -> None:
+    def write_metrics(self, metrics: list[files.Epoch]) -> None:
         """Write metrics.jsonl whole, so that every epoch is there once."""
-        epochs = [files.Epoch.model_validate(record).to_dict() for record in metrics]
-        text = "".join(json.dumps(epoch, allow_nan=False) + "\n" for epoch in epochs)
+        text = "".join(json.dumps(epoch.to_dict(), allow_nan=False) + "\n" for epoch in metrics)
         write_text(self.path / files.METRICS, text)
 
     def __repr__(self) -> str:

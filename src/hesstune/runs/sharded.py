@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +23,7 @@ from hesstune.runs.records import checkpoint_name
 from hesstune.runtime.distributed import all_gather, all_reduce_sum, on_main_process, rank, world
 from hesstune.runtime.sharding import whole
 from hesstune.storage.atomic import replace_file
-from hesstune.storage.tensors import load_tree, save_tensors, save_tree, stream_tensors
+from hesstune.storage.tensors import Tree, load_tree, save_tensors, save_tree, stream_tensors
 
 __all__ = ["ShardedCheckpoints", "refuse_one", "shard_", "weights_of", "write_model"]
 
@@ -109,7 +108,7 @@ class ShardedCheckpoints(Checkpoints):
         """List this process's checkpoints, the newest first."""
         return sorted(self.folder.glob(checkpoint_name("*", f".{rank()}of{world()}")), reverse=True)
 
-    def save(self, step: int, tree: dict[str, Any]) -> None:
+    def save(self, step: int, tree: Tree) -> None:
         """Write this process's state and keep the one before it; all processes call this alike."""
         save_tree(self._path(step), tree)
         all_reduce_sum(torch.zeros(1))  # a step counts once all have written it
@@ -117,7 +116,7 @@ class ShardedCheckpoints(Checkpoints):
             old.unlink(missing_ok=True)
         on_main_process(lambda: discard(self.folder))
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self) -> Tree | None:
         """Read the newest state that is whole on every process; None where there is none at all.
 
         Raises:
@@ -149,7 +148,7 @@ class ShardedCheckpoints(Checkpoints):
             )
         return None
 
-    def load_together(self) -> dict[str, Any] | None:
+    def load_together(self) -> Tree | None:
         """Read it on every process: `load` is that already."""
         return self.load()
 

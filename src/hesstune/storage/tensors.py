@@ -13,7 +13,10 @@ import torch
 from hesstune.errors import RunError
 from hesstune.storage.atomic import replace_file
 
-__all__ = ["digest", "digest_of_texts", "load_tree", "save_tensors", "save_tree", "stream_tensors"]
+__all__ = ["Tree", "digest", "digest_of_texts", "load_tree", "save_tensors", "save_tree", "stream_tensors"]
+
+# What a checkpoint holds: nested dicts and lists of tensors, numbers, texts and None.
+Tree = dict[str, Any]
 
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -94,7 +97,7 @@ def digest_of_texts(texts: Iterable[str | None]) -> str:
     return made.hexdigest()
 
 
-def save_tree(path: Path, tree: dict[str, Any]) -> None:
+def save_tree(path: Path, tree: Tree) -> None:
     """Store nested dicts and lists of tensors, numbers, strings and None as safetensors.
 
     Tensors become numbered entries, the rest JSON in the file's metadata, with a checksum of it all;
@@ -129,7 +132,7 @@ def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return value["value"]
 
 
-def load_tree(path: Path) -> dict[str, Any]:
+def load_tree(path: Path) -> Tree:
     """Read what `save_tree` wrote.
 
     Raises:
@@ -143,7 +146,7 @@ def load_tree(path: Path) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if digest(tensors, metadata["tree"]) != metadata["checksum"]:
             raise ValueError("its checksum does not match its contents")
-        tree: dict[str, Any] = _unpack(json.loads(metadata["tree"]), tensors)
+        tree: Tree = _unpack(json.loads(metadata["tree"]), tensors)
     except Exception as error:  # damaged files raise many kinds in safetensors and torch
         raise RunError(f"{path} is not a readable checkpoint ({error})") from error
     return tree

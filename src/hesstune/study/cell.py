@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from hesstune.analysis.certify import story_of
 from hesstune.analysis.subject import Subject, drawn_rows
@@ -17,11 +16,10 @@ from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.options.analysis import CertifyOptions
 from hesstune.runs.records import OBSERVED
 from hesstune.runs.run import Run
-from hesstune.storage.atomic import write_json
 from hesstune.storage.stored import read_record, write_record
 from hesstune.study.options import Settings
 from hesstune.study.plan import Cell
-from hesstune.study.records import HeadCertificate, Observed
+from hesstune.study.records import CellRecord, HeadCertificate, Observed, Options
 from hesstune.training.evaluate import cross_entropy_under
 from hesstune.training.finetune import finetune
 from hesstune.training.fit import Trained
@@ -46,7 +44,7 @@ FROM_RESULT = (
 )
 
 
-def run_cell(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
+def run_cell(cell: Cell, folder: Path, settings: Settings) -> CellRecord:
     """Run a cell, or go on with it, and write its cell.json; an error of the input is its result.
 
     Args:
@@ -54,12 +52,6 @@ def run_cell(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
         folder: The cell's folder.
         settings: What to do beside training.
     """
-    record: dict[str, Any] = {
-        "task": cell.task,
-        "method": cell.method,
-        "seed": cell.seed,
-        "fingerprint": cell.fingerprint,
-    }
     folder.mkdir(parents=True, exist_ok=True)
     try:
         config, searched = cell.config, None
@@ -68,12 +60,15 @@ def run_cell(cell: Cell, folder: Path, settings: Settings) -> dict[str, Any]:
 
             config, searched = search_cell(cell.config, settings.search, folder / "search")
         run = _finished_run(config, folder / "run", settings)
-        record |= {"status": "done", "error": None, "metrics": _metrics(run)}
+        found: Options = {"status": "done", "error": None, "metrics": _metrics(run)}
         if searched is not None:
-            record["search"] = searched
+            found["search"] = searched
     except HesstuneError as error:
-        record |= {"status": "failed", "error": " ".join(str(error).split()), "metrics": {}}
-    write_json(folder / CELL, record)
+        found = {"status": "failed", "error": " ".join(str(error).split()), "metrics": {}}
+    record = CellRecord(
+        task=cell.task, method=cell.method, seed=cell.seed, fingerprint=cell.fingerprint, **found
+    )
+    write_record(folder / CELL, record)
     return record
 
 
@@ -85,14 +80,14 @@ def _finished_run(config: FinetuneConfig, out: Path, settings: Settings) -> Run:
     return finetune(options, resume=True, observe=observe, keep_weights=settings.keep_runs)
 
 
-def _metrics(run: Run) -> dict[str, Any]:
+def _metrics(run: Run) -> Options:
     epochs, observed = run.records.epochs, read_record(run.path / OBSERVED, Observed)
     if observed is None:
         raise RunError(f"{run.path / OBSERVED} is missing; {Observed.mend}")
     last = epochs[-1] if epochs else None
     if run.config.select == "best" and epochs:
         last = min(epochs, key=lambda e: float("inf") if e.val_loss is None else e.val_loss)
-    found: dict[str, Any] = {name: getattr(run.outcome, name) for name in FROM_RESULT}
+    found: Options = {name: getattr(run.outcome, name) for name in FROM_RESULT}
     found |= {"val_loss": last and last.val_loss, "val_accuracy": last and last.val_accuracy}
     found |= observed.to_dict()
     found["seconds"] = round(sum(e.seconds for e in epochs), 3)
@@ -122,7 +117,7 @@ def _of_head(trained: Trained) -> Reference:
 
 def _observed(trained: Trained, config: FinetuneConfig, settings: Settings, out: Path) -> Observed:
     """Measure a trained network; what was not asked for is None."""
-    found: dict[str, Any] = {
+    found: Options = {
         "val_gap": _validation_gap(trained),
         "measure": None,
         "measure_mean": None,

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hesstune.study.records import CellRecord, Configs, Options
+
 __all__ = ["cells_of", "expanded", "factored", "table_rows"]
 
 # What every cell has, as text; `search` where one was asked for; then a column a metric, as JSON.
@@ -13,12 +15,10 @@ TEXTS = ("task", "method", "seed", "fingerprint", "status", "error")
 SEARCH = "search"
 PLACE = "{task}"
 
-# {task: {method: options that differ between cells}}
-Configs = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
-
-def table_rows(cells: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def table_rows(records: Sequence[CellRecord]) -> tuple[list[str], list[list[str]]]:
     """Return the header and a row a cell; an empty place is a metric that the cell does not have."""
+    cells = [record.to_dict() for record in records]
     metrics = list(dict.fromkeys(name for cell in cells for name in cell["metrics"]))
     searched = [SEARCH] if any(SEARCH in cell for cell in cells) else []
     rows = []
@@ -30,27 +30,27 @@ def table_rows(cells: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list
     return [*TEXTS, *searched, *metrics], rows
 
 
-def cells_of(rows: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:
+def cells_of(rows: Iterable[Mapping[str, str]]) -> list[CellRecord]:
     """Return the cells of a table's rows, number for number as they were."""
     cells = []
     for row in rows:
-        cell: dict[str, Any] = {name: row[name] for name in TEXTS}
+        cell: Options = {name: row[name] for name in TEXTS}
         cell |= {"seed": int(row["seed"]), "error": row["error"] or None}
         metrics = {name: text for name, text in row.items() if name not in (*TEXTS, SEARCH) and text}
         cell["metrics"] = {name: json.loads(text) for name, text in metrics.items()}
         if row.get(SEARCH):
             cell[SEARCH] = json.loads(row[SEARCH])
-        cells.append(cell)
+        cells.append(CellRecord.model_validate(cell))
     return cells
 
 
-def factored(configs: Configs) -> dict[str, Any]:
+def factored(configs: Configs) -> dict[str, Configs | dict[str, Options]]:
     """Return options by task, by method (where `{task}` stands for the task's name), and the rest by cell."""
-    tasks: dict[str, dict[str, Any]] = {task: {} for task in configs}
-    methods: dict[str, dict[str, Any]] = {method: {} for own in configs.values() for method in own}
+    tasks: dict[str, Options] = {task: {} for task in configs}
+    methods: dict[str, Options] = {method: {} for own in configs.values() for method in own}
     if any(set(own) != set(methods) for own in configs.values()):
         return {"tasks": {}, "methods": {}, "cells": configs}  # nothing is common to a part of a table
-    rest: dict[str, dict[str, dict[str, Any]]] = {}
+    rest: Configs = {}
     names = dict.fromkeys(n for own in configs.values() for options in own.values() for n in options)
     for name in names:
         values = {(t, m): o[name] for t, own in configs.items() for m, o in own.items() if name in o}
@@ -69,9 +69,9 @@ def factored(configs: Configs) -> dict[str, Any]:
     return {"tasks": tasks, "methods": methods, "cells": rest}
 
 
-def expanded(common: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+def expanded(common: Mapping[str, Any]) -> Configs:
     """Return {task: {method: options}} of what `factored` returned."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    found: Configs = {}
     for task, of_task in common["tasks"].items():
         for method, of_method in common["methods"].items():
             own = {name: _special(value, task) for name, value in of_method.items()}

@@ -18,11 +18,13 @@ from hesstune.options import make_options, takes_options
 from hesstune.runs.config import read_yaml
 from hesstune.runs.folder import locked
 from hesstune.runtime.progress import Progress
-from hesstune.storage.atomic import write_json, write_text
+from hesstune.storage.atomic import write_text
+from hesstune.storage.stored import write_record
 from hesstune.study.cell import CELL
 from hesstune.study.cluster import work_on_cluster
 from hesstune.study.options import CompareOptions, Settings
 from hesstune.study.plan import Cell, StudyPlan, make_study_plan
+from hesstune.study.records import CellRecord, StudyResults
 from hesstune.study.results import RESULTS, check_unchanged, read_results, results_of
 from hesstune.study.tables import cells_csv, markdown
 from hesstune.study.work import PLAN, STORE, finished, work
@@ -42,7 +44,7 @@ class Comparison:
         results: What results.json holds (see `hesstune.study.results`).
     """
 
-    def __init__(self, path: Path, results: dict[str, Any]) -> None:
+    def __init__(self, path: Path, results: StudyResults) -> None:
         self.path = path
         self.results = results
 
@@ -58,15 +60,15 @@ class Comparison:
     @property
     def finished(self) -> bool:
         """Whether every cell was run; some may have failed."""
-        return all(cell["status"] != "pending" for cell in self.results["cells"])
+        return all(cell.status != "pending" for cell in self.results.cells)
 
     def markdown(self) -> str:
         """Return its tables as Markdown."""
         return markdown(self.results)
 
     def __repr__(self) -> str:
-        cells = self.results["cells"]
-        done = sum(c["status"] == "done" for c in cells)
+        cells = self.results.cells
+        done = sum(c.status == "done" for c in cells)
         return f"Comparison({str(self.path)!r}, {done} of {len(cells)} cells done)"
 
 
@@ -101,7 +103,7 @@ def compare(
         >>> import hesstune as ht
         >>> few = {"data": "digits", "train": "head", "limit": 64, "epochs": 1, "inject_noise": "pair:0.4"}
         >>> found = ht.compare(few, methods=["vanilla", "robust"], seeds=2)
-        >>> found.finished, len(found.results["cells"])
+        >>> found.finished, len(found.results.cells)
         (True, 4)
     """
     values = read_yaml(config) if isinstance(config, str | Path) else dict(config or {})
@@ -176,13 +178,13 @@ def _run(
     plan.write(folder / PLAN)
     earlier = _earlier(folder, plan)
     for cell in plan.cells:  # an error may have been mended since
-        if (record := finished(folder, cell)) and record["status"] == "failed":
+        if (record := finished(folder, cell)) and record.status == "failed":
             (folder / cell.folder / CELL).unlink()
 
-    def gather() -> dict[str, Any]:
+    def gather() -> StudyResults:
         records = [r for c in plan.cells if (r := finished(folder, c))]
         results = results_of(plan, [*records, *earlier], baseline, command)
-        write_json(folder / RESULTS, results)
+        write_record(folder / RESULTS, results)
         return results
 
     try:
@@ -195,23 +197,23 @@ def _run(
     return Comparison(folder, results)
 
 
-def _earlier(folder: Path, plan: StudyPlan) -> list[dict[str, Any]]:
+def _earlier(folder: Path, plan: StudyPlan) -> list[CellRecord]:
     """Return the finished cells of an earlier call that this one does not name: they are kept."""
     if not (folder / RESULTS).is_file():
         return []
     planned = {c.key for c in plan.cells}
-    cells: list[dict[str, Any]] = read_results(folder)["cells"]
-    return [c for c in cells if (c["task"], c["method"], c["seed"]) not in planned and c["status"] == "done"]
+    cells = read_results(folder).cells
+    return [c for c in cells if c.key not in planned and c.status == "done"]
 
 
-def _unpack(folder: Path, before: Mapping[str, Any], plan: StudyPlan) -> None:
+def _unpack(folder: Path, before: StudyResults, plan: StudyPlan) -> None:
     """Restore finished cells from results.json alone: the folder may have come without them."""
-    known = {(r["task"], r["method"], r["seed"]): r for r in before["cells"] if r["status"] == "done"}
+    known = {r.key: r for r in before.cells if r.status == "done"}
     for cell in plan.cells:
         record = known.get(cell.key)
         if record is not None and finished(folder, cell) is None:
             (folder / cell.folder).mkdir(parents=True, exist_ok=True)
-            write_json(folder / cell.folder / CELL, record)
+            write_record(folder / cell.folder / CELL, record)
 
 
 def _locally(folder: Path, plan: StudyPlan, jobs: int, progress: Progress | None) -> None:

@@ -19,6 +19,7 @@ from hesstune.methods import method_names
 from hesstune.options import make_options
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.study.options import Settings
+from hesstune.study.records import Options
 
 __all__ = ["EARLIER", "ELSEWHERE", "LATER", "Cell", "StudyPlan", "check_name", "make_study_plan"]
 
@@ -59,7 +60,7 @@ class Cell:
         """The cell's folder, below the comparison's."""
         return Path("cells") / self.task / self.method / f"seed-{self.seed}"
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Options:
         """Return the resolved options that other seeds share."""
         values = self.config.to_dict()
         return {name: value for name, value in values.items() if name not in ("out", "cache_mib", "seed")}
@@ -169,11 +170,11 @@ def _tasks(
     return {name or "task": {}}
 
 
-def _variants(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _variants(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> dict[str, Options]:
     given = {name: {} for name in methods} if not isinstance(methods, Mapping) else methods
     if len(given) < len(methods):
         raise ConfigError("a method is named twice; give each once")
-    variants: dict[str, dict[str, Any]] = {}
+    variants: dict[str, Options] = {}
     for name, own in given.items():
         if name == "all":
             for each in method_names():
@@ -194,7 +195,7 @@ def _mapping(kind: str, name: object, own: object) -> Mapping[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in own.items()}
 
 
-def _filled(values: dict[str, Any], task: str, seed: int) -> dict[str, Any]:
+def _filled(values: Options, task: str, seed: int) -> Options:
     """Replace `{task}` and `{seed}` in texts."""
     return {
         name: value.replace("{seed}", str(seed)).replace("{task}", task) if isinstance(value, str) else value

@@ -51,8 +51,10 @@ from hesstune.storage.atomic import write_text
 from hesstune.storage.csv_table import read_rows
 from hesstune.storage.reading import read_json, reading
 from hesstune.storage.row_json import row_json
+from hesstune.storage.stored import checked_record
 from hesstune.study.compact import cells_of, expanded, factored, table_rows
 from hesstune.study.plan import EARLIER, ELSEWHERE, Cell, StudyPlan
+from hesstune.study.records import CellRecord, Configs, Options, StudyResults
 from hesstune.study.summary import differences, means, ranks
 
 __all__ = [
@@ -73,7 +75,7 @@ TOLD = ("header", "command", "versions", "baseline", "left_out", "settings", "sh
 BUDGET = ("epochs", "batch_size", "optimizer", "lr", "schedule", "lr_warmup")
 
 
-def read_results(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> StudyResults:
     """Read results.json.
 
     Raises:
@@ -86,14 +88,14 @@ def read_results(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} holds no readable comparison ({error})") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or "cells" not in record:
         raise RunError(f"{path} holds no comparison of this version (format {FORMAT})")
-    return record
+    return checked_record(path, StudyResults, lambda: record)
 
 
 def results_of(
-    plan: StudyPlan, records: Sequence[Mapping[str, Any]], baseline: str, command: str | None
-) -> dict[str, Any]:
+    plan: StudyPlan, records: Sequence[CellRecord], baseline: str, command: str | None
+) -> StudyResults:
     """Assemble results.json from the plan and the records of all cells, present ones and earlier ones."""
-    known = {(r["task"], r["method"], r["seed"]): dict(r) for r in records}
+    known = {record.key: record for record in records}
     cells = [known.pop(c.key) if c.key in known else _pending(c) for c in plan.cells]
     cells += list(known.values())
     shared, configs = _shared(plan.cells)
@@ -114,44 +116,37 @@ def results_of(
     return _assembled(told, cells)
 
 
-def _assembled(told: Mapping[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any]:
+def _assembled(told: Mapping[str, Any], cells: list[CellRecord]) -> StudyResults:
     """Put together what is told and what is derived from the cells."""
-    return {
-        "format": FORMAT,
-        "header": told["header"],
-        "command": told["command"],
-        "versions": told["versions"],
-        "tasks": list(dict.fromkeys(c["task"] for c in cells)),
-        "methods": list(dict.fromkeys(c["method"] for c in cells)),
-        "seeds": sorted({c["seed"] for c in cells}),
-        "baseline": told["baseline"],
-        "left_out": told["left_out"],
-        "settings": told["settings"],
-        "shared": told["shared"],
-        "configs": told["configs"],
-        "means": means(cells),
-        "differences": differences(cells, told["baseline"]),
-        "ranks": ranks(cells),
-        "cells": cells,
-    }
+    return StudyResults(
+        format=FORMAT,
+        **{name: told[name] for name in TOLD},
+        tasks=list(dict.fromkeys(c.task for c in cells)),
+        methods=list(dict.fromkeys(c.method for c in cells)),
+        seeds=sorted({c.seed for c in cells}),
+        means=means(cells),
+        differences=differences(cells, told["baseline"]),
+        ranks=ranks(cells),
+        cells=cells,
+    )
 
 
-def write_compact(path: Path, results: Mapping[str, Any]) -> None:
+def write_compact(path: Path, results: StudyResults) -> None:
     """Write what results.json holds as PATH, a CSV file, and the JSON file beside it.
 
     Raises:
         RunError: If they cannot be written.
     """
     told = {"format": FORMAT} | {name: results[name] for name in TOLD}
-    told["configs"] = factored(results["configs"])
-    header, rows = table_rows(results["cells"])
+    told["configs"] = factored(results.configs)
+    header, rows = table_rows(results.cells)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     write_text(path, text.getvalue())
     write_text(path.with_suffix(".json"), row_json(told))
 
 
-def read_compact(path: Path) -> dict[str, Any]:
+def read_compact(path: Path) -> StudyResults:
     """Return what results.json would hold; means, differences and ranks are derived from the cells.
 
     Args:
@@ -169,23 +164,23 @@ def read_compact(path: Path) -> dict[str, Any]:
         return _assembled({**told, "configs": expanded(told["configs"])}, cells_of(rows))
 
 
-def _pending(cell: Cell) -> dict[str, Any]:
-    return {
-        "task": cell.task,
-        "method": cell.method,
-        "seed": cell.seed,
-        "fingerprint": cell.fingerprint,
-        "status": "pending",
-        "error": None,
-        "metrics": {},
-    }
+def _pending(cell: Cell) -> CellRecord:
+    return CellRecord(
+        task=cell.task,
+        method=cell.method,
+        seed=cell.seed,
+        fingerprint=cell.fingerprint,
+        status="pending",
+        error=None,
+        metrics={},
+    )
 
 
-def _shared(cells: Sequence[Cell]) -> tuple[dict[str, Any], dict[str, dict[str, dict[str, Any]]]]:
+def _shared(cells: Sequence[Cell]) -> tuple[Options, Configs]:
     options = [(c, c.options()) for c in cells]
     first = options[0][1]
     alike = {name for name in first if all(o[name] == first[name] for _, o in options)}
-    configs: dict[str, dict[str, dict[str, Any]]] = {}
+    configs: Configs = {}
     for cell, own in options:
         differing = {name: value for name, value in own.items() if name not in alike}
         configs.setdefault(cell.task, {}).setdefault(cell.method, differing)
@@ -257,17 +252,17 @@ def _set_by_methods(plan: StudyPlan) -> list[str]:
     return list(said.values())
 
 
-def check_unchanged(plan: StudyPlan, before: Mapping[str, Any], out: Path) -> None:
+def check_unchanged(plan: StudyPlan, before: StudyResults, out: Path) -> None:
     """Raise ConfigError, naming the first difference, if a finished cell would be computed otherwise now."""
     planned = {c.key: c for c in plan.cells}
     unseen = ("keep_runs", *ELSEWHERE)
-    for record in before["cells"]:
-        cell = planned.get((record["task"], record["method"], record["seed"]))
-        if cell is None or record["status"] == "pending" or record["fingerprint"] == cell.fingerprint:
+    for record in before.cells:
+        cell = planned.get(record.key)
+        if cell is None or record.status == "pending" or record.fingerprint == cell.fingerprint:
             continue
-        old = {**before["shared"], **before["configs"].get(cell.task, {}).get(cell.method, {})}
+        old = {**before.shared, **before.configs.get(cell.task, {}).get(cell.method, {})}
         old |= {now: old[was] for now, was in EARLIER.items() if was in old}
-        was, now = {**old, **before["settings"]}, {**cell.options(), **plan.settings.model_dump()}
+        was, now = {**old, **before.settings}, {**cell.options(), **plan.settings.model_dump()}
         changed = [n for n in now if n in was and n not in unseen and was[n] != now[n]]
         what = (
             f"--{changed[0].replace('_', '-')} {was[changed[0]]}, not {now[changed[0]]}"

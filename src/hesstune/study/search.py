@@ -10,6 +10,7 @@ from hesstune._former import former_names
 from hesstune.errors import HesstuneError, MissingExtraError
 from hesstune.methods import method_class
 from hesstune.runs.config import FinetuneConfig, make_config
+from hesstune.study.records import Options, Search, Trial
 from hesstune.training.finetune import finetune
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def run_validation_loss(run: Run) -> float:
     return float(min(losses) if run.config.select == "best" else losses[-1])
 
 
-def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[FinetuneConfig, dict[str, Any]]:
+def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[FinetuneConfig, Search]:
     """Try a method with several options and return the best by validation loss, and the record.
 
     The first trial has the options as given. The validation labels are as noisy as the training labels
@@ -53,7 +54,7 @@ def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[Fine
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=config.seed))
     study.enqueue_trial(_as_given(config))
-    record: list[dict[str, Any]] = []
+    record: list[Trial] = []
     configs: list[FinetuneConfig] = []
     failed: HesstuneError | None = None
     for number in range(trials):
@@ -67,13 +68,13 @@ def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[Fine
             failed, error = failed or problem, " ".join(str(problem).split())
         study.tell(trial, loss if loss < float("inf") else 1e12)
         configs.append(chosen)
-        record.append({"options": dict(trial.params), "val_loss": _finite(loss), "error": error})
+        record.append(Trial(options=dict(trial.params), val_loss=_finite(loss), error=error))
     shutil.rmtree(folder, ignore_errors=True)
-    if failed is not None and all(row["error"] for row in record):
+    if failed is not None and all(row.error for row in record):
         raise failed
-    losses = [float("inf") if row["val_loss"] is None else row["val_loss"] for row in record]
+    losses = [float("inf") if row.val_loss is None else row.val_loss for row in record]
     best = losses.index(min(losses))
-    return configs[best], {"trials": record, "chosen": best}
+    return configs[best], Search(trials=record, chosen=best)
 
 
 def _as_given(config: FinetuneConfig) -> dict[str, float]:
@@ -89,7 +90,7 @@ def _suggested(config: FinetuneConfig, trial: Any) -> FinetuneConfig:
         if option.search is not None:
             own[name] = trial.suggest_float(name, *option.search, log=option.log)
     assert config.lr is not None
-    changes: dict[str, Any] = {"method_options": own or None}
+    changes: Options = {"method_options": own or None}
     changes["lr"] = config.lr * trial.suggest_float("lr_factor", *LR_FACTORS, log=True)
     if _scales(config):
         factor = trial.suggest_float("radius_factor", *RADIUS_FACTORS, log=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from hesstune.study.records import CellRecord, Difference, Interval, Mean, Rank
 
 __all__ = ["METRICS", "differences", "means", "paired_difference", "ranks", "table_of"]
 
@@ -23,24 +24,21 @@ METRICS = {
 }
 LEVEL = 0.95
 
-Cells = Iterable[dict[str, Any]]
 # {method: {task: {seed: value}}}
 Table = dict[str, dict[str, dict[int, float]]]
 
 
-def table_of(cells: Cells, metric: str) -> Table:
+def table_of(cells: Iterable[CellRecord], metric: str) -> Table:
     """Return the values of a metric by method, task and seed; failed cells and absent values are left out."""
     table: Table = {}
     for cell in cells:
-        value = cell["metrics"].get(metric)
-        if isinstance(value, dict):
-            value = value.get("risk")
-        if cell["status"] == "done" and value is not None and math.isfinite(value):
-            table.setdefault(cell["method"], {}).setdefault(cell["task"], {})[cell["seed"]] = float(value)
+        value = cell.number(metric)
+        if cell.status == "done" and value is not None and math.isfinite(value):
+            table.setdefault(cell.method, {}).setdefault(cell.task, {})[cell.seed] = float(value)
     return table
 
 
-def means(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def means(cells: Sequence[CellRecord]) -> list[Mean]:
     """Return mean, standard error and interval over seeds, by metric, method and task; `task` None: all.
 
     Over tasks the mean is the plain mean of the tasks' means, its standard error √(Σ_t s_t²/n_t)/T: that
@@ -61,10 +59,8 @@ def means(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _mean_row(
-    metric: str, method: str, task: str | None, strata: list[NDArray[np.float64]]
-) -> dict[str, Any]:
-    return {"metric": metric, "method": method, "task": task, **paired_difference(strata)}
+def _mean_row(metric: str, method: str, task: str | None, strata: list[NDArray[np.float64]]) -> Mean:
+    return Mean(metric=metric, method=method, task=task, **paired_difference(strata))
 
 
 def _stratified(strata: Sequence[NDArray[np.float64]]) -> tuple[float, float | None, float]:
@@ -80,7 +76,7 @@ def _stratified(strata: Sequence[NDArray[np.float64]]) -> tuple[float, float | N
     return mean, math.sqrt(total) / len(strata), freedom
 
 
-def paired_difference(strata: Sequence[ArrayLike], level: float = LEVEL) -> dict[str, Any]:
+def paired_difference(strata: Sequence[ArrayLike], level: float = LEVEL) -> Interval:
     """Return the mean of paired differences over tasks, with a t interval for fresh seeds.
 
     d̄ = mean_t mean_s d_{ts}; its variance is Σ_t s_t²/n_t / T², with Welch–Satterthwaite degrees of
@@ -95,25 +91,25 @@ def paired_difference(strata: Sequence[ArrayLike], level: float = LEVEL) -> dict
 
     Example:
         >>> found = paired_difference([[1.0, 2.0, 3.0]])
-        >>> found["mean"], round(found["low"], 3), round(found["high"], 3)  # 2 ± 4.303 · 1/√3
+        >>> found.mean, round(found.low, 3), round(found.high, 3)  # 2 ± 4.303 · 1/√3
         (2.0, -0.484, 4.484)
     """
     from scipy.stats import t
 
     arrays = [np.asarray(s, dtype=np.float64) for s in strata]
     mean, stderr, freedom = _stratified(arrays)
-    found = {"n": sum(len(a) for a in arrays), "mean": mean, "stderr": stderr, "low": None, "high": None}
+    n, low, high = sum(len(a) for a in arrays), None, None
     if stderr is not None:
         reach = float(t.ppf(0.5 + level / 2, freedom)) * stderr
-        found |= {"low": mean - reach, "high": mean + reach}
-    return found
+        low, high = mean - reach, mean + reach
+    return Interval(n=n, mean=mean, stderr=stderr, low=low, high=high)
 
 
 def differences(
-    cells: Sequence[dict[str, Any]], baseline: str, metrics: Iterable[str] = METRICS
-) -> list[dict[str, Any]]:
+    cells: Sequence[CellRecord], baseline: str, metrics: Iterable[str] = METRICS
+) -> list[Difference]:
     """Return method minus baseline, paired by task and seed; `task` None: over all tasks of both."""
-    rows = []
+    rows: list[Difference] = []
     for metric in metrics:
         table = table_of(cells, metric)
         base = table.get(baseline, {})
@@ -125,14 +121,17 @@ def differences(
                 for task in sorted(set(by_task) & set(base))
             }
             pairs = {task: d for task, d in pairs.items() if d}
-            shown = {"metric": metric, "method": method, "baseline": baseline}
-            rows += [{**shown, "task": task, **paired_difference([d])} for task, d in pairs.items()]
+            strata: list[tuple[str | None, list[list[float]]]] = [(task, [d]) for task, d in pairs.items()]
             if len(pairs) > 1:
-                rows.append({**shown, "task": None, **paired_difference(list(pairs.values()))})
+                strata.append((None, list(pairs.values())))
+            rows += [
+                Difference(metric=metric, method=method, baseline=baseline, task=task, **paired_difference(d))
+                for task, d in strata
+            ]
     return rows
 
 
-def ranks(cells: Sequence[dict[str, Any]], metric: str = "test_accuracy") -> list[dict[str, Any]]:
+def ranks(cells: Sequence[CellRecord], metric: str = "test_accuracy") -> list[Rank]:
     """Return each method's mean rank (1 is best, ties share) over the tasks and seeds that all have.
 
     Methods that lack a (task, seed) which most have are ranked where they are present; `n` says where.
@@ -151,12 +150,12 @@ def ranks(cells: Sequence[dict[str, Any]], metric: str = "test_accuracy") -> lis
         for method, rank in zip(values, rankdata(list(values.values())), strict=True):
             found.setdefault(method, []).append(float(rank))
     rows = [
-        {
-            "method": method,
-            "mean_rank": float(np.mean(r)),
-            "stderr": float(np.std(r, ddof=1) / math.sqrt(len(r))) if len(r) > 1 else None,
-            "n": len(r),
-        }
+        Rank(
+            method=method,
+            mean_rank=float(np.mean(r)),
+            stderr=float(np.std(r, ddof=1) / math.sqrt(len(r))) if len(r) > 1 else None,
+            n=len(r),
+        )
         for method, r in found.items()
     ]
-    return sorted(rows, key=lambda row: row["mean_rank"])
+    return sorted(rows, key=lambda row: row.mean_rank)

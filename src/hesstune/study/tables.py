@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from hesstune.study.records import Difference, Mean, StudyResults
 from hesstune.study.summary import METRICS
 
 __all__ = ["cells_csv", "markdown", "method_rows"]
@@ -37,7 +37,7 @@ NOTE = (
 
 
 def method_rows(
-    results: Mapping[str, Any], task: str | None, brief: bool = False
+    results: StudyResults, task: str | None, brief: bool = False
 ) -> tuple[list[str], list[list[str]]]:
     """Return a table's header and rows: a row a method, best test accuracy first.
 
@@ -46,17 +46,16 @@ def method_rows(
         task: A task's name; None for the mean over the tasks.
         brief: Fewer columns, and standard errors for the accuracy only: for a terminal.
     """
-    found = {(m["metric"], m["method"]): m for m in results["means"] if m["task"] == task}
+    found = {(m.metric, m.method): m for m in results.means if m.task == task}
     shown = [metric for metric in METRICS if any(key[0] == metric for key in found)]
     titles = BRIEF if brief else TITLES
     shown = [metric for metric in shown if metric in titles]
-    paired = {
-        d["method"]: d for d in results["differences"] if d["task"] == task and d["metric"] == "test_accuracy"
-    }
-    rank = {r["method"]: r for r in results["ranks"]}
-    methods = [m for m in results["methods"] if any((metric, m) in found for metric in shown)]
-    methods.sort(key=lambda m: -found.get(("test_accuracy", m), {"mean": -1.0})["mean"])
-    against = f"minus {results['baseline']}" + ("\npoints" if brief else ", points")
+    paired = {d.method: d for d in results.differences if d.task == task and d.metric == "test_accuracy"}
+    rank = {r.method: r for r in results.ranks}
+    methods = [m for m in results.methods if any((metric, m) in found for metric in shown)]
+    best = {m: found["test_accuracy", m].mean for m in methods if ("test_accuracy", m) in found}
+    methods.sort(key=lambda m: -best.get(m, -1.0))
+    against = f"minus {results.baseline}" + ("\npoints" if brief else ", points")
     header = [
         "method",
         *(titles[m] for m in shown),
@@ -71,23 +70,21 @@ def method_rows(
             row.append(_cell(value, share, bare=brief and not share))
         row.append(_interval(paired.get(method)))
         if _ranked(results, task):
-            row.append(f"{rank[method]['mean_rank']:.1f}" if method in rank else "-")
+            row.append(f"{rank[method].mean_rank:.1f}" if method in rank else "-")
         rows.append(row)
     return header, rows
 
 
-def _ranked(results: Mapping[str, Any], task: str | None) -> bool:
-    return task is None or len(results["tasks"]) == 1
+def _ranked(results: StudyResults, task: str | None) -> bool:
+    return task is None or len(results.tasks) == 1
 
 
-def _cell(row: Mapping[str, Any] | None, share: bool, bare: bool = False) -> str:
+def _cell(row: Mean | None, share: bool, bare: bool = False) -> str:
     if row is None:
         return "-"
     factor = 100 if share else 1
-    spread = (
-        "" if bare or row["stderr"] is None else f" ± {_figure(factor * row['stderr'], 1 if share else 2)}"
-    )
-    return f"{_figure(factor * row['mean'], 1 if share else 3)}{spread}"
+    spread = "" if bare or row.stderr is None else f" ± {_figure(factor * row.stderr, 1 if share else 2)}"
+    return f"{_figure(factor * row.mean, 1 if share else 3)}{spread}"
 
 
 def _figure(value: float, digits: int) -> str:
@@ -95,30 +92,30 @@ def _figure(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if digits == 1 else f"{value:.{digits}g}"
 
 
-def _interval(row: Mapping[str, Any] | None) -> str:
+def _interval(row: Difference | None) -> str:
     if row is None:
         return "-"
-    text = f"{100 * row['mean']:+.1f}"
-    return text if row["low"] is None else f"{text} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+    text = f"{100 * row.mean:+.1f}"
+    if row.low is None or row.high is None:
+        return text
+    return f"{text} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
 
 
-def markdown(results: Mapping[str, Any]) -> str:
+def markdown(results: StudyResults) -> str:
     """Return the comparison as Markdown: the header, a table over the tasks, a table a task."""
-    lines = ["# Comparison", "", *(f"- {line}" for line in results["header"]), ""]
-    tasks: Sequence[str | None] = results["tasks"]
+    lines = ["# Comparison", "", *(f"- {line}" for line in results.header), ""]
+    tasks: Sequence[str | None] = results.tasks
     for task in [None, *tasks] if len(tasks) > 1 else tasks:
         lines += [f"## {task if task is not None else f'Mean over {len(tasks)} tasks'}", ""]
         header, rows = method_rows(results, task)
         lines += [_line(header), _line(["---", *["---:"] * (len(header) - 1)]), *map(_line, rows), ""]
     lines += [NOTE, ""]
-    open_cells = [c for c in results["cells"] if c["status"] != "done"]
+    open_cells = [c for c in results.cells if c.status != "done"]
     if open_cells:
         lines += ["Not finished:", ""]
-        lines += [
-            f"- {c['task']}, {c['method']}, seed {c['seed']}: {c['error'] or c['status']}" for c in open_cells
-        ] + [""]
-    if results["left_out"]:
-        lines += ["Left out:", "", *(f"- {m}: {why}" for m, why in results["left_out"].items()), ""]
+        lines += [f"- {c.task}, {c.method}, seed {c.seed}: {c.error or c.status}" for c in open_cells] + [""]
+    if results.left_out:
+        lines += ["Left out:", "", *(f"- {m}: {why}" for m, why in results.left_out.items()), ""]
     return "\n".join(lines)
 
 
@@ -126,14 +123,13 @@ def _line(values: Sequence[str]) -> str:
     return "| " + " | ".join(v.replace("|", "\\|") for v in values) + " |"
 
 
-def cells_csv(results: Mapping[str, Any]) -> str:
+def cells_csv(results: StudyResults) -> str:
     """Return one row a cell, one column a metric."""
-    names = list(dict.fromkeys(name for c in results["cells"] for name in c["metrics"]))
+    names = list(dict.fromkeys(name for c in results.cells for name in c.metrics))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["task", "method", "seed", "status", *names])
-    for cell in results["cells"]:
-        values = [cell["metrics"].get(name) for name in names]
-        flat = [v.get("risk") if isinstance(v, dict) else v for v in values]
-        writer.writerow([cell["task"], cell["method"], cell["seed"], cell["status"], *flat])
+    for cell in results.cells:
+        flat = [cell.number(name) for name in names]
+        writer.writerow([cell.task, cell.method, cell.seed, cell.status, *flat])
     return text.getvalue()

@@ -14,20 +14,21 @@ from hesstune.data.load import reusing_decoded
 from hesstune.inputs.feature_store import FeatureStore, sharing
 from hesstune.study.cell import CELL, run_cell
 from hesstune.study.plan import Cell, StudyPlan
+from hesstune.study.records import CellRecord
 
 __all__ = ["PLAN", "STORE", "finished", "one", "work"]
 
 PLAN, STORE = "plan.json", "features"
 
 
-def finished(out: Path, cell: Cell) -> dict[str, object] | None:
+def finished(out: Path, cell: Cell) -> CellRecord | None:
     """Return the record of a cell that has been run as it is planned now, else None."""
     path = out / cell.folder / CELL
     try:
-        record: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+        record = CellRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
-    return record if record.get("fingerprint") == cell.fingerprint else None
+    return record if record.fingerprint == cell.fingerprint else None
 
 
 def work(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -68,25 +66,26 @@ def final_metrics(
     test: Examples,
     test_logits: torch.Tensor,
     injected: NoiseMatrix | None,
-) -> dict[str, Any]:
-    """Return the final numbers of a run.
+) -> dict[str, float | tuple[float, float] | None]:
+    """Return the final numbers of a run, by their names in a `Result`.
 
     `gap` is the generalization gap in cross-entropy on one distribution: the test examples with
     labels as noisy as the training labels (in expectation), minus the training examples.
     """
     assert train.labels is not None
-    record: dict[str, Any] = {
+    train_loss = cross_entropy_under(train_logits, train.labels, None)
+    record: dict[str, float | tuple[float, float] | None] = {
         "train_accuracy": accuracy(train_logits, train.labels),
         "train_accuracy_true_labels": accuracy(train_logits, train.true),
-        "train_loss": cross_entropy_under(train_logits, train.labels, None),
+        "train_loss": train_loss,
     }
     measured = accuracy(test_logits, test.labels)
     if measured is None or test.labels is None:
         return {**record, "test_accuracy": None, "test_loss": None, "gap": None}
     record["test_accuracy"] = measured
     record["test_accuracy_interval"] = wilson_interval(measured, len(test))
-    record["test_loss"] = cross_entropy_under(test_logits, test.labels, injected)
-    record["gap"] = record["test_loss"] - record["train_loss"]
+    record["test_loss"] = test_loss = cross_entropy_under(test_logits, test.labels, injected)
+    record["gap"] = test_loss - train_loss
     hits = test_logits.argmax(dim=1).numpy() == test.labels
     record["test_balanced_accuracy"] = float(
         np.mean([hits[test.labels == label].mean() for label in np.unique(test.labels)])

@@ -245,15 +245,17 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
         trainer.resume()
     trainer.fit()
     logits = {name: predict_logits(net, feeds[name]) for name in ("train", "test")}
-    result = final_metrics(task.train, logits["train"], task.test, logits["test"], prepared.injected)
-    result["distances"] = reference.distances(loaded.model)
-    result["distance"] = float(np.sqrt(sum(d * d for d in result["distances"].values())))
-    result["radii"] = trainer.method.radii()
-    if (posterior := trainer.method.posterior()) is not None:
-        result["posterior"] = posterior
-    result["epochs"] = len(trainer.metrics)
-    result["seconds"] = round(time.monotonic() - started, 2)
-    run.add(result=Result(**result))
+    distances, posterior = reference.distances(loaded.model), trainer.method.posterior()
+    result = {
+        **final_metrics(task.train, logits["train"], task.test, logits["test"], prepared.injected),
+        "distances": distances,
+        "distance": float(np.sqrt(sum(d * d for d in distances.values()))),
+        "radii": trainer.method.radii(),
+        **({} if posterior is None else {"posterior": posterior}),
+        "epochs": len(trainer.metrics),
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    run.add(result=Result.model_validate(result))
     return run, Trained(loaded, reference, net, feeds, task)
 
 

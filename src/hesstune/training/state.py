@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hesstune.runtime.sharding import is_sharded, like, local
+from hesstune.storage.tensors import Tree
 
 __all__ = ["load_optimizer", "optimizer_state", "restore", "state_of"]
 
@@ -29,9 +30,9 @@ def restore(net: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         local(own[name]).copy_(tensor)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def optimizer_state(optimizer: torch.optim.Optimizer) -> Tree:
     """Return the optimizer's state."""
-    found: dict[str, Any] = optimizer.state_dict()
+    found: Tree = optimizer.state_dict()
     return {**found, "state": {i: _mapped(kept, local) for i, kept in found["state"].items()}}
 
 
@@ -51,5 +52,5 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     optimizer.load_state_dict({**state, "state": kept})
 
 
-def _mapped(values: Mapping[str, Any], change: Any) -> dict[str, Any]:
+def _mapped(values: Mapping[str, Any], change: Any) -> Tree:
     return {k: change(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()}

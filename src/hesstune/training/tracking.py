@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hesstune.errors import MissingExtraError
-from hesstune.runs.records import MLFLOW, MLFLOW_RUN, TENSORBOARD
+from hesstune.runs.records import MLFLOW, MLFLOW_RUN, TENSORBOARD, Epoch
 from hesstune.runs.run import Run
 
 __all__ = ["check_tracker", "tracked"]
 
-Metrics = list[dict[str, Any]]
+Metrics = list[Epoch]
 
 
 class _Writer(Protocol):
@@ -49,8 +49,9 @@ def tracked(run: Run) -> Callable[[Metrics], None]:
             kind = _TensorBoard if run.config.track == "tensorboard" else _Mlflow
             writers.append(kind(run))
         for record in metrics[sent:]:
-            values = {k: float(v) for k, v in record.items() if k != "epoch" and isinstance(v, int | float)}
-            writers[0].write(values, int(record["epoch"]))
+            told = record.to_dict().items()
+            values = {k: float(v) for k, v in told if k != "epoch" and isinstance(v, int | float)}
+            writers[0].write(values, record.epoch)
         sent = len(metrics)
 
     return on_epoch

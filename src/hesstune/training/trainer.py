@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +22,12 @@ from hesstune.methods._losses import balanced_rates
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.checkpoint import Checkpoints
 from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.records import Epoch
 from hesstune.runtime.accelerator import make_accelerator, random_state, set_random_state
 from hesstune.runtime.distributed import SplitForward, all_reduce_sum, average_gradients_, rank, world
 from hesstune.runtime.progress import Progress
 from hesstune.runtime.signals import Stop, stoppable
+from hesstune.storage.tensors import Tree
 from hesstune.training.evaluate import accuracy, validation_loss
 from hesstune.training.optim import make_optimizer, make_schedule
 from hesstune.training.state import load_optimizer, optimizer_state, restore, state_of
@@ -85,7 +86,7 @@ class Trainer:
         noise_matrix: NoiseMatrix | None,
         device: torch.device,
         checkpoints: Checkpoints,
-        on_epoch: Callable[[list[dict[str, Any]]], None],
+        on_epoch: Callable[[list[Epoch]], None],
         progress: Progress | None = None,
     ) -> None:
         self.config, self.method, self.feeds, self.parts = config, method, feeds, parts
@@ -116,11 +117,11 @@ class Trainer:
         self.validation = (
             ConsistentLoss(noise_matrix) if noise_matrix is not None and not config.clean_val else None
         )
-        self.metrics: list[dict[str, Any]] = []
+        self.metrics: list[Epoch] = []
         self.best: dict[str, torch.Tensor] | None = None
         self.best_loss = float("inf")
         self._stop = Stop()
-        self._resumed: dict[str, Any] | None = None
+        self._resumed: Tree | None = None
         self._saved_at = time.monotonic()
 
     def _split_forward(self, net: nn.Module) -> SplitForward:
@@ -147,7 +148,7 @@ class Trainer:
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "best": self.best,
             "best_loss": self.best_loss if np.isfinite(self.best_loss) else None,
-            "metrics": self.metrics,
+            "metrics": [epoch.to_dict() for epoch in self.metrics],
             "method": self.method.state(),
             "partial": None if partial is None else asdict(partial),
             "random": None if partial is None else random_state(self.accelerator.device),
@@ -170,14 +171,14 @@ class Trainer:
         self.on_epoch(self.metrics)
         return True
 
-    def _take(self, tree: dict[str, Any]) -> None:
+    def _take(self, tree: Tree) -> None:
         try:
             self._restore(tree["net"])
             load_optimizer(self.optimizer, tree["optimizer"])
             self.schedule.load_state_dict({**tree["schedule"], "lr_lambdas": [None]})
             if self.accelerator.scaler is not None and tree["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(tree["scaler"])
-            self.best, self.metrics = tree["best"], tree["metrics"]
+            self.best, self.metrics = tree["best"], [Epoch.model_validate(epoch) for epoch in tree["metrics"]]
             self.best_loss = float("inf") if tree["best_loss"] is None else tree["best_loss"]
             self.method.load_state(tree["method"])
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
@@ -241,12 +242,13 @@ class Trainer:
         patience = self.config.patience
         if patience is None or not self.metrics:
             return False
-        losses = [m["val_loss"] for m in self.metrics]
+        losses = [np.inf if m.val_loss is None else m.val_loss for m in self.metrics]
         return len(losses) - 1 - int(np.argmin(losses)) >= patience
 
-    def _keep_best(self, record: dict[str, Any]) -> None:
-        if self.config.select == "best" and record["val_loss"] < self.best_loss:
-            self.best, self.best_loss = self._state(), record["val_loss"]
+    def _keep_best(self, record: Epoch) -> None:
+        loss = record.val_loss
+        if self.config.select == "best" and loss is not None and loss < self.best_loss:
+            self.best, self.best_loss = self._state(), loss
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """Return the examples of an epoch; it depends on seed and epoch alone."""
@@ -262,7 +264,7 @@ class Trainer:
                     if isinstance(module, nn.modules.batchnorm._BatchNorm):
                         module.eval()
 
-    def _epoch(self, epoch: int) -> dict[str, Any]:
+    def _epoch(self, epoch: int) -> Epoch:
         started = time.monotonic()
         feed = self.feeds["train"]
         if isinstance(feed, ImageInputs) and feed.augmentation is not None:
@@ -289,14 +291,18 @@ class Trainer:
                 self.progress(steps, self.config.epochs * len(batches), f"epoch {epoch + 1}")
             if done.batches < len(batches):
                 self._between_steps(done)
-        record = {
-            "epoch": epoch + 1,
-            "train_loss": done.loss / len(order),
-            "train_accuracy": done.hits / len(order),
-            "lr": done.rate,
-        }
-        record |= self._validate() | self._distance(epoch)
-        return record | {"seconds": round(done.seconds + time.monotonic() - started, 3)}
+        val_loss, val_right, val_right_true = self._validate()
+        return Epoch(
+            epoch=epoch + 1,
+            train_loss=done.loss / len(order),
+            train_accuracy=done.hits / len(order),
+            lr=done.rate,
+            val_loss=val_loss,
+            val_accuracy=val_right,
+            val_accuracy_true_labels=val_right_true,
+            distance=self._distance(epoch),
+            seconds=round(done.seconds + time.monotonic() - started, 3),
+        )
 
     def _continued(self, epoch: int) -> _Partial:
         """Return the state of an epoch that is begun, or was when the run was interrupted."""
@@ -361,23 +367,20 @@ class Trainer:
             None if self.forward is None else self.forward.share(len(indices)),
         )
 
-    def _validate(self) -> dict[str, Any]:
+    def _validate(self) -> tuple[float | None, float | None, float | None]:
+        """Return loss, accuracy, and accuracy by true labels; None where there are no examples or labels."""
         part = self.parts["val"]
         if not len(part) or part.labels is None:
-            return {"val_loss": None, "val_accuracy": None, "val_accuracy_true_labels": None}
+            return None, None, None
         logits = predict_logits(self.net, self.feeds["val"])
         labels = torch.from_numpy(part.labels)
-        loss = validation_loss(self.validation, logits, labels, part.clean)
-        return {
-            "val_loss": _finite(float(loss), "validation loss"),
-            "val_accuracy": accuracy(logits, part.labels),
-            "val_accuracy_true_labels": accuracy(logits, part.true),
-        }
+        loss = _finite(float(validation_loss(self.validation, logits, labels, part.clean)), "validation loss")
+        return loss, accuracy(logits, part.labels), accuracy(logits, part.true)
 
-    def _distance(self, epoch: int) -> dict[str, Any]:
+    def _distance(self, epoch: int) -> float:
         distances = self.method.distances()
         total = float(np.sqrt(sum(d * d for d in distances.values())))
-        return {"distance": _finite(total, f"distance from the reference in epoch {epoch + 1}")}
+        return _finite(total, f"distance from the reference in epoch {epoch + 1}")
 
 
 def _finite(value: float, what: str) -> float:
