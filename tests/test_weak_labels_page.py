@@ -46,6 +46,9 @@ def place(tmp_path, monkeypatch):
         given = [[y if rng.random() < a else turned[y] for a in (0.9, 0.8, 0.7)] for _, y in rows]
         lines = [[i, text, *votes] for i, ((text, _), votes) in enumerate(zip(rows, given, strict=True))]
         csv.writer(file).writerows([["id", "text", "ann", "bob", "cid"], *lines])
+    with (tmp_path / "answers.csv").open("w", newline="") as file:
+        rows = [(i, who, vote) for i, own in enumerate(given) for who, vote in zip("abc", own, strict=True)]
+        csv.writer(file).writerows([["item", "who", "said"], *rows])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -53,7 +56,7 @@ def place(tmp_path, monkeypatch):
 def test_every_command_on_weak_labels_runs_in_its_order(place, tiny_bert, capsys):
     small = ["--train", "head", "--epochs", "1", "--image-size", "32"]
     commands = list(blocks.commands(PAGE))
-    assert [words[0] for words in commands].count("label") == 3
+    assert [words[0] for words in commands].count("label") == 4
     for words in commands:
         words = [f"hf:{tiny_bert}" if word == "minilm" else word for word in words]
         words += small if words[0] == "finetune" else ["--image-size", "32"] if "--labelers" in words else []
@@ -61,7 +64,14 @@ def test_every_command_on_weak_labels_runs_in_its_order(place, tiny_bert, capsys
             command_line(words)
         said = capsys.readouterr()
         assert ended.value.code == 0, f"{shlex.join(words)}: {said.err}"
-    for name in ("labels.csv", "labels.noise.json", "rated.noise.json", "voted.csv", "runs/weak/run.json"):
+    for name in (
+        "labels.csv",
+        "labels.noise.json",
+        "rated.noise.json",
+        "voted.csv",
+        "crowd.csv",
+        "runs/weak/run.json",
+    ):
         assert (place / name).is_file()
     own = [words for words in blocks.commands(README) if words[0] in ("label", "noise")]
     assert own
