@@ -12,29 +12,25 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from hesstune.weak.ballots import Ballots
-from hesstune.weak.evidence import Evidence, confusion_matrices, equal_votes, weighted_votes
+from hesstune.weak.evidence import Evidence, equal_votes, of_several_classes, weighted_votes
 
 __all__ = ["CANDIDATES", "WEIGHTED", "Choice", "choose", "collapse", "held_out_scores"]
 
 Fit = Callable[[Ballots, NDArray[np.float64]], Evidence]
-# The simplest first. The strengths, in votes, draw a labeler to the mean of all, and its confusion matrix
-# to its accuracy: weaker ones fit labelers that err together.
+# The simplest first. The strengths, in votes, draw a labeler to the mean of all.
 CANDIDATES: dict[str, Fit] = {
     "majority": equal_votes,
     "weighted": partial(weighted_votes, strength=200.0),
     "weighted_more": partial(weighted_votes, strength=50.0),
-    "dawid_skene": partial(confusion_matrices, strength=100.0),
 }
 WEIGHTED = ("weighted", "weighted_more")
-# Confusion matrices are fitted where votes are so many times as many as their entries, and are few enough.
-VOTES_AN_ENTRY, MOST_ENTRIES = 0.5, 20_000_000
+# Entries of all labelers' tables at most; beyond, all share one.
+MOST_ENTRIES = 20_000_000
 # Votes are foretold in folds of examples, by posteriors at the best of these temperatures.
 FOLDS = 5
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 # Of the tables that turn a posterior into votes: counts at the votes' own shares, and at the common table.
 SMOOTHING, COMMON = 5.0, 20.0
-# A labeler has a table of its own where its second class has this share of its votes, and so many.
-SECOND_SHARE, SECOND_VOTES = 0.1, 20
 # A class's share may change so many times over from the majority vote's, and so many unanimous examples
 # may be contradicted.
 MOST_CHANGE, LEAST_SHARE, MOST_CONTRADICTED = 4.0, 0.02, 0.1
@@ -92,7 +88,7 @@ def choose(
     fitted = {
         name: fit(ballots, log_prior)
         for name, fit in CANDIDATES.items()
-        if name == "majority" or (name in asked and _fits(name, ballots))
+        if name == "majority" or name in asked
     }
     refused = {
         name: why
@@ -113,12 +109,6 @@ def choose(
         for name, own in found.items()
     }
     return Choice(chosen, fitted[chosen], scores, _reasons(chosen, best, scores, refused), refused)
-
-
-def _fits(name: str, ballots: Ballots) -> bool:
-    """Tell whether a candidate's numbers are few beside the votes."""
-    entries = ballots.m * ballots.k**2
-    return name != "dawid_skene" or entries <= min(len(ballots) / VOTES_AN_ENTRY, MOST_ENTRIES)
 
 
 def _near(own: NDArray[np.float64], best: NDArray[np.float64]) -> bool:
@@ -223,7 +213,7 @@ def _foretold(
     common = np.stack(counted) + SMOOTHING * share / share.sum()
     common /= common.sum(axis=1, keepdims=True)
     found = (q[judged] * common[:, vote[judged]].T).sum(axis=1)
-    several = _several_classes(ballots)
+    several = of_several_classes(ballots)
     if not several.any() or ballots.m * k * k > MOST_ENTRIES:
         return np.asarray(found)
     rows = Ballots(ballots.example[fitted], ballots.labeler[fitted], vote[fitted], ballots.n, ballots.m, k)
@@ -231,11 +221,3 @@ def _foretold(
     own /= own.sum(axis=1, keepdims=True)
     mine = (q[judged] * own[ballots.labeler[judged], vote[judged]]).sum(axis=1)
     return np.asarray(np.where(several[ballots.labeler[judged]], mine, found))
-
-
-def _several_classes(ballots: Ballots) -> NDArray[np.bool_]:
-    """(m,): whether a labeler votes for two classes often enough for a table of its own."""
-    cell = ballots.labeler * ballots.k + ballots.vote
-    counts = np.bincount(cell, minlength=ballots.m * ballots.k).reshape(ballots.m, ballots.k)
-    second = np.sort(counts, axis=1)[:, -2]
-    return np.asarray(second >= np.maximum(SECOND_SHARE * counts.sum(axis=1), SECOND_VOTES))
