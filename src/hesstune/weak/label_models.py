@@ -148,7 +148,7 @@ def _chosen(votes: Votes, call: _Call, among: tuple[str, ...] | None) -> Answer:
     ballots = votes.ballots
     # Classes are held alike: a prior fitted to the votes is theirs who vote most.
     choice = choose(ballots, np.full(votes.k, -np.log(votes.k)), call.seed, among)
-    if choice.name == "majority":
+    if np.isnan(choice.evidence.accuracy).all():  # nobody is told apart: the majority vote, or all alike
         return _majority(votes, call)[0], choice.details()
     accuracy = dict(zip(votes.names, np.round(choice.evidence.accuracy, 4).tolist(), strict=True))
     return choice.evidence.posterior(ballots), {**choice.details(), "accuracy": accuracy}
