@@ -28,7 +28,7 @@ from hesstune.bounds.record import Certificate
 from hesstune.curvature.result import Measure
 from hesstune.data.images import decode
 from hesstune.data.sources import listing
-from hesstune.models.load import read_weights
+from hesstune.models.weights import read_weights
 from hesstune.reference import Reference
 from hesstune.report.layers import layer_rows, setters
 from hesstune.report.narrative import assumptions, provenance, verdict

@@ -11,7 +11,7 @@ from torch import nn
 
 from hesstune.errors import ModelError
 
-__all__ = ["Inputs", "batch_size", "evaluating", "logits_of", "moved"]
+__all__ = ["Inputs", "batch_size", "evaluating", "logits_of", "moved", "unmoved_statistics"]
 
 Inputs = torch.Tensor | Mapping[str, Any]
 
@@ -67,3 +67,19 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+@contextmanager
+def unmoved_statistics(*models: nn.Module) -> Iterator[None]:
+    """Put the running statistics of batch norm (and its kind) back to what they were before.
+
+    For the second forward pass of a step: the batch has moved them already.
+    """
+    layers = [m for model in models for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    buffers = [b for m in layers if m.training for b in m.buffers(recurse=False)]
+    before = [b.clone() for b in buffers]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.data.copy_(value)  # unseen by autograd, which may hold the buffer for a backward pass

@@ -6,7 +6,7 @@ from torch import nn
 from hesstune import NoiseMatrix, Reference
 from hesstune.errors import ConfigError, DataError
 from hesstune.methods import MethodSetup, method_class, method_names
-from hesstune.methods._losses import balanced_rates, consistent
+from hesstune.methods._losses import balanced_rates, clean_shares, consistent
 
 
 def setup(**changes):
@@ -120,3 +120,31 @@ def test_default_radii_are_for_constrained_methods_only():
     assert method_class("vanilla").default_radius("all") is None
     assert set(method_class("robust").default_radius("all")) == {"head", "*"}
     assert set(method_class("robust").default_radius("head")) == {"head"}
+
+
+@pytest.mark.parametrize("n", [200, 2000, 20000])
+def test_shares_of_true_classes_are_not_told_from_nothing_below_their_error(n):
+    """Over draws of the labels a class of share 0.01 gets a weight of the right size, never 1e5."""
+    prior = np.array([0.5, 0.3, 0.19, 0.01])
+    F = NoiseMatrix.symmetric(4, 0.4)
+    rng = np.random.default_rng(0)
+    errors, largest = [], 0.0
+    for _ in range(200):
+        counts = rng.multinomial(n, prior @ F.array)
+        shares, raised = clean_shares(F, counts)
+        assert shares.sum() == pytest.approx(1)
+        largest = max(largest, 1 / (4 * shares[3]))
+        errors.append(((counts / n) @ F.inverse)[3] - prior[3])
+        assert n == 200 or set(raised) <= {3}
+    # The least share is the estimate's own standard error, as its spread over the draws tells.
+    assert largest < 2 / (4 * np.std(errors))
+    if n == 20000:
+        assert largest < 4 / (4 * prior[3])
+
+
+def test_shares_well_above_their_error_are_the_estimates():
+    F = NoiseMatrix.pair(3, 0.2)
+    counts = np.array([500, 300, 400])
+    shares, raised = clean_shares(F, counts)
+    np.testing.assert_allclose(shares, F.clean_prior(counts / counts.sum()), rtol=1e-12)
+    assert not len(raised)

@@ -60,6 +60,7 @@ def test_risk_of_soft_labels_is_what_they_expect(few, voted, tmp_path):
         "noise_matrix": "0.1",
         "soft_labels": True,
         "epochs": 1,
+        "warmup_epochs": 0,
     }
     run = ht.finetune(options, out=str(tmp_path / "a"))
     record = json.loads((run.path / "radius.json").read_text())

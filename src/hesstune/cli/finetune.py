@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,19 +58,23 @@ def finetune(
         command = f"hesstune finetune --out {shlex.quote(resolved.out)} --resume"
         raise Interrupted(f"interrupted; continue with: {command}") from None
     output.say(results_table({resolved.method: run}), "")
-    facts, noise = run.facts, run.facts.noise
+    output.say(*_told(run.facts), f"Run: {run.path}")
+    output.record({"path": str(run.path), **run.record})
+
+
+def _told(facts: records.RunRecord) -> Iterator[str]:
+    """Return a line for each thing to know of what a run was made from."""
+    noise = facts.noise
     if noise.injected:
         changed = f"{noise.realised_rate:.1%} of the training labels changed"
-        output.say(f"Noise injected: {noise.injected}; {changed}.")
-    output.say(f"The loss was told about label noise: {noise.told}.")
-    for note in noise.estimate_notes:
-        output.say(f"  {note}")
+        yield f"Noise injected: {noise.injected}; {changed}."
+    yield f"The loss was told about label noise: {noise.told}."
+    yield from (f"  {note}" for note in noise.estimate_notes)
     if facts.unlabelled:
-        output.say(f"Left out: {facts.unlabelled} examples with neither label nor vote.")
+        yield f"Left out: {facts.unlabelled} examples with neither label nor vote."
     if facts.checked_labels:
-        output.say(f"Checked labels that count as clean: {facts.checked_labels}.")
-    output.say(f"Run: {run.path}")
-    output.record({"path": str(run.path), **run.record})
+        yield f"Checked labels that count as clean: {facts.checked_labels}."
+    yield from (f"Note: {note}." for note in facts.notes)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -16,7 +16,15 @@ from hesstune.inputs.image_inputs import ImageInputs
 from hesstune.inputs.text_inputs import TextInputs, length_batches
 from hesstune.models.load import LoadedModel
 
-__all__ = ["EVAL_BATCH", "ModelInputs", "batches_of", "in_order", "make_inputs", "predict_logits"]
+__all__ = [
+    "EVAL_BATCH",
+    "ModelInputs",
+    "batches_of",
+    "in_order",
+    "make_inputs",
+    "predict_logits",
+    "without_singles",
+]
 
 EVAL_BATCH = 64
 
@@ -54,6 +62,22 @@ def batches_of(
     if isinstance(feed, TextInputs):
         return length_batches(order, feed.lengths, size, rng)
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def without_singles(batches: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Let a batch of one example join the one before it, or after it: it has no variance of its own.
+
+    Example:
+        >>> [b.tolist() for b in without_singles([np.array([0, 1]), np.array([2])])]
+        [[0, 1, 2]]
+    """
+    found: list[NDArray[np.int64]] = []
+    for batch in batches:
+        if found and 1 in (len(batch), len(found[-1])):
+            found[-1] = np.concatenate([found[-1], batch])
+        else:
+            found.append(batch)
+    return found
 
 
 @torch.no_grad()

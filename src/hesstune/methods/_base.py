@@ -34,6 +34,10 @@ class Method:
     constrained: ClassVar[bool] = False
     # Whether balanced class weights enter its loss; where not, asking for them is an error.
     weighs_classes: ClassVar[bool] = True
+    # Whether plain cross-entropy for `warmup_epochs` goes before its own loss.
+    warms_up: ClassVar[bool] = False
+    # Whether it mixes inputs: they must then be numbers (images, or a head's features), not texts.
+    mixes_inputs: ClassVar[bool] = False
     # Whether it freezes and thaws parameters while training.
     toggles_requires_grad: ClassVar[bool] = False
     # Whether its loss is linear in the label, so that soft labels can be trained on.
@@ -168,6 +172,10 @@ class Method:
     def posterior(self) -> dict[str, float] | None:
         """Return the deviation of the noise each trained parameter was trained to bear, if any was."""
         return None
+
+    def notes(self) -> list[str]:
+        """Return what its user should know of what it leaves undone with these options."""
+        return []
 
     def state(self) -> Tree:
         """Return what a resumed run needs beside weights and optimizer: tensors and plain values."""

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from hesstune.errors import DataError
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.methods._setup import MethodSetup
+from hesstune.noise.matrix import NoiseMatrix
 
-__all__ = ["averaged", "balanced_rates", "class_weights", "consistent", "cross_entropy"]
+__all__ = ["averaged", "balanced_rates", "class_weights", "clean_shares", "consistent", "cross_entropy"]
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -30,6 +31,25 @@ def balanced_rates(counts: NDArray[np.int64]) -> NDArray[np.float64]:
         raise DataError(f"class {absent} has no training example, so classes cannot be balanced")
     rates: NDArray[np.float64] = counts.sum() / (len(counts) * counts.astype(np.float64))
     return rates
+
+
+def clean_shares(
+    noise_matrix: NoiseMatrix, counts: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Return the true classes' shares π, (K,), estimated from the labels, and which of them were raised.
+
+    π̂ = F⁻ᵀπ̃ has the covariance F⁻ᵀ(diag π̃ − π̃π̃ᵀ)F⁻¹/n. A share below its own standard error, or below
+    one example, cannot be told from nothing, nor from that error: it is raised to it, so that its weight
+    1/(Kπ) stays of the size that the examples can tell.
+    """
+    n = int(counts.sum())
+    noisy = counts / n
+    inverse = noise_matrix.inverse
+    covariance = inverse.T @ (np.diag(noisy) - np.outer(noisy, noisy)) @ inverse / n
+    least = np.maximum(np.sqrt(np.diagonal(covariance).clip(min=0.0)), 1.0 / n)
+    found = noisy @ inverse
+    shares = np.maximum(found, least)
+    return shares / shares.sum(), np.flatnonzero(found < least)
 
 
 def class_weights(setup: MethodSetup) -> torch.Tensor | None:
@@ -63,14 +83,14 @@ def averaged(setup: MethodSetup, losses: Loss) -> Loss:
 def consistent(setup: MethodSetup) -> ConsistentLoss:
     """Return the consistent loss, unbiased for the clean risk or the class-balanced clean risk.
 
-    Balance weighs the *true* classes by 1/(K π_k), π estimated from the noisy frequencies and F; a
-    balanced sampler is undone by its own rates, which leaves the same expectation.
+    Balance weighs the *true* classes by 1/(K π_k), π of `clean_shares`; a balanced sampler is undone by
+    its own rates, which leaves the same expectation.
     """
     assert setup.noise_matrix is not None
     if setup.balance == "none":
         return ConsistentLoss(setup.noise_matrix)
     rates = balanced_rates(setup.counts)
-    prior = setup.noise_matrix.clean_prior(setup.counts / setup.counts.sum())
+    prior, _ = clean_shares(setup.noise_matrix, setup.counts)
     weight = torch.from_numpy(1.0 / (setup.noise_matrix.k * prior))
     sampling = torch.from_numpy(rates) if setup.balance == "sampler" else None
     return ConsistentLoss(setup.noise_matrix, weight=weight, sampling=sampling)

@@ -9,11 +9,13 @@ the squared error on guessed labels, and a plain warm-up of `--warmup-epochs`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import nn
 
+from hesstune.forward import unmoved_statistics
 from hesstune.methods._setup import Batch, MethodSetup, Option
 from hesstune.methods._two_networks import TwoNetworks
 from hesstune.methods.mixup import beta_draw, mixed
@@ -38,6 +40,8 @@ def clean_probability(losses: torch.Tensor) -> torch.Tensor:
 class DivideMix(TwoNetworks):
     """Two networks that divide the examples for each other; the first one is kept."""
 
+    warms_up = True
+    mixes_inputs = True
     own_options = {
         "threshold": Option(0.5, SOURCE, high=1.0),
         "temperature": Option(0.5, SOURCE, low=1e-3),
@@ -63,13 +67,16 @@ class DivideMix(TwoNetworks):
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the sum of both networks' losses on their mixed batch."""
         self.labels[batch.indices.cpu()] = batch.targets.cpu()
-        first, second = batch.logits(), batch.logits(self.twin)
-        if batch.epoch < self.setup.warmup_epochs:
+        warming = batch.epoch < self.setup.warmup_epochs
+        # Later, statistics move by what is trained on, the mixed batch: not by guesses of labels, too.
+        with nullcontext() if warming else unmoved_statistics(batch.net, self.twin):
+            first, second = batch.logits(), batch.logits(self.twin)
+        if warming:
             plain = [nn.functional.cross_entropy(x.float(), batch.targets) for x in (first, second)]
             return plain[0] + plain[1], first
         again = batch.again()
         p = [torch.softmax(x.detach().float(), dim=1) for x in (first, second)]
-        with torch.no_grad():
+        with torch.no_grad(), unmoved_statistics(batch.net, self.twin):
             for at, net in enumerate((batch.net, self.twin)):
                 p[at] = 0.5 * (p[at] + torch.softmax(batch.logits(net, again).float(), dim=1))
         # Each network learns from the division that the other one made.

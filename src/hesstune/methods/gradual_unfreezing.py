@@ -33,6 +33,14 @@ class GradualUnfreezing(Method):
         for at, parameter in enumerate(reversed(self.body)):
             parameter.requires_grad_(at < thawed)
 
+    def notes(self) -> list[str]:
+        """Say where nothing is frozen or nothing thaws."""
+        if not self.body:
+            return ["the head is all that trains, so nothing thaws: plain fine-tuning of the head"]
+        if self.setup.epochs == 1 and self.options["share"]:
+            return ["in one epoch no layer below the head thaws; give --epochs 2 or more"]
+        return []
+
     def finish(self) -> None:
         """Thaw the rest."""
         for parameter in self.body:

@@ -39,6 +39,16 @@ class LPFT(Method):
         """Return the factor for the head's phase."""
         return self.options["head_lr"] if self.body and epoch < self.probing else 1.0
 
+    def notes(self) -> list[str]:
+        """Say where one of the two phases is missing."""
+        if not self.body:
+            return ["the head is all that trains, so there is one phase: plain fine-tuning of the head"]
+        epochs = self.setup.epochs
+        if 0 < self.probing < epochs:
+            return []
+        phase = "probing is left out" if self.probing == 0 else "nothing but the head is trained"
+        return [f"of the two phases of {epochs} epoch{'s' * (epochs > 1)} one is empty: {phase}"]
+
     def finish(self) -> None:
         """Thaw what was frozen."""
         for parameter in self.body:

@@ -26,6 +26,7 @@ class Mixup(Method):
 
     shards = True
     takes_soft = False
+    mixes_inputs = True
     own_options = {
         "alpha": Option(0.2, "Zhang et al. 2018, section 3.1 (ImageNet)", search=(0.1, 8.0), log=True)
     }

@@ -7,9 +7,11 @@ Source: Zhang, Li, Ju 2024, algorithm 1 with one two-point perturbation; σ = 0.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 
+from hesstune.forward import unmoved_statistics
 from hesstune.methods._base import Method, T
 from hesstune.methods._setup import Option
 
@@ -26,11 +28,13 @@ class NSO(Method):
         start = [p.clone() for p in parameters]
         noise = [self.options["sigma"] * torch.randn_like(p) for p in parameters]
         sums = [torch.zeros_like(p) for p in parameters]
-        results = []
+        results: list[T] = []
         for sign in (1.0, -1.0):
             for p, before, step in zip(parameters, start, noise, strict=True):
                 p.copy_(before + sign * step)
-            with torch.enable_grad():
+            # Statistics move once a step, as by a method of one pass.
+            still = unmoved_statistics(self.setup.network) if results else nullcontext()
+            with torch.enable_grad(), still:
                 results.append(compute())
             for total, p in zip(sums, parameters, strict=True):
                 if p.grad is not None:

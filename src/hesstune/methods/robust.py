@@ -18,6 +18,7 @@ class Robust(Constraint):
 
     shards = True
     needs_noise_matrix = True
+    warms_up = True
 
     def __init__(self, setup: MethodSetup) -> None:
         super().__init__(setup)

@@ -1,6 +1,7 @@
 """SAM: the gradient at w + ρ·g/‖g‖, the worst point of a small ball, instead of the one at w.
 
-Source: Foret et al. 2021, equation 2 and algorithm 1; ρ = 0.05. Two backward passes a step. One change:
+Source: Foret et al. 2021, equation 2 and algorithm 1; ρ = 0.05. Two backward passes a step, the first
+of which alone moves batch-norm statistics. One change:
 a head that starts from zero stays where it is while the layers below it climb. ρ up the loss turns a
 small head round, and the layers below would learn under the head turned round: they lose their features.
 """
@@ -11,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 
+from hesstune.forward import unmoved_statistics
 from hesstune.methods._base import Method, T
 from hesstune.methods._setup import MethodSetup, Option
 
@@ -41,7 +43,7 @@ class SAM(Method):
         norm = torch.stack(torch._foreach_norm(gradients)).norm().clamp_min(1e-12)
         for p, gradient in zip(parameters, gradients, strict=True):
             p.add_(gradient * (self.options["rho"] / norm))
-        with torch.enable_grad():
+        with torch.enable_grad(), unmoved_statistics(self.setup.network):
             compute()
         for p, before in zip(parameters, start, strict=True):
             p.copy_(before)

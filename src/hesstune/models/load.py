@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.checks import readable_file
 from hesstune.errors import ModelError, listed, unknown_name
 from hesstune.forward import Inputs, batch_size, evaluating, logits_of
 from hesstune.models.vision import IMAGENET, MeanAndStd, load_vision_model
+from hesstune.models.weights import fitting_names, read_weights
 from hesstune.storage.reading import one_line
 
 __all__ = [
@@ -48,6 +48,7 @@ class LoadedModel:
         mean: Channel means that are subtracted from images in [0, 1].
         std: Channel deviations that images are divided by.
         tokenizer: What turns texts into inputs; None for a model of images.
+        notes: What was changed to make it fit.
     """
 
     model: nn.Module
@@ -55,6 +56,7 @@ class LoadedModel:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     tokenizer: Any = None
+    notes: tuple[str, ...] = ()
 
     @property
     def head_layer(self) -> str:
@@ -121,14 +123,18 @@ def load_model(
         )
     else:
         model, (own_mean, own_std), tokenizer = _copied(spec, text)
+    notes: tuple[str, ...] = ()
     if weights is not None:
-        set_parameters(model, read_weights(weights), str(weights), partial_head=True)
+        own = (n for n, _ in [*model.named_parameters(), *model.named_buffers()])
+        state, removed = fitting_names(read_weights(weights), own)
+        set_parameters(model, state, str(weights), partial_head=True)
+        notes = (f"'{removed}' was taken off the names of the weights in {weights}",) if removed else ()
     head = _find_head(model, k)
     if head_init == "zero":
         for parameter in model.get_submodule(head).parameters():
             nn.init.zeros_(parameter)
     mean, std = _three(mean or own_mean, "mean"), _three(std or own_std, "std")
-    return LoadedModel(model, head, mean, std, tokenizer)
+    return LoadedModel(model, head, mean, std, tokenizer, notes)
 
 
 def _load_images(kind: str, argument: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd, None]:
@@ -256,27 +262,6 @@ def check_output(model: nn.Module, inputs: Inputs, k: int) -> None:
         )
     if not bool(torch.isfinite(logits).all()):
         raise ModelError("the pretrained model's logits are not finite; are its weights damaged?")
-
-
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a state dict from safetensors, or from a torch file with weights_only=True.
-
-    Raises:
-        ModelError: If the file is missing, damaged, or holds anything but tensors.
-    """
-    path = readable_file(path, "the weights file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds on damaged or unsafe files
-        raise ModelError(f"{path} cannot be read as weights: {one_line(error)}") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ModelError(f"{path} is not a state dict of tensors")
-    return state
 
 
 @torch.no_grad()

@@ -68,6 +68,7 @@ class FinetuneConfig(
                 "(estimate:auto, a rate such as 0.3, symmetric:RATE, pair:RATE or a matrix file)"
             )
         self._check_labels(kind)
+        changes["warmup_epochs"] = self._warmup(kind)
         if self.shard and not kind.shards:
             raise ConfigError(f"method '{self.method}' cannot train sharded weights; leave --shard out")
         if self.noise_matrix == "true" and self.inject_noise is None:
@@ -84,6 +85,35 @@ class FinetuneConfig(
         if (made.patience or made.select == "best") and self.val_fraction == 0 and self.data == "digits":
             raise ConfigError("early stopping and --select best need validation data; raise --val-fraction")
         return made
+
+    def _warmup(self, kind: type[Method]) -> int:
+        """Return the epochs of warm-up: the default leaves one epoch to the method's own loss."""
+        if not kind.warms_up or self.warmup_epochs < self.epochs:
+            return self.warmup_epochs
+        if "warmup_epochs" in self.model_fields_set:
+            raise ConfigError(
+                f"--warmup-epochs {self.warmup_epochs} of --epochs {self.epochs} leaves none to the loss of "
+                f"method '{self.method}': it would train by plain cross-entropy alone. Lower "
+                "--warmup-epochs, raise --epochs, or choose --method vanilla or constraint"
+            )
+        return self.epochs - 1
+
+    @property
+    def head_alone(self) -> bool:
+        """Whether the head alone is trained, on features of inputs that do not vary."""
+        plain = self.augment in ("auto", "none") and self.batch_norm == "frozen"
+        # A head alone cannot be called where its network is sharded.
+        return self.train in ("head", "last:1") and plain and not self.shard
+
+    def check_inputs(self, texts: bool) -> None:
+        """Raise ConfigError where the method cannot train on the data's kind of input."""
+        from hesstune.methods import method_class
+
+        if texts and method_class(self.method).mixes_inputs and not self.head_alone:
+            raise ConfigError(
+                f"method '{self.method}' mixes inputs, and texts cannot be mixed; use it on images, or with "
+                "--train head, where features are mixed, or choose another method"
+            )
 
     def _check_labels(self, kind: type[Method]) -> None:
         """Raise ConfigError where options about labels contradict each other or the method."""

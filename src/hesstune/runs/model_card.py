@@ -37,6 +37,7 @@ def model_card(config: FinetuneConfig, facts: RunRecord) -> str:
         f"- Validation labels: {_validation(config)}",
         f"- Split: {facts.split}",
         *([f"- Texts cut to {config.max_length} tokens: {cut}"] if (cut := facts.texts_cut) else []),
+        *[f"- Note: {note}" for note in facts.notes],
         "",
         "## Results",
         "",

@@ -135,6 +135,7 @@ class RunRecord(Stored):
     versions: dict[str, str]
     checksums: dict[str, str] = {}
     texts_cut: int = 0
+    notes: list[str] = []
     result: Result | None = None
     made_from: dict[str, Any] | None = None
 

@@ -127,7 +127,7 @@ def make_study_plan(
     named = _tasks(options, tasks)
     variants, left_out = _variants(methods), dict[str, str]()
     cells: list[Cell] = []
-    digests: dict[tuple[str, int], str] = {}
+    data: dict[tuple[str, int], tuple[str, bool]] = {}
     for task, own in named.items():
         # What is wrong for every method is told once, also where `all` leaves out those that do not apply.
         make_config(_filled({**options, **own}, task, seeds[0]))
@@ -136,16 +136,18 @@ def make_study_plan(
                 values = _filled({**options, **own, **more, "seed": seed}, task, seed)
                 try:
                     config = make_config(values).resolved()
+                    assert config.image_size is not None
+                    key = (config.data, config.image_size)
+                    if key not in data:
+                        data[key] = _data_digest(*key)
+                    digest, texts = data[key]
+                    config.check_inputs(texts)
                 except ConfigError as error:
                     if methods == "all" or "all" in methods:
                         left_out[method] = str(error)
                         continue
                     raise ConfigError(f"task {task}, method {method}: {error}") from None
-                assert config.image_size is not None
-                key = (config.data, config.image_size)
-                if key not in digests:
-                    digests[key] = _data_digest(*key)
-                cells.append(Cell(task, method, seed, config, _fingerprint(config, digests[key], settings)))
+                cells.append(Cell(task, method, seed, config, _fingerprint(config, digest, settings)))
     if not cells:
         raise ConfigError("there is nothing to compare: give at least one method, task and seed")
     return StudyPlan(cells, settings, left_out)
@@ -219,8 +221,8 @@ def _fingerprint(config: FinetuneConfig, data: str, settings: Settings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _data_digest(spec: str, size: int) -> str:
-    """Return a digest of the examples' ids, labels and parts, and of their contents or files' sizes."""
+def _data_digest(spec: str, size: int) -> tuple[str, bool]:
+    """Return a digest of ids, labels, parts and contents or files' sizes, and whether they are texts."""
     found = listing(spec, size)
     digest = hashlib.sha256(json.dumps([found.ids, found.classes, found.parts, found.texts]).encode())
     if found.labels is not None:
@@ -229,7 +231,7 @@ def _data_digest(spec: str, size: int) -> str:
         digest.update(np.ascontiguousarray(found.array.numpy()).data)
     if found.paths is not None:
         digest.update(json.dumps([p.stat().st_size for p in found.paths]).encode())
-    return digest.hexdigest()
+    return digest.hexdigest(), found.texts is not None
 
 
 __getattr__ = former_names(__name__, Plan="StudyPlan", make_plan="make_study_plan")

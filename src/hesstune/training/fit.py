@@ -206,10 +206,7 @@ def _feeds(prepared: Prepared) -> tuple[torch.nn.Module, dict[str, ModelInputs],
         for name, part in parts.items()
     }
     cut = sum(feed.truncated for feed in images.values() if isinstance(feed, TextInputs))
-    plain = config.augment in ("auto", "none") and config.batch_norm == "frozen"
-    # A head alone cannot be called where its network is sharded.
-    alone = config.train in ("head", "last:1") and plain and not config.shard
-    cached = features_of(loaded, parts, images, config.max_length) if alone else None
+    cached = features_of(loaded, parts, images, config.max_length) if config.head_alone else None
     if cached is not None:
         return loaded.model.get_submodule(loaded.head), cached, cut
     return loaded.model, images, cut
@@ -229,10 +226,12 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
         shard_(loaded.model, prepared.device)
         reference = Reference.of(loaded.model)  # each process keeps its own part
     run.add(texts_cut=cut)
+    method = method_class(config.method)(_setup(prepared, reference, net))
+    run.add(notes=[*prepared.notes, *method.notes()])
     trainer = Trainer(
         config,
         net,
-        method_class(config.method)(_setup(prepared, reference, net)),
+        method,
         feeds,
         {"train": task.train, "val": task.val},
         prepared.noise_matrix,
@@ -309,6 +308,8 @@ def _record(prepared: Prepared) -> RunRecord:
         if prepared.estimate is not None:
             how = f"estimated by {prepared.estimate.method}"
         told = f"rate {noise_matrix.rate:.3g} ({how}), condition number {noise_matrix.condition:.3g}"
+        if not method_class(prepared.config.method).uses_noise():
+            told = f"nothing; the validation loss alone: {told}"
     return RunRecord(
         format=FORMAT,
         classes=task.classes,

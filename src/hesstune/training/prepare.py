@@ -24,6 +24,8 @@ from hesstune.runs.task import clean_task, injected_noise, noisy
 from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import world
 from hesstune.training.noise_estimate import run_estimate
+from hesstune.training.notes import run_notes
+from hesstune.training.order import BatchOrder
 
 __all__ = ["AUTOMATIC", "Prepared", "named_radii", "prepare"]
 
@@ -45,6 +47,7 @@ class Prepared:
         radius: The balls' radii, where fixed.
         estimate: What an estimated noise matrix was made from.
         given: Data and model, where they were objects.
+        notes: What was changed, or had no effect, of what was asked for.
     """
 
     config: FinetuneConfig
@@ -56,6 +59,7 @@ class Prepared:
     radius: float | dict[str, float] | None
     estimate: NoiseMatrixRecord | None = None
     given: Given = field(default_factory=Given)
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, run: Run, task: Task, device: torch.device) -> Prepared:
@@ -84,6 +88,7 @@ def prepare(config: FinetuneConfig, kept: Path | None = None, given: Given | Non
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise ConfigError("mixed precision fp16 needs a GPU; use bf16 or no")
     task = clean_task(config, given.data)
+    config.check_inputs(task.is_text)
     check_automatic(config, len(task.val), world())
     if (config.patience or config.select == "best") and not len(task.val):
         raise ConfigError("early stopping and --select best need validation examples; there are none")
@@ -114,7 +119,12 @@ def prepare(config: FinetuneConfig, kept: Path | None = None, given: Given | Non
     task, estimate = noisy(task, injected, config), None
     if wanted.startswith("estimate"):
         noise_matrix, estimate = run_estimate(config, task, loaded, device, kept)
-    return Prepared(config, task, loaded, injected, noise_matrix, device, radius, estimate, given)
+    labels = task.train.labels
+    assert labels is not None
+    counts = np.bincount(labels, minlength=task.k)
+    BatchOrder(config, counts, labels)  # what it refuses is told before anything is written
+    notes = run_notes(config, task, loaded, noise_matrix, counts)
+    return Prepared(config, task, loaded, injected, noise_matrix, device, radius, estimate, given, notes)
 
 
 def check_automatic(config: FinetuneConfig, validation: int, processes: int) -> None:

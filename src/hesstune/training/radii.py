@@ -151,7 +151,9 @@ class _Trial:
                 self.traces = _traces(trained, list(self.layers))
 
         epochs = config.epochs if config.train == "head" else -(-config.epochs // 2)
-        own = config.model_copy(update={"radius": radius, "epochs": epochs, "out": str(folder)})
+        # The method's own loss has an epoch of every trial, as it has of the run.
+        short = {"epochs": epochs, "warmup_epochs": min(config.warmup_epochs, epochs - 1)}
+        own = config.model_copy(update={"radius": radius, "out": str(folder), **short})
         loaded = replace(prepared.loaded, model=copy.deepcopy(prepared.loaded.model))
         trial = replace(prepared, config=own, loaded=loaded, radius=named_radii(radius, loaded))
         with entered(folder, overwrite=True, resume=False):

@@ -14,11 +14,10 @@ from torch import nn
 from hesstune.checks import also_called
 from hesstune.data.examples import Examples
 from hesstune.errors import DivergedError, RunError
-from hesstune.inputs.batches import ModelInputs, batches_of, predict_logits
+from hesstune.inputs.batches import ModelInputs, predict_logits
 from hesstune.inputs.image_inputs import ImageInputs
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.methods import Batch, Method
-from hesstune.methods._losses import balanced_rates
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.checkpoint import Checkpoints
 from hesstune.runs.config import FinetuneConfig
@@ -30,6 +29,7 @@ from hesstune.runtime.signals import Stop, stoppable
 from hesstune.storage.tensors import Tree
 from hesstune.training.evaluate import accuracy, validation_loss
 from hesstune.training.optim import make_optimizer, make_schedule
+from hesstune.training.order import BatchOrder
 from hesstune.training.state import load_optimizer, optimizer_state, restore, state_of
 
 __all__ = ["Trainer"]
@@ -100,15 +100,13 @@ class Trainer:
         if config.soft_labels and soft is not None:
             self.soft = torch.from_numpy(soft).float().to(device)
         self.clean = None if clean is None else torch.from_numpy(clean).to(device)
-        self.weights = _sampling(config, method.setup.counts, labels)
-        per_epoch = -(-len(labels) // config.batch_size)
-        self.steps = -(-per_epoch // config.accumulate) * config.epochs
+        self.order = BatchOrder(config, method.setup.counts, labels)
         # Fixed now: methods freeze and thaw parameters while they train.
         self._names = [name for name, p in net.named_parameters() if p.requires_grad]
         self.networks = method.networks()
         trained = [p for part in (net, *self.networks) for p in part.parameters() if p.requires_grad]
         optimizer = make_optimizer(config, trained)
-        self.schedule = make_schedule(config, optimizer, self.steps)
+        self.schedule = make_schedule(config, optimizer, self.order.steps)
         self.optimizer = self.accelerator.prepare(optimizer)
         # A sharded network has its own way to average gradients.
         self.net = net if config.shard else self.accelerator.prepare(net)
@@ -250,12 +248,6 @@ class Trainer:
         if self.config.select == "best" and loss is not None and loss < self.best_loss:
             self.best, self.best_loss = self._state(), loss
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        """Return the examples of an epoch; it depends on seed and epoch alone."""
-        rng = np.random.default_rng([self.config.seed, epoch, 0x0DE])
-        n = len(self.labels)
-        return rng.permutation(n) if self.weights is None else rng.choice(n, size=n, p=self.weights)
-
     def _training_mode(self) -> None:
         for net in (self.net, *self.networks):
             net.train()
@@ -275,9 +267,7 @@ class Trainer:
         self.method.start_epoch(epoch, lambda net: predict_logits(net, feed))
         done = self._continued(epoch)
         self._training_mode()
-        order = self._order(epoch)
-        size = self.config.batch_size
-        batches = batches_of(feed, order, size, np.random.default_rng([self.config.seed, epoch, 0xBA7]))
+        batches = self.order.batches(epoch, feed)
         while done.batches < len(batches):
             group = batches[done.batches : done.batches + self.config.accumulate]
             done.rate = self.optimizer.param_groups[0]["lr"]
@@ -294,8 +284,8 @@ class Trainer:
         val_loss, val_right, val_right_true = self._validate()
         return Epoch(
             epoch=epoch + 1,
-            train_loss=done.loss / len(order),
-            train_accuracy=done.hits / len(order),
+            train_loss=done.loss / self.order.n,
+            train_accuracy=done.hits / self.order.n,
             lr=done.rate,
             val_loss=val_loss,
             val_accuracy=val_right,
@@ -387,13 +377,3 @@ def _finite(value: float, what: str) -> float:
     if not np.isfinite(value):
         raise DivergedError(f"the {what} became {value}; lower --lr, or set --grad-clip")
     return value
-
-
-def _sampling(
-    config: FinetuneConfig, counts: NDArray[np.int64], labels: NDArray[np.int64]
-) -> NDArray[np.float64] | None:
-    if config.sampler == "uniform":
-        return None
-    weights = balanced_rates(counts)[labels]
-    rates: NDArray[np.float64] = weights / weights.sum()
-    return rates

@@ -1,0 +1,90 @@
+"""What a run says of its options: which were changed, and which have no effect on it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from hesstune.data.examples import Task
+from hesstune.methods import method_class
+from hesstune.methods._losses import clean_shares
+from hesstune.methods.consistent import Consistent
+from hesstune.methods.robust import Robust
+from hesstune.models.load import LoadedModel
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.runs.config import FinetuneConfig
+
+__all__ = ["run_notes"]
+
+
+def run_notes(
+    config: FinetuneConfig,
+    task: Task,
+    loaded: LoadedModel,
+    noise_matrix: NoiseMatrix | None,
+    counts: NDArray[np.int64],
+) -> list[str]:
+    """Return what a user of these options should know: no option is changed or left unused in silence.
+
+    Args:
+        config: The resolved configuration.
+        task: The examples.
+        loaded: The network.
+        noise_matrix: What is believed about the labels.
+        counts: (K,) how many training examples carry each label.
+    """
+    kind, notes = method_class(config.method), list(loaded.notes)
+    usual = FinetuneConfig.model_fields["warmup_epochs"].default
+    if kind.warms_up and config.warmup_epochs == config.epochs - 1 and config.epochs <= usual:
+        notes.append(
+            f"the warm-up takes {config.warmup_epochs} of {config.epochs} epoch"
+            f"{'s' * (config.epochs > 1)}: the usual {usual} would leave none to the method's own loss"
+        )
+    balanced = "balanced" in (config.class_weights, config.sampler)
+    if balanced and issubclass(kind, Consistent | Robust) and noise_matrix is not None:
+        _, raised = clean_shares(noise_matrix, counts)
+        notes += [
+            f"by its labels and the noise matrix, class '{task.classes[k]}' has hardly an example; its "
+            "weight is bounded by the standard error of its share"
+            for k in raised
+        ]
+    notes += [
+        f"{why}: no effect of {_written(names)}" for why, names in _unused(config, task, loaded) if names
+    ]
+    if config.patience is not None and config.patience >= config.epochs:
+        notes.append(f"a patience of {config.patience} cannot end {config.epochs} epochs early")
+    return notes
+
+
+def _written(names: list[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _changed(config: FinetuneConfig, *names: str) -> list[str]:
+    """Return those of some options that are not at their defaults."""
+    return [n for n in names if getattr(config, n) != FinetuneConfig.model_fields[n].default]
+
+
+def _unused(config: FinetuneConfig, task: Task, loaded: LoadedModel) -> list[tuple[str, list[str]]]:
+    kind = method_class(config.method)
+    found: list[tuple[str, list[str]]] = []
+    if not kind.constrained:
+        balls = _changed(config, "radius", "radius_scale", "norm")
+        found.append((f"method '{config.method}' holds no layer in a ball", balls))
+    if not kind.warms_up:
+        found.append((f"method '{config.method}' has no warm-up", _changed(config, "warmup_epochs")))
+    if config.optimizer != "sgd":
+        found.append((f"the optimizer is {config.optimizer}", _changed(config, "momentum")))
+    if config.inject_noise is None:
+        found.append(("no noise is injected", _changed(config, "clean_val")))
+    if task.is_text:
+        of_images = _changed(config, "augment", "mean", "std", "skip_bad_images")
+        found.append(("the examples are texts", of_images))
+    else:
+        found.append(("the examples are images", _changed(config, "max_length")))
+    if task.train.votes is None:
+        found.append(("the labels come from no votes", _changed(config, "label_model")))
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in loaded.model.modules()):
+        found.append(("the network has no batch norm", _changed(config, "batch_norm")))
+    return found
