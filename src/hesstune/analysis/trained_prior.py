@@ -15,6 +15,7 @@ from hesstune.errors import DataError
 from hesstune.models.load import LoadedModel
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig, make_config
+from hesstune.runs.fingerprint import fingerprints
 from hesstune.runs.folder import entered, locked_by_first
 from hesstune.runs.records import POSTERIOR, PRIOR, RECORD
 from hesstune.runs.run import Run
@@ -100,7 +101,7 @@ def with_trained_prior(
     first, rest = np.sort(shuffled[:count]), np.sort(shuffled[count:])
     with locked_by_first(run.path):
         base = Prepared.of(run, task, device)
-        key = {"fraction": fraction, "seed": seed, "rows": first.tolist()}
+        key: dict[str, object] = {"fraction": fraction, "seed": seed, "rows": first.tolist()}
         part = replace(task, train=task.train.take(first))
         recipe = run.config.model_copy(update={"shard": False})
         prior = _trained(replace(base, task=part), recipe, run.path / PRIOR, key, progress)
@@ -137,8 +138,8 @@ def _trained(
     key: dict[str, object],
     progress: Callable[[int, int, str], None] | None,
 ) -> Run:
-    """Train into a folder, or take what an earlier call left there for the same examples and options."""
-    made_from = {**key, "config": {**config.to_dict(), "out": None}}
+    """Train into a folder, or take what an earlier call left there for the same contents and options."""
+    made_from = {**key, "config": {**config.to_dict(), "out": None}, **_contents(prepared)}
     if _first_has(out, made_from):
         return Run.load(out, data=prepared.given.data, model=prepared.given.model)
     with entered(out, overwrite=True, resume=False):
@@ -146,6 +147,16 @@ def _trained(
         run.add(made_from=made_from)
         on_main_process(run.write_record)
     return run
+
+
+def _contents(prepared: Prepared) -> dict[str, object]:
+    """Return checksums of all that training sees: a prior of other examples may have seen the bound's."""
+    start = Reference.of(prepared.loaded.model)
+    told = prepared.noise_matrix
+    return {
+        "checksums": fingerprints(prepared.task, {name: start[name] for name in start.names()}),
+        "noise_matrix": None if told is None else told.array.tolist(),
+    }
 
 
 def _first_has(out: Path, made_from: dict[str, object]) -> bool:

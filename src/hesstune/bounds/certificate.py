@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from hesstune.bounds.conditions import Conditions, check_model, check_separate, check_story
+from hesstune.bounds.conditions import (
+    HELD_OUT_LABELS,
+    Conditions,
+    check_model,
+    check_story,
+    class_count_of,
+    gather,
+)
 from hesstune.bounds.data import BoundData
 from hesstune.bounds.monte_carlo import (
     Draws,
@@ -20,20 +29,24 @@ from hesstune.bounds.monte_carlo import (
     head_io,
     only_head,
 )
-from hesstune.bounds.noisy import CleanLoss, KnownNoise, NoiseConfidenceSet, clean_losses, zero_one_loss
-from hesstune.bounds.pac_bayes import MIN_EXAMPLES, confidence_upper
+from hesstune.bounds.noisy import zero_one_loss
 from hesstune.bounds.partition import Share
 from hesstune.bounds.prior import PriorFamily, Sigma, Travel, random_parameters
 from hesstune.bounds.record import Certificate
 from hesstune.bounds.search import Choice, Problem, choose
+from hesstune.bounds.tails import confusion_of, errors_in, tail_bound, tail_certificate
+from hesstune.bounds.told import kind_of, losses_for, noise_as_told, sample_assumptions, spent_by
 from hesstune.checks import also_called, one_of
-from hesstune.errors import ConfigError, DataError, NoiseMatrixError
+from hesstune.errors import ConfigError
 from hesstune.forward import evaluating, logits_of
 from hesstune.reference import Reference
 
 __all__ = ["certify"]
 
 MONTE_CARLO_SHARE = 0.2
+# Of δ, where a prior was trained: for the exact tail of the prior's own network, which a posterior that does
+# not move cannot beat. Fixed beforehand, so the smaller of the two bounds may be printed.
+TAIL_SHARE = 0.9
 PASSES = 100  # draws of the head alone, for each example
 DRAWS = 2048
 
@@ -58,6 +71,7 @@ def certify(
     seed: int = 0,
     prior_data: Any = None,
     held_out: Any = None,
+    held_out_labels: str = "true",
     repeats: str = "refuse",
     leaks: Sequence[str] = (),
     assumptions: Sequence[str] = (),
@@ -71,7 +85,9 @@ def certify(
     requires_grad=True: with probability at least 1 − δ,
     risk ≤ kl⁻¹(R̂⁺, (KL + ln(2√n · J/δ₁))/n), where R̂⁺ bounds the empirical error of the randomised
     predictor from m weight draws with confidence 1 − δ₂. A pilot with draws of its own chooses the
-    prior's scale and the loss among J fixed beforehand; fresh draws certify.
+    prior's scale and the loss among J fixed beforehand; fresh draws certify. With `prior_data` the network at
+    the prior's centre has nine tenths of δ for its exact binomial tail, and the smaller bound is returned;
+    where the model is the reference itself, that tail with all of δ.
 
     Args:
         model: The fine-tuned network; runs in eval mode and is left bit for bit as it was.
@@ -88,14 +104,17 @@ def certify(
             one of `posterior_scales`, chosen by the pilot.
         posterior_scales: Factors between posterior and prior to try.
         noise_method: `tightest`, `inverse`, `linear_program` or `margin`.
-        noise_is: `known`, `estimated` (refused: from noisy data alone) or `instance_dependent` (refused).
+        noise_is: `known`, `estimated` (refused: from noisy data alone) or `instance_dependent` (refused). A
+            `NoiseMatrix` that says of itself that it is one of the latter is taken at its word.
         draws: m, the number of weight draws; rounded up to whole passes. 100 an example where a last
             linear layer alone is trained, else 2048.
         draw_on: `blocks`, each draw counted on its own block of a partition, or `all`, on every example.
         block_size: Examples to a block, and to a batch.
         seed: Of the weight draws and of the order of examples.
         prior_data: The examples that trained the prior, where any did: checked to be others.
-        held_out: Clean held-out examples for the Clopper–Pearson bound of the unperturbed network.
+        held_out: Held-out examples for a bound of the unperturbed network beside the certificate.
+        held_out_labels: Whether their labels are `true` (Clopper–Pearson), `noisy` as those of `dataset`
+            are, or `unknown`: then their error is told without a bound.
         repeats: `refuse` repeated inputs, or `allow` them.
         leaks: Names of choices that used these examples (keys of `hesstune.bounds.conditions.LEAKS`).
         assumptions: Further assumptions to print with the certificate.
@@ -120,96 +139,133 @@ def certify(
         (False, True)
     """
     conditions = Conditions(diagnostic)
-    _check_options(draw_on, repeats, block_size, draws)
+    _check_options(draw_on, repeats, block_size, draws, held_out_labels)
+    noise_is = noise_as_told(noise_matrix, noise_is)
     check_story(conditions, leaks, noise_is, noise_matrix is not None)
     check_model(conditions, model, ref)
     share = share or Share()
-    data, aside = _gather(conditions, dataset, block_size, seed, repeats, prior_data, held_out, share)
-    travel = Travel(model, ref)
-    family = PriorFamily.build(model, ref, prior_scales, ratios)
-    generator = torch.Generator(device=next(model.parameters()).device).manual_seed(seed)
-    with evaluating(model), torch.no_grad(), _estimator(model, data, draw_on, share) as (estimator, k):
-        data.check_labels(k)
-        losses = _losses(noise_matrix, k, noise_method)
-        shares = _shares(delta, noise_matrix)
-        problem = Problem(travel, family, losses, data.n, shares["pac_bayes"], shares["monte_carlo"])
-        choice = choose(problem, estimator, posterior, posterior_scales, generator)
-        default = PASSES * data.n if isinstance(estimator, HeadDraws) else DRAWS
-        wanted = default if draws is None else draws
-        final = estimator.run(choice.posterior.sigma, wanted, generator, progress)
-    # Only now: while the estimator lives, the weights are those of its last draw.
-    with evaluating(model), torch.no_grad():
-        beside = None if aside is None else _held_out(model, aside, delta, k, share)
+    data, aside = gather(conditions, dataset, block_size, seed, repeats, prior_data, held_out, share)
+    losses = losses_for(noise_matrix, class_count_of(model, data), noise_method)
+    shares = _shares(delta, noise_matrix, prior_data)
+    family, travel = PriorFamily.build(model, ref, prior_scales, ratios), Travel(model, ref)
+    problem = Problem(travel, family, losses, data.n, shares["pac_bayes"], shares["monte_carlo"])
     told = _assumptions(problem, noise_matrix, noise_is, repeats, prior_data is not None) + list(assumptions)
-    return _record(problem, choice, final, shares, delta, noise_matrix, told, conditions.failures, beside)
+    case = _Case(model, ref, data, problem, shares, delta, noise_matrix, share)
+    found = None
+    if travel.moved or prior_data is not None:
+        found = case.drawn(draw_on, posterior, posterior_scales, draws, seed, progress)
+    if found is None or prior_data is not None:
+        tail = case.centre(shares["exact_tail"] if found else delta - shares["noise"])
+        if found is None or tail.risk <= found.risk:
+            found, told = tail, [text for text in told if text not in _DRAWN]
+    beside = {} if aside is None else case.beside(aside, held_out_labels)
+    return dataclasses.replace(found, assumptions=told, failures=list(conditions.failures), **beside)
 
 
-def _check_options(draw_on: str, repeats: str, block_size: int, draws: int | None) -> None:
+@dataclass(frozen=True)
+class _Case:
+    """One call of `certify`, checked: the ways to bound its network's error."""
+
+    model: nn.Module
+    ref: Reference
+    data: BoundData
+    problem: Problem
+    shares: dict[str, float]
+    delta: float
+    noise_matrix: Any
+    share: Share
+
+    @property
+    def k(self) -> int:
+        """The number of classes."""
+        return len(self.problem.losses[0].matrix)
+
+    def drawn(
+        self,
+        draw_on: str,
+        posterior: Sigma | None,
+        factors: Sequence[float],
+        draws: int | None,
+        seed: int,
+        progress: Callable[[int, int, str], None] | None,
+    ) -> Certificate:
+        """Bound the error of the randomised predictor by PAC-Bayes; afterwards the weights are the means."""
+        generator = torch.Generator(device=next(self.model.parameters()).device).manual_seed(seed)
+        with (
+            evaluating(self.model),
+            torch.no_grad(),
+            _estimator(self.model, self.data, draw_on, self.share, self.k) as estimator,
+        ):
+            choice = choose(self.problem, estimator, posterior, factors, generator)
+            wanted = _wanted(draws, estimator, self.data.n)
+            final = estimator.run(choice.posterior.sigma, wanted, generator, progress)
+        return _record(self.problem, choice, final, self.shares, self.delta, self.noise_matrix)
+
+    def centre(self, part: float) -> Certificate:
+        """Bound the error of the network at the prior's centre by its tail, with this part of delta."""
+        parameters = random_parameters(self.model)
+        with evaluating(self.model), torch.no_grad(), Perturbation(parameters):
+            for name, parameter in parameters.items():
+                parameter.copy_(self.ref[name])
+            confusion = confusion_of(self.model, self.data, self.k, self.share)
+        return tail_certificate(confusion, self.problem.losses, self.delta, part, self.noise_matrix)
+
+    def beside(self, aside: BoundData, labels: str) -> dict[str, Any]:
+        """Count the unperturbed network's errors on held-out examples, and bound its clean error by them."""
+        with evaluating(self.model), torch.no_grad():
+            confusion = confusion_of(self.model, aside, self.k, self.share)
+        losses, left, bound = self.problem.losses, self.delta - self.shares["noise"], 1.0
+        if labels == "true":
+            losses, left = [zero_one_loss(self.k)], self.delta
+        if labels != "unknown":
+            bound = tail_bound(confusion, losses, left)[0]
+        wrong = errors_in(confusion)
+        told = {"errors": wrong, "n": aside.n, "error": wrong / aside.n, "bound": bound, "delta": self.delta}
+        return {"held_out": told, "held_out_labels": labels}
+
+
+def _wanted(draws: int | None, estimator: WeightDraws | HeadDraws, n: int) -> int:
+    if draws is not None:
+        return draws
+    return PASSES * n if isinstance(estimator, HeadDraws) else DRAWS
+
+
+def _check_options(
+    draw_on: str, repeats: str, block_size: int, draws: int | None, held_out_labels: str
+) -> None:
     one_of("draw_on", draw_on, ("blocks", "all"))
+    one_of("held_out_labels", held_out_labels, HELD_OUT_LABELS)
     one_of("repeats", repeats, ("refuse", "allow"))
     for name, count in (("block_size", block_size), ("draws", 1 if draws is None else draws)):
         if count < 1:
             raise ConfigError(f"{name} must be at least 1; got {count}")
 
 
-def _shares(delta: float, noise_matrix: Any) -> dict[str, float]:
+def _shares(delta: float, noise_matrix: Any, prior_data: Any) -> dict[str, float]:
     """Divide the probability of failure among the parts of the argument."""
-    spent = noise_matrix.delta if isinstance(noise_matrix, NoiseConfidenceSet) else 0.0
-    if not 0 < delta - spent < 1:
-        least = f"above the noise set's own {spent:g} and below 1" if spent else "in (0, 1)"
-        raise ConfigError(f"delta must lie {least}; got {delta}")
+    spent = spent_by(noise_matrix, delta)
+    left = delta - spent
+    tail = 0.0 if prior_data is None else left * TAIL_SHARE
     return {
-        "pac_bayes": (delta - spent) * (1 - MONTE_CARLO_SHARE),
-        "monte_carlo": (delta - spent) * MONTE_CARLO_SHARE,
+        "pac_bayes": (left - tail) * (1 - MONTE_CARLO_SHARE),
+        "monte_carlo": (left - tail) * MONTE_CARLO_SHARE,
+        "exact_tail": tail,
         "noise": spent,
     }
 
 
-def _gather(
-    conditions: Conditions,
-    dataset: Any,
-    block_size: int,
-    seed: int,
-    repeats: str,
-    prior_data: Any,
-    held_out: Any,
-    share: Share,
-) -> tuple[BoundData, BoundData | None]:
-    """Read all examples and check that they are a proper sample, apart from the others."""
-    data = BoundData(dataset, block_size, seed, share=share)
-    if data.n < MIN_EXAMPLES:
-        raise DataError(f"a certificate needs at least {MIN_EXAMPLES} examples; got {data.n}")
-    conditions.attempt(data.check_steady)
-    if repeats == "refuse":
-        conditions.attempt(data.check_repeats)
-    prior = None if prior_data is None else BoundData(prior_data, block_size, seed, "prior_data")
-    aside = None if held_out is None else BoundData(held_out, block_size, seed, "held_out", share)
-    check_separate(conditions, data, {"prior's": prior, "held-out": aside})
-    return data, aside
-
-
-def _losses(noise_matrix: Any, k: int, method: str) -> list[CleanLoss]:
-    if noise_matrix is None:
-        return [zero_one_loss(k)]
-    known = noise_matrix if isinstance(noise_matrix, NoiseConfidenceSet) else KnownNoise(noise_matrix)
-    if known.k != k:
-        raise NoiseMatrixError(f"the noise matrix is for {known.k} classes; the model has {k}")
-    return clean_losses(known, method)
-
-
 @contextmanager
 def _estimator(
-    model: nn.Module, data: BoundData, draw_on: str, share: Share
-) -> Iterator[tuple[WeightDraws | HeadDraws, int]]:
-    """Give the cheapest exact way to draw, and the number of classes."""
+    model: nn.Module, data: BoundData, draw_on: str, share: Share, k: int
+) -> Iterator[WeightDraws | HeadDraws]:
+    """Give the cheapest exact way to draw."""
     feed, parameters = Feeder(model), random_parameters(model)
     first = feed(data.first())
-    k = logits_of(model, first).shape[1]
     head = only_head(model, list(parameters), first)
     if head is None:
         with Perturbation(parameters) as perturbation:
             every = draw_on == "all"
-            yield WeightDraws(model, perturbation, data.__iter__, data.sizes, every, share, k), k
+            yield WeightDraws(model, perturbation, data.__iter__, data.sizes, every, share, k)
         return
     names = {id(p): name for name, p in parameters.items()}
     with head_io(head) as probe:  # a process may be left without a block
@@ -217,28 +273,20 @@ def _estimator(
     with head_io(head) as seen:
         for inputs, _ in data:
             logits_of(model, feed(inputs))
-    yield (
-        HeadDraws(
-            share.together(torch.cat([x[:0] for x, _ in probe] + [x for x, _ in seen]), data.sizes),
-            torch.as_tensor(data.labels),
-            share.together(torch.cat([z[:0] for _, z in probe] + [z for _, z in seen]), data.sizes),
-            names.get(id(head.weight)),
-            names.get(id(head.bias)),
-        ),
-        k,
+    yield HeadDraws(
+        share.together(torch.cat([x[:0] for x, _ in probe] + [x for x, _ in seen]), data.sizes),
+        torch.as_tensor(data.labels),
+        share.together(torch.cat([z[:0] for _, z in probe] + [z for _, z in seen]), data.sizes),
+        names.get(id(head.weight)),
+        names.get(id(head.bias)),
     )
 
 
-def _held_out(model: nn.Module, data: BoundData, delta: float, k: int, share: Share) -> dict[str, float]:
-    """Count the unperturbed network's errors on held-out examples."""
-    data.check_labels(k)
-    feed = Feeder(model)
-    wrong = sum(
-        int((logits_of(model, feed(inputs)).argmax(dim=1).cpu() != targets).sum()) for inputs, targets in data
-    )
-    wrong = int(share.all_reduce_sum(torch.tensor(wrong)))
-    bound = confidence_upper(wrong, data.n, delta)
-    return {"errors": wrong, "n": data.n, "error": wrong / data.n, "bound": bound, "delta": delta}
+# What a certificate of the network itself does not rest on.
+_DRAWN = (
+    "the predictor draws fresh weights for every prediction and runs in eval mode",
+    "the seed of the weight draws was chosen without regard to the result",
+)
 
 
 def _assumptions(
@@ -247,29 +295,16 @@ def _assumptions(
     """List what must hold, in words."""
     family = problem.family
     told = [
-        f"the {problem.n} examples are independent draws from the distribution that the model will meet",
         "the prior's centre (weights before fine-tuning, batch-norm statistics, input normalisation, head's "
         "initial values) did not use these examples",
         f"the {family.size} priors ({len(family.scales)} global scales from {min(family.scales):.3g} to "
         f"{max(family.scales):.3g}, {family.sets} set{'s' * (family.sets > 1)} of ratios between parameters) "
         "were fixed without them",
-        "the predictor draws fresh weights for every prediction and runs in eval mode",
-        "the seed of the weight draws was chosen without regard to the result",
+        *_DRAWN,
     ]
     if trained_prior:
         told.append("the prior was trained and selected on the prior_data alone")
-    if repeats == "allow":
-        told.append("repeated inputs are independent draws of a distribution that has such repeats")
-    if noise_matrix is not None:
-        told.append("label noise depends on the true class alone, not on the input")
-        if isinstance(noise_matrix, NoiseConfidenceSet):
-            told.append(
-                f"the clean sample's {int(noise_matrix.counts.sum())} examples are independent of the "
-                "certificate's and have the same noise"
-            )
-        elif noise_is == "known":
-            told.append("the noise matrix is known, not estimated")
-    return told
+    return sample_assumptions(problem.n, noise_matrix, noise_is, repeats) + told
 
 
 def _record(
@@ -279,17 +314,11 @@ def _record(
     shares: dict[str, float],
     delta: float,
     noise_matrix: Any,
-    told: list[str],
-    failures: list[str],
-    beside: dict[str, float] | None,
 ) -> Certificate:
     risk, empirical_bound = problem.certified(choice, final)
     names = problem.family.names
     terms = problem.family.terms(choice.posterior)[choice.member]
-    kind = "clean" if noise_matrix is None else "noisy, with a known noise matrix"
-    if isinstance(noise_matrix, NoiseConfidenceSet):
-        kind = "noisy, with a confidence set for the noise matrix"
-    classes = len(final.counts)
+    classes, loss = len(final.counts), choice.loss
     return Certificate(
         risk=risk,
         empirical=final.mean(zero_one_loss(classes)),
@@ -306,9 +335,13 @@ def _record(
         family=problem.size,
         draws=final.draws,
         draw_size=final.block,
-        loss=choice.loss.name,
-        noise=kind,
-        assumptions=told,
-        failures=failures,
-        held_out=beside,
+        loss=loss.name,
+        noise=kind_of(noise_matrix),
+        assumptions=[],
+        numbers={
+            "mean": final.mean(loss),
+            "low": loss.low,
+            "high": loss.high,
+            "padding": final.blocks * final.block / final.n,
+        },
     )

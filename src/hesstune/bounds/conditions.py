@@ -9,13 +9,28 @@ import torch
 from torch import nn
 
 from hesstune.bounds.data import BoundData
+from hesstune.bounds.monte_carlo import Feeder
+from hesstune.bounds.pac_bayes import MIN_EXAMPLES
+from hesstune.bounds.partition import Share
 from hesstune.checks import one_of
 from hesstune.errors import DataError, HesstuneError, LayerError, ModelError, listed
+from hesstune.forward import evaluating, logits_of
 from hesstune.reference import Reference
 
-__all__ = ["LEAKS", "NOISE_KNOWLEDGE", "Conditions", "check_model", "check_separate", "check_story"]
+__all__ = [
+    "HELD_OUT_LABELS",
+    "LEAKS",
+    "NOISE_KNOWLEDGE",
+    "Conditions",
+    "check_model",
+    "check_separate",
+    "check_story",
+    "class_count_of",
+    "gather",
+]
 
 NOISE_KNOWLEDGE = ("known", "estimated", "instance_dependent")
+HELD_OUT_LABELS = ("true", "noisy", "unknown")
 LEAKS = {
     "prior": "train the prior on a part of the data and certify on the rest",
     "prior_scales": "fix the grid of prior scales and ratios before looking at the examples",
@@ -131,3 +146,34 @@ def check_separate(conditions: Conditions, data: BoundData, others: Mapping[str,
                     "split the data into parts without common examples"
                 )
             )
+
+
+def gather(
+    conditions: Conditions,
+    dataset: Any,
+    block_size: int,
+    seed: int,
+    repeats: str,
+    prior_data: Any,
+    held_out: Any,
+    share: Share,
+) -> tuple[BoundData, BoundData | None]:
+    """Read all examples and check that they are a proper sample, apart from the others."""
+    data = BoundData(dataset, block_size, seed, share=share)
+    if data.n < MIN_EXAMPLES:
+        raise DataError(f"a certificate needs at least {MIN_EXAMPLES} examples; got {data.n}")
+    conditions.attempt(data.check_steady)
+    if repeats == "refuse":
+        conditions.attempt(data.check_repeats)
+    prior = None if prior_data is None else BoundData(prior_data, block_size, seed, "prior_data")
+    aside = None if held_out is None else BoundData(held_out, block_size, seed, "held_out", share)
+    check_separate(conditions, data, {"prior's": prior, "held-out": aside})
+    return data, aside
+
+
+def class_count_of(model: nn.Module, data: BoundData) -> int:
+    """Return the number of classes, from one batch's logits; the data's labels are checked against it."""
+    with evaluating(model), torch.no_grad():
+        k = int(logits_of(model, Feeder(model)(data.first())).shape[1])
+    data.check_labels(k)
+    return k

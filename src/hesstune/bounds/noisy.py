@@ -198,12 +198,13 @@ def zero_one_loss(k: int) -> CleanLoss:
 
 def _lifted(name: str, matrix: Array, noise_matrix: NoiseSet) -> CleanLoss:
     """Add a constant so that F L ≥ 1 − I holds for every F of the set, whatever was rounded."""
-    # A constant raises (F L)[y, h] by the row sum of F: exactly 1 in theory, nearly so in floats.
-    for _ in range(4):
+    # A constant raises (F L)[y, h] by the row sum of F: exactly 1 in theory, nearly so in floats. A shift
+    # below the entries' last digit would be lost in them.
+    for _ in range(8):
         shift = noise_matrix.shortfall(matrix)
         if shift <= 0:
             break
-        matrix = matrix + shift * (1 + 1e-9) + _EPS
+        matrix = matrix + max(2 * shift, 4 * _EPS * float(np.abs(matrix).max() + 1))
     else:
         raise NoiseMatrixError(f"the {name} loss is too large to be verified; the noise is nearly singular")
     return CleanLoss(name, matrix)

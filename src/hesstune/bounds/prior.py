@@ -143,6 +143,11 @@ class Travel:
             ]
         )
 
+    @property
+    def moved(self) -> bool:
+        """Whether any weight differs from the prior's centre."""
+        return bool(self.square.any())
+
     def distances(self) -> dict[str, float]:
         """Return ‖W − W⁽ˢ⁾‖ of each trained parameter."""
         return dict(zip(self.shapes, np.sqrt(self.square).tolist(), strict=True))

@@ -10,20 +10,44 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hesstune.errors import RunError
+from hesstune.bounds.compression import compression_bound
+from hesstune.bounds.pac_bayes import complexity, confidence_upper, kl_inverse, monte_carlo_upper
+from hesstune.checks import unit_interval
+from hesstune.errors import ConfigError, RunError
 from hesstune.storage.reading import one_line
 
-__all__ = ["Certificate"]
+__all__ = ["BOUNDS", "Certificate"]
 
 HELD_OUT = ("errors", "n", "error", "bound", "delta")
+# The predictor that each kind of bound speaks of, and what it says of no other.
+BOUNDS = {
+    "pac_bayes": "randomised: fresh weights N(W, sigma^2) for every prediction",
+    "holdout": "the network itself, as it stood before it saw the examples counted here",
+    "compression": "the network itself, trained on the examples kept and on no others",
+}
+_SPOKEN = {
+    "pac_bayes": (
+        "the randomised predictor",
+        "Predictor: fresh weights N(trained weights, sigma^2) for every prediction; "
+        "nothing is claimed of the unperturbed network.",
+    ),
+    "holdout": (
+        "the network",
+        "Predictor: the network itself, fixed before it saw the examples counted; no noise on its weights.",
+    ),
+    "compression": (
+        "the network",
+        "Predictor: the network itself, trained on the examples kept and no others; no noise on its weights.",
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """An upper bound on the clean 0-1 risk of the randomised predictor.
+    """An upper bound on the clean 0-1 risk of a predictor, which `bound` names.
 
-    The randomised predictor draws fresh weights N(Ŵ, σ²) for every prediction; nothing is claimed of
-    the network with the weights Ŵ themselves.
+    `pac_bayes`: the randomised predictor, which draws fresh weights N(Ŵ, σ²) for every prediction; nothing
+    is claimed of the network with the weights Ŵ themselves. `holdout` and `compression`: the network itself.
 
     Attributes:
         risk: The bound; it fails with probability at most delta over the draw of the examples and of
@@ -47,8 +71,14 @@ class Certificate:
         noise: How the labels' noise is known.
         assumptions: What must hold for the bound to hold.
         failures: Assumptions known to fail; if any, this is a diagnostic and no certificate.
-        held_out: Errors, n and the Clopper–Pearson bound for the unperturbed network on held-out
-            examples, where given.
+        held_out: Errors on the given labels, n and the bound on the clean error for the unperturbed network
+            on held-out examples, where given: Clopper–Pearson's where their labels are true.
+        bound: The kind of bound: a key of BOUNDS.
+        numbers: What else the bound is computed from: of PAC-Bayes the scaled loss's mean over the draws, the
+            loss's ends `low` and `high` and the `padding` of unequal blocks; of a hold-out bound `mean`,
+            `low`, `high` and, for true labels, `errors`; of compression the number of examples `kept`.
+        held_out_labels: `true`, `noisy` as the certificate's own, or `unknown`: then no bound follows.
+        tried: {kind of bound: risk} of those that shared delta, where the smallest was taken.
     """
 
     risk: float
@@ -71,6 +101,15 @@ class Certificate:
     assumptions: list[str]
     failures: list[str] = field(default_factory=list)
     held_out: dict[str, float] | None = None
+    bound: str = "pac_bayes"
+    numbers: dict[str, float] = field(default_factory=dict)
+    held_out_labels: str = "true"
+    tried: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def predictor(self) -> str:
+        """What the number speaks of."""
+        return BOUNDS[self.bound]
 
     @property
     def vacuous(self) -> bool:
@@ -86,7 +125,7 @@ class Certificate:
         """Return everything as JSON-ready values."""
         return {
             "kind": "diagnostic" if self.diagnostic else "certificate",
-            "predictor": "randomised: fresh weights N(W, sigma^2) for every prediction",
+            "predictor": self.predictor,
             "vacuous": self.vacuous,
             **dataclasses.asdict(self),
         }
@@ -130,6 +169,90 @@ class Certificate:
             raise ValueError(f"'held_out' must hold {', '.join(HELD_OUT)}")
         if self.classes < 2:
             raise ValueError("'classes' must be at least 2")
+        if self.bound not in BOUNDS:
+            raise ValueError(f"'bound' must be one of {', '.join(BOUNDS)}")
+
+    def at(self, delta: float) -> float:
+        """Return the bound that the same counts give at another probability of failure.
+
+        For a union: of J certificates each taken at δ/J, the smallest holds with probability 1 − δ.
+
+        Raises:
+            ConfigError: If delta is out of range or below the part that a confidence set has spent, or the
+                record, of an earlier version, does not hold the numbers.
+
+        Example:
+            >>> c = Certificate.of_tail({"errors": 3.0, "mean": 0.03, "low": 0.0, "high": 1.0}, n=100,
+            ...                         delta=0.05, classes=2)
+            >>> round(c.risk, 4), round(c.at(0.025), 4)
+            (0.0757, 0.0852)
+        """
+        spent = self.shares.get("noise", 0.0)
+        if not spent < unit_interval("delta", delta) < 1:
+            raise ConfigError(f"delta must lie above {spent:g} and below 1; got {delta}")
+        factor = (delta - spent) / (self.delta - spent)
+        shares = {name: share * factor for name, share in self.shares.items() if name != "noise"}
+        return _risk(self, shares)
+
+    @classmethod
+    def of_tail(
+        cls,
+        numbers: dict[str, float],
+        *,
+        n: int,
+        delta: float,
+        classes: int,
+        share: float | None = None,
+        spent: float = 0.0,
+        family: int = 1,
+        loss: str = "zero_one",
+        noise: str = "clean",
+        empirical: float | None = None,
+        assumptions: list[str] | None = None,
+        **more: Any,
+    ) -> Certificate:
+        """Make the certificate of a network that was fixed before n examples, from what they counted.
+
+        Args:
+            numbers: As of the attribute, for a hold-out bound.
+            n: Number of examples.
+            delta: Probability of failure.
+            classes: K.
+            share: The part of delta that the tail has; all that is not spent, by default.
+            spent: The part of delta that a confidence set of the noise has.
+            family: J, the losses that share it.
+            loss: The loss's name.
+            noise: How the labels' noise is known.
+            empirical: Error on the given labels.
+            assumptions: What must hold.
+            **more: Further fields.
+        """
+        shares = {"exact_tail": delta - spent if share is None else share, "noise": spent}
+        bare = cls(
+            risk=1.0,
+            empirical=numbers["mean"] if empirical is None else empirical,
+            empirical_bound=1.0,
+            kl=0.0,
+            n=n,
+            delta=delta,
+            shares=shares,
+            classes=classes,
+            sigma={},
+            prior_sigma={},
+            distance={},
+            kl_terms={},
+            family=family,
+            draws=0,
+            draw_size=0,
+            loss=loss,
+            noise=noise,
+            assumptions=assumptions or [],
+            bound="holdout",
+            numbers=numbers,
+            **more,
+        )
+        risk = _risk(bare, shares)
+        return dataclasses.replace(bare, risk=risk, empirical_bound=risk)
 
     def summary(self) -> str:
         """Return the certificate in words, for a terminal."""
@@ -143,25 +266,48 @@ class Certificate:
                 else "non-vacuous"
             )
             lines = [
-                f"Certified: the randomised predictor's true error is at most {self.risk:.4f} "
+                f"Certified: {_SPOKEN[self.bound][0]}'s true error is at most {self.risk:.4f} "
                 f"with probability {1 - self.delta:g} ({verdict})."
             ]
-        lines += [
-            "Predictor: fresh weights N(trained weights, sigma^2) for every prediction; "
-            "nothing is claimed of the unperturbed network.",
-            f"n = {self.n}, delta = {self.delta:g}, KL = {self.kl:.2f} nats, "
-            f"priors and losses to choose from = {self.family}, draws = {self.draws}",
-            f"Error on the given labels over the draws: {self.empirical:.4f}; "
-            f"labels: {self.noise}; loss: {self.loss}",
-        ]
+        lines += [_SPOKEN[self.bound][1], self._counts()]
+        if self.tried:
+            told = ", ".join(f"{name} {risk:.4f}" for name, risk in self.tried.items())
+            lines.append(f"The smallest of bounds that share delta: {told}.")
         if self.held_out:
-            lines.append(
-                f"Beside it, the unperturbed network on {self.held_out['n']:.0f} held-out examples: error "
-                f"{self.held_out['error']:.4f}, at most {self.held_out['bound']:.4f} (Clopper-Pearson, "
-                f"probability {1 - self.held_out['delta']:g})."
-            )
+            lines.append(self._beside(self.held_out))
         lines += ["It holds if:", *(f"  - {text}" for text in self.assumptions)]
         return "\n".join(lines)
+
+    def _counts(self) -> str:
+        head = f"n = {self.n}, delta = {self.delta:g}, "
+        labels = f"labels: {self.noise}; loss: {self.loss}"
+        if self.bound == "compression":
+            kept = f"examples kept = {self.numbers['kept']:.0f}"
+            return f"{head}{kept}; every other one is classified right; {labels}"
+        if self.bound == "holdout":
+            return f"{head}error on the given labels: {self.empirical:.4f}; {labels}"
+        return (
+            f"{head}KL = {self.kl:.2f} nats, priors and losses to choose from = {self.family}, "
+            f"draws = {self.draws}\n"
+            f"Error on the given labels over the draws: {self.empirical:.4f}; {labels}"
+        )
+
+    def _beside(self, held: dict[str, float]) -> str:
+        if self.held_out_labels == "unknown":
+            return (
+                f"Beside it, the unperturbed network disagrees with {held['error']:.4f} of the labels of "
+                f"{held['n']:.0f} held-out examples; how many of these are wrong is not known, so no bound "
+                "on the true error follows."
+            )
+        text = f"Beside it, the unperturbed network on {held['n']:.0f} held-out examples: "
+        text += f"error {held['error']:.4f}"
+        sure = f"probability {1 - held['delta']:g}"
+        if self.held_out_labels == "noisy":
+            return (
+                f"{text} on labels as noisy as the certificate's own; its true error is at most "
+                f"{held['bound']:.4f} ({sure})."
+            )
+        return f"{text}, at most {held['bound']:.4f} (Clopper-Pearson, {sure})."
 
     def __str__(self) -> str:
         return self.summary()
@@ -169,3 +315,23 @@ class Certificate:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _risk(found: Certificate, shares: dict[str, float]) -> float:
+    """Return the bound that a certificate's numbers give with these shares of delta."""
+    numbers = found.numbers
+    if found.bound == "compression":
+        return compression_bound(int(numbers["kept"]), found.n, shares["compression"])
+    if "mean" not in numbers:
+        raise ConfigError("the certificate's record, of an earlier version, lacks numbers; certify again")
+    low, high = numbers["low"], numbers["high"]
+    if found.bound == "holdout" and "errors" in numbers:
+        return confidence_upper(int(numbers["errors"]), found.n, shares["exact_tail"])
+    if found.bound == "holdout":
+        unit = float(kl_inverse(numbers["mean"], math.log(found.family / shares["exact_tail"]) / found.n))
+    else:
+        padding = numbers["padding"]
+        drawn = monte_carlo_upper(min(1.0, numbers["mean"] / padding), found.draws, shares["monte_carlo"])
+        side = complexity(found.kl, found.n, shares["pac_bayes"], found.family)
+        unit = float(kl_inverse(min(1.0, padding * drawn), side))
+    return min(1.0, max(0.0, low + (high - low) * unit))

@@ -109,7 +109,9 @@ class Labelling:
         header += ["true_label"] if self.target.true is not None else []
         header += [f"p_{name}" for name in self.classes] + [f"vote_{name}" for name in self._shown()]
         write_csv(path, header, self._rows(columns))
-        record = {**self.noise.to_dict(), "classes": self.classes, "label_model": self.model}
+        # Votes err on the same hard examples: their matrix is a mean, whatever it was estimated by.
+        record = {**self.noise.to_dict(), "origin": "instance_dependent", "classes": self.classes}
+        record |= {"label_model": self.model}
         write_json(beside, record | {"labelers": self.labelers})
         return beside
 

@@ -97,4 +97,4 @@ def average(transitions: NDArray[np.float64], labels: ArrayLike, k: int) -> Nois
     matrix = np.eye(k)
     for label in np.unique(true):
         matrix[label] = transitions[true == label].mean(axis=0)
-    return NoiseMatrix(matrix)
+    return NoiseMatrix(matrix, "instance_dependent")

@@ -13,13 +13,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hesstune.checks import class_count, integer_labels, readable_file, stochastic_matrix, unit_interval
+from hesstune.checks import (
+    class_count,
+    integer_labels,
+    one_of,
+    readable_file,
+    stochastic_matrix,
+    unit_interval,
+)
 from hesstune.errors import ConfigError, NoiseMatrixError, listed, unknown_name
 from hesstune.storage.reading import read_array, read_text, reading
 
-__all__ = ["KINDS", "NoiseMatrix"]
+__all__ = ["KINDS", "ORIGINS", "NoiseMatrix"]
 
 KINDS = ("symmetric", "pair")
+# How a matrix came to be known; it travels with it through every save and load.
+ORIGINS = ("stated", "injected", "estimated", "instance_dependent")
 # Beyond this condition number float64 leaves no trustworthy digit of the inverse.
 SINGULAR_CONDITION = 1e12
 
@@ -29,6 +38,11 @@ class NoiseMatrix:
 
     F[i, j] = P(noisy = j | true = i), the transpose of cleanlab's convention. A *noise rate* is the
     probability that a label changes. Instances are immutable.
+
+    Args:
+        array: F, (K, K).
+        origin: How F is known: `stated` by the user, `injected` into true labels, `estimated` from noisy
+            data, or `instance_dependent`: the mean of noise that depends on the example.
 
     Raises:
         NoiseMatrixError: If the array is not square, finite, non-negative with rows summing to 1.
@@ -41,9 +55,10 @@ class NoiseMatrix:
         True
     """
 
-    def __init__(self, array: ArrayLike) -> None:
+    def __init__(self, array: ArrayLike, origin: str = "stated") -> None:
         self._array = stochastic_matrix(array)
         self._array.setflags(write=False)
+        self._origin = one_of("origin of a noise matrix", origin, ORIGINS)
 
     @classmethod
     def from_array(cls, array: ArrayLike) -> NoiseMatrix:
@@ -146,6 +161,15 @@ class NoiseMatrix:
         return found
 
     @property
+    def origin(self) -> str:
+        """How the matrix is known, one of ORIGINS: a certificate believes what was stated or injected."""
+        return self._origin
+
+    def known_as(self, origin: str) -> NoiseMatrix:
+        """Return the same matrix with another origin."""
+        return NoiseMatrix(self._array, origin)
+
+    @property
     def array(self) -> NDArray[np.float64]:
         """F, (K, K) float64, read-only."""
         return self._array
@@ -190,7 +214,7 @@ class NoiseMatrix:
     def regularized(self, weight: float) -> NoiseMatrix:
         """Return (1 − λ)F + λI, whose rows and whose inverse's rows still sum to 1."""
         weight = unit_interval("the regularisation weight", weight, NoiseMatrixError)
-        return NoiseMatrix((1 - weight) * self._array + weight * np.eye(self.k))
+        return NoiseMatrix((1 - weight) * self._array + weight * np.eye(self.k), self._origin)
 
     def sized(self, k: int) -> NoiseMatrix:
         """Return the matrix itself; raise NoiseMatrixError unless it is for k classes."""
@@ -228,17 +252,20 @@ class NoiseMatrix:
             "matrix": self._array.tolist(),
             "condition": self.condition if finite else None,
             "rate": self.rate,
+            "origin": self._origin,
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write the matrix as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+    def save(self, path: str | Path, classes: Sequence[str] | None = None) -> None:
+        """Write the matrix as JSON, with the names of its classes where they are given."""
+        named = {} if classes is None else {"classes": list(classes)}
+        Path(path).write_text(json.dumps({**self.to_dict(), **named}, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path, classes: Sequence[str] | None = None) -> NoiseMatrix:
         """Read a matrix from JSON (rows, or a record with `matrix`), CSV (K rows of K numbers) or .npy.
 
-        A JSON record may name its `classes`; with `classes` the matrix is brought to their order.
+        A JSON record may name its `classes`; with `classes` the matrix is brought to their order. Rows, CSV
+        and .npy are stated by whoever gives them; a record says how its matrix is known.
 
         Raises:
             NoiseMatrixError: If the file holds no noise matrix, or is for other classes.
@@ -254,7 +281,7 @@ class NoiseMatrix:
             record = json.loads(text)
             if not isinstance(record, dict):
                 return cls(record)
-            found, own = cls(record.get("matrix", ())), record.get("classes")
+            found, own = cls(record.get("matrix", ()), _origin_of(record)), record.get("classes")
             return found if own is None or classes is None else found._ordered(own, classes, path)
 
     def _ordered(self, own: Sequence[str], classes: Sequence[str], path: Path) -> NoiseMatrix:
@@ -264,7 +291,7 @@ class NoiseMatrix:
                 f"{listed(classes)}"
             )
         order = [list(own).index(name) for name in classes]
-        return NoiseMatrix(self._array[np.ix_(order, order)])
+        return NoiseMatrix(self._array[np.ix_(order, order)], self._origin)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, NoiseMatrix) and np.array_equal(self._array, other._array)
@@ -274,3 +301,12 @@ class NoiseMatrix:
 
     def __repr__(self) -> str:
         return f"NoiseMatrix(k={self.k}, rate={self.rate:.3g}, condition={self.condition:.3g})"
+
+
+def _origin_of(record: dict[str, Any]) -> str:
+    """Return how a record's matrix is known; of records that do not say, by what made them."""
+    if "origin" in record:
+        return str(record["origin"])
+    if "label_model" in record or record.get("method") == "labelmodel":
+        return "instance_dependent"
+    return "estimated" if "method" in record or "stderr" in record else "stated"

@@ -167,6 +167,8 @@ class NoiseMatrixRecord(Stored):
     matrix: Matrix
     condition: float | None = None
     rate: float | None = None
+    origin: str | None = None
+    classes: list[str] | None = None
     method: str | None = None
     examples: int | None = None
     stderr: Matrix | None = None

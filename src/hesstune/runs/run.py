@@ -181,7 +181,7 @@ class Run:
         from hesstune.noise.matrix import NoiseMatrix
 
         path = self.path / files.NOISE_MATRIX
-        return NoiseMatrix.load(path) if path.is_file() else None
+        return NoiseMatrix.load(path, self.classes) if path.is_file() else None
 
     def labels(self) -> list[dict[str, str]]:
         """Return the rows of labels.csv: id, part, label trained on, and the true label where known."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hesstune.analysis.certify import story_of
+from hesstune.analysis.label_story import story_of
 from hesstune.analysis.subject import Subject, drawn_rows
 from hesstune.data.examples import Task
 from hesstune.errors import HesstuneError, RunError

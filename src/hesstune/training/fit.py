@@ -348,8 +348,8 @@ def _write_start(run: Run, prepared: Prepared, reference: Reference) -> None:
     replace_file(out / REFERENCE, reference.save)
     if prepared.estimate is not None:
         write_record(out / NOISE_MATRIX, prepared.estimate)
-    elif prepared.noise_matrix is not None:
-        replace_file(out / NOISE_MATRIX, prepared.noise_matrix.save)
+    elif (matrix := prepared.noise_matrix) is not None:
+        replace_file(out / NOISE_MATRIX, lambda part: matrix.save(part, task.classes))
     rows = []
     for name, part in (("train", task.train), ("val", task.val), ("test", task.test)):
         assert part.labels is not None

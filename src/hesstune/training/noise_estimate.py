@@ -143,13 +143,13 @@ def run_estimate(
         with contextlib.suppress(RunError):  # a damaged one is made again
             record = read_record(kept, NoiseMatrixRecord)
     if record is not None and record.made_from == made_from:
-        return NoiseMatrix(record.matrix), record
+        return NoiseMatrix(record.matrix, record.origin or "estimated"), record
     if len(task.train) < 2 * task.k:
         raise DataError(
             f"{len(task.train)} training examples are too few to estimate the noise of {task.k} classes"
         )
     found = estimated(parse_request(str(config.noise_matrix)), gather(config, task, loaded, device))
-    return found.matrix, NoiseMatrixRecord(**found.to_dict(), made_from=made_from)
+    return found.matrix, NoiseMatrixRecord(**found.to_dict(), classes=task.classes, made_from=made_from)
 
 
 def _fingerprint(config: FinetuneConfig, task: Task) -> dict[str, Any]:

@@ -40,6 +40,12 @@ class Estimate:
     notes: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Let the matrix say that it is an estimate, wherever it goes; of votes, that it is a mean."""
+        if self.matrix.origin in ("stated", "injected"):
+            origin = "instance_dependent" if self.method == "labelmodel" else "estimated"
+            object.__setattr__(self, "matrix", self.matrix.known_as(origin))
+
     @property
     def condition(self) -> float:
         """The condition number of the matrix."""

@@ -130,6 +130,11 @@ class CertifyOptions(Options):
         description="CSV file of ids and true labels, drawn at random among the training examples: they "
         "leave the certificate's and give a confidence set for the noise matrix",
     )
+    test_labels: Literal["auto", "true", "noisy", "unknown"] = Field(
+        "auto",
+        description="what the test part's labels are worth; noisy: as the training labels are; auto: true "
+        "where labels count as true or noise was injected into training labels alone",
+    )
     noise_method: Literal["tightest", "inverse", "linear_program", "margin"] = Field(
         "tightest", description="from noisy labels to the clean error"
     )

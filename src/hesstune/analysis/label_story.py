@@ -1,0 +1,170 @@
+"""What is known of a run's labels and of what used its examples: what a certificate may take for true."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hesstune.bounds.noisy import NoiseConfidenceSet
+from hesstune.data.clean import read_clean_labels
+from hesstune.data.examples import Examples, Task
+from hesstune.errors import DataError
+from hesstune.noise.instance import instance_rate
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.options.analysis import CertifyOptions
+from hesstune.runs.run import Run
+from hesstune.runs.task import injected_noise
+
+__all__ = ["Story", "noise_story", "story_of"]
+
+# The share of δ for the confidence set of a noise matrix that a clean sample estimates.
+CLEAN_SAMPLE_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Story:
+    """What is known of the labels' noise, and what the run did with its examples.
+
+    Attributes:
+        noise_matrix: F, a confidence set for it, or None where labels count as true.
+        noise_is: How it is known, as of `hesstune.certify`.
+        assumptions: What the certificate takes for true.
+        leaks: Choices that were made with the examples, which it refuses.
+        rows: The training examples that it may count on.
+        test_labels: How the test labels are known: `true`, `noisy` as the training labels are, or `unknown`.
+    """
+
+    noise_matrix: Any
+    noise_is: str
+    assumptions: list[str]
+    leaks: list[str]
+    rows: NDArray[np.int64]
+    test_labels: str
+
+
+def story_of(run: Run, task: Task, asked: CertifyOptions) -> Story:
+    """Read from the configuration what is known of the noise, and what used the examples.
+
+    Raises:
+        DataError: If no noise matrix can be told for the labels.
+    """
+    config = run.config
+    leaks = [
+        name
+        for name, used in (
+            ("normalisation", bool(config.mean or config.std)),
+            ("split", task.split == "stratified"),
+            ("batch_norm", config.batch_norm == "adapt"),
+        )
+        if used and name not in asked.vouch
+    ]
+    assumptions = [f"you vouch that {name} was chosen without these examples" for name in asked.vouch]
+    if config.weights:
+        assumptions.append(f"the weights in {config.weights} were trained on other examples")
+    rows = np.arange(len(task.train))
+    believed = injected_noise(config, task) if config.inject_noise else run.noise_matrix
+    noise_is = noise_story(config, task, asked.noise_is, believed)
+    test_labels = _test_labels(config, task, asked, noise_is)
+    if test_labels == "true" and len(task.test) and noise_is != "none":
+        assumptions.append("the test labels are the true ones")
+    if asked.clean_sample is not None:
+        noise, rows = _from_clean_sample(task, asked.clean_sample, asked.delta * CLEAN_SAMPLE_SHARE)
+        # Its confidence set stands for an estimate; that noise depends on the input it cannot mend.
+        known = "instance_dependent" if noise_is == "instance_dependent" else "known"
+        return Story(noise, known, assumptions, leaks, rows, test_labels)
+    if noise_is == "none":
+        stated = "the given labels are the true ones"
+        stated = f"you state that {stated}" if asked.noise_is == "none" else stated
+        return Story(None, "known", [*assumptions, stated], leaks, rows, test_labels)
+    if believed is None and noise_is != "instance_dependent":
+        raise DataError(
+            f"the run in {run.path} was told no noise matrix for --noise-is {noise_is}: train with "
+            "--noise-matrix, or give --clean-sample"
+        )
+    # Where the noise depends on the input no matrix is of use; the refusal says so.
+    believed = NoiseMatrix.identity(task.k) if believed is None else believed
+    return Story(believed, noise_is, assumptions, leaks, rows, test_labels)
+
+
+def noise_story(
+    config: FinetuneConfig, task: Task, told: str = "auto", believed: NoiseMatrix | None = None
+) -> str:
+    """Return how the noise of a run's labels is known: `none`, or one of NOISE_KNOWLEDGE.
+
+    Args:
+        config: The run's configuration.
+        task: Its examples, as labelled.
+        told: What the user says; `auto` reads it from the configuration. Labels that a label model made,
+            hard or soft, are true only if the user says `none`.
+        believed: The noise matrix that the run was told, which says how it is known.
+
+    Raises:
+        DataError: If the user says otherwise than the run itself shows.
+    """
+    if told == "none":
+        if config.inject_noise:
+            raise DataError(
+                f"the run put noise into its labels (--inject-noise {config.inject_noise}), so they are not "
+                "the true ones; leave --noise-is out"
+            )
+        return told
+    # Votes err on the same hard examples, and so do the probabilities that a model made of them.
+    made = task.train.votes is not None or task.train.soft is not None
+    if made or instance_rate(config.inject_noise) is not None:
+        return "instance_dependent"
+    if task.train.clean is not None:
+        raise DataError(
+            "some labels of the run were checked by a person and others not, so no one noise matrix holds "
+            "for all; give --noise-is none if all labels are now true"
+        )
+    if config.inject_noise:
+        return "known" if told == "auto" else told
+    origin = "stated" if believed is None else believed.origin
+    if (config.noise_matrix or "").startswith("estimate") and origin == "stated":
+        origin = "estimated"
+    if told in ("auto", "known") and origin in ("estimated", "instance_dependent"):
+        return origin
+    if told == "auto":
+        return "known" if config.noise_matrix else "none"
+    return told
+
+
+def _test_labels(config: FinetuneConfig, task: Task, asked: CertifyOptions, noise_is: str) -> str:
+    """Tell what the labels of the test part are worth."""
+    if asked.test_labels != "auto":
+        return asked.test_labels
+    part = task.test
+    if noise_is == "none" or _all_checked(part):
+        return "true"
+    made = part.votes is not None or part.soft is not None
+    if config.inject_noise and not made:
+        return "true"  # noise goes into training and validation labels alone
+    return "unknown" if noise_is == "instance_dependent" else "noisy"
+
+
+def _all_checked(part: Examples) -> bool:
+    return part.clean is not None and bool(part.clean.all())
+
+
+def _from_clean_sample(
+    task: Task, path: str | Path, delta: float
+) -> tuple[NoiseConfidenceSet, NDArray[np.int64]]:
+    """Count (true, given) labels of the sample; return a confidence set, and the rows outside of it."""
+    assert task.train.labels is not None
+    true = read_clean_labels(path, task.classes)
+    place = {example: row for row, example in enumerate(task.train.ids)}
+    missing = [example for example in true if example not in place]
+    if missing:
+        raise DataError(
+            f"{path} names '{missing[0]}' ({len(missing)} in all), which is no training example of the run; "
+            "ids are those of its labels.csv"
+        )
+    rows = np.array([place[example] for example in true], np.int64)
+    counts = np.zeros((task.k, task.k), np.int64)
+    np.add.at(counts, (np.array(list(true.values()), np.int64), task.train.labels[rows]), 1)
+    return NoiseConfidenceSet(counts, delta), np.setdiff1d(np.arange(len(task.train)), rows)
