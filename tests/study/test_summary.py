@@ -2,8 +2,13 @@ import numpy as np
 import pytest
 from scipy.stats import t, ttest_rel
 
-from hesstune.study.records import CellRecord
+from hesstune.bounds.pac_bayes import confidence_upper
+from hesstune.bounds.record import Certificate
+from hesstune.report.study_page import render_study
+from hesstune.study.certificates import smallest_of
+from hesstune.study.records import CellRecord, StudyResults
 from hesstune.study.summary import differences, means, paired_difference, ranks
+from hesstune.study.tables import markdown
 
 
 def cell(task, method, seed, accuracy, status="done"):
@@ -72,3 +77,47 @@ def test_ranks_share_ties_and_put_the_best_first():
     assert [r["method"] for r in rows] == ["new", "plain"]
     assert rows[1]["mean_rank"] == pytest.approx((2 + 2 + 1.5) / 3)
     assert rows[0]["mean_rank"] == pytest.approx((1 + 1 + 1.5 + 1) / 4)
+
+
+def certified(method, seed, errors, facts=True, n=200):
+    found = Certificate.of_tail(
+        {"errors": errors, "mean": errors / n, "low": 0.0, "high": 1.0}, n=n, delta=0.05, classes=3
+    )
+    kept = found.facts() if facts else None
+    told = {"risk": found.risk, "delta": 0.05, "facts": kept}
+    return CellRecord(task="t", method=method, seed=seed, status="done", metrics={"certificate": told})
+
+
+def test_the_smallest_certificate_pays_for_the_choice():
+    cells = [
+        certified("a", 0, 10.0),
+        certified("a", 1, 14.0),
+        certified("b", 0, 9.0),
+        certified("b", 1, 20.0),
+    ]
+    found = smallest_of(cells, "t")
+    assert (found.cell.method, found.cell.seed, found.count) == ("b", 0, 4)
+    assert found.risk == pytest.approx(confidence_upper(9, 200, 0.05 / 4))
+    assert found.alone == pytest.approx(confidence_upper(9, 200, 0.05))
+    assert found.sure == 0.95
+    # A record that cannot be taken at another delta holds with less.
+    old = smallest_of([*cells, certified("c", 0, 30.0, facts=False)], "t")
+    assert old.risk == old.alone == pytest.approx(confidence_upper(9, 200, 0.05))
+    assert old.sure == pytest.approx(0.75)
+    assert smallest_of(cells, "other") is None
+
+
+def test_tables_give_each_certificate_and_call_a_mean_a_mean():
+    cells = [certified("a", 0, 10.0), certified("b", 0, 9.0), certified("b", 1, 20.0)]
+    results = StudyResults(
+        tasks=["t"], methods=["a", "b"], seeds=[0, 1], baseline="a", means=means(cells), cells=cells
+    )
+    text = markdown(results)
+    assert "certified error" not in text
+    assert "mean of certificates" in text
+    for cell in cells:
+        assert f"{cell.metrics['certificate'].risk:.3f}" in text
+    assert f"| smallest of 3 (b, seed 0), probability 0.95 | {smallest_of(cells, 't').risk:.3f} |" in text
+    page = render_study(results)
+    assert "certified error" not in page
+    assert "smallest of 3 (b, seed 0)" in page

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ BOUNDS = {
     "holdout": "the network itself, as it stood before it saw the examples counted here",
     "compression": "the network itself, trained on the examples kept and on no others",
 }
+_FACTS = (
+    "risk", "empirical", "empirical_bound", "kl", "n", "delta", "shares", "classes", "family", "draws",
+    "draw_size", "loss", "noise", "bound", "numbers",
+)  # fmt: skip
 _SPOKEN = {
     "pac_bayes": (
         "the randomised predictor",
@@ -193,6 +197,16 @@ class Certificate:
         factor = (delta - spent) / (self.delta - spent)
         shares = {name: share * factor for name, share in self.shares.items() if name != "noise"}
         return _risk(self, shares)
+
+    def facts(self) -> dict[str, Any]:
+        """Return, JSON-ready, what `at` needs: the certificate without its parameters and words."""
+        return {name: getattr(self, name) for name in _FACTS}
+
+    @classmethod
+    def of_facts(cls, facts: Mapping[str, Any]) -> Certificate:
+        """Make a certificate of what `facts` returned; what it leaves out is empty."""
+        blank: dict[str, Any] = {"sigma": {}, "prior_sigma": {}, "distance": {}, "kl_terms": {}}
+        return cls(**blank, **{name: facts[name] for name in _FACTS}, assumptions=[])
 
     @classmethod
     def of_tail(

@@ -9,6 +9,7 @@ from hesstune.report.environment import render
 from hesstune.report.figures import bars, scatter
 from hesstune.study.records import Mean, StudyResults
 from hesstune.study.summary import means
+from hesstune.study.tables import certificate_rows
 
 __all__ = ["concordance", "render_study"]
 
@@ -16,7 +17,7 @@ METRICS = {
     "test_accuracy": ("test accuracy", "%.1f %%", 100),
     "gap": ("generalization gap", "%.3f", 1),
     "measure": ("Hessian distance measure", "%.3f", 1),
-    "certificate": ("certified error ≤", "%.1f %%", 100),
+    "certificate": ("mean of certificates", "%.1f %%", 100),
     "distance": ("distance", "%.3g", 1),
     "seconds": ("seconds of training", "%.3g", 1),
 }
@@ -43,6 +44,15 @@ class Table(NamedTuple):
     title: str
     columns: list[str]
     rows: list[TableRow]
+
+
+class Certificates(NamedTuple):
+    """The certificates of a task, each by itself and the smallest with the union paid."""
+
+    task: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str
 
 
 class DifferenceRow(NamedTuple):
@@ -102,6 +112,7 @@ def context(results: StudyResults) -> dict[str, object]:
         "s": results,
         "verdict": verdict(results),
         "tables": [_table(results, task) for task in groups],
+        "certificates": _certificates(results),
         "differences": _differences(results),
         "gap": _against(results, "gap", "generalization gap (cross-entropy)"),
         "accuracy": _against(results, "test_accuracy", "test accuracy (share of 1)"),
@@ -158,6 +169,11 @@ def _cell(row: Mean | None, metric: str) -> Shown:
         digits = form.split()[0]  # the unit stands once
         ends = f"[{digits % (factor * row.low)}, {digits % (factor * row.high)}]"
     return Shown(factor * row.mean, text, ends)
+
+
+def _certificates(results: StudyResults) -> list[Certificates]:
+    found = [(task, *certificate_rows(results, task)) for task in results.tasks]
+    return [Certificates(*table) for table in found if table[2]]
 
 
 def _differences(results: StudyResults) -> list[DifferenceRow]:

@@ -178,4 +178,5 @@ def _certificate(subject: Subject, task: Task, run: Run) -> HeadCertificate:
         delta=found.delta,
         vacuous=found.vacuous,
         labels="assumed true" if story.noise_matrix is None else found.noise,
+        facts=found.facts(),
     )

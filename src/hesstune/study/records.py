@@ -19,7 +19,10 @@ Configs = dict[str, dict[str, Options]]
 
 
 class HeadCertificate(Stored):
-    """A certificate of a comparison's cell in short; without a risk, `why` there is none."""
+    """A certificate of a comparison's cell in short; without a risk, `why` there is none.
+
+    `facts` are what the same counts give at another probability of failure (see `Certificate.facts`).
+    """
 
     risk: float | None
     why: str | None = None
@@ -27,6 +30,7 @@ class HeadCertificate(Stored):
     delta: float | None = None
     vacuous: bool | None = None
     labels: str | None = None
+    facts: dict[str, Any] | None = None
 
 
 class Observed(Stored):

@@ -6,10 +6,11 @@ import csv
 import io
 from collections.abc import Sequence
 
+from hesstune.study.certificates import certificates_of, smallest_of
 from hesstune.study.records import Difference, Mean, StudyResults
 from hesstune.study.summary import METRICS
 
-__all__ = ["cells_csv", "markdown", "method_rows"]
+__all__ = ["cells_csv", "certificate_rows", "markdown", "method_rows"]
 
 TITLES = {
     "test_accuracy": "test accuracy, %",
@@ -17,7 +18,7 @@ TITLES = {
     "gap": "gap",
     "measure": "measure",
     "distance": "distance",
-    "certificate": "certified error ≤",
+    "certificate": "mean of certificates",
     "seconds": "seconds",
 }
 BRIEF = {
@@ -25,7 +26,7 @@ BRIEF = {
     "gap": "gap",
     "measure": "measure",
     "distance": "distance",
-    "certificate": "certified\nerror",
+    "certificate": "mean of\ncertificates",
     "seconds": "seconds",
 }
 SHARES = ("test_accuracy", "test_balanced_accuracy")
@@ -33,6 +34,10 @@ NOTE = (
     "mean ± standard error over seeds; gap: cross-entropy, test minus training; measure: the Hessian "
     "distance measure, which follows the gap and is no guarantee; seconds: training alone. Differences are "
     "paired by task and seed, with 95 % t intervals for fresh seeds on these tasks, each by itself."
+)
+CERTIFICATES = (
+    "Each number bounds the error of its own run with probability {sure:g}, by itself. A mean of them is no "
+    "bound, and the smallest of several is one only with the union paid: the last row."
 )
 
 
@@ -109,6 +114,8 @@ def markdown(results: StudyResults) -> str:
         lines += [f"## {task if task is not None else f'Mean over {len(tasks)} tasks'}", ""]
         header, rows = method_rows(results, task)
         lines += [_line(header), _line(["---", *["---:"] * (len(header) - 1)]), *map(_line, rows), ""]
+        if task is not None:
+            lines += _certificates(results, task)
     lines += [NOTE, ""]
     open_cells = [c for c in results.cells if c.status != "done"]
     if open_cells:
@@ -117,6 +124,35 @@ def markdown(results: StudyResults) -> str:
     if results.left_out:
         lines += ["Left out:", "", *(f"- {m}: {why}" for m, why in results.left_out.items()), ""]
     return "\n".join(lines)
+
+
+def _certificates(results: StudyResults, task: str) -> list[str]:
+    """Return the table of a task's certificates: a row a method, a column a seed, and the smallest."""
+    header, rows, note = certificate_rows(results, task)
+    if not rows:
+        return []
+    ruler = _line(["---", *["---:"] * (len(header) - 1)])
+    return ["Certificates, error ≤:", "", _line(header), ruler, *map(_line, rows), "", note, ""]
+
+
+def certificate_rows(results: StudyResults, task: str) -> tuple[list[str], list[list[str]], str]:
+    """Return a table of certificates: header, a row a method and one for the smallest, and what they say."""
+    found = certificates_of(results.cells, task)
+    smallest = smallest_of(results.cells, task)
+    if smallest is None:
+        return [], [], ""
+    risks = {(cell.method, cell.seed): float(value.risk or 1.0) for cell, value in found}
+    seeds = sorted({seed for _, seed in risks})
+    rows = [
+        [method, *(f"{risks[method, s]:.3f}" if (method, s) in risks else "-" for s in seeds)]
+        for method in results.methods
+        if any((method, s) in risks for s in seeds)
+    ]
+    name = f"{smallest.cell.method}, seed {smallest.cell.seed}"
+    told = f"smallest of {smallest.count} ({name}), probability {max(0.0, smallest.sure):g}"
+    rows.append([told, f"{smallest.risk:.3f}", *[""] * (len(seeds) - 1)])
+    note = CERTIFICATES.format(sure=1 - smallest.delta)
+    return ["method", *(f"seed {s}" for s in seeds)], rows, note
 
 
 def _line(values: Sequence[str]) -> str:
