@@ -23,6 +23,7 @@ from hesstune.errors import (
 __all__ = [
     "also_called",
     "class_count",
+    "expanded",
     "fields_also_called",
     "integer_labels",
     "one_of",
@@ -144,9 +145,17 @@ def one_of(kind: str, given: str, valid: Sequence[str]) -> str:
     return given
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with ~ or ~NAME at its beginning replaced by that home; as it is where nobody has one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def readable_file(path: str | Path, what: str, error: type[HesstuneError] = ConfigError) -> Path:
     """Return path; raise unless it is an existing file."""
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "does not exist"
         raise error(f"{what} {path} {state}; give the path of a file")

@@ -20,12 +20,29 @@ __all__ = [
     "RunError",
     "cut",
     "listed",
+    "plain",
     "unknown_name",
 ]
 
 
+def plain(text: str) -> str:
+    r"""Return a text that can be written: bytes of a file's name that are not UTF-8 as `\xNN`.
+
+    Example:
+        >>> print(plain("caf\udce9.png"), plain("café.png"))
+        caf\xe9.png café.png
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
 class HesstuneError(Exception):
     """Base of every deliberate error; the command line prints it as one line and exits with 2."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(plain(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigError(HesstuneError, ValueError):

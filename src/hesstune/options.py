@@ -22,7 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from hesstune.errors import ConfigError, cut, unknown_name
+from hesstune.errors import ConfigError, cut, plain, unknown_name
 
 __all__ = [
     "DEVICE",
@@ -144,6 +144,11 @@ def make_options(kind: type[O], values: Mapping[str, Any], style: str = "{}") ->
             raise ConfigError(renamed_option(kind, name, style))
         if name not in valid:
             raise unknown_name("option", str(name), [_written(each, style) for each in valid])
+        if isinstance(text := values[name], str | os.PathLike) and plain(os.fspath(text)) != os.fspath(text):
+            raise ConfigError(
+                f"{_written(name, style)} {cut(text)} is not UTF-8, so no record could hold it: rename the "
+                "file or folder, or give a link to it of another name"
+            )
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:

@@ -75,8 +75,8 @@ def test_csv_with_names_indices_ids_and_parts(image_folder):
     [
         (["dark/00.png,1.5", "dark/01.png,0"], "regression"),
         (["dark/00.png,-1", "dark/01.png,0"], "row 2: label '-1' is not a class index"),
-        (["dark/00.png,1", "dark/01.png,2"], "class 0 has no example"),
-        (["dark/00.png,0", "dark/01.png,99"], "out of range"),
+        (["dark/00.png,1", "dark/01.png,2"], "class '1' has one example"),
+        (["dark/00.png,-1", "dark/01.png,2"], "row 2: label '-1' is not a class index"),
         (["dark/00.png,a|b", "dark/01.png,a"], "multi-label"),
         (["dark/00.png,", "dark/01.png,a"], "row 2: the label is empty"),
         (["dark/00.png,a", "dark/01.png,a"], "one class only"),
@@ -137,12 +137,12 @@ def test_images_beyond_the_memory_are_decoded_per_batch(image_folder):
 
 
 def test_unlabelled_data_and_labels_in_the_runs_order(image_folder):
-    flat, _ = load_examples(f"folder:{image_folder / 'dark'}", size=16, classes=["light", "dark"])
+    flat = load_examples(f"folder:{image_folder / 'dark'}", size=16, classes=["light", "dark"]).examples
     assert flat.labels is None
     assert flat.ids[0] == "00.png"
-    known, _ = load_examples(f"folder:{image_folder}", size=16, classes=["light", "dark"])
+    known = load_examples(f"folder:{image_folder}", size=16, classes=["light", "dark"]).examples
     assert known.labels[:12].tolist() == [1] * 12
-    other, _ = load_examples(f"folder:{image_folder}", size=16, classes=["x", "y"])
+    other = load_examples(f"folder:{image_folder}", size=16, classes=["x", "y"]).examples
     assert other.labels is None
 
 

@@ -44,7 +44,7 @@ def test_images_without_splits(tmp_path):
     assert task.train.images(np.array([0])).shape == (1, 3, 8, 8)
     row = int(task.train.ids[0])
     assert int(task.train.images(np.array([0]))[0, 0, 0, 0]) == 20 * row
-    examples, _ = load_examples(f"hf:{tmp_path / 'set'}", size=8, classes=["a", "b"])
+    examples = load_examples(f"hf:{tmp_path / 'set'}", size=8, classes=["a", "b"]).examples
     assert examples.labels.tolist() == [0, 1] * 5
 
 

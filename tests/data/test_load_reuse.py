@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from hesstune.data import images
-from hesstune.data.csv_listing import Voting
 from hesstune.data.load import load_task, reusing_decoded
+from hesstune.data.reading import Reading, Voting
 
 
 @pytest.fixture
@@ -23,14 +23,14 @@ def folder(tmp_path):
 @pytest.mark.parametrize("cache_mib", [64, 0])
 def test_images_are_decoded_once_for_all_seeds(folder, monkeypatch, cache_mib):
     (folder / "a" / "broken.png").write_bytes(b"no image")
-    seen, decode = [], images.decode
-    monkeypatch.setattr(images, "decode", lambda path, size: seen.append(path) or decode(path, size))
+    seen, decode = [], images.decode_seen
+    monkeypatch.setattr(images, "decode_seen", lambda path, *how: seen.append(path) or decode(path, *how))
     tasks = {}
     with reusing_decoded():
         for seed in (0, 1, 0):
             tasks[seed] = load_task(
                 f"folder:{folder}", size=8, seed=seed, val_fraction=0.0, test_fraction=0.5,
-                skip_bad=True, cache_mib=cache_mib, voting=Voting(seed=seed),
+                skip_bad=True, cache_mib=cache_mib, how=Reading(voting=Voting(seed=seed)),
             )  # fmt: skip
     assert sorted(seen) == sorted(folder.glob("*/*.png"))
     assert sorted(tasks[0].train.ids + tasks[0].test.ids) == sorted(tasks[1].train.ids + tasks[1].test.ids)

@@ -172,16 +172,16 @@ def test_data_sets_of_the_library_datasets(tmp_path):
 
 def test_inputs_alone_will_do_to_predict():
     for inputs in (IMAGES[:2], torch.from_numpy(IMAGES[:2]), list(IMAGES[:2]), (IMAGES[:2], None)):
-        examples, _ = load_examples(inputs, size=10, classes=["a", "b"])
+        examples = load_examples(inputs, size=10, classes=["a", "b"]).examples
         assert len(examples) == 2
         assert examples.labels is None
-    examples, _ = load_examples(["a text"], size=10, classes=["a", "b"])
+    examples = load_examples(["a text"], size=10, classes=["a", "b"]).examples
     assert examples.texts == [("a text", None)]
     # Labels are those of the run's classes, however few of them occur.
-    examples, _ = load_examples((TEXTS[:2], ["cat", "cat"]), size=10, classes=["ant", "bee", "cat"])
+    examples = load_examples((TEXTS[:2], ["cat", "cat"]), size=10, classes=["ant", "bee", "cat"]).examples
     assert examples.labels.tolist() == [2, 2]
-    examples, _ = load_examples((TEXTS[:2], ["dog", "cat"]), size=10, classes=["ant", "bee", "cat"])
-    assert examples.labels is None
+    examples = load_examples((TEXTS[:2], ["dog", "cat"]), size=10, classes=["ant", "bee", "cat"]).examples
+    assert examples.labels.tolist() == [-1, 2]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_inputs_alone_will_do_to_predict():
         ((IMAGES.reshape(24, -1), LABELS), r"\(N, C, H, W\); got a table of numbers, \(24, 300\)"),
         ((IMAGES, LABELS[:5]), "X has 24 examples, but y has 5 labels"),
         ((IMAGES, np.eye(3)[LABELS]), r"one label an example, \(N,\); got the shape \(24, 3\)"),
-        ((IMAGES, LABELS + 1), "class 0 has no example. Are the labels zero-based"),
+        ((IMAGES, LABELS - 2), "not a class index"),
         ((IMAGES, LABELS * 0), "one class only"),
         ((IMAGES, LABELS / 2), "regression targets are not supported"),
         ((IMAGES * 2.0, LABELS), "floats from 0 to 1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hesstune.data.load import load_examples
@@ -16,6 +17,7 @@ from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.options.analysis import PredictOptions
 from hesstune.runs.predictions import Predictions
 from hesstune.runs.run import Run
+from hesstune.runs.task import reading_of
 from hesstune.runtime.device import pick_device
 from hesstune.training.evaluate import accuracy
 
@@ -59,24 +61,30 @@ def predict_with(
 
     The network is moved to the device.
     """
-    asked = asked or PredictOptions()
+    asked = asked or make_options(PredictOptions, {})
     assert config.image_size is not None  # resolved
     target = pick_device(asked.device)
-    examples, skipped = load_examples(
+    found = load_examples(
         data,
         size=config.image_size,
         classes=classes,
         skip_bad=asked.skip_bad_images,
         cache_mib=config.cache_mib,
+        how=reading_of(config, asked),
+        skip_blank=asked.blank_texts == "leave_out",
     )
+    examples = found.examples
     to_channels_last(loaded.model, target)
-    feed = make_inputs(examples, loaded, target, max_length=config.max_length)
+    feed = make_inputs(examples, loaded, target, max_length=config.max_length, blank=True)
     logits = predict_logits(loaded.model, feed)
+    labels = examples.labels
+    told = np.flatnonzero(labels >= 0) if labels is not None else np.zeros(0, dtype=np.int64)
     return Predictions(
         examples.ids,
         classes,
         torch.softmax(logits.double(), dim=1).numpy(),
-        examples.labels,
-        accuracy(logits, examples.labels),
-        skipped,
+        labels,
+        None if labels is None else accuracy(logits[torch.from_numpy(told)], labels[told]),
+        found.skipped,
+        found.notes,
     )

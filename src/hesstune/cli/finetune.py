@@ -70,6 +70,9 @@ def _told(facts: records.RunRecord) -> Iterator[str]:
         yield f"Noise injected: {noise.injected}; {changed}."
     yield f"The loss was told about label noise: {noise.told}."
     yield from (f"  {note}" for note in noise.estimate_notes)
+    yield from (f"Data: {note}." for note in facts.data_notes)
+    if facts.skipped_images:
+        yield f"Left out: {facts.skipped_images} damaged images, listed in {records.BAD_IMAGES}."
     if facts.unlabelled:
         yield f"Left out: {facts.unlabelled} examples with neither label nor vote."
     if facts.checked_labels:

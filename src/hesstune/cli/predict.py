@@ -41,8 +41,11 @@ def predict(
     output.say(
         f"{len(found.ids)} examples: " + ", ".join(f"{n} {name}" for name, n in counts.most_common(12))
     )
-    if found.accuracy is not None:
-        output.say(f"accuracy on the labels given: {found.accuracy:.1%}")
+    if found.accuracy is not None and found.labels is not None:
+        told = int((found.labels >= 0).sum())
+        output.say(f"accuracy on the {told} labels given: {found.accuracy:.1%}")
+    for note in found.notes:
+        output.say(f"Data: {note}.")
     for example, reason in found.skipped:
         output.say(f"left out: {example} ({reason})")
     output.say(f"Predictions: {out}")
@@ -53,5 +56,6 @@ def predict(
             "predicted": dict(counts),
             "accuracy": found.accuracy,
             "skipped": len(found.skipped),
+            "notes": found.notes,
         }
     )

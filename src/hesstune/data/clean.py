@@ -10,6 +10,7 @@ import numpy as np
 
 from hesstune.data.examples import Examples, Task
 from hesstune.errors import DataError, listed, unknown_name
+from hesstune.storage.cells import is_missing
 from hesstune.storage.csv_table import read_table
 
 __all__ = ["checked", "read_clean_labels"]
@@ -34,9 +35,9 @@ def read_clean_labels(path: str | Path, classes: Sequence[str]) -> dict[str, int
         )
     index = {name: i for i, name in enumerate(classes)}
     found: dict[str, int] = {}
-    for number, (example, cell) in enumerate(zip(table.cells("id"), table.cells(column), strict=True), 2):
-        name = cell.strip()
-        if not name:
+    for at, (example, cell) in enumerate(zip(table.cells("id"), table.cells(column), strict=True)):
+        name, number = cell.strip(), table.row(at)
+        if is_missing(name, index):
             continue
         if name not in index:
             raise unknown_name(f"class in {path}, row {number},", name, classes, DataError)

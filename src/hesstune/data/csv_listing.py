@@ -2,80 +2,87 @@
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hesstune.data.examples import PARTS, Listing, Text
-from hesstune.errors import DataError, cut, listed, unknown_name
+from hesstune.checks import expanded
+from hesstune.data.class_labels import with_labels
+from hesstune.data.examples import Listing, Text
+from hesstune.data.parts import each_part
+from hesstune.data.reading import Columns, Reading, Voting
+from hesstune.errors import DataError, cut, listed
+from hesstune.storage.cells import is_missing
 from hesstune.storage.csv_table import CsvTable, read_table
 from hesstune.weak.label_models import label
 from hesstune.weak.vote_columns import soft_classes, soft_labels, vote_columns, voted, votes_in
 from hesstune.weak.vote_values import class_index, class_of, classes_named
 from hesstune.weak.votes import ABSTAIN
 
-__all__ = ["Voting", "examples_of", "listing_of", "read_csv"]
+__all__ = ["examples_of", "listing_of", "read_csv"]
+
+# What columns are called where nobody says otherwise, in any case of letters.
+USUAL = {role: (role,) for role in ("text", "text2", "image", "label", "id", "split")}
+OTHERWISE = "; columns of other names are told by --text-column, --image-column, --label-column, --id-column"
 
 
-@dataclass(frozen=True)
-class Voting:
-    """How a CSV file's votes become labels.
-
-    Attributes:
-        columns: Columns of votes; none: those named vote_….
-        model: The label model.
-        seed: Of its ties.
-    """
-
-    columns: tuple[str, ...] = ()
-    model: str = "majority"
-    seed: int = 0
-
-
-def read_csv(path: Path, labelled: bool = True, voting: Voting | None = None) -> Listing:
+def read_csv(path: Path, labelled: bool = True, how: Reading | None = None) -> Listing:
     """List the examples of a CSV file; see `listing_of`."""
-    return listing_of(read_table(path), labelled, voting)
+    return listing_of(read_table(path), labelled, how)
 
 
-def listing_of(table: CsvTable, labelled: bool = True, voting: Voting | None = None) -> Listing:
+def listing_of(table: CsvTable, labelled: bool = True, how: Reading | None = None) -> Listing:
     """List the examples of a table, with labels and votes where it has them.
 
     Args:
         table: Columns `image` or `text`, `label`, and perhaps `text2` for pairs, `id`, `split`, votes and
-            soft labels p_CLASS.
-        labelled: Whether labels, or votes, are needed.
-        voting: How votes are read and combined; they are not read where labels are not needed.
+            soft labels p_CLASS; or others that are named.
+        labelled: Whether labels, or votes, are needed; where not, labels go into `given` as written.
+        how: Which columns hold what, and how votes are read and combined; votes are not read where labels
+            are not needed.
 
     Raises:
         DataError: If a column is missing, or what it holds cannot be used.
     """
-    voting = voting or Voting()
+    how = how or Reading()
+    whole, (table, notes) = table, _named(table, how.columns)
     found = [name for name in ("image", "text") if name in table]
     if len(found) != 1:
-        has = "both" if found else f"{listed(table.columns)} (a file's first row names its columns)"
+        has = f"both in {listed(whole.columns)}" if found else f"{listed(whole.columns)}"
         raise DataError(
-            f"{table.name} needs either a column 'image' with paths of images or a column 'text'; got {has}"
+            f"{table.name} needs either a column 'image' with paths of images or a column 'text'; got {has} "
+            f"(a file's first row names its columns){'' if found else OTHERWISE}"
+            f"{'; say which by --text-column or --image-column' if found else ''}"
         )
-    names = vote_columns(table, voting.columns) if labelled else []
+    names = vote_columns(table, how.voting.columns) if labelled else []
     if labelled and "label" not in table and not names:
         raise DataError(
             f"{table.name} needs a column 'label', or votes in columns vote_…; got the columns "
-            f"{listed(table.columns)}"
+            f"{listed(whole.columns)}; a label column of another name is told by --label-column"
         )
     examples = examples_of(table)
-    if missing := [str(path) for path in examples.paths or () if not _is_file(path)]:
-        raise DataError(f"{table.name} names images that do not exist: {listed(missing, 3)}")
+    examples = replace(examples, notes=[*table.notes, *notes, *examples.notes])
+    if missing := [n for n, path in enumerate(examples.paths or ()) if not _is_file(path)]:
+        shown = listed((str((examples.paths or [])[n]) for n in missing), 3)
+        raise DataError(
+            f"{table.name} names images that do not exist: {shown} (row {table.row(missing[0])}); paths are "
+            f"relative to {table.folder.absolute()}"
+        )
     if names:
-        return _voted(table, examples, names, voting)
+        return _voted(table, examples, names, how.voting)
     if "label" not in table:
         return examples
-    labels, classes = _labels(table)
-    soft = soft_labels(table, classes) if labelled else None
-    return replace(examples, labels=labels, classes=classes, soft=soft)
+    made = with_labels(examples, table.columns["label"], table.name, labelled)
+    return replace(made, soft=soft_labels(table, made.classes)) if labelled else made
+
+
+def _named(table: CsvTable, columns: Columns) -> tuple[CsvTable, list[str]]:
+    """Return the table with its columns called as usual, and what was guessed."""
+    found, notes = columns.found(list(table.columns), USUAL, table.name)
+    return table.renamed(found), notes
 
 
 def examples_of(table: CsvTable) -> Listing:
@@ -86,27 +93,32 @@ def examples_of(table: CsvTable) -> Listing:
     Raises:
         DataError: If ids repeat, a part is unknown, or an image lies outside the file's folder.
     """
-    parts = None
+    parts, notes = None, list[str]()
     if "split" in table:
-        parts = table.cells("split")
-        wrong = [part for part in table.columns["split"].coded()[1] if part not in PARTS]
-        if wrong:
-            raise unknown_name(f"value in the column 'split' of {table.name}", wrong[0], PARTS, DataError)
+        parts, notes = each_part(table.columns["split"], f"the column 'split' of {table.name}")
     texts: list[Text] | None = None
     paths = None
     if "text" in table:
-        second = table.cells("text2") if "text2" in table else [None] * len(table)
+        second: Sequence[str | None] = table.cells("text2") if "text2" in table else [None] * len(table)
         texts = list(zip(table.cells("text"), second, strict=True))
     elif "image" in table:
         paths = [_inside(table, name) for name in table.cells("image")]
-    return Listing(_ids(table), None, [], paths, texts=texts, parts=parts)
+    return Listing(_ids(table), None, [], paths, texts=texts, parts=parts, notes=notes)
 
 
 def _ids(table: CsvTable) -> list[str]:
     if "id" in table:
         ids = table.cells("id")
-        if len(set(ids)) < len(ids):
-            raise DataError(f"the column 'id' of {table.name} repeats some ids; each example needs its own")
+        codes, values = table.columns["id"].coded()
+        if len(values) < len(codes):
+            twice = int(np.flatnonzero(np.bincount(codes) > 1)[0])
+            first, again = (table.row(int(n)) for n in np.flatnonzero(codes == twice)[:2])
+            raise DataError(
+                f"the column 'id' of {table.name} repeats some ids; each example needs its own "
+                f"('{cut(values[twice])}' is in the rows {first} and {again})"
+            )
+        if blank := [n for n, value in enumerate(values) if not value.strip()]:
+            raise DataError(f"{table.name}, row {table.columns['id'].row_of(blank[0])}: the id is empty")
         return ids
     images = table.cells("image") if "image" in table else []
     if images and len(set(images)) == len(images):
@@ -121,7 +133,7 @@ def _inside(table: CsvTable, name: str) -> Path:
             f"{table.name} names the image '{cut(name)}', outside its folder; put the file beside or above "
             "its images, or write absolute paths"
         )
-    return table.folder / name
+    return expanded(name) if name.startswith("~") else table.folder / name
 
 
 def _is_file(path: Path) -> bool:
@@ -134,9 +146,10 @@ def _is_file(path: Path) -> bool:
 def _voted(table: CsvTable, examples: Listing, names: list[str], voting: Voting) -> Listing:
     """Add labels of a table with votes: a label model labels the rows that have no label of their own."""
     codes, values = table.columns["label"].coded() if "label" in table else (np.zeros(len(table), int), [""])
-    own = [value.strip() for value in values]
+    declared = soft_classes(table)
+    own = ["" if is_missing(value, declared) else value.strip() for value in values]
     named = {name for name in own if name}
-    classes = classes_named(named, voted(table, names), len(table), table.name, soft_classes(table))
+    classes = classes_named(named, voted(table, names), len(table), table.name, declared)
     votes = votes_in(table, names, classes)
     index = class_index(classes)
     labels = np.array([class_of(name, index, table.name) if name else ABSTAIN for name in own])[codes]
@@ -154,57 +167,3 @@ def _voted(table: CsvTable, examples: Listing, names: list[str], voting: Voting)
     )
     silent = np.flatnonzero(labels == ABSTAIN)
     return replace(whole.take(labelled), unlabelled=[examples.ids[i] for i in silent])
-
-
-def _labels(table: CsvTable) -> tuple[NDArray[np.int64], list[str]]:
-    """Turn the label column into indices: class names in sorted order, or zero-based integers."""
-    column = table.columns["label"]
-    codes, values = column.coded()
-    for code, value in enumerate(values):
-        if not value.strip():
-            raise DataError(f"{table.name}, row {column.row_of(code)}: the label is empty")
-        if "|" in value or ";" in value or value.lstrip().startswith("["):
-            raise DataError(
-                f"{table.name}, row {column.row_of(code)}: label '{cut(value)}' looks like several labels; "
-                "multi-label targets are not supported, give one class an example"
-            )
-    numbers = [_number(value) for value in values]
-    if any(n is None for n in numbers):
-        classes = sorted(values)
-        index = {name: i for i, name in enumerate(classes)}
-        places = [index[value] for value in values]
-    else:
-        places = _indices(table, [n for n in numbers if n is not None])
-        classes = [str(i) for i in range(max(places) + 1)]
-    if len(classes) < 2:
-        raise DataError(f"{table.name} has one class only ('{classes[0]}'); at least two are needed")
-    return np.array(places, dtype=np.int64)[codes], classes
-
-
-def _indices(table: CsvTable, numbers: list[float]) -> list[int]:
-    """Check that the distinct labels, all numbers, are zero-based class indices."""
-    column = table.columns["label"]
-    for code, given in enumerate(numbers):
-        if not given.is_integer() or given < 0:
-            raise DataError(
-                f"{table.name}, row {column.row_of(code)}: label '{cut(column.coded()[1][code])}' is not a "
-                "class index (0, 1, 2, …); regression targets are not supported"
-            )
-    if max(numbers) >= max(2 * len(table), 2):
-        raise DataError(f"{table.name}: label {max(numbers):g} is out of range for {len(table)} examples")
-    places = [int(number) for number in numbers]
-    absent = sorted(set(range(max(places) + 1)) - set(places))
-    if absent:
-        raise DataError(
-            f"{table.name}: labels run to {max(places)}, but class {absent[0]} has no example. "
-            "Are the labels zero-based?"
-        )
-    return places
-
-
-def _number(value: str) -> float | None:
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None

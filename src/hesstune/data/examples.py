@@ -80,11 +80,15 @@ class Listing:
         paths: Image files, or None where `array` holds the images.
         array: (N, 3, S, S) uint8 images that need no decoding.
         texts: Texts, for data that holds no images.
-        parts: `train`, `val` or `test` for each example, or None where the data is not split.
+        parts: `train`, `val` or `test` for each example (where no labels were asked for, "" for none), or
+            None where the data is not split.
         flip: Whether mirroring an image keeps its label (not so for digits).
         votes: Annotators' votes, or None.
         soft: (N, K) soft labels, or None.
         unlabelled: Ids of examples left out because they have neither label nor vote.
+        given: Where no labels were asked for, each example's label as written, "" where it has none.
+        notes: What was left out, changed or guessed, in sentences.
+        bad: {index: reason} of images that could not be decoded, where `array` holds the images.
     """
 
     ids: list[str]
@@ -98,6 +102,9 @@ class Listing:
     votes: Votes | None = None
     soft: NDArray[np.float64] | None = None
     unlabelled: list[str] = field(default_factory=list)
+    given: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+    bad: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -105,7 +112,10 @@ class Listing:
     @also_called(indices="rows")
     def take(self, rows: ArrayLike) -> Listing:
         """Return the listing of some of the examples."""
-        return _taken(self, rows, ("ids", "labels", "paths", "array", "texts", "parts", "votes", "soft"))
+        own = ("ids", "labels", "paths", "array", "texts", "parts", "votes", "soft", "given")
+        made = _taken(self, rows, own)
+        at = np.asarray(rows, dtype=np.int64).tolist() if self.bad else []
+        return replace(made, bad={new: self.bad[row] for new, row in enumerate(at) if row in self.bad})
 
 
 @dataclass(frozen=True)
@@ -173,6 +183,7 @@ class Task:
         flip: Whether mirroring keeps the label.
         skipped: (id, reason) of images left out because they could not be decoded.
         unlabelled: Ids of examples left out because nobody gave them a label or voted on them.
+        notes: What was left out, changed or guessed when the data was read, in sentences.
     """
 
     classes: list[str]
@@ -183,6 +194,7 @@ class Task:
     flip: bool
     skipped: list[tuple[str, str]] = field(default_factory=list)
     unlabelled: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def is_text(self) -> bool:

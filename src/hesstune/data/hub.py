@@ -2,81 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from hesstune.data.arrays import square_pixels
+from hesstune.data.class_labels import with_labels
 from hesstune.data.examples import Listing, Text
-from hesstune.errors import DataError, MissingExtraError, listed
+from hesstune.data.parts import parts_note, parts_of
+from hesstune.data.pictures import decode_pictures
+from hesstune.data.reading import Columns, Reading
+from hesstune.errors import DataError, MissingExtraError, cut, listed
+from hesstune.storage.cells import as_cell
+from hesstune.storage.csv_table import Column
 
 __all__ = ["hub_listing", "read_hub"]
 
-SPLITS = {"train": "train", "validation": "val", "dev": "val", "val": "val", "test": "test"}
-FIRST = ("text", "sentence", "sentence1", "premise", "question")
-SECOND = ("text2", "sentence2", "hypothesis")
-IMAGES = ("image", "img")
-LABELS = ("label", "labels")
+# What columns are called where nobody says otherwise.
+USUAL = {
+    "text": ("text", "sentence", "sentence1", "premise", "question"),
+    "text2": ("text2", "sentence2", "hypothesis"),
+    "image": ("image", "img"),
+    "label": ("label", "labels"),
+    "id": ("id",),
+}
 
 
-def read_hub(name: str, size: int, labelled: bool) -> Listing:
+def read_hub(name: str, size: int, labelled: bool, how: Reading | None = None) -> Listing:
     """List the examples of a data set: a text (or pair) or an image column, and a label column.
 
     Args:
         name: A folder made by `save_to_disk`, or a name on the hub, perhaps `NAME/CONFIGURATION` such as
             `glue/sst2`.
         size: Side that images are brought to.
-        labelled: Whether labels are needed. Rows labelled −1 (hidden test labels) are left out.
+        labelled: Whether labels are needed. Rows labelled −1 or None (hidden test labels) are left out.
+        how: Which columns hold what, and what lies behind transparent images.
 
     Raises:
         MissingExtraError: If the library datasets is not installed.
         DataError: If the data set cannot be loaded or has no such columns.
     """
-    return hub_listing(_loaded(name), f"hf:{name}", size, labelled)
+    return hub_listing(_loaded(name), f"hf:{name}", size, labelled, how)
 
 
-def hub_listing(found: Any, what: str, size: int, labelled: bool) -> Listing:
+def hub_listing(found: Any, what: str, size: int, labelled: bool, how: Reading | None = None) -> Listing:
     """List the examples of a Dataset or DatasetDict in memory; see `read_hub`.
 
     Args:
-        found: The data set; of a dictionary the parts train, validation (dev, val) and test count.
+        found: The data set; of a dictionary the parts train, validation (dev, val) and test count, others
+            where no labels are needed.
         what: What messages call it.
         size: Side that images are brought to.
         labelled: Whether labels are needed.
+        how: Which columns hold what, and what lies behind transparent images.
     """
-    parts = _parts(found, what)
-    columns = next(iter(parts.values())).column_names
-    label = next((c for c in LABELS if c in columns), None)
-    if label is None and labelled:
-        raise DataError(f"{what} needs a column 'label'; got the columns {listed(columns)}")
-    rows = [(part, i) for part, rows in parts.items() for i in range(len(rows))]
-    labels: NDArray[np.int64] | None = None
-    classes: list[str] = []
-    if label is not None:
-        labels, classes = _labels([v for rows in parts.values() for v in rows[label]], parts, label, what)
-        keep = labels >= 0
-        rows, labels = [row for row, k in zip(rows, keep, strict=True) if k], labels[keep]
-    ids = [f"{part}/{i}" for part, i in rows] if len(parts) > 1 else [str(i) for _, i in rows]
-    given = [SPLITS[part] for part, _ in rows] if len(parts) > 1 else None
-    first = next((c for c in FIRST if c in columns), None)
-    image = next((c for c in IMAGES if c in columns), None)
-    if (first is None) == (image is None):
-        raise DataError(
-            f"{what} needs either a text column ({listed(FIRST, 9)}) or an image column "
-            f"({listed(IMAGES)}); got {listed(columns)}"
-        )
-    if first is not None:
-        second = next((c for c in SECOND if c in columns), None)
-        texts: list[Text] = [
-            (str(parts[part][i][first]), None if second is None else str(parts[part][i][second]))
-            for part, i in rows
-        ]
-        return Listing(ids, labels, classes, texts=texts, parts=given)
-    array = torch.cat([_pixels(parts[part][i][image], size, what) for part, i in rows])
-    return Listing(ids, labels, classes, array=array, parts=given)
+    how = how or Reading()
+    splits, parts, notes = _splits(found, what, labelled)
+    roles, more = _roles(splits, how.columns, what, labelled)
+    rows = [f"{split}/{i}" for split, own in splits.items() for i in range(len(own))]
+    plain = rows if len(splits) > 1 else [str(i) for i in range(len(rows))]
+    ids, told = _ids(splits, roles, plain, what, how.columns)
+    given = [parts[s] for s, own in splits.items() for _ in own] if len(splits) > 1 else None
+    made = Listing(ids, None, [], parts=given, notes=[*notes, *more, *told])
+    if "text" in roles:
+        second = roles.get("text2")
+        seconds = [None] * len(rows) if second is None else list(_texts(splits, second, what))
+        texts: list[Text] = list(zip(_texts(splits, roles["text"], what), seconds, strict=True))
+        made = replace(made, texts=texts)
+    else:
+        raw = _raw_images(splits, roles["image"])
+        array, bad, more = decode_pictures(raw, size, how.background, ids)
+        made = replace(made, array=array, bad=bad, notes=[*made.notes, *more])
+    if "label" not in roles:
+        return made
+    names = getattr(next(iter(splits.values())).features.get(roles["label"]), "names", None)
+    cells = [as_cell(_plain(v, roles["label"], what)) for v in _values(splits, roles["label"])]
+    column = Column(cells, names=plain)
+    return with_labels(made, column, what, labelled, names and [str(n) for n in names], hidden=True)
 
 
 def _loaded(name: str) -> Any:
@@ -98,34 +100,86 @@ def _loaded(name: str) -> Any:
         raise DataError(f"datasets cannot load '{name}': {reason}") from error
 
 
-def _parts(found: Any, what: str) -> dict[str, Any]:
-    """Return {split: rows}."""
-    parts = dict(found) if isinstance(found, dict) else {"train": found}
-    known = {part: rows for part, rows in parts.items() if part in SPLITS and len(rows)}
-    if "train" not in known:
-        raise DataError(f"{what} needs a split 'train'; got {listed(list(parts))}")
-    return known
+def _splits(found: Any, what: str, labelled: bool) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Return {split: rows} of what is read, {split: part}, and what was guessed or left out."""
+    splits = dict(found) if isinstance(found, dict) else {"train": found}
+    if not all(hasattr(rows, "__len__") for rows in splits.values()):
+        raise DataError(f"{what} is streamed; load it whole, without streaming=True")
+    splits = {split: rows for split, rows in splits.items() if len(rows)}
+    parts, others = parts_of(splits)
+    if not splits:
+        raise DataError(f"{what} holds no examples")
+    if not labelled:
+        return splits, {split: parts.get(split, "") for split in splits}, []
+    if "train" not in parts.values():
+        raise DataError(f"{what} needs a split 'train'; got {listed(list(splits))}")
+    left = [f"{cut(split)} ({len(splits[split])} rows)" for split in others]
+    notes = [f"splits that are no part's by their names left out: {listed(left)}"] if left else []
+    return {split: splits[split] for split in parts}, parts, [*parts_note(parts), *notes]
 
 
-def _labels(
-    values: list[Any], parts: dict[str, Any], column: str, what: str
-) -> tuple[NDArray[np.int64], list[str]]:
-    """Turn the label column into indices; names where the data set has them."""
-    feature = parts["train"].features[column]
-    names = getattr(feature, "names", None)
-    if names:
-        return np.array(values, dtype=np.int64), [str(n) for n in names]
-    if all(isinstance(v, str) for v in values):
-        classes = sorted(set(values))
-        index = {c: i for i, c in enumerate(classes)}
-        return np.array([index[v] for v in values], dtype=np.int64), classes
-    if not all(isinstance(v, int) and not isinstance(v, bool) and v >= -1 for v in values):
-        raise DataError(f"the labels of {what} must be class indices or names; got {values[0]!r}")
-    labels = np.array(values, dtype=np.int64)
-    return labels, [str(i) for i in range(int(labels.max()) + 1)]
+def _roles(
+    splits: dict[str, Any], columns: Columns, what: str, labelled: bool
+) -> tuple[dict[str, str], list[str]]:
+    """Return {role: column}, and what was guessed."""
+    names = next(iter(splits.values())).column_names
+    roles, notes = columns.found(names, USUAL, what)
+    if labelled and "label" not in roles:
+        raise DataError(
+            f"{what} needs a column 'label'; got the columns {listed(names)}; another is told by "
+            "--label-column"
+        )
+    if ("text" in roles) == ("image" in roles):
+        raise DataError(
+            f"{what} needs either a text column ({listed(USUAL['text'], 9)}) or an image column "
+            f"({listed(USUAL['image'])}); got {listed(names)}; say which by --text-column or --image-column"
+        )
+    needed = roles.get("text", roles.get("image", ""))
+    if short := [split for split, rows in splits.items() if needed not in rows.column_names]:
+        raise DataError(f"the split '{cut(short[0])}' of {what} has no column '{needed}'; take it out")
+    return roles, notes
 
 
-def _pixels(image: Any, size: int, what: str) -> torch.Tensor:
-    if not hasattr(image, "convert"):
-        raise DataError(f"the image column of {what} holds {type(image).__name__}, not images")
-    return square_pixels(image, size)
+def _values(splits: dict[str, Any], column: str) -> Iterator[Any]:
+    """Yield a column's values, None in splits that lack it."""
+    for rows in splits.values():
+        yield from rows[column] if column in rows.column_names else [None] * len(rows)
+
+
+def _plain(value: Any, column: str, what: str) -> Any:
+    if isinstance(value, list | dict | tuple | bytes):
+        raise DataError(
+            f"the column '{column}' of {what} holds {type(value).__name__}, not one text or label an example"
+        )
+    return value
+
+
+def _texts(splits: dict[str, Any], column: str, what: str) -> Iterator[str]:
+    return (as_cell(_plain(value, column, what)) for value in _values(splits, column))
+
+
+def _ids(
+    splits: dict[str, Any], roles: dict[str, str], plain: list[str], what: str, columns: Columns
+) -> tuple[list[str], list[str]]:
+    """Return the examples' ids: of the column of ids where each has its own there, else split and row."""
+    if "id" not in roles:
+        return plain, []
+    ids = list(_texts(splits, roles["id"], what))
+    if all(ids) and len(set(ids)) == len(ids):
+        return ids, []
+    told = f"the column '{roles['id']}' of {what} repeats some ids, or leaves some out"
+    if "id" in columns.demanded:
+        raise DataError(f"{told}; each example needs its own: leave --id-column out to number the rows")
+    return plain, [f"{told}: rows are numbered instead"]
+
+
+def _raw_images(splits: dict[str, Any], column: str) -> Iterator[Any]:
+    """Yield images as they are stored, not decoded by the library."""
+    import datasets
+
+    for rows in splits.values():
+        alone = rows.select_columns([column])
+        if isinstance(rows.features.get(column), datasets.Image):
+            alone = alone.cast_column(column, datasets.Image(decode=False))
+        for row in alone:
+            yield row[column]

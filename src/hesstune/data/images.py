@@ -2,54 +2,140 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 
+from hesstune.data.reading import WHITE
+from hesstune.data.rgb import Oddities, to_rgb
 from hesstune.errors import DataError
 from hesstune.storage.tensors import digest, digest_of_texts
 
-__all__ = ["SUFFIXES", "DecodedImages", "FileImages", "decode", "decode_all"]
+__all__ = [
+    "SUFFIXES",
+    "DecodedImages",
+    "FileImages",
+    "decode",
+    "decode_all",
+    "decode_seen",
+    "quiet_pillow",
+    "read_image",
+    "readable_suffixes",
+]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # Pillow warns from here on, and refuses twice as many; a few hundred bytes can claim any number.
 MAX_PIXELS = 89_478_485
+# Sides beyond so many times the shorter one are cut before the image is resized.
+LONGEST = 16
 # Bytes that one thread hashes at a time.
 _CHUNK = 1 << 26
 
 
-def decode(path: Path, size: int) -> torch.Tensor:
+@cache
+def _has_avif() -> bool:
+    with warnings.catch_warnings():  # of a feature that older versions of Pillow do not know
+        warnings.simplefilter("ignore")
+        return bool(features.check("avif"))
+
+
+def _formats() -> tuple[str, ...]:
+    """Return the formats that are read: AVIF where Pillow was built with it, HEIF where a plugin is there."""
+    avif, heif = ("AVIF",) * _has_avif(), ("HEIF",) * ("HEIF" in Image.OPEN)
+    return (*FORMATS, *avif, *heif)
+
+
+def readable_suffixes() -> tuple[str, ...]:
+    """Return how names of image files end, in lower case."""
+    formats = _formats()
+    avif, heif = (".avif", ".avifs") * ("AVIF" in formats), (".heic", ".heif", ".hif") * ("HEIF" in formats)
+    return (*SUFFIXES, *avif, *heif)
+
+
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Keep Pillow from warning of sizes, which are errors here, and of damaged EXIF, while this lasts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def read_image(
+    file: Path | IO[bytes], background: tuple[int, int, int] = WHITE, side: int | None = None
+) -> tuple[Image.Image, dict[str, float]]:
+    """Read an image file as upright RGB; see `hesstune.data.rgb`.
+
+    Args:
+        file: A path or an open file.
+        background: What transparent pixels are laid on.
+        side: A JPEG may be decoded at a smaller size, not below this.
+
+    Returns:
+        The image, and what was changed.
+
+    Raises:
+        Exception: Of many kinds, if it is damaged, or too large to be decoded safely.
+    """
+    # Only these: Pillow also knows formats whose decoders run other programs.
+    with Image.open(file, formats=_formats()) as image:
+        if image.width * image.height > MAX_PIXELS:
+            told = f"{image.width} × {image.height} pixels"
+            raise ValueError(f"it has {told}; at most {MAX_PIXELS:,} are read")
+        if side is not None:
+            image.draft("RGB", (side, side))
+        return to_rgb(image, background)
+
+
+def decode(path: Path, size: int, background: tuple[int, int, int] = WHITE) -> torch.Tensor:
     """Decode one image: shorter side to `size`, centre crop, RGB, uint8, (3, size, size).
+
+    It is turned as its EXIF orientation says, and transparent pixels are laid on the background.
 
     Raises:
         DataError: If the file is missing, corrupt, truncated or too large to be decoded safely.
     """
+    return decode_seen(path, size, background)[0]
+
+
+def decode_seen(
+    path: Path, size: int, background: tuple[int, int, int] = WHITE
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Decode one image as `decode` does; also return what was changed in it, see `hesstune.data.rgb`."""
     try:
-        # Only these: Pillow also knows formats whose decoders run other programs.
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                told = f"{image.width} × {image.height} pixels"
-                raise ValueError(f"it has {told}; at most {MAX_PIXELS:,} are read")
-            image.draft("RGB", (size, size))  # a JPEG decodes at reduced size where that suffices
-            rgb = image.convert("RGB")
+        rgb, changes = read_image(path, background, size)
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
         raise DataError(f"cannot decode the image {path}: {error or type(error).__name__}") from error
+    return torch.from_numpy(np.array(_square(rgb, size))).permute(2, 0, 1).contiguous(), changes
+
+
+def _square(rgb: Image.Image, size: int) -> Image.Image:
+    """Bring the shorter side to a size and cut the middle."""
     width, height = rgb.size
     scale = size / min(width, height)
-    if (width, height) != (size, size):
-        wide, high = max(size, round(width * scale)), max(size, round(height * scale))
-        left, top = (wide - size) // 2, (high - size) // 2
-        rgb = rgb.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+    if (width, height) == (size, size):
+        return rgb
+    wide, high = max(size, round(width * scale)), max(size, round(height * scale))
+    left, top = (wide - size) // 2, (high - size) // 2
+    if max(wide, high) > LONGEST * size:  # resized whole, a strip one pixel high would fill the memory
+        box = (left * width / wide, top * height / high)
+        end = ((left + size) * width / wide, (top + size) * height / high)
+        return rgb.resize((size, size), Image.Resampling.BILINEAR, box=(*box, *end))
+    return rgb.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
 
 
 class DecodedImages:
@@ -73,23 +159,44 @@ class DecodedImages:
 class FileImages:
     """Images decoded anew for each batch, for data sets larger than the memory set aside for them."""
 
-    def __init__(self, paths: Sequence[Path], size: int, workers: int = 4) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        size: int,
+        workers: int = 4,
+        background: tuple[int, int, int] = WHITE,
+        changed: Collection[int] = (),
+    ) -> None:
         self.paths = list(paths)
         self.size = size
+        self._background, self._changed = background, sorted(changed)
         self._pool = ThreadPoolExecutor(workers)
 
     def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
         """Decode and return the images at the indices."""
-        return torch.stack(list(self._pool.map(lambda i: decode(self.paths[i], self.size), indices)))
+
+        def one(index: int) -> torch.Tensor:
+            return decode(self.paths[index], self.size, self._background)
+
+        with quiet_pillow():
+            return torch.stack(list(self._pool.map(one, indices)))
+
+    def take(self, rows: Sequence[int]) -> FileImages:
+        """Return a source of some of the files."""
+        changed = [at for at, row in enumerate(rows) if row in set(self._changed)]
+        return FileImages([self.paths[i] for i in rows], self.size, 4, self._background, changed)
 
     @cached_property
     def digest(self) -> str:
         """Checksum of the files' contents, whatever their names and times; read once for each source.
 
+        Where the pixels are not those of the file alone, it tells how they were made, too.
+
         Raises:
             DataError: If a file cannot be read.
         """
-        return digest_of_texts(self._pool.map(_digest_of_file, self.paths))
+        how = [f"upright on {self._background}: {self._changed}"] if self._changed else []
+        return digest_of_texts([*self._pool.map(_digest_of_file, self.paths), *how])
 
 
 def _digest_of_file(path: Path) -> str:
@@ -101,7 +208,12 @@ def _digest_of_file(path: Path) -> str:
 
 
 def decode_all(
-    paths: Sequence[Path], size: int, cache_mib: int, workers: int = 4
+    paths: Sequence[Path],
+    size: int,
+    cache_mib: int,
+    workers: int = 4,
+    background: tuple[int, int, int] = WHITE,
+    oddities: Oddities | None = None,
 ) -> tuple[DecodedImages | FileImages, dict[int, str]]:
     """Decode every image once, so that a damaged file is found before training starts.
 
@@ -110,6 +222,8 @@ def decode_all(
         size: Side of the square they are brought to.
         cache_mib: Keep the decoded images in memory if they fit in so many MiB; else decode per batch.
         workers: Decoding threads (Pillow releases the interpreter's lock).
+        background: What transparent pixels are laid on.
+        oddities: Where what was changed is counted.
 
     Returns:
         The image source, and {index: reason} of the files that could not be decoded.
@@ -117,18 +231,20 @@ def decode_all(
     keep = len(paths) * 3 * size * size <= cache_mib * 2**20
     array = torch.zeros((len(paths) if keep else 0, 3, size, size), dtype=torch.uint8)
     bad: dict[int, str] = {}
+    odd = Oddities() if oddities is None else oddities
 
-    def one(index: int) -> None:
+    def one(index: int) -> dict[str, float]:
         try:
-            image = decode(paths[index], size)
+            image, changes = decode_seen(paths[index], size, background)
         except DataError as error:
             bad[index] = str(error)
-        else:
-            if keep:
-                array[index] = image
+            return {}
+        if keep:
+            array[index] = image
+        return changes
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error here
-        list(pool.map(one, range(len(paths))))
-    source = DecodedImages(array) if keep else FileImages(paths, size, workers)
-    return source, dict(sorted(bad.items()))
+    with quiet_pillow(), ThreadPoolExecutor(workers) as pool:
+        for index, changes in enumerate(pool.map(one, range(len(paths)))):
+            odd.add(index, changes)
+    kept = DecodedImages(array) if keep else FileImages(paths, size, workers, background, odd.rows)
+    return kept, dict(sorted(bad.items()))

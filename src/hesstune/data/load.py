@@ -6,20 +6,23 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hesstune.data.csv_listing import Voting
+from hesstune.data.class_labels import alike, labels_among
 from hesstune.data.examples import PARTS, Examples, ImageSource, Listing, Task, Texts
 from hesstune.data.images import DecodedImages, FileImages, decode_all
 from hesstune.data.objects import listing_of_object
+from hesstune.data.reading import WHITE, Reading
+from hesstune.data.rgb import Oddities
 from hesstune.data.sources import listing
-from hesstune.errors import DataError
+from hesstune.errors import DataError, cut, listed
 
-__all__ = ["load_examples", "load_task", "reusing_decoded"]
+__all__ = ["NewExamples", "load_examples", "load_task", "reusing_decoded"]
 
 # Two examples of a class are the least that a split can share between training and test.
 FEWEST_A_CLASS = 2
@@ -38,7 +41,7 @@ def load_task(
     limit: int | None = None,
     skip_bad: bool = False,
     cache_mib: int = 4096,
-    voting: Voting | None = None,
+    how: Reading | None = None,
 ) -> Task:
     """Load a labelled data set and split it.
 
@@ -53,15 +56,15 @@ def load_task(
         limit: At most so many training examples, drawn uniformly.
         skip_bad: Leave out images that cannot be decoded instead of raising.
         cache_mib: Memory for decoded images.
-        voting: How votes in columns of a CSV file become labels.
+        how: Which columns hold what, how votes become labels, and what lies behind transparent images.
 
     Raises:
         DataError: If an image is damaged, or a class has too few images.
     """
-    found, source, skipped = _labelled(spec, size, skip_bad, cache_mib, voting)
+    found, source, skipped = _labelled(spec, size, skip_bad, cache_mib, how or Reading())
     assert found.labels is not None
     if found.votes is None:  # a label model may well leave a class without an example
-        _check_counts(found.labels, found.classes)
+        _check_counts(found.labels, found.classes, found.parts)
     rng = np.random.default_rng([seed, 0x5117])
     parts = _parts(found, rng, split, val_fraction, test_fraction)
     if limit is not None and limit < len(parts["train"]):
@@ -72,43 +75,74 @@ def load_task(
         source, np.arange(len(found)), found.ids, found.labels, votes=found.votes, soft=found.soft
     )
     made = {name: whole.take(rows) for name, rows in parts.items()}
-    how = "given" if found.parts else split
+    drawn = "given" if found.parts else split
+    notes = [*found.notes, *alike(found.classes), *_unseen(found.labels[parts["train"]], found.classes)]
     return Task(
         found.classes,
         made["train"],
         made["val"],
         made["test"],
-        how,
+        drawn,
         found.flip,
         skipped,
         found.unlabelled,
+        notes,
     )
 
 
-def load_examples(
-    spec: Any, *, size: int, classes: list[str], skip_bad: bool = False, cache_mib: int = 4096
-) -> tuple[Examples, list[tuple[str, str]]]:
-    """Load all examples of a data set for prediction, with their labels where it has them.
+@dataclass(frozen=True)
+class NewExamples:
+    """Examples to be predicted.
 
-    Labels are kept only if their classes are all among `classes`, whose order they then follow.
+    Attributes:
+        examples: All of them; their labels are −1 where they have none of the run's classes, and None
+            where none has.
+        skipped: (id, reason) of those left out because they could not be decoded.
+        notes: What was left out, changed or guessed, and what has no label, in sentences.
     """
-    found, source, skipped = _decoded(_listed(spec, size, labelled=False), size, skip_bad, cache_mib)
-    labels = found.labels
-    if labels is not None:
-        known = {name: i for i, name in enumerate(classes)}
-        if set(found.classes) <= set(known):
-            labels = np.array([known[found.classes[i]] for i in labels], dtype=np.int64)
-        else:
-            labels = None
-    return Examples(source, np.arange(len(found)), found.ids, labels), skipped
+
+    examples: Examples
+    skipped: list[tuple[str, str]]
+    notes: list[str]
 
 
-def _listed(spec: Any, size: int, labelled: bool = True, voting: Voting | None = None) -> Listing:
+def load_examples(
+    spec: Any,
+    *,
+    size: int,
+    classes: list[str],
+    skip_bad: bool = False,
+    cache_mib: int = 4096,
+    how: Reading | None = None,
+    skip_blank: bool = False,
+) -> NewExamples:
+    """Load all examples of a data set for prediction, with those labels that are among `classes`.
+
+    Texts that hold nothing are kept, or, with `skip_blank`, left out.
+    """
+    how = how or Reading()
+    found, source, skipped = _decoded(_listed(spec, size, False, how), size, skip_bad, cache_mib, how)
+    labels, notes = (None, []) if found.given is None else labels_among(found.given, classes)
+    examples = Examples(source, np.arange(len(found)), found.ids, labels)
+    blank = [at for at, (text, _) in enumerate(found.texts or ()) if not text.strip()]
+    if blank and skip_blank:
+        skipped = [*skipped, *((found.ids[at], "the text is blank") for at in blank)]
+        examples = examples.take(np.setdiff1d(np.arange(len(found)), blank))
+        if not len(examples):
+            raise DataError("all texts are blank; --blank-texts predict predicts them all the same")
+    elif blank:
+        shown = listed((found.ids[at] for at in blank), 4)
+        notes.append(f"{len(blank)} of {len(found)} texts are blank, and predicted all the same: {shown}")
+    return NewExamples(examples, skipped, [*found.notes, *notes])
+
+
+def _listed(spec: Any, size: int, labelled: bool, how: Reading) -> Listing:
     make = listing if isinstance(spec, str) else listing_of_object
-    return make(spec, size, labelled, voting)
+    return make(spec, size, labelled, how)
 
 
 _Decoded = tuple[Listing, ImageSource | Texts, list[tuple[str, str]]]
+_Images = tuple[DecodedImages | FileImages, dict[int, str], list[str]]
 T = TypeVar("T")
 
 
@@ -117,7 +151,7 @@ class _Held:
 
     def __init__(self) -> None:
         self.sets: OrderedDict[tuple[object, ...], _Decoded] = OrderedDict()
-        self.images: OrderedDict[tuple[object, ...], tuple[ImageSource, dict[int, str]]] = OrderedDict()
+        self.images: OrderedDict[tuple[object, ...], _Images] = OrderedDict()
 
     @staticmethod
     def get(kept: OrderedDict[tuple[object, ...], T], key: tuple[object, ...], make: Callable[[], T]) -> T:
@@ -142,31 +176,41 @@ def reusing_decoded() -> Iterator[None]:
         _REUSED.reset(token)
 
 
-def _labelled(spec: Any, size: int, skip_bad: bool, cache_mib: int, voting: Voting | None = None) -> _Decoded:
+def _labelled(spec: Any, size: int, skip_bad: bool, cache_mib: int, how: Reading) -> _Decoded:
     def make() -> _Decoded:
-        return _decoded(_listed(spec, size, voting=voting), size, skip_bad, cache_mib)
+        return _decoded(_listed(spec, size, True, how), size, skip_bad, cache_mib, how)
 
     held = _REUSED.get()
     if held is None or not isinstance(spec, str):  # an object has no name to be known by
         return make()
-    return held.get(held.sets, (spec, size, skip_bad, cache_mib, voting), make)
+    return held.get(held.sets, (spec, size, skip_bad, cache_mib, how), make)
 
 
-def _images(paths: list[Path], size: int, cache_mib: int) -> tuple[ImageSource, dict[int, str]]:
+def _images(paths: list[Path], size: int, cache_mib: int, background: tuple[int, int, int]) -> _Images:
     """Decode images, or return those decoded before: another seed's labels change none."""
+
+    def make() -> _Images:
+        odd = Oddities()
+        source, bad = decode_all(paths, size, cache_mib, background=background, oddities=odd)
+        return source, bad, odd.notes(len(paths), background)
+
     held = _REUSED.get()
-    if held is None:
-        return decode_all(paths, size, cache_mib)
-    return held.get(held.images, (size, cache_mib, *paths), lambda: decode_all(paths, size, cache_mib))
+    return make() if held is None else held.get(held.images, (size, cache_mib, background, *paths), make)
 
 
-def _decoded(found: Listing, size: int, skip_bad: bool, cache_mib: int) -> _Decoded:
+def _decoded(found: Listing, size: int, skip_bad: bool, cache_mib: int, how: Reading) -> _Decoded:
+    """Decode what a listing names; leave out what is damaged, where that is asked for."""
     if found.texts is not None:
+        if how.background != WHITE:
+            raise DataError("--background is what lies behind images, and the data holds texts; leave it out")
         return found, Texts(found.texts), []
-    if found.array is not None:
-        return found, DecodedImages(found.array), []
-    assert found.paths is not None
-    source, bad = _images(found.paths, size, cache_mib)
+    source: DecodedImages | FileImages
+    if found.paths is not None:
+        source, bad, notes = _images(found.paths, size, cache_mib, how.background)
+        found = replace(found, notes=[*found.notes, *notes])
+    else:
+        assert found.array is not None
+        source, bad = DecodedImages(found.array), found.bad
     if not bad:
         return found, source, []
     if not skip_bad:
@@ -176,12 +220,11 @@ def _decoded(found: Listing, size: int, skip_bad: bool, cache_mib: int) -> _Deco
     if not good:
         raise DataError("none of the images can be decoded")
     skipped = [(found.ids[i], reason) for i, reason in bad.items()]
-    if isinstance(source, DecodedImages):
-        return found.take(good), DecodedImages(source.array[good]), skipped
-    return found.take(good), FileImages([found.paths[i] for i in good], size), skipped
+    taken = source.take(good) if isinstance(source, FileImages) else DecodedImages(source.array[good])
+    return found.take(good), taken, skipped
 
 
-def _check_counts(labels: NDArray[np.int64], classes: list[str]) -> None:
+def _check_counts(labels: NDArray[np.int64], classes: list[str], parts: list[str] | None) -> None:
     counts = np.bincount(labels, minlength=len(classes))
     few = int(counts.argmin())
     if counts[few] < FEWEST_A_CLASS:
@@ -189,6 +232,23 @@ def _check_counts(labels: NDArray[np.int64], classes: list[str]) -> None:
         raise DataError(
             f"class '{classes[few]}' has {held}; at least {FEWEST_A_CLASS} are needed to train and test on it"
         )
+    if parts is None:
+        return
+    given = np.array(parts)
+    trained = np.bincount(labels[given == "train"], minlength=len(classes))
+    if len(absent := np.flatnonzero(trained == 0)):
+        held = listed(sorted(set(given[labels == absent[0]])))
+        raise DataError(
+            f"class '{cut(classes[absent[0]])}' has no training example: all of its {counts[absent[0]]} are "
+            f"in the part {held}; move some to train, or take them out"
+        )
+
+
+def _unseen(trained: NDArray[np.int64], classes: list[str]) -> list[str]:
+    """Say, in a sentence or none, which classes the training part has no example of."""
+    absent = np.flatnonzero(np.bincount(trained, minlength=len(classes)) == 0)
+    told = "classes without a training example in this split, which cannot be learned"
+    return [f"{told}: {listed(classes[i] for i in absent)}"] if len(absent) else []
 
 
 def _parts(

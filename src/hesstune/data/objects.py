@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -12,12 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hesstune.data.arrays import as_images, scaled, square_pixels
-from hesstune.data.csv_listing import Voting, listing_of
+from hesstune.checks import expanded
+from hesstune.data.arrays import as_images, scaled
+from hesstune.data.class_labels import with_labels
+from hesstune.data.csv_listing import USUAL, listing_of
 from hesstune.data.examples import Listing
 from hesstune.data.hub import hub_listing
-from hesstune.data.images import SUFFIXES
-from hesstune.errors import DataError, cut
+from hesstune.data.images import readable_suffixes
+from hesstune.data.pictures import decode_pictures
+from hesstune.data.reading import Columns, Reading
+from hesstune.errors import DataError, cut, plain
+from hesstune.storage.cells import as_cell
 from hesstune.storage.csv_table import Column, CsvTable
 
 __all__ = ["listing_of_object"]
@@ -38,12 +44,24 @@ class _Found:
     array: torch.Tensor | None = None
     columns: dict[str, list[str]] = field(default_factory=dict)
     classes: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+    bad: dict[int, str] = field(default_factory=dict)
+    # The number of the first row, as its user counts.
+    first: int = 0
 
     def __len__(self) -> int:
         return len(next(x for x in (self.texts, self.paths, self.array) if x is not None))
 
 
-def listing_of_object(data: Any, size: int, labelled: bool = True, voting: Voting | None = None) -> Listing:
+@dataclass(frozen=True)
+class _To:
+    """What images are brought to."""
+
+    size: int
+    background: tuple[int, int, int]
+
+
+def listing_of_object(data: Any, size: int, labelled: bool = True, how: Reading | None = None) -> Listing:
     """List the examples that an object holds.
 
     Args:
@@ -56,19 +74,20 @@ def listing_of_object(data: Any, size: int, labelled: bool = True, voting: Votin
         size: Side in pixels that images are brought to: files and PIL images cut to a square, arrays as
             they are.
         labelled: Whether labels are needed.
-        voting: How votes in a DataFrame's columns become labels.
+        how: Which columns hold what, how votes become labels, and what lies behind transparent images.
 
     Raises:
         DataError: If it is something else, or cannot be used, with what is needed.
     """
+    how = how or Reading()
     if isinstance(data, Listing):
         return data
     if _from(data, "datasets") and (hasattr(data, "column_names") or isinstance(data, dict)):
-        return hub_listing(data, "the data set", size, labelled)
-    found = _found(data, size, labelled)
+        return hub_listing(data, "the data set", size, labelled, how)
+    found = _found(data, _To(size, how.background), labelled, how.columns)
     if not len(found):
         raise DataError(f"{found.name} holds no examples")
-    return _listed(found, labelled, voting)
+    return _listed(found, labelled, how)
 
 
 def _from(given: object, package: str) -> bool:
@@ -76,18 +95,20 @@ def _from(given: object, package: str) -> bool:
     return type(given).__module__.partition(".")[0] == package
 
 
-def _found(data: Any, size: int, labelled: bool) -> _Found:
+def _found(data: Any, to: _To, labelled: bool, columns: Columns) -> _Found:
     if _is_frame(data):
-        return _frame(data, size)
+        return _frame(data, to, columns)
+    if columns.demanded:
+        raise DataError(f"{columns.demanded[0]}_column names a column, and this data has none; leave it out")
     if isinstance(data, tuple) and len(data) == 2:
-        return _pair(*data, size)
+        return _pair(*data, to)
     if _is_inputs(data) and not _holds_pairs(data):
         if labelled:
             raise DataError(f"data holds inputs without labels; give (X, y). Data is {WANTED}")
-        return _inputs(data, size, "data")
+        return _inputs(data, to, "data")
     sized = hasattr(data, "__len__") and hasattr(data, "__getitem__")
     if sized and not isinstance(data, Mapping | str | bytes):
-        return _map_style(data, size, labelled)
+        return _map_style(data, to, labelled)
     lacks = "" if sized or not hasattr(data, "__iter__") else "; an iterable must be read into a list first"
     raise DataError(f"data must be {WANTED}; got {type(data).__name__}{lacks}")
 
@@ -106,33 +127,51 @@ def _holds_pairs(given: Any) -> bool:
     return isinstance(first, tuple) and len(first) == 2
 
 
-def _frame(frame: Any, size: int) -> _Found:
-    columns = [str(name) for name in frame.columns]
-    kinds = [name for name in ("image", "text") if name in columns]
+def _frame(frame: Any, to: _To, columns: Columns) -> _Found:
+    names = [str(name) for name in frame.columns]
+    values = {name: list(frame.iloc[:, at]) for at, name in enumerate(names)}
+    if len(values) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"the DataFrame has two columns called '{cut(twice)}'; give each a name of its own")
+    name = "the DataFrame (its header being row 1)"
+    roles, notes = columns.found(names, USUAL, "the DataFrame")
+    kinds = [role for role in ("image", "text") if role in roles]
     if len(kinds) != 1:
         raise DataError(
             "the DataFrame needs either a column 'image' or a column 'text'; got "
-            + ("both" if kinds else ", ".join(map(cut, columns)) or "no column")
+            + ("both" if kinds else ", ".join(map(cut, names)) or "no column")
+            + "; --text-column or --image-column names another"
         )
-    values = {name: list(frame.iloc[:, at]) for at, name in enumerate(columns)}
-    if len(values) < len(columns):
-        raise DataError("the DataFrame has two columns of one name; give each a name of its own")
-    own = values.pop(kinds[0])
-    name = "the DataFrame (its header being row 1)"
+    own = values[roles[kinds[0]]]
     if kinds == ["text"]:
         found = _Found(name, texts=_cells(own))
     elif own and isinstance(own[0], str):
-        found = _Found(name, paths=_cells(own))
+        found = _Found(name, paths=[row if isinstance(row, str) else as_cell(row) for row in own])
     else:
-        found = _inputs(own, size, name)
-    found.columns |= {column: _cells(cells) for column, cells in values.items()}
+        found = _inputs(own, to, name)
+    rest = {n: n for n in names if n not in roles and n not in roles.values()}
+    found.columns |= {
+        role: _cells(values[column]) for role, column in (roles | rest).items() if role != kinds[0]
+    }
+    found.first = 2
+    found.notes = [*notes, *found.notes]
+    if "id" not in found.columns and (ids := _index(frame)) is not None:
+        found.columns["id"] = ids
+        found.notes.append("the ids are the DataFrame's index")
     return found
 
 
-def _pair(inputs: Any, labels: Any, size: int) -> _Found:
+def _index(frame: Any) -> list[str] | None:
+    """Return a frame's index as ids, where it says more than the rows' numbers and tells them apart."""
+    ids = _cells(frame.index)
+    numbered = ids == [str(i) for i in range(len(ids))]
+    return None if numbered or not all(ids) or len(set(ids)) < len(ids) else ids
+
+
+def _pair(inputs: Any, labels: Any, to: _To) -> _Found:
     if isinstance(inputs, str | bytes):
         raise DataError("of (X, y), X holds the inputs of all examples; got one text: give lists, ([X], [y])")
-    found = _frame(inputs, size) if _is_frame(inputs) else _inputs(inputs, size, "X")
+    found = _frame(inputs, to, Columns()) if _is_frame(inputs) else _inputs(inputs, to, "X")
     if labels is None:
         return found
     if getattr(labels, "ndim", 1) != 1:
@@ -143,23 +182,28 @@ def _pair(inputs: Any, labels: Any, size: int) -> _Found:
     cells = _cells(labels)
     if len(cells) != len(found):
         raise DataError(f"X has {len(found)} examples, but y has {len(cells)} labels")
+    if _from(inputs, "pandas") and _from(labels, "pandas") and not inputs.index.equals(labels.index):
+        raise DataError(
+            "X and y have different indices, so it is not sure which label is whose: give y.loc[X.index], or "
+            "y.to_numpy() to match them by position"
+        )
     found.columns["label"] = cells
     return found
 
 
-def _map_style(data: Any, size: int, labelled: bool) -> _Found:
+def _map_style(data: Any, to: _To, labelled: bool) -> _Found:
     """Read a data set of (input, label) once, in order; one that draws at random is read as it falls."""
     items = list(islice((data[i] for i in range(len(data))), len(data)))
     what = type(data).__name__
     pairs = [isinstance(item, tuple | list) and len(item) == 2 for item in items]
     if labelled and not all(pairs):
-        odd = items[pairs.index(False)]
-        raise DataError(f"items of {what} must be (input, label); got {type(odd).__name__}")
+        odd = pairs.index(False)
+        raise DataError(f"items of {what} must be (input, label); got {type(items[odd]).__name__} at {odd}")
     if not items:
         return _Found(what, texts=[])
     if not all(pairs):
-        return _inputs(items, size, what)
-    found = _inputs([x for x, _ in items], size, what)
+        return _inputs(items, to, what)
+    found = _inputs([x for x, _ in items], to, what)
     found.columns["label"] = _cells([y for _, y in items])
     classes = getattr(data, "classes", None)
     if isinstance(classes, Sequence) and not isinstance(classes, str):
@@ -168,38 +212,41 @@ def _map_style(data: Any, size: int, labelled: bool) -> _Found:
 
 
 def _cells(values: Any) -> list[str]:
-    """Return values as cells of a table: whole numbers without a point, what is missing empty."""
-    return [_cell(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+    """Return values as cells of a table."""
+    return [as_cell(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
 
 
-def _cell(value: Any) -> str:
-    if hasattr(value, "item") and getattr(value, "size", 1) != 0:
-        value = value.item()
-    if value is None or type(value).__name__ in ("NAType", "NaTType") or value != value:
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _inputs(given: Any, size: int, what: str) -> _Found:
-    """Tell texts, image files and images apart by the first of them."""
+def _inputs(given: Any, to: _To, what: str) -> _Found:
+    """Tell texts, image files and images apart by the first of them that is there."""
     if isinstance(given, torch.Tensor):
         given = given.detach().cpu().numpy()
     if isinstance(given, np.ndarray) and given.dtype.kind in "buifc":
-        return _Found(what, array=scaled(_images(given, what), size))
+        images, notes = _images(given, what, to)
+        return _Found(what, array=scaled(images, to.size), notes=notes)
     rows = list(given)
-    first = rows[0] if rows else ""
-    kinds = {_kind(row) for row in rows}
+    first = next((row for row in rows if not _is_none(row)), "")
+    kinds = {_kind(row) for row in rows if not _is_none(row)}
     if len(kinds) > 1:
         raise DataError(f"{what} mixes kinds of inputs: {', '.join(sorted(kinds))}; give one kind")
-    if isinstance(first, Path) or (rows and isinstance(first, str) and _are_files(rows)):
+    if (gone := [at for at, row in enumerate(rows) if _is_none(row)]) and not isinstance(first, str):
+        raise DataError(f"{what} has no input at {gone[0]} ({len(gone)} in all); take such rows out")
+    if isinstance(first, Path) or (rows and not gone and isinstance(first, str) and _are_files(rows)):
         return _Found(what, paths=[str(row) for row in rows])
     if isinstance(first, str):
-        return _Found(what, texts=[str(row) for row in rows])
+        return _Found(what, texts=_cells(rows))
     if isinstance(first, tuple):
         if not all(len(row) == 2 and all(isinstance(text, str) for text in row) for row in rows):
             raise DataError(f"{what} holds tuples; an input is a text, two texts, an image or its file")
         return _Found(what, texts=[a for a, _ in rows], columns={"text2": [b for _, b in rows]})
-    return _Found(what, array=_stacked(rows, size, what))
+    if hasattr(first, "convert"):
+        array, bad, notes = decode_pictures(rows, to.size, to.background)
+        return _Found(what, array=array, bad=bad, notes=notes)
+    array, notes = _stacked(rows, to, what)
+    return _Found(what, array=array, notes=notes)
+
+
+def _is_none(row: object) -> bool:
+    return row is None or (isinstance(row, float) and row != row) or type(row).__name__ == "NAType"
 
 
 def _kind(row: object) -> str:
@@ -212,13 +259,12 @@ def _kind(row: object) -> str:
 
 
 def _are_files(rows: list[str]) -> bool:
-    return all(row.lower().endswith(SUFFIXES) for row in rows)
+    suffixes = readable_suffixes()
+    return all(row.lower().endswith(suffixes) for row in rows)
 
 
-def _stacked(rows: list[Any], size: int, what: str) -> torch.Tensor:
-    """Bring images, one by one or all of one shape at once, to (N, 3, size, size) uint8."""
-    if hasattr(rows[0], "convert"):
-        return torch.cat([square_pixels(row, size) for row in rows])
+def _stacked(rows: list[Any], to: _To, what: str) -> tuple[torch.Tensor, list[str]]:
+    """Bring arrays of images, all of one shape at once or one by one, to (N, 3, size, size) uint8."""
     try:
         arrays = [np.asarray(row.detach().cpu() if isinstance(row, torch.Tensor) else row) for row in rows]
     except (TypeError, ValueError, RuntimeError):
@@ -229,41 +275,44 @@ def _stacked(rows: list[Any], size: int, what: str) -> torch.Tensor:
             f"{type(rows[0]).__name__}"
         )
     if len({(array.shape, array.dtype) for array in arrays}) == 1:
-        return scaled(_images(np.stack(arrays), what), size)
-    return torch.cat([scaled(_images(array[None], what), size) for array in arrays])
+        images, notes = _images(np.stack(arrays), what, to)
+        return scaled(images, to.size), notes
+    made = [_images(array[None], f"{what}, row {at},", to) for at, array in enumerate(arrays)]
+    told = Counter(note for _, notes in made for note in notes)
+    return torch.cat([scaled(images, to.size) for images, _ in made]), [f"{n} {t}" for t, n in told.items()]
 
 
-def _images(array: NDArray[np.generic], what: str) -> NDArray[np.generic]:
-    """Return images as (N, H, W, C); (N, C, H, W) is known by its 1 or 3 channels."""
+def _images(array: NDArray[np.generic], what: str, to: _To) -> tuple[NDArray[np.generic], list[str]]:
+    """Return images as (N, H, W, C); (N, C, H, W) is known by its 1, 3 or 4 channels."""
     if array.ndim == 2:
         raise DataError(
             f"{what} must hold texts or images of the shape (N, H, W), (N, H, W, C) or (N, C, H, W); got a "
             f"table of numbers, {array.shape}: no network here reads one"
         )
-    if array.ndim == 4 and array.shape[1] in (1, 3) and array.shape[3] not in (1, 3):
+    if array.ndim == 4 and array.shape[1] in (1, 3, 4) and array.shape[3] not in (1, 3, 4):
         array = array.transpose(0, 2, 3, 1)
-    return as_images(array, what)
+    return as_images(array, what, to.background)
 
 
-def _listed(found: _Found, labelled: bool, voting: Voting | None) -> Listing:
+def _listed(found: _Found, labelled: bool, how: Reading) -> Listing:
     """Read the columns as those of a table of texts or image files, and put decoded images in place."""
     columns = dict(found.columns)
     if found.paths is not None:
-        columns["image"] = [str(Path(path).absolute()) for path in found.paths]
+        columns["image"] = [str(expanded(path).absolute()) for path in found.paths]
         if "id" not in columns and len(set(found.paths)) == len(found.paths):
-            columns["id"] = found.paths
+            columns["id"] = [plain(path) for path in found.paths]
     else:
         # The row's number stands for a decoded image.
         columns["text"] = [str(i) for i in range(len(found))] if found.texts is None else found.texts
-    given = None if labelled else columns.pop("label", None)
-    made = listing_of(CsvTable.of(columns, found.name), labelled, voting)
-    if given is not None and all(given):  # to compare with: any labels, of whatever classes
-        codes, classes = Column(given).coded()
-        made = replace(made, labels=codes.astype(np.int64), classes=classes)
-    if found.classes is not None and made.classes == [str(i) for i in range(len(made.classes))]:
-        # Indices into the data set's own names; a Subset may lack the last ones.
-        made = replace(made, classes=[*found.classes, *made.classes][: len(made.classes)])
+    named = None if found.classes is None else columns.pop("label", None)
+    table = CsvTable.of(columns, found.name, first=found.first)
+    made = listing_of(table, labelled and named is None, replace(how, columns=Columns()))
+    made = replace(made, notes=[*found.notes, *made.notes])
+    if named is not None:
+        made = with_labels(made, Column(named, found.first), found.name, labelled, found.classes)
     if found.array is None:
         return made
     assert made.texts is not None
-    return replace(made, texts=None, array=found.array[[int(row) for row, _ in made.texts]])
+    rows = [int(row) for row, _ in made.texts]
+    bad = {at: found.bad[row] for at, row in enumerate(rows) if row in found.bad}
+    return replace(made, texts=None, array=found.array[rows], bad=bad)

@@ -45,11 +45,12 @@ def make_inputs(
     device: torch.device,
     augmentation: Augmentation | None = None,
     max_length: int = 128,
+    blank: bool = False,
 ) -> ImageInputs | TextInputs:
-    """Return the feed that the model's kind of input needs; texts are not augmented."""
+    """Return the feed that the model's kind of input needs; texts are not augmented, and blank if allowed."""
     if loaded.tokenizer is None:
         return ImageInputs(examples, loaded, device, augmentation)
-    return TextInputs(examples, loaded, device, max_length)
+    return TextInputs(examples, loaded, device, max_length, blank)
 
 
 def batches_of(

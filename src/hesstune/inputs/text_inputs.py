@@ -28,6 +28,7 @@ class TextInputs:
         loaded: A model with its tokenizer.
         device: Where inputs go.
         max_length: At most so many tokens; longer texts are cut at the end.
+        blank: Whether texts may hold nothing.
 
     Attributes:
         lengths: (N,) how many tokens each example has after cutting.
@@ -39,7 +40,12 @@ class TextInputs:
     """
 
     def __init__(
-        self, examples: Examples, loaded: LoadedModel, device: torch.device, max_length: int
+        self,
+        examples: Examples,
+        loaded: LoadedModel,
+        device: torch.device,
+        max_length: int,
+        blank: bool = False,
     ) -> None:
         texts = examples.texts
         if texts is None:
@@ -47,8 +53,13 @@ class TextInputs:
         if loaded.tokenizer is None:
             raise ModelError("the model has no tokenizer, so it cannot read texts; use minilm or hf:NAME")
         empty = [examples.ids[i] for i, (text, _) in enumerate(texts) if not text.strip()]
-        if empty:
-            raise DataError(f"the text of example '{empty[0]}' is empty ({len(empty)} in all)")
+        if empty and not blank:
+            raise DataError(
+                f"the text of example '{empty[0]}' is empty ({len(empty)} in all); fill it in, or take "
+                "the row out"
+            )
+        if empty:  # some tokenizers make no token of nothing
+            texts = [(text if text.strip() else " ", second) for text, second in texts]
         self._tokenizer, self._device = loaded.tokenizer, device
         limit = min(max_length, longest_input(loaded.model, loaded.tokenizer) or max_length)
         self._rows, self.truncated = _tokenised(loaded.tokenizer, texts, limit)

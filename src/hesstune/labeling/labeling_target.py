@@ -14,6 +14,7 @@ from hesstune.data.examples import Examples, Text, Texts
 from hesstune.data.images import decode_all
 from hesstune.data.sources import listing
 from hesstune.errors import DataError
+from hesstune.storage.cells import is_missing
 from hesstune.storage.csv_table import CsvTable, read_table
 
 __all__ = ["Target", "read_target"]
@@ -112,13 +113,12 @@ def read_target(spec: str) -> Target:
             f"'{spec}' holds images without files, which labels.csv could not name; label folder:PATH or "
             "csv:PATH"
         )
-    true = None if found.labels is None else [found.classes[i] for i in found.labels]
     parts = [p or "train" for p in found.parts] if found.parts else None
-    return Target(found.ids, true, parts, found.paths, found.texts)
+    return Target(found.ids, found.given, parts, found.paths, found.texts)
 
 
 def _of_table(table: CsvTable) -> Target:
     known = next((name for name in TRUTHS if name in table), None)
-    true = [cell.strip() for cell in table.cells(known)] if known else None
+    true = ["" if is_missing(cell) else cell.strip() for cell in table.cells(known)] if known else None
     found = examples_of(table)
     return Target(found.ids, true, found.parts, found.paths, found.texts, table)

@@ -34,6 +34,8 @@ def model_card(config: FinetuneConfig, facts: RunRecord) -> str:
             if (count := facts.unlabelled)
             else []
         ),
+        *(f"- Data: {note}" for note in facts.data_notes),
+        *([f"- Damaged images left out: {count}"] if (count := facts.skipped_images) else []),
         f"- Validation labels: {_validation(config)}",
         f"- Split: {facts.split}",
         *([f"- Texts cut to {config.max_length} tokens: {cut}"] if (cut := facts.texts_cut) else []),

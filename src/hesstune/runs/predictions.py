@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,10 @@ class Predictions:
         ids: One id an example: its relative path, or its row.
         classes: Class names.
         probabilities: (N, K) float64, rows sum to 1.
-        labels: (N,) given labels, or None where the data has none of the run's classes.
+        labels: (N,) given labels, −1 where an example has none of the run's classes; None where none has.
         accuracy: Share of the given labels predicted, or None.
-        skipped: (id, reason) of images left out.
+        skipped: (id, reason) of examples left out.
+        notes: What was left out, changed or guessed, and what had no label, in sentences.
     """
 
     ids: list[str]
@@ -33,11 +34,15 @@ class Predictions:
     labels: NDArray[np.int64] | None
     accuracy: float | None
     skipped: list[tuple[str, str]]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def predicted(self) -> list[str]:
         """The most probable class of each example, by name."""
         return [self.classes[i] for i in self.probabilities.argmax(axis=1)]
+
+    def _given(self, label: int) -> str:
+        return self.classes[label] if label >= 0 else ""
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a CSV file: id, prediction, the given label if any, and p_CLASS for each class.
@@ -53,7 +58,7 @@ class Predictions:
         header = ["id", "prediction", *(["label"] if self.labels is not None else [])]
         rows = []
         for at, (example, name) in enumerate(zip(self.ids, self.predicted, strict=True)):
-            given = [] if self.labels is None else [self.classes[self.labels[at]]]
+            given = [] if self.labels is None else [self._given(self.labels[at])]
             rows.append([example, name, *given, *(f"{p:.6g}" for p in self.probabilities[at])])
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

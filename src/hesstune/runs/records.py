@@ -127,6 +127,7 @@ class RunRecord(Stored):
     kind: Literal["image", "text"] = "image"
     skipped_images: int = 0
     unlabelled: int = 0
+    data_notes: list[str] = []
     checked_labels: int = 0
     soft_labels: bool = False
     head: str = ""

@@ -9,16 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.data.clean import checked, read_clean_labels
-from hesstune.data.csv_listing import Voting
 from hesstune.data.examples import Examples, Task
 from hesstune.data.load import load_task
 from hesstune.data.raw_features import raw_features
+from hesstune.data.reading import ROLES, Columns, Reading, Voting, rgb_of
 from hesstune.errors import ConfigError
 from hesstune.noise.instance import average, draw, instance_rate, instance_transitions
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.options.data import ColumnOptions
 
-__all__ = ["clean_task", "injected_noise", "noisy", "run_task"]
+__all__ = ["clean_task", "injected_noise", "noisy", "reading_of", "run_task"]
 
 
 def clean_task(config: FinetuneConfig, data: Any = None) -> Task:
@@ -41,8 +42,25 @@ def clean_task(config: FinetuneConfig, data: Any = None) -> Task:
         limit=config.limit,
         skip_bad=config.skip_bad_images,
         cache_mib=config.cache_mib,
-        voting=Voting(_names(config.vote_columns), config.label_model, config.seed),
+        how=reading_of(config),
     )
+
+
+def reading_of(config: FinetuneConfig, asked: ColumnOptions | None = None) -> Reading:
+    """Return how a run's data is read.
+
+    Args:
+        config: The run's.
+        asked: What is said of other data's columns: where it says nothing, the run's columns are taken if
+            they are there.
+    """
+    own = {role: getattr(config, f"{role}_column") for role in ROLES}
+    columns = Columns(**own)
+    if asked is not None:
+        other = {role: name for role in ROLES if (name := getattr(asked, f"{role}_column"))}
+        columns = Columns(**own | other, needed=frozenset(other))
+    voting = Voting(_names(config.vote_columns), config.label_model, config.seed)
+    return Reading(columns, voting, rgb_of(config.background))
 
 
 def _names(text: str | None) -> tuple[str, ...]:

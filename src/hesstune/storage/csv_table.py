@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import re
+import threading
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -25,6 +29,12 @@ CHUNK = 20_000
 MOST_CODED = 1000
 # In files that end so, cells are separated by tabs and quotes are text.
 TABS = (".tsv", ".tab")
+# What separates cells of a file whose header holds no comma.
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+# Characters of a cell: an unclosed quotation mark makes one of all the rest.
+MOST_CHARACTERS = 1 << 24
+# How files in wide characters begin, the longer marks first.
+MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 class Column:
@@ -37,7 +47,15 @@ class Column:
         ([0, 1, 0], ['cat', 'dog'], 3)
     """
 
-    def __init__(self, cells: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        cells: Sequence[str] = (),
+        first: int = 2,
+        gaps: Sequence[int] = (),
+        names: Sequence[str] | None = None,
+    ) -> None:
+        # The first row's number in the file, the rows before which blank lines stand; or names of rows.
+        self._first, self._gaps, self._names = first, gaps, names
         self._plain: list[str] | None = None
         self._codes: list[NDArray[np.int32]] = []
         self._seen: dict[str, int] = {}
@@ -78,9 +96,17 @@ class Column:
             self._codes = [np.concatenate([np.zeros(0, np.int32), *self._codes])]
         return self._codes[0], list(self._seen)
 
-    def row_of(self, code: int) -> int:
+    def like(self, cells: Sequence[str]) -> Column:
+        """Return a column of other cells in the same rows."""
+        return Column(cells, self._first, self._gaps, self._names)
+
+    def row(self, at: int) -> int | str:
+        """Return the row of the file, its header being row 1, of the cell at an index; or the row's name."""
+        return at + self._first + bisect_right(self._gaps, at) if self._names is None else self._names[at]
+
+    def row_of(self, code: int) -> int | str:
         """Return the row of the file, its header being row 1, in which a distinct cell first stands."""
-        return int(np.flatnonzero(self.coded()[0] == code)[0]) + 2
+        return self.row(int(np.flatnonzero(self.coded()[0] == code)[0]))
 
 
 @dataclass(frozen=True)
@@ -91,22 +117,26 @@ class CsvTable:
         name: What messages call it: the path of its file.
         folder: Where relative paths in its cells begin.
         columns: Its columns by name, in the order of the header.
+        notes: What was guessed when it was read, in sentences.
     """
 
     name: str
     folder: Path
     columns: dict[str, Column]
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, cells: Mapping[str, Sequence[str]], name: str, folder: Path = Path()) -> CsvTable:
-        """Build a table from columns of text that are in memory already.
+    def of(
+        cls, cells: Mapping[str, Sequence[str]], name: str, folder: Path = Path(), first: int = 2
+    ) -> CsvTable:
+        """Build a table from columns of text that are in memory already; its first row has a number.
 
         Example:
             >>> table = CsvTable.of({"text": ["a", "b"], "label": ["0", "1"]}, "the table")
             >>> len(table), list(table.rows())[1]
             (2, {'text': 'b', 'label': '1'})
         """
-        return cls(name, folder, {column: Column(own) for column, own in cells.items()})
+        return cls(name, folder, {column: Column(own, first) for column, own in cells.items()})
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0
@@ -118,6 +148,15 @@ class CsvTable:
         """Return a column's cells, one a row."""
         return self.columns[column].cells()
 
+    def row(self, at: int) -> int | str:
+        """Return the row of the file, its header being row 1, of the example at an index."""
+        return next(iter(self.columns.values())).row(at)
+
+    def renamed(self, names: Mapping[str, str]) -> CsvTable:
+        """Return the table with columns called anew, {new name: name}; others of a new name are left out."""
+        rest = {n: c for n, c in self.columns.items() if n not in names and n not in names.values()}
+        return replace(self, columns={**{new: self.columns[old] for new, old in names.items()}, **rest})
+
     def rows(self) -> Iterator[dict[str, str]]:
         """Yield each row as a mapping."""
         for cells in zip(*(column.cells() for column in self.columns.values()), strict=True):
@@ -127,9 +166,11 @@ class CsvTable:
 def read_table(
     path: str | Path, what: str = "the data file", kind: type[HesstuneError] = DataError
 ) -> CsvTable:
-    """Read a CSV file in UTF-8 with a header (separated by tabs, quotes being text, where it ends in .tsv).
+    """Read a CSV file with a header, in UTF-8, or in UTF-16 or UTF-32.
 
-    Blank lines are left out.
+    Cells are separated by commas; by tabs, quotes being text, where the file ends in .tsv; or else by what
+    separates the names in a header without commas, which the table's notes say. Blank lines are left out, and
+    spaces around names of columns.
 
     Args:
         path: The file.
@@ -141,49 +182,143 @@ def read_table(
             repeats a column, or has a row with too few or too many cells, or too long a cell.
     """
     path = readable_file(path, what, kind)
-    with reading(path, "CSV", kind), path.open(newline="", encoding="utf-8-sig") as file:
-        rows = _rows(file, path, kind)
-        names = next(rows, None)
-        if names is None:
-            raise kind(f"{path} is empty; it needs a header with the names of its columns, and rows")
-        repeated = [name for name, count in Counter(names).items() if count > 1]
-        if repeated:
-            raise kind(f"{path} has two columns called '{cut(repeated[0])}'; give each a name of its own")
-        columns = {name: Column() for name in names}
-        done = 0
-        while chunk := list(islice(rows, CHUNK)):
-            for at, row in enumerate(chunk, start=done + 2):
-                if len(row) != len(names):
-                    raise kind(
-                        f"{path}, row {at}: the number of cells differs from the header's "
-                        f"({len(row)}, not {len(names)})"
-                    )
-            for column, cells in zip(columns.values(), zip(*chunk, strict=True), strict=True):
-                column.extend(cells)
-            done += len(chunk)
+    with reading(path, "CSV", kind), _long_cells():
+        encoding = _encoding(path)
+        notes = [f"{path} is read as {encoding.upper()}"] if encoding != "utf-8-sig" else []
+        try:
+            with path.open(newline="", encoding=encoding) as file:
+                return _table(file, path, kind, notes)
+        except UnicodeError as error:
+            raise kind(_undecodable(path, encoding, error)) from error
+
+
+def _table(file: IO[str], path: Path, kind: type[HesstuneError], notes: list[str]) -> CsvTable:
+    gaps: list[int] = []
+    separator = _separator(file, path, kind, gaps)
+    if separator != "," and path.suffix.lower() not in TABS:
+        notes.append(f"{path} is read with {SEPARATORS.get(separator, repr(separator))} between its cells")
+    rows = _rows(file, path, kind, separator, gaps)
+    names = [name.strip() for name in next(rows, ())]
+    if not names:
+        raise kind(f"{path} is empty; it needs a header with the names of its columns, and rows")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        called = f"called '{cut(repeated[0])}'" if repeated[0] else "without a name"
+        raise kind(f"{path} has two columns {called}; give each a name of its own")
+    columns = {name: Column(gaps=gaps) for name in names}
+    done = 0
+    while chunk := list(islice(rows, CHUNK)):
+        for at, row in enumerate(chunk, start=done):
+            if len(row) != len(names):
+                raise kind(
+                    f"{path}, row {at + 2 + bisect_right(gaps, at)}: the number of cells differs from the "
+                    f"header's ({len(row)}, not {len(names)}); put quotation marks around a cell that holds "
+                    f"{SEPARATORS.get(separator, 'commas')}"
+                )
+        for column, cells in zip(columns.values(), zip(*chunk, strict=True), strict=True):
+            column.extend(cells)
+        done += len(chunk)
     if not done:
         raise kind(f"{path} has no rows below its header")
-    return CsvTable(str(path), path.parent, columns)
+    return CsvTable(str(path), path.parent, columns, tuple(notes))
 
 
-def _rows(file: IO[str], path: Path, kind: type[HesstuneError]) -> Iterator[list[str]]:
-    """Yield the rows that are not blank; say in which line reading ended where it cannot go on."""
-    if path.suffix.lower() in TABS:
-        reader = csv.reader(file, strict=True, delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(file, strict=True)
+_LIMIT, _READERS = threading.Lock(), [0, 0]
+
+
+@contextlib.contextmanager
+def _long_cells() -> Iterator[None]:
+    """Let cells be long while this lasts, in any thread: the limit is the whole process's."""
+    with _LIMIT:
+        if not _READERS[0]:
+            _READERS[1] = csv.field_size_limit(MOST_CHARACTERS)
+        _READERS[0] += 1
     try:
-        yield from (row for row in reader if row)
+        yield
+    finally:
+        with _LIMIT:
+            _READERS[0] -= 1
+            if not _READERS[0]:
+                csv.field_size_limit(_READERS[1])
+
+
+def _encoding(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(1024)
+    for mark, name in MARKS.items():
+        if start.startswith(mark):
+            return name
+    # Without a mark, every other byte of plain letters is zero.
+    half = len(start) // 2
+    if half > 1 and start[1::2].count(0) > 0.7 * half:
+        return "utf-16-le"
+    return "utf-16-be" if half > 1 and start[::2].count(0) > 0.7 * half else "utf-8-sig"
+
+
+def _undecodable(path: Path, encoding: str, error: UnicodeError) -> str:
+    """Say where a file is not in its encoding, and what may be done."""
+    if encoding != "utf-8-sig":
+        return f"{path} cannot be read as {encoding.upper()} ({one_line(error)}); save it in UTF-8"
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as wrong:
+                around = line[max(0, wrong.start - 12) : wrong.start + 12].decode("cp1252", "replace")
+                return (
+                    f"{path} is not in UTF-8: byte 0x{line[wrong.start]:02x} in line {number}, which in "
+                    f"Windows-1252 would read '{one_line(around)}'; save it in UTF-8 (spreadsheets call it "
+                    "CSV UTF-8), or convert it: iconv -f CP1252 -t UTF-8"
+                )
+    return f"{path} cannot be read as CSV ({one_line(error)}); save it in UTF-8"
+
+
+def _separator(file: IO[str], path: Path, kind: type[HesstuneError], gaps: list[int]) -> str:
+    """Return what separates cells, and leave the file where its header, or a blank line above, begins."""
+    if path.suffix.lower() in TABS:
+        return "\t"
+    if said := re.fullmatch(r"sep=(.)\s*", file.readline(100)):  # spreadsheets read and write such a line
+        gaps.append(0)
+        return said[1]
+    counts = {}
+    for separator in (",", *SEPARATORS):
+        file.seek(0)
+        with contextlib.suppress(kind):  # a header that cannot be read so
+            counts[separator] = len(next(_rows(file, path, kind, separator, []), ()))
+    file.seek(0)
+    best = max(SEPARATORS, key=lambda s: counts.get(s, 0))
+    return best if counts.get(",", 1) < 2 <= counts.get(best, 0) else ","
+
+
+def _rows(
+    file: IO[str], path: Path, kind: type[HesstuneError], separator: str, gaps: list[int]
+) -> Iterator[list[str]]:
+    """Yield the rows that are not blank, and note before which of those below the header blank ones stand.
+
+    Where reading cannot go on, say in which line.
+    """
+    if path.suffix.lower() in TABS:
+        reader = csv.reader(file, strict=True, delimiter=separator, quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(file, strict=True, delimiter=separator)
+    at = -1
+    try:
+        for row in reader:
+            if row:
+                at += 1
+                yield row
+            else:
+                gaps.append(max(at, 0))
     except csv.Error as error:
         reason = one_line(error)
         if "field limit" in reason:
-            most = csv.field_size_limit()
-            reason = f"a cell has more than {most:,} characters; close its quotation mark, or cut the text"
+            reason = (
+                f"a cell has more than {MOST_CHARACTERS:,} characters; close its quotation mark, or cut the "
+                "text"
+            )
         elif "unexpected end" in reason:
             reason = "the file ends within a cell; close its quotation mark"
         raise kind(f"{path} cannot be read as CSV (line {reader.line_num}: {reason})") from error
-    except UnicodeDecodeError as error:
-        raise kind(f"{path} cannot be read as CSV ({one_line(error)}); save it in UTF-8") from error
 
 
 def read_rows(path: Path, kind: type[HesstuneError] = RunError) -> list[dict[str, str]]:

@@ -6,18 +6,20 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hesstune._former import former_names
+from hesstune.data.reading import Reading, Voting
 from hesstune.data.sources import listing
 from hesstune.errors import ConfigError, unknown_name
 from hesstune.methods import method_names
 from hesstune.options import make_options
 from hesstune.runs.config import FinetuneConfig, make_config
+from hesstune.runs.task import reading_of
 from hesstune.study.options import Settings
 from hesstune.study.records import Options
 
@@ -26,7 +28,10 @@ __all__ = ["EARLIER", "ELSEWHERE", "LATER", "Cell", "StudyPlan", "check_name", "
 # Options of a run that say where it runs, not what it computes; the data is known by its digest.
 ELSEWHERE = ("out", "track", "device", "cache_mib", "data", "weights")
 # Options younger than the oldest comparisons kept: at their defaults they leave fingerprints as they were.
-LATER = ("checkpoint_minutes", "clean_labels", "label_model", "shard", "soft_labels", "vote_columns")
+LATER = (
+    "background", "checkpoint_minutes", "clean_labels", "id_column", "image_column", "label_column",
+    "label_model", "shard", "soft_labels", "text_column", "vote_columns",
+)  # fmt: skip
 # Options by the names they had when the oldest comparisons kept were made: fingerprints still use these.
 EARLIER = {"inject_noise": "noise"}
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
@@ -127,7 +132,7 @@ def make_study_plan(
     named = _tasks(options, tasks)
     variants, left_out = _variants(methods), dict[str, str]()
     cells: list[Cell] = []
-    data: dict[tuple[str, int], tuple[str, bool]] = {}
+    data: dict[tuple[str, int, Reading], tuple[str, bool]] = {}
     for task, own in named.items():
         # What is wrong for every method is told once, also where `all` leaves out those that do not apply.
         make_config(_filled({**options, **own}, task, seeds[0]))
@@ -137,7 +142,7 @@ def make_study_plan(
                 try:
                     config = make_config(values).resolved()
                     assert config.image_size is not None
-                    key = (config.data, config.image_size)
+                    key = (config.data, config.image_size, replace(reading_of(config), voting=Voting()))
                     if key not in data:
                         data[key] = _data_digest(*key)
                     digest, texts = data[key]
@@ -221,9 +226,9 @@ def _fingerprint(config: FinetuneConfig, data: str, settings: Settings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _data_digest(spec: str, size: int) -> tuple[str, bool]:
+def _data_digest(spec: str, size: int, how: Reading) -> tuple[str, bool]:
     """Return a digest of ids, labels, parts and contents or files' sizes, and whether they are texts."""
-    found = listing(spec, size)
+    found = listing(spec, size, how=how)
     digest = hashlib.sha256(json.dumps([found.ids, found.classes, found.parts, found.texts]).encode())
     if found.labels is not None:
         digest.update(np.ascontiguousarray(found.labels).data)

@@ -319,6 +319,7 @@ def _record(prepared: Prepared) -> RunRecord:
         kind="text" if task.is_text else "image",
         skipped_images=len(task.skipped),
         unlabelled=len(task.unlabelled),
+        data_notes=task.notes,
         checked_labels=0 if task.train.clean is None else int(task.train.clean.sum()),
         soft_labels=prepared.config.soft_labels,
         head=loaded.head,

@@ -130,8 +130,8 @@ def soft_labels(table: CsvTable, classes: Sequence[str]) -> NDArray[np.float64] 
     wrong = np.flatnonzero(~np.isfinite(sums) | (soft < 0).any(axis=1) | (abs(sums - 1) > ROW_SUM_TOLERANCE))
     if len(wrong):
         raise DataError(
-            f"{table.name}, row {wrong[0] + 2}: the soft label must be probabilities that sum to 1; they sum "
-            f"to {sums[wrong[0]]:.4g}"
+            f"{table.name}, row {table.row(int(wrong[0]))}: the soft label must be probabilities that sum to "
+            f"1; they sum to {sums[wrong[0]]:.4g}"
         )
     return np.asarray(soft / sums[:, None])
 

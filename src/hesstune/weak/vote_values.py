@@ -12,12 +12,13 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from hesstune.errors import DataError, cut, listed
+from hesstune.storage.cells import MISSING
 from hesstune.weak.votes import ABSTAIN
 
 __all__ = ["ABSTENTIONS", "abstains", "class_index", "class_of", "classes_named"]
 
 # In any case of letters, and with spaces around.
-ABSTENTIONS = ("", "-1", "abstain", "none", "nan")
+ABSTENTIONS = frozenset({*(text.lower() for text in MISSING), "-1", "abstain"})
 # No class index is longer; int() refuses a few thousand digits.
 MOST_DIGITS = 9
 

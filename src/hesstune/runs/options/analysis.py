@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from hesstune.curvature.declared import ABOVE, Means, Refined, sample_fault
 from hesstune.options import DEVICE, FilePath, Options, Shown
-from hesstune.runs.options.data import SKIP_BAD_IMAGES
+from hesstune.runs.options.data import SKIP_BAD_IMAGES, ColumnOptions
 
 __all__ = [
     "CertifyOptions",
@@ -180,8 +180,13 @@ class NoiseCheckOptions(Options):
     device: str = DEVICE
 
 
-class PredictOptions(Options):
-    """How new data is predicted."""
+class PredictOptions(ColumnOptions):
+    """How new data is predicted; columns that are not named are the run's, or the usual ones."""
+
+    blank_texts: Literal["predict", "leave_out"] = Field(
+        "predict",
+        description="what to do with texts that hold nothing: predict them all the same, or list them",
+    )
 
     skip_bad_images: bool = SKIP_BAD_IMAGES
     device: str = DEVICE

@@ -6,15 +6,29 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from hesstune.data.reading import rgb_of
 from hesstune.options import Options, Shown
 
-__all__ = ["SKIP_BAD_IMAGES", "DataOptions"]
+__all__ = ["SKIP_BAD_IMAGES", "ColumnOptions", "DataOptions"]
 
 SKIP_BAD_IMAGES: Any = Field(False, description="leave out images that cannot be decoded, and list them")
 
 
-class DataOptions(Options):
-    """What a run is trained and tested on."""
+class ColumnOptions(Options):
+    """Which columns of csv and hf data, and of a DataFrame, hold what."""
+
+    heading: ClassVar[str] = "Data"
+
+    text_column: str | None = Field(
+        None, description="column of texts, or two with a comma between; none: text, and text2 for pairs"
+    )
+    label_column: str | None = Field(None, description="column of labels; none: label")
+    id_column: str | None = Field(None, description="column of the examples' ids; none: id, or the rows")
+    image_column: str | None = Field(None, description="column of images or their paths; none: image")
+
+
+class ExampleOptions(Options):
+    """Which examples a run is trained and tested on."""
 
     heading: ClassVar[str] = "Data"
 
@@ -42,6 +56,9 @@ class DataOptions(Options):
     max_length: int = Field(
         128, ge=4, le=1 << 20, description="tokens of a text at most; longer ones are cut, and counted"
     )
+    background: Annotated[str, Shown("COLOUR")] = Field(
+        "white", description="what transparent images are laid on: a name, #rrggbb or R,G,B"
+    )
     skip_bad_images: bool = SKIP_BAD_IMAGES
     cache_mib: int = Field(
         4096, ge=0, description="memory for decoded images; beyond it they are decoded per batch"
@@ -51,3 +68,13 @@ class DataOptions(Options):
     @classmethod
     def _parse_channels(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("background")
+    @classmethod
+    def _is_a_colour(cls, value: str) -> str:
+        rgb_of(value)
+        return value
+
+
+class DataOptions(ColumnOptions, ExampleOptions):
+    """What a run is trained and tested on, and how it is read."""
