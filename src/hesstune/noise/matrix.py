@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
 from collections.abc import Callable, Sequence
@@ -31,6 +30,13 @@ KINDS = ("symmetric", "pair")
 ORIGINS = ("stated", "injected", "estimated", "instance_dependent")
 # Beyond this condition number float64 leaves no trustworthy digit of the inverse.
 SINGULAR_CONDITION = 1e12
+
+
+def _numbers(line: str) -> list[float]:
+    """Return the numbers of a row: with semicolons or tabs between them a comma is a decimal point."""
+    mark = next((mark for mark in (";", "\t") if mark in line), ",")
+    plain = line if mark == "," else line.replace(",", ".")
+    return [float(cell.strip().strip('"')) for cell in (plain.split(mark) if mark in line else plain.split())]
 
 
 class NoiseMatrix:
@@ -264,6 +270,8 @@ class NoiseMatrix:
     def load(cls, path: str | Path, classes: Sequence[str] | None = None) -> NoiseMatrix:
         """Read a matrix from JSON (rows, or a record with `matrix`), CSV (K rows of K numbers) or .npy.
 
+        What does not begin as JSON is read as rows, with commas, semicolons, tabs or spaces between numbers.
+
         A JSON record may name its `classes`; with `classes` the matrix is brought to their order. Rows, CSV
         and .npy are stated by whoever gives them; a record says how its matrix is known.
 
@@ -272,12 +280,12 @@ class NoiseMatrix:
         """
         path = readable_file(path, "the noise matrix")
         with reading(path, "a noise matrix", NoiseMatrixError):
-            if path.suffix == ".npy":
+            if path.suffix.lower() == ".npy":
                 with path.open("rb") as file:
                     return cls(read_array(file, path.stat().st_size))
             text = read_text(path)
-            if path.suffix == ".csv":
-                return cls([[float(cell) for cell in row] for row in csv.reader(text.splitlines()) if row])
+            if not text.lstrip().startswith(("[", "{")):
+                return cls(list(map(_numbers, filter(str.strip, text.splitlines()))))
             record = json.loads(text)
             if not isinstance(record, dict):
                 return cls(record)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hesstune.checks import readable_file
 from hesstune.errors import DataError, HesstuneError, RunError, cut
-from hesstune.storage.reading import one_line, reading
+from hesstune.storage.reading import encoding_of, one_line, reading
 
 __all__ = ["Column", "CsvTable", "read_rows", "read_table"]
 
@@ -33,8 +33,6 @@ TABS = (".tsv", ".tab")
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 # Characters of a cell: an unclosed quotation mark makes one of all the rest.
 MOST_CHARACTERS = 1 << 24
-# How files in wide characters begin, the longer marks first.
-MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 class Column:
@@ -183,7 +181,7 @@ def read_table(
     """
     path = readable_file(path, what, kind)
     with reading(path, "CSV", kind), _long_cells():
-        encoding = _encoding(path)
+        encoding = encoding_of(path)
         notes = [f"{path} is read as {encoding.upper()}"] if encoding != "utf-8-sig" else []
         try:
             with path.open(newline="", encoding=encoding) as file:
@@ -240,19 +238,6 @@ def _long_cells() -> Iterator[None]:
             _READERS[0] -= 1
             if not _READERS[0]:
                 csv.field_size_limit(_READERS[1])
-
-
-def _encoding(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(1024)
-    for mark, name in MARKS.items():
-        if start.startswith(mark):
-            return name
-    # Without a mark, every other byte of plain letters is zero.
-    half = len(start) // 2
-    if half > 1 and start[1::2].count(0) > 0.7 * half:
-        return "utf-16-le"
-    return "utf-16-be" if half > 1 and start[::2].count(0) > 0.7 * half else "utf-8-sig"
 
 
 def _undecodable(path: Path, encoding: str, error: UnicodeError) -> str:

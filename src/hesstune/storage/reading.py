@@ -14,10 +14,12 @@ from hesstune.errors import HesstuneError, RunError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MAX_MIB", "one_line", "read_array", "read_json", "read_text", "reading"]
+__all__ = ["MAX_MIB", "encoding_of", "one_line", "read_array", "read_json", "read_text", "reading"]
 
 # A text larger than this is no record, configuration or matrix of ours.
 MAX_MIB = 256
+# How files in wide characters begin, the longer marks first.
+MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 def one_line(error: object, most: int = 200) -> str:
@@ -46,12 +48,26 @@ def reading(path: str | Path, what: str, kind: type[HesstuneError] = RunError) -
         raise kind(f"{path} cannot be read as {what} ({one_line(reason)})") from error
 
 
+def encoding_of(path: Path) -> str:
+    """Return the encoding of a file of text: UTF-8, or UTF-16 or UTF-32, which a mark or zero bytes tell."""
+    with path.open("rb") as file:
+        start = file.read(1024)
+    for mark, name in MARKS.items():
+        if start.startswith(mark):
+            return name
+    # Without a mark, every other byte of plain letters is zero.
+    half = len(start) // 2
+    if half > 1 and start[1::2].count(0) > 0.7 * half:
+        return "utf-16-le"
+    return "utf-16-be" if half > 1 and start[::2].count(0) > 0.7 * half else "utf-8-sig"
+
+
 def read_text(path: Path, most_mib: float = MAX_MIB) -> str:
-    """Return a UTF-8 file's text; raise ValueError where it is larger than `most_mib`."""
+    """Return a file's text; raise ValueError where it is larger than `most_mib`, or in no UTF."""
     size = path.stat().st_size
     if size > most_mib * 2**20:
         raise ValueError(f"it has {size / 2**20:.0f} MiB, more than {most_mib:g}")
-    return path.read_text(encoding="utf-8")
+    return path.read_text(encoding=encoding_of(path))
 
 
 def read_json(path: Path, kind: type[HesstuneError] = RunError) -> Any:
