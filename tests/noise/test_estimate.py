@@ -246,3 +246,21 @@ def test_wrong_input_is_told(change, error, message):
     arguments = {"probs": [[0.7, 0.3]] * 4, "labels": [0, 1, 0, 1], "method": "anchor"} | change
     with pytest.raises(error, match=message):
         estimate_noise(**arguments)
+
+
+def test_dual_t_raises_where_a_class_is_never_seen_and_never_returns_a_singular_matrix():
+    rng = np.random.default_rng(0)
+    g, noisy = rng.dirichlet(np.ones(3), 200), rng.integers(0, 3, 200)
+    for absent in range(3):
+        never = np.where(noisy == absent, (absent + 1) % 3, noisy)
+        for estimate in (dual_t, lambda p, y: estimate_noise(p, y, "dual_t"), NoiseMatrix.estimate):
+            with pytest.raises(NoiseMatrixError, match=f"no example is labelled {absent}; dual_t needs every"):
+                estimate(g, never)
+        unpredicted = np.delete(g, absent, axis=1)
+        unpredicted = np.insert(unpredicted / unpredicted.sum(axis=1, keepdims=True), absent, 0.0, axis=1)
+        with pytest.raises(NoiseMatrixError, match=f"most probable class is {absent}"):
+            dual_t(unpredicted, noisy)
+    # Labels that tell nothing of the classes: of each predicted class the same share of each label.
+    sure = np.repeat(np.eye(3), 3, axis=0)
+    with pytest.raises(NoiseMatrixError, match="dual_t is singular"):
+        dual_t(sure, np.tile([0, 1, 2], 3))

@@ -142,3 +142,20 @@ def test_clean_prior_inverts_the_noisy_one(k, seed):
     prior = rng.dirichlet(5 * np.ones(k))
     F = NoiseMatrix.symmetric(k, 0.2)
     np.testing.assert_allclose(F.clean_prior(prior @ F.array), prior, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["f.csv", "f.CSV", "f.json", "F.JSON", "f.npy", "F.NPY"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte-order mark"])
+def test_files_as_spreadsheets_and_other_systems_write_them(tmp_path, name, mark):
+    F = NoiseMatrix.pair(3, 0.2)
+    path = tmp_path / name
+    if name.lower().endswith("npy"):
+        with path.open("wb") as file:
+            np.save(file, F.array)
+    elif name.lower().endswith("csv"):
+        rows = "\r\n".join(",".join(map(str, row)) for row in F.array.tolist())
+        path.write_bytes(mark + rows.encode())
+    else:
+        F.save(path)
+        path.write_bytes(mark + path.read_bytes())
+    assert NoiseMatrix.load(path) == F

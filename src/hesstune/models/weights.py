@@ -31,7 +31,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """
     path = readable_file(path, "the weights file")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)

@@ -14,7 +14,13 @@ from hesstune.errors import ConfigError, NoiseMatrixError
 from hesstune.noise.estimate.fit import best_by_likelihood, calibrate, log_likelihoods, well_conditioned
 from hesstune.noise.estimate.holdout import ConfidenceSet, confidence_set, holdout
 from hesstune.noise.estimate.labelmodel import from_posterior
-from hesstune.noise.estimate.posteriors import anchor, check_probabilities, confident, dual_t
+from hesstune.noise.estimate.posteriors import (
+    anchor,
+    check_probabilities,
+    confident,
+    dual_t,
+    smoothable_dual_t,
+)
 from hesstune.noise.estimate.record import Estimate
 from hesstune.noise.estimate.request import ESTIMATORS, PERCENTILE
 from hesstune.noise.estimate.volmin import volmin
@@ -123,7 +129,7 @@ def tempered_dual_t(probs: ArrayLike, labels: ArrayLike) -> Estimate:
     standard error of the best likelihood: F² encloses fewer probabilities than F, and loses.
     """
     g = check_probabilities(probs)
-    matrices = [dual_t(g, labels, weight) for weight in TEMPERS]
+    matrices = [smoothable_dual_t(g, labels, weight) for weight in TEMPERS]
     near, _ = best_by_likelihood(matrices, g, labels)
     at = near[0] if near else len(TEMPERS) - 1
     return Estimate(matrices[at], "dual_t", len(g), details={"weight": TEMPERS[at]})

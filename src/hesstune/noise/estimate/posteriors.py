@@ -9,7 +9,7 @@ from hesstune.checks import integer_labels, unit_interval
 from hesstune.errors import DataError, MissingExtraError, NoiseMatrixError
 from hesstune.noise.matrix import NoiseMatrix
 
-__all__ = ["anchor", "check_probabilities", "confident", "dual_t"]
+__all__ = ["anchor", "check_probabilities", "confident", "dual_t", "smoothable_dual_t"]
 
 PROBABILITY_TOLERANCE = 1e-3
 
@@ -70,12 +70,25 @@ def dual_t(probs: ArrayLike, labels: ArrayLike, weight: float = 1.0) -> NoiseMat
         weight: In [0, 1]; 1 is the published estimator.
 
     Raises:
-        NoiseMatrixError: If no example's most probable class is some class, so its row is unknown.
+        NoiseMatrixError: If no example's most probable class is some class, so its row is unknown; if no
+            example is labelled so; or if the product is singular (`estimate_noise` smooths it).
     """
+    found = smoothable_dual_t(probs, labels, weight)
+    if found.condition == float("inf"):
+        raise NoiseMatrixError(
+            "the estimate by dual_t is singular: some classes' labels are distributed alike; use "
+            "estimate_noise, which smooths it, or method anchor"
+        )
+    return found
+
+
+def smoothable_dual_t(probs: ArrayLike, labels: ArrayLike, weight: float = 1.0) -> NoiseMatrix:
+    """Estimate as `dual_t`, a singular product included: smoothing may still make it of use."""
     g = check_probabilities(probs, len(np.asarray(labels)))
     k = g.shape[1]
     given = integer_labels(labels, k, "noisy labels")
     weight = unit_interval("the weight", weight)
+    _every_class_labelled(given, k, "dual_t")
     counts = np.zeros((k, k))
     np.add.at(counts, (g.argmax(axis=1), given), 1)
     absent = np.flatnonzero(counts.sum(axis=1) == 0)
@@ -86,6 +99,12 @@ def dual_t(probs: ArrayLike, labels: ArrayLike, weight: float = 1.0) -> NoiseMat
         )
     second = counts / counts.sum(axis=1, keepdims=True)
     return NoiseMatrix(((1 - weight) * np.eye(k) + weight * anchor(g).array) @ second)
+
+
+def _every_class_labelled(given: NDArray[np.int64], k: int, who: str) -> None:
+    absent = np.flatnonzero(np.bincount(given, minlength=k) == 0)
+    if absent.size:
+        raise NoiseMatrixError(f"no example is labelled {absent[0]}; {who} needs every class")
 
 
 def confident(probs: ArrayLike, labels: ArrayLike) -> NoiseMatrix:
@@ -109,9 +128,7 @@ def confident(probs: ArrayLike, labels: ArrayLike) -> NoiseMatrix:
         raise MissingExtraError("cleanlab", "noise", "the confident joint") from None
     g = check_probabilities(probs, len(np.asarray(labels)))
     given = integer_labels(labels, g.shape[1], "noisy labels")
-    absent = np.flatnonzero(np.bincount(given, minlength=g.shape[1]) == 0)
-    if absent.size:
-        raise NoiseMatrixError(f"no example is labelled {absent[0]}; the confident joint needs every class")
+    _every_class_labelled(given, g.shape[1], "the confident joint")
     joint = compute_confident_joint(given, g)
     _, columns, _ = estimate_latent(joint, given)
     return NoiseMatrix.from_column_stochastic(np.clip(columns, 0, None) / np.clip(columns, 0, None).sum(0))
