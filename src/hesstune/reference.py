@@ -189,7 +189,9 @@ class Reference:
             # the next difference, which no longer fits there, would take new memory.
             values = torch.zeros(len(parts), dtype=torch.float64)
             for at, (w, anchor) in enumerate(parts):
-                values[at] = torch.linalg.vector_norm(_difference(w, anchor))
+                moved = _difference(w, anchor)
+                wide = torch.float32 if moved.device.type == "mps" else torch.float64
+                values[at] = torch.linalg.vector_norm(moved, dtype=wide)
             if any(is_sharded(w) for w in weights):
                 values = over_parts(values.square(), weights).sqrt()
         return dict(zip(self._layers, values.tolist(), strict=True))

@@ -7,7 +7,7 @@ import torch
 
 pl = pytest.importorskip("lightning.pytorch")
 
-from hesstune.errors import ModelError  # noqa: E402
+from hesstune.errors import DivergedError, HesstuneWarning, ModelError  # noqa: E402
 from hesstune.integrations.lightning import RobustCallback  # noqa: E402
 from hesstune.reference import Reference  # noqa: E402
 
@@ -26,12 +26,12 @@ class Module(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), 0.05)
 
 
-def fit(folder, callback, epochs, checkpoint=None):
+def fit(folder, callback, epochs, checkpoint=None, module=None):
     generator = torch.Generator().manual_seed(1)
     data = torch.utils.data.TensorDataset(
         torch.randn(32, 5, generator=generator), torch.randint(3, (32,), generator=generator)
     )
-    module = Module()
+    module = Module() if module is None else module
     trainer = pl.Trainer(
         max_epochs=epochs,
         callbacks=[callback],
@@ -65,3 +65,63 @@ def test_the_constraint_holds_and_a_resumed_training_keeps_the_reference(tmp_pat
 def test_a_wrong_module_name_is_told(tmp_path):
     with pytest.raises(ModelError, match="no module 'network'"):
         fit(tmp_path, RobustCallback(0.2, module="network"), 1)
+
+
+def test_a_second_training_has_a_reference_of_its_own(tmp_path):
+    callback = RobustCallback(0.2, module="model")
+    fit(tmp_path, callback, 1)
+    first = callback.reference
+    moved = Module()
+    with torch.no_grad():
+        for p in moved.parameters():
+            p.add_(1.0)
+    start = Reference.of(moved.model)
+    trained, trainer = fit(tmp_path, callback, 2, module=moved)
+    assert callback.reference is not first
+    for name in start.names():
+        torch.testing.assert_close(callback.reference[name], start[name])
+    assert all(0 < d <= 0.2 for d in start.distances(trained.model).values())
+    path = tmp_path / "second.ckpt"
+    trainer.save_checkpoint(path)
+    other = RobustCallback(0.2, module="model")
+    fit(tmp_path, other, 1, module=Module())
+    fit(tmp_path, other, 4, str(path))  # a checkpoint still brings its own
+    torch.testing.assert_close(other.reference["0.weight"], start["0.weight"])
+
+
+class Breaking(Module):
+    def __init__(self, loss, at=2):
+        super().__init__()
+        self.loss, self.at, self.steps = loss, at, 0
+
+    def training_step(self, batch, index):
+        self.steps += 1
+        loss = super().training_step(batch, index)
+        return {"loss": loss * self.loss if self.steps == self.at else loss}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_ends_training(tmp_path, value):
+    module = Breaking(value)
+    with pytest.raises(DivergedError, match="became"):
+        fit(tmp_path, RobustCallback(0.2, module="model"), 4, module=module)
+    assert module.steps == 2
+
+
+class Recurrent(Module):
+    def __init__(self):
+        super().__init__()
+        self.model = torch.nn.Sequential(torch.nn.GRUCell(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+
+
+def test_matrices_of_no_known_kind_are_named_or_included(tmp_path):
+    with pytest.warns(HesstuneWarning, match=r"does not hold 0.weight_ih, 0.weight_hh"):
+        fit(tmp_path, RobustCallback(0.2, module="model"), 1, module=Recurrent())
+    module = Recurrent()
+    start = Reference.of(module.model)
+    callback = RobustCallback(0.01, module="model", include=["0.weight_*"])
+    fit(tmp_path, callback, 2, module=module)
+    assert set(callback.constraint.radii) == {"0.weight_ih", "0.weight_hh", "2.weight"}
+    for name, p in module.model.named_parameters():
+        moved = float((p.double() - start[name].double()).norm())
+        assert (moved <= 0.01) == (name in callback.constraint.radii)

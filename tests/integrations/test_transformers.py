@@ -10,7 +10,7 @@ from sentences import sentences
 transformers = pytest.importorskip("transformers")
 
 from hesstune.constraints.penalty import StartingPointPenalty  # noqa: E402
-from hesstune.errors import ConfigError, RunError  # noqa: E402
+from hesstune.errors import ConfigError, DivergedError, RunError  # noqa: E402
 from hesstune.integrations.transformers import (  # noqa: E402
     PenaltyMixin,
     PretrainedDecayCallback,
@@ -271,3 +271,56 @@ def test_two_decays_against_each_other_are_refused(tiny_bert, dataset, tmp_path)
         made.train()
     with pytest.raises(ConfigError, match="above 0"):
         PretrainedDecayCallback(0.0)
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda: RobustTrainerCallback(RADIUS), lambda: PretrainedDecayCallback(0.5)]
+)
+def test_a_callback_in_several_trainings_takes_a_reference_for_each(tiny_bert, dataset, tmp_path, kind):
+    callback = kind()
+    seen = []
+    for fold in range(2):
+        own = trainer(tiny_bert, dataset, tmp_path / str(fold), callback)
+        with torch.no_grad():
+            for p in own.model.parameters():
+                p.add_(0.1 * fold)
+        start = Reference.of(own.model)
+        own.train()
+        for name in start.names():
+            torch.testing.assert_close(callback.reference[name], start[name], rtol=0, atol=0)
+        seen.append(callback.reference)
+    assert seen[0] is not seen[1]
+
+
+def test_a_reference_that_is_given_is_that_of_every_training(tiny_bert, dataset, tmp_path):
+    given = Reference.of(load(tiny_bert))
+    callback = RobustTrainerCallback(RADIUS, reference=given)
+    for fold in range(2):
+        trainer(tiny_bert, dataset, tmp_path / str(fold), callback).train()
+        assert all(torch.equal(callback.reference[name], given[name]) for name in given.names())
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda: RobustTrainerCallback(RADIUS), lambda: PretrainedDecayCallback(0.5)]
+)
+def test_weights_that_are_no_numbers_end_training(tiny_bert, dataset, tmp_path, kind):
+    class Breaking(transformers.TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:
+                for p in model.parameters():
+                    p.grad = p.grad * float("nan")
+
+    own = trainer(tiny_bert, dataset, tmp_path, kind())
+    own.add_callback(Breaking())
+    with pytest.raises(DivergedError, match="became nan in"):
+        own.train()
+    assert own.state.global_step <= 3
+
+
+def test_a_logged_loss_that_is_no_number_ends_training(tiny_bert, dataset, tmp_path):
+    for kind in (RobustTrainerCallback(RADIUS), PretrainedDecayCallback(0.5)):
+        own = trainer(tiny_bert, dataset, tmp_path, kind)
+        own.train()
+        for value in (float("nan"), float("inf")):
+            with pytest.raises(DivergedError, match="the Trainer's loss became"):
+                own.log({"loss": value})

@@ -254,7 +254,9 @@ def test_dual_t_raises_where_a_class_is_never_seen_and_never_returns_a_singular_
     for absent in range(3):
         never = np.where(noisy == absent, (absent + 1) % 3, noisy)
         for estimate in (dual_t, lambda p, y: estimate_noise(p, y, "dual_t"), NoiseMatrix.estimate):
-            with pytest.raises(NoiseMatrixError, match=f"no example is labelled {absent}; dual_t needs every"):
+            with pytest.raises(
+                NoiseMatrixError, match=f"no example is labelled {absent}; dual_t needs every"
+            ):
                 estimate(g, never)
         unpredicted = np.delete(g, absent, axis=1)
         unpredicted = np.insert(unpredicted / unpredicted.sum(axis=1, keepdims=True), absent, 0.0, axis=1)

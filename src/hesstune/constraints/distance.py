@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from re import search
 
@@ -10,11 +12,20 @@ import torch
 from torch import nn
 
 from hesstune.checks import one_of, positive
-from hesstune.errors import ConfigError, LayerError, listed, unknown_name
+from hesstune.errors import ConfigError, DivergedError, HesstuneWarning, LayerError, listed, unknown_name
 from hesstune.reference import Reference
 from hesstune.runtime.sharding import is_sharded, over_parts, pair
 
-__all__ = ["NORMS", "DistanceConstraint", "depth_scaled", "resolve_radii"]
+__all__ = [
+    "NORMS",
+    "DistanceConstraint",
+    "check_finite",
+    "depth_scaled",
+    "resolve_radii",
+    "trained_matrices",
+    "warn_of_unheld",
+    "wide",
+]
 
 NORMS = ("frobenius", "mars")
 
@@ -45,6 +56,36 @@ def resolve_radii(layers: list[str], radius: float | Mapping[str, float]) -> dic
         for name in matched:
             radii.setdefault(name, value)
     return {name: radii[name] for name in layers if name in radii}
+
+
+def trained_matrices(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """List the trained parameters with at least two dimensions above 1, by name, layers or not."""
+    return [
+        (name, p)
+        for name, p in model.named_parameters()
+        if p.requires_grad and sum(size > 1 for size in p.shape) > 1
+    ]
+
+
+def warn_of_unheld(names: Iterable[str], mend: str) -> None:
+    """Warn of trained matrices that one radius for all layers does not hold, as they are no layers."""
+    if unheld := list(names):
+        warnings.warn(
+            f"one radius for all layers does not hold {listed(unheld)}: trained, but of no known kind of "
+            f"layer (Linear, convolution, attention). {mend}",
+            HesstuneWarning,
+            stacklevel=3,
+        )
+
+
+def check_finite(distances: Mapping[str, float]) -> None:
+    """Raise DivergedError, naming the layers, unless all distances are finite."""
+    lost = [name for name, value in distances.items() if not math.isfinite(value)]
+    if lost:
+        raise DivergedError(
+            f"the distance from the reference became {distances[lost[0]]} in {listed(lost)}: training has "
+            "diverged; go back to the last good checkpoint and lower the learning rate, or clip gradients"
+        )
 
 
 # The third and fourth stage of residual networks, in torchvision's and transformers' names.
@@ -88,9 +129,12 @@ class DistanceConstraint:
         radius: α > 0, one for all layers or {pattern: α} (see `resolve_radii`).
         norm: `frobenius`, or `mars`, the largest absolute row sum (rows are dimension 0, the rest
             flattened), whose ball is projected on row by row.
+        include: Patterns of further parameters (matrices, or of more dimensions: embeddings, recurrent
+            weights, experts) that are held like layers. None warns of those that are trained and that
+            one radius for all does not hold; () leaves them free.
 
     Raises:
-        LayerError: If the model does not match the reference, or a pattern matches no layer.
+        LayerError: If the model does not match the reference, or a pattern matches nothing.
         ConfigError: If a radius is not above zero or the norm is unknown.
 
     Example:
@@ -110,30 +154,45 @@ class DistanceConstraint:
         ref: Reference,
         radius: float | Mapping[str, float] = 0.1,
         norm: str = "frobenius",
+        include: Iterable[str] | None = None,
     ) -> None:
         ref.check(model)
         self.model = model
         self.reference = ref
         self.norm = one_of("norm", norm, NORMS)
-        self.radii = resolve_radii(ref.layers(), radius)
-        self._anchors: dict[str, torch.Tensor] = {}
+        layers = ref.layers()
+        others = {n: p for n, p in model.named_parameters() if p.ndim > 1 and n not in set(layers)}
+        layers += _included(list(others), include or ())
+        self.radii = resolve_radii(layers, radius)
+        if include is None and not isinstance(radius, Mapping):
+            warn_of_unheld(
+                (name for name, _ in trained_matrices(model) if name in others),
+                "include=[pattern, …] holds them, too; include=() leaves them free",
+            )
+        self._anchors: dict[str, tuple[torch.Tensor, float]] = {}
 
-    def _parts(self, name: str, parameter: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # The reference where and how the weight is kept, cast once, not at every step.
+    def _parts(self, name: str, parameter: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+        # The reference where and how the weight is kept, and its entries' size: once, not at every step.
         weight, own = pair(parameter, self.reference[name], name)
-        anchor = self._anchors.get(name)
+        known = self._anchors.get(name)
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        if anchor is None or anchor.device != weight.device or anchor.dtype != dtype:
-            anchor = self._anchors[name] = own.to(device=weight.device, dtype=dtype)
-        return weight, anchor
+        if known is None or known[0].device != weight.device or known[0].dtype != dtype:
+            anchor = own.to(device=weight.device, dtype=dtype)
+            known = self._anchors[name] = anchor, _size(anchor, self.norm)
+        return weight, *known
 
     @torch.no_grad()
     def project_(self) -> dict[str, float]:
         """Project every layer outside its ball; return each layer's distance before, in `norm`.
 
-        Layers inside their ball are not written to. In half precision the result is rounded towards
-        the reference, so that it stays inside the ball. Of sharded weights (FSDP2) each process
+        Layers inside their ball are not written to. Norms are taken in float64, and radii aimed at with a
+        margin for the weights' own rounding, so that the result lies inside the ball; in half precision
+        it is rounded towards the reference. Of sharded weights (FSDP2) each process
         projects its own part by the norm of the whole; all processes call this alike.
+
+        Raises:
+            LayerError: If a layer is no longer there.
+            DivergedError: If a distance is not finite; the weights are then left as they are.
         """
         parameters = dict(self.model.named_parameters())
         lost = [name for name in self.radii if name not in parameters]
@@ -142,30 +201,73 @@ class DistanceConstraint:
         # A frozen layer sits where it was; one that was moved before freezing is still projected.
         tensors = [parameters[name] for name in self.radii]
         parts = [self._parts(name, p) for name, p in zip(self.radii, tensors, strict=True)]
-        deltas = [w.detach().to(a.dtype) - a for w, a in parts]
+        deltas = [w.detach().to(a.dtype) - a for w, a, _ in parts]
         sharded = any(is_sharded(p) for p in tensors)
         if self.norm == "mars":
-            rows = [d.flatten(1).abs().sum(dim=1) for d in deltas]
+            rows = [d.flatten(1).abs().sum(dim=1, dtype=wide(d)) for d in deltas]
             # Parts are cut between rows; the last processes may have none.
             largest = torch.stack([r.max() if len(r) else r.new_zeros(()) for r in rows]) if rows else None
             found = over_parts(largest, tensors, "max") if sharded and largest is not None else largest
         else:
             rows = []
-            found = torch.stack(torch._foreach_norm(deltas)) if deltas else None
+            found = (
+                torch.stack([torch.linalg.vector_norm(d, dtype=wide(d)) for d in deltas]) if deltas else None
+            )
             found = over_parts(found.square(), tensors).sqrt() if sharded and found is not None else found
         norms: list[float] = [] if found is None else found.tolist()
-        for at, (name, distance) in enumerate(zip(self.radii, norms, strict=True)):
+        before = dict(zip(self.radii, norms, strict=True))
+        check_finite(before)
+        for at, (name, distance) in enumerate(before.items()):
             radius = self.radii[name]
-            if not distance > radius:
+            if distance <= radius:
                 continue
-            delta = deltas[at]
+            delta, (weight, anchor, size) = deltas[at], parts[at]
+            aim = _aim(radius, delta, size, self.norm)
             if self.norm == "mars":
-                scale = (radius / rows[at].clamp_min(radius)).reshape(-1, *[1] * (delta.ndim - 1))
-                delta.mul_(scale)
+                scale = torch.where(rows[at] > radius, aim / rows[at], 1.0)
+                delta.mul_(scale.to(delta.dtype).reshape(-1, *[1] * (delta.ndim - 1)))
             else:
-                delta.mul_(radius / distance)
-            _write(*parts[at], delta)
-        return dict(zip(self.radii, norms, strict=True))
+                delta.mul_(aim / distance)
+            _write(weight, anchor, delta)
+        return before
+
+
+def _included(names: list[str], patterns: Iterable[str]) -> list[str]:
+    found: dict[str, None] = {}
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        if not matched:
+            raise unknown_name("pattern of included parameters", pattern, names, LayerError)
+        found |= dict.fromkeys(matched)
+    return list(found)
+
+
+def wide(tensor: torch.Tensor) -> torch.dtype:
+    """Return the precision that norms are taken in: float64, where the device has it."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def _size(anchor: torch.Tensor, norm: str) -> float:
+    """Return the root mean square of a reference's entries, or of a row of them the largest."""
+    if not anchor.numel():
+        return 0.0
+    return float(anchor.abs().max() if norm == "mars" else anchor.square().mean(dtype=wide(anchor)).sqrt())
+
+
+def _aim(radius: float, delta: torch.Tensor, size: float, norm: str) -> float:
+    """Return what to scale a change to, so that reference + change, rounded, lies inside the ball.
+
+    Rounding moves a weight of size w by u·w at most, to either side. Of n weights that is, along the change,
+    u·w to one standard deviation in the Frobenius norm, whose square u²w²n comes on top, and u·w·√n in a
+    row's sum; eight deviations are left for it.
+    """
+    u, n = torch.finfo(delta.dtype).eps / 2, max(1, delta.numel())
+    if norm == "mars":
+        across = 8 * u * (size + radius) * math.sqrt(n / len(delta) if len(delta) else 1)
+    else:
+        moved = u * (size + radius / math.sqrt(n))
+        across = min(8.0, math.sqrt(n)) * moved + moved**2 * n / (2 * radius)
+    return max(radius * (1 - max(4 * u, 1e-12)) - across, 0.5 * radius)
 
 
 def _write(weight: torch.Tensor, anchor: torch.Tensor, delta: torch.Tensor) -> None:

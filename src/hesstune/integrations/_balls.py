@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from hesstune.constraints.distance import DistanceConstraint
+from hesstune.errors import LayerError
 from hesstune.reference import Reference
 
 __all__ = ["constraint_of", "distances_of", "has_adapters", "reference_of"]
@@ -34,14 +35,22 @@ def reference_of(model: nn.Module) -> Reference:
 
 
 def constraint_of(
-    model: nn.Module, reference: Reference, radius: float | Mapping[str, float], norm: str
+    model: nn.Module,
+    reference: Reference,
+    radius: float | Mapping[str, float],
+    norm: str,
+    include: Sequence[str] | None = None,
 ) -> Any:
     """Return the constraint that fits the model, with `project_`."""
     if has_adapters(model):
         from hesstune.integrations.peft import AdapterConstraint
 
-        return AdapterConstraint(model, radius, norm, reference)
-    return DistanceConstraint(model, reference, radius, norm)
+        if include:
+            raise LayerError(
+                "of a model with peft's adapters these and the trained copies are held; leave include out"
+            )
+        return AdapterConstraint(model, radius, norm, reference, warn=include is None)
+    return DistanceConstraint(model, reference, radius, norm, include)
 
 
 def distances_of(model: nn.Module, reference: Reference) -> dict[str, float]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from hesstune.errors import MissingExtraError, ModelError
+from hesstune.errors import DivergedError, MissingExtraError, ModelError
 from hesstune.integrations._balls import constraint_of, reference_of
 from hesstune.reference import Reference
 
@@ -24,12 +24,16 @@ class RobustCallback(Callback):
     """Keep each layer inside its ball around the weights that training started from.
 
     The reference is the module as `fit` starts; it goes into every checkpoint, and a resumed training
-    takes it from there.
+    takes it from there. One callback serves several trainings in turn: each has its own reference.
 
     Args:
         radius: One radius, or {pattern: radius}, as for `DistanceConstraint`.
         norm: `frobenius` or `mars`.
         module: The attribute of the LightningModule that is constrained; all of it where None.
+        include: Patterns of further parameters held like layers, as for `DistanceConstraint`.
+
+    Attributes:
+        reference: That of the training that goes on, or was the last.
 
     Example:
         >>> callback = RobustCallback(0.1, module="model")
@@ -37,11 +41,21 @@ class RobustCallback(Callback):
     """
 
     def __init__(
-        self, radius: float | Mapping[str, float], *, norm: str = "frobenius", module: str | None = None
+        self,
+        radius: float | Mapping[str, float],
+        *,
+        norm: str = "frobenius",
+        module: str | None = None,
+        include: Sequence[str] | None = None,
     ) -> None:
-        self.radius, self.norm, self.module = radius, norm, module
+        self.radius, self.norm, self.module, self.include = radius, norm, module, include
         self.reference: Reference | None = None
         self.constraint: Any = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Forget an earlier training's reference; a checkpoint is read after this."""
+        if stage == "fit":
+            self.reference = self.constraint = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Take the reference, unless a checkpoint brought it."""
@@ -49,11 +63,23 @@ class RobustCallback(Callback):
         if self.reference is None:
             self.reference = reference_of(network)
         self.reference = self.reference.to(next(network.parameters()).device)
-        self.constraint = constraint_of(network, self.reference, self.radius, self.norm)
+        self.constraint = constraint_of(network, self.reference, self.radius, self.norm, self.include)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
-        """Project every layer that has left its ball."""
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        """Project every layer that has left its ball.
+
+        Raises:
+            DivergedError: If the loss or a weight is not finite.
+        """
         assert self.constraint is not None
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, torch.Tensor) and not bool(torch.isfinite(loss).all()):
+            raise DivergedError(
+                f"the training loss became {float(loss.detach())}: training has diverged; go back to the "
+                "last good checkpoint and lower the learning rate, or set gradient_clip_val"
+            )
         self.constraint.project_()
 
     def state_dict(self) -> dict[str, Any]:

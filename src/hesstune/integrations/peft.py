@@ -7,7 +7,7 @@ Layers go by the names they have without adapters, so radii are written as for f
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,20 +16,38 @@ from torch import nn
 
 from hesstune._former import former_names
 from hesstune.checks import one_of
-from hesstune.constraints.distance import NORMS, resolve_radii
+from hesstune.constraints.distance import (
+    NORMS,
+    check_finite,
+    resolve_radii,
+    trained_matrices,
+    warn_of_unheld,
+    wide,
+)
 from hesstune.curvature.measure import measure as measure_layers
 from hesstune.curvature.result import Measure
 from hesstune.errors import LayerError, MissingExtraError
+from hesstune.integrations._adapters import (
+    active_copy,
+    adapters_of,
+    check_adapters,
+    check_starts,
+    copies_of,
+    is_added,
+    plain_layers,
+    plain_name,
+)
 from hesstune.reference import Reference, layer_names
 
 try:
     from peft.tuners.lora import LoraLayer
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import ModulesToSaveWrapper
 except ImportError:
     raise MissingExtraError("peft", "peft", "hesstune.integrations.peft") from None
 
 __all__ = ["AdapterConstraint", "base_reference", "distances", "measure_adapters", "merged", "trained_copies"]
+
+# The share of a radius that is aimed at, so that rounding leaves the result inside the ball.
+SAFE = 1 - 1e-6
 
 
 def base_reference(model: nn.Module) -> Reference:
@@ -41,33 +59,45 @@ def base_reference(model: nn.Module) -> Reference:
         model: A peft model, or a module with peft's adapters injected, not merged.
 
     Raises:
-        LayerError: If adapters are merged into the weights: then the reference is lost.
+        LayerError: If adapters are merged into the weights: then the reference is lost; or if they do not
+            start at a product of zero (PiSSA and others), or stand on quantised weights.
     """
-    for path, layer in _adapted(model):
-        if layer.merged:
-            raise LayerError(f"the adapters of '{path}' are merged into its weight; unmerge them first")
-    added = _added(model)
+    check_adapters(model)
+    check_starts(model)
+    for path, layer in adapters_of(model):
+        weight = getattr(layer.get_base_layer(), "weight", None)
+        if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+            raise LayerError(
+                f"'{path}' has quantised weights, from which no change can be taken; load the model in "
+                "float32 or bfloat16"
+            )
+    is_new = is_added(model)
     tensors = {
-        _plain(name): tensor.detach().clone()
+        plain_name(name): tensor.detach().clone()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-        if not added(name)
+        if not is_new(name)
     }
-    return Reference(tensors, _layers(model))
+    return Reference(tensors, plain_layers(model))
 
 
 def merged(model: nn.Module) -> nn.Module:
     """Return a copy of the model with all adapters merged into its weights; the model is left alone.
 
     Its parameters have the names of `base_reference`, and take gradients.
+
+    Raises:
+        LayerError: If an adapter is disabled, or peft cannot merge it.
     """
+    check_adapters(model)
     plain: Any = copy.deepcopy(model)
     if hasattr(plain, "base_model") and hasattr(plain.base_model, "unload"):
         plain = plain.base_model.model
-    for path, layer in list(_adapted(plain)):
+    for path, layer in list(adapters_of(plain)):
         layer.merge()
         plain.set_submodule(path, layer.get_base_layer())
-    for path, wrapper in list(_saved(plain)):
-        plain.set_submodule(path, wrapper.modules_to_save[wrapper.active_adapters[0]])
+    for path, wrapper in list(copies_of(plain)):
+        copied = active_copy(wrapper)
+        plain.set_submodule(path, wrapper.original_module if copied is None else copied)
     found: nn.Module = plain.requires_grad_(True)
     return found
 
@@ -80,9 +110,12 @@ def distances(model: nn.Module, reference: Reference | None = None) -> dict[str,
     with a reference of `trained_copies`.
 
     Raises:
-        LayerError: If an adapter is not plain LoRA on a linear or convolution layer.
+        LayerError: If an adapter is not plain LoRA on a linear or convolution layer, does not start at a
+            product of zero, or a layer is trained without one.
     """
-    found = dict.fromkeys(_layers(model), 0.0)
+    check_adapters(model)
+    check_starts(model)
+    found = dict.fromkeys(plain_layers(model), 0.0)
     for name, pieces in _products(model).items():
         found[name] = _product_norm(pieces)
     for name, (weight, start) in _copies(model).items():
@@ -109,8 +142,8 @@ def measure_adapters(model: nn.Module, batches: Any, **options: Any) -> Measure:
         batches: Iterable of (inputs, targets), as for `hesstune.measure`.
         **options: Of `hesstune.measure`.
     """
-    plain = merged(model)
     reference = base_reference(model)
+    plain = merged(model)
     return measure_layers(plain, reference, batches, **options)
 
 
@@ -126,6 +159,7 @@ class AdapterConstraint:
         norm: `frobenius` or `mars`.
         reference: Originals of trained copies, from `trained_copies` before training; the model's own
             where None.
+        warn: Warn of trained copies (recurrent weights, embeddings) that one radius for all does not hold.
 
     Raises:
         LayerError: If an adapter is not plain LoRA, a pattern matches no layer, or nothing is trained.
@@ -137,56 +171,83 @@ class AdapterConstraint:
         radius: float | Mapping[str, float],
         norm: str = "frobenius",
         reference: Reference | None = None,
+        *,
+        warn: bool = True,
     ) -> None:
         self.model, self.norm = model, one_of("norm", norm, NORMS)
         self.reference = trained_copies(model) if reference is None else reference
+        check_adapters(model)
+        check_starts(model)
         moving = [*_products(model), *_copies(model)]
         if not moving:
             raise LayerError("no layer of this model has a LoRA adapter or a trained copy")
         unknown = [name for name in _copies(model) if name not in self.reference]
         if unknown:
             raise LayerError(f"the reference holds no '{unknown[0]}'; take it by trained_copies(model)")
-        radii = resolve_radii(_layers(model), radius)
+        radii = resolve_radii(plain_layers(model), radius)
         self.radii = {name: radii[name] for name in moving if name in radii}
+        if warn and not isinstance(radius, Mapping):
+            held = {id(weight) for weight, _ in _copies(model).values()}
+            warn_of_unheld(
+                (plain_name(n) for n, p in trained_matrices(model) if id(p) not in held and "lora_" not in n),
+                "{pattern: radius} says which layers are meant to be held",
+            )
 
     @torch.no_grad()
     def project_(self) -> dict[str, float]:
-        """Scale every layer outside its ball back; return each layer's distance before, in `norm`."""
+        """Scale every layer outside its ball back; return each layer's distance before, in `norm`.
+
+        Raises:
+            DivergedError: If a distance is not finite; the weights are then left as they are.
+        """
         products, copies = _products(self.model), _copies(self.model)
         before = {}
-        for name, radius in self.radii.items():
-            if name in products:
-                before[name] = self._scale(products[name], radius)
+        for name in self.radii:
+            delta = (
+                None if name in products and self.norm == "frobenius" else self._delta(name, products, copies)
+            )
+            if delta is None:
+                before[name] = _product_norm(products[name])
+            elif self.norm == "frobenius":
+                before[name] = float(torch.linalg.vector_norm(delta))
             else:
-                before[name] = self._pull(copies[name][0], self.reference[name], radius)
+                before[name] = float(_row_sums(delta).max())
+        check_finite(before)
+        for name, radius in self.radii.items():
+            if before[name] > radius:
+                self._scale(name, SAFE * radius / before[name], products, copies)
         return before
 
-    def _scale(self, pieces: list[_Piece], radius: float) -> float:
-        if self.norm == "frobenius":
-            norm = _product_norm(pieces)
-            if norm > radius:
-                for piece in pieces:
-                    piece.b.mul_(radius / norm)
-            return norm
-        rows = torch.stack([piece.product() for piece in pieces]).sum(dim=0).abs().sum(dim=1)
-        factor = radius / rows.clamp_min(radius)
-        for piece in pieces:  # dimension 0 of the stored weight belongs to B, or to A where transposed
-            piece.left.mul_(factor.to(piece.left.dtype)[:, None])
-        return float(rows.max())
+    def _delta(self, name: str, products: _Products, copies: _Copies) -> torch.Tensor:
+        if name in products:
+            return torch.stack([piece.product() for piece in products[name]]).sum(dim=0)
+        weight = copies[name][0]
+        return weight - self.reference[name].to(weight)
 
-    def _pull(self, weight: torch.Tensor, start: torch.Tensor, radius: float) -> float:
-        start = start.to(weight)
-        delta = weight - start
+    def _scale(self, name: str, share: float, products: _Products, copies: _Copies) -> None:
+        """Scale a change by a share, or in the MARS norm each row that is too long."""
         if self.norm == "frobenius":
-            norm = float(torch.linalg.vector_norm(delta))
-            factor = torch.tensor(min(1.0, radius / max(norm, radius)))
+            if name in products:
+                for piece in products[name]:
+                    piece.b.mul_(share)
+                return
+            factor = torch.tensor(share)
         else:
-            rows = delta.flatten(1).abs().sum(dim=1)
-            norm = float(rows.max())
-            factor = (radius / rows.clamp_min(radius)).reshape(-1, *[1] * (delta.ndim - 1))
-        if norm > radius:
-            weight.copy_(start + delta * factor.to(delta))
-        return norm
+            rows = _row_sums(self._delta(name, products, copies))
+            factor = SAFE * self.radii[name] / rows.clamp_min(SAFE * self.radii[name])
+        if name in products:
+            for piece in products[
+                name
+            ]:  # dimension 0 of the stored weight belongs to B, or to A where transposed
+                piece.left.mul_(factor.to(piece.left.dtype)[:, None])
+            return
+        weight, delta = copies[name][0], self._delta(name, products, copies)
+        factor = factor.reshape(-1, *[1] * (delta.ndim - 1)) if factor.ndim else factor
+        weight.copy_(self.reference[name].to(weight) + delta * factor.to(delta))
+
+
+def _row_sums(delta: torch.Tensor) -> torch.Tensor:
+    return delta.flatten(1).abs().sum(dim=1)
 
 
 @dataclass
@@ -207,20 +268,29 @@ class _Piece:
         return found.t() if self.transposed else found
 
 
+_Products = dict[str, list[_Piece]]
+_Copies = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
 def _product_norm(pieces: list[_Piece]) -> float:
     total = 0.0
     for one in pieces:
         for other in pieces:
-            outer = one.b.float().t() @ other.b.float()
-            inner = one.a.float() @ other.a.float().t()
-            total += one.scale * other.scale * float((outer * inner).sum(dtype=torch.float64))
+            wider = wide(one.b)
+            outer = one.b.to(wider).t() @ other.b.to(wider)
+            inner = one.a.to(wider) @ other.a.to(wider).t()
+            total += one.scale * other.scale * float((outer * inner).sum())
     return float(max(total, 0.0) ** 0.5)
 
 
-def _products(model: nn.Module) -> dict[str, list[_Piece]]:
-    found, layers = {}, _layers(model)
-    for path, layer in _adapted(model):
-        if not isinstance(layer, LoraLayer) or layer.lora_variant or f"{_plain(path)}.weight" not in layers:
+def _products(model: nn.Module) -> _Products:
+    found, layers = dict[str, list[_Piece]](), plain_layers(model)
+    for path, layer in adapters_of(model):
+        if (
+            not isinstance(layer, LoraLayer)
+            or layer.lora_variant
+            or f"{plain_name(path)}.weight" not in layers
+        ):
             kind = type(layer).__module__.split(".")[2]
             raise LayerError(
                 f"the adapter of '{path}' ({kind}) changes its weight by more than a product B·A; only "
@@ -228,7 +298,7 @@ def _products(model: nn.Module) -> dict[str, list[_Piece]]:
             )
         active = [name for name in layer.active_adapters if name in layer.lora_A]
         if active:
-            found[f"{_plain(path)}.weight"] = [_piece(layer, name) for name in active]
+            found[f"{plain_name(path)}.weight"] = [_piece(layer, name) for name in active]
     return found
 
 
@@ -241,40 +311,17 @@ def _piece(layer: Any, adapter: str) -> _Piece:
     )
 
 
-def _copies(model: nn.Module) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    found = {}
-    for path, wrapper in _saved(model):
-        active = dict(wrapper.modules_to_save[wrapper.active_adapters[0]].named_parameters())
+def _copies(model: nn.Module) -> _Copies:
+    found: _Copies = {}
+    for path, wrapper in copies_of(model):
+        copied = active_copy(wrapper)
+        if copied is None:
+            continue
+        active = dict(copied.named_parameters())
         starts = dict(wrapper.original_module.named_parameters())
         for name in layer_names(wrapper.original_module):
-            found[f"{_plain(path)}.{name}"] = (active[name], starts[name])
+            found[f"{plain_name(path)}.{name}"] = (active[name], starts[name])
     return found
-
-
-def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    return ((path, m) for path, m in model.named_modules() if isinstance(m, BaseTunerLayer))
-
-
-def _saved(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    return ((path, m) for path, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper))
-
-
-def _added(model: nn.Module) -> Callable[[str], bool]:
-    """Return a test of whether a tensor's name is one that peft added to the model."""
-    inside = tuple(f"{path}." for path, _ in _adapted(model))
-    bases = tuple(f"{path}base_layer." for path in inside)
-    saved = tuple(f"{path}.modules_to_save." for path, _ in _saved(model))
-    return lambda name: name.startswith(saved) or (name.startswith(inside) and not name.startswith(bases))
-
-
-def _layers(model: nn.Module) -> list[str]:
-    added = _added(model)
-    return [_plain(name) for name in layer_names(model) if not added(name)]
-
-
-def _plain(name: str) -> str:
-    parts = [part for part in name.split(".") if part not in ("base_layer", "original_module")]
-    return ".".join(parts[2:] if parts[:2] == ["base_model", "model"] else parts)
 
 
 __getattr__ = former_names(__name__, measure="measure_adapters")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import nn
 
 from hesstune.checks import also_called, positive
-from hesstune.errors import ConfigError, LayerError, MissingExtraError, RunError
+from hesstune.constraints.distance import check_finite
+from hesstune.errors import ConfigError, DivergedError, LayerError, MissingExtraError, RunError
 from hesstune.integrations._balls import constraint_of, distances_of, has_adapters, reference_of
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.noise.matrix import NoiseMatrix
@@ -60,10 +62,16 @@ class RobustTrainerCallback(TrainerCallback):
     `output_dir/reference.safetensors`, and a resumed training takes it from there: what the model holds
     then is a checkpoint.
 
+    One callback serves several trainings in turn (folds, trials): each has its own reference.
+
     Args:
         radius: One radius, or {pattern: radius}, as for `DistanceConstraint`.
         norm: `frobenius` or `mars`.
-        reference: The reference, where it is not the model as training starts.
+        reference: The reference of every training, where it is not the model as training starts.
+        include: Patterns of further parameters held like layers, as for `DistanceConstraint`.
+
+    Attributes:
+        reference: That of the training that goes on, or was the last.
 
     Example:
         >>> callback = RobustTrainerCallback({"classifier.*": 1.0, "*": 0.1})
@@ -76,8 +84,10 @@ class RobustTrainerCallback(TrainerCallback):
         *,
         norm: str = "frobenius",
         reference: Reference | None = None,
+        include: Sequence[str] | None = None,
     ) -> None:
-        self.radius, self.norm, self.reference = radius, norm, reference
+        self.radius, self.norm, self.include = radius, norm, include
+        self._given = self.reference = reference
         self.constraint: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -86,24 +96,44 @@ class RobustTrainerCallback(TrainerCallback):
         Raises:
             RunError: If training resumes and no reference was kept, or it is not the given one.
         """
-        self.reference = _reference_at_start(args, state, model, self.reference)
-        self.constraint = constraint_of(model, self.reference, self.radius, self.norm)
+        self.reference = _reference_at_start(args, state, model, self._given)
+        self.constraint = constraint_of(model, self.reference, self.radius, self.norm, self.include)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Project every layer that has left its ball."""
+        """Project every layer that has left its ball.
+
+        Raises:
+            DivergedError: If a weight is no longer finite.
+        """
         assert self.constraint is not None
         self.constraint.project_()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
-        """Add the distance from the reference to what is logged."""
+        """Add the distance from the reference to what is logged.
+
+        Raises:
+            DivergedError: If the loss or the distance is not finite.
+        """
         model = kwargs.get("model")
         if logs is not None and self.reference is not None and model is not None:
+            _check_logged(logs)
             found = distances_of(model, self.reference)
+            check_finite(found)
             logs["distance"] = sum(d * d for d in found.values()) ** 0.5
             if state.log_history:  # written before callbacks are called
                 state.log_history[-1]["distance"] = logs["distance"]
+
+
+def _check_logged(logs: Mapping[str, Any]) -> None:
+    """Raise DivergedError where the Trainer logs a training loss that is not finite."""
+    value = logs.get("loss")
+    if isinstance(value, int | float) and not math.isfinite(value):
+        raise DivergedError(
+            f"the Trainer's loss became {value}: training has diverged; go back to the last good checkpoint "
+            "and lower learning_rate, or max_grad_norm"
+        )
 
 
 def _reference_at_start(args: Any, state: Any, model: nn.Module, given: Reference | None) -> Reference:
@@ -141,7 +171,8 @@ class PretrainedDecayCallback(TrainerCallback):
     Before every optimizer step w ← w − lr·decay·(w − w⁽ˢ⁾), with lr that of the parameter's group. Like
     AdamW's own decay (Loshchilov and Hutter, arXiv 1711.05101) it is no part of the gradient, so Adam's
     moments do not rescale it; a penalty in the loss (`PenaltyMixin`) is rescaled. Leave the Trainer's
-    `weight_decay` at 0. The reference is kept and read as by `RobustTrainerCallback`.
+    `weight_decay` at 0. The reference is kept and read as by `RobustTrainerCallback`, and belongs to one
+    training.
 
     Args:
         decay: As AdamW's `weight_decay`, above 0.
@@ -158,7 +189,8 @@ class PretrainedDecayCallback(TrainerCallback):
     """
 
     def __init__(self, decay: float, *, reference: Reference | None = None) -> None:
-        self.decay, self.reference = positive("decay", decay), reference
+        self.decay = positive("decay", decay)
+        self._given = self.reference = reference
         self._starts: dict[int, torch.Tensor] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -173,7 +205,7 @@ class PretrainedDecayCallback(TrainerCallback):
                 f"the Trainer's weight_decay of {args.weight_decay} pulls towards zero, against "
                 "PretrainedDecayCallback; set weight_decay=0"
             )
-        self.reference = _reference_at_start(args, state, model, self.reference)
+        self.reference = _reference_at_start(args, state, model, self._given)
         self.reference.check(model)
         self._starts = {
             id(parameter): self.reference[name]
@@ -191,6 +223,21 @@ class PretrainedDecayCallback(TrainerCallback):
                 start = self._starts.get(id(parameter))
                 if start is not None:
                     parameter.lerp_(start.to(parameter.dtype), float(group["lr"]) * self.decay)
+
+    @torch.no_grad()
+    def on_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Raise DivergedError, naming the parameters, where a step has left one that is not finite."""
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        sizes = torch.stack([torch.linalg.vector_norm(p) for p in trained.values()]).tolist()
+        check_finite(dict(zip(trained, sizes, strict=True)))
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Raise DivergedError where the loss that is logged is not finite."""
+        _check_logged(logs or {})
 
 
 @also_called(noise="noise_matrix")

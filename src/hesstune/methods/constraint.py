@@ -6,7 +6,13 @@ grow with depth, as in the paper's code.
 
 from __future__ import annotations
 
-from hesstune.constraints.distance import DistanceConstraint, depth_scaled, resolve_radii
+from hesstune.constraints.distance import (
+    DistanceConstraint,
+    depth_scaled,
+    resolve_radii,
+    trained_matrices,
+)
+from hesstune.errors import listed
 from hesstune.methods._base import Method
 from hesstune.methods._setup import MethodSetup
 
@@ -25,11 +31,19 @@ class Constraint(Method):
             layers = setup.reference.layers()
             head = f"{setup.head}.weight" if setup.head else "weight"
             radius = depth_scaled(resolve_radii(layers, radius), layers, setup.radius_scale, head)
-        self.constraint = DistanceConstraint(setup.model, setup.reference, radius, setup.norm)
+        self.constraint = DistanceConstraint(setup.model, setup.reference, radius, setup.norm, include=())
 
     def after_step(self) -> None:
         """Project every layer outside its ball."""
         self.constraint.project_()
+
+    def notes(self) -> list[str]:
+        """Name what trains outside all balls because it is no layer of a known kind."""
+        layers = set(self.setup.reference.layers())
+        loose = [name for name, _ in trained_matrices(self.setup.model) if name not in layers]
+        return (
+            [f"trained, but held in no ball, as of no known kind of layer: {listed(loose)}"] if loose else []
+        )
 
     def radii(self) -> dict[str, float]:
         """Return the radius of every layer's ball."""
