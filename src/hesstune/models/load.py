@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hesstune.checks import expanded
 from hesstune.errors import ModelError, listed, unknown_name
 from hesstune.forward import Inputs, batch_size, evaluating, logits_of
 from hesstune.models.vision import IMAGENET, MeanAndStd, load_vision_model
@@ -81,7 +82,7 @@ def spec_parts(spec: str) -> tuple[str, str]:
     if (kind in BUILT_IN) == bool(argument):
         form = kind if argument else f"{kind}:" + ("module:factory" if kind == "py" else "NAME")
         raise ModelError(f"model '{spec}' must be written {form}")
-    return kind, argument
+    return kind, str(expanded(argument)) if argument.startswith("~") else argument
 
 
 def load_model(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hesstune.errors import MissingExtraError, ModelError
-from hesstune.models.quiet import quiet_transformers
+from hesstune.models.quiet import quiet_transformers, unloadable
 from hesstune.storage.tensors import digest_of_texts
 
 __all__ = ["load_minilm", "load_text_model", "longest_input", "padded_tokenizer", "tokenizer_digest"]
@@ -79,8 +79,7 @@ def load_text_model(name: str, k: int) -> tuple[nn.Module, Any]:
             )
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     except Exception as error:  # the hub, the files and the library each raise their own kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"transformers cannot load a text classifier from '{name}': {reason}") from error
+        raise unloadable("a text classifier", name, error) from error
     return model, padded_tokenizer(model, tokenizer)
 
 

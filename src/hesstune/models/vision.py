@@ -11,7 +11,7 @@ from torch import nn
 
 from hesstune._former import former_names
 from hesstune.errors import MissingExtraError, ModelError, unknown_name
-from hesstune.models.quiet import quiet_transformers
+from hesstune.models.quiet import quiet_transformers, unloadable
 
 __all__ = ["IMAGENET", "MeanAndStd", "load_vision_model"]
 
@@ -67,8 +67,7 @@ def _huggingface(name: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAn
                 name, num_labels=k, ignore_mismatched_sizes=True, use_safetensors=True
             )
     except Exception as error:  # the hub, the files and the library each raise their own kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"transformers cannot load an image classifier from '{name}': {reason}") from error
+        raise unloadable("an image classifier", name, error) from error
     return model, _processor_normalisation(name)
 
 

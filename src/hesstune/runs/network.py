@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from hesstune.errors import ModelError
 from hesstune.models.load import LoadedModel, ModelObject, load_model, set_parameters
 from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.located import located, refuse_missing_base
 from hesstune.runs.records import RunRecord
 
 __all__ = ["network_of"]
@@ -33,13 +36,21 @@ def network_of(
     Raises:
         ModelError: If the weights do not fit the network, or it is needed and not given.
     """
-    loaded = load_model(
-        config.model if model is None else model,
-        len(facts.classes),
-        head_init="keep",
-        text=facts.kind == "text",
-        pretrained=False,
-    )
+    config = located(config, facts)
+    if model is None:
+        refuse_missing_base(config, facts)
+    try:
+        loaded = load_model(
+            config.model if model is None else model,
+            len(facts.classes),
+            head_init="keep",
+            text=facts.kind == "text",
+            pretrained=False,
+        )
+    except ModelError as error:
+        if not config.model.startswith("py:") or facts.working_folder in ("", str(Path.cwd())):
+            raise
+        raise ModelError(f"{error}; the run was made in {facts.working_folder}: use it from there") from error
     set_parameters(loaded.model, dict(weights), source)
     loaded.model.eval()
     shape = facts.normalisation

@@ -128,6 +128,8 @@ class RunRecord(Stored):
     skipped_images: int = 0
     unlabelled: int = 0
     data_notes: list[str] = []
+    working_folder: str = ""
+    base_folder: str = ""
     checked_labels: int = 0
     soft_labels: bool = False
     head: str = ""

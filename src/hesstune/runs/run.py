@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hesstune.errors import ConfigError, HesstuneWarning, RunError
+from hesstune.errors import ConfigError, DataError, HesstuneWarning, RunError
 from hesstune.options import takes_options
 from hesstune.runs import records as files
 from hesstune.runs.config import FinetuneConfig, read_config
@@ -219,9 +219,16 @@ class Run:
             DataError: If the data was objects, and is not given again.
             RunError: If it is no longer what the run was trained on.
         """
+        from hesstune.runs.located import located, missing_data
         from hesstune.runs.task import run_task
 
-        found = run_task(self.config, self.given.data)
+        config = located(self.config, self.facts)
+        try:
+            found = run_task(config, self.given.data)
+        except DataError as error:
+            if self.given.data is not None or not (hint := missing_data(config, self.facts)):
+                raise
+            raise DataError(f"{error}{hint}") from error
         self._check_unchanged(found)
         return found
 

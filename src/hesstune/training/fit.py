@@ -27,6 +27,7 @@ from hesstune.reference import Reference
 from hesstune.runs.checkpoint import Checkpoints, discard
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.runs.fingerprint import fingerprints
+from hesstune.runs.located import base_folder
 from hesstune.runs.model_card import model_card
 from hesstune.runs.records import (
     BAD_IMAGES,
@@ -320,6 +321,8 @@ def _record(prepared: Prepared) -> RunRecord:
         skipped_images=len(task.skipped),
         unlabelled=len(task.unlabelled),
         data_notes=task.notes,
+        working_folder=str(Path.cwd()),
+        base_folder=base_folder(prepared.config) if prepared.given.model is None else "",
         checked_labels=0 if task.train.clean is None else int(task.train.clean.sum()),
         soft_labels=prepared.config.soft_labels,
         head=loaded.head,
