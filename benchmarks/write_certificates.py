@@ -33,7 +33,8 @@ holds, if what is listed with it holds. It says nothing of the network without n
   `--clean-sample FILE` estimates F with a confidence set. Estimated from noisy labels alone, or where the
   noise is no class's property (votes), it is refused; `--diagnostic` prints the number as no certificate.
 - Refused, with what would mend it: batch-norm statistics that moved, normalisation constants from the data,
-  stratified splits, random augmentation at evaluation, repeated inputs, radii or matrices chosen on all
+  splits that are stratified, by group or by time, random augmentation at evaluation, repeated inputs, radii or
+  matrices chosen on all
   examples under a trained prior.
 
 ```sh

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hesstune.bounds.noisy import NoiseConfidenceSet
 from hesstune.data.clean import read_clean_labels
 from hesstune.data.examples import Examples, Task
+from hesstune.data.reading import DRAWN
 from hesstune.errors import DataError
 from hesstune.noise.instance import instance_rate
 from hesstune.noise.matrix import NoiseMatrix
@@ -58,7 +59,7 @@ def story_of(run: Run, task: Task, asked: CertifyOptions) -> Story:
         name
         for name, used in (
             ("normalisation", bool(config.mean or config.std)),
-            ("split", task.split == "stratified"),
+            ("split", task.split in DRAWN),
             ("batch_norm", config.batch_norm == "adapt"),
         )
         if used and name not in asked.vouch

@@ -37,6 +37,7 @@ KEPT = (
     "epochs",
     "augment",
     "split",
+    "fold",
     "val_fraction",
     "test_fraction",
     "limit",

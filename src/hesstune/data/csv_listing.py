@@ -14,7 +14,7 @@ from hesstune.data.class_labels import with_labels
 from hesstune.data.examples import Listing, Text
 from hesstune.data.parts import each_part
 from hesstune.data.reading import Columns, Reading, Voting
-from hesstune.errors import DataError, cut, listed
+from hesstune.errors import DataError, cut, listed, unknown_name
 from hesstune.storage.cells import is_missing
 from hesstune.storage.csv_table import CsvTable, read_table
 from hesstune.weak.label_models import label
@@ -64,7 +64,8 @@ def listing_of(table: CsvTable, labelled: bool = True, how: Reading | None = Non
             f"{listed(whole.columns)}; a label column of another name is told by --label-column"
         )
     examples = examples_of(table)
-    examples = replace(examples, notes=[*table.notes, *notes, *examples.notes])
+    told = _told(whole, how.told)
+    examples = replace(examples, notes=[*table.notes, *notes, *examples.notes], told=told)
     if missing := [n for n, path in enumerate(examples.paths or ()) if not _is_file(path)]:
         shown = listed((str((examples.paths or [])[n]) for n in missing), 3)
         raise DataError(
@@ -77,6 +78,15 @@ def listing_of(table: CsvTable, labelled: bool = True, how: Reading | None = Non
         return examples
     made = with_labels(examples, table.columns["label"], table.name, labelled)
     return replace(made, soft=soft_labels(table, made.classes)) if labelled else made
+
+
+def _told(table: CsvTable, column: str | None) -> list[str] | None:
+    """Return the column that the data is split by, where there is one to be."""
+    if column is None:
+        return None
+    if column not in table:
+        raise unknown_name(f"column of {table.name} to split by,", column, list(table.columns), DataError)
+    return list(table.cells(column))
 
 
 def _named(table: CsvTable, columns: Columns) -> tuple[CsvTable, list[str]]:

@@ -89,6 +89,7 @@ class Listing:
         given: Where no labels were asked for, each example's label as written, "" where it has none.
         notes: What was left out, changed or guessed, in sentences.
         bad: {index: reason} of images that could not be decoded, where `array` holds the images.
+        told: What the column says that the split is drawn by, or None where the data has no columns.
     """
 
     ids: list[str]
@@ -105,6 +106,7 @@ class Listing:
     given: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     bad: dict[int, str] = field(default_factory=dict)
+    told: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -112,7 +114,7 @@ class Listing:
     @also_called(indices="rows")
     def take(self, rows: ArrayLike) -> Listing:
         """Return the listing of some of the examples."""
-        own = ("ids", "labels", "paths", "array", "texts", "parts", "votes", "soft", "given")
+        own = ("ids", "labels", "paths", "array", "texts", "parts", "votes", "soft", "given", "told")
         made = _taken(self, rows, own)
         at = np.asarray(rows, dtype=np.int64).tolist() if self.bad else []
         return replace(made, bad={new: self.bad[row] for new, row in enumerate(at) if row in self.bad})

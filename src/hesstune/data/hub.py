@@ -12,7 +12,7 @@ from hesstune.data.examples import Listing, Text
 from hesstune.data.parts import parts_note, parts_of
 from hesstune.data.pictures import decode_pictures
 from hesstune.data.reading import Columns, Reading
-from hesstune.errors import DataError, MissingExtraError, cut, listed
+from hesstune.errors import DataError, MissingExtraError, cut, listed, unknown_name
 from hesstune.storage.cells import as_cell
 from hesstune.storage.csv_table import Column
 
@@ -63,7 +63,8 @@ def hub_listing(found: Any, what: str, size: int, labelled: bool, how: Reading |
     plain = rows if len(splits) > 1 else [str(i) for i in range(len(rows))]
     ids, told = _ids(splits, roles, plain, what, how.columns)
     given = [parts[s] for s, own in splits.items() for _ in own] if len(splits) > 1 else None
-    made = Listing(ids, None, [], parts=given, notes=[*notes, *more, *told])
+    kept = _told(splits, how.told, what)
+    made = Listing(ids, None, [], parts=given, notes=[*notes, *more, *told], told=kept)
     if "text" in roles:
         second = roles.get("text2")
         seconds = [None] * len(rows) if second is None else list(_texts(splits, second, what))
@@ -152,6 +153,16 @@ def _plain(value: Any, column: str, what: str) -> Any:
             f"the column '{column}' of {what} holds {type(value).__name__}, not one text or label an example"
         )
     return value
+
+
+def _told(splits: dict[str, Any], column: str | None, what: str) -> list[str] | None:
+    """Return the column that the data is split by, where there is one to be."""
+    if column is None:
+        return None
+    names = next(iter(splits.values())).column_names
+    if column not in names:
+        raise unknown_name(f"column of {what} to split by,", column, list(names), DataError)
+    return list(_texts(splits, column, what))
 
 
 def _texts(splits: dict[str, Any], column: str, what: str) -> Iterator[str]:

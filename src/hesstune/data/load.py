@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.data.class_labels import alike, labels_among
-from hesstune.data.examples import PARTS, Examples, ImageSource, Listing, Task, Texts
+from hesstune.data.examples import Examples, ImageSource, Listing, Task, Texts
 from hesstune.data.images import DecodedImages, FileImages, decode_all
 from hesstune.data.objects import listing_of_object
-from hesstune.data.reading import WHITE, Reading
+from hesstune.data.reading import WHITE, Reading, SplitRule, fold_of
 from hesstune.data.rgb import Oddities
 from hesstune.data.sources import listing
+from hesstune.data.split_rule import parts_of_listing
 from hesstune.errors import DataError, cut, listed
 
 __all__ = ["NewExamples", "load_examples", "load_task", "reusing_decoded"]
@@ -36,6 +37,7 @@ def load_task(
     size: int,
     seed: int = 0,
     split: str = "uniform",
+    fold: str | None = None,
     val_fraction: float = 0.2,
     test_fraction: float = 0.2,
     limit: int | None = None,
@@ -50,7 +52,11 @@ def load_task(
         size: Side of the images in pixels; texts ignore it.
         seed: Seed of the split and the limit.
         split: `uniform` draws the parts uniformly at random, as certificates need; `stratified`
-            keeps the class proportions, and is no i.i.d. sample. Parts the data gives are kept.
+            keeps the class proportions, `group:COLUMN` keeps the examples of a group in one part,
+            `time:COLUMN` tests on the latest: these are no i.i.d. samples. Or the path of a CSV file with
+            the columns id and split, or id and group. Parts the data gives are kept.
+        fold: `I/K`: the test part is the I-th of K folds drawn by `split`. The folds are the same for all
+            seeds from sK to sK + K − 1.
         val_fraction: Share of the examples for validation, where the data names none.
         test_fraction: Share of the examples for the test, where the data names none.
         limit: At most so many training examples, drawn uniformly.
@@ -61,12 +67,16 @@ def load_task(
     Raises:
         DataError: If an image is damaged, or a class has too few images.
     """
-    found, source, skipped = _labelled(spec, size, skip_bad, cache_mib, how or Reading())
+    rule = SplitRule.parse(split)
+    how = replace(how or Reading(), told=rule.column)
+    found, source, skipped = _labelled(spec, size, skip_bad, cache_mib, how)
     assert found.labels is not None
     if found.votes is None:  # a label model may well leave a class without an example
         _check_counts(found.labels, found.classes, found.parts)
     rng = np.random.default_rng([seed, 0x5117])
-    parts = _parts(found, rng, split, val_fraction, test_fraction)
+    at = None if fold is None else fold_of(fold)
+    folds_rng = None if at is None else np.random.default_rng([seed // at[1], 0xF01D])
+    parts, drawn, told = parts_of_listing(found, rule, rng, val_fraction, test_fraction, at, folds_rng)
     if limit is not None and limit < len(parts["train"]):
         parts["train"] = np.sort(rng.permutation(parts["train"])[:limit])
     if not len(parts["train"]):
@@ -75,8 +85,8 @@ def load_task(
         source, np.arange(len(found)), found.ids, found.labels, votes=found.votes, soft=found.soft
     )
     made = {name: whole.take(rows) for name, rows in parts.items()}
-    drawn = "given" if found.parts else split
-    notes = [*found.notes, *alike(found.classes), *_unseen(found.labels[parts["train"]], found.classes)]
+    unseen = _unseen(found.labels[parts["train"]], found.classes)
+    notes = [*told, *found.notes, *alike(found.classes), *unseen]
     return Task(
         found.classes,
         made["train"],
@@ -249,40 +259,3 @@ def _unseen(trained: NDArray[np.int64], classes: list[str]) -> list[str]:
     absent = np.flatnonzero(np.bincount(trained, minlength=len(classes)) == 0)
     told = "classes without a training example in this split, which cannot be learned"
     return [f"{told}: {listed(classes[i] for i in absent)}"] if len(absent) else []
-
-
-def _parts(
-    found: Listing, rng: np.random.Generator, split: str, val_fraction: float, test_fraction: float
-) -> dict[str, NDArray[np.int64]]:
-    if val_fraction + test_fraction >= 1:
-        raise DataError(
-            f"the validation and test fractions sum to {val_fraction + test_fraction:g}; it must be below 1"
-        )
-    given = np.array(found.parts if found.parts else ["train"] * len(found))
-    parts = {name: np.flatnonzero(given == name) for name in PARTS}
-    total = len(parts["train"])
-    assert found.labels is not None
-    for name, fraction in (("test", test_fraction), ("val", val_fraction)):
-        # A test part is never carved out of data that comes with parts of its own.
-        if len(parts[name]) or fraction == 0 or (name == "test" and found.parts):
-            continue
-        rows = parts["train"]
-        count = round(fraction * total)
-        taken = _draw(rows, found.labels[rows], count, split, rng)
-        parts[name] = np.sort(taken)
-        parts["train"] = np.setdiff1d(rows, taken)
-    return parts
-
-
-def _draw(
-    rows: NDArray[np.int64], labels: NDArray[np.int64], count: int, split: str, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    shuffled = rng.permutation(len(rows))
-    if split == "uniform":
-        return rows[shuffled[:count]]
-    # Order by each example's relative rank within its class: a prefix then has every class's share.
-    rank = np.empty(len(rows))
-    for label in np.unique(labels):
-        members = shuffled[labels[shuffled] == label]
-        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return rows[np.argsort(rank, kind="stable")[:count]]

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hesstune.errors import DataError, cut, unknown_name
 
-__all__ = ["ROLES", "WHITE", "Columns", "Reading", "Voting", "rgb_of"]
+__all__ = [
+    "DRAWN",
+    "ROLES",
+    "WHITE",
+    "Columns",
+    "Reading",
+    "SplitRule",
+    "Voting",
+    "fold_of",
+    "rgb_of",
+]
 
 WHITE = (255, 255, 255)
 ROLES = ("text", "label", "id", "image")
+# Splits that make no independent sample: certificates refuse them.
+DRAWN = ("stratified", "group", "time")
 
 
 def rgb_of(text: str) -> tuple[int, int, int]:
@@ -147,8 +160,59 @@ class Reading:
         columns: Which columns hold what.
         voting: How votes in columns become labels.
         background: The colour, RGB, that transparent images are laid on.
+        told: A further column that is read, by which the data is split.
     """
 
     columns: Columns = Columns()
     voting: Voting = Voting()
     background: tuple[int, int, int] = WHITE
+    told: str | None = None
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """A rule, of its text: `uniform`, `stratified`, `group:COLUMN`, `time:COLUMN` or the path of a file.
+
+    Attributes:
+        kind: One of these, or `file`.
+        argument: The column, or the path.
+
+    Example:
+        >>> SplitRule.parse("group:patient")
+        SplitRule(kind='group', argument='patient')
+    """
+
+    kind: str = "uniform"
+    argument: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> SplitRule:
+        """Read a rule; raise DataError where it is none, with the nearest."""
+        kind, colon, argument = text.partition(":")
+        if kind in ("group", "time") and colon:
+            if not argument.strip():
+                raise DataError(f"split '{text}' names no column; write {kind}:COLUMN")
+            return cls(kind, argument.strip())
+        if text in ("uniform", "stratified"):
+            return cls(text)
+        if Path(text).suffix.lower() in (".csv", ".tsv", ".tab") or Path(text).expanduser().is_file():
+            return cls("file", text)
+        raise unknown_name(
+            "split", text, ["uniform", "stratified", "group:COLUMN", "time:COLUMN", "FILE.csv"], DataError
+        )
+
+    @property
+    def column(self) -> str | None:
+        """The column of the data that the rule needs, or None."""
+        return self.argument if self.kind in ("group", "time") else None
+
+
+def fold_of(text: str) -> tuple[int, int]:
+    """Read `i/K`, the i-th of K folds; raise ValueError where it is not that, with K of at least 2."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.strip().isdecimal() and count.strip().isdecimal()):
+        raise ValueError("must be written I/K, such as 1/5")
+    i, k = int(number), int(count)
+    if k < 2 or not 1 <= i <= k:
+        raise ValueError("must be I/K with K of at least 2 and I from 1 to K")
+    return i, k

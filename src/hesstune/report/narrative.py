@@ -131,6 +131,8 @@ def _split(records: Records) -> dict[str, str]:
     drawn = {
         "uniform": "Test examples were drawn uniformly at random from the data.",
         "stratified": "Test examples were drawn at random, class by class.",
+        "group": "Test examples are those of groups drawn at random, none of which was trained on.",
+        "time": "Test examples are the latest of the data.",
         "given": "The data came with its split; how it was drawn is not known here.",
     }
     split = records.facts.split

@@ -37,6 +37,7 @@ def clean_task(config: FinetuneConfig, data: Any = None) -> Task:
         size=config.image_size,
         seed=config.seed,
         split=config.split,
+        fold=config.fold,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         limit=config.limit,

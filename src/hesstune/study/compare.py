@@ -129,7 +129,7 @@ def plan_of(values: Mapping[str, Any]) -> tuple[StudyPlan, CompareOptions]:
     asked = make_options(CompareOptions, {name: v for name, v in values.items() if name in fields})
     shared = {name: v for name, v in values.items() if name not in fields}
     settings = Settings(**{name: getattr(asked, name) for name in Settings.model_fields})
-    plan = make_study_plan(shared, asked.tasks, asked.methods, asked.seeds, settings)
+    plan = make_study_plan(shared, asked.tasks, asked.methods, asked.seeds, settings, asked.folds)
     names = list(dict.fromkeys(c.method for c in plan.cells))
     base = asked.baseline or ("vanilla" if "vanilla" in names else names[0])
     if base not in names:

@@ -50,6 +50,11 @@ class CompareOptions(Settings):
         validate_default=True,
         description="how many seeds, on the command line from --seed; in Python and YAML also which",
     )
+    folds: int | None = Field(
+        None,
+        ge=2,
+        description="for every seed, test on each of K folds in turn, drawn by {split}; none: one split",
+    )
     tasks: Annotated[dict[str, Any] | None, OFF_COMMAND_LINE] = Field(
         None,
         description="{name: options}; none: one, the data of the runs' options. {seed} and {task} in a text "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ __all__ = ["EARLIER", "ELSEWHERE", "LATER", "Cell", "StudyPlan", "check_name", "
 ELSEWHERE = ("out", "track", "device", "cache_mib", "data", "weights")
 # Options younger than the oldest comparisons kept: at their defaults they leave fingerprints as they were.
 LATER = (
-    "background", "checkpoint_minutes", "clean_labels", "id_column", "image_column", "label_column",
+    "background", "checkpoint_minutes", "clean_labels", "fold", "id_column", "image_column", "label_column",
     "label_model", "shard", "soft_labels", "text_column", "vote_columns",
 )  # fmt: skip
 # Options by the names they had when the oldest comparisons kept were made: fingerprints still use these.
@@ -68,7 +68,9 @@ class Cell:
     def options(self) -> Options:
         """Return the resolved options that other seeds share."""
         values = self.config.to_dict()
-        return {name: value for name, value in values.items() if name not in ("out", "cache_mib", "seed")}
+        return {
+            name: value for name, value in values.items() if name not in ("out", "cache_mib", "seed", "fold")
+        }
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def make_study_plan(
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
     settings: Settings,
+    folds: int | None = None,
 ) -> StudyPlan:
     """Lay out a comparison and check every option before anything runs.
 
@@ -121,14 +124,17 @@ def make_study_plan(
             `all` stands for every method that applies.
         seeds: The seeds.
         settings: See `hesstune.study.options.Settings`.
+        folds: K folds in place of one split: those of seed s are tested on by runs of the seeds sK to
+            sK + K − 1.
 
     Raises:
         ConfigError: If a name is unknown, there is nothing to run, or an option is wrong.
     """
-    for name in ("method", "seed", "out"):
+    for name in ("method", "seed", "out", "fold"):
         if name in options:
-            instead = {"method": "methods", "seed": "seeds", "out": "the comparison's own folder"}[name]
-            raise ConfigError(f"a comparison sets the option {name} itself; use {instead}")
+            instead = {"method": "methods", "seed": "seeds", "fold": "folds"}
+            instead |= {"out": "the comparison's own folder"}
+            raise ConfigError(f"a comparison sets the option {name} itself; use {instead[name]}")
     named = _tasks(options, tasks)
     variants, left_out = _variants(methods), dict[str, str]()
     cells: list[Cell] = []
@@ -136,9 +142,9 @@ def make_study_plan(
     for task, own in named.items():
         # What is wrong for every method is told once, also where `all` leaves out those that do not apply.
         make_config(_filled({**options, **own}, task, seeds[0]))
-        for seed in seeds:
+        for seed, fold in _runs(seeds, folds):
             for method, more in variants.items():
-                values = _filled({**options, **own, **more, "seed": seed}, task, seed)
+                values = _filled({**options, **own, **more, **fold, "seed": seed}, task, seed)
                 try:
                     config = make_config(values).resolved()
                     assert config.image_size is not None
@@ -156,6 +162,15 @@ def make_study_plan(
     if not cells:
         raise ConfigError("there is nothing to compare: give at least one method, task and seed")
     return StudyPlan(cells, settings, left_out)
+
+
+def _runs(seeds: Sequence[int], folds: int | None) -> Iterator[tuple[int, Options]]:
+    """Yield the seed of each run of a method on a task, and the fold it is tested on."""
+    for seed in seeds:
+        if folds is None:
+            yield seed, {}
+        else:
+            yield from ((seed * folds + i, {"fold": f"{i + 1}/{folds}"}) for i in range(folds))
 
 
 def check_name(kind: str, name: str) -> str:
@@ -216,7 +231,7 @@ def _fingerprint(config: FinetuneConfig, data: str, settings: Settings) -> str:
         for name, v in config.to_dict().items()
         if name not in ELSEWHERE and not (name in LATER and v == FinetuneConfig.model_fields[name].default)
     }
-    for name in ("weights", "inject_noise", "noise_matrix"):
+    for name in ("weights", "inject_noise", "noise_matrix", "split"):
         given = getattr(config, name)
         if given and Path(given).is_file():  # by content: a path may hold something else tomorrow
             values[name] = hashlib.sha256(Path(given).read_bytes()).hexdigest()

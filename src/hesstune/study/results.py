@@ -200,8 +200,7 @@ def _header(plan: StudyPlan, shared: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Budget: {of(*BUDGET)}; training examples: {most}.",
         f"Model: {of('model', 'train', 'image_size')}. Augmentation: {value('augment')}.",
-        f"Split: {value('split')}, drawn anew for every seed unless the data gives it; "
-        f"{of('val_fraction', 'test_fraction')}.",
+        f"Split: {value('split')}, {_drawn(plan)}; {of('val_fraction', 'test_fraction')}.",
         _selection(plan, shared),
         _labels(plan, shared),
     ]
@@ -214,6 +213,17 @@ def _header(plan: StudyPlan, shared: Mapping[str, Any]) -> list[str]:
             "defaults, chosen by validation loss on that seed's validation part."
         )
     return lines
+
+
+def _drawn(plan: StudyPlan) -> str:
+    """Say what the parts of the runs have to do with each other."""
+    if not plan.cells or plan.cells[0].config.fold is None:
+        return "drawn anew for every seed unless the data gives it"
+    count = plan.cells[0].config.fold.partition("/")[2]
+    return (
+        f"{count} folds, each tested on once by a run of its own; runs on the folds of one split share "
+        "most of their training examples, so that their standard error is too small"
+    )
 
 
 def _varies(plan: StudyPlan, name: str) -> str:

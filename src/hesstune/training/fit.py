@@ -65,6 +65,7 @@ _MAKE_A_TASK = (
     "data",
     "limit",
     "split",
+    "fold",
     "val_fraction",
     "test_fraction",
     "vote_columns",

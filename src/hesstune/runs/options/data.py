@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from hesstune.data.reading import rgb_of
+from hesstune.data.reading import SplitRule, fold_of, rgb_of
 from hesstune.options import Options, Shown
 
 __all__ = ["SKIP_BAD_IMAGES", "ColumnOptions", "DataOptions"]
@@ -36,8 +36,15 @@ class ExampleOptions(Options):
         "digits", description="digits, folder:PATH, csv:PATH, array:PATH or hf:NAME_OR_PATH"
     )
     limit: int | None = Field(None, gt=0, description="at most so many training examples, drawn uniformly")
-    split: Literal["uniform", "stratified"] = Field(
-        "uniform", description="how parts are drawn where the data has none; certificates need uniform"
+    split: Annotated[str, Shown("HOW")] = Field(
+        "uniform",
+        description="how parts are drawn where the data has none: uniform, as certificates need; stratified "
+        "by class; group:COLUMN, each group in one part; time:COLUMN, the latest for the test; or a CSV file "
+        "of id and split, or id and group",
+    )
+    fold: Annotated[str, Shown("I/K")] | None = Field(
+        None,
+        description="test on the I-th of K folds, drawn by {split}; of time, on the stretch after training",
     )
     val_fraction: float = Field(0.2, ge=0, lt=1, description="share for validation where the data has none")
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share for the test where the data has none")
@@ -68,6 +75,19 @@ class ExampleOptions(Options):
     @classmethod
     def _parse_channels(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("split")
+    @classmethod
+    def _is_a_rule(cls, value: str) -> str:
+        SplitRule.parse(value)
+        return value
+
+    @field_validator("fold")
+    @classmethod
+    def _is_a_fold(cls, value: str | None) -> str | None:
+        if value is not None:
+            fold_of(value)
+        return value
 
     @field_validator("background")
     @classmethod
