@@ -54,7 +54,7 @@ def test_data_that_has_moved_is_said(project):
 
 
 def test_a_name_that_is_neither_on_the_hub_nor_a_folder_is_told_as_both(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"as a folder it would be .*no/bert, which is not there"):
         ht.finetune((["a", "b"] * 4, ["x", "y"] * 4), model="hf:no/bert", method="vanilla", epochs=1)

@@ -265,3 +265,16 @@ def test_a_cell_is_not_certified_where_an_assumption_is_known_to_fail(changes, w
     found = _certificate(subject, task, run)
     assert found["risk"] is None
     assert why in found["why"]
+
+
+def test_what_was_left_out_of_the_data_is_said(few, image_folder, tmp_path):
+    for i in range(5):
+        (image_folder / "dark" / f"{i}.heic").write_bytes(b"x")
+    (image_folder / "light" / "00.png").write_bytes(b"no image")
+    options = {**few, "skip_bad_images": True, "epochs": 1}
+    found = compare(options, methods=["vanilla"], seeds=1, out=tmp_path / "cmp", measure_examples=0, jobs=1)
+    told = "Data: 24 of 29 files read; 5 .heic left out"
+    assert told in found.results.header
+    assert told in (tmp_path / "cmp" / "README.md").read_text()
+    again = compare(options, methods=["vanilla"], seeds=1, out=tmp_path / "cmp", measure_examples=0, jobs=1)
+    assert again.results.header == found.results.header

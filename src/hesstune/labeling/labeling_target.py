@@ -33,6 +33,7 @@ class Target:
         paths: Image files, or None.
         texts: Texts, or None.
         table: The CSV file, or None.
+        notes: What was left out, changed or guessed when they were read, in sentences.
     """
 
     ids: list[str]
@@ -41,6 +42,7 @@ class Target:
     paths: list[Path] | None = None
     texts: list[Text] | None = None
     table: CsvTable | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -114,11 +116,12 @@ def read_target(spec: str) -> Target:
             "csv:PATH"
         )
     parts = [p or "train" for p in found.parts] if found.parts else None
-    return Target(found.ids, found.given, parts, found.paths, found.texts)
+    return Target(found.ids, found.given, parts, found.paths, found.texts, notes=tuple(found.notes))
 
 
 def _of_table(table: CsvTable) -> Target:
     known = next((name for name in TRUTHS if name in table), None)
     true = ["" if is_missing(cell) else cell.strip() for cell in table.cells(known)] if known else None
     found = examples_of(table)
-    return Target(found.ids, true, found.parts, found.paths, found.texts, table)
+    notes = (*table.notes, *found.notes)
+    return Target(found.ids, true, found.parts, found.paths, found.texts, table, notes)

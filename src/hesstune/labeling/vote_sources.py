@@ -99,6 +99,7 @@ def read_sources(asked: LabelOptions) -> tuple[Target, VoteSources]:
     if votes is not None:
         table = read_table(votes, "the file of votes")
         long = long_columns(table, asked.task_column, asked.worker_column, asked.label_column)
+        notes += table.notes
     if long is not None and table is not None:
         notes.append(long.note())
         ids = list(dict.fromkeys(table.cells(long.task)))
@@ -109,6 +110,7 @@ def read_sources(asked: LabelOptions) -> tuple[Target, VoteSources]:
         table = examples.table if table is None or target is None else table
         columns, more = _columns(table, asked)
         notes += more
+    notes += [note for note in examples.notes if note not in notes]
     loaded = load_functions(asked.functions) if asked.functions else []
     if not (columns or long or loaded or asked.labelers):
         raise ConfigError(

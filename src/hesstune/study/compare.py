@@ -17,9 +17,10 @@ from hesstune.errors import RunError, unknown_name
 from hesstune.options import make_options, takes_options
 from hesstune.runs.config import read_yaml
 from hesstune.runs.folder import locked
+from hesstune.runs.records import RECORD, RunRecord
 from hesstune.runtime.progress import Progress
 from hesstune.storage.atomic import write_text
-from hesstune.storage.stored import write_record
+from hesstune.storage.stored import read_record, write_record
 from hesstune.study.cell import CELL
 from hesstune.study.cluster import work_on_cluster
 from hesstune.study.options import CompareOptions, Settings
@@ -34,6 +35,8 @@ __all__ = ["Comparison", "compare", "plan_of"]
 # Cells with cached features that one process has finished before a second one has started.
 FEW = 12
 POLL = 0.2
+# How lines of the header begin that say how data was read.
+DATA = "Data"
 
 
 class Comparison:
@@ -171,8 +174,10 @@ def _claim(folder: Path, overwrite: bool) -> None:
 def _run(
     folder: Path, plan: StudyPlan, baseline: str, work_off: Callable[[], None], command: str | None
 ) -> Comparison:
+    told: list[str] = []
     if (folder / RESULTS).is_file():
         before = read_results(folder)
+        told = [line for line in before.header if line.startswith(DATA)]
         check_unchanged(plan, before, folder)
         _unpack(folder, before, plan)
     plan.write(folder / PLAN)
@@ -184,6 +189,9 @@ def _run(
     def gather() -> StudyResults:
         records = [r for c in plan.cells if (r := finished(folder, c))]
         results = results_of(plan, [*records, *earlier], baseline, command)
+        results = results.model_copy(
+            update={"header": [*results.header, *(_data_notes(folder, plan) or told)]}
+        )
         write_record(folder / RESULTS, results)
         return results
 
@@ -195,6 +203,17 @@ def _run(
         write_text(folder / "results.csv", cells_csv(results))
         write_text(folder / "README.md", markdown(results))
     return Comparison(folder, results)
+
+
+def _data_notes(folder: Path, plan: StudyPlan) -> list[str]:
+    """Say what the runs left out, changed or guessed when they read their data."""
+    several = len({cell.task for cell in plan.cells}) > 1
+    found: dict[str, None] = {}
+    for cell in plan.cells:
+        facts = read_record(folder / cell.folder / "run" / RECORD, RunRecord)
+        for note in facts.data_notes if facts else ():
+            found[f"{DATA}{f' of {cell.task}' if several else ''}: {note}"] = None
+    return list(found)
 
 
 def _earlier(folder: Path, plan: StudyPlan) -> list[CellRecord]:
