@@ -20,14 +20,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, features
 from safetensors.torch import save_file
 
 import hesstune as ht
 from hesstune.bounds.record import Certificate
 from hesstune.curvature.result import Measure
+from hesstune.data.clean import read_clean_labels
 from hesstune.data.images import decode
+from hesstune.data.load import load_examples
+from hesstune.data.pictures import decode_pictures
+from hesstune.data.reading import Columns, Reading
 from hesstune.data.sources import listing
+from hesstune.labeling.label_data import label_data
 from hesstune.models.weights import read_weights
 from hesstune.reference import Reference
 from hesstune.report.layers import layer_rows, setters
@@ -147,12 +152,92 @@ def read_run(path: Path) -> None:
 
 
 def pictures_of(pixels: np.ndarray) -> dict[str, tuple[bytes, str, object]]:
+    """Return images of every format, and those that are turned, transparent, deep or moving."""
+    plain = Image.fromarray(pixels)
+    exif = plain.getexif()
+    exif[0x0112] = 6
+    clear = Image.fromarray(np.dstack([pixels, pixels[..., 0]]))
+    deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    floats = Image.fromarray(pixels[..., 0].astype(np.float32) / 255)
+    made = {
+        **{suffix: (plain, suffix, {}) for suffix in ("png", "jpeg", "gif", "bmp", "webp", "tiff", "ppm")},
+        "turned jpeg": (plain, "jpeg", {"exif": exif}),
+        "turned png": (plain, "png", {"exif": exif}),
+        "turned webp": (plain, "webp", {"exif": exif}),
+        "clear png": (clear, "png", {}),
+        "clear webp": (clear, "webp", {}),
+        "palette png": (clear.quantize(9), "png", {}),
+        "keyed png": (plain, "png", {"transparency": (1, 2, 3)}),
+        "deep png": (deep, "png", {"transparency": 257}),
+        "deep tiff": (deep, "tiff", {}),
+        "float tiff": (floats, "tiff", {}),
+        "cmyk jpeg": (plain.convert("CMYK"), "jpeg", {}),
+        "moving gif": (plain, "gif", {"save_all": True, "append_images": [plain.rotate(90)]}),
+        **({"avif": (plain, "avif", {})} if features.check("avif") else {}),
+    }  # fmt: skip
     found: dict[str, tuple[bytes, str, object]] = {}
-    for suffix in ("png", "jpeg", "gif", "bmp", "webp", "tiff", "ppm"):
+    for kind, (image, suffix, how) in made.items():
         buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format=suffix)
-        found[suffix] = (buffer.getvalue(), f"x.{suffix}", lambda p: decode(p, 16))
+        image.save(buffer, format=suffix, **how)
+        found[kind] = (buffer.getvalue(), f"x.{suffix}", lambda p: decode(p, 16, (1, 2, 3)))
+    png = found["clear png"][0]
+    found["picture in memory"] = (png, "x.bin", lambda p: decoded_in_memory(p.read_bytes()))
     return found
+
+
+def decoded_in_memory(content: bytes) -> None:
+    """Decode a file's bytes as hf: data does; what is damaged is named, and never raised."""
+    _, bad, _ = decode_pictures([content], 16)
+    if bad:
+        raise ht.HesstuneError(bad[0])
+
+
+def tables() -> dict[str, tuple[bytes, str, object]]:
+    """Return tables in other encodings, separators and columns: to train on, to predict, of votes."""
+    text = "id;Text;label;split\n0;gut;1;Train\n1;schön;5;train\n\n2;na ja;1;Testing\n3;schlecht;5;dev\n"
+    named = b"key,body,stars\n0,good film,1\n1,bad film,0\n2,fine,NA\n3,awful,0\n"
+    long = b"task,worker,label\n0,a,cat\n0,b,dog\n1,a,cat\n1,b,NaN\n2,b,dog\n"
+    how = Reading(columns=Columns(text="body", label="stars", id="key"))
+    voted = b"id,text,vote_a,vote_b,p_cat,p_dog\n0,a,cat,dog,0.5,0.5\n1,b,,cat,0.1,0.9\n2,c,dog,null,1,0\n"
+    return {
+        "csv of semicolons": (text.encode(), "s.csv", lambda p: listing(f"csv:{p}", 16)),
+        "csv in UTF-16": (text.encode("utf-16"), "u.csv", lambda p: listing(f"csv:{p}", 16)),
+        "csv in UTF-32": (text.encode("utf-32"), "w.csv", lambda p: listing(f"csv:{p}", 16)),
+        "csv to predict": (
+            named,
+            "n.csv",
+            lambda p: load_examples(f"csv:{p}", size=16, classes=["0", "1"], how=how),
+        ),
+        "csv of votes": (voted, "o.csv", lambda p: listing(f"csv:{p}", 16)),
+        "csv of a vote a row": (long, "l.csv", lambda p: label_data(votes=str(p))),
+        "clean labels": (
+            b"id,label\n0,cat\n1,NA\n2,dog\n",
+            "c.csv",
+            lambda p: read_clean_labels(p, ["cat", "dog"]),
+        ),
+        "matrix in UTF-16": ("0,8;0,2\n0,2;0,8\n".encode("utf-16"), "m.CSV", ht.NoiseMatrix.load),
+    }
+
+
+def data_sets(folder: Path) -> dict[str, tuple[bytes, str, object]]:
+    """Return every file of a data set that save_to_disk wrote, read as hf: data."""
+    try:
+        import datasets
+    except ImportError:
+        return {}
+    rows = {"text": ["good", None, "fine", "bad"], "label": [0, 1, 0, 1], "id": list("abcd")}
+    made = datasets.DatasetDict(
+        {"train": datasets.Dataset.from_dict(rows), "dev": datasets.Dataset.from_dict(rows)}
+    )
+    datasets.disable_progress_bars()
+    made.save_to_disk(folder / "set")
+    files = sorted(p for p in (folder / "set").rglob("*") if p.is_file())
+    return {
+        f"hf {p.relative_to(folder / 'set')}": (
+            p.read_bytes(), str(p.relative_to(folder)), lambda _: listing(f"hf:{folder / 'set'}", 16)
+        )
+        for p in files
+    }  # fmt: skip
 
 
 def readers(folder: Path) -> dict[str, tuple[bytes, str, object]]:
@@ -205,8 +290,19 @@ def readers(folder: Path) -> dict[str, tuple[bytes, str, object]]:
                     lambda p: Measure.load(p.parent).to_dict()),
         "certificate": ((folder / "certificate.json").read_bytes(), "c.json",
                         lambda p: Certificate.load(p).summary()),
+        "npz of parts": (parts_of_arrays(folder), "p.npz", lambda p: listing(f"array:{p}", 16)),
+        **tables(),
+        **data_sets(folder),
         **pictures_of(pixels),
     }  # fmt: skip
+
+
+def parts_of_arrays(folder: Path) -> bytes:
+    """Return an .npz file of deep images with opacity, names and parts."""
+    images = np.random.default_rng(1).integers(0, 65536, (6, 8, 8, 4)).astype(np.uint16)
+    split = ["train"] * 4 + ["Test", "valid"]
+    np.savez(folder / "p.npz", images=images, labels=[0, 1, 0, 1, 0, 1], classes=["a", "b"], split=split)
+    return (folder / "p.npz").read_bytes()
 
 
 def limit_memory() -> int:
