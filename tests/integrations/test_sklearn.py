@@ -147,3 +147,75 @@ def test_a_module_may_be_the_model(digits):
     model = quick(model=net, train="all", image_size=8, epochs=2).fit(x[:60], y[:60])
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.predict_proba(x[:5]), model.predict_proba(x[:5]))
+
+
+PETS = np.array(["cat", "dog"] * 6)
+IMAGES = np.random.default_rng(0).random((12, 32, 32))
+
+
+def pets(**changes):
+    return quick(method="vanilla", noise_matrix=None, epochs=1, **changes)
+
+
+def ragged(rows):
+    made = np.empty(len(rows), dtype=object)
+    made[:] = rows
+    return made
+
+
+RAGGED = [
+    [[1, 2], [3]] * 6,
+    [[[1, 2], [3]]] * 12,
+    ragged([[1], [2, 3]] * 6),
+    [np.zeros(3)] * 11 + [np.zeros(2)],
+]
+
+
+@pytest.mark.parametrize("rows", RAGGED, ids=["lists", "nested", "objects", "arrays"])
+def test_ragged_inputs_are_told_in_terms_of_x(rows):
+    with pytest.raises(DataError, match=r"^X is ragged: row \d+ .*; X must be a list of texts or images, or"):
+        pets().fit(rows, PETS)
+    fitted = pets().fit(IMAGES, PETS)
+    with pytest.raises(DataError, match=r"^X is ragged"):
+        fitted.predict(rows)
+
+
+@pytest.mark.parametrize("wrong", [5, None, "one text", (x for x in IMAGES), np.float64(3)])
+def test_what_is_no_list_of_inputs_is_told(wrong):
+    with pytest.raises(DataError, match=r"^X must be a list of texts or images"):
+        pets().fit(wrong, PETS)
+
+
+def test_images_of_several_sizes_are_no_ragged_table():
+    model = pets().fit([IMAGES[0], IMAGES[1][:20]] * 6, PETS)
+    assert model.predict(ragged([IMAGES[0], IMAGES[1][:9]])).shape == (2,)
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], [10, 2], [True, False]])
+def test_messages_and_the_run_call_classes_as_y_does(names):
+    y = np.array(names * 6)
+    model = pets().fit(IMAGES, y)
+    assert model.run_.facts.classes == [str(name) for name in sorted(names)]
+    assert set(model.predict(IMAGES)) <= set(names)
+    few = np.array([names[0]] * 11 + [names[1]])
+    with pytest.raises(DataError, match=f"class '{np.array(names)[1]}' has one example"):
+        pets().fit(IMAGES, few)
+    with pytest.raises(DataError, match="y has one class only"):
+        pets().fit(IMAGES, [*few[:11].tolist(), names[0]])
+
+
+def test_a_folder_that_is_moved_or_gone_takes_nothing_along(tmp_path):
+    model = pets(out=str(tmp_path / "run")).fit(IMAGES, PETS)
+    before = model.predict_proba(IMAGES)
+    kept = pickle.dumps(model)
+    assert model.run_.path == tmp_path / "run"
+    assert model.run_.measure(max_examples=2).quadratic.shape[0] == 2  # pickling took nothing from it
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    for found in (model, pickle.loads(kept)):
+        np.testing.assert_array_equal(found.predict_proba(IMAGES), before)
+        assert found.run_.path.is_dir()
+        measured = found.run_.measure(data=(IMAGES, PETS), max_examples=2)
+        assert measured.quadratic.shape[0] == 2
+    fresh = clone(model)
+    assert not hasattr(fresh, "classes_")
+    assert fresh.fit(IMAGES, PETS).run_.path == tmp_path / "run"

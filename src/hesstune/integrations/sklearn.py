@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from hesstune.analysis.predict import predict_with
-from hesstune.errors import DataError
-from hesstune.models.load import LoadedModel
+from hesstune.data.objects import listing_of_object
+from hesstune.errors import DataError, listed
+from hesstune.models.load import MODULE, LoadedModel
 from hesstune.runs.config import make_config
 from hesstune.runs.network import network_of
-from hesstune.runs.records import MODEL, RunRecord
+from hesstune.runs.records import MODEL, RECORD, RunRecord
 from hesstune.runs.run import Run
+from hesstune.runs.task import reading_of
 from hesstune.training.finetune import finetune
 
 __all__ = ["RobustClassifier"]
@@ -107,7 +110,12 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         """Fine-tune on images (N, H, W[, C]) or N strings, with labels of any kind."""
         check_classification_targets(y)
         self.classes_, labels = np.unique(np.asarray(y), return_inverse=True)
+        if len(self.classes_) < 2:
+            raise DataError(f"y has one class only ({self.classes_.tolist()[0]!r}); at least two are needed")
         self.is_text_ = _is_text(X)
+        names = [str(name) for name in self.classes_]
+        if len(set(names)) < len(names):
+            raise DataError(f"several classes are written alike: {listed(names)}; give each another name")
         options = {
             "model": self.model,
             "method": self.method,
@@ -125,7 +133,11 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
             **(self.options or {}),
         }
         self._network: LoadedModel | None = None
-        self._data = (X, labels)
+        config = make_config(options | ({} if isinstance(self.model, str) else {"model": MODULE})).resolved()
+        assert config.image_size is not None
+        # Integers in, names out: messages and the run call the classes as y does.
+        found = listing_of_object((X, labels), config.image_size, how=reading_of(config))
+        self._data = replace(found, classes=names) if len(found.classes) == len(names) else found
         with tempfile.TemporaryDirectory() as folder:
             out = folder if self.out is None else self.out
             run = finetune(self._data, out=out, overwrite=True, **options)
@@ -136,9 +148,13 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
 
     @property
     def run_(self) -> Run:
-        """The finished run; of one without `out` a folder is made now, which goes with the classifier."""
+        """The finished run.
+
+        Of a classifier without `out`, or whose folder is gone, a folder is made now, which goes with the
+        classifier.
+        """
         check_is_fitted(self)
-        if self._run is None:
+        if self._run is None or not (self._run.path / RECORD).is_file():
             folder = Path(tempfile.mkdtemp(prefix="hesstune-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             for name, content in self._files.items():
@@ -151,7 +167,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle holds: the run's files as they are, weights in safetensors; no examples."""
-        state: dict[str, Any] = super().__getstate__()
+        state: dict[str, Any] = dict(super().__getstate__())  # the attributes themselves stay as they are
         if "_files" in state:
             state |= {"_run": None, "_data": None, "_network": None}
         return state
@@ -174,9 +190,30 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
 
 
 def _is_text(X: Any) -> bool:
+    """Tell texts from images; raise DataError where X is neither."""
+    kinds = "a list of texts or images, or an array of images, (N, H, W) or (N, H, W, C)"
+    if isinstance(X, str | bytes) or not hasattr(X, "__len__") or getattr(X, "ndim", 1) == 0:
+        raise DataError(f"X must be {kinds}; got {type(X).__name__}")
     if len(X) == 0:
         raise DataError("X holds no examples")
+    rows = list(X) if isinstance(X, Sequence) or getattr(getattr(X, "dtype", None), "kind", "") == "O" else []
+    shapes = [_shape(row) for row in rows if isinstance(row, list | tuple | np.ndarray)]
+    for at, shape in enumerate(shapes):
+        if shape is None:
+            raise DataError(f"X is ragged: row {at} holds lists of unequal lengths; X must be {kinds}")
+        if shape != shapes[0] and len(shape) < 2:
+            raise DataError(
+                f"X is ragged: row {at} has the shape {shape}, and row 0 {shapes[0]}; X must be {kinds}"
+            )
     return isinstance(X[0] if isinstance(X, Sequence | np.ndarray) else next(iter(X)), str)
+
+
+def _shape(row: Any) -> tuple[int, ...] | None:
+    """Return the shape of a row, or None where it has none."""
+    try:
+        return tuple(np.shape(row))
+    except ValueError:
+        return None
 
 
 def _is_kept(path: Path) -> bool:
