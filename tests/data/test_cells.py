@@ -276,7 +276,7 @@ def test_labels_to_compare_with_are_those_of_the_run():
         (["a,7", "b,9", "c,1.5"], "text,label", None),
         (["a,x|y", "b,[1]", "c,good"], "text,label", [-1, -1, 1]),
         (["a,good"], "text,label", [1]),
-        (["a,good,holdout", "b,bad,x", "c,bad,train"], "text,label,fold", [1, 0, 0]),
+        (["a,good,holdout", "b,bad,x", "c,bad,train"], "text,label,split", [1, 0, 0]),
     ],
 )
 def test_prediction_takes_every_row_whatever_its_label(tmp_path, rows, header, known):
@@ -289,6 +289,15 @@ def test_prediction_takes_every_row_whatever_its_label(tmp_path, rows, header, k
         assert known is None or found.examples.labels.tolist() == known
         unknown = header != "text" and known and -1 in known
         assert bool(found.notes) >= bool(unknown)
+
+
+def test_texts_that_look_missing_are_read_and_said(tmp_path):
+    rows = ["good,x,1", "nan,,0", "None,y,1", "a none,z,0"]
+    spec = table(tmp_path / "x.csv", rows, "text,text2,label")
+    found = load_task(spec, **WHOLE)
+    assert found.train.texts[2] == ("None", "y")
+    assert "2 texts are the mere words None, nan, and read so: 1, 2" in found.notes
+    assert "1 second texts are blank: 1" in found.notes
 
 
 def test_blank_texts_are_predicted_or_listed(tmp_path):

@@ -11,6 +11,7 @@ from hesstune.data.examples import PARTS
 from hesstune.data.load import load_examples, load_task
 from hesstune.data.parts import part_of
 from hesstune.errors import DataError
+from hesstune.runs.config import FinetuneConfig
 
 BYTES = sys.platform == "linux"
 
@@ -177,6 +178,7 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
     np.savez(tmp_path / "x.npz", images=np.zeros((4, 5, 5), np.uint8), labels=[0, 1, 0, 1])
     for spec, count in (("folder:~/photos", 6), ("csv:~/x.csv", 4), ("array:~/x.npz", 4)):
         assert len(load_task(spec, size=8, val_fraction=0, test_fraction=0).train) == count
+    assert FinetuneConfig(out="~/runs/a").out == str(tmp_path / "runs" / "a")
 
 
 @pytest.mark.skipif(not BYTES, reason="file names are bytes on Linux")

@@ -119,7 +119,7 @@ def read_arrays(path: Path, size: int, labelled: bool, how: Reading | None = Non
     cells = {name: _cells(found[name], len(images), f"{name}' in {path}") for name in found if name in EACH}
     parts = None
     if "split" in cells:
-        parts, more = each_part(Column(cells["split"], first=0), f"the array 'split' of {path}")
+        parts, more = each_part(Column(cells["split"], first=0), f"the array 'split' of {path}", labelled)
         notes += more
     ids = [str(i) for i in range(len(images))]
     made = Listing(ids, None, [], array=scaled(images, size), parts=parts, notes=notes)

@@ -63,7 +63,7 @@ def listing_of(table: CsvTable, labelled: bool = True, how: Reading | None = Non
             f"{table.name} needs a column 'label', or votes in columns vote_…; got the columns "
             f"{listed(whole.columns)}; a label column of another name is told by --label-column"
         )
-    examples = examples_of(table)
+    examples = examples_of(table, labelled)
     told = _told(whole, how.told)
     examples = replace(examples, notes=[*table.notes, *notes, *examples.notes], told=told)
     if missing := [n for n, path in enumerate(examples.paths or ()) if not _is_file(path)]:
@@ -95,17 +95,18 @@ def _named(table: CsvTable, columns: Columns) -> tuple[CsvTable, list[str]]:
     return table.renamed(found), notes
 
 
-def examples_of(table: CsvTable) -> Listing:
+def examples_of(table: CsvTable, labelled: bool = True) -> Listing:
     """List a table's examples without labels: ids, parts, and texts or else paths where it has them.
 
-    An id is the column `id`, else the image's path where each is named once, else the row's number.
+    An id is the column `id`, else the image's path where each is named once, else the row's number. Where no
+    labels are needed, cells of `split` may hold anything.
 
     Raises:
         DataError: If ids repeat, a part is unknown, or an image lies outside the file's folder.
     """
     parts, notes = None, list[str]()
     if "split" in table:
-        parts, notes = each_part(table.columns["split"], f"the column 'split' of {table.name}")
+        parts, notes = each_part(table.columns["split"], f"the column 'split' of {table.name}", labelled)
     texts: list[Text] | None = None
     paths = None
     if "text" in table:

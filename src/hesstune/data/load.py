@@ -22,6 +22,7 @@ from hesstune.data.rgb import Oddities
 from hesstune.data.sources import listing
 from hesstune.data.split_rule import parts_of_listing
 from hesstune.errors import DataError, cut, listed
+from hesstune.storage.cells import is_missing
 
 __all__ = ["NewExamples", "load_examples", "load_task", "reusing_decoded"]
 
@@ -213,7 +214,7 @@ def _decoded(found: Listing, size: int, skip_bad: bool, cache_mib: int, how: Rea
     if found.texts is not None:
         if how.background != WHITE:
             raise DataError("--background is what lies behind images, and the data holds texts; leave it out")
-        return found, Texts(found.texts), []
+        return replace(found, notes=[*found.notes, *_odd_texts(found)]), Texts(found.texts), []
     source: DecodedImages | FileImages
     if found.paths is not None:
         source, bad, notes = _images(found.paths, size, cache_mib, how.background)
@@ -252,6 +253,20 @@ def _check_counts(labels: NDArray[np.int64], classes: list[str], parts: list[str
             f"class '{cut(classes[absent[0]])}' has no training example: all of its {counts[absent[0]]} are "
             f"in the part {held}; move some to train, or take them out"
         )
+
+
+def _odd_texts(found: Listing) -> list[str]:
+    """Say, in sentences or none, which texts look as if they were missing."""
+    rows = list(zip(found.ids, found.texts or (), strict=False))
+    words = {name: text.strip() for name, (text, _) in rows if text.strip() and is_missing(text)}
+    blank = [name for name, (_, other) in rows if other is not None and not other.strip()]
+    notes = []
+    if words:
+        written = listed(sorted(set(words.values())))
+        notes.append(f"{len(words)} texts are the mere words {written}, and read so: {listed(words, 3)}")
+    if blank:
+        notes.append(f"{len(blank)} second texts are blank: {listed(blank, 3)}")
+    return notes
 
 
 def _unseen(trained: NDArray[np.int64], classes: list[str]) -> list[str]:

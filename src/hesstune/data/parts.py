@@ -50,15 +50,20 @@ def parts_note(found: dict[str, str]) -> list[str]:
     return [f"parts by their names: {'; '.join(read)}"] if read else []
 
 
-def each_part(column: Column, what: str) -> tuple[list[str], list[str]]:
+def each_part(column: Column, what: str, needed: bool = True) -> tuple[list[str], list[str]]:
     """Return each example's part, of a column of their names, and what was guessed, in sentences.
+
+    Args:
+        column: The names.
+        what: The column, for messages.
+        needed: Whether each must be a part's; where not, another's part is "".
 
     Raises:
         DataError: If a cell is no part's name, by its row.
     """
     codes, values = column.coded()
     named, others = parts_of(values)
-    if others:
+    if others and needed:
         row = column.row_of(values.index(others[0]))
         raise unknown_name(f"value in {what}, row {row},", others[0], PARTS, DataError)
-    return [named[values[code]] for code in codes.tolist()], parts_note(named)
+    return [named.get(values[code], "") for code in codes.tolist()], parts_note(named) if needed else []

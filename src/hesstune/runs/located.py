@@ -27,7 +27,7 @@ def located(config: FinetuneConfig, facts: RunRecord) -> FinetuneConfig:
     made, is taken to begin there.
     """
     changes = {}
-    for name in ("data", "model", "clean_labels", "inject_noise"):
+    for name in ("data", "model", "clean_labels", "inject_noise", "split"):
         value = getattr(config, name)
         if not isinstance(value, str) or not facts.working_folder:
             continue

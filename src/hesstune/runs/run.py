@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hesstune.checks import expanded
 from hesstune.errors import ConfigError, DataError, HesstuneWarning, RunError
 from hesstune.options import takes_options
 from hesstune.runs import records as files
@@ -109,7 +110,7 @@ class Run:
             RunError: If the folder is missing or is no run folder, or if its record or configuration is
                 damaged or of a later version.
         """
-        path = Path(path)
+        path = expanded(path)
         if not path.is_dir():
             raise RunError(f"the run folder {path} does not exist")
         for name in (files.CONFIG, files.RECORD):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from hesstune.checks import expanded
 from hesstune.options import DEVICE, Options, Shown
 
 __all__ = ["RunOptions"]
@@ -32,3 +33,8 @@ class RunOptions(Options):
     track: Literal["tensorboard", "mlflow"] | None = Field(
         None, description="also send each epoch's metrics there (needs hesstune[tracking])"
     )
+
+    @field_validator("out")
+    @classmethod
+    def _at_home(cls, value: str | None) -> str | None:
+        return str(expanded(value)) if value and value.startswith("~") else value
