@@ -22,7 +22,7 @@ at least 1 − δ over the draw of the examples, and of the weights that estimat
 
 R̂⁺ bounds the randomised predictor's error on the n examples from m weight draws, KL is that of the
 posterior N(Ŵ, σ²) from the prior N(W⁽ˢ⁾, s²) over every trained weight, and J counts the priors (and
-losses) fixed beforehand that share δ₁. The measure of the same run follows the generalization gap; this number
+losses) fixed beforehand that share δ₁. The measure of the same run bounds nothing; this number
 holds, if what is listed with it holds. It says nothing of the network without noise.
 
 - `--method certified` minimises the bound itself: the head first, on features computed once, then all that

@@ -25,5 +25,5 @@ for _ in range(400):
 
 accuracy = (model(x[1200:]).argmax(1) == clean[1200:]).float().mean()
 print(f"test accuracy on true labels: {accuracy:.3f}; distances: {ref.distances(model)}")
-m = ht.measure(model, ref, [(x[:1200], y[:1200])])  # which layers carry the generalization gap?
+m = ht.measure(model, ref, [(x[:1200], y[:1200])])  # which layers went far along sharp directions?
 print(f"Hessian distance measure: {m.hessian_distance(n=1200):.3f}")

@@ -34,7 +34,7 @@ def measure(
     json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
-    """Measure which layers carry the generalization gap: the Hessian distance measure of a run."""
+    """Measure which layers went far along sharp directions: the Hessian distance measure of a run."""
     from hesstune.analysis.measure import measure_run, stability_of_run
     from hesstune.runs.records import MEASURE, MEASURE_TENSORS
     from hesstune.runs.run import Run
