@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hesstune.analysis.label_story import story_of
+from hesstune.analysis.label_story import Story, story_of
 from hesstune.analysis.subject import InputExamples, Subject
-from hesstune.analysis.trained_prior import Centred, with_trained_prior
+from hesstune.analysis.trained_prior import compressed, network_of_part, with_trained_prior
+from hesstune.bounds.networks import certify_compression, certify_holdout
+from hesstune.bounds.partition import Share
 from hesstune.bounds.prior import head_ratios, random_parameters
 from hesstune.bounds.record import Certificate
+from hesstune.bounds.told import spent_by
 from hesstune.data.examples import Examples, Task
-from hesstune.errors import ConfigError
+from hesstune.errors import ConfigError, DataError, HesstuneError
 from hesstune.inputs.batches import make_inputs
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.models.load import LoadedModel
@@ -26,7 +31,7 @@ from hesstune.runs.options.analysis import CertifyOptions
 from hesstune.runs.records import CERTIFICATE
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
-from hesstune.runtime.distributed import on_main_process, rank, start_ranks
+from hesstune.runtime.distributed import all_gather, all_reduce_sum, on_main_process, rank, start_ranks, world
 from hesstune.storage.atomic import write_json
 
 __all__ = ["certify_run"]
@@ -53,40 +58,196 @@ def certify_run(
     start_ranks()
     _ = run.outcome
     task = run.task()
-    target = pick_device(asked.device)
     story = story_of(run, task, asked)
     if story.noise_matrix is None and asked.noise_method != "tightest":
         raise ConfigError("--noise-method is for noisy labels, and this run's count as true; leave it out")
-    centred = with_trained_prior(run, task, story.rows, asked.prior_fraction, asked.seed, target, progress)
-    loaded = centred.loaded
-    to_channels_last(loaded.model, target)
-    freeze(loaded.model, run.config.train, loaded.head)
-    assert task.train.labels is not None
-    feed = make_inputs(task.train, loaded, target, max_length=run.config.max_length)
-    found = Subject(
-        loaded.model, centred.reference.to(target), feed, task.train.labels, centred.rows
-    ).certify(
-        centred.rows,
-        delta=asked.delta,
-        noise_matrix=story.noise_matrix,
-        ratios=head_ratios(list(random_parameters(loaded.model)), loaded.head),
-        posterior=_known_posterior(loaded.model, centred.posterior),
-        noise_method=asked.noise_method,
-        noise_is=story.noise_is,
-        draws=asked.draws,
-        block_size=BLOCK,
-        seed=asked.seed,
-        prior_data=_prior_data(task, centred, loaded, target, run.config.max_length),
-        held_out=_held_out(task, loaded, target, run.config.max_length),
-        held_out_labels=story.test_labels,
-        repeats=asked.repeats,
-        leaks=story.leaks,
-        assumptions=story.assumptions,
-        diagnostic=asked.diagnostic,
-        progress=progress if rank() == 0 else None,
-    )
+    case = Case(run, task, story, asked, pick_device(asked.device), progress if rank() == 0 else None)
+    found = case.best() if asked.bound == "best" else BOUNDS[asked.bound](case, asked.delta)
     on_main_process(lambda: write_json(run.path / CERTIFICATE, found.to_dict()))
     return found
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run to certify, and all that is known of it.
+
+    Attributes:
+        run: The run.
+        task: Its examples, as labelled.
+        story: What is known of the labels.
+        asked: The options.
+        device: Where to compute.
+        progress: As of `certify_run`.
+    """
+
+    run: Run
+    task: Task
+    story: Story
+    asked: CertifyOptions
+    device: torch.device
+    progress: Callable[[int, int, str], None] | None
+
+    def pac_bayes(self, delta: float) -> Certificate:
+        """Bound the randomised predictor's error, and that of a trained prior's own network."""
+        run, task, asked, story = self.run, self.task, self.asked, self.story
+        centred = with_trained_prior(
+            run, task, story.rows, asked.prior_fraction, asked.seed, self.device, self.progress
+        )
+        loaded = centred.loaded
+        self._placed(loaded)
+        freeze(loaded.model, run.config.train, loaded.head)
+        assert task.train.labels is not None
+        feed = make_inputs(task.train, loaded, self.device, max_length=run.config.max_length)
+        reference = centred.reference.to(self.device)
+        return Subject(loaded.model, reference, feed, task.train.labels, centred.rows).certify(
+            centred.rows,
+            delta=delta,
+            noise_matrix=story.noise_matrix,
+            ratios=head_ratios(list(random_parameters(loaded.model)), loaded.head),
+            posterior=_known_posterior(loaded.model, centred.posterior),
+            noise_method=asked.noise_method,
+            noise_is=story.noise_is,
+            draws=asked.draws,
+            block_size=BLOCK,
+            seed=asked.seed,
+            prior_data=self._seen(loaded, centred.prior_rows),
+            held_out=self._test(loaded),
+            held_out_labels=story.test_labels,
+            repeats=asked.repeats,
+            leaks=story.leaks,
+            assumptions=story.assumptions,
+            diagnostic=asked.diagnostic,
+            progress=self.progress,
+        )
+
+    def holdout(self, delta: float) -> Certificate:
+        """Bound a network's error by examples it has not seen: the test part, or what a part left."""
+        run, task, asked, story = self.run, self.task, self.asked, self.story
+        noise = story.noise_matrix
+        if asked.prior_fraction:
+            part = network_of_part(
+                run, task, story.rows, asked.prior_fraction, asked.seed, self.device, self.progress
+            )
+            loaded, examples, rows, seen = part.loaded, task.train, part.rows, part.prior_rows
+        else:
+            if not len(task.test):
+                raise DataError(
+                    "a hold-out bound needs test examples; give --prior-fraction to hold some out"
+                )
+            if story.test_labels == "unknown":
+                raise DataError("what the test labels are worth is not known; say so by --test-labels")
+            noise = None if story.test_labels == "true" else noise
+            loaded, examples, rows = run.loaded(), task.test, np.arange(len(task.test))
+            seen = np.arange(len(task.train))
+        self._placed(loaded)
+        # What training did is of no matter to a network that others judge.
+        leaks = [name for name in story.leaks if name != "batch_norm"]
+        return certify_holdout(
+            loaded.model,
+            _fed(examples, loaded, self.device, run.config.max_length, rows),
+            delta,
+            noise,
+            noise_method=asked.noise_method,
+            noise_is=story.noise_is,
+            seen=self._seen(loaded, seen),
+            leaks=leaks,
+            **self._common(),
+        )
+
+    def compression(self, delta: float) -> Certificate:
+        """Bound the error of a network that Pick-to-Learn trained: the run's, or one from its start."""
+        run, task, asked, story = self.run, self.task, self.asked, self.story
+        made, rows, first = compressed(
+            run, task, story.rows, asked.prior_fraction, asked.seed, self.device, self.progress
+        )
+        loaded = made.loaded()
+        self._placed(loaded)
+        place = {task.train.ids[row]: at for at, row in enumerate(rows)}
+        kept = [place[name] for name in made.outcome.kept or []]
+        found = certify_compression(
+            loaded.model,
+            _fed(task.train, loaded, self.device, run.config.max_length, rows),
+            kept,
+            delta,
+            story.noise_matrix,
+            noise_is=story.noise_is,
+            seen=self._seen(loaded, first),
+            held_out=self._test(loaded),
+            held_out_labels=story.test_labels,
+            leaks=story.leaks,
+            **self._common(),
+        )
+        return dataclasses.replace(
+            found, assumptions=[*found.assumptions, f"the network is that of {made.path}"]
+        )
+
+    def best(self) -> Certificate:
+        """Return the smallest of all bounds, each with its part of delta, fixed beforehand."""
+        asked = self.asked
+        spent = spent_by(self.story.noise_matrix, asked.delta)
+        part = spent + (asked.delta - spent) / len(BOUNDS)
+        found: dict[str, Certificate] = {}
+        failed: dict[str, HesstuneError] = {}
+        for name, bound in BOUNDS.items():
+            try:
+                found[name] = bound(self, part)
+            except HesstuneError as error:
+                failed[name] = error
+        if not found:
+            raise next(iter(failed.values()))
+        best = min(found.values(), key=lambda one: one.risk)
+        left = {f"no {name} bound: {error}" for name, error in failed.items()}
+        return dataclasses.replace(
+            best,
+            delta=asked.delta,
+            shares={**best.shares, "other_bounds": asked.delta - part},
+            tried={name: one.risk for name, one in found.items()},
+            assumptions=[*best.assumptions, *sorted(left)],
+        )
+
+    def _common(self) -> dict[str, Any]:
+        asked = self.asked
+        return {
+            "block_size": BLOCK,
+            "repeats": asked.repeats,
+            "assumptions": self.story.assumptions,
+            "diagnostic": asked.diagnostic,
+            "share": Share(rank(), world(), all_reduce_sum, all_gather),
+        }
+
+    def _placed(self, loaded: LoadedModel) -> None:
+        to_channels_last(loaded.model, self.device)
+
+    def _test(self, loaded: LoadedModel) -> InputExamples | None:
+        """Return the test examples; the run's story says what their labels are worth."""
+        rows = np.arange(len(self.task.test))
+        return (
+            _fed(self.task.test, loaded, self.device, self.run.config.max_length, rows) if len(rows) else None
+        )
+
+    def _seen(self, loaded: LoadedModel, rows: NDArray[np.int64] | None) -> InputExamples | None:
+        """Return the training examples that trained a network, and those that selected it."""
+        if rows is None:
+            return None
+        task = self.task
+        prior = task.train.take(rows)
+        assert prior.labels is not None
+        assert task.val.labels is not None
+        # Parts of one task share their source.
+        every = Examples(
+            prior.source,
+            np.concatenate([prior.rows, task.val.rows]),
+            [*prior.ids, *task.val.ids],
+            np.concatenate([prior.labels, task.val.labels]),
+        )
+        return _fed(every, loaded, self.device, self.run.config.max_length, np.arange(len(every)))
+
+
+BOUNDS: dict[str, Callable[[Case, float], Certificate]] = {
+    "pac_bayes": Case.pac_bayes,
+    "holdout": Case.holdout,
+    "compression": Case.compression,
+}
 
 
 def _fed(
@@ -94,31 +255,6 @@ def _fed(
 ) -> InputExamples:
     assert part.labels is not None
     return InputExamples(make_inputs(part, loaded, device, max_length=max_length), rows, part.labels)
-
-
-def _held_out(task: Task, loaded: LoadedModel, device: torch.device, max_length: int) -> InputExamples | None:
-    """Return the test examples; the run's story says what their labels are worth."""
-    rows = np.arange(len(task.test))
-    return _fed(task.test, loaded, device, max_length, rows) if len(rows) else None
-
-
-def _prior_data(
-    task: Task, centred: Centred, loaded: LoadedModel, device: torch.device, max_length: int
-) -> InputExamples | None:
-    """Return all examples that trained the prior or selected it."""
-    if centred.prior_rows is None:
-        return None
-    prior = task.train.take(centred.prior_rows)
-    assert prior.labels is not None
-    assert task.val.labels is not None
-    # Parts of one task share their source.
-    every = Examples(
-        prior.source,
-        np.concatenate([prior.rows, task.val.rows]),
-        [*prior.ids, *task.val.ids],
-        np.concatenate([prior.labels, task.val.labels]),
-    )
-    return _fed(every, loaded, device, max_length, np.arange(len(every)))
 
 
 def _known_posterior(model: nn.Module, posterior: dict[str, float] | None) -> dict[str, float] | None:

@@ -13,17 +13,20 @@ from numpy.typing import NDArray
 from hesstune.data.examples import Task
 from hesstune.errors import DataError
 from hesstune.models.load import LoadedModel
+from hesstune.models.train_parts import freeze
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.runs.fingerprint import fingerprints
 from hesstune.runs.folder import entered, locked_by_first
-from hesstune.runs.records import POSTERIOR, PRIOR, RECORD
+from hesstune.runs.records import COMPRESSED, POSTERIOR, PRIOR, RECORD
 from hesstune.runs.run import Run
 from hesstune.runtime.distributed import all_reduce_sum, on_main_process, rank
 from hesstune.training.fit import fit_prepared
 from hesstune.training.prepare import Prepared
 
-__all__ = ["Centred", "with_trained_prior"]
+__all__ = ["Centred", "compressed", "network_of_part", "with_trained_prior"]
+
+PICKING = "pick_to_learn"
 
 # Of the run's options, what the posterior's training keeps; the rest are the `certified` method's own.
 KEPT = (
@@ -93,24 +96,129 @@ def with_trained_prior(
     """
     if fraction == 0:
         return Centred(run.loaded(), run.reference(), rows, None, run.outcome.posterior)
-    _refuse_leaks(run.config)
-    rng = np.random.default_rng([seed, SPLIT_KEY])
-    shuffled = rng.permutation(rows)
-    count = round(fraction * len(rows))
-    if not 0 < count < len(rows):
-        raise DataError(f"a prior fraction of {fraction:g} of {len(rows)} examples leaves a part empty")
-    first, rest = np.sort(shuffled[:count]), np.sort(shuffled[count:])
     with locked_by_first(run.path):
+        part = Part.of(run, task, rows, fraction, seed, device, progress)
+        config = _config(run.config, {"method": "certified", "method_options": {"examples": len(part.rest)}})
+        every = replace(task, train=task.train.take(np.sort(rows)))
+        made = part.trained_on(every, config, run.path / POSTERIOR, progress)
+    return Centred(made.loaded(), made.reference(), part.rest, part.first, made.outcome.posterior)
+
+
+def network_of_part(
+    run: Run,
+    task: Task,
+    rows: NDArray[np.int64],
+    fraction: float,
+    seed: int,
+    device: torch.device,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Centred:
+    """Return the run's recipe trained on a part, as the network to certify on the rest.
+
+    Raises:
+        DataError: As `with_trained_prior`.
+    """
+    with locked_by_first(run.path):
+        part = Part.of(run, task, rows, fraction, seed, device, progress)
+    loaded = part.start.loaded()
+    return Centred(loaded, Reference.of(loaded.model), part.rest, part.first, None)
+
+
+def compressed(
+    run: Run,
+    task: Task,
+    rows: NDArray[np.int64],
+    fraction: float,
+    seed: int,
+    device: torch.device,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> tuple[Run, NDArray[np.int64], NDArray[np.int64] | None]:
+    """Return a run of `pick_to_learn`, its training examples, and those that trained its start, if any.
+
+    The run itself, where it is one; else one trained in its folder, from the network before fine-tuning
+    or, with a fraction above 0, from the run's recipe trained on a part: its last layer learns on the rest.
+
+    Raises:
+        DataError: As `with_trained_prior`.
+    """
+    picks = run.config.method == PICKING
+    if fraction == 0 and picks and len(rows) == len(task.train):
+        return run, rows, None
+    options: dict[str, object] = {"method": PICKING, "train": "head", "noise_matrix": None}
+    if picks:
+        options["method_options"] = run.config.method_options
+    with locked_by_first(run.path):
+        if fraction > 0:
+            part = Part.of(run, task, rows, fraction, seed, device, progress)
+        else:
+            key: dict[str, object] = {"fraction": 0.0, "seed": seed, "rows": []}
+            part = Part(Prepared.of(run, task, device), None, np.zeros(0, np.int64), np.sort(rows), key)
+        own = replace(task, train=task.train.take(part.rest))
+        made = part.trained_on(own, _config(run.config, options), run.path / COMPRESSED, progress)
+    return made, part.rest, part.first if fraction > 0 else None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network trained on a part of the examples, and the rest of them.
+
+    Attributes:
+        base: What the run started from.
+        prior: The run of its recipe on the part; None: the start is the run's own.
+        first: Training examples of the part.
+        rest: The others.
+        key: What the part was drawn by.
+    """
+
+    base: Prepared
+    prior: Run | None
+    first: NDArray[np.int64]
+    rest: NDArray[np.int64]
+    key: dict[str, object]
+
+    @classmethod
+    def of(
+        cls,
+        run: Run,
+        task: Task,
+        rows: NDArray[np.int64],
+        fraction: float,
+        seed: int,
+        device: torch.device,
+        progress: Callable[[int, int, str], None] | None,
+    ) -> Part:
+        """Train the run's recipe on a part that is drawn uniformly, or take what an earlier call left."""
+        _refuse_leaks(run.config)
+        shuffled = np.random.default_rng([seed, SPLIT_KEY]).permutation(rows)
+        count = round(fraction * len(rows))
+        if not 0 < count < len(rows):
+            raise DataError(f"a prior fraction of {fraction:g} of {len(rows)} examples leaves a part empty")
+        first, rest = np.sort(shuffled[:count]), np.sort(shuffled[count:])
         base = Prepared.of(run, task, device)
         key: dict[str, object] = {"fraction": fraction, "seed": seed, "rows": first.tolist()}
-        part = replace(task, train=task.train.take(first))
         recipe = run.config.model_copy(update={"shard": False})
-        prior = _trained(replace(base, task=part), recipe, run.path / PRIOR, key, progress)
-        config = _posterior_config(run.config, len(rest))
-        every = replace(task, train=task.train.take(np.sort(rows)))
-        start = replace(base, task=every, config=config, loaded=prior.loaded())
-        made = _trained(start, config, run.path / POSTERIOR, key, progress)
-    return Centred(made.loaded(), made.reference(), rest, first, made.outcome.posterior)
+        own = replace(base, task=replace(task, train=task.train.take(first)))
+        return cls(base, _trained(own, recipe, run.path / PRIOR, key, progress), first, rest, key)
+
+    @property
+    def start(self) -> Run:
+        """The run of the recipe on the part."""
+        assert self.prior is not None
+        return self.prior
+
+    def trained_on(
+        self,
+        task: Task,
+        config: FinetuneConfig,
+        out: Path,
+        progress: Callable[[int, int, str], None] | None,
+    ) -> Run:
+        """Train on from the part's network."""
+        loaded = self.base.loaded if self.prior is None else self.prior.loaded()
+        freeze(loaded.model, config.train, loaded.head)
+        return _trained(
+            replace(self.base, task=task, config=config, loaded=loaded), config, out, self.key, progress
+        )
 
 
 def _refuse_leaks(config: FinetuneConfig) -> None:
@@ -126,10 +234,11 @@ def _refuse_leaks(config: FinetuneConfig) -> None:
             )
 
 
-def _posterior_config(config: FinetuneConfig, n: int) -> FinetuneConfig:
+def _config(config: FinetuneConfig, changes: dict[str, object]) -> FinetuneConfig:
     kept = {name: getattr(config, name) for name in KEPT}
-    options = {"examples": float(n)}
-    return make_config({**kept, "method": "certified", "method_options": options}).resolved()
+    if "train" in changes:  # its own number of epochs, and no augmentation of what is frozen
+        kept = {name: value for name, value in kept.items() if name not in ("epochs", "augment", "train")}
+    return make_config({**kept, **changes}).resolved()
 
 
 def _trained(

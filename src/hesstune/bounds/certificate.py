@@ -34,7 +34,7 @@ from hesstune.bounds.partition import Share
 from hesstune.bounds.prior import PriorFamily, Sigma, Travel, random_parameters
 from hesstune.bounds.record import Certificate
 from hesstune.bounds.search import Choice, Problem, choose
-from hesstune.bounds.tails import confusion_of, errors_in, tail_bound, tail_certificate
+from hesstune.bounds.tails import confusion_of, held_out_beside, tail_certificate
 from hesstune.bounds.told import kind_of, losses_for, noise_as_told, sample_assumptions, spent_by
 from hesstune.checks import also_called, one_of
 from hesstune.errors import ConfigError
@@ -212,16 +212,8 @@ class _Case:
 
     def beside(self, aside: BoundData, labels: str) -> dict[str, Any]:
         """Count the unperturbed network's errors on held-out examples, and bound its clean error by them."""
-        with evaluating(self.model), torch.no_grad():
-            confusion = confusion_of(self.model, aside, self.k, self.share)
-        losses, left, bound = self.problem.losses, self.delta - self.shares["noise"], 1.0
-        if labels == "true":
-            losses, left = [zero_one_loss(self.k)], self.delta
-        if labels != "unknown":
-            bound = tail_bound(confusion, losses, left)[0]
-        wrong = errors_in(confusion)
-        told = {"errors": wrong, "n": aside.n, "error": wrong / aside.n, "bound": bound, "delta": self.delta}
-        return {"held_out": told, "held_out_labels": labels}
+        losses, spent = self.problem.losses, self.shares["noise"]
+        return held_out_beside(self.model, aside, losses, labels, self.delta, spent, self.share)
 
 
 def _wanted(draws: int | None, estimator: WeightDraws | HeadDraws, n: int) -> int:

@@ -29,6 +29,7 @@ __all__ = [
     "linear_program_loss",
     "margin_bound",
     "margin_loss",
+    "margin_of",
     "zero_one_loss",
 ]
 
@@ -254,9 +255,22 @@ def margin_bound(noisy_risk: float, noise_matrix: Any) -> float:
     return float(np.clip((noisy_risk - floor) / gamma, 0.0, 1.0))
 
 
-def _margin(matrix: Array) -> tuple[float, float]:
+def margin_of(noise_matrix: NoiseSet) -> tuple[float, float]:
+    """Return c and γ with P(h ≠ ỹ) ≥ c + γ·P(h ≠ y) for every h and every F of the set.
+
+    Raises:
+        NoiseMatrixError: If some class may not be its own most likely noisy label.
+    """
+    if isinstance(noise_matrix, NoiseConfidenceSet):
+        return _margin(noise_matrix.lower, noise_matrix.upper)
+    return _margin(noise_matrix.centre)
+
+
+def _margin(matrix: Array, upper: Array | None = None) -> tuple[float, float]:
+    """Return c = min_i (1 − F_ii) and γ = min_i (F_ii − max_{j≠i} F_ij); of the worst F, given its ends."""
+    most = matrix if upper is None else upper
     diagonal = np.diag(matrix)
-    rivals = (matrix - 2 * np.eye(len(matrix))).max(axis=1)
+    rivals = (most - 2 * np.eye(len(matrix))).max(axis=1)
     gamma = float((diagonal - rivals).min())
     if gamma <= 0:
         row = int((diagonal - rivals).argmin())
@@ -264,7 +278,7 @@ def _margin(matrix: Array) -> tuple[float, float]:
             f"the margin bound needs each class to be its own most likely noisy label; class {row} keeps "
             f"its label with {diagonal[row]:.3g} and takes another with {rivals[row]:.3g}"
         )
-    return float((1 - diagonal).min()), gamma
+    return float(max(0.0, (1 - np.diag(most)).min())), gamma
 
 
 @also_called(noise="noise_matrix")

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hesstune.bounds.compression import compression_bound
-from hesstune.bounds.pac_bayes import complexity, confidence_upper, kl_inverse, monte_carlo_upper
+from hesstune.bounds.risk import risk_of
 from hesstune.checks import unit_interval
 from hesstune.errors import ConfigError, RunError
 from hesstune.storage.reading import one_line
@@ -80,7 +79,8 @@ class Certificate:
         bound: The kind of bound: a key of BOUNDS.
         numbers: What else the bound is computed from: of PAC-Bayes the scaled loss's mean over the draws, the
             loss's ends `low` and `high` and the `padding` of unequal blocks; of a hold-out bound `mean`,
-            `low`, `high` and, for true labels, `errors`; of compression the number of examples `kept`.
+            `low`, `high` and, for true labels, `errors`; of compression the number of examples `kept` and,
+            under noise, `floor` c and `gamma` γ: the noisy error is at least c + γ·(the true one).
         held_out_labels: `true`, `noisy` as the certificate's own, or `unknown`: then no bound follows.
         tried: {kind of bound: risk} of those that shared delta, where the smallest was taken.
     """
@@ -196,7 +196,10 @@ class Certificate:
             raise ConfigError(f"delta must lie above {spent:g} and below 1; got {delta}")
         factor = (delta - spent) / (self.delta - spent)
         shares = {name: share * factor for name, share in self.shares.items() if name != "noise"}
-        return _risk(self, shares)
+        return self._risk(shares)
+
+    def _risk(self, shares: dict[str, float]) -> float:
+        return risk_of(self.bound, self.numbers, shares, self.n, self.kl, self.family, self.draws)
 
     def facts(self) -> dict[str, Any]:
         """Return, JSON-ready, what `at` needs: the certificate without its parameters and words."""
@@ -242,30 +245,82 @@ class Certificate:
             **more: Further fields.
         """
         shares = {"exact_tail": delta - spent if share is None else share, "noise": spent}
-        bare = cls(
-            risk=1.0,
-            empirical=numbers["mean"] if empirical is None else empirical,
-            empirical_bound=1.0,
-            kl=0.0,
+        mean = numbers["mean"] if empirical is None else empirical
+        return cls._of_network(
+            "holdout",
+            numbers,
+            shares,
+            mean,
             n=n,
             delta=delta,
-            shares=shares,
             classes=classes,
-            sigma={},
-            prior_sigma={},
-            distance={},
-            kl_terms={},
             family=family,
-            draws=0,
-            draw_size=0,
             loss=loss,
             noise=noise,
             assumptions=assumptions or [],
-            bound="holdout",
-            numbers=numbers,
             **more,
         )
-        risk = _risk(bare, shares)
+
+    @classmethod
+    def of_compression(
+        cls,
+        numbers: dict[str, float],
+        *,
+        n: int,
+        delta: float,
+        classes: int,
+        spent: float = 0.0,
+        noise: str = "clean",
+        assumptions: list[str] | None = None,
+        **more: Any,
+    ) -> Certificate:
+        """Make the certificate of a network that some of n examples determine.
+
+        Args:
+            numbers: As of the attribute, for compression.
+            n: Number of examples.
+            delta: Probability of failure.
+            classes: K.
+            spent: The part of delta that a confidence set of the noise has.
+            noise: How the labels' noise is known.
+            assumptions: What must hold.
+            **more: Further fields.
+
+        Example:
+            >>> round(Certificate.of_compression({"kept": 10.0}, n=100, delta=0.05, classes=2).risk, 4)
+            0.2051
+        """
+        shares = {"compression": delta - spent, "noise": spent}
+        # Every example that was not kept is right; of those kept nothing is counted.
+        return cls._of_network(
+            "compression",
+            numbers,
+            shares,
+            0.0,
+            n=n,
+            delta=delta,
+            classes=classes,
+            noise=noise,
+            assumptions=assumptions or [],
+            **more,
+        )
+
+    @classmethod
+    def _of_network(
+        cls, bound: str, numbers: dict[str, float], shares: dict[str, float], empirical: float, **more: Any
+    ) -> Certificate:
+        blank: dict[str, Any] = {"sigma": {}, "prior_sigma": {}, "distance": {}, "kl_terms": {}, "kl": 0.0}
+        blank |= {"draws": 0, "draw_size": 0, "family": 1, "loss": "zero_one"}
+        bare = cls(
+            risk=1.0,
+            empirical=empirical,
+            empirical_bound=1.0,
+            shares=shares,
+            bound=bound,
+            numbers=numbers,
+            **{**blank, **more},
+        )
+        risk = bare._risk(shares)
         return dataclasses.replace(bare, risk=risk, empirical_bound=risk)
 
     def summary(self) -> str:
@@ -329,23 +384,3 @@ class Certificate:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _risk(found: Certificate, shares: dict[str, float]) -> float:
-    """Return the bound that a certificate's numbers give with these shares of delta."""
-    numbers = found.numbers
-    if found.bound == "compression":
-        return compression_bound(int(numbers["kept"]), found.n, shares["compression"])
-    if "mean" not in numbers:
-        raise ConfigError("the certificate's record, of an earlier version, lacks numbers; certify again")
-    low, high = numbers["low"], numbers["high"]
-    if found.bound == "holdout" and "errors" in numbers:
-        return confidence_upper(int(numbers["errors"]), found.n, shares["exact_tail"])
-    if found.bound == "holdout":
-        unit = float(kl_inverse(numbers["mean"], math.log(found.family / shares["exact_tail"]) / found.n))
-    else:
-        padding = numbers["padding"]
-        drawn = monte_carlo_upper(min(1.0, numbers["mean"] / padding), found.draws, shares["monte_carlo"])
-        side = complexity(found.kl, found.n, shares["pac_bayes"], found.family)
-        unit = float(kl_inverse(min(1.0, padding * drawn), side))
-    return min(1.0, max(0.0, low + (high - low) * unit))

@@ -13,14 +13,14 @@ from torch import nn
 
 from hesstune.bounds.data import BoundData
 from hesstune.bounds.monte_carlo import Feeder
-from hesstune.bounds.noisy import CleanLoss
+from hesstune.bounds.noisy import CleanLoss, zero_one_loss
 from hesstune.bounds.pac_bayes import confidence_upper, kl_inverse
 from hesstune.bounds.partition import Share
 from hesstune.bounds.record import Certificate
 from hesstune.bounds.told import kind_of, spent_by
-from hesstune.forward import logits_of
+from hesstune.forward import evaluating, logits_of
 
-__all__ = ["confusion_of", "errors_in", "tail_bound", "tail_certificate"]
+__all__ = ["confusion_of", "errors_in", "held_out_beside", "tail_bound", "tail_certificate"]
 
 
 def confusion_of(model: nn.Module, data: BoundData, k: int, share: Share) -> NDArray[np.int64]:
@@ -63,6 +63,40 @@ def tail_bound(confusion: ArrayLike, losses: Sequence[CleanLoss], delta: float) 
     risks = [loss.risk(float(kl_inverse(loss.unit(table / n), side))) for loss in losses]
     best = int(np.argmin(risks))
     return risks[best], losses[best]
+
+
+def held_out_beside(
+    model: nn.Module,
+    data: BoundData,
+    losses: Sequence[CleanLoss],
+    labels: str,
+    delta: float,
+    spent: float,
+    share: Share,
+) -> dict[str, Any]:
+    """Count the network's errors on held-out examples, and bound its clean error by them.
+
+    Args:
+        model: The network as it stands.
+        data: The held-out examples.
+        losses: What bounds the clean risk by labels as noisy as the certificate's.
+        labels: `true`, `noisy` or `unknown`.
+        delta: Probability with which the bound may fail.
+        spent: The part of it that a confidence set of the noise has.
+        share: As of `confusion_of`.
+
+    Returns:
+        The certificate's fields `held_out` and `held_out_labels`.
+    """
+    k = len(losses[0].matrix)
+    with evaluating(model), torch.no_grad():
+        confusion = confusion_of(model, data, k, share)
+    wrong, bound = errors_in(confusion), 1.0
+    if labels != "unknown":
+        used, left = ([zero_one_loss(k)], delta) if labels == "true" else (list(losses), delta - spent)
+        bound = tail_bound(confusion, used, left)[0]
+    told = {"errors": wrong, "n": data.n, "error": wrong / data.n, "bound": bound, "delta": delta}
+    return {"held_out": told, "held_out_labels": labels}
 
 
 def tail_certificate(

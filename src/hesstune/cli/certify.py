@@ -18,7 +18,7 @@ __all__ = ["certify"]
 
 @with_options()
 def certify(run: RUN, options: CertifyOptions, json: JSON = False, quiet: QUIET = False) -> None:
-    """Bound the clean error of a run's network, weights randomised: a guarantee, with its assumptions."""
+    """Bound the clean error of a run's network: a guarantee, with its assumptions."""
     from hesstune.analysis.certify import certify_run
     from hesstune.runs.records import CERTIFICATE
     from hesstune.runs.run import Run
@@ -27,7 +27,9 @@ def certify(run: RUN, options: CertifyOptions, json: JSON = False, quiet: QUIET 
     with progress_bars(quiet) as bars:
         found = certify_run(loaded, progress=bars("certify") if bars else None, **options.given())
     output = Output(quiet, json)
-    output.say(found.summary(), "", layer_table(found))
+    output.say(found.summary())
+    if found.kl_terms:
+        output.say("", layer_table(found))
     output.say(f"Written: {loaded.path / CERTIFICATE}")
     output.record({"path": str(loaded.path), **found.to_dict()})
 

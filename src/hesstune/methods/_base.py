@@ -42,6 +42,8 @@ class Method:
     toggles_requires_grad: ClassVar[bool] = False
     # Whether its loss is linear in the label, so that soft labels can be trained on.
     takes_soft: ClassVar[bool] = True
+    # Whether it trains the head alone, on features of the frozen network.
+    head_alone: ClassVar[bool] = False
     # Whether it trains weights of which each process holds a part: it then touches them by the constraint
     # alone. Said by each class for itself.
     shards: ClassVar[bool] = False
@@ -168,6 +170,14 @@ class Method:
     def radii(self) -> dict[str, float]:
         """Return the radius of every layer's ball, in the run's norm; empty without balls."""
         return {}
+
+    def done(self) -> bool:
+        """Tell whether training is at its end, before the last epoch."""
+        return False
+
+    def picked(self) -> list[int] | None:
+        """Return the training examples that alone determine the weights, if only some do."""
+        return None
 
     def posterior(self) -> dict[str, float] | None:
         """Return the deviation of the noise each trained parameter was trained to bear, if any was."""

@@ -18,8 +18,8 @@ from hesstune.bounds.learn import SCALE_STEP, BoundGradient, learn_head, soft_lo
 from hesstune.bounds.noisy import KnownNoise, clean_losses, zero_one_loss
 from hesstune.bounds.pac_bayes import MIN_EXAMPLES
 from hesstune.bounds.prior import PRIOR_SCALES, base_deviations, head_ratios, nearest_member
-from hesstune.forward import logits_of
 from hesstune.methods._base import Method, T
+from hesstune.methods._features import linear_head, training_features
 from hesstune.methods._setup import Batch, MethodSetup, Option
 from hesstune.storage.tensors import Tree
 
@@ -53,9 +53,8 @@ class Certified(Method):
         family = len(PRIOR_SCALES) * len(head_ratios(names, setup.head))
         n = int(self.options["examples"] or setup.counts.sum())
         self.bound = BoundGradient(max(n, MIN_EXAMPLES), self.options["delta"], family)
-        module = setup.model.get_submodule(setup.head)
         # Logits of a linear head have a known distribution: its noise is drawn there, for each example.
-        self.linear = module if type(module) is nn.Linear and self.head else None
+        self.linear = linear_head(setup) if self.head else None
         self.log_scale = torch.zeros(2, requires_grad=True)  # of the head, and of the rest
         self._body_log(math.log(self.options["body_noise"]))
         self.recent, self.most = 0.5, 1e9
@@ -80,10 +79,8 @@ class Certified(Method):
         """Before the first epoch learn the head alone, on features computed once."""
         if epoch or self.linear is None or self.setup.labels is None:
             return
-        whole = self.setup.network is not self.linear
-        features = predict(_Features(self.setup.network, self.linear) if whole else nn.Identity())
         device = self.linear.weight.device
-        features = features.to(device)
+        features = training_features(self.setup, self.linear, predict).to(device)
         weight, bias = (self._own(part) for part in ("weight", "bias"))
         with torch.no_grad():
             found = learn_head(
@@ -198,24 +195,6 @@ class Certified(Method):
         """Take them back."""
         self.log_scale = state["log_scale"].clone().requires_grad_()
         self.recent, self.most = state["recent"], state["most"]
-
-
-class _Features(nn.Module):
-    """What goes into the head, in place of the logits."""
-
-    def __init__(self, network: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.network, self.head = network, head
-
-    def forward(self, inputs: Any = None, **named: Any) -> torch.Tensor:
-        """Run the network and return the head's inputs, (N, D)."""
-        seen: list[torch.Tensor] = []
-        handle = self.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        try:
-            logits_of(self.network, named or inputs)
-        finally:
-            handle.remove()
-        return seen[0]
 
 
 METHOD = Certified

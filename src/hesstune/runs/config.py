@@ -69,6 +69,7 @@ class FinetuneConfig(
             )
         self._check_labels(kind)
         changes["warmup_epochs"] = self._warmup(kind)
+        self._check_head(kind, changes.get("train", self.train))
         if self.shard and not kind.shards:
             raise ConfigError(f"method '{self.method}' cannot train sharded weights; leave --shard out")
         if self.noise_matrix == "true" and self.inject_noise is None:
@@ -114,6 +115,16 @@ class FinetuneConfig(
                 f"method '{self.method}' mixes inputs, and texts cannot be mixed; use it on images, or with "
                 "--train head, where features are mixed, or choose another method"
             )
+
+    def _check_head(self, kind: type[Method], train: str) -> None:
+        """Raise ConfigError where a method that trains the head alone is asked for more."""
+        if kind.head_alone and train not in ("head", "last:1"):
+            raise ConfigError(
+                f"method '{self.method}' trains a linear head on frozen features; give --train head (deeper "
+                "layers learn from a part: hesstune certify RUN --bound compression --prior-fraction 0.5)"
+            )
+        if kind.head_alone and self.sampler == "balanced":
+            raise ConfigError(f"method '{self.method}' has no balanced sampler; leave --sampler out")
 
     def _check_labels(self, kind: type[Method]) -> None:
         """Raise ConfigError where options about labels contradict each other or the method."""

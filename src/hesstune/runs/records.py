@@ -33,12 +33,13 @@ NOISE_CHECK = "noise_estimate.json"  # of `hesstune noise`
 LABEL_ISSUES, LABEL_ISSUES_RECORD = "label_issues.csv", "label_issues.json"
 FORMER_LABEL_ISSUES = "doubtful.csv"  # in folders of format 0; their estimate lies where NOISE_CHECK does
 EXAMPLES, REPORT, RADIUS, OBSERVED = "examples.json", "report.html", "radius.json", "observed.json"
-PRIOR, POSTERIOR = "prior", "posterior"  # folders of a certificate whose prior is trained on a part
+# Folders of a certificate's own runs: of a prior trained on a part, and of Pick-to-Learn.
+PRIOR, POSTERIOR, COMPRESSED = "prior", "posterior", "compressed"
 TENSORBOARD, MLFLOW, MLFLOW_RUN = "tensorboard", "mlruns", "mlflow_run"
 DERIVED = (
-    MEASURE, MEASURE_TENSORS, STABILITY, CERTIFICATE, PRIOR, POSTERIOR, NOISE_CHECK, LABEL_ISSUES,
-    LABEL_ISSUES_RECORD, FORMER_LABEL_ISSUES, EXAMPLES, REPORT, RADIUS, OBSERVED, TENSORBOARD, MLFLOW,
-    MLFLOW_RUN,
+    MEASURE, MEASURE_TENSORS, STABILITY, CERTIFICATE, PRIOR, POSTERIOR, COMPRESSED, NOISE_CHECK,
+    LABEL_ISSUES, LABEL_ISSUES_RECORD, FORMER_LABEL_ISSUES, EXAMPLES, REPORT, RADIUS, OBSERVED,
+    TENSORBOARD, MLFLOW, MLFLOW_RUN,
 )  # fmt: skip
 
 # There only while a run is being written: its lock, the runs that choose its radii, a probe of the rights,
@@ -108,6 +109,7 @@ class Result(Stored):
     distance: float
     radii: dict[str, float] = {}
     posterior: dict[str, float] | None = None
+    kept: list[str] | None = None
     epochs: int = 0
     seconds: float = 0.0
 

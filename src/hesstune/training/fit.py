@@ -247,12 +247,14 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
     trainer.fit()
     logits = {name: predict_logits(net, feeds[name]) for name in ("train", "test")}
     distances, posterior = reference.distances(loaded.model), trainer.method.posterior()
+    kept = trainer.method.picked()
     result = {
         **final_metrics(task.train, logits["train"], task.test, logits["test"], prepared.injected),
         "distances": distances,
         "distance": float(np.sqrt(sum(d * d for d in distances.values()))),
         "radii": trainer.method.radii(),
         **({} if posterior is None else {"posterior": posterior}),
+        **({} if kept is None else {"kept": [task.train.ids[at] for at in kept]}),
         "epochs": len(trainer.metrics),
         "seconds": round(time.monotonic() - started, 2),
     }

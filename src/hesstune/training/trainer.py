@@ -238,6 +238,8 @@ class Trainer:
 
     def _stalled(self) -> bool:
         patience = self.config.patience
+        if self.method.done():
+            return True
         if patience is None or not self.metrics:
             return False
         losses = [np.inf if m.val_loss is None else m.val_loss for m in self.metrics]

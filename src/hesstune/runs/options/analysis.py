@@ -111,15 +111,21 @@ class CertifyOptions(Options):
     """How a run is certified; see `hesstune.certify`."""
 
     heading: ClassVar[str] = "Conditions and computation"
-    first: ClassVar[tuple[str, ...]] = ("delta", "prior_fraction", "noise_is", "clean_sample")
+    first: ClassVar[tuple[str, ...]] = ("bound", "delta", "prior_fraction", "noise_is", "clean_sample")
 
+    bound: Literal["pac_bayes", "holdout", "compression", "best"] = Field(
+        "pac_bayes",
+        description="pac_bayes: of the network with random weights; holdout: exact, by the test part or by "
+        "what {prior_fraction} leaves; compression: of a network that a few examples determine (method "
+        "pick_to_learn); best: the smallest of the three, which share delta",
+    )
     delta: float = Field(0.05, gt=0, lt=1, description="probability with which the certificate may fail")
     prior_fraction: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="train the prior's centre anew on this share of the training examples and certify on the "
-        "rest; 0: the prior is the network before fine-tuning",
+        description="train the prior's centre, or the network's start, anew on this share of the training "
+        "examples and certify on the rest; 0: it is the network before fine-tuning",
     )
     noise_is: Literal["auto", "none", "known", "estimated", "instance_dependent"] = Field(
         "auto",

@@ -1,0 +1,217 @@
+"""Certificates of a network itself: by examples it has not seen, or by the few that determine it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hesstune.bounds.conditions import Conditions, check_separate, check_story, class_count_of
+from hesstune.bounds.data import BoundData
+from hesstune.bounds.noisy import KnownNoise, NoiseConfidenceSet, margin_of
+from hesstune.bounds.partition import Share
+from hesstune.bounds.record import Certificate
+from hesstune.bounds.tails import confusion_of, errors_in, held_out_beside, tail_certificate
+from hesstune.bounds.told import kind_of, losses_for, noise_as_told, sample_assumptions, spent_by
+from hesstune.errors import DataError, RunError
+from hesstune.forward import evaluating
+
+__all__ = ["certify_compression", "certify_holdout"]
+
+
+def certify_holdout(
+    model: nn.Module,
+    dataset: Any,
+    delta: float = 0.05,
+    noise_matrix: Any = None,
+    *,
+    noise_method: str = "tightest",
+    noise_is: str = "known",
+    seen: Any = None,
+    block_size: int = 32,
+    repeats: str = "refuse",
+    leaks: Sequence[str] = (),
+    assumptions: Sequence[str] = (),
+    diagnostic: bool = False,
+    share: Share | None = None,
+) -> Certificate:
+    """Bound the clean error of a network by examples that it has not seen: exact binomial tails.
+
+    With probability at least 1 − δ the error is at most the largest p with P(Binomial(n, p) ≤ errors) ≥ δ
+    (Clopper & Pearson 1934); from noisy labels, see `hesstune.bounds.tails.tail_bound`.
+
+    Args:
+        model: The network; runs in eval mode and is left as it was.
+        dataset: Map-style (input, target), independent draws that nothing of the network depends on.
+        delta: Probability with which the certificate may fail, in (0, 1).
+        noise_matrix: As of `hesstune.certify`.
+        noise_method: As there.
+        noise_is: As there.
+        seen: Examples that the network was trained or selected on: checked to be others.
+        block_size: Examples to a batch.
+        repeats: `refuse` repeated inputs, or `allow` them.
+        leaks: As of `hesstune.certify`.
+        assumptions: Further assumptions to print.
+        diagnostic: Return a number marked as no certificate where an assumption fails, not an error.
+        share: As of `hesstune.certify`.
+
+    Raises:
+        HesstuneError: If a condition fails.
+
+    Example:
+        >>> x = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
+        >>> model = nn.Linear(5, 2)
+        >>> with torch.no_grad():
+        ...     _ = model.weight.copy_(torch.stack([-torch.ones(5), torch.ones(5)])), model.bias.zero_()
+        >>> data = torch.utils.data.TensorDataset(x, (x.sum(dim=1) > 0).long())
+        >>> round(certify_holdout(model, data).risk, 4)
+        0.0099
+    """
+    conditions, share = Conditions(diagnostic), share or Share()
+    noise_is = noise_as_told(noise_matrix, noise_is)
+    check_story(conditions, leaks, noise_is, noise_matrix is not None)
+    spent = spent_by(noise_matrix, delta)
+    data = _read(conditions, dataset, block_size, repeats, share)
+    other = None if seen is None else BoundData(seen, block_size, 0, "seen")
+    check_separate(conditions, data, {"network's training": other})
+    k = class_count_of(model, data)
+    losses = losses_for(noise_matrix, k, noise_method)
+    with evaluating(model), torch.no_grad():
+        confusion = confusion_of(model, data, k, share)
+    told = [
+        *sample_assumptions(data.n, noise_matrix, noise_is, repeats),
+        "the network (its training, its selection, input normalisation) did not use these examples",
+        *assumptions,
+    ]
+    found = tail_certificate(confusion, losses, delta, delta - spent, noise_matrix, told)
+    return dataclasses.replace(found, failures=list(conditions.failures))
+
+
+def certify_compression(
+    model: nn.Module,
+    dataset: Any,
+    kept: Sequence[int],
+    delta: float = 0.05,
+    noise_matrix: Any = None,
+    *,
+    noise_is: str = "known",
+    seen: Any = None,
+    held_out: Any = None,
+    held_out_labels: str = "true",
+    block_size: int = 32,
+    repeats: str = "refuse",
+    leaks: Sequence[str] = (),
+    assumptions: Sequence[str] = (),
+    diagnostic: bool = False,
+    share: Share | None = None,
+) -> Certificate:
+    """Bound the error of a network that Pick-to-Learn trained, by the number of examples it kept.
+
+    See `hesstune.bounds.compression.compression_bound`. From noisy labels the bound is one of the error on
+    noisy labels, ε ≥ c + γ·(the true error), so that the true error is at most (ε − c)/γ.
+
+    Args:
+        model: The network; runs in eval mode and is left as it was.
+        dataset: Map-style (input, target): all N examples, independent draws.
+        kept: Which of them it was trained on: by `hesstune.bounds.pick_to_learn` or another preferent scheme.
+        delta: Probability with which the certificate may fail, in (0, 1).
+        noise_matrix: As of `hesstune.certify`.
+        noise_is: As there.
+        seen: Examples that trained its start: checked to be others.
+        held_out: As of `hesstune.certify`.
+        held_out_labels: As there.
+        block_size: As of `certify_holdout`, like all that follow.
+        repeats: `refuse` repeated inputs, or `allow` them.
+        leaks: As of `hesstune.certify`.
+        assumptions: Further assumptions to print.
+        diagnostic: Return a number marked as no certificate where an assumption fails, not an error.
+        share: As of `hesstune.certify`.
+
+    Raises:
+        HesstuneError: If a condition fails, or an example that was not kept is misclassified.
+    """
+    conditions, share = Conditions(diagnostic), share or Share()
+    noise_is = noise_as_told(noise_matrix, noise_is)
+    check_story(conditions, leaks, noise_is, noise_matrix is not None)
+    spent = spent_by(noise_matrix, delta)
+    data = _read(conditions, dataset, block_size, repeats, share)
+    other = None if seen is None else BoundData(seen, block_size, 0, "seen")
+    aside = None if held_out is None else BoundData(held_out, block_size, 0, "held_out", share)
+    check_separate(conditions, data, {"start's training": other, "held-out": aside})
+    k = class_count_of(model, data)
+    _check_picked(model, dataset, kept, data.n, k, block_size, share)
+    numbers = {"kept": float(len(kept)), **_under_noise(noise_matrix)}
+    told = [
+        *sample_assumptions(data.n, noise_matrix, noise_is, repeats),
+        "the start (weights, batch-norm statistics, input normalisation), the penalty and the number of "
+        "examples added at a time were fixed without these examples",
+        "an example's features depend on it alone, up to rounding",
+        *assumptions,
+    ]
+    found = Certificate.of_compression(
+        numbers,
+        n=data.n,
+        delta=delta,
+        spent=spent,
+        classes=k,
+        noise=kind_of(noise_matrix),
+        assumptions=told,
+    )
+    beside = {}
+    if aside is not None:
+        losses = losses_for(noise_matrix, k)
+        beside = held_out_beside(model, aside, losses, held_out_labels, delta, spent, share)
+    return dataclasses.replace(found, failures=list(conditions.failures), **beside)
+
+
+def _check_picked(
+    model: nn.Module, dataset: Any, kept: Sequence[int], n: int, k: int, block_size: int, share: Share
+) -> None:
+    """Raise unless the examples kept are some of the n, each once, and every other one is right."""
+    picked = set(map(int, kept))
+    if len(picked) < len(kept) or not picked <= set(range(n)):
+        raise DataError(f"kept must name some of the {n} examples, each once; got {len(kept)}")
+    rest = _Some(dataset, sorted(set(range(n)) - picked))
+    if not len(rest):
+        return
+    with evaluating(model), torch.no_grad():
+        confusion = confusion_of(model, BoundData(rest, block_size, 0, share=share), k, share)
+    if wrong := errors_in(confusion):
+        raise RunError(
+            f"the network misclassifies {wrong} of the examples that it was not trained on, so Pick-to-Learn "
+            "had not ended; train it again with --overwrite"
+        )
+
+
+def _read(conditions: Conditions, dataset: Any, block_size: int, repeats: str, share: Share) -> BoundData:
+    data = BoundData(dataset, block_size, 0, share=share)
+    conditions.attempt(data.check_steady)
+    if repeats == "refuse":
+        conditions.attempt(data.check_repeats)
+    return data
+
+
+def _under_noise(noise_matrix: Any) -> dict[str, float]:
+    if noise_matrix is None:
+        return {}
+    known = noise_matrix if isinstance(noise_matrix, NoiseConfidenceSet) else KnownNoise(noise_matrix)
+    floor, gamma = margin_of(known)
+    return {"floor": floor, "gamma": gamma}
+
+
+class _Some:
+    """Some examples of a map-style data set, read in batches where it reads so."""
+
+    def __init__(self, dataset: Any, rows: list[int]) -> None:
+        self._dataset, self._rows = dataset, rows
+        if hasattr(dataset, "batch"):
+            self.batch = lambda part: dataset.batch([rows[i] for i in part])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._dataset[self._rows[index]]

@@ -1,0 +1,227 @@
+"""Sample compression: its bound in exact arithmetic, Pick-to-Learn's conditions, and small cases in full."""
+
+from collections import Counter
+from itertools import combinations_with_replacement
+from math import comb, factorial, prod
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+
+from hesstune.bounds.compression import compression_bound
+from hesstune.bounds.networks import certify_compression, certify_holdout
+from hesstune.bounds.noisy import NoiseConfidenceSet, margin_of
+from hesstune.bounds.pac_bayes import confidence_upper
+from hesstune.bounds.pick_to_learn import Picker
+from hesstune.errors import ConfigError, DataError, RunError
+
+
+def excess(kept, n, delta, epsilon):
+    """(δ/N) Σ C(m, k)/C(N, k)(1 − ε)^{−(N−m)} − 1 in 60 digits."""
+    with mpmath.workdps(60):
+        e = mpmath.mpf(epsilon)
+        terms = [mpmath.mpf(comb(m, kept)) / comb(n, kept) * (1 - e) ** (m - n) for m in range(kept, n)]
+        return mpmath.mpf(delta) / n * mpmath.fsum(terms) - 1
+
+
+@pytest.mark.parametrize(
+    ("kept", "n"), [(0, 1), (0, 30), (3, 30), (29, 30), (86, 1336), (0, 2000), (1990, 2000)]
+)
+@pytest.mark.parametrize("delta", [0.05, 1e-6, 0.9])
+def test_the_bound_is_the_root_rounded_up(kept, n, delta):
+    found = compression_bound(kept, n, delta)
+    if found == 1.0:
+        assert excess(kept, n, delta, 1 - mpmath.mpf(10) ** -14) <= 0
+    else:
+        assert excess(kept, n, delta, found) >= 0
+        assert excess(kept, n, delta, found - 1e-9) < 0
+
+
+def test_the_bound_grows_with_what_is_kept_and_with_confidence():
+    by_kept = [compression_bound(k, 50, 0.05) for k in range(51)]
+    assert by_kept == sorted(by_kept)
+    assert by_kept[-1] == 1.0
+    assert compression_bound(5, 50, 0.01) > compression_bound(5, 50, 0.05)
+    # For an empty compression it is a hold-out bound whose confidence pays for N sizes.
+    assert compression_bound(0, 50, 0.05) > confidence_upper(0, 50, 0.05)
+    for wrong in ((-1, 5, 0.05), (6, 5, 0.05), (0, 0, 0.05), (1, 5, 0.0), (1, 5, 1.0)):
+        with pytest.raises(ConfigError):
+            compression_bound(*wrong)
+
+
+def sample(n, d=4, noise=0.2, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int64) + (x[:, 1] > 0.5)
+    flip = rng.random(n) < noise
+    return torch.from_numpy(x), np.where(flip, rng.integers(0, 3, n), y)
+
+
+def picked(x, y, **how):
+    return Picker(x, y, torch.zeros(len(y), 3), **how)
+
+
+def test_picks_do_not_depend_on_the_order_of_the_examples():
+    x, y = sample(120)
+    first = picked(x, y).run()
+    order = np.random.default_rng(1).permutation(120)
+    second = picked(x[order], y[order]).run()
+    assert [int(order[at]) for at in second.kept] == first.kept
+    torch.testing.assert_close(second.weight, first.weight, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("grow", [0.0, 0.3])
+def test_examples_that_were_not_picked_change_nothing(grow):
+    """Preference: whatever is left out of the rest, picks and head are the same; so with the picked alone."""
+    x, y = sample(90, seed=2)
+    whole = picked(x, y, grow=grow)
+    found = whole.run()
+    assert found.done
+    rest = np.setdiff1d(np.arange(90), found.kept)
+    assert 0 < len(rest) < 90
+    assert (whole.lead(found.weight)[rest] > 0).all()
+    for share in (0, len(rest) // 2, len(rest) - 1):
+        rows = np.sort(np.concatenate([found.kept, rest[:share]])).astype(int)
+        again = picked(x[rows], y[rows], grow=grow).run()
+        assert [int(rows[at]) for at in again.kept] == found.kept
+        torch.testing.assert_close(again.weight, found.weight, rtol=0, atol=1e-9)
+
+
+def test_an_example_that_the_head_gets_wrong_is_picked_once_it_is_there():
+    x, y = sample(60, seed=3)
+    found = picked(x, y).run()
+    more, labels = sample(200, seed=4)
+    wrong = np.flatnonzero(picked(more, labels).lead(found.weight) <= 0)
+    assert len(wrong) > 5
+    for at in wrong[:5]:
+        again = picked(torch.cat([x, more[at : at + 1]]), np.append(y, labels[at])).run()
+        assert 60 in again.kept
+
+
+def test_two_of_the_same_example_are_two():
+    """Random labels on repeated inputs: each copy that contradicts the head is kept, and counted."""
+    x = torch.eye(3).repeat(10, 1)
+    y = np.random.default_rng(0).integers(0, 2, 30)
+    found = Picker(x, y, torch.zeros(30, 2)).run()
+    pairs = Counter((at % 3, int(y[at])) for at in range(30))
+    least = sum(min(pairs[i, 0], pairs[i, 1]) for i in range(3))
+    assert least <= len(found.kept) < 30
+    assert len(set(found.kept)) == len(found.kept)
+
+
+def test_a_stopped_search_goes_on_as_if_it_had_not_stopped():
+    x, y = sample(100, seed=5)
+    picker = picked(x, y)
+    whole = picker.run()
+    half = picker.run(most=len(whole.kept) // 2)
+    assert not half.done
+    *_, last = picker.going_on(half)
+    assert last.kept == whole.kept
+    assert torch.equal(last.weight, whole.weight)
+
+
+def test_a_start_that_is_right_keeps_nothing():
+    x, y = sample(50, noise=0.0)
+    start = torch.nn.functional.one_hot(torch.from_numpy(y), 3).float()
+    assert Picker(x, y, start).run().kept == []
+    with pytest.raises(DataError, match="all zero"):
+        Picker(torch.zeros(5, 2), np.zeros(5, np.int64), torch.zeros(5, 2))
+
+
+def failure(points, weights, n, delta, uncounted=0):
+    """P(true error > bound), exactly: every multiset of n points, its multinomial weight, its own head."""
+    x = torch.tensor([p[0] for p in points], dtype=torch.float32)
+    y = np.array([p[1] for p in points])
+    bad = 0.0
+    for rows in combinations_with_replacement(range(len(points)), n):
+        counts = Counter(rows)
+        chance = factorial(n) * prod(weights[i] ** c / factorial(c) for i, c in counts.items())
+        at = list(rows)
+        found = Picker(x[at], y[at], torch.zeros(n, int(max(y)) + 1), steps=10).run()
+        wrong = Picker(x, y, torch.zeros(len(y), int(max(y)) + 1)).lead(found.weight) < 1e-5
+        error = float(np.asarray(weights)[wrong].sum())
+        bound = compression_bound(max(0, len(found.kept) - uncounted), n, delta)
+        bad += chance * (error > bound + 1e-12)
+    return bad
+
+
+# Labels at random on one input, or on two; and a rule with one label in four wrong.
+WORLDS = {
+    "random on one": ([((1.0, 0.0), 0), ((1.0, 0.0), 1)], [0.5, 0.5]),
+    "random on two": ([((1.0, 0.0), 0), ((1.0, 0.0), 1), ((0.0, 1.0), 0), ((0.0, 1.0), 1)], [0.25] * 4),
+    "a rule, noisy": ([((1.0, 0.0), 0), ((1.0, 0.0), 1), ((0.0, 1.0), 1), ((0.0, 1.0), 0)],
+                      [0.375, 0.125, 0.375, 0.125]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_small_cases_in_full(world):
+    points, weights = WORLDS[world]
+    for delta in (0.1, 0.5):
+        assert failure(points, weights, 5, delta) <= delta
+
+
+def test_a_bound_that_leaves_one_addition_uncounted_is_found_out():
+    """Twenty labels at random on one input: every head errs on 95 %."""
+    points, weights = [((1.0, 0.0), label) for label in range(20)], [0.05] * 20
+    assert failure(points, weights, 2, 0.3) <= 0.3
+    assert failure(points, weights, 2, 0.3, uncounted=1) > 0.3
+
+
+def head_of(picker, found):
+    model = torch.nn.Linear(picker.unit.shape[1], picker.offset.shape[1], bias=False)
+    with torch.no_grad():
+        model.weight.copy_(found.weight.float())
+    return model
+
+
+def test_a_network_is_certified_by_what_it_kept():
+    x, y = sample(150, seed=7)
+    picker = picked(x, y)
+    found = picker.run()
+    data = torch.utils.data.TensorDataset(x, torch.from_numpy(y))
+    c = certify_compression(head_of(picker, found), data, found.kept)
+    assert c.risk == compression_bound(len(found.kept), 150, 0.05)
+    assert (c.bound, c.kl, c.numbers) == ("compression", 0.0, {"kept": float(len(found.kept))})
+    assert "no noise on its weights" in c.summary()
+    assert "randomised" not in c.summary()
+    for kept, why in ((found.kept[1:], "misclassifies|once"), ([*found.kept, 150], "once"), ([0, 0], "once")):
+        with pytest.raises((RunError, DataError), match=why):
+            certify_compression(head_of(picker, picked(x, y).run(most=1)), data, kept)
+    noisy = certify_compression(head_of(picker, found), data, found.kept, noise_matrix=np.eye(3) * 0.7 + 0.1)
+    assert noisy.risk == pytest.approx((c.risk - 0.2) / 0.7)
+    # A confidence set pays from delta, and its worst matrix counts.
+    counts = NoiseConfidenceSet(np.eye(3, dtype=int) * 700 + 100, 0.01)
+    surer = certify_compression(head_of(picker, found), data, found.kept, noise_matrix=counts)
+    assert surer.risk > noisy.risk
+    assert surer.shares == {"compression": pytest.approx(0.04), "noise": 0.01}
+
+
+def test_the_margin_of_a_set_holds_for_every_matrix_in_it():
+    rng = np.random.default_rng(0)
+    noise = NoiseConfidenceSet(np.array([[80, 15, 5], [10, 85, 5], [4, 6, 90]]), 0.05)
+    floor, gamma = margin_of(noise)
+    for _ in range(200):
+        rows = noise.lower + rng.random((3, 3)) * (noise.upper - noise.lower)
+        rows /= rows.sum(axis=1, keepdims=True)
+        if (rows < noise.lower).any() or (rows > noise.upper).any():
+            continue
+        flipped = 1 - rows  # P(ỹ ≠ h | y) for h right, on the diagonal, and wrong
+        wrong = flipped[~np.eye(3, dtype=bool)]
+        assert flipped.diagonal().min() >= floor
+        assert wrong.min() >= floor + gamma - 1e-12
+
+
+def test_a_hold_out_bound_is_the_exact_tail():
+    x, y = sample(80, seed=8)
+    model = head_of(picked(x, y), picked(x, y).run(most=20))
+    data = torch.utils.data.TensorDataset(x, torch.from_numpy(y))
+    with torch.no_grad():
+        errors = int((model(x).argmax(1).numpy() != y).sum())
+    c = certify_holdout(model, data)
+    assert errors > 0
+    assert c.risk == confidence_upper(errors, 80, 0.05)
+    assert (c.bound, c.n, c.empirical) == ("holdout", 80, errors / 80)
+    with pytest.raises(DataError, match="80 of the certificate's examples are also among"):
+        certify_holdout(model, data, seen=data)
