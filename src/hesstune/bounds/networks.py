@@ -75,7 +75,7 @@ def certify_holdout(
     check_story(conditions, leaks, noise_is, noise_matrix is not None)
     spent = spent_by(noise_matrix, delta)
     data = _read(conditions, dataset, block_size, repeats, share)
-    other = None if seen is None else BoundData(seen, block_size, 0, "seen")
+    other = _seen(seen, block_size)
     check_separate(conditions, data, {"network's training": other})
     k = class_count_of(model, data)
     losses = losses_for(noise_matrix, k, noise_method)
@@ -138,12 +138,11 @@ def certify_compression(
     check_story(conditions, leaks, noise_is, noise_matrix is not None)
     spent = spent_by(noise_matrix, delta)
     data = _read(conditions, dataset, block_size, repeats, share)
-    other = None if seen is None else BoundData(seen, block_size, 0, "seen")
+    other = _seen(seen, block_size)
     aside = None if held_out is None else BoundData(held_out, block_size, 0, "held_out", share)
     check_separate(conditions, data, {"start's training": other, "held-out": aside})
     k = class_count_of(model, data)
     _check_picked(model, dataset, kept, data.n, k, block_size, share)
-    numbers = {"kept": float(len(kept)), **_under_noise(noise_matrix)}
     told = [
         *sample_assumptions(data.n, noise_matrix, noise_is, repeats),
         "the start (weights, batch-norm statistics, input normalisation), the penalty and the number of "
@@ -152,7 +151,7 @@ def certify_compression(
         *assumptions,
     ]
     found = Certificate.of_compression(
-        numbers,
+        {"kept": float(len(kept)), **_under_noise(noise_matrix)},
         n=data.n,
         delta=delta,
         spent=spent,
@@ -162,8 +161,8 @@ def certify_compression(
     )
     beside = {}
     if aside is not None:
-        losses = losses_for(noise_matrix, k)
-        beside = held_out_beside(model, aside, losses, held_out_labels, delta, spent, share)
+        known = losses_for(noise_matrix, k)
+        beside = held_out_beside(model, aside, known, held_out_labels, delta, spent, share)
     return dataclasses.replace(found, failures=list(conditions.failures), **beside)
 
 
@@ -184,6 +183,10 @@ def _check_picked(
             f"the network misclassifies {wrong} of the examples that it was not trained on, so Pick-to-Learn "
             "had not ended; train it again with --overwrite"
         )
+
+
+def _seen(seen: Any, block_size: int) -> BoundData | None:
+    return None if seen is None else BoundData(seen, block_size, 0, "seen")
 
 
 def _read(conditions: Conditions, dataset: Any, block_size: int, repeats: str, share: Share) -> BoundData:
