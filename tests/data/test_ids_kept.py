@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def test_ids_are_kept_to_the_end(tiny, tmp_path, kind):
     options = {k: v for k, v in tiny.items() if k != "data"} | {"epochs": 1}
     run = ht.finetune(data, config=options, out=str(tmp_path / "run"))
     assert sorted(row["id"] for row in run.labels()) == sorted(ids)
+    assert bool(run.facts.data_notes) == (kind in ("index", "filtered"))
     found = run.predict(data)
     assert found.ids == ids
     found.save(tmp_path / "p.csv")
@@ -62,7 +64,8 @@ def test_ids_are_kept_to_the_end(tiny, tmp_path, kind):
     run.measure(max_examples=4, examples="max", mean_sample=0, trace=False)
     assert set(json.loads((run.path / "measure.json").read_text())["ids"]) <= set(ids)
     assert {row["id"] for row in run.label_issues()} <= set(ids)
-    page = run.report().read_text()
+    page = html.unescape(run.report().read_text())
+    assert all(note in page for note in run.facts.data_notes)
     assert any(example in page for example in ids)
     again = ht.Run.load(run.path, data=data).task()
     assert [i for part in (again.train, again.val, again.test) for i in part.ids] == [

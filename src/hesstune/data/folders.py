@@ -80,7 +80,8 @@ class _Seen:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if _own(p.name) and p.is_dir())
+    with os.scandir(folder) as entries:  # which knows folders without asking for each
+        return sorted(folder / e.name for e in entries if _own(e.name) and e.is_dir())
 
 
 def folder_listing(root: Path, labelled: bool) -> Listing:
