@@ -185,3 +185,19 @@ def test_a_question_beside_an_image_is_no_text_to_train_on():
     assert not load_task(made, **WHOLE).is_text
     found = load_task(made, how=Reading(columns=Columns(text="question")), **WHOLE)
     assert found.train.texts[0] == ("q", None)
+
+
+def test_a_damaged_file_of_a_data_set_is_refused_and_does_not_end_the_process(tmp_path):
+    spec = stored(texts(8, id=[f"long name {i}" for i in range(8)]), tmp_path)
+    (file,) = (tmp_path / "set").glob("*.arrow")
+    whole = file.read_bytes()
+    at = whole.index(np.arange(0, 8 * 11 + 1, 11, dtype=np.int32).tobytes())  # the ids' offsets
+    for wrong in (2**30, -5):
+        file.unlink()
+        file.write_bytes(whole[: at + 8] + np.int32(wrong).tobytes() + whole[at + 12 :])
+        with pytest.raises(DataError, match="datasets cannot load"):
+            load_task(spec, **WHOLE)
+    file.unlink()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="datasets cannot load"):
+        load_task(spec, **WHOLE)

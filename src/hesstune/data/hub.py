@@ -15,6 +15,7 @@ from hesstune.data.reading import Columns, Reading
 from hesstune.errors import DataError, MissingExtraError, cut, listed, unknown_name
 from hesstune.storage.cells import as_cell
 from hesstune.storage.csv_table import Column
+from hesstune.storage.reading import reading
 
 __all__ = ["hub_listing", "read_hub"]
 
@@ -42,7 +43,9 @@ def read_hub(name: str, size: int, labelled: bool, how: Reading | None = None) -
         MissingExtraError: If the library datasets is not installed.
         DataError: If the data set cannot be loaded or has no such columns.
     """
-    return hub_listing(_loaded(name), f"hf:{name}", size, labelled, how)
+    found = _loaded(name)
+    with reading(f"hf:{name}", "a data set", DataError):
+        return hub_listing(found, f"hf:{name}", size, labelled, how)
 
 
 def hub_listing(found: Any, what: str, size: int, labelled: bool, how: Reading | None = None) -> Listing:
@@ -91,7 +94,7 @@ def _loaded(name: str) -> Any:
     path = Path(name)
     try:
         if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
-            return datasets.load_from_disk(str(path))
+            return _sound(datasets.load_from_disk(str(path)))
         base, _, configuration = name.partition("/")
         if base in ("glue", "super_glue") and configuration:
             return datasets.load_dataset(base, configuration)
@@ -99,6 +102,15 @@ def _loaded(name: str) -> Any:
     except Exception as error:  # the hub, the files and the library each raise their own kinds
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(f"datasets cannot load '{name}': {reason}") from error
+
+
+def _sound(found: Any) -> Any:
+    """Return a data set from files; raise where its offsets lead outside: reading such ends the process."""
+    for rows in found.values() if isinstance(found, dict) else (found,):
+        for kept in (rows.data, getattr(rows, "_indices", None)):
+            if kept is not None:
+                kept.table.validate(full=True)
+    return found
 
 
 def _splits(found: Any, what: str, labelled: bool) -> tuple[dict[str, Any], dict[str, str], list[str]]:
