@@ -59,6 +59,13 @@ def test_yaml_tags_do_not_run(tmp_path, monkeypatch, tag):
     assert not (tmp_path / "owned").exists()
 
 
+def test_yaml_that_nests_thousands_deep_is_refused_at_once(tmp_path):
+    for content in ("method: " + "{" * 3000, "[" * 5000, "a: " + "{b: [" * 40):
+        (tmp_path / "x.yaml").write_text(content)
+        with pytest.raises(ConfigError, match="nested more than 64 deep"):
+            read_yaml(tmp_path / "x.yaml")
+
+
 def test_yaml_aliases_do_not_unfold(tmp_path):
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]

@@ -328,3 +328,15 @@ def test_matrices_of_spreadsheets(tmp_path):
     np.save(tmp_path / "m.npy", wanted.array)
     (tmp_path / "m.npy").rename(tmp_path / "M.NPY")
     assert ht.NoiseMatrix.load(tmp_path / "M.NPY") == wanted
+
+
+def test_paths_as_other_systems_write_them(image_folder, tmp_path):
+    names = [f"images\\{kind}\\{i:02d}.png" for kind in ("dark", "light") for i in range(4)]
+    rows = [f"{name},{name.split(chr(92))[1]}" for name in names] + [" images/dark/05.png ,dark"]
+    found = load_task(table(tmp_path / "x.csv", rows, "image,label"), **WHOLE)
+    assert len(found.train) == 9
+    assert found.train.ids[0] == names[0]
+    assert any("9 paths of images are read without spaces around, and with / for" in n for n in found.notes)
+    for wrong in ("..\\secret.png", "images\\..\\..\\secret.png"):
+        with pytest.raises(DataError, match=r"outside its folder|do not exist"):
+            load_task(table(tmp_path / "y.csv", [f"{wrong},a", f"{names[0]},b"], "image,label"), **WHOLE)

@@ -74,6 +74,8 @@ WRONG = {
     'text,label\nb,1\n"a,1\n': "line 3: the file ends within a cell; close its quotation mark",
     'text,label\n"a"b,1\n': "line 2: ',' expected after '\"'",
     b"text,label\ncaf\xe9,1\n": "byte 0xe9 in line 2, .* would read 'café,1'; save it in UTF-8",
+    b"PK\x03\x04rest of a workbook": "is a spreadsheet or archive, not CSV; save its table as CSV",
+    b"PAR1....": "is a Parquet file",
     b"\xff\xfet\0e\0x\0": "needs|no rows|cannot be read as UTF-16|empty",
 }
 

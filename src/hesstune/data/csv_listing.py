@@ -113,7 +113,8 @@ def examples_of(table: CsvTable, labelled: bool = True) -> Listing:
         second: Sequence[str | None] = table.cells("text2") if "text2" in table else [None] * len(table)
         texts = list(zip(table.cells("text"), second, strict=True))
     elif "image" in table:
-        paths = [_inside(table, name) for name in table.cells("image")]
+        paths, more = _paths(table)
+        notes = [*notes, *more]
     return Listing(_ids(table), None, [], paths, texts=texts, parts=parts, notes=notes)
 
 
@@ -135,6 +136,25 @@ def _ids(table: CsvTable) -> list[str]:
     if images and len(set(images)) == len(images):
         return images
     return [str(number) for number in range(len(table))]
+
+
+def _paths(table: CsvTable) -> tuple[list[Path], list[str]]:
+    """Return the images' paths, and what was changed in how they are written."""
+    paths, changed = [], []
+    for name in table.cells("image"):
+        path = _inside(table, name)
+        if (name != name.strip() or "\\" in name) and not _is_file(path):
+            plain = name.strip().replace("\\", "/")
+            if plain and _is_file(other := _inside(table, plain)):
+                path = other
+                changed.append(name)
+        paths.append(path)
+    if not changed:
+        return paths, []
+    return paths, [
+        f"{len(changed)} paths of images are read without spaces around, and with / for \\: "
+        f"{listed(changed, 2)}"
+    ]
 
 
 def _inside(table: CsvTable, name: str) -> Path:

@@ -241,7 +241,8 @@ def _check_counts(labels: NDArray[np.int64], classes: list[str], parts: list[str
     if counts[few] < FEWEST_A_CLASS:
         held = "no example" if counts[few] == 0 else "one example"
         raise DataError(
-            f"class '{classes[few]}' has {held}; at least {FEWEST_A_CLASS} are needed to train and test on it"
+            f"class '{cut(classes[few])}' has {held}; at least {FEWEST_A_CLASS} are needed to train and test "
+            "on it: add some, or take it out"
         )
     if parts is None:
         return

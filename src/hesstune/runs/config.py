@@ -25,6 +25,9 @@ __all__ = ["RESUMABLE", "FinetuneConfig", "make_config", "read_config", "read_ya
 # Options that a resumed run may have otherwise than the interrupted one.
 RESUMABLE = frozenset({"out", "track", "device", "cache_mib", "checkpoint_minutes"})
 
+# Brackets within brackets that a file of options may have.
+DEEPEST = 64
+
 
 class FinetuneConfig(
     RunOptions, ConstraintOptions, OptimisationOptions, NoiseOptions, ModelOptions, DataOptions
@@ -161,6 +164,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = readable_file(path, "the configuration file")
     try:
         text = read_text(path, most_mib=1)
+        if _depth(text) > DEEPEST:  # the parser takes the square of the depth
+            raise ValueError(f"brackets are nested more than {DEEPEST} deep")
         # Aliases let a few lines stand for gigabytes.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise ValueError("options are written out, without aliases")
@@ -172,6 +177,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             f"{path} must hold options, one a line (method: robust); got {type(values).__name__}"
         )
     return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def _depth(text: str) -> int:
+    """Return how deep brackets are nested at most."""
+    depth = deepest = 0
+    for sign in text:
+        if sign in "{[":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif sign in "}]":
+            depth -= 1
+    return deepest
 
 
 def read_config(path: str | Path) -> FinetuneConfig:

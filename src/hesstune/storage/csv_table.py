@@ -31,6 +31,11 @@ MOST_CODED = 1000
 TABS = (".tsv", ".tab")
 # What separates cells of a file whose header holds no comma.
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+# How files begin that are taken for tables, and are none of text.
+OTHERS = {
+    b"PK\3\4": "a spreadsheet or archive", b"\xd0\xcf\x11\xe0": "an old spreadsheet", b"%PDF": "a PDF file",
+    b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file", b"\x1f\x8b": "packed by gzip",
+}  # fmt: skip
 # Characters of a cell: an unclosed quotation mark makes one of all the rest.
 MOST_CHARACTERS = 1 << 24
 
@@ -181,6 +186,7 @@ def read_table(
     """
     path = readable_file(path, what, kind)
     with reading(path, "CSV", kind), _long_cells():
+        _refuse_others(path, kind)
         encoding = encoding_of(path)
         notes = [f"{path} is read as {encoding.upper()}"] if encoding != "utf-8-sig" else []
         try:
@@ -188,6 +194,14 @@ def read_table(
                 return _table(file, path, kind, notes)
         except UnicodeError as error:
             raise kind(_undecodable(path, encoding, error)) from error
+
+
+def _refuse_others(path: Path, kind: type[HesstuneError]) -> None:
+    with path.open("rb") as file:
+        start = file.read(8)
+    for mark, what in OTHERS.items():
+        if start.startswith(mark):
+            raise kind(f"{path} is {what}, not CSV; save its table as CSV in UTF-8")
 
 
 def _table(file: IO[str], path: Path, kind: type[HesstuneError], notes: list[str]) -> CsvTable:
