@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-import write_study_gap
-from write_study import records
 
+import write_study_gap
 from hesstune.curvature.result import FOUND, STATEMENT
+from write_study import records
 
 ROOT = Path(__file__).parents[2]
 

@@ -90,6 +90,7 @@ def complexity_measures(
     n: int,
     radii: Mapping[str, float] | None = None,
     noise_matrix: NoiseMatrix | None = None,
+    norm: str = "frobenius",
 ) -> list[OtherMeasure]:
     """Return further measures of a run; those that do not exist say why.
 
@@ -105,11 +106,17 @@ def complexity_measures(
         n: Size of the training set.
         radii: The balls' radii, by layer; a layer without one counts with its distance.
         noise_matrix: F of the consistent loss, where the run trained with it.
+        norm: That of the balls. Of `mars`, with rows of at most α in absolute sum, a layer of m rows lies
+            within √m·α in the Frobenius norm, which counts here.
     """
     bound = float(found.losses.max())
     norms = _norms(found, model, reference)
-    alpha = [(radii or {}).get(name, d) for name, d in zip(found.names, norms["distance"], strict=True)]
-
+    ball = radii or {}
+    widen = np.sqrt(norms["rows"]) if norm == "mars" else np.ones(len(found.names))
+    alpha = [
+        ball[name] * float(wide) if name in ball else moved
+        for name, wide, moved in zip(found.names, widen, norms["distance"], strict=True)
+    ]
     rows: list[_Row] = [
         (
             "Σ √(Cα²·max Tr H⁺/n)",
@@ -220,6 +227,7 @@ def _norms(found: Measure, model: nn.Module, reference: Reference) -> dict[str, 
             "moved_21": float(moved.norm(dim=1).sum()),
             "moved_mars": float(moved.abs().sum(dim=1).max()),
             "size": float(weight.numel()),
+            "rows": float(len(weight)),
             "width": float(max(weight.shape)),
         }
         for key, value in values.items():

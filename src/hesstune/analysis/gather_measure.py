@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hesstune._former import former_names
 from hesstune.curvature.result import Measure
+from hesstune.curvature.screening import screening_sentence
 from hesstune.runtime.distributed import all_gather, all_reduce_sum, rank, world
 
 __all__ = ["gathered_measure", "own_batches"]
@@ -49,7 +50,10 @@ def gathered_measure(found: Measure, order: list[NDArray[np.int64]]) -> Measure:
     if found.sampled_mean is not None and found.sampled_stderr is not None:
         changes["sampled_mean"] = all_reduce_sum(share * found.sampled_mean)
         changes["sampled_stderr"] = all_reduce_sum((share * found.sampled_stderr).square()).sqrt()
-    return replace(found, **changes)  # type: ignore[arg-type]
+    notes = found.notes
+    if found.screened is not None:  # of all ranks together, not of this one's share
+        notes = [screening_sentence(torch.stack(all_gather(found.screened))), *notes[1:]]
+    return replace(found, notes=notes, **changes)  # type: ignore[arg-type]
 
 
 __getattr__ = former_names(__name__, merged="gathered_measure")

@@ -71,7 +71,7 @@ def _write(run: Run, found: Measure, subject: Subject, task: Task, margins: Marg
     rows, radii = subject.rows, run.outcome.radii
     noise = run.noise_matrix if method_class(run.config.method).uses_noise() else None
     others = complexity_measures(
-        found, subject.net, subject.reference, margins, len(task.train), radii, noise
+        found, subject.net, subject.reference, margins, len(task.train), radii, noise, run.config.norm
     )
     found.others = [other.to_dict() for other in others]
     found.save(run.path, n=len(task.train))

@@ -7,6 +7,7 @@ pad inside their own forward, and transformers' Conv1D.
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,6 +102,11 @@ def capture(
     return Capture(logits, layers, calls)
 
 
+def _hardsigmoid(inputs: torch.Tensor) -> torch.Tensor:
+    # The same function: torch's own kernel has no second derivative.
+    return F.relu6(inputs + 3.0) / 6.0
+
+
 @contextmanager
 def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     """Set eval mode, gradients for the named weights alone, and kernels that differentiate twice.
@@ -109,15 +115,29 @@ def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     random state.
     """
     wanted = set(names)
+    hard: list[nn.Module] = []
     flags = [(p, p.requires_grad) for p in model.parameters()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in wanted)
+        hard = [m for m in model.modules() if isinstance(m, nn.Hardsigmoid) and "forward" not in vars(m)]
+        for module in hard:
+            module.forward = _hardsigmoid
         with evaluating(model), sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng(), torch.enable_grad():
             yield
+    except RuntimeError as error:
+        lacks = re.search(r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented", str(error))
+        if lacks is None:
+            raise
+        raise MeasureError(
+            f"the network calls {lacks[1]}, which torch cannot differentiate twice; write it by operations "
+            "that it can (hardsigmoid: relu6(x + 3) / 6, or the module nn.Hardsigmoid)"
+        ) from error
     finally:
+        for module in hard:
+            del module.forward
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)

@@ -32,10 +32,21 @@ from hesstune.forward import Inputs
 
 __all__ = ["ExactForms", "LogitFactor", "exact_by_forward_mode", "exact_forms", "sources"]
 
-# Gaussian probes of the skipped classes, and the factor between their mean square and a bound that
-# holds with probability 99 % an entry: the 1 % quantile of χ²₄ is 0.297.
+# Gaussian probes of the skipped classes.
 _PROBES = 4
-_PROBE_FACTOR = 4 / 0.297
+# The probability that the bound of an entry fails, over all looks at it together.
+_FAILS = 0.01
+
+
+def _probe_factor(look: int) -> float:
+    """Return the factor between the probes' mean square and a bound at the look-th look, from 0.
+
+    The bound is looked at again after further passes, until it is small enough, so each look has a share of
+    what may fail: 1/2, 1/4, …. The mean square of m probes is χ²_m/m times the truth.
+    """
+    from scipy.special import gammaincinv
+
+    return _PROBES / (2 * float(gammaincinv(_PROBES / 2, _FAILS * 0.5 ** (look + 1))))
 
 
 @dataclass
@@ -169,8 +180,8 @@ def _pruned(passes: _Passes, factor: LogitFactor, tol: float, seed: int) -> Exac
     normals = torch.randn(_PROBES, columns, generator=generator, dtype=torch.float64)
     mass = factor.sorted_q.flip(1).cumsum(1).flip(1)  # mass[:, r]: of the classes from rank r on
     share = (mass / mass[:, :1].clamp(min=1e-300)).amax(0)
-    enough = int((share > tol / _PROBE_FACTOR).sum())
-    done = 0
+    enough = int((share > tol / _probe_factor(0)).sum())
+    done = look = 0
     while enough + _PROBES < columns:
         for rank in range(done, enough):
             passes.add(*factor.seed(rank))
@@ -178,7 +189,8 @@ def _pruned(passes: _Passes, factor: LogitFactor, tol: float, seed: int) -> Exac
         lower = passes.quadratic
         squares = [passes.product(*factor.probe(done, row)) for row in normals]
         rest = torch.stack(squares).mean(0)
-        upper = lower + _PROBE_FACTOR * rest
+        upper = lower + _probe_factor(look) * rest
+        look += 1
         if bool((upper - lower <= tol * lower).all()):
             return ExactForms(lower + rest, lower, upper, None, None, passes.taken)
         # What is left falls about as the mass of the classes: go on to where that would do.

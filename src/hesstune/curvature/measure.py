@@ -382,6 +382,7 @@ class _Measurement:
             trace_stderr=joined.get("trace_stderr"),
             spectrum=joined.get("spectrum"),
             notes=[] if self.screened is None else [self.screened.summary()],
+            screened=None if self.screened is None else self.screened.tally(),
             sampled_mean=self.sampled.get("sampled_mean"),
             sampled_stderr=self.sampled.get("sampled_stderr"),
         )

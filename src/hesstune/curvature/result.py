@@ -20,9 +20,9 @@ __all__ = ["FOUND", "STATEMENT", "Measure"]
 
 # What the study found, in one sentence; tests compare it with the records.
 FOUND = (
-    "Over the study's 1,262 runs it did not follow the generalization gap: Kendall's τ was −0.00, +0.38 where "
-    "whole networks were trained on weak labels (+0.52 for the distance from the reference alone), and between "
-    "−0.10 and +0.04 for heads alone"
+    "Over the study's 1,262 runs it did not follow the generalization gap: Kendall's τ was −0.00, +0.38 "
+    "where whole networks were trained on weak labels (+0.52 for the distance from the reference alone), and "
+    "between −0.10 and +0.04 for heads alone"
 )
 STATEMENT = (
     "The Hessian distance measure is no guarantee: the maximum over these examples and the largest observed "
@@ -68,6 +68,7 @@ class Measure:
             examples, (L,), NaN for layers whose entries are all filled; None where none was drawn.
         sampled_stderr: Its standard error, (L,).
         others: Other measures of the same run, as records with name, value and source.
+        screened: Where maxima were screened, what `notes` tells of it, as counts, (6,); not saved.
 
     Example:
         >>> one = torch.ones(4, 1, dtype=torch.float64)
@@ -92,6 +93,7 @@ class Measure:
     sampled_mean: torch.Tensor | None = None
     sampled_stderr: torch.Tensor | None = None
     others: list[dict[str, Any]] = field(default_factory=list)
+    screened: torch.Tensor | None = None
 
     @property
     def exact(self) -> list[bool]:

@@ -24,7 +24,7 @@ from hesstune.curvature.ranking import Ranking, rank_examples
 from hesstune.errors import ConfigError
 from hesstune.forward import Inputs, batch_size
 
-__all__ = ["SAFETY", "Screening", "Status", "lanczos_maximum", "screen_maximum"]
+__all__ = ["SAFETY", "Screening", "Status", "lanczos_maximum", "screen_maximum", "screening_sentence"]
 
 Fetch = Callable[[int], tuple[Inputs, torch.Tensor]]
 
@@ -58,8 +58,8 @@ class Screening:
         quadratic: v_iᵀ H_i⁺ v_i, (n, L), NaN where an example was not refined.
         status: A `Status` for every example and layer, (n, L) int8.
         products: Hessian-vector products taken, (n, L) int64.
-        checked: How many pairs of example and layer were drawn at random from those that were only
-            ranked, the same number in each layer, and put to products.
+        checked: How many pairs of example and layer were drawn at random from all that were only
+            ranked, each alike, and put to products.
         exceeded: How many of those were above the maximum found so far (it was then corrected).
         exceeding_share: Upper end of the 95 % Clopper–Pearson interval for the share of ranked pairs
             that are above their layer's maximum as it was before the check; 0 where all are proved.
@@ -81,20 +81,41 @@ class Screening:
         """Count the pairs of example and layer by status, by its name in lower case."""
         return {s.name.lower(): int((self.status == s).sum()) for s in Status}
 
+    def tally(self) -> torch.Tensor:
+        """Return how many pairs were refined, proved, estimated, ranked, checked, and exceeded, (6,)."""
+        n = self.counts()
+        own = [n["refined"], n["proved"], n["estimated"], n["ranked"], self.checked, self.exceeded]
+        return torch.tensor(own, dtype=torch.int64)
+
     def summary(self) -> str:
         """Say in one sentence what was refined and what covers the rest."""
-        n = self.counts()
-        text = (
-            f"of {self.status.numel()} pairs of example and layer {n['refined']} were refined, "
-            f"{n['proved']} are proved below the maximum by their brackets, {n['estimated']} are below it "
-            f"by an estimate and {n['ranked']} were ranked only"
-        )
-        if not self.checked:
-            return text + "; none of them was checked at random" * bool(n["ranked"]) + "."
-        return (
-            f"{text}; of {self.checked} drawn at random from the ranked ones {self.exceeded} exceeded the "
-            f"maximum, so with 95 % confidence at most {self.exceeding_share:.1%} of them do."
-        )
+        return screening_sentence(self.tally()[None])
+
+
+def screening_sentence(tallies: torch.Tensor) -> str:
+    """Say in one sentence what one or more screenings, (R, 6) of `Screening.tally`, covered.
+
+    Each drew from its own pairs; its share is bounded with confidence 1 − 5 %/R and counts by its ranked
+    pairs, so that the sentence holds for all together with 95 %.
+    """
+    refined, proved, estimated, ranked, checked, exceeded = tallies.sum(0).tolist()
+    text = (
+        f"of {refined + proved + estimated + ranked} pairs of example and layer {refined} were refined, "
+        f"{proved} are proved below the maximum by their brackets, {estimated} are below it "
+        f"by an estimate and {ranked} were ranked only"
+    )
+    if not checked:
+        return text + "; none of them was checked at random" * bool(ranked) + "."
+    confidence = 1 - (1 - _CONFIDENCE) / len(tallies)
+    share = sum(
+        row[3] / max(1, ranked) * _share_bound(row[4], row[5], confidence)
+        for row in tallies.tolist()
+        if row[3]
+    )
+    return (
+        f"{text}; of {checked} drawn at random from the ranked ones {exceeded} exceeded the "
+        f"maximum, so with 95 % confidence at most {share:.1%} of them do."
+    )
 
 
 def lanczos_maximum(
@@ -173,8 +194,9 @@ def screen_maximum(
     2. For every other example v_iᵀH_i⁺v_i is predicted as GN + κ·residual, κ the largest seen in that
        layer so far; those whose prediction times `safety` reaches the best lower bound are tried:
        one product bounds each from both sides, more are taken while it may be the maximum.
-    3. `check` examples a layer, drawn at random from the rest, are tried too; where one exceeds
-       the maximum it takes its place, and steps 2 and 3 are repeated for that layer.
+    3. As many pairs of example and layer as `check` for every layer, drawn at random from the rest, are
+       tried too; where one exceeds the maximum it takes its place, and step 2 is repeated, and step 3
+       with `check` examples of that layer.
 
     All products of one example share one graph.
 
@@ -186,7 +208,7 @@ def screen_maximum(
         loss: (logits (B, K), targets) -> (B,); cross-entropy where left out.
         stopping: When an example that may be the maximum is known well enough.
         safety: Factor on the predictions; infinity tries every example, so that none is ranked only.
-        check: Examples a layer in the random check; 0 leaves it out.
+        check: Pairs in the random check, for each layer; 0 leaves it out.
         seed: Of the check.
         layouts: From `find_layouts`, where known.
         copied: Layers whose input is copied, from an earlier `Capture.overwritten`.
@@ -227,17 +249,26 @@ def _visit_all(board: _Board, visit: Callable[[Iterable[tuple[int, int]]], None]
 def _random_check(
     board: _Board, visit: Callable[[Iterable[tuple[int, int]]], None], check: int, seed: int
 ) -> tuple[int, int]:
-    """Draw ranked examples and try them; return how many, and how many exceeded, in the first round."""
+    """Draw ranked pairs and try them; return how many, and how many exceeded, in the first round.
+
+    That round draws over all pairs alike, whatever layers they are of: only so does their share of
+    exceeding ones estimate that of all.
+    """
     generator = torch.Generator().manual_seed(seed)
     layers = list(range(len(board.names)))
     first: tuple[int, int] | None = None
     while check and layers:
-        pairs = [pair for layer in layers for pair in board.draw(layer, check, generator)]
+        if first is None:
+            pairs = board.draw_any(check * len(layers), generator)
+        else:
+            pairs = [pair for layer in layers for pair in board.draw(layer, check, generator)]
         if not pairs:
             break
         before = board.best.value.clone()
         visit(pairs)
-        above = [(e, i) for e, i in pairs if board.value[e, i] > (1 + board.stopping.tol) * before[i]]
+        # One that others of this round have overtaken stopped early: its upper bound counts.
+        found = torch.where(board.status == Status.PROVED, board.upper, board.value)
+        above = [(e, i) for e, i in pairs if found[e, i] > (1 + board.stopping.tol) * before[i]]
         first = first or (len(pairs), len(above))
         layers = sorted({layer for _, layer in above})
         _visit_all(board, visit)
@@ -287,6 +318,11 @@ class _Board:
         # A few at a time: the largest one raises the bar for all others.
         place = predicted.masked_fill(~wanted, -1.0).argsort(0, descending=True).argsort(0)
         return [(int(e), int(i)) for e, i in (wanted & (place < _AT_ONCE)).nonzero()]
+
+    def draw_any(self, count: int, generator: torch.Generator) -> list[tuple[int, int]]:
+        left = self.untried().nonzero()
+        chosen = left[torch.randperm(len(left), generator=generator)[:count]]
+        return [(int(example), int(layer)) for example, layer in chosen]
 
     def draw(self, layer: int, count: int, generator: torch.Generator) -> list[tuple[int, int]]:
         left = self.untried()[:, layer].nonzero().squeeze(1)
@@ -347,10 +383,10 @@ class _Board:
         )
 
 
-def _share_bound(drawn: int, found: int) -> float:
+def _share_bound(drawn: int, found: int, confidence: float = _CONFIDENCE) -> float:
     """Return the upper end of the one-sided Clopper–Pearson interval; 1 where nothing was drawn."""
     if found >= drawn:
         return 1.0
     from scipy.special import betaincinv
 
-    return float(betaincinv(found + 1, drawn - found, _CONFIDENCE))
+    return float(betaincinv(found + 1, drawn - found, confidence))

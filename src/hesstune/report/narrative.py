@@ -170,8 +170,8 @@ def _measure(measure: MeasureRecord) -> dict[str, str]:
         "Hessian distance measure",
         f"The maximum over {measure.examples or 'the'} training examples and the largest observed loss "
         f"({measure.measure.C:.3g}) stand in for the theorem's suprema.",
-        "It bounds nothing: unseen examples can exceed the maximum, ReLU networks lie outside the theorem, and "
-        f"its O(n^(-3/4)) term is unknown. {FOUND}.",
+        "It bounds nothing: unseen examples can exceed the maximum, ReLU networks lie outside the theorem, "
+        f"and its O(n^(-3/4)) term is unknown. {FOUND}.",
         " ".join(measure.notes) or "All layers and examples as the table of layers tells.",
     )
 

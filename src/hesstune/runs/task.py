@@ -19,7 +19,7 @@ from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.options.data import ColumnOptions
 
-__all__ = ["clean_task", "injected_noise", "noisy", "reading_of", "run_task"]
+__all__ = ["clean_task", "injected_noise", "noise_of_test", "noisy", "reading_of", "run_task"]
 
 
 def clean_task(config: FinetuneConfig, data: Any = None) -> Task:
@@ -85,6 +85,16 @@ def injected_noise(config: FinetuneConfig, task: Task) -> NoiseMatrix | None:
     if rate is None:
         return NoiseMatrix.parse(config.inject_noise, task.k, task.classes).known_as("injected")
     return average(_transitions(task.train, task.k, rate, config.seed), _true(task.train), task.k)
+
+
+def noise_of_test(
+    config: FinetuneConfig, task: Task, injected: NoiseMatrix | None
+) -> NoiseMatrix | NDArray[np.float64] | None:
+    """Return the noise that test labels would have: F, or P(noisy = j | example), (N, K), or None."""
+    rate = instance_rate(config.inject_noise)
+    if rate is None or not len(task.test):
+        return injected
+    return _transitions(task.test, task.k, rate, config.seed)
 
 
 def _transitions(part: Examples, k: int, rate: float, seed: int) -> NDArray[np.float64]:

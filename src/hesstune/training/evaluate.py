@@ -23,17 +23,20 @@ def accuracy(logits: torch.Tensor, labels: NDArray[np.int64] | None) -> float | 
 
 @also_called(noise="noise_matrix")
 def cross_entropy_under(
-    logits: torch.Tensor, labels: NDArray[np.int64], noise_matrix: NoiseMatrix | None
+    logits: torch.Tensor,
+    labels: NDArray[np.int64],
+    noise_matrix: NoiseMatrix | NDArray[np.float64] | None,
 ) -> float:
     """Return the mean cross-entropy, in expectation over labels corrupted by `noise_matrix` where given.
 
     With noise it is Σ_j F[y, j] ℓ(f, j): the loss on the distribution the noisy training labels come
-    from, without drawing them.
+    from, without drawing them. Noise that depends on the example is given as P(noisy = j | example), (N, K).
     """
     losses = -torch.log_softmax(logits.double(), dim=1).numpy()
     if noise_matrix is None:
         return float(losses[np.arange(len(labels)), labels].mean())
-    return float((noise_matrix.array[labels] * losses).sum(axis=1).mean())
+    rows = noise_matrix.array[labels] if isinstance(noise_matrix, NoiseMatrix) else noise_matrix
+    return float((rows * losses).sum(axis=1).mean())
 
 
 def validation_loss(
@@ -65,7 +68,7 @@ def final_metrics(
     train_logits: torch.Tensor,
     test: Examples,
     test_logits: torch.Tensor,
-    injected: NoiseMatrix | None,
+    injected: NoiseMatrix | NDArray[np.float64] | None,
 ) -> dict[str, float | tuple[float, float] | None]:
     """Return the final numbers of a run, by their names in a `Result`.
 

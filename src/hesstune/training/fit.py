@@ -48,6 +48,7 @@ from hesstune.runs.records import (
 from hesstune.runs.run import Given, Run
 from hesstune.runs.sharded import ShardedCheckpoints, shard_, weights_of, write_model
 from hesstune.runs.start_check import check_start
+from hesstune.runs.task import noise_of_test
 from hesstune.runtime.distributed import on_main_process, rank
 from hesstune.runtime.progress import Progress
 from hesstune.storage.atomic import replace_file, write_csv, write_text
@@ -248,8 +249,9 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
     logits = {name: predict_logits(net, feeds[name]) for name in ("train", "test")}
     distances, posterior = reference.distances(loaded.model), trainer.method.posterior()
     kept = trainer.method.picked()
+    noise = noise_of_test(config, task, prepared.injected)
     result = {
-        **final_metrics(task.train, logits["train"], task.test, logits["test"], prepared.injected),
+        **final_metrics(task.train, logits["train"], task.test, logits["test"], noise),
         "distances": distances,
         "distance": float(np.sqrt(sum(d * d for d in distances.values()))),
         "radii": trainer.method.radii(),

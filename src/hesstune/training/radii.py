@@ -141,11 +141,13 @@ class _Trial:
         self.layers: dict[str, float] = {}
         self._logits = torch.zeros(0)
         self._targets = np.zeros((0, 0))
+        self._clean: NDArray[np.bool_] | None = None
         config = prepared.config
 
         def observe(trained: Trained) -> None:
             self._logits = predict_logits(trained.net, trained.feeds["val"])
             self._targets = _targets(trained.task.val, self._logits.shape[1], config.soft_labels)
+            self._clean = trained.task.val.clean
             self.layers = resolve_radii(trained.reference.layers(), named_radii(radius, trained.loaded) or {})
             if traced and not isinstance(trained.feeds["train"], FeatureInputs):
                 self.traces = _traces(trained, list(self.layers))
@@ -163,7 +165,10 @@ class _Trial:
         k = self._logits.shape[1]
         inverse = (run.noise_matrix or NoiseMatrix.identity(k)).inverse
         predicted = self._logits.argmax(dim=1).numpy()
-        self.risks = 1.0 - (self._targets @ inverse)[np.arange(len(predicted)), predicted]
+        told = self._targets @ inverse
+        if self._clean is not None:  # labels that a person has checked need no correction
+            told = np.where(self._clean[:, None], self._targets, told)
+        self.risks = 1.0 - told[np.arange(len(predicted)), predicted]
 
     def balanced(self, shape: dict[str, float]) -> dict[str, float]:
         """Return radii by layer, of an equal share each; the shape itself where nothing was traced."""

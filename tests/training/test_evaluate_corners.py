@@ -1,0 +1,51 @@
+"""Checked labels and noise that depends on the example, where averages over classes would be wrong."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import hesstune as ht
+from hesstune.data.raw_features import raw_features
+from hesstune.inputs.batches import predict_logits
+from hesstune.noise.instance import instance_transitions
+
+
+def test_the_gap_under_noise_by_example_takes_each_examples_own(tiny):
+    seen = []
+    told = {**tiny, "inject_noise": "instance:0.3", "epochs": 2, "test_fraction": 0.4}
+    run = ht.finetune(told, method="vanilla", observe=seen.append)
+    test = seen[0].task.test
+    logits = predict_logits(seen[0].net, seen[0].feeds["test"])
+    rows = instance_transitions(raw_features(test), test.labels, 2, 0.3, 0)
+    losses = -torch.log_softmax(logits.double(), dim=1).numpy()
+    assert run.outcome.test_loss == pytest.approx(float((rows * losses).sum(axis=1).mean()))
+    average = np.stack([rows[test.labels == k].mean(axis=0) for k in range(2)])[test.labels]
+    assert run.outcome.test_loss != pytest.approx(float((average * losses).sum(axis=1).mean()), rel=1e-6)
+    assert run.outcome.gap == pytest.approx(run.outcome.test_loss - run.outcome.train_loss)
+
+
+def test_radii_are_chosen_by_checked_labels_as_they_are(tiny, tmp_path):
+    seen = []
+    head = {**tiny, "train": "head", "epochs": 2, "method": "robust", "warmup_epochs": 1}
+    plain = ht.finetune({**head, "radius": 1.0}, observe=seen.append)
+    val = seen[0].task.val
+    clean = tmp_path / "clean.csv"
+    with clean.open("w", newline="") as file:
+        rows = [(val.ids[i], plain.facts.classes[val.true[i]]) for i in (0, 1)]
+        csv.writer(file).writerows([("id", "true_label"), *rows])
+    head |= {"clean_labels": str(clean)}
+    run = ht.finetune({**head, "radius": "auto"}, out=str(tmp_path / "run"))
+    last = json.loads((run.path / "radius.json").read_text())["curve"][-1]
+    ht.finetune({**head, "radius": {"head": 2.0 * last["factor"]}}, observe=seen.append)
+    val = seen[-1].task.val
+    predicted = predict_logits(seen[-1].net, seen[-1].feeds["val"]).argmax(1).numpy()
+    inverse = ht.NoiseMatrix.symmetric(2, 0.2).inverse
+    risks = [
+        float(y != h) if checked else 1 - inverse[y, h]
+        for y, h, checked in zip(val.labels, predicted, val.clean, strict=True)
+    ]
+    assert sum(val.clean) == 2
+    assert last["risk"] == pytest.approx(np.mean(risks))
