@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ from torch import nn
 from hesstune.analysis.label_story import Story, story_of
 from hesstune.analysis.subject import InputExamples, Subject
 from hesstune.analysis.trained_prior import compressed, network_of_part, with_trained_prior
-from hesstune.bounds.networks import certify_compression, certify_holdout
+from hesstune.bounds.networks import certify_checked, certify_compression, certify_holdout
 from hesstune.bounds.partition import Share
 from hesstune.bounds.prior import head_ratios, random_parameters
 from hesstune.bounds.record import Certificate
 from hesstune.bounds.told import spent_by
+from hesstune.data.clean import read_clean_labels
 from hesstune.data.examples import Examples, Task
 from hesstune.errors import ConfigError, DataError, HesstuneError
 from hesstune.inputs.batches import make_inputs
@@ -62,7 +64,10 @@ def certify_run(
     if story.noise_matrix is None and asked.noise_method != "tightest":
         raise ConfigError("--noise-method is for noisy labels, and this run's count as true; leave it out")
     case = Case(run, task, story, asked, pick_device(asked.device), progress if rank() == 0 else None)
-    found = case.best() if asked.bound == "best" else BOUNDS[asked.bound](case, asked.delta)
+    if asked.checked is not None:
+        found = case.checked(asked.checked)
+    else:
+        found = case.best() if asked.bound == "best" else BOUNDS[asked.bound](case, asked.delta)
     on_main_process(lambda: write_json(run.path / CERTIFICATE, found.to_dict()))
     return found
 
@@ -122,23 +127,13 @@ class Case:
 
     def holdout(self, delta: float) -> Certificate:
         """Bound a network's error by examples it has not seen: the test part, or what a part left."""
-        run, task, asked, story = self.run, self.task, self.asked, self.story
+        run, asked, story = self.run, self.asked, self.story
         noise = story.noise_matrix
-        if asked.prior_fraction:
-            part = network_of_part(
-                run, task, story.rows, asked.prior_fraction, asked.seed, self.device, self.progress
-            )
-            loaded, examples, rows, seen = part.loaded, task.train, part.rows, part.prior_rows
-        else:
-            if not len(task.test):
-                raise DataError(
-                    "a hold-out bound needs test examples; give --prior-fraction to hold some out"
-                )
+        if not asked.prior_fraction:
             if story.test_labels == "unknown":
                 raise DataError("what the test labels are worth is not known; say so by --test-labels")
             noise = None if story.test_labels == "true" else noise
-            loaded, examples, rows = run.loaded(), task.test, np.arange(len(task.test))
-            seen = np.arange(len(task.train))
+        loaded, examples, rows, seen = self._unseen()
         self._placed(loaded)
         # What training did is of no matter to a network that others judge.
         leaks = [name for name in story.leaks if name != "batch_norm"]
@@ -180,6 +175,41 @@ class Case:
         return dataclasses.replace(
             found, assumptions=[*found.assumptions, f"the network is that of {made.path}"]
         )
+
+    def checked(self, path: str | Path) -> Certificate:
+        """Bound a network's true error by the given labels of unseen examples and the true ones of a few."""
+        loaded, examples, rows, seen = self._unseen()
+        self._placed(loaded)
+        true = read_clean_labels(path, self.task.classes)
+        place = {examples.ids[row]: at for at, row in enumerate(rows)}
+        if missing := [name for name in true if name not in place]:
+            raise DataError(
+                f"{path} names '{missing[0]}' ({len(missing)} in all), which is none of the {len(rows)} "
+                "examples that the bound counts on; draw them by hesstune check, with the same "
+                "--prior-fraction and --seed"
+            )
+        return certify_checked(
+            loaded.model,
+            _fed(examples, loaded, self.device, self.run.config.max_length, rows),
+            {place[name]: label for name, label in true.items()},
+            self.asked.delta,
+            seen=self._seen(loaded, seen),
+            leaks=[name for name in self.story.leaks if name != "batch_norm"],
+            **self._common(),
+        )
+
+    def _unseen(self) -> tuple[LoadedModel, Examples, NDArray[np.int64], NDArray[np.int64]]:
+        """Return a network, examples it has not seen, which rows of them, and the training rows it has."""
+        run, task, asked = self.run, self.task, self.asked
+        if not asked.prior_fraction:
+            if not len(task.test):
+                raise DataError("a hold-out bound needs test examples; hold some out by --prior-fraction")
+            return run.loaded(), task.test, np.arange(len(task.test)), np.arange(len(task.train))
+        part = network_of_part(
+            run, task, self.story.rows, asked.prior_fraction, asked.seed, self.device, self.progress
+        )
+        assert part.prior_rows is not None
+        return part.loaded, task.train, part.rows, part.prior_rows
 
     def best(self) -> Certificate:
         """Return the smallest of all bounds, each with its part of delta, fixed beforehand."""

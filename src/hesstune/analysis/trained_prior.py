@@ -24,7 +24,7 @@ from hesstune.runtime.distributed import all_reduce_sum, on_main_process, rank
 from hesstune.training.fit import fit_prepared
 from hesstune.training.prepare import Prepared
 
-__all__ = ["Centred", "compressed", "network_of_part", "with_trained_prior"]
+__all__ = ["Centred", "compressed", "network_of_part", "parted", "with_trained_prior"]
 
 PICKING = "pick_to_learn"
 
@@ -158,6 +158,21 @@ def compressed(
     return made, part.rest, part.first if fraction > 0 else None
 
 
+def parted(
+    rows: NDArray[np.int64], fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return a part of the rows, drawn uniformly, and the rest.
+
+    Raises:
+        DataError: If one of them would be empty.
+    """
+    shuffled = np.random.default_rng([seed, SPLIT_KEY]).permutation(rows)
+    count = round(fraction * len(rows))
+    if not 0 < count < len(rows):
+        raise DataError(f"a prior fraction of {fraction:g} of {len(rows)} examples leaves a part empty")
+    return np.sort(shuffled[:count]), np.sort(shuffled[count:])
+
+
 @dataclass(frozen=True)
 class Part:
     """A network trained on a part of the examples, and the rest of them.
@@ -189,11 +204,7 @@ class Part:
     ) -> Part:
         """Train the run's recipe on a part that is drawn uniformly, or take what an earlier call left."""
         _refuse_leaks(run.config)
-        shuffled = np.random.default_rng([seed, SPLIT_KEY]).permutation(rows)
-        count = round(fraction * len(rows))
-        if not 0 < count < len(rows):
-            raise DataError(f"a prior fraction of {fraction:g} of {len(rows)} examples leaves a part empty")
-        first, rest = np.sort(shuffled[:count]), np.sort(shuffled[count:])
+        first, rest = parted(rows, fraction, seed)
         base = Prepared.of(run, task, device)
         key: dict[str, object] = {"fraction": fraction, "seed": seed, "rows": first.tolist()}
         recipe = run.config.model_copy(update={"shard": False})

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import default_collate
 
 from hesstune.bounds.conditions import Conditions, check_separate, check_story, class_count_of
 from hesstune.bounds.data import BoundData
+from hesstune.bounds.monte_carlo import Feeder
 from hesstune.bounds.noisy import KnownNoise, NoiseConfidenceSet, margin_of
 from hesstune.bounds.partition import Share
 from hesstune.bounds.record import Certificate
 from hesstune.bounds.tails import confusion_of, errors_in, held_out_beside, tail_certificate
 from hesstune.bounds.told import kind_of, losses_for, noise_as_told, sample_assumptions, spent_by
 from hesstune.errors import DataError, RunError
-from hesstune.forward import evaluating
+from hesstune.forward import evaluating, logits_of
 
-__all__ = ["certify_compression", "certify_holdout"]
+__all__ = ["certify_checked", "certify_compression", "certify_holdout"]
 
 
 def certify_holdout(
@@ -195,6 +198,80 @@ def _read(conditions: Conditions, dataset: Any, block_size: int, repeats: str, s
     if repeats == "refuse":
         conditions.attempt(data.check_repeats)
     return data
+
+
+def certify_checked(
+    model: nn.Module,
+    dataset: Any,
+    true: Mapping[int, int],
+    delta: float = 0.05,
+    *,
+    seen: Any = None,
+    block_size: int = 32,
+    repeats: str = "refuse",
+    leaks: Sequence[str] = (),
+    assumptions: Sequence[str] = (),
+    diagnostic: bool = False,
+    share: Share | None = None,
+) -> Certificate:
+    """Bound the true error of a network by the given labels of all examples and the true ones of a few.
+
+    See `hesstune.bounds.checked.checked_bound`: nothing is assumed of the given labels' noise.
+
+    Args:
+        model: The network; runs in eval mode and is left as it was.
+        dataset: Map-style (input, given label), independent draws that nothing of the network depends on.
+        true: {index: true label} of examples drawn uniformly at random among them.
+        delta: As of `certify_holdout`, like all that follow.
+        seen: Examples that the network was trained or selected on: checked to be others.
+        block_size: Examples to a batch.
+        repeats: `refuse` repeated inputs, or `allow` them.
+        leaks: As of `hesstune.certify`.
+        assumptions: Further assumptions to print.
+        diagnostic: Return a number marked as no certificate where an assumption fails, not an error.
+        share: As of `hesstune.certify`.
+
+    Raises:
+        HesstuneError: If a condition fails.
+    """
+    conditions, share = Conditions(diagnostic), share or Share()
+    check_story(conditions, leaks, "known", False)
+    spent_by(None, delta)
+    data = _read(conditions, dataset, block_size, repeats, share)
+    check_separate(conditions, data, {"network's training": _seen(seen, block_size)})
+    k, picked = class_count_of(model, data), sorted(true)
+    if not picked or not 0 <= picked[0] <= picked[-1] < data.n:
+        raise DataError(f"checked labels must be of some of the {data.n} examples; got {len(picked)}")
+    some = _Some(dataset, picked)
+    with evaluating(model), torch.no_grad():
+        given = confusion_of(model, data, k, share)
+        guesses = [logits_of(model, Feeder(model)(x)).argmax(dim=1).cpu().numpy() for x, _ in _listed(some)]
+    labels = np.concatenate([np.asarray(y) for _, y in _listed(some)])
+    guess, truth = np.concatenate(guesses), np.array([true[at] for at in picked])
+    apart, wrong = guess != labels, guess != truth
+    numbers = {
+        "wrong_disagreeing": float((apart & wrong).sum()),
+        "checked_disagreeing": float(apart.sum()),
+        "wrong_agreeing": float((~apart & wrong).sum()),
+        "checked_agreeing": float((~apart).sum()),
+        "disagreeing": float(errors_in(given)),
+    }
+    told = [
+        *sample_assumptions(data.n, None, "known", repeats),
+        "the network (its training, its selection, input normalisation) did not use these examples",
+        f"the {len(picked)} checked examples were drawn uniformly at random among them, and checked rightly",
+        *assumptions,
+    ]
+    found = Certificate.of_checked(numbers, n=data.n, delta=delta, classes=k, assumptions=told)
+    return dataclasses.replace(found, failures=list(conditions.failures))
+
+
+def _listed(some: _Some, size: int = 32) -> Iterator[tuple[Any, Any]]:
+    """Yield batches in the order of the examples."""
+    for at in range(0, len(some), size):
+        part = list(range(at, min(at + size, len(some))))
+        items = [some[i] for i in part]
+        yield default_collate([x for x, _ in items]), np.array([int(y) for _, y in items])
 
 
 def _under_noise(noise_matrix: Any) -> dict[str, float]:

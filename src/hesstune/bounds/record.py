@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hesstune.bounds.risk import risk_of
+from hesstune.bounds.words import summary_of
 from hesstune.checks import unit_interval
 from hesstune.errors import ConfigError, RunError
 from hesstune.storage.reading import one_line
@@ -23,26 +24,12 @@ BOUNDS = {
     "pac_bayes": "randomised: fresh weights N(W, sigma^2) for every prediction",
     "holdout": "the network itself, as it stood before it saw the examples counted here",
     "compression": "the network itself, trained on the examples kept and on no others",
+    "checked": "the network itself, as it stood before it saw the examples counted here",
 }
 _FACTS = (
     "risk", "empirical", "empirical_bound", "kl", "n", "delta", "shares", "classes", "family", "draws",
     "draw_size", "loss", "noise", "bound", "numbers",
 )  # fmt: skip
-_SPOKEN = {
-    "pac_bayes": (
-        "the randomised predictor",
-        "Predictor: fresh weights N(trained weights, sigma^2) for every prediction; "
-        "nothing is claimed of the unperturbed network.",
-    ),
-    "holdout": (
-        "the network",
-        "Predictor: the network itself, fixed before it saw the examples counted; no noise on its weights.",
-    ),
-    "compression": (
-        "the network",
-        "Predictor: the network itself, trained on the examples kept and no others; no noise on its weights.",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -306,6 +293,39 @@ class Certificate:
         )
 
     @classmethod
+    def of_checked(
+        cls,
+        numbers: dict[str, float],
+        *,
+        n: int,
+        delta: float,
+        classes: int,
+        **more: Any,
+    ) -> Certificate:
+        """Make the certificate of a network that was fixed before n examples, some of them checked.
+
+        Args:
+            numbers: What `hesstune.bounds.checked.checked_bound` takes: `wrong_disagreeing` and
+                `checked_disagreeing`, `wrong_agreeing` and `checked_agreeing`, and `disagreeing`.
+            n: Number of examples.
+            delta: Probability of failure.
+            classes: K.
+            **more: Further fields.
+        """
+        told = "noisy in any way, some of them checked"
+        return cls._of_network(
+            "checked",
+            numbers,
+            {"checked": delta},
+            numbers["disagreeing"] / n,
+            n=n,
+            delta=delta,
+            classes=classes,
+            noise=told,
+            **more,
+        )
+
+    @classmethod
     def _of_network(
         cls, bound: str, numbers: dict[str, float], shares: dict[str, float], empirical: float, **more: Any
     ) -> Certificate:
@@ -325,58 +345,7 @@ class Certificate:
 
     def summary(self) -> str:
         """Return the certificate in words, for a terminal."""
-        if self.diagnostic:
-            head = f"DIAGNOSTIC, NO CERTIFICATE: the number {self.risk:.4f} is not guaranteed, because"
-            lines = [head, *(f"  - {reason}" for reason in self.failures)]
-        else:
-            verdict = (
-                f"vacuous: guessing among {self.classes} classes does as well"
-                if self.vacuous
-                else "non-vacuous"
-            )
-            lines = [
-                f"Certified: {_SPOKEN[self.bound][0]}'s true error is at most {self.risk:.4f} "
-                f"with probability {1 - self.delta:g} ({verdict})."
-            ]
-        lines += [_SPOKEN[self.bound][1], self._counts()]
-        if self.tried:
-            told = ", ".join(f"{name} {risk:.4f}" for name, risk in self.tried.items())
-            lines.append(f"The smallest of bounds that share delta: {told}.")
-        if self.held_out:
-            lines.append(self._beside(self.held_out))
-        lines += ["It holds if:", *(f"  - {text}" for text in self.assumptions)]
-        return "\n".join(lines)
-
-    def _counts(self) -> str:
-        head = f"n = {self.n}, delta = {self.delta:g}, "
-        labels = f"labels: {self.noise}; loss: {self.loss}"
-        if self.bound == "compression":
-            kept = f"examples kept = {self.numbers['kept']:.0f}"
-            return f"{head}{kept}; every other one is classified right; {labels}"
-        if self.bound == "holdout":
-            return f"{head}error on the given labels: {self.empirical:.4f}; {labels}"
-        return (
-            f"{head}KL = {self.kl:.2f} nats, priors and losses to choose from = {self.family}, "
-            f"draws = {self.draws}\n"
-            f"Error on the given labels over the draws: {self.empirical:.4f}; {labels}"
-        )
-
-    def _beside(self, held: dict[str, float]) -> str:
-        if self.held_out_labels == "unknown":
-            return (
-                f"Beside it, the unperturbed network disagrees with {held['error']:.4f} of the labels of "
-                f"{held['n']:.0f} held-out examples; how many of these are wrong is not known, so no bound "
-                "on the true error follows."
-            )
-        text = f"Beside it, the unperturbed network on {held['n']:.0f} held-out examples: "
-        text += f"error {held['error']:.4f}"
-        sure = f"probability {1 - held['delta']:g}"
-        if self.held_out_labels == "noisy":
-            return (
-                f"{text} on labels as noisy as the certificate's own; its true error is at most "
-                f"{held['bound']:.4f} ({sure})."
-            )
-        return f"{text}, at most {held['bound']:.4f} (Clopper-Pearson, {sure})."
+        return summary_of(self)
 
     def __str__(self) -> str:
         return self.summary()

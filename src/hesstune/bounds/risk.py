@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from hesstune.bounds.checked import checked_bound
 from hesstune.bounds.compression import compression_bound
 from hesstune.bounds.pac_bayes import complexity, confidence_upper, kl_inverse, monte_carlo_upper
 from hesstune.errors import ConfigError
@@ -39,6 +40,15 @@ def risk_of(
         noisy = compression_bound(int(numbers["kept"]), n, shares["compression"])
         # Under noise the bound is of the error on noisy labels, which is at least c + γ·(the true one).
         return min(1.0, max(0.0, (noisy - numbers.get("floor", 0.0)) / numbers.get("gamma", 1.0)))
+    if bound == "checked":
+        counts = {name: int(value) for name, value in numbers.items()}
+        return checked_bound(
+            (counts["wrong_disagreeing"], counts["checked_disagreeing"]),
+            (counts["wrong_agreeing"], counts["checked_agreeing"]),
+            counts["disagreeing"],
+            n,
+            shares["checked"],
+        )
     if "mean" not in numbers:
         raise ConfigError("the certificate's record, of an earlier version, lacks numbers; certify again")
     low, high = numbers["low"], numbers["high"]

@@ -10,7 +10,19 @@ from typing import Any
 import typer
 
 from hesstune._version import __version__
-from hesstune.cli import certify, compare, demo, export, finetune, label, measure, noise, predict, report
+from hesstune.cli import (
+    certify,
+    check,
+    compare,
+    demo,
+    export,
+    finetune,
+    label,
+    measure,
+    noise,
+    predict,
+    report,
+)
 from hesstune.cli.exits import Interrupted, is_first
 from hesstune.cli.options import GroupedCommand
 from hesstune.runtime.signals import ENDING
@@ -28,6 +40,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     certify.certify,
+    check.check,
     compare.compare,
     demo.demo,
     export.export,

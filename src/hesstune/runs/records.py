@@ -35,9 +35,10 @@ FORMER_LABEL_ISSUES = "doubtful.csv"  # in folders of format 0; their estimate l
 EXAMPLES, REPORT, RADIUS, OBSERVED = "examples.json", "report.html", "radius.json", "observed.json"
 # Folders of a certificate's own runs: of a prior trained on a part, and of Pick-to-Learn.
 PRIOR, POSTERIOR, COMPRESSED = "prior", "posterior", "compressed"
+TO_CHECK = "to_check.csv"  # the sheet of hesstune check, for a person to fill in
 TENSORBOARD, MLFLOW, MLFLOW_RUN = "tensorboard", "mlruns", "mlflow_run"
 DERIVED = (
-    MEASURE, MEASURE_TENSORS, STABILITY, CERTIFICATE, PRIOR, POSTERIOR, COMPRESSED, NOISE_CHECK,
+    MEASURE, MEASURE_TENSORS, STABILITY, CERTIFICATE, PRIOR, POSTERIOR, COMPRESSED, TO_CHECK, NOISE_CHECK,
     LABEL_ISSUES, LABEL_ISSUES_RECORD, FORMER_LABEL_ISSUES, EXAMPLES, REPORT, RADIUS, OBSERVED,
     TENSORBOARD, MLFLOW, MLFLOW_RUN,
 )  # fmt: skip

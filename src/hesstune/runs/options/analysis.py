@@ -12,6 +12,7 @@ from hesstune.runs.options.data import SKIP_BAD_IMAGES, ColumnOptions
 
 __all__ = [
     "CertifyOptions",
+    "CheckOptions",
     "DeviceOptions",
     "MeasureOptions",
     "NoiseCheckOptions",
@@ -136,6 +137,12 @@ class CertifyOptions(Options):
         description="CSV file of ids and true labels, drawn at random among the training examples: they "
         "leave the certificate's and give a confidence set for the noise matrix",
     )
+    checked: FilePath | None = Field(
+        None,
+        description="CSV file of ids and true labels of examples drawn at random, by hesstune check, among "
+        "those that the bound counts on (the test part, or what {prior_fraction} leaves): bounds the true "
+        "error whatever the noise of the given labels",
+    )
     test_labels: Literal["auto", "true", "noisy", "unknown"] = Field(
         "auto",
         description="what the test part's labels are worth; noisy: as the training labels are; auto: true "
@@ -172,11 +179,25 @@ class CertifyOptions(Options):
 
     @model_validator(mode="after")
     def _one_story(self) -> CertifyOptions:
+        if self.checked is not None and (self.bound != "pac_bayes" or self.clean_sample is not None):
+            raise ValueError("{checked} is a bound of its own; leave {bound} and {clean_sample} out")
         if self.noise_is == "none" and self.clean_sample is not None:
             raise ValueError(
                 "{noise_is} none says that labels are true, and {clean_sample} that they are not"
             )
         return self
+
+
+class CheckOptions(Options):
+    """Which examples a person is to label, for `certify --checked`."""
+
+    first: ClassVar[tuple[str, ...]] = ("sample", "prior_fraction")
+
+    sample: int = Field(300, gt=0, description="examples to draw, uniformly at random")
+    prior_fraction: float = Field(
+        0.0, ge=0, lt=1, description="as of certify: the sample is of what it leaves; 0: of the test part"
+    )
+    seed: int = Field(0, ge=0, description="as of certify, and of the sample")
 
 
 class NoiseCheckOptions(Options):
