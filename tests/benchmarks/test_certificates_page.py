@@ -1,0 +1,50 @@
+"""Every certificate of the page follows from its own record: recomputed in 40 digits."""
+
+from math import comb
+
+import mpmath
+import pytest
+
+from records import DOCS, read_record
+
+CELLS = [
+    pytest.param(cell[bound], id=f"{name}, seed {seed}, {bound}")
+    for name, seeds in read_record("certificates_networks")["cells"].items()
+    for seed, cell in seeds.items()
+    for bound in ("compression", "holdout")
+    if bound in cell
+]
+
+
+def compression(kept, n, delta, epsilon):
+    terms = (mpmath.mpf(comb(m, kept)) * (1 - epsilon) ** (m - n) for m in range(kept, n))
+    return mpmath.mpf(delta) / n * mpmath.fsum(terms) / comb(n, kept) - 1
+
+
+def tail(errors, n, delta, rate):
+    terms = (comb(n, j) * rate**j * (1 - rate) ** (n - j) for j in range(errors + 1))
+    return mpmath.mpf(delta) - mpmath.fsum(terms)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_certificate_follows_from_its_record(cell):
+    with mpmath.workdps(40):
+        risk, numbers, n = mpmath.mpf(cell["risk"]), cell["numbers"], cell["n"]
+        below = mpmath.mpf("1e-8")
+        if cell["bound"] == "holdout":
+            errors, delta = int(numbers["errors"]), cell["shares"]["exact_tail"]
+            excess = [tail(errors, n, delta, rate) for rate in (risk, risk - below)]
+        else:
+            kept, delta = int(numbers["kept"]), cell["shares"]["compression"]
+            noisy = numbers.get("floor", 0) + numbers.get("gamma", 1) * risk
+            rates = (noisy + mpmath.mpf("1e-12"), noisy - below)
+            excess = [compression(kept, n, delta, rate) for rate in rates]
+        assert excess[0] >= 0 > excess[1]
+
+
+def test_the_page_shows_them():
+    text = (DOCS / "certificates.md").read_text(encoding="utf-8")
+    for seeds in read_record("certificates_networks")["cells"].values():
+        for cell in seeds.values():
+            for bound in ("compression", "holdout"):
+                assert bound not in cell or f"{cell[bound]['risk']:.3f}" in text
