@@ -26,6 +26,7 @@ from there.
 
 | method | what it uses |
 |---|---|
+| `em` | features: true classes, probes and F in turn (below) |
 | `anchor` | the example of each class with the largest probability (Patrini et al. 2017); `anchor:0.9` a quantile |
 | `dual_t` | the product of two easier matrices (Yao et al. 2020), tempered |
 | `confident` | cleanlab's confident joint |
@@ -33,6 +34,19 @@ from there.
 | `labelmodel` | the votes: P(true class \\| votes) of a label model against the label trained on |
 | `holdout` | checked labels, with a confidence set |
 | `auto` | the likelihood of held-out noisy labels picks one |
+
+## Latent-truth EM
+
+`em` takes the true class of each example as unknown. Its probability is q_i ∝ p(x_i)·F[·, ỹ_i], with p from a
+softmax regression on the features' principal components that was fitted to the q of *other* folds, at the
+temperature that the given labels speak for; F is refitted to q, the probes to q, until F rests (Raykar et al.
+2010; Bekker and Goldberger 2016). Candidates differ in the penalty of the probes and in what F may be: the
+identity (the labels are believed), symmetric, or full, its rows drawn to the symmetric matrix as much as their
+evidence says. EM's own folds leak (each probe learnt from posteriors that had seen the label it is judged by), so
+the choice is *nested*: each candidate is fitted, EM and all, without a fifth of the examples, and judged by
+ln Σ_c p_c(x)·F[c, ỹ] there. The simplest shape within half a standard error of the best is taken. No true label is
+read. The method `auto` takes its head from there, `hesstune clean` its probabilities, and `hesstune label` its
+label model `latent`, where shares of votes stand for labels.
 
 Dual-T multiplies the matrix from the true to an intermediate class with that from the intermediate class to
 the given label. On perfectly calibrated probabilities both are F, and the product is F². So its first

@@ -93,6 +93,7 @@ def tiny(tmp_path_factory, image_folder, monkeypatch):
     monkeypatch.delitem(sys.modules, "tinynets", raising=False)
     return {
         "model": "py:tinynets:small",
+        "method": "robust",
         "data": f"folder:{image_folder}",
         "inject_noise": "symmetric:0.2",
         "image_size": 16,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hesstune.curvature.result import Measure
     from hesstune.curvature.stability import noise_stability
     from hesstune.errors import HesstuneError
+    from hesstune.labeling.clean import clean
     from hesstune.labeling.label_data import label_data
     from hesstune.losses.consistent import ConsistentLoss
     from hesstune.noise.matrix import NoiseMatrix
@@ -40,6 +41,7 @@ __all__ = [
     "Run",
     "__version__",
     "certify",
+    "clean",
     "compare",
     "finetune",
     "fit",
@@ -63,6 +65,7 @@ __getattr__, __dir__ = lazily(
         "Reference": "hesstune.reference",
         "Run": "hesstune.runs.run",
         "certify": "hesstune.bounds.certificate",
+        "clean": "hesstune.labeling.clean",
         "compare": "hesstune.study.compare",
         "finetune": "hesstune.training.finetune",
         "fit": "hesstune.training.fit",

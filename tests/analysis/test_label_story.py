@@ -219,7 +219,8 @@ def test_a_comparison_reads_a_matrix_in_its_own_order_of_classes(tiny, tmp_path)
     turned.write_text(json.dumps({"matrix": array[::-1, ::-1].tolist(), "classes": ["light", "dark"]}))
     risks = []
     for path in (straight, turned):
-        options = {**tiny, "train": "head", "epochs": 1, "inject_noise": None, "noise_matrix": str(path)}
+        shared = {name: value for name, value in tiny.items() if name != "method"}
+        options = {**shared, "train": "head", "epochs": 1, "inject_noise": None, "noise_matrix": str(path)}
         found = ht.compare(options, methods=["vanilla"], seeds=1, certify=True, measure_examples=0,
                            out=str(tmp_path / path.stem))  # fmt: skip
         risks.append(found.results.cells[0].metrics["certificate"].risk)

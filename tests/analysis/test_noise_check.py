@@ -30,6 +30,7 @@ def noisy_run(tmp_path_factory):
     return ht.finetune(
         data=f"folder:{root / 'images'}",
         inject_noise="symmetric:0.3",
+        method="robust",
         train="head",
         epochs=1,
         image_size=32,

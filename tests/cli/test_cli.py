@@ -7,6 +7,7 @@ import yaml
 
 import hesstune as ht
 
+NOISY = ["--inject-noise", "symmetric:0.3"]
 FAST = ["--train", "head", "--limit", "60", "--epochs", "2", "--image-size", "32"]
 
 
@@ -36,7 +37,7 @@ def test_help_does_not_import_torch():
 
 def test_finetune_predict_and_everything_wrong_with_them(tmp_path):
     out = tmp_path / "runs" / "a"
-    done = hesstune("finetune", "--inject-noise", "symmetric:0.3", *FAST, "--out", out, "--json")
+    done = hesstune("finetune", "--method", "robust", *NOISY, *FAST, "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["path"] == str(out)
@@ -115,7 +116,8 @@ def test_interrupted_is_130_with_the_command_that_resumes(tmp_path):
 
     out = tmp_path / "a b"
     command = [sys.executable, "-m", "hesstune", "finetune", "--inject-noise", "0.2", "--train", "head",
-               "--limit", "60", "--image-size", "32", "--epochs", "100000", "--out", str(out)]  # fmt: skip
+               "--method", "robust", "--limit", "60", "--image-size", "32", "--epochs", "100000",
+               "--out", str(out)]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:

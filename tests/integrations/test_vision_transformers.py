@@ -44,6 +44,7 @@ def test_from_a_saved_folder_to_a_saved_folder(pretrained, tmp_path, image_folde
         model=f"hf:{pretrained}",
         data=data,
         inject_noise="symmetric:0.2",
+        method="robust",
         image_size=32,
         epochs=3,
         lr=1e-2,

@@ -325,3 +325,48 @@ def test_labels_that_say_nothing_have_a_singular_matrix_that_is_told(tmp_path):
     assert any("the estimated noise matrix was" in note and "what is written" in note for note in found.notes)
     assert found.noise.condition <= 100
     assert found.noise.smoothing > 0
+
+
+def test_labels_that_are_as_good_as_guessed_have_no_noise_matrix(tmp_path, capsys):
+    """A label model that has lost the classes is refused, and nothing is written."""
+    rng = np.random.default_rng(0)
+    rows = [["id", "vote_a", "vote_b", "vote_c"]]
+    rows += [[f"e{i}", *rng.choice(["x", "y"], 3)] for i in range(200)]
+    path, out = write(tmp_path / "votes.csv", rows), tmp_path / "labels.csv"
+    words = ("label", "--votes", path, "--out", out)
+    code, said, _ = hesstune(capsys, *words)
+    if code == 0:  # by the majority's own weights the labels may pass: it is then said how votes differ
+        assert "two votes on an example differ" in said
+        out.unlink()
+        (tmp_path / "labels.noise.json").unlink()
+    from hesstune.labeling.label_data import _beside_guessing
+
+    assert _beside_guessing(0.40, 2, "dawid_skene") == []
+    assert "next to nothing" in _beside_guessing(0.49, 2, "majority")[0]
+    with pytest.raises(NoiseMatrixError, match="guessing is wrong on 50%"):
+        _beside_guessing(0.49, 2, "dawid_skene")
+    with pytest.raises(NoiseMatrixError, match="lost the classes"):
+        _beside_guessing(0.79, 6, "dawid_skene")
+
+
+def test_auto_looks_at_texts_and_mends_what_rules_get_wrong(tmp_path, capsys):
+    """Rules that see one word each; what they get wrong the texts' features tell."""
+    good, bad = (
+        ("a wonderful film", "great acting", "i loved it"),
+        ("a boring film", "awful acting", "i hated it"),
+    )
+    rows = [["id", "text", "label", "vote_a", "vote_b"]]
+    rng = np.random.default_rng(0)
+    for i in range(120):
+        true = ("good", "bad")[i % 2]
+        words = rng.choice(good if true == "good" else bad, 3)
+        wrong = "bad" if true == "good" else "good"
+        votes = [true if rng.random() < 0.75 else wrong, true if rng.random() < 0.7 else ""]
+        rows.append([f"e{i}", " and ".join(words) + f" {i}", true, *votes])
+    path = write(tmp_path / "texts.csv", rows)
+    out = tmp_path / "labels.csv"
+    code, said, error = hesstune(capsys, "label", "--target", f"csv:{path}", "--out", out, "--json")
+    assert code == 0, error
+    record = json.loads(said.splitlines()[-1])
+    assert any("latent" in note for note in record["notes"])
+    assert record["accuracy"] > record["majority_accuracy"] + 0.05

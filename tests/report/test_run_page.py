@@ -212,7 +212,7 @@ def test_the_demo_ends_with_its_page_opened(tmp_path, monkeypatch, capsys, quiet
 
     run = Run.load(run_folder(tmp_path))
     opened = []
-    both = {("vanilla", 0): run, ("robust", 0): run}
+    both = {("plain", 0): run, ("robust", 0): run, ("auto", 0): run}
     monkeypatch.setattr(hesstune.study.demo, "run_demo", lambda out, seeds, bars: both)
     monkeypatch.setattr("hesstune.report.write.write_report", lambda run: (run.path / "report.html", None))
     monkeypatch.setattr(command, "open_on_desktop", opened.append)

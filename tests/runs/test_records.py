@@ -47,7 +47,8 @@ def made(tmp_path_factory):
             pixels = np.clip(rng.normal(level, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / "images" / name / f"{i:02d}.png")
     options = {
-        "model": "py:recordnets:small", "data": f"folder:{root / 'images'}", "inject_noise": "symmetric:0.2",
+        "model": "py:recordnets:small", "data": f"folder:{root / 'images'}", "method": "robust",
+        "inject_noise": "symmetric:0.2",
         "image_size": 16, "epochs": 1, "batch_size": 8, "lr": 1e-2, "head_init": "keep", "radius": "auto",
         "noise_matrix": "estimate:auto", "val_fraction": 0.4, "test_fraction": 0.1,
     }  # fmt: skip

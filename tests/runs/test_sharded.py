@@ -21,8 +21,8 @@ from hesstune.training import trainer
 from hesstune.runtime.distributed import all_reduce_sum, rank, start_ranks, world
 
 OPTIONS = dict(
-    data=sys.argv[1], model="py:ranknets:small", inject_noise="symmetric:0.2", image_size=16, epochs=3,
-    batch_size=5, lr=0.01, head_init="keep", limit=11, radius=0.05, augment="none",
+    data=sys.argv[1], model="py:ranknets:small", method="robust", inject_noise="symmetric:0.2",
+    image_size=16, epochs=3, batch_size=5, lr=0.01, head_init="keep", limit=11, radius=0.05, augment="none",
 )
 """
 
@@ -108,8 +108,9 @@ def test_two_processes_that_share_the_weights_train_as_one(place):
     done = torchrun(data, cwd=folder, program=["train.py"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done 2") == 2
-    options = {"data": data, "model": "py:ranknets:small", "inject_noise": "symmetric:0.2", "image_size": 16,
-               "epochs": 3, "batch_size": 5, "lr": 0.01, "head_init": "keep", "limit": 11, "radius": 0.05,
+    options = {"data": data, "model": "py:ranknets:small", "method": "robust", "epochs": 3,
+               "inject_noise": "symmetric:0.2", "image_size": 16, "batch_size": 5, "lr": 0.01,
+               "head_init": "keep", "limit": 11, "radius": 0.05,
                "augment": "none"}  # fmt: skip
     cases = {
         "frobenius": {},

@@ -7,7 +7,10 @@ import pytest
 import hesstune as ht
 from hesstune.errors import MissingExtraError
 
-SMALL = {"data": "digits", "inject_noise": "symmetric:0.3", "train": "head", "limit": 60, "image_size": 32}
+SMALL = {
+    "data": "digits", "method": "robust", "inject_noise": "symmetric:0.3", "train": "head", "limit": 60,
+    "image_size": 32,
+}  # fmt: skip
 
 
 def test_tensorboard_holds_every_epoch(tmp_path):

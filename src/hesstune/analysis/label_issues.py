@@ -37,7 +37,7 @@ from hesstune.runtime.device import pick_device
 from hesstune.storage.atomic import write_csv
 from hesstune.storage.stored import write_record
 
-__all__ = ["label_issues", "label_posterior", "save_pictures"]
+__all__ = ["label_issues", "label_posterior", "pictures_of", "save_pictures"]
 
 SIDE, LETTERS = 48, 400
 
@@ -129,11 +129,11 @@ def save_pictures(run: Run, ids: Sequence[str]) -> None:
     """
     train = run.task().train
     row = {example: at for at, example in enumerate(train.ids)}
-    shown = _pictures(train, np.array([row[i] for i in ids], dtype=np.int64))
+    shown = pictures_of(train, np.array([row[i] for i in ids], dtype=np.int64))
     write_record(run.path / EXAMPLES, Pictures.model_validate(shown))
 
 
-def _pictures(part: Examples, rows: NDArray[np.int64]) -> dict[str, Picture]:
+def pictures_of(part: Examples, rows: NDArray[np.int64]) -> dict[str, Picture]:
     """Return small pictures, or texts, of some examples by their ids."""
     if (texts := part.texts) is not None:
         return {

@@ -22,7 +22,7 @@ def demo(
     json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
-    """Fine-tune on real digits, 40 % of whose labels are wrong: plainly, and robustly."""
+    """Fine-tune on real digits, 40 % of whose labels are wrong: plainly, robustly, and by auto."""
     from hesstune.report.write import write_report
     from hesstune.study.demo import SETTING, run_demo
 
@@ -34,17 +34,17 @@ def demo(
     with progress_bars(quiet) as bars:
         runs = run_demo(out, seeds, bars)
     for seed in range(seeds):
-        rows = {method: run for (method, at), run in runs.items() if at == seed}
+        rows = {name: run for (name, at), run in runs.items() if at == seed}
         output.say("" if seeds == 1 else f"\nseed {seed}", results_table(rows))
     changed = runs["robust", 0].facts.noise
     output.say(
         "",
         f"{changed.realised_rate:.1%} of the training labels were changed; "
-        f"the robust run was told: {changed.told}.",
+        f"the robust run was told: {changed.told}; auto was told nothing.",
         "Runs: " + ", ".join(str(run.path) for run in runs.values()),
     )
-    page, _ = write_report(runs["robust", 0])
-    output.say(f"Report of the robust run: {page}")
+    page, _ = write_report(runs["auto", 0])
+    output.say(f"Report of the auto run: {page}")
     if not quiet:
         open_on_desktop(page)
     output.record(
@@ -53,13 +53,14 @@ def demo(
             "setting": SETTING,
             "runs": [
                 {
-                    "method": method,
+                    "method": run.config.method,
+                    "name": name,
                     "seed": seed,
                     "path": str(run.path),
                     "noise": run.record["noise"],
                     **run.result,
                 }
-                for (method, seed), run in runs.items()
+                for (name, seed), run in runs.items()
             ],
         }
     )

@@ -65,6 +65,8 @@ def finetune(
 def _told(facts: records.RunRecord) -> Iterator[str]:
     """Return a line for each thing to know of what a run was made from."""
     noise = facts.noise
+    if facts.recipe is not None:
+        yield f"Head: {facts.recipe.chosen}; {facts.recipe.reason}."
     if noise.injected:
         changed = f"{noise.realised_rate:.1%} of the training labels changed"
         yield f"Noise injected: {noise.injected}; {changed}."

@@ -13,6 +13,7 @@ from hesstune._version import __version__
 from hesstune.cli import (
     certify,
     check,
+    clean,
     compare,
     demo,
     export,
@@ -41,6 +42,7 @@ app = typer.Typer(
 COMMANDS = (
     certify.certify,
     check.check,
+    clean.clean,
     compare.compare,
     demo.demo,
     export.export,

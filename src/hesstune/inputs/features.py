@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hesstune.forward import evaluating, logits_of
+from hesstune.forward import Inputs, evaluating, logits_of
 from hesstune.inputs.batches import EVAL_BATCH, ModelInputs, batches_of, in_order
 
 __all__ = ["FeatureInputs", "cached_features"]
@@ -51,15 +51,32 @@ def cached_features(
         with evaluating(model):
             for indices in batches:
                 seen.clear()
-                logits = logits_of(model, feed.inputs(indices))
+                logits_of(model, feed.inputs(indices))
                 if len(seen) != 1 or seen[0].ndim != 2 or len(seen[0]) != len(indices):
                     return None
-                if not parts and not torch.equal(_apply(head, seen[0]), logits):
+                if not parts and not _determines(model, head, feed.inputs(indices[:2])):
                     return None
                 parts.append(seen[0])
     finally:
         handle.remove()
     return FeatureInputs(in_order(parts, batches) if parts else torch.zeros((0, 1)))
+
+
+def _determines(model: nn.Module, head: nn.Module, inputs: Inputs) -> bool:
+    """Tell whether the logits are the head's own output, whatever its weights: a zero head hides it."""
+    seen: list[torch.Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    kept = [p.detach().clone() for p in head.parameters()]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for p in head.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator).to(p))
+        logits = logits_of(model, inputs)
+        return len(seen) == 1 and torch.equal(_apply(head, seen[0]), logits)
+    finally:
+        handle.remove()
+        for p, value in zip(head.parameters(), kept, strict=True):
+            p.copy_(value)
 
 
 def _apply(head: nn.Module, features: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,8 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
     Args:
         model: As for `hesstune.finetune`, a string or a module; `minilm` or `hf:NAME` for texts.
         method: A fine-tuning method.
-        noise_matrix: What the loss believes about the labels: a rate, `symmetric:RATE`, `pair:RATE`.
+        noise_matrix: What is known of the labels' noise: a rate, `symmetric:RATE`, `pair:RATE`; None:
+            nothing, and `auto` does without.
         radius: Radii of the constraint; the method's own where None.
         train: `all` or `head`.
         epochs: Passes over the training set.
@@ -45,7 +46,8 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         lr: Peak learning rate; by default as for `hesstune.finetune`.
         image_size: Images are resized to this side.
         max_length: Tokens of a text at most.
-        val_fraction: Share of the examples held out of training for validation.
+        val_fraction: Share of the examples held out of training for validation; None: a fifth where `auto`
+            judges deeper layers by them, else none.
         options: More options of `hesstune.finetune`, by name.
         out: Run folder, overwritten by the next `fit`; where None the run is kept in memory.
         random_state: The seed.
@@ -60,7 +62,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
     Example:
         >>> from sklearn.datasets import load_digits
         >>> digits = load_digits()
-        >>> model = RobustClassifier(noise_matrix="symmetric:0.2", train="head", epochs=2, image_size=32)
+        >>> model = RobustClassifier(train="head", image_size=32)
         >>> model.fit(digits.images[:200] / 16, digits.target[:200]).predict(digits.images[:3] / 16).shape
         (3,)
     """
@@ -68,8 +70,8 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
     def __init__(
         self,
         model: Any = "efficientnet_lite0",
-        method: str = "robust",
-        noise_matrix: str | float | None = "symmetric:0.2",
+        method: str = "auto",
+        noise_matrix: str | float | None = None,
         radius: float | dict[str, float] | None = None,
         train: str = "all",
         epochs: int = 15,
@@ -77,7 +79,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         lr: float | None = None,
         image_size: int = 64,
         max_length: int = 128,
-        val_fraction: float = 0.0,
+        val_fraction: float | None = None,
         options: dict[str, Any] | None = None,
         out: str | None = None,
         random_state: int = 0,
@@ -127,7 +129,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
             "lr": self.lr,
             "image_size": self.image_size,
             "max_length": self.max_length,
-            "val_fraction": self.val_fraction,
+            "val_fraction": self._val_fraction(),
             "test_fraction": 0.0,
             "seed": self.random_state,
             **(self.options or {}),
@@ -145,6 +147,11 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
             self._files = {path.name: path.read_bytes() for path in run.path.iterdir() if _is_kept(path)}
         self._run = None if self.out is None else run
         return self
+
+    def _val_fraction(self) -> float:
+        if self.val_fraction is not None:
+            return self.val_fraction
+        return 0.2 if self.method == "auto" and self.train != "head" else 0.0
 
     @property
     def run_(self) -> Run:

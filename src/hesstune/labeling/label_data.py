@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.data.clean import read_clean_labels
-from hesstune.errors import ConfigError, DataError, listed
+from hesstune.errors import ConfigError, DataError, NoiseMatrixError, listed
 from hesstune.labeling.domain_labelers import Training, named_domains, train_labelers
 from hesstune.labeling.labeling_target import Target
 from hesstune.labeling.options import NEED_FEATURES, LabelOptions
@@ -47,6 +47,8 @@ def label_data(target: str | None = None, **options: Any) -> Labelling:
     asked = make_options(LabelOptions, {"target": target, **options})
     examples, sources = read_sources(asked)
     needs = asked.label_model in NEED_FEATURES or asked.noise_from in NEED_FEATURES
+    if asked.label_model == "auto" and not asked.labelers and examples.has_inputs:
+        needs = True  # the label model latent looks at the examples
     trained, features = None, None
     if asked.labelers or needs:
         if not examples.has_inputs:
@@ -175,6 +177,46 @@ def _clean(
     return np.array([place[i] for i in given], dtype=np.int64), np.array(list(given.values()), dtype=np.int64)
 
 
+# A noise rate of so much of guessing's says that the label model has lost the classes.
+NEAR_GUESSING = 0.9
+# Label models that cannot lose a class: they fit at most one number a labeler.
+PLAIN = ("auto", "majority", "weighted", "soft")
+
+
+def _beside_guessing(rate: float, k: int, model: str) -> list[str]:
+    """Say where a matrix holds that labels are as good as guessed; refuse it of models that lose classes.
+
+    Raises:
+        NoiseMatrixError: Of a model with parameters for each labeler, which may have taken one class for all.
+    """
+    guessing = 1 - 1 / k
+    if rate <= NEAR_GUESSING * guessing:
+        return []
+    said = (
+        f"by the label model {model}, {rate:.0%} of the labels would be wrong, and guessing is wrong on "
+        f"{guessing:.0%}"
+    )
+    if model in PLAIN:
+        return [f"{said}: these votes say next to nothing; check some labels by hand (--clean-labels)"]
+    raise NoiseMatrixError(
+        f"{said}: it has lost the classes. Take --label-model auto and --noise-from auto, or check some "
+        "labels by hand (--clean-labels)"
+    )
+
+
+def _beside_disagreement(rate: float, votes: Votes) -> list[str]:
+    """Say how often two votes on an example differ, beside the noise rate of the labels made of them."""
+    counts = votes.counts
+    each = counts.sum(axis=1)
+    pairs = float((each * (each - 1)).sum())
+    if not pairs:
+        return ["no example has two votes: how often labelers err cannot be seen in their disagreement"]
+    differ = 1 - float((counts * (counts - 1)).sum()) / pairs
+    said = f"two votes on an example differ {differ:.0%} of the time; the labels' noise is put at {rate:.0%}"
+    # Labels of the better-informed kind err less often than two votes differ, unless labelers err together.
+    return [said + (", more than that: labelers that err together are not seen" if rate > differ else "")]
+
+
 def _noise(
     votes: Votes,
     labels: NDArray[np.int64],
@@ -189,12 +231,14 @@ def _noise(
     name = noise_from
     if name == "auto":
         plain = "weighted" if model in ("majority", "soft") else model
-        name = "soft_features" if features is not None else plain
+        name = "soft_features" if features is not None and model in ("majority", "soft") else plain
     if name != model:
         posterior = label(votes, name, features=features, clean=clean, seed=seed).posterior
     rows = np.flatnonzero(labels != ABSTAIN)
     found = from_posterior(posterior[rows], labels[rows], f"labelmodel ({name})")
-    notes = [*found.notes, *dependence_note(votes, posterior)]
+    notes = [*found.notes, *_beside_guessing(found.matrix.rate, votes.k, name)]
+    notes += _beside_disagreement(found.matrix.rate, votes)
+    notes += dependence_note(votes, posterior)
     speaking = int((votes.coverage > 0).sum())
     if speaking < 3 and name not in NEED_FEATURES:
         notes.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -97,18 +97,19 @@ class Target:
         }
 
 
-def read_target(spec: str) -> Target:
+def read_target(spec: str, known: Sequence[str] = TRUTHS) -> Target:
     """Read the examples that a data specification names; true labels are used for tables alone.
 
     Args:
         spec: `folder:PATH`, `csv:PATH` (columns `image` or `text`, perhaps `text2`, `id`, `split`,
             `true_label` or `label`, and votes) or `hf:NAME` with texts.
+        known: Columns of a CSV file that may hold the examples' labels; the first that is there does.
 
     Raises:
         DataError: If the examples are no image files and no texts.
     """
     if spec.startswith("csv:"):
-        return _of_table(read_table(spec.removeprefix("csv:")))
+        return _of_table(read_table(spec.removeprefix("csv:")), known)
     found = listing(spec, size=8, labelled=False)
     if found.paths is None and found.texts is None:
         raise DataError(
@@ -119,9 +120,9 @@ def read_target(spec: str) -> Target:
     return Target(found.ids, found.given, parts, found.paths, found.texts, notes=tuple(found.notes))
 
 
-def _of_table(table: CsvTable) -> Target:
-    known = next((name for name in TRUTHS if name in table), None)
-    true = ["" if is_missing(cell) else cell.strip() for cell in table.cells(known)] if known else None
+def _of_table(table: CsvTable, known: Sequence[str]) -> Target:
+    column = next((name for name in known if name in table), None)
+    true = ["" if is_missing(cell) else cell.strip() for cell in table.cells(column)] if column else None
     found = examples_of(table)
     notes = (*table.notes, *found.notes)
     return Target(found.ids, true, found.parts, found.paths, found.texts, table, notes)

@@ -11,7 +11,7 @@ from hesstune.weak.names import LabelModel, PosteriorModel
 
 __all__ = ["NEED_FEATURES", "LabelOptions"]
 
-NEED_FEATURES = ("features", "soft_features")
+NEED_FEATURES = ("latent", "features", "soft_features")
 TAKE_CLEAN = ("amcl", *NEED_FEATURES)
 Specs = Annotated[Names, Shown("DATA,DATA,…")]
 
@@ -53,13 +53,13 @@ class LabelModelOptions(Options):
 
     label_model: LabelModel = Field(
         "auto",
-        description="what makes labels of votes; auto: the labelers' probabilities summed, or the model that "
-        "foretells votes it has not seen best",
+        description="what makes labels of votes; auto: the labelers' probabilities summed, or latent where "
+        "examples can be looked at, else the model that foretells votes it has not seen best",
     )
     noise_from: Literal["auto", PosteriorModel] = Field(
         "auto",
-        description="label model whose posterior gives the noise matrix; auto: soft_features where features "
-        "are at hand, weighted for majority and soft votes, and else {label_model} itself",
+        description="label model whose posterior gives the noise matrix; auto: soft_features for labelers "
+        "trained on features, weighted for majority and soft votes, and else {label_model} itself",
     )
     clean_labels: FilePath | None = Field(
         None, description="CSV file of checked labels (id, label), for amcl, features and soft_features"

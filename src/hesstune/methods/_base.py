@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from hesstune.errors import ConfigError, FormerNameError, unknown_name
@@ -12,6 +13,8 @@ from hesstune.storage.tensors import Tree
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from hesstune.methods._head import HeadMaterial, SolvedHead
 
 __all__ = ["Batch", "Method", "MethodSetup", "Option"]
 
@@ -47,6 +50,8 @@ class Method:
     # Whether it trains weights of which each process holds a part: it then touches them by the constraint
     # alone. Said by each class for itself.
     shards: ClassVar[bool] = False
+    # Whether `solve_head` gives the head before the first step; validation then judges the start, too.
+    solves_head: ClassVar[bool] = False
     own_options: ClassVar[dict[str, Option]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -105,6 +110,16 @@ class Method:
             values[name] = float(value)
         return values
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether steps follow: not where the head was solved and nothing else is trained."""
+        return True
+
+    @classmethod
+    def solve_head(cls, material: HeadMaterial) -> SolvedHead:
+        """Return the head that training starts from, of frozen features; for those that `solves_head`."""
+        raise NotImplementedError(f"{cls.__name__} solves no head")
+
     # -- a batch -----------------------------------------------------------------------------
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
@@ -159,6 +174,11 @@ class Method:
 
     def start_epoch(self, epoch: int, predict: Callable[[nn.Module], torch.Tensor]) -> None:
         """Act before an epoch; `predict(net)` gives the (n, K) logits of all training examples."""
+
+    @contextlib.contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Hold, inside, the weights that validation judges and that are kept: by default those trained."""
+        yield
 
     def finish(self) -> None:
         """Act when training has ended: the weights are then the run's result."""

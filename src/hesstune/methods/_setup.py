@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hesstune.forward import Inputs
+    from hesstune.methods._head import SolvedHead
     from hesstune.noise.matrix import NoiseMatrix
     from hesstune.reference import Reference
 
@@ -63,6 +64,9 @@ class MethodSetup:
         options: The method's own numbers; absent ones have their defaults.
         radius_scale: Factor of the radii from one stage of the network to the next.
         labels: (n,) the (noisy) training labels.
+        batch_size: Examples a batch.
+        solved: The head that was solved from frozen features, or None.
+        alone: Whether that head is all there is to be, for want of time or of examples to judge more by.
     """
 
     model: nn.Module
@@ -79,6 +83,9 @@ class MethodSetup:
     options: Mapping[str, float] = field(default_factory=dict)
     radius_scale: float = 1.0
     labels: NDArray[np.int64] | None = None
+    batch_size: int = 32
+    solved: SolvedHead | None = None
+    alone: bool = False
 
     @cached_property
     def network(self) -> nn.Module:

@@ -63,7 +63,7 @@ class FinetuneConfig(
         changes["lr"] = self.lr or changes.get("lr") or (1e-2 if self.train == "head" else 1e-4)
         if kind.constrained and self.radius is None and "radius" not in changes:
             changes["radius"] = kind.default_radius(self.train)
-        if kind.uses_noise() and self.noise_matrix is None and self.inject_noise is not None:
+        if kind.uses_noise() and not kind.solves_head and not self.noise_matrix and self.inject_noise:
             changes["noise_matrix"] = "true"
         if kind.needs_noise_matrix and changes.get("noise_matrix", self.noise_matrix) is None:
             raise ConfigError(
@@ -86,7 +86,8 @@ class FinetuneConfig(
                 f"method '{self.method}' has no balanced class weights; use --sampler balanced instead"
             )
         made = self.model_copy(update=changes)
-        if (made.patience or made.select == "best") and self.val_fraction == 0 and self.data == "digits":
+        judged = (made.patience or made.select == "best") and not kind.solves_head
+        if judged and self.val_fraction == 0 and self.data == "digits":
             raise ConfigError("early stopping and --select best need validation data; raise --val-fraction")
         return made
 
@@ -122,9 +123,14 @@ class FinetuneConfig(
     def _check_head(self, kind: type[Method], train: str) -> None:
         """Raise ConfigError where a method that trains the head alone is asked for more."""
         if kind.head_alone and train not in ("head", "last:1"):
+            deeper = (
+                ""
+                if kind.solves_head
+                else " (deeper layers learn from a part: hesstune certify RUN --bound compression "
+                "--prior-fraction 0.5)"
+            )
             raise ConfigError(
-                f"method '{self.method}' trains a linear head on frozen features; give --train head (deeper "
-                "layers learn from a part: hesstune certify RUN --bound compression --prior-fraction 0.5)"
+                f"method '{self.method}' trains a linear head on frozen features; give --train head{deeper}"
             )
         if kind.head_alone and self.sampler == "balanced":
             raise ConfigError(f"method '{self.method}' has no balanced sampler; leave --sampler out")

@@ -15,7 +15,8 @@ __all__ = [
     "CostOfError", "Counted", "CurvePoint", "Dependence", "Epoch", "Estimated", "Failed",
     "LabelIssuesRecord", "LabelNoise", "LayerMeasure", "MatrixFacts", "MeasureRecord", "MeasureValue",
     "NoiseCheck", "NoiseMatrixRecord", "Normalisation", "OtherMeasure", "Picture", "Pictures",
-    "RadiusRecord", "Result", "RunRecord", "Sizes", "StabilityRecord", "StabilityRow", "checkpoint_name",
+    "RadiusRecord", "Recipe", "Result", "RunRecord", "Sizes", "StabilityRecord", "StabilityRow",
+    "checkpoint_name",
 ]  # fmt: skip
 
 # The format of run.json; folders from before it was counted have none, which reads as 0.
@@ -115,6 +116,14 @@ class Result(Stored):
     seconds: float = 0.0
 
 
+class Recipe(Stored):
+    """How a run's head was chosen: its name, why, and the candidates with their scores."""
+
+    chosen: str
+    reason: str
+    details: dict[str, Any] = {}
+
+
 class RunRecord(Stored):
     """run.json: what a run was made from and, once it has finished, its result."""
 
@@ -142,6 +151,7 @@ class RunRecord(Stored):
     checksums: dict[str, str] = {}
     texts_cut: int = 0
     notes: list[str] = []
+    recipe: Recipe | None = None
     result: Result | None = None
     made_from: dict[str, Any] | None = None
 

@@ -16,7 +16,7 @@ from hesstune._former import former_names
 from hesstune.data.reading import Reading, Voting
 from hesstune.data.sources import listing
 from hesstune.errors import ConfigError, unknown_name
-from hesstune.methods import method_names
+from hesstune.methods import method_class, method_names
 from hesstune.options import make_options
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.runs.task import reading_of
@@ -29,8 +29,8 @@ __all__ = ["EARLIER", "ELSEWHERE", "LATER", "Cell", "StudyPlan", "check_name", "
 ELSEWHERE = ("out", "track", "device", "cache_mib", "data", "weights")
 # Options younger than the oldest comparisons kept: at their defaults they leave fingerprints as they were.
 LATER = (
-    "background", "checkpoint_minutes", "clean_labels", "fold", "id_column", "image_column", "label_column",
-    "label_model", "shard", "soft_labels", "text_column", "vote_columns",
+    "background", "budget", "checkpoint_minutes", "clean_labels", "fold", "id_column", "image_column",
+    "label_column", "label_model", "shard", "soft_labels", "text_column", "vote_columns",
 )  # fmt: skip
 # Options by the names they had when the oldest comparisons kept were made: fingerprints still use these.
 EARLIER = {"inject_noise": "noise"}
@@ -199,8 +199,10 @@ def _variants(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> dict[
     variants: dict[str, Options] = {}
     for name, own in given.items():
         if name == "all":
-            for each in method_names():
-                variants.setdefault(each, {"method": each})
+            for each in method_names():  # heads by other packages are compared with by name
+                kind = method_class(each)
+                if not (kind.solves_head and kind.head_alone):
+                    variants.setdefault(each, {"method": each})
             continue
         made = {"method": str(name), **_mapping("method", name, own)}
         if made["method"] not in method_names():

@@ -11,7 +11,9 @@ from hesstune.data.examples import Examples
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.noise.matrix import NoiseMatrix
 
-__all__ = ["accuracy", "cross_entropy_under", "final_metrics", "validation_loss", "wilson_interval"]
+__all__ = ["Validation", "accuracy", "cross_entropy_under", "final_metrics", "wilson_interval"]
+
+TEMPERATURES = tuple(np.geomspace(0.1, 10.0, 25))
 
 
 def accuracy(logits: torch.Tensor, labels: NDArray[np.int64] | None) -> float | None:
@@ -39,20 +41,52 @@ def cross_entropy_under(
     return float((rows * losses).sum(axis=1).mean())
 
 
-def validation_loss(
-    consistent: ConsistentLoss | None,
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    clean: NDArray[np.bool_] | None,
-) -> torch.Tensor:
-    """Return the mean consistent loss where noise is believed in, of checked labels plain cross-entropy."""
-    plain = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    if consistent is None:
-        return plain.mean()
-    corrected = consistent.cpu()
-    corrected.reduction = "none"
-    losses: torch.Tensor = corrected(logits, labels)
-    return (losses if clean is None else torch.where(torch.from_numpy(clean), plain, losses)).mean()
+class Validation:
+    """The loss of labelled validation examples, whose labels may be noisy.
+
+    Args:
+        noise_matrix: F, the noise that is believed in, or None.
+        foretelling: Judge how well the network foretells noisy labels, −ln Σ_i p_i F[i, ỹ] at the temperature
+            of p that suits them best: a proper score whatever the network's calibration. Else the consistent
+            loss, or plain cross-entropy without F.
+    """
+
+    @also_called(noise="noise_matrix")
+    def __init__(self, noise_matrix: NoiseMatrix | None, foretelling: bool = False) -> None:
+        self.consistent = ConsistentLoss(noise_matrix, reduction="none") if noise_matrix is not None else None
+        self.matrix = None if noise_matrix is None else torch.tensor(noise_matrix.array)
+        self.foretelling = foretelling
+
+    def losses(
+        self, logits: torch.Tensor, labels: NDArray[np.int64], clean: NDArray[np.bool_] | None
+    ) -> torch.Tensor:
+        """Return each example's loss, (N,); of checked labels it is plain cross-entropy.
+
+        Args:
+            logits: (N, K).
+            labels: (N,) labels as validated on.
+            clean: (N,) whether a person has checked the label, or None.
+        """
+        targets = torch.from_numpy(labels)
+        sure = None if clean is None else torch.from_numpy(clean)
+        if self.foretelling:
+            tried = [self._foretold(logits.double() * t, targets, sure) for t in TEMPERATURES]
+            return min(tried, key=lambda losses: float(losses.mean()))
+        plain = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        if self.consistent is None:
+            return plain
+        corrected: torch.Tensor = self.consistent.cpu()(logits, targets)
+        return corrected if sure is None else torch.where(sure, plain, corrected)
+
+    def _foretold(
+        self, logits: torch.Tensor, targets: torch.Tensor, sure: torch.Tensor | None
+    ) -> torch.Tensor:
+        p = torch.softmax(logits, dim=1)
+        plain = p.gather(1, targets[:, None]).squeeze(1)
+        told = plain if self.matrix is None else (p * self.matrix[:, targets].T).sum(dim=1)
+        if sure is not None:
+            told = torch.where(sure, plain, told)
+        return -torch.log(told.clamp_min(1e-12))
 
 
 def wilson_interval(correct: float, n: int) -> tuple[float, float]:

@@ -75,9 +75,9 @@ def finetune(
 
     Example:
         >>> import hesstune as ht
-        >>> run = ht.finetune("digits", train="head", inject_noise="symmetric:0.2", epochs=1, limit=64)
-        >>> run.result["epochs"], round(run.record["noise"]["told_rate"], 3)
-        (1, 0.2)
+        >>> run = ht.finetune("digits", train="head", inject_noise="symmetric:0.2", limit=64)
+        >>> run.config.method, run.record["recipe"]["chosen"].partition(" (")[0]
+        ('auto', 'penalised cross-entropy on the labels as they are')
     """
     if _is_config(data):
         if config is not None:

@@ -41,6 +41,7 @@ from hesstune.runs.records import (
     REFERENCE,
     LabelNoise,
     Normalisation,
+    Recipe,
     Result,
     RunRecord,
     Sizes,
@@ -257,7 +258,7 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
         "radii": trainer.method.radii(),
         **({} if posterior is None else {"posterior": posterior}),
         **({} if kept is None else {"kept": [task.train.ids[at] for at in kept]}),
-        "epochs": len(trainer.metrics),
+        "epochs": sum(record.epoch > 0 for record in trainer.metrics),
         "seconds": round(time.monotonic() - started, 2),
     }
     run.add(result=Result.model_validate(result))
@@ -295,6 +296,9 @@ def _setup(prepared: Prepared, reference: Reference, net: torch.nn.Module) -> Me
         options=config.method_options or {},
         radius_scale=config.radius_scale,
         labels=task.train.labels,
+        batch_size=config.batch_size,
+        solved=prepared.solved,
+        alone=config.budget == "fast" or not len(task.val),
     )
 
 
@@ -339,6 +343,7 @@ def _record(prepared: Prepared) -> RunRecord:
             told_rate=noise_matrix.rate if noise_matrix else None,
             estimate_notes=prepared.estimate.notes if prepared.estimate else [],
         ),
+        recipe=None if prepared.solved is None else Recipe(**prepared.solved.told()),
         versions={
             "hesstune": __version__,
             "torch": torch.__version__,

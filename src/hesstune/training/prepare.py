@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from hesstune.data.examples import Task
 from hesstune.errors import ConfigError
 from hesstune.inputs.batches import make_inputs
 from hesstune.inputs.image_inputs import to_channels_last
+from hesstune.methods import method_class
+from hesstune.methods._head import SolvedHead
 from hesstune.models.load import LoadedModel, check_output, load_model
 from hesstune.models.train_parts import freeze
 from hesstune.noise.matrix import NoiseMatrix
@@ -26,6 +29,7 @@ from hesstune.runtime.distributed import world
 from hesstune.training.noise_estimate import run_estimate
 from hesstune.training.notes import run_notes
 from hesstune.training.order import BatchOrder
+from hesstune.training.solve import found_noise, solved_head
 
 __all__ = ["AUTOMATIC", "Prepared", "named_radii", "prepare"]
 
@@ -48,6 +52,7 @@ class Prepared:
         estimate: What an estimated noise matrix was made from.
         given: Data and model, where they were objects.
         notes: What was changed, or had no effect, of what was asked for.
+        solved: The head that the method solved from frozen features, or None.
     """
 
     config: FinetuneConfig
@@ -60,6 +65,7 @@ class Prepared:
     estimate: NoiseMatrixRecord | None = None
     given: Given = field(default_factory=Given)
     notes: list[str] = field(default_factory=list)
+    solved: SolvedHead | None = None
 
     @classmethod
     def of(cls, run: Run, task: Task, device: torch.device) -> Prepared:
@@ -90,7 +96,8 @@ def prepare(config: FinetuneConfig, kept: Path | None = None, given: Given | Non
     task = clean_task(config, given.data)
     config.check_inputs(task.is_text)
     check_automatic(config, len(task.val), world())
-    if (config.patience or config.select == "best") and not len(task.val):
+    solves = method_class(config.method).solves_head
+    if (config.patience or config.select == "best") and not len(task.val) and not solves:
         raise ConfigError("early stopping and --select best need validation examples; there are none")
     injected = injected_noise(config, task)
     noise_matrix = injected if config.noise_matrix == "true" else None
@@ -124,7 +131,39 @@ def prepare(config: FinetuneConfig, kept: Path | None = None, given: Given | Non
     counts = np.bincount(labels, minlength=task.k)
     BatchOrder(config, counts, labels)  # what it refuses is told before anything is written
     notes = run_notes(config, task, loaded, noise_matrix, counts)
-    return Prepared(config, task, loaded, injected, noise_matrix, device, radius, estimate, given, notes)
+    prepared = Prepared(config, task, loaded, injected, noise_matrix, device, radius, estimate, given, notes)
+    return _with_solved_head(prepared) if solves else prepared
+
+
+def _with_solved_head(prepared: Prepared) -> Prepared:
+    """Return the same with the head that the run's method solves, and the noise that was found with it."""
+    config, task, noise_matrix = prepared.config, prepared.task, prepared.noise_matrix
+    solved = solved_head(config, task, prepared.loaded, prepared.device, noise_matrix)
+    config, told = _judged(config, task, solved)
+    changed: dict[str, Any] = {"config": config, "notes": [*prepared.notes, *told], "solved": solved}
+    if solved is not None and noise_matrix is None:
+        changed["noise_matrix"] = solved.noise_matrix
+        changed["estimate"] = found_noise(solved, config, len(task.train))
+    return replace(prepared, **changed)
+
+
+def _judged(
+    config: FinetuneConfig, task: Task, solved: SolvedHead | None
+) -> tuple[FinetuneConfig, list[str]]:
+    """Return the configuration of a run from a solved head, and what its user should know."""
+    notes, deeper = [], not config.head_alone and not method_class(config.method).head_alone
+    if solved is None:
+        notes.append(
+            "the head is not a linear layer on the network's own features, so none was solved: plain "
+            "fine-tuning, the best epoch on validation kept"
+        )
+    elif deeper and config.budget == "fast":
+        notes.append("the budget is fast: the head alone was fitted")
+    elif deeper and not len(task.val):
+        notes.append("there are no validation examples to judge deeper layers by: the head alone was fitted")
+    if not len(task.val):
+        config = config.model_copy(update={"select": "last", "patience": None})
+    return config, notes
 
 
 def check_automatic(config: FinetuneConfig, validation: int, processes: int) -> None:

@@ -16,7 +16,6 @@ from hesstune.data.examples import Examples
 from hesstune.errors import DivergedError, RunError
 from hesstune.inputs.batches import ModelInputs, predict_logits
 from hesstune.inputs.image_inputs import ImageInputs
-from hesstune.losses.consistent import ConsistentLoss
 from hesstune.methods import Batch, Method
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.checkpoint import Checkpoints
@@ -27,7 +26,8 @@ from hesstune.runtime.distributed import SplitForward, all_reduce_sum, average_g
 from hesstune.runtime.progress import Progress
 from hesstune.runtime.signals import Stop, stoppable
 from hesstune.storage.tensors import Tree
-from hesstune.training.evaluate import accuracy, validation_loss
+from hesstune.training.best import Best
+from hesstune.training.evaluate import Validation, accuracy
 from hesstune.training.optim import make_optimizer, make_schedule
 from hesstune.training.order import BatchOrder
 from hesstune.training.state import load_optimizer, optimizer_state, restore, state_of
@@ -112,12 +112,10 @@ class Trainer:
         self.net = net if config.shard else self.accelerator.prepare(net)
         self.trained = trained
         self.forward = self._split_forward(net) if world() > 1 else None
-        self.validation = (
-            ConsistentLoss(noise_matrix) if noise_matrix is not None and not config.clean_val else None
-        )
+        self.validation = Validation(None if config.clean_val else noise_matrix, method.solves_head)
         self.metrics: list[Epoch] = []
-        self.best: dict[str, torch.Tensor] | None = None
-        self.best_loss = float("inf")
+        self.best = Best(config.select == "best")
+        self._losses: torch.Tensor | None = None  # of the validation examples, as last judged
         self._stop = Stop()
         self._resumed: Tree | None = None
         self._saved_at = time.monotonic()
@@ -144,8 +142,7 @@ class Trainer:
             "optimizer": optimizer_state(self.optimizer),
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
-            "best": self.best,
-            "best_loss": self.best_loss if np.isfinite(self.best_loss) else None,
+            **self.best.tree(),
             "metrics": [epoch.to_dict() for epoch in self.metrics],
             "method": self.method.state(),
             "partial": None if partial is None else asdict(partial),
@@ -176,8 +173,8 @@ class Trainer:
             self.schedule.load_state_dict({**tree["schedule"], "lr_lambdas": [None]})
             if self.accelerator.scaler is not None and tree["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(tree["scaler"])
-            self.best, self.metrics = tree["best"], [Epoch.model_validate(epoch) for epoch in tree["metrics"]]
-            self.best_loss = float("inf") if tree["best_loss"] is None else tree["best_loss"]
+            self.best.take(tree)
+            self.metrics = [Epoch.model_validate(epoch) for epoch in tree["metrics"]]
             self.method.load_state(tree["method"])
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             folder = self.checkpoints.folder
@@ -195,12 +192,15 @@ class Trainer:
                 SIGTERM whatever its handler does.
         """
         with stoppable() as self._stop:
-            for epoch in range(len(self.metrics), self.config.epochs):
+            if self.method.solves_head and not self.metrics:
+                self._judge_start()
+            done = sum(record.epoch > 0 for record in self.metrics)
+            for epoch in range(done, self.config.epochs if self.method.goes_on else 0):
                 if self._stalled():
                     break
                 self._whole_epoch(epoch)
-        if self.config.select == "best" and self.best is not None:
-            self._restore(self.best)
+        if self.best.weights is not None:
+            self._restore(self.best.weights)
         self.method.finish()
 
     def _whole_epoch(self, epoch: int) -> None:
@@ -210,7 +210,6 @@ class Trainer:
             if self.metrics and (tree := self.checkpoints.load()) is not None:
                 self._restore(tree["net"])
             raise
-        self._keep_best(record)
         self.metrics.append(record)
         self.on_epoch(self.metrics)
         stop, due = self._agreed(CHECKPOINT_SECONDS)
@@ -245,10 +244,26 @@ class Trainer:
         losses = [np.inf if m.val_loss is None else m.val_loss for m in self.metrics]
         return len(losses) - 1 - int(np.argmin(losses)) >= patience
 
-    def _keep_best(self, record: Epoch) -> None:
-        loss = record.val_loss
-        if self.config.select == "best" and loss is not None and loss < self.best_loss:
-            self.best, self.best_loss = self._state(), loss
+    def _judge_start(self) -> None:
+        """Make the start a record of its own, epoch 0, and the best so far: it has been solved."""
+        labels = self.parts["train"].labels
+        assert labels is not None
+        logits = predict_logits(self.net, self.feeds["train"])
+        val_loss, val_right, val_right_true = self._validate()
+        record = Epoch(
+            epoch=0,
+            train_loss=float(nn.functional.cross_entropy(logits, torch.from_numpy(labels))),
+            train_accuracy=float((logits.argmax(dim=1).numpy() == labels).mean()),
+            lr=0.0,
+            val_loss=val_loss,
+            val_accuracy=val_right,
+            val_accuracy_true_labels=val_right_true,
+            distance=self._distance(0),
+            seconds=0.0,
+        )
+        self.best.offer(self._losses, self._state, start=True)
+        self.metrics.append(record)
+        self.on_epoch(self.metrics)
 
     def _training_mode(self) -> None:
         for net in (self.net, *self.networks):
@@ -283,18 +298,21 @@ class Trainer:
                 self.progress(steps, self.config.epochs * len(batches), f"epoch {epoch + 1}")
             if done.batches < len(batches):
                 self._between_steps(done)
-        val_loss, val_right, val_right_true = self._validate()
-        return Epoch(
-            epoch=epoch + 1,
-            train_loss=done.loss / self.order.n,
-            train_accuracy=done.hits / self.order.n,
-            lr=done.rate,
-            val_loss=val_loss,
-            val_accuracy=val_right,
-            val_accuracy_true_labels=val_right_true,
-            distance=self._distance(epoch),
-            seconds=round(done.seconds + time.monotonic() - started, 3),
-        )
+        with self.method.evaluated():
+            val_loss, val_right, val_right_true = self._validate()
+            record = Epoch(
+                epoch=epoch + 1,
+                train_loss=done.loss / self.order.n,
+                train_accuracy=done.hits / self.order.n,
+                lr=done.rate,
+                val_loss=val_loss,
+                val_accuracy=val_right,
+                val_accuracy_true_labels=val_right_true,
+                distance=self._distance(epoch),
+                seconds=round(done.seconds + time.monotonic() - started, 3),
+            )
+            self.best.offer(self._losses, self._state)
+        return record
 
     def _continued(self, epoch: int) -> _Partial:
         """Return the state of an epoch that is begun, or was when the run was interrupted."""
@@ -365,8 +383,8 @@ class Trainer:
         if not len(part) or part.labels is None:
             return None, None, None
         logits = predict_logits(self.net, self.feeds["val"])
-        labels = torch.from_numpy(part.labels)
-        loss = _finite(float(validation_loss(self.validation, logits, labels, part.clean)), "validation loss")
+        self._losses = self.validation.losses(logits, part.labels, part.clean)
+        loss = _finite(float(self._losses.mean()), "validation loss")
         return loss, accuracy(logits, part.labels), accuracy(logits, part.true)
 
     def _distance(self, epoch: int) -> float:

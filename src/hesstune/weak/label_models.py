@@ -13,8 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import integer_labels, one_of
 from hesstune.errors import ConfigError, DataError, MissingExtraError
+from hesstune.noise.latent.head import FEWEST, robust_head
+from hesstune.noise.latent.observed import Observed
 from hesstune.weak.amcl import amcl, outputs, risk_bounds
-from hesstune.weak.choice import WEIGHTED, choose
+from hesstune.weak.choice import WEIGHTED, choose, collapse
 from hesstune.weak.dawid_skene import dawid_skene
 from hesstune.weak.features import feature_dawid_skene, soft_dawid_skene
 from hesstune.weak.names import LABEL_MODELS
@@ -54,15 +56,16 @@ def label(
 
     Args:
         votes: The votes. Labelers that never vote are left out.
-        model: `auto` (the sum of probabilities where labelers give some; else chosen by votes not seen,
-            see `hesstune.weak.choice`), `weighted` (each labeler's votes by its accuracy, see
+        model: `auto` (the sum of probabilities where labelers give some; `latent` where there are features;
+            else chosen by votes not seen, see `hesstune.weak.choice`), `latent` (shares of votes and
+            features, see `hesstune.noise.latent`), `weighted` (each labeler's votes by its accuracy, see
             `hesstune.weak.evidence`), `majority` (ties drawn by the seed), `soft` (sum of the labelers'
             probabilities, or of votes), `dawid_skene`, `mace` (crowd-kit), `features` (Dawid–Skene with a
             class prior from the nearest features), `soft_features` (tempered soft votes, priors from
             neighbours and a probe), `amcl` (Mazzetto et al. 2021) or `snorkel` (its LabelModel).
-        features: (N, D), for `features`.
+        features: (N, D), for `auto`, `latent`, `features` and `soft_features`.
         clean: (rows, true labels) of examples a person has checked: needed by `amcl`, used by
-            `features`.
+            `latent`, `features` and `soft_features`.
         delta: For `amcl`: probability that its bounds on the labelers' risks fail.
         seed: Seed of ties and restarts.
 
@@ -137,7 +140,25 @@ def _auto(votes: Votes, call: _Call) -> Answer:
     if votes.soft is not None:
         why = "auto: soft, the sum of the probabilities that labelers give"
         return _soft(votes, call)[0], {"chosen": "soft", "reasons": [why]}
-    return _chosen(votes, call, None)
+    posterior, details = _chosen(votes, call, None)
+    if call.features is None or len(votes) < FEWEST:
+        return posterior, details
+    looked, found = _latent(votes, call)
+    if (lost := collapse(looked, votes.ballots)) is not None:
+        return posterior, {**details, "reasons": [*details["reasons"], f"latent refused: {lost}"]}
+    return looked, found
+
+
+def _latent(votes: Votes, call: _Call) -> Answer:
+    if call.features is None:
+        raise ConfigError("the label model latent needs the examples' features: images or texts to look at")
+    observed = Observed.of(_majority(votes, call)[0], votes.k, checked=call.clean)
+    head = robust_head(call.features, observed, seed=call.seed)
+    why = (
+        f"latent: shares of votes and features, true classes by EM ({head.choice.candidate.name}); the noise "
+        f"rate of the majority vote is put at {head.truth.channel.rate:.2g}"
+    )
+    return head.truth.posterior, {"chosen": "latent", "reasons": [why], **head.choice.details()}
 
 
 def _weighted(votes: Votes, call: _Call) -> Answer:
@@ -250,6 +271,7 @@ def _amcl(votes: Votes, call: _Call) -> Answer:
 _MODELS: dict[str, Callable[[Votes, _Call], Answer]] = {
     "auto": _auto,
     "weighted": _weighted,
+    "latent": _latent,
     "majority": _majority,
     "soft": _soft,
     "dawid_skene": _dawid_skene,

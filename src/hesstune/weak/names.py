@@ -8,7 +8,16 @@ __all__ = ["LABEL_MODELS", "LabelModel", "PosteriorModel"]
 
 # Those whose answers are probabilities, from which the labels' noise can be estimated.
 PosteriorModel = Literal[
-    "auto", "soft", "majority", "weighted", "dawid_skene", "mace", "features", "soft_features", "snorkel"
+    "auto",
+    "soft",
+    "majority",
+    "weighted",
+    "dawid_skene",
+    "mace",
+    "latent",
+    "features",
+    "soft_features",
+    "snorkel",
 ]
 LabelModel = Literal[PosteriorModel, "amcl"]
 LABEL_MODELS: tuple[str, ...] = get_args(LabelModel)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import integer_labels, one_of
 from hesstune.errors import ConfigError, NoiseMatrixError
+from hesstune.noise.estimate.em import latent_truth_estimate
 from hesstune.noise.estimate.fit import best_by_likelihood, calibrate, log_likelihoods, well_conditioned
 from hesstune.noise.estimate.holdout import ConfidenceSet, confidence_set, holdout
 from hesstune.noise.estimate.labelmodel import from_posterior
@@ -68,7 +69,7 @@ def estimate_noise(
         method: One of ESTIMATORS. `auto` makes those that the arguments allow and takes, among the
             matrices whose noisy likelihood is within one standard error of the best, that of least
             volume |det F|: likelihood alone never speaks for noise.
-        features: (N, D), for `volmin`.
+        features: (N, D), for `em` and `volmin`.
         posterior: P(true | votes), (N, K), of a label model, for `labelmodel`.
         clean: (rows, true labels) of examples a person has checked, for `holdout`.
         percentile: For `anchor`.
@@ -89,7 +90,9 @@ def estimate_noise(
     if method == "auto":
         return _auto(makers, g, given, temperature)
     if method not in makers:
-        needs = {"volmin": "features", "labelmodel": "votes", "holdout": "clean labels"}[method]
+        needs = {"em": "features", "volmin": "features", "labelmodel": "votes", "holdout": "clean labels"}[
+            method
+        ]
         raise ConfigError(f"the estimator {method} needs {needs}; give them, or choose anchor or dual_t")
     return _finished(makers[method](), g, given, temperature)
 
@@ -112,6 +115,7 @@ def _makers(
         "confident": lambda: Estimate(confident(g, given), "confident", n),
     }
     if features is not None:
+        makers["em"] = lambda: latent_truth_estimate(features, given, k)
         makers["volmin"] = lambda: Estimate(volmin(features, given, k), "volmin", n)
     if posterior is not None:
         makers["labelmodel"] = lambda: from_posterior(posterior, given)
@@ -138,7 +142,7 @@ def tempered_dual_t(probs: ArrayLike, labels: ArrayLike) -> Estimate:
 def _finished(
     found: Estimate, g: NDArray[np.float64], given: NDArray[np.int64], temperature: float
 ) -> Estimate:
-    if found.method in ("holdout", "labelmodel"):
+    if found.method in ("em", "holdout", "labelmodel"):
         # These know more than the probabilities; judged by likelihood, they were smoothed to nothing.
         matrix, ridge = well_conditioned(found.matrix)
     else:

@@ -10,7 +10,7 @@ from hesstune.errors import ConfigError
 __all__ = ["ESTIMATORS", "PERCENTILE", "Request", "parse_request"]
 
 # `holdout` needs clean labels and `labelmodel` votes.
-ESTIMATORS = ("auto", "anchor", "dual_t", "confident", "volmin", "holdout", "labelmodel")
+ESTIMATORS = ("auto", "em", "anchor", "dual_t", "confident", "volmin", "holdout", "labelmodel")
 PERCENTILE = 0.97
 
 

@@ -22,10 +22,14 @@ class ModelOptions(Options):
         "py:module:factory",
     )
     method: Annotated[str, Shown("NAME")] = Field(
-        "robust", description="fine-tuning method: vanilla, robust, … (a wrong name lists all)"
+        "auto", description="fine-tuning method: auto, vanilla, robust, … (a wrong name lists all)"
     )
     method_options: Annotated[dict[str, float], Shown("NAME=VALUE,…")] | None = Field(
         None, description="the method's own numbers; none: their defaults"
+    )
+    budget: Literal["fast", "default", "thorough"] = Field(
+        "default",
+        description="how much {method} auto tries: fast fits the head alone; thorough judges more candidates",
     )
     train: Annotated[str, Shown("WHAT")] = Field(
         "all", description="what is trained: all, head, last:N or a pattern of parameter names"

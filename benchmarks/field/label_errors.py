@@ -1,0 +1,121 @@
+"""The field benchmark of labels: how near F comes, and how well wrong labels are found, told nothing.
+
+For each task and seed: total variation between rows of the estimated F and of the realised one (true labels
+against given ones), for `em` and for cleanlab's `confident`; average precision and F1 of the default cut in
+finding wrong labels, for `hesstune.clean` and for cleanlab, whose best score in hindsight of three counts.
+cleanlab has probabilities cross-fitted by scikit-learn's LogisticRegression, its penalty by cross-validation.
+Continues where it stopped.
+
+    python benchmarks/field/label_errors.py --data DATA [--seeds N] [--only TEXT]
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tasks import TEST_SEEDS, FieldTask, field_task
+
+from hesstune.labeling.clean import clean
+from hesstune.methods._head import HeadMaterial
+from hesstune.methods._peers import cross_validated
+from hesstune.noise.estimate.posteriors import confident
+from records import RESULTS, arguments
+
+PATH = RESULTS / "field_labels.csv"
+COLUMNS = (
+    "task", "seed", "n", "noise", "chosen", "tv_em", "tv_confident",
+    "ap_clean", "ap_cleanlab", "f1_clean", "f1_cleanlab", "seconds",
+)  # fmt: skip
+TASKS = (
+    "digits clean",
+    "digits symmetric:0.2",
+    "digits symmetric:0.4",
+    "digits symmetric:0.6",
+    "digits pair:0.4",
+    "cifar10n worse 4000",
+    "cifar10n random1 4000",
+    "cifar10n aggregate 4000",
+    "photo symmetric:0.4",
+)
+SCORES = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
+
+
+def _variation(matrix: NDArray[np.float64], task: FieldTask) -> float:
+    counts = np.eye(task.k)[task.true].T @ np.eye(task.k)[task.given]
+    realised = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return float(np.abs(matrix - realised).sum(axis=1).mean() / 2)
+
+
+def _cross_fitted(task: FieldTask, seed: int) -> NDArray[np.float64]:
+    """Return scikit-learn's out-of-sample probabilities, (N, K)."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    _, _, strength = cross_validated(HeadMaterial(task.x, task.given, task.k, seed=seed), task.given)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=200))
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+    return np.asarray(cross_val_predict(model, task.x, task.given, cv=folds, method="predict_proba"))
+
+
+def row_of(task: FieldTask, seed: int) -> list[object]:
+    """Return a row of the record."""
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+    from sklearn.metrics import average_precision_score, f1_score
+
+    wrong = task.given != task.true
+    started = time.monotonic()
+    found = clean(features=task.x, labels=task.given, seed=seed)
+    spent = time.monotonic() - started
+    probabilities = _cross_fitted(task, seed)
+    figures: list[float | str] = [
+        round(_variation(found.noise_matrix.array, task), 4),
+        round(_variation(confident(probabilities, task.given).array, task), 4),
+    ]
+    if wrong.any():
+        scores = [get_label_quality_scores(task.given, probabilities, method=name) for name in SCORES]
+        issues = find_label_issues(task.given, probabilities)
+        figures += [
+            round(float(average_precision_score(wrong, found.p_wrong)), 4),
+            round(max(float(average_precision_score(wrong, -s)) for s in scores), 4),
+            round(float(f1_score(wrong, found.wrong)), 4),
+            round(float(f1_score(wrong, issues)), 4),
+        ]
+    else:
+        figures += ["", "", "", ""]
+    noise = round(float(wrong.mean()), 4)
+    return [task.name, seed, len(task.x), noise, found.chosen, *figures, round(spent, 2)]
+
+
+def main() -> None:
+    parser = arguments(__doc__, "pacs128/ and cifar10n/")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="tasks whose name has this in it")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    done = set()
+    if PATH.is_file():
+        with PATH.open(newline="") as file:
+            done = {(row["task"], int(row["seed"])) for row in csv.DictReader(file)}
+    for seed in TEST_SEEDS[: asked.seeds]:
+        for name in (name for name in TASKS if asked.only in name):
+            if (name, seed) not in done:
+                row = row_of(field_task(name, seed, asked.data), seed)
+                new = not PATH.is_file()
+                with PATH.open("a", newline="") as file:
+                    csv.writer(file, lineterminator="\n").writerows([COLUMNS, row] if new else [row])
+                print(*row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

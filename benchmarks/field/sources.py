@@ -1,0 +1,196 @@
+"""What the field's tasks are drawn from: frozen features, true labels, human labels, votes.
+
+Each source is read once and kept below the cache folder; DATA is the folder with pacs128/, cifar10n/,
+wrench/, amazon_isbook/, sst2/ and mrpc/.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hesstune.data.examples import Examples, Text, Texts
+from hesstune.data.load import load_task
+from hesstune.inputs.feature_store import FeatureStore, frozen_features, sharing
+from hesstune.models.load import load_model
+from hesstune.storage.csv_table import read_table
+from hesstune.weak.long_votes import long_columns, long_votes
+from hesstune.weak.vote_columns import vote_columns, votes_in
+from hesstune.weak.votes import Votes
+from kept_features import cache_folder, image_features
+from weak_tasks import PACS
+
+__all__ = ["SOURCES", "Source", "source"]
+
+HUMAN = ("worse", "aggregate", "random1", "random2", "random3")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set before anything is drawn from it.
+
+    Attributes:
+        name: Its name.
+        classes: Class names, sorted.
+        features: (N, D) float32 frozen features: EfficientNet-Lite0's, or MiniLM's of texts.
+        true: (N,) true labels.
+        part: (N,) `train` or `test` where the data set has its own split, else empty.
+        given: Labels that people gave, by name, (N,).
+        votes: What labelers, rules or a crowd said, or None.
+        texts: The texts, or None.
+    """
+
+    name: str
+    classes: list[str]
+    features: NDArray[np.float32]
+    true: NDArray[np.int64]
+    part: NDArray[np.str_]
+    given: dict[str, NDArray[np.int64]]
+    votes: Votes | None = None
+    texts: list[str] | None = None
+
+    @property
+    def k(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+
+def _indexed(cells: list[str], classes: list[str]) -> NDArray[np.int64]:
+    place = {name: at for at, name in enumerate(classes)}
+    return np.array([place[cell] for cell in cells], dtype=np.int64)
+
+
+def _digits(_: Path) -> Source:
+    task = load_task("digits", size=64, seed=0)
+    loaded, device = load_model("efficientnet_lite0", 10), torch.device("cpu")
+    parts = [task.train, task.val, task.test]
+    rows = np.concatenate([part.rows for part in parts])
+    features = np.concatenate([frozen_features(loaded, part, device) for part in parts])
+    labels = np.concatenate([part.labels for part in parts if part.labels is not None])
+    order = np.argsort(rows)
+    return Source("digits", list(task.classes), features[order], labels[order], _no_split(len(rows)), {})
+
+
+def _no_split(n: int) -> NDArray[np.str_]:
+    return np.full(n, "", dtype="<U5")
+
+
+def _pacs(domain: str) -> Callable[[Path], Source]:
+    def read(data: Path) -> Source:
+        root = data / "pacs128" / domain
+        classes = sorted(p.name for p in root.iterdir() if p.is_dir())
+        paths = [sorted((root / name).glob("*.jpg")) for name in classes]
+        true = np.repeat(np.arange(len(classes)), [len(own) for own in paths])
+        features = image_features([p for own in paths for p in own])
+        return Source(domain, classes, features, true, _no_split(len(true)), {})
+
+    return read
+
+
+def _cifar10n(data: Path) -> Source:
+    table = read_table(data / "cifar10n" / "labels.csv")
+    classes = sorted(set(table.cells("true_label")))
+    features = image_features([data / "cifar10n" / cell for cell in table.cells("image")])
+    given = {name: _indexed(table.cells(name), classes) for name in HUMAN}
+    three = ("random1", "random2", "random3")
+    votes = Votes(np.stack([given[name] for name in three], axis=1), len(classes), names=three)
+    true, part = _indexed(table.cells("true_label"), classes), np.array(table.cells("split"))
+    return Source("cifar10n", classes, features, true, part, given, votes)
+
+
+def _text_features(texts: list[Text]) -> NDArray[np.float32]:
+    named = [str(at) for at in range(len(texts))]
+    examples = Examples(Texts(texts), np.arange(len(texts)), named, None)
+    return frozen_features(load_model("minilm", 2, text=True), examples, torch.device("cpu"), 128)
+
+
+def _single(texts: list[str]) -> list[Text]:
+    return [(text, None) for text in texts]
+
+
+def _wrench(name: str) -> Callable[[Path], Source]:
+    def read(data: Path) -> Source:
+        table = read_table(data / "wrench" / f"{name}.csv")
+        classes = sorted(set(table.cells("label")))
+        votes = votes_in(table, vote_columns(table), classes)
+        texts = table.cells("text")
+        true, part = _indexed(table.cells("label"), classes), np.array(table.cells("split"))
+        return Source(name, classes, _text_features(_single(texts)), true, part, {}, votes, texts)
+
+    return read
+
+
+def _amazon(data: Path) -> Source:
+    table = read_table(data / "amazon_isbook" / "texts.csv")
+    crowd = read_table(data / "amazon_isbook" / "votes_long.csv")
+    columns = long_columns(crowd)
+    assert columns is not None
+    classes = sorted(set(table.cells("label")))
+    ids, votes, _ = long_votes(crowd, columns, classes)
+    place = {name: at for at, name in enumerate(table.cells("id"))}
+    found = votes.ballots
+    example = np.array([place[name] for name in ids])[found.example]
+    ballots = replace(found, example=example, n=len(place))
+    texts = table.cells("text")
+    true, part = _indexed(table.cells("label"), classes), np.array(table.cells("split"))
+    return Source(
+        "amazon_isbook",
+        classes,
+        _text_features(_single(texts)),
+        true,
+        part,
+        {},
+        Votes.of_ballots(ballots, votes.names),
+        texts,
+    )
+
+
+def _sst2(data: Path) -> Source:
+    rows: list[tuple[str, str, str]] = []
+    for part in ("train", "test"):
+        for line in (data / "sst2" / f"{part}.tsv").read_text("utf-8").splitlines():
+            text, label = line.split("\t")
+            rows.append((text, label, part))
+    texts = [row[0] for row in rows]
+    true = np.array([int(row[1]) for row in rows])
+    parts = np.array([row[2] for row in rows])
+    return Source(
+        "sst2", ["negative", "positive"], _text_features(_single(texts)), true, parts, {}, None, texts
+    )
+
+
+def _mrpc(data: Path) -> Source:
+    found: list[tuple[str, str, str, str]] = []
+    for part in ("train", "test"):
+        lines = (data / "mrpc" / f"{part}.tsv").read_text("utf-8-sig").splitlines()[1:]
+        rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+        found += [(row[3], row[4], row[0], part) for row in rows]
+    features = _text_features([(row[0], row[1]) for row in found])
+    true = np.array([int(row[2]) for row in found])
+    parts = np.array([row[3] for row in found])
+    texts = [f"{row[0]} {row[1]}" for row in found]
+    return Source("mrpc", ["different", "same"], features, true, parts, {}, None, texts)
+
+
+SOURCES: dict[str, Callable[[Path], Source]] = {
+    "digits": _digits,
+    **{domain: _pacs(domain) for domain in PACS},
+    "cifar10n": _cifar10n,
+    "youtube": _wrench("youtube"),
+    "trec": _wrench("trec"),
+    "amazon_isbook": _amazon,
+    "sst2": _sst2,
+    "mrpc": _mrpc,
+}
+
+
+def source(name: str, data: Path) -> Source:
+    """Return a data set, its features computed once and kept."""
+    with sharing(FeatureStore(cache_folder() / "features")):
+        return SOURCES[name](data)

@@ -1,0 +1,177 @@
+"""The field's tasks: what is drawn from which source, and which were for development and which for the test.
+
+Development tasks and seeds were looked at while the recipe and its defaults were made; test tasks and seeds
+were run once, when everything was settled. No test task shares both source and seed with a development one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sources import Source, source
+
+from hesstune.noise.instance import draw, instance_transitions
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.weak.votes import Votes
+
+__all__ = ["DEVELOPMENT", "DEVELOPMENT_SEEDS", "TASKS", "TEST", "TEST_SEEDS", "FieldTask", "field_task"]
+
+DEVELOPMENT_SEEDS = range(100, 103)
+TEST_SEEDS = range(5)
+TRAIN_SHARE, TEST_SHARE = 0.6, 0.2
+
+
+@dataclass(frozen=True)
+class FieldTask:
+    """A classification task with labels that may be wrong.
+
+    Attributes:
+        name: Its name.
+        kind: `injected`, `human`, `programmatic` or `clean`.
+        k: Number of classes.
+        x: (N, D) features of the training examples.
+        given: (N,) their labels as given.
+        true: (N,) their true labels: for reports alone.
+        x_test: (M, D) features of the test examples.
+        y_test: (M,) their true labels.
+        votes: Votes on the training examples, or None.
+        texts: Training and test texts, or None.
+        clean: (C, D) features and (C,) true labels of a validation part, for peers that are given some.
+    """
+
+    name: str
+    kind: str
+    k: int
+    x: NDArray[np.float64]
+    given: NDArray[np.int64]
+    true: NDArray[np.int64]
+    x_test: NDArray[np.float64]
+    y_test: NDArray[np.int64]
+    votes: Votes | None
+    texts: tuple[list[str], list[str]] | None
+    clean: tuple[NDArray[np.float64], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    source: str
+    kind: str
+    noise: str
+    most: int | None = None
+
+
+def _plans() -> dict[str, _Plan]:
+    found: dict[str, _Plan] = {}
+    for domain in ("photo", "art_painting", "cartoon", "sketch"):
+        for noise in ("symmetric:0.2", "symmetric:0.4", "pair:0.4", "instance:0.3"):
+            found[f"{domain} {noise}"] = _Plan(domain, "injected", noise)
+        for n in (100, 500):
+            found[f"{domain} clean {n}"] = _Plan(domain, "clean", "none", n)
+    for noise in ("symmetric:0.2", "symmetric:0.3", "symmetric:0.4", "symmetric:0.6", "pair:0.3", "pair:0.4"):
+        found[f"digits {noise}"] = _Plan("digits", "injected", noise)
+    found["digits clean"] = _Plan("digits", "clean", "none")
+    for labels in ("worse", "aggregate", "random1", "random2", "random3"):
+        found[f"cifar10n {labels} 2000"] = _Plan("cifar10n", "human", labels, 2000)
+        found[f"cifar10n {labels} 4000"] = _Plan("cifar10n", "human", labels, 4000)
+        found[f"cifar10n {labels}"] = _Plan("cifar10n", "human", labels)
+    for name in ("cifar10n", "youtube", "trec", "amazon_isbook"):
+        found[f"{name} votes"] = _Plan(name, "programmatic", "votes", 4000)
+    for noise in ("symmetric:0.2", "symmetric:0.3", "symmetric:0.4"):
+        found[f"sst2 {noise}"] = _Plan("sst2", "injected", noise, 2000)
+    found["mrpc pair:0.2"] = _Plan("mrpc", "injected", "pair:0.2", 1000)
+    return found
+
+
+TASKS = _plans()
+DEVELOPMENT = (
+    *(f"{d} {n}" for d in ("cartoon", "sketch") for n in ("symmetric:0.2", "symmetric:0.4", "pair:0.4")),
+    "cartoon instance:0.3",
+    "sketch instance:0.3",
+    "cartoon clean 100",
+    "cartoon clean 500",
+    "digits symmetric:0.3",
+    "digits symmetric:0.6",
+    "digits pair:0.3",
+    "digits clean",
+    "cifar10n random2 2000",
+    "cifar10n random3 2000",
+    "sst2 symmetric:0.3",
+)
+TEST = (
+    *(f"{d} {n}" for d in ("photo", "art_painting") for n in ("symmetric:0.2", "symmetric:0.4", "pair:0.4")),
+    "photo instance:0.3",
+    "art_painting instance:0.3",
+    "art_painting clean 100",
+    "art_painting clean 500",
+    "digits symmetric:0.4",
+    "digits pair:0.4",
+    "cifar10n worse 4000",
+    "cifar10n random1 4000",
+    "cifar10n aggregate 4000",
+    "cifar10n votes",
+    "youtube votes",
+    "trec votes",
+    "amazon_isbook votes",
+    "sst2 symmetric:0.2",
+    "sst2 symmetric:0.4",
+    "mrpc pair:0.2",
+)
+
+
+def _rows(found: Source, plan: _Plan, rng: np.random.Generator) -> tuple[NDArray[np.int64], ...]:
+    """Return rows of the training, the validation and the test part."""
+    if (found.part == "test").any():
+        train = rng.permutation(np.flatnonzero(found.part == "train"))
+        held = np.flatnonzero(found.part == "val" if (found.part == "val").any() else found.part == "none")
+        if not len(held):
+            cut = max(1, len(train) // 10)
+            held, train = train[:cut], train[cut:]
+        return train[: plan.most], held, np.flatnonzero(found.part == "test")
+    order = rng.permutation(len(found.true))
+    first, second = round(TRAIN_SHARE * len(order)), round((1 - TEST_SHARE) * len(order))
+    return order[:first][: plan.most], order[first:second], order[second:]
+
+
+def field_task(name: str, seed: int, data: Path) -> FieldTask:
+    """Return a task, drawn by the seed."""
+    plan = TASKS[name]
+    found = source(plan.source, data)
+    rng = np.random.default_rng([seed, 0xF1E1D])
+    train, held, test = _rows(found, plan, rng)
+    votes = None
+    if plan.noise == "votes":
+        assert found.votes is not None
+        voted = found.votes.ballots.each[train] > 0
+        train = train[voted]
+        votes = found.votes.take(train)
+    x, true = found.features.astype(np.float64), found.true
+    given = _given(found, plan, train, votes, seed)
+    texts = None
+    if found.texts is not None:
+        texts = ([found.texts[i] for i in train], [found.texts[i] for i in test])
+    clean = (x[held], true[held])
+    return FieldTask(
+        name, plan.kind, found.k, x[train], given, true[train], x[test], true[test], votes, texts, clean
+    )
+
+
+def _given(
+    found: Source, plan: _Plan, train: NDArray[np.int64], votes: Votes | None, seed: int
+) -> NDArray[np.int64]:
+    true = found.true[train]
+    if votes is not None:
+        ties = 1e-9 * np.random.default_rng([seed, 0x71E5]).random((len(train), found.k))
+        return np.asarray((votes.counts + ties).argmax(axis=1))
+    if plan.noise in found.given:
+        return found.given[plan.noise][train]
+    if plan.noise == "none":
+        return true
+    if plan.noise.startswith("instance"):
+        rate = float(plan.noise.partition(":")[2])
+        x = found.features[train].astype(np.float64)
+        x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-9)
+        return draw(instance_transitions(x, true, found.k, rate, seed), seed)
+    return NoiseMatrix.parse(plan.noise, found.k).corrupt(true, seed=seed)

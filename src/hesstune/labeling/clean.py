@@ -1,0 +1,268 @@
+"""`hesstune.clean`: which labels of a data set are probably wrong, without training a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hesstune.checks import one_of
+from hesstune.data.clean import read_clean_labels
+from hesstune.errors import ConfigError, DataError, RunError, listed
+from hesstune.inputs.feature_store import frozen_features, sharing
+from hesstune.labeling.clean_options import CleanOptions
+from hesstune.labeling.labeling_target import Target, read_target
+from hesstune.models.load import load_model
+from hesstune.noise.latent.head import RobustHead, robust_head
+from hesstune.noise.latent.observed import Observed
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.options import make_options, takes_options
+from hesstune.runtime.device import pick_device
+from hesstune.storage.atomic import write_csv
+
+__all__ = ["LabelIssues", "clean"]
+
+WRITE = ("given", "corrected", "pruned")
+TEST = "test"
+# Columns of a CSV file that may hold the labels as given: those of a file that `save` wrote, first.
+GIVEN = ("given_label", "label")
+
+
+@dataclass(frozen=True)
+class LabelIssues:
+    """What was found about the labels of N examples.
+
+    Attributes:
+        ids: One id an example.
+        classes: Class names.
+        given: (N,) labels as given.
+        posterior: (N, K) P(true class | features, given label), of probes that did not see the example: the
+            soft labels.
+        checked: (N,) whether a person has checked the label.
+        noise_matrix: F as found; an estimate.
+        chosen: The model of the labels that was chosen.
+        target: Where the examples come from, or None where features were given.
+        notes: What a reader should know, in sentences.
+        details: Candidates and scores, JSON-ready.
+    """
+
+    ids: list[str]
+    classes: list[str]
+    given: NDArray[np.int64]
+    posterior: NDArray[np.float64]
+    checked: NDArray[np.bool_]
+    noise_matrix: NoiseMatrix
+    chosen: str
+    target: Target | None = None
+    notes: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def likely(self) -> NDArray[np.int64]:
+        """(N,) the likeliest class."""
+        return np.asarray(self.posterior.argmax(axis=1))
+
+    @property
+    def p_wrong(self) -> NDArray[np.float64]:
+        """(N,) the probability that the given label is wrong, as far as the model of the labels holds."""
+        return np.asarray(1 - self.posterior[np.arange(len(self)), self.given])
+
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """(N,) whether another class is likelier than the given one."""
+        return np.asarray(self.likely != self.given)
+
+    @property
+    def ranked(self) -> NDArray[np.int64]:
+        """The examples, the most doubtful first; checked ones last."""
+        return np.argsort(-np.where(self.checked, -1.0, self.p_wrong), kind="stable")
+
+    def labels(self, write: str = "given") -> NDArray[np.int64]:
+        """Return the labels to train on, (N,): as given, or corrected; −1 where pruned.
+
+        Raises:
+            ConfigError: If it is none of given, corrected and pruned.
+        """
+        one_of("labels to write", write, WRITE)
+        if write == "corrected":
+            return self.likely
+        return np.where(self.wrong & (write == "pruned"), -1, self.given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready summary."""
+        return {
+            "examples": len(self),
+            "probably_wrong": int(self.wrong.sum()),
+            "checked": int(self.checked.sum()),
+            "classes": self.classes,
+            "chosen": self.chosen,
+            "noise_matrix": self.noise_matrix.to_dict(),
+            "notes": self.notes,
+            "details": self.details,
+        }
+
+    def save(self, path: str | Path, write: str = "given", overwrite: bool = False) -> int:
+        """Write the examples, the most doubtful first, to a CSV file for `csv:PATH`; return how many.
+
+        Columns: id, image or text, label, given_label, likely_label, wrong_probability, clean_label (empty,
+        to be filled in by a person: `--clean-labels`), split where there is one, and p_CLASS, the soft label.
+        Examples of a test part keep their labels and come last.
+
+        Raises:
+            RunError: If the file exists and `overwrite` is not set, or cannot be written.
+        """
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise RunError(f"{path} exists; choose another --out or give --overwrite")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+        shown, rows = self.labels(write), []
+        columns = {} if self.target is None else self.target.columns(path.parent)
+        place = _places(self.target, self.ids)
+        parts = None if self.target is None else self.target.parts
+        for at in self.ranked.tolist():
+            if shown[at] < 0:
+                continue
+            row = [self.ids[at], *(column[place[at]] for column in columns.values())]
+            row += [self.classes[i] for i in (shown[at], self.given[at], self.likely[at])]
+            row += [f"{self.p_wrong[at]:.6g}", self.classes[self.given[at]] if self.checked[at] else ""]
+            row += [] if parts is None else [parts[place[at]]]
+            rows.append([*row, *(f"{p:.6g}" for p in self.posterior[at].tolist())])
+        made = len(rows)
+        rows += self._test_rows(columns, parts)
+        header = ["id", *columns, "label", "given_label", "likely_label", "wrong_probability", "clean_label"]
+        header += [] if parts is None else ["split"]
+        write_csv(path, [*header, *(f"p_{name}" for name in self.classes)], rows)
+        return made
+
+    def _test_rows(self, columns: dict[str, list[str]], parts: Sequence[str] | None) -> list[list[str]]:
+        """Return the rows of a test part, whose labels are not judged."""
+        if self.target is None or parts is None or self.target.true is None:
+            return []
+        rows = []
+        for at in np.flatnonzero([part == TEST for part in parts]).tolist():
+            name = self.target.true[at]
+            if name in self.classes:
+                soft = ["1" if name == other else "0" for other in self.classes]
+                given = [column[at] for column in columns.values()]
+                rows.append([self.target.ids[at], *given, name, name, name, "", "", TEST, *soft])
+        return rows
+
+
+def _places(target: Target | None, ids: Sequence[str]) -> list[int]:
+    if target is None:
+        return list(range(len(ids)))
+    where = {name: at for at, name in enumerate(target.ids)}
+    return [where[name] for name in ids]
+
+
+@takes_options(CleanOptions, without=("write",))
+def clean(
+    data: str | None = None,
+    *,
+    features: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
+    **options: Any,
+) -> LabelIssues:
+    """Find the labels of a data set that are probably wrong: no network is trained, no rate is asked.
+
+    Features of a pretrained network, computed once, go into latent-truth EM (`hesstune.noise.latent`): the
+    true class of each example is judged by a probe that did not see its label. Examples of a test part are
+    left out.
+
+    Args:
+        data: Labelled examples, as in `CleanOptions`; or else features and labels.
+        features: (N, D), in place of data.
+        labels: (N,) class names or numbers, of features.
+        **options: Options of `CleanOptions`, by name.
+
+    Raises:
+        HesstuneError: If an option or input is wrong.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> y = np.arange(200) % 2
+        >>> noisy = np.where(np.arange(200) < 20, 1 - y, y)
+        >>> found = clean(features=np.eye(2)[y] + 0.1 * rng.normal(size=(200, 2)), labels=noisy)
+        >>> sorted(found.ranked[:20].tolist()) == list(range(20))
+        True
+    """
+    asked = make_options(CleanOptions, {"data": data, **options})
+    if (asked.data is None) == (features is None):
+        raise ConfigError("give data, or else features and their labels")
+    if features is not None:
+        if labels is None:
+            raise ConfigError("features need labels: give labels, one a row of features")
+        names = [str(value) for value in np.asarray(labels).tolist()]
+        return _judged(np.asarray(features), [str(at) for at in range(len(names))], names, None, asked)
+    assert asked.data is not None
+    target = read_target(asked.data, GIVEN)
+    if target.true is None:
+        raise DataError(f"'{asked.data}' has no labels to look at; make some with hesstune label")
+    parts = target.parts or ["train"] * len(target)
+    labelled = [part != TEST and bool(name) for part, name in zip(parts, target.true, strict=True)]
+    rows = np.flatnonzero(labelled).tolist()
+    if not target.has_inputs:
+        raise DataError(f"'{asked.data}' has neither images nor texts to look at")
+    text = target.texts is not None
+    loaded = load_model(asked.model or ("minilm" if text else "efficientnet_lite0"), 2, text=text)
+    with sharing():
+        looked = target.examples(asked.image_size).take(rows)
+        found = frozen_features(loaded, looked, pick_device(asked.device), asked.max_length)
+    ids, names = [target.ids[at] for at in rows], [target.true[at] for at in rows]
+    return _judged(found, ids, names, target, asked)
+
+
+def _judged(
+    features: NDArray[Any], ids: list[str], names: list[str], target: Target | None, asked: CleanOptions
+) -> LabelIssues:
+    if len(features) != len(names):
+        raise DataError(f"{len(features)} rows of features do not match {len(names)} labels")
+    numbers = all(name.isdigit() for name in names)
+    classes = sorted(set(names), key=int if numbers else str)
+    if len(classes) < 2:
+        raise DataError(f"labels of two classes at least are needed; got {listed(classes) or 'none'}")
+    index = {name: at for at, name in enumerate(classes)}
+    given = np.array([index[name] for name in names], dtype=np.int64)
+    sure, known = np.zeros(len(ids), dtype=bool), None
+    if asked.clean_labels is not None:
+        found = read_clean_labels(asked.clean_labels, classes)
+        place = {name: at for at, name in enumerate(ids)}
+        strange = [name for name in found if name not in place]
+        if strange:
+            raise DataError(f"{len(strange)} checked labels are of no example here, such as '{strange[0]}'")
+        rows = np.array(sorted(place[name] for name in found), dtype=np.int64)
+        given[rows] = [found[ids[at]] for at in rows]
+        sure[rows], known = True, (rows, given[rows])
+    head = robust_head(features, Observed.of(given, len(classes), checked=known), seed=asked.seed)
+    truth = head.truth
+    return LabelIssues(
+        ids,
+        classes,
+        given,
+        truth.posterior,
+        sure,
+        NoiseMatrix(truth.channel.matrix, "estimated"),
+        head.choice.candidate.name,
+        target,
+        _notes(head, given),
+        head.choice.details(),
+    )
+
+
+def _notes(head: RobustHead, given: NDArray[np.int64]) -> list[str]:
+    notes = []
+    if not head.choice.scores:
+        notes.append(f"{len(given)} examples are too few to choose a model of their labels")
+    if not head.truth.settled:
+        notes.append("EM had not come to rest; probabilities may be rough")
+    return notes

@@ -1,0 +1,49 @@
+"""Heads by other packages, as users fit them: what `auto` is compared with."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hesstune.methods._head import HeadMaterial, SolvedHead
+
+__all__ = ["STRENGTHS", "cross_validated", "unscaled"]
+
+# scikit-learn's C on standardised features, from a mean to hardly a penalty.
+STRENGTHS = tuple(np.geomspace(1e-5, 1e0, 6))
+FOLDS = 5
+
+
+def cross_validated(material: HeadMaterial, labels: NDArray[np.int64]) -> tuple[object, object, float]:
+    """Return scikit-learn's scaler, its LogisticRegressionCV on scaled features, and the C it chose."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.model_selection import StratifiedKFold
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(material.features)
+    fewest = int(np.bincount(labels)[np.unique(labels)].min())
+    folds = StratifiedKFold(max(2, min(FOLDS, fewest)), shuffle=True, random_state=material.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        found = LogisticRegressionCV(
+            Cs=list(STRENGTHS), cv=folds, max_iter=200, scoring="accuracy", use_legacy_attributes=False
+        ).fit(scaler.transform(material.features), labels)
+    return scaler, found, float(found.C_)
+
+
+def unscaled(scaler: object, classifier: object, k: int, name: str, reason: str) -> SolvedHead:
+    """Return a fitted scikit-learn classifier of scaled features as a head of the features themselves."""
+    coefficients, intercept = np.asarray(classifier.coef_), np.asarray(classifier.intercept_)  # type: ignore[attr-defined]
+    present = np.asarray(classifier.classes_)  # type: ignore[attr-defined]
+    if len(present) == 2 and len(coefficients) == 1:
+        coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
+        intercept = np.array([0.0, float(intercept[0])])
+    scaled = coefficients / np.asarray(scaler.scale_)  # type: ignore[attr-defined]
+    weight, bias = np.zeros((k, scaled.shape[1])), np.full(k, -1e3)
+    weight[present], bias[present] = scaled, intercept - scaled @ np.asarray(scaler.mean_)  # type: ignore[attr-defined]
+    return SolvedHead(weight, bias, None, name, reason)

@@ -1,0 +1,172 @@
+"""Auto: the head that foretells noisy labels best, then deeper layers where noisy validation wants them.
+
+The head comes from latent-truth EM on frozen features or, where that foretells held-out noisy labels no
+better, from penalised cross-entropy (`hesstune.noise.latent`). Deeper layers start from it (Kumar et al.
+2022), by cross-entropy corrected forward with the noise matrix that was found (Patrini et al. 2017), inside
+balls that are a share of each layer's norm; the epoch is kept that foretells noisy validation labels best, if
+it beats the head alone by more than one standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import torch
+
+from hesstune.constraints.distance import DistanceConstraint
+from hesstune.losses.robust import ForwardLoss
+from hesstune.methods._head import HeadMaterial, SolvedHead
+from hesstune.methods._losses import averaged
+from hesstune.methods._setup import MethodSetup, Option
+from hesstune.methods._solved import SolvedHeadMethod
+from hesstune.noise.latent.choose import CANDIDATES, FEWER, MORE, TOLD, Candidate
+from hesstune.noise.latent.head import RobustHead, robust_head
+from hesstune.noise.latent.observed import Observed
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.reference import Reference
+from hesstune.storage.tensors import Tree
+
+
+class Auto(SolvedHeadMethod):
+    """A solved head, then forward-corrected fine-tuning inside balls around where it starts."""
+
+    uses_noise_matrix = True
+    constrained = True
+    own_options = {
+        "share": Option(
+            0.2, "of each layer's norm: its ball's radius", low=1e-6, search=(0.02, 1.0), log=True
+        )
+    }
+
+    def __init__(self, setup: MethodSetup) -> None:
+        super().__init__(setup)
+        if setup.noise_matrix is not None:
+            forward = ForwardLoss(setup.noise_matrix, reduction="none")
+            self._forward = averaged(
+                setup, lambda logits, targets: forward.to(logits.device)(logits, targets)
+            )
+        # The mean's weights fall by a factor e in an epoch; a mean of points of a ball lies in it.
+        self.horizon = max(1, round(float(setup.counts.sum()) / setup.batch_size))
+        self.mean: dict[str, torch.Tensor] = {}
+        self.steps = 0
+        start, radii = Reference.of(setup.model), setup.radius
+        if radii is None:
+            share = self.options["share"]
+            radii = {
+                name: max(share * _size(start[name], setup.norm), 1e-6)
+                for name in start.layers()
+                if name in setup.trained
+            }
+        self.constraint = None
+        if radii:  # radii of the user's own hold the known kinds of layers, as of every method
+            self.constraint = DistanceConstraint(setup.model, start, radii, setup.norm, include=())
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Return cross-entropy, corrected forward where labels are hard and their noise is known or found."""
+        if self.setup.noise_matrix is None or targets.ndim == 2:
+            return super().loss(logits, targets, epoch)
+        return self._forward(logits, targets)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Project every layer outside its ball, and move the mean of the recent weights."""
+        if self.constraint is not None:
+            self.constraint.project_()
+        self.steps += 1
+        for name, parameter in self.setup.trained.items():
+            if name not in self.mean:
+                self.mean[name] = parameter.detach().clone()
+            self.mean[name].lerp_(parameter.detach(), 1 / min(self.steps, self.horizon))
+
+    @contextlib.contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Hold the mean of the recent weights: noisy labels move single steps more than their mean."""
+        kept = self._swap(self.mean)
+        try:
+            yield
+        finally:
+            self._swap(kept)
+
+    @torch.no_grad()
+    def _swap(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        before = {name: self.setup.trained[name].detach().clone() for name in weights}
+        for name, value in weights.items():
+            self.setup.trained[name].copy_(value)
+        return before
+
+    def state(self) -> Tree:
+        """Return the mean of the recent weights."""
+        return {"mean": {k: v.clone() for k, v in self.mean.items()}, "steps": self.steps}
+
+    def load_state(self, state: Tree) -> None:
+        """Take the mean back."""
+        self.mean, self.steps = dict(state["mean"]), int(state["steps"])
+
+    def radii(self) -> dict[str, float]:
+        """Return the radius of every layer's ball, around the network with the solved head."""
+        return {} if self.constraint is None else dict(self.constraint.radii)
+
+    @classmethod
+    def default_radius(cls, train: str) -> dict[str, float] | None:
+        """Return no radii: they are a share of each layer's norm where the user gives none."""
+        return None
+
+    @classmethod
+    def solve_head(cls, material: HeadMaterial) -> SolvedHead:
+        """Return the head that is chosen without a true label."""
+        started = time.monotonic()
+        told = None if material.noise_matrix is None else material.noise_matrix.array
+        labels = material.labels if material.soft is None else material.soft
+        observed = Observed.of(labels, material.k, told, material.checked)
+        tried, held_out = _tried(material)
+        found = robust_head(
+            material.features, observed, candidates=tried, held_out=held_out, seed=material.seed
+        )
+        return _solved(material, found, time.monotonic() - started)
+
+
+def _size(weight: torch.Tensor, norm: str) -> float:
+    """Return a weight's norm: Frobenius, or the largest absolute row sum."""
+    if norm == "mars":
+        return float(weight.double().flatten(1).abs().sum(dim=1).max())
+    return float(weight.double().norm())
+
+
+def _tried(material: HeadMaterial) -> tuple[tuple[Candidate, ...], int]:
+    """Return the candidates within the budget, and how many fifths they are judged on."""
+    if material.noise_matrix is not None:
+        return TOLD, 2
+    return {"fast": (FEWER, 2), "default": (CANDIDATES, 3), "thorough": (MORE, 5)}[material.budget]
+
+
+def _solved(material: HeadMaterial, found: RobustHead, seconds: float) -> SolvedHead:
+    chosen, choice = found.choice.candidate, found.choice
+    believed = None
+    if material.noise_matrix is not None:
+        believed = material.noise_matrix
+    elif found.truth.channel.rate > 0:
+        believed = NoiseMatrix(found.truth.channel.matrix, "estimated")
+    kinds = {
+        "none": "penalised cross-entropy on the labels as they are",
+        "told": "posteriors under the noise matrix that was told",
+        "symmetric": "posteriors under symmetric noise, its rate estimated",
+        "full": "posteriors under an estimated noise matrix",
+    }
+    name = f"{kinds[chosen.shape]} (C = {chosen.strength:g})"
+    mean, error = choice.gain
+    if not choice.scores:
+        reason = "too few examples to choose among candidates"
+    elif chosen == choice.plain:
+        reason = "no other foretells held-out noisy labels better beyond half a standard error"
+    else:
+        reason = (
+            f"it foretells held-out noisy labels better than the plain head, by {mean:.3f} ± {error:.3f} in "
+            "log-likelihood"
+        )
+    details = {**choice.details(), "seconds": round(seconds, 2), "rate": found.truth.channel.rate}
+    return SolvedHead(found.linear.weight.T, found.linear.bias, believed, name, reason, details)
+
+
+METHOD = Auto

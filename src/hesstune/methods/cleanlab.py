@@ -1,0 +1,58 @@
+"""cleanlab's CleanLearning on frozen, standardised features: find label issues, prune them, train again.
+
+Around scikit-learn's logistic regression, whose penalty is chosen by cross-validated accuracy on the labels
+as given. The head alone is fitted. Source: Northcutt, Jiang, Chuang 2021.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from hesstune.errors import MissingExtraError
+from hesstune.methods._head import HeadMaterial, SolvedHead
+from hesstune.methods._peers import cross_validated, unscaled
+from hesstune.methods._solved import SolvedHeadMethod
+
+
+class Cleanlab(SolvedHeadMethod):
+    """A head by cleanlab."""
+
+    head_alone = True
+    takes_soft = False
+
+    @classmethod
+    def solve_head(cls, material: HeadMaterial) -> SolvedHead:
+        """Return the head of CleanLearning.
+
+        Raises:
+            MissingExtraError: If cleanlab is not installed.
+        """
+        from sklearn.linear_model import LogisticRegression
+
+        try:
+            from cleanlab.classification import CleanLearning
+        except ImportError:
+            raise MissingExtraError("cleanlab", "noise", "the method cleanlab") from None
+        scaler, _, strength = cross_validated(material, material.labels)
+        present, labels = np.unique(material.labels, return_inverse=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            learner = CleanLearning(
+                LogisticRegression(C=strength, max_iter=200), seed=material.seed, verbose=False
+            )
+            learner.fit(scaler.transform(material.features), labels)  # type: ignore[attr-defined]
+        found = learner.clf
+        found.classes_ = present[found.classes_]
+        issues = int(learner.get_label_issues()["is_label_issue"].sum())
+        return unscaled(
+            scaler,
+            found,
+            material.k,
+            f"cleanlab's CleanLearning (C = {strength:g})",
+            f"{issues} of {len(labels)} examples were pruned as label issues",
+        )
+
+
+METHOD = Cleanlab

@@ -1,0 +1,153 @@
+"""Which model of the labels to believe: the one that foretells labels it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hesstune.noise.latent.channel import SHAPES, Shape
+from hesstune.noise.latent.em import LatentTruth, fold_rows, latent_truth, log_scores
+from hesstune.noise.latent.observed import Observed
+from hesstune.noise.latent.parallel import one_thread_each
+from hesstune.noise.latent.soft_probe import Linear, SoftProbe
+
+__all__ = ["CANDIDATES", "FEWER", "MORE", "TOLD", "Candidate", "Choice", "choose", "refit"]
+
+# Standard errors by which a richer shape of F must do better.
+MARGIN = 0.5
+# How many fifths are held out in turn: EM's own folds leak, so choosing needs examples that EM never saw.
+FOLDS, HELD_OUT = 5, 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model of the labels: the shape of F, and the probes' penalty.
+
+    Attributes:
+        shape: Of F.
+        strength: Inverse of the penalty.
+    """
+
+    shape: Shape
+    strength: float
+
+    @property
+    def name(self) -> str:
+        """Its name, such as `symmetric 0.1`."""
+        return f"{self.shape} {self.strength:g}"
+
+
+# The simplest first.
+CANDIDATES = (
+    *(Candidate("none", c) for c in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)),
+    *(Candidate("symmetric", c) for c in (0.01, 0.03, 0.1)),
+    *(Candidate("full", c) for c in (0.03, 0.1, 0.3)),
+)
+# Where time is short, and where it is not.
+FEWER = (
+    *(Candidate("none", c) for c in (0.003, 0.03)),
+    Candidate("symmetric", 0.1),
+    Candidate("full", 0.1),
+)
+MORE = (*CANDIDATES, Candidate("none", 1.0), Candidate("symmetric", 0.3), Candidate("full", 1.0))
+# Where the noise matrix is known.
+TOLD = (
+    *(Candidate("none", c) for c in (0.003, 0.03)),
+    *(Candidate("told", c) for c in (0.03, 0.1, 0.3)),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was tried, and what was chosen.
+
+    Attributes:
+        candidate: The candidate chosen.
+        plain: The best of those that believe the labels.
+        scores: {name: mean log-likelihood of a given label not seen}.
+        gain: The chosen one's mean gain over `plain`, and its standard error.
+    """
+
+    candidate: Candidate
+    plain: Candidate
+    scores: dict[str, float] = field(default_factory=dict)
+    gain: tuple[float, float] = (0.0, 0.0)
+
+    def details(self) -> dict[str, Any]:
+        """Return a JSON-ready record."""
+        return {
+            "chosen": self.candidate.name,
+            "plain": self.plain.name,
+            "scores": self.scores,
+            "gain_over_plain": {"mean": self.gain[0], "stderr": self.gain[1]},
+        }
+
+
+def choose(
+    x: NDArray[np.float32],
+    labels: Observed,
+    *,
+    candidates: Sequence[Candidate] = CANDIDATES,
+    held_out: int = HELD_OUT,
+    seed: int = 0,
+) -> Choice:
+    """Choose the candidate whose noisy labels are likeliest on examples that it was not fitted to.
+
+    Each candidate is fitted, EM and all, to four fifths of the examples; the score of a held-out example is
+    ln Σ_c p_c(x) P(given | c). Of the simplest shape of F whose best candidate is within MARGIN standard
+    errors of the best of all, that candidate is taken. No true label is read.
+
+    Args:
+        x: (N, C) reduced features.
+        labels: What is known of them.
+        candidates: At least one plain one among them.
+        held_out: How many fifths are held out in turn.
+        seed: Of the fifths.
+    """
+    parts = fold_rows(len(x), FOLDS, seed + 0x5CD)[:held_out]
+    with one_thread_each(len(candidates)) as each:
+        found = each(
+            lambda one: np.concatenate([_held_out(x, labels, rows, one, seed) for rows in parts]), candidates
+        )
+    scores = {one.name: own for one, own in zip(candidates, found, strict=True)}
+    means = {name: float(found.mean()) for name, found in scores.items()}
+    plain = max((c for c in candidates if c.shape == "none"), key=lambda c: means[c.name])
+    overall = max(candidates, key=lambda c: means[c.name])
+    for shape in SHAPES:
+        own = [c for c in candidates if c.shape == shape]
+        chosen = max(own, key=lambda c: means[c.name], default=overall)
+        mean, error = _gain(scores[overall.name], scores[chosen.name])
+        if own and mean <= MARGIN * error:
+            break
+    return Choice(chosen, plain, means, _gain(scores[chosen.name], scores[plain.name]))
+
+
+def _gain(scores: NDArray[np.float64], others: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the mean difference of paired scores, and its standard error."""
+    gain = scores - others
+    return float(gain.mean()), float(gain.std() / np.sqrt(len(gain)))
+
+
+def _held_out(
+    x: NDArray[np.float32], labels: Observed, rows: NDArray[np.int64], one: Candidate, seed: int
+) -> NDArray[np.float64]:
+    """Return the score of each held-out example."""
+    rest = np.setdiff1d(np.arange(len(x)), rows)
+    kept = labels.take(rest)
+    found = latent_truth(x[rest], kept, strength=one.strength, shape=one.shape, seed=seed)
+    fitted = refit(x[rest], found, one.strength, kept.weight)
+    return log_scores(fitted.logits(x[rows]), found.temperature, found.channel.likelihood(labels.given[rows]))
+
+
+def refit(
+    x: NDArray[np.float32],
+    found: LatentTruth,
+    strength: float,
+    weight: NDArray[np.float64] | None = None,
+) -> Linear:
+    """Return the classifier of all examples, fitted to what EM found."""
+    return SoftProbe(x, strength, weight).fit(found.targets)

@@ -1,0 +1,185 @@
+"""Latent-truth EM: the true class of each example from its features and its noisy label, out of sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from hesstune.errors import ConfigError
+from hesstune.noise.latent.channel import LabelChannel, Shape, symmetric
+from hesstune.noise.latent.observed import Observed
+from hesstune.noise.latent.soft_probe import Linear, SoftProbe
+
+__all__ = ["FOLDS", "LatentTruth", "fold_rows", "latent_truth", "log_scores"]
+
+FOLDS = 5
+# EM rests when no entry of F moves further; probes follow it with a few steps a round.
+ROUNDS, TOLERANCE, TOLERANCE_TOLD = 30, 2e-3, 2e-2
+FIRST_STEPS, STEPS, FULL_STEPS = 15, 4, 300
+TEMPERATURES = tuple(np.geomspace(0.3, 10.0, 19))
+# Rates of the symmetric noise through which believed labels may be read.
+RATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)
+# A share of uniform in every prediction, so that one sure mistake is costly, not infinitely so.
+FLOOR = 1e-3
+
+
+@dataclass(frozen=True)
+class LatentTruth:
+    """What EM found.
+
+    Attributes:
+        channel: F, fitted.
+        posterior: P(true class | features, given label), (N, K): the probe did not see the example.
+        probabilities: P(true class | features), (N, K), of that probe.
+        targets: (N, K) what a classifier of all examples is to be fitted to: the posterior, or the labels as
+            given where they are believed.
+        temperature: Factor of the probe's logits that fits the given labels best.
+        rounds: How many were made.
+        settled: Whether F came to rest.
+    """
+
+    channel: LabelChannel
+    posterior: NDArray[np.float64]
+    probabilities: NDArray[np.float64]
+    targets: NDArray[np.float64]
+    temperature: float
+    rounds: int
+    settled: bool
+
+
+def fold_rows(n: int, folds: int, seed: int) -> list[NDArray[np.int64]]:
+    """Return the rows of each fold, drawn uniformly.
+
+    Raises:
+        ConfigError: If there are fewer examples than folds.
+    """
+    if n < folds:
+        raise ConfigError(f"{n} examples cannot be cut into {folds} folds")
+    return [
+        np.sort(part) for part in np.array_split(np.random.default_rng([seed, 0xE3]).permutation(n), folds)
+    ]
+
+
+def latent_truth(
+    x: NDArray[np.float32],
+    labels: Observed,
+    *,
+    strength: float,
+    shape: Shape = "full",
+    folds: int = FOLDS,
+    seed: int = 0,
+) -> LatentTruth:
+    """Fit P(true class | features) and F by expectation maximisation, each example judged out of sample.
+
+    q_i ∝ p_c(x_i)·P(given_i | c), p from the probe that was fitted to the posteriors of the other folds, at
+    the temperature that the given labels speak for; F from q; the probes from q; until F rests. Sources:
+    Raykar et al. 2010; Bekker and Goldberger 2016; the cross-fitting is our own: a probe that has seen an
+    example's label confirms it.
+
+    Args:
+        x: (N, C) reduced features.
+        labels: What is known of them.
+        strength: Inverse of the probes' penalty.
+        shape: What F is allowed to be; `none` makes probes of the labels as they are.
+        folds: Number of folds.
+        seed: Of the folds.
+
+    Example:
+        >>> from hesstune.noise.latent.reduction import Reduction
+        >>> y = np.arange(300) % 2
+        >>> x = Reduction.of(np.eye(2)[y] + 0.2 * np.random.default_rng(0).normal(size=(300, 2))).apply
+        >>> x = x(np.eye(2)[y] + 0.2 * np.random.default_rng(0).normal(size=(300, 2)))
+        >>> noisy = np.where(np.random.default_rng(1).random(300) < 0.3, 1 - y, y)
+        >>> found = latent_truth(x, Observed.of(noisy, 2), strength=0.1)
+        >>> bool((found.posterior.argmax(axis=1) == y).mean() > 0.97)
+        True
+    """
+    probes, given = _Probes(x, strength, labels.weight, folds, seed), labels.given
+    if shape == "none":
+        return _believed(probes.logits(labels.known(given), FULL_STEPS), labels)
+    channel = LabelChannel.start(labels.k, shape)
+    if shape == "told":
+        assert labels.told is not None
+        channel = LabelChannel(labels.told, shape)
+    posterior = labels.known(_normalised(channel.likelihood(given)))
+    rounds, settled, before = 0, False, posterior
+    while not settled and rounds < ROUNDS:
+        logits = probes.logits(posterior, STEPS if rounds else FIRST_STEPS)
+        likelihood = channel.likelihood(given)
+        temperature = max(TEMPERATURES, key=lambda t: float(log_scores(logits, t, likelihood).mean()))
+        probabilities = softmax(temperature * logits, axis=1)
+        posterior = labels.known(_normalised(probabilities * likelihood))
+        following = channel.refitted(given, posterior, labels.weight)
+        # A matrix that was told does not move: the posteriors have to rest.
+        moved = probabilities - before if shape == "told" else following.matrix - channel.matrix
+        settled = bool(np.abs(moved).max() < (TOLERANCE_TOLD if shape == "told" else TOLERANCE))
+        channel, rounds, before = following, rounds + 1, probabilities
+    return LatentTruth(channel, posterior, probabilities, posterior, temperature, rounds, settled)
+
+
+class _Probes:
+    """One probe a fold, fitted to the other folds and kept from round to round."""
+
+    def __init__(
+        self,
+        x: NDArray[np.float32],
+        strength: float,
+        weight: NDArray[np.float64] | None,
+        folds: int,
+        seed: int,
+    ) -> None:
+        self.x, self.parts = x, fold_rows(len(x), folds, seed)
+        self.others = [np.setdiff1d(np.arange(len(x)), rows) for rows in self.parts]
+        weights = [None if weight is None else weight[rest] for rest in self.others]
+        self.probes = [SoftProbe(x[r], strength, w) for r, w in zip(self.others, weights, strict=True)]
+        self.linear: list[Linear | None] = [None] * folds
+
+    def logits(self, targets: NDArray[np.float64], steps: int) -> NDArray[np.float64]:
+        """Return each example's logits, (N, K), by the probe that did not see it, after some more steps."""
+        found = np.empty(targets.shape)
+        for at, (rows, rest) in enumerate(zip(self.parts, self.others, strict=True)):
+            self.linear[at] = fitted = self.probes[at].fit(targets[rest], self.linear[at], steps)
+            found[rows] = fitted.logits(self.x[rows])
+        return found
+
+
+def _believed(logits: NDArray[np.float64], labels: Observed) -> LatentTruth:
+    """Read labels that are believed in training: by the symmetric channel through which they are likeliest.
+
+    Without it a plain probe would be blamed for its calibration under noise, which costs no accuracy.
+    """
+    k, given = labels.k, labels.given
+    best, channel, temperature = -np.inf, LabelChannel.start(k, "none"), 1.0
+    for rate in RATES:
+        if rate < 1 - 1 / k:
+            tried = LabelChannel(symmetric(k, rate), "none")
+            likelihood = tried.likelihood(given)
+            for factor in TEMPERATURES:
+                score = float(log_scores(logits, factor, likelihood).mean())
+                if score > best:
+                    best, channel, temperature = score, tried, factor
+    probabilities = softmax(temperature * logits, axis=1)
+    posterior = labels.known(_normalised(probabilities * channel.likelihood(given)))
+    targets = labels.known(given)
+    return LatentTruth(channel, posterior, probabilities, targets, temperature, 1, True)
+
+
+def _normalised(joint: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(joint / np.maximum(joint.sum(axis=1, keepdims=True), 1e-300))
+
+
+def log_scores(
+    logits: NDArray[np.float64], temperature: float, likelihood: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return ln P(given label | features), (N,), with a share FLOOR of uniform.
+
+    Args:
+        logits: (N, K) of the true class.
+        temperature: Their factor.
+        likelihood: P(given | class), (N, K).
+    """
+    told = (softmax(temperature * logits, axis=1) * likelihood).sum(axis=1)
+    return np.asarray(np.log((1 - FLOOR) * told + FLOOR / logits.shape[1]))

@@ -1,0 +1,95 @@
+"""A linear head from noisy labels alone: candidates, the choice among them, and the one fitted to all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
+
+from hesstune.errors import DataError
+from hesstune.noise.latent.choose import CANDIDATES, HELD_OUT, Candidate, Choice, choose, refit
+from hesstune.noise.latent.em import FOLDS, LatentTruth, latent_truth
+from hesstune.noise.latent.observed import Observed
+from hesstune.noise.latent.reduction import Reduction
+from hesstune.noise.latent.soft_probe import Linear
+
+__all__ = ["FEWEST", "RobustHead", "robust_head"]
+
+# Choosing among candidates takes so many examples at least, and at most MOST: more say nothing new.
+FEWEST, MOST = 40, 6000
+
+
+@dataclass(frozen=True)
+class RobustHead:
+    """A linear classifier of features, and what was found about the labels on the way.
+
+    Attributes:
+        linear: Weight (D, K) and bias (K,) on the features themselves, at the temperature that was found.
+        truth: The chosen candidate's posteriors and noise matrix.
+        choice: What was tried, each score, what was chosen.
+    """
+
+    linear: Linear
+    truth: LatentTruth
+    choice: Choice
+
+
+def robust_head(
+    features: ArrayLike,
+    labels: Observed,
+    *,
+    candidates: Sequence[Candidate] = CANDIDATES,
+    held_out: int = HELD_OUT,
+    seed: int = 0,
+) -> RobustHead:
+    """Fit a linear classifier to labels that may be wrong, told nothing about their noise.
+
+    Candidates are penalised cross-entropy on the labels as they are, and the same on the posteriors of
+    latent-truth EM, with a symmetric or a full noise matrix, each at several penalties; `choose` picks by the
+    likelihood of noisy labels not seen, and the pick is fitted to all examples.
+
+    Args:
+        features: (N, D) of a frozen network.
+        labels: What is known of the examples' classes.
+        candidates: Of which one is chosen; those of the shape `told` believe the matrix that was told.
+        held_out: How many fifths each candidate is judged on.
+        seed: Of folds.
+
+    Raises:
+        DataError: If features are not finite, or do not match the labels.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> y = np.arange(400) % 2
+        >>> x = np.eye(2)[y] + 0.2 * rng.normal(size=(400, 2))
+        >>> noisy = np.where(rng.random(400) < 0.3, 1 - y, y)
+        >>> found = robust_head(x, Observed.of(noisy, 2))
+        >>> bool((found.linear.logits(x).argmax(axis=1) == y).mean() > 0.97)
+        True
+    """
+    if len(labels) != len(np.asarray(features)):
+        raise DataError(f"{len(np.asarray(features))} rows of features do not match {len(labels)} labels")
+    reduction = Reduction.of(features)
+    x = reduction.apply(features)
+    choice = _choice(x, labels, candidates, held_out, seed)
+    one, folds = choice.candidate, min(FOLDS, len(x))
+    with threadpool_limits(1):  # see `one_thread_each`
+        truth = latent_truth(x, labels, strength=one.strength, shape=one.shape, folds=folds, seed=seed)
+        fitted = refit(x, truth, one.strength, labels.weight)
+    weight, bias = reduction.unfold(fitted.weight * truth.temperature, fitted.bias * truth.temperature)
+    return RobustHead(Linear(weight, bias), truth, choice)
+
+
+def _choice(
+    x: NDArray[np.float32], labels: Observed, candidates: Sequence[Candidate], held_out: int, seed: int
+) -> Choice:
+    """Choose on all examples, or on MOST of them; the plainest candidate where there are too few."""
+    if len(x) < FEWEST or len(candidates) == 1:
+        return Choice(candidates[0], candidates[0])
+    if len(x) > MOST:
+        rows = np.sort(np.random.default_rng([seed, 0xC01]).permutation(len(x))[:MOST])
+        x, labels = x[rows], labels.take(rows)
+    return choose(x, labels, candidates=candidates, held_out=held_out, seed=seed)

@@ -1,0 +1,114 @@
+"""A ridge-penalised softmax regression on soft targets, refitted many times on the same rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import cho_factor, cho_solve
+from scipy.special import softmax
+
+from hesstune.checks import positive
+
+__all__ = ["Linear", "SoftProbe"]
+
+# Full fits stop when no logit of the training rows has moved further.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Logits x W + b.
+
+    Attributes:
+        weight: W, (D, K).
+        bias: b, (K,).
+    """
+
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+
+    def logits(self, x: ArrayLike) -> NDArray[np.float64]:
+        """Return the logits of features, (N, K)."""
+        found = np.asarray(x) @ self.weight.astype(np.asarray(x).dtype) + self.bias
+        return np.asarray(found, dtype=np.float64)
+
+
+class SoftProbe:
+    """Minimise −Σ_i w_i Σ_k q_ik ln softmax(x_i W + b)_k + |W|²/(2c), for any targets q.
+
+    By bound optimisation: the Hessian is bounded by ½ XᵀX ⊗ I whatever W is (Böhning 1992), so one Cholesky
+    factor serves every step of every fit on these rows; Nesterov's momentum is restarted where it turns.
+
+    Args:
+        x: (N, D) features.
+        strength: c, the inverse of the penalty, as scikit-learn's C.
+        weight: (N,) how much each example counts; None: once.
+
+    Example:
+        >>> x = np.array([[-1.0], [1.0]])
+        >>> found = SoftProbe(x, 10.0).fit(np.array([[0.9, 0.1], [0.1, 0.9]]))
+        >>> softmax(found.logits(x), axis=1).round(1).tolist()
+        [[0.9, 0.1], [0.1, 0.9]]
+    """
+
+    def __init__(self, x: ArrayLike, strength: float, weight: ArrayLike | None = None) -> None:
+        rows = np.asarray(x)
+        self._strength = positive("strength", strength)
+        self._weight = None if weight is None else np.asarray(weight, dtype=np.float64)[:, None]
+        counted = np.ones((len(rows), 1)) if self._weight is None else self._weight
+        self._total = float(counted.sum())
+        self._mean = (rows * counted).sum(axis=0) / self._total
+        self._x = np.ascontiguousarray(rows - self._mean.astype(rows.dtype))
+        scatter = (self._x * counted.astype(rows.dtype)).T @ self._x
+        self._factor = cho_factor(0.5 * scatter.astype(np.float64) + np.eye(rows.shape[1]) / self._strength)
+
+    def fit(self, targets: NDArray[np.float64], start: Linear | None = None, steps: int = 300) -> Linear:
+        """Return the classifier after at most so many steps from a start, or from the classes' shares.
+
+        Args:
+            targets: q, (N, K), rows of class probabilities.
+            start: A classifier fitted on these rows before.
+            steps: At most so many.
+        """
+        k = targets.shape[1]
+        if start is None:
+            counted = targets if self._weight is None else targets * self._weight
+            shares = (counted.sum(axis=0) + 1e-3) / (self._total + 1e-3 * k)
+            weight, bias = np.zeros((self._x.shape[1], k)), np.log(shares)
+        else:
+            weight, bias = start.weight, start.bias + self._mean @ start.weight
+        ahead, ahead_bias, momentum = weight, bias, 1.0
+        for _ in range(steps):
+            step, step_bias = self._step(targets, ahead, ahead_bias)
+            moved, moved_bias = ahead + step - weight, ahead_bias + step_bias - bias
+            if float((step * moved).sum() + step_bias @ moved_bias) < 0:  # past the valley: restart
+                momentum = 1.0
+            weight, bias = ahead + step, ahead_bias + step_bias
+            if self._rests(moved, moved_bias):
+                break
+            following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+            share, momentum = (momentum - 1) / following, following
+            ahead, ahead_bias = weight + share * moved, bias + share * moved_bias
+        return Linear(weight, bias - self._mean @ weight)
+
+    def _step(
+        self, targets: NDArray[np.float64], weight: NDArray[np.float64], bias: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the step of the bound's minimum, for W and b."""
+        kind = self._x.dtype
+        rest = (targets - softmax(self._x @ weight.astype(kind) + bias.astype(kind), axis=1)).astype(kind)
+        if self._weight is not None:
+            rest = rest * self._weight.astype(kind)
+        gradient = (self._x.T @ rest).astype(np.float64) - weight / self._strength
+        return np.asarray(cho_solve(self._factor, gradient)), 2 * rest.sum(
+            axis=0, dtype=np.float64
+        ) / self._total
+
+    def _rests(self, moved: NDArray[np.float64], moved_bias: NDArray[np.float64]) -> bool:
+        # A rough bound on how far logits have moved, from the root mean square norm of the rows.
+        scale = np.sqrt(float((self._x**2).sum()) / len(self._x))
+        return scale * float(np.linalg.norm(moved)) / np.sqrt(self._x.shape[1]) < TOLERANCE and bool(
+            np.abs(moved_bias).max() < TOLERANCE
+        )

@@ -1,0 +1,89 @@
+"""Heads that methods solve from frozen features, before the first step."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hesstune.data.examples import Examples, Task
+from hesstune.errors import ModelError
+from hesstune.inputs.feature_store import frozen_features
+from hesstune.methods import method_class
+from hesstune.methods._head import HeadMaterial, SolvedHead
+from hesstune.methods._solved import takes_solution
+from hesstune.models.load import LoadedModel
+from hesstune.noise.estimate import Estimate
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.records import NoiseMatrixRecord
+
+__all__ = ["found_noise", "solved_head", "vote_shares"]
+
+
+def solved_head(
+    config: FinetuneConfig,
+    task: Task,
+    loaded: LoadedModel,
+    device: torch.device,
+    noise_matrix: NoiseMatrix | None,
+) -> SolvedHead | None:
+    """Return the head that the run's method solves; None where the network has none that it could.
+
+    Args:
+        config: The resolved configuration.
+        task: With the labels to be trained on.
+        loaded: The network at its reference; it is left as it is.
+        device: Where features are computed.
+        noise_matrix: F where it was told.
+    """
+    part = task.train
+    try:
+        features = frozen_features(loaded, part, device, config.max_length)
+    except ModelError:  # the head is not the last operation
+        return None
+    head = loaded.model.get_submodule(loaded.head)
+    if not takes_solution(head, task.k, features.shape[1]):
+        return None
+    assert part.labels is not None
+    checked = None
+    if part.clean is not None and part.clean.any():
+        rows = np.flatnonzero(part.clean)
+        checked = (rows, part.labels[rows])
+    material = HeadMaterial(
+        features.astype(np.float64),
+        part.labels if part.given is None else part.given,
+        task.k,
+        part.soft if config.soft_labels else vote_shares(part, task.k),
+        checked,
+        noise_matrix,
+        config.budget,
+        config.seed,
+    )
+    return method_class(config.method).solve_head(material)
+
+
+def vote_shares(part: Examples, k: int) -> NDArray[np.float64] | None:
+    """Return the shares of votes, (N, K), where the labels are the majority of votes; else None.
+
+    They say more than the majority does: who was outvoted is seen. An example without votes has its label.
+    """
+    votes, labels = part.votes, part.labels
+    if votes is None or labels is None or votes.k != k:
+        return None
+    counts, every = votes.counts, np.arange(len(labels))
+    heard = counts.sum(axis=1) > 0
+    if not heard.any() or (counts[every, labels] < counts.max(axis=1))[heard].any():
+        return None
+    shares = np.eye(k)[labels]
+    shares[heard] = counts[heard] / counts[heard].sum(axis=1, keepdims=True)
+    return np.asarray(shares)
+
+
+def found_noise(solved: SolvedHead, config: FinetuneConfig, n: int) -> NoiseMatrixRecord | None:
+    """Return the record of the noise matrix that a head was solved with, where none was told."""
+    if solved.noise_matrix is None or config.noise_matrix is not None:
+        return None
+    found = Estimate(solved.noise_matrix, "em", n, notes=(f"found with the head: {solved.reason}",))
+    made_from = {"estimate": "em", "model": config.model, "seed": config.seed, "examples": n}
+    return NoiseMatrixRecord(**found.to_dict(), made_from=made_from)

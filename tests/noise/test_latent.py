@@ -1,0 +1,203 @@
+"""Latent-truth EM: against other solvers, closed forms, and data whose truth is known."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+from sklearn.linear_model import LogisticRegression
+
+from hesstune import NoiseMatrix
+from hesstune.errors import ConfigError, DataError
+from hesstune.noise.estimate import estimate_noise
+from hesstune.noise.latent.channel import LabelChannel, shrunk, symmetric
+from hesstune.noise.latent.choose import CANDIDATES, FEWER, TOLD, Candidate, choose
+from hesstune.noise.latent.em import fold_rows, latent_truth, log_scores
+from hesstune.noise.latent.head import robust_head
+from hesstune.noise.latent.observed import Observed
+from hesstune.noise.latent.reduction import Reduction
+from hesstune.noise.latent.soft_probe import SoftProbe
+
+
+def blobs(n, k, *, spread=0.6, seed=0):
+    """K clouds in the plane of their one-hot codes: features and true classes."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % k
+    return np.eye(k)[y] + spread * rng.normal(size=(n, k)), y
+
+
+def by_hand(x, q, strength, weight):
+    """The penalised fit on soft targets by another optimiser, in float64."""
+    d, k = x.shape[1], q.shape[1]
+
+    def objective(values):
+        w, b = values[: d * k].reshape(d, k), values[d * k :]
+        logs = log_softmax(x @ w + b, axis=1)
+        return -(weight[:, None] * q * logs).sum() + (w**2).sum() / (2 * strength)
+
+    return minimize(objective, np.zeros(d * k + k), method="BFGS", options={"gtol": 1e-6})
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_soft_probe_has_the_least_penalised_loss(weighted):
+    rng = np.random.default_rng(0)
+    x, q = rng.normal(size=(40, 3)), rng.dirichlet(np.ones(3), size=40)
+    weight = rng.uniform(0.2, 3, 40) if weighted else np.ones(40)
+    found = SoftProbe(x, 0.7, weight if weighted else None).fit(q, steps=3000)
+    other = by_hand(x, q, 0.7, weight)
+    w = other.x[:9].reshape(3, 3)
+    assert np.abs(found.weight - w).max() < 2e-3
+    shown, wanted = softmax(found.logits(x), axis=1), softmax(x @ w + other.x[9:], axis=1)
+    assert np.abs(shown - wanted).max() < 2e-3
+
+
+def test_a_soft_probe_of_hard_labels_is_scikit_learns():
+    x, y = blobs(200, 3)
+    found = SoftProbe(x, 0.3).fit(np.eye(3)[y], steps=3000)
+    other = LogisticRegression(C=0.3, tol=1e-8, max_iter=1000).fit(x, y)
+    assert np.abs(softmax(found.logits(x), 1) - other.predict_proba(x)).max() < 2e-3
+
+
+def test_a_head_of_reduced_features_is_one_of_the_features():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 400)) * rng.uniform(0.1, 2, 400) + 3
+    reduction = Reduction.of(x, components=20)
+    weight, bias = rng.normal(size=(20, 4)), rng.normal(size=4)
+    whole, moved = reduction.unfold(weight, bias)
+    assert np.allclose(x @ whole + moved, ((x - x.mean(0)) @ reduction.axes) @ weight + bias)
+    assert (reduction.apply(x).astype(float) ** 2).sum(axis=1).mean() == pytest.approx(128, rel=1e-4)
+
+
+def test_features_that_are_no_table_are_refused():
+    with pytest.raises(DataError, match="finite"):
+        Reduction.of([[1.0, np.nan], [0.0, 1.0]])
+    with pytest.raises(DataError, match="do not match"):
+        robust_head(np.ones((3, 2)), Observed.of([0, 1], 2))
+    with pytest.raises(ConfigError, match="cannot be cut"):
+        fold_rows(3, 5, 0)
+
+
+@given(st.integers(2, 6), st.floats(0, 0.9), st.integers(0, 99))
+@settings(max_examples=40)
+def test_a_shrunken_matrix_is_stochastic_and_lies_between(k, rate, seed):
+    rng = np.random.default_rng(seed)
+    counts = rng.dirichlet(np.ones(k), size=k) * rng.uniform(0, 50, (k, 1))
+    found = shrunk(counts)
+    assert np.allclose(found.sum(axis=1), 1)
+    assert (found > 0).all()
+    assert np.allclose(symmetric(k, rate).sum(axis=1), 1)
+    raw = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
+    pooled = symmetric(k, (counts.sum() - np.trace(counts) + 1) / (counts.sum() + k))
+    low, high = np.minimum(raw, pooled), np.maximum(raw, pooled)
+    assert (found >= low - 1e-9).all()
+    assert (found <= high + 1e-9).all()
+
+
+def test_counts_that_look_alike_are_shrunken_more():
+    alike = 30 * symmetric(4, 0.3)
+    paired = 30 * (0.6 * np.eye(4) + 0.4 * np.roll(np.eye(4), 1, axis=1))
+    pooled = shrunk(alike) - alike / 30
+    assert np.abs(pooled).max() < 0.02  # they are the pooled matrix
+    assert np.abs(shrunk(paired) - paired / 30).max() < 0.05  # and these are left alone
+
+
+def test_the_likelihood_of_a_soft_label_is_expected():
+    channel = LabelChannel(np.array([[0.8, 0.2], [0.4, 0.6]]), "full")
+    given_labels = np.array([[1.0, 0.0], [0.25, 0.75]])
+    wanted = [[0.8, 0.4], [0.8**0.25 * 0.2**0.75, 0.4**0.25 * 0.6**0.75]]
+    assert np.allclose(channel.likelihood(given_labels), wanted)
+
+
+def test_scores_are_log_probabilities_of_the_labels():
+    logits, likelihood = np.log([[0.9, 0.1]]), np.array([[0.7, 0.2]])
+    assert log_scores(logits, 1.0, likelihood)[0] == pytest.approx(np.log(0.999 * 0.65 + 0.001 / 2))
+
+
+@pytest.mark.parametrize(("noise", "least"), [("pair:0.4", 0.9), ("symmetric:0.4", 0.9), ("none", 0.99)])
+def test_the_truth_behind_noise_is_found(noise, least):
+    x, y = blobs(900, 3, spread=0.25)
+    matrix = NoiseMatrix.identity(3) if noise == "none" else NoiseMatrix.parse(noise, 3)
+    noisy = matrix.corrupt(y, seed=0)
+    found = robust_head(x, Observed.of(noisy, 3), candidates=FEWER, held_out=2)
+    assert (found.truth.posterior.argmax(axis=1) == y).mean() > least
+    assert (found.linear.logits(x).argmax(axis=1) == y).mean() > 0.97
+    assert np.abs(found.truth.channel.matrix - matrix.array).max() < 0.08
+
+
+def test_pair_noise_speaks_for_a_full_matrix_and_clean_labels_for_none():
+    x, y = blobs(600, 3, spread=0.3)
+    reduced = Reduction.of(x).apply(x)
+    noisy = NoiseMatrix.pair(3, 0.4).corrupt(y, seed=1)
+    assert choose(reduced, Observed.of(noisy, 3), candidates=FEWER).candidate.shape == "full"
+    assert choose(reduced, Observed.of(y, 3), candidates=FEWER).candidate.shape == "none"
+
+
+def test_a_posterior_does_not_know_its_own_label():
+    """Labels at random: a probe that had seen them would confirm them."""
+    rng = np.random.default_rng(0)
+    x, noisy = rng.normal(size=(300, 20)).astype(np.float32), rng.integers(0, 2, 300)
+    found = latent_truth(x, Observed.of(noisy, 2), strength=1.0, shape="none")
+    agreement = (found.probabilities.argmax(axis=1) == noisy).mean()
+    assert 0.4 < agreement < 0.6
+
+
+def test_checked_labels_are_sure_and_a_told_matrix_stays():
+    x, y = blobs(300, 3, spread=0.3)
+    noisy = NoiseMatrix.symmetric(3, 0.4).corrupt(y, seed=0)
+    rows = np.arange(0, 60)
+    told = NoiseMatrix.symmetric(3, 0.4).array
+    observed = Observed.of(noisy, 3, told, (rows, y[rows]))
+    for shape in ("none", "told", "full"):
+        found = latent_truth(Reduction.of(x).apply(x), observed, strength=0.1, shape=shape)
+        assert (found.posterior[rows].argmax(axis=1) == y[rows]).all()
+        assert np.allclose(found.targets[rows], np.eye(3)[y[rows]])
+        if shape == "told":
+            assert np.array_equal(found.channel.matrix, told)
+    chosen = choose(Reduction.of(x).apply(x), observed, candidates=TOLD, held_out=1)
+    assert chosen.candidate in TOLD
+
+
+def test_rows_are_taken_with_what_is_known_of_them():
+    observed = Observed.of([0, 1, 1, 0], 2, None, (np.array([1, 3]), np.array([0, 0])), np.arange(4.0))
+    some = observed.take(np.array([0, 3]))
+    assert some.given.tolist() == [[1, 0], [1, 0]]
+    assert some.checked[0].tolist() == [1]
+    assert some.weight.tolist() == [0, 3]
+    assert observed.given.tolist()[1] == [0, 1]
+    assert observed.known(observed.given)[1].tolist() == [1, 0]
+    assert observed.given[1].tolist() == [0, 1]
+
+
+def test_few_examples_take_the_plainest_candidate_and_results_repeat():
+    x, y = blobs(20, 2)
+    found = robust_head(x, Observed.of(y, 2))
+    assert found.choice.candidate == CANDIDATES[0]
+    assert not found.choice.scores
+    x, y = blobs(120, 2)
+    one, two = (robust_head(x, Observed.of(y, 2), candidates=FEWER, seed=3) for _ in range(2))
+    assert np.array_equal(one.linear.weight, two.linear.weight)
+
+
+def test_a_class_without_an_example_is_never_likely():
+    x, y = blobs(200, 3, spread=0.2)
+    keep = y < 2
+    found = robust_head(x[keep], Observed.of(y[keep], 3), candidates=(Candidate("full", 0.1),))
+    assert (found.linear.logits(x[keep]).argmax(axis=1) == y[keep]).mean() > 0.97
+
+
+def test_estimate_em_is_nearer_than_other_estimators_on_pair_noise():
+    x, y = blobs(900, 4, spread=0.3)
+    matrix = NoiseMatrix.pair(4, 0.3)
+    noisy = matrix.corrupt(y, seed=0)
+    from hesstune.noise.estimate.crossfit import cross_fit
+
+    probs = cross_fit(x, noisy, 4)
+    errors = {
+        name: np.abs(estimate_noise(probs, noisy, name, features=x).matrix.array - matrix.array).sum(1).mean()
+        for name in ("em", "confident", "anchor")
+    }
+    assert errors["em"] < 0.12
+    assert errors["em"] <= min(errors.values()) + 0.02
+    with pytest.raises(ConfigError, match="em needs features"):
+        estimate_noise(probs, noisy, "em")
