@@ -40,15 +40,14 @@ The first ratio ran from {min(blocks):.3f} to {max(blocks):.3f} over {len(blocks
 
 def demo(record: dict[str, Any]) -> str:
     setting, runs = record["setting"], record["runs"]
-    mean = {
-        m: sum(r["test_accuracy"] for r in runs if r["method"] == m) / (len(runs) / 2)
-        for m in ("vanilla", "robust")
-    }
+    names = list(dict.fromkeys(r["name"] for r in runs))
+    seeds = len({r["seed"] for r in runs})
+    mean = {name: sum(r["test_accuracy"] for r in runs if r["name"] == name) / seeds for name in names}
+    shown = ", ".join(f"{name} {mean[name]:.1%}" for name in names)
     return f"""## The demo
 
 `{record["command"]}`: {setting["limit"]} digits at {setting["image_size"]} px, {setting.get("inject_noise") or setting["noise"]} noise,
-{setting["epochs"]} epochs, {len(runs) // 2} seeds. Mean test accuracy on true labels: plain
-{mean["vanilla"]:.1%}, robust {mean["robust"]:.1%}; each seed is in the README.
+{setting["epochs"]} epochs, {seeds} seeds. Mean test accuracy on true labels: {shown}; each seed is in the README.
 """
 
 

@@ -37,7 +37,7 @@ takes the shares of votes, as a run does.
 
 ## Heads
 
-Test accuracy on true labels, in per cent, mean over {seeds} seeds; `clean n` is scikit-learn on n checked
+Test accuracy on true labels, in per cent, mean over {seeds}; `clean n` is scikit-learn on n checked
 examples a class and nothing else, *true* scikit-learn on the true labels of all. `{heads_command}`:
 
 {heads}
@@ -76,7 +76,15 @@ def accuracies() -> dict[str, dict[str, dict[int, float]]]:
     for row in rows_of("field_heads_test"):
         own = found.setdefault(row["task"], {}).setdefault(row["method"], {})
         own[int(row["seed"])] = 100 * float(row["accuracy"])
-    return found
+    names = ("auto", *OTHERS)
+    return {task: own for task, own in found.items() if all(name in own for name in names)}
+
+
+def shown(values: Sequence[float], form: str) -> str:
+    """Return the mean over seeds, with its 95 % interval where there are several."""
+    mean, low, high = interval(values)
+    told = format(mean, form)
+    return told if len(values) < 2 else f"{told}, 95 % interval over seeds [{low:{form}}, {high:{form}}]"
 
 
 def heads_table(found: dict[str, dict[str, dict[int, float]]]) -> str:
@@ -94,8 +102,8 @@ def heads_table(found: dict[str, dict[str, dict[int, float]]]) -> str:
                 cells.append("–")
                 continue
             mean = float(np.mean(list(methods[name].values())))
-            shown = f"{mean:.1f}"
-            cells.append(f"**{shown}**" if name in ("auto", *OTHERS) and mean >= best - 1e-9 else shown)
+            told = f"{mean:.1f}"
+            cells.append(f"**{told}**" if name in ("auto", *OTHERS) and mean >= best - 1e-9 else told)
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -113,11 +121,8 @@ def words(found: dict[str, dict[str, dict[int, float]]]) -> str:
     for other in OTHERS:
         for title, tasks in groups:
             if tasks:
-                mean, low, high = interval(gains(found, other, tasks))
-                said.append(
-                    f"- `auto` minus `{other}`, {title} ({len(tasks)}): {mean:+.2f} points, 95 % interval "
-                    f"over seeds [{low:+.2f}, {high:+.2f}]"
-                )
+                told = shown(gains(found, other, tasks), "+.2f")
+                said.append(f"- `auto` minus `{other}`, {title} ({len(tasks)}), in points: {told}.")
     names = ("auto", *OTHERS)
     ranks = []
     for methods in found.values():
@@ -125,8 +130,8 @@ def words(found: dict[str, dict[str, dict[int, float]]]) -> str:
         ranks.append(
             [1 + float((means > own).sum()) + 0.5 * float((means == own).sum() - 1) for own in means]
         )
-    shown = ", ".join(f"`{n}` {r:.2f}" for n, r in zip(names, np.mean(ranks, axis=0), strict=True))
-    said.append(f"- Mean rank of the three: {shown}.")
+    told = ", ".join(f"`{n}` {r:.2f}" for n, r in zip(names, np.mean(ranks, axis=0), strict=True))
+    said.append(f"- Mean rank of the three: {told}.")
     for other in OTHERS:
         lost = []
         for task, methods in found.items():
@@ -169,8 +174,7 @@ def label_words(rows: list[dict[str, str]]) -> str:
         for seed in sorted({row["seed"] for row in rows}):
             own = [row for row in rows if row["seed"] == seed and row[mine]]
             by_seed.append(float(np.mean([float(r[mine]) - float(r[other]) for r in own])))
-        mean, low, high = interval(by_seed)
-        said.append(f"- {kind}, `clean` minus cleanlab: {mean:+.3f} [{low:+.3f}, {high:+.3f}] over seeds.")
+        said.append(f"- {kind}, `clean` minus cleanlab, mean over tasks: {shown(by_seed, '+.3f')}.")
     return "\n".join(said)
 
 
@@ -179,7 +183,7 @@ def page() -> str:
     found, labels = accuracies(), rows_of("field_labels")
     seeds = len({seed for methods in found.values() for seed in methods["auto"]})
     return TEXT.format(
-        seeds=seeds,
+        seeds=f"{seeds} seeds" if seeds > 1 else "one seed, so without intervals",
         heads=heads_table(found),
         words=words(found),
         labels=labels_table(labels),

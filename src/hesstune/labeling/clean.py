@@ -243,7 +243,8 @@ def _judged(
         rows = np.array(sorted(place[name] for name in found), dtype=np.int64)
         given[rows] = [found[ids[at]] for at in rows]
         sure[rows], known = True, (rows, given[rows])
-    head = robust_head(features, Observed.of(given, len(classes), checked=known), seed=asked.seed)
+    observed = Observed.of(given, len(classes), checked=known)
+    head = robust_head(features, observed, doubting=True, seed=asked.seed)
     truth = head.truth
     return LabelIssues(
         ids,

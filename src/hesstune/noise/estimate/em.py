@@ -34,7 +34,7 @@ def latent_truth_estimate(features: ArrayLike, labels: NDArray[np.int64], k: int
         >>> latent_truth_estimate(x, noisy, 2).matrix.array.round(1).tolist()
         [[0.6, 0.4], [0.0, 1.0]]
     """
-    found = robust_head(features, Observed.of(labels, k), seed=seed)
+    found = robust_head(features, Observed.of(labels, k), doubting=True, seed=seed)
     matrix = found.truth.channel.matrix
     counts = found.truth.posterior.sum(axis=0)
     return Estimate(

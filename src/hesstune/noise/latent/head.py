@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,8 @@ __all__ = ["FEWEST", "RobustHead", "robust_head"]
 
 # Choosing among candidates takes so many examples at least, and at most MOST: more say nothing new.
 FEWEST, MOST = 40, 6000
+# A noise rate, as a plain probe sees it, at which labels are believed.
+NOISELESS = 0.02
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def robust_head(
     *,
     candidates: Sequence[Candidate] = CANDIDATES,
     held_out: int = HELD_OUT,
+    doubting: bool = False,
     seed: int = 0,
 ) -> RobustHead:
     """Fit a linear classifier to labels that may be wrong, told nothing about their noise.
@@ -56,6 +59,9 @@ def robust_head(
         labels: What is known of the examples' classes.
         candidates: Of which one is chosen; those of the shape `told` believe the matrix that was told.
         held_out: How many fifths each candidate is judged on.
+        doubting: For who asks what is wrong with the labels, not for a classifier: labels are believed only
+            where a plain probe finds next to no noise; else a full matrix is fitted, which people's errors
+            need, although they may be foretold no better by it.
         seed: Of folds.
 
     Raises:
@@ -74,13 +80,30 @@ def robust_head(
         raise DataError(f"{len(np.asarray(features))} rows of features do not match {len(labels)} labels")
     reduction = Reduction.of(features)
     x = reduction.apply(features)
+    if doubting:
+        candidates = [one for one in candidates if one.shape in ("none", "full")]
     choice = _choice(x, labels, candidates, held_out, seed)
+    if doubting:
+        choice = _doubted(x, labels, candidates, choice, seed)
     one, folds = choice.candidate, min(FOLDS, len(x))
     with threadpool_limits(1):  # see `one_thread_each`
         truth = latent_truth(x, labels, strength=one.strength, shape=one.shape, folds=folds, seed=seed)
         fitted = refit(x, truth, one.strength, labels.weight)
     weight, bias = reduction.unfold(fitted.weight * truth.temperature, fitted.bias * truth.temperature)
     return RobustHead(Linear(weight, bias), truth, choice)
+
+
+def _doubted(
+    x: NDArray[np.float32], labels: Observed, candidates: Sequence[Candidate], choice: Choice, seed: int
+) -> Choice:
+    """Return the best full candidate in place of a plain one through which noise is seen."""
+    if choice.candidate.shape == "full" or not choice.scores:
+        return choice
+    plain = latent_truth(x, labels, strength=choice.candidate.strength, shape="none", seed=seed)
+    full = [one for one in candidates if one.shape == "full"]
+    if plain.channel.rate <= NOISELESS or not full:
+        return choice
+    return replace(choice, candidate=max(full, key=lambda one: choice.scores[one.name]))
 
 
 def _choice(
