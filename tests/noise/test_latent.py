@@ -201,3 +201,13 @@ def test_estimate_em_is_nearer_than_other_estimators_on_pair_noise():
     assert errors["em"] <= min(errors.values()) + 0.02
     with pytest.raises(ConfigError, match="em needs features"):
         estimate_noise(probs, noisy, "em")
+
+
+def test_who_doubts_gets_a_full_matrix_where_there_is_noise():
+    x, y = blobs(300, 3, spread=0.3)
+    candidates = tuple(Candidate(shape, 0.1) for shape in ("none", "symmetric", "full"))
+    noisy = NoiseMatrix.symmetric(3, 0.3).corrupt(y, seed=0)
+    found = robust_head(x, Observed.of(noisy, 3), candidates=candidates, held_out=1, doubting=True)
+    assert found.choice.candidate.shape == "full"
+    clean = robust_head(x, Observed.of(y, 3), candidates=candidates, held_out=1, doubting=True)
+    assert clean.truth.channel.rate < 0.03
