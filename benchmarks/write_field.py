@@ -47,9 +47,9 @@ examples a class and nothing else, *true* scikit-learn on the true labels of all
 ## Labels
 
 Rows of the estimated F against the realised one, in total variation; average precision and F1 of the default
-cut in finding wrong labels; cleanlab has the best of its three scores in hindsight. That `clean` and `em` fit a
-full matrix wherever a plain probe sees noise was settled on the development tasks, but after the first version's
-rows of this table were seen (on CIFAR-10N worse it had believed the labels). `{labels_command}`:
+cut in finding wrong labels; cleanlab has the best of its three scores in hindsight. That `clean` and `em` fit
+a full matrix wherever a plain probe sees noise was settled on the development tasks, but after the first
+version's rows of this table were seen (on CIFAR-10N worse it had believed the labels). `{labels_command}`:
 
 {labels}
 
