@@ -1,5 +1,6 @@
 """`auto`: the head it solves, what it says of it, when deeper layers follow, and its peers."""
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from hesstune.cli.main import run as run_command
 from hesstune.data.examples import Examples, Texts
 from hesstune.methods import method_class
 from hesstune.methods._head import HeadMaterial
+from hesstune.report.write import write_report
 from hesstune.training.evaluate import Validation
 from hesstune.training.solve import vote_shares
 from hesstune.weak import Votes
@@ -172,3 +174,48 @@ def test_shares_of_votes_stand_for_labels_that_are_their_majority():
     assert np.allclose(vote_shares(part, 2), [[2 / 3, 1 / 3], [0, 1], [0, 1]])
     assert vote_shares(replace(part, labels=np.array([1, 1, 1])), 2) is None  # somebody knew better
     assert vote_shares(replace(part, votes=None), 2) is None
+
+
+def test_the_page_shows_the_candidates_and_why_one_was_chosen(tmp_path):
+    run = ht.finetune(SMALL, train="head", inject_noise="pair:0.3", out=tmp_path / "run")
+    page = write_report(run)[0].read_text()
+    assert f"Head: {run.facts.recipe.chosen}" in page
+    assert page.count("<td>chosen</td>") == 1
+
+
+def test_options_of_steps_without_steps_and_a_balanced_sampler_are_heard(tmp_path):
+    run = ht.finetune(SMALL, train="head", epochs=7, lr=0.5, out=tmp_path / "run")
+    said = [note for note in run.facts.notes if "takes no steps" in note]
+    assert len(said) == 1
+    assert "--epochs" in said[0]
+    assert "--lr" in said[0]
+    plain = {name: value for name, value in SMALL.items() if name != "batch_size"}
+    usual = ht.finetune(plain, train="head", out=tmp_path / "usual")
+    assert not any("no steps" in note or "patience" in note for note in usual.facts.notes)
+    balanced = ht.finetune(plain, train="head", sampler="balanced", out=tmp_path / "balanced")
+    heads = [dict(r.model().named_parameters())["_fc.weight"] for r in (usual, balanced)]
+    assert not torch.equal(*heads)
+
+
+def test_a_prior_of_auto_is_solved_on_its_part_alone(tmp_path):
+    """The matrix that the run found is of all examples: a prior trained with it would know the bound's."""
+    run = ht.finetune(SMALL, train="head", val_fraction=0.0, out=tmp_path / "run")
+    run.certify(prior_fraction=0.5, noise_is="none", draws=8, diagnostic=True)
+    prior = ht.Run.load(run.path / "prior")
+    assert prior.facts.recipe is not None
+    assert prior.facts.examples.train == 75
+    assert prior.outcome.epochs == 0
+    assert prior.facts.recipe.details["scores"] != run.facts.recipe.details["scores"]
+
+
+@pytest.mark.parametrize("name", ["auto", "sklearn_cv", "cleanlab"])
+@pytest.mark.parametrize("limit", [1, 2, 3, 12])
+def test_a_handful_of_examples_is_fitted_or_told(tmp_path, name, limit):
+    folder = tmp_path / "run"
+    with contextlib.suppress(ht.HesstuneError):
+        ht.finetune(SMALL, train="head", limit=limit, method=name, out=folder)
+    # Either there is a whole run, or an error of our own and nothing at all.
+    if name == "auto":
+        assert (folder / "run.json").exists() == (limit > 1)
+    if (folder / "run.json").exists():
+        assert ht.Run.load(folder).outcome.test_accuracy is not None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hesstune.data.examples import Task
 from hesstune.errors import DataError
+from hesstune.methods import method_class
 from hesstune.models.load import LoadedModel
 from hesstune.models.train_parts import freeze
 from hesstune.reference import Reference
@@ -22,7 +23,7 @@ from hesstune.runs.records import COMPRESSED, POSTERIOR, PRIOR, RECORD
 from hesstune.runs.run import Run
 from hesstune.runtime.distributed import all_reduce_sum, on_main_process, rank
 from hesstune.training.fit import fit_prepared
-from hesstune.training.prepare import Prepared
+from hesstune.training.prepare import Prepared, with_solved_head
 
 __all__ = ["Centred", "compressed", "network_of_part", "parted", "with_trained_prior"]
 
@@ -263,8 +264,11 @@ def _trained(
     made_from = {**key, "config": {**config.to_dict(), "out": None}, **_contents(prepared)}
     if _first_has(out, made_from):
         return Run.load(out, data=prepared.given.data, model=prepared.given.model)
+    own = replace(prepared, config=config)
     with entered(out, overwrite=True, resume=False):
-        run = fit_prepared(replace(prepared, config=config), out, progress=progress)
+        if method_class(config.method).solves_head:  # of these examples alone
+            own = with_solved_head(own)
+        run = fit_prepared(own, out, progress=progress)
         run.add(made_from=made_from)
         on_main_process(run.write_record)
     return run

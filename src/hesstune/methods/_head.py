@@ -27,6 +27,7 @@ class HeadMaterial:
         soft: (N, K) soft labels to be trained on instead, or None.
         checked: (rows, true labels) that a person has checked, or None.
         noise_matrix: F where the user knows it, or None.
+        weight: (N,) how much each example counts, or None: once.
         budget: How many candidates may be tried.
         seed: Of everything drawn.
     """
@@ -37,6 +38,7 @@ class HeadMaterial:
     soft: NDArray[np.float64] | None = None
     checked: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
     noise_matrix: NoiseMatrix | None = None
+    weight: NDArray[np.float64] | None = None
     budget: Budget = "default"
     seed: int = 0
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hesstune.errors import DataError
 from hesstune.methods._head import HeadMaterial, SolvedHead
+from hesstune.storage.reading import one_line
 
-__all__ = ["STRENGTHS", "cross_validated", "unscaled"]
+__all__ = ["STRENGTHS", "cross_validated", "enough_examples", "unscaled"]
 
 # scikit-learn's C on standardised features, from a mean to hardly a penalty.
 STRENGTHS = tuple(np.geomspace(1e-5, 1e0, 6))
@@ -26,7 +30,7 @@ def cross_validated(material: HeadMaterial, labels: NDArray[np.int64]) -> tuple[
     scaler = StandardScaler().fit(material.features)
     fewest = int(np.bincount(labels)[np.unique(labels)].min())
     folds = StratifiedKFold(max(2, min(FOLDS, fewest)), shuffle=True, random_state=material.seed)
-    with warnings.catch_warnings():
+    with enough_examples(len(labels)), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)
@@ -34,6 +38,18 @@ def cross_validated(material: HeadMaterial, labels: NDArray[np.int64]) -> tuple[
             Cs=list(STRENGTHS), cv=folds, max_iter=200, scoring="accuracy", use_legacy_attributes=False
         ).fit(scaler.transform(material.features), labels)
     return scaler, found, float(found.C_)
+
+
+@contextlib.contextmanager
+def enough_examples(n: int) -> Iterator[None]:
+    """Turn another package's word on too few examples, or classes, into an error of our own."""
+    try:
+        yield
+    except ValueError as error:
+        raise DataError(
+            f"{n} training examples are too few for this head ({one_line(error)}); give more, or take "
+            "--method auto"
+        ) from error
 
 
 def unscaled(scaler: object, classifier: object, k: int, name: str, reason: str) -> SolvedHead:

@@ -43,10 +43,7 @@ class Auto(SolvedHeadMethod):
     def __init__(self, setup: MethodSetup) -> None:
         super().__init__(setup)
         if setup.noise_matrix is not None:
-            forward = ForwardLoss(setup.noise_matrix, reduction="none")
-            self._forward = averaged(
-                setup, lambda logits, targets: forward.to(logits.device)(logits, targets)
-            )
+            self._forward = averaged(setup, ForwardLoss(setup.noise_matrix, reduction="none"))
         # The mean's weights fall by a factor e in an epoch; a mean of points of a ball lies in it.
         self.horizon = max(1, round(float(setup.counts.sum()) / setup.batch_size))
         self.mean: dict[str, torch.Tensor] = {}
@@ -119,7 +116,7 @@ class Auto(SolvedHeadMethod):
         started = time.monotonic()
         told = None if material.noise_matrix is None else material.noise_matrix.array
         labels = material.labels if material.soft is None else material.soft
-        observed = Observed.of(labels, material.k, told, material.checked)
+        observed = Observed.of(labels, material.k, told, material.checked, material.weight)
         tried, held_out = _tried(material)
         found = robust_head(
             material.features, observed, candidates=tried, held_out=held_out, seed=material.seed

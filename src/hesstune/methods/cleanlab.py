@@ -12,7 +12,7 @@ import numpy as np
 
 from hesstune.errors import MissingExtraError
 from hesstune.methods._head import HeadMaterial, SolvedHead
-from hesstune.methods._peers import cross_validated, unscaled
+from hesstune.methods._peers import cross_validated, enough_examples, unscaled
 from hesstune.methods._solved import SolvedHeadMethod
 
 
@@ -37,7 +37,7 @@ class Cleanlab(SolvedHeadMethod):
             raise MissingExtraError("cleanlab", "noise", "the method cleanlab") from None
         scaler, _, strength = cross_validated(material, material.labels)
         present, labels = np.unique(material.labels, return_inverse=True)
-        with warnings.catch_warnings():
+        with enough_examples(len(labels)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             learner = CleanLearning(
                 LogisticRegression(C=strength, max_iter=200), seed=material.seed, verbose=False

@@ -20,7 +20,7 @@ from hesstune.storage.stored import refuse_later
 if TYPE_CHECKING:
     from hesstune.methods import Method
 
-__all__ = ["RESUMABLE", "FinetuneConfig", "make_config", "read_config", "read_yaml"]
+__all__ = ["RESUMABLE", "FinetuneConfig", "make_config", "read_config", "read_yaml", "usual_lr"]
 
 # Options that a resumed run may have otherwise than the interrupted one.
 RESUMABLE = frozenset({"out", "track", "device", "cache_mib", "checkpoint_minutes"})
@@ -60,7 +60,7 @@ class FinetuneConfig(
             changes["radius"] = None  # there is no ball to choose; a comparison may ask all methods alike
         changes["image_size"] = size
         changes["method_options"] = kind.checked_options(self.method_options) or None
-        changes["lr"] = self.lr or changes.get("lr") or (1e-2 if self.train == "head" else 1e-4)
+        changes["lr"] = self.lr or changes.get("lr") or usual_lr(self.train)
         if kind.constrained and self.radius is None and "radius" not in changes:
             changes["radius"] = kind.default_radius(self.train)
         if kind.uses_noise() and not kind.solves_head and not self.noise_matrix and self.inject_noise:
@@ -74,7 +74,10 @@ class FinetuneConfig(
         changes["warmup_epochs"] = self._warmup(kind)
         self._check_head(kind, changes.get("train", self.train))
         if self.shard and not kind.shards:
-            raise ConfigError(f"method '{self.method}' cannot train sharded weights; leave --shard out")
+            raise ConfigError(
+                f"method '{self.method}' cannot train sharded weights; choose another, such as --method "
+                "vanilla, or leave --shard out"
+            )
         if self.noise_matrix == "true" and self.inject_noise is None:
             raise ConfigError(
                 "--noise-matrix true means the noise that --inject-noise injects, and none was given"
@@ -155,6 +158,11 @@ class FinetuneConfig(
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain values for YAML."""
         return self.model_dump(mode="json")
+
+
+def usual_lr(train: str) -> float:
+    """Return the learning rate where nobody gives one: a head alone takes larger steps."""
+    return 1e-2 if train == "head" else 1e-4
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

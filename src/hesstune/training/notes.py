@@ -15,7 +15,13 @@ from hesstune.models.load import LoadedModel
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
 
-__all__ = ["run_notes"]
+__all__ = ["OF_STEPS", "changed_options", "run_notes", "written"]
+
+# Options that say how steps are taken.
+OF_STEPS = (
+    "epochs", "batch_size", "optimizer", "weight_decay", "momentum", "schedule", "lr_warmup",
+    "accumulate", "grad_clip", "mixed_precision", "augment", "radius", "radius_scale", "norm",
+)  # fmt: skip
 
 
 def run_notes(
@@ -50,18 +56,19 @@ def run_notes(
             for k in raised
         ]
     notes += [
-        f"{why}: no effect of {_written(names)}" for why, names in _unused(config, task, loaded) if names
+        f"{why}: no effect of {written(names)}" for why, names in _unused(config, task, loaded) if names
     ]
-    if config.patience is not None and config.patience >= config.epochs:
+    if config.patience is not None and config.patience >= config.epochs and not kind.solves_head:
         notes.append(f"a patience of {config.patience} cannot end {config.epochs} epochs early")
     return notes
 
 
-def _written(names: list[str]) -> str:
+def written(names: list[str]) -> str:
+    """Return options as the command line writes them."""
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-def _changed(config: FinetuneConfig, *names: str) -> list[str]:
+def changed_options(config: FinetuneConfig, *names: str) -> list[str]:
     """Return those of some options that are not at their defaults."""
     return [n for n in names if getattr(config, n) != FinetuneConfig.model_fields[n].default]
 
@@ -70,21 +77,21 @@ def _unused(config: FinetuneConfig, task: Task, loaded: LoadedModel) -> list[tup
     kind = method_class(config.method)
     found: list[tuple[str, list[str]]] = []
     if not kind.constrained:
-        balls = _changed(config, "radius", "radius_scale", "norm")
+        balls = changed_options(config, "radius", "radius_scale", "norm")
         found.append((f"method '{config.method}' holds no layer in a ball", balls))
     if not kind.warms_up:
-        found.append((f"method '{config.method}' has no warm-up", _changed(config, "warmup_epochs")))
+        found.append((f"method '{config.method}' has no warm-up", changed_options(config, "warmup_epochs")))
     if config.optimizer != "sgd":
-        found.append((f"the optimizer is {config.optimizer}", _changed(config, "momentum")))
+        found.append((f"the optimizer is {config.optimizer}", changed_options(config, "momentum")))
     if config.inject_noise is None:
-        found.append(("no noise is injected", _changed(config, "clean_val")))
+        found.append(("no noise is injected", changed_options(config, "clean_val")))
     if task.is_text:
-        of_images = _changed(config, "augment", "mean", "std", "skip_bad_images")
+        of_images = changed_options(config, "augment", "mean", "std", "skip_bad_images")
         found.append(("the examples are texts", of_images))
     else:
-        found.append(("the examples are images", _changed(config, "max_length")))
+        found.append(("the examples are images", changed_options(config, "max_length")))
     if task.train.votes is None:
-        found.append(("the labels come from no votes", _changed(config, "label_model")))
+        found.append(("the labels come from no votes", changed_options(config, "label_model")))
     if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in loaded.model.modules()):
-        found.append(("the network has no batch norm", _changed(config, "batch_norm")))
+        found.append(("the network has no batch norm", changed_options(config, "batch_norm")))
     return found

@@ -20,18 +20,18 @@ from hesstune.models.load import LoadedModel, check_output, load_model
 from hesstune.models.train_parts import freeze
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import layer_names
-from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.config import FinetuneConfig, usual_lr
 from hesstune.runs.records import NoiseMatrixRecord
 from hesstune.runs.run import Given, Run
 from hesstune.runs.task import clean_task, injected_noise, noisy
 from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import world
 from hesstune.training.noise_estimate import run_estimate
-from hesstune.training.notes import run_notes
+from hesstune.training.notes import OF_STEPS, changed_options, run_notes, written
 from hesstune.training.order import BatchOrder
 from hesstune.training.solve import found_noise, solved_head
 
-__all__ = ["AUTOMATIC", "Prepared", "named_radii", "prepare"]
+__all__ = ["AUTOMATIC", "Prepared", "named_radii", "prepare", "with_solved_head"]
 
 
 AUTOMATIC = ("auto", "curvature")
@@ -77,7 +77,10 @@ class Prepared:
         to_channels_last(loaded.model, device)
         freeze(loaded.model, config.train, loaded.head)
         radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
-        return cls(config, task, loaded, injected, run.noise_matrix, device, radius, given=run.given)
+        # What was found with a solved head is of all the run's examples, and not for some of them.
+        found = method_class(config.method).solves_head and config.noise_matrix is None
+        told = None if found else run.noise_matrix
+        return cls(config, task, loaded, injected, told, device, radius, given=run.given)
 
 
 def prepare(config: FinetuneConfig, kept: Path | None = None, given: Given | None = None) -> Prepared:
@@ -132,10 +135,10 @@ def prepare(config: FinetuneConfig, kept: Path | None = None, given: Given | Non
     BatchOrder(config, counts, labels)  # what it refuses is told before anything is written
     notes = run_notes(config, task, loaded, noise_matrix, counts)
     prepared = Prepared(config, task, loaded, injected, noise_matrix, device, radius, estimate, given, notes)
-    return _with_solved_head(prepared) if solves else prepared
+    return with_solved_head(prepared) if solves else prepared
 
 
-def _with_solved_head(prepared: Prepared) -> Prepared:
+def with_solved_head(prepared: Prepared) -> Prepared:
     """Return the same with the head that the run's method solves, and the noise that was found with it."""
     config, task, noise_matrix = prepared.config, prepared.task, prepared.noise_matrix
     solved = solved_head(config, task, prepared.loaded, prepared.device, noise_matrix)
@@ -151,7 +154,9 @@ def _judged(
     config: FinetuneConfig, task: Task, solved: SolvedHead | None
 ) -> tuple[FinetuneConfig, list[str]]:
     """Return the configuration of a run from a solved head, and what its user should know."""
-    notes, deeper = [], not config.head_alone and not method_class(config.method).head_alone
+    notes: list[str] = []
+    deeper = not config.head_alone
+    goes_on = solved is None or (deeper and config.budget != "fast" and bool(len(task.val)))
     if solved is None:
         notes.append(
             "the head is not a linear layer on the network's own features, so none was solved: plain "
@@ -161,6 +166,10 @@ def _judged(
         notes.append("the budget is fast: the head alone was fitted")
     elif deeper and not len(task.val):
         notes.append("there are no validation examples to judge deeper layers by: the head alone was fitted")
+    unused = changed_options(config, *OF_STEPS)
+    unused += ["lr"] if config.lr != usual_lr(config.train) else []
+    if unused and not goes_on:
+        notes.append(f"a head that is solved takes no steps: no effect of {written(unused)}")
     if not len(task.val):
         config = config.model_copy(update={"select": "last", "patience": None})
     return config, notes

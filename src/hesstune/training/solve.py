@@ -11,6 +11,7 @@ from hesstune.errors import ModelError
 from hesstune.inputs.feature_store import frozen_features
 from hesstune.methods import method_class
 from hesstune.methods._head import HeadMaterial, SolvedHead
+from hesstune.methods._losses import balanced_rates
 from hesstune.methods._solved import takes_solution
 from hesstune.models.load import LoadedModel
 from hesstune.noise.estimate import Estimate
@@ -57,10 +58,18 @@ def solved_head(
         part.soft if config.soft_labels else vote_shares(part, task.k),
         checked,
         noise_matrix,
+        _weight(config, part.labels, task.k),
         config.budget,
         config.seed,
     )
     return method_class(config.method).solve_head(material)
+
+
+def _weight(config: FinetuneConfig, labels: NDArray[np.int64], k: int) -> NDArray[np.float64] | None:
+    """Return what a balanced sampler comes to where there are no batches: each class counts alike."""
+    if config.sampler != "balanced":
+        return None
+    return balanced_rates(np.bincount(labels, minlength=k))[labels]
 
 
 def vote_shares(part: Examples, k: int) -> NDArray[np.float64] | None:

@@ -11,11 +11,9 @@ from hesstune.checks import also_called, class_count, integer_labels, positive
 from hesstune.errors import ConfigError, DataError
 from hesstune.noise.estimate.record import Estimate
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.noise.shrinkage import prior_strength
 
-__all__ = ["ConfidenceSet", "confidence_set", "holdout", "pair_counts", "prior_strength"]
-
-# Strengths tried for a prior matrix, in pseudo-examples a row.
-STRENGTHS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+__all__ = ["ConfidenceSet", "confidence_set", "holdout", "pair_counts"]
 
 
 @dataclass(frozen=True)
@@ -79,24 +77,6 @@ def confidence_set(counts: ArrayLike, delta: float = 0.05) -> ConfidenceSet:
     return ConfidenceSet(lower, upper, delta)
 
 
-def prior_strength(counts: NDArray[np.float64], prior: NoiseMatrix) -> float:
-    """Choose the strength of a prior matrix by the evidence of the clean labels (empirical Bayes).
-
-    The strength s maximises Σ_i ln DirMult(counts_i | s·prior_i) over STRENGTHS.
-    """
-    from scipy.special import gammaln
-
-    def evidence(strength: float) -> float:
-        alpha = strength * np.clip(prior.array, 1e-3, None)
-        total, rows = alpha.sum(axis=1), counts.sum(axis=1)
-        terms = (
-            gammaln(total) - gammaln(total + rows) + (gammaln(alpha + counts) - gammaln(alpha)).sum(axis=1)
-        )
-        return float(terms.sum())
-
-    return max(STRENGTHS, key=evidence)
-
-
 def holdout(
     clean: ArrayLike,
     noisy: ArrayLike,
@@ -129,7 +109,9 @@ def holdout(
         wrong = (counts.sum() - np.trace(counts) + 1) / (counts.sum() + k)
         prior = NoiseMatrix.symmetric(k, float(wrong))
     base = prior.sized(k)
-    weight = prior_strength(counts, base) if strength is None else positive("the prior's strength", strength)
+    weight = (
+        prior_strength(counts, base.array) if strength is None else positive("the prior's strength", strength)
+    )
     alpha = weight * np.clip(base.array, 1e-3, None) + counts
     total = alpha.sum(axis=1, keepdims=True)
     mean = alpha / total

@@ -7,48 +7,30 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
 
-__all__ = ["SHAPES", "LabelChannel", "Shape", "shrunk", "symmetric"]
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.noise.shrinkage import drawn_to
+
+__all__ = ["SHAPES", "LabelChannel", "Shape", "shrunk"]
 
 # What F is allowed to be, the simplest first: the identity, as told, one rate for all, or any near that.
 Shape = Literal["none", "told", "symmetric", "full"]
 SHAPES: tuple[Shape, ...] = ("none", "told", "symmetric", "full")
 # Where the symmetric and the full one start from.
 START_RATE = 0.3
-# Strengths tried for the symmetric matrix that a full one is drawn to, in examples a row.
-STRENGTHS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 
 
 def shrunk(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return rows of counts drawn to the symmetric matrix of their pooled rate, (K, K).
 
-    Row i is the mean of a Dirichlet posterior, (s·S_i + counts_i)/(s + Σ counts_i), S symmetric. The
-    strength s maximises the evidence Σ_i ln DirMult(counts_i | s·S_i) over STRENGTHS (empirical Bayes): K²
-    free entries are too many for a thousand examples, unless their rows differ.
+    K² free entries are too many for a thousand examples, unless their rows differ: the evidence says.
     """
-    k = len(counts)
-    base = _pooled(counts)
-
-    def evidence(strength: float) -> float:
-        alpha, rows = strength * np.clip(base, 1e-3, None), counts.sum(axis=1)
-        total = alpha.sum(axis=1)
-        inner = (gammaln(alpha + counts) - gammaln(alpha)).sum(axis=1)
-        return float((gammaln(total) - gammaln(total + rows) + inner).sum())
-
-    drawn = max(STRENGTHS, key=evidence) * base + counts
-    assert drawn.shape == (k, k)
-    return np.asarray(drawn / drawn.sum(axis=1, keepdims=True))
+    return drawn_to(counts, _pooled(counts))
 
 
 def _pooled(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    k = len(counts)
-    return symmetric(k, float((counts.sum() - np.trace(counts) + 1) / (counts.sum() + k)))
-
-
-def symmetric(k: int, rate: float) -> NDArray[np.float64]:
-    """Return the matrix that changes a label with probability `rate`, to every other class alike."""
-    return np.asarray(np.full((k, k), rate / (k - 1)) + (1 - rate * k / (k - 1)) * np.eye(k))
+    rate = (counts.sum() - np.trace(counts) + 1) / (counts.sum() + len(counts))
+    return NoiseMatrix.symmetric(len(counts), float(rate)).array
 
 
 @dataclass(frozen=True)
@@ -68,7 +50,12 @@ class LabelChannel:
     @classmethod
     def start(cls, k: int, shape: Shape) -> LabelChannel:
         """Return the channel to start from: symmetric of rate START_RATE, or noiseless."""
-        return cls(symmetric(k, 0.0 if shape == "none" else START_RATE), shape)
+        return cls.symmetric(k, 0.0 if shape == "none" else START_RATE, shape)
+
+    @classmethod
+    def symmetric(cls, k: int, rate: float, shape: Shape) -> LabelChannel:
+        """Return the channel that changes a label with probability `rate`, to every other class alike."""
+        return cls(NoiseMatrix.symmetric(k, rate).array, shape)
 
     @property
     def rate(self) -> float:

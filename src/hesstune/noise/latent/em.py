@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from hesstune.errors import ConfigError
-from hesstune.noise.latent.channel import LabelChannel, Shape, symmetric
+from hesstune.noise.latent.channel import LabelChannel, Shape
 from hesstune.noise.latent.observed import Observed
 from hesstune.noise.latent.soft_probe import Linear, SoftProbe
 
@@ -155,7 +155,7 @@ def _believed(logits: NDArray[np.float64], labels: Observed) -> LatentTruth:
     best, channel, temperature = -np.inf, LabelChannel.start(k, "none"), 1.0
     for rate in RATES:
         if rate < 1 - 1 / k:
-            tried = LabelChannel(symmetric(k, rate), "none")
+            tried = LabelChannel.symmetric(k, rate, "none")
             likelihood = tried.likelihood(given)
             for factor in TEMPERATURES:
                 score = float(log_scores(logits, factor, likelihood).mean())

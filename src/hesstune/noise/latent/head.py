@@ -78,6 +78,8 @@ def robust_head(
     """
     if len(labels) != len(np.asarray(features)):
         raise DataError(f"{len(np.asarray(features))} rows of features do not match {len(labels)} labels")
+    if len(labels) < 2:
+        raise DataError(f"a head cannot be fitted to {len(labels)} example; give two at least")
     reduction = Reduction.of(features)
     x = reduction.apply(features)
     if doubting:
