@@ -245,6 +245,7 @@ def test_a_comparison_by_folds_tests_on_each_example_once(tiny, image_folder, tm
     path = tmp_path / "groups.csv"
     path.write_text("id,group\n" + "".join(f"{name},g{i % 8}\n" for i, name in enumerate(ids)))
     told = {**tiny, "split": str(path), "methods": ["vanilla"], "seeds": 2, "folds": 3}
+    del told["method"]
     plan, _ = plan_of(told)
     assert [(cell.seed, cell.config.fold) for cell in plan.cells] == [
         (0, "1/3"), (1, "2/3"), (2, "3/3"), (3, "1/3"), (4, "2/3"), (5, "3/3")
