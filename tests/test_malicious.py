@@ -193,6 +193,7 @@ def test_user_code_runs_only_where_it_is_named(tmp_path, monkeypatch):
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as Linux does")
 def test_fuzzed_files_end_in_one_clear_error():
     done = subprocess.run(

@@ -145,6 +145,7 @@ def test_wrong_arguments_are_refused():
         screen_maximum(case.model, fetch, empty, deltas_of(case))
 
 
+@pytest.mark.slow
 def test_the_random_sample_gives_a_mean_with_an_honest_error():
     case = many(200)
     truth = dense(case)

@@ -18,7 +18,7 @@ from hesstune.methods import method_class
 from hesstune.methods._head import HeadMaterial
 from hesstune.report.write import write_report
 from hesstune.training.evaluate import Validation
-from hesstune.training.solve import vote_shares
+from hesstune.training.solve import votes_given
 from hesstune.weak import Votes
 
 SMALL = {"data": "digits", "image_size": 32, "limit": 150, "batch_size": 50}
@@ -168,12 +168,12 @@ def test_foretelling_validation_is_the_likelihood_at_the_best_temperature():
     assert scaled == pytest.approx(found, abs=2e-3)
 
 
-def test_shares_of_votes_stand_for_labels_that_are_their_majority():
+def test_votes_stand_for_labels_that_are_their_majority():
     votes = Votes([[0, 0, 1], [1, -1, 1], [-1, -1, -1]], 2)
     part = Examples(Texts([("a", None)] * 3), np.arange(3), list("abc"), np.array([0, 1, 1]), votes=votes)
-    assert np.allclose(vote_shares(part, 2), [[2 / 3, 1 / 3], [0, 1], [0, 1]])
-    assert vote_shares(replace(part, labels=np.array([1, 1, 1])), 2) is None  # somebody knew better
-    assert vote_shares(replace(part, votes=None), 2) is None
+    assert np.allclose(votes_given(part, 2), [[2, 1], [0, 2], [0, 1]])
+    assert votes_given(replace(part, labels=np.array([1, 1, 1])), 2) is None  # somebody knew better
+    assert votes_given(replace(part, votes=None), 2) is None
 
 
 def test_the_page_shows_the_candidates_and_why_one_was_chosen(tmp_path):

@@ -163,6 +163,7 @@ def test_columns_that_are_no_votes_are_left_out_and_told(tmp_path):
     assert found.classes == ["cat", "dog"]
 
 
+@pytest.mark.slow
 def test_a_real_crowd():
     path = SHARED / "amazon_isbook" / "votes_long.csv"
     if not path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hesstune.labeling.vote_sources import read_sources
 from hesstune.noise.estimate import Estimate, from_posterior, well_conditioned
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
+from hesstune.weak.balance import read_balance
 from hesstune.weak.dependence import dependence_note
 from hesstune.weak.label_models import label
 from hesstune.weak.votes import ABSTAIN, Votes
@@ -101,7 +103,10 @@ def _combined(
     clean = _clean(asked.clean_labels, classes, target, open_rows)
     some = votes.take(open_rows) if len(open_rows) < len(votes) else votes
     near = None if features is None else features[open_rows]
-    made = label(some, model, features=near, clean=clean, seed=seed)
+    # Labelers trained on other domains err together, so that none can be calibrated by the others.
+    how = "soft" if asked.labelers and model == "auto" else model
+    balance = _balance(asked.class_balance, classes, some)
+    made = label(some, how, features=near, clean=clean, balance=balance, seed=seed)
     notes += made.details.get("reasons", [])
     noise = _noise(some, made.labels, made.posterior, model, noise_from, near, clean, seed)
     labels, posterior = np.full(len(target), ABSTAIN), np.full((len(target), len(classes)), 1 / len(classes))
@@ -116,6 +121,15 @@ def _combined(
     return Labelling(
         target, classes, votes, labels, posterior, kept, model, noise, rows, majority, [*notes, *noise.notes]
     )
+
+
+def _balance(told: Sequence[str], classes: list[str], votes: Votes) -> NDArray[np.float64] | None:
+    """Return the classes' shares as told, or None."""
+    if not told:
+        return None
+    counts = votes.counts[votes.ballots.each > 0]
+    most = counts >= counts.max(axis=1, keepdims=True)
+    return read_balance(told, classes, (most / most.sum(axis=1, keepdims=True)).mean(axis=0))
 
 
 def _known(target: Target, classes: list[str]) -> NDArray[np.int64] | None:

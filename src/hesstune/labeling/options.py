@@ -12,7 +12,7 @@ from hesstune.weak.names import LabelModel, PosteriorModel
 __all__ = ["NEED_FEATURES", "LabelOptions"]
 
 NEED_FEATURES = ("latent", "features", "soft_features")
-TAKE_CLEAN = ("amcl", *NEED_FEATURES)
+TAKE_CLEAN = ("amcl", "auto", "calibrated", *NEED_FEATURES)
 Specs = Annotated[Names, Shown("DATA,DATA,…")]
 
 
@@ -32,7 +32,11 @@ class VoteOptions(Options):
     functions: Annotated[str, Shown("py:MODULE:NAME")] | None = Field(
         None, description="labeling functions, one or a list"
     )
-    votes: FilePath | None = Field(None, description="CSV file of votes: id, and a column a labeler")
+    votes: FilePath | None = Field(
+        None,
+        description="file of votes: CSV with id and a column a labeler, or columns p_LABELER_CLASS of "
+        "probabilities; or .jsonl with an object {CLASS: probability} a labeler; or either with a row a vote",
+    )
     vote_columns: Names = Field(
         (), description="columns of votes in csv data; none: those named vote_…, or else all that may be"
     )
@@ -53,8 +57,14 @@ class LabelModelOptions(Options):
 
     label_model: LabelModel = Field(
         "auto",
-        description="what makes labels of votes; auto: the labelers' probabilities summed, or latent where "
-        "examples can be looked at, else the model that foretells votes it has not seen best",
+        description="what makes labels of votes; auto: latent where examples can be looked at, else "
+        "calibrated where labelers give probabilities, or the model that foretells votes it has not seen "
+        "best; soft for labelers trained by {labelers}",
+    )
+    class_balance: Annotated[Names, Shown("CLASS=SHARE,…")] = Field(
+        (),
+        description="how often each class is, where that is known; or uniform, or majority (the majority "
+        "vote's shares); none: as the label model finds",
     )
     noise_from: Literal["auto", PosteriorModel] = Field(
         "auto",
@@ -62,7 +72,9 @@ class LabelModelOptions(Options):
         "trained on features, weighted for majority and soft votes, and else {label_model} itself",
     )
     clean_labels: FilePath | None = Field(
-        None, description="CSV file of checked labels (id, label), for amcl, features and soft_features"
+        None,
+        description="CSV file of checked labels (id, label): they stay, and tell amcl, calibrated, latent, "
+        "features and soft_features something of the others",
     )
     seed: int = Field(0, ge=0, description="seed of splits, ties and training")
 
@@ -115,6 +127,7 @@ class LabelOptions(LabelerOptions, LabelModelOptions, VoteOptions):
             raise ValueError("{model} is for {labelers}, or for {label_model} or {noise_from} soft_features")
         if self.clean_labels is not None and not told:
             raise ValueError(
-                "{clean_labels} tells only the label models amcl, features and soft_features something"
+                "{clean_labels} tells only the label models auto, amcl, calibrated, latent, features and "
+                "soft_features something"
             )
         return self

@@ -18,8 +18,9 @@ from hesstune.noise.estimate import Estimate
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.records import NoiseMatrixRecord
+from hesstune.weak.evidence import vote_counts
 
-__all__ = ["found_noise", "solved_head", "vote_shares"]
+__all__ = ["found_noise", "solved_head", "votes_given"]
 
 
 def solved_head(
@@ -55,7 +56,7 @@ def solved_head(
         features.astype(np.float64),
         part.labels if part.given is None else part.given,
         task.k,
-        part.soft if config.soft_labels else vote_shares(part, task.k),
+        part.soft if config.soft_labels else votes_given(part, task.k),
         checked,
         noise_matrix,
         _weight(config, part.labels, task.k),
@@ -72,8 +73,8 @@ def _weight(config: FinetuneConfig, labels: NDArray[np.int64], k: int) -> NDArra
     return balanced_rates(np.bincount(labels, minlength=k))[labels]
 
 
-def vote_shares(part: Examples, k: int) -> NDArray[np.float64] | None:
-    """Return the shares of votes, (N, K), where the labels are the majority of votes; else None.
+def votes_given(part: Examples, k: int) -> NDArray[np.float64] | None:
+    """Return counts of votes, (N, K), where the labels are the majority of votes; else None.
 
     They say more than the majority does: who was outvoted is seen. An example without votes has its label.
     """
@@ -84,9 +85,7 @@ def vote_shares(part: Examples, k: int) -> NDArray[np.float64] | None:
     heard = counts.sum(axis=1) > 0
     if not heard.any() or (counts[every, labels] < counts.max(axis=1))[heard].any():
         return None
-    shares = np.eye(k)[labels]
-    shares[heard] = counts[heard] / counts[heard].sum(axis=1, keepdims=True)
-    return np.asarray(shares)
+    return np.where(heard[:, None], vote_counts(votes.ballots), np.eye(k)[labels])
 
 
 def found_noise(solved: SolvedHead, config: FinetuneConfig, n: int) -> NoiseMatrixRecord | None:

@@ -44,6 +44,12 @@ class Ballots:
         kept = chosen[self.example]
         return Ballots(self.example[kept], self.labeler[kept], self.vote[kept], self.n, self.m, self.k)
 
+    def only(self, chosen: NDArray[np.bool_]) -> Ballots:
+        """Return the votes on some examples, (N,) of bool, which are numbered anew."""
+        kept, place = chosen[self.example], np.cumsum(chosen) - 1
+        n = int(chosen.sum())
+        return Ballots(place[self.example[kept]], self.labeler[kept], self.vote[kept], n, self.m, self.k)
+
     def summed(self, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Return (N, K): the sum of each example's votes for each class, each by its weight, (V,)."""
         cell = self.example * self.k + self.vote

@@ -12,20 +12,39 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from hesstune.weak.ballots import Ballots
-from hesstune.weak.evidence import Evidence, equal_votes, of_several_classes, weighted_votes
+from hesstune.weak.dependence import FEWEST_LABELERS, Alike, alike
+from hesstune.weak.evidence import (
+    Evidence,
+    confused_votes,
+    equal_votes,
+    of_several_classes,
+    spamming_votes,
+    weighted_votes,
+)
 
 __all__ = ["CANDIDATES", "WEIGHTED", "Choice", "choose", "collapse", "held_out_scores"]
 
-Fit = Callable[[Ballots, NDArray[np.float64]], Evidence]
+Fit = Callable[[Ballots, NDArray[np.float64], Alike], Evidence]
 # The simplest first. The strengths, in votes, draw a labeler to the mean of all.
 CANDIDATES: dict[str, Fit] = {
     "majority": equal_votes,
     "weighted": partial(weighted_votes, strength=200.0),
     "weighted_more": partial(weighted_votes, strength=50.0),
+    "mace": partial(spamming_votes, strength=10.0),
+    "confusion": partial(confused_votes, strength=20.0),
 }
 WEIGHTED = ("weighted", "weighted_more")
+# Those with a table a labeler, which a crowd's votes are too few for and its memory too small; and of whom
+# it must be possible to tell whether they err together.
+TABLES = ("mace", "confusion")
+# Standard errors by which a table a labeler has to foretell votes better than an accuracy a labeler.
+SURE = 3.0
 # Entries of all labelers' tables at most; beyond, all share one.
 MOST_ENTRIES = 20_000_000
+# Entries of labelers' own tables a vote at most.
+MOST_PER_VOTE = 0.1
+# Examples whose votes are foretold, drawn at random, at most.
+MOST_JUDGED = 30_000
 # Votes are foretold in folds of examples, by posteriors at the best of these temperatures.
 FOLDS = 5
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -84,9 +103,11 @@ def choose(
         among: Names of candidates; None means all. The majority vote is what others are compared with, and
             is chosen where all of these are refused.
     """
-    asked = tuple(CANDIDATES) if among is None else tuple(among)
+    several = of_several_classes(ballots)
+    asked = _applicable(ballots, several, tuple(CANDIDATES) if among is None else tuple(among))
+    together = alike(ballots, several)
     fitted = {
-        name: fit(ballots, log_prior)
+        name: fit(ballots, log_prior, together)
         for name, fit in CANDIDATES.items()
         if name == "majority" or name in asked
     }
@@ -99,22 +120,47 @@ def choose(
     if not (ballots.each >= 2).sum() >= 2 * FOLDS:
         why = "too few examples have two votes, so votes cannot be checked against one another"
         return Choice("majority", fitted["majority"], {}, (why,), refused)
+    some = ballots.only(np.random.default_rng([seed, 0x5AB]).permutation(ballots.n) < MOST_JUDGED)
     judged = dict.fromkeys(["majority", *names])
-    found = {name: held_out_scores(ballots, CANDIDATES[name], log_prior, seed) for name in judged}
+    found = {name: held_out_scores(some, CANDIDATES[name], log_prior, together, seed) for name in judged}
     best = max(names, key=lambda name: float(found[name].mean()))
-    chosen = next(name for name in names if _near(found[name], found[best]))
+    chosen = _simplest(names, found)
     plain = found["majority"]
     scores = {
         name: (float(own.mean()), float((own - plain).std() / np.sqrt(len(own))))
         for name, own in found.items()
     }
-    return Choice(chosen, fitted[chosen], scores, _reasons(chosen, best, scores, refused), refused)
+    said = _reasons(chosen, best, scores, refused)
+    if together.pairs:
+        said = (*said, f"{len(together.pairs)} pairs of labelers err together: their votes count less")
+    return Choice(chosen, fitted[chosen], scores, said, refused)
 
 
-def _near(own: NDArray[np.float64], best: NDArray[np.float64]) -> bool:
-    """Tell whether a candidate's scores are within one standard error of the best one's."""
+def _applicable(ballots: Ballots, several: NDArray[np.bool_], asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Leave out candidates with a table a labeler where votes cannot carry or check these."""
+    too_many = ballots.m * ballots.k**2 > min(MOST_ENTRIES, MOST_PER_VOTE * len(ballots))
+    if too_many or several.sum() < FEWEST_LABELERS:
+        return tuple(name for name in asked if name not in TABLES)
+    return asked
+
+
+def _simplest(names: Sequence[str], found: Mapping[str, NDArray[np.float64]]) -> str:
+    """Return the simplest within one standard error of the best; one of TABLES must be better by SURE."""
+
+    def of(among: Sequence[str]) -> str:
+        best = max(among, key=lambda name: float(found[name].mean()))
+        return next(name for name in among if _near(found[name], found[best], 1.0))
+
+    chosen, plainer = of(names), [name for name in names if name not in TABLES]
+    if chosen in TABLES and plainer and _near(found[of(plainer)], found[chosen], SURE):
+        return of(plainer)
+    return chosen
+
+
+def _near(own: NDArray[np.float64], best: NDArray[np.float64], errors: float) -> bool:
+    """Tell whether a candidate's scores are within some standard errors of the best one's."""
     lost = best - own
-    return bool(lost.mean() <= lost.std() / np.sqrt(len(lost)))
+    return bool(lost.mean() <= errors * lost.std() / np.sqrt(len(lost)))
 
 
 def _reasons(
@@ -161,21 +207,30 @@ def _label_shares(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def held_out_scores(
-    ballots: Ballots, fit: Fit, log_prior: NDArray[np.float64], seed: int = 0
+    ballots: Ballots,
+    fit: Fit,
+    log_prior: NDArray[np.float64],
+    together: Alike | None = None,
+    seed: int = 0,
 ) -> NDArray[np.float64]:
     """Return (E,): for each example with two votes, the mean log-likelihood of each from the others.
+
+    A vote is not foretold from those of labelers that err as its own does: a copy foretells best.
 
     Args:
         ballots: The votes.
         fit: A label model.
         log_prior: (K,) ln P(class).
+        together: Who errs together; None: nobody.
         seed: Of the folds.
     """
+    together = together or Alike.none(ballots.m)
     fold = np.random.default_rng([seed, 0xF01D]).permutation(ballots.n) % FOLDS
     logits = np.empty((len(ballots), ballots.k))
     for part in range(FOLDS):
-        made = fit(ballots.where(fold != part), log_prior)
-        logits[fold[ballots.example] == part] = made.without_each(ballots.where(fold == part))
+        made = fit(ballots.where(fold != part), log_prior, together)
+        held = ballots.where(fold == part)
+        logits[fold[ballots.example] == part] = made.without_each(held, together.group)
     several = ballots.each >= 2
     kept = ballots.where(several)
     logits = logits[several[ballots.example]]

@@ -1,4 +1,4 @@
-"""Do labelers err together? A test of the independence that label models assume."""
+"""Do labelers err together? Tests of the independence that label models assume, and who stands with whom."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hesstune.weak.ballots import Ballots
 from hesstune.weak.patterns import patterns
 from hesstune.weak.votes import Votes
 
-__all__ = ["PairTest", "dependence", "dependence_note"]
+__all__ = ["Alike", "PairTest", "alike", "dependence", "dependence_note"]
 
 # Cells of one pair's simulated tables; and labelers whose pairs are tested: crowds have too many.
 MOST_CELLS, LEAST_DRAWS, MOST_LABELERS = 5_000_000, 200, 100
+# Of agreement beyond what independent labelers would have: so much of it, and so many standard errors.
+EXCESS, SURE = 0.15, 4.0
+# Labelers and votes in common at least; and κ by which others can be divided.
+FEWEST_LABELERS, FEWEST_VOTES, LEAST_KAPPA = 4, 20, 0.15
+# The largest share of the labelers that may stand together.
+MOST_TIED = 0.8
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,112 @@ class PairTest:
     def dependent(self) -> bool:
         """Whether independence is rejected at 1 %."""
         return self.p_value < 0.01
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Which labelers err together.
+
+    Attributes:
+        group: (m,) int64, the same number for labelers that err together.
+        share: (m,) in (0, 1], what each one's vote counts beside the others of its group: 1/(1 + ρ(s − 1))
+            of a group of s whose mean correlation is ρ, 1 of one alone.
+        names: Of the pairs, `(i, j)`.
+    """
+
+    group: NDArray[np.int64]
+    share: NDArray[np.float64]
+    pairs: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def none(cls, m: int) -> Alike:
+        """Return what holds where all are independent."""
+        return cls(np.arange(m), np.ones(m))
+
+
+def alike(ballots: Ballots, several: NDArray[np.bool_]) -> Alike:
+    """Find the labelers that agree more than their agreement with all others explains.
+
+    Of independent labelers that are right with probabilities of their own, agreement beyond chance (Cohen's
+    κ) is κ_ij = w_i·w_j, so that κ_ik·κ_jl/κ_kl foretells κ_ij by any two others k and l. A pair whose κ is
+    above the median of these by EXCESS, by SURE standard errors of its own and by their spread errs
+    together. No posterior is used: one that is fitted to the votes explains dependence away.
+
+    Args:
+        ballots: The votes.
+        several: (m,) whether a labeler votes for several classes; of others nothing can be said.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> y = rng.integers(0, 2, 2000)
+        >>> table = np.where(rng.random((2000, 5)) < 0.7, y[:, None], 1 - y[:, None])
+        >>> table[:, 1] = np.where(rng.random(2000) < 0.8, table[:, 0], table[:, 1])
+        >>> alike(Votes(table, 2).ballots, np.ones(5, dtype=bool)).group.tolist()
+        [0, 0, 2, 3, 4]
+    """
+    if several.sum() < FEWEST_LABELERS or ballots.m > MOST_LABELERS:
+        return Alike.none(ballots.m)
+    kappa, error, together = _agreement(ballots)
+    asked = (together >= FEWEST_VOTES) & several & several[:, None] & ~np.eye(ballots.m, dtype=bool)
+    low = np.where(asked & (kappa >= LEAST_KAPPA), kappa, np.nan)
+    tied, correlation = np.zeros_like(asked), np.zeros_like(kappa)
+    for i, j in np.argwhere(np.triu(asked)).tolist():
+        others = np.delete(np.arange(ballots.m), [i, j])
+        foretold = np.outer(kappa[i, others], kappa[j, others]) / low[np.ix_(others, others)]
+        valid = foretold[~np.isnan(foretold) & np.outer(asked[i, others], asked[j, others])]
+        if not len(valid):
+            continue
+        middle = float(np.clip(np.median(valid), 0, 1))
+        spread = float(np.median(np.abs(valid - middle)))
+        excess = kappa[i, j] - middle
+        tied[i, j] = tied[j, i] = excess > max(EXCESS, SURE * error[i, j], spread)
+        correlation[i, j] = correlation[j, i] = np.clip(excess / max(1 - middle, 1e-3), 0, 1)
+    found = _groups(tied, correlation)
+    # Where most are tied, what they have in common may as well be the truth, or errors to a class.
+    largest = int(np.bincount(found.group).max())
+    return found if largest <= MOST_TIED * several.sum() else Alike.none(ballots.m)
+
+
+def _agreement(
+    ballots: Ballots,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return κ of each pair, its standard error, and votes in common, (m, m) each."""
+    onehot = [_cast_for(ballots, c) for c in range(ballots.k)]
+    cast = sum(onehot[1:], onehot[0])
+    together = np.asarray((cast.T @ cast).todense(), dtype=np.float64)
+    agree = sum(np.asarray((own.T @ own).todense(), dtype=np.float64) for own in onehot)
+    marginals = [np.asarray((own.T @ cast).todense(), dtype=np.float64) for own in onehot]
+    n = np.maximum(together, 1)
+    by_chance = np.clip(sum(own * own.T for own in marginals) / n**2, 0, 0.98)
+    rate = agree / n
+    spread = np.sqrt(np.maximum(rate * (1 - rate), 0.25 / n) / n)
+    return (rate - by_chance) / (1 - by_chance), spread / (1 - by_chance), together
+
+
+def _cast_for(ballots: Ballots, c: int) -> Any:
+    """Return a sparse (N, m) matrix, 1 where a labeler votes for class c."""
+    from scipy.sparse import csr_matrix
+
+    own = ballots.vote == c
+    return csr_matrix(
+        (np.ones(int(own.sum())), (ballots.example[own], ballots.labeler[own])), (ballots.n, ballots.m)
+    )
+
+
+def _groups(tied: NDArray[np.bool_], correlation: NDArray[np.float64]) -> Alike:
+    from scipy.sparse.csgraph import connected_components
+
+    found = np.asarray(connected_components(tied, directed=False)[1])
+    group = np.array([int(np.flatnonzero(found == own)[0]) for own in found], dtype=np.int64)
+    share = np.ones(len(tied))
+    for first in np.unique(group).tolist():
+        inside = np.flatnonzero(group == first)
+        if len(inside) > 1:
+            block = correlation[np.ix_(inside, inside)]
+            rho = float(block[~np.eye(len(inside), dtype=bool)].mean())
+            share[inside] = 1 / (1 + rho * (len(inside) - 1))
+    pairs = tuple((int(i), int(j)) for i, j in np.argwhere(np.triu(tied)))
+    return Alike(group, share, pairs)
 
 
 def dependence(

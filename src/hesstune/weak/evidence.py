@@ -1,4 +1,4 @@
-"""Label models in which every vote speaks for its class with a weight of its labeler's.
+"""Label models in which every vote adds evidence of its labeler's to the classes.
 
 Only votes that were given count: an abstention is a missing vote, no vote against every class. The prior
 of the classes is held fixed: where it is fitted to the votes, labelers that vote for one class only, or
@@ -7,15 +7,25 @@ two that err together, let that class take all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
 from hesstune.weak.ballots import Ballots
+from hesstune.weak.dependence import Alike, alike
 
-__all__ = ["Evidence", "equal_votes", "of_several_classes", "weighted_votes"]
+__all__ = [
+    "Evidence",
+    "confused_votes",
+    "equal_votes",
+    "of_several_classes",
+    "spamming_votes",
+    "vote_counts",
+    "weighted_votes",
+]
 
 # Before its votes are looked at, a labeler is half the way from chance to certainty.
 START = 0.5
@@ -23,7 +33,9 @@ START = 0.5
 ABOVE_CHANCE, MOST = 0.01, 0.99
 # Nor are all of them together for nearly useless or nearly perfect.
 MEAN_ABOVE_CHANCE, MOST_MEAN = 0.05, 0.95
-STEPS, TOLERANCE = 100, 1e-4
+STEPS, TOLERANCE = 50, 5e-4
+# Votes on an example that count as evidence of their own.
+MOST_VOTES = 20.0
 # A labeler votes for several classes where its second one has this share of its votes, and so many.
 SECOND_SHARE, SECOND_VOTES = 0.1, 2
 
@@ -36,25 +48,43 @@ class Evidence:
         log_prior: (K,) ln P(class).
         accuracy: (m,) P(vote = class) as fitted; NaN of a labeler that never votes.
         weight: (m,) what a vote adds to its own class.
+        table: (m, K, K) what it adds to every class, ln P(vote | class) at [labeler, vote, class], in place
+            of `weight`; None where it adds to its own class alone.
     """
 
     log_prior: NDArray[np.float64]
     accuracy: NDArray[np.float64]
     weight: NDArray[np.float64]
+    table: NDArray[np.float64] | None = None
 
     def logits(self, ballots: Ballots) -> NDArray[np.float64]:
         """Return ln P(class | votes), (N, K), up to a constant a row."""
-        return self.log_prior + ballots.summed(self.weight[ballots.labeler])
+        if self.table is None:
+            return self.log_prior + ballots.summed(self.weight[ballots.labeler])
+        added = self.table[ballots.labeler, ballots.vote]
+        found = [np.bincount(ballots.example, added[:, y], ballots.n) for y in range(ballots.k)]
+        return np.asarray(self.log_prior + np.stack(found, axis=1))
 
     def posterior(self, ballots: Ballots) -> NDArray[np.float64]:
         """Return P(class | votes), (N, K); the prior where nobody voted."""
         return np.asarray(softmax(self.logits(ballots), axis=1))
 
-    def without_each(self, ballots: Ballots) -> NDArray[np.float64]:
-        """Return for every vote the logits of its example by the other votes alone, (V, K)."""
-        found = self.logits(ballots)[ballots.example]
-        found[np.arange(len(ballots)), ballots.vote] -= self.weight[ballots.labeler]
-        return found
+    def without_each(self, ballots: Ballots, group: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+        """Return for every vote the logits of its example by the other votes alone, (V, K).
+
+        Args:
+            ballots: The votes.
+            group: (m,) a number a group of labelers, whose votes are left out together.
+        """
+        if self.table is None:
+            own = np.zeros((len(ballots), ballots.k))
+            own[np.arange(len(ballots)), ballots.vote] = self.weight[ballots.labeler]
+        else:
+            own = self.table[ballots.labeler, ballots.vote]
+        if group is not None:
+            _, at = np.unique(ballots.example * ballots.m + group[ballots.labeler], return_inverse=True)
+            own = np.stack([np.bincount(at, own[:, y])[at] for y in range(ballots.k)], axis=1)
+        return np.asarray(self.logits(ballots)[ballots.example] - own)
 
 
 def of_several_classes(ballots: Ballots) -> NDArray[np.bool_]:
@@ -65,12 +95,18 @@ def of_several_classes(ballots: Ballots) -> NDArray[np.bool_]:
     return np.asarray(second >= np.maximum(SECOND_SHARE * counts.sum(axis=1), SECOND_VOTES))
 
 
-def equal_votes(ballots: Ballots, log_prior: NDArray[np.float64]) -> Evidence:
+def equal_votes(ballots: Ballots, log_prior: NDArray[np.float64], together: Alike | None = None) -> Evidence:
     """Return the majority vote: every vote has the same weight, and the prior none."""
     return Evidence(np.zeros_like(log_prior), np.full(ballots.m, np.nan), np.ones(ballots.m))
 
 
-def weighted_votes(ballots: Ballots, log_prior: NDArray[np.float64], strength: float) -> Evidence:
+def weighted_votes(
+    ballots: Ballots,
+    log_prior: NDArray[np.float64],
+    together: Alike | None = None,
+    *,
+    strength: float,
+) -> Evidence:
     """Fit one accuracy a labeler by expectation maximisation; a vote's weight is its log odds.
 
     Labeler j votes for the true class with probability a_j and for each other one with
@@ -83,12 +119,13 @@ def weighted_votes(ballots: Ballots, log_prior: NDArray[np.float64], strength: f
     Args:
         ballots: The votes, at least one.
         log_prior: (K,) ln P(class).
+        together: Who errs together, so that their votes count less; None: nobody.
         strength: Votes that the labelers' mean counts for.
 
     Example:
         >>> example, labeler = np.repeat(np.arange(90), 3), np.tile(np.arange(3), 90)
         >>> votes = Ballots(example, labeler, example % 2, 90, 3, 2)
-        >>> weighted_votes(votes, np.log([0.5, 0.5]), 1.0).accuracy.round(2).tolist()
+        >>> weighted_votes(votes, np.log([0.5, 0.5]), strength=1.0).accuracy.round(2).tolist()
         [0.99, 0.99, 0.99]
     """
     several = of_several_classes(ballots)
@@ -96,10 +133,10 @@ def weighted_votes(ballots: Ballots, log_prior: NDArray[np.float64], strength: f
         return equal_votes(ballots, log_prior)
     counted = several[ballots.labeler]
     k, count = ballots.k, ballots.by_labeler
-    chance = 1.0 / k
+    chance, counts_as = 1.0 / k, 1.0 if together is None else together.share
     accuracy = np.full(ballots.m, chance + START * (1 - chance))
     for _ in range(STEPS):
-        found = Evidence(log_prior, accuracy, _log_odds(accuracy, k))
+        found = Evidence(log_prior, accuracy, counts_as * _log_odds(accuracy, k))
         right = found.posterior(ballots)[ballots.example, ballots.vote]
         mean = float(np.clip(right[counted].mean(), chance + MEAN_ABOVE_CHANCE, MOST_MEAN))
         summed = np.bincount(ballots.labeler, right, ballots.m)
@@ -109,8 +146,127 @@ def weighted_votes(ballots: Ballots, log_prior: NDArray[np.float64], strength: f
         accuracy = new
         if moved < TOLERANCE:
             break
-    return Evidence(log_prior, np.where(count > 0, accuracy, np.nan), _log_odds(accuracy, k))
+    return Evidence(log_prior, np.where(count > 0, accuracy, np.nan), counts_as * _log_odds(accuracy, k))
 
 
 def _log_odds(accuracy: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     return np.asarray(np.log(accuracy * (k - 1) / (1 - accuracy)))
+
+
+def confused_votes(
+    ballots: Ballots,
+    log_prior: NDArray[np.float64],
+    together: Alike | None = None,
+    *,
+    strength: float,
+) -> Evidence:
+    """Fit a confusion matrix a labeler, P(vote | class), by expectation maximisation.
+
+    Each matrix is counted from the posteriors, beside `strength` votes a class at the table of a labeler of
+    mean accuracy that errs to all classes alike; labelers that vote for one class only have that table.
+    Source: Dawid and Skene 1979, section 2, with abstentions as missing votes and a prior that is held.
+
+    Args:
+        ballots: The votes, at least one.
+        log_prior: (K,) ln P(class).
+        together: See `weighted_votes`.
+        strength: See above.
+
+    Example:
+        >>> example, labeler = np.repeat(np.arange(90), 3), np.tile(np.arange(3), 90)
+        >>> votes = Ballots(example, labeler, example % 2, 90, 3, 2)
+        >>> confused_votes(votes, np.log([0.5, 0.5]), strength=1.0).accuracy.round(2).tolist()
+        [1.0, 1.0, 1.0]
+    """
+
+    def fitted(counts: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+        own = counts + strength * mean
+        return np.asarray(own / own.sum(axis=1, keepdims=True))
+
+    return _of_tables(ballots, log_prior, together, strength, fitted)
+
+
+def spamming_votes(
+    ballots: Ballots,
+    log_prior: NDArray[np.float64],
+    together: Alike | None = None,
+    *,
+    strength: float,
+) -> Evidence:
+    """Fit how often each labeler votes without looking, and for what, by expectation maximisation.
+
+    P(vote v | class y) = (1 − s)·[v = y] + s·ξ(v), with s and ξ a labeler's own, beside `strength` votes
+    at the mean labeler's. Source: Hovy, Berg-Kirkpatrick, Vaswani and Hovy 2013 (MACE).
+
+    Args:
+        ballots: The votes, at least one.
+        log_prior: (K,) ln P(class).
+        together: See `weighted_votes`.
+        strength: See above.
+
+    Example:
+        >>> example, labeler = np.repeat(np.arange(90), 3), np.tile(np.arange(3), 90)
+        >>> votes = Ballots(example, labeler, example % 2, 90, 3, 2)
+        >>> spamming_votes(votes, np.log([0.5, 0.5]), strength=1.0).accuracy.round(2).tolist()
+        [1.0, 1.0, 1.0]
+    """
+    k = ballots.k
+    # The share of its votes on a class's own cell that a labeler gave without looking; half to start with.
+    blind = np.full((ballots.m, k), 0.5)
+
+    def fitted(counts: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+        nonlocal blind
+        own = counts + strength * mean / k
+        diagonal = np.einsum("mii->mi", own)
+        spam = own.sum(axis=2) - diagonal * (1 - blind)  # (m, K): votes v given without looking
+        share = np.clip(spam.sum(axis=1) / own.sum(axis=(1, 2)), 1 - MOST, 1 - ABOVE_CHANCE)
+        spread = spam / spam.sum(axis=1, keepdims=True)
+        blind = share[:, None] * spread / (1 - share[:, None] + share[:, None] * spread)
+        return np.asarray(share[:, None, None] * spread[:, :, None] + (1 - share)[:, None, None] * np.eye(k))
+
+    return _of_tables(ballots, log_prior, together, strength, fitted)
+
+
+def _of_tables(
+    ballots: Ballots,
+    log_prior: NDArray[np.float64],
+    together: Alike | None,
+    strength: float,
+    fitted: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
+) -> Evidence:
+    """Fit tables P(vote | class), (m, K, K) at [labeler, vote, class], from the start of `weighted_votes`."""
+    k, several = ballots.k, of_several_classes(ballots)
+    found = weighted_votes(ballots, log_prior, together, strength=strength)
+    if not several.any():
+        return found
+    counted, table = several[ballots.labeler], np.zeros((ballots.m, k, k))
+    for _ in range(STEPS):
+        rows = found.posterior(ballots)[ballots.example]
+        right = rows[np.arange(len(ballots)), ballots.vote]
+        accuracy = float(np.clip(right[counted].mean(), 1 / k + MEAN_ABOVE_CHANCE, MOST_MEAN))
+        mean = np.full((k, k), (1 - accuracy) / (k - 1))
+        np.fill_diagonal(mean, accuracy)
+        new = np.where(several[:, None, None], fitted(ballots.joint(rows), mean), mean)
+        moved, table = float(np.abs(new - table).max()), new
+        logs = np.log(np.clip(table, 1e-6, None))
+        logs *= 1.0 if together is None else together.share[:, None, None]
+        found = Evidence(log_prior, np.full(ballots.m, np.nan), np.ones(ballots.m), logs)
+        if moved < TOLERANCE:
+            break
+    own = np.einsum("mii->mi", table).mean(axis=1)
+    return replace(found, accuracy=np.where(ballots.by_labeler > 0, own, np.nan))
+
+
+def vote_counts(ballots: Ballots) -> NDArray[np.float64]:
+    """Return (N, K): an example's votes for each class, of labelers that err together less than one each.
+
+    At most MOST_VOTES an example: what more would say, sums of logarithms cannot hold.
+
+    Args:
+        ballots: The votes.
+    """
+    share = alike(ballots, of_several_classes(ballots)).share
+    counts = ballots.summed(share[ballots.labeler])
+    return np.asarray(
+        counts * np.minimum(1, MOST_VOTES / np.maximum(counts.sum(axis=1, keepdims=True), 1e-9))
+    )

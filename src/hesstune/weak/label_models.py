@@ -16,14 +16,22 @@ from hesstune.errors import ConfigError, DataError, MissingExtraError
 from hesstune.noise.latent.head import FEWEST, robust_head
 from hesstune.noise.latent.observed import Observed
 from hesstune.weak.amcl import amcl, outputs, risk_bounds
+from hesstune.weak.balance import at_balance
+from hesstune.weak.calibrated import calibrated_votes
 from hesstune.weak.choice import WEIGHTED, choose, collapse
 from hesstune.weak.dawid_skene import dawid_skene
+from hesstune.weak.evidence import vote_counts
 from hesstune.weak.features import feature_dawid_skene, soft_dawid_skene
 from hesstune.weak.names import LABEL_MODELS
 from hesstune.weak.patterns import patterns
 from hesstune.weak.votes import ABSTAIN, Votes
 
 __all__ = ["LABEL_MODELS", "Labelled", "label"]
+
+# The power of latent's posteriors: 1 were right if labelers erred independently, and of the features, too.
+TEMPER = 0.5
+# Labelers whose numbers are in a sentence.
+MOST_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ def label(
     *,
     features: ArrayLike | None = None,
     clean: tuple[ArrayLike, ArrayLike] | None = None,
+    balance: ArrayLike | None = None,
     delta: float = 0.1,
     seed: int = 0,
 ) -> Labelled:
@@ -56,16 +65,19 @@ def label(
 
     Args:
         votes: The votes. Labelers that never vote are left out.
-        model: `auto` (the sum of probabilities where labelers give some; `latent` where there are features;
-            else chosen by votes not seen, see `hesstune.weak.choice`), `latent` (shares of votes and
-            features, see `hesstune.noise.latent`), `weighted` (each labeler's votes by its accuracy, see
-            `hesstune.weak.evidence`), `majority` (ties drawn by the seed), `soft` (sum of the labelers'
-            probabilities, or of votes), `dawid_skene`, `mace` (crowd-kit), `features` (Dawid–Skene with a
-            class prior from the nearest features), `soft_features` (tempered soft votes, priors from
+        model: `auto` (`latent` where there are features; else `calibrated` where labelers give
+            probabilities, or chosen by votes not seen, see `hesstune.weak.choice`), `latent` (votes and
+            features, see `hesstune.noise.latent`), `calibrated` (the labelers' probabilities as far as
+            they can be believed, see `hesstune.weak.calibrated`), `weighted` (each labeler's votes by its
+            accuracy, see `hesstune.weak.evidence`), `majority` (ties drawn by the seed), `soft` (sum of the
+            labelers' probabilities, or of votes), `dawid_skene`, `mace` (crowd-kit), `features` (Dawid–Skene
+            with a class prior from the nearest features), `soft_features` (tempered soft votes, priors from
             neighbours and a probe), `amcl` (Mazzetto et al. 2021) or `snorkel` (its LabelModel).
         features: (N, D), for `auto`, `latent`, `features` and `soft_features`.
-        clean: (rows, true labels) of examples a person has checked: needed by `amcl`, used by
-            `latent`, `features` and `soft_features`.
+        clean: (rows, true labels) of examples a person has checked, which keep them: needed by `amcl`; used
+            by `latent`, `calibrated`, `features` and `soft_features` for the others, too.
+        balance: (K,) how often each class is, where that is known: the posteriors are tilted until their
+            mean is that, see `hesstune.weak.balance`.
         delta: For `amcl`: probability that its bounds on the labelers' risks fail.
         seed: Seed of ties and restarts.
 
@@ -87,10 +99,12 @@ def label(
     call = _Call(
         None if features is None else np.asarray(features)[heard],
         _among(clean, heard, votes),
+        None if balance is None else np.asarray(balance, dtype=np.float64),
         delta,
         seed,
     )
     posterior, details = _MODELS[model](some, call)
+    posterior, details = _as_told(posterior, details, call)
     whole = np.full((len(votes), votes.k), 1.0 / votes.k)
     whole[heard] = posterior
     labels = np.full(len(votes), ABSTAIN)
@@ -102,8 +116,24 @@ def label(
 class _Call:
     features: NDArray[np.float64] | None
     clean: tuple[NDArray[np.int64], NDArray[np.int64]] | None
+    balance: NDArray[np.float64] | None
     delta: float
     seed: int
+
+
+def _as_told(
+    posterior: NDArray[np.float64], details: dict[str, Any], call: _Call
+) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    """Let checked examples keep their labels, and the classes their shares."""
+    if call.balance is not None:
+        posterior, off = at_balance(posterior, call.balance)
+        if off > 0.01:
+            said = f"the classes' shares stay up to {off:.2f} off those told: too many examples are certain"
+            details = {**details, "reasons": [*details.get("reasons", []), said]}
+    if call.clean is not None and len(call.clean[0]):
+        posterior = posterior.copy()
+        posterior[call.clean[0]] = np.eye(posterior.shape[1])[call.clean[1]]
+    return posterior, details
 
 
 def _among(
@@ -137,38 +167,52 @@ def _majority(votes: Votes, call: _Call) -> Answer:
 
 
 def _auto(votes: Votes, call: _Call) -> Answer:
-    if votes.soft is not None:
-        why = "auto: soft, the sum of the probabilities that labelers give"
-        return _soft(votes, call)[0], {"chosen": "soft", "reasons": [why]}
-    posterior, details = _chosen(votes, call, None)
+    given = _calibrated if votes.soft is not None else _chosen
+    posterior, details = given(votes, call)
     if call.features is None or len(votes) < FEWEST:
         return posterior, details
-    looked, found = _latent(votes, call)
+    looked, found = _latent(votes, call, posterior if votes.soft is not None else None)
     if (lost := collapse(looked, votes.ballots)) is not None:
         return posterior, {**details, "reasons": [*details["reasons"], f"latent refused: {lost}"]}
     return looked, found
 
 
-def _latent(votes: Votes, call: _Call) -> Answer:
+def _latent(votes: Votes, call: _Call, shares: NDArray[np.float64] | None = None) -> Answer:
     if call.features is None:
         raise ConfigError("the label model latent needs the examples' features: images or texts to look at")
-    observed = Observed.of(_majority(votes, call)[0], votes.k, checked=call.clean)
-    head = robust_head(call.features, observed, seed=call.seed)
+    shares = vote_counts(votes.ballots) if shares is None else shares
+    head = robust_head(call.features, Observed.of(shares, votes.k, checked=call.clean), seed=call.seed)
     why = (
-        f"latent: shares of votes and features, true classes by EM ({head.choice.candidate.name}); the noise "
-        f"rate of the majority vote is put at {head.truth.channel.rate:.2g}"
+        f"latent: votes and features, true classes by EM ({head.choice.candidate.name}); the noise rate of a "
+        f"{'labeler' if votes.soft is not None else 'vote'} is put at {head.truth.channel.rate:.2g}"
     )
-    return head.truth.posterior, {"chosen": "latent", "reasons": [why], **head.choice.details()}
+    posterior = head.truth.posterior**TEMPER
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    return posterior, {"chosen": "latent", "reasons": [why], **head.choice.details()}
+
+
+def _calibrated(votes: Votes, call: _Call) -> Answer:
+    found = calibrated_votes(votes, call.clean, call.seed)
+    powers = dict(zip(votes.names, np.round(found.power, 3).tolist(), strict=True))
+    shown = ", ".join(f"{name} {power:.2g}" for name, power in list(powers.items())[:MOST_SHOWN])
+    why = f"calibrated: each labeler's probabilities to a power that the others speak for ({shown})"
+    if votes.m == 1 and call.clean is None:
+        why = (
+            f"calibrated: {votes.names[0]} alone gives probabilities, and nothing tells how sure it may be: "
+            "they stay as they are; check some labels by hand (--clean-labels)"
+        )
+    return found.posterior, {"chosen": "calibrated", "power": powers, "reasons": [why]}
 
 
 def _weighted(votes: Votes, call: _Call) -> Answer:
     return _chosen(votes, call, WEIGHTED)
 
 
-def _chosen(votes: Votes, call: _Call, among: tuple[str, ...] | None) -> Answer:
+def _chosen(votes: Votes, call: _Call, among: tuple[str, ...] | None = None) -> Answer:
     ballots = votes.ballots
-    # Classes are held alike: a prior fitted to the votes is theirs who vote most.
-    choice = choose(ballots, np.full(votes.k, -np.log(votes.k)), call.seed, among)
+    # Classes are held alike unless told: a prior fitted to the votes is theirs who vote most.
+    prior = np.full(votes.k, 1 / votes.k) if call.balance is None else call.balance
+    choice = choose(ballots, np.log(prior), call.seed, among)
     if np.isnan(choice.evidence.accuracy).all():  # nobody is told apart: the majority vote, or all alike
         return _majority(votes, call)[0], choice.details()
     accuracy = dict(zip(votes.names, np.round(choice.evidence.accuracy, 4).tolist(), strict=True))
@@ -274,6 +318,7 @@ _MODELS: dict[str, Callable[[Votes, _Call], Answer]] = {
     "latent": _latent,
     "majority": _majority,
     "soft": _soft,
+    "calibrated": _calibrated,
     "dawid_skene": _dawid_skene,
     "mace": _mace,
     "snorkel": _snorkel,

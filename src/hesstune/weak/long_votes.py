@@ -15,7 +15,7 @@ from hesstune.weak.vote_columns import PREFIX
 from hesstune.weak.vote_values import abstains, class_index, class_of
 from hesstune.weak.votes import ABSTAIN, Votes
 
-__all__ = ["LongColumns", "classes_in", "long_columns", "long_votes"]
+__all__ = ["LongColumns", "classes_in", "long_columns", "long_votes", "voters"]
 
 # What crowds call them, without regard to case, _id or a final s.
 TASKS = ("task", "item", "example", "question", "instance", "unit", "document", "image", "id")
@@ -84,6 +84,21 @@ def long_columns(
         if wide or len(values) == len(codes):
             return None
     return LongColumns(found["task"], found["worker"], found["label"], len(taken) < len(given))
+
+
+def voters(table: CsvTable, task: str | None, worker: str | None) -> tuple[str, str] | None:
+    """Return the columns of examples and labelers of a table with a row a vote, or None; see `long_columns`.
+
+    Raises:
+        DataError: If a column that is given is missing.
+    """
+    for name in (n for n in (task, worker) if n is not None):
+        if name not in table:
+            raise unknown_name(f"column of {table.name}", name, list(table.columns), DataError)
+    given = [name for name in (task, worker) if name is not None]
+    who = worker or _called(table, WORKERS, given)
+    what = task or _called(table, TASKS, [*given, *([who] if who else [])])
+    return (what, who) if what is not None and who is not None else None
 
 
 def _called(table: CsvTable, words: Sequence[str], taken: Sequence[str]) -> str | None:

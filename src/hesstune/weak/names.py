@@ -10,6 +10,7 @@ __all__ = ["LABEL_MODELS", "LabelModel", "PosteriorModel"]
 PosteriorModel = Literal[
     "auto",
     "soft",
+    "calibrated",
     "majority",
     "weighted",
     "dawid_skene",

@@ -14,7 +14,7 @@ from hesstune.checks import class_count, integer_labels
 from hesstune.errors import DataError, listed
 from hesstune.weak.ballots import Ballots
 
-__all__ = ["ABSTAIN", "Votes"]
+__all__ = ["ABSTAIN", "Votes", "beside"]
 
 ABSTAIN = -1
 # Cells of a table of examples × labelers, 8 bytes each, beyond which votes stay one a row.
@@ -279,6 +279,43 @@ class Votes:
     def _each(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
         """(m,): how many votes of each labeler are among the chosen ones, (V,) of bool."""
         return np.bincount(self.ballots.labeler[chosen], minlength=self.m)
+
+
+def beside(tables: Sequence[Votes]) -> tuple[Votes, list[str]]:
+    """Return the votes of several tables side by side, and what should be known, in sentences.
+
+    A labeler of two tables, one of votes and one of probabilities, is one: its vote counts where it gave
+    one, its probabilities where it gave these.
+
+    Raises:
+        DataError: If two tables of votes, or two of probabilities, name a labeler alike.
+
+    Example:
+        >>> hard = Votes([[0, 1]], 2, ["a", "b"])
+        >>> beside([hard, Votes.of_probabilities(np.array([[[0.3, 0.7]]]), ["b"])])[0].soft.tolist()
+        [[[1.0, 0.0], [0.3, 0.7]]]
+    """
+    if len(tables) == 1:
+        return tables[0], []
+    names = list(dict.fromkeys(name for t in tables for name in t.names))
+    place, n, k = {name: j for j, name in enumerate(names)}, len(tables[0]), tables[0].k
+    for kind in (True, False):
+        own_names = [name for t in tables if (t.soft is None) is kind for name in t.names]
+        if repeated := [name for name in names if own_names.count(name) > 1]:
+            raise DataError(f"two labelers are called '{repeated[0]}'; give each a name of its own")
+    table, notes = np.full((n, len(names)), ABSTAIN), list[str]()
+    soft = np.zeros((n, len(names), k)) if any(t.soft is not None for t in tables) else None
+    for own in tables:
+        for j, name in enumerate(own.names):
+            at, votes = place[name], own.table[:, j]
+            both = (table[:, at] != ABSTAIN) & (votes != ABSTAIN)
+            if differ := int((both & (table[:, at] != votes)).sum()):
+                notes.append(f"{differ} votes of {name} are not for the class it holds likeliest")
+            table[:, at] = np.where(table[:, at] != ABSTAIN, table[:, at], votes)
+            if soft is not None:
+                given = own.onehot[:, j] if own.soft is None else own.soft[:, j]
+                soft[:, at] = np.where(given.any(axis=1, keepdims=True), given, soft[:, at])
+    return Votes(table, k, names, soft), notes
 
 
 __getattr__ = former_names(

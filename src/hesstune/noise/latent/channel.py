@@ -37,7 +37,8 @@ def _pooled(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 class LabelChannel:
     """Labels given through F: P(given | class) of each example, and F from a posterior.
 
-    A soft label s counts as its expected log-likelihood: ln P(s | class i) = Σ_j s_j ln F[i, j].
+    A soft label s counts as its expected log-likelihood: ln P(s | class i) = Σ_j s_j ln F[i, j]; several
+    labels of an example, counted in s, are independent given its class.
 
     Attributes:
         matrix: F, (K, K).
@@ -63,7 +64,7 @@ class LabelChannel:
         return float(1 - np.trace(self.matrix) / len(self.matrix))
 
     def likelihood(self, given: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return P(given | class), (N, K), of one-hot or soft labels, (N, K)."""
+        """Return P(given | class), (N, K), of one-hot or soft labels or counts of labels, (N, K)."""
         return np.asarray(np.exp(given @ np.log(np.clip(self.matrix, 1e-12, None)).T))
 
     def refitted(

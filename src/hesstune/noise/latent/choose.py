@@ -140,7 +140,9 @@ def _held_out(
     kept = labels.take(rest)
     found = latent_truth(x[rest], kept, strength=one.strength, shape=one.shape, seed=seed)
     fitted = refit(x[rest], found, one.strength, kept.weight)
-    return log_scores(fitted.logits(x[rows]), found.temperature, found.channel.likelihood(labels.given[rows]))
+    given = labels.given[rows]
+    likelihood = found.channel.likelihood(given)
+    return log_scores(fitted.logits(x[rows]), found.temperature, likelihood, given.sum(axis=1))
 
 
 def refit(

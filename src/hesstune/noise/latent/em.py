@@ -99,17 +99,17 @@ def latent_truth(
     """
     probes, given = _Probes(x, strength, labels.weight, folds, seed), labels.given
     if shape == "none":
-        return _believed(probes.logits(labels.known(given), FULL_STEPS), labels)
+        return _believed(probes.logits(labels.known(_normalised(given)), FULL_STEPS), labels)
     channel = LabelChannel.start(labels.k, shape)
     if shape == "told":
         assert labels.told is not None
         channel = LabelChannel(labels.told, shape)
-    posterior = labels.known(_normalised(channel.likelihood(given)))
+    posterior, units = labels.known(_normalised(channel.likelihood(given))), given.sum(axis=1)
     rounds, settled, before = 0, False, posterior
     while not settled and rounds < ROUNDS:
         logits = probes.logits(posterior, STEPS if rounds else FIRST_STEPS)
         likelihood = channel.likelihood(given)
-        temperature = max(TEMPERATURES, key=lambda t: float(log_scores(logits, t, likelihood).mean()))
+        temperature = max(TEMPERATURES, key=lambda t: float(log_scores(logits, t, likelihood, units).mean()))
         probabilities = softmax(temperature * logits, axis=1)
         posterior = labels.known(_normalised(probabilities * likelihood))
         following = channel.refitted(given, posterior, labels.weight)
@@ -158,12 +158,12 @@ def _believed(logits: NDArray[np.float64], labels: Observed) -> LatentTruth:
             tried = LabelChannel.symmetric(k, rate, "none")
             likelihood = tried.likelihood(given)
             for factor in TEMPERATURES:
-                score = float(log_scores(logits, factor, likelihood).mean())
+                score = float(log_scores(logits, factor, likelihood, given.sum(axis=1)).mean())
                 if score > best:
                     best, channel, temperature = score, tried, factor
     probabilities = softmax(temperature * logits, axis=1)
     posterior = labels.known(_normalised(probabilities * channel.likelihood(given)))
-    targets = labels.known(given)
+    targets = labels.known(_normalised(given))
     return LatentTruth(channel, posterior, probabilities, targets, temperature, 1, True)
 
 
@@ -172,7 +172,10 @@ def _normalised(joint: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def log_scores(
-    logits: NDArray[np.float64], temperature: float, likelihood: NDArray[np.float64]
+    logits: NDArray[np.float64],
+    temperature: float,
+    likelihood: NDArray[np.float64],
+    units: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """Return ln P(given label | features), (N,), with a share FLOOR of uniform.
 
@@ -180,6 +183,8 @@ def log_scores(
         logits: (N, K) of the true class.
         temperature: Their factor.
         likelihood: P(given | class), (N, K).
+        units: (N,) how many labels were given; None: one each.
     """
     told = (softmax(temperature * logits, axis=1) * likelihood).sum(axis=1)
-    return np.asarray(np.log((1 - FLOOR) * told + FLOOR / logits.shape[1]))
+    uniform = np.power(float(logits.shape[1]), -(1.0 if units is None else units))
+    return np.asarray(np.log((1 - FLOOR) * told + FLOOR * uniform))

@@ -18,7 +18,7 @@ class Observed:
     """Labels of N examples, and what is known of them.
 
     Attributes:
-        given: (N, K) one-hot or soft labels as given.
+        given: (N, K) one-hot or soft labels as given; or counts of votes, each of which is a label given.
         told: F, (K, K), where it is known.
         checked: Examples whose true class is known.
         weight: (N,) how much each example counts; None: once.
@@ -38,7 +38,7 @@ class Observed:
         checked: Checked | None = None,
         weight: NDArray[np.float64] | None = None,
     ) -> Observed:
-        """Return what is known, from class indices, (N,), or soft labels, (N, K).
+        """Return what is known, from class indices, (N,), or soft labels or counts of votes, (N, K).
 
         Example:
             >>> Observed.of([0, 1], 2).given.tolist()
