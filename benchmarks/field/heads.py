@@ -28,6 +28,7 @@ from tasks import DEVELOPMENT, DEVELOPMENT_SEEDS, TEST, TEST_SEEDS, FieldTask, f
 from hesstune.methods import method_class
 from hesstune.methods._head import HeadMaterial
 from hesstune.methods._peers import cross_validated
+from hesstune.weak.evidence import vote_counts
 from records import RESULTS, arguments
 
 COLUMNS = ("task", "kind", "seed", "n", "noise", "method", "accuracy", "seconds", "chosen")
@@ -41,10 +42,10 @@ def record_path(part: str) -> Path:
 
 
 def _material(task: FieldTask, seed: int) -> HeadMaterial:
-    shares = None
+    counts = None
     if task.votes is not None:  # as a run takes them
-        shares = task.votes.counts / task.votes.counts.sum(axis=1, keepdims=True)
-    return HeadMaterial(task.x, task.given, task.k, shares, seed=seed)
+        counts = vote_counts(task.votes.ballots)
+    return HeadMaterial(task.x, task.given, task.k, counts, seed=seed)
 
 
 def _solved(name: str) -> Head:
