@@ -238,3 +238,11 @@ def test_doubtful_labels_of_a_real_run_and_the_command(tmp_path):
     assert given == sorted(given)
     wrong = [row[1] != row[5] for row in rows]
     assert sum(wrong[:30]) > sum(wrong[70:])
+    assert "by probes that did not see the example" in page.read_text()
+    # A network that has fitted its labels would doubt none of them; probes do not ask it.
+    (run.path / "label_issues.csv").unlink()
+    weights = run.path / "model.safetensors"
+    before = weights.read_bytes()
+    again = {row["id"]: row["confidence"] for row in ht.Run.load(run.path).label_issues()}
+    assert again == {row[0]: row[3] for row in rows}
+    assert weights.read_bytes() == before

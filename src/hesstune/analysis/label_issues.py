@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,10 +14,14 @@ from torch import nn
 
 from hesstune.checks import also_called
 from hesstune.data.examples import Examples, Task
-from hesstune.errors import HesstuneError
+from hesstune.errors import HesstuneError, ModelError
 from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits
+from hesstune.inputs.feature_store import frozen_features, sharing
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.noise.estimate import estimate_noise
+from hesstune.noise.latent.choose import FEWER, TOLD
+from hesstune.noise.latent.head import FEWEST, robust_head
+from hesstune.noise.latent.observed import Observed
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
 from hesstune.runs.options.analysis import DeviceOptions
@@ -67,9 +71,11 @@ def label_posterior(
 def label_issues(run: Run, **options: Any) -> None:
     """Write label_issues.csv, every training example, the most doubtful label first, and label_issues.json.
 
-    The probabilities are of examples that were trained on, so a network that fits the noise doubts too
-    little. The noise matrix is estimated from the validation examples, which were not trained on, by
-    their confident joint, and kept in label_issues.json; without enough of them there is none.
+    Each label is judged as by `hesstune.clean`: from the features of the network before its training, by
+    probes that did not see the example. Where the head is not the network's last operation on features, or
+    examples are few, by the run's own network, which was trained on them and so doubts too little. The noise
+    matrix is estimated from the validation examples, which were not trained on, by their confident joint, and
+    kept in label_issues.json; without enough of them there is none.
 
     Args:
         run: A finished run.
@@ -86,9 +92,12 @@ def label_issues(run: Run, **options: Any) -> None:
     assert labels is not None
     target, loaded = pick_device(asked.device), run.loaded()
     to_channels_last(loaded.model, target)
-    feed = make_inputs(task.train, loaded, target, max_length=run.config.max_length)
-    logits = predict_logits(loaded.model, feed)
-    posterior = label_posterior(torch.softmax(logits.double(), 1).numpy(), labels, run.noise_matrix)
+    posterior = _probed(run, task, target)
+    judged_by: Literal["probes", "network"] = "network" if posterior is None else "probes"
+    if posterior is None:
+        feed = make_inputs(task.train, loaded, target, max_length=run.config.max_length)
+        logits = predict_logits(loaded.model, feed)
+        posterior = label_posterior(torch.softmax(logits.double(), 1).numpy(), labels, run.noise_matrix)
     given = posterior[np.arange(len(labels)), labels]
     likely = posterior.argmax(axis=1)
     order = np.argsort(given, kind="stable")
@@ -106,9 +115,37 @@ def label_issues(run: Run, **options: Any) -> None:
     ]
     held = make_inputs(task.val, loaded, target, max_length=run.config.max_length)
     shown = _estimate(run, task, held, loaded.model)
-    write_record(run.path / LABEL_ISSUES_RECORD, LabelIssuesRecord(examples=len(labels), noise_matrix=shown))
+    record = LabelIssuesRecord(examples=len(labels), noise_matrix=shown, judged_by=judged_by)
+    write_record(run.path / LABEL_ISSUES_RECORD, record)
     write_csv(run.path / LABEL_ISSUES, ISSUE_COLUMNS, rows)
     (run.path / FORMER_LABEL_ISSUES).unlink(missing_ok=True)
+
+
+def _probed(run: Run, task: Task, device: torch.device) -> NDArray[np.float64] | None:
+    """Return P(true class | features, given label), (N, K), of probes; None where there can be none."""
+    part, config = task.train, run.config
+    if len(part) < FEWEST or part.labels is None or len(np.unique(part.labels)) < 2:
+        return None
+    start = run.loaded()
+    run.reference().restore_(start.model)
+    to_channels_last(start.model, device)
+    try:
+        with sharing():
+            features = frozen_features(start, part, device, config.max_length)
+    except ModelError:  # the head is not the last operation
+        return None
+    checked = None
+    if part.clean is not None and part.clean.any():
+        rows = np.flatnonzero(part.clean)
+        checked = (rows, part.labels[rows])
+    told = None
+    if config.noise_matrix is not None and run.noise_matrix is not None:
+        told = run.noise_matrix.array if not config.noise_matrix.startswith("estimate") else None
+    observed = Observed.of(part.labels, task.k, told, checked)
+    tried = FEWER if told is None else [one for one in TOLD if one.shape in ("none", "told")]
+    return robust_head(
+        features, observed, candidates=tried, held_out=2, doubting=told is None, seed=config.seed
+    ).truth.posterior
 
 
 def _estimate(run: Run, task: Task, feed: ModelInputs, model: nn.Module) -> NoiseMatrixRecord | None:

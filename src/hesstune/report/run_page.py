@@ -89,6 +89,7 @@ def context(records: Records) -> dict[str, object]:
         "issues": None if records.label_issues is None else records.label_issues[:SHOWN],
         "issues_file": LABEL_ISSUES,
         "found": _found(records),
+        "probed": _probed(records),
         "listed": _listed(records),
         "assumptions": assumptions(records),
     }
@@ -168,6 +169,12 @@ def _found(records: Records) -> str | None:
     return (
         f"Of the {len(rows)} listed here, {wrong} were in fact changed (known, since the noise was injected)."
     )
+
+
+def _probed(records: Records) -> bool:
+    """Tell whether the labels were judged by probes that did not see them, not by the run's network."""
+    record = records.label_issues_record
+    return record is not None and record.judged_by == "probes"
 
 
 def _listed(records: Records) -> Listed | None:

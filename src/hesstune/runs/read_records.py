@@ -133,9 +133,14 @@ class Records:
         return None if path is None else _rows(path, ISSUE_COLUMNS)
 
     @cached_property
+    def label_issues_record(self) -> files.LabelIssuesRecord | None:
+        """Who judged the list of label issues, and the noise matrix estimated with it."""
+        return read_record(self.path / files.LABEL_ISSUES_RECORD, files.LabelIssuesRecord)
+
+    @cached_property
     def estimated_afterwards(self) -> files.NoiseMatrixRecord | None:
         """The noise matrix that the validation examples show, estimated with the list of label issues."""
-        kept = read_record(self.path / files.LABEL_ISSUES_RECORD, files.LabelIssuesRecord)
+        kept = self.label_issues_record
         if kept is not None:
             return self._sized(kept.noise_matrix, files.LABEL_ISSUES_RECORD)
         former = self._noise_estimate

@@ -364,13 +364,14 @@ class NoiseCheck(Stored):
 
 
 class LabelIssuesRecord(Stored):
-    """label_issues.json: beside the list, the noise matrix that validation examples show."""
+    """label_issues.json: who judged the list, and the noise matrix that validation examples show."""
 
     what: ClassVar[str] = "a record of label issues"
     mend: ClassVar[str] = "remove it and make it again with hesstune report"
 
     examples: int
     noise_matrix: NoiseMatrixRecord | None
+    judged_by: Literal["probes", "network"] = "network"
 
 
 class Picture(Stored):
