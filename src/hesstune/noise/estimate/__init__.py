@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import integer_labels, one_of
 from hesstune.errors import ConfigError, NoiseMatrixError
-from hesstune.noise.estimate.em import latent_truth_estimate
+from hesstune.noise.estimate.em import latent_truth_estimate, with_trust
 from hesstune.noise.estimate.fit import best_by_likelihood, calibrate, log_likelihoods, well_conditioned
 from hesstune.noise.estimate.holdout import ConfidenceSet, confidence_set, holdout
 from hesstune.noise.estimate.labelmodel import from_posterior
@@ -88,13 +88,19 @@ def estimate_noise(
     given = integer_labels(labels, g.shape[1], "noisy labels")
     makers = _makers(g, given, features, posterior, clean, percentile)
     if method == "auto":
-        return _auto(makers, g, given, temperature)
+        chosen = _auto(makers, g, given, temperature)
+        return (
+            with_trust(chosen, features, given) if features is not None and chosen.method == "em" else chosen
+        )
     if method not in makers:
         needs = {"em": "features", "volmin": "features", "labelmodel": "votes", "holdout": "clean labels"}[
             method
         ]
         raise ConfigError(f"the estimator {method} needs {needs}; give them, or choose anchor or dual_t")
-    return _finished(makers[method](), g, given, temperature)
+    found = makers[method]()
+    if method == "em" and features is not None:
+        found = with_trust(found, features, given)
+    return _finished(found, g, given, temperature)
 
 
 Maker = Callable[[], Estimate]
