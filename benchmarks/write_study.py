@@ -277,7 +277,7 @@ def page(found: dict[str, StudyResults]) -> str:
         "# The study",
         "",
         "Which fine-tuning method is best? Written by `python benchmarks/write_study.py` from the records in "
-        "`benchmarks/study/results`, which `make study` makes and continues: a finished cell is never run again.",
+        "`benchmarks/study/results`, which `make study` makes and continues: a finished cell is never run again. Heads of `vanilla` were trained here without a penalty, which is not how they are trained by default any more: a user's baseline has one, and gains over plain heads without it are larger than gains over that. [Beside what users have](field.md) compares with penalised heads.",
         "",
         *programmatic(found["programmatic_head"]),
     ]

@@ -41,6 +41,8 @@ class Method:
     warms_up: ClassVar[bool] = False
     # Whether it mixes inputs: they must then be numbers (images, or a head's features), not texts.
     mixes_inputs: ClassVar[bool] = False
+    # Whether a head that it trains alone has a penalty by cross-validation where no weight decay is given.
+    penalises_heads: ClassVar[bool] = False
     # Whether it freezes and thaws parameters while training.
     toggles_requires_grad: ClassVar[bool] = False
     # Whether its loss is linear in the label, so that soft labels can be trained on.

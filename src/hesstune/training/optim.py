@@ -14,7 +14,7 @@ __all__ = ["make_optimizer", "make_schedule"]
 def make_optimizer(config: FinetuneConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """Build torch's Adam, AdamW or SGD from the configuration."""
     assert config.lr is not None
-    lr, decay = config.lr, config.weight_decay
+    lr, decay = config.lr, config.weight_decay or 0.0
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam

@@ -29,6 +29,7 @@ from hesstune.runtime.distributed import world
 from hesstune.training.noise_estimate import run_estimate
 from hesstune.training.notes import OF_STEPS, changed_options, run_notes, written
 from hesstune.training.order import BatchOrder
+from hesstune.training.penalty import with_head_penalty
 from hesstune.training.solve import found_noise, solved_head
 
 __all__ = ["AUTOMATIC", "Prepared", "named_radii", "prepare", "with_solved_head"]
@@ -134,6 +135,8 @@ def prepare(config: FinetuneConfig, kept: Path | None = None, given: Given | Non
     counts = np.bincount(labels, minlength=task.k)
     BatchOrder(config, counts, labels)  # what it refuses is told before anything is written
     notes = run_notes(config, task, loaded, noise_matrix, counts)
+    config, told = with_head_penalty(config, task, loaded, device)
+    notes += told
     prepared = Prepared(config, task, loaded, injected, noise_matrix, device, radius, estimate, given, notes)
     return with_solved_head(prepared) if solves else prepared
 

@@ -188,7 +188,7 @@ def _latent(votes: Votes, call: _Call, shares: NDArray[np.float64] | None = None
     )
     posterior = head.truth.posterior**TEMPER
     posterior /= posterior.sum(axis=1, keepdims=True)
-    return posterior, {"chosen": "latent", "reasons": [why], **head.choice.details()}
+    return posterior, {"chosen": "latent", "reasons": [why], "latent": head.choice.details()}
 
 
 def _calibrated(votes: Votes, call: _Call) -> Answer:

@@ -59,7 +59,12 @@ class OptimisationOptions(Options):
         None, gt=0, description="peak learning rate; none: 1e-4, or 1e-2 with {train} head"
     )
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="optimizer")
-    weight_decay: float = Field(0.0, ge=0, description="weight decay of the optimizer")
+    weight_decay: float | None = Field(
+        None,
+        ge=0,
+        description="weight decay of the optimizer; none: 0, or, of a head that {method} vanilla trains "
+        "alone, by cross-validation on the labels as given",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
     schedule: Literal["cosine", "step", "constant"] = Field(
         "cosine", description="learning-rate schedule; step divides by 10 at 1/2 and 3/4"

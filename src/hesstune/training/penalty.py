@@ -1,0 +1,76 @@
+"""The penalty of a head that is trained alone by plain cross-entropy: by cross-validation on its labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from hesstune.data.examples import Task
+from hesstune.errors import ModelError
+from hesstune.inputs.feature_store import frozen_features
+from hesstune.methods._solved import takes_solution
+from hesstune.models.load import LoadedModel
+from hesstune.noise.latent.em import fold_rows
+from hesstune.noise.latent.reduction import Reduction
+from hesstune.noise.latent.soft_probe import SoftProbe
+from hesstune.runs.config import FinetuneConfig
+
+__all__ = ["head_penalty", "with_head_penalty"]
+
+# Inverse penalties on reduced features, from hardly anything learnt to hardly a penalty.
+STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 1e1, 9))
+FOLDS = 5
+
+
+def head_penalty(features: NDArray[np.floating], targets: NDArray[np.float64], seed: int = 0) -> float:
+    """Return λ of (1/N) Σ cross-entropy + (λ/2)|W|², by the likelihood of labels in held-out fifths.
+
+    Args:
+        features: (N, D).
+        targets: (N, K) one-hot or soft labels as given: no true label is read.
+        seed: Of the folds.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> y = np.arange(200) % 2
+        >>> x = np.eye(2)[y] + 0.5 * rng.normal(size=(200, 2))
+        >>> sure, guessed = np.eye(2)[y], np.eye(2)[rng.integers(0, 2, 200)]
+        >>> head_penalty(x, sure) < head_penalty(x, guessed)
+        True
+    """
+    reduction = Reduction.of(features)
+    x, n = reduction.apply(features), len(features)
+    scores = np.zeros(len(STRENGTHS))
+    for rows in fold_rows(n, min(FOLDS, n), seed):
+        rest = np.setdiff1d(np.arange(n), rows)
+        for at, strength in enumerate(STRENGTHS):
+            logits = SoftProbe(x[rest], strength).fit(targets[rest]).logits(x[rows])
+            scores[at] += float((targets[rows] * log_softmax(logits, axis=1)).sum())
+    best = STRENGTHS[int(scores.argmax())]
+    scale = float((reduction.axes[:, 0] ** 2).sum())
+    return 1.0 / (float(best) * scale * n)
+
+
+def with_head_penalty(
+    config: FinetuneConfig, task: Task, loaded: LoadedModel, device: torch.device
+) -> tuple[FinetuneConfig, list[str]]:
+    """Return the configuration with its weight decay, where none was given, and what its user should know."""
+    if config.weight_decay is not None:
+        return config, []
+    found, notes, part = 0.0, list[str](), task.train
+    head = loaded.model.get_submodule(loaded.head)
+    try:
+        features = frozen_features(loaded, part, device, config.max_length)
+    except ModelError:  # the head is not the last operation
+        features = None
+    if features is not None and len(part) >= FOLDS and takes_solution(head, task.k, features.shape[1]):
+        assert part.labels is not None
+        soft = part.soft if config.soft_labels else None
+        found = head_penalty(features, np.eye(task.k)[part.labels] if soft is None else soft, config.seed)
+        notes.append(
+            f"weight decay {found:.2g}, by cross-validation on the labels as given; --weight-decay 0 trains "
+            "the head without a penalty"
+        )
+    return config.model_copy(update={"weight_decay": found}), notes
