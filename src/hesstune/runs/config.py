@@ -61,9 +61,8 @@ class FinetuneConfig(
         changes["image_size"] = size
         changes["method_options"] = kind.checked_options(self.method_options) or None
         changes["lr"] = self.lr or changes.get("lr") or usual_lr(self.train)
-        # Where it stays open, it is chosen once there are examples.
-        open_ = self.weight_decay is None and kind.penalises_heads and self.head_alone
-        changes |= {} if open_ else {"weight_decay": changes.get("weight_decay") or self.weight_decay or 0.0}
+        if not (kind.penalises_heads and self.head_alone):  # else it is chosen once there are examples
+            changes["weight_decay"] = changes.get("weight_decay") or self.weight_decay or 0.0
         if kind.constrained and self.radius is None and "radius" not in changes:
             changes["radius"] = kind.default_radius(self.train)
         if kind.uses_noise() and not kind.solves_head and not self.noise_matrix and self.inject_noise:

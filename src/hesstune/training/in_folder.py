@@ -55,7 +55,10 @@ def in_folder(
     if config.out:
         on_main_process(lambda: claim(out, overwrite, resume, create=False))
     if resume and (out / CONFIG).is_file():
-        _check_same(read_config(out / CONFIG), config, out)
+        before = read_config(out / CONFIG)
+        if config.weight_decay is None:  # chosen before, by the same labels
+            config = config.model_copy(update={"weight_decay": before.weight_decay})
+        _check_same(before, config, out)
         named = given.data is None and given.model is None  # the options told all that there is to compare
         if named and (run := _finished(out, given)) is not None:
             return run
