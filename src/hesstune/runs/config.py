@@ -61,8 +61,7 @@ class FinetuneConfig(
         changes["image_size"] = size
         changes["method_options"] = kind.checked_options(self.method_options) or None
         changes["lr"] = self.lr or changes.get("lr") or usual_lr(self.train)
-        if not (kind.penalises_heads and self.head_alone):  # else it is chosen once there are examples
-            changes["weight_decay"] = changes.get("weight_decay") or self.weight_decay or 0.0
+        changes |= self._decay(kind, changes)
         if kind.constrained and self.radius is None and "radius" not in changes:
             changes["radius"] = kind.default_radius(self.train)
         if kind.uses_noise() and not kind.solves_head and not self.noise_matrix and self.inject_noise:
@@ -95,6 +94,13 @@ class FinetuneConfig(
         if judged and self.val_fraction == 0 and self.data == "digits":
             raise ConfigError("early stopping and --select best need validation data; raise --val-fraction")
         return made
+
+    def _decay(self, kind: type[Method], changes: Mapping[str, Any]) -> dict[str, float]:
+        """Return the weight decay, where it is not chosen once there are examples."""
+        given = changes.get("weight_decay", self.weight_decay)
+        if given is None and kind.penalises_heads and self.head_alone:
+            return {}
+        return {"weight_decay": given or 0.0}
 
     def _warmup(self, kind: type[Method]) -> int:
         """Return the epochs of warm-up: the default leaves one epoch to the method's own loss."""
