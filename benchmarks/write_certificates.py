@@ -44,6 +44,14 @@ tenths of δ and is returned where it is smaller: with KL = 0 PAC-Bayes is a hol
   splits that are stratified, by group or by time, random augmentation at evaluation, repeated inputs, radii or
   matrices chosen on all
   examples under a trained prior.
+- Near-duplicates (a picture re-encoded, resized, or cropped by a pixel; a text spaced otherwise; equal inputs) are
+  found by the inputs alone, counted, and said with the certificate. Those that the part of a trained prior or start
+  shares with the bound's part are left out of the *prior's* training: groups of copies are then on one side only, so
+  that prior and bound are independent where groups are drawn independently. Leaving them out of the bound instead
+  would certify another distribution, of what luck did not divide; its sample stays as it was drawn.
+- Copies within the bound's part, and test examples with a copy in the training of a network that is there already,
+  are refused. `--repeats drop` counts one of each, and none that training saw, and says which distribution the bound
+  is then for; `--repeats allow` counts all, as draws of a distribution that has such repeats.
 
 ```sh
 hesstune finetune --data folder:photos --method certified --val-fraction 0 --out runs/certified

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hesstune.analysis.label_story import Story, story_of
+from hesstune.analysis.near_copies import Found, NearCopies
 from hesstune.analysis.subject import InputExamples, Subject
-from hesstune.analysis.trained_prior import compressed, network_of_part, with_trained_prior
+from hesstune.analysis.trained_prior import compressed, network_of_part, parted, with_trained_prior
 from hesstune.bounds.networks import certify_checked, certify_compression, certify_holdout
 from hesstune.bounds.partition import Share
 from hesstune.bounds.prior import head_ratios, random_parameters
@@ -96,15 +98,16 @@ class Case:
         """Bound the randomised predictor's error, and that of a trained prior's own network."""
         run, task, asked, story = self.run, self.task, self.asked, self.story
         centred = with_trained_prior(
-            run, task, story.rows, asked.prior_fraction, asked.seed, self.device, self.progress
+            run, task, story.rows, asked.prior_fraction, asked.seed, self.device, self.progress, self.copies
         )
         loaded = centred.loaded
+        held_out, beside = self._test(loaded)
         self._placed(loaded)
         freeze(loaded.model, run.config.train, loaded.head)
         assert task.train.labels is not None
         feed = make_inputs(task.train, loaded, self.device, max_length=run.config.max_length)
         reference = centred.reference.to(self.device)
-        return Subject(loaded.model, reference, feed, task.train.labels, centred.rows).certify(
+        found = Subject(loaded.model, reference, feed, task.train.labels, centred.rows).certify(
             centred.rows,
             delta=delta,
             noise_matrix=story.noise_matrix,
@@ -115,15 +118,16 @@ class Case:
             draws=asked.draws,
             block_size=BLOCK,
             seed=asked.seed,
-            prior_data=self._seen(loaded, centred.prior_rows),
-            held_out=self._test(loaded),
+            prior_data=self._seen(loaded, centred.prior_rows, centred.selecting),
+            held_out=held_out,
             held_out_labels=story.test_labels,
-            repeats=asked.repeats,
+            repeats=self._exact_repeats,
             leaks=story.leaks,
             assumptions=story.assumptions,
             diagnostic=asked.diagnostic,
             progress=self.progress,
         )
+        return _saying(found, centred.found + beside)
 
     def holdout(self, delta: float) -> Certificate:
         """Bound a network's error by examples it has not seen: the test part, or what a part left."""
@@ -133,30 +137,34 @@ class Case:
             if story.test_labels == "unknown":
                 raise DataError("what the test labels are worth is not known; say so by --test-labels")
             noise = None if story.test_labels == "true" else noise
-        loaded, examples, rows, seen = self._unseen()
+        unseen = self._unseen()
+        loaded = unseen.loaded
         self._placed(loaded)
         # What training did is of no matter to a network that others judge.
         leaks = [name for name in story.leaks if name != "batch_norm"]
-        return certify_holdout(
+        found = certify_holdout(
             loaded.model,
-            _fed(examples, loaded, self.device, run.config.max_length, rows),
+            _fed(unseen.examples, loaded, self.device, run.config.max_length, unseen.rows),
             delta,
             noise,
             noise_method=asked.noise_method,
             noise_is=story.noise_is,
-            seen=self._seen(loaded, seen),
+            seen=unseen.seen,
             leaks=leaks,
             **self._common(),
         )
+        return _saying(found, unseen.found)
 
     def compression(self, delta: float) -> Certificate:
         """Bound the error of a network that Pick-to-Learn trained: the run's, or one from its start."""
         run, task, asked, story = self.run, self.task, self.asked, self.story
-        made, rows, first = compressed(
-            run, task, story.rows, asked.prior_fraction, asked.seed, self.device, self.progress
+        picked = compressed(
+            run, task, story.rows, asked.prior_fraction, asked.seed, self.device, self.progress, self.copies
         )
+        made, rows = picked.run, picked.rows
         loaded = made.loaded()
         self._placed(loaded)
+        held_out, beside = self._test(loaded)
         place = {task.train.ids[row]: at for at, row in enumerate(rows)}
         kept = [place[name] for name in made.outcome.kept or []]
         found = certify_compression(
@@ -166,50 +174,76 @@ class Case:
             delta,
             story.noise_matrix,
             noise_is=story.noise_is,
-            seen=self._seen(loaded, first),
-            held_out=self._test(loaded),
+            seen=self._seen(loaded, picked.start_rows, picked.selecting),
+            held_out=held_out,
             held_out_labels=story.test_labels,
             leaks=story.leaks,
             **self._common(),
         )
-        return dataclasses.replace(
-            found, assumptions=[*found.assumptions, f"the network is that of {made.path}"]
-        )
+        place_told = Found({}, [f"the network is that of {made.path}"])
+        return _saying(found, picked.found + beside + place_told)
 
     def checked(self, path: str | Path) -> Certificate:
         """Bound a network's true error by the given labels of unseen examples and the true ones of a few."""
-        loaded, examples, rows, seen = self._unseen()
+        unseen = self._unseen()
+        loaded, examples, rows = unseen.loaded, unseen.examples, unseen.rows
         self._placed(loaded)
         true = read_clean_labels(path, self.task.classes)
         place = {examples.ids[row]: at for at, row in enumerate(rows)}
+        # A copy that is not counted leaves with its checked label: the others are drawn uniformly still.
+        left = {examples.ids[row] for row in np.setdiff1d(unseen.drawn, rows)}
+        true = {name: label for name, label in true.items() if name not in left}
         if missing := [name for name in true if name not in place]:
             raise DataError(
                 f"{path} names '{missing[0]}' ({len(missing)} in all), which is none of the {len(rows)} "
                 "examples that the bound counts on; draw them by hesstune check, with the same "
                 "--prior-fraction and --seed"
             )
-        return certify_checked(
+        found = certify_checked(
             loaded.model,
             _fed(examples, loaded, self.device, self.run.config.max_length, rows),
             {place[name]: label for name, label in true.items()},
             self.asked.delta,
-            seen=self._seen(loaded, seen),
+            seen=unseen.seen,
             leaks=[name for name in self.story.leaks if name != "batch_norm"],
             **self._common(),
         )
+        return _saying(found, unseen.found)
 
-    def _unseen(self) -> tuple[LoadedModel, Examples, NDArray[np.int64], NDArray[np.int64]]:
-        """Return a network, examples it has not seen, which rows of them, and the training rows it has."""
+    @cached_property
+    def copies(self) -> NearCopies:
+        """The near-duplicates among all examples."""
+        asked = self.asked
+        return NearCopies.of(self.task, asked.repeats, asked.seed, asked.diagnostic)
+
+    @property
+    def _exact_repeats(self) -> str:
+        """What is left to do about equal inputs: pictures and texts were treated, what is fed may be cut."""
+        return "allow" if self.asked.repeats == "allow" else "refuse"
+
+    def _unseen(self) -> _Unseen:
+        """Return a network, examples it has not seen, and those it has."""
         run, task, asked = self.run, self.task, self.asked
         if not asked.prior_fraction:
             if not len(task.test):
                 raise DataError("a hold-out bound needs test examples; hold some out by --prior-fraction")
-            return run.loaded(), task.test, np.arange(len(task.test)), np.arange(len(task.train))
+            every, loaded = np.arange(len(task.test)), run.loaded()
+            rows, found = self.copies.counted("test", every, seen=True)
+            seen = self._seen(loaded, np.arange(len(task.train)), np.arange(len(task.val)))
+            return _Unseen(loaded, task.test, every, rows, seen, found)
         part = network_of_part(
-            run, task, self.story.rows, asked.prior_fraction, asked.seed, self.device, self.progress
+            run,
+            task,
+            self.story.rows,
+            asked.prior_fraction,
+            asked.seed,
+            self.device,
+            self.progress,
+            self.copies,
         )
-        assert part.prior_rows is not None
-        return part.loaded, task.train, part.rows, part.prior_rows
+        drawn = parted(self.story.rows, asked.prior_fraction, asked.seed)[1]
+        seen = self._seen(part.loaded, part.prior_rows, part.selecting)
+        return _Unseen(part.loaded, task.train, drawn, part.rows, seen, part.found)
 
     def best(self) -> Certificate:
         """Return the smallest of all bounds, each with its part of delta, fixed beforehand."""
@@ -239,7 +273,7 @@ class Case:
         asked = self.asked
         return {
             "block_size": BLOCK,
-            "repeats": asked.repeats,
+            "repeats": self._exact_repeats,
             "assumptions": self.story.assumptions,
             "diagnostic": asked.diagnostic,
             "share": Share(rank(), world(), all_reduce_sum, all_gather),
@@ -248,29 +282,54 @@ class Case:
     def _placed(self, loaded: LoadedModel) -> None:
         to_channels_last(loaded.model, self.device)
 
-    def _test(self, loaded: LoadedModel) -> InputExamples | None:
+    def _test(self, loaded: LoadedModel) -> tuple[InputExamples | None, Found]:
         """Return the test examples; the run's story says what their labels are worth."""
-        rows = np.arange(len(self.task.test))
-        return (
-            _fed(self.task.test, loaded, self.device, self.run.config.max_length, rows) if len(rows) else None
-        )
+        if not len(self.task.test):
+            return None, Found()
+        rows, found = self.copies.held_out()
+        fed = _fed(self.task.test, loaded, self.device, self.run.config.max_length, rows)
+        return fed if len(rows) else None, found
 
-    def _seen(self, loaded: LoadedModel, rows: NDArray[np.int64] | None) -> InputExamples | None:
+    def _seen(
+        self, loaded: LoadedModel, rows: NDArray[np.int64] | None, selecting: NDArray[np.int64]
+    ) -> InputExamples | None:
         """Return the training examples that trained a network, and those that selected it."""
         if rows is None:
             return None
         task = self.task
+        val = task.val.take(selecting)
         prior = task.train.take(rows)
         assert prior.labels is not None
-        assert task.val.labels is not None
+        assert val.labels is not None
         # Parts of one task share their source.
         every = Examples(
             prior.source,
-            np.concatenate([prior.rows, task.val.rows]),
-            [*prior.ids, *task.val.ids],
-            np.concatenate([prior.labels, task.val.labels]),
+            np.concatenate([prior.rows, val.rows]),
+            [*prior.ids, *val.ids],
+            np.concatenate([prior.labels, val.labels]),
         )
         return _fed(every, loaded, self.device, self.run.config.max_length, np.arange(len(every)))
+
+
+@dataclass(frozen=True)
+class _Unseen:
+    """A network and examples that it has not seen.
+
+    Attributes:
+        loaded: The network.
+        examples: The part that they belong to.
+        drawn: Its rows that were drawn for the bound.
+        rows: Those of them that are counted.
+        seen: What trained and selected the network.
+        found: The near-duplicates.
+    """
+
+    loaded: LoadedModel
+    examples: Examples
+    drawn: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    seen: InputExamples | None
+    found: Found
 
 
 BOUNDS: dict[str, Callable[[Case, float], Certificate]] = {
@@ -278,6 +337,16 @@ BOUNDS: dict[str, Callable[[Case, float], Certificate]] = {
     "holdout": Case.holdout,
     "compression": Case.compression,
 }
+
+
+def _saying(certificate: Certificate, found: Found) -> Certificate:
+    """Return a certificate that says what near-duplicates were found."""
+    return dataclasses.replace(
+        certificate,
+        assumptions=[*certificate.assumptions, *found.assumptions],
+        failures=[*certificate.failures, *found.failures],
+        near_duplicates=found.counts,
+    )
 
 
 def _fed(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hesstune.analysis.near_copies import Found, NearCopies
 from hesstune.data.examples import Task
 from hesstune.errors import DataError
 from hesstune.methods import method_class
@@ -25,7 +26,7 @@ from hesstune.runtime.distributed import all_reduce_sum, on_main_process, rank
 from hesstune.training.fit import fit_prepared
 from hesstune.training.prepare import Prepared, with_solved_head
 
-__all__ = ["Centred", "compressed", "network_of_part", "parted", "with_trained_prior"]
+__all__ = ["Centred", "Picked", "compressed", "network_of_part", "parted", "with_trained_prior"]
 
 PICKING = "pick_to_learn"
 
@@ -67,6 +68,8 @@ class Centred:
         rows: Training examples the bound counts on.
         prior_rows: Training examples that trained the prior; None where none did.
         posterior: The deviations the network was trained to bear, if any.
+        selecting: Validation examples that selected the prior.
+        found: The near-duplicates among them.
     """
 
     loaded: LoadedModel
@@ -74,6 +77,27 @@ class Centred:
     rows: NDArray[np.int64]
     prior_rows: NDArray[np.int64] | None
     posterior: dict[str, float] | None
+    selecting: NDArray[np.int64]
+    found: Found
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A run of `pick_to_learn`, and its examples.
+
+    Attributes:
+        run: The run.
+        rows: Its training examples.
+        start_rows: Those that trained its start; None where none did.
+        selecting: Validation examples that selected its start.
+        found: The near-duplicates among them.
+    """
+
+    run: Run
+    rows: NDArray[np.int64]
+    start_rows: NDArray[np.int64] | None
+    selecting: NDArray[np.int64]
+    found: Found
 
 
 def with_trained_prior(
@@ -84,6 +108,7 @@ def with_trained_prior(
     seed: int,
     device: torch.device,
     progress: Callable[[int, int, str], None] | None = None,
+    copies: NearCopies | None = None,
 ) -> Centred:
     """Return the run as it is, or, with a fraction above 0, a prior and a posterior trained anew.
 
@@ -95,14 +120,20 @@ def with_trained_prior(
         DataError: If a part would be left without examples, or the run's recipe holds what was chosen
             on all examples.
     """
+    copies = copies or NearCopies.of(task)
     if fraction == 0:
-        return Centred(run.loaded(), run.reference(), rows, None, run.outcome.posterior)
+        rows, found = copies.counted("train", rows)
+        selecting = np.zeros(0, np.int64)
+        return Centred(run.loaded(), run.reference(), rows, None, run.outcome.posterior, selecting, found)
     with locked_by_first(run.path):
-        part = Part.of(run, task, rows, fraction, seed, device, progress)
+        part = Part.of(run, task, rows, fraction, seed, device, progress, copies)
         config = _config(run.config, {"method": "certified", "method_options": {"examples": len(part.rest)}})
         every = replace(task, train=task.train.take(np.sort(rows)))
         made = part.trained_on(every, config, run.path / POSTERIOR, progress)
-    return Centred(made.loaded(), made.reference(), part.rest, part.first, made.outcome.posterior)
+    posterior = made.outcome.posterior
+    return Centred(
+        made.loaded(), made.reference(), part.rest, part.first, posterior, part.selecting, part.found
+    )
 
 
 def network_of_part(
@@ -113,6 +144,7 @@ def network_of_part(
     seed: int,
     device: torch.device,
     progress: Callable[[int, int, str], None] | None = None,
+    copies: NearCopies | None = None,
 ) -> Centred:
     """Return the run's recipe trained on a part, as the network to certify on the rest.
 
@@ -120,9 +152,11 @@ def network_of_part(
         DataError: As `with_trained_prior`.
     """
     with locked_by_first(run.path):
-        part = Part.of(run, task, rows, fraction, seed, device, progress)
+        copies = copies or NearCopies.of(task)
+        part = Part.of(run, task, rows, fraction, seed, device, progress, copies)
     loaded = part.start.loaded()
-    return Centred(loaded, Reference.of(loaded.model), part.rest, part.first, None)
+    ref = Reference.of(loaded.model)
+    return Centred(loaded, ref, part.rest, part.first, None, part.selecting, part.found)
 
 
 def compressed(
@@ -133,7 +167,8 @@ def compressed(
     seed: int,
     device: torch.device,
     progress: Callable[[int, int, str], None] | None = None,
-) -> tuple[Run, NDArray[np.int64], NDArray[np.int64] | None]:
+    copies: NearCopies | None = None,
+) -> Picked:
     """Return a run of `pick_to_learn`, its training examples, and those that trained its start, if any.
 
     The run itself, where it is one; else one trained in its folder, from the network before fine-tuning
@@ -142,21 +177,24 @@ def compressed(
     Raises:
         DataError: As `with_trained_prior`.
     """
-    picks = run.config.method == PICKING
-    if fraction == 0 and picks and len(rows) == len(task.train):
-        return run, rows, None
+    picks, copies = run.config.method == PICKING, copies or NearCopies.of(task)
+    none, found = np.zeros(0, np.int64), Found()
+    if fraction == 0:
+        rows, found = copies.counted("train", rows)
+        if picks and len(rows) == len(task.train):
+            return Picked(run, rows, None, none, found)
     options: dict[str, object] = {"method": PICKING, "train": "head", "noise_matrix": None}
     if picks:
         options["method_options"] = run.config.method_options
     with locked_by_first(run.path):
         if fraction > 0:
-            part = Part.of(run, task, rows, fraction, seed, device, progress)
+            part = Part.of(run, task, rows, fraction, seed, device, progress, copies)
         else:
             key: dict[str, object] = {"fraction": 0.0, "seed": seed, "rows": []}
-            part = Part(Prepared.of(run, task, device), None, np.zeros(0, np.int64), np.sort(rows), key)
+            part = Part(Prepared.of(run, task, device), None, none, np.sort(rows), key, none, found)
         own = replace(task, train=task.train.take(part.rest))
         made = part.trained_on(own, _config(run.config, options), run.path / COMPRESSED, progress)
-    return made, part.rest, part.first if fraction > 0 else None
+    return Picked(made, part.rest, part.first if fraction > 0 else None, part.selecting, part.found)
 
 
 def parted(
@@ -181,9 +219,11 @@ class Part:
     Attributes:
         base: What the run started from.
         prior: The run of its recipe on the part; None: the start is the run's own.
-        first: Training examples of the part.
-        rest: The others.
+        first: Training examples of the part that have no near-duplicate among the others.
+        rest: The others that a bound counts on.
         key: What the part was drawn by.
+        selecting: Validation examples likewise.
+        found: The near-duplicates.
     """
 
     base: Prepared
@@ -191,6 +231,8 @@ class Part:
     first: NDArray[np.int64]
     rest: NDArray[np.int64]
     key: dict[str, object]
+    selecting: NDArray[np.int64]
+    found: Found
 
     @classmethod
     def of(
@@ -202,15 +244,19 @@ class Part:
         seed: int,
         device: torch.device,
         progress: Callable[[int, int, str], None] | None,
+        copies: NearCopies,
     ) -> Part:
         """Train the run's recipe on a part that is drawn uniformly, or take what an earlier call left."""
         _refuse_leaks(run.config)
-        first, rest = parted(rows, fraction, seed)
+        drawn, others = parted(rows, fraction, seed)
+        first, selecting, found = copies.apart(drawn, others)
+        rest, more = copies.counted("train", others)
         base = Prepared.of(run, task, device)
         key: dict[str, object] = {"fraction": fraction, "seed": seed, "rows": first.tolist()}
         recipe = run.config.model_copy(update={"shard": False})
-        own = replace(base, task=replace(task, train=task.train.take(first)))
-        return cls(base, _trained(own, recipe, run.path / PRIOR, key, progress), first, rest, key)
+        seen = replace(task, train=task.train.take(first), val=task.val.take(selecting))
+        prior = _trained(replace(base, task=seen), recipe, run.path / PRIOR, key, progress)
+        return cls(base, prior, first, rest, key, selecting, found + more)
 
     @property
     def start(self) -> Run:

@@ -121,8 +121,9 @@ class BoundData:
                 first.setdefault(digest, index)
             raise DataError(
                 f"{repeats} inputs of {self._what} are repeated (such as indices {listed(pairs, 3)}), "
-                "so they are no independent sample; remove repeats before splitting, or give repeats='allow' "
-                "if the examples were drawn independently from a distribution that has such repeats"
+                "so they are no independent sample; remove repeats before splitting, or have the "
+                "option repeats allow them if the examples were drawn independently from a distribution that "
+                "has such repeats"
             )
 
 

@@ -70,6 +70,8 @@ class Certificate:
             under noise, `floor` c and `gamma` γ: the noisy error is at least c + γ·(the true one).
         held_out_labels: `true`, `noisy` as the certificate's own, or `unknown`: then no bound follows.
         tried: {kind of bound: risk} of those that shared delta, where the smallest was taken.
+        near_duplicates: {what: number of examples} of a run's: those counted that repeat another one counted
+            or one of training, and those left out; empty where nobody looked.
     """
 
     risk: float
@@ -96,6 +98,7 @@ class Certificate:
     numbers: dict[str, float] = field(default_factory=dict)
     held_out_labels: str = "true"
     tried: dict[str, float] = field(default_factory=dict)
+    near_duplicates: dict[str, float] = field(default_factory=dict)
 
     @property
     def predictor(self) -> str:

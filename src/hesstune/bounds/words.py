@@ -49,6 +49,9 @@ def summary_of(found: Any) -> str:
         lines.append(f"The smallest of bounds that share delta: {told}.")
     if found.held_out:
         lines.append(_beside(found, found.held_out))
+    if some := {name: count for name, count in found.near_duplicates.items() if count}:
+        told = ", ".join(f"{name.replace('_', ' ')} {count:.0f}" for name, count in some.items())
+        lines.append(f"Near-duplicates among the examples: {told}.")
     lines += ["It holds if:", *(f"  - {text}" for text in found.assumptions)]
     return "\n".join(lines)
 

@@ -154,7 +154,12 @@ class CertifyOptions(Options):
     draws: int | None = Field(
         None, gt=0, description="weight draws; more make it tighter; none: 2048, or 100 an example"
     )
-    repeats: Literal["refuse", "allow"] = Field("refuse", description="what to do about repeated inputs")
+    repeats: Literal["refuse", "drop", "allow"] = Field(
+        "refuse",
+        description="what to do about inputs that are repeated, exactly or nearly, among the examples that "
+        "the bound counts on, and those that the network has learnt from; drop: count no copy; allow: "
+        "count them as draws from a distribution that has such repeats",
+    )
     vouch: Choices = Field(
         (),
         description="a choice that the run cannot show to be free of its examples and that you vouch for, "

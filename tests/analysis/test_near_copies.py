@@ -1,0 +1,111 @@
+"""Copies on both sides of a certificate: left out of the prior, refused, counted once, and said."""
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import hesstune as ht
+from hesstune.analysis.certify import certify_run
+from hesstune.analysis.near_copies import NearCopies
+from hesstune.bounds.record import Certificate
+from hesstune.cli.main import run as cli
+from hesstune.data.examples import Task
+from hesstune.errors import DataError
+from scenes import scene
+
+PICTURES, COPIES = 40, 3
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """A run on pictures that each lie there thrice, re-encoded, under labels drawn at random."""
+    root = tmp_path_factory.mktemp("copied")
+    labels = np.random.default_rng(0).permutation(PICTURES) % 2
+    for n, label in enumerate(labels):
+        for copy in range(COPIES):
+            file = io.BytesIO()
+            scene(n).save(file, "JPEG", quality=60 + 15 * copy)
+            Image.open(file).save(_made(root / "data" / "ab"[label]) / f"{copy}{n:02d}.png")
+    return ht.finetune(
+        data=f"folder:{root / 'data'}", method="vanilla", train="head", epochs=30, image_size=64, lr=0.01,
+        val_fraction=0, test_fraction=0, out=root / "run",
+    )  # fmt: skip
+
+
+def _made(path):
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _picture(name):
+    return name[-6:-4]
+
+
+def test_a_prior_that_saw_copies_would_certify_what_is_false(copied, monkeypatch):
+    """No network does better than chance on fresh pictures: their labels are coins."""
+    how = {"bound": "holdout", "prior_fraction": 0.5}
+    with pytest.raises(DataError, match=r"near-duplicates of others \(such as .*--repeats drop"):
+        certify_run(copied, **how)
+    with monkeypatch.context() as patch:
+        blind = lambda parts: [np.arange(len(p)) + 1000 * n for n, p in enumerate(parts)]  # noqa: E731
+        patch.setattr("hesstune.analysis.near_copies.near_duplicates", blind)
+        assert certify_run(copied, **how).risk < 0.45
+    found = certify_run(copied, **how, repeats="drop")
+    assert found.risk > 0.5
+    assert found.near_duplicates["left_out_of_prior"] > 30
+    assert found.near_duplicates["repeated"] > 10
+    trained = {_picture(r["id"]) for r in ht.Run.load(copied.path / "prior").labels() if r["part"] == "train"}
+    assert 0 < len(trained) == PICTURES - found.n  # every picture is on one side
+    assert "left out of the prior's training" in found.summary()
+    assert "Near-duplicates among the examples: left out of prior" in found.summary()
+    assert Certificate.load(copied.path / "certificate.json") == found
+
+
+def test_the_number_is_told_on_the_command_line(copied, capsys):
+    with pytest.raises(SystemExit):
+        cli(["certify", str(copied.path), "--bound", "compression"])
+    assert "80 of the 120 examples" in (told := capsys.readouterr().err)
+    assert "--repeats allow" in told
+    with pytest.raises(SystemExit):
+        cli(["certify", str(copied.path), "--bound", "compression", "--repeats", "drop", "--json"])
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (record["n"], record["near_duplicates"]["repeated"]) == (PICTURES, 80)
+
+
+def test_a_diagnostic_notes_what_is_refused(copied):
+    found = certify_run(copied, bound="holdout", prior_fraction=0.5, diagnostic=True)
+    assert any("near-duplicates" in text for text in found.failures)
+    allowed = certify_run(copied, bound="holdout", prior_fraction=0.5, repeats="allow")
+    assert not allowed.failures
+    assert allowed.near_duplicates["left_out_of_prior"] > 30  # whatever is allowed
+
+
+def test_copies_of_training_in_the_test_part(copied):
+    task = copied.task()
+    rows = np.arange(len(task.train))
+    first = np.array([int(name.split("/")[-1][0]) == 0 for name in task.train.ids])
+    parts = {"train": rows[first][:30], "val": rows[first][30:35], "test": rows[~first]}
+    apart = Task(**{**vars(task), **{name: task.train.take(at) for name, at in parts.items()}})
+    copies = NearCopies.of(apart)
+    every = np.arange(2 * PICTURES)
+    with pytest.raises(DataError, match=r"70 of the 80 .* trained or selected the network"):
+        copies.counted("test", every, seen=True)
+    left, found = replace(copies, repeats="drop").counted("test", every, seen=True)
+    assert len(left) == 5
+    assert found.counts == {"near_training": 70.0, "repeated": 5.0}
+    assert len(replace(copies, repeats="allow").counted("test", every, seen=True)[0]) == 80
+    assert len(copies.held_out()[0]) == 5
+    with pytest.raises(DataError, match="none is left to train it"):
+        copies.apart(rows[:30], rows[:30])
+
+
+def test_which_copy_is_counted_does_not_follow_the_order(copied):
+    task = copied.task()
+    rows = np.arange(len(task.train))
+    kept = [NearCopies.of(task, "drop", seed).counted("train", rows)[0] for seed in range(2)]
+    assert all(len({_picture(task.train.ids[row]) for row in one}) == PICTURES for one in kept)
+    assert kept[0].tolist() != kept[1].tolist()
