@@ -119,7 +119,6 @@ def test_no_option_is_without_effect():
         (LabelOptions, {"labeler": "finetune"}, "labeler says how labelers are trained"),
         (LabelOptions, {"threshold": 0.5}, "threshold is for labelers"),
         (LabelOptions, {"model": "minilm"}, "model is for labelers"),
-        (LabelOptions, {"clean_labels": "a.csv"}, "clean_labels tells only"),
     ):
         with pytest.raises(ConfigError, match=told):
             make_options(kind, values)

@@ -71,6 +71,15 @@ def test_one_labeler_is_calibrated_by_checked_examples_alone():
     assert (told.labels[:200] == y[:200]).all()
 
 
+@pytest.mark.parametrize("model", ["majority", "weighted", "auto", "soft"])
+def test_checked_examples_keep_their_labels_whatever_the_model(model):
+    y, soft = overconfident(n=300)
+    votes = Votes.of_probabilities(soft) if model == "soft" else Votes(soft.argmax(axis=2), 3)
+    found = label(votes, model, clean=(np.arange(50), y[:50]))
+    assert (found.labels[:50] == y[:50]).all()
+    assert (label(votes, model).labels[:50] != y[:50]).any()
+
+
 def test_hard_and_soft_votes_stand_side_by_side(tmp_path):
     y, soft = overconfident(n=400, k=2, accuracies=(0.85, 0.8))
     names = ["no", "yes"]

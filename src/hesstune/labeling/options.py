@@ -12,7 +12,6 @@ from hesstune.weak.names import LabelModel, PosteriorModel
 __all__ = ["NEED_FEATURES", "LabelOptions"]
 
 NEED_FEATURES = ("latent", "features", "soft_features")
-TAKE_CLEAN = ("amcl", "auto", "calibrated", *NEED_FEATURES)
 Specs = Annotated[Names, Shown("DATA,DATA,…")]
 
 
@@ -116,7 +115,6 @@ class LabelOptions(LabelerOptions, LabelModelOptions, VoteOptions):
         if self.vote_columns and (self.task_column or self.worker_column or self.label_column):
             raise ValueError("{vote_columns} are for a row an example, {task_column} for a row a vote")
         looks = bool(self.labelers) or any(name in NEED_FEATURES for name in models)
-        told = bool(self.labelers) or any(name in TAKE_CLEAN for name in models)
         if self.labeler == "finetune" and not self.labelers:
             raise ValueError("{labeler} says how {labelers} are trained, and there are none")
         if self.epochs != LabelOptions.model_fields["epochs"].default and self.labeler == "probe":
@@ -125,9 +123,4 @@ class LabelOptions(LabelerOptions, LabelModelOptions, VoteOptions):
             raise ValueError("{threshold} is for {labelers}, and there are none")
         if self.model is not None and not looks:
             raise ValueError("{model} is for {labelers}, or for {label_model} or {noise_from} soft_features")
-        if self.clean_labels is not None and not told:
-            raise ValueError(
-                "{clean_labels} tells only the label models auto, amcl, calibrated, latent, features and "
-                "soft_features something"
-            )
         return self
