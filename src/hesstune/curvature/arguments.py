@@ -8,7 +8,7 @@ from typing import get_args
 
 import torch
 
-from hesstune.curvature.capture import rows_of
+from hesstune.curvature.batches import rows_of
 from hesstune.curvature.declared import ABOVE, Means, Refined, sample_fault
 from hesstune.errors import ConfigError, DataError, unknown_name
 from hesstune.forward import Inputs, batch_size

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hesstune.curvature.capture import rows_of
+from hesstune.curvature.batches import rows_of
 from hesstune.curvature.objective import PerExampleLoss
 from hesstune.forward import Inputs, batch_size, evaluating, logits_of
 

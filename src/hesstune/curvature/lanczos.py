@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hesstune.curvature.capture import capture, differentiable, rows_of
+from hesstune.curvature.batches import rows_of
+from hesstune.curvature.capture import capture, differentiable
 from hesstune.curvature.layers import Layout
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.products import HessianSource, LayerProducts, WeightProducts

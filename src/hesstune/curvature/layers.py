@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.graph import GradientEdge
 
-__all__ = ["CapturedLayer", "Layout", "as_examples", "layout_candidates"]
+__all__ = ["CapturedLayer", "Layout", "as_examples", "layout_alone", "layout_candidates", "layout_fits"]
 
 Layout = Literal["first", "second", "rows", "columns"]
 """Where the examples are in a layer's raw tensors: `first` (B, ...); `second` (T, B, ...), as in
@@ -36,7 +36,7 @@ def as_examples(tensor: torch.Tensor, layout: Layout, examples: int) -> torch.Te
 
 
 def layout_candidates(shape: torch.Size, examples: int) -> list[Layout]:
-    """List the layouts that a raw tensor's shape allows, the likeliest first."""
+    """List the layouts that a raw tensor's shape allows; a tensor of B rows is `first`, not one row each."""
     found: list[Layout] = []
     if len(shape) > 1 and shape[0] == examples:
         found.append("first")
@@ -45,6 +45,23 @@ def layout_candidates(shape: torch.Size, examples: int) -> list[Layout]:
     if shape[0] % examples == 0 and shape[0] != examples:
         found += ["rows", "columns"] if examples > 1 else ["rows"]
     return found
+
+
+def layout_alone(shape: torch.Size) -> Layout:
+    """Return the layout of a batch of one example, to which the whole tensor belongs."""
+    return "first" if shape[0] == 1 and len(shape) > 1 else "rows"
+
+
+def layout_fits(shape: torch.Size, layout: Layout, examples: int) -> bool:
+    """Tell whether a raw tensor of this shape can hold B examples in this layout.
+
+    Example:
+        >>> layout_fits(torch.Size([5, 2, 3]), "second", 2), layout_fits(torch.Size([5, 2, 3]), "first", 2)
+        (True, False)
+    """
+    if layout == "second":
+        return len(shape) > 2 and shape[1] == examples
+    return shape[0] == examples if layout == "first" else shape[0] % examples == 0
 
 
 @dataclass

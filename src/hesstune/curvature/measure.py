@@ -12,13 +12,15 @@ from torch import nn
 
 from hesstune.checks import also_called
 from hesstune.curvature.arguments import LabelledBatch, check_arguments, limited
-from hesstune.curvature.capture import Capture, capture, differentiable, rows_of
+from hesstune.curvature.batches import fixed_entries, known_as, rows_of
+from hesstune.curvature.capture import Capture, capture, differentiable
 from hesstune.curvature.declared import Means, Refined
 from hesstune.curvature.exact import ExactForms, exact_by_forward_mode, exact_forms
 from hesstune.curvature.lanczos import Stopping
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.padding import by_length, trimmed
-from hesstune.curvature.planning import MeasureMethod, MeasurePlan, make_measure_plan, require_finite
+from hesstune.curvature.planning import MeasureMethod, MeasurePlan, make_measure_plan
+from hesstune.curvature.refusals import require_finite
 from hesstune.curvature.result import Measure
 from hesstune.curvature.screening import Screening
 from hesstune.curvature.selection import selected_layers
@@ -184,6 +186,7 @@ class _Measurement:
     settings: _MeasureSettings
     plan: MeasurePlan | None = None
     plan_examples: int = 0
+    fixed: frozenset[str] = frozenset()
     count: int = 0
     rows: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     order: list[torch.Tensor] = field(default_factory=list)
@@ -204,6 +207,8 @@ class _Measurement:
             self.model, inputs, self.names, self.objective, self.settings.method, self.settings.seed
         )
         self.plan_examples = batch_size(inputs)
+        if self.plan_examples > 1:
+            self.fixed = fixed_entries(inputs)
 
     def chunks(self, inputs: Inputs, targets: torch.Tensor) -> Iterator[LabelledBatch]:
         """Split one batch by the memory budget; the first batch (of two examples or more) makes the plan."""
@@ -214,6 +219,7 @@ class _Measurement:
         if self.plan is None or (self.plan_examples == 1 and size > 1):
             self.plan_by(inputs)
         assert self.plan is not None
+        inputs = known_as(inputs, self.fixed)
         # For spectra and traces kept gradients or unfolded inputs come on top; this batch and the next lie
         # there already.
         extras = bool(self.settings.trace) or self.settings.spectrum
@@ -269,6 +275,7 @@ class _Measurement:
         assert self.plan is not None
         names, plan = self.plan.by("exact"), self.plan
         forward = capture(self.model, inputs, names, plan.layouts, copied=plan.copied)
+        forward.require(names)
         logits = forward.logits.detach()
         if not names:
             none = logits.new_zeros((logits.shape[0], 0), dtype=torch.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hesstune.curvature.capture import rows_of
+from hesstune.curvature.batches import KnownEntries, fixed_entries, rows_of
 from hesstune.forward import Inputs, batch_size, logits_of
 
 __all__ = ["by_length", "ignores_padding", "trimmed"]
@@ -34,10 +34,12 @@ def trimmed(inputs: Inputs) -> Inputs:
     if lengths is None or isinstance(inputs, torch.Tensor):
         return inputs
     shape, longest = inputs[_MASK].shape, int(lengths.max())
-    return {
-        key: value[:, :longest] if isinstance(value, torch.Tensor) and value.shape[:2] == shape else value
+    cut = {
+        key: value[:, :longest]
         for key, value in inputs.items()
+        if isinstance(value, torch.Tensor) and value.shape[:2] == shape
     }
+    return KnownEntries({**inputs, **cut}, fixed_entries(inputs))
 
 
 def batch_width(inputs: Inputs) -> int:

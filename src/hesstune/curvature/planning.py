@@ -13,18 +13,24 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from hesstune._former import former_names
-from hesstune.curvature.capture import Capture, capture, changed_example, find_layouts, rows_of
+from hesstune.curvature.batches import differing_rows, rows_of
+from hesstune.curvature.capture import Capture, capture
 from hesstune.curvature.exact import exact_forms, sources
 from hesstune.curvature.layers import CapturedLayer, Layout
+from hesstune.curvature.layouts import find_layouts
 from hesstune.curvature.objective import Objective
 from hesstune.curvature.padding import ignores_padding
+from hesstune.curvature.refusals import (
+    refuse_bad_logits,
+    refuse_hidden_use,
+    refuse_mixed_examples,
+    refuse_training_modules,
+)
 from hesstune.curvature.structure import Structure, read_structure
-from hesstune.errors import MeasureError, listed
-from hesstune.forward import Inputs, batch_size, logits_of
+from hesstune.errors import MeasureError
+from hesstune.forward import Inputs, batch_size
 
 __all__ = ["LayerPlan", "MeasureMethod", "MeasurePlan", "make_measure_plan"]
 
@@ -37,7 +43,6 @@ _GROUP_BYTES = 64 * 2**20
 # At the largest output a backward pass holds the gradients before and after it, copies of them in the
 # convolution's own layout, and products of them (measured).
 _IN_FLIGHT = 8
-_SAME_LOGITS = 1e-4
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class LayerPlan:
     Attributes:
         name: The layer.
         method: `exact`; `lanczos` (in output space, batched); `weight_space` (Lanczos example by
-            example, for weights used more than once or in other ways); `unused` (0 everywhere).
+            example, for weights used more than once or in other ways, or on inputs of which it is not
+            known where the examples are); `unused` (0 everywhere).
         reason: One clause for people.
     """
 
@@ -103,19 +109,17 @@ def make_measure_plan(
     Raises:
         MeasureError: If the network cannot be measured, or a layer not by the method asked.
     """
-    _refuse_training_modules(model)
-    probe = rows_of(inputs, torch.arange(min(batch_size(inputs), _PROBE_EXAMPLES)))
+    refuse_training_modules(model)
+    rows = differing_rows(inputs, _PROBE_EXAMPLES)
+    probe = rows_of(inputs, rows)
+    found = find_layouts(model, probe, names)
+    layouts = {name: layout for name, layout in found.items() if layout is not None}
     kept = _KeptBytes(model)
     with kept:
-        captured = capture(model, probe, names, layouts={})
-    _refuse_bad_logits(model, probe, captured.logits.detach())
-    found = find_layouts(model, probe, names)
-    for name in captured.layers:
-        if found.get(name) is None:
-            raise _influence(f"at layer '{name}'")
-    layouts = {name: layout for name, layout in found.items() if layout is not None}
-    for name, layer in captured.layers.items():
-        layer.layout = layouts[name]
+        captured = capture(model, probe, names, layouts)
+    logits = captured.logits.detach()
+    refuse_bad_logits(model, probe, logits, rows)
+    refuse_mixed_examples(model, probe, logits, [n for n in found if n not in layouts])
     parameters = dict(model.named_parameters())
     nodes = {name: layer.edge.node for name, layer in captured.layers.items()}
     structure = read_structure(captured.logits, {n: parameters[n] for n in names}, nodes)
@@ -136,11 +140,13 @@ def _plan_layer(
 ) -> LayerPlan:
     calls, uses = captured.calls[name], structure.uses[name]
     if uses == 0:
-        _refuse_hidden_use(model, probe, name)
+        refuse_hidden_use(model, probe, name)
         return LayerPlan(name, "unused", "the logits do not depend on it")
     if calls != 1 or uses != 1:
         reason = f"its weight is used {uses} times" if uses > 1 else "its weight is not used by a plain call"
         return LayerPlan(name, "weight_space", reason + " in the forward pass")
+    if name not in captured.layers:
+        return LayerPlan(name, "weight_space", "no dimension of its input is known to run over the examples")
     if name in structure.smooth:
         return LayerPlan(name, "lanczos", f"{structure.smooth[name]} comes after it")
     return LayerPlan(name, "exact", "only piecewise-linear operations come after it")
@@ -174,6 +180,7 @@ def _confirm(
         return {}
     few = rows_of(probe, torch.arange(min(batch_size(probe), _CURVATURE_EXAMPLES)))
     captured = capture(model, few, names, layouts, copied=copied)
+    captured.require(names)
     tolerance = 1e-6 if captured.logits.dtype == torch.float64 else 1e-2
     slopes, curvatures = _probe_errors(captured, names, unsure, seed)
     worst = max((error for name, error in curvatures.items() if name not in unsure), default=0.0)
@@ -272,74 +279,6 @@ def _group_errors(
 def _relative(measured: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> float:
     found, wanted, largest = (float(value.detach()) for value in (measured, expected, scale))
     return abs(found - wanted) / max(largest, abs(found), 1e-300)
-
-
-def _refuse_training_modules(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            raise MeasureError(
-                f"batch norm '{name}' uses the statistics of the batch even in eval mode, so examples "
-                "influence each other; give it running statistics and let eval() reach it"
-            )
-        if isinstance(module, _DropoutNd) and module.training and module.p > 0:
-            raise MeasureError(f"dropout '{name}' stays active in eval mode; let eval() reach it")
-
-
-def _refuse_bad_logits(model: nn.Module, probe: Inputs, logits: torch.Tensor) -> None:
-    if logits.shape[1] < 2:
-        raise MeasureError(f"cross-entropy needs at least 2 classes; the model has {logits.shape[1]} logit")
-    if logits.dtype not in (torch.float32, torch.float64):
-        raise MeasureError(f"the logits are {logits.dtype}; measure in float32: call model.float() first")
-    require_finite(logits)
-    tolerance = _SAME_LOGITS * float(logits.abs().max())
-    with torch.no_grad():
-        if not _close(logits_of(model, probe), logits, tolerance):
-            raise MeasureError(
-                "the logits change from one call to the next in eval mode (functional dropout with "
-                "training=True, or another source of randomness); make the model deterministic"
-            )
-        size = logits.shape[0]
-        for row in range(min(size, 2) if size > 1 else 0):
-            other = logits_of(model, changed_example(probe, row, size - 1 - row))
-            keep = torch.arange(size, device=logits.device) != row
-            if not _close(other[keep], logits[keep], tolerance):
-                raise _influence("in the logits")
-
-
-def _influence(where: str) -> MeasureError:
-    return MeasureError(
-        f"the examples of a batch influence each other ({where}: changing one changed another); "
-        "a per-example Hessian needs a network that treats examples apart in eval mode"
-    )
-
-
-def _close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
-    return bool(((a - b).abs() <= tolerance).all())
-
-
-def require_finite(logits: torch.Tensor, examples: torch.Tensor | None = None) -> None:
-    """Raise MeasureError, naming the examples by `examples` or their rows, unless all logits are finite."""
-    wrong = (~logits.isfinite().all(1)).nonzero().flatten().cpu()
-    if wrong.numel():
-        rows = listed((wrong if examples is None else examples[wrong]).tolist())
-        raise MeasureError(f"the logits of example {rows} are not finite; did training diverge?")
-
-
-def _refuse_hidden_use(model: nn.Module, probe: Inputs, name: str) -> None:
-    weight = dict(model.named_parameters())[name]
-    with torch.no_grad():
-        before = logits_of(model, probe)
-        kept = weight.detach().clone()
-        try:
-            weight.mul_(1.5).add_(0.1)
-            after = logits_of(model, probe)
-        finally:
-            weight.copy_(kept)
-    if not _close(before, after, 1e-6 * float(before.abs().max())):
-        raise MeasureError(
-            f"'{name}' changes the logits, but no gradient reaches it (no_grad, detach or .data in the "
-            "forward pass); let gradients through, or leave it out with layers="
-        )
 
 
 class _KeptBytes(torch.autograd.graph.saved_tensors_hooks):

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge
 
-from hesstune.curvature.capture import Capture, rows_of
+from hesstune.curvature.batches import rows_of
+from hesstune.curvature.capture import Capture
 from hesstune.curvature.layers import CapturedLayer
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.quadrature import Krylov

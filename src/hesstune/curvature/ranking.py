@@ -55,6 +55,8 @@ def rank_examples(
     names = list(deltas)
     with differentiable(model, names):
         captured = capture(model, inputs, names, layouts, copied=copied)
+        if layouts is not None:  # ranked as 0 it would never be refined
+            captured.require([name for name in names if name in layouts and captured.calls[name]])
         found = [i for i, name in enumerate(names) if name in captured.layers]
         logits = captured.logits.detach().requires_grad_()
         losses = objective(logits, targets)

@@ -15,7 +15,7 @@ from enum import IntEnum
 import torch
 from torch import nn
 
-from hesstune.curvature.capture import rows_of
+from hesstune.curvature.batches import rows_of
 from hesstune.curvature.lanczos import Stopping, hessian_source
 from hesstune.curvature.layers import Layout
 from hesstune.curvature.objective import PerExampleLoss

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hesstune._former import former_names
-from hesstune.curvature.capture import rows_of
+from hesstune.curvature.batches import rows_of
 from hesstune.curvature.lanczos import LanczosForms, Stopping, lanczos_forms, lanczos_trace
 from hesstune.curvature.objective import Objective
 from hesstune.curvature.padding import trimmed

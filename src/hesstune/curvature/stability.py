@@ -17,7 +17,8 @@ from torch import nn
 
 from hesstune.checks import also_called
 from hesstune.curvature.arguments import LabelledBatch
-from hesstune.curvature.capture import capture, differentiable, rows_of
+from hesstune.curvature.batches import rows_of
+from hesstune.curvature.capture import capture, differentiable
 from hesstune.curvature.exact import exact_forms
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.products import LayerProducts, WeightProducts
