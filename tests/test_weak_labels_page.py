@@ -1,6 +1,7 @@
 """The page on weak labels, and the README's lines on them, do what they say: every command is run."""
 
 import csv
+import json
 import shlex
 
 import numpy as np
@@ -46,6 +47,10 @@ def place(tmp_path, monkeypatch):
         given = [[y if rng.random() < a else turned[y] for a in (0.9, 0.8, 0.7)] for _, y in rows]
         lines = [[i, text, *votes] for i, ((text, _), votes) in enumerate(zip(rows, given, strict=True))]
         csv.writer(file).writerows([["id", "text", "ann", "bob", "cid"], *lines])
+    with (tmp_path / "answers.jsonl").open("w") as file:
+        for i, votes in enumerate(given):
+            sure = [{vote: 0.97, turned[vote]: 0.03} for vote in votes]
+            file.write(json.dumps({"id": str(i), "gpt": sure[0], "llama": sure[1], "qwen": sure[2]}) + "\n")
     with (tmp_path / "answers.csv").open("w", newline="") as file:
         rows = [(i, who, vote) for i, own in enumerate(given) for who, vote in zip("abc", own, strict=True)]
         csv.writer(file).writerows([["item", "who", "said"], *rows])
@@ -56,7 +61,7 @@ def place(tmp_path, monkeypatch):
 def test_every_command_on_weak_labels_runs_in_its_order(place, tiny_bert, capsys):
     small = ["--train", "head", "--epochs", "1", "--image-size", "32"]
     commands = list(blocks.commands(PAGE))
-    assert [words[0] for words in commands].count("label") == 4
+    assert [words[0] for words in commands].count("label") == 5
     for words in commands:
         words = [f"hf:{tiny_bert}" if word == "minilm" else word for word in words]
         words += small if words[0] == "finetune" else ["--image-size", "32"] if "--labelers" in words else []
@@ -70,6 +75,7 @@ def test_every_command_on_weak_labels_runs_in_its_order(place, tiny_bert, capsys
         "rated.noise.json",
         "voted.csv",
         "crowd.csv",
+        "judged.csv",
         "runs/weak/run.json",
     ):
         assert (place / name).is_file()
