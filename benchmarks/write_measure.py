@@ -52,6 +52,15 @@ is in the result with its reason. Refused by name: examples that influence each 
 batch statistics, active dropout, randomness in eval mode. Tied weights and weights used without a
 module call are measured in weight space, slower and correct.
 
+*Layouts.* Inputs come batch first; inside, the network may lay them out as it likes. Where the examples
+are in a layer's tensors is told by dependence on at most four examples of the first batch: which
+dimension grows with the batch, and which part of the layer's output each example's logits depend on. So
+a sequence as long as the batch is not mistaken for it, nor do examples need to differ. Batch first,
+sequence first (`batch_first=False`), and examples folded into one dimension with tokens, windows or
+frames take the paths above. A layer that holds the examples in other ways, or none (positions alone),
+is measured in weight space. A tensor in a mapping has one row an example where its first dimension is
+the first batch's size.
+
 ## Against the paper's code
 
 The paper's code takes one Hessian-vector product of a batch's *mean* loss, in *every layer's* v at once,
