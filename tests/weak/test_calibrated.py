@@ -169,6 +169,8 @@ def test_columns_are_split_where_the_classes_are_known_or_told_by_their_pattern(
     assert soft_columns(table_of("p_gpt_4_yes", "p_gpt_4_no")) == {
         "gpt_4": {"yes": "p_gpt_4_yes", "no": "p_gpt_4_no"}
     }
+    soft_labels = table_of("p_cat", "p_dog", "p_hot_dog")  # no example is labelled hot_dog
+    assert soft_columns(soft_labels, ["cat", "dog"]) == {}
     with pytest.raises(DataError, match="no column 'p_b_no'"):
         soft_columns(table_of("p_a_yes", "p_a_no", "p_b_yes"), ["yes", "no"])
 

@@ -94,6 +94,10 @@ def soft_columns(table: CsvTable, known: Collection[str] = ()) -> SoftColumns:
 
     found = _grouped(bodies, by_class)
     every = {name for own in found.values() for name in own}
+    if any(
+        body in known for body in bodies
+    ):  # soft labels, perhaps of a class that ends as another is called
+        return {labeler: own for labeler, own in found.items() if own.keys() >= set(known)}
     for labeler, own in found.items():
         if missing := sorted(every - own.keys()) or (sorted(set(known) - every) if len(every) < 2 else []):
             raise DataError(
