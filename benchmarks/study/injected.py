@@ -21,6 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "regsl", "gce", "forward", "consistent", "robust", "robust_plus",
     )
 }  # fmt: skip
+METHODS["vanilla"] = {"weight_decay": 0.0}  # as its finished cells have it
 BUDGET: dict[str, Any] = {"model": "efficientnet_lite0", "train": "head", "limit": 600, "epochs": 15}
 SOURCES = {
     "digits": {"data": "digits", "image_size": 64},

@@ -44,9 +44,11 @@ ON_POSTERIORS = ("vanilla", "constraint", "elr")
 def variants() -> dict[str, dict[str, Any]]:
     """Every method that applies; then other matrices, and other labels."""
     found: dict[str, dict[str, Any]] = {n: {} for n in method_names() if n not in NOT_HERE}
+    found["vanilla"] = {"weight_decay": 0.0}  # as its finished cells have it
     found["robust_plus"] = POSTERIOR
     found["robust_plus+weak"] = {"method": "robust_plus"}
     found |= {f"{name}+posterior": {"method": name, **POSTERIOR} for name in ON_POSTERIORS}
+    found["vanilla+posterior"]["weight_decay"] = 0.0
     for name in ("robust", "robust_plus", "forward", "consistent"):
         for kind in ("oracle", "uniform"):
             matrix = f"{DATA}/{{task}}-{{seed}}-{kind}.json"

@@ -69,8 +69,10 @@ def written(names: list[str]) -> str:
 
 
 def changed_options(config: FinetuneConfig, *names: str) -> list[str]:
-    """Return those of some options that are not at their defaults."""
-    return [n for n in names if getattr(config, n) != FinetuneConfig.model_fields[n].default]
+    """Return those of some options that are not at their defaults, or at what stands for none."""
+    return [
+        n for n in names if (getattr(config, n) or None) != (FinetuneConfig.model_fields[n].default or None)
+    ]
 
 
 def _unused(config: FinetuneConfig, task: Task, loaded: LoadedModel) -> list[tuple[str, list[str]]]:
