@@ -38,20 +38,20 @@ def read_balance(
     if list(told) == ["majority"]:
         if not majority.all():
             missing = classes[int(np.flatnonzero(majority == 0)[0])]
-            raise ConfigError(f"class_balance: the majority vote is never '{missing}'; give CLASS=SHARE,…")
+            raise ConfigError(f"the class balance: the majority vote is never '{missing}'; give CLASS=SHARE,…")
         return majority
     shares: dict[str, float] = {}
     for one in told:
         name, share = _share(one, classes)
         if name in shares:
-            raise ConfigError(f"class_balance names '{name}' twice")
+            raise ConfigError(f"the class balance names '{name}' twice")
         shares[name] = share
     rest = [name for name in classes if name not in shares]
     if rest:
-        raise ConfigError(f"class_balance has no share of {listed(rest)}; give one of each class")
+        raise ConfigError(f"the class balance has no share of {listed(rest)}; give one of each class")
     total = sum(shares.values())
     if abs(total - 1) > SUM_TOLERANCE:
-        raise ConfigError(f"class_balance: the shares sum to {total:g}, not to 1")
+        raise ConfigError(f"the class balance: its shares sum to {total:g}, not to 1")
     return np.array([shares[name] / total for name in classes])
 
 
@@ -63,7 +63,7 @@ def _share(one: str, classes: Sequence[str]) -> tuple[str, float]:
         number = -1.0
     if not equals or not 0 < number < 1:
         raise ConfigError(
-            f"class_balance needs uniform, majority or CLASS=SHARE,… with shares in (0, 1); got '{one}'"
+            f"a class balance is uniform, majority or CLASS=SHARE,… with shares in (0, 1); got '{one}'"
         )
     if name not in classes:
         raise unknown_name("class", name, classes, ConfigError)
