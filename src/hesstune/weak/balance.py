@@ -38,7 +38,9 @@ def read_balance(
     if list(told) == ["majority"]:
         if not majority.all():
             missing = classes[int(np.flatnonzero(majority == 0)[0])]
-            raise ConfigError(f"the class balance: the majority vote is never '{missing}'; give CLASS=SHARE,…")
+            raise ConfigError(
+                f"the majority vote is never '{missing}'; give a class balance as CLASS=SHARE,…"
+            )
         return majority
     shares: dict[str, float] = {}
     for one in told:
