@@ -7,7 +7,6 @@ python benchmarks/demo.py --table    # the table alone, from the record
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,11 @@ KEPT = ("test_accuracy", "train_accuracy", "gap", "distance", "epochs")
 
 
 def record_runs(seeds: int) -> dict[str, Any]:
-    started = time.monotonic()
     runs = run_demo(Path(tempfile.mkdtemp()) / "demo", seeds)
     return {
         "command": "python benchmarks/demo.py",
         "setting": SETTING,
         "torch": torch.__version__,
-        "minutes_a_seed": round((time.monotonic() - started) / 60 / seeds, 2),
         "runs": [
             {"name": m, "seed": s, "noise": run.record["noise"], **{k: run.result[k] for k in KEPT}}
             for (m, s), run in runs.items()
