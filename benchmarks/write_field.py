@@ -192,9 +192,10 @@ def label_words(rows: list[dict[str, str]]) -> str:
 def page() -> str:
     """Return the page."""
     found, labels = accuracies(), rows_of("field_labels")
-    seeds = len({seed for methods in found.values() for seed in methods["auto"]})
+    counts = sorted({len(methods["auto"]) for methods in found.values()})
+    low, seeds = counts[0], counts[-1]
     return TEXT.format(
-        seeds=f"{seeds} seeds" if seeds > 1 else "one seed, so without intervals",
+        seeds=f"{'' if low == seeds else f'{low} or '}{seeds} seeds" if seeds > 1 else "one seed",
         heads=heads_table(found),
         words=words(found),
         labels=labels_table(labels),
