@@ -8,7 +8,7 @@ import pytest
 from hesstune.weak import Votes, label
 from hesstune.weak.choice import choose
 from hesstune.weak.dependence import alike
-from hesstune.weak.evidence import confused_votes, of_several_classes, spamming_votes, vote_counts
+from hesstune.weak.evidence import confusions, of_several_classes, spamming, tabled_votes, vote_counts
 
 
 def drawn(n=2000, m=6, k=3, accuracy=0.65, copies=(), same=0.8, seed=0):
@@ -61,15 +61,16 @@ def test_votes_of_one_example_are_bounded():
     assert vote_counts(votes.ballots).sum(axis=1).max() == pytest.approx(20.0)
 
 
-@pytest.mark.parametrize("fit", [confused_votes, spamming_votes])
-def test_tables_are_recovered_where_labelers_err_alone(fit):
+@pytest.mark.parametrize("fitted", [confusions, spamming])
+def test_tables_are_recovered_where_labelers_err_alone(fitted):
     """A labeler that says 0 for half of class 1, and one that guesses 2 every other time."""
     rng = np.random.default_rng(1)
     y, votes = drawn(n=6000, m=6, accuracy=0.8, seed=1)
     table = votes.table.copy()
     blind = rng.random(len(y)) < 0.5
     table[:, 0] = np.where(blind, 2, y)
-    made = fit(Votes(table, 3).ballots, np.log(np.full(3, 1 / 3)), strength=5.0)
+    uniform = np.log(np.full(3, 1 / 3))
+    made = tabled_votes(Votes(table, 3).ballots, uniform, strength=5.0, fitted=fitted)
     truth = np.array([[0.5, 0.0, 0.5], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0]])  # [class, vote]
     np.testing.assert_allclose(np.exp(made.table[0]).T, truth, atol=0.04)
     assert (made.posterior(Votes(table, 3).ballots).argmax(axis=1) == y).mean() > 0.97

@@ -15,10 +15,11 @@ from hesstune.weak.ballots import Ballots
 from hesstune.weak.dependence import FEWEST_LABELERS, Alike, alike
 from hesstune.weak.evidence import (
     Evidence,
-    confused_votes,
+    confusions,
     equal_votes,
     of_several_classes,
-    spamming_votes,
+    spamming,
+    tabled_votes,
     weighted_votes,
 )
 
@@ -30,8 +31,8 @@ CANDIDATES: dict[str, Fit] = {
     "majority": equal_votes,
     "weighted": partial(weighted_votes, strength=200.0),
     "weighted_more": partial(weighted_votes, strength=50.0),
-    "mace": partial(spamming_votes, strength=10.0),
-    "confusion": partial(confused_votes, strength=20.0),
+    "mace": partial(tabled_votes, strength=10.0, fitted=spamming),
+    "confusion": partial(tabled_votes, strength=20.0, fitted=confusions),
 }
 WEIGHTED = ("weighted", "weighted_more")
 # Those with a table a labeler, which a crowd's votes are too few for and its memory too small; and of whom

@@ -19,10 +19,11 @@ from hesstune.weak.dependence import Alike, alike
 
 __all__ = [
     "Evidence",
-    "confused_votes",
+    "confusions",
     "equal_votes",
     "of_several_classes",
-    "spamming_votes",
+    "spamming",
+    "tabled_votes",
     "vote_counts",
     "weighted_votes",
 ]
@@ -153,100 +154,77 @@ def _log_odds(accuracy: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     return np.asarray(np.log(accuracy * (k - 1) / (1 - accuracy)))
 
 
-def confused_votes(
+Table = NDArray[np.float64]
+"""P(vote | class) of each labeler, (m, K, K) at [labeler, vote, class]; or sums of such."""
+TableFit = Callable[[Table, Table, Table, float], Table]
+
+
+def confusions(counts: Table, mean: Table, before: Table, strength: float) -> Table:
+    """Return any confusions: counts beside `strength` votes a class at the mean labeler's table.
+
+    Source: Dawid and Skene 1979, section 2.
+    """
+    own = counts + strength * mean
+    return np.asarray(own / own.sum(axis=1, keepdims=True))
+
+
+def spamming(counts: Table, mean: Table, before: Table, strength: float) -> Table:
+    """Return P(vote v | class y) = (1 − s)·[v = y] + s·ξ(v): a share s of votes is given without looking.
+
+    `strength` votes at the mean labeler's stand beside the counts. Which of the votes on a class's own cell
+    were given without looking, the table before tells: its cells off the diagonal are s·ξ(v). Source: Hovy,
+    Berg-Kirkpatrick, Vaswani and Hovy 2013 (MACE).
+    """
+    k = counts.shape[1]
+    own, eye = counts + strength * mean / k, np.eye(k)
+    off = (before * (1 - eye)).sum(axis=2) / (k - 1)
+    blind = off / np.maximum(np.einsum("mii->mi", before), 1e-12)
+    spam = own.sum(axis=2) - np.einsum("mii->mi", own) * (1 - blind)
+    share = np.clip(spam.sum(axis=1) / own.sum(axis=(1, 2)), 1 - MOST, 1 - ABOVE_CHANCE)[:, None, None]
+    spread = (spam / spam.sum(axis=1, keepdims=True))[:, :, None]
+    return np.asarray(share * spread + (1 - share) * eye)
+
+
+def tabled_votes(
     ballots: Ballots,
     log_prior: NDArray[np.float64],
     together: Alike | None = None,
     *,
     strength: float,
+    fitted: TableFit,
 ) -> Evidence:
-    """Fit a confusion matrix a labeler, P(vote | class), by expectation maximisation.
+    """Fit a table P(vote | class) a labeler by expectation maximisation, from the start of `weighted_votes`.
 
-    Each matrix is counted from the posteriors, beside `strength` votes a class at the table of a labeler of
-    mean accuracy that errs to all classes alike; labelers that vote for one class only have that table.
-    Source: Dawid and Skene 1979, section 2, with abstentions as missing votes and a prior that is held.
+    Abstentions are missing votes, and the prior is held; labelers that vote for one class only have the mean
+    labeler's table, which errs to all classes alike.
 
     Args:
         ballots: The votes, at least one.
         log_prior: (K,) ln P(class).
         together: See `weighted_votes`.
-        strength: See above.
+        strength: Votes that the mean labeler counts for.
+        fitted: What tables may be: `confusions` or `spamming`.
 
     Example:
         >>> example, labeler = np.repeat(np.arange(90), 3), np.tile(np.arange(3), 90)
         >>> votes = Ballots(example, labeler, example % 2, 90, 3, 2)
-        >>> confused_votes(votes, np.log([0.5, 0.5]), strength=1.0).accuracy.round(2).tolist()
+        >>> found = tabled_votes(votes, np.log([0.5, 0.5]), strength=1.0, fitted=spamming)
+        >>> found.accuracy.round(2).tolist()
         [1.0, 1.0, 1.0]
     """
-
-    def fitted(counts: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
-        own = counts + strength * mean
-        return np.asarray(own / own.sum(axis=1, keepdims=True))
-
-    return _of_tables(ballots, log_prior, together, strength, fitted)
-
-
-def spamming_votes(
-    ballots: Ballots,
-    log_prior: NDArray[np.float64],
-    together: Alike | None = None,
-    *,
-    strength: float,
-) -> Evidence:
-    """Fit how often each labeler votes without looking, and for what, by expectation maximisation.
-
-    P(vote v | class y) = (1 − s)·[v = y] + s·ξ(v), with s and ξ a labeler's own, beside `strength` votes
-    at the mean labeler's. Source: Hovy, Berg-Kirkpatrick, Vaswani and Hovy 2013 (MACE).
-
-    Args:
-        ballots: The votes, at least one.
-        log_prior: (K,) ln P(class).
-        together: See `weighted_votes`.
-        strength: See above.
-
-    Example:
-        >>> example, labeler = np.repeat(np.arange(90), 3), np.tile(np.arange(3), 90)
-        >>> votes = Ballots(example, labeler, example % 2, 90, 3, 2)
-        >>> spamming_votes(votes, np.log([0.5, 0.5]), strength=1.0).accuracy.round(2).tolist()
-        [1.0, 1.0, 1.0]
-    """
-    k = ballots.k
-    # The share of its votes on a class's own cell that a labeler gave without looking; half to start with.
-    blind = np.full((ballots.m, k), 0.5)
-
-    def fitted(counts: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
-        nonlocal blind
-        own = counts + strength * mean / k
-        diagonal = np.einsum("mii->mi", own)
-        spam = own.sum(axis=2) - diagonal * (1 - blind)  # (m, K): votes v given without looking
-        share = np.clip(spam.sum(axis=1) / own.sum(axis=(1, 2)), 1 - MOST, 1 - ABOVE_CHANCE)
-        spread = spam / spam.sum(axis=1, keepdims=True)
-        blind = share[:, None] * spread / (1 - share[:, None] + share[:, None] * spread)
-        return np.asarray(share[:, None, None] * spread[:, :, None] + (1 - share)[:, None, None] * np.eye(k))
-
-    return _of_tables(ballots, log_prior, together, strength, fitted)
-
-
-def _of_tables(
-    ballots: Ballots,
-    log_prior: NDArray[np.float64],
-    together: Alike | None,
-    strength: float,
-    fitted: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
-) -> Evidence:
-    """Fit tables P(vote | class), (m, K, K) at [labeler, vote, class], from the start of `weighted_votes`."""
     k, several = ballots.k, of_several_classes(ballots)
     found = weighted_votes(ballots, log_prior, together, strength=strength)
     if not several.any():
         return found
-    counted, table = several[ballots.labeler], np.zeros((ballots.m, k, k))
+    # As if half of the votes on a class's own cell had been given without looking.
+    counted, table = several[ballots.labeler], np.tile((1 + np.eye(k)) / (k + 1), (ballots.m, 1, 1))
     for _ in range(STEPS):
         rows = found.posterior(ballots)[ballots.example]
         right = rows[np.arange(len(ballots)), ballots.vote]
         accuracy = float(np.clip(right[counted].mean(), 1 / k + MEAN_ABOVE_CHANCE, MOST_MEAN))
         mean = np.full((k, k), (1 - accuracy) / (k - 1))
         np.fill_diagonal(mean, accuracy)
-        new = np.where(several[:, None, None], fitted(ballots.joint(rows), mean), mean)
+        new = np.where(several[:, None, None], fitted(ballots.joint(rows), mean, table, strength), mean)
         moved, table = float(np.abs(new - table).max()), new
         logs = np.log(np.clip(table, 1e-6, None))
         logs *= 1.0 if together is None else together.share[:, None, None]

@@ -168,20 +168,20 @@ def _majority(votes: Votes, call: _Call) -> Answer:
 
 def _auto(votes: Votes, call: _Call) -> Answer:
     given = _calibrated if votes.soft is not None else _chosen
-    posterior, details = given(votes, call)
     if call.features is None or len(votes) < FEWEST:
-        return posterior, details
-    looked, found = _latent(votes, call, posterior if votes.soft is not None else None)
-    if (lost := collapse(looked, votes.ballots)) is not None:
-        return posterior, {**details, "reasons": [*details["reasons"], f"latent refused: {lost}"]}
-    return looked, found
+        return given(votes, call)
+    looked, found = _latent(votes, call)
+    if (lost := collapse(looked, votes.ballots)) is None:
+        return looked, found
+    posterior, details = given(votes, call)
+    return posterior, {**details, "reasons": [*details["reasons"], f"latent refused: {lost}"]}
 
 
-def _latent(votes: Votes, call: _Call, shares: NDArray[np.float64] | None = None) -> Answer:
+def _latent(votes: Votes, call: _Call) -> Answer:
     if call.features is None:
         raise ConfigError("the label model latent needs the examples' features: images or texts to look at")
-    shares = vote_counts(votes.ballots) if shares is None else shares
-    head = robust_head(call.features, Observed.of(shares, votes.k, checked=call.clean), seed=call.seed)
+    said = vote_counts(votes.ballots) if votes.soft is None else _calibrated(votes, call)[0]
+    head = robust_head(call.features, Observed.of(said, votes.k, checked=call.clean), seed=call.seed)
     why = (
         f"latent: votes and features, true classes by EM ({head.choice.candidate.name}); the noise rate of a "
         f"{'labeler' if votes.soft is not None else 'vote'} is put at {head.truth.channel.rate:.2g}"
