@@ -13,7 +13,7 @@ from hesstune.storage.csv_table import CsvTable
 from hesstune.storage.json_lines import read_json_lines
 from hesstune.weak import Votes, label
 from hesstune.weak.balance import at_balance, read_balance
-from hesstune.weak.calibrated import calibrated_votes
+from hesstune.weak.calibrated import calibrated_votes, weighed_counts
 from hesstune.weak.soft_columns import soft_columns
 
 
@@ -69,6 +69,20 @@ def test_one_labeler_is_calibrated_by_checked_examples_alone():
     rest = np.arange(200, len(y))
     assert told.posterior[rest].max(axis=1).mean() == pytest.approx(0.7, abs=0.06)
     assert (told.labels[:200] == y[:200]).all()
+
+
+def test_beside_features_several_answers_count_as_several():
+    """A posterior of all labelers in one would count as one answer, however many agree."""
+    y, soft = overconfident(n=400, accuracies=(0.75, 0.7, 0.65))
+    x = np.eye(3)[y] + 0.9 * np.random.default_rng(9).normal(size=(400, 3))  # features that know half of it
+    votes = Votes.of_probabilities(soft)
+    counts = weighed_counts(votes)
+    assert counts.sum() == pytest.approx(3 * len(y), rel=0.01)
+    unanimous = votes.counts.max(axis=1) == 3
+    assert counts[unanimous].max(axis=1).mean() > 2.5
+    found = label(votes, "auto", features=x)
+    assert found.details["chosen"] == "latent"
+    assert (found.labels == y).mean() > (label(votes, "auto").labels == y).mean() + 0.01
 
 
 @pytest.mark.parametrize("model", ["majority", "weighted", "auto", "soft"])

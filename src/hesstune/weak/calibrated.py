@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from hesstune.weak.evidence import bounded
 from hesstune.weak.votes import Votes
 
-__all__ = ["Calibrated", "calibrated_votes"]
+__all__ = ["Calibrated", "calibrated_votes", "weighed_counts"]
 
 # No probability counts for less, so that one sure mistake is costly, not infinitely so.
 LEAST = 1e-3
@@ -78,6 +79,25 @@ def calibrated_votes(votes: Votes, checked: Checked | None = None, seed: int = 0
     if checked is not None:
         posterior[checked[0]] = np.eye(votes.k)[checked[1]]
     return Calibrated(posterior, _powers(logs, given, truth))
+
+
+def weighed_counts(votes: Votes, checked: Checked | None = None, seed: int = 0) -> NDArray[np.float64]:
+    """Return (N, K): each example's votes for each class, a vote counting by what its labeler knows of it.
+
+    A vote weighs the calibrated log-odds of its class against the others, divided by the votes' mean weight:
+    a posterior of all labelers in one would hide from who learns from it how many said so.
+
+    Args:
+        votes: See `calibrated_votes`.
+        checked: See there.
+        seed: See there.
+    """
+    power = calibrated_votes(votes, checked, seed).power
+    logs = np.log(np.maximum(votes.onehot if votes.soft is None else votes.soft, LEAST))
+    most = np.take_along_axis(logs, np.maximum(votes.table, 0)[:, :, None], axis=2)[:, :, 0]
+    weight = power * (most - (logs.sum(axis=2) - most) / (votes.k - 1)) * votes.given
+    weight = np.maximum(weight, 0) / max(float(weight[votes.given].mean()), 1e-12)
+    return bounded(np.einsum("nm,nmk->nk", weight, votes.onehot))
 
 
 def _powers(

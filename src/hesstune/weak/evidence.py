@@ -19,6 +19,7 @@ from hesstune.weak.dependence import Alike, alike
 
 __all__ = [
     "Evidence",
+    "bounded",
     "confusions",
     "equal_votes",
     "of_several_classes",
@@ -238,13 +239,14 @@ def tabled_votes(
 def vote_counts(ballots: Ballots) -> NDArray[np.float64]:
     """Return (N, K): an example's votes for each class, of labelers that err together less than one each.
 
-    At most MOST_VOTES an example: what more would say, sums of logarithms cannot hold.
-
     Args:
         ballots: The votes.
     """
     share = alike(ballots, of_several_classes(ballots)).share
-    counts = ballots.summed(share[ballots.labeler])
-    return np.asarray(
-        counts * np.minimum(1, MOST_VOTES / np.maximum(counts.sum(axis=1, keepdims=True), 1e-9))
-    )
+    return bounded(ballots.summed(share[ballots.labeler]))
+
+
+def bounded(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return counts of at most MOST_VOTES an example: what more would say, sums of logarithms cannot hold."""
+    total = np.maximum(counts.sum(axis=1, keepdims=True), 1e-9)
+    return np.asarray(counts * np.minimum(1, MOST_VOTES / total))

@@ -17,7 +17,7 @@ from hesstune.noise.latent.head import FEWEST, robust_head
 from hesstune.noise.latent.observed import Observed
 from hesstune.weak.amcl import amcl, outputs, risk_bounds
 from hesstune.weak.balance import at_balance
-from hesstune.weak.calibrated import calibrated_votes
+from hesstune.weak.calibrated import calibrated_votes, weighed_counts
 from hesstune.weak.choice import WEIGHTED, choose, collapse
 from hesstune.weak.dawid_skene import dawid_skene
 from hesstune.weak.evidence import vote_counts
@@ -180,11 +180,12 @@ def _auto(votes: Votes, call: _Call) -> Answer:
 def _latent(votes: Votes, call: _Call) -> Answer:
     if call.features is None:
         raise ConfigError("the label model latent needs the examples' features: images or texts to look at")
-    said = vote_counts(votes.ballots) if votes.soft is None else _calibrated(votes, call)[0]
+    soft = votes.soft is not None
+    said = weighed_counts(votes, call.clean, call.seed) if soft else vote_counts(votes.ballots)
     head = robust_head(call.features, Observed.of(said, votes.k, checked=call.clean), seed=call.seed)
     why = (
         f"latent: votes and features, true classes by EM ({head.choice.candidate.name}); the noise rate of a "
-        f"{'labeler' if votes.soft is not None else 'vote'} is put at {head.truth.channel.rate:.2g}"
+        f"vote is put at {head.truth.channel.rate:.2g}"
     )
     posterior = head.truth.posterior**TEMPER
     posterior /= posterior.sum(axis=1, keepdims=True)
