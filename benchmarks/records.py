@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,22 @@ def write_record(name: str, record: dict[str, Any]) -> None:
     """Write results/NAME.json whole or not at all."""
     RESULTS.mkdir(exist_ok=True)
     write_text(RESULTS / f"{name}.json", row_json(record))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the finished rows of a CSV record; none where there is no file yet."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def add_row(path: Path, columns: Sequence[str], row: Sequence[Any]) -> None:
+    """Add a finished row to a CSV record, below a header that the first one makes, and print it."""
+    new = not path.is_file()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, row] if new else [row])
+    print(*row, flush=True)
 
 
 @contextmanager

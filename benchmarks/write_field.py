@@ -5,14 +5,13 @@ python benchmarks/write_field.py
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy.stats import t
 
-from records import DOCS, RESULTS, read_record
+from records import DOCS, RESULTS, read_record, read_rows
 
 PAGE = DOCS / "field.md"
 OTHERS = ("sklearn_cv", "cleanlab")
@@ -66,12 +65,6 @@ version's rows of this table were seen (on CIFAR-10N worse it had believed the l
 """
 
 
-def rows_of(name: str) -> list[dict[str, str]]:
-    """Return the rows of a record."""
-    with (RESULTS / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the mean of per-seed values and its 95 % t interval."""
     array = np.asarray(values)
@@ -84,7 +77,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 def accuracies() -> dict[str, dict[str, dict[int, float]]]:
     """Return {task: {method: {seed: accuracy in per cent}}}."""
     found: dict[str, dict[str, dict[int, float]]] = {}
-    for row in rows_of("field_heads_test"):
+    for row in read_rows(RESULTS / "field_heads_test.csv"):
         own = found.setdefault(row["task"], {}).setdefault(row["method"], {})
         own[int(row["seed"])] = 100 * float(row["accuracy"])
     names = ("auto", *OTHERS)
@@ -191,7 +184,7 @@ def label_words(rows: list[dict[str, str]]) -> str:
 
 def page() -> str:
     """Return the page."""
-    found, labels = accuracies(), rows_of("field_labels")
+    found, labels = accuracies(), read_rows(RESULTS / "field_labels.csv")
     counts = sorted({len(methods["auto"]) for methods in found.values()})
     low, seeds = counts[0], counts[-1]
     return TEXT.format(

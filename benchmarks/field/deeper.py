@@ -9,7 +9,6 @@ settled on the demo's digits. Continues where it stopped.
 
 from __future__ import annotations
 
-import csv
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import hesstune as ht
-from records import RESULTS, arguments
+from records import RESULTS, add_row, arguments, read_rows
 
 PATH = RESULTS / "field_deeper.csv"
 COLUMNS = ("task", "seed", "method", "accuracy", "epochs")
@@ -40,10 +39,7 @@ def main() -> None:
     parser = arguments(__doc__, "pacs128/")
     parser.add_argument("--seeds", type=int, default=1)
     asked = parser.parse_args()
-    done = set()
-    if PATH.is_file():
-        with PATH.open(newline="") as file:
-            done = {(row["task"], int(row["seed"]), row["method"]) for row in csv.DictReader(file)}
+    done = {(row["task"], int(row["seed"]), row["method"]) for row in read_rows(PATH)}
     for seed in range(asked.seeds):
         for task, (domain, noise) in TASKS.items():
             for method, options in METHODS.items():
@@ -60,10 +56,7 @@ def main() -> None:
                     )
                     found = run.outcome
                 row = [task, seed, method, round(found.test_accuracy or 0.0, 5), found.epochs]
-                new = not PATH.is_file()
-                with PATH.open("a", newline="") as file:
-                    csv.writer(file, lineterminator="\n").writerows([COLUMNS, row] if new else [row])
-                print(*row, flush=True)
+                add_row(PATH, COLUMNS, row)
 
 
 if __name__ == "__main__":

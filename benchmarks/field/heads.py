@@ -12,7 +12,6 @@ the votes of YouTube, TREC and Amazon were looked at before (see there). Continu
 
 from __future__ import annotations
 
-import csv
 import sys
 import time
 import warnings
@@ -30,7 +29,7 @@ from hesstune.methods import method_class
 from hesstune.methods._head import HeadMaterial
 from hesstune.methods._peers import cross_validated
 from hesstune.weak.evidence import vote_counts
-from records import RESULTS, arguments
+from records import RESULTS, add_row, arguments, read_rows
 
 COLUMNS = ("task", "kind", "seed", "n", "noise", "method", "accuracy", "seconds", "chosen")
 CLEAN = (5, 10, 50)
@@ -129,10 +128,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     names, seeds = (DEVELOPMENT, DEVELOPMENT_SEEDS) if asked.part == "development" else (TEST, TEST_SEEDS)
     path = record_path(asked.part)
-    done = set()
-    if path.is_file():
-        with path.open(newline="") as file:
-            done = {(row["task"], int(row["seed"]), row["method"]) for row in csv.DictReader(file)}
+    done = {(row["task"], int(row["seed"]), row["method"]) for row in read_rows(path)}
     for seed in seeds[: asked.seeds]:
         for name in (name for name in names if asked.only in name):
             if (name, seed, "sklearn_cv, true labels") not in done:  # the last one of a task
@@ -152,11 +148,7 @@ def _run(task: FieldTask, seed: int, path: Path, done: set[tuple[str, int, str]]
             chosen = f"sklearn_cv in its place: {error}"
         spent = round(time.monotonic() - started, 2)
         row = [task.name, task.kind, seed, len(task.x), noise, method, round(accuracy, 5), spent, chosen]
-        new = not path.is_file()
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([COLUMNS, row] if new else [row])
-        print(*row, flush=True)
+        add_row(path, COLUMNS, row)
 
 
 if __name__ == "__main__":

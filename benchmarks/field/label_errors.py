@@ -11,7 +11,6 @@ Continues where it stopped.
 
 from __future__ import annotations
 
-import csv
 import sys
 import time
 import warnings
@@ -27,7 +26,7 @@ from hesstune.labeling.clean import clean
 from hesstune.methods._head import HeadMaterial
 from hesstune.methods._peers import cross_validated
 from hesstune.noise.estimate.posteriors import confident
-from records import RESULTS, arguments
+from records import RESULTS, add_row, arguments, read_rows
 
 PATH = RESULTS / "field_labels.csv"
 COLUMNS = (
@@ -103,18 +102,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="tasks whose name has this in it")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
-    done = set()
-    if PATH.is_file():
-        with PATH.open(newline="") as file:
-            done = {(row["task"], int(row["seed"])) for row in csv.DictReader(file)}
+    done = {(row["task"], int(row["seed"])) for row in read_rows(PATH)}
     for seed in TEST_SEEDS[: asked.seeds]:
         for name in (name for name in TASKS if asked.only in name):
             if (name, seed) not in done:
-                row = row_of(field_task(name, seed, asked.data), seed)
-                new = not PATH.is_file()
-                with PATH.open("a", newline="") as file:
-                    csv.writer(file, lineterminator="\n").writerows([COLUMNS, row] if new else [row])
-                print(*row, flush=True)
+                add_row(PATH, COLUMNS, row_of(field_task(name, seed, asked.data), seed))
 
 
 if __name__ == "__main__":

@@ -142,6 +142,35 @@ def test_json_lines_of_examples_and_of_votes_say_the_same(tmp_path):
     assert label_data(votes=str(table)).posterior == pytest.approx(one.posterior)
 
 
+def test_classes_that_one_labeler_never_names_have_no_probability_by_it(tmp_path):
+    rows = [
+        {"id": "a", "gpt": {"yes": 0.7, "no": 0.3}, "llama": {"yes": 0.4, "no": 0.4, "maybe": 0.2}},
+        {"id": "b", "gpt": {"no": 1}, "llama": {"maybe": 1}},
+        {"id": "c", "gpt": None, "llama": {"no": 0.9, "yes": 0.1}},
+    ]
+    found = label_data(votes=as_lines(tmp_path / "v.jsonl", rows))
+    assert found.classes == ["maybe", "no", "yes"]
+    assert found.votes.soft[0, 0] == pytest.approx([0, 0.3, 0.7])
+    assert found.votes.table[:, 0].tolist() == [2, 1, -1]
+
+
+def test_a_row_a_vote_says_who_votes_and_what_counts(tmp_path):
+    yes, no = {"yes": 0.9, "no": 0.1}, {"yes": 0.2, "no": 0.8}
+    one = {"id": "x", "worker": "gpt", "p": yes, "q": no}
+    other = {"id": "y", "worker": "gpt", "p": no, "q": yes}
+    again = {**other, "worker": "llama"}
+    with pytest.raises(DataError, match="--label-column"):
+        label_data(votes=as_lines(tmp_path / "two.jsonl", [one, other, again]))
+    chosen = label_data(votes=str(tmp_path / "two.jsonl"), label_column="q")
+    assert [chosen.classes[c] for c in chosen.labels] == ["no", "yes"]
+    rows = [{k: v for k, v in row.items() if k != "q"} for row in (one, other, again)]
+    silent = {"id": "x", "worker": "llama", "label": "yes"}
+    found = label_data(votes=as_lines(tmp_path / "silent.jsonl", [*rows, silent]))
+    assert "1 votes give no probabilities; they are left out" in found.notes
+    with pytest.raises(DataError, match="does not say who votes"):
+        label_data(votes=as_lines(tmp_path / "who.jsonl", [*rows, {**rows[0], "worker": ""}]))
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

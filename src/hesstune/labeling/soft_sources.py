@@ -40,15 +40,18 @@ def read_soft(
     """
     roles = voters(table, asked.task_column, asked.worker_column)
     if nested:
-        cells = {key: _filled(rows) for key, rows in nested.items()}
+        cells = _filled(nested)
         if roles is None:
             return soft_by_example(table, _ids(table, ids), cells)
-        if len(cells) > 1:
+        key = asked.label_column or next(iter(cells))
+        if key not in cells or (len(cells) > 1 and asked.label_column is None):
             raise DataError(
-                f"{table.name} has a line a vote, and {len(cells)} objects of probabilities in a line "
-                f"({listed(cells)}); one is needed"
+                f"{table.name} has a line a vote, and objects of probabilities called {listed(cells)}; name "
+                "the one that counts by --label-column"
             )
-        return soft_by_vote(table, *roles, next(iter(cells.values())))
+        return soft_by_vote(table, *roles, cells[key])
+    if asked.label_column is not None:  # its votes are asked for, not probabilities beside them
+        return None
     plain = [n for n in table.columns if n.startswith(SOFT_PREFIX)]
     if roles is not None and len(plain) > 1 and len(table.columns[roles[0]].coded()[1]) < len(table):
         return soft_by_vote(table, *roles, {n.removeprefix(SOFT_PREFIX): table.cells(n) for n in plain})
@@ -59,10 +62,13 @@ def read_soft(
     return soft_by_example(table, _ids(table, ids), own)
 
 
-def _filled(rows: Sequence[dict[str, str]]) -> dict[str, list[str]]:
-    """Return {class: cells}: a class that an object leaves out has no probability; no object is no vote."""
-    classes = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name, "0" if row else "") for row in rows] for name in classes}
+def _filled(nested: Nested) -> dict[str, dict[str, list[str]]]:
+    """Return {key: {class: cells}}: a class that an object leaves out has no probability; none is no vote."""
+    classes = dict.fromkeys(name for rows in nested.values() for row in rows for name in row)
+    return {
+        key: {name: [row.get(name, "0" if row else "") for row in rows] for name in classes}
+        for key, rows in nested.items()
+    }
 
 
 def _ids(table: CsvTable, ids: Sequence[str] | None) -> Sequence[str]:

@@ -15,7 +15,7 @@ from hesstune.weak.vote_columns import PREFIX
 from hesstune.weak.vote_values import abstains, class_index, class_of
 from hesstune.weak.votes import ABSTAIN, Votes
 
-__all__ = ["LongColumns", "classes_in", "long_columns", "long_votes", "voters"]
+__all__ = ["LongColumns", "classes_in", "labelers_in", "long_columns", "long_votes", "voters"]
 
 # What crowds call them, without regard to case, _id or a final s.
 TASKS = ("task", "item", "example", "question", "instance", "unit", "document", "image", "id")
@@ -135,7 +135,7 @@ def long_votes(
         DataError: If a vote is no class, by its row, a labeler has no name, or an id is no example's.
     """
     ids, example = _examples(table, columns.task, examples)
-    labeler, names = _workers(table, columns.worker)
+    labeler, names = labelers_in(table, columns.worker)
     codes, values = table.columns[columns.label].coded()
     index = class_index(classes)
     meant = np.full(len(values), ABSTAIN)
@@ -172,7 +172,12 @@ def _examples(
     return list(examples), np.array([place[value] for value in values], dtype=np.int64)[codes]
 
 
-def _workers(table: CsvTable, column: str) -> tuple[NDArray[np.int64], list[str]]:
+def labelers_in(table: CsvTable, column: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Return who votes in each row, as indices, (V,), and the labelers' names.
+
+    Raises:
+        DataError: If a row does not say who, by its number.
+    """
     codes, values = table.columns[column].coded()
     names = [value.strip() for value in values]
     if "" in names:

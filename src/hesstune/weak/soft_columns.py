@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hesstune.errors import DataError, cut, listed
 from hesstune.storage.cells import is_missing
 from hesstune.storage.csv_table import CsvTable
+from hesstune.weak.long_votes import labelers_in
 from hesstune.weak.vote_columns import ROW_SUM_TOLERANCE, SOFT_PREFIX
 from hesstune.weak.vote_values import class_index
 from hesstune.weak.votes import ABSTAIN, MOST_CELLS, Votes
@@ -155,7 +156,7 @@ def soft_by_vote(table: CsvTable, task: str, worker: str, cells: Mapping[str, Se
         DataError: If a cell is no probability, by its row, or there are too many labelers.
     """
     example, ids = table.columns[task].coded()
-    labeler, names = table.columns[worker].coded()
+    labeler, names = labelers_in(table, worker)
     if len(ids) * len(names) * len(cells) > MOST_CELLS:
         raise DataError(
             f"{table.name} has probabilities of {len(names):,} labelers on {len(ids):,} examples, too many "
@@ -169,7 +170,9 @@ def soft_by_vote(table: CsvTable, task: str, worker: str, cells: Mapping[str, Se
         notes.append(
             f"{twice} votes are followed by another of the same labeler on the same example: it counts"
         )
-    return SoftVotes(ids, [name.strip() for name in names], list(cells), whole, tuple(notes))
+    if silent := int((~p.any(axis=1)).sum()):
+        notes.append(f"{silent} votes give no probabilities; they are left out")
+    return SoftVotes(ids, names, list(cells), whole, tuple(notes))
 
 
 def _probabilities(
