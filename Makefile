@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # One thread a worker: two workers with two threads each fight for the cores.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo docs study test test-slow lint bench help
+.PHONY: demo docs field study test test-slow lint bench help
 
 help:
 	@echo "make demo    install, then fine-tune on real digits with noisy labels"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-slow   install, then run the slow tests: kills, clusters, several processes"
 	@echo "make docs    install, then build the documentation into site/"
 	@echo "make study   install, then continue the study of docs/study.md (needs PACS)"
+	@echo "make field   install, then continue the comparisons of docs/field.md (needs DATA=folder)"
 	@echo "make bench   install, then run the benchmarks that docs/benchmarks.md quotes"
 
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -55,6 +56,14 @@ study: $(VENV)/.dev
 	$(BIN)/python benchmarks/study/tuning.py
 	$(BIN)/python benchmarks/study/full.py --jobs 2
 	$(BIN)/python benchmarks/write_study.py
+
+# DATA holds pacs, cifar10n, wrench, amazon_isbook, sst2 and mrpc; finished rows stay.
+field: $(VENV)/.dev
+	$(PIP) --editable '.[snorkel]'
+	$(BIN)/python benchmarks/field/heads.py --data $(DATA) --part test --seeds 3
+	$(BIN)/python benchmarks/field/votes.py --data $(DATA)
+	$(BIN)/python benchmarks/field/label_errors.py --data $(DATA)
+	$(BIN)/python benchmarks/write_field.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/training_step.py
