@@ -48,9 +48,9 @@ examples a class and nothing else, *true* scikit-learn on the true labels of all
 Share of right labels, in per cent, on training examples with a vote. `label` with its defaults looks at the
 texts or images (*auto*); *votes alone* is the same without them. The first five sets were looked at while the
 label models were made: no fresh test. The last four are PACS with simulated labelers (annotators, a crowd,
-labeling functions, weak models), seen by nobody before this run. *Said wrong* is the noise rate of the matrix written beside the labels of
-*auto*, *wrong* what it should be: what labelers and features err in together is not seen.
-`{votes_command}`:
+labeling functions, weak models), seen by nobody before this run. *Said wrong* is the noise rate of the matrix
+written beside the labels of *auto*, *wrong* what it should be: what labelers and features err in together is
+not seen. `{votes_command}`:
 
 {votes}
 
