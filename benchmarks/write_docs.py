@@ -38,6 +38,28 @@ The first ratio ran from {min(blocks):.3f} to {max(blocks):.3f} over {len(blocks
 """
 
 
+def last_stage(record: dict[str, Any]) -> str:
+    setting = record["setting"]
+    rows = "\n".join(
+        f"| {row['run']} | {row['times faster']:.1f} | {row['computed']} | {row['test accuracy']:.1%} |"
+        for row in record["rows"]
+    )
+    apart = record["largest difference of a weight, kept and anew"]
+    same = f"differ by at most {apart:.1g}" if apart else "are the same, bit for bit"
+    return f"""## The last stage alone
+
+`{record["command"]}` ({record["machine"]}): EfficientNet-Lite0, {setting["limit"]} digits at {setting["image_size"]} px,
+{setting["epochs"]} epochs, from reading the data to the finished run. What is trained is `--train {setting["stage"]}`;
+frozen layers run once an image, or once a view of it (`--augment-views`).
+
+| run | times faster than all layers | activations computed | test accuracy |
+|---|---|---|---|
+{rows}
+
+Weights of the run whose activations were kept and of the one that computed them anew {same}.
+"""
+
+
 def demo(record: dict[str, Any]) -> str:
     setting, runs = record["setting"], record["runs"]
     names = list(dict.fromkeys(r["name"] for r in runs))
@@ -140,6 +162,7 @@ runs of three epochs an image was decoded {decoded:g} time{"s" * (decoded != 1)}
 SECTIONS = {
     "demo": demo,
     "training_step": training_step,
+    "last_stage": last_stage,
     "measure_efficientnet": measure_efficientnet,
     "measure_minilm": measure_minilm,
     "coverage": coverage,

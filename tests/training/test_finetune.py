@@ -166,6 +166,8 @@ def test_features_are_not_cached_where_the_head_is_not_last():
             return 2 * self.head(x.mean(dim=(2, 3)))
 
     class ModelInputs:
+        lengths = None
+
         def __len__(self):
             return 3
 
@@ -313,6 +315,8 @@ def test_normalisation_is_applied_once():
 
 def test_evaluation_does_not_depend_on_the_batch_size():
     class ModelInputs:
+        lengths = None
+
         def __len__(self):
             return 7
 

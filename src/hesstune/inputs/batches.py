@@ -35,6 +35,13 @@ class ModelInputs(Protocol):
     def __len__(self) -> int:
         """The number of examples."""
 
+    @property
+    def lengths(self) -> NDArray[np.int64] | None:
+        """How many tokens each text has, (N,): batches are of similar lengths; None where all are alike."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Let inputs vary anew."""
+
     def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> Inputs:
         """Return a batch of inputs on the device, augmented for training if asked, by the view's draw."""
 
@@ -60,7 +67,7 @@ def batches_of(
 
     With `rng` such batches are shuffled, for training.
     """
-    if isinstance(feed, TextInputs):
+    if feed.lengths is not None:
         return length_batches(order, feed.lengths, size, rng)
     return [order[start : start + size] for start in range(0, len(order), size)]
 

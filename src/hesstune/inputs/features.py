@@ -22,6 +22,13 @@ class FeatureInputs:
     def __len__(self) -> int:
         return len(self.features)
 
+    @property
+    def lengths(self) -> None:
+        """None: all are alike."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Do nothing: features are the same in every epoch."""
+
     def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> torch.Tensor:
         """Return features, (B, D); they are the same in every view."""
         return self.features[torch.from_numpy(indices).to(self.features.device)]

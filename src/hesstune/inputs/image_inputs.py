@@ -41,10 +41,29 @@ class ImageInputs:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def lengths(self) -> None:
+        """None: all are alike."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Let the augmentation draw anew."""
+        if self.augmentation is not None:
+            self.augmentation.start_epoch(epoch)
+
     def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> torch.Tensor:
         """Return normalised images, (B, 3, S, S) float32."""
         images = self.examples.images(indices)
         if augment and self.augmentation is not None:
             images = self.augmentation(images, indices, view)
+        return self._normalised(images)
+
+    def as_variant(self, indices: NDArray[np.int64], variant: int) -> torch.Tensor:
+        """Return the same images as one of those that the augmentation can make of each."""
+        images = self.examples.images(indices)
+        if self.augmentation is not None:
+            images = self.augmentation.as_variant(images, indices, variant)
+        return self._normalised(images)
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         images = images.to(self.device, memory_format=torch.channels_last)
         return torch.addcmul(self._shift, images.float(), self._scale)

@@ -68,12 +68,19 @@ class TextInputs:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def start_epoch(self, epoch: int) -> None:
+        """Do nothing: texts are the same in every epoch."""
+
     def inputs(
         self, indices: NDArray[np.int64], augment: bool = False, view: int = 0
     ) -> dict[str, torch.Tensor]:
         """Return a mapping of (B, T) tensors, T the longest of these examples; every view is the same."""
         batch = self._tokenizer.pad([self._rows[i] for i in indices], return_tensors="pt")
         return {key: value.to(self._device) for key, value in batch.items()}
+
+    def as_variant(self, indices: NDArray[np.int64], variant: int) -> dict[str, torch.Tensor]:
+        """Return the same: a text is not varied."""
+        return self.inputs(indices)
 
 
 def _tokenised(

@@ -1,4 +1,4 @@
-"""Which parameters are trained: all, the head, the last N layers, or a pattern."""
+"""Which parameters are trained: all, the head, the last N layers, all from a module on, or a pattern."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ def freeze(model: nn.Module, train: str, head: str) -> list[str]:
     Args:
         model: The network.
         train: `all`, `head`, `last:N` (the last N layers and every parameter defined after the first
-            of them), or an fnmatch pattern on parameter names.
+            of them), `from:NAME` (a module and every parameter defined after its first), or an fnmatch
+            pattern on parameter names.
         head: The name of the head's module.
 
     Raises:
-        ConfigError: If the pattern matches no parameter, or N is no positive integer.
+        ConfigError: If the pattern matches no parameter, N is no positive integer, or no such module has
+            parameters.
     """
     names = [name for name, _ in model.named_parameters()]
     if train == "all":
@@ -35,10 +37,23 @@ def freeze(model: nn.Module, train: str, head: str) -> list[str]:
         if not count.isdigit() or not 1 <= int(count) <= len(layers):
             raise ConfigError(f"train '{train}' must be last:N with N from 1 to {len(layers)}")
         chosen = set(names[names.index(layers[-int(count)]) :])
+    elif train.startswith("from:"):
+        chosen = set(names[_first_of(train.removeprefix("from:"), model, names) :])
     else:
         chosen = {name for name in names if fnmatchcase(name, train)}
         if not chosen:
-            raise unknown_name("pattern of parameters to train", train, ["all", "head", "last:N", *names])
+            raise unknown_name(
+                "pattern of parameters to train", train, ["all", "head", "last:N", "from:MODULE", *names]
+            )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     return [name for name in names if name in chosen]
+
+
+def _first_of(module: str, model: nn.Module, names: list[str]) -> int:
+    """Return where the parameters of a module begin among the names of all."""
+    at = next((i for i, name in enumerate(names) if name.startswith(f"{module}.")), None)
+    if at is None:
+        holders = [n for n, m in model.named_modules() if n and next(m.parameters(), None) is not None]
+        raise unknown_name("module to train from", module, holders)
+    return at

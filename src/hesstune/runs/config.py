@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["RESUMABLE", "FinetuneConfig", "make_config", "read_config", "read_yaml", "usual_lr"]
 
 # Options that a resumed run may have otherwise than the interrupted one.
-RESUMABLE = frozenset({"out", "track", "device", "cache_mib", "checkpoint_minutes"})
+RESUMABLE = frozenset({"out", "track", "device", "cache_mib", "activations_mib", "checkpoint_minutes"})
 
 # Brackets within brackets that a file of options may have.
 DEEPEST = 64

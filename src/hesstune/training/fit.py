@@ -14,12 +14,9 @@ import numpy as np
 import torch
 
 from hesstune._version import __version__
-from hesstune.data.augment import Augmentation
 from hesstune.data.examples import MEMORY, Task
 from hesstune.errors import ConfigError, RunError
-from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits
-from hesstune.inputs.feature_store import features_of
-from hesstune.inputs.text_inputs import TextInputs
+from hesstune.inputs.batches import ModelInputs, predict_logits
 from hesstune.methods import Method, MethodSetup, method_class, method_name
 from hesstune.models.load import MODULE, LoadedModel, ModelObject, spec_parts
 from hesstune.options import takes_options
@@ -55,6 +52,7 @@ from hesstune.runtime.progress import Progress
 from hesstune.storage.atomic import replace_file, write_csv, write_text
 from hesstune.storage.stored import write_record
 from hesstune.training.evaluate import final_metrics
+from hesstune.training.fed import fed_by
 from hesstune.training.in_folder import in_folder
 from hesstune.training.prepare import AUTOMATIC, Prepared
 from hesstune.training.tracking import tracked
@@ -195,27 +193,6 @@ def fit_prepared(
     return _finish(run, trained.loaded, keep_weights)
 
 
-def _feeds(prepared: Prepared) -> tuple[torch.nn.Module, dict[str, ModelInputs], int]:
-    """Return what is trained, its inputs, and how many texts were cut.
-
-    Trained is the network on images or texts, or the head on cached features.
-    """
-    config, task, loaded = prepared.config, prepared.task, prepared.loaded
-    augmentation = Augmentation(config.augment, flip=task.flip, n=len(task.train), seed=config.seed)
-    parts = {"train": task.train, "val": task.val, "test": task.test}
-    images: dict[str, ModelInputs] = {
-        name: make_inputs(
-            part, loaded, prepared.device, augmentation if name == "train" else None, config.max_length
-        )
-        for name, part in parts.items()
-    }
-    cut = sum(feed.truncated for feed in images.values() if isinstance(feed, TextInputs))
-    cached = features_of(loaded, parts, images, config.max_length) if config.head_alone else None
-    if cached is not None:
-        return loaded.model.get_submodule(loaded.head), cached, cut
-    return loaded.model, images, cut
-
-
 def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | None) -> tuple[Run, Trained]:
     started = time.monotonic()
     config, task, loaded = prepared.config, prepared.task, prepared.loaded
@@ -224,14 +201,15 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
     # Not kept: where the network is cut, its whole weights must go.
     run.add(checksums=fingerprints(task, {name: reference[name] for name in reference.names()}))
     _start(run, prepared, reference, resume)
-    net, feeds, cut = _feeds(prepared)
+    fed = fed_by(prepared, out)
+    net, feeds = fed.net, fed.feeds
     if config.shard:
         del reference  # the whole weights go as they are cut
         shard_(loaded.model, prepared.device)
         reference = Reference.of(loaded.model)  # each process keeps its own part
-    run.add(texts_cut=cut)
+    run.add(texts_cut=fed.texts_cut)
     method = method_class(config.method)(_setup(prepared, reference, net))
-    run.add(notes=[*prepared.notes, *method.notes()])
+    run.add(notes=[*prepared.notes, *fed.notes, *method.notes()])
     trainer = Trainer(
         config,
         net,
@@ -262,7 +240,7 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
         "seconds": round(time.monotonic() - started, 2),
     }
     run.add(result=Result.model_validate(result))
-    return run, Trained(loaded, reference, net, feeds, task)
+    return run, Trained(loaded, reference, *fed.observed, task)
 
 
 def _start(run: Run, prepared: Prepared, reference: Reference, resume: bool) -> None:

@@ -15,7 +15,6 @@ from hesstune.checks import also_called
 from hesstune.data.examples import Examples
 from hesstune.errors import DivergedError, RunError
 from hesstune.inputs.batches import ModelInputs, predict_logits
-from hesstune.inputs.image_inputs import ImageInputs
 from hesstune.methods import Batch, Method
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.checkpoint import Checkpoints
@@ -276,8 +275,7 @@ class Trainer:
     def _epoch(self, epoch: int) -> Epoch:
         started = time.monotonic()
         feed = self.feeds["train"]
-        if isinstance(feed, ImageInputs) and feed.augmentation is not None:
-            feed.augmentation.start_epoch(epoch)
+        feed.start_epoch(epoch)
         # Dropout and methods draw from the global generator: keyed by epoch, so that a resumed run sees
         # the same.
         torch.manual_seed(hash((self.config.seed, epoch)) % 2**63)

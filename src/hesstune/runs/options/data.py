@@ -60,6 +60,12 @@ class ExampleOptions(Options):
     augment: Literal["auto", "none", "shift", "flip", "shift+flip"] = Field(
         "auto", description="label-preserving augmentation; auto also mirrors where that keeps the label"
     )
+    augment_views: int | None = Field(
+        None,
+        ge=1,
+        description="draw so many views of each image and take them in turn, so that frozen layers run once "
+        "a view; none: new ones every epoch",
+    )
     max_length: int = Field(
         128, ge=4, le=1 << 20, description="tokens of a text at most; longer ones are cut, and counted"
     )
@@ -69,6 +75,12 @@ class ExampleOptions(Options):
     skip_bad_images: bool = SKIP_BAD_IMAGES
     cache_mib: int = Field(
         4096, ge=0, description="memory for decoded images; beyond it they are decoded per batch"
+    )
+    activations_mib: int = Field(
+        4096,
+        ge=0,
+        description="disk space, while a run lasts, for what frozen layers make of its inputs; where it is "
+        "not enough they run every epoch",
     )
 
     @field_validator("mean", "std", mode="before")

@@ -32,7 +32,9 @@ class ModelOptions(Options):
         description="how much {method} auto tries: fast fits the head alone; thorough judges more candidates",
     )
     train: Annotated[str, Shown("WHAT")] = Field(
-        "all", description="what is trained: all, head, last:N or a pattern of parameter names"
+        "all",
+        description="what is trained: all, head, last:N layers, from:MODULE on, or a pattern of parameter "
+        "names; what is frozen before it runs once, not every epoch, where inputs allow",
     )
     weights: FilePath | None = Field(
         None, description="weights loaded on top of the model: safetensors or a torch state dict"
