@@ -1,9 +1,10 @@
-"""Time and memory of `hesstune label` on a CSV file of a million rows of votes.
+"""Time and memory of `hesstune label` on CSV files of a million rows of votes.
 
 python benchmarks/label_scale.py [ROWS]
 
-Ten annotators of five classes, a tenth of the votes missing; Dawid–Skene labels and the noise matrix of the
-labels, by the command line in a process of its own. Beside it crowd-kit's Dawid–Skene on the first rows,
+A row an example: ten annotators of five classes, a tenth of the votes missing; Dawid–Skene labels and the
+noise matrix of the labels. A row a vote: five of 500 annotators on each example, the label model left to
+`auto`. Each by the command line in a process of its own. Beside it crowd-kit's Dawid–Skene on the first rows,
 for agreement.
 """
 
@@ -28,6 +29,8 @@ from records import machine, write_record
 CLASSES = ("ant", "bee", "cow", "dog", "eel")
 ACCURACIES = (0.9, 0.85, 0.8, 0.8, 0.75, 0.7, 0.7, 0.65, 0.6, 0.5)
 MISSING, FEW = 0.1, 2000
+# A row a vote: annotators, and votes on an example.
+WORKERS, VOTES = 500, 5
 Labels = NDArray[np.int64]
 
 
@@ -50,10 +53,27 @@ def write(path: Path, true: Labels, table: Labels) -> None:
             writer.writerow([f"x{n}", own, *row])
 
 
-def measured(folder: Path, path: Path) -> tuple[float, float, dict[str, Any]]:
+def write_long(path: Path, rows: int, seed: int = 1) -> tuple[Labels, float]:
+    """Write a row a vote; return true labels, (N,), and the share that majority votes get right."""
+    rng = np.random.default_rng(seed)
+    n, k = rows // VOTES, len(CLASSES)
+    true, ability = rng.integers(0, k, n), rng.uniform(0.55, 0.95, WORKERS)
+    workers = rng.integers(0, WORKERS, (n, VOTES))
+    given = np.where(rng.random((n, VOTES)) < ability[workers], true[:, None], rng.integers(0, k, (n, VOTES)))
+    first = np.array([[w not in row[:j] for j, w in enumerate(row)] for row in workers.tolist()])
+    counts = np.stack([((given == c) & first).sum(axis=1) for c in range(k)], axis=1)
+    with path.open("w", newline="") as file:
+        file.write("task,worker,label\n")
+        for example, place in zip(*np.nonzero(first), strict=True):
+            own = CLASSES[given[example, place]]
+            file.write(f"x{example},w{workers[example, place]},{own}\n")
+    return true, float((counts.argmax(axis=1) == true).mean())
+
+
+def measured(folder: Path, path: Path, *options: str) -> tuple[float, float, dict[str, Any]]:
     """Run the command; return its seconds, its peak memory in MiB, and its record."""
-    command = [sys.executable, "-m", "hesstune", "label", "--votes", str(path), "--label-model"]
-    command += ["dawid_skene", "--out", str(folder / "labels.csv"), "--json", "--quiet"]
+    command = [sys.executable, "-m", "hesstune", "label", "--votes", str(path), *options]
+    command += ["--out", str(folder / "labels.csv"), "--json", "--quiet", "--overwrite"]
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -83,6 +103,13 @@ def agreement(table: Labels) -> float:
     return float(np.abs(own - theirs[sorted(theirs.columns)].to_numpy()).max())
 
 
+def labels_in(folder: Path) -> dict[str, str]:
+    """Return the labels that were written, by id."""
+    with (folder / "labels.csv").open(newline="") as file:
+        next(file)
+        return {row[0]: row[1] for row in csv.reader(file)}
+
+
 def main() -> None:
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     true, table = votes(rows)
@@ -90,10 +117,11 @@ def main() -> None:
         folder = Path(name)
         write(folder / "votes.csv", true, table)
         megabytes = (folder / "votes.csv").stat().st_size / 2**20
-        seconds, memory, found = measured(folder, folder / "votes.csv")
-        with (folder / "labels.csv").open(newline="") as file:
-            next(file)
-            made = {r[0]: r[1] for r in csv.reader(file)}
+        seconds, memory, found = measured(folder, folder / "votes.csv", "--label-model", "dawid_skene")
+        made = labels_in(folder)
+        of_votes, majority = write_long(folder / "long.csv", rows)
+        long_seconds, long_memory, long_found = measured(folder, folder / "long.csv")
+        chosen = labels_in(folder)
     given = np.array([CLASSES.index(made[f"x{n}"]) for n in range(rows) if f"x{n}" in made])
     kept = np.array([f"x{n}" in made for n in range(rows)])
     joint = np.zeros((len(CLASSES), len(CLASSES)))
@@ -116,6 +144,15 @@ def main() -> None:
         ),
         "crowd_kit_difference": agreement(table),
         "crowd_kit_rows": FEW,
+        "a_row_a_vote": {
+            "annotators": WORKERS,
+            "examples": len(of_votes),
+            "seconds": round(long_seconds, 1),
+            "peak_mib": round(long_memory),
+            "model": long_found["label_model"],
+            "accuracy": float(np.mean([chosen[f"x{n}"] == CLASSES[y] for n, y in enumerate(of_votes)])),
+            "majority_accuracy": majority,
+        },
     }
     write_record("label_scale", record)
     print(json.dumps(record, indent=1))

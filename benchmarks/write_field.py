@@ -1,4 +1,4 @@
-"""Write docs/field.md from the records of benchmarks/field: heads beside what users have, and labels.
+"""Write docs/field.md from the records of benchmarks/field: heads beside what users have.
 
 python benchmarks/write_field.py
 """
@@ -6,12 +6,11 @@ python benchmarks/write_field.py
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
-from records import DOCS, RESULTS, read_record, read_rows
+from label_tables import shown
+from records import DOCS, RESULTS, read_rows
 
 PAGE = DOCS / "field.md"
 OTHERS = ("sklearn_cv", "cleanlab")
@@ -43,37 +42,8 @@ examples a class and nothing else, *true* scikit-learn on the true labels of all
 
 {words}
 
-## Labels made of votes
-
-Share of right labels, in per cent, on training examples with a vote. `label` with its defaults looks at the
-texts or images (*auto*); *votes alone* is the same without them. The first five sets were looked at while the
-label models were made: no fresh test. The last four are PACS with simulated labelers (annotators, a crowd,
-labeling functions, weak models), seen by nobody before this run. *Said wrong* is the noise rate of the matrix
-written beside the labels of *auto*, *wrong* what it should be: what labelers and features err in together is
-not seen. `{votes_command}`:
-
-{votes}
-
-## Labels that are wrong
-
-Rows of the estimated F against the realised one, in total variation; average precision and F1 of the default
-cut in finding wrong labels; cleanlab has the best of its three scores in hindsight. That `clean` and `em` fit
-a full matrix wherever a plain probe sees noise was settled on the development tasks, but after the first
-version's rows of this table were seen (on CIFAR-10N worse it had believed the labels). `{labels_command}`:
-
-{labels}
-
-{label_words}
+Labels made of votes, and finding labels that are wrong: [Estimating the noise matrix](noise.md).
 """
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean of per-seed values and its 95 % t interval."""
-    array = np.asarray(values)
-    half = (
-        float(t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))) if len(array) > 1 else 0
-    )
-    return float(array.mean()), float(array.mean()) - half, float(array.mean()) + half
 
 
 def accuracies() -> dict[str, dict[str, dict[int, float]]]:
@@ -84,13 +54,6 @@ def accuracies() -> dict[str, dict[str, dict[int, float]]]:
         own[int(row["seed"])] = 100 * float(row["accuracy"])
     names = ("auto", *OTHERS)
     return {task: own for task, own in found.items() if all(name in own for name in names)}
-
-
-def shown(values: Sequence[float], form: str) -> str:
-    """Return the mean over seeds, with its 95 % interval where there are several."""
-    mean, low, high = interval(values)
-    told = format(mean, form)
-    return told if len(values) < 2 else f"{told}, 95 % interval over seeds [{low:{form}}, {high:{form}}]"
 
 
 def heads_table(found: dict[str, dict[str, dict[int, float]]]) -> str:
@@ -149,72 +112,17 @@ def words(found: dict[str, dict[str, dict[int, float]]]) -> str:
     return "\n".join(said)
 
 
-def _number(rows: Sequence[dict[str, str]], key: str) -> float | None:
-    values = [float(row[key]) for row in rows if row[key]]
-    return float(np.mean(values)) if values else None
-
-
-LABEL_COLUMNS = ("tv_em", "tv_confident", "ap_clean", "ap_cleanlab", "f1_clean", "f1_cleanlab")
-
-
-def labels_table(rows: list[dict[str, str]]) -> str:
-    """Return a row a task."""
-    titles = ("F: em", "F: confident", "AP: clean", "AP: cleanlab", "F1: clean", "F1: cleanlab")
-    lines = ["| task | wrong | " + " | ".join(titles) + " |", "|" + "---|" * (2 + len(titles))]
-    for task in dict.fromkeys(row["task"] for row in rows):
-        own = [row for row in rows if row["task"] == task]
-        figures: list[Any] = [_number(own, key) for key in LABEL_COLUMNS]
-        cells = ["–" if value is None else f"{value:.3f}" for value in figures]
-        lines.append(f"| {task} | {100 * (_number(own, 'noise') or 0):.0f} % | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def label_words(rows: list[dict[str, str]]) -> str:
-    """Say how the two compare on average, with intervals over seeds."""
-    said = []
-    for kind, mine, other in (
-        ("Average precision", "ap_clean", "ap_cleanlab"),
-        ("F1", "f1_clean", "f1_cleanlab"),
-    ):
-        by_seed = []
-        for seed in sorted({row["seed"] for row in rows}):
-            own = [row for row in rows if row["seed"] == seed and row[mine]]
-            by_seed.append(float(np.mean([float(r[mine]) - float(r[other]) for r in own])))
-        said.append(f"- {kind}, `clean` minus cleanlab, mean over tasks: {shown(by_seed, '+.3f')}.")
-    return "\n".join(said)
-
-
 def page() -> str:
     """Return the page."""
-    found, labels = accuracies(), read_rows(RESULTS / "field_labels.csv")
+    found = accuracies()
     counts = sorted({len(methods["auto"]) for methods in found.values()})
     low, seeds = counts[0], counts[-1]
     return TEXT.format(
         seeds=f"{'' if low == seeds else f'{low} or '}{seeds} seeds" if seeds > 1 else "one seed",
         heads=heads_table(found),
         words=words(found),
-        labels=labels_table(labels),
-        label_words=label_words(labels),
         heads_command="python benchmarks/field/heads.py --data DATA --part test",
-        labels_command="python benchmarks/field/label_errors.py --data DATA",
-        votes=votes_table(read_record("field_votes")["sets"]),
-        votes_command="python benchmarks/field/votes.py --data DATA",
     )
-
-
-def votes_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a row a set of votes."""
-    models = ("majority", "dawid_skene", "mace", "snorkel", "auto, votes", "auto")
-    titles = {"dawid_skene": "crowd-kit DS", "mace": "crowd-kit MACE", "auto, votes": "votes alone"}
-    names = " | ".join(titles.get(name, name) for name in models)
-    lines = [f"| set | labelers | {names} | said wrong | wrong |", "|" + "---|" * (len(models) + 4)]
-    for row in rows:
-        best = max(row[name] for name in models if name in row)
-        told = {name: f"{100 * row[name]:.1f}" for name in models if name in row}
-        cells = [f"**{told[name]}**" if row.get(name) == best else told.get(name, "–") for name in models]
-        wrong = f"{100 * row['rate said']:.1f} | {100 * (1 - row['auto']):.1f}"
-        lines.append(f"| {row['set']} | {row['labelers']} | {' | '.join(cells)} | {wrong} |")
-    return "\n".join(lines)
 
 
 def main() -> None:

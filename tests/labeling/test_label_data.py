@@ -11,6 +11,7 @@ from PIL import Image
 import hesstune as ht
 from hesstune.cli.main import run as command_line
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
+from hesstune.storage import csv_table
 from hesstune.weak.label_models import label
 from hesstune.weak.votes import Votes
 
@@ -368,3 +369,20 @@ def test_auto_looks_at_texts_and_mends_what_rules_get_wrong(tmp_path, capsys):
     record = json.loads(said.splitlines()[-1])
     assert any("latent" in note for note in record["notes"])
     assert record["accuracy"] > record["majority_accuracy"] + 0.05
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_file_of_votes_is_read_once(tmp_path, monkeypatch, suffix):
+    """And rows of records are not read as a table's."""
+    rows = [{"id": f"x{n}", "vote_a": "dog", "vote_b": "dog" if n % 3 else "cat"} for n in range(12)]
+    path = tmp_path / f"votes.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path.write_text("id,vote_a,vote_b\n" + "".join(",".join(row.values()) + "\n" for row in rows))
+    read = []
+    table = csv_table._table
+    monkeypatch.setattr(csv_table, "_table", lambda *args: read.append(args[1]) or table(*args))
+    found = ht.label_data(votes=str(path), label_model="majority")
+    assert len(found.target) == 12
+    assert read == ([path] if suffix == "csv" else [])

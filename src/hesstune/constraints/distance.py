@@ -181,6 +181,18 @@ class DistanceConstraint:
             known = self._anchors[name] = anchor, _size(anchor, self.norm)
         return weight, *known
 
+    def _tensors(self) -> list[nn.Parameter]:
+        """Return the layers' weights: each looked up by its name, not all of a network's at every step."""
+        found, lost = [], []
+        for name in self.radii:
+            try:
+                found.append(self.model.get_parameter(name))
+            except AttributeError:
+                lost.append(name)
+        if lost:
+            raise LayerError(f"the model no longer has the layers {listed(lost)}")
+        return found
+
     @torch.no_grad()
     def project_(self) -> dict[str, float]:
         """Project every layer outside its ball; return each layer's distance before, in `norm`.
@@ -194,12 +206,8 @@ class DistanceConstraint:
             LayerError: If a layer is no longer there.
             DivergedError: If a distance is not finite; the weights are then left as they are.
         """
-        parameters = dict(self.model.named_parameters())
-        lost = [name for name in self.radii if name not in parameters]
-        if lost:
-            raise LayerError(f"the model no longer has the layers {listed(lost)}")
         # A frozen layer sits where it was; one that was moved before freezing is still projected.
-        tensors = [parameters[name] for name in self.radii]
+        tensors = self._tensors()
         parts = [self._parts(name, p) for name, p in zip(self.radii, tensors, strict=True)]
         deltas = [w.detach().to(a.dtype) - a for w, a, _ in parts]
         sharded = any(is_sharded(p) for p in tensors)

@@ -17,7 +17,7 @@ from hesstune.errors import DataError
 from hesstune.storage.cells import is_missing
 from hesstune.storage.csv_table import CsvTable, read_table
 
-__all__ = ["Target", "read_target"]
+__all__ = ["Target", "read_target", "target_of"]
 
 TRUTHS = ("true_label", "label")
 
@@ -109,7 +109,7 @@ def read_target(spec: str, known: Sequence[str] = TRUTHS) -> Target:
         DataError: If the examples are no image files and no texts.
     """
     if spec.startswith("csv:"):
-        return _of_table(read_table(spec.removeprefix("csv:")), known)
+        return target_of(read_table(spec.removeprefix("csv:")), known)
     found = listing(spec, size=8, labelled=False)
     if found.paths is None and found.texts is None:
         raise DataError(
@@ -120,7 +120,8 @@ def read_target(spec: str, known: Sequence[str] = TRUTHS) -> Target:
     return Target(found.ids, found.given, parts, found.paths, found.texts, notes=tuple(found.notes))
 
 
-def _of_table(table: CsvTable, known: Sequence[str]) -> Target:
+def target_of(table: CsvTable, known: Sequence[str] = TRUTHS) -> Target:
+    """Return the examples that a table lists, a row each; see `read_target`."""
     column = next((name for name in known if name in table), None)
     true = ["" if is_missing(cell) else cell.strip() for cell in table.cells(column)] if column else None
     found = examples_of(table)

@@ -10,7 +10,7 @@ import numpy as np
 
 from hesstune.errors import ConfigError, DataError, listed
 from hesstune.labeling.domain_labelers import TrainedLabelers
-from hesstune.labeling.labeling_target import Target, read_target
+from hesstune.labeling.labeling_target import Target, read_target, target_of
 from hesstune.labeling.options import LabelOptions
 from hesstune.labeling.soft_sources import read_soft, read_vote_file
 from hesstune.storage.csv_table import CsvTable
@@ -159,7 +159,7 @@ def _examples(table: CsvTable, soft: SoftVotes | None, long: LongColumns | None,
         return Target(list(dict.fromkeys(table.cells(long.task))))
     if soft is not None and (nested or len(soft.ids) < len(table)):
         return Target(soft.ids)
-    return read_target(f"csv:{table.name}")
+    return target_of(table)
 
 
 def _columns(

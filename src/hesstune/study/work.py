@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from hesstune.data.load import reusing_decoded
 from hesstune.inputs.feature_store import FeatureStore, sharing
+from hesstune.storage.remembered import remembering
 from hesstune.study.cell import CELL, run_cell
 from hesstune.study.plan import Cell, StudyPlan
 from hesstune.study.records import CellRecord
@@ -49,7 +50,7 @@ def work(
             one: there a worker whose parent has gone does the rest.)
     """
     order = plan.cells[start:] + plan.cells[:start]
-    with sharing(FeatureStore(out / STORE)), reusing_decoded():
+    with sharing(FeatureStore(out / STORE)), remembering(out / STORE), reusing_decoded():
         for cell in order:
             if parent is not None and os.getppid() != parent:
                 return

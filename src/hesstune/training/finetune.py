@@ -64,7 +64,8 @@ def finetune(
         resume: Continue an interrupted run in `out`; start where there is none.
         progress: Called with (steps done, steps in all, text) after every step.
         observe: Called with the network and its inputs when training has ended.
-        keep_weights: Keep the fine-tuned weights and the reference; else the records alone.
+        keep_weights: Keep the fine-tuned weights and the reference; else the records alone, and those without
+            the errors of an estimated noise matrix, which take as long as the matrix.
         **options: Options of `FinetuneConfig` by name, over those of `config`; `data`, too.
 
     Returns:
@@ -107,7 +108,7 @@ def finetune(
             torch.manual_seed(resolved.seed)
         return fitted(prepared, out)
 
-    return in_folder(resolved, given, train, overwrite=overwrite, resume=resume)
+    return in_folder(resolved, given, train, overwrite=overwrite, resume=resume, errors=keep_weights)
 
 
 def _is_config(given: Any) -> bool:

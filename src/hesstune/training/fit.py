@@ -147,7 +147,7 @@ def fit(
     train = partial(
         fit_prepared, resume=resume, progress=progress, observe=observe, keep_weights=keep_weights
     )
-    return in_folder(resolved, given, train, overwrite=overwrite, resume=resume)
+    return in_folder(resolved, given, train, overwrite=overwrite, resume=resume, errors=keep_weights)
 
 
 def for_task(config: FinetuneConfig, task: Task) -> FinetuneConfig:

@@ -18,6 +18,7 @@ from hesstune.runs.run import Given, Run
 from hesstune.runs.sharded import refuse_one, weights_of
 from hesstune.runs.start_check import check_unchanged
 from hesstune.runtime.distributed import on_main_process, refuse_adapting, start_ranks, world
+from hesstune.storage.remembered import remembering
 from hesstune.training.prepare import Prepared, prepare
 from hesstune.training.tracking import check_tracker
 
@@ -31,6 +32,7 @@ def in_folder(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    errors: bool = True,
 ) -> Run:
     """Prepare a run and train it in its folder, or return the finished run that a resumed one has there.
 
@@ -41,6 +43,7 @@ def in_folder(
             seed's.
         overwrite: Replace the run in the folder.
         resume: Continue it.
+        errors: As of `prepare`.
 
     Raises:
         HesstuneError: If an option or input is wrong, or the folder cannot be used.
@@ -64,9 +67,9 @@ def in_folder(
             return run
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     # Estimates of the noise, trials of radii and the run itself see the same features.
-    with torch.random.fork_rng(devices=devices), sharing():
+    with torch.random.fork_rng(devices=devices), sharing(), remembering():
         torch.manual_seed(config.seed)
-        prepared = prepare(config, out / NOISE_MATRIX if resume else None, given)
+        prepared = prepare(config, out / NOISE_MATRIX if resume else None, given, errors)
         with entered(out, overwrite, resume):
             if resume and (run := _finished(out, given)) is not None:
                 check_unchanged(run, _checksums(prepared))

@@ -22,6 +22,7 @@ from hesstune.noise.estimate.request import Request, parse_request
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.records import NoiseMatrixRecord
+from hesstune.storage.remembered import remembered
 from hesstune.storage.stored import read_record
 from hesstune.weak.dependence import dependence_note
 from hesstune.weak.label_models import label
@@ -72,7 +73,11 @@ def gather(config: FinetuneConfig, task: Task, loaded: LoadedModel, device: torc
         rows = np.flatnonzero(part.clean)
         clean = (rows, part.labels[rows])
     posterior, notes = _posterior(part, features, clean, config.seed)
-    probs = cross_fit(features, noisy, k, seed=config.seed)
+    probs = remembered(
+        f"probabilities, {k} classes, seed {config.seed}",
+        {"features": features, "labels": noisy},
+        lambda: {"probs": torch.from_numpy(cross_fit(features, noisy, k, seed=config.seed))},
+    )["probs"].numpy()
     return Material(features, noisy, soft, probs, posterior, clean, notes)
 
 
@@ -97,8 +102,14 @@ def _posterior(
     return posterior, dependence_note(part.votes, posterior)
 
 
-def estimated(request: Request, material: Material) -> Estimate:
+def estimated(request: Request, material: Material, seed: int = 0, errors: bool = True) -> Estimate:
     """Make the estimate that was asked for.
+
+    Args:
+        request: Which.
+        material: What it is made from.
+        seed: Of folds and draws.
+        errors: Whether an estimate by EM has its errors beside it, which take as long again.
 
     Raises:
         ConfigError: If the estimator lacks what it needs.
@@ -121,12 +132,19 @@ def estimated(request: Request, material: Material) -> Estimate:
         posterior=material.posterior,
         clean=clean,
         percentile=request.percentile,
+        seed=seed,
+        errors=errors,
     )
     return replace(found, notes=(*found.notes, *material.notes))
 
 
 def run_estimate(
-    config: FinetuneConfig, task: Task, loaded: LoadedModel, device: torch.device, kept: Path | None
+    config: FinetuneConfig,
+    task: Task,
+    loaded: LoadedModel,
+    device: torch.device,
+    kept: Path | None,
+    errors: bool = True,
 ) -> tuple[NoiseMatrix, NoiseMatrixRecord]:
     """Return the estimated matrix and its record; a resumed run reads both from its folder.
 
@@ -136,6 +154,7 @@ def run_estimate(
         loaded: The network at the reference; it is left as it is.
         device: Where features are computed.
         kept: The folder's record of an earlier pass, or None.
+        errors: As of `estimated`.
     """
     made_from = _fingerprint(config, task)
     record = None
@@ -148,7 +167,8 @@ def run_estimate(
         raise DataError(
             f"{len(task.train)} training examples are too few to estimate the noise of {task.k} classes"
         )
-    found = estimated(parse_request(str(config.noise_matrix)), gather(config, task, loaded, device))
+    material = gather(config, task, loaded, device)
+    found = estimated(parse_request(str(config.noise_matrix)), material, config.seed, errors)
     return found.matrix, NoiseMatrixRecord(**found.to_dict(), classes=task.classes, made_from=made_from)
 
 

@@ -84,7 +84,9 @@ class Prepared:
         return cls(config, task, loaded, injected, told, device, radius, given=run.given)
 
 
-def prepare(config: FinetuneConfig, kept: Path | None = None, given: Given | None = None) -> Prepared:
+def prepare(
+    config: FinetuneConfig, kept: Path | None = None, given: Given | None = None, errors: bool = True
+) -> Prepared:
     """Load examples, labels and network, and check all that can be checked before anything is written.
 
     Args:
@@ -92,6 +94,7 @@ def prepare(config: FinetuneConfig, kept: Path | None = None, given: Given | Non
         kept: An earlier pass's estimate of the noise matrix, which is taken where it is there.
         given: Examples or network that are made already, instead of those that the configuration names;
             the network is copied.
+        errors: Whether an estimate of the noise has its errors beside it, which may take as long again.
     """
     given = given or Given()
     device = pick_device(config.device)
@@ -129,7 +132,7 @@ def prepare(config: FinetuneConfig, kept: Path | None = None, given: Given | Non
     check_output(loaded.model, probe.inputs(few), task.k)
     task, estimate = noisy(task, injected, config), None
     if wanted.startswith("estimate"):
-        noise_matrix, estimate = run_estimate(config, task, loaded, device, kept)
+        noise_matrix, estimate = run_estimate(config, task, loaded, device, kept, errors)
     labels = task.train.labels
     assert labels is not None
     counts = np.bincount(labels, minlength=task.k)

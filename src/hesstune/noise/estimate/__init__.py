@@ -55,6 +55,8 @@ def estimate_noise(
     posterior: ArrayLike | None = None,
     clean: tuple[ArrayLike, ArrayLike] | None = None,
     percentile: float = PERCENTILE,
+    seed: int = 0,
+    errors: bool = True,
 ) -> Estimate:
     """Estimate the noise matrix from out-of-sample probabilities of the noisy labels.
 
@@ -73,6 +75,8 @@ def estimate_noise(
         posterior: P(true | votes), (N, K), of a label model, for `labelmodel`.
         clean: (rows, true labels) of examples a person has checked, for `holdout`.
         percentile: For `anchor`.
+        seed: Of the folds and draws of `em`.
+        errors: Whether `em` has a bootstrap's errors, and a test, beside it: they take as long again.
 
     Raises:
         ConfigError: If the method is unknown, or lacks what it needs.
@@ -86,20 +90,20 @@ def estimate_noise(
     one_of("estimator", method, ESTIMATORS)
     g, temperature = calibrate(probs, labels)
     given = integer_labels(labels, g.shape[1], "noisy labels")
-    makers = _makers(g, given, features, posterior, clean, percentile)
+    makers = _makers(g, given, features, posterior, clean, percentile, seed)
     if method == "auto":
         chosen = _auto(makers, g, given, temperature)
-        return (
-            with_trust(chosen, features, given) if features is not None and chosen.method == "em" else chosen
-        )
+        if errors and features is not None and chosen.method == "em":
+            return with_trust(chosen, features, given, seed)
+        return chosen
     if method not in makers:
         needs = {"em": "features", "volmin": "features", "labelmodel": "votes", "holdout": "clean labels"}[
             method
         ]
         raise ConfigError(f"the estimator {method} needs {needs}; give them, or choose anchor or dual_t")
     found = makers[method]()
-    if method == "em" and features is not None:
-        found = with_trust(found, features, given)
+    if method == "em" and features is not None and errors:
+        found = with_trust(found, features, given, seed)
     return _finished(found, g, given, temperature)
 
 
@@ -113,6 +117,7 @@ def _makers(
     posterior: ArrayLike | None,
     clean: tuple[ArrayLike, ArrayLike] | None,
     percentile: float,
+    seed: int,
 ) -> dict[str, Maker]:
     n, k = g.shape
     makers: dict[str, Maker] = {
@@ -121,7 +126,7 @@ def _makers(
         "confident": lambda: Estimate(confident(g, given), "confident", n),
     }
     if features is not None:
-        makers["em"] = lambda: latent_truth_estimate(features, given, k)
+        makers["em"] = lambda: latent_truth_estimate(features, given, k, seed)
         makers["volmin"] = lambda: Estimate(volmin(features, given, k), "volmin", n)
     if posterior is not None:
         makers["labelmodel"] = lambda: from_posterior(posterior, given)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hesstune.noise.latent.channel import SHAPES, Shape
@@ -14,6 +15,8 @@ from hesstune.noise.latent.em import LatentTruth, fold_rows, latent_truth, log_s
 from hesstune.noise.latent.observed import Observed
 from hesstune.noise.latent.parallel import one_thread_each
 from hesstune.noise.latent.soft_probe import Linear, SoftProbe
+from hesstune.storage.remembered import remembered
+from hesstune.storage.tensors import Tree
 
 __all__ = ["CANDIDATES", "FEWER", "MORE", "TOLD", "Candidate", "Choice", "choose", "refit"]
 
@@ -109,10 +112,19 @@ def choose(
         seed: Of the fifths.
     """
     parts = fold_rows(len(x), FOLDS, seed + 0x5CD)[:held_out]
+    numbers = {"x": x, **labels.arrays()}
+
+    def scored(one: Candidate) -> NDArray[np.float64]:
+        def make() -> Tree:
+            own = np.concatenate([_held_out(x, labels, rows, one, seed) for rows in parts])
+            return {"scores": torch.from_numpy(own)}
+
+        # Others ask for some of the same: a head and an estimate of its noise, another cell of a comparison.
+        made = remembered(f"held-out scores of {one.name}, {held_out} parts, seed {seed}", numbers, make)
+        return np.asarray(made["scores"].numpy())
+
     with one_thread_each(len(candidates)) as each:
-        found = each(
-            lambda one: np.concatenate([_held_out(x, labels, rows, one, seed) for rows in parts]), candidates
-        )
+        found = each(scored, candidates)
     scores = {one.name: own for one, own in zip(candidates, found, strict=True)}
     means = {name: float(found.mean()) for name, found in scores.items()}
     plain = max((c for c in candidates if c.shape == "none"), key=lambda c: means[c.name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,6 +56,11 @@ class Observed:
     def k(self) -> int:
         """The number of classes."""
         return int(self.given.shape[1])
+
+    def arrays(self) -> dict[str, NDArray[Any] | None]:
+        """Return all that is known, by name."""
+        rows, true = (None, None) if self.checked is None else self.checked
+        return {"given": self.given, "told": self.told, "rows": rows, "true": true, "weight": self.weight}
 
     def take(self, rows: NDArray[np.int64]) -> Observed:
         """Return some examples, by ascending rows."""

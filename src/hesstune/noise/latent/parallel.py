@@ -1,13 +1,14 @@
-"""Many small fits at once: one thread of arithmetic for each, as many fits as there are cores."""
+"""Many small fits at once: one thread of arithmetic for each, as many fits as torch has threads."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Protocol, TypeVar
 
+import torch
 from threadpoolctl import threadpool_limits
 
 __all__ = ["one_thread_each"]
@@ -34,10 +35,9 @@ def one_thread_each(count: int) -> Iterator[_Each]:
         ...     each(abs, [-1, 2])
         [1, 2]
     """
-    workers = max(1, min(count, MOST_WORKERS, len(os.sched_getaffinity(0)) if _has_affinity() else 2))
+    workers = max(1, min(count, MOST_WORKERS, torch.get_num_threads()))
     with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
-        yield lambda function, over: list(pool.map(function, over))
-
-
-def _has_affinity() -> bool:
-    return hasattr(os, "sched_getaffinity")
+        # What is set where this is called, such as where results are kept, holds in the threads, too.
+        yield lambda function, over: list(
+            pool.map(lambda context, one: context.run(function, one), [copy_context() for _ in over], over)
+        )

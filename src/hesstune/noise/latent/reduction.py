@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from hesstune.errors import DataError
+from hesstune.storage.remembered import remembered
+from hesstune.storage.tensors import Tree
 
 __all__ = ["COMPONENTS", "Reduction"]
 
@@ -66,5 +69,9 @@ class Reduction:
 def _principal_axes(x: NDArray[np.float64], kept: int) -> NDArray[np.float64]:
     from sklearn.decomposition import PCA
 
-    found = PCA(kept, svd_solver="randomized", random_state=0).fit(x)
-    return np.asarray(found.components_.T, dtype=np.float64)
+    def make() -> Tree:
+        found = PCA(kept, svd_solver="randomized", random_state=0).fit(x)
+        return {"axes": torch.from_numpy(np.ascontiguousarray(found.components_.T, dtype=np.float64))}
+
+    made = remembered(f"{kept} principal axes", {"x": x}, make)["axes"]
+    return np.asarray(made.numpy())

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve
-from scipy.special import softmax
 
 from hesstune.checks import positive
 
@@ -47,6 +46,7 @@ class SoftProbe:
         weight: (N,) how much each example counts; None: once.
 
     Example:
+        >>> from scipy.special import softmax
         >>> x = np.array([[-1.0], [1.0]])
         >>> found = SoftProbe(x, 10.0).fit(np.array([[0.9, 0.1], [0.1, 0.9]]))
         >>> softmax(found.logits(x), axis=1).round(1).tolist()
@@ -62,6 +62,8 @@ class SoftProbe:
         self._mean = (rows * counted).sum(axis=0) / self._total
         self._x = np.ascontiguousarray(rows - self._mean.astype(rows.dtype))
         scatter = (self._x * counted.astype(rows.dtype)).T @ self._x
+        # A rough bound on how far logits move with the weights: the root mean square norm of the rows.
+        self._scale = np.sqrt(float((self._x**2).sum()) / len(self._x)) / np.sqrt(rows.shape[1])
         self._factor = cho_factor(0.5 * scatter.astype(np.float64) + np.eye(rows.shape[1]) / self._strength)
 
     def fit(self, targets: NDArray[np.float64], start: Linear | None = None, steps: int = 300) -> Linear:
@@ -80,8 +82,9 @@ class SoftProbe:
         else:
             weight, bias = start.weight, start.bias + self._mean @ start.weight
         ahead, ahead_bias, momentum = weight, bias, 1.0
+        across = np.ascontiguousarray(targets.T, dtype=self._x.dtype)
         for _ in range(steps):
-            step, step_bias = self._step(targets, ahead, ahead_bias)
+            step, step_bias = self._step(across, ahead, ahead_bias)
             moved, moved_bias = ahead + step - weight, ahead_bias + step_bias - bias
             if float((step * moved).sum() + step_bias @ moved_bias) < 0:  # past the valley: restart
                 momentum = 1.0
@@ -94,21 +97,22 @@ class SoftProbe:
         return Linear(weight, bias - self._mean @ weight)
 
     def _step(
-        self, targets: NDArray[np.float64], weight: NDArray[np.float64], bias: NDArray[np.float64]
+        self, targets: NDArray[np.floating], weight: NDArray[np.float64], bias: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the step of the bound's minimum, for W and b."""
+        """Return the step of the bound's minimum, for W and b; targets are (K, N): fast to sum."""
         kind = self._x.dtype
-        rest = (targets - softmax(self._x @ weight.astype(kind) + bias.astype(kind), axis=1)).astype(kind)
+        p = weight.T.astype(kind) @ self._x.T + bias.astype(kind)[:, None]
+        p -= p.max(axis=0)
+        np.exp(p, out=p)
+        p /= p.sum(axis=0)
+        rest = np.subtract(targets, p, out=p)
         if self._weight is not None:
-            rest = rest * self._weight.astype(kind)
-        gradient = (self._x.T @ rest).astype(np.float64) - weight / self._strength
-        return np.asarray(cho_solve(self._factor, gradient)), 2 * rest.sum(
-            axis=0, dtype=np.float64
-        ) / self._total
+            rest *= self._weight[:, 0].astype(kind)
+        gradient = (rest @ self._x).T.astype(np.float64) - weight / self._strength
+        step = cho_solve(self._factor, gradient, check_finite=False)
+        return np.asarray(step), 2 * rest.sum(axis=1, dtype=np.float64) / self._total
 
     def _rests(self, moved: NDArray[np.float64], moved_bias: NDArray[np.float64]) -> bool:
-        # A rough bound on how far logits have moved, from the root mean square norm of the rows.
-        scale = np.sqrt(float((self._x**2).sum()) / len(self._x))
-        return scale * float(np.linalg.norm(moved)) / np.sqrt(self._x.shape[1]) < TOLERANCE and bool(
+        return self._scale * float(np.linalg.norm(moved)) < TOLERANCE and bool(
             np.abs(moved_bias).max() < TOLERANCE
         )

@@ -1,0 +1,87 @@
+"""Results that are computed once: by their numbers, in memory, in threads, and in a folder."""
+
+import numpy as np
+import pytest
+import torch
+
+from hesstune.noise.latent import choose as choosing
+from hesstune.noise.latent.head import robust_head
+from hesstune.noise.latent.observed import Observed
+from hesstune.noise.latent.parallel import one_thread_each
+from hesstune.storage.remembered import remembered, remembering
+
+
+@pytest.fixture
+def counted():
+    calls = []
+
+    def mean(x, what="mean"):
+        def make():
+            calls.append(what)
+            return {"mean": torch.tensor(x.mean()), "n": len(x)}
+
+        return float(remembered(what, {"x": x, "w": None}, make)["mean"])
+
+    mean.calls = calls
+    return mean
+
+
+def test_the_same_numbers_are_not_computed_twice(counted):
+    x = np.arange(5.0)
+    with remembering():
+        assert counted(x) == counted(x.copy()) == 2.0
+        assert len(counted.calls) == 1
+        x[0] = 5.0  # in place: other numbers
+        assert counted(x) == 3.0
+        assert counted(x, "another") == 3.0
+        counted(x.astype(np.float32))
+        counted(x[None])
+    assert len(counted.calls) == 5
+    counted(x)
+    counted(x)
+    assert len(counted.calls) == 7  # nothing is kept outside
+
+
+def test_another_process_reads_the_folder_and_a_damaged_file_is_made_again(counted, tmp_path):
+    x = np.arange(4.0)
+    for _ in range(2):
+        with remembering(tmp_path):
+            assert counted(x) == 1.5
+    assert len(counted.calls) == 1
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-3])
+    with remembering(tmp_path):
+        assert counted(x) == 1.5
+    assert len(counted.calls) == 2
+
+
+def test_a_folder_that_cannot_be_written_to_loses_nothing(counted, tmp_path):
+    (tmp_path / "file").write_text("")
+    with remembering(tmp_path / "file" / "below"):
+        assert counted(np.arange(3.0)) == 1.0
+
+
+def test_threads_share_it(counted):
+    with remembering(), one_thread_each(2) as each:
+        assert each(counted, [np.arange(3.0)] * 4) == [1.0] * 4
+        each(counted, [np.arange(3.0)] * 4)
+    assert 1 <= len(counted.calls) <= 2  # two at once may both begin
+
+
+def test_an_estimate_after_a_head_scores_no_candidate_anew(monkeypatch):
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 2
+    x = np.eye(2)[y] + 0.3 * rng.normal(size=(200, 2))
+    labels = Observed.of(np.where(rng.random(200) < 0.3, 1 - y, y), 2)
+    scored = []
+    held_out = choosing._held_out
+    monkeypatch.setattr(choosing, "_held_out", lambda *args: scored.append(args[3]) or held_out(*args))
+    alone = robust_head(x, labels, doubting=True)
+    scored.clear()
+    with remembering():
+        robust_head(x, labels)
+        first = len(scored)
+        shared = robust_head(x, labels, doubting=True)
+    assert first == 3 * len(choosing.CANDIDATES) == len(scored)
+    assert shared.choice == alone.choice
+    np.testing.assert_array_equal(shared.truth.channel.matrix, alone.truth.channel.matrix)
