@@ -24,12 +24,12 @@ from hesstune.noise.matrix import NoiseMatrix
 from records import machine, write_record
 
 NOISES, SEEDS, CLEAN, DELTA = (
-    ("symmetric:0.2", "symmetric:0.4", "symmetric:0.6", "pair:0.4"),
+    ("symmetric:0", "symmetric:0.2", "symmetric:0.4", "symmetric:0.6", "pair:0.4"),
     (0, 1, 2),
     100,
     0.05,
 )
-METHODS = ("anchor", "dual_t", "confident", "volmin", "auto", "holdout")
+METHODS = ("em", "anchor", "dual_t", "confident", "volmin", "auto", "holdout")
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
             probs = cross_fit(x, noisy, 10, seed=seed)
             for method in METHODS:
                 clean = (rows, true[rows]) if method == "holdout" else None
-                found = estimate_noise(probs, noisy, method, features=x, clean=clean)
+                found = estimate_noise(probs, noisy, method, features=x, clean=clean, seed=seed, errors=False)
                 run = {
                     "noise": noise,
                     "seed": seed,

@@ -10,7 +10,8 @@ import hesstune as ht
 from hesstune.cli.main import run as run_command
 from hesstune.data.load import load_task
 from hesstune.errors import ConfigError, DataError, RunError
-from hesstune.labeling.clean import clean
+from hesstune.labeling.clean import LabelIssues, clean
+from hesstune.noise.matrix import NoiseMatrix
 
 
 def noisy_features(n=240, wrong=24, k=3):
@@ -20,6 +21,33 @@ def noisy_features(n=240, wrong=24, k=3):
     given = y.copy()
     given[:wrong] = (given[:wrong] + 1) % k
     return x, y, given
+
+
+def test_doubtful_labels_have_the_largest_expected_f_measure():
+    """Against every set of the most doubtful, and every other set of few examples."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        n = int(rng.integers(1, 9))
+        p = np.round(rng.random(n) ** 2, 3)
+        posterior = np.stack([1 - p, p], axis=1)
+        checked = rng.random(n) < 0.2
+        found = LabelIssues(
+            [str(i) for i in range(n)], ["a", "b"], np.zeros(n, np.int64), posterior, checked,
+            NoiseMatrix.identity(2), "",
+        )  # fmt: skip
+        own = np.where(checked, 0, p)
+
+        def expected(chosen, own=own):
+            return 2 * own[chosen].sum() / max(len(chosen) + own.sum(), 1e-9)
+
+        every = [np.flatnonzero([at >> i & 1 for i in range(n)]) for at in range(1, 2**n)]
+        best = max(every, key=lambda chosen: round(expected(chosen), 12))
+        taken = np.flatnonzero(found.doubtful)
+        assert not found.doubtful[checked].any()
+        assert (own[taken] >= 0.25).all()
+        if (own[best] >= 0.25).all():
+            assert expected(taken) == pytest.approx(expected(best))
+        assert found.doubtful[found.wrong & ~checked].all()
 
 
 def test_wrong_labels_come_first():
@@ -110,7 +138,7 @@ def test_a_corrected_or_pruned_file_and_a_checked_one(mislabelled, tmp_path):
     found = clean(f"csv:{mislabelled}", image_size=32)
     corrected, pruned = tmp_path / "corrected.csv", tmp_path / "pruned.csv"
     found.save(corrected, "corrected")
-    assert found.save(pruned, "pruned") == 22 - int(found.wrong.sum())
+    assert found.save(pruned, "pruned") == 22 - int(found.doubtful.sum())
     with corrected.open(newline="") as file:
         labels = {row["id"]: row["label"] for row in csv.DictReader(file)}
     assert labels["dark0"] == "dark"

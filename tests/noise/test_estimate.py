@@ -228,6 +228,28 @@ def test_auto_takes_least_volume_among_the_likely_and_says_so():
     assert checked.method == "holdout"
 
 
+def test_auto_takes_em_by_features_and_votes_unless_they_have_collapsed():
+    rng = np.random.default_rng(0)
+    y = np.arange(600) % 2
+    x = np.eye(2)[y] + 0.2 * rng.normal(size=(600, 2))
+    F = np.array([[0.65, 0.35], [0.1, 0.9]])
+    noisy = (rng.random(600) < F[y, 1]).astype(int)
+    g = F[y]
+    found = estimate_noise(g, noisy, "auto", features=x)
+    assert (found.method, found.notes[0][:8]) == ("em", "auto: em")
+    assert np.abs(found.matrix.array - F).max() < 0.08
+    assert "bootstrap" in found.details
+    assert "bootstrap" not in estimate_noise(g, noisy, "auto", features=x, errors=False).details
+    votes = 0.9 * np.eye(2)[y] + 0.05
+    assert estimate_noise(g, noisy, "auto", features=x, posterior=votes).method == "labelmodel"
+    lost = np.full((600, 2), 0.5) + 0.01 * rng.normal(size=(600, 1)) * [1, -1]
+    told = estimate_noise(g, noisy, "auto", features=x, posterior=lost)
+    assert told.method == "em"
+    assert "since votes say" in told.notes[0]
+    sure = np.eye(2)[y] * 0.98 + 0.01
+    assert estimate_noise(sure, y, "auto", features=x).matrix.rate < 0.01
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -55,9 +55,10 @@ def clean(
     output = Output(quiet, json)
     output.say(issues_table(found), "")
     rate = found.noise_matrix.rate
+    wrong, doubtful = int(found.wrong.sum()), int(found.doubtful.sum())
     output.say(
-        f"{int(found.wrong.sum())} of {len(found)} labels are probably wrong; the mean noise rate of the "
-        f"classes is put at {rate:.3g} ({found.chosen}; an estimate, no guarantee)."
+        f"{wrong} of {len(found)} labels are probably wrong, {doubtful} are worth a look; the mean noise "
+        f"rate of the classes is put at {rate:.3g} ({found.chosen}; an estimate, no guarantee)."
     )
     output.say(*(f"  {note}" for note in found.notes))
     if page is not None:

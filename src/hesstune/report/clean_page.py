@@ -31,12 +31,12 @@ class Card(NamedTuple):
 
 
 def write_clean_page(found: LabelIssues, path: Path) -> None:
-    """Write the page: the labels that are probably wrong, at most MOST_CARDS of them.
+    """Write the page: the doubtful labels, at most MOST_CARDS of them.
 
     Raises:
         RunError: If it cannot be written.
     """
-    doubtful = [at for at in found.ranked.tolist() if found.wrong[at]]
+    doubtful = [at for at in found.ranked.tolist() if found.doubtful[at]]
     shown = doubtful[:MOST_CARDS]
     pictures: dict[str, Picture] = {}
     target = found.target
@@ -48,7 +48,7 @@ def write_clean_page(found: LabelIssues, path: Path) -> None:
         Card(
             found.ids[at],
             found.classes[found.given[at]],
-            found.classes[found.likely[at]],
+            found.classes[found.otherwise[at]],
             f"{100 * found.p_wrong[at]:.0f} %",
             pictures.get(found.ids[at]),
         )

@@ -43,6 +43,8 @@ __all__ = [
     "well_conditioned",
 ]
 
+# A label model that says so much more noise than features do has collapsed: its matrix is not believed.
+COLLAPSED = 0.15
 TEMPERS = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
@@ -68,9 +70,10 @@ def estimate_noise(
         probs: g(x)[j] = P(noisy = j | x), (N, K), out of sample: probabilities of a network on its
             own training examples ruin every estimator.
         labels: Noisy labels, (N,).
-        method: One of ESTIMATORS. `auto` makes those that the arguments allow and takes, among the
-            matrices whose noisy likelihood is within one standard error of the best, that of least
-            volume |det F|: likelihood alone never speaks for noise.
+        method: One of ESTIMATORS. `auto` takes `holdout` where there are checked labels; with features
+            `labelmodel` where there are votes, unless features see far less noise, else `em`; and where
+            probabilities are all there is, among the matrices whose noisy likelihood is within one standard
+            error of the best, that of least volume |det F|: likelihood alone never speaks for noise.
         features: (N, D), for `em` and `volmin`.
         posterior: P(true | votes), (N, K), of a label model, for `labelmodel`.
         clean: (rows, true labels) of examples a person has checked, for `holdout`.
@@ -172,12 +175,29 @@ def _finished(
     )
 
 
+def _informed(makers: dict[str, Maker]) -> tuple[Estimate, str] | None:
+    """Return the estimate that knows most, and why it is taken; None where probabilities are all there is."""
+    if "holdout" in makers:
+        return makers["holdout"](), "since there are clean labels"
+    if "em" not in makers:
+        return None
+    em = makers["em"]()
+    if "labelmodel" not in makers:
+        return em, "which chooses by features among believing the labels and noise by class"
+    voted = makers["labelmodel"]()
+    if voted.matrix.rate <= em.matrix.rate + COLLAPSED:
+        return voted, "since there are votes"
+    why = f"since votes say a rate of {voted.matrix.rate:.2f} and features {em.matrix.rate:.2f}"
+    return em, why
+
+
 def _auto(
     makers: dict[str, Maker], g: NDArray[np.float64], given: NDArray[np.int64], temperature: float
 ) -> Estimate:
-    if "holdout" in makers:
-        chosen = _finished(makers["holdout"](), g, given, temperature)
-        return replace(chosen, notes=("auto: holdout, since there are clean labels", *chosen.notes))
+    if informed := _informed(makers):
+        chosen, why = informed
+        done = _finished(chosen, g, given, temperature)
+        return replace(done, notes=(f"auto: {chosen.method}, {why}", *done.notes))
     found: dict[str, Estimate] = {}
     failed: list[str] = []
     for name, make in makers.items():

@@ -19,7 +19,7 @@ class NoiseOptions(Options):
     noise_matrix: Annotated[str, Shown("NOISE")] | None = Field(
         None,
         description="noise the loss believes in: true (as injected; the default with {inject_noise}), a "
-        "rate, symmetric:RATE, pair:RATE, a matrix file, or estimate:METHOD (auto, anchor[:PERCENTILE], "
+        "rate, symmetric:RATE, pair:RATE, a matrix file, or estimate:METHOD (auto, em, anchor[:PERCENTILE], "
         "dual_t, confident, volmin, labelmodel, holdout)",
     )
     inject_noise: Annotated[str, Shown("NOISE")] | None = Field(
