@@ -233,7 +233,7 @@ def start_of(label, n, k):
 
 
 def failure_of_starts(labels, n, delta, chosen):
-    """P(true error > bound), exactly, of one start or of the one that keeps fewest of all on the same examples."""
+    """P(true error > bound), exactly, of one start or of that which keeps fewest on the same examples."""
     x = torch.tensor([[1.0, 0.0]] * n)
     bad = 0.0
     for rows in combinations_with_replacement(range(labels), n):
