@@ -62,8 +62,10 @@ field: $(VENV)/.dev
 	$(PIP) --editable '.[snorkel]'
 	$(BIN)/python benchmarks/field/heads.py --data $(DATA) --part test --seeds 3
 	$(BIN)/python benchmarks/field/votes.py --data $(DATA)
-	$(BIN)/python benchmarks/field/label_errors.py --data $(DATA)
+	$(BIN)/python benchmarks/field/label_errors.py --data $(DATA) --seeds 5
+	$(BIN)/python benchmarks/field/rules.py --data $(DATA)
 	$(BIN)/python benchmarks/write_field.py
+	$(BIN)/python benchmarks/write_noise.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/training_step.py

@@ -26,11 +26,11 @@ from hesstune.study.records import Options
 __all__ = ["EARLIER", "ELSEWHERE", "LATER", "Cell", "StudyPlan", "check_name", "make_study_plan"]
 
 # Options of a run that say where it runs, not what it computes; the data is known by its digest.
-ELSEWHERE = ("out", "track", "device", "cache_mib", "data", "weights")
+ELSEWHERE = ("out", "track", "device", "cache_mib", "activations_mib", "data", "weights")
 # Options younger than the oldest comparisons kept: at their defaults they leave fingerprints as they were.
 LATER = (
-    "background", "budget", "checkpoint_minutes", "clean_labels", "fold", "id_column", "image_column",
-    "label_column", "label_model", "shard", "soft_labels", "text_column", "vote_columns",
+    "augment_views", "background", "budget", "checkpoint_minutes", "clean_labels", "fold", "id_column",
+    "image_column", "label_column", "label_model", "shard", "soft_labels", "text_column", "vote_columns",
 )  # fmt: skip
 # Options by the names they had when the oldest comparisons kept were made: fingerprints still use these.
 EARLIER = {"inject_noise": "noise"}
