@@ -219,3 +219,19 @@ def test_a_handful_of_examples_is_fitted_or_told(tmp_path, name, limit):
         assert (folder / "run.json").exists() == (limit > 1)
     if (folder / "run.json").exists():
         assert ht.Run.load(folder).outcome.test_accuracy is not None
+
+
+def test_cleanlab_starts_no_process(monkeypatch):
+    """One forked beside torch's threads may wait for ever."""
+    pytest.importorskip("cleanlab")
+
+    def forked(*_args, **_kwargs):
+        raise AssertionError("a process was forked")
+
+    monkeypatch.setattr("os.fork", forked)
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 3
+    noisy = np.where(rng.random(120) < 0.2, (y + 1) % 3, y)
+    x = np.eye(3)[y] + 0.2 * rng.normal(size=(120, 3))
+    found = method_class("cleanlab").solve_head(HeadMaterial(x, noisy, 3))
+    assert (np.asarray(x @ found.weight.T + found.bias).argmax(axis=1) == y).mean() > 0.9

@@ -40,7 +40,11 @@ class Cleanlab(SolvedHeadMethod):
         with enough_examples(len(labels)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             learner = CleanLearning(
-                LogisticRegression(C=strength, max_iter=200), seed=material.seed, verbose=False
+                LogisticRegression(C=strength, max_iter=200),
+                seed=material.seed,
+                # In one process: one that is forked beside torch's threads may never get its locks.
+                find_label_issues_kwargs={"n_jobs": 1},
+                verbose=False,
             )
             learner.fit(scaler.transform(material.features), labels)  # type: ignore[attr-defined]
         found = learner.clf
