@@ -13,7 +13,7 @@ from hesstune.errors import ConfigError, DataError
 from hesstune.noise.estimate import estimate_noise
 from hesstune.noise.latent.channel import LabelChannel, shrunk
 from hesstune.noise.latent.choose import CANDIDATES, FEWER, TOLD, Candidate, choose
-from hesstune.noise.latent.em import fold_rows, latent_truth, log_scores
+from hesstune.noise.latent.em import TEMPERATURES, _mean_scores, fold_rows, latent_truth, log_scores
 from hesstune.noise.latent.head import robust_head
 from hesstune.noise.latent.observed import Observed
 from hesstune.noise.latent.reduction import Reduction
@@ -210,3 +210,11 @@ def test_who_doubts_gets_a_full_matrix_where_there_is_noise():
     assert found.choice.candidate.shape == "full"
     clean = robust_head(x, Observed.of(y, 3), candidates=candidates, held_out=1, doubting=True)
     assert clean.truth.channel.rate < 0.03
+
+
+def test_mean_scores_at_all_temperatures_are_those_of_one_at_a_time():
+    rng = np.random.default_rng(0)
+    logits, likelihood = 40 * rng.normal(size=(50, 4)), rng.random((50, 4))
+    units = rng.integers(1, 4, 50).astype(float)
+    each = [float(log_scores(logits, t, likelihood, units).mean()) for t in TEMPERATURES]
+    np.testing.assert_allclose(_mean_scores(logits, likelihood, units), each, rtol=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,29 +67,29 @@ class LabelIssues:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
+    @cached_property
     def likely(self) -> NDArray[np.int64]:
         """(N,) the likeliest class."""
         return np.asarray(self.posterior.argmax(axis=1))
 
-    @property
+    @cached_property
     def otherwise(self) -> NDArray[np.int64]:
         """(N,) the likeliest class if the given label is wrong."""
         others = self.posterior.copy()
         others[np.arange(len(self)), self.given] = -1.0
         return np.asarray(others.argmax(axis=1))
 
-    @property
+    @cached_property
     def p_wrong(self) -> NDArray[np.float64]:
         """(N,) the probability that the given label is wrong, as far as the model of the labels holds."""
         return np.asarray(1 - self.posterior[np.arange(len(self)), self.given])
 
-    @property
+    @cached_property
     def wrong(self) -> NDArray[np.bool_]:
         """(N,) whether another class is likelier than the given one."""
         return np.asarray(self.likely != self.given)
 
-    @property
+    @cached_property
     def doubtful(self) -> NDArray[np.bool_]:
         """(N,) whether the label is worth a look: the set of the largest expected F-measure.
 
@@ -103,7 +104,7 @@ class LabelIssues:
         found[order[: int(expected.argmax()) + 1]] = True
         return found & (p >= LEAST)
 
-    @property
+    @cached_property
     def ranked(self) -> NDArray[np.int64]:
         """The examples, the most doubtful first; checked ones last."""
         return np.argsort(-np.where(self.checked, -1.0, self.p_wrong), kind="stable")
