@@ -57,6 +57,16 @@ def test_the_warm_up_of_a_trial_of_radii_leaves_an_epoch_too(tiny, monkeypatch):
 UNUSED = [
     ({"radius": 0.1, "norm": "mars"}, "vanilla", "holds no layer in a ball: no effect of --radius, --norm"),
     ({"warmup_epochs": 1}, "constraint", "method 'constraint' has no warm-up"),
+    (
+        {"augment": "flip", "augment_views": 2},
+        "vanilla",
+        "not shifted: no effect of --augment-views",
+    ),
+    (
+        {"train": "head", "augment_views": 2},
+        "vanilla",
+        "not shifted: no effect of --augment-views",
+    ),
     ({"momentum": 0.5}, "vanilla", "the optimizer is adam: no effect of --momentum"),
     ({"max_length": 64}, "vanilla", "the examples are images: no effect of --max-length"),
     ({"clean_val": True}, "vanilla", "no noise is injected: no effect of --clean-val"),

@@ -20,7 +20,8 @@ __all__ = ["OF_STEPS", "changed_options", "run_notes", "written"]
 # Options that say how steps are taken.
 OF_STEPS = (
     "epochs", "batch_size", "optimizer", "weight_decay", "momentum", "schedule", "lr_warmup",
-    "accumulate", "grad_clip", "mixed_precision", "augment", "radius", "radius_scale", "norm",
+    "accumulate", "grad_clip", "mixed_precision", "augment", "augment_views", "radius", "radius_scale",
+    "norm",
 )  # fmt: skip
 
 
@@ -88,10 +89,12 @@ def _unused(config: FinetuneConfig, task: Task, loaded: LoadedModel) -> list[tup
     if config.inject_noise is None:
         found.append(("no noise is injected", changed_options(config, "clean_val")))
     if task.is_text:
-        of_images = changed_options(config, "augment", "mean", "std", "skip_bad_images")
+        of_images = changed_options(config, "augment", "augment_views", "mean", "std", "skip_bad_images")
         found.append(("the examples are texts", of_images))
     else:
         found.append(("the examples are images", changed_options(config, "max_length")))
+        if config.head_alone or config.augment in ("none", "flip"):
+            found.append(("images are not shifted", changed_options(config, "augment_views")))
     if task.train.votes is None:
         found.append(("the labels come from no votes", changed_options(config, "label_model")))
     if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in loaded.model.modules()):
