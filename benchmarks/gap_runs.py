@@ -50,6 +50,7 @@ DEVELOPMENT = (
 PICTURES = {"photo": 1000, "art_painting": 1000, "cartoon": 1000, "sketch": 2600}
 TEXT_ROWS = 2000  # of each source of sentences
 MEASURED = 120  # training examples, and as many held-out ones, at most
+BATCH = 40
 LINE = (0.25, 0.5, 0.75, 1.0)
 STEP = 0.01  # of the line, for the derivative of the logits along it
 NOISE = 0.5  # the noise's norm in a layer, as a share of its distance
@@ -105,8 +106,8 @@ def _table(name: str, data: Path, folder: Path) -> Path:
         rows = [(str(f), f.parent.name) for f in files[: PICTURES[name]]]
     elif name == "cifar":
         with (data / "cifar10n" / "labels.csv").open(encoding="utf-8") as file:
-            lines = sorted(csv.DictReader(file), key=lambda line: zlib.crc32(line["id"].encode()))
-        rows = [(str(data / "cifar10n" / line["image"]), line["true_label"]) for line in lines[:1200]]
+            images = sorted(csv.DictReader(file), key=lambda line: zlib.crc32(line["id"].encode()))
+        rows = [(str(data / "cifar10n" / line["image"]), line["true_label"]) for line in images[:1200]]
     elif name == "trec":
         with (data / "wrench" / "trec.csv").open(encoding="utf-8") as file:
             rows = [(line["text"], line["label"]) for line in csv.DictReader(file)]
@@ -143,9 +144,6 @@ def _options(cell: Cell, data: Path, folder: Path) -> dict[str, Any]:
         found |= {"image_size": int(size[0])}
     if network == "resnet":
         found |= {"model": f"hf:{folder / 'resnet'}", "lr": 1e-3}
-    if cell.method == "auto":
-        del found["epochs"]
-        found |= {"epochs": cell.epochs, "budget": "default"}
     return found
 
 
@@ -206,13 +204,14 @@ class _Moved:
 
 def _logits(model: torch.nn.Module, feed: ModelInputs, rows: np.ndarray) -> torch.Tensor:
     with torch.no_grad(), evaluating(model):
-        return torch.cat([logits_of(model, feed.inputs(b)).double().cpu() for b in batches_of(feed, rows, 40)])
+        parts = [logits_of(model, feed.inputs(batch)) for batch in batches_of(feed, rows, BATCH)]
+        return torch.cat(parts).double().cpu()
 
 
 def _forms(moved: _Moved, feed: ModelInputs, rows: np.ndarray, labels: torch.Tensor) -> torch.Tensor:
     """v_iᵀ H_i⁺ v_i, (n, L), at the network's present weights."""
     found = []
-    for batch in batches_of(feed, rows, 40):
+    for batch in batches_of(feed, rows, BATCH):
         with evaluating(moved.model):
             inputs = feed.inputs(batch)
             target = labels[batch].to(next(moved.model.parameters()).device)
@@ -253,7 +252,7 @@ def _facts(moved: _Moved, name: str, feed: ModelInputs, labels: np.ndarray) -> d
     for place, values in (("end", joint[-1]), ("line", joint.mean(0))):
         found[f"{name} {place} joint max"] = float(values.amax().sqrt())
         found[f"{name} {place} joint mean"] = float(values.mean().sqrt())
-    order = np.concatenate(batches_of(feed, rows, 40))
+    order = np.concatenate(batches_of(feed, rows, BATCH))
     logits = _logits(moved.model, feed, rows)
     losses = torch.nn.functional.cross_entropy(logits, targets[order], reduction="none")
     p = torch.softmax(logits, 1)
@@ -330,9 +329,7 @@ def main() -> None:
     for name in {cell.task.split()[0] for cell in todo}:
         _table(name, asked.data, folder)
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
-        jobs = {
-            pool.submit(measured, c, asked.data, folder, asked.device): c for c in todo[: asked.most]
-        }
+        jobs = {pool.submit(measured, c, asked.data, folder, asked.device): c for c in todo[: asked.most]}
         for at, job in enumerate(as_completed(jobs), 1):
             try:
                 keep(job.result())

@@ -32,7 +32,9 @@ def test_own_loop_page_holds_the_examples_that_are_run(monkeypatch):
     assert told | {"sentiment_rules"} == {path.stem for path in (ROOT / "examples").glob("*.py")}
 
 
-@pytest.mark.parametrize("writer", ["write_noise", "write_certificates", "write_methods", "write_scaling"])
+@pytest.mark.parametrize(
+    "writer", ["write_noise", "write_certificates", "write_methods", "write_scaling", "write_gap"]
+)
 def test_pages_on_noise_certificates_and_methods_are_made_from_the_records(monkeypatch, writer):
 
     module = importlib.import_module(writer)

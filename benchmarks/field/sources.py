@@ -7,6 +7,7 @@ wrench/, amazon_isbook/, sst2/ and mrpc/.
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +21,12 @@ from hesstune.data.load import load_task
 from hesstune.inputs.feature_store import FeatureStore, frozen_features, sharing
 from hesstune.models.load import load_model
 from hesstune.storage.csv_table import read_table
+from hesstune.weak.functions import apply_functions
 from hesstune.weak.long_votes import long_columns, long_votes
 from hesstune.weak.vote_columns import vote_columns, votes_in
 from hesstune.weak.votes import Votes
 from kept_features import cache_folder, image_features
+from records import ROOT
 from weak_tasks import PACS
 
 __all__ = ["SOURCES", "Source", "source"]
@@ -160,9 +163,13 @@ def _sst2(data: Path) -> Source:
     texts = [row[0] for row in rows]
     true = np.array([int(row[1]) for row in rows])
     parts = np.array([row[2] for row in rows])
-    return Source(
-        "sst2", ["negative", "positive"], _text_features(_single(texts)), true, parts, {}, None, texts
-    )
+    classes = ["negative", "positive"]
+    sys.path.insert(0, str(ROOT / "examples"))
+    from sentiment_rules import RULES
+
+    rules = [(rule.__name__, rule) for rule in RULES]
+    votes = apply_functions(rules, [{"text": text} for text in texts], classes)
+    return Source("sst2", classes, _text_features(_single(texts)), true, parts, {}, votes, texts)
 
 
 def _mrpc(data: Path) -> Source:

@@ -16,6 +16,7 @@ from sources import Source, source
 from hesstune.noise.instance import draw, instance_transitions
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.weak.votes import Votes
+from weak_tasks import PACS, pacs
 
 __all__ = ["DEVELOPMENT", "DEVELOPMENT_SEEDS", "TASKS", "TEST", "TEST_SEEDS", "FieldTask", "field_task"]
 
@@ -65,7 +66,7 @@ class _Plan:
 
 def _plans() -> dict[str, _Plan]:
     found: dict[str, _Plan] = {}
-    for domain in ("photo", "art_painting", "cartoon", "sketch"):
+    for domain in PACS:
         for noise in ("symmetric:0.2", "symmetric:0.4", "pair:0.4", "instance:0.3"):
             found[f"{domain} {noise}"] = _Plan(domain, "injected", noise)
         for n in (100, 500):
@@ -77,7 +78,9 @@ def _plans() -> dict[str, _Plan]:
         found[f"cifar10n {labels} 2000"] = _Plan("cifar10n", "human", labels, 2000)
         found[f"cifar10n {labels} 4000"] = _Plan("cifar10n", "human", labels, 4000)
         found[f"cifar10n {labels}"] = _Plan("cifar10n", "human", labels)
-    for name in ("cifar10n", "youtube", "trec", "amazon_isbook"):
+    for domain in PACS:
+        found[f"{domain} weak"] = _Plan(domain, "programmatic", "weak")
+    for name in ("cifar10n", "youtube", "trec", "amazon_isbook", "sst2"):
         found[f"{name} votes"] = _Plan(name, "programmatic", "votes", 4000)
     for noise in ("symmetric:0.2", "symmetric:0.3", "symmetric:0.4"):
         found[f"sst2 {noise}"] = _Plan("sst2", "injected", noise, 2000)
@@ -118,6 +121,13 @@ TEST = (
     "sst2 symmetric:0.2",
     "sst2 symmetric:0.4",
     "mrpc pair:0.2",
+    # Added when the others had been run, before these were. The labelers of PACS's domains and SST-2's rules
+    # were looked at while label models were made, and docs/noise.md and rules.py have them on other splits.
+    *(f"{domain} weak" for domain in PACS),
+    "sst2 votes",
+    "cifar10n worse",
+    "cifar10n random1",
+    "cifar10n aggregate",
 )
 
 
@@ -138,6 +148,8 @@ def _rows(found: Source, plan: _Plan, rng: np.random.Generator) -> tuple[NDArray
 def field_task(name: str, seed: int, data: Path) -> FieldTask:
     """Return a task, drawn by the seed."""
     plan = TASKS[name]
+    if plan.noise == "weak":
+        return _weak(name, plan, seed, data)
     found = source(plan.source, data)
     rng = np.random.default_rng([seed, 0xF1E1D])
     train, held, test = _rows(found, plan, rng)
@@ -156,6 +168,17 @@ def field_task(name: str, seed: int, data: Path) -> FieldTask:
     return FieldTask(
         name, plan.kind, found.k, x[train], given, true[train], x[test], true[test], votes, texts, clean
     )
+
+
+def _weak(name: str, plan: _Plan, seed: int, data: Path) -> FieldTask:
+    """Return a domain of PACS as the labelers of the other three label it."""
+    made = pacs(data / "pacs128", plan.source, seed=seed)
+    x = [part.features.astype(np.float64) for part in (made.train, made.test, made.val)]
+    train = made.train
+    return FieldTask(
+        name, plan.kind, made.k, x[0], train.weak, train.true, x[1], made.test.true, train.votes, None,
+        (x[2], made.val.true),
+    )  # fmt: skip
 
 
 def _given(
