@@ -25,12 +25,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from hesstune import Reference, measure
-from hesstune.curvature.capture import capture, differentiable
-from hesstune.curvature.exact import exact_forms
-from hesstune.curvature.lanczos import Stopping
-from hesstune.curvature.objective import Objective
-from hesstune.curvature.planning import make_measure_plan
-from hesstune.curvature.quadrature import Krylov
+from hesstune.curvature.capture import differentiable
+from hesstune.curvature.engine import CurvatureEngine
+from hesstune.curvature.exact.backward_mode import exact_forms
+from hesstune.curvature.smooth.quadrature import Krylov
+from hesstune.curvature.smooth.stopping import Stopping
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.models.load import load_model
 from records import arguments, machine, write_record
@@ -56,8 +55,8 @@ class Setting:
         self.model.zero_grad(set_to_none=True)
         self.names = self.ref.layers()
         self.deltas = {n: self.ref.difference(self.model, n) for n in self.names}
-        with differentiable(self.model, self.names):
-            self.layouts = make_measure_plan(self.model, self.x[:2], self.names, Objective()).layouts
+        self.engine = CurvatureEngine.of(self.model, self.ref)
+        self.engine.plan_on(self.x[:2])
 
     def training_step(self, optimizer: torch.optim.Optimizer, batch: int = BATCH) -> None:
         """Take one step on the first examples."""
@@ -68,7 +67,7 @@ class Setting:
     def exact(self, rows: slice) -> torch.Tensor:
         """Compute all layers' forms of these examples."""
         with differentiable(self.model, self.names):
-            captured = capture(self.model, self.x[rows], self.names, self.layouts)
+            captured = self.engine.capture(self.x[rows], self.names)
             return exact_forms(captured, self.names, self.deltas).quadratic
 
     def limit(self, rows: slice) -> None:
@@ -200,7 +199,7 @@ def skipped(classes: int = 100, tol: float = 0.05) -> dict[str, float]:
     with torch.no_grad():
         dict(setting.model.named_parameters())[setting.names[-1]].mul_(3.0)
     with differentiable(setting.model, setting.names):
-        captured = capture(setting.model, setting.x, setting.names, setting.layouts)
+        captured = setting.engine.capture(setting.x, setting.names)
         full = exact_forms(captured, setting.names, setting.deltas)
         few = exact_forms(captured, setting.names, setting.deltas, tol=tol)
     error = ((few.quadratic - full.quadratic).abs() / full.quadratic).max()

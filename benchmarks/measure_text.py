@@ -6,7 +6,7 @@ them padded to 64 tokens and for its 38 Linear layers:
 - baseline: for one example and one layer at a time, 12 Lanczos steps by double backward to the weight
   (only that weight requires a gradient, full reorthogonalisation), on a few examples, scaled; once on
   the sentences as given, padded to 64 tokens, once on each sentence without its padding;
-- the full matrix: `lanczos_forms`, 12 steps, in groups of similar length without the padding that
+- the full matrix: the engine's `lanczos`, 12 steps, in groups of similar length without the padding that
   `measure` cuts, on half of the groups, scaled; and one group with all 64 tokens;
 - the measure: `measure(examples="max")`, whole, planning included; by its default, and with a
   tolerance, which proves every example below the maximum;
@@ -30,12 +30,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.curvature.capture import differentiable, rows_of
+from hesstune.curvature.batches import rows_of
+from hesstune.curvature.capture import differentiable
 from hesstune.curvature.dense import positive_form
-from hesstune.curvature.lanczos import LanczosForms, Stopping, lanczos_forms
+from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.measure import measure
 from hesstune.curvature.padding import by_length, trimmed
 from hesstune.curvature.result import Measure
+from hesstune.curvature.smooth.lanczos import LanczosForms, lanczos_forms
+from hesstune.curvature.smooth.stopping import Stopping
 from hesstune.forward import Inputs, logits_of
 from hesstune.reference import Reference
 from records import arguments, machine, write_record
@@ -142,12 +145,12 @@ def converged_maxima(
     inputs = batch[0]
     rows = []
     for name in layers:
-        one = {name: deltas[name]}
-        short = joined(model, batch, one, by_length(inputs).split(GROUP), Stopping(steps=8))
+        one = planned(model, {name: deltas[name]}, inputs)
+        short = joined(one, batch, by_length(inputs).split(GROUP), Stopping(steps=8))
         best = int(short.lower[:, 0].argmax())
         rivals = (short.upper[:, 0] >= short.lower[best, 0]).nonzero().squeeze(1)
-        full = joined(model, batch, one, rivals.split(1), Stopping(tol=0.02, most=240))
-        top = int(full.value[rivals, 0].argmax())
+        full = joined(one, batch, rivals.split(1), Stopping(tol=0.02, most=240))
+        top = int(full.quadratic[rivals, 0].argmax())
         index = found.names.index(name)
         value = float(found.maximum[index])
         rows.append(
@@ -155,7 +158,7 @@ def converged_maxima(
                 "layer": name,
                 "screened": value,
                 "truth_between": [float(full.lower[rivals, 0].max()), float(full.upper[rivals, 0].max())],
-                "relative_difference": value / float(full.value[rivals[top], 0]) - 1,
+                "relative_difference": value / float(full.quadratic[rivals[top], 0]) - 1,
                 "same_example": int(rivals[top]) == found.example(name),
                 "rivals_after_8_products": len(rivals),
                 "products_to_prove_2_percent": int(full.products[rivals[top], 0]),
@@ -164,23 +167,22 @@ def converged_maxima(
     return rows
 
 
+def planned(model: nn.Module, deltas: Mapping[str, torch.Tensor], inputs: Inputs) -> CurvatureEngine:
+    engine = CurvatureEngine(model, deltas)
+    engine.plan_on(inputs)
+    return engine
+
+
 def joined(
-    model: nn.Module,
-    batch: Batch,
-    deltas: dict[str, torch.Tensor],
-    groups: Iterable[torch.Tensor],
-    stopping: Stopping,
+    engine: CurvatureEngine, batch: Batch, groups: Iterable[torch.Tensor], stopping: Stopping
 ) -> LanczosForms:
-    """`lanczos_forms` of every group without its padding, in the examples' own order; NaN elsewhere."""
+    """Lanczos on every group without its padding, in the examples' own order; 0 elsewhere."""
     inputs, labels = batch
     groups = list(groups)
-    parts = [
-        lanczos_forms(model, trimmed(rows_of(inputs, g)), labels[g], deltas, stopping=stopping)
-        for g in groups
-    ]
+    parts = [engine.lanczos((trimmed(rows_of(inputs, g)), labels[g]), stopping=stopping) for g in groups]
     whole = LanczosForms.joined(parts)
     place = torch.cat(groups)
-    for field in ("value", "lower", "upper", "products", "losses"):
+    for field in ("quadratic", "lower", "upper", "products"):
         part = getattr(whole, field)
         filled = part.new_zeros(len(labels), *part.shape[1:])
         filled[place] = part
@@ -218,11 +220,7 @@ def main() -> None:
 
 
 def in_turns(
-    model: nn.Module,
-    batch: Batch,
-    deltas: dict[str, torch.Tensor],
-    groups: Sequence[torch.Tensor],
-    stop: Stopping,
+    engine: CurvatureEngine, batch: Batch, groups: Sequence[torch.Tensor], stop: Stopping
 ) -> Iterator[float]:
     """Return seconds an example: the baseline with padding, without it, and the full matrix."""
     inputs, labels = batch
@@ -231,8 +229,10 @@ def in_turns(
         one = group[GROUP // 2 : GROUP // 2 + 1]
         given, label = rows_of(inputs, one), labels[one]
         for key, part in (("padded", given), ("unpadded", trimmed(given))):
-            spent[key].append(timed(partial(baseline, model, (part, label), deltas, STEPS))[0])
-        seconds, _ = timed(partial(joined, model, batch, deltas, [group], stop))
+            spent[key].append(
+                timed(partial(baseline, engine.model, (part, label), engine.differences, STEPS))[0]
+            )
+        seconds, _ = timed(partial(joined, engine, batch, [group], stop))
         spent["matrix"].append(seconds / GROUP)
     return (sum(times) / len(times) for times in spent.values())
 
@@ -246,10 +246,14 @@ def compare(
     losses = nn.functional.cross_entropy(logits_of(model, inputs), labels, reduction="none").detach()
     groups = by_length(inputs).split(GROUP)[1::2]
     stop = Stopping(steps=STEPS)
-    padded, unpadded, matrix = in_turns(model, batch, deltas, groups, stop)
-    wide, _ = timed(
-        lambda: lanczos_forms(model, rows_of(inputs, groups[0]), labels[groups[0]], deltas, stopping=stop)
-    )
+    engine = planned(model, deltas, inputs)
+    padded, unpadded, matrix = in_turns(engine, batch, groups, stop)
+
+    def all_tokens() -> LanczosForms:
+        with engine.source((rows_of(inputs, groups[0]), labels[groups[0]]), engine.names) as source:
+            return lanczos_forms(source, deltas, stop)
+
+    wide, _ = timed(all_tokens)
     fast_time, fast = timed(lambda: measure(model, ref, [batch], examples="max"))
     proved_time, proved = timed(lambda: measure(model, ref, [batch], examples="max", tol=0.1))
     assert isinstance(fast, Measure)

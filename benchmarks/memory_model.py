@@ -204,8 +204,9 @@ def peak(mode: str, blocks: int, width: int, processes: int) -> float:
 def times() -> dict[str, float]:
     """Return CPU time of a training step, a LoRA step and the exact measure, relative to a forward pass."""
     import hesstune as ht
-    from hesstune.curvature.capture import capture, differentiable, find_layouts
-    from hesstune.curvature.exact import exact_forms
+    from hesstune.curvature import CurvatureEngine
+    from hesstune.curvature.capture import differentiable
+    from hesstune.curvature.exact.backward_mode import exact_forms
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -215,7 +216,7 @@ def times() -> dict[str, float]:
         for parameter in model.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     names = ref.layers()
-    deltas = {name: ref.difference(model, name) for name in names}
+    engine = CurvatureEngine.of(model, ref)
     y = torch.zeros(128, dtype=torch.long)
 
     def forward() -> None:
@@ -237,10 +238,9 @@ def times() -> dict[str, float]:
 
     def exact() -> None:
         with differentiable(model, names):
-            exact_forms(capture(model, x, names, layouts), names, deltas)
+            exact_forms(engine.capture(x, names), names, engine.differences)
 
-    with differentiable(model, names):
-        layouts = {name: found for name, found in find_layouts(model, x, names).items() if found}
+    engine.plan_on(x)
     sides = {"forward": forward, "train": train, "lora": frozen, "exact": exact}
     spent: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(7):

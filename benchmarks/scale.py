@@ -76,8 +76,11 @@ def ranks(blocks: int) -> dict[str, object]:
 
 def classes() -> dict[str, object]:
     """Compare the ways to u = J v with 1,000 classes: K − 1 backward passes, or L forward products."""
-    from hesstune.curvature.capture import capture, differentiable, find_layouts
-    from hesstune.curvature.exact import exact_by_forward_mode, exact_forms
+    from hesstune.curvature import CurvatureEngine
+    from hesstune.curvature.capture import differentiable
+    from hesstune.curvature.exact.backward_mode import exact_forms
+    from hesstune.curvature.exact.forward_mode import exact_by_forward_mode
+    from hesstune.curvature.interception import OnOutput
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -90,14 +93,18 @@ def classes() -> dict[str, object]:
             parameter.add_(0.01 * torch.randn_like(parameter))
     x, y = torch.randn(64, 64), torch.randint(0, 1000, (64,))
     names = ref.layers()
-    deltas = {name: ref.difference(model, name) for name in names}
+    engine = CurvatureEngine.of(model, ref)
+    engine.plan_on(x)
+
+    def run(name: str, on_output: OnOutput) -> torch.Tensor:
+        return engine.capture(x, [name], on_output).logits
+
     with differentiable(model, names):
-        layouts = {name: found for name, found in find_layouts(model, x, names).items() if found}
         started = time.monotonic()
-        backward = exact_forms(capture(model, x, names, layouts), names, deltas).quadratic
+        backward = exact_forms(engine.capture(x, names), names, engine.differences).quadratic
         slow = time.monotonic() - started
         started = time.monotonic()
-        forward = exact_by_forward_mode(model, x, names, deltas, layouts, frozenset())[0].quadratic
+        forward = exact_by_forward_mode(run, names, engine.differences).quadratic
         fast = time.monotonic() - started
     error = float(((forward - backward).abs() / backward.abs().clamp_min(1e-30)).max())
     found = ht.measure(model, ref, [(x, y)])

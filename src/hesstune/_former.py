@@ -12,7 +12,15 @@ __all__ = ["FormerModules", "former_names"]
 # Former paths below hesstune, and where their contents are now.
 MOVED = {
     "bounds.share": "bounds.partition",
-    "curvature.auto": "curvature.planning",
+    "curvature.auto": "curvature.planning.plan",
+    "curvature.lanczos": "curvature.smooth.lanczos",
+    "curvature.layouts": "curvature.planning.layouts",
+    "curvature.products": "curvature.smooth.products",
+    "curvature.quadrature": "curvature.smooth.quadrature",
+    "curvature.ranking": "curvature.smooth.ranking",
+    "curvature.refusals": "curvature.planning.refusals",
+    "curvature.screening": "curvature.smooth.screening",
+    "curvature.structure": "curvature.planning.structure",
     "data.looks": "data.raw_features",
     "data.votes": "weak.vote_columns",
     "demo": "study.demo",
@@ -61,6 +69,16 @@ MOVED = {
 RENAMED = {
     "bounds.share": {"Share.summed": "Share.all_reduce_sum", "Share.gathered": "Share.all_gather"},
     "curvature.auto": {"Plan": "MeasurePlan", "make_plan": "make_measure_plan"},
+    "curvature.lanczos": {
+        "Stopping": "curvature.smooth.stopping.Stopping",
+        "lanczos_forms": "curvature.CurvatureEngine.lanczos",
+        "lanczos_trace": "curvature.CurvatureEngine.trace",
+    },
+    "curvature.products": {
+        "WeightProducts": "curvature.smooth.weight_space.WeightProducts",
+        "mixture_losses": "curvature.smooth.losses.mixture_losses",
+    },
+    "curvature.ranking": {"rank_examples": "curvature.CurvatureEngine.rank"},
     "data.looks": {"looks": "raw_features"},
     "training.doubts": {"doubtful_labels": "label_issues"},
     "training.feeds": {

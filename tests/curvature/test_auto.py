@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from networks import build, moved
 from torch import nn
 
-from hesstune.curvature import planning
-from hesstune.curvature.capture import capture, differentiable, find_layouts
+from hesstune.curvature.capture import capture, differentiable
 from hesstune.curvature.dense import block_hessian, positive_form
 from hesstune.curvature.measure import measure
+from hesstune.curvature.planning import probe
+from hesstune.curvature.planning.layouts import find_layouts
 from hesstune.errors import MeasureError
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -96,7 +97,7 @@ def test_every_layer_before_a_hidden_write_is_probed(monkeypatch):
     methods = dict(zip(m.names, m.methods, strict=True))
     assert methods.pop("b.weight") == "exact"
     assert set(methods.values()) == {"lanczos"}
-    monkeypatch.setattr(planning, "_GROUP_BYTES", 1)  # layer by layer, as where they are large
+    monkeypatch.setattr(probe, "_GROUP_BYTES", 1)  # layer by layer, as where they are large
     assert measure(model, ref, [(X, Y)]).reasons == m.reasons
 
 
@@ -272,7 +273,7 @@ class Overwriting(Net):
 def test_an_input_overwritten_in_place_is_noticed():
     model = Overwriting().double()
     with differentiable(model, ["a.weight"]):
-        captured = capture(model, X, ["a.weight"])
+        captured = capture(model, X, ["a.weight"], {"a.weight": "first"})
         assert captured.overwritten == {"a.weight"}
         torch.testing.assert_close(captured.layers["a.weight"].input, X.relu())
     ref = moved(model, 0.3)

@@ -12,11 +12,17 @@ from torch import nn
 
 import hesstune as ht
 from hesstune.analysis.complexity import Margins, complexity_measures
-from hesstune.curvature.exact import _FAILS, _probe_factor
-from hesstune.curvature.lanczos import Stopping
-from hesstune.curvature.quadrature import Bracket
-from hesstune.curvature.ranking import Ranking
-from hesstune.curvature.screening import Status, _Board, _random_check, _share_bound, screening_sentence
+from hesstune.curvature.exact.skipping import FAILS, probe_factor
+from hesstune.curvature.smooth.quadrature import Bracket
+from hesstune.curvature.smooth.ranking import Ranking
+from hesstune.curvature.smooth.screening import (
+    Status,
+    _Board,
+    _random_check,
+    _share_bound,
+    screening_sentence,
+)
+from hesstune.curvature.smooth.stopping import Stopping
 from hesstune.errors import MeasureError
 
 X, Y = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 3
@@ -103,7 +109,7 @@ def test_the_share_above_the_maximum_is_bounded_as_often_as_said_on_uneven_layer
 
 def test_the_bound_on_skipped_classes_holds_over_repeated_looks():
     """All looks see the same probes: the chance that any of them fails is at most 1 %."""
-    assert _probe_factor(0) == pytest.approx(4 / (2 * gammaincinv(2, 0.005)))
+    assert probe_factor(0) == pytest.approx(4 / (2 * gammaincinv(2, 0.005)))
     rng = np.random.default_rng(0)
     trials, looks, classes = 20_000, 8, 60
     weights = 0.8 ** np.arange(classes)
@@ -114,8 +120,8 @@ def test_the_bound_on_skipped_classes_holds_over_repeated_looks():
         left = np.asarray(rest[look], dtype=float)
         vector = np.sqrt(left)  # u of the classes that are left: the truth is its square
         squares = (normals[:, :, 4 * look :] @ vector) ** 2
-        failed |= _probe_factor(look) * squares.mean(1) < left.sum()
-    assert failed.mean() <= _FAILS
+        failed |= probe_factor(look) * squares.mean(1) < left.sum()
+    assert failed.mean() <= FAILS
 
 
 # -- what rests on the measure -------------------------------------------------------------------

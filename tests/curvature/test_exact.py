@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from networks import PIECEWISE_LINEAR, build, mlp, moved
 from torch import nn
 
-from hesstune.curvature.capture import capture, differentiable
+from hesstune.curvature.capture import differentiable
 from hesstune.curvature.dense import block_hessian, block_jacobian, positive_form, positive_trace
-from hesstune.curvature.exact import LogitFactor, exact_by_forward_mode, exact_forms
+from hesstune.curvature.engine import CurvatureEngine
+from hesstune.curvature.exact.backward_mode import exact_forms
+from hesstune.curvature.exact.factor import LogitFactor
+from hesstune.curvature.exact.forward_mode import exact_by_forward_mode
 from hesstune.curvature.measure import measure
 from hesstune.errors import ConfigError, DataError
 
@@ -139,12 +142,16 @@ def test_the_factor_reproduces_the_softmax_covariance():
 def test_forward_mode_gives_the_same(name):
     case = build(name)
     names = case.ref.layers()
-    deltas = {n: case.ref.difference(case.model, n) for n in names}
+    engine = CurvatureEngine.of(case.model, case.ref)
+    engine.plan_on(case.inputs)
     with differentiable(case.model, names):
-        captured = capture(case.model, case.inputs, names)
-        layouts = {n: layer.layout for n, layer in captured.layers.items()}
-        backward = exact_forms(captured, names, deltas)
-        forward, _ = exact_by_forward_mode(case.model, case.inputs, names, deltas, layouts)
+        captured = engine.capture(case.inputs, names)
+        backward = exact_forms(captured, names, engine.differences)
+        forward = exact_by_forward_mode(
+            lambda name, on_output: engine.capture(case.inputs, [name], on_output).logits,
+            names,
+            engine.differences,
+        )
     torch.testing.assert_close(forward.quadratic, backward.quadratic, **DOUBLE)
     assert backward.passes == captured.logits.shape[1] - 1
     assert forward.passes == len(names)
@@ -231,11 +238,7 @@ def test_skipped_classes_are_covered_by_the_bounds():
     x = torch.randn(20, 6, generator=generator, dtype=torch.float64)
     batch = (x, torch.zeros(20, dtype=torch.long))
     full = measure(model, ref, [batch], method="exact")
-    names = ref.layers()
-    with differentiable(model, names):
-        forms = exact_forms(
-            capture(model, x, names), names, {n: ref.difference(model, n) for n in names}, tol=0.05
-        )
+    forms = CurvatureEngine.of(model, ref, method="exact").exact(batch, skip_classes=0.05)
     assert forms.passes < 30  # of 59
     assert bool((forms.lower <= full.quadratic * (1 + 1e-9)).all())
     inside = full.quadratic <= forms.upper * (1 + 1e-9)

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from networks import SMOOTH, Case, build, mlp, moved
 from torch import nn
 
-from hesstune.curvature.capture import rows_of
+from hesstune.curvature.batches import rows_of
 from hesstune.curvature.dense import block_hessian, positive_form, positive_trace
-from hesstune.curvature.lanczos import Stopping, lanczos_forms, lanczos_quadratic, lanczos_trace
+from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.objective import Objective
-from hesstune.curvature.products import mixture_losses
+from hesstune.curvature.smooth.lanczos import LanczosForms
+from hesstune.curvature.smooth.losses import mixture_losses
+from hesstune.curvature.smooth.stopping import Stopping
 from hesstune.errors import ConfigError
 
 ENOUGH = Stopping(steps=80)
@@ -24,6 +26,11 @@ SAME = {"rtol": 1e-9, "atol": 1e-13}
 
 def deltas_of(case: Case) -> dict[str, torch.Tensor]:
     return {name: case.ref.difference(case.model, name) for name in case.ref.layers()}
+
+
+def lanczos(case: Case, *, loss: Any = "cross_entropy", stopping: Stopping | None = None) -> LanczosForms:
+    engine = CurvatureEngine(case.model, deltas_of(case), loss)
+    return engine.lanczos((case.inputs, case.targets), stopping=stopping)
 
 
 def stable(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -45,10 +52,10 @@ def brackets(found: Any, column: int, truth: torch.Tensor) -> bool:
 @pytest.mark.parametrize("name", SMOOTH)
 def test_enough_steps_give_the_dense_twins_value_for_every_layer_and_example(name: str):
     case = build(name)
-    forms = lanczos_forms(case.model, case.inputs, case.targets, deltas_of(case), stopping=ENOUGH)
+    forms = lanczos(case, stopping=ENOUGH)
     for column, layer in enumerate(case.ref.layers()):
         truth = twin(case, layer)
-        torch.testing.assert_close(forms.value[:, column], truth, **CONVERGED, msg=layer)
+        torch.testing.assert_close(forms.quadratic[:, column], truth, **CONVERGED, msg=layer)
         assert brackets(forms, column, truth), layer
 
 
@@ -57,13 +64,15 @@ def test_enough_steps_give_the_dense_twins_value_for_every_layer_and_example(nam
 def test_the_default_is_within_three_percent_and_the_bracket_contains_the_truth(name: str, seed: int):
     case = build(name, scale=(0.3, 1.0, 0.05)[seed], seed=10 + seed)
     deltas = deltas_of(case)
-    forms = lanczos_forms(case.model, case.inputs, case.targets, deltas)
-    few = lanczos_forms(case.model, case.inputs, case.targets, deltas, stopping=Stopping(steps=2))
+    forms = lanczos(case)
+    few = lanczos(case, stopping=Stopping(steps=2))
     for column, layer in enumerate(deltas):
         truth = twin(case, layer)
         for found in (forms, few):
             assert brackets(found, column, truth), layer
-        torch.testing.assert_close(forms.value[:, column], truth, rtol=DEFAULT_ERROR, atol=1e-9, msg=layer)
+        torch.testing.assert_close(
+            forms.quadratic[:, column], truth, rtol=DEFAULT_ERROR, atol=1e-9, msg=layer
+        )
     assert (forms.error <= DEFAULT_ERROR).logical_or(forms.upper < 1e-9).all()
 
 
@@ -75,35 +84,33 @@ def test_the_positive_part_is_kept_where_the_form_itself_is_negative():
         hessian = block_hessian(case.model, case.inputs, case.targets, "0.weight")
         flat = delta.flatten()
         negative += int(((hessian @ flat) @ flat < 0).sum())
-        found = lanczos_quadratic(
-            case.model, case.inputs, case.targets, "0.weight", delta, stopping=ENOUGH
-        ).value[:, 0]
+        engine = CurvatureEngine(case.model, {"0.weight": delta})
+        found = engine.lanczos((case.inputs, case.targets), stopping=ENOUGH).quadratic[:, 0]
         torch.testing.assert_close(found, positive_form(hessian, flat), **CONVERGED)
     assert negative >= 3  # the cases are what they claim to be
 
 
 def test_float32_follows_float64():
     case = build("bert")
-    deltas = deltas_of(case)
-    exact = lanczos_forms(case.model, case.inputs, case.targets, deltas, stopping=ENOUGH)
-    case.model.float()
-    deltas = {name: delta.float() for name, delta in deltas.items()}
-    found = lanczos_forms(case.model, case.inputs, case.targets, deltas, stopping=ENOUGH)
-    torch.testing.assert_close(found.value, exact.value, rtol=2e-3, atol=1e-6)
+    exact = lanczos(case, stopping=ENOUGH)
+    deltas = {name: delta.float() for name, delta in deltas_of(case).items()}
+    engine = CurvatureEngine(case.model.float(), deltas)
+    found = engine.lanczos((case.inputs, case.targets), stopping=ENOUGH)
+    torch.testing.assert_close(found.quadratic, exact.quadratic, rtol=2e-3, atol=1e-6)
 
 
 def test_padding_behind_the_mask_changes_nothing():
     case = build("bert")
-    deltas = deltas_of(case)
     row, width = 1, int(case.inputs["attention_mask"][1].sum())
     padded = rows_of(case.inputs, torch.tensor([row]))
     other = padded["input_ids"].clone()
     other[:, width:] = 9
     trimmed = {key: value[:, :width] for key, value in padded.items()}
-    expected = lanczos_forms(case.model, trimmed, case.targets[row : row + 1], deltas)
+    target = case.targets[row : row + 1]
+    expected = lanczos(Case(case.model, case.ref, trimmed, target))
     for inputs in (padded, padded | {"input_ids": other}):
-        found = lanczos_forms(case.model, inputs, case.targets[row : row + 1], deltas)
-        torch.testing.assert_close(found.value, expected.value, **SAME)
+        found = lanczos(Case(case.model, case.ref, inputs, target))
+        torch.testing.assert_close(found.quadratic, expected.quadratic, **SAME)
         # The bracket knows as well which tokens cannot matter.
         torch.testing.assert_close(found.upper, expected.upper, rtol=1e-6, atol=1e-12)
 
@@ -111,17 +118,13 @@ def test_padding_behind_the_mask_changes_nothing():
 @pytest.mark.parametrize("name", ["bert", "conv1d_silu", "torch_encoder_sequence_first"])
 def test_neither_batch_size_nor_order_matters(name: str):
     case = build(name)
-    deltas = deltas_of(case)
     stop = Stopping(steps=5)
-    whole = lanczos_forms(case.model, case.inputs, case.targets, deltas, stopping=stop)
-    order = torch.tensor([2, 0, 3, 1])
-    mixed = lanczos_forms(
-        case.model, rows_of(case.inputs, order), case.targets[order], deltas, stopping=stop, chunk=3
-    )
-    alone = lanczos_forms(case.model, case.inputs, case.targets, deltas, stopping=stop, chunk=1)
-    torch.testing.assert_close(mixed.value, whole.value[order], **SAME)
-    torch.testing.assert_close(alone.value, whole.value, **SAME)
-    torch.testing.assert_close(alone.losses, whole.losses, **SAME)
+    engine = CurvatureEngine(case.model, deltas_of(case))
+    whole = engine.lanczos((case.inputs, case.targets), stopping=stop).quadratic
+    for order in ([2, 0, 3, 1], [3, 1, 0], [2]):
+        rows = torch.tensor(order)
+        mixed = engine.lanczos((rows_of(case.inputs, rows), case.targets[rows]), stopping=stop)
+        torch.testing.assert_close(mixed.quadratic, whole[rows], **SAME)
 
 
 class SmoothCnn(nn.Module):
@@ -151,9 +154,9 @@ def test_convolutions_of_two_classes_with_one_example_and_either_memory_layout(r
     case.model.to(memory_format=layout)
     case.inputs = case.inputs[rows].contiguous(memory_format=layout)
     case.targets = case.targets[rows]
-    forms = lanczos_forms(case.model, case.inputs, case.targets, deltas_of(case), stopping=ENOUGH)
+    forms = lanczos(case, stopping=ENOUGH)
     for column, layer in enumerate(case.ref.layers()):
-        torch.testing.assert_close(forms.value[:, column], twin(case, layer), **CONVERGED, msg=layer)
+        torch.testing.assert_close(forms.quadratic[:, column], twin(case, layer), **CONVERGED, msg=layer)
 
 
 class Twice(nn.Module):
@@ -180,10 +183,10 @@ def test_layers_used_twice_tied_or_functionally_are_measured_in_weight_space():
         model = Twice().double()
         inputs = torch.randn(3, 4, dtype=torch.float64)
     case = Case(model, moved(model, 0.4), inputs, torch.tensor([0, 2, 1]))
-    forms = lanczos_forms(case.model, case.inputs, case.targets, deltas_of(case), stopping=ENOUGH)
+    forms = lanczos(case, stopping=ENOUGH)
     assert len(case.ref.layers()) == 4
     for column, layer in enumerate(case.ref.layers()):
-        torch.testing.assert_close(forms.value[:, column], twin(case, layer), **CONVERGED, msg=layer)
+        torch.testing.assert_close(forms.quadratic[:, column], twin(case, layer), **CONVERGED, msg=layer)
 
 
 def squared(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -201,9 +204,11 @@ LOSSES = {
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 def test_other_losses_than_cross_entropy(loss: Any):
     case = build("torch_encoder")
-    forms = lanczos_forms(case.model, case.inputs, case.targets, deltas_of(case), loss=loss, stopping=ENOUGH)
+    forms = lanczos(case, loss=loss, stopping=ENOUGH)
     for column, layer in enumerate(case.ref.layers()):
-        torch.testing.assert_close(forms.value[:, column], twin(case, layer, loss), **CONVERGED, msg=layer)
+        torch.testing.assert_close(
+            forms.quadratic[:, column], twin(case, layer, loss), **CONVERGED, msg=layer
+        )
 
 
 @pytest.mark.parametrize("margin", [-200.0, -30.0, -1.0, 0.0, 1.0, 18.0, 25.0, 40.0, 300.0])
@@ -237,29 +242,30 @@ def test_fitted_examples_keep_their_digits():
         bias.zero_()
         targets = torch.full((5,), 1)
         bias[1] = 20.0
-        near = lanczos_forms(case.model, case.inputs, targets, deltas_of(case), stopping=ENOUGH)
+        engine = CurvatureEngine(case.model, deltas_of(case))
+        near = engine.lanczos((case.inputs, targets), stopping=ENOUGH)
         bias[1] = 60.0
-        far = lanczos_forms(case.model, case.inputs, targets, deltas_of(case), stopping=ENOUGH)
-    ratio = far.value / near.value
+        far = engine.lanczos((case.inputs, targets), stopping=ENOUGH)
+    ratio = far.quadratic / near.quadratic
     torch.testing.assert_close(ratio, torch.full_like(ratio, 4.248354255291589e-18), rtol=1e-5, atol=0)
 
 
 def test_traces_agree_within_their_errors_and_do_not_depend_on_the_batch():
     case = build("mlp_gelu")
-    names = case.ref.layers()
-    traces = lanczos_trace(case.model, case.inputs, case.targets, names, probes=60)
-    for column, layer in enumerate(names):
+    engine = CurvatureEngine(case.model, deltas_of(case), method="lanczos")
+    traces = engine.trace((case.inputs, case.targets), probes=60)
+    for column, layer in enumerate(traces.names):
         expected = positive_trace(block_hessian(case.model, case.inputs, case.targets, layer))
         assert ((traces.value[:, column] - expected).abs() < 5 * traces.stderr[:, column]).all(), layer
-    again = lanczos_trace(case.model, case.inputs, case.targets, names, probes=60, chunk=2)
-    torch.testing.assert_close(again.value, traces.value, rtol=0.05, atol=1e-12)
+    again = engine.trace((case.inputs[3:], case.targets[3:]), probes=60)
+    torch.testing.assert_close(again.value, traces.value[3:], rtol=0.05, atol=1e-12)
 
 
 def test_an_unmoved_layer_has_zero():
     case = build("mlp_gelu")
     zero = {"2.weight": torch.zeros(6, 6, dtype=torch.float64)}
-    forms = lanczos_forms(case.model, case.inputs, case.targets, zero)
-    assert forms.value.abs().max() == 0
+    forms = CurvatureEngine(case.model, zero).lanczos((case.inputs, case.targets))
+    assert forms.quadratic.abs().max() == 0
     assert forms.upper.abs().max() == 0
 
 
@@ -270,8 +276,9 @@ def test_the_model_and_the_random_state_are_as_before():
     case.model.classifier.weight.grad = torch.ones_like(case.model.classifier.weight)
     before = {k: v.clone() for k, v in case.model.state_dict().items()}
     state = torch.get_rng_state()
-    lanczos_forms(case.model, case.inputs, case.targets, deltas_of(case))
-    lanczos_trace(case.model, case.inputs, case.targets, ["classifier.weight"], probes=2)
+    engine, batch = CurvatureEngine(case.model, deltas_of(case)), (case.inputs, case.targets)
+    for method in (engine.exact, engine.lanczos, engine.rank, engine.trace, engine.spectrum):
+        method(batch)
     assert torch.equal(state, torch.get_rng_state())
     assert case.model.training
     assert not first.requires_grad
@@ -287,13 +294,11 @@ def test_stopping_without_proof_takes_fewer_products():
         model = mlp(nn.GELU, 32, 64, 3).double()
         inputs = torch.randn(1, 32, dtype=torch.float64)
     case = Case(model, moved(model, 0.3), inputs, torch.tensor([1]))
-    deltas = {"2.weight": case.ref.difference(case.model, "2.weight")}
-    proved = lanczos_forms(case.model, case.inputs, case.targets, deltas, stopping=Stopping(tol=0.01))
-    settled = lanczos_forms(
-        case.model, case.inputs, case.targets, deltas, stopping=Stopping(tol=0.01, proof=False)
-    )
+    engine, batch = CurvatureEngine.of(case.model, case.ref, "2.weight"), (case.inputs, case.targets)
+    proved = engine.lanczos(batch, stopping=Stopping(tol=0.01))
+    settled = engine.lanczos(batch, stopping=Stopping(tol=0.01, proof=False))
     assert (settled.products < proved.products).any()
-    torch.testing.assert_close(settled.value, proved.value, rtol=0.03, atol=0)
+    torch.testing.assert_close(settled.quadratic, proved.quadratic, rtol=0.03, atol=0)
 
 
 @pytest.mark.parametrize(

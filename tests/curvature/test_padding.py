@@ -7,11 +7,9 @@ import torch
 from networks import Case, build, moved, tiny_bert
 from torch import nn
 
-from hesstune.curvature.capture import differentiable
+from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.measure import measure
-from hesstune.curvature.objective import Objective
 from hesstune.curvature.padding import by_length, ignores_padding, trimmed
-from hesstune.curvature.planning import make_measure_plan
 
 SAME = {"rtol": 1e-7, "atol": 1e-12}
 
@@ -62,9 +60,7 @@ def test_the_plan_cuts_padding_only_where_the_logits_allow_it():
     masked, careless = tiny_bert(), MeanOverEverything()
     for model, allowed in ((masked, True), (careless, False)):
         case = ragged(model.eval(), [2, 3, 6, 6], 6)
-        with differentiable(model, case.ref.layers()):
-            plan = make_measure_plan(model, case.inputs, case.ref.layers(), Objective())
-        assert plan.cuts_padding is allowed
+        assert CurvatureEngine.of(model, case.ref).plan_on(case.inputs).cuts_padding is allowed
     full = ragged(tiny_bert().eval(), [6, 6], 6)
     assert not ignores_padding(full.model, full.inputs)  # nothing to cut
     assert not ignores_padding(build("mlp").model, torch.zeros(2, 5))

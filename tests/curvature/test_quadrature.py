@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hesstune.curvature.dense import positive_form
-from hesstune.curvature.quadrature import (
+from hesstune.curvature.smooth.quadrature import (
     Bracket,
     Krylov,
     Tridiagonal,

@@ -10,10 +10,11 @@ from networks import Case, build, mlp, moved
 from torch import nn
 
 from hesstune.curvature.dense import block_hessian, positive_form
-from hesstune.curvature.lanczos import Stopping
+from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.measure import measure
-from hesstune.curvature.ranking import Ranking, rank_examples
-from hesstune.curvature.screening import Screening, Status, lanczos_maximum, screen_maximum
+from hesstune.curvature.smooth.ranking import Ranking
+from hesstune.curvature.smooth.screening import Screening, Status, screen_maximum
+from hesstune.curvature.smooth.stopping import Stopping
 from hesstune.errors import ConfigError
 from hesstune.reference import Reference
 
@@ -34,6 +35,18 @@ def many(n: int = 40, seed: int = 0) -> Case:
     return Case(model, ref, 2 * x, y)
 
 
+def screened(case: Case, deltas=None, ranking=None, **options) -> Screening:
+    """The maximum over one batch, by the engine's ranking unless another one is given."""
+    engine = CurvatureEngine(case.model, deltas_of(case) if deltas is None else deltas)
+    engine.plan_on(case.inputs)
+    return screen_maximum(
+        engine.rank((case.inputs, case.targets)) if ranking is None else ranking,
+        engine.differences,
+        lambda e, names: engine.source((case.inputs[e : e + 1], case.targets[e : e + 1]), names),
+        **options,
+    )
+
+
 def dense(case: Case) -> torch.Tensor:
     """v_iᵀ H_i⁺ v_i of every example and layer, (n, L)."""
     columns = [
@@ -47,15 +60,7 @@ def dense(case: Case) -> torch.Tensor:
 def test_trying_every_example_proves_the_maximum(seed: int):
     case = many(seed=seed)
     truth = dense(case)
-    ranking = rank_examples(case.model, case.inputs, case.targets, deltas_of(case))
-    found = screen_maximum(
-        case.model,
-        lambda e: (case.inputs[e : e + 1], case.targets[e : e + 1]),
-        ranking,
-        deltas_of(case),
-        stopping=PROVED,
-        safety=math.inf,
-    )
+    found = screened(case, stopping=PROVED, safety=math.inf)
     torch.testing.assert_close(found.value, truth.amax(0), rtol=1e-5, atol=1e-12)
     assert torch.equal(found.argmax, truth.argmax(0))
     assert found.counts()["ranked"] == 0
@@ -67,7 +72,7 @@ def test_trying_every_example_proves_the_maximum(seed: int):
 def test_the_default_finds_the_maximum_with_few_products(seed: int):
     case = many(60, seed=seed)
     truth = dense(case)
-    found = lanczos_maximum(case.model, case.inputs, case.targets, deltas_of(case))
+    found = screened(case)
     torch.testing.assert_close(found.value, truth.amax(0), rtol=0.03, atol=1e-12)
     refined = found.status == Status.REFINED
     torch.testing.assert_close(found.quadratic[refined], truth[refined], rtol=0.05, atol=1e-10)
@@ -78,7 +83,7 @@ def test_the_default_finds_the_maximum_with_few_products(seed: int):
 def test_what_is_proved_below_the_maximum_is_below_it(seed: int):
     case = many(seed=seed)
     truth = dense(case)
-    found = lanczos_maximum(case.model, case.inputs, case.targets, deltas_of(case), check=10)
+    found = screened(case, check=10)
     proved = found.status == Status.PROVED
     assert bool(proved.any())
     assert bool((truth <= truth.amax(0))[proved].all())
@@ -96,14 +101,8 @@ def test_the_random_check_finds_what_the_ranking_hides():
     misled = Ranking(
         torch.zeros_like(truth), 1e4 ** -truth[:, 0].argsort().argsort().double(), torch.zeros(30)
     )
-    arguments = (
-        case.model,
-        lambda e: (case.inputs[e : e + 1], case.targets[e : e + 1]),
-        misled,
-        {name: delta},
-    )
-    blind = screen_maximum(*arguments, check=0)
-    checked = screen_maximum(*arguments, check=5)
+    blind = screened(case, {name: delta}, misled, check=0)
+    checked = screened(case, {name: delta}, misled, check=5)
     assert bool((blind.value <= truth.amax(0) * 1.03).all())
     assert blind.exceeding_share == 1.0  # nothing was drawn, so nothing is known of the ranked ones
     assert checked.exceeded > 0
@@ -115,7 +114,7 @@ def test_a_layer_that_has_not_moved_is_zero_without_a_product():
     deltas = deltas_of(case)
     first = next(iter(deltas))
     deltas[first] = torch.zeros_like(deltas[first])
-    found = lanczos_maximum(case.model, case.inputs, case.targets, deltas)
+    found = screened(case, deltas)
     assert float(found.value[0]) == 0.0
     assert int(found.products[:, 0].sum()) == 0
     assert float(found.value[1:].min()) > 0
@@ -123,26 +122,25 @@ def test_a_layer_that_has_not_moved_is_zero_without_a_product():
 
 def test_statuses_sum_up_and_the_summary_says_them():
     case = many(30)
-    found: Screening = lanczos_maximum(case.model, case.inputs, case.targets, deltas_of(case))
+    found: Screening = screened(case)
     counts = found.counts()
     assert sum(counts.values()) == 30 * 3
     text = found.summary()
     for word in ("refined", "proved", "ranked"):
         assert str(counts[word]) in text
     assert (found.products == 0).sum() == counts["ranked"]
-    same = lanczos_maximum(case.model, case.inputs, case.targets, deltas_of(case), chunk=3)
-    torch.testing.assert_close(same.value, found.value)
+    engine = CurvatureEngine.of(case.model, case.ref)
+    parts = torch.arange(30).split(3)
+    ranking = Ranking.joined([engine.rank((case.inputs[i], case.targets[i])) for i in parts])
+    torch.testing.assert_close(screened(case, ranking=ranking).value, found.value)
 
 
 def test_wrong_arguments_are_refused():
     case = many(4)
-    ranking = rank_examples(case.model, case.inputs, case.targets, deltas_of(case))
-    fetch = lambda e: (case.inputs[e : e + 1], case.targets[e : e + 1])  # noqa: E731
     with pytest.raises(ConfigError, match="safety must be at least 1"):
-        screen_maximum(case.model, fetch, ranking, deltas_of(case), safety=0.5)
-    empty = Ranking(torch.zeros(0, 3), torch.zeros(0), torch.zeros(0))
+        screened(case, safety=0.5)
     with pytest.raises(ConfigError, match="no examples"):
-        screen_maximum(case.model, fetch, empty, deltas_of(case))
+        screened(case, ranking=Ranking(torch.zeros(0, 3), torch.zeros(0), torch.zeros(0)))
 
 
 @pytest.mark.slow

@@ -8,12 +8,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import build, mlp
+from networks import Case, build, mlp
 from torch import nn
 
 from hesstune.curvature.dense import block_hessian
 from hesstune.curvature.stability import noise_stability, noise_stability_table
 from hesstune.errors import ConfigError, DataError, LayerError
+from hesstune.reference import Reference
 
 
 def mean_trace(case) -> float:
@@ -33,6 +34,27 @@ def test_the_taylor_prediction_is_half_sigma_squared_times_the_dense_trace(name:
     assert abs(s.taylor - expected) <= 5 * s.taylor_stderr + 1e-9 * abs(expected)
     if name in ("mlp", "cnn"):
         assert s.taylor_stderr == 0.0  # piecewise linear: the trace is exact
+
+
+class AlsoFunctional(nn.Module):
+    """Its first weight is found in one plain call, and the logits depend on it in another way, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.relu(self.a(x))) + 0.5 * self.a.weight.square().sum() * x[:, :3]
+
+
+def test_a_weight_used_in_a_plain_call_and_otherwise_counts_with_all_its_uses():
+    torch.manual_seed(0)
+    model = AlsoFunctional().double()
+    x, y = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
+    s = noise_stability(model, [(x, y)], 0.1, samples=2, probes=64)
+    expected = 0.005 * mean_trace(Case(model, Reference.of(model), x, y))
+    assert 0 < s.taylor_stderr < 0.2 * expected
+    assert abs(s.taylor - expected) <= 5 * s.taylor_stderr
 
 
 @pytest.mark.parametrize(("name", "seed"), [("mlp_gelu", 2), ("attention", 1), ("torch_encoder", 2)])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hesstune._former import former_names
 from hesstune.curvature.result import Measure
-from hesstune.curvature.screening import screening_sentence
+from hesstune.curvature.smooth.screening import screening_sentence
 from hesstune.runtime.distributed import all_gather, all_reduce_sum, rank, world
 
 __all__ = ["gathered_measure", "own_batches"]

@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hesstune.curvature.batches import logits_of_each, rows_of
+from hesstune.curvature.batches import logits_of_each
 from hesstune.curvature.interception import Interceptor, OnOutput
 from hesstune.curvature.layers import CapturedLayer, Layout, layout_fits
-from hesstune.curvature.layouts import find_layouts
 from hesstune.errors import MeasureError
 from hesstune.forward import Inputs, batch_size, evaluating
 
-__all__ = ["Capture", "capture", "differentiable", "find_layouts", "rows_of"]
+__all__ = ["Capture", "capture", "differentiable"]
 
 
 @dataclass
@@ -55,7 +54,7 @@ def capture(
     model: nn.Module,
     inputs: Inputs,
     names: Sequence[str],
-    layouts: Mapping[str, Layout] | None = None,
+    layouts: Mapping[str, Layout],
     on_output: OnOutput | None = None,
     copied: frozenset[str] = frozenset(),
 ) -> Capture:
@@ -67,8 +66,7 @@ def capture(
         model: The network.
         inputs: One batch of B examples.
         names: Layer names, as in `Reference.layers()`.
-        layouts: From `find_layouts`, on any batch; a layer that it leaves out is not captured. Where None
-            they are found here, which takes two more forward passes and three backward ones.
+        layouts: Where the examples are in each layer's tensors; a layer that it leaves out is not captured.
         on_output: Called with each captured layer and its output z; what it returns takes z's place.
         copied: Layers whose input is copied, because the network overwrites it.
 
@@ -77,23 +75,17 @@ def capture(
         MeasureError: If the logits are not one row an example.
     """
     examples = batch_size(inputs)
-    known = _found(model, inputs, names) if layouts is None else layouts
-    interceptor = Interceptor(model, names, examples, known, on_output, copied)
+    interceptor = Interceptor(model, names, examples, layouts, on_output, copied)
     with interceptor:
         logits = logits_of_each(model, inputs)
     overwritten = interceptor.overwritten()
     if overwritten:
-        again = capture(model, inputs, names, known, on_output, copied | overwritten)
+        again = capture(model, inputs, names, layouts, on_output, copied | overwritten)
         return replace(again, overwritten=again.overwritten | overwritten)
     calls = {name: len(found) for name, found in interceptor.found.items()}
     layers = {name: interceptor.found[name][0] for name in interceptor.order if calls[name] == 1}
-    layers = {name: layer for name, layer in layers.items() if name in known and _fits(layer)}
+    layers = {name: layer for name, layer in layers.items() if name in layouts and _fits(layer)}
     return Capture(logits, layers, calls)
-
-
-def _found(model: nn.Module, inputs: Inputs, names: Sequence[str]) -> dict[str, Layout]:
-    found = find_layouts(model, inputs, names)
-    return {name: layout for name, layout in found.items() if layout is not None}
 
 
 def _fits(layer: CapturedLayer) -> bool:

@@ -12,21 +12,19 @@ from torch import nn
 
 from hesstune.checks import also_called
 from hesstune.curvature.arguments import LabelledBatch, check_arguments, limited
-from hesstune.curvature.batches import fixed_entries, known_as, rows_of
-from hesstune.curvature.capture import Capture, capture, differentiable
+from hesstune.curvature.batches import rows_of
+from hesstune.curvature.capture import differentiable
 from hesstune.curvature.declared import Means, Refined
-from hesstune.curvature.exact import ExactForms, exact_by_forward_mode, exact_forms
-from hesstune.curvature.lanczos import Stopping
+from hesstune.curvature.engine import CurvatureEngine
+from hesstune.curvature.maxima import GaussNewtonScreen
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.padding import by_length, trimmed
-from hesstune.curvature.planning import MeasureMethod, MeasurePlan, make_measure_plan
-from hesstune.curvature.refusals import require_finite
+from hesstune.curvature.planning.plan import MeasureMethod
 from hesstune.curvature.result import Measure
-from hesstune.curvature.screening import Screening
-from hesstune.curvature.selection import selected_layers
-from hesstune.curvature.smooth import GaussNewtonScreen, SmoothSettings, smooth_brackets, smooth_traces
+from hesstune.curvature.smooth.screening import Screening
+from hesstune.curvature.smooth.stopping import Stopping
 from hesstune.errors import DataError
-from hesstune.forward import Inputs, batch_size, moved
+from hesstune.forward import Inputs, batch_size
 from hesstune.reference import Reference
 
 __all__ = ["measure"]
@@ -135,19 +133,18 @@ def measure(
         (['0.weight', '2.weight'], (5, 2), [True, True])
     """
     check_arguments(method, examples, steps, tol, max_examples, memory_mib, skip_classes, mean_sample)
-    ref.check(model)
     objective = Objective(loss, noise_matrix, label_smoothing, class_weights)
-    names = selected_layers(ref.layers(), layers)
+    engine = CurvatureEngine.of(model, ref, layers, objective, method=method, seed=seed)
     settings = _MeasureSettings(
-        method, steps, tol, trace, spectrum, seed, memory_mib, skip_classes, examples, mean_sample
+        steps, tol, trace, spectrum, seed, memory_mib, skip_classes, examples, mean_sample
     )
-    run = _Measurement(model, ref, names, objective, settings)
+    run = _Measurement(engine, settings)
     done = 0
-    with differentiable(model, names):
+    with differentiable(model, engine.names):
         if plan_on is not None:
-            run.plan_by(plan_on)
-        for inputs, targets in limited(batches, max_examples):
-            for chunk in run.chunks(inputs, targets):
+            engine.plan_on(plan_on)
+        for batch in limited(batches, max_examples):
+            for chunk in run.chunks(*engine.take(batch)):
                 run.add(*chunk)
                 done += len(chunk[1])
                 if progress is not None:
@@ -163,7 +160,6 @@ def _bytes(inputs: Inputs) -> int:
 
 @dataclass(frozen=True)
 class _MeasureSettings:
-    method: Means
     steps: int
     tol: float | None
     trace: bool | Literal["exact"]
@@ -174,19 +170,19 @@ class _MeasureSettings:
     examples: Refined
     mean_sample: int
 
+    @property
+    def stopping(self) -> Stopping:
+        """When a smooth layer's entries are known well enough."""
+        tol = _DEFAULT_TOLERANCE if self.tol is None else self.tol
+        return Stopping(tol=tol, most=_MOST_PER_STEP * self.steps)
+
 
 @dataclass
 class _Measurement:
-    """The state of one measurement: what is asked, the plan once known, the rows so far."""
+    """The state of one measurement: the engine, what is asked, the rows so far."""
 
-    model: nn.Module
-    ref: Reference
-    names: list[str]
-    objective: Objective
+    engine: CurvatureEngine
     settings: _MeasureSettings
-    plan: MeasurePlan | None = None
-    plan_examples: int = 0
-    fixed: frozenset[str] = frozenset()
     count: int = 0
     rows: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     order: list[torch.Tensor] = field(default_factory=list)
@@ -194,152 +190,104 @@ class _Measurement:
     screened: Screening | None = None
     sampled: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        parameters = dict(self.model.named_parameters())
-        self.device = next(iter(parameters.values())).device
-        self.deltas = {name: self.ref.difference(self.model, name) for name in self.names}
-        self.moved = {name: delta for name, delta in self.deltas.items() if bool(delta.any())}
-
-    def plan_by(self, inputs: Inputs) -> None:
-        """Decide how each layer is measured."""
-        inputs = moved(inputs, self.device)
-        self.plan = make_measure_plan(
-            self.model, inputs, self.names, self.objective, self.settings.method, self.settings.seed
-        )
-        self.plan_examples = batch_size(inputs)
-        if self.plan_examples > 1:
-            self.fixed = fixed_entries(inputs)
-
     def chunks(self, inputs: Inputs, targets: torch.Tensor) -> Iterator[LabelledBatch]:
-        """Split one batch by the memory budget; the first batch (of two examples or more) makes the plan."""
-        inputs, targets = moved(inputs, self.device), torch.as_tensor(targets).to(self.device)
-        size = batch_size(inputs)
-        if targets.shape[:1] != (size,):
-            raise DataError(f"a batch has {size} inputs but targets of shape {tuple(targets.shape)}")
-        if self.plan is None or (self.plan_examples == 1 and size > 1):
-            self.plan_by(inputs)
-        assert self.plan is not None
-        inputs = known_as(inputs, self.fixed)
+        """Split one batch by the memory budget."""
+        size, plan = batch_size(inputs), self.engine.plan
         # For spectra and traces kept gradients or unfolded inputs come on top; this batch and the next lie
         # there already.
         extras = bool(self.settings.trace) or self.settings.spectrum
-        each = max(1, self.plan.bytes_per_example) * (3 if extras else 1)
+        each = max(1, plan.bytes_per_example) * (3 if extras else 1)
         room = self.settings.memory_mib * 2**20 - 2 * _bytes(inputs)
         most = max(1, int(room / each))
         order = torch.arange(size)
-        if self.plan.cuts_padding:  # sentences of similar length together
+        if plan.cuts_padding:  # sentences of similar length together
             order, most = by_length(inputs), min(most, _SENTENCES)
         even = math.ceil(size / math.ceil(size / most))
         first = sum(len(part) for part in self.order)
         self.order.append(first + order)
         for index in order.split(even):
-            if not self.plan.cuts_padding and even >= size:
+            if not plan.cuts_padding and even >= size:
                 yield inputs, targets
                 return
             part = rows_of(inputs, index)
-            yield trimmed(part) if self.plan.cuts_padding else part, targets[index.to(self.device)]
+            yield trimmed(part) if plan.cuts_padding else part, targets[index.to(targets.device)]
 
     def add(self, inputs: Inputs, targets: torch.Tensor) -> None:
         """Measure one chunk and append its rows."""
-        assert self.plan is not None
         size = batch_size(inputs)
-        shape = (size, len(self.names))
-        rows = {key: torch.zeros(shape, dtype=torch.float64) for key in _FORMS}
-        rows["trace"] = torch.zeros(shape, dtype=torch.float64)
-        rows["trace_stderr"] = torch.zeros(shape, dtype=torch.float64)
-        forms, logits = self._exact(inputs)
-        require_finite(logits, torch.cat(self.order)[self.count :])
-        rows["losses"] = self.objective(logits, targets).detach().double().cpu()
-        exact = self._columns("exact")
-        if exact:
-            weight = self.objective.curvature_weight(targets, logits.shape[1]).clamp(min=0)[:, None]
-            for key in _FORMS:
-                rows[key][:, exact] = (weight * getattr(forms, key)).cpu()
-            if forms.trace is not None:
-                rows["trace"][:, exact] = (weight * forms.trace).cpu()
-        if self.settings.spectrum:
-            spectrum = torch.full((*shape, logits.shape[1] - 1), math.nan, dtype=torch.float64)
-            if exact and forms.spectrum is not None:
-                spectrum[:, exact] = (weight[:, :, None] * forms.spectrum).cpu()
-            rows["spectrum"] = spectrum
-        self._smooth(inputs, targets, rows)
+        keys = (*_FORMS, "trace", "trace_stderr")
+        rows = {key: torch.zeros(size, len(self.engine.names), dtype=torch.float64) for key in keys}
+        self._exact((inputs, targets), rows)
+        self._smooth((inputs, targets), rows)
         for key, value in rows.items():
             self.rows.setdefault(key, []).append(value)
         self.count += size
 
-    def _columns(self, *methods: str) -> list[int]:
-        assert self.plan is not None
-        return [i for i, layer in enumerate(self.plan.layers) if layer.method in methods]
+    def _columns(self, *methods: MeasureMethod) -> list[int]:
+        return [self.engine.names.index(name) for name in self.engine.plan.by(*methods)]
 
-    def _exact(self, inputs: Inputs) -> tuple[ExactForms, torch.Tensor]:
-        assert self.plan is not None
-        names, plan = self.plan.by("exact"), self.plan
-        forward = capture(self.model, inputs, names, plan.layouts, copied=plan.copied)
-        forward.require(names)
-        logits = forward.logits.detach()
-        if not names:
-            none = logits.new_zeros((logits.shape[0], 0), dtype=torch.float64)
-            return ExactForms(none, none, none, None, None, 0), logits
-        extras = bool(self.settings.trace) or self.settings.spectrum
-        # One forward-mode product costs about two backward passes to the outputs.
-        if (
-            names
-            and not extras
-            and self.settings.skip_classes is None
-            and 2 * len(names) < logits.shape[1] - 1
-        ):
-            del forward
-            forms, _ = exact_by_forward_mode(
-                self.model, inputs, names, self.deltas, plan.layouts, plan.copied
-            )
-            return forms, logits
-        return self._backward_forms(forward, names), logits
-
-    def _backward_forms(self, forward: Capture, names: list[str]) -> ExactForms:
-        return exact_forms(
-            forward,
-            names,
-            self.moved,
-            trace=bool(self.settings.trace),
-            spectrum=self.settings.spectrum,
-            tol=self.settings.skip_classes,
-            seed=self.settings.seed,
+    def _exact(self, batch: LabelledBatch, rows: dict[str, torch.Tensor]) -> None:
+        asked, columns = self.settings, self._columns("exact")
+        forms = self.engine.exact(
+            batch,
+            trace=bool(asked.trace),
+            spectrum=asked.spectrum,
+            skip_classes=asked.skip_classes,
+            rows=torch.cat(self.order)[self.count :],
         )
+        rows["losses"] = forms.losses
+        for key in _FORMS:
+            rows[key][:, columns] = getattr(forms, key)
+        if forms.trace is not None:
+            rows["trace"][:, columns] = forms.trace
+        if forms.spectrum is not None:
+            shape = (*rows["trace"].shape, forms.spectrum.shape[2])
+            rows["spectrum"] = torch.full(shape, math.nan, dtype=torch.float64)
+            rows["spectrum"][:, columns] = forms.spectrum
 
-    def _smooth(self, inputs: Inputs, targets: torch.Tensor, rows: dict[str, torch.Tensor]) -> None:
-        assert self.plan is not None
-        asked = self.settings
-        tol = _DEFAULT_TOLERANCE if asked.tol is None else asked.tol
-        stopping = Stopping(tol=tol, most=_MOST_PER_STEP * asked.steps)
-        smooth = SmoothSettings(self.objective, stopping, asked.seed, asked.tol is not None)
-        methods: tuple[MeasureMethod, ...] = ("lanczos", "weight_space")
-        if asked.examples == "max" and self.plan.by("lanczos"):
-            methods = ("weight_space",)
-            self.screen = self.screen or GaussNewtonScreen(self.model, self.plan, self.deltas, smooth)
-            self.screen.add(inputs, targets)
-            for column in self._columns("lanczos"):
-                for key in _FORMS:
-                    rows[key][:, column] = math.nan
-        brackets = smooth_brackets(self.model, inputs, targets, self.plan, self.deltas, smooth, methods)
-        for name, bracket in brackets.items():
-            column = self.names.index(name)
-            for key, value in zip(_FORMS, (bracket.value, bracket.lower, bracket.upper), strict=True):
-                rows[key][:, column] = value
+    def _smooth(self, batch: LabelledBatch, rows: dict[str, torch.Tensor]) -> None:
+        asked, plan = self.settings, self.engine.plan
+        names = plan.by("lanczos", "weight_space")
+        filled = names
+        if asked.examples == "max" and plan.by("lanczos"):
+            filled = plan.by("weight_space")
+            self.screen = self.screen or GaussNewtonScreen(
+                self.engine, asked.stopping, asked.seed, prove=asked.tol is not None
+            )
+            self.screen.add(batch)
+            for key in _FORMS:
+                rows[key][:, self._columns("lanczos")] = math.nan
+        if filled:
+            forms = self.engine.lanczos(batch, filled, asked.stopping)
+            columns = [self.engine.names.index(name) for name in filled]
+            for key in _FORMS:
+                rows[key][:, columns] = getattr(forms, key)
         if asked.trace == "exact":
-            for column in self._columns("lanczos", "weight_space"):
-                rows["trace"][:, column] = rows["trace_stderr"][:, column] = math.nan
+            for key in ("trace", "trace_stderr"):
+                rows[key][:, self._columns("lanczos", "weight_space")] = math.nan
         elif asked.trace:
-            traces = smooth_traces(self.model, inputs, targets, self.plan, smooth)
-            for name, (value, stderr) in traces.items():
-                column = self.names.index(name)
-                rows["trace"][:, column], rows["trace_stderr"][:, column] = value, stderr
+            self._traces(batch, rows, "lanczos", None)
+            # Product by product for each example: there `steps` and `tol` count.
+            self._traces(batch, rows, "weight_space", asked.stopping)
+
+    def _traces(
+        self,
+        batch: LabelledBatch,
+        rows: dict[str, torch.Tensor],
+        method: MeasureMethod,
+        stopping: Stopping | None,
+    ) -> None:
+        names, columns = self.engine.plan.by(method), self._columns(method)
+        if names:
+            found = self.engine.trace(batch, names, stopping)
+            rows["trace"][:, columns], rows["trace_stderr"][:, columns] = found.value, found.stderr
 
     def finish(self) -> None:
         """Refine the smooth layers' maxima, where that was asked for."""
         if self.screen is None:
             return
         found = self.screened = self.screen.maxima()
-        columns = torch.tensor([self.names.index(name) for name in found.names])
+        columns = torch.tensor([self.engine.names.index(name) for name in found.names])
         joined = {key: torch.cat(self.rows[key]) for key in _FORMS}
         joined["quadratic"][:, columns] = found.quadratic
         joined["lower"][found.argmax, columns] = found.lower
@@ -355,12 +303,10 @@ class _Measurement:
         sample = self.screen.sample(self.settings.mean_sample)
         cells = (sample.rows[:, None], columns[None, :])
         new = joined["lower"][cells].isnan()  # bounds of a screened maximum cover more than its own value
-        for key, value in zip(
-            _FORMS, (sample.forms.value, sample.forms.lower, sample.forms.upper), strict=True
-        ):
-            joined[key][cells] = torch.where(new, value, joined[key][cells])
+        for key in _FORMS:
+            joined[key][cells] = torch.where(new, getattr(sample.forms, key), joined[key][cells])
         for key, found in (("sampled_mean", sample.mean), ("sampled_stderr", sample.stderr)):
-            self.sampled[key] = torch.full((len(self.names),), math.nan, dtype=torch.float64)
+            self.sampled[key] = torch.full((len(self.engine.names),), math.nan, dtype=torch.float64)
             self.sampled[key][columns] = found
 
     def result(self) -> Measure:
@@ -369,18 +315,19 @@ class _Measurement:
         Raises:
             DataError: If there were no examples.
         """
-        if self.plan is None or not self.rows:
+        if not self.rows:
             raise DataError("there are no examples to measure: the batches are empty")
+        engine = self.engine
         place = torch.cat(self.order).argsort()
         joined = {key: torch.cat(values)[place] for key, values in self.rows.items()}
         if not self.settings.trace:
             del joined["trace"], joined["trace_stderr"]
-        distances = [torch.linalg.vector_norm(self.deltas[name].double()).cpu() for name in self.names]
+        distances = [torch.linalg.vector_norm(d.double()).cpu() for d in engine.differences.values()]
         return Measure(
-            names=self.names,
+            names=engine.names,
             distances=torch.stack(distances),
-            methods=[layer.method for layer in self.plan.layers],
-            reasons=[layer.reason for layer in self.plan.layers],
+            methods=[layer.method for layer in engine.plan.layers],
+            reasons=[layer.reason for layer in engine.plan.layers],
             quadratic=joined["quadratic"],
             lower=joined["lower"],
             upper=joined["upper"],

@@ -18,11 +18,13 @@ from torch import nn
 from hesstune.checks import also_called
 from hesstune.curvature.arguments import LabelledBatch
 from hesstune.curvature.batches import rows_of
-from hesstune.curvature.capture import capture, differentiable
-from hesstune.curvature.exact import exact_forms
+from hesstune.curvature.capture import differentiable
+from hesstune.curvature.engine import CurvatureEngine
+from hesstune.curvature.exact.backward_mode import exact_forms
 from hesstune.curvature.objective import Objective, PerExampleLoss
-from hesstune.curvature.products import LayerProducts, WeightProducts
 from hesstune.curvature.selection import selected_layers
+from hesstune.curvature.smooth.products import LayerProducts
+from hesstune.curvature.smooth.weight_space import WeightProducts
 from hesstune.errors import ConfigError, DataError
 from hesstune.forward import batch_size, evaluating, logits_of, moved
 from hesstune.reference import layer_names
@@ -162,6 +164,7 @@ def noise_stability_table(
     names = selected_layers(layer_names(model), layers)
     weights = {name: dict(model.named_parameters())[name] for name in names}
     objective = Objective(loss, noise_matrix)
+    engine = CurvatureEngine(model, {name: torch.zeros_like(w) for name, w in weights.items()}, objective)
     device = next(iter(weights.values())).device
     rises = torch.zeros(len(sigmas), samples, dtype=torch.float64)
     exact, probed, examples = 0.0, torch.zeros(probes, dtype=torch.float64), 0
@@ -171,7 +174,7 @@ def noise_stability_table(
         rises += _rises(model, weights, (inputs, targets), objective, sigmas, samples, seed)
         for index in torch.arange(batch_size(inputs)).split(_CHUNK) if probes else ():
             part = rows_of(inputs, index), targets[index.to(device)]
-            known, estimated = _traces(model, part, names, objective, probes, seed)
+            known, estimated = _traces(engine, part, probes, seed)
             exact, probed = exact + known, probed + estimated
     if all_reduce_sum is not None:
         rises, probed = all_reduce_sum(rises), all_reduce_sum(probed)
@@ -271,17 +274,18 @@ class _Linearised:
 
 
 def _traces(
-    model: nn.Module, batch: LabelledBatch, names: list[str], objective: Objective, probes: int, seed: int
+    engine: CurvatureEngine, batch: LabelledBatch, probes: int, seed: int
 ) -> tuple[float, torch.Tensor]:
     """Return Σ_examples Σ_i Tr H_i as a part known exactly and one estimate a probe of the rest."""
-    inputs, targets = batch
+    inputs, targets = engine.take(batch)
+    names, objective = engine.names, engine.loss
     exact, rest = 0.0, torch.zeros(probes, dtype=torch.float64)
-    with differentiable(model, names):
-        captured = capture(model, inputs, names)
-        found = [name for name in names if name in captured.layers]
+    with differentiable(engine.model, names):
+        captured = engine.capture(inputs, names)
+        apart = engine.plan.by("weight_space")
+        found = [name for name in names if name in captured.layers and name not in apart]
         if objective.is_mixture and found:
-            zeros = {name: torch.zeros_like(captured.layers[name].weight) for name in found}
-            trace = exact_forms(captured, found, zeros, trace=True).trace
+            trace = exact_forms(captured, found, {}, trace=True).trace
             weight = objective.curvature_weight(targets, captured.logits.shape[1])
             assert trace is not None
             exact = float((weight.to(trace)[:, None] * trace).sum())
@@ -292,7 +296,7 @@ def _traces(
             if name in products.layers:
                 rest += _hutchinson(products, name, probes, generator)
             else:
-                single = WeightProducts(model, inputs, targets, objective, name)
+                single = WeightProducts(engine.model, inputs, targets, objective, name)
                 rest += single.hutchinson(probes, generator)
     return exact, rest
 

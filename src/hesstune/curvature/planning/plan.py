@@ -14,21 +14,20 @@ from typing import Literal
 import torch
 from torch import nn
 
-from hesstune._former import former_names
 from hesstune.curvature.batches import differing_rows, rows_of
 from hesstune.curvature.capture import Capture, capture
-from hesstune.curvature.exact import exact_forms, sources
-from hesstune.curvature.layers import CapturedLayer, Layout
-from hesstune.curvature.layouts import find_layouts
+from hesstune.curvature.layers import Layout
 from hesstune.curvature.objective import Objective
 from hesstune.curvature.padding import ignores_padding
-from hesstune.curvature.refusals import (
+from hesstune.curvature.planning.layouts import find_layouts
+from hesstune.curvature.planning.probe import probe_errors
+from hesstune.curvature.planning.refusals import (
     refuse_bad_logits,
     refuse_hidden_use,
     refuse_mixed_examples,
     refuse_training_modules,
 )
-from hesstune.curvature.structure import Structure, read_structure
+from hesstune.curvature.planning.structure import Structure, read_structure
 from hesstune.errors import MeasureError
 from hesstune.forward import Inputs, batch_size
 
@@ -37,9 +36,6 @@ __all__ = ["LayerPlan", "MeasureMethod", "MeasurePlan", "make_measure_plan"]
 MeasureMethod = Literal["exact", "lanczos", "weight_space", "unused"]
 _PROBE_EXAMPLES = 4
 _CURVATURE_EXAMPLES = 2
-_PROBED_LAYERS = 4
-# Weights probed at a time, in bytes: a direction and a gradient of that size are held beside the network.
-_GROUP_BYTES = 64 * 2**20
 # At the largest output a backward pass holds the gradients before and after it, copies of them in the
 # convolution's own layout, and products of them (measured).
 _IN_FLIGHT = 8
@@ -124,8 +120,11 @@ def make_measure_plan(
     nodes = {name: layer.edge.node for name, layer in captured.layers.items()}
     structure = read_structure(captured.logits, {n: parameters[n] for n in names}, nodes)
     plans = {name: _plan_layer(model, probe, name, captured, structure) for name in names}
-    if method != "lanczos" and objective.is_mixture:
-        plans |= _confirm(model, probe, plans, layouts, captured.overwritten, structure.unsure, seed)
+    exact = [name for name, plan in plans.items() if plan.method == "exact"]
+    if exact and method != "lanczos" and objective.is_mixture:
+        few = rows_of(probe, torch.arange(min(batch_size(probe), _CURVATURE_EXAMPLES)))
+        again = capture(model, few, exact, layouts, copied=captured.overwritten)
+        plans |= _confirmed(plans, exact, again, structure.unsure, seed)
     plans = {name: _as_asked(plan, method, objective) for name, plan in plans.items()}
     outputs = sum(layer.shape.numel() for layer in captured.layers.values()) * captured.logits.element_size()
     largest = max((layer.shape.numel() for layer in captured.layers.values()), default=0)
@@ -165,24 +164,13 @@ def _as_asked(plan: LayerPlan, method: str, objective: Objective) -> LayerPlan:
     return plan
 
 
-def _confirm(
-    model: nn.Module,
-    probe: Inputs,
-    plans: Mapping[str, LayerPlan],
-    layouts: Mapping[str, Layout],
-    copied: frozenset[str],
-    unsure: frozenset[str],
-    seed: int,
+def _confirmed(
+    plans: Mapping[str, LayerPlan], names: list[str], captured: Capture, unsure: frozenset[str], seed: int
 ) -> dict[str, LayerPlan]:
     """Check the exact layers by autograd on a few examples; demote the ones that disagree."""
-    names = [name for name, plan in plans.items() if plan.method == "exact"]
-    if not names:
-        return {}
-    few = rows_of(probe, torch.arange(min(batch_size(probe), _CURVATURE_EXAMPLES)))
-    captured = capture(model, few, names, layouts, copied=copied)
     captured.require(names)
     tolerance = 1e-6 if captured.logits.dtype == torch.float64 else 1e-2
-    slopes, curvatures = _probe_errors(captured, names, unsure, seed)
+    slopes, curvatures = probe_errors(captured, names, unsure, seed)
     worst = max((error for name, error in curvatures.items() if name not in unsure), default=0.0)
     confirmed = {}
     for name in names:
@@ -200,87 +188,6 @@ def _confirm(
     return confirmed
 
 
-def _probe_errors(
-    captured: Capture, names: Sequence[str], unsure: frozenset[str], seed: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Compare the formula with autograd through the weights themselves, in a random direction r.
-
-    The first derivative is compared at every layer; the second, rᵀHr against rᵀJᵀΛJr, at the layers
-    that no other one feeds and a few more: what comes after the others comes after those too, but for
-    writes into slices, so the layers before such writes are all compared. The logits are divided by
-    their spread and the target is the least likely class: saturated logits would hide
-    Σ_k (p_k − [k = y]) ∇²f_k and break autodiff.
-
-    Directions and gradients, as large as the weights, are there for a few layers at a time.
-
-    Returns:
-        Relative errors of the first derivative, of every layer, and of the second, of the probed ones.
-    """
-    logits = captured.logits
-    spread = (logits - logits.mean(1, keepdim=True)).abs().amax().detach().clamp(min=1e-30)
-    scaled = replace(captured, logits=logits / spread)
-    generator = torch.Generator().manual_seed(seed)
-    layers = [captured.layers[name] for name in names]
-    step = max(1, len(names) // _PROBED_LAYERS)
-    hidden = [i for i, name in enumerate(names) if name in unsure]
-    probed = {names[i] for i in (*sources(layers), *range(0, len(names), step), *hidden)}
-    slopes: dict[str, float] = {}
-    curvatures: dict[str, float] = {}
-    for group in _groups(layers):
-        first, second = _group_errors(scaled, group, probed, generator)
-        slopes |= first
-        curvatures |= second
-    return slopes, curvatures
-
-
-def _groups(layers: Sequence[CapturedLayer]) -> list[list[CapturedLayer]]:
-    """Cut the list where the weights of a part would be larger than `_GROUP_BYTES`."""
-    groups: list[list[CapturedLayer]] = []
-    size = 0
-    for layer in layers:
-        size += layer.weight.nbytes
-        if not groups or size > _GROUP_BYTES:
-            groups.append([])
-            size = layer.weight.nbytes
-        groups[-1].append(layer)
-    return groups
-
-
-def _group_errors(
-    captured: Capture, layers: Sequence[CapturedLayer], probed: set[str], generator: torch.Generator
-) -> tuple[dict[str, float], dict[str, float]]:
-    directions = {
-        layer.name: torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64).to(layer.weight)
-        for layer in layers
-    }
-    logits = captured.logits
-    loss = nn.functional.cross_entropy(logits, logits.argmin(1), reduction="sum")
-    found = torch.autograd.grad(loss, [layer.weight for layer in layers], create_graph=True)
-    gradients = dict(zip(directions, found, strict=True))
-    outputs = torch.autograd.grad(loss, [layer.edge for layer in layers], retain_graph=True)
-    slopes: dict[str, float] = {}
-    curvatures: dict[str, float] = {}
-    for layer, output in zip(layers, outputs, strict=True):
-        parts = layer.inner(output, layer.apply(directions[layer.name]).detach())
-        slope = (gradients[layer.name] * directions[layer.name]).sum()
-        slopes[layer.name] = _relative(slope, parts.sum(), parts.abs().sum())
-    some = [layer for layer in layers if layer.name in probed]
-    if not some:
-        return slopes, curvatures
-    forms = exact_forms(captured, [layer.name for layer in some], directions).quadratic.sum(0)
-    for layer, form in zip(some, forms, strict=True):
-        direction = directions[layer.name]
-        slope = (gradients[layer.name] * direction).sum()
-        product = torch.autograd.grad(slope, layer.weight, retain_graph=True, materialize_grads=True)[0]
-        curvatures[layer.name] = _relative((product * direction).sum(), form, form)
-    return slopes, curvatures
-
-
-def _relative(measured: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> float:
-    found, wanted, largest = (float(value.detach()) for value in (measured, expected, scale))
-    return abs(found - wanted) / max(largest, abs(found), 1e-300)
-
-
 class _KeptBytes(torch.autograd.graph.saved_tensors_hooks):
     """Counts the distinct bytes a forward pass keeps for backward, parameters and buffers aside."""
 
@@ -295,6 +202,3 @@ class _KeptBytes(torch.autograd.graph.saved_tensors_hooks):
             self._seen.add(storage.data_ptr())
             self.total += storage.nbytes()
         return tensor
-
-
-__getattr__ = former_names(__name__, make_plan="make_measure_plan", Method="MeasureMethod")

@@ -9,24 +9,21 @@ tried in the order of both; each is dropped as soon as its upper bound is below 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
-from torch import nn
 
-from hesstune.curvature.batches import rows_of
-from hesstune.curvature.lanczos import Stopping, hessian_source
-from hesstune.curvature.layers import Layout
-from hesstune.curvature.objective import PerExampleLoss
-from hesstune.curvature.quadrature import Bracket, Krylov, positive_bracket
-from hesstune.curvature.ranking import Ranking, rank_examples
+from hesstune.curvature.smooth.quadrature import Bracket, Krylov, positive_bracket
+from hesstune.curvature.smooth.ranking import Ranking
+from hesstune.curvature.smooth.source import HessianSource
+from hesstune.curvature.smooth.stopping import Stopping
 from hesstune.errors import ConfigError
-from hesstune.forward import Inputs, batch_size
 
-__all__ = ["SAFETY", "Screening", "Status", "lanczos_maximum", "screen_maximum", "screening_sentence"]
+__all__ = ["SAFETY", "Screening", "Status", "screen_maximum", "screening_sentence"]
 
-Fetch = Callable[[int], tuple[Inputs, torch.Tensor]]
+Open = Callable[[int, list[str]], AbstractContextManager[HessianSource]]
 
 # How far a prediction may fall short of the truth. On small networks moved far, with confidently
 # wrong examples, 1.5 missed the maximum in 13 of 90 layers, 8 in 3, and 32 in 1.
@@ -118,75 +115,15 @@ def screening_sentence(tallies: torch.Tensor) -> str:
     )
 
 
-def lanczos_maximum(
-    model: nn.Module,
-    inputs: Inputs,
-    targets: torch.Tensor,
-    deltas: Mapping[str, torch.Tensor],
-    *,
-    loss: PerExampleLoss | None = None,
-    stopping: Stopping = _MAXIMUM,
-    check: int = 3,
-    seed: int = 0,
-    chunk: int = 16,
-    layouts: Mapping[str, Layout] | None = None,
-    copied: frozenset[str] = frozenset(),
-) -> Screening:
-    """Find the largest v_iᵀ H_i⁺ v_i over one batch, for each layer.
-
-    `chunk` examples are ranked at once; the other arguments are those of `screen_maximum` and
-    `lanczos_forms`.
-
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.GELU(), torch.nn.Linear(4, 2))
-        >>> x, y = torch.randn(20, 3), torch.randint(2, (20,))
-        >>> found = lanczos_maximum(model, x, y, {"0.weight": torch.ones(4, 3)})
-        >>> bool(found.lower <= found.value), found.status.shape
-        (True, torch.Size([20, 1]))
-    """
-    more = {"loss": loss, "layouts": layouts, "copied": copied}
-    ranking = Ranking.joined(
-        [
-            rank_examples(
-                model,
-                rows_of(inputs, index),
-                targets[index.to(targets.device)],
-                deltas,
-                **more,  # type: ignore[arg-type]
-            )
-            for index in torch.arange(batch_size(inputs)).split(chunk)
-        ]
-    )
-
-    def fetch(example: int) -> tuple[Inputs, torch.Tensor]:
-        return rows_of(inputs, torch.tensor([example])), targets[example : example + 1]
-
-    return screen_maximum(
-        model,
-        fetch,
-        ranking,
-        deltas,
-        stopping=stopping,
-        check=check,
-        seed=seed,
-        **more,  # type: ignore[arg-type]
-    )
-
-
 def screen_maximum(
-    model: nn.Module,
-    fetch: Fetch,
     ranking: Ranking,
     deltas: Mapping[str, torch.Tensor],
+    opened: Open,
     *,
-    loss: PerExampleLoss | None = None,
     stopping: Stopping = _MAXIMUM,
     safety: float = SAFETY,
     check: int = 3,
     seed: int = 0,
-    layouts: Mapping[str, Layout] | None = None,
-    copied: frozenset[str] = frozenset(),
 ) -> Screening:
     """Find the largest v_iᵀ H_i⁺ v_i over n ranked examples, for each layer.
 
@@ -201,17 +138,13 @@ def screen_maximum(
     All products of one example share one graph.
 
     Args:
-        model: The network; run in eval mode and left as it was.
-        fetch: index -> (inputs, targets) of that one example, as a batch of one.
-        ranking: Of the same n examples, from `rank_examples`.
-        deltas: v_i by layer name; their order is the result's.
-        loss: (logits (B, K), targets) -> (B,); cross-entropy where left out.
+        ranking: Of the n examples, from `rank_examples`.
+        deltas: v_i by layer name; their order is the ranking's and the result's.
+        opened: (example, layers) -> where their recurrences start, while the context is open.
         stopping: When an example that may be the maximum is known well enough.
         safety: Factor on the predictions; infinity tries every example, so that none is ranked only.
         check: Pairs in the random check, for each layer; 0 leaves it out.
         seed: Of the check.
-        layouts: From `find_layouts`, where known.
-        copied: Layers whose input is copied, from an earlier `Capture.overwritten`.
 
     Raises:
         ConfigError: If there are no examples, or an argument is out of range.
@@ -227,9 +160,7 @@ def screen_maximum(
         for example, layer in pairs:
             wanted.setdefault(example, []).append(layer)
         for example in sorted(wanted, key=lambda e: -len(wanted[e])):
-            inputs, targets = fetch(example)
-            names = [board.names[layer] for layer in wanted[example]]
-            with hessian_source(model, inputs, targets, names, loss, layouts, copied) as source:
+            with opened(example, [board.names[layer] for layer in wanted[example]]) as source:
                 for layer in wanted[example]:
                     board.challenge(example, layer, source.krylov(board.names[layer], board.deltas[layer]))
 

@@ -1,0 +1,392 @@
+"""One object for one network: forms, traces and spectra of H_i for batch after batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from hesstune.curvature.arguments import LabelledBatch
+from hesstune.curvature.batches import fixed_entries, known_as, rows_of
+from hesstune.curvature.capture import Capture, capture, differentiable
+from hesstune.curvature.declared import Means
+from hesstune.curvature.exact.backward_mode import exact_forms
+from hesstune.curvature.exact.forms import ExactForms, LogitForms
+from hesstune.curvature.exact.forward_mode import exact_by_forward_mode
+from hesstune.curvature.interception import OnOutput
+from hesstune.curvature.objective import Objective, PerExampleLoss
+from hesstune.curvature.padding import trimmed
+from hesstune.curvature.planning.plan import MeasurePlan, make_measure_plan
+from hesstune.curvature.planning.refusals import require_finite
+from hesstune.curvature.selection import selected_layers
+from hesstune.curvature.smooth.lanczos import LanczosForms, Traces, lanczos_forms, probe_forms
+from hesstune.curvature.smooth.products import LayerProducts
+from hesstune.curvature.smooth.quadrature import probe_mean
+from hesstune.curvature.smooth.ranking import Ranking, rank_examples
+from hesstune.curvature.smooth.source import BatchSource, HessianSource
+from hesstune.curvature.smooth.stopping import Stopping
+from hesstune.curvature.smooth.weight_space import WeightProducts
+from hesstune.errors import ConfigError, DataError, LayerError, unknown_name
+from hesstune.forward import Inputs, batch_size, moved
+from hesstune.reference import Reference
+
+__all__ = ["CurvatureEngine"]
+
+# Double backward graphs are several times a forward pass: fewer examples share one.
+_SHARED = 8
+
+
+class CurvatureEngine:
+    """H_i⁺ of a network's layers, one example and one layer at a time, never as a matrix.
+
+    H_i is the Hessian of one example's loss in vec(W_i) alone, H_i⁺ its positive part, v_i a direction of
+    W_i's shape, such as its difference from a reference. Each method takes a batch (inputs, targets), as
+    `measure` does, and returns tensors with one row an example, float64 on the CPU. `measure` streams
+    batches through the same methods; who has a loop of one's own calls them there.
+
+    The first batch decides how each layer is measured (`plan`). A batch of one example cannot tell
+    whether examples influence each other, so a larger one that comes later decides again. The network is
+    used in eval mode, and after each call everything is as it was found. Its weights may change between
+    calls; `differences` stay as they were given.
+
+    Args:
+        model: The network, in float32 or float64.
+        differences: v_i by layer name, each of the weight's shape; their order is that of the columns.
+        loss: `cross_entropy`, an `Objective` (consistent loss, label smoothing, class weights), or a
+            callable (logits (B, K), targets) -> (B,).
+        method: `auto` decides layer by layer, `exact` refuses layers for which there is no closed form,
+            `lanczos` plans the smooth path everywhere.
+        seed: Of every random probe; the global random state is not used.
+
+    Attributes:
+        model: As given.
+        names: The L layers.
+        differences: v_i by layer name.
+        loss: The `Objective`.
+        device: Where the weights are; batches are moved there.
+
+    Raises:
+        LayerError: If a name is no parameter of the network, or there are none.
+        ConfigError: If a difference has another shape than its weight.
+
+    Example:
+        >>> import torch
+        >>> from hesstune import Reference
+        >>> from hesstune.curvature import CurvatureEngine
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 3))
+        >>> ref = Reference.of(model)
+        >>> with torch.no_grad():
+        ...     for p in model.parameters():
+        ...         _ = p.add_(0.1)
+        >>> engine = CurvatureEngine.of(model, ref)
+        >>> batch = torch.randn(5, 4), torch.tensor([0, 2, 1, 0, 2])
+        >>> engine.exact(batch).names, engine.lanczos(batch, ["0.weight"]).quadratic.shape
+        (['2.weight'], torch.Size([5, 1]))
+        >>> bool((engine.trace(batch).value > 0).all()), tuple(engine.spectrum(batch).shape)
+        (True, (5, 2, 2))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        differences: Mapping[str, torch.Tensor],
+        loss: str | PerExampleLoss = "cross_entropy",
+        *,
+        method: Means = "auto",
+        seed: int = 0,
+    ) -> None:
+        weights = dict(model.named_parameters())
+        for name, delta in differences.items():
+            if name not in weights:
+                raise unknown_name("layer", name, list(weights), LayerError)
+            if delta.shape != weights[name].shape:
+                raise ConfigError(
+                    f"the difference of '{name}' must have its weight's shape, {tuple(weights[name].shape)}; "
+                    f"got {tuple(delta.shape)}"
+                )
+        if not differences:
+            raise LayerError("there are no layers to measure: differences is empty")
+        self.model, self.names, self.differences = model, list(differences), dict(differences)
+        self.loss = loss if isinstance(loss, Objective) else Objective(loss)
+        self.device = next(iter(weights.values())).device
+        self._method, self._seed = method, seed
+        self._moved = {name: delta for name, delta in self.differences.items() if bool(delta.any())}
+        self._plan: MeasurePlan | None = None
+        self._planned_on = 0
+        self._fixed: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        ref: Reference,
+        layers: str | Sequence[str] | None = None,
+        loss: str | PerExampleLoss = "cross_entropy",
+        *,
+        method: Means = "auto",
+        seed: int = 0,
+    ) -> CurvatureEngine:
+        """Build the engine with v_i = vec(W_i − W_i⁽ˢ⁾).
+
+        Args:
+            model: The network.
+            ref: Its reference.
+            layers: Names or fnmatch patterns of layers; all where None.
+            loss: As in the constructor.
+            method: As in the constructor.
+            seed: As in the constructor.
+
+        Raises:
+            LayerError: If the model does not match the reference, or a pattern matches no layer.
+        """
+        ref.check(model)
+        names = selected_layers(ref.layers(), layers)
+        return cls(model, {n: ref.difference(model, n) for n in names}, loss, method=method, seed=seed)
+
+    @property
+    def plan(self) -> MeasurePlan:
+        """How each layer is measured, and why.
+
+        Raises:
+            ConfigError: If no batch was seen yet.
+        """
+        if self._plan is None:
+            raise ConfigError("no batch was seen yet, so nothing is planned: call plan_on(inputs) first")
+        return self._plan
+
+    def plan_on(self, inputs: Inputs) -> MeasurePlan:
+        """Decide on these inputs how each layer is measured; a few examples of them are used.
+
+        Raises:
+            MeasureError: If the network cannot be measured, or a layer not by the method asked.
+        """
+        inputs = moved(inputs, self.device)
+        with differentiable(self.model, self.names):
+            self._plan = make_measure_plan(
+                self.model, inputs, self.names, self.loss, self._method, self._seed
+            )
+        self._planned_on = batch_size(inputs)
+        if self._planned_on > 1:
+            self._fixed = fixed_entries(inputs)
+        return self._plan
+
+    def take(self, batch: LabelledBatch) -> LabelledBatch:
+        """Return the batch on the network's device, checked; plan on it if it is the first.
+
+        Raises:
+            DataError: If inputs and targets are not equally many.
+        """
+        inputs, targets = moved(batch[0], self.device), torch.as_tensor(batch[1]).to(self.device)
+        size = batch_size(inputs)
+        if targets.shape[:1] != (size,):
+            raise DataError(f"a batch has {size} inputs but targets of shape {tuple(targets.shape)}")
+        if self._plan is None or (self._planned_on == 1 and size > 1):
+            self.plan_on(inputs)
+        return known_as(inputs, self._fixed), targets
+
+    def capture(self, inputs: Inputs, names: Sequence[str], on_output: OnOutput | None = None) -> Capture:
+        """Run one forward pass and return these layers as they were used in it.
+
+        Call it inside `differentiable`, with inputs that `take` returned.
+        """
+        return capture(self.model, inputs, names, self.plan.layouts, on_output, self.plan.copied)
+
+    def exact(
+        self,
+        batch: LabelledBatch,
+        *,
+        trace: bool = False,
+        spectrum: bool = False,
+        skip_classes: float | None = None,
+        rows: torch.Tensor | None = None,
+    ) -> ExactForms:
+        """Compute v_iᵀ H_i⁺ v_i of the layers planned as `exact`, from at most K − 1 backward passes for all.
+
+        Args:
+            batch: (inputs, targets).
+            trace: Also Tr H_i⁺, from the same passes.
+            spectrum: Also the nonzero eigenvalues, which keeps all passes' gradients at once.
+            skip_classes: As in `measure`; not used together with trace or spectrum.
+            rows: What errors call the examples, (B,); their place in the batch where None.
+
+        Raises:
+            MeasureError: If logits are not finite, or a layer is used otherwise than the plan saw.
+        """
+        inputs, targets = self.take(batch)
+        names = self.plan.by("exact")
+        # All weights' gradients are on: some kernels go by that, and so do the last digits.
+        with differentiable(self.model, self.names):
+            captured = self.capture(inputs, names)
+            captured.require(names)
+            logits = captured.logits.detach()
+            require_finite(logits, rows)
+            losses = self.loss(logits, targets)
+            if not names:
+                forms = LogitForms.of_no_layer(logits, trace=trace, spectrum=spectrum)
+                return forms.of_loss(names, torch.ones_like(losses), losses)
+            # One forward-mode product costs about two backward passes to the outputs.
+            few = 2 * len(names) < logits.shape[1] - 1
+            if few and skip_classes is None and not (trace or spectrum):
+                del captured
+                forms = exact_by_forward_mode(
+                    lambda name, on_output: self.capture(inputs, [name], on_output).logits,
+                    names,
+                    self.differences,
+                )
+            else:
+                forms = exact_forms(
+                    captured,
+                    names,
+                    self._moved,
+                    trace=trace,
+                    spectrum=spectrum,
+                    tol=skip_classes,
+                    seed=self._seed,
+                )
+        return forms.of_loss(names, self.loss.curvature_weight(targets, logits.shape[1]), losses)
+
+    def lanczos(
+        self, batch: LabelledBatch, names: Sequence[str] | None = None, stopping: Stopping | None = None
+    ) -> LanczosForms:
+        """Bracket v_iᵀ H_i⁺ v_i by Lanczos, which holds for every layer.
+
+        Args:
+            batch: (inputs, targets).
+            names: Of these layers; all where None.
+            stopping: When to stop; where None, once the value is proved to 3 %, after 64 products at most.
+        """
+        stopping = stopping or Stopping()
+        deltas = self._chosen(names)
+        parts = []
+        for part in self._parts(batch):
+            with self.source(part, list(deltas)) as source:
+                parts.append(lanczos_forms(source, deltas, stopping))
+        return LanczosForms.joined(parts)
+
+    def rank(self, batch: LabelledBatch, names: Sequence[str] | None = None) -> Ranking:
+        """Compute the Gauss–Newton values v_iᵀ J_iᵀ Λ J_i v_i and the residuals ‖∂ℓ/∂f‖₁.
+
+        They cost K − 1 backward passes for all layers, and predict which examples have large v_iᵀ H_i⁺ v_i.
+
+        Args:
+            batch: (inputs, targets).
+            names: Of these layers; all where None. Values are 0 where the input cannot be captured.
+        """
+        inputs, targets = self.take(batch)
+        deltas = self._chosen(names)
+        with differentiable(self.model, list(deltas)):
+            captured = self.capture(inputs, list(deltas))
+            known = self.plan.layouts  # ranked as 0, a layer would never be refined
+            captured.require([name for name in deltas if name in known and captured.calls[name]])
+            return rank_examples(captured, targets, deltas, self.loss)
+
+    def trace(
+        self,
+        batch: LabelledBatch,
+        names: Sequence[str] | None = None,
+        stopping: Stopping | None = None,
+        probes: int = 8,
+    ) -> Traces:
+        """Compute Tr H_i⁺: of exact layers exactly, of others by stochastic Lanczos quadrature.
+
+        A layer's probes depend on the seed and its place alone, so batch size and order do not matter.
+
+        Args:
+            batch: (inputs, targets).
+            names: Of these layers; all where None.
+            stopping: When each probe's recurrence stops, as in `lanczos`.
+            probes: How many; at least 2.
+
+        Raises:
+            ConfigError: If there are fewer than two probes.
+        """
+        if probes < 2:
+            raise ConfigError(f"probes must be at least 2 to tell an error; got {probes}")
+        names, batch = list(self._chosen(names)), self.take(batch)
+        value = torch.zeros(len(batch[1]), len(names), dtype=torch.float64)
+        stderr = torch.zeros_like(value)
+        exact = [name for name in self.plan.by("exact") if name in names]
+        if exact:
+            forms = self.exact(batch, trace=True)
+            assert forms.trace is not None
+            for name in exact:
+                value[:, names.index(name)] = forms.trace[:, forms.names.index(name)]
+        smooth = [name for name in names if name in self.plan.by("lanczos", "weight_space")]
+        if smooth:
+            columns = self._quadrature(batch, smooth, stopping or Stopping(), probes)
+            for name, (mean, error) in zip(smooth, columns, strict=True):
+                value[:, names.index(name)], stderr[:, names.index(name)] = mean, error
+        return Traces(names, value, stderr)
+
+    def spectrum(self, batch: LabelledBatch) -> torch.Tensor:
+        """Compute the K − 1 largest eigenvalues of H_i, descending, (B, L, K − 1); NaN where it is not exact.
+
+        H_i = J_iᵀ w Λ J_i has rank K − 1 at most: the others are 0.
+        """
+        forms = self.exact(batch, spectrum=True)
+        assert forms.spectrum is not None
+        size, _, columns = forms.spectrum.shape
+        found = torch.full((size, len(self.names), columns), torch.nan, dtype=torch.float64)
+        found[:, [self.names.index(name) for name in forms.names]] = forms.spectrum
+        return found
+
+    @contextmanager
+    def source(self, batch: LabelledBatch, names: Sequence[str]) -> Iterator[HessianSource]:
+        """Build the graph in which Lanczos starts for these layers of a batch; all examples share it.
+
+        A layer whose weight is used more than once or in other ways is served in weight space, one example
+        at a time.
+        """
+        inputs, targets = self.take(batch)
+        apart = self.plan.by("weight_space")
+        with differentiable(self.model, names):
+            shared = None
+            batched = [name for name in names if name not in apart]
+            if batched:
+                captured = self.capture(inputs, batched)
+                found = [name for name in batched if name in captured.layers]
+                shared = LayerProducts(captured, targets, self.loss, found)
+            yield BatchSource(shared, lambda n: WeightProducts(self.model, inputs, targets, self.loss, n))
+
+    def _chosen(self, names: Sequence[str] | None) -> dict[str, torch.Tensor]:
+        for name in names or ():
+            if name not in self.differences:
+                raise unknown_name("layer", name, self.names, LayerError)
+        return self.differences if names is None else {name: self.differences[name] for name in names}
+
+    def _parts(self, batch: LabelledBatch) -> Iterator[LabelledBatch]:
+        """Split a batch into examples that share a graph, without the padding that none of them needs."""
+        inputs, targets = self.take(batch)
+        for index in torch.arange(batch_size(inputs)).split(_SHARED):
+            part = rows_of(inputs, index)
+            yield trimmed(part) if self.plan.cuts_padding else part, targets[index.to(self.device)]
+
+    def _quadrature(
+        self, batch: LabelledBatch, names: list[str], stopping: Stopping, probes: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the mean over the probes and its standard error, (B,) each, layer by layer."""
+        weights = dict(self.model.named_parameters())
+        batched = [name for name in names if name in self.plan.by("lanczos")]
+
+        def probes_of(name: str) -> Iterator[torch.Tensor]:
+            place = self._seed * 1_000_003 + batched.index(name) if name in batched else self._seed
+            generator = torch.Generator().manual_seed(place)
+            for _ in range(probes):
+                z = torch.randn(weights[name].shape, generator=generator, dtype=torch.float64)
+                yield z.to(weights[name])
+
+        found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        for part in self._parts(batch):
+            with self.source(part, names) as source:
+                for name in names:
+                    found[name].append(probe_forms(source, name, probes_of(name), stopping))
+        columns = []
+        for name, values in found.items():
+            # How many examples are averaged at once decides a mean's last digit: as many as share a graph.
+            together = values if name in batched else [torch.cat(values, 1)]
+            means, errors = zip(*[probe_mean(part) for part in together], strict=True)
+            columns.append((torch.cat(means), torch.cat(errors)))
+        return columns

@@ -1,0 +1,251 @@
+"""The engine's methods, batch by batch, against the dense twins and against `measure`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import PIECEWISE_LINEAR, build, mlp, moved
+from torch import nn
+
+from hesstune.curvature import CurvatureEngine, Objective
+from hesstune.curvature.dense import block_hessian, block_jacobian, positive_form, positive_trace
+from hesstune.curvature.measure import measure
+from hesstune.curvature.smooth.stopping import Stopping
+from hesstune.errors import ConfigError, DataError, LayerError, MeasureError
+
+TIGHT = {"rtol": 1e-8, "atol": 1e-14}
+ENOUGH = Stopping(steps=80)
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+class AlsoFunctional(nn.Module):
+    """Its first weight is found in one plain call, and the logits depend on it in another way, too."""
+
+    def __init__(self, act=torch.relu):
+        super().__init__()
+        self.a, self.b, self.act = nn.Linear(4, 4), nn.Linear(4, 3), act
+
+    def forward(self, x):
+        return self.b(self.act(self.a(x))) + 0.5 * self.a.weight.square().sum() * x[:, :3]
+
+
+def made(model, scale=0.3):
+    generator = torch.Generator().manual_seed(1)
+    for p in model.double().parameters():
+        nn.init.normal_(p, 0, 0.5, generator=generator)
+    return model, moved(model, scale)
+
+
+def hessians(model, inputs, targets, names, *loss):
+    return {name: block_hessian(model, inputs, targets, name, *loss) for name in names}
+
+
+@pytest.mark.parametrize("name", [n for n in PIECEWISE_LINEAR if n != "mlp_fifty_classes"])
+def test_exact_forms_traces_and_spectra_are_the_dense_twins(name):
+    case = build(name)
+    engine, batch = CurvatureEngine.of(case.model, case.ref), (case.inputs, case.targets)
+    forms = engine.exact(batch, trace=True, spectrum=True)
+    assert forms.names == engine.names == case.ref.layers()
+    for i, (layer, dense) in enumerate(hessians(case.model, *batch, engine.names).items()):
+        v = case.ref.difference(case.model, layer)
+        torch.testing.assert_close(forms.quadratic[:, i], positive_form(dense, v), **TIGHT)
+        torch.testing.assert_close(forms.trace[:, i], positive_trace(dense), **TIGHT)
+        eigenvalues = torch.linalg.eigvalsh(dense).flip(1)[:, : forms.spectrum.shape[2]]
+        torch.testing.assert_close(
+            forms.spectrum[:, i, : eigenvalues.shape[1]], eigenvalues, rtol=1e-7, atol=1e-12
+        )
+    assert torch.equal(engine.spectrum(batch), engine.exact(batch, spectrum=True).spectrum)
+    assert torch.equal(engine.trace(batch).value, engine.exact(batch, trace=True).trace)
+    assert not engine.trace(batch).stderr.any()
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp_gelu", "attention", "torch_encoder_sequence_first"])
+def test_lanczos_holds_for_every_layer(name):
+    case = build(name)
+    engine, batch = CurvatureEngine.of(case.model, case.ref), (case.inputs, case.targets)
+    forms = engine.lanczos(batch, stopping=ENOUGH)
+    assert forms.names == engine.names
+    for i, (layer, dense) in enumerate(hessians(case.model, *batch, engine.names).items()):
+        truth = positive_form(dense, case.ref.difference(case.model, layer))
+        torch.testing.assert_close(forms.quadratic[:, i], truth, rtol=1e-6, atol=1e-12, msg=layer)
+        assert (forms.lower[:, i] <= truth * (1 + 1e-9) + 1e-12).all()
+        assert (truth <= forms.upper[:, i] * (1 + 1e-9) + 1e-12).all()
+    last = engine.lanczos(batch, [engine.names[-1]], ENOUGH)
+    torch.testing.assert_close(last.quadratic[:, 0], forms.quadratic[:, -1])
+
+
+@pytest.mark.parametrize("name", ["mlp_gelu", "attention"])
+def test_ranking_is_the_gauss_newton_form_and_the_residual(name):
+    case = build(name)
+    batch = (case.inputs, case.targets)
+    weights = torch.tensor([0.5, 2.0, 1.0, 3.0], dtype=torch.float64)
+    k = 4 if name == "mlp_gelu" else 3
+    engine = CurvatureEngine.of(case.model, case.ref, loss=Objective(class_weights=weights[:k]))
+    found = engine.rank(batch)
+    p = logits(case).softmax(1)
+    middle = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    w = weights[case.targets]
+    for i, layer in enumerate(engine.names):
+        u = block_jacobian(case.model, case.inputs, layer) @ case.ref.difference(case.model, layer).flatten()
+        form = torch.einsum("bk,bkl,bl->b", u, middle, u)
+        torch.testing.assert_close(found.gauss_newton[:, i], w * form, **TIGHT)
+    torch.testing.assert_close(found.residual, w * (p - F.one_hot(case.targets, k)).abs().sum(1))
+
+
+def logits(case):
+    with torch.no_grad():
+        given = case.inputs
+        model = case.model.eval()
+        return model(given) if isinstance(given, torch.Tensor) else model(**given)
+
+
+def test_traces_of_smooth_layers_are_within_their_errors_and_of_exact_ones_exact():
+    case = build("mlp_gelu")
+    engine, batch = CurvatureEngine.of(case.model, case.ref), (case.inputs, case.targets)
+    found = engine.trace(batch, probes=60)
+    exact = [name in engine.plan.by("exact") for name in found.names]
+    assert exact == [False, False, True]
+    for i, dense in enumerate(hessians(case.model, *batch, engine.names).values()):
+        truth = positive_trace(dense)
+        if exact[i]:
+            torch.testing.assert_close(found.value[:, i], truth, **TIGHT)
+        assert ((found.value[:, i] - truth).abs() <= 5 * found.stderr[:, i] + 1e-12).all()
+    one = engine.trace(batch, ["4.weight"])
+    assert torch.equal(one.value[:, 0], found.value[:, 2])
+    assert engine.spectrum(batch).isnan().all(2).all(0).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("act", [torch.relu, torch.tanh])
+def test_weights_used_in_a_plain_call_and_otherwise_are_measured_in_weight_space(act):
+    model, ref = made(AlsoFunctional(act))
+    engine = CurvatureEngine.of(model, ref)
+    forms = engine.lanczos((X, Y), stopping=ENOUGH)
+    traces = engine.trace((X, Y), probes=200)
+    assert engine.plan.by("weight_space") == ["a.weight"]
+    for i, (layer, dense) in enumerate(hessians(model, X, Y, engine.names).items()):
+        truth = positive_form(dense, ref.difference(model, layer))
+        torch.testing.assert_close(forms.quadratic[:, i], truth, rtol=1e-6, atol=1e-12)
+        off = (traces.value[:, i] - positive_trace(dense)).abs()
+        assert (off <= 5 * traces.stderr[:, i] + 1e-12).all()
+
+
+CASES = ["mlp", "mlp_gelu", "mlp_fifty_classes", "bert", "also_functional"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_batch_gives_what_measure_gives(name):
+    if name == "also_functional":
+        model, ref = made(AlsoFunctional(torch.tanh))
+        batch = (X, Y)
+    else:
+        case = build(name)
+        model, ref, batch = case.model, case.ref, (case.inputs, case.targets)
+    engine = CurvatureEngine.of(model, ref, seed=2)
+    m = measure(model, ref, [batch], seed=2)
+    full = measure(model, ref, [batch], seed=2, trace=True, spectrum=True)
+    exact, smooth = engine.exact(batch), engine.plan.by("lanczos", "weight_space")
+    columns = [m.names.index(n) for n in exact.names]
+    for key in ("quadratic", "lower", "upper"):
+        torch.testing.assert_close(getattr(exact, key), getattr(m, key)[:, columns], rtol=1e-12, atol=0)
+    torch.testing.assert_close(exact.losses, m.losses, rtol=1e-12, atol=0)
+    if smooth:
+        forms = engine.lanczos(batch, smooth)
+        columns = [m.names.index(n) for n in smooth]
+        for key in ("quadratic", "lower", "upper"):
+            torch.testing.assert_close(
+                getattr(forms, key), getattr(m, key)[:, columns], rtol=1e-9, atol=1e-15
+            )
+    torch.testing.assert_close(engine.trace(batch).value, full.trace, rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(engine.trace(batch).stderr, full.trace_stderr, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(engine.spectrum(batch), full.spectrum, rtol=1e-9, atol=1e-15, equal_nan=True)
+    assert [layer.method for layer in engine.plan.layers] == m.methods
+
+
+class SequenceFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x.transpose(0, 1))).mean(0))
+
+
+def test_a_batch_larger_than_one_example_decides_again():
+    model, ref = made(SequenceFirst())
+    x = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    engine = CurvatureEngine.of(model, ref)
+    engine.lanczos((x[:1], Y[:1]))
+    assert engine.plan.layouts["a.weight"] != "second"
+    found = engine.lanczos((x, Y), stopping=ENOUGH).quadratic
+    assert engine.plan.layouts["a.weight"] == "second"
+    dense = hessians(model, x, Y, engine.names)
+    truth = torch.stack([positive_form(dense[n], ref.difference(model, n)) for n in engine.names], 1)
+    torch.testing.assert_close(found, truth, rtol=1e-6, atol=1e-12)
+    plan = engine.plan
+    engine.exact((x[:2], Y[:2]))
+    assert engine.plan is plan
+
+
+class Aside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.aside, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        self.aside(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("layer", ["aside.weight", "*"])
+def test_a_layer_that_the_logits_do_not_depend_on_is_zero(layer):
+    model, ref = made(Aside())
+    engine = CurvatureEngine.of(model, ref, layer)
+    forms, traces = engine.lanczos((X, Y)), engine.trace((X, Y))
+    assert float(forms.quadratic[:, 0].abs().max()) == float(forms.upper[:, 0].abs().max()) == 0.0
+    assert float(traces.value[:, 0].abs().max()) == 0.0
+    assert engine.rank((X, Y)).gauss_newton[:, 0].abs().max() == 0
+
+
+def test_weights_may_change_between_calls_and_directions_stay():
+    model, _ = made(mlp(inputs=4, k=3))
+    direction = {"0.weight": torch.ones(6, 4, dtype=torch.float64)}
+    engine = CurvatureEngine(
+        model, direction, loss=partial(F.cross_entropy, reduction="none"), method="lanczos"
+    )
+    before = engine.lanczos((X, Y), stopping=ENOUGH).quadratic
+    with torch.no_grad():
+        model[4].weight.mul_(2.0)
+    after = engine.lanczos((X, Y), stopping=ENOUGH).quadratic
+    truth = positive_form(block_hessian(model, X, Y, "0.weight"), direction["0.weight"])
+    torch.testing.assert_close(after[:, 0], truth, rtol=1e-6, atol=1e-12)
+    assert not torch.allclose(before, after)
+
+
+def test_what_does_not_fit_is_refused():
+    model, ref = made(mlp(nn.GELU, inputs=4, k=3))
+    engine = CurvatureEngine.of(model, ref)
+    with pytest.raises(ConfigError, match="no batch was seen yet"):
+        _ = engine.plan
+    with pytest.raises(LayerError, match=r"'0\.wight'.*did you mean '0\.weight'"):
+        engine.lanczos((X, Y), ["0.wight"])
+    with pytest.raises(LayerError, match=r"did you mean '0\.weight'"):
+        CurvatureEngine(model, {"0.wight": torch.zeros(6, 4)})
+    with pytest.raises(ConfigError, match=r"weight's shape, \(6, 4\); got \(4, 6\)"):
+        CurvatureEngine(model, {"0.weight": torch.zeros(4, 6)})
+    with pytest.raises(LayerError, match="differences is empty"):
+        CurvatureEngine(model, {})
+    with pytest.raises(ConfigError, match="probes must be at least 2"):
+        engine.trace((X, Y), probes=1)
+    with pytest.raises(DataError, match=r"6 inputs but targets of shape \(5,\)"):
+        engine.exact((X, Y[:5]))
+    with pytest.raises(MeasureError, match=r"'0\.weight' cannot be measured exactly"):
+        CurvatureEngine.of(model, ref, method="exact").exact((X, Y))
+    broken = X.clone()
+    broken[2] = torch.inf
+    engine.plan_on(X)
+    with pytest.raises(MeasureError, match="logits of example 2 are not finite"):
+        engine.exact((broken, Y))
