@@ -31,7 +31,7 @@ import torch
 
 import hesstune as ht
 from hesstune.analysis.export import export_run
-from hesstune.curvature.ranking import rank_examples
+from hesstune.curvature import CurvatureEngine
 from hesstune.forward import evaluating, logits_of
 from hesstune.inputs.batches import ModelInputs, batches_of, make_inputs
 from hesstune.runtime.device import pick_device
@@ -210,12 +210,11 @@ def _logits(model: torch.nn.Module, feed: ModelInputs, rows: np.ndarray) -> torc
 
 def _forms(moved: _Moved, feed: ModelInputs, rows: np.ndarray, labels: torch.Tensor) -> torch.Tensor:
     """v_iᵀ H_i⁺ v_i, (n, L), at the network's present weights."""
+    engine = CurvatureEngine(moved.model, moved.changes, method="lanczos")
     found = []
     for batch in batches_of(feed, rows, BATCH):
         with evaluating(moved.model):
-            inputs = feed.inputs(batch)
-            target = labels[batch].to(next(moved.model.parameters()).device)
-            found.append(rank_examples(moved.model, inputs, target, moved.changes).gauss_newton)
+            found.append(engine.rank((feed.inputs(batch), labels[batch])).gauss_newton)
     return torch.cat(found)
 
 
