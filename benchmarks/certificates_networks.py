@@ -55,6 +55,8 @@ def cells(data: Path, folder: Path) -> dict[str, tuple[Options, list[Options]]]:
         found[f"{domain}, head, penalty 0.03"] = (pacs(domain, other), [{"bound": "compression"}])
     text = {"data": f"csv:{_sentences(data, folder)}", "model": "minilm", **PICKED}
     found["SST-2, MiniLM head"] = (text, [{"bound": "compression"}])
+    bounded = {**text, "method": "certified", "train": "head"}
+    found["SST-2, MiniLM head, certified"] = (bounded, [{"bound": "pac_bayes"}])
     found["photo, all weights, half for the start"] = (
         pacs("photo", WHOLE),
         [{"bound": "holdout", **half}, {"bound": "compression", **half}],

@@ -146,7 +146,7 @@ def draw(rows: Sequence[tuple[str, str, Row]]) -> Figure:
         own = [(m, row) for task, m, row in rows if task == name and row["gap"] > 0]
         for key, mark in (("paper", "x"), (DEFAULT, "o")):
             xs = [MEASURES[key][1](row) for _, row in own]
-            ax.plot(xs, [row["gap"] for _, row in own], mark, ms=4, alpha=0.7, label=MEASURES[key][0])
+            ax.plot(xs, [row["gap"] for _, row in own], mark, ms=4, alpha=0.7, label=MEASURES[key][0].strip("*"))
         ax.plot([1e-2, 10], [1e-2, 10], "k-", lw=0.6)
         ax.set_title(name + (" (development)" if name in DEVELOPMENT else ""), fontsize=7)
         ax.set(xscale="log", yscale="log", xlim=(5e-3, 20), ylim=(5e-3, 20))

@@ -2,15 +2,19 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import hesstune as ht
 from hesstune.errors import ConfigError, DataError
 from hesstune.losses.consistent import ConsistentLoss
+from hesstune.noise.estimate import from_posterior
 from hesstune.runs.task import run_task
 from hesstune.training import noise_estimate
+from hesstune.weak.votes import Votes
 
 
 def test_votes_go_straight_into_a_run_and_their_noise_is_estimated(tiny, voted, tmp_path):
@@ -28,6 +32,25 @@ def test_votes_go_straight_into_a_run_and_their_noise_is_estimated(tiny, voted, 
         assert votes[row["id"]].count(row["label"]) >= 2
     with pytest.raises(ConfigError, match="needs votes"):
         ht.finetune(tiny, noise_matrix="estimate:labelmodel")
+
+
+def test_the_matrix_of_rules_that_abstain_is_near_the_truth():
+    # Eight rules, each for one class alone and silent on most texts: a model of features and votes that takes
+    # abstaining for nothing lets one class swallow the other, and says that 45 % of the labels are wrong.
+    rng = np.random.default_rng(0)
+    true = rng.choice(2, 900, p=[0.55, 0.45])
+    features = rng.standard_normal((900, 10))
+    features[:, 0] += 1.2 * (2 * true - 1)
+    votes = np.full((900, 8), -1)
+    for rule in range(8):
+        speaks = rng.random(900) < np.where(true == rule % 2, 0.35, 0.06)
+        votes[speaks, rule] = rule % 2
+    spoken = (votes >= 0).any(axis=1)
+    given = (votes == 1).sum(axis=1) > (votes == 0).sum(axis=1)
+    wrong = (given != true)[spoken].mean()
+    part = SimpleNamespace(votes=Votes(votes[spoken], 2))
+    posterior, _ = noise_estimate._posterior(part, features[spoken], None, seed=0)
+    assert abs(from_posterior(posterior, given[spoken].astype(int)).matrix.rate - wrong) < 0.15
 
 
 def test_soft_labels_train_and_are_consistent(tiny, voted):

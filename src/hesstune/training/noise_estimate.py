@@ -98,7 +98,7 @@ def _posterior(
     """Return the label model's posterior, and warnings about the votes."""
     if part.votes is None or not part.votes.given.any():
         return None, ()
-    posterior = label(part.votes, "soft_features", features=features, clean=clean, seed=seed).posterior
+    posterior = label(part.votes, "auto", features=features, clean=clean, seed=seed).posterior
     return posterior, dependence_note(part.votes, posterior)
 
 
