@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from networks import PIECEWISE_LINEAR, build, mlp, moved
 from torch import nn
 
-from hesstune.curvature import CurvatureEngine, Objective
+from hesstune.curvature import CurvatureEngine, Objective, Stopping
 from hesstune.curvature.dense import block_hessian, block_jacobian, positive_form, positive_trace
 from hesstune.curvature.measure import measure
-from hesstune.curvature.smooth.stopping import Stopping
 from hesstune.errors import ConfigError, DataError, LayerError, MeasureError
 
 TIGHT = {"rtol": 1e-8, "atol": 1e-14}
