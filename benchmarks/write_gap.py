@@ -146,7 +146,9 @@ def draw(rows: Sequence[tuple[str, str, Row]]) -> Figure:
         own = [(m, row) for task, m, row in rows if task == name and row["gap"] > 0]
         for key, mark in (("paper", "x"), (DEFAULT, "o")):
             xs = [MEASURES[key][1](row) for _, row in own]
-            ax.plot(xs, [row["gap"] for _, row in own], mark, ms=4, alpha=0.7, label=MEASURES[key][0].strip("*"))
+            ax.plot(
+                xs, [row["gap"] for _, row in own], mark, ms=4, alpha=0.7, label=MEASURES[key][0].strip("*")
+            )
         ax.plot([1e-2, 10], [1e-2, 10], "k-", lw=0.6)
         ax.set_title(name + (" (development)" if name in DEVELOPMENT else ""), fontsize=7)
         ax.set(xscale="log", yscale="log", xlim=(5e-3, 20), ylim=(5e-3, 20))
@@ -222,8 +224,8 @@ The paper's 𝓗_i is a maximum over the distribution, for which the *training* 
 network is sure of a training example, Λ = diag(p) − p pᵀ is 0 and so is v_iᵀ H_i⁺ v_i: the measure falls as
 the gap grows. Examples that were not trained on keep their curvature. So **`measure` takes
 Σ_i √(C · mean v_iᵀ H_i⁺ v_i / n) over held-out examples**, C the largest of their losses, by
-default; `--on train` gives the paper's. The mean has a derivation, up to a factor √2
-([concepts](concepts/measure.md)); and it needs inputs alone, apart from C.
+default; `--part train` gives the paper's. The mean has a derivation ([concepts](concepts/measure.md)), and
+needs no labels apart from those in C.
 
 | Σ_i √(C·…/n) over | τ, development | τ, test | test tasks from … to | within a factor {factor:.0f} | median ratio | τ, heads, development | τ, heads, test |
 |---|---|---|---|---|---|---|---|

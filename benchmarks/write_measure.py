@@ -28,6 +28,10 @@ for C. It is a *measure*: it tells which layers went far along sharp directions.
 alone). The theorem's maximum is over the distribution, its C is known beforehand, its networks are twice
 differentiable and its O(n^(-3/4)) has no known constant. For a number that holds, see the certificates.
 
+`hesstune measure RUN` therefore measures examples that were held out (`--part train`: those it was trained
+on), and gives beside the maximum Σ_i √(C · mean v_iᵀ H_i⁺ v_i / n), which goes with the gap most closely of
+[all that was tried](gap.md).
+
 ## How it is computed
 
 *Exact path.* Where only piecewise-linear operations follow a layer (ReLU, pooling, batch norm in eval

@@ -13,12 +13,14 @@ from hesstune.inputs.image_inputs import ImageInputs
 from hesstune.runs.task import run_task
 
 
-def test_a_run_is_measured_on_the_examples_it_was_trained_on(tiny, tmp_path):
+@pytest.mark.parametrize("part", ["val", "train"])
+def test_a_run_is_measured_on_the_part_that_is_asked_for(tiny, tmp_path, part):
     run = ht.finetune(tiny, out=str(tmp_path / "a"))
-    found = measure_run(run)
+    found = measure_run(run) if part == "val" else measure_run(run, part="train")
     task = run_task(run.config)
-    feed = ImageInputs(task.train, run.loaded(), torch.device("cpu"))
-    batch = (feed.inputs(np.arange(len(task.train))), torch.from_numpy(task.train.labels))
+    examples = getattr(task, part)
+    feed = ImageInputs(examples, run.loaded(), torch.device("cpu"))
+    batch = (feed.inputs(np.arange(len(examples))), torch.from_numpy(examples.labels))
     by_hand = ht.measure(run.model(), run.reference(), [batch])
     torch.testing.assert_close(found.quadratic, by_hand.quadratic, rtol=1e-3, atol=1e-9)
     assert found.names == run.reference().layers()
@@ -26,12 +28,41 @@ def test_a_run_is_measured_on_the_examples_it_was_trained_on(tiny, tmp_path):
     record = json.loads((run.path / "measure.json").read_text())
     assert record["measure"]["n"] == len(task.train)
     assert record["measure"]["value"] == pytest.approx(by_hand.hessian_distance(len(task.train)), rel=1e-3)
-    assert ht.Measure.load(run.path).quadratic.shape == (len(task.train), 3)
+    assert record["part"] == part
+    mean = by_hand.losses.max() * by_hand.quadratic.mean(0) / len(task.train)
+    assert record["mean_measure"]["value"] == pytest.approx(float(mean.sqrt().sum()), rel=1e-3)
+    assert ht.Measure.load(run.path).quadratic.shape == (len(examples), 3)
+
+
+def test_a_run_without_validation_examples_is_measured_on_its_training_examples(tiny, tmp_path):
+    run = ht.finetune(tiny, out=str(tmp_path / "a"), val_fraction=0)
+    found = measure_run(run)
+    record = json.loads((run.path / "measure.json").read_text())
+    assert record["part"] == "train"
+    assert len(found.losses) == record["measure"]["n"]
+    assert any("no validation examples" in note for note in found.notes)
+
+
+def test_the_error_of_the_mean_measure_covers_what_other_samples_give():
+    # Layers share their examples, so the errors of their means are added, not their squares.
+    rng = np.random.default_rng(0)
+    scale = np.array([1.0, 3.0, 0.2])
+
+    def drawn():
+        values = torch.from_numpy(rng.exponential(1.0, (200, 1)) * scale)
+        ones = torch.ones(200, dtype=torch.float64)
+        return ht.Measure(
+            ["a", "b", "c"], values, values, values, ones, torch.ones(3), ["exact"] * 3, [""] * 3
+        )
+
+    found = [drawn().to_dict(50)["mean_measure"] for _ in range(300)]
+    spread = np.std([one["value"] for one in found])
+    assert np.mean([one["stderr"] for one in found]) == pytest.approx(spread, rel=0.15)
 
 
 def test_a_sample_keeps_the_size_of_the_training_set_and_says_so(tiny, tmp_path):
     run = ht.finetune(tiny, out=str(tmp_path / "a"))
-    found = measure_run(run, max_examples=5, layers=["8.*"], trace=False)
+    found = measure_run(run, part="train", max_examples=5, layers=["8.*"], trace=False)
     assert found.quadratic.shape == (5, 1)
     assert found.trace is None
     assert "5 of 14 training examples" in found.notes[-1]

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import write_gap
 import write_study_gap
-from hesstune.curvature.result import FOUND, STATEMENT
+from hesstune.curvature.result import FOUND, HELD_OUT, STATEMENT
 from write_study import records
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +32,22 @@ def test_the_sentence_quotes_the_records(found):
     heads = [measure["parts"][name] for name in ("programmatic_head", "injected_head", "clean_head")]
     assert f"between {signed(min(heads))} and {signed(max(heads))} for heads alone" in FOUND
     assert FOUND in STATEMENT
+
+
+def test_what_is_said_of_held_out_examples_is_what_the_runs_show():
+    rows = write_gap.read()
+    tested = write_gap.tasks(rows, heads=False, development=False)
+    every = tested + write_gap.tasks(rows, heads=False, development=True)
+    assert (
+        f"Over {sum(task in every for task, _, _ in rows)} whole networks on {len(every)} tasks" in HELD_OUT
+    )
+    means = {key: signed(np.mean(write_gap.taus(rows, key, tested))) for key in write_gap.MEASURES}
+    assert f"τ {means[write_gap.DEFAULT]} with the gap within a test task" in HELD_OUT
+    assert f"({means['distance']} for the distance alone, {means['paper']} for the maximum over" in HELD_OUT
+    near = f"{100 * write_gap.near(rows, write_gap.DEFAULT, tested)[0]:.0f} %"
+    assert f"a factor 5 of it in {near}" in HELD_OUT
+    for page in ("README.md", "docs/concepts/measure.md", "docs/faq.md"):
+        assert means[write_gap.DEFAULT] in (ROOT / page).read_text(encoding="utf-8")
 
 
 PAGES = ["README.md", "docs/concepts/measure.md", "docs/faq.md", "docs/measure.md"]

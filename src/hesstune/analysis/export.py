@@ -81,11 +81,14 @@ def exported_card(run: Run, how: str) -> str:
     lines += ["---", "", model_card(run.config, run.facts), "## Load it", "", f"    {how}", ""]
     records = run.records
     if (measure := records.measure) is not None:
-        value = measure.measure
+        value, mean = measure.measure, measure.mean_measure
+        said = f"{value.value:.3f}, by the maximum over {measure.examples} examples of {measure.part}"
+        if mean is not None and mean.value is not None:
+            said += f"; {mean.value:.3f} by their mean"
         lines += [
             "## Hessian distance measure",
             "",
-            f"{value.value:.3f} (n = {value.n}, C = {value.C:.3g}). {measure.statement}",
+            f"{said} (n = {value.n}, C = {value.C:.3g}). {measure.statement}",
             "",
         ]
     if (certificate := records.certificate) is not None and not certificate.diagnostic:

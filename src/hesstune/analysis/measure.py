@@ -23,6 +23,8 @@ from hesstune.storage.stored import write_record
 
 __all__ = ["SIGMAS", "measure_run", "stability_of_run"]
 
+NAMES = {"val": "validation", "train": "training"}
+NO_VALIDATION = "the run has no validation examples"
 # The loss of a fine-tuned network begins to move at the first and is lost at the last.
 SIGMAS = (0.001, 0.002, 0.005, 0.01, 0.02)
 
@@ -31,7 +33,7 @@ SIGMAS = (0.001, 0.002, 0.005, 0.01, 0.02)
 def measure_run(
     run: Run, *, progress: Callable[[int, int, str], None] | None = None, **options: Any
 ) -> Measure:
-    """Measure every layer of a finished run on its training examples; write the result beside it.
+    """Measure every layer of a finished run, by default on its validation examples; write it beside the run.
 
     Args:
         run: A finished run; measure.json and measure.safetensors are written to its folder.
@@ -43,7 +45,8 @@ def measure_run(
         RunError: If the run has not finished, or its data has changed since.
     """
     asked = make_options(MeasureOptions, options)
-    subject, task = _subject(run, asked)
+    subject, task = _subject(run, asked, asked.part)
+    part = "val" if asked.part == "val" and len(task.val) else "train"
     rows = subject.rows
     shown = None if progress is None else lambda done: progress(done, len(rows) // world(), "examples")
     found = subject.measure(
@@ -59,25 +62,32 @@ def measure_run(
         memory_mib=asked.memory_mib,
         progress=shown,
     )
-    if len(rows) < len(task.train):
-        found.notes.append(f"measured on {len(rows)} of {len(task.train)} training examples, drawn uniformly")
-    margins = margins_of(subject.net, subject.batches())
-    on_main_process(lambda: _write(run, found, subject, task, margins))
+    examples = task.val if part == "val" else task.train
+    if part != asked.part:
+        found.notes.append(f"{NO_VALIDATION}: measured on the training examples")
+    if len(rows) < len(examples):
+        found.notes.append(
+            f"measured on {len(rows)} of {len(examples)} {NAMES[part]} examples, drawn uniformly"
+        )
+    trained = subject if part == "train" else _subject(run, asked)[0]
+    margins = margins_of(subject.net, trained.batches())
+    on_main_process(lambda: _write(run, found, subject, task, margins, part))
     return found
 
 
-def _write(run: Run, found: Measure, subject: Subject, task: Task, margins: Margins) -> None:
+def _write(run: Run, found: Measure, subject: Subject, task: Task, margins: Margins, part: str) -> None:
     """Write the measurement, and the older measures, which a forward pass and the weights give."""
-    rows, radii = subject.rows, run.outcome.radii
+    rows, radii, n = subject.rows, run.outcome.radii, len(task.train)
+    examples = task.val if part == "val" else task.train
     noise = run.noise_matrix if method_class(run.config.method).uses_noise() else None
     others = complexity_measures(
-        found, subject.net, subject.reference, margins, len(task.train), radii, noise, run.config.norm
+        found, subject.net, subject.reference, margins, n, radii, noise, run.config.norm
     )
     found.others = [other.to_dict() for other in others]
-    found.save(run.path, n=len(task.train))
-    if len(rows) < len(task.train):  # which examples the rows of measure.safetensors are
-        record = MeasureRecord(**found.to_dict(len(task.train)), ids=[task.train.ids[i] for i in rows])
-        write_record(run.path / MEASURE, record)
+    found.save(run.path, n=n)
+    # Which examples the rows of measure.safetensors are.
+    ids = [examples.ids[i] for i in rows] if len(rows) < len(examples) else None
+    write_record(run.path / MEASURE, MeasureRecord(**found.to_dict(n), part=part, ids=ids))
 
 
 @takes_options(StabilityOptions)
@@ -102,16 +112,20 @@ def stability_of_run(run: Run, sigmas: Sequence[float] = SIGMAS, **options: Any)
     return table
 
 
-def _subject(run: Run, asked: SampleOptions) -> tuple[Subject, Task]:
-    """Return a finished run's network with (some of) the examples it was trained on, as labelled then."""
+def _subject(run: Run, asked: SampleOptions, part: str = "train") -> tuple[Subject, Task]:
+    """Return a finished run's network with (some of) a part's examples, as labelled then.
+
+    Where there are no validation examples, the training examples take their place.
+    """
     start_ranks()
     _ = run.outcome
     task = run.task()
     target = pick_device(asked.device)
     loaded = run.loaded()
     to_channels_last(loaded.model, target)
-    assert task.train.labels is not None
-    rows = drawn_rows(len(task.train), asked.max_examples, run.config.seed)
-    feed = make_inputs(task.train, loaded, target, max_length=run.config.max_length)
+    examples = task.val if part == "val" and len(task.val) else task.train
+    assert examples.labels is not None
+    rows = drawn_rows(len(examples), asked.max_examples, run.config.seed)
+    feed = make_inputs(examples, loaded, target, max_length=run.config.max_length)
     # Differences are taken a layer at a time, so the reference need not be on the device.
-    return Subject(loaded.model, run.reference(), feed, task.train.labels, rows), task
+    return Subject(loaded.model, run.reference(), feed, examples.labels, rows), task

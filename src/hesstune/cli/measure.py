@@ -36,8 +36,9 @@ def measure(
 ) -> None:
     """Measure which layers went far along sharp directions: the Hessian distance measure of a run."""
     from hesstune.analysis.measure import measure_run, stability_of_run
-    from hesstune.runs.records import MEASURE, MEASURE_TENSORS
+    from hesstune.runs.records import MEASURE, MEASURE_TENSORS, MeasureRecord
     from hesstune.runs.run import Run
+    from hesstune.storage.stored import read_record
 
     loaded = Run.load(run)
     with progress_bars(quiet) as bars:
@@ -48,6 +49,8 @@ def measure(
     record = found.to_dict(n)
     output = Output(quiet, json)
     output.say(layer_table(found, n), "")
+    written = read_record(loaded.path / MEASURE, MeasureRecord)
+    record["part"] = written.part if written else "train"
     for line in summary(record, loaded.outcome.gap):
         output.say(line)
     output.say("", others_table(found.others))
@@ -59,7 +62,7 @@ def measure(
 
 
 def layer_table(found: Measure, n: int) -> Table:
-    """Return the layers sorted by their share of the measure."""
+    """Return the layers sorted by their share of the mean measure; of the maximum's where it is unknown."""
     from rich.table import Table
 
     table = Table(show_edge=False, pad_edge=False)
@@ -68,7 +71,9 @@ def layer_table(found: Measure, n: int) -> Table:
     widths = {"share": 7, "max vᵀH⁺v": 10, "mean ± s.e.": 15, "distance": 8, "Tr H⁺": 8, "how": 7}
     for title, width in widths.items():
         table.add_column(title, justify="right", no_wrap=True, min_width=width)
-    terms = found.shares(n)
+    terms = found.mean_shares(n)
+    if bool(terms.isnan().any()):
+        terms = found.shares(n)
     total = float(terms.sum()) or 1.0
     moved = found.distances > 0
     for i in terms.argsort(descending=True, stable=True).tolist():
@@ -126,11 +131,13 @@ def stability_table(rows: list[Stability]) -> Table:
 
 def summary(record: dict[str, Any], gap: float | None) -> list[str]:
     """Return the measure, the gap observed, and what the number is and is not."""
-    value = record["measure"]
-    lines = [
-        f"Hessian distance measure: {value['value']:.3f} "
-        f"(n = {value['n']}, C = {value['C']:.3g}, the largest loss observed; {record['examples']} examples)"
-    ]
+    value, mean, part = record["measure"], record["mean_measure"], record["part"]
+    where = f"{record['examples']} {'held-out' if part == 'val' else 'training'} examples"
+    lines = [f"Measured on {where}; n = {value['n']}, C = {value['C']:.3g}, the largest loss observed"]
+    if mean["value"] is not None:
+        error = "" if mean["stderr"] is None else f" ± {mean['stderr']:.2g}"
+        lines.append(f"Mean Hessian distance measure, Σ √(C·mean vᵀH⁺v/n): {mean['value']:.3f}{error}")
+    lines.append(f"Hessian distance measure, Σ √(C·max vᵀH⁺v/n): {value['value']:.3f}")
     if gap is not None:
         lines.append(f"Generalization gap observed: {gap:.3f} (cross-entropy, test minus training)")
     return [*lines, *record["notes"], record["statement"]]

@@ -67,7 +67,10 @@ def layer_rows(records: Records) -> list[LayerRow]:
     result, config = records.outcome, records.config
     if records.measure:
         layers = records.measure.layers
-        terms = [max(layer.maximum or 0.0, 0.0) ** 0.5 for layer in layers]
+        means = [layer.mean for layer in layers]
+        known = records.measure.part == "val" and None not in means
+        values = means if known else [layer.maximum for layer in layers]
+        terms = [max(value or 0.0, 0.0) ** 0.5 for value in values]
         total = sum(terms) or 1.0
         rows = [LayerRow(layer, term / total) for layer, term in zip(layers, terms, strict=True)]
     else:
@@ -108,10 +111,10 @@ def layer_words(rows: list[LayerRow]) -> str:
 
 
 def measured(records: Records) -> list[dict[str, str]]:
-    """Return the training examples that were measured, in the order of the measurement's rows."""
+    """Return the examples that were measured, in the order of the measurement's rows."""
     if records.quadratic is None or not records.measure:
         return []
-    rows = records.train
+    rows = records.of_part(records.measure.part)
     if ids := records.measure.ids:
         known = {row["id"]: row for row in rows}
         rows = [known[i] for i in ids if i in known]

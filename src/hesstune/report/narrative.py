@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from hesstune.bounds.record import Certificate
-from hesstune.curvature.result import FOUND
+from hesstune.curvature.result import FOUND, HELD_OUT
 from hesstune.runs.read_records import Records
 from hesstune.runs.records import MeasureRecord
 
@@ -166,12 +166,13 @@ def _noise(records: Records) -> dict[str, str]:
 
 
 def _measure(measure: MeasureRecord) -> dict[str, str]:
+    kind = "held-out" if measure.part == "val" else "training"
     return _row(
         "Hessian distance measure",
-        f"The maximum over {measure.examples or 'the'} training examples and the largest observed loss "
-        f"({measure.measure.C:.3g}) stand in for the theorem's suprema.",
+        f"The mean and the maximum over {measure.examples or 'the'} {kind} examples and the largest observed "
+        f"loss ({measure.measure.C:.3g}) stand in for the theorem's suprema.",
         "It bounds nothing: unseen examples can exceed the maximum, ReLU networks lie outside the theorem, "
-        f"and its O(n^(-3/4)) term is unknown. {FOUND}.",
+        f"and its O(n^(-3/4)) term is unknown. {FOUND}. {HELD_OUT}.",
         " ".join(measure.notes) or "All layers and examples as the table of layers tells.",
     )
 

@@ -68,7 +68,11 @@ class Records:
     @cached_property
     def train(self) -> list[dict[str, str]]:
         """The training examples' rows of labels.csv."""
-        rows = [row for row in self.labels if row["part"] == "train"]
+        return self.of_part("train")
+
+    def of_part(self, part: str) -> list[dict[str, str]]:
+        """Return a part's rows of labels.csv."""
+        rows = [row for row in self.labels if row["part"] == part]
         known = set(self.facts.classes)
         strange = [row for row in rows if not {row["label"], row["true_label"]} <= known | {""}]
         if strange:

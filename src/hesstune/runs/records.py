@@ -13,8 +13,8 @@ from hesstune.storage.stored import Stored
 __all__ = [
     "MEASURE", "MEASURE_TENSORS",
     "CostOfError", "Counted", "CurvePoint", "Dependence", "Epoch", "Estimated", "Failed",
-    "LabelIssuesRecord", "LabelNoise", "LayerMeasure", "MatrixFacts", "MeasureRecord", "MeasureValue",
-    "NoiseCheck", "NoiseMatrixRecord", "Normalisation", "OtherMeasure", "Picture", "Pictures",
+    "LabelIssuesRecord", "LabelNoise", "LayerMeasure", "MatrixFacts", "MeanMeasure", "MeasureRecord",
+    "MeasureValue", "NoiseCheck", "NoiseMatrixRecord", "Normalisation", "OtherMeasure", "Picture", "Pictures",
     "RadiusRecord", "Recipe", "Result", "RunRecord", "Sizes", "StabilityRecord", "StabilityRow",
     "checkpoint_name",
 ]  # fmt: skip
@@ -244,6 +244,15 @@ class MeasureValue(Stored):
     value: float
 
 
+class MeanMeasure(Stored):
+    """Σ √(C·mean/n) over the measured examples; None where a layer's mean is not known."""
+
+    n: int
+    C: float
+    value: float | None
+    stderr: float | None = None
+
+
 class OtherMeasure(Stored):
     """Another complexity measure of the same run; `why` says why there is no value."""
 
@@ -254,13 +263,15 @@ class OtherMeasure(Stored):
 
 
 class MeasureRecord(Stored):
-    """measure.json: the summary of a measurement; `ids` where not all training examples were measured."""
+    """measure.json: the summary of a measurement; `ids` where not all examples of the part were measured."""
 
     what: ClassVar[str] = "a measurement"
     mend: ClassVar[str] = "make it again with hesstune measure"
 
     examples: int | None = None
+    part: str = "train"
     measure: MeasureValue
+    mean_measure: MeanMeasure | None = None
     losses: dict[str, float] = {}
     layers: list[LayerMeasure]
     notes: list[str] = []

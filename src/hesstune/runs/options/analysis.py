@@ -39,7 +39,7 @@ class DeviceOptions(Options):
 
 
 class SampleOptions(Options):
-    """Which layers are measured, on which training examples, and where."""
+    """Which layers are measured, on how many examples, and where."""
 
     heading: ClassVar[str] = "What is measured, and where"
 
@@ -49,7 +49,7 @@ class SampleOptions(Options):
     max_examples: int | None = Field(
         None,
         gt=ABOVE["max_examples"],
-        description="at most so many training examples, drawn uniformly; none: all",
+        description="at most so many examples, drawn uniformly; none: all",
     )
     device: str = DEVICE
 
@@ -57,12 +57,19 @@ class SampleOptions(Options):
 class MeasureOptions(SampleOptions):
     """How a run's Hessian distance measure is taken; see `hesstune.measure`.
 
-    Of a whole training set the maximum alone is refined by default (examples="max", mean_sample=8,
-    trace="exact"); `hesstune.measure`, for few examples of any network, computes every entry and no trace.
+    Held-out examples are measured by default: a training example that is fitted has no curvature left. Of
+    many examples the maximum alone is refined (examples="max", mean_sample=8, trace="exact");
+    `hesstune.measure`, for few examples of any network, computes every entry and no trace.
     """
 
     heading: ClassVar[str] = "How"
-    first: ClassVar[tuple[str, ...]] = ("layers", "max_examples", "trace")
+    first: ClassVar[tuple[str, ...]] = ("part", "layers", "max_examples", "trace")
+
+    part: Literal["val", "train"] = Field(
+        "val",
+        description="whose examples: val, held out from training, or train, as in the paper; a run without "
+        "validation examples takes train",
+    )
 
     trace: bool | Literal["exact"] = Field(
         "exact", description="also the trace of each layer's H⁺; exact: of exact layers only"
