@@ -1,0 +1,203 @@
+"""Tiny worlds whose true error is known: small pictures drawn from a known distribution, and linear networks.
+
+The worst worlds have labels that no picture tells: the true error is that of guessing, whatever was learnt.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import nn
+
+from hesstune.models.vision import IMAGENET
+
+SIZE = 8
+PIXELS = 3 * SIZE * SIZE
+FRESH = 20_000  # examples that measure a true error
+FLIP = 0.1  # the rule's own error, so that no certificate is right by itself
+CODES = 3  # directions of the pictures; the first one decides
+STRENGTH = 16.0  # of the hidden numbers, in grey levels; the noise has 40
+PATTERNS = np.where(np.random.default_rng(0).random((CODES, SIZE, SIZE, 3)) < 0.5, -1.0, 1.0)
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Flips = float | Callable[[Floats], Floats]
+
+
+class Flat(nn.Module):
+    """A linear head on the pixels."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.flat, self.head = nn.Flatten(), nn.Linear(PIXELS, k)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of normalised images, (N, K)."""
+        out: torch.Tensor = self.head(self.flat(x))
+        return out
+
+
+class Seeing(nn.Module):
+    """A linear head on the hidden numbers, read off the pixels: a backbone that fits the task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = torch.from_numpy(PATTERNS).permute(0, 3, 1, 2).flatten(1)
+        self.register_buffer("patterns", first.T.float() / PIXELS)
+        self.flat, self.head = nn.Flatten(), nn.Linear(CODES, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of normalised images, (N, 2)."""
+        out: torch.Tensor = self.head(4 * self.flat(x) @ self.patterns)
+        return out
+
+
+class Sided(nn.Module):
+    """A head without bias on two features: which side a picture is of, ±0.9, and a constant."""
+
+    def __init__(self, weight: Floats) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, len(weight), bias=False)
+        self.head.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of normalised images, (N, K)."""
+        side = 0.9 * torch.sign(x[:, 0, :2].mean(dim=(1, 2)))
+        out: torch.Tensor = self.head(torch.stack([side, torch.full_like(side, 0.19**0.5)], dim=1))
+        return out
+
+
+def noise_images(rng: np.random.Generator, n: int) -> Images:
+    """Draw pictures of pure noise, (N, 8, 8, 3)."""
+    return rng.integers(0, 256, (n, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def coded(rng: np.random.Generator, n: int, strength: float = STRENGTH) -> tuple[Images, Floats]:
+    """Draw pictures of a few hidden numbers under much noise; return them and the numbers, (N, CODES)."""
+    z = rng.standard_normal((n, CODES))
+    grey = 128 + strength * np.tensordot(z, PATTERNS, 1) + 40 * rng.standard_normal((n, SIZE, SIZE, 3))
+    return grey.clip(0, 255).round().astype(np.uint8), z
+
+
+def fed(images: Images) -> torch.Tensor:
+    """Return pictures as a network is fed them, (N, 3, 8, 8)."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
+    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+@functools.cache
+def fresh(strength: float = STRENGTH) -> tuple[torch.Tensor, Floats]:
+    """Return many fresh coded pictures as a network is fed them, and their hidden numbers."""
+    images, z = coded(np.random.default_rng(1), FRESH, strength)
+    return fed(images), z
+
+
+def rates(flip: Flips, z: Floats) -> Floats:
+    """Return how often each example's label is not the rule's: a rate, or one by the hidden numbers."""
+    return flip(z) if callable(flip) else np.full(len(z), flip)
+
+
+def doubtful(z: Floats) -> Floats:
+    """Say that near the rule's border the true label is anyone's guess."""
+    return np.where(np.abs(z[:, 0]) < 0.7, 0.5, 0.0)
+
+
+def ruled(
+    rng: np.random.Generator, n: int, flip: Flips = FLIP, strength: float = STRENGTH
+) -> tuple[Images, Labels, Floats]:
+    """Draw coded pictures, their true labels (the rule's, flipped at a rate) and the hidden numbers."""
+    images, z = coded(rng, n, strength)
+    return images, ((z[:, 0] > 0) ^ (rng.random(n) < rates(flip, z))).astype(np.int64), z
+
+
+def guessed(rng: np.random.Generator, n: int, k: int) -> tuple[Images, Labels]:
+    """Draw pictures of noise and labels at random: every network's true error is 1 − 1/K."""
+    return noise_images(rng, n), rng.integers(0, k, n)
+
+
+def noisy(rng: np.random.Generator, labels: Labels, matrix: Floats) -> Labels:
+    """Draw the labels given for true ones of two classes."""
+    found: Labels = (rng.random(len(labels)) < matrix[labels, 1]).astype(np.int64)
+    return found
+
+
+def true_error(
+    model: nn.Module,
+    sigma: dict[str, float] | None = None,
+    flip: Flips = FLIP,
+    strength: float = STRENGTH,
+) -> float:
+    """Return the true error of a network under the rule; with σ, of its head with Gaussian weights."""
+    x, z = fresh(strength)
+    with torch.no_grad():
+        logits = model.eval()(x).double()
+    lead = (logits[:, 1] - logits[:, 0]).numpy()
+    if sigma:
+        square = x.flatten(1).double().square().sum(dim=1).numpy()
+        spread = np.sqrt(2 * (sigma["head.weight"] ** 2 * square + sigma["head.bias"] ** 2))
+        up = stats.norm.cdf(lead / spread)
+    else:
+        up = (lead > 0).astype(float)
+    missed = np.where(z[:, 0] > 0, 1 - up, up)
+    share = rates(flip, z)
+    return float((missed * (1 - share) + (1 - missed) * share).mean())
+
+
+def fitted(images: Images, labels: Labels, k: int) -> Flat:
+    """Return a network whose head fits every label: least squares in more dimensions than examples."""
+    x = fed(images).flatten(1).double()
+    wanted = 10 * torch.eye(k, dtype=torch.float64)[torch.from_numpy(labels)]
+    model = Flat(k)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.linalg.lstsq(x, wanted).solution.T)
+        model.head.bias.zero_()
+    return model
+
+
+def random_head(rng: np.random.Generator, k: int) -> Flat:
+    """Return a network with a head at random."""
+    model = Flat(k)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(rng.standard_normal((k, PIXELS)) / 10))
+        model.head.bias.zero_()
+    return model
+
+
+def many_sided(k: int) -> Sided:
+    """Return a start whose network runs through most of K classes as Pick-to-Learn's penalty falls.
+
+    After an example of the right side was picked, the left one's logits are L_j + t·p_j, but for that class:
+    p are the start's probabilities on the right side, and t grows as the penalty falls. L falls from j to
+    j + 1 by τ_j times what p rises; with growing τ_j each logit is the largest for some t.
+    """
+    p = np.linspace(0.002, 2 / k - 0.002, k)
+    left = -np.concatenate([[0.0], np.cumsum(np.geomspace(0.3, 3, k - 1) * np.diff(p))])
+    right = np.log(p)
+    return Sided(np.stack([(right - left) / 1.8, (right + left) / (2 * 0.19**0.5)], axis=1))
+
+
+def sided_images(rng: np.random.Generator, n: int) -> Images:
+    """Draw pictures of noise whose upper rows are black or white."""
+    images = noise_images(rng, n)
+    images[:, :2] = np.where(rng.random(n) < 0.5, 0, 255)[:, None, None, None]
+    return images
+
+
+def copied(rng: np.random.Generator, images: Images, labels: Labels, times: int) -> tuple[Images, Labels]:
+    """Store each picture so many times, a grey level changed, in an order at random."""
+    rows = rng.permutation(np.repeat(np.arange(len(labels)), times))
+    moved = images[rows].astype(np.int64) + rng.integers(0, 2, images[rows].shape)
+    return moved.clip(0, 255).astype(np.uint8), labels[rows]
+
+
+def frame(images: Images, **columns: Any) -> Any:
+    """Return a table of pictures and other columns."""
+    import pandas as pd
+
+    return pd.DataFrame({"image": list(images), **columns})
