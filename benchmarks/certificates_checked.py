@@ -2,6 +2,8 @@
 
 A head is trained on one half's labels as people gave them; the other half's labels say how often it disagrees
 with them, and 300 of that half, drawn by `hesstune check`, are given their true labels. Three seeds.
+Which 300 are drawn decides by how much the one is tighter than the other, so beside the certificate of each
+run stand the means of both over 200 further draws from the same half, whose true labels are all known here.
 Finished cells are kept in results/certificates_checked.json.
 
     python benchmarks/certificates_checked.py --data DATA
@@ -11,19 +13,25 @@ from __future__ import annotations
 
 import csv
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import hesstune as ht
 from hesstune.analysis.certify import certify_run
 from hesstune.analysis.check import check_run
+from hesstune.analysis.trained_prior import parted
+from hesstune.bounds.checked import checked_bound
 from hesstune.bounds.pac_bayes import confidence_upper
+from hesstune.bounds.record import Certificate
 from hesstune.inputs.feature_store import FeatureStore, sharing
 from records import arguments, read_record, write_record
 
 NAME = "certificates_checked"
 LABELS = ("worse", "random1", "aggregate")
-SAMPLE, DELTA, HALF = 300, 0.05, 0.5
+SAMPLE, DELTA, HALF, DRAWS = 300, 0.05, 0.5, 200
 OPTIONS: dict[str, Any] = {"method": "vanilla", "train": "head", "image_size": 96, "val_fraction": 0}
 
 
@@ -51,12 +59,13 @@ def cell(data: Path, labels: str, seed: int, folder: Path) -> dict[str, Any]:
     sheet = check_run(run, sample=SAMPLE, prior_fraction=HALF, seed=seed)
     with sheet.open(newline="", encoding="utf-8") as file:
         ids = [line["id"] for line in csv.DictReader(file)]
-    with (folder / "checked.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("id", "label"), *((name, true[name]) for name in ids)])
-    made = certify_run(
-        run, checked=str(folder / "checked.csv"), prior_fraction=HALF, seed=seed, delta=DELTA, repeats="allow"
-    )
+    made = certified(run, {name: true[name] for name in ids}, seed, folder / "checked.csv")
     numbers = made.numbers
+    task = run.task()
+    rest = parted(np.arange(len(task.train)), HALF, seed)[1]
+    every = certified(
+        run, {task.train.ids[row]: true[task.train.ids[row]] for row in rest}, seed, folder / "all.csv"
+    )
     errors = int(numbers["wrong_disagreeing"] + numbers["wrong_agreeing"])
     return {
         "risk": made.risk,
@@ -65,6 +74,35 @@ def cell(data: Path, labels: str, seed: int, folder: Path) -> dict[str, Any]:
         "n": made.n,
         "test error of the whole": 1 - float(run.outcome.test_accuracy or 0.0),
         "numbers": dict(numbers),
+        **drawn_again(every.numbers, made.n),
+    }
+
+
+def certified(run: ht.Run, labels: dict[str, str], seed: int, path: Path) -> Certificate:
+    """Certify by these checked labels."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("id", "label"), *labels.items()])
+    return certify_run(run, checked=str(path), prior_fraction=HALF, seed=seed, delta=DELTA, repeats="allow")
+
+
+def drawn_again(every: Mapping[str, float], n: int) -> dict[str, float]:
+    """Return the means of both bounds over further draws from the half, and how often each is below the truth."""
+    disagreeing, wrong = int(every["disagreeing"]), int(every["wrong_disagreeing"] + every["wrong_agreeing"])
+    counts = [int(every["wrong_disagreeing"]), 0, int(every["wrong_agreeing"]), 0]
+    counts[1], counts[3] = disagreeing - counts[0], n - disagreeing - counts[2]
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(DRAWS):
+        k1, right1, k0, right0 = (int(v) for v in rng.multivariate_hypergeometric(counts, SAMPLE))
+        mine = checked_bound((k1, k1 + right1), (k0, k0 + right0), disagreeing, n, DELTA)
+        rows.append((mine, confidence_upper(k1 + k0, SAMPLE, DELTA)))
+    mine, alone = np.array(rows).T
+    return {
+        "mean risk": float(mine.mean()),
+        "mean alone": float(alone.mean()),
+        "tighter": float((mine < alone).mean()),
+        "error of the half": wrong / n,
+        "below it": float((mine < wrong / n).mean()),
     }
 
 

@@ -11,7 +11,7 @@ CELLS = [
     pytest.param(cell[bound], id=f"{name}, seed {seed}, {bound}")
     for name, seeds in read_record("certificates_networks")["cells"].items()
     for seed, cell in seeds.items()
-    for bound in ("compression", "holdout")
+    for bound in ("compression", "holdout", "pac_bayes")
     if bound in cell
 ]
 
@@ -26,6 +26,10 @@ def tail(errors, n, delta, rate):
     return mpmath.mpf(delta) - mpmath.fsum(terms)
 
 
+def binary_kl(q, p):
+    return q * mpmath.log(q / p) + (1 - q) * mpmath.log((1 - q) / (1 - p))
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_certificate_follows_from_its_record(cell):
     with mpmath.workdps(40):
@@ -34,6 +38,15 @@ def test_a_certificate_follows_from_its_record(cell):
         if cell["bound"] == "holdout":
             errors, delta = int(numbers["errors"]), cell["shares"]["exact_tail"]
             excess = [tail(errors, n, delta, rate) for rate in (risk, risk - below)]
+        elif cell["bound"] == "pac_bayes":
+            error, delta, family = (
+                mpmath.mpf(cell["empirical_bound"]),
+                cell["shares"]["pac_bayes"],
+                cell["family"],
+            )
+            assert error > cell["empirical"] > 0
+            most = (mpmath.mpf(cell["kl"]) + mpmath.log(2 * mpmath.sqrt(n) * family / mpmath.mpf(delta))) / n
+            excess = [binary_kl(error, rate) - most for rate in (risk + mpmath.mpf("1e-12"), risk - below)]
         else:
             kept, delta = int(numbers["kept"]), cell["shares"]["compression"]
             noisy = numbers.get("floor", 0) + numbers.get("gamma", 1) * risk
@@ -46,5 +59,5 @@ def test_the_page_shows_them():
     text = (DOCS / "certificates.md").read_text(encoding="utf-8")
     for seeds in read_record("certificates_networks")["cells"].values():
         for cell in seeds.values():
-            for bound in ("compression", "holdout"):
+            for bound in ("compression", "holdout", "pac_bayes"):
                 assert bound not in cell or f"{cell[bound]['risk']:.3f}" in text

@@ -5,11 +5,12 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import hesstune as ht
 from hesstune.analysis.certify import certify_run
 from hesstune.analysis.check import check_run
-from hesstune.bounds.checked import checked_bound
+from hesstune.bounds.checked import _masses, checked_bound
 from hesstune.bounds.pac_bayes import confidence_upper
 from hesstune.cli.main import run as cli
 from hesstune.errors import ConfigError, DataError, RunError
@@ -43,9 +44,30 @@ def test_it_holds_whatever_the_noise(q, p1, p0):
     assert failed <= 12
 
 
+def test_the_probability_that_rejects_is_the_exact_one_or_just_above_it():
+    # P(T ≤ t) summed over every V̄, k₁ and k₀, against the levels and cells that stand for them.
+    (k1, m1), (k0, m0), n, q = (5, 9), (2, 14), 120, 0.4
+    disagree, others = 50, n - m1 - m0
+    seen = disagree / n * k1 / m1 + (1 - disagree / n) * k0 / m0
+    masses = _masses((k1, m1), (k0, m0), disagree, n, (q - 1e-3, q + 1e-3))
+    firsts, seconds = np.arange(m1 + 1)[:, None], np.arange(m0 + 1)
+    for p1, p0 in ((0.6, 0.2), (0.2, 0.5), (0.9, 0.05)):
+        chances = stats.binom.pmf(firsts, m1, p1) * stats.binom.pmf(seconds, m0, p0)
+        exact = 0.0
+        for count in range(others + 1):
+            mean = (m1 + count) / n
+            low = mean * firsts / m1 + (1 - mean) * seconds / m0 <= seen + 1e-9
+            exact += stats.binom.pmf(count, others, q) * chances[low].sum()
+        found = stats.binom.pmf(firsts[:, 0], m1, p1) @ masses @ stats.binom.cdf(seconds, m0, p0)
+        assert exact <= found <= 1.1 * exact + 0.01
+
+
 def test_many_noisy_labels_make_it_tighter_than_the_checked_ones_alone():
     found = checked_bound((70, 90), (4, 210), 3000, 10000, 0.05)
-    assert 74 / 300 < found < confidence_upper(74, 300, 0.05)
+    assert 74 / 300 < found < confidence_upper(74, 300, 0.05) - 0.01
+    # Where labels are noisy and the network errs often too, it is still no looser.
+    plain = checked_bound((60, 105), (20, 195), 1400, 4000, 0.05)
+    assert 80 / 300 < plain < confidence_upper(80, 300, 0.05)
     # Labels without noise tell it all: the checked ones are right where the network agrees.
     sure = checked_bound((90, 90), (0, 210), 3000, 10000, 0.05)
     assert sure < confidence_upper(90, 300, 0.05)

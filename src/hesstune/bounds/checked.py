@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
@@ -12,12 +14,13 @@ from hesstune.errors import ConfigError
 
 __all__ = ["checked_bound"]
 
-# Cells of p₁; in each the bound takes the worst corner, and the worst cells are cut again.
-CELLS, PARTS, ROUNDS = 64, 4, 4
-STEPS = 30
-# The parts of delta for the rate of disagreement, which many examples tell, and for ends of p₁ and p₀ that
-# keep the test from parameters far from what was counted.
-RATE_SHARE, END_SHARE = 0.05, 0.03
+# Cells of p₁, p₀ and q: in each the bound takes the worst corners.
+FIRST, SECOND, RATES = 600, 600, 48
+# Levels of the distribution of V̄, each taken at the worse of its ends, and the mass of each tail beyond them.
+LEVELS, TAIL = 48, 2e-4
+# The parts of delta for the interval of q and for ends of p₁ and p₀, which keep the test from parameters far
+# from what was counted.
+RATE_SHARE, END_SHARE = 0.02, 0.03
 
 
 def checked_bound(
@@ -27,12 +30,13 @@ def checked_bound(
 
     Let V say whether the network disagrees with an example's given label, q = P(V = 1), and p₁, p₀ the
     probabilities that it is truly wrong where it disagrees and where it agrees: the error is
-    q p₁ + (1 − q) p₀, whatever the labels' noise depends on. V is known of all n examples and gives q an
-    exact end, with a twentieth of δ. Of examples drawn at random among them the true labels are checked:
-    given V, the errors k₁, k₀ among the m₁, m₀ checked are binomial. (p₁, p₀) is rejected where
-    T = V̄ k₁/m₁ + (1 − V̄) k₀/m₀ would be as
-    small as was seen with a probability below the rest of δ, an exact test, or above its own exact end; the
-    bound is the largest error of a parameter that is not rejected, over q in its interval.
+    q p₁ + (1 − q) p₀, whatever the labels' noise depends on. V is known of all n examples. Of some drawn at
+    random among them the true labels are checked: given their V, the errors k₁, k₀ among the m₁, m₀ checked
+    are binomial, and so is V among the other n − m₁ − m₀. (q, p₁, p₀) is rejected where
+    T = V̄ k₁/m₁ + (1 − V̄) k₀/m₀, V̄ the mean of all n, would be as small as was seen with a probability
+    below most of δ, or where one of them lies beyond an exact end of its own, with a small part of δ; the
+    bound is the largest error of a parameter that is not rejected. Cells of parameters and of V̄ are
+    rejected only if their worst corner is.
 
     Args:
         disagreeing: (truly wrong, checked) of the checked examples whose label the network disagrees with.
@@ -46,7 +50,7 @@ def checked_bound(
 
     Example:
         >>> round(checked_bound((70, 90), (4, 210), 3000, 10000, 0.05), 3)
-        0.288
+        0.28
         >>> round(confidence_upper(74, 300, 0.05), 3)  # by the checked labels alone
         0.291
     """
@@ -57,60 +61,51 @@ def checked_bound(
         raise ConfigError(f"counts of checked examples do not fit together: {told}")
     if not 0 < unit_interval("delta", delta) < 1:
         raise ConfigError(f"delta must lie strictly between 0 and 1; got {delta}")
-    # Each parameter has one of the ends: q matters upwards where p₁ ≥ p₀, and downwards elsewhere.
-    low, high = confidence_interval(disagree, n, 2 * RATE_SHARE * delta)
+    low, high = confidence_interval(disagree, n, RATE_SHARE * delta)
     if m1 == 0 or m0 == 0:  # one of the two probabilities is not seen at all, and may be 1
         rest = (1 - RATE_SHARE) * delta
         most = [confidence_upper(k, m, rest) if m else 1.0 for k, m in (disagreeing, agreeing)]
         return min(1.0, max(rate * most[0] + (1 - rate) * most[1] for rate in (low, high)))
-    table = _Table(k1, m1, k0, m0, disagree / n)
     left = (1 - RATE_SHARE - 2 * END_SHARE) * delta
-    ends = (confidence_upper(k1, m1, END_SHARE * delta), confidence_upper(k0, m0, END_SHARE * delta))
-    start, width = np.arange(CELLS) * ends[0] / CELLS, ends[0] / CELLS
-    settled = 0.0
-    for _ in range(ROUNDS):
-        error = table.worst(start, width, (low, high), ends, left)
-        near = error >= np.sort(error)[-min(16, len(error))]
-        settled = max(settled, float(error[~near].max(initial=0.0)))
-        width /= PARTS
-        start = (start[near][:, None] + width * np.arange(PARTS)).ravel()
-    error = table.worst(start, width, (low, high), ends, left)
-    return min(1.0, max(settled, float(error.max())))
+    p1 = np.linspace(0, confidence_upper(k1, m1, END_SHARE * delta), FIRST + 1)
+    p0 = np.linspace(0, confidence_upper(k0, m0, END_SHARE * delta), SECOND + 1)
+    # P(T ≤ t) falls with p₁ and p₀: a cell's lower ends decide, its upper ends are what it may be.
+    chances = stats.binom.pmf(np.arange(m1 + 1)[:, None], m1, p1[:-1])
+    tails = special.bdtr(np.arange(m0 + 1)[:, None].astype(float), m0, p0[:-1])
+    worst, edges = 0.0, np.linspace(low, high, RATES + 1)
+    for rates in pairwise(edges):
+        below = chances.T @ (_masses(disagreeing, agreeing, disagree, n, rates) @ tails)
+        kept = (below * (1 + 1e-9) >= left).sum(axis=1)  # cells of p₀, for each of p₁
+        some = np.flatnonzero(kept)
+        for rate in rates:
+            error = rate * p1[1 + some] + (1 - rate) * p0[kept[some]]
+            worst = max(worst, float(error.max(initial=0.0)))
+    return min(1.0, worst)
 
 
-class _Table:
-    """P(T ≤ t) for the checked counts: which (k₁, k₀) lie no higher than what was seen."""
+def _masses(
+    disagreeing: tuple[int, int],
+    agreeing: tuple[int, int],
+    disagree: int,
+    n: int,
+    rates: tuple[float, float],
+) -> NDArray[np.float64]:
+    """Return, (m₁ + 1, m₀ + 1), with what probability over V̄ each k₀ is the largest beside k₁ with T ≤ t.
 
-    def __init__(self, k1: int, m1: int, k0: int, m0: int, weight: float) -> None:
-        self.m1, self.m0 = m1, m0
-        seen = weight * k1 / m1 + (1 - weight) * k0 / m0
-        first = np.arange(m1 + 1)
-        # k₀ may be so large at most; what is as large but for rounding counts, too.
-        most = np.floor((seen - weight * first / m1) * m0 / (1 - weight) + 1e-9)
-        self.first = first[most >= 0]
-        self.most = np.minimum(most[most >= 0], m0)
-
-    def below(self, p1: NDArray[np.float64], p0: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return P(T ≤ t) at each pair, (C,); it falls with both."""
-        chances = stats.binom.pmf(self.first[:, None], self.m1, p1)
-        tails = special.bdtr(self.most[:, None], self.m0, p0)
-        found: NDArray[np.float64] = (chances * tails).sum(axis=0) * (1 + 1e-9)
-        return found
-
-    def worst(
-        self,
-        start: NDArray[np.float64],
-        width: float,
-        rates: tuple[float, float],
-        ends: tuple[float, float],
-        delta: float,
-    ) -> NDArray[np.float64]:
-        """Return the largest error in each cell [start, start + width] of p₁; 0 where all is rejected."""
-        left, right = np.zeros_like(start), np.full_like(start, ends[1])
-        for _ in range(STEPS):  # the largest p₀ that is not rejected with p₁ at its low end
-            middle = (left + right) / 2
-            kept = self.below(start, middle) >= delta
-            left, right = np.where(kept, middle, left), np.where(kept, right, middle)
-        p1 = np.minimum(start + width, ends[0])
-        error = np.maximum(*(rate * p1 + (1 - rate) * right for rate in rates))
-        return np.where(self.below(start, np.zeros_like(start)) >= delta, error, 0.0)
+    At most so: for q anywhere between the two rates, V̄'s u-quantile lies between theirs, and on each level
+    of u the end that lets more pass counts.
+    """
+    (k1, m1), (k0, m0) = disagreeing, agreeing
+    weight, others = disagree / n, n - m1 - m0
+    seen = weight * k1 / m1 + (1 - weight) * k0 / m0 + 1e-9
+    levels = np.concatenate([[0.0], np.linspace(TAIL, 1 - TAIL, LEVELS + 1), [1.0]])
+    ends = [np.clip(stats.binom.ppf(levels, others, rate), 0, others) for rate in rates]
+    means = np.stack([m1 + ends[0][:-1], m1 + ends[1][1:]])[:, :, None] / n  # (2, levels, 1)
+    first = np.arange(m1 + 1) / m1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        most = np.floor((seen - means * first) * m0 / (1 - means))
+    most = np.where(means < 1, most, np.where(first <= seen, m0, -1)).max(axis=0)
+    found = np.zeros((m1 + 1, m0 + 1))
+    level, at = np.nonzero(most >= 0)
+    np.add.at(found, (at, np.minimum(most[level, at], m0).astype(int)), np.diff(levels)[level])
+    return found
