@@ -3,7 +3,7 @@
 A head is trained on one half's labels as people gave them; the other half's labels say how often it disagrees
 with them, and 300 of that half, drawn by `hesstune check`, are given their true labels. Three seeds.
 Which 300 are drawn decides by how much the one is tighter than the other, so beside the certificate of each
-run stand the means of both over 200 further draws from the same half, whose true labels are all known here.
+run stand the means of both over 100 further draws from the same half, whose true labels are all known here.
 Finished cells are kept in results/certificates_checked.json.
 
     python benchmarks/certificates_checked.py --data DATA
@@ -31,7 +31,7 @@ from records import arguments, read_record, write_record
 
 NAME = "certificates_checked"
 LABELS = ("worse", "random1", "aggregate")
-SAMPLE, DELTA, HALF, DRAWS = 300, 0.05, 0.5, 200
+SAMPLE, DELTA, HALF, DRAWS = 300, 0.05, 0.5, 100
 OPTIONS: dict[str, Any] = {"method": "vanilla", "train": "head", "image_size": 96, "val_fraction": 0}
 
 
@@ -86,7 +86,7 @@ def certified(run: ht.Run, labels: dict[str, str], seed: int, path: Path) -> Cer
 
 
 def drawn_again(every: Mapping[str, float], n: int) -> dict[str, float]:
-    """Return the means of both bounds over further draws from the half, and how often each is below the truth."""
+    """Return the means of both bounds over further draws, and how often this one is below the truth."""
     disagreeing, wrong = int(every["disagreeing"]), int(every["wrong_disagreeing"] + every["wrong_agreeing"])
     counts = [int(every["wrong_disagreeing"]), 0, int(every["wrong_agreeing"]), 0]
     counts[1], counts[3] = disagreeing - counts[0], n - disagreeing - counts[2]
