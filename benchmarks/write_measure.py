@@ -56,6 +56,11 @@ is in the result with its reason. Refused by name: examples that influence each 
 batch statistics, active dropout, randomness in eval mode. Tied weights and weights used without a
 module call are measured in weight space, slower and correct.
 
+*Spectra* (`--spectrum`, `measure(spectrum=True)`). The K × K Gram matrix of the same passes' gradients has
+all nonzero eigenvalues of an exact layer's H_i, at most K − 1. measure.json has, by layer, the mean of the
+j-th largest over the examples with its standard error, j up to 10; measure.safetensors has every one. Smooth
+layers have none, and a note names them.
+
 *Layouts.* Inputs come batch first; inside, the network may lay them out as it likes. Where the examples
 are in a layer's tensors is told by dependence on at most four examples of the first batch: which
 dimension grows with the batch, and which part of the layer's output each example's logits depend on. So

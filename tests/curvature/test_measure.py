@@ -186,6 +186,26 @@ def test_results_are_saved_and_loaded(tmp_path):
         Measure.load(tmp_path)
 
 
+def test_spectra_are_summed_up_by_layer_and_smooth_layers_say_that_they_have_none():
+    case = build("mlp_gelu")
+    batch = [(case.inputs, case.targets)]
+    m = measure(case.model, case.ref, batch, spectrum=True)
+    *smooth, head = m.to_dict()["layers"]
+    dense = torch.linalg.eigvalsh(block_hessian(case.model, case.inputs, case.targets, head["name"])).flip(1)
+    first = dense[:, :3]  # K − 1 of four classes
+    assert head["spectrum"]["mean"] == pytest.approx(first.mean(0).tolist(), rel=1e-7)
+    errors = (first.var(0) / len(first)).sqrt()
+    assert head["spectrum"]["stderr"] == pytest.approx(errors.tolist(), rel=1e-7)
+    assert [layer["spectrum"] for layer in smooth] == [None] * len(smooth)
+    (note,) = [note for note in m.notes if "eigenvalues" in note]
+    assert all(layer["name"] in note for layer in smooth)
+    assert head["name"] not in note
+    assert not any("eigenvalues" in note for note in measure(case.model, case.ref, batch).notes)
+    many = build("mlp_fifty_classes")
+    kept = measure(many.model, many.ref, [(many.inputs, many.targets)], spectrum=True).to_dict()["layers"][0]
+    assert len(kept["spectrum"]["mean"]) == 10
+
+
 def test_one_example_has_no_standard_error_and_still_makes_json():
     case = build("mlp_one_example")
     m = measure(case.model, case.ref, [(case.inputs, case.targets)])

@@ -87,6 +87,27 @@ def test_layers_at_their_radius_are_marked(tmp_path):
     assert render_run(tmp_path).count("● yes") == 1
 
 
+def test_spectra_have_a_figure_its_words_and_its_numbers(tmp_path):
+    path = run_folder(tmp_path)
+    assert "eigenvalue" not in render_run(path)  # of a folder from before there were any
+    record = json.loads((path / "measure.json").read_text())
+    for layer in record["layers"][:3]:
+        layer["spectrum"] = {"mean": [3.0, 0.5, 0.0], "stderr": [0.1, None, 0.0]}
+    (path / "measure.json").write_text(json.dumps(record))
+    text = render_run(path)
+    page = Page(text)
+    assert page.open == []
+    figure = re.search(r'<figure[^>]*aria-label="Largest eigenvalues.*?</figure>', text, flags=re.S)[0]
+    assert all(f">layer _layer{i}.weight" in figure for i in range(3))
+    assert "the largest is 3 ± 0.1" in figure
+    assert "86% of the sum of the first 3" in figure
+    assert "1 layer has none" in figure
+    numbers = text[text.index("Eigenvalues by layer") :]
+    assert "3 ± 0.1</td>" in numbers
+    assert "0.5</td>" in numbers
+    assert text.count("<svg") == text.count("<figcaption>") == text.count("<figure role")
+
+
 def test_the_list_of_doubtful_labels_comes_with_the_page(tmp_path):
     found = re.search(r"data:text/csv;charset=utf-8;base64,([^\"]*)", render_run(run_folder(tmp_path)))
     rows = list(csv.DictReader(io.StringIO(base64.b64decode(found[1]).decode())))

@@ -16,14 +16,15 @@ from hesstune.curvature.stability import Stability
 from hesstune.errors import RunError
 from hesstune.report.run_page import render_run
 from hesstune.runs import records as files
+from hesstune.runs.measure_records import MeasureRecord, StabilityRecord, StabilityRow
 from hesstune.storage.stored import Stored, read_record, write_record
 
 # Every JSON record of a run folder, and its type.
 TYPES = {
     files.RECORD: files.RunRecord,
     files.NOISE_MATRIX: files.NoiseMatrixRecord,
-    files.MEASURE: files.MeasureRecord,
-    files.STABILITY: files.StabilityRecord,
+    files.MEASURE: MeasureRecord,
+    files.STABILITY: StabilityRecord,
     files.NOISE_CHECK: files.NoiseCheck,
     files.LABEL_ISSUES_RECORD: files.LabelIssuesRecord,
     files.EXAMPLES: files.Pictures,
@@ -257,13 +258,13 @@ def test_names_agree_with_those_of_a_measurement_kept_elsewhere(full, tmp_path):
     full.measure().save(tmp_path / "m")
     assert {p.name for p in (tmp_path / "m").iterdir()} == {files.MEASURE, files.MEASURE_TENSORS}
     measured = json.loads((tmp_path / "m" / files.MEASURE).read_text())
-    assert files.MeasureRecord.model_validate(measured).to_dict() == measured
+    assert MeasureRecord.model_validate(measured).to_dict() == measured
 
 
 def test_a_ratio_that_does_not_exist_is_null(tmp_path):
     flat = Stability(0.1, 0.0, 0.0, 0.0, 0.0, 2, 3, ("a",))
-    row = files.StabilityRow(**flat.to_dict())
-    write_record(tmp_path / "s.json", files.StabilityRecord(examples=3, rows=[row]))
+    row = StabilityRow(**flat.to_dict())
+    write_record(tmp_path / "s.json", StabilityRecord(examples=3, rows=[row]))
     assert json.loads((tmp_path / "s.json").read_text())["rows"][0]["ratio"] is None
 
 

@@ -24,7 +24,7 @@ from hesstune.curvature.result import Measure
 from hesstune.forward import Inputs, evaluating, logits_of
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
-from hesstune.runs.records import OtherMeasure
+from hesstune.runs.measure_records import OtherMeasure
 from hesstune.runtime.distributed import all_gather
 
 __all__ = ["Margins", "complexity_measures", "margins_of"]

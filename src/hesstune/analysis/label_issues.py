@@ -159,14 +159,17 @@ def _estimate(run: Run, task: Task, feed: ModelInputs, model: nn.Module) -> Nois
 
 
 def save_pictures(run: Run, ids: Sequence[str]) -> None:
-    """Write examples.json: small pictures, or texts, of some training examples.
+    """Write examples.json: small pictures, or texts, of some training or validation examples.
 
     Raises:
         RunError: If the run's data has changed since.
     """
-    train = run.task().train
-    row = {example: at for at, example in enumerate(train.ids)}
-    shown = pictures_of(train, np.array([row[i] for i in ids], dtype=np.int64))
+    task, wanted = run.task(), set(ids)
+    shown: dict[str, Picture] = {}
+    for part in (task.train, task.val):  # measured examples are held out by default
+        rows = [at for at, example in enumerate(part.ids) if example in wanted - set(shown)]
+        if rows:
+            shown |= pictures_of(part, np.array(rows, dtype=np.int64))
     write_record(run.path / EXAMPLES, Pictures.model_validate(shown))
 
 

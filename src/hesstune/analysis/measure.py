@@ -14,8 +14,9 @@ from hesstune.inputs.batches import make_inputs
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.methods import method_class
 from hesstune.options import make_options, takes_options
+from hesstune.runs.measure_records import MeasureRecord, StabilityRecord, StabilityRow
 from hesstune.runs.options.analysis import MeasureOptions, SampleOptions, StabilityOptions
-from hesstune.runs.records import MEASURE, STABILITY, MeasureRecord, StabilityRecord, StabilityRow
+from hesstune.runs.records import MEASURE, STABILITY
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import on_main_process, start_ranks, world
@@ -56,6 +57,7 @@ def measure_run(
         tol=asked.tol,
         examples=asked.examples,
         trace=asked.trace,
+        spectrum=asked.spectrum,
         seed=asked.seed,
         mean_sample=asked.mean_sample,
         skip_classes=asked.skip_classes,

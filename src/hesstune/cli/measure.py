@@ -36,7 +36,8 @@ def measure(
 ) -> None:
     """Measure which layers went far along sharp directions: the Hessian distance measure of a run."""
     from hesstune.analysis.measure import measure_run, stability_of_run
-    from hesstune.runs.records import MEASURE, MEASURE_TENSORS, MeasureRecord
+    from hesstune.runs.measure_records import MeasureRecord
+    from hesstune.runs.records import MEASURE, MEASURE_TENSORS
     from hesstune.runs.run import Run
     from hesstune.storage.stored import read_record
 

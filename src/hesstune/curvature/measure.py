@@ -23,7 +23,7 @@ from hesstune.curvature.planning.plan import MeasureMethod
 from hesstune.curvature.result import Measure
 from hesstune.curvature.smooth.screening import Screening
 from hesstune.curvature.smooth.stopping import Stopping
-from hesstune.errors import DataError
+from hesstune.errors import DataError, listed
 from hesstune.forward import Inputs, batch_size
 from hesstune.reference import Reference
 
@@ -335,8 +335,18 @@ class _Measurement:
             trace=joined.get("trace"),
             trace_stderr=joined.get("trace_stderr"),
             spectrum=joined.get("spectrum"),
-            notes=[] if self.screened is None else [self.screened.summary()],
+            notes=self._notes(),
             screened=None if self.screened is None else self.screened.tally(),
             sampled_mean=self.sampled.get("sampled_mean"),
             sampled_stderr=self.sampled.get("sampled_stderr"),
         )
+
+    def _notes(self) -> list[str]:
+        notes = [] if self.screened is None else [self.screened.summary()]
+        smooth = self.engine.plan.by("lanczos", "weight_space")
+        if self.settings.spectrum and smooth:
+            notes.append(
+                f"no eigenvalues of {listed(smooth)}: they come with the exact path alone, and "
+                f"{'these layers are' if len(smooth) > 1 else 'this layer is'} smooth"
+            )
+        return notes

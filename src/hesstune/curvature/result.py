@@ -33,6 +33,8 @@ STATEMENT = (
     "The Hessian distance measure is no guarantee: the maximum over these examples and the largest observed "
     f"loss stand in for the theorem's suprema, and its O(n^(-3/4)) term is unknown. {FOUND}. {HELD_OUT}."
 )
+# So many eigenvalues a layer are summed up; the file of tensors has all.
+EIGENVALUES = 10
 _TENSORS = (
     "quadratic",
     "lower",
@@ -243,7 +245,17 @@ class Measure:
             "method": self.methods[i],
             "reason": self.reasons[i],
             "refined": int(self.refined[:, i].sum()),
+            "spectrum": self._spectrum_dict(i),
         }
+
+    def _spectrum_dict(self, i: int) -> dict[str, list[float | None]] | None:
+        """Summarise a layer's first eigenvalues over the examples; None where it has no spectrum."""
+        if self.spectrum is None or bool(self.spectrum[:, i].isnan().any()):
+            return None
+        first = self.spectrum[:, i, :EIGENVALUES]
+        n = len(first)
+        errors = first.std(0) / math.sqrt(n) if n > 1 else torch.full_like(first[0], math.nan)
+        return {"mean": list(map(_number, first.mean(0))), "stderr": list(map(_number, errors))}
 
     def save(self, folder: str | Path, n: int | None = None) -> None:
         """Write measure.json (see `to_dict`) and measure.safetensors (all tensors), each atomically."""

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hesstune.runs.records import StabilityRow
+from hesstune.runs.measure_records import StabilityRow
 
-__all__ = ["bars", "curves", "heat_map", "quantile_curves", "scatter", "stability", "svg"]
+__all__ = ["bars", "curves", "heat_map", "quantile_curves", "scatter", "spectra", "stability", "svg"]
 
 # Drawn in these, then replaced by CSS variables; the palette is Okabe and Ito's, safe for the colour-blind.
 COLOURS = {"#010101": "ink", "#010102": "c1", "#010103": "c2", "#010104": "c3", "#010105": "faint"}
@@ -105,14 +105,43 @@ def quantile_curves(
     def draw(axes: Any) -> None:
         for (colour, dash, _), (label, values) in zip(STYLES, lines, strict=False):
             shown = [v if v > 0 else float("nan") for v in values]
-            # matplotlib leaves labels out that begin with an underscore, and reads $ as mathematics.
-            text = "layer " + label.replace("$", r"\$")
-            axes.plot(shares, shown, dash, color=colour, label=text)
+            axes.plot(shares, shown, dash, color=colour, label=_layer(label))
         axes.set_yscale("log")
         axes.set(title=labels[0], xlabel=labels[1], ylabel=labels[2])
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), fontsize="small")
 
     return svg(name, draw)
+
+
+def spectra(
+    name: str,
+    lines: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+    labels: tuple[str, str, str],
+) -> str:
+    """Return mean eigenvalues by rank, on a logarithmic scale; lines: layer, means, their errors' bars."""
+
+    def draw(axes: Any) -> None:
+        for at, ((colour, dash, marker), (label, values, errors)) in enumerate(
+            zip(STYLES, lines, strict=False)
+        ):
+            # Side by side, so that no bar hides another.
+            x = [rank + 0.08 * at for rank in range(1, len(values) + 1)]
+            shown = [v if v > 0 else float("nan") for v in values]
+            axes.errorbar(
+                x, shown, errors, color=colour, linestyle=dash, marker=marker, markersize=3.5, capsize=3,
+                label=_layer(label),
+            )  # fmt: skip
+        axes.set_yscale("log", nonpositive="clip")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(title=labels[0], xlabel=labels[1], ylabel=labels[2])
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), fontsize="small")
+
+    return svg(name, draw)
+
+
+def _layer(name: str) -> str:
+    # matplotlib leaves labels out that begin with an underscore, and reads $ as mathematics.
+    return "layer " + name.replace("$", r"\$")
 
 
 def stability(name: str, rows: Sequence[StabilityRow]) -> str:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hesstune.report.figures import quantile_curves
+from hesstune.runs.measure_records import LayerMeasure
 from hesstune.runs.read_records import Records
-from hesstune.runs.records import LayerMeasure
 
 __all__ = ["distribution", "layer_rows", "layer_words", "measured", "setters"]
 

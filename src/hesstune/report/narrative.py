@@ -6,8 +6,8 @@ import math
 
 from hesstune.bounds.record import Certificate
 from hesstune.curvature.result import FOUND, HELD_OUT
+from hesstune.runs.measure_records import MeasureRecord
 from hesstune.runs.read_records import Records
-from hesstune.runs.records import MeasureRecord
 
 __all__ = ["assumptions", "onset", "provenance", "training_words", "verdict"]
 

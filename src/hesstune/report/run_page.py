@@ -14,6 +14,7 @@ from hesstune.report.environment import render
 from hesstune.report.figures import curves, heat_map, stability
 from hesstune.report.layers import distribution, layer_rows, layer_words, setters
 from hesstune.report.narrative import assumptions, onset, provenance, training_words, verdict
+from hesstune.report.spectrum import spectrum
 from hesstune.runs.read_records import Records
 from hesstune.runs.records import LABEL_ISSUES
 from hesstune.runs.run import Run
@@ -63,7 +64,7 @@ def render_run(run: Run | str | Path) -> str:
 
 
 def pictured(records: Records) -> list[str]:
-    """Return the ids of the training examples that the page wants to show."""
+    """Return the ids of the examples that the page wants to show."""
     ids = [row.id for row in setters(records)]
     ids += [row["id"] for row in (records.label_issues or [])[:SHOWN]]
     return list(dict.fromkeys(ids))
@@ -82,6 +83,7 @@ def context(records: Records) -> dict[str, object]:
         "matrices": _matrices(records),
         "layers": layers,
         "layer_words": layer_words(layers),
+        "spectrum": spectrum(layers),
         "setters": setters(records),
         "distribution": distribution(records),
         "stability": stability("stability", rows) if rows else None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hesstune.errors import RunError
+from hesstune.runs import measure_records as measured
 from hesstune.runs import records as files
 from hesstune.runs.config import FinetuneConfig
 from hesstune.storage.csv_table import read_rows
@@ -89,9 +90,9 @@ class Records:
         return self._sized(found, files.NOISE_MATRIX)
 
     @cached_property
-    def measure(self) -> files.MeasureRecord | None:
+    def measure(self) -> measured.MeasureRecord | None:
         """The summary of the run's measurement."""
-        return read_record(self.path / files.MEASURE, files.MeasureRecord)
+        return read_record(self.path / files.MEASURE, measured.MeasureRecord)
 
     @cached_property
     def quadratic(self) -> NDArray[np.float64] | None:
@@ -101,7 +102,7 @@ class Records:
             return None
         from safetensors import safe_open
 
-        with reading(path, files.MeasureRecord.what), safe_open(str(path), framework="np") as file:
+        with reading(path, measured.MeasureRecord.what), safe_open(str(path), framework="np") as file:
             found: NDArray[np.float64] = file.get_tensor("quadratic")
         if found.ndim != 2 or (self.measure and found.shape[1] != len(self.measure.layers)):
             raise RunError(
@@ -111,9 +112,9 @@ class Records:
         return found
 
     @cached_property
-    def stability(self) -> files.StabilityRecord | None:
+    def stability(self) -> measured.StabilityRecord | None:
         """The run's noise stability."""
-        return read_record(self.path / files.STABILITY, files.StabilityRecord)
+        return read_record(self.path / files.STABILITY, measured.StabilityRecord)
 
     @cached_property
     def certificate(self) -> Certificate | None:

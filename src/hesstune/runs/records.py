@@ -1,4 +1,4 @@
-"""What a run folder holds: every file name, and the type of everything that is kept as JSON."""
+"""What a run folder holds: every file name, and the type of what is kept as JSON, measurements apart."""
 
 # ruff: noqa: RUF012  (pydantic copies defaults)
 from __future__ import annotations
@@ -13,10 +13,8 @@ from hesstune.storage.stored import Stored
 __all__ = [
     "MEASURE", "MEASURE_TENSORS",
     "CostOfError", "Counted", "CurvePoint", "Dependence", "Epoch", "Estimated", "Failed",
-    "LabelIssuesRecord", "LabelNoise", "LayerMeasure", "MatrixFacts", "MeanMeasure", "MeasureRecord",
-    "MeasureValue", "NoiseCheck", "NoiseMatrixRecord", "Normalisation", "OtherMeasure", "Picture", "Pictures",
-    "RadiusRecord", "Recipe", "Result", "RunRecord", "Sizes", "StabilityRecord", "StabilityRow",
-    "checkpoint_name",
+    "LabelIssuesRecord", "LabelNoise", "MatrixFacts", "NoiseCheck", "NoiseMatrixRecord", "Normalisation",
+    "Picture", "Pictures", "RadiusRecord", "Recipe", "Result", "RunRecord", "Sizes", "checkpoint_name",
 ]  # fmt: skip
 
 # The format of run.json; folders from before it was counted have none, which reads as 0.
@@ -216,91 +214,6 @@ class RadiusRecord(Stored):
     chosen: float | None = None
     radius: dict[str, float]
     traces: dict[str, float] = {}
-
-
-class LayerMeasure(Stored):
-    """One layer of a measurement; None where a number does not exist."""
-
-    name: str
-    maximum: float | None
-    maximum_bounds: tuple[float | None, float | None] | None = None
-    mean: float | None = None
-    mean_stderr: float | None = None
-    p99: float | None = None
-    distance: float | None = None
-    trace_max: float | None = None
-    trace_mean: float | None = None
-    exact: bool = False
-    method: str = "–"
-    reason: str = ""
-    refined: int | None = None
-
-
-class MeasureValue(Stored):
-    """The Hessian distance measure, the size of the training set, and the bound on the loss."""
-
-    n: int
-    C: float
-    value: float
-
-
-class MeanMeasure(Stored):
-    """Σ √(C·mean/n) over the measured examples; None where a layer's mean is not known."""
-
-    n: int
-    C: float
-    value: float | None
-    stderr: float | None = None
-
-
-class OtherMeasure(Stored):
-    """Another complexity measure of the same run; `why` says why there is no value."""
-
-    name: str
-    value: float | None
-    why: str | None = None
-    source: str
-
-
-class MeasureRecord(Stored):
-    """measure.json: the summary of a measurement; `ids` where not all examples of the part were measured."""
-
-    what: ClassVar[str] = "a measurement"
-    mend: ClassVar[str] = "make it again with hesstune measure"
-
-    examples: int | None = None
-    part: str = "train"
-    measure: MeasureValue
-    mean_measure: MeanMeasure | None = None
-    losses: dict[str, float] = {}
-    layers: list[LayerMeasure]
-    notes: list[str] = []
-    others: list[OtherMeasure] = []
-    statement: str
-    ids: list[str] | None = None
-
-
-class StabilityRow(Stored):
-    """The rise of the loss under noise of one size, and its Taylor prediction."""
-
-    sigma: float
-    value: float
-    stderr: float
-    taylor: float
-    taylor_stderr: float = 0.0
-    ratio: float | None = None
-    samples: int | None = None
-    examples: int | None = None
-
-
-class StabilityRecord(Stored):
-    """noise_stability.json: a row a size of noise."""
-
-    what: ClassVar[str] = "noise stability"
-    mend: ClassVar[str] = "make it again with hesstune measure --stability"
-
-    examples: int
-    rows: list[StabilityRow]
 
 
 class MatrixFacts(Stored):

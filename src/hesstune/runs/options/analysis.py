@@ -74,6 +74,9 @@ class MeasureOptions(SampleOptions):
     trace: bool | Literal["exact"] = Field(
         "exact", description="also the trace of each layer's H⁺; exact: of exact layers only"
     )
+    spectrum: bool = Field(
+        False, description="also the nonzero eigenvalues of exact layers' H, K − 1 an example"
+    )
     examples: Refined = Field(
         "max", description="smooth layers: refine what can be the maximum, or every example"
     )
