@@ -8,6 +8,7 @@ import torch
 
 import hesstune as ht
 from hesstune.analysis.measure import measure_run, stability_of_run
+from hesstune.curvature.sharpness import sam_sharpness
 from hesstune.errors import LayerError, RunError
 from hesstune.inputs.image_inputs import ImageInputs
 from hesstune.runs.task import run_task
@@ -32,6 +33,9 @@ def test_a_run_is_measured_on_the_part_that_is_asked_for(tiny, tmp_path, part):
     mean = by_hand.losses.max() * by_hand.quadratic.mean(0) / len(task.train)
     assert record["mean_measure"]["value"] == pytest.approx(float(mean.sqrt().sum()), rel=1e-3)
     assert ht.Measure.load(run.path).quadratic.shape == (len(examples), 3)
+    (sharpness,) = [row for row in record["others"] if row["name"] == "SAM sharpness"]
+    assert sharpness["value"] == pytest.approx(sam_sharpness(run.model(), [batch]).value, rel=1e-3)
+    assert "Foret" in sharpness["source"]
 
 
 def test_a_run_without_validation_examples_is_measured_on_its_training_examples(tiny, tmp_path):
@@ -41,6 +45,16 @@ def test_a_run_without_validation_examples_is_measured_on_its_training_examples(
     assert record["part"] == "train"
     assert len(found.losses) == record["measure"]["n"]
     assert any("no validation examples" in note for note in found.notes)
+
+
+def test_spectra_of_a_run_are_kept_by_layer(tiny, tmp_path):
+    run = ht.finetune(tiny, out=str(tmp_path / "a"), epochs=1)
+    assert run.measure().spectrum is None
+    found = run.measure(spectrum=True)
+    record = json.loads((run.path / "measure.json").read_text())
+    for i, layer in enumerate(record["layers"]):
+        assert layer["spectrum"]["mean"] == pytest.approx(found.spectrum[:, i].mean(0).tolist())
+    assert run.records.measure.layers[0].spectrum.mean == record["layers"][0]["spectrum"]["mean"]
 
 
 def test_the_error_of_the_mean_measure_covers_what_other_samples_give():

@@ -21,6 +21,7 @@ from hesstune.bounds.baselines import (
 from hesstune.bounds.hessian import constrained_distance_measure, noisy_hessian_distance_measure
 from hesstune.checks import also_called
 from hesstune.curvature.result import Measure
+from hesstune.curvature.sharpness import Sharpness
 from hesstune.forward import Inputs, evaluating, logits_of
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
@@ -91,6 +92,7 @@ def complexity_measures(
     radii: Mapping[str, float] | None = None,
     noise_matrix: NoiseMatrix | None = None,
     norm: str = "frobenius",
+    sharpness: Sharpness | None = None,
 ) -> list[OtherMeasure]:
     """Return further measures of a run; those that do not exist say why.
 
@@ -108,6 +110,7 @@ def complexity_measures(
         noise_matrix: F of the consistent loss, where the run trained with it.
         norm: That of the balls. Of `mars`, with rows of at most α in absolute sum, a layer of m rows lies
             within √m·α in the Frobenius norm, which counts here.
+        sharpness: Of the measured examples, where it is to be in the list.
     """
     bound = float(found.losses.max())
     norms = _norms(found, model, reference)
@@ -125,6 +128,10 @@ def complexity_measures(
         ),
         *_older(norms, margins, n),
     ]
+    if sharpness is not None:
+        rise = sharpness.value
+        where = f"ℓ(W + ρg/‖g‖) − ℓ(W), ρ = {sharpness.rho:g}, all weights, measured examples"
+        rows.append(("SAM sharpness", f"Foret et al. 2021: {where}", lambda: rise))
     if noise_matrix is not None:
         quadratic = found.maximum.numpy()
         rows.insert(

@@ -8,6 +8,7 @@ from typing import Any
 from hesstune.analysis.complexity import Margins, complexity_measures, margins_of
 from hesstune.analysis.subject import Subject, drawn_rows
 from hesstune.curvature.result import Measure
+from hesstune.curvature.sharpness import Sharpness
 from hesstune.curvature.stability import Stability
 from hesstune.data.examples import Task
 from hesstune.inputs.batches import make_inputs
@@ -73,17 +74,26 @@ def measure_run(
         )
     trained = subject if part == "train" else _subject(run, asked)[0]
     margins = margins_of(subject.net, trained.batches())
-    on_main_process(lambda: _write(run, found, subject, task, margins, part))
+    sharpness = subject.sharpness()
+    on_main_process(lambda: _write(run, found, subject, task, margins, sharpness, part))
     return found
 
 
-def _write(run: Run, found: Measure, subject: Subject, task: Task, margins: Margins, part: str) -> None:
+def _write(
+    run: Run,
+    found: Measure,
+    subject: Subject,
+    task: Task,
+    margins: Margins,
+    sharpness: Sharpness,
+    part: str,
+) -> None:
     """Write the measurement, and the older measures, which a forward pass and the weights give."""
     rows, radii, n = subject.rows, run.outcome.radii, len(task.train)
     examples = task.val if part == "val" else task.train
     noise = run.noise_matrix if method_class(run.config.method).uses_noise() else None
     others = complexity_measures(
-        found, subject.net, subject.reference, margins, n, radii, noise, run.config.norm
+        found, subject.net, subject.reference, margins, n, radii, noise, run.config.norm, sharpness
     )
     found.others = [other.to_dict() for other in others]
     found.save(run.path, n=n)

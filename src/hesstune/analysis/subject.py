@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ from hesstune.analysis.gather_measure import gathered_measure, own_batches
 from hesstune.bounds.certificate import certify
 from hesstune.bounds.partition import Share
 from hesstune.bounds.record import Certificate
+from hesstune.curvature.arguments import LabelledBatch
 from hesstune.curvature.measure import measure
 from hesstune.curvature.result import Measure
+from hesstune.curvature.sharpness import Sharpness, sam_sharpness
 from hesstune.curvature.stability import Stability, noise_stability_table
 from hesstune.forward import Inputs
 from hesstune.inputs.batches import ModelInputs
@@ -105,9 +107,23 @@ class Subject:
             self.net, self.batches(), sigmas, samples, seed, all_reduce_sum=all_reduce_sum, **options
         )
 
+    def sharpness(self) -> Sharpness:
+        """Measure SAM's sharpness on the rows."""
+        return sam_sharpness(self.net, _Again(self.batches), all_reduce_sum=all_reduce_sum)
+
     def certify(self, rows: NDArray[np.int64] | None = None, **options: Any) -> Certificate:
         """Certify on all examples, or on some; options are those of `hesstune.certify`."""
         rows = np.arange(len(self.labels)) if rows is None else rows
         examples = InputExamples(self.feed, rows, self.labels)
         share = Share(rank(), world(), all_reduce_sum, all_gather)
         return certify(self.net, self.reference, examples, share=share, **options)
+
+
+class _Again:
+    """What a function yields, anew each time it is iterated over."""
+
+    def __init__(self, start: Callable[[], Iterator[LabelledBatch]]) -> None:
+        self._start = start
+
+    def __iter__(self) -> Iterator[LabelledBatch]:
+        return self._start()

@@ -18,7 +18,7 @@ from hesstune.curvature.layers import CapturedLayer, Layout, layout_fits
 from hesstune.errors import MeasureError
 from hesstune.forward import Inputs, batch_size, evaluating
 
-__all__ = ["Capture", "capture", "differentiable"]
+__all__ = ["Capture", "capture", "differentiable", "restored"]
 
 
 @dataclass
@@ -131,3 +131,15 @@ def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+@contextmanager
+def restored(weights: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield clones of the weights, and put them back to the bit afterwards, also after an error."""
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    try:
+        yield before
+    finally:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(before[name])

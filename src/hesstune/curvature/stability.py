@@ -7,8 +7,7 @@ with ½σ²·Σ_i Tr H_i, the second-order term of its expansion; first and thir
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import nn
 from hesstune.checks import also_called
 from hesstune.curvature.arguments import LabelledBatch
 from hesstune.curvature.batches import rows_of
-from hesstune.curvature.capture import differentiable
+from hesstune.curvature.capture import differentiable, restored
 from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.exact.backward_mode import exact_forms
 from hesstune.curvature.objective import Objective, PerExampleLoss
@@ -228,7 +227,7 @@ def _rises(
     """Return Σ_examples ½(ℓ(W + σU) + ℓ(W − σU)) − ℓ(W) for every σ and draw, (S, samples)."""
     inputs, targets = batch
     rises = torch.zeros(len(sigmas), samples, dtype=torch.float64)
-    with evaluating(model), torch.random.fork_rng(), _restored(weights) as before:
+    with evaluating(model), torch.random.fork_rng(), restored(weights) as before:
 
         def losses() -> torch.Tensor:
             return objective(logits_of(model, inputs), targets).double()
@@ -245,16 +244,6 @@ def _rises(
                     # Example by example first: the rise is small beside the losses.
                     rises[row, draw] += (0.5 * (losses() - start)).sum().cpu()
     return rises
-
-
-@contextmanager
-def _restored(weights: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
-    before = {name: weight.detach().clone() for name, weight in weights.items()}
-    try:
-        yield before
-    finally:
-        for name, weight in weights.items():
-            weight.copy_(before[name])
 
 
 def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
