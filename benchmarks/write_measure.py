@@ -61,6 +61,10 @@ all nonzero eigenvalues of an exact layer's H_i, at most K − 1. measure.json h
 j-th largest over the examples with its standard error, j up to 10; measure.safetensors has every one. Smooth
 layers have none, and a note names them.
 
+*Blocks.* Of networks with more than 24 layers the command and the report show first what blocks add up to,
+such as `_blocks.3` or `layer1.0`: the longest prefix of names that ends in an index and that several layers
+share. `--all-layers` prints every layer below. A sentence says which carry the measure.
+
 *Layouts.* Inputs come batch first; inside, the network may lay them out as it likes. Where the examples
 are in a layer's tensors is told by dependence on at most four examples of the first batch: which
 dimension grows with the batch, and which part of the layer's output each example's logits depend on. So

@@ -7,7 +7,7 @@ import pytest
 
 import write_gap
 import write_study_gap
-from hesstune.curvature.result import FOUND, HELD_OUT, STATEMENT
+from hesstune.curvature.result import BALLS, FOUND, HELD_OUT, STATEMENT
 from write_study import records
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +48,16 @@ def test_what_is_said_of_held_out_examples_is_what_the_runs_show():
     assert f"a factor 5 of it in {near}" in HELD_OUT
     for page in ("README.md", "docs/concepts/measure.md", "docs/faq.md"):
         assert means[write_gap.DEFAULT] in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_what_is_said_of_balls_is_what_the_runs_show():
+    found = write_gap.against_plain(write_gap.read(), "robust")
+    assert f"in {found['runs']} settings with every layer trained, robust" in BALLS
+    assert f"{found[write_gap.DEFAULT]:.1f} times smaller (median)" in BALLS
+    assert f"a gap of {found['gap']:.2f} instead of {found['gap plain']:.2f}" in BALLS
+    assert f"{-found['accuracy']:.1f} points lower" in BALLS
+    assert found["accuracy"] < 0
+    assert "single layers do was not measured" in BALLS
 
 
 PAGES = ["README.md", "docs/concepts/measure.md", "docs/faq.md", "docs/measure.md"]

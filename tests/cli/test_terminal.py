@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import hesstune as ht
-from hesstune.cli import certify, compare, measure
+from hesstune.analysis.layer_story import layer_shares
+from hesstune.cli import certify, compare, measure_tables
 from hesstune.cli.render import Output, results_table
+from hesstune.runs.measure_records import MeasureRecord
 from hesstune.study.records import CellRecord, StudyResults
 from hesstune.study.summary import differences, means, ranks
 
@@ -94,11 +96,12 @@ def tables():
     )
     digits = [f"{100 * float(s) / float(found.shares(12).sum()):.1f} %" for s in found.shares(12)]
     digits += [f"{float(v):.3g}" for v in found.maximum] + [f"{float(v):.3f}" for v in found.distances]
+    rows = layer_shares(MeasureRecord(**found.to_dict(12)))
     nats = [f"{v:.3g}" for part in (bound.kl_terms, bound.sigma) for v in part.values()]
     return [
-        (measure.layer_table(found, 12), [*digits, "exact"]),
-        (measure.stability_table([ht.noise_stability(net, [(x, y)], 0.01, samples=4)]), ["0.01", "±"]),
-        (measure.others_table(others), ["path norm", "1.5", "misclassified"]),
+        (measure_tables.layer_table(rows), [*digits, "exact"]),
+        (measure_tables.stability_table([ht.noise_stability(net, [(x, y)], 0.01, samples=4)]), ["0.01", "±"]),
+        (measure_tables.others_table(others), ["path norm", "1.5", "misclassified"]),
         (certify.layer_table(bound), nats),
         (
             compare._table(results, None),

@@ -11,10 +11,11 @@ from hesstune.noise.matrix import NoiseMatrix
 EVIL = "<script>alert(1)</script>"
 
 
-def run_folder(path, k=3, n=30, layers=4, measured=True):
+def run_folder(path, k=3, n=30, layers=4, measured=True, names=None):
     rng = np.random.default_rng(0)
     classes = [EVIL, *(f"class {i}" for i in range(1, k))]
-    names = [f"_layer{i}.weight" for i in range(layers)]
+    names = names or [f"_layer{i}.weight" for i in range(layers)]
+    layers = len(names)
     result = {
         "test_accuracy": 0.8, "test_accuracy_interval": [0.7, 0.9], "train_accuracy": 0.9, "gap": 0.5,
         "distances": dict.fromkeys(names, 0.1), "distance": 0.2, "radii": {names[0]: 0.1, names[1]: 0.5},

@@ -12,6 +12,7 @@ import pytest
 from report_runs import EVIL, run_folder
 
 from hesstune.analysis.label_issues import label_posterior
+from hesstune.curvature.result import BALLS
 from hesstune.errors import RunError
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.report.layers import layer_rows, layer_words
@@ -85,6 +86,23 @@ def test_layers_at_their_radius_are_marked(tmp_path):
     assert rows["_layer0.weight"].bars["distance"] == 20
     assert "1 of the 2 constrained layers are at their radius" in layer_words(list(rows.values()))
     assert render_run(tmp_path).count("● yes") == 1
+
+
+def test_layers_of_a_large_network_come_by_block_first(tmp_path):
+    names = [f"encoder.layer.{i}.{part}.weight" for i in range(12) for part in ("query", "key", "value")]
+    text = render_run(run_folder(tmp_path, names=names))
+    table = re.search(r'aria-label="Blocks".*?</table>', text, flags=re.S)[0]
+    assert table.count('<tr><th scope="row">encoder.layer.') == 12
+    assert "3</td>" in table
+    assert "0.173" in table  # √(3 · 0.1²)
+    assert text.index('aria-label="Blocks"') < text.index('aria-label="Layers"')
+    assert all(name in text for name in names)
+    assert "of 12 blocks" in text
+    (tmp_path / "small").mkdir()
+    small = render_run(run_folder(tmp_path / "small"))
+    assert 'aria-label="Blocks"' not in small
+    assert "of 4 layers" in small
+    assert BALLS in small
 
 
 def test_spectra_have_a_figure_its_words_and_its_numbers(tmp_path):

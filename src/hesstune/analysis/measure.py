@@ -50,7 +50,13 @@ def measure_run(
     subject, task = _subject(run, asked, asked.part)
     part = "val" if asked.part == "val" and len(task.val) else "train"
     rows = subject.rows
-    shown = None if progress is None else lambda done: progress(done, len(rows) // world(), "examples")
+    own = max(1, len(rows) // world())
+
+    def shown(done: int) -> None:
+        assert progress is not None
+        smooth = done >= own and asked.examples == "max"
+        progress(done, own, "examples; now smooth layers' maxima" if smooth else "examples")
+
     found = subject.measure(
         layers=asked.layers,
         method=asked.method,
@@ -63,7 +69,7 @@ def measure_run(
         mean_sample=asked.mean_sample,
         skip_classes=asked.skip_classes,
         memory_mib=asked.memory_mib,
-        progress=shown,
+        progress=None if progress is None else shown,
     )
     examples = task.val if part == "val" else task.train
     if part != asked.part:

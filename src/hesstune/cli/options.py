@@ -19,6 +19,7 @@ __all__ = [
     "DRY_RUN",
     "FIRST",
     "JSON",
+    "LAST",
     "QUIET",
     "RUN",
     "STYLE",

@@ -10,6 +10,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from hesstune.cli.exits import is_first
@@ -28,6 +29,8 @@ NARROW = 70
 PIPE = 160
 # Names in a table's first column may be shortened to this, and sentences wrapped to that.
 NAME, SENTENCE = 24, 40
+# Seconds over which speed is averaged: longer than a few steps, of whatever network.
+STEPS = 3600.0
 ProgressFor = Callable[[str], Callable[[int, int, str], None]]
 
 
@@ -97,16 +100,26 @@ def progress_bars(quiet: bool) -> Iterator[ProgressFor | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class TimeLeft(TimeRemainingColumn):
+        """The time that is left, from the first step on, which rich's own does not tell."""
+
+        def render(self, task: Task) -> Text:
+            if task.time_remaining is None and task.total and 0 < task.completed < task.total:
+                seconds = int((task.elapsed or 0.0) * (task.total - task.completed) / task.completed)
+                return Text(str(timedelta(seconds=seconds)), style="progress.remaining")
+            return super().render(task)
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[text]}"),
-        TimeRemainingColumn(),
+        TimeLeft(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=STEPS) as bars:
 
         def progress_for(title: str) -> Callable[[int, int, str], None]:
             task = bars.add_task(title, total=None, text="")

@@ -7,11 +7,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hesstune.analysis.layer_story import Block, blocks_of, carriers, is_large, layer_shares
 from hesstune.report.figures import quantile_curves
 from hesstune.runs.measure_records import LayerMeasure
 from hesstune.runs.read_records import Records
 
-__all__ = ["distribution", "layer_rows", "layer_words", "measured", "setters"]
+__all__ = [
+    "block_rows",
+    "distribution",
+    "layer_rows",
+    "layer_words",
+    "measured",
+    "setters",
+    "told_carriers",
+]
 
 # A layer counts as at its radius from here on: projection leaves it there up to rounding.
 AT_RADIUS = 0.999
@@ -45,6 +54,14 @@ class LayerRow:
         return float(value or 0.0)
 
 
+class BlockRow(NamedTuple):
+    """A block in its table, and the lengths of its bars in percent of the largest."""
+
+    block: Block
+    share: float
+    distance: float
+
+
 class Setter(NamedTuple):
     """An example that sets the maximum of so many layers."""
 
@@ -66,13 +83,7 @@ def layer_rows(records: Records) -> list[LayerRow]:
     """Return the layers, largest share of the measure first; distances alone where nothing was measured."""
     result, config = records.outcome, records.config
     if records.measure:
-        layers = records.measure.layers
-        means = [layer.mean for layer in layers]
-        known = records.measure.part == "val" and None not in means
-        values = means if known else [layer.maximum for layer in layers]
-        terms = [max(value or 0.0, 0.0) ** 0.5 for value in values]
-        total = sum(terms) or 1.0
-        rows = [LayerRow(layer, term / total) for layer, term in zip(layers, terms, strict=True)]
+        rows = [LayerRow(layer, share) for layer, share in layer_shares(records.measure)]
     else:
         unmeasured = [
             LayerMeasure(name=name, distance=value, maximum=None) for name, value in result.distances.items()
@@ -98,16 +109,32 @@ def layer_words(rows: list[LayerRow]) -> str:
     text = f"{len(rows)} layers. "
     if held:
         text += f"{at} of the {len(held)} constrained layers are at their radius. "
-    if rows and rows[0].share is not None:
-        half, total = 0, 0.0
-        while total < 0.5 and half < len(rows):
-            total += rows[half].share or 0.0
-            half += 1
-        text += (
-            f"{rows[0].layer.name} has the largest share of the measure ({rows[0].share:.1%}); "
-            f"{half} layer{'s carry' if half > 1 else ' carries'} half of it."
-        )
     return text.strip()
+
+
+def told_carriers(records: Records, rows: list[LayerRow]) -> str:
+    """Say which layers or blocks carry the measure, and what would lower it; empty where nothing is known."""
+    return carriers(_pairs(rows), records.config.method if records.outcome.radii else None)
+
+
+def block_rows(rows: list[LayerRow]) -> list[BlockRow]:
+    """Return the blocks of a large network; none of a small one, whose layers tell as much."""
+    pairs = _pairs(rows)
+    if not is_large(pairs):
+        return []
+    blocks = blocks_of(pairs)
+    share = max(block.share or 0.0 for block in blocks) or 1.0
+    distance = max(block.distance for block in blocks) or 1.0
+    return [
+        BlockRow(
+            block, round(100 * (block.share or 0.0) / share, 1), round(100 * block.distance / distance, 1)
+        )
+        for block in blocks
+    ]
+
+
+def _pairs(rows: list[LayerRow]) -> list[tuple[LayerMeasure, float | None]]:
+    return [(row.layer, row.share) for row in rows]
 
 
 def measured(records: Records) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from hesstune.report.environment import render
 from hesstune.report.figures import curves, heat_map, stability
-from hesstune.report.layers import distribution, layer_rows, layer_words, setters
+from hesstune.report.layers import block_rows, distribution, layer_rows, layer_words, setters, told_carriers
 from hesstune.report.narrative import assumptions, onset, provenance, training_words, verdict
 from hesstune.report.spectrum import spectrum
 from hesstune.runs.read_records import Records
@@ -83,6 +83,8 @@ def context(records: Records) -> dict[str, object]:
         "matrices": _matrices(records),
         "layers": layers,
         "layer_words": layer_words(layers),
+        "blocks": block_rows(layers),
+        "carriers": told_carriers(records, layers),
         "spectrum": spectrum(layers),
         "setters": setters(records),
         "distribution": distribution(records),

@@ -1,0 +1,127 @@
+"""The tables and sentences of `hesstune measure`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hesstune.analysis.layer_story import Block
+    from hesstune.curvature.stability import Stability
+    from hesstune.runs.measure_records import LayerMeasure
+
+__all__ = ["block_table", "layer_table", "others_table", "spectrum_table", "stability_table", "summary"]
+
+# Eigenvalues that a line has room for.
+FIRST = 3
+
+
+def _table(first: str, widths: dict[str, int]) -> Table:
+    """Return a table without rows: on a narrow terminal the names give way, not the numbers."""
+    from rich.table import Table
+
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column(first, no_wrap=True, overflow="ellipsis")
+    for title, width in widths.items():
+        table.add_column(title, justify="right", no_wrap=True, min_width=width)
+    return table
+
+
+def layer_table(rows: Sequence[tuple[LayerMeasure, float]], most: int | None = None) -> Table:
+    """Return the layers, largest share of the measure first.
+
+    Args:
+        rows: The layers with their shares, in that order.
+        most: At most so many lines; the rest are one. All where None.
+    """
+    widths = {"share": 7, "max vᵀH⁺v": 10, "mean ± s.e.": 15, "distance": 8, "Tr H⁺": 8, "how": 7}
+    table = _table("layer", widths)
+    moved = [(layer, share) for layer, share in rows if layer.distance]
+    for layer, share in moved[:most]:
+        error = layer.mean_stderr
+        table.add_row(
+            layer.name,
+            f"{100 * share:.1f} %",
+            _figure(layer.maximum, ".3g"),
+            _figure(layer.mean, ".2g", f" ± {'-' if error is None else f'{error:.1g}'}"),
+            f"{layer.distance:.3f}",
+            _figure(layer.trace_mean, ".3g"),
+            "exact" if layer.exact else layer.method,
+        )
+    if rest := moved[len(moved[:most]) :]:
+        share = sum(share for _, share in rest)
+        table.add_row(f"{len(rest)} more: --all-layers", f"{100 * share:.1f} %", "", "", "", "", "")
+    if still := len(rows) - len(moved):
+        table.add_row(f"{still} did not move", "0.0 %", "0", "-", "0.000", "-", "")
+    return table
+
+
+def block_table(blocks: Sequence[Block]) -> Table:
+    """Return the blocks of a large network, largest share of the measure first."""
+    table = _table("block", {"layers": 6, "share": 7, "distance": 8})
+    for block in blocks:
+        share = 100 * (block.share or 0.0)
+        table.add_row(block.name, str(len(block.layers)), f"{share:.1f} %", f"{block.distance:.3f}")
+    return table
+
+
+def spectrum_table(rows: Sequence[tuple[LayerMeasure, float]], most: int) -> Table:
+    """Return the first mean eigenvalues of the layers that have any, largest share first."""
+    known = [(layer.name, layer.spectrum) for layer, _ in rows if layer.spectrum is not None][:most]
+    columns = min(FIRST, max((len(found.mean) for _, found in known), default=1))
+    table = _table("eigenvalues of H", {f"λ{at + 1} ± s.e.": 13 for at in range(columns)})
+    for name, found in known:
+        pairs = list(zip(found.mean, found.stderr, strict=True))[:columns]
+        table.add_row(name, *(f"{v:.3g} ± {'-' if e is None else f'{e:.1g}'}" for v, e in pairs))
+    return table
+
+
+def others_table(rows: list[dict[str, Any]]) -> Table:
+    """Return the older measures of the same run: they rank models, and none is a guarantee."""
+    from rich.table import Table
+
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("other measures", no_wrap=True, min_width=24)
+    table.add_column("value", justify="right", no_wrap=True, min_width=8)
+    table.add_column("from, or why there is none", overflow="fold")
+    for row in rows:
+        value = "-" if row["value"] is None else f"{row['value']:.3g}"
+        table.add_row(row["name"], value, row.get("why", row["source"]))
+    return table
+
+
+def _figure(value: float | None, form: str, rest: str = "") -> str:
+    return "-" if value is None or value != value else f"{value:{form}}{rest}"
+
+
+def stability_table(rows: list[Stability]) -> Table:
+    """Return the rise of the mean loss under noise of several sizes, beside its Taylor prediction."""
+    from rich.table import Table
+
+    table = Table(show_edge=False, pad_edge=False)
+    for title in ("noise σ", "rise of the loss", "½σ²·Tr H", "ratio"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            f"{row.sigma:g}",
+            f"{row.value:.3g} ± {row.stderr:.1g}",
+            f"{row.taylor:.3g}" + (f" ± {row.taylor_stderr:.1g}" if row.taylor_stderr else ""),
+            _figure(row.ratio, ".2f"),
+        )
+    return table
+
+
+def summary(record: dict[str, Any], gap: float | None) -> list[str]:
+    """Return the measure, the gap observed, and what the number is and is not."""
+    value, mean, part = record["measure"], record["mean_measure"], record["part"]
+    where = f"{record['examples']} {'held-out' if part == 'val' else 'training'} examples"
+    lines = [f"Measured on {where}; n = {value['n']}, C = {value['C']:.3g}, the largest loss observed"]
+    if mean["value"] is not None:
+        error = "" if mean["stderr"] is None else f" ± {mean['stderr']:.2g}"
+        lines.append(f"Mean Hessian distance measure, Σ √(C·mean vᵀH⁺v/n): {mean['value']:.3f}{error}")
+    lines.append(f"Hessian distance measure, Σ √(C·max vᵀH⁺v/n): {value['value']:.3f}")
+    if gap is not None:
+        lines.append(f"Generalization gap observed: {gap:.3f} (cross-entropy, test minus training)")
+    return [*lines, *record["notes"], record["statement"]]
