@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.progress import Progress
 
 import hesstune as ht
-from hesstune.analysis.layer_story import layer_shares
+from hesstune.analysis.layer_story import blocks_of, layer_shares
 from hesstune.cli import certify, compare, measure_tables
-from hesstune.cli.render import Output, results_table
-from hesstune.runs.measure_records import MeasureRecord
+from hesstune.cli.render import Output, progress_bars, results_table
+from hesstune.runs.measure_records import LayerMeasure, MeasureRecord
 from hesstune.study.records import CellRecord, StudyResults
 from hesstune.study.summary import differences, means, ranks
 
@@ -119,6 +120,40 @@ def test_tables_of_every_command_fit_and_keep_every_figure(monkeypatch, tables, 
     for figure in figures:
         assert figure in text, figure
     assert "\x1b" not in text
+
+
+def test_of_a_large_network_the_largest_layers_are_shown_and_the_rest_counted(monkeypatch):
+    layers = [
+        LayerMeasure(name=f"blocks.{i}.{part}.weight", mean=1.0, maximum=2.0, distance=0.5)
+        for i in range(15) for part in ("a", "b")
+    ]  # fmt: skip
+    rows = [(layer, 1 / 30) for layer in layers]
+    text = shown(monkeypatch, measure_tables.layer_table(rows, 10))
+    assert text.count("blocks.") == 10
+    assert "20 more: --all-layers" in text
+    assert "66.7 %" in text
+    assert shown(monkeypatch, measure_tables.layer_table(rows)).count("blocks.") == 30
+    blocks = shown(monkeypatch, measure_tables.block_table(blocks_of(rows)))
+    assert blocks.count("blocks.") == 15
+    assert "0.707" in blocks
+
+
+def test_bars_tell_the_time_left_after_the_first_step_however_long_it_took(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("rich.console.monotonic", lambda: now[0])
+    seen, stop = [], Progress.stop
+
+    def stopped(progress):
+        seen.append(progress.make_tasks_table(progress.tasks))
+        stop(progress)
+
+    monkeypatch.setattr(Progress, "stop", stopped)
+    with progress_bars(quiet=False) as bars:
+        step = bars("measure")
+        now[0] = 60.0
+        step(1, 5, "examples")
+    assert "0:04:00" in str(list(seen[0].columns[-1].cells))
 
 
 def test_tables_in_pipes_are_cut_by_no_terminal(monkeypatch, tables):
