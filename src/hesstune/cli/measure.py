@@ -22,28 +22,30 @@ __all__ = ["measure"]
 
 # Layers shown below the blocks of a large network.
 LARGEST = 10
+STABLE = Annotated[
+    bool,
+    typer.Option(
+        "--stability",
+        help="also the rise of the loss under Gaussian noise on the weights",
+        rich_help_panel=SampleOptions.heading,
+    ),
+]
+ALL_LAYERS = Annotated[
+    bool,
+    typer.Option(
+        "--all-layers",
+        help="of large networks, every layer's line below the blocks', not the ten largest alone",
+        rich_help_panel=LAST,
+    ),
+]
 
 
 @with_options()
 def measure(
     run: RUN,
     options: MeasureOptions,
-    stability: Annotated[
-        bool,
-        typer.Option(
-            "--stability",
-            help="also the rise of the loss under Gaussian noise on the weights",
-            rich_help_panel=SampleOptions.heading,
-        ),
-    ] = False,
-    all_layers: Annotated[
-        bool,
-        typer.Option(
-            "--all-layers",
-            help="of large networks, every layer's line below the blocks', not the ten largest alone",
-            rich_help_panel=LAST,
-        ),
-    ] = False,
+    stability: STABLE = False,
+    all_layers: ALL_LAYERS = False,
     json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
