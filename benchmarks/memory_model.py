@@ -27,7 +27,8 @@ from records import arguments, read_record, write_record
 
 HERE = Path(__file__).parent
 WIDTH, INPUTS, CLASSES = 1024, 768, 10
-# `memory_mib` of the measured run, and the weights that `measure` probes at a time, in bytes.
+# `memory_mib` of the measured run beyond the layers' differences; the weights that `measure` probes at a
+# time, in bytes.
 MEASURE_MIB, PROBED = 64, 64 * 2**20
 
 
@@ -89,7 +90,7 @@ def measuring(net: Network, layers: float = 1.0, activations: float = 0.0) -> di
     Args:
         net: The network.
         layers: The share of the weights measured at a time: their differences W - W(s) are kept.
-        activations: `memory_mib`, at most.
+        activations: What of `memory_mib` the differences leave, at most.
     """
     # Before the first batch exact layers are probed: a direction and a gradient of some weights at a time.
     probe = 2 * min(4 * net.weights * layers, max(PROBED, 4 * net.layer))
@@ -171,7 +172,8 @@ def one(mode: str, run: str) -> None:
     if mode == "measure":
         from hesstune.analysis.measure import measure_run
 
-        measure_run(ht.Run.load(run), trace=False, memory_mib=MEASURE_MIB)
+        differences = 4 * sizes(int(os.environ["BLOCKS"])).weights / 2**20
+        measure_run(ht.Run.load(run), trace=False, memory_mib=MEASURE_MIB + differences)
     else:
         more = MORE.get(mode, {})
         ht.finetune({**options, **more}, out=run)

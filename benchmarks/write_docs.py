@@ -118,6 +118,35 @@ brackets alone, over all examples: the screened value is off by at most {worst:.
 """
 
 
+def measure_bert_base(record: dict[str, Any]) -> str:
+    lines = []
+    for name, row in record["rows"].items():
+        off = max(abs(twin["relative_difference"]) for twin in row["twins"])
+        held = sum(twin["bracket_holds"] for twin in row["twins"])
+        lines.append(
+            f"| {name} | {row['ratio_baseline_to_maximum']:.0f} | {row['ratio_peak_to_training']:.2f} | "
+            f"{row['ratio_peak_beyond_to_training']:.2f} | {off:.1%} | {held} of {len(row['twins'])} |"
+        )
+    table, training = "\n".join(lines), record["training"]
+    return f"""## The measure, an encoder of BERT-base's size
+
+`{record["command"]}` ({record["machine"]}, torch {record["torch"]}): {record["weights"] / 1e6:.0f}M weights from
+transformers' configuration, SDPA attention, {record["epochs"]} epoch{"s" * (record["epochs"] > 1)} from a random start on sentences with wrong labels
+({record["data"]}); the maximum of {record["layers"]} Linear layers over {record["examples"]} sentences, planning included, against
+{record["steps"]} Lanczos steps by double backward per example and layer without padding ({record["baseline"]["pairs"]} pairs, scaled; goal: at
+least 20 times), and against an AdamW step on {record["training_batch"]} sentences, whose peak is {training["peak_mib"]:.0f} MiB, {training["peak_beyond_mib"]:.0f} beyond what
+lay there before it (goal: at most 2 times).
+
+| weights, products in float32 | baseline's time to the maximum's | peak memory to the step's | both beyond what lay there before | furthest value from a float64 twin | brackets that hold it |
+|---|---|---|---|---|---|
+{table}
+
+Before the step lie weights, gradients and AdamW's state; before the measurement, weights and reference. Maxima
+from weights in bfloat16 differ from float32's by at most {record["largest_difference_of_a_maximum_bfloat16"]:.0%}, since weights and reference are rounded.
+{record["rows"]["float32"]["notes"][-1]}
+"""
+
+
 def coverage(record: dict[str, Any]) -> str:
     rows = [
         f"| {name} | {kind} | {r['failures']} of {r['trials']} | {r['most']} |"
@@ -165,6 +194,7 @@ SECTIONS = {
     "last_stage": last_stage,
     "measure_efficientnet": measure_efficientnet,
     "measure_minilm": measure_minilm,
+    "measure_bert_base": measure_bert_base,
     "coverage": coverage,
     "text": text,
     "text_rules": text_rules,

@@ -74,6 +74,15 @@ frames take the paths above. A layer that holds the examples in other ways, or n
 is measured in weight space. A tensor in a mapping has one row an example where its first dimension is
 the first batch's size.
 
+*Memory* is forecast before the first example is measured, and said in one line, which the record keeps:
+the layers' differences, the batches (and, where smooth layers' maxima are refined at the end, all inputs
+until then), and for each example measured at a time what its passes and Lanczos' graph and vectors take.
+`memory_mib` (`--memory-mib`) bounds all of that, beside the network and its reference: batches are split to
+fit, and where not even one example fits, it is refused with a number that would do. Without it, the examples
+measured at a time get 512 MiB, or what one of them takes, as long as the device has that much left. Before,
+the plan looks at up to four examples at once, whatever the budget. Weights stored in bfloat16 or float16 are
+measured as float32, on copies that the forecast counts.
+
 ## Against the paper's code
 
 The paper's code takes one Hessian-vector product of a batch's *mean* loss, in *every layer's* v at once,

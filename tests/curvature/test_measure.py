@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from networks import SMOOTH, build, mlp, moved
 from hesstune.curvature.dense import block_hessian, positive_form, positive_trace
 from hesstune.curvature.measure import measure
 from hesstune.curvature.result import Measure
-from hesstune.errors import ConfigError, DataError, LayerError, RunError
+from hesstune.errors import ConfigError, DataError, LayerError, MeasureError, RunError
 from hesstune.reference import Reference
 
 ROUNDING = {"rtol": 1e-9, "atol": 1e-13}
@@ -84,7 +85,10 @@ def test_batch_size_and_order_of_the_examples_do_not_matter(name):
     whole = measure(case.model, case.ref, _batches(case, 4), trace=trace)
     exact = whole.exact
     split = measure(case.model, case.ref, _batches(case, 1, 2, 1), trace=trace)
-    small = measure(case.model, case.ref, _batches(case, 4), trace=trace, memory_mib=1e-6)
+    with pytest.raises(MeasureError) as refused:
+        measure(case.model, case.ref, _batches(case, 4), trace=trace, memory_mib=1e-6)
+    least = float(re.search(r"give memory_mib=([\d.]+)", str(refused.value))[1])
+    small = measure(case.model, case.ref, _batches(case, 4), trace=trace, memory_mib=least)
     order = torch.tensor([2, 0, 3, 1])
     x = case.inputs
     shuffled = x[order] if isinstance(x, torch.Tensor) else {k: v[order] for k, v in x.items()}

@@ -33,13 +33,18 @@ SIGMAS = (0.001, 0.002, 0.005, 0.01, 0.02)
 
 @takes_options(MeasureOptions)
 def measure_run(
-    run: Run, *, progress: Callable[[int, int, str], None] | None = None, **options: Any
+    run: Run,
+    *,
+    progress: Callable[[int, int, str], None] | None = None,
+    told: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> Measure:
     """Measure every layer of a finished run, by default on its validation examples; write it beside the run.
 
     Args:
         run: A finished run; measure.json and measure.safetensors are written to its folder.
         progress: Called with (examples done, examples in all, text).
+        told: Called with the forecast of memory before the first example is measured.
         **options: Options of `MeasureOptions`, by name.
 
     Raises:
@@ -70,6 +75,7 @@ def measure_run(
         skip_classes=asked.skip_classes,
         memory_mib=asked.memory_mib,
         progress=None if progress is None else shown,
+        told=told,
     )
     examples = task.val if part == "val" else task.train
     if part != asked.part:
@@ -79,7 +85,7 @@ def measure_run(
             f"measured on {len(rows)} of {len(examples)} {NAMES[part]} examples, drawn uniformly"
         )
     trained = subject if part == "train" else _subject(run, asked)[0]
-    margins = margins_of(subject.net, trained.batches())
+    margins = margins_of(subject.net, iter(trained.batches()))
     sharpness = subject.sharpness()
     on_main_process(lambda: _write(run, found, subject, task, margins, sharpness, part))
     return found

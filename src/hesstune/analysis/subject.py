@@ -64,6 +64,22 @@ class InputExamples:
 
 
 @dataclass(frozen=True)
+class _Batches:
+    """Batches of (inputs, targets), made as they are asked for."""
+
+    feed: ModelInputs
+    labels: torch.Tensor
+    rows: list[NDArray[np.int64]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
+        for some in self.rows:
+            yield self.feed.inputs(some), self.labels[some]
+
+
+@dataclass(frozen=True)
 class Subject:
     """A trained network, where it started, and labelled examples as it is fed them.
 
@@ -85,13 +101,11 @@ class Subject:
     rows: NDArray[np.int64]
     batch: int = BATCH
 
-    def batches(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
-        """Yield (inputs, targets) of this process's batches."""
+    def batches(self) -> _Batches:
+        """Return this process's batches of (inputs, targets), of which it is known how many there are."""
         own, _ = own_batches(len(self.rows), self.batch)
-        labels = torch.from_numpy(self.labels)
-        for batch in own:
-            some = self.rows[batch]  # in their own order, as the result's rows are
-            yield self.feed.inputs(some), labels[some]
+        # In their own order, as the result's rows are.
+        return _Batches(self.feed, torch.from_numpy(self.labels), [self.rows[batch] for batch in own])
 
     def measure(self, **options: Any) -> Measure:
         """Measure the rows; options are those of `hesstune.measure`."""

@@ -58,14 +58,16 @@ def measure(
     from hesstune.storage.stored import read_record
 
     loaded = Run.load(run)
+    output = Output(quiet, json)
     with progress_bars(quiet) as bars:
-        found = measure_run(loaded, progress=bars("measure") if bars else None, **options.given())
+        found = measure_run(
+            loaded, progress=bars("measure") if bars else None, told=output.say, **options.given()
+        )
     alike = {name: v for name, v in options.given().items() if name in SampleOptions.model_fields}
     stable = stability_of_run(loaded, **alike) if stability else []
     record = found.to_dict(loaded.facts.examples.train)
     written = read_record(loaded.path / MEASURE, MeasureRecord) or MeasureRecord(**record)
     record["part"] = written.part
-    output = Output(quiet, json)
     rows = layer_shares(written)
     if large := is_large(rows):
         output.say(block_table(blocks_of(rows)), "")

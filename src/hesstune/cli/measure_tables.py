@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from hesstune.curvature.declared import FORECAST
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -124,4 +126,5 @@ def summary(record: dict[str, Any], gap: float | None) -> list[str]:
     lines.append(f"Hessian distance measure, Σ √(C·max vᵀH⁺v/n): {value['value']:.3f}")
     if gap is not None:
         lines.append(f"Generalization gap observed: {gap:.3f} (cross-entropy, test minus training)")
-    return [*lines, *record["notes"], record["statement"]]
+    notes = [note for note in record["notes"] if not note.startswith(FORECAST)]  # it was said beforehand
+    return [*lines, *notes, record["statement"]]

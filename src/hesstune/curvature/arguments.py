@@ -42,7 +42,7 @@ def check_arguments(
     steps: int,
     tol: float | None,
     max_examples: int | None,
-    memory_mib: float,
+    memory_mib: float | None,
     skip_classes: float | None,
     mean_sample: int,
 ) -> None:

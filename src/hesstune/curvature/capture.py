@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hesstune.curvature.batches import logits_of_each
+from hesstune.curvature.full_precision import full_precision
 from hesstune.curvature.interception import Interceptor, OnOutput
 from hesstune.curvature.layers import CapturedLayer, Layout, layout_fits
 from hesstune.errors import MeasureError
@@ -99,7 +100,7 @@ def _hardsigmoid(inputs: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Set eval mode, gradients for the named weights alone, and kernels that differentiate twice.
+    """Set eval mode, gradients for the named weights alone, float32, and kernels that differentiate twice.
 
     Everything is as before afterwards: training flags, requires_grad flags, global switches, the
     random state.
@@ -115,7 +116,13 @@ def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
         hard = [m for m in model.modules() if isinstance(m, nn.Hardsigmoid) and "forward" not in vars(m)]
         for module in hard:
             module.forward = _hardsigmoid
-        with evaluating(model), sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng(), torch.enable_grad():
+        with (
+            full_precision(model),
+            evaluating(model),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.random.fork_rng(),
+            torch.enable_grad(),
+        ):
             yield
     except RuntimeError as error:
         lacks = re.search(r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented", str(error))

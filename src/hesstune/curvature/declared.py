@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["ABOVE", "MEASURE", "MEASURE_TENSORS", "Means", "Refined", "sample_fault"]
+__all__ = ["ABOVE", "FORECAST", "MEASURE", "MEASURE_TENSORS", "Means", "Refined", "sample_fault"]
 
 Means = Literal["auto", "exact", "lanczos"]
 Refined = Literal["max", "all"]
@@ -12,6 +12,9 @@ Refined = Literal["max", "all"]
 ABOVE = {"steps": 0, "tol": 0, "max_examples": 0, "memory_mib": 0, "skip_classes": 0}
 # What `Measure.save` writes: a summary, and all tensors.
 MEASURE, MEASURE_TENSORS = "measure.json", "measure.safetensors"
+
+# How the note with the forecast of a measurement's memory begins.
+FORECAST = "memory forecast:"
 
 
 def sample_fault(mean_sample: int) -> str | None:

@@ -15,9 +15,11 @@ from hesstune.curvature.declared import Means
 from hesstune.curvature.exact.backward_mode import exact_forms
 from hesstune.curvature.exact.forms import ExactForms, LogitForms
 from hesstune.curvature.exact.forward_mode import exact_by_forward_mode
+from hesstune.curvature.full_precision import in_full
 from hesstune.curvature.interception import OnOutput
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.padding import trimmed
+from hesstune.curvature.planning.memory import SHARED
 from hesstune.curvature.planning.plan import MeasurePlan, make_measure_plan
 from hesstune.curvature.planning.refusals import require_finite
 from hesstune.curvature.selection import selected_layers
@@ -34,9 +36,6 @@ from hesstune.reference import Reference
 
 __all__ = ["CurvatureEngine"]
 
-# Double backward graphs are several times a forward pass: fewer examples share one.
-_SHARED = 8
-
 
 class CurvatureEngine:
     """H_i⁺ of a network's layers, one example and one layer at a time, never as a matrix.
@@ -52,7 +51,7 @@ class CurvatureEngine:
     calls; `differences` stay as they were given.
 
     Args:
-        model: The network, in float32 or float64.
+        model: The network, in float32 or float64; weights in half precision are measured as float32.
         differences: v_i by layer name, each of the weight's shape; their order is that of the columns.
         loss: `cross_entropy`, an `Objective` (consistent loss, label smoothing, class weights), or a
             callable (logits (B, K), targets) -> (B,).
@@ -66,6 +65,7 @@ class CurvatureEngine:
         differences: v_i by layer name.
         loss: The `Objective`.
         device: Where the weights are; batches are moved there.
+        sharing: How many examples share one graph of Lanczos, at most; fewer take less memory.
 
     Raises:
         LayerError: If a name is no parameter of the network, or there are none.
@@ -112,6 +112,7 @@ class CurvatureEngine:
         self.model, self.names, self.differences = model, list(differences), dict(differences)
         self.loss = loss if isinstance(loss, Objective) else Objective(loss)
         self.device = next(iter(weights.values())).device
+        self.sharing = SHARED
         self._method, self._seed = method, seed
         self._moved = {name: delta for name, delta in self.differences.items() if bool(delta.any())}
         self._plan: MeasurePlan | None = None
@@ -163,7 +164,7 @@ class CurvatureEngine:
         Raises:
             MeasureError: If the network cannot be measured, or a layer not by the method asked.
         """
-        inputs = moved(inputs, self.device)
+        inputs = in_full(moved(inputs, self.device))
         with differentiable(self.model, self.names):
             self._plan = make_measure_plan(
                 self.model, inputs, self.names, self.loss, self._method, self._seed
@@ -179,7 +180,7 @@ class CurvatureEngine:
         Raises:
             DataError: If inputs and targets are not equally many.
         """
-        inputs, targets = moved(batch[0], self.device), torch.as_tensor(batch[1]).to(self.device)
+        inputs, targets = in_full(moved(batch[0], self.device)), torch.as_tensor(batch[1]).to(self.device)
         size = batch_size(inputs)
         if targets.shape[:1] != (size,):
             raise DataError(f"a batch has {size} inputs but targets of shape {tuple(targets.shape)}")
@@ -360,7 +361,7 @@ class CurvatureEngine:
     def _parts(self, batch: LabelledBatch) -> Iterator[LabelledBatch]:
         """Split a batch into examples that share a graph, without the padding that none of them needs."""
         inputs, targets = self.take(batch)
-        for index in torch.arange(batch_size(inputs)).split(_SHARED):
+        for index in torch.arange(batch_size(inputs)).split(self.sharing):
             part = rows_of(inputs, index)
             yield trimmed(part) if self.plan.cuts_padding else part, targets[index.to(self.device)]
 

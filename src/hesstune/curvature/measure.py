@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,9 +16,11 @@ from hesstune.curvature.batches import rows_of
 from hesstune.curvature.capture import differentiable
 from hesstune.curvature.declared import Means, Refined
 from hesstune.curvature.engine import CurvatureEngine
+from hesstune.curvature.full_precision import bytes_in_full
 from hesstune.curvature.maxima import GaussNewtonScreen
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.padding import by_length, trimmed
+from hesstune.curvature.planning.memory import MIB, SHARED, MemoryForecast, bytes_of
 from hesstune.curvature.planning.plan import MeasureMethod
 from hesstune.curvature.result import Measure
 from hesstune.curvature.smooth.screening import Screening
@@ -26,6 +28,7 @@ from hesstune.curvature.smooth.stopping import Stopping
 from hesstune.errors import DataError, listed
 from hesstune.forward import Inputs, batch_size
 from hesstune.reference import Reference
+from hesstune.runtime.device import free_memory
 
 __all__ = ["measure"]
 
@@ -59,10 +62,11 @@ def measure(
     label_smoothing: float = 0.0,
     class_weights: torch.Tensor | None = None,
     max_examples: int | None = None,
-    memory_mib: float = 512.0,
+    memory_mib: float | None = None,
     skip_classes: float | None = None,
     progress: ExamplesDone | None = None,
     plan_on: Inputs | None = None,
+    told: Callable[[str], None] | None = None,
 ) -> Measure:
     """Compute v_iᵀ H_i⁺ v_i of every layer and example: exactly where possible, else by Lanczos.
 
@@ -74,7 +78,8 @@ def measure(
     whole training set, refines the maximum alone (examples="max", mean_sample=8, trace="exact").
 
     Args:
-        model: The fine-tuned network, in float32 or float64.
+        model: The fine-tuned network, in float32 or float64; weights in half precision are measured as
+            float32, on copies.
         ref: Its reference, taken before fine-tuning.
         batches: Iterable of (inputs, targets): inputs a tensor or a mapping of tensors, targets
             class indices (B,) or soft targets (B, K). Read once, streamed.
@@ -101,13 +106,17 @@ def measure(
         label_smoothing: ε of label smoothing.
         class_weights: (K,): the loss −Σ c_k log p_k becomes −Σ w_k c_k log p_k.
         max_examples: Stop after so many examples.
-        memory_mib: Memory for activations and the batches they come from, in MiB, beside the network and
-            its reference; larger batches are split. The result does not depend on it, nor on the
-            batch size.
+        memory_mib: Memory in MiB beside the network and its reference, for everything: the layers'
+            differences, the batches, activations, graphs and Lanczos vectors. Batches are split to fit;
+            where one example does not, it is refused with what would. None: 512 MiB for the examples
+            measured at a time, or what one of them takes, as long as the device has that left. The
+            result does not depend on it, nor on the batch size.
         skip_classes: Exact path, many classes: stop a batch's passes once the skipped classes add
             at most this share to every entry (told by probes, 99 % an entry; `upper` covers it).
             None, the default, takes all K − 1 passes.
         progress: Called with the number of examples done after each chunk.
+        told: Called with the forecast of memory, one line, before the first example is measured; it is
+            in the result's notes, too.
         plan_on: Inputs on which it is decided how each layer is measured; the first batch where None.
             Processes that share the examples plan on the same inputs.
 
@@ -138,13 +147,16 @@ def measure(
     settings = _MeasureSettings(
         steps, tol, trace, spectrum, seed, memory_mib, skip_classes, examples, mean_sample
     )
-    run = _Measurement(engine, settings)
+    run = _Measurement(engine, settings, copies=bytes_in_full(model))
     done = 0
     with differentiable(model, engine.names):
         if plan_on is not None:
             engine.plan_on(plan_on)
         for batch in limited(batches, max_examples):
-            for chunk in run.chunks(*engine.take(batch)):
+            inputs, targets = engine.take(batch)
+            if run.forecast is None:
+                run.expected = _expected(batches, batch_size(inputs), max_examples)
+            for chunk in run.chunks(inputs, targets, run.look_ahead(inputs, told)):
                 run.add(*chunk)
                 done += len(chunk[1])
                 if progress is not None:
@@ -153,9 +165,11 @@ def measure(
     return run.result()
 
 
-def _bytes(inputs: Inputs) -> int:
-    values = [inputs] if isinstance(inputs, torch.Tensor) else inputs.values()
-    return sum(v.nbytes for v in values if isinstance(v, torch.Tensor))
+def _expected(batches: Iterable[LabelledBatch], size: int, most: int | None) -> int | None:
+    """Return how many examples there will be, as far as the batches tell; None where they do not."""
+    if not isinstance(batches, Sized):
+        return most
+    return size * len(batches) if most is None else min(most, size * len(batches))
 
 
 @dataclass(frozen=True)
@@ -165,7 +179,7 @@ class _MeasureSettings:
     trace: bool | Literal["exact"]
     spectrum: bool
     seed: int
-    memory_mib: float
+    memory_mib: float | None
     skip_classes: float | None
     examples: Refined
     mean_sample: int
@@ -189,16 +203,42 @@ class _Measurement:
     screen: GaussNewtonScreen | None = None
     screened: Screening | None = None
     sampled: dict[str, torch.Tensor] = field(default_factory=dict)
+    copies: int = 0
+    expected: int | None = None
+    forecast: MemoryForecast | None = None
 
-    def chunks(self, inputs: Inputs, targets: torch.Tensor) -> Iterator[LabelledBatch]:
-        """Split one batch by the memory budget."""
+    def look_ahead(self, inputs: Inputs, told: Callable[[str], None] | None) -> int:
+        """Forecast the memory from this batch on, say it first, and return how many examples go at once.
+
+        Raises:
+            MeasureError: If it is over the budget even for one example at a time.
+        """
+        size, plan, asked = batch_size(inputs), self.engine.plan, self.settings
+        each = bytes_of(inputs) // size
+        memory = plan.memory.scaled(each)
+        kept, sharing = 0, SHARED
+        if asked.examples == "max" and plan.by("lanczos"):  # the screen keeps inputs until it refines
+            kept = each * max(self.count + size, self.expected or 0)
+            if not plan.by("weight_space") and asked.trace is not True:
+                sharing = 1
+        room = None if asked.memory_mib is None else asked.memory_mib * MIB
+        first, differences = self.forecast is None, self.engine.differences.values()
+        self.forecast = MemoryForecast(
+            differences=sum(d.nbytes for d in differences) + memory.start + self.copies,
+            inputs=2 * bytes_of(inputs) + kept,  # this batch and the next lie there already
+            example=memory.exact(trace=bool(asked.trace), spectrum=asked.spectrum),
+            lanczos=memory.lanczos(asked.stopping.most),
+            vectors=asked.stopping.most + 1,
+            sharing=sharing,
+        ).within(room, free_memory(self.engine.device), size)
+        self.engine.sharing = self.forecast.sharing
+        if first and told is not None:
+            told(self.forecast.sentence())
+        return self.forecast.at_once
+
+    def chunks(self, inputs: Inputs, targets: torch.Tensor, most: int) -> Iterator[LabelledBatch]:
+        """Split one batch into parts of so many examples at most."""
         size, plan = batch_size(inputs), self.engine.plan
-        # For spectra and traces kept gradients or unfolded inputs come on top; this batch and the next lie
-        # there already.
-        extras = bool(self.settings.trace) or self.settings.spectrum
-        each = max(1, plan.bytes_per_example) * (3 if extras else 1)
-        room = self.settings.memory_mib * 2**20 - 2 * _bytes(inputs)
-        most = max(1, int(room / each))
         order = torch.arange(size)
         if plan.cuts_padding:  # sentences of similar length together
             order, most = by_length(inputs), min(most, _SENTENCES)
@@ -349,4 +389,4 @@ class _Measurement:
                 f"no eigenvalues of {listed(smooth)}: they come with the exact path alone, and "
                 f"{'these layers are' if len(smooth) > 1 else 'this layer is'} smooth"
             )
-        return notes
+        return notes if self.forecast is None else [*notes, self.forecast.sentence()]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
 from hesstune.errors import ConfigError
 
-__all__ = ["pick_device"]
+__all__ = ["free_memory", "pick_device"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -30,3 +31,15 @@ def pick_device(name: str) -> torch.device:
     if not present:
         raise ConfigError(f"device '{name}' is not available here; use --device cpu")
     return device
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return how many bytes a device has left, as its system says; None where it does not say."""
+    if device.type == "cuda":
+        left: int = torch.cuda.mem_get_info(device)[0]
+        return left + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None

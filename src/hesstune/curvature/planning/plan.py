@@ -20,6 +20,7 @@ from hesstune.curvature.layers import Layout
 from hesstune.curvature.objective import Objective
 from hesstune.curvature.padding import ignores_padding
 from hesstune.curvature.planning.layouts import find_layouts
+from hesstune.curvature.planning.memory import ExampleMemory, KeptBytes, example_memory
 from hesstune.curvature.planning.probe import probe_errors
 from hesstune.curvature.planning.refusals import (
     refuse_bad_logits,
@@ -36,9 +37,6 @@ __all__ = ["LayerPlan", "MeasureMethod", "MeasurePlan", "make_measure_plan"]
 MeasureMethod = Literal["exact", "lanczos", "weight_space", "unused"]
 _PROBE_EXAMPLES = 4
 _CURVATURE_EXAMPLES = 2
-# At the largest output a backward pass holds the gradients before and after it, copies of them in the
-# convolution's own layout, and products of them (measured).
-_IN_FLIGHT = 8
 
 
 @dataclass(frozen=True)
@@ -66,15 +64,14 @@ class MeasurePlan:
         layers: One entry a layer, in the order asked.
         layouts: Where the examples are in each captured layer's tensors.
         copied: Layers whose input the network overwrites in place, so that it must be copied.
-        bytes_per_example: What one example takes, in bytes: what its forward pass keeps for the backward
-            passes, the layers' changes D_i, and the gradients in flight.
+        memory: What one example takes, by the kind of pass.
         cuts_padding: Whether masked trailing tokens may be cut, as they do not change the logits.
     """
 
     layers: list[LayerPlan]
     layouts: dict[str, Layout]
     copied: frozenset[str] = frozenset()
-    bytes_per_example: int = field(default=0, compare=False)
+    memory: ExampleMemory = field(default=ExampleMemory(), compare=False)
     cuts_padding: bool = False
 
     def by(self, *methods: MeasureMethod) -> list[str]:
@@ -110,7 +107,7 @@ def make_measure_plan(
     probe = rows_of(inputs, rows)
     found = find_layouts(model, probe, names)
     layouts = {name: layout for name, layout in found.items() if layout is not None}
-    kept = _KeptBytes(model)
+    kept = KeptBytes(model)
     with kept:
         captured = capture(model, probe, names, layouts)
     logits = captured.logits.detach()
@@ -126,12 +123,25 @@ def make_measure_plan(
         again = capture(model, few, exact, layouts, copied=captured.overwritten)
         plans |= _confirmed(plans, exact, again, structure.unsure, seed)
     plans = {name: _as_asked(plan, method, objective) for name, plan in plans.items()}
-    outputs = sum(layer.shape.numel() for layer in captured.layers.values()) * captured.logits.element_size()
-    largest = max((layer.shape.numel() for layer in captured.layers.values()), default=0)
-    in_flight = _IN_FLIGHT * largest * captured.logits.element_size()
-    size = (kept.total + outputs + in_flight) // batch_size(probe)
+    memory = _memory(probe, captured, kept, plans, parameters)
     cuts = ignores_padding(model, inputs)
-    return MeasurePlan([plans[n] for n in names], layouts, captured.overwritten, size, cuts)
+    return MeasurePlan([plans[n] for n in names], layouts, captured.overwritten, memory, cuts)
+
+
+def _memory(
+    probe: Inputs,
+    captured: Capture,
+    kept: KeptBytes,
+    plans: Mapping[str, LayerPlan],
+    parameters: Mapping[str, nn.Parameter],
+) -> ExampleMemory:
+    by = {
+        m: [name for name, plan in plans.items() if plan.method == m]
+        for m in ("exact", "lanczos", "weight_space")
+    }
+    return example_memory(
+        probe, captured, kept, by["exact"], by["lanczos"], [parameters[name] for name in by["weight_space"]]
+    )
 
 
 def _plan_layer(
@@ -186,19 +196,3 @@ def _confirmed(
             reason = f"{plans[name].reason}; double backward agrees {how}"
             confirmed[name] = replace(plans[name], reason=reason)
     return confirmed
-
-
-class _KeptBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the distinct bytes a forward pass keeps for backward, parameters and buffers aside."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.total = 0
-        self._seen = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
-        super().__init__(self._pack, lambda tensor: tensor)
-
-    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self.total += storage.nbytes()
-        return tensor

@@ -50,7 +50,7 @@ def refuse_bad_logits(model: nn.Module, probe: Inputs, logits: torch.Tensor, row
     if logits.shape[1] < 2:
         raise MeasureError(f"cross-entropy needs at least 2 classes; the model has {logits.shape[1]} logit")
     if logits.dtype not in (torch.float32, torch.float64):
-        raise MeasureError(f"the logits are {logits.dtype}; measure in float32: call model.float() first")
+        raise MeasureError(f"the logits are {logits.dtype}; measure in float32 or float64")
     require_finite(logits, rows)
     tolerance = _SAME_LOGITS * float(logits.abs().max())
     with torch.no_grad():

@@ -95,7 +95,12 @@ class MeasureOptions(SampleOptions):
         gt=ABOVE["skip_classes"],
         description="exact layers: share of an entry that left-out classes may add; none: take all",
     )
-    memory_mib: float = Field(512.0, gt=ABOVE["memory_mib"], description="memory for activations, in MiB")
+    memory_mib: float | None = Field(
+        None,
+        gt=ABOVE["memory_mib"],
+        description="memory beside the network and its reference, in MiB; none: 512 for the examples at a "
+        "time, or what one takes",
+    )
     seed: int = Field(0, ge=0, description="seed of probes and of the examples for the mean")
 
     @field_validator("mean_sample")

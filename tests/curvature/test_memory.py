@@ -1,0 +1,197 @@
+"""The forecast of a measurement's memory: it covers what is used, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import re
+import weakref
+
+import pytest
+import torch
+from networks import build
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hesstune.curvature.declared import FORECAST
+from hesstune.curvature.engine import CurvatureEngine
+from hesstune.curvature.measure import measure
+from hesstune.errors import MeasureError
+from hesstune.reference import Reference
+
+MIB = 2**20
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make, while they live."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.alive = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = {
+            x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)
+        }
+        for tensor in tree_leaves(out):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if storage.nbytes() and key not in self.alive and key not in given:
+                self.alive[key] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._gone, key)
+        return out
+
+    def _gone(self, key):
+        self.now -= self.alive.pop(key, 0)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.twice, self.head = nn.Linear(64, 64), nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.twice(torch.tanh(self.twice(x)))))
+
+
+def _cnn(act):
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), act(), nn.Conv2d(16, 24, 3, stride=2), act(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(96, 5),
+    )  # fmt: skip
+
+
+def _moved(model, by=0.02):
+    ref = Reference.of(model.eval())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(by * torch.randn(parameter.shape).to(parameter.dtype))
+    return ref
+
+
+def _said(line):
+    return MIB * float(re.match(rf"{FORECAST} at most ([\d.]+) MiB", line)[1])
+
+
+def _least(error):
+    return float(re.search(r"give memory_mib=([\d.]+) \(--memory-mib \1\)", str(error.value))[1])
+
+
+@pytest.mark.parametrize("budget", [None, "least"])
+@pytest.mark.parametrize(
+    ("make", "shape", "options"),
+    [
+        (lambda: _cnn(nn.ReLU), (3, 16, 16), {}),
+        (lambda: _cnn(nn.ReLU), (3, 16, 16), {"trace": True}),
+        (lambda: _cnn(nn.ReLU), (3, 16, 16), {"spectrum": True}),
+        (lambda: _cnn(nn.GELU), (3, 12, 12), {}),
+        (lambda: _cnn(nn.GELU), (3, 12, 12), {"examples": "max"}),
+        (Tied, (64,), {}),
+    ],
+    ids=["exact", "traces", "spectra", "smooth", "maximum", "tied"],
+)
+def test_the_forecast_covers_what_is_used(make, shape, options, budget):
+    torch.manual_seed(0)
+    model = make()
+    ref, x, y = _moved(model), torch.randn(8, *shape), torch.arange(8) % 3
+    options = {**options, "steps": 2}
+    if budget == "least":
+        with pytest.raises(MeasureError) as refused:
+            measure(model, ref, [(x, y)], memory_mib=1e-3, **options)
+        budget = _least(refused)
+    said = []
+
+    def told(line):
+        said.append(line)
+        peak.most = peak.now  # planning, which looks at four examples whatever the budget, is over
+
+    with Peak() as peak:
+        before = peak.now
+        found = measure(model, ref, [(x, y)], memory_mib=budget, told=told, **options)
+    forecast, used = _said(said[0]), peak.most - before
+    assert used <= forecast
+    if budget is not None:
+        assert forecast <= 1.001 * budget * MIB
+    if budget is None:
+        assert forecast <= 4 * used  # and is no mere bound
+    assert found.notes[-1] == said[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("cnn", {"trace": True}), ("torch_encoder", {"examples": "max"}), ("mlp_gelu", {}), ("gpt2", {})],
+)
+def test_over_the_budget_is_refused_with_a_setting_that_works(name, options):
+    case = build(name)
+    batches = [(case.inputs, case.targets)]
+    with pytest.raises(
+        MeasureError, match=r"one example at a time takes .* memory_mib is 1e-06; give"
+    ) as refused:
+        measure(case.model, case.ref, batches, memory_mib=1e-6, **options)
+    assert "\n" not in str(refused.value)
+    assert "--layers" in str(refused.value)
+    least = _least(refused)
+    with pytest.raises(MeasureError, match="one example at a time takes"):
+        measure(case.model, case.ref, batches, memory_mib=0.95 * least - 0.002, **options)
+    large = measure(case.model, case.ref, batches, **options)
+    small = measure(case.model, case.ref, batches, memory_mib=least, **options)
+    torch.testing.assert_close(small.maximum, large.maximum, rtol=0.03, atol=1e-9)
+    torch.testing.assert_close(small.losses, large.losses, rtol=1e-5, atol=1e-7)
+
+
+def test_fewer_layers_take_less():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 3))
+    ref, batches = _moved(model), [(torch.randn(2, 64), torch.zeros(2, dtype=torch.long))]
+    with pytest.raises(MeasureError, match=r"differences of the layers 1\.1"):
+        measure(model, ref, batches, memory_mib=0.5)
+    found = measure(model, ref, batches, memory_mib=0.5, layers=["0.weight", "4.weight"])
+    assert found.names == ["0.weight", "4.weight"]
+
+
+def test_inputs_that_are_kept_count_from_the_start():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(8), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 3))
+    ref = _moved(model)
+    batches = [(torch.randn(4, 1, 4096), torch.zeros(4, dtype=torch.long)) for _ in range(40)]
+    done = []
+    with pytest.raises(MeasureError, match="fewer examples where inputs take the most"):
+        measure(model, ref, batches, examples="max", memory_mib=1.5, progress=done.append)
+    assert not done  # forty batches of a sixteenth of a MiB, known beforehand
+    fits = measure(model, ref, batches, examples="max", memory_mib=1.5, max_examples=16)
+    assert len(fits.losses) == 16
+
+
+def test_larger_inputs_than_the_first_ones_are_forecast_anew():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    )
+    ref, y = _moved(model), torch.zeros(2, dtype=torch.long)
+    batches = [(torch.randn(2, 1, 8, 8), y), (torch.randn(2, 1, 128, 128), y)]
+    with pytest.raises(MeasureError, match="one example at a time takes"):
+        measure(model, ref, batches, memory_mib=1.0)
+
+
+def test_weights_in_half_precision_are_measured_as_float32_and_stay_as_they_were():
+    torch.manual_seed(0)
+    half = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 3)).bfloat16()
+    ref = _moved(half, 0.1)
+    wide = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 3))
+    wide.load_state_dict({name: value.float() for name, value in half.state_dict().items()})
+    before = {name: (p, p.data_ptr()) for name, p in half.named_parameters()}
+    x, y = torch.randn(5, 6).bfloat16(), torch.tensor([0, 1, 2, 0, 1])
+    found = measure(half, ref, [(x, y)])
+    deltas = {name: ref.difference(half, name) for name in ref.layers()}
+    expected = CurvatureEngine(wide, deltas)
+    forms = expected.lanczos((x.float(), y))
+    torch.testing.assert_close(found.quadratic, forms.quadratic, rtol=0.03, atol=1e-9)
+    torch.testing.assert_close(found.quadratic[:, -1], expected.exact((x.float(), y)).quadratic[:, -1])
+    for name, parameter in half.named_parameters():
+        assert parameter is before[name][0]
+        assert (parameter.data_ptr(), parameter.dtype) == (before[name][1], torch.bfloat16)
