@@ -125,6 +125,7 @@ def measured(folder: Path, row: str, examples: int, apart: int, every: int) -> d
         seconds, result = timed(lambda: measure(model, ref, [batch], layers=names, examples="max"))
     assert isinstance(result, Measure)
     found |= {"seconds": seconds, **memory, "notes": result.notes, "layers": len(result.names)}
+    print(json.dumps(found), file=sys.stderr, flush=True)  # what follows takes long, too
     found["maxima"] = dict(zip(result.names, result.maximum.tolist(), strict=True))
     model = model.float()
     deltas = {name: ref.difference(model, name) for name in result.names}

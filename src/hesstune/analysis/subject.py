@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from hesstune.analysis.gather_measure import gathered_measure, own_batches
 from hesstune.bounds.certificate import certify
 from hesstune.bounds.partition import Share
 from hesstune.bounds.record import Certificate
-from hesstune.curvature.arguments import LabelledBatch
 from hesstune.curvature.measure import measure
 from hesstune.curvature.result import Measure
 from hesstune.curvature.sharpness import Sharpness, sam_sharpness
@@ -102,7 +101,7 @@ class Subject:
     batch: int = BATCH
 
     def batches(self) -> _Batches:
-        """Return this process's batches of (inputs, targets), of which it is known how many there are."""
+        """Return this process's batches of (inputs, targets): counted, and made anew each time."""
         own, _ = own_batches(len(self.rows), self.batch)
         # In their own order, as the result's rows are.
         return _Batches(self.feed, torch.from_numpy(self.labels), [self.rows[batch] for batch in own])
@@ -123,7 +122,7 @@ class Subject:
 
     def sharpness(self) -> Sharpness:
         """Measure SAM's sharpness on the rows."""
-        return sam_sharpness(self.net, _Again(self.batches), all_reduce_sum=all_reduce_sum)
+        return sam_sharpness(self.net, self.batches(), all_reduce_sum=all_reduce_sum)
 
     def certify(self, rows: NDArray[np.int64] | None = None, **options: Any) -> Certificate:
         """Certify on all examples, or on some; options are those of `hesstune.certify`."""
@@ -131,13 +130,3 @@ class Subject:
         examples = InputExamples(self.feed, rows, self.labels)
         share = Share(rank(), world(), all_reduce_sum, all_gather)
         return certify(self.net, self.reference, examples, share=share, **options)
-
-
-class _Again:
-    """What a function yields, anew each time it is iterated over."""
-
-    def __init__(self, start: Callable[[], Iterator[LabelledBatch]]) -> None:
-        self._start = start
-
-    def __iter__(self) -> Iterator[LabelledBatch]:
-        return self._start()
