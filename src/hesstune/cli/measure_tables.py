@@ -63,9 +63,12 @@ def layer_table(rows: Sequence[tuple[LayerMeasure, float]], most: int | None = N
 def block_table(blocks: Sequence[Block]) -> Table:
     """Return the blocks of a large network, largest share of the measure first."""
     table = _table("block", {"layers": 6, "share": 7, "distance": 8})
-    for block in blocks:
+    moved = [block for block in blocks if block.distance > 0]
+    for block in moved:
         share = 100 * (block.share or 0.0)
         table.add_row(block.name, str(len(block.layers)), f"{share:.1f} %", f"{block.distance:.3f}")
+    if still := len(blocks) - len(moved):
+        table.add_row(f"{still} did not move", "", "0.0 %", "0.000")
     return table
 
 
@@ -117,6 +120,8 @@ def stability_table(rows: list[Stability]) -> Table:
 
 def summary(record: dict[str, Any], gap: float | None) -> list[str]:
     """Return the measure, the gap observed, and what the number is and is not."""
+    from hesstune.curvature.result import FOUND, HELD_OUT
+
     value, mean, part = record["measure"], record["mean_measure"], record["part"]
     where = f"{record['examples']} {'held-out' if part == 'val' else 'training'} examples"
     lines = [f"Measured on {where}; n = {value['n']}, C = {value['C']:.3g}, the largest loss observed"]
@@ -127,4 +132,5 @@ def summary(record: dict[str, Any], gap: float | None) -> list[str]:
     if gap is not None:
         lines.append(f"Generalization gap observed: {gap:.3f} (cross-entropy, test minus training)")
     notes = [note for note in record["notes"] if not note.startswith(FORECAST)]  # it was said beforehand
-    return [*lines, *notes, record["statement"]]
+    # The record has the whole statement, of either part.
+    return [*lines, *notes, f"It is a measure, no guarantee. {HELD_OUT if part == 'val' else FOUND}."]
