@@ -61,7 +61,7 @@ def test_ids_are_kept_to_the_end(tiny, tmp_path, kind):
     names = {p.parent.name for p in Path(tiny["data"].removeprefix("folder:")).rglob("*.png")}
     assert found.accuracy is not None
     assert {run.classes[y] for y in found.labels} == names
-    run.measure(max_examples=4, examples="max", mean_sample=0, trace=False)
+    run.measure(part="train", max_examples=4, examples="max", mean_sample=0, trace=False)
     assert set(json.loads((run.path / "measure.json").read_text())["ids"]) <= set(ids)
     assert {row["id"] for row in run.label_issues()} <= set(ids)
     page = html.unescape(run.report().read_text())

@@ -220,7 +220,7 @@ def test_a_run_on_objects_trains_as_on_files_and_predicts_objects(tiny, tmp_path
     weights = by_name.model().state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in run.model().state_dict().items())
     assert run.config.data == "memory"
-    assert run.measure(examples="all").quadratic.shape[0] == len(run.task().train)
+    assert run.measure(part="train", examples="all").quadratic.shape[0] == len(run.task().train)
     found = run.predict(paths)
     assert found.predicted == by_name.predict(tiny["data"]).predicted
     assert found.accuracy is None

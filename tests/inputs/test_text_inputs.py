@@ -60,7 +60,7 @@ def test_texts_are_fine_tuned_measured_and_predicted(options, train, tmp_path):
     assert run.record["kind"] == "text"
     found = measure_run(run)
     assert found.names == run.reference().layers()
-    assert len(found.losses) == run.record["examples"]["train"]
+    assert len(found.losses) == run.record["examples"]["val"]
     new = tmp_path / "new.csv"
     new.write_text("id,text\nx,the film was great\ny,a dull plot\n")
     told = ht.predict(run, f"csv:{new}")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import hesstune as ht
+from hesstune.curvature.declared import FORECAST
 from hesstune.runtime.distributed import all_reduce_sum, on_main_process, rank, world
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes are started as Linux does")
@@ -120,6 +121,9 @@ def test_two_processes_train_and_measure_as_one(words, tmp_path, monkeypatch, mo
         found.append(json.loads(done.stdout.splitlines()[-1]))
         records.append(json.loads((one.path / "measure.json").read_text()))
     assert records[0]["others"]
+    # Each has its share of the examples, so their memory is another.
+    notes = [[n for n in r.pop("notes") if not n.startswith(FORECAST)] for r in records]
+    assert notes[1] == notes[0]
     assert records[1] == records[0]
     for key in ("layers", "measure", "losses", "examples"):
         assert_close(found[1][key], found[0][key])

@@ -50,7 +50,7 @@ def test_results_hold_what_was_run(few, tmp_path):
     assert record["distance"] == pytest.approx(alone.result["distance"], rel=1e-5)
     from hesstune.analysis.measure import measure_run
 
-    whole = measure_run(alone, trace=False)
+    whole = measure_run(alone, part="train", trace=False)
     assert record["measure"] == pytest.approx(
         whole.hessian_distance(alone.record["examples"]["train"]), rel=1e-4
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 
@@ -38,8 +37,8 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         left: int = torch.cuda.mem_get_info(device)[0]
         return left + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
+    if device.type != "cpu":
         return None
+    import psutil  # type: ignore[import-untyped]
+
+    return int(psutil.virtual_memory().available)
