@@ -83,7 +83,7 @@ these rows. The digits and the sentences were not looked at before.
 `python benchmarks/certificates_checked.py --data DATA`: CIFAR-10N, labels as people gave them; a head trained on
 one half, 300 of the other half drawn by `hesstune check` and given their true labels; three seeds, every number a
 certificate by itself, δ = 0.05. *Checked alone*: Clopper-Pearson on the 300. One draw's difference is mostly luck, so
-the means of both over 100 draws of 300 from the same half stand beside them, with the error on all of that half.
+the means of both over 100 draws or more of 300 from the same half stand beside them, with the error on all of that half.
 
 {checked}
 
