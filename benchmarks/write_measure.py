@@ -29,8 +29,8 @@ alone). The theorem's maximum is over the distribution, its C is known beforehan
 differentiable and its O(n^(-3/4)) has no known constant. For a number that holds, see the certificates.
 
 `hesstune measure RUN` therefore measures examples that were held out (`--part train`: those it was trained
-on), and gives beside the maximum Σ_i √(C · mean v_iᵀ H_i⁺ v_i / n), which goes with the gap most closely of
-[all that was tried](gap.md).
+on), and gives beside the maximum Σ_i √(C · mean v_iᵀ H_i⁺ v_i / n), chosen among
+[all that was tried](gap.md) for how it goes with the gap and for its size.
 
 ## How it is computed
 

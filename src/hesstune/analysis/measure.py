@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from hesstune.analysis.complexity import Margins, complexity_measures, margins_of
 from hesstune.analysis.subject import Subject, drawn_rows
 from hesstune.curvature.result import Measure
 from hesstune.curvature.sharpness import Sharpness
 from hesstune.curvature.stability import Stability
-from hesstune.data.examples import Task
+from hesstune.data.examples import Examples, Task
 from hesstune.inputs.batches import make_inputs
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.methods import method_class
+from hesstune.models.load import LoadedModel
 from hesstune.options import make_options, takes_options
+from hesstune.reference import Reference
 from hesstune.runs.measure_records import MeasureRecord, StabilityRecord, StabilityRow
 from hesstune.runs.options.analysis import MeasureOptions, SampleOptions, StabilityOptions
 from hesstune.runs.records import MEASURE, STABILITY
@@ -52,8 +57,9 @@ def measure_run(
         RunError: If the run has not finished, or its data has changed since.
     """
     asked = make_options(MeasureOptions, options)
-    subject, task = _subject(run, asked, asked.part)
-    part = "val" if asked.part == "val" and len(task.val) else "train"
+    opened = _Opened.of(run, asked)
+    part = "val" if asked.part == "val" and len(opened.task.val) else "train"
+    subject, examples = opened.subject(part), opened.examples(part)
     rows = subject.rows
     own = max(1, len(rows) // world())
 
@@ -62,50 +68,45 @@ def measure_run(
         smooth = done >= own and asked.examples == "max"
         progress(done, own, "examples; now smooth layers' maxima" if smooth else "examples")
 
+    own_options = set(MeasureOptions.model_fields) - {"part", "max_examples", "device"}
     found = subject.measure(
-        layers=asked.layers,
-        method=asked.method,
-        steps=asked.steps,
-        tol=asked.tol,
-        examples=asked.examples,
-        trace=asked.trace,
-        spectrum=asked.spectrum,
-        seed=asked.seed,
-        mean_sample=asked.mean_sample,
-        skip_classes=asked.skip_classes,
-        memory_mib=asked.memory_mib,
+        **{name: getattr(asked, name) for name in own_options},
         progress=None if progress is None else shown,
         told=told,
     )
-    examples = task.val if part == "val" else task.train
     if part != asked.part:
         found.notes.append(f"{NO_VALIDATION}: measured on the training examples")
     if len(rows) < len(examples):
         found.notes.append(
             f"measured on {len(rows)} of {len(examples)} {NAMES[part]} examples, drawn uniformly"
         )
-    trained = subject if part == "train" else _subject(run, asked)[0]
-    margins = margins_of(subject.net, iter(trained.batches()))
+    margins = margins_of(subject.net, iter(opened.subject("train").batches()))
     sharpness = subject.sharpness()
-    on_main_process(lambda: _write(run, found, subject, task, margins, sharpness, part))
+    on_main_process(lambda: _write(opened, found, subject, margins, sharpness, part))
     return found
 
 
 def _write(
-    run: Run,
+    opened: _Opened,
     found: Measure,
     subject: Subject,
-    task: Task,
     margins: Margins,
     sharpness: Sharpness,
     part: str,
 ) -> None:
     """Write the measurement, and the older measures, which a forward pass and the weights give."""
-    rows, radii, n = subject.rows, run.outcome.radii, len(task.train)
-    examples = task.val if part == "val" else task.train
+    run, examples, rows, n = opened.run, opened.examples(part), subject.rows, len(opened.task.train)
     noise = run.noise_matrix if method_class(run.config.method).uses_noise() else None
     others = complexity_measures(
-        found, subject.net, subject.reference, margins, n, radii, noise, run.config.norm, sharpness
+        found,
+        subject.net,
+        subject.reference,
+        margins,
+        n,
+        run.outcome.radii,
+        noise,
+        run.config.norm,
+        sharpness,
     )
     found.others = [other.to_dict() for other in others]
     found.save(run.path, n=n)
@@ -128,7 +129,7 @@ def stability_of_run(run: Run, sigmas: Sequence[float] = SIGMAS, **options: Any)
         RunError: If the run has not finished, or its data has changed since.
     """
     asked = make_options(StabilityOptions, options)
-    subject, _ = _subject(run, asked)
+    subject = _Opened.of(run, asked).subject("train")
     table = subject.stability(sigmas, asked.samples, run.config.seed, layers=asked.layers)
     lines = [StabilityRow(**row.to_dict()) for row in table]
     record = StabilityRecord(examples=len(subject.rows), rows=lines)
@@ -136,20 +137,35 @@ def stability_of_run(run: Run, sigmas: Sequence[float] = SIGMAS, **options: Any)
     return table
 
 
-def _subject(run: Run, asked: SampleOptions, part: str = "train") -> tuple[Subject, Task]:
-    """Return a finished run's network with (some of) a part's examples, as labelled then.
+@dataclass(frozen=True)
+class _Opened:
+    """A finished run's network, its reference and its examples, read once for all that is measured."""
 
-    Where there are no validation examples, the training examples take their place.
-    """
-    start_ranks()
-    _ = run.outcome
-    task = run.task()
-    target = pick_device(asked.device)
-    loaded = run.loaded()
-    to_channels_last(loaded.model, target)
-    examples = task.val if part == "val" and len(task.val) else task.train
-    assert examples.labels is not None
-    rows = drawn_rows(len(examples), asked.max_examples, run.config.seed)
-    feed = make_inputs(examples, loaded, target, max_length=run.config.max_length)
-    # Differences are taken a layer at a time, so the reference need not be on the device.
-    return Subject(loaded.model, run.reference(), feed, examples.labels, rows), task
+    run: Run
+    asked: SampleOptions
+    task: Task
+    loaded: LoadedModel
+    reference: Reference
+    device: torch.device
+
+    @classmethod
+    def of(cls, run: Run, asked: SampleOptions) -> _Opened:
+        """Read a run; its labels are those of training."""
+        start_ranks()
+        _ = run.outcome
+        task, target, loaded = run.task(), pick_device(asked.device), run.loaded()
+        to_channels_last(loaded.model, target)
+        # Differences are taken a layer at a time, so the reference need not be on the device.
+        return cls(run, asked, task, loaded, run.reference(), target)
+
+    def examples(self, part: str) -> Examples:
+        """Return a part's examples."""
+        return self.task.val if part == "val" else self.task.train
+
+    def subject(self, part: str) -> Subject:
+        """Return the network with (some of) a part's examples."""
+        examples, seed = self.examples(part), self.run.config.seed
+        assert examples.labels is not None
+        rows = drawn_rows(len(examples), self.asked.max_examples, seed)
+        feed = make_inputs(examples, self.loaded, self.device, max_length=self.run.config.max_length)
+        return Subject(self.loaded.model, self.reference, feed, examples.labels, rows)

@@ -164,8 +164,8 @@ class Measure:
     def mean_hessian_distance(self, n: int, C: float | None = None) -> float:
         """Return Σ_i √(C·mean v_iᵀ H_i⁺ v_i / n), what `hesstune measure` takes over held-out examples.
 
-        Of the measures in docs/gap.md it goes with the gap most closely, on tasks it was not chosen on. NaN
-        where a layer's mean is not known. Arguments are those of `hessian_distance`.
+        Chosen among the measures in docs/gap.md for its order and its size together, and confirmed on other
+        tasks. NaN where a layer's mean is not known. Arguments are those of `hessian_distance`.
 
         Example:
             >>> values = torch.tensor([[4.0], [0.0]], dtype=torch.float64)
