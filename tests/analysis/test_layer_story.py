@@ -96,3 +96,9 @@ def test_a_block_whose_name_begins_others_is_told_by_its_layer():
     rows = layer_shares(record([layer(n, 100.0 if "reduction" in n else 0.01) for n in names]))
     assert is_large(rows)
     assert '--radius "layers.0.reduction.weight=R' in carriers(rows)
+
+
+def test_a_layer_some_of_whose_classes_were_left_out_is_not_called_exact():
+    names = [LayerMeasure(name="a", maximum=1.0, exact=exact, method=method).how
+             for exact, method in ((True, "exact"), (False, "exact"), (False, "lanczos"), (True, "unused"))]  # fmt: skip
+    assert names == ["exact", "probed", "lanczos", "exact"]

@@ -12,7 +12,7 @@ from torch import nn
 
 import hesstune as ht
 from hesstune.analysis.complexity import Margins, complexity_measures
-from hesstune.curvature.exact.skipping import FAILS, probe_factor
+from hesstune.curvature.exact.skipping import FAILS, probe_factor, trace_factor
 from hesstune.curvature.smooth.quadrature import Bracket
 from hesstune.curvature.smooth.ranking import Ranking
 from hesstune.curvature.smooth.screening import (
@@ -122,6 +122,17 @@ def test_the_bound_on_skipped_classes_holds_over_repeated_looks():
         squares = (normals[:, :, 4 * look :] @ vector) ** 2
         failed |= probe_factor(look) * squares.mean(1) < left.sum()
     assert failed.mean() <= FAILS
+
+
+@pytest.mark.parametrize("directions", [1, 2, 12])
+def test_the_bound_on_a_skipped_trace_holds_whatever_its_directions(directions):
+    """A trace's probes are sums of χ²: fewest directions are the worst, and hold, too."""
+    rng = np.random.default_rng(directions)
+    weights = 0.5 ** np.arange(directions)
+    norms = rng.chisquare(1, (50_000, 4, directions)) @ weights
+    failed = trace_factor(0) * norms.mean(1) < weights.sum()
+    assert failed.mean() <= FAILS / 2
+    assert trace_factor(0) > probe_factor(0)  # Chernoff, where the other is exact
 
 
 # -- what rests on the measure -------------------------------------------------------------------

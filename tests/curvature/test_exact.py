@@ -227,26 +227,56 @@ def test_any_other_loss_goes_through_the_smooth_path():
     torch.testing.assert_close(m.quadratic, forms, rtol=1e-6, atol=1e-10)
 
 
-def test_skipped_classes_are_covered_by_the_bounds():
+def _sure(classes):
+    """Return a network of many classes that is sure of its answers, its reference, and a batch."""
     generator = torch.Generator().manual_seed(5)
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        model = mlp(nn.ReLU, 6, 8, 60).double()
+        model = mlp(nn.ReLU, 6, 8, classes).double()
     ref = moved(model, 0.3)
     with torch.no_grad():
         model[4].weight.mul_(20)
     x = torch.randn(20, 6, generator=generator, dtype=torch.float64)
-    batch = (x, torch.zeros(20, dtype=torch.long))
-    full = measure(model, ref, [batch], method="exact")
-    forms = CurvatureEngine.of(model, ref, method="exact").exact(batch, skip_classes=0.05)
+    return model, ref, (x, torch.zeros(20, dtype=torch.long))
+
+
+def test_skipped_classes_are_covered_by_the_bounds():
+    model, ref, batch = _sure(60)
+    full = measure(model, ref, [batch], method="exact", skip_classes=0, trace=True)
+    forms = CurvatureEngine.of(model, ref, method="exact").exact(batch, skip_classes=0.05, trace=True)
     assert forms.passes < 30  # of 59
     assert bool((forms.lower <= full.quadratic * (1 + 1e-9)).all())
     inside = full.quadratic <= forms.upper * (1 + 1e-9)
     assert float(inside.double().mean()) >= 0.95  # 99 % an entry, by probes that the entries share
     torch.testing.assert_close(forms.quadratic, full.quadratic, rtol=0.05, atol=0)
-    skipped = measure(model, ref, [batch], method="exact", skip_classes=0.05)
+    torch.testing.assert_close(forms.trace, full.trace, rtol=0.05, atol=0)
+    assert float(((forms.trace - full.trace).abs() <= 4 * forms.trace_stderr).double().mean()) >= 0.95
+    skipped = measure(model, ref, [batch], method="exact", skip_classes=0.05, trace=True)
     assert not any(skipped.exact)  # an estimate is not called exact
     torch.testing.assert_close(skipped.quadratic, forms.quadratic)
+    assert float(skipped.trace_stderr.min()) > 0
+    (note,) = [note for note in skipped.notes if "left out" in note]
+    assert "at most 0.05" in note and f"{forms.passes / 59:.0%} of the passes" in note
+
+
+def test_many_classes_are_skipped_by_default_and_few_never():
+    model, ref, batch = _sure(60)
+    full, default = (
+        measure(model, ref, [batch], trace=True, **options) for options in ({"skip_classes": 0}, {})
+    )
+    assert all(full.exact) and not any(default.exact)
+    assert not any("left out" in note for note in full.notes)
+    torch.testing.assert_close(default.quadratic, full.quadratic, rtol=0.01, atol=0)
+    torch.testing.assert_close(default.trace, full.trace, rtol=0.01, atol=0)
+    assert bool((default.upper <= default.lower * 1.01 * (1 + 1e-9)).all())
+    model, ref, batch = _sure(10)
+    few = measure(model, ref, [batch], trace=True)
+    assert all(few.exact)
+    torch.testing.assert_close(few.quadratic, _all_passes(model, ref, batch), rtol=0, atol=0)
+
+
+def _all_passes(model, ref, batch):
+    return CurvatureEngine.of(model, ref).exact(batch, trace=True).quadratic
 
 
 def test_a_layer_that_did_not_move_is_zero_and_others_do_not_care():

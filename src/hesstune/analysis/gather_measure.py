@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from hesstune._former import former_names
+from hesstune.curvature.exact.skipping import left_out
 from hesstune.curvature.result import Measure
 from hesstune.curvature.smooth.screening import screening_sentence
 from hesstune.runtime.distributed import all_gather, all_reduce_sum, rank, world
@@ -53,6 +54,10 @@ def gathered_measure(found: Measure, order: list[NDArray[np.int64]]) -> Measure:
     notes = found.notes
     if found.screened is not None:  # of all ranks together, not of this one's share
         notes = [screening_sentence(torch.stack(all_gather(found.screened))), *notes[1:]]
+    if found.skipped is not None:
+        own = left_out(found.skipped)
+        largest = torch.stack([rows.reshape(2) for rows in all_gather(found.skipped)]).amax(0)
+        notes = [note for note in notes if note not in own] + left_out(largest)
     return replace(found, notes=notes, **changes)  # type: ignore[arg-type]
 
 

@@ -65,8 +65,8 @@ def measure_run(
 
     def shown(done: int) -> None:
         assert progress is not None
-        smooth = done >= own and asked.examples == "max"
-        progress(done, own, "examples; now smooth layers' maxima" if smooth else "examples")
+        # What follows the examples has no count; smooth layers' maxima come first, where there are any.
+        progress(done, own, "examples" if done < own else "examples; now maxima, margins and sharpness")
 
     own_options = set(MeasureOptions.model_fields) - {"part", "max_examples", "device"}
     found = subject.measure(

@@ -50,7 +50,7 @@ def layer_table(rows: Sequence[tuple[LayerMeasure, float]], most: int | None = N
             _figure(layer.mean, ".2g", f" ± {'-' if error is None else f'{error:.1g}'}"),
             f"{layer.distance:.3f}",
             _figure(layer.trace_mean, ".3g"),
-            "exact" if layer.exact else layer.method,
+            layer.how,
         )
     if rest := moved[len(moved[:most]) :]:
         share = sum(share for _, share in rest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import get_args
 
 import torch
@@ -13,7 +13,7 @@ from hesstune.curvature.declared import ABOVE, Means, Refined, sample_fault
 from hesstune.errors import ConfigError, DataError, unknown_name
 from hesstune.forward import Inputs, batch_size
 
-__all__ = ["LabelledBatch", "check_arguments", "limited"]
+__all__ = ["LabelledBatch", "check_arguments", "expected_examples", "limited"]
 
 LabelledBatch = tuple[Inputs, torch.Tensor]
 
@@ -36,6 +36,13 @@ def limited(batches: Iterable[LabelledBatch], most: int | None) -> Iterator[Labe
             return
 
 
+def expected_examples(batches: Iterable[LabelledBatch], size: int, most: int | None) -> int | None:
+    """Return how many examples there will be, as far as the batches tell; None where they do not."""
+    if not isinstance(batches, Sized):
+        return most
+    return size * len(batches) if most is None else min(most, size * len(batches))
+
+
 def check_arguments(
     method: str,
     examples: str,
@@ -43,7 +50,7 @@ def check_arguments(
     tol: float | None,
     max_examples: int | None,
     memory_mib: float | None,
-    skip_classes: float | None,
+    skip_classes: float,
     mean_sample: int,
 ) -> None:
     """Raise ConfigError for an argument of `measure` that is out of range."""
@@ -58,10 +65,11 @@ def check_arguments(
         "tol": tol,
         "max_examples": max_examples,
         "memory_mib": memory_mib,
-        "skip_classes": skip_classes,
     }
     for name, value in numbers.items():
         if value is not None and not value > ABOVE[name]:
             raise ConfigError(f"{name} must be above {ABOVE[name]}; got {value}")
+    if not 0 <= skip_classes < 1:
+        raise ConfigError(f"skip_classes must be at least 0 (take all) and below 1; got {skip_classes}")
     if fault := sample_fault(mean_sample):
         raise ConfigError(f"mean_sample {fault}; got {mean_sample}")

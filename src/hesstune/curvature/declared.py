@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["ABOVE", "FORECAST", "MEASURE", "MEASURE_TENSORS", "Means", "Refined", "sample_fault"]
+__all__ = [
+    "ABOVE",
+    "FORECAST",
+    "MEASURE",
+    "MEASURE_TENSORS",
+    "SKIP_CLASSES",
+    "Means",
+    "Refined",
+    "sample_fault",
+]
 
 Means = Literal["auto", "exact", "lanczos"]
 Refined = Literal["max", "all"]
 # Numbers must be above these, where they are given.
-ABOVE = {"steps": 0, "tol": 0, "max_examples": 0, "memory_mib": 0, "skip_classes": 0}
+ABOVE = {"steps": 0, "tol": 0, "max_examples": 0, "memory_mib": 0}
+# What classes left out may add to an entry by default, as a share of it.
+SKIP_CLASSES = 0.01
 # What `Measure.save` writes: a summary, and all tensors.
 MEASURE, MEASURE_TENSORS = "measure.json", "measure.safetensors"
 

@@ -13,8 +13,10 @@ from hesstune.curvature.batches import fixed_entries, known_as, rows_of
 from hesstune.curvature.capture import Capture, capture, differentiable
 from hesstune.curvature.declared import Means
 from hesstune.curvature.exact.backward_mode import exact_forms
+from hesstune.curvature.exact.factor import LogitFactor
 from hesstune.curvature.exact.forms import ExactForms, LogitForms
 from hesstune.curvature.exact.forward_mode import exact_by_forward_mode
+from hesstune.curvature.exact.skipping import planned_passes
 from hesstune.curvature.full_precision import in_full
 from hesstune.curvature.interception import OnOutput
 from hesstune.curvature.objective import Objective, PerExampleLoss
@@ -201,7 +203,7 @@ class CurvatureEngine:
         *,
         trace: bool = False,
         spectrum: bool = False,
-        skip_classes: float | None = None,
+        skip_classes: float = 0.0,
         rows: torch.Tensor | None = None,
     ) -> ExactForms:
         """Compute v_iᵀ H_i⁺ v_i of the layers planned as `exact`, from at most K − 1 backward passes for all.
@@ -210,7 +212,7 @@ class CurvatureEngine:
             batch: (inputs, targets).
             trace: Also Tr H_i⁺, from the same passes.
             spectrum: Also the nonzero eigenvalues, which keeps all passes' gradients at once.
-            skip_classes: As in `measure`; not used together with trace or spectrum.
+            skip_classes: As in `measure`, which has another default; not used together with the spectrum.
             rows: What errors call the examples, (B,); their place in the batch where None.
 
         Raises:
@@ -227,10 +229,10 @@ class CurvatureEngine:
             losses = self.loss(logits, targets)
             if not names:
                 forms = LogitForms.of_no_layer(logits, trace=trace, spectrum=spectrum)
-                return forms.of_loss(names, torch.ones_like(losses), losses)
+                return forms.of_loss(names, torch.ones_like(losses), losses, logits.shape[1])
             # One forward-mode product costs about two backward passes to the outputs.
-            few = 2 * len(names) < logits.shape[1] - 1
-            if few and skip_classes is None and not (trace or spectrum):
+            passes = planned_passes(LogitFactor(logits), skip_classes)
+            if 2 * len(names) < passes and not (trace or spectrum):
                 del captured
                 forms = exact_by_forward_mode(
                     lambda name, on_output: self.capture(inputs, [name], on_output).logits,
@@ -247,7 +249,8 @@ class CurvatureEngine:
                     tol=skip_classes,
                     seed=self._seed,
                 )
-        return forms.of_loss(names, self.loss.curvature_weight(targets, logits.shape[1]), losses)
+        classes = logits.shape[1]
+        return forms.of_loss(names, self.loss.curvature_weight(targets, classes), losses, classes)
 
     def lanczos(
         self, batch: LabelledBatch, names: Sequence[str] | None = None, stopping: Stopping | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from hesstune.checks import also_called
-from hesstune.curvature.arguments import LabelledBatch, check_arguments, limited
+from hesstune.curvature.arguments import LabelledBatch, check_arguments, expected_examples, limited
 from hesstune.curvature.batches import rows_of
 from hesstune.curvature.capture import differentiable
-from hesstune.curvature.declared import Means, Refined
+from hesstune.curvature.declared import SKIP_CLASSES, Means, Refined
 from hesstune.curvature.engine import CurvatureEngine
+from hesstune.curvature.exact.skipping import left_out
 from hesstune.curvature.full_precision import bytes_in_full
 from hesstune.curvature.maxima import GaussNewtonScreen
 from hesstune.curvature.objective import Objective, PerExampleLoss
@@ -63,7 +64,7 @@ def measure(
     class_weights: torch.Tensor | None = None,
     max_examples: int | None = None,
     memory_mib: float | None = None,
-    skip_classes: float | None = None,
+    skip_classes: float = SKIP_CLASSES,
     progress: ExamplesDone | None = None,
     plan_on: Inputs | None = None,
     told: Callable[[str], None] | None = None,
@@ -110,10 +111,10 @@ def measure(
             differences, the batches, activations, graphs and Lanczos vectors. Batches are split to fit;
             where one example does not, it is refused with what would. None: 512 MiB for the examples
             measured at a time, or what one of them takes, as long as the device has that left. The
-            result does not depend on it, nor on the batch size.
-        skip_classes: Exact path, many classes: stop a batch's passes once the skipped classes add
-            at most this share to every entry (told by probes, 99 % an entry; `upper` covers it).
-            None, the default, takes all K − 1 passes.
+            result does not depend on it, nor on the batch size, but for what `skip_classes` allows.
+        skip_classes: Exact path, many classes: where that is likely to halve a batch's passes, stop once the
+            skipped classes add at most this share to every entry and trace (told by probes, 99 % each;
+            `upper` covers it, and a note says so). 0 takes all K − 1 passes, as `spectrum` does.
         progress: Called with the number of examples done after each chunk.
         told: Called with the forecast of memory, one line, before the first example is measured; it is
             in the result's notes, too.
@@ -155,7 +156,7 @@ def measure(
         for batch in limited(batches, max_examples):
             inputs, targets = engine.take(batch)
             if run.forecast is None:
-                run.expected = _expected(batches, batch_size(inputs), max_examples)
+                run.expected = expected_examples(batches, batch_size(inputs), max_examples)
             for chunk in run.chunks(inputs, targets, run.look_ahead(inputs, told)):
                 run.add(*chunk)
                 done += len(chunk[1])
@@ -163,13 +164,6 @@ def measure(
                     progress(done)
         run.finish()
     return run.result()
-
-
-def _expected(batches: Iterable[LabelledBatch], size: int, most: int | None) -> int | None:
-    """Return how many examples there will be, as far as the batches tell; None where they do not."""
-    if not isinstance(batches, Sized):
-        return most
-    return size * len(batches) if most is None else min(most, size * len(batches))
 
 
 @dataclass(frozen=True)
@@ -180,7 +174,7 @@ class _MeasureSettings:
     spectrum: bool
     seed: int
     memory_mib: float | None
-    skip_classes: float | None
+    skip_classes: float
     examples: Refined
     mean_sample: int
 
@@ -204,6 +198,7 @@ class _Measurement:
     screened: Screening | None = None
     sampled: dict[str, torch.Tensor] = field(default_factory=dict)
     copies: int = 0
+    skipping: list[float] = field(default_factory=list)  # shares of the passes that a part took
     expected: int | None = None
     forecast: MemoryForecast | None = None
 
@@ -276,10 +271,12 @@ class _Measurement:
             rows=torch.cat(self.order)[self.count :],
         )
         rows["losses"] = forms.losses
+        if not torch.equal(forms.lower, forms.upper):
+            self.skipping.append(forms.passes / forms.all_passes)
         for key in _FORMS:
             rows[key][:, columns] = getattr(forms, key)
-        if forms.trace is not None:
-            rows["trace"][:, columns] = forms.trace
+        for key, value in (("trace", forms.trace), ("trace_stderr", forms.trace_stderr)):
+            rows[key][:, columns] = 0.0 if value is None else value
         if forms.spectrum is not None:
             shape = (*rows["trace"].shape, forms.spectrum.shape[2])
             rows["spectrum"] = torch.full(shape, math.nan, dtype=torch.float64)
@@ -377,9 +374,13 @@ class _Measurement:
             spectrum=joined.get("spectrum"),
             notes=self._notes(),
             screened=None if self.screened is None else self.screened.tally(),
+            skipped=self._skipped(),
             sampled_mean=self.sampled.get("sampled_mean"),
             sampled_stderr=self.sampled.get("sampled_stderr"),
         )
+
+    def _skipped(self) -> torch.Tensor:
+        return torch.tensor([max(self.skipping, default=0.0), self.settings.skip_classes])
 
     def _notes(self) -> list[str]:
         notes = [] if self.screened is None else [self.screened.summary()]
@@ -389,4 +390,5 @@ class _Measurement:
                 f"no eigenvalues of {listed(smooth)}: they come with the exact path alone, and "
                 f"{'these layers are' if len(smooth) > 1 else 'this layer is'} smooth"
             )
+        notes += left_out(self._skipped())
         return notes if self.forecast is None else [*notes, self.forecast.sentence()]

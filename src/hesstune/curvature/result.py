@@ -74,7 +74,7 @@ class Measure:
         methods: Per layer: `exact`, `lanczos`, `weight_space` or `unused`.
         reasons: Per layer: why that method.
         trace: Tr H_i⁺, (n, L), or None where not asked for.
-        trace_stderr: Its standard error, (n, L); 0 for exact layers.
+        trace_stderr: Its standard error, (n, L); 0 for exact layers none of whose classes were left out.
         spectrum: The K − 1 largest eigenvalues of H_i, descending, (n, L, K − 1); NaN rows where
             the layer is not exact; None where not asked for.
         notes: What else a reader must know, such as how a maximum was screened.
@@ -83,6 +83,7 @@ class Measure:
         sampled_stderr: Its standard error, (L,).
         others: Other measures of the same run, as records with name, value and source.
         screened: Where maxima were screened, what `notes` tells of it, as counts, (6,); not saved.
+        skipped: What `notes` tells of classes left out, (2,); not saved.
 
     Example:
         >>> one = torch.ones(4, 1, dtype=torch.float64)
@@ -108,6 +109,7 @@ class Measure:
     sampled_stderr: torch.Tensor | None = None
     others: list[dict[str, Any]] = field(default_factory=list)
     screened: torch.Tensor | None = None
+    skipped: torch.Tensor | None = None
 
     @property
     def exact(self) -> list[bool]:

@@ -44,6 +44,13 @@ class LayerMeasure(Stored):
     refined: int | None = None
     spectrum: LayerSpectrum | None = None
 
+    @property
+    def how(self) -> str:
+        """What a table says: `exact`, or the method; `probed` where unlikely classes were left out."""
+        if self.exact:
+            return "exact"
+        return "probed" if self.method == "exact" else self.method
+
 
 class MeasureValue(Stored):
     """The Hessian distance measure, the size of the training set, and the bound on the loss."""

@@ -29,6 +29,12 @@ class LogitFactor:
         """K − 1."""
         return self.sorted_q.shape[1]
 
+    @property
+    def shares(self) -> torch.Tensor:
+        """What the classes from each rank on hold of the unlikely mass, at most, (K − 1,)."""
+        mass = self.sorted_q.flip(1).cumsum(1).flip(1)
+        return (mass / mass[:, :1].clamp(min=1e-300)).amax(0)
+
     def seed(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return s_k, (B, K), and q_k, (B,), of each example's class of that rank."""
         coefficients = torch.zeros_like(self._q)

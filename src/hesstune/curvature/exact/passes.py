@@ -48,11 +48,6 @@ class Passes:
         self._sources = sources(layers)
         self.taken = 0
 
-    @property
-    def quadratic(self) -> torch.Tensor:
-        """The sum over the passes so far, (B, L)."""
-        return self._quadratic.clone()
-
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Use each gradient as soon as it is there; passes are taken inside."""
@@ -102,20 +97,22 @@ class Passes:
         zero = self._logits.new_zeros(self._logits.shape[0])
         return torch.stack([zero if v is None else v for v in values], dim=1).double()
 
-    def product(self, seed: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Take one pass; return q_k ⟨J_iᵀ s_k, v_i⟩², (B, L), without adding it."""
-        return weight[:, None] * self._run(seed).square()
+    def terms(self, seed: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Take one pass; return q_k ⟨J_iᵀ s_k, v_i⟩² and q_k ‖J_iᵀ s_k‖², (B, L), without adding them."""
+        product = weight[:, None] * self._run(seed).square()
+        return product, weight[:, None] * self._stacked(self._squares) if self._norms else None
 
     def add(self, seed: torch.Tensor, weight: torch.Tensor) -> None:
         """Take one pass, s_k of (B, K) and q_k of (B,), and add what it gives."""
-        self._quadratic += self.product(seed, weight)
+        product, norm = self.terms(seed, weight)
+        self._quadratic += product
         self._roots.append(weight.sqrt())
-        if self._norms and self._trace is not None:
-            self._trace += weight[:, None] * self._stacked(self._squares)
+        if norm is not None and self._trace is not None:
+            self._trace += norm
 
     @torch.no_grad()
     def forms(self) -> LogitForms:
-        """Return what was added up; it is exact once all K − 1 passes were taken."""
+        """Return what was added up so far; it is exact once all K − 1 passes were taken."""
         trace, spectrum = self._trace, None
         if self._keep:
             roots = torch.stack(self._roots, 1)  # (B, K − 1)

@@ -29,7 +29,7 @@ Open = Callable[[int, list[str]], AbstractContextManager[HessianSource]]
 # wrong examples, 1.5 missed the maximum in 13 of 90 layers, 8 in 3, and 32 in 1.
 SAFETY = 32.0
 _CONFIDENCE = 0.95
-_ESTIMATE_FROM, _AT_ONCE = 4, 3
+_ESTIMATE_FROM, _AT_ONCE, _GROWTH = 4, 3, 4
 _MAXIMUM = Stopping(tol=0.02, most=48, proof=False)
 
 
@@ -172,9 +172,15 @@ def screen_maximum(
 
 
 def _visit_all(board: _Board, visit: Callable[[Iterable[tuple[int, int]]], None]) -> None:
-    """Try candidates until no prediction reaches the best value any more."""
-    while pairs := board.candidates():
+    """Try candidates until no prediction reaches the best value any more.
+
+    A few at a time, since the largest one raises the bar for all others, and then more and more: every round
+    opens an example's graph anew.
+    """
+    at_once = _AT_ONCE
+    while pairs := board.candidates(at_once):
         visit(pairs)
+        at_once *= _GROWTH
 
 
 def _random_check(
@@ -239,16 +245,15 @@ class _Board:
     def untried(self) -> torch.Tensor:
         return (self.products == 0) & (self.status == Status.RANKED)
 
-    def candidates(self) -> list[tuple[int, int]]:
-        """Return the likeliest untried examples that the prediction does not rule out, (example, layer)."""
+    def candidates(self, at_once: int) -> list[tuple[int, int]]:
+        """Return each layer's likeliest untried examples that the prediction does not rule out."""
         known = torch.where(self.status != Status.PROVED, self.value, torch.nan)
         excess = (known - self.ranking.gauss_newton) / self.ranking.residual[:, None].clamp_min(1e-300)
         kappa = excess.nan_to_num(0.0).clamp_min(0).amax(0)
         predicted = self.ranking.gauss_newton + kappa * self.ranking.residual[:, None]
         wanted = self.untried() & (self.safety * predicted >= self.best.lower)
-        # A few at a time: the largest one raises the bar for all others.
         place = predicted.masked_fill(~wanted, -1.0).argsort(0, descending=True).argsort(0)
-        return [(int(e), int(i)) for e, i in (wanted & (place < _AT_ONCE)).nonzero()]
+        return [(int(e), int(i)) for e, i in (wanted & (place < at_once)).nonzero()]
 
     def draw_any(self, count: int, generator: torch.Generator) -> list[tuple[int, int]]:
         left = self.untried().nonzero()

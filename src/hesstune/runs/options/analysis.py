@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from hesstune.curvature.declared import ABOVE, Means, Refined, sample_fault
+from hesstune.curvature.declared import ABOVE, SKIP_CLASSES, Means, Refined, sample_fault
 from hesstune.options import DEVICE, FilePath, Options, Shown
 from hesstune.runs.options.data import SKIP_BAD_IMAGES, ColumnOptions
 
@@ -90,10 +90,11 @@ class MeasureOptions(SampleOptions):
         gt=ABOVE["tol"],
         description="smooth layers: relative error to prove; none: 0.03, or a maximum that rests",
     )
-    skip_classes: float | None = Field(
-        None,
-        gt=ABOVE["skip_classes"],
-        description="exact layers: share of an entry that left-out classes may add; none: take all",
+    skip_classes: float = Field(
+        SKIP_CLASSES,
+        ge=0,
+        lt=1,
+        description="exact layers: share of an entry that left-out classes may add; 0: take all",
     )
     memory_mib: float | None = Field(
         None,
