@@ -194,7 +194,7 @@ def growth() -> dict[str, list[dict[str, float]]]:
 def skipped(classes: int) -> dict[str, float]:
     """Passes and CPU seconds with each example's unlikely classes left out, as by default, and without.
 
-    The head is scaled up until the network is as sure as one that has fitted its examples.
+    The head is scaled up, so that little mass lies on classes that no example has, as on fitted networks.
     """
     setting = Setting(classes=classes, steps=10, examples=BATCH, lr=1e-3)
     with torch.no_grad():

@@ -76,7 +76,7 @@ def demo(record: dict[str, Any]) -> str:
 def measure_efficientnet(record: dict[str, Any]) -> str:
     setting, public = record["setting"], record["public"]
     skipped = "".join(
-        f"| {row['classes']} | {row['passes']} of {row['passes_all']} | {row['ratio_seconds']:.1f} "
+        f"| {row['classes']} | {row['mean_top_probability']:.2f} | {row['passes']} of {row['passes_all']} | {row['ratio_seconds']:.1f} "
         f"| {row['largest_relative_error']:.1e} | {row['largest_relative_error_of_a_trace']:.1e} |\n"
         for row in record["skipped_classes"]
     )
@@ -97,12 +97,14 @@ batches of {setting["batch"]}; CPU time.
 | the same, with the traces of all layers | {public["ratio_measure_with_traces"]:.2f} | at most 1.5 |
 
 The two sides of the first row differ by at most {record["block_lanczos"]["largest_relative_difference"]:.1%}. Unlikely classes left out
-as by default (`skip_classes={record["skipped_classes"][0]["tolerance"]}`), with traces, beside all passes; the head scaled up until the network is as
-sure as one that has fitted its examples:
+as by default (`skip_classes={record["skipped_classes"][0]["tolerance"]}`), with traces, beside all passes; ten training steps on {setting["batch"]}
+examples, the head then scaled by three, so that little mass lies on classes that none of them has (*sure*: the mean
+probability of the likeliest class):
 
-| classes | passes | times faster | largest relative error of an entry | of a trace |
-|---|---|---|---|---|
+| classes | sure | passes | times faster | largest relative error of an entry | of a trace |
+|---|---|---|---|---|---|
 {skipped}
+Traces take as long again: the layers' inputs are unfolded for them, and fresh memory of that size costs most.
 Growth in examples and classes is drawn in [the measure](measure.md).
 """
 
@@ -155,7 +157,7 @@ lay there before it (goal: at most 2 times).
 
 Before the step lie weights, gradients and AdamW's state; before the measurement, weights and reference. Maxima
 from weights in bfloat16 differ from float32's by at most {record["largest_difference_of_a_maximum_bfloat16"]:.0%}, since weights and reference are rounded.
-In float32, {record["rows"]["float32"]["notes"][0]} {record["rows"]["float32"]["notes"][-1].capitalize()}.
+In float32, {record["rows"]["float32"]["notes"][0]} The {record["rows"]["float32"]["notes"][-1]}.
 Where sentences are fitted alike, few can be left out by rank, and most are proved below the maximum by products.
 """
 

@@ -138,8 +138,10 @@ def deeper() -> str:
     """Return a table a schedule of whole networks, and what it says of `auto`."""
     found: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
     for row in read_rows(RESULTS / "field_deeper.csv"):
-        own = found.setdefault(row["schedule"], {}).setdefault(row["task"], {}).setdefault(row["method"], {})
-        own[int(row["seed"])] = 100 * float(row["accuracy"])
+        tasks = found.setdefault(row["schedule"], {})
+        tasks.setdefault(row["task"], {}).setdefault(row["method"], {})[int(row["seed"])] = 100 * float(
+            row["accuracy"]
+        )
     said = []
     for schedule, tasks in found.items():
         done = {task: own for task, own in tasks.items() if all(name in own for name in NETWORKS)}

@@ -122,8 +122,8 @@ measures: ℓ(W + ρg/‖g‖) − ℓ(W), g the gradient of the mean loss over 
 `{cost_command}`: EfficientNet-Lite0, 50 layers, 96 px. Cost grows linearly in examples and in classes;
 where that is likely to halve the passes, unlikely classes are left out (`skip_classes`, by default
 {skip_tolerance:.0%} of an entry or trace, with 99 % each, by random probes of what is left out; the bounds
-cover it, a note says so, and 0 takes all). On networks as sure as ones that have fitted their examples,
-with traces: {skip_found}.
+cover it, a note says so, and 0 takes all). Where little mass lies on most classes, with traces:
+{skip_found}.
 Ratios against other ways are in [benchmarks](benchmarks.md).
 """
 
