@@ -99,6 +99,6 @@ def test_a_block_whose_name_begins_others_is_told_by_its_layer():
 
 
 def test_a_layer_some_of_whose_classes_were_left_out_is_not_called_exact():
-    names = [LayerMeasure(name="a", maximum=1.0, exact=exact, method=method).how
-             for exact, method in ((True, "exact"), (False, "exact"), (False, "lanczos"), (True, "unused"))]  # fmt: skip
-    assert names == ["exact", "probed", "lanczos", "exact"]
+    cases = ((True, "exact"), (False, "exact"), (False, "lanczos"), (True, "unused"))
+    shown = [LayerMeasure(name="a", maximum=1.0, exact=exact, method=method).how for exact, method in cases]
+    assert shown == ["exact", "probed", "lanczos", "exact"]

@@ -94,3 +94,16 @@ def test_the_kernels_are_given_back():
             (enable_flash_sdp, enable_mem_efficient_sdp, enable_math_sdp), before, strict=True
         ):
             switch(value)
+
+
+def test_a_network_laid_out_by_a_device_map_is_measured_as_without_it():
+    """accelerate's hooks wrap every forward; one device here, where they have nothing to move."""
+    accelerate = pytest.importorskip("accelerate")
+    model, reference = bert("sdpa")
+    plain = measure(model, reference, [batch()])
+    parts = ("bert.embeddings", "bert.encoder", "bert.pooler", "dropout", "classifier")
+    laid_out = accelerate.dispatch_model(model, dict.fromkeys(parts, "cpu"), force_hooks=True)
+    assert hasattr(laid_out.classifier, "_hf_hook")
+    found = measure(laid_out, reference, [batch()])
+    assert (found.names, found.methods) == (plain.names, plain.methods)
+    torch.testing.assert_close(found.quadratic, plain.quadratic, rtol=1e-6, atol=1e-12)
