@@ -1,11 +1,15 @@
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 import hesstune as ht
+from hesstune.cli.main import run as cli
 
 NOISY = ["--inject-noise", "symmetric:0.3"]
 FAST = ["--train", "head", "--limit", "60", "--epochs", "2", "--image-size", "32"]
@@ -14,6 +18,14 @@ FAST = ["--train", "head", "--limit", "60", "--epochs", "2", "--image-size", "32
 def hesstune(*arguments, cwd=None):
     command = [sys.executable, "-m", "hesstune", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
+
+
+def inside(*arguments):
+    """The same in this process: importing torch takes longer than most commands."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+        cli([str(argument) for argument in arguments])
+    return SimpleNamespace(returncode=end.value.code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def one_line(done, code=2):
@@ -46,18 +58,18 @@ def test_finetune_predict_and_everything_wrong_with_them(tmp_path):
     assert done.stderr == ""  # no progress bar on a pipe
     assert ht.Run.load(out).result["epochs"] == 2
 
-    assert "--overwrite" in one_line(hesstune("finetune", "--inject-noise", "0.3", *FAST, "--out", out))
-    again = hesstune("finetune", "--out", out, "--resume", "--quiet")
+    assert "--overwrite" in one_line(inside("finetune", "--inject-noise", "0.3", *FAST, "--out", out))
+    again = inside("finetune", "--out", out, "--resume", "--quiet")
     assert (again.returncode, again.stdout) == (0, "")
 
     found = tmp_path / "p.csv"
-    done = hesstune("predict", out, "--data", "digits", "--out", found, "--json", "--quiet")
+    done = inside("predict", out, "--data", "digits", "--out", found, "--json", "--quiet")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["examples"] == 1797
     assert found.read_text().startswith("id,prediction,label,p_0,")
-    assert "exists" in one_line(hesstune("predict", out, "--data", "digits", "--out", found))
+    assert "exists" in one_line(inside("predict", out, "--data", "digits", "--out", found))
     assert "does not exist" in one_line(
-        hesstune("predict", tmp_path / "b", "--data", "digits", "--out", tmp_path / "q.csv")
+        inside("predict", tmp_path / "b", "--data", "digits", "--out", tmp_path / "q.csv")
     )
 
 
@@ -78,21 +90,21 @@ def test_finetune_predict_and_everything_wrong_with_them(tmp_path):
 def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
     out = [] if "--out" in arguments else ["--out", tmp_path / "a"]
     noise = [] if "--inject-noise" in arguments else ["--inject-noise", "symmetric:0.2"]
-    done = hesstune("finetune", *noise, *out, *arguments)
+    done = inside("finetune", *noise, *out, *arguments)
     assert message in one_line(done)
     assert not (tmp_path / "a").exists()
 
 
 def test_usage_errors_are_one_line():
-    assert "frobnicate" in one_line(hesstune("frobnicate"))
-    assert "--out" in one_line(hesstune("finetune", "--inject-noise", "0.2"))
-    assert "--data" in one_line(hesstune("predict", "runs/a"))
+    assert "frobnicate" in one_line(inside("frobnicate"))
+    assert "--out" in one_line(inside("finetune", "--inject-noise", "0.2"))
+    assert "--data" in one_line(inside("predict", "runs/a"))
 
 
 def test_configuration_file_and_dry_run(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("method: robust\ninject-noise: pair:0.2\nbatch-size: 16\nradius: {head: 1.0}\n")
-    done = hesstune("finetune", "--config", path, "--batch-size", "8", "--dry-run")
+    done = inside("finetune", "--config", path, "--batch-size", "8", "--dry-run")
     assert done.returncode == 0, done.stderr
     resolved = yaml.safe_load(done.stdout)
     assert (resolved["batch_size"], resolved["inject_noise"], resolved["noise_matrix"]) == (
@@ -102,9 +114,9 @@ def test_configuration_file_and_dry_run(tmp_path):
     )
     assert resolved["radius"] == {"head": 1.0}
     path.write_text("metod: robust\n")
-    assert "did you mean 'method'" in one_line(hesstune("finetune", "--config", path))
+    assert "did you mean 'method'" in one_line(inside("finetune", "--config", path))
     path.write_text("!!python/object/apply:os.system ['touch owned']\n")
-    assert "not valid YAML" in one_line(hesstune("finetune", "--config", path, cwd=tmp_path))
+    assert "not valid YAML" in one_line(inside("finetune", "--config", path))
     assert not (tmp_path / "owned").exists()
 
 
