@@ -231,7 +231,20 @@ def _network_notes(cells: dict[str, Any]) -> str:
             continue
         reached = sum(risk <= most for risk in risks)
         lines.append(f"- {name}: goal {most:g}, reached on {reached} of {len(risks)} seeds.")
+    whole, head = (
+        [cell["compression"]["held_out"]["error"] for cell in cells[name].values()]
+        for name in ("photo, all weights, half for the start", "photo, head, half for the start")
+    )
+    told = "no higher" if sum(whole) <= sum(head) else "higher"
+    lines.append(
+        f"- From half for the start, the network whose weights all moved errs on {_mean(whole):.1%} of the test part "
+        f"(mean of its compression networks), the head alone on {_mean(head):.1%}: {told}."
+    )
     return "\n".join(lines)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _checked(cells: dict[str, Any]) -> str:
