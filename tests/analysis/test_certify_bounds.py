@@ -52,10 +52,12 @@ def test_the_epochs_and_an_interruption_change_nothing(digits, tmp_path):
         ht.finetune(options, out=out, progress=stop)
     resumed = ht.finetune(options, out=out, resume=True)
     few = ht.finetune(options, out=str(tmp_path / "c"), epochs=1)
+    weights = dict(whole.model().named_parameters())
     for other in (resumed, few):
         assert other.outcome.kept == whole.outcome.kept
-        for name, weight in whole.model().named_parameters():
-            assert torch.equal(weight, dict(other.model().named_parameters())[name])
+        found = dict(other.model().named_parameters())
+        assert found.keys() == weights.keys()
+        assert all(torch.equal(weight, found[name]) for name, weight in weights.items())
 
 
 def test_another_method_is_certified_by_a_network_of_its_own(digits):

@@ -124,9 +124,10 @@ def test_two_processes_that_share_the_weights_train_as_one(place):
         two = ht.Run.load(f"sharded-{name}")
         assert {p.name for p in one.path.iterdir()} == {p.name for p in two.path.iterdir()}
         assert two.reference().layers() == one.reference().layers()
+        weights, start, first = two.model().state_dict(), two.reference(), one.reference()
         for key, tensor in one.model().state_dict().items():
-            torch.testing.assert_close(two.model().state_dict()[key], tensor, rtol=1e-4, atol=1e-5)
-            assert torch.equal(two.reference()[key], one.reference()[key])
+            torch.testing.assert_close(weights[key], tensor, rtol=1e-4, atol=1e-5)
+            assert torch.equal(start[key], first[key])
         for key in ("distance", "test_loss"):
             assert two.result[key] == pytest.approx(one.result[key], rel=1e-3)
         if name != "mars":  # the constraint binds, so its norms were those of whole layers

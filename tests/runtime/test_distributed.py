@@ -95,11 +95,10 @@ def test_two_processes_train_and_measure_as_one(words, tmp_path, monkeypatch, mo
     assert {p.name for p in one.path.iterdir()} == {p.name for p in two.path.iterdir()}
     assert one.labels() == two.labels()
     rtol, atol = (5e-2, 5e-3) if "bf16" in more else (1e-4, 1e-5)
+    mine, theirs = one.model().state_dict(), two.model().state_dict()
     for name in one.reference().names():
         if not name.endswith("num_batches_tracked"):
-            torch.testing.assert_close(
-                two.model().state_dict()[name], one.model().state_dict()[name], rtol=rtol, atol=atol
-            )
+            torch.testing.assert_close(theirs[name], mine[name], rtol=rtol, atol=atol)
     for mine, theirs in zip(one.metrics, two.metrics, strict=True):
         for key in set(mine) - {"seconds"}:
             assert theirs[key] == pytest.approx(mine[key], rel=max(rtol, 1e-3), abs=max(atol, 1e-4)), key

@@ -12,8 +12,9 @@ def test_a_run_on_the_gpu_is_that_of_the_cpu_to_rounding(tiny, tmp_path, monkeyp
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # which keeps ten bits of a product
     chosen = {**tiny, "model": "py:tinynets:small", "augment": "none", "optimizer": "sgd", "epochs": 2}
     cpu, cuda = (ht.finetune(chosen, device=d, out=str(tmp_path / d), train="head") for d in ("cpu", "cuda"))
+    weights = cuda.model().state_dict()
     for name, tensor in cpu.model().state_dict().items():
-        torch.testing.assert_close(cuda.model().state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_bf16_on_the_gpu_trains_resumes_and_stays_in_its_balls(tiny, tmp_path, monkeypatch):

@@ -34,8 +34,9 @@ def without(options, *names):
 
 
 def assert_same_weights(a, b):
+    weights = b.model().state_dict()
     for name, tensor in a.model().state_dict().items():
-        assert torch.equal(tensor, b.model().state_dict()[name]), name
+        assert torch.equal(tensor, weights[name]), name
 
 
 def test_fit_on_objects_is_finetune_on_their_names(named, tmp_path):
