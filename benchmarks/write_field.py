@@ -54,7 +54,7 @@ EfficientNet-Lite0 at 64 pixels, 500 training images, every layer trained, all s
 accuracy on true labels, in per cent. *Short*: 12 epochs; *fitted*: 40, after which plain fine-tuning has
 learnt wrong labels, too. *Stopped*: with `--patience 3 --select best` on the noisy validation part. `auto`
 was told nothing, `robust` the rate of the injected noise; `auto, head` is `--budget fast`. The tasks were not
-looked at while `auto` was made. `{deeper_command}`:
+looked at while `auto` was made; schedules and tasks that were not run yet are not shown. `{deeper_command}`:
 
 {deeper}
 
@@ -168,11 +168,11 @@ def _deeper_words(tasks: dict[str, dict[str, dict[int, float]]]) -> str:
         if own["auto"] < (best := max(own["plain"], own["auto, head"])) - 0.5
     ]
     counts = sorted({len(found) for own in tasks.values() for found in own.values()})
-    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed(s)"
-    told = ", ".join(f"{gain:+.1f} over `{other}`" for other, gain in ahead.items())
+    seeds = "one seed" if counts == [1] else f"{counts[0]} to {counts[-1]} seeds"
+    told = ", ".join(f"`{other}` {gain:+.1f}" for other, gain in ahead.items())
     return (
-        f"`auto`, mean of {len(tasks)} tasks, {seeds}, in points: {told}. More than half a point below "
-        f"the better of plain fine-tuning and its own head: {', '.join(lost) or 'nowhere'}."
+        f"`auto` minus another, mean of {len(tasks)} tasks, {seeds}, in points: {told}. More than "
+        f"half a point below the better of plain and its own head: {', '.join(lost) or 'nowhere'}."
     )
 
 
