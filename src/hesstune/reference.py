@@ -11,7 +11,7 @@ from torch import nn
 
 from hesstune.errors import LayerError, listed
 from hesstune.forward import Inputs, evaluating, logits_of
-from hesstune.runtime.sharding import is_sharded, over_parts, pair
+from hesstune.runtime.sharding import is_sharded, over_parts, pair, whole
 from hesstune.storage.reading import reading
 
 __all__ = ["Reference", "layer_names", "layer_owners"]
@@ -153,6 +153,12 @@ class Reference:
     def to(self, device: torch.device | str) -> Reference:
         """Return the same reference on another device."""
         return Reference({k: v.to(device) for k, v in self._tensors.items()}, self._layers)
+
+    def gathered(self) -> Reference:
+        """Return the same reference with whole tensors on every process; all of them call this alike."""
+        if not any(is_sharded(value) for value in self._tensors.values()):
+            return self
+        return Reference({name: whole(value) for name, value in self._tensors.items()}, self._layers)
 
     def check(self, model: nn.Module) -> None:
         """Raise LayerError, with the names, unless the model has exactly the reference's tensors."""

@@ -1,5 +1,6 @@
 """Weights cut over two processes (FSDP2 on the CPU) train as whole ones, and no process holds them all."""
 
+import json
 import sys
 
 import pytest
@@ -13,7 +14,8 @@ from hesstune.runtime.sharding import pair
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes are started as Linux does")
 
 COMMON = """
-import sys, warnings
+import json, sys, warnings
+from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 import hesstune as ht
@@ -29,7 +31,8 @@ OPTIONS = dict(
 TRAIN = (
     COMMON
     + """
-held = []
+measured = []
+BATCH = torch.linspace(-1, 1, 4 * 3 * 16 * 16).reshape(4, 3, 16, 16), torch.arange(4) % 2
 
 def observe(trained):
     tensors = dict(trained.net.named_parameters())
@@ -40,12 +43,17 @@ def observe(trained):
     total = sum(t.numel() for t in tensors.values())
     assert own < 0.75 * total, (own, total)
     assert int(all_reduce_sum(torch.tensor(own))) == total
+    measured.append(ht.measure(trained.net, trained.reference, [BATCH]).quadratic.tolist())
+    assert all(isinstance(t, DTensor) for t in trained.net.parameters()), "not sharded again"
+    assert trained.net(BATCH[0]).isfinite().all()  # gathers its weights itself again
 
 for name, more in (("frobenius", {}), ("mars", {"norm": "mars", "grad_clip": 0.5, "select": "best"}),
                    ("sgd", {"optimizer": "sgd", "accumulate": 2, "method": "constraint",
                             "inject_noise": None}),
                    ("head", {"train": "head"}), ("stem", {"model": "py:ranknets:Stemmed"})):
     ht.finetune({**OPTIONS, **more}, shard=True, out=f"sharded-{name}", observe=observe)
+if rank() == 0:
+    Path("measured.json").write_text(json.dumps(measured))
 print(f"done {world()}", flush=True)
 """
 )
@@ -72,7 +80,6 @@ try:
 except Stopped:
     pass
 trainer.Trainer._whole_epoch = whole_epoch
-from pathlib import Path
 files = sorted(Path("stopped").glob(f"checkpoint-*.{rank()}of2.safetensors"))
 assert len(files) == 2, files
 all_reduce_sum(torch.zeros(1))
@@ -119,11 +126,15 @@ def test_two_processes_that_share_the_weights_train_as_one(place):
         "head": {"train": "head"},
         "stem": {"model": "py:ranknets:Stemmed"},
     }
+    measured = dict(zip(cases, json.loads((folder / "measured.json").read_text()), strict=True))
+    batch = torch.linspace(-1, 1, 4 * 3 * 16 * 16).reshape(4, 3, 16, 16), torch.arange(4) % 2
     for name, more in cases.items():
         one = ht.finetune({**options, **more}, out=f"one-{name}")
         two = ht.Run.load(f"sharded-{name}")
         assert {p.name for p in one.path.iterdir()} == {p.name for p in two.path.iterdir()}
         assert two.reference().layers() == one.reference().layers()
+        alone = ht.measure(two.model(), two.reference(), [batch]).quadratic
+        torch.testing.assert_close(torch.tensor(measured[name]).double(), alone, rtol=1e-3, atol=1e-9)
         weights, start, first = two.model().state_dict(), two.reference(), one.reference()
         for key, tensor in one.model().state_dict().items():
             torch.testing.assert_close(weights[key], tensor, rtol=1e-4, atol=1e-5)

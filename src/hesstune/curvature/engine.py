@@ -250,7 +250,8 @@ class CurvatureEngine:
                     seed=self._seed,
                 )
         classes = logits.shape[1]
-        return forms.of_loss(names, self.loss.curvature_weight(targets, classes), losses, classes)
+        weight = self.loss.curvature_weight(targets, classes).to(logits.device)
+        return forms.of_loss(names, weight, losses, classes)
 
     def lanczos(
         self, batch: LabelledBatch, names: Sequence[str] | None = None, stopping: Stopping | None = None

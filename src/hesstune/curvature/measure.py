@@ -30,6 +30,7 @@ from hesstune.errors import DataError, listed
 from hesstune.forward import Inputs, batch_size
 from hesstune.reference import Reference
 from hesstune.runtime.device import free_memory
+from hesstune.runtime.sharding import gathered
 
 __all__ = ["measure"]
 
@@ -80,7 +81,7 @@ def measure(
 
     Args:
         model: The fine-tuned network, in float32 or float64; weights in half precision are measured as
-            float32, on copies.
+            float32, on copies; sharded ones (FSDP2) are gathered on every process, which all call this.
         ref: Its reference, taken before fine-tuning.
         batches: Iterable of (inputs, targets): inputs a tensor or a mapping of tensors, targets
             class indices (B,) or soft targets (B, K). Read once, streamed.
@@ -144,26 +145,27 @@ def measure(
     """
     check_arguments(method, examples, steps, tol, max_examples, memory_mib, skip_classes, mean_sample)
     objective = Objective(loss, noise_matrix, label_smoothing, class_weights)
-    engine = CurvatureEngine.of(model, ref, layers, objective, method=method, seed=seed)
-    settings = _MeasureSettings(
-        steps, tol, trace, spectrum, seed, memory_mib, skip_classes, examples, mean_sample
-    )
-    run = _Measurement(engine, settings, copies=bytes_in_full(model))
-    done = 0
-    with differentiable(model, engine.names):
-        if plan_on is not None:
-            engine.plan_on(plan_on)
-        for batch in limited(batches, max_examples):
-            inputs, targets = engine.take(batch)
-            if run.forecast is None:
-                run.expected = expected_examples(batches, batch_size(inputs), max_examples)
-            for chunk in run.chunks(inputs, targets, run.look_ahead(inputs, told)):
-                run.add(*chunk)
-                done += len(chunk[1])
-                if progress is not None:
-                    progress(done)
-        run.finish()
-    return run.result()
+    with gathered(model):
+        engine = CurvatureEngine.of(model, ref.gathered(), layers, objective, method=method, seed=seed)
+        settings = _MeasureSettings(
+            steps, tol, trace, spectrum, seed, memory_mib, skip_classes, examples, mean_sample
+        )
+        run = _Measurement(engine, settings, copies=bytes_in_full(model))
+        done = 0
+        with differentiable(model, engine.names):
+            if plan_on is not None:
+                engine.plan_on(plan_on)
+            for batch in limited(batches, max_examples):
+                inputs, targets = engine.take(batch)
+                if run.forecast is None:
+                    run.expected = expected_examples(batches, batch_size(inputs), max_examples)
+                for chunk in run.chunks(inputs, targets, run.look_ahead(inputs, told)):
+                    run.add(*chunk)
+                    done += len(chunk[1])
+                    if progress is not None:
+                        progress(done)
+            run.finish()
+        return run.result()
 
 
 @dataclass(frozen=True)

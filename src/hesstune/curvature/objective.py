@@ -96,7 +96,8 @@ class Objective:
         return mixed
 
     def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the loss of every example, (B,)."""
+        """Return the loss of every example, (B,), on the device of the logits."""
+        targets = targets.to(logits.device)
         if self._callable is not None:
             losses = self._callable(logits, targets)
             if losses.shape != logits.shape[:1]:

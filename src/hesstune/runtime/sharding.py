@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from hesstune.errors import LayerError
 
-__all__ = ["is_sharded", "like", "local", "over_parts", "pair", "whole"]
+__all__ = ["gathered", "is_sharded", "like", "local", "over_parts", "pair", "whole"]
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
@@ -77,3 +79,43 @@ def over_parts(
     distributed.all_reduce(combined, op=kind, group=group)
     mask = torch.tensor([is_sharded(t) for t in tensors], device=values.device)
     return torch.where(mask, combined, values)
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Hold, inside, whole weights on every process and no gathering by forward passes; all call this alike.
+
+    What measures many backward passes of a graph cannot have its weights freed after the first.
+    """
+    owners = [
+        (module._parameters, name, parameter)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and is_sharded(parameter)
+    ]
+    if not owners:
+        yield
+        return
+    hooks = [
+        (hooks, key, hook)
+        for module in model.modules()
+        for hooks in (module._forward_pre_hooks, module._forward_hooks)
+        for key, hook in hooks.items()
+        if type(getattr(hook, "__self__", None)).__name__ == "FSDPState"
+    ]
+    kept = [(place, dict(place)) for place, _, _ in hooks]  # with their order
+    full = {
+        id(parameter): nn.Parameter(whole(parameter), parameter.requires_grad) for *_, parameter in owners
+    }
+    try:
+        for place, key, _ in hooks:
+            del place[key]
+        for parameters, name, parameter in owners:
+            parameters[name] = full[id(parameter)]
+        yield
+    finally:
+        for parameters, name, parameter in owners:
+            parameters[name] = parameter
+        for place, before in kept:
+            place.clear()
+            place.update(before)

@@ -95,7 +95,7 @@ class Passes:
 
     def _stacked(self, values: Sequence[torch.Tensor | None]) -> torch.Tensor:
         zero = self._logits.new_zeros(self._logits.shape[0])
-        return torch.stack([zero if v is None else v for v in values], dim=1).double()
+        return torch.stack([zero if v is None else v.to(zero.device) for v in values], dim=1).double()
 
     def terms(self, seed: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Take one pass; return q_k ⟨J_iᵀ s_k, v_i⟩² and q_k ‖J_iᵀ s_k‖², (B, L), without adding them."""
@@ -118,7 +118,8 @@ class Passes:
             roots = torch.stack(self._roots, 1)  # (B, K − 1)
             values = []
             for layer, kept in zip(self._layers, self._kept, strict=True):
-                gram = _gradient_gram(layer, kept).double() * roots[:, :, None] * roots[:, None, :]
+                gram = _gradient_gram(layer, kept).double().to(roots.device)
+                gram = gram * roots[:, :, None] * roots[:, None, :]
                 values.append(torch.linalg.eigvalsh(gram).clamp(min=0).flip(1))
             spectrum = torch.stack(values, 1)
             trace = spectrum.sum(2)

@@ -47,6 +47,7 @@ def mixture_losses(logits: torch.Tensor, coefficients: torch.Tensor) -> torch.Te
 
 def stable_losses(loss: PerExampleLoss, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the loss of every example, (B,), in the stable form where it is a mixture of cross-entropies."""
+    targets = targets.to(logits.device)
     if isinstance(loss, Objective) and loss.is_mixture:
         return mixture_losses(logits, loss.coefficients(targets, logits.shape[1]))
     return loss(logits, targets)
