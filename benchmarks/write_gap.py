@@ -265,7 +265,8 @@ trained, beside plain fine-tuning to the last epoch; medians of plain's measure 
 Inside balls the default measure is several times smaller, and so is the gap; the paper's, taken on
 training examples, is not, since plain fine-tuning fits those. Accuracy is not equal by that: plain
 fine-tuning is as accurate or better in most settings, and where `robust` is as accurate, the factor holds.
-`auto` stops where held-out labels are foretold best, with its measure hardly smaller.
+`auto`, here as it was before its head was damped (deeper layers by forward correction), stops where held-out
+labels are foretold best, with its measure hardly smaller.
 One seed each; 250 to 700 test examples and at most 120 held-out ones, from which the measure is taken.
 """.replace("{factor:.0f}", f"{FACTOR:.0f}")
 

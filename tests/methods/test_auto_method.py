@@ -15,7 +15,8 @@ from hesstune import NoiseMatrix
 from hesstune.cli.main import run as run_command
 from hesstune.data.examples import Examples, Texts
 from hesstune.methods import method_class
-from hesstune.methods._head import HeadMaterial
+from hesstune.methods._head import Belief, HeadMaterial, SolvedHead
+from hesstune.methods._setup import Batch, MethodSetup
 from hesstune.report.write import write_report
 from hesstune.training.evaluate import Validation
 from hesstune.training.solve import votes_given
@@ -100,12 +101,91 @@ def test_deeper_layers_are_kept_only_if_validation_wants_them(tmp_path):
     assert [epoch.epoch for epoch in epochs] == [0, 1, 2]
     assert run.outcome.epochs == 2
     assert run.config.select == "best"
-    # Balls that let nothing move: no gain, so the solved head is what is kept.
-    held = ht.finetune(SMALL, epochs=1, out=tmp_path / "held", method_options={"share": 1e-6})
+    assert run.config.patience == 4  # noise was found
+    # Steps that move nothing: no gain, so the solved head is what is kept.
+    held = ht.finetune(SMALL, epochs=1, lr=1e-12, out=tmp_path / "held")
     start = held.records.epochs[0]
+    assert held.config.patience is None
+    assert any("to the last epoch" in note for note in held.facts.notes)
     alone = ht.finetune(SMALL, train="head", out=tmp_path / "alone")
     assert held.outcome.test_accuracy == alone.outcome.test_accuracy
     assert start.val_loss == pytest.approx(alone.records.epochs[0].val_loss)
+    # Deeper layers start from that head, its logits damped.
+    options = {"epochs": 1, "lr": 1e-12, "select": "last", "method_options": {"damping": 0.25}}
+    damped = ht.finetune(SMALL, out=tmp_path / "damped", **options).model().state_dict()
+    solved = alone.model().state_dict()
+    for name in ("_fc.weight", "_fc.bias"):
+        torch.testing.assert_close(damped[name], 0.25 * solved[name], rtol=1e-3, atol=1e-6)
+
+
+class Narrow(nn.Module):
+    """A body of one layer and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.body(x)))
+
+
+def ready(**options):
+    """`auto` on a small network, and what its steps start from."""
+    torch.manual_seed(0)
+    net, rng = Narrow(), np.random.default_rng(0)
+    given = np.arange(6) % 3
+    belief = Belief(rng.dirichlet(np.full(3, 5.0), 6), NoiseMatrix.pair(3, 0.3).array[:, given].T)
+    head = rng.normal(size=(3, 4)), rng.normal(size=3)
+    solved = SolvedHead(*head, NoiseMatrix.pair(3, 0.3), "told", "told", belief=belief)
+    setup = MethodSetup(
+        net, ht.Reference.of(net), None, np.bincount(given), None, "frobenius", 0,
+        head="head", labels=given, solved=solved, options=options,
+    )  # fmt: skip
+    return method_class("auto")(setup), net, belief, torch.from_numpy(given)
+
+
+def test_steps_are_taken_on_posteriors_that_hear_the_network_after_two_epochs():
+    method, net, belief, given = ready(probe=0.25)
+    inputs = torch.linspace(-1, 1, 18).reshape(6, 3)
+    rows = torch.tensor([4, 0, 3])
+    batch = Batch(net, inputs[rows], given[rows], rows, 0, lambda: inputs[rows])
+
+    def by_hand(q):
+        logs = torch.log_softmax(net(inputs[rows]), dim=1).detach().numpy()
+        return -(q[rows.numpy()] * logs).sum(axis=1).mean()
+
+    q = belief.probabilities * belief.likelihood
+    q /= q.sum(axis=1, keepdims=True)
+    for epoch in (0, 1):
+        method.start_epoch(epoch, lambda network: network(inputs))
+        assert float(method.batch_loss(batch)[0].detach()) == pytest.approx(by_hand(q), rel=1e-5)
+    method.start_epoch(2, lambda network: network(inputs))
+    net_p = torch.softmax(net(inputs), dim=1).detach().numpy()
+    heard = belief.probabilities**0.25 * net_p**0.75 * belief.likelihood
+    heard /= heard.sum(axis=1, keepdims=True)
+    assert float(method.batch_loss(batch)[0].detach()) == pytest.approx(by_hand(heard), rel=1e-5)
+    # Another one that takes up its state goes on with the same posteriors.
+    other = ready(probe=0.25)[0]
+    other.load_state(method.state())
+    assert torch.equal(other.posteriors, method.posteriors)
+
+
+def test_the_heads_ball_holds_its_damped_start():
+    method, net, *_ = ready()
+    before = net.head.weight.detach().clone()
+    method.start_epoch(0, lambda network: network(torch.zeros(6, 3)))
+    method.after_step()
+    torch.testing.assert_close(net.head.weight, 0.3 * before)
+    radii = method.radii()
+    assert radii["head.weight"] == pytest.approx(float(before.norm()), rel=1e-5)
+    assert radii["body.weight"] == pytest.approx(0.2 * float(net.body.weight.norm()), rel=1e-5)
+
+
+def test_checked_examples_are_sure_in_what_deeper_layers_are_trained_on():
+    made, y = material(checked=(np.arange(20), np.arange(20) % 3))
+    belief = method_class("auto").solve_head(made).belief
+    assert np.allclose(belief.posterior()[:20], np.eye(3)[y[:20]])
+    assert (belief.posterior().argmax(axis=1) == y).mean() > 0.95 > (made.labels == y).mean()
 
 
 def test_a_fast_budget_stops_at_the_head_and_says_so(tmp_path):
@@ -118,14 +198,16 @@ def test_without_validation_examples_the_head_alone_is_fitted(tmp_path):
     run = ht.finetune(SMALL, val_fraction=0.0, epochs=1, out=tmp_path / "run")
     assert any("no validation examples" in note for note in run.facts.notes)
     assert run.outcome.epochs == 0
+    again = ht.finetune(SMALL, val_fraction=0.0, epochs=1, out=tmp_path / "run", resume=True)
+    assert again.outcome == run.outcome
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     def stop(done, total, text):
-        if done == 5:
+        if done == 11:  # in the fourth epoch: the network's own predictions are heard by then
             raise KeyboardInterrupt
 
-    options = {**SMALL, "epochs": 2, "lr": 1e-3, "inject_noise": "symmetric:0.2", "select": "last"}
+    options = {**SMALL, "epochs": 4, "lr": 1e-3, "inject_noise": "symmetric:0.2", "select": "last"}
     whole = ht.finetune(options, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         ht.finetune(options, out=tmp_path / "cut", progress=stop)

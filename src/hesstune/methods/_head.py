@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from hesstune.noise.matrix import NoiseMatrix
 
-__all__ = ["Budget", "HeadMaterial", "SolvedHead"]
+__all__ = ["Belief", "Budget", "HeadMaterial", "SolvedHead"]
 
 Budget = Literal["fast", "default", "thorough"]
+# No probe is surer than so that an example is not of a class.
+LEAST = 1e-3
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,37 @@ class HeadMaterial:
 
 
 @dataclass(frozen=True)
+class Belief:
+    """What speaks for each class of each training example: its features, and its label as given.
+
+    Attributes:
+        probabilities: P(true class | features), (N, K), of a probe that did not see the example.
+        likelihood: P(label as given | true class), (N, K); where a person has checked, one-hot.
+    """
+
+    probabilities: NDArray[np.float64]
+    likelihood: NDArray[np.float64]
+
+    def posterior(self, seen: NDArray[np.float64] | None = None, share: float = 1.0) -> NDArray[np.float64]:
+        """Return P(true class | features, label), (N, K), q ∝ p^share · p_net^(1 − share) · likelihood.
+
+        Args:
+            seen: ln p_net, (N, K), of another network; None: the probe alone.
+            share: The probe's part in the geometric mean of the two.
+
+        Example:
+            >>> belief = Belief(np.array([[0.9, 0.1]]), np.array([[0.3, 0.7]]))
+            >>> belief.posterior().round(3).tolist()
+            [[0.794, 0.206]]
+        """
+        log_p = np.log(np.maximum(self.probabilities, LEAST))
+        if seen is not None:
+            log_p = share * log_p + (1.0 - share) * seen
+        joint = np.exp(log_p - log_p.max(axis=1, keepdims=True)) * self.likelihood
+        return np.asarray(joint / np.maximum(joint.sum(axis=1, keepdims=True), 1e-300))
+
+
+@dataclass(frozen=True)
 class SolvedHead:
     """A linear head, and what was found on the way.
 
@@ -54,6 +88,7 @@ class SolvedHead:
         name: What was chosen, for people.
         reason: Why, in a sentence.
         details: Candidates, scores and cost, JSON-ready.
+        belief: What deeper layers are trained on: what was found of each example's true class, or None.
     """
 
     weight: NDArray[np.float64]
@@ -62,6 +97,7 @@ class SolvedHead:
     name: str
     reason: str
     details: dict[str, Any] = field(default_factory=dict)
+    belief: Belief | None = None
 
     def told(self) -> dict[str, Any]:
         """Return what a run's record says of it, JSON-ready."""

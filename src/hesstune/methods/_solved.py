@@ -44,4 +44,4 @@ class SolvedHeadMethod(Method):
     @classmethod
     def defaults(cls, train: str) -> dict[str, Any]:
         """Return the choice of weights: the best on validation, the start among them."""
-        return {} if cls.head_alone else {"select": "best", "patience": 4}
+        return {} if cls.head_alone else {"select": "best"}

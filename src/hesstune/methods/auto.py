@@ -2,24 +2,27 @@
 
 The head comes from latent-truth EM on frozen features or, where that foretells held-out noisy labels no
 better, from penalised cross-entropy (`hesstune.noise.latent`). Deeper layers start from it (Kumar et al.
-2022), by cross-entropy corrected forward with the noise matrix that was found (Patrini et al. 2017), inside
-balls that are a share of each layer's norm; the epoch is kept that foretells noisy validation labels best, if
-it beats the head alone by more than one standard error.
+2022) with its logits damped: a head that fits already leaves the features below it nothing to learn. They are
+trained on posteriors of each example's true class, from the probe that did not see it, the network's own
+earlier predictions and the label as given, inside balls that are a share of each layer's norm. The epoch is
+kept that foretells noisy validation labels best, if it beats the head alone by more than one standard error;
+where no noise was found, the latest that errs on validation as little as any, to a standard error.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
+from torch import nn
 
 from hesstune.constraints.distance import DistanceConstraint
 from hesstune.losses.robust import ForwardLoss
-from hesstune.methods._head import HeadMaterial, SolvedHead
+from hesstune.methods._head import Belief, HeadMaterial, SolvedHead
 from hesstune.methods._losses import averaged
-from hesstune.methods._setup import MethodSetup, Option
+from hesstune.methods._setup import Batch, MethodSetup, Option
 from hesstune.methods._solved import SolvedHeadMethod
 from hesstune.noise.latent.choose import CANDIDATES, FEWER, MORE, TOLD, Candidate
 from hesstune.noise.latent.head import RobustHead, robust_head
@@ -28,31 +31,44 @@ from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
 from hesstune.storage.tensors import Tree
 
+# Epochs in which the network's own predictions say too little yet to be heard.
+DEAF = 2
+DEVELOPED = "development tasks of pictures, 4, 12 and 40 epochs"
+
 
 class Auto(SolvedHeadMethod):
-    """A solved head, then forward-corrected fine-tuning inside balls around where it starts."""
+    """A solved head, then fine-tuning on posteriors of the true classes inside balls around the start."""
 
     uses_noise_matrix = True
     constrained = True
     own_options = {
         "share": Option(
             0.2, "of each layer's norm: its ball's radius", low=1e-6, search=(0.02, 1.0), log=True
-        )
+        ),
+        "damping": Option(
+            0.3, f"of the solved head's logits; {DEVELOPED}", low=1e-3, high=1.0, search=(0.1, 1.0), log=True
+        ),
+        "probe": Option(
+            0.5, f"the probe's part in posteriors, the rest is the network's; {DEVELOPED}", high=1.0
+        ),
     }
 
     def __init__(self, setup: MethodSetup) -> None:
         super().__init__(setup)
         if setup.noise_matrix is not None:
             self._forward = averaged(setup, ForwardLoss(setup.noise_matrix, reduction="none"))
+        self.belief = None if setup.solved is None else setup.solved.belief
+        # ln p of the training examples, a running mean over epochs, and the posteriors that follow.
+        self.seen: torch.Tensor | None = None
+        self._believe()
         # The mean's weights fall by a factor e in an epoch; a mean of points of a ball lies in it.
         self.horizon = max(1, round(float(setup.counts.sum()) / setup.batch_size))
         self.mean: dict[str, torch.Tensor] = {}
         self.steps = 0
         start, radii = Reference.of(setup.model), setup.radius
         if radii is None:
-            share = self.options["share"]
             radii = {
-                name: max(share * _size(start[name], setup.norm), 1e-6)
+                name: max(self._share(name) * _size(start[name], setup.norm), 1e-6)
                 for name in start.layers()
                 if name in setup.trained
             }
@@ -60,8 +76,41 @@ class Auto(SolvedHeadMethod):
         if radii:  # radii of the user's own hold the known kinds of layers, as of every method
             self.constraint = DistanceConstraint(setup.model, start, radii, setup.norm, include=())
 
+    def _share(self, name: str) -> float:
+        """Return the share of a layer's norm that is its radius: the head's ball holds its damped start."""
+        share = self.options["share"]
+        return max(share, 1.0) if self.setup.in_head(name) else share
+
+    def _believe(self) -> None:
+        """Set the posteriors, (n, K), of the training examples' true classes."""
+        self.posteriors: torch.Tensor | None = None
+        if self.belief is not None:
+            seen = None if self.seen is None else self.seen.double().numpy()
+            found = self.belief.posterior(seen, self.options["probe"])
+            self.posteriors = torch.from_numpy(found).float()
+
+    @torch.no_grad()
+    def start_epoch(self, epoch: int, predict: Callable[[nn.Module], torch.Tensor]) -> None:
+        """Damp the solved head before the first epoch; later, hear what the network has learnt itself."""
+        if self.setup.solved is not None and epoch == 0:
+            for parameter in self.setup.model.get_submodule(self.setup.head).parameters():
+                parameter.mul_(self.options["damping"])
+        if self.belief is not None and epoch >= DEAF:
+            with self.evaluated():
+                now = torch.log_softmax(predict(self.setup.network).float().cpu(), dim=1)
+            self.seen = now if self.seen is None else 0.5 * (self.seen + now)
+            self._believe()
+
+    def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cross-entropy on the posteriors, or where no head was solved on the labels, and logits."""
+        if self.posteriors is None:
+            return super().batch_loss(batch)
+        logits = batch.logits()
+        targets = self.posteriors[batch.indices.cpu()].to(logits.device)
+        return nn.functional.cross_entropy(logits.float(), targets), logits
+
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
-        """Return cross-entropy, corrected forward where labels are hard and their noise is known or found."""
+        """Return cross-entropy where no head was solved, corrected forward for hard labels of known noise."""
         if self.setup.noise_matrix is None or targets.ndim == 2:
             return super().loss(logits, targets, epoch)
         return self._forward(logits, targets)
@@ -94,12 +143,14 @@ class Auto(SolvedHeadMethod):
         return before
 
     def state(self) -> Tree:
-        """Return the mean of the recent weights."""
-        return {"mean": {k: v.clone() for k, v in self.mean.items()}, "steps": self.steps}
+        """Return the mean of the recent weights, and what the network has said of the examples."""
+        mean = {k: v.clone() for k, v in self.mean.items()}
+        return {"mean": mean, "steps": self.steps, "seen": self.seen}
 
     def load_state(self, state: Tree) -> None:
-        """Take the mean back."""
-        self.mean, self.steps = dict(state["mean"]), int(state["steps"])
+        """Take both back."""
+        self.mean, self.steps, self.seen = dict(state["mean"]), int(state["steps"]), state["seen"]
+        self._believe()
 
     def radii(self) -> dict[str, float]:
         """Return the radius of every layer's ball, around the network with the solved head."""
@@ -121,7 +172,7 @@ class Auto(SolvedHeadMethod):
         found = robust_head(
             material.features, observed, candidates=tried, held_out=held_out, seed=material.seed
         )
-        return _solved(material, found, time.monotonic() - started)
+        return _solved(material, found, _belief(observed, found), time.monotonic() - started)
 
 
 def _size(weight: torch.Tensor, norm: str) -> float:
@@ -138,7 +189,13 @@ def _tried(material: HeadMaterial) -> tuple[tuple[Candidate, ...], int]:
     return {"fast": (FEWER, 2), "default": (CANDIDATES, 3), "thorough": (MORE, 5)}[material.budget]
 
 
-def _solved(material: HeadMaterial, found: RobustHead, seconds: float) -> SolvedHead:
+def _belief(observed: Observed, found: RobustHead) -> Belief:
+    """Return what was found of each example's true class; those that were checked are sure."""
+    truth = found.truth
+    return Belief(truth.probabilities, observed.known(truth.channel.likelihood(observed.given)))
+
+
+def _solved(material: HeadMaterial, found: RobustHead, belief: Belief, seconds: float) -> SolvedHead:
     chosen, choice = found.choice.candidate, found.choice
     believed = None
     if material.noise_matrix is not None:
@@ -163,7 +220,7 @@ def _solved(material: HeadMaterial, found: RobustHead, seconds: float) -> Solved
             "log-likelihood"
         )
     details = {**choice.details(), "seconds": round(seconds, 2), "rate": found.truth.channel.rate}
-    return SolvedHead(found.linear.weight.T, found.linear.bias, believed, name, reason, details)
+    return SolvedHead(found.linear.weight.T, found.linear.bias, believed, name, reason, details, belief)
 
 
 METHOD = Auto

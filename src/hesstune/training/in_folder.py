@@ -10,6 +10,7 @@ import torch
 
 from hesstune.errors import ConfigError
 from hesstune.inputs.feature_store import sharing
+from hesstune.methods import method_class
 from hesstune.runs.config import RESUMABLE, FinetuneConfig, read_config
 from hesstune.runs.fingerprint import fingerprints
 from hesstune.runs.folder import claim, entered
@@ -59,8 +60,7 @@ def in_folder(
         on_main_process(lambda: claim(out, overwrite, resume, create=False))
     if resume and (out / CONFIG).is_file():
         before = read_config(out / CONFIG)
-        if config.weight_decay is None:  # chosen before, by the same labels
-            config = config.model_copy(update={"weight_decay": before.weight_decay})
+        config = _as_settled(config, before, out)
         _check_same(before, config, out)
         named = given.data is None and given.model is None  # the options told all that there is to compare
         if named and (run := _finished(out, given)) is not None:
@@ -75,6 +75,16 @@ def in_folder(
                 check_unchanged(run, _checksums(prepared))
                 return run  # before, of objects, or by another process, while this one was loading
             return train(prepared, out)
+
+
+def _as_settled(config: FinetuneConfig, before: FinetuneConfig, out: Path) -> FinetuneConfig:
+    """Return the configuration with what the run settled by itself, from the same labels and examples."""
+    solves = method_class(config.method).solves_head
+    names = ("weight_decay", "patience") if solves else ("weight_decay",)
+    settled = {name: getattr(before, name) for name in names if getattr(config, name) is None}
+    if solves and (out / RECORD).is_file() and not Run.load(out).facts.examples.val:
+        settled["select"] = before.select  # nothing to select by
+    return config.model_copy(update=settled)
 
 
 def _checksums(prepared: Prepared) -> dict[str, str]:

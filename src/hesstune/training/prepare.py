@@ -36,6 +36,8 @@ __all__ = ["AUTOMATIC", "Prepared", "named_radii", "prepare", "with_solved_head"
 
 
 AUTOMATIC = ("auto", "curvature")
+# Epochs without a gain after which deeper layers end where labels are noisy, and nobody said.
+PATIENCE = 4
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,11 @@ def _judged(
         notes.append(f"a head that is solved takes no steps: no effect of {written(unused)}")
     if not len(task.val):
         config = config.model_copy(update={"select": "last", "patience": None})
+    elif goes_on and config.patience is None and config.select == "best":
+        if solved is None or solved.noise_matrix is not None:
+            config = config.model_copy(update={"patience": PATIENCE})
+        else:
+            notes.append("no noise was found in the labels: deeper layers are trained to the last epoch")
     return config, notes
 
 

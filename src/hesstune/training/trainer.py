@@ -25,7 +25,7 @@ from hesstune.runtime.distributed import SplitForward, all_reduce_sum, average_g
 from hesstune.runtime.progress import Progress
 from hesstune.runtime.signals import Stop, stoppable
 from hesstune.storage.tensors import Tree
-from hesstune.training.best import Best
+from hesstune.training.best import Best, Judged
 from hesstune.training.evaluate import Validation, accuracy
 from hesstune.training.optim import make_optimizer, make_schedule
 from hesstune.training.order import BatchOrder
@@ -113,8 +113,9 @@ class Trainer:
         self.forward = self._split_forward(net) if world() > 1 else None
         self.validation = Validation(None if config.clean_val else noise_matrix, method.solves_head)
         self.metrics: list[Epoch] = []
-        self.best = Best(config.select == "best")
-        self._losses: torch.Tensor | None = None  # of the validation examples, as last judged
+        # A head that was solved has found out whether the labels are right.
+        self.best = Best(config.select == "best", method.solves_head and noise_matrix is None)
+        self._judged: Judged | None = None  # the validation examples, as last seen
         self._stop = Stop()
         self._resumed: Tree | None = None
         self._saved_at = time.monotonic()
@@ -238,10 +239,7 @@ class Trainer:
         patience = self.config.patience
         if self.method.done():
             return True
-        if patience is None or not self.metrics:
-            return False
-        losses = [np.inf if m.val_loss is None else m.val_loss for m in self.metrics]
-        return len(losses) - 1 - int(np.argmin(losses)) >= patience
+        return patience is not None and bool(self.metrics) and self.best.waited >= patience
 
     def _judge_start(self) -> None:
         """Make the start a record of its own, epoch 0, and the best so far: it has been solved."""
@@ -260,7 +258,7 @@ class Trainer:
             distance=self._distance(0),
             seconds=0.0,
         )
-        self.best.offer(self._losses, self._state, start=True)
+        self.best.offer(self._judged, self._state, start=True)
         self.metrics.append(record)
         self.on_epoch(self.metrics)
 
@@ -309,7 +307,7 @@ class Trainer:
                 distance=self._distance(epoch),
                 seconds=round(done.seconds + time.monotonic() - started, 3),
             )
-            self.best.offer(self._losses, self._state)
+            self.best.offer(self._judged, self._state)
         return record
 
     def _continued(self, epoch: int) -> _Partial:
@@ -381,8 +379,9 @@ class Trainer:
         if not len(part) or part.labels is None:
             return None, None, None
         logits = predict_logits(self.net, self.feeds["val"])
-        self._losses = self.validation.losses(logits, part.labels, part.clean)
-        loss = _finite(float(self._losses.mean()), "validation loss")
+        wrong = logits.argmax(dim=1) != torch.from_numpy(part.labels)
+        self._judged = Judged(self.validation.losses(logits, part.labels, part.clean), wrong.double())
+        loss = _finite(float(self._judged.losses.mean()), "validation loss")
         return loss, accuracy(logits, part.labels), accuracy(logits, part.true)
 
     def _distance(self, epoch: int) -> float:
