@@ -55,8 +55,8 @@ EfficientNet-Lite0 at 64 pixels, 500 training images, every layer trained, all s
 Test accuracy on true labels, in per cent. *Short*: 12 epochs; *fitted*: 40, after which plain fine-tuning has
 learnt wrong labels, too. *Stopped*: with `--patience 3 --select best` on the noisy validation part. `auto`
 was told nothing; `auto, head` is `--budget fast`. How `auto` goes deeper was developed on other noise and
-other splits of the same pictures (`DEVELOPMENT` in `benchmarks/field/deeper.py`). The recipe that it had before was
-behind plain on five of the tasks below, seen at one seed; all were run once with this one.
+other splits of the same pictures (`DEVELOPMENT` in `benchmarks/field/deeper.py`). The recipe that it had
+before was behind plain on five of the tasks below, seen at one seed; all were run once with this one.
 `{deeper_command}`:
 
 {deeper}
