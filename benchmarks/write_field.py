@@ -141,11 +141,11 @@ def deeper() -> str:
     """Return a table a schedule of whole networks, and what it says of `auto`."""
     found: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
     for row in read_rows(RESULTS / "field_deeper.csv"):
-        own = found.setdefault(row["schedule"], {}).setdefault(row["task"], {}).setdefault(row["method"], {})
-        own[int(row["seed"])] = 100 * float(row["accuracy"])
+        task = found.setdefault(row["schedule"], {}).setdefault(row["task"], {})
+        task.setdefault(row["method"], {})[int(row["seed"])] = 100 * float(row["accuracy"])
     said = []
     for schedule, tasks in found.items():
-        done = {task: paired for task, own in tasks.items() if (paired := _paired(own))}
+        done = {name: paired for name, own in tasks.items() if (paired := _paired(own))}
         if not done:
             continue
         columns = [name for name in DEEPER if any(name in own for own in done.values())]
@@ -153,9 +153,9 @@ def deeper() -> str:
             f"| {schedule} | seeds | " + " | ".join(columns) + " |",
             "|" + "---|" * (2 + len(columns)),
         ]
-        for task, own in done.items():
+        for title, own in done.items():
             means = [f"{np.mean(list(own[n].values())):.1f}" if n in own else "–" for n in columns]
-            lines.append(f"| {task} | {len(own['auto'])} | " + " | ".join(means) + " |")
+            lines.append(f"| {title} | {len(own['auto'])} | " + " | ".join(means) + " |")
         said += ["\n".join(lines), _deeper_words(done)]
     return "\n\n".join(said)
 
