@@ -207,7 +207,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
         if done == 7:  # in the fourth epoch: the network's own predictions are heard by then
             raise KeyboardInterrupt
 
-    options = {**SMALL, "limit": 100, "epochs": 4, "lr": 1e-3, "inject_noise": "symmetric:0.2", "select": "last"}
+    chosen = {"limit": 100, "epochs": 4, "lr": 1e-3, "inject_noise": "symmetric:0.2", "select": "last"}
+    options = {**SMALL, **chosen}
     whole = ht.finetune(options, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         ht.finetune(options, out=tmp_path / "cut", progress=stop)
