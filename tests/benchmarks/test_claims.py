@@ -8,6 +8,7 @@ import pytest
 import write_gap
 import write_study_gap
 from hesstune.curvature.result import BALLS, FOUND, HELD_OUT, STATEMENT
+from records import RESULTS, read_rows
 from write_study import records
 
 ROOT = Path(__file__).parents[2]
@@ -85,3 +86,17 @@ def test_nothing_says_that_the_measure_follows_the_gap():
         text = " ".join(path.read_text(encoding="utf-8").split())
         for wrong in ("follows the gap", "follows the generalization gap", "carry the generalization gap"):
             assert wrong not in text, (path, wrong)
+
+
+def test_the_readme_says_of_deeper_layers_what_the_record_shows():
+    rows = read_rows(RESULTS / "field_deeper.csv")
+
+    def mean(schedule, method):
+        own = [row for row in rows if (row["schedule"], row["method"]) == (schedule, method)]
+        return np.mean([float(row["accuracy"]) for row in own])
+
+    short, fitted = (mean(name, "auto") - mean(name, "plain") for name in ("short", "fitted"))
+    assert short < 0.005
+    assert fitted > 0.01
+    told = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert "level with `auto` or ahead as long as the schedule is short, and on average behind" in told

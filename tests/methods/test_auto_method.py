@@ -18,6 +18,7 @@ from hesstune.methods import method_class
 from hesstune.methods._head import Belief, HeadMaterial, SolvedHead
 from hesstune.methods._setup import Batch, MethodSetup
 from hesstune.report.write import write_report
+from hesstune.training.best import Best
 from hesstune.training.evaluate import Validation
 from hesstune.training.solve import votes_given
 from hesstune.weak import Votes
@@ -227,11 +228,20 @@ class Odd(nn.Module):
         return 2 * self.head(x.mean(dim=(2, 3)))
 
 
-def test_a_network_without_features_is_trained_plainly(tmp_path):
+def test_a_network_without_features_is_trained_plainly(tmp_path, monkeypatch):
+    asked = []
+
+    class Asked(Best):
+        def __init__(self, wanted, latest=False):
+            asked.append(latest)
+            super().__init__(wanted, latest)
+
+    monkeypatch.setattr("hesstune.training.trainer.Best", Asked)
     run = ht.finetune(SMALL, model=Odd(), epochs=1, out=tmp_path / "run")
     assert any("none was solved" in note for note in run.facts.notes)
     assert run.outcome.epochs == 1
     assert run.facts.recipe is None
+    assert asked == [False]  # nothing found the labels right: the best epoch is kept, as the note says
 
 
 def test_foretelling_validation_is_the_likelihood_at_the_best_temperature():

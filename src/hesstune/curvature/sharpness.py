@@ -15,6 +15,7 @@ from hesstune.curvature.capture import restored
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.errors import ConfigError, DataError
 from hesstune.forward import evaluating, logits_of, moved
+from hesstune.runtime.sharding import gathered
 
 __all__ = ["RHO", "Sharpness", "sam_sharpness"]
 
@@ -56,7 +57,8 @@ def sam_sharpness(
     restored to the bit, also after an error. Source: Foret et al. 2021, equation 2.
 
     Args:
-        model: The network; run in eval mode and left as it was.
+        model: The network; run in eval mode and left as it was. Sharded weights (FSDP2) are gathered on
+            every process, which all call this.
         batches: Iterable of (inputs, targets), read twice: a list or a data loader, not a generator.
         rho: ρ, above 0.
         loss: `cross_entropy`, `consistent` (needs `noise_matrix`), or a callable (logits, targets) -> (B,).
@@ -75,25 +77,26 @@ def sam_sharpness(
         >>> round(found.gradient_norm, 4), round(found.value, 4)  # g = (−½, ½); log(1 + e^(ρ√2)) − log 2
         (0.7071, 0.036)
     """
-    weights = _checked(model, batches, rho)
     add = all_reduce_sum or (lambda values: values)
     objective = Objective(loss, noise_matrix)
-    with evaluating(model), torch.random.fork_rng(), torch.enable_grad(), restored(weights):
-        before, examples, gradients = _gradients(model, batches, objective, weights)
-        before, n = add(before), int(add(examples))
-        if not n:
-            raise DataError("there are no examples to measure: the batches are empty")
-        gradients = {name: add(gradient) / n for name, gradient in gradients.items()}
-        norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
-        if not norm or not math.isfinite(norm):
-            return Sharpness(0.0 if norm == 0 else math.nan, rho, norm, n)
-        after = torch.zeros((), dtype=torch.float64)
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.add_(gradients[name], alpha=rho / norm)
-            for losses in _losses(model, batches, objective):
-                after += losses.double().sum().cpu()
-    return Sharpness(float(add(after) - before) / n, rho, norm, n)
+    with gathered(model):  # parts of weights would have no gradient
+        weights = _checked(model, batches, rho)
+        with evaluating(model), torch.random.fork_rng(), torch.enable_grad(), restored(weights):
+            before, examples, gradients = _gradients(model, batches, objective, weights)
+            before, n = add(before), int(add(examples))
+            if not n:
+                raise DataError("there are no examples to measure: the batches are empty")
+            gradients = {name: add(gradient) / n for name, gradient in gradients.items()}
+            norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
+            if not norm or not math.isfinite(norm):
+                return Sharpness(0.0 if norm == 0 else math.nan, rho, norm, n)
+            after = torch.zeros((), dtype=torch.float64)
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    weight.add_(gradients[name], alpha=rho / norm)
+                for losses in _losses(model, batches, objective):
+                    after += losses.double().sum().cpu()
+        return Sharpness(float(add(after) - before) / n, rho, norm, n)
 
 
 def _checked(model: nn.Module, batches: Iterable[LabelledBatch], rho: float) -> dict[str, nn.Parameter]:

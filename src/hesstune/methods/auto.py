@@ -49,7 +49,9 @@ class Auto(SolvedHeadMethod):
             0.3, f"of the solved head's logits; {DEVELOPED}", low=1e-3, high=1.0, search=(0.1, 1.0), log=True
         ),
         "probe": Option(
-            0.5, f"the probe's part in posteriors, the rest is the network's; {DEVELOPED}", high=1.0
+            0.5,
+            "the probe's part in posteriors, the rest the network's: equal parts, not searched",
+            high=1.0,
         ),
     }
 
@@ -106,8 +108,8 @@ class Auto(SolvedHeadMethod):
         if self.posteriors is None:
             return super().batch_loss(batch)
         logits = batch.logits()
-        targets = self.posteriors[batch.indices.cpu()].to(logits.device)
-        return nn.functional.cross_entropy(logits.float(), targets), logits
+        self.posteriors = self.posteriors.to(logits.device)  # once an epoch: later it is there
+        return nn.functional.cross_entropy(logits.float(), self.posteriors[batch.indices]), logits
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
         """Return cross-entropy where no head was solved, corrected forward for hard labels of known noise."""

@@ -114,7 +114,7 @@ class Trainer:
         self.validation = Validation(None if config.clean_val else noise_matrix, method.solves_head)
         self.metrics: list[Epoch] = []
         # A head that was solved has found out whether the labels are right.
-        self.best = Best(config.select == "best", method.solves_head and noise_matrix is None)
+        self.best = Best(config.select == "best", method.setup.solved is not None and noise_matrix is None)
         self._judged: Judged | None = None  # the validation examples, as last seen
         self._stop = Stop()
         self._resumed: Tree | None = None
