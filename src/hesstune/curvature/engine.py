@@ -32,10 +32,10 @@ from hesstune.curvature.smooth.ranking import Ranking, rank_examples
 from hesstune.curvature.smooth.source import BatchSource, HessianSource
 from hesstune.curvature.smooth.stopping import Stopping
 from hesstune.curvature.smooth.weight_space import WeightProducts
-from hesstune.errors import ConfigError, DataError, LayerError, listed, unknown_name
+from hesstune.errors import ConfigError, DataError, LayerError, unknown_name
 from hesstune.forward import Inputs, batch_size, moved
 from hesstune.reference import Reference
-from hesstune.runtime.sharding import is_sharded
+from hesstune.runtime.sharding import refuse_sharded
 
 __all__ = ["CurvatureEngine"]
 
@@ -110,11 +110,7 @@ class CurvatureEngine:
                     f"the difference of '{name}' must have its weight's shape, {tuple(weights[name].shape)}; "
                     f"got {tuple(delta.shape)}"
                 )
-        if sharded := [name for name in weights if is_sharded(weights[name])]:
-            raise LayerError(
-                f"the weights {listed(sharded)} are sharded, and many backward passes need them whole: use "
-                "hesstune.measure, which gathers them, or hesstune.runtime.sharding.gathered(model)"
-            )
+        refuse_sharded(weights)
         if not differences:
             raise LayerError("there are no layers to measure: differences is empty")
         self.model, self.names, self.differences = model, list(differences), dict(differences)

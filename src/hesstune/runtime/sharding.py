@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from hesstune.errors import LayerError
+from hesstune.errors import LayerError, listed
 
-__all__ = ["gathered", "is_sharded", "like", "local", "over_parts", "pair", "whole"]
+__all__ = ["gathered", "is_sharded", "like", "local", "over_parts", "pair", "refuse_sharded", "whole"]
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
@@ -56,6 +56,15 @@ def pair(weight: torch.Tensor, reference: torch.Tensor, name: str) -> tuple[torc
             "that each process keeps its own part of both"
         )
     return local(weight), local(reference)
+
+
+def refuse_sharded(weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise LayerError, with the names, if any weight is sharded."""
+    if sharded := [name for name, weight in weights.items() if is_sharded(weight)]:
+        raise LayerError(
+            f"the weights {listed(sharded)} are sharded, and many backward passes need them whole: use "
+            "hesstune.measure, which gathers them, or hesstune.runtime.sharding.gathered(model)"
+        )
 
 
 def over_parts(
