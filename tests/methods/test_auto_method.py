@@ -249,7 +249,7 @@ def test_foretelling_validation_is_the_likelihood_at_the_best_temperature():
     matrix = NoiseMatrix.pair(3, 0.3)
     labels = rng.integers(0, 3, 50)
     logits = torch.from_numpy(rng.normal(size=(50, 3)) + 2 * np.eye(3)[labels])
-    found = float(Validation(matrix, foretelling=True).losses(logits, labels, None).mean())
+    found = float(Validation(matrix).losses(logits, labels, None).mean())
 
     def by_hand(temperature):
         p = torch.softmax(temperature * logits, dim=1).numpy() @ matrix.array
@@ -257,7 +257,7 @@ def test_foretelling_validation_is_the_likelihood_at_the_best_temperature():
 
     assert found == pytest.approx(min(by_hand(t) for t in np.geomspace(0.1, 10, 25)))
     # Scaling the logits changes nothing but the temperature that suits them.
-    scaled = float(Validation(matrix, foretelling=True).losses(3 * logits, labels, None).mean())
+    scaled = float(Validation(matrix).losses(3 * logits, labels, None).mean())
     assert scaled == pytest.approx(found, abs=2e-3)
 
 

@@ -1,7 +1,7 @@
 """Early stopping: cross-entropy, ended when validation no longer improves; the best epoch is kept.
 
-Validation labels are as noisy as the training labels; where F is told, the validation loss is the
-consistent one. Source: Li, Soltanolkotabi, Oymak 2020 for label noise; patience as in Prechelt 1998.
+Validation labels are as noisy as the training labels; where F is told, it is judged how well they are
+foretold under F. Source: Li, Soltanolkotabi, Oymak 2020 for label noise; patience as in Prechelt 1998.
 """
 
 from __future__ import annotations

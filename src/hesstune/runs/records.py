@@ -200,7 +200,6 @@ class CurvePoint(Stored):
     factor: float
     risk: float
     stderr: float | None
-    val_loss: float | None
 
 
 class RadiusRecord(Stored):

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from hesstune.checks import also_called
 from hesstune.data.examples import Examples
-from hesstune.losses.consistent import ConsistentLoss
 from hesstune.noise.matrix import NoiseMatrix
 
 __all__ = ["Validation", "accuracy", "cross_entropy_under", "final_metrics", "wilson_interval"]
@@ -42,51 +41,52 @@ def cross_entropy_under(
 
 
 class Validation:
-    """The loss of labelled validation examples, whose labels may be noisy.
+    """How badly a network foretells the labels of validation examples, which may be noisy.
+
+    −Σ_k q_k ln Σ_i p_i F[i, k] of an example with label (or soft label) q: a proper score of p under F, so
+    that no true label is needed. It chooses epochs (`select`, `patience`) and radii (`--radius auto`) alike.
 
     Args:
-        noise_matrix: F, the noise that is believed in, or None.
-        foretelling: Judge how well the network foretells noisy labels, −ln Σ_i p_i F[i, ỹ] at the temperature
-            of p that suits them best: a proper score whatever the network's calibration. Else the consistent
-            loss, or plain cross-entropy without F.
+        noise_matrix: F, the noise that is believed in; None: labels are foretold as they are, F = I.
+        tempered: Judge p at the temperature that suits the labels best, so that networks are compared
+            whatever their calibration; always where F is given, as losses that correct for F leave networks
+            that are far too sure, or unsure.
     """
 
     @also_called(noise="noise_matrix")
-    def __init__(self, noise_matrix: NoiseMatrix | None, foretelling: bool = False) -> None:
-        self.consistent = ConsistentLoss(noise_matrix, reduction="none") if noise_matrix is not None else None
+    def __init__(self, noise_matrix: NoiseMatrix | None, tempered: bool = False) -> None:
         self.matrix = None if noise_matrix is None else torch.tensor(noise_matrix.array)
-        self.foretelling = foretelling
+        self.temperatures = TEMPERATURES if tempered or noise_matrix is not None else (1.0,)
 
     def losses(
-        self, logits: torch.Tensor, labels: NDArray[np.int64], clean: NDArray[np.bool_] | None
+        self,
+        logits: torch.Tensor,
+        labels: NDArray[np.int64] | NDArray[np.float64],
+        clean: NDArray[np.bool_] | None,
     ) -> torch.Tensor:
-        """Return each example's loss, (N,); of checked labels it is plain cross-entropy.
+        """Return each example's loss, (N,); checked labels need no F.
 
         Args:
             logits: (N, K).
-            labels: (N,) labels as validated on.
+            labels: (N,) labels as validated on, or (N, K) soft ones.
             clean: (N,) whether a person has checked the label, or None.
         """
         targets = torch.from_numpy(labels)
-        sure = None if clean is None else torch.from_numpy(clean)
-        if self.foretelling:
-            tried = [self._foretold(logits.double() * t, targets, sure) for t in TEMPERATURES]
-            return min(tried, key=lambda losses: float(losses.mean()))
-        plain = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-        if self.consistent is None:
-            return plain
-        corrected: torch.Tensor = self.consistent.cpu()(logits, targets)
-        return corrected if sure is None else torch.where(sure, plain, corrected)
+        if targets.ndim == 1:
+            targets = torch.nn.functional.one_hot(targets, logits.shape[1])
+        sure = None if clean is None else torch.from_numpy(clean)[:, None]
+        tried = [self._foretold(logits.double() * t, targets, sure) for t in self.temperatures]
+        return min(tried, key=lambda losses: float(losses.mean()))
 
     def _foretold(
         self, logits: torch.Tensor, targets: torch.Tensor, sure: torch.Tensor | None
     ) -> torch.Tensor:
-        p = torch.softmax(logits, dim=1)
-        plain = p.gather(1, targets[:, None]).squeeze(1)
-        told = plain if self.matrix is None else (p * self.matrix[:, targets].T).sum(dim=1)
-        if sure is not None:
-            told = torch.where(sure, plain, told)
-        return -torch.log(told.clamp_min(1e-12))
+        log_p = torch.log_softmax(logits, dim=1)
+        told = log_p
+        if self.matrix is not None:
+            told = torch.log((log_p.exp() @ self.matrix).clamp_min(1e-12))
+            told = told if sure is None else torch.where(sure, log_p, told)
+        return -(targets * told).sum(dim=1)
 
 
 def wilson_interval(correct: float, n: int) -> tuple[float, float]:

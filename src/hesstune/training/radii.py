@@ -14,14 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from hesstune.constraints.distance import resolve_radii
-from hesstune.data.examples import Examples
 from hesstune.inputs.batches import predict_logits
 from hesstune.inputs.features import FeatureInputs
 from hesstune.methods import method_class
-from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.folder import entered
 from hesstune.runs.records import RADIUS, TRIALS, CurvePoint, RadiusRecord
 from hesstune.storage.stored import read_record, write_record
+from hesstune.training.evaluate import Validation
 from hesstune.training.fit import Trained, fit_prepared
 from hesstune.training.prepare import Prepared, named_radii
 
@@ -32,10 +31,9 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 # Examples whose traces set the shape by curvature.
 TRACED = 64
 RULE = (
-    "the smallest radii whose validation risk is within one standard error of the least; risk is the "
-    "consistent 0-1 loss, the mean of 1 − (F⁻¹)[given label, predicted], whose expectation is the clean "
-    "error: unlike the consistent cross-entropy it is bounded, so it cannot be had by growing weights; a "
-    "soft label gives its mean over the classes, weighted by the label"
+    "the smallest radii whose validation risk is within one standard error of the least; risk is the mean of "
+    "−ln Σ_i p_i F[i, given label] at the temperature of p that suits the labels best: how well noisy labels "
+    "are foretold, by which epochs are chosen, too"
 )
 
 
@@ -76,16 +74,15 @@ def choose_radius(prepared: Prepared, out: Path) -> dict[str, float]:
         first = _Trial(prepared, shape, folder, traced=True)
         shape, traces = first.balanced(shape), first.traces
     trials = [_Trial(prepared, {k: v * f for k, v in shape.items()}, folder) for f in FACTORS]
-    risks = [trial.risks for trial in trials]
-    at = pick(risks)
+    losses = [trial.losses for trial in trials]
+    at = pick(losses)
     curve = [
         CurvePoint(
             factor=factor,
-            risk=float(r.mean()),
-            stderr=float(r.std(ddof=1) / math.sqrt(len(r))) if len(r) > 1 else None,
-            val_loss=trial.loss,
+            risk=float(each.mean()),
+            stderr=float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else None,
         )
-        for factor, trial, r in zip(FACTORS, trials, risks, strict=True)
+        for factor, each in zip(FACTORS, losses, strict=True)
     ]
     radius = {name: value * FACTORS[at] for name, value in shape.items()}
     record = RadiusRecord(rule=RULE, curve=curve, chosen=FACTORS[at], radius=radius, traces=traces)
@@ -94,19 +91,19 @@ def choose_radius(prepared: Prepared, out: Path) -> dict[str, float]:
     return radius
 
 
-def pick(risks: Sequence[NDArray[np.float64]]) -> int:
-    """Return the first of several candidates whose risk is within one standard error of the least.
+def pick(losses: Sequence[NDArray[np.float64]]) -> int:
+    """Return the first of several candidates whose loss is within one standard error of the least.
 
     Args:
-        risks: Each candidate's losses on the same examples, (n,); candidates in order of preference.
+        losses: Each candidate's losses on the same examples, (n,); candidates in order of preference.
 
     Example:
         >>> pick([np.array([1.0, 1.0, 0.0]), np.array([0.0, 1.0, 0.0]), np.array([1.0, 1.0, 1.0])])
         0
     """
-    best = min(range(len(risks)), key=lambda i: float(risks[i].mean()))
-    for at, risk in enumerate(risks[:best]):
-        worse = risk - risks[best]
+    best = min(range(len(losses)), key=lambda i: float(losses[i].mean()))
+    for at, each in enumerate(losses[:best]):
+        worse = each - losses[best]
         if worse.mean() <= worse.std(ddof=1) / math.sqrt(len(worse)):
             return at
     return best
@@ -139,15 +136,17 @@ class _Trial:
     ) -> None:
         self.traces: dict[str, float] = {}
         self.layers: dict[str, float] = {}
-        self._logits = torch.zeros(0)
-        self._targets = np.zeros((0, 0))
-        self._clean: NDArray[np.bool_] | None = None
+        self.losses = np.zeros(0)
         config = prepared.config
+        judge = Validation(None if config.clean_val else prepared.noise_matrix, tempered=True)
 
         def observe(trained: Trained) -> None:
-            self._logits = predict_logits(trained.net, trained.feeds["val"])
-            self._targets = _targets(trained.task.val, self._logits.shape[1], config.soft_labels)
-            self._clean = trained.task.val.clean
+            part = trained.task.val
+            logits = predict_logits(trained.net, trained.feeds["val"])
+            soft = config.soft_labels and part.soft is not None
+            labels = part.soft if soft else part.labels
+            assert labels is not None
+            self.losses = judge.losses(logits, labels, part.clean).numpy()
             self.layers = resolve_radii(trained.reference.layers(), named_radii(radius, trained.loaded) or {})
             if traced and not isinstance(trained.feeds["train"], FeatureInputs):
                 self.traces = _traces(trained, list(self.layers))
@@ -160,27 +159,11 @@ class _Trial:
         trial = replace(prepared, config=own, loaded=loaded, radius=named_radii(radius, loaded))
         with entered(folder, overwrite=True, resume=False):
             torch.manual_seed(config.seed)
-            run = fit_prepared(trial, folder, observe=observe, keep_weights=False)
-        self.loss = run.records.epochs[-1].val_loss
-        k = self._logits.shape[1]
-        inverse = (run.noise_matrix or NoiseMatrix.identity(k)).inverse
-        predicted = self._logits.argmax(dim=1).numpy()
-        told = self._targets @ inverse
-        if self._clean is not None:  # labels that a person has checked need no correction
-            told = np.where(self._clean[:, None], self._targets, told)
-        self.risks = 1.0 - told[np.arange(len(predicted)), predicted]
+            fit_prepared(trial, folder, observe=observe, keep_weights=False)
 
     def balanced(self, shape: dict[str, float]) -> dict[str, float]:
         """Return radii by layer, of an equal share each; the shape itself where nothing was traced."""
         return balanced_radii(self.layers, self.traces) if self.traces else shape
-
-
-def _targets(part: Examples, k: int, soft: bool) -> NDArray[np.float64]:
-    """Return what the given labels say, (n, K): soft labels where the run learns from them."""
-    if soft and part.soft is not None:
-        return part.soft
-    assert part.labels is not None
-    return np.eye(k)[part.labels]
 
 
 def _traces(trained: Trained, layers: list[str]) -> dict[str, float]:
