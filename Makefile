@@ -49,8 +49,6 @@ test-slow: $(VENV)/.slow
 	$(TEST) -n 2 -m slow -o faulthandler_timeout=600 tests
 
 study: $(VENV)/.dev
-	$(BIN)/python benchmarks/study/programmatic.py
-	$(BIN)/python benchmarks/study/injected.py
 	$(BIN)/python benchmarks/study/clean.py
 	$(BIN)/python benchmarks/study/architectures.py
 	$(BIN)/python benchmarks/study/tuning.py
@@ -60,11 +58,13 @@ study: $(VENV)/.dev
 # DATA holds pacs, cifar10n, wrench, amazon_isbook, sst2 and mrpc; finished rows stay.
 field: $(VENV)/.dev
 	$(PIP) --editable '.[snorkel]'
-	$(BIN)/python benchmarks/field/heads.py --data $(DATA) --part test --seeds 3
+	$(BIN)/python benchmarks/field/heads.py --data $(DATA) --part test --seeds 5
+	$(BIN)/python benchmarks/field/methods.py --data $(DATA) --part test --seeds 5
 	$(BIN)/python benchmarks/field/votes.py --data $(DATA)
 	$(BIN)/python benchmarks/field/label_errors.py --data $(DATA) --seeds 5
 	$(BIN)/python benchmarks/field/rules.py --data $(DATA)
 	$(BIN)/python benchmarks/write_field.py
+	$(BIN)/python benchmarks/write_study.py
 	$(BIN)/python benchmarks/write_noise.py
 
 bench: $(VENV)/.dev

@@ -12,16 +12,15 @@ from records import DOCS
 from write_study_gap import MEASURES, TITLES, draw, summary
 from write_study_goals import (
     RESULTS,
-    alone,
     by_other_means,
     first,
     goals,
     interval,
     measure_goal,
-    oracle,
     table,
     tuning,
 )
+from write_study_heads import heads
 
 PAGE = DOCS / "study.md"
 
@@ -42,7 +41,9 @@ def gaps(records: dict[str, StudyResults]) -> list[str]:
     return [
         "## Measures against the gap",
         "",
-        "Over all runs above: Kendall's τ between each measure and the observed gap, and how its scale compares.",
+        "Over runs of all layers (above) and of heads: Kendall's τ between each measure and the observed gap, "
+        "and how its scale compares. The heads' records are of an earlier version and kept for this alone: heads "
+        "had no penalty then, and no accuracy of theirs is shown.",
         "",
         *table(header, rows),
         f"- The Hessian measure within a factor 5 of the gap in most runs: {said[scale]}. By part: "
@@ -60,74 +61,16 @@ def gaps(records: dict[str, StudyResults]) -> list[str]:
     ]
 
 
-def heads_intro(record: StudyResults) -> list[str]:
-    return [
-        "## Programmatic labels, heads alone",
-        "",
-        "Four targets, the domains of PACS; each is labelled by linear probes of the other three (the protocol "
-        "of Mazzetto et al. 2021). F is estimated from the votes and the features by the label model "
-        "`soft_features`, without a clean label. `robust_plus` and `NAME+posterior` learn from that model's "
-        "P(class | votes, features) of each example in place of the weak label, with nothing left to correct: this "
-        "does not assume that the noise depends on the class alone. `robust_plus+weak` learns from weak labels and "
-        "F, as the others do.",
-        "",
-        *(f"- {text}" for text in record["header"]),
-        "- No method's options were searched here: each has its own defaults (`--radius` too). Parts of the label "
-        "model, and of `robust_plus`, were settled with test labels of other splits of the same pictures in sight "
-        "([how](noise.md)): fresh domains could differ. These splits were fresh, but for "
-        "one thing: when the results of seeds 21 to 23 had been seen, the rule of `--radius auto` was given soft "
-        "labels (below, all layers), and `robust_plus` ran on these seeds again. "
-        + alone(record, [24, 25, 26]),
-        made_with(record),
-        "",
-    ]
-
-
-def programmatic(record: StudyResults) -> list[str]:
-    lines = [
-        *heads_intro(record),
-        "### The goals",
-        "",
-        *goals(record),
-        "",
-        "Why plain fine-tuning's measure is small here, likely: a head that fits its labels is certain of every example, so "
-        "the softmax's curvature vanishes and the measure with it, while a head inside a ball is uncertain and has "
-        "curvature. And for a head that starts from zero, multiplying its weights by a small number changes no "
-        "prediction and takes the measure to zero, so that a small measure could be had for nothing: this is not "
-        "claimed.",
-        "",
-        "Intervals are 95 % t intervals of paired differences for fresh seeds on these tasks, each by itself.",
-        "",
-        "### Mean over the four targets",
-        "",
-        *table(*method_rows(record, None)),
-        "`lora` is not here: it adapts layers below the head. With a head alone `lp_ft` and `gradual_unfreezing` are plain fine-tuning. "
-        "`NAME+oracle` is told F from true labels, `NAME+uniform` a symmetric F of the same rate; the gap here is "
-        "cross-entropy on true test labels minus that on weak training labels.",
-        "",
-        "### What F is worth",
-        "",
-        "Mean test accuracy, %:",
-        "",
-        *table(["method", "uniform F", "estimated F", "oracle F"], oracle(record)),
-        "### The labels' part and the method's",
-        "",
-        *by_other_means(record),
-        first(
-            read_compact(RESULTS / "programmatic_first.csv"),
-            "F by the label model `features`, `robust_plus` on weak labels",
-            "learning from the label model's answers",
-        ),
-        "",
-    ]
-    for task in record["tasks"]:
-        lines += [f"### {task}", "", *table(*method_rows(record, task, brief=False))]
-    return lines
-
-
 def full(record: StudyResults) -> list[str]:
     return [
         "## Programmatic labels, all layers",
+        "",
+        "Four targets, the domains of PACS; each is labelled by linear probes of the other three (the protocol "
+        "of Mazzetto et al. 2021). F is estimated from the votes and the features by the label model "
+        "`soft_features`, without a clean label. `robust_plus` and `vanilla+posterior` learn from that model's "
+        "P(class | votes, features) of each example in place of the weak label, with nothing left to correct. "
+        "Plain fine-tuning stopped on noisy validation is `early_stopping`. Balls have the fixed radii "
+        "and `--radius auto` the rule that version 0.1.0 had by default.",
         "",
         *(f"- {text}" for text in record["header"]),
         f"- Validation has 100 examples; measure and stability on {record['settings']['measure_examples']} "
@@ -151,7 +94,7 @@ def full(record: StudyResults) -> list[str]:
         *tuning(),
         "### The measure against plain fine-tuning's",
         "",
-        "For heads from zero a small measure can be had by scaling (above); for whole networks it cannot:",
+        "For heads from zero a small measure can be had by scaling them; for whole networks it cannot:",
         "",
         *measure_goal(record),
         *(
@@ -162,64 +105,26 @@ def full(record: StudyResults) -> list[str]:
     ]
 
 
-def injected(record: StudyResults) -> list[str]:
-    accuracy = {
-        (m["task"], m["method"]): m["mean"] for m in record["means"] if m["metric"] == "test_accuracy"
-    }
-    tasks = [t for t in record["tasks"] if (t, "vanilla") in accuracy]
-    methods = sorted(record["methods"], key=lambda m: -accuracy.get((None, m), 0.0))
+def clean(record: StudyResults) -> list[str]:
+    found = {(d["method"], d["task"]): d for d in differences(record["cells"], "vanilla", ["test_accuracy"])}
+    tasks = list(record["tasks"])
     rows = [
-        [f"`{m}`", *(f"{100 * accuracy[t, m]:.1f}" if (t, m) in accuracy else "-" for t in [*tasks, None])]
-        for m in methods
+        [f"`{m}`", *(interval(found[m, t], "") if (m, t) in found else "-" for t in [*tasks, None])]
+        for m in record["methods"]
+        if m != "vanilla"
     ]
     return [
-        "## Injected noise",
+        "## Small clean data, all layers",
         "",
-        "Symmetric and pair noise at 20, 40 and 60 % on digits and on PACS's photos with true labels; heads "
-        "alone; the loss is told the injected matrix. Test accuracy on true labels, %:",
+        "Does the constraint help without noise? True labels of PACS's photos and art paintings. Test accuracy "
+        "minus plain fine-tuning's, points; the mean is over the tasks that both have:",
         "",
         *(f"- {text}" for text in record["header"]),
         made_with(record),
         pending(record),
         "",
         *table(["method", *tasks, "mean"], rows),
-        "At 60 % of pair noise the most frequent label is a wrong one: only methods that are told the matrix "
-        "can come out right.",
-        "",
     ]
-
-
-def clean(records: dict[str, StudyResults]) -> list[str]:
-    lines = [
-        "## Small clean data",
-        "",
-        "Does the constraint help without noise? True labels of PACS's photos and art paintings. Test accuracy "
-        "minus plain fine-tuning's, points; the mean is over the tasks that both have:",
-        "",
-    ]
-    for name in ("clean_head", "clean_full"):
-        if name not in records:
-            continue
-        record = records[name]
-        found = {
-            (d["method"], d["task"]): d for d in differences(record["cells"], "vanilla", ["test_accuracy"])
-        }
-        tasks = list(record["tasks"])
-        rows = [
-            [f"`{m}`", *(interval(found[m, t], "") if (m, t) in found else "-" for t in [*tasks, None])]
-            for m in record["methods"]
-            if m != "vanilla"
-        ]
-        lines += [
-            f"### {'Heads alone' if name == 'clean_head' else 'All layers'}",
-            "",
-            *(f"- {text}" for text in record["header"]),
-            made_with(record),
-            pending(record),
-            "",
-            *table(["method", *tasks, "mean"], rows),
-        ]
-    return lines
 
 
 def networks(record: StudyResults) -> list[str]:
@@ -277,19 +182,15 @@ def page(found: dict[str, StudyResults]) -> str:
         "# The study",
         "",
         "Which fine-tuning method is best? Written by `python benchmarks/write_study.py` from the records in "
-        "`benchmarks/study/results`, which `make study` makes and continues: a finished cell is never run again. Heads of `vanilla` were trained here without a penalty, which is not how they are trained by default any more: a user's baseline has one, and gains over plain heads without it are larger than gains over that. [Beside what users have](field.md) compares with penalised heads.",
+        "`benchmarks/results` and `benchmarks/study/results`, which `make field` and `make study` make and "
+        "continue: a finished cell is never run again.",
         "",
-        *programmatic(found["programmatic_head"]),
+        heads(),
     ]
-    for name, section in (("programmatic_full", full), ("injected_head", injected)):
-        if name in found:
-            lines += section(found[name])
-    lines += clean(found) if "clean_head" in found else []
+    lines += full(found["programmatic_full"])
+    lines += clean(found["clean_full"])
     lines += gaps(found)
-    lines += networks(found["architectures"]) if "architectures" in found else []
-    absent = [TITLES[name] for name in TITLES if name not in found]
-    if absent:
-        lines += ["## Not yet run", "", f"{'; '.join(absent)}: their scripts are in `benchmarks/study`.", ""]
+    lines += networks(found["architectures"])
     return "\n".join(lines)
 
 

@@ -57,14 +57,6 @@ def published_best(record: StudyResults, but: Sequence[str] = OWN) -> str:
     return max((m for m in accuracy if "+" not in m and m not in but), key=lambda m: accuracy[m])
 
 
-def alone(record: StudyResults, seeds: Sequence[int]) -> str:
-    """Say what some of the seeds find by themselves."""
-    found = [
-        f"minus `{b}` {interval(told(record, NEW, b, seeds))}" for b in (published_best(record), "vanilla")
-    ]
-    return f"Seeds {', '.join(map(str, seeds))} by themselves: `{NEW}` {', '.join(found)}."
-
-
 def goals(record: StudyResults) -> list[str]:
     measure = mean_of(record, "measure")
     best, second = published_best(record), published_best(record, (*OWN, "consistent"))
@@ -104,16 +96,6 @@ def smaller(record: StudyResults, measure: dict[str, float]) -> list[str]:
         f"{'reached' if reached else '**not reached**'}; the measure is {ratio:.2g} times smaller ({measure[name]:.3g}) "
         f"and the accuracy minus plain fine-tuning's {interval(gain)}."
     ]
-
-
-def oracle(record: StudyResults) -> list[list[str]]:
-    accuracy = mean_of(record, "test_accuracy")
-    rows = []
-    for name in ("forward", "consistent", "robust", NEW):
-        own = "+weak" if name == NEW else ""
-        values = [accuracy.get(f"{name}{kind}") for kind in ("+uniform", own, "+oracle")]
-        rows.append([f"`{name}`", *("-" if v is None else f"{100 * v:.1f}" for v in values)])
-    return rows
 
 
 def measure_goal(record: StudyResults) -> list[str]:

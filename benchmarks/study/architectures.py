@@ -1,4 +1,4 @@
-"""Part 5 of the study: a ReLU ResNet and a small vision transformer, through `hf:`.
+"""Part 3 of the study: a ReLU ResNet and a small vision transformer, through `hf:`.
 
 python benchmarks/study/architectures.py [--root PACS] [--seeds 1] [--jobs N]
 
@@ -24,7 +24,7 @@ FIRST_SEED = 60
 DATA, MODELS = WORK / "data_true", WORK / "models"
 SIZE, CLASSES = 64, 7
 PRETRAINING: dict[str, Any] = {"method": "vanilla", "epochs": 4, "lr": 1e-3, "test_fraction": 0.1}
-METHODS: dict[str, dict[str, Any]] = {"vanilla": {}, "robust": {}}
+METHODS: dict[str, dict[str, Any]] = {"vanilla": {}, "robust": {"radius": {"head": 0.25, "*": 0.05}}}
 BUDGET: dict[str, Any] = {
     "data": f"csv:{DATA}/photo.csv",
     "image_size": SIZE,

@@ -1,4 +1,4 @@
-"""Part 1b of the study: all layers fine-tuned at 64 pixels on programmatic labels, the ten main methods.
+"""Part 1 of the study: all layers fine-tuned at 64 pixels on programmatic labels, the ten main methods.
 
 python benchmarks/study/full.py [--root PACS] [--seeds 3] [--jobs N]
 
@@ -32,7 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sam": {},
     "elr": {},
     "forward": {},
-    "robust": {},
+    "robust": {"radius": {"head": 0.25, "*": 0.05}},  # the default of version 0.1.0
     "robust_plus": POSTERIOR,
     "vanilla+posterior": {"method": "vanilla", **POSTERIOR},
     # What a small measure costs: balls of a quarter of the default radii. Settled on tuning.py's split.

@@ -116,12 +116,6 @@ def test_balanced_sampler_draws_every_label_alike():
         balanced_rates(np.array([3, 0]))
 
 
-def test_default_radii_are_for_constrained_methods_only():
-    assert method_class("vanilla").default_radius("all") is None
-    assert set(method_class("robust").default_radius("all")) == {"head", "*"}
-    assert set(method_class("robust").default_radius("head")) == {"head"}
-
-
 @pytest.mark.parametrize("n", [200, 2000, 20000])
 def test_shares_of_true_classes_are_not_told_from_nothing_below_their_error(n):
     """Over draws of the labels a class of share 0.01 gets a weight of the right size, never 1e5."""

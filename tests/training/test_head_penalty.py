@@ -48,7 +48,36 @@ def test_a_plain_head_under_noise_gains_by_it_and_says_so(tmp_path):
     assert run.result["test_accuracy"] > plain.result["test_accuracy"]
 
 
-@pytest.mark.parametrize("changed", [{"method": "constraint"}, {"train": "last:2"}])
+def test_methods_that_resist_noise_have_a_tenth_of_it(tmp_path, tiny):
+    options = {**tiny, "train": "head", "epochs": 2, "warmup_epochs": 1}
+    found = {
+        name: ht.finetune(options, method=name, keep_weights=False, out=str(tmp_path / name))
+        for name in ("vanilla", "mixup", "gce", "elr", "forward", "co_teaching")
+    }
+    plain = found["vanilla"].config.weight_decay
+    assert plain > 0
+    assert found["mixup"].config.weight_decay == plain
+    for name in ("gce", "elr", "forward", "co_teaching"):
+        assert found[name].config.weight_decay == pytest.approx(plain / 10)
+        assert any("0.1 times what was found" in note for note in found[name].record["notes"])
+
+
+def test_a_comparison_finds_the_penalty_once(tmp_path, tiny, monkeypatch):
+    from hesstune.training import penalty
+
+    seen = []
+    found = penalty._penalty
+    monkeypatch.setattr(penalty, "_penalty", lambda *given: seen.append(1) or found(*given))
+    options = {name: value for name, value in tiny.items() if name not in ("method", "seed", "out")}
+    options |= {"train": "head", "epochs": 1}
+    ht.compare(options, methods=["vanilla", "mixup", "gce"], seeds=1, out=str(tmp_path / "c"))
+    assert len(seen) == 1
+
+
+OWN = [{"method": "constraint"}, {"method": "robust_plus", "radius": 1.0}, {"method": "l2_sp"}]
+
+
+@pytest.mark.parametrize("changed", [*OWN, {"train": "last:2"}])
 def test_others_have_none(tmp_path, tiny, changed):
-    options = {**tiny, "method": "vanilla", "train": "head", "epochs": 1, **changed}
+    options = {**tiny, "method": "vanilla", "train": "head", "epochs": 2, "warmup_epochs": 1, **changed}
     assert ht.finetune(**options, out=str(tmp_path / "a")).config.weight_decay == 0

@@ -24,6 +24,7 @@ __all__ = [
     "resolve_radii",
     "trained_matrices",
     "warn_of_unheld",
+    "weight_norm",
     "wide",
 ]
 
@@ -86,6 +87,18 @@ def check_finite(distances: Mapping[str, float]) -> None:
             f"the distance from the reference became {distances[lost[0]]} in {listed(lost)}: training has "
             "diverged; go back to the last good checkpoint and lower the learning rate, or clip gradients"
         )
+
+
+def weight_norm(weight: torch.Tensor, norm: str) -> float:
+    """Return a weight's norm: Frobenius, or MARS, the largest absolute row sum.
+
+    Example:
+        >>> weight_norm(torch.tensor([[3.0, -4.0], [1.0, 0.0]]), "mars")
+        7.0
+    """
+    if norm == "mars":
+        return float(weight.double().flatten(1).abs().sum(dim=1).max())
+    return float(weight.double().norm())
 
 
 # The third and fourth stage of residual networks, in torchvision's and transformers' names.

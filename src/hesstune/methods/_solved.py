@@ -22,6 +22,7 @@ class SolvedHeadMethod(Method):
     """Cross-entropy from a head that was solved on frozen features."""
 
     solves_head = True
+    head_penalty = 0.0
     weighs_classes = False
 
     def __init__(self, setup: MethodSetup) -> None:

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from hesstune.methods._base import Method
+from hesstune.methods._base import RESISTANT, Method
 from hesstune.methods._setup import MethodSetup
 from hesstune.storage.tensors import Tree
 
@@ -26,6 +26,7 @@ class TwoNetworks(Method):
 
     takes_soft = False
     weighs_classes = False
+    head_penalty = RESISTANT
 
     def __init__(self, setup: MethodSetup) -> None:
         super().__init__(setup)

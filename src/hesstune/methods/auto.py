@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from hesstune.constraints.distance import DistanceConstraint
+from hesstune.constraints.distance import DistanceConstraint, weight_norm
 from hesstune.losses.robust import ForwardLoss
 from hesstune.methods._head import Belief, HeadMaterial, SolvedHead
 from hesstune.methods._losses import averaged
@@ -70,7 +70,7 @@ class Auto(SolvedHeadMethod):
         start, radii = Reference.of(setup.model), setup.radius
         if radii is None:
             radii = {
-                name: max(self._share(name) * _size(start[name], setup.norm), 1e-6)
+                name: max(self._share(name) * weight_norm(start[name], setup.norm), 1e-6)
                 for name in start.layers()
                 if name in setup.trained
             }
@@ -159,11 +159,6 @@ class Auto(SolvedHeadMethod):
         return {} if self.constraint is None else dict(self.constraint.radii)
 
     @classmethod
-    def default_radius(cls, train: str) -> dict[str, float] | None:
-        """Return no radii: they are a share of each layer's norm where the user gives none."""
-        return None
-
-    @classmethod
     def solve_head(cls, material: HeadMaterial) -> SolvedHead:
         """Return the head that is chosen without a true label."""
         started = time.monotonic()
@@ -175,13 +170,6 @@ class Auto(SolvedHeadMethod):
             material.features, observed, candidates=tried, held_out=held_out, seed=material.seed
         )
         return _solved(material, found, _belief(observed, found), time.monotonic() - started)
-
-
-def _size(weight: torch.Tensor, norm: str) -> float:
-    """Return a weight's norm: Frobenius, or the largest absolute row sum."""
-    if norm == "mars":
-        return float(weight.double().flatten(1).abs().sum(dim=1).max())
-    return float(weight.double().norm())
 
 
 def _tried(material: HeadMaterial) -> tuple[tuple[Candidate, ...], int]:

@@ -32,6 +32,7 @@ class Certified(Method):
 
     uses_noise_matrix = True
     weighs_classes = False
+    head_penalty = 0.0
     own_options = {
         "delta": Option(0.05, "the certificate's default", low=1e-6, high=0.5),
         "body_noise": Option(

@@ -14,7 +14,22 @@ from hesstune.constraints.distance import (
 )
 from hesstune.errors import listed
 from hesstune.methods._base import Method
-from hesstune.methods._setup import MethodSetup
+from hesstune.methods._setup import MethodSetup, Option
+
+TASKS = "development tasks of benchmarks/field/tasks.py"
+# Where no radius is given.
+RADII = {
+    "share": Option(
+        0.2, "of each layer's norm: its ball's radius, as of auto", low=1e-6, search=(0.02, 1.0), log=True
+    ),
+    "head_share": Option(
+        2.0,
+        f"of the norm of the head that penalised cross-entropy fits: the head's radius; {TASKS}",
+        low=1e-6,
+        search=(0.5, 8.0),
+        log=True,
+    ),
+}
 
 
 class Constraint(Method):
@@ -22,6 +37,8 @@ class Constraint(Method):
 
     shards = True
     constrained = True
+    head_penalty = 0.0
+    own_options = dict(RADII)
 
     def __init__(self, setup: MethodSetup) -> None:
         super().__init__(setup)

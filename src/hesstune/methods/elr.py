@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from hesstune.losses.robust import early_learning_penalty
-from hesstune.methods._base import Method
+from hesstune.methods._base import RESISTANT, Method
 from hesstune.methods._setup import Batch, MethodSetup, Option
 from hesstune.storage.tensors import Tree
 
@@ -19,6 +19,7 @@ SOURCE = "Liu et al. 2020, appendix (CIFAR-10)"
 class EarlyLearning(Method):
     """A method's own loss, and a memory of each example's early predictions that holds them."""
 
+    head_penalty = RESISTANT
     own_options = {
         "lambda": Option(3.0, SOURCE, search=(0.3, 10.0), log=True),
         "beta": Option(0.7, SOURCE, high=1.0, search=(0.5, 0.99)),

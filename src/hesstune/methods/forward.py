@@ -7,6 +7,7 @@ variance; unbiased only at its minimum.
 from __future__ import annotations
 
 from hesstune.losses.robust import ForwardLoss
+from hesstune.methods._base import RESISTANT
 from hesstune.methods._robust_loss import Loss, RobustLoss
 
 
@@ -14,6 +15,7 @@ class Forward(RobustLoss):
     """The noise matrix behind the softmax, with no constraint."""
 
     needs_noise_matrix = True
+    head_penalty = RESISTANT
 
     def make(self) -> Loss:
         """Return the loss of each example."""

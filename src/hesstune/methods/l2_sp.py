@@ -18,6 +18,7 @@ class L2SP(Method):
     """Cross-entropy with a quadratic pull towards the starting point."""
 
     kind = "l2"
+    head_penalty = 0.0
     own_options = {
         "alpha": Option(0.1, SOURCE, search=(1e-3, 1.0), log=True),
         "beta": Option(0.01, SOURCE, search=(1e-4, 0.1), log=True),

@@ -26,6 +26,7 @@ class PickToLearn(Method):
 
     head_alone = True
     weighs_classes = False
+    head_penalty = 0.0
     takes_soft = False
     own_options = {
         "penalty": Option(0.1, "PACS, each pair of domains by the other pair", low=1e-9),

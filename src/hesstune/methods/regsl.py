@@ -11,7 +11,7 @@ import torch
 
 from hesstune.methods._losses import class_weights
 from hesstune.methods._setup import Batch, MethodSetup, Option
-from hesstune.methods.constraint import Constraint
+from hesstune.methods.constraint import RADII, Constraint
 
 SOURCE = "the code of Li and Zhang 2021, its README"
 
@@ -22,6 +22,7 @@ class RegSL(Constraint):
     shards = False
     takes_soft = False
     own_options = {
+        **RADII,
         "reweight_after": Option(5 / 30, SOURCE, high=1.0),
         "correct_after": Option(10 / 30, SOURCE, high=1.0, search=(0.1, 0.8)),
         "temperature": Option(2.0, SOURCE, low=1e-6, search=(0.5, 5.0), log=True),

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from hesstune.methods._setup import Option
+from hesstune.methods.constraint import RADII
 from hesstune.methods.elr import EarlyLearning
 from hesstune.methods.robust import Robust
 
@@ -21,7 +22,9 @@ class RobustPlus(EarlyLearning, Robust):
     """Warm-up by cross-entropy, then the consistent loss; the memory's penalty and the balls all along."""
 
     shards = False
+    head_penalty = 0.0
     own_options = {
+        **RADII,
         **EarlyLearning.own_options,
         "lambda": Option(1.0, "development splits of weakly labelled tasks", search=(0.1, 10.0), log=True),
     }

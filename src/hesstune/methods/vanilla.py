@@ -1,8 +1,4 @@
-"""Plain fine-tuning: cross-entropy on the labels as they are.
-
-A head that is trained alone has a ridge penalty, chosen by cross-validation on the labels as given, where
-`--weight-decay` names none.
-"""
+"""Plain fine-tuning: cross-entropy on the labels as they are."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ class Vanilla(Method):
     """Cross-entropy on the given labels, with no constraint."""
 
     shards = True
-    penalises_heads = True
 
 
 METHOD = Vanilla

@@ -62,8 +62,6 @@ class FinetuneConfig(
         changes["method_options"] = kind.checked_options(self.method_options) or None
         changes["lr"] = self.lr or changes.get("lr") or usual_lr(self.train)
         changes |= self._decay(kind, changes)
-        if kind.constrained and self.radius is None and "radius" not in changes:
-            changes["radius"] = kind.default_radius(self.train)
         if kind.uses_noise() and not kind.solves_head and not self.noise_matrix and self.inject_noise:
             changes["noise_matrix"] = "true"
         if kind.needs_noise_matrix and changes.get("noise_matrix", self.noise_matrix) is None:
@@ -98,7 +96,7 @@ class FinetuneConfig(
     def _decay(self, kind: type[Method], changes: Mapping[str, Any]) -> dict[str, float]:
         """Return the weight decay, where it is not chosen once there are examples."""
         given = changes.get("weight_decay", self.weight_decay)
-        if given is None and kind.penalises_heads and self.head_alone:
+        if given is None and kind.head_penalty and self.head_alone:
             return {}
         return {"weight_decay": given or 0.0}
 

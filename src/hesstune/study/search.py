@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hesstune._former import former_names
 from hesstune.errors import HesstuneError, MissingExtraError
 from hesstune.methods import method_class
+from hesstune.methods._setup import Option
+from hesstune.methods.constraint import RADII
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.study.records import Options, Search, Trial
 from hesstune.training.finetune import finetune
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run_validation_loss", "search_cell"]
 
-# Every method's learning rate, and every constrained method's radii, are searched by a factor.
+# Every method's learning rate, and radii that are given, are searched by a factor.
 LR_FACTORS = (0.2, 5.0)
 RADIUS_FACTORS = (0.125, 8.0)
 
@@ -78,15 +80,19 @@ def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[Fine
 
 
 def _as_given(config: FinetuneConfig) -> dict[str, float]:
-    ranges = method_class(config.method).own_options
-    own = {name: value for name, value in (config.method_options or {}).items() if ranges[name].search}
+    ranges = _searched(config)
+    own = {
+        name: value
+        for name, value in (config.method_options or {}).items()
+        if name in ranges and ranges[name].search
+    }
     factors = {"lr_factor": 1.0, **({"radius_factor": 1.0} if _scales(config) else {})}
     return {**own, **factors}
 
 
 def _suggested(config: FinetuneConfig, trial: Any) -> FinetuneConfig:
     own = dict(config.method_options or {})
-    for name, option in method_class(config.method).own_options.items():
+    for name, option in _searched(config).items():
         if option.search is not None:
             own[name] = trial.suggest_float(name, *option.search, log=option.log)
     assert config.lr is not None
@@ -102,6 +108,12 @@ def _suggested(config: FinetuneConfig, trial: Any) -> FinetuneConfig:
             else radius * factor
         )
     return make_config(config.model_dump() | changes)
+
+
+def _searched(config: FinetuneConfig) -> dict[str, Option]:
+    """Return the method's own options that have an effect: radii that are given are no shares."""
+    found = method_class(config.method).own_options
+    return {name: option for name, option in found.items() if not (_scales(config) and name in RADII)}
 
 
 def _scales(config: FinetuneConfig) -> bool:

@@ -10,6 +10,7 @@ from hesstune.data.examples import Task
 from hesstune.methods import method_class
 from hesstune.methods._losses import clean_shares
 from hesstune.methods.consistent import Consistent
+from hesstune.methods.constraint import RADII
 from hesstune.methods.robust import Robust
 from hesstune.models.load import LoadedModel
 from hesstune.noise.matrix import NoiseMatrix
@@ -59,6 +60,10 @@ def run_notes(
     notes += [
         f"{why}: no effect of {written(names)}" for why, names in _unused(config, task, loaded) if names
     ]
+    if not kind.solves_head and isinstance(config.radius, float | dict):
+        own = [n for n in RADII if (config.method_options or {}).get(n, RADII[n].default) != RADII[n].default]
+        if own:
+            notes.append(f"radii are given: no effect of the method options {', '.join(own)}")
     if config.patience is not None and config.patience >= config.epochs and not kind.solves_head:
         notes.append(f"a patience of {config.patience} cannot end {config.epochs} epochs early")
     return notes

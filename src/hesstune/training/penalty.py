@@ -1,4 +1,4 @@
-"""The penalty of a head that is trained alone by plain cross-entropy: by cross-validation on its labels."""
+"""The penalty of a head that is trained alone: by cross-validation on its labels as given."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from scipy.special import log_softmax
 from hesstune.data.examples import Task
 from hesstune.errors import ModelError
 from hesstune.inputs.feature_store import frozen_features
+from hesstune.methods import method_class
 from hesstune.methods._solved import takes_solution
 from hesstune.models.load import LoadedModel
 from hesstune.noise.latent.em import fold_rows
 from hesstune.noise.latent.reduction import Reduction
 from hesstune.noise.latent.soft_probe import SoftProbe
 from hesstune.runs.config import FinetuneConfig
+from hesstune.storage.remembered import remembered
+from hesstune.storage.tensors import Tree
 
-__all__ = ["head_penalty", "with_head_penalty"]
+__all__ = ["FOLDS", "head_penalty", "penalised_head", "with_head_penalty"]
 
 # Inverse penalties on reduced features, from hardly anything learnt to hardly a penalty.
 STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 1e1, 9))
@@ -40,6 +43,27 @@ def head_penalty(features: NDArray[np.floating], targets: NDArray[np.float64], s
         >>> head_penalty(x, sure) < head_penalty(x, guessed)
         True
     """
+    return penalised_head(features, targets, seed)[0]
+
+
+def penalised_head(
+    features: NDArray[np.floating], targets: NDArray[np.float64], seed: int = 0
+) -> tuple[float, NDArray[np.float64]]:
+    """Return λ as `head_penalty` does, and the weight, (D, K), of the head that it leaves of all examples."""
+
+    def make() -> Tree:
+        penalty, weight = _fitted(features, targets, seed)
+        return {"penalty": penalty, "weight": torch.from_numpy(weight)}
+
+    # The methods of a comparison ask for the same.
+    numbers = {"features": features, "targets": targets}
+    found = remembered(f"penalised head, seed {seed}", numbers, make)
+    return float(found["penalty"]), np.asarray(found["weight"].numpy())
+
+
+def _fitted(
+    features: NDArray[np.floating], targets: NDArray[np.float64], seed: int
+) -> tuple[float, NDArray[np.float64]]:
     reduction = Reduction.of(features)
     x, n = reduction.apply(features), len(features)
     scores = np.zeros(len(STRENGTHS))
@@ -50,7 +74,8 @@ def head_penalty(features: NDArray[np.floating], targets: NDArray[np.float64], s
             scores[at] += float((targets[rows] * log_softmax(logits, axis=1)).sum())
     best = STRENGTHS[int(scores.argmax())]
     scale = float((reduction.axes[:, 0] ** 2).sum())
-    return 1.0 / (float(best) * scale * n)
+    weight = reduction.axes @ SoftProbe(x, best).fit(targets).weight
+    return 1.0 / (float(best) * scale * n), np.ascontiguousarray(weight)
 
 
 def with_head_penalty(
@@ -68,9 +93,12 @@ def with_head_penalty(
     if features is not None and len(part) >= FOLDS and takes_solution(head, task.k, features.shape[1]):
         assert part.labels is not None
         soft = part.soft if config.soft_labels else None
-        found = head_penalty(features, np.eye(task.k)[part.labels] if soft is None else soft, config.seed)
+        share = method_class(config.method).head_penalty
+        targets = np.eye(task.k)[part.labels] if soft is None else soft
+        found = share * head_penalty(features, targets, config.seed)
+        part_of = "" if share == 1 else f"{share:g} times what was found for cross-entropy "
         notes.append(
-            f"weight decay {found:.2g}, by cross-validation on the labels as given; --weight-decay 0 trains "
-            "the head without a penalty"
+            f"weight decay {found:.2g}, {part_of}by cross-validation on the labels as given; --weight-decay "
+            "0 trains the head without a penalty"
         )
     return config.model_copy(update={"weight_decay": found}), notes

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from hesstune.constraints.distance import resolve_radii
 from hesstune.inputs.batches import predict_logits
 from hesstune.inputs.features import FeatureInputs
-from hesstune.methods import method_class
 from hesstune.runs.folder import entered
 from hesstune.runs.records import RADIUS, TRIALS, CurvePoint, RadiusRecord
 from hesstune.storage.stored import read_record, write_record
+from hesstune.training.default_radii import default_radii
 from hesstune.training.evaluate import Validation
 from hesstune.training.fit import Trained, fit_prepared
 from hesstune.training.prepare import Prepared, named_radii
@@ -65,9 +65,7 @@ def choose_radius(prepared: Prepared, out: Path) -> dict[str, float]:
     if (chosen := read_record(path, RadiusRecord)) is not None:
         return chosen.radius
     config = prepared.config
-    base = method_class(config.method).default_radius(config.train)
-    assert base is not None
-    shape: dict[str, float] = dict(base)
+    shape = default_radii(config, prepared.task, prepared.loaded, prepared.device)
     folder = out / TRIALS
     traces: dict[str, float] = {}
     if config.radius == "curvature":

@@ -20,7 +20,7 @@ class ConstraintOptions(Options):
         None,
         description="radius of every layer's ball, or PATTERN=RADIUS,… (first match wins; 'head' is the last "
         "layer); auto: by noisy validation along a path; curvature: likewise, shaped by the layers' traces; "
-        "none: the method's own",
+        "none: shares of the layers' norms (the method's options share and head_share)",
     )
     radius_scale: float = Field(
         1.0,
@@ -62,8 +62,8 @@ class OptimisationOptions(Options):
     weight_decay: float | None = Field(
         None,
         ge=0,
-        description="weight decay of the optimizer; none: 0, or, of a head that {method} vanilla trains "
-        "alone, by cross-validation on the labels as given",
+        description="weight decay of the optimizer; none: 0, or, of a head that is trained alone and held by "
+        "no ball, by cross-validation on the labels as given",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
     schedule: Literal["cosine", "step", "constant"] = Field(

@@ -1,0 +1,87 @@
+"""Default radii of the balls: from the network's weights and the training examples, not from one task.
+
+A layer's ball is a share of its weight's norm; the head's, which starts from zero, a multiple of the norm of
+the head that penalised cross-entropy fits to the labels as given: as far as these features carry it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hesstune.constraints.distance import weight_norm
+from hesstune.data.examples import Task
+from hesstune.errors import ModelError
+from hesstune.inputs.feature_store import frozen_features
+from hesstune.methods import method_class
+from hesstune.methods._solved import takes_solution
+from hesstune.models.load import LoadedModel
+from hesstune.reference import Reference
+from hesstune.runs.config import FinetuneConfig
+from hesstune.training.penalty import FOLDS, penalised_head
+
+__all__ = ["default_radii", "has_default_radii", "radii_note"]
+
+# A layer of zeros has some room, too; a head that is not linear, or has too few examples, has the second.
+LEAST, UNFITTED = 1e-6, 2.0
+
+
+def has_default_radii(config: FinetuneConfig) -> bool:
+    """Tell whether a run has balls whose radii nobody gave, and that are not to be chosen by validation."""
+    kind = method_class(config.method)
+    return kind.constrained and not kind.solves_head and config.radius is None
+
+
+def default_radii(
+    config: FinetuneConfig, task: Task, loaded: LoadedModel, device: torch.device
+) -> dict[str, float]:
+    """Return {layer: radius} of every layer that is trained, in the run's norm.
+
+    Args:
+        config: The resolved configuration; the method's options `share` and `head_share` count.
+        task: With the labels to be trained on.
+        loaded: The network at its reference, frozen as the run has it; it is left as it is.
+        device: Where features are computed.
+    """
+    options = config.method_options or {}
+    trained = {name for name, p in loaded.model.named_parameters() if p.requires_grad}
+    reference = Reference.of(loaded.model)
+    radii = {
+        name: max(options["share"] * weight_norm(reference[name], config.norm), LEAST)
+        for name in reference.layers()
+        if name in trained and name != loaded.head_layer
+    }
+    if loaded.head_layer in trained:
+        fitted = _fitted(config, task, loaded, device)
+        size = None if fitted is None else weight_norm(torch.from_numpy(fitted), config.norm)
+        radii[loaded.head_layer] = UNFITTED if size is None else max(options["head_share"] * size, LEAST)
+    return radii
+
+
+def radii_note(config: FinetuneConfig, radii: dict[str, float], loaded: LoadedModel) -> str:
+    """Return what a run's user should know of radii that nobody gave."""
+    said = []
+    if set(radii) - {loaded.head_layer}:
+        said.append(f"{(config.method_options or {})['share']:g} of each layer's norm")
+    if (head := radii.get(loaded.head_layer)) is not None:
+        said.append(f"{head:.2g} for the head, by the head that penalised cross-entropy fits")
+    return f"radii by default: {', '.join(said)}"
+
+
+def _fitted(
+    config: FinetuneConfig, task: Task, loaded: LoadedModel, device: torch.device
+) -> NDArray[np.float64] | None:
+    """Return the weight of the penalised head, (K, D), or None where none can be fitted."""
+    part = task.train
+    try:
+        features = frozen_features(loaded, part, device, config.max_length)
+    except ModelError:  # the head is not the last operation
+        return None
+    head = loaded.model.get_submodule(loaded.head)
+    if len(part) < FOLDS or not takes_solution(head, task.k, features.shape[1]):
+        return None
+    assert part.labels is not None
+    soft = part.soft if config.soft_labels else None
+    targets = np.eye(task.k)[part.labels] if soft is None else soft
+    return np.ascontiguousarray(penalised_head(features, targets, config.seed)[1].T)
