@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # One thread a worker: two workers with two threads each fight for the cores.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: demo docs field study test test-slow lint bench help
+.PHONY: demo docs field test test-slow lint bench help
 
 help:
 	@echo "make demo    install, then fine-tune on real digits with noisy labels"
@@ -14,8 +14,7 @@ help:
 	@echo "make test    make lint, then run the tests and the examples of the docstrings"
 	@echo "make test-slow   install, then run the slow tests: kills, clusters, several processes"
 	@echo "make docs    install, then build the documentation into site/"
-	@echo "make study   install, then continue the study of docs/study.md (needs PACS)"
-	@echo "make field   install, then continue the comparisons of docs/field.md (needs DATA=folder)"
+	@echo "make field   install, then continue the comparisons of docs/field.md and study.md (needs DATA=folder)"
 	@echo "make bench   install, then run the benchmarks that docs/benchmarks.md quotes"
 
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -47,13 +46,6 @@ test: lint
 # A test that hangs says where: the stacks of its worker, after ten minutes.
 test-slow: $(VENV)/.slow
 	$(TEST) -n 2 -m slow -o faulthandler_timeout=600 tests
-
-study: $(VENV)/.dev
-	$(BIN)/python benchmarks/study/clean.py
-	$(BIN)/python benchmarks/study/architectures.py
-	$(BIN)/python benchmarks/study/tuning.py
-	$(BIN)/python benchmarks/study/full.py --jobs 2
-	$(BIN)/python benchmarks/write_study.py
 
 # DATA holds pacs, cifar10n, wrench, amazon_isbook, sst2 and mrpc; finished rows stay.
 field: $(VENV)/.dev

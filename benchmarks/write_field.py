@@ -21,7 +21,7 @@ PROGRAMMATIC = (
 )
 NETWORKS = ("auto", "plain", "plain, stopped", "auto, head")
 DEEPER = (*NETWORKS, "robust, told")  # the last where it was run: it is told the rate of the injected noise
-SEEDS = 3  # of the tasks that means and intervals are over
+SEEDS = 5  # of the tasks that means and intervals are over
 
 TEXT = """# Beside what users have
 

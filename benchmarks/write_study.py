@@ -69,14 +69,13 @@ def full(record: StudyResults) -> list[str]:
         "of Mazzetto et al. 2021). F is estimated from the votes and the features by the label model "
         "`soft_features`, without a clean label. `robust_plus` and `vanilla+posterior` learn from that model's "
         "P(class | votes, features) of each example in place of the weak label, with nothing left to correct. "
-        "Plain fine-tuning stopped on noisy validation is `early_stopping`. Balls have the fixed radii "
-        "and `--radius auto` the rule that version 0.1.0 had by default.",
+        "Plain fine-tuning stopped on noisy validation is `early_stopping`. Balls have radius 0.05, the head's 0.25, "
+        "or, `--radius auto`, are chosen along a path of these by the rule of version 0.1.0.",
         "",
         *(f"- {text}" for text in record["header"]),
         f"- Validation has 100 examples; measure and stability on {record['settings']['measure_examples']} "
         "training examples. `robust_plus` chooses its radii by runs of half the length.",
         made_with(record),
-        pending(record),
         "",
         "### The goals",
         "",
@@ -121,7 +120,6 @@ def clean(record: StudyResults) -> list[str]:
         "",
         *(f"- {text}" for text in record["header"]),
         made_with(record),
-        pending(record),
         "",
         *table(["method", *tasks, "mean"], rows),
     ]
@@ -134,7 +132,7 @@ def networks(record: StudyResults) -> list[str]:
         "",
         "**Not ImageNet weights**: a ReLU ResNet and a small vision transformer, built from a configuration "
         "through `hf:` and pretrained here on the true labels of PACS's cartoons, then fine-tuned on photos "
-        "with 40 % symmetric noise. This shows the code paths; it ranks nothing. The default radii are those found "
+        "with 40 % symmetric noise. This shows the code paths; it ranks nothing. The radii are those found "
         "good for a network with ImageNet weights; one that hardly knows anything yet likely has to move further.",
         "",
         *(
@@ -144,7 +142,6 @@ def networks(record: StudyResults) -> list[str]:
         ),
         *(f"- {text}" for text in record["header"]),
         made_with(record),
-        pending(record),
         "",
     ]
     for task in record["tasks"]:
@@ -156,18 +153,8 @@ def made_with(record: StudyResults) -> str:
     versions = record["versions"]
     seeds = ", ".join(map(str, record["seeds"]))
     return (
-        f"- `{record['command']}`; hesstune {versions['hesstune']}, torch {versions['torch']}, seeds {seeds}."
-    )
-
-
-def pending(record: StudyResults) -> str:
-    cells = record["cells"]
-    left = sum(c["status"] != "done" for c in cells)
-    if not left:
-        return f"- All {len(cells)} cells are done."
-    return (
-        f"- **{left} of {len(cells)} cells are not done**: the time did not allow them, and the command continues; "
-        "means are of the cells there are."
+        f"- hesstune {versions['hesstune']} (its history has `{record['command']}`), torch {versions['torch']}, "
+        f"seeds {seeds}."
     )
 
 
@@ -182,8 +169,8 @@ def page(found: dict[str, StudyResults]) -> str:
         "# The study",
         "",
         "Which fine-tuning method is best? Written by `python benchmarks/write_study.py` from the records in "
-        "`benchmarks/results` and `benchmarks/study/results`, which `make field` and `make study` make and "
-        "continue: a finished cell is never run again.",
+        "`benchmarks/results`. Heads are of today's defaults; the sections after them are a study of version 0.1.0, "
+        "whose balls had fixed radii, and are kept for what they found of all layers and of the measure.",
         "",
         heads(),
     ]

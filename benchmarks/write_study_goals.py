@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from hesstune.study.records import Difference, StudyResults
 from hesstune.study.summary import differences
+from records import RESULTS as RECORDS
 
-RESULTS = Path(__file__).parent / "study" / "results"
+RESULTS = RECORDS / "study"
 NEW = "robust_plus"
 # The paper's own parts, whose combination robust_plus is; the others are compared as published.
 OWN = ("robust", NEW)
@@ -92,7 +92,7 @@ def smaller(record: StudyResults, measure: dict[str, float]) -> list[str]:
     ratio = measure["vanilla"] / measure[name]
     reached = ratio >= GOALS["measure"] and gain["mean"] >= 0
     return [
-        f"- The same goal in balls of a quarter of the default radii (`{name}`): "
+        f"- The same goal in balls of a quarter of those radii (`{name}`): "
         f"{'reached' if reached else '**not reached**'}; the measure is {ratio:.2g} times smaller ({measure[name]:.3g}) "
         f"and the accuracy minus plain fine-tuning's {interval(gain)}."
     ]
@@ -151,7 +151,7 @@ def tuning() -> list[str]:
     return [
         "### Three trials for each method",
         "",
-        f"`{found['command']}`: each method's learning rate is the best of three on {found['target']}, seed "
+        "Each method's learning rate is the best of three on {found['target']}, seed "
         f"{found['seed']}, which the study does not use: by the error that the label model expects on its validation "
         f"examples, %, give or take {error:.1f}. No true label is read.",
         "",

@@ -17,6 +17,8 @@ from hesstune.data.examples import Examples, Texts
 from hesstune.methods import method_class
 from hesstune.methods._head import Belief, HeadMaterial, SolvedHead
 from hesstune.methods._setup import Batch, MethodSetup
+from hesstune.noise.latent.head import robust_head
+from hesstune.noise.latent.observed import Observed
 from hesstune.report.write import write_report
 from hesstune.training.best import Best
 from hesstune.training.evaluate import Validation
@@ -187,6 +189,31 @@ def test_checked_examples_are_sure_in_what_deeper_layers_are_trained_on():
     belief = method_class("auto").solve_head(made).belief
     assert np.allclose(belief.posterior()[:20], np.eye(3)[y[:20]])
     assert (belief.posterior().argmax(axis=1) == y).mean() > 0.95 > (made.labels == y).mean()
+
+
+def test_a_checked_example_counts_as_four():
+    checked = (np.arange(20), np.arange(20) % 3)
+    made, _ = material(checked=checked)
+    weight = np.ones(len(made.labels))
+    weight[:20] = 4.0
+    by_hand = robust_head(made.features, Observed.of(made.labels, 3, None, checked, weight), seed=made.seed)
+    found = method_class("auto").solve_head(made)
+    np.testing.assert_allclose(found.weight, by_hand.linear.weight.T)
+    assert found.details["checked"] == {"examples": 20, "counts": 4.0}
+    # A balanced sampler's weights stay beside it.
+    twice = method_class("auto").solve_head(replace(made, weight=np.full(len(made.labels), 2.0)))
+    again = robust_head(made.features, Observed.of(made.labels, 3, None, checked, 2 * weight), seed=made.seed)
+    np.testing.assert_allclose(twice.weight, again.linear.weight.T)
+    assert "checked" not in method_class("auto").solve_head(material()[0]).details
+    # Steps weigh them alike.
+    method, net, belief, given = ready()
+    rows, clean = torch.tensor([4, 0, 3]), torch.tensor([True, False, False])
+    inputs = torch.linspace(-1, 1, 18).reshape(6, 3)[rows]
+    batch = Batch(net, inputs, given[rows], rows, 0, lambda: inputs, clean=clean)
+    logs = torch.log_softmax(net(inputs), dim=1).detach().numpy()
+    losses = -(belief.posterior()[rows.numpy()] * logs).sum(axis=1)
+    expected = (4 * losses[0] + losses[1] + losses[2]) / 6
+    assert float(method.batch_loss(batch)[0].detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_fast_budget_stops_at_the_head_and_says_so(tmp_path):
