@@ -160,3 +160,20 @@ def test_a_corrected_or_pruned_file_and_a_checked_one(mislabelled, tmp_path):
         csv.writer(file).writerow(["nobody", "dark"])
     with pytest.raises(DataError, match="of no example here"):
         clean(f"csv:{mislabelled}", image_size=32, clean_labels=sheet)
+
+
+def test_the_noise_matrix_is_that_of_these_labels():
+    """Draws of symmetric noise are not symmetric: rows of forty differ by more than EM leaves open."""
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 10
+    x = np.eye(10)[y] + 0.1 * rng.normal(size=(400, 10))
+    given = NoiseMatrix.symmetric(10, 0.4).corrupt(y, seed=0)
+    found = clean(features=x, labels=given)
+    realised = np.eye(10)[y].T @ np.eye(10)[given] / 40
+    by_hand = found.posterior.T @ np.eye(10)[given] / found.posterior.sum(axis=0)[:, None]
+    np.testing.assert_allclose(found.noise_matrix.array, by_hand, atol=1e-9)
+
+    def variation(matrix):
+        return np.abs(matrix - realised).sum(axis=1).mean() / 2
+
+    assert variation(found.noise_matrix.array) < 0.5 * variation(NoiseMatrix.symmetric(10, 0.4).array)

@@ -46,7 +46,7 @@ class LabelIssues:
         posterior: (N, K) P(true class | features, given label), of probes that did not see the example: the
             soft labels.
         checked: (N,) whether a person has checked the label.
-        noise_matrix: F as found; an estimate.
+        noise_matrix: F as realised in these labels, by the posteriors; an estimate.
         chosen: The model of the labels that was chosen.
         target: Where the examples come from, or None where features were given.
         notes: What a reader should know, in sentences.
@@ -278,7 +278,7 @@ def _judged(
         given,
         truth.posterior,
         sure,
-        NoiseMatrix(truth.channel.matrix, "estimated"),
+        NoiseMatrix(truth.realised(observed.given), "estimated"),
         head.choice.candidate.name,
         target,
         _notes(head, given),

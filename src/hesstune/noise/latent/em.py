@@ -49,6 +49,20 @@ class LatentTruth:
     rounds: int
     settled: bool
 
+    def realised(self, given: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return F as realised in these labels, (K, K): rows Σ_i q_ic given_i / Σ_i q_ic.
+
+        `channel` is what labels of its kind are drawn by, its rows drawn together where K² entries are too
+        many to be told apart; of so many examples a row's draws differ from it by more than the posteriors
+        leave open.
+
+        Args:
+            given: (N, K) one-hot labels, as fitted.
+        """
+        counts = self.posterior.T @ given
+        mass = counts.sum(axis=1, keepdims=True)
+        return np.where(mass > 0.5, counts / np.maximum(mass, 1e-12), self.channel.matrix)
+
 
 def fold_rows(n: int, folds: int, seed: int) -> list[NDArray[np.int64]]:
     """Return the rows of each fold, drawn uniformly.
