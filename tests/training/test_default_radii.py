@@ -42,7 +42,10 @@ def test_layers_have_a_share_of_their_norm_and_the_head_twice_the_fitted_heads(p
     for name in set(radii) - {head}:
         assert radii[name] == pytest.approx(0.2 * float(reference[name].norm()), rel=1e-5)
     penalised = ht.finetune({**plain, "method": "vanilla", "train": "head"})
-    assert radii[head] == pytest.approx(2 * fitted_norm(plain, penalised.config.weight_decay), rel=0.02)
+    fitted = fitted_norm(plain, penalised.config.weight_decay)
+    assert radii[head] == pytest.approx(0.5 * fitted, rel=0.02)
+    alone = ht.finetune({**plain, "train": "head"}, keep_weights=False)
+    assert alone.outcome.radii == pytest.approx({head: 2 * fitted}, rel=0.02)
     assert any(note.startswith("radii by default: 0.2 of each layer's norm") for note in run.facts.notes)
     assert run.config.radius is None
     assert all(run.outcome.distances[name] <= radii[name] * (1 + 1e-5) for name in radii)
@@ -99,3 +102,8 @@ def test_a_continued_run_is_held_by_radii_of_the_examples_it_sees(plain, tmp_pat
     again = [Prepared.of(run, part, device).radius for part in (task, few)]
     assert again[0] == pytest.approx(run.outcome.radii)
     assert again[1] != pytest.approx(run.outcome.radii)
+
+
+def test_where_no_layer_is_trained_no_ball_is_in_the_way(plain):
+    run = ht.finetune({**plain, "train": "*.bias"}, keep_weights=False)
+    assert set(run.outcome.distances.values()) == {0.0}

@@ -24,7 +24,8 @@ RADII = {
     ),
     "head_share": Option(
         2.0,
-        f"of the norm of the head that penalised cross-entropy fits: the head's radius; {TASKS}",
+        "of the norm of the head that penalised cross-entropy fits: the head's radius, a quarter of it where "
+        f"other layers are trained, too; {TASKS}",
         low=1e-6,
         search=(0.5, 8.0),
         log=True,

@@ -23,6 +23,9 @@ from hesstune.training.penalty import FOLDS, penalised_head
 
 __all__ = ["default_radii", "has_default_radii", "radii_note"]
 
+# Of the head's radius, where other layers are trained, too: they come to carry what a head on frozen features
+# must. From development tasks of all layers.
+BESIDE_OTHERS = 0.25
 # A layer of zeros has some room, too; a head that is not linear, or has too few examples, has the second.
 LEAST, UNFITTED = 1e-6, 2.0
 
@@ -45,8 +48,10 @@ def default_radii(
         device: Where features are computed.
     """
     options = config.method_options or {}
-    trained = {name for name, p in loaded.model.named_parameters() if p.requires_grad}
     reference = Reference.of(loaded.model)
+    trained = {name for name, p in loaded.model.named_parameters() if p.requires_grad}
+    # Where biases or norms alone are trained no layer moves, and any ball will do.
+    trained = trained & set(reference.layers()) or set(reference.layers()) - {loaded.head_layer}
     radii = {
         name: max(options["share"] * weight_norm(reference[name], config.norm), LEAST)
         for name in reference.layers()
@@ -55,8 +60,9 @@ def default_radii(
     if loaded.head_layer in trained:
         fitted = _fitted(config, task, loaded, device)
         size = None if fitted is None else weight_norm(torch.from_numpy(fitted), config.norm)
-        radii[loaded.head_layer] = UNFITTED if size is None else max(options["head_share"] * size, LEAST)
-    return radii
+        room = UNFITTED if size is None else max(options["head_share"] * size, LEAST)
+        radii[loaded.head_layer] = room * BESIDE_OTHERS if radii else room
+    return radii or {loaded.head_layer: UNFITTED}
 
 
 def radii_note(config: FinetuneConfig, radii: dict[str, float], loaded: LoadedModel) -> str:
