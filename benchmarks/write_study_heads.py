@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.stats import rankdata
 
 from label_tables import shown
 from records import RESULTS, read_rows
 from write_field import PROGRAMMATIC
 
-__all__ = ["accuracies", "heads"]
+__all__ = ["accuracies", "heads", "mean_ranks", "task_means"]
 
 # Of the field's own record: what needs no votes, no texts and no true label.
 BESIDE = ("auto", "sklearn_cv", "cleanlab")
@@ -65,12 +66,19 @@ def _gains(found: Found, method: str, tasks: Sequence[str]) -> list[float]:
     return [float(np.mean([found[t]["auto"][s] - found[t][method][s] for t in tasks])) for s in seeds]
 
 
-def _means(found: Found) -> dict[str, dict[str, float]]:
+def task_means(found: Found) -> dict[str, dict[str, float]]:
     """Return {task: {method: mean over the seeds that all have}}."""
     return {
         task: {method: float(np.mean([seeds[s] for s in _seeds(own)])) for method, seeds in own.items()}
         for task, own in found.items()
     }
+
+
+def mean_ranks(means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return each method's mean rank over tasks; those that are level share theirs."""
+    names = list(next(iter(means.values())))
+    ranks = [rankdata([-own[name] for name in names]) for own in means.values()]
+    return dict(zip(names, np.mean(ranks, axis=0).tolist(), strict=True))
 
 
 def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -80,21 +88,10 @@ def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def summary(found: Found) -> str:
     """Return a row a method, the best mean first."""
-    means = _means(found)
+    means = task_means(found)
     names, tasks = list(next(iter(means.values()))), list(means)
     voted = [task for task in tasks if task in PROGRAMMATIC]
-    ranks = {
-        name: float(
-            np.mean(
-                [
-                    1 + sum(v > own[name] for v in own.values())
-                    + 0.5 * (sum(v == own[name] for v in own.values()) - 1)
-                    for own in means.values()
-                ]
-            )
-        )
-        for name in names
-    }  # fmt: skip
+    ranks = mean_ranks(means)
     rows = []
     for name in sorted(names, key=lambda n: -np.mean([means[t][n] for t in tasks])):
         below = sum(means[t][name] < means[t]["vanilla"] - 0.5 for t in tasks)
@@ -119,7 +116,7 @@ def _interval(values: Sequence[float]) -> str:
 
 def by_task(found: Found) -> str:
     """Return a row a task, a column a method."""
-    means = _means(found)
+    means = task_means(found)
     names = sorted(next(iter(means.values())), key=lambda n: -np.mean([own[n] for own in means.values()]))
     rows = []
     for task, own in means.items():

@@ -7,6 +7,7 @@ import pytest
 
 import write_gap
 import write_study_gap
+import write_study_heads
 from hesstune.curvature.result import BALLS, FOUND, HELD_OUT, STATEMENT
 from records import RESULTS, read_rows
 from write_study import records
@@ -86,6 +87,15 @@ def test_nothing_says_that_the_measure_follows_the_gap():
         text = " ".join(path.read_text(encoding="utf-8").split())
         for wrong in ("follows the gap", "follows the generalization gap", "carry the generalization gap"):
             assert wrong not in text, (path, wrong)
+
+
+def test_of_heads_auto_has_the_best_mean_rank_as_the_readme_says():
+    found = write_study_heads.accuracies()
+    ranks = write_study_heads.mean_ranks(write_study_heads.task_means(found))
+    assert len(ranks) == 13
+    assert ranks.pop("auto") < min(ranks.values()) - 1
+    told = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert "of whose heads `auto`'s have the best mean rank" in told
 
 
 def test_the_readme_says_of_deeper_layers_what_the_record_shows():

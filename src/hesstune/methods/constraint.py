@@ -20,7 +20,11 @@ TASKS = "development tasks of benchmarks/field/tasks.py"
 # Where no radius is given.
 RADII = {
     "share": Option(
-        0.2, "of each layer's norm: its ball's radius, as of auto", low=1e-6, search=(0.02, 1.0), log=True
+        0.1,
+        "of each layer's norm: its ball's radius; between 0.05 and 0.2, level on development tasks of all layers",
+        low=1e-6,
+        search=(0.02, 1.0),
+        log=True,
     ),
     "head_share": Option(
         2.0,
