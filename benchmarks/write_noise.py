@@ -80,7 +80,10 @@ Rows of the estimated F against the realised one, in total variation; average pr
 cut in finding wrong labels; cleanlab has the best of its three scores in hindsight. That `clean` and `em` fit
 a full matrix wherever a plain probe sees noise was settled on the development tasks, but after the first
 version's rows of this table were seen (on CIFAR-10N worse it had believed the labels); and so was the cut (the
-largest expected F-measure; before it was one half). `{labels_command}`:
+largest expected F-measure; before it was one half). *F: em* is the matrix that `clean` gives: the posteriors' own
+counts of these labels, as labels that were drawn differ from what drew them; that it is these and not the matrix
+of EM, whose rows are drawn together (`estimate:em` has that one, below), was settled on the development tasks after
+the other's rows had been seen here. `{labels_command}`:
 
 {labels}
 

@@ -21,7 +21,7 @@ TASKS = "development tasks of benchmarks/field/tasks.py"
 RADII = {
     "share": Option(
         0.1,
-        "of each layer's norm: its ball's radius; between 0.05 and 0.2, level on development tasks of all layers",
+        "of each layer's norm: its ball's radius; 0.05 and 0.2 were level on development tasks of all layers",
         low=1e-6,
         search=(0.02, 1.0),
         log=True,

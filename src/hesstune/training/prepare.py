@@ -112,12 +112,7 @@ def prepare(
     if (config.patience or config.select == "best") and not len(task.val) and not solves:
         raise ConfigError("early stopping and --select best need validation examples; there are none")
     injected = injected_noise(config, task)
-    noise_matrix = injected if config.noise_matrix == "true" else None
-    wanted = config.noise_matrix or ""
-    if wanted and wanted != "true" and not wanted.startswith("estimate"):
-        noise_matrix = NoiseMatrix.parse(wanted, task.k, task.classes)
-    if noise_matrix is not None:
-        _ = noise_matrix.inverse  # a singular matrix is told now, not after the model has loaded
+    noise_matrix = _told(config, task, injected)
     loaded = load_model(
         config.model if given.model is None else given.model,
         task.k,
@@ -136,7 +131,7 @@ def prepare(
     probe = make_inputs(task.train.take(few), loaded, device, max_length=config.max_length)
     check_output(loaded.model, probe.inputs(few), task.k)
     task, estimate = noisy(task, injected, config), None
-    if wanted.startswith("estimate"):
+    if (config.noise_matrix or "").startswith("estimate"):
         noise_matrix, estimate = run_estimate(config, task, loaded, device, kept, errors)
     labels = task.train.labels
     assert labels is not None
@@ -150,6 +145,18 @@ def prepare(
         notes.append(radii_note(config, radius, loaded))
     prepared = Prepared(config, task, loaded, injected, noise_matrix, device, radius, estimate, given, notes)
     return with_solved_head(prepared) if solves else prepared
+
+
+def _told(config: FinetuneConfig, task: Task, injected: NoiseMatrix | None) -> NoiseMatrix | None:
+    """Return the noise matrix that the run is told; one that is to be estimated comes later."""
+    wanted, told = config.noise_matrix or "", None
+    if wanted == "true":
+        told = injected
+    elif wanted and not wanted.startswith("estimate"):
+        told = NoiseMatrix.parse(wanted, task.k, task.classes)
+    if told is not None:
+        _ = told.inverse  # a singular matrix is told now, not after the model has loaded
+    return told
 
 
 def with_solved_head(prepared: Prepared) -> Prepared:
