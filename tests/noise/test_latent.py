@@ -13,7 +13,14 @@ from hesstune.errors import ConfigError, DataError
 from hesstune.noise.estimate import estimate_noise
 from hesstune.noise.latent.channel import LabelChannel, shrunk
 from hesstune.noise.latent.choose import CANDIDATES, FEWER, TOLD, Candidate, choose
-from hesstune.noise.latent.em import TEMPERATURES, _mean_scores, fold_rows, latent_truth, log_scores
+from hesstune.noise.latent.em import (
+    TEMPERATURES,
+    _mean_scores,
+    fold_rows,
+    latent_truth,
+    likeliest_truth,
+    log_scores,
+)
 from hesstune.noise.latent.head import robust_head
 from hesstune.noise.latent.observed import Observed
 from hesstune.noise.latent.reduction import Reduction
@@ -218,3 +225,23 @@ def test_mean_scores_at_all_temperatures_are_those_of_one_at_a_time():
     units = rng.integers(1, 4, 50).astype(float)
     each = [float(log_scores(logits, t, likelihood, units).mean()) for t in TEMPERATURES]
     np.testing.assert_allclose(_mean_scores(logits, likelihood, units), each, rtol=1e-12)
+
+
+def test_the_likeliest_of_several_starts_untangles_classes_mixed_up_in_pairs():
+    rng = np.random.default_rng(1)
+    k, n = 6, 600
+    y = np.arange(n) % k
+    x = (np.eye(k)[y] + 0.55 * rng.normal(size=(n, k))).astype(np.float32) * 4
+    given = NoiseMatrix.pair(k, 0.42).corrupt(y, seed=1)
+    observed = Observed.of(given, k)
+    found = [
+        latent_truth(x, observed, strength=0.1, shape="full"),
+        likeliest_truth(x, observed, strength=0.1),
+    ]
+    one, best = ((each.posterior.argmax(axis=1) == y).mean() for each in found)
+    assert best > 0.8 > one
+    foretold = [
+        np.log((each.probabilities * each.channel.likelihood(observed.given)).sum(axis=1)).mean()
+        for each in found
+    ]
+    assert foretold[1] > foretold[0]

@@ -270,7 +270,7 @@ def _judged(
         given[rows] = [found[ids[at]] for at in rows]
         sure[rows], known = True, (rows, given[rows])
     observed = Observed.of(given, len(classes), checked=known)
-    head = robust_head(features, observed, doubting=True, seed=asked.seed)
+    head = robust_head(features, observed, doubting=True, patient=True, seed=asked.seed)
     truth = head.truth
     return LabelIssues(
         ids,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +16,13 @@ from hesstune.noise.latent.channel import LabelChannel, Shape
 from hesstune.noise.latent.observed import Observed
 from hesstune.noise.latent.soft_probe import Linear, SoftProbe
 
-__all__ = ["FOLDS", "LatentTruth", "fold_rows", "latent_truth", "log_scores"]
+__all__ = ["FOLDS", "LatentTruth", "fold_rows", "latent_truth", "likeliest_truth", "log_scores"]
 
 FOLDS = 5
 # EM rests when no entry of F moves further; probes follow it with a few steps a round.
 ROUNDS, TOLERANCE, TOLERANCE_TOLD = 30, 2e-3, 2e-2
+# Rates of symmetric noise to start from, and rounds, where there is time.
+STARTS, PATIENT_ROUNDS = (0.3, 0.7), 120
 FIRST_STEPS, STEPS, FULL_STEPS = 15, 4, 300
 TEMPERATURES = tuple(np.geomspace(0.3, 10.0, 19))
 # Rates of the symmetric noise through which believed labels may be read.
@@ -111,16 +116,53 @@ def latent_truth(
         >>> bool((found.posterior.argmax(axis=1) == y).mean() > 0.97)
         True
     """
-    probes, given = _Probes(x, strength, labels.weight, folds, seed), labels.given
+    probes = _Probes(x, strength, labels.weight, folds, seed)
     if shape == "none":
-        return _believed(probes.logits(labels.known(_normalised(given)), FULL_STEPS), labels)
+        return _believed(probes.logits(labels.known(_normalised(labels.given)), FULL_STEPS), labels)
     channel = LabelChannel.start(labels.k, shape)
     if shape == "told":
         assert labels.told is not None
         channel = LabelChannel(labels.told, shape)
+    (found,) = deque(islice(_rounds(probes, labels, channel), ROUNDS), maxlen=1)
+    return found
+
+
+def likeliest_truth(
+    x: NDArray[np.float32], labels: Observed, *, strength: float, folds: int = FOLDS, seed: int = 0
+) -> LatentTruth:
+    """Return what EM with a full F comes to from several starts and with more rounds, if it foretells better.
+
+    Where classes are mixed up in pairs EM creeps, and may end at a worse point than another start does. Where
+    that does not foretell the given labels better, out of sample, by a standard error, what `latent_truth`
+    finds stays: where the noise depends on more than the class, EM goes past its best. It takes up to eight
+    times as long as `latent_truth`, whose arguments these are.
+    """
+    ends = []
+    for rate in STARTS:
+        probes = _Probes(x, strength, labels.weight, folds, seed)
+        channel = LabelChannel.symmetric(labels.k, rate, "full")
+        for found in islice(_rounds(probes, labels, channel), PATIENT_ROUNDS):
+            if found.rounds == ROUNDS and not ends:
+                ends.append(found)
+        ends.append(found)
+    usual, scores = ends[0], [_foretold(each, labels.given) for each in ends]
+    best = int(np.argmax([own.mean() for own in scores]))
+    gain = scores[best] - scores[0]
+    return ends[best] if gain.mean() > gain.std() / np.sqrt(len(gain)) else usual
+
+
+def _foretold(found: LatentTruth, given: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return `log_scores` of the given labels by the probes that did not see them."""
+    logs = np.log(np.maximum(found.probabilities, 1e-300))
+    return log_scores(logs, 1.0, found.channel.likelihood(given), given.sum(axis=1))
+
+
+def _rounds(probes: _Probes, labels: Observed, channel: LabelChannel) -> Iterator[LatentTruth]:
+    """Yield what each round finds, until F rests."""
+    given, told = labels.given, channel.shape == "told"
     posterior, units = labels.known(_normalised(channel.likelihood(given))), given.sum(axis=1)
     rounds, settled, before = 0, False, posterior
-    while not settled and rounds < ROUNDS:
+    while not settled:
         logits = probes.logits(posterior, STEPS if rounds else FIRST_STEPS)
         likelihood = channel.likelihood(given)
         temperature = max(zip(_mean_scores(logits, likelihood, units), TEMPERATURES, strict=True))[1]
@@ -128,10 +170,10 @@ def latent_truth(
         posterior = labels.known(_normalised(probabilities * likelihood))
         following = channel.refitted(given, posterior, labels.weight)
         # A matrix that was told does not move: the posteriors have to rest.
-        moved = probabilities - before if shape == "told" else following.matrix - channel.matrix
-        settled = bool(np.abs(moved).max() < (TOLERANCE_TOLD if shape == "told" else TOLERANCE))
+        moved = probabilities - before if told else following.matrix - channel.matrix
+        settled = bool(np.abs(moved).max() < (TOLERANCE_TOLD if told else TOLERANCE))
         channel, rounds, before = following, rounds + 1, probabilities
-    return LatentTruth(channel, posterior, probabilities, posterior, temperature, rounds, settled)
+        yield LatentTruth(channel, posterior, probabilities, posterior, temperature, rounds, settled)
 
 
 class _Probes:

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from hesstune.errors import DataError
 from hesstune.noise.latent.choose import CANDIDATES, HELD_OUT, Candidate, Choice, choose, refit
-from hesstune.noise.latent.em import FOLDS, LatentTruth, latent_truth
+from hesstune.noise.latent.em import FOLDS, LatentTruth, latent_truth, likeliest_truth
 from hesstune.noise.latent.observed import Observed
 from hesstune.noise.latent.reduction import Reduction
 from hesstune.noise.latent.soft_probe import Linear
@@ -46,6 +46,7 @@ def robust_head(
     candidates: Sequence[Candidate] = CANDIDATES,
     held_out: int = HELD_OUT,
     doubting: bool = False,
+    patient: bool = False,
     seed: int = 0,
 ) -> RobustHead:
     """Fit a linear classifier to labels that may be wrong, told nothing about their noise.
@@ -62,6 +63,8 @@ def robust_head(
         doubting: For who asks what is wrong with the labels, not for a classifier: labels are believed only
             where a plain probe finds next to no noise; else a full matrix is fitted, which people's errors
             need, although they may be foretold no better by it.
+        patient: A full matrix is fitted from several starts (`likeliest_truth`), of at most MOST examples:
+            more leave less to chance.
         seed: Of folds.
 
     Raises:
@@ -89,7 +92,10 @@ def robust_head(
         choice = _doubted(x, labels, candidates, choice, seed)
     one, folds = choice.candidate, min(FOLDS, len(x))
     with threadpool_limits(1):  # see `one_thread_each`
-        truth = latent_truth(x, labels, strength=one.strength, shape=one.shape, folds=folds, seed=seed)
+        if patient and one.shape == "full" and len(x) <= MOST:
+            truth = likeliest_truth(x, labels, strength=one.strength, folds=folds, seed=seed)
+        else:
+            truth = latent_truth(x, labels, strength=one.strength, shape=one.shape, folds=folds, seed=seed)
         fitted = refit(x, truth, one.strength, labels.weight)
     weight, bias = reduction.unfold(fitted.weight * truth.temperature, fitted.bias * truth.temperature)
     return RobustHead(Linear(weight, bias), truth, choice)
