@@ -137,7 +137,7 @@ def likeliest_truth(
     finds stays: where the noise depends on more than the class, EM goes past its best. It takes up to eight
     times as long as `latent_truth`, whose arguments these are.
     """
-    ends = []
+    ends: list[LatentTruth] = []
     for rate in STARTS:
         probes = _Probes(x, strength, labels.weight, folds, seed)
         channel = LabelChannel.symmetric(labels.k, rate, "full")
