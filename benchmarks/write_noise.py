@@ -83,7 +83,8 @@ version's rows of this table were seen (on CIFAR-10N worse it had believed the l
 largest expected F-measure; before it was one half). *F: em* is the matrix that `clean` gives: the posteriors' own
 counts of these labels, as labels that were drawn differ from what drew them; that it is these and not the matrix
 of EM, whose rows are drawn together (`estimate:em` has that one, below), was settled on the development tasks after
-the other's rows had been seen here. `{labels_command}`:
+the other's rows had been seen here; so was that `clean` runs EM from a second start and for more rounds, and takes
+what that finds if given labels are foretold better, which untangles classes mixed up in pairs. `{labels_command}`:
 
 {labels}
 
