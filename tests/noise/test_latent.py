@@ -245,3 +245,15 @@ def test_the_likeliest_of_several_starts_untangles_classes_mixed_up_in_pairs():
         for each in found
     ]
     assert foretold[1] > foretold[0]
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_no_start_calls_the_classes_by_other_names(k):
+    """A matrix and its classes in another order foretell given labels equally well."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        y = np.arange(240) % k
+        x = (np.eye(k)[y] + 0.15 * rng.normal(size=(240, k))).astype(np.float32) * 4
+        given = NoiseMatrix.symmetric(k, 0.1).corrupt(y, seed=seed)
+        found = likeliest_truth(x, Observed.of(given, k), strength=0.1)
+        assert (found.posterior.argmax(axis=1) == y).mean() > 0.95

@@ -46,7 +46,6 @@ def test_layers_have_a_share_of_their_norm_and_the_head_twice_the_fitted_heads(p
     assert radii[head] == pytest.approx(0.5 * fitted, rel=0.02)
     alone = ht.finetune({**plain, "train": "head"}, keep_weights=False)
     assert alone.outcome.radii == pytest.approx({head: 2 * fitted}, rel=0.02)
-    assert any(note.startswith("radii by default: 0.1 of each layer's norm") for note in run.facts.notes)
     assert run.config.radius is None
     assert all(run.outcome.distances[name] <= radii[name] * (1 + 1e-5) for name in radii)
 
@@ -83,11 +82,11 @@ def test_mars_balls_are_of_the_mars_norm(plain):
 
 
 def test_the_path_of_radius_auto_starts_from_them(plain, tmp_path):
-    own = ht.finetune({**plain, "train": "head"}, keep_weights=False).outcome.radii
+    (own,) = ht.finetune({**plain, "train": "head"}, keep_weights=False).outcome.radii.values()
     run = ht.finetune({**plain, "train": "head", "radius": "auto"}, out=str(tmp_path / "a"))
     record = json.loads((run.path / "radius.json").read_text())
     assert record["chosen"] in FACTORS
-    assert {n: r / record["chosen"] for n, r in record["radius"].items()} == pytest.approx(own)
+    assert record["radius"] == pytest.approx({"head": own * record["chosen"]})
 
 
 def test_a_continued_run_is_held_by_radii_of_the_examples_it_sees(plain, tmp_path):

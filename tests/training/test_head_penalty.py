@@ -66,8 +66,8 @@ def test_a_comparison_finds_the_penalty_once(tmp_path, tiny, monkeypatch):
     from hesstune.training import penalty
 
     seen = []
-    found = penalty._penalty
-    monkeypatch.setattr(penalty, "_penalty", lambda *given: seen.append(1) or found(*given))
+    found = penalty._fitted
+    monkeypatch.setattr(penalty, "_fitted", lambda *given: seen.append(1) or found(*given))
     options = {name: value for name, value in tiny.items() if name not in ("method", "seed", "out")}
     options |= {"train": "head", "epochs": 1}
     ht.compare(options, methods=["vanilla", "mixup", "gce"], seeds=1, out=str(tmp_path / "c"))

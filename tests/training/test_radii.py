@@ -23,7 +23,8 @@ def test_choice_and_curve_are_in_the_folder_and_the_run_obeys(few, tmp_path):
     record = json.loads((run.path / "radius.json").read_text())
     assert [row["factor"] for row in record["curve"]] == list(FACTORS)
     radius = record["radius"]["head"]
-    assert radius == pytest.approx(2.0 * record["chosen"])
+    own = ht.finetune({**few, "radius": None}, keep_weights=False).outcome.radii
+    assert [radius] == pytest.approx([record["chosen"] * value for value in own.values()])
     by_hand = ht.finetune({**few, "radius": record["radius"]}, out=str(tmp_path / "b"))
     one, two = (dict(r.model().named_parameters()) for r in (run, by_hand))
     assert all(torch.equal(one[name], two[name]) for name in one)

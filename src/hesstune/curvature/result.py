@@ -31,7 +31,7 @@ HELD_OUT = (
 )
 # What balls did, of which docs/gap.md has the table.
 BALLS = (
-    "Evidence, for balls around all layers together (radius 0.05, the head's 0.25): in 33 settings with "
+    "Evidence, for balls around all layers together (radius 0.05, of the head 0.25): in 33 settings with "
     "every layer trained, robust had a mean measure over held-out examples 5.0 times smaller (median) than "
     "plain fine-tuning to the last epoch, and a gap of 0.47 instead of 1.45, at a test accuracy 1.2 points "
     "lower; what smaller radii of single layers do was not measured"

@@ -21,7 +21,7 @@ from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig
 from hesstune.training.penalty import FOLDS, penalised_head
 
-__all__ = ["default_radii", "has_default_radii", "radii_note"]
+__all__ = ["default_radii", "has_default_radii"]
 
 # Of the head's radius, where other layers are trained, too: they come to carry what a head on frozen features
 # must. From development tasks of all layers.
@@ -39,7 +39,7 @@ def has_default_radii(config: FinetuneConfig) -> bool:
 def default_radii(
     config: FinetuneConfig, task: Task, loaded: LoadedModel, device: torch.device
 ) -> dict[str, float]:
-    """Return {layer: radius} of every layer that is trained, in the run's norm.
+    """Return {layer: radius} of every layer that is trained, in the run's norm; the last one's is `head`.
 
     Args:
         config: The resolved configuration; the method's options `share` and `head_share` count.
@@ -61,18 +61,8 @@ def default_radii(
         fitted = _fitted(config, task, loaded, device)
         size = None if fitted is None else weight_norm(torch.from_numpy(fitted), config.norm)
         room = UNFITTED if size is None else max(options["head_share"] * size, LEAST)
-        radii[loaded.head_layer] = room * BESIDE_OTHERS if radii else room
-    return radii or {loaded.head_layer: UNFITTED}
-
-
-def radii_note(config: FinetuneConfig, radii: dict[str, float], loaded: LoadedModel) -> str:
-    """Return what a run's user should know of radii that nobody gave."""
-    said = []
-    if set(radii) - {loaded.head_layer}:
-        said.append(f"{(config.method_options or {})['share']:g} of each layer's norm")
-    if (head := radii.get(loaded.head_layer)) is not None:
-        said.append(f"{head:.2g} for the head, by the head that penalised cross-entropy fits")
-    return f"radii by default: {', '.join(said)}"
+        radii["head"] = room * BESIDE_OTHERS if radii else room
+    return radii or {"head": UNFITTED}
 
 
 def _fitted(

@@ -26,7 +26,7 @@ from hesstune.runs.run import Given, Run
 from hesstune.runs.task import clean_task, injected_noise, noisy
 from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import world
-from hesstune.training.default_radii import default_radii, has_default_radii, radii_note
+from hesstune.training.default_radii import default_radii, has_default_radii
 from hesstune.training.noise_estimate import run_estimate
 from hesstune.training.notes import OF_STEPS, changed_options, run_notes, written
 from hesstune.training.order import BatchOrder
@@ -82,7 +82,7 @@ class Prepared:
         freeze(loaded.model, config.train, loaded.head)
         radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
         if radius is None and has_default_radii(config):
-            radius = default_radii(config, task, loaded, device)
+            radius = named_radii(default_radii(config, task, loaded, device), loaded)
         # What was found with a solved head is of all the run's examples, and not for some of them.
         found = method_class(config.method).solves_head and config.noise_matrix is None
         told = None if found else run.noise_matrix
@@ -141,8 +141,7 @@ def prepare(
     config, told = with_head_penalty(config, task, loaded, device)
     notes += told
     if radius is None and has_default_radii(config):
-        radius = default_radii(config, task, loaded, device)
-        notes.append(radii_note(config, radius, loaded))
+        radius = named_radii(default_radii(config, task, loaded, device), loaded)
     prepared = Prepared(config, task, loaded, injected, noise_matrix, device, radius, estimate, given, notes)
     return with_solved_head(prepared) if solves else prepared
 

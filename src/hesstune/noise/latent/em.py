@@ -21,8 +21,9 @@ __all__ = ["FOLDS", "LatentTruth", "fold_rows", "latent_truth", "likeliest_truth
 FOLDS = 5
 # EM rests when no entry of F moves further; probes follow it with a few steps a round.
 ROUNDS, TOLERANCE, TOLERANCE_TOLD = 30, 2e-3, 2e-2
-# Rates of symmetric noise to start from, and rounds, where there is time.
-STARTS, PATIENT_ROUNDS = (0.3, 0.7), 120
+# Where there is time: rounds, and a second rate of symmetric noise to start from, no more than a share of that at
+# which labels say nothing.
+PATIENT_ROUNDS, SECOND_START, NEAREST = 120, 0.7, 0.8
 FIRST_STEPS, STEPS, FULL_STEPS = 15, 4, 300
 TEMPERATURES = tuple(np.geomspace(0.3, 10.0, 19))
 # Rates of the symmetric noise through which believed labels may be read.
@@ -134,19 +135,23 @@ def likeliest_truth(
 
     Where classes are mixed up in pairs EM creeps, and may end at a worse point than another start does. Where
     that does not foretell the given labels better, out of sample, by a standard error, what `latent_truth`
-    finds stays: where the noise depends on more than the class, EM goes past its best. It takes up to eight
-    times as long as `latent_truth`, whose arguments these are.
+    finds stays: where the noise depends on more than the class, EM goes past its best. What calls classes by
+    other names foretells as well, and is refused: a label must come from its own class more often than from
+    any other. It takes up to eight times as long as `latent_truth`, whose arguments these are.
     """
     ends: list[LatentTruth] = []
-    for rate in STARTS:
+    second = min(SECOND_START, NEAREST * (1 - 1 / labels.k))
+    for channel in (LabelChannel.start(labels.k, "full"), LabelChannel.symmetric(labels.k, second, "full")):
         probes = _Probes(x, strength, labels.weight, folds, seed)
-        channel = LabelChannel.symmetric(labels.k, rate, "full")
         for found in islice(_rounds(probes, labels, channel), PATIENT_ROUNDS):
             if found.rounds == ROUNDS and not ends:
                 ends.append(found)
         ends.append(found)
-    usual, scores = ends[0], [_foretold(each, labels.given) for each in ends]
-    best = int(np.argmax([own.mean() for own in scores]))
+    own = np.arange(labels.k)
+    usual, *others = ends
+    ends = [usual, *(one for one in others if (one.channel.matrix.argmax(axis=0) == own).all())]
+    scores = [_foretold(each, labels.given) for each in ends]
+    best = int(np.argmax([each.mean() for each in scores]))
     gain = scores[best] - scores[0]
     return ends[best] if gain.mean() > gain.std() / np.sqrt(len(gain)) else usual
 
