@@ -21,7 +21,7 @@ __all__ = ["FOLDS", "LatentTruth", "fold_rows", "latent_truth", "likeliest_truth
 FOLDS = 5
 # EM rests when no entry of F moves further; probes follow it with a few steps a round.
 ROUNDS, TOLERANCE, TOLERANCE_TOLD = 30, 2e-3, 2e-2
-# Where there is time: rounds, and a second rate of symmetric noise to start from, no more than a share of that at
+# Where there is time: rounds, and a second rate of symmetric noise to start from, at most a share of that at
 # which labels say nothing.
 PATIENT_ROUNDS, SECOND_START, NEAREST = 120, 0.7, 0.8
 FIRST_STEPS, STEPS, FULL_STEPS = 15, 4, 300
