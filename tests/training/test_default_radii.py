@@ -40,7 +40,7 @@ def test_layers_have_a_share_of_their_norm_and_the_head_twice_the_fitted_heads(p
     head = f"{run.facts.head}.weight"
     assert set(radii) == set(reference.layers())
     for name in set(radii) - {head}:
-        assert radii[name] == pytest.approx(0.1 * float(reference[name].norm()), rel=1e-5)
+        assert radii[name] == pytest.approx(0.05 * float(reference[name].norm()), rel=1e-5)
     penalised = ht.finetune({**plain, "method": "vanilla", "train": "head"})
     fitted = fitted_norm(plain, penalised.config.weight_decay)
     assert radii[head] == pytest.approx(0.5 * fitted, rel=0.02)
@@ -52,9 +52,9 @@ def test_layers_have_a_share_of_their_norm_and_the_head_twice_the_fitted_heads(p
 
 def test_shares_are_options_of_the_method(plain, tmp_path):
     one = ht.finetune(plain, keep_weights=False)
-    two = ht.finetune({**plain, "method_options": {"share": 0.05, "head_share": 1.0}}, keep_weights=False)
+    two = ht.finetune({**plain, "method_options": {"share": 0.025, "head_share": 1.0}}, keep_weights=False)
     assert {n: 2 * r for n, r in two.outcome.radii.items()} == pytest.approx(one.outcome.radii)
-    told = ht.finetune({**plain, "radius": 0.5, "method_options": {"share": 0.05}}, keep_weights=False)
+    told = ht.finetune({**plain, "radius": 0.5, "method_options": {"share": 0.025}}, keep_weights=False)
     assert set(told.outcome.radii.values()) == {0.5}
     assert any("no effect of the method options share" in note for note in told.facts.notes)
 
@@ -78,7 +78,7 @@ def test_mars_balls_are_of_the_mars_norm(plain):
     reference = run.reference()
     for name in set(run.outcome.radii) - {head}:
         rows = reference[name].double().flatten(1).abs().sum(dim=1)
-        assert run.outcome.radii[name] == pytest.approx(0.1 * float(rows.max()), rel=1e-5)
+        assert run.outcome.radii[name] == pytest.approx(0.05 * float(rows.max()), rel=1e-5)
 
 
 def test_the_path_of_radius_auto_starts_from_them(plain, tmp_path):
