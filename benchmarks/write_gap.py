@@ -256,8 +256,8 @@ The paper's measure (crosses) and the default (circles) beside the gap, by task;
 ## Is the measure smaller where fine-tuning was robust?
 
 The paper reports a measure 6 times smaller at equal or better accuracy. The same settings with every layer
-trained, beside plain fine-tuning to the last epoch; medians of plain's measure over the method's. Balls here
-have radius 0.05, the head's 0.25; by default they are shares of the layers' norms now, and larger.
+trained, beside plain fine-tuning to the last epoch; medians of plain's measure over the method's. Balls have
+radius 0.05, the head's 0.25.
 
 | method | settings | accuracy, points | gap, plain → method | paper's, times smaller | default's | as accurate or better | paper's there | default's there |
 |---|---|---|---|---|---|---|---|---|

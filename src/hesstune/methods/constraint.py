@@ -17,19 +17,14 @@ from hesstune.methods._base import Method
 from hesstune.methods._setup import MethodSetup, Option
 
 TASKS = "development tasks of benchmarks/field/tasks.py"
-# Where no radius is given.
+# Radii where none is given and more than the head is trained; the last layer is `head`.
+WHOLE = {"head": 0.25, "*": 0.05}
+# Options of those that are made where none is given.
 RADII = {
-    "share": Option(
-        0.05,
-        "of each layer's norm: its ball's radius; of 0.01 to 0.2 on development tasks of all layers",
-        low=1e-6,
-        search=(0.02, 1.0),
-        log=True,
-    ),
     "head_share": Option(
         2.0,
-        "of the norm of the head that penalised cross-entropy fits: the head's radius, a quarter of it where "
-        f"other layers are trained, too; {TASKS}",
+        "of the norm of the head that penalised cross-entropy fits: the radius of a head that is trained "
+        f"alone; {TASKS}",
         low=1e-6,
         search=(0.5, 8.0),
         log=True,

@@ -111,7 +111,7 @@ def _suggested(config: FinetuneConfig, trial: Any) -> FinetuneConfig:
 
 
 def _searched(config: FinetuneConfig) -> dict[str, Option]:
-    """Return the method's own options that have an effect: radii that are given are no shares."""
+    """Return the method's own options that have an effect: a radius that is given is no share."""
     found = method_class(config.method).own_options
     return {name: option for name, option in found.items() if not (_scales(config) and name in RADII)}
 

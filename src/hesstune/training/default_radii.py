@@ -1,7 +1,9 @@
-"""Default radii of the balls: from the network's weights and the training examples, not from one task.
+"""Default radii of the balls: of a head alone by the training examples, else constants.
 
-A layer's ball is a share of its weight's norm; the head's, which starts from zero, a multiple of the norm of
-the head that penalised cross-entropy fits to the labels as given: as far as these features carry it.
+A head that is trained alone starts from zero, and its ball has a multiple of the norm of the head that
+penalised cross-entropy fits to the labels as given: as far as these features carry it. Where other layers
+are trained, too, shares of their norms were tried instead: on development tasks now better, now far worse than
+the constants, which come from one demo.
 """
 
 from __future__ import annotations
@@ -16,17 +18,14 @@ from hesstune.errors import ModelError
 from hesstune.inputs.feature_store import frozen_features
 from hesstune.methods import method_class
 from hesstune.methods._solved import takes_solution
+from hesstune.methods.constraint import WHOLE
 from hesstune.models.load import LoadedModel
-from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig
 from hesstune.training.penalty import FOLDS, penalised_head
 
 __all__ = ["default_radii", "has_default_radii"]
 
-# Of the head's radius, where other layers are trained, too: they come to carry what a head on frozen features
-# must. From development tasks of all layers.
-BESIDE_OTHERS = 0.25
-# A layer of zeros has some room, too; a head that is not linear, or has too few examples, has the second.
+# A head of zeros has some room, too; one that is not linear, or has too few examples, has the second.
 LEAST, UNFITTED = 1e-6, 2.0
 
 
@@ -39,30 +38,21 @@ def has_default_radii(config: FinetuneConfig) -> bool:
 def default_radii(
     config: FinetuneConfig, task: Task, loaded: LoadedModel, device: torch.device
 ) -> dict[str, float]:
-    """Return {layer: radius} of every layer that is trained, in the run's norm; the last one's is `head`.
+    """Return {pattern: radius}, the last layer as `head`, in the run's norm.
 
     Args:
-        config: The resolved configuration; the method's options `share` and `head_share` count.
+        config: The resolved configuration; the method's option `head_share` counts.
         task: With the labels to be trained on.
-        loaded: The network at its reference, frozen as the run has it; it is left as it is.
+        loaded: The network at its reference; it is left as it is.
         device: Where features are computed.
     """
-    options = config.method_options or {}
-    reference = Reference.of(loaded.model)
-    trained = {name for name, p in loaded.model.named_parameters() if p.requires_grad}
-    # Where biases or norms alone are trained no layer moves, and any ball will do.
-    trained = trained & set(reference.layers()) or set(reference.layers()) - {loaded.head_layer}
-    radii = {
-        name: max(options["share"] * weight_norm(reference[name], config.norm), LEAST)
-        for name in reference.layers()
-        if name in trained and name != loaded.head_layer
-    }
-    if loaded.head_layer in trained:
-        fitted = _fitted(config, task, loaded, device)
-        size = None if fitted is None else weight_norm(torch.from_numpy(fitted), config.norm)
-        room = UNFITTED if size is None else max(options["head_share"] * size, LEAST)
-        radii["head"] = room * BESIDE_OTHERS if radii else room
-    return radii or {"head": UNFITTED}
+    if config.train != "head":
+        return dict(WHOLE)
+    fitted = _fitted(config, task, loaded, device)
+    if fitted is None:
+        return {"head": UNFITTED}
+    share = (config.method_options or {})["head_share"]
+    return {"head": max(share * weight_norm(torch.from_numpy(fitted), config.norm), LEAST)}
 
 
 def _fitted(

@@ -20,7 +20,7 @@ class ConstraintOptions(Options):
         None,
         description="radius of every layer's ball, or PATTERN=RADIUS,… (first match wins; 'head' is the last "
         "layer); auto: by noisy validation along a path; curvature: likewise, shaped by the layers' traces; "
-        "none: shares of the layers' norms (the method's options share and head_share)",
+        "none: 0.05 and the head's 0.25, or of a head alone as its features ask for",
     )
     radius_scale: float = Field(
         1.0,
