@@ -2,8 +2,8 @@
 
 A head that is trained alone starts from zero, and its ball has a multiple of the norm of the head that
 penalised cross-entropy fits to the labels as given: as far as these features carry it. Where other layers
-are trained, too, shares of their norms were tried instead: on development tasks now better, now far worse than
-the constants, which come from one demo.
+are trained, too, shares of their norms were tried instead: on development tasks now better, now far worse
+than the constants, which come from one demo.
 """
 
 from __future__ import annotations
