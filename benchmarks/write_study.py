@@ -170,7 +170,7 @@ def page(found: dict[str, StudyResults]) -> str:
         "",
         "Which fine-tuning method is best? Written by `python benchmarks/write_study.py` from the records in "
         "`benchmarks/results`. Heads are of today's defaults; the sections after them are a study of version 0.1.0, "
-        "whose balls had fixed radii, and are kept for what they found of all layers and of the measure.",
+        "kept for what it found of all layers and of the measure.",
         "",
         heads(),
     ]
