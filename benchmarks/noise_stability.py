@@ -34,7 +34,6 @@ def efficientnet(method: str, folder: str) -> list[dict[str, object]]:
         image_size=48,
         epochs=12,
         lr=3e-4,
-        radius={"head": 0.25, "*": 0.05} if method == "robust" else None,
         out=f"{folder}/{method}",
     )
     table = stability_of_run(run, SIGMAS, max_examples=EXAMPLES, samples=SAMPLES)

@@ -35,18 +35,15 @@ def mean_of(record: StudyResults, metric: str) -> dict[str, float]:
     return {m["method"]: m["mean"] for m in record["means"] if m["task"] is None and m["metric"] == metric}
 
 
-def minus(
-    record: StudyResults, method: str, base: str, seeds: Sequence[int] | None = None
-) -> Difference | None:
-    """Return the paired difference in test accuracy over the tasks, of some seeds alone where given."""
-    cells = [c for c in record["cells"] if seeds is None or c["seed"] in seeds]
-    found = differences(cells, base, ["test_accuracy"])
+def minus(record: StudyResults, method: str, base: str) -> Difference | None:
+    """Return the paired difference in test accuracy over the tasks."""
+    found = differences(record["cells"], base, ["test_accuracy"])
     return next((d for d in found if d["method"] == method and d["task"] is None), None)
 
 
-def told(record: StudyResults, method: str, base: str, seeds: Sequence[int] | None = None) -> Difference:
+def told(record: StudyResults, method: str, base: str) -> Difference:
     """Return `minus` of methods that were both run."""
-    found = minus(record, method, base, seeds)
+    found = minus(record, method, base)
     assert found is not None
     return found
 
@@ -115,7 +112,7 @@ def measure_goal(record: StudyResults) -> list[str]:
 def by_other_means(record: StudyResults) -> list[str]:
     """Return paired differences that tell the labels' part from the method's."""
     methods = [m for m in record["methods"] if m.endswith("+posterior")]
-    asked = [(NEW, m) for m in methods] + [(NEW, f"{NEW}+weak")]
+    asked = [(NEW, m) for m in methods]
     asked += [(m, m.removesuffix("+posterior")) for m in methods]
     rows = [[f"`{m}`", f"`{b}`", interval(d)] for m, b in dict.fromkeys(asked) if (d := minus(record, m, b))]
     return table(["method", "minus", "difference in test accuracy"], rows)

@@ -11,6 +11,7 @@ import hesstune as ht
 from hesstune.data.raw_features import raw_features
 from hesstune.inputs.batches import predict_logits
 from hesstune.noise.instance import instance_transitions
+from hesstune.training.evaluate import Validation
 
 
 def test_the_gap_under_noise_by_example_takes_each_examples_own(tiny):
@@ -53,3 +54,24 @@ def test_radii_are_chosen_by_checked_labels_as_they_are(tiny, tmp_path):
 
     assert sum(val.clean) == 2
     assert last["risk"] == pytest.approx(min(map(foretold, np.geomspace(0.1, 10, 25))), rel=1e-6)
+
+
+@pytest.mark.parametrize("matrix", [None, ht.NoiseMatrix.pair(4, 0.3)])
+def test_hard_labels_are_judged_as_soft_ones_that_are_sure(matrix):
+    rng = np.random.default_rng(0)
+    logits, labels = torch.from_numpy(rng.normal(size=(30, 4))), rng.integers(0, 4, 30)
+    for clean in (None, rng.random(30) < 0.4):
+        judge = Validation(matrix, tempered=True)
+        hard = judge.losses(logits, labels, clean)
+        torch.testing.assert_close(hard, judge.losses(logits, np.eye(4)[labels], clean))
+
+
+def test_epochs_of_a_corrected_loss_are_judged_by_foretelling_under_f(tiny):
+    """Not by the consistent loss, whose variance is large."""
+    seen = []
+    options = {**tiny, "train": "head", "method": "robust", "epochs": 2, "warmup_epochs": 1}
+    run = ht.finetune(options, observe=seen.append, keep_weights=False)
+    part, net = seen[0].task.val, seen[0].net
+    losses = Validation(run.noise_matrix).losses(predict_logits(net, seen[0].feeds["val"]), part.labels, None)
+    assert run.noise_matrix is not None
+    assert run.records.epochs[-1].val_loss == pytest.approx(float(losses.mean()), rel=1e-5)

@@ -8,20 +8,15 @@ than the constants, which come from one demo.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from hesstune.constraints.distance import weight_norm
 from hesstune.data.examples import Task
-from hesstune.errors import ModelError
-from hesstune.inputs.feature_store import frozen_features
 from hesstune.methods import method_class
-from hesstune.methods._solved import takes_solution
 from hesstune.methods.constraint import WHOLE
 from hesstune.models.load import LoadedModel
 from hesstune.runs.config import FinetuneConfig
-from hesstune.training.penalty import FOLDS, penalised_head
+from hesstune.training.penalty import penalised_head_of
 
 __all__ = ["default_radii", "has_default_radii"]
 
@@ -48,26 +43,8 @@ def default_radii(
     """
     if config.train != "head":
         return dict(WHOLE)
-    fitted = _fitted(config, task, loaded, device)
+    fitted = penalised_head_of(config, task, loaded, device)
     if fitted is None:
         return {"head": UNFITTED}
-    share = (config.method_options or {})["head_share"]
-    return {"head": max(share * weight_norm(torch.from_numpy(fitted), config.norm), LEAST)}
-
-
-def _fitted(
-    config: FinetuneConfig, task: Task, loaded: LoadedModel, device: torch.device
-) -> NDArray[np.float64] | None:
-    """Return the weight of the penalised head, (K, D), or None where none can be fitted."""
-    part = task.train
-    try:
-        features = frozen_features(loaded, part, device, config.max_length)
-    except ModelError:  # the head is not the last operation
-        return None
-    head = loaded.model.get_submodule(loaded.head)
-    if len(part) < FOLDS or not takes_solution(head, task.k, features.shape[1]):
-        return None
-    assert part.labels is not None
-    soft = part.soft if config.soft_labels else None
-    targets = np.eye(task.k)[part.labels] if soft is None else soft
-    return np.ascontiguousarray(penalised_head(features, targets, config.seed)[1].T)
+    share, weight = (config.method_options or {})["head_share"], torch.from_numpy(fitted[1]).T
+    return {"head": max(share * weight_norm(weight, config.norm), LEAST)}

@@ -72,9 +72,7 @@ class Validation:
             clean: (N,) whether a person has checked the label, or None.
         """
         targets = torch.from_numpy(labels)
-        if targets.ndim == 1:
-            targets = torch.nn.functional.one_hot(targets, logits.shape[1])
-        sure = None if clean is None else torch.from_numpy(clean)[:, None]
+        sure = None if clean is None else torch.from_numpy(clean)
         tried = [self._foretold(logits.double() * t, targets, sure) for t in self.temperatures]
         return min(tried, key=lambda losses: float(losses.mean()))
 
@@ -82,11 +80,17 @@ class Validation:
         self, logits: torch.Tensor, targets: torch.Tensor, sure: torch.Tensor | None
     ) -> torch.Tensor:
         log_p = torch.log_softmax(logits, dim=1)
-        told = log_p
-        if self.matrix is not None:
-            told = torch.log((log_p.exp() @ self.matrix).clamp_min(1e-12))
-            told = told if sure is None else torch.where(sure, log_p, told)
-        return -(targets * told).sum(dim=1)
+        if targets.ndim == 1:  # a column of F an example: K² products would be many for many classes
+            plain = log_p.gather(1, targets[:, None]).squeeze(1)
+            if self.matrix is None:
+                return -plain
+            told = (log_p.exp() * self.matrix[:, targets].T).sum(dim=1).clamp_min(1e-12).log()
+        else:
+            plain = (targets * log_p).sum(dim=1)
+            if self.matrix is None:
+                return -plain
+            told = (targets * (log_p.exp() @ self.matrix).clamp_min(1e-12).log()).sum(dim=1)
+        return -told if sure is None else -torch.where(sure, plain, told)
 
 
 def wilson_interval(correct: float, n: int) -> tuple[float, float]:

@@ -8,10 +8,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from hesstune.data.examples import Task
-from hesstune.errors import ModelError
-from hesstune.inputs.feature_store import frozen_features
 from hesstune.methods import method_class
-from hesstune.methods._solved import takes_solution
 from hesstune.models.load import LoadedModel
 from hesstune.noise.latent.em import fold_rows
 from hesstune.noise.latent.reduction import Reduction
@@ -19,8 +16,9 @@ from hesstune.noise.latent.soft_probe import SoftProbe
 from hesstune.runs.config import FinetuneConfig
 from hesstune.storage.remembered import remembered
 from hesstune.storage.tensors import Tree
+from hesstune.training.head_features import given_targets, head_features
 
-__all__ = ["FOLDS", "head_penalty", "penalised_head", "with_head_penalty"]
+__all__ = ["head_penalty", "penalised_head", "penalised_head_of", "with_head_penalty"]
 
 # Inverse penalties on reduced features, from hardly anything learnt to hardly a penalty.
 STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 1e1, 9))
@@ -78,24 +76,27 @@ def _fitted(
     return 1.0 / (float(best) * scale * n), np.ascontiguousarray(weight)
 
 
+def penalised_head_of(
+    config: FinetuneConfig, task: Task, loaded: LoadedModel, device: torch.device
+) -> tuple[float, NDArray[np.float64]] | None:
+    """Return the `penalised_head` of a run's training examples; None where it has none that can be fitted."""
+    part = task.train
+    features = head_features(loaded, part, task.k, device, config.max_length)
+    if features is None or len(part) < FOLDS:
+        return None
+    return penalised_head(features, given_targets(part, task.k, config.soft_labels), config.seed)
+
+
 def with_head_penalty(
     config: FinetuneConfig, task: Task, loaded: LoadedModel, device: torch.device
 ) -> tuple[FinetuneConfig, list[str]]:
     """Return the configuration with its weight decay, where none was given, and what its user should know."""
     if config.weight_decay is not None:
         return config, []
-    found, notes, part = 0.0, list[str](), task.train
-    head = loaded.model.get_submodule(loaded.head)
-    try:
-        features = frozen_features(loaded, part, device, config.max_length)
-    except ModelError:  # the head is not the last operation
-        features = None
-    if features is not None and len(part) >= FOLDS and takes_solution(head, task.k, features.shape[1]):
-        assert part.labels is not None
-        soft = part.soft if config.soft_labels else None
+    found, notes, fitted = 0.0, list[str](), penalised_head_of(config, task, loaded, device)
+    if fitted is not None:
         share = method_class(config.method).head_penalty
-        targets = np.eye(task.k)[part.labels] if soft is None else soft
-        found = share * head_penalty(features, targets, config.seed)
+        found = share * fitted[0]
         part_of = "" if share == 1 else f"{share:g} times what was found for cross-entropy "
         notes.append(
             f"weight decay {found:.2g}, {part_of}by cross-validation on the labels as given; --weight-decay "

@@ -7,17 +7,15 @@ import torch
 from numpy.typing import NDArray
 
 from hesstune.data.examples import Examples, Task
-from hesstune.errors import ModelError
-from hesstune.inputs.feature_store import frozen_features
 from hesstune.methods import method_class
 from hesstune.methods._head import HeadMaterial, SolvedHead
 from hesstune.methods._losses import balanced_rates
-from hesstune.methods._solved import takes_solution
 from hesstune.models.load import LoadedModel
 from hesstune.noise.estimate import Estimate
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.records import NoiseMatrixRecord
+from hesstune.training.head_features import head_features
 from hesstune.weak.evidence import vote_counts
 
 __all__ = ["found_noise", "solved_head", "votes_given"]
@@ -40,12 +38,8 @@ def solved_head(
         noise_matrix: F where it was told.
     """
     part = task.train
-    try:
-        features = frozen_features(loaded, part, device, config.max_length)
-    except ModelError:  # the head is not the last operation
-        return None
-    head = loaded.model.get_submodule(loaded.head)
-    if not takes_solution(head, task.k, features.shape[1]):
+    features = head_features(loaded, part, task.k, device, config.max_length)
+    if features is None:
         return None
     assert part.labels is not None
     checked = None
