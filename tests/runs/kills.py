@@ -56,7 +56,11 @@ def prepare(folder):
 
 
 def attempt(chosen, out, delay, stop=signal.SIGKILL):
-    """Run in a child; stop it after `delay` seconds. Return whether it was stopped before it ended."""
+    """Run in a child; stop it after `delay` seconds. Return whether it was stopped before it ended.
+
+    A run whose folder is not there yet is stopped as soon as it is: before its first checkpoint.
+    """
+    new = not out.exists()
     child = os.fork()
     if not child:
         try:
@@ -66,7 +70,9 @@ def attempt(chosen, out, delay, stop=signal.SIGKILL):
             os._exit(1)
         os._exit(0)
     deadline = time.monotonic() + delay
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline or new:
+        if new and out.exists():
+            break
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             if status:
