@@ -132,7 +132,7 @@ class Narrow(nn.Module):
         return self.head(torch.relu(self.body(x)))
 
 
-def ready(**options):
+def ready(epochs=3, **options):
     """`auto` on a small network, and what its steps start from."""
     torch.manual_seed(0)
     net, rng = Narrow(), np.random.default_rng(0)
@@ -142,7 +142,7 @@ def ready(**options):
     solved = SolvedHead(*head, NoiseMatrix.pair(3, 0.3), "told", "told", belief=belief)
     setup = MethodSetup(
         net, ht.Reference.of(net), None, np.bincount(given), None, "frobenius", 0,
-        head="head", labels=given, solved=solved, options=options,
+        head="head", labels=given, solved=solved, options=options, epochs=epochs,
     )  # fmt: skip
     return method_class("auto")(setup), net, belief, torch.from_numpy(given)
 
@@ -173,6 +173,20 @@ def test_steps_are_taken_on_posteriors_that_hear_the_network_after_two_epochs():
     assert torch.equal(other.posteriors, method.posteriors)
 
 
+def test_longer_training_leaves_less_of_the_head_and_of_its_probe():
+    """Twice the steps (one a step here, of 64): a quarter of the logits, a quarter of the probe's part."""
+    method, net, belief, _ = ready(epochs=128, probe=0.4, damping=0.2)
+    before = net.head.weight.detach().clone()
+    inputs = torch.linspace(-1, 1, 18).reshape(6, 3)
+    method.start_epoch(0, lambda network: network(inputs))
+    torch.testing.assert_close(net.head.weight, 0.05 * before)
+    method.start_epoch(2, lambda network: network(inputs))
+    net_p = torch.softmax(net(inputs), dim=1).detach().numpy()
+    heard = belief.probabilities**0.1 * net_p**0.9 * belief.likelihood
+    heard /= heard.sum(axis=1, keepdims=True)
+    assert np.allclose(method.posteriors.numpy(), heard, atol=1e-6)
+
+
 def test_the_heads_ball_holds_its_damped_start():
     method, net, *_ = ready()
     before = net.head.weight.detach().clone()
@@ -180,6 +194,7 @@ def test_the_heads_ball_holds_its_damped_start():
     method.after_step()
     torch.testing.assert_close(net.head.weight, 0.3 * before)
     radii = method.radii()
+    assert method.fall == 1.0
     assert radii["head.weight"] == pytest.approx(float(before.norm()), rel=1e-5)
     assert radii["body.weight"] == pytest.approx(0.2 * float(net.body.weight.norm()), rel=1e-5)
 

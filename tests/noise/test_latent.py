@@ -139,6 +139,28 @@ def test_pair_noise_speaks_for_a_full_matrix_and_clean_labels_for_none():
     assert choose(reduced, Observed.of(y, 3), candidates=FEWER).candidate.shape == "none"
 
 
+@pytest.mark.parametrize(
+    ("ahead", "rate", "shape"), [(0.0, 0.4, "symmetric"), (0.0, 0.0, "none"), (0.1, 0.4, "none")]
+)
+def test_noise_that_is_seen_decides_where_likelihood_does_not(monkeypatch, ahead, rate, shape):
+    """Two candidates foretell alike, or the plain one better; labels look wrong to a plain probe, or not."""
+    draws = np.random.default_rng(0).normal(size=(2, 600))
+    draws -= draws.mean(axis=1, keepdims=True)
+
+    def scores(x, labels, rows, one, seed):
+        return draws[0, rows] + ahead if one.shape == "none" else draws[0, rows] + 0.01 * draws[1, rows]
+
+    monkeypatch.setattr("hesstune.noise.latent.choose._held_out", scores)
+    x, y = blobs(600, 3, spread=0.3)
+    noisy = NoiseMatrix.symmetric(3, rate).corrupt(y, seed=1)
+    tried = (Candidate("none", 0.1), Candidate("symmetric", 0.1))
+    choice = choose(Reduction.of(x).apply(x), Observed.of(noisy, 3), candidates=tried, held_out=5)
+    assert choice.candidate.shape == shape
+    assert choice.details().get("noise_seen", 0.0) == pytest.approx(
+        rate if shape == "symmetric" else 0.0, abs=0.1
+    )
+
+
 def test_a_posterior_does_not_know_its_own_label():
     """Labels at random: a probe that had seen them would confirm them."""
     rng = np.random.default_rng(0)

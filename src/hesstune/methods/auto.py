@@ -2,11 +2,12 @@
 
 The head comes from latent-truth EM on frozen features or, where that foretells held-out noisy labels no
 better, from penalised cross-entropy (`hesstune.noise.latent`). Deeper layers start from it (Kumar et al.
-2022) with its logits damped: a head that fits already leaves the features below it nothing to learn. They are
-trained on posteriors of each example's true class, from the probe that did not see it, the network's own
-earlier predictions and the label as given, inside balls that are a share of each layer's norm. The epoch is
-kept that foretells noisy validation labels best, if it beats the head alone by more than one standard error;
-where no noise was found, the latest that errs on validation as little as any, to a standard error.
+2022) with its logits damped, the more so the longer training is: a head that fits already leaves the
+features below it nothing to learn. They are trained on posteriors of each example's true class, from the
+probe that did not see it, which counts for less in longer training, the network's own earlier predictions
+and the label as given, inside balls that are a share of each layer's norm. The epoch is kept that foretells
+noisy validation labels best, if it beats the head alone by more than one standard error; where no noise was
+found, the latest that errs on validation as little as any, to a standard error.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ DEAF = 2
 # An example that a person has checked counts as so many: the others' classes are inferred. Of 1, 4 and 8 on
 # development tasks of heads, with 50 and 200 checked.
 CHECKED = 4.0
-DEVELOPED = "development tasks of pictures, 4, 12 and 40 epochs"
+DEVELOPED = "development tasks of pictures, 4, 6, 12 and 40 epochs"
+# Steps up to which the head helps most: in so few the network learns little itself. In more, what the head
+# gives falls with the square of their number.
+SHORT = 64
 
 
 class Auto(SolvedHeadMethod):
@@ -51,11 +55,17 @@ class Auto(SolvedHeadMethod):
             0.2, "of each layer's norm: its ball's radius", low=1e-6, search=(0.02, 1.0), log=True
         ),
         "damping": Option(
-            0.3, f"of the solved head's logits; {DEVELOPED}", low=1e-3, high=1.0, search=(0.1, 1.0), log=True
+            0.3,
+            f"of the solved head's logits in a run of up to {SHORT} steps, less in longer ones; {DEVELOPED}",
+            low=1e-3,
+            high=1.0,
+            search=(0.1, 1.0),
+            log=True,
         ),
         "probe": Option(
             0.5,
-            "the probe's part in posteriors, the rest the network's: equal parts, not searched",
+            f"the probe's part in posteriors in a run of up to {SHORT} steps, less in longer ones, the rest "
+            "the network's: equal parts, not searched",
             high=1.0,
         ),
     }
@@ -67,9 +77,10 @@ class Auto(SolvedHeadMethod):
         self.belief = None if setup.solved is None else setup.solved.belief
         # ln p of the training examples, a running mean over epochs, and the posteriors that follow.
         self.seen: torch.Tensor | None = None
-        self._believe()
         # The mean's weights fall by a factor e in an epoch; a mean of points of a ball lies in it.
         self.horizon = max(1, round(float(setup.counts.sum()) / setup.batch_size))
+        self.fall = min(1.0, SHORT / (self.horizon * setup.epochs)) ** 2
+        self._believe()
         self.mean: dict[str, torch.Tensor] = {}
         self.steps = 0
         start, radii = Reference.of(setup.model), setup.radius
@@ -93,7 +104,7 @@ class Auto(SolvedHeadMethod):
         self.posteriors: torch.Tensor | None = None
         if self.belief is not None:
             seen = None if self.seen is None else self.seen.double().numpy()
-            found = self.belief.posterior(seen, self.options["probe"])
+            found = self.belief.posterior(seen, self.fall * self.options["probe"])
             self.posteriors = torch.from_numpy(found).float()
 
     @torch.no_grad()
@@ -101,7 +112,7 @@ class Auto(SolvedHeadMethod):
         """Damp the solved head before the first epoch; later, hear what the network has learnt itself."""
         if self.setup.solved is not None and epoch == 0:
             for parameter in self.setup.model.get_submodule(self.setup.head).parameters():
-                parameter.mul_(self.options["damping"])
+                parameter.mul_(self.fall * self.options["damping"])
         if self.belief is not None and epoch >= DEAF:
             with self.evaluated():
                 now = torch.log_softmax(predict(self.setup.network).float().cpu(), dim=1)
@@ -221,6 +232,11 @@ def _solved(material: HeadMaterial, found: RobustHead, belief: Belief, seconds: 
     mean, error = choice.gain
     if not choice.scores:
         reason = "too few examples to choose among candidates"
+    elif choice.seen is not None:
+        reason = (
+            "it foretells held-out noisy labels as well as the plain head, through which "
+            f"{choice.seen:.0%} of the labels look wrong"
+        )
     elif chosen == choice.plain:
         reason = "no other foretells held-out noisy labels better beyond half a standard error"
     else:
