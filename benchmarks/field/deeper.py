@@ -4,8 +4,8 @@ EfficientNet-Lite0 at 64 pixels, 500 training images, every layer trained with t
 and for 40, after which plain fine-tuning has fitted its labels. `robust` runs where noise is injected, and is
 told its rate. How `auto` goes deeper was developed on DEVELOPMENT: other noise on the same domains, other
 splits, of seeds from 100 up. Each task is run once with a recipe: seeds 0 to 2 had shown that what the head
-gives at the start costs in more than a few epochs, so the present one was run on seeds 3 to 5. Continues where
-it stopped.
+gives at the start costs in more than a few epochs, so the present one was run on seeds 3 and up. Continues
+where it stopped.
 
     python benchmarks/field/deeper.py --data DATA [--first N --seeds N] [--schedule short|fitted] [--jobs N]
 """
