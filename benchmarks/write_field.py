@@ -34,7 +34,8 @@ TEXT = """# Beside what users have
 labels and features for all, each run by its own package. `sklearn_cv` is LogisticRegressionCV on standardised
 features, its penalty by cross-validated accuracy on the labels as given; `cleanlab` is CleanLearning around
 that logistic regression: find label issues, prune, train again. Both are methods, too, for data of your own:
-`hesstune compare --methods auto,sklearn_cv,cleanlab --train head --data …`.
+`hesstune compare --methods auto,sklearn_cv,cleanlab --train head --data …`; on votes also `majority`,
+`crowd_kit` and `snorkel`.
 
 **What was looked at.** Candidates, penalties and the rule that chooses were settled on development tasks
 (PACS cartoon and sketch, digits at other rates, CIFAR-10N's second and third annotator, SST-2 at 30 %; seed

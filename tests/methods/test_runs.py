@@ -39,6 +39,10 @@ def test_resumed_equals_uninterrupted_and_is_measured(tiny, tmp_path, monkeypatc
         with pytest.raises(ConfigError, match="--train head"):
             run(tiny, tmp_path, method, train, "whole")
         return
+    if kind.needs_votes:
+        with pytest.raises(ConfigError, match="needs votes"):
+            run(tiny, tmp_path, method, train, "whole")
+        return
     whole = run(tiny, tmp_path, method, train, "whole")
     if kind.head_alone or (kind.solves_head and train == "head"):
         return  # no batches: there is no step to stop at

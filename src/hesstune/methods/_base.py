@@ -51,6 +51,8 @@ class Method:
     toggles_requires_grad: ClassVar[bool] = False
     # Whether its loss is linear in the label, so that soft labels can be trained on.
     takes_soft: ClassVar[bool] = True
+    # Whether it learns from votes, in place of the labels that were made of them.
+    needs_votes: ClassVar[bool] = False
     # Whether it trains the head alone, on features of the frozen network.
     head_alone: ClassVar[bool] = False
     # Whether it trains weights of which each process holds a part: it then touches them by the constraint

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hesstune.noise.matrix import NoiseMatrix
+    from hesstune.weak.votes import Votes
 
 __all__ = ["Belief", "Budget", "HeadMaterial", "SolvedHead"]
 
@@ -33,6 +34,7 @@ class HeadMaterial:
         weight: (N,) how much each example counts, or None: once.
         budget: How many candidates may be tried.
         seed: Of everything drawn.
+        votes: The votes that the labels were made of, or None.
     """
 
     features: NDArray[np.float64]
@@ -44,6 +46,7 @@ class HeadMaterial:
     weight: NDArray[np.float64] | None = None
     budget: Budget = "default"
     seed: int = 0
+    votes: Votes | None = None
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.errors import DataError
 from hesstune.methods._head import HeadMaterial, SolvedHead
+from hesstune.methods._solved import SolvedHeadMethod
 from hesstune.storage.reading import one_line
+from hesstune.weak.votes import Votes
 
-__all__ = ["STRENGTHS", "cross_validated", "enough_examples", "unscaled"]
+__all__ = ["STRENGTHS", "VotedHeadMethod", "cross_validated", "enough_examples", "unscaled"]
 
 # scikit-learn's C on standardised features, from a mean to hardly a penalty.
 STRENGTHS = tuple(np.geomspace(1e-5, 1e0, 6))
@@ -63,3 +66,44 @@ def unscaled(scaler: object, classifier: object, k: int, name: str, reason: str)
     weight, bias = np.zeros((k, scaled.shape[1])), np.full(k, -1e3)
     weight[present], bias[present] = scaled, intercept - scaled @ np.asarray(scaler.mean_)  # type: ignore[attr-defined]
     return SolvedHead(weight, bias, None, name, reason)
+
+
+class VotedHeadMethod(SolvedHeadMethod):
+    """scikit-learn's LogisticRegressionCV on labels that another package makes of the votes."""
+
+    head_alone = True
+    takes_soft = False
+    needs_votes = True
+    # What makes the labels, for people.
+    maker: ClassVar[str]
+
+    @classmethod
+    def voted(cls, votes: Votes, labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+        """Return the labels, (N,), that are made of votes; of no vote, -1.
+
+        Args:
+            votes: On the training examples.
+            labels: As given: they may settle a tie.
+            seed: Of everything drawn.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def solve_head(cls, material: HeadMaterial) -> SolvedHead:
+        """Return the head of LogisticRegressionCV on these labels; an example without a vote keeps its own.
+
+        Raises:
+            DataError: If there are no votes for these classes.
+            MissingExtraError: If the other package is not installed.
+        """
+        votes = material.votes
+        if votes is None or votes.k != material.k:
+            what = "there are none" if votes is None else f"those given are for {votes.k}"
+            raise DataError(f"{cls.maker} needs votes for the {material.k} classes; {what}")
+        made = cls.voted(votes, material.labels, material.seed)
+        labels = np.where(made < 0, material.labels, made)
+        scaler, found, strength = cross_validated(material, labels)
+        changed, silent = int((labels != material.labels).sum()), int((made < 0).sum())
+        name = f"scikit-learn's LogisticRegressionCV (C = {strength:g}) on labels by {cls.maker}"
+        told = f"{changed} of {len(labels)} labels differ from those given; {silent} examples have no vote"
+        return unscaled(scaler, found, material.k, name, told)

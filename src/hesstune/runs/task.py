@@ -14,6 +14,7 @@ from hesstune.data.load import load_task
 from hesstune.data.raw_features import raw_features
 from hesstune.data.reading import ROLES, Columns, Reading, Voting, rgb_of
 from hesstune.errors import ConfigError
+from hesstune.methods import method_class
 from hesstune.noise.instance import average, draw, instance_rate, instance_transitions
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
@@ -112,6 +113,11 @@ def noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> T
 
     Labels that a person has checked come last: they replace noisy ones.
     """
+    if method_class(config.method).needs_votes and task.train.votes is None:
+        raise ConfigError(
+            f"method '{config.method}' needs votes, which {config.data} has not: give columns vote_… of csv "
+            "data, or --vote-columns NAME,NAME; sklearn_cv takes labels as they are"
+        )
     if config.soft_labels and task.train.soft is None:
         raise ConfigError(
             f"--soft-labels needs soft labels, but {config.data} has neither columns p_CLASS nor votes"

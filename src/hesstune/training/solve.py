@@ -56,6 +56,7 @@ def solved_head(
         _weight(config, part.labels, task.k),
         config.budget,
         config.seed,
+        part.votes,
     )
     return method_class(config.method).solve_head(material)
 

@@ -26,7 +26,7 @@ from hesstune.weak.names import LABEL_MODELS
 from hesstune.weak.patterns import patterns
 from hesstune.weak.votes import ABSTAIN, Votes
 
-__all__ = ["LABEL_MODELS", "Labelled", "label"]
+__all__ = ["LABEL_MODELS", "Labelled", "crowd_frame", "label", "no_deprecations"]
 
 # The power of latent's posteriors: 1 were right if labelers erred independently, and of the features, too.
 TEMPER = 0.5
@@ -226,7 +226,7 @@ def _soft(votes: Votes, call: _Call) -> Answer:
 
 
 @contextlib.contextmanager
-def _no_deprecations() -> Iterator[None]:
+def no_deprecations() -> Iterator[None]:
     """Keep crowd-kit's use of pandas' old keywords from filling the user's screen."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -234,8 +234,12 @@ def _no_deprecations() -> Iterator[None]:
         yield
 
 
-def _frame(votes: Votes) -> Any:
-    """Return the votes as crowd-kit wants them: rows of task, worker, label."""
+def crowd_frame(votes: Votes) -> Any:
+    """Return the votes as crowd-kit wants them: a frame of rows task, worker, label.
+
+    Raises:
+        MissingExtraError: If pandas, which comes with crowd-kit, is not installed.
+    """
     try:
         import pandas as pd
     except ImportError:
@@ -264,8 +268,8 @@ def _mace(votes: Votes, call: _Call) -> Answer:
         from crowdkit.aggregation import MACE
     except ImportError:
         raise MissingExtraError("crowd-kit", "noise", "the label model mace") from None
-    with _no_deprecations():
-        found = MACE(random_state=call.seed).fit_predict_proba(_frame(votes))
+    with no_deprecations():
+        found = MACE(random_state=call.seed).fit_predict_proba(crowd_frame(votes))
     return _filled(found, votes), {}
 
 
