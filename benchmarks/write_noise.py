@@ -45,8 +45,9 @@ temperature that the given labels speak for; F is refitted to q, the probes to q
 identity (the labels are believed), symmetric, or full, its rows drawn to the symmetric matrix as much as their
 evidence says. EM's own folds leak (each probe learnt from posteriors that had seen the label it is judged by), so
 the choice is *nested*: each candidate is fitted, EM and all, without a fifth of the examples, and judged by
-ln Σ_c p_c(x)·F[c, ỹ] there. The simplest shape within half a standard error of the best is taken. No true label is
-read. The method `auto` takes its head from there, `hesstune clean` its probabilities, and `hesstune label` its
+ln Σ_c p_c(x)·F[c, ỹ] there. The simplest shape within half a standard error of the best is taken; between the
+identity and a shape that comes so near it, noise of a rate of 0.1 seen through the best probe that believes the
+labels decides for the other. No true label is read. The method `auto` takes its head from there, `hesstune clean` its probabilities, and `hesstune label` its
 label model `latent`, where an example's votes stand for its label.
 
 The errors of `em` are those of a parametric bootstrap: true classes drawn from the probes' probabilities, labels
