@@ -45,7 +45,7 @@ def _material(task: FieldTask, seed: int) -> HeadMaterial:
     counts = None
     if task.votes is not None:  # as a run takes them
         counts = vote_counts(task.votes.ballots)
-    return HeadMaterial(task.x, task.given, task.k, counts, seed=seed)
+    return HeadMaterial(task.x, task.given, task.k, counts, seed=seed, votes=task.votes)
 
 
 def _solved(name: str) -> Head:
@@ -62,18 +62,6 @@ def _cross_validated(task: FieldTask, labels: NDArray[np.int64], seed: int) -> t
     scaler, found, strength = cross_validated(material, labels)
     given = found.predict(scaler.transform(task.x_test))  # type: ignore[attr-defined]
     return float((given == task.y_test).mean()), f"C = {strength:g}"
-
-
-def _crowd_kit(task: FieldTask, seed: int) -> tuple[float, str]:
-    """crowd-kit's Dawid-Skene, then LogisticRegressionCV."""
-    import pandas as pd
-    from crowdkit.aggregation import DawidSkene
-
-    assert task.votes is not None
-    ballots = task.votes.ballots
-    frame = pd.DataFrame({"task": ballots.example, "worker": ballots.labeler, "label": ballots.vote})
-    made = DawidSkene(n_iter=100).fit_predict(frame)
-    return _cross_validated(task, made.reindex(range(len(task.x))).to_numpy(dtype=np.int64), seed)
 
 
 def _tf_idf(task: FieldTask, seed: int) -> tuple[float, str]:
@@ -110,7 +98,7 @@ def heads(task: FieldTask) -> Iterator[tuple[str, Head]]:
     for name in ("auto", "sklearn_cv", "cleanlab"):
         yield name, _solved(name)
     if task.votes is not None:
-        yield "crowd_kit", _crowd_kit
+        yield "crowd_kit", _solved("crowd_kit")
     if task.texts is not None:
         yield "tf_idf", _tf_idf
     for each in CLEAN:
