@@ -96,3 +96,12 @@ def test_a_comparison_holds_them_beside_auto(tiny, voted, tmp_path):
     assert done.keys() == {"auto", "majority", "sklearn_cv"}
     # The labels that a run makes of votes are their majority: these two are the same head.
     assert done["majority"] == done["sklearn_cv"]
+
+
+def test_labels_that_all_fall_into_one_class_are_refused():
+    table = np.zeros((12, 2), dtype=int)
+    made = HeadMaterial(
+        np.random.default_rng(0).normal(size=(12, 3)), np.arange(12) % 2, 2, votes=Votes(table, 2)
+    )
+    with pytest.raises(DataError, match=r"puts all 12 training examples into one class.*auto or majority"):
+        method_class("majority").solve_head(made)

@@ -93,7 +93,7 @@ class VotedHeadMethod(SolvedHeadMethod):
         """Return the head of LogisticRegressionCV on these labels; an example without a vote keeps its own.
 
         Raises:
-            DataError: If there are no votes for these classes.
+            DataError: If there are no votes for these classes, or one class takes all.
             MissingExtraError: If the other package is not installed.
         """
         votes = material.votes
@@ -102,6 +102,11 @@ class VotedHeadMethod(SolvedHeadMethod):
             raise DataError(f"{cls.maker} needs votes for the {material.k} classes; {what}")
         made = cls.voted(votes, material.labels, material.seed)
         labels = np.where(made < 0, material.labels, made)
+        if len(np.unique(labels)) < 2:
+            raise DataError(
+                f"{cls.maker} puts all {len(labels)} training examples into one class; a head needs two: take "
+                "--method auto or majority"
+            )
         scaler, found, strength = cross_validated(material, labels)
         changed, silent = int((labels != material.labels).sum()), int((made < 0).sum())
         name = f"scikit-learn's LogisticRegressionCV (C = {strength:g}) on labels by {cls.maker}"
