@@ -62,6 +62,8 @@ def unscaled(scaler: object, classifier: object, k: int, name: str, reason: str)
     if len(present) == 2 and len(coefficients) == 1:
         coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
         intercept = np.array([0.0, float(intercept[0])])
+    # A feature of hardly any deviation has a huge weight: without it the other package's answers would not
+    # be its own (MiniLM's features of deviation 1e-32 tell classes apart).
     scaled = coefficients / np.asarray(scaler.scale_)  # type: ignore[attr-defined]
     weight, bias = np.zeros((k, scaled.shape[1])), np.full(k, -1e3)
     weight[present], bias[present] = scaled, intercept - scaled @ np.asarray(scaler.mean_)  # type: ignore[attr-defined]
@@ -104,8 +106,8 @@ class VotedHeadMethod(SolvedHeadMethod):
         labels = np.where(made < 0, material.labels, made)
         if len(np.unique(labels)) < 2:
             raise DataError(
-                f"{cls.maker} puts all {len(labels)} training examples into one class; a head needs two: take "
-                "--method auto or majority"
+                f"{cls.maker} puts all {len(labels)} training examples into one class; a head needs two: "
+                "take --method auto or majority"
             )
         scaler, found, strength = cross_validated(material, labels)
         changed, silent = int((labels != material.labels).sum()), int((made < 0).sum())
