@@ -63,10 +63,10 @@ learnt wrong labels, too. *Stopped*: with `--patience 3 --select best` on the no
 was told nothing; `auto, head` is `--budget fast`. How `auto` goes deeper was developed on other noise and
 other splits of the same pictures (`DEVELOPMENT` in `benchmarks/field/deeper.py`).
 
-*Two recipes.* In the short schedule, seeds 0 to 2 had `auto` behind plain fine-tuning by {before} points: the
-solved head cost more at the start than it gave. It gives less now, the longer training is, and the short
-table is of seeds that had not been run before, without the stopped run, which was the weaker one there.
-**The fitted table is of the recipe before**, on seeds 0 to 2. `{deeper_command}`:
+*Two recipes.* In the short schedule, seeds 0 to 2 had `auto` behind plain fine-tuning by {before} points. On
+development tasks the solved head's logits, and its posteriors, were then given less part the longer training
+is; the short table is of seeds that had not been run before, without the stopped run, which was weaker there.
+**The fitted table is of the recipe before**, on seeds 0 to 2, run on a GPU. `{deeper_command}`:
 
 {deeper}
 

@@ -10,6 +10,7 @@ import write_study_gap
 import write_study_heads
 from hesstune.curvature.result import BALLS, FOUND, HELD_OUT, STATEMENT
 from records import RESULTS, read_rows
+from write_field import RECIPES
 from write_study import records
 
 ROOT = Path(__file__).parents[2]
@@ -99,14 +100,24 @@ def test_of_heads_auto_has_the_best_mean_rank_as_the_readme_says():
 
 
 def test_the_readme_says_of_deeper_layers_what_the_record_shows():
-    rows = read_rows(RESULTS / "field_deeper.csv")
+    rows = [r for r in read_rows(RESULTS / "field_deeper.csv") if int(r["seed"]) in RECIPES[r["schedule"]]]
 
-    def mean(schedule, method):
-        own = [row for row in rows if (row["schedule"], row["method"]) == (schedule, method)]
-        return np.mean([float(row["accuracy"]) for row in own])
+    def gain(schedule, *tasks):
+        """Mean of `auto` minus plain, by seed."""
+        found = {}
+        for row in rows:
+            sign = {"auto": 100, "plain": -100}.get(row["method"])
+            if sign and row["schedule"] == schedule and (not tasks or row["task"] in tasks):
+                found.setdefault(int(row["seed"]), []).append(sign * float(row["accuracy"]))
+        assert len({len(own) for own in found.values()}) == 1
+        return [2 * float(np.mean(own)) for _, own in sorted(found.items())]
 
-    short, fitted = (mean(name, "auto") - mean(name, "plain") for name in ("short", "fitted"))
-    assert short < 0.005
-    assert fitted > 0.01
+    short, fitted = gain("short"), gain("fitted")
+    assert len(short) == len(fitted) == 3
+    assert min(short) > -0.5
+    assert np.mean(short) > 0.5
+    assert np.mean(fitted) > 2
+    assert max(gain("short", "art_painting pair:0.4")) < 0
     told = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert "level with `auto` or ahead as long as the schedule is short, and on average behind" in told
+    assert "or a little ahead in a short schedule, and on average ahead (with its recipe before this" in told
+    assert "strong pair noise, which it does not find there, is where it is behind" in told
