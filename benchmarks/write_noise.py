@@ -47,8 +47,8 @@ evidence says. EM's own folds leak (each probe learnt from posteriors that had s
 the choice is *nested*: each candidate is fitted, EM and all, without a fifth of the examples, and judged by
 ln Σ_c p_c(x)·F[c, ỹ] there. The simplest shape within half a standard error of the best is taken; between the
 identity and a shape that comes so near it, noise of a rate of 0.1 seen through the best probe that believes the
-labels decides for the other. No true label is read. The method `auto` takes its head from there, `hesstune clean` its probabilities, and `hesstune label` its
-label model `latent`, where an example's votes stand for its label.
+labels decides for the other. No true label is read. The method `auto` takes its head from there, `hesstune clean`
+its probabilities, and `hesstune label` its label model `latent`, where an example's votes stand for its label.
 
 The errors of `em` are those of a parametric bootstrap: true classes drawn from the probes' probabilities, labels
 from these by F, all refitted, 20 times. They know of the sample's size, not of a model that is wrong. A test

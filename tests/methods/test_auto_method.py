@@ -187,6 +187,17 @@ def test_longer_training_leaves_less_of_the_head_and_of_its_probe():
     assert np.allclose(method.posteriors.numpy(), heard, atol=1e-6)
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_an_epoch_is_counted_in_steps_not_in_batches(monkeypatch, tmp_path, accumulate):
+    auto, seen = method_class("auto"), []
+    monkeypatch.setattr(auto, "finish", lambda self: seen.append((self.steps, self.horizon, self.fall)))
+    steps = {"epochs": 2, "batch_size": 4, "accumulate": accumulate, "select": "last"}
+    ht.finetune(SMALL, out=tmp_path / "run", **steps)
+    [(taken, horizon, fall)] = seen
+    assert abs(taken - 2 * horizon) <= 2
+    assert fall == pytest.approx(min(1.0, 64 / (2 * horizon)) ** 2)
+
+
 def test_the_heads_ball_holds_its_damped_start():
     method, net, *_ = ready()
     before = net.head.weight.detach().clone()

@@ -36,9 +36,7 @@ def crowd(n=240, k=3):
 @pytest.mark.parametrize("name", ["majority", "crowd_kit", "snorkel"])
 def test_labels_are_the_packages_and_the_head_is_fitted_to_them(name):
     true, table, x = crowd()
-    given = np.where(
-        np.arange(len(true)) % 2, true, (true + 1) % 3
-    )  # half of the labels in the file are wrong
+    given = np.where(np.arange(len(true)) % 2, true, (true + 1) % 3)  # half of them wrong
     votes = Votes(table, 3)
     made = installed(name).voted(votes, given, seed=0)
     silent = (table < 0).all(axis=1)
@@ -55,10 +53,8 @@ def test_the_majority_is_counted_and_a_tie_is_the_labels():
     made = method_class("majority").voted(Votes(table, 3), np.array([1, 1, 2, 0, 0]), seed=0)
     assert made.tolist() == [0, 1, 2, -1, 2]
     # A label that nobody voted for settles nothing.
-    assert method_class("majority").voted(Votes(table, 3), np.array([2, 2, 0, 0, 0]), 0).tolist()[:2] == [
-        0,
-        0,
-    ]
+    made = method_class("majority").voted(Votes(table[:2], 3), np.array([2, 2]), seed=0)
+    assert made.tolist() == [0, 0]
 
 
 def test_crowd_kits_labels_are_crowd_kits():

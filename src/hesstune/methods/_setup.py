@@ -64,7 +64,7 @@ class MethodSetup:
         options: The method's own numbers; absent ones have their defaults.
         radius_scale: Factor of the radii from one stage of the network to the next.
         labels: (n,) the (noisy) training labels.
-        batch_size: Examples a batch.
+        batch_size: Examples an optimizer step.
         solved: The head that was solved from frozen features, or None.
         alone: Whether that head is all there is to be, for want of time or of examples to judge more by.
     """

@@ -79,6 +79,7 @@ class Auto(SolvedHeadMethod):
         self.seen: torch.Tensor | None = None
         # The mean's weights fall by a factor e in an epoch; a mean of points of a ball lies in it.
         self.horizon = max(1, round(float(setup.counts.sum()) / setup.batch_size))
+        # The part of `damping` and `probe` that is left in a run of so many steps.
         self.fall = min(1.0, SHORT / (self.horizon * setup.epochs)) ** 2
         self._believe()
         self.mean: dict[str, torch.Tensor] = {}

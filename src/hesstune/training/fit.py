@@ -274,7 +274,7 @@ def _setup(prepared: Prepared, reference: Reference, net: torch.nn.Module) -> Me
         options=config.method_options or {},
         radius_scale=config.radius_scale,
         labels=task.train.labels,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size * config.accumulate,
         solved=prepared.solved,
         alone=config.budget == "fast" or not len(task.val),
     )
