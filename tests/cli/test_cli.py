@@ -151,3 +151,10 @@ def test_photos_with_noisy_labels_through_the_command_line(pacs_photo, tmp_path)
     result = json.loads(done.stdout)["result"]
     assert result["test_accuracy"] > 0.7
     assert result["train_accuracy"] < 0.8  # 40 % of the labels are wrong: more would be fitting noise
+
+
+def test_a_comparison_of_which_every_cell_fails_is_an_error(tmp_path):
+    few = ["--methods", "lora", "--seeds", "1", *FAST, "--out", tmp_path / "a", "--json"]
+    done = inside("compare", *few)
+    assert "every cell failed, the first with: " in one_line(done)
+    assert json.loads(done.stdout.splitlines()[-1])["cells"][0]["status"] == "failed"

@@ -12,7 +12,7 @@ from hesstune import NoiseMatrix
 from hesstune.errors import ConfigError, DataError
 from hesstune.noise.estimate import estimate_noise
 from hesstune.noise.latent.channel import LabelChannel, shrunk
-from hesstune.noise.latent.choose import CANDIDATES, FEWER, TOLD, Candidate, choose
+from hesstune.noise.latent.choose import CANDIDATES, FEWER, TOLD, Candidate, Choice, choose
 from hesstune.noise.latent.em import (
     TEMPERATURES,
     _mean_scores,
@@ -21,7 +21,7 @@ from hesstune.noise.latent.em import (
     likeliest_truth,
     log_scores,
 )
-from hesstune.noise.latent.head import robust_head
+from hesstune.noise.latent.head import _doubted, robust_head
 from hesstune.noise.latent.observed import Observed
 from hesstune.noise.latent.reduction import Reduction
 from hesstune.noise.latent.soft_probe import SoftProbe
@@ -239,6 +239,19 @@ def test_who_doubts_gets_a_full_matrix_where_there_is_noise():
     assert found.choice.candidate.shape == "full"
     clean = robust_head(x, Observed.of(y, 3), candidates=candidates, held_out=1, doubting=True)
     assert clean.truth.channel.rate < 0.03
+
+
+@pytest.mark.parametrize(
+    ("gain", "rate", "shape"),
+    [(-0.01, 0.07, "full"), (-0.02, 0.07, "none"), (-0.02, 0.3, "full"), (-0.01, 0.0, "none")],
+)
+def test_labels_are_believed_where_no_noise_is_seen_or_likelihood_objects(gain, rate, shape):
+    x, y = blobs(300, 3, spread=0.3)
+    noisy = NoiseMatrix.symmetric(3, rate).corrupt(y, seed=0)
+    plain = Candidate("none", 0.1)
+    choice = Choice(plain, plain, doubting=(Candidate("full", 0.1), gain, 0.01))
+    x = Reduction.of(x).apply(x)
+    assert _doubted(x, Observed.of(noisy, 3), choice, 0).candidate.shape == shape
 
 
 def test_mean_scores_at_all_temperatures_are_those_of_one_at_a_time():

@@ -240,6 +240,15 @@ def test_wrong_options_are_told_and_nothing_is_written(tiny, tmp_path, options, 
     assert not (tmp_path / "a").exists()
 
 
+def test_a_run_that_cannot_be_prepared_leaves_no_temporary_folder(tiny, tmp_path, monkeypatch):
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    with pytest.raises(NoiseMatrixError):
+        ht.finetune({**tiny, "inject_noise": "symmetric:1.5"})
+    assert not list(place.iterdir())
+
+
 def test_the_noise_matrix_file_must_fit(tiny, tmp_path):
     ht.NoiseMatrix.symmetric(3, 0.2).save(tmp_path / "F.json")
     with pytest.raises(NoiseMatrixError, match="3 classes, but the data has 2"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from hesstune.cli.exits import Interrupted
 from hesstune.cli.options import CONFIG, DRY_RUN, JSON, QUIET, STYLE, replacing, with_options
 from hesstune.cli.render import Output, progress_bars
-from hesstune.errors import ConfigError
+from hesstune.errors import ConfigError, RunError
 from hesstune.options import make_options
 from hesstune.runs.config import FinetuneConfig
 from hesstune.study.options import CompareOptions
@@ -73,6 +73,8 @@ def compare(
         output.say(f"Left out: {method}: {why}")
     output.say(f"Written: {found.path / RESULTS}, results.csv and README.md beside it")
     output.record({"path": str(found.path), **results.to_dict()})
+    if failed and len(failed) == len(results.cells):
+        raise RunError(f"every cell failed, the first with: {failed[0].error}")
 
 
 def _values(config: Path | None, options: dict[str, Any], study: CompareOptions) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -55,7 +56,32 @@ def in_folder(
     refuse_one(config.shard)
     if config.out is None and world() > 1:
         raise ConfigError("several processes write one run: give --out, a folder that all of them see")
-    out = Path(config.out) if config.out else Path(tempfile.mkdtemp(prefix="hesstune-"))
+    with _folder(config.out) as out:
+        return _run(config, out, given, train, overwrite, resume, errors)
+
+
+@contextlib.contextmanager
+def _folder(out: str | None) -> Iterator[Path]:
+    """Yield the run's folder; a temporary one goes again where an error comes before its first file."""
+    folder = Path(out) if out else Path(tempfile.mkdtemp(prefix="hesstune-"))
+    try:
+        yield folder
+    except BaseException:
+        if not out:
+            with contextlib.suppress(OSError):  # it holds files
+                folder.rmdir()
+        raise
+
+
+def _run(
+    config: FinetuneConfig,
+    out: Path,
+    given: Given,
+    train: Callable[[Prepared, Path], Run],
+    overwrite: bool,
+    resume: bool,
+    errors: bool,
+) -> Run:
     if config.out:
         on_main_process(lambda: claim(out, overwrite, resume, create=False))
     if resume and (out / CONFIG).is_file():

@@ -18,7 +18,7 @@ from hesstune.noise.latent.soft_probe import Linear, SoftProbe
 from hesstune.storage.remembered import remembered
 from hesstune.storage.tensors import Tree
 
-__all__ = ["CANDIDATES", "FEWER", "MORE", "TOLD", "Candidate", "Choice", "choose", "refit"]
+__all__ = ["CANDIDATES", "FEWER", "MORE", "SEEN", "TOLD", "Candidate", "Choice", "choose", "refit"]
 
 # Standard errors by which a richer shape of F must do better.
 MARGIN = 0.5
@@ -78,6 +78,8 @@ class Choice:
         scores: {name: mean log-likelihood of a given label not seen}.
         gain: The chosen one's mean gain over `plain`, and its standard error.
         seen: The noise rate seen through `plain` for which it was ruled out; None: it was not.
+        doubting: Where `plain` was chosen, the one that would be of those that doubt the labels, its mean
+            gain over `plain`, and the standard error of that; else None.
     """
 
     candidate: Candidate
@@ -85,6 +87,7 @@ class Choice:
     scores: dict[str, float] = field(default_factory=dict)
     gain: tuple[float, float] = (0.0, 0.0)
     seen: float | None = None
+    doubting: tuple[Candidate, float, float] | None = None
 
     def details(self) -> dict[str, Any]:
         """Return a JSON-ready record."""
@@ -137,15 +140,16 @@ def choose(
     scores = {one.name: own for one, own in zip(candidates, found, strict=True)}
     means = {name: float(found.mean()) for name, found in scores.items()}
     plain = max((c for c in candidates if c.shape == "none"), key=lambda c: means[c.name])
-    chosen, seen = _simplest(candidates, scores), None
-    doubting = [c for c in candidates if c.shape != "none"]
-    if chosen.shape == "none" and doubting:
-        other = _simplest(doubting, scores)
-        mean, error = _gain(scores[plain.name], scores[other.name])
-        if mean <= MARGIN * error:
+    chosen, seen, doubting = _simplest(candidates, scores), None, None
+    others = [c for c in candidates if c.shape != "none"]
+    if chosen.shape == "none" and others:
+        other = _simplest(others, scores)
+        mean, error = _gain(scores[other.name], scores[plain.name])
+        doubting = (other, mean, error)
+        if mean >= -MARGIN * error:
             rate = latent_truth(x, labels, strength=plain.strength, shape="none", seed=seed).channel.rate
             chosen, seen = (other, rate) if rate >= SEEN else (chosen, None)
-    return Choice(chosen, plain, means, _gain(scores[chosen.name], scores[plain.name]), seen)
+    return Choice(chosen, plain, means, _gain(scores[chosen.name], scores[plain.name]), seen, doubting)
 
 
 def _simplest(candidates: Sequence[Candidate], scores: dict[str, NDArray[np.float64]]) -> Candidate:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from hesstune.errors import DataError
-from hesstune.noise.latent.choose import CANDIDATES, HELD_OUT, Candidate, Choice, choose, refit
+from hesstune.noise.latent.choose import CANDIDATES, HELD_OUT, SEEN, Candidate, Choice, choose, refit
 from hesstune.noise.latent.em import FOLDS, LatentTruth, latent_truth, likeliest_truth
 from hesstune.noise.latent.observed import Observed
 from hesstune.noise.latent.reduction import Reduction
@@ -20,8 +20,9 @@ __all__ = ["FEWEST", "RobustHead", "robust_head"]
 
 # Choosing among candidates takes so many examples at least, and at most MOST: more say nothing new.
 FEWEST, MOST = 40, 6000
-# A noise rate, as a plain probe sees it, at which labels are believed.
-NOISELESS = 0.02
+# Standard errors by which a full matrix may foretell labels worse, and yet be fitted where some noise, less
+# than SEEN, is seen: people's errors depend on more than the class, and speak against any matrix by one.
+OBJECTION = 1.5
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def robust_head(
         candidates: Of which one is chosen; those of the shape `told` believe the matrix that was told.
         held_out: How many fifths each candidate is judged on.
         doubting: For who asks what is wrong with the labels, not for a classifier: labels are believed only
-            where a plain probe finds next to no noise; else a full matrix is fitted, which people's errors
-            need, although they may be foretold no better by it.
+            where a plain probe sees no noise, or so little (SEEN) that likelihood may object (OBJECTION);
+            else a full matrix is fitted, which people's errors need, though foretold no better by it.
         patient: A full matrix is fitted from several starts (`likeliest_truth`), of at most MOST examples:
             more leave less to chance.
         seed: Of folds.
@@ -89,7 +90,7 @@ def robust_head(
         candidates = [one for one in candidates if one.shape in ("none", "full")]
     choice = _choice(x, labels, candidates, held_out, seed)
     if doubting:
-        choice = _doubted(x, labels, candidates, choice, seed)
+        choice = _doubted(x, labels, choice, seed)
     one, folds = choice.candidate, min(FOLDS, len(x))
     with threadpool_limits(1):  # see `one_thread_each`
         if patient and one.shape == "full" and len(x) <= MOST:
@@ -101,17 +102,14 @@ def robust_head(
     return RobustHead(Linear(weight, bias), truth, choice)
 
 
-def _doubted(
-    x: NDArray[np.float32], labels: Observed, candidates: Sequence[Candidate], choice: Choice, seed: int
-) -> Choice:
+def _doubted(x: NDArray[np.float32], labels: Observed, choice: Choice, seed: int) -> Choice:
     """Return the best full candidate in place of a plain one through which noise is seen."""
-    if choice.candidate.shape == "full" or not choice.scores:
+    if choice.candidate.shape == "full" or choice.doubting is None:
         return choice
+    other, gain, error = choice.doubting
     plain = latent_truth(x, labels, strength=choice.candidate.strength, shape="none", seed=seed)
-    full = [one for one in candidates if one.shape == "full"]
-    if plain.channel.rate <= NOISELESS or not full:
-        return choice
-    return replace(choice, candidate=max(full, key=lambda one: choice.scores[one.name]))
+    seen, objects = plain.channel.rate, gain < -OBJECTION * error
+    return replace(choice, candidate=other) if seen >= SEEN or (seen > 0 and not objects) else choice
 
 
 def _choice(
