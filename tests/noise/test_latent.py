@@ -15,7 +15,9 @@ from hesstune.noise.latent.channel import LabelChannel, shrunk
 from hesstune.noise.latent.choose import CANDIDATES, FEWER, TOLD, Candidate, Choice, choose
 from hesstune.noise.latent.em import (
     TEMPERATURES,
+    _last,
     _mean_scores,
+    _Probes,
     fold_rows,
     latent_truth,
     likeliest_truth,
@@ -262,24 +264,26 @@ def test_mean_scores_at_all_temperatures_are_those_of_one_at_a_time():
     np.testing.assert_allclose(_mean_scores(logits, likelihood, units), each, rtol=1e-12)
 
 
-def test_the_likeliest_of_several_starts_untangles_classes_mixed_up_in_pairs():
+def test_a_start_by_pairs_untangles_classes_mixed_up_in_pairs():
     rng = np.random.default_rng(1)
     k, n = 6, 600
     y = np.arange(n) % k
     x = (np.eye(k)[y] + 0.55 * rng.normal(size=(n, k))).astype(np.float32) * 4
     given = NoiseMatrix.pair(k, 0.42).corrupt(y, seed=1)
     observed = Observed.of(given, k)
+    probes = _Probes(x, 0.1, None, 5, 0)
     found = [
-        latent_truth(x, observed, strength=0.1, shape="full"),
+        _last(probes, observed, LabelChannel.start(k, "full"), 30),
+        latent_truth(x, observed, strength=0.1),
         likeliest_truth(x, observed, strength=0.1),
     ]
-    one, best = ((each.posterior.argmax(axis=1) == y).mean() for each in found)
-    assert best > 0.8 > one
+    one, usual, patient = ((each.posterior.argmax(axis=1) == y).mean() for each in found)
+    assert one < 0.8 < usual <= patient + 0.01
     foretold = [
         np.log((each.probabilities * each.channel.likelihood(observed.given)).sum(axis=1)).mean()
         for each in found
     ]
-    assert foretold[1] > foretold[0]
+    assert foretold[0] < foretold[1] <= foretold[2]
 
 
 @pytest.mark.parametrize("k", [2, 3, 5])

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.noise.shrinkage import drawn_to
@@ -18,6 +19,9 @@ Shape = Literal["none", "told", "symmetric", "full"]
 SHAPES: tuple[Shape, ...] = ("none", "told", "symmetric", "full")
 # Where the symmetric and the full one start from.
 START_RATE = 0.3
+# In a start by pairs: the share of a class's labels that go to its other one, and that of each further class;
+# and a log-likelihood that no assignment takes.
+PAIRED, TRACE, NEVER = 0.45, 1e-3, 1e6
 
 
 def shrunk(counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -57,6 +61,21 @@ class LabelChannel:
     def symmetric(cls, k: int, rate: float, shape: Shape) -> LabelChannel:
         """Return the channel that changes a label with probability `rate`, to every other class alike."""
         return cls(NoiseMatrix.symmetric(k, rate).array, shape)
+
+    @classmethod
+    def paired(cls, matrix: NDArray[np.float64]) -> LabelChannel:
+        """Return the full channel in which each class is mixed up with one other, no two with the same.
+
+        Of all such, the likeliest by `matrix`, (K, K). EM from a symmetric start may halve a pair the wrong
+        way round, and spread another class over all; taken as a whole its ends still say who goes with whom.
+        """
+        scores = np.log(np.maximum(matrix, 1e-12))
+        np.fill_diagonal(scores, -NEVER)
+        rows, other = linear_sum_assignment(scores, maximize=True)
+        found = np.full(matrix.shape, TRACE)
+        np.fill_diagonal(found, 1 - PAIRED)
+        found[rows, other] = PAIRED
+        return cls(found / found.sum(axis=1, keepdims=True), "full")
 
     @property
     def rate(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -97,7 +97,8 @@ def latent_truth(
     q_i ∝ p_c(x_i)·P(given_i | c), p from the probe that was fitted to the posteriors of the other folds, at
     the temperature that the given labels speak for; F from q; the probes from q; until F rests. Sources:
     Raykar et al. 2010; Bekker and Goldberger 2016; the cross-fitting is our own: a probe that has seen an
-    example's label confirms it.
+    example's label confirms it. A full F is also sought from where each class is mixed up with one other, and
+    that is taken if it foretells the given labels better.
 
     Args:
         x: (N, C) reduced features.
@@ -124,8 +125,13 @@ def latent_truth(
     if shape == "told":
         assert labels.told is not None
         channel = LabelChannel(labels.told, shape)
-    (found,) = deque(islice(_rounds(probes, labels, channel), ROUNDS), maxlen=1)
-    return found
+    found = _last(probes, labels, channel, ROUNDS)
+    if shape != "full" or labels.k < 3:
+        return found
+    probes = _Probes(x, strength, labels.weight, folds, seed)
+    return _likelier(
+        found, [_last(probes, labels, LabelChannel.paired(found.channel.matrix), ROUNDS)], labels
+    )
 
 
 def likeliest_truth(
@@ -133,22 +139,35 @@ def likeliest_truth(
 ) -> LatentTruth:
     """Return what EM with a full F comes to from several starts and with more rounds, if it foretells better.
 
-    Where classes are mixed up in pairs EM creeps, and may end at a worse point than another start does. Where
-    that does not foretell the given labels better, out of sample, by a standard error, what `latent_truth`
-    finds stays: where the noise depends on more than the class, EM goes past its best. What calls classes by
-    other names foretells as well, and is refused: a label must come from its own class more often than from
-    any other. It takes up to eight times as long as `latent_truth`, whose arguments these are.
+    Where classes are mixed up EM creeps, and may end at a worse point than another start does. What
+    `latent_truth` finds stays where that does not foretell the given labels better: where the noise depends
+    on more than the class, EM goes past its best. It takes up to eight times as long as `latent_truth`, whose
+    arguments these are.
     """
-    ends: list[LatentTruth] = []
+    usual = latent_truth(x, labels, strength=strength, folds=folds, seed=seed)
     second = min(SECOND_START, NEAREST * (1 - 1 / labels.k))
-    for channel in (LabelChannel.start(labels.k, "full"), LabelChannel.symmetric(labels.k, second, "full")):
+    starts = [LabelChannel.start(labels.k, "full"), LabelChannel.symmetric(labels.k, second, "full")]
+    ends: list[LatentTruth] = []
+    for at in range(3 if labels.k > 2 else 2):
+        channel = starts[at] if at < 2 else LabelChannel.paired(ends[0].channel.matrix)
         probes = _Probes(x, strength, labels.weight, folds, seed)
-        for found in islice(_rounds(probes, labels, channel), PATIENT_ROUNDS):
-            if found.rounds == ROUNDS and not ends:
-                ends.append(found)
-        ends.append(found)
+        ends.append(_last(probes, labels, channel, PATIENT_ROUNDS))
+    return _likelier(usual, ends, labels)
+
+
+def _last(probes: _Probes, labels: Observed, channel: LabelChannel, rounds: int) -> LatentTruth:
+    """Return what EM comes to in so many rounds."""
+    (found,) = deque(islice(_rounds(probes, labels, channel), rounds), maxlen=1)
+    return found
+
+
+def _likelier(usual: LatentTruth, others: Sequence[LatentTruth], labels: Observed) -> LatentTruth:
+    """Return the one that foretells given labels best, out of sample, if by a standard error; else `usual`.
+
+    What calls classes by other names foretells as well, and is refused: a label must come from its own class
+    more often than from any other.
+    """
     own = np.arange(labels.k)
-    usual, *others = ends
     ends = [usual, *(one for one in others if (one.channel.matrix.argmax(axis=0) == own).all())]
     scores = [_foretold(each, labels.given) for each in ends]
     best = int(np.argmax([each.mean() for each in scores]))
