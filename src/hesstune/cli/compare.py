@@ -18,6 +18,7 @@ from hesstune.study.options import CompareOptions
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from hesstune.study.compare import Comparison
     from hesstune.study.records import StudyResults
 
 __all__ = ["compare"]
@@ -47,7 +48,6 @@ def compare(
     if folder is None:
         raise ConfigError("give --out, the folder for the comparison, such as --out runs/cmp")
     from hesstune.study.compare import compare as run_compare
-    from hesstune.study.results import RESULTS
 
     command = shlex.join(["hesstune", *sys.argv[1:]])
     try:
@@ -61,11 +61,22 @@ def compare(
             )
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; continue with the same command: {command}") from None
-    results = found.results
-    output.say(*results.header, "")
-    tasks = results.tasks
+    output.say(*found.results.header, "")
+    tasks = found.results.tasks
     for task in [None, *tasks] if len(tasks) > 1 else tasks:
-        output.say(_table(results, task), "")
+        output.say(_table(found.results, task), "")
+    _ended(found, output)
+
+
+def _ended(found: Comparison, output: Output) -> None:
+    """Say what failed and where the results are.
+
+    Raises:
+        RunError: If every cell failed.
+    """
+    from hesstune.study.results import RESULTS
+
+    results = found.results
     failed = [c for c in results.cells if c.status == "failed"]
     for cell in failed:
         output.say(f"Failed: {cell.task}, {cell.method}, seed {cell.seed}: {cell.error}")
