@@ -161,7 +161,7 @@ def likeliest_truth(
 def _paired(
     found: LatentTruth, end: LatentTruth, probes: _Probes, labels: Observed, rounds: int
 ) -> LatentTruth:
-    """Return what EM comes to from the pairs that an end speaks for, if surely better; else what was found."""
+    """Return what EM comes to from the pairs that an end speaks for, if surely better, or `found`."""
     start = LabelChannel.paired(end.channel.matrix)
     return _likelier(found, [_last(probes, labels, start, rounds)], labels, SURE)
 
