@@ -85,7 +85,9 @@ largest expected F-measure; before it was one half). *F: em* is the matrix that 
 counts of these labels, as labels that were drawn differ from what drew them; that it is these and not the matrix
 of EM, whose rows are drawn together (`estimate:em` has that one, below), was settled on the development tasks after
 the other's rows had been seen here; so was that `clean` runs EM from a second start and for more rounds, and takes
-what that finds if given labels are foretold better, which untangles classes mixed up in pairs. `{labels_command}`:
+what that finds if given labels are foretold better, which untangles classes mixed up in pairs. Younger
+than a former version of this table, too, and settled on the development tasks (`--part development`): labels are
+believed only where no noise is seen or likelihood objects, and EM also starts from pairs. `{labels_command}`:
 
 {labels}
 
