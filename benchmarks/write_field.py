@@ -46,7 +46,7 @@ test. Where labels are the majority of votes, `auto`
 takes the votes, as a run does. One rule is younger than the first run of this table: where likelihood does
 not tell a plain head from one that doubts the labels, noise that is seen through the plain one decides. It
 was settled on the development tasks, but after five tasks below had shown `cleanlab` ahead of plain heads.
-**All tables here are older than one change**: EM with a full noise matrix now also starts from pairs of classes
+**All tables here are older than one change**: EM with a full noise matrix also starts from pairs of classes
 ([Estimating the noise matrix](noise.md)), which can change rows of `auto` where such a matrix is chosen.
 
 ## Heads
