@@ -1,5 +1,7 @@
 """Latent-truth EM: against other solvers, closed forms, and data whose truth is known."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -262,6 +264,25 @@ def test_mean_scores_at_all_temperatures_are_those_of_one_at_a_time():
     units = rng.integers(1, 4, 50).astype(float)
     each = [float(log_scores(logits, t, likelihood, units).mean()) for t in TEMPERATURES]
     np.testing.assert_allclose(_mean_scores(logits, likelihood, units), each, rtol=1e-12)
+
+
+def test_pairs_are_the_likeliest_of_all_and_none_where_noise_is_not_in_pairs():
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        k = int(rng.integers(3, 6))
+        others = [p for p in permutations(range(k)) if all(at != to for at, to in enumerate(p))]
+        truth = others[rng.integers(len(others))]
+        matrix = 0.6 * np.eye(k) + 0.02 * rng.random((k, k))
+        matrix[np.arange(k), truth] += 0.2 + 0.2 * rng.random(k)
+        matrix /= matrix.sum(axis=1, keepdims=True)
+        best = max(others, key=lambda p: sum(np.log(matrix[at, to]) for at, to in enumerate(p)))
+        channel = LabelChannel(matrix, "full")
+        assert channel.in_pairs
+        found = channel.paired().matrix
+        np.testing.assert_allclose(found.sum(axis=1), 1)
+        assert (found - np.eye(k)).argmax(axis=1).tolist() == list(best)
+    for k, rate in ((2, 0.3), (3, 0.3), (5, 0.3), (5, 0.0)):
+        assert not LabelChannel.symmetric(k, rate, "full").in_pairs
 
 
 def test_a_start_by_pairs_untangles_classes_mixed_up_in_pairs():

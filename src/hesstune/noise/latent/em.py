@@ -24,9 +24,6 @@ ROUNDS, TOLERANCE, TOLERANCE_TOLD = 30, 2e-3, 2e-2
 # Where there is time: rounds, and a second rate of symmetric noise to start from, at most a share of that at
 # which labels say nothing.
 PATIENT_ROUNDS, SECOND_START, NEAREST = 120, 0.7, 0.8
-# Standard errors by which a start by pairs must foretell better: on development tasks it did by more wherever
-# classes were mixed up in pairs, and where they were not, ends that were better by less were worse ones.
-SURE = 2.0
 FIRST_STEPS, STEPS, FULL_STEPS = 15, 4, 300
 TEMPERATURES = tuple(np.geomspace(0.3, 10.0, 19))
 # Rates of the symmetric noise through which believed labels may be read.
@@ -100,8 +97,8 @@ def latent_truth(
     q_i ∝ p_c(x_i)·P(given_i | c), p from the probe that was fitted to the posteriors of the other folds, at
     the temperature that the given labels speak for; F from q; the probes from q; until F rests. Sources:
     Raykar et al. 2010; Bekker and Goldberger 2016; the cross-fitting is our own: a probe that has seen an
-    example's label confirms it. A full F is also sought from where each class is mixed up with one other, and
-    that is taken if it foretells the given labels better.
+    example's label confirms it. A full F is also sought from where classes are mixed up in pairs
+    (`LabelChannel.paired`), and taken if it ends there and foretells the given labels better.
 
     Args:
         x: (N, C) reduced features.
@@ -161,9 +158,9 @@ def likeliest_truth(
 def _paired(
     found: LatentTruth, end: LatentTruth, probes: _Probes, labels: Observed, rounds: int
 ) -> LatentTruth:
-    """Return what EM comes to from the pairs that an end speaks for, if surely better, or `found`."""
-    start = LabelChannel.paired(end.channel.matrix)
-    return _likelier(found, [_last(probes, labels, start, rounds)], labels, SURE)
+    """Return what EM from the pairs of an end comes to, if that is in pairs and foretells better, or `found`."""
+    other = _last(probes, labels, end.channel.paired(), rounds)
+    return _likelier(found, [other] if other.channel.in_pairs else [], labels, 0.0)
 
 
 def _last(probes: _Probes, labels: Observed, channel: LabelChannel, rounds: int) -> LatentTruth:
