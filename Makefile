@@ -55,6 +55,7 @@ field: $(VENV)/.dev
 	$(BIN)/python benchmarks/field/votes.py --data $(DATA)
 	$(BIN)/python benchmarks/field/label_errors.py --data $(DATA) --seeds 5
 	$(BIN)/python benchmarks/field/rules.py --data $(DATA)
+	$(BIN)/python benchmarks/field/deeper.py --data $(DATA) --first 3 --seeds 3 --methods plain auto "auto, head"
 	$(BIN)/python benchmarks/write_field.py
 	$(BIN)/python benchmarks/write_study.py
 	$(BIN)/python benchmarks/write_noise.py

@@ -158,7 +158,7 @@ def likeliest_truth(
 def _paired(
     found: LatentTruth, end: LatentTruth, probes: _Probes, labels: Observed, rounds: int
 ) -> LatentTruth:
-    """Return what EM from the pairs of an end comes to, if that is in pairs and foretells better, or `found`."""
+    """Return what EM from an end's pairs comes to, if that is in pairs and foretells better; else `found`."""
     other = _last(probes, labels, end.channel.paired(), rounds)
     return _likelier(found, [other] if other.channel.in_pairs else [], labels, 0.0)
 
