@@ -87,7 +87,9 @@ of EM, whose rows are drawn together (`estimate:em` has that one, below), was se
 the other's rows had been seen here; so was that `clean` runs EM from a second start and for more rounds, and takes
 what that finds if given labels are foretold better, which untangles classes mixed up in pairs. Younger
 than a former version of this table, too, and settled on the development tasks (`--part development`): labels are
-believed only where no noise is seen or likelihood objects, and EM also starts from pairs. `{labels_command}`:
+believed only where no noise is seen or likelihood objects; and EM also starts from pairs of classes, each mixed up
+with one other, which counts where it ends in pairs, too, and foretells better (without that condition it had been
+taken for a better point on labels that people gave, there and in a former version of this table). `{labels_command}`:
 
 {labels}
 
