@@ -34,7 +34,9 @@ tenths of δ and is returned where it is smaller: with KL = 0 PAC-Bayes is a hol
 - `--method certified` minimises the bound itself: the head first, on features computed once, then all that
   trains, by descent in units of the prior's deviations; the noise's size is learnt and snapped to the grid.
 - `--prior-fraction 0.5` repeats the run's recipe on half of the examples for the prior's centre, trains
-  the posterior from there on all, and counts on the other half.
+  the posterior from there on all, and counts on the other half. What the run found on all examples (a head's
+  penalty, default radii, a solved head, patience) is found anew on the first half: the prior knows nothing of the
+  other.
 - Labels are true if nothing says otherwise. Soft labels and votes are a model's answers, and true only with
   `--noise-is none`; a matrix says where it came from, and an estimate is never known. `--test-labels` says what
   the test part's labels are worth.

@@ -1,6 +1,7 @@
 """A run certified from its folder: what it counts on, what it refuses, and the prior trained on a part."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 import hesstune as ht
 from hesstune.analysis.certify import certify_run
 from hesstune.analysis.subject import InputExamples
+from hesstune.analysis.trained_prior import parted
 from hesstune.bounds.data import BoundData
 from hesstune.bounds.record import Certificate
+from hesstune.data.load import load_task
 from hesstune.errors import ConfigError, DataError, LayerError, ModelError, RunError
 from hesstune.inputs.batches import make_inputs
 from hesstune.runs.task import run_task
@@ -236,3 +239,38 @@ def test_a_clean_sample_does_not_make_votes_class_conditional(tiny, tmp_path, mo
     monkeypatch.setattr("hesstune.analysis.label_story.noise_story", lambda *_: "instance_dependent")
     with pytest.raises(DataError, match="depend on the input"):
         certify_run(run, clean_sample=tmp_path / "clean.csv")
+
+
+@pytest.mark.parametrize(("method", "train"), [("vanilla", "head"), ("robust", "head"), ("auto", "last:2")])
+def test_a_prior_depends_on_nothing_of_the_examples_of_its_bound(tmp_path, method, train):
+    """Penalty, radii, head and patience: the run finds them on all examples, the prior on its part."""
+    task = load_task("digits", size=32, limit=150)
+    n, told = len(task.train), {} if method == "auto" else {"noise_matrix": "symmetric:0.2"}
+    first, rest = parted(np.arange(n), 0.5, 0)
+    other = task.train.labels.copy()
+    other[rest] = np.random.default_rng(1).integers(0, task.k, len(rest))
+    found = []
+    for name, labels in (("as they are", task.train.labels), ("others", other)):
+        given = replace(task, train=replace(task.train, labels=labels))
+        run = ht.finetune(given, method=method, train=train, epochs=2, out=tmp_path / name, **told)
+        certify_run(run, bound="holdout", prior_fraction=0.5, diagnostic=True)
+        prior = ht.Run.load(run.path / "prior")
+        used = [line["id"] for line in prior.labels() if line["part"] == "train"]
+        assert set(used) <= {task.train.ids[at] for at in first}
+        found.append((run, prior))
+    prior, prior_of_others = (prior for _, prior in found)
+    weights = dict(prior_of_others.model().named_parameters())
+    assert all(torch.equal(weight, weights[name]) for name, weight in prior.model().named_parameters())
+    assert prior.outcome.radii == prior_of_others.outcome.radii
+    settled = [(each.config.weight_decay, each.config.patience, each.outcome.radii) for each, _ in found]
+    assert settled[0] != settled[1]  # what must not reach the prior
+
+
+def test_a_prior_keeps_what_its_user_asked_for(tmp_path):
+    run = ht.finetune(
+        "digits", image_size=32, limit=150, val_fraction=0.0, method="vanilla", train="head", epochs=2,
+        weight_decay=0.5, out=tmp_path / "run",
+    )  # fmt: skip
+    assert run.facts.settled == ["patience"]
+    certify_run(run, bound="holdout", prior_fraction=0.5, noise_is="none", diagnostic=True)
+    assert ht.Run.load(run.path / "prior").config.weight_decay == 0.5

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from hesstune.analysis.near_copies import Found, NearCopies
 from hesstune.data.examples import Task
 from hesstune.errors import DataError
-from hesstune.methods import method_class
 from hesstune.models.load import LoadedModel
 from hesstune.models.train_parts import freeze
 from hesstune.reference import Reference
@@ -24,7 +23,7 @@ from hesstune.runs.records import COMPRESSED, POSTERIOR, PRIOR, RECORD
 from hesstune.runs.run import Run
 from hesstune.runtime.distributed import all_reduce_sum, on_main_process, rank
 from hesstune.training.fit import fit_prepared
-from hesstune.training.prepare import Prepared, with_solved_head
+from hesstune.training.prepare import SETTLED, Prepared, settle
 
 __all__ = ["Centred", "Picked", "compressed", "network_of_part", "parted", "with_trained_prior"]
 
@@ -253,7 +252,10 @@ class Part:
         rest, more = copies.counted("train", others)
         base = Prepared.of(run, task, device)
         key: dict[str, object] = {"fraction": fraction, "seed": seed, "rows": first.tolist()}
-        recipe = run.config.model_copy(update={"shard": False})
+        # What all examples settled is settled anew by the part. Older versions did not record what that was.
+        told = run.facts.settled
+        anew = dict.fromkeys(SETTLED if told is None else told)
+        recipe = run.config.model_copy(update={"shard": False, **anew})
         seen = replace(task, train=task.train.take(first), val=task.val.take(selecting))
         prior = _trained(replace(base, task=seen), recipe, run.path / PRIOR, key, progress)
         return cls(base, prior, first, rest, key, selecting, found + more)
@@ -310,10 +312,8 @@ def _trained(
     made_from = {**key, "config": {**config.to_dict(), "out": None}, **_contents(prepared)}
     if _first_has(out, made_from):
         return Run.load(out, data=prepared.given.data, model=prepared.given.model)
-    own = replace(prepared, config=config)
     with entered(out, overwrite=True, resume=False):
-        if method_class(config.method).solves_head:  # of these examples alone
-            own = with_solved_head(own)
+        own = settle(replace(prepared, config=config))  # of these examples alone
         run = fit_prepared(own, out, progress=progress)
         run.add(made_from=made_from)
         on_main_process(run.write_record)
@@ -325,6 +325,7 @@ def _contents(prepared: Prepared) -> dict[str, object]:
     start = Reference.of(prepared.loaded.model)
     told = prepared.noise_matrix
     return {
+        "settled": "by these examples",
         "checksums": fingerprints(prepared.task, {name: start[name] for name in start.names()}),
         "noise_matrix": None if told is None else told.array.tolist(),
     }

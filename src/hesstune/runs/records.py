@@ -150,6 +150,7 @@ class RunRecord(Stored):
     texts_cut: int = 0
     notes: list[str] = []
     recipe: Recipe | None = None
+    settled: list[str] | None = None  # options that the examples settled; None: an older version, not told
     result: Result | None = None
     made_from: dict[str, Any] | None = None
 

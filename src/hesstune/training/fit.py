@@ -322,6 +322,7 @@ def _record(prepared: Prepared) -> RunRecord:
             estimate_notes=prepared.estimate.notes if prepared.estimate else [],
         ),
         recipe=None if prepared.solved is None else Recipe(**prepared.solved.told()),
+        settled=prepared.settled,
         versions={
             "hesstune": __version__,
             "torch": torch.__version__,

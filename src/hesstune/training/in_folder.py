@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from hesstune.runs.sharded import refuse_one, weights_of
 from hesstune.runs.start_check import check_unchanged
 from hesstune.runtime.distributed import on_main_process, refuse_adapting, start_ranks, world
 from hesstune.storage.remembered import remembering
-from hesstune.training.prepare import Prepared, prepare
+from hesstune.training.prepare import SETTLED, Prepared, prepare
 from hesstune.training.tracking import check_tracker
 
 __all__ = ["in_folder"]
@@ -84,6 +85,7 @@ def _run(
 ) -> Run:
     if config.out:
         on_main_process(lambda: claim(out, overwrite, resume, create=False))
+    open_options = _open_options(config, out, resume)
     if resume and (out / CONFIG).is_file():
         before = read_config(out / CONFIG)
         config = _as_settled(config, before, out)
@@ -96,11 +98,21 @@ def _run(
     with torch.random.fork_rng(devices=devices), sharing(), remembering():
         torch.manual_seed(config.seed)
         prepared = prepare(config, out / NOISE_MATRIX if resume else None, given, errors)
+        prepared = replace(prepared, settled=open_options)
         with entered(out, overwrite, resume):
             if resume and (run := _finished(out, given)) is not None:
                 check_unchanged(run, _checksums(prepared))
                 return run  # before, of objects, or by another process, while this one was loading
             return train(prepared, out)
+
+
+def _open_options(config: FinetuneConfig, out: Path, resume: bool) -> list[str]:
+    """Return the options that the examples settle, or have settled when the run began."""
+    found = {name for name in SETTLED if getattr(config, name) is None}
+    if resume and (out / CONFIG).is_file():  # asked for by the folder's own configuration, it may be
+        told = Run.load(out).facts.settled if (out / RECORD).is_file() else None
+        found |= set(SETTLED if told is None else told)
+    return sorted(found)
 
 
 def _as_settled(config: FinetuneConfig, before: FinetuneConfig, out: Path) -> FinetuneConfig:

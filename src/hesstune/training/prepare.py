@@ -33,10 +33,11 @@ from hesstune.training.order import BatchOrder
 from hesstune.training.penalty import with_head_penalty
 from hesstune.training.solve import found_noise, solved_head
 
-__all__ = ["AUTOMATIC", "Prepared", "named_radii", "prepare", "with_solved_head"]
-
+__all__ = ["AUTOMATIC", "SETTLED", "Prepared", "named_radii", "prepare", "settle"]
 
 AUTOMATIC = ("auto", "curvature")
+# Options that the training examples may settle where the user does not.
+SETTLED = ("weight_decay", "patience")
 # Epochs without a gain after which deeper layers end where labels are noisy, and nobody said.
 PATIENCE = 4
 
@@ -57,6 +58,7 @@ class Prepared:
         given: Data and model, where they were objects.
         notes: What was changed, or had no effect, of what was asked for.
         solved: The head that the method solved from frozen features, or None.
+        settled: Options of `config` that the examples have settled.
     """
 
     config: FinetuneConfig
@@ -70,10 +72,11 @@ class Prepared:
     given: Given = field(default_factory=Given)
     notes: list[str] = field(default_factory=list)
     solved: SolvedHead | None = None
+    settled: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, run: Run, task: Task, device: torch.device) -> Prepared:
-        """Return what a finished run started from, with these examples."""
+        """Return what a finished run started from, with these examples; `settle` finds the rest on them."""
         config = run.config
         injected = injected_noise(config, task)
         loaded = run.loaded()
@@ -81,8 +84,6 @@ class Prepared:
         to_channels_last(loaded.model, device)
         freeze(loaded.model, config.train, loaded.head)
         radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
-        if radius is None and has_default_radii(config):
-            radius = named_radii(default_radii(config, task, loaded, device), loaded)
         # What was found with a solved head is of all the run's examples, and not for some of them.
         found = method_class(config.method).solves_head and config.noise_matrix is None
         told = None if found else run.noise_matrix
@@ -138,12 +139,22 @@ def prepare(
     counts = np.bincount(labels, minlength=task.k)
     BatchOrder(config, counts, labels)  # what it refuses is told before anything is written
     notes = run_notes(config, task, loaded, noise_matrix, counts)
-    config, told = with_head_penalty(config, task, loaded, device)
-    notes += told
+    return settle(
+        Prepared(config, task, loaded, injected, noise_matrix, device, radius, estimate, given, notes)
+    )
+
+
+def settle(prepared: Prepared) -> Prepared:
+    """Return the same with what its training examples settle: penalty, radii, and a head that is solved.
+
+    Whatever of these is settled already stays: a run of a part of the examples must be asked for it anew.
+    """
+    task, loaded, device, radius = prepared.task, prepared.loaded, prepared.device, prepared.radius
+    config, told = with_head_penalty(prepared.config, task, loaded, device)
     if radius is None and has_default_radii(config):
         radius = named_radii(default_radii(config, task, loaded, device), loaded)
-    prepared = Prepared(config, task, loaded, injected, noise_matrix, device, radius, estimate, given, notes)
-    return with_solved_head(prepared) if solves else prepared
+    found = replace(prepared, config=config, radius=radius, notes=[*prepared.notes, *told])
+    return _with_solved_head(found) if method_class(config.method).solves_head else found
 
 
 def _told(config: FinetuneConfig, task: Task, injected: NoiseMatrix | None) -> NoiseMatrix | None:
@@ -158,7 +169,7 @@ def _told(config: FinetuneConfig, task: Task, injected: NoiseMatrix | None) -> N
     return told
 
 
-def with_solved_head(prepared: Prepared) -> Prepared:
+def _with_solved_head(prepared: Prepared) -> Prepared:
     """Return the same with the head that the run's method solves, and the noise that was found with it."""
     config, task, noise_matrix = prepared.config, prepared.task, prepared.noise_matrix
     solved = solved_head(config, task, prepared.loaded, prepared.device, noise_matrix)
