@@ -11,7 +11,7 @@ from hesstune.inputs.batches import predict_logits
 from hesstune.inputs.features import cached_features
 from hesstune.inputs.image_inputs import ImageInputs
 from hesstune.runs.checkpoint import Checkpoints
-from hesstune.runs.config import FinetuneConfig, make_config
+from hesstune.runs.config import FinetuneConfig, make_config, read_config
 from hesstune.runs.folder import locked
 from hesstune.storage.tensors import load_tree, save_tree
 from hesstune.training.optim import make_schedule
@@ -85,6 +85,28 @@ def test_resumed_equals_uninterrupted_weight_for_weight(tiny, tmp_path, monkeypa
     assert [m["epoch"] for m in resumed.metrics] == [1, 2, 3, 4]
     untimed = [[{k: v for k, v in m.items() if k != "seconds"} for m in r.metrics] for r in (whole, resumed)]
     assert untimed[0] == untimed[1]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_resumed_run_still_tells_what_its_examples_settled(tiny, tmp_path, monkeypatch, recorded):
+    """The folder's own options, which the command takes up, hold a penalty that nobody asked for."""
+    monkeypatch.setattr("hesstune.training.trainer.CHECKPOINT_SECONDS", 0)
+
+    class Stop(Exception):
+        pass
+
+    def stop(done, total, text):
+        if done > total * 0.6:
+            raise Stop
+
+    out = tmp_path / "a"
+    with pytest.raises(Stop):
+        ht.finetune(tiny, method="vanilla", train="head", out=str(out), progress=stop)
+    assert read_config(out / "config.yaml").weight_decay is not None
+    if not recorded:  # killed between its two first files
+        (out / "run.json").unlink()
+    resumed = ht.finetune(read_config(out / "config.yaml").to_dict(), resume=True)
+    assert resumed.facts.settled == ["patience", "weight_decay"]
 
 
 def test_resume_starts_over_or_returns_the_finished_run_and_refuses_changes(tiny, tmp_path):
