@@ -136,8 +136,8 @@ def _options(cell: Cell, data: Path, folder: Path) -> dict[str, Any]:
         found["inject_noise"] = f"symmetric:{cell.noise}"
     elif cell.method == "robust":
         found["noise_matrix"] = "0"
-    if network == "head" and cell.method in ("robust", "constraint"):
-        found["radius"] = {"head": 2.0}  # the default with which all were run
+    if cell.method in ("robust", "constraint"):  # the defaults with which all were run
+        found["radius"] = {"head": 2.0} if network == "head" else {"head": 0.25, "*": 0.05}
     if network == "minilm":
         found |= {"model": "minilm", "lr": 1e-4, "max_length": 48}
     elif network == "head":

@@ -69,8 +69,9 @@ other splits of the same pictures (`DEVELOPMENT` in `benchmarks/field/deeper.py`
 *Two recipes.* In the short schedule, seeds 0 to 2 had `auto` behind plain fine-tuning by {before} points. On
 development tasks the solved head's logits, and its posteriors, were then given less part the longer training
 is. Both tables are of seeds that no recipe had been run on before, once each. Seeds 4 and 5 of the fitted
-one, and its `robust`, which is told the noise rate, ran on a GPU. The short one is without stopped runs:
-weaker there with the recipe before. `{deeper_command}`; for the fitted one `--schedule fitted`:
+one, and its `robust`, which is told the noise rate, ran on a GPU; its balls have 0.05, the head's 0.25, the
+default before the present one. The short one is without stopped runs: weaker there with the recipe before.
+`{deeper_command}`; for the fitted one `--schedule fitted`:
 
 {deeper}
 

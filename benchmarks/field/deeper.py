@@ -55,7 +55,7 @@ BUDGET: dict[str, Any] = {"image_size": 64, "limit": 500, "train": "all"}
 METHODS: dict[str, dict[str, Any]] = {
     "plain": {"method": "vanilla"},
     "plain, stopped": {"method": "vanilla", "patience": 3, "select": "best"},
-    "robust, told": {"method": "robust"},
+    "robust, told": {"method": "robust", "radius": {"head": 0.25, "*": 0.05}},
     "auto, head": {"method": "auto", "budget": "fast"},
     "auto": {"method": "auto"},
 }

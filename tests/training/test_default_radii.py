@@ -1,4 +1,4 @@
-"""Radii nobody gave: of a head alone by what penalised cross-entropy fits, else constants."""
+"""Radii nobody gave: of a head by what penalised cross-entropy fits, of other layers by their norms."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 import hesstune as ht
 from hesstune.inputs.feature_store import frozen_features
+from hesstune.methods.constraint import Constraint
 from hesstune.training.radii import FACTORS
 
 
@@ -44,17 +45,47 @@ def test_a_head_alone_has_twice_the_norm_of_the_fitted_head(plain):
     assert half.outcome.radii == pytest.approx({f"{run.facts.head}.weight": fitted}, rel=0.02)
 
 
-def test_beside_other_layers_it_has_a_constant(plain):
-    run = ht.finetune(plain, keep_weights=False)
+def test_beside_other_layers_it_has_a_quarter_and_they_a_share_of_their_norms(plain):
+    run = ht.finetune(plain)
     head = f"{run.facts.head}.weight"
-    assert len(run.outcome.radii) > 1
-    assert all(r == (0.25 if name == head else 0.05) for name, r in run.outcome.radii.items())
+    alone = ht.finetune({**plain, "train": "head"}, keep_weights=False).outcome.radii[head]
+    norms = {name: float(run.reference()[name].norm()) for name in run.outcome.radii}
+    assert len(norms) > 1
+    expected = {name: alone / 4 if name == head else 0.003 * norm for name, norm in norms.items()}
+    assert run.outcome.radii == pytest.approx(expected, rel=1e-5)
+    assert all(d <= run.outcome.radii[n] * (1 + 1e-5) for n, d in run.outcome.distances.items())
+    half = ht.finetune({**plain, "method_options": {"layer_share": 0.0015}}, keep_weights=False).outcome.radii
+    assert half == pytest.approx({n: r if n == head else r / 2 for n, r in expected.items()}, rel=1e-5)
+
+
+def test_the_last_layer_alone_is_a_head_alone(plain):
+    one, two = (
+        ht.finetune({**plain, "train": t}, keep_weights=False).outcome.radii for t in ("head", "last:1")
+    )
+    assert one == two
+
+
+def test_layers_without_a_head_have_shares_alone(plain):
+    run = ht.finetune({**plain, "train": "0.*"})
+    assert run.outcome.radii["0.weight"] == pytest.approx(0.003 * float(run.reference()["0.weight"].norm()))
+    assert run.outcome.distances["0.weight"] > 0
+
+
+def test_a_method_of_ones_own_has_default_radii_without_declaring_their_options(plain):
+    class Held(Constraint):
+        own_options = {}
+
+    kinds = (Held, "constraint")
+    of_own, usual = (ht.finetune(plain, method=kind, keep_weights=False).outcome.radii for kind in kinds)
+    assert of_own == usual
 
 
 def test_a_share_beside_a_given_radius_is_said_to_have_no_effect(plain):
     told = ht.finetune({**plain, "radius": 0.5, "method_options": {"head_share": 1.0}}, keep_weights=False)
     assert set(told.outcome.radii.values()) == {0.5}
     assert any("no effect of the method options head_share" in note for note in told.facts.notes)
+    told = ht.finetune({**plain, "train": "head", "method_options": {"layer_share": 0.1}}, keep_weights=False)
+    assert "the head alone is trained: no effect of the method options layer_share" in told.facts.notes
 
 
 def test_the_balls_follow_the_scale_of_what_the_head_is_given():

@@ -6,6 +6,8 @@ grow with depth, as in the paper's code.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hesstune.constraints.distance import (
     DistanceConstraint,
     depth_scaled,
@@ -17,19 +19,32 @@ from hesstune.methods._base import Method
 from hesstune.methods._setup import MethodSetup, Option
 
 TASKS = "development tasks of benchmarks/field/tasks.py"
-# Radii where none is given and more than the head is trained; the last layer is `head`.
-WHOLE = {"head": 0.25, "*": 0.05}
-# Options of those that are made where none is given.
+# Options of the radii that are made where none is given.
 RADII = {
     "head_share": Option(
         2.0,
         "of the norm of the head that penalised cross-entropy fits: the radius of a head that is trained "
-        f"alone; {TASKS}",
+        f"alone, of which a head beside other layers has a quarter; {TASKS}",
         low=1e-6,
         search=(0.5, 8.0),
         log=True,
     ),
+    "layer_share": Option(
+        0.003,
+        "of a layer's norm: the radius of a layer that is not the head; pictures and sentences, 12 and 40 "
+        "epochs",
+        low=1e-9,
+        search=(0.0005, 0.05),
+        log=True,
+    ),
 }
+
+
+def unheard(radius: object, train: str) -> tuple[str, ...]:
+    """Return the options of RADII that have no effect beside the radii that were asked for."""
+    if isinstance(radius, float | Mapping):
+        return tuple(RADII)
+    return ("layer_share",) if train == "head" else ()
 
 
 class Constraint(Method):

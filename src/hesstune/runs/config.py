@@ -60,7 +60,7 @@ class FinetuneConfig(
         changes["method_options"] = kind.checked_options(self.method_options) or None
         changes["lr"] = self.lr or changes.get("lr") or usual_lr(self.train)
         changes |= self._decay(kind, changes)
-        changes |= self._radius(kind, changes)
+        changes |= self._radius(kind)
         if kind.uses_noise() and not kind.solves_head and not self.noise_matrix and self.inject_noise:
             changes["noise_matrix"] = "true"
         if kind.needs_noise_matrix and changes.get("noise_matrix", self.noise_matrix) is None:
@@ -99,15 +99,10 @@ class FinetuneConfig(
             return {}
         return {"weight_decay": given or 0.0}
 
-    def _radius(self, kind: type[Method], changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the radii, where they are settled: those of a head alone are made of its examples."""
-        from hesstune.methods.constraint import WHOLE
-
+    def _radius(self, kind: type[Method]) -> dict[str, Any]:
+        """Return the radii, where they are settled: defaults are made of the network and its examples."""
         if not kind.constrained and self.radius in ("auto", "curvature"):
             return {"radius": None}  # there is no ball to choose; a comparison may ask all methods alike
-        held = kind.constrained and not kind.solves_head
-        if held and self.train != "head" and self.radius is None and "radius" not in changes:
-            return {"radius": dict(WHOLE)}
         return {}
 
     def _warmup(self, kind: type[Method]) -> int:

@@ -10,7 +10,7 @@ from hesstune._former import former_names
 from hesstune.errors import HesstuneError, MissingExtraError
 from hesstune.methods import method_class
 from hesstune.methods._setup import Option
-from hesstune.methods.constraint import RADII
+from hesstune.methods.constraint import unheard
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.study.records import Options, Search, Trial
 from hesstune.training.finetune import finetune
@@ -112,8 +112,8 @@ def _suggested(config: FinetuneConfig, trial: Any) -> FinetuneConfig:
 
 def _searched(config: FinetuneConfig) -> dict[str, Option]:
     """Return the method's own options that have an effect: a radius that is given is no share."""
-    found = method_class(config.method).own_options
-    return {name: option for name, option in found.items() if not (_scales(config) and name in RADII)}
+    found, idle = method_class(config.method).own_options, unheard(config.radius, config.train)
+    return {name: option for name, option in found.items() if name not in idle}
 
 
 def _scales(config: FinetuneConfig) -> bool:

@@ -1,9 +1,9 @@
-"""Default radii of the balls: of a head alone by the training examples, else constants.
+"""Default radii of the balls: shares of what the data and the network say, layer by layer.
 
-A head that is trained alone starts from zero, and its ball has a multiple of the norm of the head that
-penalised cross-entropy fits to the labels as given: as far as these features carry it. Where other layers
-are trained, too, shares of their norms were tried instead: on development tasks now better, now far worse
-than the constants, which come from one demo.
+A head starts from zero, and its ball has a share of the norm of the head that penalised cross-entropy fits to
+the labels as given: as far as these features carry it. Any other layer's ball has a share of the layer's own
+norm, a small one: the backward-corrected loss is unbounded below, and what balls leave room for, it takes in
+long training.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import torch
 from hesstune.constraints.distance import weight_norm
 from hesstune.data.examples import Task
 from hesstune.methods import method_class
-from hesstune.methods.constraint import WHOLE
+from hesstune.methods.constraint import RADII
 from hesstune.models.load import LoadedModel
+from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig
 from hesstune.training.penalty import penalised_head_of
 
 __all__ = ["default_radii", "has_default_radii"]
 
-# A head of zeros has some room, too; one that is not linear, or has too few examples, has the second.
+# A layer of zeros has some room, too; a head that is not linear, or has too few examples, has the second.
 LEAST, UNFITTED = 1e-6, 2.0
+# What a head has beside other layers, which carry it, too: this part of what it has alone.
+BESIDE = 0.25
 
 
 def has_default_radii(config: FinetuneConfig) -> bool:
@@ -33,18 +36,25 @@ def has_default_radii(config: FinetuneConfig) -> bool:
 def default_radii(
     config: FinetuneConfig, task: Task, loaded: LoadedModel, device: torch.device
 ) -> dict[str, float]:
-    """Return {pattern: radius}, the last layer as `head`, in the run's norm.
+    """Return {layer: radius}, the last layer as `head`, in the run's norm.
 
     Args:
-        config: The resolved configuration; the method's option `head_share` counts.
+        config: The resolved configuration; the method's options `head_share` and `layer_share` count.
         task: With the labels to be trained on.
-        loaded: The network at its reference; it is left as it is.
+        loaded: The network at its reference, frozen but for what trains; it is left as it is.
         device: Where features are computed.
     """
-    if config.train != "head":
-        return dict(WHOLE)
-    fitted = penalised_head_of(config, task, loaded, device)
-    if fitted is None:
-        return {"head": UNFITTED}
-    share, weight = (config.method_options or {})["head_share"], torch.from_numpy(fitted[1]).T
-    return {"head": max(share * weight_norm(weight, config.norm), LEAST)}
+    shares = {name: option.default for name, option in RADII.items()} | (config.method_options or {})
+    start = Reference.of(loaded.model)
+    trained = {name for name, parameter in loaded.model.named_parameters() if parameter.requires_grad}
+    others = [name for name in start.layers() if name in trained and name != loaded.head_layer]
+    found = {
+        name: max(shares["layer_share"] * weight_norm(start[name], config.norm), LEAST) for name in others
+    }
+    if others and loaded.head_layer not in trained:
+        return found
+    fitted, radius = penalised_head_of(config, task, loaded, device), UNFITTED
+    if fitted is not None:
+        weight = torch.from_numpy(fitted[1]).T
+        radius = max(shares["head_share"] * weight_norm(weight, config.norm), LEAST)
+    return {**found, "head": BESIDE * radius if others else radius}

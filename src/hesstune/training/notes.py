@@ -10,7 +10,7 @@ from hesstune.data.examples import Task
 from hesstune.methods import method_class
 from hesstune.methods._losses import clean_shares
 from hesstune.methods.consistent import Consistent
-from hesstune.methods.constraint import RADII
+from hesstune.methods.constraint import RADII, unheard
 from hesstune.methods.robust import Robust
 from hesstune.models.load import LoadedModel
 from hesstune.noise.matrix import NoiseMatrix
@@ -60,10 +60,13 @@ def run_notes(
     notes += [
         f"{why}: no effect of {written(names)}" for why, names in _unused(config, task, loaded) if names
     ]
-    if not kind.solves_head and isinstance(config.radius, float | dict):
-        own = [n for n in RADII if (config.method_options or {}).get(n, RADII[n].default) != RADII[n].default]
+    if kind.constrained and not kind.solves_head:
+        given = config.method_options or {}
+        own = [n for n in unheard(config.radius, config.train) if n in kind.own_options]
+        own = [n for n in own if given.get(n, RADII[n].default) != RADII[n].default]
+        why = "the head alone is trained" if config.radius is None else "radii are given"
         if own:
-            notes.append(f"radii are given: no effect of the method options {', '.join(own)}")
+            notes.append(f"{why}: no effect of the method options {', '.join(own)}")
     if config.patience is not None and config.patience >= config.epochs and not kind.solves_head:
         notes.append(f"a patience of {config.patience} cannot end {config.epochs} epochs early")
     return notes
