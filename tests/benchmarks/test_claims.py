@@ -123,3 +123,18 @@ def test_the_readme_says_of_deeper_layers_what_the_record_shows():
     assert "or a little ahead in a short schedule" in told
     assert f"{np.mean(fitted):.1f} points ahead of it, and {stopped:.1f} ahead of one that is stopped" in told
     assert "Strong pair noise, which it does not find there, is where it is behind" in told
+
+
+def test_default_radii_did_on_development_tasks_what_the_page_of_distances_says():
+    rows = read_rows(RESULTS / "field_radii_development.csv")
+
+    def mean(rule, epochs, sentences=False):
+        found = [r for r in rows if (r["rule"], r["epochs"]) == (rule, epochs)]
+        found = [r for r in found if (r["source"] == "sst2") == sentences]
+        return 100 * float(np.mean([float(r["accuracy"]) for r in found]))
+
+    assert mean("share 0.003", "12", sentences=True) > mean("constants", "12", sentences=True) + 2
+    assert abs(mean("share 0.003", "40") - mean("constants", "40")) < 1
+    for rule in ("share 0.05, head 8", "stopped distances"):
+        assert abs(mean(rule, "12") - mean("constants", "12")) < 1
+        assert mean(rule, "40") < mean("share 0.003", "40") - 5
