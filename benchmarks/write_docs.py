@@ -203,6 +203,29 @@ runs of three epochs an image was decoded {decoded:g} time{"s" * (decoded != 1)}
 """
 
 
+def auto_cost(record: dict[str, Any]) -> str:
+    made = record["comparison"]
+    methods = ", ".join(f"`{name}`" for name in made["methods"])
+    lines = "\n".join(
+        f"| {head['n']:,} | {head['auto_over_own']:.1f} | {head['auto_over_scikit-learn']:.1f} |"
+        for head in record["heads"]
+    )
+    return f"""## What `auto` costs
+
+`{record["command"]}`: processor time of `auto`'s head, on features that are
+there and CIFAR-10N's worst labels, over that of one head with its penalty by cross-validation: our own, and
+scikit-learn's `LogisticRegressionCV` (the goal is 3 at most).
+
+| examples | over our own | over scikit-learn's |
+|---:|---:|---:|
+{lines}
+
+{len(made["methods"])} methods ({methods}) by {made["seeds"]} seeds on {made["images"]:,} images take
+{made["seconds_beyond_one_cell"]:.0f} seconds longer than one method with one seed, which computes the features, on
+{made["threads"]} cores; the goal of under 60 is {"reached" if made["goal_reached"] else "missed"} on this machine.
+"""
+
+
 SECTIONS = {
     "demo": demo,
     "training_step": training_step,
@@ -216,6 +239,7 @@ SECTIONS = {
     "versions": versions,
     "scale": scale,
     "compare_speed": compare_speed,
+    "auto_cost": auto_cost,
     "report_page": report_page,
 }
 

@@ -59,9 +59,9 @@ def _solved(name: str) -> Head:
 
 def _cross_validated(task: FieldTask, labels: NDArray[np.int64], seed: int) -> tuple[float, str]:
     material = HeadMaterial(task.x, labels, task.k, seed=seed)
-    scaler, found, strength = cross_validated(material, labels)
+    scaler, found = cross_validated(material, labels)
     given = found.predict(scaler.transform(task.x_test))  # type: ignore[attr-defined]
-    return float((given == task.y_test).mean()), f"C = {strength:g}"
+    return float((given == task.y_test).mean()), f"C = {found.strength:g}"
 
 
 def _tf_idf(task: FieldTask, seed: int) -> tuple[float, str]:
@@ -86,9 +86,9 @@ def _clean_alone(each: int) -> Head:
         order = np.random.default_rng([seed, each]).permutation(len(y))
         rows = np.concatenate([order[y[order] == c][:each] for c in range(task.k)])
         few = HeadMaterial(x[rows], y[rows], task.k, seed=seed)
-        scaler, found, strength = cross_validated(few, y[rows])
+        scaler, found = cross_validated(few, y[rows])
         given = found.predict(scaler.transform(task.x_test))  # type: ignore[attr-defined]
-        return float((given == task.y_test).mean()), f"C = {strength:g}"
+        return float((given == task.y_test).mean()), f"C = {found.strength:g}"
 
     return run
 

@@ -93,7 +93,7 @@ def _cross_fitted(task: FieldTask, seed: int) -> NDArray[np.float64]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    _, _, strength = cross_validated(HeadMaterial(task.x, task.given, task.k, seed=seed), task.given)
+    strength = cross_validated(HeadMaterial(task.x, task.given, task.k, seed=seed), task.given)[1].strength
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=200))
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     return np.asarray(cross_val_predict(model, task.x, task.given, cv=folds, method="predict_proba"))

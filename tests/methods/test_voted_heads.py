@@ -5,8 +5,9 @@ import pytest
 
 import hesstune as ht
 from hesstune.errors import ConfigError, DataError
-from hesstune.methods import method_class
+from hesstune.methods import _peers, method_class
 from hesstune.methods._head import HeadMaterial
+from hesstune.storage.remembered import remembering
 from hesstune.study.compare import compare
 from hesstune.weak.votes import Votes
 
@@ -92,6 +93,7 @@ def test_a_comparison_holds_them_beside_auto(tiny, voted, tmp_path):
     assert done.keys() == {"auto", "majority", "sklearn_cv"}
     # The labels that a run makes of votes are their majority: these two are the same head.
     assert done["majority"] == done["sklearn_cv"]
+    assert all(cell["metrics"]["seconds"] > 0 for cell in found.results["cells"])  # heads cost, too
 
 
 def test_labels_that_all_fall_into_one_class_are_refused():
@@ -101,3 +103,20 @@ def test_labels_that_all_fall_into_one_class_are_refused():
     )
     with pytest.raises(DataError, match=r"puts all 12 training examples into one class.*auto or majority"):
         method_class("majority").solve_head(made)
+
+
+def test_peers_share_a_penalty(monkeypatch):
+    """scikit-learn's own head and cleanlab's take the same C: it is sought once in a comparison."""
+    true, _, x = crowd()
+    made = HeadMaterial(x, np.where(np.arange(len(true)) % 5, true, 0), 3)
+    alone = method_class("cleanlab").solve_head(made)
+    sought, fitted = [], _peers._fitted
+    monkeypatch.setattr(_peers, "_fitted", lambda *given: sought.append(given) or fitted(*given))
+    with remembering():
+        first = method_class("sklearn_cv").solve_head(made)
+        shared = method_class("cleanlab").solve_head(made)
+        again = method_class("sklearn_cv").solve_head(made)
+    assert len(sought) == 1
+    assert shared.name == alone.name
+    np.testing.assert_array_equal(shared.weight, alone.weight)
+    np.testing.assert_array_equal(first.weight, again.weight)

@@ -165,6 +165,30 @@ def test_noise_that_is_seen_decides_where_likelihood_does_not(monkeypatch, ahead
     )
 
 
+def test_who_falls_behind_is_judged_no_further_and_the_choice_stays(monkeypatch):
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 3
+    x = np.concatenate([4 * np.eye(3)[y], np.zeros((400, 57))], axis=1) + rng.normal(size=(400, 60))
+    reduced, noisy = Reduction.of(x).apply(x), NoiseMatrix.symmetric(3, 0.3).corrupt(y, seed=1)
+    short = choose(reduced, Observed.of(noisy, 3))
+    judged = short.scores.keys() | short.dropped.keys()
+    assert judged == {one.name for one in CANDIDATES}
+    assert short.dropped
+    assert all(by < 0 for by in short.dropped.values())
+    assert short.tried == len(CANDIDATES)
+    assert short.plain.name in short.scores
+    monkeypatch.setattr("hesstune.noise.latent.choose.BEHIND", np.inf)
+    whole = choose(reduced, Observed.of(noisy, 3))
+    assert not whole.dropped
+    assert whole.candidate == short.candidate
+    assert {name: whole.scores[name] for name in short.scores} == short.scores
+
+
+def test_few_held_out_examples_rule_nothing_out():
+    x, y = blobs(100, 3, spread=0.3)
+    assert not choose(Reduction.of(x).apply(x), Observed.of(y, 3)).dropped
+
+
 def test_a_posterior_does_not_know_its_own_label():
     """Labels at random: a probe that had seen them would confirm them."""
     rng = np.random.default_rng(0)

@@ -22,6 +22,7 @@ from hesstune.inputs.batches import ModelInputs, make_inputs
 from hesstune.inputs.features import FeatureInputs, cached_features
 from hesstune.models.load import LoadedModel
 from hesstune.models.text import tokenizer_digest
+from hesstune.runtime.threads import torch_threads
 from hesstune.storage.tensors import digest, digest_of_texts, load_tree, save_tree
 
 __all__ = ["FeatureStore", "features_of", "frozen_features", "sharing"]
@@ -49,6 +50,8 @@ class FeatureStore:
             None keeps them in memory alone.
         most_mib: Memory for rows at most; the oldest data set gives way, and without a folder its rows
             are computed again.
+        threads: Threads of arithmetic that compute rows, where the process has fewer: other processes of the
+            folder wait for the same rows meanwhile. None: as many as the process has.
 
     Attributes:
         computed: How many rows this store has computed.
@@ -65,10 +68,12 @@ class FeatureStore:
         True
     """
 
-    def __init__(self, folder: Path | None = None, most_mib: int = MOST_MIB) -> None:
+    def __init__(
+        self, folder: Path | None = None, most_mib: int = MOST_MIB, threads: int | None = None
+    ) -> None:
         self.folder = folder
         self.computed = 0
-        self._most = most_mib * 2**20
+        self._most, self._threads = most_mib * 2**20, threads
         self._memory: OrderedDict[str, _Features] = OrderedDict()
         # Sources without a digest, kept so that no other object gets their ids.
         self._nameless: dict[int, object] = {}
@@ -127,7 +132,8 @@ class FeatureStore:
             missing = np.flatnonzero(~table.holds(part.rows))
             if len(missing):
                 head = loaded.model.get_submodule(loaded.head)
-                found = cached_features(loaded.model, head, feed, missing)
+                with torch_threads(self._threads):
+                    found = cached_features(loaded.model, head, feed, missing)
                 if found is None:
                     return None
                 self.computed += len(missing)

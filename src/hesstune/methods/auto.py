@@ -13,7 +13,6 @@ found, the latest that errs on validation as little as any, to a standard error.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -183,7 +182,6 @@ class Auto(SolvedHeadMethod):
     @classmethod
     def solve_head(cls, material: HeadMaterial) -> SolvedHead:
         """Return the head that is chosen without a true label."""
-        started = time.monotonic()
         told = None if material.noise_matrix is None else material.noise_matrix.array
         labels = material.labels if material.soft is None else material.soft
         observed = Observed.of(labels, material.k, told, material.checked, _weight(material))
@@ -191,7 +189,7 @@ class Auto(SolvedHeadMethod):
         found = robust_head(
             material.features, observed, candidates=tried, held_out=held_out, seed=material.seed
         )
-        return _solved(material, found, _belief(observed, found), time.monotonic() - started)
+        return _solved(material, found, _belief(observed, found))
 
 
 def _weight(material: HeadMaterial) -> NDArray[np.float64] | None:
@@ -216,7 +214,7 @@ def _belief(observed: Observed, found: RobustHead) -> Belief:
     return Belief(truth.probabilities, observed.known(truth.channel.likelihood(observed.given)))
 
 
-def _solved(material: HeadMaterial, found: RobustHead, belief: Belief, seconds: float) -> SolvedHead:
+def _solved(material: HeadMaterial, found: RobustHead, belief: Belief) -> SolvedHead:
     chosen, choice = found.choice.candidate, found.choice
     believed = None
     if material.noise_matrix is not None:
@@ -245,7 +243,7 @@ def _solved(material: HeadMaterial, found: RobustHead, belief: Belief, seconds: 
             f"it foretells held-out noisy labels better than the plain head, by {mean:.3f} ± {error:.3f} in "
             "log-likelihood"
         )
-    details = {**choice.details(), "seconds": round(seconds, 2), "rate": found.truth.channel.rate}
+    details = {**choice.details(), "rate": found.truth.channel.rate}
     if material.checked is not None:
         details["checked"] = {"examples": len(material.checked[0]), "counts": CHECKED}
     return SolvedHead(found.linear.weight.T, found.linear.bias, believed, name, reason, details, belief)

@@ -12,8 +12,9 @@ import numpy as np
 
 from hesstune.errors import MissingExtraError
 from hesstune.methods._head import HeadMaterial, SolvedHead
-from hesstune.methods._peers import cross_validated, enough_examples, unscaled
+from hesstune.methods._peers import Regression, cross_validated, enough_examples, unscaled
 from hesstune.methods._solved import SolvedHeadMethod
+from hesstune.runtime.threads import one_thread
 
 
 class Cleanlab(SolvedHeadMethod):
@@ -35,12 +36,12 @@ class Cleanlab(SolvedHeadMethod):
             from cleanlab.classification import CleanLearning
         except ImportError:
             raise MissingExtraError("cleanlab", "noise", "the method cleanlab") from None
-        scaler, _, strength = cross_validated(material, material.labels)
+        scaler, plain = cross_validated(material, material.labels)
         present, labels = np.unique(material.labels, return_inverse=True)
-        with enough_examples(len(labels)), warnings.catch_warnings():
+        with one_thread(), enough_examples(len(labels)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             learner = CleanLearning(
-                LogisticRegression(C=strength, max_iter=200),
+                LogisticRegression(C=plain.strength, max_iter=200),
                 seed=material.seed,
                 # In one process: one that is forked beside torch's threads may never get its locks.
                 find_label_issues_kwargs={"n_jobs": 1},
@@ -48,13 +49,13 @@ class Cleanlab(SolvedHeadMethod):
             )
             learner.fit(scaler.transform(material.features), labels)  # type: ignore[attr-defined]
         found = learner.clf
-        found.classes_ = present[found.classes_]
+        pruned = Regression(found.coef_, found.intercept_, present[found.classes_], plain.strength)
         issues = int(learner.get_label_issues()["is_label_issue"].sum())
         return unscaled(
             scaler,
-            found,
+            pruned,
             material.k,
-            f"cleanlab's CleanLearning (C = {strength:g})",
+            f"cleanlab's CleanLearning (C = {plain.strength:g})",
             f"{issues} of {len(labels)} examples were pruned as label issues",
         )
 

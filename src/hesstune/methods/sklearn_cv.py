@@ -19,12 +19,12 @@ class SklearnCV(SolvedHeadMethod):
     @classmethod
     def solve_head(cls, material: HeadMaterial) -> SolvedHead:
         """Return the head of LogisticRegressionCV."""
-        scaler, found, strength = cross_validated(material, material.labels)
+        scaler, found = cross_validated(material, material.labels)
         return unscaled(
             scaler,
             found,
             material.k,
-            f"scikit-learn's LogisticRegressionCV (C = {strength:g})",
+            f"scikit-learn's LogisticRegressionCV (C = {found.strength:g})",
             "its penalty has the best cross-validated accuracy on the labels as given",
         )
 

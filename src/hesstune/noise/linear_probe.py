@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import integer_labels, positive
+from hesstune.runtime.threads import one_thread
 
 __all__ = ["LinearProbe", "fit_probe"]
 
@@ -64,7 +65,7 @@ def fit_probe(
     if len(present) == 1:
         bias[present] = 0.0
         return LinearProbe(weight, bias)
-    with warnings.catch_warnings():
+    with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = LogisticRegression(C=positive("strength", strength), max_iter=steps).fit(x, y)
     if len(present) == 2:

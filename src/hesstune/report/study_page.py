@@ -19,7 +19,7 @@ METRICS = {
     "measure": ("Hessian distance measure", "%.3f", 1),
     "certificate": ("mean of certificates", "%.1f %%", 100),
     "distance": ("distance", "%.3g", 1),
-    "seconds": ("seconds of training", "%.3g", 1),
+    "seconds": ("seconds of solving and training", "%.3g", 1),
 }
 
 
@@ -246,5 +246,5 @@ def _time(results: StudyResults) -> Times | None:
     if not values:
         return None
     slowest = max(values, key=lambda m: values[m])
-    picture = bars("time", list(values.items()), ("Time of training", "mean seconds a run"))
+    picture = bars("time", list(values.items()), ("Time of solving and training", "mean seconds a run"))
     return Times(picture, f"Slowest: {slowest}, {values[slowest]:.3g} s a run.", values)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from hesstune.errors import RunError
@@ -51,6 +52,23 @@ class _Results:
             with contextlib.suppress(RunError, OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save_tree(path, made)
+
+    @contextlib.contextmanager
+    def claimed(self, key: str) -> Iterator[None]:
+        """Hold a result's lock, where it is kept for other processes, too."""
+        path = self._path(key)
+        lock = None if path is None else FileLock(path.with_suffix(".lock"))
+        if path is not None and lock is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
+            except OSError:  # nothing can be kept there
+                lock = None
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.release()
 
     def _path(self, key: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{key}.result.safetensors"
@@ -100,8 +118,11 @@ def remembered(what: str, arrays: Mapping[str, NDArray[Any] | None], make: Calla
     key = _key(what, arrays)
     found = results.get(key)
     if found is None:
-        found = make()
-        results.put(key, found)
+        with results.claimed(key):  # another process may be at it: its result costs less than an own one
+            found = results.get(key)
+            if found is None:
+                found = make()
+                results.put(key, found)
     return found
 
 

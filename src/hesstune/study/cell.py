@@ -90,7 +90,9 @@ def _metrics(run: Run) -> Options:
     found: Options = {name: getattr(run.outcome, name) for name in FROM_RESULT}
     found |= {"val_loss": last and last.val_loss, "val_accuracy": last and last.val_accuracy}
     found |= observed.to_dict()
-    found["seconds"] = round(sum(e.seconds for e in epochs), 3)
+    recipe = run.facts.recipe
+    solving = 0.0 if recipe is None else float(recipe.details.get("seconds", 0.0))
+    found["seconds"] = round(solving + sum(e.seconds for e in epochs), 3)
     return found
 
 

@@ -268,7 +268,7 @@ def _together(folder: Path, plan: StudyPlan, jobs: int, progress: Progress | Non
         for number in range(jobs):
             start = number * len(plan.cells) // jobs
             command = [sys.executable, "-m", "hesstune.study.work", str(folder.resolve())]
-            command += [str(start), str(threads), str(os.getpid())]
+            command += [str(start), str(threads), str(threads * jobs), str(os.getpid())]
             with (logs / f"worker-{number}.txt").open("wb") as log:
                 workers.append(
                     subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603

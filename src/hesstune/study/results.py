@@ -15,9 +15,9 @@ One JSON object:
   test_balanced_accuracy, train_accuracy (labels as trained on), train_accuracy_true_labels, val_accuracy
   and val_loss (labels as validated on), train_loss, test_loss, gap (cross-entropy, test minus training),
   distance (√Σ‖v_i‖²), measure (the Hessian distance measure), measure_mean (the same with half the mean in
-  place of the maximum), max_loss, stability and stability_taylor, epochs, seconds (training alone); and
-  `certificate`: null, {risk, empirical, delta, vacuous, labels} or {risk: null, why}. Accuracies are
-  shares.
+  place of the maximum), max_loss, stability and stability_taylor, epochs, seconds (solving a head and
+  training); and `certificate`: null, {risk, empirical, delta, vacuous, labels} or {risk: null, why}.
+  Accuracies are shares.
   `search` is {trials: [{options, val_loss, error}], chosen: number of the trial}.
 - `means`: list of {metric, method, task (null: over the tasks), n, mean, stderr, low, high},
   with the 95 % t interval for fresh seeds on these tasks.

@@ -38,6 +38,7 @@ def work(
     start: int = 0,
     done: Callable[[Cell], None] | None = None,
     parent: int | None = None,
+    threads: int | None = None,
 ) -> None:
     """Run every cell that is neither finished nor in another process's hands.
 
@@ -48,9 +49,10 @@ def work(
         done: Called with each cell when it is finished.
         parent: Stop between cells once this process is no longer the parent. (Windows never names another
             one: there a worker whose parent has gone does the rest.)
+        threads: Of all workers together: one computes features while the others wait for them.
     """
     order = plan.cells[start:] + plan.cells[:start]
-    with sharing(FeatureStore(out / STORE)), remembering(out / STORE), reusing_decoded():
+    with sharing(FeatureStore(out / STORE, threads=threads)), remembering(out / STORE), reusing_decoded():
         for cell in order:
             if parent is not None and os.getppid() != parent:
                 return
@@ -87,9 +89,9 @@ def one(out: Path, plan: StudyPlan, cell: Cell, wait: bool = False) -> bool:
 def _main() -> None:
     import torch
 
-    folder, start, threads, parent = Path(sys.argv[1]), *(int(a) for a in sys.argv[2:5])
+    folder, start, threads, together, parent = Path(sys.argv[1]), *(int(a) for a in sys.argv[2:6])
     torch.set_num_threads(threads)
-    work(folder, StudyPlan.read(folder / PLAN), start, parent=parent)
+    work(folder, StudyPlan.read(folder / PLAN), start, parent=parent, threads=together)
 
 
 if __name__ == "__main__":

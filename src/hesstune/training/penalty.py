@@ -14,6 +14,7 @@ from hesstune.noise.latent.em import fold_rows
 from hesstune.noise.latent.reduction import Reduction
 from hesstune.noise.latent.soft_probe import SoftProbe
 from hesstune.runs.config import FinetuneConfig
+from hesstune.runtime.threads import one_thread_each
 from hesstune.storage.remembered import remembered
 from hesstune.storage.tensors import Tree
 from hesstune.training.head_features import given_targets, head_features
@@ -64,12 +65,15 @@ def _fitted(
 ) -> tuple[float, NDArray[np.float64]]:
     reduction = Reduction.of(features)
     x, n = reduction.apply(features), len(features)
-    scores = np.zeros(len(STRENGTHS))
-    for rows in fold_rows(n, min(FOLDS, n), seed):
+    folds = fold_rows(n, min(FOLDS, n), seed)
+
+    def scored(rows: NDArray[np.int64]) -> list[float]:
         rest = np.setdiff1d(np.arange(n), rows)
-        for at, strength in enumerate(STRENGTHS):
-            logits = SoftProbe(x[rest], strength).fit(targets[rest]).logits(x[rows])
-            scores[at] += float((targets[rows] * log_softmax(logits, axis=1)).sum())
+        logits = (SoftProbe(x[rest], one).fit(targets[rest]).logits(x[rows]) for one in STRENGTHS)
+        return [float((targets[rows] * log_softmax(found, axis=1)).sum()) for found in logits]
+
+    with one_thread_each(len(folds)) as each:
+        scores = np.sum(each(scored, folds), axis=0)
     best = STRENGTHS[int(scores.argmax())]
     scale = float((reduction.axes[:, 0] ** 2).sum())
     weight = reduction.axes @ SoftProbe(x, best).fit(targets).weight

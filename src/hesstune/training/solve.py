@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -29,6 +32,8 @@ def solved_head(
     noise_matrix: NoiseMatrix | None,
 ) -> SolvedHead | None:
     """Return the head that the run's method solves; None where the network has none that it could.
+
+    Its details tell the seconds that it took once features were there.
 
     Args:
         config: The resolved configuration.
@@ -58,7 +63,9 @@ def solved_head(
         config.seed,
         part.votes,
     )
-    return method_class(config.method).solve_head(material)
+    started = time.monotonic()
+    found = method_class(config.method).solve_head(material)
+    return replace(found, details={**found.details, "seconds": round(time.monotonic() - started, 3)})
 
 
 def _weight(config: FinetuneConfig, labels: NDArray[np.int64], k: int) -> NDArray[np.float64] | None:

@@ -49,7 +49,7 @@ def latent_truth_estimate(features: ArrayLike, labels: NDArray[np.int64], k: int
         len(labels),
         stderr=row_stderr(matrix, counts),
         temperature=found.truth.temperature,
-        notes=(f"em: {found.choice.candidate.name}, of {len(found.choice.scores)} candidates",),
+        notes=(f"em: {found.choice.candidate.name}, of {found.choice.tried} candidates",),
         details=found.choice.details(),
     )
 

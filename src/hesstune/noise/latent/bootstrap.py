@@ -11,7 +11,7 @@ from scipy.stats import gamma
 from hesstune.noise.latent.channel import Shape
 from hesstune.noise.latent.em import FOLDS, LatentTruth, latent_truth
 from hesstune.noise.latent.observed import Observed
-from hesstune.noise.latent.parallel import one_thread_each
+from hesstune.runtime.threads import one_thread_each
 
 __all__ = ["Trust", "residual_statistic", "trust"]
 

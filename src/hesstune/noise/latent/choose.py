@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from hesstune.noise.latent.channel import SHAPES, Shape
 from hesstune.noise.latent.em import LatentTruth, fold_rows, latent_truth, log_scores
 from hesstune.noise.latent.observed import Observed
-from hesstune.noise.latent.parallel import one_thread_each
 from hesstune.noise.latent.soft_probe import Linear, SoftProbe
+from hesstune.runtime.threads import one_thread_each
 from hesstune.storage.remembered import remembered
 from hesstune.storage.tensors import Tree
 
@@ -28,6 +28,9 @@ MARGIN = 0.5
 SEEN = 0.1
 # How many fifths are held out in turn: EM's own folds leak, so choosing needs examples that EM never saw.
 FOLDS, HELD_OUT = 5, 3
+# Standard errors behind the best of its kind on the first fifth at which a candidate is judged on no other,
+# and the held-out examples that it takes to say so.
+BEHIND, ENOUGH = 3.0, 50
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,13 @@ class Choice:
     Attributes:
         candidate: The candidate chosen.
         plain: The best of those that believe the labels.
-        scores: {name: mean log-likelihood of a given label not seen}.
+        scores: {name: mean log-likelihood of a given label not seen}, of those judged on every fifth.
         gain: The chosen one's mean gain over `plain`, and its standard error.
         seen: The noise rate seen through `plain` for which it was ruled out; None: it was not.
         doubting: Where `plain` was chosen, the one that would be of those that doubt the labels, its mean
             gain over `plain`, and the standard error of that; else None.
+        dropped: {name: mean log-likelihood behind the best of its kind} of those judged on the first fifth
+            alone.
     """
 
     candidate: Candidate
@@ -88,6 +93,12 @@ class Choice:
     gain: tuple[float, float] = (0.0, 0.0)
     seen: float | None = None
     doubting: tuple[Candidate, float, float] | None = None
+    dropped: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tried(self) -> int:
+        """How many candidates there were."""
+        return len(self.scores) + len(self.dropped)
 
     def details(self) -> dict[str, Any]:
         """Return a JSON-ready record."""
@@ -95,6 +106,7 @@ class Choice:
             "chosen": self.candidate.name,
             "plain": self.plain.name,
             "scores": self.scores,
+            "dropped": self.dropped,
             "gain_over_plain": {"mean": self.gain[0], "stderr": self.gain[1]},
             **({} if self.seen is None else {"noise_seen": self.seen}),
         }
@@ -111,10 +123,10 @@ def choose(
     """Choose the candidate whose noisy labels are likeliest on examples that it was not fitted to.
 
     Each candidate is fitted, EM and all, to four fifths of the examples; the score of a held-out example is
-    ln Σ_c p_c(x) P(given | c). Of the simplest shape of F whose best candidate is within MARGIN standard
-    errors of the best of all, that candidate is taken; but if it believes labels in which the best plain
-    probe sees noise of rate SEEN, the like of the others, where that is within MARGIN of it. No true label is
-    read.
+    ln Σ_c p_c(x) P(given | c). What is BEHIND after the first part is judged on no other. Of the simplest
+    shape of F whose best candidate is within MARGIN standard errors of the best of all, that candidate is
+    taken; but if it believes labels in which the best plain probe sees noise of rate SEEN, the like of the
+    others, where that is within MARGIN of it. No true label is read.
 
     Args:
         x: (N, C) reduced features.
@@ -123,21 +135,8 @@ def choose(
         held_out: How many fifths are held out in turn.
         seed: Of the fifths.
     """
-    parts = fold_rows(len(x), FOLDS, seed + 0x5CD)[:held_out]
-    numbers = {"x": x, **labels.arrays()}
-
-    def scored(one: Candidate) -> NDArray[np.float64]:
-        def make() -> Tree:
-            own = np.concatenate([_held_out(x, labels, rows, one, seed) for rows in parts])
-            return {"scores": torch.from_numpy(own)}
-
-        # Others ask for some of the same: a head and an estimate of its noise, another cell of a comparison.
-        made = remembered(f"held-out scores of {one.name}, {held_out} parts, seed {seed}", numbers, make)
-        return np.asarray(made["scores"].numpy())
-
-    with one_thread_each(len(candidates)) as each:
-        found = each(scored, candidates)
-    scores = {one.name: own for one, own in zip(candidates, found, strict=True)}
+    scores, behind = _scored(x, labels, candidates, held_out, seed)
+    candidates = [one for one in candidates if one not in behind]
     means = {name: float(found.mean()) for name, found in scores.items()}
     plain = max((c for c in candidates if c.shape == "none"), key=lambda c: means[c.name])
     chosen, seen, doubting = _simplest(candidates, scores), None, None
@@ -149,7 +148,54 @@ def choose(
         if mean >= -MARGIN * error:
             rate = latent_truth(x, labels, strength=plain.strength, shape="none", seed=seed).channel.rate
             chosen, seen = (other, rate) if rate >= SEEN else (chosen, None)
-    return Choice(chosen, plain, means, _gain(scores[chosen.name], scores[plain.name]), seen, doubting)
+    gain = _gain(scores[chosen.name], scores[plain.name])
+    dropped = {one.name: by for one, by in behind.items()}
+    return Choice(chosen, plain, means, gain, seen, doubting, dropped)
+
+
+def _scored(
+    x: NDArray[np.float32], labels: Observed, candidates: Sequence[Candidate], held_out: int, seed: int
+) -> tuple[dict[str, NDArray[np.float64]], dict[Candidate, float]]:
+    """Return held-out scores by name of those judged on every part, and how far the others fell behind."""
+    parts = fold_rows(len(x), FOLDS, seed + 0x5CD)[:held_out]
+    numbers = {"x": x, **labels.arrays()}
+
+    def scored(judged: tuple[Candidate, int]) -> NDArray[np.float64]:
+        one, at = judged
+
+        def make() -> Tree:
+            return {"scores": torch.from_numpy(_held_out(x, labels, parts[at], one, seed))}
+
+        # Others ask for some of the same: a head and an estimate of its noise, another cell of a comparison.
+        made = remembered(f"held-out scores of {one.name}, part {at}, seed {seed}", numbers, make)
+        return np.asarray(made["scores"].numpy())
+
+    with one_thread_each(len(candidates)) as each:
+        first = dict(zip(candidates, each(scored, [(one, 0) for one in candidates]), strict=True))
+        behind = _behind(first)
+        asked = [(one, at) for one in candidates if one not in behind for at in range(1, held_out)]
+        rest = dict(zip(asked, each(scored, asked), strict=True))
+    scores = {
+        one.name: np.concatenate([own, *(rest[one, at] for at in range(1, held_out))])
+        for one, own in first.items()
+        if one not in behind
+    }
+    return scores, behind
+
+
+def _behind(scores: dict[Candidate, NDArray[np.float64]]) -> dict[Candidate, float]:
+    """Return by how much those are behind that are too far behind the best that doubts, or not, as they do.
+
+    Few held-out examples rule nothing out.
+    """
+    found = {}
+    for one, own in scores.items():
+        rivals = [other for other in scores if (other.shape == "none") == (one.shape == "none")]
+        best = max(rivals, key=lambda other: scores[other].mean())
+        mean, error = _gain(own, scores[best])
+        if len(own) >= ENOUGH and mean < -max(BEHIND * error, 1e-6):  # less is rounding
+            found[one] = mean
+    return found
 
 
 def _simplest(candidates: Sequence[Candidate], scores: dict[str, NDArray[np.float64]]) -> Candidate:

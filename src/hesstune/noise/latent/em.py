@@ -15,6 +15,7 @@ from hesstune.errors import ConfigError
 from hesstune.noise.latent.channel import LabelChannel, Shape
 from hesstune.noise.latent.observed import Observed
 from hesstune.noise.latent.soft_probe import Linear, SoftProbe
+from hesstune.runtime.threads import one_thread
 
 __all__ = ["FOLDS", "LatentTruth", "fold_rows", "latent_truth", "likeliest_truth", "log_scores"]
 
@@ -83,6 +84,7 @@ def fold_rows(n: int, folds: int, seed: int) -> list[NDArray[np.int64]]:
     ]
 
 
+@one_thread()
 def latent_truth(
     x: NDArray[np.float32],
     labels: Observed,
@@ -132,6 +134,7 @@ def latent_truth(
     return _paired(found, found, probes, labels, ROUNDS)
 
 
+@one_thread()
 def likeliest_truth(
     x: NDArray[np.float32], labels: Observed, *, strength: float, folds: int = FOLDS, seed: int = 0
 ) -> LatentTruth:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_limits
 
 from hesstune.errors import DataError
 from hesstune.noise.latent.choose import CANDIDATES, HELD_OUT, SEEN, Candidate, Choice, choose, refit
@@ -15,6 +14,7 @@ from hesstune.noise.latent.em import FOLDS, LatentTruth, latent_truth, likeliest
 from hesstune.noise.latent.observed import Observed
 from hesstune.noise.latent.reduction import Reduction
 from hesstune.noise.latent.soft_probe import Linear
+from hesstune.runtime.threads import one_thread
 
 __all__ = ["FEWEST", "RobustHead", "robust_head"]
 
@@ -92,7 +92,7 @@ def robust_head(
     if doubting:
         choice = _doubted(x, labels, choice, seed)
     one, folds = choice.candidate, min(FOLDS, len(x))
-    with threadpool_limits(1):  # see `one_thread_each`
+    with one_thread():
         if patient and one.shape == "full" and len(x) <= MOST:
             truth = likeliest_truth(x, labels, strength=one.strength, folds=folds, seed=seed)
         else:
