@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import hesstune as ht
+from hesstune.analysis.certify import certify_run
 from hesstune.analysis.subject import Subject
 from hesstune.cli.main import run as cli
-from hesstune.errors import ConfigError, RunError
+from hesstune.errors import ConfigError, DataError, RunError
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
 from hesstune.runs.run import Run
@@ -205,6 +206,17 @@ def test_search_keeps_the_trial_of_least_validation_loss(few, tmp_path):
     assert cell["metrics"]["val_loss"] == pytest.approx(min(losses))
     plain = compare(few, methods=["gce"], seeds=1, out=tmp_path / "b")
     assert plain.results["cells"][0]["metrics"]["val_loss"] == pytest.approx(losses[0])
+
+
+def test_no_prior_is_trained_with_options_that_a_search_chose_on_the_bounds_examples(few, tmp_path):
+    pytest.importorskip("optuna")
+    compare(few, methods=["gce"], seeds=1, out=tmp_path / "a", search=2, keep_runs=True)
+    (folder,) = (tmp_path / "a").glob("cells/*/gce/seed-0/run")
+    run = ht.Run.load(folder)
+    assert run.facts.searched == ["lr_factor", "q"]
+    with pytest.raises(DataError, match=r"a search chose lr_factor, q on all of the run's examples"):
+        certify_run(run, prior_fraction=0.5, diagnostic=True)
+    assert certify_run(run, draws=32, diagnostic=True)  # around the pretrained weights: any posterior will do
 
 
 def test_command_line(few, tmp_path, capsys, monkeypatch):

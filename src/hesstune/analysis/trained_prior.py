@@ -246,7 +246,7 @@ class Part:
         copies: NearCopies,
     ) -> Part:
         """Train the run's recipe on a part that is drawn uniformly, or take what an earlier call left."""
-        _refuse_leaks(run.config)
+        _refuse_leaks(run)
         drawn, others = parted(rows, fraction, seed)
         first, selecting, found = copies.apart(drawn, others)
         rest, more = copies.counted("train", others)
@@ -281,7 +281,14 @@ class Part:
         )
 
 
-def _refuse_leaks(config: FinetuneConfig) -> None:
+def _refuse_leaks(run: Run) -> None:
+    config, searched = run.config, run.facts.searched
+    if searched:
+        raise DataError(
+            f"a search chose {', '.join(searched)} on all of the run's examples, so a prior trained with "
+            "them would know those of the bound; train a run with options that were fixed before, and "
+            "certify that"
+        )
     chosen = {
         "radius": isinstance(config.radius, str),
         "noise-matrix": (config.noise_matrix or "").startswith("estimate"),

@@ -151,6 +151,7 @@ class RunRecord(Stored):
     notes: list[str] = []
     recipe: Recipe | None = None
     settled: list[str] | None = None  # options that the examples settled; None: an older version, not told
+    searched: list[str] = []  # options that a search chose on the run's examples
     result: Result | None = None
     made_from: dict[str, Any] | None = None
 

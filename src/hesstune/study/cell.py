@@ -63,6 +63,8 @@ def run_cell(cell: Cell, folder: Path, settings: Settings) -> CellRecord:
         found: Options = {"status": "done", "error": None, "metrics": _metrics(run)}
         if searched is not None:
             found["search"] = searched
+            run.add(searched=sorted({name for trial in searched.trials for name in trial.options}))
+            run.write_record()
     except HesstuneError as error:
         found = {"status": "failed", "error": " ".join(str(error).split()), "metrics": {}}
     record = CellRecord(
