@@ -60,7 +60,7 @@ def _solved(name: str) -> Head:
 def _cross_validated(task: FieldTask, labels: NDArray[np.int64], seed: int) -> tuple[float, str]:
     material = HeadMaterial(task.x, labels, task.k, seed=seed)
     scaler, found = cross_validated(material, labels)
-    given = found.predict(scaler.transform(task.x_test))  # type: ignore[attr-defined]
+    given = found.predict(scaler.transform(task.x_test))
     return float((given == task.y_test).mean()), f"C = {found.strength:g}"
 
 
@@ -87,7 +87,7 @@ def _clean_alone(each: int) -> Head:
         rows = np.concatenate([order[y[order] == c][:each] for c in range(task.k)])
         few = HeadMaterial(x[rows], y[rows], task.k, seed=seed)
         scaler, found = cross_validated(few, y[rows])
-        given = found.predict(scaler.transform(task.x_test))  # type: ignore[attr-defined]
+        given = found.predict(scaler.transform(task.x_test))
         return float((given == task.y_test).mean()), f"C = {found.strength:g}"
 
     return run

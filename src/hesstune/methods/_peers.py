@@ -52,7 +52,7 @@ class Regression:
         return np.asarray(self.classes[scores.argmax(axis=1)])
 
 
-def cross_validated(material: HeadMaterial, labels: NDArray[np.int64]) -> tuple[object, Regression]:
+def cross_validated(material: HeadMaterial, labels: NDArray[np.int64]) -> tuple[Any, Regression]:
     """Return scikit-learn's scaler, and its LogisticRegressionCV on scaled features."""
     from sklearn.preprocessing import StandardScaler
 
@@ -99,7 +99,7 @@ def enough_examples(n: int) -> Iterator[None]:
         ) from error
 
 
-def unscaled(scaler: object, fitted: Regression, k: int, name: str, reason: str) -> SolvedHead:
+def unscaled(scaler: Any, fitted: Regression, k: int, name: str, reason: str) -> SolvedHead:
     """Return a regression of scaled features as a head of the features themselves."""
     coefficients, intercept, present = fitted.coefficients, fitted.intercept, fitted.classes
     if len(present) == 2 and len(coefficients) == 1:
@@ -107,9 +107,9 @@ def unscaled(scaler: object, fitted: Regression, k: int, name: str, reason: str)
         intercept = np.array([0.0, float(intercept[0])])
     # A feature of hardly any deviation has a huge weight: without it the other package's answers would not
     # be its own (MiniLM's features of deviation 1e-32 tell classes apart).
-    scaled = coefficients / np.asarray(scaler.scale_)  # type: ignore[attr-defined]
+    scaled = coefficients / np.asarray(scaler.scale_)
     weight, bias = np.zeros((k, scaled.shape[1])), np.full(k, -1e3)
-    weight[present], bias[present] = scaled, intercept - scaled @ np.asarray(scaler.mean_)  # type: ignore
+    weight[present], bias[present] = scaled, intercept - scaled @ np.asarray(scaler.mean_)
     return SolvedHead(weight, bias, None, name, reason)
 
 

@@ -47,7 +47,7 @@ class Cleanlab(SolvedHeadMethod):
                 find_label_issues_kwargs={"n_jobs": 1},
                 verbose=False,
             )
-            learner.fit(scaler.transform(material.features), labels)  # type: ignore[attr-defined]
+            learner.fit(scaler.transform(material.features), labels)
         found = learner.clf
         pruned = Regression(found.coef_, found.intercept_, present[found.classes_], plain.strength)
         issues = int(learner.get_label_issues()["is_label_issue"].sum())

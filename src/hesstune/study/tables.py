@@ -34,8 +34,8 @@ NOTE = (
     "mean ± standard error over seeds; gap: cross-entropy, test minus training; measure: the Hessian "
     "distance measure over training examples, as the paper takes it, no guarantee (how it went with the gap "
     "is in the report; hesstune measure RUN takes held-out ones); seconds: solving a head and training, "
-    "features apart. Differences are paired by task and seed, with 95 % t intervals for fresh seeds on these "
-    "tasks, each by itself."
+    "features apart, and what runs share counted once. Differences are paired by task and seed, with "
+    "95 % t intervals for fresh seeds on these tasks, each by itself."
 )
 CERTIFICATES = (
     "Each number bounds the error of its own run with probability {sure:g}, by itself. A mean of them is no "
