@@ -274,3 +274,19 @@ def test_a_prior_keeps_what_its_user_asked_for(tmp_path):
     assert run.facts.settled == ["patience"]
     certify_run(run, bound="holdout", prior_fraction=0.5, noise_is="none", diagnostic=True)
     assert ht.Run.load(run.path / "prior").config.weight_decay == 0.5
+
+
+@pytest.mark.parametrize("origin", ["estimated", "stated"])
+def test_a_prior_is_not_told_an_estimated_matrix_that_may_be_of_the_bounds_examples(tmp_path, origin):
+    """As `label` and `noise` write them; one that is stated was known without the examples."""
+    told = tmp_path / "told.json"
+    told.write_text(json.dumps(ht.NoiseMatrix.symmetric(10, 0.2).known_as(origin).to_dict()))
+    run = ht.finetune(
+        "digits", image_size=32, limit=150, method="robust", train="head", epochs=1, noise_matrix=str(told),
+        out=tmp_path / "run",
+    )  # fmt: skip
+    if origin == "estimated":
+        with pytest.raises(DataError, match=r"told\.json was estimated; were it from these examples"):
+            certify_run(run, bound="holdout", prior_fraction=0.5, diagnostic=True)
+    else:
+        assert certify_run(run, bound="holdout", prior_fraction=0.5, diagnostic=True)

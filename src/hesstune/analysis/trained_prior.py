@@ -289,16 +289,24 @@ def _refuse_leaks(run: Run) -> None:
             "them would know those of the bound; train a run with options that were fixed before, and "
             "certify that"
         )
-    chosen = {
-        "radius": isinstance(config.radius, str),
-        "noise-matrix": (config.noise_matrix or "").startswith("estimate"),
-    }
+    told = None if config.noise_matrix is None else run.noise_matrix
+    if told is not None and told.origin in ("estimated", "instance_dependent") and not _estimates(config):
+        raise DataError(
+            f"the run's --noise-matrix {config.noise_matrix} was estimated; were it from these examples, a "
+            "prior trained with it would know those of the bound: train a run with a matrix that is known "
+            "without them and certify that"
+        )
+    chosen = {"radius": isinstance(config.radius, str), "noise-matrix": _estimates(config)}
     for name, leaks in chosen.items():
         if leaks:
             raise DataError(
                 f"the run's --{name} was chosen on all examples, so a prior trained with it would know those "
                 f"of the bound; train a run with a fixed --{name} and certify that"
             )
+
+
+def _estimates(config: FinetuneConfig) -> bool:
+    return (config.noise_matrix or "").startswith("estimate")
 
 
 def _config(config: FinetuneConfig, changes: dict[str, object]) -> FinetuneConfig:
