@@ -1,9 +1,11 @@
-"""Call any classifier the same way: tensors or mappings in, logits out."""
+"""Call any classifier the same way: tensors or mappings in, logits out; compiled or not, in either mode."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,9 +13,36 @@ from torch import nn
 
 from hesstune.errors import ModelError
 
-__all__ = ["Inputs", "batch_size", "evaluating", "logits_of", "moved", "unmoved_statistics"]
+__all__ = [
+    "Inputs",
+    "batch_size",
+    "clear_caches",
+    "evaluating",
+    "is_compiled",
+    "logits_of",
+    "moved",
+    "named_buffers",
+    "named_modules",
+    "named_parameters",
+    "outputs_of",
+    "uncompiled",
+    "unmoved_statistics",
+]
 
 Inputs = torch.Tensor | Mapping[str, Any]
+# torch.compile wraps a module and keeps it under this name, which becomes a part of its parameters' names.
+_ORIGINAL = "_orig_mod"
+
+
+def outputs_of(model: nn.Module, inputs: Inputs) -> Any:
+    """Run the model on one batch with its weights as they are now, and return its output.
+
+    Modules in eval mode may keep tensors computed from earlier weights, or with the graph of an earlier
+    forward pass; these are cleared first (see `clear_caches`).
+    """
+    if not model.training:
+        clear_caches(model)
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
 
 
 def logits_of(model: nn.Module, inputs: Inputs) -> torch.Tensor:
@@ -30,7 +59,7 @@ def logits_of(model: nn.Module, inputs: Inputs) -> torch.Tensor:
     Raises:
         ModelError: If the output holds no (N, K) logits.
     """
-    output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    output = outputs_of(model, inputs)
     logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
     if logits is None and isinstance(output, tuple) and output:
         logits = output[0]
@@ -59,14 +88,104 @@ def moved(inputs: Inputs, device: torch.device) -> Inputs:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Put the model in eval mode and restore every module's own training flag afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, flag in flags:
-            module.training = flag
+    """Put the model in eval mode, run compiled parts eagerly, and restore every module's own mode afterwards.
+
+    Modes are set by calling `train` and `eval`, which some modules override: to clear what they keep in
+    eval mode, to merge weights, or to choose another graph. Compiled code has no second derivatives and
+    does not see hooks that are registered later, so the original modules run instead.
+    """
+    modes = _modes(model)
+    with _eagerly():
+        model.eval()
+        try:
+            yield model
+        finally:
+            _set_modes(modes)
+            clear_caches(model)
+
+
+def clear_caches(model: nn.Module) -> None:
+    """Make modules in eval mode compute from their present weights what they keep between forward passes.
+
+    LeViT, EfficientFormer, EfficientViT and TinyViT (timm, transformers) and peft's DoRA keep tensors
+    computed from weights until `train(True)` is called. Call this after weights were changed in place.
+    Every module's mode is as before.
+    """
+    for module in model.modules():
+        if not module.training and _overrides_mode(type(module)):  # type: ignore[arg-type]
+            modes = _modes(module)
+            module.train(True)
+            module.eval()
+            _set_modes(modes)
+
+
+def _modes(model: nn.Module) -> list[tuple[nn.Module, bool]]:
+    return [(module, module.training) for module in model.modules()]
+
+
+def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    for _ in range(2):  # a call reaches the children, which come later; of two parents, one is called later
+        for module, mode in modes:
+            if module.training != mode:
+                module.train(mode)
+    for module, mode in modes:  # `train` of its own that keeps a module in one mode
+        if module.training != mode:
+            module.training = mode
+
+
+@cache
+def _overrides_mode(kind: type[nn.Module]) -> bool:
+    # transformers' base class keeps nothing itself: it chooses kernels.
+    usual = (nn.Module.__module__, "transformers.modeling_utils")
+    return any(getattr(method, "__module__", None) not in usual for method in (kind.train, kind.eval))
+
+
+def _eagerly() -> AbstractContextManager[Any]:
+    # Importing dynamo takes seconds, and what is compiled has imported it.
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != _ORIGINAL) if _ORIGINAL in name else name
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters by the names they have without `torch.compile`."""
+    return {_plain(name): parameter for name, parameter in model.named_parameters()}
+
+
+def named_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the buffers by the names they have without `torch.compile`."""
+    return {_plain(name): buffer for name, buffer in model.named_buffers()}
+
+
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules by the names they have without `torch.compile`; of compiled ones the originals."""
+    return {_plain(name): module for name, module in model.named_modules()}
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Tell whether the network or a part of it was compiled, by `torch.compile` or `module.compile`."""
+    return any(_ORIGINAL in m._modules or m._compiled_call_impl is not None for m in model.modules())
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Undo `torch.compile(module)` and `module.compile()` everywhere in a network, for good.
+
+    Returns:
+        The network itself, or its original where the whole of it is compiled.
+    """
+    while (original := model._modules.get(_ORIGINAL)) is not None:
+        model = original
+    for module in model.modules():
+        module._compiled_call_impl = None
+        for name, child in module._modules.items():
+            while child is not None and (original := child._modules.get(_ORIGINAL)) is not None:
+                module._modules[name] = child = original
+    return model
 
 
 @contextmanager

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from hesstune.errors import LayerError, listed
-from hesstune.forward import Inputs, evaluating, logits_of
+from hesstune.errors import HesstuneWarning, LayerError, listed
+from hesstune.forward import (
+    Inputs,
+    clear_caches,
+    evaluating,
+    logits_of,
+    named_buffers,
+    named_modules,
+    named_parameters,
+)
 from hesstune.runtime.sharding import is_sharded, over_parts, pair, whole
 from hesstune.storage.reading import reading
 
-__all__ = ["Reference", "layer_names", "layer_owners"]
+__all__ = ["NO_LAYER", "Reference", "is_matrix", "layer_names", "layer_owners"]
 
+# Why a trained weight counts in no distance, measure or constraint of layers.
+NO_LAYER = "trained, but of no known kind of layer (Linear, convolution, attention)"
 _MHA_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _MATRIX_MODULES = (
     nn.Linear,
@@ -47,15 +58,15 @@ def layer_owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
     """Map each layer's name to the modules that own its weight, as (module, attribute).
 
     A layer is a weight matrix: the `weight` of Linear, ConvNd and transformers' Conv1D, and the
-    input projections of torch's MultiheadAttention. Names are those of `model.named_parameters()`;
-    a weight tied between modules is one layer with several owners.
+    input projections of torch's MultiheadAttention. Names are those of `model.named_parameters()`, without
+    what `torch.compile` adds to them; a weight tied between modules is one layer with several owners.
 
     Raises:
         LayerError: If a layer's weight is computed (parametrized) and thus is no parameter.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in named_parameters(model).items()}
     owners: dict[str, list[tuple[nn.Module, str]]] = {}
-    for path, module in model.named_modules():
+    for path, module in named_modules(model).items():
         for attribute in _weight_attributes(module):
             weight = getattr(module, attribute)
             if id(weight) not in names:
@@ -94,6 +105,8 @@ def layer_names(model: nn.Module, inputs: Inputs | None = None) -> list[str]:
 
 class Reference:
     """A clone of all parameters and buffers of a model, matched by name.
+
+    A network and its `torch.compile`d form have the same names.
 
     Take it before training; the head's values at that time are part of it (with a zero head, the
     head's distance is its norm, as in the paper's code).
@@ -178,19 +191,42 @@ class Reference:
 
     def difference(self, model: nn.Module, name: str) -> torch.Tensor:
         """Return W − W⁽ˢ⁾ of one parameter, detached, in the model's dtype and at least float32."""
-        return _difference(dict(model.named_parameters())[name], self[name])
+        return _difference(named_parameters(model)[name], self[name])
 
-    def distances(self, model: nn.Module) -> dict[str, float]:
+    def distances(self, model: nn.Module, *, warn: bool = True) -> dict[str, float]:
         """Return ‖v_i‖, the Frobenius norm of W_i − W_i⁽ˢ⁾, of every layer.
+
+        Args:
+            model: The network.
+            warn: Warn of weight matrices that have changed but are not layers, such as embeddings,
+                recurrent weights and experts of three dimensions: they are left out.
 
         Raises:
             LayerError: If the model's names or shapes differ from the reference's.
         """
         self.check(model)
-        parameters = dict(model.named_parameters())
+        if warn and (others := self.changed_others(model)):
+            warnings.warn(
+                f"the distances leave out {listed(others)}: {NO_LAYER}", HesstuneWarning, stacklevel=2
+            )
+        return self._norms(model, self._layers)
+
+    def changed_others(self, model: nn.Module) -> list[str]:
+        """List the weight matrices that are not layers and differ from the reference.
+
+        Raises:
+            LayerError: If the model's names or shapes differ from the reference's.
+        """
+        self.check(model)
+        layers = set(self._layers)
+        names = [n for n, p in named_parameters(model).items() if n not in layers and is_matrix(p)]
+        return [name for name, norm in self._norms(model, names).items() if norm != 0]  # also NaN
+
+    def _norms(self, model: nn.Module, names: list[str]) -> dict[str, float]:
+        parameters = named_parameters(model)
         with torch.no_grad():
-            weights = [parameters[name] for name in self._layers]
-            parts = [pair(w, self[name], name) for w, name in zip(weights, self._layers, strict=True)]
+            weights = [parameters[name] for name in names]
+            parts = [pair(w, self[name], name) for w, name in zip(weights, names, strict=True)]
             # Into one tensor: a number kept for each layer would lie where the layer's difference was, and
             # the next difference, which no longer fits there, would take new memory.
             values = torch.zeros(len(parts), dtype=torch.float64)
@@ -200,7 +236,7 @@ class Reference:
                 values[at] = torch.linalg.vector_norm(moved, dtype=wide)
             if any(is_sharded(w) for w in weights):
                 values = over_parts(values.square(), weights).sqrt()
-        return dict(zip(self._layers, values.tolist(), strict=True))
+        return dict(zip(names, values.tolist(), strict=True))
 
     @torch.no_grad()
     def restore_(self, model: nn.Module) -> None:
@@ -208,6 +244,7 @@ class Reference:
         self.check(model)
         for name, tensor in _named_tensors(model):
             tensor.copy_(self._tensors[name])
+        clear_caches(model)
 
     def save(self, path: str | Path) -> None:
         """Write the reference as a safetensors file; the layers' order goes in its metadata."""
@@ -233,8 +270,13 @@ class Reference:
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    yield from named_parameters(model).items()
+    yield from named_buffers(model).items()
+
+
+def is_matrix(weight: torch.Tensor) -> bool:
+    """Tell whether at least two dimensions are larger than 1: no bias and no scale of a normalisation."""
+    return sum(size > 1 for size in weight.shape) > 1
 
 
 def _difference(weight: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

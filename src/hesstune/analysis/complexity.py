@@ -22,7 +22,7 @@ from hesstune.bounds.hessian import constrained_distance_measure, noisy_hessian_
 from hesstune.checks import also_called
 from hesstune.curvature.result import Measure
 from hesstune.curvature.sharpness import Sharpness
-from hesstune.forward import Inputs, evaluating, logits_of
+from hesstune.forward import Inputs, evaluating, logits_of, named_parameters
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
 from hesstune.runs.measure_records import OtherMeasure
@@ -221,7 +221,7 @@ def _record(name: str, source: str, compute: Callable[[], float]) -> OtherMeasur
 
 def _norms(found: Measure, model: nn.Module, reference: Reference) -> dict[str, NDArray[np.float64]]:
     """Return each layer's norms, (L,): of its weight, and of how far it moved."""
-    weights = dict(model.named_parameters())
+    weights = named_parameters(model)
     rows: dict[str, list[float]] = {}
     for name in found.names:
         weight = weights[name].detach().double().flatten(1).cpu()

@@ -14,7 +14,7 @@ from hesstune.bounds.pac_bayes import MIN_EXAMPLES
 from hesstune.bounds.partition import Share
 from hesstune.checks import one_of
 from hesstune.errors import DataError, HesstuneError, LayerError, ModelError, listed
-from hesstune.forward import evaluating, logits_of
+from hesstune.forward import evaluating, logits_of, named_buffers, named_modules, named_parameters
 from hesstune.reference import Reference
 
 __all__ = [
@@ -74,7 +74,7 @@ def check_model(conditions: Conditions, model: nn.Module, ref: Reference) -> Non
     requires_grad=False must not have moved.
     """
     ref.check(model)
-    for path, module in model.named_modules():
+    for path, module in named_modules(model).items():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             conditions.fail(
                 ModelError(
@@ -83,7 +83,7 @@ def check_model(conditions: Conditions, model: nn.Module, ref: Reference) -> Non
                 )
             )
     moved = [name for name, value in _fixed(model) if not _same(value, ref[name])]
-    buffers = {name for name, _ in model.named_buffers()}
+    buffers = set(named_buffers(model))
     if stats := [name for name in moved if name in buffers]:
         conditions.fail(
             ModelError(
@@ -101,9 +101,11 @@ def check_model(conditions: Conditions, model: nn.Module, ref: Reference) -> Non
 
 
 def _fixed(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+    yield from ((name, p) for name, p in named_parameters(model).items() if not p.requires_grad)
     # The count of batches changes no prediction.
-    yield from ((name, b) for name, b in model.named_buffers() if not name.endswith("num_batches_tracked"))
+    yield from (
+        (name, b) for name, b in named_buffers(model).items() if not name.endswith("num_batches_tracked")
+    )
 
 
 def _same(value: torch.Tensor, reference: torch.Tensor) -> bool:

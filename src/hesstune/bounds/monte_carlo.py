@@ -18,7 +18,7 @@ from hesstune.bounds.pac_bayes import monte_carlo_upper
 from hesstune.bounds.partition import Share
 from hesstune.bounds.prior import Sigma
 from hesstune.errors import ModelError
-from hesstune.forward import Inputs, logits_of, moved
+from hesstune.forward import Inputs, logits_of, moved, named_modules
 from hesstune.runtime.progress import Progress
 
 __all__ = ["Draws", "Feeder", "HeadDraws", "Perturbation", "WeightDraws", "only_head"]
@@ -291,7 +291,7 @@ def only_head(model: nn.Module, names: list[str], inputs: Inputs) -> nn.Linear |
     owners = {path.rpartition(".")[0] for path in names}
     if len(owners) != 1:
         return None
-    head = model.get_submodule(owners.pop())
+    head = named_modules(model)[owners.pop()]
     if type(head) is not nn.Linear or any(
         p.dtype not in (torch.float32, torch.float64) for p in head.parameters()
     ):

@@ -15,6 +15,7 @@ from torch import nn
 from hesstune.bounds.pac_bayes import geometric_grid
 from hesstune.checks import positive
 from hesstune.errors import ConfigError, LayerError, listed
+from hesstune.forward import named_modules, named_parameters
 from hesstune.reference import Reference
 
 __all__ = [
@@ -42,7 +43,7 @@ def random_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     Raises:
         LayerError: If every parameter has requires_grad=False.
     """
-    chosen = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    chosen = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
     if not chosen:
         raise LayerError(
             "every parameter has requires_grad=False, so nothing was trained and no posterior exists; "
@@ -68,7 +69,7 @@ def base_deviations(model: nn.Module, ref: Reference) -> dict[str, float]:
         {'weight': 0.5, 'bias': 3.0}
     """
     fan_in = {}
-    for path, module in model.named_modules():
+    for path, module in named_modules(model).items():
         own = dict(module.named_parameters(path, recurse=False))
         matrices = [p for p in own.values() if p.ndim > 1]
         width = matrices[0][0].numel() if matrices else 1

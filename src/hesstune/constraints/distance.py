@@ -13,7 +13,8 @@ from torch import nn
 
 from hesstune.checks import one_of, positive
 from hesstune.errors import ConfigError, DivergedError, HesstuneWarning, LayerError, listed, unknown_name
-from hesstune.reference import Reference
+from hesstune.forward import clear_caches, named_parameters
+from hesstune.reference import NO_LAYER, Reference, is_matrix
 from hesstune.runtime.sharding import is_sharded, over_parts, pair
 
 __all__ = [
@@ -61,19 +62,14 @@ def resolve_radii(layers: list[str], radius: float | Mapping[str, float]) -> dic
 
 def trained_matrices(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """List the trained parameters with at least two dimensions above 1, by name, layers or not."""
-    return [
-        (name, p)
-        for name, p in model.named_parameters()
-        if p.requires_grad and sum(size > 1 for size in p.shape) > 1
-    ]
+    return [(name, p) for name, p in named_parameters(model).items() if p.requires_grad and is_matrix(p)]
 
 
 def warn_of_unheld(names: Iterable[str], mend: str) -> None:
     """Warn of trained matrices that one radius for all layers does not hold, as they are no layers."""
     if unheld := list(names):
         warnings.warn(
-            f"one radius for all layers does not hold {listed(unheld)}: trained, but of no known kind of "
-            f"layer (Linear, convolution, attention). {mend}",
+            f"one radius for all layers does not hold {listed(unheld)}: {NO_LAYER}. {mend}",
             HesstuneWarning,
             stacklevel=3,
         )
@@ -174,7 +170,7 @@ class DistanceConstraint:
         self.reference = ref
         self.norm = one_of("norm", norm, NORMS)
         layers = ref.layers()
-        others = {n: p for n, p in model.named_parameters() if p.ndim > 1 and n not in set(layers)}
+        others = {n: p for n, p in named_parameters(model).items() if p.ndim > 1 and n not in set(layers)}
         layers += _included(list(others), include or ())
         self.radii = resolve_radii(layers, radius)
         if include is None and not isinstance(radius, Mapping):
@@ -250,6 +246,8 @@ class DistanceConstraint:
             else:
                 delta.mul_(aim / distance)
             _write(weight, anchor, delta)
+        if any(distance > self.radii[name] for name, distance in before.items()):
+            clear_caches(self.model)
         return before
 
 

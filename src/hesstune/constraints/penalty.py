@@ -9,6 +9,7 @@ from torch import nn
 
 from hesstune.checks import one_of
 from hesstune.errors import ConfigError
+from hesstune.forward import named_parameters
 from hesstune.reference import Reference
 
 __all__ = ["StartingPointPenalty"]
@@ -59,7 +60,7 @@ class StartingPointPenalty:
         if alpha < 0 or beta < 0:
             raise ConfigError(f"alpha and beta must be at least 0; got {alpha:g} and {beta:g}")
         groups: dict[float, list[tuple[nn.Parameter, torch.Tensor]]] = {}
-        for name, parameter in model.named_parameters():
+        for name, parameter in named_parameters(model).items():
             if parameter.requires_grad:
                 strength = float(beta if head(name) else alpha)
                 groups.setdefault(strength, []).append((parameter, ref[name].to(parameter)))

@@ -17,7 +17,7 @@ from hesstune.curvature.full_precision import full_precision
 from hesstune.curvature.interception import Interceptor, OnOutput
 from hesstune.curvature.layers import CapturedLayer, Layout, layout_fits
 from hesstune.errors import MeasureError
-from hesstune.forward import Inputs, batch_size, evaluating
+from hesstune.forward import Inputs, batch_size, evaluating, named_parameters
 
 __all__ = ["Capture", "capture", "differentiable", "restored"]
 
@@ -111,7 +111,7 @@ def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        for name, parameter in model.named_parameters():
+        for name, parameter in named_parameters(model).items():
             parameter.requires_grad_(name in wanted)
         hard = [m for m in model.modules() if isinstance(m, nn.Hardsigmoid) and "forward" not in vars(m)]
         for module in hard:

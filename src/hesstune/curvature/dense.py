@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hesstune.curvature.batches import rows_of
 from hesstune.curvature.objective import PerExampleLoss
-from hesstune.forward import Inputs, batch_size, evaluating, logits_of
+from hesstune.forward import Inputs, batch_size, clear_caches, evaluating, logits_of
 
 __all__ = ["block_hessian", "block_jacobian", "paper_code_quantity", "positive_form", "positive_trace"]
 
@@ -153,6 +153,7 @@ class _Substituted(nn.Module):
 
     def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
         model, weights = self._parts
+        clear_caches(model)
         output: torch.Tensor = functional_call(model, weights, args, kwargs)
         return output
 

@@ -33,7 +33,7 @@ from hesstune.curvature.smooth.source import BatchSource, HessianSource
 from hesstune.curvature.smooth.stopping import Stopping
 from hesstune.curvature.smooth.weight_space import WeightProducts
 from hesstune.errors import ConfigError, DataError, LayerError, unknown_name
-from hesstune.forward import Inputs, batch_size, moved
+from hesstune.forward import Inputs, batch_size, moved, named_parameters
 from hesstune.reference import Reference
 from hesstune.runtime.sharding import refuse_sharded
 
@@ -101,7 +101,7 @@ class CurvatureEngine:
         method: Means = "auto",
         seed: int = 0,
     ) -> None:
-        weights = dict(model.named_parameters())
+        weights = named_parameters(model)
         for name, delta in differences.items():
             if name not in weights:
                 raise unknown_name("layer", name, list(weights), LayerError)
@@ -375,7 +375,7 @@ class CurvatureEngine:
         self, batch: LabelledBatch, names: list[str], stopping: Stopping, probes: int
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return the mean over the probes and its standard error, (B,) each, layer by layer."""
-        weights = dict(self.model.named_parameters())
+        weights = named_parameters(self.model)
         batched = [name for name in names if name in self.plan.by("lanczos")]
 
         def probes_of(name: str) -> Iterator[torch.Tensor]:

@@ -18,6 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from hesstune.curvature.layers import CapturedLayer, Layout, layout_alone
+from hesstune.forward import named_parameters
 
 __all__ = ["Interceptor", "OnOutput"]
 
@@ -52,7 +53,7 @@ class Interceptor(TorchFunctionMode):
     ) -> None:
         super().__init__()
         wanted = set(names)
-        self._names = {id(p): name for name, p in model.named_parameters() if name in wanted}
+        self._names = {id(p): name for name, p in named_parameters(model).items() if name in wanted}
         self._examples, self._layouts = examples, layouts
         self._on_output, self._copied = on_output, copied
         self._versions: list[tuple[str, torch.Tensor, int]] = []

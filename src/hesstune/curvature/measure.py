@@ -123,7 +123,8 @@ def measure(
             Processes that share the examples plan on the same inputs.
 
     Returns:
-        The measurement, with the method chosen per layer and why.
+        The measurement, with the method chosen per layer and why. Its `not_layers` names the weight matrices
+        that have changed but are not layers (embeddings, recurrent weights, experts of three dimensions).
 
     Raises:
         LayerError: If the model does not match the reference, or a pattern matches no layer.
@@ -146,7 +147,8 @@ def measure(
     check_arguments(method, examples, steps, tol, max_examples, memory_mib, skip_classes, mean_sample)
     objective = Objective(loss, noise_matrix, label_smoothing, class_weights)
     with gathered(model):
-        engine = CurvatureEngine.of(model, ref.gathered(), layers, objective, method=method, seed=seed)
+        whole = ref.gathered()
+        engine = CurvatureEngine.of(model, whole, layers, objective, method=method, seed=seed)
         settings = _MeasureSettings(
             steps, tol, trace, spectrum, seed, memory_mib, skip_classes, examples, mean_sample
         )
@@ -165,7 +167,7 @@ def measure(
                     if progress is not None:
                         progress(done)
             run.finish()
-        return run.result()
+        return run.result().leaving_out(whole.changed_others(model))
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hesstune.curvature.declared import MEASURE, MEASURE_TENSORS
-from hesstune.errors import ConfigError, FormerNameError, RunError, unknown_name
+from hesstune.errors import ConfigError, FormerNameError, RunError, listed, unknown_name
+from hesstune.reference import NO_LAYER
 from hesstune.storage.atomic import replace_file, write_json
 from hesstune.storage.reading import one_line
 
@@ -81,6 +82,7 @@ class Measure:
         sampled_mean: Where maxima were screened: the layers' means from a random sample of
             examples, (L,), NaN for layers whose entries are all filled; None where none was drawn.
         sampled_stderr: Its standard error, (L,).
+        not_layers: Weight matrices that have changed but are not layers, so that they are not measured.
         others: Other measures of the same run, as records with name, value and source.
         screened: Where maxima were screened, what `notes` tells of it, as counts, (6,); not saved.
         skipped: What `notes` tells of classes left out, (2,); not saved.
@@ -107,6 +109,7 @@ class Measure:
     notes: list[str] = field(default_factory=list)
     sampled_mean: torch.Tensor | None = None
     sampled_stderr: torch.Tensor | None = None
+    not_layers: list[str] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
     screened: torch.Tensor | None = None
     skipped: torch.Tensor | None = None
@@ -205,6 +208,13 @@ class Measure:
             bound = 0.0
         return bound
 
+    def leaving_out(self, names: list[str]) -> Measure:
+        """Return the measurement with a note that these weight matrices are not layers."""
+        if not names:
+            return self
+        note = f"{listed(names)} not measured: {NO_LAYER}"
+        return replace(self, not_layers=names, notes=[*self.notes, note])
+
     def example(self, layer: str) -> int:
         """Return the index of the example that attains a layer's maximum."""
         if layer not in self.names:
@@ -226,6 +236,7 @@ class Measure:
             "losses": {"mean": float(self.losses.mean()), "max": float(self.losses.max())},
             "layers": layers,
             "notes": list(self.notes),
+            "not_layers": list(self.not_layers),
             "others": list(self.others),
             "statement": STATEMENT,
         }
@@ -273,7 +284,9 @@ class Measure:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         tensors = {k: getattr(self, k) for k in (*_TENSORS, "distances") if getattr(self, k) is not None}
-        facts = {k: getattr(self, k) for k in ("names", "methods", "reasons", "notes", "others")}
+        facts = {
+            k: getattr(self, k) for k in ("names", "methods", "reasons", "notes", "not_layers", "others")
+        }
         kept = {k: v.contiguous().clone() for k, v in tensors.items()}
         metadata = {k: json.dumps(v) for k, v in facts.items()}
         summary = self.to_dict(n)  # what cannot be summed up is told before anything is written
@@ -301,7 +314,8 @@ class Measure:
 
     def __repr__(self) -> str:
         kinds = _counted(self.methods)
-        return f"Measure({self.losses.shape[0]} examples, {len(self.names)} layers: {kinds})"
+        without = f"; without {listed(self.not_layers)}" if self.not_layers else ""
+        return f"Measure({self.losses.shape[0]} examples, {len(self.names)} layers: {kinds}{without})"
 
 
 def _counted(methods: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from hesstune.curvature.arguments import LabelledBatch, limited
 from hesstune.curvature.capture import restored
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.errors import ConfigError, DataError
-from hesstune.forward import evaluating, logits_of, moved
+from hesstune.forward import evaluating, logits_of, moved, named_parameters
 from hesstune.runtime.sharding import gathered
 
 __all__ = ["RHO", "Sharpness", "sam_sharpness"]
@@ -108,7 +108,7 @@ def _checked(model: nn.Module, batches: Iterable[LabelledBatch], rho: float) -> 
             f"batches are read twice, and a {type(batches).__name__} can be read once: give a list or a data "
             "loader"
         )
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    weights = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
     if not weights:
         raise ConfigError("no parameter of the model requires a gradient, so there is nothing to step along")
     return weights

@@ -25,7 +25,7 @@ from hesstune.curvature.selection import selected_layers
 from hesstune.curvature.smooth.products import LayerProducts
 from hesstune.curvature.smooth.weight_space import WeightProducts
 from hesstune.errors import ConfigError, DataError
-from hesstune.forward import batch_size, evaluating, logits_of, moved
+from hesstune.forward import batch_size, evaluating, logits_of, moved, named_parameters
 from hesstune.reference import layer_names
 
 __all__ = ["Stability", "noise_stability", "noise_stability_table"]
@@ -161,7 +161,7 @@ def noise_stability_table(
     """
     _check_options(sigmas, samples, probes)
     names = selected_layers(layer_names(model), layers)
-    weights = {name: dict(model.named_parameters())[name] for name in names}
+    weights = {name: named_parameters(model)[name] for name in names}
     objective = Objective(loss, noise_matrix)
     engine = CurvatureEngine(model, {name: torch.zeros_like(w) for name, w in weights.items()}, objective)
     device = next(iter(weights.values())).device

@@ -10,6 +10,7 @@ from torch import nn
 
 from hesstune.constraints.distance import trained_matrices
 from hesstune.errors import LayerError, MissingExtraError, listed
+from hesstune.forward import named_modules
 from hesstune.reference import layer_names
 
 try:
@@ -90,12 +91,12 @@ def check_starts(model: nn.Module) -> None:
 
 def adapters_of(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Iterate over the layers with adapters, by path."""
-    return ((path, m) for path, m in model.named_modules() if isinstance(m, BaseTunerLayer))
+    return ((path, m) for path, m in named_modules(model).items() if isinstance(m, BaseTunerLayer))
 
 
 def copies_of(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Iterate over the modules that are trained as copies, by path."""
-    return ((path, m) for path, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper))
+    return ((path, m) for path, m in named_modules(model).items() if isinstance(m, ModulesToSaveWrapper))
 
 
 def is_added(model: nn.Module) -> Callable[[str], bool]:

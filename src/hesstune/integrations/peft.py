@@ -1,12 +1,15 @@
 """LoRA by peft: distances without the product, the constraint by scaling, the measure of merged weights.
 
 A layer with adapters has W = W⁽ˢ⁾ + Σ_a s_a·B_a·A_a, so v_i is the product: A and B alone mean nothing.
-Layers go by the names they have without adapters, so radii are written as for full fine-tuning.
+Layers have the names that they have without adapters, so radii are written as for full fine-tuning.
+An embedding with an adapter is a product, too: it has a distance and is constrained like a layer. It is not
+measured, since embeddings are not layers.
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +29,8 @@ from hesstune.constraints.distance import (
 )
 from hesstune.curvature.measure import measure as measure_layers
 from hesstune.curvature.result import Measure
-from hesstune.errors import LayerError, MissingExtraError
+from hesstune.errors import HesstuneWarning, LayerError, MissingExtraError, listed
+from hesstune.forward import clear_caches, named_buffers, named_parameters, uncompiled
 from hesstune.integrations._adapters import (
     active_copy,
     adapters_of,
@@ -37,7 +41,7 @@ from hesstune.integrations._adapters import (
     plain_layers,
     plain_name,
 )
-from hesstune.reference import Reference, layer_names
+from hesstune.reference import NO_LAYER, Reference, layer_names
 
 try:
     from peft.tuners.lora import LoraLayer
@@ -74,7 +78,7 @@ def base_reference(model: nn.Module) -> Reference:
     is_new = is_added(model)
     tensors = {
         plain_name(name): tensor.detach().clone()
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        for name, tensor in (named_parameters(model) | named_buffers(model)).items()
         if not is_new(name)
     }
     return Reference(tensors, plain_layers(model))
@@ -89,7 +93,8 @@ def merged(model: nn.Module) -> nn.Module:
         LayerError: If an adapter is disabled, or peft cannot merge it.
     """
     check_adapters(model)
-    plain: Any = copy.deepcopy(model)
+    clear_caches(model)  # a tensor that is kept with its graph cannot be copied
+    plain: Any = uncompiled(copy.deepcopy(model))
     if hasattr(plain, "base_model") and hasattr(plain.base_model, "unload"):
         plain = plain.base_model.model
     for path, layer in list(adapters_of(plain)):
@@ -102,19 +107,26 @@ def merged(model: nn.Module) -> nn.Module:
     return found
 
 
-def distances(model: nn.Module, reference: Reference | None = None) -> dict[str, float]:
-    """Return ‖v_i‖ (Frobenius) of every layer; that of a product without forming it.
+def distances(model: nn.Module, reference: Reference | None = None, *, warn: bool = True) -> dict[str, float]:
+    """Return ‖v_i‖ (Frobenius) of every layer and adapted embedding; that of a product without forming it.
 
     ‖Σ_a s_a B_a A_a‖² = Σ_ab s_a s_b ⟨B_aᵀB_b, A_aA_bᵀ⟩ takes r×r matrices only. Layers without
     adapters are frozen, at distance 0; trained copies of modules are compared with their originals, or
     with a reference of `trained_copies`.
 
+    Args:
+        model: A peft model, or a module with peft's adapters injected.
+        reference: Originals of trained copies, from `trained_copies`; the model's own where None.
+        warn: Warn of trained weight matrices that are neither layers nor adapters: they are left out.
+
     Raises:
-        LayerError: If an adapter is not plain LoRA on a linear or convolution layer, does not start at a
-            product of zero, or a layer is trained without one.
+        LayerError: If an adapter is not plain LoRA on a linear layer, convolution or embedding, does not
+            start at a product of zero, or a layer is trained without one.
     """
     check_adapters(model)
     check_starts(model)
+    if warn and (others := _unheld(model)):
+        warnings.warn(f"the distances leave out {listed(others)}: {NO_LAYER}", HesstuneWarning, stacklevel=2)
     found = dict.fromkeys(plain_layers(model), 0.0)
     for name, pieces in _products(model).items():
         found[name] = _product_norm(pieces)
@@ -148,7 +160,7 @@ def measure_adapters(model: nn.Module, batches: Any, **options: Any) -> Measure:
 
 
 class AdapterConstraint:
-    """Keep every adapted layer's product, and every trained copy, inside a ball around the reference.
+    """Keep every adapted layer's or embedding's product, and every trained copy, near the reference.
 
     Projection scales the factors: B ← B·min(1, α/‖ΔW‖), which scales ΔW alike (in the MARS norm
     row by row). Call `project_` after every optimizer step, as of `DistanceConstraint`.
@@ -184,14 +196,11 @@ class AdapterConstraint:
         unknown = [name for name in _copies(model) if name not in self.reference]
         if unknown:
             raise LayerError(f"the reference holds no '{unknown[0]}'; take it by trained_copies(model)")
-        radii = resolve_radii(plain_layers(model), radius)
+        layers = plain_layers(model)
+        radii = resolve_radii([*layers, *(name for name in moving if name not in layers)], radius)
         self.radii = {name: radii[name] for name in moving if name in radii}
         if warn and not isinstance(radius, Mapping):
-            held = {id(weight) for weight, _ in _copies(model).values()}
-            warn_of_unheld(
-                (plain_name(n) for n, p in trained_matrices(model) if id(p) not in held and "lora_" not in n),
-                "{pattern: radius} says which layers are meant to be held",
-            )
+            warn_of_unheld(_unheld(model), "{pattern: radius} says which layers are meant to be held")
 
     @torch.no_grad()
     def project_(self) -> dict[str, float]:
@@ -216,6 +225,8 @@ class AdapterConstraint:
         for name, radius in self.radii.items():
             if before[name] > radius:
                 self._scale(name, SAFE * radius / before[name], products, copies)
+        if any(before[name] > radius for name, radius in self.radii.items()):
+            clear_caches(self.model)
         return before
 
     def _delta(self, name: str, products: _Products, copies: _Copies) -> torch.Tensor:
@@ -286,29 +297,38 @@ def _product_norm(pieces: list[_Piece]) -> float:
 def _products(model: nn.Module) -> _Products:
     found, layers = dict[str, list[_Piece]](), plain_layers(model)
     for path, layer in adapters_of(model):
-        if (
-            not isinstance(layer, LoraLayer)
-            or layer.lora_variant
-            or f"{plain_name(path)}.weight" not in layers
-        ):
+        name = f"{plain_name(path)}.weight"
+        embeds = isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Embedding)
+        if not isinstance(layer, LoraLayer) or layer.lora_variant or not (embeds or name in layers):
             kind = type(layer).__module__.split(".")[2]
             raise LayerError(
                 f"the adapter of '{path}' ({kind}) changes its weight by more than a product B·A; only "
                 "plain LoRA is handled: merge it (hesstune.integrations.peft.merged) and use that model"
             )
-        active = [name for name in layer.active_adapters if name in layer.lora_A]
+        first, second = (
+            (layer.lora_embedding_A, layer.lora_embedding_B) if embeds else (layer.lora_A, layer.lora_B)
+        )
+        active = [adapter for adapter in layer.active_adapters if adapter in first]
         if active:
-            found[f"{plain_name(path)}.weight"] = [_piece(layer, name) for name in active]
+            found[name] = [_piece(layer, first, second, adapter) for adapter in active]
     return found
 
 
-def _piece(layer: Any, adapter: str) -> _Piece:
-    a, b = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
+def _piece(layer: Any, first: Any, second: Any, adapter: str) -> _Piece:
+    # The factors of an embedding are parameters, not modules; its weight is stored as (entries, width).
+    embeds = isinstance(first, nn.ParameterDict)
+    a, b = (part[adapter] if embeds else part[adapter].weight for part in (first, second))
     if b[0, 0].numel() != 1:
         raise LayerError(f"the adapter '{adapter}' of a {type(layer).__name__} is no product of matrices")
-    return _Piece(
-        a.flatten(1), b.flatten(1), float(layer.scaling[adapter]), bool(getattr(layer, "fan_in_fan_out", 0))
-    )
+    transposed = embeds or bool(getattr(layer, "fan_in_fan_out", False))
+    scale = float(layer.scaling[adapter])
+    return _Piece(a.detach().flatten(1), b.detach().flatten(1), scale, transposed)
+
+
+def _unheld(model: nn.Module) -> list[str]:
+    """List the trained weight matrices that are neither in an adapter nor copies of layers."""
+    held = {id(weight) for weight, _ in _copies(model).values()}
+    return [plain_name(n) for n, p in trained_matrices(model) if id(p) not in held and "lora_" not in n]
 
 
 def _copies(model: nn.Module) -> _Copies:
@@ -317,8 +337,8 @@ def _copies(model: nn.Module) -> _Copies:
         copied = active_copy(wrapper)
         if copied is None:
             continue
-        active = dict(copied.named_parameters())
-        starts = dict(wrapper.original_module.named_parameters())
+        active = named_parameters(copied)
+        starts = named_parameters(wrapper.original_module)
         for name in layer_names(wrapper.original_module):
             found[f"{plain_name(path)}.{name}"] = (active[name], starts[name])
     return found

@@ -13,6 +13,7 @@ from torch import nn
 from hesstune.checks import also_called, positive
 from hesstune.constraints.distance import check_finite
 from hesstune.errors import ConfigError, DivergedError, LayerError, MissingExtraError, RunError
+from hesstune.forward import named_parameters
 from hesstune.integrations._balls import constraint_of, distances_of, has_adapters, reference_of
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.noise.matrix import NoiseMatrix
@@ -209,7 +210,7 @@ class PretrainedDecayCallback(TrainerCallback):
         self.reference.check(model)
         self._starts = {
             id(parameter): self.reference[name]
-            for name, parameter in model.named_parameters()
+            for name, parameter in named_parameters(model).items()
             if parameter.requires_grad
         }
 
@@ -229,7 +230,7 @@ class PretrainedDecayCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Raise DivergedError, naming the parameters, where a step has left one that is not finite."""
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
         sizes = torch.stack([torch.linalg.vector_norm(p) for p in trained.values()]).tolist()
         check_finite(dict(zip(trained, sizes, strict=True)))
 

@@ -184,7 +184,7 @@ class Method:
 
     def distances(self) -> dict[str, float]:
         """Return ‖v_i‖ of every layer as the network stands."""
-        return self.setup.reference.distances(self.setup.model)
+        return self.setup.reference.distances(self.setup.model, warn=False)
 
     def radii(self) -> dict[str, float]:
         """Return the radius of every layer's ball, in the run's norm; empty without balls."""

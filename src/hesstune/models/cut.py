@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hesstune.errors import HesstuneError
-from hesstune.forward import Inputs, batch_size, evaluating, logits_of
+from hesstune.forward import Inputs, batch_size, evaluating, logits_of, outputs_of
 
 __all__ = ["AfterCut", "Cut", "activations_at", "find_cut"]
 
@@ -170,7 +170,7 @@ def _argument(model: nn.Module, name: str, inputs: Inputs) -> tuple[int | str, t
     handle = model.get_submodule(name).register_forward_pre_hook(look, with_kwargs=True)
     try:
         with evaluating(model):
-            model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+            outputs_of(model, inputs)
     except _Reached:
         pass
     finally:

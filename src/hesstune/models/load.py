@@ -16,7 +16,15 @@ from torch import nn
 
 from hesstune.checks import expanded
 from hesstune.errors import ModelError, listed, unknown_name
-from hesstune.forward import Inputs, batch_size, evaluating, logits_of
+from hesstune.forward import (
+    Inputs,
+    batch_size,
+    clear_caches,
+    evaluating,
+    is_compiled,
+    logits_of,
+    uncompiled,
+)
 from hesstune.models.vision import IMAGENET, MeanAndStd, load_vision_model
 from hesstune.models.weights import fitting_names, read_weights
 from hesstune.storage.reading import one_line
@@ -125,11 +133,13 @@ def load_model(
     else:
         model, (own_mean, own_std), tokenizer = _copied(spec, text)
     notes: tuple[str, ...] = ()
+    if is_compiled(model):
+        model, notes = uncompiled(model), ("torch.compile was undone: the original network is trained",)
     if weights is not None:
         own = (n for n, _ in [*model.named_parameters(), *model.named_buffers()])
         state, removed = fitting_names(read_weights(weights), own)
         set_parameters(model, state, str(weights), partial_head=True)
-        notes = (f"'{removed}' was taken off the names of the weights in {weights}",) if removed else ()
+        notes += (f"'{removed}' was taken off the names of the weights in {weights}",) if removed else ()
     head = _find_head(model, k)
     if head_init == "zero":
         for parameter in model.get_submodule(head).parameters():
@@ -185,6 +195,7 @@ def _copied(given: ModelObject, text: bool) -> tuple[nn.Module, MeanAndStd, Any]
         raise ModelError("the data holds texts: give the module with its tokenizer, (module, tokenizer)")
     if tokenizer is not None and not text:
         raise ModelError("the model came with a tokenizer, but the data holds images; give the module alone")
+    clear_caches(module)  # a tensor that is kept with its graph cannot be copied
     try:
         module, tokenizer = copy.deepcopy((module, tokenizer))
     except Exception as error:  # modules may hold anything

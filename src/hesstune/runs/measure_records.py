@@ -91,6 +91,7 @@ class MeasureRecord(Stored):
     losses: dict[str, float] = {}
     layers: list[LayerMeasure]
     notes: list[str] = []
+    not_layers: list[str] = []
     others: list[OtherMeasure] = []
     statement: str
     ids: list[str] | None = None

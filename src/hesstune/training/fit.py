@@ -226,7 +226,7 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
         trainer.resume()
     trainer.fit()
     logits = {name: predict_logits(net, feeds[name]) for name in ("train", "test")}
-    distances, posterior = reference.distances(loaded.model), trainer.method.posterior()
+    distances, posterior = reference.distances(loaded.model, warn=False), trainer.method.posterior()
     kept = trainer.method.picked()
     noise = noise_of_test(config, task, prepared.injected)
     result = {

@@ -30,7 +30,7 @@ from hesstune.curvature.planning.refusals import (
 )
 from hesstune.curvature.planning.structure import Structure, read_structure
 from hesstune.errors import MeasureError
-from hesstune.forward import Inputs, batch_size
+from hesstune.forward import Inputs, batch_size, named_parameters
 
 __all__ = ["LayerPlan", "MeasureMethod", "MeasurePlan", "make_measure_plan"]
 
@@ -113,7 +113,7 @@ def make_measure_plan(
     logits = captured.logits.detach()
     refuse_bad_logits(model, probe, logits, rows)
     refuse_mixed_examples(model, probe, logits, [n for n in found if n not in layouts])
-    parameters = dict(model.named_parameters())
+    parameters = named_parameters(model)
     nodes = {name: layer.edge.node for name, layer in captured.layers.items()}
     structure = read_structure(captured.logits, {n: parameters[n] for n in names}, nodes)
     plans = {name: _plan_layer(model, probe, name, captured, structure) for name in names}

@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from hesstune.curvature.batches import changed_example, each_alone
 from hesstune.errors import MeasureError, listed
-from hesstune.forward import Inputs, logits_of
+from hesstune.forward import Inputs, logits_of, named_modules, named_parameters
 
 __all__ = [
     "refuse_bad_logits",
@@ -28,7 +28,7 @@ _SAME_IN_OTHER_BATCH = 1e-2
 
 def refuse_training_modules(model: nn.Module) -> None:
     """Refuse batch norm and dropout that do not follow eval()."""
-    for name, module in model.named_modules():
+    for name, module in named_modules(model).items():
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             raise MeasureError(
                 f"batch norm '{name}' uses the statistics of the batch even in eval mode, so examples "
@@ -112,7 +112,7 @@ def require_finite(logits: torch.Tensor, examples: torch.Tensor | None = None) -
 
 def refuse_hidden_use(model: nn.Module, probe: Inputs, name: str) -> None:
     """Refuse a weight without a gradient on which the logits depend all the same."""
-    weight = dict(model.named_parameters())[name]
+    weight = named_parameters(model)[name]
     with torch.no_grad():
         before = logits_of(model, probe)
         kept = weight.detach().clone()

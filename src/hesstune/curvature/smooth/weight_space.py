@@ -9,7 +9,7 @@ from hesstune.curvature.batches import each_alone
 from hesstune.curvature.objective import PerExampleLoss
 from hesstune.curvature.smooth.losses import stable_losses
 from hesstune.curvature.smooth.quadrature import Krylov
-from hesstune.forward import Inputs, logits_of
+from hesstune.forward import Inputs, logits_of, named_parameters
 
 __all__ = ["WeightProducts"]
 
@@ -24,7 +24,7 @@ class WeightProducts:
     def __init__(
         self, model: nn.Module, inputs: Inputs, targets: torch.Tensor, loss: PerExampleLoss, name: str
     ) -> None:
-        self._weight = dict(model.named_parameters())[name]
+        self._weight = named_parameters(model)[name]
         self._slopes: list[torch.Tensor] = []
         for row, one in each_alone(inputs):
             value = stable_losses(loss, logits_of(model, one), targets[row : row + 1])
