@@ -110,7 +110,7 @@ def decode(path: Path, size: int, background: tuple[int, int, int] = WHITE) -> t
     Raises:
         DataError: If the file is missing, corrupt, truncated or too large to be decoded safely.
     """
-    return decode_seen(path, size, background, hashed=False)[0]
+    return decode_seen(path, size, background, False)[0]
 
 
 def decode_seen(
@@ -119,7 +119,8 @@ def decode_seen(
     """Decode one image as `decode` does.
 
     Returns:
-        The image, what was changed in it (see `hesstune.data.rgb`), and the digest of the file, b"" where it is not hashed.
+        The image, what was changed in it (see `hesstune.data.rgb`), and the digest of the file: b""
+        if it is not hashed.
     """
     try:
         with path.open("rb") as file:

@@ -24,7 +24,7 @@ def check_data(run: Records, task: Task | DataRecord) -> None:
         ChangedDataError: If an example differs, naming the first ones.
         RunError: If the run's folder does not say what it was made from.
     """
-    now = task if isinstance(task, DataRecord) else DataRecord.of(task)
+    now = task if isinstance(task, DataRecord) else DataRecord.of(task, bool(run.config.inject_noise))
     then, found = run.facts.checksums, now.checksums()
     if missing := [name for name in found if name not in then]:
         raise RunError(

@@ -1,4 +1,4 @@
-"""The record of the examples that a run was made from: digests of all its parts, and what differs from them."""
+"""Digests of the examples that a run was made from, and what differs from them."""
 
 from __future__ import annotations
 
@@ -35,24 +35,32 @@ class PartRecord:
     Attributes:
         ids: One id an example.
         contents: (N, 16) digests of the images or texts, alike for equal contents in any run and part.
-        labels: (N, 16) digests of all that is said of the class.
+        labels: (N, 16) digests of all that the data says of the class.
+        trained: (N,) int64 labels to train on: those of the data, or noisy ones if noise is injected.
     """
 
     ids: list[str]
     contents: Digests
     labels: Digests
+    trained: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, part: Examples, classes: list[str], injected: bool) -> PartRecord:
+        """Record a part; see `DataRecord.of`."""
+        trained = np.full(len(part), -1) if part.labels is None else part.labels
+        return cls(part.ids, content_digests(part), label_digests(part, classes, injected), trained)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the record as tensors of bytes; the ids are JSON."""
+        """Return the record as tensors; the ids are JSON, in bytes."""
         ids = np.frombuffer(json.dumps(self.ids).encode(), np.uint8)
-        arrays = {"ids": ids, "contents": self.contents, "labels": self.labels}
+        arrays = {"ids": ids, "contents": self.contents, "labels": self.labels, "trained": self.trained}
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> PartRecord:
         """Return the record that `tensors` gave."""
         ids = json.loads(tensors["ids"].numpy().tobytes())
-        return cls(ids, tensors["contents"].numpy(), tensors["labels"].numpy())
+        return cls(ids, *(tensors[name].numpy() for name in ("contents", "labels", "trained")))
 
 
 @dataclass(frozen=True)
@@ -68,16 +76,15 @@ class DataRecord:
     parts: dict[str, PartRecord]
 
     @classmethod
-    def of(cls, task: Task) -> DataRecord:
-        """Record a task, labelled as it is trained on."""
-        parts = {name: getattr(task, name) for name in PARTS}
-        return cls(
-            task.classes,
-            {
-                name: PartRecord(part.ids, content_digests(part), label_digests(part, task.classes))
-                for name, part in parts.items()
-            },
-        )
+    def of(cls, task: Task, injected: bool) -> DataRecord:
+        """Record a task.
+
+        Args:
+            task: Its examples, labelled as they are trained on.
+            injected: Whether noise was injected into labels that the task has as the true ones.
+        """
+        parts = {name: PartRecord.of(getattr(task, name), task.classes, injected) for name in PARTS}
+        return cls(task.classes, parts)
 
     def checksums(self) -> dict[str, str]:
         """Return one checksum for the classes and one for each part."""
@@ -111,20 +118,32 @@ class DataRecord:
         """Say what is different now: which examples, and how many of them."""
         then_ids = [name for part in self.parts.values() for name in part.ids]
         now_ids = [name for part in now.parts.values() for name in part.ids]
-        gone = list((Counter(then_ids) - Counter(now_ids)).elements())
-        new = list((Counter(now_ids) - Counter(then_ids)).elements())
+        gone = sorted((Counter(then_ids) - Counter(now_ids)).elements())
+        new = sorted((Counter(now_ids) - Counter(then_ids)).elements())
         told = []
         if gone:
-            told.append(f"{len(gone)} of its {len(then_ids)} examples are missing ({listed(gone, NAMED)})")
+            told.append(f"{len(gone)} of {len(then_ids)} examples missing ({listed(gone, NAMED)})")
         if new:
-            told.append(f"{len(new)} examples are new ({listed(new, NAMED)})")
+            told.append(f"{len(new)} new ({listed(new, NAMED)})")
         if self.classes != now.classes:
             told.append(f"the classes were {listed(self.classes)} and are {listed(now.classes)}")
         for what in ("contents", "labels"):
-            then, after = self._by_id(what), now._by_id(what)
-            if changed := [name for name, rows in then.items() if after.get(name, rows) != rows]:
-                told.append(f"the {what} of {len(changed)} examples changed ({listed(changed, NAMED)})")
-        return "; ".join(told or [self._moved(now)])
+            if changed := self._changed(now, what):
+                told.append(
+                    f"{what} of {len(changed)} of {len(then_ids)} examples changed ({listed(changed, NAMED)})"
+                )
+        if told or (moved := self._moved(now)):
+            return "; ".join(told or [moved])
+        changed = self._changed(now, "trained")
+        return (
+            f"the noise injected into the labels of {len(changed)} of {len(then_ids)} examples changed "
+            f"({listed(changed, NAMED)}), so the matrix that --inject-noise names is another one"
+        )
+
+    def _changed(self, now: DataRecord, what: str) -> list[str]:
+        """Return the ids of examples that are there still, and differ in a field."""
+        then, after = self._by_id(what), now._by_id(what)
+        return sorted(name for name, rows in then.items() if after.get(name, rows) != rows)
 
     def _by_id(self, what: str) -> dict[str, list[bytes]]:
         """Return each id's digests; several where an id is not unique."""
@@ -145,7 +164,7 @@ class DataRecord:
                         f"the examples have another order or other parts (example {at} of the part {part} "
                         f"was {pair[0]} and is {pair[1]})"
                     )
-        return "the examples differ"
+        return ""
 
 
 def content_digests(part: Examples) -> Digests:
@@ -162,16 +181,22 @@ def content_digests(part: Examples) -> Digests:
     return np.concatenate([as_digests([]), *found])
 
 
-def label_digests(part: Examples, classes: Sequence[str]) -> Digests:
-    """Return the digest of what is said of every example's class, (N, 16), in the order of the part.
+def label_digests(part: Examples, classes: Sequence[str], injected: bool) -> Digests:
+    """Return the digest of what the data says of every example's class, (N, 16), in the order of the part.
 
-    The label to train on, the true label, the label before a person checked it, whether one did, the votes
-    and the soft labels. Beside votes a label model may have made the soft labels, whose last digits then
-    differ between machines: there they count in steps of 0.001.
+    With injected noise it is the true label, or the one that a person gave to a checked example: noisy labels
+    depend on the order of the examples. Otherwise it is the label to train on, the true label, and the label
+    before a person checked it. Votes and soft labels count, too. Beside votes a label model may have made
+    the soft labels, whose last digits then differ between machines: there they count in steps of 0.001.
     """
+    labels, true, given = part.labels, part.true, part.given
+    if injected:
+        if labels is not None and true is not None:
+            labels = true if part.clean is None else np.where(part.clean, labels, true)
+        true = given = None
     columns = [
         [classes[label] for label in values.tolist()] if values is not None else [None] * len(part)
-        for values in (part.labels, part.true, part.given)
+        for values in (labels, true, given)
     ]
     columns.append([None] * len(part) if part.clean is None else [str(sure) for sure in part.clean])
     votes, soft = part.votes, part.soft if part.given_soft is None else part.given_soft

@@ -13,6 +13,6 @@ from hesstune.storage.tensors import digest
 __all__ = ["fingerprints"]
 
 
-def fingerprints(task: Task, start: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def fingerprints(task: Task, injected: bool, start: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Return checksums of a task (classes; ids, contents and labels by part) and of the starting weights."""
-    return {**DataRecord.of(task).checksums(), "weights": digest(start)}
+    return {**DataRecord.of(task, injected).checksums(), "weights": digest(start)}

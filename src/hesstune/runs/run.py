@@ -218,7 +218,7 @@ class Run:
 
         Raises:
             DataError: If the data was objects, and is not given again.
-            ChangedDataError: If an id, an image, a text or a label of any part is not what the run was made from.
+            ChangedDataError: If an id, image, text or label of any part is not what the run was made from.
         """
         from hesstune.runs.data_check import check_data, check_labels_file
         from hesstune.runs.located import located, missing_data

@@ -201,10 +201,7 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
     reference = weights_of(loaded.model) if config.shard else Reference.of(loaded.model)
     run = Run(out, config, _record(prepared), prepared.given)
     # Not kept: where the network is cut, its whole weights must go.
-    record = DataRecord.of(task)
-    start = digest({name: reference[name] for name in reference.names()})
-    run.add(checksums={**record.checksums(), "weights": start})
-    _start(run, prepared, record, reference, resume)
+    _start(run, prepared, reference, resume)
     fed = fed_by(prepared, out)
     net, feeds = fed.net, fed.feeds
     if config.shard:
@@ -247,9 +244,11 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
     return run, Trained(loaded, reference, *fed.observed, task)
 
 
-def _start(run: Run, prepared: Prepared, record: DataRecord, reference: Reference, resume: bool) -> None:
+def _start(run: Run, prepared: Prepared, reference: Reference, resume: bool) -> None:
     """Write what a run starts from, or check that it is what the run to be resumed started from."""
-    out = run.path
+    out, record = run.path, DataRecord.of(prepared.task, prepared.injected is not None)
+    start = digest({name: reference[name] for name in reference.names()})
+    run.add(checksums={**record.checksums(), "weights": start})
     if not (resume and (out / RECORD).is_file()):
         on_main_process(lambda: _write_start(run, prepared, record, reference))
         return
