@@ -187,7 +187,7 @@ def pictures_of(pixels: np.ndarray) -> dict[str, tuple[bytes, str, object]]:
 
 def decoded_in_memory(content: bytes) -> None:
     """Decode a file's bytes as hf: data does; what is damaged is named, and never raised."""
-    _, bad, _ = decode_pictures([content], 16)
+    _, _, bad, _ = decode_pictures([content], 16)
     if bad:
         raise ht.HesstuneError(bad[0])
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "ChangedDataError",
     "ConfigError",
     "DataError",
     "DivergedError",
@@ -85,6 +86,10 @@ class FormerNameError(HesstuneError, AttributeError):
 
 class RunError(HesstuneError):
     """A run folder is missing, incomplete, in use, or would be overwritten."""
+
+
+class ChangedDataError(RunError):
+    """The data at hand is not what a run was made from; the message names examples that differ."""
 
 
 class DivergedError(HesstuneError):

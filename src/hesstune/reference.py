@@ -22,6 +22,7 @@ from hesstune.forward import (
 )
 from hesstune.runtime.sharding import is_sharded, over_parts, pair, whole
 from hesstune.storage.reading import reading
+from hesstune.storage.tensors import save_tensors
 
 __all__ = ["NO_LAYER", "Reference", "is_matrix", "layer_names", "layer_owners"]
 
@@ -247,11 +248,12 @@ class Reference:
         clear_caches(model)
 
     def save(self, path: str | Path) -> None:
-        """Write the reference as a safetensors file; the layers' order goes in its metadata."""
-        from safetensors.torch import save_file
+        """Write the reference as a safetensors file; the layers' order goes in its metadata.
 
-        tensors = {k: v.contiguous().cpu() for k, v in self._tensors.items()}
-        save_file(tensors, str(path), metadata={"layers": json.dumps(self._layers)})
+        Raises:
+            RunError: If it cannot be written: a former file is then as it was.
+        """
+        save_tensors(Path(path), self._tensors, {"layers": json.dumps(self._layers)})
 
     @classmethod
     def load(cls, path: str | Path) -> Reference:

@@ -14,7 +14,7 @@ from hesstune.analysis.label_story import noise_story
 from hesstune.bounds.certificate import certify
 from hesstune.bounds.noisy import KnownNoise, NoiseConfidenceSet, inverse_loss
 from hesstune.bounds.pac_bayes import confidence_upper
-from hesstune.errors import ConfigError, DataError
+from hesstune.errors import ChangedDataError, ConfigError, DataError
 from hesstune.noise.estimate import estimate_noise
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
@@ -40,12 +40,13 @@ def test_a_prior_is_not_reused_where_contents_have_changed_under_the_same_names(
     certify_run(run, prior_fraction=0.5, draws=32)
     before = (run.path / "prior" / "model.safetensors").read_bytes()
     made = ht.Run.load(run.path / "prior").facts.made_from
-    assert set(made["checksums"]) == {"classes", "examples", "labels", "contents", "weights"}
+    assert set(made["checksums"]) == {"classes", "train", "val", "test", "weights"}
     certify_run(run, prior_fraction=0.5, draws=32)
     assert (run.path / "prior" / "model.safetensors").read_bytes() == before
     repaint(image_folder, 1)
-    certify_run(run, prior_fraction=0.5, draws=32)
-    assert (run.path / "prior" / "model.safetensors").read_bytes() != before
+    with pytest.raises(ChangedDataError):
+        certify_run(run, prior_fraction=0.5, draws=32)
+    assert (run.path / "prior" / "model.safetensors").read_bytes() == before
 
 
 def test_a_prior_is_not_reused_where_the_start_has_other_weights(plain):

@@ -30,7 +30,7 @@ def in_all_ways(image, tmp_path, suffix="png", **saved):
     """Return the pixels as read from a file, from bytes as of hf: data, and from a PIL image in memory."""
     path = tmp_path / f"x.{suffix}"
     image.save(path, **saved)
-    found, bad, _ = decode_pictures([path.read_bytes(), Image.open(path), {"path": str(path)}], SIZE)
+    found, _, bad, _ = decode_pictures([path.read_bytes(), Image.open(path), {"path": str(path)}], SIZE)
     assert bad == {}
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
@@ -63,7 +63,7 @@ def test_damaged_exif_is_no_reason_to_refuse(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found, bad = decode_all([tmp_path / "x.jpg", tmp_path / "y.jpg"], SIZE, 4)
-        pictures, _, _ = decode_pictures([(tmp_path / "x.jpg").read_bytes()], SIZE)
+        pictures, *_ = decode_pictures([(tmp_path / "x.jpg").read_bytes()], SIZE)
     assert bad == {}
     assert torch.equal(found.array[0], found.array[1])
     assert torch.equal(found.array[0], pictures[0])
@@ -93,7 +93,7 @@ def test_floats_are_scaled_by_their_range(tmp_path, values, expected, told):
     image = Image.fromarray(values.reshape(20, 20).astype(np.float32))
     found = in_all_ways(image, tmp_path, "tiff")
     assert np.abs(found[..., 0] - np.round(expected).reshape(20, 20)).max() <= 1
-    _, _, notes = decode_pictures([image, Image.fromarray(RGB)], SIZE)
+    *_, notes = decode_pictures([image, Image.fromarray(RGB)], SIZE)
     assert [note for note in notes if told is None or told in note] == notes
     assert len(notes) == (told is not None)
 
@@ -129,7 +129,7 @@ def test_transparent_pixels_are_laid_on_the_background(tmp_path, kind, backgroun
         expected = composed(np.asarray(raw.convert("RGBA")).astype(float), background)
     found = pixels(path, background=background)
     assert np.abs(found - expected).max() <= 1
-    assert decode_pictures([path], SIZE, background)[2] == [
+    assert decode_pictures([path], SIZE, background)[3] == [
         "1 of 1 images have transparent pixels: laid on "
         + ("white" if min(background) == 255 else f"the colour {background}")
         + " (--background)"

@@ -131,8 +131,9 @@ def test_resume_refuses_other_data_or_weights_by_name(tiny, tmp_path, every_step
         )
         del sys.modules["tinynets"]
     named = {
-        "image": "the images or texts of --data folder:", "labels": "the examples or their split of --data",
-        "examples": "the examples or their split of --data",
+        "image": r"contents of 1 of 24 examples changed \(dark/03.png\)",
+        "labels": r"1 of 24 examples missing \(dark/03.png\); 1 new \(light/03b.png\)",
+        "examples": r"1 of 24 examples missing \(dark/03.png\); 1 new \(dark/03b.png\)",
         "weights": "the weights that training starts from of --model py:tinynets:small",
     }  # fmt: skip
     with pytest.raises(RunError, match=named[what]):

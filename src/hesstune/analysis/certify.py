@@ -36,7 +36,6 @@ from hesstune.runs.records import CERTIFICATE
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import all_gather, all_reduce_sum, on_main_process, rank, start_ranks, world
-from hesstune.storage.atomic import write_json
 
 __all__ = ["certify_run"]
 
@@ -70,7 +69,7 @@ def certify_run(
         found = case.checked(asked.checked)
     else:
         found = case.best() if asked.bound == "best" else BOUNDS[asked.bound](case, asked.delta)
-    on_main_process(lambda: write_json(run.path / CERTIFICATE, found.to_dict()))
+    on_main_process(lambda: found.save(run.path / CERTIFICATE))
     return found
 
 

@@ -11,7 +11,7 @@ from hesstune.models.export import export_model
 from hesstune.runs.model_card import model_card
 from hesstune.runs.records import CARD, CERTIFICATE, MEASURE, NOISE_MATRIX, RECORD
 from hesstune.runs.run import Run
-from hesstune.storage.atomic import write_text
+from hesstune.storage.atomic import made_folder, write_text, writing
 
 __all__ = ["export_run"]
 
@@ -40,7 +40,7 @@ def export_run(run: Run, folder: str | Path, overwrite: bool = False) -> str:
     beside = target.with_name(f".{target.name}.part") / target.name
     try:
         shutil.rmtree(beside.parent, ignore_errors=True)
-        beside.mkdir(parents=True)
+        made_folder(beside)
         facts = {
             "model": run.config.model,
             "classes": run.classes,
@@ -48,18 +48,28 @@ def export_run(run: Run, folder: str | Path, overwrite: bool = False) -> str:
             "max_length": run.config.max_length,
         }
         how = export_model(run.loaded(), beside, facts)
-        for name in COPIED:
-            if (run.path / name).is_file():
-                shutil.copyfile(run.path / name, beside / name)
-        write_text(beside / CARD, exported_card(run, how))
-        if target.exists():
-            shutil.rmtree(target)
-        beside.replace(target)
-    except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror or error}") from error
+        with writing(target):
+            for name in COPIED:
+                if (run.path / name).is_file():
+                    shutil.copyfile(run.path / name, beside / name)
+            write_text(beside / CARD, exported_card(run, how))
+            _put_in_place(beside, target)
     finally:
         shutil.rmtree(beside.parent, ignore_errors=True)
     return how
+
+
+def _put_in_place(beside: Path, target: Path) -> None:
+    """Rename a folder to `target`; the one that it replaces comes back if that fails."""
+    former = beside.with_name(f"{target.name}.former")
+    if target.exists():
+        target.replace(former)
+    try:
+        beside.replace(target)
+    except OSError:
+        if former.exists():
+            former.replace(target)
+        raise
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

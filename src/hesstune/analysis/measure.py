@@ -20,9 +20,9 @@ from hesstune.methods import method_class
 from hesstune.models.load import LoadedModel
 from hesstune.options import make_options, takes_options
 from hesstune.reference import Reference
-from hesstune.runs.measure_records import MeasureRecord, StabilityRecord, StabilityRow
+from hesstune.runs.measure_records import StabilityRecord, StabilityRow
 from hesstune.runs.options.analysis import MeasureOptions, SampleOptions, StabilityOptions
-from hesstune.runs.records import MEASURE, STABILITY
+from hesstune.runs.records import STABILITY
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import on_main_process, start_ranks, world
@@ -109,10 +109,9 @@ def _write(
         sharpness,
     )
     found.others = [other.to_dict() for other in others]
-    found.save(run.path, n=n)
     # Which examples the rows of measure.safetensors are.
     ids = [examples.ids[i] for i in rows] if len(rows) < len(examples) else None
-    write_record(run.path / MEASURE, MeasureRecord(**found.to_dict(n), part=part, ids=ids))
+    found.save(run.path, n=n, part=part, ids=ids)
 
 
 @takes_options(StabilityOptions)

@@ -14,6 +14,7 @@ from hesstune.bounds.risk import risk_of
 from hesstune.bounds.words import summary_of
 from hesstune.checks import unit_interval
 from hesstune.errors import ConfigError, RunError
+from hesstune.storage.atomic import write_json
 from hesstune.storage.reading import one_line
 
 __all__ = ["BOUNDS", "Certificate"]
@@ -125,8 +126,12 @@ class Certificate:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the certificate as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        """Write the certificate as JSON.
+
+        Raises:
+            RunError: If it cannot be written: a former file is then as it was.
+        """
+        write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> Certificate:

@@ -66,7 +66,8 @@ def measure(
     alike = {name: v for name, v in options.given().items() if name in SampleOptions.model_fields}
     stable = stability_of_run(loaded, **alike) if stability else []
     record = found.to_dict(loaded.facts.examples.train)
-    written = read_record(loaded.path / MEASURE, MeasureRecord) or MeasureRecord(**record)
+    written = read_record(loaded.path / MEASURE, MeasureRecord)
+    assert written is not None
     record["part"] = written.part
     rows = layer_shares(written)
     if large := is_large(rows):

@@ -6,6 +6,7 @@ from typing import Literal
 
 __all__ = [
     "ABOVE",
+    "CHECKSUM",
     "FORECAST",
     "MEASURE",
     "MEASURE_TENSORS",
@@ -23,6 +24,8 @@ ABOVE = {"steps": 0, "tol": 0, "max_examples": 0, "memory_mib": 0}
 SKIP_CLASSES = 0.01
 # What `Measure.save` writes: a summary, and all tensors.
 MEASURE, MEASURE_TENSORS = "measure.json", "measure.safetensors"
+# The entry of the tensors' metadata that the summary has as `tensors`.
+CHECKSUM = "checksum"
 
 # How the note with the forecast of a measurement's memory begins.
 FORECAST = "memory forecast:"

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from hesstune.curvature.declared import MEASURE, MEASURE_TENSORS
+from hesstune.curvature.declared import CHECKSUM, MEASURE, MEASURE_TENSORS
 from hesstune.errors import ConfigError, FormerNameError, RunError, listed, unknown_name
 from hesstune.reference import NO_LAYER
-from hesstune.storage.atomic import replace_file, write_json
+from hesstune.storage.atomic import json_writer, made_folder, replace_files
 from hesstune.storage.reading import one_line
+from hesstune.storage.tensors import digest, tensor_writer
 
 __all__ = ["BALLS", "FOUND", "HELD_OUT", "STATEMENT", "Measure"]
 
@@ -277,21 +278,33 @@ class Measure:
         errors = first.std(0) / math.sqrt(n) if n > 1 else torch.full_like(first[0], math.nan)
         return {"mean": list(map(_number, first.mean(0))), "stderr": list(map(_number, errors))}
 
-    def save(self, folder: str | Path, n: int | None = None) -> None:
-        """Write measure.json (see `to_dict`) and measure.safetensors (all tensors), each atomically."""
-        from safetensors.torch import save_file
+    def save(self, folder: str | Path, n: int | None = None, **more: Any) -> None:
+        """Write measure.json (see `to_dict`) and measure.safetensors (all tensors).
 
+        Both are written before the first one replaces a former file, and both hold a checksum of the tensors.
+
+        Args:
+            folder: Where to; it is created.
+            n: The number of training examples, as of `to_dict`.
+            **more: Further entries of measure.json, such as the part that was measured.
+
+        Raises:
+            RunError: If they cannot be written: former files are then as they were.
+        """
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
         tensors = {k: getattr(self, k) for k in (*_TENSORS, "distances") if getattr(self, k) is not None}
         facts = {
             k: getattr(self, k) for k in ("names", "methods", "reasons", "notes", "not_layers", "others")
         }
-        kept = {k: v.contiguous().clone() for k, v in tensors.items()}
         metadata = {k: json.dumps(v) for k, v in facts.items()}
-        summary = self.to_dict(n)  # what cannot be summed up is told before anything is written
-        replace_file(target / MEASURE_TENSORS, lambda part: save_file(kept, str(part), metadata=metadata))
-        write_json(target / MEASURE, summary)
+        checksum = digest(tensors)
+        summary = {**self.to_dict(n), **more, "tensors": checksum}
+        writers = {
+            target / MEASURE_TENSORS: tensor_writer(tensors, {**metadata, CHECKSUM: checksum}),
+            target / MEASURE: json_writer(summary),
+        }
+        made_folder(target)
+        replace_files(writers)
 
     @classmethod
     def load(cls, folder: str | Path) -> Measure:
@@ -305,7 +318,8 @@ class Measure:
         path = Path(folder) / MEASURE_TENSORS
         try:
             with safe_open(str(path), framework="pt") as file:
-                facts = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+                told = {key: value for key, value in (file.metadata() or {}).items() if key != CHECKSUM}
+                facts = {key: json.loads(value) for key, value in told.items()}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return cls(**facts, **tensors)
         except Exception as error:  # damaged files raise many kinds

@@ -14,6 +14,7 @@ from PIL import Image
 from hesstune._former import former_names
 from hesstune.checks import readable_file
 from hesstune.data.class_labels import with_labels
+from hesstune.data.contents import image_digests
 from hesstune.data.examples import Listing
 from hesstune.data.parts import each_part
 from hesstune.data.reading import WHITE, Reading
@@ -122,7 +123,9 @@ def read_arrays(path: Path, size: int, labelled: bool, how: Reading | None = Non
         parts, more = each_part(Column(cells["split"], first=0), f"the array 'split' of {path}", labelled)
         notes += more
     ids = [str(i) for i in range(len(images))]
-    made = Listing(ids, None, [], array=scaled(images, size), parts=parts, notes=notes)
+    made = Listing(
+        ids, None, [], array=scaled(images, size), parts=parts, notes=notes, digests=image_digests(images)
+    )
     if "labels" not in cells:
         return made
     names = [str(name) for name in found["classes"].ravel()] if "classes" in found else None

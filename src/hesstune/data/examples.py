@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import also_called
+from hesstune.data.contents import Digests, text_digests
 from hesstune.storage.tensors import digest_of_texts
 from hesstune.weak.votes import Votes
 
@@ -28,7 +29,8 @@ Text = tuple[str, str | None]
 class ImageSource(Protocol):
     """Where images come from: decoded batches by index.
 
-    A source may have a `digest`, a checksum of its images: what was computed of them is then known again.
+    A source may have a `digest`, a checksum of its images, by which what was computed of them is found again,
+    and a method `digests(indices)` that returns (B, 16) digests of some images; see `hesstune.data.contents`.
     """
 
     def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
@@ -49,6 +51,10 @@ class Texts:
     def digest(self) -> str:
         """Checksum of the texts."""
         return digest_of_texts(text for pair in self.rows for text in pair)
+
+    def digests(self, indices: NDArray[np.int64]) -> Digests:
+        """Return the digests of the texts at the indices."""
+        return text_digests(self.batch(indices))
 
 
 T = TypeVar("T", "Listing", "Examples")
@@ -90,6 +96,7 @@ class Listing:
         notes: What was left out, changed or guessed, in sentences.
         bad: {index: reason} of images that could not be decoded, where `array` holds the images.
         told: What the column says that the split is drawn by, or None where the data has no columns.
+        digests: (N, 16) digests of the images as given, for `array`; None: those of its pixels count.
     """
 
     ids: list[str]
@@ -107,6 +114,7 @@ class Listing:
     notes: list[str] = field(default_factory=list)
     bad: dict[int, str] = field(default_factory=dict)
     told: list[str] | None = None
+    digests: Digests | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -114,7 +122,19 @@ class Listing:
     @also_called(indices="rows")
     def take(self, rows: ArrayLike) -> Listing:
         """Return the listing of some of the examples."""
-        own = ("ids", "labels", "paths", "array", "texts", "parts", "votes", "soft", "given", "told")
+        own = (
+            "ids",
+            "labels",
+            "paths",
+            "array",
+            "texts",
+            "parts",
+            "votes",
+            "soft",
+            "given",
+            "told",
+            "digests",
+        )
         made = _taken(self, rows, own)
         at = np.asarray(rows, dtype=np.int64).tolist() if self.bad else []
         return replace(made, bad={new: self.bad[row] for new, row in enumerate(at) if row in self.bad})

@@ -75,8 +75,8 @@ def hub_listing(found: Any, what: str, size: int, labelled: bool, how: Reading |
         made = replace(made, texts=texts)
     else:
         raw = _raw_images(splits, roles["image"])
-        array, bad, more = decode_pictures(raw, size, how.background, ids)
-        made = replace(made, array=array, bad=bad, notes=[*made.notes, *more])
+        array, digests, bad, more = decode_pictures(raw, size, how.background, ids)
+        made = replace(made, array=array, digests=digests, bad=bad, notes=[*made.notes, *more])
     if "label" not in roles:
         return made
     names = getattr(next(iter(splits.values())).features.get(roles["label"]), "names", None)

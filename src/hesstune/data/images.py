@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, features
 
+from hesstune.data.contents import DIGEST_BYTES, Digests, as_digests, image_digests
 from hesstune.data.reading import WHITE
 from hesstune.data.rgb import Oddities, to_rgb
 from hesstune.errors import DataError
@@ -109,18 +110,26 @@ def decode(path: Path, size: int, background: tuple[int, int, int] = WHITE) -> t
     Raises:
         DataError: If the file is missing, corrupt, truncated or too large to be decoded safely.
     """
-    return decode_seen(path, size, background)[0]
+    return decode_seen(path, size, background, False)[0]
 
 
 def decode_seen(
-    path: Path, size: int, background: tuple[int, int, int] = WHITE
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """Decode one image as `decode` does; also return what was changed in it, see `hesstune.data.rgb`."""
+    path: Path, size: int, background: tuple[int, int, int] = WHITE, hashed: bool = True
+) -> tuple[torch.Tensor, dict[str, float], bytes]:
+    """Decode one image as `decode` does.
+
+    Returns:
+        The image, what was changed in it (see `hesstune.data.rgb`), and the digest of the file: b""
+        if it is not hashed.
+    """
     try:
-        rgb, changes = read_image(path, background, size)
+        with path.open("rb") as file:
+            rgb, changes = read_image(file, background, size)
+            # Decoding has brought the file into the system's cache.
+            digest = _digest_of_open(file) if hashed else b""
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
         raise DataError(f"cannot decode the image {path}: {error or type(error).__name__}") from error
-    return torch.from_numpy(np.array(_square(rgb, size))).permute(2, 0, 1).contiguous(), changes
+    return torch.from_numpy(np.array(_square(rgb, size))).permute(2, 0, 1).contiguous(), changes, digest
 
 
 def _square(rgb: Image.Image, size: int) -> Image.Image:
@@ -139,14 +148,30 @@ def _square(rgb: Image.Image, size: int) -> Image.Image:
 
 
 class DecodedImages:
-    """Images kept in memory, uint8, (N, 3, S, S)."""
+    """Images kept in memory, uint8, (N, 3, S, S).
 
-    def __init__(self, array: torch.Tensor) -> None:
+    Args:
+        array: The images.
+        digests: (N, 16) digests of what they were decoded from; None: of their pixels.
+    """
+
+    def __init__(self, array: torch.Tensor, digests: Digests | None = None) -> None:
         self.array = array
+        self._digests = digests
 
     def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
         """Return the images at the indices."""
         return self.array[torch.from_numpy(np.asarray(indices, dtype=np.int64))]
+
+    def take(self, rows: Sequence[int]) -> DecodedImages:
+        """Return a source of some of the images."""
+        return DecodedImages(self.array[rows], None if self._digests is None else self._digests[rows])
+
+    def digests(self, indices: NDArray[np.int64]) -> Digests:
+        """Return the digests of the images at the indices."""
+        if self._digests is not None:
+            return self._digests[indices]
+        return image_digests(self.batch(indices).permute(0, 2, 3, 1).numpy())
 
     @property
     def digest(self) -> str:
@@ -166,11 +191,13 @@ class FileImages:
         workers: int = 4,
         background: tuple[int, int, int] = WHITE,
         changed: Collection[int] = (),
+        digests: Digests | None = None,
     ) -> None:
         self.paths = list(paths)
         self.size = size
         self._background, self._changed = background, sorted(changed)
         self._pool = ThreadPoolExecutor(workers)
+        self._digests = digests
 
     def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
         """Decode and return the images at the indices."""
@@ -184,7 +211,18 @@ class FileImages:
     def take(self, rows: Sequence[int]) -> FileImages:
         """Return a source of some of the files."""
         changed = [at for at, row in enumerate(rows) if row in set(self._changed)]
-        return FileImages([self.paths[i] for i in rows], self.size, 4, self._background, changed)
+        digests = None if self._digests is None else self._digests[rows]
+        return FileImages([self.paths[i] for i in rows], self.size, 4, self._background, changed, digests)
+
+    def digests(self, indices: NDArray[np.int64]) -> Digests:
+        """Return the digests of the files at the indices; without any yet, all files are read once.
+
+        Raises:
+            DataError: If a file cannot be read.
+        """
+        if self._digests is None:
+            self._digests = as_digests(self._pool.map(_digest_of_file, self.paths))
+        return self._digests[indices]
 
     @cached_property
     def digest(self) -> str:
@@ -196,15 +234,21 @@ class FileImages:
             DataError: If a file cannot be read.
         """
         how = [f"upright on {self._background}: {self._changed}"] if self._changed else []
-        return digest_of_texts([*self._pool.map(_digest_of_file, self.paths), *how])
+        every = self.digests(np.arange(len(self.paths)))
+        return digest_of_texts([*(row.tobytes().hex() for row in every), *how])
 
 
-def _digest_of_file(path: Path) -> str:
+def _digest_of_file(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            return _digest_of_open(file)
     except OSError as error:
         raise DataError(f"cannot read the image {path}: {error.strerror or error}") from error
+
+
+def _digest_of_open(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).digest()  # type: ignore[arg-type]
 
 
 def decode_all(
@@ -231,14 +275,16 @@ def decode_all(
     keep = len(paths) * 3 * size * size <= cache_mib * 2**20
     array = torch.zeros((len(paths) if keep else 0, 3, size, size), dtype=torch.uint8)
     bad: dict[int, str] = {}
+    digests = np.zeros((len(paths), DIGEST_BYTES), np.uint8)
     odd = Oddities() if oddities is None else oddities
 
     def one(index: int) -> dict[str, float]:
         try:
-            image, changes = decode_seen(paths[index], size, background)
+            image, changes, digest = decode_seen(paths[index], size, background)
         except DataError as error:
             bad[index] = str(error)
             return {}
+        digests[index] = np.frombuffer(digest, np.uint8)
         if keep:
             array[index] = image
         return changes
@@ -246,5 +292,7 @@ def decode_all(
     with quiet_pillow(), ThreadPoolExecutor(workers) as pool:
         for index, changes in enumerate(pool.map(one, range(len(paths)))):
             odd.add(index, changes)
-    kept = DecodedImages(array) if keep else FileImages(paths, size, workers, background, odd.rows)
-    return kept, dict(sorted(bad.items()))
+    bad = dict(sorted(bad.items()))
+    if keep:
+        return DecodedImages(array, digests), bad
+    return FileImages(paths, size, workers, background, odd.rows, digests), bad

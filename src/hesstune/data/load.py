@@ -221,7 +221,7 @@ def _decoded(found: Listing, size: int, skip_bad: bool, cache_mib: int, how: Rea
         found = replace(found, notes=[*found.notes, *notes])
     else:
         assert found.array is not None
-        source, bad = DecodedImages(found.array), found.bad
+        source, bad = DecodedImages(found.array, found.digests), found.bad
     if not bad:
         return found, source, []
     if not skip_bad:
@@ -231,8 +231,7 @@ def _decoded(found: Listing, size: int, skip_bad: bool, cache_mib: int, how: Rea
     if not good:
         raise DataError("none of the images can be decoded")
     skipped = [(found.ids[i], reason) for i, reason in bad.items()]
-    taken = source.take(good) if isinstance(source, FileImages) else DecodedImages(source.array[good])
-    return found.take(good), taken, skipped
+    return found.take(good), source.take(good), skipped
 
 
 def _check_counts(labels: NDArray[np.int64], classes: list[str], parts: list[str] | None) -> None:

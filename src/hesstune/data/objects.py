@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hesstune.checks import expanded
 from hesstune.data.arrays import as_images, scaled
 from hesstune.data.class_labels import with_labels
+from hesstune.data.contents import Digests, image_digests
 from hesstune.data.csv_listing import USUAL, listing_of
 from hesstune.data.examples import Listing
 from hesstune.data.hub import hub_listing
@@ -42,6 +43,7 @@ class _Found:
     texts: list[str] | None = None
     paths: list[str] | None = None
     array: torch.Tensor | None = None
+    digests: Digests | None = None
     columns: dict[str, list[str]] = field(default_factory=dict)
     classes: list[str] | None = None
     notes: list[str] = field(default_factory=list)
@@ -222,7 +224,7 @@ def _inputs(given: Any, to: _To, what: str) -> _Found:
         given = given.detach().cpu().numpy()
     if isinstance(given, np.ndarray) and given.dtype.kind in "buifc":
         images, notes = _images(given, what, to)
-        return _Found(what, array=scaled(images, to.size), notes=notes)
+        return _Found(what, array=scaled(images, to.size), digests=image_digests(images), notes=notes)
     rows = list(given)
     first = next((row for row in rows if not _is_none(row)), "")
     kinds = {_kind(row) for row in rows if not _is_none(row)}
@@ -239,10 +241,10 @@ def _inputs(given: Any, to: _To, what: str) -> _Found:
             raise DataError(f"{what} holds tuples; an input is a text, two texts, an image or its file")
         return _Found(what, texts=[a for a, _ in rows], columns={"text2": [b for _, b in rows]})
     if hasattr(first, "convert"):
-        array, bad, notes = decode_pictures(rows, to.size, to.background)
-        return _Found(what, array=array, bad=bad, notes=notes)
-    array, notes = _stacked(rows, to, what)
-    return _Found(what, array=array, notes=notes)
+        array, digests, bad, notes = decode_pictures(rows, to.size, to.background)
+        return _Found(what, array=array, digests=digests, bad=bad, notes=notes)
+    array, digests, notes = _stacked(rows, to, what)
+    return _Found(what, array=array, digests=digests, notes=notes)
 
 
 def _is_none(row: object) -> bool:
@@ -263,8 +265,11 @@ def _are_files(rows: list[str]) -> bool:
     return all(row.lower().endswith(suffixes) for row in rows)
 
 
-def _stacked(rows: list[Any], to: _To, what: str) -> tuple[torch.Tensor, list[str]]:
-    """Bring arrays of images, all of one shape at once or one by one, to (N, 3, size, size) uint8."""
+def _stacked(rows: list[Any], to: _To, what: str) -> tuple[torch.Tensor, Digests, list[str]]:
+    """Bring arrays of images, all of one shape at once or one by one, to (N, 3, size, size) uint8.
+
+    Also return their digests, and what was changed.
+    """
     try:
         arrays = [np.asarray(row.detach().cpu() if isinstance(row, torch.Tensor) else row) for row in rows]
     except (TypeError, ValueError, RuntimeError):
@@ -276,10 +281,12 @@ def _stacked(rows: list[Any], to: _To, what: str) -> tuple[torch.Tensor, list[st
         )
     if len({(array.shape, array.dtype) for array in arrays}) == 1:
         images, notes = _images(np.stack(arrays), what, to)
-        return scaled(images, to.size), notes
+        return scaled(images, to.size), image_digests(images), notes
     made = [_images(array[None], f"{what}, row {at},", to) for at, array in enumerate(arrays)]
     told = Counter(note for _, notes in made for note in notes)
-    return torch.cat([scaled(images, to.size) for images, _ in made]), [f"{n} {t}" for t, n in told.items()]
+    array = torch.cat([scaled(images, to.size) for images, _ in made])
+    digests = np.concatenate([image_digests(images) for images, _ in made])
+    return array, digests, [f"{n} {t}" for t, n in told.items()]
 
 
 def _images(array: NDArray[np.generic], what: str, to: _To) -> tuple[NDArray[np.generic], list[str]]:
@@ -315,4 +322,5 @@ def _listed(found: _Found, labelled: bool, how: Reading) -> Listing:
     assert made.texts is not None
     rows = [int(row) for row, _ in made.texts]
     bad = {at: found.bad[row] for at, row in enumerate(rows) if row in found.bad}
-    return replace(made, texts=None, array=found.array[rows], bad=bad)
+    digests = None if found.digests is None else found.digests[rows]
+    return replace(made, texts=None, array=found.array[rows], bad=bad, digests=digests)

@@ -7,6 +7,7 @@ import torch
 
 from hesstune.checks import expanded
 from hesstune.data.arrays import enlarged, read_arrays
+from hesstune.data.contents import image_digests
 from hesstune.data.csv_listing import read_csv
 from hesstune.data.examples import MEMORY, Listing
 from hesstune.data.folders import folder_listing
@@ -82,4 +83,5 @@ def _digits(size: int, labelled: bool) -> Listing:
         given=None if labelled else [str(digits.target_names[label]) for label in digits.target],
         array=array,
         flip=False,
+        digests=image_digests(digits.images[..., None] / 16.0),
     )

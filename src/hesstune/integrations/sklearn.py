@@ -26,6 +26,7 @@ from hesstune.runs.network import network_of
 from hesstune.runs.records import MODEL, RECORD, RunRecord
 from hesstune.runs.run import Run
 from hesstune.runs.task import reading_of
+from hesstune.storage.atomic import writing
 from hesstune.training.finetune import finetune
 
 __all__ = ["RobustClassifier"]
@@ -162,10 +163,11 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         if self._run is None or not (self._run.path / RECORD).is_file():
-            folder = Path(tempfile.mkdtemp(prefix="hesstune-"))
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            for name, content in self._files.items():
-                (folder / name).write_bytes(content)
+            with writing(Path(tempfile.gettempdir())):
+                folder = Path(tempfile.mkdtemp(prefix="hesstune-"))
+                weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+                for name, content in self._files.items():
+                    (folder / name).write_bytes(content)
             self._run = Run.load(folder, data=self._data, model=self._given_model())
         return self._run
 

@@ -18,6 +18,7 @@ from hesstune.integrations._balls import constraint_of, distances_of, has_adapte
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
+from hesstune.storage.atomic import made_folder
 
 try:
     from transformers import TrainerCallback
@@ -50,7 +51,7 @@ def kept_reference(model: nn.Module, folder: str | Path) -> Reference:
         found.check(model)
         return found
     found = Reference.of(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made_folder(path.parent)
     found.save(path)
     return found
 
@@ -156,7 +157,7 @@ def _reference_at_start(args: Any, state: Any, model: nn.Module, given: Referenc
         given = kept
     found = reference_of(model) if given is None else given
     if state.is_world_process_zero and not resumes:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made_folder(path.parent)
         found.save(path)
     return found.to(next(model.parameters()).device)
 

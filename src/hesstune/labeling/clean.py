@@ -23,7 +23,7 @@ from hesstune.noise.latent.observed import Observed
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
-from hesstune.storage.atomic import write_csv
+from hesstune.storage.atomic import made_folder, write_csv
 
 __all__ = ["LabelIssues", "clean"]
 
@@ -147,10 +147,7 @@ class LabelIssues:
         path = Path(path)
         if path.exists() and not overwrite:
             raise RunError(f"{path} exists; choose another --out or give --overwrite")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+        made_folder(path.parent)
         shown, rows = self.labels(write), []
         columns = {} if self.target is None else self.target.columns(path.parent)
         place = _places(self.target, self.ids)

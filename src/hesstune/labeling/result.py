@@ -14,7 +14,7 @@ from hesstune.checks import also_called
 from hesstune.errors import RunError
 from hesstune.labeling.labeling_target import Target
 from hesstune.noise.estimate import Estimate
-from hesstune.storage.atomic import write_csv, write_json
+from hesstune.storage.atomic import csv_writer, json_writer, made_folder, replace_files
 from hesstune.weak.patterns import patterns
 from hesstune.weak.votes import ABSTAIN, Votes
 
@@ -98,21 +98,17 @@ class Labelling:
         path = Path(path)
         beside = noise_path(path) if noise_matrix is None else Path(noise_matrix)
         check_free(path, beside, overwrite)
-        try:
-            for folder in (path.parent, beside.parent):
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+        for folder in (path.parent, beside.parent):
+            made_folder(folder)
         columns = self.target.columns(path.parent)
         header = ["id", *columns, "label"]
         header += ["split"] if self.target.parts is not None else []
         header += ["true_label"] if self.target.true is not None else []
         header += [f"p_{name}" for name in self.classes] + [f"vote_{name}" for name in self._shown()]
-        write_csv(path, header, self._rows(columns))
         # Votes err on the same hard examples: their matrix is a mean, whatever it was estimated by.
         record = {**self.noise.to_dict(), "origin": "instance_dependent", "classes": self.classes}
-        record |= {"label_model": self.model}
-        write_json(beside, record | {"labelers": self.labelers})
+        record |= {"label_model": self.model, "labelers": self.labelers}
+        replace_files({path: csv_writer(header, self._rows(columns)), beside: json_writer(record)})
         return beside
 
     def _rows(self, columns: dict[str, list[str]]) -> Iterator[list[str]]:

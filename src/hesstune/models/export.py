@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hesstune.errors import RunError
 from hesstune.models.load import MODULE, LoadedModel
+from hesstune.storage.atomic import write_json
+from hesstune.storage.reading import one_line
+from hesstune.storage.tensors import save_tensors
 
 __all__ = ["export_model"]
 
@@ -30,13 +33,20 @@ def export_model(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> st
     classes = facts["classes"]
     model.config.id2label = dict(enumerate(classes))
     model.config.label2id = {name: i for i, name in enumerate(classes)}
-    model.save_pretrained(folder)
+    _save_pretrained(model, folder)
     kind = "SequenceClassification" if loaded.tokenizer is not None else "ImageClassification"
     if loaded.tokenizer is not None:
-        loaded.tokenizer.save_pretrained(folder)
+        _save_pretrained(loaded.tokenizer, folder)
     else:
-        _write(folder / "preprocessor_config.json", _processor(loaded, int(facts["image_size"])))
+        write_json(folder / "preprocessor_config.json", _processor(loaded, int(facts["image_size"])))
     return f"transformers.AutoModelFor{kind}.from_pretrained({str(folder.name)!r})"
+
+
+def _save_pretrained(saved: Any, folder: Path) -> None:
+    try:
+        saved.save_pretrained(folder)
+    except Exception as error:  # on a full disk safetensors and tokenizers raise kinds of their own
+        raise RunError(f"cannot write the {type(saved).__name__} to {folder} ({one_line(error)})") from error
 
 
 def _processor(loaded: LoadedModel, size: int) -> dict[str, Any]:
@@ -58,11 +68,8 @@ def _processor(loaded: LoadedModel, size: int) -> dict[str, Any]:
 
 
 def _plain(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> str:
-    from safetensors.torch import save_file
-
     tensors = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(state, str(folder / "model.safetensors"))
+    save_tensors(folder / "model.safetensors", tensors)
     config = {
         **facts,
         "format": "hesstune",
@@ -71,9 +78,9 @@ def _plain(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> str:
         "std": list(loaded.std),
         "torch": torch.__version__,
     }
-    _write(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     if loaded.tokenizer is not None:
-        loaded.tokenizer.save_pretrained(folder)
+        _save_pretrained(loaded.tokenizer, folder)
     weights = f"{folder.name}/model.safetensors"
     text = ", text=True" if loaded.tokenizer is not None else ""
     # A module given in Python has no name; the user's own stands in its place.
@@ -82,7 +89,3 @@ def _plain(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> str:
         f"hesstune.models.load_model({spec}, {len(facts['classes'])}, weights={weights!r}, "
         f'head_init="keep"{text}).model'
     )
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from hesstune.checks import (
     unit_interval,
 )
 from hesstune.errors import ConfigError, NoiseMatrixError, listed, unknown_name
+from hesstune.storage.atomic import write_json
 from hesstune.storage.reading import read_array, read_text, reading
 
 __all__ = ["KINDS", "ORIGINS", "NoiseMatrix"]
@@ -262,9 +263,13 @@ class NoiseMatrix:
         }
 
     def save(self, path: str | Path, classes: Sequence[str] | None = None) -> None:
-        """Write the matrix as JSON, with the names of its classes where they are given."""
+        """Write the matrix as JSON, with the names of its classes where they are given.
+
+        Raises:
+            RunError: If it cannot be written: a former file is then as it was.
+        """
         named = {} if classes is None else {"classes": list(classes)}
-        Path(path).write_text(json.dumps({**self.to_dict(), **named}, indent=1) + "\n")
+        write_json(Path(path), {**self.to_dict(), **named})
 
     @classmethod
     def load(cls, path: str | Path, classes: Sequence[str] | None = None) -> NoiseMatrix:

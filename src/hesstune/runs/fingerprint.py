@@ -1,4 +1,4 @@
-"""What a run was started from, as checksums: classes, examples, labels, contents, weights."""
+"""What a run was started from, as checksums: classes, examples by part, weights."""
 
 from __future__ import annotations
 
@@ -7,25 +7,12 @@ from collections.abc import Mapping
 import torch
 
 from hesstune.data.examples import Task
-from hesstune.storage.tensors import digest, digest_of_texts
+from hesstune.runs.data_record import DataRecord
+from hesstune.storage.tensors import digest
 
-__all__ = ["contents_digest", "fingerprints"]
-
-
-def fingerprints(task: Task, start: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Return checksums of a task (classes, ids by part, labels, contents) and of the starting weights."""
-    parts = (("train", task.train), ("val", task.val), ("test", task.test))
-    ids = [text for name, part in parts for text in (f"\1{name}", *part.ids)]
-    labels = {name: torch.from_numpy(part.labels) for name, part in parts if part.labels is not None}
-    return {
-        "classes": digest_of_texts(task.classes),
-        "examples": digest_of_texts(ids),
-        "labels": digest(labels),
-        "contents": contents_digest(task),
-        "weights": digest(start),
-    }
+__all__ = ["fingerprints"]
 
 
-def contents_digest(task: Task) -> str:
-    """Return a checksum of the images (as decoded, or their files) or texts of all parts."""
-    return str(getattr(task.train.source, "digest", ""))
+def fingerprints(task: Task, injected: bool, start: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return checksums of a task (classes; ids, contents and labels by part) and of the starting weights."""
+    return {**DataRecord.of(task, injected).checksums(), "weights": digest(start)}

@@ -13,7 +13,7 @@ from hesstune.errors import RunError
 from hesstune.runs.checkpoint import Checkpoints
 from hesstune.runs.records import ASIDE, CONFIG, DERIVED, LOCK, MOVING, OWN, RADIUS, TRIALS, WRITABLE
 from hesstune.runtime.distributed import on_main_process
-from hesstune.storage.atomic import PART
+from hesstune.storage.atomic import PART, writing
 
 __all__ = ["claim", "entered", "locked", "locked_by_first"]
 
@@ -99,9 +99,10 @@ def entered(out: Path, overwrite: bool, resume: bool) -> Iterator[None]:
         def enter() -> None:
             claim(out, overwrite, resume)
             stack.enter_context(locked(out))
-            tidy(out)
-            if not resume:
-                set_aside(out)
+            with writing(out):
+                tidy(out)
+                if not resume:
+                    set_aside(out)
             stack.enter_context(_restored_on_failure(out))
 
         on_main_process(enter)

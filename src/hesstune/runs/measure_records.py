@@ -79,13 +79,16 @@ class OtherMeasure(Stored):
 
 
 class MeasureRecord(Stored):
-    """measure.json: the summary of a measurement; `ids` where not all examples of the part were measured."""
+    """measure.json: the summary of a measurement; `ids` where not all examples of the part were measured.
+
+    `tensors` is the checksum of measure.safetensors.
+    """
 
     what: ClassVar[str] = "a measurement"
     mend: ClassVar[str] = "make it again with hesstune measure"
 
     examples: int | None = None
-    part: str = "train"
+    part: str
     measure: MeasureValue
     mean_measure: MeanMeasure | None = None
     losses: dict[str, float] = {}
@@ -95,6 +98,7 @@ class MeasureRecord(Stored):
     others: list[OtherMeasure] = []
     statement: str
     ids: list[str] | None = None
+    tensors: str | None = None
 
 
 class StabilityRow(Stored):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.errors import RunError
-from hesstune.storage.atomic import write_csv
+from hesstune.storage.atomic import made_folder, write_csv
 
 __all__ = ["Predictions"]
 
@@ -60,8 +60,5 @@ class Predictions:
         for at, (example, name) in enumerate(zip(self.ids, self.predicted, strict=True)):
             given = [] if self.labels is None else [self._given(self.labels[at])]
             rows.append([example, name, *given, *(f"{p:.6g}" for p in self.probabilities[at])])
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+        made_folder(path.parent)
         write_csv(path, [*header, *(f"p_{name}" for name in self.classes)], rows)

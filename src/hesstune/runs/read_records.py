@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hesstune.curvature.declared import CHECKSUM
 from hesstune.errors import RunError
 from hesstune.runs import measure_records as measured
 from hesstune.runs import records as files
@@ -104,7 +105,8 @@ class Records:
 
         with reading(path, measured.MeasureRecord.what), safe_open(str(path), framework="np") as file:
             found: NDArray[np.float64] = file.get_tensor("quadratic")
-        if found.ndim != 2 or (self.measure and found.shape[1] != len(self.measure.layers)):
+            checksum = (file.metadata() or {}).get(CHECKSUM)
+        if found.ndim != 2 or (self.measure and self.measure.tensors != checksum):
             raise RunError(
                 f"{path} is of another measurement than {files.MEASURE} beside it; make both again with "
                 "hesstune measure"

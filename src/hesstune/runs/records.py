@@ -22,9 +22,10 @@ FORMAT = 1
 
 # What training writes.
 CONFIG, RECORD, CARD = "config.yaml", "run.json", "README.md"
+DATA = "data.safetensors"  # digests of the examples of every part
 MODEL, REFERENCE, NOISE_MATRIX = "model.safetensors", "reference.safetensors", "noise_matrix.json"
 METRICS, LABELS, BAD_IMAGES = "metrics.jsonl", "labels.csv", "bad_images.csv"
-OWN = (CONFIG, RECORD, MODEL, REFERENCE, METRICS, LABELS, NOISE_MATRIX, BAD_IMAGES, CARD)
+OWN = (CONFIG, RECORD, DATA, MODEL, REFERENCE, METRICS, LABELS, NOISE_MATRIX, BAD_IMAGES, CARD)
 
 # What others write about the run: void once it is replaced.
 STABILITY, CERTIFICATE = "noise_stability.json", "certificate.json"

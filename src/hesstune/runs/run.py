@@ -218,8 +218,9 @@ class Run:
 
         Raises:
             DataError: If the data was objects, and is not given again.
-            RunError: If it is no longer what the run was trained on.
+            ChangedDataError: If an id, image, text or label of any part is not what the run was made from.
         """
+        from hesstune.runs.data_check import check_data, check_labels_file
         from hesstune.runs.located import located, missing_data
         from hesstune.runs.task import run_task
 
@@ -230,25 +231,9 @@ class Run:
             if self.given.data is not None or not (hint := missing_data(config, self.facts)):
                 raise
             raise DataError(f"{error}{hint}") from error
-        self._check_unchanged(found)
+        check_data(self.records, found)
+        check_labels_file(self.records, found)
         return found
-
-    def _check_unchanged(self, task: Task) -> None:
-        """Raise RunError unless the training examples are those of labels.csv, objects by contents, too."""
-        rows = [row for row in self.labels() if row["part"] == "train"]
-        labels = [] if task.train.labels is None else [task.classes[y] for y in task.train.labels]
-        now = list(zip(task.train.ids, labels, strict=True))
-        differs = now != [(row["id"], row["label"]) for row in rows] and "labels.csv differs"
-        then = self.facts.checksums.get("contents")
-        if not differs and self.given.data is not None and then is not None:
-            from hesstune.runs.fingerprint import contents_digest
-
-            differs = contents_digest(task) != then and "other images or texts"
-        if differs:
-            raise RunError(
-                f"the data {self.config.data} is no longer what {self.path} was trained on ({differs}); "
-                "restore the data or train again"
-            )
 
     # -- the commands ------------------------------------------------------------------------
 

@@ -6,36 +6,74 @@ import contextlib
 import csv
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hesstune.errors import RunError
 
-__all__ = ["PART", "replace_file", "write_csv", "write_json", "write_text"]
+__all__ = [
+    "PART", "Writer", "csv_writer", "json_writer", "made_folder", "replace_file", "replace_files",
+    "text_writer", "write_csv", "write_json", "write_text", "writing",
+]  # fmt: skip
 
 # What a file is called while it is written; a kill may leave some behind.
 PART = ".part"
 
 
-def replace_file(path: Path, write: Any) -> None:
+Writer = Callable[[Path], object]
+"""Writes a file at the path that it is given."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the file system into a RunError that names what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def made_folder(path: Path) -> Path:
+    """Create a folder, and those above it, unless they exist; return its path.
+
+    Raises:
+        RunError: If it cannot be created.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def replace_file(path: Path, write: Writer) -> None:
     """Call write(temporary path), sync, and rename to `path`, so that readers never see a part of it.
 
     Raises:
         RunError: If it cannot be written: the old file is then as it was.
     """
-    beside = path.with_name(f".{path.name}{PART}")
+    replace_files({path: write})
+
+
+def replace_files(writers: Mapping[Path, Writer]) -> None:
+    """Write several files, and rename them to their paths once all of them are written.
+
+    Raises:
+        RunError: If one cannot be written: the old files are then as they were.
+    """
+    beside = {path: path.with_name(f".{path.name}{PART}") for path in writers}
     try:
-        write(beside)
-        with beside.open("r+b") as file:  # Windows syncs only what could be written to
-            os.fsync(file.fileno())
-        beside.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+        for path, part in beside.items():
+            with writing(path):
+                writers[path](part)
+                with part.open("r+b") as file:  # Windows syncs only what could be written to
+                    os.fsync(file.fileno())
+        for path, part in beside.items():
+            with writing(path):
+                part.replace(path)
+                _sync_folder(path.parent)
     finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+        for part in beside.values():
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -51,16 +89,31 @@ def _sync_folder(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all, the same bytes on every system."""
-    replace_file(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
+    replace_file(path, text_writer(text))
 
 
 def write_json(path: Path, record: object) -> None:
     """Write a JSON file whole or not at all."""
-    write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    replace_file(path, json_writer(record))
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a CSV file whole or not at all."""
+    replace_file(path, csv_writer(header, rows))
+
+
+def text_writer(text: str) -> Writer:
+    """Return what writes a text in UTF-8, for `replace_files`."""
+    return lambda part: part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def json_writer(record: object) -> Writer:
+    """Return what writes a record as JSON, for `replace_files`."""
+    return text_writer(json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def csv_writer(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Writer:
+    """Return what writes a table as CSV, for `replace_files`."""
 
     def write(part: Path) -> None:
         with part.open("w", newline="", encoding="utf-8") as file:
@@ -68,4 +121,4 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
             writer.writerow(header)
             writer.writerows(rows)
 
-    replace_file(path, write)
+    return write

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 
 from hesstune.errors import RunError
-from hesstune.storage.atomic import replace_file
+from hesstune.storage.atomic import Writer, replace_file
 
-__all__ = ["Tree", "digest", "digest_of_texts", "load_tree", "save_tensors", "save_tree", "stream_tensors"]
+__all__ = [
+    "Tree", "digest", "digest_of_texts", "load_tree", "save_tensors", "save_tree", "stream_tensors",
+    "tensor_writer",
+]  # fmt: skip
 
 # What a checkpoint holds: nested dicts and lists of tensors, numbers, texts and None.
 Tree = dict[str, Any]
@@ -35,7 +38,12 @@ def save_tensors(
     Raises:
         RunError: If it cannot be written.
     """
-    replace_file(path, lambda part: stream_tensors(part, tensors, tensors.values(), metadata))
+    replace_file(path, tensor_writer(tensors, metadata))
+
+
+def tensor_writer(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> Writer:
+    """Return what writes tensors in the safetensors format, for `replace_files`."""
+    return lambda part: stream_tensors(part, tensors, tensors.values(), metadata)
 
 
 def stream_tensors(

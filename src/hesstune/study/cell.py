@@ -16,6 +16,7 @@ from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.options.analysis import CertifyOptions
 from hesstune.runs.records import OBSERVED
 from hesstune.runs.run import Run
+from hesstune.storage.atomic import made_folder
 from hesstune.storage.stored import read_record, write_record
 from hesstune.study.options import Settings
 from hesstune.study.plan import Cell
@@ -52,7 +53,7 @@ def run_cell(cell: Cell, folder: Path, settings: Settings) -> CellRecord:
         folder: The cell's folder.
         settings: What to do beside training.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    made_folder(folder)
     try:
         config, searched = cell.config, None
         if settings.search:

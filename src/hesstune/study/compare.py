@@ -19,7 +19,7 @@ from hesstune.runs.config import read_yaml
 from hesstune.runs.folder import locked
 from hesstune.runs.records import RECORD, RunRecord
 from hesstune.runtime.progress import Progress
-from hesstune.storage.atomic import write_text
+from hesstune.storage.atomic import made_folder, write_text
 from hesstune.storage.stored import read_record, write_record
 from hesstune.study.cell import CELL
 from hesstune.study.cluster import work_on_cluster
@@ -231,7 +231,7 @@ def _unpack(folder: Path, before: StudyResults, plan: StudyPlan) -> None:
     for cell in plan.cells:
         record = known.get(cell.key)
         if record is not None and finished(folder, cell) is None:
-            (folder / cell.folder).mkdir(parents=True, exist_ok=True)
+            made_folder(folder / cell.folder)
             write_record(folder / cell.folder / CELL, record)
 
 
@@ -261,8 +261,7 @@ def _together(folder: Path, plan: StudyPlan, jobs: int, progress: Progress | Non
         "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
     }
-    logs = folder / "logs"
-    logs.mkdir(exist_ok=True)
+    logs = made_folder(folder / "logs")
     workers: list[subprocess.Popen[bytes]] = []
     try:
         for number in range(jobs):

@@ -47,7 +47,7 @@ import torch
 from hesstune._version import __version__
 from hesstune.errors import ConfigError, RunError
 from hesstune.methods import method_class
-from hesstune.storage.atomic import write_text
+from hesstune.storage.atomic import replace_files, text_writer
 from hesstune.storage.csv_table import read_rows
 from hesstune.storage.reading import read_json, reading
 from hesstune.storage.row_json import row_json
@@ -142,8 +142,9 @@ def write_compact(path: Path, results: StudyResults) -> None:
     header, rows = table_rows(results.cells)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_text(path, text.getvalue())
-    write_text(path.with_suffix(".json"), row_json(told))
+    replace_files(
+        {path: text_writer(text.getvalue()), path.with_suffix(".json"): text_writer(row_json(told))}
+    )
 
 
 def read_compact(path: Path) -> StudyResults:

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from hesstune.data.load import reusing_decoded
 from hesstune.inputs.feature_store import FeatureStore, sharing
+from hesstune.storage.atomic import made_folder
 from hesstune.storage.remembered import remembering
 from hesstune.study.cell import CELL, run_cell
 from hesstune.study.plan import Cell, StudyPlan
@@ -72,7 +73,7 @@ def one(out: Path, plan: StudyPlan, cell: Cell, wait: bool = False) -> bool:
         wait: Wait for the other process instead, which may be about to end.
     """
     folder = out / cell.folder
-    folder.mkdir(parents=True, exist_ok=True)
+    made_folder(folder)
     claim = FileLock(folder / ".claimed")
     try:
         claim.acquire(blocking=wait)

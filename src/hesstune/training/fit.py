@@ -23,13 +23,14 @@ from hesstune.options import takes_options
 from hesstune.reference import Reference
 from hesstune.runs.checkpoint import Checkpoints, discard
 from hesstune.runs.config import FinetuneConfig, make_config
-from hesstune.runs.fingerprint import fingerprints
+from hesstune.runs.data_record import DataRecord
 from hesstune.runs.located import base_folder
 from hesstune.runs.model_card import model_card
 from hesstune.runs.records import (
     BAD_IMAGES,
     CARD,
     CONFIG,
+    DATA,
     FORMAT,
     LABELS,
     MODEL,
@@ -49,8 +50,9 @@ from hesstune.runs.start_check import check_start
 from hesstune.runs.task import noise_of_test
 from hesstune.runtime.distributed import on_main_process, rank
 from hesstune.runtime.progress import Progress
-from hesstune.storage.atomic import replace_file, write_csv, write_text
+from hesstune.storage.atomic import write_csv, write_text
 from hesstune.storage.stored import write_record
+from hesstune.storage.tensors import digest
 from hesstune.training.evaluate import final_metrics
 from hesstune.training.fed import fed_by
 from hesstune.training.in_folder import in_folder
@@ -199,7 +201,6 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
     reference = weights_of(loaded.model) if config.shard else Reference.of(loaded.model)
     run = Run(out, config, _record(prepared), prepared.given)
     # Not kept: where the network is cut, its whole weights must go.
-    run.add(checksums=fingerprints(task, {name: reference[name] for name in reference.names()}))
     _start(run, prepared, reference, resume)
     fed = fed_by(prepared, out)
     net, feeds = fed.net, fed.feeds
@@ -245,11 +246,13 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
 
 def _start(run: Run, prepared: Prepared, reference: Reference, resume: bool) -> None:
     """Write what a run starts from, or check that it is what the run to be resumed started from."""
-    out = run.path
+    out, record = run.path, DataRecord.of(prepared.task, prepared.injected is not None)
+    start = digest({name: reference[name] for name in reference.names()})
+    run.add(checksums={**record.checksums(), "weights": start})
     if not (resume and (out / RECORD).is_file()):
-        on_main_process(lambda: _write_start(run, prepared, reference))
+        on_main_process(lambda: _write_start(run, prepared, record, reference))
         return
-    on_main_process(lambda: check_start(Run.load(out), run, reference))
+    on_main_process(lambda: check_start(Run.load(out), record, reference))
     if (estimate := prepared.estimate) is not None:  # made again where the one kept was damaged
         on_main_process(lambda: write_record(out / NOISE_MATRIX, estimate))
 
@@ -331,18 +334,19 @@ def _record(prepared: Prepared) -> RunRecord:
     )
 
 
-def _write_start(run: Run, prepared: Prepared, reference: Reference) -> None:
-    """Write what is known before training: configuration, reference, labels and noise matrix."""
+def _write_start(run: Run, prepared: Prepared, record: DataRecord, reference: Reference) -> None:
+    """Write what is known before training: configuration, reference, examples, labels and noise matrix."""
     import yaml
 
     out, task = run.path, prepared.task
     # The configuration first: it makes the folder a run's. The record last: it says that all is there.
     write_text(out / CONFIG, yaml.safe_dump(run.config.to_dict(), sort_keys=False, allow_unicode=True))
-    replace_file(out / REFERENCE, reference.save)
+    reference.save(out / REFERENCE)
+    record.save(out / DATA)
     if prepared.estimate is not None:
         write_record(out / NOISE_MATRIX, prepared.estimate)
     elif (matrix := prepared.noise_matrix) is not None:
-        replace_file(out / NOISE_MATRIX, lambda part: matrix.save(part, task.classes))
+        matrix.save(out / NOISE_MATRIX, task.classes)
     rows = []
     for name, part in (("train", task.train), ("val", task.val), ("test", task.test)):
         assert part.labels is not None

@@ -14,13 +14,14 @@ from hesstune.errors import ConfigError
 from hesstune.inputs.feature_store import sharing
 from hesstune.methods import method_class
 from hesstune.runs.config import RESUMABLE, FinetuneConfig, read_config
-from hesstune.runs.fingerprint import fingerprints
+from hesstune.runs.data_check import check_data
 from hesstune.runs.folder import claim, entered
 from hesstune.runs.records import CONFIG, NOISE_MATRIX, RECORD
 from hesstune.runs.run import Given, Run
 from hesstune.runs.sharded import refuse_one, weights_of
-from hesstune.runs.start_check import check_unchanged
+from hesstune.runs.start_check import check_weights
 from hesstune.runtime.distributed import on_main_process, refuse_adapting, start_ranks, world
+from hesstune.storage.atomic import writing
 from hesstune.storage.remembered import remembering
 from hesstune.training.prepare import SETTLED, Prepared, prepare
 from hesstune.training.tracking import check_tracker
@@ -64,7 +65,11 @@ def in_folder(
 @contextlib.contextmanager
 def _folder(out: str | None) -> Iterator[Path]:
     """Yield the run's folder; a temporary one goes again where an error comes before its first file."""
-    folder = Path(out) if out else Path(tempfile.mkdtemp(prefix="hesstune-"))
+    if out:
+        folder = Path(out)
+    else:
+        with writing(Path(tempfile.gettempdir())):
+            folder = Path(tempfile.mkdtemp(prefix="hesstune-"))
     try:
         yield folder
     except BaseException:
@@ -92,6 +97,7 @@ def _run(
         _check_same(before, config, out)
         named = given.data is None and given.model is None  # the options told all that there is to compare
         if named and (run := _finished(out, given)) is not None:
+            run.task()  # refuses data that has changed
             return run
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     # Estimates of the noise, trials of radii and the run itself see the same features.
@@ -101,7 +107,9 @@ def _run(
         prepared = replace(prepared, settled=open_options)
         with entered(out, overwrite, resume):
             if resume and (run := _finished(out, given)) is not None:
-                check_unchanged(run, _checksums(prepared))
+                start = weights_of(prepared.loaded.model)
+                check_data(run.records, prepared.task)
+                check_weights(run, {name: start[name] for name in start.names()})
                 return run  # before, of objects, or by another process, while this one was loading
             return train(prepared, out)
 
@@ -123,11 +131,6 @@ def _as_settled(config: FinetuneConfig, before: FinetuneConfig, out: Path) -> Fi
     if solves and (out / RECORD).is_file() and not Run.load(out).facts.examples.val:
         settled["select"] = before.select  # nothing to select by
     return config.model_copy(update=settled)
-
-
-def _checksums(prepared: Prepared) -> dict[str, str]:
-    start = weights_of(prepared.loaded.model)
-    return fingerprints(prepared.task, {name: start[name] for name in start.names()})
 
 
 def _finished(out: Path, given: Given) -> Run | None:

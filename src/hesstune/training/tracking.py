@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from hesstune.errors import MissingExtraError
 from hesstune.runs.records import MLFLOW, MLFLOW_RUN, TENSORBOARD, Epoch
 from hesstune.runs.run import Run
+from hesstune.storage.atomic import write_text
 
 __all__ = ["check_tracker", "tracked"]
 
@@ -91,7 +92,7 @@ class _Mlflow:
         experiment = self.client.get_experiment_by_name("hesstune")
         at = experiment.experiment_id if experiment else self.client.create_experiment("hesstune")
         self.id = self.client.create_run(at, run_name=str(run.path)).info.run_id
-        kept.write_text(self.id + "\n", encoding="utf-8")
+        write_text(kept, self.id + "\n")
         for name, value in run.config.to_dict().items():
             if value is not None:
                 self.client.log_param(self.id, name, str(value)[:500])
