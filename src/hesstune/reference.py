@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from hesstune.forward import Inputs, evaluating, logits_of
 from hesstune.runtime.sharding import is_sharded, over_parts, pair, whole
 from hesstune.storage.reading import reading
 
-__all__ = ["Reference", "layer_names", "layer_owners"]
+__all__ = ["Reference", "in_modules", "layer_names", "layer_owners"]
 
 _MHA_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _MATRIX_MODULES = (
@@ -26,6 +26,16 @@ _MATRIX_MODULES = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+
+
+def in_modules(name: str, modules: Iterable[str]) -> bool:
+    """Return whether a parameter belongs to one of some modules; "" is the network itself.
+
+    Example:
+        >>> in_modules("fc.weight", ["fc"]), in_modules("fc2.weight", ["fc"]), in_modules("weight", [""])
+        (True, False, True)
+    """
+    return any(name.startswith(f"{module}." if module else "") for module in modules)
 
 
 def _is_transformers_conv1d(module: nn.Module) -> bool:

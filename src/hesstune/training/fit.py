@@ -270,6 +270,7 @@ def _setup(prepared: Prepared, reference: Reference, net: torch.nn.Module) -> Me
         balance="weights" if config.class_weights == "balanced" else balance,
         net=net,
         head=loaded.head,
+        other_heads=loaded.other_heads,
         epochs=config.epochs,
         options=config.method_options or {},
         radius_scale=config.radius_scale,
@@ -313,6 +314,8 @@ def _record(prepared: Prepared) -> RunRecord:
         checked_labels=0 if task.train.clean is None else int(task.train.clean.sum()),
         soft_labels=prepared.config.soft_labels,
         head=loaded.head,
+        other_heads=list(loaded.other_heads),
+        stored_dtype=loaded.stored_dtype,
         normalisation=Normalisation(mean=loaded.mean, std=loaded.std),
         noise=LabelNoise(
             injected=prepared.config.inject_noise,
