@@ -72,7 +72,7 @@ def test_users_factories(user_module):
         ("py:no_such_module:f", "cannot import"),
         ("py:usernets:smal", "did you mean 'small'"),
         ("py:usernets:wrong", "returned str"),
-        ("py:usernets:headless", "no Linear layer with 3 outputs"),
+        ("py:usernets:headless", "logits of shape"),
     ],
 )
 def test_wrong_specifications(user_module, spec, message):

@@ -42,7 +42,7 @@ def checkpoint_dtype(name: str) -> str:
         name: A name on the hub, or a folder.
     """
     from safetensors import safe_open
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     how: dict[str, Any] = {
         "_raise_exceptions_for_missing_entries": False,
