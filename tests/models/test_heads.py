@@ -347,7 +347,7 @@ def test_two_headed_classifiers_of_transformers(name, tmp_path):
         ("levit_128s", ("head.linear", "head_dist.linear")),
         ("deit_tiny_distilled_patch16_224", ("head", "head_dist")),
         ("efficientformer_l1", ("head", "head_dist")),
-        ("volo_d1_224", ("head", "aux_head")),
+        ("volo_d1_224", ("aux_head", "head")),
         ("resnetv2_50x1_bit", ("head.fc",)),
     ],
 )
