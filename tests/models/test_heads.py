@@ -247,7 +247,9 @@ def test_a_head_that_cannot_learn_is_refused(image_folder, tmp_path):
     with pytest.raises(ModelError, match=r"fc.*--head-init keep"):
         ht.finetune(f"folder:{image_folder}", model=net, out=str(tmp_path / "a"), **torch_)
     assert not (tmp_path / "a" / "run.json").exists()
-    run = ht.finetune(f"folder:{image_folder}", model=net, head_init="keep", out=str(tmp_path / "a"), **torch_)
+    run = ht.finetune(
+        f"folder:{image_folder}", model=net, head_init="keep", out=str(tmp_path / "a"), **torch_
+    )
     assert run.outcome.distances["fc.weight"] > 0
     with pytest.raises(ModelError, match="'aux'"):  # a head that the logits do not depend on
         ht.finetune(f"folder:{image_folder}", model=two(Net), head="aux", **torch_)
@@ -357,7 +359,8 @@ def test_two_headed_classifiers_of_timm(name, heads):
 
 
 @pytest.mark.parametrize(
-    ("name", "heads"), [("googlenet", ("fc",)), ("squeezenet1_1", ("classifier.1",)), ("vit_b_32", ("heads.head",))]
+    ("name", "heads"),
+    [("googlenet", ("fc",)), ("squeezenet1_1", ("classifier.1",)), ("vit_b_32", ("heads.head",))],
 )
 def test_heads_of_torchvision(name, heads):
     pytest.importorskip("torchvision", exc_type=ImportError)

@@ -281,12 +281,9 @@ def _setup(prepared: Prepared, reference: Reference, net: torch.nn.Module) -> Me
     )
 
 
-def _record(prepared: Prepared) -> RunRecord:
-    task, loaded, noise_matrix = prepared.task, prepared.loaded, prepared.noise_matrix
-    injected = prepared.injected
-    changed = None
-    if injected is not None and task.train.true is not None and task.train.labels is not None:
-        changed = float((task.train.labels != task.train.true).mean())
+def _loss_told(prepared: Prepared) -> str:
+    """Return which noise matrix the loss is given, for people."""
+    noise_matrix = prepared.noise_matrix
     told = "nothing"
     if noise_matrix is not None:
         how = (
@@ -299,6 +296,15 @@ def _record(prepared: Prepared) -> RunRecord:
         told = f"rate {noise_matrix.rate:.3g} ({how}), condition number {noise_matrix.condition:.3g}"
         if not method_class(prepared.config.method).uses_noise():
             told = f"nothing; the validation loss alone: {told}"
+    return told
+
+
+def _record(prepared: Prepared) -> RunRecord:
+    task, loaded, noise_matrix = prepared.task, prepared.loaded, prepared.noise_matrix
+    injected = prepared.injected
+    changed = None
+    if injected is not None and task.train.true is not None and task.train.labels is not None:
+        changed = float((task.train.labels != task.train.true).mean())
     return RunRecord(
         format=FORMAT,
         classes=task.classes,
@@ -320,7 +326,7 @@ def _record(prepared: Prepared) -> RunRecord:
         noise=LabelNoise(
             injected=prepared.config.inject_noise,
             realised_rate=changed,
-            told=told,
+            told=_loss_told(prepared),
             told_rate=noise_matrix.rate if noise_matrix else None,
             estimate_notes=prepared.estimate.notes if prepared.estimate else [],
         ),
