@@ -220,7 +220,7 @@ def test_the_head_can_be_named():
     assert not loaded.model.aux.weight.any()
     assert loaded.model.fc.weight.any()
     assert load_model(Averaged(), K, head=["aux", "fc"]).heads == ("aux", "fc")
-    with pytest.raises(ModelError, match="'auxx'.*aux"):
+    with pytest.raises(ModelError, match=r"'auxx'.*aux"):
         load_model(Fed(), K, head="auxx")
     with pytest.raises(ModelError, match=r"body\.0.*5 outputs"):
         load_model(Fed(), K, head="body.0")
@@ -241,18 +241,16 @@ def test_a_head_that_cannot_learn_is_refused(image_folder, tmp_path):
             return torch.relu(self.fc(self.body[:3](x))).mean((2, 3))
 
     torch.manual_seed(0)
-    net, torch_ = Squeezed(), {"method": "vanilla", "epochs": 1, "image_size": 16}
+    net, plain = Squeezed(), {"method": "vanilla", "epochs": 1, "image_size": 16}
     net.fc = nn.Conv2d(D, 2, 1)
     nn.init.ones_(net.fc.bias)
     with pytest.raises(ModelError, match=r"fc.*--head-init keep"):
-        ht.finetune(f"folder:{image_folder}", model=net, out=str(tmp_path / "a"), **torch_)
+        ht.finetune(f"folder:{image_folder}", model=net, out=str(tmp_path / "a"), **plain)
     assert not (tmp_path / "a" / "run.json").exists()
-    run = ht.finetune(
-        f"folder:{image_folder}", model=net, head_init="keep", out=str(tmp_path / "a"), **torch_
-    )
+    run = ht.finetune(f"folder:{image_folder}", model=net, head_init="keep", out=str(tmp_path / "a"), **plain)
     assert run.outcome.distances["fc.weight"] > 0
     with pytest.raises(ModelError, match="'aux'"):  # a head that the logits do not depend on
-        ht.finetune(f"folder:{image_folder}", model=two(Net), head="aux", **torch_)
+        ht.finetune(f"folder:{image_folder}", model=two(Net), head="aux", **plain)
 
 
 def two(kind):
