@@ -178,7 +178,7 @@ class _Moved:
     def __init__(self, run: ht.Run, device: torch.device) -> None:
         self.loaded, self.reference = run.loaded(), run.reference()
         self.model = self.loaded.model.to(device)
-        self.head = self.loaded.head_layer
+        self.head = self.loaded.head_layers[0]
         own = dict(self.model.named_parameters())
         self.start = {n: self.reference[n].to(device) for n in own if n in self.reference}
         self.ends = {n: own[n].detach().clone() for n in self.start}

@@ -49,7 +49,7 @@ def make_trainer(method: str, batch: int) -> Trainer:
     loaded = load_model("efficientnet_lite0", K)
     to_channels_last(loaded.model, device)
     balls = config.radius if isinstance(config.radius, dict) else {}
-    radius = {loaded.head_layer if k == "head" else k: v for k, v in balls.items()} or None
+    radius = {loaded.head_layers[0] if k == "head" else k: v for k, v in balls.items()} or None
     noise = NoiseMatrix.symmetric(K, 0.4)
     assert part.labels is not None
     counts = np.bincount(part.labels, minlength=K)

@@ -18,6 +18,7 @@ __all__ = [
     "batch_size",
     "clear_caches",
     "evaluating",
+    "in_mode",
     "is_compiled",
     "logits_of",
     "moved",
@@ -86,9 +87,14 @@ def moved(inputs: Inputs, device: torch.device) -> Inputs:
     return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
 
 
+def evaluating(model: nn.Module) -> AbstractContextManager[nn.Module]:
+    """Put the model in eval mode for a while, as `in_mode` does."""
+    return in_mode(model, training=False)
+
+
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Put the model in eval mode, run compiled parts eagerly, and restore every module's own mode afterwards.
+def in_mode(model: nn.Module, training: bool) -> Iterator[nn.Module]:
+    """Set the mode, run compiled parts eagerly, and restore every module's own mode afterwards.
 
     Modes are set by calling `train` and `eval`, which some modules override: to clear what they keep in
     eval mode, to merge weights, or to choose another graph. Compiled code has no second derivatives and
@@ -96,7 +102,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """
     modes = _modes(model)
     with _eagerly():
-        model.eval()
+        model.train(training)
         try:
             yield model
         finally:

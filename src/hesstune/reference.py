@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from hesstune.runtime.sharding import is_sharded, over_parts, pair, whole
 from hesstune.storage.reading import reading
 from hesstune.storage.tensors import save_tensors
 
-__all__ = ["NO_LAYER", "Reference", "is_matrix", "layer_names", "layer_owners"]
+__all__ = ["NO_LAYER", "Reference", "in_modules", "is_matrix", "layer_names", "layer_owners"]
 
 # Why a trained weight counts in no distance, measure or constraint of layers.
 NO_LAYER = "trained, but of no known kind of layer (Linear, convolution, attention)"
@@ -38,6 +38,16 @@ _MATRIX_MODULES = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+
+
+def in_modules(name: str, modules: Iterable[str]) -> bool:
+    """Return whether a parameter belongs to one of some modules; "" is the network itself.
+
+    Example:
+        >>> in_modules("fc.weight", ["fc"]), in_modules("fc2.weight", ["fc"]), in_modules("weight", [""])
+        (True, False, True)
+    """
+    return any(name.startswith(f"{module}." if module else "") for module in modules)
 
 
 def _is_transformers_conv1d(module: nn.Module) -> bool:

@@ -51,12 +51,17 @@ def test_wrong_arguments_are_told():
 def test_radii_grow_on_the_third_and_fourth_stage():
     resnet = ["conv1.weight", "layer1.0.conv1.weight", "layer2.0.conv1.weight", "layer3.0.conv1.weight",
               "layer3.1.conv1.weight", "layer4.0.conv1.weight", "fc.weight"]  # fmt: skip
-    found = depth_scaled(dict.fromkeys(resnet, 0.5) | {"fc.weight": 3.0}, resnet, 2.0, "fc.weight")
+    found = depth_scaled(dict.fromkeys(resnet, 0.5) | {"fc.weight": 3.0}, resnet, 2.0, ["fc.weight"])
     assert list(found.values()) == [0.5, 0.5, 0.5, 1.0, 1.0, 2.0, 3.0]
     hf = [f"resnet.encoder.stages.{i}.layers.0.convolution.weight" for i in range(4)]
-    assert list(depth_scaled(dict.fromkeys(hf, 1.0), hf, 3.0, "classifier.1.weight").values()) == [1, 1, 3, 9]
+    assert list(depth_scaled(dict.fromkeys(hf, 1.0), hf, 3.0, ["classifier.1.weight"]).values()) == [
+        1,
+        1,
+        3,
+        9,
+    ]
     plain = [f"{i}.weight" for i in range(9)]
-    found = depth_scaled(dict.fromkeys(plain, 1.0), plain, 2.0, "8.weight")
+    found = depth_scaled(dict.fromkeys(plain, 1.0), plain, 2.0, ["8.weight"])
     assert list(found.values()) == [1, 1, 1, 1, 2, 2, 4, 4, 1]
 
 

@@ -53,7 +53,7 @@ def transformers_model(kind):
 @pytest.mark.parametrize("last", [1, 2, 3, 5])
 def test_behind_the_cut_is_the_whole_network_with_its_gradients(kind, last):
     model, inputs = residual() if kind == "residual" else transformers_model(kind)
-    freeze(model, f"last:{last}", "")
+    freeze(model, f"last:{last}", ())
     before = {name: p.clone() for name, p in model.state_dict().items()}
     cut = find_cut(model, inputs)
     assert cut is not None
@@ -74,7 +74,7 @@ def test_behind_the_cut_is_the_whole_network_with_its_gradients(kind, last):
 
 def test_skipped_layers_do_not_run_behind_the_cut(monkeypatch):
     model, inputs = residual()
-    freeze(model, "last:2", "")
+    freeze(model, "last:2", ())
     cut = find_cut(model, inputs)
     assert cut is not None
     assert cut.at == "2"  # before the block: a connection leads around its second layer
@@ -89,7 +89,7 @@ def test_skipped_layers_do_not_run_behind_the_cut(monkeypatch):
 
 def test_the_whole_network_is_as_before_when_the_part_behind_fails():
     model, inputs = residual()
-    freeze(model, "last:1", "")
+    freeze(model, "last:1", ())
     cut = find_cut(model, inputs)
     with pytest.raises(RuntimeError):
         AfterCut(model, cut)(torch.randn(6, 99))
@@ -123,7 +123,7 @@ class Around(nn.Module):
 @pytest.mark.parametrize("kind", [Borrowing, Around])
 def test_there_is_no_cut_where_more_than_the_activation_counts(kind):
     model = kind()
-    freeze(model, "last:1", "")
+    freeze(model, "last:1", ())
     assert find_cut(model, torch.randn(2, 4)) is None
 
 
@@ -135,5 +135,5 @@ def test_there_is_no_cut_before_the_first_layer():
 def test_a_head_of_zeros_hides_nothing():
     model = Around()
     nn.init.zeros_(model.last.weight)
-    freeze(model, "last:1", "")
+    freeze(model, "last:1", ())
     assert find_cut(model, torch.randn(2, 4)) is None

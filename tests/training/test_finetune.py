@@ -197,7 +197,7 @@ def test_features_are_not_cached_where_the_head_is_not_last():
             return torch.ones(len(indices), 3, 4, 4)
 
     model = Scaled()
-    assert cached_features(model, model.head, ModelInputs()) is None
+    assert cached_features(model, [model.head], ModelInputs()) is None
 
 
 def test_frozen_and_adapted_batch_norm(tiny, tmp_path):

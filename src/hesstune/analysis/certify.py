@@ -102,7 +102,7 @@ class Case:
         loaded = centred.loaded
         held_out, beside = self._test(loaded)
         self._placed(loaded)
-        freeze(loaded.model, run.config.train, loaded.head)
+        freeze(loaded.model, run.config.train, loaded.heads)
         assert task.train.labels is not None
         feed = make_inputs(task.train, loaded, self.device, max_length=run.config.max_length)
         reference = centred.reference.to(self.device)
@@ -110,7 +110,7 @@ class Case:
             centred.rows,
             delta=delta,
             noise_matrix=story.noise_matrix,
-            ratios=head_ratios(list(random_parameters(loaded.model)), loaded.head),
+            ratios=head_ratios(list(random_parameters(loaded.model)), loaded.heads),
             posterior=_known_posterior(loaded.model, centred.posterior),
             noise_method=asked.noise_method,
             noise_is=story.noise_is,

@@ -36,6 +36,8 @@ KEPT = (
     "weights",
     "train",
     "head_init",
+    "head",
+    "dtype",
     "inject_noise",
     "noise_matrix",
     "epochs",
@@ -275,7 +277,7 @@ class Part:
     ) -> Run:
         """Train on from the part's network."""
         loaded = self.base.loaded if self.prior is None else self.prior.loaded()
-        freeze(loaded.model, config.train, loaded.head)
+        freeze(loaded.model, config.train, loaded.heads)
         return _trained(
             replace(self.base, task=task, config=config, loaded=loaded), config, out, self.key, progress
         )

@@ -16,7 +16,7 @@ from hesstune.bounds.pac_bayes import geometric_grid
 from hesstune.checks import positive
 from hesstune.errors import ConfigError, LayerError, listed
 from hesstune.forward import named_modules, named_parameters
-from hesstune.reference import Reference
+from hesstune.reference import Reference, in_modules
 
 __all__ = [
     "PRIOR_SCALES",
@@ -97,7 +97,7 @@ def _ratios(names: Sequence[str], patterns: Mapping[str, float]) -> list[float]:
     return result
 
 
-def head_ratios(names: Sequence[str], head: str) -> list[dict[str, float]]:
+def head_ratios(names: Sequence[str], heads: Sequence[str]) -> list[dict[str, float]]:
     """Return sets of ratios for a network with a new head: the head at 1, the rest a factor of 2⁻¹⁸ to 1.
 
     A head that starts at zero bears noise far larger, against its natural scale, than trained layers do;
@@ -105,18 +105,18 @@ def head_ratios(names: Sequence[str], head: str) -> list[dict[str, float]]:
 
     Args:
         names: The trained parameters.
-        head: The name of the head's module.
+        heads: The names of the head's modules.
 
     Example:
-        >>> head_ratios(["fc.weight"], "fc")
+        >>> head_ratios(["fc.weight"], ["fc"])
         [{'*': 1.0}]
-        >>> len(head_ratios(["conv.weight", "fc.weight"], "fc"))
+        >>> len(head_ratios(["conv.weight", "fc.weight"], ["fc"]))
         37
     """
-    inside = [name for name in names if name.startswith(f"{head}." if head else "")]
+    inside = [name for name in names if in_modules(name, heads)]
     if len(inside) in (0, len(names)):
         return [{"*": 1.0}]
-    return [{f"{head}.*": 1.0, "*": ratio} for ratio in BODY_RATIOS]
+    return [{**dict.fromkeys((f"{head}.*" for head in heads), 1.0), "*": ratio} for ratio in BODY_RATIOS]
 
 
 def nearest_member(log_scale: float, log_ratio: float) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from re import search
 
@@ -101,7 +101,9 @@ def weight_norm(weight: torch.Tensor, norm: str) -> float:
 STAGES = {r"(^|\.)(layer3|stages\.2)\.": 1, r"(^|\.)(layer4|stages\.3)\.": 2}
 
 
-def depth_scaled(radii: Mapping[str, float], layers: list[str], scale: float, head: str) -> dict[str, float]:
+def depth_scaled(
+    radii: Mapping[str, float], layers: list[str], scale: float, heads: Sequence[str]
+) -> dict[str, float]:
     """Let radii grow with depth: times s on the network's third stage, times s² on its fourth.
 
     The stages are those of a residual network where its names tell them, else the third and fourth
@@ -112,14 +114,14 @@ def depth_scaled(radii: Mapping[str, float], layers: list[str], scale: float, he
         radii: {layer: radius}.
         layers: All layers' names, in order of depth.
         scale: s > 0.
-        head: The name of the last layer.
+        heads: The layers of the head.
 
     Example:
-        >>> depth_scaled(dict.fromkeys("abcd", 1.0), list("abcd") + ["h"], 2.0, "h")
+        >>> depth_scaled(dict.fromkeys("abcd", 1.0), list("abcd") + ["h"], 2.0, ["h"])
         {'a': 1.0, 'b': 1.0, 'c': 2.0, 'd': 4.0}
     """
     scale = positive("radius scale", scale)
-    body = [name for name in layers if name != head]
+    body = [name for name in layers if name not in heads]
     powers = {name: p for name in body for pattern, p in STAGES.items() if search(pattern, name)}
     if not powers:
         powers = {name: max(0, 4 * at // len(body) - 1) for at, name in enumerate(body)}

@@ -22,6 +22,7 @@ from hesstune.inputs.batches import ModelInputs, make_inputs
 from hesstune.inputs.features import FeatureInputs, cached_features
 from hesstune.models.load import LoadedModel
 from hesstune.models.text import tokenizer_digest
+from hesstune.reference import in_modules
 from hesstune.runtime.threads import torch_threads
 from hesstune.storage.tensors import digest, digest_of_texts, load_tree, save_tree
 
@@ -131,9 +132,9 @@ class FeatureStore:
                 table = _read(path)
             missing = np.flatnonzero(~table.holds(part.rows))
             if len(missing):
-                head = loaded.model.get_submodule(loaded.head)
+                heads = [loaded.model.get_submodule(name) for name in loaded.heads]
                 with torch_threads(self._threads):
-                    found = cached_features(loaded.model, head, feed, missing)
+                    found = cached_features(loaded.model, heads, feed, missing)
                 if found is None:
                     return None
                 self.computed += len(missing)
@@ -219,18 +220,17 @@ def _read(path: Path) -> _Features:
 
 def _network_digest(loaded: LoadedModel, max_length: int) -> str:
     """Return a checksum of all that makes features of inputs: not of the head."""
-    head = f"{loaded.head}." if loaded.head else ""
     tensors = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
     modules = [
         f"{name} {type(module).__module__}.{type(module).__qualname__}"
         for name, module in loaded.model.named_modules()
-        if not f"{name}.".startswith(head)
+        if not in_modules(f"{name}.", loaded.heads)
     ]
     device = next(loaded.model.parameters()).device.type
     made_of = [device, f"{loaded.mean} {loaded.std}", *modules]
     if loaded.tokenizer is not None:
         made_of += [str(max_length), tokenizer_digest(loaded.tokenizer)]
-    return digest({n: t for n, t in tensors.items() if not n.startswith(head)}, "\n".join(made_of))
+    return digest({n: t for n, t in tensors.items() if not in_modules(n, loaded.heads)}, "\n".join(made_of))
 
 
 @contextlib.contextmanager
@@ -253,8 +253,10 @@ def features_of(
 ) -> dict[str, ModelInputs] | None:
     """Return the inputs of the head for every part, from the shared store where there is one.
 
-    Returns None where the features alone do not determine the logits.
+    Returns None where the features alone do not determine the logits, as with several classifiers.
     """
+    if loaded.other_heads:
+        return None
     found = (_ACTIVE.get() or FeatureStore()).rows(loaded, parts, feeds, max_length)
     device = next(loaded.model.parameters()).device
     return None if found is None else {name: FeatureInputs(rows.to(device)) for name, rows in found.items()}

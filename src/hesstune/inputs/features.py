@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -36,22 +38,22 @@ class FeatureInputs:
 
 @torch.no_grad()
 def cached_features(
-    model: nn.Module, head: nn.Module, feed: ModelInputs, rows: NDArray[np.int64] | None = None
+    model: nn.Module, heads: Sequence[nn.Module], feed: ModelInputs, rows: NDArray[np.int64] | None = None
 ) -> FeatureInputs | None:
     """Compute the inputs of the head for every example, or for some, in eval mode.
 
     Args:
         model: The network.
-        head: Its last layer.
+        heads: Its classifier, or all layers that its logits are made of: their inputs are concatenated.
         feed: The network's inputs.
         rows: Which examples, ascending; all where None.
 
     Returns:
-        The features, or None where the head is not the network's last operation on them, so that
-        features alone do not determine the logits.
+        The features, or None if the one head is not the network's last operation on them, so that
+        features alone do not determine the logits, or if a head has other inputs than one row an example.
     """
     seen: list[torch.Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    handles = [h.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach())) for h in heads]
     parts: list[torch.Tensor] = []
     batches = batches_of(feed, np.arange(len(feed)) if rows is None else rows, EVAL_BATCH)
     try:
@@ -59,13 +61,16 @@ def cached_features(
             for indices in batches:
                 seen.clear()
                 logits_of(model, feed.inputs(indices))
-                if len(seen) != 1 or seen[0].ndim != 2 or len(seen[0]) != len(indices):
+                if len(seen) != len(heads) or any(x.ndim != 2 or len(x) != len(indices) for x in seen):
                     return None
-                if not parts and not _determines(model, head, feed.inputs(indices[:2])):
+                one = heads[0] if len(heads) == 1 else None
+                row, features = feed.inputs(indices[:2]), torch.cat(seen, dim=1)
+                if not parts and one is not None and not _determines(model, one, row):
                     return None
-                parts.append(seen[0])
+                parts.append(features)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return FeatureInputs(in_order(parts, batches) if parts else torch.zeros((0, 1)))
 
 

@@ -37,6 +37,8 @@ class ImageInputs:
         std = torch.tensor(loaded.std, device=device)
         self._scale = (1.0 / (255.0 * std)).reshape(1, 3, 1, 1)
         self._shift = (-torch.tensor(loaded.mean, device=device) / std).reshape(1, 3, 1, 1)
+        weights = (p.dtype for p in loaded.model.parameters() if p.is_floating_point())
+        self._dtype = next(weights, torch.float32)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -51,7 +53,7 @@ class ImageInputs:
             self.augmentation.start_epoch(epoch)
 
     def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> torch.Tensor:
-        """Return normalised images, (B, 3, S, S) float32."""
+        """Return normalised images, (B, 3, S, S), in the floating-point type of the network's weights."""
         images = self.examples.images(indices)
         if augment and self.augmentation is not None:
             images = self.augmentation(images, indices, view)
@@ -66,4 +68,4 @@ class ImageInputs:
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         images = images.to(self.device, memory_format=torch.channels_last)
-        return torch.addcmul(self._shift, images.float(), self._scale)
+        return torch.addcmul(self._shift, images.float(), self._scale).to(self._dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -237,12 +237,19 @@ def clean(
     if not target.has_inputs:
         raise DataError(f"'{asked.data}' has neither images nor texts to look at")
     text = target.texts is not None
-    loaded = load_model(asked.model or ("minilm" if text else "efficientnet_lite0"), 2, text=text)
+    loaded = load_model(
+        asked.model or ("minilm" if text else "efficientnet_lite0"),
+        2,
+        text=text,
+        head=asked.head,
+        image_size=asked.image_size,
+    )
     with sharing():
         looked = target.examples(asked.image_size).take(rows)
         found = frozen_features(loaded, looked, pick_device(asked.device), asked.max_length)
     ids, names = [target.ids[at] for at in rows], [target.true[at] for at in rows]
-    return _judged(found, ids, names, target, asked)
+    judged = _judged(found, ids, names, target, asked)
+    return replace(judged, notes=[*loaded.notes, *judged.notes])
 
 
 def _judged(

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from hesstune.options import DEVICE, FilePath, Options, Shown
+from hesstune.options import DEVICE, FilePath, Names, Options, Shown
 
 __all__ = ["CleanOptions"]
 
@@ -30,6 +30,9 @@ class CleanOptions(Options):
     )
     model: str | None = Field(
         None, description="whose features; none: efficientnet_lite0, or minilm for texts"
+    )
+    head: Names = Field(
+        (), description="module of the model's classifier, before which features are taken; none: found"
     )
     image_size: int = Field(96, ge=8, le=2048, description="side of the images in pixels")
     max_length: int = Field(128, ge=4, le=1 << 20, description="tokens of a text at most")

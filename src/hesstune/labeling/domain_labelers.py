@@ -42,6 +42,7 @@ class Training:
         max_length: Tokens of a text at most.
         seed: Of splits and training.
         device: Where to compute.
+        head: Modules of the network's classifier; none: found.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Training:
     max_length: int
     seed: int
     device: torch.device
+    head: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ def train_labelers(
     found = TrainedLabelers([], [], [], [])
     with sharing():
         if how.kind == "probe":
-            loaded = load_model(how.model, 2, text=target.texts is not None)
+            text = target.texts is not None
+            loaded = load_model(how.model, 2, text=text, head=how.head, image_size=how.image_size)
             to_channels_last(loaded.model, how.device)
             features = frozen_features(loaded, target, how.device, how.max_length)
         for name, spec in domains:
@@ -172,6 +175,7 @@ def _fine_tuned(spec: str, target: Examples, how: Training) -> tuple[NDArray[np.
         run = finetune(
             data=spec,
             model=how.model,
+            head=how.head,
             method="vanilla",
             epochs=how.epochs,
             image_size=how.image_size,

@@ -65,6 +65,7 @@ def label_data(target: str | None = None, **options: Any) -> Labelling:
             asked.max_length,
             asked.seed,
             pick_device(asked.device),
+            asked.head,
         )
         looked = examples.examples(asked.image_size)
         trained, features = train_labelers(named_domains(asked.labelers), looked, how)

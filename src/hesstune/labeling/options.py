@@ -95,6 +95,9 @@ class LabelerOptions(Options):
         None,
         description="whose features, or which network; none: efficientnet_lite0, or minilm for texts",
     )
+    head: Names = Field(
+        (), description="module of that network's classifier, before which features are taken; none: found"
+    )
     image_size: int = Field(96, ge=8, le=2048, description="side of the images in pixels")
     max_length: int = Field(128, ge=4, le=1 << 20, description="tokens of a text at most")
     device: str = DEVICE

@@ -15,7 +15,9 @@ __all__ = ["linear_head", "training_features"]
 
 
 def linear_head(setup: MethodSetup) -> nn.Linear | None:
-    """Return the head where it is a plain linear layer."""
+    """Return the head if it is one plain linear layer."""
+    if setup.other_heads:
+        return None
     module = setup.model.get_submodule(setup.head)
     return module if type(module) is nn.Linear else None
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from hesstune.checks import fields_also_called
+from hesstune.reference import in_modules
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +61,7 @@ class MethodSetup:
         balance: `none`, `weights` or `sampler`: how the risk is made class-balanced.
         net: What is called on a batch and trained, the whole network or its head; None: the network.
         head: The name of the head's module in `model`.
+        other_heads: Of a network that makes its logits of several classifiers, the names of the others.
         epochs: Epochs in all.
         options: The method's own numbers; absent ones have their defaults.
         radius_scale: Factor of the radii from one stage of the network to the next.
@@ -86,6 +88,7 @@ class MethodSetup:
     batch_size: int = 32
     solved: SolvedHead | None = None
     alone: bool = False
+    other_heads: tuple[str, ...] = ()
 
     @cached_property
     def network(self) -> nn.Module:
@@ -97,9 +100,14 @@ class MethodSetup:
         """The parameters that were trainable when the method was built, by their names in `model`."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The names of all modules that are the head together."""
+        return (self.head, *self.other_heads)
+
     def in_head(self, name: str) -> bool:
         """Tell whether a parameter of `model` belongs to the head."""
-        return name.startswith(f"{self.head}.") if self.head else True
+        return in_modules(name, self.heads)
 
 
 @dataclass

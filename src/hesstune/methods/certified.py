@@ -51,7 +51,7 @@ class Certified(Method):
         noise = setup.noise_matrix
         loss = zero_one_loss(len(setup.counts)) if noise is None else clean_losses(KnownNoise(noise))[0]
         self.matrix = unit_matrix(loss)
-        family = len(PRIOR_SCALES) * len(head_ratios(names, setup.head))
+        family = len(PRIOR_SCALES) * len(head_ratios(names, setup.heads))
         n = int(self.options["examples"] or setup.counts.sum())
         self.bound = BoundGradient(max(n, MIN_EXAMPLES), self.options["delta"], family)
         # Logits of a linear head have a known distribution: its noise is drawn there, for each example.

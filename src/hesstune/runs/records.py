@@ -144,6 +144,8 @@ class RunRecord(Stored):
     checked_labels: int = 0
     soft_labels: bool = False
     head: str = ""
+    other_heads: list[str] = []  # of a network that makes its logits of several classifiers
+    stored_dtype: str = ""  # of the weights where they come from; the run's own is its option dtype
     normalisation: Normalisation
     noise: LabelNoise
     versions: dict[str, str]

@@ -47,11 +47,12 @@ def default_radii(
     shares = {name: option.default for name, option in RADII.items()} | (config.method_options or {})
     start = Reference.of(loaded.model)
     trained = {name for name, parameter in loaded.model.named_parameters() if parameter.requires_grad}
-    others = [name for name in start.layers() if name in trained and name != loaded.head_layer]
+    heads = set(loaded.head_layers)
+    others = [name for name in start.layers() if name in trained and name not in heads]
     found = {
         name: max(shares["layer_share"] * weight_norm(start[name], config.norm), LEAST) for name in others
     }
-    if others and loaded.head_layer not in trained:
+    if others and not heads & trained:
         return found
     fitted, radius = penalised_head_of(config, task, loaded, device), UNFITTED
     if fitted is not None:

@@ -56,8 +56,8 @@ def finetune(
             contents. In its place, a mapping of options, a FinetuneConfig or the path of a YAML file
             is `config`.
         model: A string as on the command line, or a `torch.nn.Module` (for texts a pair of module and
-            tokenizer) whose last Linear layer with K outputs is its head. A copy of it is trained; its
-            weights are where the run starts, and it is left as it was.
+            tokenizer). A copy of it is trained; its weights are where the run starts, and it is left as it
+            was. The layer that produces its K logits is the head (option `head`).
         method: The name of a method, or a subclass of `hesstune.methods.Method`.
         config: Options: a configuration, a mapping, or the path of a YAML file.
         overwrite: Replace the run in `out`; other files there are left alone.

@@ -273,6 +273,7 @@ def _setup(prepared: Prepared, reference: Reference, net: torch.nn.Module) -> Me
         balance="weights" if config.class_weights == "balanced" else balance,
         net=net,
         head=loaded.head,
+        other_heads=loaded.other_heads,
         epochs=config.epochs,
         options=config.method_options or {},
         radius_scale=config.radius_scale,
@@ -283,12 +284,9 @@ def _setup(prepared: Prepared, reference: Reference, net: torch.nn.Module) -> Me
     )
 
 
-def _record(prepared: Prepared) -> RunRecord:
-    task, loaded, noise_matrix = prepared.task, prepared.loaded, prepared.noise_matrix
-    injected = prepared.injected
-    changed = None
-    if injected is not None and task.train.true is not None and task.train.labels is not None:
-        changed = float((task.train.labels != task.train.true).mean())
+def _loss_told(prepared: Prepared) -> str:
+    """Return which noise matrix the loss is given, for people."""
+    noise_matrix = prepared.noise_matrix
     told = "nothing"
     if noise_matrix is not None:
         how = (
@@ -301,6 +299,15 @@ def _record(prepared: Prepared) -> RunRecord:
         told = f"rate {noise_matrix.rate:.3g} ({how}), condition number {noise_matrix.condition:.3g}"
         if not method_class(prepared.config.method).uses_noise():
             told = f"nothing; the validation loss alone: {told}"
+    return told
+
+
+def _record(prepared: Prepared) -> RunRecord:
+    task, loaded, noise_matrix = prepared.task, prepared.loaded, prepared.noise_matrix
+    injected = prepared.injected
+    changed = None
+    if injected is not None and task.train.true is not None and task.train.labels is not None:
+        changed = float((task.train.labels != task.train.true).mean())
     return RunRecord(
         format=FORMAT,
         classes=task.classes,
@@ -316,11 +323,13 @@ def _record(prepared: Prepared) -> RunRecord:
         checked_labels=0 if task.train.clean is None else int(task.train.clean.sum()),
         soft_labels=prepared.config.soft_labels,
         head=loaded.head,
+        other_heads=list(loaded.other_heads),
+        stored_dtype=loaded.stored_dtype,
         normalisation=Normalisation(mean=loaded.mean, std=loaded.std),
         noise=LabelNoise(
             injected=prepared.config.inject_noise,
             realised_rate=changed,
-            told=told,
+            told=_loss_told(prepared),
             told_rate=noise_matrix.rate if noise_matrix else None,
             estimate_notes=prepared.estimate.notes if prepared.estimate else [],
         ),

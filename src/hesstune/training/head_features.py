@@ -32,6 +32,8 @@ def head_features(
     except ModelError:  # the head is not the last operation
         return None
     head = loaded.model.get_submodule(loaded.head)
+    if loaded.other_heads:
+        return None
     return features if takes_solution(head, k, features.shape[1]) else None
 
 

@@ -16,6 +16,7 @@ from hesstune.inputs.batches import make_inputs
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.methods import method_class
 from hesstune.methods._head import SolvedHead
+from hesstune.models.heads import check_learnable
 from hesstune.models.load import LoadedModel, check_output, load_model
 from hesstune.models.train_parts import freeze
 from hesstune.noise.matrix import NoiseMatrix
@@ -82,7 +83,7 @@ class Prepared:
         loaded = run.loaded()
         run.reference().restore_(loaded.model)
         to_channels_last(loaded.model, device)
-        freeze(loaded.model, config.train, loaded.head)
+        freeze(loaded.model, config.train, loaded.heads)
         radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
         # What was found with a solved head is of all the run's examples, and not for some of them.
         found = method_class(config.method).solves_head and config.noise_matrix is None
@@ -122,15 +123,19 @@ def prepare(
         mean=tuple(config.mean) if config.mean else None,
         std=tuple(config.std) if config.std else None,
         text=task.is_text,
+        head=config.head,
+        dtype=config.dtype,
+        image_size=config.image_size,
     )
     to_channels_last(loaded.model, device)
-    freeze(loaded.model, config.train, loaded.head)
+    freeze(loaded.model, config.train, loaded.heads)
     radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
     if radius is not None:
         resolve_radii(layer_names(loaded.model), radius)  # a wrong pattern is told before anything is written
     few = np.arange(min(2, len(task.train)))
     probe = make_inputs(task.train.take(few), loaded, device, max_length=config.max_length)
     check_output(loaded.model, probe.inputs(few), task.k)
+    check_learnable(loaded.model, loaded.heads, probe.inputs(few))
     task, estimate = noisy(task, injected, config), None
     if (config.noise_matrix or "").startswith("estimate"):
         noise_matrix, estimate = run_estimate(config, task, loaded, device, kept, errors)
@@ -227,4 +232,7 @@ def named_radii(
     """Return the radii with the word `head` replaced by the head's layer name."""
     if not isinstance(radius, dict):
         return radius
-    return {loaded.head_layer if name == "head" else name: value for name, value in radius.items()}
+    found: dict[str, float] = {}
+    for name, value in radius.items():
+        found |= dict.fromkeys(loaded.head_layers if name == "head" else [name], value)
+    return found

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from hesstune.options import FilePath, Options, Shown, split_pairs
+from hesstune.options import FilePath, Names, Options, Shown, split_pairs
 
 __all__ = ["ModelOptions"]
 
@@ -42,9 +42,29 @@ class ModelOptions(Options):
     head_init: Literal["zero", "keep"] = Field(
         "zero", description="head at the start: zero, or keep what the model has"
     )
+    head: Names = Field(
+        (),
+        description="module of the classifier, whose output is the logits (several: their names); none: "
+        "found from a forward pass",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="floating-point type that weights are trained and saved in, whatever type a checkpoint "
+        "has; bfloat16 halves the memory and rounds small steps away",
+    )
     batch_norm: Literal["frozen", "adapt"] = Field(
         "frozen", description="batch-norm statistics: the pretrained ones, or adapted"
     )
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _no_float16(cls, value: Any) -> Any:
+        if value in ("float16", "fp16", "half"):
+            raise ValueError(
+                "weights cannot be trained in float16, where gradients underflow; leave {dtype} at float32 "
+                "and take {mixed_precision} fp16 (on a GPU) or bf16"
+            )
+        return value
 
     @field_validator("method_options", mode="before")
     @classmethod

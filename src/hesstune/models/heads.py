@@ -1,0 +1,243 @@
+"""Find the classifier head: the layers with K outputs whose outputs become the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from hesstune.errors import ModelError, listed, unknown_name
+from hesstune.forward import Inputs, batch_size, in_mode, logits_of
+
+__all__ = ["check_heads", "check_learnable", "fails_on", "find_heads", "new_layer", "output_size"]
+
+NAME_IT = "name the classifier by --head (in Python head=)"
+
+
+def output_size(module: nn.Module) -> int | None:
+    """Return the number of outputs of a layer, or None if the module is no layer with a weight of its own.
+
+    Example:
+        >>> output_size(nn.Linear(3, 5)), output_size(nn.Conv2d(3, 7, 1)), output_size(nn.ReLU())
+        (5, 7, None)
+    """
+    for name in ("out_features", "out_channels", "nf"):  # nf: transformers' Conv1D
+        size = getattr(module, name, None)
+        if isinstance(size, int) and isinstance(getattr(module, "weight", None), torch.Tensor):
+            return size
+    return None
+
+
+def find_heads(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
+    """Return the names of the layers that produce the logits, from the graph of a forward pass.
+
+    The graph is walked from the logits back to the first layer on each path. Those of these layers that
+    have as many outputs as there are logits are the heads. A network with one classifier has one head; one
+    that averages several classifiers, such as a distilled DeiT or a LeViT, has several.
+
+    Args:
+        model: The network; it is left as it is.
+        inputs: Two examples or more.
+
+    Raises:
+        ModelError: If the network fails on the inputs, no layer or no unambiguous set of layers produces the
+            logits, or other layers produce them in training mode.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3), nn.Softplus())
+        >>> find_heads(net, torch.rand(2, 4))
+        ('2',)
+    """
+    k, heads, ends = _producers(model, inputs, training=False)
+    if not heads:
+        wide = [name for name, module in model.named_modules() if output_size(module) == k]
+        found = f"they come from {listed(ends, 4)}" if ends else "no layer was found before them"
+        raise ModelError(
+            f"the model has no layer with {k} outputs that produces its {k} logits ({found}); "
+            + (f"if one of {listed(wide, 4)} is the classifier, {NAME_IT}" if wide else "use another model")
+        )
+    try:
+        _, in_training, _ = _producers(model, inputs, training=True)
+    except ModelError:  # in training mode some networks need more than their inputs
+        in_training = heads
+    if set(in_training) != set(heads):
+        raise ModelError(
+            f"the model computes its logits from {listed(heads, 4)} in evaluation mode, but from "
+            f"{listed(in_training, 4) or 'no layer with as many outputs'} in training mode; give a model "
+            "with one classifier for both modes, such as py:module:factory (timm: distilled_training=False)"
+        )
+    check_heads(model, heads, k)
+    return heads
+
+
+def check_heads(model: nn.Module, heads: Sequence[str], k: int) -> None:
+    """Raise ModelError unless the named modules are layers with k outputs and weights of their own."""
+    modules = dict(model.named_modules())
+    holders = [*model.named_modules(remove_duplicate=False)]
+    for name in heads:
+        if name not in modules:
+            wide = [other for other, module in modules.items() if output_size(module) == k]
+            raise unknown_name("module for the classifier", name, wide, ModelError)
+        if output_size(modules[name]) != k:
+            raise ModelError(
+                f"the module '{name}' named as the classifier is {_shown(modules[name])}, not a layer with "
+                f"{k} outputs"
+            )
+        own = dict(modules[name].named_parameters(recurse=False))
+        for parameter in own.values():
+            others = {
+                other
+                for other, module in holders
+                if module is not modules[name] and any(parameter is p for p in module._parameters.values())
+            }
+            if others:
+                raise ModelError(
+                    f"the classifier '{name}' shares a weight with {listed(sorted(others), 4)}: setting it "
+                    "to zero and training it would change both; give a model with separate weights"
+                )
+        if "weight" not in own:
+            raise ModelError(
+                f"the weight of the classifier '{name}' is no plain parameter (it may be parametrized); give "
+                "a model whose classifier has one"
+            )
+
+
+def _shown(module: nn.Module) -> str:
+    size = output_size(module)
+    return f"a {type(module).__name__}" + ("" if size is None else f" with {size} outputs")
+
+
+def check_learnable(model: nn.Module, heads: Sequence[str], inputs: Inputs) -> None:
+    """Raise ModelError if the logits of some inputs have no gradient in a head: it would never learn."""
+    own = [[p for p in model.get_submodule(name).parameters() if p.is_floating_point()] for name in heads]
+    with _traced_mode(model, training=False):
+        logits = logits_of(model, inputs)
+        weights = torch.linspace(-1, 1, logits.numel(), device=logits.device).reshape(logits.shape)
+        flat = [p for parameters in own for p in parameters]
+        seeds = (logits.float() * weights).sum()
+        found = iter(torch.autograd.grad(seeds, flat, allow_unused=True) if logits.requires_grad else [])
+        gradients = [[next(found, None) for _ in parameters] for parameters in own]
+    for name, of_head in zip(heads, gradients, strict=True):
+        if all(gradient is None for gradient in of_head):
+            raise ModelError(f"the logits do not depend on the module '{name}'; {NAME_IT}")
+        if not any(bool(gradient.any()) for gradient in of_head if gradient is not None):
+            raise ModelError(
+                f"the classifier '{name}' cannot learn from where it starts: the logits have no gradient in "
+                "its weights; if it was set to zero, start it as it is by --head-init keep"
+            )
+
+
+def new_layer(old: nn.Module, k: int) -> nn.Module:
+    """Return a freshly initialised layer like another one, with k outputs.
+
+    Raises:
+        ModelError: If the layer is neither a Linear nor a convolution.
+    """
+    bias = getattr(old, "bias", None) is not None
+    if isinstance(old, nn.Linear):
+        return nn.Linear(old.in_features, k, bias=bias)
+    if isinstance(old, nn.Conv1d | nn.Conv2d | nn.Conv3d) and old.groups == 1:
+        kind: Any = type(old)
+        made: nn.Module = kind(
+            old.in_channels, k, old.kernel_size, old.stride, old.padding, old.dilation, bias=bias
+        )
+        return made
+    raise ModelError(f"the classifier is {_shown(old)}, which cannot be given {k} outputs")
+
+
+@contextmanager
+def _traced_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Let every parameter take a gradient in one mode; restore flags, buffers and random state after it."""
+    flags = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point()]
+    buffers = [(b, b.detach().clone()) for b in model.buffers()] if training else []
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        try:
+            for parameter, _ in flags:
+                parameter.requires_grad_(True)
+            with in_mode(model, training):
+                yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+
+
+def _producers(
+    model: nn.Module, inputs: Inputs, training: bool
+) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+    """Return the number of logits K, the layers with K outputs that produce them, and the other ones."""
+    names: dict[Any, str] = {}  # node of the graph -> layer whose output it made
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, torch.Tensor) and output.grad_fn is not None:
+                names.setdefault(output.grad_fn, name)  # of a layer within a layer the inner one
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(note(name))
+        for name, module in model.named_modules()
+        if output_size(module) is not None
+    ]
+    try:
+        with _traced_mode(model, training):
+            logits = logits_of(model, inputs)
+    except ModelError:
+        raise
+    except Exception as error:  # networks raise anything on inputs that they do not take
+        raise fails_on(inputs, error) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if logits.shape[0] != batch_size(inputs):
+        raise ModelError(f"the model outputs {tuple(logits.shape)} for {batch_size(inputs)} examples")
+    k = logits.shape[1]
+    reached = _first_reached([logits.grad_fn], names)
+    order = [name for name, _ in model.named_modules()]
+    heads = tuple(n for n in order if n in reached and output_size(model.get_submodule(n)) == k)
+    _refuse_nested(names, heads)
+    return k, heads, tuple(name for name in order if name in reached and name not in heads)
+
+
+def fails_on(inputs: Inputs, error: Exception) -> ModelError:
+    """Return the error that says why a network fails on a batch."""
+    shape = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else sorted(inputs)
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ModelError(f"the model fails on inputs of shape {shape}: {reason}")
+
+
+def _first_reached(starts: Iterable[Any], names: dict[Any, str]) -> set[str]:
+    """Return the first layers on the paths of the graph that begin at some nodes."""
+    found, seen, todo = set[str](), set[Any](), [node for node in starts if node is not None]
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in names:
+            found.add(names[node])
+        else:
+            todo.extend(parent for parent, _ in node.next_functions if parent is not None)
+    return found
+
+
+def _refuse_nested(names: dict[Any, str], heads: tuple[str, ...]) -> None:
+    """Raise ModelError if the output of one head is an input of another."""
+    if len(heads) < 2:
+        return
+    for node, name in names.items():
+        if name not in heads:
+            continue
+        others = {n: other for n, other in names.items() if other in heads and other != name}
+        above = _first_reached((parent for parent, _ in node.next_functions), others)
+        if above:
+            raise ModelError(
+                f"the logits come from {listed(heads, 4)}, and '{sorted(above)[0]}' also feeds '{name}', so "
+                f"that none is the classifier by itself; {NAME_IT}"
+            )
