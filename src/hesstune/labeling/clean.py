@@ -24,6 +24,7 @@ from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
 from hesstune.storage.atomic import write_csv
+from hesstune.weak.vote_values import in_order
 
 __all__ = ["LabelIssues", "clean"]
 
@@ -253,8 +254,7 @@ def _judged(
 ) -> LabelIssues:
     if len(features) != len(names):
         raise DataError(f"{len(features)} rows of features do not match {len(names)} labels")
-    numbers = all(name.isdigit() for name in names)
-    classes = sorted(set(names), key=int if numbers else str)
+    classes = in_order(set(names))
     if len(classes) < 2:
         raise DataError(f"labels of two classes at least are needed; got {listed(classes) or 'none'}")
     index = {name: at for at, name in enumerate(classes)}

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from hesstune.checks import parse_integer
 from hesstune.errors import ConfigError, unknown_name
 from hesstune.reference import layer_names
 
@@ -32,11 +33,11 @@ def freeze(model: nn.Module, train: str, head: str) -> list[str]:
     elif train == "head":
         chosen = {name for name in names if name.startswith(f"{head}." if head else "")}
     elif train.startswith("last:"):
-        count = train.removeprefix("last:")
+        count = parse_integer(train.removeprefix("last:"))
         layers = layer_names(model)
-        if not count.isdigit() or not 1 <= int(count) <= len(layers):
+        if count is None or not 1 <= count <= len(layers):
             raise ConfigError(f"train '{train}' must be last:N with N from 1 to {len(layers)}")
-        chosen = set(names[names.index(layers[-int(count)]) :])
+        chosen = set(names[names.index(layers[-count]) :])
     elif train.startswith("from:"):
         chosen = set(names[_first_of(train.removeprefix("from:"), model, names) :])
     else:

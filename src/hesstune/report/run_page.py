@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from hesstune.report.spectrum import spectrum
 from hesstune.runs.read_records import Records
 from hesstune.runs.records import LABEL_ISSUES
 from hesstune.runs.run import Run
+from hesstune.storage.csv_table import write_rows
 
 __all__ = ["pictured", "render_run"]
 
@@ -186,8 +186,6 @@ def _listed(records: Records) -> Listed | None:
     if not records.label_issues:
         return None
     file, rows = io.StringIO(), records.label_issues[:LISTED]
-    writer = csv.DictWriter(file, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
+    write_rows(file, list(rows[0]), [list(row.values()) for row in rows])
     encoded = base64.b64encode(file.getvalue().encode("utf-8")).decode("ascii")
     return Listed(encoded, len(rows), len(records.label_issues))

@@ -84,7 +84,8 @@ def injected_noise(config: FinetuneConfig, task: Task) -> NoiseMatrix | None:
         return None
     rate = instance_rate(config.inject_noise)
     if rate is None:
-        return NoiseMatrix.parse(config.inject_noise, task.k, task.classes).known_as("injected")
+        matrix = NoiseMatrix.parse(config.inject_noise, task.k, task.classes, any_rate=True)
+        return matrix.known_as("injected")
     return average(_transitions(task.train, task.k, rate, config.seed), _true(task.train), task.k)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hesstune.errors import RunError
+from hesstune.storage.csv_table import write_rows
 
 __all__ = ["PART", "replace_file", "write_csv", "write_json", "write_text"]
 
@@ -64,8 +64,6 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
     def write(part: Path) -> None:
         with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows(rows)
+            write_rows(file, header, rows)
 
     replace_file(path, write)

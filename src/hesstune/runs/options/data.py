@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from hesstune.checks import parse_number
 from hesstune.data.reading import SplitRule, fold_of, rgb_of
 from hesstune.options import Options, Shown
 
@@ -86,7 +87,12 @@ class ExampleOptions(Options):
     @field_validator("mean", "std", mode="before")
     @classmethod
     def _parse_channels(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        numbers = [parse_number(part) for part in value.split(",")]
+        if None in numbers:
+            raise ValueError("must be numbers with commas between, such as 0.5,0.5,0.5")
+        return numbers
 
     @field_validator("split")
     @classmethod
