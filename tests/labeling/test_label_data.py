@@ -102,6 +102,15 @@ def test_labelers_of_other_domains_vote_and_the_labels_train(tiny, image_folder,
     assert record["labelers"][2]["accuracy"] == pytest.approx(1, abs=0.1)
     assert "majority vote (baseline)" in said
     assert len(record["noise_matrix"]["matrix"]) == 2
+    # The labels are soft's, and their noise is what soft_features makes of the same votes.
+    assert record["label_model"] == "soft"
+    assert record["noise_matrix"]["method"] == "labelmodel (soft_features)"
+    specs = words[words.index("--labelers") + 1].split(",")
+    asked = {"labelers": specs, "image_size": 32}
+    by_name = ht.label_data(tiny["data"], **asked, noise_from="soft_features")
+    assert by_name.noise.matrix.array.tolist() == record["noise_matrix"]["matrix"]
+    of_soft = ht.label_data(tiny["data"], **asked, noise_from="soft")
+    assert of_soft.noise.matrix.array.tolist() != record["noise_matrix"]["matrix"]
     rows = rows_of(out)
     assert len(rows) == record["labelled"] == 24
     assert {"id", "image", "label", "true_label", "p_dark", "p_light", "vote_low"} <= set(rows[0])
@@ -364,10 +373,17 @@ def test_auto_looks_at_texts_and_mends_what_rules_get_wrong(tmp_path, capsys):
         rows.append([f"e{i}", " and ".join(words) + f" {i}", true, *votes])
     path = write(tmp_path / "texts.csv", rows)
     out = tmp_path / "labels.csv"
-    code, said, error = hesstune(capsys, "label", "--target", f"csv:{path}", "--out", out, "--json")
+    words = ["label", "--target", f"csv:{path}", "--out", out, "--json", "--model", "minilm"]
+    code, said, error = hesstune(capsys, *words)
     assert code == 0, error
     record = json.loads(said.splitlines()[-1])
     assert any("latent" in note for note in record["notes"])
+    assert record["label_model"] == "auto: latent"
+    assert record["noise_matrix"]["method"] == "labelmodel (auto: latent)"
+    votes = write(tmp_path / "votes.csv", [[row[0], *row[3:]] for row in rows])
+    for model in ("auto", "majority"):  # nothing to look at; a label model that does not look
+        with pytest.raises(ConfigError, match="model"):
+            ht.label_data(votes=votes, model="minilm", label_model=model)
     assert record["accuracy"] > record["majority_accuracy"] + 0.05
 
 

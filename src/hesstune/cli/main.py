@@ -105,11 +105,8 @@ def run(arguments: list[str] | None = None) -> None:
         if hasattr(error, "format_message"):
             name = str(getattr(error, "option_name", "")).removeprefix("--").replace("-", "_")
             if name in SYNONYMS:
-                now = SYNONYMS[name].replace("_", "-")
-                _fail(
-                    f"unknown option {STYLE.format(name.replace('_', '-'))}; did you mean {STYLE.format(now)}?",
-                    2,
-                )
+                given, now = (STYLE.format(each.replace("_", "-")) for each in (name, SYNONYMS[name]))
+                _fail(f"unknown option {given}; did you mean {now}?", 2)
             _fail(error.format_message() or "see --help", 2)
         raise
     if code == INTERRUPTED:

@@ -14,6 +14,7 @@ from hesstune.report.figures import curves, heat_map, stability
 from hesstune.report.layers import block_rows, distribution, layer_rows, layer_words, setters, told_carriers
 from hesstune.report.narrative import assumptions, onset, provenance, training_words, verdict
 from hesstune.report.spectrum import spectrum
+from hesstune.runs.model_card import test_labels
 from hesstune.runs.read_records import Records
 from hesstune.runs.records import LABEL_ISSUES
 from hesstune.runs.run import Run
@@ -77,6 +78,7 @@ def context(records: Records) -> dict[str, object]:
         "r": records,
         "facts": records.facts,
         "result": records.outcome,
+        "test_labels": test_labels(records.facts),
         "verdict": verdict(records),
         "provenance": provenance(records),
         "training": _training(records),

@@ -42,6 +42,7 @@ def clean_task(config: FinetuneConfig, data: Any = None) -> Task:
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         limit=config.limit,
+        corrected_test=config.corrected_test_labels,
         skip_bad=config.skip_bad_images,
         cache_mib=config.cache_mib,
         how=reading_of(config),

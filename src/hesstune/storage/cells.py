@@ -10,7 +10,7 @@ from hesstune.errors import plain
 
 __all__ = ["MISSING", "as_cell", "is_missing", "restored_cell", "safe_cell"]
 
-# How cells begin that spreadsheets compute, also in their full-width forms; and the mark that keeps them text.
+# How cells begin that spreadsheets compute, and the mark that keeps such cells text.
 FORMULA_SIGNS = "=+-@\t\r\n＝＋－＠"
 MARK = "'"
 

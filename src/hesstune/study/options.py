@@ -59,8 +59,8 @@ class CompareOptions(Settings):
     )
     tasks: Annotated[dict[str, Any] | None, OFF_COMMAND_LINE] = Field(
         None,
-        description="a mapping of names to options; none: one, the data of the runs' options. {{seed}} and {{task}} in a "
-        "text stand for the seed and the task's name",
+        description="a mapping of names to options; none: one, the data of the runs' options. {{seed}} and "
+        "{{task}} in a text stand for the seed and the task's name",
     )
     baseline: str | None = Field(
         None, description="method that differences are taken from; none: vanilla, or the first"

@@ -49,6 +49,10 @@ class ExampleOptions(Options):
     )
     val_fraction: float = Field(0.2, ge=0, lt=1, description="share for validation where the data has none")
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share for the test where the data has none")
+    corrected_test_labels: bool = Field(
+        False,
+        description="test on labels that hesstune clean rewrote; else test labels are as they were given",
+    )
     image_size: int | None = Field(
         None, ge=8, le=2048, description="side of the images in pixels; none: 64 for digits, else 128"
     )
