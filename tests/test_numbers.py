@@ -14,7 +14,6 @@ from hesstune.data.class_labels import class_labels
 from hesstune.data.reading import fold_of
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
 from hesstune.labeling.clean import clean
-from hesstune.methods import method_class
 from hesstune.models.train_parts import freeze
 from hesstune.noise.estimate.request import parse_request
 from hesstune.noise.matrix import NoiseMatrix
@@ -114,8 +113,9 @@ def test_every_other_place_where_users_write_numbers(text):
     table = CsvTable.of({"p_a": ["0.5", text], "p_b": ["0.5", "0.5"]}, "the table")
     with pytest.raises(DataError, match="row 3"):
         soft_labels(table, ["a", "b"])
-    with pytest.raises(ConfigError, match="must be a number"):
-        method_class("gce").checked_options(make_config({"method_options": {"q": text}}).method_options)
+    for option in ("method_options", "radius"):
+        with pytest.raises(ConfigError, match=f"{option}: write"):
+            make_config({option: {"q": text}})
 
 
 def test_class_names_that_only_look_like_numbers_are_names():

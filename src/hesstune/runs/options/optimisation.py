@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from hesstune.checks import parse_number
-from hesstune.options import Options, split_numbers
+from hesstune.options import Options, numbers_by_name
 
 __all__ = ["ConstraintOptions", "OptimisationOptions"]
 
@@ -33,12 +33,12 @@ class ConstraintOptions(Options):
     @field_validator("radius", mode="before")
     @classmethod
     def _parse_radius(cls, value: Any) -> Any:
-        if not isinstance(value, str) or value in ("auto", "curvature"):
+        if isinstance(value, str) and value in ("auto", "curvature"):
             return value
-        number = parse_number(value)
+        number = parse_number(value) if isinstance(value, str) else None
         if number is not None:
             return number
-        return split_numbers(value, "write a number, auto, curvature, or PATTERN=RADIUS,PATTERN=RADIUS")
+        return numbers_by_name(value, "write a number, auto, curvature, or PATTERN=RADIUS,PATTERN=RADIUS")
 
     @field_validator("radius")
     @classmethod
