@@ -263,8 +263,8 @@ def _beside_guessing(rate: float, k: int, model: str) -> list[str]:
     if model in PLAIN:
         return [f"{said}: these votes say next to nothing; check some labels by hand (--clean-labels)"]
     raise NoiseMatrixError(
-        f"{said}: it has lost the classes. Take --label-model auto and --noise-from auto, or check some "
-        "labels by hand (--clean-labels)"
+        f"{said}: it has lost the classes; take another (--label-model auto, --noise-from auto), or check "
+        "some labels by hand (--clean-labels)"
     )
 
 
@@ -289,12 +289,24 @@ def _noise(given: _Given, made: Labelled, noise_from: str) -> Estimate:
         made: The labels.
         noise_from: The label model whose posterior counts; `auto`: that of the labels themselves, but for
             `majority` and `soft`, whose posteriors are no probabilities: of `soft_features` if there are
-            features, else of `weighted`.
+            features, else, or if that loses the classes, of `weighted`.
     """
-    votes, labels, name = given.votes, made.labels, noise_from
-    if name == "auto":
-        plain = "soft_features" if given.features is not None else "weighted"
-        name = plain if made.model in ("majority", "soft") else made.model
+    if noise_from != "auto":
+        return _noise_by(given, made, noise_from)
+    if made.model not in ("majority", "soft"):
+        return _noise_by(given, made, made.model)
+    if given.features is None:
+        return _noise_by(given, made, "weighted")
+    try:
+        return _noise_by(given, made, "soft_features")
+    except NoiseMatrixError as error:
+        found = _noise_by(given, made, "weighted")
+        return replace(found, notes=(*found.notes, f"the noise matrix is that of weighted: {error}"))
+
+
+def _noise_by(given: _Given, made: Labelled, name: str) -> Estimate:
+    """Estimate the noise matrix of labels from the posterior of a label model, by its name."""
+    votes, labels = given.votes, made.labels
     judge = made if name == made.model else given.label(name)
     posterior = judge.posterior
     rows = np.flatnonzero(labels != ABSTAIN)

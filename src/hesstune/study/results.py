@@ -44,7 +44,7 @@ from typing import Any
 import torch
 
 from hesstune._version import __version__
-from hesstune.errors import ConfigError, RunError, listed
+from hesstune.errors import ConfigError, RunError
 from hesstune.methods import method_class
 from hesstune.storage.atomic import write_text
 from hesstune.storage.csv_table import read_rows, write_rows
@@ -117,11 +117,9 @@ def results_of(
 
 def _assembled(told: Mapping[str, Any], cells: list[CellRecord]) -> StudyResults:
     """Put together what is told and what is derived from the cells."""
-    header = [*told["header"], *(note for note in _label_notes(cells) if note not in told["header"])]
     return StudyResults(
         format=FORMAT,
-        **{name: told[name] for name in TOLD if name != "header"},
-        header=header,
+        **{name: told[name] for name in TOLD},
         tasks=list(dict.fromkeys(c.task for c in cells)),
         methods=list(dict.fromkeys(c.method for c in cells)),
         seeds=sorted({c.seed for c in cells}),
@@ -130,19 +128,6 @@ def _assembled(told: Mapping[str, Any], cells: list[CellRecord]) -> StudyResults
         ranks=ranks(cells),
         cells=cells,
     )
-
-
-def _label_notes(cells: Sequence[CellRecord]) -> list[str]:
-    """Say which tasks are tested on labels that `hesstune clean` rewrote or chose."""
-    said = {
-        "test_labels_rewritten": "Test labels that hesstune clean rewrote are not as given",
-        "test_labels_kept": "hesstune clean left suspected label errors out of the test part",
-    }
-    notes = []
-    for metric, text in said.items():
-        tasks = dict.fromkeys(cell.task for cell in cells if cell.number(metric))
-        notes += [f"{text}: {listed(tasks)}."] if tasks else []
-    return notes
 
 
 def write_compact(path: Path, results: StudyResults) -> None:
