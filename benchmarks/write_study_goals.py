@@ -148,7 +148,7 @@ def tuning() -> list[str]:
     return [
         "### Three trials for each method",
         "",
-        "Each method's learning rate is the best of three on {found['target']}, seed "
+        f"Each method's learning rate is the best of three on {found['target']}, seed "
         f"{found['seed']}, which the study does not use: by the error that the label model expects on its validation "
         f"examples, %, give or take {error:.1f}. No true label is read.",
         "",

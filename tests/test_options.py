@@ -118,7 +118,7 @@ def test_no_option_is_without_effect():
         (LabelOptions, {"epochs": 3}, "epochs is for labeler finetune"),
         (LabelOptions, {"labeler": "finetune"}, "labeler says how labelers are trained"),
         (LabelOptions, {"threshold": 0.5}, "threshold is for labelers"),
-        (LabelOptions, {"model": "minilm"}, "model is for labelers"),
+        (LabelOptions, {"model": "minilm", "label_model": "majority"}, "model is for labelers"),
     ):
         with pytest.raises(ConfigError, match=told):
             make_options(kind, values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -27,6 +28,9 @@ __all__ = [
     "fields_also_called",
     "integer_labels",
     "one_of",
+    "parse_integer",
+    "parse_number",
+    "parse_rate",
     "positive",
     "readable_file",
     "stochastic_matrix",
@@ -34,6 +38,10 @@ __all__ = [
 ]
 
 ROW_SUM_TOLERANCE = 1e-6
+# An integer of more digits is no count, index or seed; int() itself refuses a few thousand digits.
+MOST_DIGITS = 18
+_INTEGER = re.compile(rf"[+-]?[0-9]{{1,{MOST_DIGITS}}}")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 P = ParamSpec("P")
 R = TypeVar("R")
 C = TypeVar("C")
@@ -108,6 +116,45 @@ def fields_also_called(**former: str) -> Callable[[type[C]], type[C]]:
     return decorated
 
 
+def parse_integer(text: str) -> int | None:
+    """Return the integer that a text holds, or None: ASCII digits, perhaps a sign, spaces around.
+
+    Python's own `int` and `str.isdigit` also accept other digits, superscripts and underscores.
+
+    Example:
+        >>> [parse_integer(text) for text in (" 3 ", "-1", "²", "٣", "1_000", "1e3", "")]
+        [3, -1, None, None, None, None, None]
+    """
+    found = _INTEGER.fullmatch(text.strip())
+    return int(found[0]) if found else None
+
+
+def parse_number(text: str) -> float | None:
+    """Return the finite number that a text holds, or None; see `parse_integer`.
+
+    Example:
+        >>> [parse_number(text) for text in (" 3 ", "1e3", ".5", "٣", "1_000", "nan", "inf", "1e999", "40%")]
+        [3.0, 1000.0, 0.5, None, None, None, None, None, None]
+    """
+    found = _NUMBER.fullmatch(text.strip())
+    number = float(found[0]) if found else math.inf
+    return number if math.isfinite(number) else None
+
+
+def parse_rate(text: str) -> float | None:
+    """Return the number that a text holds, which may be a percentage, or None.
+
+    Example:
+        >>> [parse_rate(text) for text in ("0.4", "40%", " 2.5 %", "%", "0,4")]
+        [0.4, 0.4, 0.025, None, None]
+    """
+    whole = text.strip()
+    if not whole.endswith("%"):
+        return parse_number(whole)
+    number = parse_number(whole[:-1])
+    return None if number is None else number / 100
+
+
 def positive(name: str, value: float) -> float:
     """Return value as a float; raise ConfigError unless it is a finite number above zero."""
     number = _number(name, value)
@@ -116,19 +163,22 @@ def positive(name: str, value: float) -> float:
     return number
 
 
-def unit_interval(name: str, value: float, error: type[HesstuneError] = ConfigError) -> float:
-    """Return value as a float; raise unless it lies in [0, 1]."""
+def unit_interval(name: str, value: float | str, error: type[HesstuneError] = ConfigError) -> float:
+    """Return value, which may be the text of a number or percentage, as a float; raise unless in [0, 1]."""
     number = _number(name, value, error)
     if not 0.0 <= number <= 1.0:
         raise error(f"{name} must lie in [0, 1]; got {value}")
     return number
 
 
-def _number(name: str, value: float, error: type[HesstuneError] = ConfigError) -> float:
+def _number(name: str, value: float | str, error: type[HesstuneError] = ConfigError) -> float:
     try:
-        return float(value)
+        number = parse_rate(value) if isinstance(value, str) else float(value)
     except (TypeError, ValueError):
-        raise error(f"{name} must be a number; got {value!r}") from None
+        number = None
+    if number is None:
+        raise error(f"{name} must be a number; got {value!r}")
+    return number
 
 
 def class_count(k: int, error: type[HesstuneError] = ConfigError) -> int:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 __all__ = [
     "ChangedDataError",
@@ -20,6 +26,7 @@ __all__ = [
     "NoiseMatrixError",
     "RunError",
     "cut",
+    "install_command",
     "listed",
     "plain",
     "unknown_name",
@@ -37,6 +44,31 @@ def plain(text: str) -> str:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
         return text.encode("utf-8", "backslashreplace").decode()
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an optional part of this installation, or says where to run it.
+
+    hesstune is installed from its source, so the name `hesstune` alone means nothing to pip.
+
+    Args:
+        extra: The part's name in pyproject.toml, such as `text`.
+    """
+    source = _source_folder()
+    if source is None:
+        return f"in the folder of hesstune's source, pip install -c constraints.txt '.[{extra}]'"
+    return f"pip install -c {shlex.quote(f'{source}/constraints.txt')} {shlex.quote(f'{source}[{extra}]')}"
+
+
+def _source_folder() -> str | None:
+    """Return the folder that pip installed this package from, if it is still there."""
+    try:
+        record = json.loads(metadata.distribution("hesstune").read_text("direct_url.json") or "{}")
+        address = urlparse(str(record.get("url", "")))
+    except (metadata.PackageNotFoundError, ValueError, AttributeError):
+        return None
+    folder = url2pathname(address.path)
+    return folder if address.scheme == "file" and (Path(folder) / "constraints.txt").is_file() else None
 
 
 class HesstuneError(Exception):
@@ -74,7 +106,7 @@ class MissingExtraError(HesstuneError, ImportError):
     """An optional package is not installed; the message names the pip command."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package}: pip install 'hesstune[{extra}]'")
+        super().__init__(f"{purpose} needs the package {package}: {install_command(extra)}")
 
 
 class FormerNameError(HesstuneError, AttributeError):
@@ -114,10 +146,23 @@ def cut(name: object, most: int = 120) -> str:
 
 
 def unknown_name(
-    kind: str, given: str, valid: Iterable[str], error: type[HesstuneError] = ConfigError
+    kind: str,
+    given: str,
+    valid: Iterable[str],
+    error: type[HesstuneError] = ConfigError,
+    synonyms: Mapping[str, str] | None = None,
 ) -> HesstuneError:
-    """Build the error for a name that is not among the valid ones, with the nearest of them."""
+    """Build the error for a name that is not among the valid ones, with the nearest of them.
+
+    Args:
+        kind: What the name is for.
+        given: The name.
+        valid: The names that there are.
+        error: The class of the error.
+        synonyms: {other name: valid name}, of names that do not look like the valid one.
+    """
     names = list(valid)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    other = (synonyms or {}).get(given)
+    near = [other] if other in names else difflib.get_close_matches(given, names, n=1, cutoff=0.6)
     hint = f"; did you mean '{cut(near[0])}'?" if near else ""
     return error(f"unknown {kind} '{cut(given)}'{hint} (valid: {listed(names, 12)})")

@@ -18,10 +18,20 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from hesstune.checks import parse_integer, parse_number, parse_rate
 from hesstune.errors import ConfigError, cut, plain, unknown_name
 
 __all__ = [
@@ -33,8 +43,8 @@ __all__ = [
     "Shown",
     "make_options",
     "names_written",
+    "numbers_by_name",
     "renamed_option",
-    "split_pairs",
     "takes_options",
 ]
 
@@ -54,6 +64,21 @@ class Shown:
     also: type | None = None
 
 
+# What other libraries call options of hesstune.
+SYNONYMS = {
+    "arch": "model", "backbone": "model", "batch": "batch_size", "bs": "batch_size", "checkpoint": "weights",
+    "clip_grad_norm": "grad_clip", "dataset": "data", "early_stopping": "patience", "fp16": "mixed_precision",
+    "gpu": "device", "gradient_accumulation_steps": "accumulate", "gradient_clip_val": "grad_clip",
+    "img_size": "image_size", "input_size": "image_size", "learning_rate": "lr", "loss": "method",
+    "lr_scheduler": "schedule", "lr_scheduler_type": "schedule", "max_epochs": "epochs",
+    "max_grad_norm": "grad_clip", "max_seq_length": "max_length", "model_name": "model", "n_epochs": "epochs",
+    "network": "model", "noise_rate": "noise_matrix", "num_epochs": "epochs", "num_train_epochs": "epochs",
+    "optim": "optimizer", "output": "out", "output_dir": "out", "per_device_train_batch_size": "batch_size",
+    "pretrained": "model", "random_state": "seed", "resolution": "image_size", "scheduler": "schedule",
+    "target_column": "label_column", "test_size": "test_fraction", "transition_matrix": "noise_matrix",
+    "val_size": "val_fraction", "validation_fraction": "val_fraction", "validation_split": "val_fraction",
+    "warmup_ratio": "lr_warmup", "wd": "weight_decay",
+}  # fmt: skip
 # For values that only Python and YAML can write.
 OFF_COMMAND_LINE = Shown("")
 
@@ -64,12 +89,25 @@ def _split(value: Any) -> Any:
     return () if value is None else value
 
 
-def split_pairs(text: str, wanted: str) -> dict[str, str]:
-    """Split NAME=VALUE,NAME=VALUE; raise ValueError with `wanted` where it is written otherwise."""
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(name.strip() and sign for name, sign, _ in pairs):
+def numbers_by_name(value: Any, wanted: str) -> Any:
+    """Read NAME=NUMBER,NAME=NUMBER, and the texts of numbers in a mapping; return other values as they are.
+
+    Raises:
+        ValueError: With `wanted`, if a text is written otherwise.
+    """
+    if isinstance(value, str):
+        pairs = [part.partition("=")[::2] for part in value.split(",")]
+    elif isinstance(value, Mapping):
+        pairs = list(value.items())
+    else:
+        return value
+    found = {
+        name.strip() if isinstance(name, str) else name: parse_number(own) if isinstance(own, str) else own
+        for name, own in pairs
+    }
+    if len(found) < len(pairs) or "" in found or any(number is None for number in found.values()):
         raise ValueError(wanted)
-    return {name.strip(): number.strip() for name, _, number in pairs}
+    return found
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split), Shown("NAME,NAME,…", also=str)]
@@ -86,7 +124,7 @@ class Options(BaseModel):
         former: Options that had another name before: now, and what else the old name may have meant.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     heading: ClassVar[str] = "Options"
     first: ClassVar[tuple[str, ...]] = ()
@@ -98,6 +136,23 @@ class Options(BaseModel):
         if not isinstance(values, Mapping):
             return values
         return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in values.items()}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read the text of a number; of a share, one whose field ends at 1, also a percentage."""
+        field = cls.model_fields[info.field_name or ""]
+        kinds = set(_alternatives(field.annotation))
+        if not isinstance(value, str) or kinds not in ({int}, {float}):
+            return value
+        if kinds == {int}:
+            number: float | None = parse_integer(value)
+        else:
+            is_share = any(1 in (getattr(m, "le", None), getattr(m, "lt", None)) for m in field.metadata)
+            number = parse_rate(value) if is_share else parse_number(value)
+        if number is None:
+            raise ValueError(f"must be {'an integer' if kinds == {int} else 'a number'}")
+        return number
 
     @classmethod
     def heading_of(cls, name: str) -> str:
@@ -143,7 +198,10 @@ def make_options(kind: type[O], values: Mapping[str, Any], style: str = "{}") ->
         if name in kind.former:
             raise ConfigError(renamed_option(kind, name, style))
         if name not in valid:
-            raise unknown_name("option", str(name), [_written(each, style) for each in valid])
+            synonyms = {other: _written(now, style) for other, now in SYNONYMS.items()}
+            raise unknown_name(
+                "option", str(name), [_written(each, style) for each in valid], synonyms=synonyms
+            )
         if isinstance(text := values[name], str | os.PathLike) and plain(os.fspath(text)) != os.fspath(text):
             raise ConfigError(
                 f"{_written(name, style)} {cut(text)} is not UTF-8, so no record could hold it: rename the "
@@ -160,13 +218,24 @@ def _written(name: str, style: str) -> str:
     return style.format(name.replace("_", "-") if style.startswith("--") else name)
 
 
-def names_written(text: str, kind: type[Options], style: str = "{}") -> str:
-    """Write the options that a text names in braces, {lr}, as their user does."""
+def names_written(text: str, kind: type[Options] | None = None, style: str = "{}") -> str:
+    """Write the options that a text names in braces, {lr}, as their user does; {{lr}} becomes {lr}.
+
+    Args:
+        text: A description or a message.
+        kind: The model whose options alone are meant, for messages that quote a user's text; None: every
+            name in braces is an option's.
+        style: Shows a name as its user writes it, such as `--{}`.
+    """
 
     def written(found: re.Match[str]) -> str:
-        return _written(found[1], style) if found[1] in kind.model_fields else found[0]
+        literal, name = found.groups()
+        if literal is not None and kind is None:
+            return "{" + literal + "}"
+        is_option = name is not None and (kind is None or name in kind.model_fields)
+        return _written(name, style) if is_option else found[0]
 
-    return re.sub(r"\{(\w+)\}", written, text)
+    return re.sub(r"\{\{(\w+)\}\}|\{(\w+)\}", written, text)
 
 
 def _told(kind: type[Options], problem: ErrorDetails, values: Mapping[str, Any], style: str) -> Exception:
@@ -206,6 +275,13 @@ def _reason(problem: ErrorDetails) -> str:
     if problem["type"] in _REASONS:
         return _REASONS[problem["type"]].format(**bounds)
     return " ".join(problem["msg"].removeprefix("Value error, ").split())
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """Return the types that a field takes, other than None."""
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for kind in get_args(annotation) if kind is not type(None)]
+    return [annotation]
 
 
 def _choices(annotation: Any) -> list[str]:
@@ -254,7 +330,7 @@ def takes_options(
         kept = [p for p in own if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
         rest = [p for p in own if p.kind is p.KEYWORD_ONLY or (more and p.kind is p.VAR_KEYWORD)]
         function.__signature__ = signature.replace(parameters=[*kept, *made, *rest])  # type: ignore[attr-defined]
-        told = [f"{p.name}: {_sentence(kind.model_fields[p.name], kind)}" for p in made]
+        told = [f"{p.name}: {_sentence(kind.model_fields[p.name])}" for p in made]
 
         def entries(line: re.Match[str]) -> str:
             first, rest = line[1], line[1] + "    "
@@ -283,6 +359,6 @@ def _plain(annotation: Any) -> Any:
     return annotation
 
 
-def _sentence(field: FieldInfo, kind: type[Options]) -> str:
-    text = names_written(field.description or "", kind)
+def _sentence(field: FieldInfo) -> str:
+    text = names_written(field.description or "")
     return f"{text[:1].upper()}{text[1:]}."

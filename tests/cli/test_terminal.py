@@ -26,7 +26,9 @@ def shown(monkeypatch, *items, encoding="utf-8", **environment):
         monkeypatch.setenv(name, str(value))
     file = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, encoding=encoding))
-    run = SimpleNamespace(outcome=RESULT, facts=SimpleNamespace(noise=SimpleNamespace(injected=None)))
+    run = SimpleNamespace(
+        outcome=RESULT, facts=SimpleNamespace(result=None, noise=SimpleNamespace(injected=None))
+    )
     items = items or (results_table({"vanilla": run, "robust": run}), "vᵀH⁺v")
     Output(quiet=False, as_json=False).say(*items)
     sys.stdout.flush()

@@ -4,14 +4,17 @@ import csv
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import hesstune as ht
 from hesstune.cli.main import run as run_command
 from hesstune.data.load import load_task
-from hesstune.errors import ConfigError, DataError, RunError
+from hesstune.errors import ConfigError, DataError, HesstuneError, RunError
 from hesstune.labeling.clean import LabelIssues, clean
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.report.run_page import render_run
+from hesstune.runs.model_card import test_labels as labels_tested_on
 
 
 def noisy_features(n=240, wrong=24, k=3):
@@ -177,3 +180,123 @@ def test_the_noise_matrix_is_that_of_these_labels():
         return np.abs(matrix - realised).sum(axis=1).mean() / 2
 
     assert variation(found.noise_matrix.array) < 0.5 * variation(NoiseMatrix.symmetric(10, 0.4).array)
+
+
+@pytest.fixture
+def undivided(mislabelled, tmp_path):
+    """The same without a test part: whoever trains on the file draws one from it."""
+    with mislabelled.open(newline="") as file:
+        rows = [row[:3] for row in csv.reader(file)]
+    path = tmp_path / "undivided.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def rewrite(path, change):
+    """Edit a file as a spreadsheet would, a row at a time."""
+    with path.open(newline="") as file:
+        rows = [change(row) for row in csv.DictReader(file)]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def labels_of(part, task):
+    return {name: task.classes[label] for name, label in zip(part.ids, part.labels.tolist(), strict=True)}
+
+
+@pytest.mark.parametrize("lost", ["", "label_source", "given_label"])
+def test_labels_that_were_rewritten_are_known_when_they_are_read(undivided, tmp_path, lost):
+    given = {row["id"]: row["label"] for row in csv.DictReader(undivided.open(newline=""))}
+    path = tmp_path / "corrected.csv"
+    found = clean(f"csv:{undivided}", image_size=32)
+    found.save(path, "corrected")
+    changed = set(np.array(found.ids)[found.wrong])
+    assert {"dark0", "light1"} <= changed
+    rewrite(path, lambda row: {name: cell for name, cell in row.items() if name != lost})
+    options = {"size": 32, "test_fraction": 0.5, "val_fraction": 0.2}
+    seen, tested = set(), set()
+    for seed in range(3):
+        asked = load_task(f"csv:{path}", seed=seed, corrected_test=True, **options)
+        for part in (asked.train, asked.val, asked.test):
+            marked = {
+                name
+                for name, source in zip(part.ids, part.label_sources, strict=True)
+                if source == "corrected"
+            }
+            assert marked == changed & set(part.ids)
+            seen |= marked
+        wrong = changed & set(asked.test.ids)
+        assert any(f"{len(wrong)} of 12 test labels" in note for note in asked.notes) == bool(wrong)
+        task = load_task(f"csv:{path}", seed=seed, **options)
+        assert task.train.ids == asked.train.ids
+        tested |= changed & set(task.test.ids)
+        if lost != "given_label":  # without that column nothing tells what was given
+            assert labels_of(task.test, task) == {name: given[name] for name in task.test.ids}
+            assert task.test.count_source("corrected") == 0
+        else:
+            assert task.test.count_source("corrected") == len(wrong)
+    assert seen == changed
+    assert tested
+
+
+def test_a_label_that_a_spreadsheet_changed_is_not_as_given(undivided, tmp_path):
+    path = tmp_path / "kept.csv"
+    clean(f"csv:{undivided}", image_size=32).save(path)
+    assert load_task(f"csv:{path}", size=32).train.count_source("corrected") == 0
+    rewrite(path, lambda row: row | ({"label": "dark"} if row["id"] == "light7" else {}))
+    task = load_task(f"csv:{path}", size=32, test_fraction=0.5, corrected_test=True)
+    parts = (task.train, task.val, task.test)
+    assert sum(part.count_source("corrected") for part in parts) == 1
+    frame = pd.read_csv(path)
+    frame["image"] = [str(path.parent / name) for name in frame["image"]]
+    parts = load_task(frame, size=32, test_fraction=0.5, corrected_test=True)
+    assert sum(part.count_source("corrected") for part in (parts.train, parts.val, parts.test)) == 1
+
+
+def test_an_accuracy_on_rewritten_labels_says_so(undivided, tiny, tmp_path, capsys):
+    corrected, pruned = tmp_path / "corrected.csv", tmp_path / "pruned.csv"
+    found = clean(f"csv:{undivided}", image_size=32)
+    found.save(corrected, "corrected")
+    found.save(pruned, "pruned")
+    tiny = tiny | {"inject_noise": None, "method": "vanilla", "epochs": 1, "test_fraction": 0.5}
+    said = {}
+    for name, path, more in (
+        ("given", corrected, {}),
+        ("asked", corrected, {"corrected_test_labels": True}),
+        ("pruned", pruned, {}),
+    ):
+        run = ht.finetune(tiny | more, data=f"csv:{path}", out=str(tmp_path / name))
+        stored = json.loads((tmp_path / name / "run.json").read_text())
+        result = stored["result"]
+        said[name] = (
+            result["test_labels_rewritten"],
+            result["test_labels_kept"],
+            labels_tested_on(run.facts),
+        )
+        assert labels_tested_on(run.facts) in (tmp_path / name / "README.md").read_text()
+        report = render_run(tmp_path / name)
+        assert f"Test accuracy ({labels_tested_on(run.facts)})" in report
+        command("finetune", "--out", tmp_path / name, "--resume")
+        assert labels_tested_on(run.facts) in capsys.readouterr().out
+    changed = set(np.array(found.ids)[found.wrong])
+    rewritten = len(changed & set(load_task(f"csv:{corrected}", size=32, test_fraction=0.5).test.ids))
+    assert rewritten
+    assert said["given"] == (0, 0, "labels as given")
+    assert said["asked"] == (rewritten, 0, f"{rewritten} of 12 labels rewritten")
+    assert said["pruned"] == (0, result["test_labels_kept"], "without suspected label errors")
+    assert result["test_labels_kept"] == stored["examples"]["test"] > 0
+
+    with pytest.raises(HesstuneError):  # who says nothing of these labels gets no certificate on them
+        ht.Run.load(tmp_path / "asked").certify(bound="holdout")
+    predicted = ht.Run.load(tmp_path / "given").predict(f"csv:{corrected}")
+    assert any(f"{len(changed)} of 24 new labels" in note for note in predicted.notes)
+    compared = ht.compare(
+        **{n: v for n, v in tiny.items() if n not in ("method", "out", "data")}, data=f"csv:{corrected}",
+        corrected_test_labels=True, methods="vanilla", seeds=1, measure_examples=0, out=str(tmp_path / "c"),
+    )  # fmt: skip
+    assert compared.results.cells[0].metrics["test_labels_rewritten"] == rewritten
+    assert any(f"{rewritten} of 12 test labels are not as given" in line for line in compared.results.header)
+    assert "test_labels_rewritten" in (tmp_path / "c" / "results.csv").read_text()

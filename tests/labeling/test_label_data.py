@@ -102,6 +102,10 @@ def test_labelers_of_other_domains_vote_and_the_labels_train(tiny, image_folder,
     assert record["labelers"][2]["accuracy"] == pytest.approx(1, abs=0.1)
     assert "majority vote (baseline)" in said
     assert len(record["noise_matrix"]["matrix"]) == 2
+    # A labeler that is always wrong makes soft_features lose the classes; what stands in is named.
+    assert record["label_model"] == "soft"
+    assert record["noise_matrix"]["method"].startswith("labelmodel (weighted")
+    assert any("soft_features" in note for note in record["notes"])
     rows = rows_of(out)
     assert len(rows) == record["labelled"] == 24
     assert {"id", "image", "label", "true_label", "p_dark", "p_light", "vote_low"} <= set(rows[0])
@@ -133,6 +137,19 @@ def test_labelers_of_other_domains_vote_and_the_labels_train(tiny, image_folder,
     code, said, error = hesstune(capsys, *words[:-1], "--overwrite", "--quiet")
     assert (code, said, error) == (0, "", "")
     assert out.read_bytes() == before  # by seed the same
+
+
+def test_the_noise_of_trained_labelers_is_that_of_soft_features(tiny, image_folder, domains):
+    asked = {"labelers": [f"folder:{image_folder}", f"low=folder:{domains[1]}"], "image_size": 32}
+    found = ht.label_data(tiny["data"], **asked)
+    assert found.model == "soft"
+    assert found.noise.method == "labelmodel (soft_features)"
+    by_name = ht.label_data(tiny["data"], **asked, noise_from="soft_features", label_model="soft")
+    assert np.array_equal(found.noise.matrix.array, by_name.noise.matrix.array)
+    for other in ("soft", "weighted"):
+        given = ht.label_data(tiny["data"], **asked, noise_from=other)
+        assert not np.allclose(given.noise.matrix.array, found.noise.matrix.array)
+        assert np.array_equal(given.labels, found.labels)
 
 
 def test_fine_tuned_labelers_vote_too(tiny, image_folder, tmp_path):
@@ -364,10 +381,17 @@ def test_auto_looks_at_texts_and_mends_what_rules_get_wrong(tmp_path, capsys):
         rows.append([f"e{i}", " and ".join(words) + f" {i}", true, *votes])
     path = write(tmp_path / "texts.csv", rows)
     out = tmp_path / "labels.csv"
-    code, said, error = hesstune(capsys, "label", "--target", f"csv:{path}", "--out", out, "--json")
+    words = ["label", "--target", f"csv:{path}", "--out", out, "--json", "--model", "minilm"]
+    code, said, error = hesstune(capsys, *words)
     assert code == 0, error
     record = json.loads(said.splitlines()[-1])
     assert any("latent" in note for note in record["notes"])
+    assert record["label_model"] == "auto: latent"
+    assert record["noise_matrix"]["method"] == "labelmodel (auto: latent)"
+    votes = write(tmp_path / "votes.csv", [[row[0], *row[3:]] for row in rows])
+    for model in ("auto", "majority"):  # nothing to look at; a label model that does not look
+        with pytest.raises(ConfigError, match="model"):
+            ht.label_data(votes=votes, model="minilm", label_model=model)
     assert record["accuracy"] > record["majority_accuracy"] + 0.05
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from hesstune import ConsistentLoss, NoiseMatrix
 from hesstune.errors import ConfigError, DataError, HesstuneWarning, NoiseMatrixError
+from hesstune.noise.rates import rate_matrix
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -94,9 +95,9 @@ def test_reductions_and_dtype():
 
 def test_singular_and_ill_conditioned_matrices():
     with pytest.raises(NoiseMatrixError, match="singular"):
-        ConsistentLoss(NoiseMatrix.pair(4, 0.5))
+        ConsistentLoss(NoiseMatrix(rate_matrix("pair", 4, 0.5)))
     with pytest.warns(HesstuneWarning, match=r"condition number \d+"):
-        ConsistentLoss(NoiseMatrix.symmetric(4, 0.747))
+        ConsistentLoss(NoiseMatrix(rate_matrix("symmetric", 4, 0.747)))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from hesstune.noise.estimate import (
 )
 from hesstune.noise.estimate.fit import RIDGES, calibrate, log_likelihoods, simplex_projection
 from hesstune.noise.estimate.holdout import pair_counts
+from hesstune.noise.rates import rate_matrix
 
 K = 4
 
@@ -201,7 +202,7 @@ def test_smoothing_is_the_least_that_the_likelihood_allows():
     F = random_noise(K, 4, 0.7)
     _, g, noisy = calibrated(F, 5000)
     assert well_conditioned(F, g, noisy) == (F, 0.0)
-    singular = NoiseMatrix.symmetric(K, (K - 1) / K)
+    singular = NoiseMatrix(rate_matrix("symmetric", K, (K - 1) / K))
     smooth, ridge = well_conditioned(singular, g, noisy)
     assert ridge in RIDGES
     assert ridge > 0

@@ -29,6 +29,7 @@ from hesstune.noise.latent.head import _doubted, robust_head
 from hesstune.noise.latent.observed import Observed
 from hesstune.noise.latent.reduction import Reduction
 from hesstune.noise.latent.soft_probe import SoftProbe
+from hesstune.noise.rates import rate_matrix
 
 
 def blobs(n, k, *, spread=0.6, seed=0):
@@ -98,7 +99,7 @@ def test_a_shrunken_matrix_is_stochastic_and_lies_between(k, seed):
     assert np.allclose(found.sum(axis=1), 1)
     assert (found > 0).all()
     raw = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
-    pooled = NoiseMatrix.symmetric(k, (counts.sum() - np.trace(counts) + 1) / (counts.sum() + k)).array
+    pooled = rate_matrix("symmetric", k, (counts.sum() - np.trace(counts) + 1) / (counts.sum() + k))
     low, high = np.minimum(raw, pooled), np.maximum(raw, pooled)
     assert (found >= low - 1e-9).all()
     assert (found <= high + 1e-9).all()

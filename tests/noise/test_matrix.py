@@ -6,17 +6,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hesstune import NoiseMatrix
-from hesstune.errors import DataError, NoiseMatrixError
+from hesstune.errors import DataError, HesstuneWarning, NoiseMatrixError
+from hesstune.noise.rates import NEAR_GUESSING, rate_matrix
 
 classes = st.integers(2, 12)
 
 
 @given(classes, st.floats(0, 1))
 def test_symmetric_and_pair_change_a_label_at_the_rate(k, rate):
-    for F in (NoiseMatrix.symmetric(k, rate), NoiseMatrix.pair(k, rate)):
+    limits = {"symmetric": (k - 1) / k, "pair": 0.5}
+    for kind, limit in limits.items():
+        build = getattr(NoiseMatrix, kind)
+        if rate > limit - 1e-9:
+            with pytest.raises(NoiseMatrixError):
+                build(k, rate)
+        elif rate > NEAR_GUESSING * limit:
+            with pytest.warns(HesstuneWarning, match=f"{rate:.3g}"):
+                build(k, rate)
+        else:
+            np.testing.assert_allclose(build(k, rate).array, rate_matrix(kind, k, rate), atol=1e-15)
+    rate_of = {kind: NoiseMatrix(rate_matrix(kind, k, rate)) for kind in limits}
+    for F in rate_of.values():
         np.testing.assert_allclose(F.array.sum(axis=1), 1, atol=1e-12)
         np.testing.assert_allclose(1 - np.diagonal(F.array), rate, atol=1e-12)
-    np.testing.assert_allclose(NoiseMatrix.symmetric(k, rate).array[0, 1:], rate / (k - 1), atol=1e-12)
+    np.testing.assert_allclose(rate_of["symmetric"].array[0, 1:], rate / (k - 1), atol=1e-12)
 
 
 def test_pair_moves_to_the_next_class():
@@ -56,8 +69,9 @@ def test_inverse_undoes_f_and_its_rows_sum_to_one(k, seed):
     assert F.rho == pytest.approx(np.abs(F.inverse).sum(axis=1).max())
 
 
-@pytest.mark.parametrize("F", [NoiseMatrix.symmetric(4, 0.75), NoiseMatrix.pair(4, 0.5)])
-def test_singular_matrices_corrupt_but_do_not_invert(F):
+@pytest.mark.parametrize("case", [("symmetric", 4, 0.75), ("pair", 4, 0.5)])
+def test_singular_matrices_corrupt_but_do_not_invert(case):
+    F = NoiseMatrix(rate_matrix(*case))
     assert F.condition == float("inf")
     assert len(F.corrupt(np.zeros(5, dtype=int))) == 5
     with pytest.raises(NoiseMatrixError, match=r"singular.*regularized"):

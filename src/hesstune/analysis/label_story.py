@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from hesstune.bounds.noisy import NoiseConfidenceSet
 from hesstune.data.clean import read_clean_labels
-from hesstune.data.examples import Examples, Task
+from hesstune.data.examples import KEPT, REWRITTEN, Examples, Task
+from hesstune.data.load import source_notes
 from hesstune.data.reading import DRAWN
 from hesstune.errors import DataError
 from hesstune.noise.instance import instance_rate
@@ -67,6 +68,8 @@ def story_of(run: Run, task: Task, asked: CertifyOptions) -> Story:
     assumptions = [f"you vouch that {name} was chosen without these examples" for name in asked.vouch]
     if config.weights:
         assumptions.append(f"the weights in {config.weights} were trained on other examples")
+    for name, part in (("training", task.train), ("test", task.test)):
+        assumptions += [f"of the labels: {note}" for note in source_notes(part, name)]
     rows = np.arange(len(task.train))
     believed = injected_noise(config, task) if config.inject_noise else run.noise_matrix
     noise_is = noise_story(config, task, asked.noise_is, believed)
@@ -115,7 +118,7 @@ def noise_story(
             )
         return told
     # Votes err on the same hard examples, and so do the probabilities that a model made of them.
-    made = task.train.votes is not None or task.train.soft is not None
+    made = _are_made(task.train)
     if made or instance_rate(config.inject_noise) is not None:
         return "instance_dependent"
     if task.train.clean is not None:
@@ -142,10 +145,17 @@ def _test_labels(config: FinetuneConfig, task: Task, asked: CertifyOptions, nois
     part = task.test
     if noise_is == "none" or _all_checked(part):
         return "true"
-    made = part.votes is not None or part.soft is not None
-    if config.inject_noise and not made:
+    if part.count_source(REWRITTEN) or part.count_source(KEPT):
+        return "unknown"
+    if config.inject_noise and not _are_made(part):
         return "true"  # noise goes into training and validation labels alone
     return "unknown" if noise_is == "instance_dependent" else "noisy"
+
+
+def _are_made(part: Examples) -> bool:
+    """Tell whether a label model, or `hesstune clean`, made or chose labels of a part."""
+    chosen = part.count_source(REWRITTEN) + part.count_source(KEPT)
+    return part.votes is not None or part.soft is not None or chosen > 0
 
 
 def _all_checked(part: Examples) -> bool:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hesstune.checks import parse_integer
 from hesstune.curvature.result import BALLS
 from hesstune.runs.measure_records import LayerMeasure, MeasureRecord
 
@@ -88,7 +89,7 @@ def block_names(names: Sequence[str]) -> dict[str, str]:
 def _indexed(name: str) -> list[str]:
     """Return the prefixes of a parameter's name that end in an index, shortest first."""
     parts = name.split(".")
-    return [".".join(parts[: at + 1]) for at in range(len(parts) - 1) if parts[at].isdecimal()]
+    return [".".join(parts[: at + 1]) for at in range(len(parts) - 1) if parse_integer(parts[at]) is not None]
 
 
 def _longest(name: str, shared: set[str]) -> str:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from hesstune.checks import parse_integer
 from hesstune.cli.exits import Interrupted
 from hesstune.cli.options import CONFIG, DRY_RUN, JSON, QUIET, STYLE, replacing, with_options
 from hesstune.cli.render import Output, progress_bars
@@ -101,7 +102,10 @@ def _values(config: Path | None, options: dict[str, Any], study: CompareOptions)
         seeds = make_options(CompareOptions, {"seeds": values.get("seeds", len(study.seeds))}).seeds
         if list(seeds) != list(range(len(seeds))):
             raise ConfigError(f"--seed is the first of so many seeds, and {config} says which they are")
-        values["seeds"] = [int(first) + seed for seed in seeds]
+        start = parse_integer(first)
+        if start is None:
+            raise ConfigError(f"--seed must be an integer; got {first!r}")
+        values["seeds"] = [start + seed for seed in seeds]
     return values
 
 

@@ -25,7 +25,8 @@ from hesstune.cli import (
     report,
 )
 from hesstune.cli.exits import Interrupted, is_first
-from hesstune.cli.options import GroupedCommand
+from hesstune.cli.options import STYLE, GroupedCommand
+from hesstune.options import SYNONYMS
 from hesstune.runtime.signals import ENDING
 
 __all__ = ["app", "run"]
@@ -102,6 +103,10 @@ def run(arguments: list[str] | None = None) -> None:
     except Exception as error:
         # Usage errors of the parser, whose classes are private to it, format themselves.
         if hasattr(error, "format_message"):
+            name = str(getattr(error, "option_name", "")).removeprefix("--").replace("-", "_")
+            if name in SYNONYMS:
+                given, now = (STYLE.format(each.replace("_", "-")) for each in (name, SYNONYMS[name]))
+                _fail(f"unknown option {given}; did you mean {now}?", 2)
             _fail(error.format_message() or "see --help", 2)
         raise
     if code == INTERRUPTED:

@@ -147,7 +147,7 @@ def _parameter(model: type[Options], name: str, hidden: bool) -> inspect.Paramet
         kind = str
     option = typer.Option(
         flag,
-        help=names_written(field.description or "", model, STYLE) + _default(field),
+        help=names_written(field.description or "", style=STYLE) + _default(field),
         show_default=False,
         hidden=hidden,
         rich_help_panel=FIRST if name in model.first else model.heading_of(name),

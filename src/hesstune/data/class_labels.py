@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hesstune.checks import parse_number
 from hesstune.data.examples import Listing
 from hesstune.errors import DataError, cut, listed
 from hesstune.storage.cells import is_missing
@@ -67,7 +67,7 @@ def class_labels(column: Column, where: str, hidden: bool = False) -> ClassLabel
                 "multi-label targets are not supported, give one class an example"
             )
     there = [code for code in range(len(values)) if not gone[code]]
-    numbers = {code: n for code in there if (n := _number(values[code])) is not None}
+    numbers = {code: n for code in there if (n := parse_number(values[code])) is not None}
     if len(numbers) == len(there):
         keys, notes = _whole(column, where, numbers)
         order: list[int | str] = sorted(set(keys.values()))
@@ -127,7 +127,7 @@ def _named(column: Column, names: Sequence[str], where: str) -> list[str]:
     codes, written = column.coded()
     meant = []
     for code, value in enumerate(written):
-        number = _number(value.strip())
+        number = parse_number(value.strip())
         at = int(number) if number is not None and number.is_integer() else None
         if is_missing(value) or at == ABSTAIN:
             meant.append("")
@@ -165,14 +165,6 @@ def _among(column: Column, names: Sequence[str], where: str, hidden: bool) -> Cl
 
 def _many(value: str) -> bool:
     return "|" in value or ";" in value or value.startswith("[")
-
-
-def _number(value: str) -> float | None:
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and "_" not in value else None
 
 
 def _whole(column: Column, where: str, numbers: dict[int, float]) -> tuple[dict[int, int | str], list[str]]:
@@ -236,7 +228,7 @@ def labels_among(given: Sequence[str], classes: Sequence[str]) -> tuple[NDArray[
     found, strange = np.full(len(written), ABSTAIN), []
     empty = np.zeros(len(written), dtype=bool)
     for code, value in enumerate(name.strip() for name in written):
-        number = _number(value)
+        number = parse_number(value)
         plain = str(int(number)) if number is not None and number.is_integer() else value
         if value in index or plain in index:
             found[code] = index.get(value, index.get(plain, ABSTAIN))

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hesstune.checks import expanded
 from hesstune.data.class_labels import with_labels
-from hesstune.data.examples import Listing, Text
+from hesstune.data.examples import REWRITTEN, Listing, Text
 from hesstune.data.parts import each_part
 from hesstune.data.reading import Columns, Reading, Voting
 from hesstune.errors import DataError, cut, listed, unknown_name
@@ -22,10 +23,12 @@ from hesstune.weak.vote_columns import soft_classes, soft_labels, vote_columns, 
 from hesstune.weak.vote_values import class_index, class_of, classes_named
 from hesstune.weak.votes import ABSTAIN
 
-__all__ = ["examples_of", "listing_of", "read_csv"]
+__all__ = ["GIVEN_LABEL", "SOURCE", "examples_of", "listing_of", "read_csv"]
 
 # What columns are called where nobody says otherwise, in any case of letters.
 USUAL = {role: (role,) for role in ("text", "text2", "image", "label", "id", "split")}
+# Columns of files that hesstune clean writes: labels as they were given, and where each label comes from.
+GIVEN_LABEL, SOURCE = "given_label", "label_source"
 OTHERWISE = "; columns of other names are told by --text-column, --image-column, --label-column, --id-column"
 
 
@@ -76,8 +79,36 @@ def listing_of(table: CsvTable, labelled: bool = True, how: Reading | None = Non
         return _voted(table, examples, names, how.voting)
     if "label" not in table:
         return examples
+    examples = replace(examples, label_sources=_label_sources(table))
     made = with_labels(examples, table.columns["label"], table.name, labelled)
+    made = replace(made, before=_labels_before(table, made.classes)) if labelled else made
     return replace(made, soft=soft_labels(table, made.classes)) if labelled else made
+
+
+def _label_sources(table: CsvTable) -> list[str] | None:
+    """Return where each label comes from, as `hesstune clean` wrote it; None of tables that do not say.
+
+    A label that differs from the cell of GIVEN_LABEL is REWRITTEN, whatever SOURCE says of it.
+    """
+    if GIVEN_LABEL not in table and SOURCE not in table:
+        return None
+    labels = table.cells("label")
+    given = table.cells(GIVEN_LABEL) if GIVEN_LABEL in table else labels
+    said = table.cells(SOURCE) if SOURCE in table else [""] * len(table)
+    return [
+        REWRITTEN if own.strip() != before.strip() and not is_missing(before) else source.strip()
+        for own, before, source in zip(labels, given, said, strict=True)
+    ]
+
+
+def _labels_before(table: CsvTable, classes: list[str]) -> NDArray[np.int64] | None:
+    """Return the labels before they were rewritten, (N,), −1 if they are none of the classes."""
+    if GIVEN_LABEL not in table:
+        return None
+    index = {name: at for at, name in enumerate(classes)}
+    labels = zip(table.cells(GIVEN_LABEL), table.cells("label"), strict=True)
+    written = [own.strip() if is_missing(before, index) else before.strip() for before, own in labels]
+    return np.array([index.get(name, ABSTAIN) for name in written], dtype=np.int64)
 
 
 def _told(table: CsvTable, column: str | None) -> list[str] | None:

@@ -16,11 +16,25 @@ from hesstune.data.contents import Digests, text_digests
 from hesstune.storage.tensors import digest_of_texts
 from hesstune.weak.votes import Votes
 
-__all__ = ["MEMORY", "PARTS", "Examples", "ImageSource", "Listing", "Task", "Text", "Texts"]
+__all__ = [
+    "KEPT",
+    "MEMORY",
+    "PARTS",
+    "REWRITTEN",
+    "Examples",
+    "ImageSource",
+    "Listing",
+    "Task",
+    "Text",
+    "Texts",
+]
 
 PARTS = ("train", "val", "test")
 # What stands for data given in Python.
 MEMORY = "memory"
+# Where a label comes from, if not from the data itself: `hesstune clean` put a more probable class in its
+# place, or left out other examples, those whose labels it suspected.
+REWRITTEN, KEPT = "corrected", "kept"
 
 Text = tuple[str, str | None]
 """A text, and the second one of a pair or None."""
@@ -97,6 +111,8 @@ class Listing:
         bad: {index: reason} of images that could not be decoded, where `array` holds the images.
         told: What the column says that the split is drawn by, or None where the data has no columns.
         digests: (N, 16) digests of the images as given, for `array`; None: those of its pixels count.
+        before: (N,) int64 labels before they were rewritten, −1 if they are no class; None if none was.
+        label_sources: Where each label comes from, as `hesstune clean` writes it, or None.
     """
 
     ids: list[str]
@@ -115,6 +131,8 @@ class Listing:
     bad: dict[int, str] = field(default_factory=dict)
     told: list[str] | None = None
     digests: Digests | None = None
+    before: NDArray[np.int64] | None = None
+    label_sources: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -122,20 +140,8 @@ class Listing:
     @also_called(indices="rows")
     def take(self, rows: ArrayLike) -> Listing:
         """Return the listing of some of the examples."""
-        own = (
-            "ids",
-            "labels",
-            "paths",
-            "array",
-            "texts",
-            "parts",
-            "votes",
-            "soft",
-            "given",
-            "told",
-            "digests",
-        )
-        made = _taken(self, rows, own)
+        own = ("ids", "labels", "paths", "array", "texts", "parts", "votes", "soft", "given", "told")
+        made = _taken(self, rows, (*own, "digests", "before", "label_sources"))
         at = np.asarray(rows, dtype=np.int64).tolist() if self.bad else []
         return replace(made, bad={new: self.bad[row] for new, row in enumerate(at) if row in self.bad})
 
@@ -155,6 +161,7 @@ class Examples:
         clean: (N,) whether a person has checked the label; None where nobody has checked any.
         given: (N,) int64 the labels before that, or None.
         given_soft: (N, K) the soft labels before that, or None.
+        label_sources: Where each label comes from, as `hesstune clean` writes it, or None.
     """
 
     source: ImageSource | Texts
@@ -167,6 +174,7 @@ class Examples:
     clean: NDArray[np.bool_] | None = None
     given: NDArray[np.int64] | None = None
     given_soft: NDArray[np.float64] | None = None
+    label_sources: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -185,7 +193,11 @@ class Examples:
     def take(self, rows: ArrayLike) -> Examples:
         """Return some of this part's examples as a part of its own."""
         own = ("rows", "ids", "labels", "true", "votes", "soft", "clean", "given", "given_soft")
-        return _taken(self, rows, own)
+        return _taken(self, rows, (*own, "label_sources"))
+
+    def count_source(self, source: str) -> int:
+        """Return how many labels come from one source, such as REWRITTEN."""
+        return 0 if self.label_sources is None else self.label_sources.count(source)
 
     def relabelled(self, noisy: NDArray[np.int64]) -> Examples:
         """Return the same examples with noisy labels; today's labels are kept as the true ones."""

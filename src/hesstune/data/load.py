@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.data.class_labels import alike, labels_among
-from hesstune.data.examples import Examples, ImageSource, Listing, Task, Texts
+from hesstune.data.examples import (
+    KEPT,
+    PARTS,
+    REWRITTEN,
+    Examples,
+    ImageSource,
+    Listing,
+    Task,
+    Texts,
+)
 from hesstune.data.images import DecodedImages, FileImages, decode_all
 from hesstune.data.objects import listing_of_object
 from hesstune.data.reading import WHITE, Reading, SplitRule, fold_of
@@ -24,7 +33,7 @@ from hesstune.data.split_rule import parts_of_listing
 from hesstune.errors import DataError, cut, listed
 from hesstune.storage.cells import is_missing
 
-__all__ = ["NewExamples", "load_examples", "load_task", "reusing_decoded"]
+__all__ = ["NewExamples", "load_examples", "load_task", "reusing_decoded", "source_notes"]
 
 # Two examples of a class are the least that a split can share between training and test.
 FEWEST_A_CLASS = 2
@@ -45,6 +54,7 @@ def load_task(
     skip_bad: bool = False,
     cache_mib: int = 4096,
     how: Reading | None = None,
+    corrected_test: bool = False,
 ) -> Task:
     """Load a labelled data set and split it.
 
@@ -64,6 +74,7 @@ def load_task(
         skip_bad: Leave out images that cannot be decoded instead of raising.
         cache_mib: Memory for decoded images.
         how: Which columns hold what, how votes become labels, and what lies behind transparent images.
+        corrected_test: Keep test labels that `hesstune clean` rewrote; else they are as they were given.
 
     Raises:
         DataError: If an image is damaged, or a class has too few images.
@@ -83,9 +94,19 @@ def load_task(
     if not len(parts["train"]):
         raise DataError("no training example is left; lower the validation and test fractions")
     whole = Examples(
-        source, np.arange(len(found)), found.ids, found.labels, votes=found.votes, soft=found.soft
+        source,
+        np.arange(len(found)),
+        found.ids,
+        found.labels,
+        votes=found.votes,
+        soft=found.soft,
+        label_sources=found.label_sources,
     )
     made = {name: whole.take(rows) for name, rows in parts.items()}
+    if not corrected_test:
+        made["test"], restored = _as_given(made["test"], found, parts["test"])
+        told = [*told, *restored]
+    told = [*told, *(note for name in PARTS for note in source_notes(made[name], name))]
     unseen = _unseen(found.labels[parts["train"]], found.classes)
     notes = [*told, *found.notes, *alike(found.classes), *unseen]
     return Task(
@@ -99,6 +120,37 @@ def load_task(
         found.unlabelled,
         notes,
     )
+
+
+def _as_given(test: Examples, found: Listing, rows: NDArray[np.int64]) -> tuple[Examples, list[str]]:
+    """Return the test part with its labels as they were before `hesstune clean` rewrote them."""
+    changed = test.count_source(REWRITTEN)
+    if not changed or found.before is None or test.label_sources is None:
+        return test, []
+    before = found.before[rows]
+    sources = ["" if source == REWRITTEN else source for source in test.label_sources]
+    kept = np.flatnonzero(before >= 0)
+    notes = [
+        f"{changed} of {len(test)} test labels had been rewritten by hesstune clean and are as given again "
+        "(--corrected-test-labels tests on the rewritten ones)"
+    ]
+    if len(kept) < len(test):
+        lost = [test.ids[at] for at in np.flatnonzero(before < 0)]
+        notes.append(f"test examples of classes that no other label has are left out: {listed(lost, 4)}")
+    return replace(test, labels=before, label_sources=sources).take(kept), notes
+
+
+def source_notes(part: Examples, name: str) -> list[str]:
+    """Say how many labels of a part `hesstune clean` rewrote, and whether it left out other examples."""
+    notes = []
+    if count := part.count_source(REWRITTEN):
+        notes.append(f"{count} of {len(part)} {name} labels are not as given: hesstune clean rewrote them")
+    if part.count_source(KEPT):
+        notes.append(
+            f"hesstune clean left suspected label errors out of the {name} examples, so accuracy on them is "
+            "higher than on all"
+        )
+    return notes
 
 
 @dataclass(frozen=True)
@@ -134,7 +186,8 @@ def load_examples(
     how = how or Reading()
     found, source, skipped = _decoded(_listed(spec, size, False, how), size, skip_bad, cache_mib, how)
     labels, notes = (None, []) if found.given is None else labels_among(found.given, classes)
-    examples = Examples(source, np.arange(len(found)), found.ids, labels)
+    examples = Examples(source, np.arange(len(found)), found.ids, labels, label_sources=found.label_sources)
+    notes += [] if labels is None else source_notes(examples, "new")
     blank = [at for at, (text, _) in enumerate(found.texts or ()) if not text.strip()]
     if blank and skip_blank:
         skipped = [*skipped, *((found.ids[at], "the text is blank") for at in blank)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hesstune.checks import parse_integer
 from hesstune.errors import DataError, cut, unknown_name
 
 __all__ = [
@@ -210,9 +211,9 @@ class SplitRule:
 def fold_of(text: str) -> tuple[int, int]:
     """Read `i/K`, the i-th of K folds; raise ValueError where it is not that, with K of at least 2."""
     number, slash, count = text.partition("/")
-    if not (slash and number.strip().isdecimal() and count.strip().isdecimal()):
+    i, k = parse_integer(number), parse_integer(count)
+    if not slash or i is None or k is None:
         raise ValueError("must be written I/K, such as 1/5")
-    i, k = int(number), int(count)
     if k < 2 or not 1 <= i <= k:
         raise ValueError("must be I/K with K of at least 2 and I from 1 to K")
     return i, k

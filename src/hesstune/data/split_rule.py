@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hesstune.checks import parse_number
 from hesstune.data.examples import PARTS, Listing
 from hesstune.data.parts import each_part
 from hesstune.data.reading import SplitRule
@@ -232,12 +232,9 @@ def _check_apart(keys: NDArray[np.float64] | Rows, found: Listing) -> None:
 
 def _times(told: Sequence[str], found: Listing) -> NDArray[np.float64]:
     """Read numbers or dates and times of ISO 8601 as numbers; all of one kind."""
-    try:
-        numbers = [float(value) for value in told]
-        if all(map(math.isfinite, numbers)):
-            return np.array(numbers)
-    except ValueError:
-        pass
+    numbers = [parse_number(value) for value in told]
+    if None not in numbers:
+        return np.array(numbers, dtype=np.float64)
     moments: list[datetime] = []
     for example, value in zip(found.ids, told, strict=True):
         try:

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import one_of
 from hesstune.data.clean import read_clean_labels
+from hesstune.data.csv_listing import GIVEN_LABEL, SOURCE
+from hesstune.data.examples import KEPT, REWRITTEN
 from hesstune.errors import ConfigError, DataError, RunError, listed
 from hesstune.inputs.feature_store import frozen_features, sharing
 from hesstune.labeling.clean_options import CleanOptions
@@ -24,13 +26,14 @@ from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
 from hesstune.storage.atomic import made_folder, write_csv
+from hesstune.weak.vote_values import in_order
 
 __all__ = ["LabelIssues", "clean"]
 
 WRITE = ("given", "corrected", "pruned")
 TEST = "test"
 # Columns of a CSV file that may hold the labels as given: those of a file that `save` wrote, first.
-GIVEN = ("given_label", "label")
+GIVEN = (GIVEN_LABEL, "label")
 # The least probability of being wrong that makes a label doubtful.
 LEAST = 0.25
 
@@ -137,8 +140,9 @@ class LabelIssues:
     def save(self, path: str | Path, write: str = "given", overwrite: bool = False) -> int:
         """Write the examples, the most doubtful first, to a CSV file for `csv:PATH`; return how many.
 
-        Columns: id, image or text, label, given_label, likely_label, wrong_probability, clean_label (empty,
-        to be filled in by a person: `--clean-labels`), split where there is one, and p_CLASS, the soft label.
+        Columns: id, image or text, label, given_label, label_source (`given`, `corrected`, `checked`; `kept`
+        if suspected label errors were left out), likely_label, wrong_probability, clean_label (empty, to be
+        filled in by a person: `--clean-labels`), split where there is one, and p_CLASS, the soft label.
         Examples of a test part keep their labels and come last.
 
         Raises:
@@ -156,16 +160,26 @@ class LabelIssues:
             if shown[at] < 0:
                 continue
             row = [self.ids[at], *(column[place[at]] for column in columns.values())]
-            row += [self.classes[i] for i in (shown[at], self.given[at], self.likely[at])]
+            row += [self.classes[shown[at]], self.classes[self.given[at]], self._source(at, shown[at], write)]
+            row += [self.classes[self.likely[at]]]
             row += [f"{self.p_wrong[at]:.6g}", self.classes[self.given[at]] if self.checked[at] else ""]
             row += [] if parts is None else [parts[place[at]]]
             rows.append([*row, *(f"{p:.6g}" for p in self.posterior[at].tolist())])
         made = len(rows)
         rows += self._test_rows(columns, parts)
-        header = ["id", *columns, "label", "given_label", "likely_label", "wrong_probability", "clean_label"]
+        header = ["id", *columns, "label", GIVEN_LABEL, SOURCE]
+        header += ["likely_label", "wrong_probability", "clean_label"]
         header += [] if parts is None else ["split"]
         write_csv(path, [*header, *(f"p_{name}" for name in self.classes)], rows)
         return made
+
+    def _source(self, at: int, label: int, write: str) -> str:
+        """Return where the label of an example that is written comes from."""
+        if write == "pruned":
+            return KEPT
+        if label != self.given[at]:
+            return REWRITTEN
+        return "checked" if self.checked[at] else "given"
 
     def _test_rows(self, columns: dict[str, list[str]], parts: Sequence[str] | None) -> list[list[str]]:
         """Return the rows of a test part, whose labels are not judged."""
@@ -177,7 +191,7 @@ class LabelIssues:
             if name in self.classes:
                 soft = ["1" if name == other else "0" for other in self.classes]
                 given = [column[at] for column in columns.values()]
-                rows.append([self.target.ids[at], *given, name, name, name, "", "", TEST, *soft])
+                rows.append([self.target.ids[at], *given, name, name, "given", name, "", "", TEST, *soft])
         return rows
 
 
@@ -257,8 +271,7 @@ def _judged(
 ) -> LabelIssues:
     if len(features) != len(names):
         raise DataError(f"{len(features)} rows of features do not match {len(names)} labels")
-    numbers = all(name.isdigit() for name in names)
-    classes = sorted(set(names), key=int if numbers else str)
+    classes = in_order(set(names))
     if len(classes) < 2:
         raise DataError(f"labels of two classes at least are needed; got {listed(classes) or 'none'}")
     index = {name: at for at, name in enumerate(classes)}

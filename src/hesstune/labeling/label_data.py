@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from hesstune.labeling.options import NEED_FEATURES, LabelOptions
 from hesstune.labeling.result import Labelling
 from hesstune.labeling.vote_sources import read_sources
 from hesstune.noise.estimate import Estimate, from_posterior, well_conditioned
+from hesstune.noise.rates import NEAR_GUESSING, guessing_rate
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
 from hesstune.weak.balance import read_balance
 from hesstune.weak.dependence import dependence_note
-from hesstune.weak.label_models import label
+from hesstune.weak.label_models import Labelled, label
 from hesstune.weak.votes import ABSTAIN, Votes
 
 __all__ = ["label_data"]
@@ -51,6 +52,11 @@ def label_data(target: str | None = None, **options: Any) -> Labelling:
     needs = asked.label_model in NEED_FEATURES or asked.noise_from in NEED_FEATURES
     if asked.label_model == "auto" and not asked.labelers and examples.has_inputs:
         needs = True  # the label model latent looks at the examples
+    if asked.model is not None and not (asked.labelers or needs):
+        raise ConfigError(
+            "--model says whose features of the examples count, and these votes are of no images or texts: "
+            "give --target with images or texts, or leave --model out"
+        )
     trained, features = None, None
     if asked.labelers or needs:
         if not examples.has_inputs:
@@ -106,10 +112,10 @@ def _combined(
     near = None if features is None else features[open_rows]
     # Labelers trained on other domains err together, so that none can be calibrated by the others.
     how = "soft" if asked.labelers and model == "auto" else model
-    balance = _balance(asked.class_balance, classes, some)
-    made = label(some, how, features=near, clean=clean, balance=balance, seed=seed)
+    given = _Given(some, near, clean, _balance(asked.class_balance, classes, some), seed)
+    made = given.label(how)
     notes += made.details.get("reasons", [])
-    noise = _noise(some, made.labels, made.posterior, model, noise_from, near, clean, seed)
+    noise = _noise(given, made, noise_from)
     labels, posterior = np.full(len(target), ABSTAIN), np.full((len(target), len(classes)), 1 / len(classes))
     labels[open_rows], posterior[open_rows] = made.labels, made.posterior
     majority = labels.copy()
@@ -120,8 +126,54 @@ def _combined(
         posterior[kept] = np.eye(len(classes))[labels[kept]]
         notes.append(f"{len(kept)} test examples keep their true labels")
     return Labelling(
-        target, classes, votes, labels, posterior, kept, model, noise, rows, majority, [*notes, *noise.notes]
+        target,
+        classes,
+        votes,
+        labels,
+        posterior,
+        kept,
+        _chosen(made),
+        noise,
+        rows,
+        majority,
+        [*notes, *noise.notes],
     )
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What every label model is given.
+
+    Attributes:
+        votes: The votes of the examples to be labelled.
+        features: (N, D) features of these examples, or None.
+        clean: Rows and true labels of checked examples, or None.
+        balance: (K,) shares of the classes, or None.
+        seed: Of ties and restarts.
+    """
+
+    votes: Votes
+    features: NDArray[np.float32] | None
+    clean: tuple[NDArray[np.int64], NDArray[np.int64]] | None
+    balance: NDArray[np.float64] | None
+    seed: int
+
+    def label(self, model: str) -> Labelled:
+        """Return the labels by a label model."""
+        return label(
+            self.votes,
+            model,
+            features=self.features,
+            clean=self.clean,
+            balance=self.balance,
+            seed=self.seed,
+        )
+
+
+def _chosen(made: Labelled) -> str:
+    """Return the name of the label model, and of what `auto` or `weighted` chose."""
+    chosen = made.details.get("chosen", made.model)
+    return made.model if chosen == made.model else f"{made.model}: {chosen}"
 
 
 def _balance(told: Sequence[str], classes: list[str], votes: Votes) -> NDArray[np.float64] | None:
@@ -192,8 +244,6 @@ def _clean(
     return np.array([place[i] for i in given], dtype=np.int64), np.array(list(given.values()), dtype=np.int64)
 
 
-# A noise rate of so much of guessing's says that the label model has lost the classes.
-NEAR_GUESSING = 0.9
 # Label models that cannot lose a class: they fit at most one number a labeler.
 PLAIN = ("auto", "majority", "weighted", "soft")
 
@@ -204,7 +254,7 @@ def _beside_guessing(rate: float, k: int, model: str) -> list[str]:
     Raises:
         NoiseMatrixError: Of a model with parameters for each labeler, which may have taken one class for all.
     """
-    guessing = 1 - 1 / k
+    guessing = guessing_rate(k)
     if rate <= NEAR_GUESSING * guessing:
         return []
     said = (
@@ -214,8 +264,8 @@ def _beside_guessing(rate: float, k: int, model: str) -> list[str]:
     if model in PLAIN:
         return [f"{said}: these votes say next to nothing; check some labels by hand (--clean-labels)"]
     raise NoiseMatrixError(
-        f"{said}: it has lost the classes. Take --label-model auto and --noise-from auto, or check some "
-        "labels by hand (--clean-labels)"
+        f"{said}: it has lost the classes; take another (--label-model auto, --noise-from auto), or check "
+        "some labels by hand (--clean-labels)"
     )
 
 
@@ -232,25 +282,36 @@ def _beside_disagreement(rate: float, votes: Votes) -> list[str]:
     return [said + (", more than that: labelers that err together are not seen" if rate > differ else "")]
 
 
-def _noise(
-    votes: Votes,
-    labels: NDArray[np.int64],
-    posterior: NDArray[np.float64],
-    model: str,
-    noise_from: str,
-    features: NDArray[np.float32] | None,
-    clean: Any,
-    seed: int,
-) -> Estimate:
-    """Estimate the noise matrix of the labels from a label model's posterior."""
-    name = noise_from
-    if name == "auto":
-        plain = "weighted" if model in ("majority", "soft") else model
-        name = "soft_features" if features is not None and model in ("majority", "soft") else plain
-    if name != model:
-        posterior = label(votes, name, features=features, clean=clean, seed=seed).posterior
+def _noise(given: _Given, made: Labelled, noise_from: str) -> Estimate:
+    """Estimate the noise matrix of the labels that a label model made, from a label model's posterior.
+
+    Args:
+        given: What label models are given.
+        made: The labels.
+        noise_from: The label model whose posterior counts; `auto`: that of the labels themselves, but for
+            `majority` and `soft`, whose posteriors are no probabilities: of `soft_features` if there are
+            features, else, or if that loses the classes, of `weighted`.
+    """
+    if noise_from != "auto":
+        return _noise_by(given, made, noise_from)
+    if made.model not in ("majority", "soft"):
+        return _noise_by(given, made, made.model)
+    if given.features is None:
+        return _noise_by(given, made, "weighted")
+    try:
+        return _noise_by(given, made, "soft_features")
+    except NoiseMatrixError as error:
+        found = _noise_by(given, made, "weighted")
+        return replace(found, notes=(*found.notes, f"the noise matrix is that of weighted: {error}"))
+
+
+def _noise_by(given: _Given, made: Labelled, name: str) -> Estimate:
+    """Estimate the noise matrix of labels from the posterior of a label model, by its name."""
+    votes, labels = given.votes, made.labels
+    judge = made if name == made.model else given.label(name)
+    posterior = judge.posterior
     rows = np.flatnonzero(labels != ABSTAIN)
-    found = from_posterior(posterior[rows], labels[rows], f"labelmodel ({name})")
+    found = from_posterior(posterior[rows], labels[rows], f"labelmodel ({_chosen(judge)})")
     notes = [*found.notes, *_beside_guessing(found.matrix.rate, votes.k, name)]
     notes += _beside_disagreement(found.matrix.rate, votes)
     notes += dependence_note(votes, posterior)

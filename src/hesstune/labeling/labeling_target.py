@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hesstune.data.csv_listing import examples_of
+from hesstune.data.csv_listing import GIVEN_LABEL, examples_of
 from hesstune.data.examples import Examples, Text, Texts
 from hesstune.data.images import decode_all
 from hesstune.data.sources import listing
@@ -126,4 +127,8 @@ def target_of(table: CsvTable, known: Sequence[str] = TRUTHS) -> Target:
     true = ["" if is_missing(cell) else cell.strip() for cell in table.cells(column)] if column else None
     found = examples_of(table)
     notes = (*table.notes, *found.notes)
+    if column == "label" and GIVEN_LABEL in table:
+        changed = sum(map(operator.ne, table.cells(column), table.cells(GIVEN_LABEL)))
+        said = f"{changed} labels of {table.name} are not as given: hesstune clean rewrote them"
+        notes = (*notes, said) if changed else notes
     return Target(found.ids, true, found.parts, found.paths, found.texts, table, notes)

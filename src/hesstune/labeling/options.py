@@ -67,8 +67,8 @@ class LabelModelOptions(Options):
     )
     noise_from: Literal["auto", PosteriorModel] = Field(
         "auto",
-        description="label model whose posterior gives the noise matrix; auto: soft_features for labelers "
-        "trained on features, weighted for majority and soft votes, and else {label_model} itself",
+        description="label model whose posterior gives the noise matrix; auto: that of the labels "
+        "themselves, but for majority and soft: soft_features if features are computed, else weighted",
     )
     clean_labels: FilePath | None = Field(
         None,
@@ -111,13 +111,13 @@ class LabelOptions(LabelerOptions, LabelModelOptions, VoteOptions):
     @model_validator(mode="after")
     def _are_of_use(self) -> LabelOptions:
         """Refuse what would change nothing."""
-        models = (self.label_model, self.noise_from)
         for name in ("task_column", "worker_column", "label_column"):
             if getattr(self, name) is not None and self.votes is None:
                 raise ValueError(f"{{{name}}} is of the file of {{votes}}, and there is none")
         if self.vote_columns and (self.task_column or self.worker_column or self.label_column):
             raise ValueError("{vote_columns} are for a row an example, {task_column} for a row a vote")
-        looks = bool(self.labelers) or any(name in NEED_FEATURES for name in models)
+        looks = bool(self.labelers) or self.label_model in ("auto", *NEED_FEATURES)
+        looks = looks or self.noise_from in NEED_FEATURES
         if self.labeler == "finetune" and not self.labelers:
             raise ValueError("{labeler} says how {labelers} are trained, and there are none")
         if self.epochs != LabelOptions.model_fields["epochs"].default and self.labeler == "probe":
@@ -125,5 +125,8 @@ class LabelOptions(LabelerOptions, LabelModelOptions, VoteOptions):
         if self.threshold and not self.labelers:
             raise ValueError("{threshold} is for {labelers}, and there are none")
         if self.model is not None and not looks:
-            raise ValueError("{model} is for {labelers}, or for {label_model} or {noise_from} soft_features")
+            raise ValueError(
+                "{model} is for {labelers}, or for a {label_model} or {noise_from} that uses features: "
+                f"{', '.join(('auto', *NEED_FEATURES))}"
+            )
         return self

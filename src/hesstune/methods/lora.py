@@ -1,6 +1,6 @@
 """LoRA: W = W⁽ˢ⁾ + (α/r)·B·A with B, A of rank r; all else but the head is frozen.
 
-Source: Hu et al. 2022; r = 8, α = 16 by peft (`pip install 'hesstune[peft]'`). Linear layers and 1×1
+Source: Hu et al. 2022; r = 8, α = 16 by peft (`pip install '.[peft]'`). Linear layers and 1×1
 convolutions get adapters, which are merged into the weights at the end, so that the run is measured,
 exported and loaded like any other.
 """

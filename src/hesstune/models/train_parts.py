@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from hesstune.checks import parse_integer
 from hesstune.errors import ConfigError, unknown_name
 from hesstune.reference import in_modules, layer_names
 
@@ -35,12 +36,12 @@ def freeze(model: nn.Module, train: str, heads: str | Sequence[str]) -> list[str
     elif train == "head":
         chosen = of_head
     elif train.startswith("last:"):
-        count = train.removeprefix("last:")
+        count = parse_integer(train.removeprefix("last:"))
         body = [name for name in layer_names(model) if name not in of_head]
         most = len(body) + bool(of_head)
-        if not (count.isascii() and count.isdecimal()) or not 1 <= int(count) <= most:
+        if count is None or not 1 <= count <= most:
             raise ConfigError(f"train '{train}' must be last:N with N from 1 to {most}")
-        others = int(count) - bool(of_head)
+        others = count - bool(of_head)
         chosen = of_head | set(names[names.index(body[-others]) :] if others else ())
     elif train.startswith("from:"):
         chosen = set(names[_first_of(train.removeprefix("from:"), model, names) :])

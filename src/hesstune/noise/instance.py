@@ -24,7 +24,7 @@ def instance_rate(text: str | None) -> float | None:
     """
     if text is None or not text.startswith(KIND):
         return None
-    return unit_interval("the noise rate", text.removeprefix(KIND), NoiseMatrixError)  # type: ignore[arg-type]
+    return unit_interval("the noise rate", text.removeprefix(KIND), NoiseMatrixError)
 
 
 def instance_transitions(

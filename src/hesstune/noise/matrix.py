@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,25 @@ from hesstune.checks import (
     class_count,
     integer_labels,
     one_of,
+    parse_number,
+    parse_rate,
     readable_file,
     stochastic_matrix,
     unit_interval,
 )
-from hesstune.errors import ConfigError, NoiseMatrixError, listed, unknown_name
+from hesstune.errors import ConfigError, HesstuneWarning, NoiseMatrixError, cut, listed, unknown_name
+from hesstune.noise.rates import (
+    KINDS,
+    identifiability_notes,
+    identified_matrix,
+    is_random,
+    rate_matrix,
+)
 from hesstune.storage.atomic import write_json
 from hesstune.storage.reading import read_array, read_text, reading
 
 __all__ = ["KINDS", "ORIGINS", "NoiseMatrix"]
 
-KINDS = ("symmetric", "pair")
 # How a matrix came to be known; it travels with it through every save and load.
 ORIGINS = ("stated", "injected", "estimated", "instance_dependent")
 # Beyond this condition number float64 leaves no trustworthy digit of the inverse.
@@ -37,7 +46,12 @@ def _numbers(line: str) -> list[float]:
     """Return the numbers of a row: with semicolons or tabs between them a comma is a decimal point."""
     mark = next((mark for mark in (";", "\t") if mark in line), ",")
     plain = line if mark == "," else line.replace(",", ".")
-    return [float(cell.strip().strip('"')) for cell in (plain.split(mark) if mark in line else plain.split())]
+    cells = [cell.strip().strip('"') for cell in (plain.split(mark) if mark in line else plain.split())]
+    numbers = [number for cell in cells if (number := parse_number(cell)) is not None]
+    if len(numbers) < len(cells):
+        wrong = next(cell for cell in cells if parse_number(cell) is None)
+        raise NoiseMatrixError(f"a noise matrix must be numbers in K rows of K columns; got '{cut(wrong)}'")
+    return numbers
 
 
 class NoiseMatrix:
@@ -86,51 +100,56 @@ class NoiseMatrix:
     def symmetric(cls, k: int, rate: float) -> NoiseMatrix:
         """Build noise that changes a label with probability `rate`, to any other class alike.
 
-        Singular at rate (K − 1)/K.
+        Raises:
+            NoiseMatrixError: If the rate is (K − 1)/K or more: F is singular there, and beyond it every
+                other label is more probable than the true one. A rate near it is a `HesstuneWarning`.
         """
-        k = class_count(k, NoiseMatrixError)
-        rate = unit_interval("the noise rate", rate, NoiseMatrixError)
-        off = np.full((k, k), rate / (k - 1))
-        np.fill_diagonal(off, 1.0 - rate)
-        return cls(off)
+        return cls(identified_matrix("symmetric", k, rate))
 
     @classmethod
     def pair(cls, k: int, rate: float) -> NoiseMatrix:
         """Build noise that changes class i to (i + 1) mod K with probability `rate`.
 
-        Singular at rate 1/2 where K is even.
+        Raises:
+            NoiseMatrixError: If the rate is 1/2 or more: class i + 1 is then the most probable given label
+                of class i. A rate near it is a `HesstuneWarning`.
         """
-        k = class_count(k, NoiseMatrixError)
-        rate = unit_interval("the noise rate", rate, NoiseMatrixError)
-        return cls((1.0 - rate) * np.eye(k) + rate * np.roll(np.eye(k), 1, axis=1))
+        return cls(identified_matrix("pair", k, rate))
 
     @classmethod
-    def parse(cls, text: str, k: int, classes: Sequence[str] | None = None) -> NoiseMatrix:
+    def parse(
+        cls, text: str, k: int, classes: Sequence[str] | None = None, any_rate: bool = False
+    ) -> NoiseMatrix:
         """Build from `symmetric:RATE`, `pair:RATE`, a bare rate (symmetric), or the path of a file.
 
         Args:
             text: One of these.
             k: Number of classes.
             classes: Their names: a file that names its own is brought to this order.
+            any_rate: Whether the rate may be one that no loss can correct: to corrupt labels in experiments.
 
         Raises:
-            NoiseMatrixError: If the text is none of these, or the file's matrix is not (k, k).
+            NoiseMatrixError: If the text is none of these, the rate makes the labels guesses, or the file's
+                matrix is not (k, k).
         """
         kind, _, rest = str(text).partition(":")
-        try:
-            if kind in KINDS and rest:
-                named: Callable[[int, float], NoiseMatrix] = getattr(cls, kind)
-                return named(k, float(rest))
-            return cls.symmetric(k, float(text))
-        except NoiseMatrixError:
-            raise
-        except ValueError:
-            pass
+        rate = parse_rate(rest if kind in KINDS else str(text))
+        if rate is not None:
+            kind = kind if kind in KINDS else "symmetric"
+            return cls(rate_matrix(kind, k, rate) if any_rate else identified_matrix(kind, k, rate))
         if kind in KINDS:
-            raise NoiseMatrixError(f"noise '{text}' must be written {kind}:RATE with a rate in [0, 1]")
-        if rest and "/" not in kind and not Path(text).exists() and kind != "file":
-            raise unknown_name("noise", kind, [*KINDS, "file"], NoiseMatrixError)
-        return cls.load(rest if kind == "file" else text, classes).sized(k)
+            raise NoiseMatrixError(
+                f"noise '{cut(text)}' must be written {kind}:RATE with a rate in [0, 1], such as 0.4 or 40%"
+            )
+        if kind != "file" and not Path(text).exists():
+            if rest and "/" not in kind:
+                raise unknown_name("noise", kind, [*KINDS, "file"], NoiseMatrixError)
+            raise NoiseMatrixError(
+                f"noise '{cut(text)}' is neither a rate, such as 0.4 or 40%, nor {listed(KINDS)} with a "
+                "rate, such as pair:0.4, nor the path of a matrix file"
+            )
+        found = cls.load(rest if kind == "file" else text, classes).sized(k)
+        return found if any_rate else found.check_identifiable(classes)
 
     @classmethod
     def estimate(
@@ -227,6 +246,28 @@ class NoiseMatrix:
         """Return the matrix itself; raise NoiseMatrixError unless it is for k classes."""
         if self.k != k:
             raise NoiseMatrixError(f"the noise matrix is for {self.k} classes, but the data has {k}")
+        return self
+
+    def check_identifiable(self, classes: Sequence[str] | None = None) -> NoiseMatrix:
+        """Return the matrix itself if given labels under it can be corrected.
+
+        What `identifiability_notes` says of other matrices is a `HesstuneWarning`.
+
+        Args:
+            classes: The classes' names, for messages.
+
+        Raises:
+            NoiseMatrixError: If F is singular, or its rate is (K − 1)/K or more: that of labels at random.
+        """
+        _ = self.inverse
+        said = "; ".join(identifiability_notes(self._array, classes))
+        if is_random(self._array):
+            raise NoiseMatrixError(
+                f"noise matrix: {said}, so labels cannot be corrected; check the order of its classes, and "
+                "that row i is the true class i"
+            )
+        if said:
+            warnings.warn(f"noise matrix: {said}", HesstuneWarning, stacklevel=2)
         return self
 
     def corrupt(self, labels: ArrayLike, seed: int = 0) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ import math
 from hesstune.bounds.record import Certificate
 from hesstune.curvature.result import FOUND, HELD_OUT
 from hesstune.runs.measure_records import MeasureRecord
+from hesstune.runs.model_card import test_labels
 from hesstune.runs.read_records import Records
 
 __all__ = ["assumptions", "onset", "provenance", "training_words", "verdict"]
@@ -137,7 +138,7 @@ def _split(records: Records) -> dict[str, str]:
         "given": "The data came with its split; how it was drawn is not known here.",
     }
     split = records.facts.split
-    labels = "Test labels are true." if records.facts.noise.injected else "Test labels are as given."
+    labels = f"Test accuracy is measured against: {test_labels(records.facts)}."
     return _row(
         "Test accuracy, gap",
         "Test examples drawn as the examples to come, with right labels, not used for any choice.",

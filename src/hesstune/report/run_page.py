@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +14,11 @@ from hesstune.report.figures import curves, heat_map, stability
 from hesstune.report.layers import block_rows, distribution, layer_rows, layer_words, setters, told_carriers
 from hesstune.report.narrative import assumptions, onset, provenance, training_words, verdict
 from hesstune.report.spectrum import spectrum
+from hesstune.runs.model_card import test_labels
 from hesstune.runs.read_records import Records
 from hesstune.runs.records import LABEL_ISSUES
 from hesstune.runs.run import Run
+from hesstune.storage.csv_table import write_rows
 
 __all__ = ["pictured", "render_run"]
 
@@ -77,6 +78,7 @@ def context(records: Records) -> dict[str, object]:
         "r": records,
         "facts": records.facts,
         "result": records.outcome,
+        "test_labels": test_labels(records.facts),
         "verdict": verdict(records),
         "provenance": provenance(records),
         "training": _training(records),
@@ -186,8 +188,6 @@ def _listed(records: Records) -> Listed | None:
     if not records.label_issues:
         return None
     file, rows = io.StringIO(), records.label_issues[:LISTED]
-    writer = csv.DictWriter(file, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
+    write_rows(file, list(rows[0]), [list(row.values()) for row in rows])
     encoded = base64.b64encode(file.getvalue().encode("utf-8")).decode("ascii")
     return Listed(encoded, len(rows), len(records.label_issues))

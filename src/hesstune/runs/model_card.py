@@ -57,7 +57,15 @@ def model_card(config: FinetuneConfig, facts: RunRecord) -> str:
 
 
 def test_labels(facts: RunRecord) -> str:
-    """Say what test accuracy is measured against: only injected noise leaves true labels to know."""
+    """Say what test accuracy is measured against: only injected noise leaves true labels to know.
+
+    Labels that `hesstune clean` rewrote, or chose, are neither true nor as given.
+    """
+    result = facts.result
+    if result is not None and result.test_labels_rewritten:
+        return f"{result.test_labels_rewritten} of {facts.examples.test} labels rewritten"
+    if result is not None and result.test_labels_kept:
+        return "without suspected label errors"
     return "true labels" if facts.noise.injected else "labels as given"
 
 

@@ -103,6 +103,8 @@ class Result(Stored):
     train_loss: float | None = None
     test_accuracy: float | None
     test_accuracy_interval: tuple[float, float] | None = None
+    test_labels_rewritten: int = 0  # of the test examples, by hesstune clean
+    test_labels_kept: int = 0  # of the test examples, where hesstune clean left out those it suspected
     test_loss: float | None = None
     gap: float | None
     test_balanced_accuracy: float | None = None

@@ -42,6 +42,7 @@ def clean_task(config: FinetuneConfig, data: Any = None) -> Task:
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         limit=config.limit,
+        corrected_test=config.corrected_test_labels,
         skip_bad=config.skip_bad_images,
         cache_mib=config.cache_mib,
         how=reading_of(config),
@@ -84,7 +85,8 @@ def injected_noise(config: FinetuneConfig, task: Task) -> NoiseMatrix | None:
         return None
     rate = instance_rate(config.inject_noise)
     if rate is None:
-        return NoiseMatrix.parse(config.inject_noise, task.k, task.classes).known_as("injected")
+        matrix = NoiseMatrix.parse(config.inject_noise, task.k, task.classes, any_rate=True)
+        return matrix.known_as("injected")
     return average(_transitions(task.train, task.k, rate, config.seed), _true(task.train), task.k)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hesstune.errors import RunError
+from hesstune.storage.csv_table import write_rows
 
 __all__ = [
     "PART", "Writer", "csv_writer", "json_writer", "made_folder", "replace_file", "replace_files",
@@ -117,8 +117,6 @@ def csv_writer(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Write
 
     def write(part: Path) -> None:
         with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows(rows)
+            write_rows(file, header, rows)
 
     return write

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from hesstune.checks import parse_number
 from hesstune.errors import plain
 
-__all__ = ["MISSING", "as_cell", "is_missing"]
+__all__ = ["MISSING", "as_cell", "is_missing", "restored_cell", "safe_cell"]
+
+# How cells begin that spreadsheets compute, and the mark that keeps such cells text.
+FORMULA_SIGNS = "=+-@\t\r\n＝＋－＠"
+MARK = "'"
 
 # What stands for nothing where a label is expected: what Python, pandas, R, spreadsheets and databases write,
 # as pandas reads it. In other case it may well be a word, such as a class called none.
@@ -39,6 +44,34 @@ def is_missing(value: object, names: Collection[str] = ()) -> bool:
     """
     text = "" if value is None else str(value).strip()
     return text in MISSING and text not in names
+
+
+def _is_formula(cell: str) -> bool:
+    start = cell.lstrip(MARK)
+    return start[:1] in FORMULA_SIGNS and start != "" and parse_number(cell) is None
+
+
+def safe_cell(value: Any) -> Any:
+    """Return a value for a cell of a CSV file that spreadsheets open: text that they would compute is marked.
+
+    A text that begins with =, +, -, @, a tab or a line break gets an apostrophe in front; numbers stay. A
+    text that has apostrophes before such a sign gets one more, so that `restored_cell` is the inverse.
+
+    Example:
+        >>> [safe_cell(value) for value in ("=1+1", "-0.5", -0.5, "-ism", "'=1", "cat's")]
+        ["'=1+1", '-0.5', -0.5, "'-ism", "''=1", "cat's"]
+    """
+    return MARK + value if isinstance(value, str) and _is_formula(value) else value
+
+
+def restored_cell(cell: str) -> str:
+    """Return the text that `safe_cell` made a cell of.
+
+    Example:
+        >>> [restored_cell(cell) for cell in ("'=1+1", "''=1", "'cat'", "-0.5")]
+        ['=1+1', "'=1", "'cat'", '-0.5']
+    """
+    return cell[1:] if cell.startswith(MARK) and _is_formula(cell) else cell
 
 
 def as_cell(value: Any) -> str:

@@ -1,14 +1,18 @@
-"""The one reader of CSV files: column by column, repeated cells as codes, so that a million rows fit."""
+"""The reader and the writer of CSV files.
+
+Tables are read column by column, repeated cells as codes, so that a million rows fit in memory.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import operator
 import re
 import threading
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,9 +23,10 @@ from numpy.typing import NDArray
 
 from hesstune.checks import readable_file
 from hesstune.errors import DataError, HesstuneError, RunError, cut
+from hesstune.storage.cells import MARK, restored_cell, safe_cell
 from hesstune.storage.reading import encoding_of, one_line, reading
 
-__all__ = ["Column", "CsvTable", "read_rows", "read_table"]
+__all__ = ["Column", "CsvTable", "read_rows", "read_table", "write_rows"]
 
 # Rows that are read before they become columns.
 CHUNK = 20_000
@@ -210,7 +215,7 @@ def _table(file: IO[str], path: Path, kind: type[HesstuneError], notes: list[str
     if separator != "," and path.suffix.lower() not in TABS:
         notes.append(f"{path} is read with {SEPARATORS.get(separator, repr(separator))} between its cells")
     rows = _rows(file, path, kind, separator, gaps)
-    names = [name.strip() for name in next(rows, ())]
+    names = [restored_cell(name.strip()) for name in next(rows, ())]
     if not names:
         raise kind(f"{path} is empty; it needs a header with the names of its columns, and rows")
     repeated = [name for name, count in Counter(names).items() if count > 1]
@@ -218,7 +223,7 @@ def _table(file: IO[str], path: Path, kind: type[HesstuneError], notes: list[str
         called = f"called '{cut(repeated[0])}'" if repeated[0] else "without a name"
         raise kind(f"{path} has two columns {called}; give each a name of its own")
     columns = {name: Column(gaps=gaps) for name in names}
-    done = 0
+    done = marked = 0
     while chunk := list(islice(rows, CHUNK)):
         for at, row in enumerate(chunk, start=done):
             if len(row) != len(names):
@@ -228,10 +233,17 @@ def _table(file: IO[str], path: Path, kind: type[HesstuneError], notes: list[str
                     f"{SEPARATORS.get(separator, 'commas')}"
                 )
         for column, cells in zip(columns.values(), zip(*chunk, strict=True), strict=True):
-            column.extend(cells)
+            plain = [restored_cell(cell) if cell.startswith(MARK) else cell for cell in cells]
+            marked += sum(map(operator.ne, plain, cells))
+            column.extend(plain)
         done += len(chunk)
     if not done:
         raise kind(f"{path} has no rows below its header")
+    if marked:
+        notes.append(
+            f"{marked} cells of {path} begin with an apostrophe that keeps spreadsheets from computing them; "
+            "they are read without it"
+        )
     return CsvTable(str(path), path.parent, columns, tuple(notes))
 
 
@@ -318,6 +330,18 @@ def _rows(
         elif "unexpected end" in reason:
             reason = "the file ends within a cell; close its quotation mark"
         raise kind(f"{path} cannot be read as CSV (line {reader.line_num}: {reason})") from error
+
+
+def write_rows(
+    file: IO[str], header: Sequence[str], rows: Iterable[Sequence[object]], lineterminator: str = "\r\n"
+) -> None:
+    """Write a CSV table that spreadsheets open without computing any of its cells; see `safe_cell`.
+
+    `read_table` returns the cells as they were.
+    """
+    writer = csv.writer(file, lineterminator=lineterminator)
+    writer.writerow([safe_cell(name) for name in header])
+    writer.writerows([safe_cell(cell) for cell in row] for row in rows)
 
 
 def read_rows(path: Path, kind: type[HesstuneError] = RunError) -> list[dict[str, str]]:

@@ -43,6 +43,8 @@ FROM_RESULT = (
     "distance",
     "epochs",
 )
+# Counted of the test part's labels; a cell has them if they are not 0.
+OF_TEST_LABELS = ("test_labels_rewritten", "test_labels_kept")
 
 
 def run_cell(cell: Cell, folder: Path, settings: Settings) -> CellRecord:
@@ -91,6 +93,7 @@ def _metrics(run: Run) -> Options:
     if run.config.select == "best" and epochs:
         last = min(epochs, key=lambda e: float("inf") if e.val_loss is None else e.val_loss)
     found: Options = {name: getattr(run.outcome, name) for name in FROM_RESULT}
+    found |= {name: count for name in OF_TEST_LABELS if (count := getattr(run.outcome, name))}
     found |= {"val_loss": last and last.val_loss, "val_accuracy": last and last.val_accuracy}
     found |= observed.to_dict()
     recipe = run.facts.recipe

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from hesstune.checks import parse_integer
 from hesstune.options import OFF_COMMAND_LINE, Options, Shown
 
 __all__ = ["CompareOptions", "Settings"]
@@ -29,7 +30,7 @@ class Settings(Options):
         0,
         ge=0,
         description="trials of a search for each method's options, chosen on noisy validation labels (needs "
-        "hesstune[search]); 0: none",
+        "the extra search); 0: none",
     )
     keep_runs: bool = Field(
         False, description="keep the weights of every run, so that measure, report and predict work on cells"
@@ -43,7 +44,8 @@ class CompareOptions(Settings):
     first: ClassVar[tuple[str, ...]] = ("methods", "seeds")
 
     methods: Annotated[dict[str, Any] | tuple[str, ...], Shown("NAME,…")] = Field(
-        ("vanilla", "robust"), description="methods, or all; in Python and YAML also {name: options}"
+        ("vanilla", "robust"),
+        description="methods, or all; in Python and YAML also a mapping of names to options",
     )
     seeds: Annotated[tuple[int, ...], Shown("N", also=int)] = Field(
         3,
@@ -57,8 +59,8 @@ class CompareOptions(Settings):
     )
     tasks: Annotated[dict[str, Any] | None, OFF_COMMAND_LINE] = Field(
         None,
-        description="{name: options}; none: one, the data of the runs' options. {seed} and {task} in a text "
-        "stand for the seed and the task's name",
+        description="a mapping of names to options; none: one, the data of the runs' options. {{seed}} and "
+        "{{task}} in a text stand for the seed and the task's name",
     )
     baseline: str | None = Field(
         None, description="method that differences are taken from; none: vanilla, or the first"
@@ -69,7 +71,7 @@ class CompareOptions(Settings):
     engine: Literal["local", "ray"] = Field(
         "local",
         description="processes of this machine, or tasks of a Ray cluster whose machines share the folder "
-        "(needs hesstune[ray])",
+        "(needs the extra ray)",
     )
 
     @field_validator("methods", mode="before")
@@ -84,8 +86,8 @@ class CompareOptions(Settings):
     @field_validator("seeds", mode="before")
     @classmethod
     def _count_or_list(cls, value: Any) -> Any:
-        if isinstance(value, str) and value.strip().isdecimal():
-            value = int(value)
+        if isinstance(value, str):
+            value = parse_integer(value)
         seeds = range(value) if isinstance(value, int) and not isinstance(value, bool) else value
         if not isinstance(seeds, range | list | tuple) or not all(
             isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds

@@ -34,7 +34,6 @@ differences and ranks. `write_compact` writes and `read_compact` reads it.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import platform
@@ -48,7 +47,7 @@ from hesstune._version import __version__
 from hesstune.errors import ConfigError, RunError
 from hesstune.methods import method_class
 from hesstune.storage.atomic import replace_files, text_writer
-from hesstune.storage.csv_table import read_rows
+from hesstune.storage.csv_table import read_rows, write_rows
 from hesstune.storage.reading import read_json, reading
 from hesstune.storage.row_json import row_json
 from hesstune.storage.stored import checked_record
@@ -141,7 +140,7 @@ def write_compact(path: Path, results: StudyResults) -> None:
     told["configs"] = factored(results.configs)
     header, rows = table_rows(results.cells)
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_rows(text, header, rows, "\n")
     replace_files(
         {path: text_writer(text.getvalue()), path.with_suffix(".json"): text_writer(row_json(told))}
     )

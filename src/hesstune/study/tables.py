@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Sequence
 
+from hesstune.storage.csv_table import write_rows
 from hesstune.study.certificates import certificates_of, smallest_of
 from hesstune.study.records import Difference, Mean, StudyResults
 from hesstune.study.summary import METRICS
@@ -165,9 +165,8 @@ def cells_csv(results: StudyResults) -> str:
     """Return one row a cell, one column a metric."""
     names = list(dict.fromkeys(name for c in results.cells for name in c.metrics))
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["task", "method", "seed", "status", *names])
-    for cell in results.cells:
-        flat = [cell.number(name) for name in names]
-        writer.writerow([cell.task, cell.method, cell.seed, cell.status, *flat])
+    rows = [
+        [cell.task, cell.method, cell.seed, cell.status, *map(cell.number, names)] for cell in results.cells
+    ]
+    write_rows(text, ["task", "method", "seed", "status", *names], rows, "\n")
     return text.getvalue()

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from hesstune.checks import also_called
-from hesstune.data.examples import Examples
+from hesstune.data.examples import KEPT, REWRITTEN, Examples
 from hesstune.noise.matrix import NoiseMatrix
 
 __all__ = ["Validation", "accuracy", "cross_entropy_under", "final_metrics", "wilson_interval"]
@@ -124,6 +124,8 @@ def final_metrics(
     if measured is None or test.labels is None:
         return {**record, "test_accuracy": None, "test_loss": None, "gap": None}
     record["test_accuracy"] = measured
+    record["test_labels_rewritten"] = test.count_source(REWRITTEN)
+    record["test_labels_kept"] = test.count_source(KEPT)
     record["test_accuracy_interval"] = wilson_interval(measured, len(test))
     record["test_loss"] = test_loss = cross_entropy_under(test_logits, test.labels, injected)
     record["gap"] = test_loss - train_loss

@@ -14,6 +14,7 @@ from hesstune.methods.constraint import RADII, unheard
 from hesstune.methods.robust import Robust
 from hesstune.models.load import LoadedModel
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.noise.rates import identifiability_notes
 from hesstune.runs.config import FinetuneConfig
 
 __all__ = ["OF_STEPS", "changed_options", "run_notes", "written"]
@@ -32,6 +33,7 @@ def run_notes(
     loaded: LoadedModel,
     noise_matrix: NoiseMatrix | None,
     counts: NDArray[np.int64],
+    injected: NoiseMatrix | None = None,
 ) -> list[str]:
     """Return what a user of these options should know: no option is changed or left unused in silence.
 
@@ -41,8 +43,12 @@ def run_notes(
         loaded: The network.
         noise_matrix: What is believed about the labels.
         counts: (K,) how many training examples carry each label.
+        injected: The noise matrix of the noise that was injected.
     """
     kind, notes = method_class(config.method), list(loaded.notes)
+    if injected is not None:
+        weak = identifiability_notes(injected.array, task.classes)
+        notes += [f"the injected noise: {note}" for note in weak]
     usual = FinetuneConfig.model_fields["warmup_epochs"].default
     if kind.warms_up and config.warmup_epochs == config.epochs - 1 and config.epochs <= usual:
         notes.append(

@@ -143,7 +143,7 @@ def prepare(
     assert labels is not None
     counts = np.bincount(labels, minlength=task.k)
     BatchOrder(config, counts, labels)  # what it refuses is told before anything is written
-    notes = run_notes(config, task, loaded, noise_matrix, counts)
+    notes = run_notes(config, task, loaded, noise_matrix, counts, injected)
     return settle(
         Prepared(config, task, loaded, injected, noise_matrix, device, radius, estimate, given, notes)
     )
@@ -164,14 +164,12 @@ def settle(prepared: Prepared) -> Prepared:
 
 def _told(config: FinetuneConfig, task: Task, injected: NoiseMatrix | None) -> NoiseMatrix | None:
     """Return the noise matrix that the run is told; one that is to be estimated comes later."""
-    wanted, told = config.noise_matrix or "", None
+    wanted = config.noise_matrix or ""
     if wanted == "true":
-        told = injected
-    elif wanted and not wanted.startswith("estimate"):
-        told = NoiseMatrix.parse(wanted, task.k, task.classes)
-    if told is not None:
-        _ = told.inverse  # a singular matrix is told now, not after the model has loaded
-    return told
+        return None if injected is None else injected.check_identifiable(task.classes)
+    if not wanted or wanted.startswith("estimate"):
+        return None
+    return NoiseMatrix.parse(wanted, task.k, task.classes)
 
 
 def _with_solved_head(prepared: Prepared) -> Prepared:

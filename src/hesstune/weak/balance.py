@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from hesstune.checks import parse_rate
 from hesstune.errors import ConfigError, listed, unknown_name
 
 __all__ = ["at_balance", "read_balance"]
@@ -59,11 +60,8 @@ def read_balance(
 
 def _share(one: str, classes: Sequence[str]) -> tuple[str, float]:
     name, equals, share = one.rpartition("=")
-    try:
-        number = float(share)
-    except ValueError:
-        number = -1.0
-    if not equals or not 0 < number < 1:
+    number = parse_rate(share)
+    if not equals or number is None or not 0 < number < 1:
         raise ConfigError(
             f"a class balance is uniform, majority or CLASS=SHARE,… with shares in (0, 1); got '{one}'"
         )

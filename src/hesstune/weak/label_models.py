@@ -168,8 +168,12 @@ def _majority(votes: Votes, call: _Call) -> Answer:
 
 def _auto(votes: Votes, call: _Call) -> Answer:
     given = _calibrated if votes.soft is not None else _chosen
-    if call.features is None or len(votes) < FEWEST:
+    if call.features is None:
         return given(votes, call)
+    if len(votes) < FEWEST:
+        posterior, details = given(votes, call)
+        few = f"{len(votes)} examples are too few to use features: {FEWEST} are needed"
+        return posterior, {**details, "reasons": [*details["reasons"], few]}
     looked, found = _latent(votes, call)
     if (lost := collapse(looked, votes.ballots)) is None:
         return looked, found

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hesstune.checks import parse_rate
 from hesstune.errors import DataError, cut, listed
 from hesstune.storage.cells import is_missing
 from hesstune.storage.csv_table import CsvTable
@@ -211,10 +212,10 @@ def _numbers(table: CsvTable, what: str, cells: Sequence[str]) -> NDArray[np.flo
     found = np.full(len(cells), np.nan)
     for n, cell in enumerate(cells):
         if not is_missing(cell):
-            try:
-                found[n] = float(cell)
-            except ValueError:
+            number = parse_rate(cell)
+            if number is None:
                 raise DataError(
                     f"{table.name}, row {table.row(n)}: the probability of {what} is '{cut(cell)}', no number"
-                ) from None
+                )
+            found[n] = number
     return found

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hesstune.errors import DataError, unknown_name
+from hesstune.checks import parse_rate
+from hesstune.errors import DataError, cut, unknown_name
 from hesstune.storage.csv_table import CsvTable, read_table
 from hesstune.weak.vote_values import abstains, class_index, class_of
 from hesstune.weak.votes import ABSTAIN, Votes
@@ -122,10 +123,7 @@ def soft_labels(table: CsvTable, classes: Sequence[str]) -> NDArray[np.float64] 
         return None
     if missing:
         raise DataError(f"{table.name} has soft labels, but no column '{missing[0]}' for that class")
-    try:
-        soft = np.stack([_numbers(table, name) for name in columns], axis=1)
-    except ValueError as error:
-        raise DataError(f"{table.name}: the columns {columns[0]}, … must hold numbers ({error})") from None
+    soft = np.stack([_numbers(table, name) for name in columns], axis=1)
     sums = soft.sum(axis=1)
     wrong = np.flatnonzero(~np.isfinite(sums) | (soft < 0).any(axis=1) | (abs(sums - 1) > ROW_SUM_TOLERANCE))
     if len(wrong):
@@ -138,7 +136,15 @@ def soft_labels(table: CsvTable, classes: Sequence[str]) -> NDArray[np.float64] 
 
 def _numbers(table: CsvTable, column: str) -> NDArray[np.float64]:
     codes, values = table.columns[column].coded()
-    return np.array([float(value) for value in values])[codes]
+    numbers = [parse_rate(value) for value in values]
+    if None in numbers:
+        at = numbers.index(None)
+        row = table.columns[column].row_of(at)
+        raise DataError(
+            f"{table.name}, row {row}: the soft label in the column '{column}' must be a number; got "
+            f"'{cut(values[at])}'"
+        )
+    return np.array(numbers, dtype=np.float64)[codes]
 
 
 def read_votes(

@@ -11,15 +11,16 @@ from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
+from hesstune.checks import parse_integer
 from hesstune.errors import DataError, cut, listed
 from hesstune.storage.cells import MISSING
 from hesstune.weak.votes import ABSTAIN
 
-__all__ = ["ABSTENTIONS", "abstains", "class_index", "class_of", "classes_named"]
+__all__ = ["ABSTENTIONS", "abstains", "class_index", "class_of", "classes_named", "in_order"]
 
 # In any case of letters, and with spaces around.
 ABSTENTIONS = frozenset({*(text.lower() for text in MISSING), "-1", "abstain"})
-# No class index is longer; int() refuses a few thousand digits.
+# A longer number is a class's name, not its index.
 MOST_DIGITS = 9
 
 
@@ -62,8 +63,9 @@ def class_of(value: object, index: dict[str, int], where: str) -> int:
     if isinstance(value, int | np.integer) and 0 <= value < len(set(index.values())):
         return int(value)
     names = {i: name for name, i in reversed(index.items())}  # the first of each: others are its aliases
-    if _is_number(text) and str(int(text)) in index:  # 01 for 1
-        return index[str(int(text))]
+    number = _class_number(text)
+    if number is not None and str(number) in index:  # 01 for 1
+        return index[str(number)]
     shown = listed(names[i] for i in sorted(names))
     raise DataError(f"{where} gave '{cut(value)}', which is no class; the classes are {shown}")
 
@@ -92,12 +94,14 @@ def classes_named(
         (['cat', 'cow', 'dog'], ['0', '1', '2'])
     """
     found, voted = set(named), set(voted)
-    found |= {name for name in voted if not _is_number(name)}
-    found |= {name for name in voted if _is_number(name) and int(name) >= len(found)} if found else voted
+    numbers = {name: number for name in voted if (number := _class_number(name)) is not None}
+    found |= voted - numbers.keys()
+    found |= {name for name, number in numbers.items() if number >= len(found)} if found else voted
     if len(soft) > 1 and found and found <= set(soft):
-        return sorted(soft, key=int) if all(map(_is_number, soft)) else sorted(soft)
-    if all(map(_is_number, found)):
-        top = max((int(name) for name in found), default=0)
+        return in_order(soft)
+    indices = [_class_number(name) for name in found]
+    if None not in indices:
+        top = max((index for index in indices if index is not None), default=0)
         if top >= max(2 * count, 2):
             raise DataError(f"{where}: class {top} is out of range for {count} examples")
         classes = [str(i) for i in range(top + 1)]
@@ -109,5 +113,16 @@ def classes_named(
     return classes
 
 
-def _is_number(text: str) -> bool:
-    return text.isdecimal() and len(text) <= MOST_DIGITS
+def in_order(classes: Iterable[str]) -> list[str]:
+    """Return the names of classes sorted; by size if all of them are whole numbers."""
+    names = list(classes)
+    numbers = {name: _class_number(name) for name in names}
+    if None in numbers.values():
+        return sorted(names)
+    return sorted(names, key=lambda name: (numbers[name] or 0, name))
+
+
+def _class_number(text: str) -> int | None:
+    """Return the whole number that a class is called by, or None."""
+    number = parse_integer(text) if len(text) <= MOST_DIGITS else None
+    return None if number is None or text != text.strip().lstrip("+-") else number

@@ -11,6 +11,7 @@ from hesstune.checks import also_called, class_count, integer_labels, positive
 from hesstune.errors import ConfigError, DataError
 from hesstune.noise.estimate.record import Estimate
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.noise.rates import rate_matrix
 from hesstune.noise.shrinkage import prior_strength
 
 __all__ = ["ConfidenceSet", "confidence_set", "holdout", "pair_counts"]
@@ -107,7 +108,7 @@ def holdout(
     counts = pair_counts(clean, noisy, k)
     if prior is None:
         wrong = (counts.sum() - np.trace(counts) + 1) / (counts.sum() + k)
-        prior = NoiseMatrix.symmetric(k, float(wrong))
+        prior = NoiseMatrix(rate_matrix("symmetric", k, float(wrong)))
     base = prior.sized(k)
     weight = (
         prior_strength(counts, base.array) if strength is None else positive("the prior's strength", strength)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from hesstune.noise.matrix import NoiseMatrix
+from hesstune.noise.rates import rate_matrix
 from hesstune.noise.shrinkage import drawn_to
 
 __all__ = ["SHAPES", "LabelChannel", "Shape", "shrunk"]
@@ -35,7 +35,7 @@ def shrunk(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _pooled(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     rate = (counts.sum() - np.trace(counts) + 1) / (counts.sum() + len(counts))
-    return NoiseMatrix.symmetric(len(counts), float(rate)).array
+    return rate_matrix("symmetric", len(counts), float(rate))
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class LabelChannel:
     @classmethod
     def symmetric(cls, k: int, rate: float, shape: Shape) -> LabelChannel:
         """Return the channel that changes a label with probability `rate`, to every other class alike."""
-        return cls(NoiseMatrix.symmetric(k, rate).array, shape)
+        return cls(rate_matrix("symmetric", k, rate), shape)
 
     @property
     def rate(self) -> float:

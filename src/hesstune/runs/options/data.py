@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from hesstune.checks import parse_number
 from hesstune.data.reading import SplitRule, fold_of, rgb_of
 from hesstune.options import Options, Shown
 
@@ -48,6 +49,10 @@ class ExampleOptions(Options):
     )
     val_fraction: float = Field(0.2, ge=0, lt=1, description="share for validation where the data has none")
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share for the test where the data has none")
+    corrected_test_labels: bool = Field(
+        False,
+        description="test on labels that hesstune clean rewrote; else test labels are as they were given",
+    )
     image_size: int | None = Field(
         None, ge=8, le=2048, description="side of the images in pixels; none: 64 for digits, else 128"
     )
@@ -86,7 +91,12 @@ class ExampleOptions(Options):
     @field_validator("mean", "std", mode="before")
     @classmethod
     def _parse_channels(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        numbers = [parse_number(part) for part in value.split(",")]
+        if None in numbers:
+            raise ValueError("must be numbers with commas between, such as 0.5,0.5,0.5")
+        return numbers
 
     @field_validator("split")
     @classmethod

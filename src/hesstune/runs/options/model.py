@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from hesstune.options import FilePath, Names, Options, Shown, split_pairs
+from hesstune.options import FilePath, Names, Options, Shown, numbers_by_name
 
 __all__ = ["ModelOptions"]
 
@@ -69,4 +69,4 @@ class ModelOptions(Options):
     @field_validator("method_options", mode="before")
     @classmethod
     def _parse_method_options(cls, value: Any) -> Any:
-        return split_pairs(value, "write NAME=VALUE,NAME=VALUE") if isinstance(value, str) else value
+        return numbers_by_name(value, "write NAME=NUMBER,NAME=NUMBER")

@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from hesstune.options import Options, split_pairs
+from hesstune.checks import parse_number
+from hesstune.options import Options, numbers_by_name
 
 __all__ = ["ConstraintOptions", "OptimisationOptions"]
 
@@ -20,7 +21,7 @@ class ConstraintOptions(Options):
         None,
         description="radius of every layer's ball, or PATTERN=RADIUS,… (first match wins; 'head' is the last "
         "layer); auto: by noisy validation along a path; curvature: likewise, shaped by the layers' traces; "
-        "none: 0.05 and the head's 0.25, or of a head alone as its features ask for",
+        "none: a share of each layer's norm, and of the norm of a linear head fitted to the features",
     )
     radius_scale: float = Field(
         1.0,
@@ -32,12 +33,12 @@ class ConstraintOptions(Options):
     @field_validator("radius", mode="before")
     @classmethod
     def _parse_radius(cls, value: Any) -> Any:
-        if not isinstance(value, str) or value in ("auto", "curvature"):
+        if isinstance(value, str) and value in ("auto", "curvature"):
             return value
-        try:
-            return float(value)
-        except ValueError:
-            return split_pairs(value, "write a number, auto, curvature, or PATTERN=RADIUS,PATTERN=RADIUS")
+        number = parse_number(value) if isinstance(value, str) else None
+        if number is not None:
+            return number
+        return numbers_by_name(value, "write a number, auto, curvature, or PATTERN=RADIUS,PATTERN=RADIUS")
 
     @field_validator("radius")
     @classmethod

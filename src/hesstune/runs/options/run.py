@@ -31,7 +31,7 @@ class RunOptions(Options):
         10.0, gt=0, description="minutes between checkpoints within an epoch; each epoch ends with one"
     )
     track: Literal["tensorboard", "mlflow"] | None = Field(
-        None, description="also send each epoch's metrics there (needs hesstune[tracking])"
+        None, description="also send each epoch's metrics there (needs the extra tracking)"
     )
 
     @field_validator("out")

@@ -1,0 +1,86 @@
+"""CSV files for spreadsheets: no cell is computed by them, and every cell is read back as it was."""
+
+import ast
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hesstune
+from hesstune.data.clean import read_clean_labels
+from hesstune.labeling.clean import LabelIssues
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.runs.predictions import Predictions
+from hesstune.storage.atomic import write_csv
+from hesstune.storage.cells import restored_cell, safe_cell
+from hesstune.storage.csv_table import read_rows, read_table, write_rows
+
+SIGNS = "=+-@\t\r\n＝＋－＠"
+texts = st.text(st.sampled_from([*SIGNS, "'", '"', ",", "1", ".", "e", "a", " "]), max_size=6)
+
+
+@given(texts)
+def test_a_cell_is_no_formula_and_is_restored(text):
+    cell = safe_cell(text)
+    assert restored_cell(cell) == text
+    if cell[:1] and cell[0] in SIGNS:  # a number, which is to stay one
+        assert float(cell) == float(text)
+
+
+@pytest.mark.parametrize("number", ["-0.5", "+3", "-1e-9", "-7", -0.5, -7, 1.5, None, float("nan")])
+def test_numbers_stay_numbers(number):
+    assert safe_cell(number) is number
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1 for it", "-ism", "@all", "\tx", "\rx", "'=1", "''-a", "-", "＝1"]
+)
+def test_texts_that_spreadsheets_would_compute_are_marked(text):
+    assert safe_cell(text) == "'" + text
+
+
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=5))
+def test_a_table_is_read_as_it_was_written(rows):
+    file = io.StringIO()
+    write_rows(file, ["=a", "-b"], rows)
+    for row in csv.reader(io.StringIO(file.getvalue(), newline="")):
+        assert all(not cell or cell[0] not in SIGNS or float(cell) is not None for cell in row)
+
+
+def test_files_of_the_product_are_safe_and_read_back(tmp_path):
+    names = ["=cmd|' /C calc'!A0", "@cat", "plain"]
+    ids = ["=1+1", "-x/1.png", "-5", "'=quoted", "c"]
+    rows = [[name, names[at % 3], ""] for at, name in enumerate(ids)]
+    path = tmp_path / "sheet.csv"
+    write_csv(path, ["id", "clean_label", "note"], rows)
+    assert [[row["id"], row["clean_label"], row["note"]] for row in read_rows(path)] == rows
+    assert read_clean_labels(path, names) == {name: at % 3 for at, name in enumerate(ids)}
+    assert any("apostrophe" in note for note in read_table(path).notes)
+
+    posterior = np.full((5, 3), 1 / 3)
+    found = LabelIssues(
+        ids, names, np.arange(5) % 3, posterior, np.zeros(5, bool), NoiseMatrix.identity(3), ""
+    )
+    found.save(tmp_path / "clean.csv")
+    Predictions(ids, names, posterior, None, None, []).save(tmp_path / "new.csv")
+    for name in ("clean.csv", "new.csv"):
+        table = read_table(tmp_path / name)
+        assert sorted(table.cells("id")) == sorted(ids)
+        assert {f"p_{each}" for each in names} <= set(table.columns)
+        with (tmp_path / name).open(newline="") as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        assert not [cell for cell in cells if cell[:1] in tuple(SIGNS) and cell != "-5"]
+
+
+def test_every_csv_file_is_written_by_one_function():
+    for path in Path(hesstune.__file__).parent.rglob("*.py"):
+        if path.name == "csv_table.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.Attribute) and node.attr in ("DictWriter", "to_csv")), path
+            is_writer = isinstance(node, ast.Attribute) and node.attr == "writer"
+            assert not (is_writer and isinstance(node.value, ast.Name) and node.value.id == "csv"), path
