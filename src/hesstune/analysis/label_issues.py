@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hesstune.analysis.noise_fit import check_matrix, compare_agreement
 from hesstune.checks import also_called
 from hesstune.data.examples import Examples, Task
 from hesstune.errors import HesstuneError, ModelError
@@ -19,6 +20,7 @@ from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits
 from hesstune.inputs.feature_store import frozen_features, sharing
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.noise.estimate import estimate_noise
+from hesstune.noise.estimate.crossfit import cross_fit
 from hesstune.noise.latent.choose import FEWER, TOLD
 from hesstune.noise.latent.head import FEWEST, robust_head
 from hesstune.noise.latent.observed import Observed
@@ -32,6 +34,7 @@ from hesstune.runs.records import (
     LABEL_ISSUES,
     LABEL_ISSUES_RECORD,
     LabelIssuesRecord,
+    MatrixCheck,
     NoiseMatrixRecord,
     Picture,
     Pictures,
@@ -75,7 +78,8 @@ def label_issues(run: Run, **options: Any) -> None:
     probes that did not see the example. Where the head is not the network's last operation on features, or
     examples are few, by the run's own network, which was trained on them and so doubts too little. The noise
     matrix is estimated from the validation examples, which were not trained on, by their confident joint, and
-    kept in label_issues.json; without enough of them there is none.
+    kept in label_issues.json; without enough of them there is none. That file also holds the network's agreement
+    with suspected label errors and with the other labels, and the test of a given noise matrix.
 
     Args:
         run: A finished run.
@@ -92,16 +96,20 @@ def label_issues(run: Run, **options: Any) -> None:
     assert labels is not None
     target, loaded = pick_device(asked.device), run.loaded()
     to_channels_last(loaded.model, target)
-    posterior = _probed(run, task, target)
-    judged_by: Literal["probes", "network"] = "network" if posterior is None else "probes"
-    if posterior is None:
-        feed = make_inputs(task.train, loaded, target, max_length=run.config.max_length)
-        logits = predict_logits(loaded.model, feed)
+    feed = make_inputs(task.train, loaded, target, max_length=run.config.max_length)
+    logits = predict_logits(loaded.model, feed)
+    probed = _probed(run, task, target)
+    judged_by: Literal["probes", "network"] = "network" if probed is None else "probes"
+    if probed is None:
         posterior = label_posterior(torch.softmax(logits.double(), 1).numpy(), labels, run.noise_matrix)
+    else:
+        posterior = probed.posterior
+    true = task.train.true
+    all_true = true if task.train.clean is None else None
+    fit = compare_agreement(logits.argmax(1).numpy(), labels, probed and probed.independent, all_true)
     given = posterior[np.arange(len(labels)), labels]
     likely = posterior.argmax(axis=1)
     order = np.argsort(given, kind="stable")
-    true = task.train.true
     rows = [
         (
             task.train.ids[i],
@@ -115,14 +123,34 @@ def label_issues(run: Run, **options: Any) -> None:
     ]
     held = make_inputs(task.val, loaded, target, max_length=run.config.max_length)
     shown = _estimate(run, task, held, loaded.model)
-    record = LabelIssuesRecord(examples=len(labels), noise_matrix=shown, judged_by=judged_by)
+    record = LabelIssuesRecord(
+        examples=len(labels),
+        noise_matrix=shown,
+        judged_by=judged_by,
+        fit=fit,
+        matrix_check=probed and probed.check,
+    )
     write_record(run.path / LABEL_ISSUES_RECORD, record)
     write_csv(run.path / LABEL_ISSUES, ISSUE_COLUMNS, rows)
     (run.path / FORMER_LABEL_ISSUES).unlink(missing_ok=True)
 
 
-def _probed(run: Run, task: Task, device: torch.device) -> NDArray[np.float64] | None:
-    """Return P(true class | features, given label), (N, K), of probes; None where there can be none."""
+class Probed(NamedTuple):
+    """What probes on the features of the network before its training say about the training labels.
+
+    Attributes:
+        posterior: P(true class | features, given label), (N, K), under the given noise matrix, if any.
+        independent: The same without a given matrix that the labels contradict.
+        check: The test of the given matrix; None if there is none.
+    """
+
+    posterior: NDArray[np.float64]
+    independent: NDArray[np.float64]
+    check: MatrixCheck | None
+
+
+def _probed(run: Run, task: Task, device: torch.device) -> Probed | None:
+    """Judge the training labels by probes that did not see them; return None if there can be no probes."""
     part, config = task.train, run.config
     if len(part) < FEWEST or part.labels is None or len(np.unique(part.labels)) < 2:
         return None
@@ -141,11 +169,22 @@ def _probed(run: Run, task: Task, device: torch.device) -> NDArray[np.float64] |
     told = None
     if config.noise_matrix is not None and run.noise_matrix is not None:
         told = run.noise_matrix.array if not config.noise_matrix.startswith("estimate") else None
-    observed = Observed.of(part.labels, task.k, told, checked)
-    tried = FEWER if told is None else [one for one in TOLD if one.shape in ("none", "told")]
-    return robust_head(
-        features, observed, candidates=tried, held_out=2, doubting=told is None, seed=config.seed
-    ).truth.posterior
+
+    def judged(matrix: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        observed = Observed.of(part.labels, task.k, matrix, checked)
+        tried = FEWER if matrix is None else [one for one in TOLD if one.shape in ("none", "told")]
+        return robust_head(
+            features, observed, candidates=tried, held_out=2, doubting=matrix is None, seed=config.seed
+        ).truth.posterior
+
+    posterior = judged(told)
+    if told is None:
+        return Probed(posterior, posterior, None)
+    probabilities = cross_fit(features, part.labels, task.k, seed=config.seed)
+    rows = np.arange(len(part)) if part.clean is None else np.flatnonzero(~part.clean)
+    check = check_matrix(probabilities[rows], part.labels[rows], NoiseMatrix(told)) if len(rows) else None
+    contradicted = check is not None and check.contradiction is not None
+    return Probed(posterior, judged(None) if contradicted else posterior, check)
 
 
 def _estimate(run: Run, task: Task, feed: ModelInputs, model: nn.Module) -> NoiseMatrixRecord | None:

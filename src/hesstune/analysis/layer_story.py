@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from hesstune.checks import parse_integer
 from hesstune.curvature.result import BALLS
+from hesstune.errors import counted
 from hesstune.runs.measure_records import LayerMeasure, MeasureRecord
 
 __all__ = ["Block", "block_names", "blocks_of", "carriers", "is_large", "layer_shares"]
@@ -153,7 +154,7 @@ def carriers(rows: LayerShares, method: str | None = None) -> str:
     pattern = _pattern(top, names)
     return (
         f"{total:.0%} of the measure {'come' if len(first) > 1 else 'comes'} from {len(first)} of "
-        f"{len(parts)} {kind}s: {shown}. What could lower it: smaller balls there, such as "
+        f"{counted(len(parts), kind)}: {shown}. What could lower it: smaller balls there, such as "
         f'hesstune finetune --method {method or "robust"} --radius "{pattern}=R,*=S" with R below '
         f"{top.farthest:.3g}, the largest distance there now (Frobenius), and S for all others. {BALLS}."
     )

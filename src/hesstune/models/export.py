@@ -20,8 +20,9 @@ __all__ = ["export_model"]
 def export_model(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> str:
     """Write weights and configuration into a folder; return one line of Python that loads them.
 
-    A transformers model goes by `save_pretrained`, with its tokenizer or its images' preprocessing; any
-    other as `model.safetensors` and `config.json`.
+    A transformers model is written by `save_pretrained`, with its tokenizer or its image preprocessing. If
+    its class is not part of transformers (`minilm`), a copy of the class is written too, which transformers
+    loads with `trust_remote_code=True`. Any other network is written as `model.safetensors` and `config.json`.
 
     Args:
         loaded: The network and its preprocessing.
@@ -40,7 +41,8 @@ def export_model(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> st
         _save_pretrained(loaded.tokenizer, folder)
     else:
         write_json(folder / "preprocessor_config.json", _processor(loaded, int(facts["image_size"])))
-    return f"transformers.AutoModelFor{kind}.from_pretrained({str(folder.name)!r})"
+    trust = ", trust_remote_code=True" if model.is_remote_code() else ""
+    return f"transformers.AutoModelFor{kind}.from_pretrained({str(folder.name)!r}{trust})"
 
 
 def _save_pretrained(saved: Any, folder: Path) -> None:

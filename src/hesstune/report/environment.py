@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 
+from hesstune.errors import counted
+
 __all__ = ["render"]
 
 
@@ -17,6 +19,7 @@ def render(template: str, context: Mapping[str, object]) -> str:
         loader=PackageLoader("hesstune", "report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.globals["counted"] = counted
     own = {name: Markup(_file(f"page.{name}")) for name in ("css", "js")}  # noqa: S704 - files of this package
     page: str = environment.get_template(template).render(**context, **own)
     return page

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hesstune.analysis.layer_story import Block, blocks_of, carriers, is_large, layer_shares
+from hesstune.errors import counted
 from hesstune.report.figures import quantile_curves
 from hesstune.runs.measure_records import LayerMeasure
 from hesstune.runs.read_records import Records
@@ -106,10 +107,10 @@ def layer_words(rows: list[LayerRow]) -> str:
     """Return what the bars show, for a reader who does not see them."""
     held = [row for row in rows if row.radius is not None]
     at = sum(row.at_radius for row in held)
-    text = f"{len(rows)} layers. "
+    text = f"{counted(len(rows), 'layer')}."
     if held:
-        text += f"{at} of the {len(held)} constrained layers are at their radius. "
-    return text.strip()
+        text += f" At the constraint radius: {at} of {counted(len(held), 'constrained layer')}."
+    return text
 
 
 def told_carriers(records: Records, rows: list[LayerRow]) -> str:

@@ -1,62 +1,104 @@
-"""A run in words: the verdict, how the noise is known, and what every number rests on."""
+"""A run in words: the verdict, how the noise is known, and what every number depends on."""
 
 from __future__ import annotations
 
 import math
 
+from hesstune.analysis.noise_fit import DELTA, judge_fit
+from hesstune.bounds.pac_bayes import confidence_interval
 from hesstune.bounds.record import Certificate
 from hesstune.curvature.result import FOUND, HELD_OUT
+from hesstune.errors import counted
 from hesstune.runs.measure_records import MeasureRecord
 from hesstune.runs.model_card import test_labels
 from hesstune.runs.read_records import Records
+from hesstune.runs.records import MatrixCheck
+from hesstune.training.evaluate import wilson_interval
 
-__all__ = ["assumptions", "onset", "provenance", "training_words", "verdict"]
+__all__ = ["assumptions", "onset", "provenance", "training_words", "uncontradicted_rate", "verdict"]
 
 
 def verdict(records: Records) -> str:
-    """Return the run in words: whether it learnt wrong labels, as far as the records tell."""
-    rate = records.facts.noise.rate
-    if rate is None:
-        return "Nothing is known about the labels' noise, so whether wrong labels were learnt cannot be told."
-    agrees = records.outcome.train_accuracy
-    if agrees > 1 - rate + 0.02:
-        return (
-            f"The network has learnt wrong labels: it agrees with {agrees:.1%} of the labels it was trained "
-            f"on, though only about {1 - rate:.1%} of them are right."
-        )
-    return (
-        f"The network agrees with {agrees:.1%} of the labels it was trained on, of which about "
-        f"{1 - rate:.1%} are right: so looks a network that has not fitted the noise, though agreement "
-        "alone cannot exclude that some wrong labels were learnt."
+    """Return whether the network has learnt wrong labels, and the counts that show it."""
+    kept = records.label_issues_record
+    fit = None if kept is None else kept.fit
+    found = judge_fit(fit)
+    if fit is None:
+        why = "its training labels have not been judged yet" if kept is None else found.reason
+        return f"Whether the network has learnt wrong labels cannot be told: {why}."
+    if fit.known:
+        which = f"{counted(fit.wrong.examples, 'wrong label')} (known, since the noise was injected)"
+    else:
+        which = f"{counted(fit.wrong.examples, 'suspected label error')}"
+    low, high = confidence_interval(fit.wrong.agreed, fit.wrong.examples, DELTA)
+    counts = (
+        f"it agrees with {fit.wrong.share:.1%} of the {which} (95 % interval {low:.1%} to {high:.1%}), and with "
+        f"{fit.right.share:.1%} of the {counted(fit.right.examples, 'other label')}"
     )
+    if found.kind == "unknown":
+        return f"Whether the network has learnt wrong labels cannot be told: {found.reason}."
+    said = {"most": "has learnt most of the", "some": "has learnt some of the", "not": "has not learnt the"}
+    return f"The network {said[found.kind]} wrong labels: {counts}."
 
 
 def provenance(records: Records) -> str:
-    """Say whether the labels' noise was known, estimated, or assumed by whoever started the run."""
-    noise, believed = records.facts.noise, records.noise_matrix
+    """Say how the noise matrix of the loss is known, and whether the labels contradict it."""
+    noise, matrix = records.facts.noise, records.noise_matrix
+    contradiction = _contradiction(records)
     if noise.injected:
-        told = "and the loss was not told"
-        if believed:
-            told = f"and the loss was told: {noise.told}"
-        return f"The labels' noise is known: {noise.injected} was injected, {told}."
-    if believed and believed.method:
+        used = f"the loss used a noise matrix: {noise.told}" if matrix else "the loss used no noise matrix"
+        return f"The label noise is known: {noise.injected} was injected; {used}. {contradiction}".strip()
+    if matrix and matrix.method:
         return (
-            f"The labels' noise is estimated: by the method {believed.method} from "
-            f"{believed.examples or 'the'} examples. {' '.join(believed.notes)}".strip()
-        )
-    if believed:
-        return f"The labels' noise is assumed: the loss was told {noise.told}; nothing here checks it."
+            f"The label noise is estimated: by the method {matrix.method} from "
+            f"{counted(matrix.examples, 'example') if matrix.examples else 'the examples'}. "
+            f"{' '.join(matrix.notes)}"
+        ).strip()
+    if matrix:
+        checked = contradiction or "No test has contradicted it."
+        if _check(records) is None:
+            checked = "It has not been tested."
+        return f"The label noise is assumed: the loss used a given noise matrix, {noise.told}. {checked}"
     return "The loss assumed labels without noise."
+
+
+def _check(records: Records) -> MatrixCheck | None:
+    kept = records.label_issues_record
+    return None if kept is None else kept.matrix_check
+
+
+def _contradiction(records: Records) -> str:
+    """Return how the labels contradict the given noise matrix; empty if they do not."""
+    check = _check(records)
+    if check is None or check.contradiction is None:
+        return ""
+    implied = check.least if check.contradiction == "too much noise" else check.implied
+    return (
+        f"The labels contradict this matrix: on the {counted(check.examples, 'example')} that probes on the "
+        f"pretrained features are surest of, {check.differing / check.examples:.1%} of the given labels differ "
+        f"from the out-of-sample prediction (99 % interval {check.low:.1%} to {check.high:.1%}), but the matrix "
+        f"implies {implied:.1%}. It assumes {check.contradiction}."
+    )
+
+
+def uncontradicted_rate(records: Records) -> float | None:
+    """Return the share of wrong training labels if it is known, or assumed and not contradicted."""
+    return None if not records.facts.noise.injected and _contradiction(records) else records.facts.noise.rate
 
 
 def onset(records: Records) -> tuple[int, str] | None:
     """Return the epoch at which the network starts to fit the noise, and the sign it is read from.
 
-    The sign is validation: even the best of the last quarter of the epochs lies more than two standard
-    errors below the best of all, while agreement with the training labels still rises. Where validation
-    shows nothing, it is the first epoch that agrees with more training labels than are right.
+    The sign is validation: even the best of the last quarter of the epochs is more than two standard errors
+    below the best of all, and agreement with the training labels still rises. If validation shows nothing, the
+    sign is the first epoch whose agreement with the training labels is above the share of right labels by more
+    than its 95 % interval. Epoch 0 is the network before its first step, such as a head solved in closed form:
+    it fits nothing.
     """
     epochs = records.epochs
+    trained = [e for e in epochs if e.epoch > 0]
+    if not trained:
+        return None
     for curve, name in (
         ([e.val_accuracy_true_labels for e in epochs], "true"),
         ([e.val_accuracy for e in epochs], "given"),
@@ -72,11 +114,12 @@ def onset(records: Records) -> tuple[int, str] | None:
         if rises and values[best] - late > 2 * error:
             fall = f"from {values[best]:.1%} to {values[-1]:.1%}"
             sign = f"accuracy on the validation examples' {name} labels falls {fall} from there on"
-            return epochs[best].epoch, f"{sign}, while agreement with the training labels still rises"
+            start = max(epochs[best].epoch, trained[0].epoch)
+            return start, f"{sign}, while agreement with the training labels still rises"
         break
-    rate = records.facts.noise.rate
-    for epoch in epochs:
-        if rate is not None and epoch.train_accuracy > 1 - rate:
+    rate, n = uncontradicted_rate(records), records.facts.examples.train
+    for epoch in trained:
+        if rate is not None and n and wilson_interval(epoch.train_accuracy, n)[0] > 1 - rate:
             return epoch.epoch, "from there on it agrees with more training labels than are right"
     return None
 
@@ -84,6 +127,11 @@ def onset(records: Records) -> tuple[int, str] | None:
 def training_words(records: Records) -> str:
     """Return what the training curves show, for a reader who does not see them."""
     first, last = records.epochs[0], records.epochs[-1]
+    if last.epoch == 0:
+        return (
+            f"There were no epochs of training: the head was solved in closed form on frozen features. It agrees "
+            f"with {last.train_accuracy:.1%} of the training labels."
+        )
     text = (
         f"Agreement with the training labels goes from {first.train_accuracy:.1%} in epoch "
         f"{first.epoch} to {last.train_accuracy:.1%} in epoch {last.epoch}"
@@ -92,9 +140,7 @@ def training_words(records: Records) -> str:
         text += f"; accuracy on true validation labels ends at {true:.1%}"
     if (start := onset(records)) is not None:
         return f"{text}. The network starts to fit the noise in epoch {start[0]}: {start[1]}."
-    if records.facts.noise.rate is None:
-        return f"{text}. Whether it fits noise cannot be told: nothing is known about the noise."
-    return f"{text}. It shows no sign of fitting the noise."
+    return f"{text}. The curves alone show no epoch in which it starts to fit noise."
 
 
 def assumptions(records: Records) -> list[dict[str, str]]:
@@ -154,9 +200,15 @@ def _noise(records: Records) -> dict[str, str]:
     elif injected:
         here = "Holds by construction: the noise was injected class by class."
     elif records.noise_matrix is None:
-        here = "The loss was told of no noise."
-    else:
+        here = "The loss used no noise matrix."
+    elif (check := _check(records)) is None:
         here = "Not checked: it was estimated or assumed."
+    else:
+        here = _contradiction(records) or (
+            f"Not contradicted: {check.differing / check.examples:.1%} of the labels of "
+            f"{counted(check.examples, 'example')} differ from the surest out-of-sample predictions (99 % "
+            f"interval {check.low:.1%} to {check.high:.1%}); the matrix implies {check.implied:.1%}."
+        )
     return _row(
         "Noise matrix",
         "Which wrong label is given depends on the true class alone.",

@@ -12,7 +12,14 @@ import numpy as np
 from hesstune.report.environment import render
 from hesstune.report.figures import curves, heat_map, stability
 from hesstune.report.layers import block_rows, distribution, layer_rows, layer_words, setters, told_carriers
-from hesstune.report.narrative import assumptions, onset, provenance, training_words, verdict
+from hesstune.report.narrative import (
+    assumptions,
+    onset,
+    provenance,
+    training_words,
+    uncontradicted_rate,
+    verdict,
+)
 from hesstune.report.spectrum import spectrum
 from hesstune.runs.model_card import test_labels
 from hesstune.runs.read_records import Records
@@ -112,13 +119,15 @@ def _training(records: Records) -> Picture | None:
     true = [e.val_accuracy_true_labels for e in epochs]
     if any(value is not None for value in true):
         lines.append(("validation, true labels", true))
-    start, rate = onset(records), records.facts.noise.rate
+    start, rate = onset(records), uncontradicted_rate(records)
+    share = "share of training labels that are right"
+    share += "" if records.facts.noise.injected else ", by the noise matrix"
     picture = curves(
         "training",
         [e.epoch for e in epochs],
         lines,
         ("Accuracy by epoch", "epoch", "accuracy (share of 1)"),
-        None if rate is None else ("share of training labels that are right", 1 - rate),
+        None if rate is None else (share, 1 - rate),
         None if start is None else ("starts to fit the noise", start[0]),
     )
     return Picture(picture, training_words(records))

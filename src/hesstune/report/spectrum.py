@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from hesstune.errors import counted
 from hesstune.report.figures import spectra
 from hesstune.report.layers import LayerRow
 
@@ -50,7 +51,6 @@ def spectrum(rows: list[LayerRow]) -> Spectrum | None:
         words += f", {found.mean[0] / total:.0%} of the sum of the first {len(found.mean)}"
     if without := [row.layer.name for row in rows if row.layer.spectrum is None]:
         words += (
-            f". {len(without)} layer{'s have' if len(without) > 1 else ' has'} none, since eigenvalues come "
-            "with the exact path alone"
+            f". No eigenvalues of {counted(len(without), 'layer')}: they are computed by the exact path only"
         )
     return Spectrum(spectra("spectrum", lines, title), numbers, max(len(v) for _, v in numbers), words + ".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from hesstune.errors import counted
 from hesstune.report.environment import render
 from hesstune.report.figures import bars, scatter
 from hesstune.study.records import Mean, StudyResults
@@ -155,7 +156,7 @@ def _table(results: StudyResults, task: str | None) -> Table:
         if any(cells.values()):
             rows.append(TableRow(method, [_cell(cells[name], name) for name in METRICS]))
     rows.sort(key=lambda row: -float(row.cells[0].value or -1))
-    title = task if task is not None else f"Mean over {len(results.tasks)} tasks"
+    title = task if task is not None else f"Mean over {counted(len(results.tasks), 'task')}"
     return Table(title, [title for title, _, _ in METRICS.values()], rows)
 
 
@@ -220,7 +221,9 @@ def _against(results: StudyResults, metric: str, title: str) -> Points | None:
         for m in results.methods
     ]
     shown = concordance([c.x for c in cells], [c.y for c in cells])
-    words = f"{len(cells)} runs; Kendall's τ " + ("is undefined" if shown is None else f"= {shown:.2f}")
+    words = f"{counted(len(cells), 'run')}; Kendall's τ " + (
+        "is undefined" if shown is None else f"= {shown:.2f}"
+    )
     within = []
     for task in results.tasks:
         some = [c for c in cells if c.task == task]

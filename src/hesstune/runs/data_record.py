@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,12 @@ class PartRecord:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the record as tensors; the ids are JSON, in bytes."""
         ids = np.frombuffer(json.dumps(self.ids).encode(), np.uint8)
-        arrays: dict[str, NDArray[np.uint8]] = {"ids": ids, "contents": self.contents, "labels": self.labels, "trained": self.trained}
+        arrays: dict[str, NDArray[Any]] = {
+            "ids": ids,
+            "contents": self.contents,
+            "labels": self.labels,
+            "trained": self.trained,
+        }
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
     @classmethod

@@ -12,8 +12,8 @@ from hesstune.storage.stored import Stored
 
 __all__ = [
     "MEASURE", "MEASURE_TENSORS",
-    "CostOfError", "Counted", "CurvePoint", "Dependence", "Epoch", "Estimated", "Failed",
-    "LabelIssuesRecord", "LabelNoise", "MatrixFacts", "NoiseCheck", "NoiseMatrixRecord", "Normalisation",
+    "Agreement", "CostOfError", "Counted", "CurvePoint", "Dependence", "Epoch", "Estimated", "Failed",
+    "LabelIssuesRecord", "LabelNoise", "MatrixCheck", "MatrixFacts", "NoiseCheck", "NoiseFit", "NoiseMatrixRecord", "Normalisation",
     "Picture", "Pictures", "RadiusRecord", "Recipe", "Result", "RunRecord", "Sizes", "checkpoint_name",
 ]  # fmt: skip
 
@@ -293,8 +293,62 @@ class NoiseCheck(Stored):
     statements: list[str] = []
 
 
+class Agreement(Stored):
+    """Some labels, and how many of them the network agrees with."""
+
+    agreed: int
+    examples: int
+
+    @property
+    def share(self) -> float:
+        """The share of the labels that the network agrees with; 0 if there are none."""
+        return self.agreed / self.examples if self.examples else 0.0
+
+
+class NoiseFit(Stored):
+    """Agreement of the network with training labels that are wrong, or suspected to be, and with the others.
+
+    `expected_right` is the share of the suspected labels that are right by their posterior; `known` says that
+    the true labels are known.
+    """
+
+    wrong: Agreement
+    right: Agreement
+    expected_right: float
+    known: bool
+
+
+class MatrixCheck(Stored):
+    """A test of the given noise matrix on the examples that probes are surest of, out of sample.
+
+    `differing` of the `examples` labels differ from the prediction, a share between `low` and `high` (99 %
+    interval). The matrix implies the share `implied` if all predictions are right, and `least` in any case.
+    """
+
+    # The share of the surest predictions that may be wrong before the matrix is blamed.
+    ALLOWED_ERROR: ClassVar[float] = 0.1
+
+    differing: int
+    examples: int
+    low: float
+    high: float
+    implied: float
+    least: float
+
+    @property
+    def contradiction(self) -> Literal["too much noise", "too little noise"] | None:
+        """What the matrix wrongly implies; None if the labels do not contradict it."""
+        if self.high < self.least:
+            return "too much noise"
+        return "too little noise" if self.low > self.implied + self.ALLOWED_ERROR else None
+
+
 class LabelIssuesRecord(Stored):
-    """label_issues.json: who judged the list, and the noise matrix that validation examples show."""
+    """label_issues.json: who judged the list, the noise matrix that validation examples show, and two tests.
+
+    `fit` compares the network with the labels, `matrix_check` the given noise matrix; None if there is nothing
+    to compare.
+    """
 
     what: ClassVar[str] = "a record of label issues"
     mend: ClassVar[str] = "remove it and make it again with hesstune report"
@@ -302,6 +356,8 @@ class LabelIssuesRecord(Stored):
     examples: int
     noise_matrix: NoiseMatrixRecord | None
     judged_by: Literal["probes", "network"] = "network"
+    fit: NoiseFit | None = None
+    matrix_check: MatrixCheck | None = None
 
 
 class Picture(Stored):
