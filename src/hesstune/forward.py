@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hesstune.errors import ModelError
+from hesstune.one_example import DenseBatchNorm
 
 __all__ = [
     "Inputs",
@@ -60,7 +61,8 @@ def logits_of(model: nn.Module, inputs: Inputs) -> torch.Tensor:
     Raises:
         ModelError: If the output holds no (N, K) logits.
     """
-    output = outputs_of(model, inputs)
+    with DenseBatchNorm() if torch.is_grad_enabled() and _is_one_example(inputs) else nullcontext():
+        output = outputs_of(model, inputs)
     logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
     if logits is None and isinstance(output, tuple) and output:
         logits = output[0]
@@ -68,6 +70,12 @@ def logits_of(model: nn.Module, inputs: Inputs) -> torch.Tensor:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(output).__name__
         raise ModelError(f"the model must return logits of shape (N, K); got {got}. Is it a classifier?")
     return logits
+
+
+def _is_one_example(inputs: Inputs) -> bool:
+    values = inputs.values() if isinstance(inputs, Mapping) else [inputs]
+    sizes = (value.shape[0] for value in values if isinstance(value, torch.Tensor) and value.ndim)
+    return next(sizes, 0) == 1
 
 
 def batch_size(inputs: Inputs) -> int:

@@ -40,21 +40,25 @@ OnOutput = Callable[[CapturedLayer, torch.Tensor], torch.Tensor]
 
 
 class Interceptor(TorchFunctionMode):
-    """Records the calls whose weight is one of the named parameters."""
+    """Records the calls whose weight is one of the named parameters.
+
+    Every output of a linear layer, recorded or not, is returned as an alias that is not a view, so that the
+    network may write into it in place whichever weights require gradients.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        names: Sequence[str],
-        examples: int,
-        layouts: Mapping[str, Layout],
-        on_output: OnOutput | None,
-        copied: frozenset[str],
+        names: Sequence[str] = (),
+        examples: int = 1,
+        layouts: Mapping[str, Layout] | None = None,
+        on_output: OnOutput | None = None,
+        copied: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
         wanted = set(names)
         self._names = {id(p): name for name, p in named_parameters(model).items() if name in wanted}
-        self._examples, self._layouts = examples, layouts
+        self._examples, self._layouts = examples, layouts or {}
         self._on_output, self._copied = on_output, copied
         self._versions: list[tuple[str, torch.Tensor, int]] = []
         self.found: dict[str, list[CapturedLayer]] = {name: [] for name in names}
@@ -77,12 +81,13 @@ class Interceptor(TorchFunctionMode):
         name = self._names.get(id(given["weight"]))
         # A convolution without a batch dimension has channels first: it is not one of the plain calls.
         if name is None or (kind.startswith("conv") and given["input"].ndim != given["weight"].ndim):
-            return func(*args, **kwargs)
+            return _not_a_view(func(*args, **kwargs))
         if name in self._copied:
             clone = given["input"].clone()
             args = [clone if a is given["input"] else a for a in args]
+            kwargs = {k: clone if a is given["input"] else a for k, a in kwargs.items()}
             given["input"] = clone
-        return self._record(name, kind, func, given, func(*args, **kwargs))
+        return self._record(name, kind, func, given, _not_a_view(func(*args, **kwargs)))
 
     def _record(
         self, name: str, kind: str, func: Any, given: dict[str, Any], output: torch.Tensor
@@ -102,6 +107,13 @@ class Interceptor(TorchFunctionMode):
     def overwritten(self) -> frozenset[str]:
         """Return the layers whose input was changed in place after the call."""
         return frozenset(name for name, a, version in self._versions if a._version != version)
+
+
+def _not_a_view(output: torch.Tensor) -> torch.Tensor:
+    # `linear` of three dimensions returns a view. A write in place gives a view another place in the graph,
+    # so that an edge taken before no longer leads to it. The alias shares the memory and is not a view.
+    alias: torch.Tensor = torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
+    return alias
 
 
 def _captured(

@@ -71,7 +71,7 @@ def _seen(
     model: nn.Module, inputs: Inputs, names: Sequence[str], copied: frozenset[str] = frozenset()
 ) -> tuple[torch.Tensor, dict[str, CapturedLayer]]:
     size = batch_size(inputs)
-    interceptor = Interceptor(model, names, size, {}, None, copied)
+    interceptor = Interceptor(model, names, size, copied=copied)
     try:
         with interceptor:
             logits = logits_of_each(model, inputs)

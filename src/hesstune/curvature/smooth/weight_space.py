@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from hesstune.curvature.batches import each_alone
+from hesstune.curvature.interception import Interceptor
 from hesstune.curvature.objective import PerExampleLoss
 from hesstune.curvature.smooth.losses import stable_losses
 from hesstune.curvature.smooth.quadrature import Krylov
@@ -27,7 +28,9 @@ class WeightProducts:
         self._weight = named_parameters(model)[name]
         self._slopes: list[torch.Tensor] = []
         for row, one in each_alone(inputs):
-            value = stable_losses(loss, logits_of(model, one), targets[row : row + 1])
+            with Interceptor(model):
+                logits = logits_of(model, one)
+            value = stable_losses(loss, logits, targets[row : row + 1])
             slope = None
             if value.requires_grad:
                 total = value.sum()
