@@ -9,11 +9,37 @@ from torch import nn
 from hesstune.errors import ConfigError, unknown_name
 from hesstune.reference import layer_names
 
-__all__ = ["freeze"]
+__all__ = ["freeze", "trains_head_only"]
 
 
 def freeze(model: nn.Module, train: str, head: str) -> list[str]:
     """Freeze every parameter that `train` does not name; return the names of those trained.
+
+    Raises:
+        ConfigError: As `_chosen`.
+    """
+    chosen = _chosen(model, train, head)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return [name for name, _ in model.named_parameters() if name in chosen]
+
+
+def trains_head_only(model: nn.Module, train: str, head: str) -> bool:
+    """Return whether `train` names exactly the parameters of the head, however it is written.
+
+    Raises:
+        ConfigError: As `_chosen`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> [trains_head_only(model, train, "2") for train in ("last:1", "2.*", "from:2", "last:2", "2.bias")]
+        [True, True, True, False, False]
+    """
+    return _chosen(model, train, head) == _chosen(model, "head", head)
+
+
+def _chosen(model: nn.Module, train: str, head: str) -> set[str]:
+    """Return the names of the parameters that `train` names.
 
     Args:
         model: The network.
@@ -45,9 +71,7 @@ def freeze(model: nn.Module, train: str, head: str) -> list[str]:
             raise unknown_name(
                 "pattern of parameters to train", train, ["all", "head", "last:N", "from:MODULE", *names]
             )
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in chosen)
-    return [name for name in names if name in chosen]
+    return chosen
 
 
 def _first_of(module: str, model: nn.Module, names: list[str]) -> int:

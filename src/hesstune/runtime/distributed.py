@@ -22,6 +22,7 @@ from torch import distributed, nn
 
 from hesstune.errors import ConfigError, HesstuneError, RunError
 from hesstune.forward import Inputs, batch_size, logits_of
+from hesstune.runtime.seeds import mixed_seed
 
 __all__ = [
     "SplitForward",
@@ -190,7 +191,7 @@ class SplitForward:
         self._calls += 1
         with torch.random.fork_rng(enabled=net.training):
             if net.training:
-                torch.manual_seed(hash((*self._key, self._calls, rank())) % 2**63)
+                torch.manual_seed(mixed_seed(*self._key, self._calls, rank()))
             rows = _rows(inputs, torch.arange(own.start, own.stop))
             logits = logits_of(self._wrapped.get(id(net), net), rows)
         gather: Callable[..., torch.Tensor] = _Gather.apply
