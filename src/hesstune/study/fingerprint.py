@@ -1,4 +1,4 @@
-"""What a cell's result depends on, as one digest: options, and the contents of all data and files they name."""
+"""What a cell's result depends on, as one digest: options, and the contents of data and files they name."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ def fingerprint(config: FinetuneConfig, data: str, settings: Settings, contents:
 def data_digest(spec: str, size: int, how: Reading, contents: Contents) -> tuple[str, int, bool]:
     """Return a digest of the examples, the number of classes, and whether the examples are texts.
 
-    The digest is of ids, labels, parts, images or texts, and of the table or archive that holds them: it may have
-    votes or soft labels.
+    The digest is of ids, labels, parts, images or texts, and of the table or archive that holds them: it may
+    have votes or soft labels.
 
     Raises:
         DataError: If the data cannot be read.

@@ -75,7 +75,7 @@ def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[Fine
 
 
 def _tried(config: FinetuneConfig, options: dict[str, float], folder: Path) -> Trial:
-    """Return a trial's record: as an earlier call left it, or of a run, which is continued if it had begun."""
+    """Return a trial's record: what an earlier call left, or of a run, which is continued if it had begun."""
     path = folder.with_suffix(".json")
     if (kept := read_record(path, Trial)) is not None and kept.options == options:
         return kept

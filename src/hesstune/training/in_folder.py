@@ -20,7 +20,7 @@ from hesstune.runs.records import CONFIG, NOISE_MATRIX, RECORD
 from hesstune.runs.run import Given, Run
 from hesstune.runs.sharded import refuse_one, weights_of
 from hesstune.runs.start_check import check_unchanged
-from hesstune.runtime.distributed import on_main_process, refuse_adapting, start_ranks, world
+from hesstune.runtime.distributed import joined_ranks, on_main_process, refuse_adapting, world
 from hesstune.storage.remembered import remembering
 from hesstune.training.prepare import SETTLED, Prepared, prepare
 from hesstune.training.tracking import check_tracker
@@ -28,6 +28,7 @@ from hesstune.training.tracking import check_tracker
 __all__ = ["in_folder"]
 
 
+@joined_ranks()
 def in_folder(
     config: FinetuneConfig,
     given: Given,
@@ -52,7 +53,6 @@ def in_folder(
         HesstuneError: If an option or input is wrong, or the folder cannot be used.
     """
     check_tracker(config.track)
-    start_ranks()
     refuse_adapting(config.batch_norm)
     refuse_one(config.shard)
     if config.out is None and world() > 1:

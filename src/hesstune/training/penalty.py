@@ -96,8 +96,8 @@ def with_head_penalty(
 ) -> tuple[FinetuneConfig, list[str]]:
     """Return the configuration with its weight decay, where none was given, and what its user should know.
 
-    The penalty is one of the loss. adamw would subtract lr·λ·W from the weights instead, whatever the gradient;
-    without that decay it is adam, whose weight decay is a penalty of the loss.
+    The penalty is one of the loss. adamw would subtract lr·λ·W from the weights instead, whatever the
+    gradient; without that decay it is adam, whose weight decay is a penalty of the loss.
     """
     if config.weight_decay is not None:
         return config, []
@@ -114,7 +114,7 @@ def with_head_penalty(
     if found and config.optimizer == "adamw":
         changes["optimizer"] = "adam"
         notes.append(
-            "the optimizer is adam, not adamw: the weight decay found by cross-validation is a penalty of the "
-            "loss, and adamw decays weights apart from the loss; to use adamw give --weight-decay"
+            "the optimizer is adam, not adamw: the weight decay found by cross-validation is a penalty of "
+            "the loss, and adamw decays weights apart from the loss; to use adamw give --weight-decay"
         )
     return config.model_copy(update=changes), notes
