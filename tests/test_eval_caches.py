@@ -129,7 +129,9 @@ def stability(model, ref):
 
 
 def certified(model, ref, **options):
-    data = TensorDataset(X.repeat(4, 1).double() + torch.arange(4.0).repeat_interleave(N)[:, None], Y.repeat(4))
+    data = TensorDataset(
+        X.repeat(4, 1).double() + torch.arange(4.0).repeat_interleave(N)[:, None], Y.repeat(4)
+    )
     options = {"draws": 24, "block_size": 8, "prior_scales": [0.5, 1.0], **options}
     found = ht.certify(model, ref, data, diagnostic=True, **options)
     beside = certify_holdout(model, data, diagnostic=True)

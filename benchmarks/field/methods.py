@@ -118,7 +118,7 @@ def as_task(task: FieldTask, seed: int, validated: bool) -> Task:
 def accuracy(task: FieldTask, method: str, seed: int, told: Path, **options: Any) -> float:
     """Fit one head; return its accuracy on the test part. F is written to `told`, and read from there."""
     kind = method_class(method)
-    asked = {**kind.defaults("head"), **options}
+    asked = {**kind.defaults(head_only=True), **options}
     validated = asked.get("radius") == "auto" or "patience" in asked
     if kind.uses_noise():
         options["noise_matrix"] = str(told) if told.is_file() else "estimate:auto"

@@ -45,6 +45,7 @@ __all__ = [
     "names_written",
     "numbers_by_name",
     "renamed_option",
+    "shown_of",
     "takes_options",
 ]
 
@@ -57,11 +58,13 @@ class Shown:
         metavar: The word that stands for the value in the help.
         repeated: Whether the option is given once for each value.
         also: A type that Python takes beside the field's own, into which it is made.
+        names_file: Whether the value may name a file or folder whose contents count, as PATH or KIND:PATH.
     """
 
     metavar: str
     repeated: bool = False
     also: type | None = None
+    names_file: bool = False
 
 
 # What other libraries call options of hesstune.
@@ -111,7 +114,7 @@ def numbers_by_name(value: Any, wanted: str) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split), Shown("NAME,NAME,…", also=str)]
-FilePath = Annotated[str, Shown("FILE")]
+FilePath = Annotated[str, Shown("FILE", names_file=True)]
 DEVICE: Any = Field("auto", description="where to compute: cpu, cuda, mps or auto")
 
 
@@ -162,11 +165,24 @@ class Options(BaseModel):
                 return kind.heading
         raise KeyError(name)
 
+    @classmethod
+    def naming_files(cls) -> list[str]:
+        """Return the names of the options whose values may name a file or folder."""
+        return [
+            name for name, field in cls.model_fields.items() if any(m.names_file for m in shown_of(field))
+        ]
+
     def given(self) -> dict[str, Any]:
         """Return the options that were given, not left at their defaults, by name."""
         return {
             name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set
         }
+
+
+def shown_of(field: FieldInfo) -> list[Shown]:
+    """Return how the command line takes a field, or the members of its union."""
+    inner = (m for part in get_args(field.annotation) for m in getattr(part, "__metadata__", ()))
+    return [m for m in (*field.metadata, *inner) if isinstance(m, Shown)]
 
 
 O = TypeVar("O", bound=Options)  # noqa: E741

@@ -114,7 +114,9 @@ def test_maxima_traces_and_noise_stability_see_outputs_that_are_changed_in_place
     hessian = block_hessian(model, x, y, "first.weight")
     truth = positive_form(hessian, ref.difference(model, "first.weight")).max()
     assert float(largest.quadratic.nan_to_num().max()) == pytest.approx(float(truth), rel=0.05)
-    assert bool(((largest.trace[:, 0] - positive_trace(hessian)).abs() < 6 * largest.trace_stderr[:, 0]).all())
+    assert bool(
+        ((largest.trace[:, 0] - positive_trace(hessian)).abs() < 6 * largest.trace_stderr[:, 0]).all()
+    )
     predicted = noise_stability(model, [(x, y)], 0.1, samples=2, layers="first.weight", probes=16)
     mean = 0.005 * float(hessian.diagonal(dim1=1, dim2=2).sum(1).mean())
     assert abs(predicted.taylor - mean) < 5 * predicted.taylor_stderr
@@ -152,7 +154,9 @@ def test_a_query_that_is_written_into_a_slice():
     check(model, ref, x, y)
     largest = measure(model, ref, [(x, y)], examples="max")  # takes gradients in one of the layers alone
     found = measure(model, ref, [(x, y)])
-    torch.testing.assert_close(largest.quadratic.nan_to_num().amax(0), found.quadratic.amax(0), rtol=0.05, atol=0)
+    torch.testing.assert_close(
+        largest.quadratic.nan_to_num().amax(0), found.quadratic.amax(0), rtol=0.05, atol=0
+    )
 
 
 class UsedTwice(GlobalQuery):
@@ -168,7 +172,9 @@ class UsedTwice(GlobalQuery):
 def test_weights_that_are_used_twice_and_written_into_slices():
     torch.manual_seed(0)
     model, ref, x, y = made(UsedTwice(), 3, 4, 3)
-    truth = positive_form(block_hessian(model, x, y, "globally.weight"), ref.difference(model, "globally.weight"))
+    truth = positive_form(
+        block_hessian(model, x, y, "globally.weight"), ref.difference(model, "globally.weight")
+    )
     found = measure(model, ref, [(x, y)], layers="globally.weight", steps=64, tol=1e-9)
     torch.testing.assert_close(found.quadratic[:, 0], truth, rtol=1e-6, atol=1e-12)
 

@@ -56,7 +56,9 @@ def sharpness(model, ref):
 
 
 def stability(model, ref):
-    found = ht.noise_stability(model, [(images(2), TARGETS[:2])], 0.05, samples=2, probes=2, layers="*classifier*")
+    found = ht.noise_stability(
+        model, [(images(2), TARGETS[:2])], 0.05, samples=2, probes=2, layers="*classifier*"
+    )
     return torch.tensor([found.value, found.taylor])
 
 
@@ -86,7 +88,9 @@ def without_cache(monkeypatch):
     return install
 
 
-@pytest.mark.parametrize("user", [logits, measured, sharpness, stability, draws], ids=lambda user: user.__name__)
+@pytest.mark.parametrize(
+    "user", [logits, measured, sharpness, stability, draws], ids=lambda user: user.__name__
+)
 def test_it_is_used_with_its_present_biases(user, without_cache):
     model, ref = levit()
     before = {name: t.clone() for name, t in model.state_dict().items()}

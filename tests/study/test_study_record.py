@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import write_study
-from hesstune.study.plan import ELSEWHERE, LATER
+from hesstune.study.fingerprint import ELSEWHERE, LATER
 from hesstune.study.results import read_compact
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ def test_the_page_is_written_from_the_records():
 def test_a_new_option_does_not_void_the_oldest_record():
     """An option added since is named in LATER; else its default would change every fingerprint."""
     from hesstune.runs.config import FinetuneConfig
-    from hesstune.study.plan import EARLIER
+    from hesstune.study.fingerprint import EARLIER
 
     record = read_compact(STUDY / "programmatic_first.csv")
     told = set(record["shared"])

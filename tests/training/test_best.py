@@ -11,8 +11,9 @@ def offered(losses, errors=None, **options):
     best = Best(True, **options)
     errors = torch.zeros_like(losses) if errors is None else errors
     for epoch, rows in enumerate(zip(losses, errors, strict=True)):
-        best.offer(Judged(*rows), lambda epoch=epoch: {"w": torch.tensor(epoch)}, start=epoch == 0)
-    return int(best.weights["w"]), best.waited
+        best.offer(Judged(*rows), lambda epoch=epoch: {"w": torch.tensor(epoch)}, epoch)
+    assert best.epoch == int(best.weights["w"])
+    return best.epoch, best.waited
 
 
 def beats(one, other):
@@ -65,11 +66,11 @@ def test_a_kept_state_goes_on_where_it_was():
     through, first, second = (Best(True, latest=True) for _ in range(3))
     for epoch, rows in enumerate(zip(losses, errors, strict=True)):
         for best in (through, first if epoch < 5 else second):
-            best.offer(Judged(*rows), lambda e=epoch: {"w": torch.tensor(e)}, start=epoch == 0)
+            best.offer(Judged(*rows), lambda e=epoch: {"w": torch.tensor(e)}, epoch)
         if epoch == 4:
             second.take(first.tree())
     assert torch.equal(second.weights["w"], through.weights["w"])
-    assert second.waited == through.waited
+    assert (second.epoch, second.waited) == (through.epoch, through.waited)
 
 
 def test_one_validation_example_is_no_reason_to_keep_a_worse_epoch():

@@ -35,7 +35,14 @@ from hesstune.runs.options.analysis import CertifyOptions
 from hesstune.runs.records import CERTIFICATE
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
-from hesstune.runtime.distributed import all_gather, all_reduce_sum, on_main_process, rank, start_ranks, world
+from hesstune.runtime.distributed import (
+    all_gather,
+    all_reduce_sum,
+    joined_ranks,
+    on_main_process,
+    rank,
+    world,
+)
 
 __all__ = ["certify_run"]
 
@@ -43,6 +50,7 @@ BLOCK = 32
 
 
 @takes_options(CertifyOptions)
+@joined_ranks()
 def certify_run(
     run: Run, *, progress: Callable[[int, int, str], None] | None = None, **options: Any
 ) -> Certificate:
@@ -58,7 +66,6 @@ def certify_run(
         HesstuneError: If the run has not finished, or an assumption of the certificate fails.
     """
     asked = make_options(CertifyOptions, options)
-    start_ranks()
     _ = run.outcome
     task = run.task()
     story = story_of(run, task, asked)

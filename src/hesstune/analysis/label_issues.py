@@ -170,8 +170,10 @@ def _probed(run: Run, task: Task, device: torch.device) -> Probed | None:
     if config.noise_matrix is not None and run.noise_matrix is not None:
         told = run.noise_matrix.array if not config.noise_matrix.startswith("estimate") else None
 
+    given = part.labels
+
     def judged(matrix: NDArray[np.float64] | None) -> NDArray[np.float64]:
-        observed = Observed.of(part.labels, task.k, matrix, checked)
+        observed = Observed.of(given, task.k, matrix, checked)
         tried = FEWER if matrix is None else [one for one in TOLD if one.shape in ("none", "told")]
         return robust_head(
             features, observed, candidates=tried, held_out=2, doubting=matrix is None, seed=config.seed

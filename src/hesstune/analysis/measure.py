@@ -25,7 +25,7 @@ from hesstune.runs.options.analysis import MeasureOptions, SampleOptions, Stabil
 from hesstune.runs.records import STABILITY
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
-from hesstune.runtime.distributed import on_main_process, start_ranks, world
+from hesstune.runtime.distributed import joined_ranks, on_main_process, world
 from hesstune.storage.stored import write_record
 
 __all__ = ["SIGMAS", "measure_run", "stability_of_run"]
@@ -37,6 +37,7 @@ SIGMAS = (0.001, 0.002, 0.005, 0.01, 0.02)
 
 
 @takes_options(MeasureOptions)
+@joined_ranks()
 def measure_run(
     run: Run,
     *,
@@ -115,6 +116,7 @@ def _write(
 
 
 @takes_options(StabilityOptions)
+@joined_ranks()
 def stability_of_run(run: Run, sigmas: Sequence[float] = SIGMAS, **options: Any) -> list[Stability]:
     """Measure a finished run's noise stability over a range of σ; write noise_stability.json beside it.
 
@@ -150,7 +152,6 @@ class _Opened:
     @classmethod
     def of(cls, run: Run, asked: SampleOptions) -> _Opened:
         """Read a run; its labels are those of training."""
-        start_ranks()
         _ = run.outcome
         task, target, loaded = run.task(), pick_device(asked.device), run.loaded()
         to_channels_last(loaded.model, target)

@@ -12,7 +12,15 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
 from hesstune.errors import ConfigError
-from hesstune.options import OFF_COMMAND_LINE, Options, Shown, make_options, names_written, renamed_option
+from hesstune.options import (
+    OFF_COMMAND_LINE,
+    Options,
+    Shown,
+    make_options,
+    names_written,
+    renamed_option,
+    shown_of,
+)
 
 __all__ = [
     "CONFIG",
@@ -172,8 +180,7 @@ def _kinds(annotation: Any) -> list[Any]:
 
 def _shown(field: FieldInfo) -> Shown | None:
     """Return what a field, or a type within its union, says of how it is written."""
-    inner = [m for part in get_args(field.annotation) for m in getattr(part, "__metadata__", ())]
-    told = [m for m in (*field.metadata, *inner) if isinstance(m, Shown)]
+    told = shown_of(field)
     return told[-1] if told else None
 
 

@@ -21,13 +21,14 @@ from hesstune.analysis.predict import predict_with
 from hesstune.data.objects import listing_of_object
 from hesstune.errors import DataError, listed
 from hesstune.models.load import MODULE, LoadedModel
-from hesstune.runs.config import make_config
+from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.runs.network import network_of
 from hesstune.runs.records import MODEL, RECORD, RunRecord
 from hesstune.runs.run import Run
 from hesstune.runs.task import reading_of
 from hesstune.storage.atomic import writing
 from hesstune.training.finetune import finetune
+from hesstune.training.prepare import as_trained
 
 __all__ = ["RobustClassifier"]
 
@@ -130,13 +131,15 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
             "lr": self.lr,
             "image_size": self.image_size,
             "max_length": self.max_length,
-            "val_fraction": self._val_fraction(),
+            "val_fraction": self.val_fraction,
             "test_fraction": 0.0,
             "seed": self.random_state,
             **(self.options or {}),
         }
         self._network: LoadedModel | None = None
-        config = make_config(options | ({} if isinstance(self.model, str) else {"model": MODULE})).resolved()
+        if options["val_fraction"] is None:
+            options["val_fraction"] = 0.2 if self._uses_validation(options | {"val_fraction": 0.0}) else 0.0
+        config = self._resolved(options)
         assert config.image_size is not None
         # Integers in, names out: messages and the run call the classes as y does.
         found = listing_of_object((X, labels), config.image_size, how=reading_of(config))
@@ -149,10 +152,15 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         self._run = None if self.out is None else run
         return self
 
-    def _val_fraction(self) -> float:
-        if self.val_fraction is not None:
-            return self.val_fraction
-        return 0.2 if self.method == "auto" and self.train != "head" else 0.0
+    def _resolved(self, options: dict[str, Any]) -> FinetuneConfig:
+        return make_config(options | ({} if isinstance(self.model, str) else {"model": MODULE})).resolved()
+
+    def _uses_validation(self, options: dict[str, Any]) -> bool:
+        """Return whether validation examples are needed: `auto` judges other layers than the head by them."""
+        config = self._resolved(options)
+        if config.method != "auto":
+            return False
+        return not as_trained(config, self.model, len(self.classes_), self.is_text_).head_only
 
     @property
     def run_(self) -> Run:

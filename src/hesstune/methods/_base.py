@@ -84,8 +84,12 @@ class Method:
         return cls.needs_noise_matrix or cls.uses_noise_matrix
 
     @classmethod
-    def defaults(cls, train: str) -> dict[str, Any]:
-        """Return the run's options that this method sets where the user does not."""
+    def defaults(cls, head_only: bool) -> dict[str, Any]:
+        """Return the run's options that this method sets if the user does not.
+
+        Args:
+            head_only: Whether the head's parameters are the only ones that are trained.
+        """
         return {}
 
     @classmethod

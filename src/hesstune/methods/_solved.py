@@ -43,6 +43,6 @@ class SolvedHeadMethod(Method):
         return not alone and any(not self.setup.in_head(name) for name in self.setup.trained)
 
     @classmethod
-    def defaults(cls, train: str) -> dict[str, Any]:
+    def defaults(cls, head_only: bool) -> dict[str, Any]:
         """Return the choice of weights: the best on validation, the start among them."""
         return {} if cls.head_alone else {"select": "best"}

@@ -61,10 +61,10 @@ class Certified(Method):
         self.recent, self.most = 0.5, 1e9
 
     @classmethod
-    def defaults(cls, train: str) -> dict[str, Any]:
+    def defaults(cls, head_only: bool) -> dict[str, Any]:
         """Return the options for descent in units of the prior's deviations."""
         # A head alone is learnt before the first epoch; on cached features further steps are full-batch.
-        steps = {"lr": 10.0, "batch_size": 4096} if train == "head" else {"lr": 0.5, "batch_size": 64}
+        steps = {"lr": 10.0, "batch_size": 4096} if head_only else {"lr": 0.5, "batch_size": 64}
         return {"optimizer": "sgd", "momentum": 0.9, **steps}
 
     @torch.no_grad()
@@ -122,10 +122,11 @@ class Certified(Method):
         weight, bias = (self.base.get(self._own(p), 0.0) for p in ("weight", "bias"))
 
         def disturb(_: nn.Module, args: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
-            spread = (weight**2 * args[0].square().sum(dim=1, keepdim=True) + bias**2).sqrt()
+            # In float32: the square of a feature may be larger than float16 holds.
+            spread = (weight**2 * args[0].float().square().sum(dim=1, keepdim=True) + bias**2).sqrt()
             # Of the whole batch on every process: each then takes the noise that one process would.
             noise = torch.randn((size, *out.shape[1:]), dtype=out.dtype, device=out.device)[share]
-            return out + self.log_scale[0].exp().to(out) * spread * noise
+            return out + (self.log_scale[0].exp().to(spread) * spread * noise).to(out)
 
         handle = self.linear.register_forward_hook(disturb)
         try:
@@ -151,6 +152,8 @@ class Certified(Method):
         with torch.enable_grad():
             result = compute()
         slope = torch.zeros(2) if self.log_scale.grad is None else self.log_scale.grad.clone()
+        if any(p.grad is not None and not bool(p.grad.isfinite().all()) for p in parameters.values()):
+            slope.fill_(float("nan"))  # too large for fp16, whose scaler then takes no step
         kl = torch.zeros(2, dtype=torch.float64)
         steps = {}
         for name, p in parameters.items():
@@ -166,7 +169,8 @@ class Certified(Method):
             scaled = weight * steps[name]
             p.grad = scaled if p.grad is None else p.grad * self._deviation(name) ** 2 + scaled
         pull = self.options["scale_lr"] * (slope.double() - 2 * weight * kl)
-        self.log_scale -= pull.clamp(-SCALE_STEP, SCALE_STEP).float()
+        if bool(pull.isfinite().all()):
+            self.log_scale -= pull.clamp(-SCALE_STEP, SCALE_STEP).float()
         self.log_scale[0].clamp_(max=self.most)
         return result
 

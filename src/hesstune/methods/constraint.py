@@ -40,11 +40,11 @@ RADII = {
 }
 
 
-def unheard(radius: object, train: str) -> tuple[str, ...]:
+def unheard(radius: object, head_only: bool) -> tuple[str, ...]:
     """Return the options of RADII that have no effect beside the radii that were asked for."""
     if isinstance(radius, float | Mapping):
         return tuple(RADII)
-    return ("layer_share",) if train == "head" else ()
+    return ("layer_share",) if head_only else ()
 
 
 class Constraint(Method):

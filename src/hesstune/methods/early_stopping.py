@@ -17,7 +17,7 @@ class EarlyStopping(Method):
     shards = True
 
     @classmethod
-    def defaults(cls, train: str) -> dict[str, Any]:
+    def defaults(cls, head_only: bool) -> dict[str, Any]:
         """Return the patience and the rule for which weights are kept."""
         return {"patience": 3, "select": "best"}
 

@@ -46,7 +46,7 @@ class PickToLearn(Method):
         self._told: tuple[float, int] | None = None
 
     @classmethod
-    def defaults(cls, train: str) -> dict[str, Any]:
+    def defaults(cls, head_only: bool) -> dict[str, Any]:
         """Return the options of a run whose epochs only add examples."""
         return {"train": "head", "augment": "none", "batch_size": 4096, "epochs": 20}
 

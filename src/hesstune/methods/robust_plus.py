@@ -30,7 +30,7 @@ class RobustPlus(EarlyLearning, Robust):
     }
 
     @classmethod
-    def defaults(cls, train: str) -> dict[str, Any]:
+    def defaults(cls, head_only: bool) -> dict[str, Any]:
         """Return the choice of radii: from noisy validation, where the user gives none."""
         return {"radius": "auto"}
 

@@ -16,7 +16,7 @@ class WeightDecay(Method):
     shards = True
 
     @classmethod
-    def defaults(cls, train: str) -> dict[str, Any]:
+    def defaults(cls, head_only: bool) -> dict[str, Any]:
         """Return the optimizer and its decay."""
         return {"optimizer": "adamw", "weight_decay": 0.01}
 

@@ -11,11 +11,37 @@ from hesstune.checks import parse_integer
 from hesstune.errors import ConfigError, unknown_name
 from hesstune.reference import in_modules, layer_names
 
-__all__ = ["freeze"]
+__all__ = ["freeze", "trains_head_only"]
 
 
 def freeze(model: nn.Module, train: str, heads: str | Sequence[str]) -> list[str]:
     """Freeze every parameter that `train` does not name; return the names of those trained.
+
+    Raises:
+        ConfigError: As `_chosen`.
+    """
+    chosen = _chosen(model, train, heads)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return [name for name, _ in model.named_parameters() if name in chosen]
+
+
+def trains_head_only(model: nn.Module, train: str, heads: str | Sequence[str]) -> bool:
+    """Return whether `train` names exactly the parameters of the head, however it is written.
+
+    Raises:
+        ConfigError: As `_chosen`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> [trains_head_only(model, train, "2") for train in ("last:1", "2.*", "from:2", "last:2", "2.bias")]
+        [True, True, True, False, False]
+    """
+    return _chosen(model, train, heads) == _chosen(model, "head", heads)
+
+
+def _chosen(model: nn.Module, train: str, heads: str | Sequence[str]) -> set[str]:
+    """Return the names of the parameters that `train` names.
 
     Args:
         model: The network.
@@ -51,9 +77,7 @@ def freeze(model: nn.Module, train: str, heads: str | Sequence[str]) -> list[str
             raise unknown_name(
                 "pattern of parameters to train", train, ["all", "head", "last:N", "from:MODULE", *names]
             )
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in chosen)
-    return [name for name in names if name in chosen]
+    return chosen
 
 
 def _first_of(module: str, model: nn.Module, names: list[str]) -> int:

@@ -45,20 +45,38 @@ class FinetuneConfig(
         )
     }
 
+    @property
+    def head_only(self) -> bool:
+        """Whether the head's parameters are the only ones that are trained.
+
+        `train` is `head` if and only if this holds, once `prepare` has seen the network: it replaces every
+        other spelling of the same parameters (`last:1`, a pattern) by `head`.
+        """
+        return self.train == "head"
+
+    def as_head_only(self) -> FinetuneConfig:
+        """Return the resolved configuration of the same options with `train` set to `head`."""
+        given = {name: value for name, value in self.given().items() if name != "train"}
+        return make_config({**given, "train": "head"}).resolved()
+
     def resolved(self) -> FinetuneConfig:
-        """Return the configuration with every default that depends on another option filled in."""
+        """Return the configuration with every default that depends on another option filled in.
+
+        The options that count as given stay the same, so that defaults can be filled in again.
+        """
         from hesstune.methods import method_class
 
         kind = method_class(self.method)
         size = self.image_size or (64 if self.data == "digits" else 128)
         changes: dict[str, Any] = {
             name: value
-            for name, value in kind.defaults(self.train).items()
+            for name, value in kind.defaults(self.head_only).items()
             if name not in self.model_fields_set
         }
         changes["image_size"] = size
         changes["method_options"] = kind.checked_options(self.method_options) or None
-        changes["lr"] = self.lr or changes.get("lr") or usual_lr(self.train)
+        head_only = changes.get("train", self.train) == "head"
+        changes["lr"] = self.lr or changes.get("lr") or usual_lr(head_only)
         changes |= self._decay(kind, changes)
         changes |= self._radius(kind)
         if kind.uses_noise() and not kind.solves_head and not self.noise_matrix and self.inject_noise:
@@ -70,7 +88,7 @@ class FinetuneConfig(
             )
         self._check_labels(kind)
         changes["warmup_epochs"] = self._warmup(kind)
-        self._check_head(kind, changes.get("train", self.train))
+        self._check_sampler(kind)
         if self.shard and not kind.shards:
             raise ConfigError(
                 f"method '{self.method}' cannot train sharded weights; choose another, such as --method "
@@ -87,6 +105,7 @@ class FinetuneConfig(
                 f"method '{self.method}' has no balanced class weights; use --sampler balanced instead"
             )
         made = self.model_copy(update=changes)
+        made.__pydantic_fields_set__.intersection_update(self.model_fields_set)
         judged = (made.patience or made.select == "best") and not kind.solves_head
         if judged and self.val_fraction == 0 and self.data == "digits":
             raise ConfigError("early stopping and --select best need validation data; raise --val-fraction")
@@ -122,21 +141,14 @@ class FinetuneConfig(
         """Whether the head alone is trained, on features of inputs that do not vary."""
         plain = self.augment in ("auto", "none") and self.batch_norm == "frozen"
         # A head alone cannot be called where its network is sharded.
-        return self.train in ("head", "last:1") and plain and not self.shard
+        return self.head_only and plain and not self.shard
 
-    def check_inputs(self, texts: bool) -> None:
-        """Raise ConfigError where the method cannot train on the data's kind of input."""
+    def check_trained(self, texts: bool) -> None:
+        """Raise ConfigError if the method cannot train these parameters, or not on this kind of input."""
         from hesstune.methods import method_class
 
-        if texts and method_class(self.method).mixes_inputs and not self.head_alone:
-            raise ConfigError(
-                f"method '{self.method}' mixes inputs, and texts cannot be mixed; use it on images, or with "
-                "--train head, where features are mixed, or choose another method"
-            )
-
-    def _check_head(self, kind: type[Method], train: str) -> None:
-        """Raise ConfigError where a method that trains the head alone is asked for more."""
-        if kind.head_alone and train not in ("head", "last:1"):
+        kind = method_class(self.method)
+        if kind.head_alone and not self.head_only:
             deeper = (
                 ""
                 if kind.solves_head
@@ -146,6 +158,14 @@ class FinetuneConfig(
             raise ConfigError(
                 f"method '{self.method}' trains a linear head on frozen features; give --train head{deeper}"
             )
+        if texts and kind.mixes_inputs and not self.head_alone:
+            raise ConfigError(
+                f"method '{self.method}' mixes inputs, and texts cannot be mixed; use it on images, or with "
+                "--train head, where features are mixed, or choose another method"
+            )
+
+    def _check_sampler(self, kind: type[Method]) -> None:
+        """Raise ConfigError if a balanced sampler is asked of a method that draws no batches."""
         if kind.head_alone and self.sampler == "balanced":
             raise ConfigError(f"method '{self.method}' has no balanced sampler; leave --sampler out")
 
@@ -171,9 +191,9 @@ class FinetuneConfig(
         return self.model_dump(mode="json")
 
 
-def usual_lr(train: str) -> float:
-    """Return the learning rate where nobody gives one: a head alone takes larger steps."""
-    return 1e-2 if train == "head" else 1e-4
+def usual_lr(head_only: bool) -> float:
+    """Return the default learning rate: larger if the head is the only layer that is trained."""
+    return 1e-2 if head_only else 1e-4
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

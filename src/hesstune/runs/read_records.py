@@ -61,6 +61,11 @@ class Records:
             lines = [line for line in read_text(path).splitlines() if line]
         return [checked_record(path, files.Epoch, partial(json.loads, line)) for line in lines]
 
+    @property
+    def kept_epoch(self) -> files.Epoch | None:
+        """The epoch whose weights are the run's result, the start among them; None if none was validated."""
+        return next((epoch for epoch in self.epochs if epoch.epoch == self.outcome.kept_epoch), None)
+
     @cached_property
     def labels(self) -> list[dict[str, str]]:
         """The rows of labels.csv: id, part, label trained on, and the true label where known."""

@@ -114,6 +114,8 @@ class Result(Stored):
     posterior: dict[str, float] | None = None
     kept: list[str] | None = None
     epochs: int = 0
+    # The epoch whose weights are kept, from 1; 0: the start, which was solved.
+    kept_epoch: int | None = None
     seconds: float = 0.0
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from hesstune.errors import RunError
 
-__all__ = ["make_accelerator", "random_state", "set_random_state"]
+__all__ = ["loss_scale", "make_accelerator", "random_state", "scale_gradients_", "set_random_state"]
 
 
 def make_accelerator(mixed_precision: str, device: torch.device, toggles_requires_grad: bool) -> Any:
@@ -38,6 +39,22 @@ def make_accelerator(mixed_precision: str, device: torch.device, toggles_require
         )
     except ValueError as error:
         raise RunError(f"mixed precision {mixed_precision} does not work on {device}: {error}") from error
+
+
+def loss_scale(accelerator: Any) -> float:
+    """Return the factor of the loss in fp16 training, 1 without it.
+
+    It is a power of 2, so that gradients are scaled without rounding.
+    """
+    return 1.0 if accelerator.scaler is None else float(accelerator.scaler.get_scale())
+
+
+def scale_gradients_(tensors: Iterable[torch.Tensor], factor: float) -> None:
+    """Multiply the gradients of these tensors in place."""
+    if factor != 1.0:
+        for tensor in tensors:
+            if tensor.grad is not None:
+                tensor.grad.mul_(factor)
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

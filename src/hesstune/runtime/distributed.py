@@ -10,24 +10,29 @@ DistributedDataParallel takes is undone by their number.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
 
-from hesstune.errors import ConfigError, HesstuneError, RunError
+from hesstune.errors import ConfigError, RunError
 from hesstune.forward import Inputs, batch_size, logits_of
+from hesstune.runtime.failures import Failure, ending_together
+from hesstune.runtime.seeds import mixed_seed
 
 __all__ = [
     "SplitForward",
     "all_gather",
     "all_reduce_sum",
     "average_gradients_",
+    "joined_ranks",
     "on_main_process",
     "rank",
     "refuse_adapting",
@@ -49,6 +54,18 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
+@contextlib.contextmanager
+def joined_ranks() -> Iterator[None]:
+    """Join the other processes for a block; an error on one of them ends all (see `ending_together`).
+
+    Raises:
+        RunError: If they cannot be reached, or another one ended with a HesstuneError.
+    """
+    start_ranks()
+    with ending_together():
+        yield
+
+
 def start_ranks() -> None:
     """Join the other processes, where torchrun or accelerate launch started several.
 
@@ -68,16 +85,16 @@ def start_ranks() -> None:
 def _leave() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
-        # Gloo's threads outlive the group, and one that has yet to let go of the last tensors needs the
-        # interpreter: it gets it here. Later, while the interpreter ends, it would abort the process.
-        time.sleep(LEAVE_SECONDS)
+    # Gloo's threads outlive the group, and one that has yet to let go of the last tensors needs the
+    # interpreter: it gets it here. Later, while the interpreter ends, it would abort the process.
+    time.sleep(LEAVE_SECONDS)
 
 
 def on_main_process(act: Callable[[], T]) -> T | None:
-    """Let rank 0 act while the others wait; its error is everybody's.
+    """Let rank 0 act while the others wait; its error, of whatever class, ends the call on all of them.
 
     Raises:
-        HesstuneError: What `act` raised on rank 0.
+        BaseException: What `act` raised on rank 0, and on the others what `Failure.error` makes of it.
     """
     if world() == 1:
         return act()
@@ -85,10 +102,18 @@ def on_main_process(act: Callable[[], T]) -> T | None:
     if rank() == 0:
         try:
             result = act()
-        except HesstuneError as error:
+        except BaseException as error:
             mine = error
-    if told := _told("" if mine is None else str(mine)):
-        raise RunError(told) if mine is None else mine
+    try:
+        told = _told("" if mine is None else json.dumps(asdict(Failure.of(mine, 0))))
+    except RuntimeError:  # another process has ended meanwhile
+        if mine is None:
+            raise
+        told = ""
+    if mine is not None:
+        raise mine
+    if told:
+        raise Failure(**json.loads(told)).error()
     return result
 
 
@@ -190,7 +215,7 @@ class SplitForward:
         self._calls += 1
         with torch.random.fork_rng(enabled=net.training):
             if net.training:
-                torch.manual_seed(hash((*self._key, self._calls, rank())) % 2**63)
+                torch.manual_seed(mixed_seed(*self._key, self._calls, rank()))
             rows = _rows(inputs, torch.arange(own.start, own.stop))
             logits = logits_of(self._wrapped.get(id(net), net), rows)
         gather: Callable[..., torch.Tensor] = _Gather.apply

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from hesstune.analysis.label_story import story_of
@@ -27,7 +28,7 @@ from hesstune.training.fit import Trained
 
 __all__ = ["CELL", "run_cell"]
 
-CELL = "cell.json"
+CELL, SEARCH = "cell.json", "search"
 # Examples that a whole network is measured on where the user does not say.
 MEASURED = 200
 # Standard deviation of the noise on the weights.
@@ -61,7 +62,9 @@ def run_cell(cell: Cell, folder: Path, settings: Settings) -> CellRecord:
         if settings.search:
             from hesstune.study.search import search_cell
 
-            config, searched = search_cell(cell.config, settings.search, folder / "search")
+            # Trials of other options or data are none of this search.
+            trials = folder / SEARCH / cell.fingerprint
+            config, searched = search_cell(cell.config, settings.search, trials)
         run = _finished_run(config, folder / "run", settings)
         found: Options = {"status": "done", "error": None, "metrics": _metrics(run)}
         if searched is not None:
@@ -74,6 +77,7 @@ def run_cell(cell: Cell, folder: Path, settings: Settings) -> CellRecord:
         task=cell.task, method=cell.method, seed=cell.seed, fingerprint=cell.fingerprint, **found
     )
     write_record(folder / CELL, record)
+    shutil.rmtree(folder / SEARCH, ignore_errors=True)
     return record
 
 
@@ -89,12 +93,10 @@ def _metrics(run: Run) -> Options:
     epochs, observed = run.records.epochs, read_record(run.path / OBSERVED, Observed)
     if observed is None:
         raise RunError(f"{run.path / OBSERVED} is missing; {Observed.mend}")
-    last = epochs[-1] if epochs else None
-    if run.config.select == "best" and epochs:
-        last = min(epochs, key=lambda e: float("inf") if e.val_loss is None else e.val_loss)
+    kept = run.records.kept_epoch
     found: Options = {name: getattr(run.outcome, name) for name in FROM_RESULT}
     found |= {name: count for name in OF_TEST_LABELS if (count := getattr(run.outcome, name))}
-    found |= {"val_loss": last and last.val_loss, "val_accuracy": last and last.val_accuracy}
+    found |= {"val_loss": kept and kept.val_loss, "val_accuracy": kept and kept.val_accuracy}
     found |= observed.to_dict()
     recipe = run.facts.recipe
     solving = 0.0 if recipe is None else float(recipe.details.get("seconds", 0.0))

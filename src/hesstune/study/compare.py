@@ -142,7 +142,7 @@ def plan_of(values: Mapping[str, Any]) -> tuple[StudyPlan, CompareOptions]:
 
 def _jobs(plan: StudyPlan) -> int:
     """Return one process a core, or one where cells are short and few."""
-    short = all(c.config.train == "head" for c in plan.cells) and len(plan.cells) <= FEW
+    short = all(c.config.head_only for c in plan.cells) and len(plan.cells) <= FEW
     return 1 if short else _cores()
 
 

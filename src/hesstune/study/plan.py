@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,30 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hesstune._former import former_names
 from hesstune.data.reading import Reading, Voting
-from hesstune.data.sources import listing
-from hesstune.errors import ConfigError, unknown_name
+from hesstune.errors import ConfigError, HesstuneError, unknown_name
 from hesstune.methods import method_class, method_names
 from hesstune.options import make_options
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.runs.task import reading_of
+from hesstune.study.fingerprint import Contents, data_digest, fingerprint
 from hesstune.study.options import Settings
 from hesstune.study.records import Options
+from hesstune.training.prepare import as_trained
 
-__all__ = ["EARLIER", "ELSEWHERE", "LATER", "Cell", "StudyPlan", "check_name", "make_study_plan"]
+__all__ = ["Cell", "StudyPlan", "check_name", "make_study_plan"]
 
-# Options of a run that say where it runs, not what it computes; the data is known by its digest.
-ELSEWHERE = ("out", "track", "device", "cache_mib", "activations_mib", "data", "weights")
-# Options younger than the oldest comparisons kept: at their defaults they leave fingerprints as they were.
-LATER = (
-    "augment_views", "background", "budget", "checkpoint_minutes", "clean_labels", "fold", "id_column",
-    "image_column", "label_column", "label_model", "shard", "soft_labels", "text_column", "vote_columns",
-)  # fmt: skip
-# Options by the names they had when the oldest comparisons kept were made: fingerprints still use these.
-EARLIER = {"inject_noise": "noise"}
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
 
 
@@ -138,7 +127,9 @@ def make_study_plan(
     named = _tasks(options, tasks)
     variants, left_out = _variants(methods), dict[str, str]()
     cells: list[Cell] = []
-    data: dict[tuple[str, int, Reading], tuple[str, bool]] = {}
+    data: dict[tuple[str, int, Reading], tuple[str, int, bool]] = {}
+    contents = Contents()
+    networks = _Networks()
     for task, own in named.items():
         # What is wrong for every method is told once, also where `all` leaves out those that do not apply.
         make_config(_filled({**options, **own}, task, seeds[0]))
@@ -150,15 +141,18 @@ def make_study_plan(
                     assert config.image_size is not None
                     key = (config.data, config.image_size, replace(reading_of(config), voting=Voting()))
                     if key not in data:
-                        data[key] = _data_digest(*key)
-                    digest, texts = data[key]
-                    config.check_inputs(texts)
+                        data[key] = data_digest(*key, contents)
+                    digest, k, texts = data[key]
+                    config = networks.as_trained(config, k, texts)
+                    config.check_trained(texts)
                 except ConfigError as error:
                     if methods == "all" or "all" in methods:
                         left_out[method] = str(error)
                         continue
                     raise ConfigError(f"task {task}, method {method}: {error}") from None
-                cells.append(Cell(task, method, seed, config, _fingerprint(config, digest, settings)))
+                cells.append(
+                    Cell(task, method, seed, config, fingerprint(config, digest, settings, contents))
+                )
     if not cells:
         raise ConfigError("there is nothing to compare: give at least one method, task and seed")
     return StudyPlan(cells, settings, left_out)
@@ -227,33 +221,22 @@ def _filled(values: Options, task: str, seed: int) -> Options:
     }
 
 
-def _fingerprint(config: FinetuneConfig, data: str, settings: Settings) -> str:
-    values = {
-        name: v
-        for name, v in config.to_dict().items()
-        if name not in ELSEWHERE and not (name in LATER and v == FinetuneConfig.model_fields[name].default)
-    }
-    for name in ("weights", "inject_noise", "noise_matrix", "split"):
-        given = getattr(config, name)
-        if given and Path(given).is_file():  # by content: a path may hold something else tomorrow
-            values[name] = hashlib.sha256(Path(given).read_bytes()).hexdigest()
-    values = {EARLIER.get(name, name): v for name, v in values.items()}
-    asked = {name: v for name, v in settings.model_dump().items() if name != "keep_runs"}
-    text = json.dumps([values, data, asked], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+class _Networks:
+    """Which spellings of `train` name the head alone, each network loaded once."""
 
+    def __init__(self) -> None:
+        self._head_only: dict[tuple[object, ...], bool] = {}
 
-def _data_digest(spec: str, size: int, how: Reading) -> tuple[str, bool]:
-    """Return a digest of ids, labels, parts and contents or files' sizes, and whether they are texts."""
-    found = listing(spec, size, how=how)
-    digest = hashlib.sha256(json.dumps([found.ids, found.classes, found.parts, found.texts]).encode())
-    if found.labels is not None:
-        digest.update(np.ascontiguousarray(found.labels).data)
-    if found.array is not None:
-        digest.update(np.ascontiguousarray(found.array.numpy()).data)
-    if found.paths is not None:
-        digest.update(json.dumps([p.stat().st_size for p in found.paths]).encode())
-    return digest.hexdigest(), found.texts is not None
+    def as_trained(self, config: FinetuneConfig, k: int, texts: bool) -> FinetuneConfig:
+        """Return a configuration as the run will have it; of a network that does not load, as it is."""
+        key = (config.model, config.weights, config.train, k, texts)
+        if key not in self._head_only:
+            try:
+                self._head_only[key] = as_trained(config, config.model, k, texts).head_only
+            except HesstuneError:  # the cell fails with it
+                self._head_only[key] = config.head_only
+        known = self._head_only[key]
+        return config.as_head_only() if known and not config.head_only else config
 
 
 __getattr__ = former_names(__name__, Plan="StudyPlan", make_plan="make_study_plan")

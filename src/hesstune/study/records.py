@@ -60,6 +60,9 @@ class Row(Stored):
 class Trial(Row):
     """Options that a search has tried, and the validation loss, or the error where there is none."""
 
+    what: ClassVar[str] = "a trial of a search"
+    mend: ClassVar[str] = "remove it and run the comparison again"
+
     options: Options
     val_loss: float | None
     error: str | None

@@ -52,7 +52,8 @@ from hesstune.storage.reading import read_json, reading
 from hesstune.storage.row_json import row_json
 from hesstune.storage.stored import checked_record
 from hesstune.study.compact import cells_of, expanded, factored, table_rows
-from hesstune.study.plan import EARLIER, ELSEWHERE, Cell, StudyPlan
+from hesstune.study.fingerprint import EARLIER, ELSEWHERE
+from hesstune.study.plan import Cell, StudyPlan
 from hesstune.study.records import CellRecord, Configs, Options, StudyResults
 from hesstune.study.summary import differences, means, ranks
 
@@ -255,7 +256,7 @@ def _selection(plan: StudyPlan, shared: Mapping[str, Any]) -> str:
 def _set_by_methods(plan: StudyPlan) -> list[str]:
     said = {}
     for cell in plan.cells:
-        own = method_class(cell.config.method).defaults(cell.config.train)
+        own = method_class(cell.config.method).defaults(cell.config.head_only)
         kept = {name: v for name, v in own.items() if getattr(cell.config, name) == v}
         if kept:
             said[cell.method] = f"{cell.method} ({', '.join(f'{k} {v}' for k, v in kept.items())})"

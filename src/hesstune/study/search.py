@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hesstune._former import former_names
-from hesstune.errors import HesstuneError, MissingExtraError
+from hesstune.errors import HesstuneError, MissingExtraError, RunError
 from hesstune.methods import method_class
 from hesstune.methods._setup import Option
 from hesstune.methods.constraint import unheard
 from hesstune.runs.config import FinetuneConfig, make_config
+from hesstune.storage.stored import read_record, write_record
 from hesstune.study.records import Options, Search, Trial
 from hesstune.training.finetune import finetune
 
@@ -27,10 +28,8 @@ RADIUS_FACTORS = (0.125, 8.0)
 
 def run_validation_loss(run: Run) -> float:
     """Return the validation loss of the weights that a run kept; infinite without validation."""
-    losses = [e.val_loss for e in run.records.epochs if e.val_loss is not None]
-    if not losses:
-        return float("inf")
-    return float(min(losses) if run.config.select == "best" else losses[-1])
+    kept = run.records.kept_epoch
+    return float("inf") if kept is None or kept.val_loss is None else float(kept.val_loss)
 
 
 def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[FinetuneConfig, Search]:
@@ -40,14 +39,17 @@ def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[Fine
     unless the run says otherwise, and the loss is the consistent one where a noise matrix is told. Any
     option with a search range in its method, the learning rate and the radii are searched.
 
+    The record of each finished trial is kept in the folder. The sampler's proposals depend on the seed and on
+    the losses before alone, so that a search that is called again runs only the trials that are missing.
+
     Args:
         config: The resolved configuration.
         trials: How many.
-        folder: For the trials' runs; removed at the end.
+        folder: For the trials' records and runs, of this configuration alone.
 
     Raises:
         MissingExtraError: If optuna is not installed.
-        HesstuneError: If every trial fails; the first one's error.
+        RunError: If every trial fails, with the first one's error.
     """
     try:
         import optuna
@@ -58,25 +60,35 @@ def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[Fine
     study.enqueue_trial(_as_given(config))
     record: list[Trial] = []
     configs: list[FinetuneConfig] = []
-    failed: HesstuneError | None = None
     for number in range(trials):
         trial = study.ask()
         chosen = _suggested(config, trial)
-        loss, error = float("inf"), None
-        try:
-            options = chosen.model_dump() | {"out": str(folder / str(number))}
-            loss = run_validation_loss(finetune(options, overwrite=True, keep_weights=False))
-        except HesstuneError as problem:
-            failed, error = failed or problem, " ".join(str(problem).split())
-        study.tell(trial, loss if loss < float("inf") else 1e12)
+        row = _tried(chosen, dict(trial.params), folder / str(number))
+        study.tell(trial, 1e12 if row.val_loss is None else row.val_loss)
         configs.append(chosen)
-        record.append(Trial(options=dict(trial.params), val_loss=_finite(loss), error=error))
-    shutil.rmtree(folder, ignore_errors=True)
-    if failed is not None and all(row.error for row in record):
-        raise failed
+        record.append(row)
+    if all(row.error for row in record):
+        raise RunError(str(record[0].error))
     losses = [float("inf") if row.val_loss is None else row.val_loss for row in record]
     best = losses.index(min(losses))
     return configs[best], Search(trials=record, chosen=best)
+
+
+def _tried(config: FinetuneConfig, options: dict[str, float], folder: Path) -> Trial:
+    """Return a trial's record: what an earlier call left, or of a run, which is continued if it had begun."""
+    path = folder.with_suffix(".json")
+    if (kept := read_record(path, Trial)) is not None and kept.options == options:
+        return kept
+    loss, error = float("inf"), None
+    try:
+        run = finetune(config.model_dump() | {"out": str(folder)}, resume=True, keep_weights=False)
+        loss = run_validation_loss(run)
+    except HesstuneError as problem:
+        error = " ".join(str(problem).split())
+    row = Trial(options=options, val_loss=loss if loss < float("inf") else None, error=error)
+    write_record(path, row)
+    shutil.rmtree(folder, ignore_errors=True)
+    return row
 
 
 def _as_given(config: FinetuneConfig) -> dict[str, float]:
@@ -112,17 +124,13 @@ def _suggested(config: FinetuneConfig, trial: Any) -> FinetuneConfig:
 
 def _searched(config: FinetuneConfig) -> dict[str, Option]:
     """Return the method's own options that have an effect: a radius that is given is no share."""
-    found, idle = method_class(config.method).own_options, unheard(config.radius, config.train)
+    found, idle = method_class(config.method).own_options, unheard(config.radius, config.head_only)
     return {name: option for name, option in found.items() if name not in idle}
 
 
 def _scales(config: FinetuneConfig) -> bool:
     """Tell whether there are radii to scale: those that a run chooses itself are left to it."""
     return isinstance(config.radius, float | dict)
-
-
-def _finite(value: float) -> float | None:
-    return value if value < float("inf") else None
 
 
 __getattr__ = former_names(__name__, validation_loss="run_validation_loss")

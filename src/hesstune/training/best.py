@@ -41,6 +41,7 @@ class Best:
     def __init__(self, wanted: bool, latest: bool = False) -> None:
         self.wanted, self.latest = wanted, wanted and latest
         self.weights: dict[str, torch.Tensor] | None = None
+        self.epoch: int | None = None  # whose weights are kept
         self.waited = -1  # epochs since the loss was lowest or any were kept
         self._loss = self._least = float("inf")
         # Losses at the solved start, while that is kept; errors of those kept that erred least.
@@ -51,14 +52,14 @@ class Best:
         self,
         judged: Judged | None,
         weights: Callable[[], dict[str, torch.Tensor]],
-        start: bool = False,
+        epoch: int,
     ) -> None:
         """Keep the weights if they are the best on validation.
 
         Args:
             judged: None where there are no validation examples.
             weights: Copies the weights as they are.
-            start: Whether they are of a solved start.
+            epoch: Of which epoch they are, from 1; 0: of a solved start.
         """
         self.waited += 1
         if judged is None:
@@ -68,10 +69,10 @@ class Best:
             self._least, self.waited = loss, 0
         if not (self.wanted and self._wins(judged, loss)):
             return
-        self.weights, self.waited, self._loss = weights(), 0, loss
-        self._start = judged.losses if start else None
+        self.weights, self.epoch, self.waited, self._loss = weights(), epoch, 0, loss
+        self._start = None if epoch else judged.losses
         fewer = self._errors is None or judged.errors.mean() < self._errors.mean()
-        if self.latest and not start and fewer:
+        if self.latest and epoch and fewer:
             self._errors = judged.errors
 
     def _wins(self, judged: Judged, loss: float) -> bool:
@@ -88,6 +89,7 @@ class Best:
         loss, least = (value if np.isfinite(value) else None for value in (self._loss, self._least))
         return {
             "best": self.weights,
+            "best_epoch": self.epoch,
             "best_loss": loss,
             "start_losses": self._start,
             "least_errors": self._errors,
@@ -97,7 +99,7 @@ class Best:
 
     def take(self, tree: Tree) -> None:
         """Take back what `tree` returned."""
-        self.weights, self._start = tree["best"], tree.get("start_losses")
+        self.weights, self.epoch, self._start = tree["best"], tree["best_epoch"], tree.get("start_losses")
         self._errors = tree.get("least_errors")
         self._loss = float("inf") if tree["best_loss"] is None else tree["best_loss"]
         least = tree.get("least_loss")

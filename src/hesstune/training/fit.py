@@ -238,6 +238,7 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
         **({} if posterior is None else {"posterior": posterior}),
         **({} if kept is None else {"kept": [task.train.ids[at] for at in kept]}),
         "epochs": sum(record.epoch > 0 for record in trainer.metrics),
+        "kept_epoch": trainer.kept_epoch,
         "seconds": round(time.monotonic() - started, 2),
     }
     run.add(result=Result.model_validate(result))

@@ -20,7 +20,7 @@ from hesstune.runs.records import CONFIG, NOISE_MATRIX, RECORD
 from hesstune.runs.run import Given, Run
 from hesstune.runs.sharded import refuse_one, weights_of
 from hesstune.runs.start_check import check_weights
-from hesstune.runtime.distributed import on_main_process, refuse_adapting, start_ranks, world
+from hesstune.runtime.distributed import joined_ranks, on_main_process, refuse_adapting, world
 from hesstune.storage.atomic import writing
 from hesstune.storage.remembered import remembering
 from hesstune.training.prepare import SETTLED, Prepared, prepare
@@ -29,6 +29,7 @@ from hesstune.training.tracking import check_tracker
 __all__ = ["in_folder"]
 
 
+@joined_ranks()
 def in_folder(
     config: FinetuneConfig,
     given: Given,
@@ -53,7 +54,6 @@ def in_folder(
         HesstuneError: If an option or input is wrong, or the folder cannot be used.
     """
     check_tracker(config.track)
-    start_ranks()
     refuse_adapting(config.batch_norm)
     refuse_one(config.shard)
     if config.out is None and world() > 1:
@@ -90,13 +90,16 @@ def _run(
 ) -> Run:
     if config.out:
         on_main_process(lambda: claim(out, overwrite, resume, create=False))
-    open_options = _open_options(config, out, resume)
+    open_options, before, undecided = _open_options(config, out, resume), None, False
     if resume and (out / CONFIG).is_file():
         before = read_config(out / CONFIG)
         config = _as_settled(config, before, out)
-        _check_same(before, config, out)
+        # Only the network tells whether another spelling of --train names the head's parameters alone.
+        undecided = before.head_only and not config.head_only
+        if not undecided:
+            _check_same(before, config, out)
         named = given.data is None and given.model is None  # the options told all that there is to compare
-        if named and (run := _finished(out, given)) is not None:
+        if named and not undecided and (run := _finished(out, given)) is not None:
             run.task()  # refuses data that has changed
             return run
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
@@ -104,7 +107,11 @@ def _run(
     with torch.random.fork_rng(devices=devices), sharing(), remembering():
         torch.manual_seed(config.seed)
         prepared = prepare(config, out / NOISE_MATRIX if resume else None, given, errors)
-        prepared = replace(prepared, settled=open_options)
+        prepared = replace(prepared, settled=sorted({*open_options, *prepared.settled}))
+        if before is not None and undecided:
+            kept = {name: getattr(before, name) for name in prepared.settled}
+            prepared = replace(prepared, config=prepared.config.model_copy(update=kept))
+            _check_same(before, prepared.config, out)
         with entered(out, overwrite, resume):
             if resume and (run := _finished(out, given)) is not None:
                 start = weights_of(prepared.loaded.model)
@@ -128,6 +135,8 @@ def _as_settled(config: FinetuneConfig, before: FinetuneConfig, out: Path) -> Fi
     solves = method_class(config.method).solves_head
     names = ("weight_decay", "patience") if solves else ("weight_decay",)
     settled = {name: getattr(before, name) for name in names if getattr(config, name) is None}
+    if config.weight_decay is None and config.optimizer == "adamw":
+        settled["optimizer"] = before.optimizer  # see `with_head_penalty`
     if solves and (out / RECORD).is_file() and not Run.load(out).facts.examples.val:
         settled["select"] = before.select  # nothing to select by
     return config.model_copy(update=settled)

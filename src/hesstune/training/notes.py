@@ -68,7 +68,7 @@ def run_notes(
     ]
     if kind.constrained and not kind.solves_head:
         given = config.method_options or {}
-        own = [n for n in unheard(config.radius, config.train) if n in kind.own_options]
+        own = [n for n in unheard(config.radius, config.head_only) if n in kind.own_options]
         own = [n for n in own if given.get(n, RADII[n].default) != RADII[n].default]
         why = "the head alone is trained" if config.radius is None else "radii are given"
         if own:

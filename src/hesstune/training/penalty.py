@@ -94,7 +94,11 @@ def penalised_head_of(
 def with_head_penalty(
     config: FinetuneConfig, task: Task, loaded: LoadedModel, device: torch.device
 ) -> tuple[FinetuneConfig, list[str]]:
-    """Return the configuration with its weight decay, where none was given, and what its user should know."""
+    """Return the configuration with its weight decay, where none was given, and what its user should know.
+
+    The penalty is one of the loss. adamw would subtract lr·λ·W from the weights instead, whatever the
+    gradient; without that decay it is adam, whose weight decay is a penalty of the loss.
+    """
     if config.weight_decay is not None:
         return config, []
     found, notes, fitted = 0.0, list[str](), penalised_head_of(config, task, loaded, device)
@@ -106,4 +110,11 @@ def with_head_penalty(
             f"weight decay {found:.2g}, {part_of}by cross-validation on the labels as given; --weight-decay "
             "0 trains the head without a penalty"
         )
-    return config.model_copy(update={"weight_decay": found}), notes
+    changes: dict[str, object] = {"weight_decay": found}
+    if found and config.optimizer == "adamw":
+        changes["optimizer"] = "adam"
+        notes.append(
+            "the optimizer is adam, not adamw: the weight decay found by cross-validation is a penalty of "
+            "the loss, and adamw decays weights apart from the loss; to use adamw give --weight-decay"
+        )
+    return config.model_copy(update=changes), notes

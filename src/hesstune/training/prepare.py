@@ -17,8 +17,8 @@ from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.methods import method_class
 from hesstune.methods._head import SolvedHead
 from hesstune.models.heads import check_learnable
-from hesstune.models.load import LoadedModel, check_output, load_model
-from hesstune.models.train_parts import freeze
+from hesstune.models.load import LoadedModel, ModelObject, check_output, load_model
+from hesstune.models.train_parts import freeze, trains_head_only
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import layer_names
 from hesstune.runs.config import FinetuneConfig, usual_lr
@@ -34,7 +34,7 @@ from hesstune.training.order import BatchOrder
 from hesstune.training.penalty import with_head_penalty
 from hesstune.training.solve import found_noise, solved_head
 
-__all__ = ["AUTOMATIC", "SETTLED", "Prepared", "named_radii", "prepare", "settle"]
+__all__ = ["AUTOMATIC", "SETTLED", "Prepared", "as_trained", "named_radii", "prepare", "settle"]
 
 AUTOMATIC = ("auto", "curvature")
 # Options that the training examples may settle where the user does not.
@@ -108,7 +108,6 @@ def prepare(
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise ConfigError("mixed precision fp16 needs a GPU; use bf16 or no")
     task = clean_task(config, given.data)
-    config.check_inputs(task.is_text)
     check_automatic(config, len(task.val), world())
     solves = method_class(config.method).solves_head
     if (config.patience or config.select == "best") and not len(task.val) and not solves:
@@ -127,6 +126,8 @@ def prepare(
         dtype=config.dtype,
         image_size=config.image_size,
     )
+    asked, config = config.train, as_trained(config, loaded)
+    config.check_trained(task.is_text)
     to_channels_last(loaded.model, device)
     freeze(loaded.model, config.train, loaded.heads)
     radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
@@ -144,9 +145,43 @@ def prepare(
     counts = np.bincount(labels, minlength=task.k)
     BatchOrder(config, counts, labels)  # what it refuses is told before anything is written
     notes = run_notes(config, task, loaded, noise_matrix, counts, injected)
+    if asked != config.train:
+        notes.insert(0, f"--train {asked} trains the head alone in this network, as --train head does")
     return settle(
         Prepared(config, task, loaded, injected, noise_matrix, device, radius, estimate, given, notes)
     )
+
+
+def as_trained(
+    config: FinetuneConfig, model: LoadedModel | ModelObject | str, k: int = 2, text: bool = False
+) -> FinetuneConfig:
+    """Return a resolved configuration whose `train` is `head` if it names the head's parameters alone.
+
+    Defaults depend on which parameters are trained, and only the network tells which `train` names.
+
+    Args:
+        config: The resolved configuration.
+        model: The network as loaded, or what `load_model` makes it of; its weights are not needed.
+        k: Number of classes.
+        text: Whether the examples are texts.
+
+    Raises:
+        HesstuneError: If the network cannot be loaded, or `train` names none of its parameters.
+    """
+    if config.head_only:
+        return config
+    if not isinstance(model, LoadedModel):
+        with torch.random.fork_rng(devices=[]):
+            model = load_model(
+                model,
+                k,
+                weights=config.weights,
+                text=text,
+                pretrained=False,
+                head=config.head,
+                image_size=config.image_size,
+            )
+    return config.as_head_only() if trains_head_only(model.model, config.train, model.heads) else config
 
 
 def settle(prepared: Prepared) -> Prepared:
@@ -155,10 +190,17 @@ def settle(prepared: Prepared) -> Prepared:
     Whatever of these is settled already stays: a run of a part of the examples must be asked for it anew.
     """
     task, loaded, device, radius = prepared.task, prepared.loaded, prepared.device, prepared.radius
+    opened = {name for name in SETTLED if getattr(prepared.config, name) is None}
     config, told = with_head_penalty(prepared.config, task, loaded, device)
     if radius is None and has_default_radii(config):
         radius = named_radii(default_radii(config, task, loaded, device), loaded)
-    found = replace(prepared, config=config, radius=radius, notes=[*prepared.notes, *told])
+    found = replace(
+        prepared,
+        config=config,
+        radius=radius,
+        notes=[*prepared.notes, *told],
+        settled=sorted({*prepared.settled, *opened}),
+    )
     return _with_solved_head(found) if method_class(config.method).solves_head else found
 
 
@@ -201,7 +243,7 @@ def _judged(
     elif deeper and not len(task.val):
         notes.append("there are no validation examples to judge deeper layers by: the head alone was fitted")
     unused = changed_options(config, *OF_STEPS)
-    unused += ["lr"] if config.lr != usual_lr(config.train) else []
+    unused += ["lr"] if config.lr != usual_lr(config.head_only) else []
     if unused and not goes_on:
         notes.append(f"a head that is solved takes no steps: no effect of {written(unused)}")
     if not len(task.val):

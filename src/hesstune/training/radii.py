@@ -149,7 +149,7 @@ class _Trial:
             if traced and not isinstance(trained.feeds["train"], FeatureInputs):
                 self.traces = _traces(trained, list(self.layers))
 
-        epochs = config.epochs if config.train == "head" else -(-config.epochs // 2)
+        epochs = config.epochs if config.head_only else -(-config.epochs // 2)
         # The method's own loss has an epoch of every trial, as it has of the run.
         short = {"epochs": epochs, "warmup_epochs": min(config.warmup_epochs, epochs - 1)}
         own = config.model_copy(update={"radius": radius, "out": str(folder), **short})

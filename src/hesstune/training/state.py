@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,28 @@ from torch import nn
 from hesstune.runtime.sharding import is_sharded, like, local
 from hesstune.storage.tensors import Tree
 
-__all__ = ["load_optimizer", "optimizer_state", "restore", "state_of"]
+__all__ = ["Partial", "load_optimizer", "optimizer_state", "restore", "state_of"]
+
+
+@dataclass
+class Partial:
+    """An epoch that is under way.
+
+    Attributes:
+        epoch: The epoch, from 0.
+        batches: Batches done.
+        loss: Summed loss of their examples.
+        hits: Examples of theirs that were classified as labelled.
+        rate: The learning rate of the last step.
+        seconds: Time spent on them.
+    """
+
+    epoch: int
+    batches: int = 0
+    loss: float = 0.0
+    hits: int = 0
+    rate: float = 0.0
+    seconds: float = 0.0
 
 
 def state_of(net: nn.Module, trained: Sequence[str], copy: bool = True) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -20,42 +20,28 @@ from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.checkpoint import Checkpoints
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.records import Epoch
-from hesstune.runtime.accelerator import make_accelerator, random_state, set_random_state
+from hesstune.runtime.accelerator import (
+    loss_scale,
+    make_accelerator,
+    random_state,
+    scale_gradients_,
+    set_random_state,
+)
 from hesstune.runtime.distributed import SplitForward, all_reduce_sum, average_gradients_, rank, world
 from hesstune.runtime.progress import Progress
+from hesstune.runtime.seeds import mixed_seed
 from hesstune.runtime.signals import Stop, stoppable
 from hesstune.storage.tensors import Tree
 from hesstune.training.best import Best, Judged
 from hesstune.training.evaluate import Validation, accuracy
 from hesstune.training.optim import make_optimizer, make_schedule
 from hesstune.training.order import BatchOrder
-from hesstune.training.state import load_optimizer, optimizer_state, restore, state_of
+from hesstune.training.state import Partial, load_optimizer, optimizer_state, restore, state_of
 
 __all__ = ["Trainer"]
 
 # Checkpoints of runs whose epochs are shorter than this are written less often than every epoch.
 CHECKPOINT_SECONDS = 2.0
-
-
-@dataclass
-class _Partial:
-    """An epoch that is under way.
-
-    Attributes:
-        epoch: The epoch, from 0.
-        batches: Batches done.
-        loss: Summed loss of their examples.
-        hits: Examples of theirs that were classified as labelled.
-        rate: The learning rate of the last step.
-        seconds: Time spent on them.
-    """
-
-    epoch: int
-    batches: int = 0
-    loss: float = 0.0
-    hits: int = 0
-    rate: float = 0.0
-    seconds: float = 0.0
 
 
 class Trainer:
@@ -115,6 +101,7 @@ class Trainer:
         self.metrics: list[Epoch] = []
         # A head that was solved has found out whether the labels are right.
         self.best = Best(config.select == "best", method.setup.solved is not None and noise_matrix is None)
+        self.kept_epoch: int | None = None  # whose weights are the result, once training has ended
         self._judged: Judged | None = None  # the validation examples, as last seen
         self._stop = Stop()
         self._resumed: Tree | None = None
@@ -135,7 +122,7 @@ class Trainer:
     def _restore(self, state: dict[str, torch.Tensor]) -> None:
         restore(self.accelerator.unwrap_model(self.net), state)
 
-    def save(self, partial: _Partial | None = None) -> None:
+    def save(self, partial: Partial | None = None) -> None:
         """Write a checkpoint: between epochs, or within the one that is under way."""
         tree = {
             "net": self._state(copy=False),
@@ -199,8 +186,10 @@ class Trainer:
                 if self._stalled():
                     break
                 self._whole_epoch(epoch)
+        self.kept_epoch = self.metrics[-1].epoch if self.metrics else None
         if self.best.weights is not None:
             self._restore(self.best.weights)
+            self.kept_epoch = self.best.epoch
         self.method.finish()
 
     def _whole_epoch(self, epoch: int) -> None:
@@ -218,7 +207,7 @@ class Trainer:
         if stop:
             self._stop.deliver()
 
-    def _between_steps(self, partial: _Partial) -> None:
+    def _between_steps(self, partial: Partial) -> None:
         """Save within an epoch if asked to stop, or if the last checkpoint is old."""
         stop, due = self._agreed(60 * self.config.checkpoint_minutes)
         if stop or due:
@@ -258,7 +247,7 @@ class Trainer:
             distance=self._distance(0),
             seconds=0.0,
         )
-        self.best.offer(self._judged, self._state, start=True)
+        self.best.offer(self._judged, self._state, 0)
         self.metrics.append(record)
         self.on_epoch(self.metrics)
 
@@ -276,7 +265,7 @@ class Trainer:
         feed.start_epoch(epoch)
         # Dropout and methods draw from the global generator: keyed by epoch, so that a resumed run sees
         # the same.
-        torch.manual_seed(hash((self.config.seed, epoch)) % 2**63)
+        torch.manual_seed(mixed_seed(self.config.seed, epoch))
         self.method.start_epoch(epoch, lambda net: predict_logits(net, feed))
         done = self._continued(epoch)
         self._training_mode()
@@ -307,28 +296,30 @@ class Trainer:
                 distance=self._distance(epoch),
                 seconds=round(done.seconds + time.monotonic() - started, 3),
             )
-            self.best.offer(self._judged, self._state)
+            self.best.offer(self._judged, self._state, epoch + 1)
         return record
 
-    def _continued(self, epoch: int) -> _Partial:
+    def _continued(self, epoch: int) -> Partial:
         """Return the state of an epoch that is begun, or was when the run was interrupted."""
         tree, self._resumed = self._resumed, None
         if tree is None:
-            return _Partial(epoch)
+            return Partial(epoch)
         # What starting the epoch has changed, such as a method's memory, is as it was then.
         self._take(tree)
         set_random_state(tree["random"], self.accelerator.device)
-        return _Partial(**tree["partial"])
+        return Partial(**tree["partial"])
 
     def _step(self, group: list[NDArray[np.int64]], epoch: int) -> tuple[float, int]:
         """Take one real optimizer step on a group of batches; return summed loss and hits."""
         total, hits = self.method.gradients(lambda: self._gradients(group, epoch))
+        scale_gradients_(self.trained, loss_scale(self.accelerator))  # as the scaler's step expects them
         if self.config.grad_clip is not None:
             self.accelerator.clip_grad_norm_(self.trained, self.config.grad_clip)
         if (factor := self.method.lr_factor(epoch)) != 1.0:
             for parameters in self.optimizer.param_groups:  # the schedule sets them afresh below
                 parameters["lr"] *= factor
-        self.optimizer.step()
+        if self.accelerator.scaler is None or any(p.grad is not None for p in self.trained):
+            self.optimizer.step()  # a loss scaler refuses a step without gradients
         self.schedule.step()
         self.optimizer.zero_grad()
         self.method.after_step()
@@ -353,6 +344,8 @@ class Trainer:
             total += value * len(indices)
             hits += int((logits.detach().argmax(dim=1) == batch.targets).sum())
         average_gradients_(self.method.learnt())
+        # Methods add terms of their own to the gradients, so they get them as those of the loss.
+        scale_gradients_([*self.trained, *self.method.learnt()], 1 / loss_scale(self.accelerator))
         return total, hits
 
     def _batch(self, indices: NDArray[np.int64], epoch: int) -> Batch:

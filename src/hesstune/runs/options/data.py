@@ -33,11 +33,11 @@ class ExampleOptions(Options):
 
     heading: ClassVar[str] = "Data"
 
-    data: Annotated[str, Shown("DATA")] = Field(
+    data: Annotated[str, Shown("DATA", names_file=True)] = Field(
         "digits", description="digits, folder:PATH, csv:PATH, array:PATH or hf:NAME_OR_PATH"
     )
     limit: int | None = Field(None, gt=0, description="at most so many training examples, drawn uniformly")
-    split: Annotated[str, Shown("HOW")] = Field(
+    split: Annotated[str, Shown("HOW", names_file=True)] = Field(
         "uniform",
         description="how parts are drawn where the data has none: uniform, as certificates need; stratified "
         "by class; group:COLUMN, each group in one part; time:COLUMN, the latest for the test; or a CSV file "

@@ -16,7 +16,7 @@ class ModelOptions(Options):
 
     heading: ClassVar[str] = "Model and method"
 
-    model: Annotated[str, Shown("MODEL")] = Field(
+    model: Annotated[str, Shown("MODEL", names_file=True)] = Field(
         "efficientnet_lite0",
         description="efficientnet_lite0, minilm (texts), hf:NAME_OR_PATH, timm:NAME, torchvision:NAME or "
         "py:module:factory",

@@ -16,13 +16,13 @@ class NoiseOptions(Options):
 
     heading: ClassVar[str] = "Labels and their noise"
 
-    noise_matrix: Annotated[str, Shown("NOISE")] | None = Field(
+    noise_matrix: Annotated[str, Shown("NOISE", names_file=True)] | None = Field(
         None,
         description="noise the loss believes in: true (as injected; the default with {inject_noise}), a "
         "rate, symmetric:RATE, pair:RATE, a matrix file, or estimate:METHOD (auto, em, anchor[:PERCENTILE], "
         "dual_t, confident, volmin, labelmodel, holdout)",
     )
-    inject_noise: Annotated[str, Shown("NOISE")] | None = Field(
+    inject_noise: Annotated[str, Shown("NOISE", names_file=True)] | None = Field(
         None,
         description="for experiments: corrupts training and validation labels by symmetric:RATE, pair:RATE, "
         "instance:RATE (depends on the example) or a matrix file",
