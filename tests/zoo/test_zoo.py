@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-
-import hesstune as ht
-from hesstune.forward import evaluating, logits_of
-from hesstune.models.load import load_model
 from zoo_checks import (
-    double_copy,
     fresh_logits,
     in_double,
     inputs_of,
+    measured_layers,
     moved_network,
     random_network,
     same_state,
     state_of,
     twin_form,
     twin_layers,
+    twin_of,
 )
 from zoo_networks import NETWORKS
 from zoo_table import CLASSES, Network
+
+import hesstune as ht
+from hesstune.forward import evaluating, logits_of
+from hesstune.models.load import load_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sentences import save_tiny_bert
 
 TARGETS = torch.tensor([0, 2, 1])
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+ROUNDING = 1e-12  # of probabilities next to 0 and 1, in float32
 OPERATORS = """_deform_conv2d_backward _ps_roi_align_backward _ps_roi_pool_backward _roi_align_backward
     _roi_pool_backward deform_conv2d nms ps_roi_align ps_roi_pool qnms qroi_align roi_align roi_pool"""
 _declared = []  # of torch.library, which forgets what is not held
@@ -88,6 +90,7 @@ def test_a_network_is_trained_measured_and_loaded_or_refused_by_name(network, to
     radii = moved_network(model, ref, inputs, TARGETS)
     check_distances(model, ref, radii)
     check_evaluating(network, model, inputs)
+    layers = measured_layers(ref.layers())
     before = state_of(model)
     if network.refused:
         for refused in (
@@ -98,12 +101,12 @@ def test_a_network_is_trained_measured_and_loaded_or_refused_by_name(network, to
                 refused()
             assert same_state(before, state_of(model))
     else:
-        measure = ht.measure(model, ref, [(inputs, TARGETS)], tol=0.1)
-        stability = ht.noise_stability(model, [(inputs, TARGETS)], 0.01, samples=2, probes=2)
+        measure = ht.measure(model, ref, [(inputs, TARGETS)], layers=layers, tol=0.1)
+        stability = ht.noise_stability(model, [(inputs, TARGETS)], 0.01, samples=2, probes=2, layers=layers)
         assert same_state(before, state_of(model))
         assert all(math.isfinite(v) for v in (stability.value, stability.taylor, stability.stderr))
         assert stability.stderr > 0
-        check_measure(model, ref, inputs, measure)
+        check_measure(network, model, ref, inputs, measure)
     check_loading(network, model, inputs, tokenizer, tmp_path)
 
 
@@ -134,27 +137,26 @@ def check_evaluating(network: Network, model: nn.Module, inputs) -> None:
             p.copy_(parameters[name])
 
 
-def check_measure(model: nn.Module, ref: ht.Reference, inputs, measure: ht.Measure) -> None:
-    """Two layers agree with the dense Hessian in float64; layers called unused are."""
-    twin = double_copy(model)
+def check_measure(network: Network, model: nn.Module, ref: ht.Reference, inputs, measure: ht.Measure) -> None:
+    """Two layers agree with the dense Hessian; layers called unused are."""
+    twin = twin_of(model, network.is_double)
+    inputs = in_double(inputs)
     unused = [n for n, m in zip(measure.names, measure.methods, strict=True) if m == "unused"]
     with torch.no_grad():
-        before = logits_of(twin, in_double(inputs, 1))
+        before = logits_of(twin, inputs)
         for name in unused:
             twin.get_parameter(name).mul_(1.5).add_(0.1)
-        torch.testing.assert_close(logits_of(twin, in_double(inputs, 1)), before)
+        torch.testing.assert_close(logits_of(twin, inputs), before)
     layers = twin_layers(model, [name for name in measure.names if name not in unused])
     assert layers
+    row, label = 1, int(TARGETS[1])
     for name in layers:
         column = measure.names.index(name)
-        found = [float(getattr(measure, key)[1, column]) for key in ("lower", "quadratic", "upper")]
-        value, scale = twin_form(
-            twin, name, ref.difference(model, name), in_double(inputs, 1), int(TARGETS[1])
-        )
-        slack = 1e-3 * value + 1e-5 * scale
+        found = [float(getattr(measure, key)[row, column]) for key in ("lower", "quadratic", "upper")]
+        value, scale = twin_form(twin, name, ref.difference(model, name), inputs, row, label)
+        slack = 1e-3 * value + (1e-5 if network.is_double else 1e-4) * scale + ROUNDING
         assert found[0] - slack <= value <= found[2] + slack, name
         assert found[0] <= found[1] <= found[2], name
-    model.train()
 
 
 def check_loading(network: Network, model: nn.Module, inputs, tokenizer, folder: Path) -> None:
@@ -162,7 +164,7 @@ def check_loading(network: Network, model: nn.Module, inputs, tokenizer, folder:
     text = network.reads == "texts"
     sources = [((model, tokenizer) if text else model, CLASSES)]
     if network.library == "transformers":
-        double_copy(model).float().save_pretrained(folder)
+        copy.deepcopy(model).save_pretrained(folder)
         if text:
             tokenizer.save_pretrained(folder)
         sources.append((f"hf:{folder}", CLASSES + 1))
@@ -172,8 +174,8 @@ def check_loading(network: Network, model: nn.Module, inputs, tokenizer, folder:
             logits = logits_of(loaded.model, inputs)
         assert logits.shape == (len(TARGETS), classes)
         assert not logits.any()
-        own, head = loaded.model.state_dict(), loaded.model.get_parameter(loaded.head_layer)
-        changed = [n for n, t in model.state_dict().items() if n not in own or not torch.equal(own[n], t)]
+        own, head = dict(loaded.model.named_parameters()), loaded.model.get_parameter(loaded.head_layer)
+        changed = [n for n, t in model.named_parameters() if n not in own or not torch.equal(own[n], t)]
         assert head.shape[0] == classes
         assert not head.any()
         assert loaded.head_layer in changed

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from zoo_table import CLASSES, VOCABULARY, Network
 
 import hesstune as ht
-from hesstune.forward import Inputs, evaluating, logits_of
-
-from zoo_table import CLASSES, IMAGE_SIZE, VOCABULARY, Network
+from hesstune.forward import Inputs, logits_of
 
 EXAMPLES, TOKENS = 3, 12
 RADIUS = 0.4
 LARGEST_TWIN = 128
+MOST_LAYERS = 14
 
 
 def inputs_of(network: Network, examples: int = EXAMPLES) -> Inputs:
@@ -28,8 +28,7 @@ def inputs_of(network: Network, examples: int = EXAMPLES) -> Inputs:
         return torch.randn((examples, 3, size, size), generator=generator)
     ids = torch.randint(5, VOCABULARY, (examples, TOKENS), generator=generator)
     mask = torch.ones(examples, TOKENS, dtype=torch.long)
-    if network.pads:
-        mask[1, TOKENS - 3 :] = 0
+    mask[1, TOKENS - 3 :] = 0
     ids[:, 0] = 2
     ids[torch.arange(examples), mask.sum(1) - 1] = 3
     return {"input_ids": ids * mask, "attention_mask": mask}
@@ -50,6 +49,15 @@ def random_network(network: Network) -> nn.Module:
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
+    return zero_padding(model)
+
+
+@torch.no_grad()
+def zero_padding(model: nn.Module) -> nn.Module:
+    """Set the embeddings of padding to zero, which training leaves there."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight[module.padding_idx] = 0.0
     return model
 
 
@@ -61,6 +69,7 @@ def moved_network(
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.is_floating_point():
                 parameter.add_(0.1 * parameter.std(correction=0) * torch.randn_like(parameter))
+    zero_padding(model)
     loss = ht.ConsistentLoss(ht.NoiseMatrix.symmetric(CLASSES, 0.2))
     constraint = ht.DistanceConstraint(model, ref, radius=RADIUS, include=())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -92,11 +101,9 @@ def same_state(before: tuple, after: tuple) -> bool:
     )
 
 
-def in_double(inputs: Inputs, row: int) -> Inputs:
-    """Return one example, numbers in float64."""
-    if isinstance(inputs, torch.Tensor):
-        return inputs[row : row + 1].double()
-    return {k: v[row : row + 1] for k, v in inputs.items()}
+def in_double(inputs: Inputs) -> Inputs:
+    """Return the batch, images in float64."""
+    return inputs.double() if isinstance(inputs, torch.Tensor) else inputs
 
 
 def fresh_logits(network: Network, model: nn.Module, inputs: Inputs) -> torch.Tensor:
@@ -109,27 +116,34 @@ def fresh_logits(network: Network, model: nn.Module, inputs: Inputs) -> torch.Te
 
 
 def twin_form(
-    model: nn.Module, name: str, v: torch.Tensor, inputs: Inputs, label: int
+    model: nn.Module, name: str, v: torch.Tensor, inputs: Inputs, row: int, label: int
 ) -> tuple[float, float]:
-    """Return vᵀ H⁺ v of one example and layer from the dense Hessian in float64, and |v|² times H's norm."""
-    weight = dict(model.named_parameters())[name].detach().clone().requires_grad_()
+    """Return vᵀ H⁺ v of one example and layer from the dense Hessian, and |v|² times H's norm.
 
+    The example stays in its batch: torch's gradient of batch norm is wrong for some batches of one.
+    """
+    weight = dict(model.named_parameters())[name].detach().clone().requires_grad_()
+    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
     with sdpa_kernel(SDPBackend.MATH):
-        args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
         output = functional_call(model, {name: weight}, args, kwargs)
-        logits = logits_of(lambda: output, {})
-        loss = torch.logsumexp(logits[0], 0) - logits[0, label]
+        logits = logits_of(lambda: output, {})[row]
+        loss = torch.logsumexp(logits, 0) - logits[label]
         (slope,) = torch.autograd.grad(loss, weight, create_graph=True)
         rows = [
             torch.autograd.grad(s, weight, retain_graph=True, materialize_grads=True)[0].flatten()
-            if s.requires_grad
-            else torch.zeros(weight.numel(), dtype=torch.float64)
             for s in slope.flatten()
         ]
-    hessian = torch.stack(rows)
+    hessian = torch.stack(rows).double()
     values, vectors = torch.linalg.eigh((hessian + hessian.T) / 2)
     parts = vectors.T @ v.double().flatten()
     return float((values.clamp(min=0) * parts**2).sum()), float(values.abs().max() * parts.square().sum())
+
+
+def measured_layers(names: list[str]) -> list[str]:
+    """Choose the layers that are measured: all, or so many from the first to the last."""
+    if len(names) <= MOST_LAYERS:
+        return names
+    return [names[round(i * (len(names) - 1) / (MOST_LAYERS - 1))] for i in range(MOST_LAYERS)]
 
 
 def twin_layers(model: nn.Module, names: list[str]) -> list[str]:
@@ -139,7 +153,21 @@ def twin_layers(model: nn.Module, names: list[str]) -> list[str]:
     return list(dict.fromkeys([small[0], small[-2] if len(small) > 2 else small[-1]])) if small else []
 
 
-def double_copy(model: nn.Module) -> nn.Module:
-    """Return a copy in float64, in eval mode."""
-    model.eval()
-    return copy.deepcopy(model).double().eval()
+def twin_of(model: nn.Module, is_double: bool) -> nn.Module:
+    """Return a copy in eval mode, in float64 where it can, of operations that have second derivatives."""
+    twin = copy.deepcopy(model)
+    twin = (twin.double() if is_double else twin).eval()
+    if hasattr(twin, "set_experts_implementation"):  # the grouped product of experts has no float64
+        twin.set_experts_implementation("eager")
+    for name, module in list(twin.named_modules()):
+        if isinstance(module, nn.Hardsigmoid):
+            twin.set_submodule(name, Hardsigmoid())
+    return twin
+
+
+class Hardsigmoid(nn.Module):
+    """The same function, of which torch has a second derivative."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return min(max(x + 3, 0), 6) / 6."""
+        return (x + 3).clamp(0, 6) / 6

@@ -32,7 +32,7 @@ class Network:
         build: Makes it with random weights and `CLASSES` outputs.
         reads: `texts` or `images`.
         refused: What is expected instead of a result; None where everything works.
-        pads: Whether one of the sentences is padded.
+        is_double: Whether its twin runs in float64; else in float32, and is compared with more slack.
         image_size: Height and width of its images.
     """
 
@@ -41,5 +41,5 @@ class Network:
     build: Callable[[], nn.Module]
     reads: Literal["texts", "images"]
     refused: Refused | None = None
-    pads: bool = True
+    is_double: bool = True
     image_size: int = IMAGE_SIZE

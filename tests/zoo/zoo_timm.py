@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-
 from zoo_table import CLASSES, IMAGE_SIZE, Network
 
 VIT = {"img_size": IMAGE_SIZE, "patch_size": 8, "embed_dim": 8, "depth": 2, "num_heads": 2}
@@ -139,7 +138,6 @@ TIMM: dict[str, dict[str, Any]] = {
         "q_pool": 1,
         "mask_unit_attn": (True, False),
     },
-    "rexnet_100": {"initial_chs": 4, "final_chs": 8, "width_mult": 0.2, "depth_mult": 0.5},
     "crossvit_tiny_240": {
         "img_size": 32,
         "img_scale": (1.0, 1.0),
@@ -154,7 +152,6 @@ TIMM: dict[str, dict[str, Any]] = {
 
 # Networks whose constructors in timm's registry fix the sizes: module, class and arguments.
 TIMM_CLASSES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "VGG": ("vgg", "VGG", {"cfg": [4, "M", 8, "M"], "output_stride": 8}),
     "ConvMixer": ("convmixer", "ConvMixer", {"dim": 8, "depth": 2, "kernel_size": 3, "patch_size": 4}),
     "MlpMixer": (
         "mlp_mixer",
@@ -165,7 +162,12 @@ TIMM_CLASSES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "MetaFormer, attention": (
         "metaformer",
         "MetaFormer",
-        {"depths": (1, 1), "dims": (8, 8), "token_mixers": "ATTENTION"},
+        {
+            "depths": (1, 1),
+            "dims": (8, 32),
+            "token_mixers": ("SepConv", "Attention"),
+            "norm_layers": ("LayerNorm2dNoBias", "LayerNormNoBias"),
+        },
     ),
     "VOLO": (
         "volo",
@@ -240,7 +242,7 @@ TIMM_CLASSES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "embed_dim": 4,
             "depths": (1, 1),
             "num_heads": (1, 1),
-            "window_ratio": (8, 4),
+            "window_ratio": (16, 16),
             "mlp_ratio": 1,
         },
     ),
@@ -299,8 +301,9 @@ def _timm_class(module: str, class_name: str, options: dict[str, Any]) -> Callab
         given = dict(options)
         if "cfg" in given and module == "mvitv2":
             given["cfg"] = found.MultiScaleVitCfg(**given["cfg"])
-        if given.get("token_mixers") == "ATTENTION":
-            given["token_mixers"] = found.Attention
+        for key in ("token_mixers", "norm_layers"):
+            if key in given:
+                given[key] = [getattr(found, name) for name in given[key]]
         model: nn.Module = getattr(found, class_name)(num_classes=CLASSES, **given)
         return model
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from zoo_table import CLASSES, IMAGE_SIZE, VOCABULARY, Network, Refused
 
 from hesstune.errors import MeasureError, ModelError
-from zoo_table import CLASSES, IMAGE_SIZE, VOCABULARY, Network, Refused
 
 # What most text configurations call the sizes. Names that a configuration lacks are kept as attributes.
 ENCODER = {
@@ -397,14 +397,6 @@ IMAGE: dict[str, dict[str, Any]] = {
         "mlp_ratio": 1.5,
         "expand_ratio": 1.0,
     },
-    "MobileViTV2": {
-        "image_size": IMAGE_SIZE,
-        "width_multiplier": 0.25,
-        "ffn_multiplier": 1,
-        "n_attn_blocks": [1, 1, 1],
-        "expand_ratio": 1.0,
-        "base_attn_unit_dims": [64, 64, 64],
-    },
     "PPLCNet": {
         "scale": 0.25,
         "class_expand": 16,
@@ -470,10 +462,11 @@ REFUSED = {
     "YosoForSequenceClassification": Refused(
         "measure",
         MeasureError,
-        "its attention approximates the gradient of queries and keys; the other layers are measured by `layers=`",
+        "the gradient of its queries and keys is an approximation; `layers=` measures the other layers",
     ),
 }
-UNPADDED = {"CanineForSequenceClassification"}  # in float64 its two masks add up to −∞
+# In float64 its two masks add up to −∞.
+SINGLE = {"CanineForSequenceClassification"}
 
 
 def _network(class_name: str, reads: str, options: dict[str, Any], variant: str) -> Network:
@@ -485,7 +478,14 @@ def _network(class_name: str, reads: str, options: dict[str, Any], variant: str)
         return model
 
     name = class_name + (f" ({variant})" if variant else "")
-    return Network("transformers", name, build, reads, REFUSED.get(class_name), class_name not in UNPADDED)
+    return Network(
+        "transformers",
+        name,
+        build,
+        reads,
+        REFUSED.get(class_name),
+        class_name not in SINGLE,
+    )
 
 
 def _networks(table: dict[str, dict[str, Any]], reads: str, task: str) -> list[Network]:
