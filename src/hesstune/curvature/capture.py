@@ -19,7 +19,7 @@ from hesstune.curvature.layers import CapturedLayer, Layout, layout_fits
 from hesstune.errors import MeasureError
 from hesstune.forward import Inputs, batch_size, evaluating, named_parameters
 
-__all__ = ["Capture", "capture", "differentiable", "restored"]
+__all__ = ["Capture", "capture", "differentiable", "kept_buffers", "restored"]
 
 
 @dataclass
@@ -117,6 +117,7 @@ def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
         for module in hard:
             module.forward = _hardsigmoid
         with (
+            kept_buffers(model),
             full_precision(model),
             evaluating(model),
             sdpa_kernel(SDPBackend.MATH),
@@ -126,6 +127,11 @@ def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
             yield
     except RuntimeError as error:
         lacks = re.search(r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented", str(error))
+        if "once_differentiable" in str(error):
+            raise MeasureError(
+                "the network calls a torch.autograd.Function marked once_differentiable; write its backward "
+                "pass by operations that torch can differentiate, and remove the mark"
+            ) from error
         if lacks is None:
             raise
         raise MeasureError(
@@ -150,3 +156,22 @@ def restored(weights: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Te
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.copy_(before[name])
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Put every buffer back afterwards, the same tensor with the same values.
+
+    Some networks write buffers in every forward pass, also in eval mode: quantised ones keep their integer
+    weights there.
+    """
+    before = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
+    values = [buffer.detach().clone() for _, _, buffer in before]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for (module, name, buffer), value in zip(before, values, strict=True):
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)

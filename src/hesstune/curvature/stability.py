@@ -17,7 +17,7 @@ from torch import nn
 from hesstune.checks import also_called
 from hesstune.curvature.arguments import LabelledBatch
 from hesstune.curvature.batches import rows_of
-from hesstune.curvature.capture import differentiable, restored
+from hesstune.curvature.capture import differentiable, kept_buffers, restored
 from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.exact.backward_mode import exact_forms
 from hesstune.curvature.objective import Objective, PerExampleLoss
@@ -227,7 +227,7 @@ def _rises(
     """Return Σ_examples ½(ℓ(W + σU) + ℓ(W − σU)) − ℓ(W) for every σ and draw, (S, samples)."""
     inputs, targets = batch
     rises = torch.zeros(len(sigmas), samples, dtype=torch.float64)
-    with evaluating(model), torch.random.fork_rng(), restored(weights) as before:
+    with kept_buffers(model), evaluating(model), torch.random.fork_rng(), restored(weights) as before:
 
         def losses() -> torch.Tensor:
             return objective(logits_of(model, inputs), targets).double()

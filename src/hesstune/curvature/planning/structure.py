@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd.function import BackwardCFunction
 
 __all__ = ["Structure", "read_structure"]
 
@@ -48,11 +49,13 @@ class Structure:
         smooth: For each captured output that is followed by anything but piecewise-linear
             operations: the first such operation met.
         unsure: Captured outputs followed by a write into a slice, whose operation the graph hides.
+        custom: For each weight that a `torch.autograd.Function` written in Python comes after: its name.
     """
 
     uses: Mapping[str, int]
     smooth: Mapping[str, str]
     unsure: frozenset[str]
+    custom: Mapping[str, str]
 
 
 def read_structure(
@@ -69,7 +72,9 @@ def read_structure(
     names = {id(w): name for name, w in weights.items()}
     bits = {name: 1 << i for i, name in enumerate(outputs)}
     start = {outputs[name]: bit for name, bit in bits.items()}
+    own = {name: 1 << (len(bits) + i) for i, name in enumerate(weights)}
     uses = dict.fromkeys(weights, 0)
+    custom: dict[str, str] = {}
     masks: dict[Any, int] = {}
     culprits: dict[str, int] = {}
     for node in order:
@@ -83,14 +88,19 @@ def read_structure(
         bad = _nonlinear_in(kind, node, operands)
         if bad:
             culprits[kind] = culprits.get(kind, 0) | bad
-        masks[node] = start.get(node, 0) | _union(operands)
+        mask = start.get(node, 0) | _union(operands)
+        if isinstance(node, BackwardCFunction):
+            custom |= {name: kind for name, bit in own.items() if mask & bit and name not in custom}
+        variable = names.get(id(getattr(node, "variable", None)))
+        masks[node] = mask if variable is None else mask | own[variable]
     smooth = {}
     hidden = culprits.pop(_SLICE_WRITE, 0)
     for name, bit in bits.items():
         first = next((kind for kind, mask in culprits.items() if mask & bit), None)
         if first is not None:
             smooth[name] = first
-    return Structure(uses, smooth, frozenset(name for name, bit in bits.items() if hidden & bit))
+    unsure = frozenset(name for name, bit in bits.items() if hidden & bit)
+    return Structure(uses, smooth, unsure, custom)
 
 
 def _nonlinear_in(kind: str, node: Any, operands: Sequence[int]) -> int:
