@@ -173,3 +173,39 @@ def test_files_as_spreadsheets_and_other_systems_write_them(tmp_path, name, mark
         F.save(path)
         path.write_bytes(mark + path.read_bytes())
     assert NoiseMatrix.load(path) == F
+
+
+SWAPPED = [[0.1, 0.9, 0.0], [0.9, 0.1, 0.0], [0.0, 0.3, 0.7]]
+WEAK = [[0.4, 0.6, 0.0], [0.0, 0.9, 0.1], [0.0, 0.0, 1.0]]
+NEAR = [[0.36, 0.32, 0.32], [0.32, 0.36, 0.32], [0.3, 0.3, 0.4]]
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv", "npy"])
+def test_a_stated_matrix_by_which_labels_are_guesses_is_refused_and_a_weak_one_is_told(tmp_path, suffix):
+    path = tmp_path / f"F.{suffix}"
+
+    def stated(matrix):
+        text = json.dumps(matrix) if suffix == "json" else "\n".join(",".join(map(str, r)) for r in matrix)
+        np.save(path, matrix) if suffix == "npy" else path.write_text(text)
+        return NoiseMatrix.parse(str(path), 3, ["a", "b", "c"])
+
+    shifted = np.roll(np.eye(3) * 0.9 + 0.1 / 3, 1, axis=1)  # rows in another order
+    for matrix in (SWAPPED, shifted.tolist(), rate_matrix("symmetric", 3, 0.9).tolist()):
+        with pytest.raises(NoiseMatrixError, match=r"0\.\d+ is not below .*random"):
+            stated(matrix)
+        assert NoiseMatrix(matrix).corrupt([0, 1, 2]).shape == (3,)  # an experiment may
+    with pytest.warns(HesstuneWarning, match=r"class a are labelled b \(0\.6\)") as told:
+        F = stated(WEAK)
+        F.check_identifiable(["a", "b", "c"])
+    assert len(told) == 1
+    with pytest.warns(HesstuneWarning, match="0.627 is close to"):
+        stated(NEAR)
+    assert stated(rate_matrix("pair", 3, 0.4).tolist()).k == 3
+
+
+def test_only_experiments_take_a_rate_that_no_loss_can_correct():
+    for text in ("0.9", "symmetric:90%", "pair:0.6"):
+        with pytest.raises(NoiseMatrixError, match=r"from rate 0\.\d+ on"):
+            NoiseMatrix.parse(text, 4)
+        F = NoiseMatrix.parse(text, 4, any_rate=True)
+        assert F.rate == pytest.approx(0.6 if "pair" in text else 0.9)

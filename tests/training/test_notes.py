@@ -214,3 +214,15 @@ def test_a_class_that_the_matrix_leaves_empty_is_named(tmp_path, tiny, image_fol
     told = {**tiny, "inject_noise": None, "noise_matrix": str(tmp_path / "F.json"), "epochs": 2}
     run = ht.finetune(told, method="robust", class_weights="balanced", split="stratified")
     assert any("class 'light' has hardly an example" in note for note in run.facts.notes)
+
+
+def test_noise_that_leaves_nothing_to_learn_is_injected_and_said_and_given_to_no_loss(tiny):
+    plain = tiny | {"epochs": 1, "train": "head", "method": "vanilla", "noise_matrix": None}
+    run = ht.finetune(plain, inject_noise="symmetric:60%")
+    assert run.record["noise"]["realised_rate"] > 0.1
+    assert any(
+        "0.6 is not below that of labels drawn at random (0.5)" in note for note in run.record["notes"]
+    )
+    for options in ({"inject_noise": "symmetric:0.6"}, {"noise_matrix": "0.6", "inject_noise": None}):
+        with pytest.raises(ht.HesstuneError, match="cannot be corrected"):
+            ht.finetune(plain | {"method": "robust"} | options)

@@ -302,7 +302,8 @@ def _noise(given: _Given, made: Labelled, noise_from: str) -> Estimate:
         return _noise_by(given, made, "soft_features")
     except NoiseMatrixError as error:
         found = _noise_by(given, made, "weighted")
-        return replace(found, notes=(*found.notes, f"the noise matrix is that of weighted: {error}"))
+        reason = str(error).partition(";")[0]
+        return replace(found, notes=(*found.notes, f"the noise matrix is that of weighted: {reason}"))
 
 
 def _noise_by(given: _Given, made: Labelled, name: str) -> Estimate:

@@ -12,7 +12,7 @@ from torch import nn
 
 from hesstune.checks import also_called, one_of
 from hesstune.errors import ConfigError, DataError, HesstuneWarning
-from hesstune.noise.rates import identifiability_notes
+from hesstune.noise.matrix import NoiseMatrix
 
 __all__ = ["ConsistentLoss", "HasInverse", "check_targets"]
 
@@ -107,9 +107,8 @@ class ConsistentLoss(nn.Module):
                 HesstuneWarning,
                 stacklevel=3,
             )
-        matrix = getattr(noise_matrix, "array", None)
-        if matrix is not None and (notes := identifiability_notes(matrix, near=1.0)):
-            warnings.warn(f"noise matrix: {'; '.join(notes)}", HesstuneWarning, stacklevel=3)
+        if isinstance(noise_matrix, NoiseMatrix):
+            noise_matrix.warn_if_weak(near=1.0)
         if weight is not None:
             inverse = inverse * _class_vector("weight", weight, k)[None, :]
         if sampling is not None:

@@ -26,6 +26,7 @@ from hesstune.checks import (
 from hesstune.errors import ConfigError, HesstuneWarning, NoiseMatrixError, cut, listed, unknown_name
 from hesstune.noise.rates import (
     KINDS,
+    NEAR_GUESSING,
     identifiability_notes,
     identified_matrix,
     is_random,
@@ -79,6 +80,7 @@ class NoiseMatrix:
     def __init__(self, array: ArrayLike, origin: str = "stated") -> None:
         self._array = stochastic_matrix(array)
         self._array.setflags(write=False)
+        self._warned = False
         self._origin = one_of("origin of a noise matrix", origin, ORIGINS)
 
     @classmethod
@@ -260,15 +262,21 @@ class NoiseMatrix:
             NoiseMatrixError: If F is singular, or its rate is (K − 1)/K or more: that of labels at random.
         """
         _ = self.inverse
-        said = "; ".join(identifiability_notes(self._array, classes))
         if is_random(self._array):
+            said = "; ".join(identifiability_notes(self._array, classes))
             raise NoiseMatrixError(
                 f"noise matrix: {said}, so labels cannot be corrected; check the order of its classes, and "
                 "that row i is the true class i"
             )
-        if said:
-            warnings.warn(f"noise matrix: {said}", HesstuneWarning, stacklevel=2)
+        self.warn_if_weak(classes)
         return self
+
+    def warn_if_weak(self, classes: Sequence[str] | None = None, near: float = NEAR_GUESSING) -> None:
+        """Give what `identifiability_notes` says of this matrix as a `HesstuneWarning`, once."""
+        notes = [] if self._warned else identifiability_notes(self._array, classes, near)
+        if notes:
+            self._warned = True
+            warnings.warn(f"noise matrix: {'; '.join(notes)}", HesstuneWarning, stacklevel=3)
 
     def corrupt(self, labels: ArrayLike, seed: int = 0) -> NDArray[np.int64]:
         """Draw a noisy label for each true one: P(noisy = j | true = i) = F[i, j].
