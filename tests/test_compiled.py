@@ -1,4 +1,4 @@
-"""Compiled networks: the original is measured, certified and drawn, under the same names, and stays compiled."""
+"""Compiled networks give the results and names of their originals, and stay compiled."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Modules that keep tensors in eval mode, as LeViT keeps its attention biases, give what twins without give."""
+"""Modules that keep tensors in eval mode, as LeViT does, give the results of twins that keep none."""
 
 import copy
 
@@ -22,7 +22,7 @@ Y = torch.arange(N) % K
 
 
 class Gathered(nn.Module):
-    """Biases gathered by index: kept in eval mode until train(True) is called, as in timm and transformers."""
+    """Gathers its biases by index and keeps them in eval mode until train(True), as LeViT does."""
 
     def __init__(self, width, keeps=True):
         super().__init__()

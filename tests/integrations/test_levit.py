@@ -1,4 +1,4 @@
-"""LeViT keeps its attention biases in eval mode: what is measured, certified and drawn has the present ones."""
+"""LeViT keeps its attention biases in eval mode; results are those of the present ones."""
 
 import pytest
 import torch
