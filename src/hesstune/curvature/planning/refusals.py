@@ -148,7 +148,7 @@ def refuse_false_gradients(model: nn.Module, probe: Inputs, custom: Mapping[str,
     """
     if not custom:
         return
-    weights = {name: weight for name, weight in model.named_parameters() if name in custom}
+    weights = {name: weight for name, weight in named_parameters(model).items() if name in custom}
     generator = torch.Generator().manual_seed(0)
 
     def total() -> torch.Tensor:
