@@ -87,7 +87,7 @@ def test_other_data_or_another_network_than_the_runs_is_refused(named, tmp_path)
         run.measure(data=darker)
     with pytest.raises(RunError, match=r"labels\.csv differs"):
         run.measure(data=copy.deepcopy(task.__class__(**{**vars(task), "train": task.val})))
-    with pytest.raises(ModelError, match="do not fit the model"):
+    with pytest.raises(ModelError, match="does not fit the run"):
         run.measure(model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2)))
 
 

@@ -50,6 +50,8 @@ def network_of(
             dtype=config.dtype,
         )
     except ModelError as error:
+        if model is not None:
+            raise ModelError(f"the model given does not fit the run in {source}: {error}") from error
         if not config.model.startswith("py:") or facts.working_folder in ("", str(Path.cwd())):
             raise
         raise ModelError(f"{error}; the run was made in {facts.working_folder}: use it from there") from error
