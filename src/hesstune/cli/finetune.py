@@ -39,6 +39,11 @@ def finetune(
     if dry_run:
         import yaml
 
+        if resolved.train not in ("all", "head"):
+            sys.stdout.write(
+                f"# If --train {resolved.train} names the parameters of the head alone in this network, "
+                "defaults are those of --train head.\n"
+            )
         sys.stdout.write(yaml.safe_dump(resolved.to_dict(), sort_keys=False, allow_unicode=True))
         return
     if resolved.out is None:

@@ -122,10 +122,11 @@ class Certified(Method):
         weight, bias = (self.base.get(self._own(p), 0.0) for p in ("weight", "bias"))
 
         def disturb(_: nn.Module, args: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
-            # In float32: the square of a feature may be larger than float16 holds.
-            spread = (weight**2 * args[0].float().square().sum(dim=1, keepdim=True) + bias**2).sqrt()
+            # In float32 at least: a square may exceed float16, and each type draws other random numbers.
+            wide = torch.promote_types(out.dtype, torch.float32)
+            spread = (weight**2 * args[0].to(wide).square().sum(dim=1, keepdim=True) + bias**2).sqrt()
             # Of the whole batch on every process: each then takes the noise that one process would.
-            noise = torch.randn((size, *out.shape[1:]), dtype=out.dtype, device=out.device)[share]
+            noise = torch.randn((size, *out.shape[1:]), dtype=wide, device=out.device)[share]
             return out + (self.log_scale[0].exp().to(spread) * spread * noise).to(out)
 
         handle = self.linear.register_forward_hook(disturb)

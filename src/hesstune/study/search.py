@@ -85,6 +85,7 @@ def _tried(config: FinetuneConfig, options: dict[str, float], folder: Path) -> T
         loss = run_validation_loss(run)
     except HesstuneError as problem:
         error = " ".join(str(problem).split())
+    folder.parent.mkdir(parents=True, exist_ok=True)
     row = Trial(options=options, val_loss=loss if loss < float("inf") else None, error=error)
     write_record(path, row)
     shutil.rmtree(folder, ignore_errors=True)

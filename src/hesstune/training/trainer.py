@@ -313,13 +313,14 @@ class Trainer:
         """Take one real optimizer step on a group of batches; return summed loss and hits."""
         total, hits = self.method.gradients(lambda: self._gradients(group, epoch))
         scale_gradients_(self.trained, loss_scale(self.accelerator))  # as the scaler's step expects them
-        if self.config.grad_clip is not None:
+        # A loss scaler refuses a step without gradients, such as those of a method that takes none.
+        some = any(p.grad is not None for p in self.trained)
+        if some and self.config.grad_clip is not None:
             self.accelerator.clip_grad_norm_(self.trained, self.config.grad_clip)
         if (factor := self.method.lr_factor(epoch)) != 1.0:
             for parameters in self.optimizer.param_groups:  # the schedule sets them afresh below
                 parameters["lr"] *= factor
-        if self.accelerator.scaler is None or any(p.grad is not None for p in self.trained):
-            self.optimizer.step()  # a loss scaler refuses a step without gradients
+        (self.optimizer if some else self.optimizer.optimizer).step()
         self.schedule.step()
         self.optimizer.zero_grad()
         self.method.after_step()
