@@ -12,8 +12,6 @@ import hesstune as ht
 from hesstune.cli.main import run as command_line
 from hesstune.errors import ConfigError, DataError, HesstuneWarning, NoiseMatrixError
 from hesstune.storage import csv_table
-from hesstune.weak.label_models import label
-from hesstune.weak.votes import Votes
 
 
 def hesstune(capsys, *words):
@@ -324,9 +322,6 @@ def test_labels_that_say_nothing_have_a_singular_matrix_that_is_told(tmp_path):
     path = write(tmp_path / "votes.csv", [["id", "u", "v", "w"], *rows])
     found = ht.label_data(votes=path, label_model="majority", noise_from="majority")
     assert np.isfinite(found.noise.condition)
-    singular = Votes(np.array([[0, 1], [1, 0]] * 30), 2)
-    made = label(singular, "majority")
-    assert made.posterior.tolist() == [[0.5, 0.5]] * 60
     rows = [[f"x{i}", *("ab" if i % 2 else "ba")] for i in range(60)]
     found = ht.label_data(votes=write(path, [["id", "u", "v"], *rows]), noise_from="majority")
     assert any("the estimated noise matrix was" in note and "what is written" in note for note in found.notes)

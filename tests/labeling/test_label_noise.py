@@ -29,3 +29,8 @@ def test_the_noise_of_labels_is_judged_by_features_where_there_are_some(model):
         np.testing.assert_allclose(found.matrix.array, by_hand, atol=0.03)
         others = [_noise(given, made, other).matrix.array for other in ("dawid_skene", model)]
         assert not any(np.allclose(found.matrix.array, other, atol=1e-3) for other in others)
+
+
+def test_votes_that_contradict_each_other_have_an_even_posterior():
+    made = label(Votes(np.array([[0, 1], [1, 0]] * 30), 2), "majority")
+    assert made.posterior.tolist() == [[0.5, 0.5]] * 60
