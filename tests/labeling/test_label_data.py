@@ -11,10 +11,7 @@ from PIL import Image
 import hesstune as ht
 from hesstune.cli.main import run as command_line
 from hesstune.errors import ConfigError, DataError, HesstuneWarning, NoiseMatrixError
-from hesstune.labeling.label_data import _Given, _noise
 from hesstune.storage import csv_table
-from hesstune.weak.label_models import label
-from hesstune.weak.votes import Votes
 
 
 def hesstune(capsys, *words):
@@ -140,29 +137,6 @@ def test_labelers_of_other_domains_vote_and_the_labels_train(tiny, image_folder,
     code, said, error = hesstune(capsys, *words[:-1], "--overwrite", "--quiet")
     assert (code, said, error) == (0, "", "")
     assert out.read_bytes() == before  # by seed the same
-
-
-@pytest.mark.parametrize("model", ["soft", "majority"])
-def test_the_noise_of_labels_is_judged_by_features_where_there_are_some(model):
-    rng = np.random.default_rng(0)
-    true = np.arange(240) % 3
-    features = (np.eye(3)[true] + 0.2 * rng.normal(size=(240, 3))).astype(np.float32)
-    wrong = rng.random((240, 3)) < 0.3
-    votes = Votes(np.where(wrong, (true[:, None] + 1) % 3, true[:, None]), 3, ["a", "b", "c"])
-    balance = np.array([0.5, 0.3, 0.2])
-    for given, name in (
-        (_Given(votes, features, None, balance, 0), "soft_features"),
-        (_Given(votes, None, None, balance, 0), "weighted"),
-    ):
-        made = given.label(model)
-        found = _noise(given, made, "auto")
-        assert found.method.startswith(f"labelmodel ({name}")
-        judge = label(votes, name, features=given.features, balance=balance, seed=0).posterior
-        by_hand = np.stack([judge[made.labels == j].sum(axis=0) for j in range(3)], axis=1)
-        by_hand /= by_hand.sum(axis=1, keepdims=True)
-        np.testing.assert_allclose(found.matrix.array, by_hand, atol=0.03)
-        others = [_noise(given, made, other).matrix.array for other in ("dawid_skene", model)]
-        assert not any(np.allclose(found.matrix.array, other, atol=1e-3) for other in others)
 
 
 def test_fine_tuned_labelers_vote_too(tiny, image_folder, tmp_path):
@@ -348,9 +322,6 @@ def test_labels_that_say_nothing_have_a_singular_matrix_that_is_told(tmp_path):
     path = write(tmp_path / "votes.csv", [["id", "u", "v", "w"], *rows])
     found = ht.label_data(votes=path, label_model="majority", noise_from="majority")
     assert np.isfinite(found.noise.condition)
-    singular = Votes(np.array([[0, 1], [1, 0]] * 30), 2)
-    made = label(singular, "majority")
-    assert made.posterior.tolist() == [[0.5, 0.5]] * 60
     rows = [[f"x{i}", *("ab" if i % 2 else "ba")] for i in range(60)]
     found = ht.label_data(votes=write(path, [["id", "u", "v"], *rows]), noise_from="majority")
     assert any("the estimated noise matrix was" in note and "what is written" in note for note in found.notes)

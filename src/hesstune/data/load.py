@@ -93,22 +93,9 @@ def load_task(
         parts["train"] = np.sort(rng.permutation(parts["train"])[:limit])
     if not len(parts["train"]):
         raise DataError("no training example is left; lower the validation and test fractions")
-    whole = Examples(
-        source,
-        np.arange(len(found)),
-        found.ids,
-        found.labels,
-        votes=found.votes,
-        soft=found.soft,
-        label_sources=found.label_sources,
-    )
-    made = {name: whole.take(rows) for name, rows in parts.items()}
-    if not corrected_test:
-        made["test"], restored = _as_given(made["test"], found, parts["test"])
-        told = [*told, *restored]
-    told = [*told, *(note for name in PARTS for note in source_notes(made[name], name))]
+    made, more = _divided(found, source, parts, corrected_test)
     unseen = _unseen(found.labels[parts["train"]], found.classes)
-    notes = [*told, *found.notes, *alike(found.classes), *unseen]
+    notes = [*told, *more, *found.notes, *alike(found.classes), *unseen]
     return Task(
         found.classes,
         made["train"],
@@ -120,6 +107,25 @@ def load_task(
         found.unlabelled,
         notes,
     )
+
+
+def _divided(
+    found: Listing, source: ImageSource | Texts, parts: dict[str, NDArray[np.int64]], corrected_test: bool
+) -> tuple[dict[str, Examples], list[str]]:
+    """Return the examples of each part, and what should be known of where their labels come from."""
+    whole = Examples(
+        source,
+        np.arange(len(found)),
+        found.ids,
+        found.labels,
+        votes=found.votes,
+        soft=found.soft,
+        label_sources=found.label_sources,
+    )
+    made, notes = {name: whole.take(rows) for name, rows in parts.items()}, list[str]()
+    if not corrected_test:
+        made["test"], notes = _as_given(made["test"], found, parts["test"])
+    return made, [*notes, *(note for name in PARTS for note in source_notes(made[name], name))]
 
 
 def _as_given(test: Examples, found: Listing, rows: NDArray[np.int64]) -> tuple[Examples, list[str]]:

@@ -125,18 +125,9 @@ def _combined(
         labels[kept] = [classes.index(target.true[n]) for n in kept]
         posterior[kept] = np.eye(len(classes))[labels[kept]]
         notes.append(f"{len(kept)} test examples keep their true labels")
+    notes += noise.notes
     return Labelling(
-        target,
-        classes,
-        votes,
-        labels,
-        posterior,
-        kept,
-        _chosen(made),
-        noise,
-        rows,
-        majority,
-        [*notes, *noise.notes],
+        target, classes, votes, labels, posterior, kept, _chosen(made), noise, rows, majority, notes
     )
 
 
