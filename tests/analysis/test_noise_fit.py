@@ -129,7 +129,7 @@ SHORT = {"method": "vanilla", "epochs": 8, "lr": 1e-3}
     [
         (0.4, LONG, "most", None),
         (0.4, SHORT, "not", None),
-        (0.2, {"method": "sklearn_cv", "train": "head"}, "not", None),
+        (0.4, {"method": "auto", "train": "head"}, "not", None),
         (0.0, LONG, "unknown", None),
         (0.4, SHORT | {"method": "robust", "noise_matrix": "0.05"}, "not", "too little noise"),
         (0.0, SHORT | {"method": "robust", "noise_matrix": "0.3"}, "unknown", "too much noise"),
@@ -147,6 +147,6 @@ def test_the_verdict_on_a_run_is_its_truth(tmp_path, rate, options, kind, contra
     assert ("contradict" in provenance(run.records)) == (contradiction is not None)
     if kind != "unknown":
         assert abs(kept.fit.wrong.examples - wrong.sum()) < 0.25 * wrong.sum()
-    if options["method"] == "sklearn_cv":  # solved in closed form: nothing is fitted in epochs
+    if options["method"] == "auto":  # solved in closed form: nothing is fitted in epochs
         assert onset(run.records) is None
         assert "closed form" in training_words(run.records)

@@ -106,8 +106,8 @@ def judge_fit(fit: NoiseFit | None) -> FitVerdict:
         "unknown",
         low,
         high,
-        f"it agrees with {low:.1%} to {high:.1%} of the wrong labels (95 % interval) and may be wrong on up to "
-        f"{errors:.1%} of the right ones, so its errors may explain the agreement",
+        f"it agrees with {low:.1%} to {high:.1%} of the wrong labels (95 % interval) and may be wrong on up "
+        f"to {errors:.1%} of the right ones, so its errors may explain the agreement",
     )
 
 

@@ -22,7 +22,8 @@ def export_model(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> st
 
     A transformers model is written by `save_pretrained`, with its tokenizer or its image preprocessing. If
     its class is not part of transformers (`minilm`), a copy of the class is written too, which transformers
-    loads with `trust_remote_code=True`. Any other network is written as `model.safetensors` and `config.json`.
+    loads with `trust_remote_code=True`. Any other network is written as `model.safetensors` and
+    `config.json`.
 
     Args:
         loaded: The network and its preprocessing.

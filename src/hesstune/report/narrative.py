@@ -32,8 +32,8 @@ def verdict(records: Records) -> str:
         which = f"{counted(fit.wrong.examples, 'suspected label error')}"
     low, high = confidence_interval(fit.wrong.agreed, fit.wrong.examples, DELTA)
     counts = (
-        f"it agrees with {fit.wrong.share:.1%} of the {which} (95 % interval {low:.1%} to {high:.1%}), and with "
-        f"{fit.right.share:.1%} of the {counted(fit.right.examples, 'other label')}"
+        f"it agrees with {fit.wrong.share:.1%} of the {which} (95 % interval {low:.1%} to {high:.1%}), and "
+        f"with {fit.right.share:.1%} of the {counted(fit.right.examples, 'other label')}"
     )
     if found.kind == "unknown":
         return f"Whether the network has learnt wrong labels cannot be told: {found.reason}."
@@ -75,9 +75,9 @@ def _contradiction(records: Records) -> str:
     implied = check.least if check.contradiction == "too much noise" else check.implied
     return (
         f"The labels contradict this matrix: on the {counted(check.examples, 'example')} that probes on the "
-        f"pretrained features are surest of, {check.differing / check.examples:.1%} of the given labels differ "
-        f"from the out-of-sample prediction (99 % interval {check.low:.1%} to {check.high:.1%}), but the matrix "
-        f"implies {implied:.1%}. It assumes {check.contradiction}."
+        f"pretrained features are surest of, {check.differing / check.examples:.1%} of the given labels "
+        f"differ from the out-of-sample prediction (99 % interval {check.low:.1%} to {check.high:.1%}), but "
+        f"the matrix implies {implied:.1%}. It assumes {check.contradiction}."
     )
 
 
@@ -90,10 +90,10 @@ def onset(records: Records) -> tuple[int, str] | None:
     """Return the epoch at which the network starts to fit the noise, and the sign it is read from.
 
     The sign is validation: even the best of the last quarter of the epochs is more than two standard errors
-    below the best of all, and agreement with the training labels still rises. If validation shows nothing, the
-    sign is the first epoch whose agreement with the training labels is above the share of right labels by more
-    than its 95 % interval. Epoch 0 is the network before its first step, such as a head solved in closed form:
-    it fits nothing.
+    below the best of all, and agreement with the training labels still rises. If validation shows nothing,
+    the sign is the first epoch whose agreement with the training labels is above the share of right labels by
+    more than its 95 % interval. Epoch 0 is the network before its first step, such as a head solved in closed
+    form: it fits nothing.
     """
     epochs = records.epochs
     trained = [e for e in epochs if e.epoch > 0]
@@ -129,8 +129,8 @@ def training_words(records: Records) -> str:
     first, last = records.epochs[0], records.epochs[-1]
     if last.epoch == 0:
         return (
-            f"There were no epochs of training: the head was solved in closed form on frozen features. It agrees "
-            f"with {last.train_accuracy:.1%} of the training labels."
+            "There were no epochs of training: the head was solved in closed form on frozen features. It "
+            f"agrees with {last.train_accuracy:.1%} of the training labels."
         )
     text = (
         f"Agreement with the training labels goes from {first.train_accuracy:.1%} in epoch "

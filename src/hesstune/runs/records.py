@@ -13,8 +13,9 @@ from hesstune.storage.stored import Stored
 __all__ = [
     "MEASURE", "MEASURE_TENSORS",
     "Agreement", "CostOfError", "Counted", "CurvePoint", "Dependence", "Epoch", "Estimated", "Failed",
-    "LabelIssuesRecord", "LabelNoise", "MatrixCheck", "MatrixFacts", "NoiseCheck", "NoiseFit", "NoiseMatrixRecord", "Normalisation",
-    "Picture", "Pictures", "RadiusRecord", "Recipe", "Result", "RunRecord", "Sizes", "checkpoint_name",
+    "LabelIssuesRecord", "LabelNoise", "MatrixCheck", "MatrixFacts", "NoiseCheck", "NoiseFit",
+    "NoiseMatrixRecord", "Normalisation", "Picture", "Pictures", "RadiusRecord", "Recipe", "Result",
+    "RunRecord", "Sizes", "checkpoint_name",
 ]  # fmt: skip
 
 # The format of run.json; folders from before it was counted have none, which reads as 0.
@@ -348,8 +349,8 @@ class MatrixCheck(Stored):
 class LabelIssuesRecord(Stored):
     """label_issues.json: who judged the list, the noise matrix that validation examples show, and two tests.
 
-    `fit` compares the network with the labels, `matrix_check` the given noise matrix; None if there is nothing
-    to compare.
+    `fit` compares the network with the labels, `matrix_check` tests the given noise matrix; None if there is
+    nothing to compare.
     """
 
     what: ClassVar[str] = "a record of label issues"
