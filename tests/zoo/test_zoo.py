@@ -160,7 +160,7 @@ def check_measure(network: Network, model: nn.Module, ref: ht.Reference, inputs,
 
 
 def check_loading(network: Network, model: nn.Module, inputs, tokenizer, folder: Path) -> None:
-    """With its head at zero a network says nothing, and all else is as it was, from an object and a folder."""
+    """The new head is zero and alone in the logits; all else is as it was, from an object and a folder."""
     text = network.reads == "texts"
     sources = [((model, tokenizer) if text else model, CLASSES)]
     if network.library == "transformers":

@@ -35,7 +35,7 @@ def inputs_of(network: Network, examples: int = EXAMPLES) -> Inputs:
 
 
 def random_network(network: Network) -> nn.Module:
-    """Build the network with weights of ordinary size: initial ones are often 0 or so small that nothing moves."""
+    """Build the network with random weights of ordinary size; initial ones are often 0 or very small."""
     torch.manual_seed(0)
     model = network.build()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Tiny classifiers of transformers, from configurations: texts and images, two layers, a few thousand weights."""
+"""Tiny text and image classifiers of transformers, from configurations."""
 
 from __future__ import annotations
 

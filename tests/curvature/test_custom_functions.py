@@ -1,0 +1,165 @@
+"""Functions with a backward pass of their own, networks that write buffers, and networks that amplify rounding."""
+
+import pytest
+import torch
+from torch import nn
+
+import hesstune as ht
+from hesstune.errors import MeasureError
+
+BATCH = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
+
+
+class Rounded(torch.autograd.Function):
+    """Straight-through: rounding, with the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.round(4 * x) / 4
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Halved(torch.autograd.Function):
+    """tanh, with half its derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 0.5 * gradient * (1 - ctx.saved_tensors[0].tanh() ** 2)
+
+
+class Tanh(torch.autograd.Function):
+    """tanh, with its derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (1 - ctx.saved_tensors[0].tanh() ** 2)
+
+
+class Once(Tanh):
+    """The same, not to be differentiated twice."""
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return gradient * (1 - ctx.saved_tensors[0].tanh() ** 2)
+
+
+class Applied(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function.apply(x)
+
+
+class QuantisedLinear(nn.Linear):
+    """A layer whose weight is rounded before it is used."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, Rounded.apply(self.weight), self.bias)
+
+
+class Counting(nn.Module):
+    """Writes its buffers in every forward pass: one in place, one as a new tensor of another shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = 2 * x
+        return x
+
+
+def network(*middle, first=nn.Linear):
+    torch.manual_seed(0)
+    return nn.Sequential(first(5, 6), *middle, nn.Linear(6, 3))
+
+
+def moved(model):
+    ref = ht.Reference.of(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return ref
+
+
+@pytest.mark.parametrize(
+    ("model", "function"),
+    [
+        (network(Applied(Rounded)), "Rounded"),
+        (network(Applied(Halved)), "Halved"),
+        (network(nn.GELU(), first=QuantisedLinear), "Rounded"),
+    ],
+)
+def test_a_gradient_that_is_no_derivative_is_refused_and_layers_after_it_are_measured(model, function):
+    ref = moved(model)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(MeasureError, match=f"{function}.*'?0.weight"):
+        ht.measure(model, ref, [BATCH])
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert ht.measure(model, ref, [BATCH], layers="2.weight").exact == [True]
+
+
+def test_a_gradient_of_its_own_that_is_the_derivative_is_measured_like_torchs():
+    custom, plain = network(Applied(Tanh)), network(nn.Tanh())
+    found = [ht.measure(model, moved(model), [BATCH]).quadratic for model in (custom, plain)]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-9)
+
+
+def test_a_function_that_cannot_be_differentiated_twice_is_refused():
+    model = network(Applied(Once))
+    with pytest.raises(MeasureError, match="once_differentiable"):
+        ht.measure(model, moved(model), [BATCH])
+
+
+@pytest.mark.parametrize("name", ["measure", "noise_stability"])
+def test_buffers_that_a_forward_pass_writes_are_as_they_were(name):
+    model = network(Counting())
+    ref = moved(model)
+    before = {key: (buffer, buffer.clone()) for key, buffer in model.named_buffers()}
+    if name == "measure":
+        ht.measure(model, ref, [BATCH])
+    else:
+        ht.noise_stability(model, [BATCH], 0.1, samples=2)
+    for key, (buffer, value) in before.items():
+        assert model.get_buffer(key) is buffer
+        assert torch.equal(buffer, value)
+
+
+def test_a_buffer_of_another_shape_is_no_other_network():
+    model = network(Counting())
+    ref = moved(model)
+    with torch.no_grad():
+        model(BATCH[0])
+    assert set(ref.distances(model)) == {"0.weight", "2.weight"}
+    assert ht.measure(model, ref, [BATCH]).exact == [True, True]
+    ref.restore_(model)
+    assert model.get_buffer("last").shape == (1,)
+    assert float(model.get_buffer("calls")) == 0
+
+
+def test_rounding_that_batch_norm_amplifies_is_not_taken_for_randomness():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    with torch.no_grad():
+        model[0].bias.fill_(3e3)  # next to it the batch norm's input varies in its last digits
+        model[1].running_mean.fill_(3e3)
+    ref = moved(model)
+    assert ht.measure(model.eval(), ref, [BATCH]).exact == [True, True]
