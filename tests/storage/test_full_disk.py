@@ -228,9 +228,8 @@ def test_what_transformers_writes_is_told_in_one_line(tiny_bert, tmp_path):
     from hesstune.models.load import LoadedModel
 
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
-    loaded = LoadedModel(
-        model, "classifier", (0.0,) * 3, (1.0,) * 3, AutoTokenizer.from_pretrained(tiny_bert)
-    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    loaded = LoadedModel(model, "classifier", (0.0,) * 3, (1.0,) * 3, tokenizer)
     export_model(loaded, tmp_path, {"model": "hf:x", "classes": ["a", "b"], "image_size": 8})
     with full_disk(), pytest.raises(HesstuneError) as error:
         export_model(loaded, tmp_path, {"model": "hf:x", "classes": ["a", "b"], "image_size": 8})

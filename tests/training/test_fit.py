@@ -104,14 +104,14 @@ def test_an_interrupted_run_is_resumed_with_its_own_objects_alone(named, tmp_pat
         fit(task, start, config=own, out=out, progress=stop)
     darker = copy.deepcopy(task)
     darker.train.source.array[0] //= 2
-    with pytest.raises(RunError, match="the data memory .* contents of 1 of"):
+    with pytest.raises(RunError, match=r"the data memory .* contents of 1 of"):
         fit(darker, start, config=own, out=out, resume=True)
     finished = fit(task, start, config=own, out=out, resume=True)
     assert_same_weights(finished, whole)
     # A finished one is returned as it is, and to its own objects alone, too.
     written = (out / "run.json").stat().st_mtime_ns
     assert_same_weights(fit(task, start, config=own, out=out, resume=True), whole)
-    with pytest.raises(RunError, match="the data memory .* contents of 1 of"):
+    with pytest.raises(RunError, match=r"the data memory .* contents of 1 of"):
         fit(darker, start, config=own, out=out, resume=True)
     other = copy.deepcopy(start)
     with torch.no_grad():

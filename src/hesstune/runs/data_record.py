@@ -55,7 +55,12 @@ class PartRecord:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the record as tensors; the ids are JSON, in bytes."""
         ids = np.frombuffer(json.dumps(self.ids).encode(), np.uint8)
-        arrays = {"ids": ids, "contents": self.contents, "labels": self.labels, "trained": self.trained}
+        arrays: dict[str, NDArray[Any]] = {
+            "ids": ids,
+            "contents": self.contents,
+            "labels": self.labels,
+            "trained": self.trained,
+        }
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
     @classmethod
