@@ -54,6 +54,7 @@ def run_folder(path, k=3, n=30, layers=4, measured=True, names=None):
         {"name": a, "maximum": float(m), **layer} for a, m in zip(names, quadratic.max(0), strict=True)
     ]
     whole = {
+        "part": "train",
         "measure": {"value": 0.4, "n": n, "C": 2.0},
         "layers": measured,
         "notes": [],

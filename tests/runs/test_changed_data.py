@@ -386,6 +386,6 @@ def test_a_changed_labels_csv_is_refused(run):
 def test_digests_are_the_same_in_another_process(run):
     script = "import sys, hesstune as ht; ht.Run.load(sys.argv[1]).task(); print('unchanged')"
     # Hashes of strings differ between processes.
-    made = subprocess.run([sys.executable, "-c", script, str(run.path)], capture_output=True, text=True,
-                          cwd=run.path.parent)  # fmt: skip
+    command = [sys.executable, "-c", script, str(run.path)]
+    made = subprocess.run(command, capture_output=True, text=True)
     assert made.stdout.strip() == "unchanged", made.stderr

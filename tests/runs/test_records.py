@@ -255,7 +255,7 @@ def test_all_that_is_derived_goes_with_the_run_it_was_derived_from(bare, made, t
 
 
 def test_names_agree_with_those_of_a_measurement_kept_elsewhere(full, tmp_path):
-    full.measure().save(tmp_path / "m")
+    full.measure().save(tmp_path / "m", part="val")
     assert {p.name for p in (tmp_path / "m").iterdir()} == {files.MEASURE, files.MEASURE_TENSORS}
     measured = json.loads((tmp_path / "m" / files.MEASURE).read_text())
     assert MeasureRecord.model_validate(measured).to_dict() == measured

@@ -218,3 +218,19 @@ def test_a_measurement_of_no_run_is_none_of_the_training_part(run, tmp_path):
     ht.Measure.load(run.path).save(tmp_path / "run")
     with pytest.raises(HesstuneError, match=r"measure\.json cannot be read .*part"):
         _ = ht.Run.load(tmp_path / "run").records.measure
+
+
+def test_what_transformers_writes_is_told_in_one_line(tiny_bert, tmp_path):
+    """Its writers raise errors of their own kinds."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from hesstune.models.export import export_model
+    from hesstune.models.load import LoadedModel
+
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    loaded = LoadedModel(model, "classifier", (0.0,) * 3, (1.0,) * 3, tokenizer)
+    export_model(loaded, tmp_path, {"model": "hf:x", "classes": ["a", "b"], "image_size": 8})
+    with full_disk(), pytest.raises(HesstuneError) as error:
+        export_model(loaded, tmp_path, {"model": "hf:x", "classes": ["a", "b"], "image_size": 8})
+    assert len(str(error.value).splitlines()) == 1

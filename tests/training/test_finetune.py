@@ -34,8 +34,8 @@ def test_a_run_leaves_its_whole_record_and_the_random_state(tiny, tmp_path):
     run = ht.finetune(tiny, out=str(tmp_path / "a"), method="robust", radius={"head": 0.3, "*": 0.2})
     assert torch.equal(torch.get_rng_state(), state)
     assert {p.name for p in run.path.iterdir()} == {
-        "config.yaml", "model.safetensors", "reference.safetensors", "metrics.jsonl", "labels.csv",
-        "noise_matrix.json", "run.json", "README.md", ".lock",
+        "config.yaml", "model.safetensors", "reference.safetensors", "data.safetensors", "metrics.jsonl",
+        "labels.csv", "noise_matrix.json", "run.json", "README.md", ".lock",
     }  # fmt: skip
     loaded = ht.Run.load(run.path)
     assert loaded.config == run.config

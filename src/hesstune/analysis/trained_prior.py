@@ -343,9 +343,7 @@ def _contents(prepared: Prepared) -> dict[str, object]:
     told = prepared.noise_matrix
     return {
         "settled": "by these examples",
-        "checksums": fingerprints(
-            prepared.task, prepared.injected is not None, {name: start[name] for name in start.names()}
-        ),
+        "checksums": fingerprints(prepared.record(), {name: start[name] for name in start.names()}),
         "noise_matrix": None if told is None else told.array.tolist(),
     }
 

@@ -44,7 +44,8 @@ class ImageSource(Protocol):
     """Where images come from: decoded batches by index.
 
     A source may have a `digest`, a checksum of its images, by which what was computed of them is found again,
-    and a method `digests(indices)` that returns (B, 16) digests of some images; see `hesstune.data.contents`.
+    and a method `digests(indices, anew)` that returns (B, 16) digests of some images: those taken when the
+    images were read, or, `anew`, of what the source holds now. See `hesstune.data.contents`.
     """
 
     def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
@@ -66,7 +67,7 @@ class Texts:
         """Checksum of the texts."""
         return digest_of_texts(text for pair in self.rows for text in pair)
 
-    def digests(self, indices: NDArray[np.int64]) -> Digests:
+    def digests(self, indices: NDArray[np.int64], anew: bool = False) -> Digests:
         """Return the digests of the texts at the indices."""
         return text_digests(self.batch(indices))
 

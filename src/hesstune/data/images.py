@@ -167,9 +167,9 @@ class DecodedImages:
         """Return a source of some of the images."""
         return DecodedImages(self.array[rows], None if self._digests is None else self._digests[rows])
 
-    def digests(self, indices: NDArray[np.int64]) -> Digests:
-        """Return the digests of the images at the indices."""
-        if self._digests is not None:
+    def digests(self, indices: NDArray[np.int64], anew: bool = False) -> Digests:
+        """Return the digests of the images at the indices: `anew`, of their pixels as they are now."""
+        if self._digests is not None and not anew:
             return self._digests[indices]
         return image_digests(self.batch(indices).permute(0, 2, 3, 1).numpy())
 
@@ -214,13 +214,13 @@ class FileImages:
         digests = None if self._digests is None else self._digests[rows]
         return FileImages([self.paths[i] for i in rows], self.size, 4, self._background, changed, digests)
 
-    def digests(self, indices: NDArray[np.int64]) -> Digests:
-        """Return the digests of the files at the indices; without any yet, all files are read once.
+    def digests(self, indices: NDArray[np.int64], anew: bool = False) -> Digests:
+        """Return the digests of the files at the indices; without any yet, or `anew`, all files are read.
 
         Raises:
             DataError: If a file cannot be read.
         """
-        if self._digests is None:
+        if self._digests is None or anew:
             self._digests = as_digests(self._pool.map(_digest_of_file, self.paths))
         return self._digests[indices]
 

@@ -13,18 +13,17 @@ from hesstune.runs.records import DATA, LABELS
 __all__ = ["check_data", "check_labels_file"]
 
 
-def check_data(run: Records, task: Task | DataRecord) -> None:
+def check_data(run: Records, now: DataRecord) -> None:
     """Check that examples are those that a run was made from: ids, contents and labels of every part.
 
     Args:
         run: The records of the run's folder.
-        task: The examples as they are now, labelled as they are trained on; or the record of them.
+        now: The record of the examples as they are now.
 
     Raises:
         ChangedDataError: If an example differs, naming the first ones.
         RunError: If the run's folder does not say what it was made from.
     """
-    now = task if isinstance(task, DataRecord) else DataRecord.of(task, bool(run.config.inject_noise))
     then, found = run.facts.checksums, now.checksums()
     if missing := [name for name in found if name not in then]:
         raise RunError(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hesstune.data.contents import Digests, as_digests, digest_bytes, image_digests
 from hesstune.data.examples import PARTS, Examples, Task
 from hesstune.errors import RunError, listed
+from hesstune.runs.config import FinetuneConfig
 from hesstune.storage.tensors import digest, digest_of_texts, load_tree, save_tree
 from hesstune.weak.votes import Votes
 
@@ -46,10 +47,10 @@ class PartRecord:
     trained: NDArray[np.int64]
 
     @classmethod
-    def of(cls, part: Examples, classes: list[str], injected: bool) -> PartRecord:
-        """Record a part; see `DataRecord.of`."""
+    def of(cls, part: Examples, classes: list[str], injected: bool, anew: bool) -> PartRecord:
+        """Record a part; see `label_digests` and `content_digests`."""
         trained = np.full(len(part), -1) if part.labels is None else part.labels
-        return cls(part.ids, content_digests(part), label_digests(part, classes, injected), trained)
+        return cls(part.ids, content_digests(part, anew), label_digests(part, classes, injected), trained)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the record as tensors; the ids are JSON, in bytes."""
@@ -82,15 +83,17 @@ class DataRecord:
     parts: dict[str, PartRecord]
 
     @classmethod
-    def of(cls, task: Task, injected: bool) -> DataRecord:
-        """Record a task.
+    def of(cls, task: Task, config: FinetuneConfig, data: Any) -> DataRecord:
+        """Record the examples of a run.
 
         Args:
-            task: Its examples, labelled as they are trained on.
-            injected: Whether noise was injected into labels that the task has as the true ones.
+            task: The examples, labelled as they are trained on.
+            config: The run's configuration.
+            data: What was given in place of the data that the configuration names. A task that was made
+                earlier may have been changed since it was read, so its contents are digested anew.
         """
-        parts = {name: PartRecord.of(getattr(task, name), task.classes, injected) for name in PARTS}
-        return cls(task.classes, parts)
+        how = bool(config.inject_noise), isinstance(data, Task)
+        return cls(task.classes, {n: PartRecord.of(getattr(task, n), task.classes, *how) for n in PARTS})
 
     def checksums(self) -> dict[str, str]:
         """Return one checksum for the classes and one for each part."""
@@ -173,15 +176,16 @@ class DataRecord:
         return ""
 
 
-def content_digests(part: Examples) -> Digests:
+def content_digests(part: Examples, anew: bool) -> Digests:
     """Return the digest of every example's image or text, (N, 16), in the order of the part.
 
     Image files are known by their bytes, whatever their names, and other images by their pixels as given.
-    A source that keeps no digests is read once, in batches, and its decoded pixels are digested.
+    A source that keeps no digests is read once, in batches, and its decoded pixels are digested. With `anew`
+    this counts as it is now: files are read again, and decoded images are known by their pixels.
     """
-    own: Callable[[NDArray[np.int64]], Digests] | None = getattr(part.source, "digests", None)
+    own: Callable[[NDArray[np.int64], bool], Digests] | None = getattr(part.source, "digests", None)
     if own is not None:
-        return own(part.rows)
+        return own(part.rows, anew)
     batches = [part.rows[at : at + BATCH] for at in range(0, len(part), BATCH)]
     found = [image_digests(part.source.batch(rows).permute(0, 2, 3, 1).numpy()) for rows in batches]  # type: ignore[union-attr]
     return np.concatenate([as_digests([]), *found])

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 
 import torch
 
-from hesstune.data.examples import Task
 from hesstune.runs.data_record import DataRecord
 from hesstune.storage.tensors import digest
 
 __all__ = ["fingerprints"]
 
 
-def fingerprints(task: Task, injected: bool, start: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Return checksums of a task (classes; ids, contents and labels by part) and of the starting weights."""
-    return {**DataRecord.of(task, injected).checksums(), "weights": digest(start)}
+def fingerprints(record: DataRecord, start: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return checksums of a run's classes, of its examples by part, and of its starting weights."""
+    return {**record.checksums(), "weights": digest(start)}

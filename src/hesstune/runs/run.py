@@ -221,6 +221,7 @@ class Run:
             ChangedDataError: If an id, image, text or label of any part is not what the run was made from.
         """
         from hesstune.runs.data_check import check_data, check_labels_file
+        from hesstune.runs.data_record import DataRecord
         from hesstune.runs.located import located, missing_data
         from hesstune.runs.task import run_task
 
@@ -231,7 +232,7 @@ class Run:
             if self.given.data is not None or not (hint := missing_data(config, self.facts)):
                 raise
             raise DataError(f"{error}{hint}") from error
-        check_data(self.records, found)
+        check_data(self.records, DataRecord.of(found, self.config, self.given.data))
         check_labels_file(self.records, found)
         return found
 

@@ -24,6 +24,7 @@ from hesstune.reference import Reference
 from hesstune.runs.checkpoint import Checkpoints, discard
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.runs.data_record import DataRecord
+from hesstune.runs.fingerprint import fingerprints
 from hesstune.runs.located import base_folder
 from hesstune.runs.model_card import model_card
 from hesstune.runs.records import (
@@ -52,7 +53,6 @@ from hesstune.runtime.distributed import on_main_process, rank
 from hesstune.runtime.progress import Progress
 from hesstune.storage.atomic import write_csv, write_text
 from hesstune.storage.stored import write_record
-from hesstune.storage.tensors import digest
 from hesstune.training.evaluate import final_metrics
 from hesstune.training.fed import fed_by
 from hesstune.training.in_folder import in_folder
@@ -247,9 +247,8 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
 
 def _start(run: Run, prepared: Prepared, reference: Reference, resume: bool) -> None:
     """Write what a run starts from, or check that it is what the run to be resumed started from."""
-    out, record = run.path, DataRecord.of(prepared.task, prepared.injected is not None)
-    start = digest({name: reference[name] for name in reference.names()})
-    run.add(checksums={**record.checksums(), "weights": start})
+    out, record = run.path, prepared.record()
+    run.add(checksums=fingerprints(record, {name: reference[name] for name in reference.names()}))
     if not (resume and (out / RECORD).is_file()):
         on_main_process(lambda: _write_start(run, prepared, record, reference))
         return

@@ -115,7 +115,7 @@ def _run(
         with entered(out, overwrite, resume):
             if resume and (run := _finished(out, given)) is not None:
                 start = weights_of(prepared.loaded.model)
-                check_data(run.records, prepared.task)
+                check_data(run.records, prepared.record())
                 check_weights(run, {name: start[name] for name in start.names()})
                 return run  # before, of objects, or by another process, while this one was loading
             return train(prepared, out)

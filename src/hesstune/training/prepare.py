@@ -22,6 +22,7 @@ from hesstune.models.train_parts import freeze, trains_head_only
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import layer_names
 from hesstune.runs.config import FinetuneConfig, usual_lr
+from hesstune.runs.data_record import DataRecord
 from hesstune.runs.records import NoiseMatrixRecord
 from hesstune.runs.run import Given, Run
 from hesstune.runs.task import clean_task, injected_noise, noisy
@@ -74,6 +75,10 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
     solved: SolvedHead | None = None
     settled: list[str] = field(default_factory=list)
+
+    def record(self) -> DataRecord:
+        """Return the record of the examples, as they are now."""
+        return DataRecord.of(self.task, self.config, self.given.data)
 
     @classmethod
     def of(cls, run: Run, task: Task, device: torch.device) -> Prepared:
