@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hesstune.curvature.dense import block_hessian, positive_form
 from hesstune.curvature.measure import measure
 from hesstune.curvature.sharpness import sam_sharpness
 from hesstune.curvature.stability import noise_stability
-from hesstune.curvature.dense import block_hessian, positive_form
 from hesstune.forward import logits_of
 from hesstune.reference import Reference
 

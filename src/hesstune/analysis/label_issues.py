@@ -75,10 +75,10 @@ def label_issues(run: Run, **options: Any) -> None:
     """Write label_issues.csv, every training example, the most doubtful label first, and label_issues.json.
 
     Each label is judged as by `hesstune.clean`: from the features of the network before its training, by
-    probes that did not see the example. Where the head is not the network's last operation on features, or
-    examples are few, by the run's own network, which was trained on them and so doubts too little. The noise
-    matrix is estimated from the validation examples, which were not trained on, by their confident joint, and
-    kept in label_issues.json; without enough of them there is none. That file also holds the network's agreement
+    probes that did not see the example. If the head is not the network's last operation on features, or
+    examples are few, the run's own network judges them. It was trained on them, so it finds too few. The noise
+    matrix is estimated by the confident joint of the validation examples, which were not trained on, and kept
+    in label_issues.json. Without enough of them there is none. That file also holds the network's agreement
     with suspected label errors and with the other labels, and the test of a given noise matrix.
 
     Args:
