@@ -114,18 +114,7 @@ def prepare(
         raise ConfigError("early stopping and --select best need validation examples; there are none")
     injected = injected_noise(config, task)
     noise_matrix = _told(config, task, injected)
-    loaded = load_model(
-        config.model if given.model is None else given.model,
-        task.k,
-        weights=config.weights,
-        head_init=config.head_init,
-        mean=tuple(config.mean) if config.mean else None,
-        std=tuple(config.std) if config.std else None,
-        text=task.is_text,
-        head=config.head,
-        dtype=config.dtype,
-        image_size=config.image_size,
-    )
+    loaded = _network(config, given, task)
     asked, config = config.train, as_trained(config, loaded)
     config.check_trained(task.is_text)
     to_channels_last(loaded.model, device)
@@ -149,6 +138,22 @@ def prepare(
         notes.insert(0, f"--train {asked} trains the head alone in this network, as --train head does")
     return settle(
         Prepared(config, task, loaded, injected, noise_matrix, device, radius, estimate, given, notes)
+    )
+
+
+def _network(config: FinetuneConfig, given: Given, task: Task) -> LoadedModel:
+    """Return the network that a run starts from."""
+    return load_model(
+        config.model if given.model is None else given.model,
+        task.k,
+        weights=config.weights,
+        head_init=config.head_init,
+        mean=tuple(config.mean) if config.mean else None,
+        std=tuple(config.std) if config.std else None,
+        text=task.is_text,
+        head=config.head,
+        dtype=config.dtype,
+        image_size=config.image_size,
     )
 
 
