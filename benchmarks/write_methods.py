@@ -21,8 +21,8 @@ TEXT = """# Methods
 `hesstune compare --methods NAME,NAME,…` runs several under the same budget, split and selection rule. A
 method marked *F* makes use of a noise matrix (`--noise-matrix`); one marked *balls* keeps every layer near
 its pretrained weights (`--radius`, `--norm`). A head that is trained alone (`--train head`), in no ball, has
-a ridge penalty, chosen by cross-validation on the labels as given, where `--weight-decay` names none. A
-method is one file in `src/hesstune/methods`.
+a ridge penalty, chosen by cross-validation on the labels as given, where `--weight-decay` names none. It is
+a penalty of the loss with every optimizer. A method is one file in `src/hesstune/methods`.
 
 {methods}
 """

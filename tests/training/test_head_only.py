@@ -87,8 +87,9 @@ def test_the_property_is_of_the_parameters(train, expected):
 
 def test_parameters_behind_the_head_are_none_of_it():
     model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
-    assert not trains_head_only(model, "last:1", "0")
+    assert not trains_head_only(model, "from:0", "0")
     assert trains_head_only(model, "0.*", "0")
+    assert not trains_head_only(nn.Sequential(model, nn.Linear(2, 2)), "1.*", ("0.0", "1"))
 
 
 def test_a_run_is_resumed_by_any_spelling_of_the_same_parameters_and_by_no_other(plain, tmp_path):
