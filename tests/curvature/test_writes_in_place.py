@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.curvature.networks import moved
 from torch import nn
 
 from hesstune.curvature.dense import block_hessian, positive_form, positive_trace
@@ -12,7 +13,6 @@ from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.measure import measure
 from hesstune.curvature.stability import noise_stability
 from hesstune.reference import Reference
-from tests.curvature.networks import moved
 
 WRITES = {
     "add_": lambda z, other: z.add_(other),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -15,7 +15,6 @@ from hesstune.forward import Inputs, logits_of, named_modules, named_parameters
 
 __all__ = [
     "refuse_bad_logits",
-    "refuse_false_gradients",
     "refuse_hidden_use",
     "refuse_mixed_examples",
     "refuse_training_modules",
@@ -25,10 +24,6 @@ __all__ = [
 _SAME_LOGITS = 1e-4
 # In a batch of another size, kernels sum in another order and, on some devices, in fewer bits.
 _SAME_IN_OTHER_BATCH = 1e-2
-# How far a weight is moved to compare its gradient with a difference quotient, as a share of its norm.
-_STEP = 1e-2
-_SAME_SLOPE = 0.1
-_SLOPE_ROUNDING = 1e-5
 
 
 def refuse_training_modules(model: nn.Module) -> None:
@@ -133,54 +128,3 @@ def refuse_hidden_use(model: nn.Module, probe: Inputs, name: str) -> None:
             f"'{name}' changes the logits, but no gradient reaches it (no_grad, detach or .data in the "
             "forward pass); let gradients through, or leave it out with layers="
         )
-
-
-def refuse_false_gradients(model: nn.Module, probe: Inputs, custom: Mapping[str, str]) -> None:
-    """Refuse layers whose gradient is not the derivative of the logits, as difference quotients tell.
-
-    Functions with a backward pass of their own may approximate it (YOSO) or replace it (straight-through
-    gradients of quantised networks). What double backward gives is then no Hessian.
-
-    Args:
-        model: The network.
-        probe: A few examples.
-        custom: By layer, the `torch.autograd.Function` that comes after its weight; others are not checked.
-    """
-    if not custom:
-        return
-    weights = {name: weight for name, weight in model.named_parameters() if name in custom}
-    generator = torch.Generator().manual_seed(0)
-
-    def total() -> torch.Tensor:
-        logits = logits_of(model, probe)
-        generator.manual_seed(0)
-        return (logits * torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)).sum()
-
-    start = total()
-    gradients = torch.autograd.grad(start, list(weights.values()), allow_unused=True)
-    wrong = []
-    for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
-        if gradient is not None and bool(gradient.any()):
-            step = gradient * (_STEP * weight.detach().norm() / gradient.norm())
-            told = float((gradient * step).sum())
-            rise = _rise(total, weight, step)
-            if abs(rise - told) > max(_SAME_SLOPE * abs(told), _SLOPE_ROUNDING * abs(float(start.detach()))):
-                wrong.append(name)
-    if wrong:
-        kinds = listed(dict.fromkeys(custom[name] for name in wrong))
-        raise MeasureError(
-            f"the backward pass of {kinds} is not the derivative of its forward pass, so {listed(wrong)} "
-            "cannot be measured; leave these layers out with layers="
-        )
-
-
-@torch.no_grad()
-def _rise(total: Callable[[], torch.Tensor], weight: nn.Parameter, step: torch.Tensor) -> float:
-    kept = weight.detach().clone()
-    try:
-        weight.copy_(kept + step)
-        above = float(total())
-        weight.copy_(kept - step)
-        return (above - float(total())) / 2
-    finally:
-        weight.copy_(kept)
