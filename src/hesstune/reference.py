@@ -185,9 +185,14 @@ class Reference:
         return Reference({name: whole(value) for name, value in self._tensors.items()}, self._layers)
 
     def check(self, model: nn.Module) -> None:
-        """Raise LayerError, with the names, unless the model has exactly the reference's tensors."""
-        shapes = {name: tuple(t.shape) for name, t in _named_tensors(model)}
-        missing = [name for name in self._tensors if name not in shapes]
+        """Raise LayerError, with the names, unless the model has the reference's parameters and buffers.
+
+        Forward passes may replace buffers by others of another shape, or add some (tables that depend on
+        the size of the image): these are no difference.
+        """
+        present = {name for name, _ in _named_tensors(model)}
+        shapes = {name: tuple(p.shape) for name, p in named_parameters(model).items()}
+        missing = [name for name in self._tensors if name not in present]
         extra = [name for name in shapes if name not in self._tensors]
         if missing or extra:
             parts = [f"missing in the model: {listed(missing)}"] if missing else []
@@ -251,10 +256,18 @@ class Reference:
 
     @torch.no_grad()
     def restore_(self, model: nn.Module) -> None:
-        """Set the model's parameters and buffers back to the reference, in place."""
+        """Set the model's parameters and buffers back to the reference, in place where the shapes agree.
+
+        Buffers that the reference does not hold stay as they are.
+        """
         self.check(model)
         for name, tensor in _named_tensors(model):
-            tensor.copy_(self._tensors[name])
+            own = self._tensors.get(name)
+            if own is not None and own.shape == tensor.shape:
+                tensor.copy_(own)
+            elif own is not None:
+                place, _, attribute = name.rpartition(".")
+                named_modules(model)[place]._buffers[attribute] = own.clone().to(tensor.device)
         clear_caches(model)
 
     def save(self, path: str | Path) -> None:

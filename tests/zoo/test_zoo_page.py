@@ -2,10 +2,10 @@
 
 from collections import Counter
 
-import write_networks
-
-from hesstune.errors import HesstuneError
 from zoo_networks import NETWORKS
+
+import write_networks
+from hesstune.errors import HesstuneError
 
 
 def test_page_is_made_from_the_list():

@@ -127,11 +127,6 @@ def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
             yield
     except RuntimeError as error:
         lacks = re.search(r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented", str(error))
-        if "once_differentiable" in str(error):
-            raise MeasureError(
-                "the network calls a torch.autograd.Function marked once_differentiable; write its backward "
-                "pass by operations that torch can differentiate, and remove the mark"
-            ) from error
         if lacks is None:
             raise
         raise MeasureError(

@@ -19,12 +19,12 @@ from hesstune.curvature.capture import Capture, capture
 from hesstune.curvature.layers import Layout
 from hesstune.curvature.objective import Objective
 from hesstune.curvature.padding import ignores_padding
+from hesstune.curvature.planning.custom_gradients import refuse_false_gradients
 from hesstune.curvature.planning.layouts import find_layouts
 from hesstune.curvature.planning.memory import ExampleMemory, KeptBytes, example_memory
 from hesstune.curvature.planning.probe import probe_errors
 from hesstune.curvature.planning.refusals import (
     refuse_bad_logits,
-    refuse_false_gradients,
     refuse_hidden_use,
     refuse_mixed_examples,
     refuse_training_modules,
@@ -117,7 +117,7 @@ def make_measure_plan(
     parameters = named_parameters(model)
     nodes = {name: layer.edge.node for name, layer in captured.layers.items()}
     structure = read_structure(captured.logits, {n: parameters[n] for n in names}, nodes)
-    refuse_false_gradients(model, probe, structure.custom)
+    refuse_false_gradients(model, probe, structure.custom, structure.has_kinks)
     plans = {name: _plan_layer(model, probe, name, captured, structure) for name in names}
     exact = [name for name, plan in plans.items() if plan.method == "exact"]
     if exact and method != "lanczos" and objective.is_mixture:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -15,7 +15,6 @@ from hesstune.forward import Inputs, logits_of, named_modules, named_parameters
 
 __all__ = [
     "refuse_bad_logits",
-    "refuse_false_gradients",
     "refuse_hidden_use",
     "refuse_mixed_examples",
     "refuse_training_modules",
@@ -25,10 +24,6 @@ __all__ = [
 _SAME_LOGITS = 1e-4
 # In a batch of another size, kernels sum in another order and, on some devices, in fewer bits.
 _SAME_IN_OTHER_BATCH = 1e-2
-# How far a weight is moved to compare its gradient with a difference quotient, as a share of its norm.
-_STEP = 1e-2
-_SAME_SLOPE = 0.1
-_SLOPE_ROUNDING = 1e-5
 
 
 def refuse_training_modules(model: nn.Module) -> None:
@@ -133,6 +128,7 @@ def refuse_hidden_use(model: nn.Module, probe: Inputs, name: str) -> None:
             f"'{name}' changes the logits, but no gradient reaches it (no_grad, detach or .data in the "
             "forward pass); let gradients through, or leave it out with layers="
         )
+<<<<<<< HEAD
 
 
 def refuse_false_gradients(model: nn.Module, probe: Inputs, custom: Mapping[str, str]) -> None:
@@ -184,3 +180,5 @@ def _rise(total: Callable[[], torch.Tensor], weight: nn.Parameter, step: torch.T
         return (above - float(total())) / 2
     finally:
         weight.copy_(kept)
+=======
+>>>>>>> h8

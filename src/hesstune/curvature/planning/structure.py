@@ -36,6 +36,14 @@ _MULTILINEAR_NAMES = """
     Convolution MkldnnConvolution ThnnConv2D SlowConv3D ConvDepthwise2D PreluKernel Prelu
     """
 _MULTILINEAR = frozenset(_MULTILINEAR_NAMES.split())
+# Whose derivative jumps, so that difference quotients of gradients tell nothing.
+_KINK_NAMES = """
+    Relu Threshold Hardtanh LeakyRelu Clamp ClampMin ClampMax Abs Hardshrink Softshrink Maximum Minimum Max Min
+    Amax Amin Median Sort Topk RreluWithNoise MaxPool2DWithIndices MaxPool3DWithIndices MaxPool2D MaxPool3D
+    AdaptiveMaxPool2D AdaptiveMaxPool3D FractionalMaxPool2D FractionalMaxPool3D MkldnnMaxPool2D
+    MkldnnMaxPool3D Prelu PreluKernel Hardsigmoid Hardswish
+    """
+_KINKS = frozenset(_KINK_NAMES.split())
 _SLICE_WRITE = "CopySlices"
 _BATCH_NORMS = frozenset({"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "BatchNorm"})
 
@@ -50,12 +58,14 @@ class Structure:
             operations: the first such operation met.
         unsure: Captured outputs followed by a write into a slice, whose operation the graph hides.
         custom: For each weight that a `torch.autograd.Function` written in Python comes after: its name.
+        has_kinks: Whether an operation whose derivative jumps is anywhere in the graph.
     """
 
     uses: Mapping[str, int]
     smooth: Mapping[str, str]
     unsure: frozenset[str]
     custom: Mapping[str, str]
+    has_kinks: bool
 
 
 def read_structure(
@@ -100,7 +110,7 @@ def read_structure(
         if first is not None:
             smooth[name] = first
     unsure = frozenset(name for name, bit in bits.items() if hidden & bit)
-    return Structure(uses, smooth, unsure, custom)
+    return Structure(uses, smooth, unsure, custom, any(_kind(node) in _KINKS for node in order))
 
 
 def _nonlinear_in(kind: str, node: Any, operands: Sequence[int]) -> int:
