@@ -18,8 +18,8 @@ _NORMS = (F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm)
 class DenseBatchNorm(TorchFunctionMode):
     """Pass contiguous inputs and gradients to batch norm and instance norm.
 
-    On CPUs, torch (2.13 and 2.14) computes a wrong gradient if the batch has one example, and one of
-    the input and the gradient is contiguous while the other one is in channels-last order with a stride of the
+    On CPUs, torch (2.13 and 2.14) computes a wrong gradient if the batch has one example, and one of the
+    input and the gradient is contiguous while the other one is in channels-last order with a stride of the
     first dimension that is not C·H·W. Such a gradient arises for `flatten(2).transpose(1, 2)` after the norm.
     The values of the output are correct, and so are gradients for two or more examples.
 

@@ -76,10 +76,10 @@ def label_issues(run: Run, **options: Any) -> None:
 
     Each label is judged as by `hesstune.clean`: from the features of the network before its training, by
     probes that did not see the example. If the head is not the network's last operation on features, or
-    examples are few, the run's own network judges them. It was trained on them, so it finds too few. The noise
-    matrix is estimated by the confident joint of the validation examples, which were not trained on, and kept
-    in label_issues.json. Without enough of them there is none. That file also holds the network's agreement
-    with suspected label errors and with the other labels, and the test of a given noise matrix.
+    examples are few, the run's own network judges them. It was trained on them, so it finds too few. The
+    noise matrix is estimated by the confident joint of the validation examples, which were not trained on,
+    and kept in label_issues.json. Without enough of them there is none. That file also holds the network's
+    agreement with suspected label errors and with the other labels, and the test of a given noise matrix.
 
     Args:
         run: A finished run.
