@@ -47,6 +47,10 @@ without forming the product; projection scales B; the measure is taken of a merg
 names of layers, in radii and in results, are those of the model without adapters.
 `RobustTrainerCallback` and Lightning's `RobustCallback` do the same when they meet a peft
 model. DoRA and other adapters that are no plain product are refused by name.
+
+An embedding with an adapter is a product, too. It has a distance, and one radius for all layers
+holds it. It is not measured, since embeddings are not layers; `not_layers` of the measurement names
+it.
 """,
     ),
     "Lightning": ("lightning_module", ""),
@@ -62,6 +66,27 @@ skipped by scikit-learn itself, because images and texts are no table.
     ),
 }
 
+TAIL = """## Weights that are not layers
+
+Layers are linear layers, convolutions and the input projections of attention. Other weight
+matrices, such as embeddings, recurrent weights, position tables and experts of three dimensions,
+are left out and named if they have changed: `Measure.not_layers` and `Measure.notes` list them,
+`Reference.distances` warns of them (`warn=False` does not), and `DistanceConstraint` warns of them
+before training. `DistanceConstraint(include=[pattern])` holds them, too.
+
+## Compiled networks and evaluation mode
+
+A network and its `torch.compile`d form have the same names here, so a reference of one fits the
+other. `measure`, `noise_stability`, `sam_sharpness` and `certify` run the original modules:
+compiled code has no second derivatives. `finetune` trains the original network and says so in the
+run's notes.
+
+Some networks keep tensors computed from weights while they are in evaluation mode, such as the
+attention biases of LeViT. hesstune clears them before every forward pass of its own and after it
+has changed weights. In a loop of your own, call `model.train()` and then `model.eval()` after each
+change of weights in evaluation mode.
+"""
+
 
 def page() -> str:
     """Return the page's text."""
@@ -70,7 +95,7 @@ def page() -> str:
         code = (ROOT / "examples" / f"{name}.py").read_text()
         told = f"{text}\n" if text else ""
         parts.append(f"## {title}\n\n{told}`examples/{name}.py`:\n\n```python\n{code}```\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, TAIL])
 
 
 if __name__ == "__main__":
