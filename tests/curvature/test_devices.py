@@ -47,7 +47,6 @@ def watched(model, batches, run) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("name", ["cnn", "conv1d_silu", "attention"])
 def test_a_measurement_stays_on_the_networks_device(name, options):
     case = build(name)

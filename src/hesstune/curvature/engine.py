@@ -263,16 +263,14 @@ class CurvatureEngine:
 
     def _still_exact(self, captured: Capture, inputs: Inputs) -> list[str]:
         """Move layers that this batch uses otherwise than planned to weight space; return the exact ones."""
-        weights = dict(self.model.named_parameters())
-        captured.otherwise |= reached(captured, {n: weights[n] for n in self.plan.by("unused")})
-        lost = captured.left_out([*self.plan.by("exact"), *captured.otherwise])
-        if self._method == "exact" or not self.plan.by_values:
-            captured.require(
-                [n for n in lost if self._method == "exact" or captured.calls.get(n) is not None]
-            )
+        weights, plan = named_parameters(self.model), self.plan
+        captured.otherwise |= reached(captured, {name: weights[name] for name in plan.by("unused")})
+        lost = captured.left_out([*plan.by("exact"), *captured.otherwise])
+        if self._method == "exact" or not plan.by_values:
+            captured.require([n for n in lost if self._method == "exact" or n in plan.by("exact")])
         if lost:
             self._apart |= lost
-            self._plan = in_weight_space(self.plan, lost, self.model, inputs)
+            self._plan = in_weight_space(plan, lost, self.model, inputs)
         return self.plan.by("exact")
 
     def lanczos(
@@ -285,12 +283,11 @@ class CurvatureEngine:
             names: Of these layers; all where None.
             stopping: When to stop; where None, once the value is proved to 3 %, after 64 products at most.
         """
-        stopping = stopping or Stopping()
         deltas = self._chosen(names)
         parts = []
         for part in self._parts(batch):
             with self.source(part, list(deltas)) as source:
-                parts.append(lanczos_forms(source, deltas, stopping))
+                parts.append(lanczos_forms(source, deltas, stopping or Stopping()))
         return LanczosForms.joined(parts)
 
     def rank(self, batch: LabelledBatch, names: Sequence[str] | None = None) -> Ranking:
@@ -348,7 +345,7 @@ class CurvatureEngine:
                     value[:, names.index(name)] = forms.trace[:, column]
         smooth = [name for name in names if name in self.plan.by("lanczos", "weight_space")]
         if smooth:
-            weights = dict(self.model.named_parameters())
+            weights = named_parameters(self.model)
             columns = quadrature_traces(
                 (self.source(part, smooth) for part in self._parts(batch)),
                 {name: weights[name] for name in smooth},

@@ -165,7 +165,7 @@ def in_weight_space(
         for entry in layers
         if entry.method == "weight_space" or entry.name in captured.layers
     }
-    memory = _memory(few, captured, kept, plans, dict(model.named_parameters())).at_least(plan.memory)
+    memory = _memory(few, captured, kept, plans, named_parameters(model)).at_least(plan.memory)
     return replace(plan, layers=layers, memory=memory)
 
 

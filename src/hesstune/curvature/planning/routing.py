@@ -20,7 +20,7 @@ from hesstune.curvature.exact.passes import Passes
 from hesstune.curvature.layers import CapturedLayer
 from hesstune.curvature.planning.refusals import refuse_other_logits
 from hesstune.curvature.planning.structure import read_structure
-from hesstune.forward import Inputs, batch_size, logits_of
+from hesstune.forward import Inputs, batch_size, logits_of, named_parameters
 
 __all__ = ["calls_depend_on_values", "check_batch", "misplaced_layers", "reached"]
 
@@ -107,7 +107,7 @@ def check_batch(model: nn.Module, inputs: Inputs, captured: Capture, exact: Sequ
     """
     if batch_size(inputs) > 1:
         _refuse_batch_conditions(model, inputs, captured.logits)
-    parameters, layers, found = dict(model.named_parameters()), captured.layers, captured.otherwise
+    parameters, layers, found = named_parameters(model), captured.layers, captured.otherwise
     nodes = {name: layer.edge.node for name, layer in layers.items()}
     structure = read_structure(captured.logits, {name: parameters[name] for name in captured.calls}, nodes)
     for name, calls in captured.calls.items():
