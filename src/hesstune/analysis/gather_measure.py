@@ -20,6 +20,9 @@ __all__ = ["gathered_measure", "own_batches"]
 _ROWS = ("quadratic", "lower", "upper", "losses", "trace", "trace_stderr", "spectrum")
 
 
+_ELSEWHERE = "another process met examples that use it in another way"
+
+
 def own_batches(n: int, size: int) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
     """Cut n examples into batches; return this rank's, every world-th, and all of them rank by rank.
 
@@ -58,7 +61,12 @@ def gathered_measure(found: Measure, order: list[NDArray[np.int64]]) -> Measure:
         own = left_out(found.skipped)
         largest = torch.stack([rows.reshape(2) for rows in all_gather(found.skipped)]).amax(0)
         notes = [note for note in notes if note not in own] + left_out(largest)
-    return replace(found, notes=notes, **changes)  # type: ignore[arg-type]
+    # A layer that one process moved to weight space is not exact on any.
+    apart = all_reduce_sum(torch.tensor([int(method == "weight_space") for method in found.methods])).tolist()
+    pairs = zip(found.methods, found.reasons, apart, strict=True)
+    chosen = [("weight_space", _ELSEWHERE) if a and m != "weight_space" else (m, why) for m, why, a in pairs]
+    methods, reasons = ([pair[i] for pair in chosen] for i in range(2))
+    return replace(found, notes=notes, methods=methods, reasons=reasons, **changes)  # type: ignore[arg-type]
 
 
 __getattr__ = former_names(__name__, merged="gathered_measure")

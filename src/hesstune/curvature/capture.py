@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -33,22 +33,33 @@ class Capture:
         calls: How often each asked layer's weight was found in a call (0: never, or used otherwise).
         overwritten: Layers whose input the network changed in place later on; pass them as `copied`
             to the next capture, which saves this one's second forward pass.
+        otherwise: Layers that were found to be used otherwise than planned, with a clause that says how.
     """
 
     logits: torch.Tensor
     layers: dict[str, CapturedLayer]
     calls: dict[str, int]
     overwritten: frozenset[str] = frozenset()
+    otherwise: dict[str, str] = field(default_factory=dict)
+
+    def left_out(self, names: Sequence[str]) -> dict[str, str]:
+        """Return those of the layers that were not captured, with a clause that says why."""
+        return {
+            name: self.otherwise.get(
+                name, f"{self.calls.get(name, 0)} calls, or tensors of another kind of shape"
+            )
+            for name in names
+            if name not in self.layers
+        }
 
     def require(self, names: Sequence[str]) -> None:
         """Raise MeasureError, naming it, if one of the layers was not captured."""
-        for name in names:
-            if name not in self.layers:
-                raise MeasureError(
-                    f"'{name}' is used in another way on this batch ({self.calls[name]} calls, or tensors of "
-                    "another kind of shape) than on the examples looked at first, so it is unknown where the "
-                    "examples are in it; leave it out with layers=, or give batches of one shape"
-                )
+        for name, how in self.left_out(names).items():
+            raise MeasureError(
+                f"'{name}' is used in another way on this batch ({how}) than on the examples looked at "
+                "first, so it is unknown where the examples are in it; leave it out with layers=, or give "
+                "batches of one shape"
+            )
 
 
 def capture(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
 
 from hesstune.curvature.arguments import LabelledBatch
-from hesstune.curvature.batches import fixed_entries, known_as, rows_of
+from hesstune.curvature.batches import each_alone, fixed_entries, known_as, rows_of
 from hesstune.curvature.capture import Capture, capture, differentiable
 from hesstune.curvature.declared import Means
 from hesstune.curvature.exact.backward_mode import exact_forms
@@ -22,12 +23,18 @@ from hesstune.curvature.interception import OnOutput
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.padding import trimmed
 from hesstune.curvature.planning.memory import SHARED
-from hesstune.curvature.planning.plan import MeasurePlan, make_measure_plan
+from hesstune.curvature.planning.plan import MeasurePlan, in_weight_space, make_measure_plan
 from hesstune.curvature.planning.refusals import require_finite
+from hesstune.curvature.planning.routing import check_batch, reached
 from hesstune.curvature.selection import selected_layers
-from hesstune.curvature.smooth.lanczos import LanczosForms, Traces, lanczos_forms, probe_forms
+from hesstune.curvature.smooth.lanczos import (
+    LanczosForms,
+    Quadrature,
+    Traces,
+    lanczos_forms,
+    quadrature_traces,
+)
 from hesstune.curvature.smooth.products import LayerProducts
-from hesstune.curvature.smooth.quadrature import probe_mean
 from hesstune.curvature.smooth.ranking import Ranking, rank_examples
 from hesstune.curvature.smooth.source import BatchSource, HessianSource
 from hesstune.curvature.smooth.stopping import Stopping
@@ -120,6 +127,7 @@ class CurvatureEngine:
         self._method, self._seed = method, seed
         self._moved = {name: delta for name, delta in self.differences.items() if bool(delta.any())}
         self._plan: MeasurePlan | None = None
+        self._apart: dict[str, str] = {}  # moved to weight space by a batch, and why
         self._planned_on = 0
         self._fixed: frozenset[str] = frozenset()
 
@@ -173,6 +181,8 @@ class CurvatureEngine:
             self._plan = make_measure_plan(
                 self.model, inputs, self.names, self.loss, self._method, self._seed
             )
+            if self._apart:
+                self._plan = in_weight_space(self._plan, self._apart, self.model, inputs)
         self._planned_on = batch_size(inputs)
         if self._planned_on > 1:
             self._fixed = fixed_entries(inputs)
@@ -195,9 +205,13 @@ class CurvatureEngine:
     def capture(self, inputs: Inputs, names: Sequence[str], on_output: OnOutput | None = None) -> Capture:
         """Run one forward pass and return these layers as they were used in it.
 
-        Call it inside `differentiable`, with inputs that `take` returned.
+        A layer that this batch uses otherwise than planned is left out. Call it inside `differentiable`, with
+        inputs that `take` returned.
         """
-        return capture(self.model, inputs, names, self.plan.layouts, on_output, self.plan.copied)
+        found = capture(self.model, inputs, names, self.plan.layouts, on_output, self.plan.copied)
+        if self.plan.by_values and on_output is None:
+            check_batch(self.model, inputs, found, self.plan.by("exact"))
+        return found
 
     def exact(
         self,
@@ -225,7 +239,7 @@ class CurvatureEngine:
         # All weights' gradients are on: some kernels go by that, and so do the last digits.
         with differentiable(self.model, self.names):
             captured = self.capture(inputs, names)
-            captured.require(names)
+            names = self._still_exact(captured, inputs)
             logits = captured.logits.detach()
             require_finite(logits, rows)
             losses = self.loss(logits, targets)
@@ -236,24 +250,28 @@ class CurvatureEngine:
             passes = planned_passes(LogitFactor(logits), skip_classes)
             if 2 * len(names) < passes and not (trace or spectrum):
                 del captured
-                forms = exact_by_forward_mode(
-                    lambda name, on_output: self.capture(inputs, [name], on_output).logits,
-                    names,
-                    self.differences,
-                )
+                forms = exact_by_forward_mode(partial(self._logits, inputs), names, self.differences)
             else:
-                forms = exact_forms(
-                    captured,
-                    names,
-                    self._moved,
-                    trace=trace,
-                    spectrum=spectrum,
-                    tol=skip_classes,
-                    seed=self._seed,
-                )
+                asked = {"trace": trace, "spectrum": spectrum}
+                forms = exact_forms(captured, names, self._moved, **asked, tol=skip_classes, seed=self._seed)
         classes = logits.shape[1]
         weight = self.loss.curvature_weight(targets, classes).to(logits.device)
         return forms.of_loss(names, weight, losses, classes)
+
+    def _logits(self, inputs: Inputs, name: str, on_output: OnOutput) -> torch.Tensor:
+        return self.capture(inputs, [name], on_output).logits
+
+    def _still_exact(self, captured: Capture, inputs: Inputs) -> list[str]:
+        """Move layers that this batch uses otherwise than planned to weight space; return the exact ones."""
+        weights, plan = named_parameters(self.model), self.plan
+        captured.otherwise |= reached(captured, {name: weights[name] for name in plan.by("unused")})
+        lost = captured.left_out([*plan.by("exact"), *captured.otherwise])
+        if self._method == "exact" or not plan.by_values:
+            captured.require([n for n in lost if self._method == "exact" or n in plan.by("exact")])
+        if lost:
+            self._apart |= lost
+            self._plan = in_weight_space(plan, lost, self.model, inputs)
+        return self.plan.by("exact")
 
     def lanczos(
         self, batch: LabelledBatch, names: Sequence[str] | None = None, stopping: Stopping | None = None
@@ -265,12 +283,11 @@ class CurvatureEngine:
             names: Of these layers; all where None.
             stopping: When to stop; where None, once the value is proved to 3 %, after 64 products at most.
         """
-        stopping = stopping or Stopping()
         deltas = self._chosen(names)
         parts = []
         for part in self._parts(batch):
             with self.source(part, list(deltas)) as source:
-                parts.append(lanczos_forms(source, deltas, stopping))
+                parts.append(lanczos_forms(source, deltas, stopping or Stopping()))
         return LanczosForms.joined(parts)
 
     def rank(self, batch: LabelledBatch, names: Sequence[str] | None = None) -> Ranking:
@@ -286,8 +303,13 @@ class CurvatureEngine:
         deltas = self._chosen(names)
         with differentiable(self.model, list(deltas)):
             captured = self.capture(inputs, list(deltas))
-            known = self.plan.layouts  # ranked as 0, a layer would never be refined
-            captured.require([name for name in deltas if name in known and captured.calls[name]])
+            # Ranked as 0, a layer would never be refined.
+            used = {n for n, calls in captured.calls.items() if calls} | captured.otherwise.keys()
+            lost = captured.left_out([name for name in deltas if name in self.plan.layouts and name in used])
+            if lost and self.plan.by_values and len(targets) > 1:
+                alone = ((one, targets[row : row + 1]) for row, one in each_alone(inputs))
+                return Ranking.joined([self.rank(one, list(deltas)) for one in alone])
+            captured.require(list(lost))
             return rank_examples(captured, targets, deltas, self.loss)
 
     def trace(
@@ -315,15 +337,21 @@ class CurvatureEngine:
         names, batch = list(self._chosen(names)), self.take(batch)
         value = torch.zeros(len(batch[1]), len(names), dtype=torch.float64)
         stderr = torch.zeros_like(value)
-        exact = [name for name in self.plan.by("exact") if name in names]
-        if exact:
+        if any(name in names for name in self.plan.by("exact", "unused")):
             forms = self.exact(batch, trace=True)
             assert forms.trace is not None
-            for name in exact:
-                value[:, names.index(name)] = forms.trace[:, forms.names.index(name)]
+            for column, name in enumerate(forms.names):
+                if name in names:
+                    value[:, names.index(name)] = forms.trace[:, column]
         smooth = [name for name in names if name in self.plan.by("lanczos", "weight_space")]
         if smooth:
-            columns = self._quadrature(batch, smooth, stopping or Stopping(), probes)
+            weights = named_parameters(self.model)
+            columns = quadrature_traces(
+                (self.source(part, smooth) for part in self._parts(batch)),
+                {name: weights[name] for name in smooth},
+                self.plan.by("lanczos"),
+                Quadrature(stopping or Stopping(), probes, self._seed),
+            )
             for name, (mean, error) in zip(smooth, columns, strict=True):
                 value[:, names.index(name)], stderr[:, names.index(name)] = mean, error
         return Traces(names, value, stderr)
@@ -344,8 +372,7 @@ class CurvatureEngine:
     def source(self, batch: LabelledBatch, names: Sequence[str]) -> Iterator[HessianSource]:
         """Build the graph in which Lanczos starts for these layers of a batch; all examples share it.
 
-        A layer whose weight is used more than once or in other ways is served in weight space, one example
-        at a time.
+        A layer that cannot be captured is served in weight space, one example at a time.
         """
         inputs, targets = self.take(batch)
         apart = self.plan.by("weight_space")
@@ -370,30 +397,3 @@ class CurvatureEngine:
         for index in torch.arange(batch_size(inputs)).split(self.sharing):
             part = rows_of(inputs, index)
             yield trimmed(part) if self.plan.cuts_padding else part, targets[index.to(self.device)]
-
-    def _quadrature(
-        self, batch: LabelledBatch, names: list[str], stopping: Stopping, probes: int
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return the mean over the probes and its standard error, (B,) each, layer by layer."""
-        weights = named_parameters(self.model)
-        batched = [name for name in names if name in self.plan.by("lanczos")]
-
-        def probes_of(name: str) -> Iterator[torch.Tensor]:
-            place = self._seed * 1_000_003 + batched.index(name) if name in batched else self._seed
-            generator = torch.Generator().manual_seed(place)
-            for _ in range(probes):
-                z = torch.randn(weights[name].shape, generator=generator, dtype=torch.float64)
-                yield z.to(weights[name])
-
-        found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-        for part in self._parts(batch):
-            with self.source(part, names) as source:
-                for name in names:
-                    found[name].append(probe_forms(source, name, probes_of(name), stopping))
-        columns = []
-        for name, values in found.items():
-            # How many examples are averaged at once decides a mean's last digit: as many as share a graph.
-            together = values if name in batched else [torch.cat(values, 1)]
-            means, errors = zip(*[probe_mean(part) for part in together], strict=True)
-            columns.append((torch.cat(means), torch.cat(errors)))
-        return columns

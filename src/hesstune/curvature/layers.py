@@ -42,7 +42,7 @@ def layout_candidates(shape: torch.Size, examples: int) -> list[Layout]:
         found.append("first")
     if len(shape) > 2 and shape[1] == examples and examples > 1:
         found.append("second")
-    if shape[0] % examples == 0 and shape[0] != examples:
+    if shape[0] > examples and shape[0] % examples == 0:
         found += ["rows", "columns"] if examples > 1 else ["rows"]
     return found
 
@@ -61,7 +61,7 @@ def layout_fits(shape: torch.Size, layout: Layout, examples: int) -> bool:
     """
     if layout == "second":
         return len(shape) > 2 and shape[1] == examples
-    return shape[0] == examples if layout == "first" else shape[0] % examples == 0
+    return shape[0] == examples if layout == "first" else shape[0] > 0 and shape[0] % examples == 0
 
 
 @dataclass

@@ -266,7 +266,7 @@ class _Measurement:
         return [self.engine.names.index(name) for name in self.engine.plan.by(*methods)]
 
     def _exact(self, batch: LabelledBatch, rows: dict[str, torch.Tensor]) -> None:
-        asked, columns = self.settings, self._columns("exact")
+        asked = self.settings
         forms = self.engine.exact(
             batch,
             trace=bool(asked.trace),
@@ -275,6 +275,7 @@ class _Measurement:
             rows=torch.cat(self.order)[self.count :],
         )
         rows["losses"] = forms.losses
+        columns = self._columns("exact")  # the batch may have moved layers to weight space
         if not torch.equal(forms.lower, forms.upper):
             self.skipping.append(forms.passes / forms.all_passes)
         for key in _FORMS:

@@ -81,7 +81,8 @@ class Passes:
         if self._keep:
             self._kept[index].append(gradient)
 
-    def _run(self, seed: torch.Tensor) -> torch.Tensor:
+    def products(self, seed: torch.Tensor) -> torch.Tensor:
+        """Take one pass with a seed of (B, K); return ⟨J_iᵀ s, v_i⟩ of every example and layer, (B, L)."""
         self._u = [None] * len(self._layers)
         self._squares = [None] * len(self._layers)
         if self._logits.requires_grad:  # otherwise they depend on none of the layers
@@ -99,7 +100,7 @@ class Passes:
 
     def terms(self, seed: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Take one pass; return q_k ⟨J_iᵀ s_k, v_i⟩² and q_k ‖J_iᵀ s_k‖², (B, L), without adding them."""
-        product = weight[:, None] * self._run(seed).square()
+        product = weight[:, None] * self.products(seed).square()
         return product, weight[:, None] * self._stacked(self._squares) if self._norms else None
 
     def add(self, seed: torch.Tensor, weight: torch.Tensor) -> None:

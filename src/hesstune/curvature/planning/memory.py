@@ -67,6 +67,10 @@ class ExampleMemory:
         each = (math.ceil(factor * getattr(self, field.name)) for field in fields(self))
         return replace(ExampleMemory(*each), start=self.start)
 
+    def at_least(self, other: ExampleMemory) -> ExampleMemory:
+        """Return the larger one of each entry."""
+        return ExampleMemory(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
+
     def exact(self, *, trace: bool, spectrum: bool) -> int:
         """Return the bytes of an example in the passes to the layers' outputs."""
         return self.passes + (self.trace if trace else 0) + (self.spectrum if spectrum else 0)

@@ -27,13 +27,15 @@ from hesstune.curvature.planning.refusals import (
     refuse_bad_logits,
     refuse_hidden_use,
     refuse_mixed_examples,
+    refuse_other_alone,
     refuse_training_modules,
 )
+from hesstune.curvature.planning.routing import calls_depend_on_values, misplaced_layers
 from hesstune.curvature.planning.structure import Structure, read_structure
 from hesstune.errors import MeasureError
 from hesstune.forward import Inputs, batch_size, named_parameters
 
-__all__ = ["LayerPlan", "MeasureMethod", "MeasurePlan", "make_measure_plan"]
+__all__ = ["LayerPlan", "MeasureMethod", "MeasurePlan", "in_weight_space", "make_measure_plan"]
 
 MeasureMethod = Literal["exact", "lanczos", "weight_space", "unused"]
 _PROBE_EXAMPLES = 4
@@ -67,6 +69,7 @@ class MeasurePlan:
         copied: Layers whose input the network overwrites in place, so that it must be copied.
         memory: What one example takes, by the kind of pass.
         cuts_padding: Whether masked trailing tokens may be cut, as they do not change the logits.
+        by_values: Whether the network's calls depend on the values of its inputs: then each batch is checked.
     """
 
     layers: list[LayerPlan]
@@ -74,6 +77,7 @@ class MeasurePlan:
     copied: frozenset[str] = frozenset()
     memory: ExampleMemory = field(default=ExampleMemory(), compare=False)
     cuts_padding: bool = False
+    by_values: bool = False
 
     def by(self, *methods: MeasureMethod) -> list[str]:
         """List the layers with one of the methods."""
@@ -114,6 +118,11 @@ def make_measure_plan(
     logits = captured.logits.detach()
     refuse_bad_logits(model, probe, logits, rows)
     refuse_mixed_examples(model, probe, logits, [n for n in found if n not in layouts])
+    by_values = calls_depend_on_values(model, probe)
+    if by_values:
+        refuse_other_alone(model, probe, logits, "in the logits")
+        for name in misplaced_layers(captured, list(captured.layers)):
+            del layouts[name], captured.layers[name]
     parameters = named_parameters(model)
     nodes = {name: layer.edge.node for name, layer in captured.layers.items()}
     structure = read_structure(captured.logits, {n: parameters[n] for n in names}, nodes)
@@ -127,7 +136,37 @@ def make_measure_plan(
     plans = {name: _as_asked(plan, method, objective) for name, plan in plans.items()}
     memory = _memory(probe, captured, kept, plans, parameters)
     cuts = ignores_padding(model, inputs)
-    return MeasurePlan([plans[n] for n in names], layouts, captured.overwritten, memory, cuts)
+    return MeasurePlan([plans[n] for n in names], layouts, captured.overwritten, memory, cuts, by_values)
+
+
+def in_weight_space(
+    plan: MeasurePlan, reasons: Mapping[str, str], model: nn.Module, inputs: Inputs
+) -> MeasurePlan:
+    """Return the plan with these layers measured in weight space, and the memory that this takes.
+
+    Args:
+        plan: The plan so far.
+        reasons: How a later batch uses them, a clause for each layer.
+        model: The network.
+        inputs: That batch.
+    """
+    layers = [
+        LayerPlan(entry.name, "weight_space", f"{reasons[entry.name]} in some of the batches")
+        if entry.name in reasons
+        else entry
+        for entry in plan.layers
+    ]
+    few = rows_of(inputs, torch.arange(min(batch_size(inputs), _PROBE_EXAMPLES)))
+    kept = KeptBytes(model)
+    with kept:
+        captured = capture(model, few, [entry.name for entry in layers], plan.layouts, copied=plan.copied)
+    plans = {
+        entry.name: entry
+        for entry in layers
+        if entry.method == "weight_space" or entry.name in captured.layers
+    }
+    memory = _memory(few, captured, kept, plans, named_parameters(model)).at_least(plan.memory)
+    return replace(plan, layers=layers, memory=memory)
 
 
 def _memory(

@@ -17,6 +17,8 @@ __all__ = [
     "refuse_bad_logits",
     "refuse_hidden_use",
     "refuse_mixed_examples",
+    "refuse_other_alone",
+    "refuse_other_logits",
     "refuse_training_modules",
     "require_finite",
 ]
@@ -86,17 +88,26 @@ def refuse_mixed_examples(
             f"each other at {listed(names)}; put examples that differ in the first batch, or leave the "
             "layers out with layers="
         )
-    tolerance = _SAME_IN_OTHER_BATCH * float(logits.abs().max())
-    with torch.no_grad():
-        for row, alone in each_alone(probe):
-            if not _close(logits_of(model, alone), logits[row : row + 1], tolerance):
-                raise _influence(f"at {listed(names)}")
+    refuse_other_alone(model, probe, logits, f"at {listed(names)}")
+
+
+@torch.no_grad()
+def refuse_other_alone(model: nn.Module, probe: Inputs, logits: torch.Tensor, where: str) -> None:
+    """Refuse a network in which an example's logits are others alone than in the batch."""
+    alone = torch.cat([logits_of(model, one) for _, one in each_alone(probe)])
+    refuse_other_logits(alone, logits, where)
+
+
+def refuse_other_logits(found: torch.Tensor, logits: torch.Tensor, where: str) -> None:
+    """Refuse a network whose logits, (B, K), are not the same in batches of other sizes."""
+    if not _close(found, logits, _SAME_IN_OTHER_BATCH * float(logits.abs().max())):
+        raise _influence(where)
 
 
 def _influence(where: str) -> MeasureError:
     return MeasureError(
-        f"the examples of a batch influence each other ({where}: changing one changed another); "
-        "a per-example Hessian needs a network that treats examples apart in eval mode"
+        f"the examples of a batch influence each other ({where}: changing or leaving out one changed "
+        "another); a per-example Hessian needs a network that treats examples apart in eval mode"
     )
 
 

@@ -6,16 +6,17 @@ negative eigenvalues and the positive part has no closed form. Lanczos from v_i 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
-from hesstune.curvature.smooth.quadrature import Bracket
+from hesstune.curvature.smooth.quadrature import Bracket, probe_mean
 from hesstune.curvature.smooth.source import HessianSource
 from hesstune.curvature.smooth.stopping import Stopping
 
-__all__ = ["LanczosForms", "Traces", "lanczos_forms", "probe_forms"]
+__all__ = ["LanczosForms", "Quadrature", "Traces", "lanczos_forms", "quadrature_traces"]
 
 
 @dataclass
@@ -87,17 +88,59 @@ def lanczos_forms(
     )
 
 
-def probe_forms(
-    source: HessianSource, name: str, probes: Iterable[torch.Tensor], stopping: Stopping
-) -> torch.Tensor:
-    """Compute zᵀ H_i⁺ z of one layer and every example for each probe z, (P, B).
+@dataclass(frozen=True)
+class Quadrature:
+    """How traces are estimated.
 
-    For z ~ N(0, I) its mean is Tr H_i⁺: stochastic Lanczos quadrature (Ubaru, Chen & Saad, 2017).
+    Attributes:
+        stopping: When each probe's recurrence stops.
+        probes: How many probes.
+        seed: Of the probes.
+    """
+
+    stopping: Stopping
+    probes: int
+    seed: int
+
+
+def quadrature_traces(
+    sources: Iterable[AbstractContextManager[HessianSource]],
+    weights: Mapping[str, torch.Tensor],
+    batched: Sequence[str],
+    how: Quadrature,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Estimate Tr H_i⁺ by stochastic Lanczos quadrature (Ubaru, Chen & Saad, 2017).
+
+    It is the mean of zᵀ H_i⁺ z over z ~ N(0, I). A layer's probes depend on the seed and its place alone.
 
     Args:
-        source: Of a batch of B examples.
-        name: The layer.
-        probes: P of them, each of the weight's shape.
-        stopping: When each one's recurrence stops.
+        sources: Each of some examples of a batch.
+        weights: By layer name.
+        batched: The layers whose examples share a graph.
+        how: When a recurrence stops, how many probes, and their seed.
+
+    Returns:
+        The mean over the probes and its standard error, (B,) each, layer by layer.
     """
-    return torch.stack([stopping.run(source.krylov(name, z)).value for z in probes])
+    places = {name: place for place, name in enumerate(n for n in batched if n in weights)}
+
+    def probes_of(name: str) -> Iterator[torch.Tensor]:
+        seed = how.seed * 1_000_003 + places[name] if name in places else how.seed
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(how.probes):
+            z = torch.randn(weights[name].shape, generator=generator, dtype=torch.float64)
+            yield z.to(weights[name])
+
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in weights}
+    for opened in sources:
+        with opened as source:
+            for name, values in found.items():
+                forms = [how.stopping.run(source.krylov(name, z)).value for z in probes_of(name)]
+                values.append(torch.stack(forms))
+    columns = []
+    for name, values in found.items():
+        # How many examples are averaged at once decides a mean's last digit: as many as share a graph.
+        together = values if name in places else [torch.cat(values, 1)]
+        means, errors = zip(*[probe_mean(part) for part in together], strict=True)
+        columns.append((torch.cat(means), torch.cat(errors)))
+    return columns

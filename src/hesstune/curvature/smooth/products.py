@@ -89,7 +89,9 @@ class LayerProducts:
                 if g is not None
             }
         live = self._live.get(layer.name)
-        return torch.zeros(layer.tokens().shape[:3], dtype=torch.bool) if live is None else live
+        if live is None:
+            live = torch.zeros(layer.tokens().shape[:3], dtype=torch.bool, device=layer.input.device)
+        return live
 
 
 def _gradients(
