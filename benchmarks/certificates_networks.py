@@ -112,12 +112,12 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="folder that keeps features from call to call")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, sharing(FeatureStore(asked.store)):
-        for name, (options, how) in cells(asked.data, Path(folder)).items():
+        for number, (name, (options, how)) in enumerate(cells(asked.data, Path(folder)).items()):
             for seed in asked.seeds:
                 kept = read_record(NAME, {"cells": {}})["cells"].get(name, {})
                 if str(seed) in kept or (asked.only and name not in asked.only):
                     continue
-                found = certified(options, how, seed, Path(folder) / f"{len(kept)}-{seed}-{hash(name)}")
+                found = certified(options, how, seed, Path(folder) / f"{number}-{seed}")
                 with alone(NAME):
                     record = read_record(NAME, {"cells": {}})
                     record["cells"].setdefault(name, {})[str(seed)] = found
