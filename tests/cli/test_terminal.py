@@ -99,7 +99,7 @@ def tables():
     )
     digits = [f"{100 * float(s) / float(found.shares(12).sum()):.1f} %" for s in found.shares(12)]
     digits += [f"{float(v):.3g}" for v in found.maximum] + [f"{float(v):.3f}" for v in found.distances]
-    rows = layer_shares(MeasureRecord(**found.to_dict(12)))
+    rows = layer_shares(MeasureRecord(**found.to_dict(12), part="train"))
     nats = [f"{v:.3g}" for part in (bound.kl_terms, bound.sigma) for v in part.values()]
     return [
         (measure_tables.layer_table(rows), [*digits, "exact"]),
