@@ -25,9 +25,9 @@ TEXT = """# Tested networks
    example in float64. The network is afterwards as it was;
 4. `load_model` with a new classifier head: from the module, and for transformers from a saved folder.
 
-Versions: transformers 5.23, timm 1.0.31, torchvision 0.28. *Works* means that all of it passes. *Refused* means
-that hesstune raises the named error instead of returning a wrong result. The networks of timm and torchvision are
-skipped if the package is not installed.
+Versions: transformers 5.23, timm 1.0.31, torchvision 0.28. *Works* means that all of it passes. *Refused*
+means that hesstune raises the named error instead of returning a wrong result. The networks of timm and
+torchvision are skipped if the package is not installed.
 
 {tables}
 """
@@ -58,8 +58,9 @@ def _table(library: str, networks: list[Any]) -> str:
 def _result(network: Any) -> str:
     if network.refused is None:
         return "works"
-    steps = {"train": "training", "measure": "`measure`"}
-    return f"refused by {steps[network.refused.by]} with `{network.refused.error.__name__}`: {network.refused.why}"
+    refused = network.refused
+    step = {"train": "training", "measure": "`measure`"}[refused.by]
+    return f"refused by {step} with `{refused.error.__name__}`: {refused.why}"
 
 
 if __name__ == "__main__":

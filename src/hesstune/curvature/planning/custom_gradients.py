@@ -1,4 +1,4 @@
-"""Functions with a backward pass of their own: whether it is the derivative, and can be differentiated again."""
+"""Check the backward passes of custom autograd functions: are they derivatives, and differentiable again?"""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hesstune.forward import Inputs, logits_of, named_parameters
 
 __all__ = ["refuse_false_gradients"]
 
-# How far a weight is moved for a difference quotient, as a share of its norm: over the long step the jumps of a
-# rounded value may add up to the slope by chance.
+# How far a weight is moved for a difference quotient, as a share of its norm. Over the long step the jumps of
+# a rounded value may add up to the slope by chance.
 _STEP, _SHORT_STEP = 1e-2, 1e-3
 _SAME_SLOPE = 0.1
 _SAME_CURVATURE = 0.25
 # Smaller differences, as a share of the values themselves, may be rounding.
 _ROUNDING = 1e-5
-# A curvature that changes the gradient by less, as a share, over a step as long as the weight, is not compared.
+# Curvature that changes the gradient by a smaller share, over a step as long as the weight, is not compared.
 _LEAST_CURVATURE = 0.05
 
 
@@ -60,8 +60,8 @@ def refuse_false_gradients(
         kinds = listed(dict.fromkeys(custom[name] for name in wrong))
         raise MeasureError(
             f"differentiating {kinds} twice does not give the second derivative (its backward pass is an "
-            f"approximation, or not differentiable itself), so {listed(wrong)} cannot be measured; leave these "
-            "layers out with layers="
+            f"approximation, or not differentiable itself), so {listed(wrong)} cannot be measured; leave "
+            "these layers out with layers="
         )
 
 
