@@ -58,9 +58,9 @@ def _table(library: str, networks: list[Any]) -> str:
 def _result(network: Any) -> str:
     if network.refused is None:
         return "works"
-    steps = {"train": "training", "measure": "`measure`"}
     refused = network.refused
-    return f"refused by {steps[refused.by]} with `{refused.error.__name__}`: {refused.why}"
+    step = {"train": "training", "measure": "`measure`"}[refused.by]
+    return f"refused by {step} with `{refused.error.__name__}`: {refused.why}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Functions with a backward pass of their own, networks that write buffers, or amplify rounding."""
+"""Functions with a backward pass of their own; networks that write buffers, or amplify rounding."""
 
 import pytest
 import torch

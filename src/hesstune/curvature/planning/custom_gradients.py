@@ -1,4 +1,4 @@
-"""Functions with a backward pass of their own: whether differentiating them twice gives a Hessian."""
+"""Check the backward passes of custom autograd functions: are they derivatives, and differentiable again?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SAME_SLOPE = 0.1
 _SAME_CURVATURE = 0.25
 # Smaller differences, as a share of the values themselves, may be rounding.
 _ROUNDING = 1e-5
-# A curvature that changes the gradient by a smaller share over a step as long as the weight is not compared.
+# Curvature that changes the gradient by a smaller share, over a step as long as the weight, is not compared.
 _LEAST_CURVATURE = 0.05
 
 

@@ -38,9 +38,9 @@ _MULTILINEAR_NAMES = """
 _MULTILINEAR = frozenset(_MULTILINEAR_NAMES.split())
 # Whose derivative jumps, so that difference quotients of gradients tell nothing.
 _KINK_NAMES = """
-    Relu Threshold Hardtanh LeakyRelu Clamp ClampMin ClampMax Abs Hardshrink Softshrink Maximum Minimum
-    Max Min Amax Amin Median Sort Topk RreluWithNoise MaxPool2DWithIndices MaxPool3DWithIndices
-    MaxPool2D MaxPool3D
+    Relu Threshold Hardtanh LeakyRelu Clamp ClampMin ClampMax Abs Hardshrink Softshrink Maximum Minimum Max
+    Min Amax Amin Median Sort Topk RreluWithNoise MaxPool2DWithIndices MaxPool3DWithIndices MaxPool2D
+    MaxPool3D
     AdaptiveMaxPool2D AdaptiveMaxPool3D FractionalMaxPool2D FractionalMaxPool3D MkldnnMaxPool2D
     MkldnnMaxPool3D Prelu PreluKernel Hardsigmoid Hardswish
     """
