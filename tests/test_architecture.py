@@ -3,7 +3,6 @@
 import-linter holds the contracts themselves, in `make lint`.
 """
 
-import ast
 import importlib
 import pkgutil
 import re
