@@ -11,42 +11,43 @@ PAGE = DOCS / "own-loop.md"
 
 HEAD = """# In your own training loop
 
-Fine-tuning does not have to go through `hesstune finetune`. Three things are added to a loop of your own:
-the **reference** (a copy of the weights before training), the **consistent loss** instead of
-cross-entropy, and the **constraint**, which puts every layer back into its ball after each step. The
-two halves need each other: the consistent loss is unbounded below, and the constraint alone cannot tell
-right labels from wrong ones. Lines that are added are marked `# +`; each example is a file in `examples/`
-and runs as it stands.
+Add three things to your loop: the **reference** (a copy of the weights before training), the **consistent loss** in
+place of cross-entropy, and the **distance constraint**, which limits after each step how far a layer has moved from
+the reference. The consistent loss is unbounded below, so train it with the constraint. Lines that are added are
+marked `# +`. Each example is a file in `examples/`, runs in seconds, and prints the test accuracy of plain
+cross-entropy and of the added lines on the same noisy labels. Its first argument is the seed.
 
-What is believed about the labels is a noise matrix, F[i, j] = P(given label = j | true label = i):
-`ht.NoiseMatrix.symmetric(k, rate)` where labels are wrong at random, `ht.NoiseMatrix.from_array(F)` where
-more is known. A radius is one number, or `{pattern: radius}` on the layers' names, the first match winning.
+The consistent loss needs the noise matrix, F[i, j] = P(given label = j | true label = i): give
+`ht.NoiseMatrix.symmetric(k, rate)` if labels are wrong at random, `ht.NoiseMatrix.from_array(F)` if you know more.
+It helps most if wrong labels favour one class, as here: cross-entropy then learns the wrong class wherever one stops
+it. If labels are wrong at random and you can stop in time, plain cross-entropy is about as accurate. A radius is one
+number, or `{pattern: radius}` on the layers' names; the first match counts.
 """
 
 SECTIONS = {
     "Plain PyTorch": ("plain_pytorch", ""),
     "transformers' Trainer": (
         "trainer",
-        """The callback takes the reference as training starts and keeps it in
-`output_dir/reference.safetensors`. A training that resumes reads it from there: what the model
-holds at that time is a checkpoint, and decaying or projecting towards a checkpoint would let
-the weights drift further at every restart.
+        """The callback copies the weights as training starts and writes them to
+`output_dir/reference.safetensors`. A training that resumes reads them from there: the weights of a
+checkpoint would let the layers move further at every restart.
 
-The rest is weight decay towards the pretrained weights. `PretrainedDecayCallback(decay)` does
-w ← w − lr·decay·(w − w⁽ˢ⁾) before every step: AdamW's `weight_decay`, with the pretrained
-weights in the place of zero (with a reference of zeros it is AdamW's own, weight for weight). The
-penalty α/2·‖w − w⁽ˢ⁾‖² in the loss, by a mixin for any Trainer, goes through Adam's moments, which
-rescale it; in evaluation the loss is reported without it. `kept_reference` writes the pretrained
-weights in the first run and reads them in later ones.
+There are two other ways to keep the weights near the pretrained ones:
+
+- `PretrainedDecayCallback(decay)` does w ← w − lr·decay·(w − w⁽ˢ⁾) before every step. It is AdamW's
+  `weight_decay` with the pretrained weights in place of zero.
+- `PenaltyMixin`, for any Trainer, adds the penalty α/2·‖w − w⁽ˢ⁾‖² to the loss; Adam rescales its gradient.
+  Evaluation reports the loss without the penalty. `kept_reference` writes the pretrained weights in the
+  first run and reads them in later ones.
 """,
     ),
     "LoRA and other users of peft": (
         "lora",
-        """With adapters, a layer's change is the product s·B·A. Its norm comes from two r×r matrices,
-without forming the product; projection scales B; the measure is taken of a merged copy. The
+        """With adapters, a layer's change is the product s·B·A. Its norm is computed from two r×r matrices,
+without forming the product. The projection scales B, and the measure is taken on a merged copy. The
 names of layers, in radii and in results, are those of the model without adapters.
-`RobustTrainerCallback` and Lightning's `RobustCallback` do the same when they meet a peft
-model. DoRA and other adapters that are no plain product are refused by name.
+`RobustTrainerCallback` and Lightning's `RobustCallback` accept a peft model as well. DoRA and other
+adapters that are not a plain product are refused by name.
 
 An embedding with an adapter is a product, too. It has a distance, and one radius for all layers
 holds it. It is not measured, since embeddings are not layers; `not_layers` of the measurement names

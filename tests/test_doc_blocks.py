@@ -72,5 +72,5 @@ def test_the_first_page_works_in_small_settings(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as end:
             run([*words, *(small if words[0] == "finetune" else [])])
         assert end.value.code == 0, capsys.readouterr().err
-    assert (tmp_path / "runs/robust/report.html").is_file()
+    assert (tmp_path / "runs/auto/report.html").is_file()
     assert (tmp_path / "predictions.csv").is_file()

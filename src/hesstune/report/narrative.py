@@ -26,19 +26,18 @@ def verdict(records: Records) -> str:
     if fit is None:
         why = "its training labels have not been judged yet" if kept is None else found.reason
         return f"Whether the network has learnt wrong labels cannot be told: {why}."
-    if fit.known:
-        which = f"{counted(fit.wrong.examples, 'wrong label')} (known, since the noise was injected)"
-    else:
-        which = f"{counted(fit.wrong.examples, 'suspected label error')}"
+    which = "wrong label" if fit.known else "suspected label error"
     low, high = confidence_interval(fit.wrong.agreed, fit.wrong.examples, DELTA)
     counts = (
-        f"it agrees with {fit.wrong.share:.1%} of the {which} (95 % interval {low:.1%} to {high:.1%}), and "
-        f"with {fit.right.share:.1%} of the {counted(fit.right.examples, 'other label')}"
+        f"it agrees with {fit.wrong.share:.1%} of the {counted(fit.wrong.examples, which)} (95 % interval "
+        f"{low:.1%} to {high:.1%}), and with {fit.right.share:.1%} of the "
+        f"{counted(fit.right.examples, 'other label')}"
     )
     if found.kind == "unknown":
         return f"Whether the network has learnt wrong labels cannot be told: {found.reason}."
     said = {"most": "has learnt most of the", "some": "has learnt some of the", "not": "has not learnt the"}
-    return f"The network {said[found.kind]} wrong labels: {counts}."
+    known = " Here the true labels are known." if fit.known else ""
+    return f"The network {said[found.kind]} wrong labels: {counts}.{known}"
 
 
 def provenance(records: Records) -> str:
