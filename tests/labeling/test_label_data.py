@@ -144,7 +144,7 @@ def test_fine_tuned_labelers_vote_too(tiny, image_folder, tmp_path):
         tiny["data"],
         labelers=[f"folder:{image_folder}"],
         labeler="finetune",
-        epochs=4,
+        epochs=8,
         threshold=0.5,
         image_size=32,
     )

@@ -19,7 +19,7 @@ FEW = {"data": "digits", "train": "head", "limit": 64, "epochs": 1, "inject_nois
 
 def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"hesstune\[ray\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[ray\]"):
         ht.compare(FEW, seeds=1, out=str(tmp_path / "a"), engine="ray")
 
 

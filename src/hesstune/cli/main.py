@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from typing import Any
 
 import typer
@@ -91,6 +92,7 @@ def run(arguments: list[str] | None = None) -> None:
     # Threads that spin while they wait make training many times slower on cores that other work uses.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:] if arguments is None else arguments
+    shown, warnings.showwarning = warnings.showwarning, _show_warning
     try:
         code = app(args=arguments or ["--help"], standalone_mode=False)
     except HesstuneError as error:
@@ -109,9 +111,24 @@ def run(arguments: list[str] | None = None) -> None:
                 _fail(f"unknown option {given}; did you mean {now}?", 2)
             _fail(error.format_message() or "see --help", 2)
         raise
+    finally:
+        warnings.showwarning = shown
     if code == INTERRUPTED:
         _fail("interrupted", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+_SHOW_WARNING = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Show a warning of this package as one line, like an error, and others as Python does."""
+    from hesstune.errors import HesstuneWarning
+
+    if not issubclass(category, HesstuneWarning):
+        _SHOW_WARNING(message, category, *where, **more)
+    elif is_first():
+        sys.stderr.write(f"hesstune: warning: {_one_line(message)}\n")
 
 
 def _fail(message: object, code: int) -> None:

@@ -24,8 +24,9 @@ __all__ = ["EARLIER", "ELSEWHERE", "LATER", "Contents", "data_digest", "fingerpr
 ELSEWHERE = ("out", "track", "device", "cache_mib", "activations_mib", "data", "weights")
 # Options younger than the oldest comparisons kept: at their defaults they leave fingerprints as they were.
 LATER = (
-    "augment_views", "background", "budget", "checkpoint_minutes", "clean_labels", "fold", "id_column",
-    "image_column", "label_column", "label_model", "shard", "soft_labels", "text_column", "vote_columns",
+    "augment_views", "background", "budget", "checkpoint_minutes", "clean_labels", "corrected_test_labels",
+    "dtype", "fold", "head", "id_column", "image_column", "label_column", "label_model", "shard",
+    "soft_labels", "text_column", "vote_columns",
 )  # fmt: skip
 # Options by the names they had when the oldest comparisons kept were made: fingerprints still use these.
 EARLIER = {"inject_noise": "noise"}
