@@ -18,7 +18,7 @@ from hesstune.analysis.label_story import Story, story_of
 from hesstune.analysis.near_copies import Found, NearCopies
 from hesstune.analysis.subject import InputExamples, Subject
 from hesstune.analysis.trained_prior import compressed, network_of_part, parted, with_trained_prior
-from hesstune.bounds.networks import certify_checked, certify_compression, certify_holdout
+from hesstune.bounds.networks import UNCHECKED, certify_checked, certify_compression, certify_holdout
 from hesstune.bounds.partition import Share
 from hesstune.bounds.prior import head_ratios, random_parameters
 from hesstune.bounds.record import Certificate
@@ -31,6 +31,7 @@ from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.models.load import LoadedModel
 from hesstune.models.train_parts import freeze
 from hesstune.options import make_options, takes_options
+from hesstune.runs.guarantee_log import log_certificate, sheet_of, sheets, with_union
 from hesstune.runs.options.analysis import CertifyOptions
 from hesstune.runs.records import CERTIFICATE
 from hesstune.runs.run import Run
@@ -76,6 +77,9 @@ def certify_run(
         found = case.checked(asked.checked)
     else:
         found = case.best() if asked.bound == "best" else BOUNDS[asked.bound](case, asked.delta)
+    if not found.diagnostic:
+        on_main_process(lambda: log_certificate(run.path, found, asked.model_dump(mode="json")))
+        found = with_union(run.path, found)
     on_main_process(lambda: found.save(run.path / CERTIFICATE))
     return found
 
@@ -195,21 +199,23 @@ class Case:
         loaded, examples, rows = unseen.loaded, unseen.examples, unseen.rows
         self._placed(loaded)
         true = read_clean_labels(path, self.task.classes)
+        drawn = sheet_of(self.run.path, list(true), path)
         place = {examples.ids[row]: at for at, row in enumerate(rows)}
         # A copy that is not counted leaves with its checked label: the others are drawn uniformly still.
         left = {examples.ids[row] for row in np.setdiff1d(unseen.drawn, rows)}
-        true = {name: label for name, label in true.items() if name not in left}
-        if missing := [name for name in true if name not in place]:
+        drawn = [name for name in drawn if name not in left]
+        if missing := [name for name in drawn if name not in place]:
             raise DataError(
-                f"{path} names '{missing[0]}' ({len(missing)} in all), which is none of the {len(rows)} "
-                "examples that the bound counts on; draw them by hesstune check, with the same "
-                "--prior-fraction and --seed"
+                f"the sheet of {path} has '{missing[0]}' ({len(missing)} in all), which is none of the "
+                f"{len(rows)} examples that the bound counts on; give the --prior-fraction and --seed that "
+                "hesstune check was given"
             )
         found = certify_checked(
             loaded.model,
             _fed(examples, loaded, self.device, self.run.config.max_length, rows),
-            {place[name]: label for name, label in true.items()},
+            {place[name]: true.get(name, UNCHECKED) for name in drawn},
             self.asked.delta,
+            sheets=len(sheets(self.run.path)),
             seen=unseen.seen,
             leaks=[name for name in self.story.leaks if name != "batch_norm"],
             **self._common(),

@@ -10,6 +10,7 @@ import numpy as np
 from hesstune.analysis.trained_prior import parted
 from hesstune.errors import DataError, RunError
 from hesstune.options import make_options, takes_options
+from hesstune.runs.guarantee_log import log_sheet
 from hesstune.runs.options.analysis import CheckOptions
 from hesstune.runs.records import TO_CHECK
 from hesstune.runs.run import Run
@@ -24,8 +25,9 @@ SAMPLE_KEY = 0xC4EC
 def check_run(run: Run, **options: Any) -> Path:
     """Draw examples at random for a person to label, for `certify --checked`; write the sheet to fill in.
 
-    It goes to the run's folder and has the columns id, text (of texts) and an empty true_label; the given
-    labels are not shown, so that they do not sway who checks.
+    It goes to the run's folder and has the columns id, text (of texts) and an empty true_label. The given
+    labels are not shown, so that they do not influence the person. The draw is recorded: an example that is
+    left empty counts as an error of the network, and each further sheet of a run pays a part of delta.
 
     Args:
         run: A finished run.
@@ -47,6 +49,7 @@ def check_run(run: Run, **options: Any) -> Path:
     if not len(rows):
         raise DataError("there are no test examples to draw from; give --prior-fraction")
     drawn = np.random.default_rng([asked.seed, SAMPLE_KEY]).permutation(rows)[: asked.sample]
+    log_sheet(run.path, [part.ids[row] for row in drawn], asked.model_dump(mode="json"))
     texts = part.texts
     header = ("id", "true_label") if texts is None else ("id", "text", "true_label")
     lines = []

@@ -22,7 +22,10 @@ from hesstune.bounds.told import kind_of, losses_for, noise_as_told, sample_assu
 from hesstune.errors import DataError, RunError
 from hesstune.forward import evaluating, logits_of
 
-__all__ = ["certify_checked", "certify_compression", "certify_holdout"]
+__all__ = ["UNCHECKED", "certify_checked", "certify_compression", "certify_holdout"]
+
+# In the place of a label that nobody gave.
+UNCHECKED = -1
 
 
 def certify_holdout(
@@ -206,6 +209,7 @@ def certify_checked(
     true: Mapping[int, int],
     delta: float = 0.05,
     *,
+    sheets: int = 1,
     seen: Any = None,
     block_size: int = 32,
     repeats: str = "refuse",
@@ -221,8 +225,10 @@ def certify_checked(
     Args:
         model: The network; runs in eval mode and is left as it was.
         dataset: Map-style (input, given label), independent draws that nothing of the network depends on.
-        true: {index: true label} of examples drawn uniformly at random among them.
-        delta: As of `certify_holdout`, like all that follow.
+        true: {index: true label} of all examples that were drawn, uniformly at random among them. UNCHECKED
+            where nobody gave a label: it counts as an error, since hard examples are the ones left out.
+        delta: As of `certify_holdout`, like all that follow but `sheets`.
+        sheets: How many samples were drawn to be checked: they share delta.
         seen: Examples that the network was trained or selected on: checked to be others.
         block_size: Examples to a batch.
         repeats: `refuse` repeated inputs, or `allow` them.
@@ -255,6 +261,7 @@ def certify_checked(
         "wrong_agreeing": float((~apart & wrong).sum()),
         "checked_agreeing": float((~apart).sum()),
         "disagreeing": float(errors_in(given)),
+        "unchecked": float((truth == UNCHECKED).sum()),
     }
     told = [
         *sample_assumptions(data.n, None, "known", repeats),
@@ -262,7 +269,9 @@ def certify_checked(
         f"the {len(picked)} checked examples were drawn uniformly at random among them, and checked rightly",
         *assumptions,
     ]
-    found = Certificate.of_checked(numbers, n=data.n, delta=delta, classes=k, assumptions=told)
+    found = Certificate.of_checked(
+        numbers, n=data.n, delta=delta, classes=k, sheets=sheets, assumptions=told
+    )
     return dataclasses.replace(found, failures=list(conditions.failures))
 
 

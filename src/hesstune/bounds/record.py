@@ -73,6 +73,8 @@ class Certificate:
         tried: {kind of bound: risk} of those that shared delta, where the smallest was taken.
         near_duplicates: {what: number of examples} of a run's: those counted that repeat another one counted
             or one of training, and those left out; empty where nobody looked.
+        number: How many different certificates its run folder has had, with this one.
+        smallest: The smallest of them with the union paid: it holds whichever of them is reported.
     """
 
     risk: float
@@ -100,6 +102,8 @@ class Certificate:
     held_out_labels: str = "true"
     tried: dict[str, float] = field(default_factory=dict)
     near_duplicates: dict[str, float] = field(default_factory=dict)
+    number: int = 1
+    smallest: float | None = None
 
     @property
     def predictor(self) -> str:
@@ -308,6 +312,7 @@ class Certificate:
         n: int,
         delta: float,
         classes: int,
+        sheets: int = 1,
         **more: Any,
     ) -> Certificate:
         """Make the certificate of a network that was fixed before n examples, some of them checked.
@@ -318,13 +323,14 @@ class Certificate:
             n: Number of examples.
             delta: Probability of failure.
             classes: K.
+            sheets: How many samples were drawn to be checked; they share delta.
             **more: Further fields.
         """
         told = "noisy in any way, some of them checked"
         return cls._of_network(
             "checked",
             numbers,
-            {"checked": delta},
+            {"checked": delta / sheets, "other_sheets": delta - delta / sheets},
             numbers["disagreeing"] / n,
             n=n,
             delta=delta,

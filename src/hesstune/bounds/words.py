@@ -43,6 +43,11 @@ def summary_of(found: Any) -> str:
             f"Certified: {_SPOKEN[found.bound][0]}'s true error is at most {found.risk:.4f} "
             f"with probability {1 - found.delta:g} ({verdict})."
         ]
+    if found.number > 1 and not found.diagnostic:
+        lines.append(
+            f"It is certificate {found.number} of this run folder. If it is reported because it is the smallest "
+            f"of them, it does not hold: the smallest with the union paid is {found.smallest:.4f}."
+        )
     lines += [_SPOKEN[found.bound][1], _counts(found)]
     if found.tried:
         told = ", ".join(f"{name} {risk:.4f}" for name, risk in found.tried.items())
@@ -64,6 +69,8 @@ def _counts(found: Any) -> str:
         return f"{head}{kept}; every other one is classified right; {labels}"
     if found.bound == "checked":
         told = {name: f"{count:.0f}" for name, count in found.numbers.items()}
+        if found.numbers.get("unchecked"):
+            head += f"drawn examples without a label, counted as errors: {told['unchecked']}, "
         return (
             f"{head}disagreeing with the given label: {told['disagreeing']}; truly wrong among the checked: "
             f"{told['wrong_disagreeing']} of {told['checked_disagreeing']} of these, "

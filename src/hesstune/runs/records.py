@@ -36,6 +36,7 @@ FORMER_LABEL_ISSUES = "doubtful.csv"  # in folders of format 0; their estimate l
 EXAMPLES, REPORT, RADIUS, OBSERVED = "examples.json", "report.html", "radius.json", "observed.json"
 # Folders of a certificate's own runs: of a prior trained on a part, and of Pick-to-Learn.
 PRIOR, POSTERIOR, COMPRESSED = "prior", "posterior", "compressed"
+GUARANTEES = "guarantees.jsonl"  # of every certificate and sheet; kept where the run is replaced
 TO_CHECK = "to_check.csv"  # the sheet of hesstune check, for a person to fill in
 TENSORBOARD, MLFLOW, MLFLOW_RUN = "tensorboard", "mlruns", "mlflow_run"
 DERIVED = (
