@@ -43,6 +43,19 @@ tenths of δ and is returned where it is smaller: with KL = 0 PAC-Bayes is a hol
 - Noisy labels with a known matrix: a loss L with F·L ≥ 1 − I carries the noisy mean over to the clean risk.
   `--clean-sample FILE` estimates F with a confidence set. Estimated from noisy labels alone, or where the
   noise is no class's property (votes), it is refused; `--diagnostic` prints the number as no certificate.
+- A known matrix is tested, and refused if a test rejects. A prediction h differs from the given label with
+  probability at least 1 − max_y F[y, h], whatever the classifier. *Noise floor test*: so few errors on unseen examples
+  (all, those of one predicted class, or the most confident ones of a probe that was trained on the other half) must
+  have a binomial probability of at least 0.01·δ, divided among the tests. A bound on the error on noisy labels below
+  the floor, or one on the true error below 0, refutes the matrix, too. Refusing makes no certificate wrong, so δ does
+  not pay for the tests: their levels are probabilities of a false refusal (0.01·δ for each network and 0.01·δ for the
+  probe; δ for a bound below 0).
+- *Permutation test* of whether the noise depends on the input (`hesstune noise` runs it, too), at level 0.01: printed
+  with the certificate, and refused if it rejects. If it does not reject, that shows nothing. It also rejects if the
+  features mix the classes: `--vouch class_conditional_noise` states that this is the reason. It is not run for noise
+  that hesstune injected.
+- With `--inject-noise` the bound uses the injected matrix, and the labels before are assumed true. A file given by
+  `--noise-matrix` that says it is an estimate, or of noise that depends on the input, contradicts that: it is refused.
 - Refused, with what would mend it: batch-norm statistics that moved, normalisation constants from the data,
   splits that are stratified, by group or by time, random augmentation at evaluation, repeated inputs, radii or
   matrices chosen on all

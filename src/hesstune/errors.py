@@ -24,6 +24,7 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "NoiseMatrixError",
+    "RefutedNoiseError",
     "RunError",
     "counted",
     "cut",
@@ -89,6 +90,10 @@ class DataError(HesstuneError, ValueError):
 
 class NoiseMatrixError(HesstuneError, ValueError):
     """A noise matrix is malformed, of the wrong size, or singular where its inverse is needed."""
+
+
+class RefutedNoiseError(NoiseMatrixError):
+    """Examples show that a stated noise matrix, or its assumption of class-conditional noise, is wrong."""
 
 
 class LayerError(HesstuneError, ValueError):

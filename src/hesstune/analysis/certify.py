@@ -16,6 +16,7 @@ from torch import nn
 
 from hesstune.analysis.label_story import Story, story_of
 from hesstune.analysis.near_copies import Found, NearCopies
+from hesstune.analysis.noise_dependence import tested_noise
 from hesstune.analysis.subject import InputExamples, Subject
 from hesstune.analysis.trained_prior import compressed, network_of_part, parted, with_trained_prior
 from hesstune.bounds.networks import UNCHECKED, certify_checked, certify_compression, certify_holdout
@@ -25,7 +26,7 @@ from hesstune.bounds.record import Certificate
 from hesstune.bounds.told import spent_by
 from hesstune.data.clean import read_clean_labels
 from hesstune.data.examples import Examples, Task
-from hesstune.errors import ConfigError, DataError, HesstuneError
+from hesstune.errors import ConfigError, DataError, HesstuneError, RefutedNoiseError
 from hesstune.inputs.batches import make_inputs
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.models.load import LoadedModel
@@ -137,6 +138,7 @@ class Case:
             diagnostic=asked.diagnostic,
             progress=self.progress,
         )
+        found = self._tested(found, task.train, centred.rows, story.noise_matrix)
         return _saying(found, centred.found + beside)
 
     def holdout(self, delta: float) -> Certificate:
@@ -163,7 +165,7 @@ class Case:
             leaks=leaks,
             **self._common(),
         )
-        return _saying(found, unseen.found)
+        return _saying(self._tested(found, unseen.examples, unseen.rows, noise), unseen.found)
 
     def compression(self, delta: float) -> Certificate:
         """Bound the error of a network that Pick-to-Learn trained: the run's, or one from its start."""
@@ -190,6 +192,7 @@ class Case:
             leaks=story.leaks,
             **self._common(),
         )
+        found = self._tested(found, task.train, rows, story.noise_matrix)
         place_told = Found({}, [f"the network is that of {made.path}"])
         return _saying(found, picked.found + beside + place_told)
 
@@ -267,6 +270,8 @@ class Case:
         for name, bound in BOUNDS.items():
             try:
                 found[name] = bound(self, part)
+            except RefutedNoiseError:  # no bound is left that could rely on the matrix
+                raise
             except HesstuneError as error:
                 failed[name] = error
         if not found:
@@ -280,6 +285,10 @@ class Case:
             tried={name: one.risk for name, one in found.items()},
             assumptions=[*best.assumptions, *sorted(left)],
         )
+
+    def _tested(self, found: Certificate, part: Examples, rows: NDArray[np.int64], noise: Any) -> Certificate:
+        """Return the certificate with the test of whether the noise depends on the input."""
+        return tested_noise(found, self.run, part, rows, noise, self.asked, self.device)
 
     def _common(self) -> dict[str, Any]:
         asked = self.asked

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hesstune.bounds.conditions import LEAKS
 from hesstune.bounds.noisy import NoiseConfidenceSet
 from hesstune.data.clean import read_clean_labels
 from hesstune.data.examples import KEPT, REWRITTEN, Examples, Task
@@ -65,14 +66,21 @@ def story_of(run: Run, task: Task, asked: CertifyOptions) -> Story:
         )
         if used and name not in asked.vouch
     ]
-    assumptions = [f"you vouch that {name} was chosen without these examples" for name in asked.vouch]
+    assumptions = [
+        f"you vouch that {name} was chosen without these examples" for name in asked.vouch if name in LEAKS
+    ]
     if config.weights:
         assumptions.append(f"the weights in {config.weights} were trained on other examples")
     for name, part in (("training", task.train), ("test", task.test)):
         assumptions += [f"of the labels: {note}" for note in source_notes(part, name)]
     rows = np.arange(len(task.train))
     believed = injected_noise(config, task) if config.inject_noise else run.noise_matrix
-    noise_is = noise_story(config, task, asked.noise_is, believed)
+    noise_is = noise_story(config, task, asked.noise_is, run.noise_matrix)
+    if config.inject_noise:
+        assumptions.append(
+            f"the labels were true before --inject-noise {config.inject_noise}, whose matrix the bound uses, "
+            "whichever one the loss used"
+        )
     test_labels = _test_labels(config, task, asked, noise_is)
     if test_labels == "true" and len(task.test) and noise_is != "none":
         assumptions.append("the test labels are the true ones")
@@ -105,7 +113,10 @@ def noise_story(
         task: Its examples, as labelled.
         told: What the user says; `auto` reads it from the configuration. Labels that a label model made,
             hard or soft, are true only if the user says `none`.
-        believed: The noise matrix that the run was told, which says how it is known.
+        believed: The noise matrix that the run's loss used, which says how it is known. If noise was injected
+            the bound uses the injected matrix, which is known. A file that the user gave beside it and that
+            says it is an estimate counts: it says that the labels were noisy before. What the run itself
+            estimated from the injected noise does not.
 
     Raises:
         DataError: If the user says otherwise than the run itself shows.
@@ -126,15 +137,15 @@ def noise_story(
             "some labels of the run were checked by a person and others not, so no one noise matrix holds "
             "for all; give --noise-is none if all labels are now true"
         )
-    if config.inject_noise:
-        return "known" if told == "auto" else told
     origin = "stated" if believed is None else believed.origin
-    if (config.noise_matrix or "").startswith("estimate") and origin == "stated":
+    by_run = config.noise_matrix is None or config.noise_matrix.startswith("estimate")
+    if config.noise_matrix is not None and by_run and origin == "stated":
         origin = "estimated"
-    if told in ("auto", "known") and origin in ("estimated", "instance_dependent"):
+    counts = not (config.inject_noise and by_run)
+    if counts and told in ("auto", "known") and origin in ("estimated", "instance_dependent"):
         return origin
     if told == "auto":
-        return "known" if config.noise_matrix else "none"
+        return "known" if config.inject_noise or config.noise_matrix else "none"
     return told
 
 

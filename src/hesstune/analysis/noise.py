@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.analysis.linear_heads import linear_heads, predicted
+from hesstune.analysis.noise_dependence import dependence_on_input
 from hesstune.checks import also_called
 from hesstune.data.examples import Task
 from hesstune.errors import DataError, NoiseMatrixError
 from hesstune.inputs.image_inputs import to_channels_last
-from hesstune.noise.conditional import Conditional, class_conditional, sure_half
 from hesstune.noise.estimate import from_posterior, well_conditioned
 from hesstune.noise.estimate.crossfit import reduced_features
-from hesstune.noise.estimate.fit import log_likelihoods, simplex_projection
+from hesstune.noise.estimate.fit import log_likelihoods
 from hesstune.noise.estimate.request import ESTIMATORS, Request
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
@@ -79,7 +79,8 @@ def check_noise(run: Run, **options: Any) -> NoiseCheck:
     base = told if told is not None and np.isfinite(told.condition) else best
     features = reduced_features(material.features, len(material.labels))
     costs = sensitivity(features, material.labels, base, seed=asked.seed)
-    test = _conditional(task, material, features, base, asked.seed)
+    true = task.train.true if task.train.clean is None else None
+    test = dependence_on_input(features, material.labels, material.probs, base, true, asked.seed)
     found = NoiseCheck(
         run=str(run.path),
         classes=task.classes,
@@ -211,22 +212,6 @@ def sensitivity(
         )
         for (off, direction), found in losses.items()
     ]
-
-
-def _conditional(
-    task: Task, material: Material, features: NDArray[np.float64], noise_matrix: NoiseMatrix, seed: int
-) -> Conditional | None:
-    """Test the labels within true classes where known, else within those that are believed most surely."""
-    if task.train.true is not None and task.train.clean is None:
-        rows, classes = np.arange(len(features)), task.train.true
-    else:
-        usable = well_conditioned(noise_matrix)[0]
-        posterior = simplex_projection(material.probs @ usable.inverse)
-        rows, classes = sure_half(posterior), posterior.argmax(axis=1)
-    try:
-        return class_conditional(features[rows], material.labels[rows], classes[rows], task.k, seed=seed)
-    except DataError:
-        return None
 
 
 def _statements(check: NoiseCheck) -> list[str]:

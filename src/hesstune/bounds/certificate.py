@@ -30,9 +30,11 @@ from hesstune.bounds.monte_carlo import (
     only_head,
 )
 from hesstune.bounds.noisy import zero_one_loss
+from hesstune.bounds.pac_bayes import complexity, kl_inverse
 from hesstune.bounds.partition import Share
 from hesstune.bounds.prior import PriorFamily, Sigma, Travel, random_parameters
 from hesstune.bounds.record import Certificate
+from hesstune.bounds.refute import TEST_SHARE, check_bound, check_floor, check_noisy_risk
 from hesstune.bounds.search import Choice, Problem, choose
 from hesstune.bounds.tails import confusion_of, held_out_beside, tail_certificate
 from hesstune.bounds.told import kind_of, losses_for, noise_as_told, sample_assumptions, spent_by
@@ -150,7 +152,7 @@ def certify(
     family, travel = PriorFamily.build(model, ref, prior_scales, ratios), Travel(model, ref)
     problem = Problem(travel, family, losses, data.n, shares["pac_bayes"], shares["monte_carlo"])
     told = _assumptions(problem, noise_matrix, noise_is, repeats, prior_data is not None) + list(assumptions)
-    case = _Case(model, ref, data, problem, shares, delta, noise_matrix, share)
+    case = _Case(conditions, model, ref, data, problem, shares, delta, noise_matrix, share)
     found = None
     if travel.moved or prior_data is not None:
         found = case.drawn(draw_on, posterior, posterior_scales, draws, seed, progress)
@@ -158,6 +160,7 @@ def certify(
         tail = case.centre(shares["exact_tail"] if found else delta - shares["noise"])
         if found is None or tail.risk <= found.risk:
             found, told = tail, [text for text in told if text not in _DRAWN]
+    conditions.attempt(lambda: check_bound(found.risk, noise_matrix, delta))
     beside = {} if aside is None else case.beside(aside, held_out_labels)
     return dataclasses.replace(found, assumptions=told, failures=list(conditions.failures), **beside)
 
@@ -166,6 +169,7 @@ def certify(
 class _Case:
     """One call of `certify`, checked: the ways to bound its network's error."""
 
+    conditions: Conditions
     model: nn.Module
     ref: Reference
     data: BoundData
@@ -199,7 +203,17 @@ class _Case:
             choice = choose(self.problem, estimator, posterior, factors, generator)
             wanted = _wanted(draws, estimator, self.data.n)
             final = estimator.run(choice.posterior.sigma, wanted, generator, progress)
+        self._check_noisy_risk(choice, final)
         return _record(self.problem, choice, final, self.shares, self.delta, self.noise_matrix)
+
+    def _check_noisy_risk(self, choice: Choice, final: Draws) -> None:
+        """Compare a bound on the randomised predictor's error on the given labels with the noise floor."""
+        part, family = TEST_SHARE * self.delta, self.problem.family
+        drawn = final.upper(zero_one_loss(self.k), part * MONTE_CARLO_SHARE)
+        kl = float(family.kl(choice.posterior)[choice.member])
+        side = complexity(kl, self.data.n, part * (1 - MONTE_CARLO_SHARE), family.size)
+        upper = float(kl_inverse(drawn, side))
+        self.conditions.attempt(lambda: check_noisy_risk(upper, self.noise_matrix, part))
 
     def centre(self, part: float) -> Certificate:
         """Bound the error of the network at the prior's centre by its tail, with this part of delta."""
@@ -208,12 +222,21 @@ class _Case:
             for name, parameter in parameters.items():
                 parameter.copy_(self.ref[name])
             confusion = confusion_of(self.model, self.data, self.k, self.share)
+        self.conditions.attempt(lambda: check_floor(confusion, self.noise_matrix, self.delta))
         return tail_certificate(confusion, self.problem.losses, self.delta, part, self.noise_matrix)
 
     def beside(self, aside: BoundData, labels: str) -> dict[str, Any]:
         """Count the unperturbed network's errors on held-out examples, and bound its clean error by them."""
-        losses, spent = self.problem.losses, self.shares["noise"]
-        return held_out_beside(self.model, aside, losses, labels, self.delta, spent, self.share)
+        return held_out_beside(
+            self.conditions,
+            self.model,
+            aside,
+            self.problem.losses,
+            labels,
+            self.delta,
+            self.noise_matrix,
+            self.share,
+        )
 
 
 def _wanted(draws: int | None, estimator: WeightDraws | HeadDraws, n: int) -> int:

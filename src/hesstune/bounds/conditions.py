@@ -18,6 +18,7 @@ from hesstune.forward import evaluating, logits_of, named_buffers, named_modules
 from hesstune.reference import Reference
 
 __all__ = [
+    "CLASS_CONDITIONAL",
     "HELD_OUT_LABELS",
     "LEAKS",
     "NOISE_KNOWLEDGE",
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 NOISE_KNOWLEDGE = ("known", "estimated", "instance_dependent")
+# What a user may vouch for beside LEAKS: that noise depends on the true class alone though a test rejects it.
+CLASS_CONDITIONAL = "class_conditional_noise"
 HELD_OUT_LABELS = ("true", "noisy", "unknown")
 LEAKS = {
     "prior": "train the prior on a part of the data and certify on the rest",
@@ -123,8 +126,9 @@ def check_story(conditions: Conditions, leaks: Iterable[str], noise_is: str, noi
     if noisy and noise_is == "estimated":
         conditions.fail(
             DataError(
-                "the noise matrix was estimated from noisy data alone, which bounds nothing; give counts of "
-                "(true, noisy) labels of a clean sample as NoiseConfidenceSet, or a matrix that is known"
+                "the noise matrix was estimated from noisy data alone, which bounds nothing (beside injected "
+                "noise it says that the labels were noisy before); give counts of (true, noisy) labels of a "
+                "clean sample as NoiseConfidenceSet, or a matrix that is known"
             )
         )
     if noisy and noise_is == "instance_dependent":

@@ -17,6 +17,7 @@ from hesstune.bounds.monte_carlo import Feeder
 from hesstune.bounds.noisy import KnownNoise, NoiseConfidenceSet, margin_of
 from hesstune.bounds.partition import Share
 from hesstune.bounds.record import Certificate
+from hesstune.bounds.refute import check_bound, check_floor
 from hesstune.bounds.tails import confusion_of, errors_in, held_out_beside, tail_certificate
 from hesstune.bounds.told import kind_of, losses_for, noise_as_told, sample_assumptions, spent_by
 from hesstune.errors import DataError, RunError
@@ -87,12 +88,14 @@ def certify_holdout(
     losses = losses_for(noise_matrix, k, noise_method)
     with evaluating(model), torch.no_grad():
         confusion = confusion_of(model, data, k, share)
+    conditions.attempt(lambda: check_floor(confusion, noise_matrix, delta))
     told = [
         *sample_assumptions(data.n, noise_matrix, noise_is, repeats),
         "the network (its training, its selection, input normalisation) did not use these examples",
         *assumptions,
     ]
     found = tail_certificate(confusion, losses, delta, delta - spent, noise_matrix, told)
+    conditions.attempt(lambda: check_bound(found.risk, noise_matrix, delta))
     return dataclasses.replace(found, failures=list(conditions.failures))
 
 
@@ -165,10 +168,11 @@ def certify_compression(
         noise=kind_of(noise_matrix),
         assumptions=told,
     )
+    conditions.attempt(lambda: check_bound(found.risk, noise_matrix, delta))
     beside = {}
     if aside is not None:
         known = losses_for(noise_matrix, k)
-        beside = held_out_beside(model, aside, known, held_out_labels, delta, spent, share)
+        beside = held_out_beside(conditions, model, aside, known, held_out_labels, delta, noise_matrix, share)
     return dataclasses.replace(found, failures=list(conditions.failures), **beside)
 
 

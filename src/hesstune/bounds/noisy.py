@@ -73,8 +73,11 @@ class CleanLoss:
         return float(np.clip((np.asarray(confusion) * scaled).sum(), 0.0, 1.0))
 
     def risk(self, unit: float) -> float:
-        """Return a + (b − a)·unit, cut to [0, 1]: from the scaled mean back to the risk."""
-        return float(np.clip(self.low + (self.high - self.low) * unit, 0.0, 1.0))
+        """Return min(1, a + (b − a)·unit): from the scaled mean back to the risk.
+
+        An upper bound below 0 is kept: it refutes the noise matrix that L is made for.
+        """
+        return float(min(1.0, self.low + (self.high - self.low) * unit))
 
 
 class NoiseSet(Protocol):

@@ -13,7 +13,7 @@ from typing import Any
 from hesstune.bounds.risk import risk_of
 from hesstune.bounds.words import summary_of
 from hesstune.checks import unit_interval
-from hesstune.errors import ConfigError, RunError
+from hesstune.errors import ConfigError, RefutedNoiseError, RunError
 from hesstune.storage.atomic import write_json
 from hesstune.storage.reading import one_line
 
@@ -42,7 +42,7 @@ class Certificate:
 
     Attributes:
         risk: The bound; it fails with probability at most delta over the draw of the examples and of
-            the weights.
+            the weights. Of a diagnostic whose noise matrix is refuted it may be below 0.
         empirical: Mean error on the given labels (noisy ones, if they are) over the draws.
         empirical_bound: Upper bound on the certified loss's empirical mean, in units of risk.
         kl: KL of the posterior from the chosen prior, in nats.
@@ -75,6 +75,8 @@ class Certificate:
             or one of training, and those left out; empty where nobody looked.
         number: How many different certificates its run folder has had, with this one.
         smallest: The smallest of them with the union paid: it holds whichever of them is reported.
+        noise_dependence: Of a run under noise that hesstune did not inject: the permutation test of whether
+            the noise depends on the input, as `hesstune.noise.conditional.Conditional`; empty if not run.
     """
 
     risk: float
@@ -104,6 +106,7 @@ class Certificate:
     near_duplicates: dict[str, float] = field(default_factory=dict)
     number: int = 1
     smallest: float | None = None
+    noise_dependence: dict[str, float] = field(default_factory=dict)
 
     @property
     def predictor(self) -> str:
@@ -183,6 +186,7 @@ class Certificate:
         Raises:
             ConfigError: If delta is out of range or below the part that a confidence set has spent, or the
                 record, of an earlier version, does not hold the numbers.
+            RefutedNoiseError: If the bound is below 0 there.
 
         Example:
             >>> c = Certificate.of_tail({"errors": 3.0, "mean": 0.03, "low": 0.0, "high": 1.0}, n=100,
@@ -195,7 +199,13 @@ class Certificate:
             raise ConfigError(f"delta must lie above {spent:g} and below 1; got {delta}")
         factor = (delta - spent) / (self.delta - spent)
         shares = {name: share * factor for name, share in self.shares.items() if name != "noise"}
-        return self._risk(shares)
+        risk = self._risk(shares)
+        if risk < 0 and not self.diagnostic:
+            raise RefutedNoiseError(
+                f"at delta {delta:g} the bound on the true error is {risk:.4g}, below 0: it refutes the "
+                "noise matrix; certify again with the matrix of these labels"
+            )
+        return risk
 
     def _risk(self, shares: dict[str, float]) -> float:
         return risk_of(self.bound, self.numbers, shares, self.n, self.kl, self.family, self.draws)

@@ -24,6 +24,8 @@ def risk_of(
 ) -> float:
     """Return the bound on the true error that a certificate's numbers give.
 
+    Under a noise matrix it may be below 0: the matrix is then refuted, see `hesstune.bounds.refute`.
+
     Args:
         bound: The kind of bound.
         numbers: As of `hesstune.bounds.Certificate`.
@@ -39,7 +41,7 @@ def risk_of(
     if bound == "compression":
         noisy = compression_bound(int(numbers["kept"]), n, shares["compression"])
         # Under noise the bound is of the error on noisy labels, which is at least c + γ·(the true one).
-        return min(1.0, max(0.0, (noisy - numbers.get("floor", 0.0)) / numbers.get("gamma", 1.0)))
+        return min(1.0, (noisy - numbers.get("floor", 0.0)) / numbers.get("gamma", 1.0))
     if bound == "checked":
         counts = {name: int(value) for name, value in numbers.items()}
         return checked_bound(
@@ -61,4 +63,4 @@ def risk_of(
         drawn = monte_carlo_upper(min(1.0, numbers["mean"] / padding), draws, shares["monte_carlo"])
         side = complexity(kl, n, shares["pac_bayes"], family)
         unit = float(kl_inverse(min(1.0, padding * drawn), side))
-    return min(1.0, max(0.0, low + (high - low) * unit))
+    return min(1.0, low + (high - low) * unit)

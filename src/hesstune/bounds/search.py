@@ -54,7 +54,7 @@ class Problem:
         """Return the certified risk, and the bound on the empirical term in units of risk."""
         upper = draws.upper(choice.loss, self.delta_draws)
         kl = float(self.family.kl(choice.posterior)[choice.member])
-        return self.bound(upper, kl, choice.loss), choice.loss.risk(upper)
+        return self.bound(upper, kl, choice.loss), max(0.0, choice.loss.risk(upper))
 
 
 @dataclass(frozen=True)

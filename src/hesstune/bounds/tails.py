@@ -11,12 +11,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from hesstune.bounds.conditions import Conditions
 from hesstune.bounds.data import BoundData
 from hesstune.bounds.monte_carlo import Feeder
 from hesstune.bounds.noisy import CleanLoss, zero_one_loss
 from hesstune.bounds.pac_bayes import confidence_upper, kl_inverse
 from hesstune.bounds.partition import Share
 from hesstune.bounds.record import Certificate
+from hesstune.bounds.refute import check_bound, check_floor
 from hesstune.bounds.told import kind_of, spent_by
 from hesstune.forward import evaluating, logits_of
 
@@ -66,23 +68,25 @@ def tail_bound(confusion: ArrayLike, losses: Sequence[CleanLoss], delta: float) 
 
 
 def held_out_beside(
+    conditions: Conditions,
     model: nn.Module,
     data: BoundData,
     losses: Sequence[CleanLoss],
     labels: str,
     delta: float,
-    spent: float,
+    noise_matrix: Any,
     share: Share,
 ) -> dict[str, Any]:
     """Count the network's errors on held-out examples, and bound its clean error by them.
 
     Args:
+        conditions: What a refuted noise matrix is reported to.
         model: The network as it stands.
         data: The held-out examples.
         losses: What bounds the clean risk by labels as noisy as the certificate's.
         labels: `true`, `noisy` or `unknown`.
         delta: Probability with which the bound may fail.
-        spent: The part of it that a confidence set of the noise has.
+        noise_matrix: As of `hesstune.certify`.
         share: As of `confusion_of`.
 
     Returns:
@@ -93,8 +97,11 @@ def held_out_beside(
         confusion = confusion_of(model, data, k, share)
     wrong, bound = errors_in(confusion), 1.0
     if labels != "unknown":
-        used, left = ([zero_one_loss(k)], delta) if labels == "true" else (list(losses), delta - spent)
-        bound = tail_bound(confusion, used, left)[0]
+        noise_matrix = noise_matrix if labels == "noisy" else None
+        used = [zero_one_loss(k)] if noise_matrix is None else list(losses)
+        bound = tail_bound(confusion, used, delta - spent_by(noise_matrix, delta))[0]
+        conditions.attempt(lambda: check_floor(confusion, noise_matrix, delta))
+        conditions.attempt(lambda: check_bound(bound, noise_matrix, delta))
     told = {"errors": wrong, "n": data.n, "error": wrong / data.n, "bound": bound, "delta": delta}
     return {"held_out": told, "held_out_labels": labels}
 

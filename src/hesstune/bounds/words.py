@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["summary_of"]
+__all__ = ["dependence_text", "summary_of"]
 
 # What a bound speaks of, and of what it says nothing.
 _SPOKEN = {
@@ -57,8 +58,21 @@ def summary_of(found: Any) -> str:
     if some := {name: count for name, count in found.near_duplicates.items() if count}:
         told = ", ".join(f"{name.replace('_', ' ')} {count:.0f}" for name, count in some.items())
         lines.append(f"Near-duplicates among the examples: {told}.")
+    if found.noise_dependence:
+        lines.append(dependence_text(found.noise_dependence))
     lines += ["It holds if:", *(f"  - {text}" for text in found.assumptions)]
     return "\n".join(lines)
+
+
+def dependence_text(test: Mapping[str, float]) -> str:
+    """Return the result of the test of whether the noise depends on the input, in words."""
+    rejected = bool(test["depends"])
+    told = "rejected" if rejected else "did not reject; that shows nothing"
+    return (
+        f"Permutation test of whether the noise depends on the input: {told} (p = {test['p_value']:.2g}, "
+        f"{test['examples']:.0f} examples; within a class, neighbours have the same label "
+        f"{test['agreement']:.1%} of the time, {test['expected']:.1%} expected)."
+    )
 
 
 def _counts(found: Any) -> str:

@@ -7,6 +7,7 @@ import math
 from hesstune.analysis.noise_fit import DELTA, judge_fit
 from hesstune.bounds.pac_bayes import confidence_interval
 from hesstune.bounds.record import Certificate
+from hesstune.bounds.words import dependence_text
 from hesstune.curvature.result import FOUND, HELD_OUT
 from hesstune.errors import counted
 from hesstune.runs.measure_records import MeasureRecord
@@ -234,6 +235,9 @@ def _certificate(certificate: Certificate) -> list[dict[str, str]]:
         _row("Certificate", text, "That it does not hold.", "Assumed; the rest was checked.")
         for text in certificate.assumptions
     ]
+    if certificate.noise_dependence:
+        told = dependence_text(certificate.noise_dependence)
+        rows.append(_row("Certificate", told, "A dependence that the test does not find.", "Tested."))
     return rows + [
         _row("Certificate", "A condition that fails here.", text, "Broken: the number is no certificate.")
         for text in certificate.failures
