@@ -126,7 +126,7 @@ class NearCopies:
             seen: Whether what is certified has learnt from the training and validation examples.
 
         Raises:
-            DataError: If near-duplicates are refused, if none is left, or if the weights before fine-tuning have
+            DataError: If near-duplicates are refused, none is left, or the weights before fine-tuning have
                 seen some.
         """
         every = rows
@@ -160,7 +160,9 @@ class NearCopies:
         """Return the test examples that are no near-duplicates, for the bound beside a certificate."""
         every = np.arange(len(self.task.test))
         if met := self.start.shared(self.task.test, every):
-            told = f"no bound by the held-out examples: the weights {self.start.name} have seen {len(met)} of "
+            told = (
+                f"no bound by the held-out examples: the weights {self.start.name} have seen {len(met)} of "
+            )
             return every[:0], Found({}, [f"{told}the {len(every)}"])
         rows = every[~self._shared("test", every)]
         if self.repeats != "allow":

@@ -20,9 +20,9 @@ __all__ = ["SeenStart"]
 class SeenStart:
     """The weights before fine-tuning, and the examples that they have seen.
 
-    The bounds need examples that are independent of these weights. Examples that the weights have seen are not
-    left out instead: who chose the data of the earlier run may have known the labels, and the examples that
-    remain would then be a choice by their labels.
+    The bounds need examples that are independent of these weights. Examples that the weights have seen are
+    not left out instead: the data of the earlier run may have been chosen by its labels, and the examples
+    that remain would then be chosen by theirs.
 
     Attributes:
         name: The weights, for messages.
@@ -51,13 +51,13 @@ class SeenStart:
             return ""
         return (
             f"the weights {self.name} that the run started from have seen {len(ids)} of the {len(rows)} "
-            f"examples that the bound counts on (such as {listed(ids, 3)}); start a run from weights that have "
-            "not seen them, or give examples that they have not seen"
+            f"examples that the bound counts on (such as {listed(ids, 3)}); start a run from weights that "
+            "have not seen them, or give examples that they have not seen"
         )
 
     @property
     def assumptions(self) -> list[str]:
-        """What is assumed of the weights if none of the examples that a bound counts on was refused."""
+        """What is assumed of the weights if no example of the bound was refused."""
         told = [f"the weights in {name} were trained on other examples" for name in self.seen.unrecorded]
         if self.seen.count:
             told.append(

@@ -204,9 +204,7 @@ class Run:
         with reading(path, "weights"):
             weights = load_file(path)
         seen = SeenExamples.of_file(path) or SeenExamples()
-        loaded = replace(
-            network_of(self.config, self.facts, weights, str(path), self.given.model), seen=seen
-        )
+        loaded = replace(network_of(self.config, self.facts, weights, str(path), self.given.model), seen=seen)
         seen.note_on(loaded.model)
         return loaded
 

@@ -18,7 +18,7 @@ from hesstune.storage.reading import reading
 
 __all__ = ["KEY", "SeenExamples"]
 
-# The entry in the metadata of safetensors files, and the attribute of networks and transformers configurations.
+# The entry in the metadata of safetensors files, and the attribute of networks and their configurations.
 KEY = "hesstune_seen_examples"
 # Bytes kept of each digest.
 KEPT_BYTES = 6

@@ -93,8 +93,8 @@ def seen_notes(task: Task, seen: SeenExamples) -> list[str]:
     for name, part in (("validation", task.val), ("test", task.test)):
         if count := int(seen.contain(content_digests(part, anew=False)).sum()):
             notes.append(
-                f"the weights that training starts from have seen {count} of the {len(part)} {name} examples: "
-                f"{name} accuracy is too high"
+                f"the weights that training starts from have seen {count} of the {len(part)} {name} "
+                f"examples: {name} accuracy is too high"
             )
     return notes
 
