@@ -46,7 +46,7 @@ class SeenStart:
         return [examples.ids[row] for row in np.flatnonzero(met)]
 
     def refusal(self, part: Examples, rows: NDArray[np.int64]) -> str:
-        """Return why examples of a part may not be counted on; empty if the weights have seen none of them."""
+        """Return why examples of a part may not be counted on; empty if the weights have seen none."""
         if not (ids := self.shared(part, rows)):
             return ""
         return (
