@@ -68,6 +68,12 @@ tenths of δ and is returned where it is smaller: with KL = 0 PAC-Bayes is a hol
 - Copies within the bound's part, and test examples with a copy in the training of a network that is there already,
   are refused. `--repeats drop` counts one of each, and none that training saw, and says which distribution the bound
   is then for; `--repeats allow` counts all, as draws of a distribution that has such repeats.
+- Weights carry digests of the examples that trained or selected them, and those that their own start had seen, through
+  `--weights`, exports and `hf:FOLDER`. A bound that counts on such an example is refused, with the number of them.
+  They are not left out instead: the data of the earlier run may have been chosen by its labels, and the examples that
+  remain would then be chosen by theirs. Weights without the digests are assumed to be trained on other examples, and
+  the certificate says so, also for runs that start from a run that started from them. Digests find equal files and
+  texts, not near-copies. An image given as an array is not recognised as the file that it was read from.
 
 ```sh
 hesstune finetune --data folder:photos --method certified --val-fraction 0 --out runs/certified

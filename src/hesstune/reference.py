@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -270,13 +270,17 @@ class Reference:
                 named_modules(model)[place]._buffers[attribute] = own.clone().to(tensor.device)
         clear_caches(model)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
         """Write the reference as a safetensors file; the layers' order goes in its metadata.
+
+        Args:
+            path: The file.
+            metadata: Further texts of its metadata.
 
         Raises:
             RunError: If it cannot be written: a former file is then as it was.
         """
-        save_tensors(Path(path), self._tensors, {"layers": json.dumps(self._layers)})
+        save_tensors(Path(path), self._tensors, {**(metadata or {}), "layers": json.dumps(self._layers)})
 
     @classmethod
     def load(cls, path: str | Path) -> Reference:

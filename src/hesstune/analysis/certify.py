@@ -16,7 +16,11 @@ from torch import nn
 
 from hesstune.analysis.label_story import Story, story_of
 from hesstune.analysis.near_copies import Found, NearCopies
+<<<<<<< HEAD
 from hesstune.analysis.noise_dependence import tested_noise
+=======
+from hesstune.analysis.seen_start import SeenStart
+>>>>>>> k2
 from hesstune.analysis.subject import InputExamples, Subject
 from hesstune.analysis.trained_prior import compressed, network_of_part, parted, with_trained_prior
 from hesstune.bounds.networks import UNCHECKED, certify_checked, certify_compression, certify_holdout
@@ -229,7 +233,8 @@ class Case:
     def copies(self) -> NearCopies:
         """The near-duplicates among all examples."""
         asked = self.asked
-        return NearCopies.of(self.task, asked.repeats, asked.seed, asked.diagnostic)
+        start = SeenStart.of(self.run)
+        return NearCopies.of(self.task, asked.repeats, asked.seed, asked.diagnostic, start)
 
     @property
     def _exact_repeats(self) -> str:

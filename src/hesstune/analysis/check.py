@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hesstune.analysis.seen_start import SeenStart
 from hesstune.analysis.trained_prior import parted
 from hesstune.errors import DataError, RunError
 from hesstune.options import make_options, takes_options
@@ -34,7 +35,7 @@ def check_run(run: Run, **options: Any) -> Path:
         **options: Options of `CheckOptions`, by name.
 
     Raises:
-        DataError: If there are no examples to draw from.
+        DataError: If there are no examples to draw from, or the weights before fine-tuning have seen some.
         RunError: If the sheet is there: it may be filled in already.
     """
     asked = make_options(CheckOptions, options)
@@ -48,6 +49,8 @@ def check_run(run: Run, **options: Any) -> Path:
         part, rows = task.train, parted(np.arange(len(task.train)), asked.prior_fraction, asked.seed)[1]
     if not len(rows):
         raise DataError("there are no test examples to draw from; give --prior-fraction")
+    if why := SeenStart.of(run).refusal(part, rows):
+        raise DataError(why)
     drawn = np.random.default_rng([asked.seed, SAMPLE_KEY]).permutation(rows)[: asked.sample]
     log_sheet(run.path, [part.ids[row] for row in drawn], asked.model_dump(mode="json"))
     texts = part.texts

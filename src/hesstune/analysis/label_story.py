@@ -66,11 +66,15 @@ def story_of(run: Run, task: Task, asked: CertifyOptions) -> Story:
         )
         if used and name not in asked.vouch
     ]
+<<<<<<< HEAD
     assumptions = [
         f"you vouch that {name} was chosen without these examples" for name in asked.vouch if name in LEAKS
     ]
     if config.weights:
         assumptions.append(f"the weights in {config.weights} were trained on other examples")
+=======
+    assumptions = [f"you vouch that {name} was chosen without these examples" for name in asked.vouch]
+>>>>>>> k2
     for name, part in (("training", task.train), ("test", task.test)):
         assumptions += [f"of the labels: {note}" for note in source_notes(part, name)]
     rows = np.arange(len(task.train))

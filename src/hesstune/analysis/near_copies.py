@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from hesstune.analysis.seen_start import SeenStart
 from hesstune.data.examples import Examples, Task
 from hesstune.data.near_duplicates import near_duplicates
 from hesstune.errors import DataError, listed
@@ -59,6 +60,7 @@ class NearCopies:
         repeats: `refuse`, `drop` or `allow`, for copies that cannot be left out so.
         seed: Draws which of several copies is counted.
         diagnostic: Whether what is refused is noted, not raised.
+        start: The weights before fine-tuning: examples that they have seen are never counted.
     """
 
     task: Task
@@ -66,12 +68,21 @@ class NearCopies:
     repeats: str = "refuse"
     seed: int = 0
     diagnostic: bool = False
+    start: SeenStart = field(default_factory=SeenStart)
 
     @classmethod
-    def of(cls, task: Task, repeats: str = "refuse", seed: int = 0, diagnostic: bool = False) -> NearCopies:
+    def of(
+        cls,
+        task: Task,
+        repeats: str = "refuse",
+        seed: int = 0,
+        diagnostic: bool = False,
+        start: SeenStart | None = None,
+    ) -> NearCopies:
         """Look for near-duplicates in all of a task's examples."""
         found = near_duplicates([task.train, task.val, task.test])
-        return cls(task, dict(zip(("train", "val", "test"), found, strict=True)), repeats, seed, diagnostic)
+        groups = dict(zip(("train", "val", "test"), found, strict=True))
+        return cls(task, groups, repeats, seed, diagnostic, start or SeenStart())
 
     def apart(self, first: Rows, rest: Rows) -> tuple[Rows, Rows, Found]:
         """Leave out of a prior's examples what has a near-duplicate among those of the bound.
@@ -115,12 +126,14 @@ class NearCopies:
             seen: Whether what is certified has learnt from the training and validation examples.
 
         Raises:
-            DataError: If near-duplicates are refused, or none is left.
+            DataError: If near-duplicates are refused, none is left, or the weights before fine-tuning have
+                seen some.
         """
         every = rows
-        found = Found()
+        found = self._unseen_by_start(part, rows)
         if seen:
-            rows, found = self._unseen(part, rows)
+            rows, more = self._unseen(part, rows)
+            found += more
         groups = self.groups[part][rows]
         again = len(rows) - len(np.unique(groups))
         found += Found({"repeated": float(again)})
@@ -146,6 +159,11 @@ class NearCopies:
     def held_out(self) -> tuple[Rows, Found]:
         """Return the test examples that are no near-duplicates, for the bound beside a certificate."""
         every = np.arange(len(self.task.test))
+        if met := self.start.shared(self.task.test, every):
+            told = (
+                f"no bound by the held-out examples: the weights {self.start.name} have seen {len(met)} of "
+            )
+            return every[:0], Found({}, [f"{told}the {len(every)}"])
         rows = every[~self._shared("test", every)]
         if self.repeats != "allow":
             rows = self._one_each(rows, self.groups["test"][rows])
@@ -156,6 +174,14 @@ class NearCopies:
             f"{left} held-out examples that are near-duplicates of training's or of one another were left out"
         )
         return rows, Found({"left_out_of_held_out": float(left)}, [told])
+
+    def _unseen_by_start(self, part: str, rows: Rows) -> Found:
+        """Refuse examples that the weights before fine-tuning have seen."""
+        if not (why := self.start.refusal(self._part(part), rows)):
+            return Found({}, self.start.assumptions)
+        if not self.diagnostic:
+            raise DataError(why)
+        return Found({}, [], [why])
 
     def _unseen(self, part: str, rows: Rows) -> tuple[Rows, Found]:
         """Treat examples that are near-duplicates of what has trained or selected the network already."""

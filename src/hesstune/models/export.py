@@ -12,7 +12,7 @@ from hesstune.models.load import MODULE, LoadedModel
 from hesstune.models.precision import main_dtype
 from hesstune.storage.atomic import write_json
 from hesstune.storage.reading import one_line
-from hesstune.storage.tensors import save_tensors
+from hesstune.storage.tensors import add_metadata, save_tensors
 
 __all__ = ["export_model"]
 
@@ -23,7 +23,8 @@ def export_model(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> st
     A transformers model is written by `save_pretrained`, with its tokenizer or its image preprocessing. If
     its class is not part of transformers (`minilm`), a copy of the class is written too, which transformers
     loads with `trust_remote_code=True`. Any other network is written as `model.safetensors` and
-    `config.json`.
+    `config.json`. The weights files, and the configuration of a transformers model, keep the record of the
+    examples that the weights have seen.
 
     Args:
         loaded: The network and its preprocessing.
@@ -36,7 +37,10 @@ def export_model(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> st
     classes = facts["classes"]
     model.config.id2label = dict(enumerate(classes))
     model.config.label2id = {name: i for i, name in enumerate(classes)}
+    loaded.seen.note_on(model)
     _save_pretrained(model, folder)
+    for path in folder.glob("*.safetensors"):
+        add_metadata(path, loaded.seen.metadata())
     kind = "SequenceClassification" if loaded.tokenizer is not None else "ImageClassification"
     if loaded.tokenizer is not None:
         _save_pretrained(loaded.tokenizer, folder)
@@ -73,7 +77,7 @@ def _processor(loaded: LoadedModel, size: int) -> dict[str, Any]:
 
 def _plain(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> str:
     tensors = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
-    save_tensors(folder / "model.safetensors", tensors)
+    save_tensors(folder / "model.safetensors", tensors, loaded.seen.metadata())
     config = {
         **facts,
         "format": "hesstune",

@@ -8,7 +8,7 @@ import inspect
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from hesstune.models.vision import IMAGENET, MeanAndStd, VisionRequest, load_vis
 from hesstune.models.weights import fitting_names, read_weights
 from hesstune.reference import in_modules
 from hesstune.storage.reading import one_line
+from hesstune.storage.seen_examples import SeenExamples
 
 __all__ = [
     "HEAD_INITS",
@@ -65,6 +66,7 @@ class LoadedModel:
         notes: What was changed to make it fit.
         other_heads: The other classifiers of a network that makes its logits of several, such as the mean.
         stored_dtype: The floating-point type that its weights had where they come from.
+        seen: The examples that its weights have seen, as far as their files recorded them.
     """
 
     model: nn.Module
@@ -75,6 +77,7 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
     other_heads: tuple[str, ...] = ()
     stored_dtype: str = ""
+    seen: SeenExamples = field(default_factory=SeenExamples)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -162,6 +165,7 @@ def load_model(
         model, (own_mean, own_std), tokenizer = _copied(spec, text)
     compiled = is_compiled(model)
     model = uncompiled(model)
+    seen = spec.seen if isinstance(spec, LoadedModel) else SeenExamples.noted_on(model)
     stored = stored or main_dtype(model.parameters())
     cast(model, dtype)
     if heads:
@@ -171,6 +175,7 @@ def load_model(
     notes = precision_notes(stored, dtype)
     if weights is not None:
         stored, notes = _put_weights(model, weights, heads, dtype)
+        seen |= SeenExamples.of_file(weights) or SeenExamples(unrecorded=(str(weights),))
     if compiled:
         notes.append("torch.compile was undone: the original network is trained")
     if head_init == "zero":
@@ -179,7 +184,7 @@ def load_model(
     if len(heads) > 1:
         notes.append(f"the logits come from {len(heads)} classifiers, which are the head: {listed(heads, 4)}")
     mean, std = _three(mean or own_mean, "mean"), _three(std or own_std, "std")
-    return LoadedModel(model, heads[0], mean, std, tokenizer, tuple(notes), heads[1:], stored)
+    return LoadedModel(model, heads[0], mean, std, tokenizer, tuple(notes), heads[1:], stored, seen)
 
 
 def _found_heads(model: nn.Module, k: int, inputs: Inputs) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import importlib
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from hesstune.noise.matrix import NoiseMatrix
     from hesstune.reference import Reference
     from hesstune.runs.predictions import Predictions
+    from hesstune.storage.seen_examples import SeenExamples
 
 __all__ = ["Given", "Run"]
 
@@ -195,13 +196,17 @@ class Run:
         from safetensors.torch import load_file
 
         from hesstune.runs.network import network_of
+        from hesstune.storage.seen_examples import SeenExamples
 
         path = self.path / files.MODEL
         if not path.is_file():
             raise RunError(f"{path} is missing; continue the run with --resume")
         with reading(path, "weights"):
             weights = load_file(path)
-        return network_of(self.config, self.facts, weights, str(path), self.given.model)
+        seen = SeenExamples.of_file(path) or SeenExamples()
+        loaded = replace(network_of(self.config, self.facts, weights, str(path), self.given.model), seen=seen)
+        seen.note_on(loaded.model)
+        return loaded
 
     def model(self) -> Any:
         """Rebuild the fine-tuned network, in eval mode, on the CPU."""
@@ -212,6 +217,13 @@ class Run:
         from hesstune.reference import Reference
 
         return Reference.load(self.path / files.REFERENCE)
+
+    def seen_by_start(self) -> SeenExamples:
+        """Return the examples that the weights before fine-tuning have seen, as far as they are recorded."""
+        from hesstune.storage.seen_examples import SeenExamples
+
+        unrecorded = () if self.config.weights is None else (self.config.weights,)
+        return SeenExamples.of_file(self.path / files.REFERENCE) or SeenExamples(unrecorded=unrecorded)
 
     def task(self) -> Task:
         """Return the run's examples again, with the labels it was trained on.

@@ -11,6 +11,7 @@ import ctypes
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -161,7 +162,7 @@ class ShardedCheckpoints(Checkpoints):
             warnings.warn(f"{reason}; going on from step {step}", HesstuneWarning, stacklevel=3)
 
 
-def write_model(path: Path, model: nn.Module) -> None:
+def write_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
     """Write a network's parameters and buffers, whole, as safetensors; all processes call this alike.
 
     Of a sharded network one tensor at a time is put together.
@@ -172,13 +173,13 @@ def write_model(path: Path, model: nn.Module) -> None:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if not any(hasattr(t, "full_tensor") for t in tensors.values()):
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        on_main_process(lambda: save_tensors(path, state))
+        on_main_process(lambda: save_tensors(path, state, metadata))
         return
     parts = (whole(tensor) for tensor in tensors.values())
     failed: HesstuneError | None = None
     try:
         if rank() == 0:
-            replace_file(path, lambda part: stream_tensors(part, tensors, parts))
+            replace_file(path, lambda part: stream_tensors(part, tensors, parts, metadata))
     except HesstuneError as error:
         failed = error
     for _ in parts:  # the other processes take part, and after an error the first one, too

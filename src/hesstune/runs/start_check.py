@@ -13,6 +13,7 @@ from hesstune.runs.data_check import check_data
 from hesstune.runs.data_record import DataRecord
 from hesstune.runs.records import REFERENCE
 from hesstune.runs.run import Run
+from hesstune.storage.seen_examples import SeenExamples
 from hesstune.storage.tensors import digest
 
 __all__ = ["check_start", "check_weights"]
@@ -31,8 +32,14 @@ def check_weights(run: Run, start: Mapping[str, torch.Tensor]) -> None:
         )
 
 
-def check_start(before: Run, now: DataRecord, reference: Reference) -> None:
+def check_start(before: Run, now: DataRecord, reference: Reference, seen: SeenExamples) -> None:
     """Check that a run is resumed from the same data and weights; restore a damaged reference file.
+
+    Args:
+        before: The run as it was started.
+        now: The record of the examples as they are now.
+        reference: The weights that training starts from.
+        seen: The examples that these weights have seen.
 
     Raises:
         RunError: Naming what is no longer what the run was started from.
@@ -47,4 +54,4 @@ def check_start(before: Run, now: DataRecord, reference: Reference) -> None:
     if not same:
         path = before.path / REFERENCE
         warnings.warn(f"{path} was damaged; it is written anew", HesstuneWarning, stacklevel=2)
-        reference.save(path)
+        reference.save(path, seen.metadata())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from hesstune.errors import RunError
 from hesstune.storage.atomic import Writer, replace_file
 
 __all__ = [
-    "Tree", "digest", "digest_of_texts", "load_tree", "save_tensors", "save_tree", "stream_tensors",
-    "tensor_writer",
+    "Tree", "add_metadata", "digest", "digest_of_texts", "load_tree", "save_tensors", "save_tree",
+    "stream_tensors", "tensor_writer",
 ]  # fmt: skip
 
 # What a checkpoint holds: nested dicts and lists of tensors, numbers, texts and None.
@@ -72,14 +73,35 @@ def stream_tensors(
                 f"{name} has dtype {tensor.dtype}, which safetensors cannot hold; convert it first"
             )
         header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(_header_bytes(header))
         for value in values:
             if value.numel():
                 flat = value.detach().cpu().contiguous().flatten()
                 file.write(flat.view(torch.uint8).numpy().data)
+
+
+def _header_bytes(header: dict[str, Any]) -> bytes:
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    """Add texts to the header of a safetensors file; its tensors stay as they are.
+
+    Raises:
+        RunError: If it cannot be written: the old file is then as it was.
+    """
+
+    def write(part: Path) -> None:
+        with path.open("rb") as old, part.open("wb") as new:
+            header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
+            header["__metadata__"] = {**header.get("__metadata__", {}), **metadata}
+            new.write(_header_bytes(header))
+            shutil.copyfileobj(old, new)
+
+    replace_file(path, write)
 
 
 def digest(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:

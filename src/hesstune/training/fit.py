@@ -192,7 +192,7 @@ def fit_prepared(
     run, trained = _train(prepared, out, resume, progress if rank() == 0 else None)
     if observe is not None:
         observe(trained)
-    return _finish(run, trained.loaded, keep_weights)
+    return _finish(run, prepared, keep_weights)
 
 
 def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | None) -> tuple[Run, Trained]:
@@ -252,7 +252,7 @@ def _start(run: Run, prepared: Prepared, reference: Reference, resume: bool) -> 
     if not (resume and (out / RECORD).is_file()):
         on_main_process(lambda: _write_start(run, prepared, record, reference))
         return
-    on_main_process(lambda: check_start(Run.load(out), record, reference))
+    on_main_process(lambda: check_start(Run.load(out), record, reference, prepared.loaded.seen))
     if (estimate := prepared.estimate) is not None:  # made again where the one kept was damaged
         on_main_process(lambda: write_record(out / NOISE_MATRIX, estimate))
 
@@ -350,7 +350,7 @@ def _write_start(run: Run, prepared: Prepared, record: DataRecord, reference: Re
     out, task = run.path, prepared.task
     # The configuration first: it makes the folder a run's. The record last: it says that all is there.
     write_text(out / CONFIG, yaml.safe_dump(run.config.to_dict(), sort_keys=False, allow_unicode=True))
-    reference.save(out / REFERENCE)
+    reference.save(out / REFERENCE, prepared.loaded.seen.metadata())
     record.save(out / DATA)
     if prepared.estimate is not None:
         write_record(out / NOISE_MATRIX, prepared.estimate)
@@ -369,11 +369,11 @@ def _write_start(run: Run, prepared: Prepared, record: DataRecord, reference: Re
     run.write_record()
 
 
-def _finish(run: Run, loaded: LoadedModel, keep_weights: bool) -> Run:
+def _finish(run: Run, prepared: Prepared, keep_weights: bool) -> Run:
     if not np.isfinite(run.outcome.distance):
         raise RunError("the distance from the reference is not finite")
     if keep_weights:
-        write_model(run.path / MODEL, loaded.model)
+        write_model(run.path / MODEL, prepared.loaded.model, prepared.seen().metadata())
     on_main_process(lambda: _close(run, keep_weights))
     return run
 

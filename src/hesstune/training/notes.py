@@ -16,8 +16,10 @@ from hesstune.models.load import LoadedModel
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.noise.rates import identifiability_notes
 from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.data_record import content_digests
+from hesstune.storage.seen_examples import SeenExamples
 
-__all__ = ["OF_STEPS", "changed_options", "run_notes", "written"]
+__all__ = ["OF_STEPS", "changed_options", "run_notes", "seen_notes", "written"]
 
 # Options that say how steps are taken.
 OF_STEPS = (
@@ -75,6 +77,25 @@ def run_notes(
             notes.append(f"{why}: no effect of the method options {', '.join(own)}")
     if config.patience is not None and config.patience >= config.epochs and not kind.solves_head:
         notes.append(f"a patience of {config.patience} cannot end {config.epochs} epochs early")
+    return notes
+
+
+def seen_notes(task: Task, seen: SeenExamples) -> list[str]:
+    """Return how many validation and test examples the weights that training starts from have seen.
+
+    Args:
+        task: The examples.
+        seen: Those that the weights have seen.
+    """
+    if not seen.count:
+        return []
+    notes = []
+    for name, part in (("validation", task.val), ("test", task.test)):
+        if count := int(seen.contain(content_digests(part, anew=False)).sum()):
+            notes.append(
+                f"the weights that training starts from have seen {count} of the {len(part)} {name} "
+                f"examples: {name} accuracy is too high"
+            )
     return notes
 
 

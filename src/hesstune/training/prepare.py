@@ -22,15 +22,16 @@ from hesstune.models.train_parts import freeze, trains_head_only
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import layer_names
 from hesstune.runs.config import FinetuneConfig, usual_lr
-from hesstune.runs.data_record import DataRecord
+from hesstune.runs.data_record import DataRecord, content_digests
 from hesstune.runs.records import NoiseMatrixRecord
 from hesstune.runs.run import Given, Run
 from hesstune.runs.task import clean_task, injected_noise, noisy
 from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import world
+from hesstune.storage.seen_examples import SeenExamples
 from hesstune.training.default_radii import default_radii, has_default_radii
 from hesstune.training.noise_estimate import run_estimate
-from hesstune.training.notes import OF_STEPS, changed_options, run_notes, written
+from hesstune.training.notes import OF_STEPS, changed_options, run_notes, seen_notes, written
 from hesstune.training.order import BatchOrder
 from hesstune.training.penalty import with_head_penalty
 from hesstune.training.solve import found_noise, solved_head
@@ -80,12 +81,17 @@ class Prepared:
         """Return the record of the examples, as they are now."""
         return DataRecord.of(self.task, self.config, self.given.data)
 
+    def seen(self) -> SeenExamples:
+        """Return the examples that the trained weights will have seen: the run's, and those of its start."""
+        own = (content_digests(part, anew=False) for part in (self.task.train, self.task.val))
+        return self.loaded.seen | SeenExamples.of(own)
+
     @classmethod
     def of(cls, run: Run, task: Task, device: torch.device) -> Prepared:
         """Return what a finished run started from, with these examples; `settle` finds the rest on them."""
         config = run.config
         injected = injected_noise(config, task)
-        loaded = run.loaded()
+        loaded = replace(run.loaded(), seen=run.seen_by_start())
         run.reference().restore_(loaded.model)
         to_channels_last(loaded.model, device)
         freeze(loaded.model, config.train, loaded.heads)
@@ -138,7 +144,7 @@ def prepare(
     assert labels is not None
     counts = np.bincount(labels, minlength=task.k)
     BatchOrder(config, counts, labels)  # what it refuses is told before anything is written
-    notes = run_notes(config, task, loaded, noise_matrix, counts, injected)
+    notes = run_notes(config, task, loaded, noise_matrix, counts, injected) + seen_notes(task, loaded.seen)
     if asked != config.train:
         notes.insert(0, f"--train {asked} trains the head alone in this network, as --train head does")
     return settle(
