@@ -24,7 +24,7 @@ from hesstune.bounds.prior import head_ratios, random_parameters
 from hesstune.bounds.record import Certificate
 from hesstune.bounds.told import spent_by
 from hesstune.data.clean import read_clean_labels
-from hesstune.data.examples import Examples, Task
+from hesstune.data.examples import KEPT, Examples, Task
 from hesstune.errors import ConfigError, DataError, HesstuneError
 from hesstune.inputs.batches import make_inputs
 from hesstune.inputs.image_inputs import to_channels_last
@@ -76,6 +76,8 @@ def certify_run(
         found = case.checked(asked.checked)
     else:
         found = case.best() if asked.bound == "best" else BOUNDS[asked.bound](case, asked.delta)
+    if story.failures:
+        found = dataclasses.replace(found, failures=[*found.failures, *story.failures])
     on_main_process(lambda: found.save(run.path / CERTIFICATE))
     return found
 
@@ -193,6 +195,12 @@ class Case:
         """Bound a network's true error by the given labels of unseen examples and the true ones of a few."""
         unseen = self._unseen()
         loaded, examples, rows = unseen.loaded, unseen.examples, unseen.rows
+        if examples.count_source(KEPT) and self.asked.noise_is != "none":
+            raise DataError(
+                "hesstune clean left suspected label errors out of the examples that the bound counts on, so "
+                "checked labels of the others bound the error on such examples alone: certify on all, or "
+                "accept that by --noise-is none"
+            )
         self._placed(loaded)
         true = read_clean_labels(path, self.task.classes)
         place = {examples.ids[row]: at for at, row in enumerate(rows)}

@@ -181,6 +181,11 @@ class CertifyOptions(Options):
         description="a choice that the run cannot show to be free of its examples and that you vouch for, "
         "such as normalisation; may be repeated",
     )
+    no_groups: bool = Field(
+        False,
+        description="state that rows which share a value of a column such as patient_id are independent "
+        "draws; without it a certificate is refused if the data has a column that may group its rows",
+    )
     diagnostic: bool = Field(
         False, description="where an assumption fails give the number, marked as no certificate"
     )
