@@ -16,11 +16,8 @@ from torch import nn
 
 from hesstune.analysis.label_story import Story, story_of
 from hesstune.analysis.near_copies import Found, NearCopies
-<<<<<<< HEAD
 from hesstune.analysis.noise_dependence import tested_noise
-=======
 from hesstune.analysis.seen_start import SeenStart
->>>>>>> k2
 from hesstune.analysis.subject import InputExamples, Subject
 from hesstune.analysis.trained_prior import compressed, network_of_part, parted, with_trained_prior
 from hesstune.bounds.networks import UNCHECKED, certify_checked, certify_compression, certify_holdout
@@ -29,7 +26,7 @@ from hesstune.bounds.prior import head_ratios, random_parameters
 from hesstune.bounds.record import Certificate
 from hesstune.bounds.told import spent_by
 from hesstune.data.clean import read_clean_labels
-from hesstune.data.examples import Examples, Task
+from hesstune.data.examples import KEPT, Examples, Task
 from hesstune.errors import ConfigError, DataError, HesstuneError, RefutedNoiseError
 from hesstune.inputs.batches import make_inputs
 from hesstune.inputs.image_inputs import to_channels_last
@@ -82,6 +79,8 @@ def certify_run(
         found = case.checked(asked.checked)
     else:
         found = case.best() if asked.bound == "best" else BOUNDS[asked.bound](case, asked.delta)
+    if story.failures:
+        found = dataclasses.replace(found, failures=[*found.failures, *story.failures])
     if not found.diagnostic:
         on_main_process(lambda: log_certificate(run.path, found, asked.model_dump(mode="json")))
         found = with_union(run.path, found)
@@ -204,6 +203,12 @@ class Case:
         """Bound a network's true error by the given labels of unseen examples and the true ones of a few."""
         unseen = self._unseen()
         loaded, examples, rows = unseen.loaded, unseen.examples, unseen.rows
+        if examples.count_source(KEPT) and self.asked.noise_is != "none":
+            raise DataError(
+                "hesstune clean left suspected label errors out of the examples that the bound counts on, so "
+                "checked labels of the others bound the error on such examples alone: certify on all, or "
+                "accept that by --noise-is none"
+            )
         self._placed(loaded)
         true = read_clean_labels(path, self.task.classes)
         drawn = sheet_of(self.run.path, list(true), path)

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from hesstune.bounds.conditions import LEAKS
 from hesstune.bounds.noisy import NoiseConfidenceSet
 from hesstune.data.clean import read_clean_labels
-from hesstune.data.examples import KEPT, REWRITTEN, Examples, Task
-from hesstune.data.load import source_notes
+from hesstune.data.examples import KEPT, Examples, Task
+from hesstune.data.label_sources import source_notes
 from hesstune.data.reading import DRAWN
-from hesstune.errors import DataError
+from hesstune.errors import DataError, listed
 from hesstune.noise.instance import instance_rate
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
@@ -38,6 +38,7 @@ class Story:
         noise_is: How it is known, as of `hesstune.certify`.
         assumptions: What the certificate takes for true.
         leaks: Choices that were made with the examples, which it refuses.
+        failures: Other conditions that do not hold, if a diagnostic is asked for.
         rows: The training examples that it may count on.
         test_labels: How the test labels are known: `true`, `noisy` as the training labels are, or `unknown`.
     """
@@ -46,6 +47,7 @@ class Story:
     noise_is: str
     assumptions: list[str]
     leaks: list[str]
+    failures: list[str]
     rows: NDArray[np.int64]
     test_labels: str
 
@@ -54,7 +56,8 @@ def story_of(run: Run, task: Task, asked: CertifyOptions) -> Story:
     """Read from the configuration what is known of the noise, and what used the examples.
 
     Raises:
-        DataError: If no noise matrix can be told for the labels.
+        DataError: If no noise matrix can be told for the labels, or a column of the data may group the
+            examples.
     """
     config = run.config
     leaks = [
@@ -66,17 +69,17 @@ def story_of(run: Run, task: Task, asked: CertifyOptions) -> Story:
         )
         if used and name not in asked.vouch
     ]
-<<<<<<< HEAD
-    assumptions = [
+    assumptions, failures = _groups(run, task, asked)
+    assumptions += [
         f"you vouch that {name} was chosen without these examples" for name in asked.vouch if name in LEAKS
     ]
-    if config.weights:
-        assumptions.append(f"the weights in {config.weights} were trained on other examples")
-=======
-    assumptions = [f"you vouch that {name} was chosen without these examples" for name in asked.vouch]
->>>>>>> k2
     for name, part in (("training", task.train), ("test", task.test)):
         assumptions += [f"of the labels: {note}" for note in source_notes(part, name)]
+    if not task.train.has_model_labels and not task.test.has_model_labels:
+        assumptions.append(
+            "no example was left out or relabelled because of what a model said of it; plain labels do not "
+            "show such a change"
+        )
     rows = np.arange(len(task.train))
     believed = injected_noise(config, task) if config.inject_noise else run.noise_matrix
     noise_is = noise_story(config, task, asked.noise_is, run.noise_matrix)
@@ -92,11 +95,11 @@ def story_of(run: Run, task: Task, asked: CertifyOptions) -> Story:
         noise, rows = _from_clean_sample(task, asked.clean_sample, asked.delta * CLEAN_SAMPLE_SHARE)
         # Its confidence set stands for an estimate; that noise depends on the input it cannot mend.
         known = "instance_dependent" if noise_is == "instance_dependent" else "known"
-        return Story(noise, known, assumptions, leaks, rows, test_labels)
+        return Story(noise, known, assumptions, leaks, failures, rows, test_labels)
     if noise_is == "none":
         stated = "the given labels are the true ones"
         stated = f"you state that {stated}" if asked.noise_is == "none" else stated
-        return Story(None, "known", [*assumptions, stated], leaks, rows, test_labels)
+        return Story(None, "known", [*assumptions, stated], leaks, failures, rows, test_labels)
     if believed is None and noise_is != "instance_dependent":
         raise DataError(
             f"the run in {run.path} was told no noise matrix for --noise-is {noise_is}: train with "
@@ -104,7 +107,33 @@ def story_of(run: Run, task: Task, asked: CertifyOptions) -> Story:
         )
     # Where the noise depends on the input no matrix is of use; the refusal says so.
     believed = NoiseMatrix.identity(task.k) if believed is None else believed
-    return Story(believed, noise_is, assumptions, leaks, rows, test_labels)
+    return Story(believed, noise_is, assumptions, leaks, failures, rows, test_labels)
+
+
+def _groups(run: Run, task: Task, asked: CertifyOptions) -> tuple[list[str], list[str]]:
+    """Return what is assumed of columns that may group the examples, and what fails in a diagnostic.
+
+    Raises:
+        DataError: If there are such columns, and neither `no_groups` nor `diagnostic` is given.
+    """
+    # A column that was removed after training groups the examples still.
+    groups = {**run.facts.possible_groups, **task.possible_groups}
+    if asked.no_groups:
+        shared = f"the column {listed(groups)}" if groups else "any property"
+        return [f"you state that rows that share a value of {shared} are independent draws"], []
+    if not groups:
+        return [], []
+    name = next(iter(groups))
+    error = DataError(
+        "the data has columns whose values may group its rows ("
+        f"{listed(f'{column}: {count} groups' for column, count in groups.items())}), and every bound needs "
+        f"independent draws: keep one row a group; or state by --no-groups that rows that share {name} are "
+        f"independent; or train with --split group:{name} for a test accuracy on new groups, without a "
+        "certificate"
+    )
+    if not asked.diagnostic:
+        raise error
+    return [], [str(error)]
 
 
 def noise_story(
@@ -133,8 +162,7 @@ def noise_story(
             )
         return told
     # Votes err on the same hard examples, and so do the probabilities that a model made of them.
-    made = _are_made(task.train)
-    if made or instance_rate(config.inject_noise) is not None:
+    if task.train.has_model_labels or instance_rate(config.inject_noise) is not None:
         return "instance_dependent"
     if task.train.clean is not None:
         raise DataError(
@@ -158,19 +186,13 @@ def _test_labels(config: FinetuneConfig, task: Task, asked: CertifyOptions, nois
     if asked.test_labels != "auto":
         return asked.test_labels
     part = task.test
-    if noise_is == "none" or _all_checked(part):
+    if asked.noise_is == "none" or (_all_checked(part) and not part.count_source(KEPT)):
         return "true"
-    if part.count_source(REWRITTEN) or part.count_source(KEPT):
+    if part.has_model_labels:
         return "unknown"
-    if config.inject_noise and not _are_made(part):
+    if noise_is == "none" or config.inject_noise:
         return "true"  # noise goes into training and validation labels alone
     return "unknown" if noise_is == "instance_dependent" else "noisy"
-
-
-def _are_made(part: Examples) -> bool:
-    """Tell whether a label model, or `hesstune clean`, made or chose labels of a part."""
-    chosen = part.count_source(REWRITTEN) + part.count_source(KEPT)
-    return part.votes is not None or part.soft is not None or chosen > 0
 
 
 def _all_checked(part: Examples) -> bool:

@@ -46,8 +46,8 @@ def summary_of(found: Any) -> str:
         ]
     if found.number > 1 and not found.diagnostic:
         lines.append(
-            f"It is certificate {found.number} of this run folder. If it is reported because it is the smallest "
-            f"of them, it does not hold: the smallest with the union paid is {found.smallest:.4f}."
+            f"It is certificate {found.number} of this run folder. The smallest of them holds only with the "
+            f"union paid: {found.smallest:.4f}."
         )
     lines += [_SPOKEN[found.bound][1], _counts(found)]
     if found.tried:

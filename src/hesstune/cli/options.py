@@ -148,7 +148,8 @@ def _parameter(model: type[Options], name: str, hidden: bool) -> inspect.Paramet
     kind: Any = str | None
     more: dict[str, Any] = {"metavar": shown.metavar if shown else _metavar(kinds)}
     if bool in kinds:
-        kind, flag, more = bool | None, f"{flag}/--no-{flag[2:]}", {}
+        kind, more = bool | None, {}
+        flag = flag if name.startswith("no_") else f"{flag}/--no-{flag[2:]}"
     elif shown and shown.repeated:
         kind = list[str] | None
     elif field.is_required():

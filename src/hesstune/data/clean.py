@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hesstune.data.examples import Examples, Task
+from hesstune.data.examples import MODEL_SOURCES, Examples, Task
+from hesstune.data.label_sources import CHECKED, GIVEN, SOURCE, column_named
 from hesstune.errors import DataError, listed, unknown_name
 from hesstune.storage.cells import is_missing
-from hesstune.storage.csv_table import read_table
+from hesstune.storage.csv_table import CsvTable, read_table
 
 __all__ = ["checked", "read_clean_labels"]
 
@@ -25,7 +26,8 @@ def read_clean_labels(path: str | Path, classes: Sequence[str]) -> dict[str, int
     Rows whose label is empty have not been checked and are left out.
 
     Raises:
-        DataError: If the file or a column is missing, a label is no class, or no label is given.
+        DataError: If the file or a column is missing, a label is no class, no label is given, or the file
+            says that no person has checked a label.
     """
     table = read_table(path, "the file of clean labels")
     column = next((name for name in COLUMNS if name in table), None)
@@ -33,6 +35,7 @@ def read_clean_labels(path: str | Path, classes: Sequence[str]) -> dict[str, int
         raise DataError(
             f"{path} needs a column 'id' and one of {listed(COLUMNS)}; got {listed(table.columns)}"
         )
+    _refuse_unchecked(table, column)
     index = {name: i for i, name in enumerate(classes)}
     found: dict[str, int] = {}
     for at, (example, cell) in enumerate(zip(table.cells("id"), table.cells(column), strict=True)):
@@ -47,6 +50,20 @@ def read_clean_labels(path: str | Path, classes: Sequence[str]) -> dict[str, int
     if not found:
         raise DataError(f"{path} has no label in its column '{column}'; fill in those you have checked")
     return found
+
+
+def _refuse_unchecked(table: CsvTable, column: str) -> None:
+    """Raise DataError if labels are those of a file that hesstune wrote, which no person has checked."""
+    source = column_named(table.columns, SOURCE)
+    if column != "label" or source is None:
+        return
+    for at, cell in enumerate(table.cells(source)):
+        if (said := cell.strip().lower()) in (GIVEN, *MODEL_SOURCES):
+            raise DataError(
+                f"{table.name}, row {table.row(at)}: the label is no checked one, its column '{source}' says "
+                f"'{said}'; write the labels that a person has checked into a column 'clean_label', or write "
+                f"'{CHECKED}' there"
+            )
 
 
 def checked(task: Task, clean: Mapping[str, int], partial: bool = False) -> Task:

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from hesstune.checks import expanded
 from hesstune.data.class_labels import with_labels
-from hesstune.data.examples import REWRITTEN, Listing, Text
+from hesstune.data.examples import Listing, Text
+from hesstune.data.groups import possible_groups
+from hesstune.data.label_sources import GIVEN_LABEL, SOURCE, column_named, read_sources
 from hesstune.data.parts import each_part
 from hesstune.data.reading import Columns, Reading, Voting
 from hesstune.errors import DataError, cut, listed, unknown_name
@@ -23,12 +25,10 @@ from hesstune.weak.vote_columns import soft_classes, soft_labels, vote_columns, 
 from hesstune.weak.vote_values import class_index, class_of, classes_named
 from hesstune.weak.votes import ABSTAIN
 
-__all__ = ["GIVEN_LABEL", "SOURCE", "examples_of", "listing_of", "read_csv"]
+__all__ = ["examples_of", "listing_of", "read_csv"]
 
 # What columns are called where nobody says otherwise, in any case of letters.
 USUAL = {role: (role,) for role in ("text", "text2", "image", "label", "id", "split")}
-# Columns of files that hesstune clean writes: labels as they were given, and where each label comes from.
-GIVEN_LABEL, SOURCE = "given_label", "label_source"
 OTHERWISE = "; columns of other names are told by --text-column, --image-column, --label-column, --id-column"
 
 
@@ -75,38 +75,36 @@ def listing_of(table: CsvTable, labelled: bool = True, how: Reading | None = Non
             f"{table.name} names images that do not exist: {shown} (row {table.row(missing[0])}); paths are "
             f"relative to {table.folder.absolute()}"
         )
+    if "label" in table:
+        examples = replace(examples, label_sources=_label_sources(table))
     if names:
-        return _voted(table, examples, names, how.voting)
-    if "label" not in table:
+        made = _voted(table, examples, names, how.voting)
+    elif "label" in table:
+        made = with_labels(examples, table.columns["label"], table.name, labelled)
+        if labelled:
+            before = _labels_before(table, made.classes)
+            made = replace(made, before=before, soft=soft_labels(table, made.classes))
+    else:
         return examples
-    examples = replace(examples, label_sources=_label_sources(table))
-    made = with_labels(examples, table.columns["label"], table.name, labelled)
-    made = replace(made, before=_labels_before(table, made.classes)) if labelled else made
-    return replace(made, soft=soft_labels(table, made.classes)) if labelled else made
+    return replace(made, groups=possible_groups(table.columns, made.classes, names)) if labelled else made
 
 
 def _label_sources(table: CsvTable) -> list[str] | None:
-    """Return where each label comes from, as `hesstune clean` wrote it; None of tables that do not say.
-
-    A label that differs from the cell of GIVEN_LABEL is REWRITTEN, whatever SOURCE says of it.
-    """
-    if GIVEN_LABEL not in table and SOURCE not in table:
-        return None
-    labels = table.cells("label")
-    given = table.cells(GIVEN_LABEL) if GIVEN_LABEL in table else labels
-    said = table.cells(SOURCE) if SOURCE in table else [""] * len(table)
-    return [
-        REWRITTEN if own.strip() != before.strip() and not is_missing(before) else source.strip()
-        for own, before, source in zip(labels, given, said, strict=True)
-    ]
+    """Return where each label comes from; None if the table does not say."""
+    given, said = (
+        None if (column := column_named(table.columns, name)) is None else table.cells(column)
+        for name in (GIVEN_LABEL, SOURCE)
+    )
+    return read_sources(table.cells("label"), given, said)
 
 
 def _labels_before(table: CsvTable, classes: list[str]) -> NDArray[np.int64] | None:
     """Return the labels before they were rewritten, (N,), −1 if they are none of the classes."""
-    if GIVEN_LABEL not in table:
+    column = column_named(table.columns, GIVEN_LABEL)
+    if column is None:
         return None
     index = {name: at for at, name in enumerate(classes)}
-    labels = zip(table.cells(GIVEN_LABEL), table.cells("label"), strict=True)
+    labels = zip(table.cells(column), table.cells("label"), strict=True)
     written = [own.strip() if is_missing(before, index) else before.strip() for before, own in labels]
     return np.array([index.get(name, ABSTAIN) for name in written], dtype=np.int64)
 

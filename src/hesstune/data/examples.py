@@ -19,7 +19,10 @@ from hesstune.weak.votes import Votes
 __all__ = [
     "KEPT",
     "MEMORY",
+    "MODEL_LABEL",
+    "MODEL_SOURCES",
     "PARTS",
+    "PREDICTED",
     "REWRITTEN",
     "Examples",
     "ImageSource",
@@ -33,8 +36,10 @@ PARTS = ("train", "val", "test")
 # What stands for data given in Python.
 MEMORY = "memory"
 # Where a label comes from, if not from the data itself: `hesstune clean` put a more probable class in its
-# place, or left out other examples, those whose labels it suspected.
-REWRITTEN, KEPT = "corrected", "kept"
+# place, or left out other examples, those whose labels it suspected; a label model made it from votes; or it
+# is a model's prediction.
+REWRITTEN, KEPT, MODEL_LABEL, PREDICTED = "corrected", "kept", "label_model", "predicted"
+MODEL_SOURCES = (REWRITTEN, KEPT, MODEL_LABEL, PREDICTED)
 
 Text = tuple[str, str | None]
 """A text, and the second one of a pair or None."""
@@ -113,7 +118,8 @@ class Listing:
         told: What the column says that the split is drawn by, or None where the data has no columns.
         digests: (N, 16) digests of the images as given, for `array`; None: those of its pixels count.
         before: (N,) int64 labels before they were rewritten, −1 if they are no class; None if none was.
-        label_sources: Where each label comes from, as `hesstune clean` writes it, or None.
+        label_sources: Where each label comes from, as the column `label_source` says, or None.
+        groups: {column: number of distinct values} of columns that may group the examples.
     """
 
     ids: list[str]
@@ -134,6 +140,7 @@ class Listing:
     digests: Digests | None = None
     before: NDArray[np.int64] | None = None
     label_sources: list[str] | None = None
+    groups: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -162,7 +169,7 @@ class Examples:
         clean: (N,) whether a person has checked the label; None where nobody has checked any.
         given: (N,) int64 the labels before that, or None.
         given_soft: (N, K) the soft labels before that, or None.
-        label_sources: Where each label comes from, as `hesstune clean` writes it, or None.
+        label_sources: Where each label comes from, as the column `label_source` says, or None.
     """
 
     source: ImageSource | Texts
@@ -200,6 +207,12 @@ class Examples:
         """Return how many labels come from one source, such as REWRITTEN."""
         return 0 if self.label_sources is None else self.label_sources.count(source)
 
+    @property
+    def has_model_labels(self) -> bool:
+        """Whether, as far as is recorded, a model made some labels or chose examples by their labels."""
+        made = any(self.count_source(source) for source in MODEL_SOURCES)
+        return self.votes is not None or self.soft is not None or made
+
     def relabelled(self, noisy: NDArray[np.int64]) -> Examples:
         """Return the same examples with noisy labels; today's labels are kept as the true ones."""
         return replace(self, labels=noisy, true=self.labels)
@@ -219,6 +232,8 @@ class Task:
         skipped: (id, reason) of images left out because they could not be decoded.
         unlabelled: Ids of examples left out because nobody gave them a label or voted on them.
         notes: What was left out, changed or guessed when the data was read, in sentences.
+        possible_groups: {column: number of distinct values} of columns that may group the examples, other
+            than the column by which the parts were drawn.
     """
 
     classes: list[str]
@@ -230,6 +245,7 @@ class Task:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     unlabelled: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    possible_groups: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_text(self) -> bool:

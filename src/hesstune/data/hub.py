@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hesstune.data.class_labels import with_labels
 from hesstune.data.examples import Listing, Text
+from hesstune.data.groups import possible_groups
+from hesstune.data.label_sources import GIVEN_LABEL, SOURCE, column_named, read_sources
 from hesstune.data.parts import parts_note, parts_of
 from hesstune.data.pictures import decode_pictures
 from hesstune.data.reading import Columns, Reading
@@ -27,6 +29,8 @@ USUAL = {
     "label": ("label", "labels"),
     "id": ("id",),
 }
+# How the types of columns begin whose values may be names or ids.
+WRITTEN = ("string", "large_string", "int", "uint")
 
 
 def read_hub(name: str, size: int, labelled: bool, how: Reading | None = None) -> Listing:
@@ -82,7 +86,17 @@ def hub_listing(found: Any, what: str, size: int, labelled: bool, how: Reading |
     names = getattr(next(iter(splits.values())).features.get(roles["label"]), "names", None)
     cells = [as_cell(_plain(v, roles["label"], what)) for v in _values(splits, roles["label"])]
     column = Column(cells, names=plain)
-    return with_labels(made, column, what, labelled, names and [str(n) for n in names], hidden=True)
+    if not labelled:
+        return with_labels(made, column, what, labelled, names and [str(n) for n in names], hidden=True)
+    others = {name: Column(list(_texts(splits, name, what))) for name in _others(splits, roles)}
+    shown = cells if names is None else _shown(cells, names)
+    given, said = (
+        None if (own := column_named(others, name)) is None else others[own].cells()
+        for name in (GIVEN_LABEL, SOURCE)
+    )
+    made = replace(made, label_sources=read_sources(shown, given, said))
+    made = with_labels(made, column, what, labelled, names and [str(n) for n in names], hidden=True)
+    return replace(made, groups=possible_groups(others, made.classes))
 
 
 def _loaded(name: str) -> Any:
@@ -151,6 +165,19 @@ def _roles(
     if short := [split for split, rows in splits.items() if needed not in rows.column_names]:
         raise DataError(f"the split '{cut(short[0])}' of {what} has no column '{needed}'; take it out")
     return roles, notes
+
+
+def _others(splits: dict[str, Any], roles: dict[str, str]) -> list[str]:
+    """Return the columns of texts and integers that are read as nothing else."""
+    features = next(iter(splits.values())).features
+    kinds = {name: str(getattr(feature, "dtype", "")) for name, feature in features.items()}
+    return [n for n, kind in kinds.items() if n not in roles.values() and kind.startswith(WRITTEN)]
+
+
+def _shown(cells: list[str], names: Sequence[str]) -> list[str]:
+    """Return labels that are indices into names as names."""
+    index = {str(at): str(name) for at, name in enumerate(names)}
+    return [index.get(cell, cell) for cell in cells]
 
 
 def _values(splits: dict[str, Any], column: str) -> Iterator[Any]:

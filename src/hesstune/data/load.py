@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from hesstune.data.class_labels import alike, labels_among
 from hesstune.data.examples import (
-    KEPT,
     PARTS,
     REWRITTEN,
     Examples,
@@ -24,7 +23,9 @@ from hesstune.data.examples import (
     Task,
     Texts,
 )
+from hesstune.data.groups import group_notes
 from hesstune.data.images import DecodedImages, FileImages, decode_all
+from hesstune.data.label_sources import source_notes
 from hesstune.data.objects import listing_of_object
 from hesstune.data.reading import WHITE, Reading, SplitRule, fold_of
 from hesstune.data.rgb import Oddities
@@ -33,7 +34,7 @@ from hesstune.data.split_rule import parts_of_listing
 from hesstune.errors import DataError, cut, listed
 from hesstune.storage.cells import is_missing
 
-__all__ = ["NewExamples", "load_examples", "load_task", "reusing_decoded", "source_notes"]
+__all__ = ["NewExamples", "load_examples", "load_task", "reusing_decoded"]
 
 # Two examples of a class are the least that a split can share between training and test.
 FEWEST_A_CLASS = 2
@@ -95,7 +96,8 @@ def load_task(
         raise DataError("no training example is left; lower the validation and test fractions")
     made, more = _divided(found, source, parts, corrected_test)
     unseen = _unseen(found.labels[parts["train"]], found.classes)
-    notes = [*told, *more, *found.notes, *alike(found.classes), *unseen]
+    groups = {name: n for name, n in found.groups.items() if drawn != "group" or name != rule.column}
+    notes = [*told, *more, *found.notes, *alike(found.classes), *unseen, *group_notes(groups, len(found))]
     return Task(
         found.classes,
         made["train"],
@@ -106,6 +108,7 @@ def load_task(
         skipped,
         found.unlabelled,
         notes,
+        groups,
     )
 
 
@@ -144,19 +147,6 @@ def _as_given(test: Examples, found: Listing, rows: NDArray[np.int64]) -> tuple[
         lost = [test.ids[at] for at in np.flatnonzero(before < 0)]
         notes.append(f"test examples of classes that no other label has are left out: {listed(lost, 4)}")
     return replace(test, labels=before, label_sources=sources).take(kept), notes
-
-
-def source_notes(part: Examples, name: str) -> list[str]:
-    """Say how many labels of a part `hesstune clean` rewrote, and whether it left out other examples."""
-    notes = []
-    if count := part.count_source(REWRITTEN):
-        notes.append(f"{count} of {len(part)} {name} labels are not as given: hesstune clean rewrote them")
-    if part.count_source(KEPT):
-        notes.append(
-            f"hesstune clean left suspected label errors out of the {name} examples, so accuracy on them is "
-            "higher than on all"
-        )
-    return notes
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,10 @@ def _frame(frame: Any, to: _To, columns: Columns) -> _Found:
     if "id" not in found.columns and (ids := _index(frame)) is not None:
         found.columns["id"] = ids
         found.notes.append("the ids are the DataFrame's index")
+    for at, level in enumerate(frame.index.names):
+        # A named index that repeats values may group the rows: it is a column like others.
+        if level is not None and str(level) not in found.columns and str(level) not in names:
+            found.columns[str(level)] = _cells(frame.index.get_level_values(at))
     return found
 
 

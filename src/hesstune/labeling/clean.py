@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import one_of
 from hesstune.data.clean import read_clean_labels
-from hesstune.data.csv_listing import GIVEN_LABEL, SOURCE
-from hesstune.data.examples import KEPT, REWRITTEN
+from hesstune.data.examples import KEPT, MODEL_SOURCES, REWRITTEN
+from hesstune.data.label_sources import CHECKED, GIVEN, GIVEN_LABEL, SOURCE
 from hesstune.errors import ConfigError, DataError, RunError, listed
 from hesstune.inputs.feature_store import frozen_features, sharing
 from hesstune.labeling.clean_options import CleanOptions
@@ -33,7 +33,7 @@ __all__ = ["LabelIssues", "clean"]
 WRITE = ("given", "corrected", "pruned")
 TEST = "test"
 # Columns of a CSV file that may hold the labels as given: those of a file that `save` wrote, first.
-GIVEN = (GIVEN_LABEL, "label")
+LABEL_COLUMNS = (GIVEN_LABEL, "label")
 # The least probability of being wrong that makes a label doubtful.
 LEAST = 0.25
 
@@ -140,9 +140,11 @@ class LabelIssues:
     def save(self, path: str | Path, write: str = "given", overwrite: bool = False) -> int:
         """Write the examples, the most doubtful first, to a CSV file for `csv:PATH`; return how many.
 
-        Columns: id, image or text, label, given_label, label_source (`given`, `corrected`, `checked`; `kept`
-        if suspected label errors were left out), likely_label, wrong_probability, clean_label (empty, to be
-        filled in by a person: `--clean-labels`), split where there is one, and p_CLASS, the soft label.
+        Columns: id, image or text, columns that may group the examples, label, given_label, label_source
+        (`given`, `corrected`, `checked`; `kept` if suspected label errors were left out; `label_model` or the
+        like if the data says that a model made the label), likely_label, wrong_probability, clean_label
+        (empty, to be filled in by a person: `--clean-labels`), split where there is one, and p_CLASS, the
+        soft label.
         Examples of a test part keep their labels and come last.
 
         Raises:
@@ -153,14 +155,19 @@ class LabelIssues:
             raise RunError(f"{path} exists; choose another --out or give --overwrite")
         made_folder(path.parent)
         shown, rows = self.labels(write), []
-        columns = {} if self.target is None else self.target.columns(path.parent)
+        columns = {} if self.target is None else self.target.columns(path.parent, self.classes)
         place = _places(self.target, self.ids)
+        sources = _model_sources(self.target, len(self))
         parts = None if self.target is None else self.target.parts
         for at in self.ranked.tolist():
             if shown[at] < 0:
                 continue
             row = [self.ids[at], *(column[place[at]] for column in columns.values())]
-            row += [self.classes[shown[at]], self.classes[self.given[at]], self._source(at, shown[at], write)]
+            row += [
+                self.classes[shown[at]],
+                self.classes[self.given[at]],
+                self._source(at, shown[at], write, sources[place[at]]),
+            ]
             row += [self.classes[self.likely[at]]]
             row += [f"{self.p_wrong[at]:.6g}", self.classes[self.given[at]] if self.checked[at] else ""]
             row += [] if parts is None else [parts[place[at]]]
@@ -173,26 +180,32 @@ class LabelIssues:
         write_csv(path, [*header, *(f"p_{name}" for name in self.classes)], rows)
         return made
 
-    def _source(self, at: int, label: int, write: str) -> str:
-        """Return where the label of an example that is written comes from."""
+    def _source(self, at: int, label: int, write: str, before: str) -> str:
+        """Return where the label of an example that is written comes from; it came from `before`."""
         if write == "pruned":
             return KEPT
         if label != self.given[at]:
             return REWRITTEN
-        return "checked" if self.checked[at] else "given"
+        return CHECKED if self.checked[at] else before
 
     def _test_rows(self, columns: dict[str, list[str]], parts: Sequence[str] | None) -> list[list[str]]:
         """Return the rows of a test part, whose labels are not judged."""
         if self.target is None or parts is None or self.target.true is None:
             return []
-        rows = []
+        rows, sources = [], _model_sources(self.target, len(self.target))
         for at in np.flatnonzero([part == TEST for part in parts]).tolist():
             name = self.target.true[at]
             if name in self.classes:
                 soft = ["1" if name == other else "0" for other in self.classes]
                 given = [column[at] for column in columns.values()]
-                rows.append([self.target.ids[at], *given, name, name, "given", name, "", "", TEST, *soft])
+                rows.append([self.target.ids[at], *given, name, name, sources[at], name, "", "", TEST, *soft])
         return rows
+
+
+def _model_sources(target: Target | None, n: int) -> list[str]:
+    """Return where each label comes from as the data says if a model made it, else GIVEN."""
+    known = [""] * n if target is None or target.sources is None else target.sources
+    return [source if source in MODEL_SOURCES else GIVEN for source in known]
 
 
 def _places(target: Target | None, ids: Sequence[str]) -> list[int]:
@@ -242,7 +255,7 @@ def clean(
         names = [str(value) for value in np.asarray(labels).tolist()]
         return _judged(np.asarray(features), [str(at) for at in range(len(names))], names, None, asked)
     assert asked.data is not None
-    target = read_target(asked.data, GIVEN)
+    target = read_target(asked.data, LABEL_COLUMNS)
     if target.true is None:
         raise DataError(f"'{asked.data}' has no labels to look at; make some with hesstune label")
     parts = target.parts or ["train"] * len(target)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hesstune.data.csv_listing import GIVEN_LABEL, examples_of
-from hesstune.data.examples import Examples, Text, Texts
+from hesstune.data.csv_listing import examples_of
+from hesstune.data.examples import REWRITTEN, Examples, Text, Texts
+from hesstune.data.groups import possible_groups
 from hesstune.data.images import decode_all
+from hesstune.data.label_sources import GIVEN_LABEL, SOURCE, column_named, read_sources
 from hesstune.data.sources import listing
 from hesstune.errors import DataError
 from hesstune.storage.cells import is_missing
@@ -35,6 +37,7 @@ class Target:
         texts: Texts, or None.
         table: The CSV file, or None.
         notes: What was left out, changed or guessed when they were read, in sentences.
+        sources: Where each of the true labels comes from, as the column `label_source` says, or None.
     """
 
     ids: list[str]
@@ -44,6 +47,7 @@ class Target:
     texts: list[Text] | None = None
     table: CsvTable | None = None
     notes: tuple[str, ...] = ()
+    sources: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,8 +84,20 @@ class Target:
             raise DataError(f"{next(iter(bad.values()))}; take the file out of the data first")
         return Examples(source, every, self.ids, None)
 
-    def columns(self, folder: Path) -> dict[str, list[str]]:
-        """Return the columns by which `csv:` finds the examples again from a file in a folder."""
+    def columns(self, folder: Path, classes: Sequence[str], used: Sequence[str] = ()) -> dict[str, list[str]]:
+        """Return the columns of a file in a folder by which `csv:` finds the examples, and their groups.
+
+        Args:
+            folder: The folder.
+            classes: Class names.
+            used: Columns of votes.
+        """
+        groups = {} if self.table is None else possible_groups(self.table.columns, classes, used)
+        kept = {} if self.table is None else {name: self.table.cells(name) for name in groups}
+        return {**self._inputs(folder), **kept}
+
+    def _inputs(self, folder: Path) -> dict[str, list[str]]:
+        """Return the columns of texts or images."""
         if self.texts is not None:
             found = {"text": [first for first, _ in self.texts]}
             if any(second is not None for _, second in self.texts):
@@ -131,4 +147,18 @@ def target_of(table: CsvTable, known: Sequence[str] = TRUTHS) -> Target:
         changed = sum(map(operator.ne, table.cells(column), table.cells(GIVEN_LABEL)))
         said = f"{changed} labels of {table.name} are not as given: hesstune clean rewrote them"
         notes = (*notes, said) if changed else notes
-    return Target(found.ids, true, found.parts, found.paths, found.texts, table, notes)
+    sources = None if column is None else _sources(table, column)
+    return Target(found.ids, true, found.parts, found.paths, found.texts, table, notes, sources)
+
+
+def _sources(table: CsvTable, column: str) -> list[str] | None:
+    """Return where the labels in a column come from; those in GIVEN_LABEL were not rewritten."""
+    if column not in ("label", GIVEN_LABEL):
+        return None
+    said = column_named(table.columns, SOURCE)
+    sources = None if said is None else table.cells(said)
+    if column == GIVEN_LABEL:
+        found = read_sources(table.cells(column), None, sources)
+        return found and ["" if source == REWRITTEN else source for source in found]
+    given = column_named(table.columns, GIVEN_LABEL)
+    return read_sources(table.cells(column), None if given is None else table.cells(given), sources)

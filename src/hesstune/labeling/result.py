@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.checks import also_called
+from hesstune.data.examples import MODEL_LABEL
+from hesstune.data.label_sources import GIVEN, SOURCE
 from hesstune.errors import RunError
 from hesstune.labeling.labeling_target import Target
 from hesstune.noise.estimate import Estimate
@@ -89,7 +91,8 @@ class Labelling:
     def save(self, path: str | Path, noise_matrix: str | Path | None = None, overwrite: bool = False) -> Path:
         """Write labels.csv and the noise matrix; return the matrix's path (by default beside the labels).
 
-        Columns: id, image or text, label, split and true_label where known, p_CLASS (the soft label) and
+        Columns: id, image or text, label, label_source (`label_model`; `given` in a test part, whose labels
+        are those of the data), split and true_label where known, p_CLASS (the soft label) and
         vote_LABELER, but for a crowd's. Examples that nobody votes on are left out.
 
         Raises:
@@ -100,8 +103,8 @@ class Labelling:
         check_free(path, beside, overwrite)
         for folder in (path.parent, beside.parent):
             made_folder(folder)
-        columns = self.target.columns(path.parent)
-        header = ["id", *columns, "label"]
+        columns = self.target.columns(path.parent, self.classes, self.votes.names)
+        header = ["id", *columns, "label", SOURCE]
         header += ["split"] if self.target.parts is not None else []
         header += ["true_label"] if self.target.true is not None else []
         header += [f"p_{name}" for name in self.classes] + [f"vote_{name}" for name in self._shown()]
@@ -116,9 +119,13 @@ class Labelling:
         shown = names[self.labels].tolist()
         extra = [column for column in (self.target.parts, self.target.true) if column is not None]
         tails, of = self._tails()
+        sources = [MODEL_LABEL] * len(self.labels)
+        for n in self.kept.tolist():
+            sources[n] = GIVEN if self.target.sources is None else self.target.sources[n]
         for n in np.flatnonzero(self.labels != ABSTAIN).tolist():
             given = [column[n] for column in columns.values()]
-            yield [self.ids[n], *given, shown[n], *(column[n] for column in extra), *tails[of[n]]]
+            tail = [*(column[n] for column in extra), *tails[of[n]]]
+            yield [self.ids[n], *given, shown[n], sources[n], *tail]
 
     def _shown(self) -> list[str]:
         """Return the labelers whose votes are written: those of a crowd stay in its own file."""

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hesstune.data.examples import PREDICTED
+from hesstune.data.label_sources import SOURCE
 from hesstune.errors import RunError
 from hesstune.storage.atomic import made_folder, write_csv
 
@@ -45,7 +47,9 @@ class Predictions:
         return self.classes[label] if label >= 0 else ""
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write a CSV file: id, prediction, the given label if any, and p_CLASS for each class.
+        """Write a CSV file: id, prediction, label_source, the given label if any, and p_CLASS for each class.
+
+        The column label_source says `predicted`: a file that takes labels from this one should keep it.
 
         Raises:
             RunError: If the file exists and `overwrite` is not set, or cannot be written.
@@ -55,10 +59,10 @@ class Predictions:
             raise RunError(f"--out {path} is a folder; give the path of a CSV file")
         if path.exists() and not overwrite:
             raise RunError(f"{path} exists; choose another --out or give --overwrite")
-        header = ["id", "prediction", *(["label"] if self.labels is not None else [])]
+        header = ["id", "prediction", SOURCE, *(["label"] if self.labels is not None else [])]
         rows = []
         for at, (example, name) in enumerate(zip(self.ids, self.predicted, strict=True)):
             given = [] if self.labels is None else [self._given(self.labels[at])]
-            rows.append([example, name, *given, *(f"{p:.6g}" for p in self.probabilities[at])])
+            rows.append([example, name, PREDICTED, *given, *(f"{p:.6g}" for p in self.probabilities[at])])
         made_folder(path.parent)
         write_csv(path, [*header, *(f"p_{name}" for name in self.classes)], rows)

@@ -145,6 +145,7 @@ class RunRecord(Stored):
     skipped_images: int = 0
     unlabelled: int = 0
     data_notes: list[str] = []
+    possible_groups: dict[str, int] = {}  # columns that may group the examples, and their distinct values
     working_folder: str = ""
     base_folder: str = ""
     checked_labels: int = 0

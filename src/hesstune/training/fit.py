@@ -318,6 +318,7 @@ def _record(prepared: Prepared) -> RunRecord:
         skipped_images=len(task.skipped),
         unlabelled=len(task.unlabelled),
         data_notes=task.notes,
+        possible_groups=task.possible_groups,
         working_folder=str(Path.cwd()),
         base_folder=base_folder(prepared.config) if prepared.given.model is None else "",
         checked_labels=0 if task.train.clean is None else int(task.train.clean.sum()),

@@ -15,6 +15,8 @@ from hesstune.weak.vote_values import abstains, class_index, class_of
 from hesstune.weak.votes import ABSTAIN, Votes
 
 __all__ = [
+    "LABEL_SOURCE",
+    "PREFIX",
     "other_columns",
     "read_votes",
     "soft_classes",
@@ -25,9 +27,11 @@ __all__ = [
 ]
 
 PREFIX, SOFT_PREFIX = "vote_", "p_"
+# The column that says where labels come from; see `hesstune.data.label_sources`.
+LABEL_SOURCE = "label_source"
 # Columns that never hold votes, and those that hold none unless asked for.
 INPUTS = frozenset({"id", "image", "text", "text2"})
-NO_VOTES = INPUTS | {"label", "true_label", "split"}
+NO_VOTES = INPUTS | {"label", "true_label", "split", LABEL_SOURCE}
 ROW_SUM_TOLERANCE = 1e-3
 # A column whose name says nothing holds votes if it has no more values than this.
 MOST_CLASSES = 200

@@ -182,6 +182,11 @@ class CertifyOptions(Options):
         "such as normalisation; class_conditional_noise: noise depends on the true class alone although the "
         "permutation test rejects that; may be repeated",
     )
+    no_groups: bool = Field(
+        False,
+        description="state that rows which share a value of a column such as patient_id are independent "
+        "draws; without it a certificate is refused if the data has a column that may group its rows",
+    )
     diagnostic: bool = Field(
         False, description="where an assumption fails give the number, marked as no certificate"
     )
