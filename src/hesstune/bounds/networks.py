@@ -273,9 +273,7 @@ def certify_checked(
         f"the {len(picked)} checked examples were drawn uniformly at random among them, and checked rightly",
         *assumptions,
     ]
-    found = Certificate.of_checked(
-        numbers, n=data.n, delta=delta, classes=k, sheets=sheets, assumptions=told
-    )
+    found = Certificate.of_checked(numbers, n=data.n, delta=delta, classes=k, sheets=sheets, assumptions=told)
     return dataclasses.replace(found, failures=list(conditions.failures))
 
 
