@@ -189,9 +189,8 @@ def test_noisy_labels_bound_the_clean_risk(method):
     assert clean.empirical - 0.01 < c.risk < 0.5
     assert abs(c.empirical - 0.2) < 0.08  # errors on noisy labels are reported as they are
     assert any("true class alone" in text for text in c.assumptions)
-    wrong = certify(
-        model, ref, TensorDataset(x, y), noise_matrix=matrix, noise_method=method, prior_scales=[0.5, 1.0]
-    )
+    how = {"noise_matrix": matrix, "noise_method": method, "prior_scales": [0.5, 1.0]}
+    wrong = certify(model, ref, TensorDataset(x, y), diagnostic=True, **how)
     assert wrong.risk < c.risk  # F claims more noise than there is, so the bound is over-corrected
 
 
