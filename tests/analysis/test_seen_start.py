@@ -17,6 +17,7 @@ import hesstune as ht
 from hesstune.analysis.certify import certify_run
 from hesstune.analysis.check import check_run
 from hesstune.analysis.export import export_run
+from hesstune.analysis.trained_prior import parted
 from hesstune.errors import DataError, ModelError
 from hesstune.storage.seen_examples import KEY
 from sentences import sentences
@@ -27,7 +28,11 @@ def quick(tiny, tmp_path):
     """Train a head on true labels: called with the name of the run and options."""
     base = {k: v for k, v in tiny.items() if k not in ("inject_noise", "lr", "batch_size")}
     base |= {"method": "vanilla", "train": "head", "epochs": 1, "test_fraction": 0.5}
-    return lambda name, **options: ht.finetune({**base, **options}, out=str(tmp_path / name))
+
+    def train(name, model=base["model"], **options):
+        return ht.finetune({**base, **options}, model=model, out=str(tmp_path / name))
+
+    return train
 
 
 @pytest.fixture
@@ -53,8 +58,10 @@ def refused(run, **options):
     """Return how many examples, of how many, the refusal of a certificate names, and the message."""
     with pytest.raises(DataError) as caught:
         certify_run(run, **{"bound": "holdout", **options})
-    count, of = re.search(r"have seen (\d+) of the (\d+) examples", str(caught.value)).groups()
-    return int(count), int(of), str(caught.value)
+    said = str(caught.value)
+    found = re.search(r"have seen (\d+) of the (\d+) examples", said)
+    assert found, said
+    return int(found[1]), int(found[2]), said
 
 
 def test_weights_of_a_run_are_refused_where_their_examples_are_counted(quick):
@@ -72,8 +79,10 @@ def test_weights_of_a_run_are_refused_where_their_examples_are_counted(quick):
     shared = sum(digest in seen for digest in train)
     assert refused(two, bound="pac_bayes")[:2] == (shared, len(train))
     assert refused(two, bound="compression")[:2] == (shared, len(train))
-    for bound in ("pac_bayes", "holdout", "compression"):
-        assert refused(two, bound=bound, prior_fraction=0.5)[1] == len(train) - round(len(train) / 2)
+    for seed, bound in enumerate(("pac_bayes", "holdout", "compression"), start=1):
+        rest = parted(np.arange(len(train)), 0.3, seed)[1]
+        shared = sum(train[row] in seen for row in rest)
+        assert refused(two, bound=bound, prior_fraction=0.3, seed=seed)[:2] == (shared, len(rest))
     refused(two, bound="best")
     with pytest.raises(DataError, match=r"have seen \d+ of the"):
         check_run(two)
