@@ -51,9 +51,9 @@ tenths of δ and is returned where it is smaller: with KL = 0 PAC-Bayes is a hol
   not pay for the tests: their levels are probabilities of a false refusal (0.01·δ for each network and 0.01·δ for the
   probe; δ for a bound below 0).
 - *Permutation test* of whether the noise depends on the input (`hesstune noise` runs it, too), at level 0.01: printed
-  with the certificate, and refused if it rejects. If it does not reject, that shows nothing. It also rejects if the
-  features mix the classes: `--vouch class_conditional_noise` states that this is the reason. It is not run for noise
-  that hesstune injected.
+  with the certificate. If it does not reject, that shows nothing. It is exact for true classes only, and also rejects
+  if the features mix the classes, so a rejection is listed as an assumption. It is not run for noise that hesstune
+  injected.
 - With `--inject-noise` the bound uses the injected matrix, and the labels before are assumed true. A file given by
   `--noise-matrix` that says it is an estimate, or of noise that depends on the input, contradicts that: it is refused.
 - Refused, with what would mend it: batch-norm statistics that moved, normalisation constants from the data,

@@ -18,7 +18,6 @@ from hesstune.forward import evaluating, logits_of, named_buffers, named_modules
 from hesstune.reference import Reference
 
 __all__ = [
-    "CLASS_CONDITIONAL",
     "HELD_OUT_LABELS",
     "LEAKS",
     "NOISE_KNOWLEDGE",
@@ -31,8 +30,6 @@ __all__ = [
 ]
 
 NOISE_KNOWLEDGE = ("known", "estimated", "instance_dependent")
-# What a user may vouch for beside LEAKS: that noise depends on the true class alone though a test rejects it.
-CLASS_CONDITIONAL = "class_conditional_noise"
 HELD_OUT_LABELS = ("true", "noisy", "unknown")
 LEAKS = {
     "prior": "train the prior on a part of the data and certify on the rest",

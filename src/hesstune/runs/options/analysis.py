@@ -179,8 +179,7 @@ class CertifyOptions(Options):
     vouch: Choices = Field(
         (),
         description="a choice that the run cannot show to be free of its examples and that you vouch for, "
-        "such as normalisation; class_conditional_noise: noise depends on the true class alone although the "
-        "permutation test rejects that; may be repeated",
+        "such as normalisation; may be repeated",
     )
     no_groups: bool = Field(
         False,
@@ -197,11 +196,11 @@ class CertifyOptions(Options):
     @classmethod
     def _known_choices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if value:
-            from hesstune.bounds.conditions import CLASS_CONDITIONAL, LEAKS
+            from hesstune.bounds.conditions import LEAKS
             from hesstune.checks import one_of
 
             for name in value:
-                one_of("choice to vouch for", name, (*LEAKS, CLASS_CONDITIONAL))
+                one_of("choice to vouch for", name, tuple(LEAKS))
         return value
 
     @model_validator(mode="after")
