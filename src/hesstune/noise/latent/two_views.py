@@ -1,4 +1,4 @@
-"""Two classifiers judge each label, a softmax regression and a linear discriminant; and how far to trust it."""
+"""The mean posterior of two classifiers of each label, and an interval for the share of wrong labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["GAP_SHARE", "discriminant_logits", "mean_posterior", "rate_interval"
 SHRINKAGE = 0.1
 TEMPERATURES = tuple(np.geomspace(0.05, 5.0, 30))
 # The error of an estimated noise rate as a share of its distance to the rate at which a plain probe disagrees
-# with the labels. On the development tasks of benchmarks/field/label_errors.py the largest of 30 is 0.54.
+# with the labels. On the development tasks of benchmarks/field/label_errors.py the largest of 30 is 0.53.
 GAP_SHARE = 0.5
 LEVEL = 0.9
 
@@ -32,7 +32,7 @@ def mean_posterior(
     The first is the softmax regression of EM. The second is a linear discriminant that is fitted by
     cross-fitting to EM's posteriors and scaled by the temperature of the largest likelihood of the given
     labels. Both use EM's noise matrix. If EM finds no noise, both use symmetric noise of the rate
-    0.5 / (N + 1), the Bayes estimate under Jeffreys' prior for no wrong label in N, so that labels can be ranked.
+    0.5 / (N + 1), the Bayes estimate under Jeffreys' prior for no wrong label in N. Labels keep a rank.
 
     Args:
         x: (N, C) reduced features.
