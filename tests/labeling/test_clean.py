@@ -118,6 +118,13 @@ def test_the_command_writes_what_finetune_reads(mislabelled, tmp_path, capsys):
     record = json.loads(said.splitlines()[-1])
     assert record["examples"] == 22
     assert record["written"] == 22
+    low, high = record["rate_interval"]
+    assert low <= 4 / 22 <= high
+    counts = record["wrong_labels"]
+    assert f"about {counts['expected']} wrong labels ({counts['low']} to {counts['high']})" in " ".join(
+        said.split()
+    )
+    assert f"({counts['low']} to {counts['high']})" in page.read_text()
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 24

@@ -54,11 +54,12 @@ def clean(
     made = found.save(out, options.write, overwrite)
     output = Output(quiet, json)
     output.say(issues_table(found), "")
-    rate = found.noise_matrix.rate
     wrong, doubtful = int(found.wrong.sum()), int(found.doubtful.sum())
+    low, high = found.rate_interval
     output.say(
-        f"{wrong} of {len(found)} labels are probably wrong, {doubtful} are worth a look; the mean noise "
-        f"rate of the classes is put at {rate:.3g} ({found.chosen}; an estimate, no guarantee)."
+        f"{wrong} of {len(found)} labels are probably wrong, {doubtful} are worth a look. Estimate for all: "
+        f"{found.count_text}; noise rate {found.rate:.3g}, 90 % interval {low:.3g} to {high:.3g} "
+        f"({found.chosen}; no guarantee)."
     )
     output.say(*(f"  {note}" for note in found.notes))
     if page is not None:

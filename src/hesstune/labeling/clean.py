@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,8 +21,10 @@ from hesstune.inputs.feature_store import frozen_features, sharing
 from hesstune.labeling.clean_options import CleanOptions
 from hesstune.labeling.labeling_target import Target, read_target
 from hesstune.models.load import load_model
+from hesstune.noise.latent.em import FOLDS, latent_truth
 from hesstune.noise.latent.head import RobustHead, robust_head
 from hesstune.noise.latent.observed import Observed
+from hesstune.noise.latent.two_views import mean_posterior, rate_interval
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
@@ -46,14 +49,16 @@ class LabelIssues:
         ids: One id an example.
         classes: Class names.
         given: (N,) labels as given.
-        posterior: (N, K) P(true class | features, given label), of probes that did not see the example: the
-            soft labels.
+        posterior: (N, K) P(true class | features, given label), the mean of two classifiers that were not
+            fitted to the example: the soft labels.
         checked: (N,) whether a person has checked the label.
         noise_matrix: F as realised in these labels, by the posteriors; an estimate.
         chosen: The model of the labels that was chosen.
         target: Where the examples come from, or None where features were given.
         notes: What a reader should know, in sentences.
         details: Candidates and scores, JSON-ready.
+        disagreement: Share of the labels that a cross-fitted probe of the labels as given predicts otherwise;
+            1 if unknown.
     """
 
     ids: list[str]
@@ -66,6 +71,7 @@ class LabelIssues:
     target: Target | None = None
     notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    disagreement: float = 1.0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -86,6 +92,35 @@ class LabelIssues:
     def p_wrong(self) -> NDArray[np.float64]:
         """(N,) the probability that the given label is wrong, as far as the model of the labels holds."""
         return np.asarray(1 - self.posterior[np.arange(len(self)), self.given])
+
+    @cached_property
+    def rate(self) -> float:
+        """The estimated share of wrong labels, the mean of `p_wrong`."""
+        return float(self.p_wrong.mean())
+
+    @cached_property
+    def rate_interval(self) -> tuple[float, float]:
+        """A 90 % interval for the share of wrong labels (`hesstune.noise.latent.two_views`).
+
+        Labels that were checked are right; the interval is that of the others.
+        """
+        others = ~self.checked
+        n = int(others.sum())
+        mean = float(self.p_wrong[others].mean()) if n else 0.0
+        low, high = rate_interval(mean, self.disagreement, n)
+        return low * n / len(self), high * n / len(self)
+
+    @cached_property
+    def wrong_labels(self) -> tuple[int, int, int]:
+        """The expected number of wrong labels, and the ends of its 90 % interval."""
+        low, high = self.rate_interval
+        return round(self.rate * len(self)), math.floor(low * len(self)), math.ceil(high * len(self))
+
+    @property
+    def count_text(self) -> str:
+        """The expected number of wrong labels in words, such as `about 12 wrong labels (5 to 30)`."""
+        expected, low, high = self.wrong_labels
+        return f"about {expected} wrong labels ({low} to {high})"
 
     @cached_property
     def wrong(self) -> NDArray[np.bool_]:
@@ -130,6 +165,9 @@ class LabelIssues:
             "probably_wrong": int(self.wrong.sum()),
             "doubtful": int(self.doubtful.sum()),
             "checked": int(self.checked.sum()),
+            "rate": self.rate,
+            "rate_interval": list(self.rate_interval),
+            "wrong_labels": dict(zip(("expected", "low", "high"), self.wrong_labels, strict=True)),
             "classes": self.classes,
             "chosen": self.chosen,
             "noise_matrix": self.noise_matrix.to_dict(),
@@ -301,7 +339,11 @@ def _judged(
         sure[rows], known = True, (rows, given[rows])
     observed = Observed.of(given, len(classes), checked=known)
     head = robust_head(features, observed, doubting=True, patient=True, seed=asked.seed)
-    truth = head.truth
+    x, folds = head.reduced, min(FOLDS, len(head.reduced))
+    truth = replace(head.truth, posterior=mean_posterior(x, observed, head.truth, folds, asked.seed))
+    strength = head.choice.plain.strength
+    plain = latent_truth(x, observed, strength=strength, shape="none", folds=folds, seed=asked.seed)
+    differ = plain.probabilities.argmax(axis=1) != given
     return LabelIssues(
         ids,
         classes,
@@ -313,6 +355,7 @@ def _judged(
         target,
         _notes(head, given),
         head.choice.details(),
+        float(differ[~sure].mean()) if not sure.all() else 0.0,
     )
 
 

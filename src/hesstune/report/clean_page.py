@@ -54,5 +54,11 @@ def write_clean_page(found: LabelIssues, path: Path) -> None:
         )
         for at in shown
     ]
-    context = {"cards": cards, "doubtful": len(doubtful), "examples": len(found), "chosen": found.chosen}
+    context = {
+        "cards": cards,
+        "doubtful": len(doubtful),
+        "examples": len(found),
+        "chosen": found.chosen,
+        "count": found.count_text,
+    }
     write_text(path, render("clean.html.j2", context))

@@ -33,11 +33,13 @@ class RobustHead:
         linear: Weight (D, K) and bias (K,) on the features themselves, at the temperature that was found.
         truth: The chosen candidate's posteriors and noise matrix.
         choice: What was tried, each score, what was chosen.
+        reduced: (N, C) features that `truth` was fitted to.
     """
 
     linear: Linear
     truth: LatentTruth
     choice: Choice
+    reduced: NDArray[np.float32]
 
 
 def robust_head(
@@ -99,7 +101,7 @@ def robust_head(
             truth = latent_truth(x, labels, strength=one.strength, shape=one.shape, folds=folds, seed=seed)
         fitted = refit(x, truth, one.strength, labels.weight)
     weight, bias = reduction.unfold(fitted.weight * truth.temperature, fitted.bias * truth.temperature)
-    return RobustHead(Linear(weight, bias), truth, choice)
+    return RobustHead(Linear(weight, bias), truth, choice, x)
 
 
 def _doubted(x: NDArray[np.float32], labels: Observed, choice: Choice, seed: int) -> Choice:

@@ -1,0 +1,116 @@
+"""The mean of two classifiers' posteriors, and the interval of the share of wrong labels."""
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from scipy.stats import beta
+
+from hesstune.labeling.clean import clean
+from hesstune.noise.latent.choose import FEWER
+from hesstune.noise.latent.em import fold_rows, latent_truth
+from hesstune.noise.latent.head import robust_head
+from hesstune.noise.latent.observed import Observed
+from hesstune.noise.latent.two_views import (
+    SHRINKAGE,
+    TEMPERATURES,
+    discriminant_logits,
+    mean_posterior,
+    rate_interval,
+)
+
+
+def scene(n=120, k=3, rate=0.1, spread=0.4, seed=0):
+    """Return features, true and given labels."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, k, n)
+    x = np.eye(k)[y] + spread * rng.normal(size=(n, k))
+    given = np.where(rng.random(n) < rate, (y + 1 + rng.integers(0, k - 1, n)) % k, y)
+    return x, y, given
+
+
+def test_the_discriminant_is_that_of_the_other_folds():
+    x, y, _ = scene(k=2)
+    found = discriminant_logits(x, np.eye(2)[y], seed=4)
+    for part in fold_rows(len(x), 5, 4):
+        rest = np.setdiff1d(np.arange(len(x)), part)
+        means = [x[rest][y[rest] == c].mean(axis=0) for c in (0, 1)]
+        within = x[rest] - np.stack(means)[y[rest]]
+        scatter = within.T @ within / len(rest)
+        inverse = np.linalg.inv((1 - SHRINKAGE) * scatter + SHRINKAGE * np.trace(scatter) / 2 * np.eye(2))
+        by_hand = [
+            x[part] @ inverse @ m - m @ inverse @ m / 2 + np.log((y[rest] == c).mean())
+            for c, m in enumerate(means)
+        ]
+        np.testing.assert_allclose(found[part], np.stack(by_hand, axis=1), rtol=1e-6, atol=1e-6)
+
+
+def test_the_posterior_is_the_mean_of_both_views_and_checked_labels_are_exact():
+    x, y, given = scene()
+    x = (8 * x).astype(np.float32)
+    rows = np.arange(0, 120, 7)
+    given[rows] = y[rows]
+    labels = Observed.of(given, 3, checked=(rows, y[rows]))
+    truth = latent_truth(x, labels, strength=0.1, seed=2)
+    found = mean_posterior(x, labels, truth, seed=2)
+    likelihood = truth.channel.matrix[:, given].T
+    logits = discriminant_logits(x, truth.posterior, seed=2)
+    seconds = []
+    for temperature in TEMPERATURES:
+        p = softmax(temperature * logits, axis=1)
+        score = np.log(0.999 * (p * likelihood).sum(axis=1) + 0.001 / 3).mean()
+        seconds.append((score, p))
+    views = []
+    for p in (truth.probabilities, max(seconds, key=lambda one: one[0])[1]):
+        joint = p * likelihood
+        views.append(joint / joint.sum(axis=1, keepdims=True))
+    by_hand = np.mean(views, axis=0)
+    by_hand[rows] = np.eye(3)[y[rows]]
+    np.testing.assert_allclose(found, by_hand, atol=1e-9)
+
+
+def test_the_interval_is_jeffreys_around_both_ends():
+    low, high = rate_interval(0.2, 0.3, 200)
+    assert low == pytest.approx(beta.ppf(0.05, 30.5, 170.5))
+    assert high == pytest.approx(beta.ppf(0.95, 50.5, 150.5))
+    assert rate_interval(0.2, 0.1, 200) == pytest.approx((low, high))
+    assert rate_interval(0.0, 0.0, 50)[0] == 0
+    assert rate_interval(0.0, 0.0, 50)[1] > 0.01
+    assert rate_interval(1.0, 1.0, 50)[1] == 1
+
+
+def test_the_interval_covers_the_share_of_wrong_labels(monkeypatch):
+    def quick(*arguments, **options):
+        return robust_head(*arguments, **{**options, "patient": False}, candidates=FEWER, held_out=1)
+
+    monkeypatch.setattr("hesstune.labeling.clean.robust_head", quick)
+    inside = 0
+    for seed in range(40):
+        x, y, given = scene(n=80, k=2 + seed % 3, rate=(0.0, 0.06, 0.11, 0.2)[seed % 4], seed=seed)
+        found = clean(features=x, labels=given, seed=seed)
+        low, high = found.rate_interval
+        assert 0 <= low <= high <= 1
+        assert high > found.rate
+        inside += low <= (given != y).mean() <= high
+    assert inside >= 34
+
+
+def test_labels_without_noise_have_an_interval_that_begins_at_none_and_still_a_rank():
+    x, _, given = scene(rate=0.0, spread=0.3)
+    found = clean(features=x, labels=given)
+    low, high = found.wrong_labels[1:]
+    assert low == 0
+    assert high >= 1
+    assert found.rate > 1e-6
+    assert len(np.unique(found.p_wrong)) > 100
+    again = clean(features=x, labels=given)
+    np.testing.assert_array_equal(again.posterior, found.posterior)
+    assert again.to_dict()["rate_interval"] == list(found.rate_interval)
+
+
+@pytest.mark.parametrize(("n", "d", "k"), [(6, 3, 2), (60, 80, 10), (200, 5, 100)])
+def test_few_examples_many_features_and_many_classes(n, d, k):
+    rng = np.random.default_rng(0)
+    found = clean(features=rng.normal(size=(n, d)), labels=np.arange(n) % k)
+    assert np.isfinite(found.posterior).all()
+    np.testing.assert_allclose(found.posterior.sum(axis=1), 1)
+    assert 0 <= found.rate_interval[0] <= found.rate_interval[1] <= 1
