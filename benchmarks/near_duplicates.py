@@ -3,7 +3,7 @@
 python benchmarks/near_duplicates.py --data DATA [--only NAME]
 
 DATA holds pacs128/, cifar10n/ and sst2/. Thresholds were chosen on PACS art paintings and cartoons and on the
-first 5,000 images of CIFAR-10N; this measures on PACS photos and sketches, on the next 5,000 images and on SST-2.
+first 5,000 images of CIFAR-10N; this measures on PACS photos and sketches, the next 5,000 images and SST-2.
 """
 
 from __future__ import annotations
