@@ -199,7 +199,8 @@ def _basis() -> torch.Tensor:
 
 
 def _normalised(rows: torch.Tensor) -> torch.Tensor:
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    unit: torch.Tensor = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    return unit
 
 
 def _blurred(thumbs: torch.Tensor) -> torch.Tensor:
