@@ -64,8 +64,6 @@ def test_made_labels_of_the_test_part_alone_are_no_truth(image_folder, tmp_path,
     if source == KEPT:  # its true labels are those of the easy ones
         with pytest.raises(DataError, match="left suspected label errors out"):
             certify_run(run, checked=str(sheet))
-    else:
-        assert not certify_run(run, checked=str(sheet)).diagnostic
 
 
 def test_plain_labels_say_what_they_cannot_show(image_folder, tmp_path, options):
