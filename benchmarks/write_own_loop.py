@@ -11,17 +11,18 @@ PAGE = DOCS / "own-loop.md"
 
 HEAD = """# In your own training loop
 
-Add three things to your loop: the **reference** (a copy of the weights before training), the **consistent loss** in
-place of cross-entropy, and the **distance constraint**, which limits after each step how far a layer has moved from
-the reference. The consistent loss is unbounded below, so train it with the constraint. Lines that are added are
-marked `# +`. Each example is a file in `examples/`, runs in seconds, and prints the test accuracy of plain
-cross-entropy and of the added lines on the same noisy labels. Its first argument is the seed.
+Add three things to your loop: the **reference** (a copy of the weights before training), the **consistent
+loss** in place of cross-entropy, and the **distance constraint**, which limits after each step how far a
+layer has moved from the reference. The consistent loss is unbounded below, so train it with the constraint.
+Lines that are added are marked `# +`. Each example is a file in `examples/`, runs in seconds, and prints the
+test accuracy of plain cross-entropy and of the added lines on the same noisy labels. Its first argument is
+the seed.
 
 The consistent loss needs the noise matrix, F[i, j] = P(given label = j | true label = i): give
-`ht.NoiseMatrix.symmetric(k, rate)` if labels are wrong at random, `ht.NoiseMatrix.from_array(F)` if you know more.
-It helps most if wrong labels favour one class, as here: cross-entropy then learns the wrong class wherever one stops
-it. If labels are wrong at random and you can stop in time, plain cross-entropy is about as accurate. A radius is one
-number, or `{pattern: radius}` on the layers' names; the first match counts.
+`ht.NoiseMatrix.symmetric(k, rate)` if labels are wrong at random, `ht.NoiseMatrix.from_array(F)` if you know
+more. It helps most if wrong labels favour one class, as in these examples. If labels are wrong at random and
+you stop in time, plain cross-entropy is about as accurate. A radius is one number, or `{pattern: radius}` on
+the layers' names; the first match counts.
 """
 
 SECTIONS = {

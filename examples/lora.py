@@ -30,12 +30,12 @@ for name in ("plain", "robust"):
     )  # fmt: skip
     lora = LoraConfig(r=4, target_modules=["query", "value", "dense"], modules_to_save=["classifier"])
     model = get_peft_model(BertForSequenceClassification(config), lora)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     loss = torch.nn.CrossEntropyLoss()
     if name == "robust":
         loss = ht.ConsistentLoss(F)  # + instead of cross-entropy
-        constraint = AdapterConstraint(model, {"classifier.*": 2.0, "*": 2.0})  # + names as without adapters
-    for _ in range(100):
+        constraint = AdapterConstraint(model, {"classifier.*": 4.0, "*": 4.0})  # + names as without adapters
+    for _ in range(120):
         rows = torch.randint(600, (64,))
         optimizer.zero_grad()
         loss(model(input_ids=ids[rows]).logits, labels[rows]).backward()

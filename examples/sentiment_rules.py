@@ -54,16 +54,27 @@ def lexicon(row):
 
 RULES = [lexicon, *(keyword_rule(name, *rule) for name, rule in KEYWORDS.items())]
 
-TEXTS = [
-    "a wonderful , moving film with a brilliant cast",
-    "dull , predictable and far too long",
-    "the jokes are funny and the story is charming",
-    "an awful mess that lacks any point",
-    "it opens in june",
-    "great fun , even if the plot is a cliché",
-    "a tedious waste of a fine cast",
-    "tender , clever and beautifully shot",
-]
+# Texts with their true classes, to compare all rules with the lexicon alone.
+TEXTS = {
+    "a wonderful , moving film with a brilliant cast": "positive",
+    "dull , predictable and far too long": "negative",
+    "the jokes are funny and the story is charming": "positive",
+    "an awful mess that lacks any point": "negative",
+    "great fun , even if the plot is a cliché": "positive",
+    "a tedious waste of a fine cast": "negative",
+    "tender , clever and beautifully shot": "positive",
+    "overlong and contrived , but pretty to look at": "negative",
+    "formulaic from its first scene to its last": "negative",
+    "the best thing about it is the score , and the rest is flat": "negative",
+    "a gorgeous , inventive debut": "positive",
+    "so stale that not one laugh survives": "negative",
+    "witty , warm and never slow": "positive",
+    "a smart thriller about a murder": "positive",
+    "it is a shame about the heavy-handed ending of this lifeless drama": "negative",
+    "a superb study of war and grief": "positive",
+    "an unfunny comedy": "negative",
+    "compelling from start to finish": "positive",
+}
 
 if __name__ == "__main__":
     classes = ["negative", "positive"]
@@ -72,8 +83,11 @@ if __name__ == "__main__":
     for row in votes.analysis():
         print(f"{row['labeler']:8s} votes on {row['coverage']:.0%} of the texts")
     found = label(votes, "majority")
-    for text, given in zip(TEXTS, found.labels, strict=True):
-        print("nobody votes" if given < 0 else classes[given], "|", text)
+    alone = [lexicon({"text": text}) for text in TEXTS]
+    together = [None if given < 0 else classes[given] for given in found.labels]
+    for name, given in (("lexicon", alone), ("rules", together)):
+        right = sum(a == b for a, b in zip(given, TEXTS.values(), strict=True))
+        print(f"{name}: test accuracy on true labels {right / len(TEXTS):.3f}")
     kept = found.labels >= 0
     estimate = from_posterior(found.posterior[kept], found.labels[kept])
     loss = ht.ConsistentLoss(ht.NoiseMatrix.from_array(0.9 * estimate.matrix.array + 0.1 * 0.5))
