@@ -60,9 +60,8 @@ tenths of δ and is returned where it is smaller: with KL = 0 PAC-Bayes is a hol
   splits that are stratified, by group or by time, random augmentation at evaluation, repeated inputs, radii or
   matrices chosen on all
   examples under a trained prior.
-- Near-duplicates (images that are mirrored, rotated, cropped, greyed, blurred, re-lit, resized or re-encoded; texts
-  with another case, punctuation or a few other words) are found by the inputs alone, counted, and said with the
-  certificate; [how many are found](#which-near-duplicates-are-found). Those that the part of a trained prior or start
+- Near-duplicates (a picture re-encoded, resized, or cropped by a pixel; a text spaced otherwise; equal inputs) are
+  found by the inputs alone, counted, and said with the certificate. Those that the part of a trained prior or start
   shares with the bound's part are left out of the *prior's* training: groups of copies are then on one side only, so
   that prior and bound are independent where groups are drawn independently. Leaving them out of the bound instead
   would certify another distribution, of what luck did not divide; its sample stays as it was drawn.
@@ -158,16 +157,6 @@ failed is then the number with that safeguard turned off. A broken way that is n
 see; it is among the assumptions that are printed with every certificate. *Most* goes by the δ stated.
 
 {runs}
-
-## Which near-duplicates are found
-
-`python benchmarks/near_duplicates.py --data DATA`. The table shows the share of altered copies that are grouped with
-their original. *Unaltered* shows how many groups the search finds in the collection itself. PACS, CIFAR-10 and SST-2
-contain true near-duplicates, so these groups are an upper limit on false positives; the record lists them. Thresholds
-were chosen on other collections (PACS art paintings and cartoons, CIFAR-10N images 0 to 4,999). Not found are stronger
-crops, other angles, distortions, other photos of one object, translations and rewordings.
-
-{copies}
 """
 
 
@@ -192,17 +181,8 @@ def page() -> str:
         cost=_cost(record.get("throughput")),
         delta=coverage["delta"],
         coverage=_coverage(coverage),
-        copies=_copies(read_record("near_duplicates")["collections"]),
         runs=_runs(read_record("run_coverage")["scenes"]),
     )
-
-
-def _copies(collections: dict[str, Any]) -> str:
-    rows = ["| collection | kind of copy | found |", "|---" * 3 + "|"]
-    for name, found in collections.items():
-        rows += [f"| {name} | {kind} | {share:.3f} |" for kind, share in found["recall"].items()]
-        rows.append(f"| {name} | unaltered, {found['n']} examples | {len(found['joined'])} groups |")
-    return "\n".join(rows)
 
 
 def _cost(speed: dict[str, Any] | None) -> str:

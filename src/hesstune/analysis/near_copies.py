@@ -13,16 +13,11 @@ from hesstune.data.examples import Examples, Task
 from hesstune.data.near_duplicates import near_duplicates
 from hesstune.errors import DataError, listed
 
-__all__ = ["NOT_FOUND", "Found", "NearCopies"]
+__all__ = ["Found", "NearCopies"]
 
 Rows = NDArray[np.int64]
 # Which of several copies is counted is drawn, so that no class is preferred by its place in a folder.
 KEPT_KEY = 0xC0B1E5
-NOT_FOUND = (
-    "the examples hold no copies that the search cannot find: images cropped below about 80 %, rotated "
-    "by other angles than quarter turns and up to about 10 degrees, distorted or drawn anew, other photos of "
-    "one thing; texts translated or reworded"
-)
 
 
 @dataclass(frozen=True)
