@@ -66,7 +66,7 @@ def test_finetune_predict_and_everything_wrong_with_them(tmp_path):
     done = inside("predict", out, "--data", "digits", "--out", found, "--json", "--quiet")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["examples"] == 1797
-    assert found.read_text().startswith("id,prediction,label,p_0,")
+    assert found.read_text().startswith("id,prediction,label_source,label,p_0,")
     assert "exists" in one_line(inside("predict", out, "--data", "digits", "--out", found))
     assert "does not exist" in one_line(
         inside("predict", tmp_path / "b", "--data", "digits", "--out", tmp_path / "q.csv")

@@ -85,7 +85,7 @@ def command(name, run, *words):
 
 def test_every_file_has_its_name_and_every_record_its_type(full):
     found = {path.name for path in full.path.iterdir()}
-    assert found <= {*files.OWN, *files.DERIVED, files.LOCK}
+    assert found <= {*files.OWN, *files.DERIVED, files.GUARANTEES, files.LOCK}
     assert found >= {*TYPES, files.CERTIFICATE, files.REPORT, files.LABEL_ISSUES}
     for name, kind in TYPES.items():
         kept = json.loads((full.path / name).read_text())

@@ -271,7 +271,7 @@ def test_a_cell_is_not_certified_where_an_assumption_is_known_to_fail(changes, w
     told = {"inject_noise": "symmetric:0.2", "limit": 64} | changes
     config = make_config(told).resolved()
     task = run_task(config)
-    run = Run(tmp_path, config, SimpleNamespace(classes=task.classes))
+    run = Run(tmp_path, config, SimpleNamespace(classes=task.classes, possible_groups={}))
     NoiseMatrix.symmetric(task.k, 0.2).save(tmp_path / "noise_matrix.json")
     net = torch.nn.Linear(4, task.k)
     subject = Subject(net, Reference.of(net), None, task.train.labels, np.arange(len(task.train)))

@@ -322,7 +322,7 @@ def test_predictions_have_ids_probabilities_and_labels(tiny, tmp_path, image_fol
     np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, atol=1e-9)
     found.save(tmp_path / "p.csv")
     lines = (tmp_path / "p.csv").read_text().splitlines()
-    assert lines[0] == "id,prediction,label,p_dark,p_light"
+    assert lines[0] == "id,prediction,label_source,label,p_dark,p_light"
     assert len(lines) == 25
     assert lines[1].startswith("dark/00.png,")
     with pytest.raises(RunError, match="exists"):

@@ -130,7 +130,7 @@ def test_the_command_says_how_it_read_them(tmp_path, capsys):
     assert "one a row, by the names of its columns: 'task'" in said
     record = json.loads(said.splitlines()[-1])
     assert (record["classes"], record["labelled"]) == (["cat", "dog"], 3)
-    assert out.read_text().splitlines()[0] == "id,label,p_cat,p_dog"
+    assert out.read_text().splitlines()[0] == "id,label,label_source,p_cat,p_dog"
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ class LabelIssues:
         shown, rows = self.labels(write), []
         columns = {} if self.target is None else self.target.columns(path.parent, self.classes)
         place = _places(self.target, self.ids)
-        sources = _model_sources(self.target, len(self))
+        sources = _model_sources(self.target, len(self) if self.target is None else len(self.target))
         parts = None if self.target is None else self.target.parts
         for at in self.ranked.tolist():
             if shown[at] < 0:
