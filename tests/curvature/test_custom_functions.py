@@ -141,6 +141,17 @@ def test_a_gradient_of_its_own_that_is_the_derivative_is_measured_like_torchs(af
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-9)
 
 
+def test_several_layers_before_such_a_function_are_measured_like_torchs():
+    def deep(last):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), last, nn.Linear(6, 3))
+
+    found = [
+        ht.measure(model, moved(model), [BATCH]).quadratic for model in map(deep, (Applied(Tanh), nn.Tanh()))
+    ]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["measure", "noise_stability"])
 def test_buffers_that_a_forward_pass_writes_are_as_they_were(name):
     model = network(Counting())

@@ -101,14 +101,13 @@ class _Combined:
         values, gradients = [], []
         try:
             for sign in (1, -1):
-                with torch.no_grad():
-                    weight.copy_(kept + sign * step)
+                # Unseen by autograd, which holds the weight in the graph of the first gradients.
+                weight.data.copy_(kept + sign * step)
                 value = (logits_of(self._model, self._probe) * self._c).sum()
                 values.append(float(value.detach()))
                 gradients.append(torch.autograd.grad(value, weight)[0].detach())
         finally:
-            with torch.no_grad():
-                weight.copy_(kept)
+            weight.data.copy_(kept)
         return (values[0] - values[1]) / 2, (gradients[0] - gradients[1]) / 2
 
     def _second(
