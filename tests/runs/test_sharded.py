@@ -71,6 +71,8 @@ print(f"done {world()}", flush=True)
 RESUME = (
     COMMON
     + """
+from hesstune.runtime.failures import RankError
+
 trainer.CHECKPOINT_SECONDS = 0
 
 class Stopped(Exception):
@@ -87,7 +89,7 @@ ht.finetune(OPTIONS, shard=True, out="through")
 trainer.Trainer._whole_epoch = stopping
 try:
     ht.finetune(OPTIONS, shard=True, out="stopped")
-except Stopped:
+except (Stopped, RankError):  # RankError if the other process was first
     pass
 trainer.Trainer._whole_epoch = whole_epoch
 files = sorted(Path("stopped").glob(f"checkpoint-*.{rank()}of2.safetensors"))
