@@ -26,7 +26,7 @@ def verdict(records: Records) -> str:
     found = judge_fit(fit)
     if fit is None:
         why = "its training labels have not been judged yet" if kept is None else found.reason
-        return f"Whether the network has learnt wrong labels cannot be told: {why}."
+        return f"Whether the network has learnt wrong labels cannot be decided: {why}."
     which = "wrong label" if fit.known else "suspected label error"
     low, high = confidence_interval(fit.wrong.agreed, fit.wrong.examples, DELTA)
     counts = (
@@ -35,7 +35,7 @@ def verdict(records: Records) -> str:
         f"{counted(fit.right.examples, 'other label')}"
     )
     if found.kind == "unknown":
-        return f"Whether the network has learnt wrong labels cannot be told: {found.reason}."
+        return f"Whether the network has learnt wrong labels cannot be decided: {found.reason}."
     said = {"most": "has learnt most of the", "some": "has learnt some of the", "not": "has not learnt the"}
     known = " Here the true labels are known." if fit.known else ""
     return f"The network {said[found.kind]} wrong labels: {counts}.{known}"
