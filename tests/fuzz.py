@@ -37,8 +37,9 @@ from hesstune.models.weights import read_weights
 from hesstune.reference import Reference
 from hesstune.report.layers import layer_rows, setters
 from hesstune.report.narrative import assumptions, provenance, verdict
-from hesstune.runs import records
+from hesstune.runs import guarantee_log, records
 from hesstune.runs.config import make_config, read_yaml
+from hesstune.runs.data_record import DataRecord, PartRecord
 from hesstune.storage.stored import read_record
 from hesstune.storage.tensors import load_tree, save_tree
 from hesstune.weak.vote_columns import read_votes
@@ -108,6 +109,12 @@ def finished_run(folder: Path) -> Path:
     (run / "labels.csv").write_text("id,part,label,true_label\na,train,cat,cat\nb,train,dog,cat\n")
     ht.NoiseMatrix.symmetric(2, 0.2).save(run / "noise_matrix.json")
     derived_records(run)
+    digests = np.arange(32, dtype=np.uint8).reshape(2, 16)
+    part = PartRecord(["a", "b"], digests, digests + 1, np.array([0, 1]))
+    DataRecord(["cat", "dog"], dict.fromkeys(("train", "val", "test"), part)).save(run / records.DATA)
+    guarantee_log.log_certificate(run, Certificate.of_tail({"errors": 3.0, "mean": 0.03, "low": 0.0, "high": 1.0},
+                                  n=100, delta=0.05, classes=2), {"bound": "holdout"})  # fmt: skip
+    guarantee_log.log_sheet(run, ["a", "b"], {"sample": 2})
     return run
 
 
@@ -125,7 +132,7 @@ def derived_records(run: Path) -> None:
     layer = {"name": "a", "maximum": 0.1, "mean": 0.05, "mean_stderr": None, "distance": 0.1, "exact": True}
     measure = {"examples": 2, "measure": {"n": 2, "C": 1.0, "value": 0.3}, "layers": [layer], "notes": ["n"],
                "others": [{"name": "path", "value": None, "why": "none", "source": "s"}], "statement": "s",
-               "ids": ["a", "b"]}  # fmt: skip
+               "ids": ["a", "b"], "part": "val"}  # fmt: skip
     row = {"sigma": 0.01, "value": 0.1, "stderr": 0.01, "taylor": 0.1, "ratio": None}
     radius = {"rule": "r", "curve": [{"factor": 1.0, "risk": 0.1, "stderr": None, "val_loss": 0.5}],
               "chosen": 1.0, "radius": {"head": 0.5}, "traces": {}}  # fmt: skip
@@ -148,6 +155,10 @@ def read_run(path: Path) -> None:
     read_record(path.parent / records.RADIUS, records.RadiusRecord)
     known = loaded.records
     known.read_all()
+    DataRecord.load(path.parent / records.DATA).checksums()
+    for one in guarantee_log.certificates(path.parent):
+        guarantee_log.with_union(path.parent, one)
+    guarantee_log.sheets(path.parent)
     _ = layer_rows(known), setters(known), assumptions(known), provenance(known), verdict(known)
 
 

@@ -77,7 +77,12 @@ class HesstuneError(Exception):
     """Base of every deliberate error; the command line prints it as one line and exits with 2."""
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(plain(arg) if isinstance(arg, str) else arg for arg in args))
+        super().__init__(*(_short(plain(arg)) if isinstance(arg, str) else arg for arg in args))
+
+
+def _short(text: str, start: int = 1500, end: int = 500) -> str:
+    """Cut the middle out of a long message: names from a file can be of any length, the fix is at the end."""
+    return text if len(text) <= start + end else f"{text[:start]} … {text[-end:]}"
 
 
 class ConfigError(HesstuneError, ValueError):

@@ -216,9 +216,16 @@ class Certificate:
 
     @classmethod
     def of_facts(cls, facts: Mapping[str, Any]) -> Certificate:
-        """Make a certificate of what `facts` returned; what it leaves out is empty."""
+        """Make a certificate of what `facts` returned; what it leaves out is empty.
+
+        Raises:
+            KeyError: If a fact is missing.
+            ValueError: If a fact has a wrong type or value.
+        """
         blank: dict[str, Any] = {"sigma": {}, "prior_sigma": {}, "distance": {}, "kl_terms": {}}
-        return cls(**blank, **{name: facts[name] for name in _FACTS}, assumptions=[])
+        found = cls(**blank, **{name: facts[name] for name in _FACTS}, assumptions=[])
+        found._check()
+        return found
 
     @classmethod
     def of_tail(

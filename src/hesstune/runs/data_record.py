@@ -65,9 +65,14 @@ class PartRecord:
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> PartRecord:
-        """Return the record that `tensors` gave."""
+        """Return the record that `tensors` gave; raise ValueError where they are no such record."""
         ids = json.loads(tensors["ids"].numpy().tobytes())
-        return cls(ids, *(tensors[name].numpy() for name in ("contents", "labels", "trained")))
+        contents, labels, trained = (tensors[name].numpy() for name in ("contents", "labels", "trained"))
+        if not len(ids) == len(contents) == len(labels) == len(trained) or not all(
+            isinstance(one, str) for one in ids
+        ):
+            raise ValueError("one id, two digests and one label an example are needed")
+        return cls(ids, contents, labels, trained)
 
 
 @dataclass(frozen=True)

@@ -8,34 +8,42 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hesstune.bounds.record import Certificate
 from hesstune.errors import ConfigError, DataError, RunError
 from hesstune.runs.records import GUARANTEES
 from hesstune.storage.atomic import writing
+from hesstune.storage.reading import one_line
 
 __all__ = ["certificates", "log_certificate", "log_sheet", "sheet_of", "sheets", "with_union"]
 
 CERTIFICATE, SHEET = "certificate", "sheet"
 
+T = TypeVar("T")
 
-def _entries(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """Return the entries of a kind, the oldest first; a last line that a kill cut off is left out."""
+
+def _entries(folder: Path, kind: str, read: Callable[[dict[str, Any]], T]) -> list[T]:
+    """Return the entries of a kind, the oldest first, as `read` makes them of their fields.
+
+    A last line that a kill cut off is left out.
+
+    Raises:
+        RunError: If the log cannot be read, or an entry is damaged.
+    """
     path = folder / GUARANTEES
     try:
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
-        *whole, _ = lines
-        found = [json.loads(line) for line in whole if line]
-    except (OSError, ValueError, RecursionError) as error:
+        *lines, _ = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+        found = [json.loads(line) for line in lines if line]
+        return [read(entry) for entry in found if entry["kind"] == kind]
+    except Exception as error:  # damaged text raises many kinds
         raise RunError(
-            f"{path} cannot be read ({error}); it holds every certificate of the folder, so restore it, or "
-            "train to another --out"
+            f"{path} cannot be read ({one_line(error)}); it holds every certificate of the folder: "
+            "restore it, or train to another --out"
         ) from error
-    return [entry for entry in found if isinstance(entry, dict) and entry.get("kind") == kind]
 
 
 def _append(folder: Path, kind: str, entry: dict[str, Any]) -> None:
@@ -50,8 +58,14 @@ def _append(folder: Path, kind: str, entry: dict[str, Any]) -> None:
 
 def certificates(folder: Path) -> list[Certificate]:
     """Return what the log holds of the certificates of a run folder, each once."""
-    found = {json.dumps(entry["facts"], sort_keys=True): entry for entry in _entries(folder, CERTIFICATE)}
-    return [Certificate.of_facts(entry["facts"]) for entry in found.values()]
+    found = _entries(folder, CERTIFICATE, _certificate)
+    return list({json.dumps(one.facts(), sort_keys=True): one for one in found}.values())
+
+
+def _certificate(entry: dict[str, Any]) -> Certificate:
+    found = Certificate.of_facts(entry["facts"])
+    found.at(found.delta)  # raises where numbers are missing or impossible
+    return found
 
 
 def log_certificate(folder: Path, found: Certificate, asked: dict[str, Any]) -> None:
@@ -83,7 +97,14 @@ def log_sheet(folder: Path, ids: Sequence[str], asked: dict[str, Any]) -> None:
 
 def sheets(folder: Path) -> list[list[str]]:
     """Return the ids of each different sheet that was drawn for a run folder, the oldest first."""
-    return list({tuple(sorted(entry["ids"])): entry["ids"] for entry in _entries(folder, SHEET)}.values())
+    return list({tuple(sorted(ids)): ids for ids in _entries(folder, SHEET, _ids)}.values())
+
+
+def _ids(entry: dict[str, Any]) -> list[str]:
+    ids = entry["ids"]
+    if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
+        raise ValueError("'ids' must be a list of ids")
+    return ids
 
 
 def sheet_of(folder: Path, filled: Sequence[str], path: str | Path) -> list[str]:
