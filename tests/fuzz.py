@@ -112,8 +112,9 @@ def finished_run(folder: Path) -> Path:
     digests = np.arange(32, dtype=np.uint8).reshape(2, 16)
     part = PartRecord(["a", "b"], digests, digests + 1, np.array([0, 1]))
     DataRecord(["cat", "dog"], dict.fromkeys(("train", "val", "test"), part)).save(run / records.DATA)
-    guarantee_log.log_certificate(run, Certificate.of_tail({"errors": 3.0, "mean": 0.03, "low": 0.0, "high": 1.0},
-                                  n=100, delta=0.05, classes=2), {"bound": "holdout"})  # fmt: skip
+    tail = {"errors": 3.0, "mean": 0.03, "low": 0.0, "high": 1.0}
+    certificate = Certificate.of_tail(tail, n=100, delta=0.05, classes=2)
+    guarantee_log.log_certificate(run, certificate, {"bound": "holdout"})
     guarantee_log.log_sheet(run, ["a", "b"], {"sample": 2})
     return run
 
