@@ -4,7 +4,6 @@ import-linter holds the contracts themselves, in `make lint`.
 """
 
 import importlib
-import pkgutil
 import re
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import hesstune
-from hesstune._former import LEFT, MOVED, RENAMED
 
 SRC = Path(hesstune.__file__).parent
 ROOT = Path(__file__).parents[1]
@@ -106,58 +104,6 @@ def test_files_that_the_page_names_are_there():
     assert len(files) > 15
     for file in files:
         assert list(SRC.rglob(file)), file
-
-
-def imports_of(former):
-    """Return the ways in which a module is imported."""
-    package, _, module = f"hesstune.{former}".rpartition(".")
-    return [
-        lambda: importlib.import_module(f"hesstune.{former}"),
-        lambda: exec(f"import hesstune.{former}"),
-        lambda: exec(f"from {package} import {module}"),
-        lambda: exec(f"from hesstune.{former} import anything"),
-    ]
-
-
-@pytest.mark.parametrize("former", MOVED)
-def test_a_former_module_says_its_new_name(former):
-    new = MOVED[former]
-    for act in imports_of(former):
-        with pytest.raises(ModuleNotFoundError) as raised:
-            act()
-        told, *names = str(raised.value).split("; ")
-        assert told == f"hesstune.{former} is now hesstune.{new}"
-        assert len(names) == len(RENAMED.get(former, {}))
-    path = SRC.joinpath(*new.split("."))
-    assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
-
-
-@pytest.mark.parametrize(
-    ("former", "name", "now"), [(m, old, new) for m, names in RENAMED.items() for old, new in names.items()]
-)
-def test_a_name_renamed_in_a_module_that_moved_is_told_and_there(former, name, now):
-    with pytest.raises(ModuleNotFoundError, match=f"; {name} is {now}"):
-        importlib.import_module(f"hesstune.{former}")
-    if "Share." in now:
-        home, now = "bounds.partition.Share", now.removeprefix("Share.")
-    else:
-        home, _, now = f"{MOVED[former]}.{now}".rpartition(".") if "." not in now else now.rpartition(".")
-    found = pkgutil.resolve_name(f"hesstune.{home}")
-    assert hasattr(found, now)
-
-
-@pytest.mark.parametrize("former", LEFT)
-def test_a_module_that_left_says_where_it_is(former):
-    for act in imports_of(former):
-        with pytest.raises(ModuleNotFoundError, match="has left the package") as raised:
-            act()
-        assert LEFT[former] in str(raised.value)
-    assert (ROOT / LEFT[former]).is_file()
-
-
-def test_a_module_that_never_was_gets_the_usual_error():
-    with pytest.raises(ModuleNotFoundError, match=r"No module named .hesstune\.training\.nothing."):
-        importlib.import_module("hesstune.training.nothing")
 
 
 def source(*tops):

@@ -2,7 +2,6 @@
 
 import inspect
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from pydantic import Field
@@ -67,8 +66,6 @@ def test_functions_show_their_options_as_keywords(function, options):
 
 
 class Few(Options):
-    former: ClassVar = {"rate": ("lr", "what is shared is {warm_up}")}
-
     lr: float | None = Field(None, gt=0, description="rate")
     warm_up: int = Field(2, ge=0, description="steps")
     names: Names = Field((), description="names")
@@ -81,7 +78,6 @@ class Few(Options):
         ({"warm_up": "x"}, "warm_up must be an integer; got 'x'", "--warm-up must be an integer; got 'x'"),
         ({"warm_up": -1}, "warm_up must be at least 0; got -1", "--warm-up must be at least 0; got -1"),
         ({"lr": 0}, "lr must be above 0; got 0", "--lr must be above 0; got 0"),
-        ({"rate": 1}, "rate is now lr: what is shared is warm", "is now --lr: what is shared is --warm"),
         ({"warmup": 1}, "unknown option 'warmup'; did you mean 'warm_up'", "did you mean '--warm-up'"),
     ],
 )  # fmt: skip

@@ -5,10 +5,8 @@ Names are loaded on first use (PEP 562), so `import hesstune` costs next to noth
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
-from hesstune._former import FormerModules
 from hesstune._lazy import lazily
 from hesstune._version import __version__
 
@@ -50,8 +48,6 @@ __all__ = [
     "noise_stability",
     "predict",
 ]
-
-sys.meta_path.append(FormerModules)
 
 __getattr__, __dir__ = lazily(
     __name__,

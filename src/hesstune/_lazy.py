@@ -7,14 +7,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hesstune._former import former_names
-
 __all__ = ["lazily"]
 
 
-def lazily(
-    package: str, homes: Mapping[str, str], **former: str
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return a package's `__getattr__` and `__dir__`, for names that live in its modules.
 
     A name must not be that of a module of the package: importing the module would replace it.
@@ -22,18 +18,16 @@ def lazily(
     Args:
         package: The package's `__name__`.
         homes: Each name's module.
-        **former: What each former name is now.
 
     Example:
         >>> load, names = lazily("hesstune", {"HesstuneError": "hesstune.errors"})
         >>> load("HesstuneError").__name__, names()
         ('HesstuneError', ['HesstuneError'])
     """
-    unknown = former_names(package, **former)
 
     def load(name: str) -> Any:
         if name not in homes:
-            return unknown(name)
+            raise AttributeError(f"module '{package}' has no attribute '{name}'")
         value = getattr(importlib.import_module(homes[name]), name)
         setattr(sys.modules[package], name, value)
         return value

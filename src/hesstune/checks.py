@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,17 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 from hesstune.errors import (
     ConfigError,
     DataError,
-    FormerNameError,
     HesstuneError,
     NoiseMatrixError,
     unknown_name,
 )
 
 __all__ = [
-    "also_called",
     "class_count",
     "expanded",
-    "fields_also_called",
     "integer_labels",
     "one_of",
     "parse_integer",
@@ -45,75 +41,6 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 P = ParamSpec("P")
 R = TypeVar("R")
 C = TypeVar("C")
-
-
-def also_called(**former: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a function take some arguments by the names they had before, too.
-
-    Args:
-        **former: The present name of each, by its former one.
-
-    Raises:
-        ConfigError: At the call, if both names are given.
-
-    Example:
-        >>> @also_called(noise="noise_matrix")
-        ... def rate(noise_matrix):
-        ...     return noise_matrix
-        >>> rate(noise=0.3)
-        0.3
-    """
-
-    def decorated(function: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def called(*args: P.args, **kwargs: P.kwargs) -> R:
-            given: dict[str, Any] = kwargs
-            for old in [name for name in former if name in given]:
-                if former[old] in given:
-                    raise ConfigError(f"{old} is the former name of {former[old]}; give one of the two")
-                given[former[old]] = given.pop(old)
-            return function(*args, **kwargs)
-
-        return called
-
-    return decorated
-
-
-def fields_also_called(**former: str) -> Callable[[type[C]], type[C]]:
-    """Let a dataclass be made with some fields by the names they had before; reading one says the new name.
-
-    Args:
-        **former: The present name of each, by its former one.
-
-    Raises:
-        ConfigError: Where it is made, if both names are given.
-        FormerNameError: Where a former name is read.
-
-    Example:
-        >>> from dataclasses import dataclass
-        >>> @fields_also_called(noise="noise_matrix")
-        ... @dataclass
-        ... class Setup:
-        ...     noise_matrix: float
-        >>> Setup(noise=0.3)
-        Setup(noise_matrix=0.3)
-        >>> Setup(0.3).noise
-        Traceback (most recent call last):
-        hesstune.errors.FormerNameError: Setup.noise is now noise_matrix
-    """
-
-    def decorated(kind: type[C]) -> type[C]:
-        def read(self: C, name: str) -> Any:
-            if name in former:
-                raise FormerNameError(f"{kind.__name__}.{name}", former[name])
-            raise AttributeError(f"'{kind.__name__}' object has no attribute '{name}'")
-
-        changed: Any = kind
-        changed.__init__ = also_called(**former)(changed.__init__)
-        changed.__getattr__ = read
-        return kind
-
-    return decorated
 
 
 def parse_integer(text: str) -> int | None:

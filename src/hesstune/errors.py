@@ -16,7 +16,6 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DivergedError",
-    "FormerNameError",
     "HesstuneError",
     "HesstuneWarning",
     "LayerError",
@@ -118,13 +117,6 @@ class MissingExtraError(HesstuneError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package}: {install_command(extra)}")
-
-
-class FormerNameError(HesstuneError, AttributeError):
-    """A name that was public is asked for; the message says what it is called now."""
-
-    def __init__(self, former: str, now: str) -> None:
-        super().__init__(f"{former} is now {now}")
 
 
 class RunError(HesstuneError):

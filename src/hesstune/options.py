@@ -44,7 +44,6 @@ __all__ = [
     "make_options",
     "names_written",
     "numbers_by_name",
-    "renamed_option",
     "shown_of",
     "takes_options",
 ]
@@ -124,14 +123,12 @@ class Options(BaseModel):
     Attributes:
         heading: What the options that a class declares stand under in a command's help.
         first: Names of those that most users need, shown above all headings.
-        former: Options that had another name before: now, and what else the old name may have meant.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     heading: ClassVar[str] = "Options"
     first: ClassVar[tuple[str, ...]] = ()
-    former: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -211,8 +208,6 @@ def make_options(kind: type[O], values: Mapping[str, Any], style: str = "{}") ->
     """
     valid = list(kind.model_fields)
     for name in values:
-        if name in kind.former:
-            raise ConfigError(renamed_option(kind, name, style))
         if name not in valid:
             synonyms = {other: _written(now, style) for other, now in SYNONYMS.items()}
             raise unknown_name(
@@ -306,14 +301,6 @@ def _choices(annotation: Any) -> list[str]:
         return [str(name) for name in get_args(annotation)]
     kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
     return _choices(kinds[0]) if len(kinds) == 1 else []
-
-
-def renamed_option(kind: type[Options], name: str, style: str = "{}") -> str:
-    """Say what an option is called now; `style` shows a name as its user writes it."""
-    new, more = kind.former[name]
-    return f"{_written(name, style)} is now {_written(new, style)}" + (
-        f": {names_written(more, kind, style)}" if more else ""
-    )
 
 
 def takes_options(

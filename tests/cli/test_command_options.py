@@ -1,11 +1,10 @@
-"""Options of commands: grouped in the help, named in errors as they were written, refused by former names."""
+"""Options of commands: grouped in the help, named in errors as they were written."""
 
 import json
 import re
 
 import pytest
 
-import hesstune as ht
 from hesstune.cli.main import run as cli
 from hesstune.labeling.options import LabelOptions
 from hesstune.options import OFF_COMMAND_LINE
@@ -81,25 +80,9 @@ def test_commands_have_the_options_of_their_models(capsys, monkeypatch, command,
             assert (f"--{name.replace('_', '-')}" in told) != hidden, name
 
 
-@pytest.mark.parametrize("command", ["finetune", "compare"])
-def test_noise_is_refused_by_a_line_that_names_both(capsys, tmp_path, command):
-    err = refused(capsys, command, "--noise", "0.3", "--out", tmp_path / "a")
-    assert "--noise is now --inject-noise" in err
-    assert "--noise-matrix" in err
-    path = tmp_path / "run.yaml"
-    path.write_text("noise: 0.3\n")
-    err = refused(capsys, command, "--config", path, "--out", tmp_path / "a")
-    assert "noise is now inject_noise" in err
-    assert "noise_matrix" in err
-    with pytest.raises(ht.HesstuneError, match=r"noise is now inject_noise: .*noise_matrix"):
-        getattr(ht, command)(noise=0.3)
-    assert not (tmp_path / "a").exists()
-
-
 def test_label_writes_its_noise_matrix_by_that_name(capsys, voted, tmp_path):
     out, matrix = tmp_path / "labels.csv", tmp_path / "F.json"
     words = ["label", "--votes", voted, "--out", out]
-    assert "--noise-out is now --noise-matrix" in refused(capsys, *words, "--noise-out", matrix)
     code, said, err = hesstune(capsys, *words, "--noise-matrix", matrix, "--json")
     assert code == 0, err
     assert json.loads(said.splitlines()[-1])["noise_path"] == str(matrix)

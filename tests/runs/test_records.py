@@ -6,11 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 import hesstune as ht
-from hesstune.analysis.noise import check_noise
 from hesstune.cli.main import run as command_line
 from hesstune.curvature.stability import Stability
 from hesstune.errors import RunError
@@ -189,35 +187,11 @@ def test_a_configuration_that_no_version_had_names_its_file(bare):
         ht.Run.load(bare.path)
 
 
-def as_format_0(run, estimate):
-    """Make the folder what versions before the count of formats left."""
-    record = json.loads((run.path / "run.json").read_text())
-    for key in ("format", "texts_cut", "unlabelled", "checked_labels", "soft_labels"):
-        del record[key]
-    (run.path / "run.json").write_text(json.dumps(record))
-    config = yaml.safe_load((run.path / "config.yaml").read_text())
-    config["noise"] = config.pop("inject_noise")
-    (run.path / "config.yaml").write_text(yaml.safe_dump(config))
-    (run.path / "label_issues.csv").rename(run.path / "doubtful.csv")
-    (run.path / "label_issues.json").unlink()
-    (run.path / "noise_estimate.json").write_text(json.dumps(estimate))
-
-
-def test_folders_of_format_0_are_read(full):
-    after = json.loads((full.path / "label_issues.json").read_text())["noise_matrix"]
-    as_format_0(full, after)
-    run = ht.Run.load(full.path)
-    assert run.facts.format == 0
-    assert run.config == full.config
-    assert run.records.estimated_afterwards.matrix == after["matrix"]
-    assert run.records.noise_check is None
-    assert len(run.records.label_issues) == len(run.records.train)
-    assert "Estimated afterwards" in render_run(run)
-    check_noise(run)  # takes the file for its own record: the report's old estimate goes
-    assert "Estimated afterwards" not in render_run(run)
-    run.label_issues()  # asked for anew, under the new name
-    assert not (run.path / "doubtful.csv").exists()
-    assert run.records.estimated_afterwards.matrix == after["matrix"]
+def test_a_record_without_a_format_is_refused(bare):
+    path = bare.path / "run.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "format"}))
+    with pytest.raises(RunError, match="format"):
+        ht.Run.load(bare.path)
 
 
 @pytest.mark.parametrize("order", sorted(set(itertools.permutations(("report", "noise", "report")))))

@@ -19,7 +19,6 @@ from hesstune.bounds.baselines import (
     spectral_measure,
 )
 from hesstune.bounds.hessian import constrained_distance_measure, noisy_hessian_distance_measure
-from hesstune.checks import also_called
 from hesstune.curvature.result import Measure
 from hesstune.curvature.sharpness import Sharpness
 from hesstune.forward import Inputs, evaluating, logits_of, named_parameters
@@ -82,7 +81,6 @@ def margins_of(model: nn.Module, batches: Iterator[tuple[Inputs, torch.Tensor]])
     return Margins(gamma, math.sqrt(squares / count), float(every[:, 1].max()), size)
 
 
-@also_called(noise="noise_matrix")
 def complexity_measures(
     found: Measure,
     model: nn.Module,

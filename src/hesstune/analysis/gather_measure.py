@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hesstune._former import former_names
 from hesstune.curvature.exact.skipping import left_out
 from hesstune.curvature.result import Measure
 from hesstune.curvature.smooth.screening import screening_sentence
@@ -67,6 +66,3 @@ def gathered_measure(found: Measure, order: list[NDArray[np.int64]]) -> Measure:
     chosen = [("weight_space", _ELSEWHERE) if a and m != "weight_space" else (m, why) for m, why, a in pairs]
     methods, reasons = ([pair[i] for pair in chosen] for i in range(2))
     return replace(found, notes=notes, methods=methods, reasons=reasons, **changes)  # type: ignore[arg-type]
-
-
-__getattr__ = former_names(__name__, merged="gathered_measure")

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hesstune.analysis.noise_fit import check_matrix, compare_agreement
-from hesstune.checks import also_called
 from hesstune.data.examples import Examples, Task
 from hesstune.errors import HesstuneError, ModelError
 from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits
@@ -30,7 +29,6 @@ from hesstune.runs.options.analysis import DeviceOptions
 from hesstune.runs.read_records import ISSUE_COLUMNS
 from hesstune.runs.records import (
     EXAMPLES,
-    FORMER_LABEL_ISSUES,
     LABEL_ISSUES,
     LABEL_ISSUES_RECORD,
     LabelIssuesRecord,
@@ -49,7 +47,6 @@ __all__ = ["label_issues", "label_posterior", "pictures_of", "save_pictures"]
 SIDE, LETTERS = 48, 400
 
 
-@also_called(noise="noise_matrix")
 def label_posterior(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], noise_matrix: NoiseMatrix | None
 ) -> NDArray[np.float64]:
@@ -132,7 +129,6 @@ def label_issues(run: Run, **options: Any) -> None:
     )
     write_record(run.path / LABEL_ISSUES_RECORD, record)
     write_csv(run.path / LABEL_ISSUES, ISSUE_COLUMNS, rows)
-    (run.path / FORMER_LABEL_ISSUES).unlink(missing_ok=True)
 
 
 class Probed(NamedTuple):

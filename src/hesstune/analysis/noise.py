@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from hesstune.analysis.linear_heads import linear_heads, predicted
 from hesstune.analysis.noise_dependence import dependence_on_input
-from hesstune.checks import also_called
 from hesstune.data.examples import Task
 from hesstune.errors import DataError, NoiseMatrixError
 from hesstune.inputs.image_inputs import to_channels_last
@@ -151,7 +150,6 @@ def _counted(task: Task, believed: NoiseMatrix) -> Counted | None:
     return Counted(matrix=counted.array.tolist(), rate=counted.rate, **_distance(counted, believed))
 
 
-@also_called(noise="noise_matrix")
 def perturbed(noise_matrix: NoiseMatrix, off: float, direction: str, seed: int = 0) -> NoiseMatrix | None:
     """Return F moved by `off` in total variation, row by row on average; None where there is no room.
 
@@ -172,7 +170,6 @@ def perturbed(noise_matrix: NoiseMatrix, off: float, direction: str, seed: int =
     return NoiseMatrix((1 - share) * noise_matrix.array + share * end)
 
 
-@also_called(noise="noise_matrix")
 def sensitivity(
     features: NDArray[np.float64], labels: NDArray[np.int64], noise_matrix: NoiseMatrix, *, seed: int = 0
 ) -> list[CostOfError]:

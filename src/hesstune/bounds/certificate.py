@@ -38,7 +38,7 @@ from hesstune.bounds.refute import TEST_SHARE, check_bound, check_floor, check_n
 from hesstune.bounds.search import Choice, Problem, choose
 from hesstune.bounds.tails import confusion_of, held_out_beside, tail_certificate
 from hesstune.bounds.told import kind_of, losses_for, noise_as_told, sample_assumptions, spent_by
-from hesstune.checks import also_called, one_of
+from hesstune.checks import one_of
 from hesstune.errors import ConfigError
 from hesstune.forward import evaluating, logits_of
 from hesstune.reference import Reference
@@ -53,7 +53,6 @@ PASSES = 100  # draws of the head alone, for each example
 DRAWS = 2048
 
 
-@also_called(noise="noise_matrix")
 def certify(
     model: nn.Module,
     ref: Reference,

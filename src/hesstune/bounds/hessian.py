@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hesstune.checks import also_called, positive, stochastic_matrix
+from hesstune.checks import positive, stochastic_matrix
 from hesstune.errors import ConfigError, NoiseMatrixError
 
 __all__ = [
@@ -68,7 +68,6 @@ def constrained_distance_measure(radius: ArrayLike, trace: ArrayLike, n: int, bo
     return hessian_distance_measure(alpha**2 * tr, n, bound)
 
 
-@also_called(noise="noise_matrix")
 def inverse_norm(noise_matrix: Any) -> float:
     """Return ρ = max_i Σ_j |F⁻¹[i, j]|, the factor by which the consistent loss can exceed C.
 
@@ -91,7 +90,6 @@ def inverse_norm(noise_matrix: Any) -> float:
     return float(np.abs(np.linalg.inv(matrix)).sum(axis=1).max())
 
 
-@also_called(noise="noise_matrix")
 def noisy_hessian_distance_measure(quadratic: ArrayLike, n: int, bound: float, noise_matrix: Any) -> float:
     """Return Σ_i √(ρ·C·𝓗_i / n), the measure for training with the consistent loss.
 

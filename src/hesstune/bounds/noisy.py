@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, sparse
 
 from hesstune.bounds.pac_bayes import confidence_interval
-from hesstune.checks import also_called, one_of, stochastic_matrix
+from hesstune.checks import one_of, stochastic_matrix
 from hesstune.errors import ConfigError, NoiseMatrixError
 
 __all__ = [
@@ -214,7 +214,6 @@ def _lifted(name: str, matrix: Array, noise_matrix: NoiseSet) -> CleanLoss:
     return CleanLoss(name, matrix)
 
 
-@also_called(noise="noise_matrix")
 def inverse_loss(noise_matrix: NoiseSet) -> CleanLoss:
     """Return L = 1 − F⁻¹, whose mean over noisy labels *equals* the clean 0-1 risk.
 
@@ -229,7 +228,6 @@ def inverse_loss(noise_matrix: NoiseSet) -> CleanLoss:
     return _lifted("inverse", 1.0 - np.asarray(np.linalg.inv(noise_matrix.centre), np.float64), noise_matrix)
 
 
-@also_called(noise="noise_matrix")
 def margin_loss(noise_matrix: NoiseSet) -> CleanLoss:
     """Return L = (1[ỹ ≠ h] − c)/γ, c = min_i (1 − F_ii), γ = min_i (F_ii − max_{j≠i} F_ij) > 0.
 
@@ -242,7 +240,6 @@ def margin_loss(noise_matrix: NoiseSet) -> CleanLoss:
     return _lifted("margin", (1.0 - np.eye(noise_matrix.k) - floor) / gamma, noise_matrix)
 
 
-@also_called(noise="noise_matrix")
 def margin_bound(noisy_risk: float, noise_matrix: Any) -> float:
     """Return (R̃ − min_i (1 − F_ii))/γ, an upper bound on the clean risk from the noisy one.
 
@@ -284,7 +281,6 @@ def _margin(matrix: Array, upper: Array | None = None) -> tuple[float, float]:
     return float(max(0.0, (1 - np.diag(most)).min())), gamma
 
 
-@also_called(noise="noise_matrix")
 def linear_program_loss(noise_matrix: NoiseSet, trade: float) -> CleanLoss:
     """Return the L that minimises its expected mean plus `trade` times its range, F L ≥ 1 − I.
 
@@ -344,7 +340,6 @@ def _program(noise_matrix: NoiseSet, trade: float) -> tuple[Array, sparse.csr_ma
     return np.concatenate([mean, np.zeros(duals), [-trade, trade]]), rows.tocsr(), limits, bounds
 
 
-@also_called(noise="noise_matrix")
 def clean_losses(
     noise_matrix: NoiseSet,
     method: Literal["tightest", "inverse", "linear_program", "margin"] | str = "tightest",

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from hesstune.checks import fields_also_called
-
 __all__ = ["Share"]
 
 
@@ -20,7 +18,6 @@ def _alone(rows: torch.Tensor) -> list[torch.Tensor]:
     return [rows]
 
 
-@fields_also_called(summed="all_reduce_sum", gathered="all_gather")
 @dataclass(frozen=True)
 class Share:
     """One process's share of a certificate's blocks: every world-th, from its rank.

@@ -22,7 +22,7 @@ __all__ = ["label"]
 MOST_SHOWN = 40
 
 
-@with_options(former={"noise_out": "noise_matrix"})
+@with_options()
 def label(
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="CSV file of labels to write", rich_help_panel=FIRST)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -11,14 +11,12 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
-from hesstune.errors import ConfigError
 from hesstune.options import (
     OFF_COMMAND_LINE,
     Options,
     Shown,
     make_options,
     names_written,
-    renamed_option,
     shown_of,
 )
 
@@ -80,9 +78,7 @@ class GroupedCommand(TyperCommand):
                 formatter.write_dl(records)
 
 
-def with_options(
-    *, hidden: tuple[str, ...] = (), former: Mapping[str, str] | None = None
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(*, hidden: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of each model that one of its parameters is of.
 
     A parameter of type `Model` receives the options given, checked; one of type
@@ -90,7 +86,6 @@ def with_options(
 
     Args:
         hidden: Options that the help leaves out.
-        former: The present name of each of the command's own options that had another before.
     """
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
@@ -98,14 +93,8 @@ def with_options(
         models = {p.name: kind for p in parameters if (kind := _model_of(p.annotation))}
         checked = {p.name for p in parameters if p.name in models and p.annotation is models[p.name]}
         made = [p for kind in models.values() for p in _parameters(kind, hidden)]
-        told = {old: f"--{old} is now --{new}".replace("_", "-") for old, new in (former or {}).items()}
-        for kind in models.values():
-            told |= {old: renamed_option(kind, old, STYLE) for old in kind.former}
 
         def wrapper(**given: Any) -> None:
-            for old, message in told.items():
-                if given.pop(old) is not None:
-                    raise ConfigError(message)
             for at, kind in models.items():
                 values = {name: given.pop(name) for name in kind.model_fields if name in given}
                 values = {name: v for name, v in values.items() if v not in (None, [])}
@@ -115,7 +104,7 @@ def with_options(
         # Those of the most used first, whichever model they are of; others stay in their models' order.
         ordered = [p for often, p in made if often] + [p for often, p in made if not often]
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters if p.name not in models]
-        shown = [*ordered, *own, *map(_refused, told)]
+        shown = [*ordered, *own]
         wrapper.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {p.name: p.annotation for p in shown}
         wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
@@ -201,11 +190,3 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, bool):
         value = "yes" if value else "no"
     return f" [default: {','.join(value) if isinstance(value, tuple) else value}]"
-
-
-def _refused(name: str) -> inspect.Parameter:
-    """Return an option by its former name, taken only to say what it is called now."""
-    option = typer.Option(STYLE.format(name.replace("_", "-")), hidden=True)
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
-    )

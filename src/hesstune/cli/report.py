@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from hesstune._former import former_names
 from hesstune.cli.options import JSON, QUIET, with_options
 from hesstune.cli.render import Output
 from hesstune.report.options import ReportOptions
@@ -50,10 +49,3 @@ def open_on_desktop(page: Path) -> None:
         import webbrowser
 
         webbrowser.open(page.resolve().as_uri())
-
-
-__getattr__ = former_names(
-    __name__,
-    write_report="hesstune.report.write.write_report",
-    write_study="hesstune.report.write.write_study",
-)

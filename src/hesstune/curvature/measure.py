@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from hesstune.checks import also_called
 from hesstune.curvature.arguments import LabelledBatch, check_arguments, expected_examples, limited
 from hesstune.curvature.batches import rows_of
 from hesstune.curvature.capture import differentiable
@@ -44,7 +43,6 @@ _MOST_PER_STEP = 4
 _SENTENCES = 16
 
 
-@also_called(noise="noise_matrix")
 def measure(
     model: nn.Module,
     ref: Reference,

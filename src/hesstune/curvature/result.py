@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hesstune.curvature.declared import CHECKSUM, MEASURE, MEASURE_TENSORS
-from hesstune.errors import ConfigError, FormerNameError, RunError, listed, unknown_name
+from hesstune.errors import ConfigError, RunError, listed, unknown_name
 from hesstune.reference import NO_LAYER
 from hesstune.storage.atomic import json_writer, made_folder, replace_files
 from hesstune.storage.reading import one_line
@@ -185,14 +185,6 @@ class Measure:
     def mean_shares(self, n: int, C: float | None = None) -> torch.Tensor:
         """Return each layer's term √(C·mean/n) of `mean_hessian_distance`, (L,)."""
         return (self._bound(n, C) * self.mean.clamp_min(0) / n).sqrt()
-
-    def __getattr__(self, name: str) -> Any:
-        """Say what `distance` is called now."""
-        if name == "distance":
-            raise FormerNameError(
-                "Measure.distance(n)", "hessian_distance(n); `distances` holds ‖v_i‖ by layer"
-            )
-        raise AttributeError(f"'Measure' has no attribute '{name}'")
 
     def shares(self, n: int, C: float | None = None) -> torch.Tensor:
         """Return each layer's term √(C·𝓗_i/n) of `hessian_distance`, (L,)."""

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.checks import also_called
 from hesstune.curvature.arguments import LabelledBatch
 from hesstune.curvature.batches import rows_of
 from hesstune.curvature.capture import differentiable, kept_buffers, restored
@@ -80,7 +79,6 @@ class Stability:
         }
 
 
-@also_called(noise="noise_matrix")
 def noise_stability(
     model: nn.Module,
     batches: Iterable[LabelledBatch],
@@ -139,7 +137,6 @@ def noise_stability(
     return rows[0]
 
 
-@also_called(noise="noise_matrix", summed="all_reduce_sum")
 def noise_stability_table(
     model: nn.Module,
     batches: Iterable[LabelledBatch],

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from hesstune._former import former_names
 from hesstune.checks import readable_file
 from hesstune.data.class_labels import with_labels
 from hesstune.data.contents import image_digests
@@ -141,6 +140,3 @@ def _cells(values: NDArray[Any], n: int, what: str) -> list[str]:
         )
     plain = np.char.decode(values, "utf-8", "replace") if values.dtype.kind == "S" else values
     return [as_cell(value) for value in plain.tolist()]
-
-
-__getattr__ = former_names(__name__, write_arrays="numpy.savez(path, images=…, labels=…, classes=…)")

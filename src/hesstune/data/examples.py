@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from hesstune.checks import also_called
 from hesstune.data.contents import Digests, text_digests
 from hesstune.storage.tensors import digest_of_texts
 from hesstune.weak.votes import Votes
@@ -145,7 +144,6 @@ class Listing:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @also_called(indices="rows")
     def take(self, rows: ArrayLike) -> Listing:
         """Return the listing of some of the examples."""
         own = ("ids", "labels", "paths", "array", "texts", "parts", "votes", "soft", "given", "told")
@@ -197,7 +195,6 @@ class Examples:
         """This part's texts, or None where the examples are images."""
         return self.source.batch(self.rows) if isinstance(self.source, Texts) else None
 
-    @also_called(indices="rows")
     def take(self, rows: ArrayLike) -> Examples:
         """Return some of this part's examples as a part of its own."""
         own = ("rows", "ids", "labels", "true", "votes", "soft", "clean", "given", "given_soft")

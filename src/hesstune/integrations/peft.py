@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune._former import former_names
 from hesstune.checks import one_of
 from hesstune.constraints.distance import (
     NORMS,
@@ -342,6 +341,3 @@ def _copies(model: nn.Module) -> _Copies:
         for name in layer_names(wrapper.original_module):
             found[f"{plain_name(path)}.{name}"] = (active[name], starts[name])
     return found
-
-
-__getattr__ = former_names(__name__, measure="measure_adapters")

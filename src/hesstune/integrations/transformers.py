@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.checks import also_called, positive
+from hesstune.checks import positive
 from hesstune.constraints.distance import check_finite
 from hesstune.errors import ConfigError, DivergedError, LayerError, MissingExtraError, RunError
 from hesstune.forward import named_parameters
@@ -242,7 +242,6 @@ class PretrainedDecayCallback(TrainerCallback):
         _check_logged(logs or {})
 
 
-@also_called(noise="noise_matrix")
 def consistent_loss(noise_matrix: NoiseMatrix, **options: Any) -> Callable[..., torch.Tensor]:
     """Return the consistent loss in the form of the Trainer's `compute_loss_func`.
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hesstune.checks import also_called
 from hesstune.data.examples import MODEL_LABEL
 from hesstune.data.label_sources import GIVEN, SOURCE
 from hesstune.errors import RunError
@@ -87,7 +86,6 @@ class Labelling:
             "notes": self.notes,
         }
 
-    @also_called(noise="noise_matrix")
     def save(self, path: str | Path, noise_matrix: str | Path | None = None, overwrite: bool = False) -> Path:
         """Write labels.csv and the noise matrix; return the matrix's path (by default beside the labels).
 

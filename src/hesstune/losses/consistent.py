@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hesstune.checks import also_called, one_of
+from hesstune.checks import one_of
 from hesstune.errors import ConfigError, DataError, HesstuneWarning
 from hesstune.noise.matrix import NoiseMatrix
 
@@ -82,7 +82,6 @@ class ConsistentLoss(nn.Module):
 
     inverse: torch.Tensor
 
-    @also_called(noise="noise_matrix")
     def __init__(
         self,
         noise_matrix: HasInverse,

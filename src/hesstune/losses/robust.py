@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.checks import also_called, one_of, stochastic_matrix, unit_interval
+from hesstune.checks import one_of, stochastic_matrix, unit_interval
 from hesstune.errors import ConfigError
 from hesstune.losses.consistent import check_targets
 
@@ -81,7 +81,6 @@ class ForwardLoss(_TargetLoss):
 
     log_noise: torch.Tensor
 
-    @also_called(noise="noise_matrix")
     def __init__(self, noise_matrix: Any, reduction: str = "mean") -> None:
         super().__init__(reduction)
         matrix = torch.from_numpy(stochastic_matrix(getattr(noise_matrix, "array", noise_matrix)))

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from hesstune.errors import ConfigError, FormerNameError, unknown_name
+from hesstune.errors import ConfigError, unknown_name
 from hesstune.methods._setup import Batch, MethodSetup, Option
 from hesstune.storage.tensors import Tree
 
@@ -22,8 +22,6 @@ T = TypeVar("T")
 # The share of a head's penalty for methods that resist noise themselves: of 0, 0.1 and 1 the best on average
 # on nine development tasks of heads.
 RESISTANT = 0.1
-# What a method of one's own may still set by the name it had.
-FORMER = {"believes": "uses_noise", "thaws": "toggles_requires_grad"}
 
 
 class Method:
@@ -61,13 +59,6 @@ class Method:
     # Whether `solve_head` gives the head before the first step; validation then judges the start, too.
     solves_head: ClassVar[bool] = False
     own_options: ClassVar[dict[str, Option]] = {}
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse what a class sets by a former name: it would have no effect."""
-        super().__init_subclass__(**kwargs)
-        for old, new in FORMER.items():
-            if old in vars(cls):
-                raise FormerNameError(f"Method.{old}", new)
 
     def __init__(self, setup: MethodSetup) -> None:
         from hesstune.methods._losses import cross_entropy

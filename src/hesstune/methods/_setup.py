@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from hesstune.checks import fields_also_called
 from hesstune.reference import in_modules
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ class Option:
     log: bool = False
 
 
-@fields_also_called(noise="noise_matrix")
 @dataclass(frozen=True)
 class MethodSetup:
     """What a method is built from.

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune._former import former_names
 from hesstune.errors import MissingExtraError, ModelError, unknown_name
 from hesstune.models.heads import check_heads, find_heads, new_layer
 from hesstune.models.probe import probe
@@ -160,6 +159,3 @@ def _no_weights(package: str, name: str, error: Exception) -> ModelError:
         f"{package} cannot load its weights for '{name}' ({reason}); where there is no network, give a "
         "state dict of this model by --weights FILE"
     )
-
-
-__getattr__ = former_names(__name__, Normalisation="MeanAndStd")

@@ -38,12 +38,6 @@ class FinetuneConfig(
     """
 
     first: ClassVar[tuple[str, ...]] = ("data", "model", "method", "noise_matrix", "out", "epochs")
-    former: ClassVar[Mapping[str, tuple[str, str]]] = {
-        "noise": (
-            "inject_noise",
-            "it corrupts the labels, for experiments; what is believed about their noise is {noise_matrix}",
-        )
-    }
 
     @property
     def head_only(self) -> bool:
@@ -237,15 +231,14 @@ def _depth(text: str) -> int:
 
 
 def read_config(path: str | Path) -> FinetuneConfig:
-    """Read the configuration that a run left in its folder, of this version or an earlier one.
+    """Read the configuration that a run left in its folder.
 
     Raises:
-        ConfigError: If the file is missing, damaged, or has options that no version had.
+        ConfigError: If the file is missing, damaged, or has unknown options.
         RunError: If a later version wrote the run.
     """
     refuse_later(Path(path).with_name(RECORD), RunRecord)
-    now = {old: new for old, (new, _) in FinetuneConfig.former.items()}
-    return make_config({now.get(name, name): value for name, value in read_yaml(path).items()})
+    return make_config(read_yaml(path))
 
 
 def make_config(values: Mapping[str, Any]) -> FinetuneConfig:

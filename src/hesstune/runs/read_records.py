@@ -13,7 +13,7 @@ from hesstune.runs import measure_records as measured
 from hesstune.runs import records as files
 from hesstune.runs.config import FinetuneConfig
 from hesstune.storage.csv_table import read_rows
-from hesstune.storage.reading import read_json, read_text, reading
+from hesstune.storage.reading import read_text, reading
 from hesstune.storage.stored import checked_record, read_record
 
 if TYPE_CHECKING:
@@ -134,15 +134,13 @@ class Records:
     @cached_property
     def noise_check(self) -> files.NoiseCheck | None:
         """What `hesstune noise` found."""
-        found = self._noise_estimate
-        return found if isinstance(found, files.NoiseCheck) else None
+        return read_record(self.path / files.NOISE_CHECK, files.NoiseCheck)
 
     @cached_property
     def label_issues(self) -> list[dict[str, str]] | None:
         """The rows of label_issues.csv, the most doubtful label first."""
-        names = (files.LABEL_ISSUES, files.FORMER_LABEL_ISSUES)
-        path = next((path for name in names if (path := self.path / name).is_file()), None)
-        return None if path is None else _rows(path, ISSUE_COLUMNS)
+        path = self.path / files.LABEL_ISSUES
+        return _rows(path, ISSUE_COLUMNS) if path.is_file() else None
 
     @cached_property
     def label_issues_record(self) -> files.LabelIssuesRecord | None:
@@ -153,10 +151,7 @@ class Records:
     def estimated_afterwards(self) -> files.NoiseMatrixRecord | None:
         """The noise matrix that the validation examples show, estimated with the list of label issues."""
         kept = self.label_issues_record
-        if kept is not None:
-            return self._sized(kept.noise_matrix, files.LABEL_ISSUES_RECORD)
-        former = self._noise_estimate
-        return self._sized(former, files.NOISE_CHECK) if isinstance(former, files.NoiseMatrixRecord) else None
+        return None if kept is None else self._sized(kept.noise_matrix, files.LABEL_ISSUES_RECORD)
 
     @cached_property
     def pictures(self) -> dict[str, files.Picture]:
@@ -170,17 +165,6 @@ class Records:
         for name, value in vars(Records).items():
             if isinstance(value, cached_property):
                 getattr(self, name)
-
-    @cached_property
-    def _noise_estimate(self) -> files.NoiseCheck | files.NoiseMatrixRecord | None:
-        """Read noise_estimate.json; in folders of format 0 the report may have left a matrix there."""
-        path = self.path / files.NOISE_CHECK
-        if not path.is_file():
-            return None
-        content = read_json(path)
-        if isinstance(content, dict) and "matrix" in content:
-            return checked_record(path, files.NoiseMatrixRecord, lambda: content)
-        return checked_record(path, files.NoiseCheck, lambda: content)
 
     def _sized(self, found: files.NoiseMatrixRecord | None, name: str) -> files.NoiseMatrixRecord | None:
         if found is not None and len(found.matrix) != len(self.facts.classes):

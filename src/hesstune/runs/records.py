@@ -18,7 +18,7 @@ __all__ = [
     "RunRecord", "Sizes", "checkpoint_name",
 ]  # fmt: skip
 
-# The format of run.json; folders from before it was counted have none, which reads as 0.
+# The format of run.json.
 FORMAT = 1
 
 # What training writes.
@@ -32,7 +32,6 @@ OWN = (CONFIG, RECORD, DATA, MODEL, REFERENCE, METRICS, LABELS, NOISE_MATRIX, BA
 STABILITY, CERTIFICATE = "noise_stability.json", "certificate.json"
 NOISE_CHECK = "noise_estimate.json"  # of `hesstune noise`
 LABEL_ISSUES, LABEL_ISSUES_RECORD = "label_issues.csv", "label_issues.json"
-FORMER_LABEL_ISSUES = "doubtful.csv"  # in folders of format 0; their estimate lies where NOISE_CHECK does
 EXAMPLES, REPORT, RADIUS, OBSERVED = "examples.json", "report.html", "radius.json", "observed.json"
 # Folders of a certificate's own runs: of a prior trained on a part, and of Pick-to-Learn.
 PRIOR, POSTERIOR, COMPRESSED = "prior", "posterior", "compressed"
@@ -41,7 +40,7 @@ TO_CHECK = "to_check.csv"  # the sheet of hesstune check, for a person to fill i
 TENSORBOARD, MLFLOW, MLFLOW_RUN = "tensorboard", "mlruns", "mlflow_run"
 DERIVED = (
     MEASURE, MEASURE_TENSORS, STABILITY, CERTIFICATE, PRIOR, POSTERIOR, COMPRESSED, TO_CHECK, NOISE_CHECK,
-    LABEL_ISSUES, LABEL_ISSUES_RECORD, FORMER_LABEL_ISSUES, EXAMPLES, REPORT, RADIUS, OBSERVED,
+    LABEL_ISSUES, LABEL_ISSUES_RECORD, EXAMPLES, REPORT, RADIUS, OBSERVED,
     TENSORBOARD, MLFLOW, MLFLOW_RUN,
 )  # fmt: skip
 
@@ -136,7 +135,7 @@ class RunRecord(Stored):
     mend: ClassVar[str] = "train again with --overwrite"
     newest: ClassVar[int] = FORMAT
 
-    format: int = Field(0, ge=0)
+    format: int = Field(ge=FORMAT)
     classes: list[str]
     examples: Sizes
     split: str

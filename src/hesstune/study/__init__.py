@@ -28,5 +28,4 @@ __getattr__, __dir__ = lazily(
         "StudyPlan": "hesstune.study.plan",
         "make_study_plan": "hesstune.study.plan",
     },
-    make_plan="make_study_plan",
 )

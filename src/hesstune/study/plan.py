@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hesstune._former import former_names
 from hesstune.data.reading import Reading, Voting
 from hesstune.errors import ConfigError, HesstuneError, unknown_name
 from hesstune.methods import method_class, method_names
@@ -237,6 +236,3 @@ class _Networks:
                 self._head_only[key] = config.head_only
         known = self._head_only[key]
         return config.as_head_only() if known and not config.head_only else config
-
-
-__getattr__ = former_names(__name__, Plan="StudyPlan", make_plan="make_study_plan")

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hesstune._former import former_names
 from hesstune.errors import HesstuneError, MissingExtraError, RunError
 from hesstune.methods import method_class
 from hesstune.methods._setup import Option
@@ -132,6 +131,3 @@ def _searched(config: FinetuneConfig) -> dict[str, Option]:
 def _scales(config: FinetuneConfig) -> bool:
     """Tell whether there are radii to scale: those that a run chooses itself are left to it."""
     return isinstance(config.radius, float | dict)
-
-
-__getattr__ = former_names(__name__, validation_loss="run_validation_loss")

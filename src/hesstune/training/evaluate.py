@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hesstune.checks import also_called
 from hesstune.data.examples import KEPT, REWRITTEN, Examples
 from hesstune.noise.matrix import NoiseMatrix
 
@@ -22,7 +21,6 @@ def accuracy(logits: torch.Tensor, labels: NDArray[np.int64] | None) -> float | 
     return float((logits.argmax(dim=1).numpy() == labels).mean())
 
 
-@also_called(noise="noise_matrix")
 def cross_entropy_under(
     logits: torch.Tensor,
     labels: NDArray[np.int64],
@@ -53,7 +51,6 @@ class Validation:
             that are far too sure, or unsure.
     """
 
-    @also_called(noise="noise_matrix")
     def __init__(self, noise_matrix: NoiseMatrix | None, tempered: bool = False) -> None:
         self.matrix = None if noise_matrix is None else torch.tensor(noise_matrix.array)
         self.temperatures = TEMPERATURES if tempered or noise_matrix is not None else (1.0,)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from hesstune._former import former_names
 from hesstune.data.examples import MEMORY, Task
 from hesstune.errors import ConfigError
 from hesstune.methods import Method, method_name
@@ -128,6 +127,3 @@ def _build(config: Config | None, options: dict[str, Any]) -> FinetuneConfig:
     else:
         values = dict(config or {})
     return make_config({**values, **options})
-
-
-__getattr__ = former_names(__name__, train_prepared="hesstune.training.fit.fit_prepared")

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hesstune.checks import also_called
 from hesstune.data.examples import Examples
 from hesstune.errors import DivergedError, RunError
 from hesstune.inputs.batches import ModelInputs, predict_logits
@@ -60,7 +59,6 @@ class Trainer:
         progress: Called with (steps done, steps in all, text) after every step.
     """
 
-    @also_called(noise="noise_matrix")
     def __init__(
         self,
         config: FinetuneConfig,

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hesstune._former import former_names
 from hesstune.checks import class_count, integer_labels
 from hesstune.errors import DataError, listed
 from hesstune.weak.ballots import Ballots
@@ -316,8 +315,3 @@ def beside(tables: Sequence[Votes]) -> tuple[Votes, list[str]]:
                 given = own.onehot[:, j] if own.soft is None else own.soft[:, j]
                 soft[:, at] = np.where(given.any(axis=1, keepdims=True), given, soft[:, at])
     return Votes(table, k, names, soft), notes
-
-
-__getattr__ = former_names(
-    __name__, class_of="hesstune.weak.vote_values.class_of", EMPTY="hesstune.weak.vote_values.abstains(value)"
-)

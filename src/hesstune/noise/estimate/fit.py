@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hesstune.checks import also_called, integer_labels
+from hesstune.checks import integer_labels
 from hesstune.noise.estimate.posteriors import check_probabilities
 from hesstune.noise.matrix import NoiseMatrix
 
@@ -71,7 +71,6 @@ def calibrate(probs: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64],
     return tempered(float(found.x)), float(np.exp(found.x))
 
 
-@also_called(noise="noise_matrix")
 def log_likelihoods(noise_matrix: NoiseMatrix, probs: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
     """Return the forward-corrected log-likelihood of each held-out noisy label, (N,).
 
@@ -120,7 +119,6 @@ def best_by_likelihood(
     return near, means
 
 
-@also_called(noise="noise_matrix")
 def well_conditioned(
     noise_matrix: NoiseMatrix, probs: ArrayLike | None = None, labels: ArrayLike | None = None
 ) -> tuple[NoiseMatrix, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hesstune.checks import also_called, class_count, integer_labels, positive
+from hesstune.checks import class_count, integer_labels, positive
 from hesstune.errors import ConfigError, DataError
 from hesstune.noise.estimate.record import Estimate
 from hesstune.noise.matrix import NoiseMatrix
@@ -33,7 +33,6 @@ class ConfidenceSet:
     upper: NDArray[np.float64]
     delta: float
 
-    @also_called(noise="noise_matrix")
     def contains(self, noise_matrix: NoiseMatrix) -> bool:
         """Tell whether every entry of a matrix lies in the box."""
         return bool(
