@@ -48,12 +48,14 @@ def test_the_first_screen_of_finetune_has_what_most_users_need(capsys, monkeypat
     screen = "\n".join(out.splitlines()[:24])
     for option in ("--data", "--model", "--method", "--noise-matrix", "--out", "--epochs"):
         assert re.search(rf"^  {option} ", screen, flags=re.M), option
-    found = sections(out)
+    assert list(sections(out)) == ["Most used"]
+    assert len(sections(out)["Most used"]) == 10
+    found = sections(hesstune(capsys, "finetune", "--help-all")[1])
     assert list(found) == [
         "Most used", "Data", "Model and method", "Labels and their noise", "Optimisation", "Constraint",
         "Run", "Output",
     ]  # fmt: skip
-    assert found["Most used"] == ["--data", "--model", "--method", "--noise-matrix", "--out", "--epochs"]
+    assert found["Most used"] == sections(out)["Most used"]
     assert found["Constraint"] == ["--radius", "--radius-scale", "--norm"]
 
 
@@ -72,7 +74,7 @@ def test_the_first_screen_of_finetune_has_what_most_users_need(capsys, monkeypat
 )
 def test_commands_have_the_options_of_their_models(capsys, monkeypatch, command, models):
     monkeypatch.setenv("COLUMNS", "100")
-    _, out, _ = hesstune(capsys, command, "--help")
+    _, out, _ = hesstune(capsys, command, "--help-all")
     told = {option for group in sections(out).values() for option in group}
     for model in models:
         for name, field in model.model_fields.items():

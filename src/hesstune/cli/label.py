@@ -32,7 +32,7 @@ def label(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="noise matrix to write; none: beside --out, NAME.noise.json",
+            help="noise matrix to write; default: beside --out, NAME.noise.json",
             rich_help_panel=FIRST,
         ),
     ] = None,

@@ -37,6 +37,9 @@ __all__ = [
 # How users of the command line write an option.
 STYLE = "--{}"
 FIRST, LAST = "Most used", "Output"
+HELP_ALL = "--help-all"
+# A help of more options than this shows the most used ones alone.
+MOST_SHOWN = 14
 RUN = Annotated[Path, typer.Argument(metavar="RUN", help="the run folder")]
 CONFIG = Annotated[
     Path | None,
@@ -60,7 +63,15 @@ def replacing(what: str) -> Any:
 
 
 class GroupedCommand(TyperCommand):
-    """A command whose help shows options under headings, in the order in which they first occur."""
+    """A command whose help shows options under headings, in the order in which they first occur.
+
+    `--help` shows the most used options if there are many; `--help-all` shows every option.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read `--help-all` as `--help` of all options."""
+        ctx.meta[HELP_ALL] = HELP_ALL in args
+        return super().parse_args(ctx, ["--help" if arg == HELP_ALL else arg for arg in args])
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a section a heading."""
@@ -71,11 +82,18 @@ class GroupedCommand(TyperCommand):
                 argument = parameter.param_type_name == "argument"
                 heading = "Arguments" if argument else getattr(parameter, "rich_help_panel", None) or LAST
                 sections.setdefault(heading, []).append(record)
+        hidden = 0
+        if sections[FIRST] and sum(map(len, sections.values())) > MOST_SHOWN and not ctx.meta.get(HELP_ALL):
+            rest = [heading for heading in sections if heading not in ("Arguments", FIRST)]
+            hidden = sum(len(sections.pop(heading)) for heading in rest)
         for heading, records in sections.items():
             if not records:
                 continue
             with formatter.section(heading):
                 formatter.write_dl(records)
+        if hidden:
+            formatter.write_paragraph()
+            formatter.write_text(f"{hidden} more options: {ctx.command_path} {HELP_ALL}")
 
 
 def with_options(*, hidden: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:

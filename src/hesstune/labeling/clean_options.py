@@ -29,10 +29,10 @@ class CleanOptions(Options):
         None, description="CSV file of labels a person has checked: id, and clean_label, true_label or label"
     )
     model: str | None = Field(
-        None, description="whose features; none: efficientnet_lite0, or minilm for texts"
+        None, description="whose features; default: efficientnet_lite0, or minilm for texts"
     )
     head: Names = Field(
-        (), description="module of the model's classifier, before which features are taken; none: found"
+        (), description="module of the model's classifier, before which features are taken; default: found"
     )
     image_size: int = Field(96, ge=8, le=2048, description="side of the images in pixels")
     max_length: int = Field(128, ge=4, le=1 << 20, description="tokens of a text at most")

@@ -42,7 +42,7 @@ class Training:
         max_length: Tokens of a text at most.
         seed: Of splits and training.
         device: Where to compute.
-        head: Modules of the network's classifier; none: found.
+        head: Modules of the network's classifier; default: found.
     """
 
     kind: str

@@ -23,7 +23,7 @@ class VoteOptions(Options):
     target: Annotated[str, Shown("DATA")] | None = Field(
         None,
         description="what to label: folder:PATH, csv:PATH or hf:NAME with texts; labels it has go into "
-        "tables of accuracy alone, except those of a test part, which stay; none: the examples of {votes}",
+        "tables of accuracy alone, except those of a test part, which stay; default: the examples of {votes}",
     )
     labelers: Specs = Field(
         (), description="other domains' data, to train a labeler on each; NAME=DATA names it"
@@ -37,16 +37,16 @@ class VoteOptions(Options):
         "probabilities; or .jsonl with an object {CLASS: probability} a labeler; or either with a row a vote",
     )
     vote_columns: Names = Field(
-        (), description="columns of votes in csv data; none: those named vote_…, or else all that may be"
+        (), description="columns of votes in csv data; default: those named vote_…, or else all that may be"
     )
     task_column: str | None = Field(
         None,
-        description="column of {votes} that names the example, where each row is one vote; none: guessed, "
+        description="column of {votes} that names the example, where each row is one vote; default: guessed, "
         "and said",
     )
     worker_column: str | None = Field(None, description="column of {votes} that says who votes")
     label_column: str | None = Field(None, description="column of {votes} that holds the class voted for")
-    classes: Names = Field((), description="class names; none: those that labelers, truth and votes name")
+    classes: Names = Field((), description="class names; default: those that labelers, truth and votes name")
 
 
 class LabelModelOptions(Options):
@@ -63,7 +63,7 @@ class LabelModelOptions(Options):
     class_balance: Annotated[Names, Shown("CLASS=SHARE,…")] = Field(
         (),
         description="how often each class is, where that is known; or uniform, or majority (the majority "
-        "vote's shares); none: as the label model finds",
+        "vote's shares); default: as the label model finds",
     )
     noise_from: Literal["auto", PosteriorModel] = Field(
         "auto",
@@ -93,10 +93,10 @@ class LabelerOptions(Options):
     )
     model: str | None = Field(
         None,
-        description="whose features, or which network; none: efficientnet_lite0, or minilm for texts",
+        description="whose features, or which network; default: efficientnet_lite0, or minilm for texts",
     )
     head: Names = Field(
-        (), description="module of that network's classifier, before which features are taken; none: found"
+        (), description="module of that network's classifier, before which features are taken; default: found"
     )
     image_size: int = Field(96, ge=8, le=2048, description="side of the images in pixels")
     max_length: int = Field(128, ge=4, le=1 << 20, description="tokens of a text at most")

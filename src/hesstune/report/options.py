@@ -14,6 +14,6 @@ class ReportOptions(Options):
 
     baseline: str | None = Field(
         None,
-        description="of a comparison: the method that differences are taken from; none: the comparison's own",
+        description="baseline method of a comparison's differences; default: the comparison's own",
     )
     device: str = DEVICE

@@ -37,7 +37,9 @@ class FinetuneConfig(
     Fields stand in the order data, model, noise, optimisation, run: pydantic takes the last base's first.
     """
 
-    first: ClassVar[tuple[str, ...]] = ("data", "model", "method", "noise_matrix", "out", "epochs")
+    first: ClassVar[tuple[str, ...]] = (
+        "data", "model", "method", "noise_matrix", "out", "epochs", "train", "lr", "label_column", "seed",
+    )  # fmt: skip
 
     @property
     def head_only(self) -> bool:

@@ -16,21 +16,21 @@ __all__ = ["CompareOptions", "Settings"]
 class Settings(Options):
     """What is done with every cell beside training."""
 
-    heading: ClassVar[str] = "What is asked of every run"
+    heading: ClassVar[str] = "Results of every run"
 
     measure_examples: int | None = Field(
         None,
         ge=0,
-        description="training examples that the Hessian measure is taken on, drawn uniformly; 0: no measure; "
-        "none: all where a head alone is trained, else 200",
+        description="training examples for the Hessian measure, drawn uniformly; 0: no measure; default: all "
+        "if only the head is trained, else 200",
     )
-    stability: bool = Field(False, description="also noise stability")
-    certify: bool = Field(False, description="also a certificate, where a head alone is trained")
+    stability: bool = Field(False, description="also compute the noise stability")
+    certify: bool = Field(False, description="also compute a certificate if only the head is trained")
     search: int = Field(
         0,
         ge=0,
-        description="trials of a search for each method's options, chosen on noisy validation labels (needs "
-        "the extra search); 0: none",
+        description="trials of a hyperparameter search per method, judged on noisy validation labels (needs "
+        "the extra search); 0: no search",
     )
     keep_runs: bool = Field(
         False, description="keep the weights of every run, so that measure, report and predict work on cells"
@@ -45,28 +45,30 @@ class CompareOptions(Settings):
 
     methods: Annotated[dict[str, Any] | tuple[str, ...], Shown("NAME,…")] = Field(
         ("vanilla", "robust"),
-        description="methods, or all; in Python and YAML also a mapping of names to options",
+        description="methods to compare, or all; in Python and YAML also a mapping of names to options",
     )
     seeds: Annotated[tuple[int, ...], Shown("N", also=int)] = Field(
         3,
         validate_default=True,
-        description="how many seeds, on the command line from --seed; in Python and YAML also which",
+        description="number of seeds, counted from --seed; in Python and YAML also a list of seeds",
     )
     folds: int | None = Field(
         None,
         ge=2,
-        description="for every seed, test on each of K folds in turn, drawn by {split}; none: one split",
+        description="K-fold cross-validation for every seed, folds drawn by {split}; default: one split",
     )
     tasks: Annotated[dict[str, Any] | None, OFF_COMMAND_LINE] = Field(
         None,
-        description="a mapping of names to options; none: one, the data of the runs' options. {{seed}} and "
+        description="mapping of task names to options; default: one task of the runs' options. {{seed}} and "
         "{{task}} in a text stand for the seed and the task's name",
     )
     baseline: str | None = Field(
-        None, description="method that differences are taken from; none: vanilla, or the first"
+        None, description="baseline method of the differences; default: vanilla, or the first method"
     )
     jobs: int | None = Field(
-        None, ge=1, description="processes; none: one a core, or one where cells are short and few"
+        None,
+        ge=1,
+        description="number of processes; default: one per core, or one if there are few short runs",
     )
     engine: Literal["local", "ray"] = Field(
         "local",

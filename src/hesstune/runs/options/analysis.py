@@ -44,12 +44,12 @@ class SampleOptions(Options):
     heading: ClassVar[str] = "What is measured, and where"
 
     layers: LayerPatterns | None = Field(
-        None, description="layers to measure, by name or pattern; may be repeated; none: all"
+        None, description="layers to measure, by name or pattern; may be repeated; default: all"
     )
     max_examples: int | None = Field(
         None,
         gt=ABOVE["max_examples"],
-        description="at most so many examples, drawn uniformly; none: all",
+        description="at most so many examples, drawn uniformly; default: all",
     )
     device: str = DEVICE
 
@@ -88,7 +88,7 @@ class MeasureOptions(SampleOptions):
     tol: float | None = Field(
         None,
         gt=ABOVE["tol"],
-        description="smooth layers: relative error to prove; none: 0.03, or a maximum that rests",
+        description="smooth layers: relative error to prove; default: 0.03, or a maximum that rests",
     )
     skip_classes: float = Field(
         SKIP_CLASSES,
@@ -99,7 +99,7 @@ class MeasureOptions(SampleOptions):
     memory_mib: float | None = Field(
         None,
         gt=ABOVE["memory_mib"],
-        description="memory beside the network and its reference, in MiB; none: 512 for the examples at a "
+        description="memory beside the network and its reference, in MiB; default: 512 for the examples at a "
         "time, or what one takes",
     )
     seed: int = Field(0, ge=0, description="seed of probes and of the examples for the mean")
@@ -146,7 +146,7 @@ class CertifyOptions(Options):
     )
     noise_is: Literal["auto", "none", "known", "estimated", "instance_dependent"] = Field(
         "auto",
-        description="how the labels' noise is known; none: labels are true; auto: from the run's options",
+        description="how the labels' noise is known; default: labels are true; auto: from the run's options",
     )
     clean_sample: FilePath | None = Field(
         None,
@@ -168,7 +168,7 @@ class CertifyOptions(Options):
         "tightest", description="from noisy labels to the clean error"
     )
     draws: int | None = Field(
-        None, gt=0, description="weight draws; more make it tighter; none: 2048, or 100 an example"
+        None, gt=0, description="weight draws; more make it tighter; default: 2048, or 100 an example"
     )
     repeats: Literal["refuse", "drop", "allow"] = Field(
         "refuse",

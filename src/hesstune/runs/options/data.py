@@ -12,7 +12,7 @@ from hesstune.options import Options, Shown
 
 __all__ = ["SKIP_BAD_IMAGES", "ColumnOptions", "DataOptions"]
 
-SKIP_BAD_IMAGES: Any = Field(False, description="leave out images that cannot be decoded, and list them")
+SKIP_BAD_IMAGES: Any = Field(False, description="leave out and list images that cannot be decoded")
 
 
 class ColumnOptions(Options):
@@ -21,11 +21,14 @@ class ColumnOptions(Options):
     heading: ClassVar[str] = "Data"
 
     text_column: str | None = Field(
-        None, description="column of texts, or two with a comma between; none: text, and text2 for pairs"
+        None,
+        description="column of texts, or two separated by a comma; default: text, and text2 for pairs",
     )
-    label_column: str | None = Field(None, description="column of labels; none: label")
-    id_column: str | None = Field(None, description="column of the examples' ids; none: id, or the rows")
-    image_column: str | None = Field(None, description="column of images or their paths; none: image")
+    label_column: str | None = Field(None, description="column of labels; default: label")
+    id_column: str | None = Field(
+        None, description="column of the examples' ids; default: id, or row numbers"
+    )
+    image_column: str | None = Field(None, description="column of images or their paths; default: image")
 
 
 class ExampleOptions(Options):
@@ -36,25 +39,31 @@ class ExampleOptions(Options):
     data: Annotated[str, Shown("DATA", names_file=True)] = Field(
         "digits", description="digits, folder:PATH, csv:PATH, array:PATH or hf:NAME_OR_PATH"
     )
-    limit: int | None = Field(None, gt=0, description="at most so many training examples, drawn uniformly")
+    limit: int | None = Field(
+        None, gt=0, description="largest number of training examples; they are drawn uniformly"
+    )
     split: Annotated[str, Shown("HOW", names_file=True)] = Field(
         "uniform",
-        description="how parts are drawn where the data has none: uniform, as certificates need; stratified "
-        "by class; group:COLUMN, each group in one part; time:COLUMN, the latest for the test; or a CSV file "
-        "of id and split, or id and group",
+        description="how to split data that has no parts: uniform (needed by certificates); stratified (by "
+        "class); group:COLUMN (each group in one part); time:COLUMN (the latest are the test part); or a CSV "
+        "file with columns id and split, or id and group",
     )
     fold: Annotated[str, Shown("I/K")] | None = Field(
         None,
-        description="test on the I-th of K folds, drawn by {split}; of time, on the stretch after training",
+        description="test on fold I of K, drawn by {split}; for time:COLUMN, on the period after training",
     )
-    val_fraction: float = Field(0.2, ge=0, lt=1, description="share for validation where the data has none")
-    test_fraction: float = Field(0.2, ge=0, lt=1, description="share for the test where the data has none")
+    val_fraction: float = Field(
+        0.2, ge=0, lt=1, description="share for validation if the data has no such part"
+    )
+    test_fraction: float = Field(
+        0.2, ge=0, lt=1, description="share for the test if the data has no such part"
+    )
     corrected_test_labels: bool = Field(
         False,
-        description="test on labels that hesstune clean rewrote; else test labels are as they were given",
+        description="test on the labels that hesstune clean corrected, instead of the given labels",
     )
     image_size: int | None = Field(
-        None, ge=8, le=2048, description="side of the images in pixels; none: 64 for digits, else 128"
+        None, ge=8, le=2048, description="side of the images in pixels; default: 64 for digits, else 128"
     )
     mean: Annotated[list[float], Shown("R,G,B")] | None = Field(
         None, description="channel means of images in [0, 1], instead of the model's"
@@ -63,29 +72,33 @@ class ExampleOptions(Options):
         None, description="channel deviations, instead of the model's"
     )
     augment: Literal["auto", "none", "shift", "flip", "shift+flip"] = Field(
-        "auto", description="label-preserving augmentation; auto also mirrors where that keeps the label"
+        "auto",
+        description="augmentation of training images; auto shifts, and also mirrors if that keeps the label",
     )
     augment_views: int | None = Field(
         None,
         ge=1,
-        description="draw so many views of each image and take them in turn, so that frozen layers run once "
-        "a view; none: new ones every epoch",
+        description="number of augmented views of each image, drawn once and used in turn, so that frozen "
+        "layers run once per view; default: new views every epoch",
     )
     max_length: int = Field(
-        128, ge=4, le=1 << 20, description="tokens of a text at most; longer ones are cut, and counted"
+        128,
+        ge=4,
+        le=1 << 20,
+        description="largest number of tokens of a text; longer texts are cut and counted",
     )
     background: Annotated[str, Shown("COLOUR")] = Field(
-        "white", description="what transparent images are laid on: a name, #rrggbb or R,G,B"
+        "white", description="background colour of transparent images: a name, #rrggbb or R,G,B"
     )
     skip_bad_images: bool = SKIP_BAD_IMAGES
     cache_mib: int = Field(
-        4096, ge=0, description="memory for decoded images; beyond it they are decoded per batch"
+        4096, ge=0, description="memory for decoded images in MiB; the rest is decoded for every batch"
     )
     activations_mib: int = Field(
         4096,
         ge=0,
-        description="disk space, while a run lasts, for what frozen layers make of its inputs; where it is "
-        "not enough they run every epoch",
+        description="disk space in MiB for the outputs of frozen layers during a run; if it is too small, "
+        "frozen layers run every epoch",
     )
 
     @field_validator("mean", "std", mode="before")

@@ -25,35 +25,35 @@ class ModelOptions(Options):
         "auto", description="fine-tuning method: auto, vanilla, robust, … (a wrong name lists all)"
     )
     method_options: Annotated[dict[str, float], Shown("NAME=VALUE,…")] | None = Field(
-        None, description="the method's own numbers; none: their defaults"
+        None, description="numbers of the method; a wrong name lists them"
     )
     budget: Literal["fast", "default", "thorough"] = Field(
         "default",
-        description="how much {method} auto tries: fast fits the head alone; thorough judges more candidates",
+        description="how much {method} auto tries: fast fits the head; thorough compares more candidates",
     )
     train: Annotated[str, Shown("WHAT")] = Field(
         "all",
-        description="what is trained: all, head, last:N layers, from:MODULE on, or a pattern of parameter "
-        "names; what is frozen before it runs once, not every epoch, where inputs allow",
+        description="parameters to train: all, head, last:N (layers), from:MODULE (and all after it), or a "
+        "pattern of parameter names",
     )
     weights: FilePath | None = Field(
-        None, description="weights loaded on top of the model: safetensors or a torch state dict"
+        None, description="weights to load into the model: safetensors or a torch state dict"
     )
     head_init: Literal["zero", "keep"] = Field(
-        "zero", description="head at the start: zero, or keep what the model has"
+        "zero", description="initial head: zero, or keep the one of the model"
     )
     head: Names = Field(
         (),
-        description="module of the classifier, whose output is the logits (several: their names); none: "
-        "found from a forward pass",
+        description="module whose output is the logits (or several, with commas); default: found by a "
+        "forward pass",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="floating-point type that weights are trained and saved in, whatever type a checkpoint "
-        "has; bfloat16 halves the memory and rounds small steps away",
+        description="floating-point type of the trained and saved weights; bfloat16 halves the memory and "
+        "loses small steps to rounding",
     )
     batch_norm: Literal["frozen", "adapt"] = Field(
-        "frozen", description="batch-norm statistics: the pretrained ones, or adapted"
+        "frozen", description="batch-norm statistics: keep the pretrained ones, or adapt them"
     )
 
     @field_validator("dtype", mode="before")

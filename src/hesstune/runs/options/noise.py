@@ -1,4 +1,4 @@
-"""The options of a run's labels: their noise, what is believed about it, and who gave them."""
+"""The options of a run's labels: their noise, the noise matrix of the loss, and their source."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ __all__ = ["NoiseOptions"]
 
 
 class NoiseOptions(Options):
-    """What is known of a run's labels, and what the loss believes."""
+    """The noise of a run's labels, and the noise matrix of the loss."""
 
     heading: ClassVar[str] = "Labels and their noise"
 
     noise_matrix: Annotated[str, Shown("NOISE", names_file=True)] | None = Field(
         None,
-        description="noise the loss believes in: true (as injected; the default with {inject_noise}), a "
+        description="noise matrix of the loss: true (the injected one; the default with {inject_noise}), a "
         "rate, symmetric:RATE, pair:RATE, a matrix file, or estimate:METHOD (auto, em, anchor[:PERCENTILE], "
         "dual_t, confident, volmin, labelmodel, holdout)",
     )
     inject_noise: Annotated[str, Shown("NOISE", names_file=True)] | None = Field(
         None,
-        description="for experiments: corrupts training and validation labels by symmetric:RATE, pair:RATE, "
+        description="for experiments: corrupt training and validation labels by symmetric:RATE, pair:RATE, "
         "instance:RATE (depends on the example) or a matrix file",
     )
-    clean_val: bool = Field(False, description="leave validation labels free of injected noise (recorded)")
+    clean_val: bool = Field(False, description="inject no noise into validation labels (recorded)")
     clean_labels: FilePath | None = Field(
         None,
-        description="CSV file of labels a person has checked: id, and clean_label, true_label or label; "
-        "they count as clean in the loss and in estimates of the noise",
+        description="CSV file of labels that a person checked: id, and clean_label, true_label or label; the "
+        "loss and the noise estimates treat them as correct",
     )
     vote_columns: Annotated[str, Shown("NAME,NAME,…")] | None = Field(
         None,
-        description="annotators' columns of csv data; none: those named vote_…",
+        description="annotators' columns of csv data; default: those named vote_…",
     )
     label_model: Literal["majority", "soft", "dawid_skene", "mace", "snorkel"] = Field(
-        "majority", description="what makes labels from votes where csv data has no label"
+        "majority", description="label model for csv data with votes and no label"
     )
     soft_labels: bool = Field(
         False, description="train on soft labels: columns p_CLASS of csv data, or the label model's"

@@ -13,20 +13,20 @@ __all__ = ["ConstraintOptions", "OptimisationOptions"]
 
 
 class ConstraintOptions(Options):
-    """The balls around the reference that layers are kept in."""
+    """The distance constraint of every layer."""
 
     heading: ClassVar[str] = "Constraint"
 
     radius: float | dict[str, float] | Literal["auto", "curvature"] | None = Field(
         None,
-        description="radius of every layer's ball, or PATTERN=RADIUS,… (first match wins; 'head' is the last "
-        "layer); auto: by noisy validation along a path; curvature: likewise, shaped by the layers' traces; "
-        "none: a share of each layer's norm, and of the norm of a linear head fitted to the features",
+        description="constraint radius of every layer, or PATTERN=RADIUS,… (first match wins; 'head' is the "
+        "last layer); auto: chosen by noisy validation; curvature: the same, with radii in proportion to the "
+        "layers' traces; default: a share of each layer's norm, and of the norm of a fitted linear head",
     )
     radius_scale: float = Field(
         1.0,
         gt=0,
-        description="factor of the radii on the network's third stage, its square on the fourth",
+        description="factor of the radii of the network's third stage; its square for the fourth stage",
     )
     norm: Literal["frobenius", "mars"] = Field("frobenius", description="norm of the constraint")
 
@@ -55,29 +55,29 @@ class OptimisationOptions(Options):
     heading: ClassVar[str] = "Optimisation"
 
     epochs: int = Field(15, gt=0, description="passes over the training set")
-    batch_size: int = Field(32, gt=0, description="examples a step")
+    batch_size: int = Field(32, gt=0, description="examples per batch")
     lr: float | None = Field(
-        None, gt=0, description="peak learning rate; none: 1e-4, or 1e-2 with {train} head"
+        None, gt=0, description="peak learning rate; default: 1e-4, or 1e-2 with {train} head"
     )
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="optimizer")
     weight_decay: float | None = Field(
         None,
         ge=0,
-        description="weight decay of the optimizer; none: 0, or, of a head that is trained alone and held by "
-        "no ball, by cross-validation on the labels as given",
+        description="weight decay of the optimizer; default: 0, or by cross-validation on the given labels "
+        "for an unconstrained head that is trained alone",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
     schedule: Literal["cosine", "step", "constant"] = Field(
         "cosine", description="learning-rate schedule; step divides by 10 at 1/2 and 3/4"
     )
     lr_warmup: float = Field(
-        0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises"
+        0.05, ge=0, lt=1, description="share of the steps for the linear warm-up of the learning rate"
     )
     warmup_epochs: int = Field(
-        2, ge=0, description="epochs of plain cross-entropy before the consistent loss (robust)"
+        2, ge=0, description="epochs of plain cross-entropy before the method's own loss"
     )
-    accumulate: int = Field(1, gt=0, description="batches a real optimizer step")
-    grad_clip: float | None = Field(None, gt=0, description="largest gradient norm")
+    accumulate: int = Field(1, gt=0, description="batches per optimizer step (gradient accumulation)")
+    grad_clip: float | None = Field(None, gt=0, description="clip gradients to this norm")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
         "no", description="autocast on devices that have it"
     )
@@ -85,11 +85,11 @@ class OptimisationOptions(Options):
         "none", description="weight classes by the inverse of their clean frequency"
     )
     sampler: Literal["uniform", "balanced"] = Field(
-        "uniform", description="draw training examples uniformly, or classes alike"
+        "uniform", description="draw training examples uniformly, or all classes equally often"
     )
     patience: int | None = Field(
-        None, gt=0, description="stop after so many epochs without a better validation loss"
+        None, gt=0, description="stop after this many epochs without a better validation loss"
     )
     select: Literal["last", "best"] = Field(
-        "last", description="weights kept: the last epoch's, or the best on validation"
+        "last", description="weights to keep: of the last epoch, or of the best epoch on validation"
     )

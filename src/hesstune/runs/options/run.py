@@ -18,20 +18,20 @@ class RunOptions(Options):
     heading: ClassVar[str] = "Run"
 
     out: Annotated[str, Shown("FOLDER")] | None = Field(
-        None, description="folder to write; in Python none is a temporary one"
+        None, description="folder to write; in Python, default: a temporary folder"
     )
-    seed: int = Field(0, ge=0, description="seed of split, noise, order and augmentation")
+    seed: int = Field(0, ge=0, description="random seed of split, noise, order and augmentation")
     device: str = DEVICE
     shard: bool = Field(
         False,
-        description="cut weights, reference, gradients and optimizer state over the processes (FSDP2; under "
-        "torchrun)",
+        description="distribute weights, reference, gradients and optimizer state over the processes (FSDP2; "
+        "under torchrun)",
     )
     checkpoint_minutes: float = Field(
         10.0, gt=0, description="minutes between checkpoints within an epoch; each epoch ends with one"
     )
     track: Literal["tensorboard", "mlflow"] | None = Field(
-        None, description="also send each epoch's metrics there (needs the extra tracking)"
+        None, description="also send each epoch's metrics to this tracker (needs the extra tracking)"
     )
 
     @field_validator("out")
