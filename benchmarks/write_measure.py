@@ -111,9 +111,7 @@ negative value, where no square root can be taken: {paper_negative}. The last co
 On a smooth network the ratio is 1 while σ is small. On ReLU networks the trace does not see the kinks,
 which the noise crosses, so the ratio is not 1 however small σ is.
 
-`measure RUN` also has SAM's sharpness ([Foret et al. 2021](https://arxiv.org/abs/2010.01412)) among its other
-measures: ℓ(W + ρg/‖g‖) − ℓ(W), g the gradient of the mean loss over the measured examples in all weights, ρ =
-0.05 (`hesstune.curvature.sam_sharpness`). `--stability` adds the rise under noise for a run.
+`measure RUN --stability` measures the rise under noise for a run.
 
 ## Cost
 

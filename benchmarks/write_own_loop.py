@@ -79,7 +79,7 @@ before training. `DistanceConstraint(include=[pattern])` holds them, too.
 ## Compiled networks and evaluation mode
 
 A network and its `torch.compile`d form have the same names here, so a reference of one fits the
-other. `measure`, `noise_stability`, `sam_sharpness` and `certify` run the original modules:
+other. `measure`, `noise_stability` and `certify` run the original modules:
 compiled code has no second derivatives. `finetune` trains the original network and says so in the
 run's notes.
 

@@ -132,8 +132,7 @@ def derived_records(run: Path) -> None:
     }  # fmt: skip
     layer = {"name": "a", "maximum": 0.1, "mean": 0.05, "mean_stderr": None, "distance": 0.1, "exact": True}
     measure = {"examples": 2, "measure": {"n": 2, "C": 1.0, "value": 0.3}, "layers": [layer], "notes": ["n"],
-               "others": [{"name": "path", "value": None, "why": "none", "source": "s"}], "statement": "s",
-               "ids": ["a", "b"], "part": "val"}  # fmt: skip
+               "statement": "s", "ids": ["a", "b"], "part": "val"}  # fmt: skip
     row = {"sigma": 0.01, "value": 0.1, "stderr": 0.01, "taylor": 0.1, "ratio": None}
     radius = {"rule": "r", "curve": [{"factor": 1.0, "risk": 0.1, "stderr": None, "val_loss": 0.5}],
               "chosen": 1.0, "radius": {"head": 0.5}, "traces": {}}  # fmt: skip

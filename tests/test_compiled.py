@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 import hesstune as ht
 from hesstune.bounds.networks import certify_holdout
 from hesstune.constraints.penalty import StartingPointPenalty
-from hesstune.curvature import CurvatureEngine, sam_sharpness
+from hesstune.curvature import CurvatureEngine
 from hesstune.forward import is_compiled, uncompiled
 from hesstune.reference import layer_names
 
@@ -88,10 +88,6 @@ def stability(model, ref):
     return torch.tensor([row.value, row.taylor]), list(row.layers)
 
 
-def sharpness(model, ref):
-    return torch.tensor(sam_sharpness(model, batches()).value), []
-
-
 def certified(model, ref):
     data = TensorDataset(X, Y)
     options = {"draws": 12, "block_size": 6, "prior_scales": [0.5, 1.0], "diagnostic": True}
@@ -121,7 +117,7 @@ def ordered(model, ref):
 
 @pytest.mark.parametrize(
     "user",
-    [measured, traces, stability, sharpness, certified, certified_head, penalised, ordered],
+    [measured, traces, stability, certified, certified_head, penalised, ordered],
     ids=lambda user: user.__name__,
 )
 def test_results_and_names_are_those_of_the_original(networks, user):

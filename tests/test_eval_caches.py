@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 import hesstune as ht
 from hesstune.bounds.networks import certify_holdout
-from hesstune.curvature import CurvatureEngine, sam_sharpness
+from hesstune.curvature import CurvatureEngine
 from hesstune.curvature.dense import block_hessian
 from hesstune.curvature.stability import noise_stability_table
 from hesstune.forward import clear_caches, evaluating, logits_of
@@ -118,11 +118,6 @@ def measured_in_weight_space(model, ref):
     return engine.trace(batches()[0]).value
 
 
-def sharpness(model, ref):
-    found = sam_sharpness(model, batches())
-    return torch.tensor([found.value, found.gradient_norm])
-
-
 def stability(model, ref):
     rows = noise_stability_table(model, batches(), [0.1, 0.5], samples=3)
     return torch.tensor([[row.value, row.stderr, row.taylor] for row in rows])
@@ -174,7 +169,6 @@ CHANGING = (after_restoring, after_projecting)
 USERS = [
     measured,
     measured_in_weight_space,
-    sharpness,
     stability,
     certified,
     certified_on_all,

@@ -9,7 +9,6 @@ from torch import nn
 
 from hesstune.curvature.dense import block_hessian, positive_form
 from hesstune.curvature.measure import measure
-from hesstune.curvature.sharpness import sam_sharpness
 from hesstune.curvature.stability import noise_stability
 from hesstune.forward import logits_of
 from hesstune.reference import Reference
@@ -93,7 +92,7 @@ def test_functional_norms_and_keyword_arguments_are_covered(functional):
     assert torch.allclose(x.grad[0], factors.T.view(3, 2, 2) / (var + 1e-5).sqrt()[:, None, None])
 
 
-def test_values_in_weight_space_sharpness_and_noise_stability_do_not_depend_on_the_batch_size():
+def test_values_in_weight_space_and_noise_stability_do_not_depend_on_the_batch_size():
     model = _network(twice=True).eval()  # a weight that is used twice is measured in weight space
     ref = Reference.of(model)
     with torch.no_grad():
@@ -108,7 +107,6 @@ def test_values_in_weight_space_sharpness_and_noise_stability_do_not_depend_on_t
     assert torch.allclose(truth, twin, rtol=1e-6)
     assert torch.allclose(found.quadratic[:, 0], twin, rtol=1e-6)
     whole, alone = [(x, y)], [(x[i : i + 1], y[i : i + 1]) for i in range(4)]
-    assert sam_sharpness(model, whole).value == pytest.approx(sam_sharpness(model, alone).value, rel=1e-9)
     options = {"sigma": 0.01, "samples": 2, "layers": "stem.weight"}
     tables = [noise_stability(model, batches, **options).taylor for batches in (whole, alone)]
     assert tables[0] == pytest.approx(tables[1], rel=1e-9)

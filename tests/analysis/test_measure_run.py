@@ -8,7 +8,6 @@ import torch
 
 import hesstune as ht
 from hesstune.analysis.measure import measure_run, stability_of_run
-from hesstune.curvature.sharpness import sam_sharpness
 from hesstune.errors import LayerError, RunError
 from hesstune.inputs.image_inputs import ImageInputs
 from hesstune.runs.task import run_task
@@ -33,9 +32,6 @@ def test_a_run_is_measured_on_the_part_that_is_asked_for(tiny, tmp_path, part):
     mean = by_hand.losses.max() * by_hand.quadratic.mean(0) / len(task.train)
     assert record["mean_measure"]["value"] == pytest.approx(float(mean.sqrt().sum()), rel=1e-3)
     assert ht.Measure.load(run.path).quadratic.shape == (len(examples), 3)
-    (sharpness,) = [row for row in record["others"] if row["name"] == "SAM sharpness"]
-    assert sharpness["value"] == pytest.approx(sam_sharpness(run.model(), [batch]).value, rel=1e-3)
-    assert "Foret" in sharpness["source"]
 
 
 def test_a_run_without_validation_examples_is_measured_on_its_training_examples(tiny, tmp_path):

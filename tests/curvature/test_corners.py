@@ -11,7 +11,6 @@ from scipy.stats import binomtest
 from torch import nn
 
 import hesstune as ht
-from hesstune.analysis.complexity import Margins, complexity_measures
 from hesstune.curvature.exact.skipping import FAILS, probe_factor, trace_factor
 from hesstune.curvature.smooth.quadrature import Bracket
 from hesstune.curvature.smooth.ranking import Ranking
@@ -133,28 +132,6 @@ def test_the_bound_on_a_skipped_trace_holds_whatever_its_directions(directions):
     failed = trace_factor(0) * norms.mean(1) < weights.sum()
     assert failed.mean() <= FAILS / 2
     assert trace_factor(0) > probe_factor(0)  # Chernoff, where the other is exact
-
-
-# -- what rests on the measure -------------------------------------------------------------------
-
-
-def test_radii_of_rows_count_as_what_they_are_in_the_frobenius_norm():
-    model, reference = moved(nn.ReLU())
-    con = ht.DistanceConstraint(model, reference, 0.2, "mars")
-    con.project_()
-    found = ht.measure(model, reference, [(X.double(), Y)], trace=True)
-    margins = Margins(margin=1.0, norm=1.0, largest=1.0, inputs=4)
-    name = "Σ √(Cα²·max Tr H⁺/n)"
-
-    def value(norm):
-        rows = complexity_measures(found, model, reference, margins, 9, con.radii, None, norm)
-        return next(row.value for row in rows if row.name == name)
-
-    alpha = np.array([0.2 * math.sqrt(6), 0.2 * math.sqrt(3)])
-    wanted = np.sqrt(float(found.losses.max()) * alpha**2 * found.trace.amax(0).numpy() / 9).sum()
-    assert value("mars") == pytest.approx(wanted)
-    assert value("mars") > value("frobenius")
-    assert value("mars") >= float(found.hessian_distance(9))  # within the balls it bounds the measure
 
 
 def test_ranks_report_together():

@@ -11,7 +11,6 @@ from tests.two_devices import TwoDevices
 
 from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.measure import measure
-from hesstune.curvature.sharpness import sam_sharpness
 from hesstune.curvature.stability import noise_stability
 
 
@@ -72,7 +71,7 @@ def test_networks_whose_calls_depend_on_values_stay_there_too(network):
     assert watched(model, batches, lambda: measure(model, ref, batches, steps=2)) == []
 
 
-def test_the_engine_sharpness_and_noise_stability_stay_there():
+def test_the_engine_and_noise_stability_stay_there():
     case = build("mlp_gelu")
     batch = case.inputs, case.targets
 
@@ -80,7 +79,6 @@ def test_the_engine_sharpness_and_noise_stability_stay_there():
         engine = CurvatureEngine.of(case.model, case.ref)
         engine.rank(batch)
         engine.trace(batch, probes=2)
-        sam_sharpness(case.model, [batch])
         noise_stability(case.model, [batch], 0.1, samples=2, probes=2)
 
     assert watched(case.model, [batch], run) == []

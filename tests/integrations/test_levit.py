@@ -7,7 +7,6 @@ from torch.utils.data import TensorDataset
 transformers = pytest.importorskip("transformers")
 
 import hesstune as ht  # noqa: E402
-from hesstune.curvature import sam_sharpness  # noqa: E402
 from hesstune.forward import evaluating, logits_of  # noqa: E402
 
 SIZE, K = 64, 3
@@ -51,10 +50,6 @@ def measured(model, ref):
     return ht.measure(model, ref, [(images(), TARGETS)], layers=["*queries*", "*classifier*"]).quadratic
 
 
-def sharpness(model, ref):
-    return torch.tensor(sam_sharpness(model, [(images(4), TARGETS[:4]), (images(2), TARGETS[:2])]).value)
-
-
 def stability(model, ref):
     found = ht.noise_stability(
         model, [(images(2), TARGETS[:2])], 0.05, samples=2, probes=2, layers="*classifier*"
@@ -88,9 +83,7 @@ def without_cache(monkeypatch):
     return install
 
 
-@pytest.mark.parametrize(
-    "user", [logits, measured, sharpness, stability, draws], ids=lambda user: user.__name__
-)
+@pytest.mark.parametrize("user", [logits, measured, stability, draws], ids=lambda user: user.__name__)
 def test_it_is_used_with_its_present_biases(user, without_cache):
     model, ref = levit()
     before = {name: t.clone() for name, t in model.state_dict().items()}

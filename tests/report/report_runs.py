@@ -59,10 +59,6 @@ def run_folder(path, k=3, n=30, layers=4, measured=True, names=None):
         "layers": measured,
         "notes": [],
         "statement": "No guarantee.",
-        "others": [
-            {"name": "path", "value": 2.5, "source": "a paper"},
-            {"name": "margin", "value": None, "source": "another", "why": "too many are misclassified"},
-        ],
     }
     sigmas = [{"sigma": s, "value": s, "stderr": 0.1 * s, "taylor": s / 2} for s in (0.001, 0.01)]
     (path / "noise_stability.json").write_text(json.dumps({"examples": n, "rows": sigmas}))

@@ -8,15 +8,12 @@ from typing import Any
 
 import torch
 
-from hesstune.analysis.complexity import Margins, complexity_measures, margins_of
 from hesstune.analysis.subject import Subject, drawn_rows
 from hesstune.curvature.result import Measure
-from hesstune.curvature.sharpness import Sharpness
 from hesstune.curvature.stability import Stability
 from hesstune.data.examples import Examples, Task
 from hesstune.inputs.batches import make_inputs
 from hesstune.inputs.image_inputs import to_channels_last
-from hesstune.methods import method_class
 from hesstune.models.load import LoadedModel
 from hesstune.options import make_options, takes_options
 from hesstune.reference import Reference
@@ -63,16 +60,10 @@ def measure_run(
     subject, examples = opened.subject(part), opened.examples(part)
     rows = subject.rows
     own = max(1, len(rows) // world())
-
-    def shown(done: int) -> None:
-        assert progress is not None
-        # What follows the examples has no count; smooth layers' maxima come first, where there are any.
-        progress(done, own, "examples" if done < own else "examples; now maxima, margins and sharpness")
-
     own_options = set(MeasureOptions.model_fields) - {"part", "max_examples", "device"}
     found = subject.measure(
         **{name: getattr(asked, name) for name in own_options},
-        progress=None if progress is None else shown,
+        progress=None if progress is None else lambda done: progress(done, own, "examples"),
         told=told,
     )
     if part != asked.part:
@@ -81,38 +72,10 @@ def measure_run(
         found.notes.append(
             f"measured on {len(rows)} of {len(examples)} {NAMES[part]} examples, drawn uniformly"
         )
-    margins = margins_of(subject.net, iter(opened.subject("train").batches()))
-    sharpness = subject.sharpness()
-    on_main_process(lambda: _write(opened, found, subject, margins, sharpness, part))
-    return found
-
-
-def _write(
-    opened: _Opened,
-    found: Measure,
-    subject: Subject,
-    margins: Margins,
-    sharpness: Sharpness,
-    part: str,
-) -> None:
-    """Write the measurement, and the older measures, which a forward pass and the weights give."""
-    run, examples, rows, n = opened.run, opened.examples(part), subject.rows, len(opened.task.train)
-    noise = run.noise_matrix if method_class(run.config.method).uses_noise() else None
-    others = complexity_measures(
-        found,
-        subject.net,
-        subject.reference,
-        margins,
-        n,
-        run.outcome.radii,
-        noise,
-        run.config.norm,
-        sharpness,
-    )
-    found.others = [other.to_dict() for other in others]
     # Which examples the rows of measure.safetensors are.
     ids = [examples.ids[i] for i in rows] if len(rows) < len(examples) else None
-    found.save(run.path, n=n, part=part, ids=ids)
+    on_main_process(lambda: found.save(run.path, n=len(opened.task.train), part=part, ids=ids))
+    return found
 
 
 @takes_options(StabilityOptions)

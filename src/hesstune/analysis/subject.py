@@ -17,7 +17,6 @@ from hesstune.bounds.partition import Share
 from hesstune.bounds.record import Certificate
 from hesstune.curvature.measure import measure
 from hesstune.curvature.result import Measure
-from hesstune.curvature.sharpness import Sharpness, sam_sharpness
 from hesstune.curvature.stability import Stability, noise_stability_table
 from hesstune.forward import Inputs
 from hesstune.inputs.batches import ModelInputs
@@ -119,10 +118,6 @@ class Subject:
         return noise_stability_table(
             self.net, self.batches(), sigmas, samples, seed, all_reduce_sum=all_reduce_sum, **options
         )
-
-    def sharpness(self) -> Sharpness:
-        """Measure SAM's sharpness on the rows."""
-        return sam_sharpness(self.net, self.batches(), all_reduce_sum=all_reduce_sum)
 
     def certify(self, rows: NDArray[np.int64] | None = None, **options: Any) -> Certificate:
         """Certify on all examples, or on some; options are those of `hesstune.certify`."""

@@ -1,4 +1,4 @@
-"""Bounds on the test error: the paper's measures, and certificates that hold with probability 1 − δ."""
+"""Bounds on the test error that hold with probability 1 − δ."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ from hesstune._lazy import lazily
 
 if TYPE_CHECKING:
     from hesstune.bounds.certificate import certify
-    from hesstune.bounds.hessian import (
-        constrained_distance_measure,
-        hessian_distance_measure,
-        noisy_hessian_distance_measure,
-    )
     from hesstune.bounds.noisy import NoiseConfidenceSet
     from hesstune.bounds.pac_bayes import confidence_upper, gaussian_kl, kl_inverse, pac_bayes_kl
     from hesstune.bounds.record import Certificate
@@ -22,11 +17,8 @@ __all__ = [
     "NoiseConfidenceSet",
     "certify",
     "confidence_upper",
-    "constrained_distance_measure",
     "gaussian_kl",
-    "hessian_distance_measure",
     "kl_inverse",
-    "noisy_hessian_distance_measure",
     "pac_bayes_kl",
 ]
 
@@ -37,11 +29,8 @@ __getattr__, __dir__ = lazily(
         "NoiseConfidenceSet": "hesstune.bounds.noisy",
         "certify": "hesstune.bounds.certificate",
         "confidence_upper": "hesstune.bounds.pac_bayes",
-        "constrained_distance_measure": "hesstune.bounds.hessian",
         "gaussian_kl": "hesstune.bounds.pac_bayes",
-        "hessian_distance_measure": "hesstune.bounds.hessian",
         "kl_inverse": "hesstune.bounds.pac_bayes",
-        "noisy_hessian_distance_measure": "hesstune.bounds.hessian",
         "pac_bayes_kl": "hesstune.bounds.pac_bayes",
     },
 )

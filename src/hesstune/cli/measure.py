@@ -9,7 +9,6 @@ import typer
 from hesstune.cli.measure_tables import (
     block_table,
     layer_table,
-    others_table,
     spectrum_table,
     stability_table,
     summary,
@@ -79,7 +78,6 @@ def measure(
         output.say(line)
     if told := carriers(rows, loaded.config.method if loaded.outcome.radii else None):
         output.say(told)
-    output.say("", others_table(found.others))
     if stable:
         output.say("", stability_table(stable))
         record["noise_stability"] = [row.to_dict() for row in stable]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hesstune.curvature.stability import Stability
     from hesstune.runs.measure_records import LayerMeasure
 
-__all__ = ["block_table", "layer_table", "others_table", "spectrum_table", "stability_table", "summary"]
+__all__ = ["block_table", "layer_table", "spectrum_table", "stability_table", "summary"]
 
 # Eigenvalues that a line has room for.
 FIRST = 3
@@ -80,20 +80,6 @@ def spectrum_table(rows: Sequence[tuple[LayerMeasure, float]], most: int) -> Tab
     for name, found in known:
         pairs = list(zip(found.mean, found.stderr, strict=True))[:columns]
         table.add_row(name, *(f"{v:.3g} ± {'-' if e is None else f'{e:.1g}'}" for v, e in pairs))
-    return table
-
-
-def others_table(rows: list[dict[str, Any]]) -> Table:
-    """Return the older measures of the same run: they rank models, and none is a guarantee."""
-    from rich.table import Table
-
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("other measures", no_wrap=True, min_width=24)
-    table.add_column("value", justify="right", no_wrap=True, min_width=8)
-    table.add_column("from, or why there is none", overflow="fold")
-    for row in rows:
-        value = "-" if row["value"] is None else f"{row['value']:.3g}"
-        table.add_row(row["name"], value, row.get("why", row["source"]))
     return table
 
 

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from hesstune.curvature.exact.forms import ExactForms
     from hesstune.curvature.objective import Objective
     from hesstune.curvature.result import Measure
-    from hesstune.curvature.sharpness import Sharpness, sam_sharpness
     from hesstune.curvature.smooth.lanczos import LanczosForms, Traces
     from hesstune.curvature.smooth.ranking import Ranking
     from hesstune.curvature.smooth.stopping import Stopping
@@ -24,13 +23,11 @@ __all__ = [
     "Measure",
     "Objective",
     "Ranking",
-    "Sharpness",
     "Stability",
     "Stopping",
     "Traces",
     "noise_stability",
     "noise_stability_table",
-    "sam_sharpness",
 ]
 
 __getattr__, __dir__ = lazily(
@@ -42,12 +39,10 @@ __getattr__, __dir__ = lazily(
         "Measure": "hesstune.curvature.result",
         "Objective": "hesstune.curvature.objective",
         "Ranking": "hesstune.curvature.smooth.ranking",
-        "Sharpness": "hesstune.curvature.sharpness",
         "Stability": "hesstune.curvature.stability",
         "Stopping": "hesstune.curvature.smooth.stopping",
         "Traces": "hesstune.curvature.smooth.lanczos",
         "noise_stability": "hesstune.curvature.stability",
         "noise_stability_table": "hesstune.curvature.stability",
-        "sam_sharpness": "hesstune.curvature.sharpness",
     },
 )

@@ -84,7 +84,6 @@ class Measure:
             examples, (L,), NaN for layers whose entries are all filled; None where none was drawn.
         sampled_stderr: Its standard error, (L,).
         not_layers: Weight matrices that have changed but are not layers, so that they are not measured.
-        others: Other measures of the same run, as records with name, value and source.
         screened: Where maxima were screened, what `notes` tells of it, as counts, (6,); not saved.
         skipped: What `notes` tells of classes left out, (2,); not saved.
 
@@ -111,7 +110,6 @@ class Measure:
     sampled_mean: torch.Tensor | None = None
     sampled_stderr: torch.Tensor | None = None
     not_layers: list[str] = field(default_factory=list)
-    others: list[dict[str, Any]] = field(default_factory=list)
     screened: torch.Tensor | None = None
     skipped: torch.Tensor | None = None
 
@@ -230,7 +228,6 @@ class Measure:
             "layers": layers,
             "notes": list(self.notes),
             "not_layers": list(self.not_layers),
-            "others": list(self.others),
             "statement": STATEMENT,
         }
 
@@ -285,9 +282,7 @@ class Measure:
         """
         target = Path(folder)
         tensors = {k: getattr(self, k) for k in (*_TENSORS, "distances") if getattr(self, k) is not None}
-        facts = {
-            k: getattr(self, k) for k in ("names", "methods", "reasons", "notes", "not_layers", "others")
-        }
+        facts = {k: getattr(self, k) for k in ("names", "methods", "reasons", "notes", "not_layers")}
         metadata = {k: json.dumps(v) for k, v in facts.items()}
         checksum = digest(tensors)
         summary = {**self.to_dict(n), **more, "tensors": checksum}

@@ -13,7 +13,6 @@ __all__ = [
     "MeanMeasure",
     "MeasureRecord",
     "MeasureValue",
-    "OtherMeasure",
     "StabilityRecord",
     "StabilityRow",
 ]
@@ -69,15 +68,6 @@ class MeanMeasure(Stored):
     stderr: float | None = None
 
 
-class OtherMeasure(Stored):
-    """Another complexity measure of the same run; `why` says why there is no value."""
-
-    name: str
-    value: float | None
-    why: str | None = None
-    source: str
-
-
 class MeasureRecord(Stored):
     """measure.json: the summary of a measurement; `ids` where not all examples of the part were measured.
 
@@ -95,7 +85,6 @@ class MeasureRecord(Stored):
     layers: list[LayerMeasure]
     notes: list[str] = []
     not_layers: list[str] = []
-    others: list[OtherMeasure] = []
     statement: str
     ids: list[str] | None = None
     tensors: str | None = None
