@@ -216,7 +216,7 @@ def _forms(moved: _Moved, feed: ModelInputs, rows: np.ndarray, labels: torch.Ten
     found = []
     for batch in batches_of(feed, rows, BATCH):
         with evaluating(moved.model):
-            found.append(engine.rank((feed.inputs(batch), labels[batch])).gauss_newton)
+            found.append(engine.gauss_newton((feed.inputs(batch), labels[batch])))
     return torch.cat(found)
 
 

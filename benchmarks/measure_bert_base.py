@@ -31,12 +31,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.curvature.batches import rows_of
+from hesstune.curvature.batches import rows_of, trimmed
 from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.measure import measure
-from hesstune.curvature.padding import trimmed
+from hesstune.curvature.quadrature import Stopping
 from hesstune.curvature.result import Measure
-from hesstune.curvature.smooth.stopping import Stopping
 from hesstune.forward import logits_of
 from hesstune.reference import Reference
 from measure_text import EXAMPLES, LENGTH, STEPS, Batch, baseline, sentences, timed

@@ -32,15 +32,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.curvature.batches import rows_of
+from hesstune.curvature.batches import by_length, rows_of, trimmed
 from hesstune.curvature.capture import differentiable
-from hesstune.curvature.dense import positive_form
 from hesstune.curvature.engine import CurvatureEngine
+from hesstune.curvature.lanczos import LanczosForms, lanczos_forms
 from hesstune.curvature.measure import measure
-from hesstune.curvature.padding import by_length, trimmed
+from hesstune.curvature.quadrature import Stopping
 from hesstune.curvature.result import Measure
-from hesstune.curvature.smooth.lanczos import LanczosForms, lanczos_forms
-from hesstune.curvature.smooth.stopping import Stopping
 from hesstune.forward import Inputs, logits_of
 from hesstune.reference import Reference
 from records import arguments, machine, write_record
@@ -139,7 +137,8 @@ def _block_lanczos(slope: torch.Tensor, weight: torch.Tensor, delta: torch.Tenso
         basis[k + 1] = residual / max(beta, 1e-30)
         if k + 1 < steps:
             matrix[k, k + 1] = matrix[k + 1, k] = beta
-    return norm**2 * float(positive_form(matrix, torch.eye(steps, dtype=torch.float64)[0]))
+    values, vectors = torch.linalg.eigh(matrix)
+    return norm**2 * float((values.clamp_min(0) * vectors[0].square()).sum())
 
 
 def timed(run: Callable[[], object]) -> tuple[float, object]:

@@ -208,7 +208,7 @@ def times() -> dict[str, float]:
     import hesstune as ht
     from hesstune.curvature import CurvatureEngine
     from hesstune.curvature.capture import differentiable
-    from hesstune.curvature.exact.backward_mode import exact_forms
+    from hesstune.curvature.exact import exact_forms
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

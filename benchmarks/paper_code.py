@@ -9,14 +9,19 @@ the batch's mean loss with every layer's v_i at once, and the largest v_iᵀ(Hv)
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
 from hesstune import NoiseMatrix, Reference, measure
-from hesstune.curvature.dense import block_hessian, paper_code_quantity, positive_form
 from records import write_record
+
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.dense_hessians import block_hessian, paper_code_quantity, positive_form
 
 EXAMPLES, BATCH = 64, 4
 

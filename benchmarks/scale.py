@@ -77,10 +77,8 @@ def ranks(blocks: int) -> dict[str, object]:
 def classes() -> dict[str, object]:
     """Compare the ways to u = J v with 1,000 classes: K − 1 backward passes, or L forward products."""
     from hesstune.curvature import CurvatureEngine
-    from hesstune.curvature.capture import differentiable
-    from hesstune.curvature.exact.backward_mode import exact_forms
-    from hesstune.curvature.exact.forward_mode import exact_by_forward_mode
-    from hesstune.curvature.interception import OnOutput
+    from hesstune.curvature.capture import OnOutput, differentiable
+    from hesstune.curvature.exact import exact_by_forward_mode, exact_forms
 
     torch.manual_seed(0)
     torch.set_num_threads(1)

@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import hesstune as ht
+from dense_hessians import block_hessian
 from hesstune.bounds.networks import certify_holdout
 from hesstune.curvature import CurvatureEngine
-from hesstune.curvature.dense import block_hessian
 from hesstune.curvature.stability import noise_stability_table
 from hesstune.forward import clear_caches, evaluating, logits_of
 from hesstune.models.cut import AfterCut, find_cut

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hesstune.curvature.dense import block_hessian, positive_form
+from dense_hessians import block_hessian, positive_form
 from hesstune.curvature.measure import measure
 from hesstune.curvature.stability import noise_stability
 from hesstune.forward import logits_of

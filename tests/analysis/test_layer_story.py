@@ -5,7 +5,7 @@ import math
 import pytest
 
 from hesstune.analysis.layer_story import block_names, blocks_of, carriers, is_large, layer_shares
-from hesstune.curvature.result import BALLS
+from hesstune.curvature.result import CONSTRAINT_EVIDENCE
 from hesstune.runs.measure_records import LayerMeasure, MeasureRecord
 
 EFFICIENTNET = {
@@ -82,7 +82,7 @@ def test_words_name_what_carries_the_measure_and_a_radius_that_matches_it_alone(
     text = carriers(large())
     assert text.startswith("62% of the measure comes from 1 of 13 blocks: head (62.5%)")
     assert '--method robust --radius "head.*=R,*=S" with R below 0.5' in text
-    assert text.endswith(f"{BALLS}.")
+    assert text.endswith(f"{CONSTRAINT_EVIDENCE}.")
     rows = layer_shares(record([layer("a.weight", 1.0, distance=0.2), layer("b.weight", 1.0)]))
     assert "50% of the measure comes from 1 of 2 layers: a.weight (50.0%)" in carriers(rows)
     assert '--method constraint --radius "a.weight=R,*=S" with R below 0.2' in carriers(rows, "constraint")

@@ -8,7 +8,7 @@ import pytest
 import write_gap
 import write_study_gap
 import write_study_heads
-from hesstune.curvature.result import BALLS, FOUND, HELD_OUT, STATEMENT
+from hesstune.curvature.result import CONSTRAINT_EVIDENCE, HELD_OUT_EVIDENCE, STATEMENT, TRAINING_EVIDENCE
 from records import RESULTS, read_rows
 from write_field import FIRST
 from write_study import records
@@ -27,40 +27,41 @@ def signed(value):
 
 def test_the_sentence_quotes_the_records(found):
     measure, distance = found["measure"], found["distance"]
-    assert f"{measure['runs']:,} runs" in FOUND
-    assert (
-        f"Kendall's τ was {signed(measure['tau'])}, {signed(measure['parts']['programmatic_full'])}" in FOUND
-    )
-    assert f"({signed(distance['parts']['programmatic_full'])} for the distance" in FOUND
+    assert f"{measure['runs']:,} runs" in TRAINING_EVIDENCE
+    tau, weak = signed(measure["tau"]), signed(measure["parts"]["programmatic_full"])
+    assert f"Kendall's τ was {tau}, {weak}" in TRAINING_EVIDENCE
+    assert f"({signed(distance['parts']['programmatic_full'])} for the distance" in TRAINING_EVIDENCE
     heads = [measure["parts"][name] for name in ("programmatic_head", "injected_head", "clean_head")]
-    assert f"between {signed(min(heads))} and {signed(max(heads))} for heads alone" in FOUND
-    assert FOUND in STATEMENT
+    assert f"between {signed(min(heads))} and {signed(max(heads))} for heads alone" in TRAINING_EVIDENCE
+    assert TRAINING_EVIDENCE in STATEMENT
 
 
 def test_what_is_said_of_held_out_examples_is_what_the_runs_show():
     rows = write_gap.read()
     tested = write_gap.tasks(rows, heads=False, development=False)
     every = tested + write_gap.tasks(rows, heads=False, development=True)
-    assert (
-        f"Over {sum(task in every for task, _, _ in rows)} whole networks on {len(every)} tasks" in HELD_OUT
-    )
+    networks = sum(task in every for task, _, _ in rows)
+    assert f"Over {networks} whole networks on {len(every)} tasks" in HELD_OUT_EVIDENCE
     means = {key: signed(np.mean(write_gap.taus(rows, key, tested))) for key in write_gap.MEASURES}
-    assert f"τ {means[write_gap.DEFAULT]} with the gap within a test task" in HELD_OUT
-    assert f"({means['distance']} for the distance alone, {means['paper']} for the maximum over" in HELD_OUT
+    assert f"τ {means[write_gap.DEFAULT]} with the gap within a test task" in HELD_OUT_EVIDENCE
+    assert (
+        f"({means['distance']} for the distance alone, {means['paper']} for the maximum over"
+        in HELD_OUT_EVIDENCE
+    )
     near = f"{100 * write_gap.near(rows, write_gap.DEFAULT, tested)[0]:.0f} %"
-    assert f"a factor 5 of it in {near}" in HELD_OUT
+    assert f"a factor 5 of it in {near}" in HELD_OUT_EVIDENCE
     for page in ("README.md", "docs/concepts/measure.md", "docs/faq.md"):
         assert means[write_gap.DEFAULT] in (ROOT / page).read_text(encoding="utf-8")
 
 
 def test_what_is_said_of_balls_is_what_the_runs_show():
     found = write_gap.against_plain(write_gap.read(), "robust")
-    assert f"in {found['runs']} settings with every layer trained, robust" in BALLS
-    assert f"{found[write_gap.DEFAULT]:.1f} times smaller (median)" in BALLS
-    assert f"a gap of {found['gap']:.2f} instead of {found['gap plain']:.2f}" in BALLS
-    assert f"{-found['accuracy']:.1f} points lower" in BALLS
+    assert f"in {found['runs']} settings with every layer trained, robust" in CONSTRAINT_EVIDENCE
+    assert f"{found[write_gap.DEFAULT]:.1f} times smaller (median)" in CONSTRAINT_EVIDENCE
+    assert f"a gap of {found['gap']:.2f} instead of {found['gap plain']:.2f}" in CONSTRAINT_EVIDENCE
+    assert f"{-found['accuracy']:.1f} points lower" in CONSTRAINT_EVIDENCE
     assert found["accuracy"] < 0
-    assert "single layers do was not measured" in BALLS
+    assert "single layers was not measured" in CONSTRAINT_EVIDENCE
 
 
 PAGES = ["README.md", "docs/concepts/measure.md", "docs/faq.md", "docs/measure.md"]

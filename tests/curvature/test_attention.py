@@ -13,7 +13,7 @@ from torch.backends.cuda import (
     mem_efficient_sdp_enabled,
 )
 
-from hesstune.curvature.dense import block_hessian, positive_form
+from dense_hessians import block_hessian, positive_form
 from hesstune.curvature.measure import measure
 from hesstune.reference import Reference
 

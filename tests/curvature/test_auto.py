@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from networks import build, moved
 from torch import nn
 
+from dense_hessians import block_hessian, positive_form
+from hesstune.curvature import verification
 from hesstune.curvature.capture import capture, differentiable
-from hesstune.curvature.dense import block_hessian, positive_form
+from hesstune.curvature.layouts import find_layouts
 from hesstune.curvature.measure import measure
-from hesstune.curvature.planning import probe
-from hesstune.curvature.planning.layouts import find_layouts
 from hesstune.errors import MeasureError
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -97,7 +97,7 @@ def test_every_layer_before_a_hidden_write_is_probed(monkeypatch):
     methods = dict(zip(m.names, m.methods, strict=True))
     assert methods.pop("b.weight") == "exact"
     assert set(methods.values()) == {"lanczos"}
-    monkeypatch.setattr(probe, "_GROUP_BYTES", 1)  # layer by layer, as where they are large
+    monkeypatch.setattr(verification, "_GROUP_BYTES", 1)  # layer by layer, as where they are large
     assert measure(model, ref, [(X, Y)]).reasons == m.reasons
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from networks import build
 
-from hesstune.curvature.dense import (
+from dense_hessians import (
     block_hessian,
     block_jacobian,
     paper_code_quantity,

@@ -24,7 +24,7 @@ def squared(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 OPTIONS = {
     "plain": {},
-    "maxima": {"examples": "max", "mean_sample": 2},
+    "sample": {"examples": "max", "mean_sample": 2},
     "traces and spectra": {"trace": "exact", "spectrum": True},
     "lanczos": {"method": "lanczos"},
     "skipped classes": {"skip_classes": 0.5},
@@ -77,7 +77,7 @@ def test_the_engine_and_noise_stability_stay_there():
 
     def run() -> None:
         engine = CurvatureEngine.of(case.model, case.ref)
-        engine.rank(batch)
+        engine.gauss_newton(batch)
         engine.trace(batch, probes=2)
         noise_stability(case.model, [batch], 0.1, samples=2, probes=2)
 

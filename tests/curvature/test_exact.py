@@ -10,12 +10,10 @@ import torch.nn.functional as F
 from networks import PIECEWISE_LINEAR, build, mlp, moved
 from torch import nn
 
+from dense_hessians import block_hessian, block_jacobian, positive_form, positive_trace
 from hesstune.curvature.capture import differentiable
-from hesstune.curvature.dense import block_hessian, block_jacobian, positive_form, positive_trace
 from hesstune.curvature.engine import CurvatureEngine
-from hesstune.curvature.exact.backward_mode import exact_forms
-from hesstune.curvature.exact.factor import LogitFactor
-from hesstune.curvature.exact.forward_mode import exact_by_forward_mode
+from hesstune.curvature.exact import LogitFactor, exact_by_forward_mode, exact_forms
 from hesstune.curvature.measure import measure
 from hesstune.errors import ConfigError, DataError
 
@@ -255,7 +253,7 @@ def test_skipped_classes_are_covered_by_the_bounds():
     assert not any(skipped.exact)  # an estimate is not called exact
     torch.testing.assert_close(skipped.quadratic, forms.quadratic)
     assert float(skipped.trace_stderr.min()) > 0
-    (note,) = [note for note in skipped.notes if "left out" in note]
+    (note,) = [note for note in skipped.notes if "were skipped" in note]
     assert "at most 0.05" in note
     # Without traces forward mode is cheaper for so few layers; the backward passes skip alike.
     engine = CurvatureEngine.of(model, ref, method="exact")
@@ -277,7 +275,7 @@ def test_many_classes_are_skipped_by_default_and_few_never():
     )
     assert all(full.exact)
     assert not any(default.exact)
-    assert not any("left out" in note for note in full.notes)
+    assert not any("were skipped" in note for note in full.notes)
     torch.testing.assert_close(default.quadratic, full.quadratic, rtol=0.01, atol=0)
     torch.testing.assert_close(default.trace, full.trace, rtol=0.01, atol=0)
     assert bool((default.upper <= default.lower * 1.01 * (1 + 1e-9)).all())

@@ -10,7 +10,8 @@ import pytest
 import torch
 from networks import SMOOTH, build, mlp, moved
 
-from hesstune.curvature.dense import block_hessian, positive_form, positive_trace
+from dense_hessians import block_hessian, positive_form, positive_trace
+from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.measure import measure
 from hesstune.curvature.result import Measure
 from hesstune.errors import ConfigError, DataError, LayerError, MeasureError, RunError
@@ -52,21 +53,54 @@ def test_smooth_networks_match_the_dense_twin_and_their_brackets_hold_it(name):
     torch.testing.assert_close(tight.quadratic, forms, rtol=1e-6, atol=slack)
 
 
-@pytest.mark.parametrize(("tol", "reached"), [(0.02, 0.02), (None, 0.05)])
 @pytest.mark.parametrize("name", ["mlp_gelu", "attention", "bert"])
-def test_the_maximum_alone_is_the_maximum_of_all(name, tol, reached):
+def test_a_sample_is_measured_as_all_examples_are_and_its_mean_is_the_difference_estimate(name):
     case = build(name)
     forms, _ = _dense(case)
-    m = measure(case.model, case.ref, _batches(case, 2, 2), examples="max", tol=tol)
-    forms = forms[:4]
-    torch.testing.assert_close(m.maximum, forms.amax(0), rtol=reached, atol=1e-10)
+    m = measure(case.model, case.ref, _batches(case, 2, 2), examples="max", mean_sample=2, tol=1e-6, steps=40)
+    forms, sampled, n = forms[:4], ~m.refined[:, 0], 4
+    assert m.refined.sum(0).tolist() == [n if exact else 2 for exact in m.exact]
+    smooth = [not exact for exact in m.exact]
     refined = m.refined
-    torch.testing.assert_close(m.quadratic[refined], forms[refined], rtol=reached, atol=1e-10)
-    bounds = [layer["maximum_bounds"] for layer in m.to_dict()["layers"]]
-    for (low, high), true in zip(bounds, forms.amax(0).tolist(), strict=True):
-        assert low - 1e-10 <= true <= high + 1e-10
-    assert "were refined" in m.notes[0]
-    assert bool(refined[:, -1].all())  # the head is exact, so every entry is filled
+    torch.testing.assert_close(m.quadratic[refined], forms[refined], rtol=1e-5, atol=1e-10)
+    torch.testing.assert_close(m.maximum, forms.where(refined, 0.0).amax(0), rtol=1e-5, atol=1e-10)
+    known = CurvatureEngine.of(case.model, case.ref).gauss_newton((case.inputs, case.targets))[:n]
+    extra = (forms - known)[~sampled]
+    torch.testing.assert_close(m.mean[smooth], (known.mean(0) + extra.mean(0))[smooth], rtol=1e-5, atol=1e-10)
+    variance = forms[~sampled].var(0) / n + (1 - 2 / n) * extra.var(0) / 2
+    torch.testing.assert_close(m.mean_stderr[smooth], variance.sqrt()[smooth], rtol=1e-4, atol=1e-10)
+    assert "2 of 4 examples" in m.notes[0]
+
+
+def test_the_sample_depends_on_the_seed_only_and_without_one_all_examples_are_measured():
+    case = build("bert")
+    options = {"examples": "max", "mean_sample": 2}
+    found = [measure(case.model, case.ref, _batches(case, *sizes), **options) for sizes in ((4,), (1, 2, 1))]
+    torch.testing.assert_close(found[0].quadratic, found[1].quadratic, rtol=0.03, atol=1e-9, equal_nan=True)
+    torch.testing.assert_close(found[0].mean, found[1].mean, rtol=0.03, atol=1e-9)
+    drawn = {
+        tuple(measure(case.model, case.ref, _batches(case, 4), seed=seed, **options).refined[:, 0].tolist())
+        for seed in range(8)
+    }
+    assert len(drawn) > 1
+    every = measure(case.model, case.ref, _batches(case, 4), examples="max")
+    assert bool(every.refined.all())
+    assert torch.equal(every.quadratic, measure(case.model, case.ref, _batches(case, 4)).quadratic)
+
+
+@pytest.mark.slow
+def test_the_error_of_a_sampled_mean_covers_the_mean_of_all_examples():
+    torch.manual_seed(0)
+    model = mlp(torch.nn.GELU).double()
+    ref = moved(model, 0.5)
+    batch = 2 * torch.randn(200, 5, dtype=torch.float64), torch.randint(4, (200,))
+    truth = measure(model, ref, [batch], tol=1e-3).quadratic.mean(0)
+    scores = []
+    for seed in range(12):
+        m = measure(model, ref, [batch], examples="max", mean_sample=20, seed=seed)
+        smooth = [not exact for exact in m.exact]
+        scores.append(((m.mean - truth) / m.mean_stderr)[smooth])
+    assert float(torch.stack(scores).abs().max()) < 5
 
 
 def test_traces_of_smooth_layers_carry_their_error():
@@ -158,12 +192,11 @@ def test_summaries_follow_from_the_matrix():
         m.example("2.weigth")
 
 
-def test_what_was_not_refined_is_left_out_of_the_summaries():
+def test_examples_outside_the_sample_are_left_out_of_the_summaries():
     q = torch.tensor([[1.0, 4.0], [float("nan"), 2.0], [3.0, 0.0]], dtype=torch.float64)
     low = q.nan_to_num(nan=0.0)
     m = Measure(["a", "b"], q, low, low + 5, torch.ones(3), torch.ones(2), ["lanczos", "exact"], ["", ""])
     assert m.maximum.tolist() == [3.0, 4.0]
-    # The refined examples were chosen for being large, so no mean is told from them.
     assert m.mean.isnan().tolist() == m.p99.isnan().tolist() == [True, False]
     assert m.mean_stderr.tolist() == pytest.approx([float("nan"), (4 / 3) ** 0.5], nan_ok=True)
     assert m.refined.sum(0).tolist() == [2, 3]

@@ -90,7 +90,7 @@ def _least(error):
         (lambda: _cnn(nn.ReLU), (3, 16, 16), {"trace": True}),
         (lambda: _cnn(nn.ReLU), (3, 16, 16), {"spectrum": True}),
         (lambda: _cnn(nn.GELU), (3, 12, 12), {}),
-        (lambda: _cnn(nn.GELU), (3, 12, 12), {"examples": "max"}),
+        (lambda: _cnn(nn.GELU), (3, 12, 12), {"examples": "max", "mean_sample": 2}),
         (Tied, (64,), {}),
     ],
     ids=["exact", "traces", "spectra", "smooth", "maximum", "tied"],
@@ -112,7 +112,7 @@ def test_the_forecast_covers_what_is_used(make, shape, options, budget):
 
     with Peak() as peak:
         before = peak.now
-        found = measure(model, ref, [(x, y)], memory_mib=budget, told=told, **options)
+        found = measure(model, ref, [(x, y)], memory_mib=budget, on_forecast=told, **options)
     forecast, used = _said(said[0]), peak.most - before
     assert used <= forecast
     if budget is not None:
@@ -124,7 +124,12 @@ def test_the_forecast_covers_what_is_used(make, shape, options, budget):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("cnn", {"trace": True}), ("torch_encoder", {"examples": "max"}), ("mlp_gelu", {}), ("gpt2", {})],
+    [
+        ("cnn", {"trace": True}),
+        ("torch_encoder", {"examples": "max", "mean_sample": 2}),
+        ("mlp_gelu", {}),
+        ("gpt2", {}),
+    ],
 )
 def test_over_the_budget_is_refused_with_a_setting_that_works(name, options):
     case = build(name)
@@ -154,17 +159,17 @@ def test_fewer_layers_take_less():
     assert found.names == ["0.weight", "4.weight"]
 
 
-def test_inputs_that_are_kept_count_from_the_start():
+def test_the_inputs_of_a_sample_count_from_the_start():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(8), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 3))
     ref = _moved(model)
     batches = [(torch.randn(4, 1, 4096), torch.zeros(4, dtype=torch.long)) for _ in range(40)]
     done = []
-    with pytest.raises(MeasureError, match="fewer examples where inputs take the most"):
-        measure(model, ref, batches, examples="max", memory_mib=1.5, progress=done.append)
-    assert not done  # forty batches of a sixteenth of a MiB, known beforehand
-    fits = measure(model, ref, batches, examples="max", memory_mib=1.5, max_examples=16)
-    assert len(fits.losses) == 16
+    options = {"examples": "max", "memory_mib": 1.5, "max_examples": 100}
+    with pytest.raises(MeasureError, match="fewer examples if the inputs take most of it"):
+        measure(model, ref, batches, mean_sample=100, progress=done.append, **options)
+    assert not done  # a hundred examples of 16 KiB
+    assert int(measure(model, ref, batches, mean_sample=16, **options).refined[:, 0].sum()) == 16
 
 
 def test_larger_inputs_than_the_first_ones_are_forecast_anew():

@@ -7,9 +7,9 @@ import torch
 from networks import Case, build, moved, tiny_bert
 from torch import nn
 
+from hesstune.curvature.batches import by_length, ignores_padding, trimmed
 from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.measure import measure
-from hesstune.curvature.padding import by_length, ignores_padding, trimmed
 
 SAME = {"rtol": 1e-7, "atol": 1e-12}
 

@@ -7,11 +7,11 @@ import torch
 from networks import moved
 from torch import nn
 
-from hesstune.curvature.batches import changed_example, differing_rows, known_as
+from dense_hessians import block_hessian, positive_form
+from hesstune.curvature.batches import changed_example, differing_rows, with_shared_entries
 from hesstune.curvature.capture import differentiable
-from hesstune.curvature.dense import block_hessian, positive_form
+from hesstune.curvature.layouts import find_layouts
 from hesstune.curvature.measure import measure
-from hesstune.curvature.planning.layouts import find_layouts
 from hesstune.errors import MeasureError
 
 TOKENS = 4
@@ -175,7 +175,7 @@ def made(kind, scale=0.5):
 def check(model, ref, batches, **options):
     """Measure, and compare what was refined with the dense twin, example by example."""
     labelled = [(x, torch.arange(size) % 3) for x, size in batches]
-    twins = [(known_as(x, frozenset({"mask"})), y) for x, y in labelled]
+    twins = [(with_shared_entries(x, frozenset({"mask"})), y) for x, y in labelled]
     found = measure(model, ref, labelled, tol=1e-7, steps=40, **options)
     for i, name in enumerate(found.names):
         v = ref.difference(model, name)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from networks import Case, build, mlp
 from torch import nn
 
-from hesstune.curvature.dense import block_hessian
+from dense_hessians import block_hessian
 from hesstune.curvature.stability import noise_stability, noise_stability_table
 from hesstune.errors import ConfigError, DataError, LayerError
 from hesstune.reference import Reference

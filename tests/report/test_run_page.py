@@ -12,7 +12,7 @@ import pytest
 from report_runs import EVIL, run_folder
 
 from hesstune.analysis.label_issues import label_posterior
-from hesstune.curvature.result import BALLS
+from hesstune.curvature.result import CONSTRAINT_EVIDENCE
 from hesstune.errors import RunError
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.report.layers import layer_rows, layer_words
@@ -106,7 +106,7 @@ def test_layers_of_a_large_network_come_by_block_first(tmp_path):
     small = render_run(run_folder(tmp_path / "small"))
     assert 'aria-label="Blocks"' not in small
     assert "of 4 layers" in small
-    assert BALLS in small
+    assert CONSTRAINT_EVIDENCE in small
 
 
 def test_spectra_have_a_figure_its_words_and_its_numbers(tmp_path):

@@ -1,4 +1,4 @@
-"""Put together what several processes measured, each on its own share of the examples."""
+"""Join the measurements of several processes, each on its own share of the examples."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hesstune.curvature.exact.skipping import left_out
-from hesstune.curvature.result import Measure
-from hesstune.curvature.smooth.screening import screening_sentence
+from hesstune.curvature.exact import skipped_classes_note
+from hesstune.curvature.result import Measure, sample_note
 from hesstune.runtime.distributed import all_gather, all_reduce_sum, rank, world
 
 __all__ = ["gathered_measure", "own_batches"]
@@ -19,14 +18,13 @@ __all__ = ["gathered_measure", "own_batches"]
 _ROWS = ("quadratic", "lower", "upper", "losses", "trace", "trace_stderr", "spectrum")
 
 
-_ELSEWHERE = "another process met examples that use it in another way"
+_ELSEWHERE = "examples of another process use it in another way"
 
 
 def own_batches(n: int, size: int) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
-    """Cut n examples into batches; return this rank's, every world-th, and all of them rank by rank.
+    """Split n examples into batches; return this rank's batches and all batches rank by rank.
 
-    Batches go to ranks whole, so that each is computed as by one process; they are smaller where there
-    would not be one for every rank.
+    The batches are those of one process, unless there would not be one for every rank.
     """
     size = min(size, max(1, -(-n // world())))
     batches = [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
@@ -34,12 +32,12 @@ def own_batches(n: int, size: int) -> tuple[list[NDArray[np.int64]], list[NDArra
 
 
 def gathered_measure(found: Measure, order: list[NDArray[np.int64]]) -> Measure:
-    """Return the measurement of all examples, on every rank, from each rank's own.
+    """Return the measurement of all examples, on every rank.
 
-    Rows are gathered as they are; a sampled mean is the mean over ranks, weighted by their examples.
+    Rows are gathered; a sampled mean is the mean over ranks, weighted by their examples.
 
     Args:
-        found: This rank's.
+        found: This rank's measurement.
         order: All batches of examples, rank by rank.
     """
     if world() == 1:
@@ -53,13 +51,15 @@ def gathered_measure(found: Measure, order: list[NDArray[np.int64]]) -> Measure:
     if found.sampled_mean is not None and found.sampled_stderr is not None:
         changes["sampled_mean"] = all_reduce_sum(share * found.sampled_mean)
         changes["sampled_stderr"] = all_reduce_sum((share * found.sampled_stderr).square()).sqrt()
-    notes = found.notes
-    if found.screened is not None:  # of all ranks together, not of this one's share
-        notes = [screening_sentence(torch.stack(all_gather(found.screened))), *notes[1:]]
+    own = sample_note(found.quadratic)
+    quadratic = changes["quadratic"]
+    assert quadratic is not None
+    added = sample_note(quadratic)
     if found.skipped is not None:
-        own = left_out(found.skipped)
+        own += skipped_classes_note(found.skipped)
         largest = torch.stack([rows.reshape(2) for rows in all_gather(found.skipped)]).amax(0)
-        notes = [note for note in notes if note not in own] + left_out(largest)
+        added += skipped_classes_note(largest)
+    notes = added + [note for note in found.notes if note not in own]
     # A layer that one process moved to weight space is not exact on any.
     apart = all_reduce_sum(torch.tensor([int(method == "weight_space") for method in found.methods])).tolist()
     pairs = zip(found.methods, found.reasons, apart, strict=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hesstune.checks import parse_integer
-from hesstune.curvature.result import BALLS
+from hesstune.curvature.result import CONSTRAINT_EVIDENCE
 from hesstune.errors import counted
 from hesstune.runs.measure_records import LayerMeasure, MeasureRecord
 
@@ -156,7 +156,8 @@ def carriers(rows: LayerShares, method: str | None = None) -> str:
         f"{total:.0%} of the measure {'come' if len(first) > 1 else 'comes'} from {len(first)} of "
         f"{counted(len(parts), kind)}: {shown}. What could lower it: smaller balls there, such as "
         f'hesstune finetune --method {method or "robust"} --radius "{pattern}=R,*=S" with R below '
-        f"{top.farthest:.3g}, the largest distance there now (Frobenius), and S for all others. {BALLS}."
+        f"{top.farthest:.3g}, the largest distance there now (Frobenius), and S for all others. "
+        f"{CONSTRAINT_EVIDENCE}."
     )
 
 

@@ -39,7 +39,7 @@ def measure_run(
     run: Run,
     *,
     progress: Callable[[int, int, str], None] | None = None,
-    told: Callable[[str], None] | None = None,
+    on_forecast: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Measure:
     """Measure every layer of a finished run, by default on its validation examples; write it beside the run.
@@ -47,7 +47,7 @@ def measure_run(
     Args:
         run: A finished run; measure.json and measure.safetensors are written to its folder.
         progress: Called with (examples done, examples in all, text).
-        told: Called with the forecast of memory before the first example is measured.
+        on_forecast: Called with the memory forecast before the first example is measured.
         **options: Options of `MeasureOptions`, by name.
 
     Raises:
@@ -64,7 +64,7 @@ def measure_run(
     found = subject.measure(
         **{name: getattr(asked, name) for name in own_options},
         progress=None if progress is None else lambda done: progress(done, own, "examples"),
-        told=told,
+        on_forecast=on_forecast,
     )
     if part != asked.part:
         found.notes.append(f"{NO_VALIDATION}: measured on the training examples")

@@ -60,7 +60,7 @@ def measure(
     output = Output(quiet, json)
     with progress_bars(quiet) as bars:
         found = measure_run(
-            loaded, progress=bars("measure") if bars else None, told=output.say, **options.given()
+            loaded, progress=bars("measure") if bars else None, on_forecast=output.say, **options.given()
         )
     alike = {name: v for name, v in options.given().items() if name in SampleOptions.model_fields}
     stable = stability_of_run(loaded, **alike) if stability else []

@@ -106,7 +106,7 @@ def stability_table(rows: list[Stability]) -> Table:
 
 def summary(record: dict[str, Any], gap: float | None) -> list[str]:
     """Return the measure, the gap observed, and what the number is and is not."""
-    from hesstune.curvature.result import FOUND, HELD_OUT
+    from hesstune.curvature.result import HELD_OUT_EVIDENCE, TRAINING_EVIDENCE
 
     value, mean, part = record["measure"], record["mean_measure"], record["part"]
     where = f"{record['examples']} {'held-out' if part == 'val' else 'training'} examples"
@@ -117,6 +117,7 @@ def summary(record: dict[str, Any], gap: float | None) -> list[str]:
     lines.append(f"Hessian distance measure, Σ √(C·max vᵀH⁺v/n): {value['value']:.3f}")
     if gap is not None:
         lines.append(f"Generalization gap observed: {gap:.3f} (cross-entropy, test minus training)")
-    notes = [note for note in record["notes"] if not note.startswith(FORECAST)]  # it was said beforehand
-    # The record has the whole statement, of either part.
-    return [*lines, *notes, f"It is a measure, no guarantee. {HELD_OUT if part == 'val' else FOUND}."]
+    # The forecast is printed before the measurement.
+    notes = [note for note in record["notes"] if not note.startswith(FORECAST)]
+    evidence = HELD_OUT_EVIDENCE if part == "val" else TRAINING_EVIDENCE
+    return [*lines, *notes, f"It is a measure, no guarantee. {evidence}."]

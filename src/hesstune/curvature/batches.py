@@ -1,58 +1,86 @@
-"""The examples of a batch: some of them, some that differ, one of them changed, and the logits of each."""
+"""Batches of examples: checks, rows, examples that differ, padding, and the logits of each example."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from hesstune.errors import MeasureError
+from hesstune.errors import DataError, MeasureError
 from hesstune.forward import Inputs, batch_size, logits_of
 
 __all__ = [
-    "KnownEntries",
+    "HALF",
+    "LabelledBatch",
+    "by_length",
     "changed_example",
+    "checked_batches",
     "differing_rows",
     "each_alone",
-    "fixed_entries",
-    "known_as",
+    "ignores_padding",
+    "in_full_precision",
     "logits_of_each",
     "rows_of",
+    "shared_entries",
+    "trimmed",
+    "with_shared_entries",
 ]
 
-# How far an example is moved where no other one differs from it, as a share of its root mean square.
+LabelledBatch = tuple[Inputs, torch.Tensor]
+HALF = (torch.bfloat16, torch.float16)
+_MASK = "attention_mask"
+# How far an example is moved if no other one differs from it, as a share of its root mean square.
 _NUDGE = 0.1
 
 
-class KnownEntries(dict[str, Any]):
-    """A mapping of inputs that remembers which entries are the same for all examples.
+def checked_batches(batches: Iterable[LabelledBatch], most: int | None) -> Iterator[LabelledBatch]:
+    """Check each batch and yield it; stop after `most` examples."""
+    left = math.inf if most is None else most
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise DataError(f"batches must yield (inputs, targets); got {type(batch).__name__}")
+        inputs, targets = batch
+        size = batch_size(inputs)
+        if size > left:
+            keep = torch.arange(int(left))
+            inputs, targets = rows_of(inputs, keep), targets[: int(left)]
+        if batch_size(inputs):
+            yield inputs, targets
+        left -= size
+        if left <= 0:
+            return
 
-    In a batch of 8, a (4, 4) mask of tokens plainly has no row for each example; in 4 examples taken from it,
-    the shapes no longer tell.
+
+class BatchMapping(dict[str, Any]):
+    """A mapping of inputs with the keys of the entries that all examples share.
+
+    In a batch of 8 examples, the shape of a (4, 4) mask of tokens shows that it has no row for each example.
+    In 4 examples taken from that batch the shapes no longer show it.
 
     Args:
         values: The entries.
-        fixed: The keys of those without a batch dimension.
+        shared: The keys of those without a batch dimension.
     """
 
-    def __init__(self, values: Mapping[str, Any], fixed: frozenset[str]) -> None:
+    def __init__(self, values: Mapping[str, Any], shared: frozenset[str]) -> None:
         super().__init__(values)
-        self.fixed = fixed
+        self.shared = shared
 
 
-def fixed_entries(inputs: Inputs) -> frozenset[str]:
-    """Return the keys of the entries that are the same for all examples, as far as shapes tell.
+def shared_entries(inputs: Inputs) -> frozenset[str]:
+    """Return the keys of the entries that all examples share: those without a batch dimension.
 
     Example:
-        >>> sorted(fixed_entries({"x": torch.zeros(8, 4, 3), "mask": torch.zeros(4, 4), "scale": 2.0}))
+        >>> sorted(shared_entries({"x": torch.zeros(8, 4, 3), "mask": torch.zeros(4, 4), "scale": 2.0}))
         ['mask', 'scale']
     """
     if isinstance(inputs, torch.Tensor):
         return frozenset()
-    if isinstance(inputs, KnownEntries):
-        return inputs.fixed
+    if isinstance(inputs, BatchMapping):
+        return inputs.shared
     size = batch_size(inputs)
     return frozenset(
         key
@@ -61,11 +89,11 @@ def fixed_entries(inputs: Inputs) -> frozenset[str]:
     )
 
 
-def known_as(inputs: Inputs, fixed: frozenset[str]) -> Inputs:
-    """Return the batch with these entries, and others of which shapes tell so, known as the same for all."""
+def with_shared_entries(inputs: Inputs, shared: frozenset[str]) -> Inputs:
+    """Return the batch with these entries, and those whose shapes show it, marked as shared."""
     if isinstance(inputs, torch.Tensor):
         return inputs
-    return KnownEntries(inputs, fixed | fixed_entries(inputs))
+    return BatchMapping(inputs, shared | shared_entries(inputs))
 
 
 def rows_of(inputs: Inputs, index: torch.Tensor) -> Inputs:
@@ -73,11 +101,17 @@ def rows_of(inputs: Inputs, index: torch.Tensor) -> Inputs:
     if isinstance(inputs, torch.Tensor):
         return inputs[index.to(inputs.device)]
     rows = {key: value[index.to(value.device)] for key, value in _batched(inputs).items()}
-    return KnownEntries({**inputs, **rows}, fixed_entries(inputs))
+    return BatchMapping({**inputs, **rows}, shared_entries(inputs))
+
+
+def each_alone(inputs: Inputs) -> Iterator[tuple[int, Inputs]]:
+    """Yield (row, the example as a batch of one)."""
+    for row in range(batch_size(inputs)):
+        yield row, rows_of(inputs, torch.tensor([row]))
 
 
 def differing_rows(inputs: Inputs, most: int) -> torch.Tensor:
-    """Return the first `most` examples that differ from each other, filled up with others where too few do.
+    """Return the first `most` examples that differ from each other, then others if there are too few.
 
     Args:
         inputs: One batch of B examples.
@@ -105,11 +139,11 @@ def differing_rows(inputs: Inputs, most: int) -> torch.Tensor:
 def changed_example(inputs: Inputs, row: int) -> Inputs | None:
     """Return the batch with example `row` changed and every other one left as it is.
 
-    It becomes a copy of an example that differs from it. Where none does, its numbers are moved a little
-    and its tokens, of which any may be out of the vocabulary, are rolled by one place.
+    It becomes a copy of an example that differs from it. If there is none, its numbers are moved a little
+    and its tokens are rolled by one place: other tokens may be outside the vocabulary.
 
     Returns:
-        The batch; None where the example cannot be changed (all are the same, of one token repeated).
+        The batch; None if the example cannot be changed (all are equal, with one token repeated).
 
     Example:
         >>> changed_example(torch.tensor([[1, 2], [1, 2]]), 0).tolist()
@@ -127,7 +161,30 @@ def changed_example(inputs: Inputs, row: int) -> Inputs | None:
         return None
     if isinstance(inputs, torch.Tensor):
         return after[""]
-    return KnownEntries({**inputs, **after}, fixed_entries(inputs))
+    return BatchMapping({**inputs, **after}, shared_entries(inputs))
+
+
+def _batched(inputs: Inputs) -> dict[str, torch.Tensor]:
+    if isinstance(inputs, torch.Tensor):
+        return {"": inputs}
+    shared = shared_entries(inputs)
+    return {key: value for key, value in inputs.items() if key not in shared}
+
+
+def _differ(inputs: Inputs, row: int, other: int) -> bool:
+    return any(not torch.equal(value[row], value[other]) for value in _batched(inputs).values())
+
+
+def _nudged(value: torch.Tensor, row: int) -> torch.Tensor:
+    changed = value.detach().clone()
+    if value.is_floating_point():
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(value[row].shape, generator=generator, dtype=torch.float64).to(value)
+        scale = float(value[row].double().square().mean().sqrt()) or 1.0
+        changed[row] += _NUDGE * scale * noise
+    elif value.ndim > 1 and value.dtype is not torch.bool:
+        changed[row] = value[row].roll(1, 0)
+    return changed
 
 
 def logits_of_each(model: nn.Module, inputs: Inputs) -> torch.Tensor:
@@ -148,30 +205,70 @@ def logits_of_each(model: nn.Module, inputs: Inputs) -> torch.Tensor:
     return logits
 
 
-def _batched(inputs: Inputs) -> dict[str, torch.Tensor]:
+def in_full_precision(inputs: Inputs) -> Inputs:
+    """Return the inputs with tensors of half precision converted to float32."""
     if isinstance(inputs, torch.Tensor):
-        return {"": inputs}
-    fixed = fixed_entries(inputs)
-    return {key: value for key, value in inputs.items() if key not in fixed}
+        return inputs.float() if inputs.dtype in HALF else inputs
+    half = {k: v.float() for k, v in inputs.items() if isinstance(v, torch.Tensor) and v.dtype in HALF}
+    return {**inputs, **half} if half else inputs
 
 
-def _differ(inputs: Inputs, row: int, other: int) -> bool:
-    return any(not torch.equal(value[row], value[other]) for value in _batched(inputs).values())
+def _mask_of(inputs: Inputs) -> torch.Tensor | None:
+    mask = None if isinstance(inputs, torch.Tensor) else inputs.get(_MASK)
+    return mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
 
 
-def _nudged(value: torch.Tensor, row: int) -> torch.Tensor:
-    changed = value.detach().clone()
-    if value.is_floating_point():
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(value[row].shape, generator=generator, dtype=torch.float64).to(value)
-        scale = float(value[row].double().square().mean().sqrt()) or 1.0
-        changed[row] += _NUDGE * scale * noise
-    elif value.ndim > 1 and value.dtype is not torch.bool:
-        changed[row] = value[row].roll(1, 0)
-    return changed
+def _token_lengths(mask: torch.Tensor) -> torch.Tensor:
+    """Return the number of leading positions up to the last attended one, (B,)."""
+    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return (places * (mask != 0)).amax(1).clamp_min(1)
 
 
-def each_alone(inputs: Inputs) -> Iterator[tuple[int, Inputs]]:
-    """Yield (row, the example as a batch of one)."""
-    for row in range(batch_size(inputs)):
-        yield row, rows_of(inputs, torch.tensor([row]))
+def trimmed(inputs: Inputs) -> Inputs:
+    """Cut the trailing positions that no example of the batch attends to.
+
+    Example:
+        >>> mask = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])
+        >>> trimmed({"input_ids": mask, "attention_mask": mask})["input_ids"].shape
+        torch.Size([2, 2])
+    """
+    mask = _mask_of(inputs)
+    if mask is None or isinstance(inputs, torch.Tensor):
+        return inputs
+    longest = int(_token_lengths(mask).max())
+    cut = {
+        key: value[:, :longest]
+        for key, value in inputs.items()
+        if isinstance(value, torch.Tensor) and value.shape[:2] == mask.shape
+    }
+    return BatchMapping({**inputs, **cut}, shared_entries(inputs))
+
+
+def by_length(inputs: Inputs) -> torch.Tensor:
+    """Return the examples' indices by ascending length, (B,); their own order without a mask."""
+    mask = _mask_of(inputs)
+    if mask is None:
+        return torch.arange(batch_size(inputs))
+    return _token_lengths(mask).cpu().argsort(stable=True)
+
+
+@torch.no_grad()
+def ignores_padding(model: nn.Module, inputs: Inputs) -> bool:
+    """Tell whether cutting the padding leaves the logits of the shorter examples unchanged.
+
+    It does not for a model that averages over padded positions. False if there is nothing to cut.
+    """
+    mask = _mask_of(inputs)
+    if mask is None:
+        return False
+    shorter = (_token_lengths(mask) < mask.shape[1]).nonzero().squeeze(1)[:4]
+    if not len(shorter):
+        return False
+    few = rows_of(inputs, shorter)
+    try:
+        found = logits_of(model, trimmed(few))
+    except (RuntimeError, ValueError, IndexError):  # the model needs the full width
+        return False
+    wanted = logits_of(model, few)
+    tolerance = 1e-9 if wanted.dtype == torch.float64 else 1e-4
+    return bool(((found - wanted).abs() <= tolerance * wanted.abs().amax().clamp_min(1e-6)).all())

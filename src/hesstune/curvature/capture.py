@@ -1,25 +1,58 @@
-"""One forward pass that captures the layers as they were used in it, and the conditions it needs."""
+"""One forward pass that captures the layers' calls, and the state of the network that this needs.
+
+The interceptor looks at the call (`F.linear`, `F.convNd`, `torch.addmm`) whose weight is the parameter, not
+at the module. So it also finds torch's MultiheadAttention, whose weights are used without a submodule call,
+convolutions that pad inside their own forward, and transformers' Conv1D.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
-from hesstune.curvature.batches import logits_of_each
-from hesstune.curvature.full_precision import full_precision
-from hesstune.curvature.interception import Interceptor, OnOutput
-from hesstune.curvature.layers import CapturedLayer, Layout, layout_fits
+from hesstune.curvature.batches import HALF, logits_of_each
+from hesstune.curvature.layers import CapturedLayer, Layout, layout_alone, layout_fits
 from hesstune.errors import MeasureError
 from hesstune.forward import Inputs, batch_size, evaluating, named_parameters
 
-__all__ = ["Capture", "capture", "differentiable", "kept_buffers", "restored"]
+__all__ = [
+    "Capture",
+    "Interceptor",
+    "OnOutput",
+    "bytes_in_full_precision",
+    "capture",
+    "differentiable",
+    "full_precision",
+    "kept_buffers",
+    "restored",
+]
+
+OnOutput = Callable[[CapturedLayer, torch.Tensor], torch.Tensor]
+
+_LINEAR = ("input", "weight", "bias")
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0}
+_CALLS: dict[Any, tuple[str, tuple[str, ...]]] = {
+    F.linear: ("linear", _LINEAR),
+    torch.addmm: ("addmm", ("input", "mat1", "mat2")),
+    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), ("conv", _CONV)),
+    **dict.fromkeys(
+        (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+        ("conv_transpose", _TRANSPOSED),
+    ),
+}
 
 
 @dataclass
@@ -28,12 +61,12 @@ class Capture:
 
     Attributes:
         logits: (B, K), with the graph.
-        layers: The layers whose weight was found in exactly one call, and of which it is known where the
-            examples are and the tensors are like that, in order of use.
-        calls: How often each asked layer's weight was found in a call (0: never, or used otherwise).
-        overwritten: Layers whose input the network changed in place later on; pass them as `copied`
-            to the next capture, which saves this one's second forward pass.
-        otherwise: Layers that were found to be used otherwise than planned, with a clause that says how.
+        layers: The layers whose weight was found in exactly one call and whose tensors have the planned
+            layout, in order of use.
+        calls: How often the weight of each requested layer was found in a call.
+        overwritten: Layers whose input the network changed in place after the call. Pass them as `copied`
+            to the next capture, which then needs one forward pass instead of two.
+        otherwise: Layers that this batch uses in another way than planned, and how.
     """
 
     logits: torch.Tensor
@@ -43,7 +76,7 @@ class Capture:
     otherwise: dict[str, str] = field(default_factory=dict)
 
     def left_out(self, names: Sequence[str]) -> dict[str, str]:
-        """Return those of the layers that were not captured, with a clause that says why."""
+        """Return the layers that were not captured, and why."""
         return {
             name: self.otherwise.get(
                 name, f"{self.calls.get(name, 0)} calls, or tensors of another kind of shape"
@@ -53,12 +86,11 @@ class Capture:
         }
 
     def require(self, names: Sequence[str]) -> None:
-        """Raise MeasureError, naming it, if one of the layers was not captured."""
+        """Raise MeasureError with the name of the first layer that was not captured."""
         for name, how in self.left_out(names).items():
             raise MeasureError(
-                f"'{name}' is used in another way on this batch ({how}) than on the examples looked at "
-                "first, so it is unknown where the examples are in it; leave it out with layers=, or give "
-                "batches of one shape"
+                f"this batch uses '{name}' in another way ({how}) than the first examples, so the rows of "
+                "the examples in it are unknown; leave it out with layers=, or give batches of one shape"
             )
 
 
@@ -80,7 +112,7 @@ def capture(
         names: Layer names, as in `Reference.layers()`.
         layouts: Where the examples are in each layer's tensors; a layer that it leaves out is not captured.
         on_output: Called with each captured layer and its output z; what it returns takes z's place.
-        copied: Layers whose input is copied, because the network overwrites it.
+        copied: Layers whose input is copied because the network overwrites it.
 
     Raises:
         ModelError: If the output holds no (B, K) logits.
@@ -96,25 +128,152 @@ def capture(
         return replace(again, overwritten=again.overwritten | overwritten)
     calls = {name: len(found) for name, found in interceptor.found.items()}
     layers = {name: interceptor.found[name][0] for name in interceptor.order if calls[name] == 1}
-    layers = {name: layer for name, layer in layers.items() if name in layouts and _fits(layer)}
+    layers = {
+        name: layer
+        for name, layer in layers.items()
+        if name in layouts and layout_fits(layer.input.shape, layer.layout, layer.examples)
+    }
     return Capture(logits, layers, calls)
 
 
-def _fits(layer: CapturedLayer) -> bool:
-    return layout_fits(layer.input.shape, layer.layout, layer.examples)
+class Interceptor(TorchFunctionMode):
+    """Record the calls whose weight is one of the named parameters.
+
+    Every output of a linear layer is returned as an alias that is not a view. The network may then write into
+    it in place, whichever weights require gradients.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str] = (),
+        examples: int = 1,
+        layouts: Mapping[str, Layout] | None = None,
+        on_output: OnOutput | None = None,
+        copied: frozenset[str] = frozenset(),
+    ) -> None:
+        super().__init__()
+        wanted = set(names)
+        self._names = {id(p): name for name, p in named_parameters(model).items() if name in wanted}
+        self._examples, self._layouts = examples, layouts or {}
+        self._on_output, self._copied = on_output, copied
+        self._versions: list[tuple[str, torch.Tensor, int]] = []
+        self.found: dict[str, list[CapturedLayer]] = {name: [] for name in names}
+        self.order: dict[str, None] = {}
+
+    def __torch_function__(
+        self, func: Any, types_: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        known = _CALLS.get(func) if isinstance(func, types.BuiltinFunctionType) else None
+        if known is None:
+            if func is F.multi_head_attention_forward:
+                with self:
+                    return _open(func)(*args, **kwargs)
+            return _batch_norm(*args, **kwargs) if func is F.batch_norm else func(*args, **kwargs)
+        kind, parameters = known
+        given = dict(zip(parameters, args, strict=False)) | dict(kwargs)
+        if kind == "addmm":
+            given = {"bias": given["input"], "input": given["mat1"], "weight": given["mat2"], **kwargs}
+        name = self._names.get(id(given["weight"]))
+        # A convolution without a batch dimension is not captured: its first dimension is the channels.
+        if name is None or (kind.startswith("conv") and given["input"].ndim != given["weight"].ndim):
+            return _not_a_view(func(*args, **kwargs))
+        if name in self._copied:
+            clone = given["input"].clone()
+            args = [clone if a is given["input"] else a for a in args]
+            kwargs = {k: clone if a is given["input"] else a for k, a in kwargs.items()}
+            given["input"] = clone
+        return self._record(name, kind, func, given, _not_a_view(func(*args, **kwargs)))
+
+    def _record(
+        self, name: str, kind: str, func: Any, given: dict[str, Any], output: torch.Tensor
+    ) -> torch.Tensor:
+        self.order.setdefault(name)
+        if output.grad_fn is None:  # no derivative: gradients are off here
+            return output
+        layer = _captured(name, kind, func, given, output, self._examples)
+        # The whole tensor belongs to a single example, whatever its layout.
+        layer.layout = (
+            layout_alone(layer.input.shape) if self._examples == 1 else self._layouts.get(name, "first")
+        )
+        self.found[name].append(layer)
+        self._versions.append((name, layer.input, layer.input._version))
+        return output if self._on_output is None else self._on_output(layer, output)
+
+    def overwritten(self) -> frozenset[str]:
+        """Return the layers whose input was changed in place after the call."""
+        return frozenset(name for name, a, version in self._versions if a._version != version)
 
 
-def _hardsigmoid(inputs: torch.Tensor) -> torch.Tensor:
-    # The same function: torch's own kernel has no second derivative.
-    return F.relu6(inputs + 3.0) / 6.0
+def _not_a_view(output: torch.Tensor) -> torch.Tensor:
+    # `linear` of three dimensions returns a view. A write in place moves a view to another place in the
+    # graph, so an edge taken before no longer leads to it. The alias shares the memory and is not a view.
+    alias: torch.Tensor = torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
+    return alias
+
+
+def _captured(
+    name: str, kind: str, func: Any, given: dict[str, Any], output: torch.Tensor, examples: int
+) -> CapturedLayer:
+    options = {} if kind in ("linear", "addmm") else {k: given.get(k, v) for k, v in _DEFAULTS.items()}
+    if kind != "conv_transpose":
+        options.pop("output_padding", None)
+    scale = given.get("alpha", 1)
+
+    def call(a: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = torch.mm(a, w) * scale if kind == "addmm" else func(a, w, None, **options)
+        return output
+
+    return CapturedLayer(
+        name=name,
+        kind="linear" if kind == "addmm" else kind,  # type: ignore[arg-type]
+        weight=given["weight"],
+        input=given["input"].detach(),
+        shape=output.shape,
+        edge=get_gradient_edge(output),
+        layout="first",
+        examples=examples,
+        call=call,
+        transposed=kind == "addmm",
+        options=options,
+    )
+
+
+def _batch_norm(
+    inputs: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """Batch norm in eval mode as an affine map: backward takes half the time and keeps nothing."""
+    if training or running_mean is None or running_var is None:
+        return F.batch_norm(inputs, running_mean, running_var, weight, bias, training, momentum, eps)
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    shape = (-1, *[1] * (inputs.ndim - 2))
+    return torch.addcmul(shift.view(shape), inputs, scale.view(shape))
+
+
+def _open(func: Any) -> Any:
+    # torch passes its composite attention to the mode as one call. Without that check its own calls of
+    # `linear` reach the mode.
+    scope = {**func.__globals__, "has_torch_function": lambda _: False}
+    opened = types.FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
+    opened.__kwdefaults__ = func.__kwdefaults__
+    return opened
 
 
 @contextmanager
 def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Set eval mode, gradients for the named weights alone, float32, and kernels that differentiate twice.
+    """Set eval mode, gradients for the named weights only, float32, and twice differentiable kernels.
 
-    Everything is as before afterwards: training flags, requires_grad flags, global switches, the
-    random state.
+    Training flags, requires_grad flags, global switches and the random state are restored afterwards.
     """
     wanted = set(names)
     hard: list[nn.Module] = []
@@ -141,8 +300,8 @@ def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
         if lacks is None:
             raise
         raise MeasureError(
-            f"the network calls {lacks[1]}, which torch cannot differentiate twice; write it by operations "
-            "that it can (hardsigmoid: relu6(x + 3) / 6, or the module nn.Hardsigmoid)"
+            f"the network calls {lacks[1]}, which torch cannot differentiate twice; replace it by operations "
+            "that torch can (hardsigmoid: relu6(x + 3) / 6, or the module nn.Hardsigmoid)"
         ) from error
     finally:
         for module in hard:
@@ -152,9 +311,14 @@ def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+def _hardsigmoid(inputs: torch.Tensor) -> torch.Tensor:
+    # torch's own kernel has no second derivative.
+    return F.relu6(inputs + 3.0) / 6.0
+
+
 @contextmanager
 def restored(weights: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield clones of the weights, and put them back to the bit afterwards, also after an error."""
+    """Yield clones of the weights; restore the weights bit for bit afterwards, also after an error."""
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     try:
         yield before
@@ -166,10 +330,9 @@ def restored(weights: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Te
 
 @contextmanager
 def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Put every buffer back afterwards, the same tensor with the same values.
+    """Restore every buffer afterwards: the same tensor with the same values.
 
-    Some networks write buffers in every forward pass, also in eval mode: quantised ones keep their integer
-    weights there.
+    Some networks write buffers in every forward pass, also in eval mode.
     """
     before = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
     values = [buffer.detach().clone() for _, _, buffer in before]
@@ -181,3 +344,37 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffer
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+def bytes_in_full_precision(model: nn.Module) -> int:
+    """Return the bytes of the float32 copies that `full_precision` makes."""
+    return sum(4 * tensor.numel() for tensor in _stored_in_half(model))
+
+
+def _stored_in_half(model: nn.Module) -> list[torch.Tensor]:
+    return [t for t in (*model.parameters(), *model.buffers()) if t.dtype in HALF]
+
+
+@contextmanager
+def full_precision(model: nn.Module) -> Iterator[None]:
+    """Replace parameters and buffers in half precision by float32 copies; restore them afterwards.
+
+    Activations, gradients and products are then not rounded to 8 or 11 bits. Parameters stay the same
+    objects.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 2).bfloat16()
+        >>> with full_precision(model):
+        ...     model(torch.ones(1, 2)).dtype
+        torch.float32
+        >>> model.weight.dtype
+        torch.bfloat16
+    """
+    stored = [(tensor, tensor.data) for tensor in _stored_in_half(model)]
+    try:
+        for tensor, data in stored:
+            tensor.data = data.float()
+        yield
+    finally:
+        for tensor, data in stored:
+            tensor.data = data

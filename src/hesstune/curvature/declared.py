@@ -1,4 +1,4 @@
-"""What is declared of `measure` once, without torch: for its arguments, a run's options and its files."""
+"""Names and limits of `measure` that its options and files need; this module does not import torch."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ __all__ = [
     "MEASURE",
     "MEASURE_TENSORS",
     "SKIP_CLASSES",
-    "Means",
-    "Refined",
+    "ExamplesChoice",
+    "MethodChoice",
     "sample_fault",
 ]
 
-Means = Literal["auto", "exact", "lanczos"]
-Refined = Literal["max", "all"]
-# Numbers must be above these, where they are given.
+MethodChoice = Literal["auto", "exact", "lanczos"]
+ExamplesChoice = Literal["max", "all"]
+# A given number must be larger than this.
 ABOVE = {"steps": 0, "tol": 0, "max_examples": 0, "memory_mib": 0}
-# What classes left out may add to an entry by default, as a share of it.
+# The default of `skip_classes`: the share of an entry that skipped classes may add.
 SKIP_CLASSES = 0.01
-# What `Measure.save` writes: a summary, and all tensors.
+# The files that `Measure.save` writes: a summary, and all tensors.
 MEASURE, MEASURE_TENSORS = "measure.json", "measure.safetensors"
 # The entry of the tensors' metadata that the summary has as `tensors`.
 CHECKSUM = "checksum"
-
-# How the note with the forecast of a measurement's memory begins.
+# The first words of the note with the memory forecast.
 FORECAST = "memory forecast:"
 
 

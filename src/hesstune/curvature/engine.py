@@ -1,7 +1,8 @@
-"""One object for one network: forms, traces and spectra of H_i for batch after batch."""
+"""`CurvatureEngine`: forms, traces and spectra of H_i of one network, batch by batch."""
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -9,73 +10,99 @@ from functools import partial
 import torch
 from torch import nn
 
-from hesstune.curvature.arguments import LabelledBatch
-from hesstune.curvature.batches import each_alone, fixed_entries, known_as, rows_of
-from hesstune.curvature.capture import Capture, capture, differentiable
-from hesstune.curvature.declared import Means
-from hesstune.curvature.exact.backward_mode import exact_forms
-from hesstune.curvature.exact.factor import LogitFactor
-from hesstune.curvature.exact.forms import ExactForms, LogitForms
-from hesstune.curvature.exact.forward_mode import exact_by_forward_mode
-from hesstune.curvature.exact.skipping import planned_passes
-from hesstune.curvature.full_precision import in_full
-from hesstune.curvature.interception import OnOutput
-from hesstune.curvature.objective import Objective, PerExampleLoss
-from hesstune.curvature.padding import trimmed
-from hesstune.curvature.planning.memory import SHARED
-from hesstune.curvature.planning.plan import MeasurePlan, in_weight_space, make_measure_plan
-from hesstune.curvature.planning.refusals import require_finite
-from hesstune.curvature.planning.routing import check_batch, reached
-from hesstune.curvature.selection import selected_layers
-from hesstune.curvature.smooth.lanczos import (
+from hesstune.curvature.batches import (
+    LabelledBatch,
+    each_alone,
+    in_full_precision,
+    rows_of,
+    shared_entries,
+    trimmed,
+    with_shared_entries,
+)
+from hesstune.curvature.capture import Capture, OnOutput, capture, differentiable
+from hesstune.curvature.declared import MethodChoice
+from hesstune.curvature.exact import (
+    ExactForms,
+    LogitFactor,
+    LogitForms,
+    exact_by_forward_mode,
+    exact_forms,
+    planned_passes,
+)
+from hesstune.curvature.lanczos import (
+    HessianSource,
     LanczosForms,
-    Quadrature,
+    LayerProducts,
+    TraceQuadrature,
     Traces,
+    WeightProducts,
     lanczos_forms,
     quadrature_traces,
 )
-from hesstune.curvature.smooth.products import LayerProducts
-from hesstune.curvature.smooth.ranking import Ranking, rank_examples
-from hesstune.curvature.smooth.source import BatchSource, HessianSource
-from hesstune.curvature.smooth.stopping import Stopping
-from hesstune.curvature.smooth.weight_space import WeightProducts
+from hesstune.curvature.layouts import check_batch, used_weights
+from hesstune.curvature.memory import SHARED_GRAPH_EXAMPLES
+from hesstune.curvature.objective import Objective, PerExampleLoss
+from hesstune.curvature.plan import MeasurePlan, make_measure_plan, moved_to_weight_space
+from hesstune.curvature.quadrature import Stopping
+from hesstune.curvature.verification import require_finite
 from hesstune.errors import ConfigError, DataError, LayerError, unknown_name
 from hesstune.forward import Inputs, batch_size, moved, named_parameters
 from hesstune.reference import Reference
 from hesstune.runtime.sharding import refuse_sharded
 
-__all__ = ["CurvatureEngine"]
+__all__ = ["CurvatureEngine", "selected_layers"]
+
+
+def selected_layers(names: list[str], patterns: str | Sequence[str] | None) -> list[str]:
+    """Return the layers that match any of the patterns, in their own order; all if it is None.
+
+    Raises:
+        LayerError: If there are no layers at all, or a pattern matches none.
+
+    Example:
+        >>> selected_layers(["stem.weight", "head.weight"], "head.*")
+        ['head.weight']
+    """
+    if not names:
+        raise LayerError("the model has no layers (Linear, ConvNd, Conv1D or attention weights)")
+    if patterns is None:
+        return names
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in wanted:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise unknown_name("layer or pattern", pattern, names, LayerError)
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)]
 
 
 class CurvatureEngine:
-    """H_i⁺ of a network's layers, one example and one layer at a time, never as a matrix.
+    """H_i⁺ of a network's layers for each example, without forming the matrix.
 
-    H_i is the Hessian of one example's loss in vec(W_i) alone, H_i⁺ its positive part, v_i a direction of
-    W_i's shape, such as its difference from a reference. Each method takes a batch (inputs, targets), as
-    `measure` does, and returns tensors with one row an example, float64 on the CPU. `measure` streams
-    batches through the same methods; who has a loop of one's own calls them there.
+    H_i is the Hessian of one example's loss in vec(W_i), H_i⁺ its positive part, and v_i a direction of W_i's
+    shape, such as its difference from a reference. Each method takes a batch (inputs, targets), as `measure`
+    does, and returns tensors with one row for each example, float64 on the CPU. `measure` streams batches
+    through these methods.
 
-    The first batch decides how each layer is measured (`plan`). A batch of one example cannot tell
-    whether examples influence each other, so a larger one that comes later decides again. The network is
-    used in eval mode, and after each call everything is as it was found. Its weights may change between
-    calls; `differences` stay as they were given.
+    The first batch decides how each layer is measured (`plan`). One example does not show whether examples
+    influence each other, so after a batch of one the next larger batch decides again. The network is used in
+    eval mode and left as it was after each call. Its weights may change between calls; `differences` stay as
+    they were given.
 
     Args:
         model: The network, in float32 or float64; weights in half precision are measured as float32.
         differences: v_i by layer name, each of the weight's shape; their order is that of the columns.
         loss: `cross_entropy`, an `Objective` (consistent loss, label smoothing, class weights), or a
             callable (logits (B, K), targets) -> (B,).
-        method: `auto` decides layer by layer, `exact` refuses layers for which there is no closed form,
-            `lanczos` plans the smooth path everywhere.
-        seed: Of every random probe; the global random state is not used.
+        method: `auto` decides layer by layer, `exact` refuses layers without a closed form, `lanczos` takes
+            the smooth path for all layers.
+        seed: Seed of all random probes; the global random state is not used.
 
     Attributes:
         model: As given.
         names: The L layers.
         differences: v_i by layer name.
         loss: The `Objective`.
-        device: Where the weights are; batches are moved there.
-        sharing: How many examples share one graph of Lanczos, at most; fewer take less memory.
+        device: The device of the weights; batches are moved there.
+        sharing: The largest number of examples that share one graph of Lanczos; fewer take less memory.
 
     Raises:
         LayerError: If a name is no parameter of the network, or there are none.
@@ -105,7 +132,7 @@ class CurvatureEngine:
         differences: Mapping[str, torch.Tensor],
         loss: str | PerExampleLoss = "cross_entropy",
         *,
-        method: Means = "auto",
+        method: MethodChoice = "auto",
         seed: int = 0,
     ) -> None:
         weights = named_parameters(model)
@@ -123,13 +150,13 @@ class CurvatureEngine:
         self.model, self.names, self.differences = model, list(differences), dict(differences)
         self.loss = loss if isinstance(loss, Objective) else Objective(loss)
         self.device = next(iter(weights.values())).device
-        self.sharing = SHARED
+        self.sharing = SHARED_GRAPH_EXAMPLES
         self._method, self._seed = method, seed
         self._moved = {name: delta for name, delta in self.differences.items() if bool(delta.any())}
         self._plan: MeasurePlan | None = None
-        self._apart: dict[str, str] = {}  # moved to weight space by a batch, and why
+        self._apart: dict[str, str] = {}  # layers that a later batch moved to weight space, and why
         self._planned_on = 0
-        self._fixed: frozenset[str] = frozenset()
+        self._shared: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -139,7 +166,7 @@ class CurvatureEngine:
         layers: str | Sequence[str] | None = None,
         loss: str | PerExampleLoss = "cross_entropy",
         *,
-        method: Means = "auto",
+        method: MethodChoice = "auto",
         seed: int = 0,
     ) -> CurvatureEngine:
         """Build the engine with v_i = vec(W_i − W_i⁽ˢ⁾).
@@ -147,7 +174,7 @@ class CurvatureEngine:
         Args:
             model: The network.
             ref: Its reference.
-            layers: Names or fnmatch patterns of layers; all where None.
+            layers: Names or fnmatch patterns of layers; default: all.
             loss: As in the constructor.
             method: As in the constructor.
             seed: As in the constructor.
@@ -171,42 +198,45 @@ class CurvatureEngine:
         return self._plan
 
     def plan_on(self, inputs: Inputs) -> MeasurePlan:
-        """Decide on these inputs how each layer is measured; a few examples of them are used.
+        """Choose from a few examples of these inputs how each layer is measured.
 
         Raises:
-            MeasureError: If the network cannot be measured, or a layer not by the method asked.
+            MeasureError: If the network, or a layer by the requested method, cannot be measured.
         """
-        inputs = in_full(moved(inputs, self.device))
+        inputs = in_full_precision(moved(inputs, self.device))
         with differentiable(self.model, self.names):
             self._plan = make_measure_plan(
                 self.model, inputs, self.names, self.loss, self._method, self._seed
             )
             if self._apart:
-                self._plan = in_weight_space(self._plan, self._apart, self.model, inputs)
+                self._plan = moved_to_weight_space(self._plan, self._apart, self.model, inputs)
         self._planned_on = batch_size(inputs)
         if self._planned_on > 1:
-            self._fixed = fixed_entries(inputs)
+            self._shared = shared_entries(inputs)
         return self._plan
 
     def take(self, batch: LabelledBatch) -> LabelledBatch:
-        """Return the batch on the network's device, checked; plan on it if it is the first.
+        """Check the batch and return it on the network's device; plan on it if it is the first.
 
         Raises:
-            DataError: If inputs and targets are not equally many.
+            DataError: If the numbers of inputs and targets differ.
         """
-        inputs, targets = in_full(moved(batch[0], self.device)), torch.as_tensor(batch[1]).to(self.device)
+        inputs, targets = (
+            in_full_precision(moved(batch[0], self.device)),
+            torch.as_tensor(batch[1]).to(self.device),
+        )
         size = batch_size(inputs)
         if targets.shape[:1] != (size,):
             raise DataError(f"a batch has {size} inputs but targets of shape {tuple(targets.shape)}")
         if self._plan is None or (self._planned_on == 1 and size > 1):
             self.plan_on(inputs)
-        return known_as(inputs, self._fixed), targets
+        return with_shared_entries(inputs, self._shared), targets
 
     def capture(self, inputs: Inputs, names: Sequence[str], on_output: OnOutput | None = None) -> Capture:
         """Run one forward pass and return these layers as they were used in it.
 
-        A layer that this batch uses otherwise than planned is left out. Call it inside `differentiable`, with
-        inputs that `take` returned.
+        Layers that this batch uses in another way than planned are left out. Call it inside `differentiable`
+        with inputs from `take`.
         """
         found = capture(self.model, inputs, names, self.plan.layouts, on_output, self.plan.copied)
         if self.plan.by_values and on_output is None:
@@ -222,21 +252,21 @@ class CurvatureEngine:
         skip_classes: float = 0.0,
         rows: torch.Tensor | None = None,
     ) -> ExactForms:
-        """Compute v_iᵀ H_i⁺ v_i of the layers planned as `exact`, from at most K − 1 backward passes for all.
+        """Compute v_iᵀ H_i⁺ v_i of the layers planned as `exact`, from at most K − 1 backward passes.
 
         Args:
             batch: (inputs, targets).
             trace: Also Tr H_i⁺, from the same passes.
-            spectrum: Also the nonzero eigenvalues, which keeps all passes' gradients at once.
-            skip_classes: As in `measure`, which has another default; not used together with the spectrum.
-            rows: What errors call the examples, (B,); their place in the batch where None.
+            spectrum: Also the nonzero eigenvalues; this keeps the gradients of all passes.
+            skip_classes: As in `measure` (the default differs); not used with the spectrum.
+            rows: The numbers of the examples in error messages, (B,); default: their place in the batch.
 
         Raises:
-            MeasureError: If logits are not finite, or a layer is used otherwise than the plan saw.
+            MeasureError: If logits are not finite, or a layer is used in another way than planned.
         """
         inputs, targets = self.take(batch)
         names = self.plan.by("exact")
-        # All weights' gradients are on: some kernels go by that, and so do the last digits.
+        # Gradients are on for all weights: some kernels, and so the last digits, depend on that.
         with differentiable(self.model, self.names):
             captured = self.capture(inputs, names)
             names = self._still_exact(captured, inputs)
@@ -246,7 +276,7 @@ class CurvatureEngine:
             if not names:
                 forms = LogitForms.of_no_layer(logits, trace=trace, spectrum=spectrum)
                 return forms.of_loss(names, torch.ones_like(losses), losses, logits.shape[1])
-            # One forward-mode product costs about two backward passes to the outputs.
+            # One forward-mode product takes about as long as two backward passes to the outputs.
             passes = planned_passes(LogitFactor(logits), skip_classes)
             if 2 * len(names) < passes and not (trace or spectrum):
                 del captured
@@ -262,26 +292,26 @@ class CurvatureEngine:
         return self.capture(inputs, [name], on_output).logits
 
     def _still_exact(self, captured: Capture, inputs: Inputs) -> list[str]:
-        """Move layers that this batch uses otherwise than planned to weight space; return the exact ones."""
+        """Move layers that this batch uses in another way to weight space; return the exact ones."""
         weights, plan = named_parameters(self.model), self.plan
-        captured.otherwise |= reached(captured, {name: weights[name] for name in plan.by("unused")})
+        captured.otherwise |= used_weights(captured, {name: weights[name] for name in plan.by("unused")})
         lost = captured.left_out([*plan.by("exact"), *captured.otherwise])
         if self._method == "exact" or not plan.by_values:
             captured.require([n for n in lost if self._method == "exact" or n in plan.by("exact")])
         if lost:
             self._apart |= lost
-            self._plan = in_weight_space(plan, lost, self.model, inputs)
+            self._plan = moved_to_weight_space(plan, lost, self.model, inputs)
         return self.plan.by("exact")
 
     def lanczos(
         self, batch: LabelledBatch, names: Sequence[str] | None = None, stopping: Stopping | None = None
     ) -> LanczosForms:
-        """Bracket v_iᵀ H_i⁺ v_i by Lanczos, which holds for every layer.
+        """Bracket v_iᵀ H_i⁺ v_i by Lanczos, for layers of any kind.
 
         Args:
             batch: (inputs, targets).
-            names: Of these layers; all where None.
-            stopping: When to stop; where None, once the value is proved to 3 %, after 64 products at most.
+            names: The layers; default: all.
+            stopping: When to stop; default: a bracket of 3 %, after 64 products at most.
         """
         deltas = self._chosen(names)
         parts = []
@@ -290,27 +320,35 @@ class CurvatureEngine:
                 parts.append(lanczos_forms(source, deltas, stopping or Stopping()))
         return LanczosForms.joined(parts)
 
-    def rank(self, batch: LabelledBatch, names: Sequence[str] | None = None) -> Ranking:
-        """Compute the Gauss–Newton values v_iᵀ J_iᵀ Λ J_i v_i and the residuals ‖∂ℓ/∂f‖₁.
+    def gauss_newton(self, batch: LabelledBatch, names: Sequence[str] | None = None) -> torch.Tensor:
+        """Compute the Gauss–Newton values w·v_iᵀ J_iᵀ Λ J_i v_i, (B, L), from K − 1 backward passes.
 
-        They cost K − 1 backward passes for all layers, and predict which examples have large v_iᵀ H_i⁺ v_i.
+        They equal v_iᵀ H_i⁺ v_i for exact layers and are close to it for many smooth ones. w is the loss's
+        weight of Λ, and 1 for a loss that is not a mixture of cross-entropies.
 
         Args:
             batch: (inputs, targets).
-            names: Of these layers; all where None. Values are 0 where the input cannot be captured.
+            names: The layers; default: all. Values of layers without captured input are 0.
         """
         inputs, targets = self.take(batch)
         deltas = self._chosen(names)
         with differentiable(self.model, list(deltas)):
             captured = self.capture(inputs, list(deltas))
-            # Ranked as 0, a layer would never be refined.
             used = {n for n, calls in captured.calls.items() if calls} | captured.otherwise.keys()
             lost = captured.left_out([name for name in deltas if name in self.plan.layouts and name in used])
             if lost and self.plan.by_values and len(targets) > 1:
                 alone = ((one, targets[row : row + 1]) for row, one in each_alone(inputs))
-                return Ranking.joined([self.rank(one, list(deltas)) for one in alone])
+                return torch.cat([self.gauss_newton(one, list(deltas)) for one in alone])
             captured.require(list(lost))
-            return rank_examples(captured, targets, deltas, self.loss)
+            found = [name for name in deltas if name in captured.layers]
+            values = torch.zeros(len(targets), len(deltas), dtype=torch.float64)
+            if found:
+                columns = [list(deltas).index(name) for name in found]
+                values[:, columns] = exact_forms(captured, found, deltas).quadratic.cpu()
+        if self.loss.is_mixture:
+            weight = self.loss.curvature_weight(targets, captured.logits.shape[1])
+            values *= weight.cpu().clamp_min(0)[:, None]
+        return values
 
     def trace(
         self,
@@ -319,15 +357,15 @@ class CurvatureEngine:
         stopping: Stopping | None = None,
         probes: int = 8,
     ) -> Traces:
-        """Compute Tr H_i⁺: of exact layers exactly, of others by stochastic Lanczos quadrature.
+        """Compute Tr H_i⁺: exactly for exact layers, by stochastic Lanczos quadrature for others.
 
-        A layer's probes depend on the seed and its place alone, so batch size and order do not matter.
+        A layer's probes depend on the seed and its place only, not on batch size or order.
 
         Args:
             batch: (inputs, targets).
-            names: Of these layers; all where None.
+            names: The layers; default: all.
             stopping: When each probe's recurrence stops, as in `lanczos`.
-            probes: How many; at least 2.
+            probes: The number of probes, at least 2.
 
         Raises:
             ConfigError: If there are fewer than two probes.
@@ -350,16 +388,16 @@ class CurvatureEngine:
                 (self.source(part, smooth) for part in self._parts(batch)),
                 {name: weights[name] for name in smooth},
                 self.plan.by("lanczos"),
-                Quadrature(stopping or Stopping(), probes, self._seed),
+                TraceQuadrature(stopping or Stopping(), probes, self._seed),
             )
             for name, (mean, error) in zip(smooth, columns, strict=True):
                 value[:, names.index(name)], stderr[:, names.index(name)] = mean, error
         return Traces(names, value, stderr)
 
     def spectrum(self, batch: LabelledBatch) -> torch.Tensor:
-        """Compute the K − 1 largest eigenvalues of H_i, descending, (B, L, K − 1); NaN where it is not exact.
+        """Compute the K − 1 largest eigenvalues of H_i, descending, (B, L, K − 1); NaN for smooth layers.
 
-        H_i = J_iᵀ w Λ J_i has rank K − 1 at most: the others are 0.
+        H_i = J_iᵀ w Λ J_i has rank K − 1 at most; the others are 0.
         """
         forms = self.exact(batch, spectrum=True)
         assert forms.spectrum is not None
@@ -370,9 +408,9 @@ class CurvatureEngine:
 
     @contextmanager
     def source(self, batch: LabelledBatch, names: Sequence[str]) -> Iterator[HessianSource]:
-        """Build the graph in which Lanczos starts for these layers of a batch; all examples share it.
+        """Build the graph for Lanczos on these layers of a batch; all examples share it.
 
-        A layer that cannot be captured is served in weight space, one example at a time.
+        Layers without captured input are measured in weight space, one example at a time.
         """
         inputs, targets = self.take(batch)
         apart = self.plan.by("weight_space")
@@ -383,7 +421,7 @@ class CurvatureEngine:
                 captured = self.capture(inputs, batched)
                 found = [name for name in batched if name in captured.layers]
                 shared = LayerProducts(captured, targets, self.loss, found)
-            yield BatchSource(shared, lambda n: WeightProducts(self.model, inputs, targets, self.loss, n))
+            yield HessianSource(shared, lambda n: WeightProducts(self.model, inputs, targets, self.loss, n))
 
     def _chosen(self, names: Sequence[str] | None) -> dict[str, torch.Tensor]:
         for name in names or ():
@@ -392,7 +430,7 @@ class CurvatureEngine:
         return self.differences if names is None else {name: self.differences[name] for name in names}
 
     def _parts(self, batch: LabelledBatch) -> Iterator[LabelledBatch]:
-        """Split a batch into examples that share a graph, without the padding that none of them needs."""
+        """Split a batch into parts that share a graph, without the padding that a part does not need."""
         inputs, targets = self.take(batch)
         for index in torch.arange(batch_size(inputs)).split(self.sharing):
             part = rows_of(inputs, index)

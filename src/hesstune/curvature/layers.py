@@ -1,7 +1,7 @@
-"""One layer as used in one forward pass: its input, its output's place in the graph, its linear maps.
+"""One layer in one forward pass: its input, its output's place in the graph, and its linear maps.
 
-For a layer z = W·a + b, everything the measure needs is linear in W: `apply` maps a weight
-perturbation to the change of the output, `pullback` is its adjoint, one example at a time.
+For a layer z = W·a + b the measure needs maps that are linear in W: `apply` maps a weight perturbation to the
+change of the output, and `pullback` is its adjoint for each example.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch.autograd.graph import GradientEdge
 __all__ = ["CapturedLayer", "Layout", "as_examples", "layout_alone", "layout_candidates", "layout_fits"]
 
 Layout = Literal["first", "second", "rows", "columns"]
-"""Where the examples are in a layer's raw tensors: `first` (B, ...); `second` (T, B, ...), as in
-torch's MultiheadAttention; `rows` (B·T, ...), example by example; `columns` (T·B, ...), token by token."""
+"""The place of the examples in a layer's raw tensors: `first` (B, ...); `second` (T, B, ...), as in torch's
+MultiheadAttention; `rows` (B·T, ...), example by example; `columns` (T·B, ...), token by token."""
 
 
 def as_examples(tensor: torch.Tensor, layout: Layout, examples: int) -> torch.Tensor:
@@ -36,7 +36,7 @@ def as_examples(tensor: torch.Tensor, layout: Layout, examples: int) -> torch.Te
 
 
 def layout_candidates(shape: torch.Size, examples: int) -> list[Layout]:
-    """List the layouts that a raw tensor's shape allows; a tensor of B rows is `first`, not one row each."""
+    """List the layouts that a raw tensor's shape allows; a tensor of B rows is `first`."""
     found: list[Layout] = []
     if len(shape) > 1 and shape[0] == examples:
         found.append("first")
@@ -48,7 +48,7 @@ def layout_candidates(shape: torch.Size, examples: int) -> list[Layout]:
 
 
 def layout_alone(shape: torch.Size) -> Layout:
-    """Return the layout of a batch of one example, to which the whole tensor belongs."""
+    """Return the layout of a batch of one example."""
     return "first" if shape[0] == 1 and len(shape) > 1 else "rows"
 
 
@@ -68,8 +68,8 @@ def layout_fits(shape: torch.Size, layout: Layout, examples: int) -> bool:
 class CapturedLayer:
     """One layer as it was used in one forward pass of B examples.
 
-    "Raw" tensors have the shape the network uses. `examples_first` views them as (B, ...). Outputs
-    of `apply` and gradients of `edge` are raw; per-example weight tensors are (B, *weight.shape).
+    "Raw" tensors have the shape that the network uses; `examples_first` views them as (B, ...). Outputs of
+    `apply` and gradients of `edge` are raw. Weight tensors of each example are (B, *weight.shape).
 
     Attributes:
         name: The weight's name in `model.named_parameters()`.
@@ -77,16 +77,14 @@ class CapturedLayer:
         weight: The parameter itself, W.
         input: a, the raw input, detached.
         shape: The shape of the raw output z.
-        edge: z's place in the autograd graph: differentiate with respect to it with
-            `torch.autograd.grad(outputs, [layer.edge], ...)`. It stays z's own even where the
-            network later overwrites z in place.
-        layout: Where the examples are in raw tensors.
+        edge: z's place in the autograd graph, for `torch.autograd.grad(outputs, [layer.edge], ...)`. It stays
+            valid if the network overwrites z in place.
+        layout: The place of the examples in raw tensors.
         examples: B.
-        call: (a, weight) -> z without bias, with the stride, padding, dilation and groups of the
-            captured call.
+        call: (a, weight) -> z without bias, with the options of the captured call.
         transposed: Whether the weight is stored (in, out), as in transformers' Conv1D.
         options: stride, padding, dilation and groups of a convolution.
-        keeps_tokens: Whether `tokens` and `gram` are computed once and kept: memory against time.
+        keeps_tokens: Whether `tokens` and `gram` are computed once and kept, which takes memory.
     """
 
     name: str
@@ -159,10 +157,7 @@ class CapturedLayer:
         return products
 
     def tokens(self) -> torch.Tensor:
-        """Return what the weight multiplies: (B, G, T, I), I inputs a group (patches of a convolution).
-
-        They are kept where `keeps_tokens` is set: unfolding costs as much as a product with them.
-        """
+        """Return what the weight multiplies (patches of a convolution), (B, G, T, I), I inputs a group."""
         if self._tokens is not None:
             return self._tokens
         found = self._made_tokens()
@@ -243,7 +238,7 @@ def _tuple(value: Any, size: int) -> tuple[int, ...]:
 
 
 def _pads(padding: Any, kernel: torch.Size, dilation: tuple[int, ...]) -> list[int]:
-    # F.pad lists the last dimension first; 'same' puts the odd one at the end, as torch does.
+    # F.pad lists the last dimension first; 'same' adds the odd element at the end, as torch does.
     if padding == "valid":
         padding = 0
     pads: list[int] = []

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
-from hesstune.curvature.arguments import LabelledBatch, check_arguments, expected_examples, limited
-from hesstune.curvature.batches import rows_of
-from hesstune.curvature.capture import differentiable
-from hesstune.curvature.declared import SKIP_CLASSES, Means, Refined
+from hesstune.curvature.batches import LabelledBatch, by_length, checked_batches, rows_of, trimmed
+from hesstune.curvature.capture import bytes_in_full_precision, differentiable
+from hesstune.curvature.declared import ABOVE, SKIP_CLASSES, ExamplesChoice, MethodChoice, sample_fault
 from hesstune.curvature.engine import CurvatureEngine
-from hesstune.curvature.exact.skipping import left_out
-from hesstune.curvature.full_precision import bytes_in_full
-from hesstune.curvature.maxima import GaussNewtonScreen
+from hesstune.curvature.exact import skipped_classes_note
+from hesstune.curvature.lanczos import LanczosForms
+from hesstune.curvature.memory import MIB, SHARED_GRAPH_EXAMPLES, MemoryForecast, bytes_of
 from hesstune.curvature.objective import Objective, PerExampleLoss
-from hesstune.curvature.padding import by_length, trimmed
-from hesstune.curvature.planning.memory import MIB, SHARED, MemoryForecast, bytes_of
-from hesstune.curvature.planning.plan import MeasureMethod
-from hesstune.curvature.result import Measure
-from hesstune.curvature.smooth.screening import Screening
-from hesstune.curvature.smooth.stopping import Stopping
-from hesstune.errors import DataError, listed
+from hesstune.curvature.plan import MeasureMethod
+from hesstune.curvature.quadrature import Stopping
+from hesstune.curvature.result import Measure, sample_note
+from hesstune.errors import ConfigError, DataError, listed, unknown_name
 from hesstune.forward import Inputs, batch_size
 from hesstune.reference import Reference
 from hesstune.runtime.device import free_memory
@@ -33,13 +30,11 @@ from hesstune.runtime.sharding import gathered
 
 __all__ = ["measure"]
 
-ExamplesDone = Callable[[int], None]
-
 _FORMS = ("quadratic", "lower", "upper")
 _DEFAULT_TOLERANCE = 0.03
-# Where the bracket is wide (vᵀHv very negative) a fixed number of steps does not do.
+# A wide bracket (vᵀHv very negative) needs more products than `steps`.
 _MOST_PER_STEP = 4
-# Padded to the longest, more sentences at once cost more than they save.
+# With more sentences at once, padding to the longest one costs more than they save.
 _SENTENCES = 16
 
 
@@ -47,11 +42,11 @@ def measure(
     model: nn.Module,
     ref: Reference,
     batches: Iterable[LabelledBatch],
-    method: Means = "auto",
+    method: MethodChoice = "auto",
     layers: str | Sequence[str] | None = None,
     steps: int = 16,
     tol: float | None = None,
-    examples: Refined = "all",
+    examples: ExamplesChoice = "all",
     trace: bool | Literal["exact"] = False,
     spectrum: bool = False,
     loss: str | PerExampleLoss = "cross_entropy",
@@ -64,65 +59,60 @@ def measure(
     max_examples: int | None = None,
     memory_mib: float | None = None,
     skip_classes: float = SKIP_CLASSES,
-    progress: ExamplesDone | None = None,
+    progress: Callable[[int], None] | None = None,
     plan_on: Inputs | None = None,
-    told: Callable[[str], None] | None = None,
+    on_forecast: Callable[[str], None] | None = None,
 ) -> Measure:
-    """Compute v_iᵀ H_i⁺ v_i of every layer and example: exactly where possible, else by Lanczos.
+    """Compute v_iᵀ H_i⁺ v_i of every layer and example: in closed form if there is one, else by Lanczos.
 
-    H_i is the Hessian of one example's loss in vec(W_i) alone, H_i⁺ its positive part,
-    v_i = vec(W_i − W_i⁽ˢ⁾). The model is used in eval mode and left as it was found: weights,
-    buffers, gradients, flags, hooks and the global random state.
-
-    By default every entry is computed and no trace, for few examples of any network; `Run.measure`, of a
-    whole training set, refines the maximum alone (examples="max", mean_sample=8, trace="exact").
+    H_i is the Hessian of one example's loss in vec(W_i), H_i⁺ its positive part, v_i = vec(W_i − W_i⁽ˢ⁾). The
+    model is used in eval mode. Its weights, buffers, gradients, flags and hooks, and the global random state,
+    are left unchanged.
 
     Args:
-        model: The fine-tuned network, in float32 or float64; weights in half precision are measured as
-            float32, on copies; sharded ones (FSDP2) are gathered on every process, which all call this.
+        model: The fine-tuned network, in float32 or float64. Weights in half precision are measured as
+            float32, on copies. Sharded weights (FSDP2) are gathered on every process; all processes call this
+            function.
         ref: Its reference, taken before fine-tuning.
-        batches: Iterable of (inputs, targets): inputs a tensor or a mapping of tensors, targets
-            class indices (B,) or soft targets (B, K). Read once, streamed.
-        method: `auto` decides layer by layer, by structure and a numerical probe; `exact` refuses
-            layers that it does not hold for; `lanczos` takes the smooth path everywhere.
-        layers: Names or fnmatch patterns of layers; all where None.
-        steps: Lanczos steps to reckon with (smooth layers): fewer where the bracket is narrower than
-            `tol` sooner, up to four times as many where it is not.
-        tol: Relative error that Lanczos must prove by its bracket. Where None: 3 % proved with
-            examples="all"; with "max" the maximum is refined until it stands still to 2 %, which
-            takes fewer products, and its bracket is wider.
-        examples: `all` fills every entry; `max` refines only what can be a smooth layer's maximum
-            (and keeps the inputs in memory for it): other entries are NaN, and the result's
-            notes say what covers them. Exact layers are always filled.
-        trace: Also Tr H_i⁺ of every example and layer; "exact": of exact layers only, where it costs
-            little (a smooth layer's takes several Lanczos runs an example).
+        batches: Iterable of (inputs, targets): inputs a tensor or a mapping of tensors, targets class indices
+            (B,) or soft targets (B, K). Read once.
+        method: `auto` decides layer by layer, by structure and a numerical probe; `exact` refuses layers
+            without a closed form; `lanczos` takes the smooth path for all layers.
+        layers: Names or fnmatch patterns of layers; default: all.
+        steps: Expected Lanczos steps of smooth layers: fewer if the bracket reaches `tol` sooner, up to four
+            times as many if it does not.
+        tol: Relative error of smooth layers that the bracket must prove; default: 3 %.
+        examples: `all` measures every example. With `max` and a `mean_sample`, smooth layers are measured on
+            a random sample: other entries are NaN, `mean` is estimated with a standard error, and `maximum`
+            is that of the sample. Without a `mean_sample` both measure every example. Exact layers always do.
+        trace: Also Tr H_i⁺ of every example and layer; "exact": of exact layers only (the trace of a smooth
+            layer takes several Lanczos runs for each example).
         spectrum: Also the nonzero eigenvalues of H_i (exact layers).
-        loss: `cross_entropy`, `consistent` (needs `noise_matrix`), or a callable (logits, targets) -> (B,)
-            of per-example losses, which goes through the smooth path.
-        seed: Of every random probe; the global random state is not used.
-        mean_sample: With examples="max": how many examples, drawn at random, are refined in every
-            smooth layer, so that `mean` has a value and a standard error there; 0 for none.
+        loss: `cross_entropy`, `consistent` (needs `noise_matrix`), or a callable (logits, targets) -> (B,) of
+            per-example losses, which takes the smooth path.
+        seed: Seed of all random probes and of the sample; the global random state is not used.
+        mean_sample: With examples="max": the number of examples drawn at random for smooth layers; 0: all.
         noise_matrix: F as an array, F[i, j] = P(noisy = j | true = i), or anything with `.inverse`.
         label_smoothing: ε of label smoothing.
         class_weights: (K,): the loss −Σ c_k log p_k becomes −Σ w_k c_k log p_k.
         max_examples: Stop after so many examples.
-        memory_mib: Memory in MiB beside the network and its reference, for everything: the layers'
-            differences, the batches, activations, graphs and Lanczos vectors. Batches are split to fit;
-            where one example does not, it is refused with what would. None: 512 MiB for the examples
-            measured at a time, or what one of them takes, as long as the device has that left. The
-            result does not depend on it, nor on the batch size, but for what `skip_classes` allows.
-        skip_classes: Exact path, many classes: where that is likely to halve a batch's passes, stop once the
-            skipped classes add at most this share to every entry and trace (told by probes, 99 % each;
+        memory_mib: Memory in MiB beside the network and its reference: layer differences, batches,
+            activations, graphs and Lanczos vectors. Batches are split to fit; an error names a budget that is
+            enough for one example. Default: 512 MiB for the examples measured at a time, or the memory of one
+            example, if the device has it. The result does not depend on it, nor on the batch size, up to
+            `skip_classes`.
+        skip_classes: Exact path, many classes: if that is likely to halve a batch's passes, stop when the
+            skipped classes add at most this share to every entry and trace (by random probes, 99 % each;
             `upper` covers it, and a note says so). 0 takes all K − 1 passes, as `spectrum` does.
         progress: Called with the number of examples done after each chunk.
-        told: Called with the forecast of memory, one line, before the first example is measured; it is
-            in the result's notes, too.
-        plan_on: Inputs on which it is decided how each layer is measured; the first batch where None.
-            Processes that share the examples plan on the same inputs.
+        plan_on: Inputs that decide how each layer is measured; default: the first batch. Processes that share
+            the examples plan on the same inputs.
+        on_forecast: Called with the memory forecast, one line, before the first example is measured. It is in
+            the result's notes, too.
 
     Returns:
-        The measurement, with the method chosen per layer and why. Its `not_layers` names the weight matrices
-        that have changed but are not layers (embeddings, recurrent weights, experts of three dimensions).
+        The measurement, with the method of each layer and the reason. Its `not_layers` names the weight
+        matrices that changed but are not layers (embeddings, recurrent weights, experts of three dimensions).
 
     Raises:
         LayerError: If the model does not match the reference, or a pattern matches no layer.
@@ -142,95 +132,151 @@ def measure(
         >>> m.names, tuple(m.quadratic.shape), m.exact
         (['0.weight', '2.weight'], (5, 2), [True, True])
     """
-    check_arguments(method, examples, steps, tol, max_examples, memory_mib, skip_classes, mean_sample)
+    settings = _MeasureSettings(
+        method=method,
+        examples=examples,
+        steps=steps,
+        tol=tol,
+        trace=trace,
+        spectrum=spectrum,
+        seed=seed,
+        max_examples=max_examples,
+        memory_mib=memory_mib,
+        skip_classes=skip_classes,
+        mean_sample=mean_sample,
+    )
     objective = Objective(loss, noise_matrix, label_smoothing, class_weights)
     with gathered(model):
         whole = ref.gathered()
         engine = CurvatureEngine.of(model, whole, layers, objective, method=method, seed=seed)
-        settings = _MeasureSettings(
-            steps, tol, trace, spectrum, seed, memory_mib, skip_classes, examples, mean_sample
-        )
-        run = _Measurement(engine, settings, copies=bytes_in_full(model))
-        done = 0
+        run = _Measurement(engine, settings, copies=bytes_in_full_precision(model))
         with differentiable(model, engine.names):
             if plan_on is not None:
                 engine.plan_on(plan_on)
-            for batch in limited(batches, max_examples):
+            for batch in checked_batches(batches, max_examples):
                 inputs, targets = engine.take(batch)
-                if run.forecast is None:
-                    run.expected = expected_examples(batches, batch_size(inputs), max_examples)
-                for chunk in run.chunks(inputs, targets, run.look_ahead(inputs, told)):
+                for chunk in run.chunks(inputs, targets, run.examples_at_once(inputs, on_forecast)):
                     run.add(*chunk)
-                    done += len(chunk[1])
                     if progress is not None:
-                        progress(done)
-            run.finish()
+                        progress(run.count)
+            run.measure_sample()
         return run.result().leaving_out(whole.changed_others(model))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _MeasureSettings:
+    """The arguments of `measure` that say what is computed; ConfigError if one is out of range."""
+
+    method: str
+    examples: str
     steps: int
     tol: float | None
     trace: bool | Literal["exact"]
     spectrum: bool
     seed: int
+    max_examples: int | None
     memory_mib: float | None
     skip_classes: float
-    examples: Refined
     mean_sample: int
+
+    def __post_init__(self) -> None:
+        choices = (
+            ("method", self.method, get_args(MethodChoice)),
+            ("value of examples", self.examples, get_args(ExamplesChoice)),
+        )
+        for kind, given, valid in choices:
+            if given not in valid:
+                raise unknown_name(kind, given, valid)
+        for name, limit in ABOVE.items():
+            value = getattr(self, name)
+            if value is not None and not value > limit:
+                raise ConfigError(f"{name} must be above {limit}; got {value}")
+        if not 0 <= self.skip_classes < 1:
+            raise ConfigError(
+                f"skip_classes must be at least 0 (take all) and below 1; got {self.skip_classes}"
+            )
+        if fault := sample_fault(self.mean_sample):
+            raise ConfigError(f"mean_sample {fault}; got {self.mean_sample}")
 
     @property
     def stopping(self) -> Stopping:
-        """When a smooth layer's entries are known well enough."""
+        """When Lanczos stops."""
         tol = _DEFAULT_TOLERANCE if self.tol is None else self.tol
         return Stopping(tol=tol, most=_MOST_PER_STEP * self.steps)
+
+    @property
+    def sampled(self) -> int:
+        """The number of examples in the sample for smooth layers; 0: all are measured."""
+        return self.mean_sample if self.examples == "max" else 0
+
+
+class _RandomSample:
+    """Examples drawn uniformly from a stream: those with the smallest random keys, each as a batch of one."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size, self._generator = size, torch.Generator().manual_seed(seed + 1)
+        self._keys = torch.empty(0, dtype=torch.float64)
+        self.drawn: list[tuple[float, int, LabelledBatch]] = []
+
+    def draw_keys(self, count: int) -> None:
+        """Draw the keys of the next examples, in their own order."""
+        new = torch.rand(count, generator=self._generator, dtype=torch.float64)
+        self._keys = torch.cat([self._keys, new])
+
+    def offer(self, examples: torch.Tensor, inputs: Inputs, targets: torch.Tensor) -> None:
+        """Keep those of a chunk's examples, given by number, that belong to the sample so far."""
+        for row, example in enumerate(examples.tolist()):
+            key = float(self._keys[example])
+            if len(self.drawn) < self._size or key < self.drawn[-1][0]:
+                one = rows_of(inputs, torch.tensor([row])), targets[row : row + 1]
+                bisect.insort(self.drawn, (key, example, one), key=lambda entry: entry[0])
+                del self.drawn[self._size :]
 
 
 @dataclass
 class _Measurement:
-    """The state of one measurement: the engine, what is asked, the rows so far."""
+    """The state of one measurement: the engine, the settings, and the rows so far."""
 
     engine: CurvatureEngine
     settings: _MeasureSettings
+    copies: int
     count: int = 0
     rows: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     order: list[torch.Tensor] = field(default_factory=list)
-    screen: GaussNewtonScreen | None = None
-    screened: Screening | None = None
     sampled: dict[str, torch.Tensor] = field(default_factory=dict)
-    copies: int = 0
-    skipping: list[float] = field(default_factory=list)  # shares of the passes that a part took
-    expected: int | None = None
+    shares_of_passes: list[float] = field(default_factory=list)  # of chunks with skipped classes
     forecast: MemoryForecast | None = None
 
-    def look_ahead(self, inputs: Inputs, told: Callable[[str], None] | None) -> int:
-        """Forecast the memory from this batch on, say it first, and return how many examples go at once.
+    def __post_init__(self) -> None:
+        self.sample = _RandomSample(self.settings.sampled, self.settings.seed)
+
+    def examples_at_once(self, inputs: Inputs, on_forecast: Callable[[str], None] | None) -> int:
+        """Forecast the memory from this batch on and return how many examples are measured at once.
 
         Raises:
-            MeasureError: If it is over the budget even for one example at a time.
+            MeasureError: If it is over the budget for one example at a time.
         """
         size, plan, asked = batch_size(inputs), self.engine.plan, self.settings
         each = bytes_of(inputs) // size
         memory = plan.memory.scaled(each)
-        kept, sharing = 0, SHARED
-        if asked.examples == "max" and plan.by("lanczos"):  # the screen keeps inputs until it refines
-            kept = each * max(self.count + size, self.expected or 0)
+        kept, sharing = 0, SHARED_GRAPH_EXAMPLES
+        if asked.sampled and plan.by("lanczos"):
+            kept = each * asked.sampled
             if not plan.by("weight_space") and asked.trace is not True:
                 sharing = 1
-        room = None if asked.memory_mib is None else asked.memory_mib * MIB
+        budget = None if asked.memory_mib is None else asked.memory_mib * MIB
         first, differences = self.forecast is None, self.engine.differences.values()
         self.forecast = MemoryForecast(
             differences=sum(d.nbytes for d in differences) + memory.start + self.copies,
-            inputs=2 * bytes_of(inputs) + kept,  # this batch and the next lie there already
+            inputs=2 * bytes_of(inputs) + kept,  # this batch and the next one
             example=memory.exact(trace=bool(asked.trace), spectrum=asked.spectrum),
             lanczos=memory.lanczos(asked.stopping.most),
             vectors=asked.stopping.most + 1,
             sharing=sharing,
-        ).within(room, free_memory(self.engine.device), size)
+        ).within(budget, free_memory(self.engine.device), size)
         self.engine.sharing = self.forecast.sharing
-        if first and told is not None:
-            told(self.forecast.sentence())
+        if first and on_forecast is not None:
+            on_forecast(self.forecast.sentence())
         return self.forecast.at_once
 
     def chunks(self, inputs: Inputs, targets: torch.Tensor, most: int) -> Iterator[LabelledBatch]:
@@ -240,8 +286,8 @@ class _Measurement:
         if plan.cuts_padding:  # sentences of similar length together
             order, most = by_length(inputs), min(most, _SENTENCES)
         even = math.ceil(size / math.ceil(size / most))
-        first = sum(len(part) for part in self.order)
-        self.order.append(first + order)
+        self.order.append(sum(len(part) for part in self.order) + order)
+        self.sample.draw_keys(size)
         for index in order.split(even):
             if not plan.cuts_padding and even >= size:
                 yield inputs, targets
@@ -252,102 +298,116 @@ class _Measurement:
     def add(self, inputs: Inputs, targets: torch.Tensor) -> None:
         """Measure one chunk and append its rows."""
         size = batch_size(inputs)
-        keys = (*_FORMS, "trace", "trace_stderr")
+        numbers = torch.cat(self.order)[self.count : self.count + size]
+        keys = (*_FORMS, "trace", "trace_stderr", "gauss_newton")
         rows = {key: torch.zeros(size, len(self.engine.names), dtype=torch.float64) for key in keys}
-        self._exact((inputs, targets), rows)
-        self._smooth((inputs, targets), rows)
+        self._measure_exact((inputs, targets), rows, numbers)
+        self._measure_smooth((inputs, targets), rows, numbers)
         for key, value in rows.items():
             self.rows.setdefault(key, []).append(value)
         self.count += size
 
-    def _columns(self, *methods: MeasureMethod) -> list[int]:
-        return [self.engine.names.index(name) for name in self.engine.plan.by(*methods)]
+    def _columns(self, names: Sequence[str]) -> list[int]:
+        return [self.engine.names.index(name) for name in names]
 
-    def _exact(self, batch: LabelledBatch, rows: dict[str, torch.Tensor]) -> None:
+    def _measure_exact(
+        self, batch: LabelledBatch, rows: dict[str, torch.Tensor], numbers: torch.Tensor
+    ) -> None:
         asked = self.settings
         forms = self.engine.exact(
             batch,
             trace=bool(asked.trace),
             spectrum=asked.spectrum,
             skip_classes=asked.skip_classes,
-            rows=torch.cat(self.order)[self.count :],
+            rows=numbers,
         )
         rows["losses"] = forms.losses
-        columns = self._columns("exact")  # the batch may have moved layers to weight space
+        columns = self._columns(forms.names)
         if not torch.equal(forms.lower, forms.upper):
-            self.skipping.append(forms.passes / forms.all_passes)
-        for key in _FORMS:
-            rows[key][:, columns] = getattr(forms, key)
-        for key, value in (("trace", forms.trace), ("trace_stderr", forms.trace_stderr)):
+            self.shares_of_passes.append(forms.passes / forms.all_passes)
+        for key in (*_FORMS, "trace", "trace_stderr"):
+            value = getattr(forms, key)
             rows[key][:, columns] = 0.0 if value is None else value
         if forms.spectrum is not None:
             shape = (*rows["trace"].shape, forms.spectrum.shape[2])
             rows["spectrum"] = torch.full(shape, math.nan, dtype=torch.float64)
             rows["spectrum"][:, columns] = forms.spectrum
 
-    def _smooth(self, batch: LabelledBatch, rows: dict[str, torch.Tensor]) -> None:
+    def _measure_smooth(
+        self, batch: LabelledBatch, rows: dict[str, torch.Tensor], numbers: torch.Tensor
+    ) -> None:
         asked, plan = self.settings, self.engine.plan
         names = plan.by("lanczos", "weight_space")
-        filled = names
-        if asked.examples == "max" and plan.by("lanczos"):
-            filled = plan.by("weight_space")
-            self.screen = self.screen or GaussNewtonScreen(
-                self.engine, asked.stopping, asked.seed, prove=asked.tol is not None
-            )
-            self.screen.add(batch)
+        sampled = plan.by("lanczos") if asked.sampled else []
+        if sampled:
+            columns = self._columns(sampled)
+            rows["gauss_newton"][:, columns] = self.engine.gauss_newton(batch, sampled)
+            self.sample.offer(numbers, *batch)
             for key in _FORMS:
-                rows[key][:, self._columns("lanczos")] = math.nan
+                rows[key][:, columns] = math.nan
+        filled = [name for name in names if name not in sampled]
         if filled:
             forms = self.engine.lanczos(batch, filled, asked.stopping)
-            columns = [self.engine.names.index(name) for name in filled]
             for key in _FORMS:
-                rows[key][:, columns] = getattr(forms, key)
+                rows[key][:, self._columns(filled)] = getattr(forms, key)
         if asked.trace == "exact":
             for key in ("trace", "trace_stderr"):
-                rows[key][:, self._columns("lanczos", "weight_space")] = math.nan
+                rows[key][:, self._columns(names)] = math.nan
         elif asked.trace:
-            self._traces(batch, rows, "lanczos", None)
-            # Product by product for each example: there `steps` and `tol` count.
-            self._traces(batch, rows, "weight_space", asked.stopping)
+            self._trace(batch, rows, "lanczos", None)
+            # In weight space each product takes as long as a pass, so `steps` and `tol` apply.
+            self._trace(batch, rows, "weight_space", asked.stopping)
 
-    def _traces(
+    def _trace(
         self,
         batch: LabelledBatch,
         rows: dict[str, torch.Tensor],
         method: MeasureMethod,
         stopping: Stopping | None,
     ) -> None:
-        names, columns = self.engine.plan.by(method), self._columns(method)
+        names = self.engine.plan.by(method)
         if names:
-            found = self.engine.trace(batch, names, stopping)
+            found, columns = self.engine.trace(batch, names, stopping), self._columns(names)
             rows["trace"][:, columns], rows["trace_stderr"][:, columns] = found.value, found.stderr
 
-    def finish(self) -> None:
-        """Refine the smooth layers' maxima, where that was asked for."""
-        if self.screen is None:
-            return
-        found = self.screened = self.screen.maxima()
-        columns = torch.tensor([self.engine.names.index(name) for name in found.names])
-        joined = {key: torch.cat(self.rows[key]) for key in _FORMS}
-        joined["quadratic"][:, columns] = found.quadratic
-        joined["lower"][found.argmax, columns] = found.lower
-        joined["upper"][found.argmax, columns] = found.upper
-        if self.settings.mean_sample:
-            self._sample(columns, joined)
-        for key, value in joined.items():
-            self.rows[key] = [value]
+    def measure_sample(self) -> None:
+        """Measure the smooth layers of the sample, and estimate their means over all examples.
 
-    def _sample(self, columns: torch.Tensor, joined: dict[str, torch.Tensor]) -> None:
-        """Refine a random sample of examples: the screened layers' means, and a check of the maxima."""
-        assert self.screen is not None
-        sample = self.screen.sample(self.settings.mean_sample)
-        cells = (sample.rows[:, None], columns[None, :])
-        new = joined["lower"][cells].isnan()  # bounds of a screened maximum cover more than its own value
+        The estimate is the mean of the Gauss–Newton values, known for every example, plus the sample's mean
+        difference from them. Its variance as a mean over the distribution is Var q / n + (1 − m/n)·Var(q −
+        GN)/m.
+        """
+        if not self.sample.drawn:
+            return
+        joined = {key: torch.cat(self.rows[key]) for key in (*_FORMS, "gauss_newton")}
+        columns = torch.tensor(self._columns([n for n in self.engine.names if self._is_sampled(n, joined)]))
+        names = [self.engine.names[column] for column in columns.tolist()]
+        forms = LanczosForms.joined(
+            [
+                self.engine.lanczos(
+                    (trimmed(inputs) if self.engine.plan.cuts_padding else inputs, targets),
+                    names,
+                    self.settings.stopping,
+                )
+                for _, _, (inputs, targets) in self.sample.drawn
+            ]
+        )
+        # Rows are in the order of measurement until `result` sorts them.
+        place = torch.cat(self.order).argsort()
+        drawn = place[torch.tensor([example for _, example, _ in self.sample.drawn])]
         for key in _FORMS:
-            joined[key][cells] = torch.where(new, getattr(sample.forms, key), joined[key][cells])
-        for key, found in (("sampled_mean", sample.mean), ("sampled_stderr", sample.stderr)):
+            joined[key][drawn[:, None], columns[None, :]] = getattr(forms, key)
+            self.rows[key] = [joined[key]]
+        known, n, m = joined["gauss_newton"][:, columns], self.count, len(drawn)
+        extra = forms.quadratic - known[drawn]
+        variance = forms.quadratic.var(0) / n + (1 - m / n) * extra.var(0) / m
+        estimates = {"sampled_mean": known.mean(0) + extra.mean(0), "sampled_stderr": variance.sqrt()}
+        for key, value in estimates.items():
             self.sampled[key] = torch.full((len(self.engine.names),), math.nan, dtype=torch.float64)
-            self.sampled[key][columns] = found
+            self.sampled[key][columns] = value
+
+    def _is_sampled(self, name: str, joined: dict[str, torch.Tensor]) -> bool:
+        return bool(joined["quadratic"][:, self.engine.names.index(name)].isnan().any())
 
     def result(self) -> Measure:
         """Join the rows.
@@ -359,7 +419,9 @@ class _Measurement:
             raise DataError("there are no examples to measure: the batches are empty")
         engine = self.engine
         place = torch.cat(self.order).argsort()
-        joined = {key: torch.cat(values)[place] for key, values in self.rows.items()}
+        joined: dict[str, Any] = {key: torch.cat(values)[place] for key, values in self.rows.items()}
+        joined |= self.sampled
+        del joined["gauss_newton"]
         if not self.settings.trace:
             del joined["trace"], joined["trace_stderr"]
         distances = [torch.linalg.vector_norm(d.double()).cpu() for d in engine.differences.values()]
@@ -368,30 +430,18 @@ class _Measurement:
             distances=torch.stack(distances),
             methods=[layer.method for layer in engine.plan.layers],
             reasons=[layer.reason for layer in engine.plan.layers],
-            quadratic=joined["quadratic"],
-            lower=joined["lower"],
-            upper=joined["upper"],
-            losses=joined["losses"],
-            trace=joined.get("trace"),
-            trace_stderr=joined.get("trace_stderr"),
-            spectrum=joined.get("spectrum"),
-            notes=self._notes(),
-            screened=None if self.screened is None else self.screened.tally(),
+            notes=self._notes(joined["quadratic"]),
             skipped=self._skipped(),
-            sampled_mean=self.sampled.get("sampled_mean"),
-            sampled_stderr=self.sampled.get("sampled_stderr"),
+            **joined,
         )
 
     def _skipped(self) -> torch.Tensor:
-        return torch.tensor([max(self.skipping, default=0.0), self.settings.skip_classes])
+        return torch.tensor([max(self.shares_of_passes, default=0.0), self.settings.skip_classes])
 
-    def _notes(self) -> list[str]:
-        notes = [] if self.screened is None else [self.screened.summary()]
+    def _notes(self, quadratic: torch.Tensor) -> list[str]:
+        notes = sample_note(quadratic)
         smooth = self.engine.plan.by("lanczos", "weight_space")
         if self.settings.spectrum and smooth:
-            notes.append(
-                f"no eigenvalues of {listed(smooth)}: they come with the exact path alone, and "
-                f"{'these layers are' if len(smooth) > 1 else 'this layer is'} smooth"
-            )
-        notes += left_out(self._skipped())
+            notes.append(f"no eigenvalues of {listed(smooth)}: only the exact path gives them")
+        notes += skipped_classes_note(self._skipped())
         return notes if self.forecast is None else [*notes, self.forecast.sentence()]

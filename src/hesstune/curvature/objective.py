@@ -1,4 +1,4 @@
-"""The per-example loss that is measured: mixtures of cross-entropies, or any other callable."""
+"""The per-example loss that is measured, and its form with accurate second derivatives."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from hesstune.errors import ConfigError, DataError, unknown_name
 
-__all__ = ["Objective", "PerExampleLoss"]
+__all__ = ["Objective", "PerExampleLoss", "mixture_losses", "stable_losses"]
 
 PerExampleLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Objective:
-    """A per-example loss ℓ(f, y) and what is known of its Hessian in the logits f.
+    """A per-example loss ℓ(f, y) and the properties of its Hessian in the logits f.
 
     Cross-entropy, the consistent loss, label smoothing and soft targets are all mixtures
     ℓ = −Σ_k c_k log p_k, whose Hessian in f is w·Λ with w = Σ_k c_k and Λ = diag(p) − p pᵀ: the
@@ -148,3 +149,46 @@ def _inverse_of(noise_matrix: Any) -> np.ndarray | None:
             raise ConfigError("the noise matrix is singular, so the consistent loss does not exist")
         inverse = np.linalg.inv(array)
     return np.asarray(inverse, dtype=np.float64)
+
+
+def mixture_losses(logits: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+    """Return −Σ_k c_k log p_k with accurate derivatives on fitted examples.
+
+    With w = Σ_k c_k and t the most probable class it is w·log(1 + Σ_{k≠t} e^{f_k − f_t}) +
+    Σ_k (w[k = t] − c_k) f_k: if p is close to one-hot, the second derivative of log-softmax cancels (its
+    relative error is about ε/(1 − p)); that of this form does not.
+
+    Args:
+        logits: f, (B, K), K at least 2.
+        coefficients: c, (B, K); one-hot targets for plain cross-entropy. Constants.
+
+    Returns:
+        (B,), in the logits' dtype.
+
+    Example:
+        >>> f = torch.tensor([[60.0, 0.0]], dtype=torch.float64, requires_grad=True)
+        >>> loss = mixture_losses(f, torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+        >>> slope = torch.autograd.grad(loss.sum(), f, create_graph=True)[0]
+        >>> curvature = torch.autograd.grad(slope[0, 0], f)[0][0, 0]  # p(1 − p), where p rounds to 1
+        >>> print(f"{curvature.item():.6e}")
+        8.756511e-27
+    """
+    order = logits.detach().argsort(dim=1, descending=True, stable=True)
+    top = order[:, :1]
+    odds = torch.logsumexp(logits.gather(1, order[:, 1:]) - logits.gather(1, top), dim=1)
+    total = coefficients.sum(1, keepdim=True)
+    linear = (torch.zeros_like(coefficients).scatter(1, top, total) - coefficients).to(logits.dtype)
+    # log(1 + e^x): on each side of 0 the form whose derivatives do not cancel. Above its threshold torch's
+    # softplus is the identity, which is not accurate enough.
+    above = odds + nn.functional.softplus(-odds.clamp(min=0))
+    below = nn.functional.softplus(odds.clamp(max=0))
+    logistic = torch.where(odds > 0, above, below)
+    return total.squeeze(1).to(logits.dtype) * logistic + (linear * logits).sum(1)
+
+
+def stable_losses(loss: PerExampleLoss, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the loss of every example, (B,), in the stable form if it is a mixture of cross-entropies."""
+    targets = targets.to(logits.device)
+    if isinstance(loss, Objective) and loss.is_mixture:
+        return mixture_losses(logits, loss.coefficients(targets, logits.shape[1]))
+    return loss(logits, targets)

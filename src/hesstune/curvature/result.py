@@ -18,29 +18,37 @@ from hesstune.storage.atomic import json_writer, made_folder, replace_files
 from hesstune.storage.reading import one_line
 from hesstune.storage.tensors import digest, tensor_writer
 
-__all__ = ["BALLS", "FOUND", "HELD_OUT", "STATEMENT", "Measure"]
+__all__ = [
+    "CONSTRAINT_EVIDENCE",
+    "HELD_OUT_EVIDENCE",
+    "STATEMENT",
+    "TRAINING_EVIDENCE",
+    "Measure",
+    "sample_note",
+]
 
-# What the studies found, in two sentences; tests compare them with the records.
-FOUND = (
+# The results of the studies in a sentence each; tests compare them with the records.
+TRAINING_EVIDENCE = (
     "Over the study's 1,262 runs it did not follow the generalization gap: Kendall's τ was −0.00, +0.38 "
     "where whole networks were trained on weak labels (+0.52 for the distance from the reference alone), and "
     "between −0.10 and +0.04 for heads alone"
 )
-HELD_OUT = (
+HELD_OUT_EVIDENCE = (
     "Over 155 whole networks on 13 tasks the mean over held-out examples had τ +0.68 with the gap within a "
     "test task (+0.55 for the distance alone, +0.29 for the maximum over training examples), and was within "
     "a factor 5 of it in 87 % of the runs"
 )
-# What balls did, of which docs/gap.md has the table.
-BALLS = (
-    "Evidence, for balls around all layers together (radius 0.05, of the head 0.25): in 33 settings with "
-    "every layer trained, robust had a mean measure over held-out examples 5.0 times smaller (median) than "
-    "plain fine-tuning to the last epoch, and a gap of 0.47 instead of 1.45, at a test accuracy 1.2 points "
-    "lower; what smaller radii of single layers do was not measured"
+# docs/gap.md has the table.
+CONSTRAINT_EVIDENCE = (
+    "Evidence, for distance constraints on all layers together (radius 0.05, of the head 0.25): in 33 "
+    "settings with every layer trained, robust had a mean measure over held-out examples 5.0 times smaller "
+    "(median) than plain fine-tuning to the last epoch, and a gap of 0.47 instead of 1.45, at a test "
+    "accuracy 1.2 points lower; the effect of smaller radii of single layers was not measured"
 )
 STATEMENT = (
     "The Hessian distance measure is no guarantee: the maximum over these examples and the largest observed "
-    f"loss stand in for the theorem's suprema, and its O(n^(-3/4)) term is unknown. {FOUND}. {HELD_OUT}."
+    f"loss stand in for the theorem's suprema, and its O(n^(-3/4)) term is unknown. "
+    f"{TRAINING_EVIDENCE}. {HELD_OUT_EVIDENCE}."
 )
 # So many eigenvalues a layer are summed up; the file of tensors has all.
 EIGENVALUES = 10
@@ -59,33 +67,30 @@ _TENSORS = (
 
 @dataclass
 class Measure:
-    """v_iᵀ H_i⁺ v_i of n examples and L layers, with what was done to get it.
+    """v_iᵀ H_i⁺ v_i of n examples and L layers, and how it was computed.
 
-    H_i is the Hessian of one example's loss in vec(W_i) alone, H_i⁺ its positive part, and
+    H_i is the Hessian of one example's loss in vec(W_i), H_i⁺ its positive part, and
     v_i = vec(W_i − W_i⁽ˢ⁾). All tensors are float64 on the CPU.
 
     Attributes:
         names: The L layers.
-        quadratic: v_iᵀ H_i⁺ v_i, (n, L); NaN where an example was not refined.
-        lower: A bound from below on each entry, (n, L).
-        upper: A bound from above, (n, L). Exact entries have lower = quadratic = upper, to rounding;
-            others hold as proved by the products taken. Where a maximum was screened, its row alone
-            has bounds, which cover every example that is refined or proved below it.
+        quadratic: v_iᵀ H_i⁺ v_i, (n, L); NaN for examples outside the sample of a smooth layer.
+        lower: A bound from below, (n, L).
+        upper: A bound from above, (n, L). Exact entries have lower = quadratic = upper, up to rounding.
         losses: The loss of each example, (n,).
         distances: ‖v_i‖, (L,).
         methods: Per layer: `exact`, `lanczos`, `weight_space` or `unused`.
-        reasons: Per layer: why that method.
-        trace: Tr H_i⁺, (n, L), or None where not asked for.
-        trace_stderr: Its standard error, (n, L); 0 for exact layers none of whose classes were left out.
-        spectrum: The K − 1 largest eigenvalues of H_i, descending, (n, L, K − 1); NaN rows where
-            the layer is not exact; None where not asked for.
-        notes: What else a reader must know, such as how a maximum was screened.
-        sampled_mean: Where maxima were screened: the layers' means from a random sample of
-            examples, (L,), NaN for layers whose entries are all filled; None where none was drawn.
+        reasons: Per layer: the reason for the method.
+        trace: Tr H_i⁺, (n, L), or None if not requested.
+        trace_stderr: Its standard error, (n, L); 0 for exact layers without skipped classes.
+        spectrum: The K − 1 largest eigenvalues of H_i, descending, (n, L, K − 1); NaN for
+            layers that are not exact; None if not requested.
+        notes: Further notes for readers, such as the size of the sample.
+        sampled_mean: The means estimated from a random sample of examples, (L,); NaN for layers measured on
+            all examples; None without a sample.
         sampled_stderr: Its standard error, (L,).
         not_layers: Weight matrices that have changed but are not layers, so that they are not measured.
-        screened: Where maxima were screened, what `notes` tells of it, as counts, (6,); not saved.
-        skipped: What `notes` tells of classes left out, (2,); not saved.
+        skipped: The numbers of the note on skipped classes, (2,); not saved.
 
     Example:
         >>> one = torch.ones(4, 1, dtype=torch.float64)
@@ -110,7 +115,6 @@ class Measure:
     sampled_mean: torch.Tensor | None = None
     sampled_stderr: torch.Tensor | None = None
     not_layers: list[str] = field(default_factory=list)
-    screened: torch.Tensor | None = None
     skipped: torch.Tensor | None = None
 
     @property
@@ -123,20 +127,19 @@ class Measure:
 
     @property
     def maximum(self) -> torch.Tensor:
-        """The largest v_iᵀ H_i⁺ v_i over the refined examples, (L,)."""
+        """The largest v_iᵀ H_i⁺ v_i over the measured examples, (L,)."""
         return self.quadratic.nan_to_num(nan=-math.inf).amax(0)
 
     @property
     def refined(self) -> torch.Tensor:
-        """Which entries of `quadratic` were computed, (n, L) bool."""
+        """Which entries of `quadratic` were measured, (n, L) bool."""
         return ~self.quadratic.isnan()
 
     @property
     def mean(self) -> torch.Tensor:
         """The mean of v_iᵀ H_i⁺ v_i over the examples, (L,).
 
-        Where only the maximum was refined, from a random sample of examples, or NaN without one: the
-        refined examples are no random sample.
+        For layers measured on a random sample it is an estimate.
         """
         return _filled(self.quadratic.mean(0), self.sampled_mean)
 
@@ -150,7 +153,7 @@ class Measure:
 
     @property
     def p99(self) -> torch.Tensor:
-        """The 99th percentile over the examples, (L,); NaN where only the maximum was refined."""
+        """The 99th percentile over the examples, (L,); NaN for layers measured on a sample."""
         return self.quadratic.quantile(0.99, dim=0)
 
     def hessian_distance(self, n: int, C: float | None = None) -> float:
@@ -158,7 +161,7 @@ class Measure:
 
         Args:
             n: The size of the training set.
-            C: A bound on the loss; the largest observed loss where None, which is a plug-in.
+            C: A bound on the loss; default: the largest observed loss, which is a plug-in.
 
         Raises:
             ConfigError: If n < 1 or C is negative.
@@ -166,10 +169,10 @@ class Measure:
         return float(self.shares(n, C).sum())
 
     def mean_hessian_distance(self, n: int, C: float | None = None) -> float:
-        """Return Σ_i √(C·mean v_iᵀ H_i⁺ v_i / n), what `hesstune measure` takes over held-out examples.
+        """Return Σ_i √(C·mean v_iᵀ H_i⁺ v_i / n), the default of `hesstune measure`, over held-out examples.
 
-        Chosen among the measures in docs/gap.md for its order and its size together, and confirmed on other
-        tasks. NaN where a layer's mean is not known. Arguments are those of `hessian_distance`.
+        docs/gap.md compares it with other measures. NaN if a layer's mean is unknown. Arguments are those of
+        `hessian_distance`.
 
         Example:
             >>> values = torch.tensor([[4.0], [0.0]], dtype=torch.float64)
@@ -189,7 +192,7 @@ class Measure:
         return (self._bound(n, C) * self.maximum / n).sqrt()
 
     def _bound(self, n: int, C: float | None) -> float:
-        """Return C, the largest observed loss where None; check it and n."""
+        """Check n and C; return C, or the largest observed loss if it is None."""
         if n < 1:
             raise ConfigError(f"n must be the size of the training set, at least 1; got {n}")
         bound = float(self.losses.max()) if C is None else float(C)
@@ -216,7 +219,7 @@ class Measure:
         """Return a JSON-ready summary: numbers per layer, no per-example values; NaN becomes None.
 
         Args:
-            n: The size of the training set; the number of measured examples where None.
+            n: The size of the training set; default: the number of measured examples.
         """
         layers = [self._layer_dict(i) for i in range(len(self.names))]
         n = self.losses.shape[0] if n is None else n
@@ -259,7 +262,7 @@ class Measure:
         }
 
     def _spectrum_dict(self, i: int) -> dict[str, list[float | None]] | None:
-        """Summarise a layer's first eigenvalues over the examples; None where it has no spectrum."""
+        """Summarise a layer's first eigenvalues over the examples; None without a spectrum."""
         if self.spectrum is None or bool(self.spectrum[:, i].isnan().any()):
             return None
         first = self.spectrum[:, i, :EIGENVALUES]
@@ -270,15 +273,15 @@ class Measure:
     def save(self, folder: str | Path, n: int | None = None, **more: Any) -> None:
         """Write measure.json (see `to_dict`) and measure.safetensors (all tensors).
 
-        Both are written before the first one replaces a former file, and both hold a checksum of the tensors.
+        Both files are complete before one replaces an earlier file, and both hold a checksum of the tensors.
 
         Args:
-            folder: Where to; it is created.
+            folder: The folder; it is created.
             n: The number of training examples, as of `to_dict`.
             **more: Further entries of measure.json, such as the part that was measured.
 
         Raises:
-            RunError: If they cannot be written: former files are then as they were.
+            RunError: If they cannot be written; earlier files are then unchanged.
         """
         target = Path(folder)
         tensors = {k: getattr(self, k) for k in (*_TENSORS, "distances") if getattr(self, k) is not None}
@@ -305,8 +308,11 @@ class Measure:
         path = Path(folder) / MEASURE_TENSORS
         try:
             with safe_open(str(path), framework="pt") as file:
-                told = {key: value for key, value in (file.metadata() or {}).items() if key != CHECKSUM}
-                facts = {key: json.loads(value) for key, value in told.items()}
+                facts = {
+                    key: json.loads(value)
+                    for key, value in (file.metadata() or {}).items()
+                    if key != CHECKSUM
+                }
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return cls(**facts, **tensors)
         except Exception as error:  # damaged files raise many kinds
@@ -317,6 +323,21 @@ class Measure:
         kinds = _counted(self.methods)
         without = f"; without {listed(self.not_layers)}" if self.not_layers else ""
         return f"Measure({self.losses.shape[0]} examples, {len(self.names)} layers: {kinds}{without})"
+
+
+def sample_note(quadratic: torch.Tensor) -> list[str]:
+    """Return the note on smooth layers that were measured on a sample, in a list, or no note.
+
+    Args:
+        quadratic: (n, L), NaN for examples outside the sample.
+    """
+    counts = (~quadratic.isnan()).sum(0)
+    if not len(quadratic) or int(counts.min()) == len(quadratic):
+        return []
+    return [
+        f"smooth layers were measured on {int(counts.min())} of {len(quadratic)} examples, drawn at random: "
+        "their maximum is over these, and their mean is estimated for all"
+    ]
 
 
 def _counted(methods: Sequence[str]) -> str:

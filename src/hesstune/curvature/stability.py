@@ -14,15 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.curvature.arguments import LabelledBatch
-from hesstune.curvature.batches import rows_of
+from hesstune.curvature.batches import LabelledBatch, rows_of
 from hesstune.curvature.capture import differentiable, kept_buffers, restored
-from hesstune.curvature.engine import CurvatureEngine
-from hesstune.curvature.exact.backward_mode import exact_forms
+from hesstune.curvature.engine import CurvatureEngine, selected_layers
+from hesstune.curvature.exact import exact_forms
+from hesstune.curvature.lanczos import LayerProducts, WeightProducts
 from hesstune.curvature.objective import Objective, PerExampleLoss
-from hesstune.curvature.selection import selected_layers
-from hesstune.curvature.smooth.products import LayerProducts
-from hesstune.curvature.smooth.weight_space import WeightProducts
 from hesstune.errors import ConfigError, DataError
 from hesstune.forward import batch_size, evaluating, logits_of, moved, named_parameters
 from hesstune.reference import layer_names
@@ -93,8 +90,8 @@ def noise_stability(
 ) -> Stability:
     """Measure E[ℓ(W + U)] − ℓ(W) for U ~ N(0, σ²) on chosen layers, and predict it from Tr H_i.
 
-    Each draw is used twice, as +U and −U, which removes the odd orders exactly. The weights are
-    perturbed in place and restored to the bit, also after an error.
+    Each draw is used as +U and −U, which removes the odd orders. The weights are perturbed in place and
+    restored bit for bit, also after an error.
 
     Tr H_i (not its positive part) is Tr J_iᵀΛJ_i, exactly, plus Hutchinson's estimate of the trace
     of the rest, which is exactly zero where the layer is followed by piecewise-linear operations.
@@ -105,7 +102,7 @@ def noise_stability(
         sigma: Standard deviation of the noise, in units of the weights.
         samples: Draws of U, at least 2.
         seed: Of the draws and the probes; the global random state is not used.
-        layers: Names or fnmatch patterns; every layer (Linear, ConvNd, attention weights) where None.
+        layers: Names or fnmatch patterns; default: every layer (Linear, ConvNd, attention weights).
         loss: `cross_entropy`, `consistent` (needs `noise_matrix`), or a callable (logits, targets) -> (B,).
         noise_matrix: As in `measure`.
         probes: Hutchinson probes, at least 2.
@@ -152,9 +149,9 @@ def noise_stability_table(
 ) -> list[Stability]:
     """Measure the noise stability over a range of σ: the rows of the paper's table, or of a figure.
 
-    All σ share the draws (scaled) and the traces. Arguments and errors are those of `noise_stability`,
-    and `probes` may be 0 for no traces, the costly part: `taylor` is then NaN. `all_reduce_sum` adds up a
-    tensor over the processes that share the batches.
+    All σ share the scaled draws and the traces. Arguments and errors are those of `noise_stability`. With
+    `probes=0` no traces are computed and `taylor` is NaN. `all_reduce_sum` adds up a tensor over the
+    processes that share the batches.
     """
     _check_options(sigmas, samples, probes)
     names = selected_layers(layer_names(model), layers)

@@ -8,7 +8,7 @@ from hesstune.analysis.noise_fit import DELTA, judge_fit
 from hesstune.bounds.pac_bayes import confidence_interval
 from hesstune.bounds.record import Certificate
 from hesstune.bounds.words import dependence_text
-from hesstune.curvature.result import FOUND, HELD_OUT
+from hesstune.curvature.result import HELD_OUT_EVIDENCE, TRAINING_EVIDENCE
 from hesstune.errors import counted
 from hesstune.runs.measure_records import MeasureRecord
 from hesstune.runs.model_card import test_labels
@@ -225,7 +225,7 @@ def _measure(measure: MeasureRecord) -> dict[str, str]:
         f"The mean and the maximum over {measure.examples or 'the'} {kind} examples and the largest observed "
         f"loss ({measure.measure.C:.3g}) stand in for the theorem's suprema.",
         "It bounds nothing: unseen examples can exceed the maximum, ReLU networks lie outside the theorem, "
-        f"and its O(n^(-3/4)) term is unknown. {FOUND}. {HELD_OUT}.",
+        f"and its O(n^(-3/4)) term is unknown. {TRAINING_EVIDENCE}. {HELD_OUT_EVIDENCE}.",
         " ".join(measure.notes) or "All layers and examples as the table of layers tells.",
     )
 

@@ -138,7 +138,7 @@ def _observed(trained: Trained, config: FinetuneConfig, settings: Settings, out:
     subject = _subject(trained, config.seed, settings.measure_examples)
     n, head_alone = len(subject.labels), isinstance(subject.feed, FeatureInputs)
     if settings.measure_examples != 0:
-        measured = subject.measure(examples="max", mean_sample=0, method="exact" if head_alone else "auto")
+        measured = subject.measure(examples="max", mean_sample=8, method="exact" if head_alone else "auto")
         found["measure"] = measured.hessian_distance(n)
         mean = (float(measured.losses.max()) * measured.mean.nan_to_num(nan=0.0) / (2 * n)).sqrt()
         found["measure_mean"] = float(mean.sum()) if bool(measured.mean.isfinite().all()) else None

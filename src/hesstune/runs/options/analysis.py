@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from hesstune.curvature.declared import ABOVE, SKIP_CLASSES, Means, Refined, sample_fault
+from hesstune.curvature.declared import ABOVE, SKIP_CLASSES, ExamplesChoice, MethodChoice, sample_fault
 from hesstune.options import DEVICE, FilePath, Options, Shown
 from hesstune.runs.options.data import SKIP_BAD_IMAGES, ColumnOptions
 
@@ -55,11 +55,11 @@ class SampleOptions(Options):
 
 
 class MeasureOptions(SampleOptions):
-    """How a run's Hessian distance measure is taken; see `hesstune.measure`.
+    """How the Hessian distance measure of a run is computed; see `hesstune.measure`.
 
-    Held-out examples are measured by default: a training example that is fitted has no curvature left. Of
-    many examples the maximum alone is refined (examples="max", mean_sample=8, trace="exact");
-    `hesstune.measure`, for few examples of any network, computes every entry and no trace.
+    By default held-out examples are measured, because fitted training examples have almost no curvature,
+    and smooth layers on a random sample of them (examples="max", mean_sample=8, trace="exact").
+    `hesstune.measure` has other defaults: every example and no trace.
     """
 
     heading: ClassVar[str] = "How"
@@ -67,8 +67,8 @@ class MeasureOptions(SampleOptions):
 
     part: Literal["val", "train"] = Field(
         "val",
-        description="whose examples: val, held out from training, or train, as in the paper; a run without "
-        "validation examples takes train",
+        description="val: examples held out from training; train: training examples, as in the paper; a run "
+        "without validation examples takes train",
     )
 
     trace: bool | Literal["exact"] = Field(
@@ -77,32 +77,31 @@ class MeasureOptions(SampleOptions):
     spectrum: bool = Field(
         False, description="also the nonzero eigenvalues of exact layers' H, K − 1 an example"
     )
-    examples: Refined = Field(
-        "max", description="smooth layers: refine what can be the maximum, or every example"
+    examples: ExamplesChoice = Field(
+        "max", description="smooth layers: max measures a random sample of {mean_sample}, all every example"
     )
-    mean_sample: int = Field(8, description="smooth layers: examples drawn at random for the mean; 0: none")
-    method: Means = Field(
-        "auto", description="exact refuses layers that it does not hold for; auto decides layer by layer"
+    mean_sample: int = Field(8, description="smooth layers: size of the random sample; 0: every example")
+    method: MethodChoice = Field(
+        "auto", description="auto decides layer by layer; exact refuses layers without a closed form"
     )
-    steps: int = Field(16, gt=ABOVE["steps"], description="smooth layers: Lanczos steps to reckon with")
     tol: float | None = Field(
         None,
         gt=ABOVE["tol"],
-        description="smooth layers: relative error to prove; default: 0.03, or a maximum that rests",
+        description="smooth layers: relative error that the bracket proves; default: 0.03",
     )
     skip_classes: float = Field(
         SKIP_CLASSES,
         ge=0,
         lt=1,
-        description="exact layers: share of an entry that left-out classes may add; 0: take all",
+        description="exact layers: share of an entry that skipped classes may add; 0: take all classes",
     )
     memory_mib: float | None = Field(
         None,
         gt=ABOVE["memory_mib"],
-        description="memory beside the network and its reference, in MiB; default: 512 for the examples at a "
-        "time, or what one takes",
+        description="memory beside the network and its reference, in MiB; default: 512 for the examples "
+        "measured at a time, or the memory of one",
     )
-    seed: int = Field(0, ge=0, description="seed of probes and of the examples for the mean")
+    seed: int = Field(0, ge=0, description="seed of the probes and of the sample")
 
     @field_validator("mean_sample")
     @classmethod
@@ -114,7 +113,7 @@ class MeasureOptions(SampleOptions):
     @model_validator(mode="after")
     def _is_of_use(self) -> MeasureOptions:
         if self.examples == "all" and self.mean_sample not in (0, 8):
-            raise ValueError("{mean_sample} is for {examples} max; with all, every example is in the mean")
+            raise ValueError("{mean_sample} is for {examples} max; with all, every example is measured")
         return self
 
 

@@ -1,4 +1,4 @@
-"""What the autograd graph says of each layer: how often its weight is used, and what comes after it."""
+"""What the autograd graph shows of each layer: the uses of its weight, and the operations that follow."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _PIECEWISE_LINEAR_NAMES = """
     UpsampleBicubic2DAa
     """
 _PIECEWISE_LINEAR = frozenset(_PIECEWISE_LINEAR_NAMES.split())
-# Linear in each operand, so piecewise linear where only one of them depends on the layer.
+# Linear in each operand, so piecewise linear if only one of them depends on the layer.
 _MULTILINEAR_NAMES = """
     Mul Mm Bmm Mv Dot Addmm Addmv Baddbmm Addbmm Addcmul Linear MkldnnLinear
     Convolution MkldnnConvolution ThnnConv2D SlowConv3D ConvDepthwise2D PreluKernel Prelu
     """
 _MULTILINEAR = frozenset(_MULTILINEAR_NAMES.split())
-# Whose derivative jumps, so that difference quotients of gradients tell nothing.
+# Their derivative jumps, so difference quotients of gradients are not compared.
 _KINK_NAMES = """
     Relu Threshold Hardtanh LeakyRelu Clamp ClampMin ClampMax Abs Hardshrink Softshrink Maximum Minimum Max
     Min Amax Amin Median Sort Topk RreluWithNoise MaxPool2DWithIndices MaxPool3DWithIndices MaxPool2D
@@ -51,15 +51,14 @@ _BATCH_NORMS = frozenset({"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"
 
 @dataclass(frozen=True)
 class Structure:
-    """What was read from one forward pass's graph.
+    """What the graph of one forward pass shows.
 
     Attributes:
         uses: How often each weight enters the graph of the logits.
-        smooth: For each captured output that is followed by anything but piecewise-linear
-            operations: the first such operation met.
-        unsure: Captured outputs followed by a write into a slice, whose operation the graph hides.
-        custom: For each weight that a `torch.autograd.Function` written in Python comes after: its name.
-        has_kinks: Whether an operation whose derivative jumps is anywhere in the graph.
+        smooth: For each captured output that a smooth operation follows: the first such operation.
+        unsure: Captured outputs followed by a write into a slice; the graph does not show its operation.
+        custom: For each weight that a `torch.autograd.Function` written in Python follows: its name.
+        has_kinks: Whether the graph has an operation whose derivative jumps.
     """
 
     uses: Mapping[str, int]
@@ -115,7 +114,7 @@ def read_structure(
 
 
 def _nonlinear_in(kind: str, node: Any, operands: Sequence[int]) -> int:
-    """Return the layers (as bits) in whose outputs this operation is not piecewise linear."""
+    """Return the layers (as bits) for which this operation is not piecewise linear in their outputs."""
     if kind in _PIECEWISE_LINEAR:
         return 0
     if kind in _MULTILINEAR:

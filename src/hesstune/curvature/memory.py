@@ -1,4 +1,4 @@
-"""What a measurement takes beside the network and its reference, told before it starts."""
+"""Forecast of the memory that a measurement takes beside the network and its reference."""
 
 from __future__ import annotations
 
@@ -12,41 +12,49 @@ from torch import nn
 
 from hesstune.curvature.capture import Capture
 from hesstune.curvature.declared import FORECAST
+from hesstune.curvature.lanczos import span_is_affordable
 from hesstune.curvature.layers import CapturedLayer
-from hesstune.curvature.smooth.token_space import span_is_affordable
 from hesstune.errors import MeasureError
 from hesstune.forward import Inputs
 
-__all__ = ["SHARED", "ExampleMemory", "KeptBytes", "MemoryForecast", "bytes_of", "example_memory"]
+__all__ = [
+    "MIB",
+    "SHARED_GRAPH_EXAMPLES",
+    "ExampleMemory",
+    "KeptBytes",
+    "MemoryForecast",
+    "bytes_of",
+    "example_memory",
+]
 
 MIB = 2**20
-# At the largest output a backward pass holds the gradients before and after it, copies of them in the
+# At the largest output a backward pass holds the gradients before and after it, their copies in the
 # convolution's own layout, and products of them (measured).
 _IN_FLIGHT = 8
-# What small tensors that nothing here counts add to a pass (measured: 3 % at most).
+# Small tensors that are not counted here add up to 3 % to a pass (measured).
 _ALLOWANCE = 1.1
-# Beside the basis: the product, the vector that it came from and the two that they are made of.
+# Beside the basis: the product, the vector that it came from, and two temporary vectors.
 _SPARE_VECTORS = 4
-# Double backward graphs are several times a forward pass: fewer examples share one.
-SHARED = 8
-# For the examples measured at a time, where no budget is given.
+# Double backward graphs are several times as large as a forward pass, so fewer examples share one.
+SHARED_GRAPH_EXAMPLES = 8
+# For the examples measured at a time, without a budget.
 _EXAMPLES_BYTES = 512 * MIB
 
 
 @dataclass(frozen=True)
 class ExampleMemory:
-    """What one example takes in a pass, in bytes.
+    """The memory of one example in a pass, in bytes.
 
     Attributes:
         inputs: Its inputs.
-        passes: What its forward pass keeps for the backward passes, the layers' changes D_i, and the
-            gradients in flight.
-        trace: What traces of exact layers add: unfolded inputs and their Gram matrices, a weight gradient.
-        spectrum: What spectra of exact layers add: K − 1 gradients of every output, and one layer's of the
+        passes: The tensors that its forward pass keeps for backward, the changes D_i, and gradients in
+            flight.
+        trace: Added by traces of exact layers: unfolded inputs, their Gram matrices, a weight gradient.
+        spectrum: Added by spectra of exact layers: K − 1 gradients of every output, and of one layer's
             weights.
-        graph: Of smooth layers: the graph of the gradients that Hessian-vector products are taken in.
-        vector: One Lanczos vector of the layer with the largest.
-        span: The tokens of one layer in float64, their eigenproblem and its results.
+        graph: The graph of the gradients for Hessian-vector products with smooth layers.
+        vector: The largest Lanczos vector of a layer.
+        span: The tokens of one layer in float64 and their eigenproblem.
         start: v_i of one smooth layer in float64, which all examples share.
     """
 
@@ -60,7 +68,7 @@ class ExampleMemory:
     start: int = 0
 
     def scaled(self, inputs: int) -> ExampleMemory:
-        """Return what an example of so many bytes takes, if that is more: in proportion to its inputs."""
+        """Return the memory of an example with so many bytes of inputs, in proportion; not less than this."""
         factor = inputs / max(1, self.inputs)
         if factor <= 1:
             return self
@@ -76,12 +84,12 @@ class ExampleMemory:
         return self.passes + (self.trace if trace else 0) + (self.spectrum if spectrum else 0)
 
     def lanczos(self, products: int) -> int:
-        """Return the bytes of an example in Lanczos of at most so many products; 0 without smooth layers."""
+        """Return the bytes of an example in Lanczos with so many products; 0 without smooth layers."""
         return self.graph and self.graph + self.span + (products + 1 + _SPARE_VECTORS) * self.vector
 
 
 class KeptBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the distinct bytes that passes keep for backward, parameters and buffers aside."""
+    """Count the distinct bytes that passes keep for backward, without parameters and buffers."""
 
     def __init__(self, model: nn.Module) -> None:
         self.total = 0
@@ -110,15 +118,15 @@ def example_memory(
     smooth: Sequence[str],
     apart: Sequence[nn.Parameter],
 ) -> ExampleMemory:
-    """Tell what one example takes, from a forward pass of some.
+    """Compute the memory of one example from a forward pass of some examples.
 
     Args:
         inputs: The examples of the forward pass.
         captured: The forward pass.
-        kept: What counted it; counts the graph of gradients on top.
-        exact: Captured layers that are measured exactly.
-        smooth: Captured layers that Lanczos measures.
-        apart: Weights that are measured in weight space.
+        kept: The counter of that pass; it counts the graph of gradients, too.
+        exact: The captured layers that are measured exactly.
+        smooth: The captured layers that Lanczos measures.
+        apart: The weights that are measured in weight space.
     """
     layers, size, width = captured.layers, len(captured.logits), captured.logits.element_size()
     outputs = [layer.shape.numel() * width for layer in layers.values()]
@@ -139,8 +147,7 @@ def example_memory(
             slopes = _slopes(captured.logits, edges)
         spaces = [_spaces(layers[name]) for name in smooth]
         vectors = [vector for vector, _ in spaces] + [w.numel() for w in apart]
-        # In weight space each example has a slope of its own, what its graph keeps of that, and products
-        # that are stacked.
+        # In weight space each example has its own slope, graph and stacked products.
         own = 4 * width * max((w.numel() for w in apart), default=0)
         shared = kept.total + sum(s.nbytes for s in slopes if s is not None) + in_flight
         found = replace(
@@ -172,7 +179,7 @@ def _counts(layer: CapturedLayer) -> tuple[int, int, int, int]:
 
 
 def _unfolded(layer: CapturedLayer) -> int:
-    """Return how many numbers an example's tokens are, and their Gram matrices where those are used."""
+    """Return the number of entries of an example's tokens, and of their Gram matrices if they are used."""
     if layer.kind == "conv_transpose":
         return layer.weight.numel()
     groups, tokens, inputs, _ = _counts(layer)
@@ -181,7 +188,7 @@ def _unfolded(layer: CapturedLayer) -> int:
 
 
 def _spaces(layer: CapturedLayer) -> tuple[int, int]:
-    """Return how many numbers a Lanczos vector of the layer is, and the bytes of what it is made with."""
+    """Return the number of entries of a Lanczos vector of the layer, and the bytes of its eigenproblem."""
     if layer.kind == "conv_transpose" or not span_is_affordable(layer):
         return layer.weight.numel(), 0
     groups, tokens, inputs, outputs = _counts(layer)
@@ -192,16 +199,16 @@ def _spaces(layer: CapturedLayer) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class MemoryForecast:
-    """The most that a measurement takes beside the network and its reference, in bytes.
+    """The largest memory of a measurement beside the network and its reference, in bytes.
 
     Attributes:
         differences: W_i − W_i⁽ˢ⁾ of the layers, and float32 copies of weights in half precision.
-        inputs: The batch that is measured, the next one, and the inputs kept until the maxima are refined.
-        example: One example in the passes of the exact path, or of the ranking.
+        inputs: The batch that is measured, the next one, and the sample of examples that is measured last.
+        example: One example in the passes of the exact path.
         lanczos: One example in Lanczos, its vectors included; 0 without smooth layers.
-        vectors: How many vectors Lanczos keeps at most.
-        at_once: Examples that share the passes.
-        sharing: Examples that share the graph of Lanczos.
+        vectors: The largest number of vectors that Lanczos keeps.
+        at_once: The number of examples that share the passes.
+        sharing: The number of examples that share the graph of Lanczos.
 
     Example:
         >>> forecast = MemoryForecast(differences=2**20, inputs=2**19, example=2**20)
@@ -218,16 +225,16 @@ class MemoryForecast:
     lanczos: int = 0
     vectors: int = 0
     at_once: int = 1
-    sharing: int = SHARED
+    sharing: int = SHARED_GRAPH_EXAMPLES
 
     @property
     def total(self) -> int:
-        """The most that is taken at a time."""
+        """The largest memory at a time."""
         return self.differences + self.inputs + max(self.at_once * self.example, self.sharing * self.lanczos)
 
     @property
     def least(self) -> int:
-        """The most that is taken at a time where each example is measured alone."""
+        """The same if each example is measured alone."""
         return self.differences + self.inputs + self._own
 
     @property
@@ -240,13 +247,13 @@ class MemoryForecast:
         """Return the forecast with as many examples at a time as fit into a budget.
 
         Args:
-            budget: In bytes, for everything that is forecast; None: 512 MiB for the examples' part, or more
-                where one example takes more.
-            free: What the device has left, which is the limit where no budget is given; None: unknown.
-            examples: No more than so many at a time; of those that share a graph, no more than `sharing`.
+            budget: In bytes, for everything; None: 512 MiB for the examples' part, or more if one example
+                needs it.
+            free: The device's free memory, which is the limit without a budget; None: unknown.
+            examples: The largest number of examples at a time.
 
         Raises:
-            MeasureError: If one example does not fit; the message names what would.
+            MeasureError: If one example does not fit; the message names a budget that is enough.
         """
         limit = free if budget is None else budget
         if limit is not None and self.least > limit:
@@ -258,7 +265,7 @@ class MemoryForecast:
                 f"measuring one example at a time takes {needed} MiB beside the network and its reference "
                 f"(differences of the layers {_mib(self.differences)}, inputs {_mib(self.inputs)}, one "
                 f"example {_mib(self._own)}), and {given}; {way}, or measure some of the layers (layers=, "
-                "--layers), or fewer examples where inputs take the most"
+                "--layers), or fewer examples if the inputs take most of it"
             )
         room = max(_EXAMPLES_BYTES, self._own) if budget is None else budget - self.differences - self.inputs
         most = math.inf if examples is None else max(1, examples)
@@ -267,7 +274,7 @@ class MemoryForecast:
         return replace(self, at_once=at_once, sharing=sharing)
 
     def sentence(self) -> str:
-        """Say in one line what is taken, and by what."""
+        """Describe the forecast in one line."""
         text = (
             f"{FORECAST} at most {_mib(self.total)} MiB beside the network and its reference: layers' "
             f"differences {_mib(self.differences)}, inputs {_mib(self.inputs)}, {self.at_once} at a time of "

@@ -1,9 +1,4 @@
-"""Choose, per layer, how it is measured: by the graph's structure and by probes, never by trust.
-
-Refused by name are networks in which a per-example Hessian means nothing: examples that influence
-each other, batch norm that uses the batch's statistics, randomness in eval mode, logits that are
-not finite, weights that reach the logits without gradients.
-"""
+"""The choice of how each layer is measured, from the graph's structure and numerical probes."""
 
 from __future__ import annotations
 
@@ -14,28 +9,27 @@ from typing import Literal
 import torch
 from torch import nn
 
-from hesstune.curvature.batches import differing_rows, rows_of
+from hesstune.curvature.batches import differing_rows, ignores_padding, rows_of
 from hesstune.curvature.capture import Capture, capture
+from hesstune.curvature.declared import MethodChoice
 from hesstune.curvature.layers import Layout
+from hesstune.curvature.layouts import calls_depend_on_values, find_layouts, layers_with_mixed_rows
+from hesstune.curvature.memory import ExampleMemory, KeptBytes, example_memory
 from hesstune.curvature.objective import Objective
-from hesstune.curvature.padding import ignores_padding
-from hesstune.curvature.planning.custom_gradients import refuse_false_gradients
-from hesstune.curvature.planning.layouts import find_layouts
-from hesstune.curvature.planning.memory import ExampleMemory, KeptBytes, example_memory
-from hesstune.curvature.planning.probe import probe_errors
-from hesstune.curvature.planning.refusals import (
+from hesstune.curvature.structure import Structure, read_structure
+from hesstune.curvature.verification import (
+    probe_errors,
     refuse_bad_logits,
+    refuse_false_gradients,
     refuse_hidden_use,
     refuse_mixed_examples,
     refuse_other_alone,
     refuse_training_modules,
 )
-from hesstune.curvature.planning.routing import calls_depend_on_values, misplaced_layers
-from hesstune.curvature.planning.structure import Structure, read_structure
 from hesstune.errors import MeasureError
 from hesstune.forward import Inputs, batch_size, named_parameters
 
-__all__ = ["LayerPlan", "MeasureMethod", "MeasurePlan", "in_weight_space", "make_measure_plan"]
+__all__ = ["LayerPlan", "MeasureMethod", "MeasurePlan", "make_measure_plan", "moved_to_weight_space"]
 
 MeasureMethod = Literal["exact", "lanczos", "weight_space", "unused"]
 _PROBE_EXAMPLES = 4
@@ -48,10 +42,10 @@ class LayerPlan:
 
     Attributes:
         name: The layer.
-        method: `exact`; `lanczos` (in output space, batched); `weight_space` (Lanczos example by
-            example, for weights used more than once or in other ways, or on inputs of which it is not
-            known where the examples are); `unused` (0 everywhere).
-        reason: One clause for people.
+        method: `exact`; `lanczos` (in output space, batched); `weight_space` (Lanczos example by example, for
+            weights used more than once or in other ways, or inputs in which the place of the examples is
+            unknown); `unused` (0 everywhere).
+        reason: The reason for people, one clause.
     """
 
     name: str
@@ -64,12 +58,12 @@ class MeasurePlan:
     """How a network is measured.
 
     Attributes:
-        layers: One entry a layer, in the order asked.
-        layouts: Where the examples are in each captured layer's tensors.
+        layers: One entry for each layer, in the requested order.
+        layouts: The place of the examples in each captured layer's tensors.
         copied: Layers whose input the network overwrites in place, so that it must be copied.
-        memory: What one example takes, by the kind of pass.
-        cuts_padding: Whether masked trailing tokens may be cut, as they do not change the logits.
-        by_values: Whether the network's calls depend on the values of its inputs: then each batch is checked.
+        memory: The memory of one example, by the kind of pass.
+        cuts_padding: Whether masked trailing tokens can be cut without changing the logits.
+        by_values: Whether the network's calls depend on the values of its inputs; then each batch is checked.
     """
 
     layers: list[LayerPlan]
@@ -89,10 +83,10 @@ def make_measure_plan(
     inputs: Inputs,
     names: Sequence[str],
     objective: Objective,
-    method: Literal["auto", "exact", "lanczos"] = "auto",
+    method: MethodChoice = "auto",
     seed: int = 0,
 ) -> MeasurePlan:
-    """Look at one batch and decide how each layer is measured.
+    """Choose from one batch how each layer is measured.
 
     Call it inside `differentiable(model, names)`. Only a few examples of the batch are used.
 
@@ -121,7 +115,7 @@ def make_measure_plan(
     by_values = calls_depend_on_values(model, probe)
     if by_values:
         refuse_other_alone(model, probe, logits, "in the logits")
-        for name in misplaced_layers(captured, list(captured.layers)):
+        for name in layers_with_mixed_rows(captured, list(captured.layers)):
             del layouts[name], captured.layers[name]
     parameters = named_parameters(model)
     nodes = {name: layer.edge.node for name, layer in captured.layers.items()}
@@ -139,14 +133,14 @@ def make_measure_plan(
     return MeasurePlan([plans[n] for n in names], layouts, captured.overwritten, memory, cuts, by_values)
 
 
-def in_weight_space(
+def moved_to_weight_space(
     plan: MeasurePlan, reasons: Mapping[str, str], model: nn.Module, inputs: Inputs
 ) -> MeasurePlan:
-    """Return the plan with these layers measured in weight space, and the memory that this takes.
+    """Return the plan with these layers in weight space, and the memory that this takes.
 
     Args:
         plan: The plan so far.
-        reasons: How a later batch uses them, a clause for each layer.
+        reasons: How a later batch uses them, for each layer.
         model: The network.
         inputs: That batch.
     """
@@ -209,7 +203,7 @@ def _as_asked(plan: LayerPlan, method: str, objective: Objective) -> LayerPlan:
             f"'{plan.name}' cannot be measured exactly: {why}. Use method='auto', which takes Lanczos there"
         )
     if plan.method == "exact" and method == "lanczos":
-        return replace(plan, method="lanczos", reason="method='lanczos' was asked for")
+        return replace(plan, method="lanczos", reason="method='lanczos' was requested")
     if plan.method == "exact" and not objective.is_mixture:
         return replace(plan, method="lanczos", reason="the loss is not a mixture of cross-entropies")
     return plan
@@ -218,7 +212,7 @@ def _as_asked(plan: LayerPlan, method: str, objective: Objective) -> LayerPlan:
 def _confirmed(
     plans: Mapping[str, LayerPlan], names: list[str], captured: Capture, unsure: frozenset[str], seed: int
 ) -> dict[str, LayerPlan]:
-    """Check the exact layers by autograd on a few examples; demote the ones that disagree."""
+    """Check the exact layers by autograd on a few examples; use Lanczos for those that disagree."""
     captured.require(names)
     tolerance = 1e-6 if captured.logits.dtype == torch.float64 else 1e-2
     slopes, curvatures = probe_errors(captured, names, unsure, seed)

@@ -1,0 +1,522 @@
+"""The exact path: v_iᵀ H_i⁺ v_i of all layers and examples of a batch from at most K − 1 backward passes.
+
+If everything after layer i is piecewise linear and W_i is used once, the logits f are piecewise linear in
+W_i, so H_i = H_i⁺ = J_iᵀ Λ J_i with Λ = diag(p) − p pᵀ and J_i = ∂f/∂vec(W_i). Let q be the probabilities of
+the K − 1 classes other than the most probable one, t. In the coordinates e_k − e_t, Λ is diag(q) − q qᵀ = B
+Bᵀ with columns
+
+    b_k = √q_k · s_k,    s_k = (e_k − e_t) − γ Σ_j q_j (e_j − e_t),    γ = 1 / (1 + √p_t),
+
+since (I − γ √q√qᵀ)² = I − √q√qᵀ. So v_iᵀ H_i v_i = Σ_k q_k ⟨J_iᵀ s_k, v_i⟩² and Tr H_i = Σ_k q_k ‖J_iᵀ s_k‖².
+The terms are non-negative: nothing cancels on fitted examples, and every partial sum is a lower bound.
+
+⟨J_iᵀ s, v_i⟩ = ⟨∂(sᵀf)/∂z_i, D_i⟩ with D_i = (W_i − W_i⁽ˢ⁾)·a_i, so the passes end at the layer outputs z_i,
+and each gradient is freed as soon as it is used.
+
+Classes of little probability can be skipped. Their part of an entry is estimated from random combinations:
+with g standard normal, the squared product of v_i with J_iᵀ Σ_k √q_k g_k s_k is that part times χ²₁, and its
+squared norm is the trace's part on average.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+
+from hesstune.curvature.capture import Capture, OnOutput
+from hesstune.curvature.layers import CapturedLayer
+
+__all__ = [
+    "FAILURE_PROBABILITY",
+    "BackwardPasses",
+    "ExactForms",
+    "LogitFactor",
+    "LogitForms",
+    "exact_by_forward_mode",
+    "exact_forms",
+    "independent_layers",
+    "planned_passes",
+    "probe_factor",
+    "skipped_classes_note",
+    "trace_factor",
+]
+
+# Gaussian probes of the skipped classes.
+_PROBES = 4
+# The probability that the bound of an entry fails, over all times that it is checked.
+FAILURE_PROBABILITY = 0.01
+
+
+@dataclass
+class ExactForms:
+    """v_iᵀ H_i⁺ v_i of B examples and L layers in closed form, float64 on the CPU.
+
+    Attributes:
+        names: The L layers.
+        quadratic: v_iᵀ H_i⁺ v_i, (B, L).
+        lower: A lower bound, (B, L): equal to `quadratic` unless classes were skipped.
+        upper: An upper bound, (B, L). With skipped classes it holds with probability 99 % for each entry.
+        trace: Tr H_i⁺, (B, L), or None if not requested.
+        trace_stderr: Its standard error, (B, L): 0 unless classes were skipped.
+        spectrum: The K − 1 largest eigenvalues of H_i, descending, (B, L, K − 1), or None; the others are 0.
+        losses: ℓ of every example, (B,).
+        passes: The number of backward (or forward-mode) passes.
+        all_passes: K − 1.
+    """
+
+    names: list[str]
+    quadratic: torch.Tensor
+    lower: torch.Tensor
+    upper: torch.Tensor
+    trace: torch.Tensor | None
+    trace_stderr: torch.Tensor | None
+    spectrum: torch.Tensor | None
+    losses: torch.Tensor
+    passes: int
+    all_passes: int
+
+
+@dataclass
+class LogitForms:
+    """Forms of J_iᵀ Λ J_i for B examples and L layers, in float64; attributes are as in `ExactForms`.
+
+    Attributes:
+        trace_upper: An upper bound of `trace`, (B, L), if classes were skipped.
+    """
+
+    quadratic: torch.Tensor
+    lower: torch.Tensor
+    upper: torch.Tensor
+    passes: int
+    trace: torch.Tensor | None = None
+    spectrum: torch.Tensor | None = None
+    trace_stderr: torch.Tensor | None = None
+    trace_upper: torch.Tensor | None = None
+
+    @classmethod
+    def of_no_layer(cls, logits: torch.Tensor, *, trace: bool, spectrum: bool) -> LogitForms:
+        """Return the forms of L = 0 layers for logits (B, K)."""
+        none = logits.new_zeros((len(logits), 0), dtype=torch.float64)
+        values = logits.new_zeros((len(logits), 0, logits.shape[1] - 1), dtype=torch.float64)
+        return cls(none, none, none, 0, none if trace else None, values if spectrum else None)
+
+    def with_rest(
+        self, probed: Sequence[tuple[torch.Tensor, torch.Tensor | None]], wide: float, trace_wide: float
+    ) -> LogitForms:
+        """Return these forms with the estimated part of the skipped classes.
+
+        Args:
+            probed: Each probe's terms of the entries, and of the traces or None, (B, L).
+            wide: The bound on an entry's rest, as a multiple of the probes' mean.
+            trace_wide: The same for a trace.
+        """
+        rest = torch.stack([entry for entry, _ in probed]).mean(0)
+        upper = self.quadratic + wide * rest
+        forms = LogitForms(self.quadratic + rest, self.quadratic, upper, self.passes)
+        norms = [norm for _, norm in probed if norm is not None]
+        if self.trace is not None and norms:
+            more = torch.stack(norms).mean(0)
+            forms.trace, forms.trace_upper = self.trace + more, self.trace + trace_wide * more
+            # The largest possible error: that of a rest in a single direction.
+            forms.trace_stderr = more * (2 / len(norms)) ** 0.5
+        return forms
+
+    def uncertain(self, tol: float) -> float:
+        """Return the largest width of a bound, as a multiple of `tol` times its lower end."""
+        pairs = [(self.upper, self.lower)]
+        if self.trace is not None and self.trace_upper is not None:
+            pairs.append((self.trace_upper, self.trace))
+        return max(float(((upper - lower) / (tol * lower).clamp(min=1e-300)).max()) for upper, lower in pairs)
+
+    def of_loss(
+        self, names: Sequence[str], weight: torch.Tensor, losses: torch.Tensor, classes: int
+    ) -> ExactForms:
+        """Return the forms of H_i⁺ for a loss with Hessian w·Λ in the logits.
+
+        Args:
+            names: The L layers.
+            weight: w of every example, (B,); with a negative one the positive part is 0.
+            losses: ℓ of every example, (B,).
+            classes: K.
+        """
+
+        def scaled(forms: torch.Tensor) -> torch.Tensor:
+            return (weight.clamp(min=0).view(-1, *[1] * (forms.ndim - 1)) * forms).cpu()
+
+        return ExactForms(
+            names=list(names),
+            quadratic=scaled(self.quadratic),
+            lower=scaled(self.lower),
+            upper=scaled(self.upper),
+            trace=None if self.trace is None else scaled(self.trace),
+            trace_stderr=None if self.trace_stderr is None else scaled(self.trace_stderr),
+            spectrum=None if self.spectrum is None else scaled(self.spectrum),
+            losses=losses.detach().double().cpu(),
+            passes=self.passes,
+            all_passes=classes - 1,
+        )
+
+
+class LogitFactor:
+    """The factor B of Λ = B Bᵀ for a batch of logits, one scaled column s_k at a time.
+
+    Args:
+        logits: (B, K).
+    """
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        log_p = torch.log_softmax(logits.detach().double(), dim=1)
+        self.order = log_p.argsort(dim=1, descending=True, stable=True)
+        self._top = self.order[:, :1]
+        self._q = log_p.exp().scatter(1, self._top, 0.0)
+        top_p = log_p.gather(1, self._top).exp()
+        self._gamma = 1 / (1 + top_p.sqrt())
+        self.sorted_q = self._q.gather(1, self.order[:, 1:])
+        self._dtype = logits.dtype
+
+    @property
+    def columns(self) -> int:
+        """K − 1."""
+        return self.sorted_q.shape[1]
+
+    @property
+    def shares(self) -> torch.Tensor:
+        """The share of 1 − p_t that the classes from each rank on have, largest over examples, (K − 1,)."""
+        mass = self.sorted_q.flip(1).cumsum(1).flip(1)
+        return (mass / mass[:, :1].clamp(min=1e-300)).amax(0)
+
+    def seed(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return s_k, (B, K), and q_k, (B,), of each example's class of this rank by probability."""
+        coefficients = torch.zeros_like(self._q)
+        coefficients.scatter_(1, self.order[:, rank + 1, None], 1.0)
+        return self._combined(coefficients), self.sorted_q[:, rank]
+
+    def probe(self, start: int, normals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return one random combination of the columns from rank `start` on, scaled, and its weight.
+
+        The expected squared product with it, times the weight, is the sum over these classes.
+
+        Args:
+            start: The first skipped rank.
+            normals: (K − 1,), standard normal, one for each rank.
+        """
+        scale = self.sorted_q[:, start]
+        ratio = (self.sorted_q[:, start:] / scale.clamp(min=1e-300)[:, None]).sqrt()
+        ranked = torch.zeros_like(self._q)
+        ranked[:, start + 1 :] = ratio * normals[start:].to(ratio)
+        coefficients = torch.zeros_like(self._q).scatter(1, self.order, ranked)
+        return self._combined(coefficients), scale
+
+    def variance(self, u: torch.Tensor) -> torch.Tensor:
+        """Return uᵀ Λ u from all of u, (B, K), in float64, centred on the most probable class."""
+        d = (u - u.gather(1, self._top)).double()
+        mean = (self._q * d).sum(1, keepdim=True)
+        top = (1 - self._gamma) / self._gamma  # √p_t
+        return (self._q * (d - mean).square()).sum(1) + (top * mean).square().squeeze(1)
+
+    def _combined(self, coefficients: torch.Tensor) -> torch.Tensor:
+        total = coefficients.sum(1, keepdim=True)
+        rows = coefficients - total * self._gamma * self._q
+        shift = total * (1 - self._gamma * self._q.sum(1, keepdim=True))
+        return rows.scatter_add(1, self._top, -shift).to(self._dtype)
+
+
+class BackwardPasses:
+    """Backward passes to the layer outputs that accumulate the quadratic forms.
+
+    Args:
+        logits: With their graph, (B, K).
+        layers: The L layers.
+        changes: D_i of each, raw outputs; None if the layer has not moved.
+        trace: Whether Σ_k q_k ‖J_iᵀ s_k‖² is accumulated, too.
+        spectrum: Whether all gradients are kept for the eigenvalues.
+    """
+
+    def __init__(
+        self,
+        logits: torch.Tensor,
+        layers: Sequence[CapturedLayer],
+        changes: Sequence[torch.Tensor | None],
+        *,
+        trace: bool,
+        spectrum: bool,
+    ) -> None:
+        self._logits, self._layers, self._changes = logits, layers, changes
+        self._norms = trace and not spectrum
+        self._keep = spectrum
+        for layer in layers:
+            layer.keeps_tokens |= self._norms  # each of the K − 1 passes needs them
+        shape = (logits.shape[0], len(layers))
+        self._quadratic = torch.zeros(shape, dtype=torch.float64, device=logits.device)
+        self._trace = torch.zeros_like(self._quadratic) if trace else None
+        self._kept: list[list[torch.Tensor]] = [[] for _ in layers]
+        self._roots: list[torch.Tensor] = []
+        self._u: list[torch.Tensor | None] = []
+        self._squares: list[torch.Tensor | None] = []
+        self._sources = independent_layers(layers)
+        self.taken = 0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Use each gradient as soon as it is computed; take passes inside this context."""
+        # A node's pre-hook gets the gradient of its output, which is then freed. The nodes of independent
+        # layers are not executed, so `torch.autograd.grad` returns their gradients instead.
+        handles = []
+        for index, layer in enumerate(self._layers):
+            if index not in self._sources:
+                handles.append(layer.edge.node.register_prehook(self._hook(index, layer.edge.output_nr)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, index: int, output: int) -> Callable[..., None]:
+        def hook(gradients: tuple[torch.Tensor | None, ...]) -> None:
+            gradient = gradients[output]
+            if gradient is not None:
+                self._use(index, gradient)
+
+        return hook
+
+    @torch.no_grad()
+    def _use(self, index: int, gradient: torch.Tensor) -> None:
+        layer, change = self._layers[index], self._changes[index]
+        if change is not None:
+            self._u[index] = layer.inner(gradient, change)
+        if self._norms:
+            self._squares[index] = _square_norm(layer, gradient)
+        if self._keep:
+            self._kept[index].append(gradient)
+
+    def products(self, seed: torch.Tensor) -> torch.Tensor:
+        """Take one pass with a seed of (B, K); return ⟨J_iᵀ s, v_i⟩ of every example and layer, (B, L)."""
+        self._u = [None] * len(self._layers)
+        self._squares = [None] * len(self._layers)
+        if self._logits.requires_grad:  # otherwise the logits depend on none of the layers
+            edges = [self._layers[i].edge for i in self._sources]
+            gradients = torch.autograd.grad(self._logits, edges, seed, retain_graph=True, allow_unused=True)
+            for index, gradient in zip(self._sources, gradients, strict=True):
+                if gradient is not None:
+                    self._use(index, gradient)
+        self.taken += 1
+        return self._stacked(self._u)
+
+    def _stacked(self, values: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        zero = self._logits.new_zeros(self._logits.shape[0])
+        return torch.stack([zero if v is None else v.to(zero.device) for v in values], dim=1).double()
+
+    def terms(self, seed: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Take one pass; return q_k ⟨J_iᵀ s_k, v_i⟩² and q_k ‖J_iᵀ s_k‖², (B, L), without adding them."""
+        product = weight[:, None] * self.products(seed).square()
+        return product, weight[:, None] * self._stacked(self._squares) if self._norms else None
+
+    def add(self, seed: torch.Tensor, weight: torch.Tensor) -> None:
+        """Take one pass, s_k of (B, K) and q_k of (B,), and add what it gives."""
+        product, norm = self.terms(seed, weight)
+        self._quadratic += product
+        self._roots.append(weight.sqrt())
+        if norm is not None and self._trace is not None:
+            self._trace += norm
+
+    @torch.no_grad()
+    def forms(self) -> LogitForms:
+        """Return the sums so far; they are exact after all K − 1 passes."""
+        trace, spectrum = self._trace, None
+        if self._keep:
+            roots = torch.stack(self._roots, 1)  # (B, K − 1)
+            values = []
+            for layer, kept in zip(self._layers, self._kept, strict=True):
+                gram = _gradient_gram(layer, kept).double().to(roots.device)
+                gram = gram * roots[:, :, None] * roots[:, None, :]
+                values.append(torch.linalg.eigvalsh(gram).clamp(min=0).flip(1))
+            spectrum = torch.stack(values, 1)
+            trace = spectrum.sum(2)
+        q = self._quadratic
+        return LogitForms(q, q, q, self.taken, trace, spectrum)
+
+
+def _square_norm(layer: CapturedLayer, gradient: torch.Tensor) -> torch.Tensor:
+    """Return ‖Σ_t g_t a_tᵀ‖² of every example, (B,)."""
+    if layer.prefers_gram():
+        tokens = layer.output_tokens(gradient)
+        return ((layer.gram() @ tokens) * tokens).flatten(1).sum(1)
+    return layer.pullback(gradient).flatten(1).square().sum(1)
+
+
+def _gradient_gram(layer: CapturedLayer, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return ⟨J_iᵀ s_k, J_iᵀ s_l⟩ of every example, (B, K − 1, K − 1)."""
+    if layer.prefers_gram():
+        tokens = [layer.output_tokens(g) for g in gradients]
+        gram = layer.gram()
+        left = torch.stack([(gram @ t).flatten(1) for t in tokens], 1)
+        right = torch.stack([t.flatten(1) for t in tokens], 1)
+        product = left @ right.transpose(1, 2)
+        return (product + product.transpose(1, 2)) / 2
+    rows = torch.stack([layer.pullback(g).flatten(1) for g in gradients], 1)
+    return rows @ rows.transpose(1, 2)
+
+
+def independent_layers(layers: Sequence[CapturedLayer]) -> list[int]:
+    """Return the indices of the layers whose input depends on no other layer of the list."""
+    nodes = {layer.edge.node for layer in layers}
+    found = []
+    for index, layer in enumerate(layers):
+        stack = [node for node, _ in layer.edge.node.next_functions if node is not None]
+        seen = set()
+        while stack:
+            node = stack.pop()
+            if node in nodes:
+                break
+            if node not in seen:
+                seen.add(node)
+                stack += [n for n, _ in node.next_functions if n is not None]
+        else:
+            found.append(index)
+    return found
+
+
+def exact_forms(
+    captured: Capture,
+    names: Sequence[str],
+    deltas: Mapping[str, torch.Tensor],
+    *,
+    trace: bool = False,
+    spectrum: bool = False,
+    tol: float = 0.0,
+    seed: int = 0,
+) -> LogitForms:
+    """Compute v_iᵀ H_i v_i, H_i = J_iᵀ Λ J_i, for every named layer and every example of one capture.
+
+    Args:
+        captured: From `capture`, inside `differentiable`; its graph is kept.
+        names: Layers in `captured.layers`, in the order of the result.
+        deltas: W_i − W_i⁽ˢ⁾ of each; the quadratic form of a missing layer is 0.
+        trace: Also Tr H_i, from the same passes.
+        spectrum: Also the nonzero eigenvalues; keeps K − 1 gradients of every output at once.
+        tol: Skip classes if that is likely to halve the passes and they add at most this share to every entry
+            and trace, each with 99 % by random probes; 0 takes all passes. Not used with the spectrum.
+        seed: Of the probes.
+
+    Returns:
+        The forms of J_iᵀ Λ J_i; `LogitForms.of_loss` converts them to those of a loss.
+    """
+    factor = LogitFactor(captured.logits)
+    layers = [captured.layers[name] for name in names]
+    with torch.no_grad():
+        changes = [layer.apply(deltas[layer.name]) if layer.name in deltas else None for layer in layers]
+    passes = BackwardPasses(captured.logits, layers, changes, trace=trace, spectrum=spectrum)
+    with passes.watching():
+        if not tol or spectrum:
+            for rank in range(factor.columns):
+                passes.add(*factor.seed(rank))
+            return passes.forms()
+        return _skip_classes(passes, factor, tol, seed)
+
+
+def exact_by_forward_mode(
+    run: Callable[[str, OnOutput], torch.Tensor], names: Sequence[str], deltas: Mapping[str, torch.Tensor]
+) -> LogitForms:
+    """Compute v_iᵀ J_iᵀ Λ J_i v_i from one forward-mode product J_i v_i for each layer.
+
+    It is faster than `exact_forms` if there are fewer layers than about half the classes. Call it inside
+    `differentiable`.
+
+    Args:
+        run: (layer, function that replaces its output) -> logits (B, K): one forward pass that captures it.
+        names: The layers, in the order of the result; at least one.
+        deltas: W_i − W_i⁽ˢ⁾ of each.
+
+    Returns:
+        The forms, without trace and spectrum.
+    """
+    columns = []
+    for name in names:
+        with forward_ad.dual_level():
+
+            def moved(layer: CapturedLayer, z: torch.Tensor) -> torch.Tensor:
+                dual: torch.Tensor = forward_ad.make_dual(z, layer.apply(deltas[layer.name]).detach())
+                return dual
+
+            primal, tangent = forward_ad.unpack_dual(run(name, moved))
+            logits = primal.detach()
+            u = torch.zeros_like(logits) if tangent is None else tangent.detach()
+        columns.append(LogitFactor(logits).variance(u))
+    quadratic = torch.stack(columns, 1)
+    return LogitForms(quadratic, quadratic, quadratic, len(names))
+
+
+def probe_factor(look: int) -> float:
+    """Return the factor between the probes' mean square and a bound at check number `look`, from 0.
+
+    The bound is checked again after further passes until it is small enough, so the checks share the
+    probability of failure: 1/2, 1/4, …. The mean square of m probes is χ²_m/m times the true value.
+    """
+    from scipy.special import gammaincinv
+
+    return _PROBES / (2 * float(gammaincinv(_PROBES / 2, _failing(look))))
+
+
+def trace_factor(look: int) -> float:
+    """Return the same factor for the probes' mean squared norm.
+
+    It is Σ_j λ_j χ²_m(j)/m with weights λ_j ≥ 0 that sum to the true value τ. By Chernoff's bound and
+    Π(1 + a λ_j) ≥ 1 + a τ it is below x·τ with probability at most (x·exp(1 − x))^(m/2), x < 1.
+    """
+    from scipy.special import lambertw
+
+    return 1 / -float(lambertw(-(_failing(look) ** (2 / _PROBES)) / math.e).real)
+
+
+def _failing(look: int) -> float:
+    return float(FAILURE_PROBABILITY * 0.5 ** (look + 1))
+
+
+def planned_passes(factor: LogitFactor, tol: float) -> int:
+    """Return the expected number of passes with skipping; K − 1 unless skipping halves them."""
+    passes = int((factor.shares > tol / probe_factor(0)).sum()) + _PROBES
+    return passes if 2 * passes <= factor.columns else factor.columns
+
+
+def skipped_classes_note(skipped: torch.Tensor) -> list[str]:
+    """Return the note of a measurement with skipped classes, in a list, or no note.
+
+    Args:
+        skipped: (2,): the largest share of the passes that a batch with skipped classes took, or 0; the
+            tolerance.
+    """
+    share, tol = skipped.tolist()
+    note = (
+        f"classes of little probability were skipped ({share:.0%} of the passes taken, or fewer): they add "
+        f"at most {tol:.2g} of an exact layer's entry or trace, each with {1 - FAILURE_PROBABILITY:.0%}, by "
+        "random probes"
+    )
+    return [note] if share else []
+
+
+def _skip_classes(passes: BackwardPasses, factor: LogitFactor, tol: float, seed: int) -> LogitForms:
+    """Take passes until the skipped classes add at most a share `tol` to every entry and trace."""
+    columns, share = factor.columns, factor.shares
+    generator = torch.Generator().manual_seed(seed)
+    normals = torch.randn(_PROBES, columns, generator=generator, dtype=torch.float64)
+    done = look = 0
+    enough = planned_passes(factor, tol) - _PROBES
+    while enough + _PROBES < columns:
+        for rank in range(done, enough):
+            passes.add(*factor.seed(rank))
+        done = enough
+        probed = [passes.terms(*factor.probe(done, row)) for row in normals]
+        forms = passes.forms().with_rest(probed, probe_factor(look), trace_factor(look))
+        if (excess := forms.uncertain(tol)) <= 1:
+            return forms
+        look += 1
+        # The rest falls about as the mass of the classes: continue to the rank at which it is small enough.
+        enough = max(done + 1, int((share > share[done] / excess).sum()))
+    for rank in range(done, columns):
+        passes.add(*factor.seed(rank))
+    return passes.forms()
