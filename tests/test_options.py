@@ -109,7 +109,7 @@ def test_paths_lists_and_texts_are_taken():
 def test_no_option_is_without_effect():
     for kind, values, told in (
         (MeasureOptions, {"examples": "all", "mean_sample": 4}, "mean_sample is for examples max"),
-        (MeasureOptions, {"mean_sample": 1}, "at least 2 to tell an error"),
+        (MeasureOptions, {"mean_sample": 1}, "at least 2 for a standard error"),
         (CertifyOptions, {"noise_is": "none", "clean_sample": "a.csv"}, "clean_sample that they are not"),
         (LabelOptions, {"epochs": 3}, "epochs is for labeler finetune"),
         (LabelOptions, {"labeler": "finetune"}, "labeler says how labelers are trained"),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from hesstune.errors import ModelError
-from hesstune.one_example import DenseBatchNorm
 
 __all__ = [
+    "DenseBatchNorm",
     "Inputs",
     "batch_size",
     "clear_caches",
@@ -34,6 +36,8 @@ __all__ = [
 Inputs = torch.Tensor | Mapping[str, Any]
 # torch.compile wraps a module and keeps it under this name, which becomes a part of its parameters' names.
 _ORIGINAL = "_orig_mod"
+# The functions of torch.nn.functional call those of torch.
+_NORMS = (F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm)
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> Any:
@@ -119,7 +123,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[nn.Module]:
 
 
 def clear_caches(model: nn.Module) -> None:
-    """Make modules in eval mode compute from their present weights what they keep between forward passes.
+    """Clear the tensors that modules in eval mode computed from earlier weights.
 
     LeViT, EfficientFormer, EfficientViT and TinyViT (timm, transformers) and peft's DoRA keep tensors
     computed from weights until `train(True)` is called. Call this after weights were changed in place.
@@ -155,7 +159,7 @@ def _overrides_mode(kind: type[nn.Module]) -> bool:
 
 
 def _eagerly() -> AbstractContextManager[Any]:
-    # Importing dynamo takes seconds, and what is compiled has imported it.
+    # Importing dynamo takes seconds; compiled networks have imported it.
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
@@ -190,7 +194,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
     """Undo `torch.compile(module)` and `module.compile()` everywhere in a network, for good.
 
     Returns:
-        The network itself, or its original where the whole of it is compiled.
+        The network itself, or its original if the whole network is compiled.
     """
     while (original := model._modules.get(_ORIGINAL)) is not None:
         model = original
@@ -204,7 +208,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def unmoved_statistics(*models: nn.Module) -> Iterator[None]:
-    """Put the running statistics of batch norm (and its kind) back to what they were before.
+    """Restore the running statistics of batch norm and similar layers afterwards.
 
     For the second forward pass of a step: the batch has moved them already.
     """
@@ -216,3 +220,37 @@ def unmoved_statistics(*models: nn.Module) -> Iterator[None]:
     finally:
         for buffer, value in zip(buffers, before, strict=True):
             buffer.data.copy_(value)  # unseen by autograd, which may hold the buffer for a backward pass
+
+
+class DenseBatchNorm(TorchFunctionMode):
+    """Pass contiguous inputs and gradients to batch norm and instance norm.
+
+    On CPUs, torch (2.13 and 2.14) computes a wrong gradient if the batch has one example, and one of the
+    input and the gradient is contiguous while the other one is in channels-last order with a stride of the
+    first dimension that is not C·H·W. Such a gradient arises for `flatten(2).transpose(1, 2)` after the norm.
+    The values of the output are correct, and so are gradients for two or more examples.
+
+    Example:
+        >>> x = torch.arange(8.0).view(1, 2, 2, 2).requires_grad_()
+        >>> factors = torch.arange(8.0).view(1, 4, 2)
+        >>> with DenseBatchNorm():
+        ...     z = torch.nn.functional.batch_norm(x, torch.zeros(2), torch.ones(2), eps=0.0)
+        >>> (z.flatten(2).transpose(1, 2) * factors).sum().backward()
+        >>> x.grad.flatten().tolist()
+        [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func not in _NORMS:
+            return func(*args, **kwargs)
+        if args:
+            args = (args[0].contiguous(), *args[1:])
+        else:
+            kwargs["input"] = kwargs["input"].contiguous()
+        output = func(*args, **kwargs)
+        if output.requires_grad:
+            output.register_hook(torch.Tensor.contiguous)
+        return output

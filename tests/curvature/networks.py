@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dense_hessians import block_hessian, positive_form, positive_trace
 from hesstune.reference import Reference
 
 
@@ -111,6 +112,51 @@ class TorchEncoder(nn.Module):
         x = x if self.batch_first else x.transpose(0, 1)
         x = self.encoder(x, src_key_padding_mask=mask == 0)
         return self.head(x[:, 0] if self.batch_first else x[0])
+
+
+class AlsoFunctional(nn.Module):
+    """Its first weight is used in one plain call and, in another way, once more."""
+
+    def __init__(self, act: Callable[[torch.Tensor], torch.Tensor] = torch.relu) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Linear(4, 4), nn.Linear(4, 3), act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.act(self.a(x))) + 0.5 * self.a.weight.square().sum() * x[:, :3]
+
+
+class FirstBySequence(nn.Module):
+    """Its first layer gets the sequence before the batch dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.tanh(self.a(x.transpose(0, 1))).mean(0))
+
+
+class Aside(nn.Module):
+    """The logits do not depend on its layer `aside`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aside, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.aside(x)
+        return self.head(x)
+
+
+def dense_values(case: Case, *loss: Any) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """v_iᵀ H_i⁺ v_i, (B, L), Tr H_i⁺, (B, L), and the eigenvalues of each layer, from dense Hessians."""
+    forms, traces, spectra = [], [], []
+    for name in case.ref.layers():
+        hessian = block_hessian(case.model, case.inputs, case.targets, name, *loss)
+        forms.append(positive_form(hessian, case.ref.difference(case.model, name)))
+        traces.append(positive_trace(hessian))
+        spectra.append(torch.linalg.eigvalsh(hessian).flip(1))
+    return torch.stack(forms, 1), torch.stack(traces, 1), spectra
 
 
 def tiny_bert() -> nn.Module:

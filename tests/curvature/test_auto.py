@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import build, moved
+from networks import AlsoFunctional, build, moved
 from torch import nn
 
 from dense_hessians import block_hessian, positive_form
@@ -109,11 +109,6 @@ class Twice(Net):
 class Functional(Net):
     def forward(self, x):
         return self.b(torch.relu(x @ self.a.weight.T.reshape(4, 4)))
-
-
-class AlsoFunctional(Net):
-    def forward(self, x):
-        return self.b(torch.relu(self.a(x))) + 0.1 * self.a.weight.square().sum() * x[:, :3]
 
 
 class Tied(nn.Module):

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import PIECEWISE_LINEAR, build, mlp, moved
+from networks import AlsoFunctional, Aside, FirstBySequence, build, mlp, moved
 from torch import nn
 
 from dense_hessians import block_hessian, block_jacobian, positive_form, positive_trace
@@ -21,17 +21,6 @@ X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.fl
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
-class AlsoFunctional(nn.Module):
-    """Its first weight is found in one plain call, and the logits depend on it in another way, too."""
-
-    def __init__(self, act=torch.relu):
-        super().__init__()
-        self.a, self.b, self.act = nn.Linear(4, 4), nn.Linear(4, 3), act
-
-    def forward(self, x):
-        return self.b(self.act(self.a(x))) + 0.5 * self.a.weight.square().sum() * x[:, :3]
-
-
 def made(model, scale=0.3):
     generator = torch.Generator().manual_seed(1)
     for p in model.double().parameters():
@@ -41,40 +30,6 @@ def made(model, scale=0.3):
 
 def hessians(model, inputs, targets, names, *loss):
     return {name: block_hessian(model, inputs, targets, name, *loss) for name in names}
-
-
-@pytest.mark.parametrize("name", [n for n in PIECEWISE_LINEAR if n != "mlp_fifty_classes"])
-def test_exact_forms_traces_and_spectra_are_the_dense_twins(name):
-    case = build(name)
-    engine, batch = CurvatureEngine.of(case.model, case.ref), (case.inputs, case.targets)
-    forms = engine.exact(batch, trace=True, spectrum=True)
-    assert forms.names == engine.names == case.ref.layers()
-    for i, (layer, dense) in enumerate(hessians(case.model, *batch, engine.names).items()):
-        v = case.ref.difference(case.model, layer)
-        torch.testing.assert_close(forms.quadratic[:, i], positive_form(dense, v), **TIGHT)
-        torch.testing.assert_close(forms.trace[:, i], positive_trace(dense), **TIGHT)
-        eigenvalues = torch.linalg.eigvalsh(dense).flip(1)[:, : forms.spectrum.shape[2]]
-        torch.testing.assert_close(
-            forms.spectrum[:, i, : eigenvalues.shape[1]], eigenvalues, rtol=1e-7, atol=1e-12
-        )
-    assert torch.equal(engine.spectrum(batch), engine.exact(batch, spectrum=True).spectrum)
-    assert torch.equal(engine.trace(batch).value, engine.exact(batch, trace=True).trace)
-    assert not engine.trace(batch).stderr.any()
-
-
-@pytest.mark.parametrize("name", ["mlp", "mlp_gelu", "attention", "torch_encoder_sequence_first"])
-def test_lanczos_holds_for_every_layer(name):
-    case = build(name)
-    engine, batch = CurvatureEngine.of(case.model, case.ref), (case.inputs, case.targets)
-    forms = engine.lanczos(batch, stopping=ENOUGH)
-    assert forms.names == engine.names
-    for i, (layer, dense) in enumerate(hessians(case.model, *batch, engine.names).items()):
-        truth = positive_form(dense, case.ref.difference(case.model, layer))
-        torch.testing.assert_close(forms.quadratic[:, i], truth, rtol=1e-6, atol=1e-12, msg=layer)
-        assert (forms.lower[:, i] <= truth * (1 + 1e-9) + 1e-12).all()
-        assert (truth <= forms.upper[:, i] * (1 + 1e-9) + 1e-12).all()
-    last = engine.lanczos(batch, [engine.names[-1]], ENOUGH)
-    torch.testing.assert_close(last.quadratic[:, 0], forms.quadratic[:, -1])
 
 
 @pytest.mark.parametrize("name", ["mlp_gelu", "attention"])
@@ -99,22 +54,6 @@ def logits(case):
         given = case.inputs
         model = case.model.eval()
         return model(given) if isinstance(given, torch.Tensor) else model(**given)
-
-
-def test_traces_of_smooth_layers_are_within_their_errors_and_of_exact_ones_exact():
-    case = build("mlp_gelu")
-    engine, batch = CurvatureEngine.of(case.model, case.ref), (case.inputs, case.targets)
-    found = engine.trace(batch, probes=60)
-    exact = [name in engine.plan.by("exact") for name in found.names]
-    assert exact == [False, False, True]
-    for i, dense in enumerate(hessians(case.model, *batch, engine.names).values()):
-        truth = positive_trace(dense)
-        if exact[i]:
-            torch.testing.assert_close(found.value[:, i], truth, **TIGHT)
-        assert ((found.value[:, i] - truth).abs() <= 5 * found.stderr[:, i] + 1e-12).all()
-    one = engine.trace(batch, ["4.weight"])
-    assert torch.equal(one.value[:, 0], found.value[:, 2])
-    assert engine.spectrum(batch).isnan().all(2).all(0).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("act", [torch.relu, torch.tanh])
@@ -163,17 +102,8 @@ def test_a_batch_gives_what_measure_gives(name):
     assert [layer.method for layer in engine.plan.layers] == m.methods
 
 
-class SequenceFirst(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.b(torch.tanh(self.a(x.transpose(0, 1))).mean(0))
-
-
 def test_a_batch_larger_than_one_example_decides_again():
-    model, ref = made(SequenceFirst())
+    model, ref = made(FirstBySequence())
     x = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     engine = CurvatureEngine.of(model, ref)
     engine.lanczos((x[:1], Y[:1]))
@@ -186,16 +116,6 @@ def test_a_batch_larger_than_one_example_decides_again():
     plan = engine.plan
     engine.exact((x[:2], Y[:2]))
     assert engine.plan is plan
-
-
-class Aside(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.aside, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x):
-        self.aside(x)
-        return self.head(x)
 
 
 @pytest.mark.parametrize("layer", ["aside.weight", "*"])

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import PIECEWISE_LINEAR, build, mlp, moved
+from networks import PIECEWISE_LINEAR, build, dense_values, mlp, moved
 from torch import nn
 
-from dense_hessians import block_hessian, block_jacobian, positive_form, positive_trace
+from dense_hessians import block_jacobian
 from hesstune.curvature.capture import differentiable
 from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.exact import LogitFactor, exact_by_forward_mode, exact_forms
@@ -21,23 +21,11 @@ DOUBLE = {"rtol": 1e-8, "atol": 1e-14}
 SINGLE = {"rtol": 1e-4, "atol": 1e-9}
 
 
-def _dense(case, loss=None):
-    """The twin's v_iᵀ H_i⁺ v_i, Tr H_i⁺ and eigenvalues, layer by layer."""
-    extra = () if loss is None else (loss,)
-    forms, traces, spectra = [], [], []
-    for name in case.ref.layers():
-        hessian = block_hessian(case.model, case.inputs, case.targets, name, *extra)
-        forms.append(positive_form(hessian, case.ref.difference(case.model, name)))
-        traces.append(positive_trace(hessian))
-        spectra.append(torch.linalg.eigvalsh(hessian).flip(1))
-    return torch.stack(forms, 1), torch.stack(traces, 1), spectra
-
-
 @pytest.mark.parametrize("name", PIECEWISE_LINEAR)
 def test_every_layer_and_example_matches_the_dense_twin(name):
     case = build(name)
     m = measure(case.model, case.ref, [(case.inputs, case.targets)], trace=True, spectrum=True)
-    forms, traces, spectra = _dense(case)
+    forms, traces, spectra = dense_values(case)
     assert m.exact == [True] * len(m.names)
     assert m.names == case.ref.layers()
     torch.testing.assert_close(m.quadratic, forms, **DOUBLE)
@@ -59,7 +47,7 @@ def _logits(case):
 @pytest.mark.parametrize("name", ["mlp", "cnn", "conv1d", "mlp_fifty_classes"])
 def test_float32_keeps_four_digits(name):
     case = build(name)
-    forms, traces, _ = _dense(case)
+    forms, traces, _ = dense_values(case)
     case.model.float()
     batch = (case.inputs.float(), case.targets)
     m = measure(case.model, case.ref, [batch], trace=True, method="exact")
@@ -157,7 +145,7 @@ def test_forward_mode_gives_the_same(name):
 
 def test_few_layers_of_many_classes_take_forward_mode():
     case = build("mlp_fifty_classes")
-    forms, _, _ = _dense(case)
+    forms, _, _ = dense_values(case)
     m = measure(case.model, case.ref, [(case.inputs, case.targets)], layers="2.*")
     torch.testing.assert_close(m.quadratic[:, 0], forms[:, 1], **DOUBLE)
 
@@ -190,7 +178,7 @@ def test_mixtures_of_cross_entropies_stay_exact(kind, name):
     case = build(name)
     k = _logits(case).shape[1]
     options, loss = _losses(k)[kind]
-    forms, traces, _ = _dense(case, loss)
+    forms, traces, _ = dense_values(case, loss)
     m = measure(case.model, case.ref, [(case.inputs, case.targets)], trace=True, **options)
     assert all(m.exact)
     torch.testing.assert_close(m.quadratic, forms, **DOUBLE)
@@ -201,7 +189,7 @@ def test_mixtures_of_cross_entropies_stay_exact(kind, name):
 def test_soft_targets_stay_exact():
     case = build("mlp")
     case.targets = torch.rand(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    forms, _, _ = _dense(case, lambda f, t: F.cross_entropy(f, t, reduction="none"))
+    forms, _, _ = dense_values(case, lambda f, t: F.cross_entropy(f, t, reduction="none"))
     m = measure(case.model, case.ref, [(case.inputs, case.targets)])
     torch.testing.assert_close(m.quadratic, forms, **DOUBLE)
 
@@ -219,7 +207,7 @@ def test_any_other_loss_goes_through_the_smooth_path():
     def brier(f, y):
         return (f.softmax(1) - F.one_hot(y, 4)).square().sum(1)
 
-    forms, _, _ = _dense(case, brier)
+    forms, _, _ = dense_values(case, brier)
     m = measure(case.model, case.ref, [(case.inputs, case.targets)], loss=brier, tol=1e-7, steps=40)
     assert m.methods == ["lanczos"] * 3
     torch.testing.assert_close(m.quadratic, forms, rtol=1e-6, atol=1e-10)

@@ -8,9 +8,9 @@ import re
 
 import pytest
 import torch
-from networks import SMOOTH, build, mlp, moved
+from networks import SMOOTH, build, dense_values, mlp, moved
 
-from dense_hessians import block_hessian, positive_form, positive_trace
+from dense_hessians import block_hessian
 from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.measure import measure
 from hesstune.curvature.result import Measure
@@ -31,17 +31,10 @@ def _batches(case, *sizes):
     return out
 
 
-def _dense(case):
-    hessians = [block_hessian(case.model, case.inputs, case.targets, n) for n in case.ref.layers()]
-    vs = [case.ref.difference(case.model, n) for n in case.ref.layers()]
-    forms = [positive_form(h, v) for h, v in zip(hessians, vs, strict=True)]
-    return torch.stack(forms, 1), torch.stack([positive_trace(h) for h in hessians], 1)
-
-
 @pytest.mark.parametrize("name", SMOOTH)
 def test_smooth_networks_match_the_dense_twin_and_their_brackets_hold_it(name):
     case = build(name)
-    forms, _ = _dense(case)
+    forms = dense_values(case)[0]
     m = measure(case.model, case.ref, [(case.inputs, case.targets)])
     assert m.names == case.ref.layers()
     assert m.exact[-1]  # nothing follows the head
@@ -56,7 +49,7 @@ def test_smooth_networks_match_the_dense_twin_and_their_brackets_hold_it(name):
 @pytest.mark.parametrize("name", ["mlp_gelu", "attention", "bert"])
 def test_a_sample_is_measured_as_all_examples_are_and_its_mean_is_the_difference_estimate(name):
     case = build(name)
-    forms, _ = _dense(case)
+    forms = dense_values(case)[0]
     m = measure(case.model, case.ref, _batches(case, 2, 2), examples="max", mean_sample=2, tol=1e-6, steps=40)
     forms, sampled, n = forms[:4], ~m.refined[:, 0], 4
     assert m.refined.sum(0).tolist() == [n if exact else 2 for exact in m.exact]
@@ -105,7 +98,7 @@ def test_the_error_of_a_sampled_mean_covers_the_mean_of_all_examples():
 
 def test_traces_of_smooth_layers_carry_their_error():
     case = build("mlp_gelu")
-    _, traces = _dense(case)
+    traces = dense_values(case)[1]
     m = measure(case.model, case.ref, [(case.inputs, case.targets)], trace=True)
     assert bool(((m.trace - traces).abs() <= 5 * m.trace_stderr + 1e-9).all())
     assert float(m.trace_stderr[:, -1].max()) == 0.0  # the head is exact

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Case, build, mlp
+from networks import AlsoFunctional, Case, build, mlp
 from torch import nn
 
 from dense_hessians import block_hessian
@@ -34,17 +34,6 @@ def test_the_taylor_prediction_is_half_sigma_squared_times_the_dense_trace(name:
     assert abs(s.taylor - expected) <= 5 * s.taylor_stderr + 1e-9 * abs(expected)
     if name in ("mlp", "cnn"):
         assert s.taylor_stderr == 0.0  # piecewise linear: the trace is exact
-
-
-class AlsoFunctional(nn.Module):
-    """Its first weight is found in one plain call, and the logits depend on it in another way, too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.b(torch.relu(self.a(x))) + 0.5 * self.a.weight.square().sum() * x[:, :3]
 
 
 def test_a_weight_used_in_a_plain_call_and_otherwise_counts_with_all_its_uses():

@@ -79,12 +79,12 @@ class _Batches:
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network, where it started, and labelled examples as it is fed them.
+    """A trained network, its reference, and labelled examples as its inputs.
 
     Several processes share the examples: each computes on its own batches, and all have the result.
 
     Attributes:
-        net: The network, or its head alone where it is fed features.
+        net: The network, or its head if the inputs are features.
         reference: The weights before fine-tuning, of the same names as the network's.
         feed: The examples' inputs, without augmentation.
         labels: (N,) int64, of all of the feed's examples.

@@ -76,8 +76,8 @@ def measure(
         output.say(spectrum_table(rows, LARGEST), "")
     for line in summary(record, loaded.outcome.gap):
         output.say(line)
-    if told := carriers(rows, loaded.config.method if loaded.outcome.radii else None):
-        output.say(told)
+    if sentence := carriers(rows, loaded.config.method if loaded.outcome.radii else None):
+        output.say(sentence)
     if stable:
         output.say("", stability_table(stable))
         record["noise_stability"] = [row.to_dict() for row in stable]

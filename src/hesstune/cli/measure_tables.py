@@ -36,7 +36,7 @@ def layer_table(rows: Sequence[tuple[LayerMeasure, float]], most: int | None = N
 
     Args:
         rows: The layers with their shares, in that order.
-        most: At most so many lines; the rest are one. All where None.
+        most: At most so many lines; the rest are one line. Default: all.
     """
     widths = {"share": 7, "max vᵀH⁺v": 10, "mean ± s.e.": 15, "distance": 8, "Tr H⁺": 8, "how": 7}
     table = _table("layer", widths)
@@ -105,7 +105,7 @@ def stability_table(rows: list[Stability]) -> Table:
 
 
 def summary(record: dict[str, Any], gap: float | None) -> list[str]:
-    """Return the measure, the gap observed, and what the number is and is not."""
+    """Return the lines with the measure, the observed gap, and the evidence for the measure."""
     from hesstune.curvature.result import HELD_OUT_EVIDENCE, TRAINING_EVIDENCE
 
     value, mean, part = record["measure"], record["mean_measure"], record["part"]

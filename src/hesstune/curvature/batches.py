@@ -90,7 +90,7 @@ def shared_entries(inputs: Inputs) -> frozenset[str]:
 
 
 def with_shared_entries(inputs: Inputs, shared: frozenset[str]) -> Inputs:
-    """Return the batch with these entries, and those whose shapes show it, marked as shared."""
+    """Return the batch with these entries, and those with such shapes, marked as shared."""
     if isinstance(inputs, torch.Tensor):
         return inputs
     return BatchMapping(inputs, shared | shared_entries(inputs))
@@ -199,7 +199,7 @@ def logits_of_each(model: nn.Module, inputs: Inputs) -> torch.Tensor:
     if logits.shape[0] != size:
         raise MeasureError(
             f"the model returned {logits.shape[0]} rows of logits for inputs whose first dimension is "
-            f"{size}; that must run over the examples, also where the network works sequence first: give "
+            f"{size}; that must run over the examples, also if the network works sequence first: give "
             "inputs batch first and transpose them in the model's forward"
         )
     return logits

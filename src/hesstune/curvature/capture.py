@@ -1,8 +1,8 @@
 """One forward pass that captures the layers' calls, and the state of the network that this needs.
 
-The interceptor looks at the call (`F.linear`, `F.convNd`, `torch.addmm`) whose weight is the parameter, not
-at the module. So it also finds torch's MultiheadAttention, whose weights are used without a submodule call,
-convolutions that pad inside their own forward, and transformers' Conv1D.
+The interceptor finds the calls (`F.linear`, `F.convNd`, `torch.addmm`) with the parameter as their weight. So
+it also finds torch's MultiheadAttention, which has no submodule call for its weights, convolutions that pad
+inside their own forward, and transformers' Conv1D.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def capture(
         inputs: One batch of B examples.
         names: Layer names, as in `Reference.layers()`.
         layouts: Where the examples are in each layer's tensors; a layer that it leaves out is not captured.
-        on_output: Called with each captured layer and its output z; what it returns takes z's place.
+        on_output: Called with each captured layer and its output z; its result replaces z.
         copied: Layers whose input is copied because the network overwrites it.
 
     Raises:

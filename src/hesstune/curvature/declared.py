@@ -31,5 +31,5 @@ FORECAST = "memory forecast:"
 
 
 def sample_fault(mean_sample: int) -> str | None:
-    """Return what is wrong with a number of examples for the mean, or None."""
-    return "must be 0, or at least 2 to tell an error" if mean_sample < 0 or mean_sample == 1 else None
+    """Return why a sample size is not valid, or None."""
+    return "must be 0, or at least 2 for a standard error" if mean_sample < 0 or mean_sample == 1 else None

@@ -371,7 +371,7 @@ class CurvatureEngine:
             ConfigError: If there are fewer than two probes.
         """
         if probes < 2:
-            raise ConfigError(f"probes must be at least 2 to tell an error; got {probes}")
+            raise ConfigError(f"probes must be at least 2 for a standard error; got {probes}")
         names, batch = list(self._chosen(names)), self.take(batch)
         value = torch.zeros(len(batch[1]), len(names), dtype=torch.float64)
         stderr = torch.zeros_like(value)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -52,41 +52,19 @@ _PROBES = 4
 FAILURE_PROBABILITY = 0.01
 
 
-@dataclass
-class ExactForms:
-    """v_iᵀ H_i⁺ v_i of B examples and L layers in closed form, float64 on the CPU.
+@dataclass(kw_only=True)
+class LogitForms:
+    """Forms of J_iᵀ Λ J_i for B examples and L layers, in float64.
 
     Attributes:
-        names: The L layers.
-        quadratic: v_iᵀ H_i⁺ v_i, (B, L).
+        quadratic: v_iᵀ J_iᵀ Λ J_i v_i, (B, L).
         lower: A lower bound, (B, L): equal to `quadratic` unless classes were skipped.
         upper: An upper bound, (B, L). With skipped classes it holds with probability 99 % for each entry.
-        trace: Tr H_i⁺, (B, L), or None if not requested.
-        trace_stderr: Its standard error, (B, L): 0 unless classes were skipped.
-        spectrum: The K − 1 largest eigenvalues of H_i, descending, (B, L, K − 1), or None; the others are 0.
-        losses: ℓ of every example, (B,).
         passes: The number of backward (or forward-mode) passes.
-        all_passes: K − 1.
-    """
-
-    names: list[str]
-    quadratic: torch.Tensor
-    lower: torch.Tensor
-    upper: torch.Tensor
-    trace: torch.Tensor | None
-    trace_stderr: torch.Tensor | None
-    spectrum: torch.Tensor | None
-    losses: torch.Tensor
-    passes: int
-    all_passes: int
-
-
-@dataclass
-class LogitForms:
-    """Forms of J_iᵀ Λ J_i for B examples and L layers, in float64; attributes are as in `ExactForms`.
-
-    Attributes:
-        trace_upper: An upper bound of `trace`, (B, L), if classes were skipped.
+        trace: Tr J_iᵀ Λ J_i, (B, L), or None if not requested.
+        trace_stderr: Its standard error, (B, L), if classes were skipped.
+        trace_upper: An upper bound of it, (B, L), if classes were skipped.
+        spectrum: The K − 1 largest eigenvalues, descending, (B, L, K − 1), or None; the others are 0.
     """
 
     quadratic: torch.Tensor
@@ -94,16 +72,23 @@ class LogitForms:
     upper: torch.Tensor
     passes: int
     trace: torch.Tensor | None = None
-    spectrum: torch.Tensor | None = None
     trace_stderr: torch.Tensor | None = None
     trace_upper: torch.Tensor | None = None
+    spectrum: torch.Tensor | None = None
 
     @classmethod
     def of_no_layer(cls, logits: torch.Tensor, *, trace: bool, spectrum: bool) -> LogitForms:
         """Return the forms of L = 0 layers for logits (B, K)."""
         none = logits.new_zeros((len(logits), 0), dtype=torch.float64)
         values = logits.new_zeros((len(logits), 0, logits.shape[1] - 1), dtype=torch.float64)
-        return cls(none, none, none, 0, none if trace else None, values if spectrum else None)
+        forms = cls.exactly(none, 0)
+        forms.trace, forms.spectrum = none if trace else None, values if spectrum else None
+        return forms
+
+    @classmethod
+    def exactly(cls, quadratic: torch.Tensor, passes: int) -> LogitForms:
+        """Return forms without skipped classes."""
+        return cls(quadratic=quadratic, lower=quadratic, upper=quadratic, passes=passes)
 
     def with_rest(
         self, probed: Sequence[tuple[torch.Tensor, torch.Tensor | None]], wide: float, trace_wide: float
@@ -117,7 +102,9 @@ class LogitForms:
         """
         rest = torch.stack([entry for entry, _ in probed]).mean(0)
         upper = self.quadratic + wide * rest
-        forms = LogitForms(self.quadratic + rest, self.quadratic, upper, self.passes)
+        forms = LogitForms(
+            quadratic=self.quadratic + rest, lower=self.quadratic, upper=upper, passes=self.passes
+        )
         norms = [norm for _, norm in probed if norm is not None]
         if self.trace is not None and norms:
             more = torch.stack(norms).mean(0)
@@ -145,21 +132,36 @@ class LogitForms:
             classes: K.
         """
 
-        def scaled(forms: torch.Tensor) -> torch.Tensor:
+        def scaled(forms: torch.Tensor | None) -> torch.Tensor | None:
+            if forms is None:
+                return None
             return (weight.clamp(min=0).view(-1, *[1] * (forms.ndim - 1)) * forms).cpu()
 
+        forms = {
+            entry.name: scaled(getattr(self, entry.name)) for entry in fields(self) if entry.name != "passes"
+        }
         return ExactForms(
+            **forms,  # type: ignore[arg-type]
             names=list(names),
-            quadratic=scaled(self.quadratic),
-            lower=scaled(self.lower),
-            upper=scaled(self.upper),
-            trace=None if self.trace is None else scaled(self.trace),
-            trace_stderr=None if self.trace_stderr is None else scaled(self.trace_stderr),
-            spectrum=None if self.spectrum is None else scaled(self.spectrum),
             losses=losses.detach().double().cpu(),
             passes=self.passes,
             all_passes=classes - 1,
         )
+
+
+@dataclass(kw_only=True)
+class ExactForms(LogitForms):
+    """v_iᵀ H_i⁺ v_i, Tr H_i⁺ and eigenvalues of H_i in closed form, float64 on the CPU.
+
+    Attributes:
+        names: The L layers.
+        losses: ℓ of every example, (B,).
+        all_passes: K − 1.
+    """
+
+    names: list[str]
+    losses: torch.Tensor
+    all_passes: int
 
 
 class LogitFactor:
@@ -317,7 +319,7 @@ class BackwardPasses:
         return product, weight[:, None] * self._stacked(self._squares) if self._norms else None
 
     def add(self, seed: torch.Tensor, weight: torch.Tensor) -> None:
-        """Take one pass, s_k of (B, K) and q_k of (B,), and add what it gives."""
+        """Take one pass, s_k of (B, K) and q_k of (B,), and add its terms."""
         product, norm = self.terms(seed, weight)
         self._quadratic += product
         self._roots.append(weight.sqrt())
@@ -337,8 +339,9 @@ class BackwardPasses:
                 values.append(torch.linalg.eigvalsh(gram).clamp(min=0).flip(1))
             spectrum = torch.stack(values, 1)
             trace = spectrum.sum(2)
-        q = self._quadratic
-        return LogitForms(q, q, q, self.taken, trace, spectrum)
+        forms = LogitForms.exactly(self._quadratic, self.taken)
+        forms.trace, forms.spectrum = trace, spectrum
+        return forms
 
 
 def _square_norm(layer: CapturedLayer, gradient: torch.Tensor) -> torch.Tensor:
@@ -447,8 +450,7 @@ def exact_by_forward_mode(
             logits = primal.detach()
             u = torch.zeros_like(logits) if tangent is None else tangent.detach()
         columns.append(LogitFactor(logits).variance(u))
-    quadratic = torch.stack(columns, 1)
-    return LogitForms(quadratic, quadratic, quadratic, len(names))
+    return LogitForms.exactly(torch.stack(columns, 1), len(names))
 
 
 def probe_factor(look: int) -> float:

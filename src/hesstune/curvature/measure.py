@@ -165,7 +165,7 @@ def measure(
 
 @dataclass(frozen=True, kw_only=True)
 class _MeasureSettings:
-    """The arguments of `measure` that say what is computed; ConfigError if one is out of range."""
+    """The arguments of `measure` that choose the computation; ConfigError if one is out of range."""
 
     method: str
     examples: str

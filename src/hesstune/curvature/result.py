@@ -298,7 +298,7 @@ class Measure:
 
     @classmethod
     def load(cls, folder: str | Path) -> Measure:
-        """Read what `save` wrote.
+        """Read the files that `save` wrote.
 
         Raises:
             RunError: If the folder holds no readable measurement.

@@ -39,7 +39,7 @@ class Stability:
         value: E[ℓ(W + U)] − ℓ(W), ℓ the mean loss over the examples.
         stderr: Its standard error over the draws of U.
         taylor: ½σ²·Σ_i Tr H_i, averaged over the examples.
-        taylor_stderr: Its standard error over the probes; 0 where the trace is exact.
+        taylor_stderr: Its standard error over the probes; 0 if the trace is exact.
         samples: Draws of U; each was used as +U and −U.
         examples: How many examples.
         layers: The perturbed layers.
@@ -94,7 +94,7 @@ def noise_stability(
     restored bit for bit, also after an error.
 
     Tr H_i (not its positive part) is Tr J_iᵀΛJ_i, exactly, plus Hutchinson's estimate of the trace
-    of the rest, which is exactly zero where the layer is followed by piecewise-linear operations.
+    of the rest, which is exactly zero if piecewise-linear operations follow the layer.
 
     Args:
         model: The network; run in eval mode and left as it was.
@@ -187,7 +187,7 @@ def _check_options(sigmas: Sequence[float], samples: int, probes: int) -> None:
         raise ConfigError(f"sigma must be positive; got {list(sigmas)}")
     if samples < 2 or probes < 0 or probes == 1:
         raise ConfigError(
-            f"samples and probes must be at least 2 to tell an error; got {samples} and {probes}"
+            f"samples and probes must be at least 2 for a standard error; got {samples} and {probes}"
         )
 
 

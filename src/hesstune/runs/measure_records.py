@@ -1,4 +1,4 @@
-"""What a run folder keeps of its measurements as JSON."""
+"""The JSON records of the measurements in a run folder."""
 
 # ruff: noqa: RUF012  (pydantic copies defaults)
 from __future__ import annotations
@@ -26,7 +26,7 @@ class LayerSpectrum(Stored):
 
 
 class LayerMeasure(Stored):
-    """One layer of a measurement; None where a number does not exist."""
+    """One layer of a measurement; None if a number does not exist."""
 
     name: str
     maximum: float | None
@@ -45,7 +45,7 @@ class LayerMeasure(Stored):
 
     @property
     def how(self) -> str:
-        """What a table says: `exact`, or the method; `probed` where unlikely classes were left out."""
+        """The word in tables: `exact`, the method, or `probed` if classes were skipped."""
         if self.exact:
             return "exact"
         return "probed" if self.method == "exact" else self.method
@@ -60,7 +60,7 @@ class MeasureValue(Stored):
 
 
 class MeanMeasure(Stored):
-    """Σ √(C·mean/n) over the measured examples; None where a layer's mean is not known."""
+    """Σ √(C·mean/n) over the measured examples; None if a layer's mean is unknown."""
 
     n: int
     C: float
@@ -69,7 +69,7 @@ class MeanMeasure(Stored):
 
 
 class MeasureRecord(Stored):
-    """measure.json: the summary of a measurement; `ids` where not all examples of the part were measured.
+    """measure.json: the summary of a measurement; `ids` if not all examples of the part were measured.
 
     `tensors` is the checksum of measure.safetensors.
     """
