@@ -36,13 +36,13 @@ class MeanOverEverything(nn.Module):
         return self.head(nn.functional.gelu(self.hidden(self.embed(input_ids))).mean(1))
 
 
-@pytest.mark.parametrize("examples", ["all", "max"])
-def test_padded_and_unpadded_sentences_give_the_same_numbers(examples: str):
+@pytest.mark.parametrize("sample", [0, 3])
+def test_padded_and_unpadded_sentences_give_the_same_numbers(sample: int):
     torch.manual_seed(0)
     lengths = [3, 8, 2, 5, 8, 1, 4]
     case = ragged(tiny_bert(), lengths, 8)
     batch = (case.inputs, case.targets)
-    whole = measure(case.model, case.ref, [batch], examples=examples, tol=1e-6, steps=60, trace=False)
+    whole = measure(case.model, case.ref, [batch], examples="max", mean_sample=sample, tol=1e-6, steps=60)
     alone = [
         (trimmed({k: v[i : i + 1] for k, v in case.inputs.items()}), case.targets[i : i + 1])
         for i in range(len(lengths))
@@ -50,7 +50,6 @@ def test_padded_and_unpadded_sentences_give_the_same_numbers(examples: str):
     assert [part["input_ids"].shape[1] for part, _ in alone] == lengths
     single = measure(case.model, case.ref, alone, tol=1e-6, steps=60)
     torch.testing.assert_close(whole.losses, single.losses, **SAME)  # the order is the given one
-    torch.testing.assert_close(whole.maximum, single.maximum, rtol=1e-5, atol=1e-12)
     filled = whole.refined
     torch.testing.assert_close(whole.quadratic[filled], single.quadratic[filled], rtol=1e-5, atol=1e-12)
 

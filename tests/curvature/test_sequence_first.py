@@ -173,14 +173,14 @@ def made(kind, scale=0.5):
 
 
 def check(model, ref, batches, **options):
-    """Measure, and compare what was refined with the dense twin, example by example."""
+    """Measure, and compare the measured entries with the dense twin."""
     labelled = [(x, torch.arange(size) % 3) for x, size in batches]
     twins = [(with_shared_entries(x, frozenset({"mask"})), y) for x, y in labelled]
     found = measure(model, ref, labelled, tol=1e-7, steps=40, **options)
     for i, name in enumerate(found.names):
         v = ref.difference(model, name)
         dense = torch.cat([positive_form(block_hessian(model, x, y, name), v) for x, y in twins])
-        refined = ~found.quadratic[:, i].isnan()
+        refined = found.refined[:, i]
         torch.testing.assert_close(
             found.quadratic[refined, i],
             dense[refined],
@@ -188,7 +188,6 @@ def check(model, ref, batches, **options):
             atol=1e-9,
             msg=lambda m, n=name: f"{n}: {m}",
         )
-        torch.testing.assert_close(found.maximum[i], dense.max(), rtol=1e-5, atol=1e-9)
     return found
 
 
@@ -252,13 +251,13 @@ class Squeezed(Net):
         return self.b(torch.tanh(self.a(x.mean(1).squeeze()))).reshape(-1, 3)
 
 
-@pytest.mark.parametrize("examples", ["all", "max"])
-def test_batches_of_one_are_measured_whatever_the_network_does_with_them(examples):
+@pytest.mark.parametrize("sample", [0, 2])
+def test_batches_of_one_are_measured_whatever_the_network_does_with_them(sample):
     model, ref = made(Squeezed)
     batches = [noise(5, TOKENS, 3), noise(1, TOKENS, 3)]
-    found = check(model, ref, [(x, len(x)) for x in batches], examples=examples)
+    found = check(model, ref, [(x, len(x)) for x in batches], examples="max", mean_sample=sample)
     assert found.methods[found.names.index("conv.weight")] == "lanczos"
-    check(model, ref, [(batches[1], 1)], examples=examples)
+    check(model, ref, [(batches[1], 1)], examples="max", mean_sample=sample)
 
 
 # -- what is refused ------------------------------------------------------------------------------
@@ -320,14 +319,14 @@ class Masked(Net):
         return self.b((weights @ h).mean(1))
 
 
-@pytest.mark.parametrize("examples", ["all", "max"])
+@pytest.mark.parametrize("sample", [0, 2])
 @pytest.mark.parametrize("tokens", [4, 8])
-def test_a_mask_of_all_examples_is_not_cut_where_a_part_has_as_many(tokens, examples):
+def test_a_mask_of_all_examples_is_not_cut_where_a_part_has_as_many(tokens, sample):
     """Eight examples share a graph, four are probed: then (8, 8) or (4, 4) look like one row an example."""
     model, ref = made(Masked, 0.3)
     mask = torch.ones(tokens, tokens, dtype=torch.long).tril()
     batches = [({"x": noise(size, tokens, 3), "mask": mask}, size) for size in (12, tokens)]
-    check(model, ref, batches, examples=examples)
+    check(model, ref, batches, examples="max", mean_sample=sample)
 
 
 def test_a_mask_that_looks_like_one_row_an_example_is_refused():

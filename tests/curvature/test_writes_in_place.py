@@ -93,7 +93,7 @@ def test_outputs_that_are_changed_in_place_are_measured_as_the_dense_twin_says(w
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_forward_mode_and_the_ranking_see_outputs_that_are_changed_in_place(write):
+def test_forward_mode_and_gauss_newton_values_see_outputs_that_are_changed_in_place(write):
     torch.manual_seed(0)
     model, ref, x, y = made(Writer(write, classes=20), 4, 4, 3, classes=20)
     truth = measure(model, ref, [(x, y)], layers=["first.weight"], spectrum=True, tol=1e-9, steps=64)
@@ -107,16 +107,12 @@ def test_forward_mode_and_the_ranking_see_outputs_that_are_changed_in_place(writ
         torch.testing.assert_close(ranked, truth.quadratic, rtol=1e-9, atol=0.0)
 
 
-def test_maxima_traces_and_noise_stability_see_outputs_that_are_changed_in_place():
+def test_traces_and_noise_stability_see_outputs_that_are_changed_in_place():
     torch.manual_seed(0)
     model, ref, x, y = made(Writer("add_", F.gelu), 3, 4, 3)
-    largest = measure(model, ref, [(x, y)], examples="max", trace=True, layers=["first.weight"])
+    found = measure(model, ref, [(x, y)], trace=True, layers=["first.weight"])
     hessian = block_hessian(model, x, y, "first.weight")
-    truth = positive_form(hessian, ref.difference(model, "first.weight")).max()
-    assert float(largest.quadratic.nan_to_num().max()) == pytest.approx(float(truth), rel=0.05)
-    assert bool(
-        ((largest.trace[:, 0] - positive_trace(hessian)).abs() < 6 * largest.trace_stderr[:, 0]).all()
-    )
+    assert bool(((found.trace[:, 0] - positive_trace(hessian)).abs() < 6 * found.trace_stderr[:, 0]).all())
     predicted = noise_stability(model, [(x, y)], 0.1, samples=2, layers="first.weight", probes=16)
     mean = 0.005 * float(hessian.diagonal(dim1=1, dim2=2).sum(1).mean())
     assert abs(predicted.taylor - mean) < 5 * predicted.taylor_stderr
@@ -152,11 +148,6 @@ def test_a_query_that_is_written_into_a_slice():
     torch.manual_seed(0)
     model, ref, x, y = made(GlobalQuery(), 3, 4, 3)
     check(model, ref, x, y)
-    largest = measure(model, ref, [(x, y)], examples="max")  # takes gradients in one of the layers alone
-    found = measure(model, ref, [(x, y)])
-    torch.testing.assert_close(
-        largest.quadratic.nan_to_num().amax(0), found.quadratic.amax(0), rtol=0.05, atol=0
-    )
 
 
 class UsedTwice(GlobalQuery):

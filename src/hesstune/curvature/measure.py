@@ -342,9 +342,10 @@ class _Measurement:
         if sampled:
             columns = self._columns(sampled)
             rows["gauss_newton"][:, columns] = self.engine.gauss_newton(batch, sampled)
-            self.sample.offer(numbers, *batch)
             for key in _FORMS:
                 rows[key][:, columns] = math.nan
+        if sampled or self.sample.drawn:  # a later batch may move all smooth layers to weight space
+            self.sample.offer(numbers, *batch)
         filled = [name for name in names if name not in sampled]
         if filled:
             forms = self.engine.lanczos(batch, filled, asked.stopping)
