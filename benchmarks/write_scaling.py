@@ -72,8 +72,8 @@ def seven() -> str:
         f"An example of {TOKENS} tokens costs 2·P·{TOKENS} = {flops / 1e12:.1f} Tflop forward; a "
         f"training step {passes('train'):.0f} times that, a LoRA step {passes('lora'):.0f} times, and the "
         f"Gauss-Newton value of all layers for two classes {passes('exact'):.0f} times. A transformer's "
-        "layers are smooth, so those that can hold the maximum are refined by Lanczos: about 16 products, "
-        "each of some four passes upward from the layer, an example and layer.",
+        "layers are smooth, so Lanczos measures a random sample of the examples: about 16 products for each "
+        "example and layer, each of some four passes upward from the layer.",
     ]
     return "\n".join(lines)
 

@@ -102,7 +102,7 @@ class Records:
 
     @cached_property
     def quadratic(self) -> NDArray[np.float64] | None:
-        """The measurement's values by example and layer, (n, L); NaN where an example was not refined."""
+        """The measurement's values by example and layer, (n, L); NaN for examples outside a sample."""
         path = self.path / files.MEASURE_TENSORS
         if not path.is_file():
             return None
