@@ -29,7 +29,7 @@ NOISES, SEEDS, CLEAN, DELTA = (
     100,
     0.05,
 )
-METHODS = ("em", "anchor", "dual_t", "confident", "volmin", "auto", "holdout")
+METHODS = ("em", "confident", "auto", "holdout")
 
 
 def main() -> None:

@@ -28,10 +28,7 @@ from there.
 | method | what it uses |
 |---|---|
 | `em` | features: true classes, probes and F in turn (below) |
-| `anchor` | the example of each class with the largest probability (Patrini et al. 2017); `anchor:0.9` a quantile |
-| `dual_t` | the product of two easier matrices (Yao et al. 2020), tempered |
-| `confident` | cleanlab's confident joint |
-| `volmin` | the matrix of least volume, learnt with the classifier |
+| `confident` | the confident joint of probabilities and labels (Northcutt et al. 2021) |
 | `labelmodel` | the votes: P(true class \\| votes) of a label model against the label trained on |
 | `holdout` | checked labels, with a confidence set |
 | `auto` | `holdout` with checked labels, `labelmodel` with votes unless they say far more noise, else `em` |

@@ -28,7 +28,7 @@ from hesstune.errors import DataError
 from hesstune.methods import method_class
 from hesstune.methods._head import HeadMaterial
 from hesstune.methods._peers import cross_validated
-from hesstune.weak.evidence import vote_counts
+from hesstune.weak.vote_models import vote_counts
 from records import RESULTS, add_row, arguments, read_rows
 
 COLUMNS = ("task", "kind", "seed", "n", "noise", "method", "accuracy", "seconds", "chosen")

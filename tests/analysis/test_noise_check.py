@@ -47,7 +47,7 @@ def test_the_command_compares_costs_and_tests(noisy_run, capsys):
     kept = noisy_run.records.noise_check.to_dict()
     assert record == {"path": str(noisy_run.path), **kept}
     methods = {row["method"]: row for row in record["estimates"]}
-    assert {"auto", "anchor", "dual_t", "volmin"} <= set(methods)
+    assert {"auto", "em", "confident"} <= set(methods)
     assert {"labelmodel", "holdout"}.isdisjoint(methods)
     assert record["believed"]["rate"] == pytest.approx(0.3)
     labels = [r for r in noisy_run.labels() if r["part"] == "train"]

@@ -18,8 +18,8 @@ from hesstune.data.examples import KEPT, MODEL_SOURCES, REWRITTEN
 from hesstune.data.label_sources import CHECKED, GIVEN, GIVEN_LABEL, SOURCE
 from hesstune.errors import ConfigError, DataError, RunError, listed
 from hesstune.inputs.feature_store import frozen_features, sharing
-from hesstune.labeling.clean_options import CleanOptions
-from hesstune.labeling.labeling_target import Target, read_target
+from hesstune.labeling.options import CleanOptions
+from hesstune.labeling.sources import Target, read_target
 from hesstune.models.load import load_model
 from hesstune.noise.latent.em import FOLDS, latent_truth
 from hesstune.noise.latent.head import RobustHead, robust_head
@@ -29,7 +29,7 @@ from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
 from hesstune.storage.atomic import made_folder, write_csv
-from hesstune.weak.vote_values import in_order
+from hesstune.weak.vote_files import in_order
 
 __all__ = ["LabelIssues", "clean"]
 

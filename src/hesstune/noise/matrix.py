@@ -23,7 +23,7 @@ from hesstune.checks import (
     stochastic_matrix,
     unit_interval,
 )
-from hesstune.errors import ConfigError, HesstuneWarning, NoiseMatrixError, cut, listed, unknown_name
+from hesstune.errors import HesstuneWarning, NoiseMatrixError, cut, listed, unknown_name
 from hesstune.noise.rates import (
     KINDS,
     NEAR_GUESSING,
@@ -155,7 +155,7 @@ class NoiseMatrix:
 
     @classmethod
     def estimate(
-        cls, probs: ArrayLike, noisy_labels: ArrayLike, method: str = "dual_t", **options: Any
+        cls, probs: ArrayLike, noisy_labels: ArrayLike, method: str = "confident", **options: Any
     ) -> NoiseMatrix:
         """Estimate the matrix from out-of-sample probabilities of the noisy labels, without clean ones.
 
@@ -165,24 +165,19 @@ class NoiseMatrix:
         Args:
             probs: P(noisy = j | x), (N, K), from a network that was not trained on these examples.
             noisy_labels: (N,) integers in [0, K).
-            method: `dual_t` (Yao et al. 2020), `anchor` (Patrini et al. 2017), `confident` (Northcutt et
-                al. 2021, by cleanlab), or another of `estimate_noise`.
-            **options: Further arguments of `estimate_noise`, such as `percentile`.
+            method: `confident` (Northcutt et al. 2021), or another of `estimate_noise`, such as `em`.
+            **options: Further arguments of `estimate_noise`, such as `features`.
 
         Raises:
-            ConfigError: If the method is unknown, or `weight` is given.
+            ConfigError: If the method is unknown.
             DataError: If probabilities and labels do not fit together.
             NoiseMatrixError: If a class is never seen, so that its row is unknown.
 
         Example:
             >>> g = [[0.8, 0.2], [0.3, 0.7]] * 50
-            >>> NoiseMatrix.estimate(g, [0, 1] * 50, method="anchor").k
+            >>> NoiseMatrix.estimate(g, [0, 1] * 50).k
             2
         """
-        if "weight" in options:
-            raise ConfigError(
-                "weight, by which dual_t was smoothed, is chosen by the noisy likelihood now; leave it out"
-            )
         # By name: estimates are built from this class, so a plain import would close a circle.
         estimators = importlib.import_module("hesstune.noise.estimate")
         found: NoiseMatrix = estimators.estimate_noise(probs, noisy_labels, method, **options).matrix

@@ -178,8 +178,8 @@ class FinetuneConfig(
         if (self.noise_matrix or "").startswith("estimate"):
             from hesstune.noise.estimate.request import parse_request
 
-            request = parse_request(str(self.noise_matrix))
-            if request.method == "holdout" and self.clean_labels is None:
+            method = parse_request(str(self.noise_matrix))
+            if method == "holdout" and self.clean_labels is None:
                 raise ConfigError("estimate:holdout needs clean labels: give --clean-labels FILE")
 
     def to_dict(self) -> dict[str, Any]:

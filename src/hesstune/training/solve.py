@@ -19,7 +19,7 @@ from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.records import NoiseMatrixRecord
 from hesstune.training.head_features import head_features
-from hesstune.weak.evidence import vote_counts
+from hesstune.weak.vote_models import vote_counts
 
 __all__ = ["found_noise", "solved_head", "votes_given"]
 

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hesstune.weak.ballots import Ballots
-from hesstune.weak.patterns import patterns
-from hesstune.weak.votes import Votes
+from hesstune.weak.votes import Ballots, Votes, patterns
 
 __all__ = ["Alike", "PairTest", "alike", "dependence", "dependence_note"]
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import integer_labels
 from hesstune.noise.estimate.posteriors import check_probabilities
+from hesstune.noise.latent.choose import within_errors
 from hesstune.noise.matrix import NoiseMatrix
 
 __all__ = [
     "MOST_CONDITION",
     "RIDGES",
-    "best_by_likelihood",
     "calibrate",
     "log_likelihoods",
     "simplex_projection",
@@ -88,49 +86,18 @@ def log_likelihoods(noise_matrix: NoiseMatrix, probs: ArrayLike, labels: ArrayLi
     return logs
 
 
-def best_by_likelihood(
-    candidates: Sequence[NoiseMatrix], probs: ArrayLike, labels: ArrayLike
-) -> tuple[list[int], list[float | None]]:
-    """Find the candidates whose noisy likelihood is the best, or within one standard error of it.
-
-    A matrix nearer to the identity encloses more probabilities, so likelihood alone never speaks for
-    noise; among the returned candidates it does not tell.
-
-    Returns:
-        Their indices (none where every candidate is too ill-conditioned), and the mean
-        log-likelihood of each candidate (None where it is).
-    """
-    usable = [c.condition <= MOST_CONDITION for c in candidates]
-    values = [
-        log_likelihoods(c, probs, labels) if ok else None for c, ok in zip(candidates, usable, strict=True)
-    ]
-    means = [None if v is None else float(v.mean()) for v in values]
-    known = [(v.mean(), i) for i, v in enumerate(values) if v is not None]
-    if not known:
-        return [], means
-    top = values[max(known)[1]]
-    assert top is not None
-    near = []
-    for i, v in enumerate(values):
-        if v is not None:
-            gap = top - v
-            if gap.mean() <= gap.std() / np.sqrt(len(gap)) + 1e-12:
-                near.append(i)
-    return near, means
-
-
 def well_conditioned(
     noise_matrix: NoiseMatrix, probs: ArrayLike | None = None, labels: ArrayLike | None = None
 ) -> tuple[NoiseMatrix, float]:
-    """Return ((1 − λ)F + λI) and the λ chosen: the least that noisy likelihood does not speak against.
+    """Return ((1 − λ)F + λI) and λ.
 
-    Among the λ of RIDGES with a condition number of at most MOST_CONDITION, the smallest whose
-    likelihood is within one standard error of the best; without probabilities the smallest.
+    λ is the smallest of RIDGES with a condition number of at most MOST_CONDITION and, with probabilities, a
+    likelihood of the given labels within one standard error of the best.
     """
-    candidates = [noise_matrix.regularized(ridge) for ridge in RIDGES]
-    if probs is None or labels is None:
-        near = [i for i, c in enumerate(candidates) if c.condition <= MOST_CONDITION]
-    else:
-        near, _ = best_by_likelihood(candidates, probs, labels)
-    at = near[0] if near else len(RIDGES) - 1
-    return candidates[at], RIDGES[at]
+    tried = [(noise_matrix.regularized(ridge), ridge) for ridge in RIDGES]
+    usable = [one for one in tried if one[0].condition <= MOST_CONDITION] or tried[-1:]
+    if probs is None or labels is None or len(usable) == 1:
+        return usable[0]
+    scores = [log_likelihoods(matrix, probs, labels) for matrix, _ in usable]
+    best = max(scores, key=lambda own: float(own.mean()))
+    return next(one for one, own in zip(usable, scores, strict=True) if within_errors(own, best))

@@ -18,7 +18,19 @@ from hesstune.runtime.threads import one_thread_each
 from hesstune.storage.remembered import remembered
 from hesstune.storage.tensors import Tree
 
-__all__ = ["CANDIDATES", "FEWER", "MORE", "SEEN", "TOLD", "Candidate", "Choice", "choose", "refit"]
+__all__ = [
+    "CANDIDATES",
+    "FEWER",
+    "MORE",
+    "SEEN",
+    "TOLD",
+    "Candidate",
+    "Choice",
+    "choose",
+    "paired_gain",
+    "refit",
+    "within_errors",
+]
 
 # Standard errors by which a richer shape of F must do better.
 MARGIN = 0.5
@@ -143,12 +155,12 @@ def choose(
     others = [c for c in candidates if c.shape != "none"]
     if chosen.shape == "none" and others:
         other = _simplest(others, scores)
-        mean, error = _gain(scores[other.name], scores[plain.name])
+        mean, error = paired_gain(scores[other.name], scores[plain.name])
         doubting = (other, mean, error)
         if mean >= -MARGIN * error:
             rate = latent_truth(x, labels, strength=plain.strength, shape="none", seed=seed).channel.rate
             chosen, seen = (other, rate) if rate >= SEEN else (chosen, None)
-    gain = _gain(scores[chosen.name], scores[plain.name])
+    gain = paired_gain(scores[chosen.name], scores[plain.name])
     dropped = {one.name: by for one, by in behind.items()}
     return Choice(chosen, plain, means, gain, seen, doubting, dropped)
 
@@ -192,7 +204,7 @@ def _behind(scores: dict[Candidate, NDArray[np.float64]]) -> dict[Candidate, flo
     for one, own in scores.items():
         rivals = [other for other in scores if (other.shape == "none") == (one.shape == "none")]
         best = max(rivals, key=lambda other: scores[other].mean())
-        mean, error = _gain(own, scores[best])
+        mean, error = paired_gain(own, scores[best])
         if len(own) >= ENOUGH and mean < -max(BEHIND * error, 1e-6):  # less is rounding
             found[one] = mean
     return found
@@ -204,16 +216,21 @@ def _simplest(candidates: Sequence[Candidate], scores: dict[str, NDArray[np.floa
     for shape in SHAPES:
         own = [c for c in candidates if c.shape == shape]
         chosen = max(own, key=lambda c: scores[c.name].mean(), default=overall)
-        mean, error = _gain(scores[overall.name], scores[chosen.name])
-        if own and mean <= MARGIN * error:
+        if own and within_errors(scores[chosen.name], scores[overall.name], MARGIN):
             break
     return chosen
 
 
-def _gain(scores: NDArray[np.float64], others: NDArray[np.float64]) -> tuple[float, float]:
+def paired_gain(scores: NDArray[np.float64], others: NDArray[np.float64]) -> tuple[float, float]:
     """Return the mean difference of paired scores, and its standard error."""
     gain = scores - others
     return float(gain.mean()), float(gain.std() / np.sqrt(len(gain)))
+
+
+def within_errors(scores: NDArray[np.float64], best: NDArray[np.float64], errors: float = 1.0) -> bool:
+    """Tell whether scores fall behind the best ones, in pairs, by at most so many standard errors."""
+    mean, error = paired_gain(best, scores)
+    return mean <= errors * error + 1e-12
 
 
 def _held_out(

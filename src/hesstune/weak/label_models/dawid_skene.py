@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from hesstune.weak.votes import Votes
+from hesstune.weak.label_models._base import Answer, LabelModel, ModelInputs
+from hesstune.weak.votes import Votes, patterns
 
 __all__ = ["Iteration", "dawid_skene", "iterations"]
 
@@ -128,3 +130,20 @@ def dawid_skene(
     whole[:, seen] = now.before
     matrices[:, seen[:, None], seen] = now.confusion
     return whole, matrices
+
+
+class DawidSkene(LabelModel):
+    """A confusion matrix for each annotator. Source: Dawid and Skene 1979."""
+
+    summary = "Estimates a confusion matrix for each annotator (Dawid and Skene 1979)."
+    record: ClassVar[dict[str, str]] = {"confusion": "P(vote j | class i) of each annotator"}
+
+    @classmethod
+    def fit(cls, votes: Votes, inputs: ModelInputs) -> Answer:
+        """Return the posterior, from the distinct rows of votes."""
+        distinct = patterns(votes)
+        posterior, confusion = dawid_skene(distinct.votes, distinct.weight)
+        return posterior[distinct.of], {"confusion": np.round(confusion, 4).tolist()}
+
+
+LABEL_MODEL = DawidSkene

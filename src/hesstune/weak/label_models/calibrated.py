@@ -1,17 +1,19 @@
-"""Labelers' probabilities, calibrated by one another: language models say more than they know."""
+"""Annotators' probabilities, calibrated by one another: language models are overconfident."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from hesstune.weak.evidence import bounded
+from hesstune.weak.label_models._base import Answer, Checked, LabelModel, ModelInputs
+from hesstune.weak.vote_models import bounded
 from hesstune.weak.votes import Votes
 
-__all__ = ["Calibrated", "calibrated_votes", "weighed_counts"]
+__all__ = ["CalibratedVotes", "calibrated_votes", "weighed_counts"]
 
 # No probability counts for less, so that one sure mistake is costly, not infinitely so.
 LEAST = 1e-3
@@ -21,11 +23,12 @@ POWERS = (0.0, *np.geomspace(0.05, 1.0, 14))
 # where few examples speak. Folds, and rounds at most.
 SPREAD, FOLDS, ROUNDS = 1.0, 5, 10
 
-Checked = tuple[NDArray[np.int64], NDArray[np.int64]]
+# Annotators whose numbers are in a sentence.
+MOST_SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibratedVotes:
     """What was made of the probabilities.
 
     Attributes:
@@ -38,7 +41,7 @@ class Calibrated:
     power: NDArray[np.float64]
 
 
-def calibrated_votes(votes: Votes, checked: Checked | None = None, seed: int = 0) -> Calibrated:
+def calibrated_votes(votes: Votes, checked: Checked | None = None, seed: int = 0) -> CalibratedVotes:
     """Return P(class | all labelers) ∝ Π_j p_j(class)^τ_j, each τ_j fitted on examples of other folds.
 
     Labeler j and the others are independent given the class, and classes are alike likely; so what all say
@@ -78,7 +81,7 @@ def calibrated_votes(votes: Votes, checked: Checked | None = None, seed: int = 0
         posterior[own] = softmax(np.einsum("nmk,m->nk", logs[own], power), axis=1)
     if checked is not None:
         posterior[checked[0]] = np.eye(votes.k)[checked[1]]
-    return Calibrated(posterior, _powers(logs, given, truth))
+    return CalibratedVotes(posterior, _powers(logs, given, truth))
 
 
 def weighed_counts(votes: Votes, checked: Checked | None = None, seed: int = 0) -> NDArray[np.float64]:
@@ -147,3 +150,31 @@ def _likelihood(logits: NDArray[np.float64], q: NDArray[np.float64]) -> float:
 def _prior(power: float, middle: float) -> float:
     away = (np.log(max(power, POWERS[1] / 2)) - np.log(middle)) / SPREAD
     return -0.5 * float(away) ** 2
+
+
+class Calibrated(LabelModel):
+    """Each annotator's probabilities to a power that the other annotators determine."""
+
+    summary = "Scales each annotator's probabilities by how far the other annotators confirm them."
+    record: ClassVar[dict[str, str]] = {
+        "chosen": "calibrated",
+        "power": "the power of each annotator's probabilities: 1 keeps them, 0 ignores them",
+        "reasons": "why, in sentences",
+    }
+
+    @classmethod
+    def fit(cls, votes: Votes, inputs: ModelInputs) -> Answer:
+        """Return the product of the calibrated probabilities."""
+        found = calibrated_votes(votes, inputs.checked, inputs.seed)
+        powers = dict(zip(votes.names, np.round(found.power, 3).tolist(), strict=True))
+        shown = ", ".join(f"{name} {power:.2g}" for name, power in list(powers.items())[:MOST_SHOWN])
+        why = f"calibrated: the power of each annotator's probabilities that the others confirm ({shown})"
+        if votes.m == 1 and inputs.checked is None:
+            why = (
+                f"calibrated: {votes.names[0]} alone gives probabilities, so that they cannot be calibrated "
+                "and stay as they are; check some labels by hand (--clean-labels)"
+            )
+        return found.posterior, {"chosen": "calibrated", "power": powers, "reasons": [why]}
+
+
+LABEL_MODEL = Calibrated
