@@ -42,7 +42,7 @@ from hesstune.runs.config import make_config, read_yaml
 from hesstune.runs.data_record import DataRecord, PartRecord
 from hesstune.storage.stored import read_record
 from hesstune.storage.tensors import load_tree, save_tree
-from hesstune.weak.vote_columns import read_votes
+from hesstune.weak.vote_files import read_votes
 
 SECONDS = 20
 MEMORY_MIB = 1024

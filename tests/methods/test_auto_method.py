@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import hesstune as ht
@@ -15,8 +14,8 @@ from hesstune import NoiseMatrix
 from hesstune.cli.main import run as run_command
 from hesstune.data.examples import Examples, Texts
 from hesstune.methods import method_class
-from hesstune.methods._head import Belief, HeadMaterial, SolvedHead
-from hesstune.methods._setup import Batch, MethodSetup
+from hesstune.methods._base import Batch, MethodSetup
+from hesstune.methods._heads import Belief, HeadMaterial, SolvedHead
 from hesstune.noise.latent.head import robust_head
 from hesstune.noise.latent.observed import Observed
 from hesstune.report.write import write_report
@@ -36,36 +35,14 @@ def material(n=240, k=3, noise="pair:0.3", **more):
     return HeadMaterial(x, given, k, **more), y
 
 
-@pytest.mark.parametrize("name", ["auto", "sklearn_cv", "cleanlab"])
 @pytest.mark.parametrize("noise", ["pair:0.3", None])
-def test_solved_heads_tell_the_classes_apart(name, noise):
+def test_solved_heads_tell_the_classes_apart(noise):
     made, y = material(noise=noise)
-    found = method_class(name).solve_head(made)
+    found = method_class("auto").solve_head(made)
     logits = made.features @ found.weight.T + found.bias
-    assert (logits.argmax(axis=1) == y).mean() > (0.95 if name != "sklearn_cv" else 0.85)
+    assert (logits.argmax(axis=1) == y).mean() > 0.95
     assert found.name
     assert found.reason
-
-
-def test_a_peers_head_is_the_other_packages():
-    made, _ = material()
-    found = method_class("sklearn_cv").solve_head(made)
-    from sklearn.preprocessing import StandardScaler
-
-    strength = float(found.name.rpartition("= ")[2].rstrip(")"))
-    scaled = StandardScaler().fit_transform(made.features)
-    other = LogisticRegression(C=strength, max_iter=1000).fit(scaled, made.labels)
-    mine = torch.softmax(torch.from_numpy(made.features @ found.weight.T + found.bias), 1).numpy()
-    assert np.abs(mine - other.predict_proba(scaled)).max() < 1e-2
-
-
-@pytest.mark.parametrize("name", ["sklearn_cv", "cleanlab"])
-def test_peers_do_without_a_class(name):
-    made, _ = material(k=3)
-    keep = made.labels < 2
-    two = HeadMaterial(made.features[keep], made.labels[keep], 3)
-    found = method_class(name).solve_head(two)
-    assert set((two.features @ found.weight.T + found.bias).argmax(axis=1)) == {0, 1}
 
 
 def test_a_told_matrix_is_believed_and_budgets_try_more():
@@ -355,30 +332,12 @@ def test_a_prior_of_auto_is_solved_on_its_part_alone(tmp_path):
     assert prior.facts.recipe.details["scores"] != run.facts.recipe.details["scores"]
 
 
-@pytest.mark.parametrize("name", ["auto", "sklearn_cv", "cleanlab"])
 @pytest.mark.parametrize("limit", [1, 2, 3, 12])
-def test_a_handful_of_examples_is_fitted_or_told(tmp_path, name, limit):
+def test_a_handful_of_examples_is_fitted_or_told(tmp_path, limit):
     folder = tmp_path / "run"
     with contextlib.suppress(ht.HesstuneError):
-        ht.finetune(SMALL, train="head", limit=limit, method=name, out=folder)
+        ht.finetune(SMALL, train="head", limit=limit, out=folder)
     # Either there is a whole run, or an error of our own and nothing at all.
-    if name == "auto":
-        assert (folder / "run.json").exists() == (limit > 1)
+    assert (folder / "run.json").exists() == (limit > 1)
     if (folder / "run.json").exists():
         assert ht.Run.load(folder).outcome.test_accuracy is not None
-
-
-def test_cleanlab_starts_no_process(monkeypatch):
-    """One forked beside torch's threads may wait for ever."""
-    pytest.importorskip("cleanlab")
-
-    def forked(*_args, **_kwargs):
-        raise AssertionError("a process was forked")
-
-    monkeypatch.setattr("os.fork", forked)
-    rng = np.random.default_rng(0)
-    y = np.arange(120) % 3
-    noisy = np.where(rng.random(120) < 0.2, (y + 1) % 3, y)
-    x = np.eye(3)[y] + 0.2 * rng.normal(size=(120, 3))
-    found = method_class("cleanlab").solve_head(HeadMaterial(x, noisy, 3))
-    assert (np.asarray(x @ found.weight.T + found.bias).argmax(axis=1) == y).mean() > 0.9

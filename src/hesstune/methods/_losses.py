@@ -10,10 +10,20 @@ from numpy.typing import NDArray
 
 from hesstune.errors import DataError
 from hesstune.losses.consistent import ConsistentLoss
-from hesstune.methods._setup import MethodSetup
+from hesstune.methods._base import Method, MethodSetup
 from hesstune.noise.matrix import NoiseMatrix
 
-__all__ = ["averaged", "balanced_rates", "class_weights", "clean_shares", "consistent", "cross_entropy"]
+__all__ = [
+    "Loss",
+    "RobustLoss",
+    "averaged",
+    "balanced_rates",
+    "class_weights",
+    "clean_shares",
+    "consistent",
+    "cross_entropy",
+]
+
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -94,3 +104,22 @@ def consistent(setup: MethodSetup) -> ConsistentLoss:
     weight = torch.from_numpy(1.0 / (setup.noise_matrix.k * prior))
     sampling = torch.from_numpy(rates) if setup.balance == "sampler" else None
     return ConsistentLoss(setup.noise_matrix, weight=weight, sampling=sampling)
+
+
+class RobustLoss(Method):
+    """A loss of logits and targets instead of cross-entropy; classes are weighted as there."""
+
+    shards = True
+    takes_soft = False
+
+    def __init__(self, setup: MethodSetup) -> None:
+        super().__init__(setup)
+        self._robust = averaged(setup, self.make())
+
+    def make(self) -> Loss:
+        """Return the loss of each example, (N, K) logits and (N,) targets to (N,)."""
+        raise NotImplementedError
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Return the mean of the method's loss."""
+        return self._robust(logits, targets)

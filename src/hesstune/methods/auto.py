@@ -1,14 +1,4 @@
-"""Auto: the head that foretells noisy labels best, then deeper layers where noisy validation wants them.
-
-The head comes from latent-truth EM on frozen features or, where that foretells held-out noisy labels no
-better, from penalised cross-entropy (`hesstune.noise.latent`). Deeper layers start from it (Kumar et al.
-2022) with its logits damped, the more so the longer training is: a head that fits already leaves the
-features below it nothing to learn. They are trained on posteriors of each example's true class, from the
-probe that did not see it, which counts for less in longer training, the network's own earlier predictions
-and the label as given, inside balls that are a share of each layer's norm. The epoch is kept that foretells
-noisy validation labels best, if it beats the head alone by more than one standard error; where no noise was
-found, the latest that errs on validation as little as any, to a standard error.
-"""
+"""The default method: a head on frozen features, then deeper layers."""
 
 from __future__ import annotations
 
@@ -22,10 +12,9 @@ from torch import nn
 
 from hesstune.constraints.distance import DistanceConstraint, weight_norm
 from hesstune.losses.robust import ForwardLoss
-from hesstune.methods._head import Belief, HeadMaterial, SolvedHead
+from hesstune.methods._base import Batch, MethodSetup, Option
+from hesstune.methods._heads import Belief, HeadMaterial, SolvedHead, SolvedHeadMethod
 from hesstune.methods._losses import averaged
-from hesstune.methods._setup import Batch, MethodSetup, Option
-from hesstune.methods._solved import SolvedHeadMethod
 from hesstune.noise.latent.choose import CANDIDATES, FEWER, MORE, TOLD, Candidate
 from hesstune.noise.latent.head import RobustHead, robust_head
 from hesstune.noise.latent.observed import Observed
@@ -45,8 +34,20 @@ SHORT = 64
 
 
 class Auto(SolvedHeadMethod):
-    """A solved head, then fine-tuning on posteriors of the true classes inside balls around the start."""
+    """Auto: a head chosen by held-out likelihood, then deeper layers if that improves validation.
 
+    `auto` fits several linear heads on frozen features, with and without a noise model, and keeps the one
+    with the best held-out likelihood of the given labels (`hesstune.noise.latent`). Deeper layers start
+    from it (Kumar et al. 2022), with its logits damped, more in longer training: a head that already fits
+    gives them no gradient. They are trained on posteriors of each example's true class, inside distance
+    constraints that are a share of each layer's norm. The posteriors combine the out-of-sample probe, whose
+    weight falls in longer training, the network's own earlier predictions and the given label. The epoch
+    with the best validation likelihood is kept if it beats the head alone by more than one standard error.
+    If no noise was found, it is the latest epoch whose validation error is within one standard error of the
+    lowest.
+    """
+
+    tier = "recommended"
     uses_noise_matrix = True
     constrained = True
     own_options = {

@@ -1,8 +1,4 @@
-"""Certified: fine-tuning that minimises its own certificate (PAC-Bayes with backprop, for fine-tuning).
-
-Gaussian noise on every trained weight, of the prior's size; loss and KL weighted as in the bound; the
-noise's size for the head and for the rest is learnt. Source: Dziugaite & Roy 2017; Pérez-Ortiz et al. 2021.
-"""
+"""Fine-tuning that minimises its own certificate."""
 
 from __future__ import annotations
 
@@ -18,9 +14,8 @@ from hesstune.bounds.learn import SCALE_STEP, BoundGradient, learn_head, soft_lo
 from hesstune.bounds.noisy import KnownNoise, clean_losses, zero_one_loss
 from hesstune.bounds.pac_bayes import MIN_EXAMPLES
 from hesstune.bounds.prior import PRIOR_SCALES, base_deviations, head_ratios, nearest_member
-from hesstune.methods._base import Method, T
-from hesstune.methods._features import linear_head, training_features
-from hesstune.methods._setup import Batch, MethodSetup, Option
+from hesstune.methods._base import Batch, Method, MethodSetup, Option, T
+from hesstune.methods._heads import linear_head, training_features
 from hesstune.storage.tensors import Tree
 
 # The running mean of the batches' losses, which weighs the KL.
@@ -28,8 +23,14 @@ MEMORY = 0.95
 
 
 class Certified(Method):
-    """Descent on the bound in units of the prior's deviations, where every direction costs the same KL."""
+    """Certified: fine-tuning that minimises its own certificate (PAC-Bayes with backprop).
 
+    Every trained weight has Gaussian noise, proportional to the prior's deviations. Loss and KL are weighted
+    as in the bound. The sizes of the noise of the head and of the other layers are learnt. Source: Dziugaite
+    & Roy 2017; Pérez-Ortiz et al. 2021.
+    """
+
+    tier = "recommended"
     uses_noise_matrix = True
     weighs_classes = False
     head_penalty = 0.0

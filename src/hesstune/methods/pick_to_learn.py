@@ -1,8 +1,4 @@
-"""Pick-to-Learn: a head trained on few examples that classifies all the others right (`--bound compression`).
-
-Source: Paccagnan, Campi & Garatti 2023. The worst misclassified examples are added, the head fitted to those
-picked alone, until none is misclassified. An epoch adds its share; no other step is taken.
-"""
+"""A head trained on few examples, for compression bounds."""
 
 from __future__ import annotations
 
@@ -15,14 +11,18 @@ from torch import nn
 
 from hesstune.bounds.pick_to_learn import Picker, Picks
 from hesstune.errors import ConfigError, RunError
-from hesstune.methods._base import Method, T
-from hesstune.methods._features import linear_head, training_features
-from hesstune.methods._setup import Batch, MethodSetup, Option
+from hesstune.methods._base import Batch, Method, MethodSetup, Option, T
+from hesstune.methods._heads import linear_head, training_features
 from hesstune.storage.tensors import Tree
 
 
 class PickToLearn(Method):
-    """The head W = W⁽ˢ⁾ + V: cross-entropy of the picked on features of length 1, plus penalty/2·‖V‖²."""
+    """Pick-to-Learn: a head trained on few examples that classifies all others correctly.
+
+    For `--bound compression`. The worst misclassified examples are added, and the head is fitted to the
+    picked examples alone, until none is misclassified. Each epoch adds its share; no other step is taken.
+    Source: Paccagnan, Campi & Garatti 2023.
+    """
 
     head_alone = True
     weighs_classes = False

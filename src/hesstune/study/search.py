@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from hesstune.errors import HesstuneError, MissingExtraError, RunError
 from hesstune.methods import method_class
-from hesstune.methods._setup import Option
-from hesstune.methods.constraint import unheard
+from hesstune.methods._base import Option
+from hesstune.methods.constrained import unheard
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.storage.stored import read_record, write_record
 from hesstune.study.records import Options, Search, Trial

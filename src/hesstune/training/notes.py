@@ -9,9 +9,8 @@ from torch import nn
 from hesstune.data.examples import Task
 from hesstune.methods import method_class
 from hesstune.methods._losses import clean_shares
-from hesstune.methods.consistent import Consistent
-from hesstune.methods.constraint import RADII, unheard
-from hesstune.methods.robust import Robust
+from hesstune.methods.constrained import RADII, Robust, unheard
+from hesstune.methods.robust_losses import Consistent
 from hesstune.models.load import LoadedModel
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.noise.rates import identifiability_notes

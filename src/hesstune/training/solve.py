@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hesstune.data.examples import Examples, Task
 from hesstune.methods import method_class
-from hesstune.methods._head import HeadMaterial, SolvedHead
+from hesstune.methods._heads import HeadMaterial, SolvedHead
 from hesstune.methods._losses import balanced_rates
 from hesstune.models.load import LoadedModel
 from hesstune.noise.estimate import Estimate

@@ -1,13 +1,9 @@
-"""DivideMix, simplified: a mixture of two Gaussians on each network's losses divides the examples
-for the other one; labels are refined or guessed, and all is mixed.
-
-Source: Li, Socher, Hoi 2020, algorithm 1: p > 0.5 is clean, sharpening T = 0.5, Beta(4, 4). Simplified:
-one pass over all examples instead of MixMatch's two streams, two views of the augmentation, λ_u with
-the squared error on guessed labels, and a plain warm-up of `--warmup-epochs`.
-"""
+"""Methods that train two networks, each on what the other one selects."""
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -16,12 +12,76 @@ import torch
 from torch import nn
 
 from hesstune.forward import unmoved_statistics
-from hesstune.methods._setup import Batch, MethodSetup, Option
-from hesstune.methods._two_networks import TwoNetworks
-from hesstune.methods.mixup import beta_draw, mixed
+from hesstune.methods._base import RESISTANT, Batch, Method, MethodSetup, Option
+from hesstune.methods.baselines import beta_draw, mixed
 from hesstune.storage.tensors import Tree
 
-SOURCE = "Li, Socher, Hoi 2020, section 4.2"
+# Standard deviation of the twin's head: two equal networks would pick the same examples for ever.
+HEAD_NOISE = 0.01
+
+
+class TwoNetworks(Method):
+    """A second network beside the run's own, with a head that starts elsewhere.
+
+    The run's result is the first network. Both are stepped by one optimizer: their losses are summed,
+    and no parameter is in both.
+    """
+
+    takes_soft = False
+    weighs_classes = False
+    head_penalty = RESISTANT
+
+    def __init__(self, setup: MethodSetup) -> None:
+        super().__init__(setup)
+        self.twin = copy.deepcopy(setup.network)
+        generator = torch.Generator().manual_seed(int(setup.counts.sum()))
+        head = {id(p) for name, p in setup.model.named_parameters() if setup.in_head(name)}
+        with torch.no_grad():
+            for own, other in zip(setup.network.parameters(), self.twin.parameters(), strict=True):
+                if id(own) in head:
+                    other.add_(HEAD_NOISE * torch.randn(own.shape, generator=generator).to(other))
+
+    def networks(self) -> list[nn.Module]:
+        """Return the twin."""
+        return [self.twin]
+
+    def state(self) -> Tree:
+        """Return the twin's weights."""
+        return {"twin": dict(self.twin.state_dict())}
+
+    def load_state(self, state: Tree) -> None:
+        """Take them back."""
+        self.twin.load_state_dict(state["twin"])
+
+
+class CoTeaching(TwoNetworks):
+    """Co-teaching: two networks; each learns from the examples with the other's smallest losses.
+
+    The share kept falls from 1 to 1 − τ, τ the noise rate. Source: Han et al. 2018, algorithm 1,
+    R(T) = 1 − min(τ·T/T_k, τ).
+    """
+
+    needs_noise_matrix = True
+    own_options = {"ramp": Option(0.3, "T_k as a share of the epochs; Han et al. 2018: 10 epochs", high=1.0)}
+
+    def kept(self, epoch: int) -> float:
+        """Return R(T), the share of a batch that is kept in an epoch."""
+        assert self.setup.noise_matrix is not None
+        rate, over = self.setup.noise_matrix.rate, self.options["ramp"] * self.setup.epochs
+        return 1.0 - rate * (min(1.0, (epoch + 1) / over) if over else 1.0)
+
+    def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the two networks' losses on the examples chosen for them, summed."""
+        logits = [batch.logits(), batch.logits(self.twin)]
+        losses = [
+            torch.nn.functional.cross_entropy(x.float(), batch.targets, reduction="none") for x in logits
+        ]
+        count = max(1, math.ceil(self.kept(batch.epoch) * len(batch.targets)))
+        easy = [values.detach().argsort(stable=True)[:count] for values in losses]
+        return losses[0][easy[1]].mean() + losses[1][easy[0]].mean(), logits[0]
+
+
+DIVIDE_MIX_SOURCE = "Li, Socher, Hoi 2020, section 4.2"
 
 
 def clean_probability(losses: torch.Tensor) -> torch.Tensor:
@@ -38,15 +98,21 @@ def clean_probability(losses: torch.Tensor) -> torch.Tensor:
 
 
 class DivideMix(TwoNetworks):
-    """Two networks that divide the examples for each other; the first one is kept."""
+    """DivideMix, simplified: a mixture of two Gaussians on each network's losses divides the examples
+    for the other one; labels are refined or guessed, and all is mixed.
+
+    Source: Li, Socher, Hoi 2020, algorithm 1: p > 0.5 is clean, sharpening T = 0.5, Beta(4, 4). Simplified:
+    one pass over all examples instead of MixMatch's two streams, two views of the augmentation, λ_u with
+    the squared error on guessed labels, and a plain warm-up of `--warmup-epochs`.
+    """
 
     warms_up = True
     mixes_inputs = True
     own_options = {
-        "threshold": Option(0.5, SOURCE, high=1.0),
-        "temperature": Option(0.5, SOURCE, low=1e-3),
-        "alpha": Option(4.0, SOURCE, search=(0.2, 8.0), log=True),
-        "lambda_u": Option(25.0, SOURCE, search=(0.1, 50.0), log=True),
+        "threshold": Option(0.5, DIVIDE_MIX_SOURCE, high=1.0),
+        "temperature": Option(0.5, DIVIDE_MIX_SOURCE, low=1e-3),
+        "alpha": Option(4.0, DIVIDE_MIX_SOURCE, search=(0.2, 8.0), log=True),
+        "lambda_u": Option(25.0, DIVIDE_MIX_SOURCE, search=(0.1, 50.0), log=True),
     }
 
     def __init__(self, setup: MethodSetup) -> None:
@@ -130,4 +196,4 @@ class DivideMix(TwoNetworks):
         self.clean, self.labels = state["clean"], state["labels"]
 
 
-METHOD = DivideMix
+METHODS = {"co_teaching": CoTeaching, "divide_mix": DivideMix}
