@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.errors import NoiseMatrixError
-from hesstune.noise.estimate import estimate_noise, from_posterior, holdout
-from hesstune.noise.estimate.crossfit import cross_fit
-from hesstune.noise.estimate.fit import well_conditioned
+from hesstune.noise.estimate import estimate_noise, from_posterior, holdout, well_conditioned
+from hesstune.noise.linear_probe import cross_fit
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.weak.label_models import label
 from hesstune.weak.label_models.soft_features import soft_dawid_skene

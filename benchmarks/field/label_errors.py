@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tasks import DEVELOPMENT_SEEDS, TEST_SEEDS, FieldTask, field_task
 
 from hesstune.labeling.clean import clean
-from hesstune.noise.estimate.posteriors import confident
+from hesstune.noise.estimate import confident
 from peers import CrossValidated
 from records import RESULTS, add_row, arguments, read_rows
 

@@ -12,7 +12,7 @@ from hesstune.analysis.linear_heads import RADIUS, linear_heads, predicted
 from hesstune.analysis.noise import OFF, check_noise, perturbed, sensitivity
 from hesstune.cli.main import run as command_line
 from hesstune.errors import DataError, RunError
-from hesstune.noise.conditional import class_conditional, sure_half
+from hesstune.noise.instance import class_conditional, sure_half
 from hesstune.runs.run import Run
 
 

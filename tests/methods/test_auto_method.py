@@ -16,8 +16,8 @@ from hesstune.data.examples import Examples, Texts
 from hesstune.methods import method_class
 from hesstune.methods._base import Batch, MethodSetup
 from hesstune.methods._heads import Belief, HeadMaterial, SolvedHead
+from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.head import robust_head
-from hesstune.noise.latent.observed import Observed
 from hesstune.report.write import write_report
 from hesstune.training.best import Best
 from hesstune.training.evaluate import Validation

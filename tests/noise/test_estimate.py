@@ -8,16 +8,19 @@ from hypothesis import strategies as st
 from hesstune import NoiseMatrix
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
 from hesstune.noise.estimate import (
+    RIDGES,
+    calibrate,
     confidence_set,
     confident,
     estimate_noise,
     from_posterior,
     holdout,
+    log_likelihoods,
+    pair_counts,
+    simplex_projection,
     well_conditioned,
 )
-from hesstune.noise.estimate.fit import RIDGES, calibrate, log_likelihoods, simplex_projection
-from hesstune.noise.estimate.holdout import pair_counts
-from hesstune.noise.rates import rate_matrix
+from hesstune.noise.matrix import rate_matrix
 
 K = 4
 

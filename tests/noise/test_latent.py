@@ -13,8 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from hesstune import NoiseMatrix
 from hesstune.errors import ConfigError, DataError
 from hesstune.noise.estimate import estimate_noise
-from hesstune.noise.latent.channel import LabelChannel, shrunk
-from hesstune.noise.latent.choose import CANDIDATES, FEWER, TOLD, Candidate, Choice, choose
+from hesstune.noise.latent.channel import LabelChannel, Observed, shrunk
 from hesstune.noise.latent.em import (
     TEMPERATURES,
     _last,
@@ -25,11 +24,18 @@ from hesstune.noise.latent.em import (
     likeliest_truth,
     log_scores,
 )
-from hesstune.noise.latent.head import _doubted, robust_head
-from hesstune.noise.latent.observed import Observed
-from hesstune.noise.latent.reduction import Reduction
-from hesstune.noise.latent.soft_probe import SoftProbe
-from hesstune.noise.rates import rate_matrix
+from hesstune.noise.latent.head import (
+    CANDIDATES,
+    FEWER,
+    TOLD,
+    Candidate,
+    Choice,
+    _doubted,
+    choose,
+    robust_head,
+)
+from hesstune.noise.latent.probe import Reduction, SoftProbe
+from hesstune.noise.matrix import rate_matrix
 
 
 def blobs(n, k, *, spread=0.6, seed=0):
@@ -155,7 +161,7 @@ def test_noise_that_is_seen_decides_where_likelihood_does_not(monkeypatch, ahead
     def scores(x, labels, rows, one, seed):
         return draws[0, rows] + ahead if one.shape == "none" else draws[0, rows] + 0.01 * draws[1, rows]
 
-    monkeypatch.setattr("hesstune.noise.latent.choose._held_out", scores)
+    monkeypatch.setattr("hesstune.noise.latent.head._held_out", scores)
     x, y = blobs(600, 3, spread=0.3)
     noisy = NoiseMatrix.symmetric(3, rate).corrupt(y, seed=1)
     tried = (Candidate("none", 0.1), Candidate("symmetric", 0.1))
@@ -178,7 +184,7 @@ def test_who_falls_behind_is_judged_no_further_and_the_choice_stays(monkeypatch)
     assert all(by < 0 for by in short.dropped.values())
     assert short.tried == len(CANDIDATES)
     assert short.plain.name in short.scores
-    monkeypatch.setattr("hesstune.noise.latent.choose.BEHIND", np.inf)
+    monkeypatch.setattr("hesstune.noise.latent.head.BEHIND", np.inf)
     whole = choose(reduced, Observed.of(noisy, 3))
     assert not whole.dropped
     assert whole.candidate == short.candidate
@@ -247,7 +253,7 @@ def test_estimate_em_is_nearer_than_other_estimators_on_pair_noise():
     x, y = blobs(900, 4, spread=0.3)
     matrix = NoiseMatrix.pair(4, 0.3)
     noisy = matrix.corrupt(y, seed=0)
-    from hesstune.noise.estimate.crossfit import cross_fit
+    from hesstune.noise.linear_probe import cross_fit
 
     probs = cross_fit(x, noisy, 4)
     errors = {

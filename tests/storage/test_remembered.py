@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from hesstune.noise.latent import choose as choosing
+import hesstune.noise.latent.head as choosing
+from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.head import robust_head
-from hesstune.noise.latent.observed import Observed
 from hesstune.runtime.threads import one_thread_each
 from hesstune.storage.remembered import remembered, remembering
 

@@ -21,9 +21,9 @@ from hesstune.inputs.feature_store import frozen_features, sharing
 from hesstune.labeling.options import CleanOptions
 from hesstune.labeling.sources import Target, read_target
 from hesstune.models.load import load_model
+from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import FOLDS, latent_truth
 from hesstune.noise.latent.head import RobustHead, robust_head
-from hesstune.noise.latent.observed import Observed
 from hesstune.noise.latent.two_views import mean_posterior, rate_interval
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options

@@ -18,7 +18,7 @@ from hesstune.labeling.domain_labelers import Training, named_domains, train_lab
 from hesstune.labeling.options import LabelOptions, needs_features
 from hesstune.labeling.sources import Target, read_sources
 from hesstune.noise.estimate import Estimate, from_posterior, well_conditioned
-from hesstune.noise.rates import NEAR_GUESSING, guessing_rate
+from hesstune.noise.matrix import NEAR_GUESSING, guessing_rate
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
 from hesstune.storage.atomic import csv_writer, json_writer, made_folder, replace_files

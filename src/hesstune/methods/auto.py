@@ -15,9 +15,8 @@ from hesstune.losses.robust import ForwardLoss
 from hesstune.methods._base import Batch, MethodSetup, Option
 from hesstune.methods._heads import Belief, HeadMaterial, SolvedHead, SolvedHeadMethod
 from hesstune.methods._losses import averaged
-from hesstune.noise.latent.choose import CANDIDATES, FEWER, MORE, TOLD, Candidate
-from hesstune.noise.latent.head import RobustHead, robust_head
-from hesstune.noise.latent.observed import Observed
+from hesstune.noise.latent.channel import Observed
+from hesstune.noise.latent.head import CANDIDATES, FEWER, MORE, TOLD, Candidate, RobustHead, robust_head
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
 from hesstune.storage.tensors import Tree

@@ -176,7 +176,7 @@ class FinetuneConfig(
         if self.soft_labels and (self.class_weights == "balanced" or self.sampler == "balanced"):
             raise ConfigError("soft labels cannot be balanced by class; leave one of the two out")
         if (self.noise_matrix or "").startswith("estimate"):
-            from hesstune.noise.estimate.request import parse_request
+            from hesstune.noise.estimate import parse_request
 
             method = parse_request(str(self.noise_matrix))
             if method == "holdout" and self.clean_labels is None:

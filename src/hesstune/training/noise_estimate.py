@@ -16,9 +16,8 @@ from hesstune.data.examples import Examples, Task
 from hesstune.errors import ConfigError, DataError, RunError
 from hesstune.inputs.feature_store import frozen_features
 from hesstune.models.load import LoadedModel
-from hesstune.noise.estimate import Estimate, estimate_noise
-from hesstune.noise.estimate.crossfit import cross_fit
-from hesstune.noise.estimate.request import parse_request
+from hesstune.noise.estimate import Estimate, estimate_noise, parse_request
+from hesstune.noise.linear_probe import cross_fit
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.records import NoiseMatrixRecord

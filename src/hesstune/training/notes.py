@@ -12,8 +12,7 @@ from hesstune.methods._losses import clean_shares
 from hesstune.methods.constrained import RADII, Robust, unheard
 from hesstune.methods.robust_losses import Consistent
 from hesstune.models.load import LoadedModel
-from hesstune.noise.matrix import NoiseMatrix
-from hesstune.noise.rates import identifiability_notes
+from hesstune.noise.matrix import NoiseMatrix, identifiability_notes
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.data_record import content_digests
 from hesstune.storage.seen_examples import SeenExamples

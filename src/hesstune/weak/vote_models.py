@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from hesstune.noise.latent.choose import paired_gain, within_errors
+from hesstune.noise.latent.head import paired_gain, within_errors
 from hesstune.weak.dependence import FEWEST_LABELERS, Alike, alike
 from hesstune.weak.votes import Ballots
 

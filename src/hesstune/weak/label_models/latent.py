@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.head import robust_head
-from hesstune.noise.latent.observed import Observed
 from hesstune.weak.label_models._base import Answer, LabelModel, ModelInputs
 from hesstune.weak.label_models.calibrated import weighed_counts
 from hesstune.weak.vote_models import vote_counts
