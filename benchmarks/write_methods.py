@@ -27,8 +27,8 @@ near its pretrained weights (`--radius`, `--norm`). A head that is trained alone
 constraint has a ridge penalty, chosen by cross-validation on the given labels unless `--weight-decay` is
 given. It is part of the loss with every optimizer. To add a method, add a file to `src/hesstune/methods`.
 
-`hesstune.methods.estimator_method` makes a method of a scikit-learn estimator on frozen features. It
-is fitted to the labels as given, or to labels that a function makes of the votes. Use it in comparisons from Python:
+`hesstune.methods.estimator_method` makes a method of a scikit-learn estimator on frozen features. It is
+fitted to the labels as given, or to labels that a function makes of the votes. Use it from Python:
 
 ```python
 from sklearn.linear_model import LogisticRegressionCV

@@ -19,9 +19,9 @@ from hesstune.noise.latent.em import (
     _last,
     _mean_scores,
     _Probes,
+    fit_from_several_starts,
     fold_rows,
     latent_truth,
-    likeliest_truth,
     log_scores,
 )
 from hesstune.noise.latent.head import (
@@ -30,7 +30,7 @@ from hesstune.noise.latent.head import (
     TOLD,
     Candidate,
     Choice,
-    _doubted,
+    _for_label_errors,
     choose,
     robust_head,
 )
@@ -270,9 +270,9 @@ def test_who_doubts_gets_a_full_matrix_where_there_is_noise():
     x, y = blobs(300, 3, spread=0.3)
     candidates = tuple(Candidate(shape, 0.1) for shape in ("none", "symmetric", "full"))
     noisy = NoiseMatrix.symmetric(3, 0.3).corrupt(y, seed=0)
-    found = robust_head(x, Observed.of(noisy, 3), candidates=candidates, held_out=1, doubting=True)
+    found = robust_head(x, Observed.of(noisy, 3), candidates=candidates, held_out=1, find_errors=True)
     assert found.choice.candidate.shape == "full"
-    clean = robust_head(x, Observed.of(y, 3), candidates=candidates, held_out=1, doubting=True)
+    clean = robust_head(x, Observed.of(y, 3), candidates=candidates, held_out=1, find_errors=True)
     assert clean.truth.channel.rate < 0.03
 
 
@@ -284,9 +284,9 @@ def test_labels_are_believed_where_no_noise_is_seen_or_likelihood_objects(gain, 
     x, y = blobs(300, 3, spread=0.3)
     noisy = NoiseMatrix.symmetric(3, rate).corrupt(y, seed=0)
     plain = Candidate("none", 0.1)
-    choice = Choice(plain, plain, doubting=(Candidate("full", 0.1), gain, 0.01))
+    choice = Choice(plain, plain, noisy_rival=(Candidate("full", 0.1), gain, 0.01))
     x = Reduction.of(x).apply(x)
-    assert _doubted(x, Observed.of(noisy, 3), choice, 0).candidate.shape == shape
+    assert _for_label_errors(x, Observed.of(noisy, 3), choice, 0).candidate.shape == shape
 
 
 def test_mean_scores_at_all_temperatures_are_those_of_one_at_a_time():
@@ -327,7 +327,7 @@ def test_a_start_by_pairs_untangles_classes_mixed_up_in_pairs():
     found = [
         _last(probes, observed, LabelChannel.start(k, "full"), 30),
         latent_truth(x, observed, strength=0.1),
-        likeliest_truth(x, observed, strength=0.1),
+        fit_from_several_starts(x, observed, strength=0.1),
     ]
     one, usual, patient = ((each.posterior.argmax(axis=1) == y).mean() for each in found)
     assert one < 0.8 < usual <= patient + 0.01
@@ -346,5 +346,5 @@ def test_no_start_calls_the_classes_by_other_names(k):
         y = np.arange(240) % k
         x = (np.eye(k)[y] + 0.15 * rng.normal(size=(240, k))).astype(np.float32) * 4
         given = NoiseMatrix.symmetric(k, 0.1).corrupt(y, seed=seed)
-        found = likeliest_truth(x, Observed.of(given, k), strength=0.1)
+        found = fit_from_several_starts(x, Observed.of(given, k), strength=0.1)
         assert (found.posterior.argmax(axis=1) == y).mean() > 0.95

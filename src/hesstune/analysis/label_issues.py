@@ -171,7 +171,7 @@ def _probed(run: Run, task: Task, device: torch.device) -> Probed | None:
         observed = Observed.of(given, task.k, matrix, checked)
         tried = FEWER if matrix is None else [one for one in TOLD if one.shape in ("none", "told")]
         return robust_head(
-            features, observed, candidates=tried, held_out=2, doubting=matrix is None, seed=config.seed
+            features, observed, candidates=tried, held_out=2, find_errors=matrix is None, seed=config.seed
         ).truth.posterior
 
     posterior = judged(told)

@@ -176,7 +176,7 @@ class Method:
     # Whether it mixes inputs: they must then be numbers (images, or a head's features), not texts.
     mixes_inputs: ClassVar[bool] = False
     # The weight decay of a head that it trains alone, where none is given, as a share of the penalty that
-    # cross-validation finds for cross-entropy: 0 where balls or a penalty of its own hold the head.
+    # cross-validation finds for cross-entropy: 0 if a constraint or a penalty of its own limits the head.
     head_penalty: ClassVar[float] = 1.0
     # Whether it freezes and thaws parameters while training.
     toggles_requires_grad: ClassVar[bool] = False
@@ -315,7 +315,7 @@ class Method:
         return self.setup.reference.distances(self.setup.model, warn=False)
 
     def radii(self) -> dict[str, float]:
-        """Return the radius of every layer's ball, in the run's norm; empty without balls."""
+        """Return the radius of every layer, in the run's norm; empty without a constraint."""
         return {}
 
     def done(self) -> bool:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from hesstune.weak.votes import Votes
 
 __all__ = [
-    "Belief",
     "Budget",
+    "ClassEvidence",
     "HeadMaterial",
     "SolvedHead",
     "SolvedHeadMethod",
@@ -73,8 +73,8 @@ class HeadMaterial:
 
 
 @dataclass(frozen=True)
-class Belief:
-    """What speaks for each class of each training example: its features, and its label as given.
+class ClassEvidence:
+    """Probabilities of each training example's class, from its features and its given label.
 
     Attributes:
         probabilities: P(true class | features), (N, K), of a probe that did not see the example.
@@ -92,8 +92,8 @@ class Belief:
             share: The probe's part in the geometric mean of the two.
 
         Example:
-            >>> belief = Belief(np.array([[0.9, 0.1]]), np.array([[0.3, 0.7]]))
-            >>> belief.posterior().round(3).tolist()
+            >>> evidence = ClassEvidence(np.array([[0.9, 0.1]]), np.array([[0.3, 0.7]]))
+            >>> evidence.posterior().round(3).tolist()
             [[0.794, 0.206]]
         """
         log_p = np.log(np.maximum(self.probabilities, LEAST))
@@ -110,11 +110,11 @@ class SolvedHead:
     Attributes:
         weight: (K, D), as `torch.nn.Linear` keeps it.
         bias: (K,).
-        noise_matrix: The noise that deeper layers and validation should believe in, or None.
+        noise_matrix: The noise matrix for deeper layers and validation, or None.
         name: What was chosen, for people.
         reason: Why, in a sentence.
         details: Candidates, scores and cost, JSON-ready.
-        belief: What deeper layers are trained on: what was found of each example's true class, or None.
+        evidence: What deeper layers are trained on: what was found of each example's true class, or None.
     """
 
     weight: NDArray[np.float64]
@@ -123,7 +123,7 @@ class SolvedHead:
     name: str
     reason: str
     details: dict[str, Any] = field(default_factory=dict)
-    belief: Belief | None = None
+    evidence: ClassEvidence | None = None
 
     def told(self) -> dict[str, Any]:
         """Return what a run's record says of it, JSON-ready."""

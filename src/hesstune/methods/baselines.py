@@ -21,7 +21,7 @@ class EarlyStopping(Method):
     """Early stopping: cross-entropy, ended when validation no longer improves; the best epoch is kept.
 
     Validation labels are as noisy as the training labels; where F is told, it is judged how well they are
-    foretold under F. Source: Li, Soltanolkotabi, Oymak 2020 for label noise; patience as in Prechelt 1998.
+    predicted under F. Source: Li, Soltanolkotabi, Oymak 2020 for label noise; patience as in Prechelt 1998.
     """
 
     tier = "baseline"

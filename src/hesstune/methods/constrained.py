@@ -31,7 +31,7 @@ RADII = {
     ),
     "layer_share": Option(
         0.003,
-        "of a layer's norm: the radius of a layer that is not the head; pictures and sentences, 12 and 40 "
+        "of a layer's norm: the radius of a layer that is not the head; images and sentences, 12 and 40 "
         "epochs",
         low=1e-9,
         search=(0.0005, 0.05),
@@ -40,7 +40,7 @@ RADII = {
 }
 
 
-def unheard(radius: object, head_only: bool) -> tuple[str, ...]:
+def unused_radius_options(radius: object, head_only: bool) -> tuple[str, ...]:
     """Return the options of RADII that have no effect beside the radii that were asked for."""
     if isinstance(radius, float | Mapping):
         return tuple(RADII)
@@ -48,7 +48,7 @@ def unheard(radius: object, head_only: bool) -> tuple[str, ...]:
 
 
 class Constraint(Method):
-    """Layer-wise constraint alone: cross-entropy inside a ball around the reference.
+    """Layer-wise constraint alone: cross-entropy with a distance constraint around the reference.
 
     Source: the paper, section 4; Gouk et al. 2021 for the MARS norm; `--radius-scale` for radii that
     grow with depth, as in the paper's code.
@@ -71,19 +71,21 @@ class Constraint(Method):
         self.constraint = DistanceConstraint(setup.model, setup.reference, radius, setup.norm, include=())
 
     def after_step(self) -> None:
-        """Project every layer outside its ball."""
+        """Project every layer whose distance exceeds its radius."""
         self.constraint.project_()
 
     def notes(self) -> list[str]:
-        """Name what trains outside all balls because it is no layer of a known kind."""
+        """Name trained weights without a constraint, which are no layer of a known kind."""
         layers = set(self.setup.reference.layers())
         loose = [name for name, _ in trained_matrices(self.setup.model) if name not in layers]
         return (
-            [f"trained, but held in no ball, as of no known kind of layer: {listed(loose)}"] if loose else []
+            [f"trained without a constraint, since no layer of a known kind: {listed(loose)}"]
+            if loose
+            else []
         )
 
     def radii(self) -> dict[str, float]:
-        """Return the radius of every layer's ball."""
+        """Return the radius of every layer."""
         return dict(self.constraint.radii)
 
 
@@ -141,7 +143,7 @@ REGSL_SOURCE = "the code of Li and Zhang 2021, its README"
 
 
 class RegSL(Constraint):
-    """RegSL: layer-wise balls, examples reweighted by their loss, and confident predictions as labels.
+    """RegSL: a layer-wise constraint, examples reweighted by their loss, and confident predictions as labels.
 
     The weight of an example is softmax(−ℓ/γ) over its batch; a label is replaced where max p exceeds a
     threshold. Source: Li and Zhang 2021, section 4, and their code: reweighting from epoch 5 and

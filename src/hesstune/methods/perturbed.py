@@ -12,7 +12,7 @@ from hesstune.methods._base import Method, MethodSetup, Option, T
 
 
 class SAM(Method):
-    """SAM: the gradient at w + ρ·g/‖g‖, the worst point of a small ball, instead of the one at w.
+    """SAM: the gradient at w + ρ·g/‖g‖, the worst point within the radius ρ, instead of the one at w.
 
     Source: Foret et al. 2021, equation 2 and algorithm 1; ρ = 0.05. Two backward passes a step, the first
     of which alone moves batch-norm statistics. One change:
@@ -34,7 +34,7 @@ class SAM(Method):
 
     @torch.no_grad()
     def gradients(self, compute: Callable[[], T]) -> T:
-        """Climb to the worst point of the ball, take the gradient there, come back."""
+        """Take the gradient at the worst point within the radius."""
         with torch.enable_grad():
             result = compute()
         parameters = [p for p in self.setup.network.parameters() if self._climbs(p)]

@@ -205,7 +205,7 @@ def from_posterior(posterior: ArrayLike, labels: ArrayLike, method: str = "label
     mass = joint.sum(axis=1)
     # A class without mass has nothing to tell: its labels are taken as right.
     matrix = np.where(mass[:, None] > 1e-9, joint / np.maximum(mass, 1e-300)[:, None], np.eye(k))
-    notes = [f"no example is believed to be of class {c}: its row is the identity's" for c in range(k)]
+    notes = [f"no example has probability for class {c}: its row is the identity's" for c in range(k)]
     return Estimate(
         NoiseMatrix(matrix),
         method,
@@ -377,7 +377,7 @@ def holdout(
         clean: True labels, (N,).
         noisy: Noisy labels of the same examples, (N,).
         k: Number of classes.
-        prior: A matrix believed beforehand, such as an estimate without clean labels; without it,
+        prior: A prior estimate, such as one without human-checked labels; without it,
             the prior is symmetric with the noise rate of the counts, pooled over the classes.
         strength: Pseudo-examples a row that the prior is worth; None chooses by the evidence.
         delta: The confidence set's.
@@ -419,8 +419,8 @@ def holdout(
 def latent_truth_estimate(features: ArrayLike, labels: NDArray[np.int64], k: int, seed: int = 0) -> Estimate:
     """Estimate F by EM over true classes, cross-fitted probes and F; shape and penalty by hold-out.
 
-    Where labels are best foretold as they are, F is the symmetric matrix through which a plain probe
-    foretells them best: near the identity without noise. Standard errors are multinomial, of the rows'
+    Where labels are best predicted as they are, F is the symmetric matrix through which a plain probe
+    predicts them best: near the identity without noise. Standard errors are multinomial, of the rows'
     expected counts; `with_trust` has better ones.
 
     Args:
@@ -437,7 +437,7 @@ def latent_truth_estimate(features: ArrayLike, labels: NDArray[np.int64], k: int
         >>> latent_truth_estimate(x, noisy, 2).matrix.array.round(1).tolist()
         [[0.6, 0.4], [0.0, 1.0]]
     """
-    found = robust_head(features, Observed.of(labels, k), doubting=True, seed=seed)
+    found = robust_head(features, Observed.of(labels, k), find_errors=True, seed=seed)
     matrix = found.truth.channel.matrix
     counts = found.truth.posterior.sum(axis=0)
     return Estimate(

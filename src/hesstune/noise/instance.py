@@ -145,13 +145,13 @@ def class_conditional(
 
     Class-conditional noise chooses the wrong label by the class alone: within a class, neighbours in the
     features agree no more often than any two examples do. The permutation keeps each class's counts, so
-    the test is exact for true classes. Believed classes that mix two true ones let their borders show as
-    dependence; give those examples alone whose class is sure.
+    the test is exact for true classes. Estimated classes that mix two true ones look dependent at their
+    borders: give only examples with a certain class.
 
     Args:
         features: (N, D).
         noisy: Noisy labels, (N,).
-        classes: True or believed classes, (N,).
+        classes: True or estimated classes, (N,).
         k: Number of classes.
         draws: Permutations.
         seed: Theirs.

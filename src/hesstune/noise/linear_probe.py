@@ -90,7 +90,7 @@ def cross_fit(
     """Return g(x)[j] = P(noisy = j | x) of every example from a probe that was not trained on it.
 
     Folds are drawn uniformly. The probe is multinomial logistic regression on principal components;
-    its penalty is the one whose held-out noisy labels are likeliest. A class that a fold's probe has
+    its penalty has the largest held-out likelihood of the noisy labels. A class that a fold's probe has
     not seen gets the share 1/(n + K) of it, never zero.
 
     Args:

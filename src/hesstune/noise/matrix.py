@@ -287,7 +287,7 @@ class NoiseMatrix:
 
     @property
     def origin(self) -> str:
-        """How the matrix is known, one of ORIGINS: a certificate believes what was stated or injected."""
+        """How the matrix is known, one of ORIGINS: a certificate accepts what was stated or injected."""
         return self._origin
 
     def known_as(self, origin: str) -> NoiseMatrix:

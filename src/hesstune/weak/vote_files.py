@@ -498,7 +498,7 @@ class SoftVotes:
     notes: tuple[str, ...] = ()
 
     def votes(self, classes: Sequence[str], where: str) -> Votes:
-        """Return them as votes for the likeliest class, among all classes in their order.
+        """Return them as votes for the most probable class, among all classes in their order.
 
         Raises:
             DataError: If one of theirs is no class.

@@ -270,15 +270,15 @@ WEIGHTED = ("weighted", "weighted_more")
 # Those with a table a labeler, which a crowd's votes are too few for and its memory too small; and of whom
 # it must be possible to tell whether they err together.
 TABLES = ("mace", "confusion")
-# Standard errors by which a table a labeler has to foretell votes better than an accuracy a labeler.
+# Standard errors by which a table a labeler has to predict votes better than an accuracy a labeler.
 SURE = 3.0
 # Entries of all labelers' tables at most; beyond, all share one.
 MOST_ENTRIES = 20_000_000
 # Entries of labelers' own tables a vote at most.
 MOST_PER_VOTE = 0.1
-# Examples whose votes are foretold, drawn at random, at most.
+# Examples whose votes are predicted, drawn at random, at most.
 MOST_JUDGED = 30_000
-# Votes are foretold in folds of examples, by posteriors at the best of these temperatures.
+# Votes are predicted in folds of examples, by posteriors at the best of these temperatures.
 FOLDS = 5
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 # Of the tables that turn a posterior into votes: counts at the votes' own shares, and at the common table.
@@ -325,7 +325,7 @@ def choose(
 ) -> Choice:
     """Choose among CANDIDATES the simplest within one standard error of the best.
 
-    Each candidate is fitted to four fifths of the examples; on the others each vote is foretold from the
+    Each candidate is fitted to four fifths of the examples; on the others each vote is predicted from the
     posterior by the remaining votes of its example, and the mean log-likelihood is the score. No true
     label is read. A candidate that has collapsed (see `collapse`) is not chosen.
 
@@ -409,16 +409,16 @@ def collapse(posterior: NDArray[np.float64], ballots: Ballots) -> str | None:
         posterior: (N, K).
         ballots: The votes.
     """
-    heard = ballots.each > 0
-    counts = ballots.counts[heard]
-    voted, shares = _label_shares(counts), _label_shares(posterior[heard])
+    with_votes = ballots.each > 0
+    counts = ballots.counts[with_votes]
+    voted, shares = _label_shares(counts), _label_shares(posterior[with_votes])
     for c in range(ballots.k):
         low, high = sorted((voted[c], shares[c]))
         if high >= LEAST_SHARE and high > MOST_CHANGE * max(low, 1e-12):
             return f"class {c} has {voted[c]:.0%} of the majority's labels, and would have {shares[c]:.0%}"
     unanimous = (counts.max(axis=1) == counts.sum(axis=1)) & (counts.sum(axis=1) >= 2)
     if unanimous.any():
-        against = counts[unanimous].argmax(axis=1) != posterior[heard][unanimous].argmax(axis=1)
+        against = counts[unanimous].argmax(axis=1) != posterior[with_votes][unanimous].argmax(axis=1)
         if against.mean() > MOST_CONTRADICTED:
             return f"{against.mean():.0%} of the examples whose votes all agree would be labelled otherwise"
     return None
@@ -439,7 +439,7 @@ def held_out_scores(
 ) -> NDArray[np.float64]:
     """Return (E,): for each example with two votes, the mean log-likelihood of each from the others.
 
-    A vote is not foretold from those of labelers that err as its own does: a copy foretells best.
+    A vote is not predicted from those of labelers that err as its own does: a copy predicts best.
 
     Args:
         ballots: The votes.
@@ -463,10 +463,10 @@ def held_out_scores(
     best: NDArray[np.float64] | None = None
     for temperature in TEMPERATURES:
         q = softmax(temperature * logits, axis=1)
-        foretold = np.empty(len(kept))
+        predicted = np.empty(len(kept))
         for own in (0, 1):
-            foretold[side == own] = _foretold(kept, q, weight, side != own, side == own)
-        summed = np.bincount(kept.example, weight * np.log(foretold), ballots.n)
+            predicted[side == own] = _predicted(kept, q, weight, side != own, side == own)
+        summed = np.bincount(kept.example, weight * np.log(predicted), ballots.n)
         found = np.asarray(summed[several], dtype=np.float64)
         if best is None or found.mean() > best.mean():
             best = found
@@ -474,7 +474,7 @@ def held_out_scores(
     return best
 
 
-def _foretold(
+def _predicted(
     ballots: Ballots,
     q: NDArray[np.float64],
     weight: NDArray[np.float64],

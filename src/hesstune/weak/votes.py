@@ -383,7 +383,9 @@ def beside(tables: Sequence[Votes]) -> tuple[Votes, list[str]]:
             at, votes = place[name], own.table[:, j]
             both = (table[:, at] != ABSTAIN) & (votes != ABSTAIN)
             if differ := int((both & (table[:, at] != votes)).sum()):
-                notes.append(f"{differ} votes of {name} are not for the class it holds likeliest")
+                notes.append(
+                    f"{differ} votes of {name} are not for the class it gives the largest probability"
+                )
             table[:, at] = np.where(table[:, at] != ABSTAIN, table[:, at], votes)
             if soft is not None:
                 given = own.onehot[:, j] if own.soft is None else own.soft[:, j]

@@ -112,10 +112,10 @@ class LabelChannel:
         return float(1 - np.trace(self.matrix) / len(self.matrix))
 
     def paired(self) -> LabelChannel:
-        """Return the channel to start from where each class is mixed up with one other, no two with the same.
+        """Return the channel to start from if each class is confused with one other class, in pairs.
 
-        Of all such, the likeliest by this one. EM from a symmetric start may halve a pair the wrong way, and
-        spread another class over all; as a whole its end still says who goes with whom.
+        It has the pairs that are most probable under this channel. EM from a symmetric start may end with
+        some pairs wrong, but as a whole its result shows which classes are paired.
         """
         rows, other = self._pairs()
         found = np.full(self.matrix.shape, TRACE)
@@ -145,7 +145,7 @@ class LabelChannel:
         posterior: NDArray[np.float64],
         weight: NDArray[np.float64] | None = None,
     ) -> LabelChannel:
-        """Return the channel that a posterior, (N, K), speaks for; a matrix that was told stays."""
+        """Return the channel of the largest likelihood under a posterior, (N, K); a given matrix stays."""
         if self.shape == "told":
             return self
         counted = posterior if weight is None else posterior * weight[:, None]

@@ -21,9 +21,9 @@ __all__ = [
     "FOLDS",
     "LatentTruth",
     "Trust",
+    "fit_from_several_starts",
     "fold_rows",
     "latent_truth",
-    "likeliest_truth",
     "log_scores",
     "residual_statistic",
     "trust",
@@ -31,14 +31,14 @@ __all__ = [
 
 
 FOLDS = 5
-# EM rests when no entry of F moves further; probes follow it with a few steps a round.
+# EM has converged when no entry of F moves further; probes take a few steps a round.
 ROUNDS, TOLERANCE, TOLERANCE_TOLD = 30, 2e-3, 2e-2
 # Where there is time: rounds, and a second rate of symmetric noise to start from, at most a share of that at
 # which labels say nothing.
 PATIENT_ROUNDS, SECOND_START, NEAREST = 120, 0.7, 0.8
 FIRST_STEPS, STEPS, FULL_STEPS = 15, 4, 300
 TEMPERATURES = tuple(np.geomspace(0.3, 10.0, 19))
-# Rates of the symmetric noise through which believed labels may be read.
+# Rates of symmetric noise that are tried for labels that are assumed correct in training.
 RATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)
 # A share of uniform in every prediction, so that one sure mistake is costly, not infinitely so.
 FLOOR = 1e-3
@@ -53,10 +53,10 @@ class LatentTruth:
         posterior: P(true class | features, given label), (N, K): the probe did not see the example.
         probabilities: P(true class | features), (N, K), of that probe.
         targets: (N, K) what a classifier of all examples is to be fitted to: the posterior, or the labels as
-            given where they are believed.
+            given if they are assumed correct.
         temperature: Factor of the probe's logits that fits the given labels best.
         rounds: How many were made.
-        settled: Whether F came to rest.
+        converged: Whether F converged.
     """
 
     channel: LabelChannel
@@ -65,7 +65,7 @@ class LatentTruth:
     targets: NDArray[np.float64]
     temperature: float
     rounds: int
-    settled: bool
+    converged: bool
 
     def realised(self, given: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return F as realised in these labels, (K, K): rows Σ_i q_ic given_i / Σ_i q_ic.
@@ -107,11 +107,11 @@ def latent_truth(
 ) -> LatentTruth:
     """Fit P(true class | features) and F by expectation maximisation, each example judged out of sample.
 
-    q_i ∝ p_c(x_i)·P(given_i | c), p from the probe that was fitted to the posteriors of the other folds, at
-    the temperature that the given labels speak for; F from q; the probes from q; until F rests. Sources:
-    Raykar et al. 2010; Bekker and Goldberger 2016; the cross-fitting is our own: a probe that has seen an
-    example's label confirms it. A full F is also sought from where classes are mixed up in pairs
-    (`LabelChannel.paired`), and taken if it ends there and foretells the given labels better.
+    Each round computes q_i ∝ p_c(x_i)·P(given_i | c), then F from q, then the probes from q, until F
+    converges. p comes from the probe that was fitted to the posteriors of the other folds, at the temperature with the
+    largest likelihood of the given labels; a probe that was fitted to an example's label confirms it. A full
+    F is also fitted from a start with classes confused in pairs (`LabelChannel.paired`), and kept if it stays
+    in pairs and predicts the given labels better. Sources: Raykar et al. 2010; Bekker and Goldberger 2016.
 
     Args:
         x: (N, C) reduced features.
@@ -146,13 +146,13 @@ def latent_truth(
 
 
 @one_thread()
-def likeliest_truth(
+def fit_from_several_starts(
     x: NDArray[np.float32], labels: Observed, *, strength: float, folds: int = FOLDS, seed: int = 0
 ) -> LatentTruth:
-    """Return what EM with a full F comes to from several starts and with more rounds, if it foretells better.
+    """Return what EM with a full F comes to from several starts and with more rounds, if it predicts better.
 
     Where classes are mixed up EM creeps, and may end at a worse point than another start does. What
-    `latent_truth` finds stays where that does not foretell the given labels better: where the noise depends
+    `latent_truth` finds stays where that does not predict the given labels better: where the noise depends
     on more than the class, EM goes past its best. It takes up to eight times as long as `latent_truth`, whose
     arguments these are.
     """
@@ -172,7 +172,7 @@ def likeliest_truth(
 def _paired(
     found: LatentTruth, end: LatentTruth, probes: _Probes, labels: Observed, rounds: int
 ) -> LatentTruth:
-    """Return what EM from an end's pairs comes to, if that is in pairs and foretells better; else `found`."""
+    """Return what EM from an end's pairs comes to, if that is in pairs and predicts better; else `found`."""
     other = _last(probes, labels, end.channel.paired(), rounds)
     return _likelier(found, [other] if other.channel.in_pairs else [], labels, 0.0)
 
@@ -186,42 +186,42 @@ def _last(probes: _Probes, labels: Observed, channel: LabelChannel, rounds: int)
 def _likelier(
     usual: LatentTruth, others: Sequence[LatentTruth], labels: Observed, errors: float = 1.0
 ) -> LatentTruth:
-    """Return the one that foretells given labels best, out of sample, if by so many errors; else `usual`.
+    """Return the one that predicts given labels best, out of sample, if by so many errors; else `usual`.
 
-    What calls classes by other names foretells as well, and is refused: a label must come from its own class
+    What calls classes by other names predicts as well, and is refused: a label must come from its own class
     more often than from any other.
     """
     own = np.arange(labels.k)
     ends = [usual, *(one for one in others if (one.channel.matrix.argmax(axis=0) == own).all())]
-    scores = [_foretold(each, labels.given) for each in ends]
+    scores = [_predicted(each, labels.given) for each in ends]
     best = int(np.argmax([each.mean() for each in scores]))
     gain = scores[best] - scores[0]
     return ends[best] if gain.mean() > errors * gain.std() / np.sqrt(len(gain)) else usual
 
 
-def _foretold(found: LatentTruth, given: NDArray[np.float64]) -> NDArray[np.float64]:
+def _predicted(found: LatentTruth, given: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return `log_scores` of the given labels by the probes that did not see them."""
     logs = np.log(np.maximum(found.probabilities, 1e-300))
     return log_scores(logs, 1.0, found.channel.likelihood(given), given.sum(axis=1))
 
 
 def _rounds(probes: _Probes, labels: Observed, channel: LabelChannel) -> Iterator[LatentTruth]:
-    """Yield what each round finds, until F rests."""
+    """Yield the result of each round until F converges."""
     given, told = labels.given, channel.shape == "told"
     posterior, units = labels.known(_normalised(channel.likelihood(given))), given.sum(axis=1)
-    rounds, settled, before = 0, False, posterior
-    while not settled:
+    rounds, converged, before = 0, False, posterior
+    while not converged:
         logits = probes.logits(posterior, STEPS if rounds else FIRST_STEPS)
         likelihood = channel.likelihood(given)
         temperature = max(zip(_mean_scores(logits, likelihood, units), TEMPERATURES, strict=True))[1]
         probabilities = softmax(temperature * logits, axis=1)
         posterior = labels.known(_normalised(probabilities * likelihood))
         following = channel.refitted(given, posterior, labels.weight)
-        # A matrix that was told does not move: the posteriors have to rest.
+        # A given matrix does not move: the posteriors have to converge.
         moved = probabilities - before if told else following.matrix - channel.matrix
-        settled = bool(np.abs(moved).max() < (TOLERANCE_TOLD if told else TOLERANCE))
+        converged = bool(np.abs(moved).max() < (TOLERANCE_TOLD if told else TOLERANCE))
         channel, rounds, before = following, rounds + 1, probabilities
-        yield LatentTruth(channel, posterior, probabilities, posterior, temperature, rounds, settled)
+        yield LatentTruth(channel, posterior, probabilities, posterior, temperature, rounds, converged)
 
 
 class _Probes:
@@ -251,7 +251,7 @@ class _Probes:
 
 
 def _believed(logits: NDArray[np.float64], labels: Observed) -> LatentTruth:
-    """Read labels that are believed in training: by the symmetric channel through which they are likeliest.
+    """Return posteriors of labels that are assumed correct in training, by the most likely symmetric channel.
 
     Without it a plain probe would be blamed for its calibration under noise, which costs no accuracy.
     """
@@ -396,8 +396,8 @@ def _drawn(
 def residual_statistic(x: NDArray[np.float32], labels: NDArray[np.int64], found: LatentTruth) -> float:
     """Return Σ_dc (Σ_i z_id r_ic)²/(N·v_c), z the leading components, r what was observed minus p·F.
 
-    Observed is each class given, and whether the class given is the probe's likeliest one. Where noise
-    depends on the class alone, p·F foretells these everywhere alike, and r has nothing to do with where an
+    Observed is each class given, and whether the class given is the probe's most probable one. Where noise
+    depends on the class alone, p·F predicts these everywhere alike, and r has nothing to do with where an
     example lies.
 
     Args:

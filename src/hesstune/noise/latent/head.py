@@ -12,7 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from hesstune.errors import DataError
 from hesstune.noise.latent.channel import SHAPES, Observed, Shape
-from hesstune.noise.latent.em import FOLDS, LatentTruth, fold_rows, latent_truth, likeliest_truth, log_scores
+from hesstune.noise.latent.em import (
+    FOLDS,
+    LatentTruth,
+    fit_from_several_starts,
+    fold_rows,
+    latent_truth,
+    log_scores,
+)
 from hesstune.noise.latent.probe import Linear, Reduction, SoftProbe
 from hesstune.runtime.threads import one_thread, one_thread_each
 from hesstune.storage.remembered import remembered
@@ -38,14 +45,13 @@ __all__ = [
 
 # Standard errors by which a richer shape of F must do better.
 MARGIN = 0.5
-# A noise rate: where likelihood says neither more nor less (MARGIN) for the labels as they are, they are
-# believed if less is seen through the best plain probe. Settled on development tasks of heads, and on MRPC's
-# true labels, where such a probe blames noise for features that say little, and likelihood objects.
+# A noise rate: if the likelihood does not decide (MARGIN), labels are assumed correct if the best plain probe
+# estimates less. Chosen on development tasks of heads and on MRPC's true labels.
 SEEN = 0.1
-# How many fifths are held out in turn: EM's own folds leak, so choosing needs examples that EM never saw.
+# Folds, and how many of them are held out: EM's own folds leak, so that the choice needs other examples.
 CHOICE_FOLDS, HELD_OUT = 5, 3
-# Standard errors behind the best of its kind on the first fifth at which a candidate is judged on no other,
-# and the held-out examples that it takes to say so.
+# Standard errors behind the best of its kind on the first held-out part at which a candidate is dropped, and
+# the least number of held-out examples for that.
 BEHIND, ENOUGH = 3.0, 50
 
 
@@ -93,14 +99,13 @@ class Choice:
 
     Attributes:
         candidate: The candidate chosen.
-        plain: The best of those that believe the labels.
+        plain: The best candidate that assumes the labels are correct.
         scores: {name: mean log-likelihood of a given label not seen}, of those judged on every fifth.
         gain: The chosen one's mean gain over `plain`, and its standard error.
-        seen: The noise rate seen through `plain` for which it was ruled out; None: it was not.
-        doubting: Where `plain` was chosen, the one that would be of those that doubt the labels, its mean
-            gain over `plain`, and the standard error of that; else None.
-        dropped: {name: mean log-likelihood behind the best of its kind} of those judged on the first fifth
-            alone.
+        seen: The noise rate that a plain probe estimates, if `plain` was ruled out for it; else None.
+        noisy_rival: If `plain` was chosen, the best candidate with a noise model, its mean gain over `plain`,
+            and the standard error of that gain; else None.
+        dropped: {name: mean log-likelihood below the best of its kind} of those with one part held out.
     """
 
     candidate: Candidate
@@ -108,7 +113,7 @@ class Choice:
     scores: dict[str, float] = field(default_factory=dict)
     gain: tuple[float, float] = (0.0, 0.0)
     seen: float | None = None
-    doubting: tuple[Candidate, float, float] | None = None
+    noisy_rival: tuple[Candidate, float, float] | None = None
     dropped: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -136,13 +141,13 @@ def choose(
     held_out: int = HELD_OUT,
     seed: int = 0,
 ) -> Choice:
-    """Choose the candidate whose noisy labels are likeliest on examples that it was not fitted to.
+    """Choose the candidate with the largest held-out likelihood of the given labels.
 
-    Each candidate is fitted, EM and all, to four fifths of the examples; the score of a held-out example is
-    ln Σ_c p_c(x) P(given | c). What is BEHIND after the first part is judged on no other. Of the simplest
-    shape of F whose best candidate is within MARGIN standard errors of the best of all, that candidate is
-    taken; but if it believes labels in which the best plain probe sees noise of rate SEEN, the like of the
-    others, where that is within MARGIN of it. No true label is read.
+    Each candidate is fitted, EM included, on the training part of 5-fold cross-validation. The score of a
+    held-out example is ln Σ_c p_c(x) P(given | c). A candidate that is BEHIND on the first part is dropped.
+    The choice is the best candidate of the simplest shape of F that is within MARGIN standard errors of the
+    best of all. If that shape is `none` and the best plain probe estimates a noise rate of SEEN or more, the
+    best candidate with a noise model replaces it, unless it is worse by more than MARGIN standard errors.
 
     Args:
         x: (N, C) reduced features.
@@ -155,18 +160,18 @@ def choose(
     candidates = [one for one in candidates if one not in behind]
     means = {name: float(found.mean()) for name, found in scores.items()}
     plain = max((c for c in candidates if c.shape == "none"), key=lambda c: means[c.name])
-    chosen, seen, doubting = _simplest(candidates, scores), None, None
+    chosen, seen, rival = _simplest(candidates, scores), None, None
     others = [c for c in candidates if c.shape != "none"]
     if chosen.shape == "none" and others:
         other = _simplest(others, scores)
         mean, error = paired_gain(scores[other.name], scores[plain.name])
-        doubting = (other, mean, error)
+        rival = (other, mean, error)
         if mean >= -MARGIN * error:
             rate = latent_truth(x, labels, strength=plain.strength, shape="none", seed=seed).channel.rate
             chosen, seen = (other, rate) if rate >= SEEN else (chosen, None)
     gain = paired_gain(scores[chosen.name], scores[plain.name])
     dropped = {one.name: by for one, by in behind.items()}
-    return Choice(chosen, plain, means, gain, seen, doubting, dropped)
+    return Choice(chosen, plain, means, gain, seen, rival, dropped)
 
 
 def _scored(
@@ -200,7 +205,7 @@ def _scored(
 
 
 def _behind(scores: dict[Candidate, NDArray[np.float64]]) -> dict[Candidate, float]:
-    """Return by how much those are behind that are too far behind the best that doubts, or not, as they do.
+    """Return how far candidates are behind the best with a noise model, or without, if that is too far.
 
     Few held-out examples rule nothing out.
     """
@@ -262,8 +267,8 @@ def refit(
 
 # Choosing among candidates takes so many examples at least, and at most MOST: more say nothing new.
 FEWEST, MOST = 40, 6000
-# Standard errors by which a full matrix may foretell labels worse, and yet be fitted where some noise, less
-# than SEEN, is seen: people's errors depend on more than the class, and speak against any matrix by one.
+# Standard errors by which a full matrix may predict labels worse and is still fitted, if a plain probe
+# estimates a noise rate between 0 and SEEN: human errors depend on more than the class.
 OBJECTION = 1.5
 
 
@@ -290,11 +295,11 @@ def robust_head(
     *,
     candidates: Sequence[Candidate] = CANDIDATES,
     held_out: int = HELD_OUT,
-    doubting: bool = False,
+    find_errors: bool = False,
     patient: bool = False,
     seed: int = 0,
 ) -> RobustHead:
-    """Fit a linear classifier to labels that may be wrong, told nothing about their noise.
+    """Fit a linear classifier to labels that may be wrong, without noise information.
 
     Candidates are penalised cross-entropy on the labels as they are, and the same on the posteriors of
     latent-truth EM, with a symmetric or a full noise matrix, each at several penalties; `choose` picks by the
@@ -303,13 +308,13 @@ def robust_head(
     Args:
         features: (N, D) of a frozen network.
         labels: What is known of the examples' classes.
-        candidates: Of which one is chosen; those of the shape `told` believe the matrix that was told.
+        candidates: Of which one is chosen; those of the shape `told` use the given matrix.
         held_out: How many fifths each candidate is judged on.
-        doubting: For who asks what is wrong with the labels, not for a classifier: labels are believed only
-            where a plain probe sees no noise, or so little (SEEN) that likelihood may object (OBJECTION);
-            else a full matrix is fitted, which people's errors need, though foretold no better by it.
-        patient: A full matrix is fitted from several starts (`likeliest_truth`), of at most MOST examples:
-            more leave less to chance.
+        find_errors: Whether label errors are looked for. Labels are then assumed correct only if a plain
+            probe estimates no noise, or less than SEEN with a likelihood that contradicts it (OBJECTION).
+            Otherwise a full matrix is fitted.
+        patient: Whether a full matrix is fitted from several starts (`fit_from_several_starts`), with at most
+            MOST examples.
         seed: Of folds.
 
     Raises:
@@ -330,15 +335,15 @@ def robust_head(
         raise DataError(f"a head cannot be fitted to {len(labels)} example; give two at least")
     reduction = Reduction.of(features)
     x = reduction.apply(features)
-    if doubting:
+    if find_errors:
         candidates = [one for one in candidates if one.shape in ("none", "full")]
     choice = _choice(x, labels, candidates, held_out, seed)
-    if doubting:
-        choice = _doubted(x, labels, choice, seed)
+    if find_errors:
+        choice = _for_label_errors(x, labels, choice, seed)
     one, folds = choice.candidate, min(FOLDS, len(x))
     with one_thread():
         if patient and one.shape == "full" and len(x) <= MOST:
-            truth = likeliest_truth(x, labels, strength=one.strength, folds=folds, seed=seed)
+            truth = fit_from_several_starts(x, labels, strength=one.strength, folds=folds, seed=seed)
         else:
             truth = latent_truth(x, labels, strength=one.strength, shape=one.shape, folds=folds, seed=seed)
         fitted = refit(x, truth, one.strength, labels.weight)
@@ -346,11 +351,11 @@ def robust_head(
     return RobustHead(Linear(weight, bias), truth, choice, x)
 
 
-def _doubted(x: NDArray[np.float32], labels: Observed, choice: Choice, seed: int) -> Choice:
+def _for_label_errors(x: NDArray[np.float32], labels: Observed, choice: Choice, seed: int) -> Choice:
     """Return the best full candidate in place of a plain one through which noise is seen."""
-    if choice.candidate.shape == "full" or choice.doubting is None:
+    if choice.candidate.shape == "full" or choice.noisy_rival is None:
         return choice
-    other, gain, error = choice.doubting
+    other, gain, error = choice.noisy_rival
     plain = latent_truth(x, labels, strength=choice.candidate.strength, shape="none", seed=seed)
     seen, objects = plain.channel.rate, gain < -OBJECTION * error
     return replace(choice, candidate=other) if seen >= SEEN or (seen > 0 and not objects) else choice

@@ -20,7 +20,7 @@ LEAST = 1e-3
 # Powers of the probabilities that are tried. None is above 1: a labeler is not made surer than it says.
 POWERS = (0.0, *np.geomspace(0.05, 1.0, 14))
 # Standard deviation, in logarithms, by which a labeler's power may leave the others': it is drawn to theirs
-# where few examples speak. Folds, and rounds at most.
+# where there are few examples. Folds, and rounds at most.
 SPREAD, FOLDS, ROUNDS = 1.0, 5, 10
 
 # Annotators whose numbers are in a sentence.
@@ -118,12 +118,12 @@ def _powers(
         before = power.copy()
         for j in range(m):
             others = np.einsum("nmk,m->nk", logs, power) - power[j] * logs[:, j]
-            heard = given[:, j] & (known | (given.sum(axis=1) > 1))
-            if not heard.any():
+            with_votes = given[:, j] & (known | (given.sum(axis=1) > 1))
+            if not with_votes.any():
                 continue
-            q = softmax(others[heard], axis=1)
-            q[known[heard]] = np.eye(q.shape[1])[truth[heard][known[heard]]]
-            scores = [_likelihood(tried * logs[heard, j], q) + _prior(tried, middle) for tried in POWERS]
+            q = softmax(others[with_votes], axis=1)
+            q[known[with_votes]] = np.eye(q.shape[1])[truth[with_votes][known[with_votes]]]
+            scores = [_likelihood(tried * logs[with_votes, j], q) + _prior(tried, middle) for tried in POWERS]
             power[j] = POWERS[int(np.argmax(scores))]
         if np.array_equal(power, before):
             break
@@ -136,10 +136,10 @@ def _score_all(
     total = np.einsum("nmk,m->nk", logs, power)
     known, found = truth >= 0, 0.0
     for j in range(given.shape[1]):
-        heard = given[:, j] & (known | (given.sum(axis=1) > 1))
-        q = softmax(total[heard] - power[j] * logs[heard, j], axis=1)
-        q[known[heard]] = np.eye(q.shape[1])[truth[heard][known[heard]]]
-        found += _likelihood(power[j] * logs[heard, j], q)
+        with_votes = given[:, j] & (known | (given.sum(axis=1) > 1))
+        q = softmax(total[with_votes] - power[j] * logs[with_votes, j], axis=1)
+        q[known[with_votes]] = np.eye(q.shape[1])[truth[with_votes][known[with_votes]]]
+        found += _likelihood(power[j] * logs[with_votes, j], q)
     return found
 
 
