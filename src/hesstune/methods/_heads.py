@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -302,4 +302,4 @@ def estimator_method(
     """
     voted = None if combine is None else staticmethod(combine)
     own = {"estimator": estimator, "combine": voted, "needs_votes": combine is not None}
-    return type(name, (EstimatorHead,), own)
+    return cast("type[Method]", type(name, (EstimatorHead,), own))

@@ -117,9 +117,7 @@ class RobustLoss(Method):
         self._robust = averaged(setup, self.make())
 
     def make(self) -> Loss:
-        """Return the loss of each example, (N, K) logits and (N,) targets to (N,)."""
         raise NotImplementedError
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
-        """Return the mean of the method's loss."""
         return self._robust(logits, targets)

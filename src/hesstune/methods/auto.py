@@ -118,7 +118,6 @@ class Auto(SolvedHeadMethod):
             self._update_posteriors()
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cross-entropy on the posteriors, or where no head was solved on the labels, and logits."""
         if self.posteriors is None:
             return super().batch_loss(batch)
         logits = batch.logits()
@@ -131,7 +130,6 @@ class Auto(SolvedHeadMethod):
         return (weight * losses).sum() / weight.sum(), logits
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
-        """Return cross-entropy where no head was solved, corrected forward for hard labels of known noise."""
         if self.setup.noise_matrix is None or targets.ndim == 2:
             return super().loss(logits, targets, epoch)
         return self._forward(logits, targets)
@@ -164,22 +162,18 @@ class Auto(SolvedHeadMethod):
         return before
 
     def state(self) -> Tree:
-        """Return the mean of the recent weights, and what the network has said of the examples."""
         mean = {k: v.clone() for k, v in self.mean.items()}
         return {"mean": mean, "steps": self.steps, "seen": self.seen}
 
     def load_state(self, state: Tree) -> None:
-        """Take both back."""
         self.mean, self.steps, self.seen = dict(state["mean"]), int(state["steps"]), state["seen"]
         self._update_posteriors()
 
     def radii(self) -> dict[str, float]:
-        """Return the radius of every layer, around the network with the solved head."""
         return {} if self.constraint is None else dict(self.constraint.radii)
 
     @classmethod
     def solve_head(cls, material: HeadMaterial) -> SolvedHead:
-        """Return the head that is chosen without a true label."""
         told = None if material.noise_matrix is None else material.noise_matrix.array
         labels = material.labels if material.soft is None else material.soft
         observed = Observed.of(labels, material.k, told, material.checked, _weight(material))

@@ -72,7 +72,6 @@ class L2SP(Method):
         )
 
     def penalty(self) -> torch.Tensor:
-        """Return the pull towards the reference."""
         return self._penalty()
 
 
@@ -115,7 +114,6 @@ class Mixup(Method):
     }
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss of a batch mixed with a permutation of itself."""
         share = beta_draw(self.options["alpha"])
         order = torch.randperm(len(batch.targets)).to(batch.targets.device)
         assert isinstance(batch.inputs, torch.Tensor)

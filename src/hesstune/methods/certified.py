@@ -106,7 +106,6 @@ class Certified(Method):
     # -- a batch -----------------------------------------------------------------------------
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the surrogate of the certified loss under noise, and the noisy logits."""
         batch.net.eval()  # what is certified runs in eval mode: no dropout beside the noise
         with self._noisy_head(len(batch.targets), batch.share or slice(None)):
             logits = batch.logits()
@@ -179,11 +178,9 @@ class Certified(Method):
     # -- the run -----------------------------------------------------------------------------
 
     def learnt(self) -> list[torch.Tensor]:
-        """Return the scales of the noise."""
         return [self.log_scale]
 
     def posterior(self) -> dict[str, float]:
-        """Return the deviations of the family's member nearest to those learnt."""
         head, body = (float(v) for v in self.log_scale.detach())
         if not self.head:
             head, body = body, 0.0
@@ -195,11 +192,9 @@ class Certified(Method):
         }
 
     def state(self) -> Tree:
-        """Return the learnt scales and the running loss."""
         return {"log_scale": self.log_scale.detach().clone(), "recent": self.recent, "most": self.most}
 
     def load_state(self, state: Tree) -> None:
-        """Take them back."""
         self.log_scale = state["log_scale"].clone().requires_grad_()
         self.recent, self.most = state["recent"], state["most"]
 

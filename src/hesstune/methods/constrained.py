@@ -85,7 +85,6 @@ class Constraint(Method):
         )
 
     def radii(self) -> dict[str, float]:
-        """Return the radius of every layer."""
         return dict(self.constraint.radii)
 
 
@@ -106,7 +105,6 @@ class Robust(Constraint):
         self._consistent = consistent(setup)
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
-        """Return the batch's loss: cross-entropy while warming up, then the consistent loss."""
         if epoch < self.setup.warmup_epochs:
             return super().loss(logits, targets, epoch)
         loss: torch.Tensor = self._consistent(logits, targets)
@@ -166,7 +164,6 @@ class RegSL(Constraint):
         self._weights = class_weights(setup)
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss against labels corrected and examples weighted as this epoch has it."""
         logits = batch.logits()
         done = batch.epoch / self.setup.epochs
         targets = batch.targets

@@ -88,11 +88,9 @@ class WiSEFT(LPFT):
             parameter.lerp_(self.probed[name].to(parameter), 1.0 - self.options["alpha"])
 
     def state(self) -> Tree:
-        """Return the weights at the end of probing."""
         return {"probed": self.probed}
 
     def load_state(self, state: Tree) -> None:
-        """Take them back."""
         self.probed = state["probed"]
 
 

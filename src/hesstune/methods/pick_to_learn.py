@@ -97,7 +97,6 @@ class PickToLearn(Method):
         return told  # type: ignore[return-value]
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raise: no batch enters the training."""
         raise ConfigError("method 'pick_to_learn' trains on no batches")
 
     def done(self) -> bool:
@@ -113,17 +112,14 @@ class PickToLearn(Method):
         self._write(self.picks)
 
     def picked(self) -> list[int]:
-        """Return the picked examples, in their order."""
         return [] if self.picks is None else list(self.picks.kept)
 
     def state(self) -> Tree:
-        """Return the picks and what they were fitted to."""
         if self.picks is None:
             return {}
         return {"kept": self.picks.kept, "weight": self.picks.weight, "done": self.picks.done}
 
     def load_state(self, state: Tree) -> None:
-        """Take them back."""
         if state:
             kept = [int(at) for at in state["kept"]]
             self.picks = Picks(kept, state["weight"].clone(), bool(state["done"]))

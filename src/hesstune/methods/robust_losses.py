@@ -13,7 +13,7 @@ from hesstune.losses.robust import (
     early_learning_penalty,
 )
 from hesstune.methods._base import RESISTANT, Batch, Method, MethodSetup, Option
-from hesstune.methods._losses import Loss, RobustLoss, averaged, class_weights, consistent
+from hesstune.methods._losses import Loss, RobustLoss, class_weights, consistent
 from hesstune.storage.tensors import Tree
 
 
@@ -31,7 +31,6 @@ class Consistent(Method):
         self._consistent = consistent(setup)
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
-        """Return the consistent loss of a batch."""
         loss: torch.Tensor = self._consistent(logits, targets)
         return loss
 
@@ -48,33 +47,21 @@ class Forward(RobustLoss):
     head_penalty = RESISTANT
 
     def make(self) -> Loss:
-        """Return the loss of each example."""
         return ForwardLoss(self.setup.noise_matrix, reduction="none")
 
 
-class LabelSmoothing(Method):
+class LabelSmoothing(RobustLoss):
     """Label smoothing: cross-entropy against (1 − ε)·label + ε/K.
 
     Source: Szegedy et al. 2016, section 7, ε = 0.1; Lukasik et al. 2020 on why it helps under noise.
     """
 
     tier = "baseline"
-    shards = True
-    takes_soft = False
     own_options = {"epsilon": Option(0.1, "Szegedy et al. 2016, section 7", high=1.0, search=(0.0, 0.9))}
 
-    def __init__(self, setup: MethodSetup) -> None:
-        super().__init__(setup)
-        self._smoothed = averaged(setup, self._losses)
-
-    def _losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(
-            logits.float(), targets, reduction="none", label_smoothing=self.options["epsilon"]
-        )
-
-    def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
-        """Return the smoothed cross-entropy of a batch."""
-        return self._smoothed(logits, targets)
+    def make(self) -> Loss:
+        smoothed = torch.nn.CrossEntropyLoss(reduction="none", label_smoothing=self.options["epsilon"])
+        return lambda logits, targets: smoothed(logits.float(), targets)
 
 
 class GCE(RobustLoss):
@@ -90,7 +77,6 @@ class GCE(RobustLoss):
     }
 
     def make(self) -> Loss:
-        """Return the loss of each example."""
         return GeneralizedCrossEntropy(self.options["q"], reduction="none")
 
 
@@ -109,7 +95,6 @@ class SCE(RobustLoss):
     }
 
     def make(self) -> Loss:
-        """Return the loss of each example."""
         return SymmetricCrossEntropy(self.options["alpha"], self.options["beta"], reduction="none")
 
 
@@ -128,7 +113,6 @@ class APL(RobustLoss):
     }
 
     def make(self) -> Loss:
-        """Return the loss of each example."""
         return ActivePassiveLoss(self.options["alpha"], self.options["beta"], reduction="none")
 
 
@@ -153,7 +137,6 @@ class GJS(Method):
         self._weights = class_weights(setup)
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss of the label and two views."""
         logits = batch.logits()
         losses = self._gjs([logits, batch.logits(inputs=batch.again())], batch.targets)
         if self._weights is not None:
@@ -187,18 +170,15 @@ class EarlyLearning(Method):
         return self.memory[indices]
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the method's loss and the regulariser."""
         logits = batch.logits()
         p = torch.softmax(logits.float(), dim=1)
         penalty = early_learning_penalty(p, self.remember(p, batch.indices)).mean()
         return self._labels_loss(logits, batch) + self.options["lambda"] * penalty, logits
 
     def state(self) -> Tree:
-        """Return the memory."""
         return {"memory": self.memory}
 
     def load_state(self, state: Tree) -> None:
-        """Take it back."""
         self.memory = state["memory"]
 
 
@@ -244,7 +224,6 @@ class SAT(Method):
         return soft
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the weighted cross-entropy against the adapted targets."""
         logits = batch.logits()
         log_p = torch.log_softmax(logits.float(), dim=1)
         soft = self.adapt(log_p.exp(), batch)
@@ -255,11 +234,9 @@ class SAT(Method):
         return (weight * losses).sum() / weight.sum(), logits
 
     def state(self) -> Tree:
-        """Return the targets."""
         return {"soft": self.soft, "seen": self.seen}
 
     def load_state(self, state: Tree) -> None:
-        """Take them back."""
         self.soft, self.seen = state["soft"], state["seen"]
 
 

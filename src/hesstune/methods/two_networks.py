@@ -42,15 +42,12 @@ class TwoNetworks(Method):
                     other.add_(HEAD_NOISE * torch.randn(own.shape, generator=generator).to(other))
 
     def networks(self) -> list[nn.Module]:
-        """Return the twin."""
         return [self.twin]
 
     def state(self) -> Tree:
-        """Return the twin's weights."""
         return {"twin": dict(self.twin.state_dict())}
 
     def load_state(self, state: Tree) -> None:
-        """Take them back."""
         self.twin.load_state_dict(state["twin"])
 
 
@@ -71,7 +68,6 @@ class CoTeaching(TwoNetworks):
         return 1.0 - rate * (min(1.0, (epoch + 1) / over) if over else 1.0)
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the two networks' losses on the examples chosen for them, summed."""
         logits = [batch.logits(), batch.logits(self.twin)]
         losses = [
             torch.nn.functional.cross_entropy(x.float(), batch.targets, reduction="none") for x in logits
@@ -131,7 +127,6 @@ class DivideMix(TwoNetworks):
             self.clean[at][seen] = clean_probability(losses)
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the sum of both networks' losses on their mixed batch."""
         self.labels[batch.indices.cpu()] = batch.targets.cpu()
         warming = batch.epoch < self.setup.warmup_epochs
         # Later, statistics move by what is trained on, the mixed batch: not by guesses of labels, too.
@@ -187,11 +182,9 @@ class DivideMix(TwoNetworks):
         return total + (prior * (prior.log() - p.mean(dim=0).clamp_min(1e-8).log())).sum()
 
     def state(self) -> Tree:
-        """Return the twin, the division and the labels it was made from."""
         return {**super().state(), "clean": self.clean, "labels": self.labels}
 
     def load_state(self, state: Tree) -> None:
-        """Take them back."""
         super().load_state(state)
         self.clean, self.labels = state["clean"], state["labels"]
 

@@ -108,10 +108,11 @@ def latent_truth(
     """Fit P(true class | features) and F by expectation maximisation, each example judged out of sample.
 
     Each round computes q_i ∝ p_c(x_i)·P(given_i | c), then F from q, then the probes from q, until F
-    converges. p comes from the probe that was fitted to the posteriors of the other folds, at the temperature with the
-    largest likelihood of the given labels; a probe that was fitted to an example's label confirms it. A full
-    F is also fitted from a start with classes confused in pairs (`LabelChannel.paired`), and kept if it stays
-    in pairs and predicts the given labels better. Sources: Raykar et al. 2010; Bekker and Goldberger 2016.
+    converges. p comes from the probe that was fitted to the posteriors of the other folds, at the
+    temperature with the largest likelihood of the given labels. A probe that was fitted to an example's own
+    label would confirm it. A full F is also fitted from a start with classes confused in pairs
+    (`LabelChannel.paired`), and kept if it stays in pairs and predicts the given labels better. Sources:
+    Raykar et al. 2010; Bekker and Goldberger 2016.
 
     Args:
         x: (N, C) reduced features.

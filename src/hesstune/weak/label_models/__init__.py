@@ -28,7 +28,10 @@ __all__ = [
 ]
 
 LABEL_MODELS = tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
-LabelModelName = str if TYPE_CHECKING else Literal[LABEL_MODELS]
+if TYPE_CHECKING:
+    LabelModelName = str
+else:  # what options accept
+    LabelModelName = Literal[LABEL_MODELS]
 
 
 def label_model_class(name: str) -> type[LabelModel]:
