@@ -1,150 +1,23 @@
-"""What every fine-tuning method is built from, is given and offers to the training loop."""
+"""What every fine-tuning method offers to the training loop."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from hesstune.errors import ConfigError, unknown_name
-from hesstune.reference import in_modules
+from hesstune.methods._losses import cross_entropy
+from hesstune.methods._setup import Batch, MethodSetup, Option
 from hesstune.storage.tensors import Tree
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
     from torch import nn
 
-    from hesstune.forward import Inputs
-    from hesstune.methods._heads import HeadMaterial, SolvedHead
-    from hesstune.noise.matrix import NoiseMatrix
-    from hesstune.reference import Reference
+    from hesstune.methods._setup import HeadMaterial, SolvedHead
 
 __all__ = ["TIERS", "Batch", "Method", "MethodSetup", "Option", "Tier"]
-
-
-@dataclass(frozen=True)
-class Option:
-    """A number that a method has and others have not, set by `--method-options NAME=VALUE`.
-
-    Attributes:
-        default: Its value where none is given.
-        source: Where the default comes from.
-        low: The least value allowed.
-        high: The largest value allowed.
-        search: The range in which a search looks, or None where it leaves the default alone.
-        log: Whether the search looks on a logarithmic scale.
-    """
-
-    default: float
-    source: str
-    low: float = 0.0
-    high: float = float("inf")
-    search: tuple[float, float] | None = None
-    log: bool = False
-
-
-@dataclass(frozen=True)
-class MethodSetup:
-    """What a method is built from.
-
-    Attributes:
-        model: The whole network.
-        reference: Its weights at the start.
-        noise_matrix: F, the noise that the loss is told of, or None.
-        counts: (K,) how many training examples carry each (noisy) label.
-        radius: The constraint's radii, by layer pattern or one for all; None where unconstrained.
-        norm: The constraint's norm.
-        warmup_epochs: Epochs of plain cross-entropy first, for methods that have a warm-up.
-        balance: `none`, `weights` or `sampler`: how the risk is made class-balanced.
-        net: What is called on a batch and trained, the whole network or its head; None: the network.
-        head: The name of the head's module in `model`.
-        other_heads: Of a network that makes its logits of several classifiers, the names of the others.
-        epochs: Epochs in all.
-        options: The method's own numbers; absent ones have their defaults.
-        radius_scale: Factor of the radii from one stage of the network to the next.
-        labels: (n,) the (noisy) training labels.
-        batch_size: Examples an optimizer step.
-        solved: The head that was solved from frozen features, or None.
-        alone: Whether that head is all there is to be, for want of time or of examples to judge more by.
-    """
-
-    model: nn.Module
-    reference: Reference
-    noise_matrix: NoiseMatrix | None
-    counts: NDArray[np.int64]
-    radius: float | Mapping[str, float] | None
-    norm: str
-    warmup_epochs: int
-    balance: str = "none"
-    net: nn.Module | None = None
-    head: str = ""
-    epochs: int = 1
-    options: Mapping[str, float] = field(default_factory=dict)
-    radius_scale: float = 1.0
-    labels: NDArray[np.int64] | None = None
-    batch_size: int = 32
-    solved: SolvedHead | None = None
-    alone: bool = False
-    other_heads: tuple[str, ...] = ()
-
-    @cached_property
-    def network(self) -> nn.Module:
-        """What is called on a batch: `net`, or the whole network."""
-        return self.model if self.net is None else self.net
-
-    @cached_property
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that were trainable when the method was built, by their names in `model`."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """The names of all modules that are the head together."""
-        return (self.head, *self.other_heads)
-
-    def in_head(self, name: str) -> bool:
-        """Tell whether a parameter of `model` belongs to the head."""
-        return in_modules(name, self.heads)
-
-
-@dataclass
-class Batch:
-    """One batch of training examples.
-
-    Attributes:
-        net: What is called on the inputs.
-        inputs: The inputs, augmented.
-        targets: (N,) noisy labels.
-        indices: (N,) positions of the examples in the training set.
-        epoch: The epoch, from 0.
-        again: Returns the same examples augmented by another draw.
-        forward: How logits are computed; None: by calling the network.
-        soft: (N, K) soft labels to train on instead of `targets`, or None.
-        clean: (N,) whether a person has checked the label, or None where nobody checked any.
-        share: The rows that this process runs, where several share the batch; None: all of them.
-    """
-
-    net: nn.Module
-    inputs: Inputs
-    targets: torch.Tensor
-    indices: torch.Tensor
-    epoch: int
-    again: Callable[[], Inputs]
-    forward: Callable[[nn.Module, Inputs], torch.Tensor] | None = None
-    soft: torch.Tensor | None = None
-    clean: torch.Tensor | None = None
-    share: slice | None = None
-
-    def logits(self, net: nn.Module | None = None, inputs: Inputs | None = None) -> torch.Tensor:
-        """Return the (N, K) logits of these inputs, or others, by this network, or another."""
-        from hesstune.forward import logits_of
-
-        forward = logits_of if self.forward is None else self.forward
-        return forward(self.net if net is None else net, self.inputs if inputs is None else inputs)
 
 
 T = TypeVar("T")
@@ -194,8 +67,6 @@ class Method:
     own_options: ClassVar[dict[str, Option]] = {}
 
     def __init__(self, setup: MethodSetup) -> None:
-        from hesstune.methods._losses import cross_entropy
-
         self.setup = setup
         self.options = self.checked_options(setup.options)
         self._cross_entropy = cross_entropy(setup)

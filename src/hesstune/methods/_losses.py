@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 
 from hesstune.errors import DataError
 from hesstune.losses.consistent import ConsistentLoss
-from hesstune.methods._base import Method, MethodSetup
+from hesstune.methods._setup import MethodSetup
 from hesstune.noise.matrix import NoiseMatrix
 
 __all__ = [
     "Loss",
-    "RobustLoss",
     "averaged",
     "balanced_rates",
     "class_weights",
@@ -104,20 +103,3 @@ def consistent(setup: MethodSetup) -> ConsistentLoss:
     weight = torch.from_numpy(1.0 / (setup.noise_matrix.k * prior))
     sampling = torch.from_numpy(rates) if setup.balance == "sampler" else None
     return ConsistentLoss(setup.noise_matrix, weight=weight, sampling=sampling)
-
-
-class RobustLoss(Method):
-    """A loss of logits and targets instead of cross-entropy; classes are weighted as there."""
-
-    shards = True
-    takes_soft = False
-
-    def __init__(self, setup: MethodSetup) -> None:
-        super().__init__(setup)
-        self._robust = averaged(setup, self.make())
-
-    def make(self) -> Loss:
-        raise NotImplementedError
-
-    def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
-        return self._robust(logits, targets)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from hesstune.constraints.penalty import StartingPointPenalty
-from hesstune.methods._base import Batch, Method, MethodSetup, Option
+from hesstune.methods._base import Batch, Method, MethodSetup, Option, Tier
 
 
 class Vanilla(Method):
@@ -57,7 +57,7 @@ class L2SP(Method):
     Source: Li, Grandvalet, Davoine 2018, equation 2.
     """
 
-    tier = "baseline"
+    tier: ClassVar[Tier] = "baseline"
     kind = "l2"
     head_penalty = 0.0
     own_options = {
@@ -81,7 +81,7 @@ class L1SP(L2SP):
     Source: Li, Grandvalet, Davoine 2018, equation 4.
     """
 
-    tier = "research"
+    tier: ClassVar[Tier] = "research"
     kind = "l1"
     own_options = {
         "alpha": Option(1e-4, "the order of L1 penalties for networks", search=(1e-6, 1e-2), log=True),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -14,7 +14,7 @@ from hesstune.constraints.distance import (
     trained_matrices,
 )
 from hesstune.errors import listed
-from hesstune.methods._base import Batch, Method, MethodSetup, Option
+from hesstune.methods._base import Batch, Method, MethodSetup, Option, Tier
 from hesstune.methods._losses import class_weights, consistent
 from hesstune.methods.robust_losses import EarlyLearning
 
@@ -54,7 +54,7 @@ class Constraint(Method):
     grow with depth, as in the paper's code.
     """
 
-    tier = "baseline"
+    tier: ClassVar[Tier] = "baseline"
     shards = True
     constrained = True
     head_penalty = 0.0
@@ -95,7 +95,7 @@ class Robust(Constraint):
     balls). Source: Ju, Li, Zhang 2022, Algorithm 1.
     """
 
-    tier = "recommended"
+    tier: ClassVar[Tier] = "recommended"
     shards = True
     needs_noise_matrix = True
     warms_up = True
@@ -122,7 +122,7 @@ class RobustPlus(EarlyLearning, Robust):
     tasks with weak labels; β = 0.7 as there.
     """
 
-    tier = "research"
+    tier: ClassVar[Tier] = "research"
     shards = False
     head_penalty = 0.0
     own_options = {
@@ -148,7 +148,7 @@ class RegSL(Constraint):
     relabelling from epoch 10 of 30, γ = 2, threshold 0.9.
     """
 
-    tier = "research"
+    tier: ClassVar[Tier] = "research"
     shards = False
     takes_soft = False
     own_options = {

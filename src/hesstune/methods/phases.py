@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from hesstune.methods._base import Method, MethodSetup, Option
+from hesstune.methods._base import Method, MethodSetup, Option, Tier
 from hesstune.storage.tensors import Tree
 
 
@@ -19,7 +20,7 @@ class LPFT(Method):
     half of the epochs each. With `--train head` it is plain fine-tuning.
     """
 
-    tier = "baseline"
+    tier: ClassVar[Tier] = "baseline"
     toggles_requires_grad = True
     own_options = {
         "probe": Option(0.5, "Kumar et al. 2022: half of the epochs each", high=1.0, search=(0.1, 0.9)),
@@ -64,7 +65,7 @@ class WiSEFT(LPFT):
     head, so W⁽ᵖ⁾ are the weights after a phase of linear probing, as for LP-FT.
     """
 
-    tier = "research"
+    tier: ClassVar[Tier] = "research"
     own_options = {
         **LPFT.own_options,
         "alpha": Option(0.5, "Wortsman et al. 2022, section 4", high=1.0, search=(0.1, 0.9)),

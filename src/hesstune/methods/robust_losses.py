@@ -13,8 +13,26 @@ from hesstune.losses.robust import (
     early_learning_penalty,
 )
 from hesstune.methods._base import RESISTANT, Batch, Method, MethodSetup, Option
-from hesstune.methods._losses import Loss, RobustLoss, class_weights, consistent
+from hesstune.methods._losses import Loss, averaged, class_weights, consistent
 from hesstune.storage.tensors import Tree
+
+
+class RobustLoss(Method):
+    """A loss of logits and targets instead of cross-entropy; classes are weighted as there."""
+
+    shards = True
+    takes_soft = False
+
+    def __init__(self, setup: MethodSetup) -> None:
+        super().__init__(setup)
+        self._robust = averaged(setup, self.make())
+
+    def make(self) -> Loss:
+        """Return the loss of each example, (N,), as a function of logits, (N, K), and targets, (N,)."""
+        raise NotImplementedError
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
+        return self._robust(logits, targets)
 
 
 class Consistent(Method):
