@@ -49,7 +49,7 @@ test-slow: $(VENV)/.slow
 
 # DATA holds pacs, cifar10n, wrench, amazon_isbook, sst2 and mrpc; finished rows stay.
 field: $(VENV)/.dev
-	$(PIP) --editable '.[snorkel]'
+	$(PIP) --editable '.[peers]'
 	$(BIN)/python benchmarks/field/heads.py --data $(DATA) --part test --seeds 5
 	$(BIN)/python benchmarks/field/methods.py --data $(DATA) --part test --seeds 5
 	$(BIN)/python benchmarks/field/votes.py --data $(DATA)

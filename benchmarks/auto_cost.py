@@ -23,14 +23,14 @@ import torch
 import hesstune as ht
 from compare_speed import processor_seconds
 from hesstune.methods import method_class
-from hesstune.methods._head import HeadMaterial
-from hesstune.methods._peers import cross_validated
+from hesstune.methods._heads import HeadMaterial
 from hesstune.training.penalty import penalised_head
 from kept_features import cache_folder, image_features
+from peers import PEERS, CrossValidated
 from records import arguments, write_record
 
 IMAGES, TURNS = 4000, 3
-METHODS = ["auto", "vanilla", "elr", "sklearn_cv", "cleanlab"]
+METHODS: list[Any] = ["auto", "vanilla", "elr", *(PEERS[name] for name in ("sklearn_cv", "cleanlab"))]
 SEEDS, GOAL = 3, 60.0
 
 
@@ -43,7 +43,7 @@ def ratios(data: Path, lines: list[dict[str, str]], n: int) -> dict[str, Any]:
     sides: dict[str, Callable[[], Any]] = {
         "auto": partial(method_class("auto").solve_head, material),
         "own": partial(penalised_head, material.features, np.eye(len(classes))[labels]),
-        "scikit-learn": partial(cross_validated, material, labels),
+        "scikit-learn": partial(CrossValidated().fit, material.features, labels),
     }
     for side in sides.values():
         side()
@@ -74,7 +74,7 @@ def comparisons(data: Path, lines: list[dict[str, str]], folder: Path) -> dict[s
     beyond = seconds["all"] - seconds["one"]
     print(seconds)
     return {
-        "methods": METHODS,
+        "methods": [str(getattr(each, "__name__", each)) for each in METHODS],
         "seeds": SEEDS,
         "images": len(lines),
         "threads": torch.get_num_threads(),

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hesstune.labeling.labeling_target import read_target
+from hesstune.labeling.sources import read_target
 from hesstune.storage.csv_table import read_table
 from hesstune.weak import Votes, apply_functions, label
-from hesstune.weak.long_votes import long_columns, long_votes
-from hesstune.weak.vote_columns import vote_columns, votes_in
+from hesstune.weak.vote_files import long_columns, long_votes, vote_columns, votes_in
 from records import ROOT, arguments, write_record
 
 SEEDS = range(7000, 7160)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.noise.estimate import from_posterior
-from hesstune.weak.features import soft_dawid_skene
+from hesstune.weak.label_models.soft_features import soft_dawid_skene
 from records import alone, machine, read_record, write_record
 from weak_tasks import PACS, WeakTask, weak_task
 

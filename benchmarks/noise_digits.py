@@ -17,9 +17,8 @@ import torch
 from hesstune.data.load import load_task
 from hesstune.inputs.feature_store import frozen_features
 from hesstune.models.load import load_model
-from hesstune.noise.estimate import confidence_set, estimate_noise
-from hesstune.noise.estimate.crossfit import cross_fit
-from hesstune.noise.estimate.holdout import pair_counts
+from hesstune.noise.estimate import confidence_set, estimate_noise, pair_counts
+from hesstune.noise.linear_probe import cross_fit
 from hesstune.noise.matrix import NoiseMatrix
 from records import machine, write_record
 
@@ -29,7 +28,7 @@ NOISES, SEEDS, CLEAN, DELTA = (
     100,
     0.05,
 )
-METHODS = ("em", "anchor", "dual_t", "confident", "volmin", "auto", "holdout")
+METHODS = ("em", "confident", "auto", "holdout")
 
 
 def main() -> None:

@@ -20,12 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.errors import NoiseMatrixError
-from hesstune.noise.estimate import estimate_noise, from_posterior, holdout
-from hesstune.noise.estimate.crossfit import cross_fit
-from hesstune.noise.estimate.fit import well_conditioned
+from hesstune.noise.estimate import estimate_noise, from_posterior, holdout, well_conditioned
+from hesstune.noise.linear_probe import cross_fit
 from hesstune.noise.matrix import NoiseMatrix
-from hesstune.weak.features import soft_dawid_skene
 from hesstune.weak.label_models import label
+from hesstune.weak.label_models.soft_features import soft_dawid_skene
 from records import alone, machine, read_record, write_record
 from weak_tasks import PACS, WeakTask, pacs
 
@@ -98,8 +97,8 @@ def matrices(
     free = soft_dawid_skene(part.votes, part.features, seed=seed, **choice["none"])
     checked = soft_dawid_skene(part.votes, part.features, clean=clean, seed=seed, **choice["checked"])
     made = {"true F": task.noise}
-    for name in ("anchor", "dual_t", "confident", "volmin", "auto"):
-        features = part.features if name in ("volmin", "auto") else None
+    for name in ("confident", "auto"):
+        features = part.features if name == "auto" else None
         given = free if name == "auto" else None
         try:
             made[name] = estimate_noise(probs, part.weak, name, features=features, posterior=given).matrix

@@ -28,10 +28,7 @@ from there.
 | method | what it uses |
 |---|---|
 | `em` | features: true classes, probes and F in turn (below) |
-| `anchor` | the example of each class with the largest probability (Patrini et al. 2017); `anchor:0.9` a quantile |
-| `dual_t` | the product of two easier matrices (Yao et al. 2020), tempered |
-| `confident` | cleanlab's confident joint |
-| `volmin` | the matrix of least volume, learnt with the classifier |
+| `confident` | the confident joint of probabilities and labels (Northcutt et al. 2021) |
 | `labelmodel` | the votes: P(true class \\| votes) of a label model against the label trained on |
 | `holdout` | checked labels, with a confidence set |
 | `auto` | `holdout` with checked labels, `labelmodel` with votes unless they say far more noise, else `em` |
@@ -56,10 +53,9 @@ compares what was observed with what p·F foretells, along the 20 leading compon
 is below 0.001, the noise does not depend on the class alone, and F is a mean. It rejects seldom, and where it
 does not, nothing is shown.
 
-Dual-T multiplies the matrix from the true to an intermediate class with that from the intermediate class to
-the given label. On perfectly calibrated probabilities both are F, and the product is F². So its first
-factor is weighed by w, ((1 − w)I + wT♣)T♠, with w the largest of 1 (as published), 3/4, 1/2, 1/4 and 0
-whose matrix the likelihood of held-out noisy labels does not speak against.
+The tables below also have estimators and a label model that are no longer in the package, because others had the
+better mean in every table: `anchor` (Patrini et al. 2017), `dual_t` (Yao et al. 2020), `volmin` (Li et al. 2021)
+and `features` (Dawid-Skene with a class prior from the nearest examples).
 
 ## Labels made of votes
 

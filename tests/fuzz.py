@@ -42,7 +42,7 @@ from hesstune.runs.config import make_config, read_yaml
 from hesstune.runs.data_record import DataRecord, PartRecord
 from hesstune.storage.stored import read_record
 from hesstune.storage.tensors import load_tree, save_tree
-from hesstune.weak.vote_columns import read_votes
+from hesstune.weak.vote_files import read_votes
 
 SECONDS = 20
 MEMORY_MIB = 1024
@@ -127,7 +127,7 @@ def derived_records(run: Path) -> None:
         "run": "a", "classes": ["cat", "dog"], "examples": 2, "told": True, "believed": believed,
         "counted": None, "class_conditional": None, "statements": ["a"],
         "estimates": [{"method": "auto", **believed, "total_variation": 0.1, "largest_at": [0, 1]},
-                      {"method": "volmin", "failed": "why"}],
+                      {"method": "confident", "failed": "why"}],
         "cost_of_an_error": [{"off": 0.1, "direction": "too much", "accuracy_lost": 0.1, "stderr": None}],
     }  # fmt: skip
     layer = {"name": "a", "maximum": 0.1, "mean": 0.05, "mean_stderr": None, "distance": 0.1, "exact": True}

@@ -15,15 +15,14 @@ from hesstune.data.reading import fold_of
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
 from hesstune.labeling.clean import clean
 from hesstune.models.train_parts import freeze
-from hesstune.noise.estimate.request import parse_request
+from hesstune.noise.estimate import parse_request
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import Options, make_options
 from hesstune.runs.config import make_config
 from hesstune.storage.csv_table import Column, CsvTable
 from hesstune.study.options import CompareOptions
-from hesstune.weak.balance import read_balance
-from hesstune.weak.vote_columns import soft_labels
-from hesstune.weak.vote_values import classes_named
+from hesstune.weak.label_models import read_balance
+from hesstune.weak.vote_files import classes_named, soft_labels
 
 # What each reader makes of a text: integer, number, rate.
 READ = {
@@ -104,8 +103,8 @@ def test_every_other_place_where_users_write_numbers(text):
     for fold in (f"{text}/5", f"1/{text}"):
         with pytest.raises(ValueError, match="I/K"):
             fold_of(fold)
-    with pytest.raises(ConfigError, match="percentile"):
-        parse_request(f"estimate:anchor:{text}")
+    with pytest.raises(ConfigError, match="estimator"):
+        parse_request(f"estimate:{text}")
     with pytest.raises(ConfigError, match="class balance"):
         read_balance([f"a={text}", "b=0.5"], ["a", "b"], np.ones(2) / 2)
     with pytest.raises(ConfigError, match="must be a number"):

@@ -26,9 +26,9 @@ from tasks import DEVELOPMENT, DEVELOPMENT_SEEDS, TEST, TEST_SEEDS, FieldTask, f
 
 from hesstune.errors import DataError
 from hesstune.methods import method_class
-from hesstune.methods._head import HeadMaterial
-from hesstune.methods._peers import cross_validated
-from hesstune.weak.evidence import vote_counts
+from hesstune.methods._heads import HeadMaterial
+from hesstune.weak.vote_models import vote_counts
+from peers import CrossValidated
 from records import RESULTS, add_row, arguments, read_rows
 
 COLUMNS = ("task", "kind", "seed", "n", "noise", "method", "accuracy", "seconds", "chosen")
@@ -58,10 +58,12 @@ def _solved(name: str) -> Head:
 
 
 def _cross_validated(task: FieldTask, labels: NDArray[np.int64], seed: int) -> tuple[float, str]:
-    material = HeadMaterial(task.x, labels, task.k, seed=seed)
-    scaler, found = cross_validated(material, labels)
-    given = found.predict(scaler.transform(task.x_test))
-    return float((given == task.y_test).mean()), f"C = {found.strength:g}"
+    return _test_accuracy(task, CrossValidated(seed).fit(task.x, labels))
+
+
+def _test_accuracy(task: FieldTask, found: CrossValidated) -> tuple[float, str]:
+    given = found.pipeline_.predict(task.x_test)
+    return float((given == task.y_test).mean()), f"C = {found.strength_:g}"
 
 
 def _tf_idf(task: FieldTask, seed: int) -> tuple[float, str]:
@@ -85,10 +87,7 @@ def _clean_alone(each: int) -> Head:
         x, y = task.clean
         order = np.random.default_rng([seed, each]).permutation(len(y))
         rows = np.concatenate([order[y[order] == c][:each] for c in range(task.k)])
-        few = HeadMaterial(x[rows], y[rows], task.k, seed=seed)
-        scaler, found = cross_validated(few, y[rows])
-        given = found.predict(scaler.transform(task.x_test))
-        return float((given == task.y_test).mean()), f"C = {found.strength:g}"
+        return _test_accuracy(task, CrossValidated(seed).fit(x[rows], y[rows]))
 
     return run
 

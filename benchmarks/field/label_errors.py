@@ -25,9 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tasks import DEVELOPMENT_SEEDS, TEST_SEEDS, FieldTask, field_task
 
 from hesstune.labeling.clean import clean
-from hesstune.methods._head import HeadMaterial
-from hesstune.methods._peers import cross_validated
-from hesstune.noise.estimate.posteriors import confident
+from hesstune.noise.estimate import confident
+from peers import CrossValidated
 from records import RESULTS, add_row, arguments, read_rows
 
 PATH, DEVELOPED = RESULTS / "field_labels.csv", RESULTS / "field_labels_development.csv"
@@ -93,7 +92,7 @@ def _cross_fitted(task: FieldTask, seed: int) -> NDArray[np.float64]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    strength = cross_validated(HeadMaterial(task.x, task.given, task.k, seed=seed), task.given)[1].strength
+    strength = CrossValidated(seed).fit(task.x, task.given).strength_
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=200))
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     return np.asarray(cross_val_predict(model, task.x, task.given, cv=folds, method="predict_proba"))

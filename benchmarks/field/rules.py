@@ -17,6 +17,7 @@ from pathlib import Path
 import hesstune as ht
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import peers  # noqa: F401  # makes sklearn_cv known
 from records import ROOT, arguments, write_record
 
 RULES = "py:sentiment_rules:RULES"

@@ -22,8 +22,7 @@ from hesstune.inputs.feature_store import FeatureStore, frozen_features, sharing
 from hesstune.models.load import load_model
 from hesstune.storage.csv_table import read_table
 from hesstune.weak.functions import apply_functions
-from hesstune.weak.long_votes import long_columns, long_votes
-from hesstune.weak.vote_columns import vote_columns, votes_in
+from hesstune.weak.vote_files import long_columns, long_votes, vote_columns, votes_in
 from hesstune.weak.votes import Votes
 from kept_features import cache_folder, image_features
 from records import ROOT

@@ -24,6 +24,7 @@ from sources import source
 
 from hesstune.noise.estimate import from_posterior
 from hesstune.weak import Votes, apply_functions, label
+from peers import snorkel
 from records import ROOT, arguments, write_record
 
 SETS = ("youtube", "trec", "amazon_isbook", "cifar10n", "sst2 rules")
@@ -120,7 +121,7 @@ def main() -> None:
 def _peer(votes: Votes, peer: str) -> NDArray[np.int64]:
     """Return crowd-kit's or snorkel's labels; ours of the same name are not asked."""
     if peer == "snorkel":
-        return label(votes, "snorkel").labels
+        return snorkel(votes)
     import crowdkit.aggregation as kit
     import pandas as pd
 

@@ -227,7 +227,7 @@ def test_what_the_run_shows_of_its_labels_is_not_overruled(tiny, tmp_path):
             noise_story(run.config, checked, told)
     plain = run.config.model_copy(update={"inject_noise": None, "noise_matrix": None})
     assert noise_story(plain, task) == "none"
-    estimated = plain.model_copy(update={"noise_matrix": "estimate:dual_t"})
+    estimated = plain.model_copy(update={"noise_matrix": "estimate:confident"})
     assert noise_story(estimated, task, "known") == "estimated"
 
 

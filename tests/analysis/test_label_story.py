@@ -74,7 +74,7 @@ def test_a_replaced_run_loses_what_was_derived_from_it(plain, image_folder):
 
 def test_where_a_matrix_came_from_travels_with_it(tmp_path):
     g = np.array([[0.8, 0.2], [0.3, 0.7]] * 50)
-    found = estimate_noise(g, np.arange(100) % 2, "anchor")
+    found = estimate_noise(g, np.arange(100) % 2, "confident")
     assert found.matrix.origin == "estimated"
     path = tmp_path / "F.json"
     found.matrix.regularized(0.1).save(path)
@@ -86,7 +86,7 @@ def test_where_a_matrix_came_from_travels_with_it(tmp_path):
     # Files from before they said so, by what made them.
     for more, origin in (
         ({}, "stated"),
-        ({"method": "dual_t"}, "estimated"),
+        ({"method": "confident"}, "estimated"),
         ({"method": "labelmodel"}, "instance_dependent"),
         ({"label_model": "majority"}, "instance_dependent"),
     ):

@@ -133,7 +133,7 @@ def test_a_run_under_noise_of_the_class_alone_says_that_the_test_shows_nothing(t
 
 def test_a_rejection_of_the_permutation_test_is_listed(tmp_path, matrix_file, monkeypatch):
     from hesstune.analysis import noise_dependence
-    from hesstune.noise.conditional import Conditional
+    from hesstune.noise.instance import Conditional
 
     run = trained(tmp_path, "a", 1, "class", noise_matrix=matrix_file())
     monkeypatch.setattr(noise_dependence, "dependence_on_input", lambda *_: Conditional(0.9, 0.7, 0.003, 100))

@@ -133,7 +133,9 @@ def test_a_run_names_what_its_balls_do_not_hold(tiny_bert, tmp_path):
     path.write_text("text,label\n" + "".join(f"good {i},a\nbad {i},b\n" for i in range(8)))
     told = {"data": f"csv:{path}", "model": f"hf:{tiny_bert}", "epochs": 1}
     run = ht.finetune(told, method="constraint", radius=0.1)
-    assert any("held in no ball" in note and "word_embeddings.weight" in note for note in run.facts.notes)
+    assert any(
+        "without a constraint" in note and "word_embeddings.weight" in note for note in run.facts.notes
+    )
     assert not any(
-        "held in no ball" in n for n in ht.finetune(told, method="constraint", train="head").facts.notes
+        "without a constraint" in n for n in ht.finetune(told, method="constraint", train="head").facts.notes
     )

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hesstune import ConsistentLoss, NoiseMatrix
 from hesstune.errors import ConfigError, DataError, HesstuneWarning, NoiseMatrixError
-from hesstune.noise.rates import rate_matrix
+from hesstune.noise.matrix import rate_matrix
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 

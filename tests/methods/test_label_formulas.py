@@ -5,7 +5,7 @@ import torch
 from by_hand import K, N, X, Y, batch, built, cross_entropy
 from torch import nn
 
-from hesstune.methods.divide_mix import clean_probability
+from hesstune.methods.two_networks import clean_probability
 
 
 def test_elr_remembers_and_penalises():

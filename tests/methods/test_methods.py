@@ -1,11 +1,14 @@
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from hesstune import NoiseMatrix, Reference
+from hesstune import NoiseMatrix, Reference, methods
 from hesstune.errors import ConfigError, DataError
-from hesstune.methods import MethodSetup, method_class, method_names
+from hesstune.methods import MethodSetup, method_class, method_name, method_names
 from hesstune.methods._losses import balanced_rates, clean_shares, consistent
 
 
@@ -28,40 +31,17 @@ LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
 TARGETS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
-NAMES = [
-    "vanilla",
-    "early_stopping",
-    "weight_decay",
-    "l2_sp",
-    "l1_sp",
-    "constraint",
-    "label_smoothing",
-    "mixup",
-    "sam",
-    "nso",
-    "lp_ft",
-    "wise_ft",
-    "gradual_unfreezing",
-    "lora",
-    "regsl",
-    "consistent",
-    "forward",
-    "gce",
-    "sce",
-    "apl",
-    "elr",
-    "sat",
-    "gjs",
-    "co_teaching",
-    "divide_mix",
-    "robust",
-    "robust_plus",
-]
-
-
-def test_registry_is_the_folder():
-    assert set(NAMES) <= set(method_names())
-    with pytest.raises(ConfigError, match="did you mean 'robust'"):
+def test_the_registry_holds_every_file_and_every_class_of_shared_files():
+    folder = Path(methods.__file__).parent
+    files = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
+    assert set(methods.SHARED) <= files
+    for file, names in methods.SHARED.items():
+        assert list(importlib.import_module(f"hesstune.methods.{file}").METHODS) == list(names)
+    kinds = {name: method_class(name) for name in method_names()}
+    assert len(set(kinds.values())) == len(kinds) >= 30
+    assert {kind.tier for kind in kinds.values()} == set(methods.TIERS)
+    assert all(method_name(kind) == name for name, kind in kinds.items())
+    with pytest.raises(ConfigError, match="robust"):
         method_class("robsut")
 
 

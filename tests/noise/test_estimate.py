@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 from hesstune import NoiseMatrix
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
 from hesstune.noise.estimate import (
-    anchor,
+    RIDGES,
+    calibrate,
     confidence_set,
     confident,
-    dual_t,
     estimate_noise,
     from_posterior,
     holdout,
-    volmin,
+    log_likelihoods,
+    pair_counts,
+    simplex_projection,
     well_conditioned,
 )
-from hesstune.noise.estimate.fit import RIDGES, calibrate, log_likelihoods, simplex_projection
-from hesstune.noise.estimate.holdout import pair_counts
-from hesstune.noise.rates import rate_matrix
+from hesstune.noise.matrix import rate_matrix
 
 K = 4
 
@@ -37,51 +37,12 @@ def calibrated(noise, n, seed=0, prior=None):
     return y, noise.array[y], noise.corrupt(y, seed=seed + 1)
 
 
-@given(st.integers(2, 8), st.integers(0, 10**6))
-def test_anchor_is_exact_where_every_class_has_an_anchor_point(k, seed):
-    F = random_noise(k, seed)
-    rng = np.random.default_rng(seed)
-    posteriors = np.concatenate([np.eye(k), rng.dirichlet(np.ones(k), size=30)])
-    g = posteriors @ F.array
-    rng.shuffle(g)
-    np.testing.assert_allclose(anchor(g).array, F.array)
-
-
 def test_the_matrix_class_gives_the_one_estimate_there_is():
     F = random_noise(K, 3, 0.7)
     _, g, noisy = calibrated(F, 2_000)
-    for method in ("anchor", "dual_t"):
-        found = NoiseMatrix.estimate(g, noisy, method).array
-        np.testing.assert_array_equal(found, estimate_noise(g, noisy, method).matrix.array)
-
-
-def test_anchor_percentile_ignores_an_outlier():
-    F = NoiseMatrix.symmetric(3, 0.3)
-    g = np.concatenate([np.repeat(F.array, 50, axis=0), [[0.98, 0.01, 0.01]]])
-    assert anchor(g).array[0, 0] == pytest.approx(0.98)
-    np.testing.assert_allclose(anchor(g, percentile=0.9).array, F.array)
-
-
-def test_dual_t_composes_f_with_itself_on_calibrated_posteriors_and_tempering_undoes_it():
-    F = random_noise(K, 3, 0.7)
-    _, g, noisy = calibrated(F, 40_000)
-    before = g.copy()
-    squared = F.array @ F.array
-    np.testing.assert_allclose(dual_t(g, noisy).array, squared, atol=0.03)
-    assert np.abs(squared - F.array).max() > 0.1
-    found = estimate_noise(g, noisy, "dual_t")
-    np.testing.assert_allclose(found.matrix.array, F.array, atol=0.05)
-    assert found.details["weight"] < 1
-    assert NoiseMatrix.estimate(g, noisy, "dual_t") == found.matrix  # one estimate, by either name
-    np.testing.assert_array_equal(g, before)  # the posteriors are read, not changed
-
-
-def test_dual_t_is_right_where_the_network_is_overconfident():
-    F = random_noise(K, 5, 0.7)
-    y, _, noisy = calibrated(F, 40_000)
-    sure = 0.999 * np.eye(K)[y] + 0.001 / K
-    np.testing.assert_allclose(dual_t(sure, noisy).array, F.array, atol=0.03)
-    assert anchor(sure).rate < 0.01  # which is why dual_t exists
+    found = estimate_noise(g, noisy, "confident")
+    assert NoiseMatrix.estimate(g, noisy, "confident") == NoiseMatrix.estimate(g, noisy) == found.matrix
+    assert estimate_noise(g, noisy).method == "confident"
 
 
 def test_confident_is_cleanlabs_transposed():
@@ -92,7 +53,8 @@ def test_confident_is_cleanlabs_transposed():
     g = 0.8 * g + 0.2 * rng.dirichlet(np.ones(K), size=len(g))
     found = confident(g, noisy).array
     _, columns, _ = count.estimate_latent(count.compute_confident_joint(noisy, g), noisy)
-    np.testing.assert_allclose(found, columns.T, atol=1e-9)
+    # cleanlab rounds its counts to whole numbers.
+    np.testing.assert_allclose(found, columns.T, atol=2e-3)
     with pytest.raises(NoiseMatrixError, match="no example is labelled 3"):
         confident(g, np.minimum(noisy, 2))
 
@@ -151,16 +113,6 @@ def test_holdout_posterior_mean_and_a_prior_worth_its_evidence():
     assert any("no clean label of class 2" in note for note in some.notes)
 
 
-def test_volmin_finds_the_noise_from_features():
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 3, 3000)
-    x = 4 * np.eye(3)[y] + rng.normal(size=(3000, 3))
-    F = NoiseMatrix([[0.7, 0.3, 0.0], [0.1, 0.8, 0.1], [0.0, 0.2, 0.8]])
-    found = volmin(x, F.corrupt(y), 3)
-    assert np.abs(found.array - F.array).max() < 0.06
-    assert volmin(x, F.corrupt(y), 3) == found
-
-
 @given(st.integers(2, 6), st.integers(0, 10**6))
 def test_projection_is_the_nearest_point_of_the_simplex(k, seed):
     rng = np.random.default_rng(seed)
@@ -208,25 +160,8 @@ def test_smoothing_is_the_least_that_the_likelihood_allows():
     assert ridge > 0
     assert smooth.condition <= 100
     assert well_conditioned(singular)[1] == 0.01
-    found = estimate_noise(np.full((300, 3), 1 / 3), np.arange(300) % 3, "anchor")
+    found = estimate_noise(np.full((300, 3), 1 / 3), np.arange(300) % 3, "confident")
     assert np.isfinite(found.condition)
-
-
-def test_auto_takes_least_volume_among_the_likely_and_says_so():
-    F = random_noise(K, 8, 0.7)
-    y, g, noisy = calibrated(F, 8000)
-    rng = np.random.default_rng(3)
-    g = 0.9 * g + 0.1 * (rng.dirichlet(np.ones(K), size=len(g)) @ F.array)
-    # An over-noisy candidate of still less volume is there to be refused by its likelihood.
-    blurred = np.eye(K)[y] @ (0.3 * np.eye(K) + 0.7 / K)
-    found = estimate_noise(g, noisy, "auto", posterior=blurred)
-    assert found.method != "labelmodel"
-    assert np.abs(found.matrix.array - F.array).max() < 0.12
-    assert found.notes[0].startswith(f"auto: {found.method}, of least volume")
-    record = found.to_dict()
-    assert set(record["details"]["candidates"]) >= {"anchor", "dual_t", "labelmodel"}
-    checked = estimate_noise(g, noisy, "auto", clean=(np.arange(200), y[:200]))
-    assert checked.method == "holdout"
 
 
 def test_auto_takes_em_by_features_and_votes_unless_they_have_collapsed():
@@ -254,38 +189,18 @@ def test_auto_takes_em_by_features_and_votes_unless_they_have_collapsed():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"method": "dual"}, ConfigError, "did you mean 'dual_t'"),
-        ({"method": "volmin"}, ConfigError, "volmin needs features"),
-        ({"method": "holdout"}, ConfigError, "holdout needs clean labels"),
+        ({"method": "confidant"}, ConfigError, "did you mean 'confident'"),
+        ({"method": "em"}, ConfigError, "em needs features"),
+        ({"method": "holdout"}, ConfigError, "holdout needs human-checked labels"),
         ({"method": "labelmodel"}, ConfigError, "labelmodel needs votes"),
         ({"probs": [[0.5, 0.6]] * 4}, DataError, "row 0 sums to 1.1"),
         ({"probs": [[0.5, 0.5]] * 3}, DataError, "3 rows of probabilities do not match 4 labels"),
         ({"probs": [[np.nan, 1]] * 4}, DataError, "finite"),
         ({"labels": [0, 1, 2, 0]}, DataError, r"\[0, 2\); got 2 at index 2"),
-        ({"method": "dual_t"}, NoiseMatrixError, "most probable class is 1"),
+        ({"labels": [0, 0, 0, 0]}, NoiseMatrixError, "labelled 1"),
     ],
 )
 def test_wrong_input_is_told(change, error, message):
-    arguments = {"probs": [[0.7, 0.3]] * 4, "labels": [0, 1, 0, 1], "method": "anchor"} | change
+    arguments = {"probs": [[0.7, 0.3]] * 4, "labels": [0, 1, 0, 1], "method": "confident"} | change
     with pytest.raises(error, match=message):
         estimate_noise(**arguments)
-
-
-def test_dual_t_raises_where_a_class_is_never_seen_and_never_returns_a_singular_matrix():
-    rng = np.random.default_rng(0)
-    g, noisy = rng.dirichlet(np.ones(3), 200), rng.integers(0, 3, 200)
-    for absent in range(3):
-        never = np.where(noisy == absent, (absent + 1) % 3, noisy)
-        for estimate in (dual_t, lambda p, y: estimate_noise(p, y, "dual_t"), NoiseMatrix.estimate):
-            with pytest.raises(
-                NoiseMatrixError, match=f"no example is labelled {absent}; dual_t needs every"
-            ):
-                estimate(g, never)
-        unpredicted = np.delete(g, absent, axis=1)
-        unpredicted = np.insert(unpredicted / unpredicted.sum(axis=1, keepdims=True), absent, 0.0, axis=1)
-        with pytest.raises(NoiseMatrixError, match=f"most probable class is {absent}"):
-            dual_t(unpredicted, noisy)
-    # Labels that tell nothing of the classes: of each predicted class the same share of each label.
-    sure = np.repeat(np.eye(3), 3, axis=0)
-    with pytest.raises(NoiseMatrixError, match="dual_t is singular"):
-        dual_t(sure, np.tile([0, 1, 2], 3))

@@ -13,23 +13,29 @@ from sklearn.linear_model import LogisticRegression
 from hesstune import NoiseMatrix
 from hesstune.errors import ConfigError, DataError
 from hesstune.noise.estimate import estimate_noise
-from hesstune.noise.latent.channel import LabelChannel, shrunk
-from hesstune.noise.latent.choose import CANDIDATES, FEWER, TOLD, Candidate, Choice, choose
+from hesstune.noise.latent.channel import LabelChannel, Observed, shrunk
 from hesstune.noise.latent.em import (
     TEMPERATURES,
     _last,
     _mean_scores,
     _Probes,
+    fit_from_several_starts,
     fold_rows,
     latent_truth,
-    likeliest_truth,
     log_scores,
 )
-from hesstune.noise.latent.head import _doubted, robust_head
-from hesstune.noise.latent.observed import Observed
-from hesstune.noise.latent.reduction import Reduction
-from hesstune.noise.latent.soft_probe import SoftProbe
-from hesstune.noise.rates import rate_matrix
+from hesstune.noise.latent.head import (
+    CANDIDATES,
+    FEWER,
+    TOLD,
+    Candidate,
+    Choice,
+    _for_label_errors,
+    choose,
+    robust_head,
+)
+from hesstune.noise.latent.probe import Reduction, SoftProbe
+from hesstune.noise.matrix import rate_matrix
 
 
 def blobs(n, k, *, spread=0.6, seed=0):
@@ -155,7 +161,7 @@ def test_noise_that_is_seen_decides_where_likelihood_does_not(monkeypatch, ahead
     def scores(x, labels, rows, one, seed):
         return draws[0, rows] + ahead if one.shape == "none" else draws[0, rows] + 0.01 * draws[1, rows]
 
-    monkeypatch.setattr("hesstune.noise.latent.choose._held_out", scores)
+    monkeypatch.setattr("hesstune.noise.latent.head._held_out", scores)
     x, y = blobs(600, 3, spread=0.3)
     noisy = NoiseMatrix.symmetric(3, rate).corrupt(y, seed=1)
     tried = (Candidate("none", 0.1), Candidate("symmetric", 0.1))
@@ -178,7 +184,7 @@ def test_who_falls_behind_is_judged_no_further_and_the_choice_stays(monkeypatch)
     assert all(by < 0 for by in short.dropped.values())
     assert short.tried == len(CANDIDATES)
     assert short.plain.name in short.scores
-    monkeypatch.setattr("hesstune.noise.latent.choose.BEHIND", np.inf)
+    monkeypatch.setattr("hesstune.noise.latent.head.BEHIND", np.inf)
     whole = choose(reduced, Observed.of(noisy, 3))
     assert not whole.dropped
     assert whole.candidate == short.candidate
@@ -247,12 +253,12 @@ def test_estimate_em_is_nearer_than_other_estimators_on_pair_noise():
     x, y = blobs(900, 4, spread=0.3)
     matrix = NoiseMatrix.pair(4, 0.3)
     noisy = matrix.corrupt(y, seed=0)
-    from hesstune.noise.estimate.crossfit import cross_fit
+    from hesstune.noise.linear_probe import cross_fit
 
     probs = cross_fit(x, noisy, 4)
     errors = {
         name: np.abs(estimate_noise(probs, noisy, name, features=x).matrix.array - matrix.array).sum(1).mean()
-        for name in ("em", "confident", "anchor")
+        for name in ("em", "confident")
     }
     assert errors["em"] < 0.12
     assert errors["em"] <= min(errors.values()) + 0.02
@@ -264,9 +270,9 @@ def test_who_doubts_gets_a_full_matrix_where_there_is_noise():
     x, y = blobs(300, 3, spread=0.3)
     candidates = tuple(Candidate(shape, 0.1) for shape in ("none", "symmetric", "full"))
     noisy = NoiseMatrix.symmetric(3, 0.3).corrupt(y, seed=0)
-    found = robust_head(x, Observed.of(noisy, 3), candidates=candidates, held_out=1, doubting=True)
+    found = robust_head(x, Observed.of(noisy, 3), candidates=candidates, held_out=1, find_errors=True)
     assert found.choice.candidate.shape == "full"
-    clean = robust_head(x, Observed.of(y, 3), candidates=candidates, held_out=1, doubting=True)
+    clean = robust_head(x, Observed.of(y, 3), candidates=candidates, held_out=1, find_errors=True)
     assert clean.truth.channel.rate < 0.03
 
 
@@ -278,9 +284,9 @@ def test_labels_are_believed_where_no_noise_is_seen_or_likelihood_objects(gain, 
     x, y = blobs(300, 3, spread=0.3)
     noisy = NoiseMatrix.symmetric(3, rate).corrupt(y, seed=0)
     plain = Candidate("none", 0.1)
-    choice = Choice(plain, plain, doubting=(Candidate("full", 0.1), gain, 0.01))
+    choice = Choice(plain, plain, noisy_rival=(Candidate("full", 0.1), gain, 0.01))
     x = Reduction.of(x).apply(x)
-    assert _doubted(x, Observed.of(noisy, 3), choice, 0).candidate.shape == shape
+    assert _for_label_errors(x, Observed.of(noisy, 3), choice, 0).candidate.shape == shape
 
 
 def test_mean_scores_at_all_temperatures_are_those_of_one_at_a_time():
@@ -321,7 +327,7 @@ def test_a_start_by_pairs_untangles_classes_mixed_up_in_pairs():
     found = [
         _last(probes, observed, LabelChannel.start(k, "full"), 30),
         latent_truth(x, observed, strength=0.1),
-        likeliest_truth(x, observed, strength=0.1),
+        fit_from_several_starts(x, observed, strength=0.1),
     ]
     one, usual, patient = ((each.posterior.argmax(axis=1) == y).mean() for each in found)
     assert one < 0.8 < usual <= patient + 0.01
@@ -340,5 +346,5 @@ def test_no_start_calls_the_classes_by_other_names(k):
         y = np.arange(240) % k
         x = (np.eye(k)[y] + 0.15 * rng.normal(size=(240, k))).astype(np.float32) * 4
         given = NoiseMatrix.symmetric(k, 0.1).corrupt(y, seed=seed)
-        found = likeliest_truth(x, Observed.of(given, k), strength=0.1)
+        found = fit_from_several_starts(x, Observed.of(given, k), strength=0.1)
         assert (found.posterior.argmax(axis=1) == y).mean() > 0.95

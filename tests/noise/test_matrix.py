@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hesstune import NoiseMatrix
 from hesstune.errors import DataError, HesstuneWarning, NoiseMatrixError
-from hesstune.noise.rates import NEAR_GUESSING, rate_matrix
+from hesstune.noise.matrix import NEAR_GUESSING, rate_matrix
 
 classes = st.integers(2, 12)
 

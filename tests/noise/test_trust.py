@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hesstune.noise.estimate import estimate_noise
-from hesstune.noise.estimate.em import latent_truth_estimate, with_trust
+from hesstune.noise.estimate import estimate_noise, latent_truth_estimate, with_trust
 
 F = np.array([[0.8, 0.15, 0.05], [0.1, 0.7, 0.2], [0.25, 0.05, 0.7]])
 

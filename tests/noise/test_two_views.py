@@ -6,10 +6,9 @@ from scipy.special import softmax
 from scipy.stats import beta
 
 from hesstune.labeling.clean import clean
-from hesstune.noise.latent.choose import FEWER
+from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import fold_rows, latent_truth
-from hesstune.noise.latent.head import robust_head
-from hesstune.noise.latent.observed import Observed
+from hesstune.noise.latent.head import FEWER, robust_head
 from hesstune.noise.latent.two_views import (
     SHRINKAGE,
     TEMPERATURES,

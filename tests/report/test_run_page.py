@@ -168,8 +168,8 @@ def test_how_the_noise_is_known_is_told(tmp_path):
     (path / "run.json").write_text(json.dumps(record))
     assert "noise is assumed" in render_run(path)
     matrix = json.loads((path / "noise_matrix.json").read_text())
-    (path / "noise_matrix.json").write_text(json.dumps({**matrix, "method": "dual_t", "examples": 90}))
-    assert "noise is estimated: by the method dual_t from 90 examples" in render_run(path)
+    (path / "noise_matrix.json").write_text(json.dumps({**matrix, "method": "confident", "examples": 90}))
+    assert "noise is estimated: by the method confident from 90 examples" in render_run(path)
     (path / "noise_matrix.json").unlink()
     assert "assumed labels without noise" in render_run(path)
 

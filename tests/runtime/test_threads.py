@@ -10,9 +10,9 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from hesstune.noise import linear_probe
-from hesstune.noise.latent import soft_probe
+from hesstune.noise.latent import probe as soft_probe
+from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import latent_truth
-from hesstune.noise.latent.observed import Observed
 from hesstune.runtime.threads import one_thread, one_thread_each, torch_threads
 from hesstune.training.penalty import head_penalty
 

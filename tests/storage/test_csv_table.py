@@ -12,7 +12,7 @@ from hesstune.data.load import load_examples, load_task
 from hesstune.errors import DataError, RunError
 from hesstune.storage import csv_table
 from hesstune.storage.csv_table import Column, CsvTable, read_rows, read_table
-from hesstune.weak.vote_columns import read_votes
+from hesstune.weak.vote_files import read_votes
 
 cells = st.lists(st.sampled_from(["", "a", "b", "c ", "ä"]), min_size=1, max_size=30)
 

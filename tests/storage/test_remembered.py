@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from hesstune.noise.latent import choose as choosing
+import hesstune.noise.latent.head as choosing
+from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.head import robust_head
-from hesstune.noise.latent.observed import Observed
 from hesstune.runtime.threads import one_thread_each
 from hesstune.storage.remembered import remembered, remembering
 
@@ -97,12 +97,12 @@ def test_an_estimate_after_a_head_scores_no_candidate_anew(monkeypatch):
     scored = []
     held_out = choosing._held_out
     monkeypatch.setattr(choosing, "_held_out", lambda *args: scored.append(args[3]) or held_out(*args))
-    alone = robust_head(x, labels, doubting=True)
+    alone = robust_head(x, labels, find_errors=True)
     scored.clear()
     with remembering():
         robust_head(x, labels)
         first = len(scored)
-        shared = robust_head(x, labels, doubting=True)
+        shared = robust_head(x, labels, find_errors=True)
     assert len(choosing.CANDIDATES) < first == len(scored) <= 3 * len(choosing.CANDIDATES)
     assert shared.choice == alone.choice
     np.testing.assert_array_equal(shared.truth.channel.matrix, alone.truth.channel.matrix)

@@ -257,7 +257,7 @@ def test_command_line(few, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"inject_noise": None, "noise_matrix": "estimate:dual_t"}, "estimated"),
+        ({"inject_noise": None, "noise_matrix": "estimate:confident"}, "estimated"),
         ({"mean": [0.4]}, "normalisation"),
         ({"split": "stratified"}, "uniformly at random"),
         ({"inject_noise": "instance:0.2"}, "depend on the input"),

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 import hesstune as ht
 from hesstune.inputs.feature_store import frozen_features
-from hesstune.methods.constraint import Constraint
+from hesstune.methods.constrained import Constraint
 from hesstune.training.radii import FACTORS
 
 

@@ -120,7 +120,7 @@ def test_an_interrupted_run_goes_on(plain, tmp_path):
 
 def test_methods_that_train_a_head_alone_take_every_spelling_and_refuse_more(plain):
     with pytest.raises(ConfigError, match="trains a linear head"):
-        ht.finetune(plain, method="cleanlab", train="last:2")
+        ht.finetune(plain, method="pick_to_learn", train="last:2")
     with pytest.raises(ConfigError, match="trains a linear head"):
         ht.finetune(plain, method="pick_to_learn", train="all")
 

@@ -96,8 +96,8 @@ def test_checked_labels_replace_noisy_ones_and_are_not_corrected(tiny, tmp_path)
         ht.finetune(config, clean_labels=str(path))
     with pytest.raises(ConfigError, match="needs clean labels"):
         ht.finetune(config, noise_matrix="estimate:holdout")
-    with pytest.raises(ConfigError, match="did you mean 'anchor'"):
-        ht.finetune(config, noise_matrix="estimate:ancor")
+    with pytest.raises(ConfigError, match="did you mean 'confident'"):
+        ht.finetune(config, noise_matrix="estimate:confidant")
 
 
 def test_a_resumed_run_takes_the_estimate_it_began_with(tiny, voted, tmp_path, monkeypatch):

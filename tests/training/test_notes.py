@@ -40,7 +40,7 @@ def test_robust_of_one_epoch_is_not_plain_training(tiny):
 
 
 def test_the_warm_up_of_a_trial_of_radii_leaves_an_epoch_too(tiny, monkeypatch):
-    from hesstune.methods.robust import Robust
+    from hesstune.methods.constrained import Robust
 
     seen = []
     made = Robust.__init__

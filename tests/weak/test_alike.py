@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 
 from hesstune.weak import Votes, label
-from hesstune.weak.choice import choose
 from hesstune.weak.dependence import alike
-from hesstune.weak.evidence import confusions, of_several_classes, spamming, tabled_votes, vote_counts
+from hesstune.weak.vote_models import (
+    choose,
+    confusions,
+    of_several_classes,
+    spamming,
+    tabled_votes,
+    vote_counts,
+)
 
 
 def drawn(n=2000, m=6, k=3, accuracy=0.65, copies=(), same=0.8, seed=0):

@@ -12,9 +12,9 @@ from hesstune.labeling.label_data import label_data
 from hesstune.storage.csv_table import CsvTable
 from hesstune.storage.json_lines import read_json_lines
 from hesstune.weak import Votes, label
-from hesstune.weak.balance import at_balance, read_balance
-from hesstune.weak.calibrated import calibrated_votes, weighed_counts
-from hesstune.weak.soft_columns import soft_columns
+from hesstune.weak.label_models import at_balance, read_balance
+from hesstune.weak.label_models.calibrated import calibrated_votes, weighed_counts
+from hesstune.weak.vote_files import soft_columns
 
 
 def overconfident(n=1500, k=3, accuracies=(0.8, 0.7, 0.6), sure=0.98, seed=0):
@@ -64,7 +64,7 @@ def test_one_labeler_is_calibrated_by_checked_examples_alone():
     votes = Votes.of_probabilities(soft)
     alone = label(votes, "auto")
     assert alone.posterior == pytest.approx(soft[:, 0])
-    assert any("nothing tells" in said for said in alone.details["reasons"])
+    assert any("clean-labels" in said for said in alone.details["reasons"])
     told = label(votes, "auto", clean=(np.arange(200), y[:200]))
     rest = np.arange(200, len(y))
     assert told.posterior[rest].max(axis=1).mean() == pytest.approx(0.7, abs=0.06)

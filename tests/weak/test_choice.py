@@ -7,13 +7,19 @@ import pytest
 
 from conftest import SHARED
 from hesstune.storage.csv_table import read_table
-from hesstune.weak.ballots import Ballots
-from hesstune.weak.choice import CANDIDATES, choose, collapse
-from hesstune.weak.evidence import Evidence, equal_votes, of_several_classes, weighted_votes
 from hesstune.weak.functions import apply_functions, load_functions
 from hesstune.weak.label_models import label
-from hesstune.weak.vote_columns import vote_columns, votes_in
-from hesstune.weak.votes import ABSTAIN, Votes
+from hesstune.weak.vote_files import vote_columns, votes_in
+from hesstune.weak.vote_models import (
+    CANDIDATES,
+    Evidence,
+    choose,
+    collapse,
+    equal_votes,
+    of_several_classes,
+    weighted_votes,
+)
+from hesstune.weak.votes import ABSTAIN, Ballots, Votes
 
 
 def uniform(k):

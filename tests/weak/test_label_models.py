@@ -1,6 +1,6 @@
 """Label models against closed forms, crowd-kit itself, brute force and simulation."""
 
-import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +10,10 @@ from hypothesis.extra import numpy as hnp
 
 from hesstune.errors import ConfigError, DataError
 from hesstune.noise.linear_probe import fit_probe
-from hesstune.weak.amcl import adversarial_risk, amcl, brier, outputs, risk_bounds
-from hesstune.weak.dawid_skene import dawid_skene
 from hesstune.weak.dependence import dependence
-from hesstune.weak.features import feature_dawid_skene, latent_classes
-from hesstune.weak.label_models import LABEL_MODELS, label
-from hesstune.weak.patterns import patterns
-from hesstune.weak.votes import Votes
+from hesstune.weak.label_models import LABEL_MODELS, label, label_model_class
+from hesstune.weak.label_models.dawid_skene import dawid_skene
+from hesstune.weak.votes import Votes, patterns
 
 tables = hnp.arrays(np.int64, st.tuples(st.integers(1, 30), st.integers(1, 4)), elements=st.integers(-1, 3))
 
@@ -97,23 +94,7 @@ def test_dawid_skene_on_distinct_rows_is_dawid_skene_on_all(table):
     np.testing.assert_allclose(on_distinct[1], on_all[1], atol=1e-6)
 
 
-def test_expectation_maximisation_is_crowd_kits_where_both_apply():
-    aggregation = pytest.importorskip("crowdkit.aggregation")
-    import pandas as pd
-
-    _, votes = simulated(2000, accuracies=(0.85, 0.8, 0.75, 0.7, 0.8), cover=1.1)
-    frame = pd.DataFrame(
-        [(n, j, c) for n, row in enumerate(votes.table) for j, c in enumerate(row)],
-        columns=["task", "worker", "label"],
-    )
-    theirs = aggregation.DawidSkene(n_iter=500, tol=1e-12).fit_predict_proba(frame).sort_index()
-    views = [votes.onehot[:, d] for d in range(5)]
-    own = latent_classes(views, votes.counts / 5, steps=500, tolerance=1e-9).posterior
-    # Ours has a tenth of a pseudo-count in each cell.
-    assert np.abs(own - theirs[sorted(theirs.columns)].to_numpy()).mean() < 1e-3
-
-
-def test_features_mend_what_few_dependent_votes_leave_open():
+def test_features_help_where_few_annotators_err_together():
     rng = np.random.default_rng(0)
     n = 900
     y = rng.integers(0, 3, n)
@@ -123,97 +104,26 @@ def test_features_mend_what_few_dependent_votes_leave_open():
     copied = rng.random(n) < 0.3
     table[copied, 1] = table[copied, 0]
     votes = Votes(table, 3)
-    right = {
-        "majority": (label(votes).labels == y).mean(),
-        "features": (label(votes, "features", features=x).labels == y).mean(),
-    }
-    assert right["features"] > right["majority"] + 0.1
-    tempered = label(votes, "soft_features", features=x)
-    assert (tempered.labels == y).mean() > right["majority"] + 0.1
+    right = (label(votes).labels == y).mean()
+    assert (label(votes, "soft_features", features=x).labels == y).mean() > right + 0.1
     kept = label(votes, "soft_features", features=x, clean=(np.arange(30), y[:30])).posterior
     assert (kept[:30].argmax(axis=1) == y[:30]).all()
-    rows = np.arange(30)
-    helped = feature_dawid_skene(votes, x, clean=(rows, y[rows]))
-    assert (helped.posterior[rows].argmax(axis=1) == y[rows]).all()
-    np.testing.assert_allclose(helped.confusion.sum(axis=2), 1)
-    # The copied votes make every estimate too sure of the labelers; the features mend most of it.
-    given = np.stack([np.bincount(table[y == i, 0], minlength=3) / (y == i).sum() for i in range(3)])
-    plain = latent_classes([votes.onehot[:, d] for d in range(3)], votes.counts / 3)
-    errors = [np.abs(found.confusion[0] - given).max() for found in (helped, plain)]
-    assert errors[0] < 0.6 * errors[1]
 
 
-def test_adversarial_risk_against_all_corners():
-    # Three examples, two classes, one constraint: a vertex of the feasible set has at most one
-    # fractional row, so a fine grid over rows finds the optimum.
-    given = np.array([[[0.9, 0.1]], [[0.6, 0.4]], [[0.2, 0.8]]])
-    lower, upper = np.array([0.05]), np.array([0.2])
-    risk, worst = adversarial_risk(np.ones(1), given, lower, upper)
-    losses = brier(given[:, 0])
-    grid = np.linspace(0, 1, 41)
-    best = 0.0
-    for z in itertools.product(grid, repeat=3):
-        labels = np.stack([np.array(z), 1 - np.array(z)], axis=1)
-        value = (labels * losses).sum() / 3
-        if lower[0] - 1e-9 <= value <= upper[0] + 1e-9:
-            best = max(best, value)
-    assert risk == pytest.approx(upper[0], abs=1e-6)  # the one labeler's own upper bound
-    assert best == pytest.approx(risk, abs=0.02)
-    np.testing.assert_allclose(worst.sum(axis=1), 1)
-    with pytest.raises(DataError, match="no labeling"):
-        adversarial_risk(np.ones(1), given, np.array([0.0]), np.array([1e-4]))
+DOCS = (Path(__file__).parents[2] / "docs" / "howto" / "weak-labels.md").read_text(encoding="utf-8")
 
 
-def test_amcl_where_the_optimum_is_known():
-    # One labeler is known to be right everywhere, the other to be wrong: all weight goes to the first,
-    # the feasible labeling is the truth, and the risk is the first's own.
-    y = np.arange(12) % 3
-    votes = Votes(np.stack([y, (y + 1) % 3], axis=1), 3)
-    found = amcl(votes, np.array([0.0, 1.0]), np.array([0.0, 1.0]))
-    np.testing.assert_allclose(found.weights, [1, 0], atol=1e-3)
-    assert found.risk == pytest.approx(0, abs=1e-4)
-    # Nothing known: the worst labeling is against every combination; two labelers that disagree on
-    # every one of two classes are best mixed evenly, with risk ½‖(½, ½) − e_y‖² = ¼.
-    votes = Votes(np.stack([y % 2, 1 - y % 2], axis=1), 2)
-    found = amcl(votes, np.zeros(2), np.ones(2))
-    np.testing.assert_allclose(found.weights, [0.5, 0.5], atol=1e-3)
-    assert found.risk == pytest.approx(0.25, abs=1e-4)
-
-
-def test_amcl_finds_what_a_grid_over_the_simplex_finds():
-    y, votes = simulated(40, accuracies=(0.9, 0.6, 0.5), cover=1.1, seed=4)
-    given = outputs(votes)
-    true_risk = brier(given)[np.arange(40), :, y].mean(axis=0)
-    lower, upper = np.clip(true_risk - 0.05, 0, 1), true_risk + 0.05
-    found = amcl(votes, lower, upper)
-    steps = np.linspace(0, 1, 11)
-    grid = min(
-        adversarial_risk(np.array([a, b, 1 - a - b]), given, lower, upper)[0]
-        for a in steps
-        for b in steps
-        if a + b <= 1 + 1e-9
-    )
-    assert found.risk <= grid + 1e-3
-    assert found.risk >= grid - 0.02
-    # The truth is feasible, so the guarantee holds for it.
-    assert brier(found.posterior)[np.arange(40), y].mean() <= found.risk + 1e-9
-
-
-def test_amcl_bounds_hold_at_their_level_and_the_model_runs_on_clean_labels():
-    outside = 0
-    for seed in range(100):
-        y, votes = simulated(400, cover=1.1, seed=seed)
-        given = outputs(votes)
-        lower, upper = risk_bounds(given[:60], y[:60], 340, 0.2)
-        rest = brier(given[60:])[np.arange(340), :, y[60:]].mean(axis=0)
-        outside += not ((rest >= lower) & (rest <= upper)).all()
-    assert outside <= 20
-    y, votes = simulated(200, accuracies=(0.9, 0.5, 0.4))
-    found = label(votes, "amcl", clean=(np.arange(80), y[:80]))
-    weights = found.details["weights"]
-    assert weights["labeler0"] == max(weights.values())
-    with pytest.raises(ConfigError, match="clean labels"):
-        label(votes, "amcl")
+@pytest.mark.parametrize("name", LABEL_MODELS)
+def test_label_models_are_documented_and_record_what_they_declare(name):
+    kind = label_model_class(name)
+    assert f"| `{name}` | {kind.summary} |" in DOCS
+    if name == "mace":
+        pytest.importorskip("crowdkit")
+    y, votes = simulated(200)
+    soft = Votes(votes.table, 3, soft=votes.onehot)
+    for own in (votes, soft):
+        for features in (None, np.eye(3)[y]) if not kind.needs_features else (np.eye(3)[y],):
+            assert set(label(own, name, features=features).details) <= set(kind.record)
 
 
 def test_all_abstain_rows_and_silent_labelers_are_left_out():
@@ -224,8 +134,6 @@ def test_all_abstain_rows_and_silent_labelers_are_left_out():
     x = np.eye(3)[y]
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     for model in LABEL_MODELS:
-        if model in ("snorkel", "amcl"):
-            continue
         if model == "mace":
             pytest.importorskip("crowdkit")
         found = label(Votes(table, 4), model, features=x)
@@ -239,7 +147,7 @@ def test_all_abstain_rows_and_silent_labelers_are_left_out():
     with pytest.raises(ConfigError, match="did you mean 'majority'"):
         label(votes, "majorty")
     with pytest.raises(ConfigError, match="needs the examples' features"):
-        label(votes, "features")
+        label(votes, "soft_features")
 
 
 def test_dependence_is_found_where_it_is_and_rarely_elsewhere():

@@ -10,10 +10,8 @@ from hesstune import label_data
 from hesstune.cli.main import run as command_line
 from hesstune.errors import DataError
 from hesstune.storage.csv_table import CsvTable
-from hesstune.weak.ballots import Ballots
-from hesstune.weak.long_votes import classes_in, long_columns, long_votes
-from hesstune.weak.vote_columns import other_columns
-from hesstune.weak.votes import MOST_CELLS, Votes
+from hesstune.weak.vote_files import classes_in, long_columns, long_votes, other_columns
+from hesstune.weak.votes import MOST_CELLS, Ballots, Votes
 
 ROWS = [
     ("t0", "ann", "cat"), ("t0", "bob", "dog"), ("t1", "ann", "dog"), ("t1", "cyd", "dog"),

@@ -11,8 +11,7 @@ from hesstune.errors import ConfigError, DataError
 from hesstune.labeling.label_data import label_data
 from hesstune.storage.csv_table import CsvTable
 from hesstune.weak.functions import apply_functions, load_functions
-from hesstune.weak.vote_columns import read_votes, vote_columns
-from hesstune.weak.vote_values import class_index, class_of, classes_named
+from hesstune.weak.vote_files import class_index, class_of, classes_named, read_votes, vote_columns
 from hesstune.weak.votes import Votes
 
 tables = hnp.arrays(np.int64, st.tuples(st.integers(1, 20), st.integers(1, 5)), elements=st.integers(-1, 3))

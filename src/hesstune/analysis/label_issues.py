@@ -19,10 +19,9 @@ from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits
 from hesstune.inputs.feature_store import frozen_features, sharing
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.noise.estimate import estimate_noise
-from hesstune.noise.estimate.crossfit import cross_fit
-from hesstune.noise.latent.choose import FEWER, TOLD
-from hesstune.noise.latent.head import FEWEST, robust_head
-from hesstune.noise.latent.observed import Observed
+from hesstune.noise.latent.channel import Observed
+from hesstune.noise.latent.head import FEWER, FEWEST, TOLD, robust_head
+from hesstune.noise.linear_probe import cross_fit
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
 from hesstune.runs.options.analysis import DeviceOptions
@@ -172,7 +171,7 @@ def _probed(run: Run, task: Task, device: torch.device) -> Probed | None:
         observed = Observed.of(given, task.k, matrix, checked)
         tried = FEWER if matrix is None else [one for one in TOLD if one.shape in ("none", "told")]
         return robust_head(
-            features, observed, candidates=tried, held_out=2, doubting=matrix is None, seed=config.seed
+            features, observed, candidates=tried, held_out=2, find_errors=matrix is None, seed=config.seed
         ).truth.posterior
 
     posterior = judged(told)

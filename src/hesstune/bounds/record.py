@@ -76,7 +76,7 @@ class Certificate:
         number: How many different certificates its run folder has had, with this one.
         smallest: The smallest of them with the union paid: it holds whichever of them is reported.
         noise_dependence: Of a run under noise that hesstune did not inject: the permutation test of whether
-            the noise depends on the input, as `hesstune.noise.conditional.Conditional`; empty if not run.
+            the noise depends on the input, as `hesstune.noise.instance.Conditional`; empty if not run.
     """
 
     risk: float

@@ -10,7 +10,7 @@ import typer
 from hesstune.cli.options import FIRST, JSON, QUIET, replacing, with_options
 from hesstune.cli.render import Output
 from hesstune.errors import ConfigError, RunError
-from hesstune.labeling.clean_options import CleanOptions
+from hesstune.labeling.options import CleanOptions
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -14,7 +14,7 @@ from hesstune.labeling.options import LabelOptions
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hesstune.labeling.result import Labelling
+    from hesstune.labeling.label_data import Labelling
 
 __all__ = ["label"]
 
@@ -41,8 +41,7 @@ def label(
     quiet: QUIET = False,
 ) -> None:
     """Make labels from weak labelers, labeling functions or votes, and estimate their noise."""
-    from hesstune.labeling.label_data import label_data
-    from hesstune.labeling.result import check_free, noise_path
+    from hesstune.labeling.label_data import check_free, label_data, noise_path
 
     beside = noise_matrix or noise_path(out)
     check_free(out, beside, overwrite)  # before anything is trained

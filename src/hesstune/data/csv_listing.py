@@ -21,8 +21,16 @@ from hesstune.errors import DataError, cut, listed, unknown_name
 from hesstune.storage.cells import is_missing
 from hesstune.storage.csv_table import CsvTable, read_table
 from hesstune.weak.label_models import label
-from hesstune.weak.vote_columns import soft_classes, soft_labels, vote_columns, voted, votes_in
-from hesstune.weak.vote_values import class_index, class_of, classes_named
+from hesstune.weak.vote_files import (
+    class_index,
+    class_of,
+    classes_named,
+    soft_classes,
+    soft_labels,
+    vote_columns,
+    voted,
+    votes_in,
+)
 from hesstune.weak.votes import ABSTAIN
 
 __all__ = ["examples_of", "listing_of", "read_csv"]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from hesstune._lazy import lazily
 
 if TYPE_CHECKING:
+    from hesstune.labeling.label_data import Labelling
     from hesstune.labeling.options import LabelOptions
-    from hesstune.labeling.result import Labelling
 
 __all__ = [
     "LabelOptions",
@@ -19,6 +19,6 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "LabelOptions": "hesstune.labeling.options",
-        "Labelling": "hesstune.labeling.result",
+        "Labelling": "hesstune.labeling.label_data",
     },
 )

@@ -18,18 +18,18 @@ from hesstune.data.examples import KEPT, MODEL_SOURCES, REWRITTEN
 from hesstune.data.label_sources import CHECKED, GIVEN, GIVEN_LABEL, SOURCE
 from hesstune.errors import ConfigError, DataError, RunError, listed
 from hesstune.inputs.feature_store import frozen_features, sharing
-from hesstune.labeling.clean_options import CleanOptions
-from hesstune.labeling.labeling_target import Target, read_target
+from hesstune.labeling.options import CleanOptions
+from hesstune.labeling.sources import Target, read_target
 from hesstune.models.load import load_model
+from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import FOLDS, latent_truth
 from hesstune.noise.latent.head import RobustHead, robust_head
-from hesstune.noise.latent.observed import Observed
 from hesstune.noise.latent.two_views import mean_posterior, rate_interval
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
 from hesstune.storage.atomic import made_folder, write_csv
-from hesstune.weak.vote_values import in_order
+from hesstune.weak.vote_files import in_order
 
 __all__ = ["LabelIssues", "clean"]
 
@@ -78,12 +78,12 @@ class LabelIssues:
 
     @cached_property
     def likely(self) -> NDArray[np.int64]:
-        """(N,) the likeliest class."""
+        """(N,) the most probable class."""
         return np.asarray(self.posterior.argmax(axis=1))
 
     @cached_property
     def otherwise(self) -> NDArray[np.int64]:
-        """(N,) the likeliest class if the given label is wrong."""
+        """(N,) the most probable class if the given label is wrong."""
         others = self.posterior.copy()
         others[np.arange(len(self)), self.given] = -1.0
         return np.asarray(others.argmax(axis=1))
@@ -338,7 +338,7 @@ def _judged(
         given[rows] = [found[ids[at]] for at in rows]
         sure[rows], known = True, (rows, given[rows])
     observed = Observed.of(given, len(classes), checked=known)
-    head = robust_head(features, observed, doubting=True, patient=True, seed=asked.seed)
+    head = robust_head(features, observed, find_errors=True, patient=True, seed=asked.seed)
     x, folds = head.reduced, min(FOLDS, len(head.reduced))
     truth = replace(head.truth, posterior=mean_posterior(x, observed, head.truth, folds, asked.seed))
     strength = head.choice.plain.strength
@@ -363,6 +363,6 @@ def _notes(head: RobustHead, given: NDArray[np.int64]) -> list[str]:
     notes = []
     if not head.choice.scores:
         notes.append(f"{len(given)} examples are too few to choose a model of their labels")
-    if not head.truth.settled:
+    if not head.truth.converged:
         notes.append("EM had not come to rest; probabilities may be rough")
     return notes

@@ -1,9 +1,9 @@
-"""`hesstune.label_data`: from weak labelers, functions and votes to labels and their noise matrix."""
+"""`hesstune.label_data`: from votes to labels and their noise matrix."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,162 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.data.clean import read_clean_labels
-from hesstune.errors import ConfigError, DataError, NoiseMatrixError, listed
+from hesstune.data.examples import MODEL_LABEL
+from hesstune.data.label_sources import GIVEN, SOURCE
+from hesstune.errors import ConfigError, DataError, NoiseMatrixError, RunError, listed
 from hesstune.labeling.domain_labelers import Training, named_domains, train_labelers
-from hesstune.labeling.labeling_target import Target
-from hesstune.labeling.options import NEED_FEATURES, LabelOptions
-from hesstune.labeling.result import Labelling
-from hesstune.labeling.vote_sources import read_sources
+from hesstune.labeling.options import LabelOptions, needs_features
+from hesstune.labeling.sources import Target, read_sources
 from hesstune.noise.estimate import Estimate, from_posterior, well_conditioned
-from hesstune.noise.rates import NEAR_GUESSING, guessing_rate
+from hesstune.noise.matrix import NEAR_GUESSING, guessing_rate
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
-from hesstune.weak.balance import read_balance
+from hesstune.storage.atomic import csv_writer, json_writer, made_folder, replace_files
 from hesstune.weak.dependence import dependence_note
-from hesstune.weak.label_models import Labelled, label
-from hesstune.weak.votes import ABSTAIN, Votes
+from hesstune.weak.label_models import Labelled, label, label_model_class, read_balance
+from hesstune.weak.votes import ABSTAIN, Votes, patterns
 
-__all__ = ["label_data"]
+__all__ = ["Labelling", "label_data"]
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Labels made from votes.
+
+    Attributes:
+        target: The examples.
+        classes: Class names, those that some labeler votes for.
+        votes: Every vote.
+        labels: (N,) int64 labels; −1 where nobody votes.
+        posterior: (N, K) P(class | votes), the soft labels.
+        kept: Rows of the target's test part, whose label is the true one and in no estimate.
+        model: The label model.
+        noise: The estimated noise matrix of the labels.
+        labelers: A row a labeler, as Snorkel's analysis; `accuracy` where the truth is known.
+        majority: (N,) the baseline: majority vote.
+        notes: What a reader should know, in sentences.
+    """
+
+    target: Target
+    classes: list[str]
+    votes: Votes
+    labels: NDArray[np.int64]
+    posterior: NDArray[np.float64]
+    kept: NDArray[np.int64]
+    model: str
+    noise: Estimate
+    labelers: list[dict[str, Any]]
+    majority: NDArray[np.int64]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ids(self) -> list[str]:
+        """One id an example."""
+        return self.target.ids
+
+    def accuracy(self, labels: NDArray[np.int64]) -> float | None:
+        """Return the share of labels that are true, where the truth is known; None where it is nowhere."""
+        true = self.target.true
+        if true is None:
+            return None
+        index = {name: i for i, name in enumerate(self.classes)}
+        # −2: the true class is one that nobody votes for.
+        known = np.array([index.get(name, -2) if name else ABSTAIN for name in true], dtype=np.int64)
+        judged = (known != ABSTAIN) & (labels != ABSTAIN)
+        judged[self.kept] = False
+        return float((labels[judged] == known[judged]).mean()) if judged.any() else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready summary."""
+        made = int((self.labels != ABSTAIN).sum())
+        return {
+            "examples": len(self.labels),
+            "labelled": made,
+            "left_out": len(self.labels) - made,
+            "test_labels_kept": len(self.kept),
+            "classes": self.classes,
+            "label_model": self.model,
+            "accuracy": self.accuracy(self.labels),
+            "majority_accuracy": self.accuracy(self.majority),
+            "labelers": self.labelers,
+            "noise_matrix": self.noise.to_dict(),
+            "notes": self.notes,
+        }
+
+    def save(self, path: str | Path, noise_matrix: str | Path | None = None, overwrite: bool = False) -> Path:
+        """Write labels.csv and the noise matrix; return the matrix's path (by default beside the labels).
+
+        Columns: id, image or text, label, label_source (`label_model`; `given` in a test part, whose labels
+        are those of the data), split and true_label where known, p_CLASS (the soft label) and
+        vote_LABELER, but for a crowd's. Examples that nobody votes on are left out.
+
+        Raises:
+            RunError: If a file exists and `overwrite` is not set, or cannot be written.
+        """
+        path = Path(path)
+        beside = noise_path(path) if noise_matrix is None else Path(noise_matrix)
+        check_free(path, beside, overwrite)
+        for folder in (path.parent, beside.parent):
+            made_folder(folder)
+        columns = self.target.columns(path.parent, self.classes, self.votes.names)
+        header = ["id", *columns, "label", SOURCE]
+        header += ["split"] if self.target.parts is not None else []
+        header += ["true_label"] if self.target.true is not None else []
+        header += [f"p_{name}" for name in self.classes] + [f"vote_{name}" for name in self._shown()]
+        # Votes err on the same hard examples: their matrix is a mean, whatever it was estimated by.
+        record = {**self.noise.to_dict(), "origin": "instance_dependent", "classes": self.classes}
+        record |= {"label_model": self.model, "labelers": self.labelers}
+        replace_files({path: csv_writer(header, self._rows(columns)), beside: json_writer(record)})
+        return beside
+
+    def _rows(self, columns: dict[str, list[str]]) -> Iterator[list[str]]:
+        names = np.array([*self.classes, ""], dtype=object)
+        shown = names[self.labels].tolist()
+        extra = [column for column in (self.target.parts, self.target.true) if column is not None]
+        tails, of = self._tails()
+        sources = [MODEL_LABEL] * len(self.labels)
+        for n in self.kept.tolist():
+            sources[n] = GIVEN if self.target.sources is None else self.target.sources[n]
+        for n in np.flatnonzero(self.labels != ABSTAIN).tolist():
+            given = [column[n] for column in columns.values()]
+            tail = [*(column[n] for column in extra), *tails[of[n]]]
+            yield [self.ids[n], *given, shown[n], sources[n], *tail]
+
+    def _shown(self) -> list[str]:
+        """Return the labelers whose votes are written: those of a crowd stay in its own file."""
+        return self.votes.names if self.votes.is_table else []
+
+    def _tails(self) -> tuple[list[list[str]], NDArray[np.int64]]:
+        """Return soft labels and votes as text: a row a pattern of votes where these determine both."""
+        if not self.votes.is_table:
+            return [[f"{p:.6g}" for p in row] for row in self.posterior.tolist()], np.arange(len(self.labels))
+        distinct = patterns(self.votes)
+        first = np.unique(distinct.of, return_index=True)[1]
+        posterior, of = self.posterior[first], distinct.of
+        table = distinct.votes.table
+        if not np.array_equal(posterior[of], self.posterior):
+            posterior, of, table = self.posterior, np.arange(len(self.labels)), self.votes.table
+        names = [*self.classes, ""]
+        return [
+            [f"{p:.6g}" for p in row] + [names[vote] for vote in votes]
+            for row, votes in zip(posterior.tolist(), table.tolist(), strict=True)
+        ], of
+
+
+def noise_path(path: Path) -> Path:
+    """Return where the noise matrix of a file of labels goes: labels.csv -> labels.noise.json."""
+    return path.parent / f"{path.stem}.noise.json"
+
+
+def check_free(path: Path, noise: Path, overwrite: bool) -> None:
+    """Raise RunError if a file is in the way."""
+    if path == noise:
+        raise RunError(f"labels and noise matrix cannot both go to {path}; give two paths")
+    for file in (path, noise):
+        if file.is_dir():
+            raise RunError(f"{file} is a folder; give the path of a file")
+        if file.exists() and not overwrite:
+            raise RunError(f"{file} exists; choose another --out or give --overwrite")
 
 
 @takes_options(LabelOptions)
@@ -49,7 +189,7 @@ def label_data(target: str | None = None, **options: Any) -> Labelling:
     """
     asked = make_options(LabelOptions, {"target": target, **options})
     examples, sources = read_sources(asked)
-    needs = asked.label_model in NEED_FEATURES or asked.noise_from in NEED_FEATURES
+    needs = needs_features(asked.label_model) or needs_features(asked.noise_from)
     if asked.label_model == "auto" and not asked.labelers and examples.has_inputs:
         needs = True  # the label model latent looks at the examples
     if asked.model is not None and not (asked.labelers or needs):
@@ -235,10 +375,6 @@ def _clean(
     return np.array([place[i] for i in given], dtype=np.int64), np.array(list(given.values()), dtype=np.int64)
 
 
-# Label models that cannot lose a class: they fit at most one number a labeler.
-PLAIN = ("auto", "majority", "weighted", "soft")
-
-
 def _beside_guessing(rate: float, k: int, model: str) -> list[str]:
     """Say where a matrix holds that labels are as good as guessed; refuse it of models that lose classes.
 
@@ -252,7 +388,7 @@ def _beside_guessing(rate: float, k: int, model: str) -> list[str]:
         f"by the label model {model}, {rate:.0%} of the labels would be wrong, and guessing is wrong on "
         f"{guessing:.0%}"
     )
-    if model in PLAIN:
+    if label_model_class(model).keeps_classes:
         return [f"{said}: these votes say next to nothing; check some labels by hand (--clean-labels)"]
     raise NoiseMatrixError(
         f"{said}: it has lost the classes; take another (--label-model auto, --noise-from auto), or check "
@@ -285,7 +421,7 @@ def _noise(given: _Given, made: Labelled, noise_from: str) -> Estimate:
     """
     if noise_from != "auto":
         return _noise_by(given, made, noise_from)
-    if made.model not in ("majority", "soft"):
+    if label_model_class(made.model).is_calibrated:
         return _noise_by(given, made, made.model)
     if given.features is None:
         return _noise_by(given, made, "weighted")
@@ -308,7 +444,7 @@ def _noise_by(given: _Given, made: Labelled, name: str) -> Estimate:
     notes += _beside_disagreement(found.matrix.rate, votes)
     notes += dependence_note(votes, posterior)
     speaking = int((votes.coverage > 0).sum())
-    if speaking < 3 and name not in NEED_FEATURES:
+    if speaking < 3 and not needs_features(name):
         notes.append(
             f"{speaking} labelers do not determine their own error rates: the noise matrix is a guess; three "
             "independent ones are the least, or features (--noise-from soft_features), or checked labels"

@@ -1,4 +1,4 @@
-"""The options of `label`, each declared once."""
+"""The options of `label` and `clean`, each declared once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hesstune.options import DEVICE, FilePath, Names, Options, Shown
-from hesstune.weak.names import LabelModel, PosteriorModel
+from hesstune.weak.label_models import LABEL_MODELS, LabelModelName, label_model_class
 
-__all__ = ["NEED_FEATURES", "LabelOptions"]
+__all__ = ["CleanOptions", "LabelOptions", "needs_features"]
 
-NEED_FEATURES = ("latent", "features", "soft_features")
+
 Specs = Annotated[Names, Shown("DATA,DATA,…")]
+
+
+def needs_features(model: str) -> bool:
+    """Tell whether a label model cannot do without features; `auto` of --noise-from can."""
+    return model != "auto" and label_model_class(model).needs_features
 
 
 class VoteOptions(Options):
@@ -54,26 +59,26 @@ class LabelModelOptions(Options):
 
     heading: ClassVar[str] = "Labels and their noise"
 
-    label_model: LabelModel = Field(
+    label_model: LabelModelName = Field(
         "auto",
         description="what makes labels of votes; auto: latent where examples can be looked at, else "
-        "calibrated where labelers give probabilities, or the model that foretells votes it has not seen "
-        "best; soft for labelers trained by {labelers}",
+        "calibrated where labelers give probabilities, or the model with the best likelihood of held-out "
+        "votes; soft for labelers trained by {labelers}",
     )
     class_balance: Annotated[Names, Shown("CLASS=SHARE,…")] = Field(
         (),
         description="how often each class is, where that is known; or uniform, or majority (the majority "
         "vote's shares); default: as the label model finds",
     )
-    noise_from: Literal["auto", PosteriorModel] = Field(
+    noise_from: LabelModelName = Field(
         "auto",
         description="label model whose posterior gives the noise matrix; auto: that of the labels "
         "themselves, but for majority and soft: soft_features if features are computed, else weighted",
     )
     clean_labels: FilePath | None = Field(
         None,
-        description="CSV file of checked labels (id, label): they stay, and tell amcl, calibrated, latent, "
-        "features and soft_features something of the others",
+        description="CSV file of checked labels (id, label): they stay; calibrated, latent and "
+        "soft_features use them for the other examples, too",
     )
     seed: int = Field(0, ge=0, description="seed of splits, ties and training")
 
@@ -116,8 +121,8 @@ class LabelOptions(LabelerOptions, LabelModelOptions, VoteOptions):
                 raise ValueError(f"{{{name}}} is of the file of {{votes}}, and there is none")
         if self.vote_columns and (self.task_column or self.worker_column or self.label_column):
             raise ValueError("{vote_columns} are for a row an example, {task_column} for a row a vote")
-        looks = bool(self.labelers) or self.label_model in ("auto", *NEED_FEATURES)
-        looks = looks or self.noise_from in NEED_FEATURES
+        looks = bool(self.labelers) or self.label_model == "auto" or needs_features(self.label_model)
+        looks = looks or needs_features(self.noise_from)
         if self.labeler == "finetune" and not self.labelers:
             raise ValueError("{labeler} says how {labelers} are trained, and there are none")
         if self.epochs != LabelOptions.model_fields["epochs"].default and self.labeler == "probe":
@@ -127,6 +132,35 @@ class LabelOptions(LabelerOptions, LabelModelOptions, VoteOptions):
         if self.model is not None and not looks:
             raise ValueError(
                 "{model} is for {labelers}, or for a {label_model} or {noise_from} that uses features: "
-                f"{', '.join(('auto', *NEED_FEATURES))}"
+                f"{', '.join(name for name in LABEL_MODELS if name == 'auto' or needs_features(name))}"
             )
         return self
+
+
+class CleanOptions(Options):
+    """How wrong labels are looked for."""
+
+    heading: ClassVar[str] = "Labels"
+    first: ClassVar[tuple[str, ...]] = ("data", "clean_labels", "write")
+
+    data: Annotated[str, Shown("DATA")] | None = Field(
+        None, description="labelled examples: folder:PATH, csv:PATH or hf:NAME with texts"
+    )
+    write: Literal["given", "corrected", "pruned"] = Field(
+        "given",
+        description="labels of the file: as given, beside soft ones; corrected: the likely ones; pruned: as "
+        "given, without the examples whose label is probably wrong",
+    )
+    clean_labels: FilePath | None = Field(
+        None, description="CSV file of labels a person has checked: id, and clean_label, true_label or label"
+    )
+    model: str | None = Field(
+        None, description="whose features; default: efficientnet_lite0, or minilm for texts"
+    )
+    head: Names = Field(
+        (), description="module of the model's classifier, before which features are taken; default: found"
+    )
+    image_size: int = Field(96, ge=8, le=2048, description="side of the images in pixels")
+    max_length: int = Field(128, ge=4, le=1 << 20, description="tokens of a text at most")
+    seed: int = Field(0, ge=0, description="seed of the folds")
+    device: str = DEVICE

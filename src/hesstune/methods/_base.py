@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from hesstune.errors import ConfigError, unknown_name
+from hesstune.methods._losses import cross_entropy
 from hesstune.methods._setup import Batch, MethodSetup, Option
 from hesstune.storage.tensors import Tree
 
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from hesstune.methods._head import HeadMaterial, SolvedHead
+    from hesstune.methods._setup import HeadMaterial, SolvedHead
 
-__all__ = ["Batch", "Method", "MethodSetup", "Option"]
+__all__ = ["TIERS", "Batch", "Method", "MethodSetup", "Option", "Tier"]
+
 
 T = TypeVar("T")
-# The share of a head's penalty for methods that resist noise themselves: of 0, 0.1 and 1 the best on average
+Tier = Literal["recommended", "baseline", "research"]
+TIERS: tuple[Tier, ...] = get_args(Tier)
+# The share of a head's penalty for methods whose loss is robust to noise: of 0, 0.1 and 1 the best on average
 # on nine development tasks of heads.
 RESISTANT = 0.1
 
@@ -32,6 +36,8 @@ class Method:
     Random draws come from torch's global generator, which the loop seeds by run and epoch.
     """
 
+    # How well it is supported by the records: see TIERS.
+    tier: ClassVar[Tier] = "research"
     needs_noise_matrix: ClassVar[bool] = False
     # Whether it uses a noise matrix where one is known; those that need one do.
     uses_noise_matrix: ClassVar[bool] = False
@@ -43,7 +49,7 @@ class Method:
     # Whether it mixes inputs: they must then be numbers (images, or a head's features), not texts.
     mixes_inputs: ClassVar[bool] = False
     # The weight decay of a head that it trains alone, where none is given, as a share of the penalty that
-    # cross-validation finds for cross-entropy: 0 where balls or a penalty of its own hold the head.
+    # cross-validation finds for cross-entropy: 0 if a constraint or a penalty of its own limits the head.
     head_penalty: ClassVar[float] = 1.0
     # Whether it freezes and thaws parameters while training.
     toggles_requires_grad: ClassVar[bool] = False
@@ -61,8 +67,6 @@ class Method:
     own_options: ClassVar[dict[str, Option]] = {}
 
     def __init__(self, setup: MethodSetup) -> None:
-        from hesstune.methods._losses import cross_entropy
-
         self.setup = setup
         self.options = self.checked_options(setup.options)
         self._cross_entropy = cross_entropy(setup)
@@ -182,7 +186,7 @@ class Method:
         return self.setup.reference.distances(self.setup.model, warn=False)
 
     def radii(self) -> dict[str, float]:
-        """Return the radius of every layer's ball, in the run's norm; empty without balls."""
+        """Return the radius of every layer, in the run's norm; empty without a constraint."""
         return {}
 
     def done(self) -> bool:

@@ -13,7 +13,16 @@ from hesstune.losses.consistent import ConsistentLoss
 from hesstune.methods._setup import MethodSetup
 from hesstune.noise.matrix import NoiseMatrix
 
-__all__ = ["averaged", "balanced_rates", "class_weights", "clean_shares", "consistent", "cross_entropy"]
+__all__ = [
+    "Loss",
+    "averaged",
+    "balanced_rates",
+    "class_weights",
+    "clean_shares",
+    "consistent",
+    "cross_entropy",
+]
+
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -1,14 +1,4 @@
-"""Auto: the head that foretells noisy labels best, then deeper layers where noisy validation wants them.
-
-The head comes from latent-truth EM on frozen features or, where that foretells held-out noisy labels no
-better, from penalised cross-entropy (`hesstune.noise.latent`). Deeper layers start from it (Kumar et al.
-2022) with its logits damped, the more so the longer training is: a head that fits already leaves the
-features below it nothing to learn. They are trained on posteriors of each example's true class, from the
-probe that did not see it, which counts for less in longer training, the network's own earlier predictions
-and the label as given, inside balls that are a share of each layer's norm. The epoch is kept that foretells
-noisy validation labels best, if it beats the head alone by more than one standard error; where no noise was
-found, the latest that errs on validation as little as any, to a standard error.
-"""
+"""The default method: a head on frozen features, then deeper layers."""
 
 from __future__ import annotations
 
@@ -22,37 +12,45 @@ from torch import nn
 
 from hesstune.constraints.distance import DistanceConstraint, weight_norm
 from hesstune.losses.robust import ForwardLoss
-from hesstune.methods._head import Belief, HeadMaterial, SolvedHead
+from hesstune.methods._base import Batch, MethodSetup, Option
+from hesstune.methods._heads import ClassEvidence, HeadMaterial, SolvedHead, SolvedHeadMethod
 from hesstune.methods._losses import averaged
-from hesstune.methods._setup import Batch, MethodSetup, Option
-from hesstune.methods._solved import SolvedHeadMethod
-from hesstune.noise.latent.choose import CANDIDATES, FEWER, MORE, TOLD, Candidate
-from hesstune.noise.latent.head import RobustHead, robust_head
-from hesstune.noise.latent.observed import Observed
+from hesstune.noise.latent.channel import Observed
+from hesstune.noise.latent.head import CANDIDATES, FEWER, MORE, TOLD, Candidate, RobustHead, robust_head
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
 from hesstune.storage.tensors import Tree
 
-# Epochs in which the network's own predictions say too little yet to be heard.
-DEAF = 2
+# Epochs in which the network's own predictions say too little yet to be with_votes.
+OWN_PREDICTIONS_AFTER = 2
 # An example that a person has checked counts as so many: the others' classes are inferred. Of 1, 4 and 8 on
 # development tasks of heads, with 50 and 200 checked.
 CHECKED = 4.0
-DEVELOPED = "development tasks of pictures, 4, 6, 12 and 40 epochs"
+DEVELOPED = "development tasks of images, 4, 6, 12 and 40 epochs"
 # Steps up to which the head helps most: in so few the network learns little itself. In more, what the head
 # gives falls with the square of their number.
 SHORT = 64
 
 
 class Auto(SolvedHeadMethod):
-    """A solved head, then fine-tuning on posteriors of the true classes inside balls around the start."""
+    """Auto: a head chosen by held-out likelihood, then deeper layers if that improves validation.
 
+    `auto` fits several linear heads on frozen features, with and without a noise model, and keeps the one
+    with the best held-out likelihood of the given labels (`hesstune.noise.latent`). Deeper layers start
+    from it (Kumar et al. 2022), with its logits damped, more in longer training: a head that already fits
+    gives them no gradient. They are trained on posteriors of each example's true class, inside distance
+    constraints that are a share of each layer's norm. The posteriors combine the out-of-sample probe, whose
+    weight falls in longer training, the network's own earlier predictions and the given label. The epoch
+    with the best validation likelihood is kept if it beats the head alone by more than one standard error.
+    If no noise was found, it is the latest epoch whose validation error is within one standard error of the
+    lowest.
+    """
+
+    tier = "recommended"
     uses_noise_matrix = True
     constrained = True
     own_options = {
-        "share": Option(
-            0.2, "of each layer's norm: its ball's radius", low=1e-6, search=(0.02, 1.0), log=True
-        ),
+        "share": Option(0.2, "of each layer's norm: its radius", low=1e-6, search=(0.02, 1.0), log=True),
         "damping": Option(
             0.3,
             f"of the solved head's logits in a run of up to {SHORT} steps, less in longer ones; {DEVELOPED}",
@@ -73,14 +71,14 @@ class Auto(SolvedHeadMethod):
         super().__init__(setup)
         if setup.noise_matrix is not None:
             self._forward = averaged(setup, ForwardLoss(setup.noise_matrix, reduction="none"))
-        self.belief = None if setup.solved is None else setup.solved.belief
+        self.evidence = None if setup.solved is None else setup.solved.evidence
         # ln p of the training examples, a running mean over epochs, and the posteriors that follow.
         self.seen: torch.Tensor | None = None
-        # The mean's weights fall by a factor e in an epoch; a mean of points of a ball lies in it.
+        # The mean's weights fall by a factor e in an epoch; the mean stays within the radius.
         self.horizon = max(1, round(float(setup.counts.sum()) / setup.batch_size))
         # The part of `damping` and `probe` that is left in a run of so many steps.
         self.fall = min(1.0, SHORT / (self.horizon * setup.epochs)) ** 2
-        self._believe()
+        self._update_posteriors()
         self.mean: dict[str, torch.Tensor] = {}
         self.steps = 0
         start, radii = Reference.of(setup.model), setup.radius
@@ -95,32 +93,31 @@ class Auto(SolvedHeadMethod):
             self.constraint = DistanceConstraint(setup.model, start, radii, setup.norm, include=())
 
     def _share(self, name: str) -> float:
-        """Return the share of a layer's norm that is its radius: the head's ball holds its damped start."""
+        """Return the radius of a layer as a share of its norm; the head can undo its damping."""
         share = self.options["share"]
         return max(share, 1.0) if self.setup.in_head(name) else share
 
-    def _believe(self) -> None:
+    def _update_posteriors(self) -> None:
         """Set the posteriors, (n, K), of the training examples' true classes."""
         self.posteriors: torch.Tensor | None = None
-        if self.belief is not None:
+        if self.evidence is not None:
             seen = None if self.seen is None else self.seen.double().numpy()
-            found = self.belief.posterior(seen, self.fall * self.options["probe"])
+            found = self.evidence.posterior(seen, self.fall * self.options["probe"])
             self.posteriors = torch.from_numpy(found).float()
 
     @torch.no_grad()
     def start_epoch(self, epoch: int, predict: Callable[[nn.Module], torch.Tensor]) -> None:
-        """Damp the solved head before the first epoch; later, hear what the network has learnt itself."""
+        """Damp the solved head before the first epoch; later, use the network's own predictions."""
         if self.setup.solved is not None and epoch == 0:
             for parameter in self.setup.model.get_submodule(self.setup.head).parameters():
                 parameter.mul_(self.fall * self.options["damping"])
-        if self.belief is not None and epoch >= DEAF:
+        if self.evidence is not None and epoch >= OWN_PREDICTIONS_AFTER:
             with self.evaluated():
                 now = torch.log_softmax(predict(self.setup.network).float().cpu(), dim=1)
             self.seen = now if self.seen is None else 0.5 * (self.seen + now)
-            self._believe()
+            self._update_posteriors()
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cross-entropy on the posteriors, or where no head was solved on the labels, and logits."""
         if self.posteriors is None:
             return super().batch_loss(batch)
         logits = batch.logits()
@@ -133,14 +130,13 @@ class Auto(SolvedHeadMethod):
         return (weight * losses).sum() / weight.sum(), logits
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
-        """Return cross-entropy where no head was solved, corrected forward for hard labels of known noise."""
         if self.setup.noise_matrix is None or targets.ndim == 2:
             return super().loss(logits, targets, epoch)
         return self._forward(logits, targets)
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Project every layer outside its ball, and move the mean of the recent weights."""
+        """Project every layer to its radius, and move the mean of the recent weights."""
         if self.constraint is not None:
             self.constraint.project_()
         self.steps += 1
@@ -166,22 +162,18 @@ class Auto(SolvedHeadMethod):
         return before
 
     def state(self) -> Tree:
-        """Return the mean of the recent weights, and what the network has said of the examples."""
         mean = {k: v.clone() for k, v in self.mean.items()}
         return {"mean": mean, "steps": self.steps, "seen": self.seen}
 
     def load_state(self, state: Tree) -> None:
-        """Take both back."""
         self.mean, self.steps, self.seen = dict(state["mean"]), int(state["steps"]), state["seen"]
-        self._believe()
+        self._update_posteriors()
 
     def radii(self) -> dict[str, float]:
-        """Return the radius of every layer's ball, around the network with the solved head."""
         return {} if self.constraint is None else dict(self.constraint.radii)
 
     @classmethod
     def solve_head(cls, material: HeadMaterial) -> SolvedHead:
-        """Return the head that is chosen without a true label."""
         told = None if material.noise_matrix is None else material.noise_matrix.array
         labels = material.labels if material.soft is None else material.soft
         observed = Observed.of(labels, material.k, told, material.checked, _weight(material))
@@ -189,7 +181,7 @@ class Auto(SolvedHeadMethod):
         found = robust_head(
             material.features, observed, candidates=tried, held_out=held_out, seed=material.seed
         )
-        return _solved(material, found, _belief(observed, found))
+        return _solved(material, found, _class_evidence(observed, found))
 
 
 def _weight(material: HeadMaterial) -> NDArray[np.float64] | None:
@@ -208,22 +200,22 @@ def _tried(material: HeadMaterial) -> tuple[tuple[Candidate, ...], int]:
     return {"fast": (FEWER, 2), "default": (CANDIDATES, 3), "thorough": (MORE, 5)}[material.budget]
 
 
-def _belief(observed: Observed, found: RobustHead) -> Belief:
+def _class_evidence(observed: Observed, found: RobustHead) -> ClassEvidence:
     """Return what was found of each example's true class; those that were checked are sure."""
     truth = found.truth
-    return Belief(truth.probabilities, observed.known(truth.channel.likelihood(observed.given)))
+    return ClassEvidence(truth.probabilities, observed.known(truth.channel.likelihood(observed.given)))
 
 
-def _solved(material: HeadMaterial, found: RobustHead, belief: Belief) -> SolvedHead:
+def _solved(material: HeadMaterial, found: RobustHead, evidence: ClassEvidence) -> SolvedHead:
     chosen, choice = found.choice.candidate, found.choice
-    believed = None
+    noise_matrix = None
     if material.noise_matrix is not None:
-        believed = material.noise_matrix
+        noise_matrix = material.noise_matrix
     elif found.truth.channel.rate > 0:
-        believed = NoiseMatrix(found.truth.channel.matrix, "estimated")
+        noise_matrix = NoiseMatrix(found.truth.channel.matrix, "estimated")
     kinds = {
         "none": "penalised cross-entropy on the labels as they are",
-        "told": "posteriors under the noise matrix that was told",
+        "told": "posteriors under the given noise matrix",
         "symmetric": "posteriors under symmetric noise, its rate estimated",
         "full": "posteriors under an estimated noise matrix",
     }
@@ -233,20 +225,20 @@ def _solved(material: HeadMaterial, found: RobustHead, belief: Belief) -> Solved
         reason = "too few examples to choose among candidates"
     elif choice.seen is not None:
         reason = (
-            "it foretells held-out noisy labels as well as the plain head, through which "
-            f"{choice.seen:.0%} of the labels look wrong"
+            "it predicts held-out noisy labels as well as the plain head, whose estimated "
+            f"noise rate is {choice.seen:.0%}"
         )
     elif chosen == choice.plain:
-        reason = "no other foretells held-out noisy labels better beyond half a standard error"
+        reason = "no other predicts held-out noisy labels better beyond half a standard error"
     else:
         reason = (
-            f"it foretells held-out noisy labels better than the plain head, by {mean:.3f} ± {error:.3f} in "
+            f"it predicts held-out noisy labels better than the plain head, by {mean:.3f} ± {error:.3f} in "
             "log-likelihood"
         )
     details = {**choice.details(), "rate": found.truth.channel.rate}
     if material.checked is not None:
         details["checked"] = {"examples": len(material.checked[0]), "counts": CHECKED}
-    return SolvedHead(found.linear.weight.T, found.linear.bias, believed, name, reason, details, belief)
+    return SolvedHead(found.linear.weight.T, found.linear.bias, noise_matrix, name, reason, details, evidence)
 
 
 METHOD = Auto

@@ -1,8 +1,4 @@
-"""Certified: fine-tuning that minimises its own certificate (PAC-Bayes with backprop, for fine-tuning).
-
-Gaussian noise on every trained weight, of the prior's size; loss and KL weighted as in the bound; the
-noise's size for the head and for the rest is learnt. Source: Dziugaite & Roy 2017; Pérez-Ortiz et al. 2021.
-"""
+"""Fine-tuning that minimises its own certificate."""
 
 from __future__ import annotations
 
@@ -18,9 +14,8 @@ from hesstune.bounds.learn import SCALE_STEP, BoundGradient, learn_head, soft_lo
 from hesstune.bounds.noisy import KnownNoise, clean_losses, zero_one_loss
 from hesstune.bounds.pac_bayes import MIN_EXAMPLES
 from hesstune.bounds.prior import PRIOR_SCALES, base_deviations, head_ratios, nearest_member
-from hesstune.methods._base import Method, T
-from hesstune.methods._features import linear_head, training_features
-from hesstune.methods._setup import Batch, MethodSetup, Option
+from hesstune.methods._base import Batch, Method, MethodSetup, Option, T
+from hesstune.methods._heads import linear_head, training_features
 from hesstune.storage.tensors import Tree
 
 # The running mean of the batches' losses, which weighs the KL.
@@ -28,8 +23,14 @@ MEMORY = 0.95
 
 
 class Certified(Method):
-    """Descent on the bound in units of the prior's deviations, where every direction costs the same KL."""
+    """Certified: fine-tuning that minimises its own certificate (PAC-Bayes with backprop).
 
+    Every trained weight has Gaussian noise, proportional to the prior's deviations. Loss and KL are weighted
+    as in the bound. The sizes of the noise of the head and of the other layers are learnt. Source: Dziugaite
+    & Roy 2017; Pérez-Ortiz et al. 2021.
+    """
+
+    tier = "recommended"
     uses_noise_matrix = True
     weighs_classes = False
     head_penalty = 0.0
@@ -105,7 +106,6 @@ class Certified(Method):
     # -- a batch -----------------------------------------------------------------------------
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the surrogate of the certified loss under noise, and the noisy logits."""
         batch.net.eval()  # what is certified runs in eval mode: no dropout beside the noise
         with self._noisy_head(len(batch.targets), batch.share or slice(None)):
             logits = batch.logits()
@@ -178,11 +178,9 @@ class Certified(Method):
     # -- the run -----------------------------------------------------------------------------
 
     def learnt(self) -> list[torch.Tensor]:
-        """Return the scales of the noise."""
         return [self.log_scale]
 
     def posterior(self) -> dict[str, float]:
-        """Return the deviations of the family's member nearest to those learnt."""
         head, body = (float(v) for v in self.log_scale.detach())
         if not self.head:
             head, body = body, 0.0
@@ -194,11 +192,9 @@ class Certified(Method):
         }
 
     def state(self) -> Tree:
-        """Return the learnt scales and the running loss."""
         return {"log_scale": self.log_scale.detach().clone(), "recent": self.recent, "most": self.most}
 
     def load_state(self, state: Tree) -> None:
-        """Take them back."""
         self.log_scale = state["log_scale"].clone().requires_grad_()
         self.recent, self.most = state["recent"], state["most"]
 

@@ -1,9 +1,4 @@
-"""LoRA: W = W⁽ˢ⁾ + (α/r)·B·A with B, A of rank r; all else but the head is frozen.
-
-Source: Hu et al. 2022; r = 8, α = 16 by peft (`pip install '.[peft]'`). Linear layers and 1×1
-convolutions get adapters, which are merged into the weights at the end, so that the run is measured,
-exported and loaded like any other.
-"""
+"""Low-rank updates, by peft."""
 
 from __future__ import annotations
 
@@ -14,13 +9,18 @@ import torch
 from torch import nn
 
 from hesstune.errors import ConfigError, MissingExtraError
-from hesstune.methods._base import Method
-from hesstune.methods._setup import MethodSetup, Option
+from hesstune.methods._base import Method, MethodSetup, Option
 
 
 class LoRA(Method):
-    """Cross-entropy on low-rank updates and the head."""
+    """LoRA: W = W⁽ˢ⁾ + (α/r)·B·A with B, A of rank r; all else but the head is frozen.
 
+    Source: Hu et al. 2022; r = 8, α = 16 by peft (`pip install '.[peft]'`). Linear layers and 1×1
+    convolutions get adapters, which are merged into the weights at the end, so that the run is measured,
+    exported and loaded like any other.
+    """
+
+    tier = "baseline"
     own_options = {
         "rank": Option(8.0, "peft's default", low=1.0, search=(2.0, 64.0), log=True),
         "alpha": Option(16.0, "Hu et al. 2022: twice the rank", low=1e-6),

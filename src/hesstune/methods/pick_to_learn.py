@@ -1,8 +1,4 @@
-"""Pick-to-Learn: a head trained on few examples that classifies all the others right (`--bound compression`).
-
-Source: Paccagnan, Campi & Garatti 2023. The worst misclassified examples are added, the head fitted to those
-picked alone, until none is misclassified. An epoch adds its share; no other step is taken.
-"""
+"""A head trained on few examples, for compression bounds."""
 
 from __future__ import annotations
 
@@ -15,14 +11,18 @@ from torch import nn
 
 from hesstune.bounds.pick_to_learn import Picker, Picks
 from hesstune.errors import ConfigError, RunError
-from hesstune.methods._base import Method, T
-from hesstune.methods._features import linear_head, training_features
-from hesstune.methods._setup import Batch, MethodSetup, Option
+from hesstune.methods._base import Batch, Method, MethodSetup, Option, T
+from hesstune.methods._heads import linear_head, training_features
 from hesstune.storage.tensors import Tree
 
 
 class PickToLearn(Method):
-    """The head W = W⁽ˢ⁾ + V: cross-entropy of the picked on features of length 1, plus penalty/2·‖V‖²."""
+    """Pick-to-Learn: a head trained on few examples that classifies all others correctly.
+
+    For `--bound compression`. The worst misclassified examples are added, and the head is fitted to the
+    picked examples alone, until none is misclassified. Each epoch adds its share; no other step is taken.
+    Source: Paccagnan, Campi & Garatti 2023.
+    """
 
     head_alone = True
     weighs_classes = False
@@ -97,7 +97,6 @@ class PickToLearn(Method):
         return told  # type: ignore[return-value]
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raise: no batch enters the training."""
         raise ConfigError("method 'pick_to_learn' trains on no batches")
 
     def done(self) -> bool:
@@ -113,17 +112,14 @@ class PickToLearn(Method):
         self._write(self.picks)
 
     def picked(self) -> list[int]:
-        """Return the picked examples, in their order."""
         return [] if self.picks is None else list(self.picks.kept)
 
     def state(self) -> Tree:
-        """Return the picks and what they were fitted to."""
         if self.picks is None:
             return {}
         return {"kept": self.picks.kept, "weight": self.picks.weight, "done": self.picks.done}
 
     def load_state(self, state: Tree) -> None:
-        """Take them back."""
         if state:
             kept = [int(at) for at in state["kept"]]
             self.picks = Picks(kept, state["weight"].clone(), bool(state["done"]))

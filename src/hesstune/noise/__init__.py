@@ -1,4 +1,4 @@
-"""Noise matrices: what the labels' noise is believed to be."""
+"""Noise matrices: how labels are wrong, given, simulated or estimated."""
 
 from __future__ import annotations
 

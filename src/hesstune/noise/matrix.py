@@ -1,4 +1,4 @@
-"""The noise matrix F: F[i, j] = P(noisy = j | true = i)."""
+"""The noise matrix F: F[i, j] = P(given label = j | true label = i)."""
 
 from __future__ import annotations
 
@@ -23,19 +23,121 @@ from hesstune.checks import (
     stochastic_matrix,
     unit_interval,
 )
-from hesstune.errors import ConfigError, HesstuneWarning, NoiseMatrixError, cut, listed, unknown_name
-from hesstune.noise.rates import (
-    KINDS,
-    NEAR_GUESSING,
-    identifiability_notes,
-    identified_matrix,
-    is_random,
-    rate_matrix,
-)
+from hesstune.errors import HesstuneWarning, NoiseMatrixError, cut, listed, unknown_name
 from hesstune.storage.atomic import write_json
 from hesstune.storage.reading import read_array, read_text, reading
 
-__all__ = ["KINDS", "ORIGINS", "NoiseMatrix"]
+__all__ = [
+    "KINDS",
+    "NEAR_GUESSING",
+    "ORIGINS",
+    "NoiseMatrix",
+    "guessing_rate",
+    "identifiability_notes",
+    "identified_matrix",
+    "is_random",
+    "rate_matrix",
+]
+
+
+KINDS = ("symmetric", "pair")
+# From this share of the largest identifiable rate on, a stated rate is warned about.
+NEAR_GUESSING = 0.9
+# Rounding must not let a rate of exactly the limit pass.
+ROUNDING = 1e-9
+
+
+def rate_matrix(kind: str, k: int, rate: float) -> NDArray[np.float64]:
+    """Return the noise matrix of a rate in [0, 1], (K, K), even if it does not identify the true classes.
+
+    Args:
+        kind: `symmetric`: to every other class alike; `pair`: class i to (i + 1) mod K.
+        k: Number of classes.
+        rate: The probability that a label changes.
+
+    Example:
+        >>> rate_matrix("pair", 3, 0.25)[0].tolist()
+        [0.75, 0.25, 0.0]
+    """
+    one_of("kind of noise", kind, KINDS)
+    k = class_count(k, NoiseMatrixError)
+    rate = unit_interval("the noise rate", rate, NoiseMatrixError)
+    if kind == "pair":
+        return np.asarray((1.0 - rate) * np.eye(k) + rate * np.roll(np.eye(k), 1, axis=1))
+    matrix = np.full((k, k), rate / (k - 1))
+    np.fill_diagonal(matrix, 1.0 - rate)
+    return matrix
+
+
+def guessing_rate(k: int) -> float:
+    """Return (K − 1)/K, the noise rate of labels that are drawn uniformly at random."""
+    return 1 - 1 / k
+
+
+def identified_matrix(kind: str, k: int, rate: float) -> NDArray[np.float64]:
+    """Return `rate_matrix` of a rate that a user states.
+
+    Raises:
+        NoiseMatrixError: If the true class is not the most probable given label: from rate (K − 1)/K on for
+            `symmetric`, from 1/2 on for `pair`. A rate near that is a `HesstuneWarning`.
+    """
+    matrix = rate_matrix(kind, k, rate)
+    rate, limit = float(1 - matrix[0, 0]), 0.5 if kind == "pair" else guessing_rate(k)
+    if rate >= limit * (1 - ROUNDING):
+        raise NoiseMatrixError(
+            f"{kind} noise of rate {rate:.3g} with {k} classes: from rate {limit:.3g} on, the true class is "
+            "not the most probable given label, so labels cannot be corrected; give a rate below "
+            f"{limit:.3g}"
+        )
+    if rate > NEAR_GUESSING * limit:
+        warnings.warn(
+            f"{kind} noise of rate {rate:.3g} with {k} classes is close to {limit:.3g}, from which on labels "
+            "cannot be corrected: the corrected loss will be very noisy",
+            HesstuneWarning,
+            stacklevel=3,
+        )
+    return matrix
+
+
+def is_random(matrix: NDArray[np.float64]) -> bool:
+    """Tell whether labels under a noise matrix are right no more often than labels drawn at random."""
+    return bool(1 - np.diagonal(matrix).mean() >= guessing_rate(len(matrix)) * (1 - ROUNDING))
+
+
+def identifiability_notes(
+    matrix: NDArray[np.float64], classes: Sequence[str] | None = None, near: float = NEAR_GUESSING
+) -> list[str]:
+    """Say what makes labels under a noise matrix hard to correct, or impossible.
+
+    That its rate is near (K − 1)/K, the rate of labels drawn at random, or beyond it; or that the most
+    probable given label of some class is another class.
+
+    Args:
+        matrix: F, (K, K), rows sum to 1.
+        classes: The classes' names.
+        near: The share of (K − 1)/K from which on a rate is named.
+
+    Example:
+        >>> identifiability_notes(np.array([[0.4, 0.6], [0.1, 0.9]]), ["cat", "dog"])
+        ['examples of class cat are labelled dog (0.6) more often than cat (0.4)']
+    """
+    k = len(matrix)
+    rate, guessing = float(1 - np.diagonal(matrix).mean()), guessing_rate(k)
+    notes = []
+    if rate > near * guessing * (1 - ROUNDING):
+        how = "is not below" if is_random(matrix) else "is close to"
+        notes.append(f"its rate {rate:.3g} {how} that of labels drawn at random ({guessing:.3g})")
+    weak = np.flatnonzero(np.diagonal(matrix) < matrix.max(axis=1))
+    for i in weak[:1].tolist():
+        j = int(matrix[i].argmax())
+        own, other = (str(at) if classes is None else cut(classes[at], 40) for at in (i, j))
+        more = f", and {len(weak) - 1} more classes likewise" if len(weak) > 1 else ""
+        notes.append(
+            f"examples of class {own} are labelled {other} ({matrix[i, j]:.3g}) more often than {own} "
+            f"({matrix[i, i]:.3g}){more}"
+        )
+    return notes
+
 
 # How a matrix came to be known; it travels with it through every save and load.
 ORIGINS = ("stated", "injected", "estimated", "instance_dependent")
@@ -155,7 +257,7 @@ class NoiseMatrix:
 
     @classmethod
     def estimate(
-        cls, probs: ArrayLike, noisy_labels: ArrayLike, method: str = "dual_t", **options: Any
+        cls, probs: ArrayLike, noisy_labels: ArrayLike, method: str = "confident", **options: Any
     ) -> NoiseMatrix:
         """Estimate the matrix from out-of-sample probabilities of the noisy labels, without clean ones.
 
@@ -165,24 +267,19 @@ class NoiseMatrix:
         Args:
             probs: P(noisy = j | x), (N, K), from a network that was not trained on these examples.
             noisy_labels: (N,) integers in [0, K).
-            method: `dual_t` (Yao et al. 2020), `anchor` (Patrini et al. 2017), `confident` (Northcutt et
-                al. 2021, by cleanlab), or another of `estimate_noise`.
-            **options: Further arguments of `estimate_noise`, such as `percentile`.
+            method: `confident` (Northcutt et al. 2021), or another of `estimate_noise`, such as `em`.
+            **options: Further arguments of `estimate_noise`, such as `features`.
 
         Raises:
-            ConfigError: If the method is unknown, or `weight` is given.
+            ConfigError: If the method is unknown.
             DataError: If probabilities and labels do not fit together.
             NoiseMatrixError: If a class is never seen, so that its row is unknown.
 
         Example:
             >>> g = [[0.8, 0.2], [0.3, 0.7]] * 50
-            >>> NoiseMatrix.estimate(g, [0, 1] * 50, method="anchor").k
+            >>> NoiseMatrix.estimate(g, [0, 1] * 50).k
             2
         """
-        if "weight" in options:
-            raise ConfigError(
-                "weight, by which dual_t was smoothed, is chosen by the noisy likelihood now; leave it out"
-            )
         # By name: estimates are built from this class, so a plain import would close a circle.
         estimators = importlib.import_module("hesstune.noise.estimate")
         found: NoiseMatrix = estimators.estimate_noise(probs, noisy_labels, method, **options).matrix
@@ -190,7 +287,7 @@ class NoiseMatrix:
 
     @property
     def origin(self) -> str:
-        """How the matrix is known, one of ORIGINS: a certificate believes what was stated or injected."""
+        """How the matrix is known, one of ORIGINS: a certificate accepts what was stated or injected."""
         return self._origin
 
     def known_as(self, origin: str) -> NoiseMatrix:

@@ -176,10 +176,10 @@ class FinetuneConfig(
         if self.soft_labels and (self.class_weights == "balanced" or self.sampler == "balanced"):
             raise ConfigError("soft labels cannot be balanced by class; leave one of the two out")
         if (self.noise_matrix or "").startswith("estimate"):
-            from hesstune.noise.estimate.request import parse_request
+            from hesstune.noise.estimate import parse_request
 
-            request = parse_request(str(self.noise_matrix))
-            if request.method == "holdout" and self.clean_labels is None:
+            method = parse_request(str(self.noise_matrix))
+            if method == "holdout" and self.clean_labels is None:
                 raise ConfigError("estimate:holdout needs clean labels: give --clean-labels FILE")
 
     def to_dict(self) -> dict[str, Any]:

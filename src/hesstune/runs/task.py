@@ -118,7 +118,7 @@ def noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> T
     if method_class(config.method).needs_votes and task.train.votes is None:
         raise ConfigError(
             f"method '{config.method}' needs votes, which {config.data} has not: give columns vote_… of csv "
-            "data, or --vote-columns NAME,NAME; sklearn_cv takes labels as they are"
+            "data, or --vote-columns NAME,NAME"
         )
     if config.soft_labels and task.train.soft is None:
         raise ConfigError(

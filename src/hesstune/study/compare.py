@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hesstune.errors import RunError, unknown_name
+from hesstune.errors import ConfigError, RunError, unknown_name
+from hesstune.methods import method_names
 from hesstune.options import make_options, takes_options
 from hesstune.runs.config import read_yaml
 from hesstune.runs.folder import locked
@@ -112,13 +113,14 @@ def compare(
     values = read_yaml(config) if isinstance(config, str | Path) else dict(config or {})
     values |= {k: v for k, v in options.items() if v is not None or k not in CompareOptions.model_fields}
     plan, asked = plan_of(values)
+    jobs = _jobs(plan, asked)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="hesstune-compare-"))
     _claim(folder, overwrite)
     with locked(folder):
         if asked.engine == "ray":
             work_off = partial(work_on_cluster, folder, plan, asked.jobs, progress)
         else:
-            work_off = partial(_locally, folder, plan, asked.jobs or _jobs(plan), progress)
+            work_off = partial(_locally, folder, plan, jobs, progress)
         return _run(folder, plan, str(asked.baseline), work_off, command)
 
 
@@ -140,10 +142,19 @@ def plan_of(values: Mapping[str, Any]) -> tuple[StudyPlan, CompareOptions]:
     return plan, asked.model_copy(update={"baseline": base})
 
 
-def _jobs(plan: StudyPlan) -> int:
-    """Return one process a core, or one where cells are short and few."""
+def _jobs(plan: StudyPlan, asked: CompareOptions) -> int:
+    """Return the number of processes: by default one a core, or one if cells are short and few.
+
+    Raises:
+        ConfigError: If other processes should run a method that is a class of this one.
+    """
+    own = sorted({c.config.method for c in plan.cells} - set(method_names()))
+    if own and (asked.engine == "ray" or (asked.jobs or 1) > 1):
+        raise ConfigError(
+            f"method '{own[0]}' is a class of this process; other processes cannot run it: use jobs=1"
+        )
     short = all(c.config.head_only for c in plan.cells) and len(plan.cells) <= FEW
-    return 1 if short else _cores()
+    return asked.jobs or (1 if short or own else _cores())
 
 
 def _cores() -> int:

@@ -79,11 +79,13 @@ class CompareOptions(Settings):
     @field_validator("methods", mode="before")
     @classmethod
     def _names_or_mapping(cls, value: Any) -> Any:
+        from hesstune.methods import method_name
+
         if isinstance(value, str):
             value = [name.strip() for name in value.split(",") if name.strip()]
         if not isinstance(value, Mapping | list | tuple) or not value:
             raise ValueError("must be names or a mapping of names to options")
-        return value
+        return value if isinstance(value, Mapping) else [method_name(name) for name in value]
 
     @field_validator("seeds", mode="before")
     @classmethod

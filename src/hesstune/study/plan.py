@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hesstune.data.reading import Reading, Voting
-from hesstune.errors import ConfigError, HesstuneError, unknown_name
+from hesstune.errors import ConfigError, HesstuneError
 from hesstune.methods import method_class, method_names
 from hesstune.options import make_options
 from hesstune.runs.config import FinetuneConfig, make_config
@@ -192,14 +192,10 @@ def _variants(methods: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> dict[
     variants: dict[str, Options] = {}
     for name, own in given.items():
         if name == "all":
-            for each in method_names():  # heads by other packages are compared with by name
-                kind = method_class(each)
-                if not (kind.solves_head and kind.head_alone):
-                    variants.setdefault(each, {"method": each})
+            variants |= {each: {"method": each} for each in method_names() if each not in variants}
             continue
         made = {"method": str(name), **_mapping("method", name, own)}
-        if made["method"] not in method_names():
-            raise unknown_name("method", made["method"], [*method_names(), "all"])
+        method_class(made["method"])
         variants[check_name("method", str(name))] = made
     return variants
 

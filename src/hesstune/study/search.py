@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from hesstune.errors import HesstuneError, MissingExtraError, RunError
 from hesstune.methods import method_class
-from hesstune.methods._setup import Option
-from hesstune.methods.constraint import unheard
+from hesstune.methods._base import Option
+from hesstune.methods.constrained import unused_radius_options
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.storage.stored import read_record, write_record
 from hesstune.study.records import Options, Search, Trial
@@ -124,7 +124,10 @@ def _suggested(config: FinetuneConfig, trial: Any) -> FinetuneConfig:
 
 def _searched(config: FinetuneConfig) -> dict[str, Option]:
     """Return the method's own options that have an effect: a radius that is given is no share."""
-    found, idle = method_class(config.method).own_options, unheard(config.radius, config.head_only)
+    found, idle = (
+        method_class(config.method).own_options,
+        unused_radius_options(config.radius, config.head_only),
+    )
     return {name: option for name, option in found.items() if name not in idle}
 
 

@@ -13,7 +13,7 @@ import torch
 from hesstune.constraints.distance import weight_norm
 from hesstune.data.examples import Task
 from hesstune.methods import method_class
-from hesstune.methods.constraint import RADII
+from hesstune.methods.constrained import RADII
 from hesstune.models.load import LoadedModel
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from hesstune.data.examples import Examples
 from hesstune.errors import ModelError
 from hesstune.inputs.feature_store import frozen_features
-from hesstune.methods._solved import takes_solution
+from hesstune.methods._heads import takes_solution
 from hesstune.models.load import LoadedModel
 
 __all__ = ["given_targets", "head_features"]

@@ -16,9 +16,8 @@ from hesstune.data.examples import Examples, Task
 from hesstune.errors import ConfigError, DataError, RunError
 from hesstune.inputs.feature_store import frozen_features
 from hesstune.models.load import LoadedModel
-from hesstune.noise.estimate import Estimate, estimate_noise
-from hesstune.noise.estimate.crossfit import cross_fit
-from hesstune.noise.estimate.request import Request, parse_request
+from hesstune.noise.estimate import Estimate, estimate_noise, parse_request
+from hesstune.noise.linear_probe import cross_fit
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.records import NoiseMatrixRecord
@@ -102,11 +101,11 @@ def _posterior(
     return posterior, dependence_note(part.votes, posterior)
 
 
-def estimated(request: Request, material: Material, seed: int = 0, errors: bool = True) -> Estimate:
+def estimated(method: str, material: Material, seed: int = 0, errors: bool = True) -> Estimate:
     """Make the estimate that was asked for.
 
     Args:
-        request: Which.
+        method: The estimator's name.
         material: What it is made from.
         seed: Of folds and draws.
         errors: Whether an estimate by EM has its errors beside it, which take as long again.
@@ -118,20 +117,19 @@ def estimated(request: Request, material: Material, seed: int = 0, errors: bool 
     from dataclasses import replace
 
     clean = material.clean
-    if request.method == "holdout" and clean is None:
+    if method == "holdout" and clean is None:
         raise ConfigError("estimate:holdout needs clean labels of training examples; none were given")
-    if request.method == "labelmodel" and material.posterior is None:
+    if method == "labelmodel" and material.posterior is None:
         raise ConfigError(
             "estimate:labelmodel needs votes: columns vote_… of csv data, or --vote-columns NAME,NAME"
         )
     found = estimate_noise(
         material.probs,
         material.labels,
-        request.method,
+        method,
         features=material.features,
         posterior=material.posterior,
         clean=clean,
-        percentile=request.percentile,
         seed=seed,
         errors=errors,
     )

@@ -9,12 +9,10 @@ from torch import nn
 from hesstune.data.examples import Task
 from hesstune.methods import method_class
 from hesstune.methods._losses import clean_shares
-from hesstune.methods.consistent import Consistent
-from hesstune.methods.constraint import RADII, unheard
-from hesstune.methods.robust import Robust
+from hesstune.methods.constrained import RADII, Robust, unused_radius_options
+from hesstune.methods.robust_losses import Consistent
 from hesstune.models.load import LoadedModel
-from hesstune.noise.matrix import NoiseMatrix
-from hesstune.noise.rates import identifiability_notes
+from hesstune.noise.matrix import NoiseMatrix, identifiability_notes
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.data_record import content_digests
 from hesstune.storage.seen_examples import SeenExamples
@@ -70,7 +68,7 @@ def run_notes(
     ]
     if kind.constrained and not kind.solves_head:
         given = config.method_options or {}
-        own = [n for n in unheard(config.radius, config.head_only) if n in kind.own_options]
+        own = [n for n in unused_radius_options(config.radius, config.head_only) if n in kind.own_options]
         own = [n for n in own if given.get(n, RADII[n].default) != RADII[n].default]
         why = "the head alone is trained" if config.radius is None else "radii are given"
         if own:

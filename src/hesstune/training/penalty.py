@@ -11,8 +11,7 @@ from hesstune.data.examples import Task
 from hesstune.methods import method_class
 from hesstune.models.load import LoadedModel
 from hesstune.noise.latent.em import fold_rows
-from hesstune.noise.latent.reduction import Reduction
-from hesstune.noise.latent.soft_probe import SoftProbe
+from hesstune.noise.latent.probe import Reduction, SoftProbe
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runtime.threads import one_thread_each
 from hesstune.storage.remembered import remembered

@@ -15,7 +15,7 @@ from hesstune.errors import ConfigError
 from hesstune.inputs.batches import make_inputs
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.methods import method_class
-from hesstune.methods._head import SolvedHead
+from hesstune.methods._heads import SolvedHead
 from hesstune.models.heads import check_learnable
 from hesstune.models.load import LoadedModel, ModelObject, check_output, load_model
 from hesstune.models.train_parts import freeze, trains_head_only

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hesstune.data.examples import Examples, Task
 from hesstune.methods import method_class
-from hesstune.methods._head import HeadMaterial, SolvedHead
+from hesstune.methods._heads import HeadMaterial, SolvedHead
 from hesstune.methods._losses import balanced_rates
 from hesstune.models.load import LoadedModel
 from hesstune.noise.estimate import Estimate
@@ -19,7 +19,7 @@ from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.records import NoiseMatrixRecord
 from hesstune.training.head_features import head_features
-from hesstune.weak.evidence import vote_counts
+from hesstune.weak.vote_models import vote_counts
 
 __all__ = ["found_noise", "solved_head", "votes_given"]
 

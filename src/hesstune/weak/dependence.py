@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hesstune.weak.ballots import Ballots
-from hesstune.weak.patterns import patterns
-from hesstune.weak.votes import Votes
+from hesstune.weak.votes import Ballots, Votes, patterns
 
 __all__ = ["Alike", "PairTest", "alike", "dependence", "dependence_note"]
 
@@ -74,7 +72,7 @@ def alike(ballots: Ballots, several: NDArray[np.bool_]) -> Alike:
     """Find the labelers that agree more than their agreement with all others explains.
 
     Of independent labelers that are right with probabilities of their own, agreement beyond chance (Cohen's
-    κ) is κ_ij = w_i·w_j, so that κ_ik·κ_jl/κ_kl foretells κ_ij by any two others k and l. A pair whose κ is
+    κ) is κ_ij = w_i·w_j, so that κ_ik·κ_jl/κ_kl predicts κ_ij by any two others k and l. A pair whose κ is
     above the median of these by EXCESS, by SURE standard errors of its own and by their spread errs
     together. No posterior is used: one that is fitted to the votes explains dependence away.
 
@@ -98,8 +96,8 @@ def alike(ballots: Ballots, several: NDArray[np.bool_]) -> Alike:
     tied, correlation = np.zeros_like(asked), np.zeros_like(kappa)
     for i, j in np.argwhere(np.triu(asked)).tolist():
         others = np.delete(np.arange(ballots.m), [i, j])
-        foretold = np.outer(kappa[i, others], kappa[j, others]) / low[np.ix_(others, others)]
-        valid = foretold[~np.isnan(foretold) & np.outer(asked[i, others], asked[j, others])]
+        predicted = np.outer(kappa[i, others], kappa[j, others]) / low[np.ix_(others, others)]
+        valid = predicted[~np.isnan(predicted) & np.outer(asked[i, others], asked[j, others])]
         if not len(valid):
             continue
         middle = float(np.clip(np.median(valid), 0, 1))

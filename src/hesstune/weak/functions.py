@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from hesstune.errors import ConfigError, DataError, unknown_name
-from hesstune.weak.vote_values import abstains, class_index, class_of
+from hesstune.weak.vote_files import abstains, class_index, class_of
 from hesstune.weak.votes import ABSTAIN, Votes
 
 __all__ = [

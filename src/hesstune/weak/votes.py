@@ -1,8 +1,9 @@
-"""A table of votes: which labeler gave which example which class, with abstentions."""
+"""A table of votes: the class that each annotator gave each example, with abstentions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,9 +12,82 @@ from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import class_count, integer_labels
 from hesstune.errors import DataError, listed
-from hesstune.weak.ballots import Ballots
 
-__all__ = ["ABSTAIN", "Votes", "beside"]
+__all__ = ["ABSTAIN", "Ballots", "Patterns", "Votes", "beside", "patterns"]
+
+
+@dataclass(frozen=True)
+class Ballots:
+    """The votes that were given; an abstention has no row.
+
+    Attributes:
+        example: (V,) int64, the example of each vote.
+        labeler: (V,) int64, who gave it.
+        vote: (V,) int64, the class voted for.
+        n: Number of examples N.
+        m: Number of labelers.
+        k: Number of classes K.
+
+    Example:
+        >>> two = Ballots(np.array([0, 0, 1]), np.array([0, 1, 1]), np.array([1, 1, 0]), n=2, m=2, k=2)
+        >>> two.counts.tolist(), two.each.tolist()
+        ([[0.0, 2.0], [1.0, 0.0]], [2, 1])
+    """
+
+    example: NDArray[np.int64]
+    labeler: NDArray[np.int64]
+    vote: NDArray[np.int64]
+    n: int
+    m: int
+    k: int
+
+    def __len__(self) -> int:
+        return len(self.vote)
+
+    def where(self, chosen: NDArray[np.bool_]) -> Ballots:
+        """Return the votes on some examples, (N,) of bool; examples keep their numbers."""
+        kept = chosen[self.example]
+        return Ballots(self.example[kept], self.labeler[kept], self.vote[kept], self.n, self.m, self.k)
+
+    def only(self, chosen: NDArray[np.bool_]) -> Ballots:
+        """Return the votes on some examples, (N,) of bool, which are numbered anew."""
+        kept, place = chosen[self.example], np.cumsum(chosen) - 1
+        n = int(chosen.sum())
+        return Ballots(place[self.example[kept]], self.labeler[kept], self.vote[kept], n, self.m, self.k)
+
+    def summed(self, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """Return (N, K): the sum of each example's votes for each class, each by its weight, (V,)."""
+        cell = self.example * self.k + self.vote
+        found = np.bincount(cell, weights, self.n * self.k).reshape(self.n, self.k)
+        return found.astype(np.float64)
+
+    @cached_property
+    def counts(self) -> NDArray[np.float64]:
+        """(N, K): votes for each class."""
+        return self.summed()
+
+    @cached_property
+    def each(self) -> NDArray[np.int64]:
+        """(N,): votes on each example."""
+        return np.bincount(self.example, minlength=self.n)
+
+    @cached_property
+    def by_labeler(self) -> NDArray[np.int64]:
+        """(m,): votes of each labeler."""
+        return np.bincount(self.labeler, minlength=self.m)
+
+    def joint(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (m, K, K): the summed posterior of class y where a labeler votes v, at [labeler, v, y].
+
+        Args:
+            q: (V, K) a posterior for each vote's example.
+        """
+        cell = self.labeler * self.k + self.vote
+        found = np.empty((self.m * self.k, self.k))
+        for y in range(self.k):
+            found[:, y] = np.bincount(cell, q[:, y], self.m * self.k)
+        return found.reshape(self.m, self.k, self.k)
+
 
 ABSTAIN = -1
 # Cells of a table of examples × labelers, 8 bytes each, beyond which votes stay one a row.
@@ -309,9 +383,52 @@ def beside(tables: Sequence[Votes]) -> tuple[Votes, list[str]]:
             at, votes = place[name], own.table[:, j]
             both = (table[:, at] != ABSTAIN) & (votes != ABSTAIN)
             if differ := int((both & (table[:, at] != votes)).sum()):
-                notes.append(f"{differ} votes of {name} are not for the class it holds likeliest")
+                notes.append(
+                    f"{differ} votes of {name} are not for the class it gives the largest probability"
+                )
             table[:, at] = np.where(table[:, at] != ABSTAIN, table[:, at], votes)
             if soft is not None:
                 given = own.onehot[:, j] if own.soft is None else own.soft[:, j]
                 soft[:, at] = np.where(given.any(axis=1, keepdims=True), given, soft[:, at])
     return Votes(table, k, names, soft), notes
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Distinct rows of votes, and which examples have which.
+
+    Attributes:
+        votes: Each distinct row once, soft votes left out.
+        weight: (P,) float64, how many examples have it.
+        of: (N,) the distinct row of each example.
+    """
+
+    votes: Votes
+    weight: NDArray[np.float64]
+    of: NDArray[np.int64]
+
+
+def patterns(votes: Votes) -> Patterns:
+    """Find the distinct rows of votes; m labelers of K classes have at most (K + 1)^m.
+
+    Example:
+        >>> found = patterns(Votes([[0, 1], [1, -1], [0, 1]], k=2))
+        >>> found.votes.table.tolist(), found.weight.tolist(), found.of.tolist()
+        ([[0, 1], [1, -1]], [2.0, 1.0], [0, 1, 0])
+    """
+    key = np.zeros(len(votes), dtype=np.int64)
+    span = 1
+    for column in votes.table.T:
+        if span > np.iinfo(np.int64).max // (votes.k + 1):
+            # The number in base K + 1 would not fit: only what has occurred is counted on.
+            _, key = np.unique(key, return_inverse=True)
+            span = int(key.max(initial=0)) + 1
+        key = key * (votes.k + 1) + column + 1
+        span *= votes.k + 1
+    _, first, of, counts = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
+    # In the order in which they first occur.
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    distinct = Votes(votes.table[first[order]], votes.k, votes.names)
+    return Patterns(distinct, counts[order].astype(np.float64), place[of])

@@ -1,18 +1,61 @@
-"""What is observed of an example's true class: given labels, hard or soft, through a noise matrix."""
+"""What is known of the true classes: labels given through a noise matrix, and human-checked ones."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 
-from hesstune.noise.rates import rate_matrix
-from hesstune.noise.shrinkage import drawn_to
+from hesstune.noise.matrix import rate_matrix
 
-__all__ = ["SHAPES", "LabelChannel", "Shape", "shrunk"]
+__all__ = [
+    "SHAPES",
+    "STRENGTHS",
+    "Checked",
+    "LabelChannel",
+    "Observed",
+    "Shape",
+    "drawn_to",
+    "prior_strength",
+    "shrunk",
+]
+
+
+# Strengths tried for a prior matrix, in pseudo-examples a row.
+STRENGTHS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+
+
+def prior_strength(counts: NDArray[np.float64], prior: NDArray[np.float64]) -> float:
+    """Choose the strength of a prior matrix by the evidence of counts (empirical Bayes).
+
+    The strength s maximises Σ_i ln DirMult(counts_i | s·prior_i) over STRENGTHS.
+
+    Args:
+        counts: (K, K) how often each given label (column) stood with each true one (row); may be expected.
+        prior: (K, K) rows of probabilities.
+    """
+    from scipy.special import gammaln
+
+    def evidence(strength: float) -> float:
+        alpha = strength * np.clip(prior, 1e-3, None)
+        total, rows = alpha.sum(axis=1), counts.sum(axis=1)
+        inner = (gammaln(alpha + counts) - gammaln(alpha)).sum(axis=1)
+        return float((gammaln(total) - gammaln(total + rows) + inner).sum())
+
+    return max(STRENGTHS, key=evidence)
+
+
+def drawn_to(counts: NDArray[np.float64], prior: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rows of counts drawn to a prior matrix by `prior_strength`, (K, K), rows sum to 1.
+
+    Row i is the mean of a Dirichlet posterior, (s·prior_i + counts_i)/(s + Σ counts_i).
+    """
+    drawn = prior_strength(counts, prior) * prior + counts
+    return np.asarray(drawn / drawn.sum(axis=1, keepdims=True))
+
 
 # What F is allowed to be, the simplest first: the identity, as told, one rate for all, or any near that.
 Shape = Literal["none", "told", "symmetric", "full"]
@@ -69,10 +112,10 @@ class LabelChannel:
         return float(1 - np.trace(self.matrix) / len(self.matrix))
 
     def paired(self) -> LabelChannel:
-        """Return the channel to start from where each class is mixed up with one other, no two with the same.
+        """Return the channel to start from if each class is confused with one other class, in pairs.
 
-        Of all such, the likeliest by this one. EM from a symmetric start may halve a pair the wrong way, and
-        spread another class over all; as a whole its end still says who goes with whom.
+        It has the pairs that are most probable under this channel. EM from a symmetric start may end with
+        some pairs wrong, but as a whole its result shows which classes are paired.
         """
         rows, other = self._pairs()
         found = np.full(self.matrix.shape, TRACE)
@@ -102,9 +145,79 @@ class LabelChannel:
         posterior: NDArray[np.float64],
         weight: NDArray[np.float64] | None = None,
     ) -> LabelChannel:
-        """Return the channel that a posterior, (N, K), speaks for; a matrix that was told stays."""
+        """Return the channel of the largest likelihood under a posterior, (N, K); a given matrix stays."""
         if self.shape == "told":
             return self
         counted = posterior if weight is None else posterior * weight[:, None]
         counts = counted.T @ given
         return LabelChannel(_pooled(counts) if self.shape == "symmetric" else shrunk(counts), self.shape)
+
+
+Checked = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Rows and true labels of examples that a person has checked."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Labels of N examples, and what is known of them.
+
+    Attributes:
+        given: (N, K) one-hot or soft labels as given; or counts of votes, each of which is a label given.
+        told: F, (K, K), where it is known.
+        checked: Examples whose true class is known.
+        weight: (N,) how much each example counts; None: once.
+    """
+
+    given: NDArray[np.float64]
+    told: NDArray[np.float64] | None = None
+    checked: Checked | None = None
+    weight: NDArray[np.float64] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        labels: ArrayLike,
+        k: int,
+        told: NDArray[np.float64] | None = None,
+        checked: Checked | None = None,
+        weight: NDArray[np.float64] | None = None,
+    ) -> Observed:
+        """Return what is known, from class indices, (N,), or soft labels or counts of votes, (N, K).
+
+        Example:
+            >>> Observed.of([0, 1], 2).given.tolist()
+            [[1.0, 0.0], [0.0, 1.0]]
+        """
+        array = np.asarray(labels)
+        given = np.eye(k)[array.astype(np.int64)] if array.ndim == 1 else array.astype(np.float64)
+        return cls(given, told, checked, weight)
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    @property
+    def k(self) -> int:
+        """The number of classes."""
+        return int(self.given.shape[1])
+
+    def arrays(self) -> dict[str, NDArray[Any] | None]:
+        """Return all that is known, by name."""
+        rows, true = (None, None) if self.checked is None else self.checked
+        return {"given": self.given, "told": self.told, "rows": rows, "true": true, "weight": self.weight}
+
+    def take(self, rows: NDArray[np.int64]) -> Observed:
+        """Return some examples, by ascending rows."""
+        checked = None
+        if self.checked is not None:
+            inside = np.isin(self.checked[0], rows)
+            checked = np.searchsorted(rows, self.checked[0][inside]), self.checked[1][inside]
+        weight = None if self.weight is None else self.weight[rows]
+        return Observed(self.given[rows], self.told, checked, weight)
+
+    def known(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return class probabilities, (N, K), in which checked examples are sure."""
+        if self.checked is None:
+            return q
+        found = q.copy()
+        found[self.checked[0]] = np.eye(self.k)[self.checked[1]]
+        return found

@@ -1,4 +1,4 @@
-"""Latent-truth EM: the true class of each example from its features and its noisy label, out of sample."""
+"""Latent-truth EM: the true class of each example, out of sample, and how far F can be trusted."""
 
 from __future__ import annotations
 
@@ -10,24 +10,35 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
+from scipy.stats import gamma
 
 from hesstune.errors import ConfigError
-from hesstune.noise.latent.channel import LabelChannel, Shape
-from hesstune.noise.latent.observed import Observed
-from hesstune.noise.latent.soft_probe import Linear, SoftProbe
-from hesstune.runtime.threads import one_thread
+from hesstune.noise.latent.channel import LabelChannel, Observed, Shape
+from hesstune.noise.latent.probe import Linear, SoftProbe
+from hesstune.runtime.threads import one_thread, one_thread_each
 
-__all__ = ["FOLDS", "LatentTruth", "fold_rows", "latent_truth", "likeliest_truth", "log_scores"]
+__all__ = [
+    "FOLDS",
+    "LatentTruth",
+    "Trust",
+    "fit_from_several_starts",
+    "fold_rows",
+    "latent_truth",
+    "log_scores",
+    "residual_statistic",
+    "trust",
+]
+
 
 FOLDS = 5
-# EM rests when no entry of F moves further; probes follow it with a few steps a round.
+# EM has converged when no entry of F moves further; probes take a few steps a round.
 ROUNDS, TOLERANCE, TOLERANCE_TOLD = 30, 2e-3, 2e-2
 # Where there is time: rounds, and a second rate of symmetric noise to start from, at most a share of that at
 # which labels say nothing.
 PATIENT_ROUNDS, SECOND_START, NEAREST = 120, 0.7, 0.8
 FIRST_STEPS, STEPS, FULL_STEPS = 15, 4, 300
 TEMPERATURES = tuple(np.geomspace(0.3, 10.0, 19))
-# Rates of the symmetric noise through which believed labels may be read.
+# Rates of symmetric noise that are tried for labels that are assumed correct in training.
 RATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)
 # A share of uniform in every prediction, so that one sure mistake is costly, not infinitely so.
 FLOOR = 1e-3
@@ -42,10 +53,10 @@ class LatentTruth:
         posterior: P(true class | features, given label), (N, K): the probe did not see the example.
         probabilities: P(true class | features), (N, K), of that probe.
         targets: (N, K) what a classifier of all examples is to be fitted to: the posterior, or the labels as
-            given where they are believed.
+            given if they are assumed correct.
         temperature: Factor of the probe's logits that fits the given labels best.
         rounds: How many were made.
-        settled: Whether F came to rest.
+        converged: Whether F converged.
     """
 
     channel: LabelChannel
@@ -54,7 +65,7 @@ class LatentTruth:
     targets: NDArray[np.float64]
     temperature: float
     rounds: int
-    settled: bool
+    converged: bool
 
     def realised(self, given: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return F as realised in these labels, (K, K): rows Σ_i q_ic given_i / Σ_i q_ic.
@@ -96,11 +107,12 @@ def latent_truth(
 ) -> LatentTruth:
     """Fit P(true class | features) and F by expectation maximisation, each example judged out of sample.
 
-    q_i ∝ p_c(x_i)·P(given_i | c), p from the probe that was fitted to the posteriors of the other folds, at
-    the temperature that the given labels speak for; F from q; the probes from q; until F rests. Sources:
-    Raykar et al. 2010; Bekker and Goldberger 2016; the cross-fitting is our own: a probe that has seen an
-    example's label confirms it. A full F is also sought from where classes are mixed up in pairs
-    (`LabelChannel.paired`), and taken if it ends there and foretells the given labels better.
+    Each round computes q_i ∝ p_c(x_i)·P(given_i | c), then F from q, then the probes from q, until F
+    converges. p comes from the probe that was fitted to the posteriors of the other folds, at the
+    temperature with the largest likelihood of the given labels. A probe that was fitted to an example's own
+    label would confirm it. A full F is also fitted from a start with classes confused in pairs
+    (`LabelChannel.paired`), and kept if it stays in pairs and predicts the given labels better. Sources:
+    Raykar et al. 2010; Bekker and Goldberger 2016.
 
     Args:
         x: (N, C) reduced features.
@@ -111,7 +123,7 @@ def latent_truth(
         seed: Of the folds.
 
     Example:
-        >>> from hesstune.noise.latent.reduction import Reduction
+        >>> from hesstune.noise.latent.probe import Reduction
         >>> y = np.arange(300) % 2
         >>> x = Reduction.of(np.eye(2)[y] + 0.2 * np.random.default_rng(0).normal(size=(300, 2))).apply
         >>> x = x(np.eye(2)[y] + 0.2 * np.random.default_rng(0).normal(size=(300, 2)))
@@ -135,13 +147,13 @@ def latent_truth(
 
 
 @one_thread()
-def likeliest_truth(
+def fit_from_several_starts(
     x: NDArray[np.float32], labels: Observed, *, strength: float, folds: int = FOLDS, seed: int = 0
 ) -> LatentTruth:
-    """Return what EM with a full F comes to from several starts and with more rounds, if it foretells better.
+    """Return what EM with a full F comes to from several starts and with more rounds, if it predicts better.
 
     Where classes are mixed up EM creeps, and may end at a worse point than another start does. What
-    `latent_truth` finds stays where that does not foretell the given labels better: where the noise depends
+    `latent_truth` finds stays where that does not predict the given labels better: where the noise depends
     on more than the class, EM goes past its best. It takes up to eight times as long as `latent_truth`, whose
     arguments these are.
     """
@@ -161,7 +173,7 @@ def likeliest_truth(
 def _paired(
     found: LatentTruth, end: LatentTruth, probes: _Probes, labels: Observed, rounds: int
 ) -> LatentTruth:
-    """Return what EM from an end's pairs comes to, if that is in pairs and foretells better; else `found`."""
+    """Return what EM from an end's pairs comes to, if that is in pairs and predicts better; else `found`."""
     other = _last(probes, labels, end.channel.paired(), rounds)
     return _likelier(found, [other] if other.channel.in_pairs else [], labels, 0.0)
 
@@ -175,42 +187,42 @@ def _last(probes: _Probes, labels: Observed, channel: LabelChannel, rounds: int)
 def _likelier(
     usual: LatentTruth, others: Sequence[LatentTruth], labels: Observed, errors: float = 1.0
 ) -> LatentTruth:
-    """Return the one that foretells given labels best, out of sample, if by so many errors; else `usual`.
+    """Return the one that predicts given labels best, out of sample, if by so many errors; else `usual`.
 
-    What calls classes by other names foretells as well, and is refused: a label must come from its own class
+    What calls classes by other names predicts as well, and is refused: a label must come from its own class
     more often than from any other.
     """
     own = np.arange(labels.k)
     ends = [usual, *(one for one in others if (one.channel.matrix.argmax(axis=0) == own).all())]
-    scores = [_foretold(each, labels.given) for each in ends]
+    scores = [_predicted(each, labels.given) for each in ends]
     best = int(np.argmax([each.mean() for each in scores]))
     gain = scores[best] - scores[0]
     return ends[best] if gain.mean() > errors * gain.std() / np.sqrt(len(gain)) else usual
 
 
-def _foretold(found: LatentTruth, given: NDArray[np.float64]) -> NDArray[np.float64]:
+def _predicted(found: LatentTruth, given: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return `log_scores` of the given labels by the probes that did not see them."""
     logs = np.log(np.maximum(found.probabilities, 1e-300))
     return log_scores(logs, 1.0, found.channel.likelihood(given), given.sum(axis=1))
 
 
 def _rounds(probes: _Probes, labels: Observed, channel: LabelChannel) -> Iterator[LatentTruth]:
-    """Yield what each round finds, until F rests."""
+    """Yield the result of each round until F converges."""
     given, told = labels.given, channel.shape == "told"
     posterior, units = labels.known(_normalised(channel.likelihood(given))), given.sum(axis=1)
-    rounds, settled, before = 0, False, posterior
-    while not settled:
+    rounds, converged, before = 0, False, posterior
+    while not converged:
         logits = probes.logits(posterior, STEPS if rounds else FIRST_STEPS)
         likelihood = channel.likelihood(given)
         temperature = max(zip(_mean_scores(logits, likelihood, units), TEMPERATURES, strict=True))[1]
         probabilities = softmax(temperature * logits, axis=1)
         posterior = labels.known(_normalised(probabilities * likelihood))
         following = channel.refitted(given, posterior, labels.weight)
-        # A matrix that was told does not move: the posteriors have to rest.
+        # A given matrix does not move: the posteriors have to converge.
         moved = probabilities - before if told else following.matrix - channel.matrix
-        settled = bool(np.abs(moved).max() < (TOLERANCE_TOLD if told else TOLERANCE))
+        converged = bool(np.abs(moved).max() < (TOLERANCE_TOLD if told else TOLERANCE))
         channel, rounds, before = following, rounds + 1, probabilities
-        yield LatentTruth(channel, posterior, probabilities, posterior, temperature, rounds, settled)
+        yield LatentTruth(channel, posterior, probabilities, posterior, temperature, rounds, converged)
 
 
 class _Probes:
@@ -240,7 +252,7 @@ class _Probes:
 
 
 def _believed(logits: NDArray[np.float64], labels: Observed) -> LatentTruth:
-    """Read labels that are believed in training: by the symmetric channel through which they are likeliest.
+    """Return posteriors of labels that are assumed correct in training, by the most likely symmetric channel.
 
     Without it a plain probe would be blamed for its calibration under noise, which costs no accuracy.
     """
@@ -295,3 +307,111 @@ def log_scores(
     told = (softmax(temperature * logits, axis=1) * likelihood).sum(axis=1)
     uniform = np.power(float(logits.shape[1]), -(1.0 if units is None else units))
     return np.asarray(np.log((1 - FLOOR) * told + FLOOR * uniform))
+
+
+DRAWS = 20
+# Principal components that residuals are held against; and the level of the test, whose model is never quite
+# right: at a higher one it rejects noise that was drawn by class.
+COMPONENTS, LEVEL = 20, 0.001
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What refits to data drawn from the fitted model say.
+
+    Attributes:
+        stderr: (K, K) standard deviations of F's entries over the draws.
+        row_tv: (median, largest) over draws of the total variation between the F refitted and the F that the
+            labels were drawn by, mean over rows.
+        statistic: `residual_statistic` of the data.
+        p_value: P(a statistic as large | noise by class alone), from a gamma distribution of the draws' mean
+            and variance.
+    """
+
+    stderr: NDArray[np.float64]
+    row_tv: tuple[float, float]
+    statistic: float
+    p_value: float
+
+    @property
+    def by_class_alone(self) -> bool:
+        """Whether noise that depends on the class alone is not rejected; that it does is not shown by it."""
+        return self.p_value >= LEVEL
+
+
+def trust(
+    x: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    found: LatentTruth,
+    strength: float,
+    shape: Shape,
+    seed: int,
+) -> Trust:
+    """Draw true classes from the probes' probabilities and labels by F, refit all, and compare.
+
+    What the refits share is the form of the model: where that is wrong, as for noise that depends on the
+    example, these errors are too small, which the p-value is there to say.
+
+    Args:
+        x: (N, C) reduced features.
+        labels: (N,) labels as given.
+        found: What was fitted to them.
+        strength: Inverse of the probes' penalty.
+        shape: Of F.
+        seed: Of the draws.
+    """
+    k, matrix, p = len(found.channel.matrix), found.channel.matrix, found.probabilities
+    rng = np.random.default_rng([seed, 0xB007])
+    drawn = [_drawn(rng, _drawn(rng, p)[:, None] == np.arange(k), matrix) for _ in range(DRAWS)]
+
+    def refit(own: NDArray[np.int64]) -> LatentTruth:
+        folds = min(FOLDS, len(x))
+        return latent_truth(x, Observed.of(own, k), strength=strength, shape=shape, folds=folds, seed=seed)
+
+    with one_thread_each(DRAWS) as each:
+        refits = each(refit, drawn)
+    matrices = np.stack([one.channel.matrix for one in refits])
+    moved = 0.5 * np.abs(matrices - matrix).sum(axis=2).mean(axis=1)
+    under_model = np.array([residual_statistic(x, o, f) for o, f in zip(drawn, refits, strict=True)])
+    statistic = residual_statistic(x, labels, found)
+    spread = max(float(under_model.var(ddof=1)), 1e-12)
+    shape_, scale = float(under_model.mean()) ** 2 / spread, spread / max(float(under_model.mean()), 1e-12)
+    return Trust(
+        matrices.std(axis=0, ddof=1),
+        (float(np.median(moved)), float(moved.max())),
+        statistic,
+        float(gamma.sf(statistic, shape_, scale=scale)),
+    )
+
+
+def _drawn(
+    rng: np.random.Generator,
+    rows: NDArray[np.float64] | NDArray[np.bool_],
+    matrix: NDArray[np.float64] | None = None,
+) -> NDArray[np.int64]:
+    """Draw a class a row, (N,), from rows of probabilities, (N, K), through a matrix where there is one."""
+    p = rows if matrix is None else rows.astype(np.float64) @ matrix
+    return np.asarray((p.cumsum(axis=1) < rng.random((len(p), 1))).sum(axis=1).clip(0, p.shape[1] - 1))
+
+
+def residual_statistic(x: NDArray[np.float32], labels: NDArray[np.int64], found: LatentTruth) -> float:
+    """Return Σ_dc (Σ_i z_id r_ic)²/(N·v_c), z the leading components, r what was observed minus p·F.
+
+    Observed is each class given, and whether the class given is the probe's most probable one. Where noise
+    depends on the class alone, p·F predicts these everywhere alike, and r has nothing to do with where an
+    example lies.
+
+    Args:
+        x: (N, C) reduced features, the leading components first.
+        labels: (N,) labels as given.
+        found: What was fitted to them.
+    """
+    told = found.probabilities @ found.channel.matrix
+    guess = found.probabilities.argmax(axis=1)[:, None]
+    told = np.append(told, np.take_along_axis(told, guess, axis=1), axis=1)
+    observed = np.append(labels[:, None] == np.arange(told.shape[1] - 1), labels[:, None] == guess, axis=1)
+    rest = observed - told
+    variance = np.maximum((told * (1 - told)).mean(axis=0), 1e-9)
+    z = x[:, :COMPONENTS].astype(np.float64)
+    z = (z - z.mean(axis=0)) / np.maximum(z.std(axis=0), 1e-12)
+    return float(((z.T @ rest) ** 2 / (len(z) * variance)).sum())

@@ -19,8 +19,8 @@ class NoiseOptions(Options):
     noise_matrix: Annotated[str, Shown("NOISE", names_file=True)] | None = Field(
         None,
         description="noise matrix of the loss: true (the injected one; the default with {inject_noise}), a "
-        "rate, symmetric:RATE, pair:RATE, a matrix file, or estimate:METHOD (auto, em, anchor[:PERCENTILE], "
-        "dual_t, confident, volmin, labelmodel, holdout)",
+        "rate, symmetric:RATE, pair:RATE, a matrix file, or estimate:METHOD (auto, em, confident, "
+        "labelmodel, holdout)",
     )
     inject_noise: Annotated[str, Shown("NOISE", names_file=True)] | None = Field(
         None,
@@ -37,7 +37,7 @@ class NoiseOptions(Options):
         None,
         description="annotators' columns of csv data; default: those named vote_…",
     )
-    label_model: Literal["majority", "soft", "dawid_skene", "mace", "snorkel"] = Field(
+    label_model: Literal["majority", "soft", "dawid_skene", "mace"] = Field(
         "majority", description="label model for csv data with votes and no label"
     )
     soft_labels: bool = Field(

@@ -1,0 +1,182 @@
+"""Methods with a layer-wise distance constraint, the paper's algorithm among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from hesstune.constraints.distance import (
+    DistanceConstraint,
+    depth_scaled,
+    resolve_radii,
+    trained_matrices,
+)
+from hesstune.errors import listed
+from hesstune.methods._base import Batch, Method, MethodSetup, Option, Tier
+from hesstune.methods._losses import class_weights, consistent
+from hesstune.methods.robust_losses import EarlyLearning
+
+TASKS = "development tasks of benchmarks/field/tasks.py"
+# Options of the radii that are made where none is given.
+RADII = {
+    "head_share": Option(
+        2.0,
+        "of the norm of the head that penalised cross-entropy fits: the radius of a head that is trained "
+        f"alone, of which a head beside other layers has a quarter; {TASKS}",
+        low=1e-6,
+        search=(0.5, 8.0),
+        log=True,
+    ),
+    "layer_share": Option(
+        0.003,
+        "of a layer's norm: the radius of a layer that is not the head; images and sentences, 12 and 40 "
+        "epochs",
+        low=1e-9,
+        search=(0.0005, 0.05),
+        log=True,
+    ),
+}
+
+
+def unused_radius_options(radius: object, head_only: bool) -> tuple[str, ...]:
+    """Return the options of RADII that have no effect beside the radii that were asked for."""
+    if isinstance(radius, float | Mapping):
+        return tuple(RADII)
+    return ("layer_share",) if head_only else ()
+
+
+class Constraint(Method):
+    """Layer-wise constraint alone: cross-entropy with a distance constraint around the reference.
+
+    Source: the paper, section 4; Gouk et al. 2021 for the MARS norm; `--radius-scale` for radii that
+    grow with depth, as in the paper's code.
+    """
+
+    tier: ClassVar[Tier] = "baseline"
+    shards = True
+    constrained = True
+    head_penalty = 0.0
+    own_options = dict(RADII)
+
+    def __init__(self, setup: MethodSetup) -> None:
+        super().__init__(setup)
+        assert setup.radius is not None
+        radius = setup.radius
+        if setup.radius_scale != 1.0:
+            layers = setup.reference.layers()
+            heads = [name for name in layers if setup.in_head(name)]
+            radius = depth_scaled(resolve_radii(layers, radius), layers, setup.radius_scale, heads)
+        self.constraint = DistanceConstraint(setup.model, setup.reference, radius, setup.norm, include=())
+
+    def after_step(self) -> None:
+        """Project every layer whose distance exceeds its radius."""
+        self.constraint.project_()
+
+    def notes(self) -> list[str]:
+        """Name trained weights without a constraint, which are no layer of a known kind."""
+        layers = set(self.setup.reference.layers())
+        loose = [name for name, _ in trained_matrices(self.setup.model) if name not in layers]
+        return (
+            [f"trained without a constraint, since no layer of a known kind: {listed(loose)}"]
+            if loose
+            else []
+        )
+
+    def radii(self) -> dict[str, float]:
+        return dict(self.constraint.radii)
+
+
+class Robust(Constraint):
+    """Robust fine-tuning: the paper's algorithm.
+
+    Consistent loss and layer-wise constraint, after a warm-up of plain cross-entropy (inside the same
+    balls). Source: Ju, Li, Zhang 2022, Algorithm 1.
+    """
+
+    tier: ClassVar[Tier] = "recommended"
+    shards = True
+    needs_noise_matrix = True
+    warms_up = True
+
+    def __init__(self, setup: MethodSetup) -> None:
+        super().__init__(setup)
+        self._consistent = consistent(setup)
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
+        if epoch < self.setup.warmup_epochs:
+            return super().loss(logits, targets, epoch)
+        loss: torch.Tensor = self._consistent(logits, targets)
+        return loss
+
+
+class RobustPlus(EarlyLearning, Robust):
+    """robust+: the method `robust` with a memory of each example's early predictions.
+
+    The consistent loss is right in expectation but not example by example; early-learning regularisation
+    holds every prediction near the running average of its own past, which the noise has moved less. The
+    constraint keeps both from running away, its radii chosen on noisy validation (`--radius auto`).
+    Source: Ju, Li, Zhang 2022, Algorithm 1, for loss and constraint; Liu et al. 2020, equation 6, for the
+    memory, with λ = 1 in place of their 3 for plain cross-entropy, chosen on development splits of four
+    tasks with weak labels; β = 0.7 as there.
+    """
+
+    tier: ClassVar[Tier] = "research"
+    shards = False
+    head_penalty = 0.0
+    own_options = {
+        **RADII,
+        **EarlyLearning.own_options,
+        "lambda": Option(1.0, "development splits of weakly labelled tasks", search=(0.1, 10.0), log=True),
+    }
+
+    @classmethod
+    def defaults(cls, head_only: bool) -> dict[str, Any]:
+        """Return the choice of radii: from noisy validation, where the user gives none."""
+        return {"radius": "auto"}
+
+
+REGSL_SOURCE = "the code of Li and Zhang 2021, its README"
+
+
+class RegSL(Constraint):
+    """RegSL: a layer-wise constraint, examples reweighted by their loss, and confident predictions as labels.
+
+    The weight of an example is softmax(−ℓ/γ) over its batch; a label is replaced where max p exceeds a
+    threshold. Source: Li and Zhang 2021, section 4, and their code: reweighting from epoch 5 and
+    relabelling from epoch 10 of 30, γ = 2, threshold 0.9.
+    """
+
+    tier: ClassVar[Tier] = "research"
+    shards = False
+    takes_soft = False
+    own_options = {
+        **RADII,
+        "reweight_after": Option(5 / 30, REGSL_SOURCE, high=1.0),
+        "correct_after": Option(10 / 30, REGSL_SOURCE, high=1.0, search=(0.1, 0.8)),
+        "temperature": Option(2.0, REGSL_SOURCE, low=1e-6, search=(0.5, 5.0), log=True),
+        "threshold": Option(0.9, REGSL_SOURCE, high=1.0, search=(0.5, 0.99)),
+    }
+
+    def __init__(self, setup: MethodSetup) -> None:
+        super().__init__(setup)
+        self._weights = class_weights(setup)
+
+    def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = batch.logits()
+        done = batch.epoch / self.setup.epochs
+        targets = batch.targets
+        if done >= self.options["correct_after"]:
+            confidence, predicted = torch.softmax(logits.detach().float(), dim=1).max(dim=1)
+            targets = torch.where(confidence > self.options["threshold"], predicted, targets)
+        losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        if self._weights is not None:
+            losses = self._weights.to(losses)[targets] * losses
+        if done < self.options["reweight_after"]:
+            return losses.mean(), logits
+        weight = torch.softmax(-losses.detach() / self.options["temperature"], dim=0)
+        return (weight * losses).sum(), logits
+
+
+METHODS = {"constraint": Constraint, "robust": Robust, "robust_plus": RobustPlus, "regsl": RegSL}

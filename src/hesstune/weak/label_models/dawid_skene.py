@@ -1,0 +1,149 @@
+"""Dawid and Skene's latent-class model: its iterations, and the model of hard votes on weighted rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from hesstune.weak.label_models._base import Answer, LabelModel, ModelInputs
+from hesstune.weak.votes import Votes, patterns
+
+__all__ = ["Iteration", "dawid_skene", "iterations"]
+
+# The least probability, as in crowd-kit.
+LEAST = float(np.float_power(10, -10))
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One step of expectation maximisation.
+
+    Attributes:
+        before: The posterior that prior and confusion matrices are made from, (N, K).
+        prior: P(class), (K,) or one a row, (N, K).
+        confusion: P(vote j | class i) of each labeler, (m, K, K).
+        evidence: ln P(votes | class), (N, K).
+        posterior: The posterior they give, (N, K).
+    """
+
+    before: Array
+    prior: Array
+    confusion: Array
+    evidence: Array
+    posterior: Array
+
+
+def iterations(
+    views: Sequence[Array],
+    start: Array,
+    prior: Callable[[Array], Array],
+    confusion: Callable[[Array], Array],
+    *,
+    weight: Array | None = None,
+    fixed: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    known: NDArray[np.bool_] | None = None,
+    temper: float = 1.0,
+) -> Iterator[Iteration]:
+    """Fit P(class) Π_d P(vote d | class) by expectation maximisation, without end.
+
+    Source: Dawid and Skene 1979, section 2.
+
+    Args:
+        views: (N, K) one-hot or soft votes of each labeler; a row of zeros is an abstention.
+        start: The posterior to start from, (N, K).
+        prior: P(class) from a posterior.
+        confusion: Confusion matrices from the (m, K, K) sums of votes by class.
+        weight: (N,) how many times each row counts in those sums; None counts each once.
+        fixed: (rows, true classes) whose posterior is known.
+        known: (K,) the classes there are; None means all.
+        temper: The power of the likelihood.
+    """
+    q = start
+    while True:
+        counted = q if weight is None else q * weight[:, None]
+        share = prior(q)
+        matrices = confusion(np.stack([counted.T @ view for view in views]))
+        evidence = np.zeros_like(q)
+        for view, matrix in zip(views, matrices, strict=True):
+            evidence += view @ np.log(matrix).T
+        logs = temper * evidence + np.log(share)
+        new = softmax(logs if known is None else np.where(known, logs, -np.inf), axis=1)
+        if fixed is not None:
+            new[fixed[0]] = np.eye(q.shape[1])[fixed[1]]
+        yield Iteration(q, share, matrices, evidence, new)
+        q = new
+
+
+def dawid_skene(
+    votes: Votes, weight: Array, *, steps: int = 200, tolerance: float = 1e-5
+) -> tuple[Array, Array]:
+    """Return P(class | votes), (N, K), and the confusion matrices P(vote j | class i), (m, K, K).
+
+    Expectation maximisation from the vote shares; it stops when the evidence lower bound a vote rises
+    by less than the tolerance. Rows count by their weight, so a million examples cost what their
+    distinct rows cost. Source: Dawid and Skene 1979, section 2; the same iterations as crowd-kit's.
+
+    Args:
+        votes: Votes, on every row at least one.
+        weight: (N,) how many examples each row stands for.
+        steps: At most so many iterations.
+        tolerance: See above.
+
+    Example:
+        >>> votes = Votes([[0, 0, 0], [1, 1, 1], [0, 0, 1]], k=2)
+        >>> q, confusion = dawid_skene(votes, np.array([40.0, 40.0, 20.0]))
+        >>> q.argmax(axis=1).tolist(), confusion[2].round(1).tolist()
+        ([0, 1, 0], [[0.7, 0.3], [0.0, 1.0]])
+    """
+    # A class that nobody votes for would be a name for anything.
+    seen = np.flatnonzero((votes.counts * weight[:, None]).sum(axis=0) > 0)
+    start = votes.counts[:, seen] / votes.counts.sum(axis=1, keepdims=True)
+    votes_of = votes.given.sum(axis=1, keepdims=True)
+    total, each = float(weight.sum()), float((votes.given.sum(axis=1) * weight).sum())
+
+    def prior(q: Array) -> Array:
+        return np.asarray(np.clip((q * weight[:, None]).sum(axis=0) / total, LEAST, None))
+
+    def confusion(sums: Array) -> Array:
+        sums = np.clip(sums, LEAST, None)
+        return np.asarray(sums / sums.sum(axis=2, keepdims=True))
+
+    views = [votes.onehot[:, d][:, seen] for d in range(votes.m)]
+    before = -np.inf
+    for step, now in enumerate(iterations(views, start, prior, confusion, weight=weight)):
+        held = np.clip(now.before, LEAST, None)
+        # crowd-kit's bound counts the prior once a vote.
+        joint = now.before * (now.evidence + votes_of * np.log(now.prior)) - held * np.log(held)
+        bound = float(weight @ joint.sum(axis=1)) / each
+        # The start is no iteration: its bound is compared with nothing.
+        if step == steps or (step and bound - before < tolerance):
+            break
+        before = bound if step else -np.inf
+    whole, matrices = np.zeros((len(votes), votes.k)), np.tile(np.eye(votes.k), (votes.m, 1, 1))
+    whole[:, seen] = now.before
+    matrices[:, seen[:, None], seen] = now.confusion
+    return whole, matrices
+
+
+class DawidSkene(LabelModel):
+    """A confusion matrix for each annotator. Source: Dawid and Skene 1979."""
+
+    summary = "Estimates a confusion matrix for each annotator (Dawid and Skene 1979)."
+    record: ClassVar[dict[str, str]] = {"confusion": "P(vote j | class i) of each annotator"}
+
+    @classmethod
+    def fit(cls, votes: Votes, inputs: ModelInputs) -> Answer:
+        """Return the posterior, from the distinct rows of votes."""
+        distinct = patterns(votes)
+        posterior, confusion = dawid_skene(distinct.votes, distinct.weight)
+        return posterior[distinct.of], {"confusion": np.round(confusion, 4).tolist()}
+
+
+LABEL_MODEL = DawidSkene

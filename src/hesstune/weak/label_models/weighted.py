@@ -1,0 +1,42 @@
+"""Votes weighted by each annotator's accuracy."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from hesstune.weak.label_models._base import Answer, LabelModel, ModelInputs
+from hesstune.weak.label_models.majority import Majority
+from hesstune.weak.vote_models import WEIGHTED, choose
+from hesstune.weak.votes import Votes
+
+
+class Weighted(LabelModel):
+    """One accuracy an annotator, shrunk to the mean as strongly as held-out votes say."""
+
+    summary = "Each annotator's votes weighted by its accuracy, which is estimated from the votes."
+    record: ClassVar[dict[str, str]] = {
+        "chosen": "the candidate",
+        "scores": "log-likelihood of a held-out vote, and the standard error of its gain, by candidate",
+        "reasons": "why, in sentences",
+        "refused": "candidates that lost a class",
+        "accuracy": "each annotator's estimated accuracy",
+    }
+    keeps_classes = True
+    candidates: tuple[str, ...] | None = WEIGHTED
+
+    @classmethod
+    def fit(cls, votes: Votes, inputs: ModelInputs) -> Answer:
+        """Return the posterior of the candidate with the best held-out likelihood of votes."""
+        ballots = votes.ballots
+        # A prior that is fitted to the votes favours the classes of annotators who vote most: it is uniform.
+        prior = np.full(votes.k, 1 / votes.k) if inputs.balance is None else inputs.balance
+        choice = choose(ballots, np.log(prior), inputs.seed, cls.candidates)
+        if np.isnan(choice.evidence.accuracy).all():  # the majority vote, or all annotators alike
+            return Majority.fit(votes, inputs)[0], choice.details()
+        accuracy = dict(zip(votes.names, np.round(choice.evidence.accuracy, 4).tolist(), strict=True))
+        return choice.evidence.posterior(ballots), {**choice.details(), "accuracy": accuracy}
+
+
+LABEL_MODEL = Weighted
