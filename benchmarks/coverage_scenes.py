@@ -12,21 +12,31 @@ from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
 from coverage_worlds import (
+    Even,
     Flat,
     Seeing,
+    altered,
+    careless,
     copied,
+    cropped,
     doubtful,
     fitted,
     frame,
+    fresh,
     guessed,
     many_sided,
+    mirrored,
     noise_images,
     noisy,
     random_head,
+    rates,
+    rotated,
     ruled,
     sided_images,
+    tired,
     true_error,
 )
 from hesstune.analysis import near_copies, trained_prior
@@ -270,6 +280,54 @@ def penalty(t: Trial) -> None:
     t.note("broken", name, _least(found, LOOSE), truth, LOOSE)
 
 
+def instance(t: Trial) -> None:
+    """Noise that depends on the input, and its exact average over each class given as the known matrix."""
+    for name, flip in (("near the border alone", careless), ("more near the border", tired)):
+        x, true, z = ruled(t.rng, 1500, 0.0)
+        y = true ^ (t.rng.random(len(true)) < rates(flip, z))
+        rate = float(rates(flip, fresh()[1]).mean())  # the same of both classes
+        matrix = _matrix(t.folder / "average.csv", np.array([[1 - rate, rate], [rate, 1 - rate]]))
+        run = t.run((x, y), Flat(2), noise_matrix=matrix, test_fraction=0.8)
+        truth = true_error(run.model(), None, 0.0)
+        name = f"noise {name}, its average given as known"
+        t.judged(f"{name}: hold-out", run, truth, bound="holdout", test_labels="noisy")
+        if flip is careless:
+            whole = t.run((x[:600], y[:600]), Flat(2), noise_matrix=matrix)
+            asked: Any = {"bound": "pac_bayes", "prior_fraction": 0.5}
+            t.judged(f"{name}: PAC-Bayes, prior trained on half", whole, None, **asked)
+
+
+def reused(t: Trial) -> None:
+    """A start from the weights of a run on other examples, and on the same ones; ten labels at random."""
+    x, y = guessed(t.rng, 120, 10)
+    keep: Any = {"head_init": "keep", "test_fraction": 0.5, "epochs": 1, "lr": 1e-3}
+    other = t.run(guessed(t.rng, 120, 10), Flat(10), "other", epochs=40, lr=0.02)
+    start = str(other.path / "model.safetensors")
+    fresh_run = t.run((x, y), Flat(10), weights=start, **keep)
+    t.sound("a start that has seen other examples: hold-out", fresh_run, 0.9, bound="holdout")
+    one = t.run((x, y), Flat(10), "one", epochs=40, lr=0.02)
+    start = str(one.path / "model.safetensors")
+    again = t.run((x, y), Flat(10), "again", weights=start, **keep)
+    t.judged("weights of a run on the same examples: hold-out", again, 0.9, bound="holdout")
+    whole = t.run((x, y), Flat(10), "whole", weights=start, **{**keep, "test_fraction": 0.0})
+    t.judged("weights of a run on the same examples: PAC-Bayes", whole, 0.9, bound="pac_bayes", draws=100)
+    bare = str(t.folder / "bare.safetensors")
+    save_file(load_file(start), bare)
+    plain = t.run((x, y), Flat(10), "plain", weights=bare, **keep)
+    t.judged("the same weights, saved again without their record: hold-out", plain, 0.9, bound="holdout")
+
+
+def offline(t: Trial) -> None:
+    """Images augmented before the split: each one and an altered copy, two labels at random."""
+    for alter in (mirrored, cropped, rotated):
+        x = altered(t.rng, 60, alter)
+        y = np.tile(t.rng.integers(0, 2, 60), 2)
+        order = t.rng.permutation(len(y))
+        run = t.run((x[order], y[order]), Even(2), image_size=32, test_fraction=0.4, epochs=40, lr=0.02)
+        name = f"an altered copy of every image ({alter.__name__}) before the split"
+        t.judged(name, run, 0.5, off={"repeats": "allow"}, bound="holdout")
+
+
 def _matrix(path: Path, array: NDArray[np.float64]) -> str:
     np.savetxt(path, array, delimiter=",")
     return str(path)
@@ -297,4 +355,7 @@ SCENES: dict[str, tuple[Callable[[Trial], None], int]] = {
     "checked": (checked, 200),
     "starts": (starts, 60),
     "penalty": (penalty, 60),
+    "instance": (instance, 100),
+    "reused": (reused, 100),
+    "offline": (offline, 100),
 }

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from scipy import stats
 from torch import nn
 
@@ -55,6 +56,20 @@ class Seeing(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of normalised images, (N, 2)."""
         out: torch.Tensor = self.head(4 * self.flat(x) @ self.patterns)
+        return out
+
+
+class Even(nn.Module):
+    """A linear head on coarse pixels, each added to its mirror image."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.pool, self.flat, self.head = nn.AdaptiveAvgPool2d(SIZE), nn.Flatten(), nn.Linear(PIXELS, k)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of normalised images, (N, K)."""
+        coarse = self.pool(x)
+        out: torch.Tensor = self.head(self.flat(coarse + coarse.flip(3)))
         return out
 
 
@@ -106,6 +121,16 @@ def rates(flip: Flips, z: Floats) -> Floats:
 def doubtful(z: Floats) -> Floats:
     """Say that near the rule's border the true label is anyone's guess."""
     return np.where(np.abs(z[:, 0]) < 0.7, 0.5, 0.0)
+
+
+def careless(z: Floats) -> Floats:
+    """Say that labels are wrong where the rule is close to its border: noise that depends on the input."""
+    return np.where(np.abs(z[:, 0]) < 0.4, 0.5, 0.0)
+
+
+def tired(z: Floats) -> Floats:
+    """Say that labels are wrong more often close to the rule's border, and nowhere never."""
+    return 0.05 + 0.4 * np.exp(-2 * np.abs(z[:, 0]))
 
 
 def ruled(
@@ -194,6 +219,31 @@ def copied(rng: np.random.Generator, images: Images, labels: Labels, times: int)
     rows = rng.permutation(np.repeat(np.arange(len(labels)), times))
     moved = images[rows].astype(np.int64) + rng.integers(0, 2, images[rows].shape)
     return moved.clip(0, 255).astype(np.uint8), labels[rows]
+
+
+def altered(rng: np.random.Generator, n: int, alter: Callable[[Image.Image], Image.Image]) -> Images:
+    """Draw smooth images, and return them and their altered copies, (2N, 32, 32, 3)."""
+    side = 4 * SIZE
+    smooth = [
+        Image.fromarray(one).resize((side, side), Image.Resampling.BICUBIC) for one in noise_images(rng, n)
+    ]
+    return np.stack([np.asarray(one) for one in [*smooth, *map(alter, smooth)]])
+
+
+def mirrored(image: Image.Image) -> Image.Image:
+    """Return an image's mirror image."""
+    return ImageOps.mirror(image)
+
+
+def cropped(image: Image.Image) -> Image.Image:
+    """Return the middle 85 % of an image, in its size."""
+    edge = 0.075 * image.width
+    return image.resize(image.size, box=(edge, edge, image.width - edge, image.height - edge))
+
+
+def rotated(image: Image.Image) -> Image.Image:
+    """Return an image rotated by 8 degrees."""
+    return image.rotate(8, Image.Resampling.BICUBIC)
 
 
 def frame(images: Images, **columns: Any) -> Any:

@@ -81,6 +81,28 @@ class Trial:
         refusals = [self.attempt(run, **asked) is None for run in runs]
         self._way("broken", name)["refused"] += all(refusals)
 
+    def judged(
+        self, name: str, run: Run, truth: float | None, *, off: dict[str, Any] | None = None, **asked: Any
+    ) -> None:
+        """Certify a broken way as users do; where it is refused, note what it would be.
+
+        Args:
+            name: The way.
+            run: The run.
+            truth: The true error; measured without label noise if None.
+            off: Options that turn the safeguards off.
+            **asked: Options of `hesstune.certify`.
+        """
+        given = self.attempt(run, **asked)
+        found = given or self.attempt(run, **{**asked, **(off or {"diagnostic": True})})
+        if truth is None and found is not None:
+            truth = true_error(*certified(run, found, asked.get("prior_fraction", 0.0)), flip=0.0)
+        self.note("broken", name, None if found is None else found.risk, truth)
+        way = self._way("broken", name)
+        way["refused"] += given is None
+        false = given is not None and truth is not None and truth > given.risk
+        way["printed"] = way.get("printed", 0) + false
+
     def _judge(self, kind: str, name: str, run: Run, truth: float | None, asked: dict[str, Any]) -> None:
         found = self.attempt(run, **asked)
         if found is not None and truth is None:
@@ -151,6 +173,11 @@ def trial(scene: str, play: Callable[[Trial], None], number: int, work: Path | N
         except HesstuneError:  # by chance a class has no two examples, so that no run is made: nothing counts
             return {"sound": {}, "broken": {}}
     return one.found
+
+
+def printed(way: Way) -> int:
+    """Return how many certificates were printed and false."""
+    return int(way.get("printed", 0 if way["refused"] else way["failures"]))
 
 
 def unexpected(ways: Ways) -> list[str]:

@@ -33,7 +33,8 @@ from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.models.load import LoadedModel
 from hesstune.models.train_parts import freeze
 from hesstune.options import make_options, takes_options
-from hesstune.runs.guarantee_log import log_certificate, sheet_of, sheets, with_union
+from hesstune.runs.fingerprint import check_files
+from hesstune.runs.guarantee_log import check_log, log_certificate, sheet_of, sheets, with_union
 from hesstune.runs.options.analysis import CertifyOptions
 from hesstune.runs.records import CERTIFICATE
 from hesstune.runs.run import Run
@@ -70,6 +71,8 @@ def certify_run(
     """
     asked = make_options(CertifyOptions, options)
     _ = run.outcome
+    check_files(run)
+    check_log(run.path, run.records.certificate)
     task = run.task()
     story = story_of(run, task, asked)
     if story.noise_matrix is None and asked.noise_method != "tightest":

@@ -11,6 +11,7 @@ from hesstune.analysis.seen_start import SeenStart
 from hesstune.analysis.trained_prior import parted
 from hesstune.errors import DataError, RunError
 from hesstune.options import make_options, takes_options
+from hesstune.runs.fingerprint import check_files
 from hesstune.runs.guarantee_log import log_sheet
 from hesstune.runs.options.analysis import CheckOptions
 from hesstune.runs.records import TO_CHECK
@@ -40,6 +41,7 @@ def check_run(run: Run, **options: Any) -> Path:
     """
     asked = make_options(CheckOptions, options)
     _ = run.outcome
+    check_files(run)
     path = run.path / TO_CHECK
     if path.exists():
         raise RunError(f"{path} exists, and may hold labels already; move it away to draw another sample")

@@ -17,7 +17,7 @@ from hesstune.models.load import LoadedModel
 from hesstune.models.train_parts import freeze
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig, make_config
-from hesstune.runs.fingerprint import fingerprints
+from hesstune.runs.fingerprint import changed_files, fingerprints
 from hesstune.runs.folder import entered, locked_by_first
 from hesstune.runs.records import COMPRESSED, POSTERIOR, PRIOR, RECORD
 from hesstune.runs.run import Run
@@ -353,6 +353,7 @@ def _first_has(out: Path, made_from: dict[str, object]) -> bool:
 
     def found() -> bool:
         run = Run.load(out) if (out / RECORD).is_file() else None
-        return run is not None and run.finished and run.facts.made_from == made_from
+        same = run is not None and run.finished and run.facts.made_from == made_from
+        return run is not None and same and not changed_files(run)
 
     return bool(all_reduce_sum(torch.tensor(int(rank() == 0 and found()))))

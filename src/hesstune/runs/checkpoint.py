@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 from hesstune.errors import HesstuneWarning, RunError
@@ -24,10 +25,11 @@ class Checkpoints:
 
     Args:
         folder: The run folder.
+        start: Checksums of what the run started from. A state that has others is of another run.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, start: Mapping[str, str] | None = None) -> None:
+        self.folder, self.start = folder, dict(start or {})
 
     def files(self) -> list[Path]:
         """List the checkpoints, the newest first."""

@@ -19,7 +19,7 @@ from hesstune.runs.records import GUARANTEES
 from hesstune.storage.atomic import writing
 from hesstune.storage.reading import one_line
 
-__all__ = ["certificates", "log_certificate", "log_sheet", "sheet_of", "sheets", "with_union"]
+__all__ = ["certificates", "check_log", "log_certificate", "log_sheet", "sheet_of", "sheets", "with_union"]
 
 CERTIFICATE, SHEET = "certificate", "sheet"
 
@@ -60,6 +60,20 @@ def certificates(folder: Path) -> list[Certificate]:
     """Return what the log holds of the certificates of a run folder, each once."""
     found = _entries(folder, CERTIFICATE, _certificate)
     return list({json.dumps(one.facts(), sort_keys=True): one for one in found}.values())
+
+
+def check_log(folder: Path, last: Certificate | None) -> None:
+    """Check that the log of a run folder has the certificate in the folder, if there is one.
+
+    Raises:
+        RunError: If it does not: the log was removed, cut or replaced.
+    """
+    if last is None or last.diagnostic or last.facts() in [one.facts() for one in certificates(folder)]:
+        return
+    raise RunError(
+        f"{folder / GUARANTEES} lacks the certificate in {folder}, so it does not hold every certificate of "
+        "the folder: restore it, or train to another --out"
+    )
 
 
 def _certificate(entry: dict[str, Any]) -> Certificate:

@@ -24,7 +24,7 @@ from hesstune.reference import Reference
 from hesstune.runs.checkpoint import Checkpoints, discard
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.runs.data_record import DataRecord
-from hesstune.runs.fingerprint import fingerprints
+from hesstune.runs.fingerprint import fingerprints, of_files
 from hesstune.runs.located import base_folder
 from hesstune.runs.model_card import model_card
 from hesstune.runs.records import (
@@ -219,7 +219,7 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
         {"train": task.train, "val": task.val},
         prepared.noise_matrix,
         prepared.device,
-        ShardedCheckpoints(out) if config.shard else Checkpoints(out),
+        (ShardedCheckpoints if config.shard else Checkpoints)(out, run.facts.checksums),
         tracked(run) if rank() == 0 else lambda metrics: None,
         progress,
     )
@@ -383,6 +383,7 @@ def _close(run: Run, keep_weights: bool) -> None:
     if not keep_weights:
         (run.path / REFERENCE).unlink(missing_ok=True)
     write_text(run.path / CARD, model_card(run.config, run.facts))
+    run.add(checksums={**run.facts.checksums, **of_files(run.path)})
     # The record goes last: it is what marks the run as finished.
     run.write_record()
     Checkpoints(run.path).clear()

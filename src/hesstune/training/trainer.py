@@ -123,6 +123,7 @@ class Trainer:
     def save(self, partial: Partial | None = None) -> None:
         """Write a checkpoint: between epochs, or within the one that is under way."""
         tree = {
+            "start": self.checkpoints.start,
             "net": self._state(copy=False),
             "optimizer": optimizer_state(self.optimizer),
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
@@ -153,6 +154,8 @@ class Trainer:
 
     def _take(self, tree: Tree) -> None:
         try:
+            if tree["start"] != self.checkpoints.start:
+                raise ValueError("it is of a run from other examples or weights")
             self._restore(tree["net"])
             load_optimizer(self.optimizer, tree["optimizer"])
             self.schedule.load_state_dict({**tree["schedule"], "lr_lambdas": [None]})
