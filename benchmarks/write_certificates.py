@@ -175,7 +175,7 @@ one run each. `tests/analysis/test_changed_runs.py` repeats the rows with a numb
 | weights that have seen image files, which are then given as an array | **printed**; assumes that the examples are other ones | 0.288 | 0.9 |
 | `hesstune.certify` in Python, the trained weights as the reference | **printed**; assumes that the reference did not use the examples | 0.276 | 0.9 |
 | 20 runs that share the test part, the smallest certificate reported | **printed** for each run; assumes that nothing was chosen by the result | 0.952 | 0.9 |
-| 20 copies of a run folder, or its log and certificate removed 20 times, a seed each, the smallest reported | **printed**; no copy knows of the others | 0.929 | 0.9 |
+| 20 copies of a run folder, a seed each, the smallest reported; the same with the log and the certificate removed each time | **printed**; no copy knows of the others | 0.929 | 0.9 |
 | `run.json` changed by hand | **printed**; nothing vouches for this file | – | – |
 
 In the two rows before the last one this draw's smallest certificate holds. Over many draws it fails more often than δ:

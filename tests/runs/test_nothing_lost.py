@@ -255,14 +255,17 @@ def test_ctrl_c_and_sigterm_write_a_checkpoint_and_say_how_to_go_on(tmp_path, nu
     assert done >= 1
 
 
-def run_kills(count, seed=0):
-    script = Path(__file__).with_name("kills.py")
-    done = subprocess.run(
-        [sys.executable, str(script), "--kills", str(count), "--seed", str(seed)],
-        capture_output=True, text=True, timeout=1200, check=False,
-    )  # fmt: skip
+def printed_by(script, *arguments):
+    """Run a script beside this file, and return what it prints."""
+    path = str(Path(__file__).with_name(script))
+    command = [sys.executable, path, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_kills(count, seed=0):
+    found = printed_by("kills.py", "--kills", count, "--seed", seed)
     assert found["kills"] >= count
     assert found["runs"] == found["identical"] == found["epochs_once"] > 0
     return found
@@ -277,6 +280,17 @@ def test_kill_9_at_random_moments_loses_nothing():
 @pytest.mark.slow
 def test_a_hundred_kills():
     assert run_kills(100, seed=1)["before_first_checkpoint"] > 0
+
+
+@posix_only
+@pytest.mark.slow
+def test_clean_and_check_are_killed_before_each_of_their_file_operations():
+    found = printed_by("killed_commands.py", "--random", 10)
+    assert set(found) == {"clean", "clean over former files", "check"}
+    for command in found.values():
+        assert command["wrong"] == []
+        assert command["operations"] >= 4
+    assert sum(command["random"] for command in found.values())
 
 
 # -- disks and rights ------------------------------------------------------------------------
