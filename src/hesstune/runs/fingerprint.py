@@ -35,7 +35,7 @@ def _of_file(path: Path) -> str:
     if not path.is_file():
         return ""
     with reading(path, "a file of a run"), path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def changed_files(run: Run) -> list[str]:
