@@ -19,6 +19,7 @@ import numpy as np
 
 import analysis as a
 import memory_model as memory
+from hesstune.methods import TIERS, method_class, method_names
 from hesstune.storage.atomic import write_text
 from hesstune.study.summary import paired_difference
 from records import DOCS, RESULTS, ROOT, Row, lines, read_record, read_rows, result, rows
@@ -594,19 +595,25 @@ for example in sorted((ROOT / "examples").glob("*.py")):
         TABLES[f"example_{example.stem}"] = partial(str, code)
 
 
+def _methods_of(tier: str) -> list[str]:
+    return [name for name in method_names() if method_class(name).tier == tier]
+
+
+@table
+def method_tiers() -> str:
+    return "\n".join(f"- {tier}: {joined('`{}`', _methods_of(tier))}" for tier in TIERS)
+
+
 @table
 def methods() -> str:
-    from hesstune.methods import method_class, method_names
-
     def plain(words: str) -> str:
         return " ".join(words.split()).replace("*", r"\*").replace("[", r"\[")
 
     parts = []
-    for name in method_names():
+    for name in (name for tier in TIERS for name in _methods_of(tier)):
         found = method_class(name)
-        told = inspect.getdoc(importlib.import_module(f"hesstune.methods.{name}")) or ""
-        title, _, rest = told.partition("\n\n")
-        marks = [m for m, has in (("F", found.uses_noise()), ("constraint", found.constrained)) if has]
+        title, _, rest = (inspect.getdoc(found) or "").partition("\n\n")
+        marks = [m for m, has in (("F", found.uses_noise()), ("constrained", found.constrained)) if has]
         mark = f"*{', '.join(marks)}.* " if marks else ""
         parts += [f"## {name}", mark + plain(title), plain(rest)]
         if options := found.own_options:

@@ -26,7 +26,7 @@ def test_a_generated_part_has_the_cells_or_the_code_of_its_source(page, name):
     part = rf"<!-- generated: {name} -->(.*?)<!-- end of generated -->"
     shown, made = re.search(part, PAGES[page], flags=re.S)[1], tables.TABLES[name]()
     assert cells(shown) == cells(made)
-    assert cells(shown) or shown.strip() == made
+    assert cells(shown) or shown.split() == made.split()
     assert shown.strip()
 
 
