@@ -15,7 +15,7 @@ help:
 	@echo "make test-slow   install, then run the slow tests: kills, clusters, several processes"
 	@echo "make docs    install, then build the documentation into site/"
 	@echo "make field   install, then continue the comparisons of docs/field.md and study.md (needs DATA=folder)"
-	@echo "make bench   install, then run the benchmarks that docs/benchmarks.md quotes"
+	@echo "make bench   install, then run the benchmark of the training step and write the tables of the documentation"
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("hesstune needs Python 3.11 or newer; set PYTHON=" if sys.version_info < (3, 11) else 0)'
@@ -50,18 +50,14 @@ test-slow: $(VENV)/.slow
 # DATA holds pacs, cifar10n, wrench, amazon_isbook, sst2 and mrpc; finished rows stay.
 field: $(VENV)/.dev
 	$(PIP) --editable '.[peers]'
-	$(BIN)/python benchmarks/field/heads.py --data $(DATA) --part test --seeds 5
-	$(BIN)/python benchmarks/field/methods.py --data $(DATA) --part test --seeds 5
-	$(BIN)/python benchmarks/field/votes.py --data $(DATA)
+	for name in heads methods votes rules deeper; do \
+	  $(BIN)/python benchmarks/bench.py run benchmarks/configs/$$name.yaml --data $(DATA) || exit $$?; done
 	$(BIN)/python benchmarks/field/label_errors.py --data $(DATA) --seeds 5
-	$(BIN)/python benchmarks/field/rules.py --data $(DATA)
-	$(BIN)/python benchmarks/field/deeper.py --data $(DATA) --first 3 --seeds 3 --methods plain auto "auto, head"
-	$(BIN)/python benchmarks/write_field.py
-	$(BIN)/python benchmarks/write_study.py
-	$(BIN)/python benchmarks/write_noise.py
+	$(BIN)/python benchmarks/bench.py tables
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/bench.py run benchmarks/configs/training_step.yaml --again
+	$(BIN)/python benchmarks/bench.py tables
 
 $(VENV)/.docs: $(VENV)/.core
 	$(PIP) --editable '.[docs]'

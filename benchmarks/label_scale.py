@@ -1,11 +1,8 @@
 """Time and memory of `hesstune label` on CSV files of a million rows of votes.
 
-python benchmarks/label_scale.py [ROWS]
-
-A row an example: ten annotators of five classes, a tenth of the votes missing; Dawid–Skene labels and the
-noise matrix of the labels. A row a vote: five of 500 annotators on each example, the label model left to
-`auto`. Each by the command line in a process of its own. Beside it crowd-kit's Dawid–Skene on the first rows,
-for agreement.
+One row per example: ten annotators, five classes, a tenth of the votes missing, Dawid-Skene. One row per
+vote: five of 500 annotators on each example, the label model `auto`. Each by the command line in its own
+process. The posteriors of the first rows are compared with crowd-kit's.
 """
 
 from __future__ import annotations
@@ -17,18 +14,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from records import machine, write_record
-
 CLASSES = ("ant", "bee", "cow", "dog", "eel")
 ACCURACIES = (0.9, 0.85, 0.8, 0.8, 0.75, 0.7, 0.7, 0.65, 0.6, 0.5)
-MISSING, FEW = 0.1, 2000
+MISSING = 0.1
 # A row a vote: annotators, and votes on an example.
 WORKERS, VOTES = 500, 5
 Labels = NDArray[np.int64]
@@ -85,24 +80,6 @@ def measured(folder: Path, path: Path, *options: str) -> tuple[float, float, dic
     return seconds, usage.ru_maxrss / 1024, json.loads(said)
 
 
-def agreement(table: Labels) -> float:
-    """Return the largest difference of posteriors from crowd-kit's on the first rows."""
-    import pandas as pd
-    from crowdkit.aggregation import DawidSkene
-
-    from hesstune.weak.label_models import label
-    from hesstune.weak.votes import Votes
-
-    few = table[:FEW]
-    tasks, workers = np.nonzero(few != -1)
-    frame = pd.DataFrame({"task": tasks, "worker": workers, "label": few[tasks, workers]})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs = DawidSkene(n_iter=200).fit_predict_proba(frame).sort_index()
-    own = label(Votes(few, len(CLASSES)), "dawid_skene").posterior[theirs.index]
-    return float(np.abs(own - theirs[sorted(theirs.columns)].to_numpy()).max())
-
-
 def labels_in(folder: Path) -> dict[str, str]:
     """Return the labels that were written, by id."""
     with (folder / "labels.csv").open(newline="") as file:
@@ -110,8 +87,14 @@ def labels_in(folder: Path) -> dict[str, str]:
         return {row[0]: row[1] for row in csv.reader(file)}
 
 
-def main() -> None:
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the one case."""
+    yield {}
+
+
+def measure(case: dict[str, Any], run: Any) -> dict[str, Any]:
+    """Label both files."""
+    rows = run.settings["rows"]
     true, table = votes(rows)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -127,9 +110,7 @@ def main() -> None:
     joint = np.zeros((len(CLASSES), len(CLASSES)))
     np.add.at(joint, (true[kept], given), 1)
     wanted = joint / joint.sum(axis=1, keepdims=True)
-    record = {
-        "command": "python benchmarks/label_scale.py" + ("" if rows == 1_000_000 else f" {rows}"),
-        "machine": machine(),
+    return {
         "rows": rows,
         "annotators": len(ACCURACIES),
         "classes": len(CLASSES),
@@ -142,8 +123,6 @@ def main() -> None:
         "total_variation": float(
             np.abs(np.array(found["noise_matrix"]["matrix"]) - wanted).sum(1).mean() / 2
         ),
-        "crowd_kit_difference": agreement(table),
-        "crowd_kit_rows": FEW,
         "a_row_a_vote": {
             "annotators": WORKERS,
             "examples": len(of_votes),
@@ -154,9 +133,3 @@ def main() -> None:
             "majority_accuracy": majority,
         },
     }
-    write_record("label_scale", record)
-    print(json.dumps(record, indent=1))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,16 +1,15 @@
-"""What training the last stage costs beside training all layers: frozen layers run once.
+"""Training the last stage compared with training all layers: frozen layers run once per image.
 
-EfficientNet-Lite0 at 96 px on 1,000 handwritten digits, 10 epochs, one run after the other in one process:
-all layers; the last stage (from the first of the widest blocks on), its activations kept; the same with
-four views an image; the same with every activation computed anew. The same code runs all of them.
-
-    python benchmarks/last_stage.py
+EfficientNet-Lite0 at 96 px on 1,000 digits for 10 epochs, one run after the other in one process: all
+layers; the last stage with stored activations; the same with four views per image; the same without
+stored activations.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,24 @@ import torch
 
 import hesstune as ht
 from hesstune.inputs.activations import ActivationInputs
-from records import arguments, machine, write_record
 
 STAGE = "from:_blocks.15"
-COMMON = {
-    "data": "digits", "image_size": 96, "limit": 1000, "epochs": 10, "method": "vanilla", "seed": 0,
-}  # fmt: skip
-ROWS: dict[str, dict[str, Any]] = {
+COMMON = {"data": "digits", "image_size": 96, "limit": 1000, "epochs": 10, "method": "vanilla", "seed": 0}
+RUNS: dict[str, dict[str, Any]] = {
     "all layers": {"train": "all", "augment": "none"},
     "last stage": {"train": STAGE, "augment": "none"},
     "last stage, four views": {"train": STAGE, "augment": "shift", "augment_views": 4},
-    "last stage, computed anew": {"train": STAGE, "augment": "none", "activations_mib": 0},
+    "last stage, nothing stored": {"train": STAGE, "augment": "none", "activations_mib": 0},
 }
 
 
-def main() -> None:
-    """Run all, and write the record."""
-    arguments(__doc__).parse_args()
+def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the one case: its runs are compared with each other."""
+    yield {}
+
+
+def measure(case: dict[str, Any], run: object) -> dict[str, Any]:
+    """Train all, and compare times and weights."""
     made: list[ActivationInputs] = []
     init = ActivationInputs.__init__
 
@@ -45,29 +45,18 @@ def main() -> None:
     ActivationInputs.__init__ = counted  # type: ignore[assignment, method-assign]
     rows: list[dict[str, Any]] = []
     weights: dict[str, dict[str, torch.Tensor]] = {}
-    for name, options in ROWS.items():
+    for name, options in RUNS.items():
         made.clear()
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            run = ht.finetune(COMMON, **options, out=Path(folder) / "run")
+            trained = ht.finetune(COMMON, **options, out=Path(folder) / "run")
             seconds = time.perf_counter() - started
-            weights[name] = run.loaded().model.state_dict()
+            weights[name] = trained.loaded().model.state_dict()
         computed = sum(feed.computed for feed in made)
-        accuracy = run.outcome.test_accuracy
-        rows.append({"run": name, "seconds": seconds, "computed": computed, "test accuracy": accuracy})
-        print(rows[-1], flush=True)
-    kept, anew = weights["last stage"], weights["last stage, computed anew"]
-    apart = max(float((kept[name] - anew[name]).abs().max()) for name in kept)
-    base = rows[0]["seconds"]
-    record = {
-        "setting": {**COMMON, "stage": STAGE},
-        "command": "python benchmarks/last_stage.py",
-        "machine": machine(torch.get_num_threads()),
-        "rows": [{**row, "times faster": base / row.pop("seconds")} for row in rows],
-        "largest difference of a weight, kept and anew": apart,
-    }
-    write_record("last_stage", record)
-
-
-if __name__ == "__main__":
-    main()
+        speed = rows[0]["run seconds"] / seconds if rows else 1.0
+        accuracy = trained.outcome.test_accuracy
+        rows.append({"run": name, "run seconds": seconds, "times faster": speed, "computed": computed})
+        rows[-1]["test accuracy"] = accuracy
+    stored, fresh = weights["last stage"], weights["last stage, nothing stored"]
+    apart = max(float((stored[name] - fresh[name]).abs().max()) for name in stored)
+    return {"runs": rows, "largest difference of a weight, stored and not": apart}

@@ -1,20 +1,17 @@
-"""What the exact path costs: against its limit, the paper code's procedure and block Lanczos.
+"""Time and memory of the exact path, compared with its limit, the paper's code and block Lanczos.
 
-EfficientNet-Lite0, all 50 layers, 7 classes, 96 px, 64 examples, one thread. The sides take turns
-in one process; seconds are of the process's CPU time, so that other work on the machine disturbs
-them little, and the figures are ratios of medians.
-
-    python benchmarks/measure.py
+EfficientNet-Lite0, all 50 layers, 7 classes, 96 px, 64 examples, one thread. The sides take turns in one
+process. Seconds are CPU time, which other work on the machine changes little; ratios are of medians.
+Block Lanczos uses curvlinops 3.0.1: its next release removes the block-diagonal Hessian.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -24,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hesstune import Reference, measure
+import hesstune as ht
+from hesstune import Reference
 from hesstune.curvature.capture import differentiable
 from hesstune.curvature.declared import SKIP_CLASSES
 from hesstune.curvature.engine import CurvatureEngine
@@ -32,7 +30,6 @@ from hesstune.curvature.exact import exact_forms
 from hesstune.curvature.quadrature import Krylov, Stopping
 from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.models.load import load_model
-from records import arguments, machine, write_record
 
 K, SIZE, N, BATCH, PAPER_BATCH, PUBLIC = 7, 96, 64, 16, 4, 256
 
@@ -117,10 +114,9 @@ def in_turns(
 
 
 def block_lanczos(setting: Setting, count: int = 6) -> dict[str, Any]:
-    """Time per-example, per-layer Lanczos on curvlinops' block Hessian until it knows the value to 1 %.
+    """Time Lanczos on curvlinops' block Hessian, per example and layer, to a relative error of 1 %.
 
-    Who does not know that the block is positive semidefinite needs more than the one product
-    vᵀHv: the recurrence runs until its Gauss-Radau bracket closes, or the block's rank is used up.
+    The recurrence ends when its Gauss-Radau bracket is that narrow, or after as many steps as the rank.
     """
     from curvlinops import HessianLinearOperator
 
@@ -149,7 +145,7 @@ def block_lanczos(setting: Setting, count: int = 6) -> dict[str, Any]:
 
 def peak_mib(side: str) -> float:
     """Peak memory above the loaded model of one side on a batch of 32, in a process of its own."""
-    command = [sys.executable, __file__, "--peak", side]
+    command = [sys.executable, __file__, side]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
@@ -228,8 +224,8 @@ def public() -> dict[str, float]:
     setting = Setting(examples=PUBLIC)
     sides: dict[str, Callable[[], object]] = {
         "limit": lambda: seconds(setting.limit, BATCH, PUBLIC),
-        "measure": lambda: measure(setting.model, setting.ref, [(setting.x, setting.y)]),
-        "measure_with_traces": lambda: measure(
+        "measure": lambda: ht.measure(setting.model, setting.ref, [(setting.x, setting.y)]),
+        "measure_with_traces": lambda: ht.measure(
             setting.model, setting.ref, [(setting.x, setting.y)], trace=True
         ),
     }
@@ -244,35 +240,28 @@ def public() -> dict[str, float]:
     return {"examples": PUBLIC, **middle, **ratios}
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--peak", choices=["training", "exact"])
-    parser.add_argument("--blocks", type=int, default=3)
-    options = parser.parse_args()
-    if options.peak:
-        print_peak(options.peak)
-        return
-    torch.set_num_threads(1)
+def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the one case."""
+    yield {}
+
+
+def measure(case: dict[str, Any], run: object) -> dict[str, Any]:
+    """Time all sides in turns."""
     setting = Setting()
     sides = {
         "exact": (setting.exact, BATCH),
         "limit": (setting.limit, BATCH),
         "paper": (setting.paper, PAPER_BATCH),
     }
-    taken = in_turns(sides, options.blocks)
+    taken = in_turns(sides, 3)
     middle = {name: median(values) for name, values in taken.items()}
-    m = measure(setting.model, setting.ref, [(setting.x[:BATCH], setting.y[:BATCH])])
     names = setting.names
     blocks = block_lanczos(setting)
     each = sum(blocks["seconds"]) / len(blocks["seconds"])
     single = each / (sum(blocks["products"]) / len(blocks["products"]))
     peaks = {side: peak_mib(side) for side in ("training", "exact")}
-    record = {
-        "command": "python benchmarks/measure.py",
-        "machine": machine(1),
-        "torch": torch.__version__,
+    return {
         "setting": {"layers": len(names), "classes": K, "pixels": SIZE, "examples": N, "batch": BATCH},
-        "exact_layers": sum(m.exact),
         "cpu_seconds_per_example": middle,
         "public": public(),
         "blocks": taken,
@@ -286,9 +275,7 @@ def main() -> None:
         "growth": growth(),
         "skipped_classes": [skipped(classes) for classes in (K, 100, 1000)],
     }
-    write_record("measure_efficientnet", record)
-    print(json.dumps({k: v for k, v in record.items() if k.startswith("ratio")}, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    print_peak(sys.argv[1])

@@ -1,29 +1,24 @@
-"""How much memory a process needs to fine-tune and measure a large network, and how that was checked.
+"""Memory that a process needs to fine-tune and measure a network: a model, and its check.
 
-    python benchmarks/memory_model.py [whole] [lora] [sharded] [measure]
-
-`training` and `measuring` are the model; here it is held against the peaks of resident memory of runs of
-`hesstune.finetune` and `hesstune.measure` on networks that fit on this machine, each in a process of its
-own, beyond the peak of the same run on a network of next to no weights.
+`training` and `measuring` are the model. It is compared with the peak of resident memory of runs on
+networks that fit on this machine, each in its own process, minus the peak of the same run on a network with
+almost no weights.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from records import arguments, read_record, write_record
 
 HERE = Path(__file__).parent
 WIDTH, INPUTS, CLASSES = 1024, 768, 10
@@ -36,7 +31,6 @@ MEASURE_MIB, PROBED = 64, 64 * 2**20
 POINTS = (("whole", 1, 6), ("whole", 1, 12), ("lora", 1, 12), ("sharded", 2, 12), ("sharded", 8, 12),
           ("measure", 1, 12))  # fmt: skip
 MORE: dict[str, dict[str, Any]] = {"sharded": {"shard": True}, "lora": {"method": "lora"}}
-MODES = tuple(dict.fromkeys(mode for mode, _, _ in POINTS))
 
 
 @dataclass(frozen=True)
@@ -97,16 +91,6 @@ def measuring(net: Network, layers: float = 1.0, activations: float = 0.0) -> di
     found = {"weights": 4 * net.weights, "reference": 4 * net.weights,
              "differences": 4 * net.weights * layers, "in passing": max(activations, probe)}  # fmt: skip
     return {**found, "total": sum(found.values())}
-
-
-def passes(mode: str, classes: int = 2) -> float:
-    """Return the cost of an example relative to a forward pass: 2 operations a weight and token each.
-
-    A backward pass to weights and to outputs costs one forward pass each. `lora` has only the second
-    in the frozen weights; `exact` measures every layer at once: the forward pass, the layers' changes D_i,
-    and K - 1 backward passes to outputs.
-    """
-    return {"train": 3.0, "lora": 2.0, "exact": 2.0 + (classes - 1)}[mode]
 
 
 # A transformer of the shape of the usual 7-billion-parameter models.
@@ -193,7 +177,7 @@ def peak(mode: str, blocks: int, width: int, processes: int) -> float:
         run = f"{folder}/run"
         steps = ["whole", "measure"] if mode == "measure" else [mode]
         for step in steps:
-            command = [sys.executable, __file__, "--one", step, run]
+            command = [sys.executable, __file__, step, run]
             if step == "sharded":
                 command[1:1] = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes),
                                 "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
@@ -203,99 +187,21 @@ def peak(mode: str, blocks: int, width: int, processes: int) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def times() -> dict[str, float]:
-    """Return CPU time of a training step, a LoRA step and the exact measure, relative to a forward pass."""
-    import hesstune as ht
-    from hesstune.curvature import CurvatureEngine
-    from hesstune.curvature.capture import differentiable
-    from hesstune.curvature.exact import exact_forms
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model, x = build(6, WIDTH, CLASSES).eval(), torch.randn(128, 3, 16, 16)
-    ref = ht.Reference.of(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.01 * torch.randn_like(parameter))
-    names = ref.layers()
-    engine = CurvatureEngine.of(model, ref)
-    y = torch.zeros(128, dtype=torch.long)
-
-    def forward() -> None:
-        with torch.no_grad():
-            model(x)
-
-    def train(inputs: bool = False) -> None:
-        out = model(x)
-        loss = torch.nn.functional.cross_entropy(out, y)
-        loss.backward()
-
-    def frozen() -> None:  # backward through every layer, to none of its weights
-        flags = [p.requires_grad for p in model.parameters()]
-        model.requires_grad_(False)
-        dict(model[1].named_parameters())["bias"].requires_grad_(True)
-        train()
-        for parameter, flag in zip(model.parameters(), flags, strict=True):
-            parameter.requires_grad_(flag)
-
-    def exact() -> None:
-        with differentiable(model, names):
-            exact_forms(engine.capture(x, names), names, engine.differences)
-
-    engine.plan_on(x)
-    sides = {"forward": forward, "train": train, "lora": frozen, "exact": exact}
-    spent: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(7):
-        for name, act in sides.items():
-            started = time.process_time()
-            act()
-            spent[name].append(time.process_time() - started)
-    median = {name: sorted(values)[3] for name, values in spent.items()}
-    return {name: median[name] / median["forward"] for name in ("train", "lora", "exact")}
-
-
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("modes", nargs="*", help=f"{', '.join(MODES)}; all of them, and times, where none")
-    parser.add_argument("--one", nargs=2)
-    given = parser.parse_args()
-    if given.one:
-        one(*given.one)
-        return
-    points = [p for p in read()["points"] if given.modes and p["mode"] not in given.modes]
+def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the runs whose memory is checked."""
     for mode, processes, blocks in POINTS:
-        if mode not in (given.modes or MODES):
-            continue
-        net = sizes(blocks)
-        found = peak(mode, blocks, WIDTH, processes) - peak(mode, 1, 8, processes)
-        want = measuring(net, 1, MEASURE_MIB * 2**20) if mode == "measure" else training(net, mode, processes)
-        points.append({"mode": mode, "processes": processes, "weights": net.weights,
-                       "predicted_mib": want["total"] / 2**20, "measured_mib": found})  # fmt: skip
-        print(json.dumps(points[-1]), flush=True)
-        write(points, None)
-    if given.modes:
-        return
-    relative = times()
-    print(json.dumps(relative))
-    write(points, relative)
+        yield {"mode": mode, "processes": processes, "weights": int(sizes(blocks).weights)}
 
 
-def read() -> dict[str, Any]:
-    """Return the record of earlier calls."""
-    found: dict[str, Any] = {"points": [], "times": {}}
-    return read_record("memory_model", found)
-
-
-def write(points: list[dict[str, object]], relative: dict[str, float] | None) -> None:
-    """Write the record; times of an earlier call stay until there are new ones."""
-    found = {
-        name: {"predicted": passes(name, CLASSES), "measured": r} for name, r in (relative or {}).items()
-    }
-    record = {
-        "command": "python benchmarks/memory_model.py", "points": points, "times": found or read()["times"],
-    }  # fmt: skip
-    write_record("memory_model", record)
+def measure(case: dict[str, Any], run: object) -> dict[str, float]:
+    """Return the predicted and the measured value of one case."""
+    mode, processes = case["mode"], case["processes"]
+    blocks = next(b for m, p, b in POINTS if (m, p, int(sizes(b).weights)) == tuple(case.values()))
+    net = sizes(blocks)
+    found = peak(mode, blocks, WIDTH, processes) - peak(mode, 1, 8, processes)
+    want = measuring(net, 1, MEASURE_MIB * 2**20) if mode == "measure" else training(net, mode, processes)
+    return {"predicted_mib": want["total"] / 2**20, "measured_mib": found}
 
 
 if __name__ == "__main__":
-    main()
+    one(*sys.argv[1:])

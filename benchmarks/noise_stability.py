@@ -1,15 +1,15 @@
-"""Noise stability against σ: the rise of the loss under Gaussian noise, beside ½σ²·Σ Tr H_i.
+"""Noise stability against σ: the rise of the loss under Gaussian noise, compared with ½σ²·Σ Tr H_i.
 
-EfficientNet-Lite0 (ReLU6: piecewise linear) fine-tuned on 300 noisy digits plainly and robustly, all
-layers perturbed; and a GELU network trained on the same digits at 8×8 pixels. As in the paper's
-noise-stability table, but with the standard error and the prediction's ratio.
-
-    python benchmarks/noise_stability.py
+EfficientNet-Lite0 (ReLU6, piecewise linear), fine-tuned on 300 noisy digits by `vanilla` and `robust`,
+with noise on all layers, and a GELU network trained on the same digits at 8×8 pixels.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,12 @@ from torch import nn
 import hesstune as ht
 from hesstune.analysis.measure import stability_of_run
 from hesstune.curvature.stability import noise_stability_table
-from records import write_record
 
 SIGMAS = (0.001, 0.002, 0.005, 0.01, 0.02)
 EXAMPLES, SAMPLES = 64, 16
 
 
-def efficientnet(method: str, folder: str) -> list[dict[str, object]]:
+def efficientnet(method: str, folder: str) -> list[dict[str, Any]]:
     run = ht.finetune(
         data="digits",
         method=method,
@@ -40,7 +39,7 @@ def efficientnet(method: str, folder: str) -> list[dict[str, object]]:
     return [row.to_dict() for row in table]
 
 
-def gelu() -> list[dict[str, object]]:
+def gelu() -> list[dict[str, Any]]:
     torch.manual_seed(0)
     images, labels = load_digits(return_X_y=True)
     x = torch.tensor(images / 16)
@@ -57,22 +56,22 @@ def gelu() -> list[dict[str, object]]:
     return [row.to_dict() for row in table]
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the networks and noise sizes."""
+    for network in ("efficientnet_vanilla", "efficientnet_robust", "gelu"):
+        yield from ({"network": network, "sigma": sigma} for sigma in SIGMAS)
+
+
+def measure(case: dict[str, Any], run: object) -> dict[str, Any]:
+    """Return one row of a network's table."""
+    table = {row["sigma"]: row for row in stability(case["network"])}
+    return {key: value for key, value in table[case["sigma"]].items() if key != "sigma"}
+
+
+@cache
+def stability(network: str) -> list[dict[str, Any]]:
+    """Return the table of a network."""
+    if network == "gelu":
+        return gelu()
     with tempfile.TemporaryDirectory() as folder:
-        networks = {f"efficientnet_{m}": efficientnet(m, folder) for m in ("vanilla", "robust")}
-    networks["gelu"] = gelu()
-    record = {
-        "command": "python benchmarks/noise_stability.py",
-        "torch": torch.__version__,
-        "examples": EXAMPLES,
-        "networks": networks,
-    }
-    write_record("noise_stability", record)
-    for name, rows in networks.items():
-        for row in rows:
-            print(name, {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()})
-
-
-if __name__ == "__main__":
-    main()
+        return efficientnet(network.removeprefix("efficientnet_"), folder)

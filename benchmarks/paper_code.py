@@ -1,24 +1,25 @@
-"""What the paper's code computes, beside v_iᵀ H_i⁺ v_i: by dense Hessians in float64, layer by layer.
+"""The quantity of the paper's code compared with v_iᵀ H_i⁺ v_i, from dense Hessians in float64.
 
 Three small networks are trained on scikit-learn's digits, then fine-tuned on 128 more with 20 % of the
 labels changed. On 64 of these, in batches of 4, the paper's code takes one Hessian-vector product of
 the batch's mean loss with every layer's v_i at once, and the largest v_iᵀ(Hv)_i over the batches.
-
-    python benchmarks/paper_code.py
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from hesstune import NoiseMatrix, Reference, measure
-from records import write_record
+import hesstune as ht
+from hesstune import NoiseMatrix, Reference
 
 sys.path.append(str(Path(__file__).parents[1]))
 from tests.dense_hessians import block_hessian, paper_code_quantity, positive_form
@@ -61,6 +62,9 @@ def gelu_mlp() -> nn.Module:
     )
 
 
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"cnn": Cnn, "gelu_mlp": gelu_mlp, "transformer": Transformer}
+
+
 def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int, lr: float) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr)
     generator = torch.Generator().manual_seed(0)
@@ -72,14 +76,14 @@ def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int, lr: fl
     model.zero_grad(set_to_none=True)
 
 
-def compare(model: nn.Module, ref: Reference, x: torch.Tensor, y: torch.Tensor) -> list[dict[str, object]]:
-    """Return a row a layer: the paper's code, the block form, its positive part, and the fast measure."""
+def compare(model: nn.Module, ref: Reference, x: torch.Tensor, y: torch.Tensor) -> dict[str, dict[str, Any]]:
+    """Return, by layer, the paper's quantity, the block form, its positive part, and `hesstune.measure`."""
     model.eval()
     deltas = {name: ref.difference(model, name) for name in ref.layers()}
     batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
     paper = [paper_code_quantity(model, *batch, deltas) for batch in batches]
-    fast = measure(model, ref, [(x, y)])
-    rows = []
+    fast = ht.measure(model, ref, [(x, y)])
+    rows = {}
     for i, (name, delta) in enumerate(deltas.items()):
         forms, positive = [], []
         for part, targets in batches:
@@ -89,53 +93,49 @@ def compare(model: nn.Module, ref: Reference, x: torch.Tensor, y: torch.Tensor) 
             positive.append(positive_form(hessian, delta))
         form, plus = torch.cat(forms), torch.cat(positive)
         of_paper = torch.stack([p[name] for p in paper])
-        rows.append(
-            {
-                "layer": name,
-                "distance": float(delta.norm()),
-                "paper_maximum": float(of_paper.max()),
-                "paper_mean": float(of_paper.mean()),
-                "paper_negative_batches": int((of_paper < 0).sum()),
-                "block_mean": float(form.mean()),
-                "block_negative_share": float((form < 0).double().mean()),
-                "positive_mean": float(plus.mean()),
-                "positive_maximum": float(plus.max()),
-                "fast_maximum": float(fast.maximum[i]),
-                "exact": fast.exact[i],
-            }
-        )
+        rows[name] = {
+            "distance": float(delta.norm()),
+            "paper_maximum": float(of_paper.max()),
+            "paper_mean": float(of_paper.mean()),
+            "paper_negative_batches": int((of_paper < 0).sum()),
+            "block_mean": float(form.mean()),
+            "block_negative_share": float((form < 0).double().mean()),
+            "positive_mean": float(plus.mean()),
+            "positive_maximum": float(plus.max()),
+            "fast_maximum": float(fast.maximum[i]),
+            "exact": fast.exact[i],
+            "batches": len(batches),
+        }
     return rows
 
 
-def main() -> None:
+def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the layers of the networks."""
+    for network, make in NETWORKS.items():
+        yield from ({"network": network, "layer": layer} for layer in Reference.of(make()).layers())
+
+
+def measure(case: dict[str, Any], run: object) -> dict[str, Any]:
+    """Return the quantities of one layer."""
+    return compared(case["network"])[case["layer"]]
+
+
+@cache
+def compared(network: str) -> dict[str, dict[str, Any]]:
+    """Train a network, and return the quantities of its layers."""
     torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
-    images, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(images / 16).view(-1, 8, 8), torch.tensor(labels)
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    early, late = order[:800], order[800:928]
-    noisy = torch.from_numpy(NoiseMatrix.symmetric(10, 0.2).corrupt(y[late].numpy(), seed=0))
-    networks = {}
-    for name, make in (("cnn", Cnn), ("gelu_mlp", gelu_mlp), ("transformer", Transformer)):
+    try:
+        images, labels = load_digits(return_X_y=True)
+        x, y = torch.tensor(images / 16).view(-1, 8, 8), torch.tensor(labels)
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+        early, late = order[:800], order[800:928]
+        noisy = torch.from_numpy(NoiseMatrix.symmetric(10, 0.2).corrupt(y[late].numpy(), seed=0))
         torch.manual_seed(0)
-        model = make()
+        model = NETWORKS[network]()
         train(model, x[early], y[early], 300, 3e-3)
         model.eval()  # batch norm keeps its statistics, as in fine-tuning
         ref = Reference.of(model, x[:2])
         train(model, x[late], noisy, 150, 1e-3)
-        networks[name] = compare(model, ref, x[late[:EXAMPLES]], noisy[:EXAMPLES])
-    record = {
-        "command": "python benchmarks/paper_code.py",
-        "torch": torch.__version__,
-        "examples": EXAMPLES,
-        "batch": BATCH,
-        "networks": networks,
-    }
-    write_record("paper_code", record)
-    for name, rows in networks.items():
-        for row in rows:
-            print(name, {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})
-
-
-if __name__ == "__main__":
-    main()
+        return compare(model, ref, x[late[:EXAMPLES]], noisy[:EXAMPLES])
+    finally:
+        torch.set_default_dtype(torch.float32)

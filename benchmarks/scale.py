@@ -1,9 +1,7 @@
-"""Sizes to hold: two ranks against one, many classes, many examples within a memory budget, many runs.
+"""Sizes: two ranks compared with one, many examples within a memory budget, many runs.
 
-    python benchmarks/scale.py [ranks] [classes] [examples] [runs]
-
-Each part runs in processes of its own, with one thread each; figures are ratios taken in one call, and
-peaks of resident memory.
+Each part runs in processes of its own, with one thread each. Ratios are taken in one call; peaks are of
+resident memory.
 """
 
 from __future__ import annotations
@@ -17,11 +15,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import hesstune as ht
-from records import arguments, read_record, write_record
 
 # Enough that the fixed cost of planning, which every rank pays, is as small as in a real measurement.
 RANK_EXAMPLES = 1024
@@ -49,7 +47,7 @@ def measured_once(run: str) -> None:
         print(json.dumps([time.monotonic() - started, slowest]), flush=True)
 
 
-def ranks(blocks: int) -> dict[str, object]:
+def ranks(blocks: int = 5) -> dict[str, Any]:
     """Time `measure` on one rank and on two, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         run = f"{folder}/run"
@@ -61,7 +59,7 @@ def ranks(blocks: int) -> dict[str, object]:
                 command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
                 command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
                 done = subprocess.run(
-                    [*command, __file__, "--measure", run],
+                    [*command, __file__, "run", run],
                     capture_output=True,
                     text=True,
                     check=True,
@@ -72,43 +70,6 @@ def ranks(blocks: int) -> dict[str, object]:
     return {"examples": RANK_EXAMPLES, "model": "efficientnet_lite0, 64 px",
             "speed_ups": [one[0] / two[0] for one, two in pairs],
             "speed_ups_cpu": [one[1] / two[1] for one, two in pairs]}  # fmt: skip
-
-
-def classes() -> dict[str, object]:
-    """Compare the ways to u = J v with 1,000 classes: K − 1 backward passes, or L forward products."""
-    from hesstune.curvature import CurvatureEngine
-    from hesstune.curvature.capture import OnOutput, differentiable
-    from hesstune.curvature.exact import exact_by_forward_mode, exact_forms
-
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    nn = torch.nn
-    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 1000))
-    model.eval()
-    ref = ht.Reference.of(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.01 * torch.randn_like(parameter))
-    x, y = torch.randn(64, 64), torch.randint(0, 1000, (64,))
-    names = ref.layers()
-    engine = CurvatureEngine.of(model, ref)
-    engine.plan_on(x)
-
-    def run(name: str, on_output: OnOutput) -> torch.Tensor:
-        return engine.capture(x, [name], on_output).logits
-
-    with differentiable(model, names):
-        started = time.monotonic()
-        backward = exact_forms(engine.capture(x, names), names, engine.differences).quadratic
-        slow = time.monotonic() - started
-        started = time.monotonic()
-        forward = exact_by_forward_mode(run, names, engine.differences).quadratic
-        fast = time.monotonic() - started
-    error = float(((forward - backward).abs() / backward.abs().clamp_min(1e-30)).max())
-    found = ht.measure(model, ref, [(x, y)])
-    same = float(((found.quadratic - forward).abs() / forward.abs().clamp_min(1e-30)).max())
-    return {"classes": 1000, "layers": len(names), "backward_to_forward": slow / fast,
-            "largest_relative_difference": error, "measure_to_forward": same}  # fmt: skip
 
 
 def peak_of(budget: float, trace: bool) -> float:
@@ -137,13 +98,13 @@ def peak_of(budget: float, trace: bool) -> float:
     return peak_mib() - before
 
 
-def examples() -> dict[str, object]:
+def examples() -> dict[str, Any]:
     """Measure 10,000 examples within several budgets, each in a process of its own: its peak only grows."""
     peaks: dict[str, list[float]] = {}
     for trace in (False, True):
         for budget in BUDGETS_MIB:
             done = subprocess.run(
-                [sys.executable, __file__, "--peak", str(budget), str(int(trace))],
+                [sys.executable, __file__, "peak", str(budget), str(int(trace))],
                 capture_output=True, text=True, check=True,
             )  # fmt: skip
             peaks.setdefault("with traces" if trace else "alone", []).append(
@@ -157,8 +118,8 @@ def examples() -> dict[str, object]:
     }
 
 
-def runs(count: int = 200) -> dict[str, object]:
-    """Fine-tune so many times in one process, and tell how much memory it holds after each tenth."""
+def runs(count: int = 200) -> dict[str, Any]:
+    """Fine-tune repeatedly in one process; return its resident memory after each tenth."""
     held = []
     for i in range(count):
         with tempfile.TemporaryDirectory() as folder:
@@ -177,35 +138,26 @@ def small(num_classes: int) -> torch.nn.Module:
                          nn.Linear(16, num_classes))  # fmt: skip
 
 
-PARTS = {"ranks": lambda: ranks(5), "classes": classes, "examples": examples, "runs": runs}
+PARTS = {"ranks": ranks, "examples": examples, "runs": runs}
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
-    parser.add_argument("--measure", metavar="RUN")
-    parser.add_argument("--only", choices=PARTS)
-    parser.add_argument("--peak", nargs=2, type=float)
-    given = parser.parse_args()
-    if given.measure:
-        measured_once(given.measure)
-        return
-    if given.peak:
-        print(peak_of(given.peak[0], bool(given.peak[1])))
-        return
-    if given.only:
-        sys.path.insert(0, str(Path(__file__).parent))
-        print(json.dumps(PARTS[given.only]()))
-        return
-    record = read_record("scale", {})
-    for part in given.parts or PARTS:
-        done = subprocess.run(
-            [sys.executable, __file__, "--only", part], stdout=subprocess.PIPE, text=True, check=True
-        )
-        record[part] = json.loads(done.stdout.splitlines()[-1])
-        print(part, json.dumps(record[part]), flush=True)
-        write_record("scale", record)
+def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the parts."""
+    yield from ({"part": part} for part in PARTS)
+
+
+def measure(case: dict[str, Any], run: object) -> dict[str, Any]:
+    """Measure one part in a process of its own."""
+    command = [sys.executable, __file__, "part", case["part"]]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1] == "run":
+        measured_once(sys.argv[2])
+    elif sys.argv[1] == "peak":
+        print(peak_of(float(sys.argv[2]), sys.argv[3] == "1"))
+    else:
+        print(json.dumps(PARTS[sys.argv[2]]()))

@@ -1,19 +1,17 @@
-"""What the robust step costs over the plain one, and the plain one over a bare PyTorch loop.
+"""Time of the `robust` step compared with the plain step, and of the plain step with a PyTorch loop.
 
-EfficientNet-Lite0, all 50 layers, 7 classes, 96 px. The three loops take turns in small blocks of
-steps in one process, so that a change of the machine's speed meets all of them; the figures are
-ratios of the medians of the blocks.
-
-    python benchmarks/training_step.py
+EfficientNet-Lite0, all 50 layers, 7 classes, 96 px. The three loops take turns in short blocks of steps
+in one process, so that changes of the machine's speed affect all of them. Ratios are of the medians of
+the blocks.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +27,9 @@ from hesstune.models.load import load_model
 from hesstune.runs.checkpoint import Checkpoints
 from hesstune.runs.config import make_config
 from hesstune.training.trainer import Trainer
-from records import arguments, machine, write_record
 
 K, SIZE, N = 7, 96, 256
+BATCH, BLOCKS, STEPS = 32, 12, 3
 
 
 def examples() -> Examples:
@@ -48,8 +46,8 @@ def make_trainer(method: str, batch: int) -> Trainer:
     part, device = examples(), torch.device("cpu")
     loaded = load_model("efficientnet_lite0", K)
     to_channels_last(loaded.model, device)
-    balls = config.radius if isinstance(config.radius, dict) else {}
-    radius = {loaded.head_layers[0] if k == "head" else k: v for k, v in balls.items()} or None
+    radii = config.radius if isinstance(config.radius, dict) else {}
+    radius = {loaded.head_layers[0] if k == "head" else k: v for k, v in radii.items()} or None
     noise = NoiseMatrix.symmetric(K, 0.4)
     assert part.labels is not None
     counts = np.bincount(part.labels, minlength=K)
@@ -89,7 +87,7 @@ def batch_indices(at: int, batch: int) -> np.ndarray:
 
 
 def bare_step(batch: int) -> Callable[[int], None]:
-    """The same work, written by hand: augment, normalise, forward, loss, backward, Adam, schedule."""
+    """Return the same work in plain PyTorch: augment, normalise, forward, loss, backward, Adam, schedule."""
     part = examples()
     model = load_model("efficientnet_lite0", K).model.train()
     to_channels_last(model, torch.device("cpu"))
@@ -119,48 +117,37 @@ def bare_step(batch: int) -> Callable[[int], None]:
     return step
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--blocks", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
+def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the one case."""
+    yield {}
+
+
+def measure(case: dict[str, Any], run: object) -> dict[str, Any]:
+    """Time the three loops in turns."""
     loops = {
-        "bare": bare_step(asked.batch),
-        "plain": trainer_step(make_trainer("vanilla", asked.batch), asked.batch),
-        "robust": trainer_step(make_trainer("robust", asked.batch), asked.batch),
+        "bare": bare_step(BATCH),
+        "plain": trainer_step(make_trainer("vanilla", BATCH), BATCH),
+        "robust": trainer_step(make_trainer("robust", BATCH), BATCH),
     }
     times: dict[str, list[float]] = {name: [] for name in loops}
-    for block in range(asked.blocks + 1):
+    for block in range(BLOCKS + 1):
         for name, step in loops.items():
             started = time.perf_counter()
-            for at in range(asked.steps):
-                step(block * asked.steps + at)
+            for at in range(STEPS):
+                step(block * STEPS + at)
             if block:  # the first block warms up
-                times[name].append((time.perf_counter() - started) / asked.steps)
+                times[name].append((time.perf_counter() - started) / STEPS)
     median = {name: float(np.median(values)) for name, values in times.items()}
-    record = {
-        "command": "python benchmarks/training_step.py",
+    pairs = zip(times["robust"], times["plain"], strict=True)
+    return {
         "setting": {
             "model": "efficientnet_lite0",
             "layers": 50,
             "classes": K,
             "pixels": SIZE,
-            "batch": asked.batch,
+            "batch": BATCH,
         },
-        "torch": torch.__version__,
-        "machine": machine(asked.threads),
         "ratio_plain_to_bare": round(median["plain"] / median["bare"], 3),
         "ratio_robust_to_plain": round(median["robust"] / median["plain"], 3),
-        "ratio_robust_to_plain_by_block": [
-            round(r / p, 3) for r, p in zip(times["robust"], times["plain"], strict=True)
-        ],
+        "ratio_robust_to_plain_by_block": [round(r / p, 3) for r, p in pairs],
     }
-    write_record("training_step", record)
-    print(json.dumps(record, indent=1))
-
-
-if __name__ == "__main__":
-    main()

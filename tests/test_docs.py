@@ -1,44 +1,50 @@
-"""The pages of figures are what their records make them: no figure is typed by hand."""
+"""The generated parts of the pages are what records, code and examples say, and the pages are complete."""
 
-import importlib
 import re
 from pathlib import Path
 
 import pytest
 
+import tables
+
 ROOT = Path(__file__).parents[1]
+PAGES = {page: page.read_text(encoding="utf-8") for page in tables.pages()}
+SHOWN = [
+    pytest.param(page, name, id=f"{page.name}-{name}")
+    for page, text in PAGES.items()
+    for name in re.findall(r"<!-- generated: (\w+) -->", text)
+]
 
 
-def test_benchmarks_page_is_made_from_the_records(monkeypatch):
-
-    import write_docs
-
-    assert write_docs.PAGE.read_text() == write_docs.page()
+def cells(text):
+    """The cells of a text's tables, row by row."""
+    return [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
-def test_measure_page_is_made_from_the_records(monkeypatch):
-
-    import write_measure
-
-    assert write_measure.PAGE.read_text() == write_measure.page()
-
-
-def test_own_loop_page_holds_the_examples_that_are_run(monkeypatch):
-
-    import write_own_loop
-
-    assert write_own_loop.PAGE.read_text() == write_own_loop.page()
-    told = {name for name, _ in write_own_loop.SECTIONS.values()}
-    assert told | {"sentiment_rules"} == {path.stem for path in (ROOT / "examples").glob("*.py")}
+@pytest.mark.parametrize(("page", "name"), SHOWN)
+def test_a_generated_part_has_the_cells_or_the_code_of_its_source(page, name):
+    part = rf"<!-- generated: {name} -->(.*?)<!-- end of generated -->"
+    shown, made = re.search(part, PAGES[page], flags=re.S)[1], tables.TABLES[name]()
+    assert cells(shown) == cells(made)
+    assert cells(shown) or shown.split() == made.split()
+    assert shown.strip()
 
 
-@pytest.mark.parametrize(
-    "writer", ["write_noise", "write_certificates", "write_methods", "write_scaling", "write_gap"]
-)
-def test_pages_on_noise_certificates_and_methods_are_made_from_the_records(monkeypatch, writer):
+def test_every_table_is_shown_once():
+    assert sorted(param.values[1] for param in SHOWN) == sorted(tables.TABLES)
 
-    module = importlib.import_module(writer)
-    assert module.PAGE.read_text(encoding="utf-8") == module.page()
+
+def test_markers_of_a_page_are_replaced_and_its_prose_stays(monkeypatch):
+    monkeypatch.setitem(tables.TABLES, "one", lambda: tables.markdown(["a", "b"], [["1", "2"]]))
+    page = "Before.\n\n<!-- generated: one -->\n\n| old |\n\n<!-- end of generated -->\n\nAfter.\n"
+    made = tables.filled(page)
+    assert cells(made)[-1] == ["", "1", "2", ""]
+    assert "old" not in made
+    assert made.startswith("Before.\n")
+    assert made.endswith("\nAfter.\n")
+    assert tables.filled(made) == made
+    with pytest.raises(KeyError, match="two"):
+        tables.filled(page.replace("one", "two"))
 
 
 def test_methods_page_names_every_method():

@@ -1,11 +1,12 @@
 """The README is short, its Python runs as it stands there, and its figures are the records'."""
 
-import json
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
+
+import records
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,14 +21,14 @@ def test_python_blocks_run(code, tmp_path, monkeypatch):
 
 
 def test_versions_stated_are_those_that_passed():
-    record = json.loads((ROOT / "benchmarks" / "results" / "versions.json").read_text())
+    tried = [{**line["versions"], "failed": line["result"]["failed"]} for line in records.lines("versions")]
     stated = re.search(r"Versions: (.*?)\]\(", QUESTIONS, flags=re.S)[1]
     for package, words in (("torch", "torch"), ("peft", "peft from"), ("lightning", "Lightning from")):
         told = re.search(rf"{words} ([\d.]+\d)(?: and ([\d.]+\d))?", stated)
         for version in filter(None, told.groups()):
-            assert any(e["versions"].get(package) == version and not e["failed"] for e in record["tried"])
+            assert any(e.get(package) == version and not e["failed"] for e in tried)
     oldest = re.search(r"transformers from ([\d.]+\d)", stated)[1]
-    assert any(e["versions"]["transformers"] == oldest and not e["failed"] for e in record["tried"])
+    assert any(e["transformers"] == oldest and not e["failed"] for e in tried)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert oldest.startswith(extras["transformers"][0].removeprefix("transformers>="))
 
@@ -47,9 +48,7 @@ def test_it_is_short_and_begins_with_the_install_and_the_own_loop():
 
 
 def test_every_number_of_the_demo_is_the_records():
-    import records
-
-    record = records.read_record("demo")
+    record = records.result("demo")
     setting = record["setting"]
     ended = {run["epochs"] for run in record["runs"] if run["name"] in ("plain", "robust")}
     assert ended == {setting["epochs"]}
@@ -62,12 +61,8 @@ def test_every_number_of_the_demo_is_the_records():
     assert "stopped on its noisy validation part" in told.replace("\n", " ")
 
 
-def test_demo_table_is_the_record_and_shows_the_gain():
-    import demo
-    import records
-
-    record = records.read_record("demo")
-    assert demo.table(record) in README
+def test_demo_record_shows_the_gain_that_the_readme_states():
+    record = records.result("demo")
     accuracy = {(r["name"], r["seed"]): r["test_accuracy"] for r in record["runs"]}
     mean = {name: sum(accuracy[name, s] for s in range(3)) / 3 for name, _ in accuracy}
     assert len(accuracy) == 12

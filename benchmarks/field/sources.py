@@ -6,9 +6,8 @@ wrench/, amazon_isbook/, sst2/ and mrpc/.
 
 from __future__ import annotations
 
-import csv
-import sys
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,21 +15,37 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data_files import sentences
 from hesstune.data.examples import Examples, Text, Texts
+from hesstune.data.images import FileImages
 from hesstune.data.load import load_task
 from hesstune.inputs.feature_store import FeatureStore, frozen_features, sharing
+from hesstune.inputs.image_inputs import to_channels_last
 from hesstune.models.load import load_model
 from hesstune.storage.csv_table import read_table
 from hesstune.weak.functions import apply_functions
 from hesstune.weak.vote_files import long_columns, long_votes, vote_columns, votes_in
 from hesstune.weak.votes import Votes
-from kept_features import cache_folder, image_features
-from records import ROOT
 from weak_tasks import PACS
 
-__all__ = ["SOURCES", "Source", "source"]
+__all__ = ["SOURCES", "Source", "image_features", "source"]
 
 HUMAN = ("worse", "aggregate", "random1", "random2", "random3")
+
+
+def cache_folder() -> Path:
+    """Return the folder for features: $XDG_CACHE_HOME/hesstune, or ~/.cache/hesstune."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hesstune"
+
+
+def image_features(paths: Sequence[Path], image_size: int = 96) -> NDArray[np.float32]:
+    """Return EfficientNet-Lite0's features of image files, (N, D); they are stored in the cache folder."""
+    loaded, device = load_model("efficientnet_lite0", 2), torch.device("cpu")
+    to_channels_last(loaded.model, device)
+    source = FileImages(paths, image_size)
+    examples = Examples(source, np.arange(len(paths)), [str(path) for path in paths], None)
+    with sharing(FeatureStore(cache_folder() / "features")):
+        return frozen_features(loaded, examples, device)
 
 
 @dataclass(frozen=True)
@@ -154,16 +169,12 @@ def _amazon(data: Path) -> Source:
 
 
 def _sst2(data: Path) -> Source:
-    rows: list[tuple[str, str, str]] = []
-    for part in ("train", "test"):
-        for line in (data / "sst2" / f"{part}.tsv").read_text("utf-8").splitlines():
-            text, label = line.split("\t")
-            rows.append((text, label, part))
+    parts_of = {part: sentences(data, "sst2", part) for part in ("train", "test")}
+    rows = [(*texts, label, part) for part, found in parts_of.items() for texts, label in found]
     texts = [row[0] for row in rows]
     true = np.array([int(row[1]) for row in rows])
     parts = np.array([row[2] for row in rows])
     classes = ["negative", "positive"]
-    sys.path.insert(0, str(ROOT / "examples"))
     from sentiment_rules import RULES
 
     rules = [(rule.__name__, rule) for rule in RULES]
@@ -172,11 +183,8 @@ def _sst2(data: Path) -> Source:
 
 
 def _mrpc(data: Path) -> Source:
-    found: list[tuple[str, str, str, str]] = []
-    for part in ("train", "test"):
-        lines = (data / "mrpc" / f"{part}.tsv").read_text("utf-8-sig").splitlines()[1:]
-        rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-        found += [(row[3], row[4], row[0], part) for row in rows]
+    parts_of = {part: sentences(data, "mrpc", part) for part in ("train", "test")}
+    found = [(*texts, label, part) for part, rows in parts_of.items() for texts, label in rows]
     features = _text_features([(row[0], row[1]) for row in found])
     true = np.array([int(row[2]) for row in found])
     parts = np.array([row[3] for row in found])

@@ -16,7 +16,7 @@ from sources import Source, source
 from hesstune.noise.instance import draw, instance_transitions
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.weak.votes import Votes
-from weak_tasks import PACS, pacs
+from weak_tasks import PACS, weak_domain
 
 __all__ = ["DEVELOPMENT", "DEVELOPMENT_SEEDS", "TASKS", "TEST", "TEST_SEEDS", "FieldTask", "field_task"]
 
@@ -171,14 +171,14 @@ def field_task(name: str, seed: int, data: Path) -> FieldTask:
 
 
 def _weak(name: str, plan: _Plan, seed: int, data: Path) -> FieldTask:
-    """Return a domain of PACS as the labelers of the other three label it."""
-    made = pacs(data / "pacs128", plan.source, seed=seed)
-    x = [part.features.astype(np.float64) for part in (made.train, made.test, made.val)]
-    train = made.train
+    """Return a domain of PACS, labelled by classifiers of the other three."""
+    parts = weak_domain(data / "pacs128", plan.source, seed)
+    train, test, val = parts["train"], parts["test"], parts["val"]
+    x = [part.features.astype(np.float64) for part in (train, test, val)]
+    k = train.votes.k
     return FieldTask(
-        name, plan.kind, made.k, x[0], train.weak, train.true, x[1], made.test.true, train.votes, None,
-        (x[2], made.val.true),
-    )  # fmt: skip
+        name, plan.kind, k, x[0], train.weak, train.true, x[1], test.true, train.votes, None, (x[2], val.true)
+    )
 
 
 def _given(

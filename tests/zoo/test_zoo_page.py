@@ -1,15 +1,10 @@
-"""The page of tested networks is the list of the zoo, which is long and has no network twice."""
+"""The list of tested networks is long and has no network twice."""
 
 from collections import Counter
 
 from zoo_networks import NETWORKS
 
-import write_networks
 from hesstune.errors import HesstuneError
-
-
-def test_page_is_made_from_the_list():
-    assert write_networks.PAGE.read_text(encoding="utf-8") == write_networks.page()
 
 
 def test_list_has_many_networks_of_each_library_and_none_twice():

@@ -1,0 +1,222 @@
+"""Statistics of the records that tables, figures and tests share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from scipy.stats import kendalltau, rankdata, t
+
+from gap import DEVELOPMENT, NOISE
+from records import Row, rows
+
+FACTOR = 5.0
+Accuracies = dict[str, dict[str, dict[int, float]]]
+
+# Heads and networks: {task: {method: {seed: accuracy in per cent}}}
+
+VOTES = (
+    *(f"{name} votes" for name in ("cifar10n", "youtube", "trec", "amazon_isbook", "sst2")),
+    *(f"{domain} weak" for domain in ("photo", "art_painting", "cartoon", "sketch")),
+)
+FIRST_SEED = 3  # of deeper.jsonl: earlier seeds are of an earlier recipe of `auto`
+
+
+def accuracies(found: Sequence[Row], methods: Sequence[str] | None = None) -> Accuracies:
+    """Return accuracies by task, method and seed; of these methods alone, if any are given."""
+    made: Accuracies = {}
+    for row in found:
+        if methods is None or row["method"] in methods:
+            by_seed = made.setdefault(row["task"], {}).setdefault(row["method"], {})
+            by_seed[row["seed"]] = 100 * row["accuracy"]
+    return made
+
+
+def complete(found: Accuracies, methods: Sequence[str], seeds: int) -> Accuracies:
+    """Return the tasks on which all of these methods have so many common seeds; of them, these seeds."""
+    kept: Accuracies = {}
+    for task, own in found.items():
+        if all(name in own for name in methods):
+            common = sorted(set.intersection(*(set(own[name]) for name in methods)))
+            if len(common) >= seeds:
+                kept[task] = {n: {s: v for s, v in own[n].items() if s in common} for n in own}
+    return kept
+
+
+def all_heads() -> Accuracies:
+    """Return the heads of tasks that every method has on three seeds."""
+    found = [
+        *rows("methods"),
+        *(r for r in rows("heads") if r["method"] in ("auto", "sklearn_cv", "cleanlab")),
+    ]
+    methods = list(dict.fromkeys(row["method"] for row in found))
+    return complete(accuracies(found), methods, 3)
+
+
+def means(found: Accuracies) -> dict[str, dict[str, float]]:
+    """Return the mean over seeds."""
+    return {t: {m: float(np.mean(list(v.values()))) for m, v in own.items()} for t, own in found.items()}
+
+
+def mean_ranks(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return each method's mean rank over tasks; ties share their rank."""
+    names = list(next(iter(found.values())))
+    ranks = [rankdata([-own[name] for name in names]) for own in found.values()]
+    return dict(zip(names, np.mean(ranks, axis=0).tolist(), strict=True))
+
+
+def gains(found: Accuracies, other: str, tasks: Sequence[str]) -> list[float]:
+    """Return, for each seed that all tasks have, the mean over tasks of `auto` minus another method."""
+    seeds = set.intersection(*(set(found[task][name]) for task in tasks for name in ("auto", other)))
+    return [float(np.mean([found[k]["auto"][s] - found[k][other][s] for k in tasks])) for s in sorted(seeds)]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of per-seed values and its 95 % t interval."""
+    array, n = np.asarray(values), len(values)
+    half = float(t.ppf(0.975, n - 1) * array.std(ddof=1) / np.sqrt(n)) if n > 1 else math.nan
+    return float(array.mean()), float(array.mean()) - half, float(array.mean()) + half
+
+
+# Measures against the generalization gap, from gap.jsonl
+
+Measured = Callable[[Row], float]
+DEFAULT = "held out, mean"
+
+
+def _hessian(part: str, place: str, statistic: str, extra: str = "", loss: str = "max") -> Measured:
+    def value(row: Row) -> float:
+        forms: float = row[f"{part} {place} {statistic}{extra}"]
+        return math.sqrt(row[f"{part} loss {loss}"] / row["n"]) * forms
+
+    return value
+
+
+MEASURES: dict[str, tuple[str, Measured]] = {
+    "paper": ("training, maximum: the paper's", _hessian("train", "end", "max")),
+    "training, mean": ("training, mean", _hessian("train", "end", "mean")),
+    DEFAULT: ("**held out, mean**", _hessian("held", "end", "mean")),
+    "held out, maximum": ("held out, maximum", _hessian("held", "end", "max")),
+    "line": ("held out, mean along the line from the reference", _hessian("held", "line", "mean")),
+    "half": ("held out, mean half-way", _hessian("held", "half", "mean")),
+    "noise": (
+        f"held out, mean under noise of {NOISE:g} times each layer's distance",
+        _hessian("held", "noise", "mean"),
+    ),
+    "joint": ("held out, mean, all layers moved together", _hessian("held", "end", "joint mean")),
+    "head": ("held out, mean, the head alone", _hessian("held", "end", "mean", " head")),
+    "mean loss": ("held out, mean, C the mean loss", _hessian("held", "end", "mean", loss="mean")),
+    "distance": ("Σ ‖v_i‖, the distance alone", lambda row: float(row["distance"])),
+    "scaled distance": (
+        "√(C/n) · Σ ‖v_i‖, the measure without the Hessian",
+        lambda row: math.sqrt(row["train loss max"] / row["n"]) * row["distance"],
+    ),
+    "relative distance": ("Σ ‖v_i‖/‖W_i‖ below the head", lambda row: float(row["relative distance"])),
+    "stability": (
+        "rise of the held-out loss under that noise",
+        lambda row: float(row["held noise loss"] - row["held loss mean"]),
+    ),
+    "difference": (
+        "held-out loss − training loss: the gap itself, on these few",
+        lambda row: float(row["held loss mean"] - row["train loss mean"]),
+    ),
+}
+
+
+def gap_rows() -> list[Row]:
+    """Return the runs in which a layer moved."""
+    return [row for row in rows("gap") if "held loss mean" in row]
+
+
+def gap_tasks(found: Sequence[Row], heads: bool, development: bool) -> list[str]:
+    """Return the names of tasks of a kind."""
+    names = sorted({row["task"] for row in found})
+    return [n for n in names if n.endswith("head") == heads and (n in DEVELOPMENT) == development]
+
+
+def taus(found: Sequence[Row], measure: str, names: Sequence[str]) -> list[float]:
+    """Return Kendall's τ between a measure and the gap within each task."""
+    made = []
+    for name in names:
+        own = [row for row in found if row["task"] == name]
+        values = [MEASURES[measure][1](row) for row in own]
+        made.append(float(kendalltau(values, [row["gap"] for row in own]).statistic))
+    return made
+
+
+def close(pairs: Sequence[tuple[float, float]]) -> float:
+    """Return the share of (measure, gap) pairs that are within the factor of each other."""
+    return float(np.mean([a > 0 and b > 0 and 1 / FACTOR <= a / b <= FACTOR for a, b in pairs]))
+
+
+def near(found: Sequence[Row], measure: str, names: Sequence[str]) -> tuple[float, float]:
+    """Return the share of runs whose measure is within the factor of the gap, and the median ratio."""
+    pairs = [(MEASURES[measure][1](row), row["gap"]) for row in found if row["task"] in names]
+    return close(pairs), float(np.median([a / b for a, b in pairs if b > 0]))
+
+
+def bootstrap(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean difference over tasks with its paired 95 % bootstrap interval over tasks."""
+    differences = np.array(one) - np.array(other)
+    rng = np.random.default_rng(0)
+    drawn = differences[rng.integers(0, len(differences), (10_000, len(differences)))].mean(1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(differences.mean()), float(low), float(high)
+
+
+def against_plain(found: Sequence[Row], method: str) -> dict[str, float]:
+    """Compare a method's whole networks with plain fine-tuning's of the same setting."""
+    whole = {(r["task"], r["method"], r["noise"], r["epochs"]): r for r in found if "head" not in r["task"]}
+    both = [
+        (row, whole[task, method, noise, epochs])
+        for (task, name, noise, epochs), row in whole.items()
+        if name == "vanilla" and (task, method, noise, epochs) in whole
+    ]
+    better = [(a, b) for a, b in both if b["test accuracy"] >= a["test accuracy"]]
+
+    def smaller(pairs: list[tuple[Row, Row]], measure: str) -> float:
+        ratios = [MEASURES[measure][1](a) / MEASURES[measure][1](b) for a, b in pairs]
+        return float(np.median(ratios)) if ratios else math.nan
+
+    return {
+        "runs": len(both),
+        "accuracy": 100 * float(np.mean([b["test accuracy"] - a["test accuracy"] for a, b in both])),
+        "gap plain": float(np.mean([a["gap"] for a, _ in both])),
+        "gap": float(np.mean([b["gap"] for _, b in both])),
+        "paper": smaller(both, "paper"),
+        DEFAULT: smaller(both, DEFAULT),
+        "better": len(better),
+        "paper, better": smaller(better, "paper"),
+        f"{DEFAULT}, better": smaller(better, DEFAULT),
+    }
+
+
+# The study of version 0.1.0, from study.jsonl. On weak labels its gap is that to the validation examples.
+
+STUDY_MEASURES = {
+    "measure": "Hessian distance measure",
+    "measure_mean": "the same with half the mean in place of the maximum",
+    "distance": "distance from the reference",
+    "scaled_distance": "√C · distance / √n, the measure without the Hessian",
+    "stability": "noise stability, σ = 0.01",
+}
+STUDY_PARTS = {
+    "programmatic_head": "weak labels, heads",
+    "programmatic_full": "weak labels, all layers",
+    "injected_head": "injected noise, heads",
+    "clean_head": "clean labels, heads",
+    "clean_full": "clean labels, all layers",
+    "architectures": "other networks",
+}
+
+
+def study_pairs(measure: str, part: str | None = None) -> list[tuple[float, float]]:
+    """Return (measure, gap) of the study's runs."""
+    found = [row for row in rows("study") if part is None or row["part"] == part]
+    return [(row[measure], row["gap"]) for row in found if measure in row and "gap" in row]
+
+
+def tau(pairs: Sequence[tuple[float, float]]) -> float:
+    """Return Kendall's τ of pairs."""
+    return float(kendalltau([a for a, _ in pairs], [b for _, b in pairs]).statistic)

@@ -1,0 +1,58 @@
+"""Tables for `hesstune.finetune` from the data sets that benchmarks use."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["data_string", "sentences", "write_table"]
+
+CIFAR_TRAIN, CIFAR_TEST = 5000, 1000
+
+
+def write_table(path: Path, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Path:
+    """Write a CSV table and return its path."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *lines])
+    return path
+
+
+def sentences(data: Path, name: str, part: str) -> list[tuple[tuple[str, ...], str]]:
+    """Return the sentences of SST-2, or the pairs of MRPC, of one part, with their labels."""
+    lines = (data / name / f"{part}.tsv").read_text(encoding="utf-8-sig").splitlines()
+    cells = [line.split("\t") for line in lines if line.strip()]
+    if name == "mrpc":  # label, two numbers, two sentences, below a header
+        return [((row[3], row[4]), row[0]) for row in cells[1:]]
+    return [((row[0],), row[1]) for row in cells]
+
+
+def data_string(data: Path, source: str, folder: Path, sizes: Sequence[int], seed: int = 0) -> str:
+    """Return the data argument for a source: a domain of PACS, `cifar10n`, `sst2` or `mrpc`.
+
+    Args:
+        data: Folder of the data sets.
+        source: Its name. `cifar10n` has the labels `worse` in its training part.
+        folder: Folder for a table.
+        sizes: Training and test sentences that are drawn.
+        seed: Seed of that draw.
+    """
+    if source == "cifar10n":
+        with (data / "cifar10n" / "labels.csv").open(newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+        train = [line for line in lines if line["split"] != "test"][:CIFAR_TRAIN]
+        test = [line for line in lines if line["split"] == "test"][:CIFAR_TEST]
+        rows = [(r["id"], str(data / "cifar10n" / r["image"]), r["worse"], "train") for r in train]
+        rows += [(r["id"], str(data / "cifar10n" / r["image"]), r["true_label"], "test") for r in test]
+        return f"csv:{write_table(folder / 'cifar10n.csv', ('id', 'image', 'label', 'split'), rows)}"
+    if source not in ("sst2", "mrpc"):
+        return f"folder:{data / 'pacs128' / source}"
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for part, size in zip(("train", "test"), sizes, strict=True):
+        found = sentences(data, source, part)
+        drawn += [(*found[i][0], found[i][1], part) for i in rng.permutation(len(found))[:size]]
+    columns = ("text", *(("text2",) if source == "mrpc" else ()), "label", "split")
+    return f"csv:{write_table(folder / f'{source}.csv', columns, drawn)}"

@@ -1,0 +1,649 @@
+"""Write the generated parts of README.md and docs: tables of records, lists from the code, the examples.
+
+A page has each part between `<!-- generated: NAME -->` and `<!-- end of generated -->`; NAME is in `TABLES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+import analysis as a
+import memory_model as memory
+from hesstune.methods import TIERS, method_class, method_names
+from hesstune.storage.atomic import write_text
+from hesstune.study.summary import paired_difference
+from records import DOCS, RESULTS, ROOT, Row, lines, read_record, read_rows, result, rows
+
+BLOCK = re.compile(r"<!-- generated: (\w+) -->\n.*?<!-- end of generated -->", re.DOTALL)
+TABLES: dict[str, Callable[[], str]] = {}
+
+
+def table(make: Callable[[], str]) -> Callable[[], str]:
+    """Register a table under the name of its function."""
+    TABLES[make.__name__] = make
+    return make
+
+
+def pages() -> Iterator[Path]:
+    """Yield the pages that may have tables."""
+    yield ROOT / "README.md"
+    yield from sorted(DOCS.rglob("*.md"))
+
+
+def filled(text: str) -> str:
+    """Return a page's text with its tables made again.
+
+    Raises:
+        KeyError: If the page names a table that this file does not have.
+    """
+    return BLOCK.sub(
+        lambda m: f"<!-- generated: {m[1]} -->\n\n{TABLES[m[1]]()}\n\n<!-- end of generated -->", text
+    )
+
+
+def write() -> None:
+    """Write the tables into all pages."""
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        if (new := filled(text)) != text:
+            write_text(page, new)
+            print(page.relative_to(ROOT))
+
+
+def markdown(titles: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table."""
+    head = list(titles)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *cells])
+
+
+def listed(found: Iterable[Row], columns: dict[str, str]) -> str:
+    """Return a table of rows; a column is a title and a format string that names values of the row."""
+    return markdown(columns, ([form.format_map(row) for form in columns.values()] for row in found))
+
+
+def signed(value: float) -> str:
+    """Return a number with its sign, or a dash if it is not one."""
+    return "–" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
+
+
+def with_interval(values: Sequence[float], form: str = "+.1f") -> str:
+    """Return the mean over seeds with its 95 % t interval."""
+    mean, low, high = a.interval(values)
+    return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def bold_best(values: dict[str, float], among: Sequence[str]) -> dict[str, str]:
+    """Return the values as text, the largest of some in bold."""
+    best = max(values[name] for name in among if name in values)
+    shown = {name: f"{value:.1f}" for name, value in values.items()}
+    return {n: f"**{shown[n]}**" if n in among and v >= best - 1e-9 else shown[n] for n, v in values.items()}
+
+
+def joined(form: str, values: Iterable[object]) -> str:
+    """Return the values in one cell."""
+    return ", ".join(form.format(value) for value in values)
+
+
+# Speed and memory
+
+
+@table
+def demo() -> str:
+    titles = {"plain": "plain, all epochs", "plain, stopped": "plain, stopped on noisy validation"}
+    titles |= {"robust": "robust, known noise rate", "auto": "auto, no noise information"}
+    found = {(r["name"], r["seed"]): r["test_accuracy"] for r in result("demo")["runs"]}
+    seeds = sorted({seed for _, seed in found})
+    cells = [[str(s), *(f"{found[m, s]:.1%}" for m in titles)] for s in seeds]
+    cells.append(["mean", *(f"{np.mean([found[m, s] for s in seeds]):.1%}" for m in titles)])
+    return markdown(["seed", *titles.values()], cells)
+
+
+@table
+def training_step() -> str:
+    found = result("training_step")
+    blocks = found["ratio_robust_to_plain_by_block"]
+    first = f"{found['ratio_robust_to_plain']:.3f} ({min(blocks):.3f} to {max(blocks):.3f})"
+    return markdown(
+        ["comparison", "ratio of medians (range over blocks)", "goal"],
+        [
+            ["`robust` step to plain step", first, "≤ 1.05"],
+            ["plain step to a PyTorch loop", f"{found['ratio_plain_to_bare']:.3f}", "≤ 1.05"],
+        ],
+    )
+
+
+@table
+def last_stage() -> str:
+    columns = {"run": "{run}", "speed relative to all layers": "{times faster:.1f}"}
+    columns |= {"computed activations": "{computed}", "test accuracy": "{test accuracy:.1%}"}
+    return listed(result("last_stage")["runs"], columns)
+
+
+@table
+def measure() -> str:
+    found = result("measure")
+    found |= found["public"]
+    ways = (
+        ("block Lanczos (curvlinops, per example and layer, to 1 %) to exact path",
+         "{ratio_block_lanczos_to_exact:.0f}", "≥ 500"),
+        ("one block Hessian product per example and layer to exact path",
+         "{ratio_one_product_each_to_exact:.0f}", ""),
+        ("the paper code's product of a batch of 4, per example, to exact path",
+         "{ratio_paper_to_exact:.1f}", "≥ 3"),
+        ("exact path to its limit (2 forward passes, K backward passes to activations)",
+         "{ratio_exact_to_limit:.2f}", "≤ 1.5"),
+        ("peak memory of the exact path to that of a training step",
+         "{ratio_peak_exact_to_training:.2f}", "≤ 2"),
+        ("`measure` with its planning to the limit, 256 examples", "{ratio_measure:.2f}", "≤ 1.1"),
+        ("the same with the traces of all layers", "{ratio_measure_with_traces:.2f}", "≤ 1.5"),
+    )  # fmt: skip
+    return markdown(["comparison", "ratio", "goal"], ([w, f.format_map(found), goal] for w, f, goal in ways))
+
+
+@table
+def measure_skipped_classes() -> str:
+    columns = {"classes": "{classes}", "mean top probability": "{mean_top_probability:.2f}"}
+    columns |= {"passes": "{passes} of {passes_all}", "times faster": "{ratio_seconds:.1f}"}
+    columns |= {"largest relative error": "{largest_relative_error:.1e}"}
+    columns |= {"of a trace": "{largest_relative_error_of_a_trace:.1e}"}
+    return listed(result("measure")["skipped_classes"], columns)
+
+
+@table
+def measure_text() -> str:
+    columns = {"padded sentences": "{ratio_matrix:.1f}"}
+    columns |= {"baseline without padding": "{ratio_matrix_unpadded:.1f}"}
+    columns |= {"both on all {length} tokens": "{ratio_matrix_all_tokens:.1f}"}
+    found = result("measure_text")
+    return listed([found], {title.format_map(found): form for title, form in columns.items()})
+
+
+@table
+def text() -> str:
+    columns = {"task": "{task}", "seed": "{seed}", "method": "`{method}`", "test accuracy": "{accuracy:.1%}"}
+    columns |= {"accuracy on the noisy training labels": "{train_accuracy:.1%}", "distance": "{distance:.2f}"}
+    order = sorted(rows("text"), key=lambda r: (r["task"], r["seed"], r["method"] == "robust"))
+    return listed(order, columns)
+
+
+@table
+def versions() -> str:
+    found = []
+    for line in lines("versions"):
+        own, made = line["versions"], line["result"]
+        others = joined("{0[0]} {0[1]}", (v for v in own.items() if v[0] not in ("torch", "numpy", "python")))
+        failed = joined("`{}`", (name.rpartition("::")[2] for name in made["failed"])) or "none"
+        found.append({**made, "torch": own["torch"], "others": others, "failed": failed})
+    columns = {"torch": "{torch}", "other packages": "{others}", "passed": "{passed}", "skipped": "{skipped}"}
+    return listed(found, {**columns, "failed": "{failed}"})
+
+
+@table
+def scale() -> str:
+    ranks, examples, many = (result("scale", part=part) for part in ("ranks", "examples", "runs"))
+    speed, cpu = ranks["speed_ups"], ranks["speed_ups_cpu"]
+    range_ = f"{median(speed):.2f} ({min(speed):.2f} to {max(speed):.2f})"
+    cells = [
+        ["speed of `measure` on two ranks relative to one (goal: 1.6)", range_],
+        ["the same in CPU time of the slower rank", f"{min(cpu):.2f} to {max(cpu):.2f}"],
+    ]
+    budgets = joined("{:.0f}", examples["budgets_mib"])
+    for what, peaks in examples["peaks_beyond_start_mib"].items():
+        cells.append([f"peak MiB of `measure` {what}, `memory_mib` {budgets}", joined("{:.0f}", peaks)])
+    held = many["resident_mib"]
+    title = f"{many['runs']} short runs: resident MiB after the first and the last tenth"
+    return markdown(["quantity", "measured"], [*cells, [title, f"{held[0]:.0f}, {held[-1]:.0f}"]])
+
+
+@table
+def auto_cost() -> str:
+    columns = {"examples": "{examples:,}", "`auto` to hesstune's head": "{auto_over_own:.1f}"}
+    return listed(
+        rows("auto_cost"), {**columns, "`auto` to scikit-learn's head": "{auto_over_scikit-learn:.1f}"}
+    )
+
+
+@table
+def memory_of_seven_billion() -> str:
+    used, seven, gib = memory.transformer_activations(1), memory.SEVEN, 2**30
+    found = {
+        "fine-tuning, whole": memory.training(seven, "whole", activations=used),
+        "fine-tuning, `--shard` on 8 processes": memory.training(seven, "sharded", 8, used),
+        "fine-tuning, `--shard` on 16 processes": memory.training(seven, "sharded", 16, used),
+        "fine-tuning, `--method lora`": memory.training(seven, "lora", activations=used),
+        "`measure`, all layers": memory.measuring(seven, activations=used),
+        "`measure --layers`, 1/32 of the weights at a time": memory.measuring(seven, 1 / 32, used),
+    }
+    cells = []
+    for what, own in found.items():
+        rest = own["total"] - own["weights"] - own["reference"]
+        parts = (own["weights"], own["reference"], rest, own["total"])
+        cells.append([what, *(f"{part / gib:.0f}" for part in parts)])
+    return markdown(["run, GiB per process", "weights", "reference", "rest", "total"], cells)
+
+
+@table
+def memory_checked() -> str:
+    names = {"whole": "fine-tuning, whole", "lora": "fine-tuning, `--method lora`"}
+    names |= {"sharded": "fine-tuning, `--shard` on {processes} processes, the largest"}
+    names |= {"measure": "`measure`, all layers"}
+    found = [
+        {**r, "run": names[r["mode"]].format_map(r), "millions": r["weights"] / 1e6}
+        for r in rows("memory_model")
+    ]
+    columns = {"run": "{run}", "weights, millions": "{millions:.0f}", "predicted, MiB": "{predicted_mib:.0f}"}
+    return listed(found, {**columns, "measured, MiB": "{measured_mib:.0f}"})
+
+
+# The measure
+
+
+@table
+def paper_code() -> str:
+    found = []
+    for r in rows("paper_code"):
+        ratio, leak = r["paper_maximum"] / r["positive_maximum"], r["paper_mean"] / r["block_mean"]
+        found.append(
+            {**r, "ratio": ratio, "leak": leak, "error": abs(r["fast_maximum"] / r["positive_maximum"] - 1)}
+        )
+    columns = {"network": "{network}", "layer": "`{layer}`", "distance": "{distance:.2f}"}
+    columns |= {"paper's maximum": "{paper_maximum:.3f}", "max vᵀH⁺v": "{positive_maximum:.3f}"}
+    columns |= {"ratio of the maxima": "{ratio:.2f}", "leak": "{leak:.1f}×"}
+    columns |= {"share of examples with vᵀHv < 0": "{block_negative_share:.0%}"}
+    return listed(found, {**columns, "error of `measure`": "{error:.0e}"})
+
+
+@table
+def noise_stability() -> str:
+    columns = {"network": "{network}", "σ": "{sigma:g}", "rise ± s.e.": "{value:.3g} ± {stderr:.1g}"}
+    return listed(rows("noise_stability"), {**columns, "½σ²·Tr H": "{taylor:.3g}", "ratio": "{ratio:.2f}"})
+
+
+@table
+def gap_measures() -> str:
+    found, cells = a.gap_rows(), []
+    kinds = [a.gap_tasks(found, heads, dev) for heads in (False, True) for dev in (True, False)]
+    for name, (title, _) in a.MEASURES.items():
+        dev, test, heads_dev, heads_test = (a.taus(found, name, own) for own in kinds)
+        share, ratio = a.near(found, name, kinds[1])
+        unit = "–" if name in ("distance", "relative distance") else f"{100 * share:.0f} %"
+        means = [signed(float(np.mean(taus))) for taus in (dev, test, heads_dev, heads_test)]
+        span = f"{signed(min(test))} to {signed(max(test))}"
+        cells.append([title, *means[:2], span, unit, f"{ratio:.2f}", *means[2:]])
+    titles = ["Σ_i √(C·…/n) over", "τ, development", "τ, test", "range over test tasks", "within a factor 5"]
+    return markdown([*titles, "median ratio", "τ, heads, development", "τ, heads, test"], cells)
+
+
+@table
+def gap_differences() -> str:
+    found, cells = a.gap_rows(), []
+    tested = a.gap_tasks(found, heads=False, development=False)
+    for other in ("distance", "scaled distance", "paper"):
+        one = a.bootstrap(a.taus(found, a.DEFAULT, tested), a.taus(found, other, tested))
+        cells.append([a.MEASURES[other][0], "{} [{}, {}]".format(*map(signed, one))])
+    return markdown(["τ of the default minus τ of", "difference [95 % interval]"], cells)
+
+
+@table
+def gap_methods() -> str:
+    methods = ("robust", "constraint", "l2_sp", "auto")
+    found = [{**a.against_plain(a.gap_rows(), name), "method": name} for name in methods]
+    columns = {"method": "`{method}`", "settings": "{runs}", "accuracy, points": "{accuracy:+.1f}"}
+    columns |= {"gap, plain → method": "{gap plain:.2f} → {gap:.2f}", "paper's, times smaller": "{paper:.1f}"}
+    columns |= {"default's": f"{{{a.DEFAULT}:.1f}}", "as accurate or better": "{better}"}
+    columns |= {"paper's there": "{paper, better:.1f}", "default's there": f"{{{a.DEFAULT}, better:.1f}}"}
+    return listed(found, columns)
+
+
+# Methods compared
+
+
+@table
+def study_heads() -> str:
+    found, cells = a.all_heads(), []
+    mean = a.means(found)
+    voted, ranks = [task for task in mean if task in a.VOTES], a.mean_ranks(mean)
+    for name in sorted(ranks, key=lambda n: -np.mean([own[n] for own in mean.values()])):
+        below = sum(own[name] < own["vanilla"] - 0.5 for own in mean.values())
+        minus = ["–", "–"]
+        if name != "auto":
+            minus = [with_interval(a.gains(found, name, list(of))) for of in (mean, voted)]
+        accuracy = [f"{np.mean([mean[t][name] for t in of]):.1f}" for of in (mean, voted)]
+        cells.append([f"`{name}`", *accuracy, f"{ranks[name]:.1f}", *minus, str(below)])
+    titles = ["method", "all tasks", "votes", "rank", "`auto` minus it", "`auto` minus it, votes", "below"]
+    return markdown(titles, cells)
+
+
+@table
+def study_heads_by_task() -> str:
+    mean = a.means(a.all_heads())
+    names = sorted(next(iter(mean.values())), key=lambda n: -np.mean([own[n] for own in mean.values()]))
+    shown = {task: bold_best(own, names) for task, own in mean.items()}
+    cells = ([task, *(own[n] for n in names)] for task, own in shown.items())
+    return markdown(["task", *(f"`{n}`" for n in names)], cells)
+
+
+@table
+def study_all_layers() -> str:
+    found = [row for row in rows("study") if row["part"] == "programmatic_full"]
+    plain = {(r["task"], r["seed"]): r["test_accuracy"] for r in found if r["method"] == "vanilla"}
+    made: list[Row] = []
+    for method in dict.fromkeys(r["method"] for r in found):
+        own = [r for r in found if r["method"] == method]
+        strata: dict[str, list[float]] = {}
+        for r in own:
+            gain = 100 * (r["test_accuracy"] - plain[r["task"], r["seed"]])
+            strata.setdefault(r["task"], []).append(gain)
+        minus = paired_difference(list(strata.values()))
+        told = "–" if method == "vanilla" else f"{minus.mean:+.1f} [{minus.low:+.1f}, {minus.high:+.1f}]"
+        means = {k: np.mean([r[k] for r in own]) for k in ("test_accuracy", "measure", "distance")}
+        made.append({"method": method, "minus": told, **means})
+    made.sort(key=lambda row: -row["test_accuracy"])
+    columns = {"method": "`{method}`", "test accuracy": "{test_accuracy:.1%}", "measure": "{measure:.3g}"}
+    return listed(made, {**columns, "distance": "{distance:.3g}", "minus `vanilla`, points": "{minus}"})
+
+
+@table
+def study_measures() -> str:
+    cells = []
+    for key, title in a.STUDY_MEASURES.items():
+        pairs = a.study_pairs(key)
+        ratios = sorted(x / y for x, y in pairs if x > 0 and y > 0)
+        taus = [signed(a.tau(a.study_pairs(key, part))) for part in (None, *a.STUDY_PARTS)]
+        share = f"{100 * a.close(pairs):.0f} %"
+        cells.append([title, *taus, f"{ratios[len(ratios) // 2]:.2g}", share, str(len(pairs))])
+    titles = ["measure", "τ, all runs", *(f"τ, {title}" for title in a.STUDY_PARTS.values())]
+    return markdown([*titles, "median ratio to the gap", "within a factor 5", "runs"], cells)
+
+
+PEERS = ("auto", "sklearn_cv", "cleanlab")
+
+
+def _peers() -> a.Accuracies:
+    found = a.accuracies(rows("heads"))
+    return {task: own for task, own in found.items() if all(name in own for name in PEERS)}
+
+
+@table
+def field_heads() -> str:
+    columns = {name: name for name in (*PEERS, "crowd_kit", "tf_idf")}
+    columns |= {f"clean_{n}": f"clean {n}" for n in (5, 10, 50)} | {"sklearn_cv, true labels": "*true*"}
+    shown = {task: bold_best(own, PEERS) for task, own in a.means(_peers()).items()}
+    cells = ([task, *(own.get(name, "–") for name in columns)] for task, own in shown.items())
+    return markdown(["task", *columns.values()], cells)
+
+
+@table
+def field_head_differences() -> str:
+    found, cells = _peers(), []
+    every = [task for task, own in found.items() if min(len(own[name]) for name in PEERS) >= 5]
+    mean = {task: {n: own[n] for n in PEERS} for task, own in a.means(found).items()}
+    ranks = a.mean_ranks(mean)
+    for other in PEERS[1:]:
+        lost = {task: own["auto"] - own[other] for task, own in mean.items()}
+        below = joined("{0[0]} ({0[1]:+.1f})", (pair for pair in lost.items() if pair[1] < -0.5))
+        groups = (every, [task for task in every if task in a.VOTES])
+        minus = [with_interval(a.gains(found, other, tasks), "+.2f") for tasks in groups]
+        cells.append([f"`{other}` (rank {ranks[other]:.2f}; `auto` {ranks['auto']:.2f})", *minus, below])
+    titles = ["`auto` minus", f"all {len(every)} tasks", "labels from votes", "more than 0.5 points below on"]
+    return markdown(titles, cells)
+
+
+DEEPER = ("auto", "plain", "plain, stopped", "auto, head", "robust, told")
+
+
+def _deeper(schedule: str) -> a.Accuracies:
+    found = [r for r in rows("deeper") if r["schedule"] == schedule and r["seed"] >= a.FIRST_SEED]
+    whole = a.complete(a.accuracies(found), ("auto", "plain", "auto, head"), 1)
+    return {t: {n: v for n, v in own.items() if len(v) == len(own["auto"])} for t, own in whole.items()}
+
+
+def _deeper_table(schedule: str) -> str:
+    found = _deeper(schedule)
+    names = [name for name in DEEPER if any(name in own for own in found.values())]
+    cells = []
+    for task, own in a.means(found).items():
+        shown = (f"{own[n]:.1f}" if n in own else "–" for n in names)
+        cells.append([task, str(len(found[task]["auto"])), *shown])
+    return markdown(["task", "seeds", *names], cells)
+
+
+TABLES["field_deeper_fitted"] = lambda: _deeper_table("fitted")
+TABLES["field_deeper_short"] = lambda: _deeper_table("short")
+
+
+@table
+def field_deeper_differences() -> str:
+    cells = []
+    for schedule in ("fitted", "short"):
+        found = _deeper(schedule)
+        for other in DEEPER[1:]:
+            if all(other in own for own in found.values()):
+                cells.append([schedule, f"`{other}`", with_interval(a.gains(found, other, list(found)))])
+    return markdown(["schedule", "`auto` minus", "points [95 % interval]"], cells)
+
+
+# Noise and labels
+
+
+@table
+def votes() -> str:
+    columns = {"majority": "majority", "dawid_skene": "crowd-kit DS", "mace": "crowd-kit MACE"}
+    columns |= {"snorkel": "snorkel", "auto, votes": "votes alone", "auto": "auto"}
+    cells = []
+    for r in rows("votes"):
+        shown = bold_best({n: 100 * r[n] for n in columns if n in r}, list(columns))
+        rates = [f"{100 * r['rate said']:.1f}", f"{100 * (1 - r['auto']):.1f}"]
+        cells.append([r["set"], str(r["labelers"]), *(shown.get(n, "–") for n in columns), *rates])
+    return markdown(["set", "annotators", *columns.values(), "estimated noise rate", "noise rate"], cells)
+
+
+@table
+def rules() -> str:
+    by: dict[tuple[str, str], list[float]] = {}
+    for r in rows("rules"):
+        by.setdefault((r["labels"], r["method"]), []).append(100 * r["accuracy"])
+    cells = ([f"`{labels}`", f"`{m}`", f"{np.mean(found):.1f}"] for (labels, m), found in by.items())
+    return markdown(["label model", "method", "test accuracy, %"], cells)
+
+
+@table
+def label_errors() -> str:
+    columns = {"tv_em": "F: em", "tv_confident": "F: confident", "ap_clean": "AP: clean"}
+    columns |= {"ap_cleanlab": "AP: cleanlab", "f1_clean": "F1: clean", "f1_cleanlab": "F1: cleanlab"}
+    found, cells = read_rows(RESULTS / "field_labels.csv"), []
+    for task in dict.fromkeys(row["task"] for row in found):
+        own = [row for row in found if row["task"] == task]
+        noise = np.mean([float(row["noise"]) for row in own])
+        numbers = [[float(row[key]) for row in own if row[key]] for key in columns]
+        cells.append([task, f"{noise:.0%}", *(f"{np.mean(n):.3f}" if n else "–" for n in numbers)])
+    return markdown(["task", "wrong labels", *columns.values()], cells)
+
+
+@table
+def label_error_differences() -> str:
+    cells = []
+    for title, name in (("average precision", "ap"), ("F1", "f1")):
+        by: dict[str, list[float]] = {}
+        for row in read_rows(RESULTS / "field_labels.csv"):
+            if row[f"{name}_clean"]:
+                gain = float(row[f"{name}_clean"]) - float(row[f"{name}_cleanlab"])
+                by.setdefault(row["seed"], []).append(gain)
+        cells.append([title, with_interval([float(np.mean(v)) for v in by.values()], "+.3f")])
+    return markdown(["`clean` minus cleanlab", "mean over tasks [95 % interval over seeds]"], cells)
+
+
+@table
+def noise_digits() -> str:
+    found, cells = rows("noise_digits"), []
+    noises = list(dict.fromkeys(r["noise"] for r in found))
+    for method in dict.fromkeys(r["method"] for r in found):
+        errors = [[r["error"] for r in found if (r["method"], r["noise"]) == (method, n)] for n in noises]
+        cells.append([f"`{method}`", *(f"{np.mean(own):.3f}" for own in errors)])
+    return markdown(["method", *noises], cells)
+
+
+@table
+def noise_pacs() -> str:
+    runs = read_record("noise_pacs")["runs"]
+    by: dict[tuple[str, str], list[float]] = {}
+    for r in runs:
+        by.setdefault((r["matrix"], r["target"]), []).append(100 * r["test_accuracy"])
+    targets = list(dict.fromkeys(target for _, target in by))
+    total = {name: sum(np.mean(by[name, t]) for t in targets) for name, _ in by}
+    plain, gain = total["cross-entropy"], total["true F"] - total["cross-entropy"]
+    cells = []
+    for name, value in total.items():
+        found = [np.array(by[name, target]) for target in targets]
+        shown = [f"{own.mean():.1f} ± {own.std(ddof=1) / len(own) ** 0.5:.1f}" for own in found]
+        cells.append([name, *shown, f"{(value - plain) / gain:.2f}"])
+    return markdown(["trained with", *targets, "share"], cells)
+
+
+# Certificates
+
+
+@table
+def certificates_networks() -> str:
+    cells = []
+    for name, seeds in read_record("certificates_networks")["cells"].items():
+        for bound, counted in (("compression", "kept"), ("holdout", "errors"), ("pac_bayes", None)):
+            if found := [cell[bound] for cell in seeds.values() if bound in cell]:
+                risks = joined("{:.3f}", (cell["risk"] for cell in found))
+                counts = joined("{:.0f}", (cell["numbers"][counted] for cell in found if counted)) or "–"
+                errors = joined("{:.3f}", (cell["held_out"]["error"] for cell in found))
+                cells.append([name, f"`{bound}`", risks, counts, str(found[0]["n"]), errors])
+    return markdown(["run", "bound", "certificates", "kept, or errors", "n", "test error"], cells)
+
+
+@table
+def certificates_checked() -> str:
+    cells = []
+    for labels, seeds in read_record("certificates_checked")["cells"].items():
+        runs = [seeds[key] for key in sorted(seeds)]
+        keys = ("risk", "checked alone", "mean risk", "mean alone")
+        shown = [joined("{:.3f}", (run[key] for run in runs)) for key in keys]
+        shown.append(joined("{:.0%}", (run["tighter"] for run in runs)))
+        cells.append([labels, *shown, joined("{:.3f}", (run["error of the half"] for run in runs))])
+    titles = ["labels", "certificates", "checked alone", "mean over draws", "checked alone, mean"]
+    return markdown([*titles, "tighter", "error"], cells)
+
+
+@table
+def certificates_random_weights() -> str:
+    found = [
+        {"run": name, **cell, **cell["held_out"]}
+        for name, cell in read_record("certificates")["cells"].items()
+    ]
+    for (_, cell), row in zip(read_record("certificates")["cells"].items(), found, strict=True):
+        row |= {"n": cell["n"], "mark": " (vacuous)" if cell["vacuous"] else ""}
+    columns = {"run": "{run}", "certificate": "{risk:.3f}{mark}", "error with noise": "{empirical:.3f}"}
+    return listed(
+        found,
+        {**columns, "KL": "{kl:.1f}", "n": "{n}", "held-out error (bound)": "{error:.3f} ({bound:.3f})"},
+    )
+
+
+@table
+def certificate_frontier() -> str:
+    forms = ("{risk:.3f}", "{empirical:.3f}", "{kl:.1f}", "{kl_body:.1f}")
+    cells = []
+    for cell in rows("certificate_frontier"):
+        numbers = [form.format_map(cell) if "risk" in cell else "–" for form in forms]
+        stem = f"{cell['sigma_stem']:.4f}" if cell.get("sigma_stem") else "–"
+        cells.append([cell["method"], *numbers, stem, f"{100 * cell['val_accuracy']:.1f} %"])
+    titles = ["run", "certificate", "error with noise", "KL", "KL of the backbone", "σ of the first layer"]
+    return markdown([*titles, "validation accuracy"], cells)
+
+
+@table
+def certificate_coverage() -> str:
+    record = read_record("coverage")
+    found = [{"kind": k, "name": n, **r} for k in ("sound", "broken") for n, r in record[k].items()]
+    columns = {"kind": "{kind}", "certificate": "{name}", "failed": "{failures}", "of": "{trials}"}
+    return listed(found, {**columns, "most": "{most}"})
+
+
+@table
+def run_coverage() -> str:
+    simulated, cells = importlib.import_module("run_coverage"), []
+    for kind in ("sound", "broken"):
+        for scene in read_record("run_coverage")["scenes"].values():
+            for name, way in scene["ways"][kind].items():
+                means = [f"{way[key] / max(1, way['given']):.3f}" for key in ("certificates", "truths")]
+                numbers = (way["failures"], simulated.printed(way), way["trials"], simulated.most(way))
+                counts = [f"{n:.0f}" for n in numbers]
+                cells.append([kind, name, f"{way['refused']:.0f}", *means, *counts])
+    titles = [
+        "kind",
+        "way",
+        "refused",
+        "mean certificate",
+        "mean true error",
+        "failed",
+        "printed",
+        "of",
+        "most",
+    ]
+    return markdown(titles, cells)
+
+
+# From the code
+
+for example in sorted((ROOT / "examples").glob("*.py")):
+    if example.stem != "sentiment_rules":  # of the page on weak labels
+        code = f"```python\n{example.read_text(encoding='utf-8')}```"
+        TABLES[f"example_{example.stem}"] = partial(str, code)
+
+
+def _methods_of(tier: str) -> list[str]:
+    return [name for name in method_names() if method_class(name).tier == tier]
+
+
+@table
+def method_tiers() -> str:
+    return "\n".join(f"- {tier}: {joined('`{}`', _methods_of(tier))}" for tier in TIERS)
+
+
+@table
+def methods() -> str:
+    def plain(words: str) -> str:
+        return " ".join(words.split()).replace("*", r"\*").replace("[", r"\[")
+
+    parts = []
+    for name in (name for tier in TIERS for name in _methods_of(tier)):
+        found = method_class(name)
+        title, _, rest = (inspect.getdoc(found) or "").partition("\n\n")
+        marks = [m for m, has in (("F", found.uses_noise()), ("constrained", found.constrained)) if has]
+        mark = f"*{', '.join(marks)}.* " if marks else ""
+        parts += [f"## {name}", mark + plain(title), plain(rest)]
+        if options := found.own_options:
+            cells = ([f"`{n}`", f"{o.default:g}", o.source] for n, o in options.items())
+            parts.append(markdown(["option", "default", "source of the default"], cells))
+    return "\n\n".join(part for part in parts if part)
+
+
+@table
+def networks() -> str:
+    sys.path.insert(0, str(ROOT / "tests" / "zoo"))
+    found: list[Row] = [dict(vars(n)) for n in importlib.import_module("zoo_networks").NETWORKS]
+    steps, parts = {"train": "training", "measure": "`measure`"}, []
+    for row in found:
+        row["result"] = "works"
+        if (no := row["refused"]) is not None:
+            row["result"] = f"refused by {steps[no.by]} with `{no.error.__name__}`: {no.why}"
+    for library in dict.fromkeys(row["library"] for row in found):
+        own = [row for row in found if row["library"] == library]
+        columns = {"network": "`{name}`", "reads": "{reads}", "result": "{result}"}
+        parts += [f"## {library}", listed(own, columns)]
+    return "\n\n".join(parts)

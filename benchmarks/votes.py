@@ -1,0 +1,129 @@
+"""Labels from votes: `label` with its defaults, compared with the majority vote, crowd-kit and snorkel.
+
+Training examples that have a vote; true labels are read only for accuracy. The label models were
+developed while the five real sets were seen. The sets with simulated annotators were drawn and run once
+afterwards. `auto` uses frozen features of the texts or images, `auto, votes` does not.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sources import source
+
+from hesstune.noise.estimate import from_posterior
+from hesstune.weak import Votes, apply_functions, label
+from peers import snorkel
+
+if TYPE_CHECKING:
+    from bench import Run
+
+SETS = ("youtube", "trec", "amazon_isbook", "cifar10n", "sst2 rules")
+SIMULATED = ("photo annotators", "art_painting crowd", "sketch functions", "art_painting models")
+PEERS = ("dawid_skene", "mace", "snorkel")
+MOST = 4000
+
+
+def _rules(texts: list[str]) -> Votes:
+    from sentiment_rules import RULES
+
+    functions = [(rule.__name__, rule) for rule in RULES]
+    return apply_functions(functions, [{"text": text} for text in texts], ["negative", "positive"])
+
+
+def _drawn(kind: str, y: NDArray[np.int64], k: int) -> Votes:
+    """Return simulated labelers of one kind.
+
+    `annotators`: three, who each take one class for another in half of the cases; `crowd`: thirty of accuracy
+    0.5 to 0.9, three of whom answer each time; `functions`: two a class, right in 0.7 of their votes, on half
+    of the class; `models`: three of accuracy 0.7, each sure of what it says by 0.9 to 0.99.
+    """
+    rng, n = np.random.default_rng(len(kind)), len(y)
+
+    def answers(accuracy: float) -> NDArray[np.int64]:
+        return np.where(rng.random(n) < accuracy, y, (y + rng.integers(1, k, n)) % k)
+
+    if kind == "annotators":
+        said = [answers(0.85) for _ in range(3)]
+        for j, own in enumerate(said):
+            taken = (y == j) & (rng.random(n) < 0.5)
+            own[taken] = (j + 1) % k
+        return Votes(np.stack(said, axis=1), k)
+    if kind == "crowd":
+        table = np.stack([answers(a) for a in rng.uniform(0.5, 0.9, 30)], axis=1)
+        silent = rng.random(table.shape).argsort(axis=1) >= 3
+        return Votes(np.where(silent, -1, table), k)
+    if kind == "functions":
+        rate = [0.5 * 0.3 / 0.7 * (y == c).sum() / (y != c).sum() for c in range(k)]
+        fires = [rng.random(n) < np.where(y == c, 0.5, rate[c]) for c in range(k) for _ in range(2)]
+        return Votes(np.stack([np.where(own, j // 2, -1) for j, own in enumerate(fires)], axis=1), k)
+    soft = np.empty((n, 3, k))
+    for j in range(3):
+        sure = rng.uniform(0.9, 0.99, n)
+        soft[:, j] = ((1 - sure) / (k - 1))[:, None]
+        soft[np.arange(n), j, answers(0.7)] = sure
+    return Votes.of_probabilities(soft)
+
+
+def _set(name: str, data: Path) -> tuple[NDArray[np.float32], Votes, NDArray[np.int64]]:
+    """Return features, votes and true labels of the training examples that have a vote."""
+    found = source(name.split()[0], data)
+    rows = np.flatnonzero(found.part == "train") if (found.part != "").any() else np.arange(len(found.true))
+    rows = np.sort(np.random.default_rng(0).permutation(rows)[:MOST])
+    if name in SIMULATED:
+        votes = _drawn(name.split()[1], found.true[rows], found.k)
+    elif found.votes is None:
+        assert found.texts is not None
+        votes = _rules([found.texts[i] for i in rows])
+    else:
+        votes = found.votes.take(rows)
+    heard = np.flatnonzero(votes.ballots.each > 0)
+    return found.features[rows][heard], votes.take(heard), found.true[rows][heard]
+
+
+def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the sets of votes."""
+    yield from ({"set": name} for name in (*SETS, *SIMULATED))
+
+
+def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
+    """Return the share of right labels of each way."""
+    warnings.simplefilter("ignore")
+    assert run.data is not None
+    x, votes, y = _set(case["set"], run.data)
+
+    def right(made: NDArray[np.int64]) -> float:
+        return round(float((made == y).mean()), 4)
+
+    ties = [right(label(votes, "majority", seed=seed).labels) for seed in range(5)]
+    made = label(votes, "auto", features=x)
+    return {
+        "examples": len(y),
+        "labelers": votes.m,
+        "classes": votes.k,
+        "majority": round(float(np.mean(ties)), 4),
+        "auto, votes": right(label(votes, "auto").labels),
+        "auto": right(made.labels),
+        "chosen": made.details["chosen"],
+        "rate said": round(from_posterior(made.posterior, made.labels).matrix.rate, 4),
+        **{peer: right(_peer(votes, peer)) for peer in PEERS},
+    }
+
+
+def _peer(votes: Votes, peer: str) -> NDArray[np.int64]:
+    """Return crowd-kit's or snorkel's labels; ours of the same name are not asked."""
+    if peer == "snorkel":
+        return snorkel(votes)
+    import crowdkit.aggregation as kit
+    import pandas as pd
+
+    ballots = votes.ballots
+    frame = pd.DataFrame({"task": ballots.example, "worker": ballots.labeler, "label": ballots.vote})
+    model = kit.DawidSkene(n_iter=100) if peer == "dawid_skene" else kit.MACE(random_state=0)
+    made = model.fit_predict(frame)
+    return np.asarray(made.reindex(range(len(votes))).to_numpy(dtype=np.int64))
