@@ -55,7 +55,6 @@ def test_names_known_elsewhere_are_those_taken():
         (ht.compare, {"methods": ("vanilla", "robust"), "seeds": 3, "search": 0, "engine": "local"}),
         (ht.predict, {"device": "auto", "skip_bad_images": False}),
         (ht.finetune, {"epochs": 15, "lr": None, "noise_matrix": None, "out": None, "seed": 0}),
-        (ht.fit, {"epochs": 15, "lr": None, "noise_matrix": None, "inject_noise": None, "seed": 0}),
     ],
 )
 def test_functions_show_their_options_as_keywords(function, options):
@@ -142,13 +141,10 @@ def test_options_stand_in_the_docstring_where_their_line_was():
 
 
 def test_a_signature_takes_what_its_function_takes():
-    compare, finetune, fit = map(inspect.signature, (ht.compare, ht.finetune, ht.fit))
+    compare, finetune = map(inspect.signature, (ht.compare, ht.finetune))
     compare.bind({}, data="digits", seeds=2, epochs=1)
     finetune.bind({"epochs": 1}, data="digits", lr=0.1)
     finetune.bind("digits", "minilm", "vanilla", train="head")
-    fit.bind(None, "minilm", "vanilla", {}, epochs=1)
-    with pytest.raises(TypeError, match="data"):  # it makes a task, and one is given
-        fit.bind(None, data="digits")
     assert compare.parameters["seeds"].annotation == int | tuple[int, ...]
     layers = inspect.signature(measure_run).parameters["layers"].annotation
     assert layers == str | tuple[str, ...] | None

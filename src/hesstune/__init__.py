@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from hesstune.runs.run import Run
     from hesstune.study.compare import Comparison, compare
     from hesstune.training.finetune import finetune
-    from hesstune.training.fit import fit
 
 __all__ = [
     "Comparison",
@@ -42,7 +41,6 @@ __all__ = [
     "clean",
     "compare",
     "finetune",
-    "fit",
     "label_data",
     "measure",
     "noise_stability",
@@ -64,7 +62,6 @@ __getattr__, __dir__ = lazily(
         "clean": "hesstune.labeling.clean",
         "compare": "hesstune.study.compare",
         "finetune": "hesstune.training.finetune",
-        "fit": "hesstune.training.fit",
         "label_data": "hesstune.labeling.label_data",
         "measure": "hesstune.curvature.measure",
         "noise_stability": "hesstune.curvature.stability",

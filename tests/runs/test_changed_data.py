@@ -276,7 +276,7 @@ def test_a_source_of_one_s_own(tiny, tmp_path):
         parts = {name: replace(getattr(task, name), source=source) for name in PARTS}
         return replace(task, **parts)
 
-    run = ht.fit(fed(images), config=options, out=str(tmp_path / "run"))
+    run = ht.finetune(fed(images), config=options, out=str(tmp_path / "run"))
     assert len(ht.Run.load(run.path, data=fed(images.clone())).task().train)
     images[int(task.test.rows[0]), 0, 0, 0] ^= 1
     refused(run, f"contents of 1 of 24 examples changed ({task.test.ids[0]})", data=fed(images))

@@ -13,7 +13,6 @@ from hesstune.data.load import load_task
 from hesstune.errors import ConfigError
 from hesstune.methods import Method, method_class, method_names
 from hesstune.runs.config import make_config
-from hesstune.training.fit import fit
 
 
 def warming():
@@ -205,7 +204,7 @@ def test_two_networks_move_their_statistics_once_a_step(normed):
 
 def test_a_task_that_is_made_is_refused_likewise(texts, tiny_bert):
     with pytest.raises(ConfigError, match="texts cannot be mixed"):
-        fit(load_task(texts, size=32), f"hf:{tiny_bert}", "mixup")
+        ht.finetune(load_task(texts, size=32), f"hf:{tiny_bert}", "mixup")
 
 
 def test_a_class_that_the_matrix_leaves_empty_is_named(tmp_path, tiny, image_folder):

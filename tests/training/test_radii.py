@@ -5,12 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import hesstune as ht
 from hesstune.errors import ConfigError
-from hesstune.training.radii import FACTORS, balanced_radii, pick
+from hesstune.training.radii import FACTORS, pick
 
 
 @pytest.fixture
@@ -100,34 +98,9 @@ def test_a_resumed_run_keeps_its_radii(few, tmp_path, monkeypatch):
     with pytest.raises(Stop):
         ht.finetune(few, out=str(tmp_path / "a"), progress=stop)
     chosen = json.loads((tmp_path / "a" / "radius.json").read_text())
-    monkeypatch.setattr("hesstune.training.radii._Trial", None)  # no second search
+    monkeypatch.setattr("hesstune.training.radii._trial_losses", None)  # no second search
     run = ht.finetune(few, out=str(tmp_path / "a"), resume=True)
     assert run.result["distance"] <= chosen["radius"]["head"] * (1 + 1e-5) + 1
-
-
-def test_curvature_shapes_the_radii_of_the_layers(few, tmp_path):
-    run = ht.finetune({**few, "train": "all", "radius": "curvature"}, out=str(tmp_path / "a"))
-    record = json.loads((run.path / "radius.json").read_text())
-    traces, radius = record["traces"], record["radius"]
-    terms = [radius[name] * traces[name] ** 0.5 for name in radius if traces[name] > 0]
-    assert len(terms) == 3
-    assert terms == pytest.approx([terms[0]] * 3)
-    distances = run.result["distances"]
-    assert all(distances[name] <= radius[name] * (1 + 1e-5) for name in radius)
-
-
-@given(st.lists(st.tuples(st.floats(0.01, 10), st.floats(0.01, 100)), min_size=1, max_size=6))
-def test_balanced_radii_spend_the_same_budget_in_equal_shares(pairs):
-    radii = {str(i): r for i, (r, _) in enumerate(pairs)}
-    traces = {str(i): t for i, (_, t) in enumerate(pairs)}
-    found = balanced_radii(radii, traces)
-    spent = [found[n] * traces[n] ** 0.5 for n in radii]
-    assert sum(spent) == pytest.approx(sum(radii[n] * traces[n] ** 0.5 for n in radii))
-    assert spent == pytest.approx([spent[0]] * len(spent))
-
-
-def test_layers_without_curvature_keep_their_radius():
-    assert balanced_radii({"a": 1.0, "b": 3.0}, {"a": 0.0, "b": 4.0}) == {"a": 1.0, "b": 3.0}
 
 
 def test_the_smallest_radius_within_one_standard_error_is_picked():
@@ -144,7 +117,7 @@ def test_the_smallest_radius_within_one_standard_error_is_picked():
 def test_what_cannot_be_chosen_is_told(few, tiny):
     with pytest.raises(ConfigError, match="needs validation examples"):
         ht.finetune({**few, "val_fraction": 0})
-    with pytest.raises(ConfigError, match="write a number, auto, curvature"):
+    with pytest.raises(ConfigError, match="write a number, auto"):
         ht.finetune({**few, "radius": "automatic"})
     assert ht.finetune({**tiny, "method": "vanilla", "radius": "auto", "epochs": 1}).config.radius is None
 

@@ -116,7 +116,7 @@ class FinetuneConfig(
 
     def _radius(self, kind: type[Method]) -> dict[str, Any]:
         """Return the radii, where they are settled: defaults are made of the network and its examples."""
-        if not kind.constrained and self.radius in ("auto", "curvature"):
+        if not kind.constrained and self.radius == "auto":
             return {"radius": None}  # there is no ball to choose; a comparison may ask all methods alike
         return {}
 

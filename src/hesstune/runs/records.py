@@ -223,7 +223,6 @@ class RadiusRecord(Stored):
     curve: list[CurvePoint] = []
     chosen: float | None = None
     radius: dict[str, float]
-    traces: dict[str, float] = {}
 
 
 class MatrixFacts(Stored):

@@ -18,18 +18,10 @@ from hesstune.errors import DataError
 from hesstune.runs.config import FinetuneConfig
 from hesstune.study.options import Settings
 
-__all__ = ["EARLIER", "ELSEWHERE", "LATER", "Contents", "data_digest", "fingerprint"]
+__all__ = ["ELSEWHERE", "Contents", "data_digest", "fingerprint"]
 
 # Options of a run that say where it runs, not what it computes; the data is known by its digest.
 ELSEWHERE = ("out", "track", "device", "cache_mib", "activations_mib", "data", "weights")
-# Options younger than the oldest comparisons kept: at their defaults they leave fingerprints as they were.
-LATER = (
-    "augment_views", "background", "budget", "checkpoint_minutes", "clean_labels", "corrected_test_labels",
-    "dtype", "fold", "head", "id_column", "image_column", "label_column", "label_model", "shard",
-    "soft_labels", "text_column", "vote_columns",
-)  # fmt: skip
-# Options by the names they had when the oldest comparisons kept were made: fingerprints still use these.
-EARLIER = {"inject_noise": "noise"}
 
 
 class Contents:
@@ -104,16 +96,11 @@ def fingerprint(config: FinetuneConfig, data: str, settings: Settings, contents:
     Raises:
         DataError: If a file that an option names cannot be read.
     """
-    values = {
-        name: v
-        for name, v in config.to_dict().items()
-        if name not in ELSEWHERE and not (name in LATER and v == FinetuneConfig.model_fields[name].default)
-    }
+    values = {name: v for name, v in config.to_dict().items() if name not in ELSEWHERE}
     for name in FinetuneConfig.naming_files():
         # By content: a path may hold something else tomorrow.
         if name != "data" and (found := contents.named_by(getattr(config, name))) is not None:
             values[name] = found
-    values = {EARLIER.get(name, name): v for name, v in values.items()}
     asked = {name: v for name, v in settings.model_dump().items() if name != "keep_runs"}
     text = json.dumps([values, data, asked], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

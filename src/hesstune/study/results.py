@@ -26,15 +26,10 @@ One JSON object:
 - `ranks`: list of {method, mean_rank, stderr, n} by test accuracy, best first; 1 is best.
 
 stderr, low and high are null where a task has a single seed.
-
-The compact form, for comparisons that are kept with code, is two files: NAME.csv, a row a cell, and
-NAME.json beside it with the rest, but for what is derived from the cells: tasks, methods, seeds, means,
-differences and ranks. `write_compact` writes and `read_compact` reads it.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -46,13 +41,8 @@ import torch
 from hesstune._version import __version__
 from hesstune.errors import ConfigError, RunError
 from hesstune.methods import method_class
-from hesstune.storage.atomic import replace_files, text_writer
-from hesstune.storage.csv_table import read_rows, write_rows
-from hesstune.storage.reading import read_json, reading
-from hesstune.storage.row_json import row_json
 from hesstune.storage.stored import checked_record
-from hesstune.study.compact import cells_of, expanded, factored, table_rows
-from hesstune.study.fingerprint import EARLIER, ELSEWHERE
+from hesstune.study.fingerprint import ELSEWHERE
 from hesstune.study.plan import Cell, StudyPlan
 from hesstune.study.records import CellRecord, Configs, Options, StudyResults
 from hesstune.study.summary import differences, means, ranks
@@ -60,11 +50,10 @@ from hesstune.study.summary import differences, means, ranks
 __all__ = [
     "FORMAT",
     "RESULTS",
+    "assembled",
     "check_unchanged",
-    "read_compact",
     "read_results",
     "results_of",
-    "write_compact",
 ]
 
 FORMAT = 1
@@ -113,10 +102,10 @@ def results_of(
         "shared": shared,
         "configs": configs,
     }
-    return _assembled(told, cells)
+    return assembled(told, cells)
 
 
-def _assembled(told: Mapping[str, Any], cells: list[CellRecord]) -> StudyResults:
+def assembled(told: Mapping[str, Any], cells: list[CellRecord]) -> StudyResults:
     """Put together what is told and what is derived from the cells."""
     return StudyResults(
         format=FORMAT,
@@ -129,40 +118,6 @@ def _assembled(told: Mapping[str, Any], cells: list[CellRecord]) -> StudyResults
         ranks=ranks(cells),
         cells=cells,
     )
-
-
-def write_compact(path: Path, results: StudyResults) -> None:
-    """Write what results.json holds as PATH, a CSV file, and the JSON file beside it.
-
-    Raises:
-        RunError: If they cannot be written.
-    """
-    told = {"format": FORMAT} | {name: results[name] for name in TOLD}
-    told["configs"] = factored(results.configs)
-    header, rows = table_rows(results.cells)
-    text = io.StringIO()
-    write_rows(text, header, rows, "\n")
-    replace_files(
-        {path: text_writer(text.getvalue()), path.with_suffix(".json"): text_writer(row_json(told))}
-    )
-
-
-def read_compact(path: Path) -> StudyResults:
-    """Return what results.json would hold; means, differences and ranks are derived from the cells.
-
-    Args:
-        path: The CSV file; the JSON file lies beside it.
-
-    Raises:
-        RunError: If a file is missing or holds something else.
-    """
-    beside = path.with_suffix(".json")
-    told = read_json(beside)
-    if not isinstance(told, dict) or told.get("format") != FORMAT:
-        raise RunError(f"{beside} tells of no comparison of this version (format {FORMAT})")
-    rows = read_rows(path)
-    with reading(path, "a comparison's cells"):
-        return _assembled({**told, "configs": expanded(told["configs"])}, cells_of(rows))
 
 
 def _pending(cell: Cell) -> CellRecord:
@@ -272,7 +227,6 @@ def check_unchanged(plan: StudyPlan, before: StudyResults, out: Path) -> None:
         if cell is None or record.status == "pending" or record.fingerprint == cell.fingerprint:
             continue
         old = {**before.shared, **before.configs.get(cell.task, {}).get(cell.method, {})}
-        old |= {now: old[was] for now, was in EARLIER.items() if was in old}
         was, now = {**old, **before.settings}, {**cell.options(), **plan.settings.model_dump()}
         changed = [n for n in now if n in was and n not in unseen and was[n] != now[n]]
         what = (

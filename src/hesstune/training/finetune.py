@@ -19,7 +19,7 @@ from hesstune.runs.run import Given, Run
 from hesstune.runtime.progress import Progress
 from hesstune.training.fit import Trained, fit_prepared, for_task
 from hesstune.training.in_folder import in_folder
-from hesstune.training.prepare import AUTOMATIC, Prepared
+from hesstune.training.prepare import Prepared
 from hesstune.training.radii import with_chosen_radii
 
 __all__ = ["finetune"]
@@ -102,7 +102,7 @@ def finetune(
     )
 
     def train(prepared: Prepared, out: Path) -> Run:
-        if resolved.radius in AUTOMATIC:
+        if resolved.radius == "auto":
             prepared = with_chosen_radii(prepared, out)
             torch.manual_seed(resolved.seed)
         return fitted(prepared, out)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ from hesstune._version import __version__
 from hesstune.data.examples import MEMORY, Task
 from hesstune.errors import ConfigError, RunError
 from hesstune.inputs.batches import ModelInputs, predict_logits
-from hesstune.methods import Method, MethodSetup, method_class, method_name
-from hesstune.models.load import MODULE, LoadedModel, ModelObject, spec_parts
-from hesstune.options import takes_options
+from hesstune.methods import MethodSetup, method_class
+from hesstune.models.load import LoadedModel
 from hesstune.reference import Reference
 from hesstune.runs.checkpoint import Checkpoints, discard
-from hesstune.runs.config import FinetuneConfig, make_config
+from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.data_record import DataRecord
 from hesstune.runs.fingerprint import fingerprints, of_files
 from hesstune.runs.located import base_folder
@@ -45,7 +43,7 @@ from hesstune.runs.records import (
     RunRecord,
     Sizes,
 )
-from hesstune.runs.run import Given, Run
+from hesstune.runs.run import Run
 from hesstune.runs.sharded import ShardedCheckpoints, shard_, weights_of, write_model
 from hesstune.runs.start_check import check_start
 from hesstune.runs.task import noise_of_test
@@ -55,12 +53,11 @@ from hesstune.storage.atomic import write_csv, write_text
 from hesstune.storage.stored import write_record
 from hesstune.training.evaluate import final_metrics
 from hesstune.training.fed import fed_by
-from hesstune.training.in_folder import in_folder
-from hesstune.training.prepare import AUTOMATIC, Prepared
+from hesstune.training.prepare import Prepared
 from hesstune.training.tracking import tracked
 from hesstune.training.trainer import Trainer
 
-__all__ = ["Trained", "fit", "fit_prepared", "for_task"]
+__all__ = ["Trained", "fit_prepared", "for_task"]
 
 # Options that make a task, which are of no use where one is given.
 _MAKE_A_TASK = (
@@ -88,68 +85,6 @@ class Trained:
     net: torch.nn.Module
     feeds: dict[str, ModelInputs]
     task: Task
-
-
-@takes_options(FinetuneConfig, without=_MAKE_A_TASK)
-def fit(
-    task: Task,
-    model: str | ModelObject | None = None,
-    method: str | type[Method] | None = None,
-    config: FinetuneConfig | Mapping[str, Any] | None = None,
-    *,
-    out: str | Path | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    progress: Progress | None = None,
-    observe: Callable[[Trained], None] | None = None,
-    keep_weights: bool = True,
-    **options: Any,
-) -> Run:
-    """Fine-tune a network on a task that is made: `hesstune.finetune` without the making.
-
-    Args:
-        task: Examples in three parts, labelled as given (`inject_noise` and `clean_labels` still count).
-        model: As of `hesstune.finetune`, or a LoadedModel, which is copied, too.
-        method: The name of a method, or a subclass of `hesstune.methods.Method`.
-        config: Options of `hesstune.finetune`; those that make a task are refused.
-        out: The run's folder; a new one below the system's temporary folder where None.
-        overwrite: As of `hesstune.finetune`, like all that follow.
-        resume: Continue an interrupted run in `out`.
-        progress: Called after every step.
-        observe: Called when training has ended.
-        keep_weights: Keep the weights; else the records alone.
-        **options: Options of `FinetuneConfig` by name, over those of `config`.
-
-    Raises:
-        HesstuneError: If an option or input is wrong.
-
-    Example:
-        >>> from hesstune.data.load import load_task
-        >>> task = load_task("digits", size=32, limit=64)
-        >>> fit(task, "efficientnet_lite0", "vanilla", {"train": "head", "epochs": 1}).result["epochs"]
-        1
-    """
-    values = (
-        config.model_dump(exclude_unset=True) if isinstance(config, FinetuneConfig) else dict(config or {})
-    )
-    named = {
-        "model": model if model is None or isinstance(model, str) else MODULE,
-        "method": None if method is None else method_name(method),
-        "out": out,
-    }
-    made = make_config({**values, **options, **{k: v for k, v in named.items() if v is not None}})
-    resolved = for_task(made, task).resolved()
-    if resolved.radius in AUTOMATIC:
-        raise ConfigError(
-            f"fit takes radii as they are and chooses none by '{resolved.radius}'; hesstune.finetune does"
-        )
-    given = Given(task, None if isinstance(model, str) else model)
-    if given.model is None:
-        spec_parts(resolved.model)
-    train = partial(
-        fit_prepared, resume=resume, progress=progress, observe=observe, keep_weights=keep_weights
-    )
-    return in_folder(resolved, given, train, overwrite=overwrite, resume=resume, errors=keep_weights)
 
 
 def for_task(config: FinetuneConfig, task: Task) -> FinetuneConfig:

@@ -36,9 +36,8 @@ from hesstune.training.order import BatchOrder
 from hesstune.training.penalty import with_head_penalty
 from hesstune.training.solve import found_noise, solved_head
 
-__all__ = ["AUTOMATIC", "SETTLED", "Prepared", "as_trained", "named_radii", "prepare", "settle"]
+__all__ = ["SETTLED", "Prepared", "as_trained", "named_radii", "prepare", "settle"]
 
-AUTOMATIC = ("auto", "curvature")
 # Options that the training examples may settle where the user does not.
 SETTLED = ("weight_decay", "patience")
 # Epochs without a gain after which deeper layers end where labels are noisy, and nobody said.
@@ -274,7 +273,7 @@ def _judged(
 
 def check_automatic(config: FinetuneConfig, validation: int, processes: int) -> None:
     """Raise ConfigError if the radii are to be chosen where they cannot be."""
-    if config.radius not in AUTOMATIC:
+    if config.radius != "auto":
         return
     if not validation:
         raise ConfigError("--radius auto needs validation examples; there are none: give --radius NUMBER")

@@ -17,11 +17,11 @@ class ConstraintOptions(Options):
 
     heading: ClassVar[str] = "Constraint"
 
-    radius: float | dict[str, float] | Literal["auto", "curvature"] | None = Field(
+    radius: float | dict[str, float] | Literal["auto"] | None = Field(
         None,
         description="constraint radius of every layer, or PATTERN=RADIUS,… (first match wins; 'head' is the "
-        "last layer); auto: chosen by noisy validation; curvature: the same, with radii in proportion to the "
-        "layers' traces; default: a share of each layer's norm, and of the norm of a fitted linear head",
+        "last layer); auto: chosen by noisy validation; default: a share of each layer's norm, and of the norm "
+        "of a fitted linear head",
     )
     radius_scale: float = Field(
         1.0,
@@ -33,12 +33,12 @@ class ConstraintOptions(Options):
     @field_validator("radius", mode="before")
     @classmethod
     def _parse_radius(cls, value: Any) -> Any:
-        if isinstance(value, str) and value in ("auto", "curvature"):
+        if value == "auto":
             return value
         number = parse_number(value) if isinstance(value, str) else None
         if number is not None:
             return number
-        return numbers_by_name(value, "write a number, auto, curvature, or PATTERN=RADIUS,PATTERN=RADIUS")
+        return numbers_by_name(value, "write a number, auto, or PATTERN=RADIUS,PATTERN=RADIUS")
 
     @field_validator("radius")
     @classmethod
