@@ -13,12 +13,12 @@ import numpy as np
 from sources import image_features
 
 from hesstune.methods import method_class
-from hesstune.methods._heads import HeadMaterial
-from hesstune.training.penalty import penalised_head
-from peers import CrossValidated
-
-if TYPE_CHECKING:
-    from bench import Run
+from hesstune.methods._head import HeadMaterial
+from hesstune.methods._peers import cross_validated
+from hesstune.training.estimates import penalised_head
+from kept_features import cache_folder, image_features
+from peers import PEERS, CrossValidated
+from records import arguments, write_record
 
 IMAGES, TURNS = 4000, 3
 

@@ -26,7 +26,7 @@ from hesstune.analysis.trained_prior import parted
 from hesstune.bounds.checked import checked_bound
 from hesstune.bounds.pac_bayes import confidence_upper
 from hesstune.bounds.record import Certificate
-from hesstune.inputs.feature_store import FeatureStore, sharing
+from hesstune.inputs.features import FeatureStore, sharing
 from records import arguments, read_record, write_record
 
 NAME = "certificates_checked"

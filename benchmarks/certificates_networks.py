@@ -18,7 +18,7 @@ from typing import Any
 
 import hesstune as ht
 from hesstune.analysis.certify import certify_run
-from hesstune.inputs.feature_store import FeatureStore, sharing
+from hesstune.inputs.features import FeatureStore, sharing
 from records import alone, arguments, read_record, write_record
 
 NAME = "certificates_networks"

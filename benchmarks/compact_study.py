@@ -9,7 +9,7 @@ from typing import Any
 
 from hesstune.storage.csv_table import read_rows
 from hesstune.storage.reading import read_json
-from hesstune.study.records import CellRecord, Configs, Options, StudyResults
+from hesstune.study.options import CellRecord, Configs, OptionValues, StudyResults
 from hesstune.study.results import assembled
 
 TEXTS = ("task", "method", "seed", "fingerprint", "status", "error")
@@ -24,7 +24,7 @@ def read_compact(path: Path) -> StudyResults:
 
 
 def _cell(row: Mapping[str, str]) -> CellRecord:
-    cell: Options = {name: row[name] for name in TEXTS}
+    cell: OptionValues = {name: row[name] for name in TEXTS}
     cell |= {"seed": int(row["seed"]), "error": row["error"] or None}
     metrics = {name: text for name, text in row.items() if name not in (*TEXTS, "search") and text}
     cell["metrics"] = {name: json.loads(text) for name, text in metrics.items()}

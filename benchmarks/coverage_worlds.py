@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from scipy import stats
 from torch import nn
 
-from hesstune.models.vision import IMAGENET
+from hesstune.models.networks import IMAGENET
 
 SIZE = 8
 PIXELS = 3 * SIZE * SIZE

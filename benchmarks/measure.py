@@ -26,9 +26,10 @@ from hesstune import Reference
 from hesstune.curvature.capture import differentiable
 from hesstune.curvature.declared import SKIP_CLASSES
 from hesstune.curvature.engine import CurvatureEngine
-from hesstune.curvature.exact import exact_forms
-from hesstune.curvature.quadrature import Krylov, Stopping
-from hesstune.inputs.image_inputs import to_channels_last
+from hesstune.curvature.exact.backward_mode import exact_forms
+from hesstune.curvature.smooth.quadrature import Krylov
+from hesstune.curvature.smooth.stopping import Stopping
+from hesstune.inputs.batches import to_channels_last
 from hesstune.models.load import load_model
 
 K, SIZE, N, BATCH, PAPER_BATCH, PUBLIC = 7, 96, 64, 16, 4, 256

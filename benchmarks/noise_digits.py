@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from hesstune.data.load import load_task
-from hesstune.inputs.feature_store import frozen_features
+from hesstune.inputs.features import frozen_features
 from hesstune.models.load import load_model
 from hesstune.noise.estimate import confidence_set, estimate_noise, pair_counts
 from hesstune.noise.linear_probe import cross_fit

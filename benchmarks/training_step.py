@@ -20,8 +20,7 @@ from hesstune import NoiseMatrix, Reference
 from hesstune.data.augment import Augmentation
 from hesstune.data.examples import Examples
 from hesstune.data.images import DecodedImages
-from hesstune.inputs.batches import ModelInputs
-from hesstune.inputs.image_inputs import ImageInputs, to_channels_last
+from hesstune.inputs.batches import ImageInputs, ModelInputs, to_channels_last
 from hesstune.methods import MethodSetup, method_class
 from hesstune.models.load import load_model
 from hesstune.runs.checkpoint import Checkpoints

@@ -33,7 +33,7 @@ from hesstune.data.pictures import decode_pictures
 from hesstune.data.reading import Columns, Reading
 from hesstune.data.sources import listing
 from hesstune.labeling.label_data import label_data
-from hesstune.models.weights import read_weights
+from hesstune.models.load import read_weights
 from hesstune.reference import Reference
 from hesstune.report.layers import layer_rows, setters
 from hesstune.report.narrative import assumptions, provenance, verdict

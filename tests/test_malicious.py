@@ -19,7 +19,7 @@ import hesstune as ht
 from hesstune.data.images import decode
 from hesstune.data.sources import listing
 from hesstune.errors import ConfigError, DataError, HesstuneError, ModelError, NoiseMatrixError
-from hesstune.models.weights import read_weights
+from hesstune.models.load import read_weights
 from hesstune.runs.config import read_yaml
 
 

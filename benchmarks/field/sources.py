@@ -19,8 +19,7 @@ from data_files import sentences
 from hesstune.data.examples import Examples, Text, Texts
 from hesstune.data.images import FileImages
 from hesstune.data.load import load_task
-from hesstune.inputs.feature_store import FeatureStore, frozen_features, sharing
-from hesstune.inputs.image_inputs import to_channels_last
+from hesstune.inputs.features import FeatureStore, frozen_features, sharing
 from hesstune.models.load import load_model
 from hesstune.storage.csv_table import read_table
 from hesstune.weak.functions import apply_functions

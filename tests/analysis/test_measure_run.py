@@ -9,7 +9,7 @@ import torch
 import hesstune as ht
 from hesstune.analysis.measure import measure_run, stability_of_run
 from hesstune.errors import LayerError, RunError
-from hesstune.inputs.image_inputs import ImageInputs
+from hesstune.inputs.batches import ImageInputs
 from hesstune.runs.task import run_task
 
 

@@ -13,8 +13,8 @@ from hesstune.analysis.layer_story import blocks_of, layer_shares
 from hesstune.cli import certify, compare, measure_tables
 from hesstune.cli.render import Output, progress_bars, results_table
 from hesstune.runs.measure_records import LayerMeasure, MeasureRecord
-from hesstune.study.records import CellRecord, StudyResults
-from hesstune.study.summary import differences, means, ranks
+from hesstune.study.options import CellRecord, StudyResults
+from hesstune.study.results import differences, means, ranks
 
 RESULT = SimpleNamespace(test_accuracy=0.5, train_accuracy=0.75, gap=1.25, distance=0.5)
 

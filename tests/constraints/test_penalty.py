@@ -3,8 +3,7 @@ import torch
 from torch import nn
 
 from hesstune import DistanceConstraint, Reference
-from hesstune.constraints.distance import depth_scaled
-from hesstune.constraints.penalty import StartingPointPenalty
+from hesstune.constraints.distance import StartingPointPenalty, depth_scaled
 from hesstune.errors import ConfigError
 
 

@@ -9,9 +9,8 @@ from PIL import Image
 
 import hesstune as ht
 from hesstune.data.load import load_task
-from hesstune.inputs import feature_store
-from hesstune.inputs.feature_store import FeatureStore, frozen_features, sharing
-from hesstune.inputs.features import cached_features
+from hesstune.inputs import features as feature_store
+from hesstune.inputs.features import FeatureStore, cached_features, frozen_features, sharing
 from hesstune.labeling.label_data import label_data
 from hesstune.models.load import load_model
 

@@ -19,8 +19,7 @@ from hesstune.cli.main import run as cli
 from hesstune.data.load import load_task
 from hesstune.errors import DataError, MissingExtraError, ModelError
 from hesstune.forward import logits_of
-from hesstune.inputs.batches import predict_logits
-from hesstune.inputs.text_inputs import TextInputs, length_batches
+from hesstune.inputs.batches import TextInputs, length_batches, predict_logits
 from hesstune.models.load import load_model
 from hesstune.report.run_page import render_run
 from hesstune.report.write import write_study

@@ -9,7 +9,7 @@ from sentences import sentences
 
 transformers = pytest.importorskip("transformers")
 
-from hesstune.constraints.penalty import StartingPointPenalty  # noqa: E402
+from hesstune.constraints.distance import StartingPointPenalty  # noqa: E402
 from hesstune.errors import ConfigError, DivergedError, RunError  # noqa: E402
 from hesstune.integrations.transformers import (  # noqa: E402
     PenaltyMixin,

@@ -19,9 +19,9 @@ from hesstune.methods._heads import ClassEvidence, HeadMaterial, SolvedHead
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.head import robust_head
 from hesstune.report.write import write_report
-from hesstune.training.best import Best
-from hesstune.training.evaluate import Validation
-from hesstune.training.solve import votes_given
+from hesstune.training.estimates import votes_given
+from hesstune.training.metrics import Validation
+from hesstune.training.trainer import Best
 from hesstune.weak import Votes
 
 SMALL = {"data": "digits", "image_size": 32, "limit": 150, "batch_size": 50}

@@ -8,7 +8,7 @@ from torch import nn
 
 from hesstune.forward import evaluating, logits_of
 from hesstune.models.cut import AfterCut, activations_at, find_cut
-from hesstune.models.train_parts import freeze
+from hesstune.models.heads import freeze
 
 
 class Residual(nn.Module):

@@ -11,10 +11,9 @@ import hesstune as ht
 from hesstune.data.examples import Examples
 from hesstune.errors import HesstuneError, ModelError
 from hesstune.inputs.batches import make_inputs
-from hesstune.inputs.feature_store import features_of, frozen_features
-from hesstune.models.heads import check_learnable, find_heads
+from hesstune.inputs.features import features_of, frozen_features
+from hesstune.models.heads import check_learnable, find_heads, freeze
 from hesstune.models.load import load_model
-from hesstune.models.train_parts import freeze
 
 K, D = 3, 5
 

@@ -6,8 +6,8 @@ from torch import nn
 
 from hesstune import Reference
 from hesstune.errors import ConfigError, MissingExtraError, ModelError
+from hesstune.models.heads import freeze
 from hesstune.models.load import check_output, load_model
-from hesstune.models.train_parts import freeze
 
 FACTORY = """
 import torch

@@ -14,8 +14,7 @@ import hesstune as ht
 from hesstune.analysis.export import export_run
 from hesstune.errors import ConfigError
 from hesstune.integrations.sklearn import RobustClassifier
-from hesstune.models.load import load_model
-from hesstune.models.precision import checkpoint_dtype
+from hesstune.models.load import checkpoint_dtype, load_model
 
 TEXTS = ["good film", "bad film", "a good one", "a bad one", "very good", "very bad"] * 4
 LABELS = [1, 0] * 12

@@ -9,8 +9,7 @@ from torch import nn
 
 import hesstune as ht
 from hesstune.errors import ModelError
-from hesstune.models.load import load_model
-from hesstune.models.weights import fitting_names, read_weights
+from hesstune.models.load import fitting_names, load_model, read_weights
 
 
 def network():

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from hesstune.study.records import CellRecord, StudyResults
-from hesstune.study.summary import differences, means, ranks
+from hesstune.study.options import CellRecord, StudyResults
+from hesstune.study.results import differences, means, ranks
 
 METHODS = ("vanilla", "robust", "<b>bold</b>")
 

@@ -14,7 +14,7 @@ from test_run_page import Page
 from hesstune.errors import HesstuneError
 from hesstune.report.study_page import concordance, render_study, verdict
 from hesstune.report.write import write_study
-from hesstune.study.records import StudyResults
+from hesstune.study.options import StudyResults
 
 
 def test_page_is_one_file_with_names_as_text():

@@ -69,7 +69,7 @@ print(f"done {world()}", flush=True)
 RESUME = (
     COMMON
     + """
-from hesstune.runtime.failures import RankError
+from hesstune.runtime.distributed import RankError
 
 trainer.CHECKPOINT_SECONDS = 0
 

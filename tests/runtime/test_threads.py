@@ -13,8 +13,9 @@ from hesstune.noise import linear_probe
 from hesstune.noise.latent import probe as soft_probe
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import latent_truth
-from hesstune.runtime.threads import one_thread, one_thread_each, torch_threads
-from hesstune.training.penalty import head_penalty
+from hesstune.noise.latent.observed import Observed
+from hesstune.runtime.device import one_thread, one_thread_each, torch_threads
+from hesstune.training.estimates import head_penalty
 
 
 def threads():
@@ -34,7 +35,7 @@ import numpy, scipy.linalg
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from threadpoolctl import threadpool_info
-from hesstune.runtime.threads import one_thread, one_thread_each
+from hesstune.runtime.device import one_thread, one_thread_each
 
 def threads():
     return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}

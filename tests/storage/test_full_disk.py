@@ -224,8 +224,7 @@ def test_what_transformers_writes_is_told_in_one_line(tiny_bert, tmp_path):
     """Its writers raise errors of their own kinds."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from hesstune.models.export import export_model
-    from hesstune.models.load import LoadedModel
+    from hesstune.models.load import LoadedModel, export_model
 
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)

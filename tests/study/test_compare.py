@@ -17,8 +17,7 @@ from hesstune.errors import ConfigError, DataError, RunError
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
 from hesstune.runs.run import Run
-from hesstune.study.compare import compare
-from hesstune.study.work import PLAN
+from hesstune.study.compare import PLAN, compare
 
 
 @pytest.fixture

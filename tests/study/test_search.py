@@ -5,7 +5,7 @@ import pytest
 import hesstune as ht
 from hesstune.errors import ConfigError, RunError
 from hesstune.runs.records import Epoch
-from hesstune.study import search
+from hesstune.study import cell as search
 from hesstune.study.compare import compare
 
 pytest.importorskip("optuna")
@@ -46,26 +46,20 @@ def test_a_resumed_search_runs_what_is_missing(few, tmp_path, monkeypatch, stopp
     assert len(calls) == stopped + 1
     calls = counted(monkeypatch)
     again = cell_of(compare(few, methods=["gce"], seeds=1, out=tmp_path / "b", search=3, jobs=1))
-    assert len(calls) == 3 - stopped
+    assert len(calls) == 3 - stopped + 1  # and the run of the cell
     assert again.search == whole.search
     assert again.metrics["test_accuracy"] == whole.metrics["test_accuracy"]
     assert not list((tmp_path / "b").rglob("search"))
 
 
 def test_a_search_that_ended_is_not_run_again_for_its_cell(few, tmp_path, monkeypatch):
-    from hesstune.study import cell
-
     with monkeypatch.context() as patch:
-
-        def stop(*_, **__):
-            raise KeyboardInterrupt
-
-        patch.setattr(cell, "finetune", stop)
+        counted(patch, fail_at=2)  # the run of the cell, after its two trials
         with pytest.raises(KeyboardInterrupt):
             compare(few, methods=["gce"], seeds=1, out=tmp_path / "a", search=2, jobs=1)
     calls = counted(monkeypatch)
     assert compare(few, methods=["gce"], seeds=1, out=tmp_path / "a", search=2, jobs=1).finished
-    assert not calls
+    assert len(calls) == 1
 
 
 def test_a_trial_that_failed_is_kept_and_all_that_fail_are_told(few, tmp_path, monkeypatch):
@@ -110,7 +104,7 @@ def test_the_epoch_kept_has_the_loss_of_the_weights(tiny, method, select):
 
     def observe(trained):
         from hesstune.inputs.batches import predict_logits
-        from hesstune.training.evaluate import Validation
+        from hesstune.training.metrics import Validation
 
         judge = Validation(None, tempered=method == "auto")
         part = trained.task.val

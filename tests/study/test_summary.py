@@ -5,10 +5,8 @@ from scipy.stats import t, ttest_rel
 from hesstune.bounds.pac_bayes import confidence_upper
 from hesstune.bounds.record import Certificate
 from hesstune.report.study_page import render_study
-from hesstune.study.certificates import smallest_of
-from hesstune.study.records import CellRecord, StudyResults
-from hesstune.study.summary import differences, means, paired_difference, ranks
-from hesstune.study.tables import markdown
+from hesstune.study.options import CellRecord, StudyResults
+from hesstune.study.results import differences, markdown, means, paired_difference, ranks, smallest_of
 
 
 def cell(task, method, seed, accuracy, status="done"):

@@ -14,7 +14,7 @@ from hesstune.data.augment import Augmentation
 from hesstune.errors import ConfigError
 from hesstune.inputs.activations import ActivationFile, ActivationInputs
 from hesstune.methods import method_class
-from hesstune.training import fed
+from hesstune.training import fit as fed
 from hesstune.training.fit import Trained
 from sentences import sentences
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hesstune.training.best import Best, Judged
+from hesstune.training.trainer import Best, Judged
 
 
 def offered(losses, errors=None, **options):

@@ -9,9 +9,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import hesstune as ht
-from hesstune.inputs.feature_store import frozen_features
-from hesstune.methods.constrained import Constraint
-from hesstune.training.radii import FACTORS
+from hesstune.inputs.features import frozen_features
+from hesstune.methods.constraint import Constraint
+from hesstune.training.finetune import FACTORS
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_share_beside_a_given_radius_is_said_to_have_no_effect(plain):
 
 def test_the_balls_follow_the_scale_of_what_the_head_is_given():
     """Labels alone decide how sure a head may be: features ten times smaller need a head ten times longer."""
-    from hesstune.training.penalty import penalised_head
+    from hesstune.training.estimates import penalised_head
 
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 300)

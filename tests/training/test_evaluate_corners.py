@@ -11,7 +11,7 @@ import hesstune as ht
 from hesstune.data.raw_features import raw_features
 from hesstune.inputs.batches import predict_logits
 from hesstune.noise.instance import instance_transitions
-from hesstune.training.evaluate import Validation
+from hesstune.training.metrics import Validation
 
 
 def test_the_gap_under_noise_by_example_takes_each_examples_own(tiny):

@@ -7,15 +7,13 @@ from torch import nn
 
 import hesstune as ht
 from hesstune.errors import ConfigError, DataError, DivergedError, NoiseMatrixError, RunError
-from hesstune.inputs.batches import predict_logits
+from hesstune.inputs.batches import ImageInputs, predict_logits
 from hesstune.inputs.features import cached_features
-from hesstune.inputs.image_inputs import ImageInputs
 from hesstune.runs.checkpoint import Checkpoints
 from hesstune.runs.config import FinetuneConfig, make_config, read_config
 from hesstune.runs.folder import locked
 from hesstune.storage.tensors import load_tree, save_tree
-from hesstune.training.optim import make_schedule
-from hesstune.training.trainer import Trainer
+from hesstune.training.trainer import Trainer, make_schedule
 
 
 def weights(run):

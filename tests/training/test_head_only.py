@@ -6,7 +6,7 @@ from torch import nn
 
 import hesstune as ht
 from hesstune.errors import ConfigError
-from hesstune.models.train_parts import trains_head_only
+from hesstune.models.heads import trains_head_only
 from hesstune.study.compare import plan_of
 
 HEAD = "8"  # of the network of `tiny`

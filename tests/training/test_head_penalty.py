@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import hesstune as ht
-from hesstune.training.penalty import head_penalty
+from hesstune.training.estimates import head_penalty
 
 
 def test_it_is_near_the_best_of_scikit_learns_on_the_same_labels():
@@ -63,7 +63,7 @@ def test_methods_that_resist_noise_have_a_tenth_of_it(tmp_path, tiny):
 
 
 def test_a_comparison_finds_the_penalty_once(tmp_path, tiny, monkeypatch):
-    from hesstune.training import penalty
+    from hesstune.training import estimates as penalty
 
     seen = []
     found = penalty._fitted

@@ -10,10 +10,10 @@ import hesstune as ht
 from hesstune.methods import method_class, method_names
 from hesstune.runs.config import make_config
 from hesstune.runs.options.optimisation import OptimisationOptions
-from hesstune.runtime import accelerator
-from hesstune.runtime.seeds import mixed_seed
-from hesstune.training import penalty, trainer
-from hesstune.training.optim import make_optimizer
+from hesstune.runtime import device as devices
+from hesstune.runtime.device import mixed_seed
+from hesstune.training import estimates, trainer
+from hesstune.training.trainer import make_optimizer
 
 OPTIMIZERS = get_args(OptimisationOptions.model_fields["optimizer"].annotation)
 
@@ -29,7 +29,7 @@ def test_the_penalty_found_by_cross_validation_is_one_of_the_loss(monkeypatch, o
     """Training ends where the gradient of the loss is −λ·W: of |W − A|²/2 in A/(1 + λ)."""
     monkeypatch.setattr(penalty, "penalised_head_of", lambda *_: (0.5, None))
     asked = make_config({"optimizer": optimizer, "method": "vanilla", "train": "head", "lr": 0.1}).resolved()
-    config, _ = penalty.with_head_penalty(asked, None, None, None)
+    config, _ = estimates.with_head_penalty(asked, None, None, None)
     assert config.weight_decay == 0.5
     aim = torch.tensor([[3.0, -1.0], [0.5, 20.0]])
     weight = torch.nn.Parameter(torch.zeros(2, 2))
@@ -59,7 +59,7 @@ def scaled(monkeypatch, scale):
     """Train as fp16 does on a GPU, in float32 on the CPU: the loss is scaled, by powers of 2 exactly."""
 
     def make(mixed_precision, device, toggles):
-        made = accelerator.make_accelerator("no", device, toggles)
+        made = devices.make_accelerator("no", device, toggles)
         made.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**9)
         made.unscale_gradients = lambda: [made.scaler.unscale_(one.optimizer) for one in made._optimizers]
         return made

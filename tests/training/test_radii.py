@@ -8,7 +8,7 @@ import torch
 
 import hesstune as ht
 from hesstune.errors import ConfigError
-from hesstune.training.radii import FACTORS, pick
+from hesstune.training.finetune import FACTORS, pick
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_resumed_run_keeps_its_radii(few, tmp_path, monkeypatch):
     with pytest.raises(Stop):
         ht.finetune(few, out=str(tmp_path / "a"), progress=stop)
     chosen = json.loads((tmp_path / "a" / "radius.json").read_text())
-    monkeypatch.setattr("hesstune.training.radii._trial_losses", None)  # no second search
+    monkeypatch.setattr("hesstune.training.finetune._trial_losses", None)  # no second search
     run = ht.finetune(few, out=str(tmp_path / "a"), resume=True)
     assert run.result["distance"] <= chosen["radius"]["head"] * (1 + 1e-5) + 1
 

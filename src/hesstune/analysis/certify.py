@@ -28,10 +28,9 @@ from hesstune.bounds.told import spent_by
 from hesstune.data.clean import read_clean_labels
 from hesstune.data.examples import KEPT, Examples, Task
 from hesstune.errors import ConfigError, DataError, HesstuneError, RefutedNoiseError
-from hesstune.inputs.batches import make_inputs
-from hesstune.inputs.image_inputs import to_channels_last
+from hesstune.inputs.batches import make_inputs, to_channels_last
+from hesstune.models.heads import freeze
 from hesstune.models.load import LoadedModel
-from hesstune.models.train_parts import freeze
 from hesstune.options import make_options, takes_options
 from hesstune.runs.fingerprint import check_files
 from hesstune.runs.guarantee_log import check_log, log_certificate, sheet_of, sheets, with_union

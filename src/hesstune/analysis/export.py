@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from hesstune.errors import RunError
-from hesstune.models.export import export_model
+from hesstune.models.load import export_model
 from hesstune.runs.model_card import model_card
 from hesstune.runs.records import CARD, CERTIFICATE, MEASURE, NOISE_MATRIX, RECORD
 from hesstune.runs.run import Run

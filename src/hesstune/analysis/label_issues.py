@@ -15,9 +15,8 @@ from torch import nn
 from hesstune.analysis.noise_fit import check_matrix, compare_agreement
 from hesstune.data.examples import Examples, Task
 from hesstune.errors import HesstuneError, ModelError
-from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits
-from hesstune.inputs.feature_store import frozen_features, sharing
-from hesstune.inputs.image_inputs import to_channels_last
+from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits, to_channels_last
+from hesstune.inputs.features import frozen_features, sharing
 from hesstune.noise.estimate import estimate_noise
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.head import FEWER, FEWEST, TOLD, robust_head

@@ -12,8 +12,8 @@ from hesstune.analysis.subject import Subject, drawn_rows
 from hesstune.curvature.result import Measure
 from hesstune.curvature.stability import Stability
 from hesstune.data.examples import Examples, Task
-from hesstune.inputs.batches import make_inputs
-from hesstune.inputs.image_inputs import to_channels_last
+from hesstune.inputs.batches import make_inputs, to_channels_last
+from hesstune.methods import method_class
 from hesstune.models.load import LoadedModel
 from hesstune.options import make_options, takes_options
 from hesstune.reference import Reference

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from hesstune.data.load import load_examples
-from hesstune.inputs.batches import make_inputs, predict_logits
-from hesstune.inputs.image_inputs import to_channels_last
+from hesstune.inputs.batches import make_inputs, predict_logits, to_channels_last
 from hesstune.models.load import LoadedModel
 from hesstune.options import make_options, takes_options
 from hesstune.runs.config import FinetuneConfig
@@ -19,7 +18,7 @@ from hesstune.runs.predictions import Predictions
 from hesstune.runs.run import Run
 from hesstune.runs.task import reading_of
 from hesstune.runtime.device import pick_device
-from hesstune.training.evaluate import accuracy
+from hesstune.training.metrics import accuracy
 
 __all__ = ["predict", "predict_with"]
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from hesstune.analysis.near_copies import Found, NearCopies
 from hesstune.data.examples import Task
 from hesstune.errors import DataError
+from hesstune.models.heads import freeze
 from hesstune.models.load import LoadedModel
-from hesstune.models.train_parts import freeze
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.runs.fingerprint import changed_files, fingerprints

@@ -19,7 +19,7 @@ from hesstune.bounds.partition import Share
 from hesstune.bounds.prior import Sigma
 from hesstune.errors import ModelError
 from hesstune.forward import Inputs, logits_of, moved, named_modules
-from hesstune.runtime.progress import Progress
+from hesstune.runtime.signals import Progress
 
 __all__ = ["Draws", "Feeder", "HeadDraws", "Perturbation", "WeightDraws", "only_head"]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hesstune.study.compare import Comparison
-    from hesstune.study.records import StudyResults
+    from hesstune.study.options import StudyResults
 
 __all__ = ["compare"]
 
@@ -122,7 +122,7 @@ def _dry_run(values: dict[str, Any], output: Output) -> None:
 def _table(results: StudyResults, task: str | None) -> Table:
     from rich.table import Table
 
-    from hesstune.study.tables import method_rows
+    from hesstune.study.results import method_rows
 
     title = task if task is not None else f"mean over {len(results.tasks)} tasks"
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)

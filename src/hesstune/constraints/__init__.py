@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from hesstune._lazy import lazily
 
 if TYPE_CHECKING:
-    from hesstune.constraints.distance import DistanceConstraint
-    from hesstune.constraints.penalty import StartingPointPenalty
+    from hesstune.constraints.distance import DistanceConstraint, StartingPointPenalty
 
 __all__ = [
     "DistanceConstraint",
@@ -19,6 +18,6 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "DistanceConstraint": "hesstune.constraints.distance",
-        "StartingPointPenalty": "hesstune.constraints.penalty",
+        "StartingPointPenalty": "hesstune.constraints.distance",
     },
 )

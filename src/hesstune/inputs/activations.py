@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hesstune.forward import Inputs
-from hesstune.inputs.batches import EVAL_BATCH
-from hesstune.inputs.image_inputs import ImageInputs
-from hesstune.inputs.text_inputs import TextInputs
+from hesstune.inputs.batches import EVAL_BATCH, ImageInputs, TextInputs
 from hesstune.models.cut import Cut, activations_at
 
 __all__ = ["ActivationFile", "ActivationInputs", "needed_bytes"]

@@ -1,8 +1,9 @@
-"""What a network is fed, whatever its kind: inputs by example, cut into batches, and the logits they give."""
+"""What a network is given: images or texts by example, cut into batches, and the logits they give."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,20 +12,182 @@ from torch import nn
 
 from hesstune.data.augment import Augmentation
 from hesstune.data.examples import Examples
+from hesstune.errors import DataError, ModelError
 from hesstune.forward import Inputs, evaluating, logits_of
-from hesstune.inputs.image_inputs import ImageInputs
-from hesstune.inputs.text_inputs import TextInputs, length_batches
 from hesstune.models.load import LoadedModel
+from hesstune.models.networks import longest_input
 
 __all__ = [
-    "EVAL_BATCH",
-    "ModelInputs",
-    "batches_of",
-    "in_order",
-    "make_inputs",
-    "predict_logits",
-    "without_singles",
-]
+    "EVAL_BATCH", "ImageInputs", "ModelInputs", "TextInputs", "batches_of", "in_order", "length_batches",
+    "make_inputs", "predict_logits", "to_channels_last", "without_singles",
+]  # fmt: skip
+
+
+def to_channels_last(model: nn.Module, device: torch.device) -> None:
+    """Move a network to the device, its 4-d weights channels last: convolutions then run twice as fast."""
+    model.to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class ImageInputs:
+    """Normalised images, channels last, on the device."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        loaded: LoadedModel,
+        device: torch.device,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.examples = examples
+        self.augmentation = augmentation
+        self.device = device
+        # (x / 255 − mean) / std as one multiply and add.
+        std = torch.tensor(loaded.std, device=device)
+        self._scale = (1.0 / (255.0 * std)).reshape(1, 3, 1, 1)
+        self._shift = (-torch.tensor(loaded.mean, device=device) / std).reshape(1, 3, 1, 1)
+        weights = (p.dtype for p in loaded.model.parameters() if p.is_floating_point())
+        self._dtype = next(weights, torch.float32)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def lengths(self) -> None:
+        """None: all are alike."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Let the augmentation draw anew."""
+        if self.augmentation is not None:
+            self.augmentation.start_epoch(epoch)
+
+    def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> torch.Tensor:
+        """Return normalised images, (B, 3, S, S), in the floating-point type of the network's weights."""
+        images = self.examples.images(indices)
+        if augment and self.augmentation is not None:
+            images = self.augmentation(images, indices, view)
+        return self._normalised(images)
+
+    def as_variant(self, indices: NDArray[np.int64], variant: int) -> torch.Tensor:
+        """Return the same images as one of those that the augmentation can make of each."""
+        images = self.examples.images(indices)
+        if self.augmentation is not None:
+            images = self.augmentation.as_variant(images, indices, variant)
+        return self._normalised(images)
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.to(self.device, memory_format=torch.channels_last)
+        return torch.addcmul(self._shift, images.float(), self._scale).to(self._dtype)
+
+
+# Batches whose texts are sorted by length together: enough to save padding, few enough to mix.
+_BUCKET = 32
+
+
+class TextInputs:
+    """Token ids, attention masks (and segment ids), on the device.
+
+    Args:
+        examples: Texts, or pairs of texts.
+        loaded: A model with its tokenizer.
+        device: Where inputs go.
+        max_length: At most so many tokens; longer texts are cut at the end.
+        blank: Whether texts may hold nothing.
+
+    Attributes:
+        lengths: (N,) how many tokens each example has after cutting.
+        truncated: How many examples were cut.
+
+    Raises:
+        DataError: If the examples are no texts, or an example is empty.
+        ModelError: If the model came without a tokenizer.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        loaded: LoadedModel,
+        device: torch.device,
+        max_length: int,
+        blank: bool = False,
+    ) -> None:
+        texts = examples.texts
+        if texts is None:
+            raise DataError("a text model needs texts; the data holds images")
+        if loaded.tokenizer is None:
+            raise ModelError("the model has no tokenizer, so it cannot read texts; use minilm or hf:NAME")
+        empty = [examples.ids[i] for i, (text, _) in enumerate(texts) if not text.strip()]
+        if empty and not blank:
+            raise DataError(
+                f"the text of example '{empty[0]}' is empty ({len(empty)} in all); fill it in, or take "
+                "the row out"
+            )
+        if empty:  # some tokenizers make no token of nothing
+            texts = [(text if text.strip() else " ", second) for text, second in texts]
+        self._tokenizer, self._device = loaded.tokenizer, device
+        limit = min(max_length, longest_input(loaded.model, loaded.tokenizer) or max_length)
+        self._rows, self.truncated = _tokenised(loaded.tokenizer, texts, limit)
+        self.lengths = np.array([len(row["input_ids"]) for row in self._rows], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Do nothing: texts are the same in every epoch."""
+
+    def inputs(
+        self, indices: NDArray[np.int64], augment: bool = False, view: int = 0
+    ) -> dict[str, torch.Tensor]:
+        """Return a mapping of (B, T) tensors, T the longest of these examples; every view is the same."""
+        batch = self._tokenizer.pad([self._rows[i] for i in indices], return_tensors="pt")
+        return {key: value.to(self._device) for key, value in batch.items()}
+
+    def as_variant(self, indices: NDArray[np.int64], variant: int) -> dict[str, torch.Tensor]:
+        """Return the same: a text is not varied."""
+        return self.inputs(indices)
+
+
+def _tokenised(
+    tokenizer: Any, texts: Sequence[tuple[str, str | None]], limit: int
+) -> tuple[list[dict[str, list[int]]], int]:
+    if not texts:
+        return [], 0
+    first = [text for text, _ in texts]
+    paired = any(second is not None for _, second in texts)
+    second = [other or "" for _, other in texts] if paired else None
+    encoded = tokenizer(first, second, truncation=True, max_length=limit)
+    rows = [{key: values[i] for key, values in encoded.items()} for i in range(len(first))]
+    full = [i for i, row in enumerate(rows) if len(row["input_ids"]) == limit]
+    uncut = (
+        tokenizer([first[i] for i in full], [second[i] for i in full] if second else None, verbose=False)
+        if full
+        else {"input_ids": []}
+    )
+    return rows, sum(len(ids) > limit for ids in uncut["input_ids"])
+
+
+def length_batches(
+    order: NDArray[np.int64], lengths: NDArray[np.int64], size: int, rng: np.random.Generator | None
+) -> list[NDArray[np.int64]]:
+    """Cut an order of examples into batches of similar lengths.
+
+    Each run of 32 batches is sorted by length; with `rng` the batches are then shuffled, so that
+    training sees long and short ones mixed.
+
+    Example:
+        >>> lengths = np.array([9, 2, 8, 3])
+        >>> [batch.tolist() for batch in length_batches(np.arange(4), lengths, 2, None)]
+        [[1, 3], [2, 0]]
+    """
+    batches = []
+    for start in range(0, len(order), size * _BUCKET):
+        part = order[start : start + size * _BUCKET]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        batches += [part[i : i + size] for i in range(0, len(part), size)]
+    if rng is not None:
+        batches = [batches[i] for i in rng.permutation(len(batches))]
+    return batches
+
 
 EVAL_BATCH = 64
 

@@ -26,12 +26,8 @@ except ImportError:
     raise MissingExtraError("transformers", "transformers", "hesstune.integrations.transformers") from None
 
 __all__ = [
-    "PenaltyMixin",
-    "PretrainedDecayCallback",
-    "RobustTrainerCallback",
-    "consistent_loss",
-    "kept_reference",
-]
+    "PenaltyMixin", "PretrainedDecayCallback", "RobustTrainerCallback", "consistent_loss", "kept_reference",
+]  # fmt: skip
 
 REFERENCE = "reference.safetensors"
 
@@ -274,7 +270,7 @@ class PenaltyMixin:
     kept_reference(model, output_dir), "l2", alpha=0.1))`. The loss reported in evaluation is without it.
 
     Args:
-        penalty: () -> a scalar with gradient, such as `hesstune.constraints.penalty.StartingPointPenalty`.
+        penalty: () -> a scalar with gradient, such as `hesstune.constraints.distance.StartingPointPenalty`.
     """
 
     def __init__(self, *args: Any, penalty: Callable[[], torch.Tensor], **kwargs: Any) -> None:

@@ -15,9 +15,8 @@ from hesstune.checks import one_of
 from hesstune.data.examples import Examples, Task
 from hesstune.data.load import load_task
 from hesstune.errors import ConfigError, DataError
-from hesstune.inputs.batches import make_inputs, predict_logits
-from hesstune.inputs.feature_store import frozen_features, sharing
-from hesstune.inputs.image_inputs import to_channels_last
+from hesstune.inputs.batches import make_inputs, predict_logits, to_channels_last
+from hesstune.inputs.features import frozen_features, sharing
 from hesstune.models.load import LoadedModel, load_model
 from hesstune.noise.linear_probe import fit_probe
 from hesstune.training.finetune import finetune

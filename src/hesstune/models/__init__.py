@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from hesstune._lazy import lazily
 
 if TYPE_CHECKING:
+    from hesstune.models.heads import freeze
     from hesstune.models.load import LoadedModel, load_model
-    from hesstune.models.train_parts import freeze
 
 __all__ = [
     "LoadedModel",
@@ -20,7 +20,7 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "LoadedModel": "hesstune.models.load",
-        "freeze": "hesstune.models.train_parts",
+        "freeze": "hesstune.models.heads",
         "load_model": "hesstune.models.load",
     },
 )

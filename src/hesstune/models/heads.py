@@ -1,18 +1,57 @@
-"""Find the classifier head: the layers with K outputs whose outputs become the logits."""
+"""Find the classifier head, give a layer other outputs, and choose which parameters are trained."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
-from hesstune.errors import ModelError, listed, unknown_name
+from hesstune.checks import parse_integer
+from hesstune.errors import ConfigError, ModelError, listed, unknown_name
 from hesstune.forward import Inputs, batch_size, in_mode, logits_of
+from hesstune.reference import in_modules, layer_names
 
-__all__ = ["check_heads", "check_learnable", "fails_on", "find_heads", "new_layer", "output_size"]
+__all__ = [
+    "check_heads", "check_learnable", "fails_on", "find_heads", "freeze", "new_layer", "output_size",
+    "probe", "trains_head_only",
+]  # fmt: skip
+
+DEFAULT_SIZE = 224
+TEXTS = ("a short text", "another text of a few words")
+
+
+def probe(model: nn.Module, tokenizer: Any, image_size: int | None) -> Inputs:
+    """Return inputs for two examples: tokenised texts, or random images, (2, 3, S, S), in the weights' type.
+
+    Args:
+        model: The network.
+        tokenizer: What turns texts into inputs; None for a network that reads images.
+        image_size: S; None: the size that the network's configuration names, or 224.
+    """
+    if tokenizer is not None:
+        rows = [tokenizer(text, truncation=True, max_length=16) for text in TEXTS]
+        return dict(tokenizer.pad([dict(row) for row in rows], return_tensors="pt"))
+    size = image_size or _own_size(model)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, *(size if isinstance(size, tuple) else (size, size)), generator=generator)
+    like = next((p for p in model.parameters() if p.is_floating_point()), images)
+    return (images - 0.5).to(like)
+
+
+def _own_size(model: nn.Module) -> int | tuple[int, int]:
+    """Return the image size that timm's or transformers' configuration names."""
+    timm = getattr(model, "pretrained_cfg", None)
+    if isinstance(timm, dict) and timm.get("input_size"):
+        return int(timm["input_size"][-2]), int(timm["input_size"][-1])
+    size = getattr(getattr(model, "config", None), "image_size", None)
+    if isinstance(size, list | tuple) and len(size) == 2:
+        return int(size[0]), int(size[1])
+    return size if isinstance(size, int) and size > 0 else DEFAULT_SIZE
+
 
 NAME_IT = "name the classifier by --head (in Python head=)"
 
@@ -241,3 +280,78 @@ def _refuse_nested(names: dict[Any, str], heads: tuple[str, ...]) -> None:
                 f"the logits come from {listed(heads, 4)}, and '{sorted(above)[0]}' also feeds '{name}', so "
                 f"that none is the classifier by itself; {NAME_IT}"
             )
+
+
+def freeze(model: nn.Module, train: str, heads: str | Sequence[str]) -> list[str]:
+    """Freeze every parameter that `train` does not name; return the names of those trained.
+
+    Raises:
+        ConfigError: As `_chosen`.
+    """
+    chosen = _chosen(model, train, heads)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return [name for name, _ in model.named_parameters() if name in chosen]
+
+
+def trains_head_only(model: nn.Module, train: str, heads: str | Sequence[str]) -> bool:
+    """Return whether `train` names exactly the parameters of the head, however it is written.
+
+    Raises:
+        ConfigError: As `_chosen`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> [trains_head_only(model, train, "2") for train in ("last:1", "2.*", "from:2", "last:2", "2.bias")]
+        [True, True, True, False, False]
+    """
+    return _chosen(model, train, heads) == _chosen(model, "head", heads)
+
+
+def _chosen(model: nn.Module, train: str, heads: str | Sequence[str]) -> set[str]:
+    """Return the names of the parameters that `train` names.
+
+    Args:
+        model: The network.
+        train: `all`, `head`, `last:N` (the head, and of the other layers the N - 1 defined last with every
+            parameter defined after the first of them), `from:NAME` (a module and every parameter defined
+            after its first), or an fnmatch pattern on parameter names.
+        heads: The name of the head's module, or of all modules that are the head together.
+
+    Raises:
+        ConfigError: If the pattern matches no parameter, N is no positive integer, or no such module has
+            parameters.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    of_head = {name for name in names if in_modules(name, heads)}
+    if train == "all":
+        chosen = set(names)
+    elif train == "head":
+        chosen = of_head
+    elif train.startswith("last:"):
+        count = parse_integer(train.removeprefix("last:"))
+        body = [name for name in layer_names(model) if name not in of_head]
+        most = len(body) + bool(of_head)
+        if count is None or not 1 <= count <= most:
+            raise ConfigError(f"train '{train}' must be last:N with N from 1 to {most}")
+        others = count - bool(of_head)
+        chosen = of_head | set(names[names.index(body[-others]) :] if others else ())
+    elif train.startswith("from:"):
+        chosen = set(names[_first_of(train.removeprefix("from:"), model, names) :])
+    else:
+        chosen = {name for name in names if fnmatchcase(name, train)}
+        if not chosen:
+            raise unknown_name(
+                "pattern of parameters to train", train, ["all", "head", "last:N", "from:MODULE", *names]
+            )
+    return chosen
+
+
+def _first_of(module: str, model: nn.Module, names: list[str]) -> int:
+    """Return where the parameters of a module begin among the names of all."""
+    at = next((i for i, name in enumerate(names) if name.startswith(f"{module}.")), None)
+    if at is None:
+        holders = [n for n, m in model.named_modules() if n and next(m.parameters(), None) is not None]
+        raise unknown_name("module to train from", module, holders)
+    return at

@@ -1,13 +1,15 @@
-"""From a model specification to a module with a head for K classes and its preprocessing."""
+"""From a model specification to a network with a head for K classes, and from the network to files."""
 
 from __future__ import annotations
 
 import copy
 import importlib
 import inspect
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.checks import expanded, one_of
-from hesstune.errors import ModelError, listed, unknown_name
+from hesstune.checks import expanded, one_of, readable_file
+from hesstune.errors import ModelError, RunError, listed, unknown_name
 from hesstune.forward import (
     Inputs,
     batch_size,
@@ -26,25 +28,202 @@ from hesstune.forward import (
     logits_of,
     uncompiled,
 )
-from hesstune.models.heads import check_heads, fails_on, find_heads, output_size
-from hesstune.models.precision import DTYPES, cast, checkpoint_dtype, main_dtype, precision_notes
-from hesstune.models.probe import probe
-from hesstune.models.vision import IMAGENET, MeanAndStd, VisionRequest, load_vision_model
-from hesstune.models.weights import fitting_names, read_weights
+from hesstune.models.heads import check_heads, fails_on, find_heads, output_size, probe
+from hesstune.models.networks import IMAGENET, MeanAndStd, VisionRequest, load_vision_model
 from hesstune.reference import in_modules
+from hesstune.storage.atomic import write_json
 from hesstune.storage.reading import one_line
 from hesstune.storage.seen_examples import SeenExamples
+from hesstune.storage.tensors import add_metadata, save_tensors
 
 __all__ = [
-    "HEAD_INITS",
-    "KINDS",
-    "MODULE",
-    "LoadedModel",
-    "ModelObject",
-    "load_model",
-    "set_parameters",
-    "spec_parts",
-]
+    "DTYPES", "KINDS", "LoadedModel", "MODULE", "ModelObject", "cast", "checkpoint_dtype", "export_model",
+    "fitting_names", "load_model", "read_weights", "set_parameters", "spec_parts",
+]  # fmt: skip
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def main_dtype(tensors: Iterable[torch.Tensor]) -> str:
+    """Return the floating-point type of most numbers, such as `float16`; "" if there are none.
+
+    Example:
+        >>> main_dtype([torch.zeros(2), torch.zeros(3, dtype=torch.float16)])
+        'float16'
+    """
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            counts[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    return counts.most_common(1)[0][0] if counts else ""
+
+
+def checkpoint_dtype(name: str) -> str:
+    """Return the floating-point type that a transformers checkpoint is stored in; "" if unknown.
+
+    It is read from the header of the (first) safetensors file.
+
+    Args:
+        name: A name on the hub, or a folder.
+    """
+    from safetensors import safe_open
+    from transformers.utils.hub import cached_file
+
+    how: dict[str, Any] = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+        "_raise_exceptions_for_gated_repo": False,
+    }
+    try:
+        path = cached_file(name, "model.safetensors", **how)
+        if path is None:
+            index = cached_file(name, "model.safetensors.index.json", **how)
+            if index is None:
+                return ""
+            with open(index, encoding="utf-8") as file:
+                shards = sorted(set(json.load(file)["weight_map"].values()))
+            path = cached_file(name, shards[0], **how)
+        if path is None:
+            return ""
+        counts: Counter[str] = Counter()
+        with safe_open(path, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (no mapping)
+                part = tensors.get_slice(key)
+                size = 1
+                for side in part.get_shape():
+                    size *= side
+                counts[str(part.get_dtype())] += size
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    known = [(kind, size) for kind, size in counts.most_common() if kind in _SAFETENSORS]
+    return _SAFETENSORS[known[0][0]] if known else ""
+
+
+def cast(model: nn.Module, dtype: str) -> nn.Module:
+    """Bring a network's floating-point weights and buffers to a type, in place.
+
+    Raises:
+        ModelError: If the network refuses, as quantised ones do.
+    """
+    wanted = DTYPES[dtype]
+    if all(t.dtype == wanted for t in [*model.parameters(), *model.buffers()] if t.is_floating_point()):
+        return model
+    try:
+        return model.to(wanted)
+    except Exception as error:  # libraries of quantised weights raise their own kinds
+        raise ModelError(
+            f"the model's weights cannot be brought to {dtype} ({one_line(error)}); quantised weights cannot "
+            "be fine-tuned: give an unquantised checkpoint"
+        ) from error
+
+
+def precision_notes(stored: str, dtype: str, source: str = "the model's weights") -> list[str]:
+    """Return what the user should know of the types that weights are stored and used in."""
+    notes = []
+    if stored and stored != dtype:
+        notes.append(f"{source} are stored in {stored} and used in {dtype}")
+    if dtype != "float32":
+        notes.append(
+            f"the weights are trained in {dtype} as --dtype asks: steps below 1/256 of a weight round to "
+            "nothing; --mixed-precision bf16 keeps float32 weights"
+        )
+    return notes
+
+
+# What checkpoints call the state dict that they hold beside others, the likeliest first.
+_HELD_AS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
+# What wrappers put into names, wherever the wrapped module is.
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a state dict from safetensors, or from a torch file with weights_only=True.
+
+    Of a checkpoint that holds more (`state_dict`, `model`, …) that entry is taken.
+
+    Raises:
+        ModelError: If the file is missing, damaged, or holds anything but tensors.
+    """
+    path = readable_file(path, "the weights file")
+    try:
+        if path.suffix.lower() == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds on damaged or unsafe files
+        raise ModelError(f"{path} cannot be read as weights: {one_line(error)}") from error
+    if not isinstance(state, dict):
+        raise ModelError(f"{path} is not a state dict of tensors")
+    if _is_state(state):
+        return state
+    for name in _HELD_AS:
+        if _is_state(state.get(name)):
+            return dict(state[name])
+    raise ModelError(
+        f"{path} is not a state dict of tensors, and holds none as {listed(_HELD_AS)}; it holds "
+        f"{listed(state)}"
+    )
+
+
+def _is_state(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items())
+
+
+def fitting_names(
+    state: Mapping[str, torch.Tensor], own: Iterable[str]
+) -> tuple[dict[str, torch.Tensor], str | None]:
+    """Return weights by the model's names, without what wrappers put before or into them, and what that was.
+
+    A prefix is taken off where, with it, no name is the model's, and without it some are: `module.` of
+    DistributedDataParallel, `model.` of a Lightning module, or any other. A name that it does not begin
+    stays, to be told of as unexpected.
+
+    Args:
+        state: Weights as read.
+        own: Names of the model's parameters and buffers.
+
+    Example:
+        >>> found, prefix = fitting_names({"module.weight": torch.zeros(1)}, ["weight"])
+        >>> list(found), prefix
+        (['weight'], 'module.')
+    """
+    names = set(own)
+    if names & set(state):
+        return dict(state), None
+    plain: dict[str, torch.Tensor] = {}
+    inside: set[str] = set()
+    for name, tensor in state.items():
+        for wrapper in _WRAPPERS:
+            if wrapper in name:
+                inside.add(wrapper)
+                name = name.replace(wrapper, "")
+        plain[name] = tensor
+    if len(plain) < len(state):
+        return dict(state), None  # two names would become one
+    prefix = "" if names & set(plain) else _prefix(plain, names)
+    if prefix is None:
+        return dict(state), None
+    found = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
+    if len(found) < len(plain):
+        return dict(state), None
+    removed = sorted(inside) + ([prefix] if prefix else [])
+    return found, listed(removed) if removed else None
+
+
+def _prefix(given: Iterable[str], names: set[str]) -> str | None:
+    """Return what stands before most of the model's names."""
+    counts: Counter[str] = Counter()
+    for name in given:
+        parts = name.split(".")
+        counts.update(
+            ".".join(parts[:at]) + "." for at in range(1, len(parts)) if ".".join(parts[at:]) in names
+        )
+    return counts.most_common(1)[0][0] if counts else None
+
 
 KINDS = ("efficientnet_lite0", "minilm", "hf", "timm", "torchvision", "py")
 BUILT_IN = ("efficientnet_lite0", "minilm")
@@ -216,7 +395,7 @@ def _load_images(kind: str, how: VisionRequest) -> tuple[nn.Module, MeanAndStd, 
 
 
 def _load_text(kind: str, argument: str, k: int) -> tuple[nn.Module, MeanAndStd, Any]:
-    from hesstune.models.text import load_minilm, load_text_model, padded_tokenizer
+    from hesstune.models.networks import load_minilm, load_text_model, padded_tokenizer
 
     if kind == "minilm":
         model, tokenizer = load_minilm(k)
@@ -260,7 +439,7 @@ def _copied(given: ModelObject, text: bool) -> tuple[nn.Module, MeanAndStd, Any]
     except Exception as error:  # modules may hold anything
         raise ModelError(f"the module cannot be copied ({one_line(error)}); use py:module:factory") from error
     if tokenizer is not None:
-        from hesstune.models.text import padded_tokenizer
+        from hesstune.models.networks import padded_tokenizer
 
         return module, ((0.0,), (1.0,)), padded_tokenizer(module, tokenizer)
     return module, normalisation, None
@@ -350,3 +529,87 @@ def set_parameters(
                 f"but {tuple(own[name].shape)} in the model"
             )
         own[name].copy_(tensor)
+
+
+def export_model(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> str:
+    """Write weights and configuration into a folder; return one line of Python that loads them.
+
+    A transformers model is written by `save_pretrained`, with its tokenizer or its image preprocessing. If
+    its class is not part of transformers (`minilm`), a copy of the class is written too, which transformers
+    loads with `trust_remote_code=True`. Any other network is written as `model.safetensors` and
+    `config.json`. The weights files, and the configuration of a transformers model, keep the record of the
+    examples that the weights have seen.
+
+    Args:
+        loaded: The network and its preprocessing.
+        folder: An existing folder.
+        facts: `model` (the specification it was loaded by), `classes` and `image_size`.
+    """
+    model: Any = loaded.model
+    if not hasattr(model, "save_pretrained"):
+        return _plain(loaded, folder, facts)
+    classes = facts["classes"]
+    model.config.id2label = dict(enumerate(classes))
+    model.config.label2id = {name: i for i, name in enumerate(classes)}
+    loaded.seen.note_on(model)
+    _save_pretrained(model, folder)
+    for path in folder.glob("*.safetensors"):
+        add_metadata(path, loaded.seen.metadata())
+    kind = "SequenceClassification" if loaded.tokenizer is not None else "ImageClassification"
+    if loaded.tokenizer is not None:
+        _save_pretrained(loaded.tokenizer, folder)
+    else:
+        write_json(folder / "preprocessor_config.json", _processor(loaded, int(facts["image_size"])))
+    trust = ", trust_remote_code=True" if model.is_remote_code() else ""
+    return f"transformers.AutoModelFor{kind}.from_pretrained({str(folder.name)!r}{trust})"
+
+
+def _save_pretrained(saved: Any, folder: Path) -> None:
+    try:
+        saved.save_pretrained(folder)
+    except Exception as error:  # on a full disk safetensors and tokenizers raise kinds of their own
+        raise RunError(f"cannot write the {type(saved).__name__} to {folder} ({one_line(error)})") from error
+
+
+def _processor(loaded: LoadedModel, size: int) -> dict[str, Any]:
+    """Return the image processor that does what fine-tuning did: shorter side, centre crop, normalise."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",  # shorter side, centre crop, rescale, normalise
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 2,  # bilinear
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "image_mean": list(loaded.mean),
+        "image_std": list(loaded.std),
+    }
+
+
+def _plain(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> str:
+    tensors = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
+    save_tensors(folder / "model.safetensors", tensors, loaded.seen.metadata())
+    config = {
+        **facts,
+        "format": "hesstune",
+        "head": list(loaded.heads),
+        "mean": list(loaded.mean),
+        "std": list(loaded.std),
+        "torch": torch.__version__,
+    }
+    write_json(folder / "config.json", config)
+    if loaded.tokenizer is not None:
+        _save_pretrained(loaded.tokenizer, folder)
+    weights = f"{folder.name}/model.safetensors"
+    text = ", text=True" if loaded.tokenizer is not None else ""
+    stored = main_dtype(loaded.model.parameters())
+    dtype = f", dtype={stored!r}" if stored != "float32" else ""
+    # A module given in Python has no name; the user's own stands in its place.
+    spec = MODULE if facts["model"] == MODULE else repr(facts["model"])
+    return (
+        f"hesstune.models.load_model({spec}, {len(facts['classes'])}, weights={weights!r}, "
+        f'head_init="keep", head={list(loaded.heads)}{dtype}{text}).model'
+    )

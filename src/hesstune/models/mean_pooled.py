@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-__all__ = ["MeanPooledBertConfig", "MeanPooledBertForSequenceClassification"]
+__all__ = ["MeanPooledBertForSequenceClassification"]
 
 
 class MeanPooledBertConfig(BertConfig):

@@ -14,7 +14,7 @@ from hesstune.runs.measure_records import MeasureRecord
 from hesstune.runs.model_card import test_labels
 from hesstune.runs.read_records import Records
 from hesstune.runs.records import MatrixCheck
-from hesstune.training.evaluate import wilson_interval
+from hesstune.training.metrics import wilson_interval
 
 __all__ = ["assumptions", "onset", "provenance", "training_words", "uncontradicted_rate", "verdict"]
 

@@ -8,9 +8,8 @@ from typing import NamedTuple
 from hesstune.errors import counted
 from hesstune.report.environment import render
 from hesstune.report.figures import bars, scatter
-from hesstune.study.records import Mean, StudyResults
-from hesstune.study.summary import means
-from hesstune.study.tables import certificate_rows
+from hesstune.study.options import Mean, StudyResults
+from hesstune.study.results import certificate_rows, means
 
 __all__ = ["concordance", "render_study"]
 

@@ -15,8 +15,7 @@ from hesstune.runs.options.analysis import DeviceOptions
 from hesstune.runs.records import REPORT
 from hesstune.runs.run import Run
 from hesstune.storage.atomic import write_text
-from hesstune.study.results import read_results
-from hesstune.study.summary import differences
+from hesstune.study.results import differences, read_results
 
 __all__ = ["write_report", "write_study"]
 

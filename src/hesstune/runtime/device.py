@@ -1,14 +1,142 @@
-"""Where to compute."""
+"""Devices, threads and seeds; accelerate's accelerator and the random state of its devices."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from threading import Lock
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
+from threadpoolctl import OpenBLASController, threadpool_limits
 
-from hesstune.errors import ConfigError
+from hesstune.errors import ConfigError, RunError
 
-__all__ = ["free_memory", "pick_device"]
+__all__ = [
+    "free_memory", "loss_scale", "make_accelerator", "mixed_seed", "one_thread", "one_thread_each",
+    "pick_device", "random_state", "scale_gradients_", "set_random_state", "torch_threads",
+]  # fmt: skip
+
+
+def mixed_seed(*key: int) -> int:
+    """Return a seed in [0, 2⁶³) that is a fixed function of its key, on every platform and version.
+
+    Keys are mixed by `numpy.random.SeedSequence`, whose values numpy guarantees not to change.
+
+    Args:
+        key: Integers from 0, such as a run's seed and an epoch.
+
+    Example:
+        >>> mixed_seed(0, 1), mixed_seed(1, 0)
+        (2918264622725855778, 3717377837946358015)
+    """
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
+
+
+MOST_WORKERS = 8
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class _Limit:
+    """The limit of this process: the first that asks sets it, the last that leaves lifts it.
+
+    Were each to set and lift its own, threads that overlap would leave the limit behind for good. Newer
+    versions of threadpoolctl let the one thread that set a limit lift it: what bars the others is cleared.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.users = Lock(), 0
+        self.held: threadpool_limits | None = None
+
+    def enter(self) -> None:
+        with self.lock:
+            if self.users == 0:
+                self.held = threadpool_limits(1, user_api="blas")
+            self.users += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0 and self.held is not None:
+                clear = getattr(OpenBLASController, "clear_controlling_thread", lambda force: None)
+                clear(force=True)
+                self.held.restore_original_limits()
+                clear(force=True)
+                self.held = None
+
+
+_LIMIT = _Limit()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Hold numpy's and scipy's linear algebra to one thread; also a decorator, `@one_thread()`.
+
+    Threads of torch are left as they are. The limit is the process's, while any of its threads is in here.
+
+    Example:
+        >>> import numpy as np
+        >>> with one_thread():
+        ...     float(np.eye(2).sum())
+        2.0
+    """
+    _LIMIT.enter()
+    try:
+        yield
+    finally:
+        _LIMIT.leave()
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Let torch compute with `count` threads while this lasts; None leaves them as they are.
+
+    Example:
+        >>> before = torch.get_num_threads()
+        >>> with torch_threads(3):
+        ...     torch.get_num_threads()
+        3
+        >>> torch.get_num_threads() == before
+        True
+    """
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Each(Protocol):
+    def __call__(self, function: Callable[[A], B], over: Sequence[A], /) -> list[B]:
+        """Return the function of each, in order."""
+
+
+@contextmanager
+def one_thread_each(count: int) -> Iterator[_Each]:
+    """Yield a map that runs up to `count` calls at once, linear algebra in one thread each.
+
+    As many at once as torch has threads.
+
+    Example:
+        >>> with one_thread_each(2) as each:
+        ...     each(abs, [-1, 2])
+        [1, 2]
+    """
+    workers = max(1, min(count, MOST_WORKERS, torch.get_num_threads()))
+
+    with one_thread(), ThreadPoolExecutor(workers) as pool:
+        # What is set where this is called, such as where results are kept, holds in the threads, too.
+        yield lambda function, over: list(
+            pool.map(lambda context, one: context.run(function, one), [copy_context() for _ in over], over)
+        )
 
 
 def pick_device(name: str) -> torch.device:
@@ -42,3 +170,63 @@ def free_memory(device: torch.device) -> int | None:
     import psutil  # type: ignore[import-untyped]
 
     return int(psutil.virtual_memory().available)
+
+
+def make_accelerator(mixed_precision: str, device: torch.device, toggles_requires_grad: bool) -> Any:
+    """Return an Accelerator for this device; of several processes, each gets one that knows the others.
+
+    Args:
+        mixed_precision: `no`, `bf16` or `fp16`.
+        device: Where training runs.
+        toggles_requires_grad: Whether parameters are frozen and thawed while training, so that some get no
+            gradient.
+
+    Raises:
+        RunError: If the precision does not work there.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    # accelerate keeps its state for the whole process; another run may want another precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    GradientState._reset_state()
+    try:
+        return Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision=mixed_precision,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=toggles_requires_grad)],
+        )
+    except ValueError as error:
+        raise RunError(f"mixed precision {mixed_precision} does not work on {device}: {error}") from error
+
+
+def loss_scale(accelerator: Any) -> float:
+    """Return the factor of the loss in fp16 training, 1 without it.
+
+    It is a power of 2, so that gradients are scaled without rounding.
+    """
+    return 1.0 if accelerator.scaler is None else float(accelerator.scaler.get_scale())
+
+
+def scale_gradients_(tensors: Iterable[torch.Tensor], factor: float) -> None:
+    """Multiply the gradients of these tensors in place."""
+    if factor != 1.0:
+        for tensor in tensors:
+            if tensor.grad is not None:
+                tensor.grad.mul_(factor)
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the state of the global generators that training on a device draws from."""
+    found = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Set them back."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

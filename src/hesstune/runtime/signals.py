@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["ENDING", "Stop", "stoppable"]
+__all__ = ["ENDING", "Progress", "Stop", "stoppable"]
+
+Progress = Callable[[int, int, str], None]
+"""Called with (steps done, steps in all, text)."""
+
 
 # What asks a process to end, other than Ctrl-C.
 ENDING = tuple(

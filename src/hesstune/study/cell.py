@@ -1,32 +1,146 @@
-"""Run one cell of a comparison: train, measure, and write what was found."""
+"""Run one cell of a comparison: search its options, train, measure, and write the results."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hesstune.analysis.label_story import story_of
 from hesstune.analysis.subject import Subject, drawn_rows
 from hesstune.data.examples import Task
-from hesstune.errors import HesstuneError, RunError
+from hesstune.errors import HesstuneError, MissingExtraError, RunError
 from hesstune.inputs.batches import predict_logits
 from hesstune.inputs.features import FeatureInputs
+from hesstune.methods import method_class
+from hesstune.methods._setup import Option
+from hesstune.methods.constraint import unheard
 from hesstune.options import make_options
 from hesstune.reference import Reference
-from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.runs.options.analysis import CertifyOptions
 from hesstune.runs.records import OBSERVED
 from hesstune.runs.run import Run
+from hesstune.runtime.device import mixed_seed
 from hesstune.storage.atomic import made_folder
 from hesstune.storage.stored import read_record, write_record
-from hesstune.study.options import Settings
+from hesstune.study.options import (
+    CellRecord,
+    HeadCertificate,
+    Observed,
+    OptionValues,
+    Search,
+    Settings,
+    Trial,
+)
 from hesstune.study.plan import Cell
-from hesstune.study.records import CellRecord, HeadCertificate, Observed, Options
-from hesstune.training.evaluate import cross_entropy_under
 from hesstune.training.finetune import finetune
 from hesstune.training.fit import Trained
+from hesstune.training.metrics import cross_entropy_under
 
-__all__ = ["CELL", "run_cell"]
+if TYPE_CHECKING:
+    from hesstune.runs.run import Run
+
+__all__ = ["CELL", "run_cell", "run_validation_loss", "search_cell"]
+
+# The learning rate of every method, and radii that are given, are searched by a factor.
+LR_FACTORS = (0.2, 5.0)
+RADIUS_FACTORS = (0.125, 8.0)
+
+
+def run_validation_loss(run: Run) -> float | None:
+    """Return the validation loss of the weights that a run kept; None without validation."""
+    kept = run.records.kept_epoch
+    return None if kept is None else kept.val_loss
+
+
+def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[FinetuneConfig, Search]:
+    """Try a method with several options and return the best by validation loss, and the record.
+
+    The first trial has the options as given. The validation labels are as noisy as the training labels unless
+    the run says otherwise. The learning rate, the radii and each option with a search range are searched.
+    Proposals depend on the seed and on the earlier trials alone, so an interrupted search continues as if
+    nothing had happened.
+
+    Args:
+        config: The resolved configuration.
+        trials: How many.
+        folder: For the study and the runs of its trials, of this configuration alone.
+
+    Raises:
+        MissingExtraError: If optuna is not installed.
+        RunError: If every trial fails, with the first error.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise MissingExtraError("optuna", "search", "--search") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = f"sqlite:///{made_folder(folder).resolve() / 'study.db'}"
+    study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
+    if not study.trials:
+        study.enqueue_trial(_as_given(config))
+    running = [trial._trial_id for trial in study.trials if trial.state == optuna.trial.TrialState.RUNNING]
+    for number in range(sum(trial.state.is_finished() for trial in study.trials), trials):
+        study.sampler = optuna.samplers.TPESampler(seed=mixed_seed(config.seed, number) % 2**32)
+        # An interrupted trial keeps its options, and its run continues.
+        trial = optuna.trial.Trial(study, running.pop()) if running else study.ask()
+        try:
+            loss = _loss_of(_suggested(config, trial), folder / str(trial.number))
+        except HesstuneError as error:
+            trial.set_user_attr("error", " ".join(str(error).split()))
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            study.tell(trial, loss)
+    tried = study.trials
+    record = [Trial(options=t.params, val_loss=t.value, error=t.user_attrs.get("error")) for t in tried]
+    if all(row.error for row in record):
+        raise RunError(str(record[0].error))
+    best = study.best_trial
+    return _suggested(config, optuna.trial.FixedTrial(best.params)), Search(trials=record, chosen=best.number)
+
+
+def _loss_of(config: FinetuneConfig, out: Path) -> float:
+    run = finetune(config.model_dump() | {"out": str(out)}, resume=True, keep_weights=False)
+    loss = run_validation_loss(run)
+    if loss is None:
+        raise RunError("a search needs validation examples; there are none: raise --val-fraction")
+    return loss
+
+
+def _as_given(config: FinetuneConfig) -> dict[str, float]:
+    own, ranges = config.method_options or {}, _searched(config)
+    factors = {"lr_factor": 1.0, **({"radius_factor": 1.0} if _scales(config) else {})}
+    return {**{name: value for name, value in own.items() if name in ranges}, **factors}
+
+
+def _suggested(config: FinetuneConfig, trial: Any) -> FinetuneConfig:
+    own = dict(config.method_options or {})
+    for name, option in _searched(config).items():
+        low, high = option.search or (option.low, option.high)
+        own[name] = trial.suggest_float(name, low, high, log=option.log)
+    assert config.lr is not None
+    changes: OptionValues = {"method_options": own or None}
+    changes["lr"] = config.lr * trial.suggest_float("lr_factor", *LR_FACTORS, log=True)
+    if _scales(config):
+        factor, radius = trial.suggest_float("radius_factor", *RADIUS_FACTORS, log=True), config.radius
+        if isinstance(radius, dict):
+            changes["radius"] = {name: value * factor for name, value in radius.items()}
+        elif isinstance(radius, float):
+            changes["radius"] = radius * factor
+    return make_config(config.model_dump() | changes)
+
+
+def _searched(config: FinetuneConfig) -> dict[str, Option]:
+    """Return the method's own options that have a search range and an effect."""
+    found, idle = method_class(config.method).own_options, unheard(config.radius, config.head_only)
+    return {name: option for name, option in found.items() if option.search and name not in idle}
+
+
+def _scales(config: FinetuneConfig) -> bool:
+    """Return whether there are given radii to scale; the run chooses all others itself."""
+    return isinstance(config.radius, float | dict)
+
 
 CELL, SEARCH = "cell.json", "search"
 # Examples that a whole network is measured on where the user does not say.
@@ -60,13 +174,11 @@ def run_cell(cell: Cell, folder: Path, settings: Settings) -> CellRecord:
     try:
         config, searched = cell.config, None
         if settings.search:
-            from hesstune.study.search import search_cell
-
             # Trials of other options or data are none of this search.
             trials = folder / SEARCH / cell.fingerprint
             config, searched = search_cell(cell.config, settings.search, trials)
         run = _finished_run(config, folder / "run", settings)
-        found: Options = {"status": "done", "error": None, "metrics": _metrics(run)}
+        found: OptionValues = {"status": "done", "error": None, "metrics": _metrics(run)}
         if searched is not None:
             found["search"] = searched
             run.add(searched=sorted({name for trial in searched.trials for name in trial.options}))
@@ -89,12 +201,12 @@ def _finished_run(config: FinetuneConfig, out: Path, settings: Settings) -> Run:
     return finetune(options, resume=True, observe=observe, keep_weights=settings.keep_runs)
 
 
-def _metrics(run: Run) -> Options:
+def _metrics(run: Run) -> OptionValues:
     epochs, observed = run.records.epochs, read_record(run.path / OBSERVED, Observed)
     if observed is None:
         raise RunError(f"{run.path / OBSERVED} is missing; {Observed.mend}")
     kept = run.records.kept_epoch
-    found: Options = {name: getattr(run.outcome, name) for name in FROM_RESULT}
+    found: OptionValues = {name: getattr(run.outcome, name) for name in FROM_RESULT}
     found |= {name: count for name in OF_TEST_LABELS if (count := getattr(run.outcome, name))}
     found |= {"val_loss": kept and kept.val_loss, "val_accuracy": kept and kept.val_accuracy}
     found |= observed.to_dict()
@@ -127,7 +239,7 @@ def _of_head(trained: Trained) -> Reference:
 
 def _observed(trained: Trained, config: FinetuneConfig, settings: Settings, out: Path) -> Observed:
     """Measure a trained network; what was not asked for is None."""
-    found: Options = {
+    found: OptionValues = {
         "val_gap": _validation_gap(trained),
         "measure": None,
         "measure_mean": None,

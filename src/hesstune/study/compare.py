@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import shutil
 import subprocess
@@ -13,25 +15,209 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hesstune.errors import ConfigError, RunError, unknown_name
-from hesstune.methods import method_names
+from filelock import FileLock, Timeout
+
+from hesstune.data.load import reusing_decoded
+from hesstune.errors import MissingExtraError, RunError, unknown_name
+from hesstune.inputs.features import FeatureStore, sharing
 from hesstune.options import make_options, takes_options
 from hesstune.runs.config import read_yaml
 from hesstune.runs.folder import locked
 from hesstune.runs.records import RECORD, RunRecord
-from hesstune.runtime.progress import Progress
+from hesstune.runtime.signals import Progress
 from hesstune.storage.atomic import made_folder, write_text
+from hesstune.storage.remembered import remembering
 from hesstune.storage.stored import read_record, write_record
-from hesstune.study.cell import CELL
-from hesstune.study.cluster import work_on_cluster
-from hesstune.study.options import CompareOptions, Settings
+from hesstune.study.cell import CELL, run_cell
+from hesstune.study.options import CellRecord, CompareOptions, Settings, StudyResults
 from hesstune.study.plan import Cell, StudyPlan, make_study_plan
-from hesstune.study.records import CellRecord, StudyResults
-from hesstune.study.results import RESULTS, check_unchanged, read_results, results_of
-from hesstune.study.tables import cells_csv, markdown
-from hesstune.study.work import PLAN, STORE, finished, work
+from hesstune.study.results import RESULTS, cells_csv, check_unchanged, markdown, read_results, results_of
 
-__all__ = ["Comparison", "compare", "plan_of"]
+__all__ = ["Comparison", "PLAN", "compare", "finished", "one", "plan_of", "work"]
+
+PLAN, STORE = "plan.json", "features"
+
+
+def finished(out: Path, cell: Cell) -> CellRecord | None:
+    """Return the record of a cell that has been run as it is planned now, else None."""
+    path = out / cell.folder / CELL
+    try:
+        record = CellRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+    return record if record.fingerprint == cell.fingerprint else None
+
+
+def work(
+    out: Path,
+    plan: StudyPlan,
+    start: int = 0,
+    done: Callable[[Cell], None] | None = None,
+    parent: int | None = None,
+    threads: int | None = None,
+) -> None:
+    """Run every cell that is neither finished nor in another process's hands.
+
+    Args:
+        out: The comparison's folder.
+        plan: Its plan.
+        start: The cell to begin with, so that workers begin apart.
+        done: Called with each cell when it is finished.
+        parent: Stop between cells once this process is no longer the parent. (Windows never names another
+            one: there a worker whose parent has gone does the rest.)
+        threads: Of all workers together: one computes features while the others wait for them.
+    """
+    order = plan.cells[start:] + plan.cells[:start]
+    with sharing(FeatureStore(out / STORE, threads=threads)), remembering(out / STORE), reusing_decoded():
+        for cell in order:
+            if parent is not None and os.getppid() != parent:
+                return
+            if finished(out, cell) or not one(out, plan, cell):
+                continue
+            if done is not None:
+                done(cell)
+
+
+def one(out: Path, plan: StudyPlan, cell: Cell, wait: bool = False) -> bool:
+    """Run one cell unless it is finished; return False where it is in another process's hands.
+
+    Args:
+        out: The comparison's folder.
+        plan: Its plan.
+        cell: Which.
+        wait: Wait for the other process instead, which may be about to end.
+    """
+    folder = out / cell.folder
+    made_folder(folder)
+    claim = FileLock(folder / ".claimed")
+    try:
+        claim.acquire(blocking=wait)
+    except Timeout:
+        return False
+    try:
+        if not finished(out, cell):  # another worker may have had it meanwhile
+            run_cell(cell, folder, plan.settings)
+    finally:
+        claim.release()
+    return True
+
+
+# How often a cell is started anew when its process or its machine is lost; it continues from the run's
+# last checkpoint.
+RETRIES = 5
+
+
+def work_on_cluster(
+    folder: Path, plan: StudyPlan, most: int | None, progress: Callable[[int, int, str], None] | None = None
+) -> None:
+    """Run every unfinished cell as a Ray task, each on one core.
+
+    The cluster is the one that RAY_ADDRESS names, else the one started on this machine, else a new one
+    on this machine alone. The folder must be on a file system that all its machines share.
+
+    Args:
+        folder: The comparison's folder, with its plan written.
+        plan: The plan.
+        most: Cells at a time; None: as many as the cluster has cores.
+        progress: Called with (cells done, cells in all, text).
+
+    Raises:
+        MissingExtraError: If Ray is not installed.
+        RunError: If the cluster cannot be reached, or a cell was lost too often.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise MissingExtraError("ray", "ray", "--engine ray") from None
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(ray)
+    try:
+        _run_all(ray, folder.resolve(), plan, most, progress)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect(ray: Any) -> None:
+    # Workers import what this process imports, from the same folders.
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    try:
+        ray.init(
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=False,
+            runtime_env={"env_vars": environment},
+        )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = os.environ.get("RAY_ADDRESS", "on this machine")
+        raise RunError(f"cannot reach the Ray cluster {where}: {' '.join(str(error).split())}") from error
+
+
+def _run_all(
+    ray: Any,
+    folder: Path,
+    plan: StudyPlan,
+    most: int | None,
+    progress: Callable[[int, int, str], None] | None,
+) -> None:
+    task = ray.remote(num_cpus=1, max_retries=RETRIES)(_cell)
+    waiting = [index for index, cell in enumerate(plan.cells) if finished(folder, cell) is None]
+    done = len(plan.cells) - len(waiting)
+    running: dict[Any, int] = {}
+    if progress is not None:
+        progress(done, len(plan.cells), "Ray")
+    try:
+        while waiting or running:
+            while waiting and (most is None or len(running) < most):
+                index = waiting.pop(0)
+                running[task.remote(str(folder), index)] = index
+            ready, _ = ray.wait(list(running), timeout=POLL)
+            for reference in ready:
+                _check(ray, reference, plan, running.pop(reference))
+                done += 1
+                if progress is not None:
+                    progress(done, len(plan.cells), "Ray")
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _check(ray: Any, reference: Any, plan: StudyPlan, index: int) -> None:
+    try:
+        told = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        cell = plan.cells[index]
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise RunError(
+            f"the cell {cell.task}, {cell.method}, seed {cell.seed} was lost {RETRIES + 1} times or broke "
+            f"({lines[-1].strip() if lines else type(error).__name__}); the same command continues"
+        ) from error
+    if told:
+        raise RunError(told)
+
+
+def _cell(folder: str, index: int) -> str:
+    """Run one cell on a machine of the cluster; return what is wrong there, or nothing."""
+    import torch
+
+    from hesstune.data.load import reusing_decoded
+    from hesstune.inputs.features import FeatureStore, sharing
+
+    torch.set_num_threads(1)
+    out = Path(folder)
+    if not (out / PLAN).is_file():
+        return (
+            f"a machine of the cluster does not see {out}: --out must be on a file system that all machines "
+            "share"
+        )
+    plan = StudyPlan.read(out / PLAN)
+    with sharing(FeatureStore(out / STORE)), reusing_decoded():
+        # The process of a lost machine may still be about to end.
+        one(out, plan, plan.cells[index], wait=True)
+    return ""
+
 
 # Cells with cached features that one process has finished before a second one has started.
 FEW = 12
@@ -277,7 +463,7 @@ def _together(folder: Path, plan: StudyPlan, jobs: int, progress: Progress | Non
     try:
         for number in range(jobs):
             start = number * len(plan.cells) // jobs
-            command = [sys.executable, "-m", "hesstune.study.work", str(folder.resolve())]
+            command = [sys.executable, "-m", "hesstune.study.compare", str(folder.resolve())]
             command += [str(start), str(threads), str(threads * jobs), str(os.getpid())]
             with (logs / f"worker-{number}.txt").open("wb") as log:
                 workers.append(
@@ -299,3 +485,15 @@ def _together(folder: Path, plan: StudyPlan, jobs: int, progress: Progress | Non
                 f"a worker ended with exit code {worker.returncode} ({text[-1] if text else 'no message'}); "
                 f"the same command continues; see {logs}"
             )
+
+
+def _main() -> None:
+    import torch
+
+    folder, start, threads, together, parent = Path(sys.argv[1]), *(int(a) for a in sys.argv[2:6])
+    torch.set_num_threads(threads)
+    work(folder, StudyPlan.read(folder / PLAN), start, parent=parent, threads=together)
+
+
+if __name__ == "__main__":
+    _main()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hesstune.runs.run import Run
-from hesstune.runtime.progress import Progress
+from hesstune.runtime.signals import Progress
 
 __all__ = ["SETTING", "run_demo"]
 

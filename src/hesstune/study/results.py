@@ -30,31 +30,242 @@ stderr, low and high are null where a task has a single seed.
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 
 from hesstune._version import __version__
+from hesstune.bounds.record import Certificate
 from hesstune.errors import ConfigError, RunError
 from hesstune.methods import method_class
+from hesstune.storage.csv_table import write_rows
 from hesstune.storage.stored import checked_record
-from hesstune.study.fingerprint import ELSEWHERE
-from hesstune.study.plan import Cell, StudyPlan
-from hesstune.study.records import CellRecord, Configs, Options, StudyResults
-from hesstune.study.summary import differences, means, ranks
+from hesstune.study.options import (
+    CellRecord,
+    Configs,
+    Difference,
+    HeadCertificate,
+    Interval,
+    Mean,
+    OptionValues,
+    Rank,
+    StudyResults,
+)
+from hesstune.study.plan import ELSEWHERE, Cell, StudyPlan
 
 __all__ = [
-    "FORMAT",
-    "RESULTS",
-    "assembled",
-    "check_unchanged",
-    "read_results",
-    "results_of",
-]
+    "FORMAT", "METRICS", "RESULTS", "assembled", "cells_csv", "certificate_rows", "check_unchanged",
+    "differences", "markdown", "means", "method_rows", "paired_difference", "ranks", "read_results",
+    "results_of", "smallest_of", "table_of",
+]  # fmt: skip
+
+# Metrics that tables and differences are made of; whether more is better.
+METRICS = {
+    "test_accuracy": True,
+    "test_balanced_accuracy": True,
+    "gap": False,
+    "measure": False,
+    "distance": False,
+    "certificate": False,
+    "seconds": False,
+}
+LEVEL = 0.95
+
+# {method: {task: {seed: value}}}
+Table = dict[str, dict[str, dict[int, float]]]
+
+
+def table_of(cells: Iterable[CellRecord], metric: str) -> Table:
+    """Return the values of a metric by method, task and seed; failed cells and absent values are left out."""
+    table: Table = {}
+    for cell in cells:
+        value = cell.number(metric)
+        if cell.status == "done" and value is not None and math.isfinite(value):
+            table.setdefault(cell.method, {}).setdefault(cell.task, {})[cell.seed] = float(value)
+    return table
+
+
+def means(cells: Sequence[CellRecord]) -> list[Mean]:
+    """Return mean, standard error and interval over seeds, by metric, method and task; `task` None: all.
+
+    Over tasks the mean is the plain mean of the tasks' means, its standard error √(Σ_t s_t²/n_t)/T: that
+    of fresh seeds on these tasks. `low` and `high` are the ends of the 95 % t interval, with
+    Welch–Satterthwaite degrees of freedom; they and the standard error are None where a task has one seed.
+    """
+    rows = []
+    for metric in METRICS:
+        table = table_of(cells, metric)
+        tasks = sorted({task for by_task in table.values() for task in by_task})
+        for method, by_task in table.items():
+            strata = [np.array(list(by_task[t].values())) for t in tasks if t in by_task]
+            for task in tasks:
+                if task in by_task:
+                    rows.append(_mean_row(metric, method, task, [np.array(list(by_task[task].values()))]))
+            if len(tasks) > 1 and len(strata) == len(tasks):
+                rows.append(_mean_row(metric, method, None, strata))
+    return rows
+
+
+def _mean_row(metric: str, method: str, task: str | None, strata: list[NDArray[np.float64]]) -> Mean:
+    return Mean(metric=metric, method=method, task=task, **paired_difference(strata))
+
+
+def _stratified(strata: Sequence[NDArray[np.float64]]) -> tuple[float, float | None, float]:
+    """Return the mean of the strata's means, its standard error and Welch–Satterthwaite's degrees."""
+    mean = float(np.mean([s.mean() for s in strata]))
+    if any(len(s) < 2 for s in strata):
+        return mean, None, 0.0
+    parts = np.array([s.var(ddof=1) / len(s) for s in strata])
+    total = float(parts.sum())
+    if total <= 0:
+        return mean, 0.0, float(sum(len(s) - 1 for s in strata))
+    freedom = total**2 / float(sum(p**2 / (len(s) - 1) for p, s in zip(parts, strata, strict=True)))
+    return mean, math.sqrt(total) / len(strata), freedom
+
+
+def paired_difference(strata: Sequence[ArrayLike], level: float = LEVEL) -> Interval:
+    """Return the mean of paired differences over tasks, with a t interval for fresh seeds.
+
+    d̄ = mean_t mean_s d_{ts}; its variance is Σ_t s_t²/n_t / T², with Welch–Satterthwaite degrees of
+    freedom. One task gives the usual paired t interval.
+
+    Args:
+        strata: Differences by task, each (seeds,).
+        level: Coverage of the interval.
+
+    Returns:
+        n, mean, stderr, low and high; stderr, low and high are None where a task has one seed only.
+
+    Example:
+        >>> found = paired_difference([[1.0, 2.0, 3.0]])
+        >>> found.mean, round(found.low, 3), round(found.high, 3)  # 2 ± 4.303 · 1/√3
+        (2.0, -0.484, 4.484)
+    """
+    from scipy.stats import t
+
+    arrays = [np.asarray(s, dtype=np.float64) for s in strata]
+    mean, stderr, freedom = _stratified(arrays)
+    n, low, high = sum(len(a) for a in arrays), None, None
+    if stderr is not None:
+        reach = float(t.ppf(0.5 + level / 2, freedom)) * stderr
+        low, high = mean - reach, mean + reach
+    return Interval(n=n, mean=mean, stderr=stderr, low=low, high=high)
+
+
+def differences(
+    cells: Sequence[CellRecord], baseline: str, metrics: Iterable[str] = METRICS
+) -> list[Difference]:
+    """Return method minus baseline, paired by task and seed; `task` None: over all tasks of both."""
+    rows: list[Difference] = []
+    for metric in metrics:
+        table = table_of(cells, metric)
+        base = table.get(baseline, {})
+        for method, by_task in table.items():
+            if method == baseline:
+                continue
+            pairs = {
+                task: [by_task[task][s] - base[task][s] for s in sorted(set(by_task[task]) & set(base[task]))]
+                for task in sorted(set(by_task) & set(base))
+            }
+            pairs = {task: d for task, d in pairs.items() if d}
+            strata: list[tuple[str | None, list[list[float]]]] = [(task, [d]) for task, d in pairs.items()]
+            if len(pairs) > 1:
+                strata.append((None, list(pairs.values())))
+            rows += [
+                Difference(metric=metric, method=method, baseline=baseline, task=task, **paired_difference(d))
+                for task, d in strata
+            ]
+    return rows
+
+
+def ranks(cells: Sequence[CellRecord], metric: str = "test_accuracy") -> list[Rank]:
+    """Return each method's mean rank (1 is best, ties share) over the tasks and seeds that all have.
+
+    Methods that lack a (task, seed) which most have are ranked where they are present; `n` says where.
+    """
+    from scipy.stats import rankdata
+
+    table = table_of(cells, metric)
+    sign = -1.0 if METRICS.get(metric, True) else 1.0
+    blocks: dict[tuple[str, int], dict[str, float]] = {}
+    for method, by_task in table.items():
+        for task, by_seed in by_task.items():
+            for seed, value in by_seed.items():
+                blocks.setdefault((task, seed), {})[method] = sign * value
+    found: dict[str, list[float]] = {}
+    for values in blocks.values():
+        for method, rank in zip(values, rankdata(list(values.values())), strict=True):
+            found.setdefault(method, []).append(float(rank))
+    rows = [
+        Rank(
+            method=method,
+            mean_rank=float(np.mean(r)),
+            stderr=float(np.std(r, ddof=1) / math.sqrt(len(r))) if len(r) > 1 else None,
+            n=len(r),
+        )
+        for method, r in found.items()
+    ]
+    return sorted(rows, key=lambda row: row.mean_rank)
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """The smallest of J certificates, paid for.
+
+    Attributes:
+        cell: The cell that has it.
+        risk: What it gives at delta/J: it holds with probability 1 − delta for whichever is the smallest.
+        alone: What it gives by itself.
+        count: J.
+        delta: The largest delta of the J.
+        sure: The probability with which `risk` holds: 1 − delta; where a record is too old to be taken at
+            delta/J, `risk` is `alone` and this is 1 − J·delta.
+    """
+
+    cell: CellRecord
+    risk: float
+    alone: float
+    count: int
+    delta: float
+    sure: float
+
+
+def certificates_of(cells: Sequence[CellRecord], task: str) -> list[tuple[CellRecord, HeadCertificate]]:
+    """Return the certificates of a task's cells, each with its cell."""
+    found = [(cell, cell.metrics.get("certificate")) for cell in cells if cell.task == task]
+    return [(c, v) for c, v in found if isinstance(v, HeadCertificate) and v.risk is not None]
+
+
+def smallest_of(cells: Sequence[CellRecord], task: str) -> Smallest | None:
+    """Return the smallest certificate of a task over its methods and seeds, the union paid; None without any.
+
+    Whoever picks the smallest of J certificates, each of which fails with probability δ, has one that fails
+    with probability up to J·δ; taken at δ/J each, it is δ again.
+    """
+    found = certificates_of(cells, task)
+    if not found:
+        return None
+    count = len(found)
+    delta = max(value.delta or 0.0 for _, value in found)
+    facts = [value.facts for _, value in found]
+    if any(fact is None for fact in facts):
+        cell, value = min(found, key=lambda pair: float(pair[1].risk or 1.0))
+        alone = float(value.risk or 1.0)
+        return Smallest(cell, alone, alone, count, delta, max(0.0, 1 - count * delta))
+    risks = [Certificate.of_facts(fact).at(delta / count) for fact in facts if fact is not None]
+    best = min(range(count), key=risks.__getitem__)
+    cell, value = found[best]
+    return Smallest(cell, risks[best], float(value.risk or 1.0), count, delta, 1 - delta)
+
 
 FORMAT = 1
 RESULTS = "results.json"
@@ -132,7 +343,7 @@ def _pending(cell: Cell) -> CellRecord:
     )
 
 
-def _shared(cells: Sequence[Cell]) -> tuple[Options, Configs]:
+def _shared(cells: Sequence[Cell]) -> tuple[OptionValues, Configs]:
     options = [(c, c.options()) for c in cells]
     first = options[0][1]
     alike = {name for name in first if all(o[name] == first[name] for _, o in options)}
@@ -238,3 +449,163 @@ def check_unchanged(plan: StudyPlan, before: StudyResults, out: Path) -> None:
             f"the comparison in {out} was made with {what} ({cell.task}, {cell.method}); give the same "
             "options to continue it, choose another --out, or use --overwrite"
         )
+
+
+TITLES = {
+    "test_accuracy": "test accuracy, %",
+    "test_balanced_accuracy": "balanced, %",
+    "gap": "gap",
+    "measure": "measure",
+    "distance": "distance",
+    "certificate": "mean of certificates",
+    "seconds": "seconds",
+}
+BRIEF = {
+    "test_accuracy": "test\naccuracy",
+    "gap": "gap",
+    "measure": "measure",
+    "distance": "distance",
+    "certificate": "mean of\ncertificates",
+    "seconds": "seconds",
+}
+SHARES = ("test_accuracy", "test_balanced_accuracy")
+NOTE = (
+    "mean ± standard error over seeds; gap: cross-entropy, test minus training; measure: the Hessian "
+    "distance measure over training examples, as the paper takes it, no guarantee (how it went with the gap "
+    "is in the report; hesstune measure RUN takes held-out ones); seconds: solving a head and training, "
+    "features apart, and what runs share counted once. Differences are paired by task and seed, with "
+    "95 % t intervals for fresh seeds on these tasks, each by itself."
+)
+CERTIFICATES = (
+    "Each number bounds the error of its own run with probability {sure:g}, by itself. A mean of them is no "
+    "bound, and the smallest of several is one only with the union paid: the last row."
+)
+
+
+def method_rows(
+    results: StudyResults, task: str | None, brief: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Return a table's header and rows: a row a method, best test accuracy first.
+
+    Args:
+        results: What results.json holds.
+        task: A task's name; None for the mean over the tasks.
+        brief: Fewer columns, and standard errors for the accuracy only: for a terminal.
+    """
+    found = {(m.metric, m.method): m for m in results.means if m.task == task}
+    shown = [metric for metric in METRICS if any(key[0] == metric for key in found)]
+    titles = BRIEF if brief else TITLES
+    shown = [metric for metric in shown if metric in titles]
+    paired = {d.method: d for d in results.differences if d.task == task and d.metric == "test_accuracy"}
+    rank = {r.method: r for r in results.ranks}
+    methods = [m for m in results.methods if any((metric, m) in found for metric in shown)]
+    best = {m: found["test_accuracy", m].mean for m in methods if ("test_accuracy", m) in found}
+    methods.sort(key=lambda m: -best.get(m, -1.0))
+    against = f"minus {results.baseline}" + ("\npoints" if brief else ", points")
+    header = [
+        "method",
+        *(titles[m] for m in shown),
+        against,
+        *(["rank" if brief else "mean rank"] if _ranked(results, task) else []),
+    ]
+    rows = []
+    for method in methods:
+        row = [method]
+        for metric in shown:
+            value, share = found.get((metric, method)), metric in SHARES
+            row.append(_cell(value, share, bare=brief and not share))
+        row.append(_interval(paired.get(method)))
+        if _ranked(results, task):
+            row.append(f"{rank[method].mean_rank:.1f}" if method in rank else "-")
+        rows.append(row)
+    return header, rows
+
+
+def _ranked(results: StudyResults, task: str | None) -> bool:
+    return task is None or len(results.tasks) == 1
+
+
+def _cell(row: Mean | None, share: bool, bare: bool = False) -> str:
+    if row is None:
+        return "-"
+    factor = 100 if share else 1
+    spread = "" if bare or row.stderr is None else f" ± {_figure(factor * row.stderr, 1 if share else 2)}"
+    return f"{_figure(factor * row.mean, 1 if share else 3)}{spread}"
+
+
+def _figure(value: float, digits: int) -> str:
+    # Shares with fixed decimals; measures over several orders of magnitude with significant digits.
+    return f"{value:.{digits}f}" if digits == 1 else f"{value:.{digits}g}"
+
+
+def _interval(row: Difference | None) -> str:
+    if row is None:
+        return "-"
+    text = f"{100 * row.mean:+.1f}"
+    if row.low is None or row.high is None:
+        return text
+    return f"{text} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+
+
+def markdown(results: StudyResults) -> str:
+    """Return the comparison as Markdown: the header, a table over the tasks, a table a task."""
+    lines = ["# Comparison", "", *(f"- {line}" for line in results.header), ""]
+    tasks: Sequence[str | None] = results.tasks
+    for task in [None, *tasks] if len(tasks) > 1 else tasks:
+        lines += [f"## {task if task is not None else f'Mean over {len(tasks)} tasks'}", ""]
+        header, rows = method_rows(results, task)
+        lines += [_line(header), _line(["---", *["---:"] * (len(header) - 1)]), *map(_line, rows), ""]
+        if task is not None:
+            lines += _certificates(results, task)
+    lines += [NOTE, ""]
+    open_cells = [c for c in results.cells if c.status != "done"]
+    if open_cells:
+        lines += ["Not finished:", ""]
+        lines += [f"- {c.task}, {c.method}, seed {c.seed}: {c.error or c.status}" for c in open_cells] + [""]
+    if results.left_out:
+        lines += ["Left out:", "", *(f"- {m}: {why}" for m, why in results.left_out.items()), ""]
+    return "\n".join(lines)
+
+
+def _certificates(results: StudyResults, task: str) -> list[str]:
+    """Return the table of a task's certificates: a row a method, a column a seed, and the smallest."""
+    header, rows, note = certificate_rows(results, task)
+    if not rows:
+        return []
+    ruler = _line(["---", *["---:"] * (len(header) - 1)])
+    return ["Certificates, error ≤:", "", _line(header), ruler, *map(_line, rows), "", note, ""]
+
+
+def certificate_rows(results: StudyResults, task: str) -> tuple[list[str], list[list[str]], str]:
+    """Return a table of certificates: header, a row a method and one for the smallest, and what they say."""
+    found = certificates_of(results.cells, task)
+    smallest = smallest_of(results.cells, task)
+    if smallest is None:
+        return [], [], ""
+    risks = {(cell.method, cell.seed): float(value.risk or 1.0) for cell, value in found}
+    seeds = sorted({seed for _, seed in risks})
+    rows = [
+        [method, *(f"{risks[method, s]:.3f}" if (method, s) in risks else "-" for s in seeds)]
+        for method in results.methods
+        if any((method, s) in risks for s in seeds)
+    ]
+    name = f"{smallest.cell.method}, seed {smallest.cell.seed}"
+    told = f"smallest of {smallest.count} ({name}), probability {max(0.0, smallest.sure):g}"
+    rows.append([told, f"{smallest.risk:.3f}", *[""] * (len(seeds) - 1)])
+    note = CERTIFICATES.format(sure=1 - smallest.delta)
+    return ["method", *(f"seed {s}" for s in seeds)], rows, note
+
+
+def _line(values: Sequence[str]) -> str:
+    return "| " + " | ".join(v.replace("|", "\\|") for v in values) + " |"
+
+
+def cells_csv(results: StudyResults) -> str:
+    """Return one row a cell, one column a metric."""
+    names = list(dict.fromkeys(name for c in results.cells for name in c.metrics))
+    text = io.StringIO()
+    rows = [
+        [cell.task, cell.method, cell.seed, cell.status, *map(cell.number, names)] for cell in results.cells
+    ]
+    write_rows(text, ["task", "method", "seed", "status", *names], rows, "\n")
+    return text.getvalue()

@@ -1,28 +1,37 @@
-"""One run: what was prepared goes in, a finished run folder comes out."""
+"""One run: its folder, its inputs, training, and the finished run folder."""
 
 from __future__ import annotations
 
+import contextlib
 import platform
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from hesstune._version import __version__
+from hesstune.data.augment import Augmentation
 from hesstune.data.examples import MEMORY, Task
 from hesstune.errors import ConfigError, RunError
-from hesstune.inputs.batches import ModelInputs, predict_logits
+from hesstune.inputs.activations import ActivationInputs, needed_bytes
+from hesstune.inputs.batches import ImageInputs, ModelInputs, TextInputs, make_inputs, predict_logits
+from hesstune.inputs.features import features_of, sharing
 from hesstune.methods import MethodSetup, method_class
+from hesstune.models.cut import AfterCut, Cut, find_cut
 from hesstune.models.load import LoadedModel
 from hesstune.reference import Reference
 from hesstune.runs.checkpoint import Checkpoints, discard
-from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.config import RESUMABLE, FinetuneConfig, read_config
+from hesstune.runs.data_check import check_data
 from hesstune.runs.data_record import DataRecord
-from hesstune.runs.fingerprint import fingerprints, of_files
+from hesstune.runs.fingerprint import fingerprints
+from hesstune.runs.folder import claim, entered
 from hesstune.runs.located import base_folder
 from hesstune.runs.model_card import model_card
 from hesstune.runs.records import (
@@ -43,21 +52,233 @@ from hesstune.runs.records import (
     RunRecord,
     Sizes,
 )
-from hesstune.runs.run import Run
-from hesstune.runs.sharded import ShardedCheckpoints, shard_, weights_of, write_model
-from hesstune.runs.start_check import check_start
+from hesstune.runs.run import Given, Run
+from hesstune.runs.sharded import ShardedCheckpoints, refuse_one, shard_, weights_of, write_model
+from hesstune.runs.start_check import check_start, check_weights
 from hesstune.runs.task import noise_of_test
-from hesstune.runtime.distributed import on_main_process, rank
-from hesstune.runtime.progress import Progress
-from hesstune.storage.atomic import write_csv, write_text
+from hesstune.runtime.distributed import joined_ranks, on_main_process, rank, refuse_adapting, world
+from hesstune.runtime.signals import Progress
+from hesstune.storage.atomic import write_csv, write_text, writing
+from hesstune.storage.remembered import remembering
 from hesstune.storage.stored import write_record
-from hesstune.training.evaluate import final_metrics
-from hesstune.training.fed import fed_by
-from hesstune.training.prepare import Prepared
-from hesstune.training.tracking import tracked
+from hesstune.training.metrics import check_tracker, final_metrics, tracked
+from hesstune.training.prepare import SETTLED, Prepared, prepare
 from hesstune.training.trainer import Trainer
 
-__all__ = ["Trained", "fit_prepared", "for_task"]
+__all__ = ["Fed", "Trained", "fit_prepared", "for_task", "in_folder"]
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What is trained and what it is fed.
+
+    Attributes:
+        net: What is called on a batch: the whole network, its head on cached features, or what is behind
+            the last frozen layer before the first trained one.
+        feeds: Its inputs by part.
+        observed: The same for who looks at the result: the head on features, or the whole network.
+        texts_cut: How many texts were cut at the end.
+        notes: What the user should know.
+    """
+
+    net: nn.Module
+    feeds: dict[str, ModelInputs]
+    observed: tuple[nn.Module, dict[str, ModelInputs]]
+    texts_cut: int
+    notes: list[str] = field(default_factory=list)
+
+
+def fed_by(prepared: Prepared, out: Path) -> Fed:
+    """Return what a run trains and its inputs; activations are kept in its folder while it lasts."""
+    config, task, loaded = prepared.config, prepared.task, prepared.loaded
+    views = config.augment_views
+    augmentation = Augmentation(
+        config.augment, flip=task.flip, n=len(task.train), seed=config.seed, views=views
+    )
+    parts = {"train": task.train, "val": task.val, "test": task.test}
+    plain = {
+        name: make_inputs(
+            part, loaded, prepared.device, augmentation if name == "train" else None, config.max_length
+        )
+        for name, part in parts.items()
+    }
+    cut_texts = sum(feed.truncated for feed in plain.values() if isinstance(feed, TextInputs))
+    inputs: dict[str, ModelInputs] = dict(plain)
+    cached = features_of(loaded, parts, inputs, config.max_length) if config.head_alone else None
+    if cached is not None:
+        head = loaded.model.get_submodule(loaded.head)
+        return Fed(head, cached, (head, cached), cut_texts)
+    whole = (loaded.model, inputs)
+    cut = _cut(prepared, plain["train"])
+    if cut is None:
+        return Fed(*whole, whole, cut_texts)
+    feeds, notes = _behind(prepared, plain, cut, out)
+    return Fed(AfterCut(loaded.model, cut), feeds, whole, cut_texts, notes)
+
+
+def _cut(prepared: Prepared, feed: ImageInputs | TextInputs) -> Cut | None:
+    """Return where the network is cut; None where frozen layers see or become something else meanwhile."""
+    config = prepared.config
+    if config.train == "all" or config.batch_norm != "frozen" or config.shard or world() > 1:
+        return None
+    if method_class(config.method).mixes_inputs:  # of inputs, not of activations
+        return None
+    return find_cut(prepared.loaded.model, feed.inputs(np.arange(min(2, len(feed)))))
+
+
+def _behind(
+    prepared: Prepared, plain: dict[str, ImageInputs | TextInputs], cut: Cut, out: Path
+) -> tuple[dict[str, ModelInputs], list[str]]:
+    """Return the activations of all parts, kept on disk where there is room, and what to say of it."""
+    model, most = prepared.loaded.model, prepared.config.activations_mib
+    need = needed_bytes(list(plain.values()), cut)
+    notes = []
+    folder: Path | None = out
+    if not most:
+        folder = None
+    elif need > most * 2**20:
+        folder = None
+        notes.append(
+            f"activations of the frozen layers take {need / 2**20:.0f} MiB, more than --activations-mib "
+            f"{most}: these layers ran in every epoch"
+        )
+    try:
+        return {n: ActivationInputs(feed, model, cut, folder) for n, feed in plain.items()}, notes
+    except OSError as error:
+        notes.append(f"activations of the frozen layers were not kept ({error}): they ran in every epoch")
+    return {n: ActivationInputs(feed, model, cut, None) for n, feed in plain.items()}, notes
+
+
+@joined_ranks()
+def in_folder(
+    config: FinetuneConfig,
+    given: Given,
+    train: Callable[[Prepared, Path], Run],
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    errors: bool = True,
+) -> Run:
+    """Prepare a run and train it in its folder, or return the finished run that a resumed one has there.
+
+    Args:
+        config: The resolved configuration; without `out` the folder is a temporary one, which stays.
+        given: Data and model, where they are objects.
+        train: Called with what was prepared and the folder, whose lock is held; the random state is the
+            seed's.
+        overwrite: Replace the run in the folder.
+        resume: Continue it.
+        errors: As of `prepare`.
+
+    Raises:
+        HesstuneError: If an option or input is wrong, or the folder cannot be used.
+    """
+    check_tracker(config.track)
+    refuse_adapting(config.batch_norm)
+    refuse_one(config.shard)
+    if config.out is None and world() > 1:
+        raise ConfigError("several processes write one run: give --out, a folder that all of them see")
+    with _folder(config.out) as out:
+        return _run(config, out, given, train, overwrite, resume, errors)
+
+
+@contextlib.contextmanager
+def _folder(out: str | None) -> Iterator[Path]:
+    """Yield the run's folder; a temporary one goes again where an error comes before its first file."""
+    if out:
+        folder = Path(out)
+    else:
+        with writing(Path(tempfile.gettempdir())):
+            folder = Path(tempfile.mkdtemp(prefix="hesstune-"))
+    try:
+        yield folder
+    except BaseException:
+        if not out:
+            with contextlib.suppress(OSError):  # it holds files
+                folder.rmdir()
+        raise
+
+
+def _run(
+    config: FinetuneConfig,
+    out: Path,
+    given: Given,
+    train: Callable[[Prepared, Path], Run],
+    overwrite: bool,
+    resume: bool,
+    errors: bool,
+) -> Run:
+    if config.out:
+        on_main_process(lambda: claim(out, overwrite, resume, create=False))
+    open_options, before, undecided = _open_options(config, out, resume), None, False
+    if resume and (out / CONFIG).is_file():
+        before = read_config(out / CONFIG)
+        config = _as_settled(config, before, out)
+        # Only the network tells whether another spelling of --train names the head's parameters alone.
+        undecided = before.head_only and not config.head_only
+        if not undecided:
+            _check_same(before, config, out)
+        named = given.data is None and given.model is None  # the options told all that there is to compare
+        if named and not undecided and (run := _finished(out, given)) is not None:
+            run.task()  # refuses data that has changed
+            return run
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    # Estimates of the noise, trials of radii and the run itself see the same features.
+    with torch.random.fork_rng(devices=devices), sharing(), remembering():
+        torch.manual_seed(config.seed)
+        prepared = prepare(config, out / NOISE_MATRIX if resume else None, given, errors)
+        prepared = replace(prepared, settled=sorted({*open_options, *prepared.settled}))
+        if before is not None and undecided:
+            kept = {name: getattr(before, name) for name in prepared.settled}
+            prepared = replace(prepared, config=prepared.config.model_copy(update=kept))
+            _check_same(before, prepared.config, out)
+        with entered(out, overwrite, resume):
+            if resume and (run := _finished(out, given)) is not None:
+                start = weights_of(prepared.loaded.model)
+                check_data(run.records, prepared.record())
+                check_weights(run, {name: start[name] for name in start.names()})
+                return run  # before, of objects, or by another process, while this one was loading
+            return train(prepared, out)
+
+
+def _open_options(config: FinetuneConfig, out: Path, resume: bool) -> list[str]:
+    """Return the options that the examples settle, or have settled when the run began."""
+    found = {name for name in SETTLED if getattr(config, name) is None}
+    if resume and (out / CONFIG).is_file():  # asked for by the folder's own configuration, it may be
+        told = Run.load(out).facts.settled if (out / RECORD).is_file() else None
+        found |= set(SETTLED if told is None else told)
+    return sorted(found)
+
+
+def _as_settled(config: FinetuneConfig, before: FinetuneConfig, out: Path) -> FinetuneConfig:
+    """Return the configuration with what the run settled by itself, from the same labels and examples."""
+    solves = method_class(config.method).solves_head
+    names = ("weight_decay", "patience") if solves else ("weight_decay",)
+    settled = {name: getattr(before, name) for name in names if getattr(config, name) is None}
+    if config.weight_decay is None and config.optimizer == "adamw":
+        settled["optimizer"] = before.optimizer  # see `with_head_penalty`
+    if solves and (out / RECORD).is_file() and not Run.load(out).facts.examples.val:
+        settled["select"] = before.select  # nothing to select by
+    return config.model_copy(update=settled)
+
+
+def _finished(out: Path, given: Given) -> Run | None:
+    if not (out / RECORD).is_file():
+        return None
+    run = Run.load(out, data=given.data, model=given.model)
+    return run if run.finished else None
+
+
+def _check_same(before: FinetuneConfig, now: FinetuneConfig, out: Path) -> None:
+    """Raise ConfigError naming the first option that a resumed run would change."""
+    old, new = before.to_dict(), now.to_dict()
+    for name in old:
+        if name not in RESUMABLE and old[name] != new[name]:
+            raise ConfigError(
+                f"the run in {out} was started with --{name.replace('_', '-')} {old[name]}, not {new[name]}; "
+                "resume it with the same options, or use --overwrite"
+            )
+
 
 # Options that make a task, which are of no use where one is given.
 _MAKE_A_TASK = (

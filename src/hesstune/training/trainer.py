@@ -1,10 +1,12 @@
-"""The training loop, on accelerate: it runs a method and leaves the decisions to it."""
+"""The training loop on accelerate: optimizer, order of batches, checkpoints, choice of the best epoch."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,32 +14,271 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hesstune.data.examples import Examples
-from hesstune.errors import DivergedError, RunError
-from hesstune.inputs.batches import ModelInputs, predict_logits
+from hesstune.errors import ConfigError, DivergedError, RunError
+from hesstune.inputs.batches import ModelInputs, batches_of, predict_logits, without_singles
 from hesstune.methods import Batch, Method
+from hesstune.methods._losses import balanced_rates
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.checkpoint import Checkpoints
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.records import Epoch
-from hesstune.runtime.accelerator import (
+from hesstune.runtime.device import (
     loss_scale,
     make_accelerator,
+    mixed_seed,
     random_state,
     scale_gradients_,
     set_random_state,
 )
 from hesstune.runtime.distributed import SplitForward, all_reduce_sum, average_gradients_, rank, world
-from hesstune.runtime.progress import Progress
-from hesstune.runtime.seeds import mixed_seed
-from hesstune.runtime.signals import Stop, stoppable
+from hesstune.runtime.sharding import is_sharded, like, local
+from hesstune.runtime.signals import Progress, Stop, stoppable
 from hesstune.storage.tensors import Tree
-from hesstune.training.best import Best, Judged
-from hesstune.training.evaluate import Validation, accuracy
-from hesstune.training.optim import make_optimizer, make_schedule
-from hesstune.training.order import BatchOrder
-from hesstune.training.state import Partial, load_optimizer, optimizer_state, restore, state_of
+from hesstune.training.metrics import Validation, accuracy
 
-__all__ = ["Trainer"]
+__all__ = [
+    "BatchOrder", "Best", "Judged", "Trainer", "make_optimizer", "make_schedule", "restore", "state_of",
+]  # fmt: skip
+
+
+class Judged(NamedTuple):
+    """How a network does on each of the N validation examples.
+
+    Attributes:
+        losses: (N,).
+        errors: (N,) 1.0 where the largest logit is not the label, else 0.0.
+    """
+
+    losses: torch.Tensor
+    errors: torch.Tensor
+
+
+class Best:
+    """The best weights so far, by validation loss.
+
+    A start that was solved is simpler than what steps make of it: these have to beat it by more than one
+    standard error of the mean difference.
+
+    Args:
+        wanted: Whether the best are kept; else nothing is.
+        latest: Whether, after a start is beaten, the latest are kept that err on no more validation examples
+            than those that err least, beyond one standard error: where labels are right, accuracy goes on
+            rising, as steps get smaller, after the likelihood has begun to fall.
+    """
+
+    def __init__(self, wanted: bool, latest: bool = False) -> None:
+        self.wanted, self.latest = wanted, wanted and latest
+        self.weights: dict[str, torch.Tensor] | None = None
+        self.epoch: int | None = None  # whose weights are kept
+        self.waited = -1  # epochs since the loss was lowest or any were kept
+        self._loss = self._least = float("inf")
+        # Losses at the solved start, while that is kept; errors of those kept that erred least.
+        self._start: torch.Tensor | None = None
+        self._errors: torch.Tensor | None = None
+
+    def offer(
+        self,
+        judged: Judged | None,
+        weights: Callable[[], dict[str, torch.Tensor]],
+        epoch: int,
+    ) -> None:
+        """Keep the weights if they are the best on validation.
+
+        Args:
+            judged: None where there are no validation examples.
+            weights: Copies the weights as they are.
+            epoch: Of which epoch they are, from 1; 0: of a solved start.
+        """
+        self.waited += 1
+        if judged is None:
+            return
+        loss = float(judged.losses.mean())
+        if loss < self._least:
+            self._least, self.waited = loss, 0
+        if not (self.wanted and self._wins(judged, loss)):
+            return
+        self.weights, self.epoch, self.waited, self._loss = weights(), epoch, 0, loss
+        self._start = None if epoch else judged.losses
+        fewer = self._errors is None or judged.errors.mean() < self._errors.mean()
+        if self.latest and epoch and fewer:
+            self._errors = judged.errors
+
+    def _wins(self, judged: Judged, loss: float) -> bool:
+        if self._start is not None:
+            gain = self._start - judged.losses
+            return loss < self._loss and float(gain.mean()) > _error(gain)
+        if self._errors is not None:
+            behind = judged.errors - self._errors
+            return float(behind.mean()) <= _error(behind)
+        return loss < self._loss
+
+    def tree(self) -> Tree:
+        """Return what a checkpoint holds of it."""
+        loss, least = (value if np.isfinite(value) else None for value in (self._loss, self._least))
+        return {
+            "best": self.weights,
+            "best_epoch": self.epoch,
+            "best_loss": loss,
+            "start_losses": self._start,
+            "least_errors": self._errors,
+            "least_loss": least,
+            "waited": self.waited,
+        }
+
+    def take(self, tree: Tree) -> None:
+        """Take back what `tree` returned."""
+        self.weights, self.epoch, self._start = tree["best"], tree["best_epoch"], tree.get("start_losses")
+        self._errors = tree.get("least_errors")
+        self._loss = float("inf") if tree["best_loss"] is None else tree["best_loss"]
+        least = tree.get("least_loss")
+        self._least = self._loss if least is None else least
+        self.waited = int(tree.get("waited", 0))
+
+
+def _error(differences: torch.Tensor) -> float:
+    """Return the standard error of the mean of differences; 0 for a single one."""
+    return float(differences.std()) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
+
+
+def make_optimizer(config: FinetuneConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """Build torch's Adam, AdamW or SGD from the configuration."""
+    assert config.lr is not None
+    lr, decay = config.lr, config.weight_decay or 0.0
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=lr, weight_decay=decay)
+
+
+def make_schedule(
+    config: FinetuneConfig, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Build the schedule: a linear rise over `lr_warmup` of the steps, then cosine, step or constant."""
+    rise = max(1, round(config.lr_warmup * steps))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise if config.lr_warmup else 1.0
+        done = (step - rise) / max(1, steps - rise)
+        if config.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        if config.schedule == "step":
+            return 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01
+        return 1.0
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+class BatchOrder:
+    """The batches of every epoch; they depend on the seed and the epoch alone.
+
+    Args:
+        config: The resolved configuration.
+        counts: (K,) how many training examples carry each label.
+        labels: (n,) the labels.
+
+    Raises:
+        ConfigError: If batch norm is to adapt to batches of one example.
+    """
+
+    def __init__(self, config: FinetuneConfig, counts: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
+        self.config, self.n = config, len(labels)
+        # Batch norm that adapts takes the variance of a batch, and one example has none.
+        self.adapts = config.batch_norm == "adapt"
+        if self.adapts and 1 in (config.batch_size, self.n):
+            raise ConfigError(
+                "batch norm cannot adapt to batches of one example; give --batch-size 2 or more, two "
+                "training examples or more, or --batch-norm frozen"
+            )
+        self.weights: NDArray[np.float64] | None = None
+        if config.sampler != "uniform":
+            weights = balanced_rates(counts)[labels]
+            self.weights = weights / weights.sum()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all epochs."""
+        batches = -(-self.n // self.config.batch_size)
+        if self.adapts and self.n % self.config.batch_size == 1:
+            batches -= 1
+        return -(-batches // self.config.accumulate) * self.config.epochs
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the examples of an epoch."""
+        rng = np.random.default_rng([self.config.seed, epoch, 0x0DE])
+        if self.weights is None:
+            return rng.permutation(self.n)
+        return rng.choice(self.n, size=self.n, p=self.weights)
+
+    def batches(self, epoch: int, feed: ModelInputs) -> list[NDArray[np.int64]]:
+        """Return the batches of an epoch."""
+        rng = np.random.default_rng([self.config.seed, epoch, 0xBA7])
+        batches = batches_of(feed, self.order(epoch), self.config.batch_size, rng)
+        return without_singles(batches) if self.adapts else batches
+
+
+@dataclass
+class Partial:
+    """An epoch that is under way.
+
+    Attributes:
+        epoch: The epoch, from 0.
+        batches: Batches done.
+        loss: Summed loss of their examples.
+        hits: Examples of theirs that were classified as labelled.
+        rate: The learning rate of the last step.
+        seconds: Time spent on them.
+    """
+
+    epoch: int
+    batches: int = 0
+    loss: float = 0.0
+    hits: int = 0
+    rate: float = 0.0
+    seconds: float = 0.0
+
+
+def state_of(net: nn.Module, trained: Sequence[str], copy: bool = True) -> dict[str, torch.Tensor]:
+    """Return what training may change: trained parameters and all buffers, copied unless told otherwise."""
+    parameters = dict(net.named_parameters())
+    found = {**{name: parameters[name] for name in trained}, **dict(net.named_buffers())}
+    parts = {name: local(tensor).detach() for name, tensor in found.items()}
+    return {name: part.clone() for name, part in parts.items()} if copy else parts
+
+
+@torch.no_grad()
+def restore(net: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Set them back."""
+    own = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    for name, tensor in state.items():
+        local(own[name]).copy_(tensor)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> Tree:
+    """Return the optimizer's state."""
+    found: Tree = optimizer.state_dict()
+    return {**found, "state": {i: _mapped(kept, local) for i, kept in found["state"].items()}}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Set it back."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    kept = {}
+    for index, values in state["state"].items():
+        parameter = parameters[int(index)]
+        shape = local(parameter).shape
+
+        def cut(value: torch.Tensor, p: torch.Tensor = parameter, s: torch.Size = shape) -> torch.Tensor:
+            # A step count has no parts.
+            return like(value, p) if is_sharded(p) and value.ndim and value.shape == s else value
+
+        kept[index] = _mapped(values, cut)
+    optimizer.load_state_dict({**state, "state": kept})
+
+
+def _mapped(values: Mapping[str, Any], change: Any) -> Tree:
+    return {k: change(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+
 
 # Checkpoints of runs whose epochs are shorter than this are written less often than every epoch.
 CHECKPOINT_SECONDS = 2.0
