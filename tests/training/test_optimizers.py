@@ -27,7 +27,7 @@ def heads(tiny):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_penalty_found_by_cross_validation_is_one_of_the_loss(monkeypatch, optimizer):
     """Training ends where the gradient of the loss is −λ·W: of |W − A|²/2 in A/(1 + λ)."""
-    monkeypatch.setattr(penalty, "penalised_head_of", lambda *_: (0.5, None))
+    monkeypatch.setattr(estimates, "penalised_head_of", lambda *_: (0.5, None))
     asked = make_config({"optimizer": optimizer, "method": "vanilla", "train": "head", "lr": 0.1}).resolved()
     config, _ = estimates.with_head_penalty(asked, None, None, None)
     assert config.weight_decay == 0.5

@@ -22,7 +22,7 @@ from hesstune.runs.folder import entered, locked_by_first
 from hesstune.runs.records import COMPRESSED, POSTERIOR, PRIOR, RECORD
 from hesstune.runs.run import Run
 from hesstune.runtime.distributed import all_reduce_sum, on_main_process, rank
-from hesstune.training.fit import fit_prepared
+from hesstune.training.fit import RunRequest, fit_prepared
 from hesstune.training.prepare import SETTLED, Prepared, settle
 
 __all__ = ["Centred", "Picked", "compressed", "network_of_part", "parted", "with_trained_prior"]
@@ -331,7 +331,7 @@ def _trained(
         return Run.load(out, data=prepared.given.data, model=prepared.given.model)
     with entered(out, overwrite=True, resume=False):
         own = settle(replace(prepared, config=config))  # of these examples alone
-        run = fit_prepared(own, out, progress=progress)
+        run = fit_prepared(own, out, RunRequest(progress=progress))
         run.add(made_from=made_from)
         on_main_process(run.write_record)
     return run

@@ -18,8 +18,16 @@ from hesstune.reference import NO_LAYER, Reference, is_matrix
 from hesstune.runtime.sharding import is_sharded, over_parts, pair
 
 __all__ = [
-    "DistanceConstraint", "NORMS", "StartingPointPenalty", "check_finite", "depth_scaled", "resolve_radii",
-    "trained_matrices", "warn_of_unheld", "weight_norm", "wide",
+    "NORMS",
+    "DistanceConstraint",
+    "StartingPointPenalty",
+    "check_finite",
+    "depth_scaled",
+    "resolve_radii",
+    "trained_matrices",
+    "warn_of_unheld",
+    "weight_norm",
+    "wide",
 ]  # fmt: skip
 
 NORMS = ("frobenius", "mars")
@@ -102,12 +110,6 @@ def depth_scaled(
     The stages are those of a residual network where its names tell them, else the third and fourth
     quarter of the layers; the head keeps its radius. Source: the code of the paper (there for
     ResNets); Li and Zhang 2021 let the radii of a layer grow by a constant factor.
-
-    Args:
-        radii: {layer: radius}.
-        layers: All layers' names, in order of depth.
-        scale: s > 0.
-        heads: The layers of the head.
 
     Example:
         >>> depth_scaled(dict.fromkeys("abcd", 1.0), list("abcd") + ["h"], 2.0, ["h"])

@@ -172,12 +172,6 @@ class FeatureStore:
     ) -> dict[str, torch.Tensor] | None:
         """Return the features of each part, (N, D) on the CPU, computing the rows that are missing.
 
-        Args:
-            loaded: The network.
-            parts: Examples by part.
-            feeds: The same, as the network's inputs.
-            max_length: Tokens of a text at most.
-
         Returns:
             The rows, or None where features alone do not determine the logits (see `cached_features`).
         """

@@ -77,10 +77,6 @@ def find_heads(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
     have as many outputs as there are logits are the heads. A network with one classifier has one head; one
     that averages several classifiers, such as a distilled DeiT or a LeViT, has several.
 
-    Args:
-        model: The network; it is left as it is.
-        inputs: Two examples or more.
-
     Raises:
         ModelError: If the network fails on the inputs, no layer or no unambiguous set of layers produces the
             logits, or other layers produce them in training mode.

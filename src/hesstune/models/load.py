@@ -37,8 +37,19 @@ from hesstune.storage.seen_examples import SeenExamples
 from hesstune.storage.tensors import add_metadata, save_tensors
 
 __all__ = [
-    "DTYPES", "KINDS", "LoadedModel", "MODULE", "ModelObject", "cast", "checkpoint_dtype", "export_model",
-    "fitting_names", "load_model", "read_weights", "set_parameters", "spec_parts",
+    "DTYPES",
+    "KINDS",
+    "MODULE",
+    "LoadedModel",
+    "ModelObject",
+    "cast",
+    "checkpoint_dtype",
+    "export_model",
+    "fitting_names",
+    "load_model",
+    "read_weights",
+    "set_parameters",
+    "spec_parts",
 ]  # fmt: skip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -63,9 +74,6 @@ def checkpoint_dtype(name: str) -> str:
     """Return the floating-point type that a transformers checkpoint is stored in; "" if unknown.
 
     It is read from the header of the (first) safetensors file.
-
-    Args:
-        name: A name on the hub, or a folder.
     """
     from safetensors import safe_open
     from transformers.utils.hub import cached_file
@@ -181,10 +189,6 @@ def fitting_names(
     A prefix is taken off where, with it, no name is the model's, and without it some are: `module.` of
     DistributedDataParallel, `model.` of a Lightning module, or any other. A name that it does not begin
     stays, to be told of as unexpected.
-
-    Args:
-        state: Weights as read.
-        own: Names of the model's parameters and buffers.
 
     Example:
         >>> found, prefix = fitting_names({"module.weight": torch.zeros(1)}, ["weight"])

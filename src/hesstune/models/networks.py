@@ -166,10 +166,6 @@ class VisionRequest:
 def load_vision_model(kind: str, how: VisionRequest) -> tuple[nn.Module, MeanAndStd]:
     """Load an image classifier with k classes, and what its images are normalised by.
 
-    Args:
-        kind: `efficientnet_lite0`, `hf`, `timm` or `torchvision`.
-        how: The model's name and what is asked of it.
-
     Raises:
         MissingExtraError: If the package that provides it is not installed.
         ModelError: If there is no such model, or its weights cannot be had.

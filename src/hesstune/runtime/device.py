@@ -27,9 +27,6 @@ def mixed_seed(*key: int) -> int:
 
     Keys are mixed by `numpy.random.SeedSequence`, whose values numpy guarantees not to change.
 
-    Args:
-        key: Integers from 0, such as a run's seed and an epoch.
-
     Example:
         >>> mixed_seed(0, 1), mixed_seed(1, 0)
         (2918264622725855778, 3717377837946358015)

@@ -163,13 +163,7 @@ OF_TEST_LABELS = ("test_labels_rewritten", "test_labels_kept")
 
 
 def run_cell(cell: Cell, folder: Path, settings: Settings) -> CellRecord:
-    """Run a cell, or go on with it, and write its cell.json; an error of the input is its result.
-
-    Args:
-        cell: What to run.
-        folder: The cell's folder.
-        settings: What to do beside training.
-    """
+    """Run a cell, or go on with it, and write its cell.json; an error of the input is its result."""
     made_folder(folder)
     try:
         config, searched = cell.config, None

@@ -33,7 +33,7 @@ from hesstune.study.options import CellRecord, CompareOptions, Settings, StudyRe
 from hesstune.study.plan import Cell, StudyPlan, make_study_plan
 from hesstune.study.results import RESULTS, cells_csv, check_unchanged, markdown, read_results, results_of
 
-__all__ = ["Comparison", "PLAN", "compare", "finished", "one", "plan_of", "work"]
+__all__ = ["PLAN", "Comparison", "compare", "finished", "one", "plan_of", "work"]
 
 PLAN, STORE = "plan.json", "features"
 
@@ -79,14 +79,7 @@ def work(
 
 
 def one(out: Path, plan: StudyPlan, cell: Cell, wait: bool = False) -> bool:
-    """Run one cell unless it is finished; return False where it is in another process's hands.
-
-    Args:
-        out: The comparison's folder.
-        plan: Its plan.
-        cell: Which.
-        wait: Wait for the other process instead, which may be about to end.
-    """
+    """Run one cell unless it is finished; return False where it is in another process's hands."""
     folder = out / cell.folder
     made_folder(folder)
     claim = FileLock(folder / ".claimed")
@@ -114,12 +107,6 @@ def work_on_cluster(
 
     The cluster is the one that RAY_ADDRESS names, else the one started on this machine, else a new one
     on this machine alone. The folder must be on a file system that all its machines share.
-
-    Args:
-        folder: The comparison's folder, with its plan written.
-        plan: The plan.
-        most: Cells at a time; None: as many as the cluster has cores.
-        progress: Called with (cells done, cells in all, text).
 
     Raises:
         MissingExtraError: If Ray is not installed.

@@ -26,7 +26,7 @@ from hesstune.runs.task import reading_of
 from hesstune.study.options import OptionValues, Settings
 from hesstune.training.prepare import as_trained
 
-__all__ = ["Cell", "ELSEWHERE", "StudyPlan", "fingerprint", "make_study_plan"]
+__all__ = ["ELSEWHERE", "Cell", "StudyPlan", "fingerprint", "make_study_plan"]
 
 # Options of a run that say where it runs, not what it computes; the data is known by its digest.
 ELSEWHERE = ("out", "track", "device", "cache_mib", "activations_mib", "data", "weights")
@@ -94,12 +94,6 @@ def _module_file(name: str) -> Path | None:
 
 def fingerprint(config: FinetuneConfig, data: str, settings: Settings, contents: Contents) -> str:
     """Return the digest of everything that a cell's result depends on.
-
-    Args:
-        config: The run's resolved configuration.
-        data: The digest of its data.
-        settings: What is done beside training.
-        contents: Digests of files.
 
     Raises:
         DataError: If a file that an option names cannot be read.

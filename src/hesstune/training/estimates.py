@@ -52,15 +52,7 @@ __all__ = [
 def head_features(
     loaded: LoadedModel, part: Examples, k: int, device: torch.device, max_length: int
 ) -> NDArray[np.float32] | None:
-    """Return the inputs of the head, (N, D); None where it is no linear layer at the network's end.
-
-    Args:
-        loaded: The network; it is left as it is.
-        part: The examples.
-        k: Number of classes.
-        device: Where features are computed.
-        max_length: Tokens of a text at most.
-    """
+    """Return the inputs of the head, (N, D); None where it is no linear layer at the network's end."""
     try:
         features = frozen_features(loaded, part, device, max_length)
     except ModelError:  # the head is not the last operation
@@ -188,13 +180,6 @@ def solved_head(
     """Return the head that the run's method solves; None where the network has none that it could.
 
     Its details tell the seconds that it took once features were there.
-
-    Args:
-        config: The resolved configuration.
-        task: With the labels to be trained on.
-        loaded: The network at its reference; it is left as it is.
-        device: Where features are computed.
-        noise_matrix: F where it was told.
     """
     part = task.train
     features = head_features(loaded, part, task.k, device, config.max_length)
@@ -369,16 +354,7 @@ def run_estimate(
     kept: Path | None,
     errors: bool = True,
 ) -> tuple[NoiseMatrix, NoiseMatrixRecord]:
-    """Return the estimated matrix and its record; a resumed run reads both from its folder.
-
-    Args:
-        config: The run's.
-        task: With the labels to be trained on.
-        loaded: The network at the reference; it is left as it is.
-        device: Where features are computed.
-        kept: The folder's record of an earlier pass, or None.
-        errors: As of `estimated`.
-    """
+    """Return the estimated matrix and its record; a resumed run reads both from its folder."""
     made_from = _fingerprint(config, task)
     record = None
     if kept is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,34 @@ from numpy.typing import NDArray
 from hesstune.data.examples import MEMORY, Task
 from hesstune.errors import ConfigError
 from hesstune.inputs.batches import predict_logits
-from hesstune.methods import Method, method_name
+from hesstune.inputs.features import sharing
+from hesstune.methods import Method, method_class, method_name
 from hesstune.models.load import MODULE, ModelObject, spec_parts
 from hesstune.options import takes_options
-from hesstune.runs.config import FinetuneConfig, make_config, read_yaml
-from hesstune.runs.folder import entered
-from hesstune.runs.records import RADIUS, TRIALS, CurvePoint, RadiusRecord
+from hesstune.runs.config import RESUMABLE, FinetuneConfig, make_config, read_config, read_yaml
+from hesstune.runs.data_check import check_data
+from hesstune.runs.folder import claim, entered
+from hesstune.runs.records import CONFIG, NOISE_MATRIX, RADIUS, RECORD, TRIALS, CurvePoint, RadiusRecord
 from hesstune.runs.run import Given, Run
+from hesstune.runs.sharded import refuse_one, weights_of
+from hesstune.runs.start_check import check_weights
+from hesstune.runtime.distributed import joined_ranks, on_main_process, refuse_adapting, world
 from hesstune.runtime.signals import Progress
+from hesstune.storage.atomic import writing
+from hesstune.storage.remembered import remembering
 from hesstune.storage.stored import read_record, write_record
 from hesstune.training.estimates import default_radii
-from hesstune.training.fit import Trained, fit_prepared, for_task, in_folder
-from hesstune.training.metrics import Validation
-from hesstune.training.prepare import Prepared, named_radii
+from hesstune.training.fit import RunRequest, Trained, fit_prepared
+from hesstune.training.metrics import Validation, check_tracker
+from hesstune.training.prepare import SETTLED, Prepared, named_radii, prepare
 
 __all__ = ["FACTORS", "finetune", "pick"]
 
+# Options that make a task, which are refused if one is given.
+_MAKE_A_TASK = (
+    "data", "limit", "split", "fold", "val_fraction", "test_fraction", "vote_columns", "label_model",
+    "skip_bad_images",
+)  # fmt: skip
 # The path: factors of the method's default radii.
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 RULE = (
@@ -43,10 +56,224 @@ RULE = (
 )
 
 
-def with_chosen_radii(prepared: Prepared, out: Path) -> Prepared:
-    """Return what was prepared with radii chosen, or read where an interrupted run had chosen them."""
-    chosen = choose_radius(prepared, out)
-    return replace(prepared, radius=named_radii(chosen, prepared.loaded))
+@takes_options(FinetuneConfig, more=True)
+def finetune(
+    data: Any = None,
+    /,
+    model: str | ModelObject | None = None,
+    method: str | type[Method] | None = None,
+    *,
+    config: Config | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+    observe: Callable[[Trained], None] | None = None,
+    keep_weights: bool = True,
+    **options: Any,
+) -> Run:
+    """Fine-tune a pretrained network on a small, perhaps noisily labelled data set.
+
+    Without `out` the run goes to a new folder below the system's temporary one, `Run.path`. It is not
+    removed: it holds the run that is returned.
+
+    Args:
+        data: The data set, by position or by name: a string as on the command line; a pandas DataFrame
+            with columns as of `csv:` data; a pair (X, y) of texts, image files, PIL images or an array of
+            images, and labels; a map-style data set of (input, label); or a `datasets.Dataset` or
+            DatasetDict. Objects are not kept: the run says `data: memory` and knows them again by their
+            contents. In its place, a mapping of options, a FinetuneConfig or the path of a YAML file
+            is `config`.
+        model: A string as on the command line, or a `torch.nn.Module` (for texts a pair of module and
+            tokenizer). A copy of it is trained; its weights are where the run starts, and it is left as it
+            was. The layer that produces its K logits is the head (option `head`).
+        method: The name of a method, or a subclass of `hesstune.methods.Method`.
+        config: Options: a configuration, a mapping, or the path of a YAML file.
+        overwrite: Replace the run in `out`; other files there are left alone.
+        resume: Continue an interrupted run in `out`; start where there is none.
+        progress: Called with (steps done, steps in all, text) after every step.
+        observe: Called with the network and its inputs when training has ended.
+        keep_weights: Keep the fine-tuned weights and the reference; else the records alone, and those without
+            the errors of an estimated noise matrix, which take as long as the matrix.
+        **options: Options of `FinetuneConfig` by name, over those of `config`; `data`, too.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        HesstuneError: If an option or input is wrong, with what is needed; nothing is lost.
+
+    Example:
+        >>> import hesstune as ht
+        >>> run = ht.finetune("digits", train="head", inject_noise="symmetric:0.2", limit=64)
+        >>> run.config.method, run.record["recipe"]["chosen"].partition(" (")[0]
+        ('auto', 'penalised cross-entropy on the labels as they are')
+    """
+    if _is_config(data):
+        if config is not None:
+            raise ConfigError("options are given twice, by position and as config; give them once")
+        data, config = None, data
+    elif data is not None and "data" in options:
+        raise ConfigError("data is given twice, by position and by name; give it once")
+    data = options.pop("data", None) if data is None else data
+    given = Given(None if isinstance(data, str | Path) else data, None if isinstance(model, str) else model)
+    named = {
+        "data": data if given.data is None else MEMORY,
+        "model": model if given.model is None else MODULE,
+        "method": None if method is None else method_name(method),
+    }
+    made = _build(config, {**options, **{k: v for k, v in named.items() if v is not None}})
+    resolved = (_for_task(made, data) if isinstance(data, Task) else made).resolved()
+    if given.model is None:
+        spec_parts(resolved.model)
+
+    return _train_in_folder(resolved, given, RunRequest(overwrite, resume, progress, observe, keep_weights))
+
+
+def _is_config(given: Any) -> bool:
+    """Tell options and files of options from data: of two strings, the one that ends in .yaml or .yml."""
+    if isinstance(given, str | Path):
+        return Path(given).suffix.lower() in (".yaml", ".yml")
+    # The library datasets makes its dictionary of parts a mapping, too.
+    own = type(given).__module__.partition(".")[0] == "datasets"
+    return isinstance(given, FinetuneConfig | Mapping) and not own
+
+
+def _build(config: Config | None, options: dict[str, Any]) -> FinetuneConfig:
+    if isinstance(config, FinetuneConfig):
+        values = config.model_dump(exclude_unset=True)
+    elif isinstance(config, str | Path):
+        values = read_yaml(config)
+    else:
+        values = dict(config or {})
+    return make_config({**values, **options})
+
+
+def _for_task(config: FinetuneConfig, task: Task) -> FinetuneConfig:
+    """Return the configuration with what the task has settled."""
+    for name in _MAKE_A_TASK:
+        default = MEMORY if name == "data" else FinetuneConfig.model_fields[name].default
+        if name in config.model_fields_set and getattr(config, name) != default:
+            raise ConfigError(f"the option {name} makes a task, but one is given; leave it out")
+    settled: dict[str, Any] = {"data": MEMORY}
+    if not task.is_text:
+        size = task.train.images(np.arange(1)).shape[-1]
+        if config.image_size not in (None, size):
+            raise ConfigError(f"the task's images have {size} pixels a side, not {config.image_size}")
+        settled["image_size"] = size
+    return config.model_copy(update=settled)
+
+
+@joined_ranks()
+def _train_in_folder(config: FinetuneConfig, given: Given, request: RunRequest) -> Run:
+    """Prepare a run and train it in its folder, or return the finished run that a resumed one has there.
+
+    Raises:
+        HesstuneError: If an option or input is wrong, or the folder cannot be used.
+    """
+    check_tracker(config.track)
+    refuse_adapting(config.batch_norm)
+    refuse_one(config.shard)
+    if config.out is None and world() > 1:
+        raise ConfigError("several processes write one run: give --out, a folder that all of them see")
+    with _folder(config.out) as out:
+        return _run(config, out, given, request)
+
+
+@contextlib.contextmanager
+def _folder(out: str | None) -> Iterator[Path]:
+    """Yield the run's folder; a temporary one goes again where an error comes before its first file."""
+    if out:
+        folder = Path(out)
+    else:
+        with writing(Path(tempfile.gettempdir())):
+            folder = Path(tempfile.mkdtemp(prefix="hesstune-"))
+    try:
+        yield folder
+    except BaseException:
+        if not out:
+            with contextlib.suppress(OSError):  # it holds files
+                folder.rmdir()
+        raise
+
+
+def _run(config: FinetuneConfig, out: Path, given: Given, request: RunRequest) -> Run:
+    resume = request.resume
+    if config.out:
+        on_main_process(lambda: claim(out, request.overwrite, resume, create=False))
+    open_options, before, undecided = _open_options(config, out, resume), None, False
+    if resume and (out / CONFIG).is_file():
+        before = read_config(out / CONFIG)
+        config = _as_settled(config, before, out)
+        # Only the network shows whether another spelling of --train names the head's parameters alone.
+        undecided = before.head_only and not config.head_only
+        if not undecided:
+            _check_same(before, config, out)
+        named = given.data is None and given.model is None  # the options determine everything to compare
+        if named and not undecided and (run := _finished(out, given)) is not None:
+            run.task()  # refuses data that has changed
+            return run
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    # Estimates of the noise, trials of radii and the run itself use the same features.
+    with torch.random.fork_rng(devices=devices), sharing(), remembering():
+        torch.manual_seed(config.seed)
+        prepared = prepare(config, out / NOISE_MATRIX if resume else None, given, request.keep_weights)
+        prepared = replace(prepared, settled=sorted({*open_options, *prepared.settled}))
+        if before is not None and undecided:
+            kept = {name: getattr(before, name) for name in prepared.settled}
+            prepared = replace(prepared, config=prepared.config.model_copy(update=kept))
+            _check_same(before, prepared.config, out)
+        with entered(out, request.overwrite, resume):
+            if resume and (run := _finished(out, given)) is not None:
+                # Finished earlier, from objects, or by another process while this one was loading.
+                start = weights_of(prepared.loaded.model)
+                check_data(run.records, prepared.record())
+                check_weights(run, {name: start[name] for name in start.names()})
+                return run
+            if prepared.config.radius == "auto":
+                prepared = replace(
+                    prepared, radius=named_radii(choose_radius(prepared, out), prepared.loaded)
+                )
+                torch.manual_seed(config.seed)
+            return fit_prepared(prepared, out, request)
+
+
+def _open_options(config: FinetuneConfig, out: Path, resume: bool) -> list[str]:
+    """Return the options that the examples settle, or have settled when the run began."""
+    found = {name for name in SETTLED if getattr(config, name) is None}
+    if resume and (out / CONFIG).is_file():  # asked for by the folder's own configuration, it may be
+        told = Run.load(out).facts.settled if (out / RECORD).is_file() else None
+        found |= set(SETTLED if told is None else told)
+    return sorted(found)
+
+
+def _as_settled(config: FinetuneConfig, before: FinetuneConfig, out: Path) -> FinetuneConfig:
+    """Return the configuration with what the run settled by itself, from the same labels and examples."""
+    solves = method_class(config.method).solves_head
+    names = ("weight_decay", "patience") if solves else ("weight_decay",)
+    settled = {name: getattr(before, name) for name in names if getattr(config, name) is None}
+    if config.weight_decay is None and config.optimizer == "adamw":
+        settled["optimizer"] = before.optimizer  # see `with_head_penalty`
+    if solves and (out / RECORD).is_file() and not Run.load(out).facts.examples.val:
+        settled["select"] = before.select  # nothing to select by
+    return config.model_copy(update=settled)
+
+
+def _finished(out: Path, given: Given) -> Run | None:
+    if not (out / RECORD).is_file():
+        return None
+    run = Run.load(out, data=given.data, model=given.model)
+    return run if run.finished else None
+
+
+def _check_same(before: FinetuneConfig, now: FinetuneConfig, out: Path) -> None:
+    """Raise ConfigError naming the first option that a resumed run would change."""
+    old, new = before.to_dict(), now.to_dict()
+    for name in old:
+        if name not in RESUMABLE and old[name] != new[name]:
+            raise ConfigError(
+                f"the run in {out} was started with --{name.replace('_', '-')} {old[name]}, not {new[name]}; "
+                "resume it with the same options, or use --overwrite"
+            )
 
 
 def choose_radius(prepared: Prepared, out: Path) -> dict[str, float]:
@@ -125,110 +352,8 @@ def _trial_losses(prepared: Prepared, radius: dict[str, float], folder: Path) ->
     trial = replace(prepared, config=own, loaded=loaded, radius=named_radii(radius, loaded))
     with entered(folder, overwrite=True, resume=False):
         torch.manual_seed(config.seed)
-        fit_prepared(trial, folder, observe=observe, keep_weights=False)
+        fit_prepared(trial, folder, RunRequest(observe=observe, keep_weights=False))
     return found[0]
 
 
 Config = FinetuneConfig | Mapping[str, Any] | str | Path
-
-
-@takes_options(FinetuneConfig, more=True)
-def finetune(
-    data: Any = None,
-    /,
-    model: str | ModelObject | None = None,
-    method: str | type[Method] | None = None,
-    *,
-    config: Config | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    progress: Progress | None = None,
-    observe: Callable[[Trained], None] | None = None,
-    keep_weights: bool = True,
-    **options: Any,
-) -> Run:
-    """Fine-tune a pretrained network on a small, perhaps noisily labelled data set.
-
-    Without `out` the run goes to a new folder below the system's temporary one, `Run.path`. It is not
-    removed: it holds the run that is returned.
-
-    Args:
-        data: The data set, by position or by name: a string as on the command line; a pandas DataFrame
-            with columns as of `csv:` data; a pair (X, y) of texts, image files, PIL images or an array of
-            images, and labels; a map-style data set of (input, label); or a `datasets.Dataset` or
-            DatasetDict. Objects are not kept: the run says `data: memory` and knows them again by their
-            contents. In its place, a mapping of options, a FinetuneConfig or the path of a YAML file
-            is `config`.
-        model: A string as on the command line, or a `torch.nn.Module` (for texts a pair of module and
-            tokenizer). A copy of it is trained; its weights are where the run starts, and it is left as it
-            was. The layer that produces its K logits is the head (option `head`).
-        method: The name of a method, or a subclass of `hesstune.methods.Method`.
-        config: Options: a configuration, a mapping, or the path of a YAML file.
-        overwrite: Replace the run in `out`; other files there are left alone.
-        resume: Continue an interrupted run in `out`; start where there is none.
-        progress: Called with (steps done, steps in all, text) after every step.
-        observe: Called with the network and its inputs when training has ended.
-        keep_weights: Keep the fine-tuned weights and the reference; else the records alone, and those without
-            the errors of an estimated noise matrix, which take as long as the matrix.
-        **options: Options of `FinetuneConfig` by name, over those of `config`; `data`, too.
-
-    Returns:
-        The finished run.
-
-    Raises:
-        HesstuneError: If an option or input is wrong, with what is needed; nothing is lost.
-
-    Example:
-        >>> import hesstune as ht
-        >>> run = ht.finetune("digits", train="head", inject_noise="symmetric:0.2", limit=64)
-        >>> run.config.method, run.record["recipe"]["chosen"].partition(" (")[0]
-        ('auto', 'penalised cross-entropy on the labels as they are')
-    """
-    if _is_config(data):
-        if config is not None:
-            raise ConfigError("options are given twice, by position and as config; give them once")
-        data, config = None, data
-    elif data is not None and "data" in options:
-        raise ConfigError("data is given twice, by position and by name; give it once")
-    data = options.pop("data", None) if data is None else data
-    given = Given(None if isinstance(data, str | Path) else data, None if isinstance(model, str) else model)
-    named = {
-        "data": data if given.data is None else MEMORY,
-        "model": model if given.model is None else MODULE,
-        "method": None if method is None else method_name(method),
-    }
-    made = _build(config, {**options, **{k: v for k, v in named.items() if v is not None}})
-    resolved = (for_task(made, data) if isinstance(data, Task) else made).resolved()
-    if given.model is None:
-        spec_parts(resolved.model)
-
-    fitted = partial(
-        fit_prepared, resume=resume, progress=progress, observe=observe, keep_weights=keep_weights
-    )
-
-    def train(prepared: Prepared, out: Path) -> Run:
-        if resolved.radius == "auto":
-            prepared = with_chosen_radii(prepared, out)
-            torch.manual_seed(resolved.seed)
-        return fitted(prepared, out)
-
-    return in_folder(resolved, given, train, overwrite=overwrite, resume=resume, errors=keep_weights)
-
-
-def _is_config(given: Any) -> bool:
-    """Tell options and files of options from data: of two strings, the one that ends in .yaml or .yml."""
-    if isinstance(given, str | Path):
-        return Path(given).suffix.lower() in (".yaml", ".yml")
-    # The library datasets makes its dictionary of parts a mapping, too.
-    own = type(given).__module__.partition(".")[0] == "datasets"
-    return isinstance(given, FinetuneConfig | Mapping) and not own
-
-
-def _build(config: Config | None, options: dict[str, Any]) -> FinetuneConfig:
-    if isinstance(config, FinetuneConfig):
-        values = config.model_dump(exclude_unset=True)
-    elif isinstance(config, str | Path):
-        values = read_yaml(config)
-    else:
-        values = dict(config or {})
-    return make_config({**values, **options})

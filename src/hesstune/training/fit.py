@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,21 +14,18 @@ from torch import nn
 
 from hesstune._version import __version__
 from hesstune.data.augment import Augmentation
-from hesstune.data.examples import MEMORY, Task
-from hesstune.errors import ConfigError, RunError
+from hesstune.data.examples import Task
+from hesstune.errors import RunError
 from hesstune.inputs.activations import ActivationInputs, needed_bytes
 from hesstune.inputs.batches import ImageInputs, ModelInputs, TextInputs, make_inputs, predict_logits
-from hesstune.inputs.features import features_of, sharing
+from hesstune.inputs.features import features_of
 from hesstune.methods import MethodSetup, method_class
 from hesstune.models.cut import AfterCut, Cut, find_cut
 from hesstune.models.load import LoadedModel
 from hesstune.reference import Reference
 from hesstune.runs.checkpoint import Checkpoints, discard
-from hesstune.runs.config import RESUMABLE, FinetuneConfig, read_config
-from hesstune.runs.data_check import check_data
 from hesstune.runs.data_record import DataRecord
 from hesstune.runs.fingerprint import fingerprints
-from hesstune.runs.folder import claim, entered
 from hesstune.runs.located import base_folder
 from hesstune.runs.model_card import model_card
 from hesstune.runs.records import (
@@ -52,20 +46,19 @@ from hesstune.runs.records import (
     RunRecord,
     Sizes,
 )
-from hesstune.runs.run import Given, Run
-from hesstune.runs.sharded import ShardedCheckpoints, refuse_one, shard_, weights_of, write_model
-from hesstune.runs.start_check import check_start, check_weights
+from hesstune.runs.run import Run
+from hesstune.runs.sharded import ShardedCheckpoints, shard_, weights_of, write_model
+from hesstune.runs.start_check import check_start
 from hesstune.runs.task import noise_of_test
-from hesstune.runtime.distributed import joined_ranks, on_main_process, rank, refuse_adapting, world
+from hesstune.runtime.distributed import on_main_process, rank, world
 from hesstune.runtime.signals import Progress
-from hesstune.storage.atomic import write_csv, write_text, writing
-from hesstune.storage.remembered import remembering
+from hesstune.storage.atomic import write_csv, write_text
 from hesstune.storage.stored import write_record
-from hesstune.training.metrics import check_tracker, final_metrics, tracked
-from hesstune.training.prepare import SETTLED, Prepared, prepare
+from hesstune.training.metrics import final_metrics, tracked
+from hesstune.training.prepare import Prepared
 from hesstune.training.trainer import Trainer
 
-__all__ = ["Fed", "Trained", "fit_prepared", "for_task", "in_folder"]
+__all__ = ["Fed", "Trained", "fit_prepared"]
 
 
 @dataclass(frozen=True)
@@ -149,151 +142,6 @@ def _behind(
     return {n: ActivationInputs(feed, model, cut, None) for n, feed in plain.items()}, notes
 
 
-@joined_ranks()
-def in_folder(
-    config: FinetuneConfig,
-    given: Given,
-    train: Callable[[Prepared, Path], Run],
-    *,
-    overwrite: bool = False,
-    resume: bool = False,
-    errors: bool = True,
-) -> Run:
-    """Prepare a run and train it in its folder, or return the finished run that a resumed one has there.
-
-    Args:
-        config: The resolved configuration; without `out` the folder is a temporary one, which stays.
-        given: Data and model, where they are objects.
-        train: Called with what was prepared and the folder, whose lock is held; the random state is the
-            seed's.
-        overwrite: Replace the run in the folder.
-        resume: Continue it.
-        errors: As of `prepare`.
-
-    Raises:
-        HesstuneError: If an option or input is wrong, or the folder cannot be used.
-    """
-    check_tracker(config.track)
-    refuse_adapting(config.batch_norm)
-    refuse_one(config.shard)
-    if config.out is None and world() > 1:
-        raise ConfigError("several processes write one run: give --out, a folder that all of them see")
-    with _folder(config.out) as out:
-        return _run(config, out, given, train, overwrite, resume, errors)
-
-
-@contextlib.contextmanager
-def _folder(out: str | None) -> Iterator[Path]:
-    """Yield the run's folder; a temporary one goes again where an error comes before its first file."""
-    if out:
-        folder = Path(out)
-    else:
-        with writing(Path(tempfile.gettempdir())):
-            folder = Path(tempfile.mkdtemp(prefix="hesstune-"))
-    try:
-        yield folder
-    except BaseException:
-        if not out:
-            with contextlib.suppress(OSError):  # it holds files
-                folder.rmdir()
-        raise
-
-
-def _run(
-    config: FinetuneConfig,
-    out: Path,
-    given: Given,
-    train: Callable[[Prepared, Path], Run],
-    overwrite: bool,
-    resume: bool,
-    errors: bool,
-) -> Run:
-    if config.out:
-        on_main_process(lambda: claim(out, overwrite, resume, create=False))
-    open_options, before, undecided = _open_options(config, out, resume), None, False
-    if resume and (out / CONFIG).is_file():
-        before = read_config(out / CONFIG)
-        config = _as_settled(config, before, out)
-        # Only the network tells whether another spelling of --train names the head's parameters alone.
-        undecided = before.head_only and not config.head_only
-        if not undecided:
-            _check_same(before, config, out)
-        named = given.data is None and given.model is None  # the options told all that there is to compare
-        if named and not undecided and (run := _finished(out, given)) is not None:
-            run.task()  # refuses data that has changed
-            return run
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    # Estimates of the noise, trials of radii and the run itself see the same features.
-    with torch.random.fork_rng(devices=devices), sharing(), remembering():
-        torch.manual_seed(config.seed)
-        prepared = prepare(config, out / NOISE_MATRIX if resume else None, given, errors)
-        prepared = replace(prepared, settled=sorted({*open_options, *prepared.settled}))
-        if before is not None and undecided:
-            kept = {name: getattr(before, name) for name in prepared.settled}
-            prepared = replace(prepared, config=prepared.config.model_copy(update=kept))
-            _check_same(before, prepared.config, out)
-        with entered(out, overwrite, resume):
-            if resume and (run := _finished(out, given)) is not None:
-                start = weights_of(prepared.loaded.model)
-                check_data(run.records, prepared.record())
-                check_weights(run, {name: start[name] for name in start.names()})
-                return run  # before, of objects, or by another process, while this one was loading
-            return train(prepared, out)
-
-
-def _open_options(config: FinetuneConfig, out: Path, resume: bool) -> list[str]:
-    """Return the options that the examples settle, or have settled when the run began."""
-    found = {name for name in SETTLED if getattr(config, name) is None}
-    if resume and (out / CONFIG).is_file():  # asked for by the folder's own configuration, it may be
-        told = Run.load(out).facts.settled if (out / RECORD).is_file() else None
-        found |= set(SETTLED if told is None else told)
-    return sorted(found)
-
-
-def _as_settled(config: FinetuneConfig, before: FinetuneConfig, out: Path) -> FinetuneConfig:
-    """Return the configuration with what the run settled by itself, from the same labels and examples."""
-    solves = method_class(config.method).solves_head
-    names = ("weight_decay", "patience") if solves else ("weight_decay",)
-    settled = {name: getattr(before, name) for name in names if getattr(config, name) is None}
-    if config.weight_decay is None and config.optimizer == "adamw":
-        settled["optimizer"] = before.optimizer  # see `with_head_penalty`
-    if solves and (out / RECORD).is_file() and not Run.load(out).facts.examples.val:
-        settled["select"] = before.select  # nothing to select by
-    return config.model_copy(update=settled)
-
-
-def _finished(out: Path, given: Given) -> Run | None:
-    if not (out / RECORD).is_file():
-        return None
-    run = Run.load(out, data=given.data, model=given.model)
-    return run if run.finished else None
-
-
-def _check_same(before: FinetuneConfig, now: FinetuneConfig, out: Path) -> None:
-    """Raise ConfigError naming the first option that a resumed run would change."""
-    old, new = before.to_dict(), now.to_dict()
-    for name in old:
-        if name not in RESUMABLE and old[name] != new[name]:
-            raise ConfigError(
-                f"the run in {out} was started with --{name.replace('_', '-')} {old[name]}, not {new[name]}; "
-                "resume it with the same options, or use --overwrite"
-            )
-
-
-# Options that make a task, which are of no use where one is given.
-_MAKE_A_TASK = (
-    "data",
-    "limit",
-    "split",
-    "fold",
-    "val_fraction",
-    "test_fraction",
-    "vote_columns",
-    "label_model",
-    "skip_bad_images",
-)
-
-
 @dataclass(frozen=True)
 class Trained:
     """What a run has in memory when training has ended: the whole network, and what was trained of it.
@@ -308,56 +156,37 @@ class Trained:
     task: Task
 
 
-def for_task(config: FinetuneConfig, task: Task) -> FinetuneConfig:
-    """Return the configuration with what the task has settled."""
-    for name in _MAKE_A_TASK:
-        default = MEMORY if name == "data" else FinetuneConfig.model_fields[name].default
-        if name in config.model_fields_set and getattr(config, name) != default:
-            raise ConfigError(f"the option {name} makes a task, but one is given; leave it out")
-    settled: dict[str, Any] = {"data": MEMORY}
-    if not task.is_text:
-        size = task.train.images(np.arange(1)).shape[-1]
-        if config.image_size not in (None, size):
-            raise ConfigError(f"the task's images have {size} pixels a side, not {config.image_size}")
-        settled["image_size"] = size
-    return config.model_copy(update=settled)
+@dataclass(frozen=True)
+class RunRequest:
+    """How a run is trained and observed; see `hesstune.finetune` for the fields."""
+
+    overwrite: bool = False
+    resume: bool = False
+    progress: Progress | None = None
+    observe: Callable[[Trained], None] | None = None
+    keep_weights: bool = True
 
 
-def fit_prepared(
-    prepared: Prepared,
-    out: Path,
-    *,
-    resume: bool = False,
-    progress: Progress | None = None,
-    observe: Callable[[Trained], None] | None = None,
-    keep_weights: bool = True,
-) -> Run:
-    """Train what was prepared, into a folder whose lock, or a folder above it, is held.
-
-    Args:
-        prepared: Configuration, examples, network and noise; its radii are chosen.
-        out: The run's folder.
-        resume: Continue from the last checkpoint there.
-        progress: As of `hesstune.finetune`, on the first process.
-        observe: As of `hesstune.finetune`.
-        keep_weights: As of `hesstune.finetune`.
+def fit_prepared(prepared: Prepared, out: Path, request: RunRequest | None = None) -> Run:
+    """Train what was prepared, into a folder whose lock, or that of a folder above it, is held.
 
     Raises:
         RunError: If training diverges, or something cannot be written.
     """
-    run, trained = _train(prepared, out, resume, progress if rank() == 0 else None)
-    if observe is not None:
-        observe(trained)
-    return _finish(run, prepared, keep_weights)
+    request = request or RunRequest()
+    run, trained = _train(prepared, out, request)
+    if request.observe is not None:
+        request.observe(trained)
+    return _finish(run, prepared, request.keep_weights)
 
 
-def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | None) -> tuple[Run, Trained]:
+def _train(prepared: Prepared, out: Path, request: RunRequest) -> tuple[Run, Trained]:
     started = time.monotonic()
     config, task, loaded = prepared.config, prepared.task, prepared.loaded
     reference = weights_of(loaded.model) if config.shard else Reference.of(loaded.model)
     run = Run(out, config, _record(prepared), prepared.given)
     # Not kept: where the network is cut, its whole weights must go.
-    _start(run, prepared, reference, resume)
+    _start(run, prepared, reference, request.resume)
     fed = fed_by(prepared, out)
     net, feeds = fed.net, fed.feeds
     if config.shard:
@@ -377,9 +206,9 @@ def _train(prepared: Prepared, out: Path, resume: bool, progress: Progress | Non
         prepared.device,
         (ShardedCheckpoints if config.shard else Checkpoints)(out, run.facts.checksums),
         tracked(run) if rank() == 0 else lambda metrics: None,
-        progress,
+        request.progress if rank() == 0 else None,
     )
-    if resume:
+    if request.resume:
         trainer.resume()
     trainer.fit()
     logits = {name: predict_logits(net, feeds[name]) for name in ("train", "test")}

@@ -44,7 +44,7 @@ from hesstune.training.estimates import (
 )
 from hesstune.training.trainer import BatchOrder
 
-__all__ = ["Prepared", "SETTLED", "as_trained", "named_radii", "prepare", "settle", "written"]
+__all__ = ["SETTLED", "Prepared", "as_trained", "named_radii", "prepare", "settle", "written"]
 
 # Options that say how steps are taken.
 OF_STEPS = (
@@ -106,12 +106,7 @@ def run_notes(
 
 
 def seen_notes(task: Task, seen: SeenExamples) -> list[str]:
-    """Return how many validation and test examples the weights that training starts from have seen.
-
-    Args:
-        task: The examples.
-        seen: Those that the weights have seen.
-    """
+    """Return how many validation and test examples the weights that training starts from have seen."""
     if not seen.count:
         return []
     notes = []

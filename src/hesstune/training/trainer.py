@@ -82,13 +82,7 @@ class Best:
         weights: Callable[[], dict[str, torch.Tensor]],
         epoch: int,
     ) -> None:
-        """Keep the weights if they are the best on validation.
-
-        Args:
-            judged: None where there are no validation examples.
-            weights: Copies the weights as they are.
-            epoch: Of which epoch they are, from 1; 0: of a solved start.
-        """
+        """Keep the weights if they are the best on validation."""
         self.waited += 1
         if judged is None:
             return
