@@ -9,14 +9,11 @@ from sentences import sentences
 
 transformers = pytest.importorskip("transformers")
 
-from hesstune.constraints.distance import StartingPointPenalty  # noqa: E402
 from hesstune.errors import ConfigError, DivergedError, RunError  # noqa: E402
 from hesstune.integrations.transformers import (  # noqa: E402
-    PenaltyMixin,
     PretrainedDecayCallback,
     RobustTrainerCallback,
     consistent_loss,
-    kept_reference,
 )
 from hesstune.losses.consistent import ConsistentLoss  # noqa: E402
 from hesstune.noise.matrix import NoiseMatrix  # noqa: E402
@@ -125,91 +122,6 @@ def test_the_loss_is_the_consistent_loss_and_counts_accumulated_examples():
     torch.testing.assert_close(loss({"logits": logits}, labels), whole)
     parts = [loss({"logits": logits[i : i + 4]}, labels[i : i + 4], num_items_in_batch=8) for i in (0, 4)]
     torch.testing.assert_close(sum(parts), whole)
-
-
-class Penalised(PenaltyMixin, transformers.Trainer):
-    pass
-
-
-@pytest.mark.parametrize("own_loss", [True, False])
-def test_the_penalty_counts_once_a_step_however_the_batch_is_split(tiny_bert, dataset, tmp_path, own_loss):
-    results = []
-    for split in (1, 4):
-        model = load(tiny_bert).eval()
-        reference = kept_reference(model, tmp_path / f"{own_loss}")
-        made = Penalised(
-            model,
-            arguments(
-                tmp_path / "out",
-                per_device_train_batch_size=16 // split,
-                gradient_accumulation_steps=split,
-                max_steps=4,
-                save_strategy="no",
-                optim="sgd",
-                learning_rate=0.1,
-                max_grad_norm=0.0,
-            ),
-            train_dataset=dataset,
-            penalty=StartingPointPenalty(model, reference, "l2", alpha=1.0),
-            compute_loss_func=consistent_loss(NoiseMatrix.symmetric(2, 0.1)) if own_loss else None,
-        )
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        # BERT's classifier takes the count and ignores it; transformers then sums the batches' means.
-        made.model_accepts_loss_kwargs = False
-        made.train()
-        results.append([p.detach().clone() for p in model.parameters()])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_a_strong_penalty_pulls_towards_the_pretrained_weights(tiny_bert, dataset, tmp_path):
-    found = []
-    for alpha in (0.0, 50.0):
-        model = load(tiny_bert)
-        reference = Reference.of(model)
-        made = Penalised(
-            model,
-            arguments(tmp_path / "out", save_strategy="no", max_steps=10),
-            train_dataset=dataset,
-            penalty=StartingPointPenalty(model, reference, "l2", alpha=alpha),
-        )
-        made.train()
-        found.append(sum(d * d for d in reference.distances(model, warn=False).values()) ** 0.5)
-    assert found[1] < 0.5 * found[0]
-
-
-def test_kept_reference_is_the_first_one(tiny_bert, tmp_path):
-    model = load(tiny_bert)
-    first = kept_reference(model, tmp_path)
-    with torch.no_grad():
-        model.classifier.weight.add_(1.0)
-    again = kept_reference(model, tmp_path)
-    torch.testing.assert_close(again["classifier.weight"], first["classifier.weight"])
-
-
-def test_a_resumed_penalty_pulls_to_the_pretrained_weights(tiny_bert, dataset, tmp_path):
-    def run(folder, stop=None, resume=False):
-        model = load(tiny_bert)
-        if resume:  # whatever a script holds when it resumes, the reference is the first run's
-            with torch.no_grad():
-                model.classifier.weight.add_(1.0)
-        reference = kept_reference(model, folder)
-        penalty = StartingPointPenalty(model, reference, "l2", alpha=5.0)
-        made = Penalised(model, arguments(folder), train_dataset=dataset, penalty=penalty)
-        if stop:
-            made.add_callback(_StopAt(stop))
-        made.train(resume_from_checkpoint=resume)
-        return made.model, reference
-
-    whole, start = run(tmp_path / "whole")
-    run(tmp_path / "parts", stop=3)
-    resumed, reference = run(tmp_path / "parts", resume=True)
-    for name in start.names():
-        assert torch.equal(reference[name], start[name]), name
-    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def decayed(tiny_bert, dataset, folder, callbacks, own=0.0, stop=None, resume=False):

@@ -1,4 +1,4 @@
-"""transformers' Trainer: the constraint as a callback, the consistent loss, penalties as a mixin."""
+"""transformers' Trainer: constraint and decay to the pretrained weights as callbacks, the consistent loss."""
 
 from __future__ import annotations
 
@@ -25,31 +25,9 @@ try:
 except ImportError:
     raise MissingExtraError("transformers", "transformers", "hesstune.integrations.transformers") from None
 
-__all__ = [
-    "PenaltyMixin", "PretrainedDecayCallback", "RobustTrainerCallback", "consistent_loss", "kept_reference",
-]  # fmt: skip
+__all__ = ["PretrainedDecayCallback", "RobustTrainerCallback", "consistent_loss"]
 
 REFERENCE = "reference.safetensors"
-
-
-def kept_reference(model: nn.Module, folder: str | Path) -> Reference:
-    """Return the reference kept in a folder, or take the model as it is now and keep it there.
-
-    Call it before training, on the model as pretrained: a later call in the same folder, in a script
-    that resumes, returns the weights of the first.
-
-    Raises:
-        LayerError: If the kept reference is another model's.
-    """
-    path = Path(folder) / REFERENCE
-    if path.is_file():
-        found = Reference.load(path)
-        found.check(model)
-        return found
-    found = Reference.of(model)
-    made_folder(path.parent)
-    found.save(path)
-    return found
 
 
 class RobustTrainerCallback(TrainerCallback):
@@ -168,7 +146,7 @@ class PretrainedDecayCallback(TrainerCallback):
 
     Before every optimizer step w ← w − lr·decay·(w − w⁽ˢ⁾), with lr that of the parameter's group. Like
     AdamW's own decay (Loshchilov and Hutter, arXiv 1711.05101) it is no part of the gradient, so Adam's
-    moments do not rescale it; a penalty in the loss (`PenaltyMixin`) is rescaled. Leave the Trainer's
+    moments do not rescale it. Leave the Trainer's
     `weight_decay` at 0. The reference is kept and read as by `RobustTrainerCallback`, and belongs to one
     training.
 
@@ -261,43 +239,3 @@ def consistent_loss(noise_matrix: NoiseMatrix, **options: Any) -> Callable[..., 
         return mean
 
     return loss
-
-
-class PenaltyMixin:
-    """Add a penalty on the weights to a Trainer's loss: weight decay towards the pretrained weights.
-
-    `class Mine(PenaltyMixin, Trainer): pass`, then `Mine(..., penalty=StartingPointPenalty(model,
-    kept_reference(model, output_dir), "l2", alpha=0.1))`. The loss reported in evaluation is without it.
-
-    Args:
-        penalty: () -> a scalar with gradient, such as `hesstune.constraints.distance.StartingPointPenalty`.
-    """
-
-    def __init__(self, *args: Any, penalty: Callable[[], torch.Tensor], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.penalty = penalty
-
-    def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Return the Trainer's loss plus the penalty, once for every optimizer step."""
-        trainer: Any = super()
-        found = trainer.compute_loss(
-            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-        )
-        if not model.training:
-            return found
-        loss, outputs = found if return_outputs else (found, None)
-        loss = loss + self.penalty() / self._parts(num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
-
-    def _parts(self, counted: Any) -> int:
-        # Where the loss is normalised by the step's examples, the Trainer sums it over the batches;
-        # elsewhere it averages.
-        own: Any = self
-        sums = getattr(own, "loss_is_scaled_for_ga", None)
-        if sums is None:
-            sums = own.compute_loss_func is not None or (
-                own.model_accepts_loss_kwargs and counted is not None
-            )
-        return int(own.current_gradient_accumulation_steps) if sums else 1

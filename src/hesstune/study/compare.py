@@ -33,9 +33,16 @@ from hesstune.study.options import CellRecord, CompareOptions, Settings, StudyRe
 from hesstune.study.plan import Cell, StudyPlan, make_study_plan
 from hesstune.study.results import RESULTS, cells_csv, check_unchanged, markdown, read_results, results_of
 
-__all__ = ["PLAN", "Comparison", "compare", "finished", "one", "plan_of", "work"]
+__all__ = ["PLAN", "Comparison", "compare", "finished", "plan_of", "work"]
 
 PLAN, STORE = "plan.json", "features"
+# How often a cell is started again after its process or its machine was lost.
+RETRIES = 5
+# With cached features, one process has finished so many cells before a second one has started.
+FEW_CELLS = 12
+POLL_SECONDS = 0.2
+# The first word of the header lines that say how data was read.
+DATA = "Data"
 
 
 def finished(out: Path, cell: Cell) -> CellRecord | None:
@@ -56,12 +63,12 @@ def work(
     parent: int | None = None,
     threads: int | None = None,
 ) -> None:
-    """Run every cell that is neither finished nor in another process's hands.
+    """Run every cell that is neither finished nor claimed by another process.
 
     Args:
         out: The comparison's folder.
         plan: Its plan.
-        start: The cell to begin with, so that workers begin apart.
+        start: The first cell, a different one for each worker.
         done: Called with each cell when it is finished.
         parent: Stop between cells once this process is no longer the parent. (Windows never names another
             one: there a worker whose parent has gone does the rest.)
@@ -72,41 +79,28 @@ def work(
         for cell in order:
             if parent is not None and os.getppid() != parent:
                 return
-            if finished(out, cell) or not one(out, plan, cell):
-                continue
-            if done is not None:
+            if not finished(out, cell) and _run_claimed(out, plan, cell) and done is not None:
                 done(cell)
 
 
-def one(out: Path, plan: StudyPlan, cell: Cell, wait: bool = False) -> bool:
-    """Run one cell unless it is finished; return False where it is in another process's hands."""
-    folder = out / cell.folder
-    made_folder(folder)
-    claim = FileLock(folder / ".claimed")
+def _run_claimed(out: Path, plan: StudyPlan, cell: Cell, wait: bool = False) -> bool:
+    """Run a cell unless it is finished; return False if another process runs it and `wait` is False."""
+    folder = made_folder(out / cell.folder)
     try:
-        claim.acquire(blocking=wait)
+        with FileLock(folder / ".claimed", blocking=wait):
+            if not finished(out, cell):  # another worker may have run it meanwhile
+                run_cell(cell, folder, plan.settings)
     except Timeout:
         return False
-    try:
-        if not finished(out, cell):  # another worker may have had it meanwhile
-            run_cell(cell, folder, plan.settings)
-    finally:
-        claim.release()
     return True
 
 
-# How often a cell is started anew when its process or its machine is lost; it continues from the run's
-# last checkpoint.
-RETRIES = 5
-
-
-def work_on_cluster(
-    folder: Path, plan: StudyPlan, most: int | None, progress: Callable[[int, int, str], None] | None = None
-) -> None:
+def _work_on_cluster(folder: Path, plan: StudyPlan, jobs: int | None, progress: Progress | None) -> None:
     """Run every unfinished cell as a Ray task, each on one core.
 
-    The cluster is the one that RAY_ADDRESS names, else the one started on this machine, else a new one
-    on this machine alone. The folder must be on a file system that all its machines share.
+    The cluster is the one that RAY_ADDRESS names, else one that runs on this machine, else a new one on this
+    machine alone. The folder must be on a file system that all its machines share. Ray runs the cells of a
+    lost machine again on the others, where they continue from the last checkpoint.
 
     Raises:
         MissingExtraError: If Ray is not installed.
@@ -116,20 +110,41 @@ def work_on_cluster(
         import ray
     except ImportError:
         raise MissingExtraError("ray", "ray", "--engine ray") from None
-    ours = not ray.is_initialized()
+    ours, folder = not ray.is_initialized(), folder.resolve()
     if ours:
         _connect(ray)
+    task = ray.remote(num_cpus=1, max_retries=RETRIES)(_run_on_cluster)
+    waiting = [index for index, cell in enumerate(plan.cells) if finished(folder, cell) is None]
+    running: dict[Any, int] = {}
     try:
-        _run_all(ray, folder.resolve(), plan, most, progress)
+        while waiting or running:
+            _show(progress, folder, plan, "Ray")
+            while waiting and (jobs is None or len(running) < jobs):
+                index = waiting.pop(0)
+                running[task.remote(str(folder), index)] = index
+            ready, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+            for reference in ready:
+                cell = plan.cells[running.pop(reference)]
+                try:
+                    problem = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    lines = [type(error).__name__, *str(error).strip().splitlines()]
+                    raise RunError(
+                        f"the cell {cell.task}, {cell.method}, seed {cell.seed} was lost {RETRIES + 1} times "
+                        f"or broke ({lines[-1].strip()}); the same command continues"
+                    ) from error
+                if problem:
+                    raise RunError(problem)
+        _show(progress, folder, plan, "Ray")
     finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
         if ours:
             ray.shutdown()
 
 
 def _connect(ray: Any) -> None:
-    # Workers import what this process imports, from the same folders.
-    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONPATH": _import_paths(), "OMP_NUM_THREADS": "1"}
     try:
         ray.init(
             log_to_driver=False,
@@ -138,79 +153,23 @@ def _connect(ray: Any) -> None:
             runtime_env={"env_vars": environment},
         )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = os.environ.get("RAY_ADDRESS", "on this machine")
-        raise RunError(f"cannot reach the Ray cluster {where}: {' '.join(str(error).split())}") from error
+        place = os.environ.get("RAY_ADDRESS", "on this machine")
+        raise RunError(f"cannot reach the Ray cluster {place}: {' '.join(str(error).split())}") from error
 
 
-def _run_all(
-    ray: Any,
-    folder: Path,
-    plan: StudyPlan,
-    most: int | None,
-    progress: Callable[[int, int, str], None] | None,
-) -> None:
-    task = ray.remote(num_cpus=1, max_retries=RETRIES)(_cell)
-    waiting = [index for index, cell in enumerate(plan.cells) if finished(folder, cell) is None]
-    done = len(plan.cells) - len(waiting)
-    running: dict[Any, int] = {}
-    if progress is not None:
-        progress(done, len(plan.cells), "Ray")
-    try:
-        while waiting or running:
-            while waiting and (most is None or len(running) < most):
-                index = waiting.pop(0)
-                running[task.remote(str(folder), index)] = index
-            ready, _ = ray.wait(list(running), timeout=POLL)
-            for reference in ready:
-                _check(ray, reference, plan, running.pop(reference))
-                done += 1
-                if progress is not None:
-                    progress(done, len(plan.cells), "Ray")
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
-
-
-def _check(ray: Any, reference: Any, plan: StudyPlan, index: int) -> None:
-    try:
-        told = ray.get(reference)
-    except ray.exceptions.RayError as error:
-        cell = plan.cells[index]
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise RunError(
-            f"the cell {cell.task}, {cell.method}, seed {cell.seed} was lost {RETRIES + 1} times or broke "
-            f"({lines[-1].strip() if lines else type(error).__name__}); the same command continues"
-        ) from error
-    if told:
-        raise RunError(told)
-
-
-def _cell(folder: str, index: int) -> str:
+def _run_on_cluster(folder: str, index: int) -> str:
     """Run one cell on a machine of the cluster; return what is wrong there, or nothing."""
     import torch
-
-    from hesstune.data.load import reusing_decoded
-    from hesstune.inputs.features import FeatureStore, sharing
 
     torch.set_num_threads(1)
     out = Path(folder)
     if not (out / PLAN).is_file():
-        return (
-            f"a machine of the cluster does not see {out}: --out must be on a file system that all machines "
-            "share"
-        )
+        return f"a machine of the cluster does not see {out}: --out must be on a file system that all share"
     plan = StudyPlan.read(out / PLAN)
     with sharing(FeatureStore(out / STORE)), reusing_decoded():
         # The process of a lost machine may still be about to end.
-        one(out, plan, plan.cells[index], wait=True)
+        _run_claimed(out, plan, plan.cells[index], wait=True)
     return ""
-
-
-# Cells with cached features that one process has finished before a second one has started.
-FEW = 12
-POLL = 0.2
-# How lines of the header begin that say how data was read.
-DATA = "Data"
 
 
 class Comparison:
@@ -290,11 +249,9 @@ def compare(
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="hesstune-compare-"))
     _claim(folder, overwrite)
     with locked(folder):
-        if asked.engine == "ray":
-            work_off = partial(work_on_cluster, folder, plan, asked.jobs, progress)
-        else:
-            work_off = partial(_locally, folder, plan, jobs, progress)
-        return _run(folder, plan, str(asked.baseline), work_off, command)
+        work_off = _work_on_cluster if asked.engine == "ray" else _work_here
+        run_cells = partial(work_off, folder, plan, asked.jobs, progress)
+        return _run(folder, plan, str(asked.baseline), run_cells, command)
 
 
 def plan_of(values: Mapping[str, Any]) -> tuple[StudyPlan, CompareOptions]:
@@ -315,23 +272,8 @@ def plan_of(values: Mapping[str, Any]) -> tuple[StudyPlan, CompareOptions]:
     return plan, asked.model_copy(update={"baseline": base})
 
 
-def _jobs(plan: StudyPlan, asked: CompareOptions) -> int:
-    """Return the number of processes: by default one a core, or one if cells are short and few.
-
-    Raises:
-        ConfigError: If other processes should run a method that is a class of this one.
-    """
-    own = sorted({c.config.method for c in plan.cells} - set(method_names()))
-    if own and (asked.engine == "ray" or (asked.jobs or 1) > 1):
-        raise ConfigError(
-            f"method '{own[0]}' is a class of this process; other processes cannot run it: use jobs=1"
-        )
-    short = all(c.config.head_only for c in plan.cells) and len(plan.cells) <= FEW
-    return asked.jobs or (1 if short or own else _cores())
-
-
 def _cores() -> int:
-    """Return the number of cores that this process may use; of the machine, where it cannot be told."""
+    """Return the number of cores that this process may use, or those of the machine if that is unknown."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -356,17 +298,17 @@ def _claim(folder: Path, overwrite: bool) -> None:
 
 
 def _run(
-    folder: Path, plan: StudyPlan, baseline: str, work_off: Callable[[], None], command: str | None
+    folder: Path, plan: StudyPlan, baseline: str, run_cells: Callable[[], None], command: str | None
 ) -> Comparison:
-    told: list[str] = []
+    notes: list[str] = []
     if (folder / RESULTS).is_file():
         before = read_results(folder)
-        told = [line for line in before.header if line.startswith(DATA)]
+        notes = [line for line in before.header if line.startswith(DATA)]
         check_unchanged(plan, before, folder)
         _unpack(folder, before, plan)
     plan.write(folder / PLAN)
     earlier = _earlier(folder, plan)
-    for cell in plan.cells:  # an error may have been mended since
+    for cell in plan.cells:  # the error may have been fixed since
         if (record := finished(folder, cell)) and record.status == "failed":
             (folder / cell.folder / CELL).unlink()
 
@@ -374,14 +316,14 @@ def _run(
         records = [r for c in plan.cells if (r := finished(folder, c))]
         results = results_of(plan, [*records, *earlier], baseline, command)
         results = results.model_copy(
-            update={"header": [*results.header, *(_data_notes(folder, plan) or told)]}
+            update={"header": [*results.header, *(_data_notes(folder, plan) or notes)]}
         )
         write_record(folder / RESULTS, results)
         return results
 
     try:
         if any(finished(folder, c) is None for c in plan.cells):
-            work_off()
+            run_cells()
     finally:
         results = gather()
         write_text(folder / "results.csv", cells_csv(results))
@@ -419,48 +361,35 @@ def _unpack(folder: Path, before: StudyResults, plan: StudyPlan) -> None:
             write_record(folder / cell.folder / CELL, record)
 
 
-def _locally(folder: Path, plan: StudyPlan, jobs: int, progress: Progress | None) -> None:
+def _show(progress: Progress | None, folder: Path, plan: StudyPlan, text: str) -> None:
+    if progress is not None:
+        progress(sum((folder / c.folder / CELL).is_file() for c in plan.cells), len(plan.cells), text)
+
+
+def _work_here(folder: Path, plan: StudyPlan, jobs: int | None, progress: Progress | None) -> None:
+    """Run every unfinished cell in this process, or in several, each with its share of the cores."""
+    if jobs is None:  # one process a core, or one if cells are short and few
+        short = all(c.config.head_only for c in plan.cells) and len(plan.cells) <= FEW_CELLS
+        jobs = 1 if short else _cores()
     jobs = min(jobs, sum(finished(folder, c) is None for c in plan.cells))
     if jobs == 1:
-        _alone(folder, plan, progress)
-    else:
-        _together(folder, plan, jobs, progress)
-
-
-def _alone(folder: Path, plan: StudyPlan, progress: Progress | None) -> None:
-    def tell(cell: Cell | None) -> None:
-        if progress is not None:
-            count = sum(finished(folder, c) is not None for c in plan.cells)
-            progress(count, len(plan.cells), "" if cell is None else f"{cell.task}, {cell.method}")
-
-    tell(None)
-    work(folder, plan, done=tell)
-
-
-def _together(folder: Path, plan: StudyPlan, jobs: int, progress: Progress | None) -> None:
-    """Work through the plan by several processes, each with its share of the cores."""
-    threads = max(1, _cores() // jobs)
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
-    }
-    logs = made_folder(folder / "logs")
+        _show(progress, folder, plan, "")
+        work(folder, plan, done=lambda cell: _show(progress, folder, plan, f"{cell.task}, {cell.method}"))
+        return
+    threads, logs = max(1, _cores() // jobs), made_folder(folder / "logs")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": _import_paths()}
     workers: list[subprocess.Popen[bytes]] = []
     try:
         for number in range(jobs):
-            start = number * len(plan.cells) // jobs
-            command = [sys.executable, "-m", "hesstune.study.compare", str(folder.resolve())]
-            command += [str(start), str(threads), str(threads * jobs), str(os.getpid())]
+            numbers = (number * len(plan.cells) // jobs, threads, threads * jobs, os.getpid())
+            command = [sys.executable, "-m", __name__, str(folder.resolve()), *map(str, numbers)]
             with (logs / f"worker-{number}.txt").open("wb") as log:
                 workers.append(
                     subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603
                 )
         while any(w.poll() is None for w in workers):
-            time.sleep(POLL)
-            if progress is not None:
-                count = sum((folder / c.folder / CELL).is_file() for c in plan.cells)
-                progress(count, len(plan.cells), f"{jobs} processes")
+            time.sleep(POLL_SECONDS)
+            _show(progress, folder, plan, f"{jobs} processes")
     finally:
         for worker in workers:
             worker.terminate()
@@ -472,6 +401,11 @@ def _together(folder: Path, plan: StudyPlan, jobs: int, progress: Progress | Non
                 f"a worker ended with exit code {worker.returncode} ({text[-1] if text else 'no message'}); "
                 f"the same command continues; see {logs}"
             )
+
+
+def _import_paths() -> str:
+    """Return PYTHONPATH of a worker, which imports what this process imports, from the same folders."""
+    return os.pathsep.join(path or os.getcwd() for path in sys.path)
 
 
 def _main() -> None:

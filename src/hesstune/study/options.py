@@ -206,31 +206,18 @@ class Interval(Row):
     high: float | None = None
 
 
-class Mean(Row):
-    """A metric's mean over a method's seeds; `task` None: over the tasks."""
+class Mean(Interval):
+    """The mean of a metric over the seeds of a method; `task` None: over the tasks."""
 
     metric: str
     method: str
     task: str | None
-    n: int
-    mean: float
-    stderr: float | None
-    low: float | None = None
-    high: float | None = None
 
 
-class Difference(Row):
-    """A method minus the baseline, paired by task and seed; `task` None: over the tasks."""
+class Difference(Mean):
+    """The difference between a method and the baseline, paired by task and seed."""
 
-    metric: str
-    method: str
     baseline: str
-    task: str | None
-    n: int
-    mean: float
-    stderr: float | None
-    low: float | None = None
-    high: float | None = None
 
 
 class Rank(Row):

@@ -106,17 +106,14 @@ def means(cells: Sequence[CellRecord]) -> list[Mean]:
         table = table_of(cells, metric)
         tasks = sorted({task for by_task in table.values() for task in by_task})
         for method, by_task in table.items():
-            strata = [np.array(list(by_task[t].values())) for t in tasks if t in by_task]
-            for task in tasks:
-                if task in by_task:
-                    rows.append(_mean_row(metric, method, task, [np.array(list(by_task[task].values()))]))
-            if len(tasks) > 1 and len(strata) == len(tasks):
-                rows.append(_mean_row(metric, method, None, strata))
+            values = {task: list(by_task[task].values()) for task in tasks if task in by_task}
+            strata: list[tuple[str | None, list[list[float]]]] = [(task, [v]) for task, v in values.items()]
+            if len(tasks) > 1 and len(values) == len(tasks):
+                strata.append((None, list(values.values())))
+            rows += [
+                Mean(metric=metric, method=method, task=task, **paired_difference(v)) for task, v in strata
+            ]
     return rows
-
-
-def _mean_row(metric: str, method: str, task: str | None, strata: list[NDArray[np.float64]]) -> Mean:
-    return Mean(metric=metric, method=method, task=task, **paired_difference(strata))
 
 
 def _stratified(strata: Sequence[NDArray[np.float64]]) -> tuple[float, float | None, float]:
@@ -219,34 +216,29 @@ def ranks(cells: Sequence[CellRecord], metric: str = "test_accuracy") -> list[Ra
 
 @dataclass(frozen=True)
 class Smallest:
-    """The smallest of J certificates, paid for.
+    """The smallest of J certificates, with the union over the J taken into account.
 
     Attributes:
         cell: The cell that has it.
-        risk: What it gives at delta/J: it holds with probability 1 − delta for whichever is the smallest.
-        alone: What it gives by itself.
+        risk: Its bound at delta/J. It holds with probability 1 − delta, whichever is the smallest.
         count: J.
         delta: The largest delta of the J.
-        sure: The probability with which `risk` holds: 1 − delta; where a record is too old to be taken at
-            delta/J, `risk` is `alone` and this is 1 − J·delta.
     """
 
     cell: CellRecord
     risk: float
-    alone: float
     count: int
     delta: float
-    sure: float
 
 
 def certificates_of(cells: Sequence[CellRecord], task: str) -> list[tuple[CellRecord, HeadCertificate]]:
     """Return the certificates of a task's cells, each with its cell."""
     found = [(cell, cell.metrics.get("certificate")) for cell in cells if cell.task == task]
-    return [(c, v) for c, v in found if isinstance(v, HeadCertificate) and v.risk is not None]
+    return [(c, v) for c, v in found if isinstance(v, HeadCertificate) and v.risk is not None and v.facts]
 
 
 def smallest_of(cells: Sequence[CellRecord], task: str) -> Smallest | None:
-    """Return the smallest certificate of a task over its methods and seeds, the union paid; None without any.
+    """Return the smallest certificate of a task over its methods and seeds, with the union; None without any.
 
     Whoever picks the smallest of J certificates, each of which fails with probability δ, has one that fails
     with probability up to J·δ; taken at δ/J each, it is δ again.
@@ -256,20 +248,14 @@ def smallest_of(cells: Sequence[CellRecord], task: str) -> Smallest | None:
         return None
     count = len(found)
     delta = max(value.delta or 0.0 for _, value in found)
-    facts = [value.facts for _, value in found]
-    if any(fact is None for fact in facts):
-        cell, value = min(found, key=lambda pair: float(pair[1].risk or 1.0))
-        alone = float(value.risk or 1.0)
-        return Smallest(cell, alone, alone, count, delta, max(0.0, 1 - count * delta))
-    risks = [Certificate.of_facts(fact).at(delta / count) for fact in facts if fact is not None]
+    risks = [Certificate.of_facts(value.facts or {}).at(delta / count) for _, value in found]
     best = min(range(count), key=risks.__getitem__)
-    cell, value = found[best]
-    return Smallest(cell, risks[best], float(value.risk or 1.0), count, delta, 1 - delta)
+    return Smallest(found[best][0], risks[best], count, delta)
 
 
 FORMAT = 1
 RESULTS = "results.json"
-# What the cells do not tell.
+# What the cells do not hold.
 TOLD = ("header", "command", "versions", "baseline", "left_out", "settings", "shared", "configs")
 # What is said in the header, in this order.
 BUDGET = ("epochs", "batch_size", "optimizer", "lr", "schedule", "lr_warmup")
@@ -590,7 +576,7 @@ def certificate_rows(results: StudyResults, task: str) -> tuple[list[str], list[
         if any((method, s) in risks for s in seeds)
     ]
     name = f"{smallest.cell.method}, seed {smallest.cell.seed}"
-    told = f"smallest of {smallest.count} ({name}), probability {max(0.0, smallest.sure):g}"
+    told = f"smallest of {smallest.count} ({name}), probability {1 - smallest.delta:g}"
     rows.append([told, f"{smallest.risk:.3f}", *[""] * (len(seeds) - 1)])
     note = CERTIFICATES.format(sure=1 - smallest.delta)
     return ["method", *(f"seed {s}" for s in seeds)], rows, note
