@@ -9,7 +9,7 @@ peft = pytest.importorskip("peft")
 import hesstune as ht  # noqa: E402
 from hesstune.errors import HesstuneWarning, LayerError  # noqa: E402
 from hesstune.forward import logits_of  # noqa: E402
-from hesstune.integrations._balls import constraint_of, distances_of, reference_of  # noqa: E402
+from hesstune.integrations._shared import constraint_of, distances_of, reference_of  # noqa: E402
 from hesstune.integrations.peft import (  # noqa: E402
     AdapterConstraint,
     base_reference,

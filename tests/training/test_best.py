@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hesstune.training.trainer import Best, Judged
+from hesstune.training.trainer import Best, ValidationResult
 
 
 def offered(losses, errors=None, **options):
@@ -11,7 +11,7 @@ def offered(losses, errors=None, **options):
     best = Best(True, **options)
     errors = torch.zeros_like(losses) if errors is None else errors
     for epoch, rows in enumerate(zip(losses, errors, strict=True)):
-        best.offer(Judged(*rows), lambda epoch=epoch: {"w": torch.tensor(epoch)}, epoch)
+        best.offer(ValidationResult(*rows), lambda epoch=epoch: {"w": torch.tensor(epoch)}, epoch)
     assert best.epoch == int(best.weights["w"])
     return best.epoch, best.waited
 
@@ -66,7 +66,7 @@ def test_a_kept_state_goes_on_where_it_was():
     through, first, second = (Best(True, latest=True) for _ in range(3))
     for epoch, rows in enumerate(zip(losses, errors, strict=True)):
         for best in (through, first if epoch < 5 else second):
-            best.offer(Judged(*rows), lambda e=epoch: {"w": torch.tensor(e)}, epoch)
+            best.offer(ValidationResult(*rows), lambda e=epoch: {"w": torch.tensor(e)}, epoch)
         if epoch == 4:
             second.take(first.tree())
     assert torch.equal(second.weights["w"], through.weights["w"])

@@ -111,13 +111,13 @@ def test_the_path_of_radius_auto_starts_from_them(plain, tmp_path):
 
 def test_a_continued_run_is_held_by_radii_of_the_examples_it_sees(plain, tmp_path):
     """What is trained again on some of a run's examples must not know the others by its radii."""
-    from hesstune.training.prepare import Prepared, settle
+    from hesstune.training.prepare import Prepared, choose_from_examples
 
     seen = []
     run = ht.finetune({**plain, "train": "head"}, out=str(tmp_path / "run"), observe=seen.append)
     task = seen[0].task
     few = type(task)(**{**vars(task), "train": task.train.take(np.arange(len(task.train) // 2))})
     device = next(seen[0].loaded.model.parameters()).device
-    again = [settle(Prepared.of(run, part, device)).radius for part in (task, few)]
+    again = [choose_from_examples(Prepared.of(run, part, device)).radius for part in (task, few)]
     assert again[0] == pytest.approx(run.outcome.radii)
     assert again[1] != pytest.approx(run.outcome.radii)

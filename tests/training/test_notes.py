@@ -54,7 +54,7 @@ def test_the_warm_up_of_a_trial_of_radii_leaves_an_epoch_too(tiny, monkeypatch):
 
 
 UNUSED = [
-    ({"radius": 0.1, "norm": "mars"}, "vanilla", "holds no layer in a ball: no effect of --radius, --norm"),
+    ({"radius": 0.1, "norm": "mars"}, "vanilla", "has no distance constraint: no effect of --radius, --norm"),
     ({"warmup_epochs": 1}, "constraint", "method 'constraint' has no warm-up"),
     (
         {"augment": "flip", "augment_views": 2},
@@ -96,7 +96,7 @@ def test_notes_are_printed_and_kept(tiny, tmp_path):
     command = ["finetune", *options, "--method", "vanilla", "--radius", "1", "--out", str(tmp_path / "run")]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
-    assert "Note: method 'vanilla' holds no layer in a ball: no effect of --radius." in done.output
+    assert "Note: method 'vanilla' has no distance constraint: no effect of --radius." in done.output
     kept = json.loads((tmp_path / "run" / "run.json").read_text())
     assert len(kept["notes"]) == 1
     assert "no effect of --radius" in (tmp_path / "run" / "README.md").read_text()

@@ -23,7 +23,7 @@ from hesstune.runs.records import COMPRESSED, POSTERIOR, PRIOR, RECORD
 from hesstune.runs.run import Run
 from hesstune.runtime.distributed import all_reduce_sum, on_main_process, rank
 from hesstune.training.fit import RunRequest, fit_prepared
-from hesstune.training.prepare import SETTLED, Prepared, settle
+from hesstune.training.prepare import CHOSEN_FROM_EXAMPLES, Prepared, choose_from_examples
 
 __all__ = ["Centred", "Picked", "compressed", "network_of_part", "parted", "with_trained_prior"]
 
@@ -256,7 +256,7 @@ class Part:
         key: dict[str, object] = {"fraction": fraction, "seed": seed, "rows": first.tolist()}
         # What all examples settled is settled anew by the part. Older versions did not record what that was.
         told = run.facts.settled
-        anew = dict.fromkeys(SETTLED if told is None else told)
+        anew = dict.fromkeys(CHOSEN_FROM_EXAMPLES if told is None else told)
         recipe = run.config.model_copy(update={"shard": False, **anew})
         seen = replace(task, train=task.train.take(first), val=task.val.take(selecting))
         prior = _trained(replace(base, task=seen), recipe, run.path / PRIOR, key, progress)
@@ -330,7 +330,7 @@ def _trained(
     if _first_has(out, made_from):
         return Run.load(out, data=prepared.given.data, model=prepared.given.model)
     with entered(out, overwrite=True, resume=False):
-        own = settle(replace(prepared, config=config))  # of these examples alone
+        own = choose_from_examples(replace(prepared, config=config))  # of these examples alone
         run = fit_prepared(own, out, RunRequest(progress=progress))
         run.add(made_from=made_from)
         on_main_process(run.write_record)

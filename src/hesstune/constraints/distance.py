@@ -18,16 +18,8 @@ from hesstune.reference import NO_LAYER, Reference, is_matrix
 from hesstune.runtime.sharding import is_sharded, over_parts, pair
 
 __all__ = [
-    "NORMS",
-    "DistanceConstraint",
-    "StartingPointPenalty",
-    "check_finite",
-    "depth_scaled",
-    "resolve_radii",
-    "trained_matrices",
-    "warn_of_unheld",
-    "weight_norm",
-    "wide",
+    "NORMS", "DistanceConstraint", "StartingPointPenalty", "check_finite", "depth_scaled", "resolve_radii",
+    "trained_matrices", "warn_of_unheld", "weight_norm", "wide",
 ]  # fmt: skip
 
 NORMS = ("frobenius", "mars")
@@ -66,11 +58,11 @@ def trained_matrices(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in named_parameters(model).items() if p.requires_grad and is_matrix(p)]
 
 
-def warn_of_unheld(names: Iterable[str], mend: str) -> None:
+def warn_of_unheld(names: Iterable[str], fix: str) -> None:
     """Warn of trained matrices that one radius for all layers does not hold, as they are no layers."""
     if unheld := list(names):
         warnings.warn(
-            f"one radius for all layers does not hold {listed(unheld)}: {NO_LAYER}. {mend}",
+            f"one radius for all layers does not hold {listed(unheld)}: {NO_LAYER}. {fix}",
             HesstuneWarning,
             stacklevel=3,
         )
@@ -124,7 +116,7 @@ def depth_scaled(
 
 
 class DistanceConstraint:
-    """Project layers back into their balls: W ← W⁽ˢ⁾ + (W − W⁽ˢ⁾)·min(1, α/‖W − W⁽ˢ⁾‖).
+    """Project layers onto their distance constraints: W ← W⁽ˢ⁾ + (W − W⁽ˢ⁾)·min(1, α/‖W − W⁽ˢ⁾‖).
 
     Call `project_` after every real optimizer step. Source: the paper, section 4, Algorithm 1; the
     MARS norm is Gouk et al. 2021.
@@ -134,7 +126,7 @@ class DistanceConstraint:
         ref: Its reference, taken before training.
         radius: α > 0, one for all layers or {pattern: α} (see `resolve_radii`).
         norm: `frobenius`, or `mars`, the largest absolute row sum (rows are dimension 0, the rest
-            flattened), whose ball is projected on row by row.
+            flattened), which is projected row by row.
         include: Patterns of further parameters (matrices, or of more dimensions: embeddings, recurrent
             weights, experts) that are held like layers. None warns of those that are trained and that
             one radius for all does not hold; () leaves them free.
@@ -201,10 +193,10 @@ class DistanceConstraint:
 
     @torch.no_grad()
     def project_(self) -> dict[str, float]:
-        """Project every layer outside its ball; return each layer's distance before, in `norm`.
+        """Project every layer outside its radius; return each layer's distance before, in `norm`.
 
-        Layers inside their ball are not written to. Norms are taken in float64, and radii aimed at with a
-        margin for the weights' own rounding, so that the result lies inside the ball; in half precision
+        Layers within their radius are not written to. Norms are taken in float64, and radii aimed at with a
+        margin for the weights' own rounding, so that the result lies within the radius; in half precision
         it is rounded towards the reference. Of sharded weights (FSDP2) each process
         projects its own part by the norm of the whole; all processes call this alike.
 
@@ -271,7 +263,7 @@ def _size(anchor: torch.Tensor, norm: str) -> float:
 
 
 def _aim(radius: float, delta: torch.Tensor, size: float, norm: str) -> float:
-    """Return what to scale a change to, so that reference + change, rounded, lies inside the ball.
+    """Return what to scale a change to, so that reference + change, rounded, lies within the radius.
 
     Rounding moves a weight of size w by u·w at most, to either side. Of n weights that is, along the change,
     u·w to one standard deviation in the Frobenius norm, whose square u²w²n comes on top, and u·w·√n in a

@@ -1,1 +1,1 @@
-"""What networks are fed: images, texts, and features computed once."""
+"""Inputs of networks: images, texts, and features computed once."""

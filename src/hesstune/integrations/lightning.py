@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hesstune.errors import DivergedError, MissingExtraError, ModelError
-from hesstune.integrations._balls import constraint_of, reference_of
+from hesstune.integrations._shared import constraint_of, reference_of
 from hesstune.reference import Reference
 
 try:
@@ -21,7 +21,7 @@ __all__ = ["RobustCallback"]
 
 
 class RobustCallback(Callback):
-    """Keep each layer inside its ball around the weights that training started from.
+    """Keep each layer within its radius around the weights that training started from.
 
     The reference is the module as `fit` starts; it goes into every checkpoint, and a resumed training
     takes it from there. One callback serves several trainings in turn: each has its own reference.
@@ -68,7 +68,7 @@ class RobustCallback(Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any = None, *args: Any, **kwargs: Any
     ) -> None:
-        """Project every layer that has left its ball.
+        """Project every layer onto its constraint.
 
         Raises:
             DivergedError: If the loss or a weight is not finite.

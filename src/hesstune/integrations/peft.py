@@ -132,7 +132,7 @@ def plain_name(name: str) -> str:
     return ".".join(parts[2:] if parts[:2] == ["base_model", "model"] else parts)
 
 
-# The share of a radius that is aimed at, so that rounding leaves the result inside the ball.
+# The share of a radius that is aimed at, so that rounding leaves the result within the radius.
 SAFE = 1 - 1e-6
 
 
@@ -286,7 +286,7 @@ class AdapterConstraint:
 
     @torch.no_grad()
     def project_(self) -> dict[str, float]:
-        """Scale every layer outside its ball back; return each layer's distance before, in `norm`.
+        """Scale back every layer outside its radius; return each layer's distance before, in `norm`.
 
         Raises:
             DivergedError: If a distance is not finite; the weights are then left as they are.

@@ -48,8 +48,8 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         lr: Peak learning rate; by default as for `hesstune.finetune`.
         image_size: Images are resized to this side.
         max_length: Tokens of a text at most.
-        val_fraction: Share of the examples held out of training for validation; None: a fifth where `auto`
-            judges deeper layers by them, else none.
+        val_fraction: Share of the examples held out of training for validation; None: 0.2 if `auto`
+            chooses deeper layers by them, else 0.
         options: More options of `hesstune.finetune`, by name.
         out: Run folder, overwritten by the next `fit`; where None the run is kept in memory.
         random_state: The seed.

@@ -14,7 +14,7 @@ from hesstune.checks import positive
 from hesstune.constraints.distance import check_finite
 from hesstune.errors import ConfigError, DivergedError, LayerError, MissingExtraError, RunError
 from hesstune.forward import named_parameters
-from hesstune.integrations._balls import constraint_of, distances_of, has_adapters, reference_of
+from hesstune.integrations._shared import constraint_of, distances_of, has_adapters, reference_of
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
@@ -31,10 +31,10 @@ REFERENCE = "reference.safetensors"
 
 
 class RobustTrainerCallback(TrainerCallback):
-    """Keep each layer inside its ball around the pretrained weights, after every optimizer step.
+    """Keep each layer within its radius around the pretrained weights, after every optimizer step.
 
     The reference is the model as training starts; of a model with peft's adapters, the products B·A and
-    the trained copies of modules are held inside the balls. It is kept in
+    the trained copies of modules are constrained. It is kept in
     `output_dir/reference.safetensors`, and a resumed training takes it from there: what the model holds
     then is a checkpoint.
 
@@ -76,7 +76,7 @@ class RobustTrainerCallback(TrainerCallback):
         self.constraint = constraint_of(model, self.reference, self.radius, self.norm, self.include)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Project every layer that has left its ball.
+        """Project every layer onto its constraint.
 
         Raises:
             DivergedError: If a weight is no longer finite.

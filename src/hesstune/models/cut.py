@@ -201,8 +201,8 @@ def _holds(model: nn.Module, cut: Cut, inputs: Inputs) -> bool:
         with evaluating(model):
             activation = activations_at(model, cut, inputs)
             whole = logits_of(model, inputs)
-            told = inputs if isinstance(inputs, Mapping) else {}
-            behind = logits_of(AfterCut(model, cut), {**told, "activation": activation})
+            named = inputs if isinstance(inputs, Mapping) else {}
+            behind = logits_of(AfterCut(model, cut), {**named, "activation": activation})
     except (HesstuneError, RuntimeError, ValueError, TypeError, IndexError):  # more is needed behind it
         return False
     finally:

@@ -37,19 +37,8 @@ from hesstune.storage.seen_examples import SeenExamples
 from hesstune.storage.tensors import add_metadata, save_tensors
 
 __all__ = [
-    "DTYPES",
-    "KINDS",
-    "MODULE",
-    "LoadedModel",
-    "ModelObject",
-    "cast",
-    "checkpoint_dtype",
-    "export_model",
-    "fitting_names",
-    "load_model",
-    "read_weights",
-    "set_parameters",
-    "spec_parts",
+    "DTYPES", "KINDS", "MODULE", "LoadedModel", "ModelObject", "cast", "checkpoint_dtype", "export_model",
+    "fitting_names", "load_model", "read_weights", "set_parameters", "spec_parts",
 ]  # fmt: skip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -139,7 +128,7 @@ def precision_notes(stored: str, dtype: str, source: str = "the model's weights"
     return notes
 
 
-# What checkpoints call the state dict that they hold beside others, the likeliest first.
+# What checkpoints call the state dict that they hold beside others, the most probable first.
 _HELD_AS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
 # What wrappers put into names, wherever the wrapped module is.
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -188,7 +177,7 @@ def fitting_names(
 
     A prefix is taken off where, with it, no name is the model's, and without it some are: `module.` of
     DistributedDataParallel, `model.` of a Lightning module, or any other. A name that it does not begin
-    stays, to be told of as unexpected.
+    stays, and is reported as unexpected.
 
     Example:
         >>> found, prefix = fitting_names({"module.weight": torch.zeros(1)}, ["weight"])
@@ -521,9 +510,9 @@ def set_parameters(
     missing = [n for n in required if n not in state and n not in spared]
     extra = [n for n in state if n not in own and n not in aliases]
     if missing or extra:
-        told = [f"missing: {listed(sorted(missing), 4)}"] if missing else []
-        told += [f"unexpected: {listed(sorted(extra), 4)}"] if extra else []
-        raise ModelError(f"the weights in {source} do not fit the model; {'; '.join(told)}")
+        problems = [f"missing: {listed(sorted(missing), 4)}"] if missing else []
+        problems += [f"unexpected: {listed(sorted(extra), 4)}"] if extra else []
+        raise ModelError(f"the weights in {source} do not fit the model; {'; '.join(problems)}")
     for name, tensor in state.items():
         if name not in own or (name in spared and own[name].shape != tensor.shape):
             continue

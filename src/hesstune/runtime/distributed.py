@@ -241,19 +241,19 @@ def on_main_process(act: Callable[[], T]) -> T | None:
         except BaseException as error:
             mine = error
     try:
-        told = _told("" if mine is None else json.dumps(asdict(Failure.of(mine, 0))))
+        failure_text = _broadcast("" if mine is None else json.dumps(asdict(Failure.of(mine, 0))))
     except RuntimeError:  # another process has ended meanwhile
         if mine is None:
             raise
-        told = ""
+        failure_text = ""
     if mine is not None:
         raise mine
-    if told:
-        raise Failure(**json.loads(told)).error()
+    if failure_text:
+        raise Failure(**json.loads(failure_text)).error()
     return result
 
 
-def _told(text: str) -> str:
+def _broadcast(text: str) -> str:
     """Return rank 0's text on every rank."""
     data = torch.tensor(list(json.dumps(text).encode()), dtype=torch.uint8)
     size = torch.tensor([len(data)])

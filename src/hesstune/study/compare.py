@@ -71,7 +71,7 @@ def work(
         start: The first cell, a different one for each worker.
         done: Called with each cell when it is finished.
         parent: Stop between cells once this process is no longer the parent. (Windows never names another
-            one: there a worker whose parent has gone does the rest.)
+            one: a worker without a parent runs the remaining cells there.)
         threads: Of all workers together: one computes features while the others wait for them.
     """
     order = plan.cells[start:] + plan.cells[:start]

@@ -26,8 +26,8 @@ SETTING: dict[str, Any] = {
     "schedule": "constant",
     "augment": "none",
 }
-# Plain for all epochs; plain, stopped by noisy validation labels; the paper's method, told the noise; and
-# auto, told nothing.
+# Plain for all epochs; plain, stopped by noisy validation labels; the paper's method, given the noise matrix;
+# and auto, without noise information.
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {"method": "vanilla"},
     "plain, stopped": {"method": "vanilla", "patience": 3, "select": "best"},

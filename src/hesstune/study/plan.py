@@ -67,8 +67,8 @@ class Contents:
 
     def _folder(self, path: Path) -> str:
         files = sorted(each for each in path.rglob("*") if each.is_file())
-        told = [[each.relative_to(path).as_posix(), _file(each)] for each in files]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        digests = [[each.relative_to(path).as_posix(), _file(each)] for each in files]
+        return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def _file(path: Path) -> str:
@@ -238,7 +238,7 @@ def make_study_plan(
     contents = Contents()
     networks = _Networks()
     for task, own in named.items():
-        # What is wrong for every method is told once, also where `all` leaves out those that do not apply.
+        # An error of every method is raised once, even if `all` leaves out methods that do not apply.
         make_config(_filled({**options, **own}, task, seeds[0]))
         for seed, fold in _runs(seeds, folds):
             for method, more in variants.items():

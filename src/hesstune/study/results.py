@@ -256,8 +256,8 @@ def smallest_of(cells: Sequence[CellRecord], task: str) -> Smallest | None:
 FORMAT = 1
 RESULTS = "results.json"
 # What the cells do not hold.
-TOLD = ("header", "command", "versions", "baseline", "left_out", "settings", "shared", "configs")
-# What is said in the header, in this order.
+KEPT_FIELDS = ("header", "command", "versions", "baseline", "left_out", "settings", "shared", "configs")
+# Options named in the header, in this order.
 BUDGET = ("epochs", "batch_size", "optimizer", "lr", "schedule", "lr_warmup")
 
 
@@ -285,7 +285,7 @@ def results_of(
     cells = [known.pop(c.key) if c.key in known else _pending(c) for c in plan.cells]
     cells += list(known.values())
     shared, configs = _shared(plan.cells)
-    told = {
+    kept = {
         "header": _header(plan, shared),
         "command": command,
         "versions": {
@@ -299,19 +299,19 @@ def results_of(
         "shared": shared,
         "configs": configs,
     }
-    return assembled(told, cells)
+    return assembled(kept, cells)
 
 
-def assembled(told: Mapping[str, Any], cells: list[CellRecord]) -> StudyResults:
-    """Put together what is told and what is derived from the cells."""
+def assembled(kept: Mapping[str, Any], cells: list[CellRecord]) -> StudyResults:
+    """Return the record of these fields and of everything that is computed from the cells."""
     return StudyResults(
         format=FORMAT,
-        **{name: told[name] for name in TOLD},
+        **{name: kept[name] for name in KEPT_FIELDS},
         tasks=list(dict.fromkeys(c.task for c in cells)),
         methods=list(dict.fromkeys(c.method for c in cells)),
         seeds=sorted({c.seed for c in cells}),
         means=means(cells),
-        differences=differences(cells, told["baseline"]),
+        differences=differences(cells, kept["baseline"]),
         ranks=ranks(cells),
         cells=cells,
     )
@@ -381,10 +381,10 @@ def _drawn(plan: StudyPlan) -> str:
 
 def _varies(plan: StudyPlan, name: str) -> str:
     """Tell whether an option differs between the methods of a task, or between tasks alone."""
-    told: dict[tuple[str, int], set[str]] = {}
+    kept: dict[tuple[str, int], set[str]] = {}
     for cell in plan.cells:
-        told.setdefault((cell.task, cell.seed), set()).add(str(getattr(cell.config, name)))
-    return "by method" if any(len(values) > 1 for values in told.values()) else "by task"
+        kept.setdefault((cell.task, cell.seed), set()).add(str(getattr(cell.config, name)))
+    return "by method" if any(len(values) > 1 for values in kept.values()) else "by task"
 
 
 def _labels(plan: StudyPlan, shared: Mapping[str, Any]) -> str:
@@ -395,7 +395,7 @@ def _labels(plan: StudyPlan, shared: Mapping[str, Any]) -> str:
     given = "as the data gives them" if injected is None else given
     matrix = shared["noise_matrix"] if "noise_matrix" in shared else _varies(plan, "noise_matrix")
     own = "the injected one" if injected is not None else "none"
-    return f"Labels: {given}. The noise matrix that methods are told: {own if matrix is None else matrix}."
+    return f"Labels: {given}. The noise matrix that methods are given: {own if matrix is None else matrix}."
 
 
 def _selection(plan: StudyPlan, shared: Mapping[str, Any]) -> str:
@@ -576,8 +576,8 @@ def certificate_rows(results: StudyResults, task: str) -> tuple[list[str], list[
         if any((method, s) in risks for s in seeds)
     ]
     name = f"{smallest.cell.method}, seed {smallest.cell.seed}"
-    told = f"smallest of {smallest.count} ({name}), probability {1 - smallest.delta:g}"
-    rows.append([told, f"{smallest.risk:.3f}", *[""] * (len(seeds) - 1)])
+    kept = f"smallest of {smallest.count} ({name}), probability {1 - smallest.delta:g}"
+    rows.append([kept, f"{smallest.risk:.3f}", *[""] * (len(seeds) - 1)])
     note = CERTIFICATES.format(sure=1 - smallest.delta)
     return ["method", *(f"seed {s}" for s in seeds)], rows, note
 

@@ -77,7 +77,7 @@ FOLDS = 5
 
 
 def head_penalty(features: NDArray[np.floating], targets: NDArray[np.float64], seed: int = 0) -> float:
-    """Return λ of (1/N) Σ cross-entropy + (λ/2)|W|², by the likelihood of labels in held-out fifths.
+    """Return λ of (1/N) Σ cross-entropy + (λ/2)|W|², by 5-fold cross-validation.
 
     Args:
         features: (N, D).
@@ -223,14 +223,14 @@ def votes_given(part: Examples, k: int) -> NDArray[np.float64] | None:
     if votes is None or labels is None or votes.k != k:
         return None
     counts, every = votes.counts, np.arange(len(labels))
-    heard = counts.sum(axis=1) > 0
-    if not heard.any() or (counts[every, labels] < counts.max(axis=1))[heard].any():
+    voted = counts.sum(axis=1) > 0
+    if not voted.any() or (counts[every, labels] < counts.max(axis=1))[voted].any():
         return None
-    return np.where(heard[:, None], vote_counts(votes.ballots), np.eye(k)[labels])
+    return np.where(voted[:, None], vote_counts(votes.ballots), np.eye(k)[labels])
 
 
 def found_noise(solved: SolvedHead, config: FinetuneConfig, n: int) -> NoiseMatrixRecord | None:
-    """Return the record of the noise matrix that a head was solved with, where none was told."""
+    """Return the record of the noise matrix that a head was solved with, if none was given."""
     if solved.noise_matrix is None or config.noise_matrix is not None:
         return None
     found = Estimate(solved.noise_matrix, "em", n, notes=(f"found with the head: {solved.reason}",))
@@ -397,7 +397,7 @@ BESIDE = 0.25
 
 
 def has_default_radii(config: FinetuneConfig) -> bool:
-    """Tell whether a run has balls whose radii nobody gave, and that are not to be chosen by validation."""
+    """Return whether a run has distance constraints whose radii are neither given nor to be validated."""
     kind = method_class(config.method)
     return kind.constrained and not kind.solves_head and config.radius is None
 

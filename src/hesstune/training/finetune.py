@@ -38,7 +38,7 @@ from hesstune.storage.stored import read_record, write_record
 from hesstune.training.estimates import default_radii
 from hesstune.training.fit import RunRequest, Trained, fit_prepared
 from hesstune.training.metrics import Validation, check_tracker
-from hesstune.training.prepare import SETTLED, Prepared, named_radii, prepare
+from hesstune.training.prepare import CHOSEN_FROM_EXAMPLES, Prepared, named_radii, prepare
 
 __all__ = ["FACTORS", "finetune", "pick"]
 
@@ -51,8 +51,8 @@ _MAKE_A_TASK = (
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 RULE = (
     "the smallest radii whose validation risk is within one standard error of the least; risk is the mean of "
-    "−ln Σ_i p_i F[i, given label] at the temperature of p that suits the labels best: how well noisy labels "
-    "are foretold, by which epochs are chosen, too"
+    "−ln Σ_i p_i F[i, given label] at the temperature of p that suits the labels best: the held-out "
+    "log-likelihood of the noisy labels, which also chooses epochs"
 )
 
 
@@ -149,18 +149,18 @@ def _build(config: Config | None, options: dict[str, Any]) -> FinetuneConfig:
 
 
 def _for_task(config: FinetuneConfig, task: Task) -> FinetuneConfig:
-    """Return the configuration with what the task has settled."""
+    """Return the configuration with what the task determines."""
     for name in _MAKE_A_TASK:
         default = MEMORY if name == "data" else FinetuneConfig.model_fields[name].default
         if name in config.model_fields_set and getattr(config, name) != default:
             raise ConfigError(f"the option {name} makes a task, but one is given; leave it out")
-    settled: dict[str, Any] = {"data": MEMORY}
+    known: dict[str, Any] = {"data": MEMORY}
     if not task.is_text:
         size = task.train.images(np.arange(1)).shape[-1]
         if config.image_size not in (None, size):
             raise ConfigError(f"the task's images have {size} pixels a side, not {config.image_size}")
-        settled["image_size"] = size
-    return config.model_copy(update=settled)
+        known["image_size"] = size
+    return config.model_copy(update=known)
 
 
 @joined_ranks()
@@ -203,7 +203,7 @@ def _run(config: FinetuneConfig, out: Path, given: Given, request: RunRequest) -
     open_options, before, undecided = _open_options(config, out, resume), None, False
     if resume and (out / CONFIG).is_file():
         before = read_config(out / CONFIG)
-        config = _as_settled(config, before, out)
+        config = _with_chosen_options(config, before, out)
         # Only the network shows whether another spelling of --train names the head's parameters alone.
         undecided = before.head_only and not config.head_only
         if not undecided:
@@ -238,16 +238,16 @@ def _run(config: FinetuneConfig, out: Path, given: Given, request: RunRequest) -
 
 
 def _open_options(config: FinetuneConfig, out: Path, resume: bool) -> list[str]:
-    """Return the options that the examples settle, or have settled when the run began."""
-    found = {name for name in SETTLED if getattr(config, name) is None}
+    """Return the options that are, or were at the start of the run, chosen from the examples."""
+    found = {name for name in CHOSEN_FROM_EXAMPLES if getattr(config, name) is None}
     if resume and (out / CONFIG).is_file():  # asked for by the folder's own configuration, it may be
-        told = Run.load(out).facts.settled if (out / RECORD).is_file() else None
-        found |= set(SETTLED if told is None else told)
+        chosen = Run.load(out).facts.settled if (out / RECORD).is_file() else None
+        found |= set(CHOSEN_FROM_EXAMPLES if chosen is None else chosen)
     return sorted(found)
 
 
-def _as_settled(config: FinetuneConfig, before: FinetuneConfig, out: Path) -> FinetuneConfig:
-    """Return the configuration with what the run settled by itself, from the same labels and examples."""
+def _with_chosen_options(config: FinetuneConfig, before: FinetuneConfig, out: Path) -> FinetuneConfig:
+    """Return the configuration with the options that the run itself chose from the same examples."""
     solves = method_class(config.method).solves_head
     names = ("weight_decay", "patience") if solves else ("weight_decay",)
     settled = {name: getattr(before, name) for name in names if getattr(config, name) is None}

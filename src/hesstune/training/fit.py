@@ -58,12 +58,12 @@ from hesstune.training.metrics import final_metrics, tracked
 from hesstune.training.prepare import Prepared
 from hesstune.training.trainer import Trainer
 
-__all__ = ["Fed", "Trained", "fit_prepared"]
+__all__ = ["Trained", "fit_prepared"]
 
 
 @dataclass(frozen=True)
-class Fed:
-    """What is trained and what it is fed.
+class TrainingInputs:
+    """The network that is trained, and its inputs.
 
     Attributes:
         net: What is called on a batch: the whole network, its head on cached features, or what is behind
@@ -81,7 +81,7 @@ class Fed:
     notes: list[str] = field(default_factory=list)
 
 
-def fed_by(prepared: Prepared, out: Path) -> Fed:
+def _training_inputs(prepared: Prepared, out: Path) -> TrainingInputs:
     """Return what a run trains and its inputs; activations are kept in its folder while it lasts."""
     config, task, loaded = prepared.config, prepared.task, prepared.loaded
     views = config.augment_views
@@ -100,13 +100,13 @@ def fed_by(prepared: Prepared, out: Path) -> Fed:
     cached = features_of(loaded, parts, inputs, config.max_length) if config.head_alone else None
     if cached is not None:
         head = loaded.model.get_submodule(loaded.head)
-        return Fed(head, cached, (head, cached), cut_texts)
+        return TrainingInputs(head, cached, (head, cached), cut_texts)
     whole = (loaded.model, inputs)
     cut = _cut(prepared, plain["train"])
     if cut is None:
-        return Fed(*whole, whole, cut_texts)
+        return TrainingInputs(*whole, whole, cut_texts)
     feeds, notes = _behind(prepared, plain, cut, out)
-    return Fed(AfterCut(loaded.model, cut), feeds, whole, cut_texts, notes)
+    return TrainingInputs(AfterCut(loaded.model, cut), feeds, whole, cut_texts, notes)
 
 
 def _cut(prepared: Prepared, feed: ImageInputs | TextInputs) -> Cut | None:
@@ -187,15 +187,15 @@ def _train(prepared: Prepared, out: Path, request: RunRequest) -> tuple[Run, Tra
     run = Run(out, config, _record(prepared), prepared.given)
     # Not kept: where the network is cut, its whole weights must go.
     _start(run, prepared, reference, request.resume)
-    fed = fed_by(prepared, out)
-    net, feeds = fed.net, fed.feeds
+    inputs_of_run = _training_inputs(prepared, out)
+    net, feeds = inputs_of_run.net, inputs_of_run.feeds
     if config.shard:
         del reference  # the whole weights go as they are cut
         shard_(loaded.model, prepared.device)
         reference = Reference.of(loaded.model)  # each process keeps its own part
-    run.add(texts_cut=fed.texts_cut)
+    run.add(texts_cut=inputs_of_run.texts_cut)
     method = method_class(config.method)(_setup(prepared, reference, net))
-    run.add(notes=[*prepared.notes, *fed.notes, *method.notes()])
+    run.add(notes=[*prepared.notes, *inputs_of_run.notes, *method.notes()])
     trainer = Trainer(
         config,
         net,
@@ -227,7 +227,7 @@ def _train(prepared: Prepared, out: Path, request: RunRequest) -> tuple[Run, Tra
         "seconds": round(time.monotonic() - started, 2),
     }
     run.add(result=Result.model_validate(result))
-    return run, Trained(loaded, reference, *fed.observed, task)
+    return run, Trained(loaded, reference, *inputs_of_run.observed, task)
 
 
 def _start(run: Run, prepared: Prepared, reference: Reference, resume: bool) -> None:
@@ -269,10 +269,10 @@ def _setup(prepared: Prepared, reference: Reference, net: torch.nn.Module) -> Me
     )
 
 
-def _loss_told(prepared: Prepared) -> str:
+def _noise_text(prepared: Prepared) -> str:
     """Return which noise matrix the loss is given, for people."""
     noise_matrix = prepared.noise_matrix
-    told = "nothing"
+    text = "nothing"
     if noise_matrix is not None:
         how = (
             "as injected"
@@ -281,10 +281,10 @@ def _loss_told(prepared: Prepared) -> str:
         )
         if prepared.estimate is not None:
             how = f"estimated by {prepared.estimate.method}"
-        told = f"rate {noise_matrix.rate:.3g} ({how}), condition number {noise_matrix.condition:.3g}"
+        text = f"rate {noise_matrix.rate:.3g} ({how}), condition number {noise_matrix.condition:.3g}"
         if not method_class(prepared.config.method).uses_noise():
-            told = f"nothing; the validation loss alone: {told}"
-    return told
+            text = f"nothing; the validation loss alone: {text}"
+    return text
 
 
 def _record(prepared: Prepared) -> RunRecord:
@@ -315,7 +315,7 @@ def _record(prepared: Prepared) -> RunRecord:
         noise=LabelNoise(
             injected=prepared.config.inject_noise,
             realised_rate=changed,
-            told=_loss_told(prepared),
+            told=_noise_text(prepared),
             told_rate=noise_matrix.rate if noise_matrix else None,
             estimate_notes=prepared.estimate.notes if prepared.estimate else [],
         ),

@@ -51,14 +51,14 @@ def cross_entropy_under(
 
 
 class Validation:
-    """How badly a network foretells the labels of validation examples, which may be noisy.
+    """Losses of a network on validation examples, whose labels may be noisy.
 
     −Σ_k q_k ln Σ_i p_i F[i, k] of an example with label (or soft label) q: a proper score of p under F, so
     that no true label is needed. It chooses epochs (`select`, `patience`) and radii (`--radius auto`) alike.
 
     Args:
-        noise_matrix: F, the noise that is believed in; None: labels are foretold as they are, F = I.
-        tempered: Judge p at the temperature that suits the labels best, so that networks are compared
+        noise_matrix: F; None: the labels are assumed correct, F = I.
+        tempered: Take p at the temperature with the least loss, so that networks are compared
             whatever their calibration; always where F is given, as losses that correct for F leave networks
             that are far too sure, or unsure.
     """
@@ -81,25 +81,25 @@ class Validation:
             clean: (N,) whether a person has checked the label, or None.
         """
         targets = torch.from_numpy(labels)
-        sure = None if clean is None else torch.from_numpy(clean)
-        tried = [self._foretold(logits.double() * t, targets, sure) for t in self.temperatures]
+        checked = None if clean is None else torch.from_numpy(clean)
+        tried = [self._losses_at(logits.double() * t, targets, checked) for t in self.temperatures]
         return min(tried, key=lambda losses: float(losses.mean()))
 
-    def _foretold(
-        self, logits: torch.Tensor, targets: torch.Tensor, sure: torch.Tensor | None
+    def _losses_at(
+        self, logits: torch.Tensor, targets: torch.Tensor, checked: torch.Tensor | None
     ) -> torch.Tensor:
         log_p = torch.log_softmax(logits, dim=1)
         if targets.ndim == 1:  # a column of F an example: K² products would be many for many classes
             plain = log_p.gather(1, targets[:, None]).squeeze(1)
             if self.matrix is None:
                 return -plain
-            told = (log_p.exp() * self.matrix[:, targets].T).sum(dim=1).clamp_min(1e-12).log()
+            noisy = (log_p.exp() * self.matrix[:, targets].T).sum(dim=1).clamp_min(1e-12).log()
         else:
             plain = (targets * log_p).sum(dim=1)
             if self.matrix is None:
                 return -plain
-            told = (targets * (log_p.exp() @ self.matrix).clamp_min(1e-12).log()).sum(dim=1)
-        return -told if sure is None else -torch.where(sure, plain, told)
+            noisy = (targets * (log_p.exp() @ self.matrix).clamp_min(1e-12).log()).sum(dim=1)
+        return -noisy if checked is None else -torch.where(checked, plain, noisy)
 
 
 def wilson_interval(correct: float, n: int) -> tuple[float, float]:
@@ -181,8 +181,8 @@ def tracked(run: Run) -> Callable[[Metrics], None]:
             kind = _TensorBoard if run.config.track == "tensorboard" else _Mlflow
             writers.append(kind(run))
         for record in metrics[sent:]:
-            told = record.to_dict().items()
-            values = {k: float(v) for k, v in told if k != "epoch" and isinstance(v, int | float)}
+            items = record.to_dict().items()
+            values = {k: float(v) for k, v in items if k != "epoch" and isinstance(v, int | float)}
             writers[0].write(values, record.epoch)
         sent = len(metrics)
 

@@ -44,7 +44,10 @@ from hesstune.training.estimates import (
 )
 from hesstune.training.trainer import BatchOrder
 
-__all__ = ["SETTLED", "Prepared", "as_trained", "named_radii", "prepare", "settle", "written"]
+__all__ = [
+    "CHOSEN_FROM_EXAMPLES", "Prepared", "as_trained", "choose_from_examples", "named_radii", "prepare",
+    "written",
+]  # fmt: skip
 
 # Options that say how steps are taken.
 OF_STEPS = (
@@ -68,7 +71,7 @@ def run_notes(
         config: The resolved configuration.
         task: The examples.
         loaded: The network.
-        noise_matrix: What is believed about the labels.
+        noise_matrix: F, or None.
         counts: (K,) how many training examples carry each label.
         injected: The noise matrix of the noise that was injected.
     """
@@ -135,8 +138,8 @@ def _unused(config: FinetuneConfig, task: Task, loaded: LoadedModel) -> list[tup
     kind = method_class(config.method)
     found: list[tuple[str, list[str]]] = []
     if not kind.constrained:
-        balls = changed_options(config, "radius", "radius_scale", "norm")
-        found.append((f"method '{config.method}' holds no layer in a ball", balls))
+        unused = changed_options(config, "radius", "radius_scale", "norm")
+        found.append((f"method '{config.method}' has no distance constraint", unused))
     if not kind.warms_up:
         found.append((f"method '{config.method}' has no warm-up", changed_options(config, "warmup_epochs")))
     if config.optimizer != "sgd":
@@ -157,8 +160,8 @@ def _unused(config: FinetuneConfig, task: Task, loaded: LoadedModel) -> list[tup
     return found
 
 
-# Options that the training examples may settle where the user does not.
-SETTLED = ("weight_decay", "patience")
+# Options that are chosen from the training examples unless the user gives them.
+CHOSEN_FROM_EXAMPLES = ("weight_decay", "patience")
 # Epochs without a gain after which deeper layers end where labels are noisy, and nobody said.
 PATIENCE = 4
 
@@ -172,14 +175,14 @@ class Prepared:
         task: The examples, labelled as they are trained on.
         loaded: The network at its start.
         injected: The noise put into the labels, if any.
-        noise_matrix: F, the noise that the loss is told of, if any.
+        noise_matrix: F, known or estimated, or None.
         device: Where to train.
-        radius: The balls' radii, where fixed.
+        radius: The constraint radii, if fixed.
         estimate: What an estimated noise matrix was made from.
         given: Data and model, where they were objects.
         notes: What was changed, or had no effect, of what was asked for.
         solved: The head that the method solved from frozen features, or None.
-        settled: Options of `config` that the examples have settled.
+        settled: Options of `config` that were chosen from the examples.
     """
 
     config: FinetuneConfig
@@ -206,7 +209,7 @@ class Prepared:
 
     @classmethod
     def of(cls, run: Run, task: Task, device: torch.device) -> Prepared:
-        """Return what a finished run started from, with these examples; `settle` finds the rest on them."""
+        """Return what a finished run started from, with these examples; see `choose_from_examples`."""
         config = run.config
         injected = injected_noise(config, task)
         loaded = replace(run.loaded(), seen=run.seen_by_start())
@@ -216,8 +219,8 @@ class Prepared:
         radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
         # What was found with a solved head is of all the run's examples, and not for some of them.
         found = method_class(config.method).solves_head and config.noise_matrix is None
-        told = None if found else run.noise_matrix
-        return cls(config, task, loaded, injected, told, device, radius, given=run.given)
+        known = None if found else run.noise_matrix
+        return cls(config, task, loaded, injected, known, device, radius, given=run.given)
 
 
 def prepare(
@@ -242,7 +245,7 @@ def prepare(
     if (config.patience or config.select == "best") and not len(task.val) and not solves:
         raise ConfigError("early stopping and --select best need validation examples; there are none")
     injected = injected_noise(config, task)
-    noise_matrix = _told(config, task, injected)
+    noise_matrix = _known_noise_matrix(config, task, injected)
     loaded = _loaded(config, given, task)
     asked, config = config.train, as_trained(config, loaded)
     config.check_trained(task.is_text)
@@ -250,7 +253,7 @@ def prepare(
     freeze(loaded.model, config.train, loaded.heads)
     radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
     if radius is not None:
-        resolve_radii(layer_names(loaded.model), radius)  # a wrong pattern is told before anything is written
+        resolve_radii(layer_names(loaded.model), radius)  # refuses a wrong pattern early
     few = np.arange(min(2, len(task.train)))
     probe = make_inputs(task.train.take(few), loaded, device, max_length=config.max_length)
     check_output(loaded.model, probe.inputs(few), task.k)
@@ -261,11 +264,11 @@ def prepare(
     labels = task.train.labels
     assert labels is not None
     counts = np.bincount(labels, minlength=task.k)
-    BatchOrder(config, counts, labels)  # what it refuses is told before anything is written
+    BatchOrder(config, counts, labels)  # refuses what it cannot do before anything is written
     notes = run_notes(config, task, loaded, noise_matrix, counts, injected) + seen_notes(task, loaded.seen)
     if asked != config.train:
         notes.insert(0, f"--train {asked} trains the head alone in this network, as --train head does")
-    return settle(
+    return choose_from_examples(
         Prepared(config, task, loaded, injected, noise_matrix, device, radius, estimate, given, notes)
     )
 
@@ -318,28 +321,30 @@ def as_trained(
     return config.as_head_only() if trains_head_only(model.model, config.train, model.heads) else config
 
 
-def settle(prepared: Prepared) -> Prepared:
-    """Return the same with what its training examples settle: penalty, radii, and a head that is solved.
+def choose_from_examples(prepared: Prepared) -> Prepared:
+    """Return the same with what is chosen from its training examples: penalty, radii, and a solved head.
 
-    Whatever of these is settled already stays: a run of a part of the examples must be asked for it anew.
+    Options that are chosen already stay.
     """
     task, loaded, device, radius = prepared.task, prepared.loaded, prepared.device, prepared.radius
-    opened = {name for name in SETTLED if getattr(prepared.config, name) is None}
-    config, told = with_head_penalty(prepared.config, task, loaded, device)
+    opened = {name for name in CHOSEN_FROM_EXAMPLES if getattr(prepared.config, name) is None}
+    config, more = with_head_penalty(prepared.config, task, loaded, device)
     if radius is None and has_default_radii(config):
         radius = named_radii(default_radii(config, task, loaded, device), loaded)
     found = replace(
         prepared,
         config=config,
         radius=radius,
-        notes=[*prepared.notes, *told],
+        notes=[*prepared.notes, *more],
         settled=sorted({*prepared.settled, *opened}),
     )
     return _with_solved_head(found) if method_class(config.method).solves_head else found
 
 
-def _told(config: FinetuneConfig, task: Task, injected: NoiseMatrix | None) -> NoiseMatrix | None:
-    """Return the noise matrix that the run is told; one that is to be estimated comes later."""
+def _known_noise_matrix(
+    config: FinetuneConfig, task: Task, injected: NoiseMatrix | None
+) -> NoiseMatrix | None:
+    """Return the known noise matrix of a run; an estimated one comes later."""
     wanted = config.noise_matrix or ""
     if wanted == "true":
         return None if injected is None else injected.check_identifiable(task.classes)
@@ -352,15 +357,15 @@ def _with_solved_head(prepared: Prepared) -> Prepared:
     """Return the same with the head that the run's method solves, and the noise that was found with it."""
     config, task, noise_matrix = prepared.config, prepared.task, prepared.noise_matrix
     solved = solved_head(config, task, prepared.loaded, prepared.device, noise_matrix)
-    config, told = _judged(config, task, solved)
-    changed: dict[str, Any] = {"config": config, "notes": [*prepared.notes, *told], "solved": solved}
+    config, more = _with_validation_rule(config, task, solved)
+    changed: dict[str, Any] = {"config": config, "notes": [*prepared.notes, *more], "solved": solved}
     if solved is not None and noise_matrix is None:
         changed["noise_matrix"] = solved.noise_matrix
         changed["estimate"] = found_noise(solved, config, len(task.train))
     return replace(prepared, **changed)
 
 
-def _judged(
+def _with_validation_rule(
     config: FinetuneConfig, task: Task, solved: SolvedHead | None
 ) -> tuple[FinetuneConfig, list[str]]:
     """Return the configuration of a run from a solved head, and what its user should know."""
@@ -375,7 +380,7 @@ def _judged(
     elif deeper and config.budget == "fast":
         notes.append("the budget is fast: the head alone was fitted")
     elif deeper and not len(task.val):
-        notes.append("there are no validation examples to judge deeper layers by: the head alone was fitted")
+        notes.append("there are no validation examples for deeper layers: the head alone was fitted")
     unused = changed_options(config, *OF_STEPS)
     unused += ["lr"] if config.lr != usual_lr(config.head_only) else []
     if unused and not goes_on:

@@ -37,11 +37,12 @@ from hesstune.storage.tensors import Tree
 from hesstune.training.metrics import Validation, accuracy
 
 __all__ = [
-    "BatchOrder", "Best", "Judged", "Trainer", "make_optimizer", "make_schedule", "restore", "state_of",
+    "BatchOrder", "Best", "Trainer", "ValidationResult", "make_optimizer", "make_schedule", "restore",
+    "state_of",
 ]  # fmt: skip
 
 
-class Judged(NamedTuple):
+class ValidationResult(NamedTuple):
     """How a network does on each of the N validation examples.
 
     Attributes:
@@ -78,31 +79,31 @@ class Best:
 
     def offer(
         self,
-        judged: Judged | None,
+        result: ValidationResult | None,
         weights: Callable[[], dict[str, torch.Tensor]],
         epoch: int,
     ) -> None:
         """Keep the weights if they are the best on validation."""
         self.waited += 1
-        if judged is None:
+        if result is None:
             return
-        loss = float(judged.losses.mean())
+        loss = float(result.losses.mean())
         if loss < self._least:
             self._least, self.waited = loss, 0
-        if not (self.wanted and self._wins(judged, loss)):
+        if not (self.wanted and self._wins(result, loss)):
             return
         self.weights, self.epoch, self.waited, self._loss = weights(), epoch, 0, loss
-        self._start = None if epoch else judged.losses
-        fewer = self._errors is None or judged.errors.mean() < self._errors.mean()
+        self._start = None if epoch else result.losses
+        fewer = self._errors is None or result.errors.mean() < self._errors.mean()
         if self.latest and epoch and fewer:
-            self._errors = judged.errors
+            self._errors = result.errors
 
-    def _wins(self, judged: Judged, loss: float) -> bool:
+    def _wins(self, result: ValidationResult, loss: float) -> bool:
         if self._start is not None:
-            gain = self._start - judged.losses
+            gain = self._start - result.losses
             return loss < self._loss and float(gain.mean()) > _error(gain)
         if self._errors is not None:
-            behind = judged.errors - self._errors
+            behind = result.errors - self._errors
             return float(behind.mean()) <= _error(behind)
         return loss < self._loss
 
@@ -233,7 +234,7 @@ class Partial:
 
 
 def state_of(net: nn.Module, trained: Sequence[str], copy: bool = True) -> dict[str, torch.Tensor]:
-    """Return what training may change: trained parameters and all buffers, copied unless told otherwise."""
+    """Return what training may change: trained parameters and all buffers, copied by default."""
     parameters = dict(net.named_parameters())
     found = {**{name: parameters[name] for name in trained}, **dict(net.named_buffers())}
     parts = {name: local(tensor).detach() for name, tensor in found.items()}
@@ -287,7 +288,7 @@ class Trainer:
         method: The method, which holds the whole network.
         feeds: Inputs of `train` and `val`.
         parts: Examples of `train` and `val`.
-        noise_matrix: The noise matrix believed; validation then uses the consistent loss.
+        noise_matrix: F, or None; validation then uses the likelihood of the labels under F.
         device: Where to train.
         checkpoints: Where the state is kept.
         on_epoch: Called with all records so far whenever an epoch has ended.
@@ -335,7 +336,7 @@ class Trainer:
         # A head that was solved has found out whether the labels are right.
         self.best = Best(config.select == "best", method.setup.solved is not None and noise_matrix is None)
         self.kept_epoch: int | None = None  # whose weights are the result, once training has ended
-        self._judged: Judged | None = None  # the validation examples, as last seen
+        self._last_result: ValidationResult | None = None  # the validation examples, as last seen
         self._stop = Stop()
         self._resumed: Tree | None = None
         self._saved_at = time.monotonic()
@@ -483,7 +484,7 @@ class Trainer:
             distance=self._distance(0),
             seconds=0.0,
         )
-        self.best.offer(self._judged, self._state, 0)
+        self.best.offer(self._last_result, self._state, 0)
         self.metrics.append(record)
         self.on_epoch(self.metrics)
 
@@ -532,7 +533,7 @@ class Trainer:
                 distance=self._distance(epoch),
                 seconds=round(done.seconds + time.monotonic() - started, 3),
             )
-            self.best.offer(self._judged, self._state, epoch + 1)
+            self.best.offer(self._last_result, self._state, epoch + 1)
         return record
 
     def _continued(self, epoch: int) -> Partial:
@@ -610,8 +611,10 @@ class Trainer:
             return None, None, None
         logits = predict_logits(self.net, self.feeds["val"])
         wrong = logits.argmax(dim=1) != torch.from_numpy(part.labels)
-        self._judged = Judged(self.validation.losses(logits, part.labels, part.clean), wrong.double())
-        loss = _finite(float(self._judged.losses.mean()), "validation loss")
+        self._last_result = ValidationResult(
+            self.validation.losses(logits, part.labels, part.clean), wrong.double()
+        )
+        loss = _finite(float(self._last_result.losses.mean()), "validation loss")
         return loss, accuracy(logits, part.labels), accuracy(logits, part.true)
 
     def _distance(self, epoch: int) -> float:
