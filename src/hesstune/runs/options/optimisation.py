@@ -20,8 +20,8 @@ class ConstraintOptions(Options):
     radius: float | dict[str, float] | Literal["auto"] | None = Field(
         None,
         description="constraint radius of every layer, or PATTERN=RADIUS,… (first match wins; 'head' is the "
-        "last layer); auto: chosen by noisy validation; default: a share of each layer's norm, and of the norm "
-        "of a fitted linear head",
+        "last layer); auto: chosen by noisy validation; default: a share of each layer's norm, and of the "
+        "norm of a fitted linear head",
     )
     radius_scale: float = Field(
         1.0,
