@@ -13,8 +13,7 @@ import numpy as np
 from sources import image_features
 
 from hesstune.methods import method_class
-from hesstune.methods._head import HeadMaterial
-from hesstune.methods._peers import cross_validated
+from hesstune.methods._heads import HeadMaterial
 from hesstune.training.estimates import penalised_head
 from kept_features import cache_folder, image_features
 from peers import PEERS, CrossValidated

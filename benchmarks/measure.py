@@ -26,9 +26,8 @@ from hesstune import Reference
 from hesstune.curvature.capture import differentiable
 from hesstune.curvature.declared import SKIP_CLASSES
 from hesstune.curvature.engine import CurvatureEngine
-from hesstune.curvature.exact.backward_mode import exact_forms
-from hesstune.curvature.smooth.quadrature import Krylov
-from hesstune.curvature.smooth.stopping import Stopping
+from hesstune.curvature.exact import exact_forms
+from hesstune.curvature.quadrature import Krylov, Stopping
 from hesstune.inputs.batches import to_channels_last
 from hesstune.models.load import load_model
 

@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 import hesstune as ht
 from hesstune.bounds.networks import certify_holdout
 from hesstune.constraints.distance import StartingPointPenalty
-from hesstune.curvature import CurvatureEngine, sam_sharpness
+from hesstune.curvature import CurvatureEngine
 from hesstune.forward import is_compiled, uncompiled
 from hesstune.reference import layer_names
 

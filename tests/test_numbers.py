@@ -15,7 +15,7 @@ from hesstune.data.reading import fold_of
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
 from hesstune.labeling.clean import clean
 from hesstune.models.heads import freeze
-from hesstune.noise.estimate.request import parse_request
+from hesstune.noise.estimate import parse_request
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import Options, make_options
 from hesstune.runs.config import make_config

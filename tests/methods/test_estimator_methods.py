@@ -99,7 +99,7 @@ def test_missing_votes_are_an_error_before_anything_is_computed(tiny, tmp_path, 
     def never(*_args, **_kwargs):
         raise AssertionError("features were computed")
 
-    monkeypatch.setattr("hesstune.training.solve.head_features", never)
+    monkeypatch.setattr("hesstune.training.estimates.head_features", never)
     name = method_name(estimator_method("by_votes", ESTIMATOR, majority))
     with pytest.raises(ConfigError, match="'by_votes' needs votes"):
         ht.finetune(tiny, method=name, train="head", out=tmp_path / "run")

@@ -13,7 +13,6 @@ from hesstune.noise import linear_probe
 from hesstune.noise.latent import probe as soft_probe
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import latent_truth
-from hesstune.noise.latent.observed import Observed
 from hesstune.runtime.device import one_thread, one_thread_each, torch_threads
 from hesstune.training.estimates import head_penalty
 

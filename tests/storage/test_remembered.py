@@ -10,7 +10,6 @@ import torch
 import hesstune.noise.latent.head as choosing
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.head import robust_head
-from hesstune.noise.latent.observed import Observed
 from hesstune.runtime.device import one_thread_each
 from hesstune.storage.remembered import remembered, remembering
 

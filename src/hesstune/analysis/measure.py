@@ -13,7 +13,6 @@ from hesstune.curvature.result import Measure
 from hesstune.curvature.stability import Stability
 from hesstune.data.examples import Examples, Task
 from hesstune.inputs.batches import make_inputs, to_channels_last
-from hesstune.methods import method_class
 from hesstune.models.load import LoadedModel
 from hesstune.options import make_options, takes_options
 from hesstune.reference import Reference

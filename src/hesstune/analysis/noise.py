@@ -13,10 +13,8 @@ from hesstune.analysis.noise_dependence import dependence_on_input
 from hesstune.data.examples import Task
 from hesstune.errors import DataError, NoiseMatrixError
 from hesstune.inputs.batches import to_channels_last
-from hesstune.noise.estimate import from_posterior, well_conditioned
-from hesstune.noise.estimate.crossfit import reduced_features
-from hesstune.noise.estimate.fit import log_likelihoods
-from hesstune.noise.estimate.request import ESTIMATORS, Request
+from hesstune.noise.estimate import ESTIMATORS, from_posterior, log_likelihoods, well_conditioned
+from hesstune.noise.linear_probe import reduced_features
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
 from hesstune.runs.options.analysis import NoiseCheckOptions

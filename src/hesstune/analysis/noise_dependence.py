@@ -17,11 +17,9 @@ from hesstune.data.examples import Examples
 from hesstune.errors import DataError, HesstuneError
 from hesstune.inputs.batches import to_channels_last
 from hesstune.inputs.features import frozen_features
-from hesstune.noise.conditional import Conditional, class_conditional, sure_half
-from hesstune.noise.estimate import well_conditioned
-from hesstune.noise.estimate.crossfit import STRENGTHS, cross_fit, reduced_features
-from hesstune.noise.estimate.fit import simplex_projection
-from hesstune.noise.linear_probe import fit_probe
+from hesstune.noise.estimate import simplex_projection, well_conditioned
+from hesstune.noise.instance import Conditional, class_conditional, sure_half
+from hesstune.noise.linear_probe import STRENGTHS, cross_fit, fit_probe, reduced_features
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.options.analysis import CertifyOptions
 from hesstune.runs.run import Run

@@ -18,8 +18,8 @@ from hesstune.data.examples import KEPT, MODEL_SOURCES, REWRITTEN
 from hesstune.data.label_sources import CHECKED, GIVEN, GIVEN_LABEL, SOURCE
 from hesstune.errors import ConfigError, DataError, RunError, listed
 from hesstune.inputs.features import frozen_features, sharing
-from hesstune.labeling.clean_options import CleanOptions
-from hesstune.labeling.labeling_target import Target, read_target
+from hesstune.labeling.options import CleanOptions
+from hesstune.labeling.sources import Target, read_target
 from hesstune.models.load import load_model
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import FOLDS, latent_truth

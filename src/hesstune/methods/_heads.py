@@ -14,7 +14,7 @@ from hesstune.errors import ConfigError, DataError
 from hesstune.forward import logits_of
 from hesstune.methods._base import Method
 from hesstune.methods._setup import Budget, ClassEvidence, HeadMaterial, MethodSetup, SolvedHead
-from hesstune.runtime.threads import one_thread
+from hesstune.runtime.device import one_thread
 from hesstune.storage.reading import one_line
 
 if TYPE_CHECKING:

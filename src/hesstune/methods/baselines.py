@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from hesstune.constraints.penalty import StartingPointPenalty
+from hesstune.constraints.distance import StartingPointPenalty
 from hesstune.methods._base import Batch, Method, MethodSetup, Option, Tier
 
 

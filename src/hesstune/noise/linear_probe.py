@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hesstune.checks import integer_labels, positive
+from hesstune.checks import class_count, integer_labels, positive
+from hesstune.errors import ConfigError, DataError
 from hesstune.runtime.device import one_thread
 
 __all__ = ["LinearProbe", "cross_fit", "fit_probe", "reduced_features"]

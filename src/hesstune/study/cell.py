@@ -13,8 +13,8 @@ from hesstune.errors import HesstuneError, MissingExtraError, RunError
 from hesstune.inputs.batches import predict_logits
 from hesstune.inputs.features import FeatureInputs
 from hesstune.methods import method_class
-from hesstune.methods._setup import Option
-from hesstune.methods.constraint import unheard
+from hesstune.methods._base import Option
+from hesstune.methods.constrained import unused_radius_options
 from hesstune.options import make_options
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig, make_config
@@ -133,7 +133,8 @@ def _suggested(config: FinetuneConfig, trial: Any) -> FinetuneConfig:
 
 def _searched(config: FinetuneConfig) -> dict[str, Option]:
     """Return the method's own options that have a search range and an effect."""
-    found, idle = method_class(config.method).own_options, unheard(config.radius, config.head_only)
+    found = method_class(config.method).own_options
+    idle = unused_radius_options(config.radius, config.head_only)
     return {name: option for name, option in found.items() if option.search and name not in idle}
 
 

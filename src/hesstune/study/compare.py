@@ -18,8 +18,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hesstune.data.load import reusing_decoded
-from hesstune.errors import MissingExtraError, RunError, unknown_name
+from hesstune.errors import ConfigError, MissingExtraError, RunError, unknown_name
 from hesstune.inputs.features import FeatureStore, sharing
+from hesstune.methods import method_names
 from hesstune.options import make_options, takes_options
 from hesstune.runs.config import read_yaml
 from hesstune.runs.folder import locked
@@ -250,7 +251,7 @@ def compare(
     _claim(folder, overwrite)
     with locked(folder):
         work_off = _work_on_cluster if asked.engine == "ray" else _work_here
-        run_cells = partial(work_off, folder, plan, asked.jobs, progress)
+        run_cells = partial(work_off, folder, plan, jobs, progress)
         return _run(folder, plan, str(asked.baseline), run_cells, command)
 
 
@@ -270,6 +271,25 @@ def plan_of(values: Mapping[str, Any]) -> tuple[StudyPlan, CompareOptions]:
     if base not in names:
         raise unknown_name("baseline", base, names)
     return plan, asked.model_copy(update={"baseline": base})
+
+
+def _jobs(plan: StudyPlan, asked: CompareOptions) -> int | None:
+    """Return the number of processes: by default one a core, or one if cells are short and few.
+
+    On a cluster, None stands for as many as it has cores.
+
+    Raises:
+        ConfigError: If other processes should run a method that is a class of this one.
+    """
+    own = sorted({c.config.method for c in plan.cells} - set(method_names()))
+    if own and (asked.engine == "ray" or (asked.jobs or 1) > 1):
+        raise ConfigError(
+            f"method '{own[0]}' is a class of this process; other processes cannot run it: use jobs=1"
+        )
+    if asked.engine == "ray":
+        return asked.jobs
+    short = all(c.config.head_only for c in plan.cells) and len(plan.cells) <= FEW_CELLS
+    return asked.jobs or (1 if short or own else _cores())
 
 
 def _cores() -> int:
@@ -368,10 +388,7 @@ def _show(progress: Progress | None, folder: Path, plan: StudyPlan, text: str) -
 
 def _work_here(folder: Path, plan: StudyPlan, jobs: int | None, progress: Progress | None) -> None:
     """Run every unfinished cell in this process, or in several, each with its share of the cores."""
-    if jobs is None:  # one process a core, or one if cells are short and few
-        short = all(c.config.head_only for c in plan.cells) and len(plan.cells) <= FEW_CELLS
-        jobs = 1 if short else _cores()
-    jobs = min(jobs, sum(finished(folder, c) is None for c in plan.cells))
+    jobs = min(jobs or 1, sum(finished(folder, c) is None for c in plan.cells))
     if jobs == 1:
         _show(progress, folder, plan, "")
         work(folder, plan, done=lambda cell: _show(progress, folder, plan, f"{cell.task}, {cell.method}"))

@@ -18,7 +18,7 @@ import numpy as np
 from hesstune.checks import expanded
 from hesstune.data.reading import Reading, Voting
 from hesstune.data.sources import listing
-from hesstune.errors import ConfigError, DataError, HesstuneError, unknown_name
+from hesstune.errors import ConfigError, DataError, HesstuneError
 from hesstune.methods import method_class, method_names
 from hesstune.options import make_options
 from hesstune.runs.config import FinetuneConfig, make_config

@@ -19,17 +19,14 @@ from hesstune.data.examples import Examples, Task
 from hesstune.errors import ConfigError, DataError, ModelError, RunError
 from hesstune.inputs.features import frozen_features
 from hesstune.methods import method_class
-from hesstune.methods._head import HeadMaterial, SolvedHead
+from hesstune.methods._heads import HeadMaterial, SolvedHead, takes_solution
 from hesstune.methods._losses import balanced_rates
-from hesstune.methods._solved import takes_solution
-from hesstune.methods.constraint import RADII
+from hesstune.methods.constrained import RADII
 from hesstune.models.load import LoadedModel
-from hesstune.noise.estimate import Estimate, estimate_noise
-from hesstune.noise.estimate.crossfit import cross_fit
-from hesstune.noise.estimate.request import Request, parse_request
+from hesstune.noise.estimate import Estimate, estimate_noise, parse_request
 from hesstune.noise.latent.em import fold_rows
-from hesstune.noise.latent.reduction import Reduction
-from hesstune.noise.latent.soft_probe import SoftProbe
+from hesstune.noise.latent.probe import Reduction, SoftProbe
+from hesstune.noise.linear_probe import cross_fit
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig
@@ -39,8 +36,8 @@ from hesstune.storage.remembered import remembered
 from hesstune.storage.stored import read_record
 from hesstune.storage.tensors import Tree
 from hesstune.weak.dependence import dependence_note
-from hesstune.weak.evidence import vote_counts
 from hesstune.weak.label_models import label
+from hesstune.weak.vote_models import vote_counts
 
 __all__ = [
     "Material", "default_radii", "estimated", "found_noise", "gather", "has_default_radii", "head_features",
@@ -310,11 +307,11 @@ def _posterior(
     return posterior, dependence_note(part.votes, posterior)
 
 
-def estimated(request: Request, material: Material, seed: int = 0, errors: bool = True) -> Estimate:
+def estimated(method: str, material: Material, seed: int = 0, errors: bool = True) -> Estimate:
     """Make the estimate that was asked for.
 
     Args:
-        request: Which.
+        method: The estimator's name.
         material: What it is made from.
         seed: Of folds and draws.
         errors: Whether an estimate by EM has its errors beside it, which take as long again.
@@ -326,20 +323,19 @@ def estimated(request: Request, material: Material, seed: int = 0, errors: bool 
     from dataclasses import replace
 
     clean = material.clean
-    if request.method == "holdout" and clean is None:
+    if method == "holdout" and clean is None:
         raise ConfigError("estimate:holdout needs clean labels of training examples; none were given")
-    if request.method == "labelmodel" and material.posterior is None:
+    if method == "labelmodel" and material.posterior is None:
         raise ConfigError(
             "estimate:labelmodel needs votes: columns vote_… of csv data, or --vote-columns NAME,NAME"
         )
     found = estimate_noise(
         material.probs,
         material.labels,
-        request.method,
+        method,
         features=material.features,
         posterior=material.posterior,
         clean=clean,
-        percentile=request.percentile,
         seed=seed,
         errors=errors,
     )

@@ -16,15 +16,13 @@ from hesstune.data.examples import Task
 from hesstune.errors import ConfigError
 from hesstune.inputs.batches import make_inputs, to_channels_last
 from hesstune.methods import method_class
-from hesstune.methods._head import SolvedHead
+from hesstune.methods._heads import SolvedHead
 from hesstune.methods._losses import clean_shares
-from hesstune.methods.consistent import Consistent
-from hesstune.methods.constraint import RADII, unheard
-from hesstune.methods.robust import Robust
+from hesstune.methods.constrained import RADII, Robust, unused_radius_options
+from hesstune.methods.robust_losses import Consistent
 from hesstune.models.heads import check_learnable, freeze, trains_head_only
 from hesstune.models.load import LoadedModel, ModelObject, check_output, load_model
-from hesstune.noise.matrix import NoiseMatrix
-from hesstune.noise.rates import identifiability_notes
+from hesstune.noise.matrix import NoiseMatrix, identifiability_notes
 from hesstune.reference import layer_names
 from hesstune.runs.config import FinetuneConfig, usual_lr
 from hesstune.runs.data_record import DataRecord, content_digests
@@ -98,7 +96,7 @@ def run_notes(
     ]
     if kind.constrained and not kind.solves_head:
         given = config.method_options or {}
-        own = [n for n in unheard(config.radius, config.head_only) if n in kind.own_options]
+        own = [n for n in unused_radius_options(config.radius, config.head_only) if n in kind.own_options]
         own = [n for n in own if given.get(n, RADII[n].default) != RADII[n].default]
         why = "the head alone is trained" if config.radius is None else "radii are given"
         if own:

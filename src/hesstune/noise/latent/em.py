@@ -13,10 +13,21 @@ from scipy.special import softmax
 from scipy.stats import gamma
 
 from hesstune.errors import ConfigError
-from hesstune.noise.latent.channel import LabelChannel, Shape
-from hesstune.noise.latent.observed import Observed
-from hesstune.noise.latent.soft_probe import Linear, SoftProbe
-from hesstune.runtime.device import one_thread
+from hesstune.noise.latent.channel import LabelChannel, Observed, Shape
+from hesstune.noise.latent.probe import Linear, SoftProbe
+from hesstune.runtime.device import one_thread, one_thread_each
+
+__all__ = [
+    "FOLDS",
+    "LatentTruth",
+    "Trust",
+    "fit_from_several_starts",
+    "fold_rows",
+    "latent_truth",
+    "log_scores",
+    "residual_statistic",
+    "trust",
+]
 
 
 FOLDS = 5

@@ -11,12 +11,258 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from hesstune.errors import DataError
-from hesstune.noise.latent.choose import CANDIDATES, HELD_OUT, SEEN, Candidate, Choice, choose, refit
-from hesstune.noise.latent.em import FOLDS, LatentTruth, latent_truth, likeliest_truth
-from hesstune.noise.latent.observed import Observed
-from hesstune.noise.latent.reduction import Reduction
-from hesstune.noise.latent.soft_probe import Linear
-from hesstune.runtime.device import one_thread
+from hesstune.noise.latent.channel import SHAPES, Observed, Shape
+from hesstune.noise.latent.em import (
+    FOLDS,
+    LatentTruth,
+    fit_from_several_starts,
+    fold_rows,
+    latent_truth,
+    log_scores,
+)
+from hesstune.noise.latent.probe import Linear, Reduction, SoftProbe
+from hesstune.runtime.device import one_thread, one_thread_each
+from hesstune.storage.remembered import remembered
+from hesstune.storage.tensors import Tree
+
+__all__ = [
+    "CANDIDATES",
+    "FEWER",
+    "FEWEST",
+    "MORE",
+    "SEEN",
+    "TOLD",
+    "Candidate",
+    "Choice",
+    "RobustHead",
+    "choose",
+    "paired_gain",
+    "refit",
+    "robust_head",
+    "within_errors",
+]
+
+
+# Standard errors by which a richer shape of F must do better.
+MARGIN = 0.5
+# A noise rate: if the likelihood does not decide (MARGIN), labels are assumed correct if the best plain probe
+# estimates less. Chosen on development tasks of heads and on MRPC's true labels.
+SEEN = 0.1
+# Folds, and how many of them are held out: EM's own folds leak, so that the choice needs other examples.
+CHOICE_FOLDS, HELD_OUT = 5, 3
+# Standard errors behind the best of its kind on the first held-out part at which a candidate is dropped, and
+# the least number of held-out examples for that.
+BEHIND, ENOUGH = 3.0, 50
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model of the labels: the shape of F, and the probes' penalty.
+
+    Attributes:
+        shape: Of F.
+        strength: Inverse of the penalty.
+    """
+
+    shape: Shape
+    strength: float
+
+    @property
+    def name(self) -> str:
+        """Its name, such as `symmetric 0.1`."""
+        return f"{self.shape} {self.strength:g}"
+
+
+# The simplest first.
+CANDIDATES = (
+    *(Candidate("none", c) for c in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)),
+    *(Candidate("symmetric", c) for c in (0.01, 0.03, 0.1)),
+    *(Candidate("full", c) for c in (0.03, 0.1, 0.3)),
+)
+# Where time is short, and where it is not.
+FEWER = (
+    *(Candidate("none", c) for c in (0.003, 0.03)),
+    Candidate("symmetric", 0.1),
+    Candidate("full", 0.1),
+)
+MORE = (*CANDIDATES, Candidate("none", 1.0), Candidate("symmetric", 0.3), Candidate("full", 1.0))
+# Where the noise matrix is known.
+TOLD = (
+    *(Candidate("none", c) for c in (0.003, 0.03)),
+    *(Candidate("told", c) for c in (0.03, 0.1, 0.3)),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was tried, and what was chosen.
+
+    Attributes:
+        candidate: The candidate chosen.
+        plain: The best candidate that assumes the labels are correct.
+        scores: {name: mean log-likelihood of a given label not seen}, of those judged on every fifth.
+        gain: The chosen one's mean gain over `plain`, and its standard error.
+        seen: The noise rate that a plain probe estimates, if `plain` was ruled out for it; else None.
+        noisy_rival: If `plain` was chosen, the best candidate with a noise model, its mean gain over `plain`,
+            and the standard error of that gain; else None.
+        dropped: {name: mean log-likelihood below the best of its kind} of those with one part held out.
+    """
+
+    candidate: Candidate
+    plain: Candidate
+    scores: dict[str, float] = field(default_factory=dict)
+    gain: tuple[float, float] = (0.0, 0.0)
+    seen: float | None = None
+    noisy_rival: tuple[Candidate, float, float] | None = None
+    dropped: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tried(self) -> int:
+        """How many candidates there were."""
+        return len(self.scores) + len(self.dropped)
+
+    def details(self) -> dict[str, Any]:
+        """Return a JSON-ready record."""
+        return {
+            "chosen": self.candidate.name,
+            "plain": self.plain.name,
+            "scores": self.scores,
+            "dropped": self.dropped,
+            "gain_over_plain": {"mean": self.gain[0], "stderr": self.gain[1]},
+            **({} if self.seen is None else {"noise_seen": self.seen}),
+        }
+
+
+def choose(
+    x: NDArray[np.float32],
+    labels: Observed,
+    *,
+    candidates: Sequence[Candidate] = CANDIDATES,
+    held_out: int = HELD_OUT,
+    seed: int = 0,
+) -> Choice:
+    """Choose the candidate with the largest held-out likelihood of the given labels.
+
+    Each candidate is fitted, EM included, on the training part of 5-fold cross-validation. The score of a
+    held-out example is ln Σ_c p_c(x) P(given | c). A candidate that is BEHIND on the first part is dropped.
+    The choice is the best candidate of the simplest shape of F that is within MARGIN standard errors of the
+    best of all. If that shape is `none` and the best plain probe estimates a noise rate of SEEN or more, the
+    best candidate with a noise model replaces it, unless it is worse by more than MARGIN standard errors.
+
+    Args:
+        x: (N, C) reduced features.
+        labels: What is known of them.
+        candidates: At least one plain one among them.
+        held_out: How many fifths are held out in turn.
+        seed: Of the fifths.
+    """
+    scores, behind = _scored(x, labels, candidates, held_out, seed)
+    candidates = [one for one in candidates if one not in behind]
+    means = {name: float(found.mean()) for name, found in scores.items()}
+    plain = max((c for c in candidates if c.shape == "none"), key=lambda c: means[c.name])
+    chosen, seen, rival = _simplest(candidates, scores), None, None
+    others = [c for c in candidates if c.shape != "none"]
+    if chosen.shape == "none" and others:
+        other = _simplest(others, scores)
+        mean, error = paired_gain(scores[other.name], scores[plain.name])
+        rival = (other, mean, error)
+        if mean >= -MARGIN * error:
+            rate = latent_truth(x, labels, strength=plain.strength, shape="none", seed=seed).channel.rate
+            chosen, seen = (other, rate) if rate >= SEEN else (chosen, None)
+    gain = paired_gain(scores[chosen.name], scores[plain.name])
+    dropped = {one.name: by for one, by in behind.items()}
+    return Choice(chosen, plain, means, gain, seen, rival, dropped)
+
+
+def _scored(
+    x: NDArray[np.float32], labels: Observed, candidates: Sequence[Candidate], held_out: int, seed: int
+) -> tuple[dict[str, NDArray[np.float64]], dict[Candidate, float]]:
+    """Return held-out scores by name of those judged on every part, and how far the others fell behind."""
+    parts = fold_rows(len(x), CHOICE_FOLDS, seed + 0x5CD)[:held_out]
+    numbers = {"x": x, **labels.arrays()}
+
+    def scored(judged: tuple[Candidate, int]) -> NDArray[np.float64]:
+        one, at = judged
+
+        def make() -> Tree:
+            return {"scores": torch.from_numpy(_held_out(x, labels, parts[at], one, seed))}
+
+        # Others ask for some of the same: a head and an estimate of its noise, another cell of a comparison.
+        made = remembered(f"held-out scores of {one.name}, part {at}, seed {seed}", numbers, make)
+        return np.asarray(made["scores"].numpy())
+
+    with one_thread_each(len(candidates)) as each:
+        first = dict(zip(candidates, each(scored, [(one, 0) for one in candidates]), strict=True))
+        behind = _behind(first)
+        asked = [(one, at) for one in candidates if one not in behind for at in range(1, held_out)]
+        rest = dict(zip(asked, each(scored, asked), strict=True))
+    scores = {
+        one.name: np.concatenate([own, *(rest[one, at] for at in range(1, held_out))])
+        for one, own in first.items()
+        if one not in behind
+    }
+    return scores, behind
+
+
+def _behind(scores: dict[Candidate, NDArray[np.float64]]) -> dict[Candidate, float]:
+    """Return how far candidates are behind the best with a noise model, or without, if that is too far.
+
+    Few held-out examples rule nothing out.
+    """
+    found = {}
+    for one, own in scores.items():
+        rivals = [other for other in scores if (other.shape == "none") == (one.shape == "none")]
+        best = max(rivals, key=lambda other: scores[other].mean())
+        mean, error = paired_gain(own, scores[best])
+        if len(own) >= ENOUGH and mean < -max(BEHIND * error, 1e-6):  # less is rounding
+            found[one] = mean
+    return found
+
+
+def _simplest(candidates: Sequence[Candidate], scores: dict[str, NDArray[np.float64]]) -> Candidate:
+    """Return the best of the simplest shape that comes within MARGIN standard errors of the best of all."""
+    overall = max(candidates, key=lambda c: scores[c.name].mean())
+    for shape in SHAPES:
+        own = [c for c in candidates if c.shape == shape]
+        chosen = max(own, key=lambda c: scores[c.name].mean(), default=overall)
+        if own and within_errors(scores[chosen.name], scores[overall.name], MARGIN):
+            break
+    return chosen
+
+
+def paired_gain(scores: NDArray[np.float64], others: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the mean difference of paired scores, and its standard error."""
+    gain = scores - others
+    return float(gain.mean()), float(gain.std() / np.sqrt(len(gain)))
+
+
+def within_errors(scores: NDArray[np.float64], best: NDArray[np.float64], errors: float = 1.0) -> bool:
+    """Tell whether scores fall behind the best ones, in pairs, by at most so many standard errors."""
+    mean, error = paired_gain(best, scores)
+    return mean <= errors * error + 1e-12
+
+
+def _held_out(
+    x: NDArray[np.float32], labels: Observed, rows: NDArray[np.int64], one: Candidate, seed: int
+) -> NDArray[np.float64]:
+    """Return the score of each held-out example."""
+    rest = np.setdiff1d(np.arange(len(x)), rows)
+    kept = labels.take(rest)
+    found = latent_truth(x[rest], kept, strength=one.strength, shape=one.shape, seed=seed)
+    fitted = refit(x[rest], found, one.strength, kept.weight)
+    given = labels.given[rows]
+    likelihood = found.channel.likelihood(given)
+    return log_scores(fitted.logits(x[rows]), found.temperature, likelihood, given.sum(axis=1))
+
+
+def refit(
+    x: NDArray[np.float32],
+    found: LatentTruth,
+    strength: float,
+    weight: NDArray[np.float64] | None = None,
+) -> Linear:
+    """Return the classifier of all examples, fitted to what EM found."""
+    return SoftProbe(x, strength, weight).fit(found.targets)
 
 
 # Choosing among candidates takes so many examples at least, and at most MOST: more say nothing new.

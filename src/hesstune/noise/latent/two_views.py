@@ -9,8 +9,7 @@ from scipy.stats import beta
 
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import FOLDS, LatentTruth, fold_rows, log_scores
-from hesstune.noise.latent.observed import Observed
-from hesstune.noise.rates import rate_matrix
+from hesstune.noise.matrix import rate_matrix
 from hesstune.runtime.device import one_thread
 
 __all__ = ["GAP_SHARE", "discriminant_logits", "mean_posterior", "rate_interval"]
