@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hesstune.methods.constraint import Constraint
+from hesstune.methods.constrained import Constraint
 from sklearn.linear_model import LogisticRegression
 
 import hesstune as ht
