@@ -15,9 +15,10 @@ from sources import image_features
 from hesstune.methods import method_class
 from hesstune.methods._heads import HeadMaterial
 from hesstune.training.estimates import penalised_head
-from kept_features import cache_folder, image_features
-from peers import PEERS, CrossValidated
-from records import arguments, write_record
+from peers import CrossValidated
+
+if TYPE_CHECKING:
+    from bench import Run
 
 IMAGES, TURNS = 4000, 3
 

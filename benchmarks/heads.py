@@ -30,7 +30,7 @@ import hesstune as ht
 from hesstune.data.examples import Examples, Task
 from hesstune.errors import DataError
 from hesstune.inputs.batches import ModelInputs
-from hesstune.inputs.feature_store import FeatureStore, sharing
+from hesstune.inputs.features import FeatureStore, sharing
 from hesstune.methods import method_class
 from hesstune.methods._heads import HeadMaterial
 from hesstune.models.load import LoadedModel

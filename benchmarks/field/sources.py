@@ -19,6 +19,7 @@ from data_files import sentences
 from hesstune.data.examples import Examples, Text, Texts
 from hesstune.data.images import FileImages
 from hesstune.data.load import load_task
+from hesstune.inputs.batches import to_channels_last
 from hesstune.inputs.features import FeatureStore, frozen_features, sharing
 from hesstune.models.load import load_model
 from hesstune.storage.csv_table import read_table

@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hesstune.data.load import load_task
-from hesstune.errors import ConfigError, DataError, RunError
-from hesstune.inputs import features as feature_store
-from weak_tasks import DOMAINNET, PACS, domainnet, pacs, weak_task
+from hesstune.errors import ConfigError, DataError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "field"))
 from weak_tasks import PACS, weak_domain

@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from hesstune.methods.constrained import Constraint
 from sklearn.linear_model import LogisticRegression
 
 import hesstune as ht
 from hesstune.inputs.features import frozen_features
+from hesstune.methods.constrained import Constraint
 from hesstune.training.finetune import FACTORS
 
 

@@ -25,7 +25,7 @@ from hesstune.models.load import LoadedModel
 from hesstune.reference import Reference
 from hesstune.runs.checkpoint import Checkpoints, discard
 from hesstune.runs.data_record import DataRecord
-from hesstune.runs.fingerprint import fingerprints
+from hesstune.runs.fingerprint import fingerprints, of_files
 from hesstune.runs.located import base_folder
 from hesstune.runs.model_card import model_card
 from hesstune.runs.records import (
