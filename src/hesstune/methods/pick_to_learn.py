@@ -21,8 +21,8 @@ class PickToLearn(Method):
     """Pick-to-Learn: a head trained on few examples that classifies all others correctly.
 
     For `--bound compression`. The worst misclassified examples are added, and the head is fitted to the
-    picked examples alone, until none is misclassified. Each epoch adds its share; no other step is taken.
-    Source: Paccagnan, Campi & Garatti 2023.
+    picked examples alone and averaged over the fits, until none is misclassified. Each epoch adds its share;
+    no other step is taken. Source: Paccagnan, Campi & Garatti 2023.
     """
 
     head_alone = True
@@ -35,7 +35,7 @@ class PickToLearn(Method):
         "steps": Option(20, "of L-BFGS a fit, at most", low=1.0),
         "average": Option(0.95, "PACS photo and cartoon, split of seed 100", low=0.0, high=0.999),
         "center": Option(1.0, "PACS photo and cartoon, split of seed 100", low=0.0, high=1.0),
-        "worst_first": Option(1.0, "0 picks by a digest: for labels with many errors", low=0.0, high=1.0),
+        "worst_first": Option(1.0, "0 picks by a digest of the example", low=0.0, high=1.0),
         "stop": Option(1.0, "share picked before the errors left are only counted", low=1e-9, high=1.0),
     }
 
