@@ -62,20 +62,30 @@ def picked(x, y, **how):
     return Picker(x, y, torch.zeros(len(y), 3), **how)
 
 
-def test_picks_do_not_depend_on_the_order_of_the_examples():
+# Every way of picking: the number added at a time, the average, centring, the order, the end.
+WAYS = [
+    {"grow": 0.0, "average": 0.0},
+    {"grow": 0.3},
+    {"stop": 12},
+    {"worst_first": False, "stop": 9, "average": 0.5, "center": True},
+]
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_picks_do_not_depend_on_the_order_of_the_examples(how):
     x, y = sample(120)
-    first = picked(x, y).run()
+    first = picked(x, y, **how).run()
     order = np.random.default_rng(1).permutation(120)
-    second = picked(x[order], y[order]).run()
-    assert [int(order[at]) for at in second.kept] == first.kept
+    second = picked(x[order], y[order], **how).run()
+    assert sorted(int(order[at]) for at in second.kept) == sorted(first.kept)
     torch.testing.assert_close(second.weight, first.weight, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("grow", [0.0, 0.3])
-def test_examples_that_were_not_picked_change_nothing(grow):
+@pytest.mark.parametrize("how", WAYS)
+def test_examples_that_were_not_picked_change_nothing(how):
     """Preference: whatever is left out of the rest, picks and head are the same; so with the picked alone."""
     x, y = sample(90, seed=2)
-    whole = picked(x, y, grow=grow)
+    whole = picked(x, y, **how)
     found = whole.run()
     assert found.done
     rest = np.setdiff1d(np.arange(90), found.kept)
@@ -83,20 +93,53 @@ def test_examples_that_were_not_picked_change_nothing(grow):
     assert (whole.lead(found.weight)[rest] > 0).all()
     for share in (0, len(rest) // 2, len(rest) - 1):
         rows = np.sort(np.concatenate([found.kept, rest[:share]])).astype(int)
-        again = picked(x[rows], y[rows], grow=grow).run()
+        again = picked(x[rows], y[rows], **how).run()
         assert [int(rows[at]) for at in again.kept] == found.kept
         torch.testing.assert_close(again.weight, found.weight, rtol=0, atol=1e-9)
 
 
-def test_an_example_that_the_head_gets_wrong_is_picked_once_it_is_there():
+@pytest.mark.parametrize("how", WAYS)
+def test_an_example_that_the_head_gets_wrong_is_picked_once_it_is_there(how):
     x, y = sample(60, seed=3)
-    found = picked(x, y).run()
+    found = picked(x, y, **how).run()
     more, labels = sample(200, seed=4)
-    wrong = np.flatnonzero(picked(more, labels).lead(found.weight) <= 0)
+    wrong = np.flatnonzero(picked(more, labels, **how).lead(found.weight) <= 0)
     assert len(wrong) > 5
     for at in wrong[:5]:
-        again = picked(torch.cat([x, more[at : at + 1]]), np.append(y, labels[at])).run()
+        again = picked(torch.cat([x, more[at : at + 1]]), np.append(y, labels[at]), **how).run()
         assert 60 in again.kept
+
+
+def test_centring_and_averaging_equal_their_definitions():
+    """Centred features give what centred inputs give; V is the running average of the fits."""
+    x, y = sample(80, seed=6)
+    shift = torch.from_numpy(np.random.default_rng(0).normal(size=(80, 1))).float()
+    moved = picked(x + shift, y, center=True)
+    expected = torch.nn.functional.normalize(x.double() - x.double().mean(dim=1, keepdim=True))
+    torch.testing.assert_close(moved.unit, expected, rtol=0, atol=1e-5)
+    total = moved.run().weight.sum(dim=1)
+    torch.testing.assert_close(total, torch.zeros_like(total), rtol=0, atol=1e-9)
+    mean = torch.zeros(3, 4, dtype=torch.float64)
+    picker = picked(x, y, average=0.75)
+    for picks in picker.going_on(picker.begin()):
+        if not picks.done:
+            mean = 0.75 * mean + 0.25 * picks.fitted
+        torch.testing.assert_close(picks.weight, mean)
+    with pytest.raises(DataError, match="center=0"):
+        Picker(torch.full((5, 3), 0.1), np.zeros(5, np.int64), torch.zeros(5, 2), center=True)
+
+
+def test_errors_left_at_the_stop_are_counted_and_not_fitted():
+    x, y = sample(100, seed=9)
+    picker = picked(x, y, stop=10)
+    found = picker.run()
+    before = picked(x, y).run(most=10)
+    assert found.done
+    assert found.kept[:10] == before.kept
+    assert torch.equal(found.weight, before.weight)
+    left = np.flatnonzero(picker.lead(before.weight) < 1e-5)
+    assert sorted(found.kept[10:]) == sorted(set(left.tolist()) - set(before.kept))
+    assert len(found.kept) > 10
 
 
 def test_two_of_the_same_example_are_two():
@@ -129,8 +172,11 @@ def test_a_start_that_is_right_keeps_nothing():
         Picker(torch.zeros(5, 2), np.zeros(5, np.int64), torch.zeros(5, 2))
 
 
-def failure(points, weights, n, delta, uncounted=0):
-    """P(true error > bound), exactly: every multiset of n points, its multinomial weight, its own head."""
+def failure(points, weights, n, delta, uncounted=0, **how):
+    """P(true error > bound), exactly: every multiset of n points, its multinomial weight, its own head.
+
+    `uncounted` examples are left out of the count, or with -1 all that were not fitted.
+    """
     x = torch.tensor([p[0] for p in points], dtype=torch.float32)
     y = np.array([p[1] for p in points])
     bad = 0.0
@@ -138,10 +184,11 @@ def failure(points, weights, n, delta, uncounted=0):
         counts = Counter(rows)
         chance = factorial(n) * prod(weights[i] ** c / factorial(c) for i, c in counts.items())
         at = list(rows)
-        found = Picker(x[at], y[at], torch.zeros(n, int(max(y)) + 1), steps=10).run()
+        found = Picker(x[at], y[at], torch.zeros(n, int(max(y)) + 1), steps=10, **how).run()
         wrong = Picker(x, y, torch.zeros(len(y), int(max(y)) + 1)).lead(found.weight) < 1e-5
         error = float(np.asarray(weights)[wrong].sum())
-        bound = compression_bound(max(0, len(found.kept) - uncounted), n, delta)
+        count = len(found.kept) - uncounted if uncounted >= 0 else min(len(found.kept), how["stop"])
+        bound = compression_bound(max(0, count), n, delta)
         bad += chance * (error > bound + 1e-12)
     return bad
 
@@ -155,11 +202,19 @@ WORLDS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("how", [{}, {"average": 0.5, "stop": 1, "worst_first": False, "center": True}])
 @pytest.mark.parametrize("world", WORLDS)
-def test_small_cases_in_full(world):
+def test_small_cases_in_full(world, how):
     points, weights = WORLDS[world]
     for delta in (0.1, 0.5):
-        assert failure(points, weights, 5, delta) <= delta
+        assert failure(points, weights, 5, delta, **how) <= delta
+
+
+def test_errors_left_uncounted_are_found_out():
+    """Labels at random on one input: a head fitted to one example, and the errors left are not counted."""
+    points, weights = [((1.0, 0.0), label) for label in range(20)], [0.05] * 20
+    assert failure(points, weights, 3, 0.3, stop=1) <= 0.3
+    assert failure(points, weights, 3, 0.3, uncounted=-1, stop=1) > 0.3
 
 
 def test_a_bound_that_leaves_one_addition_uncounted_is_found_out():

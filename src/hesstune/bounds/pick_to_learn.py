@@ -25,37 +25,48 @@ class Picks:
     """How far Pick-to-Learn has come.
 
     Attributes:
-        kept: The examples picked so far, in their order.
-        weight: (K, D) what was added to the start's weight, fitted to them.
-        done: Whether every other example is classified right.
+        kept: The examples picked so far, in their order; at the end also the errors that are only counted.
+        weight: (K, D) V, what is added to the start's weight: the running average of the fits.
+        fitted: (K, D) the last fit to the picked examples, from which the next fit starts.
+        done: Whether every other example is classified correctly.
     """
 
     kept: list[int]
     weight: torch.Tensor
+    fitted: torch.Tensor
     done: bool = False
 
 
 @dataclass(frozen=True)
 class Picker:
-    """Picks the worst examples, fits the head to all picked so far, and again, until no error is left.
+    """Pick misclassified examples, fit the head to all picked examples, and repeat until no error is left.
 
-    The head is W = W₀ + V, V the minimiser of Σ cross-entropy(s_i + V u_i) + penalty/2·‖V‖² over the picked,
-    with u_i = x_i/‖x_i‖ and s_i the start's logits over ‖x_i‖: dividing an example's logits by its length
-    changes no prediction. Picked next are the ⌊grow·|T|⌋ (at least one) of the other examples that are
-    misclassified by the most, ties by a digest of features and label. That is preferent: leaving out
-    examples that were not picked changes neither the picks nor the head, and an example that the head gets
-    wrong would have been picked. Paccagnan, Campi & Garatti, The Pick-to-Learn algorithm (NeurIPS 2023).
+    Each fit minimises Σ cross-entropy(s_i + A u_i) + penalty/2·‖A‖² over the picked examples. Here
+    u_i = c_i/‖c_i‖, c_i is the feature vector (minus its own mean under `center`), and s_i are the start's
+    logits divided by ‖c_i‖. This changes no prediction: the division scales all logits of an example, and the
+    rows of A sum to 0 under `center`. The head is W = W₀ + V, V ← average·V + (1 − average)·A after each fit.
+    The next picks are the ⌊grow·|T|⌋ (at least one) misclassified examples with the smallest lead, or with
+    the smallest digest of features and label. Once `stop` examples are picked, the remaining errors are
+    counted in `kept` and not fitted. All of this is a function of the picked examples and their order, so
+    the scheme is preferent: leaving out examples that are not in `kept` changes neither `kept` nor the head,
+    and an example that the head misclassifies would be in `kept`. Paccagnan, Campi & Garatti, The
+    Pick-to-Learn algorithm (NeurIPS 2023).
 
     Args:
         features: x, (N, D).
         labels: (N,) in [0, K).
         start: (N, K) logits of the start on them.
-        penalty: λ; like `grow` and `steps` fixed before the examples are seen.
+        penalty: λ; like all that follow fixed before the examples are seen.
         grow: Share of |T| that is added at a time.
-        steps: Iterations of L-BFGS at most for each fit, from the one before.
+        steps: Iterations of L-BFGS at most for each fit, from the last fit.
+        average: Weight of the earlier fits in V, in [0, 1); 0 takes the last fit.
+        center: Subtract each feature vector's own mean.
+        worst_first: Pick by the smallest lead; False picks by the digest.
+        stop: Number of picks after which the remaining errors are counted; None picks until no error is left.
 
     Raises:
-        DataError: If a feature is not finite or an example's features are all zero.
+        DataError: If a feature is not finite, or the features of an example are all zero (under `center`:
+            all equal).
 
     Example:
         >>> x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
@@ -71,22 +82,32 @@ class Picker:
     penalty: float = 0.1
     grow: float = 0.01
     steps: int = 20
+    average: float = 0.95
+    center: bool = False
+    worst_first: bool = True
+    stop: int | None = None
     unit: torch.Tensor = field(init=False)
     offset: torch.Tensor = field(init=False)
     order: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
         x = self.features.double()
+        if self.center:
+            x = x - x.mean(dim=1, keepdim=True)
         length = x.norm(dim=1, keepdim=True)
-        if not bool(torch.isfinite(x).all()) or not bool((length > 0).all()):
-            raise DataError("Pick-to-Learn needs finite features, none of them all zero")
+        # The mean of equal numbers is rounded, so that their differences from it may not be exactly 0.
+        least = 1e-9 * self.features.double().norm(dim=1, keepdim=True) if self.center else 0.0
+        if not bool(torch.isfinite(x).all()) or not bool((length > least).all()):
+            how = "equal; give the method option center=0" if self.center else "zero"
+            raise DataError(f"Pick-to-Learn needs finite features, those of no example all {how}")
         object.__setattr__(self, "unit", x / length)
         object.__setattr__(self, "offset", self.start.double() / length)
         object.__setattr__(self, "order", _order(self.features, self.labels))
 
     def begin(self) -> Picks:
         """Return the state before anything is picked."""
-        return Picks([], torch.zeros(self.offset.shape[1], self.unit.shape[1], dtype=torch.float64))
+        zero = torch.zeros(self.offset.shape[1], self.unit.shape[1], dtype=torch.float64)
+        return Picks([], zero, zero)
 
     def run(self, most: int | None = None) -> Picks:
         """Pick until every other example is right; at most so many examples where given."""
@@ -101,13 +122,16 @@ class Picker:
         free = np.ones(len(self.labels), bool)
         free[picks.kept] = False
         while not picks.done:
-            worst = self._worst(picks, free)
-            if not len(worst):
-                picks = Picks(picks.kept, picks.weight, True)
+            lead = self.lead(picks.weight)
+            wrong = np.flatnonzero(free & (lead < LEAD))
+            if not len(wrong) or (self.stop is not None and len(picks.kept) >= self.stop):
+                picks = Picks([*picks.kept, *wrong.tolist()], picks.weight, picks.fitted, True)
             else:
-                free[worst] = False
-                kept = [*picks.kept, *worst.tolist()]
-                picks = Picks(kept, self._fitted(kept, picks.weight))
+                chosen = self._chosen(wrong, lead, len(picks.kept))
+                free[chosen] = False
+                kept = [*picks.kept, *chosen.tolist()]
+                fitted = self._fitted(kept, picks.fitted)
+                picks = Picks(kept, torch.lerp(fitted, picks.weight, self.average), fitted)
             yield picks
 
     def lead(self, weight: torch.Tensor) -> NDArray[np.float64]:
@@ -119,15 +143,15 @@ class Picker:
         found: NDArray[np.float64] = own - logits.max(axis=1)
         return found
 
-    def _worst(self, picks: Picks, free: NDArray[np.bool_]) -> NDArray[np.int64]:
-        lead = self.lead(picks.weight)
-        wrong = np.flatnonzero(free & (lead < LEAD))
-        # By nothing but what the picked examples determine: their number, never that of the errors left.
-        count = max(1, int(self.grow * len(picks.kept)))
-        return wrong[np.lexsort((self.order[wrong], lead[wrong]))[:count]]
+    def _chosen(self, wrong: NDArray[np.int64], lead: NDArray[np.float64], picked: int) -> NDArray[np.int64]:
+        """Return which of the misclassified examples are picked next."""
+        # The number depends on the picked examples only, never on how many errors are left.
+        count = max(1, int(self.grow * picked))
+        keys = (self.order[wrong], lead[wrong]) if self.worst_first else (self.order[wrong],)
+        return wrong[np.lexsort(keys)[:count]]
 
     def _fitted(self, kept: list[int], weight: torch.Tensor) -> torch.Tensor:
-        """Return V fitted to the examples kept, from the V before."""
+        """Return A fitted to the picked examples, starting at the last fit."""
         x, offset = self.unit[kept], self.offset[kept]
         targets = torch.from_numpy(self.labels[kept])
         found = weight.clone().requires_grad_()
