@@ -1,4 +1,4 @@
-"""Pictures made up for tests."""
+"""Images for tests: made up, and parts of photos."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -30,3 +30,17 @@ def scene(seed):
         shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
         shape((x, y, x + w, y + h), fill=tuple(rng.integers(0, 256, 3).tolist()))
     return image.filter(ImageFilter.GaussianBlur(1))
+
+
+def photo_tiles(count, side=100):
+    """Return the tiles of most contrast of two photos that come with scikit-learn; they do not overlap."""
+    from sklearn.datasets import load_sample_images
+
+    tiles = [
+        photo[top : top + side, left : left + side]
+        for photo in load_sample_images().images
+        for top in range(0, photo.shape[0] - side + 1, side)
+        for left in range(0, photo.shape[1] - side + 1, side)
+    ]
+    order = np.argsort([-tile.std() for tile in tiles], kind="stable")
+    return [Image.fromarray(tiles[n]) for n in order[:count]]

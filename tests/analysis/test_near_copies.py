@@ -10,12 +10,12 @@ from PIL import Image
 
 import hesstune as ht
 from hesstune.analysis.certify import certify_run
-from hesstune.analysis.near_copies import NearCopies
+from hesstune.analysis.near_copies import NOT_FOUND, NearCopies
 from hesstune.bounds.record import Certificate
 from hesstune.cli.main import run as cli
 from hesstune.data.examples import Task
 from hesstune.errors import DataError
-from scenes import scene
+from scenes import photo_tiles, scene
 
 PICTURES, COPIES = 40, 3
 
@@ -109,3 +109,34 @@ def test_which_copy_is_counted_does_not_follow_the_order(copied):
     kept = [NearCopies.of(task, "drop", seed).counted("train", rows)[0] for seed in range(2)]
     assert all(len({_picture(task.train.ids[row]) for row in one}) == PICTURES for one in kept)
     assert kept[0].tolist() != kept[1].tolist()
+
+
+ALTERED = {
+    "mirrored": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "cropped": lambda image: image.crop((5, 10, 90, 95)),
+    "rotated": lambda image: image.rotate(8, Image.Resampling.BILINEAR),
+    "mirrored and greyed": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).convert("L"),
+}
+
+
+@pytest.mark.parametrize("kind", ALTERED)
+def test_images_augmented_before_the_split_are_refused(kind, tmp_path, monkeypatch):
+    """Photos and their altered copies under random labels, split at random by the run."""
+    tiles = photo_tiles(16)
+    for n, label in enumerate(np.random.default_rng(0).permutation(len(tiles)) % 2):
+        for name, copy in (("a", tiles[n]), ("b", ALTERED[kind](tiles[n]))):
+            copy.save(_made(tmp_path / "data" / "ab"[label]) / f"{name}{n:02d}.png")
+    run = ht.finetune(
+        data=f"folder:{tmp_path / 'data'}", method="vanilla", train="head", epochs=1, image_size=64, lr=0.01,
+        val_fraction=0, test_fraction=0.5, out=tmp_path / "run",
+    )  # fmt: skip
+    with pytest.raises(DataError, match="near-duplicates"):
+        certify_run(run, bound="holdout")
+    found = certify_run(run, bound="holdout", repeats="drop", diagnostic=True)
+    trained = {_picture(row["id"]) for row in run.labels() if row["part"] == "train"}
+    tested = [_picture(row["id"]) for row in run.labels() if row["part"] == "test"]
+    assert found.near_duplicates["near_training"] == sum(name in trained for name in tested) > 2
+    assert NOT_FOUND in found.assumptions
+    blind = lambda parts: [np.arange(len(p)) + 1000 * n for n, p in enumerate(parts)]  # noqa: E731
+    monkeypatch.setattr("hesstune.analysis.near_copies.near_duplicates", blind)
+    assert certify_run(run, bound="holdout").n == len(tested)  # what the search prevents

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hesstune.analysis.label_story import Story, story_of
-from hesstune.analysis.near_copies import Found, NearCopies
+from hesstune.analysis.near_copies import NOT_FOUND, Found, NearCopies
 from hesstune.analysis.noise_dependence import tested_noise
 from hesstune.analysis.seen_start import SeenStart
 from hesstune.analysis.subject import InputExamples, Subject
@@ -376,7 +376,7 @@ def _saying(certificate: Certificate, found: Found) -> Certificate:
     """Return a certificate that says what near-duplicates were found."""
     return dataclasses.replace(
         certificate,
-        assumptions=[*certificate.assumptions, *found.assumptions],
+        assumptions=[*certificate.assumptions, *found.assumptions, NOT_FOUND],
         failures=[*certificate.failures, *found.failures],
         near_duplicates=found.counts,
     )

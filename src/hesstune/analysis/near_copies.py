@@ -13,11 +13,17 @@ from hesstune.data.examples import Examples, Task
 from hesstune.data.near_duplicates import near_duplicates
 from hesstune.errors import DataError, listed
 
-__all__ = ["Found", "NearCopies"]
+__all__ = ["NOT_FOUND", "Found", "NearCopies"]
 
 Rows = NDArray[np.int64]
 # Which of several copies is counted is drawn, so that no class is preferred by its place in a folder.
 KEPT_KEY = 0xC0B1E5
+NOT_FOUND = (
+    "the examples hold no copies that the search cannot find: images cropped to less than 80 %, rotated by "
+    "other angles than quarter turns and up to 10 degrees, or distorted; altered copies in data whose images "
+    "are all alike and have little detail, such as handwritten digits; other photos of the same object; "
+    "translations and paraphrases of texts"
+)
 
 
 @dataclass(frozen=True)

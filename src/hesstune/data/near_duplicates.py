@@ -1,258 +1,151 @@
-"""Near-duplicates: a picture stored twice (re-encoded, resized, cropped a little), a text spaced twice."""
+"""Near-duplicates: altered copies of an image, and texts that differ in case, punctuation or a few words."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from difflib import SequenceMatcher
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.fft import dctn
-from torch.nn import functional
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
-from hesstune.data.examples import Examples
+from hesstune.data.examples import Examples, Text
+from hesstune.data.image_copies import group_image_copies
 
 __all__ = ["near_duplicates", "plain_text"]
 
-Array = NDArray[np.float32]
+# Texts are near-duplicates if the words that they share have this part of the weight of all their words, and
+# words in the same order are this part of all. Texts of fewer words must have equal normal forms.
+SHARED_WEIGHT, SHARED_ORDER, FEWEST_WORDS = 0.7, 0.8, 8
+ROWS = 512
 
-BATCH = 256
-SIDE, COARSE = 32, 16
-GREY = (0.299, 0.587, 0.114)
-# Bits of two hashes that a copy may change, and how far its coarse thumbnail may be: wide, for the fine
-# comparison decides. Of 600 PACS pictures, JPEG at quality 40, half the size and a pixel's crop changed at
-# most 12 bits of the first hash, 7 of the second, and of all but one the thumbnail by less than 0.19.
-PHASH_BITS, DHASH_BITS, COARSE_MOST = 12, 8, 0.2
-# The fine comparison: the mean difference of aligned thumbnails over their mean difference between
-# neighbouring pixels. Those copies had up to 0.2; the nearest of different photos, sketches and digits, but
-# for a pair of sketches, had 0.24: smooth pictures are near one another anyway, and must agree more closely.
-FINE_MOST = 0.2
-# Before they are aligned: beyond it no small shift or scaling brings pictures together.
-START_MOST = 0.45
-# Grey levels of deviation below which a picture has nothing to be told by; then only equal pixels count.
-FLAT = 3.0
-# A grey level's difference between neighbours that counts as one: less is noise of the encoder.
-STEP = 2.0
-# Cells of a comparison's table at a time.
-CELLS = 1 << 21
+Rows = NDArray[np.int64]
 
 
 def near_duplicates(parts: Sequence[Examples]) -> list[NDArray[np.int64]]:
     """Group near-duplicates, within parts and between them, by their inputs alone.
 
-    Texts are near-duplicates if `plain_text` makes them the same, pairs if it does so of both. Images are if
-    their pixels are equal, or if a perceptual hash (64 signs of the low frequencies of the cosine transform;
-    Zauner 2010), a difference hash (8 × 8 signs between neighbours) and thumbnails of 32 × 32, aligned by a
-    shift and a scaling of each axis, are close: then one is the other re-encoded, resized, cropped by a pixel
-    or two, brighter or with more contrast. Mirrored pictures and other photos of one thing are not. Groups
-    are transitive: what is a near-duplicate of one of a group belongs to it.
+    Images: see `hesstune.data.image_copies`. Texts are near-duplicates if `plain_text` makes them equal. They
+    are, too, if both have at least 8 different words, the weighted Jaccard similarity of their word sets is
+    at least 0.7 (a word's weight is its inverse document frequency), at least 0.8 of their words are the same
+    in the same order, and they hold the same numbers. Pairs are near-duplicates if both of their texts are.
+    Groups are transitive: a near-duplicate of one example of a group belongs to it.
 
     Args:
         parts: Examples of one task, images decoded to squares of one size, or texts.
 
     Returns:
-        For each part (N,) int64: the number of each example's group. Of two examples, wherever they are, it
-        is the same exactly if they are near-duplicates.
+        For each part (N,) int64: the number of each example's group, the same for near-duplicates.
 
     Example:
         >>> from hesstune.data.examples import Texts
-        >>> texts = Texts([("Good .", None), ("good.", None), ("Not good.", None)])
+        >>> texts = Texts([("Good .", None), ("good!", None), ("Not good.", None)])
         >>> rows, ids = np.arange(3), ["a", "b", "c"]
         >>> near_duplicates([Examples(texts, rows, ids, None)])
         [array([0, 0, 1])]
     """
     if any(part.texts is not None for part in parts):
-        keys = [
-            (plain_text(one), None if two is None else plain_text(two))
-            for part in parts
-            for one, two in part.texts or []
-        ]
-        groups = _numbered(keys)
+        groups = _group_texts([text for part in parts for text in part.texts or []])
     else:
-        groups = _groups_of_images(parts)
+        groups = group_image_copies(parts)
     ends = np.cumsum([len(part) for part in parts])[:-1]
     return np.split(groups, ends)
 
 
 _MARKS = str.maketrans("‘’‚‛“”„‟«»‐‑‒–—―", '\'\'\'\'""""""------')
+# Punctuation without the signs %, @, #, &, and without what stands before or within numbers.
+_PUNCTUATION = re.compile(
+    r"(?<!\d)[.,:/](?!\d)|(?<=\d)[.,:/](?!\d)|-(?!\d)|(?<=\w)-|[^\w\s.,:/%@#&+$<>=^~|-]|_"
+)
 
 
 def plain_text(text: str) -> str:
-    r"""Return a text's normal form: NFKC, case folded, plain quotes and dashes, no space beside punctuation.
+    r"""Return a text's normal form: NFKC, case folded, without punctuation.
 
-    Words and punctuation stay, so that texts of other meaning stay apart.
+    Words, their order, numbers with their signs, and symbols stay.
 
     Example:
-        >>> plain_text("  It ’s “GOOD” ,  isn't it ? "), plain_text("not good")
-        ('it\'s"good",isn\'t it?', 'not good')
+        >>> plain_text("  It ’s “GOOD” ,  isn't it ? "), plain_text("-3.5 % off!")
+        ('its good isnt it', '-3.5 % off')
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     seen = "".join(c for c in folded.translate(_MARKS) if c.isspace() or unicodedata.category(c) != "Cf")
-    return re.sub(r"\s*([^\w\s]|_)\s*", r"\1", " ".join(seen.split()))
+    joined = re.sub(r"(?<=\w)\s*'\s*(?=\w)", "", seen)
+    plain = " ".join(_PUNCTUATION.sub(" ", joined).split())
+    return plain or " ".join(seen.split())
 
 
-def _numbered(keys: Sequence[object]) -> NDArray[np.int64]:
-    """Number equal keys alike, in the order in which they first stand."""
+def _group_texts(texts: Sequence[Text]) -> NDArray[np.int64]:
+    keys = [(plain_text(one), None if two is None else plain_text(two)) for one, two in texts]
     found: dict[object, int] = {}
-    return np.array([found.setdefault(key, len(found)) for key in keys], np.int64)
+    same = np.array([found.setdefault(key, len(found)) for key in keys], np.int64)
+    different = list(dict.fromkeys(keys))
+    if len(different) < 2:
+        return same
+    near = _alike([one for one, _ in different])
+    if any(two is not None for _, two in different):
+        # A second text that is missing is like a missing one only.
+        near = near * _alike([two if two is not None else "\0" for _, two in different])
+    groups = connected_components(near, directed=False)[1][same]
+    _, first, numbered = np.unique(groups, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[numbered].astype(np.int64)
 
 
-@dataclass(frozen=True)
-class _Looks:
-    """What is kept of N images.
+def _alike(texts: Sequence[str]) -> sparse.csr_array:
+    """Return which of N texts are near-duplicates, (N, N) sparse: equal, or of similar sets of words.
 
-    Attributes:
-        digests: A checksum of each one's pixels.
-        phash: (N,) uint64.
-        dhash: (N,) uint64.
-        thumbs: (N, 3, 32, 32) float16, 0 to 255.
-        flat: (N,) whether there is nothing to be told by.
+    Texts of enough similarity share one of their rarest words: of those that remain, the weight is too small
+    (prefix filtering; Chaudhuri et al. 2006). So only few pairs are compared.
     """
-
-    digests: list[bytes]
-    phash: NDArray[np.uint64]
-    dhash: NDArray[np.uint64]
-    thumbs: NDArray[np.float16]
-    flat: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, parts: Sequence[Examples]) -> _Looks:
-        """Look at every image once, a batch at a time."""
-        found = [_look(batch) for part in parts for batch in _batches(part)]
-        digests = [digest for one in found for digest in one[0]]
-        phash, dhash, thumbs, flat = (np.concatenate([one[at] for one in found]) for at in range(1, 5))
-        return cls(digests, phash, dhash, thumbs, flat)
-
-
-def _batches(part: Examples) -> Iterator[torch.Tensor]:
-    for at in range(0, len(part), BATCH):
-        yield part.images(np.arange(at, min(at + BATCH, len(part))))
-
-
-def _look(images: torch.Tensor) -> tuple[list[bytes], *tuple[NDArray[np.generic], ...]]:
-    """Return checksums, both hashes, thumbnails and flatness of some images."""
-    pixels = images.contiguous().numpy()
-    digests = [hashlib.blake2b(one.tobytes(), digest_size=16).digest() for one in pixels]
-    whole = images.float()
-    thumbs = functional.adaptive_avg_pool2d(whole, SIDE)
-    weights = torch.tensor(GREY)[:, None, None]
-    grey = (thumbs * weights).sum(dim=1).numpy()
-    low = dctn(grey, axes=(1, 2), norm="ortho")[:, :8, :8].reshape(len(grey), 64)
-    low[:, 0] = 0  # the mean brightness
-    signs = low > np.median(low[:, 1:], axis=1, keepdims=True)
-    cells = (functional.adaptive_avg_pool2d(whole, (8, 9)) * weights).sum(dim=1).numpy()
-    steps = (np.diff(cells, axis=2) > STEP).reshape(len(cells), 64)
-    flat = thumbs.std(dim=(1, 2, 3)).numpy() < FLAT
-    return digests, _bits(signs), _bits(steps), thumbs.numpy().astype(np.float16), flat
+    words: dict[str, int] = {}
+    rows = [np.array(sorted({words.setdefault(w, len(words)) for w in text.split()}), int) for text in texts]
+    frequency = np.bincount(np.concatenate(rows), minlength=len(words))
+    weight = np.log((len(texts) + 1) / frequency)
+    prefixes = [_prefix(row, weight) for row in rows]
+    every = [row if len(row) >= FEWEST_WORDS else row[:0] for row in rows]
+    shares = _matrix(every, weight, len(words))
+    starts = _matrix(prefixes, np.ones(len(words)), len(words))
+    total = shares.sum(axis=1)
+    numbers: dict[str, int] = {}
+    equal = np.array([numbers.setdefault(text, row) for row, text in enumerate(texts)])
+    found: tuple[list[Rows], list[Rows]] = [np.arange(len(texts)), equal], [equal, np.arange(len(texts))]
+    indicator = _matrix(every, np.ones(len(words)), len(words))
+    for at in range(0, len(texts), ROWS):
+        near = (starts[at : at + ROWS] @ starts.T).tocoo()
+        a, b = near.row + at, near.col
+        a, b = a[a < b], b[a < b]
+        for part in range(0, len(a), 1 << 16):
+            one, two = a[part : part + (1 << 16)], b[part : part + (1 << 16)]
+            shared = shares[one].multiply(indicator[two]).sum(axis=1)
+            keep = shared >= SHARED_WEIGHT * (total[one] + total[two] - shared)
+            keep[keep] = [_same_order(texts[a], texts[b]) for a, b in zip(one[keep], two[keep], strict=True)]
+            found[0].extend([one[keep], two[keep]])
+            found[1].extend([two[keep], one[keep]])
+    a, b = (np.concatenate(ends) for ends in found)
+    return sparse.csr_array((np.ones(len(a)), (a, b)), (len(texts), len(texts)))
 
 
-def _bits(signs: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    return np.packbits(signs, axis=1).view(np.uint64).ravel()
+def _same_order(one: str, two: str) -> bool:
+    """Tell whether two texts have most words in the same order, and the same words with digits."""
+    words = one.split(), two.split()
+    numbers = [[word for word in some if any(c.isdigit() for c in word)] for some in words]
+    return numbers[0] == numbers[1] and SequenceMatcher(None, *words, autojunk=False).ratio() >= SHARED_ORDER
 
 
-def _groups_of_images(parts: Sequence[Examples]) -> NDArray[np.int64]:
-    if not sum(map(len, parts)):
-        return np.zeros(0, np.int64)
-    looks = _Looks.of(parts)
-    same = _numbered(looks.digests)
-    # One of each set of equal pixels is compared with the others; flat ones with nothing.
-    _, first = np.unique(same, return_index=True)
-    alone = first[~looks.flat[first]]
-    groups = same.copy()
-    groups_of = same[alone]
-    for row, others in _candidates(looks.phash[alone], looks.dhash[alone]):
-        # What a chain has joined already needs no look: many copies of one picture cost no square of them.
-        others = others[groups_of[others] != groups_of[row]]
-        if not len(others):
-            continue
-        near = others[_alike(looks.thumbs[alone[row]], looks.thumbs[alone[others]])]
-        for joined in np.unique(groups_of[near]):
-            groups[groups == joined] = groups_of[row]
-            groups_of[groups_of == joined] = groups_of[row]
-    return _numbered(groups.tolist())
+def _prefix(row: Rows, weight: NDArray[np.float64]) -> Rows:
+    """Return a text's rarest words, without those that alone cannot make two texts similar enough."""
+    if len(row) < FEWEST_WORDS:
+        return row[:0]
+    order = row[np.argsort(-weight[row], kind="stable")]
+    rest = weight[order].sum() - np.concatenate([[0.0], np.cumsum(weight[order])[:-1]])
+    return order[rest >= SHARED_WEIGHT * weight[order].sum() - 1e-9]
 
 
-def _candidates(
-    phash: NDArray[np.uint64], dhash: NDArray[np.uint64]
-) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield each image that has others after it whose hashes are near, and these."""
-    rows = max(1, CELLS // max(1, len(phash)))
-    for at in range(0, len(phash), rows):
-        own = slice(at, at + rows)
-        near = np.bitwise_count(dhash[own, None] ^ dhash[None, at:]) <= DHASH_BITS
-        near &= np.bitwise_count(phash[own, None] ^ phash[None, at:]) <= PHASH_BITS
-        for row in np.flatnonzero(near.sum(axis=1) > 1).tolist():  # each is near itself
-            others = at + np.flatnonzero(near[row, row + 1 :]) + row + 1
-            if len(others):
-                yield at + row, others
-
-
-def _alike(one: NDArray[np.float16], others: NDArray[np.float16]) -> NDArray[np.bool_]:
-    """Tell which of some thumbnails, (B, 3, S, S), are of the same picture as one, (3, S, S)."""
-    found = np.zeros(len(others), bool)
-    for at in range(0, len(others), BATCH):
-        some = torch.from_numpy(others[at : at + BATCH].astype(np.float32))
-        own = torch.from_numpy(one.astype(np.float32)).expand_as(some)
-        coarse = [_standard(functional.avg_pool2d(t, SIDE // COARSE)) for t in (own, some)]
-        near = (coarse[0] - coarse[1]).abs().mean(dim=(1, 2, 3)) <= COARSE_MOST
-        start = _apart(_standard(own), _standard(some))
-        near &= start <= START_MOST
-        sure = start <= FINE_MOST
-        found[at : at + BATCH] = (near & sure).numpy()
-        if (open_ := near & ~sure).any():
-            found[at + np.flatnonzero(open_.numpy())] = _aligned(own[open_], some[open_])
-    return found
-
-
-def _apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return the mean difference of standardised thumbnails over the smoother one's roughness, (B,).
-
-    The border, which a crop leaves without a counterpart, is not compared.
-    """
-    inner = (a - b)[:, :, 2:-2, 2:-2].abs().mean(dim=(1, 2, 3))
-    return inner / torch.minimum(_roughness(a), _roughness(b)).clamp(min=1e-6)
-
-
-def _standard(thumbs: torch.Tensor) -> torch.Tensor:
-    """Bring thumbnails to mean 0 a channel and deviation 1: brightness and contrast are no matter."""
-    centred = thumbs - thumbs.mean(dim=(2, 3), keepdim=True)
-    return centred / centred.std(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
-
-
-def _aligned(a: torch.Tensor, b: torch.Tensor) -> NDArray[np.bool_]:
-    """Tell of pairs, (B, 3, S, S), whether one is the other but for a small shift and scaling of each axis.
-
-    Gauss–Newton steps on the squared difference find shift and scaling (Lucas & Kanade 1981).
-    """
-    target = _standard(b)
-    rough = torch.minimum(_roughness(_standard(a)), _roughness(target)).clamp(min=1e-6)
-    centres = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
-    down, across = torch.meshgrid(centres, centres, indexing="ij")
-    theta = torch.zeros(len(a), 4)
-    best = torch.full((len(a),), torch.inf)
-    for _ in range(4):
-        x = across * (1 + theta[:, 1, None, None]) + theta[:, 0, None, None]
-        y = down * (1 + theta[:, 3, None, None]) + theta[:, 2, None, None]
-        grid = torch.stack([x, y], dim=-1)
-        moved = functional.grid_sample(a, grid, mode="bicubic", padding_mode="border", align_corners=False)
-        now = _standard(moved)
-        inner = (target - now)[:, :, 2:-2, 2:-2].abs().mean(dim=(1, 2, 3))
-        best = torch.minimum(best, inner)
-        slope_y, slope_x = (slope * SIDE / 2 for slope in torch.gradient(now, dim=(2, 3)))
-        slopes = torch.stack([slope_x, across * slope_x, slope_y, down * slope_y], dim=-1)
-        jacobian = slopes.reshape(len(a), -1, 4)
-        rest = (target - now).reshape(len(a), -1, 1)
-        normal = jacobian.mT @ jacobian + 1e-3 * torch.eye(4)
-        step = torch.linalg.solve(normal, jacobian.mT @ rest)[..., 0]
-        theta = (theta + step).clamp(-0.1, 0.1)
-    return np.asarray((best <= FINE_MOST * rough).numpy(), bool)
-
-
-def _roughness(thumbs: torch.Tensor) -> torch.Tensor:
-    """Return the mean absolute difference between neighbours, (B,), summed over both directions."""
-    steps = [thumbs.diff(dim=axis).abs().mean(dim=(1, 2, 3)) for axis in (2, 3)]
-    return steps[0] + steps[1]
+def _matrix(rows: Sequence[Rows], weight: NDArray[np.float64], words: int) -> sparse.csr_array:
+    """Return an (N, V) matrix that holds the weights of each text's words."""
+    columns = np.concatenate(rows)
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    return sparse.csr_array((weight[columns], columns, starts), (len(rows), words))
