@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hesstune.inputs.feature_store import FeatureStore, frozen_features, sharing
 from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import gammaln
@@ -27,7 +28,6 @@ from hesstune.bounds.compression import compression_bound
 from hesstune.bounds.pac_bayes import kl_inverse, pac_bayes_kl
 from hesstune.bounds.pick_to_learn import Picker
 from hesstune.data.load import load_task
-from hesstune.inputs.feature_store import FeatureStore, frozen_features, sharing
 from hesstune.models.load import load_model
 from records import arguments, read_record, write_record
 
