@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sources import source
 
-from hesstune.noise.estimate import from_posterior
+from hesstune.labeling.label_data import label_rate_interval
 from hesstune.weak import Votes, apply_functions, label
 from peers import snorkel
 from records import ROOT, arguments, write_record
@@ -109,7 +109,9 @@ def main() -> None:
         row["auto, votes"] = right(label(votes, "auto").labels)
         made = label(votes, "auto", features=x)
         row["auto"], row["chosen"] = right(made.labels), made.details["chosen"]
-        row["rate said"] = round(from_posterior(made.posterior, made.labels).matrix.rate, 4)
+        rate = float(1 - made.posterior.max(axis=1).mean())
+        row["rate said"] = round(rate, 4)
+        row["interval"] = [round(end, 4) for end in label_rate_interval(votes, x, rate)]
         for peer in PEERS:
             if importlib.util.find_spec({"snorkel": "snorkel"}.get(peer, "crowdkit")) is not None:
                 row[peer] = right(_peer(votes, peer))
