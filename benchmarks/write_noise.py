@@ -82,7 +82,8 @@ has out-of-sample probabilities of scikit-learn's LogisticRegression on the same
 *AP* the best of its three scores.
 
 The probabilities are the mean of two classifiers. The odds of a wrong label are larger for ambiguous examples if wrong labels
-are of classes that look alike, and their mean is drawn towards a prior rate of 10 % that counts as 20 checked labels. These
+are of classes that look alike. If no noise is found, their mean is that of a prior rate of 10 % that counts as 20 checked labels,
+beside the examples, each of which counts as an eighth of one. These
 numbers were chosen on the development tasks (`--part development`); so was the width of the interval. All development tasks
 with labels that people gave are of CIFAR-10N. `{labels_command}`:
 

@@ -54,8 +54,9 @@ def mean_posterior(
 
     F is the same for all inputs, but people confuse classes that look alike, and do so most on ambiguous
     inputs. So the odds that a label is wrong are multiplied by exp(AMBIGUITY·a·u), with a from `looks_alike`
-    and u in (0, 1) the rank of the example's ambiguity, and then by one factor for all such that the mean is
-    `shrunk_rate`. No factor changes the most probable class among those other than the given one.
+    and u in (0, 1) the rank of the example's ambiguity. If EM finds no noise, they are multiplied by one
+    factor for all such that the mean is `shrunk_rate`. The most probable class other than the given one
+    stays the same.
 
     Args:
         x: (N, C) reduced features.
@@ -65,7 +66,7 @@ def mean_posterior(
         seed: Of the folds.
     """
     channel, least = truth.channel.matrix, 0.5 / (len(x) + 1)
-    if truth.channel.rate < least:
+    if unseen := truth.channel.rate < least:
         channel = rate_matrix("symmetric", labels.k, least)
     likelihood = np.exp(labels.given @ np.log(np.clip(channel, 1e-12, None)).T)
     logits = discriminant_logits(x, truth.posterior, folds=folds, weight=labels.weight, seed=seed)
@@ -77,7 +78,7 @@ def mean_posterior(
     classes = (truth.probabilities + second) / 2
     ambiguity = (rankdata(-classes.max(axis=1)) - 0.5) / len(x)
     shift = AMBIGUITY * looks_alike(channel, classes) * ambiguity
-    open_rows = np.ones(len(x), dtype=bool)
+    open_rows = np.full(len(x), unseen)
     if labels.checked is not None:
         open_rows[labels.checked[0]] = False
     return labels.known(_shifted((views[0] + views[1]) / 2, labels.given.argmax(axis=1), shift, open_rows))
@@ -116,7 +117,7 @@ def _shifted(
     shift: NDArray[np.float64],
     rows: NDArray[np.bool_],
 ) -> NDArray[np.float64]:
-    """Add `shift`, and a number for all, to the log odds of a wrong label; of `rows`, the mean is shrunk."""
+    """Add `shift` to the log odds of a wrong label, and a number for all that shrinks the mean of `rows`."""
     at = np.arange(len(given))
     others = np.maximum(posterior, 1e-12)
     others[at, given] = 0.0
