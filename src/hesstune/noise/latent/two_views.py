@@ -126,7 +126,7 @@ def _shifted(
     if rows.any():
         wanted = shrunk_rate(float(expit(odds[rows]).mean()), int(rows.sum()))
         odds += brentq(lambda b: float(expit(odds[rows] + b).mean()) - wanted, -100.0, 100.0)
-    found = others * expit(odds)[:, None]
+    found: NDArray[np.float64] = others * expit(odds)[:, None]
     found[at, given] = expit(-odds)
     return found
 
