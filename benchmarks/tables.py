@@ -443,7 +443,8 @@ def votes() -> str:
     cells = []
     for r in rows("votes"):
         shown = bold_best({n: 100 * r[n] for n in columns if n in r}, list(columns))
-        rates = [f"{100 * r['rate said']:.1f}", f"{100 * (1 - r['auto']):.1f}"]
+        ends = " ({:.0f} to {:.0f})".format(*(100 * end for end in r["interval"])) if "interval" in r else ""
+        rates = [f"{100 * r['rate said']:.1f}{ends}", f"{100 * (1 - r['auto']):.1f}"]
         cells.append([r["set"], str(r["labelers"]), *(shown.get(n, "–") for n in columns), *rates])
     return markdown(["set", "annotators", *columns.values(), "estimated noise rate", "noise rate"], cells)
 
@@ -459,15 +460,41 @@ def rules() -> str:
 
 @table
 def label_errors() -> str:
-    columns = {"tv_em": "F: em", "tv_confident": "F: confident", "ap_clean": "AP: clean"}
-    columns |= {"ap_cleanlab": "AP: cleanlab", "f1_clean": "F1: clean", "f1_cleanlab": "F1: cleanlab"}
+    columns = {"ece": "ECE", "top100": "top 100", "tv_em": "F: em", "tv_confident": "F: confident"}
+    columns |= {"ap_clean": "AP: clean", "ap_cleanlab": "AP: cleanlab"}
+    columns |= {"f1_clean": "F1: clean", "f1_cleanlab": "F1: cleanlab"}
     found, cells = read_rows(RESULTS / "field_labels.csv"), []
     for task in dict.fromkeys(row["task"] for row in found):
         own = [row for row in found if row["task"] == task]
-        noise = np.mean([float(row["noise"]) for row in own])
+        noise, rate, low, high = (
+            np.mean([float(row[key]) for row in own]) for key in ("noise", "rate", "low", "high")
+        )
         numbers = [[float(row[key]) for row in own if row[key]] for key in columns]
-        cells.append([task, f"{noise:.0%}", *(f"{np.mean(n):.3f}" if n else "–" for n in numbers)])
-    return markdown(["task", "wrong labels", *columns.values()], cells)
+        shown = [f"{np.mean(n):.3f}" if n else "–" for n in numbers]
+        cells.append([task, f"{noise:.0%}", f"{rate:.0%} ({low:.0%} to {high:.0%})", *shown])
+    return markdown(["task", "wrong labels", "estimated rate", *columns.values()], cells)
+
+
+@table
+def label_error_rates() -> str:
+    human = [
+        row
+        for row in read_rows(RESULTS / "field_labels.csv")
+        if row["task"].startswith(("cifar10n", "amazon"))
+    ]
+    noise, rate, low, high, ece, f1, peer = (
+        np.array([float(row[key]) for row in human])
+        for key in ("noise", "rate", "low", "high", "ece", "f1_clean", "f1_cleanlab")
+    )
+    inside, near = (low <= noise) & (noise <= high), np.abs(rate - noise) <= 0.06
+    counts = {
+        "rate within .06 of the truth": near,
+        "rate in its 90 % interval": inside,
+        "calibration error at most .05": ece <= 0.05,
+        "F1 above cleanlab's": f1 > peer,
+    }
+    cells = ([title, f"{held.sum()} of {len(human)}"] for title, held in counts.items())
+    return markdown(["labels by people", "runs"], cells)
 
 
 @table

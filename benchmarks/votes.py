@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sources import source
 
-from hesstune.noise.estimate import from_posterior
+from hesstune.labeling.label_data import label_rate_interval
 from hesstune.weak import Votes, apply_functions, label
 from peers import snorkel
 
@@ -102,6 +102,7 @@ def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
 
     ties = [right(label(votes, "majority", seed=seed).labels) for seed in range(5)]
     made = label(votes, "auto", features=x)
+    rate = float(1 - made.posterior.max(axis=1).mean())
     return {
         "examples": len(y),
         "labelers": votes.m,
@@ -110,7 +111,8 @@ def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
         "auto, votes": right(label(votes, "auto").labels),
         "auto": right(made.labels),
         "chosen": made.details["chosen"],
-        "rate said": round(from_posterior(made.posterior, made.labels).matrix.rate, 4),
+        "rate said": round(rate, 4),
+        "interval": [round(end, 4) for end in label_rate_interval(votes, x, rate)],
         **{peer: right(_peer(votes, peer)) for peer in PEERS},
     }
 

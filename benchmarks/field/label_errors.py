@@ -1,11 +1,13 @@
-"""The field benchmark of labels: how near F comes, and how well wrong labels are found, told nothing.
+"""The field benchmark of suspected label errors: which labels are wrong, how many, how probably.
 
 For each task and seed: total variation between rows of the estimated F and of the realised one (true labels
 against given ones), for `em` and for cleanlab's `confident`; average precision and F1 of the default cut in
-finding wrong labels, for `hesstune.clean` and for cleanlab, whose best score in hindsight of three counts.
-The cut of `clean`, and where it believes labels, were settled on development tasks: those of tasks.py, some
-with half of their noise or with none, and the worse of two people's labels. cleanlab has probabilities
-cross-fitted by scikit-learn's LogisticRegression, its penalty cross-validated. Continues where it stopped.
+finding wrong labels, for `hesstune.clean` and for cleanlab, which has the best average precision of three
+scores; the estimated noise rate and its 90 % interval; the expected calibration error of the probability of
+a wrong label (10 bins of equal width); the share of wrong labels among the 100 most suspected. cleanlab has
+probabilities cross-fitted by scikit-learn's LogisticRegression with a cross-validated penalty. Every number
+of `clean` that was chosen on data was chosen on the development tasks: some with half of their noise or with
+none, and the worse of two people's labels. Continues where it stopped.
 
     python benchmarks/field/label_errors.py --data DATA [--part test|development] [--seeds N] [--only TEXT]
 """
@@ -32,17 +34,21 @@ from records import RESULTS, add_row, arguments, read_rows
 PATH, DEVELOPED = RESULTS / "field_labels.csv", RESULTS / "field_labels_development.csv"
 COLUMNS = (
     "task", "seed", "n", "noise", "chosen", "tv_em", "tv_confident",
-    "ap_clean", "ap_cleanlab", "f1_clean", "f1_cleanlab", "seconds",
+    "ap_clean", "ap_cleanlab", "f1_clean", "f1_cleanlab", "rate", "low", "high", "ece", "top100", "seconds",
 )  # fmt: skip
 TASKS = (
+    *(
+        f"cifar10n {labels} {n}".strip()
+        for n in ("4000", "2000", "")
+        for labels in ("worse", "random1", "aggregate")
+    ),
+    "cifar10n votes",
+    "amazon_isbook votes",
     "digits clean",
     "digits symmetric:0.2",
     "digits symmetric:0.4",
     "digits symmetric:0.6",
     "digits pair:0.4",
-    "cifar10n worse 4000",
-    "cifar10n random1 4000",
-    "cifar10n aggregate 4000",
     "photo symmetric:0.4",
 )
 DEVELOPMENT = (
@@ -98,6 +104,12 @@ def _cross_fitted(task: FieldTask, seed: int) -> NDArray[np.float64]:
     return np.asarray(cross_val_predict(model, task.x, task.given, cv=folds, method="predict_proba"))
 
 
+def calibration_error(p: NDArray[np.float64], wrong: NDArray[np.bool_], bins: int = 10) -> float:
+    """Return the mean over examples of |mean p − share of wrong labels| of their bin of equal width."""
+    at = np.minimum((p * bins).astype(np.int64), bins - 1)
+    return float(np.abs(np.bincount(at, p - wrong, bins)).sum() / len(p))
+
+
 def row_of(task: FieldTask, seed: int) -> list[object]:
     """Return a row of the record."""
     from cleanlab.filter import find_label_issues
@@ -124,6 +136,9 @@ def row_of(task: FieldTask, seed: int) -> list[object]:
         ]
     else:
         figures += ["", "", "", ""]
+    figures += [round(each, 4) for each in (found.rate, *found.rate_interval)]
+    figures.append(round(calibration_error(found.p_wrong, wrong), 4))
+    figures.append(round(float(wrong[found.ranked[:100]].mean()), 4))
     noise = round(float(wrong.mean()), 4)
     return [task.name, seed, len(task.x), noise, found.chosen, *figures, round(spent, 2)]
 

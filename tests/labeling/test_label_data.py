@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from PIL import Image
 import hesstune as ht
 from hesstune.cli.main import run as command_line
 from hesstune.errors import ConfigError, DataError, HesstuneWarning, NoiseMatrixError
+from hesstune.labeling.label_data import label_rate_interval
+from hesstune.noise.matrix import NoiseMatrix
 from hesstune.storage import csv_table
+from hesstune.weak import Votes
 
 
 def hesstune(capsys, *words):
@@ -338,7 +342,7 @@ def test_labels_that_are_as_good_as_guessed_have_no_noise_matrix(tmp_path, capsy
     words = ("label", "--votes", path, "--out", out)
     code, said, _ = hesstune(capsys, *words)
     assert code == 0
-    assert "two votes on an example differ" in said
+    assert "wrong labels (" in said
     from hesstune.labeling.label_data import _beside_guessing
 
     assert _beside_guessing(0.40, 2, "dawid_skene") == []
@@ -394,3 +398,47 @@ def test_a_file_of_votes_is_read_once(tmp_path, monkeypatch, suffix):
     found = ht.label_data(votes=str(path), label_model="majority")
     assert len(found.target) == 12
     assert read == ([path] if suffix == "csv" else [])
+
+
+def test_the_interval_of_wrong_labels_reaches_up_to_the_disagreement_of_labelers_and_features():
+    rng = np.random.default_rng(0)
+    table = np.where(rng.random((400, 3)) < 0.3, -1, rng.integers(0, 3, (400, 3)))
+    votes = Votes(table, 3)
+    differ = [a != b for row in table for a, b in combinations(row[row >= 0], 2)]
+    low, high = label_rate_interval(votes, None, 0.1)
+    assert low <= 0.1
+    assert np.mean(differ) < high < np.mean(differ) + 0.2
+    # Labelers that copy one another never differ; features that are unlike their votes speak.
+    copies = Votes(np.repeat(rng.integers(0, 3, (400, 1)), 3, axis=1), 3)
+    assert label_rate_interval(copies, None, 0.1)[1] < 0.25
+    x = rng.normal(size=(400, 4)).astype(np.float32)
+    assert label_rate_interval(copies, x, 0.1)[1] > 0.5
+    # One vote an example, and no features: nothing speaks against guessing.
+    assert label_rate_interval(Votes(table[:, :1], 3), None, 0.1)[1] >= 2 / 3
+
+
+def test_printed_counts_are_those_of_the_rate_and_its_interval(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    true = rng.integers(0, 2, 200)
+    rows = [
+        [f"e{i}", *("xy"[int(t) ^ int(rng.random() < 0.25)] for _ in range(3))] for i, t in enumerate(true)
+    ]
+    path, out = (
+        write(tmp_path / "votes.csv", [["id", "vote_a", "vote_b", "vote_c"], *rows]),
+        tmp_path / "l.csv",
+    )
+    code, said, _ = hesstune(capsys, "label", "--votes", path, "--out", out, "--json")
+    assert code == 0
+    record = json.loads(said.splitlines()[-1])
+    counts, (low, high) = record["wrong_labels"], record["rate_interval"]
+    assert low <= record["rate"] <= high
+    assert low <= np.mean([row["label"] != "xy"[true[int(row["id"][1:])]] for row in rows_of(out)]) <= high
+    assert counts == {
+        "expected": round(200 * record["rate"]), "low": int(200 * low), "high": int(np.ceil(200 * high))
+    }  # fmt: skip
+    assert f"about {counts['expected']} wrong labels ({counts['low']} to {counts['high']})" in " ".join(
+        said.split()
+    )
+    saved = json.loads((tmp_path / "l.noise.json").read_text())
+    assert saved["rate_interval"] == record["rate_interval"]
+    assert NoiseMatrix.load(tmp_path / "l.noise.json").k == 2

@@ -42,6 +42,7 @@ def label(
 ) -> None:
     """Make labels from weak labelers, labeling functions or votes, and estimate their noise."""
     from hesstune.labeling.label_data import check_free, label_data, noise_path
+    from hesstune.noise.latent.two_views import count_text
 
     beside = noise_matrix or noise_path(out)
     check_free(out, beside, overwrite)  # before anything is trained
@@ -50,10 +51,13 @@ def label(
     record = found.to_dict()
     output = Output(quiet, json)
     output.say(labeler_table(found), "", labels_table(record), "")
-    noise = found.noise.matrix
+    low, high = found.rate_interval
     output.say(
-        f"Noise matrix: rate {noise.rate:.3g}, condition number {noise.condition:.3g} ({found.noise.method}; "
-        "estimated, no guarantee)"
+        f"Estimate for all: {count_text(found.wrong_labels)}; noise rate {found.rate:.3g}, interval "
+        f"{low:.3g} to {high:.3g}. The rate is the label model's own, not checked; it is too low if labelers "
+        "err together.",
+        f"Noise matrix: condition number {found.noise.condition:.3g} ({found.noise.method}; estimated, no "
+        "guarantee)",
     )
     for note in found.notes:
         output.say(f"  {note}")

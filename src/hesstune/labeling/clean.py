@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,7 +23,7 @@ from hesstune.models.load import load_model
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import FOLDS, latent_truth
 from hesstune.noise.latent.head import RobustHead, robust_head
-from hesstune.noise.latent.two_views import mean_posterior, rate_interval
+from hesstune.noise.latent.two_views import count_text, counted, mean_posterior, rate_interval
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
@@ -113,14 +112,12 @@ class LabelIssues:
     @cached_property
     def wrong_labels(self) -> tuple[int, int, int]:
         """The expected number of wrong labels, and the ends of its 90 % interval."""
-        low, high = self.rate_interval
-        return round(self.rate * len(self)), math.floor(low * len(self)), math.ceil(high * len(self))
+        return counted(self.rate, self.rate_interval, len(self))
 
     @property
     def count_text(self) -> str:
-        """The expected number of wrong labels in words, such as `about 12 wrong labels (5 to 30)`."""
-        expected, low, high = self.wrong_labels
-        return f"about {expected} wrong labels ({low} to {high})"
+        """The number of wrong labels in words, such as `about 12 wrong labels (5 to 30)`."""
+        return count_text(self.wrong_labels)
 
     @cached_property
     def wrong(self) -> NDArray[np.bool_]:

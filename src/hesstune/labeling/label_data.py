@@ -18,6 +18,11 @@ from hesstune.labeling.domain_labelers import Training, named_domains, train_lab
 from hesstune.labeling.options import LabelOptions, needs_features
 from hesstune.labeling.sources import Target, read_sources
 from hesstune.noise.estimate import Estimate, from_posterior, well_conditioned
+from hesstune.noise.latent.channel import Observed
+from hesstune.noise.latent.em import latent_truth
+from hesstune.noise.latent.head import FEWEST
+from hesstune.noise.latent.probe import Reduction
+from hesstune.noise.latent.two_views import counted, rate_interval
 from hesstune.noise.matrix import NEAR_GUESSING, guessing_rate
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
@@ -26,7 +31,7 @@ from hesstune.weak.dependence import dependence_note
 from hesstune.weak.label_models import Labelled, label, label_model_class, read_balance
 from hesstune.weak.votes import ABSTAIN, Votes, patterns
 
-__all__ = ["Labelling", "label_data"]
+__all__ = ["Labelling", "label_data", "label_rate_interval"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Labelling:
         kept: Rows of the target's test part, whose label is the true one and in no estimate.
         model: The label model.
         noise: The estimated noise matrix of the labels.
+        rate: The estimated share of wrong labels among those made: the label model's own estimate.
+        rate_interval: An interval for that share (`label_rate_interval`).
         labelers: A row a labeler, as Snorkel's analysis; `accuracy` where the truth is known.
         majority: (N,) the baseline: majority vote.
         notes: What a reader should know, in sentences.
@@ -55,6 +62,8 @@ class Labelling:
     kept: NDArray[np.int64]
     model: str
     noise: Estimate
+    rate: float
+    rate_interval: tuple[float, float]
     labelers: list[dict[str, Any]]
     majority: NDArray[np.int64]
     notes: list[str] = field(default_factory=list)
@@ -76,6 +85,17 @@ class Labelling:
         judged[self.kept] = False
         return float((labels[judged] == known[judged]).mean()) if judged.any() else None
 
+    @property
+    def wrong_labels(self) -> tuple[int, int, int]:
+        """The expected number of wrong labels among those made, and the ends of its interval."""
+        made = int((self.labels != ABSTAIN).sum()) - len(self.kept)
+        return counted(self.rate, self.rate_interval, made)
+
+    def _wrong(self) -> dict[str, Any]:
+        """Return the estimated share and number of wrong labels, JSON-ready."""
+        counts = dict(zip(("expected", "low", "high"), self.wrong_labels, strict=True))
+        return {"rate": self.rate, "rate_interval": list(self.rate_interval), "wrong_labels": counts}
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready summary."""
         made = int((self.labels != ABSTAIN).sum())
@@ -88,6 +108,7 @@ class Labelling:
             "label_model": self.model,
             "accuracy": self.accuracy(self.labels),
             "majority_accuracy": self.accuracy(self.majority),
+            **self._wrong(),
             "labelers": self.labelers,
             "noise_matrix": self.noise.to_dict(),
             "notes": self.notes,
@@ -115,6 +136,7 @@ class Labelling:
         header += [f"p_{name}" for name in self.classes] + [f"vote_{name}" for name in self._shown()]
         # Votes err on the same hard examples: their matrix is a mean, whatever it was estimated by.
         record = {**self.noise.to_dict(), "origin": "instance_dependent", "classes": self.classes}
+        record |= self._wrong()
         record |= {"label_model": self.model, "labelers": self.labelers}
         replace_files({path: csv_writer(header, self._rows(columns)), beside: json_writer(record)})
         return beside
@@ -266,9 +288,12 @@ def _combined(
         posterior[kept] = np.eye(len(classes))[labels[kept]]
         notes.append(f"{len(kept)} test examples keep their true labels")
     notes += noise.notes
+    rate = float(noise.details["rate"])
+    interval = label_rate_interval(some, near, rate, seed)
     return Labelling(
-        target, classes, votes, labels, posterior, kept, _chosen(made), noise, rows, majority, notes
-    )
+        target, classes, votes, labels, posterior, kept, _chosen(made), noise, rate, interval, rows, majority,
+        notes,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -375,6 +400,10 @@ def _clean(
     return np.array([place[i] for i in given], dtype=np.int64), np.array(list(given.values()), dtype=np.int64)
 
 
+# Inverse penalty of the probe of the majority vote.
+PROBE_STRENGTH = 0.03
+
+
 def _beside_guessing(rate: float, k: int, model: str) -> list[str]:
     """Say where a matrix holds that labels are as good as guessed; refuse it of models that lose classes.
 
@@ -396,17 +425,37 @@ def _beside_guessing(rate: float, k: int, model: str) -> list[str]:
     )
 
 
-def _beside_disagreement(rate: float, votes: Votes) -> list[str]:
-    """Say how often two votes on an example differ, beside the noise rate of the labels made of them."""
+def label_rate_interval(
+    votes: Votes, features: NDArray[np.float32] | None, rate: float, seed: int = 0
+) -> tuple[float, float]:
+    """Return an interval for the share of wrong labels among those made of votes.
+
+    A label model's own estimate is too low if labelers err together. So the interval begins at the lower end
+    of `two_views.rate_interval` and reaches up to the largest of the rate, the share of pairs of votes on an
+    example that differ, and, with features, the share of examples whose majority vote a cross-fitted probe of
+    the majority votes contradicts. Without any of these it reaches up to the rate of guessing.
+
+    Args:
+        votes: The votes.
+        features: (N, D) features of the examples, or None.
+        rate: The label model's estimate.
+        seed: Of ties and folds.
+    """
     counts = votes.counts
     each = counts.sum(axis=1)
-    pairs = float((each * (each - 1)).sum())
-    if not pairs:
-        return ["no example has two votes: how often labelers err cannot be seen in their disagreement"]
-    differ = 1 - float((counts * (counts - 1)).sum()) / pairs
-    said = f"two votes on an example differ {differ:.0%} of the time; the labels' noise is put at {rate:.0%}"
-    # Labels of the better-informed kind err less often than two votes differ, unless labelers err together.
-    return [said + (", more than that: labelers that err together are not seen" if rate > differ else "")]
+    pairs, seen = float((each * (each - 1)).sum()), []
+    if pairs:
+        seen.append(1 - float((counts * (counts - 1)).sum()) / pairs)
+    rows = np.flatnonzero(votes.ballots.each > 0)
+    if features is not None and len(rows) >= FEWEST:
+        labels = label(votes.take(rows), "majority", seed=seed).labels
+        x = Reduction.of(features[rows]).apply(features[rows])
+        observed = Observed.of(labels, votes.k)
+        plain = latent_truth(x, observed, strength=PROBE_STRENGTH, shape="none", seed=seed)
+        seen.append(float((plain.probabilities.argmax(axis=1) != labels).mean()))
+    most = max(rate, *seen) if seen else guessing_rate(votes.k)
+    low = rate_interval(rate, most, len(rows))[0]
+    return low, max(rate_interval(most, most, len(rows))[1], rate)
 
 
 def _noise(given: _Given, made: Labelled, noise_from: str) -> Estimate:
@@ -441,7 +490,6 @@ def _noise_by(given: _Given, made: Labelled, name: str) -> Estimate:
     rows = np.flatnonzero(labels != ABSTAIN)
     found = from_posterior(posterior[rows], labels[rows], f"labelmodel ({_chosen(judge)})")
     notes = [*found.notes, *_beside_guessing(found.matrix.rate, votes.k, name)]
-    notes += _beside_disagreement(found.matrix.rate, votes)
     notes += dependence_note(votes, posterior)
     speaking = int((votes.coverage > 0).sum())
     if speaking < 3 and not needs_features(name):
@@ -455,4 +503,7 @@ def _noise_by(given: _Given, made: Labelled, name: str) -> Estimate:
         notes.append(
             f"the estimated noise matrix was {shown}; (1 - r)F + rI with r = {ridge:g} is what is written"
         )
-    return replace(found, matrix=matrix, smoothing=ridge, notes=tuple(notes))
+    rate = float(1 - posterior[rows, labels[rows]].mean())
+    return replace(
+        found, matrix=matrix, smoothing=ridge, notes=tuple(notes), details={**found.details, "rate": rate}
+    )

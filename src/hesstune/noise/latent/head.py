@@ -267,8 +267,9 @@ def refit(
 
 # Choosing among candidates takes so many examples at least, and at most MOST: more say nothing new.
 FEWEST, MOST = 40, 6000
-# Standard errors by which a full matrix may predict labels worse and is still fitted, if a plain probe
-# estimates a noise rate between 0 and SEEN: human errors depend on more than the class.
+# Standard errors by which a full matrix may predict labels of two classes worse and is still fitted, if a
+# plain probe estimates a noise rate between 0 and SEEN: human errors depend on more than the class. With more
+# classes it is fitted in any case.
 OBJECTION = 1.5
 
 
@@ -311,8 +312,8 @@ def robust_head(
         candidates: Of which one is chosen; those of the shape `told` use the given matrix.
         held_out: How many fifths each candidate is judged on.
         find_errors: Whether label errors are looked for. Labels are then assumed correct only if a plain
-            probe estimates no noise, or less than SEEN with a likelihood that contradicts it (OBJECTION).
-            Otherwise a full matrix is fitted.
+            probe estimates no noise, or, with two classes, less than SEEN with a likelihood that contradicts
+            it (OBJECTION). Otherwise a full matrix is fitted.
         patient: Whether a full matrix is fitted from several starts (`fit_from_several_starts`), with at most
             MOST examples.
         seed: Of folds.
@@ -357,7 +358,7 @@ def _for_label_errors(x: NDArray[np.float32], labels: Observed, choice: Choice, 
         return choice
     other, gain, error = choice.noisy_rival
     plain = latent_truth(x, labels, strength=choice.candidate.strength, shape="none", seed=seed)
-    seen, objects = plain.channel.rate, gain < -OBJECTION * error
+    seen, objects = plain.channel.rate, labels.k == 2 and gain < -OBJECTION * error
     return replace(choice, candidate=other) if seen >= SEEN or (seen > 0 and not objects) else choice
 
 
