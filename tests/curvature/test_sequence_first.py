@@ -302,7 +302,7 @@ class TokensAndPositions(Positions):
 def test_a_batch_that_tells_nothing_is_refused_only_where_it_matters():
     model, ref = made(TokensAndPositions)
     ids = torch.full((5, TOKENS), 7)
-    with pytest.raises(MeasureError, match=r"all the same, .* at position.weight; put examples that differ"):
+    with pytest.raises(MeasureError, match=r"all the same.* at position.weight"):
         measure(model, ref, [(ids, torch.arange(5) % 3)])
     check(model, ref, [(ids, 5)], layers=["a.weight", "b.weight"])
     check(model, ref, [(torch.arange(TOKENS).repeat(5, 1), 5)])

@@ -7,6 +7,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.runs.records import FORMAT
 
 EVIL = "<script>alert(1)</script>"
 
@@ -24,7 +25,8 @@ def run_folder(path, k=3, n=30, layers=4, measured=True, names=None):
     versions = {"hesstune": "0.1.0"}
     shape = {"mean": [0.5] * 3, "std": [0.5] * 3}
     sizes = {"train": n, "val": 5, "test": 5}
-    record = {"classes": classes, "examples": sizes, "split": "uniform", "noise": noise, "versions": versions}
+    record = {"format": FORMAT, "classes": classes, "examples": sizes, "split": "uniform", "noise": noise}
+    record["versions"] = versions
     (path / "run.json").write_text(json.dumps({**record, "normalisation": shape, "result": result}))
     (path / "config.yaml").write_text(yaml.safe_dump({"model": "m", "data": "d", "method": "robust"}))
     if not measured:

@@ -119,7 +119,6 @@ def test_two_processes_train_and_measure_as_one(words, tmp_path, monkeypatch, mo
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout.splitlines()[-1]))
         records.append(json.loads((one.path / "measure.json").read_text()))
-    assert records[0]["others"]
     # Each has its share of the examples, so their memory is another.
     notes = [[n for n in r.pop("notes") if not n.startswith(FORECAST)] for r in records]
     assert notes[1] == notes[0]

@@ -401,7 +401,9 @@ class _Measurement:
             self.rows[key] = [joined[key]]
         known, n, m = joined["gauss_newton"][:, columns], self.count, len(drawn)
         extra = forms.quadratic - known[drawn]
-        variance = forms.quadratic.var(0) / n + (1 - m / n) * extra.var(0) / m
+        variance = torch.full_like(extra[0], math.nan)
+        if m > 1:
+            variance = forms.quadratic.var(0) / n + (1 - m / n) * extra.var(0) / m
         estimates = {"sampled_mean": known.mean(0) + extra.mean(0), "sampled_stderr": variance.sqrt()}
         for key, value in estimates.items():
             self.sampled[key] = torch.full((len(self.engine.names),), math.nan, dtype=torch.float64)

@@ -148,7 +148,7 @@ class FeatureStore:
         >>> import hesstune as ht
         >>> head = {"data": "digits", "train": "head", "epochs": 1, "image_size": 32, "limit": 64}
         >>> with sharing(FeatureStore()) as store:
-        ...     run = ht.finetune(head, noise_matrix="estimate:confident", method="robust")
+        ...     run = ht.finetune(head, inject_noise="symmetric:0.2", method="robust")
         >>> store.computed == sum(run.record["examples"].values())
         True
     """
