@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 import hesstune as ht
-from hesstune.analysis.certify import certify_run
-from hesstune.analysis.check import check_run
+from hesstune.analysis.certify import certify_run, check_run
 from hesstune.analysis.trained_prior import parted
 from hesstune.bounds.checked import checked_bound
 from hesstune.bounds.pac_bayes import confidence_upper

@@ -40,7 +40,7 @@ from coverage_worlds import (
     true_error,
 )
 from hesstune.analysis import near_copies, trained_prior
-from hesstune.analysis.check import check_run
+from hesstune.analysis.certify import check_run
 from hesstune.bounds.record import Certificate
 from run_coverage import DELTA, Trial
 

@@ -9,7 +9,7 @@ import torch
 
 import hesstune as ht
 from hesstune.analysis.certify import certify_run
-from hesstune.analysis.subject import InputExamples
+from hesstune.analysis.measure import InputExamples
 from hesstune.analysis.trained_prior import parted
 from hesstune.bounds.data import BoundData
 from hesstune.bounds.record import Certificate
@@ -212,7 +212,7 @@ def test_what_the_run_shows_of_its_labels_is_not_overruled(tiny, tmp_path):
     """Votes are never class-conditional, injected noise is never nothing, an estimate is never known."""
     from dataclasses import replace
 
-    from hesstune.analysis.label_story import noise_story
+    from hesstune.analysis.label_provenance import noise_story
 
     run = ht.finetune(tiny, method="vanilla", epochs=1, out=str(tmp_path / "a"))
     task = run_task(run.config)
@@ -236,7 +236,7 @@ def test_a_clean_sample_does_not_make_votes_class_conditional(tiny, tmp_path, mo
     task = run_task(run.config)
     rows = [f"{i},{task.classes[y]}" for i, y in zip(task.train.ids[:4], task.train.true[:4], strict=True)]
     (tmp_path / "clean.csv").write_text("\n".join(["id,label", *rows]) + "\n")
-    monkeypatch.setattr("hesstune.analysis.label_story.noise_story", lambda *_: "instance_dependent")
+    monkeypatch.setattr("hesstune.analysis.label_provenance.noise_story", lambda *_: "instance_dependent")
     with pytest.raises(DataError, match="depend on the input"):
         certify_run(run, clean_sample=tmp_path / "clean.csv")
 

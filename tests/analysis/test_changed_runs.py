@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import hesstune as ht
 from coverage_worlds import Flat, Seeing, guessed, noisy, ruled, true_error
-from hesstune.analysis.certify import certify_run
-from hesstune.analysis.check import check_run
+from hesstune.analysis.certify import certify_run, check_run
 from hesstune.errors import DataError, RunError
 from hesstune.runs.records import CONFIG, GUARANTEES, MODEL, NOISE_MATRIX, PRIOR, REFERENCE
 from hesstune.storage.tensors import load_tree, save_tree

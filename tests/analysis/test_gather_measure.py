@@ -2,7 +2,7 @@
 
 import torch
 
-from hesstune.analysis import gather_measure
+from hesstune.analysis import measure
 from hesstune.curvature.result import Measure
 
 
@@ -11,11 +11,11 @@ def test_the_method_of_a_layer_is_that_of_the_process_that_moved_it_to_weight_sp
     names, methods = ["a", "b", "c"], ["exact", "unused", "weight_space"]
     own = Measure(names, one, one, one, torch.ones(2), torch.ones(3), methods, ["why"] * 3)
     elsewhere = torch.tensor([0, 1, 1])  # the other process met an example that reaches b
-    monkeypatch.setattr(gather_measure, "world", lambda: 2)
-    monkeypatch.setattr(gather_measure, "all_gather", lambda rows: [rows, rows])
-    monkeypatch.setattr(gather_measure, "all_reduce_sum", lambda tensor: tensor + elsewhere)
+    monkeypatch.setattr(measure, "world", lambda: 2)
+    monkeypatch.setattr(measure, "all_gather", lambda rows: [rows, rows])
+    monkeypatch.setattr(measure, "all_reduce_sum", lambda tensor: tensor + elsewhere)
     rows = [torch.arange(2).numpy(), torch.arange(2, 4).numpy()]
-    found = gather_measure.gathered_measure(own, rows)
+    found = measure.gathered_measure(own, rows)
     assert found.methods == ["exact", "weight_space", "weight_space"]
     assert found.exact == [True, False, False]
     assert [reason == "why" for reason in found.reasons] == [True, False, True]

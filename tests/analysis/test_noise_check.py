@@ -8,8 +8,7 @@ from PIL import Image
 
 import hesstune as ht
 from hesstune import NoiseMatrix
-from hesstune.analysis.linear_heads import RADIUS, linear_heads, predicted
-from hesstune.analysis.noise import OFF, check_noise, perturbed, sensitivity
+from hesstune.analysis.noise import OFF, RADIUS, check_noise, linear_heads, perturbed, predicted, sensitivity
 from hesstune.cli.main import run as command_line
 from hesstune.errors import DataError, RunError
 from hesstune.noise.instance import class_conditional, sure_half

@@ -9,10 +9,9 @@ import torch
 
 import hesstune as ht
 from hesstune.analysis.certify import certify_run
-from hesstune.analysis.label_story import noise_story
-from hesstune.analysis.noise_dependence import check_confident
+from hesstune.analysis.label_provenance import check_confident, noise_story
+from hesstune.bounds.conditions import TEST_SHARE
 from hesstune.bounds.record import Certificate
-from hesstune.bounds.refute import TEST_SHARE
 from hesstune.errors import DataError, NoiseMatrixError, RefutedNoiseError
 from hesstune.noise.matrix import NoiseMatrix
 
@@ -132,11 +131,11 @@ def test_a_run_under_noise_of_the_class_alone_says_that_the_test_shows_nothing(t
 
 
 def test_a_rejection_of_the_permutation_test_is_listed(tmp_path, matrix_file, monkeypatch):
-    from hesstune.analysis import noise_dependence
+    from hesstune.analysis import label_provenance
     from hesstune.noise.instance import Conditional
 
     run = trained(tmp_path, "a", 1, "class", noise_matrix=matrix_file())
-    monkeypatch.setattr(noise_dependence, "dependence_on_input", lambda *_: Conditional(0.9, 0.7, 0.003, 100))
+    monkeypatch.setattr(label_provenance, "dependence_on_input", lambda *_: Conditional(0.9, 0.7, 0.003, 100))
     found = certify_run(run, bound="holdout", repeats="allow")
     assert found.noise_dependence["depends"] == 1
     assert any("p = 0.003" in text for text in found.assumptions)

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from sklearn.datasets import load_digits
 
 import hesstune as ht
-from hesstune.analysis.noise_fit import check_matrix, compare_agreement, judge_fit
+from hesstune.analysis.label_issues import check_matrix, compare_agreement, judge_fit
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.report.narrative import onset, provenance, training_words, verdict
 from hesstune.report.write import write_report

@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import hesstune as ht
-from hesstune.analysis.certify import certify_run
-from hesstune.analysis.check import check_run
+from hesstune.analysis.certify import certify_run, check_run
 from hesstune.analysis.export import export_run
 from hesstune.analysis.trained_prior import parted
 from hesstune.errors import DataError, ModelError

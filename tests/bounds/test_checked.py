@@ -8,8 +8,7 @@ import pytest
 from scipy import stats
 
 import hesstune as ht
-from hesstune.analysis.certify import certify_run
-from hesstune.analysis.check import check_run
+from hesstune.analysis.certify import certify_run, check_run
 from hesstune.bounds.checked import _masses, checked_bound
 from hesstune.bounds.pac_bayes import confidence_upper
 from hesstune.cli.main import run as cli

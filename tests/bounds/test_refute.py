@@ -6,10 +6,10 @@ import torch
 from scipy import stats
 
 from hesstune.bounds.certificate import certify
+from hesstune.bounds.conditions import TEST_SHARE, check_floor, check_noisy_risk, noise_floors
 from hesstune.bounds.networks import certify_compression, certify_holdout
 from hesstune.bounds.noisy import NoiseConfidenceSet
 from hesstune.bounds.record import Certificate
-from hesstune.bounds.refute import TEST_SHARE, check_floor, check_noisy_risk, noise_floors
 from hesstune.errors import NoiseMatrixError, RefutedNoiseError
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference

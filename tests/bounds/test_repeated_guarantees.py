@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import hesstune as ht
-from hesstune.analysis.certify import certify_run
-from hesstune.analysis.check import check_run
+from hesstune.analysis.certify import certify_run, check_run
 from hesstune.errors import DataError, RunError
 from hesstune.runs.guarantee_log import certificates, sheets
 from hesstune.runs.records import CERTIFICATE, GUARANTEES, TO_CHECK

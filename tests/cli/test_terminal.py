@@ -9,9 +9,9 @@ import torch
 from rich.progress import Progress
 
 import hesstune as ht
-from hesstune.analysis.layer_story import blocks_of, layer_shares
 from hesstune.cli import certify, compare, measure_tables
 from hesstune.cli.render import Output, progress_bars, results_table
+from hesstune.report.layer_shares import blocks_of, layer_shares
 from hesstune.runs.measure_records import LayerMeasure, MeasureRecord
 from hesstune.study.options import CellRecord, StudyResults
 from hesstune.study.results import differences, means, ranks

@@ -265,7 +265,7 @@ def test_a_comparison_by_folds_tests_on_each_example_once(tiny, image_folder, tm
 
 
 def test_certificates_refuse_groups_and_time(tmp_path):
-    from hesstune.analysis.label_story import story_of
+    from hesstune.analysis.label_provenance import story_of
     from hesstune.options import make_options
     from hesstune.runs.options.analysis import CertifyOptions
 

@@ -132,7 +132,7 @@ SHARED = """
 import sys
 import torch
 import hesstune as ht
-from hesstune.bounds.partition import Share
+from hesstune.bounds.data import Share
 from hesstune.runtime.distributed import all_gather, all_reduce_sum, rank, start_ranks, world
 
 start_ranks()

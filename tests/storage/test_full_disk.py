@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import hesstune as ht
-from hesstune.analysis.check import check_run
+from hesstune.analysis.certify import check_run
 from hesstune.analysis.export import export_run
 from hesstune.analysis.measure import stability_of_run
 from hesstune.errors import HesstuneError

@@ -11,7 +11,7 @@ import torch
 
 import hesstune as ht
 from hesstune.analysis.certify import certify_run
-from hesstune.analysis.subject import Subject
+from hesstune.analysis.measure import Subject
 from hesstune.cli.main import run as cli
 from hesstune.errors import ConfigError, DataError, RunError
 from hesstune.noise.matrix import NoiseMatrix

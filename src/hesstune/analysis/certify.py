@@ -1,4 +1,4 @@
-"""Certify a finished run: its network, its reference and the examples it was trained on."""
+"""Certify a finished run, and draw examples whose labels a person checks."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hesstune.analysis.label_story import Story, story_of
+from hesstune.analysis.label_provenance import Story, story_of, tested_noise
+from hesstune.analysis.measure import InputExamples, Subject
 from hesstune.analysis.near_copies import NOT_FOUND, Found, NearCopies
-from hesstune.analysis.noise_dependence import tested_noise
 from hesstune.analysis.seen_start import SeenStart
-from hesstune.analysis.subject import InputExamples, Subject
 from hesstune.analysis.trained_prior import compressed, network_of_part, parted, with_trained_prior
+from hesstune.bounds.data import Share
 from hesstune.bounds.networks import UNCHECKED, certify_checked, certify_compression, certify_holdout
-from hesstune.bounds.partition import Share
+from hesstune.bounds.noisy import spent_by
 from hesstune.bounds.prior import head_ratios, random_parameters
 from hesstune.bounds.record import Certificate
-from hesstune.bounds.told import spent_by
 from hesstune.data.clean import read_clean_labels
 from hesstune.data.examples import KEPT, Examples, Task
-from hesstune.errors import ConfigError, DataError, HesstuneError, RefutedNoiseError
+from hesstune.errors import ConfigError, DataError, HesstuneError, RefutedNoiseError, RunError
 from hesstune.inputs.batches import make_inputs, to_channels_last
 from hesstune.models.heads import freeze
 from hesstune.models.load import LoadedModel
 from hesstune.options import make_options, takes_options
 from hesstune.runs.fingerprint import check_files
-from hesstune.runs.guarantee_log import check_log, log_certificate, sheet_of, sheets, with_union
-from hesstune.runs.options.analysis import CertifyOptions
-from hesstune.runs.records import CERTIFICATE
+from hesstune.runs.guarantee_log import check_log, log_certificate, log_sheet, sheet_of, sheets, with_union
+from hesstune.runs.options.analysis import CertifyOptions, CheckOptions
+from hesstune.runs.records import CERTIFICATE, TO_CHECK
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import (
@@ -46,8 +45,9 @@ from hesstune.runtime.distributed import (
     rank,
     world,
 )
+from hesstune.storage.atomic import write_csv
 
-__all__ = ["certify_run"]
+__all__ = ["certify_run", "check_run"]
 
 BLOCK = 32
 
@@ -394,3 +394,48 @@ def _known_posterior(model: nn.Module, posterior: dict[str, float] | None) -> di
         return None
     trained = random_parameters(model)
     return {name: sigma for name, sigma in posterior.items() if name in trained}
+
+
+SAMPLE_KEY = 0xC4EC
+
+
+@takes_options(CheckOptions)
+def check_run(run: Run, **options: Any) -> Path:
+    """Draw examples at random for a person to label, for `certify --checked`; write the sheet to fill in.
+
+    It goes to the run's folder and has the columns id, text (of texts) and an empty true_label. The given
+    labels are not shown, so that they do not influence the person. The draw is recorded: an example that is
+    left empty counts as an error of the network, and each further sheet of a run pays a part of delta.
+
+    Args:
+        run: A finished run.
+        **options: Options of `CheckOptions`, by name.
+
+    Raises:
+        DataError: If there are no examples to draw from, or the weights before fine-tuning have seen some.
+        RunError: If the sheet is there: it may be filled in already.
+    """
+    asked = make_options(CheckOptions, options)
+    _ = run.outcome
+    check_files(run)
+    path = run.path / TO_CHECK
+    if path.exists():
+        raise RunError(f"{path} exists, and may hold labels already; move it away to draw another sample")
+    task = run.task()
+    part, rows = task.test, np.arange(len(task.test))
+    if asked.prior_fraction:
+        part, rows = task.train, parted(np.arange(len(task.train)), asked.prior_fraction, asked.seed)[1]
+    if not len(rows):
+        raise DataError("there are no test examples to draw from; give --prior-fraction")
+    if why := SeenStart.of(run).refusal(part, rows):
+        raise DataError(why)
+    drawn = np.random.default_rng([asked.seed, SAMPLE_KEY]).permutation(rows)[: asked.sample]
+    log_sheet(run.path, [part.ids[row] for row in drawn], asked.model_dump(mode="json"))
+    texts = part.texts
+    header = ("id", "true_label") if texts is None else ("id", "text", "true_label")
+    lines = []
+    for row in drawn.tolist():
+        shown = [] if texts is None else [" / ".join(text for text in texts[row] if text is not None)]
+        lines.append((part.ids[row], *shown, ""))
+    write_csv(path, header, lines)
+    return path

@@ -1,4 +1,4 @@
-"""Which labels of a finished run are most doubtful, and pictures of them for the report."""
+"""Suspected label errors of a finished run, the fit to them, and thumbnails for the report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hesstune.analysis.noise_fit import check_matrix, compare_agreement
+from hesstune.bounds.pac_bayes import confidence_interval
 from hesstune.data.examples import Examples, Task
 from hesstune.errors import HesstuneError, ModelError
 from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits, to_channels_last
@@ -29,8 +29,10 @@ from hesstune.runs.records import (
     EXAMPLES,
     LABEL_ISSUES,
     LABEL_ISSUES_RECORD,
+    Agreement,
     LabelIssuesRecord,
     MatrixCheck,
+    NoiseFit,
     NoiseMatrixRecord,
     Picture,
     Pictures,
@@ -40,7 +42,142 @@ from hesstune.runtime.device import pick_device
 from hesstune.storage.atomic import write_csv
 from hesstune.storage.stored import write_record
 
-__all__ = ["label_issues", "label_posterior", "pictures_of", "save_pictures"]
+__all__ = [
+    "FitVerdict",
+    "check_matrix",
+    "compare_agreement",
+    "judge_fit",
+    "label_issues",
+    "label_posterior",
+    "pictures_of",
+    "save_pictures",
+]
+
+# Error probabilities of the intervals: of an agreement, and of a test of the given matrix.
+DELTA, TEST_DELTA = 0.05, 0.01
+# Fewer labels that are suspected to be wrong show nothing about the network.
+MIN_SUSPECTED = 10
+# Shares of the wrong labels: from MOST on "most" are learnt; up to FEW "not" at all.
+MOST, FEW = 0.5, 0.2
+
+Kind = Literal["most", "some", "not", "unknown"]
+
+
+class FitVerdict(NamedTuple):
+    """Whether a network has learnt wrong labels.
+
+    Attributes:
+        kind: `most` or `some` of the wrong labels are learnt, they are `not`, or that is `unknown`.
+        low: Lower end of the 95 % interval of the share of wrong labels that the network agrees with.
+        high: Its upper end.
+        reason: Why it is unknown; empty otherwise.
+    """
+
+    kind: Kind
+    low: float
+    high: float
+    reason: str = ""
+
+
+def compare_agreement(
+    predicted: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    posterior: NDArray[np.float64] | None,
+    true: NDArray[np.int64] | None = None,
+) -> NoiseFit | None:
+    """Count how often a network agrees with wrong labels, and how often with right ones.
+
+    Args:
+        predicted: The network's classes of its training examples, (N,).
+        labels: The labels that it was trained on, (N,).
+        posterior: P(true class | features, given label), (N, K), from probes that did not see the label.
+            A label is suspected to be wrong if its own probability is below 1/2.
+        true: The true labels, (N,), if all are known; wrong labels are then known, and not suspected.
+
+    Returns:
+        The counts; None if neither posterior nor true labels are given.
+    """
+    if true is not None:
+        wrong, expected = labels != true, 0.0
+    elif posterior is not None:
+        own = posterior[np.arange(len(labels)), labels]
+        wrong = own < 0.5
+        expected = float(own[wrong].mean()) if wrong.any() else 0.0
+    else:
+        return None
+    agrees = predicted == labels
+    return NoiseFit(
+        wrong=Agreement(agreed=int(agrees[wrong].sum()), examples=int(wrong.sum())),
+        right=Agreement(agreed=int(agrees[~wrong].sum()), examples=int((~wrong).sum())),
+        expected_right=expected,
+        known=true is not None,
+    )
+
+
+def judge_fit(fit: NoiseFit | None) -> FitVerdict:
+    """Decide from counts of agreement whether a network has learnt wrong labels.
+
+    With A the agreement on suspected labels and e the share of them that are right by their posterior, the
+    network agrees with a share (A − e)/(1 − e) of the wrong labels, if it agrees with all right ones. Wrong
+    labels are learnt if the lower end of that share's interval is above the network's error rate on the other
+    labels: errors alone give the wrong label at most that often.
+    """
+    if fit is None:
+        return FitVerdict("unknown", 0.0, 1.0, "no labels were judged independently of the network")
+    wrong, right = fit.wrong, fit.right
+    low, high = (
+        min(1.0, max(0.0, (end - fit.expected_right) / (1 - fit.expected_right)))
+        for end in confidence_interval(wrong.agreed, wrong.examples, DELTA)
+    )
+    if wrong.examples < MIN_SUSPECTED:
+        kind = "known" if fit.known else "suspected"
+        return FitVerdict(
+            "unknown",
+            low,
+            high,
+            f"only {wrong.examples} of {wrong.examples + right.examples} labels are {kind} to be wrong",
+        )
+    errors = confidence_interval(right.examples - right.agreed, right.examples, DELTA)[1]
+    if low > errors:
+        return FitVerdict("most" if low > MOST else "some", low, high)
+    if high <= FEW:
+        return FitVerdict("not", low, high)
+    return FitVerdict(
+        "unknown",
+        low,
+        high,
+        f"it agrees with {low:.1%} to {high:.1%} of the wrong labels (95 % interval) and may be wrong on up "
+        f"to {errors:.1%} of the right ones, so its errors may explain the agreement",
+    )
+
+
+def check_matrix(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], noise_matrix: NoiseMatrix
+) -> MatrixCheck:
+    """Test a noise matrix F on the half of the examples whose out-of-sample prediction is surest.
+
+    If prediction c is right, the given label differs from it with probability 1 − F[c, c]. Whatever the true
+    class, it differs with probability 1 − max_i F[i, c] at least.
+
+    Args:
+        probabilities: P(given label | features), (N, K), of probes that did not see the label.
+        labels: The given labels, (N,).
+        noise_matrix: F.
+    """
+    surest = np.argsort(-probabilities.max(axis=1), kind="stable")[: max(1, len(labels) // 2)]
+    predicted = probabilities[surest].argmax(axis=1)
+    differing = int((predicted != labels[surest]).sum())
+    low, high = confidence_interval(differing, len(surest), TEST_DELTA)
+    rows = noise_matrix.array
+    return MatrixCheck(
+        differing=differing,
+        examples=len(surest),
+        low=low,
+        high=high,
+        implied=float((1 - rows.diagonal()[predicted]).mean()),
+        least=float((1 - rows.max(axis=0)[predicted]).mean()),
+    )
+
 
 SIDE, LETTERS = 48, 400
 

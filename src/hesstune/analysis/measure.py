@@ -1,18 +1,26 @@
-"""Measure a finished run: its network, its reference and the examples it was trained on."""
+"""Measure a finished run or a network in memory, on one process or several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
-from hesstune.analysis.subject import Subject, drawn_rows
-from hesstune.curvature.result import Measure
-from hesstune.curvature.stability import Stability
+from hesstune.bounds.certificate import certify
+from hesstune.bounds.data import Share
+from hesstune.bounds.record import Certificate
+from hesstune.curvature.exact import skipped_classes_note
+from hesstune.curvature.measure import measure
+from hesstune.curvature.result import Measure, sample_note
+from hesstune.curvature.stability import Stability, noise_stability_table
 from hesstune.data.examples import Examples, Task
-from hesstune.inputs.batches import make_inputs, to_channels_last
+from hesstune.forward import Inputs
+from hesstune.inputs.batches import ModelInputs, make_inputs, to_channels_last
 from hesstune.models.load import LoadedModel
 from hesstune.options import make_options, takes_options
 from hesstune.reference import Reference
@@ -21,10 +29,182 @@ from hesstune.runs.options.analysis import MeasureOptions, SampleOptions, Stabil
 from hesstune.runs.records import STABILITY
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
-from hesstune.runtime.distributed import joined_ranks, on_main_process, world
+from hesstune.runtime.distributed import (
+    all_gather,
+    all_reduce_sum,
+    joined_ranks,
+    on_main_process,
+    rank,
+    world,
+)
 from hesstune.storage.stored import write_record
 
-__all__ = ["SIGMAS", "measure_run", "stability_of_run"]
+__all__ = [
+    "SIGMAS",
+    "InputExamples",
+    "Subject",
+    "drawn_rows",
+    "gathered_measure",
+    "measure_run",
+    "own_batches",
+    "stability_of_run",
+]
+
+# Tensors with a row an example.
+_ROWS = ("quadratic", "lower", "upper", "losses", "trace", "trace_stderr", "spectrum")
+
+
+_ELSEWHERE = "examples of another process use it in another way"
+
+
+def own_batches(n: int, size: int) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Split n examples into batches; return this rank's batches and all batches rank by rank.
+
+    The batches are those of one process, unless there would not be one for every rank.
+    """
+    size = min(size, max(1, -(-n // world())))
+    batches = [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+    return batches[rank() :: world()], [b for r in range(world()) for b in batches[r :: world()]]
+
+
+def gathered_measure(found: Measure, order: list[NDArray[np.int64]]) -> Measure:
+    """Return the measurement of all examples, on every rank.
+
+    Rows are gathered; a sampled mean is the mean over ranks, weighted by their examples.
+
+    Args:
+        found: This rank's measurement.
+        order: All batches of examples, rank by rank.
+    """
+    if world() == 1:
+        return found
+    place = torch.from_numpy(np.concatenate(order)).argsort()
+    changes: dict[str, torch.Tensor | None] = {}
+    for name in _ROWS:
+        rows = getattr(found, name)
+        changes[name] = None if rows is None else torch.cat(all_gather(rows))[place]
+    share = len(found.losses) / len(place)
+    if found.sampled_mean is not None and found.sampled_stderr is not None:
+        changes["sampled_mean"] = all_reduce_sum(share * found.sampled_mean)
+        changes["sampled_stderr"] = all_reduce_sum((share * found.sampled_stderr).square()).sqrt()
+    own = sample_note(found.quadratic)
+    quadratic = changes["quadratic"]
+    assert quadratic is not None
+    added = sample_note(quadratic)
+    if found.skipped is not None:
+        own += skipped_classes_note(found.skipped)
+        largest = torch.stack([rows.reshape(2) for rows in all_gather(found.skipped)]).amax(0)
+        added += skipped_classes_note(largest)
+    notes = added + [note for note in found.notes if note not in own]
+    # A layer that one process moved to weight space is not exact on any.
+    apart = all_reduce_sum(torch.tensor([int(method == "weight_space") for method in found.methods])).tolist()
+    pairs = zip(found.methods, found.reasons, apart, strict=True)
+    chosen = [("weight_space", _ELSEWHERE) if a and m != "weight_space" else (m, why) for m, why, a in pairs]
+    methods, reasons = ([pair[i] for pair in chosen] for i in range(2))
+    return replace(found, notes=notes, methods=methods, reasons=reasons, **changes)  # type: ignore[arg-type]
+
+
+BATCH = 32
+
+
+def drawn_rows(n: int, most: int | None, seed: int) -> NDArray[np.int64]:
+    """Return the indices of n examples, or of at most so many of them, drawn uniformly; in order."""
+    if most is None or most >= n:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(seed).permutation(n)[:most])
+
+
+class InputExamples:
+    """Examples as the network is fed them, map-style, for `hesstune.certify`.
+
+    Args:
+        feed: Their inputs, without augmentation.
+        rows: Which of them.
+        labels: (N,) labels of all of the feed's examples.
+    """
+
+    def __init__(self, feed: ModelInputs, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
+        self._feed, self._rows, self._labels = feed, rows, labels
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Inputs, int]:
+        inputs, labels = self.batch([index])
+        one = inputs[0] if isinstance(inputs, torch.Tensor) else {k: v[0] for k, v in inputs.items()}
+        return one, int(labels[0])
+
+    def batch(self, indices: Sequence[int]) -> tuple[Inputs, NDArray[np.int64]]:
+        """Return the inputs and labels of some examples."""
+        rows = self._rows[list(indices)]
+        return self._feed.inputs(rows), self._labels[rows]
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Batches of (inputs, targets), made as they are asked for."""
+
+    feed: ModelInputs
+    labels: torch.Tensor
+    rows: list[NDArray[np.int64]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
+        for some in self.rows:
+            yield self.feed.inputs(some), self.labels[some]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network, its reference, and labelled examples as its inputs.
+
+    Several processes share the examples: each computes on its own batches, and all have the result.
+
+    Attributes:
+        net: The network, or its head if the inputs are features.
+        reference: The weights before fine-tuning, of the same names as the network's.
+        feed: The examples' inputs, without augmentation.
+        labels: (N,) int64, of all of the feed's examples.
+        rows: Those that are measured.
+        batch: Examples that are measured together.
+    """
+
+    net: nn.Module
+    reference: Reference
+    feed: ModelInputs
+    labels: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    batch: int = BATCH
+
+    def batches(self) -> _Batches:
+        """Return this process's batches of (inputs, targets): counted, and made anew each time."""
+        own, _ = own_batches(len(self.rows), self.batch)
+        # In their own order, as the result's rows are.
+        return _Batches(self.feed, torch.from_numpy(self.labels), [self.rows[batch] for batch in own])
+
+    def measure(self, **options: Any) -> Measure:
+        """Measure the rows; options are those of `hesstune.measure`."""
+        _, order = own_batches(len(self.rows), self.batch)
+        # The plan is made on the first batch of all, by every process alike.
+        first = self.feed.inputs(self.rows[order[0]])
+        found = measure(self.net, self.reference, self.batches(), plan_on=first, **options)
+        return gathered_measure(found, order)
+
+    def stability(self, sigmas: Sequence[float], samples: int, seed: int, **options: Any) -> list[Stability]:
+        """Measure the noise stability on the rows; options are those of `hesstune.noise_stability`."""
+        return noise_stability_table(
+            self.net, self.batches(), sigmas, samples, seed, all_reduce_sum=all_reduce_sum, **options
+        )
+
+    def certify(self, rows: NDArray[np.int64] | None = None, **options: Any) -> Certificate:
+        """Certify on all examples, or on some; options are those of `hesstune.certify`."""
+        rows = np.arange(len(self.labels)) if rows is None else rows
+        examples = InputExamples(self.feed, rows, self.labels)
+        share = Share(rank(), world(), all_reduce_sum, all_gather)
+        return certify(self.net, self.reference, examples, share=share, **options)
+
 
 NAMES = {"val": "validation", "train": "training"}
 NO_VALIDATION = "the run has no validation examples"

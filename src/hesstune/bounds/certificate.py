@@ -13,13 +13,17 @@ from torch import nn
 
 from hesstune.bounds.conditions import (
     HELD_OUT_LABELS,
+    TEST_SHARE,
     Conditions,
+    check_bound,
+    check_floor,
     check_model,
+    check_noisy_risk,
     check_story,
     class_count_of,
     gather,
 )
-from hesstune.bounds.data import BoundData
+from hesstune.bounds.data import BoundData, Share
 from hesstune.bounds.monte_carlo import (
     Draws,
     Feeder,
@@ -29,15 +33,19 @@ from hesstune.bounds.monte_carlo import (
     head_io,
     only_head,
 )
-from hesstune.bounds.noisy import zero_one_loss
+from hesstune.bounds.networks import confusion_of, held_out_beside, tail_certificate
+from hesstune.bounds.noisy import (
+    kind_of,
+    losses_for,
+    noise_as_told,
+    sample_assumptions,
+    spent_by,
+    zero_one_loss,
+)
 from hesstune.bounds.pac_bayes import complexity, kl_inverse
-from hesstune.bounds.partition import Share
+from hesstune.bounds.posterior import Choice, Problem, choose
 from hesstune.bounds.prior import PriorFamily, Sigma, Travel, random_parameters
 from hesstune.bounds.record import Certificate
-from hesstune.bounds.refute import TEST_SHARE, check_bound, check_floor, check_noisy_risk
-from hesstune.bounds.search import Choice, Problem, choose
-from hesstune.bounds.tails import confusion_of, held_out_beside, tail_certificate
-from hesstune.bounds.told import kind_of, losses_for, noise_as_told, sample_assumptions, spent_by
 from hesstune.checks import one_of
 from hesstune.errors import ConfigError
 from hesstune.forward import evaluating, logits_of

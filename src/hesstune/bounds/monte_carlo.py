@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hesstune.bounds.data import Share
 from hesstune.bounds.noisy import CleanLoss
 from hesstune.bounds.pac_bayes import monte_carlo_upper
-from hesstune.bounds.partition import Share
 from hesstune.bounds.prior import Sigma
 from hesstune.errors import ModelError
 from hesstune.forward import Inputs, logits_of, moved, named_modules

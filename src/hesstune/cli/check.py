@@ -12,7 +12,7 @@ __all__ = ["check"]
 @with_options()
 def check(run: RUN, options: CheckOptions, json: JSON = False, quiet: QUIET = False) -> None:
     """Draw examples at random for a person to label, and write the sheet for `certify --checked`."""
-    from hesstune.analysis.check import check_run
+    from hesstune.analysis.certify import check_run
     from hesstune.runs.run import Run
 
     path = check_run(Run.load(run), **options.given())

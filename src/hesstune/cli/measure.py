@@ -49,8 +49,8 @@ def measure(
     quiet: QUIET = False,
 ) -> None:
     """Measure which layers went far along sharp directions: the Hessian distance measure of a run."""
-    from hesstune.analysis.layer_story import blocks_of, carriers, is_large, layer_shares
     from hesstune.analysis.measure import measure_run, stability_of_run
+    from hesstune.report.layer_shares import blocks_of, carriers, is_large, layer_shares
     from hesstune.runs.measure_records import MeasureRecord
     from hesstune.runs.records import MEASURE, MEASURE_TENSORS
     from hesstune.runs.run import Run

@@ -10,8 +10,8 @@ from hesstune.curvature.declared import FORECAST
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hesstune.analysis.layer_story import Block
     from hesstune.curvature.stability import Stability
+    from hesstune.report.layer_shares import Block
     from hesstune.runs.measure_records import LayerMeasure
 
 __all__ = ["block_table", "layer_table", "spectrum_table", "stability_table", "summary"]

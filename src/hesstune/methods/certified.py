@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.bounds.learn import SCALE_STEP, BoundGradient, learn_head, soft_loss, unit_matrix
 from hesstune.bounds.noisy import KnownNoise, clean_losses, zero_one_loss
 from hesstune.bounds.pac_bayes import MIN_EXAMPLES
+from hesstune.bounds.posterior import SCALE_STEP, BoundGradient, learn_head, soft_loss, unit_matrix
 from hesstune.bounds.prior import PRIOR_SCALES, base_deviations, head_ratios, nearest_member
 from hesstune.methods._base import Batch, Method, MethodSetup, Option, T
 from hesstune.methods._heads import linear_head, training_features

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hesstune.analysis.layer_story import Block, blocks_of, carriers, is_large, layer_shares
 from hesstune.errors import counted
 from hesstune.report.figures import quantile_curves
+from hesstune.report.layer_shares import Block, blocks_of, carriers, is_large, layer_shares
 from hesstune.runs.measure_records import LayerMeasure
 from hesstune.runs.read_records import Records
 

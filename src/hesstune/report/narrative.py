@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-from hesstune.analysis.noise_fit import DELTA, judge_fit
+from hesstune.analysis.label_issues import DELTA, judge_fit
 from hesstune.bounds.pac_bayes import confidence_interval
-from hesstune.bounds.record import Certificate
-from hesstune.bounds.words import dependence_text
+from hesstune.bounds.record import Certificate, dependence_text
 from hesstune.curvature.result import HELD_OUT_EVIDENCE, TRAINING_EVIDENCE
 from hesstune.errors import counted
 from hesstune.runs.measure_records import MeasureRecord

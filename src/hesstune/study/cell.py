@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hesstune.analysis.label_story import story_of
-from hesstune.analysis.subject import Subject, drawn_rows
+from hesstune.analysis.label_provenance import story_of
+from hesstune.analysis.measure import Subject, drawn_rows
 from hesstune.data.examples import Task
 from hesstune.errors import HesstuneError, MissingExtraError, RunError
 from hesstune.inputs.batches import predict_logits

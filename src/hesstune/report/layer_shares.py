@@ -1,4 +1,4 @@
-"""Which layers and blocks carry a run's measure, and what would lower it."""
+"""The layers and blocks with the largest shares of a run's measure, and what would lower it."""
 
 from __future__ import annotations
 

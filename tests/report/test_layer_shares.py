@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from hesstune.analysis.layer_story import block_names, blocks_of, carriers, is_large, layer_shares
 from hesstune.curvature.result import CONSTRAINT_EVIDENCE
+from hesstune.report.layer_shares import block_names, blocks_of, carriers, is_large, layer_shares
 from hesstune.runs.measure_records import LayerMeasure, MeasureRecord
 
 EFFICIENTNET = {

@@ -10,7 +10,7 @@ from PIL import Image
 
 import hesstune as ht
 from hesstune.analysis.certify import certify_run
-from hesstune.analysis.label_story import noise_story
+from hesstune.analysis.label_provenance import noise_story
 from hesstune.bounds.certificate import certify
 from hesstune.bounds.noisy import KnownNoise, NoiseConfidenceSet, inverse_loss
 from hesstune.bounds.pac_bayes import confidence_upper
