@@ -108,7 +108,7 @@ def throughput(data: Path, turns: int = 5) -> dict[str, Any]:
         p.requires_grad_(True)
     sigma = {name: 1e-6 for name, _ in model.named_parameters()}
     with evaluating(model), torch.no_grad(), Perturbation(dict(model.named_parameters())) as noise:
-        draws = WeightDraws(model, noise, blocks.__iter__, [len(y) for _, y in blocks], every=False)
+        draws = WeightDraws(model, noise, blocks.__iter__, [len(y) for _, y in blocks])
         draws.run(sigma, len(blocks), torch.Generator())
         for turn in range(turns):
             started = time.perf_counter()

@@ -21,7 +21,7 @@ import numpy as np
 
 import hesstune as ht
 from hesstune.analysis.certify import certify_run, check_run
-from hesstune.analysis.trained_prior import parted
+from hesstune.analysis.trained_prior import split_prior_and_bound
 from hesstune.bounds.checked import checked_bound
 from hesstune.bounds.pac_bayes import confidence_upper
 from hesstune.bounds.record import Certificate
@@ -61,7 +61,7 @@ def cell(data: Path, labels: str, seed: int, folder: Path) -> dict[str, Any]:
     made = certified(run, {name: true[name] for name in ids}, seed, folder / "checked.csv")
     numbers = made.numbers
     task = run.task()
-    rest = parted(np.arange(len(task.train)), HALF, seed)[1]
+    rest = split_prior_and_bound(np.arange(len(task.train)), HALF, seed)[1]
     every = certified(
         run, {task.train.ids[row]: true[task.train.ids[row]] for row in rest}, seed, folder / "all.csv"
     )

@@ -113,7 +113,7 @@ def finished_run(folder: Path) -> Path:
     part = PartRecord(["a", "b"], digests, digests + 1, np.array([0, 1]))
     DataRecord(["cat", "dog"], dict.fromkeys(("train", "val", "test"), part)).save(run / records.DATA)
     tail = {"errors": 3.0, "mean": 0.03, "low": 0.0, "high": 1.0}
-    certificate = Certificate.of_tail(tail, n=100, delta=0.05, classes=2)
+    certificate = Certificate.of_network("holdout", tail, n=100, delta=0.05, classes=2)
     guarantee_log.log_certificate(run, certificate, {"bound": "holdout"})
     guarantee_log.log_sheet(run, ["a", "b"], {"sample": 2})
     return run

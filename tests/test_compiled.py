@@ -9,6 +9,7 @@ from torch.utils.data import TensorDataset
 
 import hesstune as ht
 from hesstune.bounds.networks import certify_holdout
+from hesstune.bounds.sample import SampleOptions
 from hesstune.constraints.distance import StartingPointPenalty
 from hesstune.curvature import CurvatureEngine
 from hesstune.forward import is_compiled, uncompiled
@@ -92,7 +93,7 @@ def certified(model, ref):
     data = TensorDataset(X, Y)
     options = {"draws": 12, "block_size": 6, "prior_scales": [0.5, 1.0], "diagnostic": True}
     found = ht.certify(model, ref, data, **options)
-    beside = certify_holdout(model, data, diagnostic=True)
+    beside = certify_holdout(model, data, options=SampleOptions(diagnostic=True))
     return torch.tensor([found.risk, found.empirical, beside.risk]), list(found.sigma)
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 import hesstune as ht
 from dense_hessians import block_hessian
 from hesstune.bounds.networks import certify_holdout
+from hesstune.bounds.sample import SampleOptions
 from hesstune.curvature import CurvatureEngine
 from hesstune.curvature.stability import noise_stability_table
 from hesstune.forward import clear_caches, evaluating, logits_of
@@ -129,12 +130,12 @@ def certified(model, ref, **options):
     )
     options = {"draws": 24, "block_size": 8, "prior_scales": [0.5, 1.0], **options}
     found = ht.certify(model, ref, data, diagnostic=True, **options)
-    beside = certify_holdout(model, data, diagnostic=True)
+    beside = certify_holdout(model, data, options=SampleOptions(diagnostic=True))
     return torch.tensor([found.risk, found.empirical, beside.risk, beside.empirical])
 
 
 def certified_on_all(model, ref):
-    return certified(model, ref, draw_on="all", held_out=TensorDataset(X.double() + 9, Y))
+    return certified(model, ref, held_out=TensorDataset(X.double() + 9, Y))
 
 
 def distances(model, ref):

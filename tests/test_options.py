@@ -11,7 +11,6 @@ from hesstune.analysis.certify import certify_run
 from hesstune.analysis.measure import measure_run, stability_of_run
 from hesstune.analysis.noise import check_noise
 from hesstune.bounds.conditions import LEAKS, NOISE_KNOWLEDGE
-from hesstune.bounds.noisy import METHODS
 from hesstune.errors import ConfigError
 from hesstune.labeling.options import LabelOptions
 from hesstune.options import Names, Options, make_options, takes_options
@@ -40,7 +39,6 @@ def test_the_run_is_of_five_groups_and_stays_flat():
 
 def test_names_known_elsewhere_are_those_taken():
     assert CertifyOptions.model_fields["noise_is"].annotation.__args__[2:] == NOISE_KNOWLEDGE
-    assert CertifyOptions.model_fields["noise_method"].annotation.__args__ == METHODS
     assert make_options(CertifyOptions, {"vouch": list(LEAKS)}).vouch == tuple(LEAKS)
 
 

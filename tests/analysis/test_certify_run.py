@@ -10,7 +10,7 @@ import torch
 import hesstune as ht
 from hesstune.analysis.certify import certify_run
 from hesstune.analysis.measure import InputExamples
-from hesstune.analysis.trained_prior import parted
+from hesstune.analysis.trained_prior import split_prior_and_bound
 from hesstune.bounds.data import BoundData
 from hesstune.bounds.record import Certificate
 from hesstune.data.load import load_task
@@ -117,18 +117,19 @@ def test_changing_bound_labels_does_not_change_the_prior(plain):
     """Leakage by any path would show: flip every label outside of the prior's part."""
     from dataclasses import replace
 
-    from hesstune.analysis.trained_prior import with_trained_prior
+    from hesstune.analysis.near_copies import NearCopies
+    from hesstune.analysis.trained_prior import PriorSplit
 
     run = ht.finetune(plain)
     task = run_task(run.config)
     rows, cpu = np.arange(len(task.train)), torch.device("cpu")
-    first = with_trained_prior(run, task, rows, 0.5, 0, cpu)
+    first = PriorSplit(run, task, rows, 0.5, 0, cpu, NearCopies.of(task)).randomised()
     labels = task.train.labels.copy()
     labels[first.rows] = 1 - labels[first.rows]
     flipped = replace(task, train=replace(task.train, labels=labels))
     for name in ("prior", "posterior"):
         (run.path / name / "run.json").unlink()
-    second = with_trained_prior(run, flipped, rows, 0.5, 0, cpu)
+    second = PriorSplit(run, flipped, rows, 0.5, 0, cpu, NearCopies.of(flipped)).randomised()
     for name in first.reference.names():
         assert torch.equal(first.reference[name], second.reference[name])
     assert any(
@@ -212,23 +213,23 @@ def test_what_the_run_shows_of_its_labels_is_not_overruled(tiny, tmp_path):
     """Votes are never class-conditional, injected noise is never nothing, an estimate is never known."""
     from dataclasses import replace
 
-    from hesstune.analysis.label_provenance import noise_story
+    from hesstune.analysis.label_provenance import run_noise_knowledge
 
     run = ht.finetune(tiny, method="vanilla", epochs=1, out=str(tmp_path / "a"))
     task = run_task(run.config)
-    assert noise_story(run.config, task) == "known"
+    assert run_noise_knowledge(run.config, task) == "known"
     with pytest.raises(DataError, match="put noise into its labels"):
         certify_run(run, noise_is="none")
     voted = replace(task, train=replace(task.train, votes=object()))
     checked = replace(task, train=replace(task.train, clean=np.zeros(len(task.train), bool)))
     for told in ("auto", "known"):
-        assert noise_story(run.config, voted, told) == "instance_dependent"
+        assert run_noise_knowledge(run.config, voted, told) == "instance_dependent"
         with pytest.raises(DataError, match="checked by a person"):
-            noise_story(run.config, checked, told)
+            run_noise_knowledge(run.config, checked, told)
     plain = run.config.model_copy(update={"inject_noise": None, "noise_matrix": None})
-    assert noise_story(plain, task) == "none"
+    assert run_noise_knowledge(plain, task) == "none"
     estimated = plain.model_copy(update={"noise_matrix": "estimate:confident"})
-    assert noise_story(estimated, task, "known") == "estimated"
+    assert run_noise_knowledge(estimated, task, "known") == "estimated"
 
 
 def test_a_clean_sample_does_not_make_votes_class_conditional(tiny, tmp_path, monkeypatch):
@@ -236,7 +237,9 @@ def test_a_clean_sample_does_not_make_votes_class_conditional(tiny, tmp_path, mo
     task = run_task(run.config)
     rows = [f"{i},{task.classes[y]}" for i, y in zip(task.train.ids[:4], task.train.true[:4], strict=True)]
     (tmp_path / "clean.csv").write_text("\n".join(["id,label", *rows]) + "\n")
-    monkeypatch.setattr("hesstune.analysis.label_provenance.noise_story", lambda *_: "instance_dependent")
+    monkeypatch.setattr(
+        "hesstune.analysis.label_provenance.run_noise_knowledge", lambda *_: "instance_dependent"
+    )
     with pytest.raises(DataError, match="depend on the input"):
         certify_run(run, clean_sample=tmp_path / "clean.csv")
 
@@ -246,7 +249,7 @@ def test_a_prior_depends_on_nothing_of_the_examples_of_its_bound(tmp_path, metho
     """Penalty, radii, head and patience: the run finds them on all examples, the prior on its part."""
     task = load_task("digits", size=32, limit=150)
     n, told = len(task.train), {} if method == "auto" else {"noise_matrix": "symmetric:0.2"}
-    first, rest = parted(np.arange(n), 0.5, 0)
+    first, rest = split_prior_and_bound(np.arange(n), 0.5, 0)
     other = task.train.labels.copy()
     other[rest] = np.random.default_rng(1).integers(0, task.k, len(rest))
     found = []

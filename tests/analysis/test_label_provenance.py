@@ -10,7 +10,7 @@ from PIL import Image
 
 import hesstune as ht
 from hesstune.analysis.certify import certify_run
-from hesstune.analysis.label_provenance import noise_story
+from hesstune.analysis.label_provenance import run_noise_knowledge
 from hesstune.bounds.certificate import certify
 from hesstune.bounds.noisy import KnownNoise, NoiseConfidenceSet, inverse_loss
 from hesstune.bounds.pac_bayes import confidence_upper
@@ -154,7 +154,7 @@ def test_labels_that_a_model_made_are_no_truth_unless_the_user_says_so(
     assert marked.held_out["bound"] == 1.0
     stated = certify_run(run, noise_is="none", draws=64)
     assert "you state that the given labels are the true ones" in stated.assumptions
-    assert noise_story(run.config, run.task(), "known") == "instance_dependent"
+    assert run_noise_knowledge(run.config, run.task(), "known") == "instance_dependent"
 
 
 def test_held_out_labels_that_are_noisy_give_no_clopper_pearson_bound(plain, tmp_path):

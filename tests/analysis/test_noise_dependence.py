@@ -9,7 +9,7 @@ import torch
 
 import hesstune as ht
 from hesstune.analysis.certify import certify_run
-from hesstune.analysis.label_provenance import check_confident, noise_story
+from hesstune.analysis.label_provenance import check_confident, run_noise_knowledge
 from hesstune.bounds.conditions import TEST_SHARE
 from hesstune.bounds.record import Certificate
 from hesstune.errors import DataError, NoiseMatrixError, RefutedNoiseError
@@ -186,15 +186,15 @@ def test_how_the_noise_is_known_for_every_combination_of_options(tiny, tmp_path,
     used = {None: None, "true": HALF.known_as("injected"), "estimate:confident": HALF.known_as("estimated")}
     matrix = used[told] if told in used else NoiseMatrix.parse(option(told), 2)
     expected = STORIES[injected, told]
-    assert noise_story(config, task, "auto", matrix) == expected
-    assert noise_story(config, task, "known", matrix) == (expected if expected != "none" else "known")
+    assert run_noise_knowledge(config, task, "auto", matrix) == expected
+    assert run_noise_knowledge(config, task, "known", matrix) == (expected if expected != "none" else "known")
     if injected:
         with pytest.raises(DataError):
-            noise_story(config, task, "none", matrix)
+            run_noise_knowledge(config, task, "none", matrix)
     for made in ({"soft": np.full((len(task.train), 2), 0.5)}, {"votes": object()}):
         modelled = replace(task, train=replace(task.train, **made))
-        assert noise_story(config, modelled, "auto", matrix) == "instance_dependent"
-        assert noise_story(config, modelled, "known", matrix) == "instance_dependent"
+        assert run_noise_knowledge(config, modelled, "auto", matrix) == "instance_dependent"
+        assert run_noise_knowledge(config, modelled, "known", matrix) == "instance_dependent"
 
 
 def test_injected_noise_beside_an_estimated_matrix_is_no_known_noise(tmp_path, matrix_file):

@@ -16,7 +16,7 @@ from torch import nn
 import hesstune as ht
 from hesstune.analysis.certify import certify_run, check_run
 from hesstune.analysis.export import export_run
-from hesstune.analysis.trained_prior import parted
+from hesstune.analysis.trained_prior import split_prior_and_bound
 from hesstune.errors import DataError, ModelError
 from hesstune.storage.seen_examples import KEY
 from sentences import sentences
@@ -79,7 +79,7 @@ def test_weights_of_a_run_are_refused_where_their_examples_are_counted(quick):
     assert refused(two, bound="pac_bayes")[:2] == (shared, len(train))
     assert refused(two, bound="compression")[:2] == (shared, len(train))
     for seed, bound in enumerate(("pac_bayes", "holdout", "compression"), start=1):
-        rest = parted(np.arange(len(train)), 0.3, seed)[1]
+        rest = split_prior_and_bound(np.arange(len(train)), 0.3, seed)[1]
         shared = sum(train[row] in seen for row in rest)
         assert refused(two, bound=bound, prior_fraction=0.3, seed=seed)[:2] == (shared, len(rest))
     refused(two, bound="best")

@@ -14,6 +14,7 @@ from hesstune.bounds.networks import certify_compression, certify_holdout
 from hesstune.bounds.noisy import NoiseConfidenceSet, margin_of
 from hesstune.bounds.pac_bayes import confidence_upper
 from hesstune.bounds.pick_to_learn import Picker
+from hesstune.bounds.sample import SampleOptions
 from hesstune.errors import ConfigError, DataError, RunError
 
 
@@ -279,7 +280,7 @@ def test_a_hold_out_bound_is_the_exact_tail():
     assert c.risk == confidence_upper(errors, 80, 0.05)
     assert (c.bound, c.n, c.empirical) == ("holdout", 80, errors / 80)
     with pytest.raises(DataError, match="80 of the certificate's examples are also among"):
-        certify_holdout(model, data, seen=data)
+        certify_holdout(model, data, options=SampleOptions(seen=data))
 
 
 def start_of(label, n, k):

@@ -10,11 +10,13 @@ from hesstune.bounds.conditions import TEST_SHARE, check_floor, check_noisy_risk
 from hesstune.bounds.networks import certify_compression, certify_holdout
 from hesstune.bounds.noisy import NoiseConfidenceSet
 from hesstune.bounds.record import Certificate
+from hesstune.bounds.sample import SampleOptions
 from hesstune.errors import NoiseMatrixError, RefutedNoiseError
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
 
 SYMMETRIC = [[0.8, 0.2], [0.2, 0.8]]
+MARKED = SampleOptions(diagnostic=True)
 
 
 def rule():
@@ -73,7 +75,7 @@ def test_too_few_errors_on_unseen_examples_refute_the_matrix():
     assert f"{stats.binom.cdf(9, 300, 0.2):.2g}" in told
     for part in ("9", "300", "0.2", "--checked", "hesstune check"):
         assert part in told
-    marked = certify_holdout(rule(), agreeing(300, 9), noise_matrix=SYMMETRIC, diagnostic=True)
+    marked = certify_holdout(rule(), agreeing(300, 9), noise_matrix=SYMMETRIC, options=MARKED)
     assert marked.diagnostic
     assert marked.risk < 0
     assert not certify_holdout(rule(), agreeing(300, 60), noise_matrix=SYMMETRIC).diagnostic
@@ -124,14 +126,14 @@ def test_compression_below_the_floor_refutes_the_matrix():
     data = agreeing(400, 0)
     with pytest.raises(RefutedNoiseError, match="below 0"):
         certify_compression(rule(), data, [0, 1], noise_matrix=SYMMETRIC)
-    assert certify_compression(rule(), data, [0, 1], noise_matrix=SYMMETRIC, diagnostic=True).risk < 0
+    assert certify_compression(rule(), data, [0, 1], noise_matrix=SYMMETRIC, options=MARKED).risk < 0
     assert certify_compression(rule(), data, list(range(120)), noise_matrix=SYMMETRIC).risk >= 0
 
 
 def test_a_recorded_certificate_is_not_cut_to_0_at_a_larger_delta():
     numbers = {"kept": 24.0, "floor": 0.2, "gamma": 0.6}
     for kept in range(24, 120):
-        found = Certificate.of_compression({**numbers, "kept": kept}, n=400, delta=1e-6, classes=2)
+        found = Certificate.of_network("compression", {**numbers, "kept": kept}, n=400, delta=1e-6, classes=2)
         if found.risk >= 0:
             break
     assert found.risk >= 0

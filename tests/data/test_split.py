@@ -265,7 +265,7 @@ def test_a_comparison_by_folds_tests_on_each_example_once(tiny, image_folder, tm
 
 
 def test_certificates_refuse_groups_and_time(tmp_path):
-    from hesstune.analysis.label_provenance import story_of
+    from hesstune.analysis.label_provenance import read_label_provenance
     from hesstune.options import make_options
     from hesstune.runs.options.analysis import CertifyOptions
 
@@ -277,7 +277,7 @@ def test_certificates_refuse_groups_and_time(tmp_path):
     (tmp_path / "g.csv").write_text("id,group\n" + "".join(f"{name},{i % 9}\n" for i, name in enumerate(ids)))
     run = ht.finetune({**head, "data": f"array:{tmp_path}/a.npz", "split": str(tmp_path / "g.csv")})
     assert run.facts.split == "group"
-    story = story_of(run, run.task(), make_options(CertifyOptions, {}))
+    story = read_label_provenance(run, run.task(), make_options(CertifyOptions, {}))
     assert "split" in story.leaks
     with pytest.raises(ht.errors.HesstuneError, match="uniformly at random"):
         run.certify()

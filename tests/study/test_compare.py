@@ -11,7 +11,7 @@ import torch
 
 import hesstune as ht
 from hesstune.analysis.certify import certify_run
-from hesstune.analysis.measure import Subject
+from hesstune.analysis.measure import MeasuredNetwork
 from hesstune.cli.main import run as cli
 from hesstune.errors import ConfigError, DataError, RunError
 from hesstune.noise.matrix import NoiseMatrix
@@ -273,7 +273,7 @@ def test_a_cell_is_not_certified_where_an_assumption_is_known_to_fail(changes, w
     run = Run(tmp_path, config, SimpleNamespace(classes=task.classes, possible_groups={}))
     NoiseMatrix.symmetric(task.k, 0.2).save(tmp_path / "noise_matrix.json")
     net = torch.nn.Linear(4, task.k)
-    subject = Subject(net, Reference.of(net), None, task.train.labels, np.arange(len(task.train)))
+    subject = MeasuredNetwork(net, Reference.of(net), None, task.train.labels, np.arange(len(task.train)))
     found = _certificate(subject, task, run)
     assert found["risk"] is None
     assert why in found["why"]

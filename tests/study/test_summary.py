@@ -78,8 +78,12 @@ def test_ranks_share_ties_and_put_the_best_first():
 
 
 def certified(method, seed, errors, n=200):
-    found = Certificate.of_tail(
-        {"errors": errors, "mean": errors / n, "low": 0.0, "high": 1.0}, n=n, delta=0.05, classes=3
+    found = Certificate.of_network(
+        "holdout",
+        {"errors": errors, "mean": errors / n, "low": 0.0, "high": 1.0},
+        n=n,
+        delta=0.05,
+        classes=3,
     )
     told = {"risk": found.risk, "delta": 0.05, "facts": found.facts()}
     return CellRecord(task="t", method=method, seed=seed, status="done", metrics={"certificate": told})

@@ -1,4 +1,4 @@
-"""What is asked of a finished run: measured, certified, predicted, its labels doubted."""
+"""Commands on a finished run: measure, certify, predict, export, label issues, noise check."""
 
 from __future__ import annotations
 

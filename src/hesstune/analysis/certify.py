@@ -11,28 +11,39 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
 
-from hesstune.analysis.label_provenance import Story, story_of, tested_noise
-from hesstune.analysis.measure import InputExamples, Subject
+from hesstune.analysis.label_provenance import (
+    LabelProvenance,
+    add_class_conditional_test,
+    read_label_provenance,
+)
+from hesstune.analysis.measure import InputExamples
 from hesstune.analysis.near_copies import NOT_FOUND, Found, NearCopies
 from hesstune.analysis.seen_start import SeenStart
-from hesstune.analysis.trained_prior import compressed, network_of_part, parted, with_trained_prior
+from hesstune.analysis.trained_prior import BoundNetwork, PriorSplit, Rows, split_prior_and_bound
+from hesstune.bounds.certificate import certify
 from hesstune.bounds.data import Share
 from hesstune.bounds.networks import UNCHECKED, certify_checked, certify_compression, certify_holdout
 from hesstune.bounds.noisy import spent_by
 from hesstune.bounds.prior import head_ratios, random_parameters
 from hesstune.bounds.record import Certificate
+from hesstune.bounds.sample import SampleOptions
 from hesstune.data.clean import read_clean_labels
 from hesstune.data.examples import KEPT, Examples, Task
-from hesstune.errors import ConfigError, DataError, HesstuneError, RefutedNoiseError, RunError
+from hesstune.errors import DataError, HesstuneError, RefutedNoiseError, RunError
 from hesstune.inputs.batches import make_inputs, to_channels_last
 from hesstune.models.heads import freeze
 from hesstune.models.load import LoadedModel
 from hesstune.options import make_options, takes_options
 from hesstune.runs.fingerprint import check_files
-from hesstune.runs.guarantee_log import check_log, log_certificate, log_sheet, sheet_of, sheets, with_union
+from hesstune.runs.guarantee_log import (
+    check_log,
+    log_certificate,
+    log_sheet,
+    sheet_of,
+    sheets,
+    with_union,
+)
 from hesstune.runs.options.analysis import CertifyOptions, CheckOptions
 from hesstune.runs.records import CERTIFICATE, TO_CHECK
 from hesstune.runs.run import Run
@@ -50,6 +61,7 @@ from hesstune.storage.atomic import write_csv
 __all__ = ["certify_run", "check_run"]
 
 BLOCK = 32
+SAMPLE_KEY = 0xC4EC
 
 
 @takes_options(CertifyOptions)
@@ -73,31 +85,29 @@ def certify_run(
     check_files(run)
     check_log(run.path, run.records.certificate)
     task = run.task()
-    story = story_of(run, task, asked)
-    if story.noise_matrix is None and asked.noise_method != "tightest":
-        raise ConfigError("--noise-method is for noisy labels, and this run's count as true; leave it out")
-    case = Case(run, task, story, asked, pick_device(asked.device), progress if rank() == 0 else None)
+    labels = read_label_provenance(run, task, asked)
+    case = Case(run, task, labels, asked, pick_device(asked.device), progress if rank() == 0 else None)
     if asked.checked is not None:
-        found = case.checked(asked.checked)
+        certificate = case.checked(asked.checked)
     else:
-        found = case.best() if asked.bound == "best" else BOUNDS[asked.bound](case, asked.delta)
-    if story.failures:
-        found = dataclasses.replace(found, failures=[*found.failures, *story.failures])
-    if not found.diagnostic:
-        on_main_process(lambda: log_certificate(run.path, found, asked.model_dump(mode="json")))
-        found = with_union(run.path, found)
-    on_main_process(lambda: found.save(run.path / CERTIFICATE))
-    return found
+        certificate = case.best() if asked.bound == "best" else BOUNDS[asked.bound](case, asked.delta)
+    if labels.failures:
+        certificate = dataclasses.replace(certificate, failures=[*certificate.failures, *labels.failures])
+    if not certificate.diagnostic:
+        on_main_process(lambda: log_certificate(run.path, certificate, asked.model_dump(mode="json")))
+        certificate = with_union(run.path, certificate)
+    on_main_process(lambda: certificate.save(run.path / CERTIFICATE))
+    return certificate
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run to certify, and all that is known of it.
+    """A run to certify.
 
     Attributes:
         run: The run.
         task: Its examples, as labelled.
-        story: What is known of the labels.
+        labels: What is known about the labels.
         asked: The options.
         device: Where to compute.
         progress: As of `certify_run`.
@@ -105,233 +115,179 @@ class Case:
 
     run: Run
     task: Task
-    story: Story
+    labels: LabelProvenance
     asked: CertifyOptions
     device: torch.device
     progress: Callable[[int, int, str], None] | None
 
     def pac_bayes(self, delta: float) -> Certificate:
         """Bound the randomised predictor's error, and that of a trained prior's own network."""
-        run, task, asked, story = self.run, self.task, self.asked, self.story
-        centred = with_trained_prior(
-            run, task, story.rows, asked.prior_fraction, asked.seed, self.device, self.progress, self.copies
-        )
-        loaded = centred.loaded
-        held_out, beside = self._test(loaded)
-        self._placed(loaded)
+        run, asked, labels = self.run, self.asked, self.labels
+        network = self.split.randomised()
+        loaded = network.loaded
+        options, held_out_copies = self._with_held_out(network)
         freeze(loaded.model, run.config.train, loaded.heads)
-        assert task.train.labels is not None
-        feed = make_inputs(task.train, loaded, self.device, max_length=run.config.max_length)
-        reference = centred.reference.to(self.device)
-        found = Subject(loaded.model, reference, feed, task.train.labels, centred.rows).certify(
-            centred.rows,
-            delta=delta,
-            noise_matrix=story.noise_matrix,
-            ratios=head_ratios(list(random_parameters(loaded.model)), loaded.heads),
-            posterior=_known_posterior(loaded.model, centred.posterior),
-            noise_method=asked.noise_method,
-            noise_is=story.noise_is,
+        assert network.reference is not None
+        trained, posterior = random_parameters(loaded.model), network.posterior
+        if posterior is not None:
+            posterior = {name: sigma for name, sigma in posterior.items() if name in trained}
+        certificate = certify(
+            loaded.model,
+            network.reference.to(self.device),
+            self._inputs(network.examples, loaded, network.rows),
+            delta,
+            labels.noise_matrix,
+            ratios=head_ratios(list(trained), loaded.heads),
+            posterior=posterior,
+            noise_is=labels.noise_is,
             draws=asked.draws,
-            block_size=BLOCK,
+            block_size=options.block_size,
             seed=asked.seed,
-            prior_data=self._seen(loaded, centred.prior_rows, centred.selecting),
-            held_out=held_out,
-            held_out_labels=story.test_labels,
-            repeats=self._exact_repeats,
-            leaks=story.leaks,
-            assumptions=story.assumptions,
-            diagnostic=asked.diagnostic,
+            prior_data=options.seen,
+            held_out=options.held_out,
+            held_out_labels=options.held_out_labels,
+            repeats=options.repeats,
+            leaks=options.leaks,
+            assumptions=options.assumptions,
+            diagnostic=options.diagnostic,
             progress=self.progress,
+            share=options.share,
         )
-        found = self._tested(found, task.train, centred.rows, story.noise_matrix)
-        return _saying(found, centred.found + beside)
+        return self._complete(certificate, network, labels.noise_matrix, held_out_copies)
 
     def holdout(self, delta: float) -> Certificate:
-        """Bound a network's error by examples it has not seen: the test part, or what a part left."""
-        run, asked, story = self.run, self.asked, self.story
-        noise = story.noise_matrix
-        if not asked.prior_fraction:
-            if story.test_labels == "unknown":
+        """Bound a network's error by examples it has not seen: the test part, or the bound's part."""
+        labels, noise = self.labels, self.labels.noise_matrix
+        if not self.asked.prior_fraction:
+            if labels.test_labels == "unknown":
                 raise DataError("what the test labels are worth is not known; say so by --test-labels")
-            noise = None if story.test_labels == "true" else noise
-        unseen = self._unseen()
-        loaded = unseen.loaded
-        self._placed(loaded)
-        # What training did is of no matter to a network that others judge.
-        leaks = [name for name in story.leaks if name != "batch_norm"]
-        found = certify_holdout(
-            loaded.model,
-            _fed(unseen.examples, loaded, self.device, run.config.max_length, unseen.rows),
+            noise = None if labels.test_labels == "true" else noise
+        network = self.split.unseen()
+        certificate = certify_holdout(
+            network.loaded.model,
+            self._inputs(network.examples, network.loaded, network.rows),
             delta,
             noise,
-            noise_method=asked.noise_method,
-            noise_is=story.noise_is,
-            seen=unseen.seen,
-            leaks=leaks,
-            **self._common(),
+            noise_is=labels.noise_is,
+            options=self._options(network, trained_on_sample=False),
         )
-        return _saying(self._tested(found, unseen.examples, unseen.rows, noise), unseen.found)
+        return self._complete(certificate, network, noise)
 
     def compression(self, delta: float) -> Certificate:
-        """Bound the error of a network that Pick-to-Learn trained: the run's, or one from its start."""
-        run, task, asked, story = self.run, self.task, self.asked, self.story
-        picked = compressed(
-            run, task, story.rows, asked.prior_fraction, asked.seed, self.device, self.progress, self.copies
-        )
-        made, rows = picked.run, picked.rows
-        loaded = made.loaded()
-        self._placed(loaded)
-        held_out, beside = self._test(loaded)
-        place = {task.train.ids[row]: at for at, row in enumerate(rows)}
-        kept = [place[name] for name in made.outcome.kept or []]
-        found = certify_compression(
-            loaded.model,
-            _fed(task.train, loaded, self.device, run.config.max_length, rows),
-            kept,
+        """Bound the error of a network that Pick-to-Learn trained."""
+        network = self.split.compressed()
+        made, rows = network.run, network.rows
+        assert made is not None
+        options, held_out_copies = self._with_held_out(network)
+        place = {self.task.train.ids[row]: at for at, row in enumerate(rows)}
+        certificate = certify_compression(
+            network.loaded.model,
+            self._inputs(network.examples, network.loaded, rows),
+            [place[name] for name in made.outcome.kept or []],
             delta,
-            story.noise_matrix,
-            noise_is=story.noise_is,
-            seen=self._seen(loaded, picked.start_rows, picked.selecting),
-            held_out=held_out,
-            held_out_labels=story.test_labels,
-            leaks=story.leaks,
-            **self._common(),
+            self.labels.noise_matrix,
+            noise_is=self.labels.noise_is,
+            options=options,
         )
-        found = self._tested(found, task.train, rows, story.noise_matrix)
-        place_told = Found({}, [f"the network is that of {made.path}"])
-        return _saying(found, picked.found + beside + place_told)
+        copies = held_out_copies + Found({}, [f"the network is that of {made.path}"])
+        return self._complete(certificate, network, self.labels.noise_matrix, copies)
 
     def checked(self, path: str | Path) -> Certificate:
         """Bound a network's true error by the given labels of unseen examples and the true ones of a few."""
-        unseen = self._unseen()
-        loaded, examples, rows = unseen.loaded, unseen.examples, unseen.rows
+        network = self.split.unseen()
+        examples, rows = network.examples, network.rows
         if examples.count_source(KEPT) and self.asked.noise_is != "none":
             raise DataError(
                 "hesstune clean left suspected label errors out of the examples that the bound counts on, so "
                 "checked labels of the others bound the error on such examples alone: certify on all, or "
                 "accept that by --noise-is none"
             )
-        self._placed(loaded)
         true = read_clean_labels(path, self.task.classes)
         drawn = sheet_of(self.run.path, list(true), path)
         place = {examples.ids[row]: at for at, row in enumerate(rows)}
-        # A copy that is not counted leaves with its checked label: the others are drawn uniformly still.
-        left = {examples.ids[row] for row in np.setdiff1d(unseen.drawn, rows)}
-        drawn = [name for name in drawn if name not in left]
+        # A copy that is not counted is left out with its checked label: the others are still drawn uniformly.
+        left_out = {examples.ids[row] for row in np.setdiff1d(network.drawn, rows)}
+        drawn = [name for name in drawn if name not in left_out]
         if missing := [name for name in drawn if name not in place]:
             raise DataError(
                 f"the sheet of {path} has '{missing[0]}' ({len(missing)} in all), which is none of the "
                 f"{len(rows)} examples that the bound counts on; give the --prior-fraction and --seed that "
                 "hesstune check was given"
             )
-        found = certify_checked(
-            loaded.model,
-            _fed(examples, loaded, self.device, self.run.config.max_length, rows),
+        certificate = certify_checked(
+            network.loaded.model,
+            self._inputs(examples, network.loaded, rows),
             {place[name]: true.get(name, UNCHECKED) for name in drawn},
             self.asked.delta,
             sheets=len(sheets(self.run.path)),
-            seen=unseen.seen,
-            leaks=[name for name in self.story.leaks if name != "batch_norm"],
-            **self._common(),
+            options=self._options(network, trained_on_sample=False),
         )
-        return _saying(found, unseen.found)
-
-    @cached_property
-    def copies(self) -> NearCopies:
-        """The near-duplicates among all examples."""
-        asked = self.asked
-        start = SeenStart.of(self.run)
-        return NearCopies.of(self.task, asked.repeats, asked.seed, asked.diagnostic, start)
-
-    @property
-    def _exact_repeats(self) -> str:
-        """What is left to do about equal inputs: pictures and texts were treated, what is fed may be cut."""
-        return "allow" if self.asked.repeats == "allow" else "refuse"
-
-    def _unseen(self) -> _Unseen:
-        """Return a network, examples it has not seen, and those it has."""
-        run, task, asked = self.run, self.task, self.asked
-        if not asked.prior_fraction:
-            if not len(task.test):
-                raise DataError("a hold-out bound needs test examples; hold some out by --prior-fraction")
-            every, loaded = np.arange(len(task.test)), run.loaded()
-            rows, found = self.copies.counted("test", every, seen=True)
-            seen = self._seen(loaded, np.arange(len(task.train)), np.arange(len(task.val)))
-            return _Unseen(loaded, task.test, every, rows, seen, found)
-        part = network_of_part(
-            run,
-            task,
-            self.story.rows,
-            asked.prior_fraction,
-            asked.seed,
-            self.device,
-            self.progress,
-            self.copies,
-        )
-        drawn = parted(self.story.rows, asked.prior_fraction, asked.seed)[1]
-        seen = self._seen(part.loaded, part.prior_rows, part.selecting)
-        return _Unseen(part.loaded, task.train, drawn, part.rows, seen, part.found)
+        return self._complete(certificate, network, None)
 
     def best(self) -> Certificate:
-        """Return the smallest of all bounds, each with its part of delta, fixed beforehand."""
+        """Return the smallest of all bounds; each has its part of delta, fixed beforehand."""
         asked = self.asked
-        spent = spent_by(self.story.noise_matrix, asked.delta)
+        spent = spent_by(self.labels.noise_matrix, asked.delta)
         part = spent + (asked.delta - spent) / len(BOUNDS)
-        found: dict[str, Certificate] = {}
+        made: dict[str, Certificate] = {}
         failed: dict[str, HesstuneError] = {}
         for name, bound in BOUNDS.items():
             try:
-                found[name] = bound(self, part)
-            except RefutedNoiseError:  # no bound is left that could rely on the matrix
+                made[name] = bound(self, part)
+            except RefutedNoiseError:  # no bound may rely on the matrix
                 raise
             except HesstuneError as error:
                 failed[name] = error
-        if not found:
+        if not made:
             raise next(iter(failed.values()))
-        best = min(found.values(), key=lambda one: one.risk)
-        left = {f"no {name} bound: {error}" for name, error in failed.items()}
+        best = min(made.values(), key=lambda one: one.risk)
+        missing = {f"no {name} bound: {error}" for name, error in failed.items()}
         return dataclasses.replace(
             best,
             delta=asked.delta,
             shares={**best.shares, "other_bounds": asked.delta - part},
-            tried={name: one.risk for name, one in found.items()},
-            assumptions=[*best.assumptions, *sorted(left)],
+            tried={name: one.risk for name, one in made.items()},
+            assumptions=[*best.assumptions, *sorted(missing)],
         )
 
-    def _tested(self, found: Certificate, part: Examples, rows: NDArray[np.int64], noise: Any) -> Certificate:
-        """Return the certificate with the test of whether the noise depends on the input."""
-        return tested_noise(found, self.run, part, rows, noise, self.asked, self.device)
+    @cached_property
+    def split(self) -> PriorSplit:
+        """The division of the training examples; near-duplicates are searched for here."""
+        asked, task = self.asked, self.task
+        copies = NearCopies.of(task, asked.repeats, asked.seed, asked.diagnostic, SeenStart.of(self.run))
+        fraction, rows = asked.prior_fraction, self.labels.rows
+        return PriorSplit(self.run, task, rows, fraction, asked.seed, self.device, copies, self.progress)
 
-    def _common(self) -> dict[str, Any]:
-        asked = self.asked
-        return {
-            "block_size": BLOCK,
-            "repeats": self._exact_repeats,
-            "assumptions": self.story.assumptions,
-            "diagnostic": asked.diagnostic,
-            "share": Share(rank(), world(), all_reduce_sum, all_gather),
-        }
+    def _options(self, network: BoundNetwork, trained_on_sample: bool = True, **more: Any) -> SampleOptions:
+        """Return how a network's sample is read and checked, and move the network to the device."""
+        to_channels_last(network.loaded.model, self.device)
+        # What training did does not matter to a network that other examples judge.
+        leaks = [name for name in self.labels.leaks if trained_on_sample or name != "batch_norm"]
+        return SampleOptions(
+            seen=self._seen(network),
+            block_size=BLOCK,
+            # Near-duplicate images and texts were treated before; shortened inputs may still be equal.
+            repeats="allow" if self.asked.repeats == "allow" else "refuse",
+            leaks=leaks,
+            assumptions=self.labels.assumptions,
+            diagnostic=self.asked.diagnostic,
+            share=Share(rank(), world(), all_reduce_sum, all_gather),
+            **more,
+        )
 
-    def _placed(self, loaded: LoadedModel) -> None:
-        to_channels_last(loaded.model, self.device)
+    def _with_held_out(self, network: BoundNetwork) -> tuple[SampleOptions, Found]:
+        """Return the options with the test examples as held-out ones, and their near-duplicates."""
+        test, held_out, copies = self.task.test, None, Found()
+        if len(test):
+            rows, copies = self.split.copies.held_out()
+            held_out = self._inputs(test, network.loaded, rows) if len(rows) else None
+        return self._options(network, held_out=held_out, held_out_labels=self.labels.test_labels), copies
 
-    def _test(self, loaded: LoadedModel) -> tuple[InputExamples | None, Found]:
-        """Return the test examples; the run's story says what their labels are worth."""
-        if not len(self.task.test):
-            return None, Found()
-        rows, found = self.copies.held_out()
-        fed = _fed(self.task.test, loaded, self.device, self.run.config.max_length, rows)
-        return fed if len(rows) else None, found
-
-    def _seen(
-        self, loaded: LoadedModel, rows: NDArray[np.int64] | None, selecting: NDArray[np.int64]
-    ) -> InputExamples | None:
-        """Return the training examples that trained a network, and those that selected it."""
-        if rows is None:
+    def _seen(self, network: BoundNetwork) -> InputExamples | None:
+        """Return the examples that trained and selected a network, its prior or its start."""
+        if network.seen is None:
             return None
-        task = self.task
-        val = task.val.take(selecting)
-        prior = task.train.take(rows)
+        prior, val = self.task.train.take(network.seen), self.task.val.take(network.selecting)
         assert prior.labels is not None
         assert val.labels is not None
         # Parts of one task share their source.
@@ -341,28 +297,28 @@ class Case:
             [*prior.ids, *val.ids],
             np.concatenate([prior.labels, val.labels]),
         )
-        return _fed(every, loaded, self.device, self.run.config.max_length, np.arange(len(every)))
+        return self._inputs(every, network.loaded, np.arange(len(every)))
 
+    def _inputs(self, part: Examples, loaded: LoadedModel, rows: Rows) -> InputExamples:
+        assert part.labels is not None
+        max_length = self.run.config.max_length
+        return InputExamples(make_inputs(part, loaded, self.device, max_length=max_length), rows, part.labels)
 
-@dataclass(frozen=True)
-class _Unseen:
-    """A network and examples that it has not seen.
-
-    Attributes:
-        loaded: The network.
-        examples: The part that they belong to.
-        drawn: Its rows that were drawn for the bound.
-        rows: Those of them that are counted.
-        seen: What trained and selected the network.
-        found: The near-duplicates.
-    """
-
-    loaded: LoadedModel
-    examples: Examples
-    drawn: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    seen: InputExamples | None
-    found: Found
+    def _complete(
+        self, certificate: Certificate, network: BoundNetwork, noise_matrix: Any, more: Found | None = None
+    ) -> Certificate:
+        """Add the test of whether the noise depends on the input, and the near-duplicates."""
+        part = network.examples.take(network.rows)
+        certificate = add_class_conditional_test(
+            certificate, self.run, part, noise_matrix, self.asked, self.device
+        )
+        copies = network.near_copies + (more or Found())
+        return dataclasses.replace(
+            certificate,
+            assumptions=[*certificate.assumptions, *copies.assumptions, NOT_FOUND],
+            failures=[*certificate.failures, *copies.failures],
+            near_duplicates=copies.counts,
+        )
 
 
 BOUNDS: dict[str, Callable[[Case, float], Certificate]] = {
@@ -370,33 +326,6 @@ BOUNDS: dict[str, Callable[[Case, float], Certificate]] = {
     "holdout": Case.holdout,
     "compression": Case.compression,
 }
-
-
-def _saying(certificate: Certificate, found: Found) -> Certificate:
-    """Return a certificate that says what near-duplicates were found."""
-    return dataclasses.replace(
-        certificate,
-        assumptions=[*certificate.assumptions, *found.assumptions, NOT_FOUND],
-        failures=[*certificate.failures, *found.failures],
-        near_duplicates=found.counts,
-    )
-
-
-def _fed(
-    part: Examples, loaded: LoadedModel, device: torch.device, max_length: int, rows: NDArray[np.int64]
-) -> InputExamples:
-    assert part.labels is not None
-    return InputExamples(make_inputs(part, loaded, device, max_length=max_length), rows, part.labels)
-
-
-def _known_posterior(model: nn.Module, posterior: dict[str, float] | None) -> dict[str, float] | None:
-    if posterior is None:
-        return None
-    trained = random_parameters(model)
-    return {name: sigma for name, sigma in posterior.items() if name in trained}
-
-
-SAMPLE_KEY = 0xC4EC
 
 
 @takes_options(CheckOptions)
@@ -424,7 +353,10 @@ def check_run(run: Run, **options: Any) -> Path:
     task = run.task()
     part, rows = task.test, np.arange(len(task.test))
     if asked.prior_fraction:
-        part, rows = task.train, parted(np.arange(len(task.train)), asked.prior_fraction, asked.seed)[1]
+        part, rows = (
+            task.train,
+            split_prior_and_bound(np.arange(len(task.train)), asked.prior_fraction, asked.seed)[1],
+        )
     if not len(rows):
         raise DataError("there are no test examples to draw from; give --prior-fraction")
     if why := SeenStart.of(run).refusal(part, rows):

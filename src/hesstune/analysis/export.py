@@ -1,4 +1,4 @@
-"""`hesstune export`: a finished run as a folder that others load."""
+"""`hesstune export`: write a finished run as a folder that other programs load."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def export_run(run: Run, folder: str | Path, overwrite: bool = False) -> str:
 
     Args:
         run: A finished run.
-        folder: Where to; created, or replaced where `overwrite` is set and it was exported before.
+        folder: Where to; created, or replaced if `overwrite` is set and it holds an export.
         overwrite: Whether an earlier export may be replaced.
 
     Returns:
@@ -60,15 +60,15 @@ def export_run(run: Run, folder: str | Path, overwrite: bool = False) -> str:
 
 
 def _put_in_place(beside: Path, target: Path) -> None:
-    """Rename a folder to `target`; the one that it replaces comes back if that fails."""
-    former = beside.with_name(f"{target.name}.former")
+    """Rename a folder to `target`; restore the folder that it replaces if that fails."""
+    previous = beside.with_name(f"{target.name}.previous")
     if target.exists():
-        target.replace(former)
+        target.replace(previous)
     try:
         beside.replace(target)
     except OSError:
-        if former.exists():
-            former.replace(target)
+        if previous.exists():
+            previous.replace(target)
         raise
 
 

@@ -49,8 +49,8 @@ __all__ = [
     "judge_fit",
     "label_issues",
     "label_posterior",
-    "pictures_of",
-    "save_pictures",
+    "save_thumbnails",
+    "thumbnails_of",
 ]
 
 # Error probabilities of the intervals: of an agreement, and of a test of the given matrix.
@@ -123,7 +123,9 @@ def judge_fit(fit: NoiseFit | None) -> FitVerdict:
     labels: errors alone give the wrong label at most that often.
     """
     if fit is None:
-        return FitVerdict("unknown", 0.0, 1.0, "no labels were judged independently of the network")
+        return FitVerdict(
+            "unknown", 0.0, 1.0, "no label has a probability that is independent of the network"
+        )
     wrong, right = fit.wrong, fit.right
     low, high = (
         min(1.0, max(0.0, (end - fit.expected_right) / (1 - fit.expected_right)))
@@ -154,7 +156,7 @@ def judge_fit(fit: NoiseFit | None) -> FitVerdict:
 def check_matrix(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], noise_matrix: NoiseMatrix
 ) -> MatrixCheck:
-    """Test a noise matrix F on the half of the examples whose out-of-sample prediction is surest.
+    """Test a noise matrix F on the half of the examples whose out-of-sample prediction is most confident.
 
     If prediction c is right, the given label differs from it with probability 1 − F[c, c]. Whatever the true
     class, it differs with probability 1 − max_i F[i, c] at least.
@@ -164,14 +166,14 @@ def check_matrix(
         labels: The given labels, (N,).
         noise_matrix: F.
     """
-    surest = np.argsort(-probabilities.max(axis=1), kind="stable")[: max(1, len(labels) // 2)]
-    predicted = probabilities[surest].argmax(axis=1)
-    differing = int((predicted != labels[surest]).sum())
-    low, high = confidence_interval(differing, len(surest), TEST_DELTA)
+    confident = np.argsort(-probabilities.max(axis=1), kind="stable")[: max(1, len(labels) // 2)]
+    predicted = probabilities[confident].argmax(axis=1)
+    differing = int((predicted != labels[confident]).sum())
+    low, high = confidence_interval(differing, len(confident), TEST_DELTA)
     rows = noise_matrix.array
     return MatrixCheck(
         differing=differing,
-        examples=len(surest),
+        examples=len(confident),
         low=low,
         high=high,
         implied=float((1 - rows.diagonal()[predicted]).mean()),
@@ -204,13 +206,13 @@ def label_posterior(
 
 @takes_options(DeviceOptions)
 def label_issues(run: Run, **options: Any) -> None:
-    """Write label_issues.csv, every training example, the most doubtful label first, and label_issues.json.
+    """Write label_issues.csv, every training example, the least probable label first, and label_issues.json.
 
-    Each label is judged as by `hesstune.clean`: from the features of the network before its training, by
-    probes that did not see the example. If the head is not the network's last operation on features, or
-    examples are few, the run's own network judges them. It was trained on them, so it finds too few. The
-    noise matrix is estimated by the confident joint of the validation examples, which were not trained on,
-    and kept in label_issues.json. Without enough of them there is none. That file also holds the network's
+    As in `hesstune.clean`, probes on features of the network before its training give each label's
+    probability, and they did not see the example. If the head is not the network's last operation on
+    features, or there are few examples, the run's own network is used. It was trained on the labels, so it
+    finds too few errors. The noise matrix is estimated by the confident joint of the validation examples and
+    kept in label_issues.json, if there are enough. That file also holds the network's
     agreement with suspected label errors and with the other labels, and the test of a given noise matrix.
 
     Args:
@@ -240,24 +242,24 @@ def label_issues(run: Run, **options: Any) -> None:
     all_true = true if task.train.clean is None else None
     fit = compare_agreement(logits.argmax(1).numpy(), labels, probed and probed.independent, all_true)
     given = posterior[np.arange(len(labels)), labels]
-    likely = posterior.argmax(axis=1)
+    predicted = posterior.argmax(axis=1)
     order = np.argsort(given, kind="stable")
     rows = [
         (
             task.train.ids[i],
             task.classes[labels[i]],
-            task.classes[likely[i]],
-            f"{posterior[i, likely[i]]:.6g}",
+            task.classes[predicted[i]],
+            f"{posterior[i, predicted[i]]:.6g}",
             f"{given[i]:.6g}",
             "" if true is None else task.classes[true[i]],
         )
         for i in order
     ]
     held = make_inputs(task.val, loaded, target, max_length=run.config.max_length)
-    shown = _estimate(run, task, held, loaded.model)
+    estimate = _estimate(run, task, held, loaded.model)
     record = LabelIssuesRecord(
         examples=len(labels),
-        noise_matrix=shown,
+        noise_matrix=estimate,
         judged_by=judged_by,
         fit=fit,
         matrix_check=probed and probed.check,
@@ -267,7 +269,7 @@ def label_issues(run: Run, **options: Any) -> None:
 
 
 class Probed(NamedTuple):
-    """What probes on the features of the network before its training say about the training labels.
+    """Posteriors of the training labels from probes on features of the network before its training.
 
     Attributes:
         posterior: P(true class | features, given label), (N, K), under the given noise matrix, if any.
@@ -281,7 +283,7 @@ class Probed(NamedTuple):
 
 
 def _probed(run: Run, task: Task, device: torch.device) -> Probed | None:
-    """Judge the training labels by probes that did not see them; return None if there can be no probes."""
+    """Fit probes that did not see the training labels they predict; return None if probes are impossible."""
     part, config = task.train, run.config
     if len(part) < FEWEST or part.labels is None or len(np.unique(part.labels)) < 2:
         return None
@@ -297,27 +299,27 @@ def _probed(run: Run, task: Task, device: torch.device) -> Probed | None:
     if part.clean is not None and part.clean.any():
         rows = np.flatnonzero(part.clean)
         checked = (rows, part.labels[rows])
-    told = None
+    stated = None
     if config.noise_matrix is not None and run.noise_matrix is not None:
-        told = run.noise_matrix.array if not config.noise_matrix.startswith("estimate") else None
+        stated = run.noise_matrix.array if not config.noise_matrix.startswith("estimate") else None
 
     given = part.labels
 
-    def judged(matrix: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    def fitted(matrix: NDArray[np.float64] | None) -> NDArray[np.float64]:
         observed = Observed.of(given, task.k, matrix, checked)
         tried = FEWER if matrix is None else [one for one in TOLD if one.shape in ("none", "told")]
         return robust_head(
             features, observed, candidates=tried, held_out=2, find_errors=matrix is None, seed=config.seed
         ).truth.posterior
 
-    posterior = judged(told)
-    if told is None:
+    posterior = fitted(stated)
+    if stated is None:
         return Probed(posterior, posterior, None)
     probabilities = cross_fit(features, part.labels, task.k, seed=config.seed)
     rows = np.arange(len(part)) if part.clean is None else np.flatnonzero(~part.clean)
-    check = check_matrix(probabilities[rows], part.labels[rows], NoiseMatrix(told)) if len(rows) else None
+    check = check_matrix(probabilities[rows], part.labels[rows], NoiseMatrix(stated)) if len(rows) else None
     contradicted = check is not None and check.contradiction is not None
-    return Probed(posterior, judged(None) if contradicted else posterior, check)
+    return Probed(posterior, fitted(None) if contradicted else posterior, check)
 
 
 def _estimate(run: Run, task: Task, feed: ModelInputs, model: nn.Module) -> NoiseMatrixRecord | None:
@@ -330,8 +332,8 @@ def _estimate(run: Run, task: Task, feed: ModelInputs, model: nn.Module) -> Nois
         return None
 
 
-def save_pictures(run: Run, ids: Sequence[str]) -> None:
-    """Write examples.json: small pictures, or texts, of some training or validation examples.
+def save_thumbnails(run: Run, ids: Sequence[str]) -> None:
+    """Write examples.json: thumbnails, or texts, of some training or validation examples.
 
     Raises:
         RunError: If the run's data has changed since.
@@ -341,12 +343,12 @@ def save_pictures(run: Run, ids: Sequence[str]) -> None:
     for part in (task.train, task.val):  # measured examples are held out by default
         rows = [at for at, example in enumerate(part.ids) if example in wanted - set(shown)]
         if rows:
-            shown |= pictures_of(part, np.array(rows, dtype=np.int64))
+            shown |= thumbnails_of(part, np.array(rows, dtype=np.int64))
     write_record(run.path / EXAMPLES, Pictures.model_validate(shown))
 
 
-def pictures_of(part: Examples, rows: NDArray[np.int64]) -> dict[str, Picture]:
-    """Return small pictures, or texts, of some examples by their ids."""
+def thumbnails_of(part: Examples, rows: NDArray[np.int64]) -> dict[str, Picture]:
+    """Return thumbnails, or texts, of some examples by their ids."""
     if (texts := part.texts) is not None:
         return {
             part.ids[i]: Picture(text=" / ".join(t for t in texts[i] if t is not None)[:LETTERS])
@@ -357,7 +359,7 @@ def pictures_of(part: Examples, rows: NDArray[np.int64]) -> dict[str, Picture]:
     shown = {}
     for i, pixels in zip(rows, part.images(rows), strict=True):
         file = io.BytesIO()
-        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((SIDE, SIDE))
-        picture.quantize(64).save(file, "PNG", optimize=True)
+        image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((SIDE, SIDE))
+        image.quantize(64).save(file, "PNG", optimize=True)
         shown[part.ids[i]] = Picture(png=base64.b64encode(file.getvalue()).decode("ascii"))
     return shown

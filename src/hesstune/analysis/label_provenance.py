@@ -29,23 +29,30 @@ from hesstune.runs.options.analysis import CertifyOptions
 from hesstune.runs.run import Run
 from hesstune.runs.task import injected_noise
 
-__all__ = ["Story", "check_confident", "dependence_on_input", "noise_story", "story_of", "tested_noise"]
+__all__ = [
+    "LabelProvenance",
+    "add_class_conditional_test",
+    "check_confident",
+    "dependence_on_input",
+    "read_label_provenance",
+    "run_noise_knowledge",
+]
 
 # The share of δ for the confidence set of a noise matrix that a clean sample estimates.
 CLEAN_SAMPLE_SHARE = 0.2
 
 
 @dataclass(frozen=True)
-class Story:
-    """What is known of the labels' noise, and what the run did with its examples.
+class LabelProvenance:
+    """What is known about the labels' noise, and which choices used the examples.
 
     Attributes:
-        noise_matrix: F, a confidence set for it, or None where labels count as true.
+        noise_matrix: F, a confidence set for it, or None if labels count as true.
         noise_is: How it is known, as of `hesstune.certify`.
-        assumptions: What the certificate takes for true.
-        leaks: Choices that were made with the examples, which it refuses.
-        failures: Other conditions that do not hold, if a diagnostic is asked for.
-        rows: The training examples that it may count on.
+        assumptions: Assumptions of the certificate.
+        leaks: Choices that were made with the examples; the certificate refuses them.
+        failures: Other conditions that do not hold, for a diagnostic.
+        rows: The training examples that the certificate may count on.
         test_labels: How the test labels are known: `true`, `noisy` as the training labels are, or `unknown`.
     """
 
@@ -58,12 +65,11 @@ class Story:
     test_labels: str
 
 
-def story_of(run: Run, task: Task, asked: CertifyOptions) -> Story:
-    """Read from the configuration what is known of the noise, and what used the examples.
+def read_label_provenance(run: Run, task: Task, asked: CertifyOptions) -> LabelProvenance:
+    """Read from a run what is known about the noise, and which choices used the examples.
 
     Raises:
-        DataError: If no noise matrix can be told for the labels, or a column of the data may group the
-            examples.
+        DataError: If the labels have no noise matrix, or a column of the data may group the examples.
     """
     config = run.config
     leaks = [
@@ -80,15 +86,15 @@ def story_of(run: Run, task: Task, asked: CertifyOptions) -> Story:
         f"you vouch that {name} was chosen without these examples" for name in asked.vouch if name in LEAKS
     ]
     for name, part in (("training", task.train), ("test", task.test)):
-        assumptions += [f"of the labels: {note}" for note in source_notes(part, name)]
+        assumptions += [f"labels: {note}" for note in source_notes(part, name)]
     if not task.train.has_model_labels and not task.test.has_model_labels:
         assumptions.append(
-            "no example was left out or relabelled because of what a model said of it; plain labels do not "
+            "no example was left out or relabelled because of a model's prediction; plain labels do not "
             "show such a change"
         )
     rows = np.arange(len(task.train))
-    believed = injected_noise(config, task) if config.inject_noise else run.noise_matrix
-    noise_is = noise_story(config, task, asked.noise_is, run.noise_matrix)
+    matrix = injected_noise(config, task) if config.inject_noise else run.noise_matrix
+    noise_is = run_noise_knowledge(config, task, asked.noise_is, run.noise_matrix)
     if config.inject_noise:
         assumptions.append(
             f"the labels were true before --inject-noise {config.inject_noise}, whose matrix the bound uses, "
@@ -99,30 +105,30 @@ def story_of(run: Run, task: Task, asked: CertifyOptions) -> Story:
         assumptions.append("the test labels are the true ones")
     if asked.clean_sample is not None:
         noise, rows = _from_clean_sample(task, asked.clean_sample, asked.delta * CLEAN_SAMPLE_SHARE)
-        # Its confidence set stands for an estimate; that noise depends on the input it cannot mend.
+        # The confidence set replaces an estimate; it does not help if the noise depends on the input.
         known = "instance_dependent" if noise_is == "instance_dependent" else "known"
-        return Story(noise, known, assumptions, leaks, failures, rows, test_labels)
+        return LabelProvenance(noise, known, assumptions, leaks, failures, rows, test_labels)
     if noise_is == "none":
         stated = "the given labels are the true ones"
         stated = f"you state that {stated}" if asked.noise_is == "none" else stated
-        return Story(None, "known", [*assumptions, stated], leaks, failures, rows, test_labels)
-    if believed is None and noise_is != "instance_dependent":
+        return LabelProvenance(None, "known", [*assumptions, stated], leaks, failures, rows, test_labels)
+    if matrix is None and noise_is != "instance_dependent":
         raise DataError(
-            f"the run in {run.path} was told no noise matrix for --noise-is {noise_is}: train with "
+            f"the run in {run.path} has no noise matrix for --noise-is {noise_is}: train with "
             "--noise-matrix, or give --clean-sample"
         )
-    # Where the noise depends on the input no matrix is of use; the refusal says so.
-    believed = NoiseMatrix.identity(task.k) if believed is None else believed
-    return Story(believed, noise_is, assumptions, leaks, failures, rows, test_labels)
+    # If the noise depends on the input, no matrix is valid; the certificate is refused.
+    matrix = NoiseMatrix.identity(task.k) if matrix is None else matrix
+    return LabelProvenance(matrix, noise_is, assumptions, leaks, failures, rows, test_labels)
 
 
 def _groups(run: Run, task: Task, asked: CertifyOptions) -> tuple[list[str], list[str]]:
-    """Return what is assumed of columns that may group the examples, and what fails in a diagnostic.
+    """Return the assumptions on columns that may group the examples, and the failures of a diagnostic.
 
     Raises:
         DataError: If there are such columns, and neither `no_groups` nor `diagnostic` is given.
     """
-    # A column that was removed after training groups the examples still.
+    # A column that was removed after training still groups the examples.
     groups = {**run.facts.possible_groups, **task.possible_groups}
     if asked.no_groups:
         shared = f"the column {listed(groups)}" if groups else "any property"
@@ -142,53 +148,52 @@ def _groups(run: Run, task: Task, asked: CertifyOptions) -> tuple[list[str], lis
     return [], [str(error)]
 
 
-def noise_story(
-    config: FinetuneConfig, task: Task, told: str = "auto", believed: NoiseMatrix | None = None
+def run_noise_knowledge(
+    config: FinetuneConfig, task: Task, stated: str = "auto", matrix: NoiseMatrix | None = None
 ) -> str:
     """Return how the noise of a run's labels is known: `none`, or one of NOISE_KNOWLEDGE.
 
     Args:
         config: The run's configuration.
         task: Its examples, as labelled.
-        told: What the user says; `auto` reads it from the configuration. Labels that a label model made,
-            hard or soft, are true only if the user says `none`.
-        believed: The noise matrix that the run's loss used, which says how it is known. If noise was injected
-            the bound uses the injected matrix, which is known. A file that the user gave beside it and that
-            says it is an estimate counts: it says that the labels were noisy before. What the run itself
-            estimated from the injected noise does not.
+        stated: What the user states; `auto` reads it from the configuration. Labels of a label model, hard or
+            soft, are true only if the user states `none`.
+        matrix: The noise matrix of the run's loss, with its origin. If noise was injected, the bound uses the
+            injected matrix, which is known. An estimated matrix that the user gave in a file still counts: it
+            means that the labels were noisy before. An estimate that the run made itself does not count.
 
     Raises:
-        DataError: If the user says otherwise than the run itself shows.
+        DataError: If the run contradicts what the user states.
     """
-    if told == "none":
+    if stated == "none":
         if config.inject_noise:
             raise DataError(
                 f"the run put noise into its labels (--inject-noise {config.inject_noise}), so they are not "
                 "the true ones; leave --noise-is out"
             )
-        return told
-    # Votes err on the same hard examples, and so do the probabilities that a model made of them.
+        return stated
+    # Errors of votes, and of probabilities made from votes, occur on the same hard examples.
     if task.train.has_model_labels or instance_rate(config.inject_noise) is not None:
         return "instance_dependent"
     if task.train.clean is not None:
         raise DataError(
-            "some labels of the run were checked by a person and others not, so no one noise matrix holds "
-            "for all; give --noise-is none if all labels are now true"
+            "some labels of the run were checked by a person and others not, so no single noise matrix is "
+            "valid for all; give --noise-is none if all labels are now true"
         )
-    origin = "stated" if believed is None else believed.origin
+    origin = "stated" if matrix is None else matrix.origin
     by_run = config.noise_matrix is None or config.noise_matrix.startswith("estimate")
     if config.noise_matrix is not None and by_run and origin == "stated":
         origin = "estimated"
     counts = not (config.inject_noise and by_run)
-    if counts and told in ("auto", "known") and origin in ("estimated", "instance_dependent"):
+    if counts and stated in ("auto", "known") and origin in ("estimated", "instance_dependent"):
         return origin
-    if told == "auto":
+    if stated == "auto":
         return "known" if config.inject_noise or config.noise_matrix else "none"
-    return told
+    return stated
 
 
 def _test_labels(config: FinetuneConfig, task: Task, asked: CertifyOptions, noise_is: str) -> str:
-    """Tell what the labels of the test part are worth."""
+    """Return how the labels of the test part are known."""
     if asked.test_labels != "auto":
         return asked.test_labels
     part = task.test
@@ -208,7 +213,7 @@ def _all_checked(part: Examples) -> bool:
 def _from_clean_sample(
     task: Task, path: str | Path, delta: float
 ) -> tuple[NoiseConfidenceSet, NDArray[np.int64]]:
-    """Count (true, given) labels of the sample; return a confidence set, and the rows outside of it."""
+    """Count (true, given) labels of the sample; return a confidence set and the other rows."""
     assert task.train.labels is not None
     true = read_clean_labels(path, task.classes)
     place = {example: row for row, example in enumerate(task.train.ids)}
@@ -229,26 +234,23 @@ CONFIDENT = (1.0, 0.5, 0.25)
 HALVES_KEY = 0x4A1F
 
 
-def tested_noise(
-    found: Certificate,
+def add_class_conditional_test(
+    certificate: Certificate,
     run: Run,
     part: Examples,
-    rows: NDArray[np.int64],
     noise_matrix: Any,
     asked: CertifyOptions,
     device: torch.device,
 ) -> Certificate:
     """Test whether the noise of a bound's examples depends on their inputs, on features of the reference.
 
-    The test of confident predictions refuses. The permutation test is exact for true classes only: on digits
-    it rejected up to 5 of 5 draws of class-conditional noise if blurred features mixed the classes, so its
-    result is printed. Both see the bound's labels, and the bound stays as it is.
+    The test of confident predictions can refuse the certificate. The permutation test is exact for true
+    classes only: it also rejects if features mix the classes, so its result is only printed.
 
     Args:
-        found: The certificate.
+        certificate: The certificate.
         run: A finished run.
-        part: The examples that the rows belong to.
-        rows: The examples that the bound counts on.
+        part: The examples that the bound counts on.
         noise_matrix: Their known matrix or `NoiseConfidenceSet`; None for true labels: nothing is tested.
         asked: The options.
         device: Where the features are computed.
@@ -257,30 +259,30 @@ def tested_noise(
         The certificate with the permutation test's numbers, or with a line on why it was not run.
 
     Raises:
-        RefutedNoiseError: If the test of confident predictions rejects, unless a diagnostic is asked for.
+        RefutedNoiseError: If the test of confident predictions rejects, unless a diagnostic was requested.
     """
     if noise_matrix is None:
-        return found
+        return certificate
     conditions, numbers = Conditions(asked.diagnostic), dict[str, float]()
-    told: list[str] = []
+    assumptions: list[str] = []
     try:
-        test = _run_tests(conditions, run, part.take(rows), noise_matrix, asked, device)
+        test = _run_tests(conditions, run, part, noise_matrix, asked, device)
     except _NotTestedError as error:
-        told = [str(error)]
+        assumptions = [str(error)]
     else:
         numbers = {**asdict(test), "depends": float(test.depends)}
         if test.depends:
-            told = [_rejected(test)]
+            assumptions = [_rejected(test)]
     return replace(
-        found,
+        certificate,
         noise_dependence=numbers,
-        assumptions=[*found.assumptions, *told],
-        failures=[*found.failures, *conditions.failures],
+        assumptions=[*certificate.assumptions, *assumptions],
+        failures=[*certificate.failures, *conditions.failures],
     )
 
 
 class _NotTestedError(Exception):
-    """The permutation test was not run; the text says why."""
+    """The permutation test was not run, for the reason in the text."""
 
 
 def _run_tests(
@@ -332,13 +334,13 @@ def dependence_on_input(
     true: NDArray[np.int64] | None = None,
     seed: int = 0,
 ) -> Conditional | None:
-    """Test the labels within true classes, or within the most probable classes of the surest examples.
+    """Test the labels within true classes, or within the most probable classes of confident examples.
 
     Args:
         features: (N, C) reduced features.
         labels: (N,) given labels.
         probs: (N, K) out-of-sample probabilities of the given labels.
-        noise_matrix: F, by which the probabilities of the true classes follow from them.
+        noise_matrix: F, which gives the probabilities of the true classes.
         true: (N,) true labels, if known.
         seed: Of the permutations.
 
@@ -368,9 +370,9 @@ def check_confident(
     """Test the noise floor on the most confident predictions of a probe trained on the other half.
 
     Under class-conditional noise the floor holds for any selection of inputs, so also for the inputs whose
-    class is easiest. Noise that is rarer there than the matrix says is refuted, even if the matrix is right
-    on average. Given the inputs, the labels of the halves are independent: the tests are exact, and their
-    union is paid.
+    class is easiest. A matrix that overstates the noise there is refuted, even if it is right on average.
+    Given the inputs, the labels of the halves are independent, so the tests are exact; their levels sum to
+    at most the level of one test.
 
     Args:
         features: (N, C) reduced features, made without the labels.
@@ -387,12 +389,12 @@ def check_confident(
     first, second = np.array_split(order, 2)
     if not len(second):
         return
-    for fitted, judged in ((first, second), (second, first)):
+    for fitted, tested in ((first, second), (second, first)):
         probe = fit_probe(features[fitted], labels[fitted], k, strength=STRENGTHS[len(STRENGTHS) // 2])
-        probs = probe.probabilities(features[judged])
+        probs = probe.probabilities(features[tested])
         ranked, guess = np.argsort(-probs.max(axis=1), kind="stable"), probs.argmax(axis=1)
         for share in CONFIDENT:
             some = ranked[: int(np.ceil(share * len(ranked)))]
             confusion = np.zeros((k, k), np.int64)
-            np.add.at(confusion, (labels[judged[some]], guess[some]), 1)
+            np.add.at(confusion, (labels[tested[some]], guess[some]), 1)
             check_floor(confusion, noise_matrix, delta / (2 * len(CONFIDENT)), "a probe's most confident")

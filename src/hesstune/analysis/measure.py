@@ -42,7 +42,7 @@ from hesstune.storage.stored import write_record
 __all__ = [
     "SIGMAS",
     "InputExamples",
-    "Subject",
+    "MeasuredNetwork",
     "drawn_rows",
     "gathered_measure",
     "measure_run",
@@ -67,41 +67,41 @@ def own_batches(n: int, size: int) -> tuple[list[NDArray[np.int64]], list[NDArra
     return batches[rank() :: world()], [b for r in range(world()) for b in batches[r :: world()]]
 
 
-def gathered_measure(found: Measure, order: list[NDArray[np.int64]]) -> Measure:
+def gathered_measure(own: Measure, order: list[NDArray[np.int64]]) -> Measure:
     """Return the measurement of all examples, on every rank.
 
     Rows are gathered; a sampled mean is the mean over ranks, weighted by their examples.
 
     Args:
-        found: This rank's measurement.
+        own: This rank's measurement.
         order: All batches of examples, rank by rank.
     """
     if world() == 1:
-        return found
+        return own
     place = torch.from_numpy(np.concatenate(order)).argsort()
     changes: dict[str, torch.Tensor | None] = {}
     for name in _ROWS:
-        rows = getattr(found, name)
+        rows = getattr(own, name)
         changes[name] = None if rows is None else torch.cat(all_gather(rows))[place]
-    share = len(found.losses) / len(place)
-    if found.sampled_mean is not None and found.sampled_stderr is not None:
-        changes["sampled_mean"] = all_reduce_sum(share * found.sampled_mean)
-        changes["sampled_stderr"] = all_reduce_sum((share * found.sampled_stderr).square()).sqrt()
-    own = sample_note(found.quadratic)
+    share = len(own.losses) / len(place)
+    if own.sampled_mean is not None and own.sampled_stderr is not None:
+        changes["sampled_mean"] = all_reduce_sum(share * own.sampled_mean)
+        changes["sampled_stderr"] = all_reduce_sum((share * own.sampled_stderr).square()).sqrt()
+    own_notes = sample_note(own.quadratic)
     quadratic = changes["quadratic"]
     assert quadratic is not None
     added = sample_note(quadratic)
-    if found.skipped is not None:
-        own += skipped_classes_note(found.skipped)
-        largest = torch.stack([rows.reshape(2) for rows in all_gather(found.skipped)]).amax(0)
+    if own.skipped is not None:
+        own_notes += skipped_classes_note(own.skipped)
+        largest = torch.stack([rows.reshape(2) for rows in all_gather(own.skipped)]).amax(0)
         added += skipped_classes_note(largest)
-    notes = added + [note for note in found.notes if note not in own]
+    notes = added + [note for note in own.notes if note not in own_notes]
     # A layer that one process moved to weight space is not exact on any.
-    apart = all_reduce_sum(torch.tensor([int(method == "weight_space") for method in found.methods])).tolist()
-    pairs = zip(found.methods, found.reasons, apart, strict=True)
+    apart = all_reduce_sum(torch.tensor([int(method == "weight_space") for method in own.methods])).tolist()
+    pairs = zip(own.methods, own.reasons, apart, strict=True)
     chosen = [("weight_space", _ELSEWHERE) if a and m != "weight_space" else (m, why) for m, why, a in pairs]
     methods, reasons = ([pair[i] for pair in chosen] for i in range(2))
-    return replace(found, notes=notes, methods=methods, reasons=reasons, **changes)  # type: ignore[arg-type]
+    return replace(own, notes=notes, methods=methods, reasons=reasons, **changes)  # type: ignore[arg-type]
 
 
 BATCH = 32
@@ -115,7 +115,7 @@ def drawn_rows(n: int, most: int | None, seed: int) -> NDArray[np.int64]:
 
 
 class InputExamples:
-    """Examples as the network is fed them, map-style, for `hesstune.certify`.
+    """Examples as inputs of the network, map-style, for `hesstune.certify`.
 
     Args:
         feed: Their inputs, without augmentation.
@@ -142,7 +142,7 @@ class InputExamples:
 
 @dataclass(frozen=True)
 class _Batches:
-    """Batches of (inputs, targets), made as they are asked for."""
+    """Batches of (inputs, targets), made on request."""
 
     feed: ModelInputs
     labels: torch.Tensor
@@ -157,10 +157,10 @@ class _Batches:
 
 
 @dataclass(frozen=True)
-class Subject:
+class MeasuredNetwork:
     """A trained network, its reference, and labelled examples as its inputs.
 
-    Several processes share the examples: each computes on its own batches, and all have the result.
+    Several processes share the examples: each computes on its own batches, and all get the result.
 
     Attributes:
         net: The network, or its head if the inputs are features.
@@ -179,7 +179,7 @@ class Subject:
     batch: int = BATCH
 
     def batches(self) -> _Batches:
-        """Return this process's batches of (inputs, targets): counted, and made anew each time."""
+        """Return this process's batches of (inputs, targets): with a length, made again in each pass."""
         own, _ = own_batches(len(self.rows), self.batch)
         # In their own order, as the result's rows are.
         return _Batches(self.feed, torch.from_numpy(self.labels), [self.rows[batch] for batch in own])
@@ -187,10 +187,10 @@ class Subject:
     def measure(self, **options: Any) -> Measure:
         """Measure the rows; options are those of `hesstune.measure`."""
         _, order = own_batches(len(self.rows), self.batch)
-        # The plan is made on the first batch of all, by every process alike.
+        # Every process makes the plan on the same first batch.
         first = self.feed.inputs(self.rows[order[0]])
-        found = measure(self.net, self.reference, self.batches(), plan_on=first, **options)
-        return gathered_measure(found, order)
+        own = measure(self.net, self.reference, self.batches(), plan_on=first, **options)
+        return gathered_measure(own, order)
 
     def stability(self, sigmas: Sequence[float], samples: int, seed: int, **options: Any) -> list[Stability]:
         """Measure the noise stability on the rows; options are those of `hesstune.noise_stability`."""
@@ -208,7 +208,7 @@ class Subject:
 
 NAMES = {"val": "validation", "train": "training"}
 NO_VALIDATION = "the run has no validation examples"
-# The loss of a fine-tuned network begins to move at the first and is lost at the last.
+# From the first value the loss of a fine-tuned network changes; at the last it is near that of guessing.
 SIGMAS = (0.001, 0.002, 0.005, 0.01, 0.02)
 
 
@@ -236,25 +236,25 @@ def measure_run(
     asked = make_options(MeasureOptions, options)
     opened = _Opened.of(run, asked)
     part = "val" if asked.part == "val" and len(opened.task.val) else "train"
-    subject, examples = opened.subject(part), opened.examples(part)
-    rows = subject.rows
+    network, examples = opened.network(part), opened.examples(part)
+    rows = network.rows
     own = max(1, len(rows) // world())
     own_options = set(MeasureOptions.model_fields) - {"part", "max_examples", "device"}
-    found = subject.measure(
+    measured = network.measure(
         **{name: getattr(asked, name) for name in own_options},
         progress=None if progress is None else lambda done: progress(done, own, "examples"),
         on_forecast=on_forecast,
     )
     if part != asked.part:
-        found.notes.append(f"{NO_VALIDATION}: measured on the training examples")
+        measured.notes.append(f"{NO_VALIDATION}: measured on the training examples")
     if len(rows) < len(examples):
-        found.notes.append(
+        measured.notes.append(
             f"measured on {len(rows)} of {len(examples)} {NAMES[part]} examples, drawn uniformly"
         )
     # Which examples the rows of measure.safetensors are.
     ids = [examples.ids[i] for i in rows] if len(rows) < len(examples) else None
-    on_main_process(lambda: found.save(run.path, n=len(opened.task.train), part=part, ids=ids))
-    return found
+    on_main_process(lambda: measured.save(run.path, n=len(opened.task.train), part=part, ids=ids))
+    return measured
 
 
 @takes_options(StabilityOptions)
@@ -272,10 +272,10 @@ def stability_of_run(run: Run, sigmas: Sequence[float] = SIGMAS, **options: Any)
         RunError: If the run has not finished, or its data has changed since.
     """
     asked = make_options(StabilityOptions, options)
-    subject = _Opened.of(run, asked).subject("train")
-    table = subject.stability(sigmas, asked.samples, run.config.seed, layers=asked.layers)
+    network = _Opened.of(run, asked).network("train")
+    table = network.stability(sigmas, asked.samples, run.config.seed, layers=asked.layers)
     lines = [StabilityRow(**row.to_dict()) for row in table]
-    record = StabilityRecord(examples=len(subject.rows), rows=lines)
+    record = StabilityRecord(examples=len(network.rows), rows=lines)
     on_main_process(lambda: write_record(run.path / STABILITY, record))
     return table
 
@@ -304,10 +304,10 @@ class _Opened:
         """Return a part's examples."""
         return self.task.val if part == "val" else self.task.train
 
-    def subject(self, part: str) -> Subject:
+    def network(self, part: str) -> MeasuredNetwork:
         """Return the network with (some of) a part's examples."""
         examples, seed = self.examples(part), self.run.config.seed
         assert examples.labels is not None
         rows = drawn_rows(len(examples), self.asked.max_examples, seed)
         feed = make_inputs(examples, self.loaded, self.device, max_length=self.run.config.max_length)
-        return Subject(self.loaded.model, self.reference, feed, examples.labels, rows)
+        return MeasuredNetwork(self.loaded.model, self.reference, feed, examples.labels, rows)

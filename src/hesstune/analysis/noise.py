@@ -87,15 +87,15 @@ DIRECTIONS = ("too little", "too much", "misplaced")
 def check_noise(run: Run, **options: Any) -> NoiseCheck:
     """Compare a finished run's noise matrix with estimates from its labels; write `noise_estimate.json`.
 
-    Nothing is trained but probes on the reference's features; the run's weights are not used.
+    Only probes on the reference's features are trained; the run's weights are not used.
 
     Args:
         run: A finished run.
         **options: Options of `NoiseCheckOptions`, by name.
 
     Returns:
-        What was found: the believed matrix, a row an estimator, the cost of an error in F, the test of
-        whether noise depends on the example, and statements in words.
+        The matrix that the loss used, a row for each estimator, the cost of an error in F, the test of
+        whether noise depends on the example, and sentences about them.
 
     Raises:
         ConfigError: If an option is wrong.
@@ -114,28 +114,28 @@ def check_noise(run: Run, **options: Any) -> NoiseCheck:
     run.reference().restore_(loaded.model)
     to_channels_last(loaded.model, target)
     material = gather(config, task, loaded, target)
-    told = run.noise_matrix
-    compared = NoiseMatrix.identity(task.k) if told is None else told
+    given = run.noise_matrix
+    compared = NoiseMatrix.identity(task.k) if given is None else given
     estimates, best = _estimates(material, compared)
-    base = told if told is not None and np.isfinite(told.condition) else best
+    base = given if given is not None and np.isfinite(given.condition) else best
     features = reduced_features(material.features, len(material.labels))
     costs = sensitivity(features, material.labels, base, seed=asked.seed)
     true = task.train.true if task.train.clean is None else None
     test = dependence_on_input(features, material.labels, material.probs, base, true, asked.seed)
-    found = NoiseCheck(
+    check = NoiseCheck(
         run=str(run.path),
         classes=task.classes,
         examples=len(task.train),
-        told=told is not None,
+        told=given is not None,
         believed=MatrixFacts(**_facts(compared, material)),
         counted=_counted(task, compared),
         estimates=estimates,
         cost_of_an_error=costs,
         class_conditional=None if test is None else Dependence(**asdict(test), depends=test.depends),
     )
-    found = found.replaced(statements=_statements(found))
-    write_record(run.path / NOISE_CHECK, found)
-    return found
+    check = check.replaced(statements=_statements(check))
+    write_record(run.path / NOISE_CHECK, check)
+    return check
 
 
 def _facts(noise_matrix: NoiseMatrix, material: Material) -> dict[str, Any]:
@@ -156,8 +156,8 @@ def _distance(a: NoiseMatrix, b: NoiseMatrix) -> dict[str, Any]:
     return {"total_variation": float(gap.sum(axis=1).mean() / 2), "largest_at": [int(i), int(j)]}
 
 
-def _estimates(material: Material, believed: NoiseMatrix) -> tuple[list[Estimated | Failed], NoiseMatrix]:
-    """Return a row an estimator, and the matrix that `auto` would take."""
+def _estimates(material: Material, given: NoiseMatrix) -> tuple[list[Estimated | Failed], NoiseMatrix]:
+    """Return a row for each estimator, and the matrix that `auto` would use."""
     rows: list[Estimated | Failed] = []
     best: NoiseMatrix | None = None
     for method in ESTIMATORS:
@@ -166,14 +166,14 @@ def _estimates(material: Material, believed: NoiseMatrix) -> tuple[list[Estimate
             if lacks is None:
                 continue
         try:
-            found = estimated(method, material)
+            estimate = estimated(method, material)
         except (NoiseMatrixError, DataError, ImportError) as error:
             rows.append(Failed(method=method, failed=str(error)))
             continue
-        facts = {**_facts(found.matrix, material), **_distance(found.matrix, believed)}
-        facts |= {"chose": found.method} if method == "auto" else {}
+        facts = {**_facts(estimate.matrix, material), **_distance(estimate.matrix, given)}
+        facts |= {"chose": estimate.method} if method == "auto" else {}
         rows.append(Estimated(method=method, **facts))
-        best = best or found.matrix  # `auto` comes first
+        best = best or estimate.matrix  # `auto` comes first
     if best is None:
         raise NoiseMatrixError(f"no estimator could be used: {_first_reason(rows)}")
     return rows, best
@@ -183,17 +183,17 @@ def _first_reason(rows: list[Estimated | Failed]) -> str:
     return next(row.failed for row in rows if isinstance(row, Failed))
 
 
-def _counted(task: Task, believed: NoiseMatrix) -> Counted | None:
-    """Return the matrix counted from true labels, where they are known."""
+def _counted(task: Task, given_matrix: NoiseMatrix) -> Counted | None:
+    """Return the matrix counted from true labels, if they are known."""
     true, given = task.train.true, task.train.labels
     if true is None or given is None or task.train.clean is not None:
         return None
     counted = from_posterior(np.eye(task.k)[true], given, "counted").matrix
-    return Counted(matrix=counted.array.tolist(), rate=counted.rate, **_distance(counted, believed))
+    return Counted(matrix=counted.array.tolist(), rate=counted.rate, **_distance(counted, given_matrix))
 
 
 def perturbed(noise_matrix: NoiseMatrix, off: float, direction: str, seed: int = 0) -> NoiseMatrix | None:
-    """Return F moved by `off` in total variation, row by row on average; None where there is no room.
+    """Return F moved by `off` in total variation, row by row on average; None if that is impossible.
 
     `too little` moves it towards the identity, `too much` towards uniform rows, `misplaced` towards
     random ones.
@@ -215,17 +215,17 @@ def perturbed(noise_matrix: NoiseMatrix, off: float, direction: str, seed: int =
 def sensitivity(
     features: NDArray[np.float64], labels: NDArray[np.int64], noise_matrix: NoiseMatrix, *, seed: int = 0
 ) -> list[CostOfError]:
-    """Estimate the accuracy lost where F is off by 5, 10 and 20 %, by simulation.
+    """Estimate the accuracy lost if F is wrong by 5, 10 and 20 %, by simulation.
 
     A linear head trained with F gives each example a class; noise drawn by F gives it a label; heads
-    trained on half of these labels with F and with F moved are compared on the other half, whose classes
-    are known because they were made. No true label is used.
+    trained on half of these labels with F and with a changed F are compared on the other half. The classes
+    there are known because they were simulated. No true label is used.
 
     Args:
         features: (N, D), of mean squared norm COMPONENTS, as `reduced_features` gives them.
         labels: Noisy labels, (N,).
         noise_matrix: F.
-        seed: Of what is drawn.
+        seed: Of the simulation.
     """
     x = features * np.sqrt(10 / max(float((features**2).sum(axis=1).mean()), 1e-12))
     used = well_conditioned(noise_matrix)[0]
@@ -234,67 +234,67 @@ def sensitivity(
     for draw in range(DRAWS):
         rng = np.random.default_rng([seed, draw, 0x5E5])
         order = rng.permutation(len(x))
-        fit, judge = order[: len(x) // 2], order[len(x) // 2 :]
+        fit, test = order[: len(x) // 2], order[len(x) // 2 :]
         noisy = used.corrupt(made[fit], seed=int(rng.integers(2**31)))
         moved = {(o, d): perturbed(used, o, d, seed=draw) for o in OFF for d in DIRECTIONS}
         tried = {key: well_conditioned(m)[0] for key, m in moved.items() if m is not None}
         heads = linear_heads(x[fit], noisy, [used, *tried.values()])
-        hits = (predicted(x[judge], heads) == made[judge, None]).mean(axis=0)
+        hits = (predicted(x[test], heads) == made[test, None]).mean(axis=0)
         for at, key in enumerate(tried, start=1):
             losses.setdefault(key, []).append(float(hits[0] - hits[at]))
     return [
         CostOfError(
             off=off,
             direction=direction,
-            accuracy_lost=float(np.mean(found)),
-            stderr=float(np.std(found, ddof=1) / np.sqrt(len(found))) if len(found) > 1 else None,
+            accuracy_lost=float(np.mean(lost)),
+            stderr=float(np.std(lost, ddof=1) / np.sqrt(len(lost))) if len(lost) > 1 else None,
         )
-        for (off, direction), found in losses.items()
+        for (off, direction), lost in losses.items()
     ]
 
 
 def _statements(check: NoiseCheck) -> list[str]:
-    """Say in words what the figures are."""
-    found = []
+    """Describe the figures in sentences."""
+    texts = []
     usable = [row for row in check.estimates if isinstance(row, Estimated)]
     near = [row.total_variation for row in usable]
     if not check.told:
-        found.append("The loss was told of no noise; estimates are compared with the identity.")
+        texts.append("The loss used no noise information; estimates are compared with the identity.")
     rates = [row.rate for row in usable]
-    found.append(
-        f"Believed: {check.believed.rate:.0%} of the labels wrong. Estimates say {min(rates):.0%} to "
-        f"{max(rates):.0%}; their rows differ from the believed ones by {min(near):.2f} to "
-        f"{max(near):.2f} in total variation."
+    texts.append(
+        f"The loss assumes that {check.believed.rate:.0%} of the labels are wrong. Estimates: "
+        f"{min(rates):.0%} to {max(rates):.0%}; their rows differ from the assumed ones by {min(near):.2f} "
+        f"to {max(near):.2f} in total variation."
     )
     if (counted := check.counted) is not None:
-        found.append(
+        texts.append(
             f"Counted, since true labels are known: {counted.rate:.0%} wrong, rows "
-            f"{counted.total_variation:.2f} from the believed ones."
+            f"{counted.total_variation:.2f} from the assumed ones."
         )
     costs = [row for row in check.cost_of_an_error if row.off == OFF[-1]]
     if costs:
         worst = max(costs, key=lambda row: row.accuracy_lost)
         lost = 100 * worst.accuracy_lost
-        told = (
+        effect = (
             f"would fall by {lost:.1f} points at worst ({worst.direction})" if lost > 0 else "would not fall"
         )
-        found.append(
-            f"Were F off by {OFF[-1]:.0%}, accuracy {told}, by simulation; an estimate, no guarantee."
+        texts.append(
+            f"If F were wrong by {OFF[-1]:.0%}, accuracy {effect}, by simulation; an estimate, no guarantee."
         )
     test = check.class_conditional
     if test is None:
-        found.append("Too few examples a class to tell whether the noise depends on the example.")
-        return found
+        texts.append("Too few examples per class to test whether the noise depends on the example.")
+        return texts
     figures = (
         f"within a class, neighbours in the features have the same label {test.agreement:.1%} of the "
         f"time, {test.expected:.1%} expected if only the class counted (p = {test.p_value:.2g}, "
         f"{test.examples} examples)"
     )
     if test.depends:
-        found.append(
-            f"The noise depends on the example: {figures}. No F tells all of it, and a certificate that "
-            "rests on F does not hold. Classes that the features cannot tell apart look alike, too."
+        texts.append(
+            f"The noise depends on the example: {figures}. No F describes it, and a certificate that "
+            "uses F is not valid. Classes that the features do not separate give the same result."
         )
     else:
-        found.append(f"No sign that the noise depends on the example: {figures}.")
-    return found
+        texts.append(f"No sign that the noise depends on the example: {figures}.")
+    return texts

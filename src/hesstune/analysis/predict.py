@@ -30,7 +30,7 @@ def predict(run: Run | str | Path, data: Any, **options: Any) -> Predictions:
     Args:
         run: A run or its folder.
         data: As for `hesstune.finetune`: a string as on the command line, or an object; labels are not
-            needed, so texts, arrays or images alone will do.
+            needed, so texts, arrays or images alone are enough.
         **options: Options of `PredictOptions`, by name.
 
     Raises:
@@ -39,8 +39,8 @@ def predict(run: Run | str | Path, data: Any, **options: Any) -> Predictions:
         DataError: If the data cannot be used.
 
     Example:
-        >>> found = predict("runs/a", "folder:photos")    # doctest: +SKIP
-        >>> found.predicted[:2]                           # doctest: +SKIP
+        >>> predictions = predict("runs/a", "folder:photos")    # doctest: +SKIP
+        >>> predictions.predicted[:2]                     # doctest: +SKIP
         ['dog', 'horse']
     """
     asked = make_options(PredictOptions, options)
@@ -56,14 +56,14 @@ def predict_with(
     data: Any,
     asked: PredictOptions | None = None,
 ) -> Predictions:
-    """Predict with a network in memory, fed as its run's configuration says; see `predict`.
+    """Predict with a network in memory, with the input options of its run; see `predict`.
 
     The network is moved to the device.
     """
     asked = asked or make_options(PredictOptions, {})
     assert config.image_size is not None  # resolved
     target = pick_device(asked.device)
-    found = load_examples(
+    loaded_data = load_examples(
         data,
         size=config.image_size,
         classes=classes,
@@ -72,18 +72,18 @@ def predict_with(
         how=reading_of(config, asked),
         skip_blank=asked.blank_texts == "leave_out",
     )
-    examples = found.examples
+    examples = loaded_data.examples
     to_channels_last(loaded.model, target)
     feed = make_inputs(examples, loaded, target, max_length=config.max_length, blank=True)
     logits = predict_logits(loaded.model, feed)
     labels = examples.labels
-    told = np.flatnonzero(labels >= 0) if labels is not None else np.zeros(0, dtype=np.int64)
+    labelled = np.flatnonzero(labels >= 0) if labels is not None else np.zeros(0, dtype=np.int64)
     return Predictions(
         examples.ids,
         classes,
         torch.softmax(logits.double(), dim=1).numpy(),
         labels,
-        None if labels is None else accuracy(logits[torch.from_numpy(told)], labels[told]),
-        found.skipped,
-        found.notes,
+        None if labels is None else accuracy(logits[torch.from_numpy(labelled)], labels[labelled]),
+        loaded_data.skipped,
+        loaded_data.notes,
     )

@@ -1,4 +1,4 @@
-"""The examples that the weights before fine-tuning have seen, compared with those that a bound counts on."""
+"""Compare the examples that the weights before fine-tuning have seen with those that a bound counts on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SeenStart:
 
     @classmethod
     def of(cls, run: Run) -> SeenStart:
-        """Return what a run started from."""
+        """Return the initial weights of a run."""
         return cls(run.config.weights or run.config.model, run.seen_by_start())
 
     def shared(self, part: Examples, rows: NDArray[np.int64]) -> list[str]:
@@ -42,8 +42,8 @@ class SeenStart:
         if not self.seen.count:
             return []
         examples = part.take(rows)
-        met = self.seen.contain(content_digests(examples, anew=False))
-        return [examples.ids[row] for row in np.flatnonzero(met)]
+        shared = self.seen.contain(content_digests(examples, anew=False))
+        return [examples.ids[row] for row in np.flatnonzero(shared)]
 
     def refusal(self, part: Examples, rows: NDArray[np.int64]) -> str:
         """Return why examples of a part may not be counted on; empty if the weights have seen none."""
@@ -57,11 +57,11 @@ class SeenStart:
 
     @property
     def assumptions(self) -> list[str]:
-        """What is assumed of the weights if no example of the bound was refused."""
-        told = [f"the weights in {name} were trained on other examples" for name in self.seen.unrecorded]
+        """The assumptions on the weights if no example of the bound was refused."""
+        texts = [f"the weights in {name} were trained on other examples" for name in self.seen.unrecorded]
         if self.seen.count:
-            told.append(
+            texts.append(
                 f"the {self.seen.count} examples that the weights {self.name} have seen are other ones: "
                 "checked by digests; near-copies are not"
             )
-        return told
+        return texts

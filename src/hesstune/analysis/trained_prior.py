@@ -1,9 +1,9 @@
-"""A prior trained on data: the run's recipe on one part, a posterior on all, the bound on the rest."""
+"""Train a prior, a posterior or a start on parts of a run's examples, and leave the others to a bound."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from hesstune.analysis.near_copies import Found, NearCopies
-from hesstune.data.examples import Task
+from hesstune.data.examples import Examples, Task
 from hesstune.errors import DataError
 from hesstune.models.heads import freeze
 from hesstune.models.load import LoadedModel
@@ -25,11 +25,12 @@ from hesstune.runtime.distributed import all_reduce_sum, on_main_process, rank
 from hesstune.training.fit import RunRequest, fit_prepared
 from hesstune.training.prepare import CHOSEN_FROM_EXAMPLES, Prepared, choose_from_examples
 
-__all__ = ["Centred", "Picked", "compressed", "network_of_part", "parted", "with_trained_prior"]
+__all__ = ["BoundNetwork", "PriorSplit", "split_prior_and_bound"]
 
+Rows = NDArray[np.int64]
 PICKING = "pick_to_learn"
 
-# Of the run's options, what the posterior's training keeps; the rest are the `certified` method's own.
+# Options of the run that the posterior's training keeps; the method `certified` sets all others.
 KEPT = (
     "model",
     "data",
@@ -59,149 +60,231 @@ KEPT = (
 SPLIT_KEY = 0x9217
 
 
-@dataclass(frozen=True)
-class Centred:
-    """A network, its prior's centre, and the examples that the bound may count on.
+def _no_rows() -> Rows:
+    return np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundNetwork:
+    """A network, and the examples that a bound on its error may count on.
 
     Attributes:
-        loaded: The network whose weights are the posterior's means.
-        reference: The prior's centre.
-        rows: Training examples the bound counts on.
-        prior_rows: Training examples that trained the prior; None where none did.
-        posterior: The deviations the network was trained to bear, if any.
-        selecting: Validation examples that selected the prior.
-        found: The near-duplicates among them.
+        loaded: The network; for PAC-Bayes its weights are the posterior's means.
+        examples: The part of the task that the bound counts on.
+        drawn: Rows of this part that were drawn for the bound.
+        rows: Those that are counted, without near-duplicates.
+        near_copies: The near-duplicates among them.
+        seen: Training examples that trained the prior, the start or the network; None if none did.
+        selecting: Validation examples that selected it.
+        reference: The prior's centre, for PAC-Bayes.
+        posterior: Standard deviations that the network was trained with, if any.
+        run: The run of `pick_to_learn`, for compression.
     """
 
     loaded: LoadedModel
-    reference: Reference
-    rows: NDArray[np.int64]
-    prior_rows: NDArray[np.int64] | None
-    posterior: dict[str, float] | None
-    selecting: NDArray[np.int64]
-    found: Found
+    examples: Examples
+    drawn: Rows
+    rows: Rows
+    near_copies: Found
+    seen: Rows | None = None
+    selecting: Rows = field(default_factory=_no_rows)
+    reference: Reference | None = None
+    posterior: dict[str, float] | None = None
+    run: Run | None = None
 
 
 @dataclass(frozen=True)
-class Picked:
-    """A run of `pick_to_learn`, and its examples.
+class PriorSplit:
+    """A division of a run's training examples into a part for a prior and a part for its bound.
 
     Attributes:
         run: The run.
-        rows: Its training examples.
-        start_rows: Those that trained its start; None where none did.
-        selecting: Validation examples that selected its start.
-        found: The near-duplicates among them.
+        task: Its examples.
+        all_rows: The training examples that are divided.
+        fraction: The share that trains the prior; 0: nothing is trained.
+        seed: Of the division.
+        device: Where to train.
+        copies: The near-duplicates among the examples.
+        progress: Called with (steps done, steps in all, text).
     """
 
     run: Run
-    rows: NDArray[np.int64]
-    start_rows: NDArray[np.int64] | None
-    selecting: NDArray[np.int64]
-    found: Found
+    task: Task
+    all_rows: Rows
+    fraction: float
+    seed: int
+    device: torch.device
+    copies: NearCopies
+    progress: Callable[[int, int, str], None] | None = None
+
+    def randomised(self) -> BoundNetwork:
+        """Return the run's network, or a posterior around a trained prior, for a PAC-Bayes bound.
+
+        The prior repeats the run's configuration on a uniformly drawn part of the examples, and validation
+        examples may select it. The method `certified` trains the posterior from there on all examples. Its
+        bound counts on the other part. Both are kept in the run's folder and trained once.
+
+        Raises:
+            DataError: If a part would have no examples, or the run's configuration has options that were
+                chosen on all examples.
+        """
+        run, task = self.run, self.task
+        if self.fraction == 0:
+            rows, near = self.copies.counted("train", self.all_rows)
+            return BoundNetwork(
+                loaded=run.loaded(),
+                examples=task.train,
+                drawn=self.all_rows,
+                rows=rows,
+                near_copies=near,
+                reference=run.reference(),
+                posterior=run.outcome.posterior,
+            )
+        with locked_by_first(run.path):
+            prior = self.train_prior()
+            options = {"method": "certified", "method_options": {"examples": len(prior.rows)}}
+            made = prior.continue_on(np.sort(self.all_rows), _config(run.config, options), POSTERIOR)
+        return replace(
+            prior.network(made.loaded()), reference=made.reference(), posterior=made.outcome.posterior
+        )
+
+    def unseen(self) -> BoundNetwork:
+        """Return a network and examples that it has not seen.
+
+        With a fraction of 0: the run's network and its test part. Otherwise: the run's configuration trained
+        on a part, and the other part.
+
+        Raises:
+            DataError: As `randomised`; or if there are no test examples.
+        """
+        if self.fraction == 0:
+            task = self.task
+            if not len(task.test):
+                raise DataError("a hold-out bound needs test examples; hold some out by --prior-fraction")
+            drawn = np.arange(len(task.test))
+            rows, near = self.copies.counted("test", drawn, seen=True)
+            return BoundNetwork(
+                loaded=self.run.loaded(),
+                examples=task.test,
+                drawn=drawn,
+                rows=rows,
+                near_copies=near,
+                seen=np.arange(len(task.train)),
+                selecting=np.arange(len(task.val)),
+            )
+        with locked_by_first(self.run.path):
+            prior = self.train_prior()
+        assert prior.run is not None
+        return prior.network(prior.run.loaded())
+
+    def compressed(self) -> BoundNetwork:
+        """Return a network that `pick_to_learn` trained, for a compression bound.
+
+        It is the run's if the run used this method on these examples. Otherwise it is trained in the run's
+        folder, from the network before fine-tuning or, with a fraction above 0, from the prior.
+
+        Raises:
+            DataError: As `randomised`.
+        """
+        run, task = self.run, self.task
+        picks, rows, near = run.config.method == PICKING, self.all_rows, Found()
+        if self.fraction == 0:
+            rows, near = self.copies.counted("train", rows)
+            if picks and len(rows) == len(task.train):
+                return BoundNetwork(
+                    loaded=run.loaded(),
+                    examples=task.train,
+                    drawn=self.all_rows,
+                    rows=rows,
+                    near_copies=near,
+                    run=run,
+                )
+        options: dict[str, object] = {"method": PICKING, "train": "head", "noise_matrix": None}
+        if picks:
+            options["method_options"] = run.config.method_options
+        with locked_by_first(run.path):
+            if self.fraction > 0:
+                start = self.train_prior()
+            else:
+                start = TrainedPrior(
+                    split=self,
+                    base=Prepared.of(run, task, self.device),
+                    drawn=self.all_rows,
+                    rows=np.sort(rows),
+                    near_copies=near,
+                    key={"fraction": 0.0, "seed": self.seed, "rows": []},
+                )
+            made = start.continue_on(start.rows, _config(run.config, options), COMPRESSED)
+        return replace(start.network(made.loaded()), run=made)
+
+    def train_prior(self) -> TrainedPrior:
+        """Train the run's configuration on a part that is drawn uniformly, or load an earlier result."""
+        run, task = self.run, self.task
+        _refuse_leaks(run)
+        drawn_for_prior, drawn = split_prior_and_bound(self.all_rows, self.fraction, self.seed)
+        seen, selecting, near = self.copies.apart(drawn_for_prior, drawn)
+        rows, more = self.copies.counted("train", drawn)
+        base = Prepared.of(run, task, self.device)
+        key: dict[str, object] = {"fraction": self.fraction, "seed": self.seed, "rows": seen.tolist()}
+        # Options that all examples chose are chosen again by the part; a record may not say which they are.
+        chosen = run.facts.settled
+        anew = dict.fromkeys(CHOSEN_FROM_EXAMPLES if chosen is None else chosen)
+        recipe = run.config.model_copy(update={"shard": False, **anew})
+        part = replace(task, train=task.train.take(seen), val=task.val.take(selecting))
+        prior = _trained(replace(base, task=part), recipe, run.path / PRIOR, key, self.progress)
+        return TrainedPrior(self, base, drawn, rows, near + more, key, prior, seen, selecting)
 
 
-def with_trained_prior(
-    run: Run,
-    task: Task,
-    rows: NDArray[np.int64],
-    fraction: float,
-    seed: int,
-    device: torch.device,
-    progress: Callable[[int, int, str], None] | None = None,
-    copies: NearCopies | None = None,
-) -> Centred:
-    """Return the run as it is, or, with a fraction above 0, a prior and a posterior trained anew.
+@dataclass(frozen=True)
+class TrainedPrior:
+    """A network trained on the prior's part, and the examples of the bound's part.
 
-    The prior repeats the run's configuration on a uniformly drawn part of the examples (validation
-    examples may select it); the posterior is trained from there on all examples by the method
-    `certified`, whose bound counts on the rest. Both are kept in the run's folder and made once.
-
-    Raises:
-        DataError: If a part would be left without examples, or the run's recipe holds what was chosen
-            on all examples.
+    Attributes:
+        split: The division.
+        base: What the run started from.
+        drawn: The bound's part.
+        rows: Its examples that are counted.
+        near_copies: The near-duplicates.
+        key: What determined the part, for the record.
+        run: The run on the prior's part; None: the start is that of the given run.
+        seen: The examples of the prior's part without near-duplicates in the bound's part.
+        selecting: Validation examples without near-duplicates there.
     """
-    copies = copies or NearCopies.of(task)
-    if fraction == 0:
-        rows, found = copies.counted("train", rows)
-        selecting = np.zeros(0, np.int64)
-        return Centred(run.loaded(), run.reference(), rows, None, run.outcome.posterior, selecting, found)
-    with locked_by_first(run.path):
-        part = Part.of(run, task, rows, fraction, seed, device, progress, copies)
-        config = _config(run.config, {"method": "certified", "method_options": {"examples": len(part.rest)}})
-        every = replace(task, train=task.train.take(np.sort(rows)))
-        made = part.trained_on(every, config, run.path / POSTERIOR, progress)
-    posterior = made.outcome.posterior
-    return Centred(
-        made.loaded(), made.reference(), part.rest, part.first, posterior, part.selecting, part.found
-    )
+
+    split: PriorSplit
+    base: Prepared
+    drawn: Rows
+    rows: Rows
+    near_copies: Found
+    key: dict[str, object]
+    run: Run | None = None
+    seen: Rows | None = None
+    selecting: Rows = field(default_factory=_no_rows)
+
+    def continue_on(self, rows: Rows, config: FinetuneConfig, folder: str) -> Run:
+        """Train the prior's network on some training examples, in a folder of the run."""
+        split = self.split
+        task = replace(split.task, train=split.task.train.take(rows))
+        loaded = self.base.loaded if self.run is None else self.run.loaded()
+        freeze(loaded.model, config.train, loaded.heads)
+        prepared = replace(self.base, task=task, config=config, loaded=loaded)
+        return _trained(prepared, config, split.run.path / folder, self.key, split.progress)
+
+    def network(self, loaded: LoadedModel) -> BoundNetwork:
+        """Return a network with the examples of the bound."""
+        return BoundNetwork(
+            loaded=loaded,
+            examples=self.split.task.train,
+            drawn=self.drawn,
+            rows=self.rows,
+            near_copies=self.near_copies,
+            seen=self.seen,
+            selecting=self.selecting,
+        )
 
 
-def network_of_part(
-    run: Run,
-    task: Task,
-    rows: NDArray[np.int64],
-    fraction: float,
-    seed: int,
-    device: torch.device,
-    progress: Callable[[int, int, str], None] | None = None,
-    copies: NearCopies | None = None,
-) -> Centred:
-    """Return the run's recipe trained on a part, as the network to certify on the rest.
-
-    Raises:
-        DataError: As `with_trained_prior`.
-    """
-    with locked_by_first(run.path):
-        copies = copies or NearCopies.of(task)
-        part = Part.of(run, task, rows, fraction, seed, device, progress, copies)
-    loaded = part.start.loaded()
-    ref = Reference.of(loaded.model)
-    return Centred(loaded, ref, part.rest, part.first, None, part.selecting, part.found)
-
-
-def compressed(
-    run: Run,
-    task: Task,
-    rows: NDArray[np.int64],
-    fraction: float,
-    seed: int,
-    device: torch.device,
-    progress: Callable[[int, int, str], None] | None = None,
-    copies: NearCopies | None = None,
-) -> Picked:
-    """Return a run of `pick_to_learn`, its training examples, and those that trained its start, if any.
-
-    The run itself, where it is one; else one trained in its folder, from the network before fine-tuning
-    or, with a fraction above 0, from the run's recipe trained on a part: its last layer learns on the rest.
-
-    Raises:
-        DataError: As `with_trained_prior`.
-    """
-    picks, copies = run.config.method == PICKING, copies or NearCopies.of(task)
-    none, found = np.zeros(0, np.int64), Found()
-    if fraction == 0:
-        rows, found = copies.counted("train", rows)
-        if picks and len(rows) == len(task.train):
-            return Picked(run, rows, None, none, found)
-    options: dict[str, object] = {"method": PICKING, "train": "head", "noise_matrix": None}
-    if picks:
-        options["method_options"] = run.config.method_options
-    with locked_by_first(run.path):
-        if fraction > 0:
-            part = Part.of(run, task, rows, fraction, seed, device, progress, copies)
-        else:
-            key: dict[str, object] = {"fraction": 0.0, "seed": seed, "rows": []}
-            part = Part(Prepared.of(run, task, device), None, none, np.sort(rows), key, none, found)
-        own = replace(task, train=task.train.take(part.rest))
-        made = part.trained_on(own, _config(run.config, options), run.path / COMPRESSED, progress)
-    return Picked(made, part.rest, part.first if fraction > 0 else None, part.selecting, part.found)
-
-
-def parted(
-    rows: NDArray[np.int64], fraction: float, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return a part of the rows, drawn uniformly, and the rest.
+def split_prior_and_bound(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Return a uniformly drawn share of the rows for a prior, and the others for its bound.
 
     Raises:
         DataError: If one of them would be empty.
@@ -213,97 +296,27 @@ def parted(
     return np.sort(shuffled[:count]), np.sort(shuffled[count:])
 
 
-@dataclass(frozen=True)
-class Part:
-    """A network trained on a part of the examples, and the rest of them.
-
-    Attributes:
-        base: What the run started from.
-        prior: The run of its recipe on the part; None: the start is the run's own.
-        first: Training examples of the part that have no near-duplicate among the others.
-        rest: The others that a bound counts on.
-        key: What the part was drawn by.
-        selecting: Validation examples likewise.
-        found: The near-duplicates.
-    """
-
-    base: Prepared
-    prior: Run | None
-    first: NDArray[np.int64]
-    rest: NDArray[np.int64]
-    key: dict[str, object]
-    selecting: NDArray[np.int64]
-    found: Found
-
-    @classmethod
-    def of(
-        cls,
-        run: Run,
-        task: Task,
-        rows: NDArray[np.int64],
-        fraction: float,
-        seed: int,
-        device: torch.device,
-        progress: Callable[[int, int, str], None] | None,
-        copies: NearCopies,
-    ) -> Part:
-        """Train the run's recipe on a part that is drawn uniformly, or take what an earlier call left."""
-        _refuse_leaks(run)
-        drawn, others = parted(rows, fraction, seed)
-        first, selecting, found = copies.apart(drawn, others)
-        rest, more = copies.counted("train", others)
-        base = Prepared.of(run, task, device)
-        key: dict[str, object] = {"fraction": fraction, "seed": seed, "rows": first.tolist()}
-        # What all examples settled is settled anew by the part. Older versions did not record what that was.
-        told = run.facts.settled
-        anew = dict.fromkeys(CHOSEN_FROM_EXAMPLES if told is None else told)
-        recipe = run.config.model_copy(update={"shard": False, **anew})
-        seen = replace(task, train=task.train.take(first), val=task.val.take(selecting))
-        prior = _trained(replace(base, task=seen), recipe, run.path / PRIOR, key, progress)
-        return cls(base, prior, first, rest, key, selecting, found + more)
-
-    @property
-    def start(self) -> Run:
-        """The run of the recipe on the part."""
-        assert self.prior is not None
-        return self.prior
-
-    def trained_on(
-        self,
-        task: Task,
-        config: FinetuneConfig,
-        out: Path,
-        progress: Callable[[int, int, str], None] | None,
-    ) -> Run:
-        """Train on from the part's network."""
-        loaded = self.base.loaded if self.prior is None else self.prior.loaded()
-        freeze(loaded.model, config.train, loaded.heads)
-        return _trained(
-            replace(self.base, task=task, config=config, loaded=loaded), config, out, self.key, progress
-        )
-
-
 def _refuse_leaks(run: Run) -> None:
     config, searched = run.config, run.facts.searched
     if searched:
         raise DataError(
             f"a search chose {', '.join(searched)} on all of the run's examples, so a prior trained with "
-            "them would know those of the bound; train a run with options that were fixed before, and "
+            "them would depend on those of the bound; train a run with options that were fixed before, and "
             "certify that"
         )
-    told = None if config.noise_matrix is None else run.noise_matrix
-    if told is not None and told.origin in ("estimated", "instance_dependent") and not _estimates(config):
+    given = None if config.noise_matrix is None else run.noise_matrix
+    if given is not None and given.origin in ("estimated", "instance_dependent") and not _estimates(config):
         raise DataError(
-            f"the run's --noise-matrix {config.noise_matrix} was estimated; were it from these examples, a "
-            "prior trained with it would know those of the bound: train a run with a matrix that is known "
-            "without them and certify that"
+            f"the run's --noise-matrix {config.noise_matrix} was estimated; if it was estimated from these "
+            "examples, a prior trained with it would depend on those of the bound: train a run with a matrix "
+            "that is known without them and certify that"
         )
     chosen = {"radius": isinstance(config.radius, str), "noise-matrix": _estimates(config)}
     for name, leaks in chosen.items():
         if leaks:
             raise DataError(
-                f"the run's --{name} was chosen on all examples, so a prior trained with it would know those "
-                f"of the bound; train a run with a fixed --{name} and certify that"
+                f"the run's --{name} was chosen on all examples, so a prior trained with it would depend on "
+                f"those of the bound; train a run with a fixed --{name} and certify that"
             )
 
 
@@ -313,7 +326,7 @@ def _estimates(config: FinetuneConfig) -> bool:
 
 def _config(config: FinetuneConfig, changes: dict[str, object]) -> FinetuneConfig:
     kept = {name: getattr(config, name) for name in KEPT}
-    if "train" in changes:  # its own number of epochs, and no augmentation of what is frozen
+    if "train" in changes:  # its own number of epochs; frozen layers need no augmentation
         kept = {name: value for name, value in kept.items() if name not in ("epochs", "augment", "train")}
     return make_config({**kept, **changes}).resolved()
 
@@ -325,7 +338,7 @@ def _trained(
     key: dict[str, object],
     progress: Callable[[int, int, str], None] | None,
 ) -> Run:
-    """Train into a folder, or take what an earlier call left there for the same contents and options."""
+    """Train into a folder, or load the result of an earlier call with the same contents and options."""
     made_from = {**key, "config": {**config.to_dict(), "out": None}, **_contents(prepared)}
     if _first_has(out, made_from):
         return Run.load(out, data=prepared.given.data, model=prepared.given.model)
@@ -338,22 +351,22 @@ def _trained(
 
 
 def _contents(prepared: Prepared) -> dict[str, object]:
-    """Return checksums of all that training sees: a prior of other examples may have seen the bound's."""
+    """Return checksums of all inputs of training: a prior of other examples may have seen the bound's."""
     start = Reference.of(prepared.loaded.model)
-    told = prepared.noise_matrix
+    matrix = prepared.noise_matrix
     return {
         "settled": "by these examples",
         "checksums": fingerprints(prepared.record(), {name: start[name] for name in start.names()}),
-        "noise_matrix": None if told is None else told.array.tolist(),
+        "noise_matrix": None if matrix is None else matrix.array.tolist(),
     }
 
 
 def _first_has(out: Path, made_from: dict[str, object]) -> bool:
-    """Tell, on every rank, whether the first finds a finished run there that was made so."""
+    """Return, on every rank, whether the first rank has a finished run there made from these inputs."""
 
-    def found() -> bool:
+    def is_there() -> bool:
         run = Run.load(out) if (out / RECORD).is_file() else None
         same = run is not None and run.finished and run.facts.made_from == made_from
         return run is not None and same and not changed_files(run)
 
-    return bool(all_reduce_sum(torch.tensor(int(rank() == 0 and found()))))
+    return bool(all_reduce_sum(torch.tensor(int(rank() == 0 and is_there()))))

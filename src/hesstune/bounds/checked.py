@@ -16,7 +16,7 @@ __all__ = ["checked_bound"]
 
 # Cells of p₁, p₀ and q: in each the bound takes the worst corners.
 FIRST, SECOND, RATES = 600, 600, 48
-# Levels of the distribution of V̄, each taken at the worse of its ends, and the mass of each tail beyond them.
+# Levels of the distribution of V̄ (each counts with the worse of its ends), and the mass of each tail beyond.
 LEVELS, TAIL = 48, 2e-4
 # The parts of delta for the interval of q and for ends of p₁ and p₀, which keep the test from parameters far
 # from what was counted.
@@ -29,18 +29,18 @@ def checked_bound(
     """Bound the true error of a network that was fixed before n examples with labels of any kind.
 
     Let V say whether the network disagrees with an example's given label, q = P(V = 1), and p₁, p₀ the
-    probabilities that it is truly wrong where it disagrees and where it agrees: the error is
+    probabilities that it is truly wrong if it disagrees and if it agrees: the error is
     q p₁ + (1 − q) p₀, whatever the labels' noise depends on. V is known of all n examples. Of some drawn at
     random among them the true labels are checked: given their V, the errors k₁, k₀ among the m₁, m₀ checked
-    are binomial, and so is V among the other n − m₁ − m₀. (q, p₁, p₀) is rejected where
-    T = V̄ k₁/m₁ + (1 − V̄) k₀/m₀, V̄ the mean of all n, would be as small as was seen with a probability
-    below most of δ, or where one of them lies beyond an exact end of its own, with a small part of δ; the
+    are binomial, and so is V among the other n − m₁ − m₀. (q, p₁, p₀) is rejected if
+    T = V̄ k₁/m₁ + (1 − V̄) k₀/m₀, V̄ the mean of all n, would be at most the observed value with a probability
+    below most of δ, or if one of them lies beyond its own exact confidence limit, with a small part of δ. The
     bound is the largest error of a parameter that is not rejected. Cells of parameters and of V̄ are
     rejected only if their worst corner is.
 
     Args:
         disagreeing: (truly wrong, checked) of the checked examples whose label the network disagrees with.
-        agreeing: Likewise where it agrees.
+        agreeing: The same for those whose label it agrees with.
         disagree: How many of all n examples it disagrees with.
         n: Number of examples, the checked among them.
         delta: Probability of failure, in (0, 1).
@@ -57,14 +57,14 @@ def checked_bound(
     (k1, m1), (k0, m0) = disagreeing, agreeing
     whole = m1 <= disagree <= n - m0
     if not (0 <= k1 <= m1 and 0 <= k0 <= m0 and m1 + m0 >= 1 and whole):
-        told = f"{disagreeing}, {agreeing} of {disagree}, {n}"
-        raise ConfigError(f"counts of checked examples do not fit together: {told}")
+        counts = f"{disagreeing}, {agreeing} of {disagree}, {n}"
+        raise ConfigError(f"counts of checked examples do not fit together: {counts}")
     if not 0 < unit_interval("delta", delta) < 1:
         raise ConfigError(f"delta must lie strictly between 0 and 1; got {delta}")
     low, high = confidence_interval(disagree, n, RATE_SHARE * delta)
-    if m1 == 0 or m0 == 0:  # one of the two probabilities is not seen at all, and may be 1
-        rest = (1 - RATE_SHARE) * delta
-        most = [confidence_upper(k, m, rest) if m else 1.0 for k, m in (disagreeing, agreeing)]
+    if m1 == 0 or m0 == 0:  # nothing is known about one of the two probabilities
+        left = (1 - RATE_SHARE) * delta
+        most = [confidence_upper(k, m, left) if m else 1.0 for k, m in (disagreeing, agreeing)]
         return min(1.0, max(rate * most[0] + (1 - rate) * most[1] for rate in (low, high)))
     left = (1 - RATE_SHARE - 2 * END_SHARE) * delta
     p1 = np.linspace(0, confidence_upper(k1, m1, END_SHARE * delta), FIRST + 1)
@@ -105,7 +105,7 @@ def _masses(
     with np.errstate(divide="ignore", invalid="ignore"):
         most = np.floor((seen - means * first) * m0 / (1 - means))
     most = np.where(means < 1, most, np.where(first <= seen, m0, -1)).max(axis=0)
-    found = np.zeros((m1 + 1, m0 + 1))
+    masses = np.zeros((m1 + 1, m0 + 1))
     level, at = np.nonzero(most >= 0)
-    np.add.at(found, (at, np.minimum(most[level, at], m0).astype(int)), np.diff(levels)[level])
-    return found
+    np.add.at(masses, (at, np.minimum(most[level, at], m0).astype(int)), np.diff(levels)[level])
+    return masses

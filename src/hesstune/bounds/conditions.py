@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 from torch import nn
 
-from hesstune.bounds.data import BoundData, Share
-from hesstune.bounds.monte_carlo import Feeder
 from hesstune.bounds.noisy import KnownNoise, NoiseConfidenceSet
-from hesstune.bounds.pac_bayes import MIN_EXAMPLES
 from hesstune.checks import one_of
 from hesstune.errors import DataError, HesstuneError, LayerError, ModelError, RefutedNoiseError, listed
-from hesstune.forward import evaluating, logits_of, named_buffers, named_modules, named_parameters
+from hesstune.forward import named_buffers, named_modules, named_parameters
 from hesstune.reference import Reference
 
 __all__ = [
@@ -28,12 +25,9 @@ __all__ = [
     "Conditions",
     "check_bound",
     "check_floor",
+    "check_knowledge",
     "check_model",
     "check_noisy_risk",
-    "check_separate",
-    "check_story",
-    "class_count_of",
-    "gather",
     "noise_floors",
 ]
 
@@ -51,10 +45,10 @@ LEAKS = {
 
 
 class Conditions:
-    """Collects failed conditions: raises at the first, or notes them where only a diagnostic is asked.
+    """Collects failed conditions: raises the first one, or records all of them for a diagnostic.
 
     Args:
-        diagnostic: True to go on and mark the result as no certificate.
+        diagnostic: True to continue and mark the result as no certificate.
     """
 
     def __init__(self, diagnostic: bool = False) -> None:
@@ -62,13 +56,13 @@ class Conditions:
         self.failures: list[str] = []
 
     def fail(self, error: HesstuneError) -> None:
-        """Raise the error, or note it."""
+        """Raise the error, or record it."""
         if not self.diagnostic:
             raise error
         self.failures.append(str(error))
 
     def attempt(self, check: Callable[[], Any]) -> None:
-        """Run a check that raises, and treat its HesstuneError likewise."""
+        """Run a check and handle a HesstuneError that it raises in the same way."""
         try:
             check()
         except HesstuneError as error:
@@ -76,7 +70,7 @@ class Conditions:
 
 
 def check_model(conditions: Conditions, model: nn.Module, ref: Reference) -> None:
-    """Check that all that moved since the reference is random under the posterior, and nothing else.
+    """Check that exactly the random parameters of the posterior differ from the reference.
 
     Batch norm must use stored statistics, buffers must be the reference's, and parameters with
     requires_grad=False must not have moved.
@@ -120,8 +114,8 @@ def _same(value: torch.Tensor, reference: torch.Tensor) -> bool:
     return torch.equal(value.detach(), reference.to(value.device))
 
 
-def check_story(conditions: Conditions, leaks: Iterable[str], noise_is: str, noisy: bool) -> None:
-    """Refuse what the caller says about the run and the data where it breaks the certificate."""
+def check_knowledge(conditions: Conditions, leaks: Iterable[str], noise_is: str, noisy: bool) -> None:
+    """Refuse stated facts about the run and the data that break the certificate."""
     one_of("noise knowledge", noise_is, NOISE_KNOWLEDGE)
     for leak in leaks:
         one_of("leak", leak, tuple(LEAKS))
@@ -131,8 +125,8 @@ def check_story(conditions: Conditions, leaks: Iterable[str], noise_is: str, noi
     if noisy and noise_is == "estimated":
         conditions.fail(
             DataError(
-                "the noise matrix was estimated from noisy data alone, which bounds nothing (beside injected "
-                "noise it says that the labels were noisy before); give counts of (true, noisy) labels of a "
+                "the noise matrix was estimated from noisy data alone, which bounds nothing (with injected "
+                "noise it means that the labels were noisy before); give counts of (true, noisy) labels of a "
                 "clean sample as NoiseConfidenceSet, or a matrix that is known"
             )
         )
@@ -140,57 +134,14 @@ def check_story(conditions: Conditions, leaks: Iterable[str], noise_is: str, noi
         conditions.fail(
             DataError(
                 "the noise is known to depend on the input, not on the class alone, as programmatic "
-                "labels do, so no noise matrix carries the noisy risk over to the clean one; "
+                "labels do, so no noise matrix relates the noisy risk to the clean one; "
                 "certify on clean labels"
             )
         )
 
 
-def check_separate(conditions: Conditions, data: BoundData, others: Mapping[str, BoundData | None]) -> None:
-    """Refuse repeated examples shared between the bound's examples and other parts."""
-    for what, other in others.items():
-        shared = 0 if other is None else len(set(data.digests) & set(other.digests))
-        if shared:
-            conditions.fail(
-                DataError(
-                    f"{shared} of the certificate's examples are also among the {what} examples; "
-                    "split the data into parts without common examples"
-                )
-            )
-
-
-def gather(
-    conditions: Conditions,
-    dataset: Any,
-    block_size: int,
-    seed: int,
-    repeats: str,
-    prior_data: Any,
-    held_out: Any,
-    share: Share,
-) -> tuple[BoundData, BoundData | None]:
-    """Read all examples and check that they are a proper sample, apart from the others."""
-    data = BoundData(dataset, block_size, seed, share=share)
-    if data.n < MIN_EXAMPLES:
-        raise DataError(f"a certificate needs at least {MIN_EXAMPLES} examples; got {data.n}")
-    conditions.attempt(data.check_steady)
-    if repeats == "refuse":
-        conditions.attempt(data.check_repeats)
-    prior = None if prior_data is None else BoundData(prior_data, block_size, seed, "prior_data")
-    aside = None if held_out is None else BoundData(held_out, block_size, seed, "held_out", share)
-    check_separate(conditions, data, {"prior's": prior, "held-out": aside})
-    return data, aside
-
-
-def class_count_of(model: nn.Module, data: BoundData) -> int:
-    """Return the number of classes, from one batch's logits; the data's labels are checked against it."""
-    with evaluating(model), torch.no_grad():
-        k = int(logits_of(model, Feeder(model)(data.first())).shape[1])
-    data.check_labels(k)
-    return k
-
-
-# The level of the tests of the noise floor, as a share of delta.
+# The level of the tests of the noise floor, as a share of delta. A test that rejects leads to a refusal and
+# to nothing else, so no part of delta is spent on it: the event of a wrong certificate only becomes smaller.
 TEST_SHARE = 0.01
 _ADVICE = (
     "give the matrix of these labels, or certify without one: hesstune check RUN draws examples to label, "
@@ -199,11 +150,11 @@ _ADVICE = (
 
 
 def noise_floors(noise_matrix: Any) -> NDArray[np.float64]:
-    """Return the least probability of each prediction to differ from the given label, (K,).
+    """Return the smallest probability that each prediction differs from the given label, (K,).
 
     Whatever the true class y is, a prediction h agrees with the given label with probability F[y, h]. So it
     differs with probability at least 1 − max_y F[y, h], and any classifier's error on the given labels is at
-    least the minimum over h. Of a confidence set the largest possible entries count.
+    least the minimum over h. A confidence set counts with its largest entries.
 
     Args:
         noise_matrix: F, (K, K), rows sum to 1, an object with `.array`, or a `NoiseConfidenceSet`.
@@ -219,18 +170,20 @@ def noise_floors(noise_matrix: Any) -> NDArray[np.float64]:
     return np.asarray(np.clip(1.0 - most.max(axis=0), 0.0, 1.0), np.float64)
 
 
-def check_floor(confusion: ArrayLike, noise_matrix: Any, delta: float, whose: str = "the network's") -> None:
-    """Refuse a noise matrix under which so few errors on the given labels are all but impossible.
+def check_floor(
+    confusion: ArrayLike, noise_matrix: Any, delta: float, model_name: str = "the network's"
+) -> None:
+    """Refuse a noise matrix under which so few errors on the given labels are very improbable.
 
-    The test is P(Bin(n, floor) ≤ errors) on all examples at half of the level 0.01·δ, and on those of each
-    predicted class at 1/(2K) of it. It is exact for a network that was fixed before the examples. The
-    probability of refusing the true matrix is at most 0.01·δ, plus that with which a confidence set fails.
+    The test is P(Bin(n, floor) ≤ errors) on all examples at half of the level 0.01·δ, and on the examples of
+    each predicted class at 1/(2K) of it. It is exact for a network that was fixed before the examples. It
+    refuses the true matrix with probability at most 0.01·δ, plus the failure probability of a confidence set.
 
     Args:
         confusion: (K, K) counts, indexed [given label, prediction].
-        noise_matrix: As of `hesstune.certify`; None for true labels, of which nothing is tested.
+        noise_matrix: As of `hesstune.certify`; None for true labels: nothing is tested.
         delta: The certificate's probability of failure.
-        whose: Whose predictions they are, for the message.
+        model_name: What made the predictions, for the message.
 
     Raises:
         RefutedNoiseError: If the test rejects.
@@ -251,24 +204,24 @@ def check_floor(confusion: ArrayLike, noise_matrix: Any, delta: float, whose: st
         (f" of class {h}", int(counts[h]), int(errors[h]), float(floors[h]), level / (2 * k))
         for h in range(k)
     ]
-    for where, n, wrong, floor, part in tests:
+    for part_name, n, wrong, floor, part in tests:
         chance = float(special.bdtr(wrong, n, floor))
         if n and chance < part:
             raise RefutedNoiseError(
-                f"the noise floor test refutes the noise matrix: {wrong} of {whose} n = {n} predictions"
-                f"{where} on unseen examples differ from the given label; under the matrix each does with "
-                f"probability {floor:.4g} or more, so P(Bin({n}, {floor:.4g}) <= {wrong}) = {chance:.2g} is "
-                f"below the test's level {part:.2g}; {_ADVICE}"
+                f"the noise floor test refutes the noise matrix: {wrong} of {model_name} n = {n} predictions"
+                f"{part_name} on unseen examples differ from the given label; under the matrix each does "
+                f"with probability {floor:.4g} or more, so P(Bin({n}, {floor:.4g}) <= {wrong}) = "
+                f"{chance:.2g} is below the test's level {part:.2g}; {_ADVICE}"
             )
 
 
 def check_noisy_risk(upper: float, noise_matrix: Any, level: float) -> None:
-    """Refuse a noise matrix whose floor lies above an upper bound on the error on the given labels.
+    """Refuse a noise matrix if its floor lies above an upper bound on the error on the given labels.
 
     Args:
         upper: The bound.
         noise_matrix: As of `check_floor`.
-        level: The probability with which the bound fails, which is that of a false refusal.
+        level: The probability that the bound fails, and of a false refusal.
 
     Raises:
         RefutedNoiseError: If the bound lies below the floor.
@@ -287,7 +240,7 @@ def check_noisy_risk(upper: float, noise_matrix: Any, level: float) -> None:
 def check_bound(risk: float, noise_matrix: Any, delta: float) -> None:
     """Refuse a noise matrix under which an upper bound on the true error is below 0.
 
-    Under the true matrix that happens only if the bound fails, with probability at most delta.
+    Under the true matrix this happens only if the bound fails, with probability at most delta.
 
     Raises:
         RefutedNoiseError: If the bound is below 0.

@@ -60,9 +60,9 @@ class Share:
         if self.world == 1:
             return rows
         parts: dict[int, torch.Tensor] = {}
-        for rank, found in enumerate(self.all_gather(rows)):
+        for rank, gathered in enumerate(self.all_gather(rows)):
             own = list(range(rank, len(sizes), self.world))
-            parts |= dict(zip(own, found.split([sizes[b] for b in own]), strict=True))
+            parts |= dict(zip(own, gathered.split([sizes[b] for b in own]), strict=True))
         return torch.cat([parts[b] for b in range(len(sizes))])
 
 
@@ -73,16 +73,16 @@ _REREAD = 16
 class BoundData:
     """Map-style examples, in a random order fixed by the seed, in blocks whose sizes differ by at most 1.
 
-    Batches are kept in memory up to 1 GiB; beyond that they are read again on every pass. A data set
-    with a method `batch` gives (inputs, targets) of a list of indices by it, padded as it likes: padding
-    that an `attention_mask` marks does not tell examples apart.
+    Batches are kept in memory up to 1 GiB; beyond that they are read again in every pass. A data set
+    with a method `batch` gives (inputs, targets) of a list of indices by it, with any padding: padding
+    marked by `attention_mask` is ignored when inputs are compared.
 
     Args:
         dataset: Has a length and gives (input, target) by index; an input is a tensor or a mapping of
             tensors, a target a class index.
         block: The largest size of a block.
         seed: Fixes the order, without looking at the examples.
-        what: What the examples are called in errors.
+        what: Name of the examples in errors.
         share: The blocks that this process iterates over; all are read once.
 
     Raises:
@@ -148,7 +148,7 @@ class BoundData:
         integer_labels(self.labels, k, f"targets of {self._what}")
 
     def check_steady(self) -> None:
-        """Raise DataError where reading an example again gives another input: random augmentation."""
+        """Raise DataError if reading an example again gives another input (random augmentation)."""
         part = self._parts[0][:_REREAD]
         again = _digests(self._read(part)[0], len(part))
         if again != self.digests[: len(part)]:
@@ -158,7 +158,7 @@ class BoundData:
             )
 
     def check_repeats(self) -> None:
-        """Raise DataError where two inputs are the same."""
+        """Raise DataError if two inputs are equal."""
         repeats = self.n - len(set(self.digests))
         if repeats:
             first: dict[str, int] = {}
@@ -170,8 +170,8 @@ class BoundData:
                 first.setdefault(digest, index)
             raise DataError(
                 f"{repeats} inputs of {self._what} are repeated (such as indices {listed(pairs, 3)}), "
-                "so they are no independent sample; remove repeats before splitting, or have the "
-                "option repeats allow them if the examples were drawn independently from a distribution that "
+                "so they are not an independent sample; remove repeats before splitting, or give "
+                "repeats='allow' if the examples were drawn independently from a distribution that "
                 "has such repeats"
             )
 

@@ -30,10 +30,10 @@ _SEEDS, _STEP = 2**32, 0x9E3779B1
 
 @dataclass(frozen=True)
 class Draws:
-    """What m weight draws gave: how often each pair of label and prediction occurred.
+    """Counts of each pair of label and prediction over m weight draws.
 
     Draw j counts on block j mod B of a partition of the n examples, so that m/B draws see each
-    example. B = 1 means that each draw uses every example.
+    example.
 
     Attributes:
         counts: (K, K), indexed [label, prediction], summed over draws.
@@ -110,7 +110,7 @@ class Perturbation:
 
 
 class Feeder:
-    """Bring inputs to a model's device, channels last where its convolutions are.
+    """Move inputs to a model's device, channels last if its convolutions are.
 
     Convolutions with both sides channels last run about twice as fast on a CPU.
     """
@@ -123,7 +123,7 @@ class Feeder:
         )
 
     def __call__(self, inputs: Inputs) -> Inputs:
-        """Return the inputs where the model wants them."""
+        """Return the inputs on the device and in the memory format of the model."""
         there = moved(inputs, self._device)
         if self._last and isinstance(there, torch.Tensor) and there.ndim == 4:
             there = there.contiguous(memory_format=torch.channels_last)
@@ -142,19 +142,17 @@ def _tally(logits: torch.Tensor, targets: torch.Tensor) -> NDArray[np.float64]:
 
 
 class WeightDraws:
-    """Draws of all trained weights, each counted on a block of examples or on all of them.
+    """Draws of all trained weights, each counted on a block of examples.
 
-    Each draw has a seed of its own, by its number, so that processes which share the blocks count the
-    same draws as one that has them all, and none makes another's.
+    Each draw is seeded by its number, so that several processes count the same draws as one process.
 
     Args:
         model: The network, in eval mode.
         perturbation: An entered perturbation of its trained parameters.
         batches: Called for each pass; yields (inputs, targets), the same blocks in the same order.
         sizes: The sizes of all blocks.
-        every: True to count each draw on every block, False on a block of its own.
-        share: Which of the blocks `batches` yields; None: all.
-        k: The number of classes, where a process may be left without a block.
+        share: The blocks that `batches` yields; default: all.
+        k: The number of classes, needed if a process may have no block.
     """
 
     def __init__(
@@ -163,12 +161,11 @@ class WeightDraws:
         perturbation: Perturbation,
         batches: Batches,
         sizes: list[int],
-        every: bool,
         share: Share | None = None,
         k: int | None = None,
     ) -> None:
         self._model, self._perturbation, self._batches = model, perturbation, batches
-        self._sizes, self._every = sizes, every
+        self._sizes = sizes
         self._none = np.zeros(()) if k is None else np.zeros((k, k))
         self._share = Share() if share is None else share
         self._generator = torch.Generator(device=next(model.parameters()).device)
@@ -176,48 +173,40 @@ class WeightDraws:
 
     def rounded(self, draws: int) -> int:
         """Return the number of draws rounded up so that each block gets as many."""
-        return draws if self._every else math.ceil(draws / len(self._sizes)) * len(self._sizes)
+        return math.ceil(draws / len(self._sizes)) * len(self._sizes)
 
     @torch.no_grad()
     def run(
         self, sigma: Sigma, draws: int, generator: torch.Generator, progress: Progress | None = None
     ) -> Draws:
         """Draw the weights `rounded(draws)` times and count predictions."""
-        draws, blocks = self.rounded(draws), 1 if self._every else len(self._sizes)
+        draws, blocks = self.rounded(draws), len(self._sizes)
         passes = draws // blocks
         counts: Any = self._none
         start = _start(generator)
         for done in range(passes):
             if progress is not None:
                 progress(done, passes, "passes of weight draws")
-            counts = counts + self._pass(sigma, start, done, len(self._sizes))
+            counts = counts + self._pass(sigma, start, done, blocks)
         counts = self._share.all_reduce_sum(torch.from_numpy(counts)).numpy()
-        n = sum(self._sizes)
-        return Draws(counts, draws, blocks, n if self._every else max(self._sizes), n)
+        return Draws(counts, draws, blocks, max(self._sizes), sum(self._sizes))
 
     @torch.no_grad()
     def pilot(self, sigma: Sigma, blocks: int, generator: torch.Generator) -> Draws:
-        """Count a few draws, each on one of the first blocks: to choose by, not to certify with."""
-        every, self._every = self._every, False
-        try:
-            counts = self._pass(sigma, _start(generator), 0, blocks)
-        finally:
-            self._every = every
+        """Count a few draws, each on one of the first blocks: for the choice, not for the certificate."""
+        counts = self._pass(sigma, _start(generator), 0, blocks)
         counts = self._share.all_reduce_sum(torch.from_numpy(counts)).numpy()
         seen = self._sizes[:blocks]
         return Draws(counts, len(seen), len(seen), max(seen), sum(seen))
 
     def _pass(self, sigma: Sigma, start: int, number: int, blocks: int) -> NDArray[np.float64]:
         """Count this process's blocks among the first ones, in the number-th pass."""
-        if self._every:
-            self._draw(sigma, start, number)
         counts: NDArray[np.float64] = self._none
         own = self._share.blocks(len(self._sizes))
         for block, (inputs, targets) in zip(own, self._batches(), strict=False):
             if block >= blocks:
                 break
-            if not self._every:
-                self._draw(sigma, start, number * len(self._sizes) + block)
+            self._draw(sigma, start, number * len(self._sizes) + block)
             counts = counts + _tally(logits_of(self._model, self._feed(inputs)), targets)
         return counts
 
@@ -232,16 +221,16 @@ def _start(generator: torch.Generator) -> int:
 
 
 class HeadDraws:
-    """Draws of the last linear layer, a fresh one for every example at the cost of its logits.
+    """Draws of the last linear layer, a fresh one for every example, through its logits.
 
     For one example the logits W x + b with independent Gaussian W, b are independent Gaussians of mean
-    Ŵ x + b̂ and variance Σ_j σ_kj² x_j² + σ_k²; so each example is a block of its own, and the
+    Ŵ x + b̂ and variance Σ_j σ_kj² x_j² + σ_k²; so each example is its own block, and the
     features are computed once.
 
     Args:
         features: Inputs of the head, (n, d).
         targets: Labels, (n,).
-        weight: Name and value of the weight, (K, d); None where it is fixed.
+        weight: Name of the weight, (K, d); None if it is fixed.
         bias: Likewise, (K,).
         logits: The unperturbed logits, (n, K).
     """
@@ -282,12 +271,12 @@ class HeadDraws:
         return Draws(counts, draws, n, 1, n)
 
     def pilot(self, sigma: Sigma, blocks: int, generator: torch.Generator) -> Draws:
-        """Count a few draws of every example: to choose by, not to certify with."""
+        """Count a few draws of every example: for the choice, not for the certificate."""
         return self.run(sigma, blocks * len(self._targets), generator)
 
 
 def only_head(model: nn.Module, names: list[str], inputs: Inputs) -> nn.Linear | None:
-    """Return the Linear that alone is trained and whose output is the model's, else None."""
+    """Return the only trained module if it is a Linear that returns the model's logits, else None."""
     owners = {path.rpartition(".")[0] for path in names}
     if len(owners) != 1:
         return None

@@ -7,19 +7,20 @@ the clean 0-1 risk. L is indexed [noisy label, prediction] and chosen from F alo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, sparse
 
 from hesstune.bounds.pac_bayes import confidence_interval
-from hesstune.checks import one_of, stochastic_matrix
+from hesstune.checks import stochastic_matrix
 from hesstune.errors import ConfigError, NoiseMatrixError
 
 __all__ = [
-    "METHODS",
     "TRADES",
     "CleanLoss",
     "KnownNoise",
@@ -29,10 +30,9 @@ __all__ = [
     "kind_of",
     "linear_program_loss",
     "losses_for",
-    "margin_bound",
     "margin_loss",
     "margin_of",
-    "noise_as_told",
+    "noise_knowledge",
     "sample_assumptions",
     "spent_by",
     "zero_one_loss",
@@ -40,7 +40,6 @@ __all__ = [
 
 Array = NDArray[np.float64]
 Ends = tuple[float | None, float | None]
-METHODS = ("tightest", "inverse", "linear_program", "margin")
 TRADES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.4)
 # The error rate at which the linear program weighs its columns: a fixed guess, no property of the data.
 _EXPECTED_ERROR = 0.1
@@ -50,7 +49,7 @@ _EPS = float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True)
 class CleanLoss:
-    """A loss matrix whose mean over noisy labels is at least the clean 0-1 risk.
+    """A loss matrix with a mean over noisy labels of at least the clean 0-1 risk.
 
     Attributes:
         name: How it was made.
@@ -181,7 +180,7 @@ class NoiseConfidenceSet:
 
     def rows(self) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
         """Dualise the inner minimum: max over t, u, v of t + l·u − h·v with u − v = L[:, h] − t."""
-        # With u eliminated (u = L − t + v ≥ 0 is kept by the caller through `coupling`), the value is
+        # u is eliminated (`coupling` keeps u = L − t + v ≥ 0), so the value is
         # l·L + (1 − Σ l) t − (h − l)·v; t = t⁺ − t⁻.
         k = self.k
         value = np.zeros((k, k * (k + 2)))
@@ -206,7 +205,7 @@ def zero_one_loss(k: int) -> CleanLoss:
 
 
 def _lifted(name: str, matrix: Array, noise_matrix: NoiseSet) -> CleanLoss:
-    """Add a constant so that F L ≥ 1 − I holds for every F of the set, whatever was rounded."""
+    """Add a constant so that F L ≥ 1 − I holds for every F of the set, despite rounding."""
     # A constant raises (F L)[y, h] by the row sum of F: exactly 1 in theory, nearly so in floats. A shift
     # below the entries' last digit would be lost in them.
     for _ in range(8):
@@ -220,7 +219,7 @@ def _lifted(name: str, matrix: Array, noise_matrix: NoiseSet) -> CleanLoss:
 
 
 def inverse_loss(noise_matrix: NoiseSet) -> CleanLoss:
-    """Return L = 1 − F⁻¹, whose mean over noisy labels *equals* the clean 0-1 risk.
+    """Return L = 1 − F⁻¹. Its mean over noisy labels *equals* the clean 0-1 risk.
 
     Its range is [1 − max F⁻¹, 1 − min F⁻¹]. (Natarajan et al., Learning with noisy labels, 2013,
     Lemma 1, for the 0-1 loss and K classes; the paper's consistent loss.)
@@ -229,35 +228,20 @@ def inverse_loss(noise_matrix: NoiseSet) -> CleanLoss:
         NoiseMatrixError: If F is singular.
     """
     if np.linalg.matrix_rank(noise_matrix.centre, tol=1e-10) < noise_matrix.k:
-        raise NoiseMatrixError("the noise matrix is singular; use method 'linear_program' or 'margin'")
+        raise NoiseMatrixError("the noise matrix is singular; it has no inverse")
     return _lifted("inverse", 1.0 - np.asarray(np.linalg.inv(noise_matrix.centre), np.float64), noise_matrix)
 
 
 def margin_loss(noise_matrix: NoiseSet) -> CleanLoss:
     """Return L = (1[ỹ ≠ h] − c)/γ, c = min_i (1 − F_ii), γ = min_i (F_ii − max_{j≠i} F_ij) > 0.
 
-    It needs no inverse: P(h ≠ ỹ | y) is at least c where h is right and c + γ where it is wrong.
+    It needs no inverse: P(h ≠ ỹ | y) is at least c if h is right and c + γ if it is wrong.
 
     Raises:
         NoiseMatrixError: If γ ≤ 0: some class is not its own most likely noisy label.
     """
     floor, gamma = _margin(noise_matrix.centre)
     return _lifted("margin", (1.0 - np.eye(noise_matrix.k) - floor) / gamma, noise_matrix)
-
-
-def margin_bound(noisy_risk: float, noise_matrix: Any) -> float:
-    """Return (R̃ − min_i (1 − F_ii))/γ, an upper bound on the clean risk from the noisy one.
-
-    Args:
-        noisy_risk: R̃ = P(h(x) ≠ ỹ), or an upper bound on it.
-        noise_matrix: F, (K, K), rows sum to 1; an array or an object with `.array`.
-
-    Example:
-        >>> round(margin_bound(0.3, [[0.8, 0.2], [0.2, 0.8]]), 4)
-        0.1667
-    """
-    floor, gamma = _margin(KnownNoise(noise_matrix).centre)
-    return float(np.clip((noisy_risk - floor) / gamma, 0.0, 1.0))
 
 
 def margin_of(noise_matrix: NoiseSet) -> tuple[float, float]:
@@ -295,7 +279,7 @@ def linear_program_loss(noise_matrix: NoiseSet, trade: float) -> CleanLoss:
 
     Raises:
         ConfigError: If trade is negative or there are too many classes for the program.
-        NoiseMatrixError: If no such L exists, as where two classes have equal rows of F.
+        NoiseMatrixError: If no such L exists, for example if two classes have equal rows of F.
     """
     if not trade >= 0 or noise_matrix.k > _MAX_CLASSES:
         raise ConfigError(
@@ -345,38 +329,32 @@ def _program(noise_matrix: NoiseSet, trade: float) -> tuple[Array, sparse.csr_ma
     return np.concatenate([mean, np.zeros(duals), [-trade, trade]]), rows.tocsr(), limits, bounds
 
 
-def clean_losses(
-    noise_matrix: NoiseSet,
-    method: Literal["tightest", "inverse", "linear_program", "margin"] | str = "tightest",
-    trades: tuple[float, ...] = TRADES,
-) -> list[CleanLoss]:
-    """Return the finite family of losses that a certificate chooses from; its size is paid for.
+def clean_losses(noise_matrix: NoiseSet) -> list[CleanLoss]:
+    """Return the finite family of losses that a certificate chooses from; delta pays for its size.
+
+    The family depends on the noise alone, never on the examples: the inverse, the margin loss, and one linear
+    program for each of TRADES, as far as they exist for this noise.
 
     Args:
         noise_matrix: A known matrix or a confidence set.
-        method: `inverse`, `linear_program` (one loss a trade-off), `margin`, or `tightest`: all that
-            exist for this noise. The family depends on the noise alone, never on the examples.
-        trades: The trade-offs of mean against range.
 
     Raises:
-        NoiseMatrixError: If no loss of the method exists for this noise.
+        NoiseMatrixError: If no loss exists for this noise.
     """
-    one_of("noise method", method, METHODS)
-    makers: dict[str, list[Any]] = {
-        "inverse": [inverse_loss],
-        "margin": [margin_loss],
-        "linear_program": [lambda s, t=t: linear_program_loss(s, t) for t in trades],
-    }
-    chosen = [m for name, group in makers.items() if method in ("tightest", name) for m in group]
+    makers: list[Callable[[], CleanLoss]] = [
+        partial(inverse_loss, noise_matrix),
+        partial(margin_loss, noise_matrix),
+        *(partial(linear_program_loss, noise_matrix, trade) for trade in TRADES),
+    ]
     losses: list[CleanLoss] = []
     problems = []
-    for make in chosen:
+    for make in makers:
         try:
-            loss = make(noise_matrix)
+            loss = make()
         except NoiseMatrixError as error:
             problems.append(error)
             continue
-        # A constant loss says only that the risk is at most 1.
+        # A constant loss gives only the bound 1.
         if loss.low < loss.high - 1e-9 and not any(
             np.abs(loss.matrix - other.matrix).max() < 1e-6 for other in losses
         ):
@@ -386,8 +364,8 @@ def clean_losses(
     return losses
 
 
-def noise_as_told(noise_matrix: Any, noise_is: str) -> str:
-    """Return how the noise is known: what a matrix says of itself is not overruled by `known`."""
+def noise_knowledge(noise_matrix: Any, noise_is: str) -> str:
+    """Return how the noise is known; `known` does not override the recorded origin of a matrix."""
     origin = getattr(noise_matrix, "origin", "stated")
     return origin if noise_is == "known" and origin in ("estimated", "instance_dependent") else noise_is
 
@@ -405,8 +383,8 @@ def spent_by(noise_matrix: Any, delta: float) -> float:
     return float(spent)
 
 
-def losses_for(noise_matrix: Any, k: int, method: str = "tightest") -> list[CleanLoss]:
-    """Return the losses whose means bound the clean risk: 1 − I where labels are true.
+def losses_for(noise_matrix: Any, k: int) -> list[CleanLoss]:
+    """Return the losses with means that bound the clean risk: 1 − I for true labels.
 
     Raises:
         NoiseMatrixError: If the matrix is for other classes, or leaves nothing to learn from.
@@ -416,11 +394,11 @@ def losses_for(noise_matrix: Any, k: int, method: str = "tightest") -> list[Clea
     known = noise_matrix if isinstance(noise_matrix, NoiseConfidenceSet) else KnownNoise(noise_matrix)
     if known.k != k:
         raise NoiseMatrixError(f"the noise matrix is for {known.k} classes; the model has {k}")
-    return clean_losses(known, method)
+    return clean_losses(known)
 
 
 def kind_of(noise_matrix: Any) -> str:
-    """Say in words how the labels' noise is known."""
+    """Describe how the labels' noise is known."""
     if noise_matrix is None:
         return "clean"
     if isinstance(noise_matrix, NoiseConfidenceSet):
@@ -429,21 +407,21 @@ def kind_of(noise_matrix: Any) -> str:
 
 
 def sample_assumptions(n: int, noise_matrix: Any, noise_is: str, repeats: str) -> list[str]:
-    """List, in words, what must hold of the examples and their labels, and what was fixed before them."""
-    told = [
+    """List the assumptions on the examples, their labels, and what was fixed before them."""
+    assumptions = [
         f"the {n} examples are independent draws from the distribution that the model will meet",
         "delta, the method, every option and the part of the data that the bound counts on were chosen "
         "without regard to the result",
     ]
     if repeats == "allow":
-        told.append("repeated inputs are independent draws of a distribution that has such repeats")
+        assumptions.append("repeated inputs are independent draws of a distribution that has such repeats")
     if noise_matrix is not None:
-        told.append("label noise depends on the true class alone, not on the input")
+        assumptions.append("label noise depends on the true class alone, not on the input")
         if isinstance(noise_matrix, NoiseConfidenceSet):
-            told.append(
+            assumptions.append(
                 f"the clean sample's {int(noise_matrix.counts.sum())} examples are independent of the "
                 "certificate's and have the same noise"
             )
         elif noise_is == "known":
-            told.append("the noise matrix is known, not estimated")
-    return told
+            assumptions.append("the noise matrix is known, not estimated")
+    return assumptions

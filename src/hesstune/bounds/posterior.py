@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from hesstune.bounds.monte_carlo import Draws, HeadDraws, WeightDraws
 from hesstune.bounds.noisy import CleanLoss
 from hesstune.bounds.pac_bayes import complexity, kl_inverse
-from hesstune.bounds.prior import Posterior, PriorFamily, Sigma, Travel
+from hesstune.bounds.prior import Displacement, Posterior, PriorFamily, Sigma
 from hesstune.errors import ConfigError
 
 __all__ = [
@@ -27,16 +26,16 @@ __all__ = [
 ]
 
 PILOT_BLOCKS = 16
-# A KL per example outside of this range leaves a bound near 1, or noise in which the weights drown.
+# A KL per example outside of this range gives a bound near 1, or noise much larger than the weights.
 _USEFUL = (2e-3, 2.0)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The bound's fixed numbers: what a choice of posterior, prior and loss is judged by.
+    """The fixed numbers of a PAC-Bayes bound, by which posterior, prior and loss are chosen.
 
     Attributes:
-        travel: The trained weights' distances from the prior's centre.
+        displacement: The trained weights' distances from the prior's centre.
         family: The priors.
         losses: The losses.
         n: Number of examples.
@@ -44,7 +43,7 @@ class Problem:
         delta_draws: The share for the Monte-Carlo step.
     """
 
-    travel: Travel
+    displacement: Displacement
     family: PriorFamily
     losses: list[CleanLoss]
     n: int
@@ -69,7 +68,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Choice:
-    """A posterior, a member of the prior family, a loss, and the risk the pilot made likely."""
+    """A posterior, a member of the prior family, a loss, and the risk that the pilot predicts."""
 
     posterior: Posterior
     member: int
@@ -80,17 +79,15 @@ class Choice:
 def choose(
     problem: Problem,
     estimator: WeightDraws | HeadDraws,
-    given: Sigma | None,
-    factors: Sequence[float],
+    sigma: Sigma | None,
     generator: torch.Generator,
 ) -> Choice:
-    """Choose posterior, prior and loss by pilot draws that the certificate does not use."""
-    if given is not None:
-        return _judge(problem, estimator, Posterior(problem.travel, given), generator)
+    """Choose prior, loss and, unless it is given, posterior by pilot draws, which do not certify."""
+    if sigma is not None:
+        return _predict_risk(problem, estimator, Posterior(problem.displacement, sigma), generator)
     best: Choice | None = None
-    for factor in factors:
-        for group in range(problem.family.sets):
-            best = _search(problem, estimator, factor, group, generator, best)
+    for group in range(problem.family.sets):
+        best = _search(problem, estimator, group, generator, best)
     if best is None:
         raise ConfigError(
             "every prior scale gives a KL too large or too small for this distance and n; widen prior_scales"
@@ -101,16 +98,15 @@ def choose(
 def _search(
     problem: Problem,
     estimator: WeightDraws | HeadDraws,
-    factor: float,
     group: int,
     generator: torch.Generator,
     best: Choice | None,
 ) -> Choice | None:
-    """Search one set of ratios over the global scales: every fourth useful one, then between."""
+    """Search the global scales of one set of ratios: every fourth useful one, then between."""
     count = len(problem.family.scales)
     kls = {}
     for index in range(group * count, (group + 1) * count):
-        posterior = Posterior(problem.travel, problem.family.tied(index, factor))
+        posterior = Posterior(problem.displacement, problem.family.tied(index))
         kls[index] = float(problem.family.kl(posterior).min()) / problem.n
     useful = [i for i, kl in kls.items() if _USEFUL[0] <= kl <= _USEFUL[1]]
     useful = useful or [min(kls, key=lambda i: abs(np.log(max(kls[i], 1e-300) / 0.1)))]
@@ -123,8 +119,8 @@ def _search(
             if index in tried or index not in useful:
                 continue
             tried.add(index)
-            posterior = Posterior(problem.travel, problem.family.tied(index, factor))
-            choice = _judge(problem, estimator, posterior, generator)
+            posterior = Posterior(problem.displacement, problem.family.tied(index))
+            choice = _predict_risk(problem, estimator, posterior, generator)
             if local is None or choice.risk < local[1].risk:
                 local = index, choice
     if local is None or (best is not None and best.risk <= local[1].risk):
@@ -132,7 +128,7 @@ def _search(
     return local[1]
 
 
-def _judge(
+def _predict_risk(
     problem: Problem, estimator: WeightDraws | HeadDraws, posterior: Posterior, generator: torch.Generator
 ) -> Choice:
     kls = problem.family.kl(posterior)
@@ -148,8 +144,8 @@ MOMENTUM = 0.9
 STEPS = 400
 RATE = 10.0
 SCALE_STEP = 0.05
-# Standard deviation of the logits at the start and at most: the larger, the nearer is the softmax to
-# the 0-1 loss, and the fewer examples have a gradient.
+# Initial and largest standard deviation of the logits. Larger noise makes the softmax closer to the 0-1 loss
+# and leaves fewer examples with a gradient.
 FIRST_NOISE, MOST_NOISE = 4.0, 10.0
 SAMPLES = 4
 
@@ -188,7 +184,7 @@ class BoundGradient:
 
 
 def _inverse(q: float, c: float) -> float:
-    """Return kl⁻¹(q, c) to six digits: for a gradient, where a bound needs `kl_inverse`."""
+    """Return kl⁻¹(q, c) to six digits, for a gradient; a bound needs `kl_inverse`."""
     low, high = q, 1.0
     for _ in range(24):
         p = (low + high) / 2
@@ -200,11 +196,11 @@ def _inverse(q: float, c: float) -> float:
 def soft_loss(logits: torch.Tensor, targets: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Return the mean of Σ_h L[ỹ, h]·softmax(f)_h: the loss matrix's mean under the soft predictions.
 
-    Under logits noise that is large against 1 it is near to the mean of L[ỹ, argmax f].
+    If the noise of the logits is large compared with 1, it approximates the mean of L[ỹ, argmax f].
 
     Args:
         logits: (…, N, K).
-        targets: (N,) labels, noisy where L is for noisy labels.
+        targets: (N,) labels, noisy if L is for noisy labels.
         matrix: (K, K), L scaled to [0, 1], indexed [label, prediction].
     """
     return (torch.softmax(logits, dim=-1) * matrix.to(logits)[targets]).sum(dim=-1).mean()
@@ -242,7 +238,7 @@ def learn_head(
     start: torch.Tensor | None = None,
     steps: int = STEPS,
 ) -> HeadPosterior:
-    """Minimise the certificate of a linear head on fixed features, prior and posterior of one scale.
+    """Minimise the certificate of a linear head on fixed features; prior and posterior share one scale.
 
     In u = W/s the prior is N(0, I) and KL = ‖u‖²/2, so plain gradient descent with momentum is well
     conditioned. The logits of an example are Gaussian with mean W x + b and variance
@@ -252,10 +248,10 @@ def learn_head(
         features: (n, D).
         targets: (n,) labels.
         matrix: (K, K) loss matrix in [0, 1], indexed [label, prediction].
-        bound: What is minimised.
+        bound: The bound that is minimised.
         base: The prior's natural scales of weight and bias; 0 for a part that is fixed.
         generator: For the noise.
-        start: (n, K) logits of the head at the prior's centre; zero where None.
+        start: (n, K) logits of the head at the prior's centre; zero if None.
         steps: Full-batch steps.
     """
     k, spread = len(matrix), (base[0] ** 2 * features.square().sum(dim=1) + base[1] ** 2).sqrt()
@@ -276,7 +272,7 @@ def learn_head(
         value = float(loss.detach())
         kl = float(u.square().sum()) / 2
         weight = bound.kl_weight(value, kl)
-        # W = s·u stays as it is while s moves: in terms of u the step is a rescaling.
+        # W = s·u is unchanged when s changes, so the step rescales u.
         pull = float((slope * (logits.detach() - mean)).sum()) - 2 * weight * kl
         moving = MOMENTUM * moving + scale * (slope.sum(dim=0).T @ inputs) + weight * u
         u = u - rate * moving

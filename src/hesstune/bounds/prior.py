@@ -20,9 +20,9 @@ from hesstune.reference import Reference, in_modules
 
 __all__ = [
     "PRIOR_SCALES",
+    "Displacement",
     "Posterior",
     "PriorFamily",
-    "Travel",
     "base_deviations",
     "head_ratios",
     "nearest_member",
@@ -32,7 +32,7 @@ __all__ = [
 Sigma = Mapping[str, float | torch.Tensor]
 Array = NDArray[np.float64]
 PRIOR_SCALES = geometric_grid(2.0**-12, 2.0**5, 2.0**0.25)
-# How much smaller, relative to its weights, the noise of the layers below the head may be.
+# Ratios of the relative noise of the layers below the head to that of the head.
 BODY_RATIOS = geometric_grid(2.0**-18, 1.0, 2.0**0.5)
 _ROUNDINGS = 16
 
@@ -55,7 +55,7 @@ def random_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def base_deviations(model: nn.Module, ref: Reference) -> dict[str, float]:
     """Return each trained parameter's natural scale, from the reference alone.
 
-    The root mean square of its reference values; where those are zero (a new head), 1/√fan_in of the
+    The root mean square of its reference values; if those are zero (a new head), 1/√fan_in of the
     module that owns it, as for torch's own initial values.
 
     Args:
@@ -82,7 +82,7 @@ def base_deviations(model: nn.Module, ref: Reference) -> dict[str, float]:
 
 
 def _ratios(names: Sequence[str], patterns: Mapping[str, float]) -> list[float]:
-    """Match each name with the first pattern; a pattern without a match, or a name without one, raises."""
+    """Match each name with the first pattern; raise for a pattern or a name without a match."""
     used: set[str] = set()
     result = []
     for name in names:
@@ -98,10 +98,10 @@ def _ratios(names: Sequence[str], patterns: Mapping[str, float]) -> list[float]:
 
 
 def head_ratios(names: Sequence[str], heads: Sequence[str]) -> list[dict[str, float]]:
-    """Return sets of ratios for a network with a new head: the head at 1, the rest a factor of 2⁻¹⁸ to 1.
+    """Return sets of ratios for a network with a new head: 1 for the head, 2⁻¹⁸ to 1 for all other layers.
 
-    A head that starts at zero bears noise far larger, against its natural scale, than trained layers do;
-    how much larger is left to the choice among these sets, which are fixed without data.
+    Relative to its natural scale, a head that starts at zero tolerates much more noise than trained layers.
+    The pilot chooses among these sets, which are fixed without data.
 
     Args:
         names: The trained parameters.
@@ -120,14 +120,14 @@ def head_ratios(names: Sequence[str], heads: Sequence[str]) -> list[dict[str, fl
 
 
 def nearest_member(log_scale: float, log_ratio: float) -> tuple[float, float]:
-    """Return the global scale and the body's ratio of the default family nearest to learnt ones."""
+    """Return the default family's global scale and body ratio that are nearest to the learnt ones."""
     scale = min(PRIOR_SCALES, key=lambda s: abs(math.log(s) - log_scale))
     wanted = log_scale + log_ratio - math.log(scale)
     return scale, min(BODY_RATIOS, key=lambda r: abs(math.log(r) - wanted))
 
 
-class Travel:
-    """How far the trained parameters are from the prior's centre: what the KL needs of the weights.
+class Displacement:
+    """The squared distance of each trained parameter from the prior's centre.
 
     Args:
         model: The network; its trained parameters are the posterior's means.
@@ -145,7 +145,7 @@ class Travel:
         )
 
     @property
-    def moved(self) -> bool:
+    def has_moved(self) -> bool:
         """Whether any weight differs from the prior's centre."""
         return bool(self.square.any())
 
@@ -158,7 +158,7 @@ class Posterior:
     """Gaussian posterior around the trained weights, summarised for the KL.
 
     Args:
-        travel: The means' distances from the prior's centre.
+        displacement: The means' distances from the prior's centre.
         sigma: Standard deviation of each trained parameter, a number or a tensor of its shape.
 
     Raises:
@@ -166,17 +166,17 @@ class Posterior:
         ConfigError: If a deviation is not finite and above 0.
     """
 
-    def __init__(self, travel: Travel, sigma: Sigma) -> None:
-        missing = [name for name in travel.shapes if name not in sigma]
-        extra = [name for name in sigma if name not in travel.shapes]
+    def __init__(self, displacement: Displacement, sigma: Sigma) -> None:
+        missing = [name for name in displacement.shapes if name not in sigma]
+        extra = [name for name in sigma if name not in displacement.shapes]
         if missing or extra:
             raise LayerError(
                 "the posterior needs one deviation for each trained parameter; "
                 f"missing: {listed(missing) or 'none'}; not trained: {listed(extra) or 'none'}"
             )
-        self.sigma = {name: sigma[name] for name in travel.shapes}
+        self.sigma = {name: sigma[name] for name in displacement.shapes}
         rows = []
-        for name, shape in travel.shapes.items():
+        for name, shape in displacement.shapes.items():
             value = torch.as_tensor(sigma[name], dtype=torch.float64).cpu()
             if value.ndim and value.shape != shape:
                 raise LayerError(
@@ -187,7 +187,7 @@ class Posterior:
             repeat = shape.numel() if value.ndim == 0 else 1
             square, log = float(value.square().sum()) * repeat, float(value.log().sum()) * 2 * repeat
             rows.append((shape.numel(), square, log))
-        self.distance = travel.square
+        self.distance = displacement.square
         self.dimension, self.square, self.log = np.array(rows, np.float64).T
 
     def deviations(self) -> dict[str, float]:
@@ -246,9 +246,9 @@ class PriorFamily:
         """J, the number of members that share δ."""
         return len(self.deviations)
 
-    def tied(self, member: int, factor: float = 1.0) -> dict[str, float]:
-        """Return posterior deviations equal to a member's times a factor."""
-        return dict(zip(self.names, (self.deviations[member] * factor).tolist(), strict=True))
+    def tied(self, member: int) -> dict[str, float]:
+        """Return posterior deviations equal to a member's."""
+        return dict(zip(self.names, self.deviations[member].tolist(), strict=True))
 
     def terms(self, posterior: Posterior) -> Array:
         """Return each parameter's share of the KL under each member, (J, P), rounded up, in nats.

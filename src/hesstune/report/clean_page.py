@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hesstune.analysis.label_issues import pictures_of
+from hesstune.analysis.label_issues import thumbnails_of
 from hesstune.labeling.clean import LabelIssues
 from hesstune.report.environment import render
 from hesstune.runs.records import Picture
@@ -43,7 +43,7 @@ def write_clean_page(found: LabelIssues, path: Path) -> None:
     if target is not None and shown:
         place = {name: at for at, name in enumerate(target.ids)}
         part = target.examples(PIXELS).take([place[found.ids[at]] for at in shown])
-        pictures = pictures_of(part, np.arange(len(shown)))
+        pictures = thumbnails_of(part, np.arange(len(shown)))
     cards = [
         Card(
             found.ids[at],

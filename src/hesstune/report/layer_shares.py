@@ -29,7 +29,7 @@ class Block:
     Attributes:
         name: What their names begin with.
         layers: Their names, largest share first.
-        share: Their share of the measure; None where nothing was measured.
+        share: Their share of the measure; None if nothing was measured.
         distance: √Σ‖v_i‖² over them.
         farthest: The largest ‖v_i‖ among them.
     """
@@ -44,7 +44,7 @@ class Block:
 def layer_shares(measure: MeasureRecord) -> list[tuple[LayerMeasure, float]]:
     """Return the layers with their shares of the measure, largest first.
 
-    Over held-out examples the measure is the mean's, where every layer's is known; else the maximum's.
+    Over held-out examples the measure is the mean's, if every layer's is known, otherwise the maximum's.
     """
     means = [layer.mean for layer in measure.layers]
     known = measure.part == "val" and None not in means
@@ -59,8 +59,8 @@ def block_names(names: Sequence[str]) -> dict[str, str]:
     """Return each layer's block.
 
     It is the longest dotted prefix that ends in an index and that several layers share, such as
-    `_blocks.3` or `layer1.0`; but parts of a block most of which lies outside such parts count with it. Where
-    there is none, it is the top-level module.
+    `_blocks.3` or `layer1.0`. A part of a block counts with the block if most of the block lies outside such
+    parts. Without an index, it is the top-level module.
 
     Example:
         >>> names = ["stem.weight", "layer.0.a.weight", "layer.0.b.1.weight", "layer.0.c.weight"]
@@ -72,19 +72,19 @@ def block_names(names: Sequence[str]) -> dict[str, str]:
         for prefix in _indexed(name):
             under.setdefault(prefix, []).append(name)
     shared = {prefix for prefix, layers in under.items() if len(layers) > 1}
-    # Of these, the ones of which most layers lie in a longer one only hold blocks.
+    # A prefix with most layers in longer ones only contains blocks.
     whole = {
         prefix
         for prefix in shared
         if 2 * sum(_longest(name, shared) != prefix for name in under[prefix]) <= len(under[prefix])
     }
-    found = {}
+    blocks = {}
     for name in names:
         prefixes = [prefix for prefix in _indexed(name) if prefix in shared]
-        # The first whole one; a layer beside the blocks that a holder holds is the holder's.
+        # The first whole one; a layer outside the blocks belongs to the module that contains them.
         block = next((prefix for prefix in prefixes if prefix in whole), prefixes[-1] if prefixes else None)
-        found[name] = name.split(".")[0] if block is None else block
-    return found
+        blocks[name] = name.split(".")[0] if block is None else block
+    return blocks
 
 
 def _indexed(name: str) -> list[str]:
@@ -101,35 +101,35 @@ def blocks_of(rows: LayerShares) -> list[Block]:
     """Return the blocks of some layers, largest share first.
 
     Args:
-        rows: The layers, largest share first; shares are None where nothing was measured.
+        rows: The layers, largest share first; shares are None if nothing was measured.
     """
     names = block_names([layer.name for layer, _ in rows])
     inside: dict[str, list[tuple[LayerMeasure, float | None]]] = {}
     for layer, share in rows:
         inside.setdefault(names[layer.name], []).append((layer, share))
-    found = []
+    blocks = []
     for name, own in inside.items():
         moved = [layer.distance or 0.0 for layer, _ in own]
         shares = [share for _, share in own if share is not None]
         share = sum(shares) if shares else None
-        found.append(Block(name, [layer.name for layer, _ in own], share, math.hypot(*moved), max(moved)))
-    return sorted(found, key=lambda block: -(block.share or 0.0))
+        blocks.append(Block(name, [layer.name for layer, _ in own], share, math.hypot(*moved), max(moved)))
+    return sorted(blocks, key=lambda block: -(block.share or 0.0))
 
 
 def is_large(rows: LayerShares) -> bool:
-    """Whether there are so many layers that blocks tell more, and blocks to put them in."""
+    """Whether there are so many layers that a table of blocks is clearer, and enough blocks."""
     return len(rows) > MANY and 4 * len(blocks_of(rows)) <= 3 * len(rows)
 
 
 def carriers(rows: LayerShares, method: str | None = None) -> str:
-    """Say which layers, or blocks of a large network, carry the measure, and what would lower it.
+    """Describe which layers, or blocks of a large network, have most of the measure, and what would lower it.
 
     Args:
         rows: The layers with their shares, largest first.
-        method: The run's, if it holds layers in balls; `robust` is named where None.
+        method: The run's method, if it has distance constraints; default: `robust`.
 
     Returns:
-        Sentences; empty where nothing was measured, or nothing moved.
+        Sentences; empty if nothing was measured, or no layer moved.
     """
     large = is_large(rows)
     alone = [
@@ -154,15 +154,15 @@ def carriers(rows: LayerShares, method: str | None = None) -> str:
     pattern = _pattern(top, names)
     return (
         f"{total:.0%} of the measure {'come' if len(first) > 1 else 'comes'} from {len(first)} of "
-        f"{counted(len(parts), kind)}: {shown}. What could lower it: smaller balls there, such as "
-        f'hesstune finetune --method {method or "robust"} --radius "{pattern}=R,*=S" with R below '
+        f"{counted(len(parts), kind)}: {shown}. What could lower it: a smaller constraint radius there, such "
+        f'as hesstune finetune --method {method or "robust"} --radius "{pattern}=R,*=S" with R below '
         f"{top.farthest:.3g}, the largest distance there now (Frobenius), and S for all others. "
         f"{CONSTRAINT_EVIDENCE}."
     )
 
 
 def _pattern(block: Block, names: Sequence[str]) -> str:
-    """Return the radius pattern of a block's layers alone; of its first layer where there is none."""
+    """Return the radius pattern of a block's layers alone; of its first layer if there is none."""
     pattern = f"{block.name}.*"
     if sorted(fnmatch.filter(names, pattern)) == sorted(block.layers):
         return pattern

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hesstune.analysis.label_issues import label_issues, save_pictures
+from hesstune.analysis.label_issues import label_issues, save_thumbnails
 from hesstune.data.load import reusing_decoded
 from hesstune.errors import ChangedDataError, DataError, ModelError, RunError, unknown_name
 from hesstune.options import make_options, takes_options
@@ -43,7 +43,7 @@ def write_report(run: Run, **options: Any) -> tuple[Path, str | None]:
                 label_issues(run, device=asked.device)
             ids = pictured(run.records)
             if set(ids) - set(records.pictures):
-                save_pictures(run, ids)
+                save_thumbnails(run, ids)
         except (DataError, ModelError, RunError) as error:
             note = f"Without all examples and doubtful labels: {error}"
     page = run.path / REPORT

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hesstune.analysis.label_provenance import story_of
-from hesstune.analysis.measure import Subject, drawn_rows
+from hesstune.analysis.label_provenance import read_label_provenance
+from hesstune.analysis.measure import MeasuredNetwork, drawn_rows
 from hesstune.data.examples import Task
 from hesstune.errors import HesstuneError, MissingExtraError, RunError
 from hesstune.inputs.batches import predict_logits
@@ -211,15 +211,15 @@ def _metrics(run: Run) -> OptionValues:
     return found
 
 
-def _subject(trained: Trained, seed: int, most: int | None) -> Subject:
+def _subject(trained: Trained, seed: int, most: int | None) -> MeasuredNetwork:
     """Return what is measured: the network, or its head alone on features, and the training examples."""
     feed, labels = trained.feeds["train"], trained.task.train.labels
     assert labels is not None
     if isinstance(feed, FeatureInputs):
         rows = drawn_rows(len(labels), most, seed)
-        return Subject(trained.net, _of_head(trained), feed, labels, rows, batch=max(1, len(rows)))
+        return MeasuredNetwork(trained.net, _of_head(trained), feed, labels, rows, batch=max(1, len(rows)))
     rows = drawn_rows(len(labels), MEASURED if most is None else most, seed)
-    return Subject(trained.net, trained.reference, feed, labels, rows)
+    return MeasuredNetwork(trained.net, trained.reference, feed, labels, rows)
 
 
 def _of_head(trained: Trained) -> Reference:
@@ -276,15 +276,15 @@ def _validation_gap(trained: Trained) -> float | None:
     return losses["val"] - losses["train"]
 
 
-def _certificate(subject: Subject, task: Task, run: Run) -> HeadCertificate:
+def _certificate(subject: MeasuredNetwork, task: Task, run: Run) -> HeadCertificate:
     """Certify the head on its training examples, where the labels' noise is known; else say why not."""
     try:
-        story = story_of(run, task, make_options(CertifyOptions, {}))
+        labels = read_label_provenance(run, task, make_options(CertifyOptions, {}))
         found = subject.certify(
-            noise_matrix=story.noise_matrix,
-            noise_is=story.noise_is,
-            leaks=story.leaks,
-            assumptions=story.assumptions,
+            noise_matrix=labels.noise_matrix,
+            noise_is=labels.noise_is,
+            leaks=labels.leaks,
+            assumptions=labels.assumptions,
             repeats="allow",
         )
     except HesstuneError as error:
@@ -294,6 +294,6 @@ def _certificate(subject: Subject, task: Task, run: Run) -> HeadCertificate:
         empirical=found.empirical,
         delta=found.delta,
         vacuous=found.vacuous,
-        labels="assumed true" if story.noise_matrix is None else found.noise,
+        labels="assumed true" if labels.noise_matrix is None else found.noise,
         facts=found.facts(),
     )

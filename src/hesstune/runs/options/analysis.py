@@ -163,9 +163,6 @@ class CertifyOptions(Options):
         description="what the test part's labels are worth; noisy: as the training labels are; auto: true "
         "where labels count as true or noise was injected into training labels alone",
     )
-    noise_method: Literal["tightest", "inverse", "linear_program", "margin"] = Field(
-        "tightest", description="from noisy labels to the clean error"
-    )
     draws: int | None = Field(
         None, gt=0, description="weight draws; more make it tighter; default: 2048, or 100 an example"
     )
