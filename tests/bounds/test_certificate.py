@@ -264,7 +264,12 @@ FAILING = {
     "random augmentation": (None, {"dataset": Jittered()}, DataError, "augmented at random"),
     "repeats": (None, {"dataset": repeated()}, DataError, "3 inputs of dataset are repeated"),
     "prior saw the examples": (None, {"prior_data": points(64)}, DataError, "64 of the .* prior's examples"),
-    "estimated noise": (None, {"noise_matrix": np.eye(2), "noise_is": "estimated"}, DataError, "clean sample"),
+    "estimated noise": (
+        None,
+        {"noise_matrix": np.eye(2), "noise_is": "estimated"},
+        DataError,
+        "clean sample",
+    ),
     "weak labels": (
         None,
         {"noise_matrix": np.eye(2), "noise_is": "instance_dependent"},

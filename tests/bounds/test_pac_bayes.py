@@ -16,7 +16,6 @@ from hesstune.bounds.pac_bayes import (
     confidence_interval,
     confidence_upper,
     gaussian_kl,
-    geometric_grid,
     kl_inverse,
     monte_carlo_upper,
     pac_bayes_kl,
@@ -157,9 +156,3 @@ def test_clopper_pearson_inverts_the_binomial_tail(n, share, delta):
     low, high = confidence_interval(errors, n, delta)
     interval = stats.binomtest(errors, n).proportion_ci(1 - delta)
     torch.testing.assert_close((low, high), (interval.low, interval.high), rtol=1e-6, atol=1e-7)
-
-
-def test_geometric_grid_refuses_a_falling_ratio():
-    assert len(geometric_grid(0.1, 1.0, 10 ** (1 / 3))) == 4
-    with pytest.raises(ConfigError, match="ratio above 1"):
-        geometric_grid(0.1, 1.0, 0.5)

@@ -261,7 +261,7 @@ class Case:
     def _options(self, network: BoundNetwork, trained_on_sample: bool = True, **more: Any) -> SampleOptions:
         """Return how a network's sample is read and checked, and move the network to the device."""
         to_channels_last(network.loaded.model, self.device)
-        # What training did does not matter to a network that other examples judge.
+        # Batch-norm statistics may depend on the training examples if other examples give the bound.
         leaks = [name for name in self.labels.leaks if trained_on_sample or name != "batch_norm"]
         return SampleOptions(
             seen=self._seen(network),

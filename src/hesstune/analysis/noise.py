@@ -107,7 +107,7 @@ def check_noise(run: Run, **options: Any) -> NoiseCheck:
     config, task = run.config, run.task()
     if len(task.train) < 4 * task.k:
         raise DataError(
-            f"{len(task.train)} training examples are too few to judge the noise of {task.k} classes"
+            f"{len(task.train)} training examples are too few to estimate the noise of {task.k} classes"
         )
     target = pick_device(config.device if asked.device == "auto" else asked.device)
     loaded = run.loaded()

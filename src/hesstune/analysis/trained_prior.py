@@ -32,31 +32,10 @@ PICKING = "pick_to_learn"
 
 # Options of the run that the posterior's training keeps; the method `certified` sets all others.
 KEPT = (
-    "model",
-    "data",
-    "weights",
-    "train",
-    "head_init",
-    "head",
-    "dtype",
-    "inject_noise",
-    "noise_matrix",
-    "epochs",
-    "augment",
-    "split",
-    "fold",
-    "val_fraction",
-    "test_fraction",
-    "limit",
-    "image_size",
-    "max_length",
-    "mean",
-    "std",
-    "skip_bad_images",
-    "cache_mib",
-    "seed",
-    "device",
-)
+    "model", "data", "weights", "train", "head_init", "head", "dtype", "inject_noise",
+    "noise_matrix", "epochs", "augment", "split", "fold", "val_fraction", "test_fraction", "limit",
+    "image_size", "max_length", "mean", "std", "skip_bad_images", "cache_mib", "seed", "device",
+)  # fmt: skip
 SPLIT_KEY = 0x9217
 
 

@@ -34,7 +34,7 @@ __all__ = [
 NOISE_KNOWLEDGE = ("known", "estimated", "instance_dependent")
 HELD_OUT_LABELS = ("true", "noisy", "unknown")
 LEAKS = {
-    "prior": "train the prior on a part of the data and certify on the rest",
+    "prior": "train the prior on a part of the data and certify on the other part",
     "prior_scales": "fix the grid of prior scales and ratios before looking at the examples",
     "batch_norm": "keep the pretrained batch-norm statistics",
     "normalisation": "keep the pretrained model's normalisation constants",

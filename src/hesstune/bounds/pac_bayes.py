@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from hesstune.checks import positive, unit_interval
+from hesstune.checks import unit_interval
 from hesstune.errors import ConfigError
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "confidence_interval",
     "confidence_upper",
     "gaussian_kl",
-    "geometric_grid",
     "kl_inverse",
     "monte_carlo_upper",
     "pac_bayes_kl",
@@ -38,7 +37,7 @@ def binary_kl(q: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
 
     Args:
         q: Probabilities in [0, 1]; 0 ln 0 counts as 0.
-        p: Probabilities in [0, 1]; the result is infinite where p excludes what q allows.
+        p: Probabilities in [0, 1]; the result is infinite if p is 0 or 1 and q is not.
 
     Example:
         >>> round(float(binary_kl(0.1, 0.3)), 6)
@@ -60,7 +59,7 @@ def _kl_terms(
 def _surely_above(
     q: NDArray[np.float64], p: NDArray[np.float64], c: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Tell where kl(q‖p) ≥ c even if every rounding went the wrong way."""
+    """Return whether kl(q‖p) ≥ c for any rounding, elementwise."""
     first, second = _kl_terms(q, p)
     with np.errstate(divide="ignore", invalid="ignore"):
         size = np.where(q > 0, q * (1 + np.abs(np.log(q)) + np.abs(np.log(p))), 0.0)
@@ -117,7 +116,7 @@ def gaussian_kl(
     Args:
         squared_distance: ‖v_i‖² of each block (or of each weight, with dimension 1).
         prior: s_i, the prior's standard deviations, above 0.
-        posterior: σ_i, the posterior's; equal to the prior's where left out.
+        posterior: σ_i, the posterior's; default: the prior's.
         dimension: d_i, the number of weights of each block.
 
     Raises:
@@ -213,19 +212,6 @@ def confidence_interval(count: int, n: int, delta: float) -> tuple[float, float]
     if n == 0:
         return 0.0, 1.0
     return 1.0 - confidence_upper(n - count, n, delta / 2), confidence_upper(count, n, delta / 2)
-
-
-def geometric_grid(low: float, high: float, ratio: float) -> tuple[float, ...]:
-    """Return low, low·ratio, … up to high: a grid of prior scales to fix before seeing the data.
-
-    Example:
-        >>> geometric_grid(0.25, 1.0, 2.0)
-        (0.25, 0.5, 1.0)
-    """
-    if positive("the grid's ratio", ratio) <= 1 or positive("the grid's end", high) < positive("start", low):
-        raise ConfigError(f"a grid needs a ratio above 1 and low ≤ high; got {low}, {high}, {ratio}")
-    steps = math.floor(math.log(high / low) / math.log(ratio) + 1e-9)
-    return tuple(low * ratio**k for k in range(steps + 1))
 
 
 def _inside(delta: float) -> float:

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hesstune.bounds.pac_bayes import geometric_grid
 from hesstune.checks import positive
 from hesstune.errors import ConfigError, LayerError, listed
 from hesstune.forward import named_modules, named_parameters
@@ -31,9 +30,9 @@ __all__ = [
 
 Sigma = Mapping[str, float | torch.Tensor]
 Array = NDArray[np.float64]
-PRIOR_SCALES = geometric_grid(2.0**-12, 2.0**5, 2.0**0.25)
+PRIOR_SCALES = tuple(2.0**-12 * (2.0**0.25) ** k for k in range(69))  # up to 2^5
 # Ratios of the relative noise of the layers below the head to that of the head.
-BODY_RATIOS = geometric_grid(2.0**-18, 1.0, 2.0**0.5)
+BODY_RATIOS = tuple(2.0**-18 * (2.0**0.5) ** k for k in range(37))  # up to 1
 _ROUNDINGS = 16
 
 

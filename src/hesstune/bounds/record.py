@@ -279,7 +279,7 @@ class Certificate:
                 else "non-vacuous"
             )
             lines = [
-                f"Certified: the true error of {kind.subject} is at most {self.risk:.4f} "
+                f"Certified: the true error of {kind.short_name} is at most {self.risk:.4f} "
                 f"with probability {1 - self.delta:g} ({verdict})."
             ]
         if self.number > 1 and not self.diagnostic:
@@ -327,13 +327,13 @@ class BoundKind(ABC):
     Attributes:
         name: The value of `Certificate.bound`.
         share: The part of delta that the bound has, a key of `Certificate.shares`.
-        subject: The predictor in a few words.
+        short_name: The predictor in a few words.
         predictor: The predictor that the bound is about.
     """
 
     name: ClassVar[str]
     share: ClassVar[str]
-    subject: ClassVar[str] = "the network"
+    short_name: ClassVar[str] = "the network"
     predictor: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
@@ -362,7 +362,7 @@ class PacBayes(BoundKind):
     """The randomised predictor's error, by PAC-Bayes-kl."""
 
     name, share = "pac_bayes", "pac_bayes"
-    subject = "the randomised predictor"
+    short_name = "the randomised predictor"
     predictor = (
         "randomised: fresh weights N(W, sigma^2) for every prediction; nothing is claimed of the unperturbed "
         "network"
