@@ -141,7 +141,8 @@ def _prefix(row: Rows, weight: NDArray[np.float64]) -> Rows:
         return row[:0]
     order = row[np.argsort(-weight[row], kind="stable")]
     rest = weight[order].sum() - np.concatenate([[0.0], np.cumsum(weight[order])[:-1]])
-    return order[rest >= SHARED_WEIGHT * weight[order].sum() - 1e-9]
+    kept: Rows = order[rest >= SHARED_WEIGHT * weight[order].sum() - 1e-9]
+    return kept
 
 
 def _matrix(rows: Sequence[Rows], weight: NDArray[np.float64], words: int) -> sparse.csr_array:
