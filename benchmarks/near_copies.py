@@ -23,6 +23,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
 from hesstune.data.examples import Examples, Texts
+from hesstune.data.image_copies import NULL_DEVIATIONS
 from hesstune.data.images import DecodedImages
 from hesstune.data.near_duplicates import near_duplicates
 from hesstune.data.sources import listing
@@ -137,6 +138,7 @@ def measure(data: Path, name: str) -> dict[str, Any]:
     start = time.process_time()
     (groups,) = near_duplicates([_part(rows, side)])
     record: dict[str, Any] = {"n": len(rows), "seconds": round(time.process_time() - start, 1)}
+    record["null_deviations"] = NULL_DEVIATIONS
     joined = [[names[row] for row in np.flatnonzero(groups == group)] for group in np.unique(groups)]
     record["joined"] = [some for some in joined if len(some) > 1]
     if not whole:
