@@ -153,7 +153,11 @@ def test_similar_texts_are_those_of_all_pairs():
     words = np.array(list("abcdefghijklmn"))
     texts = [" ".join(words[np.sort(rng.permutation(14)[: rng.integers(6, 14)])]) for _ in range(60)]
     sets = [frozenset(text.split()) for text in texts]
-    weight = {word: np.log(61 / sum(word in one for one in sets)) for word in set().union(*sets)}
+    different = set(sets)
+    weight = {
+        word: np.log((len(different) + 1) / sum(word in one for one in different))
+        for word in set().union(*sets)
+    }
     size = lambda words: sum(weight[word] for word in words)  # noqa: E731
     near = alike(texts).toarray() > 0
     similar = 0
@@ -172,6 +176,12 @@ def test_pairs_are_copies_where_both_texts_are():
     texts = Texts([("A b", "c"), ("a  b", "C"), ("a b", "d"), ("a b", None), ("c", "a b")])
     part = Examples(texts, np.arange(5), list("abcde"), None)
     assert near_duplicates([part.take([0, 2]), part.take([1, 3, 4])])[1].tolist() == [0, 2, 3]
+
+
+def test_pairs_of_one_first_text_are_compared_by_the_second():
+    text = "the old harbour master watched seven grey boats leave before dawn without lights"
+    texts = Texts([("yes", "no"), ("yes", text), ("yes", text.replace("watched", "saw"))])
+    assert near_duplicates([Examples(texts, np.arange(3), list("abc"), None)])[0].tolist() == [0, 1, 1]
 
 
 def test_nothing_to_compare():
