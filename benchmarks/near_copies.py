@@ -1,6 +1,6 @@
 """Measure which altered copies `hesstune.data.near_duplicates` finds, and which other examples it joins.
 
-python benchmarks/near_copies.py --data DATA [--only NAME]
+python benchmarks/near_copies.py --data DATA [--only NAME ...]
 
 DATA holds pacs128/, cifar10n/, sst2/ and wrench/. Thresholds were chosen on DEVELOPMENT rows of the lists
 below (files by name, lines of a table). This measures on the TEST rows, once. Each alteration is applied to
@@ -23,6 +23,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
 from hesstune.data.examples import Examples, Texts
+from hesstune.data.image_copies import NULL_DEVIATIONS
 from hesstune.data.images import DecodedImages
 from hesstune.data.near_duplicates import near_duplicates
 from hesstune.data.sources import listing
@@ -30,6 +31,8 @@ from records import arguments, read_record, write_record
 
 DEVELOPMENT, TEST = slice(0, None, 2), slice(1, None, 2)
 PACS = ("photo", "art_painting", "cartoon", "sketch")
+# A collection of which all rows are searched, for the time, without copies.
+ALL_ROWS = "cifar10n, all rows"
 COPIES = 150
 FLIP, BILINEAR, BLUR = Image.Transpose.FLIP_LEFT_RIGHT, Image.Resampling.BILINEAR, ImageFilter.GaussianBlur
 TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
@@ -103,12 +106,14 @@ def _rows(data: Path, name: str) -> tuple[list[str], list[Any]]:
     """Return the names and the examples of all rows of a list."""
     if name in PACS:
         files = sorted((data / "pacs128" / name).glob("*/*.jpg"))
-    elif name == "cifar10n":
-        with (data / name / "labels.csv").open(newline="", encoding="utf-8") as file:
-            files = [data / name / line["image"] for line in csv.DictReader(file)]
+    elif name in ("cifar10n", ALL_ROWS):
+        with (data / "cifar10n" / "labels.csv").open(newline="", encoding="utf-8") as file:
+            files = [data / "cifar10n" / line["image"] for line in csv.DictReader(file)]
     elif name == "digits":
-        pixels = listing("digits", 32).array.permute(0, 2, 3, 1).numpy()
-        return [str(n) for n in range(len(pixels))], [Image.fromarray(some) for some in pixels]
+        array = listing("digits", 32).array
+        assert array is not None
+        images = [Image.fromarray(some) for some in array.permute(0, 2, 3, 1).numpy()]
+        return [str(n) for n in range(len(images))], images
     else:
         texts = _texts(data, name)
         return texts, list(texts)
@@ -125,15 +130,18 @@ def _texts(data: Path, name: str) -> list[str]:
 
 def measure(data: Path, name: str) -> dict[str, Any]:
     """Return recall by alteration, and the groups found among the unaltered rows."""
-    names, rows = (some[TEST] if name != "digits" else some for some in _rows(data, name))
-    rng, kinds = np.random.default_rng(0), TEXTS if isinstance(rows[0], str) else IMAGES
+    whole = name in ("digits", ALL_ROWS)
+    names, rows = (some if whole else some[TEST] for some in _rows(data, name))
+    rng = np.random.default_rng(0)
+    kinds: dict[str, Callable[[Any, Random], Any]] = {**(TEXTS if isinstance(rows[0], str) else IMAGES)}
     side = 128 if name in PACS else 32
     start = time.process_time()
     (groups,) = near_duplicates([_part(rows, side)])
-    record = {"n": len(rows), "seconds": round(time.process_time() - start, 1)}
+    record: dict[str, Any] = {"n": len(rows), "seconds": round(time.process_time() - start, 1)}
+    record["null_deviations"] = NULL_DEVIATIONS
     joined = [[names[row] for row in np.flatnonzero(groups == group)] for group in np.unique(groups)]
     record["joined"] = [some for some in joined if len(some) > 1]
-    if name != "digits":
+    if not whole:
         long = [n for n, row in enumerate(rows) if not isinstance(row, str) or len(row.split()) >= 8]
         share = min(COPIES, len(long) // len(kinds))
         chosen = rng.permutation(long)[: share * len(kinds)].reshape(len(kinds), share)
@@ -151,10 +159,10 @@ def measure(data: Path, name: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = arguments(__doc__, "pacs128/, cifar10n/, sst2/ and wrench/")
-    parser.add_argument("--only", help="one collection")
+    collections = ("digits", *PACS, "cifar10n", ALL_ROWS, "sst2", "trec", "youtube")
+    parser.add_argument("--only", nargs="*", default=collections, choices=collections, help="collections")
     given = parser.parse_args()
-    for collection in ("digits", *PACS, "cifar10n", "sst2", "trec", "youtube"):
-        if given.only in (None, collection):
-            found = measure(given.data, collection)
-            every = read_record("near_copies", {"collections": {}})["collections"]
-            write_record("near_copies", {"collections": {**every, collection: found}})
+    for collection in given.only:
+        found = measure(given.data, collection)
+        every = read_record("near_copies", {"collections": {}})["collections"]
+        write_record("near_copies", {"collections": {**every, collection: found}})

@@ -625,6 +625,20 @@ def run_coverage() -> str:
     return markdown(titles, cells)
 
 
+@table
+def near_copies() -> str:
+    found = dict(sorted(read_record("near_copies")["collections"].items()))
+    shown = [{**own, "name": name, "joined": len(own["joined"])} for name, own in found.items()]
+    columns = {"collection": "{name}", "examples": "{n}", "`NULL_DEVIATIONS`": "{null_deviations:g}"}
+    tables = [listed(shown, {**columns, "groups joined": "{joined}", "seconds": "{seconds}"})]
+    for kinds in dict.fromkeys(tuple(own["recall"]) for own in found.values() if "recall" in own):
+        measured = {name: own for name, own in found.items() if tuple(own.get("recall", ())) == kinds}
+        cells = [["copies of each kind", *(str(own["copies"]) for own in measured.values())]]
+        cells += [[kind, *(f"{own['recall'][kind]:.3f}" for own in measured.values())] for kind in kinds]
+        tables.append(markdown(["share found", *measured], cells))
+    return "\n\n".join(tables)
+
+
 # From the code
 
 for example in sorted((ROOT / "examples").glob("*.py")):

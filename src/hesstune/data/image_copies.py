@@ -195,8 +195,10 @@ class _Search:
         moved, target, weight, _ = _align(one, two, maps, 2)
         best = torch.full((len(a),), -1.0)
         for blurs in FURTHER:
-            ends = [_standard(_blurred(t, s), weight) for t, s in zip((moved, target), blurs, strict=True)]
-            best = torch.maximum(best, _correlation(*ends, weight))
+            ours, others = (
+                _standard(_blurred(t, s), weight) for t, s in zip((moved, target), blurs, strict=True)
+            )
+            best = torch.maximum(best, _correlation(ours, others, weight))
         overlap = weight.sum((1, 2, 3)) / _PLACES[FINE_SIDE][1].sum()
         return torch.where(overlap >= OVERLAP, best, -1.0).numpy()
 
@@ -268,7 +270,7 @@ def _basis() -> torch.Tensor:
 
 
 def _normalised(rows: torch.Tensor) -> torch.Tensor:
-    return rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    return functional.normalize(rows, dim=-1, eps=1e-6)
 
 
 def _blurred(images: torch.Tensor, deviation: float) -> torch.Tensor:

@@ -100,19 +100,22 @@ def _alike(texts: Sequence[str]) -> sparse.csr_array:
     Texts of enough similarity share one of their rarest words: of those that remain, the weight is too small
     (prefix filtering; Chaudhuri et al. 2006). So only few pairs are compared.
     """
+    numbers: dict[str, int] = {}
+    of = np.array([numbers.setdefault(text, len(numbers)) for text in texts])
+    if len(numbers) < len(texts):
+        whole: sparse.csr_array = _alike(list(numbers))[of][:, of]
+        return whole
     words: dict[str, int] = {}
     rows = [np.array(sorted({words.setdefault(w, len(words)) for w in text.split()}), int) for text in texts]
     frequency = np.bincount(np.concatenate(rows), minlength=len(words))
     weight = np.log((len(texts) + 1) / frequency)
     prefixes = [_prefix(row, weight) for row in rows]
-    every = [row if len(row) >= FEWEST_WORDS else row[:0] for row in rows]
-    shares = _matrix(every, weight, len(words))
+    long = [row if len(row) >= FEWEST_WORDS else row[:0] for row in rows]
+    shares = _matrix(long, weight, len(words))
     starts = _matrix(prefixes, np.ones(len(words)), len(words))
     total = shares.sum(axis=1)
-    numbers: dict[str, int] = {}
-    equal = np.array([numbers.setdefault(text, row) for row, text in enumerate(texts)])
-    found: tuple[list[Rows], list[Rows]] = [np.arange(len(texts)), equal], [equal, np.arange(len(texts))]
-    indicator = _matrix(every, np.ones(len(words)), len(words))
+    found: tuple[list[Rows], list[Rows]] = [np.arange(len(texts))], [np.arange(len(texts))]
+    indicator = _matrix(long, np.ones(len(words)), len(words))
     for at in range(0, len(texts), ROWS):
         near = (starts[at : at + ROWS] @ starts.T).tocoo()
         a, b = near.row + at, near.col
@@ -141,7 +144,8 @@ def _prefix(row: Rows, weight: NDArray[np.float64]) -> Rows:
         return row[:0]
     order = row[np.argsort(-weight[row], kind="stable")]
     rest = weight[order].sum() - np.concatenate([[0.0], np.cumsum(weight[order])[:-1]])
-    return order[rest >= SHARED_WEIGHT * weight[order].sum() - 1e-9]
+    kept: Rows = order[rest >= SHARED_WEIGHT * weight[order].sum() - 1e-9]
+    return kept
 
 
 def _matrix(rows: Sequence[Rows], weight: NDArray[np.float64], words: int) -> sparse.csr_array:
