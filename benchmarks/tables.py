@@ -557,7 +557,7 @@ def certificates_networks() -> str:
 @table
 def certificates_tight() -> str:
     record, cells = read_record("certificates_tight"), []
-    for name in dict.fromkeys(part.rpartition(", ")[0] for part in record if part != "coverage"):
+    for name in dict.fromkeys(part.rpartition(", ")[0] for part in record):
         found = [part for key, part in record.items() if key.rpartition(", ")[0] == name]
         shown = [
             joined("{:.3f}", (part[way][key] for part in found))
@@ -568,13 +568,6 @@ def certificates_tight() -> str:
         cells.append([name, str(found[0]["now"]["n"]), *shown, *priors])
     titles = ["data", "N", "before", "test error before", "defaults", "test error", "real-valued"]
     return markdown([*titles, "prior at 0", "localised", "known variance (no certificate)"], cells)
-
-
-@table
-def certificates_tight_coverage() -> str:
-    columns = {"bound": "{bound}", "kind": "{kind}", "failed": "{failed}", "of": "{trials}"}
-    columns["most"] = "{most}"
-    return listed(read_record("certificates_tight")["coverage"], columns)
 
 
 @table
