@@ -23,7 +23,8 @@ from records import alone, arguments, read_record, write_record
 
 NAME = "certificates_networks"
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
-# The record's options; certificates_tight.py compares them with the defaults.
+# The record's options, also of the rows "half for the start", whose heads `certify` now trains with the
+# defaults; certificates_tight.py compares the two.
 PLAIN = {"average": 0, "center": 0}
 PICKED: dict[str, Any] = {"method": "pick_to_learn", "val_fraction": 0, "method_options": PLAIN}
 HEAD = {"method": "vanilla", "train": "head", "augment": "none", "epochs": 30, "val_fraction": 0}

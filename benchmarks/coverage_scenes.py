@@ -266,13 +266,14 @@ def penalty(t: Trial) -> None:
     x, y = sided_images(t.rng, 600), t.rng.integers(0, k, 600)
     # The test part has every class; two examples are left.
     told: Any = {"head_init": "keep", "method": "pick_to_learn", "test_fraction": 1 - 2 / 600}
+    plain = {"average": 0, "center": 0}  # so that a penalty decides where the network of one fit runs
     asked: Any = {"bound": "compression", "repeats": "allow", "delta": LOOSE}
-    run = t.run((x, y), many_sided(k), **told)
+    run = t.run((x, y), many_sided(k), **told, method_options=plain)
     found = _given([t.attempt(run, **asked)])
     t.note("sound", "compression, n = 2, δ = .1: the penalty as it is", _least(found, LOOSE), truth, LOOSE)
     sides = {int(x[int(row["id"]), 0, 0, 0]) for row in run.labels() if row["part"] == "train"}
     for value in PENALTIES if len(sides) == 2 else ():  # on one side no penalty can matter
-        run = t.run((x, y), many_sided(k), **told, method_options={"penalty": float(value)})
+        run = t.run((x, y), many_sided(k), **told, method_options={**plain, "penalty": float(value)})
         if len(run.outcome.kept or []) < 2:
             found += _given([t.attempt(run, **asked)])
             break

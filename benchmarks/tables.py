@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import math
 import re
 import sys
@@ -551,6 +552,22 @@ def certificates_networks() -> str:
                 errors = joined("{:.3f}", (cell["held_out"]["error"] for cell in found))
                 cells.append([name, f"`{bound}`", risks, counts, str(found[0]["n"]), errors])
     return markdown(["run", "bound", "certificates", "kept, or errors", "n", "test error"], cells)
+
+
+@table
+def certificates_tight() -> str:
+    record, cells = read_record("certificates_tight"), []
+    for name in dict.fromkeys(part.rpartition(", ")[0] for part in record):
+        found = [part for key, part in record.items() if key.rpartition(", ")[0] == name]
+        shown = [
+            joined("{:.3f}", (part[way][key] for part in found))
+            for way, key in itertools.product(("before", "now"), ("risk", "test_error"))
+        ]
+        shown.append(joined("{:.3f}", (part["now"]["real_valued"] for part in found)))
+        priors = (f"{prior['risk']:.3f}" for prior in found[0]["localised"].values())
+        cells.append([name, str(found[0]["now"]["n"]), *shown, *priors])
+    titles = ["data", "N", "before", "test error before", "defaults", "test error", "real-valued"]
+    return markdown([*titles, "prior at 0", "localised", "known variance (no certificate)"], cells)
 
 
 @table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ class Picks:
     """How far Pick-to-Learn has come.
 
     Attributes:
-        kept: The examples picked so far, in their order; at the end also the errors that are only counted.
+        kept: The examples picked so far, in their order.
         weight: (K, D) V, what is added to the start's weight: the running average of the fits.
         fitted: (K, D) the last fit to the picked examples, from which the next fit starts.
         done: Whether every other example is classified correctly.
@@ -45,12 +45,11 @@ class Picker:
     u_i = c_i/‖c_i‖, c_i is the feature vector (minus its own mean under `center`), and s_i are the start's
     logits divided by ‖c_i‖. This changes no prediction: the division scales all logits of an example, and the
     rows of A sum to 0 under `center`. The head is W = W₀ + V, V ← average·V + (1 − average)·A after each fit.
-    The next picks are the ⌊grow·|T|⌋ (at least one) misclassified examples with the smallest lead, or with
-    the smallest digest of features and label. Once `stop` examples are picked, the remaining errors are
-    counted in `kept` and not fitted. All of this is a function of the picked examples and their order, so
-    the scheme is preferent: leaving out examples that are not in `kept` changes neither `kept` nor the head,
-    and an example that the head misclassifies would be in `kept`. Paccagnan, Campi & Garatti, The
-    Pick-to-Learn algorithm (NeurIPS 2023).
+    The next picks are the ⌊grow·|T|⌋ (at least one) misclassified examples with the smallest lead; ties are
+    broken by a digest of features and label. V depends on the picked examples and their order alone, u_i and
+    s_i on example i alone. So the scheme is preferent: leaving out examples that are not picked changes
+    neither the picks nor the head, and an example that the head misclassifies would have been picked.
+    Paccagnan, Campi & Garatti, The Pick-to-Learn algorithm (NeurIPS 2023).
 
     Args:
         features: x, (N, D).
@@ -60,9 +59,7 @@ class Picker:
         grow: Share of |T| that is added at a time.
         steps: Iterations of L-BFGS at most for each fit, from the last fit.
         average: Weight of the earlier fits in V, in [0, 1); 0 takes the last fit.
-        center: Subtract each feature vector's own mean.
-        worst_first: Pick by the smallest lead; False picks by the digest.
-        stop: Number of picks after which the remaining errors are counted; None picks until no error is left.
+        center: Subtract from each feature vector the mean of its own D entries; no other example enters.
 
     Raises:
         DataError: If a feature is not finite, or the features of an example are all zero (under `center`:
@@ -84,8 +81,6 @@ class Picker:
     steps: int = 20
     average: float = 0.95
     center: bool = False
-    worst_first: bool = True
-    stop: int | None = None
     unit: torch.Tensor = field(init=False)
     offset: torch.Tensor = field(init=False)
     order: NDArray[np.int64] = field(init=False)
@@ -124,10 +119,12 @@ class Picker:
         while not picks.done:
             lead = self.lead(picks.weight)
             wrong = np.flatnonzero(free & (lead < LEAD))
-            if not len(wrong) or (self.stop is not None and len(picks.kept) >= self.stop):
-                picks = Picks([*picks.kept, *wrong.tolist()], picks.weight, picks.fitted, True)
+            if not len(wrong):
+                picks = replace(picks, done=True)
             else:
-                chosen = self._chosen(wrong, lead, len(picks.kept))
+                # The number depends on the picked examples only, never on how many errors are left.
+                count = max(1, int(self.grow * len(picks.kept)))
+                chosen = wrong[np.lexsort((self.order[wrong], lead[wrong]))[:count]]
                 free[chosen] = False
                 kept = [*picks.kept, *chosen.tolist()]
                 fitted = self._fitted(kept, picks.fitted)
@@ -142,13 +139,6 @@ class Picker:
         logits[rows, self.labels] = -np.inf
         found: NDArray[np.float64] = own - logits.max(axis=1)
         return found
-
-    def _chosen(self, wrong: NDArray[np.int64], lead: NDArray[np.float64], picked: int) -> NDArray[np.int64]:
-        """Return which of the misclassified examples are picked next."""
-        # The number depends on the picked examples only, never on how many errors are left.
-        count = max(1, int(self.grow * picked))
-        keys = (self.order[wrong], lead[wrong]) if self.worst_first else (self.order[wrong],)
-        return wrong[np.lexsort(keys)[:count]]
 
     def _fitted(self, kept: list[int], weight: torch.Tensor) -> torch.Tensor:
         """Return A fitted to the picked examples, starting at the last fit."""

@@ -35,8 +35,6 @@ class PickToLearn(Method):
         "steps": Option(20, "of L-BFGS a fit, at most", low=1.0),
         "average": Option(0.95, "PACS photo and cartoon, split of seed 100", low=0.0, high=0.999),
         "center": Option(1.0, "PACS photo and cartoon, split of seed 100", low=0.0, high=1.0),
-        "worst_first": Option(1.0, "0 picks by a digest of the example", low=0.0, high=1.0),
-        "stop": Option(1.0, "share picked before the errors left are only counted", low=1e-9, high=1.0),
     }
 
     def __init__(self, setup: MethodSetup) -> None:
@@ -85,8 +83,6 @@ class PickToLearn(Method):
             int(options["steps"]),
             options["average"],
             options["center"] > 0,
-            options["worst_first"] > 0,
-            math.ceil(options["stop"] * len(features)),
         )
 
     def _pick(self, most: int) -> None:
