@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,7 +158,7 @@ def row_of(task: FieldTask, seed: int) -> list[object]:
     return [task.name, seed, len(task.x), noise, found.chosen, *figures, round(spent, 2)]
 
 
-PARTS = {
+PARTS: dict[str, tuple[str, tuple[str, ...], Callable[[str, int, Path], FieldTask], range]] = {
     "test": ("field_labels.csv", TASKS, field_task, TEST_SEEDS),
     "development": ("field_labels_development.csv", DEVELOPMENT, _development_task, DEVELOPMENT_SEEDS),
     "small": ("field_labels_small.csv", SMALL, _small_task, TEST_SEEDS),
