@@ -459,12 +459,27 @@ def rules() -> str:
     return markdown(["label model", "method", "test accuracy, %"], cells)
 
 
+FINDING = {
+    "ap_clean": "AP: clean",
+    "ap_cleanlab": "AP: cleanlab",
+    "f1_clean": "F1: clean",
+    "f1_cleanlab": "F1: cleanlab",
+}
+
+
 @table
 def label_errors() -> str:
     columns = {"ece": "ECE", "top100": "top 100", "tv_em": "F: em", "tv_confident": "F: confident"}
-    columns |= {"ap_clean": "AP: clean", "ap_cleanlab": "AP: cleanlab"}
-    columns |= {"f1_clean": "F1: clean", "f1_cleanlab": "F1: cleanlab"}
-    found, cells = read_rows(RESULTS / "field_labels.csv"), []
+    return _label_errors("field_labels.csv", columns | FINDING)
+
+
+@table
+def label_errors_small() -> str:
+    return _label_errors("field_labels_small.csv", {"ece": "ECE"} | FINDING)
+
+
+def _label_errors(record: str, columns: dict[str, str]) -> str:
+    found, cells = read_rows(RESULTS / record), []
     for task in dict.fromkeys(row["task"] for row in found):
         own = [row for row in found if row["task"] == task]
         noise, rate, low, high = (

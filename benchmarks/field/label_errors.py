@@ -7,9 +7,10 @@ scores; the estimated noise rate and its 90 % interval; the expected calibration
 a wrong label (10 bins of equal width); the share of wrong labels among the 100 most suspected. cleanlab has
 probabilities cross-fitted by scikit-learn's LogisticRegression with a cross-validated penalty. Every number
 of `clean` that was chosen on data was chosen on the development tasks: some with half of their noise or with
-none, and the worse of two people's labels. Continues where it stopped.
+none, and the worse of two people's labels. PART is `test`, `development` or `small`: sets of 100 texts of two
+classes. Continues where it stopped.
 
-    python benchmarks/field/label_errors.py --data DATA [--part test|development] [--seeds N] [--only TEXT]
+    python benchmarks/field/label_errors.py --data DATA [--part PART] [--seeds N] [--only TEXT]
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from tasks import DEVELOPMENT_SEEDS, TEST_SEEDS, FieldTask, field_task
 
 from hesstune.labeling.clean import clean
@@ -31,7 +34,6 @@ from hesstune.noise.estimate import confident
 from peers import CrossValidated
 from records import RESULTS, add_row, arguments, read_rows
 
-PATH, DEVELOPED = RESULTS / "field_labels.csv", RESULTS / "field_labels_development.csv"
 COLUMNS = (
     "task", "seed", "n", "noise", "chosen", "tv_em", "tv_confident",
     "ap_clean", "ap_cleanlab", "f1_clean", "f1_cleanlab", "rate", "low", "high", "ece", "top100", "seconds",
@@ -68,6 +70,9 @@ DEVELOPMENT = (
     "cartoon symmetric:0.2 true",
     "sst2 symmetric:0.3 true",
 )
+# Source, number of texts, number of wrong labels.
+SMALL = ("sst2 100 6", "sst2 100 9", "mrpc 100 7", "mrpc 100 10", "youtube 100 8", "youtube 100 11")
+DRAWN_FROM = {"sst2": "sst2 symmetric:0.2", "mrpc": "mrpc pair:0.2", "youtube": "youtube votes"}
 SCORES = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
 
 
@@ -83,6 +88,16 @@ def _development_task(name: str, seed: int, data: Path) -> FieldTask:
     task = field_task(whole, seed, data)
     kept = np.random.default_rng([seed, 0x4A1F]).random(len(task.x)) < (0.5 if part == "half" else 0.0)
     return replace(task, name=name, given=np.where(kept, task.given, task.true))
+
+
+def _small_task(name: str, seed: int, data: Path) -> FieldTask:
+    """Return training examples of a task with true labels, of which some are changed to the other class."""
+    origin, n, wrong = name.split()
+    task = field_task(DRAWN_FROM[origin], seed, data)
+    rows = np.random.default_rng([seed, int(wrong)]).permutation(len(task.x))[: int(n)]
+    true = task.true[rows]
+    given = np.where(np.arange(len(rows)) < int(wrong), 1 - true, true)
+    return replace(task, name=name, x=task.x[rows], given=given, true=true)
 
 
 def _variation(matrix: NDArray[np.float64], task: FieldTask) -> float:
@@ -143,18 +158,25 @@ def row_of(task: FieldTask, seed: int) -> list[object]:
     return [task.name, seed, len(task.x), noise, found.chosen, *figures, round(spent, 2)]
 
 
+PARTS: dict[str, tuple[str, tuple[str, ...], Callable[[str, int, Path], FieldTask], range]] = {
+    "test": ("field_labels.csv", TASKS, field_task, TEST_SEEDS),
+    "development": ("field_labels_development.csv", DEVELOPMENT, _development_task, DEVELOPMENT_SEEDS),
+    "small": ("field_labels_small.csv", SMALL, _small_task, TEST_SEEDS),
+}
+
+
 def main() -> None:
     parser = arguments(__doc__, "pacs128/ and cifar10n/")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="tasks whose name has this in it")
-    parser.add_argument("--part", choices=("test", "development"), default="test")
+    parser.add_argument("--part", choices=PARTS, default="test")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
-    test = asked.part == "test"
-    path, make = (PATH, field_task) if test else (DEVELOPED, _development_task)
+    file, names, make, seeds = PARTS[asked.part]
+    path = RESULTS / file
     done = {(row["task"], int(row["seed"])) for row in read_rows(path)}
-    for seed in (TEST_SEEDS if test else DEVELOPMENT_SEEDS)[: asked.seeds]:
-        for name in (name for name in (TASKS if test else DEVELOPMENT) if asked.only in name):
+    for seed in seeds[: asked.seeds]:
+        for name in (name for name in names if asked.only in name):
             if (name, seed) not in done:
                 add_row(path, COLUMNS, row_of(make(name, seed, asked.data), seed))
 

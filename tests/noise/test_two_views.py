@@ -114,7 +114,7 @@ def test_the_interval_is_a_beta_quantile_around_both_ends():
 @pytest.mark.parametrize("seed", range(6))
 def test_a_hundred_examples_have_a_rate_above_none_and_an_interval_around_the_truth(seed):
     x, y, _ = scene(n=100, k=2, spread=0.7, seed=seed)
-    x = np.concatenate([x, np.random.default_rng(seed).normal(size=(100, 40))], axis=1)
+    x = np.concatenate([x, np.random.default_rng(seed).normal(size=(100, 20))], axis=1)
     given = y.copy()
     flipped = np.random.default_rng(seed).permutation(100)[: 6 + seed]
     given[flipped] = 1 - given[flipped]
