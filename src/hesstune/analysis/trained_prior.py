@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -303,7 +303,7 @@ def _estimates(config: FinetuneConfig) -> bool:
     return (config.noise_matrix or "").startswith("estimate")
 
 
-def _config(config: FinetuneConfig, changes: dict[str, object]) -> FinetuneConfig:
+def _config(config: FinetuneConfig, changes: Mapping[str, object]) -> FinetuneConfig:
     kept = {name: getattr(config, name) for name in KEPT}
     if "train" in changes:  # its own number of epochs; frozen layers need no augmentation
         kept = {name: value for name, value in kept.items() if name not in ("epochs", "augment", "train")}
