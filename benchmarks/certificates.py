@@ -18,7 +18,7 @@ from hesstune.analysis.certify import certify_run
 from hesstune.bounds.monte_carlo import Feeder, Perturbation, WeightDraws
 from hesstune.forward import evaluating, logits_of
 from hesstune.inputs.batches import make_inputs, to_channels_last
-from hesstune.runs.task import run_task
+from hesstune.runs.loading import run_task
 from records import arguments, read_record, write_record
 
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")

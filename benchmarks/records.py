@@ -23,8 +23,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from hesstune.storage.atomic import write_text
-from hesstune.storage.row_json import row_json
+from hesstune.storage.files import write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -34,6 +33,8 @@ PACKAGES = (
     "hesstune", "torch", "numpy", "scikit-learn", "transformers", "peft", "lightning", "accelerate",
     "datasets", "timm", "torchvision", "cleanlab", "crowd-kit", "curvlinops-for-pytorch",
 )  # fmt: skip
+# A part of a record that is longer than this is broken into its parts.
+LINE_WIDTH = 300
 Row = dict[str, Any]
 
 
@@ -112,7 +113,20 @@ def read_record(name: str, empty: Row | None = None) -> Row:
 def write_record(name: str, record: Row) -> None:
     """Write results/NAME.json whole or not at all."""
     RESULTS.mkdir(exist_ok=True)
-    write_text(RESULTS / f"{name}.json", row_json(record))
+    write_text(RESULTS / f"{name}.json", _row_json(json.loads(json.dumps(record, allow_nan=False))) + "\n")
+
+
+def _row_json(value: object, depth: int = 0) -> str:
+    """Return JSON text in which every part that fits has one line, and every list of numbers."""
+    line = json.dumps(value)
+    numbers = isinstance(value, list) and all(isinstance(part, int | float) for part in value)
+    if not isinstance(value, dict | list) or len(line) <= LINE_WIDTH or numbers:
+        return line
+    inner, outer = "\n" + " " * (depth + 1), "\n" + " " * depth
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(name)}: {_row_json(part, depth + 1)}" for name, part in value.items()]
+        return "{" + inner + f",{inner}".join(parts) + outer + "}"
+    return "[" + inner + f",{inner}".join(_row_json(part, depth + 1) for part in value) + outer + "]"
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

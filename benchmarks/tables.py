@@ -21,7 +21,7 @@ import numpy as np
 import analysis as a
 import memory_model as memory
 from hesstune.methods import TIERS, method_class, method_names
-from hesstune.storage.atomic import write_text
+from hesstune.storage.files import write_text
 from hesstune.study.results import paired_difference
 from records import DOCS, RESULTS, ROOT, Row, lines, read_record, read_rows, result, rows
 

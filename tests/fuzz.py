@@ -39,7 +39,7 @@ from hesstune.report.layers import layer_rows, setters
 from hesstune.report.narrative import assumptions, provenance, verdict
 from hesstune.runs import guarantee_log, records
 from hesstune.runs.config import make_config, read_yaml
-from hesstune.runs.data_record import DataRecord, PartRecord
+from hesstune.runs.integrity import DataRecord, PartRecord
 from hesstune.storage.stored import read_record
 from hesstune.storage.tensors import load_tree, save_tree
 from hesstune.weak.vote_files import read_votes

@@ -70,10 +70,10 @@ def test_the_page_has_the_homes_of_the_contracts():
 
 
 def test_the_page_has_all_that_is_looked_up_by_name():
-    told = {}
+    listed = {}
     for file, found, why in table("| file | looks up |"):
         (path,) = re.findall(r"`([^`]+)`", file)
-        told[path] = {name.replace("/", ".") for name in names(found)}
+        listed[path] = {name.replace("/", ".") for name in names(found)}
         assert len(why) > 10
     found = {}
     for path in source("src"):
@@ -85,10 +85,10 @@ def test_the_page_has_all_that_is_looked_up_by_name():
             looked_up = set(re.findall(r'"hesstune\.([\w.]+)"', text))
             if place != "_lazy.py" and looked_up:
                 found[place] = looked_up
-        assert not re.search(r'import_module\(f?"hesstune|__import__\(', text) or place in told, place
+        assert not re.search(r'import_module\(f?"hesstune|__import__\(', text) or place in listed, place
         # A table of modules by name, loaded elsewhere.
-        assert not re.search(r'\("hesstune\.[\w.]+", "\w+"\)', text) or place in told, place
-    assert found == told
+        assert not re.search(r'\("hesstune\.[\w.]+", "\w+"\)', text) or place in listed, place
+    assert found == listed
 
 
 def test_circles_are_forbidden_everywhere():
@@ -177,8 +177,8 @@ def test_the_reference_and_examples_have_public_paths_alone():
     for path in reference:
         package, _, name = path.rpartition(".")
         assert name in importlib.import_module(package).__all__, path
-    told = [*(ROOT / "examples").glob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+    listed = [*(ROOT / "examples").glob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
     public = {"hesstune", "hesstune.errors", "hesstune.methods", *(f"hesstune.{room}" for room in LAZY)}
-    for file in told:
+    for file in listed:
         for package in re.findall(r"^from (hesstune[\w.]*) import", file.read_text(), re.MULTILINE):
             assert package in public or package.startswith("hesstune.integrations."), f"{file}: {package}"

@@ -14,9 +14,8 @@ from hesstune.bounds.conditions import LEAKS, NOISE_KNOWLEDGE
 from hesstune.errors import ConfigError
 from hesstune.labeling.options import LabelOptions
 from hesstune.options import Names, Options, make_options, takes_options
-from hesstune.report.options import ReportOptions
 from hesstune.runs.config import FinetuneConfig
-from hesstune.runs.options.analysis import CertifyOptions, MeasureOptions
+from hesstune.runs.options import CertifyOptions, MeasureOptions, ReportOptions
 from hesstune.study.options import CompareOptions
 
 MODELS = [FinetuneConfig, MeasureOptions, CertifyOptions, LabelOptions, CompareOptions, ReportOptions]

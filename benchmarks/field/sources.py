@@ -22,7 +22,7 @@ from hesstune.data.load import load_task
 from hesstune.inputs.batches import to_channels_last
 from hesstune.inputs.features import FeatureStore, frozen_features, sharing
 from hesstune.models.load import load_model
-from hesstune.storage.csv_table import read_table
+from hesstune.storage.tables import read_table
 from hesstune.weak.functions import apply_functions
 from hesstune.weak.vote_files import long_columns, long_votes, vote_columns, votes_in
 from hesstune.weak.votes import Votes

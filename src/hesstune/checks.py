@@ -123,7 +123,7 @@ def one_of(kind: str, given: str, valid: Sequence[str]) -> str:
 
 
 def expanded(path: str | Path) -> Path:
-    """Return a path with ~ or ~NAME at its beginning replaced by that home; as it is where nobody has one."""
+    """Return a path with ~ or ~NAME at its beginning replaced by that home; as it is if nobody has one."""
     try:
         return Path(path).expanduser()
     except RuntimeError:

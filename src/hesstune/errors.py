@@ -1,4 +1,4 @@
-"""Every error hesstune raises on purpose: what was given, what is needed, how to mend it."""
+"""Every error hesstune raises on purpose: what was given, what is needed, how to fix it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class DataError(HesstuneError, ValueError):
 
 
 class NoiseMatrixError(HesstuneError, ValueError):
-    """A noise matrix is malformed, of the wrong size, or singular where its inverse is needed."""
+    """A noise matrix is malformed, of the wrong size, or singular if its inverse is needed."""
 
 
 class RefutedNoiseError(NoiseMatrixError):
@@ -138,8 +138,8 @@ class HesstuneWarning(UserWarning):
 def listed(names: Iterable[object], most: int = 8) -> str:
     """Join names for a message, cutting long lists and long names, and saying how many were left out."""
     shown = [cut(name) for name in names]
-    rest = len(shown) - most
-    return ", ".join(shown[:most]) + (f" and {rest} more" if rest > 0 else "")
+    more = len(shown) - most
+    return ", ".join(shown[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def counted(n: int, noun: str) -> str:
@@ -153,7 +153,7 @@ def counted(n: int, noun: str) -> str:
 
 
 def cut(name: object, most: int = 120) -> str:
-    """Return a name for a message, cut where it is long: it may come from any file."""
+    """Return a name for a message, cut if it is long: it may come from any file."""
     text = str(name)
     return text if len(text) <= most else f"{text[:most]}…"
 

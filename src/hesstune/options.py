@@ -1,4 +1,4 @@
-"""Options, each declared once: a function's keywords and a command's options are one model's fields.
+"""Options, each declared once: a function's keywords and a command's options are fields of one model.
 
 A field says an option's type, default, range and meaning. `make_options` checks values against a model,
 `takes_options` shows a model's fields in a function's signature and docstring, and `hesstune.cli.options`
@@ -51,7 +51,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Shown:
-    """How the command line takes an option, where its type does not tell.
+    """How the command line takes an option, if its type does not determine it.
 
     Attributes:
         metavar: The word that stands for the value in the help.
@@ -118,10 +118,10 @@ DEVICE: Any = Field("auto", description="where to compute: cpu, cuda, mps or aut
 
 
 class Options(BaseModel):
-    """Base of all options: they are frozen, and a name that is none of them is refused.
+    """Base of all options: they are frozen, and unknown names are errors.
 
     Attributes:
-        heading: What the options that a class declares stand under in a command's help.
+        heading: The heading of the class's options in a command's help.
         first: Names of those that most users need, shown above all headings.
     """
 
@@ -222,7 +222,7 @@ def make_options(kind: type[O], values: Mapping[str, Any], style: str = "{}") ->
         return kind.model_validate(dict(values))
     except ValidationError as error:
         problem = error.errors()[0]
-    raise _told(kind, problem, values, style)
+    raise _option_error(kind, problem, values, style)
 
 
 def _written(name: str, style: str) -> str:
@@ -249,7 +249,9 @@ def names_written(text: str, kind: type[Options] | None = None, style: str = "{}
     return re.sub(r"\{\{(\w+)\}\}|\{(\w+)\}", written, text)
 
 
-def _told(kind: type[Options], problem: ErrorDetails, values: Mapping[str, Any], style: str) -> Exception:
+def _option_error(
+    kind: type[Options], problem: ErrorDetails, values: Mapping[str, Any], style: str
+) -> Exception:
     """Return the error that says what is wrong with which option."""
     if not problem["loc"]:  # of several options at once: the message names them
         return ConfigError(names_written(_reason(problem), kind, style))
@@ -296,7 +298,7 @@ def _alternatives(annotation: Any) -> list[Any]:
 
 
 def _choices(annotation: Any) -> list[str]:
-    """Return the names that a field takes, where it takes nothing else."""
+    """Return the names that a field takes, if it takes nothing else."""
     if get_origin(annotation) is Literal:
         return [str(name) for name in get_args(annotation)]
     kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
@@ -313,7 +315,7 @@ def takes_options(
 
     Args:
         kind: The model.
-        more: Whether the function takes others, too: its `**options` stay, with the line that tells of them.
+        more: Whether the function takes others, too: its `**options` stay, with their line of the docstring.
         without: Options that the function refuses.
     """
 
@@ -331,13 +333,16 @@ def takes_options(
             if name not in signature.parameters and name not in without
         ]
         kept = [p for p in own if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
-        rest = [p for p in own if p.kind is p.KEYWORD_ONLY or (more and p.kind is p.VAR_KEYWORD)]
-        function.__signature__ = signature.replace(parameters=[*kept, *made, *rest])  # type: ignore[attr-defined]
-        told = [f"{p.name}: {_sentence(kind.model_fields[p.name])}" for p in made]
+        others = [p for p in own if p.kind is p.KEYWORD_ONLY or (more and p.kind is p.VAR_KEYWORD)]
+        function.__signature__ = signature.replace(parameters=[*kept, *made, *others])  # type: ignore[attr-defined]
+        described = [f"{p.name}: {_sentence(kind.model_fields[p.name])}" for p in made]
 
         def entries(line: re.Match[str]) -> str:
-            first, rest = line[1], line[1] + "    "
-            written = [textwrap.fill(t, 108, initial_indent=first, subsequent_indent=rest) for t in told]
+            first = line[1]
+            written = [
+                textwrap.fill(t, 108, initial_indent=first, subsequent_indent=first + "    ")
+                for t in described
+            ]
             return "".join(f"{entry}\n" for entry in written) + (line[0] if more else "")
 
         doc = function.__doc__ or ""
@@ -354,8 +359,8 @@ def _taken(field: FieldInfo) -> Any:
 
 def _plain(annotation: Any) -> Any:
     if get_origin(annotation) is Annotated:
-        bare, *told = get_args(annotation)
-        others = [m.also for m in told if isinstance(m, Shown) and m.also is not None]
+        bare, *metadata = get_args(annotation)
+        others = [m.also for m in metadata if isinstance(m, Shown) and m.also is not None]
         return functools.reduce(operator.or_, [*others, _plain(bare)])
     if get_origin(annotation) in (Union, UnionType):
         return functools.reduce(operator.or_, map(_plain, get_args(annotation)))

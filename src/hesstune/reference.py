@@ -21,7 +21,7 @@ from hesstune.forward import (
     named_parameters,
 )
 from hesstune.runtime.sharding import is_sharded, over_parts, pair, whole
-from hesstune.storage.reading import reading
+from hesstune.storage.files import reading
 from hesstune.storage.tensors import save_tensors
 
 __all__ = ["NO_LAYER", "Reference", "in_modules", "is_matrix", "layer_names", "layer_owners"]
@@ -51,7 +51,7 @@ def in_modules(name: str, modules: Iterable[str]) -> bool:
 
 
 def _is_transformers_conv1d(module: nn.Module) -> bool:
-    # Told by name, so that transformers need not be installed or imported.
+    # By name, so that transformers need not be installed or imported.
     return any(
         c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in type(module).__mro__
     )
@@ -94,7 +94,7 @@ def layer_names(model: nn.Module, inputs: Inputs | None = None) -> list[str]:
 
     Args:
         model: The network.
-        inputs: One batch; where given, layers are ordered by their first use on it, and the ones
+        inputs: One batch; if given, layers are ordered by their first use on it, and the ones
             whose module is not called come last.
     """
     owners = layer_owners(model)
@@ -147,13 +147,13 @@ class Reference:
 
         Args:
             model: The network at the start of fine-tuning.
-            inputs: One batch; where given, `layers()` follows the order of the forward pass.
+            inputs: One batch; if given, `layers()` follows the order of the forward pass.
         """
         tensors = {name: tensor.detach().clone() for name, tensor in _named_tensors(model)}
         return cls(tensors, layer_names(model, inputs))
 
     def layers(self) -> list[str]:
-        """List the layer names, in forward order where known, else in order of definition."""
+        """List the layer names, in forward order if known, else in order of definition."""
         return list(self._layers)
 
     def names(self) -> list[str]:
@@ -256,7 +256,7 @@ class Reference:
 
     @torch.no_grad()
     def restore_(self, model: nn.Module) -> None:
-        """Set the model's parameters and buffers back to the reference, in place where the shapes agree.
+        """Set the model's parameters and buffers back to the reference, in place if the shapes agree.
 
         Buffers that the reference does not hold stay as they are.
         """
@@ -304,7 +304,7 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def is_matrix(weight: torch.Tensor) -> bool:
-    """Tell whether at least two dimensions are larger than 1: no bias and no scale of a normalisation."""
+    """Return whether at least two dimensions are larger than 1: no bias and no scale of a normalisation."""
     return sum(size > 1 for size in weight.shape) > 1
 
 

@@ -16,7 +16,7 @@ from hesstune.bounds.record import Certificate
 from hesstune.data.load import load_task
 from hesstune.errors import ConfigError, DataError, LayerError, ModelError, RunError
 from hesstune.inputs.batches import make_inputs
-from hesstune.runs.task import run_task
+from hesstune.runs.loading import run_task
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hesstune.cli.main import run as command_line
 from hesstune.data.groups import possible_groups
 from hesstune.data.load import load_task
 from hesstune.errors import DataError
-from hesstune.storage.csv_table import Column
+from hesstune.storage.tables import Column
 
 N = 60
 PATIENTS = [f"p{at % 9}" for at in range(N)]

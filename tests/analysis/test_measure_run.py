@@ -10,7 +10,7 @@ import hesstune as ht
 from hesstune.analysis.measure import measure_run, stability_of_run
 from hesstune.errors import LayerError, RunError
 from hesstune.inputs.batches import ImageInputs
-from hesstune.runs.task import run_task
+from hesstune.runs.loading import run_task
 
 
 @pytest.mark.parametrize("part", ["val", "train"])

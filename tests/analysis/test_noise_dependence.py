@@ -170,7 +170,7 @@ def test_how_the_noise_is_known_for_every_combination_of_options(tiny, tmp_path,
     from dataclasses import replace
 
     from hesstune.runs.config import make_config
-    from hesstune.runs.task import run_task
+    from hesstune.runs.loading import run_task
 
     def option(name):
         if name not in FILES:

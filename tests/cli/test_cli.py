@@ -54,7 +54,7 @@ def test_finetune_predict_and_everything_wrong_with_them(tmp_path):
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["path"] == str(out)
     assert record["noise"]["told_rate"] == pytest.approx(0.3)
-    assert "told about label noise: rate 0.3" in done.stdout
+    assert "Noise matrix of the loss: rate 0.3" in done.stdout
     assert done.stderr == ""  # no progress bar on a pipe
     assert ht.Run.load(out).result["epochs"] == 2
 

@@ -8,9 +8,14 @@ import pytest
 from hesstune.cli.main import run as cli
 from hesstune.labeling.options import LabelOptions
 from hesstune.options import OFF_COMMAND_LINE
-from hesstune.report.options import ReportOptions
 from hesstune.runs.config import FinetuneConfig
-from hesstune.runs.options.analysis import CertifyOptions, MeasureOptions, NoiseCheckOptions, PredictOptions
+from hesstune.runs.options import (
+    CertifyOptions,
+    MeasureOptions,
+    NoiseCheckOptions,
+    PredictOptions,
+    ReportOptions,
+)
 from hesstune.study.options import CompareOptions
 
 
@@ -75,11 +80,11 @@ def test_the_first_screen_of_finetune_has_what_most_users_need(capsys, monkeypat
 def test_commands_have_the_options_of_their_models(capsys, monkeypatch, command, models):
     monkeypatch.setenv("COLUMNS", "100")
     _, out, _ = hesstune(capsys, command, "--help-all")
-    told = {option for group in sections(out).values() for option in group}
+    shown_options = {option for group in sections(out).values() for option in group}
     for model in models:
         for name, field in model.model_fields.items():
             hidden = OFF_COMMAND_LINE in field.metadata or (command, name) == ("compare", "method")
-            assert (f"--{name.replace('_', '-')}" in told) != hidden, name
+            assert (f"--{name.replace('_', '-')}" in shown_options) != hidden, name
 
 
 def test_label_writes_its_noise_matrix_by_that_name(capsys, voted, tmp_path):

@@ -9,10 +9,10 @@ import torch
 from rich.progress import Progress
 
 import hesstune as ht
-from hesstune.cli import certify, compare, measure_tables
+from hesstune.cli import certify, compare, measure
 from hesstune.cli.render import Output, progress_bars, results_table
 from hesstune.report.layer_shares import blocks_of, layer_shares
-from hesstune.runs.measure_records import LayerMeasure, MeasureRecord
+from hesstune.runs.records import LayerMeasure, MeasureRecord
 from hesstune.study.options import CellRecord, StudyResults
 from hesstune.study.results import differences, means, ranks
 
@@ -98,8 +98,8 @@ def tables():
     rows = layer_shares(MeasureRecord(**found.to_dict(12), part="train"))
     nats = [f"{v:.3g}" for part in (bound.kl_terms, bound.sigma) for v in part.values()]
     return [
-        (measure_tables.layer_table(rows), [*digits, "exact"]),
-        (measure_tables.stability_table([ht.noise_stability(net, [(x, y)], 0.01, samples=4)]), ["0.01", "±"]),
+        (measure.layer_table(rows), [*digits, "exact"]),
+        (measure.stability_table([ht.noise_stability(net, [(x, y)], 0.01, samples=4)]), ["0.01", "±"]),
         (certify.layer_table(bound), nats),
         (
             compare._table(results, None),
@@ -125,12 +125,12 @@ def test_of_a_large_network_the_largest_layers_are_shown_and_the_rest_counted(mo
         for i in range(15) for part in ("a", "b")
     ]  # fmt: skip
     rows = [(layer, 1 / 30) for layer in layers]
-    text = shown(monkeypatch, measure_tables.layer_table(rows, 10))
+    text = shown(monkeypatch, measure.layer_table(rows, 10))
     assert text.count("blocks.") == 10
     assert "20 more: --all-layers" in text
     assert "66.7 %" in text
-    assert shown(monkeypatch, measure_tables.layer_table(rows)).count("blocks.") == 30
-    blocks = shown(monkeypatch, measure_tables.block_table(blocks_of(rows)))
+    assert shown(monkeypatch, measure.layer_table(rows)).count("blocks.") == 30
+    blocks = shown(monkeypatch, measure.block_table(blocks_of(rows)))
     assert blocks.count("blocks.") == 15
     assert "0.707" in blocks
 

@@ -11,8 +11,7 @@ from hesstune.data.class_labels import alike, class_labels, labels_among
 from hesstune.data.load import load_examples, load_task
 from hesstune.data.reading import Columns, Reading
 from hesstune.errors import DataError
-from hesstune.storage.cells import MISSING
-from hesstune.storage.csv_table import Column, read_table
+from hesstune.storage.tables import MISSING, Column, read_table
 
 pandas = pytest.importorskip("pandas")
 WHOLE = {"val_fraction": 0.0, "test_fraction": 0.0, "size": 8}

@@ -267,7 +267,7 @@ def test_a_comparison_by_folds_tests_on_each_example_once(tiny, image_folder, tm
 def test_certificates_refuse_groups_and_time(tmp_path):
     from hesstune.analysis.label_provenance import read_label_provenance
     from hesstune.options import make_options
-    from hesstune.runs.options.analysis import CertifyOptions
+    from hesstune.runs.options import CertifyOptions
 
     head = {"train": "head", "epochs": 1, "image_size": 32, "inject_noise": "symmetric:0.2"}
     rng = np.random.default_rng(0)

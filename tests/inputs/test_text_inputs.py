@@ -23,7 +23,7 @@ from hesstune.inputs.batches import TextInputs, length_batches, predict_logits
 from hesstune.models.load import load_model
 from hesstune.report.run_page import render_run
 from hesstune.report.write import write_study
-from hesstune.runs.task import run_task
+from hesstune.runs.loading import run_task
 from sentences import sentences
 
 pytest.importorskip("transformers")

@@ -14,7 +14,7 @@ from hesstune.cli.main import run as command_line
 from hesstune.errors import ConfigError, DataError, HesstuneWarning, NoiseMatrixError
 from hesstune.labeling.label_data import label_rate_interval
 from hesstune.noise.matrix import NoiseMatrix
-from hesstune.storage import csv_table
+from hesstune.storage import tables
 from hesstune.weak import Votes
 
 
@@ -393,8 +393,8 @@ def test_a_file_of_votes_is_read_once(tmp_path, monkeypatch, suffix):
     else:
         path.write_text("id,vote_a,vote_b\n" + "".join(",".join(row.values()) + "\n" for row in rows))
     read = []
-    table = csv_table._table
-    monkeypatch.setattr(csv_table, "_table", lambda *args: read.append(args[1]) or table(*args))
+    table = tables._table
+    monkeypatch.setattr(tables, "_table", lambda *args: read.append(args[1]) or table(*args))
     found = ht.label_data(votes=str(path), label_model="majority")
     assert len(found.target) == 12
     assert read == ([path] if suffix == "csv" else [])

@@ -12,7 +12,7 @@ from hesstune.data.examples import Examples, Texts
 from hesstune.data.raw_features import raw_features
 from hesstune.errors import DataError, HesstuneError, NoiseMatrixError
 from hesstune.noise.instance import average, draw, instance_transitions
-from hesstune.runs.task import run_task
+from hesstune.runs.loading import run_task
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.2, 0.4, 0.6, 1.0])

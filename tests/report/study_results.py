@@ -24,11 +24,11 @@ def study_results(tasks=("photo", "art"), seeds=3, methods=METHODS, baseline="va
                         task=task, method=method, seed=seed, status="done", error=None, metrics=metrics
                     )
                 )
-    told = {
+    record = {
         "format": 1, "header": ["Budget: 3 epochs."], "command": "hesstune compare", "left_out": {},
         "versions": {"hesstune": "0.1.0"}, "tasks": list(tasks), "methods": list(methods),
         "seeds": list(range(seeds)), "baseline": baseline, "settings": {}, "shared": {"epochs": 3},
         "configs": {}, "means": means(cells), "differences": differences(cells, baseline),
         "ranks": ranks(cells), "cells": cells,
     }  # fmt: skip
-    return StudyResults(**told)
+    return StudyResults(**record)

@@ -108,7 +108,7 @@ def test_run_page_in_both_schemes(opened, tmp_path, scheme, width):
     check_sorting(page, column=7)
     ink = page.evaluate("getComputedStyle(document.body).color")
     assert (ink == "rgb(238, 238, 238)") == (scheme == "dark")
-    assert EVIL in page.locator("#doubtful + p + label + ul").inner_text()
+    assert EVIL in page.locator("#suspected + p + label + ul").inner_text()
 
 
 def test_filters_hide_what_does_not_match(opened, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from hesstune.curvature.result import CONSTRAINT_EVIDENCE
 from hesstune.report.layer_shares import block_names, blocks_of, carriers, is_large, layer_shares
-from hesstune.runs.measure_records import LayerMeasure, MeasureRecord
+from hesstune.runs.records import LayerMeasure, MeasureRecord
 
 EFFICIENTNET = {
     "_conv_stem.weight": "_conv_stem", "_blocks.3._expand_conv.weight": "_blocks.3",

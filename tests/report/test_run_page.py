@@ -69,8 +69,8 @@ def test_sections_come_in_the_order_a_reader_asks(tmp_path):
     text = render_run(run_folder(tmp_path))
     headings = re.findall(r"<h2[^>]*>([^<]*)", text)
     assert headings == [
-        "Training", "Noise matrix", "Layers", "Examples", "Doubtful labels", "Noise stability",
-        "What this rests on, and what would break it", "Configuration and versions",
+        "Training", "Noise matrix", "Layers", "Examples", "Suspected label errors", "Noise stability",
+        "Assumptions, and what would break them", "Configuration and versions",
     ]  # fmt: skip
     assert text.index("80.0 %</strong>") < text.index(headings[0])
     assert text.count("<svg") == text.count("<figcaption>") == text.count("<figure role")

@@ -145,15 +145,15 @@ def main(count, seed):
             whole = whole.rename(root / f"whole {command}")
             wrong, moments = [], 0
             while True:
-                stopped, told = killed(arguments, before, whole, moment=moments)
-                wrong += [f"before operation {moments}: {text}" for text in told]
+                stopped, messages = killed(arguments, before, whole, moment=moments)
+                wrong += [f"before operation {moments}: {text}" for text in messages]
                 if not stopped:
                     break
                 moments += 1
             kills = 0
             for _ in range(count):
-                stopped, told = killed(arguments, before, whole, delay=draw.uniform(0, seconds))
-                kills, wrong = kills + stopped, wrong + told
+                stopped, messages = killed(arguments, before, whole, delay=draw.uniform(0, seconds))
+                kills, wrong = kills + stopped, wrong + messages
             found[command] = {"operations": moments, "random": kills, "wrong": wrong}
     return found
 

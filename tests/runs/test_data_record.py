@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hesstune.data.examples import PARTS
-from hesstune.runs.data_record import DataRecord, PartRecord
+from hesstune.runs.integrity import DataRecord, PartRecord
 
 
 def random_record(rng, n):

@@ -14,7 +14,7 @@ from hesstune.curvature.stability import Stability
 from hesstune.errors import RunError
 from hesstune.report.run_page import render_run
 from hesstune.runs import records as files
-from hesstune.runs.measure_records import MeasureRecord, StabilityRecord, StabilityRow
+from hesstune.runs.records import MeasureRecord, StabilityRecord, StabilityRow
 from hesstune.storage.stored import Stored, read_record, write_record
 
 # Every JSON record of a run folder, and its type.
@@ -25,7 +25,7 @@ TYPES = {
     files.STABILITY: StabilityRecord,
     files.NOISE_CHECK: files.NoiseCheck,
     files.LABEL_ISSUES_RECORD: files.LabelIssuesRecord,
-    files.EXAMPLES: files.Pictures,
+    files.EXAMPLES: files.ExampleImages,
     files.RADIUS: files.RadiusRecord,
 }
 
@@ -89,7 +89,7 @@ def test_every_file_has_its_name_and_every_record_its_type(full):
         kept = json.loads((full.path / name).read_text())
         record = read_record(full.path / name, kind)
         assert record.to_dict() == kept, name  # all of it, and no more
-        assert kind is files.Pictures or set(kept) <= set(kind.model_fields), name
+        assert kind is files.ExampleImages or set(kept) <= set(kind.model_fields), name
         write_record(full.path / name, record)
         assert json.loads((full.path / name).read_text()) == kept
     assert full.record == json.loads((full.path / "run.json").read_text())
@@ -135,10 +135,10 @@ def test_a_value_of_the_wrong_type_is_one_line_that_names_the_file_and_what_to_d
         kept = path.read_text()
         for wrong in itertools.islice(broken(json.loads(kept)), 60):
             path.write_text(json.dumps(wrong))
-            if (told := refusal(full.path)) is not None:
-                assert str(path) in told
-                assert "\n" not in told
-                assert "again" in told or "--overwrite" in told
+            if (message := refusal(full.path)) is not None:
+                assert str(path) in message
+                assert "\n" not in message
+                assert "again" in message or "--overwrite" in message
                 tried += 1
         path.write_text(kept)
     assert tried > 100

@@ -96,10 +96,10 @@ all_reduce_sum(torch.zeros(1))
 if rank() == 1:  # its newest is cut short: both go on from the one before
     files[-1].write_bytes(files[-1].read_bytes()[:-20])
 all_reduce_sum(torch.zeros(1))
-with warnings.catch_warnings(record=True) as told:
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     ht.finetune(OPTIONS, shard=True, out="stopped", resume=True)
-assert rank() or any("going on from step" in str(w.message) for w in told), told
+assert rank() or any("going on from step" in str(w.message) for w in caught), caught
 one, two = (ht.Run.load(name).model().state_dict() for name in ("through", "stopped"))
 for name in one:
     assert torch.equal(one[name], two[name]), name

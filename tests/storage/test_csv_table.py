@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hesstune.data.clean import read_clean_labels
 from hesstune.data.load import load_examples, load_task
 from hesstune.errors import DataError, RunError
-from hesstune.storage import csv_table
-from hesstune.storage.csv_table import Column, CsvTable, read_rows, read_table
+from hesstune.storage import tables
+from hesstune.storage.tables import Column, CsvTable, read_rows, read_table
 from hesstune.weak.vote_files import read_votes
 
 cells = st.lists(st.sampled_from(["", "a", "b", "c ", "ä"]), min_size=1, max_size=30)
@@ -19,14 +19,14 @@ cells = st.lists(st.sampled_from(["", "a", "b", "c ", "ä"]), min_size=1, max_si
 
 @given(st.lists(cells, min_size=1, max_size=4), st.integers(0, 3))
 def test_a_column_is_its_cells_however_it_is_kept(chunks, most):
-    kept, csv_table.MOST_CODED = csv_table.MOST_CODED, most
+    kept, tables.MOST_CODED = tables.MOST_CODED, most
     try:
         column = Column()
         for chunk in chunks:
             column.extend(chunk)
             column.coded()
     finally:
-        csv_table.MOST_CODED = kept
+        tables.MOST_CODED = kept
     whole = [cell for chunk in chunks for cell in chunk]
     assert column.cells() == whole
     assert len(column) == len(whole)
@@ -37,8 +37,8 @@ def test_a_column_is_its_cells_however_it_is_kept(chunks, most):
 
 
 def test_rows_in_many_chunks_are_those_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(csv_table, "CHUNK", 7)
-    monkeypatch.setattr(csv_table, "MOST_CODED", 10)
+    monkeypatch.setattr(tables, "CHUNK", 7)
+    monkeypatch.setattr(tables, "MOST_CODED", 10)
     path = tmp_path / "x.csv"
     rows = [[f"x{i}", 'he said "yes", twice\nand more' if i % 5 else "", "ab"[i % 2]] for i in range(50)]
     with path.open("w", newline="", encoding="utf-8-sig") as file:
@@ -82,7 +82,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("content", "message"), WRONG.items(), ids=range(len(WRONG)))
 def test_every_reader_of_tables_refuses_the_same(tmp_path, content, message, monkeypatch):
-    monkeypatch.setattr(csv_table, "MOST_CHARACTERS", 200_000)
+    monkeypatch.setattr(tables, "MOST_CHARACTERS", 200_000)
     path = tmp_path / "x.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     for read in (

@@ -15,9 +15,7 @@ from hesstune.data.clean import read_clean_labels
 from hesstune.labeling.clean import LabelIssues
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.predictions import Predictions
-from hesstune.storage.atomic import write_csv
-from hesstune.storage.cells import restored_cell, safe_cell
-from hesstune.storage.csv_table import read_rows, read_table, write_rows
+from hesstune.storage.tables import read_rows, read_table, restored_cell, safe_cell, write_csv, write_rows
 
 SIGNS = "=+-@\t\r\n＝＋－＠"
 texts = st.text(st.sampled_from([*SIGNS, "'", '"', ",", "1", ".", "e", "a", " "]), max_size=6)

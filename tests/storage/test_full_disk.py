@@ -15,10 +15,11 @@ from hesstune.analysis.certify import check_run
 from hesstune.analysis.export import export_run
 from hesstune.analysis.measure import stability_of_run
 from hesstune.errors import HesstuneError
-from hesstune.runs.data_record import DataRecord
+from hesstune.runs.integrity import DataRecord
 from hesstune.runs.records import CERTIFICATE, DATA, TO_CHECK, NoiseMatrixRecord
-from hesstune.storage.atomic import replace_files, text_writer, write_csv, write_json, write_text
+from hesstune.storage.files import replace_files, text_writer, write_json, write_text
 from hesstune.storage.stored import write_record
+from hesstune.storage.tables import write_csv
 from hesstune.storage.tensors import save_tensors, save_tree
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")

@@ -264,7 +264,7 @@ def test_command_line(few, tmp_path, capsys, monkeypatch):
 )
 def test_a_cell_is_not_certified_where_an_assumption_is_known_to_fail(changes, why, tmp_path):
     from hesstune.runs.config import make_config
-    from hesstune.runs.task import run_task
+    from hesstune.runs.loading import run_task
     from hesstune.study.cell import _certificate
 
     told = {"inject_noise": "symmetric:0.2", "limit": 64} | changes

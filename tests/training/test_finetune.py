@@ -245,7 +245,7 @@ def test_every_option_runs(tiny, tmp_path, options):
         ({"radius": {"nolayer": 1.0}}, ht.HesstuneError, "layer pattern 'nolayer'"),
         ({"inject_noise": "symmetric:1.5"}, NoiseMatrixError, r"\[0, 1\]"),
         ({"inject_noise": "symmetric:0.5"}, NoiseMatrixError, "singular"),
-        ({"inject_noise": None}, ConfigError, "needs to be told the labels' noise"),
+        ({"inject_noise": None}, ConfigError, "needs a noise matrix"),
         ({"inject_noise": None, "noise_matrix": "true"}, ConfigError, "none was given"),
         ({"device": "cuda:99"}, ConfigError, "not available"),
         ({"device": "toaster"}, ConfigError, "unknown device"),

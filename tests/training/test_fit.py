@@ -14,7 +14,7 @@ from hesstune.errors import ConfigError, DataError, ModelError, RunError
 from hesstune.methods import Method, method_class, method_name
 from hesstune.models.load import load_model
 from hesstune.runs.config import make_config
-from hesstune.runs.task import clean_task
+from hesstune.runs.loading import clean_task
 
 
 @pytest.fixture

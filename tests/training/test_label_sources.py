@@ -12,7 +12,7 @@ import hesstune as ht
 from hesstune.errors import ConfigError, DataError
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.noise.estimate import from_posterior
-from hesstune.runs.task import run_task
+from hesstune.runs.loading import run_task
 from hesstune.training import estimates as noise_estimate
 from hesstune.weak.votes import Votes
 

@@ -9,7 +9,7 @@ import torch
 import hesstune as ht
 from hesstune.methods import method_class, method_names
 from hesstune.runs.config import make_config
-from hesstune.runs.options.optimisation import OptimisationOptions
+from hesstune.runs.options import OptimisationOptions
 from hesstune.runtime import device as devices
 from hesstune.runtime.device import mixed_seed
 from hesstune.training import estimates, trainer

@@ -9,8 +9,7 @@ import pytest
 
 from hesstune.errors import ConfigError, DataError
 from hesstune.labeling.label_data import label_data
-from hesstune.storage.csv_table import CsvTable
-from hesstune.storage.json_lines import read_json_lines
+from hesstune.storage.tables import CsvTable, read_json_lines
 from hesstune.weak import Votes, label
 from hesstune.weak.label_models import at_balance, read_balance
 from hesstune.weak.label_models.calibrated import calibrated_votes, weighed_counts

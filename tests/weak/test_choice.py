@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from conftest import SHARED
-from hesstune.storage.csv_table import read_table
+from hesstune.storage.tables import read_table
 from hesstune.weak.functions import apply_functions, load_functions
 from hesstune.weak.label_models import label
 from hesstune.weak.vote_files import vote_columns, votes_in

@@ -9,7 +9,7 @@ from conftest import SHARED
 from hesstune import label_data
 from hesstune.cli.main import run as command_line
 from hesstune.errors import DataError
-from hesstune.storage.csv_table import CsvTable
+from hesstune.storage.tables import CsvTable
 from hesstune.weak.vote_files import classes_in, long_columns, long_votes, other_columns
 from hesstune.weak.votes import MOST_CELLS, Ballots, Votes
 

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from hesstune.data.sources import listing
 from hesstune.errors import ConfigError, DataError
 from hesstune.labeling.label_data import label_data
-from hesstune.storage.csv_table import CsvTable
+from hesstune.storage.tables import CsvTable
 from hesstune.weak.functions import apply_functions, load_functions
 from hesstune.weak.vote_files import class_index, class_of, classes_named, read_votes, vote_columns
 from hesstune.weak.votes import Votes

@@ -35,7 +35,6 @@ from hesstune.inputs.batches import make_inputs, to_channels_last
 from hesstune.models.heads import freeze
 from hesstune.models.load import LoadedModel
 from hesstune.options import make_options, takes_options
-from hesstune.runs.fingerprint import check_files
 from hesstune.runs.guarantee_log import (
     check_log,
     log_certificate,
@@ -44,7 +43,8 @@ from hesstune.runs.guarantee_log import (
     sheets,
     with_union,
 )
-from hesstune.runs.options.analysis import CertifyOptions, CheckOptions
+from hesstune.runs.integrity import check_files
+from hesstune.runs.options import CertifyOptions, CheckOptions
 from hesstune.runs.records import CERTIFICATE, TO_CHECK
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
@@ -56,7 +56,7 @@ from hesstune.runtime.distributed import (
     rank,
     world,
 )
-from hesstune.storage.atomic import write_csv
+from hesstune.storage.tables import write_csv
 
 __all__ = ["certify_run", "check_run"]
 
@@ -82,7 +82,7 @@ def certify_run(
     """
     asked = make_options(CertifyOptions, options)
     _ = run.outcome
-    check_files(run)
+    check_files(run.records)
     check_log(run.path, run.records.certificate)
     task = run.task()
     labels = read_label_provenance(run, task, asked)
@@ -346,7 +346,7 @@ def check_run(run: Run, **options: Any) -> Path:
     """
     asked = make_options(CheckOptions, options)
     _ = run.outcome
-    check_files(run)
+    check_files(run.records)
     path = run.path / TO_CHECK
     if path.exists():
         raise RunError(f"{path} exists, and may hold labels already; move it away to draw another sample")

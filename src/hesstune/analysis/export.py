@@ -11,7 +11,7 @@ from hesstune.models.load import export_model
 from hesstune.runs.model_card import model_card
 from hesstune.runs.records import CARD, CERTIFICATE, MEASURE, NOISE_MATRIX, RECORD
 from hesstune.runs.run import Run
-from hesstune.storage.atomic import made_folder, write_text, writing
+from hesstune.storage.files import made_folder, write_text, writing
 
 __all__ = ["export_run"]
 

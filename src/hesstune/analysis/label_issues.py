@@ -23,24 +23,24 @@ from hesstune.noise.latent.head import FEWER, FEWEST, TOLD, robust_head
 from hesstune.noise.linear_probe import cross_fit
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
-from hesstune.runs.options.analysis import DeviceOptions
+from hesstune.runs.options import DeviceOptions
 from hesstune.runs.read_records import ISSUE_COLUMNS
 from hesstune.runs.records import (
     EXAMPLES,
     LABEL_ISSUES,
     LABEL_ISSUES_RECORD,
     Agreement,
+    ExampleImage,
+    ExampleImages,
     LabelIssuesRecord,
     MatrixCheck,
     NoiseFit,
     NoiseMatrixRecord,
-    Picture,
-    Pictures,
 )
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
-from hesstune.storage.atomic import write_csv
 from hesstune.storage.stored import write_record
+from hesstune.storage.tables import write_csv
 
 __all__ = [
     "FitVerdict",
@@ -339,19 +339,19 @@ def save_thumbnails(run: Run, ids: Sequence[str]) -> None:
         RunError: If the run's data has changed since.
     """
     task, wanted = run.task(), set(ids)
-    shown: dict[str, Picture] = {}
+    shown: dict[str, ExampleImage] = {}
     for part in (task.train, task.val):  # measured examples are held out by default
         rows = [at for at, example in enumerate(part.ids) if example in wanted - set(shown)]
         if rows:
             shown |= thumbnails_of(part, np.array(rows, dtype=np.int64))
-    write_record(run.path / EXAMPLES, Pictures.model_validate(shown))
+    write_record(run.path / EXAMPLES, ExampleImages.model_validate(shown))
 
 
-def thumbnails_of(part: Examples, rows: NDArray[np.int64]) -> dict[str, Picture]:
+def thumbnails_of(part: Examples, rows: NDArray[np.int64]) -> dict[str, ExampleImage]:
     """Return thumbnails, or texts, of some examples by their ids."""
     if (texts := part.texts) is not None:
         return {
-            part.ids[i]: Picture(text=" / ".join(t for t in texts[i] if t is not None)[:LETTERS])
+            part.ids[i]: ExampleImage(text=" / ".join(t for t in texts[i] if t is not None)[:LETTERS])
             for i in rows
         }
     from PIL import Image
@@ -361,5 +361,5 @@ def thumbnails_of(part: Examples, rows: NDArray[np.int64]) -> dict[str, Picture]
         file = io.BytesIO()
         image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((SIDE, SIDE))
         image.quantize(64).save(file, "PNG", optimize=True)
-        shown[part.ids[i]] = Picture(png=base64.b64encode(file.getvalue()).decode("ascii"))
+        shown[part.ids[i]] = ExampleImage(png=base64.b64encode(file.getvalue()).decode("ascii"))
     return shown

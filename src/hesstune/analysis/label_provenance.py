@@ -25,9 +25,9 @@ from hesstune.noise.instance import Conditional, class_conditional, instance_rat
 from hesstune.noise.linear_probe import STRENGTHS, cross_fit, fit_probe, reduced_features
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
-from hesstune.runs.options.analysis import CertifyOptions
+from hesstune.runs.loading import injected_noise
+from hesstune.runs.options import CertifyOptions
 from hesstune.runs.run import Run
-from hesstune.runs.task import injected_noise
 
 __all__ = [
     "LabelProvenance",

@@ -24,9 +24,8 @@ from hesstune.inputs.batches import ModelInputs, make_inputs, to_channels_last
 from hesstune.models.load import LoadedModel
 from hesstune.options import make_options, takes_options
 from hesstune.reference import Reference
-from hesstune.runs.measure_records import StabilityRecord, StabilityRow
-from hesstune.runs.options.analysis import MeasureOptions, SampleOptions, StabilityOptions
-from hesstune.runs.records import STABILITY
+from hesstune.runs.options import MeasureOptions, SampleOptions, StabilityOptions
+from hesstune.runs.records import STABILITY, StabilityRecord, StabilityRow
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import (

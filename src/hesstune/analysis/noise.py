@@ -17,7 +17,7 @@ from hesstune.noise.estimate import ESTIMATORS, from_posterior, log_likelihoods,
 from hesstune.noise.linear_probe import reduced_features
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
-from hesstune.runs.options.analysis import NoiseCheckOptions
+from hesstune.runs.options import NoiseCheckOptions
 from hesstune.runs.records import (
     NOISE_CHECK,
     CostOfError,

@@ -13,10 +13,10 @@ from hesstune.inputs.batches import make_inputs, predict_logits, to_channels_las
 from hesstune.models.load import LoadedModel
 from hesstune.options import make_options, takes_options
 from hesstune.runs.config import FinetuneConfig
-from hesstune.runs.options.analysis import PredictOptions
+from hesstune.runs.loading import reading_of
+from hesstune.runs.options import PredictOptions
 from hesstune.runs.predictions import Predictions
 from hesstune.runs.run import Run
-from hesstune.runs.task import reading_of
 from hesstune.runtime.device import pick_device
 from hesstune.training.metrics import accuracy
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hesstune.data.examples import Examples
 from hesstune.errors import listed
-from hesstune.runs.data_record import content_digests
+from hesstune.runs.integrity import content_digests
 from hesstune.runs.run import Run
 from hesstune.storage.seen_examples import SeenExamples
 

@@ -17,8 +17,8 @@ from hesstune.models.heads import freeze
 from hesstune.models.load import LoadedModel
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig, make_config
-from hesstune.runs.fingerprint import changed_files, fingerprints
 from hesstune.runs.folder import entered, locked_by_first
+from hesstune.runs.integrity import changed_files, fingerprints
 from hesstune.runs.records import COMPRESSED, POSTERIOR, PRIOR, RECORD
 from hesstune.runs.run import Run
 from hesstune.runtime.distributed import all_reduce_sum, on_main_process, rank
@@ -346,6 +346,6 @@ def _first_has(out: Path, made_from: dict[str, object]) -> bool:
     def is_there() -> bool:
         run = Run.load(out) if (out / RECORD).is_file() else None
         same = run is not None and run.finished and run.facts.made_from == made_from
-        return run is not None and same and not changed_files(run)
+        return run is not None and same and not changed_files(run.records)
 
     return bool(all_reduce_sum(torch.tensor(int(rank() == 0 and is_there()))))

@@ -20,8 +20,7 @@ from hesstune.bounds.compression import compression_bound
 from hesstune.bounds.pac_bayes import complexity, confidence_upper, kl_inverse, monte_carlo_upper
 from hesstune.checks import unit_interval
 from hesstune.errors import ConfigError, RefutedNoiseError, RunError
-from hesstune.storage.atomic import write_json
-from hesstune.storage.reading import one_line
+from hesstune.storage.files import one_line, write_json
 
 __all__ = ["BOUNDS", "BoundKind", "Certificate", "dependence_text"]
 

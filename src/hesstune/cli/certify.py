@@ -1,19 +1,19 @@
-"""`hesstune certify`."""
+"""`hesstune certify`, and `hesstune check`, which draws the sample for it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from hesstune.cli.options import JSON, QUIET, RUN, with_options
-from hesstune.cli.render import Output, progress_bars
-from hesstune.runs.options.analysis import CertifyOptions
+from hesstune.cli.render import Output, name_table, progress_bars
+from hesstune.runs.options import CertifyOptions, CheckOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from hesstune.bounds.record import Certificate
 
-__all__ = ["certify"]
+__all__ = ["certify", "check"]
 
 
 @with_options()
@@ -36,17 +36,28 @@ def certify(run: RUN, options: CertifyOptions, json: JSON = False, quiet: QUIET 
 
 def layer_table(found: Certificate, most: int = 8) -> Table:
     """Return the parameters that cost the most KL, with how far each moved and how much noise it bears."""
-    from rich.table import Table
-
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("parameter", no_wrap=True, overflow="ellipsis")
-    for title, width in (("KL, nats", 8), ("distance", 8), ("noise σ", 8), ("prior s", 8)):
-        table.add_column(title, justify="right", no_wrap=True, min_width=width)
+    titles = ("KL, nats", "distance", "noise σ", "prior s")
+    table = name_table("parameter", widths=dict.fromkeys(titles, 8))
     order = sorted(found.kl_terms, key=found.kl_terms.__getitem__, reverse=True)
     for name in order[:most]:
         cells = (found.kl_terms, found.distance, found.sigma, found.prior_sigma)
         table.add_row(name, *(f"{column[name]:.3g}" for column in cells))
     if len(order) > most:
-        rest = sum(found.kl_terms[name] for name in order[most:])
-        table.add_row(f"and {len(order) - most} more", f"{rest:.3g}", "", "", "")
+        other = sum(found.kl_terms[name] for name in order[most:])
+        table.add_row(f"and {len(order) - most} more", f"{other:.3g}", "", "", "")
     return table
+
+
+@with_options()
+def check(run: RUN, options: CheckOptions, json: JSON = False, quiet: QUIET = False) -> None:
+    """Draw examples at random for a person to label, and write the sheet for `certify --checked`."""
+    from hesstune.analysis.certify import check_run
+    from hesstune.runs.run import Run
+
+    path = check_run(Run.load(run), **options.given())
+    output = Output(quiet, json)
+    output.say(
+        f"Written: {path}. Fill in true_label for every example, then run hesstune certify {run} "
+        f"--checked {path}, with the same --prior-fraction and --seed."
+    )
+    output.record({"path": str(path)})

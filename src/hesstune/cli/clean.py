@@ -31,7 +31,7 @@ def clean(
     page: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="HTML page of the most doubtful labels to write", rich_help_panel=FIRST
+            metavar="FILE", help="HTML page of suspected label errors to write", rich_help_panel=FIRST
         ),
     ] = None,
     overwrite: Annotated[bool, replacing("the files")] = False,
@@ -54,29 +54,29 @@ def clean(
     made = found.save(out, options.write, overwrite)
     output = Output(quiet, json)
     output.say(issues_table(found), "")
-    wrong, doubtful = int(found.wrong.sum()), int(found.doubtful.sum())
+    wrong, suspected = int(found.wrong.sum()), int(found.doubtful.sum())
     low, high = found.rate_interval
     output.say(
-        f"{wrong} of {len(found)} labels are probably wrong, {doubtful} are worth a look. Estimate for all: "
-        f"{found.count_text}; noise rate {found.rate:.3g}, 90 % interval {low:.3g} to {high:.3g} "
-        f"({found.chosen}; no guarantee)."
+        f"{wrong} of {len(found)} labels are probably wrong, {suspected} are suspected errors. "
+        f"Estimate for all: {found.count_text}; noise rate {found.rate:.3g}, 90 % interval {low:.3g} to "
+        f"{high:.3g} ({found.chosen}; no guarantee)."
     )
     output.say(*(f"  {note}" for note in found.notes))
     if page is not None:
-        from hesstune.report.clean_page import write_clean_page
+        from hesstune.report.write import write_clean_page
 
         write_clean_page(found, page)
         output.say(f"Page: {page}")
     output.say(
-        f"Written: {made} labels to {out}, the most doubtful first; fill in clean_label and give the file to "
-        "--clean-labels",
+        f"Written: {made} labels to {out}, the most likely errors first; fill in clean_label and give the "
+        "file to --clean-labels",
         f"Next: hesstune finetune --data csv:{out} --out runs/cleaned",
     )
     output.record({"path": str(out), "written": made, **found.to_dict()})
 
 
 def issues_table(found: LabelIssues) -> Table:
-    """Return the most doubtful labels, a row an example."""
+    """Return the most likely label errors, one row for each example."""
     from rich.table import Table
 
     table = Table(show_edge=False, pad_edge=False)

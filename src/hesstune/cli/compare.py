@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from hesstune.checks import parse_integer
-from hesstune.cli.exits import Interrupted
 from hesstune.cli.options import CONFIG, DRY_RUN, JSON, QUIET, STYLE, replacing, with_options
-from hesstune.cli.render import Output, progress_bars
+from hesstune.cli.render import Interrupted, Output, progress_bars
 from hesstune.errors import ConfigError, RunError
 from hesstune.options import make_options
 from hesstune.runs.config import FinetuneConfig

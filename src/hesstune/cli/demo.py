@@ -40,7 +40,7 @@ def demo(
     output.say(
         "",
         f"{changed.realised_rate:.1%} of the training labels were changed; "
-        f"the robust run was told: {changed.told}; auto was told nothing.",
+        f"the noise matrix of the robust run: {changed.told}; auto was given no noise matrix.",
         "Runs: " + ", ".join(str(run.path) for run in runs.values()),
     )
     page, _ = write_report(runs["auto", 0])
@@ -52,14 +52,8 @@ def demo(
             "report": str(page),
             "setting": SETTING,
             "runs": [
-                {
-                    "method": run.config.method,
-                    "name": name,
-                    "seed": seed,
-                    "path": str(run.path),
-                    "noise": run.record["noise"],
-                    **run.result,
-                }
+                {"method": run.config.method, "name": name, "seed": seed, "path": str(run.path)}
+                | {"noise": run.record["noise"], **run.result}
                 for (name, seed), run in runs.items()
             ],
         }

@@ -20,7 +20,7 @@ def export(
     json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
-    """Write a run's network for others: save_pretrained for transformers, safetensors for the rest."""
+    """Write a run's network for others: save_pretrained for transformers, safetensors for other networks."""
     from hesstune.analysis.export import export_run
     from hesstune.runs.run import Run
 

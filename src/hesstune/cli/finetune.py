@@ -10,9 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hesstune.cli.exits import Interrupted
 from hesstune.cli.options import CONFIG, DRY_RUN, JSON, QUIET, replacing, with_options
-from hesstune.cli.render import Output, progress_bars, results_table
+from hesstune.cli.render import Interrupted, Output, progress_bars, results_table
 from hesstune.errors import ConfigError
 from hesstune.runs import records
 from hesstune.runs.config import FinetuneConfig, make_config, read_config, read_yaml
@@ -63,11 +62,11 @@ def finetune(
         command = f"hesstune finetune --out {shlex.quote(resolved.out)} --resume"
         raise Interrupted(f"interrupted; continue with: {command}") from None
     output.say(results_table({resolved.method: run}), "")
-    output.say(*_told(run.facts), f"Run: {run.path}")
+    output.say(*_fact_lines(run.facts), f"Run: {run.path}")
     output.record({"path": str(run.path), **run.record})
 
 
-def _told(facts: records.RunRecord) -> Iterator[str]:
+def _fact_lines(facts: records.RunRecord) -> Iterator[str]:
     """Return a line for each thing to know of what a run was made from."""
     noise = facts.noise
     if facts.recipe is not None:
@@ -75,7 +74,7 @@ def _told(facts: records.RunRecord) -> Iterator[str]:
     if noise.injected:
         changed = f"{noise.realised_rate:.1%} of the training labels changed"
         yield f"Noise injected: {noise.injected}; {changed}."
-    yield f"The loss was told about label noise: {noise.told}."
+    yield f"Noise matrix of the loss: {noise.told}."
     yield from (f"  {note}" for note in noise.estimate_notes)
     yield from (f"Data: {note}." for note in facts.data_notes)
     if facts.skipped_images:

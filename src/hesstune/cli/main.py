@@ -1,4 +1,4 @@
-"""The entry point `hesstune`: commands are parsed here, errors end in one line and an exit code."""
+"""The entry point `hesstune`: parse commands, print errors in one line, and set the exit code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import typer
 from hesstune._version import __version__
 from hesstune.cli import (
     certify,
-    check,
     clean,
     compare,
     demo,
@@ -25,8 +24,8 @@ from hesstune.cli import (
     predict,
     report,
 )
-from hesstune.cli.exits import Interrupted, is_first
 from hesstune.cli.options import STYLE, GroupedCommand
+from hesstune.cli.render import Interrupted, is_first
 from hesstune.options import SYNONYMS
 from hesstune.runtime.signals import ENDING
 
@@ -43,7 +42,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     certify.certify,
-    check.check,
+    certify.check,
     clean.clean,
     compare.compare,
     demo.demo,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hesstune.cli.options import JSON, QUIET, RUN, with_options
-from hesstune.cli.render import Output
-from hesstune.runs.options.analysis import NoiseCheckOptions
+from hesstune.cli.render import Output, name_table
+from hesstune.runs.options import NoiseCheckOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +18,7 @@ __all__ = ["noise"]
 
 @with_options()
 def noise(run: RUN, options: NoiseCheckOptions, json: JSON = False, quiet: QUIET = False) -> None:
-    """Ask whether a run's noise matrix is wrong: estimates, the cost of an error, its assumption."""
+    """Check a run's noise matrix: estimates of it, the cost of an error, and its assumption."""
     from hesstune.analysis.noise import check_noise
     from hesstune.runs.records import NOISE_CHECK
     from hesstune.runs.run import Run
@@ -35,16 +35,11 @@ def noise(run: RUN, options: NoiseCheckOptions, json: JSON = False, quiet: QUIET
 
 
 def estimates_table(found: NoiseCheck) -> Table:
-    """Return a row a matrix: noise rate, condition, fit to the noisy labels, distance from the believed."""
-    from rich.table import Table
-
+    """Return a row for each matrix: noise rate, condition, log-likelihood, distance from the given."""
     from hesstune.runs.records import Failed
 
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("noise matrix", no_wrap=True, overflow="ellipsis")
-    for title in ("rate", "condition", "log-lik.", "from believed"):
-        table.add_column(title, justify="right", no_wrap=True, min_width=len(title))
-    table.add_row("believed" if found.told else "none (identity)", *_figures(found.believed), "")
+    table = name_table("noise matrix", "rate", "condition", "log-lik.", "from given")
+    table.add_row("given" if found.told else "none (identity)", *_figures(found.believed), "")
     if (counted := found.counted) is not None:
         table.add_row("counted (truth)", f"{counted.rate:.2f}", "-", "-", f"{counted.total_variation:.2f}")
     for row in found.estimates:
@@ -67,14 +62,9 @@ def _figures(row: MatrixFacts) -> list[str]:
 
 def cost_table(found: NoiseCheck) -> Table:
     """Return the accuracy lost, in points, by how far F is off and where."""
-    from rich.table import Table
-
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("noise in F", no_wrap=True)
     rows = found.cost_of_an_error
     sizes = sorted({row.off for row in rows})
-    for size in sizes:
-        table.add_column(f"off by {size:.0%}", justify="right", no_wrap=True)
+    table = name_table("noise in F", *(f"off by {size:.0%}" for size in sizes))
     for direction in dict.fromkeys(row.direction for row in rows):
         lost = {row.off: row for row in rows if row.direction == direction}
         table.add_row(direction, *(_points(lost.get(size)) for size in sizes))

@@ -21,18 +21,9 @@ from hesstune.options import (
 )
 
 __all__ = [
-    "CONFIG",
-    "DRY_RUN",
-    "FIRST",
-    "JSON",
-    "LAST",
-    "QUIET",
-    "RUN",
-    "STYLE",
-    "GroupedCommand",
-    "replacing",
+    "CONFIG", "DRY_RUN", "FIRST", "JSON", "LAST", "QUIET", "RUN", "STYLE", "GroupedCommand", "replacing",
     "with_options",
-]
+]  # fmt: skip
 
 # How users of the command line write an option.
 STYLE = "--{}"
@@ -84,8 +75,8 @@ class GroupedCommand(TyperCommand):
                 sections.setdefault(heading, []).append(record)
         hidden = 0
         if sections[FIRST] and sum(map(len, sections.values())) > MOST_SHOWN and not ctx.meta.get(HELP_ALL):
-            rest = [heading for heading in sections if heading not in ("Arguments", FIRST)]
-            hidden = sum(len(sections.pop(heading)) for heading in rest)
+            others = [heading for heading in sections if heading not in ("Arguments", FIRST)]
+            hidden = sum(len(sections.pop(heading)) for heading in others)
         for heading, records in sections.items():
             if not records:
                 continue
@@ -140,10 +131,10 @@ def _model_of(annotation: Any) -> type[Options] | None:
 
 def _parameters(model: type[Options], hidden: tuple[str, ...]) -> list[tuple[bool, inspect.Parameter]]:
     """Return a model's options that can be written on a command line, and whether each is much used."""
-    rest = [name for name in model.model_fields if name not in model.first]
+    others = [name for name in model.model_fields if name not in model.first]
     return [
         (name in model.first, _parameter(model, name, name in hidden))
-        for name in (*model.first, *rest)
+        for name in (*model.first, *others)
         if _shown(model.model_fields[name]) != OFF_COMMAND_LINE
     ]
 
@@ -188,8 +179,8 @@ def _kinds(annotation: Any) -> list[Any]:
 
 def _shown(field: FieldInfo) -> Shown | None:
     """Return what a field, or a type within its union, says of how it is written."""
-    told = shown_of(field)
-    return told[-1] if told else None
+    found = shown_of(field)
+    return found[-1] if found else None
 
 
 def _metavar(kinds: list[Any]) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from hesstune.cli.options import FIRST, JSON, QUIET, RUN, replacing, with_options
 from hesstune.cli.render import Output
-from hesstune.runs.options.analysis import PredictOptions
+from hesstune.runs.options import PredictOptions
 
 __all__ = ["predict"]
 
@@ -42,8 +42,8 @@ def predict(
         f"{len(found.ids)} examples: " + ", ".join(f"{n} {name}" for name, n in counts.most_common(12))
     )
     if found.accuracy is not None and found.labels is not None:
-        told = int((found.labels >= 0).sum())
-        output.say(f"accuracy on the {told} labels given: {found.accuracy:.1%}")
+        given = int((found.labels >= 0).sum())
+        output.say(f"accuracy on the {given} labels given: {found.accuracy:.1%}")
     for note in found.notes:
         output.say(f"Data: {note}.")
     for example, reason in found.skipped:

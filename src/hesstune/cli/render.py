@@ -1,4 +1,4 @@
-"""What people see: progress bars on a terminal, and small tables."""
+"""What commands print: text, tables, progress bars, and the JSON record."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-
-from hesstune.cli.exits import is_first
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,10 +19,21 @@ if TYPE_CHECKING:
     from hesstune.runs.records import Result
     from hesstune.runs.run import Run
 
-__all__ = ["Output", "progress_bars", "results_table"]
+__all__ = ["Interrupted", "Output", "is_first", "name_table", "progress_bars", "results_table"]
 
-# Columns below which the table of results is turned.
-NARROW = 70
+
+def is_first() -> bool:
+    """Return whether this process prints: the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class Interrupted(Exception):
+    """The user stopped the command; the message says how to go on. Exit code 130.
+
+    Its own class because the parser turns KeyboardInterrupt into a bare exit code.
+    """
+
+
 # Columns of a table that no terminal cuts.
 PIPE = 160
 # Names in a table's first column may be shortened to this, and sentences wrapped to that.
@@ -56,7 +65,7 @@ class Output:
                     shown = _listed(item, console.width)
                 if isinstance(shown, str):
                     console.print(shown, markup=False)
-                else:  # names give way where a table is too wide, so it is not soft
+                else:  # names give way if a table is too wide, so it is not soft
                     console.print(shown, soft_wrap=False)
 
     def record(self, record: dict[str, Any]) -> None:
@@ -84,8 +93,8 @@ def _listed(table: Table, width: int) -> str:
     lines = [str(table.title)] if table.title else []
     for name, *cells in zip(*(column.cells for column in table.columns), strict=True):
         # No line ends within a figure, short of one that is wider than the terminal.
-        told = [f"{title} {cell}" for title, cell in zip(titles[1:], map(str, cells), strict=True) if cell]
-        joined = ", ".join(text.replace(" ", "\0") if len(text) < width - 2 else text for text in told)
+        figures = [f"{title} {cell}" for title, cell in zip(titles[1:], map(str, cells), strict=True) if cell]
+        joined = ", ".join(text.replace(" ", "\0") if len(text) < width - 2 else text for text in figures)
         joined = re.sub(r"\S+ \[[^]]*\]", lambda interval: interval[0].replace(" ", "\0"), joined)
         folded = textwrap.wrap(joined, max(width, 20), initial_indent="  ", subsequent_indent="  ")
         lines += textwrap.wrap(f"{titles[0]} {name}", width, subsequent_indent="  ")
@@ -104,7 +113,7 @@ def progress_bars(quiet: bool) -> Iterator[ProgressFor | None]:
     from rich.text import Text
 
     class TimeLeft(TimeRemainingColumn):
-        """The time that is left, from the first step on, which rich's own does not tell."""
+        """The time that is left, from the first step on, which rich's own does not show."""
 
         def render(self, task: Task) -> Text:
             if task.time_remaining is None and task.total and 0 < task.completed < task.total:
@@ -128,35 +137,36 @@ def progress_bars(quiet: bool) -> Iterator[ProgressFor | None]:
         yield progress_for
 
 
-def results_table(runs: dict[str, Run]) -> Table:
-    """Return the table that ends a fine-tune: accuracies, gap and distance.
+def name_table(first: str, *titles: str, widths: Mapping[str, int] | None = None) -> Table:
+    """Return a table without rows: a column of names, and columns of numbers with their least widths.
 
-    A row a run; on a narrow terminal a column a run.
+    On a narrow terminal the names are cut, the numbers stay whole.
     """
-    from rich.console import Console
     from rich.table import Table
 
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column(first, no_wrap=True, overflow="ellipsis")
+    for title, width in {**dict.fromkeys(titles, None), **(widths or {})}.items():
+        table.add_column(title, justify="right", no_wrap=True, min_width=width or len(title))
+    return table
+
+
+def results_table(runs: dict[str, Run]) -> Table:
+    """Return the accuracies, the gap and the distance of runs, a row for each."""
     from hesstune.runs.model_card import test_labels
 
     against = test_labels(next(iter(runs.values())).facts)
-    titles = (
-        f"test accuracy\n({against})",
-        "train accuracy\n(as trained on)",
-        "gap in cross-\nentropy",
-        "distance from\nreference",
+    table = name_table(
+        "run",
+        widths={
+            f"test accuracy\n({against})": 13,
+            "train accuracy\n(as trained on)": 15,
+            "gap in\ncross-entropy": 13,
+            "distance from\nreference": 13,
+        },
     )
-    rows = {name: _figures(run.outcome) for name, run in runs.items()}
-    narrow = Console().width < NARROW
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("run")
-    for title in rows if narrow else titles:
-        table.add_column(title, justify="right", no_wrap=narrow)
-    if narrow:
-        for title, values in zip(titles, zip(*rows.values(), strict=True), strict=True):
-            table.add_row(title.split("\n")[0].removesuffix(" from").removesuffix(" in cross-"), *values)
-    else:
-        for name, values in rows.items():
-            table.add_row(name, *values)
+    for name, run in runs.items():
+        table.add_row(name, *_figures(run.outcome))
     return table
 
 

@@ -11,7 +11,7 @@ import typer
 
 from hesstune.cli.options import JSON, QUIET, with_options
 from hesstune.cli.render import Output
-from hesstune.report.options import ReportOptions
+from hesstune.runs.options import ReportOptions
 
 __all__ = ["open_on_desktop", "report"]
 
@@ -43,7 +43,7 @@ def report(
 
 
 def open_on_desktop(page: Path) -> None:
-    """Open a page in the browser where a person sits at a desktop: never in pipes or automated runs."""
+    """Open a page in the browser if a person sits at a desktop: never in pipes or automated runs."""
     screen = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
     if screen and sys.stdout.isatty() and not os.environ.get("CI"):
         import webbrowser

@@ -14,8 +14,7 @@ import torch
 from hesstune.curvature.declared import CHECKSUM, MEASURE, MEASURE_TENSORS
 from hesstune.errors import ConfigError, RunError, listed, unknown_name
 from hesstune.reference import NO_LAYER
-from hesstune.storage.atomic import json_writer, made_folder, replace_files
-from hesstune.storage.reading import one_line
+from hesstune.storage.files import json_writer, made_folder, one_line, replace_files
 from hesstune.storage.tensors import digest, tensor_writer
 
 __all__ = [

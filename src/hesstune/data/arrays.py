@@ -19,9 +19,8 @@ from hesstune.data.parts import each_part
 from hesstune.data.reading import WHITE, Reading
 from hesstune.data.rgb import narrowed, on_background
 from hesstune.errors import DataError, listed
-from hesstune.storage.cells import as_cell
-from hesstune.storage.csv_table import Column
-from hesstune.storage.reading import read_array, reading
+from hesstune.storage.files import read_array, reading
+from hesstune.storage.tables import Column, as_cell
 
 # What an .npz file may hold, and what of it has one value an image.
 NAMES, EACH = ("images", "labels", "classes", "split"), ("labels", "split")

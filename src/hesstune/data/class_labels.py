@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from hesstune.checks import parse_number
 from hesstune.data.examples import Listing
 from hesstune.errors import DataError, cut, listed
-from hesstune.storage.cells import is_missing
-from hesstune.storage.csv_table import Column
+from hesstune.storage.tables import Column, is_missing
 from hesstune.weak.votes import ABSTAIN
 
 __all__ = ["ClassLabels", "alike", "class_labels", "labels_among", "with_labels"]

@@ -11,8 +11,7 @@ import numpy as np
 from hesstune.data.examples import MODEL_SOURCES, Examples, Task
 from hesstune.data.label_sources import CHECKED, GIVEN, SOURCE, column_named
 from hesstune.errors import DataError, listed, unknown_name
-from hesstune.storage.cells import is_missing
-from hesstune.storage.csv_table import CsvTable, read_table
+from hesstune.storage.tables import CsvTable, is_missing, read_table
 
 __all__ = ["checked", "read_clean_labels"]
 

@@ -18,8 +18,7 @@ from hesstune.data.label_sources import GIVEN_LABEL, SOURCE, column_named, read_
 from hesstune.data.parts import each_part
 from hesstune.data.reading import Columns, Reading, Voting
 from hesstune.errors import DataError, cut, listed, unknown_name
-from hesstune.storage.cells import is_missing
-from hesstune.storage.csv_table import CsvTable, read_table
+from hesstune.storage.tables import CsvTable, is_missing, read_table
 from hesstune.weak.label_models import label
 from hesstune.weak.vote_files import (
     class_index,

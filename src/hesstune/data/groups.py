@@ -9,8 +9,7 @@ import numpy as np
 
 from hesstune.checks import parse_number
 from hesstune.data.label_sources import GIVEN_LABEL, SOURCE
-from hesstune.storage.cells import is_missing
-from hesstune.storage.csv_table import Column
+from hesstune.storage.tables import Column, is_missing
 from hesstune.weak.vote_files import PREFIX
 
 __all__ = ["group_notes", "possible_groups"]

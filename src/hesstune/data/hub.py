@@ -15,9 +15,8 @@ from hesstune.data.parts import parts_note, parts_of
 from hesstune.data.pictures import decode_pictures
 from hesstune.data.reading import Columns, Reading
 from hesstune.errors import DataError, MissingExtraError, cut, listed, unknown_name
-from hesstune.storage.cells import as_cell
-from hesstune.storage.csv_table import Column
-from hesstune.storage.reading import reading
+from hesstune.storage.files import reading
+from hesstune.storage.tables import Column, as_cell
 
 __all__ = ["hub_listing", "read_hub"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from hesstune.data.examples import KEPT, MODEL_LABEL, MODEL_SOURCES, PREDICTED, REWRITTEN, Examples
-from hesstune.storage.cells import is_missing
+from hesstune.storage.tables import is_missing
 from hesstune.weak.vote_files import LABEL_SOURCE
 
 __all__ = ["CHECKED", "GIVEN", "GIVEN_LABEL", "SOURCE", "column_named", "read_sources", "source_notes"]

@@ -32,7 +32,7 @@ from hesstune.data.rgb import Oddities
 from hesstune.data.sources import listing
 from hesstune.data.split_rule import parts_of_listing
 from hesstune.errors import DataError, cut, listed
-from hesstune.storage.cells import is_missing
+from hesstune.storage.tables import is_missing
 
 __all__ = ["NewExamples", "load_examples", "load_task", "reusing_decoded"]
 

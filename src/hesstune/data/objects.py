@@ -24,8 +24,7 @@ from hesstune.data.images import readable_suffixes
 from hesstune.data.pictures import decode_pictures
 from hesstune.data.reading import Columns, Reading
 from hesstune.errors import DataError, cut, plain
-from hesstune.storage.cells import as_cell
-from hesstune.storage.csv_table import Column, CsvTable
+from hesstune.storage.tables import Column, CsvTable, as_cell
 
 __all__ = ["listing_of_object"]
 

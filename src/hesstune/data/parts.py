@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from hesstune.data.examples import PARTS
 from hesstune.errors import DataError, cut, listed, unknown_name
-from hesstune.storage.csv_table import Column
+from hesstune.storage.tables import Column
 
 __all__ = ["each_part", "part_of", "parts_note", "parts_of"]
 

@@ -13,8 +13,7 @@ from hesstune.data.examples import PARTS, Listing
 from hesstune.data.parts import each_part
 from hesstune.data.reading import SplitRule
 from hesstune.errors import DataError, cut, listed
-from hesstune.storage.cells import is_missing
-from hesstune.storage.csv_table import read_table
+from hesstune.storage.tables import is_missing, read_table
 
 __all__ = ["parts_of_listing"]
 

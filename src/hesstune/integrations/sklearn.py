@@ -22,11 +22,10 @@ from hesstune.data.objects import listing_of_object
 from hesstune.errors import DataError, listed
 from hesstune.models.load import MODULE, LoadedModel
 from hesstune.runs.config import FinetuneConfig, make_config
-from hesstune.runs.network import network_of
+from hesstune.runs.loading import network_of, reading_of
 from hesstune.runs.records import MODEL, RECORD, RunRecord
 from hesstune.runs.run import Run
-from hesstune.runs.task import reading_of
-from hesstune.storage.atomic import writing
+from hesstune.storage.files import writing
 from hesstune.training.finetune import finetune
 from hesstune.training.prepare import as_trained
 

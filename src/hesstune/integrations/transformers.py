@@ -18,7 +18,7 @@ from hesstune.integrations._shared import constraint_of, distances_of, has_adapt
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
-from hesstune.storage.atomic import made_folder
+from hesstune.storage.files import made_folder
 
 try:
     from transformers import TrainerCallback

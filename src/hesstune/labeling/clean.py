@@ -27,7 +27,8 @@ from hesstune.noise.latent.two_views import count_text, counted, mean_posterior,
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
-from hesstune.storage.atomic import made_folder, write_csv
+from hesstune.storage.files import made_folder
+from hesstune.storage.tables import write_csv
 from hesstune.weak.vote_files import in_order
 
 __all__ = ["LabelIssues", "clean"]

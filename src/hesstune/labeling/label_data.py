@@ -26,7 +26,8 @@ from hesstune.noise.latent.two_views import counted, rate_interval
 from hesstune.noise.matrix import NEAR_GUESSING, guessing_rate
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
-from hesstune.storage.atomic import csv_writer, json_writer, made_folder, replace_files
+from hesstune.storage.files import json_writer, made_folder, replace_files
+from hesstune.storage.tables import csv_writer
 from hesstune.weak.dependence import dependence_note
 from hesstune.weak.label_models import Labelled, label, label_model_class, read_balance
 from hesstune.weak.votes import ABSTAIN, Votes, patterns

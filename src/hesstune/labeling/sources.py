@@ -20,9 +20,7 @@ from hesstune.data.sources import listing
 from hesstune.errors import ConfigError, DataError, listed
 from hesstune.labeling.domain_labelers import TrainedLabelers
 from hesstune.labeling.options import LabelOptions
-from hesstune.storage.cells import is_missing
-from hesstune.storage.csv_table import CsvTable, read_table
-from hesstune.storage.json_lines import JSON_LINES, Nested, read_json_lines
+from hesstune.storage.tables import JSON_LINES, CsvTable, Nested, is_missing, read_json_lines, read_table
 from hesstune.weak.functions import Answers, call_functions, load_functions, names_in, votes_of_answers
 from hesstune.weak.vote_files import (
     SOFT_PREFIX,

@@ -15,7 +15,7 @@ from hesstune.forward import logits_of
 from hesstune.methods._base import Method
 from hesstune.methods._setup import Budget, ClassEvidence, HeadMaterial, MethodSetup, SolvedHead
 from hesstune.runtime.device import one_thread
-from hesstune.storage.reading import one_line
+from hesstune.storage.files import one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

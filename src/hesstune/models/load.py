@@ -31,8 +31,7 @@ from hesstune.forward import (
 from hesstune.models.heads import check_heads, fails_on, find_heads, output_size, probe
 from hesstune.models.networks import IMAGENET, MeanAndStd, VisionRequest, load_vision_model
 from hesstune.reference import in_modules
-from hesstune.storage.atomic import write_json
-from hesstune.storage.reading import one_line
+from hesstune.storage.files import one_line, write_json
 from hesstune.storage.seen_examples import SeenExamples
 from hesstune.storage.tensors import add_metadata, save_tensors
 

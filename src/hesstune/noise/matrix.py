@@ -24,8 +24,7 @@ from hesstune.checks import (
     unit_interval,
 )
 from hesstune.errors import HesstuneWarning, NoiseMatrixError, cut, listed, unknown_name
-from hesstune.storage.atomic import write_json
-from hesstune.storage.reading import read_array, read_text, reading
+from hesstune.storage.files import read_array, read_text, reading, write_json
 
 __all__ = [
     "KINDS",

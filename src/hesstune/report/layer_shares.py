@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hesstune.checks import parse_integer
 from hesstune.curvature.result import CONSTRAINT_EVIDENCE
 from hesstune.errors import counted
-from hesstune.runs.measure_records import LayerMeasure, MeasureRecord
+from hesstune.runs.records import LayerMeasure, MeasureRecord
 
 __all__ = ["Block", "block_names", "blocks_of", "carriers", "is_large", "layer_shares"]
 

@@ -1,4 +1,4 @@
-"""Layers and examples of a run's page: who carries the measure."""
+"""The layers of a run's page, their eigenvalues, and the examples that set the measure."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ from typing import NamedTuple
 import numpy as np
 
 from hesstune.errors import counted
-from hesstune.report.figures import quantile_curves
 from hesstune.report.layer_shares import Block, blocks_of, carriers, is_large, layer_shares
-from hesstune.runs.measure_records import LayerMeasure
+from hesstune.report.rendering import quantile_curves, spectra
 from hesstune.runs.read_records import Records
+from hesstune.runs.records import LayerMeasure
 
 __all__ = [
-    "block_rows",
-    "distribution",
-    "layer_rows",
-    "layer_words",
-    "measured",
-    "setters",
-    "told_carriers",
-]
+    "Spectrum", "block_rows", "carrier_words", "distribution", "layer_rows", "layer_words", "measured",
+    "setters", "spectrum",
+]  # fmt: skip
 
 # A layer counts as at its radius from here on: projection leaves it there up to rounding.
 AT_RADIUS = 0.999
@@ -31,15 +26,10 @@ SETTERS = 12
 
 @dataclass
 class LayerRow:
-    """A layer in the table.
+    """A layer in the table: its share of the measure and radius, if any.
 
-    Attributes:
-        layer: What was measured of it.
-        share: Its share of the measure; None where nothing was measured.
-        radius: Its radius, where it has one.
-        at_radius: Whether it is there.
-        bars: The length of each bar in percent of the column's largest value.
-        tick: The place of the radius on the distance's bar.
+    `bars` has the length of each bar in percent of the column's largest value, `tick` the place of the radius
+    on the bar of the distance.
     """
 
     layer: LayerMeasure
@@ -50,7 +40,7 @@ class LayerRow:
     tick: float | None = None
 
     def column(self, name: str) -> float:
-        """Return what a column's bar shows; 0 where there is nothing."""
+        """Return what a column's bar shows; 0 if there is nothing."""
         value = self.share if name == "share" else getattr(self.layer, name)
         return float(value or 0.0)
 
@@ -81,7 +71,7 @@ class Distribution(NamedTuple):
 
 
 def layer_rows(records: Records) -> list[LayerRow]:
-    """Return the layers, largest share of the measure first; distances alone where nothing was measured."""
+    """Return the layers, largest share of the measure first; distances alone if nothing was measured."""
     result, config = records.outcome, records.config
     if records.measure:
         rows = [LayerRow(layer, share) for layer, share in layer_shares(records.measure)]
@@ -90,7 +80,7 @@ def layer_rows(records: Records) -> list[LayerRow]:
             LayerMeasure(name=name, distance=value, maximum=None) for name, value in result.distances.items()
         ]
         rows = [LayerRow(layer) for layer in unmeasured]
-    # Radii are in the run's norm, distances in Frobenius: they are compared only where these agree.
+    # Radii are in the run's norm, distances in Frobenius: they are compared only if these agree.
     radii = result.radii if config.norm == "frobenius" else {}
     for row in rows:
         row.radius = radii.get(row.layer.name)
@@ -113,13 +103,13 @@ def layer_words(rows: list[LayerRow]) -> str:
     return text
 
 
-def told_carriers(records: Records, rows: list[LayerRow]) -> str:
-    """Say which layers or blocks carry the measure, and what would lower it; empty where nothing is known."""
+def carrier_words(records: Records, rows: list[LayerRow]) -> str:
+    """Say which layers or blocks carry the measure, and what would lower it; empty if nothing is known."""
     return carriers(_pairs(rows), records.config.method if records.outcome.radii else None)
 
 
 def block_rows(rows: list[LayerRow]) -> list[BlockRow]:
-    """Return the blocks of a large network; none of a small one, whose layers tell as much."""
+    """Return the blocks of a large network; none of a small one, whose table of layers is enough."""
     pairs = _pairs(rows)
     if not is_large(pairs):
         return []
@@ -181,3 +171,49 @@ def distribution(records: Records) -> Distribution | None:
     said = "a few examples set the maximum." if few else "it is no outlier."
     words = f"In {name} the largest value is {largest:.3g}, {spread}: {said}"
     return Distribution(quantile_curves("distribution", shares.tolist(), lines, title), rows, words)
+
+
+SHOWN = 3
+
+
+class Spectrum(NamedTuple):
+    """The mean spectra of the layers with the largest shares: curves, (layer, its numbers) and words."""
+
+    svg: str
+    rows: list[tuple[str, list[str]]]
+    columns: int
+    words: str
+
+
+def spectrum(rows: list[LayerRow]) -> Spectrum | None:
+    """Return the mean eigenvalues of the layers with the largest shares; None if none were measured.
+
+    Args:
+        rows: The layers, largest share first.
+    """
+    known = [(row.layer.name, row.layer.spectrum) for row in rows if row.layer.spectrum is not None]
+    first = known[:SHOWN]
+    if not first:
+        return None
+    title = ("Largest eigenvalues of H, mean over the examples", "j-th largest", "eigenvalue")
+    lines = [(name, found.mean, [2 * (error or 0.0) for error in found.stderr]) for name, found in first]
+    numbers = [
+        (
+            name,
+            [
+                f"{mean:.3g}" + ("" if error is None else f" ± {error:.1g}")
+                for mean, error in zip(found.mean, found.stderr, strict=True)
+            ],
+        )
+        for name, found in known
+    ]
+    name, found = first[0]
+    total = sum(found.mean) or 1.0
+    words = f"In {name} the largest is {numbers[0][1][0]} (± its standard error)"
+    if len(found.mean) > 1:
+        words += f", {found.mean[0] / total:.0%} of the sum of the first {len(found.mean)}"
+    if without := [row.layer.name for row in rows if row.layer.spectrum is None]:
+        words += (
+            f". No eigenvalues of {counted(len(without), 'layer')}: they are computed by the exact path only"
+        )
+    return Spectrum(spectra("spectrum", lines, title), numbers, max(len(v) for _, v in numbers), words + ".")

@@ -1,4 +1,4 @@
-"""A run in words: the verdict, how the noise is known, and what every number depends on."""
+"""Sentences about a run: the verdict, how the noise is known, and the assumptions of each number."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from hesstune.bounds.pac_bayes import confidence_interval
 from hesstune.bounds.record import Certificate, dependence_text
 from hesstune.curvature.result import HELD_OUT_EVIDENCE, TRAINING_EVIDENCE
 from hesstune.errors import counted
-from hesstune.runs.measure_records import MeasureRecord
 from hesstune.runs.model_card import test_labels
 from hesstune.runs.read_records import Records
-from hesstune.runs.records import MatrixCheck
+from hesstune.runs.records import MatrixCheck, MeasureRecord
 from hesstune.training.metrics import wilson_interval
 
 __all__ = ["assumptions", "onset", "provenance", "training_words", "uncontradicted_rate", "verdict"]
@@ -24,7 +23,7 @@ def verdict(records: Records) -> str:
     fit = None if kept is None else kept.fit
     found = judge_fit(fit)
     if fit is None:
-        why = "its training labels have not been judged yet" if kept is None else found.reason
+        why = "its training labels have not been compared yet" if kept is None else found.reason
         return f"Whether the network has learnt wrong labels cannot be decided: {why}."
     which = "wrong label" if fit.known else "suspected label error"
     low, high = confidence_interval(fit.wrong.agreed, fit.wrong.examples, DELTA)
@@ -143,7 +142,7 @@ def training_words(records: Records) -> str:
 
 
 def assumptions(records: Records) -> list[dict[str, str]]:
-    """Return, for every number on the page: what it rests on, what would break it, and how it stands here."""
+    """Return for every number what it assumes, what would break it, and whether that holds here."""
     found = [_split(records), _noise(records)]
     if records.measure:
         found.append(_measure(records.measure))
@@ -161,17 +160,17 @@ def assumptions(records: Records) -> list[dict[str, str]]:
     if records.label_issues:
         found.append(
             _row(
-                "Doubtful labels",
-                "The network's probabilities, and the noise matrix where the loss was told one.",
-                "A network that has fitted the noise: it believes the labels it was trained on.",
+                "Suspected label errors",
+                "The network's probabilities, and the noise matrix of the loss, if it has one.",
+                "A network that has fitted the noise: it then agrees with wrong labels.",
                 "The network was trained on these examples; a second opinion is needed for each.",
             )
         )
     return found
 
 
-def _row(number: str, rests: str, breaks: str, here: str) -> dict[str, str]:
-    return {"number": number, "rests": rests, "breaks": breaks, "here": here}
+def _row(number: str, assumed: str, breaks: str, here: str) -> dict[str, str]:
+    return {"number": number, "assumed": assumed, "breaks": breaks, "here": here}
 
 
 def _split(records: Records) -> dict[str, str]:
@@ -225,18 +224,18 @@ def _measure(measure: MeasureRecord) -> dict[str, str]:
         f"loss ({measure.measure.C:.3g}) stand in for the theorem's suprema.",
         "It bounds nothing: unseen examples can exceed the maximum, ReLU networks lie outside the theorem, "
         f"and its O(n^(-3/4)) term is unknown. {TRAINING_EVIDENCE}. {HELD_OUT_EVIDENCE}.",
-        " ".join(measure.notes) or "All layers and examples as the table of layers tells.",
+        " ".join(measure.notes) or "All layers and examples are in the table of layers.",
     )
 
 
 def _certificate(certificate: Certificate) -> list[dict[str, str]]:
     rows = [
-        _row("Certificate", text, "That it does not hold.", "Assumed; the rest was checked.")
+        _row("Certificate", text, "That it does not hold.", "Assumed; the other conditions were checked.")
         for text in certificate.assumptions
     ]
     if certificate.noise_dependence:
-        told = dependence_text(certificate.noise_dependence)
-        rows.append(_row("Certificate", told, "A dependence that the test does not find.", "Tested."))
+        text = dependence_text(certificate.noise_dependence)
+        rows.append(_row("Certificate", text, "A dependence that the test does not find.", "Tested."))
     return rows + [
         _row("Certificate", "A condition that fails here.", text, "Broken: the number is no certificate.")
         for text in certificate.failures

@@ -1,4 +1,4 @@
-"""A run's page: what its records say, in the order a reader asks."""
+"""The page of a run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hesstune.report.environment import render
-from hesstune.report.figures import curves, heat_map, stability
-from hesstune.report.layers import block_rows, distribution, layer_rows, layer_words, setters, told_carriers
+from hesstune.report.layers import (
+    block_rows,
+    carrier_words,
+    distribution,
+    layer_rows,
+    layer_words,
+    setters,
+    spectrum,
+)
 from hesstune.report.narrative import (
     assumptions,
     onset,
@@ -20,29 +26,29 @@ from hesstune.report.narrative import (
     uncontradicted_rate,
     verdict,
 )
-from hesstune.report.spectrum import spectrum
+from hesstune.report.rendering import curves, heat_map, render, stability
 from hesstune.runs.model_card import test_labels
 from hesstune.runs.read_records import Records
 from hesstune.runs.records import LABEL_ISSUES
 from hesstune.runs.run import Run
-from hesstune.storage.csv_table import write_rows
+from hesstune.storage.tables import write_rows
 
-__all__ = ["pictured", "render_run"]
+__all__ = ["example_ids", "render_run"]
 
 SHOWN = 48
-# Rows of the list of doubtful labels that the page itself carries; the run folder has all.
+# Rows of the list of suspected label errors that the page itself carries; the run folder has all.
 LISTED = 10_000
 
 
-class Picture(NamedTuple):
-    """A picture, in words too."""
+class Plot(NamedTuple):
+    """A plot, and its description in words."""
 
     svg: str
     words: str
 
 
 class Matrix(NamedTuple):
-    """A noise matrix as numbers, picture and words."""
+    """A noise matrix as numbers, plot and words."""
 
     title: str
     rows: list[list[float]]
@@ -71,7 +77,7 @@ def render_run(run: Run | str | Path) -> str:
     return render("run.html.j2", context(run.records))
 
 
-def pictured(records: Records) -> list[str]:
+def example_ids(records: Records) -> list[str]:
     """Return the ids of the examples that the page wants to show."""
     ids = [row.id for row in setters(records)]
     ids += [row["id"] for row in (records.label_issues or [])[:SHOWN]]
@@ -93,7 +99,7 @@ def context(records: Records) -> dict[str, object]:
         "layers": layers,
         "layer_words": layer_words(layers),
         "blocks": block_rows(layers),
-        "carriers": told_carriers(records, layers),
+        "carriers": carrier_words(records, layers),
         "spectrum": spectrum(layers),
         "setters": setters(records),
         "distribution": distribution(records),
@@ -108,7 +114,7 @@ def context(records: Records) -> dict[str, object]:
     }
 
 
-def _training(records: Records) -> Picture | None:
+def _training(records: Records) -> Plot | None:
     epochs = records.epochs
     if not epochs:
         return None
@@ -122,7 +128,7 @@ def _training(records: Records) -> Picture | None:
     start, rate = onset(records), uncontradicted_rate(records)
     share = "share of training labels that are right"
     share += "" if records.facts.noise.injected else ", by the noise matrix"
-    picture = curves(
+    plot = curves(
         "training",
         [e.epoch for e in epochs],
         lines,
@@ -130,17 +136,17 @@ def _training(records: Records) -> Picture | None:
         None if rate is None else (share, 1 - rate),
         None if start is None else ("starts to fit the noise", start[0]),
     )
-    return Picture(picture, training_words(records))
+    return Plot(plot, training_words(records))
 
 
 def _matrices(records: Records) -> list[Matrix]:
-    """Return the matrices believed, estimated and, where true labels are known, true."""
+    """Return the noise matrix of the loss, the estimate and, if true labels are known, the true matrix."""
     classes = records.facts.classes
     found: list[tuple[str, list[list[float]]]] = []
-    if believed := records.noise_matrix:
-        how = believed.method
-        title = f"Believed by the loss (estimated: {how})" if how else "Believed by the loss"
-        found.append((title, believed.matrix))
+    if used := records.noise_matrix:
+        how = used.method
+        title = f"Used by the loss (estimated: {how})" if how else "Used by the loss"
+        found.append((title, used.matrix))
     if after := records.estimated_afterwards:
         title = f"Estimated afterwards, from {after.examples} validation examples"
         found.append((title, after.matrix))
@@ -176,7 +182,7 @@ def _matrix_words(matrix: np.ndarray[Any, Any], classes: list[str]) -> str:
 
 
 def _found(records: Records) -> str | None:
-    """Say how many of the labels listed first are in fact wrong, where true labels are known."""
+    """Say how many of the labels listed first are in fact wrong, if true labels are known."""
     rows = (records.label_issues or [])[:SHOWN]
     if not rows or not all(row["true_label"] for row in rows):
         return None
@@ -187,7 +193,7 @@ def _found(records: Records) -> str | None:
 
 
 def _probed(records: Records) -> bool:
-    """Tell whether the labels were judged by probes that did not see them, not by the run's network."""
+    """Return whether probes that did not see the labels ranked them, instead of the run's network."""
     record = records.label_issues_record
     return record is not None and record.judged_by == "probes"
 

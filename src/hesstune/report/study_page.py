@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hesstune.errors import counted
-from hesstune.report.environment import render
-from hesstune.report.figures import bars, scatter
+from hesstune.report.rendering import bars, render, scatter
 from hesstune.study.options import Mean, StudyResults
-from hesstune.study.results import certificate_rows, means
+from hesstune.study.results import certificate_rows
 
 __all__ = ["concordance", "render_study"]
 
@@ -24,7 +23,7 @@ METRICS = {
 
 
 class Shown(NamedTuple):
-    """A mean in the table: what it is sorted by, its text, and its interval's."""
+    """A mean in the table: its value, its text, and the text of its interval."""
 
     value: float | None
     text: str
@@ -47,7 +46,7 @@ class Table(NamedTuple):
 
 
 class Certificates(NamedTuple):
-    """The certificates of a task, each by itself and the smallest with the union paid."""
+    """The certificates of a task, each alone, and the smallest of them by a union bound."""
 
     task: str
     columns: list[str]
@@ -104,8 +103,6 @@ def render_study(results: StudyResults) -> str:
 
 def context(results: StudyResults) -> dict[str, object]:
     """Return everything the template shows."""
-    # Anew from the cells: a comparison's record may be older than the intervals.
-    results = results.replaced(means=means(results.cells))
     tasks = results.tasks
     groups: list[str | None] = [None, *tasks] if len(tasks) > 1 else list(tasks)
     return {
@@ -129,7 +126,7 @@ def _mean(results: StudyResults, metric: str, method: str, task: str | None) -> 
 
 
 def verdict(results: StudyResults) -> str:
-    """Return the comparison in words: the best method, and whether the seeds tell it from the baseline."""
+    """Return the comparison in words: the best method, and whether it differs from the baseline."""
     task = None if len(results.tasks) > 1 else next(iter(results.tasks), None)
     found = [m for m in results.means if (m.metric, m.task) == ("test_accuracy", task)]
     if not found:
@@ -142,7 +139,7 @@ def verdict(results: StudyResults) -> str:
         if (d.metric, d.method, d.task) == ("test_accuracy", best.method, task):
             text += f", {100 * d.mean:+.1f} points against {results.baseline}"
             if d.low is None or d.high is None:
-                return f"{text}; a single seed cannot tell them apart."
+                return f"{text}; one seed gives no interval."
             sure = "does not hold" if d.low > 0 or d.high < 0 else "holds"
             return f"{text} (95 % interval {100 * d.low:+.1f} to {100 * d.high:+.1f}, which {sure} zero)."
     return f"{text}."
@@ -191,7 +188,7 @@ def _differences(results: StudyResults) -> list[DifferenceRow]:
 
 
 def concordance(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Return Kendall's τ-b of two lists; None where one of them is constant, or shorter than two.
+    """Return Kendall's τ-b of two lists; None if one of them is constant, or shorter than two.
 
     Example:
         >>> round(concordance([1, 2, 3], [1, 3, 2]), 4)
@@ -230,12 +227,12 @@ def _against(results: StudyResults, metric: str, title: str) -> Points | None:
         within += [] if tau is None else [f"{task} {tau:.2f}"]
     if len(results.tasks) > 1 and within:
         words += f" over all; by task: {', '.join(within)}"
-    picture = scatter(
+    plot = scatter(
         f"measure-{metric.replace('_', '-')}",
         [p for p in points if p[1]],
         (f"Hessian distance measure and {title.split(' (')[0]}", "Hessian distance measure", title),
     )
-    return Points(picture, f"{words}.", cells, title)
+    return Points(plot, f"{words}.", cells, title)
 
 
 def _time(results: StudyResults) -> Times | None:
@@ -248,5 +245,5 @@ def _time(results: StudyResults) -> Times | None:
     if not values:
         return None
     slowest = max(values, key=lambda m: values[m])
-    picture = bars("time", list(values.items()), ("Time of solving and training", "mean seconds a run"))
-    return Times(picture, f"Slowest: {slowest}, {values[slowest]:.3g} s a run.", values)
+    plot = bars("time", list(values.items()), ("Time of solving and training", "mean seconds a run"))
+    return Times(plot, f"Slowest: {slowest}, {values[slowest]:.3g} s a run.", values)

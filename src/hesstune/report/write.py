@@ -1,28 +1,32 @@
-"""Write report.html into the folder of a run or of a comparison."""
+"""Write the HTML pages of runs, comparisons and lists of suspected label errors."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hesstune.analysis.label_issues import label_issues, save_thumbnails
+import numpy as np
+
+from hesstune.analysis.label_issues import label_issues, save_thumbnails, thumbnails_of
 from hesstune.data.load import reusing_decoded
 from hesstune.errors import ChangedDataError, DataError, ModelError, RunError, unknown_name
+from hesstune.labeling.clean import LabelIssues
 from hesstune.options import make_options, takes_options
-from hesstune.report.run_page import pictured, render_run
+from hesstune.report.rendering import render
+from hesstune.report.run_page import example_ids, render_run
 from hesstune.report.study_page import render_study
-from hesstune.runs.options.analysis import DeviceOptions
-from hesstune.runs.records import REPORT
+from hesstune.runs.options import DeviceOptions
+from hesstune.runs.records import REPORT, ExampleImage
 from hesstune.runs.run import Run
-from hesstune.storage.atomic import write_text
+from hesstune.storage.files import write_text
 from hesstune.study.results import differences, read_results
 
-__all__ = ["write_report", "write_study"]
+__all__ = ["write_clean_page", "write_report", "write_study"]
 
 
 @takes_options(DeviceOptions)
 def write_report(run: Run, **options: Any) -> tuple[Path, str | None]:
-    """Write a run's report.html, with its doubtful labels where the data is at hand; return why not, too.
+    """Write a run's report.html, with suspected label errors if the data is available; return why not, too.
 
     Args:
         run: A finished run.
@@ -41,11 +45,11 @@ def write_report(run: Run, **options: Any) -> tuple[Path, str | None]:
         try:  # the page is complete without: the data may be elsewhere by now
             if records.label_issues is None:
                 label_issues(run, device=asked.device)
-            ids = pictured(run.records)
-            if set(ids) - set(records.pictures):
+            ids = example_ids(run.records)
+            if set(ids) - set(records.images):
                 save_thumbnails(run, ids)
         except (DataError, ModelError, RunError) as error:
-            note = f"Without all examples and doubtful labels: {error}"
+            note = f"Without all examples and suspected label errors: {error}"
     page = run.path / REPORT
     write_text(page, render_run(run))
     return page, note
@@ -71,3 +75,52 @@ def write_study(folder: Path, baseline: str | None = None) -> Path:
     page = folder / REPORT
     write_text(page, render_study(results))
     return page
+
+
+# Cards on the page; the CSV file has all examples.
+MOST_CARDS = 120
+PIXELS = 96
+
+
+class Card(NamedTuple):
+    """A suspected label error."""
+
+    id: str
+    given: str
+    likely: str
+    wrong: str
+    image: ExampleImage | None
+
+
+def write_clean_page(found: LabelIssues, path: Path) -> None:
+    """Write the page: the suspected label errors, at most MOST_CARDS of them.
+
+    Raises:
+        RunError: If it cannot be written.
+    """
+    suspected = [at for at in found.ranked.tolist() if found.doubtful[at]]
+    shown = suspected[:MOST_CARDS]
+    images: dict[str, ExampleImage] = {}
+    target = found.target
+    if target is not None and shown:
+        place = {name: at for at, name in enumerate(target.ids)}
+        part = target.examples(PIXELS).take([place[found.ids[at]] for at in shown])
+        images = thumbnails_of(part, np.arange(len(shown)))
+    cards = [
+        Card(
+            found.ids[at],
+            found.classes[found.given[at]],
+            found.classes[found.otherwise[at]],
+            f"{100 * found.p_wrong[at]:.0f} %",
+            images.get(found.ids[at]),
+        )
+        for at in shown
+    ]
+    context = {
+        "cards": cards,
+        "suspected": len(suspected),
+        "examples": len(found),
+        "chosen": found.chosen,
+        "count": found.count_text,
+    }
+    write_text(path, render("clean.html.j2", context))

@@ -8,7 +8,7 @@ from hesstune._lazy import lazily
 
 if TYPE_CHECKING:
     from hesstune.runs.config import FinetuneConfig, make_config
-    from hesstune.runs.options.analysis import (
+    from hesstune.runs.options import (
         CertifyOptions,
         MeasureOptions,
         NoiseCheckOptions,
@@ -34,11 +34,11 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "FinetuneConfig": "hesstune.runs.config",
-        "CertifyOptions": "hesstune.runs.options.analysis",
-        "MeasureOptions": "hesstune.runs.options.analysis",
-        "NoiseCheckOptions": "hesstune.runs.options.analysis",
-        "PredictOptions": "hesstune.runs.options.analysis",
-        "StabilityOptions": "hesstune.runs.options.analysis",
+        "CertifyOptions": "hesstune.runs.options",
+        "MeasureOptions": "hesstune.runs.options",
+        "NoiseCheckOptions": "hesstune.runs.options",
+        "PredictOptions": "hesstune.runs.options",
+        "StabilityOptions": "hesstune.runs.options",
         "Predictions": "hesstune.runs.predictions",
         "Run": "hesstune.runs.run",
         "make_config": "hesstune.runs.config",

@@ -1,19 +1,34 @@
-"""Checkpoints of a run: the last two are kept, and a damaged one gives way to the one before it."""
+"""Checkpoints of a run, and sharded training (FSDP2).
+
+The last two checkpoints are kept; if one is damaged, the one before it is used. accelerate silently turns
+FSDP into data parallelism on a CPU, so torch's `fully_shard` is applied here on a mesh of the run's device.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import shutil
+import sys
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from hesstune.errors import HesstuneWarning, RunError
-from hesstune.runs.records import ASIDE, CHECKPOINTS, checkpoint_name
-from hesstune.runtime.distributed import on_main_process, world
-from hesstune.storage.atomic import PART
-from hesstune.storage.tensors import Tree, load_tree, save_tree
+import torch
+from torch import nn
 
-__all__ = ["Checkpoints", "discard"]
+from hesstune.errors import ConfigError, HesstuneError, HesstuneWarning, RunError
+from hesstune.reference import Reference, layer_names
+from hesstune.runs.records import ASIDE, CHECKPOINTS, checkpoint_name
+from hesstune.runtime.distributed import all_gather, all_reduce_sum, on_main_process, rank, world
+from hesstune.runtime.sharding import whole
+from hesstune.storage.files import PART, replace_file
+from hesstune.storage.tensors import Tree, load_tree, save_tensors, save_tree, stream_tensors
+
+__all__ = [
+    "Checkpoints", "ShardedCheckpoints", "discard", "refuse_one", "shard_", "weights_of", "write_model",
+]  # fmt: skip
 
 KEPT = 2
 
@@ -21,7 +36,7 @@ KEPT = 2
 class Checkpoints:
     """The states of a run in its folder, `checkpoint-STEP.safetensors`, each with a checksum.
 
-    A checkpoint is written beside, synced and renamed, so that a kill at any moment leaves whole ones.
+    A checkpoint is written to a temporary file, synced and renamed, so a kill leaves only complete ones.
 
     Args:
         folder: The run folder.
@@ -47,9 +62,9 @@ class Checkpoints:
         discard(self.folder)
 
     def load(self) -> Tree | None:
-        """Read the newest state that is whole; None where there is no checkpoint.
+        """Read the newest state that is whole; None if there is no checkpoint.
 
-        Warns with HesstuneWarning where a newer one is damaged, and removes that one.
+        Warns with HesstuneWarning if a newer one is damaged, and removes that one.
 
         Raises:
             RunError: If there are checkpoints, and all are damaged.
@@ -70,7 +85,7 @@ class Checkpoints:
         return None
 
     def load_together(self) -> Tree | None:
-        """Read it on every process: the first one sorts out damaged ones before the others look."""
+        """Read it on every process: the first process removes damaged ones before the others read."""
         if world() > 1:
             on_main_process(self.load)
         return self.load()
@@ -82,8 +97,172 @@ class Checkpoints:
 
 
 def discard(folder: Path) -> None:
-    """Remove the run that was set aside, as the new one stands: all of it or, after a kill, none."""
+    """Remove the run that was set aside, once the new one has a checkpoint: all of it or nothing."""
     trash = folder / f"{ASIDE}{PART}"
     if (folder / ASIDE).is_dir():
         (folder / ASIDE).replace(trash)
         shutil.rmtree(trash, ignore_errors=True)
+
+
+# glibc's mallopt: from this size on, in bytes, memory goes back to the system as soon as it is freed.
+_M_MMAP_THRESHOLD = -3
+_LARGE = 1 << 20
+
+
+def refuse_one(shard: bool) -> None:
+    """Raise ConfigError if a network is to be sharded over one process."""
+    if shard and world() == 1:
+        raise ConfigError(
+            "--shard distributes the network over several processes, but there is one; start it with "
+            "torchrun --nproc-per-node N -m hesstune finetune …, or leave --shard out"
+        )
+
+
+def weights_of(model: nn.Module) -> Reference:
+    """Return a network's weights as a reference that shares their memory, to be written, not kept."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return Reference({name: t.detach() for name, t in tensors.items()}, layer_names(model))
+
+
+def shard_(model: nn.Module, device: torch.device) -> None:
+    """Shard a network's parameters over the processes, in place, one repeated block at a time.
+
+    Each process keeps a part of dimension 0 of each parameter; the whole parameter exists only while its
+    block computes. Buffers are not sharded.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if device.type == "cpu" and sys.platform == "linux":
+        _give_back_freed()
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    mesh = init_device_mesh(device.type, (world(),))
+    for block in _blocks(model):
+        fully_shard(block, mesh=mesh)
+    # The weights outside the blocks, too: they would stay whole after a forward pass without a backward one.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def _give_back_freed() -> None:
+    """Let large tensors leave this process's memory when they are freed.
+
+    glibc raises that threshold with every large block it frees, up to 32 MiB, and keeps what is smaller
+    in its heap: with every block of the network put together and let go at each step, the heap grew to
+    more than the network that was to be cut.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """List the elements of the network's module lists and sequences, outermost first come.
+
+    What shares a parameter with another part of the network, and lists, which have no forward of their
+    own, are left to what is around them.
+    """
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    found: list[nn.Module] = []
+    inside: set[int] = set()
+    for container in model.modules():
+        if not isinstance(container, nn.ModuleList | nn.Sequential) or id(container) in inside:
+            continue
+        for block in container:
+            own = Counter(id(p) for _, p in block.named_parameters(remove_duplicate=False))
+            alone = all(uses[key] == count for key, count in own.items())
+            if own and alone and not isinstance(block, nn.ModuleList | nn.ModuleDict):
+                found.append(block)
+                inside |= {id(module) for module in block.modules()}
+    return found
+
+
+class ShardedCheckpoints(Checkpoints):
+    """Checkpoints of a sharded run: for each step, each process writes one file with its parts."""
+
+    def _path(self, step: int) -> Path:
+        return self.folder / checkpoint_name(step, f".{rank()}of{world()}")
+
+    def files(self) -> list[Path]:
+        """List this process's checkpoints, the newest first."""
+        return sorted(self.folder.glob(checkpoint_name("*", f".{rank()}of{world()}")), reverse=True)
+
+    def save(self, step: int, tree: Tree) -> None:
+        """Write this process's state and keep the one before it; all processes call this alike."""
+        save_tree(self._path(step), tree)
+        all_reduce_sum(torch.zeros(1))  # a step counts once all have written it
+        for old in self.files()[KEPT:]:
+            old.unlink(missing_ok=True)
+        on_main_process(lambda: discard(self.folder))
+
+    def load(self) -> Tree | None:
+        """Read the newest state that is whole on every process; None if there is none at all.
+
+        Raises:
+            RunError: If there are checkpoints, and none is whole, or they are of another number of processes.
+        """
+        own = [int(path.name.split("-")[1].split(".")[0]) for path in self.files()][: KEPT + 1]
+        padded = torch.tensor([*own, *[-1] * (KEPT + 1 - len(own))])
+        steps = sorted({int(s) for s in torch.cat(all_gather(padded)) if s >= 0}, reverse=True)
+        damaged = ""
+        for step in steps:
+            tree = None
+            try:
+                tree = load_tree(self._path(step))
+            except RunError as error:
+                damaged = str(error)
+            if int(all_reduce_sum(torch.tensor(int(tree is not None)))) == world():
+                if step != steps[0]:
+                    self._drop_after(step, damaged)
+                return tree
+        if steps:
+            raise RunError(
+                f"no checkpoint in {self.folder} is whole on all {world()} processes; start over with "
+                "--overwrite"
+            )
+        if other := next(iter(Checkpoints(self.folder).files()), None):
+            raise RunError(
+                f"{other} was written by another number of processes; resume with as many, or start over "
+                "with --overwrite"
+            )
+        return None
+
+    def load_together(self) -> Tree | None:
+        """Read it on every process: `load` is that already."""
+        return self.load()
+
+    def _drop_after(self, step: int, damaged: str) -> None:
+        for path in self.files():
+            if path > self._path(step):
+                path.unlink(missing_ok=True)
+        if rank() == 0:
+            reason = damaged or "the last checkpoint is damaged, or was not written by every process"
+            warnings.warn(f"{reason}; going on from step {step}", HesstuneWarning, stacklevel=3)
+
+
+def write_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Write a network's parameters and buffers, whole, as safetensors; all processes call this alike.
+
+    Of a sharded network one tensor at a time is put together.
+
+    Raises:
+        RunError: On every process, if it cannot be written.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if not any(hasattr(t, "full_tensor") for t in tensors.values()):
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        on_main_process(lambda: save_tensors(path, state, metadata))
+        return
+    parts = (whole(tensor) for tensor in tensors.values())
+    failed: HesstuneError | None = None
+    try:
+        if rank() == 0:
+            replace_file(path, lambda part: stream_tensors(part, tensors, parts, metadata))
+    except HesstuneError as error:
+        failed = error
+    for _ in parts:  # the other processes take part, and after an error the first one, too
+        pass
+
+    def raise_failure() -> None:
+        if failed is not None:
+            raise failed
+
+    on_main_process(raise_failure)

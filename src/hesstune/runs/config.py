@@ -1,20 +1,24 @@
-"""Every option of `finetune`, from its five groups, and the files that hold them."""
+"""The configuration of `finetune`: its options, their dependent defaults, and their YAML files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hesstune.errors import ConfigError
 from hesstune.options import make_options
-from hesstune.runs.options.data import DataOptions
-from hesstune.runs.options.model import ModelOptions
-from hesstune.runs.options.noise import NoiseOptions
-from hesstune.runs.options.optimisation import ConstraintOptions, OptimisationOptions
-from hesstune.runs.options.run import RunOptions
+from hesstune.runs.options import (
+    ConstraintOptions,
+    DataOptions,
+    ModelOptions,
+    NoiseOptions,
+    OptimisationOptions,
+    RunOptions,
+)
 from hesstune.runs.records import RECORD, RunRecord
-from hesstune.storage.reading import one_line, read_text
+from hesstune.storage.files import one_line, read_text
 from hesstune.storage.stored import refuse_later
 
 if TYPE_CHECKING:
@@ -22,10 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["RESUMABLE", "FinetuneConfig", "make_config", "read_config", "read_yaml", "usual_lr"]
 
-# Options that a resumed run may have otherwise than the interrupted one.
+# Options that may differ between an interrupted run and its continuation.
 RESUMABLE = frozenset({"out", "track", "device", "cache_mib", "activations_mib", "checkpoint_minutes"})
 
-# Brackets within brackets that a file of options may have.
+# The deepest nesting of brackets in a file of options.
 DEEPEST = 64
 
 
@@ -74,17 +78,19 @@ class FinetuneConfig(
         head_only = changes.get("train", self.train) == "head"
         changes["lr"] = self.lr or changes.get("lr") or usual_lr(head_only)
         changes |= self._decay(kind, changes)
-        changes |= self._radius(kind)
+        if not kind.constrained and self.radius == "auto":
+            changes["radius"] = None  # no constraint; a comparison may give all methods the same options
         if kind.uses_noise() and not kind.solves_head and not self.noise_matrix and self.inject_noise:
             changes["noise_matrix"] = "true"
         if kind.needs_noise_matrix and changes.get("noise_matrix", self.noise_matrix) is None:
             raise ConfigError(
-                f"method '{self.method}' needs to be told the labels' noise: give --noise-matrix "
+                f"method '{self.method}' needs a noise matrix: give --noise-matrix "
                 "(estimate:auto, a rate such as 0.3, symmetric:RATE, pair:RATE or a matrix file)"
             )
         self._check_labels(kind)
         changes["warmup_epochs"] = self._warmup(kind)
-        self._check_sampler(kind)
+        if kind.head_alone and self.sampler == "balanced":
+            raise ConfigError(f"method '{self.method}' has no balanced sampler; leave --sampler out")
         if self.shard and not kind.shards:
             raise ConfigError(
                 f"method '{self.method}' cannot train sharded weights; choose another, such as --method "
@@ -102,23 +108,17 @@ class FinetuneConfig(
             )
         made = self.model_copy(update=changes)
         made.__pydantic_fields_set__.intersection_update(self.model_fields_set)
-        judged = (made.patience or made.select == "best") and not kind.solves_head
-        if judged and self.val_fraction == 0 and self.data == "digits":
+        needs_val = (made.patience or made.select == "best") and not kind.solves_head
+        if needs_val and self.val_fraction == 0 and self.data == "digits":
             raise ConfigError("early stopping and --select best need validation data; raise --val-fraction")
         return made
 
     def _decay(self, kind: type[Method], changes: Mapping[str, Any]) -> dict[str, float]:
-        """Return the weight decay, where it is not chosen once there are examples."""
+        """Return the weight decay, if it is not chosen once there are examples."""
         given = changes.get("weight_decay", self.weight_decay)
         if given is None and kind.head_penalty and self.head_alone:
             return {}
         return {"weight_decay": given or 0.0}
-
-    def _radius(self, kind: type[Method]) -> dict[str, Any]:
-        """Return the radii, where they are settled: defaults are made of the network and its examples."""
-        if not kind.constrained and self.radius == "auto":
-            return {"radius": None}  # there is no ball to choose; a comparison may ask all methods alike
-        return {}
 
     def _warmup(self, kind: type[Method]) -> int:
         """Return the epochs of warm-up: the default leaves one epoch to the method's own loss."""
@@ -136,7 +136,7 @@ class FinetuneConfig(
     def head_alone(self) -> bool:
         """Whether the head alone is trained, on features of inputs that do not vary."""
         plain = self.augment in ("auto", "none") and self.batch_norm == "frozen"
-        # A head alone cannot be called where its network is sharded.
+        # A head alone cannot be called if its network is sharded.
         return self.head_only and plain and not self.shard
 
     def check_trained(self, texts: bool) -> None:
@@ -160,13 +160,8 @@ class FinetuneConfig(
                 "--train head, where features are mixed, or choose another method"
             )
 
-    def _check_sampler(self, kind: type[Method]) -> None:
-        """Raise ConfigError if a balanced sampler is asked of a method that draws no batches."""
-        if kind.head_alone and self.sampler == "balanced":
-            raise ConfigError(f"method '{self.method}' has no balanced sampler; leave --sampler out")
-
     def _check_labels(self, kind: type[Method]) -> None:
-        """Raise ConfigError where options about labels contradict each other or the method."""
+        """Raise ConfigError if options about labels contradict each other or the method."""
         if self.soft_labels and not kind.takes_soft:
             raise ConfigError(f"method '{self.method}' takes no soft labels; leave --soft-labels out")
         if self.soft_labels and self.inject_noise is not None:
@@ -205,7 +200,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = readable_file(path, "the configuration file")
     try:
         text = read_text(path, most_mib=1)
-        if _depth(text) > DEEPEST:  # the parser takes the square of the depth
+        depths = accumulate((sign in "{[") - (sign in "]}") for sign in text)
+        if max(depths, default=0) > DEEPEST:  # the parser takes the square of the depth
             raise ValueError(f"brackets are nested more than {DEEPEST} deep")
         # Aliases let a few lines stand for gigabytes.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
@@ -218,18 +214,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             f"{path} must hold options, one a line (method: robust); got {type(values).__name__}"
         )
     return {str(key).replace("-", "_"): value for key, value in values.items()}
-
-
-def _depth(text: str) -> int:
-    """Return how deep brackets are nested at most."""
-    depth = deepest = 0
-    for sign in text:
-        if sign in "{[":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif sign in "}]":
-            depth -= 1
-    return deepest
 
 
 def read_config(path: str | Path) -> FinetuneConfig:

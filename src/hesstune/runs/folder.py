@@ -1,4 +1,4 @@
-"""The run folder as a place: claimed, locked, cleared, and its old run kept until the new one stands."""
+"""Claim, lock and clear a run folder, and keep its old run until the new one is finished."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hesstune.errors import RunError
 from hesstune.runs.checkpoint import Checkpoints
 from hesstune.runs.records import ASIDE, CONFIG, DERIVED, LOCK, MOVING, OWN, RADIUS, TRIALS, WRITABLE
 from hesstune.runtime.distributed import on_main_process
-from hesstune.storage.atomic import PART, writing
+from hesstune.storage.files import PART, writing
 
 __all__ = ["claim", "entered", "locked", "locked_by_first"]
 
@@ -21,7 +21,7 @@ FILES = (*OWN, *DERIVED)
 
 
 def claim(out: Path, overwrite: bool, resume: bool, create: bool = True) -> None:
-    """Make sure that a run may be written to `out`, and create the folder unless told otherwise.
+    """Make sure that a run may be written to `out`, and create the folder unless `create` is false.
 
     Raises:
         RunError: If the folder holds anything and neither overwrite nor resume is given, if it is
@@ -48,7 +48,7 @@ def claim(out: Path, overwrite: bool, resume: bool, create: bool = True) -> None
 
 
 def _unfinished(path: Path) -> bool:
-    """Tell whether a file is the lock, or what a kill left of one that was being written.
+    """Return whether a file is the lock, or was being written when the process was killed.
 
     Radii without a configuration may belong to other options: they are chosen again.
     """
@@ -59,7 +59,7 @@ def _unfinished(path: Path) -> bool:
 
 
 def tidy(out: Path) -> None:
-    """Clear up after a kill: half-written files go, a run that was being moved aside comes back."""
+    """Clear up after a kill: half-written files go, a run that was being moved aside is moved back."""
     if (moving := out / MOVING).is_dir():
         _move_back(moving, out)
     for path in list(out.iterdir()):
@@ -68,9 +68,9 @@ def tidy(out: Path) -> None:
 
 
 def set_aside(out: Path) -> None:
-    """Move the run that is to be replaced into a folder of its own; whatever else lies there stays.
+    """Move the run that is to be replaced into a folder of its own; other files stay.
 
-    Where one is aside already, the run that never came to stand is dropped, not the one it replaced.
+    If one was moved aside before, the unfinished run is deleted instead.
     """
     if (out / ASIDE).is_dir():
         _drop(out)

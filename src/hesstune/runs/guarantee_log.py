@@ -1,7 +1,7 @@
-"""The log of what was asked of a run folder: every certificate, and every sheet of examples to check.
+"""The log of the certificates of a run folder, and of the sheets of examples to check.
 
-A guarantee holds for one number that was fixed beforehand. Of several, the smallest holds only if each of
-them pays a part of δ, so the log is only ever appended to, and `--overwrite` keeps it.
+A certificate holds for one number that was fixed beforehand. The smallest of several holds if each of them
+takes a part of δ, so entries are only appended, and `--overwrite` keeps the log.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 from hesstune.bounds.record import Certificate
 from hesstune.errors import ConfigError, DataError, RunError
 from hesstune.runs.records import GUARANTEES
-from hesstune.storage.atomic import writing
-from hesstune.storage.reading import one_line
+from hesstune.storage.files import one_line, writing
 
 __all__ = ["certificates", "check_log", "log_certificate", "log_sheet", "sheet_of", "sheets", "with_union"]
 
@@ -78,7 +77,7 @@ def check_log(folder: Path, last: Certificate | None) -> None:
 
 def _certificate(entry: dict[str, Any]) -> Certificate:
     found = Certificate.of_facts(entry["facts"])
-    found.at(found.delta)  # raises where numbers are missing or impossible
+    found.at(found.delta)  # raises if numbers are missing or impossible
     return found
 
 

@@ -12,6 +12,12 @@ def model_card(config: FinetuneConfig, facts: RunRecord) -> str:
     """Return the run's README.md: what was trained, on which labels, and with what result."""
     result, noise, sizes = facts.result, facts.noise, facts.examples
     assert result is not None
+    counts = {
+        "Labels a person has checked, trained on as clean": facts.checked_labels,
+        "Examples left out, with neither label nor vote": facts.unlabelled,
+        "Damaged images left out": facts.skipped_images,
+        f"Texts cut to {config.max_length} tokens": facts.texts_cut,
+    }
     lines = [
         f"# {config.model}, fine-tuned on {config.data}",
         "",
@@ -23,22 +29,11 @@ def model_card(config: FinetuneConfig, facts: RunRecord) -> str:
         f"- Classes: {', '.join(facts.classes)}",
         f"- Noise injected: {noise.injected or 'none'}"
         + (f" ({noise.realised_rate:.1%} of the training labels changed)" if noise.injected else ""),
-        f"- Noise the loss was told: {noise.told}",
-        *(
-            [f"- Labels a person has checked, trained on as clean: {count}"]
-            if (count := facts.checked_labels)
-            else []
-        ),
-        *(
-            [f"- Examples left out, with neither label nor vote: {count}"]
-            if (count := facts.unlabelled)
-            else []
-        ),
+        f"- Noise matrix of the loss: {noise.told}",
+        *(f"- {what}: {count}" for what, count in counts.items() if count),
         *(f"- Data: {note}" for note in facts.data_notes),
-        *([f"- Damaged images left out: {count}"] if (count := facts.skipped_images) else []),
         f"- Validation labels: {_validation(config)}",
         f"- Split: {facts.split}",
-        *([f"- Texts cut to {config.max_length} tokens: {cut}"] if (cut := facts.texts_cut) else []),
         *[f"- Note: {note}" for note in facts.notes],
         "",
         "## Results",
@@ -57,9 +52,9 @@ def model_card(config: FinetuneConfig, facts: RunRecord) -> str:
 
 
 def test_labels(facts: RunRecord) -> str:
-    """Say what test accuracy is measured against: only injected noise leaves true labels to know.
+    """Return what test accuracy is measured against: true labels are known only if noise was injected.
 
-    Labels that `hesstune clean` rewrote, or chose, are neither true nor as given.
+    Labels that `hesstune clean` rewrote or selected are neither.
     """
     result = facts.result
     if result is not None and result.test_labels_rewritten:

@@ -1,4 +1,4 @@
-"""What a run says of new examples: classes and probabilities."""
+"""Predictions for new examples: classes and probabilities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from hesstune.data.examples import PREDICTED
 from hesstune.data.label_sources import SOURCE
 from hesstune.errors import RunError
-from hesstune.storage.atomic import made_folder, write_csv
+from hesstune.storage.files import made_folder
+from hesstune.storage.tables import write_csv
 
 __all__ = ["Predictions"]
 
@@ -24,7 +25,7 @@ class Predictions:
         ids: One id an example: its relative path, or its row.
         classes: Class names.
         probabilities: (N, K) float64, rows sum to 1.
-        labels: (N,) given labels, −1 where an example has none of the run's classes; None where none has.
+        labels: (N,) given labels, −1 if an example has none of the run's classes; None if none has.
         accuracy: Share of the given labels predicted, or None.
         skipped: (id, reason) of examples left out.
         notes: What was left out, changed or guessed, and what had no label, in sentences.

@@ -1,4 +1,4 @@
-"""The one reader of a run folder's records: typed, each file read once, damaged ones told in one line."""
+"""Read the records of a run folder: typed, each file once; a damaged one is an error of one line."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from hesstune.curvature.declared import CHECKSUM
 from hesstune.errors import RunError
-from hesstune.runs import measure_records as measured
 from hesstune.runs import records as files
 from hesstune.runs.config import FinetuneConfig
-from hesstune.storage.csv_table import read_rows
-from hesstune.storage.reading import read_text, reading
+from hesstune.storage.files import read_text, reading
 from hesstune.storage.stored import checked_record, read_record
+from hesstune.storage.tables import read_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +30,7 @@ ISSUE_COLUMNS = ("id", "given_label", "likely_label", "confidence", "p_given_lab
 class Records:
     """What a run folder holds, beside its weights: each file is read once, when it is first asked for.
 
-    None, or empty, where a file is absent; a damaged one is a RunError that names it.
+    None, or empty, if a file is absent; a damaged one is a RunError that names it.
 
     Args:
         path: The folder.
@@ -68,7 +67,7 @@ class Records:
 
     @cached_property
     def labels(self) -> list[dict[str, str]]:
-        """The rows of labels.csv: id, part, label trained on, and the true label where known."""
+        """The rows of labels.csv: id, part, label trained on, and the true label if known."""
         path = self.path / files.LABELS
         return _rows(path, LABEL_COLUMNS) if path.is_file() else []
 
@@ -91,14 +90,14 @@ class Records:
 
     @cached_property
     def noise_matrix(self) -> files.NoiseMatrixRecord | None:
-        """The matrix that the loss was told, and how it was estimated."""
+        """The noise matrix of the loss, and how it was estimated."""
         found = read_record(self.path / files.NOISE_MATRIX, files.NoiseMatrixRecord)
         return self._sized(found, files.NOISE_MATRIX)
 
     @cached_property
-    def measure(self) -> measured.MeasureRecord | None:
+    def measure(self) -> files.MeasureRecord | None:
         """The summary of the run's measurement."""
-        return read_record(self.path / files.MEASURE, measured.MeasureRecord)
+        return read_record(self.path / files.MEASURE, files.MeasureRecord)
 
     @cached_property
     def quadratic(self) -> NDArray[np.float64] | None:
@@ -108,7 +107,7 @@ class Records:
             return None
         from safetensors import safe_open
 
-        with reading(path, measured.MeasureRecord.what), safe_open(str(path), framework="np") as file:
+        with reading(path, files.MeasureRecord.what), safe_open(str(path), framework="np") as file:
             found: NDArray[np.float64] = file.get_tensor("quadratic")
             checksum = (file.metadata() or {}).get(CHECKSUM)
         if found.ndim != 2 or (self.measure and self.measure.tensors != checksum):
@@ -119,9 +118,9 @@ class Records:
         return found
 
     @cached_property
-    def stability(self) -> measured.StabilityRecord | None:
+    def stability(self) -> files.StabilityRecord | None:
         """The run's noise stability."""
-        return read_record(self.path / files.STABILITY, measured.StabilityRecord)
+        return read_record(self.path / files.STABILITY, files.StabilityRecord)
 
     @cached_property
     def certificate(self) -> Certificate | None:
@@ -138,13 +137,13 @@ class Records:
 
     @cached_property
     def label_issues(self) -> list[dict[str, str]] | None:
-        """The rows of label_issues.csv, the most doubtful label first."""
+        """The rows of label_issues.csv, the most likely label error first."""
         path = self.path / files.LABEL_ISSUES
         return _rows(path, ISSUE_COLUMNS) if path.is_file() else None
 
     @cached_property
     def label_issues_record(self) -> files.LabelIssuesRecord | None:
-        """Who judged the list of label issues, and the noise matrix estimated with it."""
+        """What ranked the list of label issues, and the noise matrix estimated with it."""
         return read_record(self.path / files.LABEL_ISSUES_RECORD, files.LabelIssuesRecord)
 
     @cached_property
@@ -154,9 +153,9 @@ class Records:
         return None if kept is None else self._sized(kept.noise_matrix, files.LABEL_ISSUES_RECORD)
 
     @cached_property
-    def pictures(self) -> dict[str, files.Picture]:
-        """Pictures, or texts, of examples by their ids."""
-        found = read_record(self.path / files.EXAMPLES, files.Pictures)
+    def images(self) -> dict[str, files.ExampleImage]:
+        """Images, or texts, of examples by their ids."""
+        found = read_record(self.path / files.EXAMPLES, files.ExampleImages)
         return {} if found is None else found.by_id
 
     def read_all(self) -> None:
@@ -170,7 +169,7 @@ class Records:
         if found is not None and len(found.matrix) != len(self.facts.classes):
             raise RunError(
                 f"{self.path / name} is for {len(found.matrix)} classes, but the run has "
-                f"{len(self.facts.classes)}; {found.mend}"
+                f"{len(self.facts.classes)}; {found.fix}"
             )
         return found
 

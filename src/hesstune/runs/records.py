@@ -1,4 +1,4 @@
-"""What a run folder holds: every file name, and the type of what is kept as JSON, measurements apart."""
+"""What a run folder holds: every file name, and the type of what is kept as JSON."""
 
 # ruff: noqa: RUF012  (pydantic copies defaults)
 from __future__ import annotations
@@ -11,23 +11,21 @@ from hesstune.curvature.declared import MEASURE, MEASURE_TENSORS
 from hesstune.storage.stored import Stored
 
 __all__ = [
-    "MEASURE", "MEASURE_TENSORS",
-    "Agreement", "CostOfError", "Counted", "CurvePoint", "Dependence", "Epoch", "Estimated", "Failed",
-    "LabelIssuesRecord", "LabelNoise", "MatrixCheck", "MatrixFacts", "NoiseCheck", "NoiseFit",
-    "NoiseMatrixRecord", "Normalisation", "Picture", "Pictures", "RadiusRecord", "Recipe", "Result",
-    "RunRecord", "Sizes", "checkpoint_name",
+    "MEASURE", "MEASURE_TENSORS", "Agreement", "CostOfError", "Counted", "CurvePoint", "Dependence",
+    "Epoch", "Estimated", "ExampleImage", "ExampleImages", "Failed", "LabelIssuesRecord", "LabelNoise",
+    "LayerMeasure", "LayerSpectrum", "MatrixCheck", "MatrixFacts", "MeanMeasure", "MeasureRecord",
+    "MeasureValue", "NoiseCheck", "NoiseFit", "NoiseMatrixRecord", "Normalisation", "RadiusRecord",
+    "Recipe", "Result", "RunRecord", "Sizes", "StabilityRecord", "StabilityRow", "checkpoint_name",
 ]  # fmt: skip
 
 # The format of run.json.
 FORMAT = 1
-
 # What training writes.
 CONFIG, RECORD, CARD = "config.yaml", "run.json", "README.md"
 DATA = "data.safetensors"  # digests of the examples of every part
 MODEL, REFERENCE, NOISE_MATRIX = "model.safetensors", "reference.safetensors", "noise_matrix.json"
 METRICS, LABELS, BAD_IMAGES = "metrics.jsonl", "labels.csv", "bad_images.csv"
 OWN = (CONFIG, RECORD, DATA, MODEL, REFERENCE, METRICS, LABELS, NOISE_MATRIX, BAD_IMAGES, CARD)
-
 # What others write about the run: void once it is replaced.
 STABILITY, CERTIFICATE = "noise_stability.json", "certificate.json"
 NOISE_CHECK = "noise_estimate.json"  # of `hesstune noise`
@@ -35,7 +33,7 @@ LABEL_ISSUES, LABEL_ISSUES_RECORD = "label_issues.csv", "label_issues.json"
 EXAMPLES, REPORT, RADIUS, OBSERVED = "examples.json", "report.html", "radius.json", "observed.json"
 # Folders of a certificate's own runs: of a prior trained on a part, and of Pick-to-Learn.
 PRIOR, POSTERIOR, COMPRESSED = "prior", "posterior", "compressed"
-GUARANTEES = "guarantees.jsonl"  # of every certificate and sheet; kept where the run is replaced
+GUARANTEES = "guarantees.jsonl"  # of every certificate and sheet; kept if the run is replaced
 TO_CHECK = "to_check.csv"  # the sheet of hesstune check, for a person to fill in
 TENSORBOARD, MLFLOW, MLFLOW_RUN = "tensorboard", "mlruns", "mlflow_run"
 DERIVED = (
@@ -43,7 +41,6 @@ DERIVED = (
     LABEL_ISSUES, LABEL_ISSUES_RECORD, EXAMPLES, REPORT, RADIUS, OBSERVED,
     TENSORBOARD, MLFLOW, MLFLOW_RUN,
 )  # fmt: skip
-
 # There only while a run is being written: its lock, the runs that choose its radii, a probe of the rights,
 # and the run that it replaces, while that is moved aside and until the new one stands.
 LOCK, TRIALS, WRITABLE, MOVING, ASIDE = ".lock", ".radius", ".writable", ".replacing", ".replaced"
@@ -82,7 +79,7 @@ class Normalisation(Stored):
 
 
 class LabelNoise(Stored):
-    """The labels' noise: what was injected, the share of labels it changed, and what the loss was told."""
+    """The labels' noise: what was injected, the share of labels changed, and the noise matrix of the loss."""
 
     injected: str | None
     realised_rate: float | None
@@ -92,12 +89,12 @@ class LabelNoise(Stored):
 
     @property
     def rate(self) -> float | None:
-        """The share of training labels that are wrong, as far as it is known or believed."""
+        """The share of training labels that are wrong, if it is known or assumed."""
         return self.realised_rate if self.injected else self.told_rate
 
 
 class Result(Stored):
-    """The final numbers of a run; None where there are no test examples, or true labels are not known."""
+    """The final numbers of a run; None if there are no test examples, or true labels are not known."""
 
     train_accuracy: float
     train_accuracy_true_labels: float | None = None
@@ -105,7 +102,7 @@ class Result(Stored):
     test_accuracy: float | None
     test_accuracy_interval: tuple[float, float] | None = None
     test_labels_rewritten: int = 0  # of the test examples, by hesstune clean
-    test_labels_kept: int = 0  # of the test examples, where hesstune clean left out those it suspected
+    test_labels_kept: int = 0  # of the test examples, if hesstune clean left out those it suspected
     test_loss: float | None = None
     gap: float | None
     test_balanced_accuracy: float | None = None
@@ -132,7 +129,7 @@ class RunRecord(Stored):
     """run.json: what a run was made from and, once it has finished, its result."""
 
     what: ClassVar[str] = "a run's record"
-    mend: ClassVar[str] = "train again with --overwrite"
+    fix: ClassVar[str] = "train again with --overwrite"
     newest: ClassVar[int] = FORMAT
 
     format: int = Field(ge=FORMAT)
@@ -159,7 +156,7 @@ class RunRecord(Stored):
     texts_cut: int = 0
     notes: list[str] = []
     recipe: Recipe | None = None
-    settled: list[str] | None = None  # options that the examples settled; None: an older version, not told
+    settled: list[str] | None = None  # options that were chosen from the examples; None: not recorded
     searched: list[str] = []  # options that a search chose on the run's examples
     result: Result | None = None
     made_from: dict[str, Any] | None = None
@@ -169,7 +166,7 @@ class Epoch(Stored):
     """A line of metrics.jsonl."""
 
     what: ClassVar[str] = "one JSON object an epoch"
-    mend: ClassVar[str] = "train again with --overwrite"
+    fix: ClassVar[str] = "train again with --overwrite"
 
     epoch: int
     train_loss: float
@@ -183,10 +180,10 @@ class Epoch(Stored):
 
 
 class NoiseMatrixRecord(Stored):
-    """noise_matrix.json: F, rows sum to 1, and, where it was estimated, how."""
+    """noise_matrix.json: F, rows sum to 1, and, if it was estimated, how."""
 
     what: ClassVar[str] = "a noise matrix"
-    mend: ClassVar[str] = "train again with --overwrite"
+    fix: ClassVar[str] = "train again with --overwrite"
 
     convention: str = ""
     matrix: Matrix
@@ -217,7 +214,7 @@ class RadiusRecord(Stored):
     """radius.json: the radii that were chosen, and the curve they were chosen from."""
 
     what: ClassVar[str] = "chosen radii"
-    mend: ClassVar[str] = "use --overwrite"
+    fix: ClassVar[str] = "use --overwrite"
 
     rule: str = ""
     curve: list[CurvePoint] = []
@@ -235,7 +232,7 @@ class MatrixFacts(Stored):
 
 
 class Counted(Stored):
-    """The matrix counted from true labels, and how far it is from the believed one."""
+    """The matrix counted from true labels, and how far it is from the given one."""
 
     matrix: Matrix
     rate: float
@@ -244,7 +241,7 @@ class Counted(Stored):
 
 
 class Estimated(MatrixFacts):
-    """An estimator's matrix, and how far it is from the believed one; `chose` is what `auto` took."""
+    """An estimator's matrix, and how far it is from the given one; `chose` is what `auto` took."""
 
     method: str
     total_variation: float
@@ -260,7 +257,7 @@ class Failed(Stored):
 
 
 class CostOfError(Stored):
-    """The accuracy lost where F is off by so much in a direction, by simulation."""
+    """The accuracy lost for an error of F of this size and direction, by simulation."""
 
     off: float
     direction: str
@@ -282,7 +279,7 @@ class NoiseCheck(Stored):
     """noise_estimate.json: is a run's noise matrix wrong?"""
 
     what: ClassVar[str] = "a check of the noise matrix"
-    mend: ClassVar[str] = "make it again with hesstune noise"
+    fix: ClassVar[str] = "make it again with hesstune noise"
 
     run: str
     classes: list[str]
@@ -347,14 +344,14 @@ class MatrixCheck(Stored):
 
 
 class LabelIssuesRecord(Stored):
-    """label_issues.json: who judged the list, the noise matrix that validation examples show, and two tests.
+    """label_issues.json: what ranked the list, the noise matrix that validation examples show, and two tests.
 
     `fit` compares the network with the labels, `matrix_check` tests the given noise matrix; None if there is
     nothing to compare.
     """
 
     what: ClassVar[str] = "a record of label issues"
-    mend: ClassVar[str] = "remove it and make it again with hesstune report"
+    fix: ClassVar[str] = "remove it and make it again with hesstune report"
 
     examples: int
     noise_matrix: NoiseMatrixRecord | None
@@ -363,22 +360,117 @@ class LabelIssuesRecord(Stored):
     matrix_check: MatrixCheck | None = None
 
 
-class Picture(Stored):
-    """What an example looks like: a small PNG in base64, or the start of its text."""
+class ExampleImage(Stored):
+    """An example for display: a small PNG in base64, or the start of its text."""
 
     png: str | None = None
     text: str | None = None
 
 
-class Pictures(Stored):
-    """examples.json: pictures by id."""
+class ExampleImages(Stored):
+    """examples.json: images or texts by id."""
 
-    what: ClassVar[str] = "pictures of examples"
-    mend: ClassVar[str] = "remove it and make it again with hesstune report"
+    what: ClassVar[str] = "images of examples"
+    fix: ClassVar[str] = "remove it and make it again with hesstune report"
 
-    __pydantic_extra__: dict[str, Picture] = Field(init=False)
+    __pydantic_extra__: dict[str, ExampleImage] = Field(init=False)
 
     @property
-    def by_id(self) -> dict[str, Picture]:
-        """The pictures, by their examples' ids."""
+    def by_id(self) -> dict[str, ExampleImage]:
+        """The images, by the ids of their examples."""
         return self.__pydantic_extra__
+
+
+class LayerSpectrum(Stored):
+    """The mean of the j-th largest eigenvalue of H over the examples, j = 1, 2, …, and its standard error."""
+
+    mean: list[float]
+    stderr: list[float | None]
+
+
+class LayerMeasure(Stored):
+    """One layer of a measurement; None if a number does not exist."""
+
+    name: str
+    maximum: float | None
+    maximum_bounds: tuple[float | None, float | None] | None = None
+    mean: float | None = None
+    mean_stderr: float | None = None
+    p99: float | None = None
+    distance: float | None = None
+    trace_max: float | None = None
+    trace_mean: float | None = None
+    exact: bool = False
+    method: str = "–"
+    reason: str = ""
+    refined: int | None = None
+    spectrum: LayerSpectrum | None = None
+
+    @property
+    def how(self) -> str:
+        """The word in tables: `exact`, the method, or `probed` if classes were skipped."""
+        if self.exact:
+            return "exact"
+        return "probed" if self.method == "exact" else self.method
+
+
+class MeasureValue(Stored):
+    """The Hessian distance measure, the size of the training set, and the bound on the loss."""
+
+    n: int
+    C: float
+    value: float
+
+
+class MeanMeasure(Stored):
+    """Σ √(C·mean/n) over the measured examples; None if a layer's mean is unknown."""
+
+    n: int
+    C: float
+    value: float | None
+    stderr: float | None = None
+
+
+class MeasureRecord(Stored):
+    """measure.json: the summary of a measurement; `ids` if not all examples of the part were measured.
+
+    `tensors` is the checksum of measure.safetensors.
+    """
+
+    what: ClassVar[str] = "a measurement"
+    fix: ClassVar[str] = "make it again with hesstune measure"
+
+    examples: int | None = None
+    part: str
+    measure: MeasureValue
+    mean_measure: MeanMeasure | None = None
+    losses: dict[str, float] = {}
+    layers: list[LayerMeasure]
+    notes: list[str] = []
+    not_layers: list[str] = []
+    statement: str
+    ids: list[str] | None = None
+    tensors: str | None = None
+
+
+class StabilityRow(Stored):
+    """The rise of the loss under noise of one size, and its Taylor prediction."""
+
+    sigma: float
+    value: float
+    stderr: float
+    taylor: float
+    taylor_stderr: float = 0.0
+    ratio: float | None = None
+    samples: int | None = None
+    examples: int | None = None
+
+
+class StabilityRecord(Stored):
+    """noise_stability.json: a row a size of noise."""
+
+    what: ClassVar[str] = "noise stability"
+    fix: ClassVar[str] = "make it again with hesstune measure --stability"
+
+    examples: int
+    rows: list[StabilityRow]

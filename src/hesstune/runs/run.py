@@ -15,7 +15,7 @@ from hesstune.errors import ConfigError, DataError, HesstuneWarning, RunError
 from hesstune.options import takes_options
 from hesstune.runs import records as files
 from hesstune.runs.config import FinetuneConfig, read_config
-from hesstune.runs.options.analysis import (
+from hesstune.runs.options import (
     CertifyOptions,
     DeviceOptions,
     MeasureOptions,
@@ -24,8 +24,7 @@ from hesstune.runs.options.analysis import (
 )
 from hesstune.runs.read_records import Records
 from hesstune.runs.records import NoiseCheck
-from hesstune.storage.atomic import write_text
-from hesstune.storage.reading import reading
+from hesstune.storage.files import reading, write_text
 from hesstune.storage.stored import read_record, write_record
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from hesstune.runs.predictions import Predictions
     from hesstune.storage.seen_examples import SeenExamples
 
-__all__ = ["Given", "Run"]
+__all__ = ["Run", "SourceObjects"]
 
 # The commands on finished runs, as methods. They build on runs, so their rooms lie above this one: they
 # are looked up by name, when called, and nothing here imports upward.
@@ -58,7 +57,7 @@ def _command(name: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Given:
+class SourceObjects:
     """What a run was made from that its folder does not hold: objects given in Python.
 
     Attributes:
@@ -78,7 +77,7 @@ class Run:
         config: The resolved configuration.
         facts: What `run.json` holds, typed: classes, preprocessing, sizes, versions and, once finished,
             the `result`.
-        given: Data and model, where they were objects.
+        given: Data and model, if they were objects.
 
     Example:
         >>> run = Run.load("runs/a")                    # doctest: +SKIP
@@ -89,12 +88,12 @@ class Run:
     """
 
     def __init__(
-        self, path: Path, config: FinetuneConfig, facts: files.RunRecord, given: Given | None = None
+        self, path: Path, config: FinetuneConfig, facts: files.RunRecord, given: SourceObjects | None = None
     ) -> None:
         self.path = path
         self.config = config
         self.facts = facts
-        self.given = given or Given()
+        self.given = given or SourceObjects()
 
     @classmethod
     def load(cls, path: str | Path, *, data: Any = None, model: ModelObject | None = None) -> Run:
@@ -102,9 +101,9 @@ class Run:
 
         Args:
             path: The folder.
-            data: The run's data again, where it was objects (`data: memory`) or is elsewhere by now; it is
+            data: The run's data again, if it was objects (`data: memory`) or is elsewhere by now; it is
                 checked against what the run was trained on when it is needed.
-            model: The run's network again, where it was a module (`model: module`); its weights are the
+            model: The run's network again, if it was a module (`model: module`); its weights are the
                 folder's.
 
         Raises:
@@ -120,7 +119,7 @@ class Run:
         facts = read_record(path / files.RECORD, files.RunRecord)
         assert facts is not None
         try:
-            return cls(path, read_config(path / files.CONFIG), facts, Given(data, model))
+            return cls(path, read_config(path / files.CONFIG), facts, SourceObjects(data, model))
         except ConfigError as error:
             raise RunError(
                 f"{path / files.CONFIG} cannot be read as a run's configuration ({error}); train again with "
@@ -128,10 +127,12 @@ class Run:
             ) from error
 
     def with_given(self, data: Any = None, model: ModelObject | None = None) -> Run:
-        """Return the same run with its data or model given again, as for `load`; itself where neither is."""
+        """Return the same run with its data or model given again, as for `load`; itself if neither is."""
         if data is None and model is None:
             return self
-        given = Given(self.given.data if data is None else data, self.given.model if model is None else model)
+        given = SourceObjects(
+            self.given.data if data is None else data, self.given.model if model is None else model
+        )
         return type(self)(self.path, self.config, self.facts, given)
 
     @property
@@ -179,14 +180,14 @@ class Run:
 
     @property
     def noise_matrix(self) -> NoiseMatrix | None:
-        """The noise matrix that the loss was told, if any."""
+        """The noise matrix of the loss, if any."""
         from hesstune.noise.matrix import NoiseMatrix
 
         path = self.path / files.NOISE_MATRIX
         return NoiseMatrix.load(path, self.classes) if path.is_file() else None
 
     def labels(self) -> list[dict[str, str]]:
-        """Return the rows of labels.csv: id, part, label trained on, and the true label where known."""
+        """Return the rows of labels.csv: id, part, label trained on, and the true label if known."""
         if not (path := self.path / files.LABELS).is_file():
             raise RunError(f"{path} is missing; train again with --overwrite")
         return self.records.labels
@@ -195,7 +196,7 @@ class Run:
         """Rebuild the fine-tuned network with its preprocessing."""
         from safetensors.torch import load_file
 
-        from hesstune.runs.network import network_of
+        from hesstune.runs.loading import network_of
         from hesstune.storage.seen_examples import SeenExamples
 
         path = self.path / files.MODEL
@@ -232,10 +233,8 @@ class Run:
             DataError: If the data was objects, and is not given again.
             ChangedDataError: If an id, image, text or label of any part is not what the run was made from.
         """
-        from hesstune.runs.data_check import check_data, check_labels_file
-        from hesstune.runs.data_record import DataRecord
-        from hesstune.runs.located import located, missing_data
-        from hesstune.runs.task import run_task
+        from hesstune.runs.integrity import DataRecord, check_data, check_labels_file
+        from hesstune.runs.loading import located, missing_data, run_task
 
         config = located(self.config, self.facts)
         try:
@@ -262,8 +261,8 @@ class Run:
         """Measure every layer on the training examples, as `hesstune measure`; write measure.json.
 
         Args:
-            data: The run's data again, as for `load`.
-            model: The run's network again, as for `load`.
+            data: As for `load`.
+            model: As for `load`.
             progress: Called with (done, in all, text).
             **options: Options of `MeasureOptions`, by name.
 
@@ -285,8 +284,8 @@ class Run:
         """Bound the test error from the training examples, as `hesstune certify`; write certificate.json.
 
         Args:
-            data: The run's data again, as for `load`.
-            model: The run's network again, as for `load`.
+            data: As for `load`.
+            model: As for `load`.
             progress: Called with (done, in all, text).
             **options: Options of `CertifyOptions`, by name.
 
@@ -302,7 +301,7 @@ class Run:
 
         Args:
             data: New data, as for `hesstune.finetune`; labels are not needed.
-            model: The run's network again, as for `load`.
+            model: As for `load`.
             **options: Options of `PredictOptions`, by name.
 
         Raises:
@@ -316,8 +315,8 @@ class Run:
         """Compare the run's noise matrix with estimates from its labels, as `hesstune noise`.
 
         Args:
-            data: The run's data again, as for `load`.
-            model: The run's network again, as for `load`.
+            data: As for `load`.
+            model: As for `load`.
             **options: Options of `NoiseCheckOptions`, by name.
 
         Raises:
@@ -330,11 +329,11 @@ class Run:
     def label_issues(
         self, *, data: Any = None, model: ModelObject | None = None, **options: Any
     ) -> list[dict[str, str]]:
-        """Rank the training labels, the most doubtful first; write label_issues.csv and return its rows.
+        """Rank the training labels, likely errors first; write label_issues.csv and return its rows.
 
         Args:
-            data: The run's data again, as for `load`.
-            model: The run's network again, as for `load`.
+            data: As for `load`.
+            model: As for `load`.
             **options: Options of `DeviceOptions`, by name.
 
         Raises:
@@ -347,11 +346,11 @@ class Run:
     def report(self, *, data: Any = None, model: ModelObject | None = None, **options: Any) -> Path:
         """Write report.html, as `hesstune report`, and return its path.
 
-        Without the run's data the page lacks pictures and doubtful labels; a warning says so.
+        Without the run's data the page lacks images and suspected label errors; a warning says so.
 
         Args:
-            data: The run's data again, as for `load`.
-            model: The run's network again, as for `load`.
+            data: As for `load`.
+            model: As for `load`.
             **options: Options of `DeviceOptions`, by name.
 
         Raises:

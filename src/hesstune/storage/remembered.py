@@ -1,4 +1,4 @@
-"""Results that several runs come to from the same numbers: computed once while a block lasts."""
+"""Cache results that several runs compute from the same numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORMAT = 1
 
 
 class _Results:
-    """Results by key, in memory and, where there is one, in a folder that other processes read, too."""
+    """Results by key, in memory and, if there is one, in a folder that other processes read, too."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -55,7 +55,7 @@ class _Results:
 
     @contextlib.contextmanager
     def claimed(self, key: str) -> Iterator[None]:
-        """Hold a result's lock, where it is kept for other processes, too."""
+        """Hold a result's lock, if it is kept for other processes, too."""
         path = self._path(key)
         lock = None if path is None else FileLock(path.with_suffix(".lock"))
         if path is not None and lock is not None:
@@ -85,7 +85,7 @@ _ACTIVE: ContextVar[_Results | None] = ContextVar("remembered", default=None)
 
 @contextlib.contextmanager
 def remembering(folder: Path | None = None) -> Iterator[None]:
-    """Let `remembered` keep results while this lasts; a block within another one shares with it.
+    """Let `remembered` cache results within this block; an inner block shares the cache of the outer one.
 
     Args:
         folder: Where they are kept for other processes; None keeps them in memory.
@@ -98,7 +98,7 @@ def remembering(folder: Path | None = None) -> Iterator[None]:
 
 
 def remembered(what: str, arrays: Mapping[str, NDArray[Any] | None], make: Callable[[], Tree]) -> Tree:
-    """Return what `make` does, or what it did before with the same name and numbers.
+    """Return the result of `make`, or its cached result for the same name and numbers.
 
     Args:
         what: What is computed, and all that it depends on beside the arrays.
@@ -118,7 +118,7 @@ def remembered(what: str, arrays: Mapping[str, NDArray[Any] | None], make: Calla
     key = _key(what, arrays)
     found = results.get(key)
     if found is None:
-        with results.claimed(key):  # another process may be at it: its result costs less than an own one
+        with results.claimed(key):  # another process may be computing it
             found = results.get(key)
             if found is None:
                 found = make()

@@ -1,4 +1,4 @@
-"""Digests of the examples that weights have seen in training, kept in the files of the weights."""
+"""Digests of the examples that weights were trained on, stored in the files of the weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hesstune.errors import ModelError
-from hesstune.storage.reading import reading
+from hesstune.storage.files import reading
 
 __all__ = ["KEY", "SeenExamples"]
 

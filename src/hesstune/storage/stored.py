@@ -1,4 +1,4 @@
-"""Typed records that are kept as JSON: read with care, written whole."""
+"""Typed records that are stored as JSON, validated when they are read."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hesstune.errors import RunError
-from hesstune.storage.atomic import write_json
-from hesstune.storage.reading import one_line, read_text
+from hesstune.storage.files import one_line, read_text, write_json
 
 __all__ = ["Stored", "checked_record", "read_record", "refuse_later", "write_record"]
 
@@ -24,7 +23,7 @@ class Stored(BaseModel):
 
     Attributes:
         what: What the file holds, for errors.
-        mend: What to do where it is damaged.
+        fix: What to do if it is damaged.
         newest: The latest format that can be read, of records that hold their `format`.
 
     Example:
@@ -39,7 +38,7 @@ class Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
     what: ClassVar[str] = "a record"
-    mend: ClassVar[str] = "remove it"
+    fix: ClassVar[str] = "remove it"
     newest: ClassVar[int] = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,7 +61,7 @@ Record = TypeVar("Record", bound=Stored)
 
 
 def read_record(path: Path, kind: type[Record]) -> Record | None:
-    """Read a JSON file of one record; None where it is absent.
+    """Read a JSON file of one record; None if it is absent.
 
     Raises:
         RunError: If it is damaged or of a later format, with what to do.
@@ -90,11 +89,11 @@ def checked_record(path: Path, kind: type[Record], content: Callable[[], Any]) -
         reason = f"{place}: {first['msg']}" if place else first["msg"]
     except Exception as error:  # damaged text raises many kinds
         reason = str(error) or type(error).__name__
-    raise RunError(f"{path} cannot be read as {kind.what} ({one_line(reason)}); {kind.mend}")
+    raise RunError(f"{path} cannot be read as {kind.what} ({one_line(reason)}); {kind.fix}")
 
 
 def refuse_later(path: Path, kind: type[Stored]) -> None:
-    """Raise RunError where a record has a later format than can be read; say nothing else of it."""
+    """Raise RunError if a record has a later format than can be read; say nothing else of it."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         _refuse_later(path, kind, json.loads(read_text(path)))
 

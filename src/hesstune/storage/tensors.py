@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hesstune.errors import RunError
-from hesstune.storage.atomic import Writer, replace_file
+from hesstune.storage.files import Writer, replace_file
 
 __all__ = [
     "Tree", "add_metadata", "digest", "digest_of_texts", "load_tree", "save_tensors", "save_tree",
@@ -130,7 +130,7 @@ def digest_of_texts(texts: Iterable[str | None]) -> str:
 def save_tree(path: Path, tree: Tree) -> None:
     """Store nested dicts and lists of tensors, numbers, strings and None as safetensors.
 
-    Tensors become numbered entries, the rest JSON in the file's metadata, with a checksum of it all;
+    Tensors become numbered entries, other values JSON in the file's metadata, with a checksum of it all;
     nothing is pickled.
     """
     tensors: dict[str, torch.Tensor] = {}

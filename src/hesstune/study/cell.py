@@ -18,11 +18,11 @@ from hesstune.methods.constrained import unused_radius_options
 from hesstune.options import make_options
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig, make_config
-from hesstune.runs.options.analysis import CertifyOptions
+from hesstune.runs.options import CertifyOptions
 from hesstune.runs.records import OBSERVED
 from hesstune.runs.run import Run
 from hesstune.runtime.device import mixed_seed
-from hesstune.storage.atomic import made_folder
+from hesstune.storage.files import made_folder
 from hesstune.storage.stored import read_record, write_record
 from hesstune.study.options import (
     CellRecord,
@@ -199,7 +199,7 @@ def _finished_run(config: FinetuneConfig, out: Path, settings: Settings) -> Run:
 def _metrics(run: Run) -> OptionValues:
     epochs, observed = run.records.epochs, read_record(run.path / OBSERVED, Observed)
     if observed is None:
-        raise RunError(f"{run.path / OBSERVED} is missing; {Observed.mend}")
+        raise RunError(f"{run.path / OBSERVED} is missing; {Observed.fix}")
     kept = run.records.kept_epoch
     found: OptionValues = {name: getattr(run.outcome, name) for name in FROM_RESULT}
     found |= {name: count for name in OF_TEST_LABELS if (count := getattr(run.outcome, name))}

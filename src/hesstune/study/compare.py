@@ -26,7 +26,7 @@ from hesstune.runs.config import read_yaml
 from hesstune.runs.folder import locked
 from hesstune.runs.records import RECORD, RunRecord
 from hesstune.runtime.signals import Progress
-from hesstune.storage.atomic import made_folder, write_text
+from hesstune.storage.files import made_folder, write_text
 from hesstune.storage.remembered import remembering
 from hesstune.storage.stored import read_record, write_record
 from hesstune.study.cell import CELL, run_cell

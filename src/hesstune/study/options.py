@@ -132,7 +132,7 @@ class Observed(Stored):
     """observed.json: what a comparison measured of a trained network; None where not asked for."""
 
     what: ClassVar[str] = "a cell's measurements"
-    mend: ClassVar[str] = "run the comparison again with --overwrite"
+    fix: ClassVar[str] = "run the comparison again with --overwrite"
 
     val_gap: float | None
     measure: float | None = None
@@ -156,7 +156,7 @@ class Trial(Row):
     """OptionValues that a search has tried, and the validation loss, or the error where there is none."""
 
     what: ClassVar[str] = "a trial of a search"
-    mend: ClassVar[str] = "remove it and run the comparison again"
+    fix: ClassVar[str] = "remove it and run the comparison again"
 
     options: OptionValues
     val_loss: float | None
@@ -174,7 +174,7 @@ class CellRecord(Row):
     """cell.json: a cell, whether it was run, and its metrics by name (see `hesstune.study.results`)."""
 
     what: ClassVar[str] = "a comparison's cell"
-    mend: ClassVar[str] = "remove it and run the comparison again"
+    fix: ClassVar[str] = "remove it and run the comparison again"
 
     task: str
     method: str
@@ -233,7 +233,7 @@ class StudyResults(Row):
     """results.json (see `hesstune.study.results`)."""
 
     what: ClassVar[str] = "a comparison"
-    mend: ClassVar[str] = "run the comparison again with --overwrite"
+    fix: ClassVar[str] = "run the comparison again with --overwrite"
     newest: ClassVar[int] = 1
 
     format: int = 1

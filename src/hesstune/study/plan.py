@@ -22,7 +22,7 @@ from hesstune.errors import ConfigError, DataError, HesstuneError
 from hesstune.methods import method_class, method_names
 from hesstune.options import make_options
 from hesstune.runs.config import FinetuneConfig, make_config
-from hesstune.runs.task import reading_of
+from hesstune.runs.loading import reading_of
 from hesstune.study.options import OptionValues, Settings
 from hesstune.training.prepare import as_trained
 
@@ -185,7 +185,7 @@ class StudyPlan:
 
     def write(self, path: Path) -> None:
         """Write the plan for workers."""
-        from hesstune.storage.atomic import write_json
+        from hesstune.storage.files import write_json
 
         cells = [
             {"task": c.task, "method": c.method, "seed": c.seed, "fingerprint": c.fingerprint,

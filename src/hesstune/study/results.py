@@ -47,8 +47,8 @@ from hesstune._version import __version__
 from hesstune.bounds.record import Certificate
 from hesstune.errors import ConfigError, RunError
 from hesstune.methods import method_class
-from hesstune.storage.csv_table import write_rows
 from hesstune.storage.stored import checked_record
+from hesstune.storage.tables import write_rows
 from hesstune.study.options import (
     CellRecord,
     Configs,

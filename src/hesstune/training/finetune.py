@@ -23,16 +23,15 @@ from hesstune.inputs.features import sharing
 from hesstune.methods import Method, method_class, method_name
 from hesstune.models.load import MODULE, ModelObject, spec_parts
 from hesstune.options import takes_options
+from hesstune.runs.checkpoint import refuse_one, weights_of
 from hesstune.runs.config import RESUMABLE, FinetuneConfig, make_config, read_config, read_yaml
-from hesstune.runs.data_check import check_data
 from hesstune.runs.folder import claim, entered
+from hesstune.runs.integrity import check_data, check_weights
 from hesstune.runs.records import CONFIG, NOISE_MATRIX, RADIUS, RECORD, TRIALS, CurvePoint, RadiusRecord
-from hesstune.runs.run import Given, Run
-from hesstune.runs.sharded import refuse_one, weights_of
-from hesstune.runs.start_check import check_weights
+from hesstune.runs.run import Run, SourceObjects
 from hesstune.runtime.distributed import joined_ranks, on_main_process, refuse_adapting, world
 from hesstune.runtime.signals import Progress
-from hesstune.storage.atomic import writing
+from hesstune.storage.files import writing
 from hesstune.storage.remembered import remembering
 from hesstune.storage.stored import read_record, write_record
 from hesstune.training.estimates import default_radii
@@ -115,7 +114,9 @@ def finetune(
     elif data is not None and "data" in options:
         raise ConfigError("data is given twice, by position and by name; give it once")
     data = options.pop("data", None) if data is None else data
-    given = Given(None if isinstance(data, str | Path) else data, None if isinstance(model, str) else model)
+    given = SourceObjects(
+        None if isinstance(data, str | Path) else data, None if isinstance(model, str) else model
+    )
     named = {
         "data": data if given.data is None else MEMORY,
         "model": model if given.model is None else MODULE,
@@ -164,7 +165,7 @@ def _for_task(config: FinetuneConfig, task: Task) -> FinetuneConfig:
 
 
 @joined_ranks()
-def _train_in_folder(config: FinetuneConfig, given: Given, request: RunRequest) -> Run:
+def _train_in_folder(config: FinetuneConfig, given: SourceObjects, request: RunRequest) -> Run:
     """Prepare a run and train it in its folder, or return the finished run that a resumed one has there.
 
     Raises:
@@ -196,7 +197,7 @@ def _folder(out: str | None) -> Iterator[Path]:
         raise
 
 
-def _run(config: FinetuneConfig, out: Path, given: Given, request: RunRequest) -> Run:
+def _run(config: FinetuneConfig, out: Path, given: SourceObjects, request: RunRequest) -> Run:
     resume = request.resume
     if config.out:
         on_main_process(lambda: claim(out, request.overwrite, resume, create=False))
@@ -227,7 +228,7 @@ def _run(config: FinetuneConfig, out: Path, given: Given, request: RunRequest) -
                 # Finished earlier, from objects, or by another process while this one was loading.
                 start = weights_of(prepared.loaded.model)
                 check_data(run.records, prepared.record())
-                check_weights(run, {name: start[name] for name in start.names()})
+                check_weights(run.records, {name: start[name] for name in start.names()})
                 return run
             if prepared.config.radius == "auto":
                 prepared = replace(
@@ -258,7 +259,7 @@ def _with_chosen_options(config: FinetuneConfig, before: FinetuneConfig, out: Pa
     return config.model_copy(update=settled)
 
 
-def _finished(out: Path, given: Given) -> Run | None:
+def _finished(out: Path, given: SourceObjects) -> Run | None:
     if not (out / RECORD).is_file():
         return None
     run = Run.load(out, data=given.data, model=given.model)

@@ -23,10 +23,9 @@ from hesstune.methods import MethodSetup, method_class
 from hesstune.models.cut import AfterCut, Cut, find_cut
 from hesstune.models.load import LoadedModel
 from hesstune.reference import Reference
-from hesstune.runs.checkpoint import Checkpoints, discard
-from hesstune.runs.data_record import DataRecord
-from hesstune.runs.fingerprint import fingerprints, of_files
-from hesstune.runs.located import base_folder
+from hesstune.runs.checkpoint import Checkpoints, ShardedCheckpoints, discard, shard_, weights_of, write_model
+from hesstune.runs.integrity import DataRecord, check_start, fingerprints, of_files
+from hesstune.runs.loading import base_folder, noise_of_test
 from hesstune.runs.model_card import model_card
 from hesstune.runs.records import (
     BAD_IMAGES,
@@ -47,13 +46,11 @@ from hesstune.runs.records import (
     Sizes,
 )
 from hesstune.runs.run import Run
-from hesstune.runs.sharded import ShardedCheckpoints, shard_, weights_of, write_model
-from hesstune.runs.start_check import check_start
-from hesstune.runs.task import noise_of_test
 from hesstune.runtime.distributed import on_main_process, rank, world
 from hesstune.runtime.signals import Progress
-from hesstune.storage.atomic import write_csv, write_text
+from hesstune.storage.files import write_text
 from hesstune.storage.stored import write_record
+from hesstune.storage.tables import write_csv
 from hesstune.training.metrics import final_metrics, tracked
 from hesstune.training.prepare import Prepared
 from hesstune.training.trainer import Trainer
@@ -237,7 +234,7 @@ def _start(run: Run, prepared: Prepared, reference: Reference, resume: bool) -> 
     if not (resume and (out / RECORD).is_file()):
         on_main_process(lambda: _write_start(run, prepared, record, reference))
         return
-    on_main_process(lambda: check_start(Run.load(out), record, reference, prepared.loaded.seen))
+    on_main_process(lambda: check_start(Run.load(out).records, record, reference, prepared.loaded.seen))
     if (estimate := prepared.estimate) is not None:  # made again where the one kept was damaged
         on_main_process(lambda: write_record(out / NOISE_MATRIX, estimate))
 

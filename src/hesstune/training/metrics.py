@@ -16,7 +16,7 @@ from hesstune.errors import MissingExtraError
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.records import MLFLOW, MLFLOW_RUN, TENSORBOARD, Epoch
 from hesstune.runs.run import Run
-from hesstune.storage.atomic import write_text
+from hesstune.storage.files import write_text
 
 __all__ = [
     "Validation", "accuracy", "check_tracker", "cross_entropy_under", "final_metrics", "tracked",

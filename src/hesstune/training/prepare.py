@@ -25,10 +25,10 @@ from hesstune.models.load import LoadedModel, ModelObject, check_output, load_mo
 from hesstune.noise.matrix import NoiseMatrix, identifiability_notes
 from hesstune.reference import layer_names
 from hesstune.runs.config import FinetuneConfig, usual_lr
-from hesstune.runs.data_record import DataRecord, content_digests
+from hesstune.runs.integrity import DataRecord, content_digests
+from hesstune.runs.loading import clean_task, injected_noise, noisy
 from hesstune.runs.records import NoiseMatrixRecord
-from hesstune.runs.run import Given, Run
-from hesstune.runs.task import clean_task, injected_noise, noisy
+from hesstune.runs.run import Run, SourceObjects
 from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import world
 from hesstune.storage.seen_examples import SeenExamples
@@ -191,7 +191,7 @@ class Prepared:
     device: torch.device
     radius: float | dict[str, float] | None
     estimate: NoiseMatrixRecord | None = None
-    given: Given = field(default_factory=Given)
+    given: SourceObjects = field(default_factory=SourceObjects)
     notes: list[str] = field(default_factory=list)
     solved: SolvedHead | None = None
     settled: list[str] = field(default_factory=list)
@@ -222,7 +222,7 @@ class Prepared:
 
 
 def prepare(
-    config: FinetuneConfig, kept: Path | None = None, given: Given | None = None, errors: bool = True
+    config: FinetuneConfig, kept: Path | None = None, given: SourceObjects | None = None, errors: bool = True
 ) -> Prepared:
     """Load examples, labels and network, and check all that can be checked before anything is written.
 
@@ -233,7 +233,7 @@ def prepare(
             the network is copied.
         errors: Whether an estimate of the noise has its errors beside it, which may take as long again.
     """
-    given = given or Given()
+    given = given or SourceObjects()
     device = pick_device(config.device)
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise ConfigError("mixed precision fp16 needs a GPU; use bf16 or no")
@@ -271,7 +271,7 @@ def prepare(
     )
 
 
-def _loaded(config: FinetuneConfig, given: Given, task: Task) -> LoadedModel:
+def _loaded(config: FinetuneConfig, given: SourceObjects, task: Task) -> LoadedModel:
     """Load the network that a run starts from."""
     return load_model(
         config.model if given.model is None else given.model,

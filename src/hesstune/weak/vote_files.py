@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from hesstune.checks import parse_integer, parse_rate
 from hesstune.errors import DataError, cut, listed, unknown_name
-from hesstune.storage.cells import MISSING, is_missing
-from hesstune.storage.csv_table import CsvTable, read_table
+from hesstune.storage.tables import MISSING, CsvTable, is_missing, read_table
 from hesstune.weak.votes import ABSTAIN, MOST_CELLS, Ballots, Votes
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The reader and the writer of CSV files.
+"""Read and write tables: CSV files, and files of JSON lines.
 
 Tables are read column by column, repeated cells as codes, so that a million rows fit in memory.
 """
@@ -7,26 +7,93 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import operator
 import re
 import threading
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hesstune.checks import readable_file
-from hesstune.errors import DataError, HesstuneError, RunError, cut
-from hesstune.storage.cells import MARK, restored_cell, safe_cell
-from hesstune.storage.reading import encoding_of, one_line, reading
+from hesstune.checks import parse_number, readable_file
+from hesstune.errors import DataError, HesstuneError, RunError, cut, plain
+from hesstune.storage.files import Writer, encoding_of, one_line, reading, replace_file
 
-__all__ = ["Column", "CsvTable", "read_rows", "read_table", "write_rows"]
+__all__ = [
+    "JSON_LINES", "MISSING", "Column", "CsvTable", "Nested", "as_cell", "csv_writer", "is_missing",
+    "read_json_lines", "read_rows", "read_table", "restored_cell", "safe_cell", "write_csv", "write_rows",
+]  # fmt: skip
+
+# How cells begin that spreadsheets compute, and the mark that keeps such cells text.
+FORMULA_SIGNS = "=+-@\t\r\n＝＋－＠"
+MARK = "'"
+# What stands for nothing if a label is expected: what Python, pandas, R, spreadsheets and databases write,
+# as pandas reads it. In other case it may well be a word, such as a class called none.
+MISSING = (
+    "", "None", "nan", "NaN", "-nan", "-NaN", "NA", "#NA", "N/A", "n/a", "#N/A", "NULL", "null", "<NA>",
+    "NaT",
+)  # fmt: skip
+
+
+def is_missing(value: object, names: Collection[str] = ()) -> bool:
+    """Return whether a cell means a missing value; cells in `names` do not.
+
+    Example:
+        >>> is_missing(None), is_missing(" NaN "), is_missing("none"), is_missing("NA", ["EU", "NA"])
+        (True, True, False, False)
+    """
+    text = "" if value is None else str(value).strip()
+    return text in MISSING and text not in names
+
+
+def _is_formula(cell: str) -> bool:
+    start = cell.lstrip(MARK)
+    return start[:1] in FORMULA_SIGNS and start != "" and parse_number(cell) is None
+
+
+def safe_cell(value: Any) -> Any:
+    """Return a value for a cell of a CSV file that spreadsheets open: text that they would compute is marked.
+
+    A text that begins with =, +, -, @, a tab or a line break gets an apostrophe in front; numbers stay. A
+    text that has apostrophes before such a sign gets one more, so that `restored_cell` is the inverse.
+
+    Example:
+        >>> [safe_cell(value) for value in ("=1+1", "-0.5", -0.5, "-ism", "'=1", "cat's")]
+        ["'=1+1", '-0.5', -0.5, "'-ism", "''=1", "cat's"]
+    """
+    return MARK + value if isinstance(value, str) and _is_formula(value) else value
+
+
+def restored_cell(cell: str) -> str:
+    """Return the text that `safe_cell` made a cell of.
+
+    Example:
+        >>> [restored_cell(cell) for cell in ("'=1+1", "''=1", "'cat'", "-0.5")]
+        ['=1+1', "'=1", "'cat'", '-0.5']
+    """
+    return cell[1:] if cell.startswith(MARK) and _is_formula(cell) else cell
+
+
+def as_cell(value: Any) -> str:
+    """Return a value as a cell of a table: a whole number without a point, what is missing empty.
+
+    Example:
+        >>> as_cell(2.0), as_cell(None), as_cell(float("nan")), as_cell("None")
+        ('2', '', '', 'None')
+    """
+    if hasattr(value, "item") and getattr(value, "size", 1) != 0:
+        value = value.item()
+    if value is None or type(value).__name__ in ("NAType", "NaTType") or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else plain(str(value))
+
 
 # Rows that are read before they become columns.
 CHUNK = 20_000
@@ -41,12 +108,12 @@ OTHERS = {
     b"PK\3\4": "a spreadsheet or archive", b"\xd0\xcf\x11\xe0": "an old spreadsheet", b"%PDF": "a PDF file",
     b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file", b"\x1f\x8b": "packed by gzip",
 }  # fmt: skip
-# Characters of a cell: an unclosed quotation mark makes one of all the rest.
+# Characters of a cell: an unclosed quotation mark makes one cell of everything after it.
 MOST_CHARACTERS = 1 << 24
 
 
 class Column:
-    """The cells of one column, as codes of its distinct cells, or as they stand where most differ.
+    """The cells of one column, as codes of its distinct cells, or as they stand if most differ.
 
     Example:
         >>> column = Column(["cat", "dog", "cat"])
@@ -162,8 +229,8 @@ class CsvTable:
 
     def renamed(self, names: Mapping[str, str]) -> CsvTable:
         """Return the table with columns called anew, {new name: name}; others of a new name are left out."""
-        rest = {n: c for n, c in self.columns.items() if n not in names and n not in names.values()}
-        return replace(self, columns={**{new: self.columns[old] for new, old in names.items()}, **rest})
+        others = {n: c for n, c in self.columns.items() if n not in names and n not in names.values()}
+        return replace(self, columns={**{new: self.columns[old] for new, old in names.items()}, **others})
 
     def rows(self) -> Iterator[dict[str, str]]:
         """Yield each row as a mapping."""
@@ -176,13 +243,13 @@ def read_table(
 ) -> CsvTable:
     """Read a CSV file with a header, in UTF-8, or in UTF-16 or UTF-32.
 
-    Cells are separated by commas; by tabs, quotes being text, where the file ends in .tsv; or else by what
+    Cells are separated by commas; by tabs, quotes being text, if the file ends in .tsv; or else by what
     separates the names in a header without commas, which the table's notes say. Blank lines are left out, and
     spaces around names of columns.
 
     Args:
         path: The file.
-        what: What it is, for the message where there is none.
+        what: What it is, for the message if there is none.
         kind: The class of errors.
 
     Raises:
@@ -347,3 +414,87 @@ def write_rows(
 def read_rows(path: Path, kind: type[HesstuneError] = RunError) -> list[dict[str, str]]:
     """Return the rows of a small CSV file, such as a run's record; see `read_table`."""
     return list(read_table(path, "the record", kind).rows())
+
+
+# In files that end so, each line is an object.
+JSON_LINES = (".jsonl", ".ndjson")
+Nested = dict[str, list[dict[str, str]]]
+"""{key: an object a line, its values as text}; {} if a line has none."""
+
+
+def read_json_lines(
+    path: str | Path, what: str = "the data file", kind: type[HesstuneError] = DataError
+) -> tuple[CsvTable, Nested]:
+    """Read a file of JSON objects, one a line: plain values as cells of a table, objects apart.
+
+    Args:
+        path: The file, in UTF-8; blank lines are left out.
+        what: What it is, for the message if there is none.
+        kind: The class of errors.
+
+    Raises:
+        HesstuneError: Of the class given: if the file is missing, or a line is no object of plain values and
+            objects of plain values; by line.
+    """
+    path = readable_file(path, what, kind)
+    found: list[tuple[int, dict[str, Any]]] = []
+    with reading(path, "JSON lines", kind), path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                found.append((number, _object(line, f"{path}, line {number}", kind)))
+    if not found:
+        raise kind(f"{path} is empty; it needs an object a line")
+    names = list(dict.fromkeys(key for _, row in found for key in row))
+    nested = [key for key in names if any(isinstance(row.get(key), dict) for _, row in found)]
+    for number, row in found:
+        for key in nested:
+            if row.get(key) is not None and not isinstance(row[key], dict):
+                raise kind(f"{path}, line {number}: '{cut(key)}' is an object in other lines, and none here")
+    rows = [f"line {number}" for number, _ in found]
+    columns = {
+        key: Column([_text(row.get(key)) for _, row in found], names=rows)
+        for key in names
+        if key not in nested
+    }
+    apart = {
+        key: [{name: _text(v) for name, v in (row.get(key) or {}).items()} for _, row in found]
+        for key in nested
+    }
+    return CsvTable(str(path), path.parent, columns), apart
+
+
+def _object(line: str, where: str, kind: type[HesstuneError]) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise kind(f"{where} is no JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise kind(f'{where} must be an object, such as {{"id": "7", "gpt": {{"yes": 0.9, "no": 0.1}}}}')
+    for key, value in row.items():
+        inner = value.values() if isinstance(value, dict) else (value,)
+        if any(isinstance(v, dict | list) for v in inner):
+            raise kind(f"{where}: '{cut(key)}' must be a text, a number, or an object of these")
+    return {str(key).strip(): value for key, value in row.items()}
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return plain(value) if isinstance(value, str) else repr(value)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file whole or not at all."""
+    replace_file(path, csv_writer(header, rows))
+
+
+def csv_writer(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Writer:
+    """Return what writes a table as CSV, for `replace_files`."""
+
+    def write(part: Path) -> None:
+        with part.open("w", newline="", encoding="utf-8") as file:
+            write_rows(file, header, rows)
+
+    return write

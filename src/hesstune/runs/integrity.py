@@ -1,8 +1,10 @@
-"""Digests of the examples that a run was made from, and what differs from them."""
+"""Checksums of a run's examples, weights and files, and the checks that nothing has changed."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +17,20 @@ from numpy.typing import NDArray
 
 from hesstune.data.contents import Digests, as_digests, digest_bytes, image_digests
 from hesstune.data.examples import PARTS, Examples, Task
-from hesstune.errors import RunError, listed
+from hesstune.errors import ChangedDataError, HesstuneWarning, RunError, listed
+from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.read_records import Records
+from hesstune.runs.records import CONFIG, DATA, LABELS, MODEL, NOISE_MATRIX, REFERENCE
+from hesstune.storage.files import reading
+from hesstune.storage.seen_examples import SeenExamples
 from hesstune.storage.tensors import digest, digest_of_texts, load_tree, save_tree
 from hesstune.weak.votes import Votes
 
-__all__ = ["DataRecord", "PartRecord", "content_digests", "label_digests"]
+__all__ = [
+    "DataRecord", "PartRecord", "changed_files", "check_data", "check_files", "check_labels_file",
+    "check_start", "check_weights", "content_digests", "fingerprints", "label_digests", "of_files",
+]  # fmt: skip
 
 # Ids that a message names at most.
 NAMED = 3
@@ -55,17 +65,13 @@ class PartRecord:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the record as tensors; the ids are JSON, in bytes."""
         ids = np.frombuffer(json.dumps(self.ids).encode(), np.uint8)
-        arrays: dict[str, NDArray[Any]] = {
-            "ids": ids,
-            "contents": self.contents,
-            "labels": self.labels,
-            "trained": self.trained,
-        }
+        arrays: dict[str, NDArray[Any]] = {"ids": ids, "contents": self.contents, "labels": self.labels}
+        arrays["trained"] = self.trained
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> PartRecord:
-        """Return the record that `tensors` gave; raise ValueError where they are no such record."""
+        """Return the record that `tensors` gave; raise ValueError if they are no such record."""
         ids = json.loads(tensors["ids"].numpy().tobytes())
         contents, labels, trained = (tensors[name].numpy() for name in ("contents", "labels", "trained"))
         if not len(ids) == len(contents) == len(labels) == len(trained) or not all(
@@ -134,20 +140,20 @@ class DataRecord:
         now_ids = [name for part in now.parts.values() for name in part.ids]
         gone = sorted((Counter(then_ids) - Counter(now_ids)).elements())
         new = sorted((Counter(now_ids) - Counter(then_ids)).elements())
-        told = []
+        messages = []
         if gone:
-            told.append(f"{len(gone)} of {len(then_ids)} examples missing ({listed(gone, NAMED)})")
+            messages.append(f"{len(gone)} of {len(then_ids)} examples missing ({listed(gone, NAMED)})")
         if new:
-            told.append(f"{len(new)} new ({listed(new, NAMED)})")
+            messages.append(f"{len(new)} new ({listed(new, NAMED)})")
         if self.classes != now.classes:
-            told.append(f"the classes were {listed(self.classes)} and are {listed(now.classes)}")
+            messages.append(f"the classes were {listed(self.classes)} and are {listed(now.classes)}")
         for what in ("contents", "labels"):
             if changed := self._changed(now, what):
-                told.append(
+                messages.append(
                     f"{what} of {len(changed)} of {len(then_ids)} examples changed ({listed(changed, NAMED)})"
                 )
-        if told or (moved := self._moved(now)):
-            return "; ".join(told or [moved])
+        if messages or (moved := self._moved(now)):
+            return "; ".join(messages or [moved])
         changed = self._changed(now, "trained")
         return (
             f"the noise injected into the labels of {len(changed)} of {len(then_ids)} examples changed "
@@ -160,7 +166,7 @@ class DataRecord:
         return sorted(name for name, rows in then.items() if after.get(name, rows) != rows)
 
     def _by_id(self, what: str) -> dict[str, list[bytes]]:
-        """Return each id's digests; several where an id is not unique."""
+        """Return each id's digests; several if an id is not unique."""
         found: dict[str, list[bytes]] = {}
         for part in self.parts.values():
             for name, row in zip(part.ids, getattr(part, what), strict=True):
@@ -241,3 +247,143 @@ def _vote_bytes(votes: Votes) -> list[bytes]:
         )
         found.append(digest_of_texts(text for pair in given for text in pair).encode())
     return found
+
+
+def check_data(run: Records, now: DataRecord) -> None:
+    """Check that examples are those that a run was made from: ids, contents and labels of every part.
+
+    Args:
+        run: The records of the run's folder.
+        now: The record of the examples as they are now.
+
+    Raises:
+        ChangedDataError: If an example differs, naming the first ones.
+        RunError: If the run's folder does not say what it was made from.
+    """
+    then, found = run.facts.checksums, now.checksums()
+    if missing := [name for name in found if name not in then]:
+        raise RunError(
+            f"run.json in {run.path} has no checksum of its {missing[0]} examples, so whether its data has "
+            "changed cannot be checked; train again with --overwrite"
+        )
+    if all(then[name] == value for name, value in found.items()):
+        return
+    raise ChangedDataError(
+        f"the data {run.config.data} is no longer what the run in {run.path} was made from: "
+        f"{_difference(run, now, found)}; restore the data, or train again with --overwrite"
+    )
+
+
+def _difference(run: Records, now: DataRecord, found: Mapping[str, str]) -> str:
+    """Say what differs, by example if the record of the run's examples is whole."""
+    then = run.facts.checksums
+    try:
+        before = DataRecord.load(run.path / DATA)
+        if before.checksums() == {name: then[name] for name in found}:
+            return before.difference(now)
+        why = "is of another run"
+    except RunError:
+        why = "is missing or damaged"
+    parts = ", ".join(name for name in (*PARTS, "classes") if then[name] != found[name])
+    return f"{parts} differ ({DATA}, which would name the examples, {why})"
+
+
+def check_labels_file(run: Records, task: Task) -> None:
+    """Check that labels.csv, which reports are made from, has the labels that the run was trained on.
+
+    Raises:
+        ChangedDataError: If it was changed.
+    """
+    rows = [(row["id"], row["part"], row["label"]) for row in run.labels]
+    now = [
+        (example, name, label)
+        for name in PARTS
+        for example, label in zip(*_named_labels(getattr(task, name), task.classes), strict=True)
+    ]
+    if rows != now:
+        raise ChangedDataError(
+            f"{run.path / LABELS} is not as training wrote it; restore it, or train again with --overwrite"
+        )
+
+
+def _named_labels(part: Examples, classes: list[str]) -> tuple[list[str], list[str]]:
+    labels = [""] * len(part) if part.labels is None else [classes[at] for at in part.labels]
+    return part.ids, labels
+
+
+# What a certificate computes with and training wrote; run.json has their checksums.
+FILES = (CONFIG, MODEL, REFERENCE, NOISE_MATRIX)
+
+
+def fingerprints(record: DataRecord, start: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return checksums of a run's classes, of its examples by part, and of its starting weights."""
+    return {**record.checksums(), "weights": digest(start)}
+
+
+def of_files(folder: Path) -> dict[str, str]:
+    """Return checksums of the files of FILES by name; empty if there is no such file."""
+    return {name: _of_file(folder / name) for name in FILES}
+
+
+def _of_file(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with reading(path, "a file of a run"), path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def changed_files(run: Records) -> list[str]:
+    """Return the names of files in FILES that were changed, removed or added since training wrote them."""
+    then = run.facts.checksums
+    return [name for name, now in of_files(run.path).items() if then.get(name) != now]
+
+
+def check_files(run: Records) -> None:
+    """Check that the files a certificate computes with are as training wrote them.
+
+    Raises:
+        RunError: If one is not, naming it.
+    """
+    if changed := changed_files(run):
+        raise RunError(
+            f"{run.path / changed[0]} is not as training wrote it, so it may depend on the examples that are "
+            "counted; restore it, or train again with --overwrite"
+        )
+
+
+def check_weights(run: Records, start: Mapping[str, torch.Tensor]) -> None:
+    """Check that weights are those that a run's training started from.
+
+    Raises:
+        RunError: If they are not.
+    """
+    if run.facts.checksums.get("weights") != digest(start):
+        raise RunError(
+            f"cannot resume the run in {run.path}: the weights that training starts from of --model "
+            f"{run.config.model} changed since it was started; restore them, or start over with --overwrite"
+        )
+
+
+def check_start(before: Records, now: DataRecord, reference: Reference, seen: SeenExamples) -> None:
+    """Check that a run is resumed from the same data and weights; restore a damaged reference file.
+
+    Args:
+        before: The records of the run as it was started.
+        now: The record of the examples as they are now.
+        reference: The weights that training starts from.
+        seen: The examples that these weights have seen.
+
+    Raises:
+        RunError: Naming what is no longer what the run was started from.
+    """
+    check_data(before, now)
+    check_weights(before, {name: reference[name] for name in reference.names()})
+    try:
+        kept = Reference.load(before.path / REFERENCE)
+        same = digest({name: kept[name] for name in kept.names()}) == before.facts.checksums["weights"]
+    except RunError:
+        same = False
+    if not same:
+        path = before.path / REFERENCE
+        warnings.warn(f"{path} was damaged; it is written anew", HesstuneWarning, stacklevel=2)
+        reference.save(path, seen.metadata())

@@ -1,15 +1,39 @@
-"""Plots as inline SVG: text stays text, and every colour is a variable of the page's style sheet."""
+"""Fill templates, and draw plots as inline SVG."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
-from hesstune.runs.measure_records import StabilityRow
+from hesstune.errors import counted
+from hesstune.runs.records import StabilityRow
 
-__all__ = ["bars", "curves", "heat_map", "quantile_curves", "scatter", "spectra", "stability", "svg"]
+__all__ = [
+    "bars", "curves", "heat_map", "quantile_curves", "render", "scatter", "spectra", "stability", "svg",
+]  # fmt: skip
+
+
+def render(template: str, context: Mapping[str, object]) -> str:
+    """Fill a template of this folder; every value is escaped, except plots."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("hesstune", "report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals["counted"] = counted
+    own = {name: Markup(_file(f"page.{name}")) for name in ("css", "js")}  # noqa: S704 - files of this package
+    page: str = environment.get_template(template).render(**context, **own)
+    return page
+
+
+def _file(name: str) -> str:
+    return files("hesstune.report").joinpath(name).read_text(encoding="utf-8")
+
 
 # Drawn in these, then replaced by CSS variables; the palette is Okabe and Ito's, safe for the colour-blind.
 COLOURS = {"#010101": "ink", "#010102": "c1", "#010103": "c2", "#010104": "c3", "#010105": "faint"}
@@ -23,16 +47,12 @@ def svg(name: str, draw: Callable[[Any], None], size: tuple[float, float] = (6.4
     from matplotlib.figure import Figure
 
     settings: Any = {
+        **dict.fromkeys(
+            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
+        ),
+        **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
         "svg.fonttype": "none",
         "svg.hashsalt": name,
-        "text.color": INK,
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.frameon": False,
     }
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=size, layout="constrained")
@@ -167,7 +187,7 @@ def scatter(
     groups: Sequence[tuple[str, Sequence[float], Sequence[float]]],
     labels: tuple[str, str, str],
 ) -> str:
-    """Return points of (x, y), a marker a group; x is logarithmic where all are above 0."""
+    """Return points of (x, y), a marker a group; x is logarithmic if all are above 0."""
     markers = "os^DvP*X<>hp"
 
     def draw(axes: Any) -> None:

@@ -1,26 +1,134 @@
-"""The examples of a run and the labels it is trained on: as given, voted, corrupted, checked."""
+"""Load a run's examples, labels and network again, from what its configuration names."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from hesstune.checks import expanded
 from hesstune.data.clean import checked, read_clean_labels
 from hesstune.data.examples import Examples, Task
 from hesstune.data.load import load_task
 from hesstune.data.raw_features import raw_features
 from hesstune.data.reading import ROLES, Columns, Reading, Voting, rgb_of
-from hesstune.errors import ConfigError
+from hesstune.errors import ConfigError, ModelError
 from hesstune.methods import method_class
+from hesstune.models.load import LoadedModel, ModelObject, load_model, set_parameters
 from hesstune.noise.instance import average, draw, instance_rate, instance_transitions
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
-from hesstune.runs.options.data import ColumnOptions
+from hesstune.runs.options import ColumnOptions
+from hesstune.runs.records import RunRecord
 
-__all__ = ["clean_task", "injected_noise", "noise_of_test", "noisy", "reading_of", "run_task"]
+__all__ = [
+    "base_folder", "clean_task", "injected_noise", "located", "missing_data", "network_of", "noise_of_test",
+    "noisy", "reading_of", "refuse_missing_base", "run_task",
+]  # fmt: skip
+
+DATA_KINDS = ("folder", "csv", "array", "hf")
+
+
+def base_folder(config: FinetuneConfig) -> str:
+    """Return the absolute path of the folder that a run's network comes from, or ""."""
+    kind, _, path = config.model.partition(":")
+    return str(expanded(path).absolute()) if kind == "hf" and path and expanded(path).is_dir() else ""
+
+
+def located(config: FinetuneConfig, facts: RunRecord) -> FinetuneConfig:
+    """Return a run's configuration with its paths as they are to be found from here.
+
+    A relative path that leads nowhere from this working folder, but somewhere from the one where the run was
+    made, is taken to begin there.
+    """
+    changes = {}
+    for name in ("data", "model", "clean_labels", "inject_noise", "split"):
+        value = getattr(config, name)
+        if not isinstance(value, str) or not facts.working_folder:
+            continue
+        kind, sign, path = _split(name, value)
+        there = Path(facts.working_folder) / path if path else None
+        if there is not None and not expanded(path).exists() and there.exists():
+            changes[name] = f"{kind}{sign}{there}"
+    return config.model_copy(update=changes)
+
+
+def _split(name: str, value: str) -> tuple[str, str, str]:
+    kind, sign, path = value.partition(":")
+    if kind in (DATA_KINDS if name == "data" else ("hf",) if name == "model" else ("file",)):
+        return kind, sign, path
+    return "", "", "" if name in ("data", "model") else value
+
+
+def missing_data(config: FinetuneConfig, facts: RunRecord) -> str:
+    """Return a hint to the run's data if its path does not exist; else an empty text."""
+    path = _split("data", config.data)[2]
+    if not path or expanded(path).exists():
+        return ""
+    there = Path(facts.working_folder) / expanded(path)
+    return (
+        f"; the run's data was {there}: put it back, or say in Python where it is, Run.load(path, data=…)"
+        if facts.working_folder
+        else ""
+    )
+
+
+def refuse_missing_base(config: FinetuneConfig, facts: RunRecord) -> None:
+    """Raise ModelError if the folder that a run's network comes from is gone."""
+    if facts.base_folder and not base_folder(config):
+        raise ModelError(
+            f"the run's network comes from the folder {facts.base_folder}, which is not there now: put it "
+            "back, or give the network in Python, Run.load(path, model=…)"
+        )
+
+
+def network_of(
+    config: FinetuneConfig,
+    facts: RunRecord,
+    weights: Mapping[str, torch.Tensor],
+    source: str,
+    model: ModelObject | None = None,
+) -> LoadedModel:
+    """Rebuild a fine-tuned network with its preprocessing, in eval mode, on the CPU.
+
+    Args:
+        config: The run's.
+        facts: What its run.json holds.
+        weights: All parameters and buffers by name.
+        source: Where they come from, for messages.
+        model: The network, if it was given in Python; a copy of it takes the weights.
+
+    Raises:
+        ModelError: If the weights do not fit the network, or it is needed and not given.
+    """
+    config = located(config, facts)
+    if model is None:
+        refuse_missing_base(config, facts)
+    try:
+        loaded = load_model(
+            config.model if model is None else model,
+            len(facts.classes),
+            head_init="keep",
+            text=facts.kind == "text",
+            pretrained=False,
+            head=[facts.head, *facts.other_heads],
+            dtype=config.dtype,
+        )
+    except ModelError as error:
+        if model is not None:
+            raise ModelError(f"the model given does not fit the run in {source}: {error}") from error
+        if not config.model.startswith("py:") or facts.working_folder in ("", str(Path.cwd())):
+            raise
+        raise ModelError(f"{error}; the run was made in {facts.working_folder}: use it from there") from error
+    set_parameters(loaded.model, dict(weights), source)
+    loaded.model.eval()
+    shape = facts.normalisation
+    return replace(loaded, mean=shape.mean, std=shape.std)
 
 
 def clean_task(config: FinetuneConfig, data: Any = None) -> Task:
@@ -54,7 +162,7 @@ def reading_of(config: FinetuneConfig, asked: ColumnOptions | None = None) -> Re
 
     Args:
         config: The run's.
-        asked: What is said of other data's columns: where it says nothing, the run's columns are taken if
+        asked: What is said of other data's columns: if it says nothing, the run's columns are taken if
             they are there.
     """
     own = {role: getattr(config, f"{role}_column") for role in ROLES}
