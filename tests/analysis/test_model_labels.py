@@ -71,9 +71,7 @@ def test_plain_labels_say_what_they_cannot_show(image_folder, tmp_path, options)
     run = ht.finetune(options, data=f"csv:{tmp_path / 't.csv'}", out=str(tmp_path / "a"))
     for how in ({"draws": 32}, {"bound": "holdout"}):
         said = certify_run(run, **how).assumptions
-        assert any(
-            "no example was left out or relabelled because of what a model said" in told for told in said
-        )
+        assert any("no example was left out or relabelled because of a model" in line for line in said)
 
 
 def test_a_hub_data_set_keeps_the_sources(tmp_path):
