@@ -1,9 +1,9 @@
-"""Statistics of the records that tables, figures and tests share."""
+"""Statistics of records, and how tables write them: shared by tables, figures and tests."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy.stats import kendalltau, rankdata, t
@@ -220,3 +220,37 @@ def study_pairs(measure: str, part: str | None = None) -> list[tuple[float, floa
 def tau(pairs: Sequence[tuple[float, float]]) -> float:
     """Return Kendall's τ of pairs."""
     return float(kendalltau([a for a, _ in pairs], [b for _, b in pairs]).statistic)
+
+
+def markdown(titles: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table."""
+    head = list(titles)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *cells])
+
+
+def listed(found: Iterable[Row], columns: dict[str, str]) -> str:
+    """Return a table of rows; a column is a title and a format string that names values of the row."""
+    return markdown(columns, ([form.format_map(row) for form in columns.values()] for row in found))
+
+
+def signed(value: float) -> str:
+    """Return a number with its sign, or a dash if it is not one."""
+    return "–" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
+
+
+def with_interval(values: Sequence[float], form: str = "+.1f") -> str:
+    """Return the mean over seeds with its 95 % t interval."""
+    mean, low, high = interval(values)
+    return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def bold_best(values: dict[str, float], among: Sequence[str]) -> dict[str, str]:
+    """Return the values as text, the largest of some in bold."""
+    best = max(values[name] for name in among if name in values)
+    shown = {name: f"{value:.1f}" for name, value in values.items()}
+    return {n: f"**{shown[n]}**" if n in among and v >= best - 1e-9 else shown[n] for n, v in values.items()}
+
+
+def joined(form: str, values: Iterable[object]) -> str:
+    """Return the values in one cell."""
+    return ", ".join(form.format(value) for value in values)

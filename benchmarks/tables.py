@@ -8,10 +8,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
-import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,6 +19,7 @@ import numpy as np
 
 import analysis as a
 import memory_model as memory
+from analysis import bold_best, joined, listed, markdown, signed, with_interval
 from hesstune.methods import TIERS, method_class, method_names
 from hesstune.storage.files import write_text
 from hesstune.study.results import paired_difference
@@ -59,40 +59,6 @@ def write() -> None:
         if (new := filled(text)) != text:
             write_text(page, new)
             print(page.relative_to(ROOT))
-
-
-def markdown(titles: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
-    """Return a Markdown table."""
-    head = list(titles)
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *cells])
-
-
-def listed(found: Iterable[Row], columns: dict[str, str]) -> str:
-    """Return a table of rows; a column is a title and a format string that names values of the row."""
-    return markdown(columns, ([form.format_map(row) for form in columns.values()] for row in found))
-
-
-def signed(value: float) -> str:
-    """Return a number with its sign, or a dash if it is not one."""
-    return "–" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
-
-
-def with_interval(values: Sequence[float], form: str = "+.1f") -> str:
-    """Return the mean over seeds with its 95 % t interval."""
-    mean, low, high = a.interval(values)
-    return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
-
-
-def bold_best(values: dict[str, float], among: Sequence[str]) -> dict[str, str]:
-    """Return the values as text, the largest of some in bold."""
-    best = max(values[name] for name in among if name in values)
-    shown = {name: f"{value:.1f}" for name, value in values.items()}
-    return {n: f"**{shown[n]}**" if n in among and v >= best - 1e-9 else shown[n] for n, v in values.items()}
-
-
-def joined(form: str, values: Iterable[object]) -> str:
-    """Return the values in one cell."""
-    return ", ".join(form.format(value) for value in values)
 
 
 # Speed and memory

@@ -277,16 +277,23 @@ def test_who_doubts_gets_a_full_matrix_where_there_is_noise():
 
 
 @pytest.mark.parametrize(
-    ("gain", "rate", "shape"),
-    [(-0.01, 0.07, "full"), (-0.02, 0.07, "none"), (-0.02, 0.3, "full"), (-0.01, 0.0, "none")],
+    ("k", "gain", "rate", "shape"),
+    [
+        (3, -0.01, 0.07, "full"),
+        (3, -0.02, 0.07, "full"),
+        (3, -0.02, 0.0, "none"),
+        (2, -0.01, 0.07, "full"),
+        (2, -0.02, 0.07, "none"),
+        (2, -0.02, 0.3, "full"),
+    ],
 )
-def test_labels_are_believed_where_no_noise_is_seen_or_likelihood_objects(gain, rate, shape):
-    x, y = blobs(300, 3, spread=0.3)
-    noisy = NoiseMatrix.symmetric(3, rate).corrupt(y, seed=0)
+def test_labels_are_assumed_correct_without_noise_or_if_two_classes_fit_better(k, gain, rate, shape):
+    x, y = blobs(300, k, spread=0.3)
+    noisy = NoiseMatrix.symmetric(k, rate).corrupt(y, seed=0)
     plain = Candidate("none", 0.1)
     choice = Choice(plain, plain, noisy_rival=(Candidate("full", 0.1), gain, 0.01))
     x = Reduction.of(x).apply(x)
-    assert _for_label_errors(x, Observed.of(noisy, 3), choice, 0).candidate.shape == shape
+    assert _for_label_errors(x, Observed.of(noisy, k), choice, 0).candidate.shape == shape
 
 
 def test_mean_scores_at_all_temperatures_are_those_of_one_at_a_time():

@@ -134,7 +134,7 @@ def _alike(texts: Sequence[str]) -> sparse.csr_array:
 def _same_order(one: str, two: str) -> bool:
     """Tell whether two texts have most words in the same order, and the same words with digits."""
     words = one.split(), two.split()
-    numbers = [[word for word in some if any(c.isdigit() for c in word)] for some in words]
+    numbers = [[word for word in some if re.search(r"\d", word)] for some in words]
     return numbers[0] == numbers[1] and SequenceMatcher(None, *words, autojunk=False).ratio() >= SHARED_ORDER
 
 
