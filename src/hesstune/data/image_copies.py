@@ -33,7 +33,7 @@ HOPELESS, OVERLAP = 0.8, 0.6
 BASE, SLOPE = 1.5, 2.9
 # It must also exceed this many deviations of the correlations of pairs that are no copies (below NO_COPY).
 NULL_DEVIATIONS, NO_COPY, FEWEST = 4.0, 0.95, 20
-# A median of these correlations from which all images are too alike (handwritten digits) to be told apart so.
+# If the median of these correlations is larger, images are too alike (handwritten digits) for this test.
 TOO_ALIKE = 0.8
 # In all data, images are copies that differ after the alignment by at most this share of the mean gradient.
 DIFFERENCE = 0.1

@@ -389,7 +389,7 @@ def _examples_of(table: CsvTable, soft: SoftVotes | None, long: LongColumns | No
 def _columns(
     table: CsvTable | None, asked: LabelOptions, soft: SoftVotes | None
 ) -> tuple[list[str], list[str]]:
-    """Return the columns of votes, and how they were told from others."""
+    """Return the columns of votes, and how they were recognised."""
     if table is None:
         if asked.vote_columns:
             raise ConfigError("--vote-columns are of csv data or of --votes, and there is neither")

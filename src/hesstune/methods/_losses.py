@@ -48,7 +48,7 @@ def clean_shares(
     """Return the true classes' shares π, (K,), estimated from the labels, and which of them were raised.
 
     π̂ = F⁻ᵀπ̃ has the covariance F⁻ᵀ(diag π̃ − π̃π̃ᵀ)F⁻¹/n. A share below its own standard error, or below
-    one example, cannot be told from nothing, nor from that error: it is raised to it, so that its weight
+    one example, cannot be distinguished from zero or from that error: it is raised to it, so that its weight
     1/(Kπ) stays of the size that the examples can tell.
     """
     n = int(counts.sum())

@@ -341,11 +341,11 @@ def long_columns(
     """Return the columns of a table with a row a vote, or None where it has a row an example.
 
     Names that are given are taken; others are guessed where exactly one column is called so. Where none is
-    given, a table counts as one with a row a vote if it has no column vote_…, all three can be told, and
+    given, a table counts as one with a row a vote if it has no column vote_…, all three can be found, and
     examples occur in several rows.
 
     Raises:
-        DataError: If a column that is given is missing, or one that is needed cannot be told.
+        DataError: If a column that is given is missing, or one that is needed cannot be found.
     """
     given = {"task": task, "worker": worker, "label": label}
     for name in (n for n in given.values() if n is not None):
@@ -357,7 +357,7 @@ def long_columns(
         column = given[role] or _called(table, words, [*taken, *found.values()])
         if column is None and taken:
             raise DataError(
-                f"{table.name}: which column holds the {role} cannot be told from {listed(table.columns)}; "
+                f"{table.name}: no column is known as the {role} among {listed(table.columns)}; "
                 f"give --{role}-column"
             )
         if column is None:

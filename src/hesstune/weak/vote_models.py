@@ -120,7 +120,7 @@ def weighted_votes(
     (1 − a_j)/(K − 1), so its vote weighs ln(a_j (K − 1)/(1 − a_j)). Each a_j is the mean posterior of its
     votes, beside `strength` votes at the mean of all: one that votes rarely counts like the others. A
     labeler that votes for one class only has the mean's weight: whether it or those for other classes are
-    right cannot be told from the votes, and fitted accuracies confirm whichever got ahead. Where all are
+    right cannot be decided from the votes, and fitted accuracies confirm whichever got ahead. Where all are
     such, this is the majority vote. Source: Dawid and Skene 1979, with one parameter a labeler.
 
     Args:
@@ -394,7 +394,7 @@ def _reasons(
     rule = "of the best score" if chosen == best else f"the simplest within one standard error of {best}"
     said = [f"auto: {chosen}, {rule} (log-likelihood of votes not seen: {shown})"]
     if chosen == "majority":
-        said.append("nothing can be told from these votes beyond the majority vote")
+        said.append("these votes support no estimate beyond the majority vote")
     return (*said, *(f"{name} refused: {why}" for name, why in refused.items()))
 
 

@@ -71,7 +71,7 @@ class LatentTruth:
         """Return F as realised in these labels, (K, K): rows Σ_i q_ic given_i / Σ_i q_ic.
 
         `channel` is what labels of its kind are drawn by, its rows drawn together where K² entries are too
-        many to be told apart; of so many examples a row's draws differ from it by more than the posteriors
+        many to be distinguished; of so many examples a row's draws differ from it by more than the posteriors
         leave open.
 
         Args:
