@@ -61,7 +61,7 @@ def test_names_that_are_given_win_and_what_cannot_be_told_is_asked_for():
     assert long_columns(odd) is None
     found = long_columns(odd, "a", "b", "c")
     assert (found.task, found.guessed) == ("a", False)
-    with pytest.raises(DataError, match=r"holds the worker cannot be told .* --worker-column"):
+    with pytest.raises(DataError, match=r"the worker .*a, b, c.* --worker-column"):
         long_columns(odd, task="a")
     with pytest.raises(DataError, match=r"unknown column of votes\.csv 'tusk'; did you mean 'task'"):
         long_columns(table(), task="tusk")
