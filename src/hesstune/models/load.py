@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import json
-import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +31,7 @@ from hesstune.reference import in_modules
 from hesstune.storage.files import one_line, write_json
 from hesstune.storage.seen_examples import SeenExamples
 from hesstune.storage.tensors import add_metadata, save_tensors
+from hesstune.user_code import import_user_module
 
 __all__ = [
     "DTYPES", "KINDS", "MODULE", "LoadedModel", "ModelObject", "cast", "checkpoint_dtype", "export_model",
@@ -456,12 +454,11 @@ def _made_by_user(argument: str, k: int) -> Any:
     module_name, _, factory_name = argument.partition(":")
     if not factory_name:
         raise ModelError(f"model 'py:{argument}' must be written py:module:factory")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ModelError(f"cannot import the module '{module_name}': {error}") from error
+        module = import_user_module(module_name)
+    except Exception as error:  # a module that is run may fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"cannot import the module '{module_name}': {reason}") from error
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from hesstune.errors import ConfigError, DataError, unknown_name
+from hesstune.user_code import import_user_module
 from hesstune.weak.vote_files import abstains, class_index, class_of
 from hesstune.weak.votes import ABSTAIN, Votes
 
@@ -43,10 +41,8 @@ def load_functions(spec: str) -> list[tuple[str, Function]]:
     module_name, _, attribute = rest.partition(":")
     if kind != "py" or not attribute:
         raise ConfigError(f"labeling functions '{spec}' must be written py:module:name")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        module = import_user_module(module_name)
     except Exception as error:  # a module that is run may fail in any way
         raise ConfigError(
             f"cannot import the module '{module_name}': {type(error).__name__}: {error}"
