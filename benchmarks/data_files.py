@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["data_string", "sentences", "write_table"]
-
 CIFAR_TRAIN, CIFAR_TEST = 5000, 1000
 
 

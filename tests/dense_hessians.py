@@ -17,8 +17,6 @@ from hesstune.curvature.batches import rows_of
 from hesstune.curvature.objective import PerExampleLoss
 from hesstune.forward import Inputs, batch_size, clear_caches, evaluating, logits_of
 
-__all__ = ["block_hessian", "block_jacobian", "paper_code_quantity", "positive_form", "positive_trace"]
-
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(logits, targets, reduction="none")

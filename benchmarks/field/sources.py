@@ -28,8 +28,6 @@ from hesstune.weak.vote_files import long_columns, long_votes, vote_columns, vot
 from hesstune.weak.votes import Votes
 from weak_tasks import PACS
 
-__all__ = ["SOURCES", "Source", "image_features", "source"]
-
 HUMAN = ("worse", "aggregate", "random1", "random2", "random3")
 
 

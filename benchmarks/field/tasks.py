@@ -18,8 +18,6 @@ from hesstune.noise.matrix import NoiseMatrix
 from hesstune.weak.votes import Votes
 from weak_tasks import PACS, weak_domain
 
-__all__ = ["DEVELOPMENT", "DEVELOPMENT_SEEDS", "TASKS", "TEST", "TEST_SEEDS", "FieldTask", "field_task"]
-
 DEVELOPMENT_SEEDS = range(100, 103)
 TEST_SEEDS = range(5)
 TRAIN_SHARE, TEST_SHARE = 0.6, 0.2

@@ -19,20 +19,6 @@ from hesstune.errors import (
     unknown_name,
 )
 
-__all__ = [
-    "class_count",
-    "expanded",
-    "integer_labels",
-    "one_of",
-    "parse_integer",
-    "parse_number",
-    "parse_rate",
-    "positive",
-    "readable_file",
-    "stochastic_matrix",
-    "unit_interval",
-]
-
 ROW_SUM_TOLERANCE = 1e-6
 # An integer of more digits is no count, index or seed; int() itself refuses a few thousand digits.
 MOST_DIGITS = 18

@@ -11,28 +11,6 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-__all__ = [
-    "ChangedDataError",
-    "ConfigError",
-    "DataError",
-    "DivergedError",
-    "HesstuneError",
-    "HesstuneWarning",
-    "LayerError",
-    "MeasureError",
-    "MissingExtraError",
-    "ModelError",
-    "NoiseMatrixError",
-    "RefutedNoiseError",
-    "RunError",
-    "counted",
-    "cut",
-    "install_command",
-    "listed",
-    "plain",
-    "unknown_name",
-]
-
 
 def plain(text: str) -> str:
     r"""Return a text that can be written: bytes of a file's name that are not UTF-8 as `\xNN`.

@@ -15,24 +15,6 @@ from torch.overrides import TorchFunctionMode
 
 from hesstune.errors import ModelError
 
-__all__ = [
-    "DenseBatchNorm",
-    "Inputs",
-    "batch_size",
-    "clear_caches",
-    "evaluating",
-    "in_mode",
-    "is_compiled",
-    "logits_of",
-    "moved",
-    "named_buffers",
-    "named_modules",
-    "named_parameters",
-    "outputs_of",
-    "uncompiled",
-    "unmoved_statistics",
-]
-
 Inputs = torch.Tensor | Mapping[str, Any]
 # torch.compile wraps a module and keeps it under this name, which becomes a part of its parameters' names.
 _ORIGINAL = "_orig_mod"

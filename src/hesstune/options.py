@@ -34,20 +34,6 @@ from pydantic_core import ErrorDetails
 from hesstune.checks import parse_integer, parse_number, parse_rate
 from hesstune.errors import ConfigError, cut, plain, unknown_name
 
-__all__ = [
-    "DEVICE",
-    "OFF_COMMAND_LINE",
-    "FilePath",
-    "Names",
-    "Options",
-    "Shown",
-    "make_options",
-    "names_written",
-    "numbers_by_name",
-    "shown_of",
-    "takes_options",
-]
-
 
 @dataclass(frozen=True)
 class Shown:

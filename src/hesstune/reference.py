@@ -24,8 +24,6 @@ from hesstune.runtime.sharding import is_sharded, over_parts, pair, whole
 from hesstune.storage.files import reading
 from hesstune.storage.tensors import save_tensors
 
-__all__ = ["NO_LAYER", "Reference", "in_modules", "is_matrix", "layer_names", "layer_owners"]
-
 # Why a trained weight counts in no distance, measure or constraint of layers.
 NO_LAYER = "trained, but of no known kind of layer (Linear, convolution, attention)"
 _MHA_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")

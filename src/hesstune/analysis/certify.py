@@ -58,8 +58,6 @@ from hesstune.runtime.distributed import (
 )
 from hesstune.storage.tables import write_csv
 
-__all__ = ["certify_run", "check_run"]
-
 BLOCK = 32
 SAMPLE_KEY = 0xC4EC
 

@@ -13,8 +13,6 @@ from hesstune.runs.records import CARD, CERTIFICATE, MEASURE, NOISE_MATRIX, RECO
 from hesstune.runs.run import Run
 from hesstune.storage.files import made_folder, write_text, writing
 
-__all__ = ["export_run"]
-
 COPIED = (MEASURE, CERTIFICATE, NOISE_MATRIX)
 
 

@@ -42,17 +42,6 @@ from hesstune.runtime.device import pick_device
 from hesstune.storage.stored import write_record
 from hesstune.storage.tables import write_csv
 
-__all__ = [
-    "FitVerdict",
-    "check_matrix",
-    "compare_agreement",
-    "judge_fit",
-    "label_issues",
-    "label_posterior",
-    "save_thumbnails",
-    "thumbnails_of",
-]
-
 # Error probabilities of the intervals: of an agreement, and of a test of the given matrix.
 DELTA, TEST_DELTA = 0.05, 0.01
 # Fewer labels that are suspected to be wrong show nothing about the network.

@@ -29,15 +29,6 @@ from hesstune.runs.loading import injected_noise
 from hesstune.runs.options import CertifyOptions
 from hesstune.runs.run import Run
 
-__all__ = [
-    "LabelProvenance",
-    "add_class_conditional_test",
-    "check_confident",
-    "dependence_on_input",
-    "read_label_provenance",
-    "run_noise_knowledge",
-]
-
 # The share of δ for the confidence set of a noise matrix that a clean sample estimates.
 CLEAN_SAMPLE_SHARE = 0.2
 

@@ -38,17 +38,6 @@ from hesstune.runtime.distributed import (
 )
 from hesstune.storage.stored import write_record
 
-__all__ = [
-    "SIGMAS",
-    "InputExamples",
-    "MeasuredNetwork",
-    "drawn_rows",
-    "gathered_measure",
-    "measure_run",
-    "own_batches",
-    "stability_of_run",
-]
-
 # Tensors with a row an example.
 _ROWS = ("quadratic", "lower", "upper", "losses", "trace", "trace_stderr", "spectrum")
 

@@ -13,8 +13,6 @@ from hesstune.data.examples import Examples, Task
 from hesstune.data.near_duplicates import near_duplicates
 from hesstune.errors import DataError, listed
 
-__all__ = ["NOT_FOUND", "Found", "NearCopies"]
-
 Rows = NDArray[np.int64]
 # Which of several copies is counted is drawn, so that no class is preferred by its place in a folder.
 KEPT_KEY = 0xC0B1E5

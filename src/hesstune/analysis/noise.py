@@ -33,8 +33,6 @@ from hesstune.runtime.device import pick_device
 from hesstune.storage.stored import write_record
 from hesstune.training.estimates import Material, estimated, gather
 
-__all__ = ["check_noise", "linear_heads", "perturbed", "predicted", "sensitivity"]
-
 STEPS, RATE, RADIUS = 150, 0.02, 16.0
 
 

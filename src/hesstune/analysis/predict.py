@@ -20,8 +20,6 @@ from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
 from hesstune.training.metrics import accuracy
 
-__all__ = ["predict", "predict_with"]
-
 
 @takes_options(PredictOptions)
 def predict(run: Run | str | Path, data: Any, **options: Any) -> Predictions:

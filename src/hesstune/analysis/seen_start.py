@@ -13,8 +13,6 @@ from hesstune.runs.integrity import content_digests
 from hesstune.runs.run import Run
 from hesstune.storage.seen_examples import SeenExamples
 
-__all__ = ["SeenStart"]
-
 
 @dataclass(frozen=True)
 class SeenStart:

@@ -25,8 +25,6 @@ from hesstune.runtime.distributed import all_reduce_sum, on_main_process, rank
 from hesstune.training.fit import RunRequest, fit_prepared
 from hesstune.training.prepare import CHOSEN_FROM_EXAMPLES, Prepared, choose_from_examples
 
-__all__ = ["BoundNetwork", "PriorSplit", "split_prior_and_bound"]
-
 Rows = NDArray[np.int64]
 PICKING = "pick_to_learn"
 

@@ -31,8 +31,6 @@ from hesstune.errors import ConfigError
 from hesstune.forward import evaluating, logits_of
 from hesstune.reference import Reference
 
-__all__ = ["certify"]
-
 MONTE_CARLO_SHARE = 0.2
 # The share of δ, if a prior was trained, for the exact tail of the prior's own network. A posterior that does
 # not move cannot have a smaller bound. It is fixed beforehand, so the smaller of the two bounds is valid.

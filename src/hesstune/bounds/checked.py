@@ -12,8 +12,6 @@ from hesstune.bounds.pac_bayes import confidence_interval, confidence_upper
 from hesstune.checks import unit_interval
 from hesstune.errors import ConfigError
 
-__all__ = ["checked_bound"]
-
 # Cells of p₁, p₀ and q: in each the bound takes the worst corners.
 FIRST, SECOND, RATES = 600, 600, 48
 # Levels of the distribution of V̄ (each counts with the worse of its ends), and the mass of each tail beyond.

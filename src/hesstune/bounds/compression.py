@@ -11,8 +11,6 @@ from scipy.special import gammaln, logsumexp
 from hesstune.checks import unit_interval
 from hesstune.errors import ConfigError
 
-__all__ = ["compression_bound"]
-
 # Sums of up to N terms of logarithms of factorials: each is off by a few units of rounding of its size.
 _ROUNDINGS = 64
 _EPS = float(np.finfo(np.float64).eps)

@@ -17,20 +17,6 @@ from hesstune.errors import DataError, HesstuneError, LayerError, ModelError, Re
 from hesstune.forward import named_buffers, named_modules, named_parameters
 from hesstune.reference import Reference
 
-__all__ = [
-    "HELD_OUT_LABELS",
-    "LEAKS",
-    "NOISE_KNOWLEDGE",
-    "TEST_SHARE",
-    "Conditions",
-    "check_bound",
-    "check_floor",
-    "check_knowledge",
-    "check_model",
-    "check_noisy_risk",
-    "noise_floors",
-]
-
 NOISE_KNOWLEDGE = ("known", "estimated", "instance_dependent")
 HELD_OUT_LABELS = ("true", "noisy", "unknown")
 LEAKS = {

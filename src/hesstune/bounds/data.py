@@ -15,8 +15,6 @@ from hesstune.checks import integer_labels
 from hesstune.errors import DataError, listed
 from hesstune.forward import Inputs
 
-__all__ = ["BoundData", "Share"]
-
 
 def _same(values: torch.Tensor) -> torch.Tensor:
     return values

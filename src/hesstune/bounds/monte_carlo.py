@@ -21,8 +21,6 @@ from hesstune.errors import ModelError
 from hesstune.forward import Inputs, logits_of, moved, named_modules
 from hesstune.runtime.signals import Progress
 
-__all__ = ["Draws", "Feeder", "HeadDraws", "Perturbation", "WeightDraws", "only_head"]
-
 Batches = Callable[[], Iterator[tuple[Inputs, torch.Tensor]]]
 # Torch's generator on a CPU takes 32 bits of a seed; an odd step visits each once.
 _SEEDS, _STEP = 2**32, 0x9E3779B1

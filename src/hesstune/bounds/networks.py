@@ -18,8 +18,6 @@ from hesstune.bounds.sample import Sample, SampleOptions, confusion_of, errors_i
 from hesstune.errors import DataError, RunError
 from hesstune.forward import evaluating, logits_of
 
-__all__ = ["UNCHECKED", "certify_checked", "certify_compression", "certify_holdout"]
-
 # The class of an example without a checked label.
 UNCHECKED = -1
 _INDEPENDENT = "the network (its training, its selection, input normalisation) did not use these examples"

@@ -20,24 +20,6 @@ from hesstune.bounds.pac_bayes import confidence_interval
 from hesstune.checks import stochastic_matrix
 from hesstune.errors import ConfigError, NoiseMatrixError
 
-__all__ = [
-    "TRADES",
-    "CleanLoss",
-    "KnownNoise",
-    "NoiseConfidenceSet",
-    "clean_losses",
-    "inverse_loss",
-    "kind_of",
-    "linear_program_loss",
-    "losses_for",
-    "margin_loss",
-    "margin_of",
-    "noise_knowledge",
-    "sample_assumptions",
-    "spent_by",
-    "zero_one_loss",
-]
-
 Array = NDArray[np.float64]
 Ends = tuple[float | None, float | None]
 TRADES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.4)

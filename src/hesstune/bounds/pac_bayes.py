@@ -14,18 +14,6 @@ from scipy import stats
 from hesstune.checks import unit_interval
 from hesstune.errors import ConfigError
 
-__all__ = [
-    "MIN_EXAMPLES",
-    "binary_kl",
-    "complexity",
-    "confidence_interval",
-    "confidence_upper",
-    "gaussian_kl",
-    "kl_inverse",
-    "monte_carlo_upper",
-    "pac_bayes_kl",
-]
-
 MIN_EXAMPLES = 8  # Maurer's constant 2√n is proved for n of at least 8
 _EPS = float(np.finfo(np.float64).eps)
 # Each logarithm, product and sum of the two terms rounds once; 8 covers them with room to spare.

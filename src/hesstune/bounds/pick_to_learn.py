@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from hesstune.errors import DataError
 
-__all__ = ["Picker", "Picks"]
-
 # A logit that leads by less, on features of length 1, counts as an error: features computed again in other
 # batches differ in their last digits.
 LEAD = 1e-5

@@ -14,17 +14,6 @@ from hesstune.bounds.pac_bayes import complexity, kl_inverse
 from hesstune.bounds.prior import Displacement, Posterior, PriorFamily, Sigma
 from hesstune.errors import ConfigError
 
-__all__ = [
-    "BoundGradient",
-    "Choice",
-    "HeadPosterior",
-    "Problem",
-    "choose",
-    "learn_head",
-    "soft_loss",
-    "unit_matrix",
-]
-
 PILOT_BLOCKS = 16
 # A KL per example outside of this range gives a bound near 1, or noise much larger than the weights.
 _USEFUL = (2e-3, 2.0)

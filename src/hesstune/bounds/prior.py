@@ -17,17 +17,6 @@ from hesstune.errors import ConfigError, LayerError, listed
 from hesstune.forward import named_modules, named_parameters
 from hesstune.reference import Reference, in_modules
 
-__all__ = [
-    "PRIOR_SCALES",
-    "Displacement",
-    "Posterior",
-    "PriorFamily",
-    "base_deviations",
-    "head_ratios",
-    "nearest_member",
-    "random_parameters",
-]
-
 Sigma = Mapping[str, float | torch.Tensor]
 Array = NDArray[np.float64]
 PRIOR_SCALES = tuple(2.0**-12 * (2.0**0.25) ** k for k in range(69))  # up to 2^5

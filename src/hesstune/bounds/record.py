@@ -22,8 +22,6 @@ from hesstune.checks import unit_interval
 from hesstune.errors import ConfigError, RefutedNoiseError, RunError
 from hesstune.storage.files import one_line, write_json
 
-__all__ = ["BOUNDS", "BoundKind", "Certificate", "dependence_text"]
-
 HELD_OUT = ("errors", "n", "error", "bound", "delta")
 _FACTS = (
     "risk", "empirical", "empirical_bound", "kl", "n", "delta", "shares", "classes", "family", "draws",

@@ -36,8 +36,6 @@ from hesstune.checks import one_of
 from hesstune.errors import ConfigError, DataError
 from hesstune.forward import evaluating, logits_of
 
-__all__ = ["Sample", "SampleOptions", "confusion_of", "errors_in", "tail_bound"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from hesstune.bounds.record import Certificate
 
-__all__ = ["certify", "check"]
-
 
 @with_options()
 def certify(run: RUN, options: CertifyOptions, json: JSON = False, quiet: QUIET = False) -> None:

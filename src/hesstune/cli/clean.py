@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from hesstune.labeling.clean import LabelIssues
 
-__all__ = ["clean"]
-
 MOST_SHOWN = 10
 
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from hesstune.study.compare import Comparison
     from hesstune.study.options import StudyResults
 
-__all__ = ["compare"]
-
 
 @with_options(hidden=("method",))
 def compare(

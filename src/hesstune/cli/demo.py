@@ -11,8 +11,6 @@ from hesstune.cli.options import JSON, QUIET
 from hesstune.cli.render import Output, progress_bars, results_table
 from hesstune.cli.report import open_on_desktop
 
-__all__ = ["demo"]
-
 
 def demo(
     out: Annotated[Path, typer.Option(help="folder for the runs; a free name beside it if it exists")] = Path(

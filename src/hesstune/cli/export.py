@@ -10,8 +10,6 @@ import typer
 from hesstune.cli.options import JSON, QUIET, RUN, replacing
 from hesstune.cli.render import Output
 
-__all__ = ["export"]
-
 
 def export(
     run: RUN,

@@ -16,8 +16,6 @@ from hesstune.errors import ConfigError
 from hesstune.runs import records
 from hesstune.runs.config import FinetuneConfig, make_config, read_config, read_yaml
 
-__all__ = ["finetune"]
-
 
 @with_options()
 def finetune(

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from hesstune.labeling.label_data import Labelling
 
-__all__ = ["label"]
-
 # Annotators in the table.
 MOST_SHOWN = 40
 

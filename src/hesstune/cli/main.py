@@ -29,8 +29,6 @@ from hesstune.cli.render import Interrupted, is_first
 from hesstune.options import SYNONYMS
 from hesstune.runtime.signals import ENDING
 
-__all__ = ["app", "run"]
-
 INTERRUPTED = 130
 
 app = typer.Typer(

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from hesstune.report.layer_shares import Block
     from hesstune.runs.records import LayerMeasure
 
-__all__ = ["block_table", "layer_table", "measure", "spectrum_table", "stability_table", "summary"]
-
 # Layers shown below the blocks of a large network.
 LARGEST = 10
 STABLE = Annotated[

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from hesstune.runs.records import CostOfError, MatrixFacts, NoiseCheck
 
-__all__ = ["noise"]
-
 
 @with_options()
 def noise(run: RUN, options: NoiseCheckOptions, json: JSON = False, quiet: QUIET = False) -> None:

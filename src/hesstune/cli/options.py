@@ -20,11 +20,6 @@ from hesstune.options import (
     shown_of,
 )
 
-__all__ = [
-    "CONFIG", "DRY_RUN", "FIRST", "JSON", "LAST", "QUIET", "RUN", "STYLE", "GroupedCommand", "replacing",
-    "with_options",
-]  # fmt: skip
-
 # How users of the command line write an option.
 STYLE = "--{}"
 FIRST, LAST = "Most used", "Output"

@@ -12,8 +12,6 @@ from hesstune.cli.options import FIRST, JSON, QUIET, RUN, replacing, with_option
 from hesstune.cli.render import Output
 from hesstune.runs.options import PredictOptions
 
-__all__ = ["predict"]
-
 
 @with_options()
 def predict(

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from hesstune.runs.records import Result
     from hesstune.runs.run import Run
 
-__all__ = ["Interrupted", "Output", "is_first", "name_table", "progress_bars", "results_table"]
-
 
 def is_first() -> bool:
     """Return whether this process prints: the first of those that torchrun started."""

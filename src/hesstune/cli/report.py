@@ -13,8 +13,6 @@ from hesstune.cli.options import JSON, QUIET, with_options
 from hesstune.cli.render import Output
 from hesstune.runs.options import ReportOptions
 
-__all__ = ["open_on_desktop", "report"]
-
 
 @with_options()
 def report(

@@ -17,11 +17,6 @@ from hesstune.forward import clear_caches, named_parameters
 from hesstune.reference import NO_LAYER, Reference, is_matrix
 from hesstune.runtime.sharding import is_sharded, over_parts, pair
 
-__all__ = [
-    "NORMS", "DistanceConstraint", "StartingPointPenalty", "check_finite", "depth_scaled", "resolve_radii",
-    "trained_matrices", "warn_of_unheld", "weight_norm", "wide",
-]  # fmt: skip
-
 NORMS = ("frobenius", "mars")
 
 

@@ -12,23 +12,6 @@ from torch import nn
 from hesstune.errors import DataError, MeasureError
 from hesstune.forward import Inputs, batch_size, logits_of
 
-__all__ = [
-    "HALF",
-    "LabelledBatch",
-    "by_length",
-    "changed_example",
-    "checked_batches",
-    "differing_rows",
-    "each_alone",
-    "ignores_padding",
-    "in_full_precision",
-    "logits_of_each",
-    "rows_of",
-    "shared_entries",
-    "trimmed",
-    "with_shared_entries",
-]
-
 LabelledBatch = tuple[Inputs, torch.Tensor]
 HALF = (torch.bfloat16, torch.float16)
 _MASK = "attention_mask"

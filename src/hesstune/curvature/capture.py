@@ -26,18 +26,6 @@ from hesstune.curvature.layers import CapturedLayer, Layout, layout_alone, layou
 from hesstune.errors import MeasureError
 from hesstune.forward import Inputs, batch_size, evaluating, named_parameters
 
-__all__ = [
-    "Capture",
-    "Interceptor",
-    "OnOutput",
-    "bytes_in_full_precision",
-    "capture",
-    "differentiable",
-    "full_precision",
-    "kept_buffers",
-    "restored",
-]
-
 OnOutput = Callable[[CapturedLayer, torch.Tensor], torch.Tensor]
 
 _LINEAR = ("input", "weight", "bias")

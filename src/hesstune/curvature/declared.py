@@ -4,18 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = [
-    "ABOVE",
-    "CHECKSUM",
-    "FORECAST",
-    "MEASURE",
-    "MEASURE_TENSORS",
-    "SKIP_CLASSES",
-    "ExamplesChoice",
-    "MethodChoice",
-    "sample_fault",
-]
-
 MethodChoice = Literal["auto", "exact", "lanczos"]
 ExamplesChoice = Literal["max", "all"]
 # A given number must be larger than this.

@@ -50,8 +50,6 @@ from hesstune.forward import Inputs, batch_size, moved, named_parameters
 from hesstune.reference import Reference
 from hesstune.runtime.sharding import refuse_sharded
 
-__all__ = ["CurvatureEngine", "selected_layers"]
-
 
 def selected_layers(names: list[str], patterns: str | Sequence[str] | None) -> list[str]:
     """Return the layers that match any of the patterns, in their own order; all if it is None.

@@ -31,21 +31,6 @@ import torch.autograd.forward_ad as forward_ad
 from hesstune.curvature.capture import Capture, OnOutput
 from hesstune.curvature.layers import CapturedLayer
 
-__all__ = [
-    "FAILURE_PROBABILITY",
-    "BackwardPasses",
-    "ExactForms",
-    "LogitFactor",
-    "LogitForms",
-    "exact_by_forward_mode",
-    "exact_forms",
-    "independent_layers",
-    "planned_passes",
-    "probe_factor",
-    "skipped_classes_note",
-    "trace_factor",
-]
-
 # Gaussian probes of the skipped classes.
 _PROBES = 4
 # The probability that the bound of an entry fails, over all times that it is checked.

@@ -28,18 +28,6 @@ from hesstune.curvature.objective import PerExampleLoss, stable_losses
 from hesstune.curvature.quadrature import Bracket, Krylov, Stopping, probe_mean
 from hesstune.forward import Inputs, logits_of, named_parameters
 
-__all__ = [
-    "HessianSource",
-    "LanczosForms",
-    "LayerProducts",
-    "TraceQuadrature",
-    "Traces",
-    "WeightProducts",
-    "lanczos_forms",
-    "quadrature_traces",
-    "span_is_affordable",
-]
-
 # Relative to the largest squared singular value of the tokens: the image under A_i of the part of v that is
 # left out is below 1e-6 of the largest possible one.
 _RANK_TOLERANCE = 1e-12

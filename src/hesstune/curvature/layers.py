@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.graph import GradientEdge
 
-__all__ = ["CapturedLayer", "Layout", "as_examples", "layout_alone", "layout_candidates", "layout_fits"]
-
 Layout = Literal["first", "second", "rows", "columns"]
 """The place of the examples in a layer's raw tensors: `first` (B, ...); `second` (T, B, ...), as in torch's
 MultiheadAttention; `rows` (B·T, ...), example by example; `columns` (T·B, ...), token by token."""

@@ -28,8 +28,6 @@ from hesstune.curvature.verification import refuse_other_logits
 from hesstune.errors import HesstuneError, MeasureError
 from hesstune.forward import Inputs, batch_size, logits_of, named_parameters
 
-__all__ = ["calls_depend_on_values", "check_batch", "find_layouts", "layers_with_mixed_rows", "used_weights"]
-
 _EXAMPLES = 3
 _SAME_INPUT = 1e-4
 # Operators that turn values into shapes or Python numbers.

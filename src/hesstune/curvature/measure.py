@@ -28,8 +28,6 @@ from hesstune.reference import Reference
 from hesstune.runtime.device import free_memory
 from hesstune.runtime.sharding import gathered
 
-__all__ = ["measure"]
-
 _FORMS = ("quadratic", "lower", "upper")
 _DEFAULT_TOLERANCE = 0.03
 # A wide bracket (vᵀHv very negative) needs more products than `steps`.

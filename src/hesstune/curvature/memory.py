@@ -17,16 +17,6 @@ from hesstune.curvature.layers import CapturedLayer
 from hesstune.errors import MeasureError
 from hesstune.forward import Inputs
 
-__all__ = [
-    "MIB",
-    "SHARED_GRAPH_EXAMPLES",
-    "ExampleMemory",
-    "KeptBytes",
-    "MemoryForecast",
-    "bytes_of",
-    "example_memory",
-]
-
 MIB = 2**20
 # At the largest output a backward pass holds the gradients before and after it, their copies in the
 # convolution's own layout, and products of them (measured).

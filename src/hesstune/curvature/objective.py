@@ -11,8 +11,6 @@ from torch import nn
 
 from hesstune.errors import ConfigError, DataError, unknown_name
 
-__all__ = ["Objective", "PerExampleLoss", "mixture_losses", "stable_losses"]
-
 PerExampleLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 

@@ -29,8 +29,6 @@ from hesstune.curvature.verification import (
 from hesstune.errors import MeasureError
 from hesstune.forward import Inputs, batch_size, named_parameters
 
-__all__ = ["LayerPlan", "MeasureMethod", "MeasurePlan", "make_measure_plan", "moved_to_weight_space"]
-
 MeasureMethod = Literal["exact", "lanczos", "weight_space", "unused"]
 _PROBE_EXAMPLES = 4
 _CURVATURE_EXAMPLES = 2

@@ -13,8 +13,6 @@ import torch
 
 from hesstune.errors import ConfigError
 
-__all__ = ["Bracket", "Krylov", "Stopping", "Tridiagonal", "positive_bracket", "probe_mean"]
-
 _GRIDS = (65, 17, 17, 17, 17)
 _LOGITS = 18.0
 _LARGEST_CORNER = 1e7

@@ -17,15 +17,6 @@ from hesstune.reference import NO_LAYER
 from hesstune.storage.files import json_writer, made_folder, one_line, replace_files
 from hesstune.storage.tensors import digest, tensor_writer
 
-__all__ = [
-    "CONSTRAINT_EVIDENCE",
-    "HELD_OUT_EVIDENCE",
-    "STATEMENT",
-    "TRAINING_EVIDENCE",
-    "Measure",
-    "sample_note",
-]
-
 # The results of the studies in a sentence each; tests compare them with the records.
 TRAINING_EVIDENCE = (
     "Over the study's 1,262 runs it did not follow the generalization gap: Kendall's τ was −0.00, +0.38 "

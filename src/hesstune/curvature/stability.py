@@ -24,9 +24,6 @@ from hesstune.errors import ConfigError, DataError
 from hesstune.forward import batch_size, evaluating, logits_of, moved, named_parameters
 from hesstune.reference import layer_names
 
-__all__ = ["Stability", "noise_stability", "noise_stability_table"]
-
-
 _CHUNK = 16
 
 

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch.autograd.function import BackwardCFunction
 
-__all__ = ["Structure", "read_structure"]
-
 # Linear or piecewise linear in all their operands together.
 _PIECEWISE_LINEAR_NAMES = """
     Relu Threshold Hardtanh LeakyRelu Clamp ClampMin ClampMax Abs Hardshrink Softshrink

@@ -17,18 +17,6 @@ from hesstune.curvature.layers import CapturedLayer
 from hesstune.errors import MeasureError, listed
 from hesstune.forward import Inputs, logits_of, named_modules, named_parameters
 
-__all__ = [
-    "probe_errors",
-    "refuse_bad_logits",
-    "refuse_false_gradients",
-    "refuse_hidden_use",
-    "refuse_mixed_examples",
-    "refuse_other_alone",
-    "refuse_other_logits",
-    "refuse_training_modules",
-    "require_finite",
-]
-
 _SAME_LOGITS = 1e-4
 # In a batch of another size, kernels sum in another order and, on some devices, with fewer bits.
 _SAME_IN_OTHER_BATCH = 1e-2

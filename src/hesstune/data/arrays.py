@@ -27,8 +27,6 @@ NAMES, EACH = ("images", "labels", "classes", "split"), ("labels", "split")
 # Arrays are kept in memory whole; a small file may claim to unpack to any size.
 MAX_MIB = 8192
 
-__all__ = ["as_images", "enlarged", "read_arrays", "scaled", "square_pixels"]
-
 
 def enlarged(images: torch.Tensor, size: int) -> torch.Tensor:
     """Resize (N, C, h, w) float images in [0, 255] to (N, 3, size, size) uint8; grey becomes RGB."""

@@ -6,8 +6,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["AUGMENTATIONS", "Augmentation"]
-
 AUGMENTATIONS = ("auto", "none", "shift", "flip", "shift+flip")
 # The largest shift, as a share of the image's side.
 SHIFT = 0.0625

@@ -16,8 +16,6 @@ from hesstune.errors import DataError, cut, listed
 from hesstune.storage.tables import Column, is_missing
 from hesstune.weak.votes import ABSTAIN
 
-__all__ = ["ClassLabels", "alike", "class_labels", "labels_among", "with_labels"]
-
 
 @dataclass(frozen=True)
 class ClassLabels:

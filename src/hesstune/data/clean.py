@@ -13,8 +13,6 @@ from hesstune.data.label_sources import CHECKED, GIVEN, SOURCE, column_named
 from hesstune.errors import DataError, listed, unknown_name
 from hesstune.storage.tables import CsvTable, is_missing, read_table
 
-__all__ = ["checked", "read_clean_labels"]
-
 # The report's list of doubtful labels has a column true_label for a person to fill in.
 COLUMNS = ("clean_label", "true_label", "label")
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from hesstune.storage.tensors import digest_of_texts
 
-__all__ = ["DIGEST_BYTES", "Digests", "as_digests", "digest_bytes", "image_digests", "text_digests"]
-
 DIGEST_BYTES = 16
 
 Digests = NDArray[np.uint8]

@@ -32,8 +32,6 @@ from hesstune.weak.vote_files import (
 )
 from hesstune.weak.votes import ABSTAIN
 
-__all__ = ["examples_of", "listing_of", "read_csv"]
-
 # What columns are called where nobody says otherwise, in any case of letters.
 USUAL = {role: (role,) for role in ("text", "text2", "image", "label", "id", "split")}
 OTHERWISE = "; columns of other names are told by --text-column, --image-column, --label-column, --id-column"

@@ -15,22 +15,6 @@ from hesstune.data.contents import Digests, text_digests
 from hesstune.storage.tensors import digest_of_texts
 from hesstune.weak.votes import Votes
 
-__all__ = [
-    "KEPT",
-    "MEMORY",
-    "MODEL_LABEL",
-    "MODEL_SOURCES",
-    "PARTS",
-    "PREDICTED",
-    "REWRITTEN",
-    "Examples",
-    "ImageSource",
-    "Listing",
-    "Task",
-    "Text",
-    "Texts",
-]
-
 PARTS = ("train", "val", "test")
 # What stands for data given in Python.
 MEMORY = "memory"

@@ -15,8 +15,6 @@ from hesstune.data.images import readable_suffixes
 from hesstune.data.parts import parts_note, parts_of
 from hesstune.errors import DataError, listed, plain
 
-__all__ = ["folder_listing"]
-
 # Folders and files that systems leave beside a user's own.
 SYSTEM = frozenset(
     {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information",

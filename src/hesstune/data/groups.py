@@ -12,8 +12,6 @@ from hesstune.data.label_sources import GIVEN_LABEL, SOURCE
 from hesstune.storage.tables import Column, is_missing
 from hesstune.weak.vote_files import PREFIX
 
-__all__ = ["group_notes", "possible_groups"]
-
 # Words in the names of columns that say what an example belongs to.
 WORDS = frozenset({
     "author", "case", "clip", "conversation", "doc", "document", "family", "group", "hospital", "patient",

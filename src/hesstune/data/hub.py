@@ -18,8 +18,6 @@ from hesstune.errors import DataError, MissingExtraError, cut, listed, unknown_n
 from hesstune.storage.files import reading
 from hesstune.storage.tables import Column, as_cell
 
-__all__ = ["hub_listing", "read_hub"]
-
 # What columns are called where nobody says otherwise.
 USUAL = {
     "text": ("text", "sentence", "sentence1", "premise", "question"),

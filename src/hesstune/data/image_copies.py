@@ -13,8 +13,6 @@ from torch.nn import functional
 
 from hesstune.data.examples import Examples
 
-__all__ = ["group_image_copies"]
-
 Maps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 BATCH = 256

@@ -22,18 +22,6 @@ from hesstune.data.rgb import Oddities, to_rgb
 from hesstune.errors import DataError
 from hesstune.storage.tensors import digest, digest_of_texts
 
-__all__ = [
-    "SUFFIXES",
-    "DecodedImages",
-    "FileImages",
-    "decode",
-    "decode_all",
-    "decode_seen",
-    "quiet_pillow",
-    "read_image",
-    "readable_suffixes",
-]
-
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm",

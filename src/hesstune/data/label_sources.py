@@ -8,8 +8,6 @@ from hesstune.data.examples import KEPT, MODEL_LABEL, MODEL_SOURCES, PREDICTED, 
 from hesstune.storage.tables import is_missing
 from hesstune.weak.vote_files import LABEL_SOURCE
 
-__all__ = ["CHECKED", "GIVEN", "GIVEN_LABEL", "SOURCE", "column_named", "read_sources", "source_notes"]
-
 # Columns: labels before `hesstune clean` rewrote them, and where each label comes from.
 GIVEN_LABEL, SOURCE = "given_label", LABEL_SOURCE
 # Sources of labels that no model made or chose: the data itself, and a person who checked the label.

@@ -34,8 +34,6 @@ from hesstune.data.split_rule import parts_of_listing
 from hesstune.errors import DataError, cut, listed
 from hesstune.storage.tables import is_missing
 
-__all__ = ["NewExamples", "load_examples", "load_task", "reusing_decoded"]
-
 # Two examples of a class are the least that a split can share between training and test.
 FEWEST_A_CLASS = 2
 # Data sets kept decoded while `reusing_decoded` lasts.

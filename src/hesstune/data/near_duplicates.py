@@ -15,8 +15,6 @@ from scipy.sparse.csgraph import connected_components
 from hesstune.data.examples import Examples, Text
 from hesstune.data.image_copies import group_image_copies
 
-__all__ = ["near_duplicates", "plain_text"]
-
 # Texts are near-duplicates if the words that they share have this part of the weight of all their words, and
 # words in the same order are this part of all. Texts of fewer words must have equal normal forms.
 SHARED_WEIGHT, SHARED_ORDER, FEWEST_WORDS = 0.7, 0.8, 8

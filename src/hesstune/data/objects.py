@@ -26,8 +26,6 @@ from hesstune.data.reading import Columns, Reading
 from hesstune.errors import DataError, cut, plain
 from hesstune.storage.tables import Column, CsvTable, as_cell
 
-__all__ = ["listing_of_object"]
-
 WANTED = (
     "a string such as digits or csv:PATH, a pandas DataFrame, (X, y), a map-style data set of (input, label) "
     "or a datasets.Dataset"

@@ -9,8 +9,6 @@ from hesstune.data.examples import PARTS
 from hesstune.errors import DataError, cut, listed, unknown_name
 from hesstune.storage.tables import Column
 
-__all__ = ["each_part", "part_of", "parts_note", "parts_of"]
-
 NAMES = {
     "train": ("train", "training", "trn"),
     "val": ("val", "valid", "validation", "dev", "devel", "development", "eval", "evaluation"),

@@ -16,8 +16,6 @@ from hesstune.data.images import quiet_pillow, read_image
 from hesstune.data.reading import WHITE
 from hesstune.data.rgb import Oddities, to_rgb
 
-__all__ = ["decode_pictures"]
-
 
 def decode_pictures(
     pictures: Iterable[Any],

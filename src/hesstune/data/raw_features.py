@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from hesstune.data.examples import Examples
 
-__all__ = ["raw_features"]
-
 SIDE, WORDS, BATCH = 8, 256, 256
 
 

@@ -9,18 +9,6 @@ from pathlib import Path
 from hesstune.checks import parse_integer
 from hesstune.errors import DataError, cut, unknown_name
 
-__all__ = [
-    "DRAWN",
-    "ROLES",
-    "WHITE",
-    "Columns",
-    "Reading",
-    "SplitRule",
-    "Voting",
-    "fold_of",
-    "rgb_of",
-]
-
 WHITE = (255, 255, 255)
 ROLES = ("text", "label", "id", "image")
 # Splits that make no independent sample: certificates refuse them.

@@ -12,8 +12,6 @@ from PIL import Image
 
 from hesstune.data.reading import WHITE
 
-__all__ = ["Oddities", "narrowed", "on_background", "to_rgb"]
-
 ORIENTATION = 0x0112
 # What brings an image upright, by its EXIF orientation.
 UPRIGHT = {

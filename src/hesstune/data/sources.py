@@ -15,8 +15,6 @@ from hesstune.data.hub import read_hub
 from hesstune.data.reading import Columns, Reading
 from hesstune.errors import DataError, unknown_name
 
-__all__ = ["KINDS", "listing"]
-
 KINDS = ("digits", "folder", "csv", "array", "hf")
 
 

@@ -15,8 +15,6 @@ from hesstune.data.reading import SplitRule
 from hesstune.errors import DataError, cut, listed
 from hesstune.storage.tables import is_missing, read_table
 
-__all__ = ["parts_of_listing"]
-
 Rows = NDArray[np.int64]
 
 

@@ -17,8 +17,6 @@ from hesstune.forward import Inputs
 from hesstune.inputs.batches import EVAL_BATCH, ImageInputs, TextInputs
 from hesstune.models.cut import Cut, activations_at
 
-__all__ = ["ActivationFile", "ActivationInputs", "needed_bytes"]
-
 # Of the free disk space, what activations may take at most.
 SHARE = 0.5
 

@@ -17,11 +17,6 @@ from hesstune.forward import Inputs, evaluating, logits_of
 from hesstune.models.load import LoadedModel
 from hesstune.models.networks import longest_input
 
-__all__ = [
-    "EVAL_BATCH", "ImageInputs", "ModelInputs", "TextInputs", "batches_of", "in_order", "length_batches",
-    "make_inputs", "predict_logits", "to_channels_last", "without_singles",
-]  # fmt: skip
-
 
 def to_channels_last(model: nn.Module, device: torch.device) -> None:
     """Move a network to the device, its 4-d weights channels last: convolutions then run twice as fast."""

@@ -27,8 +27,6 @@ from hesstune.reference import in_modules
 from hesstune.runtime.device import torch_threads
 from hesstune.storage.tensors import digest, digest_of_texts, load_tree, save_tree
 
-__all__ = ["FeatureInputs", "FeatureStore", "cached_features", "features_of", "frozen_features", "sharing"]
-
 
 class FeatureInputs:
     """Features in front of the head, computed once."""

@@ -12,8 +12,6 @@ from hesstune.constraints.distance import DistanceConstraint
 from hesstune.errors import LayerError
 from hesstune.reference import Reference
 
-__all__ = ["constraint_of", "distances_of", "has_adapters", "reference_of"]
-
 
 def has_adapters(model: nn.Module) -> bool:
     """Tell whether peft's adapters are in the model."""

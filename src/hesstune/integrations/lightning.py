@@ -17,8 +17,6 @@ try:
 except ImportError:
     raise MissingExtraError("lightning", "lightning", "hesstune.integrations.lightning") from None
 
-__all__ = ["RobustCallback"]
-
 
 class RobustCallback(Callback):
     """Keep each layer within its radius around the weights that training started from.

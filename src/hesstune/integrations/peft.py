@@ -40,8 +40,6 @@ try:
 except ImportError:
     raise MissingExtraError("peft", "peft", "hesstune.integrations.peft") from None
 
-__all__ = ["AdapterConstraint", "base_reference", "distances", "measure_adapters", "merged", "trained_copies"]
-
 
 def active_copy(wrapper: Any) -> nn.Module | None:
     """Return the copy of a module that its wrapper calls, or None where it calls the original."""

@@ -29,8 +29,6 @@ from hesstune.storage.files import writing
 from hesstune.training.finetune import finetune
 from hesstune.training.prepare import as_trained
 
-__all__ = ["RobustClassifier"]
-
 
 class RobustClassifier(ClassifierMixin, BaseEstimator):
     """Fine-tune a pretrained network on images (arrays) or texts (strings), perhaps with wrong labels.

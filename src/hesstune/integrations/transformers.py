@@ -25,8 +25,6 @@ try:
 except ImportError:
     raise MissingExtraError("transformers", "transformers", "hesstune.integrations.transformers") from None
 
-__all__ = ["PretrainedDecayCallback", "RobustTrainerCallback", "consistent_loss"]
-
 REFERENCE = "reference.safetensors"
 
 

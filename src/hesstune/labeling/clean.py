@@ -31,8 +31,6 @@ from hesstune.storage.files import made_folder
 from hesstune.storage.tables import write_csv
 from hesstune.weak.vote_files import in_order
 
-__all__ = ["LabelIssues", "clean"]
-
 WRITE = ("given", "corrected", "pruned")
 TEST = "test"
 # Columns of a CSV file that may hold the labels as given: those of a file that `save` wrote, first.

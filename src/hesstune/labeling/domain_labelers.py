@@ -22,8 +22,6 @@ from hesstune.noise.linear_probe import fit_probe
 from hesstune.training.finetune import finetune
 from hesstune.weak.votes import Votes
 
-__all__ = ["KINDS", "TrainedLabelers", "Training", "named_domains", "train_labelers"]
-
 KINDS = ("probe", "finetune")
 # Share of a labeler's own domain that it is judged on.
 HELD_OUT = 0.2

@@ -32,8 +32,6 @@ from hesstune.weak.dependence import dependence_note
 from hesstune.weak.label_models import Labelled, label, label_model_class, read_balance
 from hesstune.weak.votes import ABSTAIN, Votes, patterns
 
-__all__ = ["Labelling", "label_data", "label_rate_interval"]
-
 
 @dataclass(frozen=True)
 class Labelling:

@@ -9,9 +9,6 @@ from pydantic import Field, model_validator
 from hesstune.options import DEVICE, FilePath, Names, Options, Shown
 from hesstune.weak.label_models import LABEL_MODELS, LabelModelName, label_model_class
 
-__all__ = ["CleanOptions", "LabelOptions", "needs_features"]
-
-
 Specs = Annotated[Names, Shown("DATA,DATA,…")]
 
 

@@ -41,9 +41,6 @@ from hesstune.weak.vote_files import (
 )
 from hesstune.weak.votes import ABSTAIN, Votes, beside
 
-__all__ = ["Target", "VoteSources", "read_soft", "read_sources", "read_target", "read_vote_file", "target_of"]
-
-
 TRUTHS = ("true_label", "label")
 
 

@@ -14,8 +14,6 @@ from hesstune.checks import one_of
 from hesstune.errors import ConfigError, DataError, HesstuneWarning
 from hesstune.noise.matrix import NoiseMatrix
 
-__all__ = ["ConsistentLoss", "check_targets"]
-
 CONDITION_WARNING = 100.0
 # Logits beyond this size are cut, so that the loss and its mean stay finite in float32.
 LOGIT_LIMIT = 1e30

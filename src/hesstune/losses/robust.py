@@ -16,11 +16,6 @@ from hesstune.checks import one_of, stochastic_matrix, unit_interval
 from hesstune.errors import ConfigError
 from hesstune.losses.consistent import check_targets
 
-__all__ = [
-    "ActivePassiveLoss", "ForwardLoss", "GeneralizedCrossEntropy", "JensenShannonLoss",
-    "SymmetricCrossEntropy", "early_learning_penalty", "jensen_shannon",
-]  # fmt: skip
-
 # log 0 in reverse cross-entropy; Wang et al. 2019 and Ma et al. 2020 both use −4.
 LOG_ZERO = -4.0
 

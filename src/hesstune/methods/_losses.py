@@ -13,17 +13,6 @@ from hesstune.losses.consistent import ConsistentLoss
 from hesstune.methods._setup import MethodSetup
 from hesstune.noise.matrix import NoiseMatrix
 
-__all__ = [
-    "Loss",
-    "averaged",
-    "balanced_rates",
-    "class_weights",
-    "clean_shares",
-    "consistent",
-    "cross_entropy",
-]
-
-
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 

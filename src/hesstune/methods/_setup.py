@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from hesstune.reference import Reference
     from hesstune.weak.votes import Votes
 
-__all__ = ["Batch", "Budget", "ClassEvidence", "HeadMaterial", "MethodSetup", "Option", "SolvedHead"]
-
-
 Budget = Literal["fast", "default", "thorough"]
 # The least class probability of a probe.
 LEAST = 1e-3

@@ -13,8 +13,6 @@ from torch import nn
 from hesstune.errors import HesstuneError
 from hesstune.forward import Inputs, batch_size, evaluating, logits_of, outputs_of
 
-__all__ = ["AfterCut", "Cut", "activations_at", "find_cut"]
-
 # Logits of the network behind the cut against those of the whole: equal but for rounding.
 CLOSE = 1e-4
 # What trained parameters are moved by, while a cut is tried: a standard deviation.

@@ -15,11 +15,6 @@ from hesstune.errors import ConfigError, ModelError, listed, unknown_name
 from hesstune.forward import Inputs, batch_size, in_mode, logits_of
 from hesstune.reference import in_modules, layer_names
 
-__all__ = [
-    "check_heads", "check_learnable", "fails_on", "find_heads", "freeze", "new_layer", "output_size",
-    "probe", "trains_head_only",
-]  # fmt: skip
-
 DEFAULT_SIZE = 224
 TEXTS = ("a short text", "another text of a few words")
 

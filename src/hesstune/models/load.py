@@ -33,11 +33,6 @@ from hesstune.storage.seen_examples import SeenExamples
 from hesstune.storage.tensors import add_metadata, save_tensors
 from hesstune.user_code import import_user_module
 
-__all__ = [
-    "DTYPES", "KINDS", "MODULE", "LoadedModel", "ModelObject", "cast", "checkpoint_dtype", "export_model",
-    "fitting_names", "load_model", "read_weights", "set_parameters", "spec_parts",
-]  # fmt: skip
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 

@@ -19,8 +19,6 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-__all__ = ["MeanPooledBertForSequenceClassification"]
-
 
 class MeanPooledBertConfig(BertConfig):
     """BERT's configuration under a name of its own.

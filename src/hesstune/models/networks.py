@@ -16,11 +16,6 @@ from hesstune.errors import MissingExtraError, ModelError, unknown_name
 from hesstune.models.heads import check_heads, find_heads, new_layer, probe
 from hesstune.storage.tensors import digest_of_texts
 
-__all__ = [
-    "IMAGENET", "MeanAndStd", "VisionRequest", "load_minilm", "load_text_model", "load_vision_model",
-    "longest_input", "padded_tokenizer", "tokenizer_digest",
-]  # fmt: skip
-
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:

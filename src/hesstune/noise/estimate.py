@@ -17,30 +17,6 @@ from hesstune.noise.latent.head import MORE, MOST, robust_head, within_errors
 from hesstune.noise.latent.probe import Reduction
 from hesstune.noise.matrix import NoiseMatrix, rate_matrix
 
-__all__ = [
-    "ESTIMATORS",
-    "MOST_CONDITION",
-    "RIDGES",
-    "ConfidenceSet",
-    "Estimate",
-    "calibrate",
-    "check_probabilities",
-    "confidence_set",
-    "confident",
-    "estimate_noise",
-    "from_posterior",
-    "holdout",
-    "latent_truth_estimate",
-    "log_likelihoods",
-    "pair_counts",
-    "parse_request",
-    "row_stderr",
-    "simplex_projection",
-    "well_conditioned",
-    "with_trust",
-]
-
-
 # `holdout` needs human-checked labels and `labelmodel` votes.
 ESTIMATORS = ("auto", "em", "confident", "holdout", "labelmodel")
 

@@ -11,17 +11,6 @@ from hesstune.checks import class_count, integer_labels, unit_interval
 from hesstune.errors import DataError, NoiseMatrixError
 from hesstune.noise.matrix import NoiseMatrix
 
-__all__ = [
-    "Conditional",
-    "average",
-    "class_conditional",
-    "draw",
-    "instance_rate",
-    "instance_transitions",
-    "sure_half",
-]
-
-
 # Standard deviation of the examples' flip rates (Xia et al. 2020).
 SPREAD = 0.1
 KIND = "instance:"

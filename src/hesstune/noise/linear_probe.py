@@ -12,8 +12,6 @@ from hesstune.checks import class_count, integer_labels, positive
 from hesstune.errors import ConfigError, DataError
 from hesstune.runtime.device import one_thread
 
-__all__ = ["LinearProbe", "cross_fit", "fit_probe", "reduced_features"]
-
 
 @dataclass(frozen=True)
 class LinearProbe:

@@ -26,19 +26,6 @@ from hesstune.checks import (
 from hesstune.errors import HesstuneWarning, NoiseMatrixError, cut, listed, unknown_name
 from hesstune.storage.files import read_array, read_text, reading, write_json
 
-__all__ = [
-    "KINDS",
-    "NEAR_GUESSING",
-    "ORIGINS",
-    "NoiseMatrix",
-    "guessing_rate",
-    "identifiability_notes",
-    "identified_matrix",
-    "is_random",
-    "rate_matrix",
-]
-
-
 KINDS = ("symmetric", "pair")
 # From this share of the largest identifiable rate on, a stated rate is warned about.
 NEAR_GUESSING = 0.9

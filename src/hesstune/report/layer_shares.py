@@ -12,8 +12,6 @@ from hesstune.curvature.result import CONSTRAINT_EVIDENCE
 from hesstune.errors import counted
 from hesstune.runs.records import LayerMeasure, MeasureRecord
 
-__all__ = ["Block", "block_names", "blocks_of", "carriers", "is_large", "layer_shares"]
-
 # Above so many layers a table by block comes first.
 MANY = 24
 # The layers or blocks that are named, at most.

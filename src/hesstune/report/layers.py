@@ -13,11 +13,6 @@ from hesstune.report.rendering import quantile_curves, spectra
 from hesstune.runs.read_records import Records
 from hesstune.runs.records import LayerMeasure
 
-__all__ = [
-    "Spectrum", "block_rows", "carrier_words", "distribution", "layer_rows", "layer_words", "measured",
-    "setters", "spectrum",
-]  # fmt: skip
-
 # A layer counts as at its radius from here on: projection leaves it there up to rounding.
 AT_RADIUS = 0.999
 COLUMNS = ("share", "distance", "trace_mean", "maximum")

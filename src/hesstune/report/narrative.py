@@ -14,8 +14,6 @@ from hesstune.runs.read_records import Records
 from hesstune.runs.records import MatrixCheck, MeasureRecord
 from hesstune.training.metrics import wilson_interval
 
-__all__ = ["assumptions", "onset", "provenance", "training_words", "uncontradicted_rate", "verdict"]
-
 
 def verdict(records: Records) -> str:
     """Return whether the network has learnt wrong labels, and the counts that show it."""

@@ -11,10 +11,6 @@ from typing import Any
 from hesstune.errors import counted
 from hesstune.runs.records import StabilityRow
 
-__all__ = [
-    "bars", "curves", "heat_map", "quantile_curves", "render", "scatter", "spectra", "stability", "svg",
-]  # fmt: skip
-
 
 def render(template: str, context: Mapping[str, object]) -> str:
     """Fill a template of this folder; every value is escaped, except plots."""

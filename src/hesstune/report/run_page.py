@@ -33,8 +33,6 @@ from hesstune.runs.records import LABEL_ISSUES
 from hesstune.runs.run import Run
 from hesstune.storage.tables import write_rows
 
-__all__ = ["example_ids", "render_run"]
-
 SHOWN = 48
 # Rows of the list of suspected label errors that the page itself carries; the run folder has all.
 LISTED = 10_000

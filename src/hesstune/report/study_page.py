@@ -10,8 +10,6 @@ from hesstune.report.rendering import bars, render, scatter
 from hesstune.study.options import Mean, StudyResults
 from hesstune.study.results import certificate_rows
 
-__all__ = ["concordance", "render_study"]
-
 METRICS = {
     "test_accuracy": ("test accuracy", "%.1f %%", 100),
     "gap": ("generalization gap", "%.3f", 1),

@@ -21,8 +21,6 @@ from hesstune.runs.run import Run
 from hesstune.storage.files import write_text
 from hesstune.study.results import differences, read_results
 
-__all__ = ["write_clean_page", "write_report", "write_study"]
-
 
 @takes_options(DeviceOptions)
 def write_report(run: Run, **options: Any) -> tuple[Path, str | None]:

@@ -26,10 +26,6 @@ from hesstune.runtime.sharding import whole
 from hesstune.storage.files import PART, replace_file
 from hesstune.storage.tensors import Tree, load_tree, save_tensors, save_tree, stream_tensors
 
-__all__ = [
-    "Checkpoints", "ShardedCheckpoints", "discard", "refuse_one", "shard_", "weights_of", "write_model",
-]  # fmt: skip
-
 KEPT = 2
 
 

@@ -24,8 +24,6 @@ from hesstune.storage.stored import refuse_later
 if TYPE_CHECKING:
     from hesstune.methods import Method
 
-__all__ = ["RESUMABLE", "FinetuneConfig", "make_config", "read_config", "read_yaml", "usual_lr"]
-
 # Options that may differ between an interrupted run and its continuation.
 RESUMABLE = frozenset({"out", "track", "device", "cache_mib", "activations_mib", "checkpoint_minutes"})
 

@@ -15,8 +15,6 @@ from hesstune.runs.records import ASIDE, CONFIG, DERIVED, LOCK, MOVING, OWN, RAD
 from hesstune.runtime.distributed import on_main_process
 from hesstune.storage.files import PART, writing
 
-__all__ = ["claim", "entered", "locked", "locked_by_first"]
-
 FILES = (*OWN, *DERIVED)
 
 

@@ -18,8 +18,6 @@ from hesstune.errors import ConfigError, DataError, RunError
 from hesstune.runs.records import GUARANTEES
 from hesstune.storage.files import one_line, writing
 
-__all__ = ["certificates", "check_log", "log_certificate", "log_sheet", "sheet_of", "sheets", "with_union"]
-
 CERTIFICATE, SHEET = "certificate", "sheet"
 
 T = TypeVar("T")

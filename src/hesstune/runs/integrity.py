@@ -27,11 +27,6 @@ from hesstune.storage.seen_examples import SeenExamples
 from hesstune.storage.tensors import digest, digest_of_texts, load_tree, save_tree
 from hesstune.weak.votes import Votes
 
-__all__ = [
-    "DataRecord", "PartRecord", "changed_files", "check_data", "check_files", "check_labels_file",
-    "check_start", "check_weights", "content_digests", "fingerprints", "label_digests", "of_files",
-]  # fmt: skip
-
 # Ids that a message names at most.
 NAMED = 3
 # Images that are read together from a source without digests of its own.

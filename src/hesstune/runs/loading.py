@@ -26,11 +26,6 @@ from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.options import ColumnOptions
 from hesstune.runs.records import RunRecord
 
-__all__ = [
-    "base_folder", "clean_task", "injected_noise", "located", "missing_data", "network_of", "noise_of_test",
-    "noisy", "reading_of", "refuse_missing_base", "run_task",
-]  # fmt: skip
-
 DATA_KINDS = ("folder", "csv", "array", "hf")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.records import RunRecord
 
-__all__ = ["model_card", "test_labels"]
-
 
 def model_card(config: FinetuneConfig, facts: RunRecord) -> str:
     """Return the run's README.md: what was trained, on which labels, and with what result."""

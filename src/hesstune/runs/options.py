@@ -11,13 +11,6 @@ from hesstune.curvature.declared import ABOVE, SKIP_CLASSES, ExamplesChoice, Met
 from hesstune.data.reading import SplitRule, fold_of, rgb_of
 from hesstune.options import DEVICE, FilePath, Names, Options, Shown, numbers_by_name
 
-__all__ = [
-    "SKIP_BAD_IMAGES", "CertifyOptions", "CheckOptions", "ColumnOptions", "ConstraintOptions",
-    "DataOptions", "DeviceOptions", "MeasureOptions", "ModelOptions", "NoiseCheckOptions", "NoiseOptions",
-    "OptimisationOptions", "PredictOptions", "ReportOptions", "RunOptions", "SampleOptions",
-    "StabilityOptions",
-]  # fmt: skip
-
 SKIP_BAD_IMAGES: Any = Field(False, description="leave out and list images that cannot be decoded")
 
 

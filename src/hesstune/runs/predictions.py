@@ -14,8 +14,6 @@ from hesstune.errors import RunError
 from hesstune.storage.files import made_folder
 from hesstune.storage.tables import write_csv
 
-__all__ = ["Predictions"]
-
 
 @dataclass(frozen=True)
 class Predictions:

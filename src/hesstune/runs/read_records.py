@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from hesstune.bounds.record import Certificate
 
-__all__ = ["ISSUE_COLUMNS", "Records"]
-
 LABEL_COLUMNS = ("id", "part", "label", "true_label")
 ISSUE_COLUMNS = ("id", "given_label", "likely_label", "confidence", "p_given_label", "true_label")
 

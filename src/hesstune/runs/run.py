@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from hesstune.runs.predictions import Predictions
     from hesstune.storage.seen_examples import SeenExamples
 
-__all__ = ["Run", "SourceObjects"]
-
 # The commands on finished runs, as methods. They build on runs, so their rooms lie above this one: they
 # are looked up by name, when called, and nothing here imports upward.
 _COMMANDS = {

@@ -16,11 +16,6 @@ from threadpoolctl import OpenBLASController, threadpool_limits
 
 from hesstune.errors import ConfigError, RunError
 
-__all__ = [
-    "free_memory", "loss_scale", "make_accelerator", "mixed_seed", "one_thread", "one_thread_each",
-    "pick_device", "random_state", "scale_gradients_", "set_random_state", "torch_threads",
-]  # fmt: skip
-
 
 def mixed_seed(*key: int) -> int:
     """Return a seed in [0, 2⁶³) that is a fixed function of its key, on every platform and version.

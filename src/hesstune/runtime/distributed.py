@@ -27,11 +27,6 @@ from hesstune.errors import ConfigError, HesstuneError, RunError
 from hesstune.forward import Inputs, batch_size, logits_of
 from hesstune.runtime.device import mixed_seed
 
-__all__ = [
-    "RankError", "SplitForward", "all_gather", "all_reduce_sum", "average_gradients_", "joined_ranks",
-    "on_main_process", "rank", "refuse_adapting", "start_ranks", "world",
-]  # fmt: skip
-
 # How long a process that fails waits for the others to fail, too, before and after it closes its connections.
 ALIKE_SECONDS, WAIT_SECONDS = 1.0, 5.0
 POLL_SECONDS = 0.05

@@ -11,8 +11,6 @@ from torch import nn
 
 from hesstune.errors import LayerError, listed
 
-__all__ = ["gathered", "is_sharded", "like", "local", "over_parts", "pair", "refuse_sharded", "whole"]
-
 
 def is_sharded(tensor: torch.Tensor) -> bool:
     """Tell whether this process holds only a part of the tensor."""

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["ENDING", "Progress", "Stop", "stoppable"]
-
 Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, text)."""
 

@@ -16,12 +16,6 @@ from hesstune.errors import HesstuneError, RunError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "MAX_MIB", "PART", "Writer", "encoding_of", "json_writer", "made_folder", "one_line", "read_array",
-    "read_text", "reading", "replace_file", "replace_files", "text_writer", "write_json", "write_text",
-    "writing",
-]  # fmt: skip
-
 # A text larger than this is no record, configuration or matrix of ours.
 MAX_MIB = 256
 # How files in wide characters begin, the longer marks first.

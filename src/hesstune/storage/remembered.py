@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from hesstune.errors import RunError
 from hesstune.storage.tensors import Tree, load_tree, save_tree
 
-__all__ = ["remembered", "remembering"]
-
 # Results kept in memory at most; the oldest give way.
 MOST = 512
 # Raised whenever what is kept, or how it is computed, changes.

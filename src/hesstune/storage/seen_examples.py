@@ -16,8 +16,6 @@ from torch import nn
 from hesstune.errors import ModelError
 from hesstune.storage.files import reading
 
-__all__ = ["KEY", "SeenExamples"]
-
 # The entry in the metadata of safetensors files, and the attribute of networks and their configurations.
 KEY = "hesstune_seen_examples"
 # Bytes kept of each digest.

@@ -13,8 +13,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from hesstune.errors import RunError
 from hesstune.storage.files import one_line, read_text, write_json
 
-__all__ = ["Stored", "checked_record", "read_record", "refuse_later", "write_record"]
-
 
 class Stored(BaseModel):
     """A record that is kept as JSON.

@@ -26,11 +26,6 @@ from hesstune.checks import parse_number, readable_file
 from hesstune.errors import DataError, HesstuneError, RunError, cut, plain
 from hesstune.storage.files import Writer, encoding_of, one_line, reading, replace_file
 
-__all__ = [
-    "JSON_LINES", "MISSING", "Column", "CsvTable", "Nested", "as_cell", "csv_writer", "is_missing",
-    "read_json_lines", "read_rows", "read_table", "restored_cell", "safe_cell", "write_csv", "write_rows",
-]  # fmt: skip
-
 # How cells begin that spreadsheets compute, and the mark that keeps such cells text.
 FORMULA_SIGNS = "=+-@\t\r\n＝＋－＠"
 MARK = "'"

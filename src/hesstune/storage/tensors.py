@@ -14,11 +14,6 @@ import torch
 from hesstune.errors import RunError
 from hesstune.storage.files import Writer, replace_file
 
-__all__ = [
-    "Tree", "add_metadata", "digest", "digest_of_texts", "load_tree", "save_tensors", "save_tree",
-    "stream_tensors", "tensor_writer",
-]  # fmt: skip
-
 # What a checkpoint holds: nested dicts and lists of tensors, numbers, texts and None.
 Tree = dict[str, Any]
 

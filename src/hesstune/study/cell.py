@@ -41,8 +41,6 @@ from hesstune.training.metrics import cross_entropy_under
 if TYPE_CHECKING:
     from hesstune.runs.run import Run
 
-__all__ = ["CELL", "run_cell", "run_validation_loss", "search_cell"]
-
 # The learning rate of every method, and radii that are given, are searched by a factor.
 LR_FACTORS = (0.2, 5.0)
 RADIUS_FACTORS = (0.125, 8.0)

@@ -34,8 +34,6 @@ from hesstune.study.options import CellRecord, CompareOptions, Settings, StudyRe
 from hesstune.study.plan import Cell, StudyPlan, make_study_plan
 from hesstune.study.results import RESULTS, cells_csv, check_unchanged, markdown, read_results, results_of
 
-__all__ = ["PLAN", "Comparison", "compare", "finished", "plan_of", "work"]
-
 PLAN, STORE = "plan.json", "features"
 # How often a cell is started again after its process or its machine was lost.
 RETRIES = 5

@@ -9,8 +9,6 @@ from typing import Any
 from hesstune.runs.run import Run
 from hesstune.runtime.signals import Progress
 
-__all__ = ["SETTING", "run_demo"]
-
 # 600 training images, 40 % of the labels changed at random, every layer trained. All runs have the same
 # budget, long enough for the plain one to fit the noise: neither augmentation nor a falling learning rate
 # comes to its help.

@@ -13,11 +13,6 @@ from hesstune.checks import parse_integer
 from hesstune.options import OFF_COMMAND_LINE, Options, Shown
 from hesstune.storage.stored import Stored
 
-__all__ = [
-    "CellRecord", "CompareOptions", "Configs", "Difference", "HeadCertificate", "Interval", "Mean",
-    "Observed", "OptionValues", "Rank", "Search", "Settings", "StudyResults", "Trial",
-]  # fmt: skip
-
 
 class Settings(Options):
     """What is done with every cell beside training."""

@@ -26,8 +26,6 @@ from hesstune.runs.loading import reading_of
 from hesstune.study.options import OptionValues, Settings
 from hesstune.training.prepare import as_trained
 
-__all__ = ["ELSEWHERE", "Cell", "StudyPlan", "fingerprint", "make_study_plan"]
-
 # Options of a run that say where it runs, not what it computes; the data is known by its digest.
 ELSEWHERE = ("out", "track", "device", "cache_mib", "activations_mib", "data", "weights")
 

@@ -62,12 +62,6 @@ from hesstune.study.options import (
 )
 from hesstune.study.plan import ELSEWHERE, Cell, StudyPlan
 
-__all__ = [
-    "FORMAT", "METRICS", "RESULTS", "assembled", "cells_csv", "certificate_rows", "check_unchanged",
-    "differences", "markdown", "means", "method_rows", "paired_difference", "ranks", "read_results",
-    "results_of", "smallest_of", "table_of",
-]  # fmt: skip
-
 # Metrics that tables and differences are made of; whether more is better.
 METRICS = {
     "test_accuracy": True,

@@ -39,12 +39,6 @@ from hesstune.weak.dependence import dependence_note
 from hesstune.weak.label_models import label
 from hesstune.weak.vote_models import vote_counts
 
-__all__ = [
-    "Material", "default_radii", "estimated", "found_noise", "gather", "has_default_radii", "head_features",
-    "head_penalty", "penalised_head", "penalised_head_of", "run_estimate", "solved_head", "votes_given",
-    "with_head_penalty",
-]  # fmt: skip
-
 
 def head_features(
     loaded: LoadedModel, part: Examples, k: int, device: torch.device, max_length: int

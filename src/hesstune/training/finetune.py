@@ -39,8 +39,6 @@ from hesstune.training.fit import RunRequest, Trained, fit_prepared
 from hesstune.training.metrics import Validation, check_tracker
 from hesstune.training.prepare import CHOSEN_FROM_EXAMPLES, Prepared, named_radii, prepare
 
-__all__ = ["FACTORS", "finetune", "pick"]
-
 # Options that make a task, which are refused if one is given.
 _MAKE_A_TASK = (
     "data", "limit", "split", "fold", "val_fraction", "test_fraction", "vote_columns", "label_model",

@@ -55,8 +55,6 @@ from hesstune.training.metrics import final_metrics, tracked
 from hesstune.training.prepare import Prepared
 from hesstune.training.trainer import Trainer
 
-__all__ = ["Trained", "fit_prepared"]
-
 
 @dataclass(frozen=True)
 class TrainingInputs:

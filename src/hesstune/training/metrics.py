@@ -18,11 +18,6 @@ from hesstune.runs.records import MLFLOW, MLFLOW_RUN, TENSORBOARD, Epoch
 from hesstune.runs.run import Run
 from hesstune.storage.files import write_text
 
-__all__ = [
-    "Validation", "accuracy", "check_tracker", "cross_entropy_under", "final_metrics", "tracked",
-    "wilson_interval",
-]  # fmt: skip
-
 TEMPERATURES = tuple(np.geomspace(0.1, 10.0, 25))
 
 

@@ -42,11 +42,6 @@ from hesstune.training.estimates import (
 )
 from hesstune.training.trainer import BatchOrder
 
-__all__ = [
-    "CHOSEN_FROM_EXAMPLES", "Prepared", "as_trained", "choose_from_examples", "named_radii", "prepare",
-    "written",
-]  # fmt: skip
-
 # Options that say how steps are taken.
 OF_STEPS = (
     "epochs", "batch_size", "optimizer", "weight_decay", "momentum", "schedule", "lr_warmup",

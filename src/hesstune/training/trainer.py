@@ -36,11 +36,6 @@ from hesstune.runtime.signals import Progress, Stop, stoppable
 from hesstune.storage.tensors import Tree
 from hesstune.training.metrics import Validation, accuracy
 
-__all__ = [
-    "BatchOrder", "Best", "Trainer", "ValidationResult", "make_optimizer", "make_schedule", "restore",
-    "state_of",
-]  # fmt: skip
-
 
 class ValidationResult(NamedTuple):
     """How a network does on each of the N validation examples.

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from hesstune.weak.votes import Ballots, Votes, patterns
 
-__all__ = ["Alike", "PairTest", "alike", "dependence", "dependence_note"]
-
 # Cells of one pair's simulated tables; and labelers whose pairs are tested: crowds have too many.
 MOST_CELLS, LEAST_DRAWS, MOST_LABELERS = 5_000_000, 200, 100
 # Of agreement beyond what independent labelers would have: so much of it, and so many standard errors.

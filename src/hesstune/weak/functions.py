@@ -11,16 +11,6 @@ from hesstune.user_code import import_user_module
 from hesstune.weak.vote_files import abstains, class_index, class_of
 from hesstune.weak.votes import ABSTAIN, Votes
 
-__all__ = [
-    "Answers",
-    "Function",
-    "apply_functions",
-    "call_functions",
-    "load_functions",
-    "names_in",
-    "votes_of_answers",
-]
-
 Function = Callable[[Mapping[str, str]], object]
 Answers = list[list[object]]
 """What each labeling function returned for each example."""

@@ -14,36 +14,6 @@ from hesstune.errors import DataError, cut, listed, unknown_name
 from hesstune.storage.tables import MISSING, CsvTable, is_missing, read_table
 from hesstune.weak.votes import ABSTAIN, MOST_CELLS, Ballots, Votes
 
-__all__ = [
-    "ABSTENTIONS",
-    "LABEL_SOURCE",
-    "PREFIX",
-    "LongColumns",
-    "SoftColumns",
-    "SoftVotes",
-    "abstains",
-    "class_index",
-    "class_of",
-    "classes_in",
-    "classes_named",
-    "in_order",
-    "labelers_in",
-    "long_columns",
-    "long_votes",
-    "other_columns",
-    "read_votes",
-    "soft_by_example",
-    "soft_by_vote",
-    "soft_classes",
-    "soft_columns",
-    "soft_labels",
-    "vote_columns",
-    "voted",
-    "voters",
-    "votes_in",
-]
-
-
 # In any case of letters, and with spaces around.
 ABSTENTIONS = frozenset({*(text.lower() for text in MISSING), "-1", "abstain"})
 # A longer number is a class's name, not its index.

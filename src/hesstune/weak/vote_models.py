@@ -15,25 +15,6 @@ from hesstune.noise.latent.head import paired_gain, within_errors
 from hesstune.weak.dependence import FEWEST_LABELERS, Alike, alike
 from hesstune.weak.votes import Ballots
 
-__all__ = [
-    "CANDIDATES",
-    "WEIGHTED",
-    "Choice",
-    "Evidence",
-    "bounded",
-    "choose",
-    "collapse",
-    "confusions",
-    "equal_votes",
-    "held_out_scores",
-    "of_several_classes",
-    "spamming",
-    "tabled_votes",
-    "vote_counts",
-    "weighted_votes",
-]
-
-
 # Before its votes are looked at, a labeler is half the way from chance to certainty.
 START = 0.5
 # No labeler is taken for worse than chance, nor for surer than this.

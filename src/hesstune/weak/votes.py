@@ -13,8 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from hesstune.checks import class_count, integer_labels
 from hesstune.errors import DataError, listed
 
-__all__ = ["ABSTAIN", "Ballots", "Patterns", "Votes", "beside", "patterns"]
-
 
 @dataclass(frozen=True)
 class Ballots:

@@ -11,19 +11,6 @@ from scipy.optimize import linear_sum_assignment
 
 from hesstune.noise.matrix import rate_matrix
 
-__all__ = [
-    "SHAPES",
-    "STRENGTHS",
-    "Checked",
-    "LabelChannel",
-    "Observed",
-    "Shape",
-    "drawn_to",
-    "prior_strength",
-    "shrunk",
-]
-
-
 # Strengths tried for a prior matrix, in pseudo-examples a row.
 STRENGTHS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 

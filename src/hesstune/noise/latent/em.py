@@ -17,19 +17,6 @@ from hesstune.noise.latent.channel import LabelChannel, Observed, Shape
 from hesstune.noise.latent.probe import Linear, SoftProbe
 from hesstune.runtime.device import one_thread, one_thread_each
 
-__all__ = [
-    "FOLDS",
-    "LatentTruth",
-    "Trust",
-    "fit_from_several_starts",
-    "fold_rows",
-    "latent_truth",
-    "log_scores",
-    "residual_statistic",
-    "trust",
-]
-
-
 FOLDS = 5
 # EM has converged when no entry of F moves further; probes take a few steps a round.
 ROUNDS, TOLERANCE, TOLERANCE_TOLD = 30, 2e-3, 2e-2

@@ -25,24 +25,6 @@ from hesstune.runtime.device import one_thread, one_thread_each
 from hesstune.storage.remembered import remembered
 from hesstune.storage.tensors import Tree
 
-__all__ = [
-    "CANDIDATES",
-    "FEWER",
-    "FEWEST",
-    "MORE",
-    "SEEN",
-    "TOLD",
-    "Candidate",
-    "Choice",
-    "RobustHead",
-    "choose",
-    "paired_gain",
-    "refit",
-    "robust_head",
-    "within_errors",
-]
-
-
 # Standard errors by which a richer shape of F must do better.
 MARGIN = 0.5
 # A noise rate: if the likelihood does not decide (MARGIN), labels are assumed correct if the best plain probe

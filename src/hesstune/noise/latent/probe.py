@@ -15,9 +15,6 @@ from hesstune.runtime.device import one_thread
 from hesstune.storage.remembered import remembered
 from hesstune.storage.tensors import Tree
 
-__all__ = ["COMPONENTS", "Linear", "Reduction", "SoftProbe"]
-
-
 # Principal components kept at most: a ridge rules the others out where labels are noisy.
 COMPONENTS = 256
 # Mean squared norm of reduced features, whatever their number: penalties mean the same everywhere.

@@ -15,16 +15,6 @@ from hesstune.noise.latent.em import FOLDS, LatentTruth, fold_rows, log_scores
 from hesstune.noise.matrix import rate_matrix
 from hesstune.runtime.device import one_thread
 
-__all__ = [
-    "GAP_SHARE",
-    "count_text",
-    "counted",
-    "discriminant_logits",
-    "looks_alike",
-    "mean_posterior",
-    "rate_interval",
-]
-
 # Share of the pooled covariance that is replaced by a multiple of the identity.
 SHRINKAGE = 0.1
 TEMPERATURES = tuple(np.geomspace(0.05, 5.0, 30))

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from hesstune.weak.votes import Votes
 
-__all__ = ["Answer", "Checked", "LabelModel", "ModelInputs"]
-
 Checked = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows and true classes of human-checked examples."""
 Answer = tuple[NDArray[np.float64], dict[str, Any]]

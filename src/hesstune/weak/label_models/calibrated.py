@@ -13,8 +13,6 @@ from hesstune.weak.label_models._base import Answer, Checked, LabelModel, ModelI
 from hesstune.weak.vote_models import bounded
 from hesstune.weak.votes import Votes
 
-__all__ = ["CalibratedVotes", "calibrated_votes", "weighed_counts"]
-
 # No probability counts for less, so that one sure mistake is costly, not infinitely so.
 LEAST = 1e-3
 # Powers of the probabilities that are tried. None is above 1: a labeler is not made surer than it says.

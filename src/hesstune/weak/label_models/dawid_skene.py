@@ -13,8 +13,6 @@ from scipy.special import softmax
 from hesstune.weak.label_models._base import Answer, LabelModel, ModelInputs
 from hesstune.weak.votes import Votes, patterns
 
-__all__ = ["Iteration", "dawid_skene", "iterations"]
-
 # The least probability, as in crowd-kit.
 LEAST = float(np.float_power(10, -10))
 

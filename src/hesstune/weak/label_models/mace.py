@@ -13,8 +13,6 @@ from hesstune.errors import MissingExtraError
 from hesstune.weak.label_models._base import Answer, LabelModel, ModelInputs
 from hesstune.weak.votes import Votes
 
-__all__ = ["crowd_frame", "no_deprecations"]
-
 
 @contextlib.contextmanager
 def no_deprecations() -> Iterator[None]:

@@ -12,8 +12,6 @@ from hesstune.weak.label_models._base import Answer, LabelModel, ModelInputs
 from hesstune.weak.label_models.dawid_skene import iterations
 from hesstune.weak.votes import Votes
 
-__all__ = ["nearest", "soft_dawid_skene"]
-
 NEIGHBOURS = 20
 # How much further apart the features hold two examples than the labelers' soft votes do.
 FEATURE_SCALE = 2.0
