@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from zoo_table import CLASSES, VOCABULARY, Network
+from zoo_networks import CLASSES, VOCABULARY, Network
 
 import hesstune as ht
 from hesstune.forward import Inputs, logits_of
