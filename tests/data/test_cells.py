@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import hesstune as ht
-from hesstune.data.class_labels import alike, class_labels, labels_among
+from hesstune.data.labels import alike, class_labels, labels_among
 from hesstune.data.load import load_examples, load_task
 from hesstune.data.reading import Columns, Reading
 from hesstune.errors import DataError
@@ -200,7 +200,7 @@ def test_columns_in_other_letters_are_found_and_said(tmp_path):
 
 def test_repeated_columns_and_ids_are_refused_by_name(tmp_path):
     frame = pandas.DataFrame([["a", "b", 0]], columns=["text", "text", "label"])
-    with pytest.raises(DataError, match="two columns called 'text'"):
+    with pytest.raises(DataError, match="two columns 'text'"):
         load_task(frame, **WHOLE)
     rows = ["x,a,0", "y,b,1", "x,c,0"]
     with pytest.raises(DataError, match=r"'x' is in the rows 2 and 4"):

@@ -105,7 +105,7 @@ def test_wrong_folders(image_folder, tmp_path):
         ("digit", "did you mean 'digits'"),
         (str(image_folder), "write folder:"),
         ("csv:nowhere.csv", "does not exist"),
-        ("folder:", "names no path"),
+        ("folder:", "written folder:PATH"),
     ):
         with pytest.raises(DataError, match=message):
             load(spec)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from hesstune.data.examples import PARTS
 from hesstune.data.load import load_examples, load_task
-from hesstune.data.parts import part_of
+from hesstune.data.tables import part_of
 from hesstune.errors import DataError
 from hesstune.runs.config import FinetuneConfig
 

@@ -54,7 +54,7 @@ def test_pairs_and_wrong_columns(tmp_path):
     task = load_task(f"hf:{tmp_path / 'pairs'}", size=8, val_fraction=0, test_fraction=0)
     assert task.train.texts == [("a", "b")] * 4
     datasets.Dataset.from_dict({"x": [1], "label": [0]}).save_to_disk(tmp_path / "none")
-    with pytest.raises(DataError, match="either a text column"):
+    with pytest.raises(DataError, match="or a column 'text'"):
         load_task(f"hf:{tmp_path / 'none'}", size=8)
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "bare")
     with pytest.raises(DataError, match="needs a column 'label'"):

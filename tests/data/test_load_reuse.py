@@ -23,8 +23,8 @@ def folder(tmp_path):
 @pytest.mark.parametrize("cache_mib", [64, 0])
 def test_images_are_decoded_once_for_all_seeds(folder, monkeypatch, cache_mib):
     (folder / "a" / "broken.png").write_bytes(b"no image")
-    seen, decode = [], images.decode_seen
-    monkeypatch.setattr(images, "decode_seen", lambda path, *how: seen.append(path) or decode(path, *how))
+    seen, decode = [], images.decode_and_hash
+    monkeypatch.setattr(images, "decode_and_hash", lambda path, *how: seen.append(path) or decode(path, *how))
     tasks = {}
     with reusing_decoded():
         for seed in (0, 1, 0):

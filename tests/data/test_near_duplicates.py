@@ -8,12 +8,12 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
 from hesstune.data.examples import Examples, Texts
-from hesstune.data.image_copies import _Search
 from hesstune.data.images import DecodedImages
 from hesstune.data.near_duplicates import (
     FEWEST_WORDS,
     SHARED_ORDER,
     SHARED_WEIGHT,
+    _Search,
     near_duplicates,
     plain_text,
 )
@@ -100,7 +100,7 @@ def test_noise_and_flat_pictures_match_only_where_they_are_equal():
 
 @pytest.mark.parametrize("side", [32, 64])
 def test_digits_written_alike_are_no_copies(side):
-    from hesstune.data.sources import listing
+    from hesstune.data.formats import listing
 
     digits = listing("digits", side).array[:600]
     (groups,) = near_duplicates([of_array(torch.cat([digits, digits[:50]]))])

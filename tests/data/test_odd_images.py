@@ -10,11 +10,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from hesstune.data.images import decode, decode_all
+from hesstune.data.images import decode, decode_all, decode_objects, to_rgb
 from hesstune.data.load import load_task
-from hesstune.data.pictures import decode_pictures
 from hesstune.data.reading import Columns, Reading, rgb_of
-from hesstune.data.rgb import Oddities, to_rgb
 from hesstune.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -30,8 +28,9 @@ def in_all_ways(image, tmp_path, suffix="png", **saved):
     """Return the pixels as read from a file, from bytes as of hf: data, and from a PIL image in memory."""
     path = tmp_path / f"x.{suffix}"
     image.save(path, **saved)
-    found, _, bad, _ = decode_pictures([path.read_bytes(), Image.open(path), {"path": str(path)}], SIZE)
-    assert bad == {}
+    made = decode_objects([path.read_bytes(), Image.open(path), {"path": str(path)}], SIZE)
+    found = made.array
+    assert made.bad == {}
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
     assert torch.equal(found[0], decode(path, SIZE))  # of this size nothing is resized
@@ -50,10 +49,10 @@ def test_images_stand_upright(tmp_path, orientation, suffix):
         expected = np.asarray(ImageOps.exif_transpose(raw).convert("RGB"))
     assert (found == expected).all()
     if suffix == "png":
-        turned, odd = decode_all([tmp_path / "x.png"], SIZE, 4, oddities=(seen := Oddities()))
-        assert odd == {}
+        turned, bad, notes = decode_all([tmp_path / "x.png"], SIZE, 4)
+        assert bad == {}
         told = "1 of 1 images turned upright, as their EXIF orientation says"
-        assert seen.notes(1) == ([told] if orientation > 1 else [])
+        assert notes == ([told] if orientation > 1 else [])
         assert (turned.array[0].permute(1, 2, 0).numpy() == expected).all()
 
 
@@ -62,8 +61,8 @@ def test_damaged_exif_is_no_reason_to_refuse(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "y.jpg")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found, bad = decode_all([tmp_path / "x.jpg", tmp_path / "y.jpg"], SIZE, 4)
-        pictures, *_ = decode_pictures([(tmp_path / "x.jpg").read_bytes()], SIZE)
+        found, bad, _ = decode_all([tmp_path / "x.jpg", tmp_path / "y.jpg"], SIZE, 4)
+        pictures = decode_objects([(tmp_path / "x.jpg").read_bytes()], SIZE).array
     assert bad == {}
     assert torch.equal(found.array[0], found.array[1])
     assert torch.equal(found.array[0], pictures[0])
@@ -93,7 +92,7 @@ def test_floats_are_scaled_by_their_range(tmp_path, values, expected, told):
     image = Image.fromarray(values.reshape(20, 20).astype(np.float32))
     found = in_all_ways(image, tmp_path, "tiff")
     assert np.abs(found[..., 0] - np.round(expected).reshape(20, 20)).max() <= 1
-    *_, notes = decode_pictures([image, Image.fromarray(RGB)], SIZE)
+    notes = decode_objects([image, Image.fromarray(RGB)], SIZE).notes
     assert [note for note in notes if told is None or told in note] == notes
     assert len(notes) == (told is not None)
 
@@ -129,7 +128,7 @@ def test_transparent_pixels_are_laid_on_the_background(tmp_path, kind, backgroun
         expected = composed(np.asarray(raw.convert("RGBA")).astype(float), background)
     found = pixels(path, background=background)
     assert np.abs(found - expected).max() <= 1
-    assert decode_pictures([path], SIZE, background)[3] == [
+    assert decode_objects([path], SIZE, background).notes == [
         "1 of 1 images have transparent pixels: laid on "
         + ("white" if min(background) == 255 else f"the colour {background}")
         + " (--background)"
@@ -243,7 +242,7 @@ def test_options_of_columns_and_background_are_refused_where_they_do_nothing(cle
         with pytest.raises(DataError, match=r"label.column"):
             load_task(clear[kind], size=8, how=Reading(columns=Columns(label="y")))
     (tmp_path / "t.csv").write_text("text,label\na,0\nb,1\nc,0\nd,1\n")
-    with pytest.raises(DataError, match="--background is what lies behind images"):
+    with pytest.raises(DataError, match="--background is for images"):
         load_task(f"csv:{tmp_path}/t.csv", size=8, how=Reading(background=(0, 0, 0)))
 
 

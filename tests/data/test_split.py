@@ -16,7 +16,7 @@ import hesstune as ht
 from hesstune.data.examples import Listing
 from hesstune.data.load import load_task
 from hesstune.data.reading import SplitRule, fold_of
-from hesstune.data.split_rule import parts_of_listing
+from hesstune.data.splits import draw_parts
 from hesstune.errors import ConfigError, DataError
 from hesstune.runs.config import make_config
 from hesstune.study.compare import plan_of
@@ -185,7 +185,7 @@ def folds(split, k, seed=0, labels=None, groups=None, n=60):
     made = []
     for i in range(1, k + 1):
         rng = np.random.default_rng(seed * k + i)
-        parts, _, _ = parts_of_listing(
+        parts, _, _ = draw_parts(
             found, SplitRule.parse(split), rng, 0.1, 0.2, (i, k), np.random.default_rng(seed)
         )
         made.append(parts)

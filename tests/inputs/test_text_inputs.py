@@ -6,6 +6,7 @@ import csv
 import json
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from hesstune.cli.main import run as cli
 from hesstune.data.load import load_task
 from hesstune.errors import DataError, MissingExtraError, ModelError
 from hesstune.forward import logits_of
-from hesstune.inputs.batches import TextInputs, length_batches, predict_logits
+from hesstune.inputs.batches import TextInputs, batches_of, predict_logits
 from hesstune.models.load import load_model
 from hesstune.report.run_page import render_run
 from hesstune.report.write import write_study
@@ -154,13 +155,14 @@ def test_batches_hold_every_example_once_and_similar_lengths_together():
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 100, size=203)
     order = rng.permutation(203)
-    batches = length_batches(order, lengths, 8, np.random.default_rng(1))
+    feed = SimpleNamespace(lengths=lengths)
+    batches = batches_of(feed, order, 8, np.random.default_rng(1))
     assert sorted(np.concatenate(batches).tolist()) == list(range(203))
     assert max(len(b) for b in batches) == 8
     padded = sum(len(b) * lengths[b].max() for b in batches)
     plain = sum(len(order[i : i + 8]) * lengths[order[i : i + 8]].max() for i in range(0, 203, 8))
     assert padded < 0.7 * plain
-    again = length_batches(order, lengths, 8, np.random.default_rng(1))
+    again = batches_of(feed, order, 8, np.random.default_rng(1))
     assert all((a == b).all() for a, b in zip(batches, again, strict=True))
 
 
