@@ -43,22 +43,14 @@ def of_array(array):
 FINE_PATTERNS = [11, 12, 17]
 MIRROR = Image.Transpose.FLIP_LEFT_RIGHT
 COPIES = {
-    "quality 75": lambda image: jpeg(image, 75),
-    "quality 60": lambda image: jpeg(image, 60),
     "quality 40": lambda image: jpeg(image, 40),
     "a pixel cropped": lambda image: image.crop((1, 1, image.width, image.height)),
     "half the size": lambda image: image.resize((image.width // 2, image.height // 2)),
     "twice the size": lambda image: image.resize((image.width * 2, image.height * 2)),
-    "brighter": lambda image: image.point(lambda value: min(255, value + 2)),
-    "the same": lambda image: image,
-    "mirrored": lambda image: image.transpose(MIRROR),
     "upside down": lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
     "a quarter turn": lambda image: image.transpose(Image.Transpose.ROTATE_90),
     "9 degrees": lambda image: image.rotate(9, Image.Resampling.BILINEAR),
-    "-5 degrees": lambda image: image.rotate(-5, Image.Resampling.BILINEAR),
-    "80 % of the sides": lambda image: image.crop((10, 10, 90, 90)),
     "a corner of 85 %": lambda image: image.crop((0, 0, 85, 85)),
-    "grey": lambda image: image.convert("L").convert("RGB"),
     "blurred": lambda image: image.filter(ImageFilter.GaussianBlur(1.5)),
     "less contrast": lambda image: ImageEnhance.Contrast(image).enhance(0.6),
     "gamma": lambda image: image.point(lambda value: round(255 * (value / 255) ** 1.5)),
@@ -66,9 +58,6 @@ COPIES = {
         image.transpose(MIRROR).rotate(8, Image.Resampling.BILINEAR).crop((8, 8, 93, 93))
     ),
     "mirrored and greyed": lambda image: image.transpose(MIRROR).convert("L").convert("RGB"),
-    "upside down and half the size": lambda image: image.transpose(Image.Transpose.ROTATE_180).resize(
-        (image.width // 2, image.height // 2)
-    ),
 }
 
 

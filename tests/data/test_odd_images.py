@@ -37,8 +37,9 @@ def in_all_ways(image, tmp_path, suffix="png", **saved):
     return pixels(path)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", ["png", "webp", "tiff"])
+@pytest.mark.parametrize(
+    ("orientation", "suffix"), [*((i, "png") for i in range(1, 9)), (6, "webp"), (7, "tiff")]
+)
 def test_images_stand_upright(tmp_path, orientation, suffix):
     image = Image.fromarray(RGB)
     exif = image.getexif()
@@ -48,12 +49,9 @@ def test_images_stand_upright(tmp_path, orientation, suffix):
     with Image.open(tmp_path / f"x.{suffix}") as raw:
         expected = np.asarray(ImageOps.exif_transpose(raw).convert("RGB"))
     assert (found == expected).all()
-    if suffix == "png":
-        turned, bad, notes = decode_all([tmp_path / "x.png"], SIZE, 4)
-        assert bad == {}
-        told = "1 of 1 images turned upright, as their EXIF orientation says"
-        assert notes == ([told] if orientation > 1 else [])
-        assert (turned.array[0].permute(1, 2, 0).numpy() == expected).all()
+    turned, bad, notes = decode_all([tmp_path / f"x.{suffix}"], SIZE, 4)
+    assert (bad, len(notes)) == ({}, int(orientation > 1))
+    assert (turned.array[0].permute(1, 2, 0).numpy() == expected).all()
 
 
 def test_damaged_exif_is_no_reason_to_refuse(tmp_path):
@@ -109,7 +107,7 @@ def composed(rgba, background):
     return rgba[..., :3] * alpha + np.array(background) * (1 - alpha)
 
 
-@pytest.mark.parametrize("background", [(255, 255, 255), (0, 0, 0), (16, 200, 32)])
+@pytest.mark.parametrize("background", [(255, 255, 255), (16, 200, 32)])
 @pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "PA", "key"])
 def test_transparent_pixels_are_laid_on_the_background(tmp_path, kind, background):
     rgba = RNG.integers(0, 256, (20, 20, 4), dtype=np.uint8)
@@ -128,11 +126,8 @@ def test_transparent_pixels_are_laid_on_the_background(tmp_path, kind, backgroun
         expected = composed(np.asarray(raw.convert("RGBA")).astype(float), background)
     found = pixels(path, background=background)
     assert np.abs(found - expected).max() <= 1
-    assert decode_objects([path], SIZE, background).notes == [
-        "1 of 1 images have transparent pixels: laid on "
-        + ("white" if min(background) == 255 else f"the colour {background}")
-        + " (--background)"
-    ]
+    (note,) = decode_objects([path], SIZE, background).notes
+    assert ("white" if min(background) == 255 else str(background)) in note
 
 
 def test_grey_of_sixteen_bits_may_be_transparent(tmp_path):
@@ -157,7 +152,7 @@ ORDINARY = {
 
 
 @pytest.mark.parametrize("name", ORDINARY)
-@pytest.mark.parametrize("size", [16, 20, 33])
+@pytest.mark.parametrize("size", [16, 33])
 def test_ordinary_images_have_the_pixels_that_they_had(tmp_path, name, size):
     path = tmp_path / ("x.jpg" if name == "cmyk" else "x.png")
     ORDINARY[name].save(path)
@@ -226,18 +221,16 @@ def clear(tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "csv", "array", "hf", "objects", "arrays"])
 def test_every_kind_of_data_lays_images_on_the_background_and_says_so(clear, kind):
-    for how, level, told in (
-        (Reading(), 255, "white"),
-        (Reading(background=rgb_of("black")), 0, "(0, 0, 0)"),
-    ):
+    black = Reading(background=rgb_of("black"))
+    for how, level, shown in ((Reading(), 255, "white"), (black, 0, "(0, 0, 0)")):
         found = load_task(clear[kind], size=10, val_fraction=0, test_fraction=0, how=how)
         images = found.train.images(np.arange(6))
         assert (images[..., :5] == level).all()
         assert (images[..., 5:] == 0).all()
-        assert len([note for note in found.notes if "laid on" in note and told in note]) == 1
+        assert len([note for note in found.notes if "laid on" in note and shown in note]) == 1
 
 
-def test_options_of_columns_and_background_are_refused_where_they_do_nothing(clear, tmp_path):
+def test_options_of_columns_and_background_are_refused_if_they_do_nothing(clear, tmp_path):
     for kind in ("folder", "array", "objects"):
         with pytest.raises(DataError, match=r"label.column"):
             load_task(clear[kind], size=8, how=Reading(columns=Columns(label="y")))
@@ -258,9 +251,9 @@ def test_streamed_images_of_another_background_are_other_contents(clear):
 def test_arrays_of_sixteen_bits_are_scaled(tmp_path):
     deep = RNG.integers(0, 65536, (4, 8, 8, 3)).astype(np.uint16)
     np.savez(tmp_path / "x.npz", images=deep, labels=[0, 1, 0, 1])
+    expected = np.round(deep / 257).transpose(0, 3, 1, 2)
     for data in (f"array:{tmp_path}/x.npz", (deep, [0, 1, 0, 1]), (list(deep), [0, 1, 0, 1])):
         found = load_task(data, size=8, val_fraction=0, test_fraction=0)
-        expected = np.round(deep / 257).transpose(0, 3, 1, 2)
         assert (found.train.images(np.arange(4)).numpy() == expected).all()
         assert "scaled to 8 bits from 0 to 65535" in found.notes[0]
 

@@ -1,7 +1,5 @@
 """Texts from a CSV to predictions: the same commands as for images."""
 
-from __future__ import annotations
-
 import csv
 import json
 from html import unescape
@@ -56,32 +54,25 @@ def options(tiny_bert, reviews, tmp_path) -> dict:
 
 @pytest.mark.parametrize("train", ["all", "head"])
 def test_texts_are_fine_tuned_measured_and_predicted(options, train, tmp_path):
-    run = ht.finetune(options, train=train, epochs=12, method="vanilla", inject_noise=None)
-    assert run.record["kind"] == "text"
-    found = measure_run(run)
+    run = ht.finetune(
+        options, train=train, epochs=12 if train == "all" else 1, method="vanilla", inject_noise=None
+    )
+    record = json.loads((run.path / "run.json").read_text())
+    assert (record["kind"], record["texts_cut"]) == ("text", 0)
+    found = measure_run(run, examples="all", max_examples=10)
     assert found.names == run.reference().layers()
-    assert len(found.losses) == run.record["examples"]["val"]
+    assert found.quadratic.isfinite().all()
     new = tmp_path / "new.csv"
     new.write_text("id,text\nx,the film was great\ny,a dull plot\n")
-    told = ht.predict(run, f"csv:{new}")
-    assert told.ids == ["x", "y"]
+    predictions = ht.predict(run, f"csv:{new}")
+    assert predictions.ids == ["x", "y"]
     if train == "all":
-        assert told.predicted == ["yes", "no"]
-
-
-def test_the_measure_of_a_run_does_not_depend_on_the_padding(options):
-    run = ht.finetune(options, epochs=1)
-    found = measure_run(run, examples="all", max_examples=10)
-    with torch.no_grad():
-        loaded = run.loaded()
-    task = load_task(run.config.data, size=8, seed=0)
-    assert task.is_text
-    feed = TextInputs(task.train, loaded, torch.device("cpu"), 24)
-    one_by_one = torch.cat(
-        [loaded.model(**feed.inputs(np.array([i]))).logits.detach() for i in range(len(feed))]
-    )
-    torch.testing.assert_close(predict_logits(loaded.model, feed), one_by_one, rtol=1e-4, atol=1e-5)
-    assert found.quadratic.isfinite().all()
+        assert predictions.predicted == ["yes", "no"]
+    loaded = run.loaded()
+    feed = TextInputs(load_task(run.config.data, size=8).train, loaded, torch.device("cpu"), 24)
+    with torch.no_grad():  # padding changes nothing
+        alone = [loaded.model(**feed.inputs(np.array([i]))).logits for i in range(len(feed))]
+    torch.testing.assert_close(predict_logits(loaded.model, feed), torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
 def test_a_resumed_text_run_is_the_run_it_would_have_been(options, tmp_path, monkeypatch):
@@ -109,8 +100,6 @@ def test_long_texts_are_cut_and_counted(options):
     run = ht.finetune(options, max_length=6, train="head", epochs=1)
     assert run.record["texts_cut"] > 0
     assert "cut to 6 tokens" in (run.path / "README.md").read_text()
-    uncut = ht.finetune(options, out=options["out"] + "2", train="head", epochs=1)
-    assert uncut.record["texts_cut"] == 0
 
 
 def test_pairs_of_texts_reach_the_model_as_pairs(tiny_bert, tmp_path):
@@ -166,37 +155,27 @@ def test_batches_hold_every_example_once_and_similar_lengths_together():
     assert all((a == b).all() for a, b in zip(batches, again, strict=True))
 
 
-def test_records_of_a_text_run_are_json(options):
-    run = ht.finetune(options, epochs=1)
-    record = json.loads((run.path / "run.json").read_text())
-    assert record["kind"] == "text"
-
-
 @pytest.mark.parametrize("fraction", [0.0, 0.5])
 def test_texts_of_unequal_length_are_certified(options, fraction):
     """With the prior before fine-tuning, and one trained on half of the texts."""
     changes = {"method": "certified", "inject_noise": None, "lr": 5e-3, "epochs": 3, "val_fraction": 0}
     run = ht.finetune({k: v for k, v in options.items() if k != "radius"}, **changes)
     task = run_task(run.config)
-    lengths = TextInputs(task.train, run.loaded(), torch.device("cpu"), 24).lengths
-    assert len(set(lengths.tolist())) > 4
+    feed = TextInputs(task.test, run.loaded(), torch.device("cpu"), 24)
+    assert len(set(feed.lengths.tolist())) > 2
     found = certify_run(run, prior_fraction=fraction, draws=48)
     kept = len(task.train) if fraction == 0 else len(task.train) - round(fraction * len(task.train))
     assert found.n == kept
     assert not found.diagnostic
     assert found.empirical <= found.risk <= 1
     assert found.held_out["n"] == len(task.test)
-    # A text is counted alike alone and beside longer ones.
-    model = run.model().eval()
-    feed = TextInputs(task.test, run.loaded(), torch.device("cpu"), 24)
-    alone = [int(model(**feed.inputs(np.array([i]))).logits.argmax()) for i in range(len(feed))]
     if fraction == 0:
-        assert found.held_out["error"] == pytest.approx(np.mean(np.array(alone) != task.test.labels))
+        wrong = predict_logits(run.model().eval(), feed).argmax(dim=1).numpy() != task.test.labels
+        assert found.held_out["error"] == pytest.approx(wrong.mean())
     assert Certificate.load(run.path / "certificate.json") == found
-    text = render_run(run.path)
-    assert f"≤ {100 * found.risk:.1f} % error</strong>" in text
-    assert f"{100 * found.held_out['bound']:.1f} % (Clopper–Pearson)" in text
-    assert all(line in unescape(text) for line in found.assumptions)
+    page = unescape(render_run(run.path))
+    assert f"≤ {100 * found.risk:.1f} % error</strong>" in page
+    assert all(line in page for line in found.assumptions)
 
 
 def test_methods_are_compared_on_texts(options, tmp_path, capsys):
