@@ -306,22 +306,14 @@ class FileImages:
         return FileImages([self.paths[i] for i in rows], self.size, self._background, changed, digests)
 
     def digests(self, indices: NDArray[np.int64], anew: bool = False) -> Digests:
-        """Return the digests of the files at the indices; without any yet, or with `anew`, read all files.
-
-        Raises:
-            DataError: If a file cannot be read.
-        """
+        """Return the digests of the files at the indices; without any yet, or with `anew`, read all files."""
         if self._digests is None or anew:
             self._digests = as_digests(self._pool.map(_digest_of_file, self.paths))
         return self._digests[indices]
 
     @cached_property
     def digest(self) -> str:
-        """Checksum of the files' contents, not of their names and times, and of how pixels were changed.
-
-        Raises:
-            DataError: If a file cannot be read.
-        """
+        """Checksum of the files' contents, not of their names and times, and of how pixels were changed."""
         how = [f"upright on {self._background}: {self._changed}"] if self._changed else []
         every = self.digests(np.arange(len(self.paths)))
         return digest_of_texts([*(row.tobytes().hex() for row in every), *how])
@@ -345,14 +337,9 @@ def decode_all(
 ) -> tuple[DecodedImages | FileImages, dict[int, str], list[str]]:
     """Decode every image file once, so that a damaged file is found before training starts.
 
-    Args:
-        paths: Image files.
-        size: Side of the square images.
-        cache_mib: Memory for the decoded images; if they do not fit, each batch is decoded anew.
-        background: Background colour of transparent images.
-
     Returns:
-        The source of the images; {index: reason} of the files that could not be decoded; what was changed.
+        The source of the images, which decodes each batch anew if they do not fit in `cache_mib`; {index:
+        reason} of the files that could not be decoded; what was changed, in sentences.
     """
     keep = len(paths) * 3 * size * size <= cache_mib * 2**20
     array = torch.zeros((len(paths) if keep else 0, 3, size, size), dtype=torch.uint8)
@@ -406,13 +393,9 @@ class Pixels:
 def decode_objects(
     images: Iterable[Any], size: int, background: Colour = WHITE, ids: Sequence[str] | None = None
 ) -> Pixels:
-    """Bring images in memory to squares, with the same changes as image files.
+    """Bring PIL images, bytes of files, paths, or mappings of `bytes` and `path` to squares.
 
-    Args:
-        images: PIL images, bytes of files, paths, or mappings of `bytes` and `path`.
-        size: Side of the square images.
-        background: Background colour of transparent images.
-        ids: Names for messages; default: numbers.
+    They are changed as image files are. Messages name the ids; default: numbers.
     """
     rows: list[torch.Tensor] = []
     digests: list[Digests] = []
@@ -463,17 +446,10 @@ def resized(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def pixels_of_array(array: NDArray[Any], size: int, what: str, background: Colour) -> Pixels:
-    """Bring images given as one array to squares.
+    """Bring images given as one array, (N, H, W) or (N, H, W, C), to squares.
 
-    Args:
-        array: (N, H, W) or (N, H, W, C): integers in [0, 255], floats in [0, 1], or unsigned integers of 16
-            bits, which are scaled if one is above 255. A fourth channel is opacity.
-        size: Side of the square images.
-        what: The array, for messages.
-        background: Background colour of transparent images.
-
-    Raises:
-        DataError: If the shape or the values are others.
+    Values are integers in [0, 255], floats in [0, 1], or unsigned integers of 16 bits, which are scaled if
+    one is above 255. A fourth channel is opacity. Other shapes and values raise DataError.
     """
     if array.ndim == 3:
         array = array[..., None]

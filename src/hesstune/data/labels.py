@@ -50,13 +50,9 @@ def class_labels(
 ) -> ClassLabels:
     """Turn labels as written into class indices.
 
-    Spaces around a label are dropped. Numbers other than 0, 1, 2, … are mapped in their order.
-
-    Args:
-        column: The labels.
-        where: The data, for messages.
-        hidden: Whether labels may be missing or −1; such labels become −1.
-        names: Class names, if labels are names or indices into them; names without an example are dropped.
+    Spaces around a label are dropped. Numbers other than 0, 1, 2, … are mapped in their order. `hidden`
+    labels may be missing or −1 and become −1. With `names`, labels are names or indices into them, and names
+    without an example are dropped.
 
     Raises:
         DataError: If a label is missing, names several classes or no class, or there is only one class.
@@ -189,10 +185,6 @@ def alike(classes: Sequence[str]) -> list[str]:
 def labels_among(given: Sequence[str], classes: Sequence[str]) -> tuple[NDArray[np.int64] | None, list[str]]:
     """Find labels as written among a run's classes, to compare predictions with.
 
-    Args:
-        given: Labels, "" if missing.
-        classes: Class names.
-
     Returns:
         (N,) int64 indices, −1 if a label is missing or not a class; None if all are. And notes.
 
@@ -252,14 +244,9 @@ def column_named(columns: Iterable[str], name: str) -> str | None:
 def read_sources(
     labels: Sequence[str], given: Sequence[str] | None, sources: Sequence[str] | None
 ) -> list[str] | None:
-    """Return the source of each label, in lower case; None if neither column exists.
+    """Return the source of each label, in lower case; None if there are no columns GIVEN_LABEL and SOURCE.
 
     A label that differs from the given label is REWRITTEN, whatever its source says.
-
-    Args:
-        labels: Labels as written.
-        given: Cells of the column GIVEN_LABEL, or None.
-        sources: Cells of the column SOURCE, or None.
 
     Example:
         >>> read_sources(["a", "b"], ["a", "a"], ["Kept ", "given"])
@@ -342,15 +329,10 @@ def _refuse_unchecked(table: CsvTable, column: str) -> None:
 
 
 def checked(task: Task, clean: Mapping[str, int], partial: bool = False) -> Task:
-    """Return the task with checked labels in place of noisy ones, marked as clean.
-
-    Args:
-        task: The task with noisy labels.
-        clean: {id: class index}.
-        partial: Whether ids of examples outside the task (left out by a limit) are accepted.
+    """Return the task with checked labels, {id: class index}, in place of noisy ones, marked as clean.
 
     Raises:
-        DataError: If an id is no example's.
+        DataError: If an id is no example's; `partial` accepts ids of examples left out by a limit.
     """
     known = {i for part in (task.train, task.val, task.test) for i in part.ids}
     strange = [i for i in clean if i not in known]

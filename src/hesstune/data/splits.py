@@ -27,21 +27,11 @@ def draw_parts(
     fold: tuple[int, int] | None = None,
     folds_rng: np.random.Generator | None = None,
 ) -> tuple[dict[str, Rows], str, list[str]]:
-    """Draw the parts of a data set.
+    """Return the rows of each part; how they were drawn, `given` if the data names them; and notes.
 
-    Args:
-        found: Its examples. Parts that the data names are kept; a missing validation part is drawn from the
-            training part.
-        rule: The rule.
-        rng: Draws the parts.
-        val_fraction: Share of all examples for validation, if the data names no such part.
-        test_fraction: Share for the test, if the data names no parts and there is no fold.
-        fold: (i, K): the test part is fold i of K. By time there are K + 1 stretches of time, of which the
-            first i are for training and the next is the fold.
-        folds_rng: Draws the folds; the same for each of them.
-
-    Returns:
-        The rows of each part; how they were drawn, `given` if the data names them; notes.
+    Parts that the data names are kept; a missing validation part is drawn from the training part. With a fold
+    (i, K) the test part is fold i of K, drawn by `folds_rng`, the same for all folds. By time there are K + 1
+    stretches of time, of which the first i are for training and the next is the fold.
 
     Raises:
         DataError: If the rule cannot be followed on this data, or contradicts its own parts.

@@ -56,22 +56,18 @@ def listing_of(
     hidden: bool = False,
     notes: Sequence[str] = (),
 ) -> Listing:
-    """List the examples of a table, with labels and votes if it has them.
+    """List the examples of a table, with labels, votes, soft labels p_CLASS and sources of labels.
 
     Args:
-        table: Its columns may also hold votes, soft labels p_CLASS and sources of labels.
+        table: The table.
         roles: {role: column}; the roles are those of USUAL.
         how: How votes are read and combined, and the column by which the data is split.
-        labelled: Whether labels or votes are required; otherwise labels go into `given` as written, and votes
-            are not read.
+        labelled: Whether labels or votes are required; otherwise votes are not read.
         images: The images, if they are not files in the column `image`.
         names: Class names, if labels are names or indices into them.
         ids: The ids of a table without a column of ids; default: paths of images, or row numbers.
         hidden: Whether labels may be missing or −1; such examples are left out.
         notes: How the table was read, in sentences.
-
-    Raises:
-        DataError: If a column is missing or cannot be used.
     """
     whole, table = table, table.renamed(roles)
     unused = ("image",) if "text" in roles else ("text", "text2") if "image" in roles else ()
@@ -175,8 +171,7 @@ def _labels_before(table: CsvTable, classes: list[str]) -> NDArray[np.int64] | N
 def examples_of(table: CsvTable, labelled: bool = True, ids: list[str] | None = None) -> Listing:
     """List a table's examples without labels: ids, parts, and texts or paths of images.
 
-    An id is the column `id`, or else the image's path if no path repeats, or else the row's number. If labels
-    are not required, cells of `split` may hold anything.
+    If labels are not required, cells of `split` may hold anything.
 
     Raises:
         DataError: If ids repeat, a part is unknown, or an image lies outside the file's folder.
@@ -276,7 +271,7 @@ def parts_of(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def parts_note(found: dict[str, str]) -> list[str]:
-    """Say, in a sentence or none, which names were taken for which parts."""
+    """Say which names were taken for which parts."""
     by_part = {part: [name for name in found if found[name] == part] for part in PARTS}
     read = [
         f"{listed(f'{cut(name, 40)!r}' for name in names)} for {part}"
@@ -287,15 +282,9 @@ def parts_note(found: dict[str, str]) -> list[str]:
 
 
 def each_part(column: Column, what: str, needed: bool = True) -> tuple[list[str], list[str]]:
-    """Return the part of each example from a column of names, and what was guessed, in sentences.
+    """Return the part of each example from a column of names, and notes.
 
-    Args:
-        column: The names.
-        what: The column, for messages.
-        needed: Whether each name must be a part's; otherwise other names become "".
-
-    Raises:
-        DataError: If a cell is not the name of a part, with its row.
+    Other names raise DataError if they are `needed`, and become "" otherwise.
     """
     codes, values = column.coded()
     named, others = parts_of(values)
@@ -325,12 +314,7 @@ def possible_groups(
 
     Such a column repeats values. Either its name has a word such as patient, author or video, or it has more
     values than there are classes, most of them in several rows. Constant columns, numbers that are not
-    integers, labels and soft labels are no groups. Missing cells do not count.
-
-    Args:
-        columns: The table's columns.
-        classes: Class names.
-        used: Columns that are read as something else, such as votes.
+    integers, labels, soft labels and `used` columns are no groups. Missing cells do not count.
 
     Example:
         >>> sites = Column(["a", "b", "a"])

@@ -24,12 +24,7 @@ SHARE = 0.5
 class ActivationFile:
     """Rows of float32 numbers in a file that is deleted when it is closed or the process ends.
 
-    Args:
-        folder: The folder of the file.
-        offsets: (R + 1,) the start of each row, in numbers.
-
-    Raises:
-        OSError: If the file cannot be made, or there is no room for it.
+    Row r holds the numbers offsets[r] to offsets[r + 1]. Raises OSError if there is no room for the file.
     """
 
     def __init__(self, folder: Path, offsets: NDArray[np.int64]) -> None:
@@ -94,12 +89,10 @@ class ActivationInputs(ModelInputs):
         model: The whole network; the part before the cut is frozen.
         cut: The place of the cut.
         folder: Folder in which activations are stored until the run ends; None: they are computed each time.
+            Raises OSError if it has no room for them.
 
     Attributes:
         computed: The number of activations computed.
-
-    Raises:
-        OSError: If the folder has no room for them.
     """
 
     def __init__(

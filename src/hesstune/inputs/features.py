@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,11 +51,7 @@ def cached_features(
 ) -> FeatureInputs | None:
     """Compute the inputs of the head for every example, or for some, in eval mode.
 
-    Args:
-        model: The network.
-        heads: Its classifier, or all layers that its logits are made of: their inputs are concatenated.
-        feed: The network's inputs.
-        rows: Indices of the examples, ascending; None: all.
+    The inputs of several heads, whose outputs make up the logits, are concatenated.
 
     Returns:
         The features, or None if they do not determine the logits: a single head is not the network's last
@@ -105,13 +100,6 @@ def _determines(model: nn.Module, head: nn.Module, inputs: Inputs) -> bool:
             p.copy_(value)
 
 
-class _Key(NamedTuple):
-    """The name of one network's features of one source; whether it is the same in another process."""
-
-    text: str
-    lasting: bool
-
-
 @dataclass(frozen=True)
 class _Features:
     """Features of some rows of one source, by ascending index."""
@@ -152,7 +140,8 @@ class FeatureStore:
 
     Rows are stored by content: of the network without its head (weights, kinds of modules, precision, kind
     of device), of its normalisation or its tokenizer and longest input, and of the images (pixels, or bytes
-    of files and the size they are brought to) or texts. Changed images and weights have rows of their own.
+    of files and the size they are brought to) or texts. Changed images and weights have rows of their own;
+    rows of a source without a digest are not stored.
 
     Rows are computed when they are first needed, in the batches of a head's own training. The last digits of
     a row depend on its batch: rows that another part of the data computed first keep their digits.
@@ -187,8 +176,6 @@ class FeatureStore:
         self.computed = 0
         self._most, self._threads = most_mib * 2**20, threads
         self._memory: OrderedDict[str, _Features] = OrderedDict()
-        # Sources without a digest, kept so that no other object gets their ids.
-        self._nameless: dict[int, object] = {}
 
     def rows(
         self,
@@ -203,14 +190,14 @@ class FeatureStore:
             The rows, or None if features alone do not determine the logits; see `cached_features`.
         """
         network = _network_digest(loaded, max_length)
-        found, keys = {}, dict[int, _Key]()
+        found, keys = {}, dict[int, str | None]()
         for name, feed in feeds.items():
             part = parts[name]
             if not len(part):
                 found[name] = torch.zeros((0, 1))
                 continue
             if id(part.source) not in keys:  # parts share one, and hashing it takes a while
-                keys[id(part.source)] = self._key(network, part.source)
+                keys[id(part.source)] = _key(network, part.source)
             table = self._completed(keys[id(part.source)], loaded, part, feed)
             if table is None:
                 return None
@@ -218,10 +205,10 @@ class FeatureStore:
         return found
 
     def _completed(
-        self, key: _Key, loaded: LoadedModel, part: Examples, feed: ModelInputs
+        self, key: str | None, loaded: LoadedModel, part: Examples, feed: ModelInputs
     ) -> _Features | None:
         """Return a table with all rows of a part: from memory, the folder, or computed and written there."""
-        table = self._memory.get(key.text, _Features())
+        table = self._memory.get(key or "", _Features())
         if not len(table.missing(part.rows)):
             return table
         with self._locked(key) as path:
@@ -238,19 +225,20 @@ class FeatureStore:
                 table = table.joined(part.rows[missing], made.features.cpu())
                 if path is not None:
                     save_tree(path, {"rows": torch.from_numpy(table.rows), "features": table.features})
-        self._memory.pop(key.text, None)
-        self._memory[key.text] = table
+        if key is not None:
+            self._memory.pop(key, None)
+            self._memory[key] = table
         while sum(kept.features.nbytes for kept in self._memory.values()) > self._most:
             self._memory.popitem(last=False)
         return table
 
     @contextlib.contextmanager
-    def _locked(self, key: _Key) -> Iterator[Path | None]:
+    def _locked(self, key: str | None) -> Iterator[Path | None]:
         """Hold the lock of one file of the folder; yield its path, or None if nothing is stored."""
-        if self.folder is None or not key.lasting:
+        if self.folder is None or key is None:
             yield None
             return
-        lock = FileLock(self.folder / f"{key.text}.lock")
+        lock = FileLock(self.folder / f"{key}.lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -258,17 +246,17 @@ class FeatureStore:
             reason = error.strerror or error
             raise RunError(f"cannot keep features in {self.folder}: {reason}") from error
         try:
-            yield self.folder / f"{key.text}.safetensors"
+            yield self.folder / f"{key}.safetensors"
         finally:
             lock.release()
 
-    def _key(self, network: str, source: object) -> _Key:
-        found = getattr(source, "digest", None)
-        if found is None:
-            self._nameless[id(source)] = source
-        size = source.size if isinstance(source, FileImages) else ""
-        contents = f"object {id(source)}" if found is None else f"{type(source).__name__} {size} {found}"
-        return _Key(digest_of_texts((FORMAT, network, contents)), found is not None)
+
+def _key(network: str, source: object) -> str | None:
+    """Return the name of a network's features of a source; None if the source has no digest."""
+    found = getattr(source, "digest", None)
+    size = source.size if isinstance(source, FileImages) else ""
+    contents = f"{type(source).__name__} {size} {found}"
+    return None if found is None else digest_of_texts((FORMAT, network, contents))
 
 
 def _network_digest(loaded: LoadedModel, max_length: int) -> str:
