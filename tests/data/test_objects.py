@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 import hesstune as ht
 from hesstune.data.load import load_examples, load_task
+from hesstune.data.reading import Columns, Reading
 from hesstune.errors import DataError
 
 pandas = pytest.importorskip("pandas")
@@ -124,7 +125,7 @@ def test_frames_are_read_as_csv_files_are(tmp_path):
     assert task(voted).unlabelled == ["23"]
     for images in (IMAGES, [Image.fromarray(image) for image in IMAGES]):
         frame = pandas.DataFrame({"image": list(images), "label": NAMES, "split": ["val", "train"] * 12})
-        found = task(frame, size=10)
+        found = task(frame.assign(text="x"), size=10, how=Reading(columns=Columns(image="image")))
         assert found.split == "given"
         expected = torch.from_numpy(IMAGES[1::2]).permute(0, 3, 1, 2)
         assert torch.equal(found.train.images(np.arange(12)), expected)

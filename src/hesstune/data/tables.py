@@ -70,7 +70,8 @@ def listing_of(
         notes: How the table was read, in sentences.
     """
     whole, table = table, table.renamed(roles)
-    unused = ("image",) if "text" in roles else ("text", "text2") if "image" in roles else ()
+    has_images = images is not None or "image" in roles
+    unused = ("text", "text2") if has_images else ("image",)
     table = replace(table, columns={name: own for name, own in table.columns.items() if name not in unused})
     voters = vote_columns(table, how.voting.columns) if labelled else []
     if labelled and "label" not in table and not voters:

@@ -100,18 +100,19 @@ def read_object(data: Any, size: int, labelled: bool, how: Reading) -> Listing:
         )
     else:
         found = reader.other(data, labelled)
-    columns = dict(found.columns)
+    columns, roles = dict(found.columns), dict[str, str]()
     if isinstance(found.values, list):
         if not found.values:
             raise DataError(f"{found.name} holds no examples")
-        columns["image" if found.are_files else "text"] = found.values
+        kind = "image" if found.are_files else "text"
+        columns[kind], roles[kind] = found.values, kind
         if found.are_files:
             columns["image"] = [str(expanded(path).absolute()) for path in found.values]
             if "id" not in columns and len(set(found.values)) == len(found.values):
                 columns["id"] = [plain(path) for path in found.values]
     return listing_of(
         CsvTable.of(columns, found.name, first=found.first),
-        {},
+        roles,
         how,
         labelled,
         images=None if isinstance(found.values, list) else found.values,
