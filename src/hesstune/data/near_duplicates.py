@@ -226,7 +226,7 @@ def _group_images(parts: Sequence[Examples]) -> Rows:
 
 
 def _thumbnails(images: torch.Tensor) -> torch.Tensor:
-    """Return grey thumbnails (N, 1, 64, 64) in half precision."""
+    """Return grey thumbnails, (N, 1, 64, 64), in half precision."""
     grey = (images.float() * torch.tensor(GREY)[:, None, None]).sum(dim=1, keepdim=True)
     if min(grey.shape[-2:]) < FINE_SIDE:
         return functional.interpolate(grey, (FINE_SIDE, FINE_SIDE), mode="bilinear").half()

@@ -96,21 +96,12 @@ class ImageInputs(ModelInputs):
 
 
 class TextInputs(ModelInputs):
-    """Token ids, attention masks (and segment ids), on the device.
+    """Token ids, attention masks (and segment ids) of texts or pairs of texts, on the device.
 
-    Args:
-        examples: Texts, or pairs of texts.
-        loaded: A model with its tokenizer.
-        device: The device of the inputs.
-        max_length: Largest number of tokens; longer texts are cut at the end.
-        blank: Whether texts may be blank.
-
-    Attributes:
-        lengths: (N,) number of tokens of each example after cutting.
-        truncated: The number of examples that were cut.
+    Texts longer than `max_length` tokens are cut at the end; `truncated` counts them.
 
     Raises:
-        DataError: If the examples are no texts, or a text is blank.
+        DataError: If the examples are no texts, or a text is blank and may not be.
         ModelError: If the model has no tokenizer.
     """
 

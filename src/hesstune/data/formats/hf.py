@@ -69,20 +69,10 @@ def _load(name: str) -> Any:
 
 
 def read_data_set(found: Any, what: str, size: int, labelled: bool, how: Reading) -> Listing:
-    """List the examples of a Dataset or DatasetDict: a text (or pair) or an image column, and labels.
+    """List the examples of a Dataset or DatasetDict, `what` in messages; see `DataFormat.read`.
 
-    Rows labelled −1 or None (hidden test labels) are left out.
-
-    Args:
-        found: The data set. Splits of a dictionary that are named like parts are read, or all splits if no
-            labels are required.
-        what: Its name in messages.
-        size: Side of the images in pixels.
-        labelled: Whether labels are required.
-        how: Named columns, how votes become labels, and the background of transparent images.
-
-    Raises:
-        DataError: If it has no such columns, or they cannot be used.
+    Splits of a dictionary that are named like parts are read, or all splits if no labels are required. Rows
+    labelled −1 or None (hidden test labels) are left out.
     """
     splits, parts, notes = _splits(found, what, labelled)
     first = next(iter(splits.values()))

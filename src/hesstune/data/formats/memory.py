@@ -49,17 +49,7 @@ FORMAT = Memory
 
 @dataclass
 class _Inputs:
-    """What an object holds.
-
-    Attributes:
-        name: Its name in messages.
-        values: Texts, paths of image files (`are_files`), or decoded images.
-        are_files: Whether the values are paths.
-        columns: {role or name: cells} of other columns.
-        classes: Class names, or None.
-        notes: What was guessed, in sentences.
-        first: The number of the first row, as its user counts.
-    """
+    """What an object holds: texts, paths of image files or decoded images, and the cells of other columns."""
 
     name: str
     values: list[str] | Pixels
@@ -67,37 +57,30 @@ class _Inputs:
     columns: dict[str, list[str]] = field(default_factory=dict)
     classes: list[str] | None = None
     notes: list[str] = field(default_factory=list)
+    # The number of the first row, as the user counts.
     first: int = 0
 
 
 def read_object(data: Any, size: int, labelled: bool, how: Reading) -> Listing:
-    """List the examples of an object.
+    """List the examples of an object; see `DataFormat.read`.
 
-    Args:
-        data: A pandas DataFrame (columns as of `csv:` data; `image` may also hold PIL images or arrays); a
-            pair (X, y) of inputs and labels; a map-style data set of (input, label); or a Dataset or
-            DatasetDict of the library datasets. Inputs are texts, image files (paths, or strings that all
-            end as image files do), PIL images, or arrays of images: (N, H, W), (N, H, W, C) or
-            (N, C, H, W), integers in [0, 255] or floats in [0, 1]. Labels are class names, or indices from 0.
-            If no labels are required, inputs alone can be read. A Listing is returned as it is.
-        size: Side in pixels of the images: PIL images are cropped to a square, arrays are not.
-        labelled: Whether labels are required.
-        how: Named columns, how votes become labels, and the background of transparent images.
+    Objects are: a pandas DataFrame (columns as of `csv:` data; `image` may also hold PIL images or arrays); a
+    pair (X, y) of inputs and labels; a map-style data set of (input, label); a Dataset or DatasetDict of the
+    library datasets; if no labels are required, inputs alone; and a Listing, which is returned as it is.
 
-    Raises:
-        DataError: If it is something else, or cannot be used, with what is needed.
+    Inputs are texts, image files (paths, or strings that all end as image files do), PIL images (cropped to a
+    square), or arrays of images (not cropped): (N, H, W), (N, H, W, C) or (N, C, H, W), integers in [0, 255]
+    or floats in [0, 1]. Labels are class names, or indices from 0.
     """
     if isinstance(data, Listing):
         return data
     if _is_from(data, "datasets") and (hasattr(data, "column_names") or isinstance(data, dict)):
         return read_data_set(data, "the data set", size, labelled, how)
     reader = _Reader(size, how.background)
-    if _is_frame(data):
+    if _is_from(data, "pandas") and hasattr(data, "columns"):
         found = reader.frame(data, how.columns)
-    elif how.columns.demanded:
-        raise DataError(
-            f"{how.columns.demanded[0]}_column names a column, and this data has none; leave it out"
-        )
+    elif asked := how.columns.demanded:
+        raise DataError(f"{asked[0]}_column names a column, and this data has none; leave it out")
     else:
         found = reader.other(data, labelled)
     columns, roles = dict(found.columns), dict[str, str]()
@@ -125,10 +108,6 @@ def read_object(data: Any, size: int, labelled: bool, how: Reading) -> Listing:
 def _is_from(given: object, package: str) -> bool:
     """Tell whether an object's class is of a package, without importing it."""
     return type(given).__module__.partition(".")[0] == package
-
-
-def _is_frame(given: object) -> bool:
-    return _is_from(given, "pandas") and hasattr(given, "columns")
 
 
 def _cells(values: Any) -> list[str]:
@@ -193,25 +172,21 @@ class _Reader:
 
     def pair(self, inputs: Any, labels: Any) -> _Inputs:
         if isinstance(inputs, str | bytes):
-            raise DataError(
-                "of (X, y), X holds the inputs of all examples; got one text: give lists, ([X], [y])"
-            )
-        found = self.frame(inputs, Columns()) if _is_frame(inputs) else self.inputs(inputs, "X")
+            raise DataError("X of (X, y) holds the inputs of all examples; got one text: give ([X], [y])")
+        is_frame = _is_from(inputs, "pandas") and hasattr(inputs, "columns")
+        found = self.frame(inputs, Columns()) if is_frame else self.inputs(inputs, "X")
         if labels is None:
             return found
         if getattr(labels, "ndim", 1) != 1:
-            raise DataError(
-                f"y must be one label an example, (N,); got the shape {tuple(labels.shape)}. Multi-label "
-                "targets are not supported"
-            )
+            shape = tuple(labels.shape)
+            raise DataError(f"y must be (N,), one label per example (no multi-label targets); got {shape}")
         cells = _cells(labels)
         if len(cells) != len(found.values):
             raise DataError(f"X has {len(found.values)} examples, but y has {len(cells)} labels")
         both = _is_from(inputs, "pandas") and _is_from(labels, "pandas")
         if both and not inputs.index.equals(labels.index):
             raise DataError(
-                "X and y have different indices, so labels cannot be matched with inputs: give "
-                "y.loc[X.index], or y.to_numpy() to match them by position"
+                "X and y have different indices: give y.loc[X.index], or y.to_numpy() to match by position"
             )
         found.columns["label"] = cells
         return found
@@ -266,10 +241,8 @@ class _Reader:
         except (TypeError, ValueError, RuntimeError):
             arrays = []
         if not arrays or arrays[0].dtype.kind not in "buifc":
-            raise DataError(
-                f"inputs are texts, image files, PIL images or arrays of images; {what} holds "
-                f"{type(rows[0]).__name__}"
-            )
+            kinds = "texts, image files, PIL images or arrays of images"
+            raise DataError(f"inputs are {kinds}; {what} holds {type(rows[0]).__name__}")
         if len({(array.shape, array.dtype) for array in arrays}) == 1:
             return self.array(np.stack(arrays), what)
         made = [self.array(array[None], f"{what}, row {at},") for at, array in enumerate(arrays)]
@@ -284,8 +257,8 @@ class _Reader:
         """Bring images of one array to squares; (N, C, H, W) is recognised by its 1, 3 or 4 channels."""
         if array.ndim == 2:
             raise DataError(
-                f"{what} must hold texts or images of the shape (N, H, W), (N, H, W, C) or (N, C, H, W); got "
-                f"a table of numbers, {array.shape}: no network here reads one"
+                f"{what} must hold texts or images, (N, H, W), (N, H, W, C) or (N, C, H, W); got a table of "
+                f"numbers, {array.shape}"
             )
         if array.ndim == 4 and array.shape[1] in (1, 3, 4) and array.shape[3] not in (1, 3, 4):
             array = array.transpose(0, 2, 3, 1)
