@@ -174,7 +174,7 @@ def test_rules_that_do_not_exist_are_refused(options):
 
 def folds(split, k, seed=0, labels=None, groups=None, n=60):
     labels = np.arange(n) % 3 if labels is None else labels
-    found = Listing([str(i) for i in range(n)], labels, list("abc"), told=groups)
+    found = Listing([str(i) for i in range(n)], labels, list("abc"), split_values=groups)
     made = []
     for i in range(1, k + 1):
         rng = np.random.default_rng(seed * k + i)

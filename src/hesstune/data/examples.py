@@ -129,7 +129,7 @@ class Listing:
         given: If labels are not required, each example's label as written, "" if missing.
         notes: What was left out, changed or guessed, in sentences.
         bad: {index: reason} of images in `array` that could not be decoded.
-        told: Values of the column by which the data is split, or None.
+        split_values: Values of the column by which the data is split, or None.
         digests: (N, 16) digests of the images before they were resized to `array`; None: digests of `array`.
         before: (N,) int64 labels before `hesstune clean` replaced them, −1 if not a class; None if unknown.
         label_sources: Source of each label from the column `label_source`, or None.
@@ -150,7 +150,7 @@ class Listing:
     given: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     bad: dict[int, str] = field(default_factory=dict)
-    told: list[str] | None = None
+    split_values: list[str] | None = None
     digests: Digests | None = None
     before: NDArray[np.int64] | None = None
     label_sources: list[str] | None = None
@@ -161,7 +161,7 @@ class Listing:
 
     def take(self, rows: ArrayLike) -> Listing:
         """Return a listing of some of the examples."""
-        own = ("ids", "labels", "paths", "array", "texts", "parts", "votes", "soft", "given", "told")
+        own = ("ids", "labels", "paths", "array", "texts", "parts", "votes", "soft", "given", "split_values")
         made = _take(self, rows, (*own, "digests", "before", "label_sources"))
         at = np.asarray(rows, dtype=np.int64).tolist() if self.bad else []
         return replace(made, bad={new: self.bad[row] for new, row in enumerate(at) if row in self.bad})

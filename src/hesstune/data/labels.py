@@ -46,7 +46,7 @@ class ClassLabels:
 
 
 def class_labels(
-    column: Column, where: str, hidden: bool = False, names: Sequence[str] | None = None
+    column: Column, what: str, hidden: bool = False, names: Sequence[str] | None = None
 ) -> ClassLabels:
     """Turn labels as written into class indices.
 
@@ -67,16 +67,16 @@ def class_labels(
         values = [value.strip() for value in written]
         present = {c for c, v in enumerate(values) if not (is_missing(v) or (hidden and v in HIDDEN))}
     else:
-        values = _names_of(column, where, names)
+        values = _names_of(column, what, names)
         present = {code for code, value in enumerate(values) if value}
     for code, value in enumerate(values):
         if code not in present and not hidden:
             means = f" ('{cut(value)}' stands for none)" if value else ""
             row = column.row_of(code)
-            raise DataError(f"{where}, row {row}: the label is empty{means}; fill it in, or take the row out")
+            raise DataError(f"{what}, row {row}: the label is empty{means}; fill it in, or take the row out")
         if names is None and code in present and ("|" in value or ";" in value or value.startswith("[")):
             raise DataError(
-                f"{where}, row {column.row_of(code)}: label '{cut(value)}' looks like several labels; "
+                f"{what}, row {column.row_of(code)}: label '{cut(value)}' looks like several labels; "
                 "multi-label targets are not supported, give one class per example"
             )
     keys: dict[int, int | str] = {code: values[code] for code in sorted(present)}
@@ -88,13 +88,13 @@ def class_labels(
         absent = [name for name in names if name not in order]
         notes += [f"classes without an example left out: {listed(absent)}"] if absent else []
     elif len(numbers) == len(keys):
-        keys, notes = _integer_labels(column, where, numbers)
+        keys, notes = _integer_labels(column, what, numbers)
         order = sorted(set(keys.values()))
     else:
         order = sorted(set(keys.values()))
     if len(order) < 2:
         shown = f"'{order[0]}'" if order else "no label at all"
-        raise DataError(f"{where} has one class only ({shown}); at least two are needed")
+        raise DataError(f"{what} has one class only ({shown}); at least two are needed")
     index = {key: i for i, key in enumerate(order)}
     places = np.array([index[keys[c]] if c in keys else ABSTAIN for c in range(len(values))], dtype=np.int64)
     spaced = [written[c] for c in keys if names is None and written[c] != values[c]]
@@ -104,22 +104,22 @@ def class_labels(
 
 
 def labels_as_written(
-    column: Column, where: str, hidden: bool = False, names: Sequence[str] | None = None
+    column: Column, what: str, hidden: bool = False, names: Sequence[str] | None = None
 ) -> list[str]:
     """Return each label as text or by its name, "" if it is missing; see `class_labels`."""
     codes, written = column.coded()
     if names is None:
         values = ["" if hidden and value.strip() in HIDDEN else value.strip() for value in written]
     else:
-        values = _names_of(column, where, names)
+        values = _names_of(column, what, names)
     return [values[code] for code in codes.tolist()]
 
 
-def _names_of(column: Column, where: str, names: Sequence[str]) -> list[str]:
+def _names_of(column: Column, what: str, names: Sequence[str]) -> list[str]:
     """Return the class name of each distinct label, a name or an index; "" if missing or −1."""
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise DataError(f"{where}: two classes are named '{cut(twice)}'; give each a name of its own")
+        raise DataError(f"{what}: two classes are named '{cut(twice)}'; give each a name of its own")
     found = []
     for code, value in enumerate(v.strip() for v in column.coded()[1]):
         number = parse_number(value)
@@ -132,14 +132,14 @@ def _names_of(column: Column, where: str, names: Sequence[str]) -> list[str]:
             found.append(value)
         else:
             raise DataError(
-                f"{where}, row {column.row_of(code)}: label {cut(value)} has no name; the {len(names)} names "
+                f"{what}, row {column.row_of(code)}: label {cut(value)} has no name; the {len(names)} names "
                 f"are {listed(names)}"
             )
     return found
 
 
 def _integer_labels(
-    column: Column, where: str, numbers: dict[int, float]
+    column: Column, what: str, numbers: dict[int, float]
 ) -> tuple[dict[int, int | str], list[str]]:
     """Return {code: class} of labels that are all numbers, and notes."""
     written = column.coded()[1]
@@ -147,7 +147,7 @@ def _integer_labels(
     for code, number in numbers.items():
         if not number.is_integer() or (number < 0 and not signs):
             raise DataError(
-                f"{where}, row {column.row_of(code)}: label '{cut(written[code])}' is not a class index (0, "
+                f"{what}, row {column.row_of(code)}: label '{cut(written[code])}' is not a class index (0, "
                 "1, 2, …); regression targets are not supported. Give names to classes that are no counts, "
                 "and nothing if there is no label"
             )
@@ -255,10 +255,10 @@ def read_sources(
     if given is None and sources is None:
         return None
     before = labels if given is None else given
-    said = [""] * len(labels) if sources is None else sources
+    written = [""] * len(labels) if sources is None else sources
     return [
         REWRITTEN if own.strip() != old.strip() and not is_missing(old) else source.strip().lower()
-        for own, old, source in zip(labels, before, said, strict=True)
+        for own, old, source in zip(labels, before, written, strict=True)
     ]
 
 

@@ -67,7 +67,7 @@ def load_task(
         DataError: If the data cannot be read, an image is damaged, or a class has too few examples.
     """
     rule = SplitRule.parse(split)
-    how = replace(how or Reading(), told=rule.column)
+    how = replace(how or Reading(), split_column=rule.column)
 
     def make() -> _Decoded:
         return _decoded(listing(spec, size, True, how), size, skip_bad, cache_mib, how)

@@ -453,9 +453,9 @@ def _align(
         slopes = torch.stack([slope * (side / 2) for slope in _slopes(moved)], dim=-1) * weight[..., None]
         # The derivative by the map's six entries: each slope times (x, y, 1).
         jacobian = (slopes[:, 0, :, :, :, None] * places[:, :, None]).reshape(len(a), -1, 6)
-        rest = ((target - moved) * weight).reshape(len(a), -1, 1)
+        residual = ((target - moved) * weight).reshape(len(a), -1, 1)
         normal = jacobian.mT @ jacobian + 0.1 * torch.eye(6)
-        change = torch.linalg.solve(normal, jacobian.mT @ rest)[..., 0].view(-1, 2, 3).clamp(-0.1, 0.1)
+        change = torch.linalg.solve(normal, jacobian.mT @ residual)[..., 0].view(-1, 2, 3).clamp(-0.1, 0.1)
         whole = torch.cat([change, torch.zeros(len(a), 1, 3)], dim=1) + torch.eye(3)
         affine = affine @ whole
     return moved, target, weight, affine

@@ -155,13 +155,13 @@ class Reading:
         columns: Columns that the user names.
         voting: How votes in columns become labels.
         background: Background colour, RGB, of transparent images.
-        told: A further column to read, by which the data is split.
+        split_column: A further column to read, by which the data is split.
     """
 
     columns: Columns = Columns()
     voting: Voting = Voting()
     background: tuple[int, int, int] = WHITE
-    told: str | None = None
+    split_column: str | None = None
 
 
 @dataclass(frozen=True)

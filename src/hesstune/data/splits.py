@@ -67,7 +67,7 @@ def draw_parts(
 def _drawer(found: Listing, rule: SplitRule, rng: np.random.Generator) -> tuple[_Draw, list[str] | None]:
     """Return the draw, and the parts that the data or a file names, or None."""
     assert found.labels is not None
-    kind, values = rule.kind, found.told
+    kind, values = rule.kind, found.split_values
     if kind == "file":
         column, values = _read_split_file(rule.argument, found.ids)
         if column == "split":

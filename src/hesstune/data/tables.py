@@ -73,8 +73,8 @@ def listing_of(
     has_images = images is not None or "image" in roles
     unused = ("text", "text2") if has_images else ("image",)
     table = replace(table, columns={name: own for name, own in table.columns.items() if name not in unused})
-    voters = vote_columns(table, how.voting.columns) if labelled else []
-    if labelled and "label" not in table and not voters:
+    annotators = vote_columns(table, how.voting.columns) if labelled else []
+    if labelled and "label" not in table and not annotators:
         raise DataError(
             f"{table.name} needs a column 'label', or votes in columns vote_…; got the columns "
             f"{listed(whole.columns)}; name another label column by --label-column"
@@ -88,24 +88,24 @@ def listing_of(
             f"{table.name} names images that do not exist: {shown} (row {table.row(missing[0])}); paths are "
             f"relative to {table.folder.absolute()}"
         )
-    if how.told is not None:
-        if how.told not in whole:
+    if how.split_column is not None:
+        if how.split_column not in whole:
             valid = list(whole.columns)
-            raise unknown_name(f"column of {table.name} to split by,", how.told, valid, DataError)
-        made = replace(made, told=whole.cells(how.told))
+            raise unknown_name(f"column of {table.name} to split by,", how.split_column, valid, DataError)
+        made = replace(made, split_values=whole.cells(how.split_column))
     made = replace(made, notes=[*table.notes, *notes, *made.notes, *(images.notes if images else ())])
     written = table.columns.get("label")
     if written is not None:
         named = written.like(labels_as_written(written, table.name, hidden, names))
         table = replace(table, columns={**table.columns, "label": named})
         made = replace(made, label_sources=_label_sources(table))
-    if voters:
-        made = _voted(table, made, voters, how.voting)
+    if annotators:
+        made = _voted(table, made, annotators, how.voting)
     elif written is not None and labelled:
         made = _labelled(table, made, class_labels(written, table.name, hidden, names))
     else:
         return made if written is None else replace(made, given=table.cells("label"))
-    return replace(made, groups=possible_groups(table.columns, made.classes, voters))
+    return replace(made, groups=possible_groups(table.columns, made.classes, annotators))
 
 
 def _labelled(table: CsvTable, made: Listing, found: ClassLabels) -> Listing:
@@ -125,14 +125,14 @@ def _labelled(table: CsvTable, made: Listing, found: ClassLabels) -> Listing:
     return replace(made.take(np.flatnonzero(found.labels != ABSTAIN)), notes=[*made.notes, note])
 
 
-def _voted(table: CsvTable, made: Listing, voters: list[str], voting: Voting) -> Listing:
+def _voted(table: CsvTable, made: Listing, annotators: list[str], voting: Voting) -> Listing:
     """Add votes; a label model labels the rows that have no label of their own."""
     codes, values = table.columns["label"].coded() if "label" in table else (np.zeros(len(table), int), [""])
     declared = soft_classes(table)
     own = ["" if is_missing(value, declared) else value.strip() for value in values]
     named = {name for name in own if name}
-    classes = classes_named(named, voted(table, voters), len(table), table.name, declared)
-    votes = votes_in(table, voters, classes)
+    classes = classes_named(named, voted(table, annotators), len(table), table.name, declared)
+    votes = votes_in(table, annotators, classes)
     index = class_index(classes)
     labels = np.array([class_of(name, index, table.name) if name else ABSTAIN for name in own])[codes]
     soft = soft_labels(table, classes)
@@ -151,11 +151,11 @@ def _voted(table: CsvTable, made: Listing, voters: list[str], voting: Voting) ->
 
 
 def _label_sources(table: CsvTable) -> list[str] | None:
-    given, said = (
+    given, sources = (
         None if (column := column_named(table.columns, name)) is None else table.cells(column)
         for name in (GIVEN_LABEL, SOURCE)
     )
-    return read_sources(table.cells("label"), given, said)
+    return read_sources(table.cells("label"), given, sources)
 
 
 def _labels_before(table: CsvTable, classes: list[str]) -> NDArray[np.int64] | None:

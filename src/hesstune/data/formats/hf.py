@@ -86,7 +86,7 @@ def read_data_set(found: Any, what: str, size: int, labelled: bool, how: Reading
         name: [as_cell(_plain(value, name, what)) for value in _values(splits, name)]
         for name, feature in first.features.items()
         if name != roles.get("image")
-        and (name in (*roles.values(), how.told) or (_is_written(feature) and name not in own))
+        and (name in (*roles.values(), how.split_column) or (_is_written(feature) and name not in own))
     }
     if "id" in roles and "id" not in how.columns.demanded:
         ids = cells[roles["id"]]
