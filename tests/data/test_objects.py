@@ -146,15 +146,6 @@ def test_missing_values_of_frames_are_no_words():
     assert load_task(floats[:4], **WHOLE).classes == ["1", "2"]
 
 
-def test_data_sets_of_the_library_datasets(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    rows = {part: {"text": [f"{part} {t}" for t in TEXTS], "label": NAMES} for part in ("train", "test")}
-    made = datasets.DatasetDict({part: datasets.Dataset.from_dict(own) for part, own in rows.items()})
-    made.save_to_disk(tmp_path / "set")
-    same(task(made), task(f"hf:{tmp_path / 'set'}"))
-    same(task(made["train"]), task((list(made["train"]["text"]), NAMES)))
-
-
 def test_inputs_alone_can_be_predicted():
     for inputs in (IMAGES[:2], torch.from_numpy(IMAGES[:2]), list(IMAGES[:2]), (IMAGES[:2], None)):
         examples = load_examples(inputs, size=10, classes=["a", "b"]).examples
@@ -229,24 +220,16 @@ def test_a_run_on_objects_trains_as_on_files_and_predicts_objects(tiny, tmp_path
         ht.Run.load(run.path, data=(paths, labels[::-1])).task()
 
 
-def frame_with_ids(kind, tiny):
-    """Return data, and the ids by which its user knows its rows."""
-    ids = [f"patient {i:03d}" for i in range(24)]
+@pytest.mark.parametrize("kind", ["filtered", "images"])
+def test_ids_are_kept_to_the_last_page(tiny, tmp_path, kind):
     paths = sorted(Path(tiny["data"].removeprefix("folder:")).rglob("*.png"))
     frame = pandas.DataFrame({"image": [str(p) for p in paths], "label": [p.parent.name for p in paths]})
     if kind == "filtered":
-        kept = [i for i in range(24) if i not in (3, 17)]
-        return frame.iloc[kept], [str(i) for i in kept]
-    if kind == "images":
-        return frame.assign(id=ids, image=[Image.open(path) for path in frame["image"]]), ids
-    datasets = pytest.importorskip("datasets")
-    made = datasets.Dataset.from_pandas(frame.assign(id=ids))
-    return made.cast_column("image", datasets.Image()), ids
-
-
-@pytest.mark.parametrize("kind", ["filtered", "images", "data set"])
-def test_ids_are_kept_to_the_last_page(tiny, tmp_path, kind):
-    data, ids = frame_with_ids(kind, tiny)
+        data = frame.drop([3, 17])
+        ids = [str(i) for i in data.index]
+    else:
+        ids = [f"patient {i:03d}" for i in range(24)]
+        data = frame.assign(id=ids, image=[Image.open(path) for path in frame["image"]])
     options = {k: v for k, v in tiny.items() if k != "data"} | {"epochs": 1}
     run = ht.finetune(data, config=options, out=str(tmp_path / "run"))
     assert sorted(row["id"] for row in run.labels()) == sorted(ids)

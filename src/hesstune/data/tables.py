@@ -96,15 +96,16 @@ def listing_of(
     made = replace(made, notes=[*table.notes, *notes, *made.notes, *(images.notes if images else ())])
     written = table.columns.get("label")
     if written is not None:
-        named = written.like(labels_as_written(written, table.name, hidden, names))
-        table = replace(table, columns={**table.columns, "label": named})
+        if names is not None or hidden or not labelled:
+            named = written.like(labels_as_written(written, table.name, hidden, names))
+            table = replace(table, columns={**table.columns, "label": named})
         made = replace(made, label_sources=_label_sources(table))
-    if annotators:
-        made = _voted(table, made, annotators, how.voting)
-    elif written is not None and labelled:
-        made = _labelled(table, made, class_labels(written, table.name, hidden, names))
-    else:
+    if not labelled:
         return made if written is None else replace(made, given=table.cells("label"))
+    if written is None or annotators:
+        made = _voted(table, made, annotators, how.voting)
+    else:
+        made = _labelled(table, made, class_labels(written, table.name, hidden, names))
     return replace(made, groups=possible_groups(table.columns, made.classes, annotators))
 
 
