@@ -82,12 +82,9 @@ def test_folders_that_cannot_be_classes_are_refused_by_name(tmp_path):
     fill(tmp_path / "b" / "test", ("ant", "bee", "cow"))
     with pytest.raises(DataError, match=r"class 'cow' has no image in .*train/cow"):
         task(tmp_path / "b")
-    (tmp_path / "b" / "test").rename(tmp_path / "test")
-    with pytest.raises(DataError, match=r"did you mean folder:.*/train\?"):
-        task(tmp_path / "b")
-    write_image(tmp_path / "test" / "ant" / "ant" / "x.png")
+    write_image(tmp_path / "b" / "train" / "ant" / "ant" / "x.png")
     with pytest.raises(DataError, match=r"got ant \(and 3 images beside"):
-        task(tmp_path / "test" / "ant")
+        task(tmp_path / "b" / "train" / "ant")
     fill(tmp_path / "c", ("n01/images", "n02/images"))  # each class may hold one folder of images
     assert task(tmp_path / "c").classes == ["n01", "n02"]
 
