@@ -71,16 +71,12 @@ def readable_suffixes() -> tuple[str, ...]:
 
 @dataclass
 class Changes:
-    """Counts of the changes made to the images of a data set, besides their size.
-
-    Attributes:
-        counts: The number of images with each change.
-        largest: The largest value of images scaled from more than 8 bits, by range.
-        rows: Indices of changed images.
-    """
+    """Counts of the changes made to the images of a data set, besides their size."""
 
     counts: Counter[str] = field(default_factory=Counter)
+    # The largest value of images scaled from more than 8 bits, by range.
     largest: dict[str, float] = field(default_factory=dict)
+    # Indices of changed images.
     rows: set[int] = field(default_factory=set)
 
     def add(self, row: int, changes: Mapping[str, float]) -> None:
@@ -153,9 +149,6 @@ def scale_to_8_bits(array: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str,
     Returns:
         The values, uint8; the range they were scaled from, "" for 0 … 255; and the largest value.
 
-    Raises:
-        ValueError: If a value is not finite.
-
     Example:
         >>> scale_to_8_bits(np.array([0, 257, 65535], dtype=np.uint16))
         (array([  0,   1, 255], dtype=uint8), '0 to 65535', 65535.0)
@@ -204,9 +197,7 @@ def _quiet_pillow() -> Iterator[None]:
 
 
 def decode(path: Path, size: int, background: Colour = WHITE) -> torch.Tensor:
-    """Decode an image: shorter side to `size`, centre crop, RGB, uint8, (3, size, size).
-
-    It is turned as its EXIF orientation says, and transparent pixels are laid on the background.
+    """Decode an image with `to_rgb`: shorter side to `size`, centre crop, uint8, (3, size, size).
 
     Raises:
         DataError: If the file is missing, corrupt, truncated or too large to be decoded safely.
@@ -243,11 +234,9 @@ def _square(rgb: Image.Image, size: int) -> Image.Image:
 
 
 class DecodedImages:
-    """Images in memory, uint8, (N, 3, S, S).
+    """Images in memory, uint8, (N, 3, S, S), and digests of what they were decoded from, (N, 16).
 
-    Args:
-        array: The images.
-        digests: (N, 16) digests of what they were decoded from; None: of their pixels.
+    Without digests those of the pixels are taken.
     """
 
     def __init__(self, array: torch.Tensor, digests: Digests | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,17 +32,11 @@ HIDDEN = ("-1", "-1.0")
 
 @dataclass(frozen=True)
 class ClassLabels:
-    """Labels as indices.
-
-    Attributes:
-        labels: (N,) int64 class indices; −1 if a label is missing and may be.
-        classes: Class names: sorted, numbers by size, or in the order of given names.
-        notes: What was changed, in sentences.
-    """
+    """Labels as indices, (N,), −1 if missing; class names, sorted or in a given order; what was changed."""
 
     labels: NDArray[np.int64]
     classes: list[str]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
 def class_labels(

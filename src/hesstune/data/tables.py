@@ -252,23 +252,21 @@ _PART_NAMES = {
 _PARTS = {name: part for part, names in _PART_NAMES.items() for name in names}
 
 
-def part_of(name: str) -> str | None:
-    """Return `train`, `val` or `test` if a name is a usual one of that part, in any case; else None.
+def parts_of(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Return {name: part} of the usual names of parts, in any case, and the other names.
 
     A suffix that begins with `-`, `_`, a space, a dot or a digit is ignored.
 
     Example:
-        >>> [part_of(name) for name in ("Training", "dev", "validation_matched", "test2017", "extra")]
-        ['train', 'val', 'val', 'test', None]
+        >>> parts_of(["Training", "validation_matched", "test2017", "extra"])
+        ({'Training': 'train', 'validation_matched': 'val', 'test2017': 'test'}, ['extra'])
     """
-    found = re.fullmatch(r"([a-z]+)([-_ .\d].*)?", name.strip().lower(), re.DOTALL)
-    return _PARTS.get(found[1]) if found else None
-
-
-def parts_of(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Return {name: part} of the names of parts, and the other names."""
     given = list(names)
-    found = {name: part for name in given if (part := part_of(name)) is not None}
+    found = {}
+    for name in given:
+        word = re.fullmatch(r"([a-z]+)([-_ .\d].*)?", name.strip().lower(), re.DOTALL)
+        if word is not None and word[1] in _PARTS:
+            found[name] = _PARTS[word[1]]
     return found, [name for name in given if name not in found]
 
 

@@ -84,15 +84,9 @@ def _offsets(feed: ImageInputs | TextInputs, cut: Cut) -> NDArray[np.int64]:
 class ActivationInputs(ModelInputs):
     """Inputs of the part of a network behind a cut: activations; for texts also the masks.
 
-    Args:
-        feed: The whole network's inputs.
-        model: The whole network; the part before the cut is frozen.
-        cut: The place of the cut.
-        folder: Folder in which activations are stored until the run ends; None: they are computed each time.
-            Raises OSError if it has no room for them.
-
-    Attributes:
-        computed: The number of activations computed.
+    The part before the cut is frozen; `feed` holds the whole network's inputs. Activations are stored in the
+    folder until the run ends, or computed each time without one. OSError is raised if it has no room.
+    `computed` counts the activations computed.
     """
 
     def __init__(

@@ -146,19 +146,10 @@ class FeatureStore:
     Rows are computed when they are first needed, in the batches of a head's own training. The last digits of
     a row depend on its batch: rows that another part of the data computed first keep their digits.
 
-    Args:
-        folder: Folder of the rows, under a lock, so that several processes share them; made when needed.
-            None keeps them in memory only.
-        most_mib: Largest memory for rows; the oldest data set is dropped first, and without a folder its rows
-            are computed again.
-        threads: Threads that compute rows, if the process has fewer: other processes of the folder wait for
-            the same rows meanwhile. None: as many as the process has.
-
-    Attributes:
-        computed: The number of rows that this store has computed.
-
-    Raises:
-        RunError: On use, if the folder cannot be written to.
+    Several processes share the rows in a folder, under a lock; without one they are kept in memory only.
+    Beyond `most_mib` of memory the oldest data set is dropped. At least `threads` threads compute rows, since
+    other processes of the folder wait for them. `computed` counts the rows that this store has computed.
+    RunError is raised if the folder cannot be written to.
 
     Example:
         >>> import hesstune as ht
@@ -184,11 +175,7 @@ class FeatureStore:
         feeds: Mapping[str, ModelInputs],
         max_length: int,
     ) -> dict[str, torch.Tensor] | None:
-        """Return the features of each part, (N, D) on the CPU; compute the rows that are missing.
-
-        Returns:
-            The rows, or None if features alone do not determine the logits; see `cached_features`.
-        """
+        """Return the features of each part, (N, D) on the CPU; None if they do not determine the logits."""
         network = _network_digest(loaded, max_length)
         found, keys = {}, dict[int, str | None]()
         for name, feed in feeds.items():
@@ -278,8 +265,7 @@ def _network_digest(loaded: LoadedModel, max_length: int) -> str:
 def sharing(store: FeatureStore | None = None) -> Iterator[FeatureStore]:
     """Take all features that are needed within this block, and in this thread, from one store.
 
-    Args:
-        store: None: the store that is shared already, or else one in memory for the block.
+    Default: the store that is shared already, or else one in memory for the block.
     """
     store = store or _ACTIVE.get() or FeatureStore()
     token = _ACTIVE.set(store)
