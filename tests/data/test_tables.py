@@ -279,7 +279,7 @@ def test_blank_texts_are_predicted_or_listed(tmp_path):
     assert found.examples.ids == ["0", "2"]
     assert [name for name, _ in found.skipped] == ["1", "3"]
     with pytest.raises(DataError, match="all texts are blank"):
-        load_examples(table(tmp_path / "y.csv", ['" "']), size=8, classes=["a"], skip_blank=True)
+        load_examples(table(tmp_path / "y.csv", ['" ",a']), size=8, classes=["a"], skip_blank=True)
 
 
 def test_matrices_of_spreadsheets(tmp_path):
