@@ -23,10 +23,9 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
 from hesstune.data.examples import Examples, Texts
-from hesstune.data.image_copies import NULL_DEVIATIONS
+from hesstune.data.formats import listing
 from hesstune.data.images import DecodedImages
-from hesstune.data.near_duplicates import near_duplicates
-from hesstune.data.sources import listing
+from hesstune.data.near_duplicates import NULL_DEVIATIONS, near_duplicates
 from records import arguments, read_record, write_record
 
 DEVELOPMENT, TEST = slice(0, None, 2), slice(1, None, 2)

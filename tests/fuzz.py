@@ -26,12 +26,11 @@ from safetensors.torch import save_file
 import hesstune as ht
 from hesstune.bounds.record import Certificate
 from hesstune.curvature.result import Measure
-from hesstune.data.clean import read_clean_labels
-from hesstune.data.images import decode
+from hesstune.data.formats import listing
+from hesstune.data.images import decode, decode_objects
+from hesstune.data.labels import read_clean_labels
 from hesstune.data.load import load_examples
-from hesstune.data.pictures import decode_pictures
 from hesstune.data.reading import Columns, Reading
-from hesstune.data.sources import listing
 from hesstune.labeling.label_data import label_data
 from hesstune.models.load import read_weights
 from hesstune.reference import Reference
@@ -198,8 +197,7 @@ def pictures_of(pixels: np.ndarray) -> dict[str, tuple[bytes, str, object]]:
 
 def decoded_in_memory(content: bytes) -> None:
     """Decode a file's bytes as hf: data does; what is damaged is named, and never raised."""
-    _, _, bad, _ = decode_pictures([content], 16)
-    if bad:
+    if bad := decode_objects([content], 16).bad:
         raise ht.HesstuneError(bad[0])
 
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import hesstune as ht
+from hesstune.data.formats import listing
 from hesstune.data.images import decode
-from hesstune.data.sources import listing
 from hesstune.errors import ConfigError, DataError, HesstuneError, ModelError, NoiseMatrixError
 from hesstune.models.load import read_weights
 from hesstune.runs.config import read_yaml
@@ -121,7 +121,7 @@ def test_an_archive_that_unpacks_to_gigabytes_is_refused(tmp_path):
     code = f"""
 import resource, sys
 from pathlib import Path
-from hesstune.data.sources import listing
+from hesstune.data.formats import listing
 from hesstune.errors import DataError
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))

@@ -10,7 +10,7 @@ from torch import nn
 
 import hesstune
 from hesstune.checks import parse_integer, parse_number, parse_rate, unit_interval
-from hesstune.data.class_labels import class_labels
+from hesstune.data.labels import class_labels
 from hesstune.data.reading import fold_of
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
 from hesstune.labeling.clean import clean

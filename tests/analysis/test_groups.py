@@ -8,8 +8,8 @@ import pytest
 
 import hesstune as ht
 from hesstune.cli.main import run as command_line
-from hesstune.data.groups import possible_groups
 from hesstune.data.load import load_task
+from hesstune.data.tables import possible_groups
 from hesstune.errors import DataError
 from hesstune.storage.tables import Column
 

@@ -9,8 +9,8 @@ import pytest
 
 import hesstune as ht
 from hesstune.analysis.certify import certify_run
-from hesstune.data.clean import read_clean_labels
 from hesstune.data.examples import KEPT, MODEL_LABEL, MODEL_SOURCES, PREDICTED, REWRITTEN
+from hesstune.data.labels import read_clean_labels
 from hesstune.data.load import load_task
 from hesstune.errors import ChangedDataError, DataError
 

@@ -1,6 +1,7 @@
 """Shared features equal those of a run by itself, are computed once, and follow what they come from."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ def counted(monkeypatch):
 
 
 def seen(options, store=None):
+    """Return the features that a run trains on, by part."""
     found = []
     if store is None:
         ht.finetune(options, observe=lambda trained: found.append(trained.feeds))
@@ -45,48 +47,36 @@ def seen(options, store=None):
     return {name: feed.features for name, feed in found[0].items()}
 
 
-def test_the_same_features_computed_once(few, tmp_path):
+def test_the_same_features_computed_once(few, tmp_path, image_folder):
     store = FeatureStore(tmp_path / "store")
+    seen({**few, "limit": 4}, store)
+    assert store.computed == 4 + 5 + 5  # rows are computed when a run needs them
     for split in ("uniform", "stratified"):  # other parts of the same images
         alone, shared = seen({**few, "split": split}), seen({**few, "split": split}, store)
         for name, features in alone.items():
             torch.testing.assert_close(shared[name], features)
     assert store.computed == 24
     other = FeatureStore(tmp_path / "store")  # another process finds them on disk
-    seen({**few, "val_fraction": 0.4}, other)
+    first = seen({**few, "val_fraction": 0.4}, other)
     assert other.computed == 0
-
-
-def test_rows_are_computed_when_a_run_needs_them(few, tmp_path):
-    store = FeatureStore(tmp_path / "store")
-    seen({**few, "limit": 4}, store)
-    assert store.computed == 4 + 5 + 5
-
-
-def test_another_image_or_backbone_has_features_of_its_own(few, tmp_path, image_folder):
-    store = FeatureStore(tmp_path / "store")
-    first = seen(few, store)
-    Image.new("RGB", (20, 24), (255, 0, 0)).save(next(image_folder.rglob("*.png")))
-    assert any(not torch.equal(a, b) for a, b in zip(first.values(), seen(few, store).values(), strict=True))
-    computed = store.computed
     seen({**few, "mean": "0.1,0.2,0.3"}, store)
-    assert store.computed == computed + 24
+    assert store.computed == 48
+    Image.new("RGB", (20, 24), (255, 0, 0)).save(next(image_folder.rglob("*.png")))
+    changed = seen({**few, "val_fraction": 0.4}, store)
+    assert any(not torch.equal(a, b) for a, b in zip(first.values(), changed.values(), strict=True))
 
 
-def test_a_head_and_the_estimate_of_its_noise_see_each_image_once(few, counted):
-    run = ht.finetune(few, method="robust", noise_matrix="estimate:confident")
-    assert sum(run.record["examples"].values()) == sum(counted) == 24
-
-
-def test_the_estimate_changes_no_digit_of_the_heads_features(few):
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "robust"}, {"method": "robust_plus", "radius": "auto"}],
+    ids=["estimate", "radii"],
+)
+def test_estimates_and_trials_see_each_image_once(few, counted, options):
     plain = seen(few)
-    for name, features in seen({**few, "method": "robust", "noise_matrix": "estimate:confident"}).items():
-        assert torch.equal(features, plain[name])
-
-
-def test_trials_of_radii_see_each_image_once(few, counted):
-    ht.finetune(few, method="robust_plus", noise_matrix="estimate:confident", radius="auto")
+    counted.clear()
+    found = seen({**few, "noise_matrix": "estimate:confident", **options})
     assert sum(counted) == 24
+    assert all(torch.equal(features, plain[name]) for name, features in found.items())
 
 
 def test_a_comparison_sees_each_image_once(few, counted, tmp_path):
@@ -98,30 +88,31 @@ def test_a_comparison_sees_each_image_once(few, counted, tmp_path):
     assert sum(counted) == 24
 
 
-def test_labelers_and_their_target_see_each_image_once(image_folder, counted, tiny):
-    """The target is one of the labelers' own domains: its images are not seen again."""
+def test_annotators_and_their_target_see_each_image_once(image_folder, counted, tiny):
+    """The target is the domain of both trained annotators."""
     domain = f"folder:{image_folder}"
     label_data(domain, labelers=[f"a={domain}", f"b={domain}"], model=tiny["model"], image_size=16)
     assert sum(counted) == 24
 
 
-def test_images_that_stay_in_files_are_known_by_their_contents(few, counted, image_folder):
-    spec, store = f"folder:{image_folder}", FeatureStore()
-    loaded = load_model(few["model"], 2)
-    with sharing(store):
-        first, again = (
-            frozen_features(loaded, load_task(spec, size=16, cache_mib=0).train, CPU) for _ in range(2)
-        )
-        assert np.array_equal(first, again)
-        assert store.computed == len(first)
-        frozen_features(loaded, load_task(spec, size=20, cache_mib=0).train, CPU)
-        assert store.computed == 2 * len(first)
-        Image.new("RGB", (20, 24), (255, 0, 0)).save(next(image_folder.rglob("*.png")))
-        frozen_features(loaded, load_task(spec, size=16, cache_mib=0).train, CPU)
-        assert store.computed == 3 * len(first)
+def test_images_that_stay_in_files_are_known_by_their_contents(few, image_folder):
+    spec, store, loaded = f"folder:{image_folder}", FeatureStore(), load_model(few["model"], 2)
+
+    def features(size):
+        with sharing(store):
+            return frozen_features(loaded, load_task(spec, size=size, cache_mib=0).train, CPU)
+
+    first = features(16)
+    assert np.array_equal(first, features(16))
+    assert store.computed == len(first)
+    features(20)
+    assert store.computed == 2 * len(first)
+    Image.new("RGB", (20, 24), (255, 0, 0)).save(next(image_folder.rglob("*.png")))
+    features(16)
+    assert store.computed == 3 * len(first)
 
 
-def test_a_source_without_a_digest_is_known_as_an_object(few, image_folder, tmp_path):
+def test_features_of_a_source_without_a_digest_are_not_stored(few, image_folder, tmp_path):
     task = load_task(f"folder:{image_folder}", size=16)
 
     class Source:
@@ -130,29 +121,24 @@ def test_a_source_without_a_digest_is_known_as_an_object(few, image_folder, tmp_
 
     loaded, store = load_model(few["model"], 2), FeatureStore(tmp_path / "store")
     with sharing(store):
-        for source in (one := Source(), one, Source()):
-            part = task.train.take(np.arange(3))
-            object.__setattr__(part, "source", source)
-            frozen_features(loaded, part, CPU)
+        part = replace(task.train.take(np.arange(3)), source=Source())
+        one, two = (frozen_features(loaded, part, CPU) for _ in range(2))
+    assert np.array_equal(one, two)
     assert store.computed == 6
-    assert not list(tmp_path.rglob("*.safetensors"))  # its name says nothing to another process
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_memory_is_bounded_and_a_folder_keeps_what_gave_way(few, image_folder, tmp_path):
-    loaded, store = load_model(few["model"], 2), FeatureStore(tmp_path / "store", most_mib=0)
-    task = load_task(f"folder:{image_folder}", size=16)
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_memory_is_bounded_and_a_folder_keeps_dropped_rows(few, image_folder, tmp_path, on_disk):
+    loaded, task = load_model(few["model"], 2), load_task(f"folder:{image_folder}", size=16)
+    store = FeatureStore(tmp_path / "store" if on_disk else None, most_mib=0)
     with sharing(store):
         one, two = (frozen_features(loaded, task.train, CPU) for _ in range(2))
-    assert store.computed == len(task.train)
+    assert store.computed == len(task.train) * (1 if on_disk else 2)
     assert np.array_equal(one, two)
-    forgetful = FeatureStore(most_mib=0)
-    with sharing(forgetful):
-        for _ in range(2):
-            frozen_features(loaded, task.train, CPU)
-    assert forgetful.computed == 2 * len(task.train)
 
 
-def test_damaged_files_are_computed_anew_and_a_folder_that_cannot_be_is_named(few, tmp_path):
+def test_damaged_files_are_computed_again_and_a_folder_that_cannot_be_made_is_named(few, tmp_path):
     first = seen(few, FeatureStore(tmp_path / "store"))
     for file in (tmp_path / "store").glob("*.safetensors"):
         file.write_bytes(b"nothing")
@@ -164,18 +150,16 @@ def test_damaged_files_are_computed_anew_and_a_folder_that_cannot_be_is_named(fe
 
 
 def test_texts_are_computed_in_the_batches_of_a_run_by_itself(tiny_bert, tmp_path):
-    """Batches of similar lengths, whoever asks: the same digits; another longest input is another row."""
+    """Batches of similar lengths: the same digits; another longest input is another row."""
     path = tmp_path / "texts.csv"
     with path.open("w", newline="") as file:
         rows = [(" ".join(["good" if i % 2 else "bad"] * (1 + i % 5)), i % 2) for i in range(40)]
         csv.writer(file).writerows([("text", "label"), *rows])
-    options = {
-        "data": f"csv:{path}", "model": f"hf:{tiny_bert}", "train": "head", "epochs": 1, "method": "vanilla",
-    }  # fmt: skip
+    options = {"data": f"csv:{path}", "model": f"hf:{tiny_bert}", "train": "head", "epochs": 1}
+    options["method"] = "vanilla"
     store = FeatureStore(tmp_path / "store")
     shared = seen(options, store)
-    for name, features in seen(options).items():
-        assert torch.equal(shared[name], features)
+    assert all(torch.equal(shared[name], features) for name, features in seen(options).items())
     assert store.computed == 40
     seen({**options, "max_length": 4}, store)
     assert store.computed == 80

@@ -8,8 +8,7 @@ from scipy.special import softmax
 
 import hesstune as ht
 from hesstune.analysis.certify import certify_run
-from hesstune.data.examples import Examples, Texts
-from hesstune.data.raw_features import raw_features
+from hesstune.data.examples import Examples, Texts, raw_features
 from hesstune.errors import DataError, HesstuneError, NoiseMatrixError
 from hesstune.noise.instance import average, draw, instance_transitions
 from hesstune.runs.loading import run_task

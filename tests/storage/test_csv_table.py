@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hesstune.data.clean import read_clean_labels
+from hesstune.data.labels import read_clean_labels
 from hesstune.data.load import load_examples, load_task
 from hesstune.errors import DataError, RunError
 from hesstune.storage import tables

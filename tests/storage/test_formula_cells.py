@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hesstune
-from hesstune.data.clean import read_clean_labels
+from hesstune.data.labels import read_clean_labels
 from hesstune.labeling.clean import LabelIssues
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.predictions import Predictions

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hesstune as ht
-from hesstune.data.raw_features import raw_features
+from hesstune.data.examples import raw_features
 from hesstune.inputs.batches import predict_logits
 from hesstune.noise.instance import instance_transitions
 from hesstune.training.metrics import Validation

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hesstune.data.sources import listing
+from hesstune.data.formats import listing
 from hesstune.errors import ConfigError, DataError
 from hesstune.labeling.label_data import label_data
 from hesstune.storage.tables import CsvTable

@@ -28,8 +28,8 @@ from hesstune.bounds.noisy import spent_by
 from hesstune.bounds.prior import head_ratios, random_parameters
 from hesstune.bounds.record import Certificate
 from hesstune.bounds.sample import SampleOptions
-from hesstune.data.clean import read_clean_labels
 from hesstune.data.examples import KEPT, Examples, Task
+from hesstune.data.labels import read_clean_labels
 from hesstune.errors import DataError, HesstuneError, RefutedNoiseError, RunError
 from hesstune.inputs.batches import make_inputs, to_channels_last
 from hesstune.models.heads import freeze

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from hesstune.bounds.conditions import LEAKS, Conditions, check_floor
 from hesstune.bounds.noisy import NoiseConfidenceSet
 from hesstune.bounds.record import Certificate
-from hesstune.data.clean import read_clean_labels
 from hesstune.data.examples import KEPT, Examples, Task
-from hesstune.data.label_sources import source_notes
+from hesstune.data.labels import read_clean_labels, source_notes
 from hesstune.data.reading import DRAWN
 from hesstune.errors import DataError, HesstuneError, listed
 from hesstune.inputs.batches import to_channels_last

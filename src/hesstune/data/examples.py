@@ -1,8 +1,10 @@
-"""Examples in memory: images decoded once or texts, labels, and an id for each."""
+"""Examples: images or texts with ids, labels and votes, and digests of their contents."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -11,29 +13,58 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from hesstune.data.contents import Digests, text_digests
 from hesstune.storage.tensors import digest_of_texts
 from hesstune.weak.votes import Votes
 
 PARTS = ("train", "val", "test")
-# What stands for data given in Python.
+# The data string of a run whose examples were given in Python.
 MEMORY = "memory"
-# Where a label comes from, if not from the data itself: `hesstune clean` put a more probable class in its
-# place, or left out other examples, those whose labels it suspected; a label model made it from votes; or it
-# is a model's prediction.
+# Sources of labels other than the data: `hesstune clean` replaced the label, or kept it and left out examples
+# with suspected label errors; a label model combined votes; or a model predicted it.
 REWRITTEN, KEPT, MODEL_LABEL, PREDICTED = "corrected", "kept", "label_model", "predicted"
 MODEL_SOURCES = (REWRITTEN, KEPT, MODEL_LABEL, PREDICTED)
 
 Text = tuple[str, str | None]
-"""A text, and the second one of a pair or None."""
+"""A text, and the second text of a pair or None."""
+
+DIGEST_BYTES = 16
+Digests = NDArray[np.uint8]
+"""(N, 16): one BLAKE2b digest a row."""
+
+
+def as_digests(digests: Iterable[bytes]) -> Digests:
+    """Return digests as rows, (N, 16)."""
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+def digest_bytes(*contents: Any) -> bytes:
+    """Return the digest of concatenated bytes-like objects."""
+    made = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for content in contents:
+        made.update(content)
+    return made.digest()
+
+
+def image_digests(images: Sequence[NDArray[Any]] | NDArray[Any]) -> Digests:
+    """Return digests of images, (H, W, C) arrays of integers in [0, 255] or floats in [0, 1].
+
+    A digest covers the shape and the values. It does not depend on the integer type; floats are compared in
+    float32.
+    """
+
+    def one(image: NDArray[Any]) -> bytes:
+        kind = np.float32 if image.dtype.kind == "f" else np.uint8
+        return digest_bytes(f"{image.shape} ".encode(), np.ascontiguousarray(image, kind).data)
+
+    return as_digests(map(one, images))
 
 
 class ImageSource(Protocol):
-    """Where images come from: decoded batches by index.
+    """A source of decoded images.
 
-    A source may have a `digest`, a checksum of its images, by which what was computed of them is found again,
-    and a method `digests(indices, anew)` that returns (B, 16) digests of some images: those taken when the
-    images were read, or, `anew`, of what the source holds now. See `hesstune.data.contents`.
+    A source may also have `digest`, a checksum of its images under which computed features are stored, and a
+    method `digests(indices, anew)` that returns (B, 16) digests of single images: taken when the images were
+    read, or, with `anew`, of the present contents.
     """
 
     def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
@@ -42,7 +73,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts kept in memory."""
+    """Texts in memory."""
 
     rows: list[Text]
 
@@ -56,58 +87,58 @@ class Texts:
         return digest_of_texts(text for pair in self.rows for text in pair)
 
     def digests(self, indices: NDArray[np.int64], anew: bool = False) -> Digests:
-        """Return the digests of the texts at the indices."""
-        return text_digests(self.batch(indices))
+        """Return digests of the texts at the indices, (B, 16)."""
+        return as_digests(bytes.fromhex(digest_of_texts(pair)) for pair in self.batch(indices))
 
 
 T = TypeVar("T", "Listing", "Examples")
 
 
-def _taken(whole: T, rows: ArrayLike, names: Sequence[str]) -> T:
-    """Return a dataclass with some rows of those of its fields that hold one entry an example."""
+def _take(whole: T, rows: ArrayLike, names: Sequence[str]) -> T:
+    """Select rows in the named fields, which hold one entry per example or None."""
     at = np.asarray(rows, dtype=np.int64)
-    found: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for name in names:
         value = getattr(whole, name)
         if isinstance(value, list):
-            found[name] = [value[i] for i in at.tolist()]
+            changes[name] = [value[i] for i in at.tolist()]
         elif isinstance(value, Votes):
-            found[name] = value.take(at)
+            changes[name] = value.take(at)
         elif value is not None:
-            found[name] = value[at]
-    return replace(whole, **found)
+            changes[name] = value[at]
+    return replace(whole, **changes)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a data adapter found, before images are decoded and examples are split.
+    """The examples that a data format found, before images are decoded and parts are drawn.
 
     Attributes:
-        ids: One id an example: its relative path, or its row.
-        labels: (N,) int64 class indices, or None where the data has no labels.
+        ids: One id per example: its relative path, or its row.
+        labels: (N,) int64 class indices, or None if the data has no labels.
         classes: Class names, in the order of their indices.
-        paths: Image files, or None where `array` holds the images.
-        array: (N, 3, S, S) uint8 images that need no decoding.
-        texts: Texts, for data that holds no images.
-        parts: `train`, `val` or `test` for each example (where no labels were asked for, "" for none), or
-            None where the data is not split.
-        flip: Whether mirroring an image keeps its label (not so for digits).
+        paths: Image files, or None if `array` holds the images.
+        array: (N, 3, S, S) uint8 decoded images.
+        texts: Texts, if the data holds no images.
+        parts: `train`, `val` or `test` for each example ("" for another part, if labels are not required), or
+            None if the data is not split.
+        flip: Whether mirroring an image keeps its label (not for digits).
         votes: Annotators' votes, or None.
         soft: (N, K) soft labels, or None.
         unlabelled: Ids of examples left out because they have neither label nor vote.
-        given: Where no labels were asked for, each example's label as written, "" where it has none.
+        given: If labels are not required, each example's label as written, "" if missing.
         notes: What was left out, changed or guessed, in sentences.
-        bad: {index: reason} of images that could not be decoded, where `array` holds the images.
-        told: What the column says that the split is drawn by, or None where the data has no columns.
-        digests: (N, 16) digests of the images as given, for `array`; None: those of its pixels count.
-        before: (N,) int64 labels before they were rewritten, −1 if they are no class; None if none was.
-        label_sources: Where each label comes from, as the column `label_source` says, or None.
+        bad: {index: reason} of images in `array` that could not be decoded.
+        split_values: Values of the column by which the data is split, or None.
+        digests: (N, 16) digests of the images before they were resized to `array`; None: digests of `array`.
+        before: (N,) int64 labels before `hesstune clean` replaced them, −1 if not a class; None if unknown.
+        label_sources: Source of each label from the column `label_source`, or None.
         groups: {column: number of distinct values} of columns that may group the examples.
     """
 
     ids: list[str]
-    labels: NDArray[np.int64] | None
-    classes: list[str]
+    labels: NDArray[np.int64] | None = None
+    classes: list[str] = field(default_factory=list)
     paths: list[Path] | None = None
     array: torch.Tensor | None = None
     texts: list[Text] | None = None
@@ -119,7 +150,7 @@ class Listing:
     given: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     bad: dict[int, str] = field(default_factory=dict)
-    told: list[str] | None = None
+    split_values: list[str] | None = None
     digests: Digests | None = None
     before: NDArray[np.int64] | None = None
     label_sources: list[str] | None = None
@@ -129,9 +160,9 @@ class Listing:
         return len(self.ids)
 
     def take(self, rows: ArrayLike) -> Listing:
-        """Return the listing of some of the examples."""
-        own = ("ids", "labels", "paths", "array", "texts", "parts", "votes", "soft", "given", "told")
-        made = _taken(self, rows, (*own, "digests", "before", "label_sources"))
+        """Return a listing of some of the examples."""
+        own = ("ids", "labels", "paths", "array", "texts", "parts", "votes", "soft", "given", "split_values")
+        made = _take(self, rows, (*own, "digests", "before", "label_sources"))
         at = np.asarray(rows, dtype=np.int64).tolist() if self.bad else []
         return replace(made, bad={new: self.bad[row] for new, row in enumerate(at) if row in self.bad})
 
@@ -143,15 +174,15 @@ class Examples:
     Attributes:
         source: The images or texts of the whole data set.
         rows: (N,) indices of this part's examples in the source.
-        ids: One id an example.
+        ids: One id per example.
         labels: (N,) int64 labels to train on, or None.
-        true: (N,) int64 true labels where they are known to differ from `labels`, else None.
+        true: (N,) int64 true labels if they are known to differ from `labels`, else None.
         votes: Annotators' votes, or None.
         soft: (N, K) float64 soft labels, or None.
-        clean: (N,) whether a person has checked the label; None where nobody has checked any.
-        given: (N,) int64 the labels before that, or None.
-        given_soft: (N, K) the soft labels before that, or None.
-        label_sources: Where each label comes from, as the column `label_source` says, or None.
+        clean: (N,) whether a person has checked the label; None if no label was checked.
+        given: (N,) int64 labels before they were checked, or None.
+        given_soft: (N, K) soft labels before they were checked, or None.
+        label_sources: Source of each label from the column `label_source`, or None.
     """
 
     source: ImageSource | Texts
@@ -170,32 +201,32 @@ class Examples:
         return len(self.rows)
 
     def images(self, indices: NDArray[np.int64]) -> torch.Tensor:
-        """Return decoded images, uint8, (B, 3, S, S), of some of this part's examples."""
+        """Return decoded images of some of this part's examples, uint8, (B, 3, S, S)."""
         assert not isinstance(self.source, Texts)
         return self.source.batch(self.rows[indices])
 
     @property
     def texts(self) -> list[Text] | None:
-        """This part's texts, or None where the examples are images."""
+        """This part's texts, or None if the examples are images."""
         return self.source.batch(self.rows) if isinstance(self.source, Texts) else None
 
     def take(self, rows: ArrayLike) -> Examples:
-        """Return some of this part's examples as a part of its own."""
+        """Return some of this part's examples."""
         own = ("rows", "ids", "labels", "true", "votes", "soft", "clean", "given", "given_soft")
-        return _taken(self, rows, (*own, "label_sources"))
+        return _take(self, rows, (*own, "label_sources"))
 
     def count_source(self, source: str) -> int:
-        """Return how many labels come from one source, such as REWRITTEN."""
+        """Return the number of labels from one source, such as REWRITTEN."""
         return 0 if self.label_sources is None else self.label_sources.count(source)
 
     @property
     def has_model_labels(self) -> bool:
-        """Whether, as far as is recorded, a model made some labels or chose examples by their labels."""
+        """Whether a model is recorded to have made some labels or selected examples by their labels."""
         made = any(self.count_source(source) for source in MODEL_SOURCES)
         return self.votes is not None or self.soft is not None or made
 
     def relabelled(self, noisy: NDArray[np.int64]) -> Examples:
-        """Return the same examples with noisy labels; today's labels are kept as the true ones."""
+        """Return the examples with noisy labels; the present labels become the true ones."""
         return replace(self, labels=noisy, true=self.labels)
 
 
@@ -206,15 +237,15 @@ class Task:
     Attributes:
         classes: Class names.
         train: Training examples.
-        val: Validation examples, perhaps none.
-        test: Test examples, perhaps none; their labels are never corrupted.
-        split: How the parts were drawn: `uniform`, `stratified` or `given`.
+        val: Validation examples; may be empty.
+        test: Test examples; may be empty. Their labels are never corrupted.
+        split: How the parts were drawn: `uniform`, `stratified`, `group`, `time` or `given`.
         flip: Whether mirroring keeps the label.
         skipped: (id, reason) of images left out because they could not be decoded.
-        unlabelled: Ids of examples left out because nobody gave them a label or voted on them.
+        unlabelled: Ids of examples left out because they have neither label nor vote.
         notes: What was left out, changed or guessed when the data was read, in sentences.
-        possible_groups: {column: number of distinct values} of columns that may group the examples, other
-            than the column by which the parts were drawn.
+        possible_groups: {column: number of distinct values} of columns that may group the examples, without
+            the column by which the parts were drawn.
     """
 
     classes: list[str]
@@ -237,3 +268,27 @@ class Task:
     def k(self) -> int:
         """The number of classes."""
         return len(self.classes)
+
+
+SIDE, WORDS, BATCH = 8, 256, 256
+
+
+def raw_features(examples: Examples) -> NDArray[np.float64]:
+    """Return simple features, (N, D), for noise that depends on the example.
+
+    Images are averaged to 8×8×3, texts become counts of hashed words. The scale is fixed: an example has the
+    same features in every part of the data.
+    """
+    texts = examples.texts
+    if texts is None:
+        pooled = [torch.zeros((0, 3 * SIDE * SIDE))]
+        for start in range(0, len(examples), BATCH):
+            images = examples.images(np.arange(start, min(start + BATCH, len(examples)))).float()
+            pooled.append(torch.nn.functional.adaptive_avg_pool2d(images, SIDE).flatten(1))
+        return np.asarray((torch.cat(pooled).double().numpy() - 127.5) / 64.0)
+    counts = np.zeros((len(examples), WORDS))
+    for row, (first, second) in enumerate(texts):
+        for word in f"{first} {second or ''}".lower().split():
+            counts[row, zlib.crc32(word.encode()) % WORDS] += 1
+    lengths = np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1)
+    return np.asarray(counts / lengths * np.sqrt(WORDS))

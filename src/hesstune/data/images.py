@@ -1,131 +1,229 @@
-"""Decode image files once, by Pillow, into square uint8 tensors."""
+"""Images: decoding with Pillow, conversion to square uint8 tensors, and sources of decoded images."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from hesstune.data.contents import DIGEST_BYTES, Digests, as_digests, image_digests
+from hesstune.data.examples import DIGEST_BYTES, Digests, as_digests, digest_bytes, image_digests
 from hesstune.data.reading import WHITE
-from hesstune.data.rgb import Oddities, to_rgb
 from hesstune.errors import DataError
 from hesstune.storage.tensors import digest, digest_of_texts
+
+Colour = tuple[int, int, int]
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
+# Only these: Pillow also knows formats whose decoders run other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-# Pillow warns from here on, and refuses twice as many; a few hundred bytes can claim any number.
+# From this size on Pillow warns. A few hundred bytes can claim any size.
 MAX_PIXELS = 89_478_485
-# Sides beyond so many times the shorter one are cut before the image is resized.
+# Images with sides longer than so many times the shorter one are cut before they are resized.
 LONGEST = 16
-# Bytes that one thread hashes at a time.
-_CHUNK = 1 << 26
+# Threads that decode (Pillow releases the interpreter's lock), and bytes that one thread hashes at a time.
+THREADS, _CHUNK = 4, 1 << 26
+# The EXIF tag of the orientation, and what turns an image upright.
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Changes of an image; the others are the ranges from which values were scaled.
+TURNED, LAID, OWN_RANGE = "turned", "laid", "its own range"
 
 
 @cache
 def _has_avif() -> bool:
-    with warnings.catch_warnings():  # of a feature that older versions of Pillow do not know
+    with warnings.catch_warnings():  # older versions of Pillow do not know the feature
         warnings.simplefilter("ignore")
         return bool(features.check("avif"))
 
 
-def _formats() -> tuple[str, ...]:
-    """Return the formats that are read: AVIF where Pillow was built with it, HEIF where a plugin is there."""
-    avif, heif = ("AVIF",) * _has_avif(), ("HEIF",) * ("HEIF" in Image.OPEN)
-    return (*FORMATS, *avif, *heif)
+def _has_heif() -> bool:
+    return "HEIF" in Image.OPEN  # registered by a plugin
 
 
 def readable_suffixes() -> tuple[str, ...]:
-    """Return how names of image files end, in lower case."""
-    formats = _formats()
-    avif, heif = (".avif", ".avifs") * ("AVIF" in formats), (".heic", ".heif", ".hif") * ("HEIF" in formats)
-    return (*SUFFIXES, *avif, *heif)
+    """Return the suffixes of image files that can be read, in lower case."""
+    return (*SUFFIXES, *((".avif", ".avifs") * _has_avif()), *((".heic", ".heif", ".hif") * _has_heif()))
+
+
+@dataclass
+class Changes:
+    """Counts of the changes made to the images of a data set, besides their size."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    # The largest value of images scaled from more than 8 bits, by range.
+    largest: dict[str, float] = field(default_factory=dict)
+    # Indices of changed images.
+    rows: set[int] = field(default_factory=set)
+
+    def add(self, row: int, changes: Mapping[str, float]) -> None:
+        """Count the changes of one image."""
+        if changes:
+            self.rows.add(row)
+        for name, value in changes.items():
+            self.counts[name] += 1
+            self.largest[name] = max(value, self.largest.get(name, value))
+
+    def notes(self, total: int, background: Colour) -> list[str]:
+        """Say what was changed, in sentences."""
+        found = []
+        for name, count in sorted(self.counts.items()):
+            many = f"{count} of {total} images"
+            if name == TURNED:
+                found.append(f"{many} turned upright, as their EXIF orientation says")
+            elif name == LAID:
+                found.append(f"{many} have transparent pixels: laid on {_shown(background)} (--background)")
+            else:
+                top = "" if name == OWN_RANGE else f" (their largest value: {self.largest[name]:g})"
+                found.append(f"{many} of more than 8 bits or of floats, scaled to 8 bits from {name}{top}")
+        return found
+
+
+def _shown(background: Colour) -> str:
+    return "white" if background == WHITE else f"the colour {background}"
+
+
+def to_rgb(image: Image.Image, background: Colour = WHITE) -> tuple[Image.Image, dict[str, float]]:
+    """Return an image upright, in 8-bit RGB, transparent pixels laid on a background; and the changes.
+
+    Values of more than 8 bits are scaled by the range of their type, see `scale_to_8_bits`. An image that
+    needs none of this has the pixels of Pillow's convert("RGB").
+    """
+    image.load()
+    changes: dict[str, float] = {}
+    try:
+        orientation = int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged EXIF raises many kinds of errors; the pixels can still be read
+        orientation = 1
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+        changes[TURNED] = 1
+    if image.mode.startswith("I") or image.mode == "F":
+        grey, scale, top = scale_to_8_bits(np.asarray(image))
+        clear = image.info.get("transparency")
+        hidden = np.asarray(image) == clear if isinstance(clear, int) else None
+        if scale:
+            changes[scale] = top
+        image = Image.fromarray(grey).convert("RGB")
+        if hidden is not None and hidden.any():
+            image.paste(background, mask=Image.fromarray(hidden))
+            changes[LAID] = 1
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        if np.asarray(rgba.getchannel("A")).min() < 255:
+            image = Image.new("RGBA", rgba.size, (*background, 255))
+            image.alpha_composite(rgba)
+            changes[LAID] = 1
+    return (image if image.mode == "RGB" else image.convert("RGB")), changes
+
+
+def scale_to_8_bits(array: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str, float]:
+    """Scale numbers of more than 8 bits, or floats, to 8 bits.
+
+    The range is 0 … 65535 for unsigned integers of 16 bits; for other numbers the first of 0 … 1 (floats),
+    0 … 255 and 0 … 65535 that holds them, or else their own range.
+
+    Returns:
+        The values, uint8; the range they were scaled from, "" for 0 … 255; and the largest value.
+
+    Example:
+        >>> scale_to_8_bits(np.array([0, 257, 65535], dtype=np.uint16))
+        (array([  0,   1, 255], dtype=uint8), '0 to 65535', 65535.0)
+    """
+    values: NDArray[np.float32] = np.asarray(array, dtype=np.float32)
+    if not values.size:
+        return values.astype(np.uint8), "", 0.0
+    low, top = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(top)):
+        raise ValueError("it holds values that are not finite")
+    if low < 0 or top > 65535:
+        spread = max(top - low, 1e-30)
+        return ((values - low) * np.float32(255 / spread)).round().astype(np.uint8), OWN_RANGE, top
+    deep = array.dtype.kind == "u" and array.dtype.itemsize == 2
+    if not deep and array.dtype.kind == "f" and top <= 1:
+        return (values * np.float32(255)).round().astype(np.uint8), "0 to 1", top
+    if not deep and top <= 255:
+        return values.astype(np.uint8), "", top
+    return (values / np.float32(257)).round().astype(np.uint8), "0 to 65535", top
+
+
+def read_image(
+    file: Path | IO[bytes], background: Colour = WHITE, side: int | None = None
+) -> tuple[Image.Image, dict[str, float]]:
+    """Read an image file with `to_rgb`; a JPEG may be decoded at a smaller size, not below `side`.
+
+    Raises:
+        Exception: Of many kinds, if it is damaged, or too large to be decoded safely.
+    """
+    formats = (*FORMATS, *(("AVIF",) * _has_avif()), *(("HEIF",) * _has_heif()))
+    with Image.open(file, formats=formats) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"it has {image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are read")
+        if side is not None:
+            image.draft("RGB", (side, side))
+        return to_rgb(image, background)
 
 
 @contextlib.contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Keep Pillow from warning of sizes, which are errors here, and of damaged EXIF, while this lasts."""
+def _quiet_pillow() -> Iterator[None]:
+    """Suppress Pillow's warnings of sizes, which are errors here, and of damaged EXIF."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
 
 
-def read_image(
-    file: Path | IO[bytes], background: tuple[int, int, int] = WHITE, side: int | None = None
-) -> tuple[Image.Image, dict[str, float]]:
-    """Read an image file as upright RGB; see `hesstune.data.rgb`.
-
-    Args:
-        file: A path or an open file.
-        background: What transparent pixels are laid on.
-        side: A JPEG may be decoded at a smaller size, not below this.
-
-    Returns:
-        The image, and what was changed.
-
-    Raises:
-        Exception: Of many kinds, if it is damaged, or too large to be decoded safely.
-    """
-    # Only these: Pillow also knows formats whose decoders run other programs.
-    with Image.open(file, formats=_formats()) as image:
-        if image.width * image.height > MAX_PIXELS:
-            told = f"{image.width} × {image.height} pixels"
-            raise ValueError(f"it has {told}; at most {MAX_PIXELS:,} are read")
-        if side is not None:
-            image.draft("RGB", (side, side))
-        return to_rgb(image, background)
-
-
-def decode(path: Path, size: int, background: tuple[int, int, int] = WHITE) -> torch.Tensor:
-    """Decode one image: shorter side to `size`, centre crop, RGB, uint8, (3, size, size).
-
-    It is turned as its EXIF orientation says, and transparent pixels are laid on the background.
+def decode(path: Path, size: int, background: Colour = WHITE) -> torch.Tensor:
+    """Decode an image with `to_rgb`: shorter side to `size`, centre crop, uint8, (3, size, size).
 
     Raises:
         DataError: If the file is missing, corrupt, truncated or too large to be decoded safely.
     """
-    return decode_seen(path, size, background, False)[0]
+    return decode_and_hash(path, size, background, False)[0]
 
 
-def decode_seen(
-    path: Path, size: int, background: tuple[int, int, int] = WHITE, hashed: bool = True
+def decode_and_hash(
+    path: Path, size: int, background: Colour, hashed: bool = True
 ) -> tuple[torch.Tensor, dict[str, float], bytes]:
-    """Decode one image as `decode` does.
-
-    Returns:
-        The image, what was changed in it (see `hesstune.data.rgb`), and the digest of the file: b""
-        if it is not hashed.
-    """
+    """Decode an image as `decode` does; return it, its changes, and the digest of the file or b""."""
     try:
         with path.open("rb") as file:
             rgb, changes = read_image(file, background, size)
-            # Decoding has brought the file into the system's cache.
-            digest = _digest_of_open(file) if hashed else b""
+            found = _digest_of_open(file) if hashed else b""  # the file is in the system's cache now
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
         raise DataError(f"cannot decode the image {path}: {error or type(error).__name__}") from error
-    return torch.from_numpy(np.array(_square(rgb, size))).permute(2, 0, 1).contiguous(), changes, digest
+    return torch.from_numpy(np.array(_square(rgb, size))).permute(2, 0, 1).contiguous(), changes, found
 
 
 def _square(rgb: Image.Image, size: int) -> Image.Image:
-    """Bring the shorter side to a size and cut the middle."""
+    """Resize the shorter side and crop the centre."""
     width, height = rgb.size
-    scale = size / min(width, height)
     if (width, height) == (size, size):
         return rgb
+    scale = size / min(width, height)
     wide, high = max(size, round(width * scale)), max(size, round(height * scale))
     left, top = (wide - size) // 2, (high - size) // 2
     if max(wide, high) > LONGEST * size:  # resized whole, a strip one pixel high would fill the memory
@@ -136,11 +234,9 @@ def _square(rgb: Image.Image, size: int) -> Image.Image:
 
 
 class DecodedImages:
-    """Images kept in memory, uint8, (N, 3, S, S).
+    """Images in memory, uint8, (N, 3, S, S), and digests of what they were decoded from, (N, 16).
 
-    Args:
-        array: The images.
-        digests: (N, 16) digests of what they were decoded from; None: of their pixels.
+    Without digests those of the pixels are taken.
     """
 
     def __init__(self, array: torch.Tensor, digests: Digests | None = None) -> None:
@@ -156,71 +252,57 @@ class DecodedImages:
         return DecodedImages(self.array[rows], None if self._digests is None else self._digests[rows])
 
     def digests(self, indices: NDArray[np.int64], anew: bool = False) -> Digests:
-        """Return the digests of the images at the indices: `anew`, of their pixels as they are now."""
+        """Return the digests of the images at the indices; with `anew`, of their present pixels."""
         if self._digests is not None and not anew:
             return self._digests[indices]
         return image_digests(self.batch(indices).permute(0, 2, 3, 1).numpy())
 
     @property
     def digest(self) -> str:
-        """Checksum of the pixels as they are now: the hash of the hashes of chunks."""
+        """Checksum of the present pixels: the hash of the hashes of chunks."""
         parts = self.array.contiguous().flatten().split(_CHUNK)
-        with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
+        with ThreadPoolExecutor(THREADS) as pool:  # hashing releases the interpreter's lock
             return digest_of_texts(pool.map(lambda part: digest({"": part}), parts))
 
 
 class FileImages:
-    """Images decoded anew for each batch, for data sets larger than the memory set aside for them."""
+    """Images decoded anew for each batch, for data sets larger than the memory for decoded images."""
 
     def __init__(
         self,
         paths: Sequence[Path],
         size: int,
-        workers: int = 4,
-        background: tuple[int, int, int] = WHITE,
+        background: Colour = WHITE,
         changed: Collection[int] = (),
         digests: Digests | None = None,
     ) -> None:
         self.paths = list(paths)
         self.size = size
         self._background, self._changed = background, sorted(changed)
-        self._pool = ThreadPoolExecutor(workers)
+        self._pool = ThreadPoolExecutor(THREADS)
         self._digests = digests
 
     def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
         """Decode and return the images at the indices."""
-
-        def one(index: int) -> torch.Tensor:
-            return decode(self.paths[index], self.size, self._background)
-
-        with quiet_pillow():
-            return torch.stack(list(self._pool.map(one, indices)))
+        with _quiet_pillow():
+            decoded = self._pool.map(lambda at: decode(self.paths[at], self.size, self._background), indices)
+            return torch.stack(list(decoded))
 
     def take(self, rows: Sequence[int]) -> FileImages:
         """Return a source of some of the files."""
         changed = [at for at, row in enumerate(rows) if row in set(self._changed)]
         digests = None if self._digests is None else self._digests[rows]
-        return FileImages([self.paths[i] for i in rows], self.size, 4, self._background, changed, digests)
+        return FileImages([self.paths[i] for i in rows], self.size, self._background, changed, digests)
 
     def digests(self, indices: NDArray[np.int64], anew: bool = False) -> Digests:
-        """Return the digests of the files at the indices; without any yet, or `anew`, all files are read.
-
-        Raises:
-            DataError: If a file cannot be read.
-        """
+        """Return the digests of the files at the indices; without any yet, or with `anew`, read all files."""
         if self._digests is None or anew:
             self._digests = as_digests(self._pool.map(_digest_of_file, self.paths))
         return self._digests[indices]
 
     @cached_property
     def digest(self) -> str:
-        """Checksum of the files' contents, whatever their names and times; read once for each source.
-
-        Where the pixels are not those of the file alone, it tells how they were made, too.
-
-        Raises:
-            DataError: If a file cannot be read.
-        """
+        """Checksum of the files' contents, not of their names and times, and of how pixels were changed."""
         how = [f"upright on {self._background}: {self._changed}"] if self._changed else []
         every = self.digests(np.arange(len(self.paths)))
         return digest_of_texts([*(row.tobytes().hex() for row in every), *how])
@@ -240,47 +322,151 @@ def _digest_of_open(file: IO[bytes]) -> bytes:
 
 
 def decode_all(
-    paths: Sequence[Path],
-    size: int,
-    cache_mib: int,
-    workers: int = 4,
-    background: tuple[int, int, int] = WHITE,
-    oddities: Oddities | None = None,
-) -> tuple[DecodedImages | FileImages, dict[int, str]]:
-    """Decode every image once, so that a damaged file is found before training starts.
-
-    Args:
-        paths: Image files.
-        size: Side of the square they are brought to.
-        cache_mib: Keep the decoded images in memory if they fit in so many MiB; else decode per batch.
-        workers: Decoding threads (Pillow releases the interpreter's lock).
-        background: What transparent pixels are laid on.
-        oddities: Where what was changed is counted.
+    paths: Sequence[Path], size: int, cache_mib: int, background: Colour = WHITE
+) -> tuple[DecodedImages | FileImages, dict[int, str], list[str]]:
+    """Decode every image file once, so that a damaged file is found before training starts.
 
     Returns:
-        The image source, and {index: reason} of the files that could not be decoded.
+        The source of the images, which decodes each batch anew if they do not fit in `cache_mib`; {index:
+        reason} of the files that could not be decoded; what was changed, in sentences.
     """
     keep = len(paths) * 3 * size * size <= cache_mib * 2**20
     array = torch.zeros((len(paths) if keep else 0, 3, size, size), dtype=torch.uint8)
-    bad: dict[int, str] = {}
     digests = np.zeros((len(paths), DIGEST_BYTES), np.uint8)
-    odd = Oddities() if oddities is None else oddities
+    counted, bad = Changes(), dict[int, str]()
 
     def one(index: int) -> dict[str, float]:
         try:
-            image, changes, digest = decode_seen(paths[index], size, background)
+            image, changes, found = decode_and_hash(paths[index], size, background)
         except DataError as error:
             bad[index] = str(error)
             return {}
-        digests[index] = np.frombuffer(digest, np.uint8)
+        digests[index] = np.frombuffer(found, np.uint8)
         if keep:
             array[index] = image
         return changes
 
-    with quiet_pillow(), ThreadPoolExecutor(workers) as pool:
+    with _quiet_pillow(), ThreadPoolExecutor(THREADS) as pool:
         for index, changes in enumerate(pool.map(one, range(len(paths)))):
-            odd.add(index, changes)
+            counted.add(index, changes)
     bad = dict(sorted(bad.items()))
+    notes = counted.notes(len(paths), background)
     if keep:
-        return DecodedImages(array, digests), bad
-    return FileImages(paths, size, workers, background, odd.rows, digests), bad
+        return DecodedImages(array, digests), bad, notes
+    return FileImages(paths, size, background, counted.rows, digests), bad, notes
+
+
+# -- images in memory
+
+
+@dataclass
+class Pixels:
+    """Decoded images.
+
+    Attributes:
+        array: (N, 3, S, S) uint8.
+        digests: (N, 16) digests of the images before they were resized, or of the bytes of encoded images.
+        bad: {index: reason} of images that could not be decoded; they are black.
+        notes: What was changed, in sentences.
+    """
+
+    array: torch.Tensor
+    digests: Digests
+    bad: dict[int, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+
+def decode_objects(
+    images: Iterable[Any], size: int, background: Colour = WHITE, ids: Sequence[str] | None = None
+) -> Pixels:
+    """Bring PIL images, bytes of files, paths, or mappings of `bytes` and `path` to squares.
+
+    They are changed as image files are. Messages name the ids; default: numbers.
+    """
+    rows: list[torch.Tensor] = []
+    digests: list[Digests] = []
+    counted, bad = Changes(), dict[int, str]()
+    for at, value in enumerate(images):
+        try:
+            with _quiet_pillow():
+                rgb, changes, encoded = _rgb_of_object(value, background)
+            pixels = np.array(rgb)
+            found = image_digests([pixels]) if encoded is None else as_digests([digest_bytes(encoded)])
+            side = min(pixels.shape[:2])
+            top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+            square = torch.from_numpy(pixels[top : top + side, left : left + side].copy())
+            row = resized(square.permute(2, 0, 1)[None].float(), size)
+        except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged images
+            name = at if ids is None else ids[at]
+            bad[at] = f"cannot decode the image of example {name}: {error or type(error).__name__}"
+            row = torch.zeros((1, 3, size, size), dtype=torch.uint8)
+            found = np.zeros((1, DIGEST_BYTES), np.uint8)
+        else:
+            counted.add(at, changes)
+        rows.append(row)
+        digests.append(found)
+    return Pixels(torch.cat(rows), np.concatenate(digests), bad, counted.notes(len(rows), background))
+
+
+def _rgb_of_object(value: Any, background: Colour) -> tuple[Image.Image, dict[str, float], bytes | None]:
+    """Return an image, its changes, and its encoded bytes or None."""
+    if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
+        content, path = value.get("bytes"), value.get("path")
+        value = content if content is not None else path and Path(path)
+    if isinstance(value, Path):
+        value = value.read_bytes()
+    if isinstance(value, bytes):
+        return *read_image(io.BytesIO(value), background), value
+    if hasattr(value, "convert"):
+        return *to_rgb(value, background), None
+    raise ValueError("there is none" if value is None else f"it is a {type(value).__name__}, not an image")
+
+
+def resized(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Resize (N, C, h, w) float images in [0, 255] to (N, 3, size, size) uint8; grey becomes RGB."""
+    if images.shape[-2:] != (size, size):
+        images = torch.nn.functional.interpolate(
+            images, size=(size, size), mode="bicubic", align_corners=False, antialias=True
+        )
+    return images.clamp(0, 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+
+
+def pixels_of_array(array: NDArray[Any], size: int, what: str, background: Colour) -> Pixels:
+    """Bring images given as one array, (N, H, W) or (N, H, W, C), to squares.
+
+    Values are integers in [0, 255], floats in [0, 1], or unsigned integers of 16 bits, which are scaled if
+    one is above 255. A fourth channel is opacity. Other shapes and values raise DataError.
+    """
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[3] not in (1, 3, 4):
+        raise DataError(f"{what} must have the shape (N, H, W) or (N, H, W, 1, 3 or 4); got {array.shape}")
+    if array.dtype.kind not in "uif" or not len(array):
+        raise DataError(f"{what} must hold numbers, of one image or more; got {len(array)} of {array.dtype}")
+    if array.size and not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array).all(axis=(1, 2, 3)))[0])
+        raise DataError(f"{what} hold values that are not finite, first in row {row}")
+    notes: list[str] = []
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2 and array.size and array.max() > 255:
+        array, scale, most = scale_to_8_bits(array)
+        notes.append(f"images of 16 bits are scaled to 8 bits from {scale} (their largest value: {most:g})")
+    top, factor = (1.0, 255.0) if array.dtype.kind == "f" else (255, 1.0)
+    if array.size and (array.min() < 0 or array.max() > top):
+        raise DataError(
+            f"{what} must hold integers from 0 to 255 or floats from 0 to 1; got {array.dtype} from "
+            f"{array.min():g} to {array.max():g}"
+        )
+    if array.shape[3] == 4:
+        rgba = (array.astype(np.float32) * factor).round().astype(np.uint8)
+        array, factor = np.empty((*rgba.shape[:3], 3), dtype=np.uint8), 1.0
+        for at, image in enumerate(rgba):
+            array[at] = np.asarray(to_rgb(Image.fromarray(image, "RGBA"), background)[0])
+        notes.append(
+            f"images of four channels, the last taken for opacity, are laid on {_shown(background)} "
+            "(--background)"
+        )
+    scaled = torch.from_numpy(array.astype(np.float32) * factor).permute(0, 3, 1, 2)
+    return Pixels(resized(scaled, size), image_digests(array), notes=notes)

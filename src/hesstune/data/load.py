@@ -1,4 +1,4 @@
-"""From a data specification to a task: decode, split, limit."""
+"""From a data string or object to a task: list, decode, split, limit."""
 
 from __future__ import annotations
 
@@ -7,37 +7,25 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hesstune.data.class_labels import alike, labels_among
-from hesstune.data.examples import (
-    PARTS,
-    REWRITTEN,
-    Examples,
-    ImageSource,
-    Listing,
-    Task,
-    Texts,
-)
-from hesstune.data.groups import group_notes
+from hesstune.data.examples import PARTS, REWRITTEN, Examples, ImageSource, Listing, Task, Texts
+from hesstune.data.formats import listing
 from hesstune.data.images import DecodedImages, FileImages, decode_all
-from hesstune.data.label_sources import source_notes
-from hesstune.data.objects import listing_of_object
+from hesstune.data.labels import alike, labels_among, source_notes
 from hesstune.data.reading import WHITE, Reading, SplitRule, fold_of
-from hesstune.data.rgb import Oddities
-from hesstune.data.sources import listing
-from hesstune.data.split_rule import parts_of_listing
+from hesstune.data.splits import draw_parts
+from hesstune.data.tables import group_notes
 from hesstune.errors import DataError, cut, listed
 from hesstune.storage.tables import is_missing
 
-# Two examples of a class are the least that a split can share between training and test.
+# A split needs two examples of a class, one for training and one for the test.
 FEWEST_A_CLASS = 2
-# Data sets kept decoded while `reusing_decoded` lasts.
-MOST_DECODED = 4
+# Data sets, and their images, that `reusing_decoded` keeps at most.
+MOST_KEPT = 8
 
 
 def load_task(
@@ -58,62 +46,46 @@ def load_task(
     """Load a labelled data set and split it.
 
     Args:
-        spec: See `hesstune.data.sources.listing`; or an object, see `hesstune.data.objects`.
-        size: Side of the images in pixels; texts ignore it.
+        spec: A data string or an object; see `hesstune.data.formats`.
+        size: Side of the images in pixels.
         seed: Seed of the split and the limit.
-        split: `uniform` draws the parts uniformly at random, as certificates need; `stratified`
-            keeps the class proportions, `group:COLUMN` keeps the examples of a group in one part,
-            `time:COLUMN` tests on the latest: these are no i.i.d. samples. Or the path of a CSV file with
-            the columns id and split, or id and group. Parts the data gives are kept.
-        fold: `I/K`: the test part is the I-th of K folds drawn by `split`. The folds are the same for all
-            seeds from sK to sK + K − 1.
-        val_fraction: Share of the examples for validation, where the data names none.
-        test_fraction: Share of the examples for the test, where the data names none.
-        limit: At most so many training examples, drawn uniformly.
+        split: `uniform` draws the parts uniformly at random, as certificates need; `stratified` keeps the
+            class proportions, `group:COLUMN` keeps the examples of a group in one part, `time:COLUMN` tests
+            on the latest. Or the path of a CSV file with the columns id and split, or id and group. Parts
+            that the data names are kept.
+        fold: `I/K`: the test part is fold I of K, drawn by `split`. The folds are the same for all seeds from
+            sK to sK + K − 1.
+        val_fraction: Share of the examples for validation, if the data names no such part.
+        test_fraction: Share of the examples for the test, if the data names no such part.
+        limit: Largest number of training examples; they are drawn uniformly.
         skip_bad: Leave out images that cannot be decoded instead of raising.
-        cache_mib: Memory for decoded images.
-        how: Which columns hold what, how votes become labels, and what lies behind transparent images.
-        corrected_test: Keep test labels that `hesstune clean` rewrote; else they are as they were given.
+        cache_mib: Memory for decoded images; if they do not fit, each batch is decoded anew.
+        how: Named columns, how votes become labels, and the background of transparent images.
+        corrected_test: Keep test labels that `hesstune clean` replaced; otherwise they are as given.
 
     Raises:
-        DataError: If an image is damaged, or a class has too few images.
+        DataError: If the data cannot be read, an image is damaged, or a class has too few examples.
     """
     rule = SplitRule.parse(split)
-    how = replace(how or Reading(), told=rule.column)
-    found, source, skipped = _labelled(spec, size, skip_bad, cache_mib, how)
+    how = replace(how or Reading(), split_column=rule.column)
+
+    def make() -> _Decoded:
+        return _decoded(listing(spec, size, True, how), size, skip_bad, cache_mib, how)
+
+    # Objects have no name to be kept under.
+    key = ("data", spec, size, skip_bad, cache_mib, how)
+    found, source, skipped = _reused(key, make) if isinstance(spec, str) else make()
     assert found.labels is not None
-    if found.votes is None:  # a label model may well leave a class without an example
+    if found.votes is None:  # a label model may leave a class without an example
         _check_counts(found.labels, found.classes, found.parts)
     rng = np.random.default_rng([seed, 0x5117])
     at = None if fold is None else fold_of(fold)
     folds_rng = None if at is None else np.random.default_rng([seed // at[1], 0xF01D])
-    parts, drawn, told = parts_of_listing(found, rule, rng, val_fraction, test_fraction, at, folds_rng)
+    parts, drawn, notes = draw_parts(found, rule, rng, val_fraction, test_fraction, at, folds_rng)
     if limit is not None and limit < len(parts["train"]):
         parts["train"] = np.sort(rng.permutation(parts["train"])[:limit])
     if not len(parts["train"]):
         raise DataError("no training example is left; lower the validation and test fractions")
-    made, more = _divided(found, source, parts, corrected_test)
-    unseen = _unseen(found.labels[parts["train"]], found.classes)
-    groups = {name: n for name, n in found.groups.items() if drawn != "group" or name != rule.column}
-    notes = [*told, *more, *found.notes, *alike(found.classes), *unseen, *group_notes(groups, len(found))]
-    return Task(
-        found.classes,
-        made["train"],
-        made["val"],
-        made["test"],
-        drawn,
-        found.flip,
-        skipped,
-        found.unlabelled,
-        notes,
-        groups,
-    )
-
-
-def _divided(
-    found: Listing, source: ImageSource | Texts, parts: dict[str, NDArray[np.int64]], corrected_test: bool
-) -> tuple[dict[str, Examples], list[str]]:
-    """Return the examples of each part, and what should be known of where their labels come from."""
     whole = Examples(
         source,
         np.arange(len(found)),
@@ -123,14 +95,33 @@ def _divided(
         soft=found.soft,
         label_sources=found.label_sources,
     )
-    made, notes = {name: whole.take(rows) for name, rows in parts.items()}, list[str]()
+    made = {name: whole.take(rows) for name, rows in parts.items()}
     if not corrected_test:
-        made["test"], notes = _as_given(made["test"], found, parts["test"])
-    return made, [*notes, *(note for name in PARTS for note in source_notes(made[name], name))]
+        made["test"], more = _with_given_labels(made["test"], found, parts["test"])
+        notes = [*notes, *more]
+    groups = {name: n for name, n in found.groups.items() if drawn != "group" or name != rule.column}
+    notes = [
+        *notes,
+        *(note for name in PARTS for note in source_notes(made[name], name)),
+        *found.notes,
+        *alike(found.classes),
+        *_classes_without_training(found.labels[parts["train"]], found.classes),
+        *group_notes(groups, len(found)),
+    ]
+    return Task(
+        classes=found.classes,
+        **made,
+        split=drawn,
+        flip=found.flip,
+        skipped=skipped,
+        unlabelled=found.unlabelled,
+        notes=notes,
+        possible_groups=groups,
+    )
 
 
-def _as_given(test: Examples, found: Listing, rows: NDArray[np.int64]) -> tuple[Examples, list[str]]:
-    """Return the test part with its labels as they were before `hesstune clean` rewrote them."""
+def _with_given_labels(test: Examples, found: Listing, rows: NDArray[np.int64]) -> tuple[Examples, list[str]]:
+    """Return the test part with its labels as they were before `hesstune clean` replaced them, and notes."""
     changed = test.count_source(REWRITTEN)
     if not changed or found.before is None or test.label_sources is None:
         return test, []
@@ -152,9 +143,9 @@ class NewExamples:
     """Examples to be predicted.
 
     Attributes:
-        examples: All of them; their labels are −1 where they have none of the run's classes, and None
-            where none has.
-        skipped: (id, reason) of those left out because they could not be decoded.
+        examples: All of them; a label is −1 if it is missing or none of the run's classes, and labels are
+            None if all are.
+        skipped: (id, reason) of examples left out because they could not be decoded.
         notes: What was left out, changed or guessed, and what has no label, in sentences.
     """
 
@@ -173,12 +164,12 @@ def load_examples(
     how: Reading | None = None,
     skip_blank: bool = False,
 ) -> NewExamples:
-    """Load all examples of a data set for prediction, with those labels that are among `classes`.
+    """Load all examples of a data set for prediction, with the labels that are among `classes`.
 
-    Texts that hold nothing are kept, or, with `skip_blank`, left out.
+    Blank texts are kept, or left out with `skip_blank`. Other arguments: see `load_task`.
     """
     how = how or Reading()
-    found, source, skipped = _decoded(_listed(spec, size, False, how), size, skip_bad, cache_mib, how)
+    found, source, skipped = _decoded(listing(spec, size, False, how), size, skip_bad, cache_mib, how)
     labels, notes = (None, []) if found.given is None else labels_among(found.given, classes)
     examples = Examples(source, np.arange(len(found)), found.ids, labels, label_sources=found.label_sources)
     notes += [] if labels is None else source_notes(examples, "new")
@@ -194,77 +185,47 @@ def load_examples(
     return NewExamples(examples, skipped, [*found.notes, *notes])
 
 
-def _listed(spec: Any, size: int, labelled: bool, how: Reading) -> Listing:
-    make = listing if isinstance(spec, str) else listing_of_object
-    return make(spec, size, labelled, how)
-
-
 _Decoded = tuple[Listing, ImageSource | Texts, list[tuple[str, str]]]
-_Images = tuple[DecodedImages | FileImages, dict[int, str], list[str]]
 T = TypeVar("T")
-
-
-class _Held:
-    """What is kept: data sets by how they are read, and images by their files, whatever their labels."""
-
-    def __init__(self) -> None:
-        self.sets: OrderedDict[tuple[object, ...], _Decoded] = OrderedDict()
-        self.images: OrderedDict[tuple[object, ...], _Images] = OrderedDict()
-
-    @staticmethod
-    def get(kept: OrderedDict[tuple[object, ...], T], key: tuple[object, ...], make: Callable[[], T]) -> T:
-        """Return what is kept under a key, made now if need be; the oldest gives way."""
-        if key not in kept:
-            while len(kept) >= MOST_DECODED:
-                kept.popitem(last=False)
-            kept[key] = make()
-        return kept[key]
-
-
-_REUSED: ContextVar[_Held | None] = ContextVar("decoded", default=None)
+_KEPT: ContextVar[OrderedDict[tuple[object, ...], Any] | None] = ContextVar("decoded", default=None)
 
 
 @contextlib.contextmanager
 def reusing_decoded() -> Iterator[None]:
-    """Decode each data set once while this lasts; changes of its files meanwhile are not seen."""
-    token = _REUSED.set(_Held() if _REUSED.get() is None else _REUSED.get())
+    """Decode each data set once within this block; later changes of its files are not seen."""
+    token = _KEPT.set(OrderedDict() if _KEPT.get() is None else _KEPT.get())
     try:
         yield
     finally:
-        _REUSED.reset(token)
+        _KEPT.reset(token)
 
 
-def _labelled(spec: Any, size: int, skip_bad: bool, cache_mib: int, how: Reading) -> _Decoded:
-    def make() -> _Decoded:
-        return _decoded(_listed(spec, size, True, how), size, skip_bad, cache_mib, how)
-
-    held = _REUSED.get()
-    if held is None or not isinstance(spec, str):  # an object has no name to be known by
+def _reused(key: tuple[object, ...], make: Callable[[], T]) -> T:
+    """Return what `reusing_decoded` keeps under a key, made now if it is not there."""
+    kept = _KEPT.get()
+    if kept is None:
         return make()
-    return held.get(held.sets, (spec, size, skip_bad, cache_mib, how), make)
-
-
-def _images(paths: list[Path], size: int, cache_mib: int, background: tuple[int, int, int]) -> _Images:
-    """Decode images, or return those decoded before: another seed's labels change none."""
-
-    def make() -> _Images:
-        odd = Oddities()
-        source, bad = decode_all(paths, size, cache_mib, background=background, oddities=odd)
-        return source, bad, odd.notes(len(paths), background)
-
-    held = _REUSED.get()
-    return make() if held is None else held.get(held.images, (size, cache_mib, background, *paths), make)
+    if key not in kept:
+        made = make()
+        while len(kept) >= MOST_KEPT:
+            kept.popitem(last=False)
+        kept[key] = made
+    found: T = kept[key]
+    return found
 
 
 def _decoded(found: Listing, size: int, skip_bad: bool, cache_mib: int, how: Reading) -> _Decoded:
-    """Decode what a listing names; leave out what is damaged, where that is asked for."""
+    """Decode the images of a listing; leave out damaged ones if that is asked for."""
     if found.texts is not None:
         if how.background != WHITE:
-            raise DataError("--background is what lies behind images, and the data holds texts; leave it out")
+            raise DataError("--background is for images, and the data holds texts; leave it out")
         return replace(found, notes=[*found.notes, *_odd_texts(found)]), Texts(found.texts), []
     source: DecodedImages | FileImages
     if found.paths is not None:
-        source, bad, notes = _images(found.paths, size, cache_mib, how.background)
+        # Under the paths: the labels of another seed change no image.
+        key = ("images", size, cache_mib, how.background, *found.paths)
+        paths, colour = found.paths, how.background
+        source, bad, notes = _reused(key, lambda: decode_all(paths, size, cache_mib, colour))
         found = replace(found, notes=[*found.notes, *notes])
     else:
         assert found.array is not None
@@ -290,12 +251,10 @@ def _check_counts(labels: NDArray[np.int64], classes: list[str], parts: list[str
             f"class '{cut(classes[few])}' has {held}; at least {FEWEST_A_CLASS} are needed to train and test "
             "on it: add some, or take it out"
         )
-    if parts is None:
-        return
-    given = np.array(parts)
-    trained = np.bincount(labels[given == "train"], minlength=len(classes))
+    named = np.array(parts or ["train"] * len(labels))
+    trained = np.bincount(labels[named == "train"], minlength=len(classes))
     if len(absent := np.flatnonzero(trained == 0)):
-        held = listed(sorted(set(given[labels == absent[0]])))
+        held = listed(sorted(set(named[labels == absent[0]])))
         raise DataError(
             f"class '{cut(classes[absent[0]])}' has no training example: all of its {counts[absent[0]]} are "
             f"in the part {held}; move some to train, or take them out"
@@ -303,8 +262,8 @@ def _check_counts(labels: NDArray[np.int64], classes: list[str], parts: list[str
 
 
 def _odd_texts(found: Listing) -> list[str]:
-    """Say, in sentences or none, which texts look as if they were missing."""
-    rows = list(zip(found.ids, found.texts or (), strict=False))
+    """Say, in sentences or none, which texts may be missing values."""
+    rows = list(zip(found.ids, found.texts or (), strict=True))
     words = {name: text.strip() for name, (text, _) in rows if text.strip() and is_missing(text)}
     blank = [name for name, (_, other) in rows if other is not None and not other.strip()]
     notes = []
@@ -316,8 +275,7 @@ def _odd_texts(found: Listing) -> list[str]:
     return notes
 
 
-def _unseen(trained: NDArray[np.int64], classes: list[str]) -> list[str]:
-    """Say, in a sentence or none, which classes the training part has no example of."""
+def _classes_without_training(trained: NDArray[np.int64], classes: list[str]) -> list[str]:
     absent = np.flatnonzero(np.bincount(trained, minlength=len(classes)) == 0)
-    told = "classes without a training example in this split, which cannot be learned"
-    return [f"{told}: {listed(classes[i] for i in absent)}"] if len(absent) else []
+    start = "classes without a training example in this split, which cannot be learned"
+    return [f"{start}: {listed(classes[i] for i in absent)}"] if len(absent) else []

@@ -1,4 +1,4 @@
-"""How data is read beside what it is: columns by name, votes, what lies behind images."""
+"""How data is read and split: named columns, votes, background colour, split rules."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hesstune.checks import parse_integer
-from hesstune.errors import DataError, cut, unknown_name
+from hesstune.errors import DataError, cut, listed, unknown_name
 
 WHITE = (255, 255, 255)
 ROLES = ("text", "label", "id", "image")
-# Splits that make no independent sample: certificates refuse them.
+# Splits whose parts are no independent samples: certificates refuse them.
 DRAWN = ("stratified", "group", "time")
 
 
 def rgb_of(text: str) -> tuple[int, int, int]:
-    """Return a colour's red, green and blue, 0 … 255, from its name, #rrggbb or R,G,B.
+    """Return red, green and blue, 0 to 255, of a colour written as a name, #rrggbb or R,G,B.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not a colour.
 
     Example:
         >>> rgb_of("white"), rgb_of("#102030"), rgb_of("1, 2, 3")
@@ -45,7 +45,7 @@ class Voting:
     Attributes:
         columns: Columns of votes; none: those named vote_….
         model: The label model.
-        seed: Of its ties.
+        seed: Seed of ties.
     """
 
     columns: tuple[str, ...] = ()
@@ -55,15 +55,14 @@ class Voting:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what, where they are not called as usual.
+    """Columns that the user names.
 
     Attributes:
-        text: Column of texts, or two with a comma between, of pairs.
+        text: Column of texts, or two columns separated by a comma for pairs.
         label: Column of labels.
         id: Column of the examples' ids.
         image: Column of images.
-        needed: The roles, of these four, whose column must be there where it is named; of others the usual
-            ones are taken instead.
+        needed: The roles whose named column must exist; for other roles the usual column is taken instead.
     """
 
     text: str | None = None
@@ -74,62 +73,69 @@ class Columns:
 
     @property
     def demanded(self) -> list[str]:
-        """The roles whose column is named and must be there."""
+        """The roles whose column is named and must exist."""
         return [role for role in ROLES if getattr(self, role) and role in self.needed]
 
-    def found(
+    def find(
         self, columns: Sequence[str], usual: Mapping[str, Sequence[str]], what: str
     ) -> tuple[dict[str, str], list[str]]:
-        """Return {role: column} of the roles that some column has, and what was guessed, in sentences.
+        """Return {role: column}, with either a text or an image column, and what was guessed, in sentences.
 
         Args:
-            columns: The names that there are.
-            usual: {role: names it usually has, the first one before all}.
-            what: The file, for messages.
+            columns: The columns of the data.
+            usual: {role: its usual names, in order of preference}.
+            what: The data, for messages.
 
         Raises:
-            DataError: If a column that was named is missing, or named twice.
+            DataError: If a named column is missing or named twice, or there is no text or image column, or
+                both.
 
         Example:
             >>> usual = {"text": ("text", "sentence"), "label": ("label",)}
-            >>> Columns(label="stars").found(["sentence", "stars", "label"], usual, "the file")[0]
+            >>> Columns(label="stars").find(["sentence", "stars", "label"], usual, "the file")[0]
             {'label': 'stars', 'text': 'sentence'}
         """
-        asked = self._asked(columns, what)
-        found = dict(asked)
-        # Texts or images: one that is named, or has its first name, leaves no question about the other.
-        first = [role for role in ("text", "image") if role in asked]
-        first = first or [r for r in ("text", "image") if r in usual and usual[r][0] in columns]
+        asked = self._named(columns, what)
+        roles = dict(asked)
+        # A named column of texts or images, or one with the first usual name, decides between the two.
+        inputs = [role for role in ("text", "image") if role in asked]
+        inputs = inputs or [r for r in ("text", "image") if r in usual and usual[r][0] in columns]
         for role, names in usual.items():
-            if role in found or (first and role in ("text", "image") and role not in first):
+            if role in roles or (inputs and role in ("text", "image") and role not in inputs):
                 continue
-            if role == "text2" and ("text" in asked or first == ["image"]):
+            if role == "text2" and ("text" in asked or inputs == ["image"]):
                 continue
-            if (column := _called(names, columns, list(found.values()))) is not None:
-                found[role] = column
+            if (column := _matching(names, columns, list(roles.values()))) is not None:
+                roles[role] = column
+        if ("text" in roles) == ("image" in roles):
+            both = "both in " if "text" in roles else ""
+            raise DataError(
+                f"{what} needs either a column 'image' or a column 'text'; got "
+                f"{both}{listed(columns) or 'no column'} (a file's first row names its columns); name one by "
+                "--text-column or --image-column"
+            )
         notes = [
             f"column '{cut(column)}' is read as the {role}"
-            for role, column in found.items()
+            for role, column in roles.items()
             if column != role and role not in asked
         ]
-        return found, notes
+        return roles, notes
 
-    def _asked(self, columns: Sequence[str], what: str) -> dict[str, str]:
-        """Return {role: column} of those that are named."""
+    def _named(self, columns: Sequence[str], what: str) -> dict[str, str]:
+        """Return {role: column} of the named columns."""
         named = {role: name for role in ROLES if (name := getattr(self, role))}
         if "text" in named and "," in named["text"] and named["text"] not in columns:
             named["text"], named["text2"] = (part.strip() for part in named["text"].split(",", 1))
-        must = {role.removesuffix("2") for role in named} & self.needed
-        missing = [n for role, n in named.items() if n not in columns and role.removesuffix("2") in must]
-        if missing:
-            raise unknown_name(f"column of {what}", missing[0], list(columns), DataError)
+        for role, name in named.items():
+            if name not in columns and role.removesuffix("2") in self.needed:
+                raise unknown_name(f"column of {what}", name, list(columns), DataError)
         named = {role: name for role, name in named.items() if name in columns}
         if len(set(named.values())) < len(named):
             raise DataError(f"{what}: one column is named for two purposes; name a column for each")
         return named
 
 
-def _called(names: Sequence[str], columns: Sequence[str], taken: Sequence[str]) -> str | None:
+def _matching(names: Sequence[str], columns: Sequence[str], taken: Sequence[str]) -> str | None:
     """Return the column with one of the names, or the only one that differs from it by case and spaces."""
     free = [column for column in columns if column not in taken]
     for name in names:
@@ -146,25 +152,25 @@ class Reading:
     """How data is read.
 
     Attributes:
-        columns: Which columns hold what.
+        columns: Columns that the user names.
         voting: How votes in columns become labels.
-        background: The colour, RGB, that transparent images are laid on.
-        told: A further column that is read, by which the data is split.
+        background: Background colour, RGB, of transparent images.
+        split_column: A further column to read, by which the data is split.
     """
 
     columns: Columns = Columns()
     voting: Voting = Voting()
     background: tuple[int, int, int] = WHITE
-    told: str | None = None
+    split_column: str | None = None
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """A rule, of its text: `uniform`, `stratified`, `group:COLUMN`, `time:COLUMN` or the path of a file.
+    """A rule by which parts are drawn.
 
     Attributes:
-        kind: One of these, or `file`.
-        argument: The column, or the path.
+        kind: `uniform`, `stratified`, `group`, `time` or `file`.
+        argument: The column of `group` and `time`, the path of `file`.
 
     Example:
         >>> SplitRule.parse("group:patient")
@@ -176,7 +182,11 @@ class SplitRule:
 
     @classmethod
     def parse(cls, text: str) -> SplitRule:
-        """Read a rule; raise DataError where it is none, with the nearest."""
+        """Read `uniform`, `stratified`, `group:COLUMN`, `time:COLUMN` or the path of a CSV file.
+
+        Raises:
+            DataError: If it is none of these, with the nearest.
+        """
         kind, colon, argument = text.partition(":")
         if kind in ("group", "time") and colon:
             if not argument.strip():
@@ -186,9 +196,8 @@ class SplitRule:
             return cls(text)
         if Path(text).suffix.lower() in (".csv", ".tsv", ".tab") or Path(text).expanduser().is_file():
             return cls("file", text)
-        raise unknown_name(
-            "split", text, ["uniform", "stratified", "group:COLUMN", "time:COLUMN", "FILE.csv"], DataError
-        )
+        valid = ["uniform", "stratified", "group:COLUMN", "time:COLUMN", "FILE.csv"]
+        raise unknown_name("split", text, valid, DataError)
 
     @property
     def column(self) -> str | None:
@@ -197,7 +206,11 @@ class SplitRule:
 
 
 def fold_of(text: str) -> tuple[int, int]:
-    """Read `i/K`, the i-th of K folds; raise ValueError where it is not that, with K of at least 2."""
+    """Read `I/K`, fold I of K.
+
+    Raises:
+        ValueError: If it is not of this form, with K of at least 2 and I from 1 to K.
+    """
     number, slash, count = text.partition("/")
     i, k = parse_integer(number), parse_integer(count)
     if not slash or i is None or k is None:

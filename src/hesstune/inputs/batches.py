@@ -1,4 +1,4 @@
-"""What a network is given: images or texts by example, cut into batches, and the logits they give."""
+"""Inputs of networks: images or texts by example, in batches, and the logits that they give."""
 
 from __future__ import annotations
 
@@ -11,20 +11,44 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hesstune.data.augment import Augmentation
-from hesstune.data.examples import Examples
+from hesstune.data.examples import Examples, Text
 from hesstune.errors import DataError, ModelError
 from hesstune.forward import Inputs, evaluating, logits_of
 from hesstune.models.load import LoadedModel
 from hesstune.models.networks import longest_input
 
+EVAL_BATCH = 64
+# Batches of texts that are sorted by length together: enough to save padding, few enough to mix.
+_SORTED_TOGETHER = 32
+
 
 def to_channels_last(model: nn.Module, device: torch.device) -> None:
-    """Move a network to the device, its 4-d weights channels last: convolutions then run twice as fast."""
+    """Move a network to the device, with 4-d weights channels last: convolutions then run twice as fast."""
     model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-class ImageInputs:
+class ModelInputs(Protocol):
+    """Inputs of one part of the data, by example index.
+
+    Attributes:
+        lengths: (N,) number of tokens of each text: batches are of similar lengths. None if all inputs have
+            one shape.
+    """
+
+    lengths: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        """The number of examples."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Draw a new augmentation, if there is one."""
+
+    def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> Inputs:
+        """Return a batch of inputs on the device, augmented for training if asked, by the view's draw."""
+
+
+class ImageInputs(ModelInputs):
     """Normalised images, channels last, on the device."""
 
     def __init__(
@@ -37,7 +61,7 @@ class ImageInputs:
         self.examples = examples
         self.augmentation = augmentation
         self.device = device
-        # (x / 255 − mean) / std as one multiply and add.
+        # (x / 255 − mean) / std as one multiplication and addition.
         std = torch.tensor(loaded.std, device=device)
         self._scale = (1.0 / (255.0 * std)).reshape(1, 3, 1, 1)
         self._shift = (-torch.tensor(loaded.mean, device=device) / std).reshape(1, 3, 1, 1)
@@ -47,12 +71,8 @@ class ImageInputs:
     def __len__(self) -> int:
         return len(self.examples)
 
-    @property
-    def lengths(self) -> None:
-        """None: all are alike."""
-
     def start_epoch(self, epoch: int) -> None:
-        """Let the augmentation draw anew."""
+        """Draw a new augmentation."""
         if self.augmentation is not None:
             self.augmentation.start_epoch(epoch)
 
@@ -64,7 +84,7 @@ class ImageInputs:
         return self._normalised(images)
 
     def as_variant(self, indices: NDArray[np.int64], variant: int) -> torch.Tensor:
-        """Return the same images as one of those that the augmentation can make of each."""
+        """Return normalised images as one of the variants that the augmentation makes of each."""
         images = self.examples.images(indices)
         if self.augmentation is not None:
             images = self.augmentation.as_variant(images, indices, variant)
@@ -75,27 +95,14 @@ class ImageInputs:
         return torch.addcmul(self._shift, images.float(), self._scale).to(self._dtype)
 
 
-# Batches whose texts are sorted by length together: enough to save padding, few enough to mix.
-_BUCKET = 32
+class TextInputs(ModelInputs):
+    """Token ids, attention masks (and segment ids) of texts or pairs of texts, on the device.
 
-
-class TextInputs:
-    """Token ids, attention masks (and segment ids), on the device.
-
-    Args:
-        examples: Texts, or pairs of texts.
-        loaded: A model with its tokenizer.
-        device: Where inputs go.
-        max_length: At most so many tokens; longer texts are cut at the end.
-        blank: Whether texts may hold nothing.
-
-    Attributes:
-        lengths: (N,) how many tokens each example has after cutting.
-        truncated: How many examples were cut.
+    Texts longer than `max_length` tokens are cut at the end; `truncated` counts them.
 
     Raises:
-        DataError: If the examples are no texts, or an example is empty.
-        ModelError: If the model came without a tokenizer.
+        DataError: If the examples are no texts, or a text is blank and may not be.
+        ModelError: If the model has no tokenizer.
     """
 
     def __init__(
@@ -114,94 +121,43 @@ class TextInputs:
         empty = [examples.ids[i] for i, (text, _) in enumerate(texts) if not text.strip()]
         if empty and not blank:
             raise DataError(
-                f"the text of example '{empty[0]}' is empty ({len(empty)} in all); fill it in, or take "
-                "the row out"
+                f"the text of example '{empty[0]}' is empty ({len(empty)} in all); fill it in, or take it out"
             )
         if empty:  # some tokenizers make no token of nothing
             texts = [(text if text.strip() else " ", second) for text, second in texts]
         self._tokenizer, self._device = loaded.tokenizer, device
         limit = min(max_length, longest_input(loaded.model, loaded.tokenizer) or max_length)
-        self._rows, self.truncated = _tokenised(loaded.tokenizer, texts, limit)
-        self.lengths = np.array([len(row["input_ids"]) for row in self._rows], dtype=np.int64)
+        self._rows, self.truncated = _tokenize(loaded.tokenizer, texts, limit)
+        self.lengths: NDArray[np.int64] = np.array([len(row["input_ids"]) for row in self._rows], np.int64)
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def start_epoch(self, epoch: int) -> None:
-        """Do nothing: texts are the same in every epoch."""
-
     def inputs(
         self, indices: NDArray[np.int64], augment: bool = False, view: int = 0
     ) -> dict[str, torch.Tensor]:
-        """Return a mapping of (B, T) tensors, T the longest of these examples; every view is the same."""
+        """Return a mapping of (B, T) tensors, T the longest of these examples; texts are not augmented."""
         batch = self._tokenizer.pad([self._rows[i] for i in indices], return_tensors="pt")
         return {key: value.to(self._device) for key, value in batch.items()}
 
     def as_variant(self, indices: NDArray[np.int64], variant: int) -> dict[str, torch.Tensor]:
-        """Return the same: a text is not varied."""
+        """Return the inputs: a text has no variants."""
         return self.inputs(indices)
 
 
-def _tokenised(
-    tokenizer: Any, texts: Sequence[tuple[str, str | None]], limit: int
-) -> tuple[list[dict[str, list[int]]], int]:
+def _tokenize(tokenizer: Any, texts: Sequence[Text], limit: int) -> tuple[list[dict[str, list[int]]], int]:
+    """Return the tokens of each text, and the number of texts that were cut."""
     if not texts:
         return [], 0
     first = [text for text, _ in texts]
-    paired = any(second is not None for _, second in texts)
-    second = [other or "" for _, other in texts] if paired else None
+    second = [other or "" for _, other in texts] if any(other is not None for _, other in texts) else None
     encoded = tokenizer(first, second, truncation=True, max_length=limit)
     rows = [{key: values[i] for key, values in encoded.items()} for i in range(len(first))]
     full = [i for i, row in enumerate(rows) if len(row["input_ids"]) == limit]
-    uncut = (
-        tokenizer([first[i] for i in full], [second[i] for i in full] if second else None, verbose=False)
-        if full
-        else {"input_ids": []}
-    )
+    if not full:
+        return rows, 0
+    uncut = tokenizer([first[i] for i in full], second and [second[i] for i in full], verbose=False)
     return rows, sum(len(ids) > limit for ids in uncut["input_ids"])
-
-
-def length_batches(
-    order: NDArray[np.int64], lengths: NDArray[np.int64], size: int, rng: np.random.Generator | None
-) -> list[NDArray[np.int64]]:
-    """Cut an order of examples into batches of similar lengths.
-
-    Each run of 32 batches is sorted by length; with `rng` the batches are then shuffled, so that
-    training sees long and short ones mixed.
-
-    Example:
-        >>> lengths = np.array([9, 2, 8, 3])
-        >>> [batch.tolist() for batch in length_batches(np.arange(4), lengths, 2, None)]
-        [[1, 3], [2, 0]]
-    """
-    batches = []
-    for start in range(0, len(order), size * _BUCKET):
-        part = order[start : start + size * _BUCKET]
-        part = part[np.argsort(lengths[part], kind="stable")]
-        batches += [part[i : i + size] for i in range(0, len(part), size)]
-    if rng is not None:
-        batches = [batches[i] for i in rng.permutation(len(batches))]
-    return batches
-
-
-EVAL_BATCH = 64
-
-
-class ModelInputs(Protocol):
-    """Inputs of one part of the data, by example index."""
-
-    def __len__(self) -> int:
-        """The number of examples."""
-
-    @property
-    def lengths(self) -> NDArray[np.int64] | None:
-        """How many tokens each text has, (N,): batches are of similar lengths; None where all are alike."""
-
-    def start_epoch(self, epoch: int) -> None:
-        """Let inputs vary anew."""
-
-    def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> Inputs:
-        """Return a batch of inputs on the device, augmented for training if asked, by the view's draw."""
 
 
 def make_inputs(
@@ -212,7 +168,7 @@ def make_inputs(
     max_length: int = 128,
     blank: bool = False,
 ) -> ImageInputs | TextInputs:
-    """Return the feed that the model's kind of input needs; texts are not augmented, and blank if allowed."""
+    """Return the inputs that the network needs; see `ImageInputs` and `TextInputs`."""
     if loaded.tokenizer is None:
         return ImageInputs(examples, loaded, device, augmentation)
     return TextInputs(examples, loaded, device, max_length, blank)
@@ -221,17 +177,23 @@ def make_inputs(
 def batches_of(
     feed: ModelInputs, order: NDArray[np.int64], size: int, rng: np.random.Generator | None = None
 ) -> list[NDArray[np.int64]]:
-    """Cut an order of examples into batches: as they come, or texts of similar length together.
+    """Cut an order of examples into batches; texts of similar length together.
 
-    With `rng` such batches are shuffled, for training.
+    Each run of 32 batches of texts is sorted by length. With `rng` the batches of texts are then shuffled, so
+    that training sees long and short ones mixed.
     """
-    if feed.lengths is not None:
-        return length_batches(order, feed.lengths, size, rng)
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    if feed.lengths is None:
+        return [order[start : start + size] for start in range(0, len(order), size)]
+    batches = []
+    for start in range(0, len(order), size * _SORTED_TOGETHER):
+        part = order[start : start + size * _SORTED_TOGETHER]
+        part = part[np.argsort(feed.lengths[part], kind="stable")]
+        batches += [part[i : i + size] for i in range(0, len(part), size)]
+    return batches if rng is None else [batches[i] for i in rng.permutation(len(batches))]
 
 
 def without_singles(batches: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    """Let a batch of one example join the one before it, or after it: it has no variance of its own.
+    """Merge a batch of one example with the batch before or after it: one example has no variance.
 
     Example:
         >>> [b.tolist() for b in without_singles([np.array([0, 1]), np.array([2])])]
@@ -248,7 +210,7 @@ def without_singles(batches: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]
 
 @torch.no_grad()
 def predict_logits(model: nn.Module, feed: ModelInputs, batch: int = EVAL_BATCH) -> torch.Tensor:
-    """Return the logits, (N, K) float32 on the CPU, of every example of a feed, in eval mode."""
+    """Return the logits of all examples in eval mode, (N, K) float32 on the CPU."""
     if not len(feed):
         return torch.zeros((0, 0))
     batches = batches_of(feed, np.arange(len(feed)), batch)

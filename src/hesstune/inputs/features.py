@@ -1,4 +1,4 @@
-"""Features: what the head of a frozen network is given, computed once and stored by content."""
+"""Features: the inputs of the head of a frozen network, computed once and stored by content."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,9 +26,13 @@ from hesstune.reference import in_modules
 from hesstune.runtime.device import torch_threads
 from hesstune.storage.tensors import digest, digest_of_texts, load_tree, save_tree
 
+# Raised whenever what is stored, or how it is computed, changes.
+FORMAT = "2"
+MOST_MIB = 2048
 
-class FeatureInputs:
-    """Features in front of the head, computed once."""
+
+class FeatureInputs(ModelInputs):
+    """Features as inputs of the head; they are the same in every epoch and view."""
 
     def __init__(self, features: torch.Tensor) -> None:
         self.features = features
@@ -37,15 +40,8 @@ class FeatureInputs:
     def __len__(self) -> int:
         return len(self.features)
 
-    @property
-    def lengths(self) -> None:
-        """None: all are alike."""
-
-    def start_epoch(self, epoch: int) -> None:
-        """Do nothing: features are the same in every epoch."""
-
     def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> torch.Tensor:
-        """Return features, (B, D); they are the same in every view."""
+        """Return features, (B, D)."""
         return self.features[torch.from_numpy(indices).to(self.features.device)]
 
 
@@ -55,15 +51,11 @@ def cached_features(
 ) -> FeatureInputs | None:
     """Compute the inputs of the head for every example, or for some, in eval mode.
 
-    Args:
-        model: The network.
-        heads: Its classifier, or all layers that its logits are made of: their inputs are concatenated.
-        feed: The network's inputs.
-        rows: Which examples, ascending; all where None.
+    The inputs of several heads, whose outputs make up the logits, are concatenated.
 
     Returns:
-        The features, or None if the one head is not the network's last operation on them, so that
-        features alone do not determine the logits, or if a head has other inputs than one row an example.
+        The features, or None if they do not determine the logits: a single head is not the network's last
+        operation, or a head has other inputs than one row per example.
     """
     seen: list[torch.Tensor] = []
     handles = [h.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach())) for h in heads]
@@ -76,9 +68,12 @@ def cached_features(
                 logits_of(model, feed.inputs(indices))
                 if len(seen) != len(heads) or any(x.ndim != 2 or len(x) != len(indices) for x in seen):
                     return None
-                one = heads[0] if len(heads) == 1 else None
-                row, features = feed.inputs(indices[:2]), torch.cat(seen, dim=1)
-                if not parts and one is not None and not _determines(model, one, row):
+                features = torch.cat(seen, dim=1)
+                if (
+                    not parts
+                    and len(heads) == 1
+                    and not _determines(model, heads[0], feed.inputs(indices[:2]))
+                ):
                     return None
                 parts.append(features)
     finally:
@@ -88,7 +83,7 @@ def cached_features(
 
 
 def _determines(model: nn.Module, head: nn.Module, inputs: Inputs) -> bool:
-    """Tell whether the logits are the head's own output, whatever its weights: a zero head hides it."""
+    """Tell whether the logits are the head's own output, with random weights: a head may be zero."""
     seen: list[torch.Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     kept = [p.detach().clone() for p in head.parameters()]
@@ -97,50 +92,64 @@ def _determines(model: nn.Module, head: nn.Module, inputs: Inputs) -> bool:
         for p in head.parameters():
             p.copy_(torch.randn(p.shape, generator=generator).to(p))
         logits = logits_of(model, inputs)
-        return len(seen) == 1 and torch.equal(_apply(head, seen[0]), logits)
+        # The module's own forward does not call the hook.
+        return len(seen) == 1 and torch.equal(type(head).forward(head, seen[0]), logits)
     finally:
         handle.remove()
         for p, value in zip(head.parameters(), kept, strict=True):
             p.copy_(value)
 
 
-def _apply(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    # Without the hook's recording: the module's own forward.
-    result: torch.Tensor = type(head).forward(head, features)
-    return result
+@dataclass(frozen=True)
+class _Features:
+    """Features of some rows of one source, by ascending index."""
 
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    features: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 1))
 
-# Raised whenever what is stored, or how it is computed, changes.
-FORMAT = "2"
-MOST_MIB = 2048
+    @classmethod
+    def read(cls, path: Path) -> _Features:
+        """Read a file; no rows if it is missing, or damaged: these are computed again."""
+        try:
+            tree = load_tree(path) if path.is_file() else None
+        except RunError:
+            tree = None
+        return cls() if tree is None else cls(tree["rows"].numpy(), tree["features"])
+
+    def missing(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the positions of wanted rows that are not here."""
+        return np.flatnonzero(~np.isin(wanted, self.rows))
+
+    def take(self, wanted: NDArray[np.int64]) -> torch.Tensor:
+        """Return the features of rows that are here, (N, D)."""
+        return self.features[torch.from_numpy(np.searchsorted(self.rows, wanted))]
+
+    def joined(self, rows: NDArray[np.int64], features: torch.Tensor) -> _Features:
+        """Return the table with other rows as well."""
+        every = np.concatenate([self.rows, rows])
+        order = np.argsort(every, kind="stable")
+        values = torch.cat([self.features, features]) if len(self.rows) else features
+        return _Features(every[order], values[torch.from_numpy(order)])
+
 
 _ACTIVE: ContextVar[FeatureStore | None] = ContextVar("feature_store", default=None)
 
 
 class FeatureStore:
-    """What the head of a network is given for each image or text: each row computed once.
+    """The inputs of a network's head for each image or text: each row is computed once.
 
-    Rows are known by content: of the network without its head (weights, kinds of modules, precision, kind
-    of device), of its normalisation or its tokenizer and longest input, and of the images (pixels, or
-    bytes of files and the size they are brought to) or texts. A changed image or weight is never served.
+    Rows are stored by content: of the network without its head (weights, kinds of modules, precision, kind
+    of device), of its normalisation or its tokenizer and longest input, and of the images (pixels, or bytes
+    of files and the size they are brought to) or texts. Changed images and weights have rows of their own;
+    rows of a source without a digest are not stored.
 
-    Rows are computed when they are first needed, in the batches that a head's own training takes. The last
-    digits of a row depend on its batch: where another part of the same data came first, its rows keep the
-    digits they had there.
+    Rows are computed when they are first needed, in the batches of a head's own training. The last digits of
+    a row depend on its batch: rows that another part of the data computed first keep their digits.
 
-    Args:
-        folder: Where rows are kept, under a lock, so that several processes share them; made when needed.
-            None keeps them in memory alone.
-        most_mib: Memory for rows at most; the oldest data set gives way, and without a folder its rows
-            are computed again.
-        threads: Threads of arithmetic that compute rows, where the process has fewer: other processes of the
-            folder wait for the same rows meanwhile. None: as many as the process has.
-
-    Attributes:
-        computed: How many rows this store has computed.
-
-    Raises:
-        RunError: On use, if the folder cannot be written to.
+    Several processes share the rows in a folder, under a lock; without one they are kept in memory only.
+    Beyond `most_mib` of memory the oldest data set is dropped. At least `threads` threads compute rows, since
+    other processes of the folder wait for them. `computed` counts the rows that this store has computed.
+    RunError is raised if the folder cannot be written to.
 
     Example:
         >>> import hesstune as ht
@@ -158,8 +167,6 @@ class FeatureStore:
         self.computed = 0
         self._most, self._threads = most_mib * 2**20, threads
         self._memory: OrderedDict[str, _Features] = OrderedDict()
-        # Sources without a digest, kept so that no other object gets their ids.
-        self._nameless: dict[int, object] = {}
 
     def rows(
         self,
@@ -168,64 +175,57 @@ class FeatureStore:
         feeds: Mapping[str, ModelInputs],
         max_length: int,
     ) -> dict[str, torch.Tensor] | None:
-        """Return the features of each part, (N, D) on the CPU, computing the rows that are missing.
-
-        Returns:
-            The rows, or None where features alone do not determine the logits (see `cached_features`).
-        """
+        """Return the features of each part, (N, D) on the CPU; None if they do not determine the logits."""
         network = _network_digest(loaded, max_length)
-        found, keys = {}, dict[int, _Key]()
+        found, keys = {}, dict[int, str | None]()
         for name, feed in feeds.items():
             part = parts[name]
             if not len(part):
                 found[name] = torch.zeros((0, 1))
                 continue
             if id(part.source) not in keys:  # parts share one, and hashing it takes a while
-                keys[id(part.source)] = self._key(network, part.source)
-            table = self._table(keys[id(part.source)], loaded, part, feed)
+                keys[id(part.source)] = _key(network, part.source)
+            table = self._completed(keys[id(part.source)], loaded, part, feed)
             if table is None:
                 return None
-            found[name] = table.features[torch.from_numpy(table.places(part.rows))]
+            found[name] = table.take(part.rows)
         return found
 
-    def _table(self, key: _Key, loaded: LoadedModel, part: Examples, feed: ModelInputs) -> _Features | None:
-        """Return a table with all of a part's rows."""
-        table = self._memory.get(key.text, _Features())
-        if not table.holds(part.rows).all():
-            made = self._completed(key, table, loaded, part, feed)
-            if made is None:
-                return None
-            table = made
-            self._keep(key.text, table)
-        return table
-
     def _completed(
-        self, key: _Key, table: _Features, loaded: LoadedModel, part: Examples, feed: ModelInputs
+        self, key: str | None, loaded: LoadedModel, part: Examples, feed: ModelInputs
     ) -> _Features | None:
-        """Take what other processes have computed, compute the rest of a part, and write it back."""
+        """Return a table with all rows of a part: from memory, the folder, or computed and written there."""
+        table = self._memory.get(key or "", _Features())
+        if not len(table.missing(part.rows)):
+            return table
         with self._locked(key) as path:
             if path is not None:
-                table = _read(path)
-            missing = np.flatnonzero(~table.holds(part.rows))
+                table = _Features.read(path)
+            missing = table.missing(part.rows)
             if len(missing):
                 heads = [loaded.model.get_submodule(name) for name in loaded.heads]
                 with torch_threads(self._threads):
-                    found = cached_features(loaded.model, heads, feed, missing)
-                if found is None:
+                    made = cached_features(loaded.model, heads, feed, missing)
+                if made is None:
                     return None
                 self.computed += len(missing)
-                table = table.joined(part.rows[missing], found.features.cpu())
+                table = table.joined(part.rows[missing], made.features.cpu())
                 if path is not None:
                     save_tree(path, {"rows": torch.from_numpy(table.rows), "features": table.features})
+        if key is not None:
+            self._memory.pop(key, None)
+            self._memory[key] = table
+        while sum(kept.features.nbytes for kept in self._memory.values()) > self._most:
+            self._memory.popitem(last=False)
         return table
 
     @contextlib.contextmanager
-    def _locked(self, key: _Key) -> Iterator[Path | None]:
-        """Hold the lock of one file of the folder; yield its path, or None where nothing is kept."""
-        if self.folder is None or not key.lasting:
+    def _locked(self, key: str | None) -> Iterator[Path | None]:
+        """Hold the lock of one file of the folder; yield its path, or None if nothing is stored."""
+        if self.folder is None or key is None:
             yield None
             return
-        lock = FileLock(self.folder / f"{key.text}.lock")
+        lock = FileLock(self.folder / f"{key}.lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -233,69 +233,21 @@ class FeatureStore:
             reason = error.strerror or error
             raise RunError(f"cannot keep features in {self.folder}: {reason}") from error
         try:
-            yield self.folder / f"{key.text}.safetensors"
+            yield self.folder / f"{key}.safetensors"
         finally:
             lock.release()
 
-    def _key(self, network: str, source: object) -> _Key:
-        found = getattr(source, "digest", None)
-        if found is None:
-            self._nameless[id(source)] = source
-        size = source.size if isinstance(source, FileImages) else ""
-        contents = f"object {id(source)}" if found is None else f"{type(source).__name__} {size} {found}"
-        return _Key(digest_of_texts((FORMAT, network, contents)), found is not None)
 
-    def _keep(self, key: str, table: _Features) -> None:
-        self._memory.pop(key, None)
-        self._memory[key] = table
-        while sum(kept.features.nbytes for kept in self._memory.values()) > self._most:
-            self._memory.popitem(last=False)
-
-
-class _Key(NamedTuple):
-    """What tells one network's features of one source from all others."""
-
-    text: str
-    # Whether another process would say the same.
-    lasting: bool
-
-
-@dataclass(frozen=True)
-class _Features:
-    """Some rows of one source, by ascending index."""
-
-    rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    features: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 1))
-
-    def places(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return where the wanted rows are, or would be."""
-        return np.minimum(np.searchsorted(self.rows, wanted), max(len(self.rows) - 1, 0))
-
-    def holds(self, wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Tell which of the wanted rows are here."""
-        if not len(self.rows):
-            return np.zeros(len(wanted), dtype=bool)
-        return np.asarray(self.rows[self.places(wanted)] == wanted)
-
-    def joined(self, rows: NDArray[np.int64], features: torch.Tensor) -> _Features:
-        """Return the table with other rows as well."""
-        every = np.concatenate([self.rows, rows])
-        order = np.argsort(every, kind="stable")
-        values = torch.cat([self.features, features]) if len(self.rows) else features
-        return _Features(every[order], values[torch.from_numpy(order)])
-
-
-def _read(path: Path) -> _Features:
-    """Read a table; none where there is no file, or a damaged one, which is computed anew."""
-    try:
-        tree = load_tree(path) if path.is_file() else None
-    except RunError:
-        tree = None
-    return _Features() if tree is None else _Features(tree["rows"].numpy(), tree["features"])
+def _key(network: str, source: object) -> str | None:
+    """Return the name of a network's features of a source; None if the source has no digest."""
+    found = getattr(source, "digest", None)
+    size = source.size if isinstance(source, FileImages) else ""
+    contents = f"{type(source).__name__} {size} {found}"
+    return None if found is None else digest_of_texts((FORMAT, network, contents))
 
 
 def _network_digest(loaded: LoadedModel, max_length: int) -> str:
-    """Return a checksum of all that makes features of inputs: not of the head."""
+    """Return a checksum of all that features depend on: the network, but not its head, and preprocessing."""
     tensors = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
     modules = [
         f"{name} {type(module).__module__}.{type(module).__qualname__}"
@@ -311,10 +263,9 @@ def _network_digest(loaded: LoadedModel, max_length: int) -> str:
 
 @contextlib.contextmanager
 def sharing(store: FeatureStore | None = None) -> Iterator[FeatureStore]:
-    """Let all that needs features in this block, and in this thread, take them from one store.
+    """Take all features that are needed within this block, and in this thread, from one store.
 
-    Args:
-        store: None is the store that is shared already, or else one in memory for the block.
+    Default: the store that is shared already, or else one in memory for the block.
     """
     store = store or _ACTIVE.get() or FeatureStore()
     token = _ACTIVE.set(store)
@@ -327,9 +278,9 @@ def sharing(store: FeatureStore | None = None) -> Iterator[FeatureStore]:
 def features_of(
     loaded: LoadedModel, parts: Mapping[str, Examples], feeds: Mapping[str, ModelInputs], max_length: int
 ) -> dict[str, ModelInputs] | None:
-    """Return the inputs of the head for every part, from the shared store where there is one.
+    """Return the inputs of the head for every part, from the shared store if there is one.
 
-    Returns None where the features alone do not determine the logits, as with several classifiers.
+    Returns None if features alone do not determine the logits, as with several classifiers.
     """
     if loaded.other_heads:
         return None

@@ -18,7 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from hesstune.analysis.predict import predict_with
-from hesstune.data.objects import listing_of_object
+from hesstune.data.formats import listing
 from hesstune.errors import DataError, listed
 from hesstune.models.load import MODULE, LoadedModel
 from hesstune.runs.config import FinetuneConfig, make_config
@@ -139,7 +139,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         config = self._resolved(options)
         assert config.image_size is not None
         # Integers in, names out: messages and the run call the classes as y does.
-        found = listing_of_object((X, labels), config.image_size, how=reading_of(config))
+        found = listing((X, labels), config.image_size, how=reading_of(config))
         self._data = replace(found, classes=names) if len(found.classes) == len(names) else found
         with tempfile.TemporaryDirectory() as folder:
             out = folder if self.out is None else self.out

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import one_of
-from hesstune.data.clean import read_clean_labels
 from hesstune.data.examples import KEPT, MODEL_SOURCES, REWRITTEN
-from hesstune.data.label_sources import CHECKED, GIVEN, GIVEN_LABEL, SOURCE
+from hesstune.data.labels import CHECKED, GIVEN, GIVEN_LABEL, SOURCE, read_clean_labels
 from hesstune.errors import ConfigError, DataError, RunError, listed
 from hesstune.inputs.features import frozen_features, sharing
 from hesstune.labeling.options import CleanOptions

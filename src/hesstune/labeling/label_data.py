@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hesstune.data.clean import read_clean_labels
 from hesstune.data.examples import MODEL_LABEL
-from hesstune.data.label_sources import GIVEN, SOURCE
+from hesstune.data.labels import GIVEN, SOURCE, read_clean_labels
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError, RunError, listed
 from hesstune.labeling.domain_labelers import Training, named_domains, train_labelers
 from hesstune.labeling.options import LabelOptions, needs_features

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hesstune.data.csv_listing import examples_of
 from hesstune.data.examples import REWRITTEN, Examples, Text, Texts
-from hesstune.data.groups import possible_groups
+from hesstune.data.formats import listing
 from hesstune.data.images import decode_all
-from hesstune.data.label_sources import GIVEN_LABEL, SOURCE, column_named
-from hesstune.data.label_sources import read_sources as read_label_sources
-from hesstune.data.sources import listing
+from hesstune.data.labels import GIVEN_LABEL, SOURCE, column_named
+from hesstune.data.labels import read_sources as read_label_sources
+from hesstune.data.tables import examples_of, possible_groups
 from hesstune.errors import ConfigError, DataError, listed
 from hesstune.labeling.domain_labelers import TrainedLabelers
 from hesstune.labeling.options import LabelOptions
@@ -98,7 +97,7 @@ class Target:
         if self.texts is not None:
             return Examples(Texts(self.texts), every, self.ids, None)
         assert self.paths is not None
-        source, bad = decode_all(self.paths, size, cache_mib=1024)
+        source, bad, _ = decode_all(self.paths, size, cache_mib=1024)
         if bad:
             raise DataError(f"{next(iter(bad.values()))}; take the file out of the data first")
         return Examples(source, every, self.ids, None)

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hesstune.data.contents import Digests, as_digests, digest_bytes, image_digests
-from hesstune.data.examples import PARTS, Examples, Task
+from hesstune.data.examples import PARTS, Digests, Examples, Task, as_digests, digest_bytes, image_digests
 from hesstune.errors import ChangedDataError, HesstuneWarning, RunError, listed
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from hesstune.checks import expanded
-from hesstune.data.clean import checked, read_clean_labels
-from hesstune.data.examples import Examples, Task
+from hesstune.data.examples import Examples, Task, raw_features
+from hesstune.data.formats import WITH_PATH
+from hesstune.data.labels import checked, read_clean_labels
 from hesstune.data.load import load_task
-from hesstune.data.raw_features import raw_features
 from hesstune.data.reading import ROLES, Columns, Reading, Voting, rgb_of
 from hesstune.errors import ConfigError, ModelError
 from hesstune.methods import method_class
@@ -25,8 +25,6 @@ from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.options import ColumnOptions
 from hesstune.runs.records import RunRecord
-
-DATA_KINDS = ("folder", "csv", "array", "hf")
 
 
 def base_folder(config: FinetuneConfig) -> str:
@@ -55,7 +53,7 @@ def located(config: FinetuneConfig, facts: RunRecord) -> FinetuneConfig:
 
 def _split(name: str, value: str) -> tuple[str, str, str]:
     kind, sign, path = value.partition(":")
-    if kind in (DATA_KINDS if name == "data" else ("hf",) if name == "model" else ("file",)):
+    if kind in (WITH_PATH if name == "data" else ("hf",) if name == "model" else ("file",)):
         return kind, sign, path
     return "", "", "" if name in ("data", "model") else value
 

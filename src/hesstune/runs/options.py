@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from hesstune.checks import expanded, parse_number
 from hesstune.curvature.declared import ABOVE, SKIP_CLASSES, ExamplesChoice, MethodChoice, sample_fault
+from hesstune.data.formats import WITH_PATH
 from hesstune.data.reading import SplitRule, fold_of, rgb_of
 from hesstune.options import DEVICE, FilePath, Names, Options, Shown, numbers_by_name
 
@@ -36,7 +37,7 @@ class ExampleOptions(Options):
     heading: ClassVar[str] = "Data"
 
     data: Annotated[str, Shown("DATA", names_file=True)] = Field(
-        "digits", description="digits, folder:PATH, csv:PATH, array:PATH or hf:NAME_OR_PATH"
+        "digits", description=f"digits, or FORMAT:PATH with a format of {', '.join(WITH_PATH)}"
     )
     limit: int | None = Field(
         None, gt=0, description="largest number of training examples; they are drawn uniformly"

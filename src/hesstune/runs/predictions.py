@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.data.examples import PREDICTED
-from hesstune.data.label_sources import SOURCE
+from hesstune.data.labels import SOURCE
 from hesstune.errors import RunError
 from hesstune.storage.files import made_folder
 from hesstune.storage.tables import write_csv

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from hesstune.checks import expanded
+from hesstune.data.formats import listing
 from hesstune.data.reading import Reading, Voting
-from hesstune.data.sources import listing
 from hesstune.errors import ConfigError, DataError, HesstuneError
 from hesstune.methods import method_class, method_names
 from hesstune.options import make_options

@@ -125,7 +125,7 @@ def _class_number(text: str) -> int | None:
 
 
 PREFIX, SOFT_PREFIX = "vote_", "p_"
-# The column that says where labels come from; see `hesstune.data.label_sources`.
+# The column that says where labels come from; see `hesstune.data.labels`.
 LABEL_SOURCE = "label_source"
 # Columns that never hold votes, and those that hold none unless asked for.
 INPUTS = frozenset({"id", "image", "text", "text2"})

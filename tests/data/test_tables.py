@@ -1,4 +1,4 @@
-"""What cells of tables mean: missing, alike, of other columns or encodings; pandas says what is read."""
+"""Cells of tables: missing, of other columns, encodings and spellings; pandas says what is read."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import hesstune as ht
-from hesstune.data.class_labels import alike, class_labels, labels_among
+from hesstune.data.labels import alike, class_labels, labels_among
 from hesstune.data.load import load_examples, load_task
 from hesstune.data.reading import Columns, Reading
 from hesstune.errors import DataError
@@ -25,65 +25,43 @@ def table(path, rows, header="text,label"):
 def all_kinds(labels, tmp_path):
     """Return the same texts and labels as a table, a frame, a pair and a data set."""
     texts = [f"text {i}" for i in range(len(labels))]
-    buffer = io.StringIO()
-    csv.writer(buffer).writerows([("text", "label"), *zip(texts, labels, strict=True)])
-    (tmp_path / "x.csv").write_text(buffer.getvalue(), encoding="utf-8")
     frame = pandas.DataFrame({"text": texts, "label": labels})
+    frame.to_csv(tmp_path / "x.csv", index=False)
     found = {"csv": f"csv:{tmp_path / 'x.csv'}", "frame": frame, "pair": (texts, labels)}
-    datasets = pytest.importorskip("datasets")
-    found["hf"] = datasets.Dataset.from_dict({"text": texts, "label": labels})
+    found["hf"] = pytest.importorskip("datasets").Dataset.from_dict({"text": texts, "label": labels})
     return found
 
 
 @pytest.mark.parametrize("written", [*MISSING, " NaN ", "null "])
-def test_what_stands_for_nothing_is_no_class(tmp_path, written):
-    labels = ["cat", "dog", written, "cat", "dog"]
-    for kind, data in all_kinds(labels, tmp_path).items():
-        if kind == "hf":  # as the hub hides labels of test parts, such rows are left out
+def test_missing_labels_are_refused_by_row_or_left_out_of_hf_data(tmp_path, written):
+    for kind, data in all_kinds(["cat", "dog", written, "cat", "dog"], tmp_path).items():
+        if kind == "hf":  # as the hub hides labels of test parts
             found = load_task(data, **WHOLE)
-            assert found.classes == ["cat", "dog"]
-            assert len(found.train) == 4
-            assert "1 of 5 examples without a label left out (such as 2)" in found.notes
-            continue
-        with pytest.raises(
-            DataError, match=f"row {4 if kind != 'pair' else 2}: the label is empty.*take the row"
-        ):
-            load_task(data, **WHOLE)
+            assert (found.classes, len(found.train)) == (["cat", "dog"], 4)
+            assert any("1 of 5" in note and "such as 2" in note for note in found.notes)
+        else:
+            with pytest.raises(DataError, match=f"row {4 if kind != 'pair' else 2}:"):
+                load_task(data, **WHOLE)
+    read = pandas.read_csv(io.StringIO(f"x,y\n{written.strip()},1\n"))
+    assert read["x"].isna().all() or written == "NaT"  # missing is what pandas reads as missing
 
 
-def test_what_stands_for_nothing_is_what_pandas_reads_as_nothing():
-    cells = [text for text in MISSING if text not in ("NaT",)]
-    read = pandas.read_csv(io.StringIO("x,y\n" + "".join(f"{cell},1\n" for cell in cells)))
-    assert read["x"].isna().all()
-    words = ["none", "Null", "NONE", "nil", "unknown", "0", "-"]
-    read = pandas.read_csv(io.StringIO("x,y\n" + "".join(f"{cell},1\n" for cell in words)))
-    assert not read["x"].isna().any()
-    assert not set(words) & set(MISSING)
-
-
-def test_labels_of_annotators_may_be_missing_in_any_of_these_ways(tmp_path):
+def test_labels_of_a_table_with_votes_may_be_missing(tmp_path):
     written = [("cat", "cat"), ("NaN", "dog"), ("", "cat"), ("null", "NULL"), ("dog", "N/A"), ("dog", "dog")]
     rows = [f"t{i},{label},{vote}" for i, (label, vote) in enumerate(written)]
     found = load_task(table(tmp_path / "v.csv", rows, "text,label,vote_a"), **WHOLE)
-    assert found.classes == ["cat", "dog"]
     assert found.unlabelled == ["3"]
     assert [found.classes[y] for y in found.train.labels] == ["cat", "dog", "cat", "dog", "dog"]
 
 
-def test_labels_are_stripped_and_look_alikes_told(tmp_path):
+def test_labels_are_stripped_and_similar_names_reported(tmp_path):
     for data in all_kinds(["cat", "cat ", " Cat", "dog", "Cat", "dog\t"], tmp_path).values():
         found = load_task(data, **WHOLE)
         assert found.classes == ["Cat", "cat", "dog"]
         assert found.train.labels.tolist() == [1, 1, 0, 2, 0, 2]
-        told = " ".join(found.notes)
-        assert "without the spaces around them: 'cat ', ' Cat', 'dog\\t'" in told
-        assert "stay apart: 'Cat' and 'cat'" in told
-    bools = all_kinds(["True", "true", "False", "False", "True", "true"], tmp_path)
-    assert any("'True' and 'true'" in note for note in load_task(bools["csv"], **WHOLE).notes)
+        assert "'cat ', ' Cat', 'dog\\t'" in " ".join(found.notes)
+        assert "'Cat' and 'cat'" in " ".join(found.notes)
     assert load_task((["a", "b"] * 2, [True, False] * 2), **WHOLE).classes == ["False", "True"]
-
-
-def test_names_that_look_alike():
     assert alike(["a", "b"]) == []
     assert "'é' and 'é'" in alike(["é", "é"])[0]  # one of two code points
     assert "'ant  eater' and 'Ant eater'" in alike(["ant  eater", "Ant eater", "x"])[0]
@@ -102,68 +80,68 @@ def test_names_that_look_alike():
 def test_numbers_are_mapped_in_order_as_scikit_learn_does(tmp_path, labels, classes):
     from sklearn.preprocessing import LabelEncoder
 
-    for kind, data in all_kinds(labels, tmp_path).items():
-        if kind == "hf" and -1 in labels:
-            continue
-        found = load_task(data, **WHOLE)
-        assert found.classes == classes
-        assert found.train.labels.tolist() == LabelEncoder().fit_transform(labels).tolist()
-        assert any("mapped in their order" in note for note in found.notes)
-    images = np.zeros((len(labels), 8, 8), np.uint8)
-    np.savez(tmp_path / "x.npz", images=images, labels=np.array(labels))
-    assert load_task(f"array:{tmp_path / 'x.npz'}", **WHOLE).classes == classes
+    np.savez(tmp_path / "x.npz", images=np.zeros((len(labels), 8, 8), np.uint8), labels=np.array(labels))
+    for kind, data in {**all_kinds(labels, tmp_path), "array": f"array:{tmp_path / 'x.npz'}"}.items():
+        if kind != "hf" or -1 not in labels:
+            found = load_task(data, **WHOLE)
+            assert found.classes == classes
+            assert found.train.labels.tolist() == LabelEncoder().fit_transform(labels).tolist()
+            assert any("mapped in their order" in note for note in found.notes)
 
 
 def test_numbers_that_are_no_classes_are_refused_by_row(tmp_path):
     for labels in ([0, 1, -2, 1], [0, 1, 0.5, 1], [0, 1, -1, 1]):
         for kind, data in all_kinds(labels, tmp_path).items():
             if kind != "hf" or -1 not in labels:
-                with pytest.raises(DataError, match=r"row \d: label '-?[\d.]+' is not a class index"):
+                with pytest.raises(DataError, match=r"row \d: label '-?[\d.]+'"):
                     load_task(data, **WHOLE)
-    assert class_labels(Column(["1e0", "0", "01"]), "x").labels.tolist() == [1, 0, 1]
-    assert "'1e0', '01'" in class_labels(Column(["1e0", "0", "01"]), "x").notes[0]
+    found = class_labels(Column(["1e0", "0", "01"]), "x")
+    assert found.labels.tolist() == [1, 0, 1]
+    assert "'1e0', '01'" in found.notes[0]
     assert class_labels(Column(["1_0", "inf"]), "x").classes == ["1_0", "inf"]
 
 
-def test_names_of_classes_without_an_example_are_left_out_and_said(tmp_path):
-    names = ["ant", "bee", "cow"]
-    np.savez(tmp_path / "x.npz", images=np.zeros((4, 8, 8), np.uint8), labels=[2, 0, 2, 0], classes=names)
-    found = load_task(f"array:{tmp_path / 'x.npz'}", **WHOLE)
-    assert found.classes == ["ant", "cow"]
-    assert found.train.labels.tolist() == [1, 0, 1, 0]
-    assert "classes without an example left out: bee" in found.notes
-    np.savez(tmp_path / "x.npz", images=np.zeros((4, 8, 8), np.uint8), labels=[3, 0, 2, 0], classes=names)
-    with pytest.raises(DataError, match="row 0: label 3 has no name; the 3 names are ant, bee, cow"):
-        load_task(f"array:{tmp_path / 'x.npz'}", **WHOLE)
+def test_named_classes_without_an_example_are_left_out_and_reported(tmp_path):
+    def arrays(labels, names):
+        np.savez(tmp_path / "x.npz", images=np.zeros((4, 8, 8), np.uint8), labels=labels, classes=names)
+        return load_task(f"array:{tmp_path / 'x.npz'}", **WHOLE)
+
+    found = arrays([2, 0, 2, 0], ["ant", "bee", "cow"])
+    assert (found.classes, found.train.labels.tolist()) == (["ant", "cow"], [1, 0, 1, 0])
+    assert any("left out: bee" in note for note in found.notes)
+    assert arrays([1, 0, 1, 0], ["7", "1"]).classes == ["7", "1"]  # names, although they are numbers
+    for labels, names, message in (
+        ([3, 0, 2, 0], ["ant", "bee", "cow"], r"row 0: label 3 .* ant, bee, cow"),
+        ([1, 0, 1, 0], ["ant", "ant"], "'ant'"),
+        ([[1, 0]] * 4, ["ant", "bee"], r"labels' .*\(4, 2\)"),
+    ):
+        with pytest.raises(DataError, match=message):
+            arrays(labels, names)
 
 
 def test_a_class_of_the_test_part_alone_is_refused_in_every_kind_of_data(tmp_path):
     labels, parts = ["a", "b", "a", "b", "c", "c"], ["train"] * 4 + ["test"] * 2
-    rows = [f"t{i},{x},{part}" for i, (x, part) in enumerate(zip(labels, parts, strict=True))]
     frame = pandas.DataFrame({"text": [f"t{i}" for i in range(6)], "label": labels, "split": parts})
+    frame.to_csv(tmp_path / "x.csv", index=False)
     np.savez(tmp_path / "x.npz", images=np.zeros((6, 8, 8), np.uint8), labels=labels, split=parts)
     datasets = pytest.importorskip("datasets")
     made = datasets.DatasetDict({
         "train": datasets.Dataset.from_dict({"text": ["t"] * 4, "label": labels[:4]}),
         "test": datasets.Dataset.from_dict({"text": ["t"] * 2, "label": labels[4:]}),
     })  # fmt: skip
-    spec = table(tmp_path / "x.csv", rows, "text,label,split")
-    for data in (spec, frame, f"array:{tmp_path / 'x.npz'}", made):
-        with pytest.raises(
-            DataError, match="class 'c' has no training example: all of its 2 are in the part test"
-        ):
+    for data in (f"csv:{tmp_path / 'x.csv'}", frame, f"array:{tmp_path / 'x.npz'}", made):
+        with pytest.raises(DataError, match=r"class 'c' has no training example.* test"):
             load_task(data, **WHOLE)
 
 
-def test_parts_in_cells_go_by_usual_names(tmp_path):
+def test_parts_are_recognised_by_usual_names(tmp_path):
     parts = ["Train", "training", "TEST", "Testing", "dev", "validation"]
     rows = [f"t{i},{i % 2},{part}" for i, part in enumerate(parts)]
     found = load_task(table(tmp_path / "x.csv", rows, "text,label,split"), **WHOLE)
     assert [part.ids for part in (found.train, found.val, found.test)] == [["0", "1"], ["4", "5"], ["2", "3"]]
-    with pytest.raises(DataError, match=r"'split' of .*, row 4, 'trian'; did you mean 'train'"):
-        load_task(
-            table(tmp_path / "y.csv", ["a,0,train", "b,1,train", "c,0,trian"], "text,label,split"), **WHOLE
-        )
+    rows = ["a,0,train", "b,1,train", "c,0,trian"]
+    with pytest.raises(DataError, match="row 4, 'trian'; did you mean 'train'"):
+        load_task(table(tmp_path / "y.csv", rows, "text,label,split"), **WHOLE)
 
 
 def test_columns_of_other_names_are_named(tmp_path):
@@ -171,42 +149,53 @@ def test_columns_of_other_names_are_named(tmp_path):
     spec = table(tmp_path / "x.csv", rows, "text,body,stars,key")
     how = Reading(columns=Columns(text="body", label="stars", id="key"))
     frame = pandas.read_csv(tmp_path / "x.csv")
-    datasets = pytest.importorskip("datasets")
-    for data in (spec, frame, datasets.Dataset.from_pandas(frame)):
+    for data in (spec, frame, pytest.importorskip("datasets").Dataset.from_pandas(frame)):
         found = load_task(data, how=how, **WHOLE)
         assert found.train.texts[1] == ("body 1", None)
         assert found.train.ids == ["k0", "k1", "k2", "k3"]
         assert found.train.labels.tolist() == [0, 1, 0, 1]
-        with pytest.raises(DataError, match=r"unknown column of .* 'star'; did you mean 'stars'"):
+        with pytest.raises(DataError, match="'star'; did you mean 'stars'"):
             load_task(data, how=Reading(columns=Columns(label="star")), **WHOLE)
-        with pytest.raises(DataError, match="one column is named for two purposes"):
+        with pytest.raises(DataError, match="two purposes"):
             load_task(data, how=Reading(columns=Columns(text="stars", label="stars")), **WHOLE)
         pair = load_task(data, how=Reading(columns=Columns(text="body,text", label="stars")), **WHOLE)
         assert pair.train.texts[2] == ("body 2", "r2")
-    with pytest.raises(DataError, match=r"needs a column 'label'.*--label-column"):
+        with pytest.raises(DataError, match=r"'label'.*--label-column"):
+            load_task(data, **WHOLE)
+
+
+def test_a_named_column_chooses_between_texts_and_images(image_folder):
+    rows = [f"dark/{i:02d}.png,words {i},{i % 2}" for i in range(4)]
+    spec = table(image_folder / "both.csv", rows, "image,text,label")
+    with pytest.raises(DataError, match="both"):
         load_task(spec, **WHOLE)
+    found = load_task(spec, how=Reading(columns=Columns(text="text")), **WHOLE)
+    assert found.train.texts[3] == ("words 3", None)
+    assert not load_task(spec, how=Reading(columns=Columns(image="image")), **WHOLE).is_text
 
 
-def test_columns_in_other_letters_are_found_and_said(tmp_path):
-    rows = [f"t{i},{i % 2}" for i in range(4)]
-    found = load_task(table(tmp_path / "x.csv", rows, "Text, LABEL"), **WHOLE)
+def test_columns_in_another_case_are_found_and_reported(tmp_path):
+    found = load_task(table(tmp_path / "x.csv", [f"t{i},{i % 2}" for i in range(4)], "Text, LABEL"), **WHOLE)
     assert found.train.labels.tolist() == [0, 1, 0, 1]
     assert "column 'Text' is read as the text" in found.notes
-    with pytest.raises(DataError, match=r"either a column 'image'.*--text-column"):
+    with pytest.raises(DataError, match="--text-column"):
         load_task(table(tmp_path / "y.csv", ["t,a,0", "u,b,1"], "Text,TEXT,label"), **WHOLE)
-    with pytest.raises(DataError, match="two columns called 'label'"):
-        load_task(table(tmp_path / "z.csv", ["t,0,0", "u,1,0"], "text,label, label"), **WHOLE)
 
 
-def test_repeated_columns_and_ids_are_refused_by_name(tmp_path):
-    frame = pandas.DataFrame([["a", "b", 0]], columns=["text", "text", "label"])
-    with pytest.raises(DataError, match="two columns called 'text'"):
-        load_task(frame, **WHOLE)
-    rows = ["x,a,0", "y,b,1", "x,c,0"]
-    with pytest.raises(DataError, match=r"'x' is in the rows 2 and 4"):
-        load_task(table(tmp_path / "x.csv", rows, "id,text,label"), **WHOLE)
-    with pytest.raises(DataError, match="row 3: the id is empty"):
-        load_task(table(tmp_path / "y.csv", ["x,a,0", ",b,1"], "id,text,label"), **WHOLE)
+@pytest.mark.parametrize(
+    ("rows", "header", "message"),
+    [
+        (["t,0,0", "u,1,0"], "text,label, label", r"two columns .*'label'"),
+        (["x,a,0", "y,b,1", "x,c,0"], "id,text,label", "'x' is in the rows 2 and 4"),
+        (["x,a,0", ",b,1"], "id,text,label", "row 3: the id is empty"),
+        (["a,cat", "", "b,dog", "", "", "c,", "d,cat"], "text,label", "row 7: the label is empty"),
+        (["a,cat", "", "", "b"], "text,label", "row 5: the number of cells"),
+        (["1"], "a fine film", "got a fine film"),
+    ],
+)
+def test_rows_and_columns_are_named_as_the_file_shows_them(tmp_path, rows, header, message):
+    with pytest.raises(DataError, match=message):
+        load_task(table(tmp_path / "x.csv", rows, header), **WHOLE)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -216,38 +205,26 @@ def test_encodings_and_separators_are_detected(tmp_path, encoding, separator):
         ["text", "label"],
         ["schön; ein | Film,\tja", "gut"],
         ['"so la la"', "schlecht"],
-        ["ein\nanderer", "gut"],
+        ["ein\nandrer", "x"],
     ]
     buffer = io.StringIO()
     csv.writer(buffer, delimiter=separator).writerows(rows)
     (tmp_path / "x.csv").write_bytes(buffer.getvalue().encode(encoding))
     found = read_table(tmp_path / "x.csv")
     assert [list(row.values()) for row in found.rows()] == rows[1:]
-    read = pandas.read_csv(tmp_path / "x.csv", sep=separator, encoding=encoding.replace("-sig", ""))
-    if encoding != "utf-8-sig":
-        assert read["text"].tolist() == found.cells("text")
     assert len(found.notes) == (separator != ",") + (encoding[4:6] in ("16", "32"))
 
 
-def test_the_first_line_of_a_spreadsheet_may_say_the_separator(tmp_path):
+def test_the_first_line_of_a_spreadsheet_may_name_the_separator(tmp_path):
     (tmp_path / "x.csv").write_text("sep=;\ntext;label\na, b;0\nc;1\n")
     found = read_table(tmp_path / "x.csv")
     assert found.cells("text") == ["a, b", "c"]
     assert [found.row(0), found.row(1)] == [3, 4]
 
 
-def test_rows_are_counted_as_the_file_shows_them(tmp_path):
-    spec = table(tmp_path / "x.csv", ["a,cat", "", "b,dog", "", "", "c,", "d,cat"])
-    with pytest.raises(DataError, match="row 7: the label is empty"):
-        load_task(spec, **WHOLE)
-    with pytest.raises(DataError, match="row 5: the number of cells"):
-        load_task(table(tmp_path / "y.csv", ["a,cat", "", "", "b"]), **WHOLE)
-
-
 def test_long_texts_are_read_and_the_limit_left_as_it_was(tmp_path):
     before = csv.field_size_limit()
-    rows = [f"{'word ' * 60_000},{i % 2}" for i in range(4)]
-    found = load_task(table(tmp_path / "x.csv", rows), **WHOLE)
+    found = load_task(table(tmp_path / "x.csv", [f"{'word ' * 60_000},{i % 2}" for i in range(4)]), **WHOLE)
     assert len(found.train.texts[0][0]) == 300_000
     assert csv.field_size_limit() == before
 
@@ -255,13 +232,13 @@ def test_long_texts_are_read_and_the_limit_left_as_it_was(tmp_path):
 def test_labels_to_compare_with_are_those_of_the_run():
     labels, notes = labels_among(["1", "2.0", "x", "", "NaN", "1 "], ["1", "2"])
     assert labels.tolist() == [0, 1, -1, -1, -1, 0]
-    assert "2 of 6 examples have no label" in notes[0]
-    assert "1 of 6 examples have labels that are none of the run's classes (x)" in notes[1]
+    assert notes[0].startswith("2 of 6")
+    assert "(x)" in notes[1]
     assert labels_among(["", "NA"], ["1", "2"]) == (None, [])
     assert labels_among(["NA"], ["EU", "NA"])[0].tolist() == [1]
     labels, notes = labels_among(["cow", ""], ["cat", "dog"])
     assert labels is None
-    assert "none of the run's classes (cow)" in " ".join(notes)
+    assert "(cow)" in " ".join(notes)
 
 
 @pytest.mark.parametrize(
@@ -269,33 +246,27 @@ def test_labels_to_compare_with_are_those_of_the_run():
     [
         (["a", "b", "c"], "text", None),
         (["a,", "b,", "c,"], "text,label", None),
-        (["a,good", "b,good", "c,good"], "text,label", [1, 1, 1]),
         (["a,bad", "b,", "c,good"], "text,label", [0, -1, 1]),
-        (["a,bad", "b,meh", "c,good"], "text,label", [0, -1, 1]),
         (["a,7", "b,9", "c,1.5"], "text,label", None),
         (["a,x|y", "b,[1]", "c,good"], "text,label", [-1, -1, 1]),
         (["a,good"], "text,label", [1]),
         (["a,good,holdout", "b,bad,x", "c,bad,train"], "text,label,split", [1, 0, 0]),
     ],
 )
-def test_prediction_takes_every_row_whatever_its_label(tmp_path, rows, header, known):
+def test_prediction_reads_every_row_whatever_its_label(tmp_path, rows, header, known):
     spec = table(tmp_path / "x.csv", rows, header)
-    frame = pandas.read_csv(tmp_path / "x.csv", keep_default_na=False, dtype=str)
-    for data in (spec, frame):
+    for data in (spec, pandas.read_csv(tmp_path / "x.csv", keep_default_na=False, dtype=str)):
         found = load_examples(data, size=8, classes=["bad", "good"])
         assert [text for text, _ in found.examples.texts] == [row.split(",")[0] for row in rows]
-        assert (found.examples.labels is None) == (known is None)
-        assert known is None or found.examples.labels.tolist() == known
-        unknown = header != "text" and known and -1 in known
-        assert bool(found.notes) >= bool(unknown)
+        assert known == (None if found.examples.labels is None else found.examples.labels.tolist())
+        assert found.notes or -1 not in (known or [])
 
 
-def test_texts_that_look_missing_are_read_and_said(tmp_path):
+def test_texts_that_may_be_missing_are_read_and_reported(tmp_path):
     rows = ["good,x,1", "nan,,0", "None,y,1", "a none,z,0"]
-    spec = table(tmp_path / "x.csv", rows, "text,text2,label")
-    found = load_task(spec, **WHOLE)
+    found = load_task(table(tmp_path / "x.csv", rows, "text,text2,label"), **WHOLE)
     assert found.train.texts[2] == ("None", "y")
-    assert "2 texts are the mere words None, nan, and read so: 1, 2" in found.notes
+    assert any("None, nan" in note and "1, 2" in note for note in found.notes)
     assert "1 second texts are blank: 1" in found.notes
 
 
@@ -306,11 +277,14 @@ def test_blank_texts_are_predicted_or_listed(tmp_path):
     assert "2 of 4 texts are blank, and predicted all the same: 1, 3" in found.notes
     found = load_examples(spec, size=8, classes=["bad", "good"], skip_blank=True)
     assert found.examples.ids == ["0", "2"]
-    assert found.skipped == [("1", "the text is blank"), ("3", "the text is blank")]
+    assert [name for name, _ in found.skipped] == ["1", "3"]
+    with pytest.raises(DataError, match="all texts are blank"):
+        load_examples(table(tmp_path / "y.csv", ['" ",a']), size=8, classes=["a"], skip_blank=True)
 
 
 def test_matrices_of_spreadsheets(tmp_path):
     wanted = ht.NoiseMatrix.symmetric(2, 0.2)
+    np.save(tmp_path / "m.npy", wanted.array)
     for name, content in {
         "a.CSV": b"0.8,0.2\n0.2,0.8\n",
         "b.csv": b"\xef\xbb\xbf0.8,0.2\r\n0.2,0.8\r\n",
@@ -318,24 +292,21 @@ def test_matrices_of_spreadsheets(tmp_path):
         "d.JSON": b'{"matrix": [[0.8, 0.2], [0.2, 0.8]]}',
         "e.csv": b"0.8;0.2\n0.2;0.8\n",
         "f.tsv": b"0.8\t0.2\n0.2\t0.8\n",
+        "g.csv": "0.8,0.2\n0.2,0.8\n".encode("utf-16"),
         "h.csv": b"0,8;0,2\r\n0,2;0,8\r\n",
         "i.txt": b"0.8 0.2\n0.2  0.8\n",
-        "g.csv": "0.8,0.2\n0.2,0.8\n".encode("utf-16"),
+        "j.NPY": (tmp_path / "m.npy").read_bytes(),
     }.items():
         (tmp_path / name).write_bytes(content)
         assert ht.NoiseMatrix.load(tmp_path / name) == wanted, name
-    np.save(tmp_path / "m.npy", wanted.array)
-    (tmp_path / "m.npy").rename(tmp_path / "M.NPY")
-    assert ht.NoiseMatrix.load(tmp_path / "M.NPY") == wanted
 
 
 def test_paths_as_other_systems_write_them(image_folder, tmp_path):
     names = [f"images\\{kind}\\{i:02d}.png" for kind in ("dark", "light") for i in range(4)]
     rows = [f"{name},{name.split(chr(92))[1]}" for name in names] + [" images/dark/05.png ,dark"]
     found = load_task(table(tmp_path / "x.csv", rows, "image,label"), **WHOLE)
-    assert len(found.train) == 9
-    assert found.train.ids[0] == names[0]
-    assert any("9 paths of images are read without spaces around, and with / for" in n for n in found.notes)
+    assert (len(found.train), found.train.ids[0]) == (9, names[0])
+    assert any(n.startswith("9 paths of images are read without spaces") for n in found.notes)
     for wrong in ("..\\secret.png", "images\\..\\..\\secret.png"):
         with pytest.raises(DataError, match=r"outside its folder|do not exist"):
             load_task(table(tmp_path / "y.csv", [f"{wrong},a", f"{names[0]},b"], "image,label"), **WHOLE)

@@ -1,0 +1,33 @@
+"""What every data format declares, and how it is read."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from hesstune.data.examples import Listing
+from hesstune.data.reading import Reading
+
+
+class DataFormat:
+    """A data format: the class FORMAT of a file in this folder with the format's name."""
+
+    # How it is written on the command line, and a sentence for the documentation.
+    written: ClassVar[str]
+    summary: ClassVar[str]
+    # Whether it has columns: --text-column, --label-column and the like name them.
+    has_columns: ClassVar[bool] = False
+
+    @classmethod
+    def read(cls, path: str, size: int, labelled: bool, how: Reading) -> Listing:
+        """List the examples.
+
+        Args:
+            path: What follows the format's name and a colon.
+            size: Side in pixels of images that need no decoding later.
+            labelled: Whether labels are required; otherwise they go into `given` as written.
+            how: Named columns, how votes become labels, and the background of transparent images.
+
+        Raises:
+            DataError: If the data cannot be used, with what is needed.
+        """
+        raise NotImplementedError

@@ -1,0 +1,290 @@
+"""Objects given in Python: frames, arrays, lists, map-style data sets, data sets of the library datasets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hesstune.checks import expanded
+from hesstune.data.examples import Listing
+from hesstune.data.formats._base import DataFormat
+from hesstune.data.formats.hf import read_data_set
+from hesstune.data.images import Pixels, decode_objects, pixels_of_array, readable_suffixes
+from hesstune.data.reading import Columns, Reading
+from hesstune.data.tables import USUAL, listing_of
+from hesstune.errors import DataError, cut, plain
+from hesstune.storage.tables import CsvTable, as_cell
+
+WANTED = (
+    "a string such as digits or csv:PATH, a pandas DataFrame, (X, y), a map-style data set of (input, label) "
+    "or a datasets.Dataset"
+)
+
+
+class Memory(DataFormat):
+    """Objects; `memory` stands for them in the configuration of a run."""
+
+    written = "memory"
+    summary = "Objects given in Python, in the configuration of a run."
+    has_columns = True
+
+    @classmethod
+    def read(cls, path: str, size: int, labelled: bool, how: Reading) -> Listing:
+        raise DataError(
+            "the data 'memory' was objects given in Python, which no file holds: give them again, "
+            "finetune(data=…), Run.load(path, data=…) or run.measure(data=…)"
+        )
+
+
+FORMAT = Memory
+
+
+@dataclass
+class _Inputs:
+    """What an object holds: texts, paths of image files or decoded images, and the cells of other columns."""
+
+    name: str
+    values: list[str] | Pixels
+    are_files: bool = False
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    classes: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+    # The number of the first row, as the user counts.
+    first: int = 0
+
+
+def read_object(data: Any, size: int, labelled: bool, how: Reading) -> Listing:
+    """List the examples of an object; see `DataFormat.read`.
+
+    Objects are: a pandas DataFrame (columns as of `csv:` data; `image` may also hold PIL images or arrays); a
+    pair (X, y) of inputs and labels; a map-style data set of (input, label); a Dataset or DatasetDict of the
+    library datasets; if no labels are required, inputs alone; and a Listing, which is returned as it is.
+
+    Inputs are texts, image files (paths, or strings that all end as image files do), PIL images (cropped to a
+    square), or arrays of images (not cropped): (N, H, W), (N, H, W, C) or (N, C, H, W), integers in [0, 255]
+    or floats in [0, 1]. Labels are class names, or indices from 0.
+    """
+    if isinstance(data, Listing):
+        return data
+    if _is_from(data, "datasets") and (hasattr(data, "column_names") or isinstance(data, dict)):
+        return read_data_set(data, "the data set", size, labelled, how)
+    reader = _Reader(size, how.background)
+    if _is_from(data, "pandas") and hasattr(data, "columns"):
+        found = reader.frame(data, how.columns)
+    elif asked := how.columns.demanded:
+        raise DataError(f"{asked[0]}_column names a column, and this data has none; leave it out")
+    else:
+        found = reader.other(data, labelled)
+    columns, roles = dict(found.columns), dict[str, str]()
+    if isinstance(found.values, list):
+        if not found.values:
+            raise DataError(f"{found.name} holds no examples")
+        kind = "image" if found.are_files else "text"
+        columns[kind], roles[kind] = found.values, kind
+        if found.are_files:
+            columns["image"] = [str(expanded(path).absolute()) for path in found.values]
+            if "id" not in columns and len(set(found.values)) == len(found.values):
+                columns["id"] = [plain(path) for path in found.values]
+    return listing_of(
+        CsvTable.of(columns, found.name, first=found.first),
+        roles,
+        how,
+        labelled,
+        images=None if isinstance(found.values, list) else found.values,
+        names=found.classes,
+        ids=[str(row) for row in range(len(found.values))],
+        notes=found.notes,
+    )
+
+
+def _is_from(given: object, package: str) -> bool:
+    """Tell whether an object's class is of a package, without importing it."""
+    return type(given).__module__.partition(".")[0] == package
+
+
+def _cells(values: Any) -> list[str]:
+    return [as_cell(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads objects; images are brought to one size on one background."""
+
+    size: int
+    background: tuple[int, int, int]
+
+    def frame(self, frame: Any, columns: Columns) -> _Inputs:
+        names = [str(name) for name in frame.columns]
+        values = {name: list(frame.iloc[:, at]) for at, name in enumerate(names)}
+        if len(values) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(
+                f"the DataFrame has two columns named '{cut(twice)}'; give each a name of its own"
+            )
+        name = "the DataFrame (its header being row 1)"
+        roles, notes = columns.find(names, USUAL, "the DataFrame")
+        kind = "image" if "image" in roles else "text"
+        own = values[roles[kind]]
+        if kind == "text":
+            found = _Inputs(name, _cells(own))
+        elif own and isinstance(own[0], str):
+            found = _Inputs(name, [row if isinstance(row, str) else as_cell(row) for row in own], True)
+        else:
+            found = self.inputs(own, name)
+        others = {n: n for n in names if n not in roles and n not in roles.values()}
+        columns_of = {role: column for role, column in (roles | others).items() if role != kind}
+        found.columns |= {role: _cells(values[column]) for role, column in columns_of.items()}
+        found.first, found.notes = 2, notes
+        index = _cells(frame.index)
+        numbered = index == [str(i) for i in range(len(index))]
+        if "id" not in found.columns and not numbered and all(index) and len(set(index)) == len(index):
+            found.columns["id"] = index
+            found.notes.append("the ids are the DataFrame's index")
+        for at, level in enumerate(frame.index.names):
+            # A named index that repeats values may group the rows: it is a column like others.
+            if level is not None and str(level) not in found.columns and str(level) not in names:
+                found.columns[str(level)] = _cells(frame.index.get_level_values(at))
+        return found
+
+    def other(self, data: Any, labelled: bool) -> _Inputs:
+        """Read a pair, inputs alone, or a map-style data set."""
+        if isinstance(data, tuple) and len(data) == 2:
+            return self.pair(*data)
+        pairs = isinstance(data, list) and data and isinstance(data[0], tuple) and len(data[0]) == 2
+        alone = isinstance(data, np.ndarray | torch.Tensor | list) or _is_from(data, "pandas")
+        if alone and not pairs:
+            if labelled:
+                raise DataError(f"data holds inputs without labels; give (X, y). Data is {WANTED}")
+            return self.inputs(data, "data")
+        sized = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+        if sized and not isinstance(data, Mapping | bytes):
+            return self.map_style(data, labelled)
+        lacks = "; an iterable must be read into a list first" * (not sized and hasattr(data, "__iter__"))
+        raise DataError(f"data must be {WANTED}; got {type(data).__name__}{lacks}")
+
+    def pair(self, inputs: Any, labels: Any) -> _Inputs:
+        if isinstance(inputs, str | bytes):
+            raise DataError("X of (X, y) holds the inputs of all examples; got one text: give ([X], [y])")
+        is_frame = _is_from(inputs, "pandas") and hasattr(inputs, "columns")
+        found = self.frame(inputs, Columns()) if is_frame else self.inputs(inputs, "X")
+        if labels is None:
+            return found
+        if getattr(labels, "ndim", 1) != 1:
+            shape = tuple(labels.shape)
+            raise DataError(f"y must be (N,), one label per example (no multi-label targets); got {shape}")
+        cells = _cells(labels)
+        if len(cells) != len(found.values):
+            raise DataError(f"X has {len(found.values)} examples, but y has {len(cells)} labels")
+        both = _is_from(inputs, "pandas") and _is_from(labels, "pandas")
+        if both and not inputs.index.equals(labels.index):
+            raise DataError(
+                "X and y have different indices: give y.loc[X.index], or y.to_numpy() to match by position"
+            )
+        found.columns["label"] = cells
+        return found
+
+    def map_style(self, data: Any, labelled: bool) -> _Inputs:
+        """Read a data set of (input, label) once, in order; one that draws at random is read as it falls."""
+        items = list(islice((data[i] for i in range(len(data))), len(data)))
+        what = type(data).__name__
+        pairs = [isinstance(item, tuple | list) and len(item) == 2 for item in items]
+        if not all(pairs):
+            at = pairs.index(False)
+            if labelled:
+                got = f"{type(items[at]).__name__} at {at}"
+                raise DataError(f"items of {what} must be (input, label); got {got}")
+            return self.inputs(items, what)
+        found = self.inputs([x for x, _ in items], what)
+        found.columns["label"] = _cells([y for _, y in items])
+        classes = getattr(data, "classes", None)
+        if isinstance(classes, Sequence) and not isinstance(classes, str):
+            found.classes = [str(name) for name in classes]
+        return found
+
+    def inputs(self, given: Any, what: str) -> _Inputs:
+        """Tell texts, image files and images apart by the first of them that is not missing."""
+        if isinstance(given, torch.Tensor):
+            given = given.detach().cpu().numpy()
+        if isinstance(given, np.ndarray) and given.dtype.kind in "buifc":
+            return _Inputs(what, self.array(given, what))
+        rows = list(given)
+        first = _first_of_one_kind(rows, what)
+        if isinstance(first, str):
+            suffixes = readable_suffixes()
+            if rows and all(isinstance(row, str) and row.lower().endswith(suffixes) for row in rows):
+                return _Inputs(what, rows, are_files=True)
+            return _Inputs(what, _cells(rows))
+        if isinstance(first, Path):
+            return _Inputs(what, [str(row) for row in rows], are_files=True)
+        if isinstance(first, tuple):
+            if not all(len(row) == 2 and all(isinstance(text, str) for text in row) for row in rows):
+                raise DataError(f"{what} holds tuples; an input is a text, two texts, an image or its file")
+            return _Inputs(what, [a for a, _ in rows], columns={"text2": [b for _, b in rows]})
+        if hasattr(first, "convert"):
+            return _Inputs(what, decode_objects(rows, self.size, self.background))
+        return _Inputs(what, self.arrays(rows, what))
+
+    def arrays(self, rows: list[Any], what: str) -> Pixels:
+        """Bring arrays of images to squares, all of one shape at once or one by one."""
+        try:
+            arrays = [
+                np.asarray(row.detach().cpu() if isinstance(row, torch.Tensor) else row) for row in rows
+            ]
+        except (TypeError, ValueError, RuntimeError):
+            arrays = []
+        if not arrays or arrays[0].dtype.kind not in "buifc":
+            kinds = "texts, image files, PIL images or arrays of images"
+            raise DataError(f"inputs are {kinds}; {what} holds {type(rows[0]).__name__}")
+        if len({(array.shape, array.dtype) for array in arrays}) == 1:
+            return self.array(np.stack(arrays), what)
+        made = [self.array(array[None], f"{what}, row {at},") for at, array in enumerate(arrays)]
+        notes = Counter(note for one in made for note in one.notes)
+        return Pixels(
+            torch.cat([one.array for one in made]),
+            np.concatenate([one.digests for one in made]),
+            notes=[f"{n} {note}" for note, n in notes.items()],
+        )
+
+    def array(self, array: NDArray[Any], what: str) -> Pixels:
+        """Bring images of one array to squares; (N, C, H, W) is recognised by its 1, 3 or 4 channels."""
+        if array.ndim == 2:
+            raise DataError(
+                f"{what} must hold texts or images, (N, H, W), (N, H, W, C) or (N, C, H, W); got a table of "
+                f"numbers, {array.shape}"
+            )
+        if array.ndim == 4 and array.shape[1] in (1, 3, 4) and array.shape[3] not in (1, 3, 4):
+            array = array.transpose(0, 2, 3, 1)
+        return pixels_of_array(array, self.size, what, self.background)
+
+
+def _first_of_one_kind(rows: list[Any], what: str) -> Any:
+    """Return the first input that is not missing, "" if all are; raise DataError if there are two kinds."""
+    gone = [
+        at
+        for at, row in enumerate(rows)
+        if row is None or (isinstance(row, float) and row != row) or type(row).__name__ == "NAType"
+    ]
+    missing = set(gone)
+    present = [row for at, row in enumerate(rows) if at not in missing]
+    kinds = {_kind(row) for row in present}
+    if len(kinds) > 1:
+        raise DataError(f"{what} mixes kinds of inputs: {', '.join(sorted(kinds))}; give one kind")
+    if gone and kinds - {"str"}:
+        raise DataError(f"{what} has no input at {gone[0]} ({len(gone)} in all); take such rows out")
+    return present[0] if present else ""
+
+
+def _kind(row: object) -> str:
+    """Name the kind of an input."""
+    for kind in (str, Path):
+        if isinstance(row, kind):
+            return kind.__name__
+    return "image" if hasattr(row, "convert") else type(row).__name__

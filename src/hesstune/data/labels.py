@@ -1,0 +1,351 @@
+"""Class labels: their spelling and indices, their sources, and labels that a person has checked."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hesstune.checks import parse_number
+from hesstune.data.examples import (
+    KEPT,
+    MODEL_LABEL,
+    MODEL_SOURCES,
+    PREDICTED,
+    REWRITTEN,
+    Examples,
+    Task,
+)
+from hesstune.errors import DataError, cut, listed, unknown_name
+from hesstune.storage.tables import Column, CsvTable, is_missing, read_table
+from hesstune.weak.vote_files import LABEL_SOURCE
+from hesstune.weak.votes import ABSTAIN
+
+# How public data sets write the labels that they do not show.
+HIDDEN = ("-1", "-1.0")
+
+
+@dataclass(frozen=True)
+class ClassLabels:
+    """Labels as indices, (N,), −1 if missing; class names, sorted or in a given order; what was changed."""
+
+    labels: NDArray[np.int64]
+    classes: list[str]
+    notes: list[str]
+
+
+def class_labels(
+    column: Column, what: str, hidden: bool = False, names: Sequence[str] | None = None
+) -> ClassLabels:
+    """Turn labels as written into class indices.
+
+    Spaces around a label are dropped. Numbers other than 0, 1, 2, … are mapped in their order. `hidden`
+    labels may be missing or −1 and become −1. With `names`, labels are names or indices into them, and names
+    without an example are dropped.
+
+    Raises:
+        DataError: If a label is missing, names several classes or no class, or there is only one class.
+
+    Example:
+        >>> found = class_labels(Column(["5", "1", "5 ", "2"]), "the file")
+        >>> found.labels.tolist(), found.classes
+        ([2, 0, 2, 1], ['1', '2', '5'])
+    """
+    codes, written = column.coded()
+    if names is None:
+        values = [value.strip() for value in written]
+        present = {c for c, v in enumerate(values) if not (is_missing(v) or (hidden and v in HIDDEN))}
+    else:
+        values = _names_of(column, what, names)
+        present = {code for code, value in enumerate(values) if value}
+    for code, value in enumerate(values):
+        if code not in present and not hidden:
+            means = f" ('{cut(value)}' stands for none)" if value else ""
+            row = column.row_of(code)
+            raise DataError(f"{what}, row {row}: the label is empty{means}; fill it in, or take the row out")
+        if names is None and code in present and ("|" in value or ";" in value or value.startswith("[")):
+            raise DataError(
+                f"{what}, row {column.row_of(code)}: label '{cut(value)}' looks like several labels; "
+                "multi-label targets are not supported, give one class per example"
+            )
+    keys: dict[int, int | str] = {code: values[code] for code in sorted(present)}
+    order: list[int | str]
+    numbers = {code: n for code in keys if (n := parse_number(values[code])) is not None}
+    notes: list[str] = []
+    if names is not None:
+        order = [name for name in names if name in set(keys.values())]
+        absent = [name for name in names if name not in order]
+        notes += [f"classes without an example left out: {listed(absent)}"] if absent else []
+    elif len(numbers) == len(keys):
+        keys, notes = _integer_labels(column, what, numbers)
+        order = sorted(set(keys.values()))
+    else:
+        order = sorted(set(keys.values()))
+    if len(order) < 2:
+        shown = f"'{order[0]}'" if order else "no label at all"
+        raise DataError(f"{what} has one class only ({shown}); at least two are needed")
+    index = {key: i for i, key in enumerate(order)}
+    places = np.array([index[keys[c]] if c in keys else ABSTAIN for c in range(len(values))], dtype=np.int64)
+    spaced = [written[c] for c in keys if names is None and written[c] != values[c]]
+    if spaced:
+        notes.append(f"labels are taken without the spaces around them: {listed(map(repr, spaced), 4)}")
+    return ClassLabels(places[codes], [str(key) for key in order], notes)
+
+
+def labels_as_written(
+    column: Column, what: str, hidden: bool = False, names: Sequence[str] | None = None
+) -> list[str]:
+    """Return each label as text or by its name, "" if it is missing; see `class_labels`."""
+    codes, written = column.coded()
+    if names is None:
+        values = ["" if hidden and value.strip() in HIDDEN else value.strip() for value in written]
+    else:
+        values = _names_of(column, what, names)
+    return [values[code] for code in codes.tolist()]
+
+
+def _names_of(column: Column, what: str, names: Sequence[str]) -> list[str]:
+    """Return the class name of each distinct label, a name or an index; "" if missing or −1."""
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise DataError(f"{what}: two classes are named '{cut(twice)}'; give each a name of its own")
+    found = []
+    for code, value in enumerate(v.strip() for v in column.coded()[1]):
+        number = parse_number(value)
+        at = int(number) if number is not None and number.is_integer() else None
+        if is_missing(value) or at == ABSTAIN:
+            found.append("")
+        elif at is not None and 0 <= at < len(names):
+            found.append(names[at])
+        elif value in names:
+            found.append(value)
+        else:
+            raise DataError(
+                f"{what}, row {column.row_of(code)}: label {cut(value)} has no name; the {len(names)} names "
+                f"are {listed(names)}"
+            )
+    return found
+
+
+def _integer_labels(
+    column: Column, what: str, numbers: dict[int, float]
+) -> tuple[dict[int, int | str], list[str]]:
+    """Return {code: class} of labels that are all numbers, and notes."""
+    written = column.coded()[1]
+    signs = set(numbers.values()) == {-1.0, 1.0}
+    for code, number in numbers.items():
+        if not number.is_integer() or (number < 0 and not signs):
+            raise DataError(
+                f"{what}, row {column.row_of(code)}: label '{cut(written[code])}' is not a class index (0, "
+                "1, 2, …); regression targets are not supported. Give names to classes that are no counts, "
+                "and nothing if there is no label"
+            )
+    keys: dict[int, int | str] = {code: int(number) for code, number in numbers.items()}
+    order = sorted({int(number) for number in numbers.values()})
+    notes = []
+    if order != list(range(len(order))):
+        notes.append(
+            f"labels are the numbers {listed(order)}, not 0 to {len(order) - 1}: mapped in their order, and "
+            "kept as the classes' names"
+        )
+    for key in order:
+        forms = dict.fromkeys(written[code].strip() for code, own in keys.items() if own == key)
+        if len(forms) > 1:
+            notes.append(f"labels written in several ways are one class: {listed(map(repr, forms), 4)}")
+            break
+    return keys, notes
+
+
+def alike(classes: Sequence[str]) -> list[str]:
+    """Return a note on classes whose names differ only by case, spaces or the form of letters, or none.
+
+    Example:
+        >>> alike(["cat", "Cat", "dog"])
+        ["classes that differ by upper and lower case or spaces only stay apart: 'cat' and 'Cat'"]
+    """
+    groups = defaultdict(list)
+    for name in classes:
+        groups[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
+    same = [" and ".join(repr(cut(n, 40)) for n in names) for names in groups.values() if len(names) > 1]
+    start = "classes that differ by upper and lower case or spaces only stay apart: "
+    return [start + "; ".join(same[:4])] if same else []
+
+
+def labels_among(given: Sequence[str], classes: Sequence[str]) -> tuple[NDArray[np.int64] | None, list[str]]:
+    """Find labels as written among a run's classes, to compare predictions with.
+
+    Returns:
+        (N,) int64 indices, −1 if a label is missing or not a class; None if all are. And notes.
+
+    Example:
+        >>> labels_among(["cat", "", "cow", "dog "], ["cat", "dog"])[0].tolist()
+        [0, -1, -1, 1]
+    """
+    index = {name: i for i, name in enumerate(classes)}
+    codes, written = Column(given).coded()
+    found = np.full(len(written), ABSTAIN)
+    empty, unknown = list[int](), list[int]()
+    for code, value in enumerate(name.strip() for name in written):
+        number = parse_number(value)
+        whole = str(int(number)) if number is not None and number.is_integer() else value
+        if value in index or whole in index:
+            found[code] = index.get(value, index.get(whole, ABSTAIN))
+        else:
+            (empty if is_missing(value) else unknown).append(code)
+    notes = []
+    if count := int(np.isin(codes, empty).sum()):
+        notes.append(f"{count} of {len(codes)} examples have no label: predicted, and compared with nothing")
+    if count := int(np.isin(codes, unknown).sum()):
+        shown = listed((written[code] for code in unknown), 4)
+        notes.append(
+            f"{count} of {len(codes)} examples have labels that are none of the run's classes ({shown}): "
+            "predicted, and compared with nothing"
+        )
+    if (found == ABSTAIN).all():
+        return None, notes if unknown else []
+    return found[codes], notes
+
+
+# -- sources of labels
+
+# Columns that `hesstune clean`, `label` and `predict` write: the label before `clean` replaced it, and the
+# source of each label.
+GIVEN_LABEL, SOURCE = "given_label", LABEL_SOURCE
+# Sources of labels that no model made or chose: the data, and a person who checked the label.
+GIVEN, CHECKED = "given", "checked"
+_MADE = {
+    REWRITTEN: "are not as given: hesstune clean rewrote them",
+    MODEL_LABEL: "are not as given: a label model made them from votes (hesstune label)",
+    PREDICTED: "are not as given: they are predictions of a model (hesstune predict)",
+}
+
+
+def column_named(columns: Iterable[str], name: str) -> str | None:
+    """Return the column with a name, in any case and with spaces around it; None if there is none.
+
+    Example:
+        >>> column_named(["text", "Label_Source "], "label_source")
+        'Label_Source '
+    """
+    return next((column for column in columns if column.strip().casefold() == name), None)
+
+
+def read_sources(
+    labels: Sequence[str], given: Sequence[str] | None, sources: Sequence[str] | None
+) -> list[str] | None:
+    """Return the source of each label, in lower case; None if there are no columns GIVEN_LABEL and SOURCE.
+
+    A label that differs from the given label is REWRITTEN, whatever its source says.
+
+    Example:
+        >>> read_sources(["a", "b"], ["a", "a"], ["Kept ", "given"])
+        ['kept', 'corrected']
+    """
+    if given is None and sources is None:
+        return None
+    before = labels if given is None else given
+    written = [""] * len(labels) if sources is None else sources
+    return [
+        REWRITTEN if own.strip() != old.strip() and not is_missing(old) else source.strip().lower()
+        for own, old, source in zip(labels, before, written, strict=True)
+    ]
+
+
+def source_notes(part: Examples, name: str) -> list[str]:
+    """Say how many labels of a part a model made, and whether `hesstune clean` left out other examples."""
+    notes = [
+        f"{count} of {len(part)} {name} labels {made}"
+        for source, made in _MADE.items()
+        if (count := part.count_source(source))
+    ]
+    if part.count_source(KEPT):
+        notes.append(
+            f"hesstune clean left suspected label errors out of the {name} examples, so accuracy on them is "
+            "higher than on all"
+        )
+    return notes
+
+
+# -- labels that a person has checked
+
+# The report's list of suspected label errors has a column true_label for a person to fill in.
+CHECKED_COLUMNS = ("clean_label", "true_label", "label")
+
+
+def read_clean_labels(path: str | Path, classes: Sequence[str]) -> dict[str, int]:
+    """Read {id: class index} from a CSV file with the columns id and clean_label, true_label or label.
+
+    Rows with an empty label have not been checked and are left out.
+
+    Raises:
+        DataError: If the file or a column is missing, a label is no class, no label is given, or the file
+            says that a label was not checked by a person.
+    """
+    table = read_table(path, "the file of clean labels")
+    column = next((name for name in CHECKED_COLUMNS if name in table), None)
+    if "id" not in table or column is None:
+        raise DataError(
+            f"{path} needs a column 'id' and one of {listed(CHECKED_COLUMNS)}; got {listed(table.columns)}"
+        )
+    _refuse_unchecked(table, column)
+    index = {name: i for i, name in enumerate(classes)}
+    found: dict[str, int] = {}
+    for at, (example, cell) in enumerate(zip(table.cells("id"), table.cells(column), strict=True)):
+        name, row = cell.strip(), table.row(at)
+        if is_missing(name, index):
+            continue
+        if name not in index:
+            raise unknown_name(f"class in {path}, row {row},", name, classes, DataError)
+        if found.setdefault(example, index[name]) != index[name]:
+            raise DataError(f"{path}, row {row}: example '{example}' has two different labels")
+    if not found:
+        raise DataError(f"{path} has no label in its column '{column}'; fill in those you have checked")
+    return found
+
+
+def _refuse_unchecked(table: CsvTable, column: str) -> None:
+    """Raise DataError for the labels of a file that hesstune wrote and no person has checked."""
+    source = column_named(table.columns, SOURCE)
+    if column != "label" or source is None:
+        return
+    for at, cell in enumerate(table.cells(source)):
+        if (said := cell.strip().lower()) in (GIVEN, *MODEL_SOURCES):
+            raise DataError(
+                f"{table.name}, row {table.row(at)}: the label was not checked, its column '{source}' says "
+                f"'{said}'; write the labels that a person has checked into a column 'clean_label', or write "
+                f"'{CHECKED}' there"
+            )
+
+
+def checked(task: Task, clean: Mapping[str, int], partial: bool = False) -> Task:
+    """Return the task with checked labels, {id: class index}, in place of noisy ones, marked as clean.
+
+    Raises:
+        DataError: If an id is no example's; `partial` accepts ids of examples left out by a limit.
+    """
+    known = {i for part in (task.train, task.val, task.test) for i in part.ids}
+    strange = [i for i in clean if i not in known]
+    if strange and (not partial or len(strange) == len(clean)):
+        raise DataError(
+            f"{len(strange)} of the {len(clean)} clean labels are of no example of the data, such as "
+            f"'{strange[0]}'; ids are those in labels.csv, such as '{task.train.ids[0]}'"
+        )
+    train, val, test = (_checked(part, clean) for part in (task.train, task.val, task.test))
+    return replace(task, train=train, val=val, test=test)
+
+
+def _checked(part: Examples, clean: Mapping[str, int]) -> Examples:
+    mask = np.array([i in clean for i in part.ids], dtype=bool)
+    if part.labels is None or not mask.any():
+        return part
+    labels = part.labels.copy()
+    labels[mask] = [clean[i] for i in part.ids if i in clean]
+    soft = None if part.soft is None else part.soft.copy()
+    if soft is not None:
+        soft[mask] = np.eye(soft.shape[1])[labels[mask]]
+    return replace(part, labels=labels, given=part.labels, clean=mask, soft=soft, given_soft=part.soft)
