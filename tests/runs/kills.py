@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator  # noqa: F401 - imported before the forks
 from PIL import Image
 
 import hesstune as ht
@@ -101,7 +101,6 @@ def main(kills, seed, methods):
     """Kill so many times; return what happened."""
     torch.set_num_threads(1)
     trainer.CHECKPOINT_SECONDS = 0.0
-    _ = Accelerator
     draw = random.Random(seed)
     found = {"kills": 0, "runs": 0, "before_first_checkpoint": 0, "identical": 0, "epochs_once": 0}
     with tempfile.TemporaryDirectory() as name:

@@ -12,7 +12,7 @@ from hesstune.errors import RunError
 from hesstune.runs import records as files
 from hesstune.runs.config import FinetuneConfig
 from hesstune.storage.files import read_text, reading
-from hesstune.storage.stored import checked_record, read_record
+from hesstune.storage.stored import Record, checked_record, read_record
 from hesstune.storage.tables import read_rows
 
 if TYPE_CHECKING:
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 LABEL_COLUMNS = ("id", "part", "label", "true_label")
 ISSUE_COLUMNS = ("id", "given_label", "likely_label", "confidence", "p_given_label", "true_label")
+
+
+def _record(name: str, kind: type[Record]) -> cached_property[Record | None]:
+    """Return a property that is the record in a file; None if there is no such file."""
+    return cached_property(lambda records: read_record(records.path / name, kind))
 
 
 class Records:
@@ -90,12 +95,12 @@ class Records:
     def noise_matrix(self) -> files.NoiseMatrixRecord | None:
         """The noise matrix of the loss, and how it was estimated."""
         found = read_record(self.path / files.NOISE_MATRIX, files.NoiseMatrixRecord)
-        return self._sized(found, files.NOISE_MATRIX)
+        return self._checked_matrix(found, files.NOISE_MATRIX)
 
-    @cached_property
-    def measure(self) -> files.MeasureRecord | None:
-        """The summary of the run's measurement."""
-        return read_record(self.path / files.MEASURE, files.MeasureRecord)
+    measure = _record(files.MEASURE, files.MeasureRecord)
+    stability = _record(files.STABILITY, files.StabilityRecord)
+    noise_check = _record(files.NOISE_CHECK, files.NoiseCheck)
+    label_issues_record = _record(files.LABEL_ISSUES_RECORD, files.LabelIssuesRecord)
 
     @cached_property
     def quadratic(self) -> NDArray[np.float64] | None:
@@ -116,11 +121,6 @@ class Records:
         return found
 
     @cached_property
-    def stability(self) -> files.StabilityRecord | None:
-        """The run's noise stability."""
-        return read_record(self.path / files.STABILITY, files.StabilityRecord)
-
-    @cached_property
     def certificate(self) -> Certificate | None:
         """The run's certificate, or a diagnostic in its place."""
         from hesstune.bounds.record import Certificate
@@ -129,26 +129,16 @@ class Records:
         return Certificate.load(path) if path.is_file() else None
 
     @cached_property
-    def noise_check(self) -> files.NoiseCheck | None:
-        """What `hesstune noise` found."""
-        return read_record(self.path / files.NOISE_CHECK, files.NoiseCheck)
-
-    @cached_property
     def label_issues(self) -> list[dict[str, str]] | None:
         """The rows of label_issues.csv, the most likely label error first."""
         path = self.path / files.LABEL_ISSUES
         return _rows(path, ISSUE_COLUMNS) if path.is_file() else None
 
     @cached_property
-    def label_issues_record(self) -> files.LabelIssuesRecord | None:
-        """What ranked the list of label issues, and the noise matrix estimated with it."""
-        return read_record(self.path / files.LABEL_ISSUES_RECORD, files.LabelIssuesRecord)
-
-    @cached_property
     def estimated_afterwards(self) -> files.NoiseMatrixRecord | None:
         """The noise matrix that the validation examples show, estimated with the list of label issues."""
         kept = self.label_issues_record
-        return None if kept is None else self._sized(kept.noise_matrix, files.LABEL_ISSUES_RECORD)
+        return None if kept is None else self._checked_matrix(kept.noise_matrix, files.LABEL_ISSUES_RECORD)
 
     @cached_property
     def images(self) -> dict[str, files.ExampleImage]:
@@ -159,11 +149,12 @@ class Records:
     def read_all(self) -> None:
         """Read every file now; raise RunError at a damaged one, or if the run has not finished."""
         _ = self.outcome
-        for name, value in vars(Records).items():
-            if isinstance(value, cached_property):
-                getattr(self, name)
+        for name in [name for name, value in vars(Records).items() if isinstance(value, cached_property)]:
+            getattr(self, name)
 
-    def _sized(self, found: files.NoiseMatrixRecord | None, name: str) -> files.NoiseMatrixRecord | None:
+    def _checked_matrix(
+        self, found: files.NoiseMatrixRecord | None, name: str
+    ) -> files.NoiseMatrixRecord | None:
         if found is not None and len(found.matrix) != len(self.facts.classes):
             raise RunError(
                 f"{self.path / name} is for {len(found.matrix)} classes, but the run has "

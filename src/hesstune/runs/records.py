@@ -7,16 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from hesstune.curvature.declared import MEASURE, MEASURE_TENSORS
+from hesstune.curvature.declared import MEASURE as MEASURE
+from hesstune.curvature.declared import MEASURE_TENSORS as MEASURE_TENSORS
 from hesstune.storage.stored import Stored
-
-__all__ = [
-    "MEASURE", "MEASURE_TENSORS", "Agreement", "CostOfError", "Counted", "CurvePoint", "Dependence",
-    "Epoch", "Estimated", "ExampleImage", "ExampleImages", "Failed", "LabelIssuesRecord", "LabelNoise",
-    "LayerMeasure", "LayerSpectrum", "MatrixCheck", "MatrixFacts", "MeanMeasure", "MeasureRecord",
-    "MeasureValue", "NoiseCheck", "NoiseFit", "NoiseMatrixRecord", "Normalisation", "RadiusRecord",
-    "Recipe", "Result", "RunRecord", "Sizes", "StabilityRecord", "StabilityRow", "checkpoint_name",
-]  # fmt: skip
 
 # The format of run.json.
 FORMAT = 1
