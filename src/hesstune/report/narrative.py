@@ -152,7 +152,7 @@ def assumptions(records: Records) -> list[tuple[str, str, str, str]]:
     rows = [
         (
             "Test accuracy, gap",
-            "Test examples drawn as the examples to come, with right labels, not used for any choice.",
+            "Test examples drawn as future examples will be, with right labels, not used for any choice.",
             "Data that drifts; copies of a test example among the training examples; wrong test labels.",
             f"{drawn.get(split, split)} Test accuracy is measured against: {labels}.",
         ),

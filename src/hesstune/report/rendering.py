@@ -117,7 +117,7 @@ def svg(name: str, draw: Callable[[Any], None], size: tuple[float, float]) -> st
 
 
 Series = tuple[str, Sequence[float], Sequence[float | None], Sequence[float] | None]
-"""A label, x, y (None where there is no value), and the lengths of the error bars, if any."""
+"""A label, x, y (None if there is no value), and the lengths of the error bars, if any."""
 
 
 def chart(

@@ -154,10 +154,10 @@ def shard_(model: nn.Module, device: torch.device) -> None:
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
-    """List the elements of the network's module lists and sequences, outermost first come.
+    """List the elements of the network's module lists and sequences, the outermost ones only.
 
-    What shares a parameter with another part of the network, and lists, which have no forward of their
-    own, are left to what is around them.
+    Elements that share a parameter with another part of the network, and lists, which have no forward method,
+    are left out.
     """
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found: list[nn.Module] = []

@@ -126,7 +126,7 @@ def _drop(out: Path) -> None:
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the run folder's lock: the operating system's, which goes with the process, however it ends.
+    """Hold the run folder's lock, a lock of the operating system that ends with the process.
 
     Raises:
         RunError: If another process holds it.

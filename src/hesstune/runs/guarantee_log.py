@@ -115,7 +115,7 @@ def _ids(entry: dict[str, Any]) -> list[str]:
 
 
 def sheet_of(folder: Path, filled: Sequence[str], path: str | Path) -> list[str]:
-    """Return the ids of the last sheet that holds all examples whose label was filled in.
+    """Return the ids of the last sheet that holds all examples with a label that was filled in.
 
     Raises:
         DataError: If there is no such sheet: an example was chosen instead of drawn.

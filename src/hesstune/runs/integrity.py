@@ -33,7 +33,7 @@ from hesstune.weak.votes import Votes
 NAMED = 3
 # Images that are read together from a source without digests of its own.
 BATCH = 256
-# The step, and a shift that keeps simple fractions away from the borders of steps.
+# The step of soft labels, and a shift that keeps simple fractions away from the borders of steps.
 SOFT_STEP, SHIFT = 1e-3, 0.318
 
 
@@ -108,21 +108,13 @@ class DataRecord:
         return {"classes": digest({}, json.dumps(self.classes)), **found}
 
     def save(self, path: Path) -> None:
-        """Write the record as safetensors, whole or not at all.
-
-        Raises:
-            RunError: If it cannot be written.
-        """
+        """Write the record as safetensors, whole or not at all; RunError if it cannot be written."""
         parts = {name: part.tensors() for name, part in self.parts.items()}
         save_tree(path, {"classes": self.classes, "parts": parts})
 
     @classmethod
     def load(cls, path: Path) -> DataRecord:
-        """Read what `save` wrote.
-
-        Raises:
-            RunError: If the file is missing or damaged.
-        """
+        """Read what `save` wrote; RunError if the file is missing or damaged."""
         tree = load_tree(path)
         try:
             parts = {name: PartRecord.of_tensors(tree["parts"][name]) for name in PARTS}
@@ -193,8 +185,8 @@ def label_digests(part: Examples, classes: Sequence[str], injected: bool) -> Dig
 
     With injected noise it is the true label, or the one that a person gave to a checked example: noisy labels
     depend on the order of the examples. Otherwise it is the label to train on, the true label, and the label
-    before a person checked it. Votes and soft labels count, too. Beside votes a label model may have made
-    the soft labels, whose last digits then differ between machines: there they count in steps of 0.001.
+    before a person checked it. Votes and soft labels count, too. A label model may have made soft labels from
+    votes, with last digits that differ between machines: these are rounded to steps of 0.001.
     """
     labels, true, given = part.labels, part.true, part.given
     if injected:
@@ -327,11 +319,7 @@ def check_files(run: Records) -> None:
 
 
 def check_weights(run: Records, start: Mapping[str, torch.Tensor]) -> None:
-    """Check that weights are those that a run's training started from.
-
-    Raises:
-        RunError: If they are not.
-    """
+    """Check that weights are those that a run's training started from; RunError if they are not."""
     if run.facts.checksums.get("weights") != digest(start):
         raise RunError(
             f"cannot resume the run in {run.path}: the weights that training starts from of --model "

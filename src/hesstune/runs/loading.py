@@ -38,8 +38,8 @@ def base_folder(config: FinetuneConfig) -> str:
 def located(config: FinetuneConfig, facts: RunRecord) -> FinetuneConfig:
     """Return a run's configuration with its paths as they are to be found from here.
 
-    A relative path that leads nowhere from this working folder, but somewhere from the one where the run was
-    made, is taken to begin there.
+    A relative path that does not exist from this working folder, but exists from the one in which the run was
+    made, is taken from there.
     """
     changes = {}
     for name in ("data", "model", "clean_labels", "inject_noise", "split"):
@@ -82,7 +82,7 @@ def network_of(
         config: The run's.
         facts: What its run.json holds.
         weights: All parameters and buffers by name.
-        source: Where they come from, for messages.
+        source: Their file, for messages.
         model: The network, if it was given in Python; a copy of it takes the weights.
 
     Raises:
@@ -121,7 +121,7 @@ def clean_task(config: FinetuneConfig, data: Any = None) -> Task:
 
     Args:
         config: The run's.
-        data: What stands in for the configuration's data: a task that is made, or what it is made of.
+        data: A task, or what it is made of, in place of the configuration's data.
     """
     if isinstance(data, Task):
         return data
@@ -202,7 +202,7 @@ def _true(part: Examples) -> NDArray[np.int64]:
 def noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> Task:
     """Corrupt training and validation labels, each by a seed of its own; test labels stay true.
 
-    Labels that a person has checked come last: they replace noisy ones.
+    Labels that a person has checked replace noisy ones.
     """
     if method_class(config.method).needs_votes and task.train.votes is None:
         raise ConfigError(

@@ -31,9 +31,9 @@ def _record(name: str, kind: type[Record]) -> cached_property[Record | None]:
 
 
 class Records:
-    """What a run folder holds, beside its weights: each file is read once, when it is first asked for.
+    """The records of a run folder; each file is read once, at the first access.
 
-    None, or empty, if a file is absent; a damaged one is a RunError that names it.
+    An absent file is None, or empty; a damaged one is a RunError that names it.
 
     Args:
         path: The folder.
@@ -65,7 +65,7 @@ class Records:
 
     @property
     def kept_epoch(self) -> files.Epoch | None:
-        """The epoch whose weights are the run's result, the start among them; None if none was validated."""
+        """The epoch that the kept weights are from, possibly the start; None if none was validated."""
         return next((epoch for epoch in self.epochs if epoch.epoch == self.outcome.kept_epoch), None)
 
     @cached_property
@@ -115,8 +115,8 @@ class Records:
             checksum = (file.metadata() or {}).get(CHECKSUM)
         if found.ndim != 2 or (self.measure and self.measure.tensors != checksum):
             raise RunError(
-                f"{path} is of another measurement than {files.MEASURE} beside it; make both again with "
-                "hesstune measure"
+                f"{path} is of another measurement than {files.MEASURE} in its folder; make both again "
+                "with hesstune measure"
             )
         return found
 

@@ -77,7 +77,7 @@ def remembered(what: str, arrays: Mapping[str, NDArray[Any] | None], make: Calla
     """Return the result of `make`, or its cached result for the same name and numbers.
 
     Args:
-        what: What is computed, and all that it depends on beside the arrays.
+        what: What is computed, and all that it depends on except the arrays.
         arrays: The numbers that it depends on; None is another value than any array.
         make: Returns nested dicts and lists of tensors, numbers, texts and None.
 

@@ -68,11 +68,7 @@ class SeenExamples:
 
     @classmethod
     def of_dict(cls, record: Any, source: str) -> SeenExamples:
-        """Return the record that `to_dict` gave.
-
-        Raises:
-            ModelError: If it is damaged, naming its source.
-        """
+        """Return the record that `to_dict` gave; ModelError if it is damaged, naming its source."""
         with reading(source, "weights with a record of the examples they have seen", ModelError):
             if record["bytes"] != KEPT_BYTES:
                 raise ValueError(f"it keeps {record['bytes']!r} bytes of each digest, not {KEPT_BYTES}")

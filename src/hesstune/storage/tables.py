@@ -29,8 +29,8 @@ from hesstune.storage.files import Writer, encoding_of, one_line, reading, repla
 # How cells begin that spreadsheets compute, and the mark that keeps such cells text.
 FORMULA_SIGNS = "=+-@\t\r\n＝＋－＠"
 MARK = "'"
-# What stands for nothing if a label is expected: what Python, pandas, R, spreadsheets and databases write,
-# as pandas reads it. In other case it may well be a word, such as a class called none.
+# Texts that mean a missing label: as Python, pandas, R, spreadsheets and databases write it, and pandas reads.
+# In other case it may be a word, such as a class called none.
 MISSING = (
     "", "None", "nan", "NaN", "-nan", "-NaN", "NA", "#NA", "N/A", "n/a", "#N/A", "NULL", "null", "<NA>",
     "NaT",
@@ -96,7 +96,7 @@ CHUNK = 20_000
 MOST_SHARED = 10_000
 # In files that end so, cells are separated by tabs and quotes are text.
 TABS = (".tsv", ".tab")
-# What separates cells of a file whose header holds no comma.
+# What separates the cells of a file if its header holds no comma.
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 # How files begin that are taken for tables, and are none of text.
 OTHERS = {
@@ -124,7 +124,7 @@ class Column:
         gaps: Sequence[int] = (),
         names: Sequence[str] | None = None,
     ) -> None:
-        # The first row's number in the file, the rows before which blank lines stand; or names of rows.
+        # The first row's number in the file, the rows that blank lines precede; or names of rows.
         self._first, self._gaps, self._names = first, gaps, names
         self._cells: list[str] = []
         self._shared: dict[str, str] = {}
@@ -163,7 +163,7 @@ class Column:
         return at + self._first + bisect_right(self._gaps, at) if self._names is None else self._names[at]
 
     def row_of(self, code: int) -> int | str:
-        """Return the row of the file, its header being row 1, in which a distinct cell first stands."""
+        """Return the row of the file, its header being row 1, of the first cell with a code."""
         return self.row(int(np.flatnonzero(self.coded()[0] == code)[0]))
 
 
@@ -344,9 +344,9 @@ def _separator(file: IO[str], path: Path, kind: type[HesstuneError], gaps: list[
 def _rows(
     file: IO[str], path: Path, kind: type[HesstuneError], separator: str, gaps: list[int]
 ) -> Iterator[list[str]]:
-    """Yield the rows that are not blank, and note before which of those below the header blank ones stand.
+    """Yield the rows that are not blank, and add to `gaps` the rows below the header after blank lines.
 
-    Where reading cannot go on, say in which line.
+    An error names the line.
     """
     quoting = csv.QUOTE_NONE if path.suffix.lower() in TABS else csv.QUOTE_MINIMAL
     reader, at = csv.reader(file, strict=True, delimiter=separator, quoting=quoting), -1
