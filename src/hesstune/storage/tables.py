@@ -29,8 +29,8 @@ from hesstune.storage.files import Writer, encoding_of, one_line, reading, repla
 # How cells begin that spreadsheets compute, and the mark that keeps such cells text.
 FORMULA_SIGNS = "=+-@\t\r\n＝＋－＠"
 MARK = "'"
-# Texts that mean a missing label: as Python, pandas, R, spreadsheets and databases write it, and pandas reads.
-# In other case it may be a word, such as a class called none.
+# Texts that mean a missing label to Python, pandas, R, spreadsheets and databases. In other case they may be
+# words, such as a class called none.
 MISSING = (
     "", "None", "nan", "NaN", "-nan", "-NaN", "NA", "#NA", "N/A", "n/a", "#N/A", "NULL", "null", "<NA>",
     "NaT",
