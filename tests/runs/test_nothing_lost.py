@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tests.storage.test_full_disk import full_disk
 
 import hesstune as ht
 from hesstune.errors import HesstuneError, HesstuneWarning, RunError
@@ -271,72 +272,22 @@ def test_clean_and_check_are_killed_before_each_of_their_file_operations():
         assert command["operations"] >= 4
 
 
-# -- disks and rights ------------------------------------------------------------------------
+@posix_only
+def test_a_disk_that_fills_up_is_one_clear_line_and_the_run_resumes(tiny, tmp_path, every_step):
+    chosen = {**tiny, **every_step, "out": str(tmp_path / "a")}
+    with contextlib.ExitStack() as stack:
 
+        def fill(done, total, text):
+            if done == 6:
+                stack.enter_context(full_disk())
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 400 KiB, or a skip."""
-    if sys.platform != "linux":
-        pytest.skip("a tmpfs is Linux's")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k,nr_inodes=1k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tmpfs is not permitted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def test_a_full_disk_is_one_clear_line_and_old_results_stay(tiny, every_step, small_disk):
-    chosen = {**tiny, **every_step}
-    run = ht.finetune(chosen, out=str(small_disk / "a"), epochs=1)
-    before = contents(run.path)
-    ballast = small_disk / "ballast"
-    _fill(ballast, 2048)
-    with pytest.raises(RunError, match="No space left on device"):
-        ht.finetune(chosen, out=str(run.path), overwrite=True)
-    assert before == contents(run.path)
-    with pytest.raises(RunError, match="No space left on device"):
-        ht.predict(run, chosen["data"]).save(run.path / "predictions.csv")
-    assert before == contents(run.path)
-    ballast.unlink()
-    steps = 0
-
-    def fill(done, total, text):
-        nonlocal steps
-        steps += 1
-        if steps == 6:
-            _fill(ballast, 512)
-
-    with pytest.raises(RunError, match=r"cannot write .*No space left on device"):
-        ht.finetune(chosen, out=str(small_disk / "b"), progress=fill)
-    assert Checkpoints(small_disk / "b").load() is not None
-    ballast.unlink()
-    resumed = ht.finetune(chosen, out=str(small_disk / "b"), resume=True)
-    ballast.unlink(missing_ok=True)
-    assert [m["epoch"] for m in resumed.metrics] == [1, 2, 3, 4]
-
-
-def _fill(path, left):
-    """Fill the disk but for some bytes."""
-    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(b"x" * 1024)
-    with path.open("r+b") as file:
-        file.truncate(max(0, path.stat().st_size - left))
-
-
-def test_a_read_only_folder_is_one_clear_line(tiny, small_disk):
-    run = ht.finetune(tiny, out=str(small_disk / "a"), epochs=1)
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    for options in ({"overwrite": True}, {}):
-        out = run.path if options else small_disk / "b"
-        with pytest.raises(RunError, match=r"cannot write to --out .*Read-only file system"):
-            ht.finetune(tiny, out=str(out), epochs=1, **options)
-    assert ht.Run.load(run.path).finished
-    with pytest.raises(RunError, match="Read-only file system"):
-        ht.predict(run, tiny["data"]).save(run.path / "p.csv")
+        with pytest.raises(RunError, match="cannot write"):
+            ht.finetune(chosen, progress=fill)
+    assert Checkpoints(tmp_path / "a").load() is not None
+    assert [m["epoch"] for m in ht.finetune(chosen, resume=True).metrics] == [1, 2, 3, 4]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write to --out"):
+        ht.finetune(tiny, out=str(tmp_path / "file" / "below"))
 
 
 def test_two_processes_cannot_write_one_folder(tiny, tmp_path, monkeypatch):

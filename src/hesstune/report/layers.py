@@ -6,14 +6,13 @@ import fnmatch
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from hesstune.checks import parse_integer
 from hesstune.curvature.result import CONSTRAINT_EVIDENCE
 from hesstune.errors import counted
-from hesstune.report.rendering import Cell, Plot, chart, number
+from hesstune.report.rendering import Card, Cell, Plot, chart, number
 from hesstune.runs.read_records import Records
 from hesstune.runs.records import LayerMeasure, MeasureRecord
 
@@ -45,15 +44,6 @@ class Block:
     share: float | None
     distance: float
     farthest: float
-
-
-class Setter(NamedTuple):
-    """An example that sets the maximum of so many layers."""
-
-    id: str
-    label: str
-    true_label: str
-    layers: int
 
 
 def layer_shares(measure: MeasureRecord) -> list[tuple[LayerMeasure, float]]:
@@ -251,7 +241,7 @@ def block_table(records: Records) -> list[tuple[object, ...]]:
 # -- examples and plots ------------------------------------------------------------------------
 
 
-def setters(records: Records) -> list[Setter]:
+def setters(records: Records) -> list[Card]:
     """Return the examples that set the maximum of a layer, those of most layers first."""
     if records.quadratic is None or not records.measure:
         return []
@@ -264,8 +254,12 @@ def setters(records: Records) -> list[Setter]:
     filled = np.where(np.isnan(records.quadratic), -np.inf, records.quadratic)
     best, counts = np.unique(filled.argmax(axis=0), return_counts=True)
     order = np.argsort(-counts, kind="stable")[:SETTERS]
-    found = ((rows[best[i]], int(counts[i])) for i in order)
-    return [Setter(row["id"], row["label"], row["true_label"], layers) for row, layers in found]
+    cards = []
+    for row, layers in ((rows[best[i]], int(counts[i])) for i in order):
+        label = ("label", row["label"], f", true: {row['true_label']}" if row["true_label"] else "")
+        maxima = ("sets the maximum of", counted(layers, "layer"), "")
+        cards.append(Card(row["id"], records.images.get(row["id"]), (label, maxima)))
+    return cards
 
 
 def distribution(records: Records) -> Plot | None:

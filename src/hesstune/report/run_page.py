@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from hesstune.errors import counted
 from hesstune.report.layers import (
     LAYER_COLUMNS,
     block_table,
@@ -70,17 +69,7 @@ def render_run(run: Run | str | Path) -> str:
         "carriers": carriers(layer_rows(records), records.config.method if outcome.radii else None),
         "spectrum": spectrum(records),
         "distribution": distribution(records),
-        "setters": [
-            Card(
-                one.id,
-                records.images.get(one.id),
-                (
-                    ("label", one.label, f", true: {one.true_label}" if one.true_label else ""),
-                    ("sets the maximum of", counted(one.layers, "layer"), ""),
-                ),
-            )
-            for one in setters(records)
-        ],
+        "setters": setters(records),
         "stability": _stability(records),
         "ranked": records.label_issues is not None,
         "issues": [_issue_card(records, row) for row in issues[:SHOWN]],
