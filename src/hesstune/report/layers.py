@@ -82,7 +82,8 @@ def block_names(names: Sequence[str]) -> dict[str, str]:
         >>> list(block_names(names).values())
         ['stem', 'layer.0', 'layer.0', 'layer.0']
     """
-    prefixes, under = {}, {}
+    prefixes: dict[str, list[str]] = {}
+    under: dict[str, list[str]] = {}
     for name in names:
         parts = name.split(".")
         indices = [at for at in range(len(parts) - 1) if parse_integer(parts[at]) is not None]

@@ -152,8 +152,8 @@ def _matrices(records: Records) -> list[Plot]:
         counts = np.zeros((len(index), len(index)))
         for row in records.train:
             counts[index[row["true_label"]], index[row["label"]]] += 1
-        rows = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        found["True: the changes made to the training labels"] = rows.tolist()
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        found["True: the changes made to the training labels"] = shares.tolist()
     plots = []
     for at, (title, matrix) in enumerate(found.items()):
         kept = np.diag(matrix)

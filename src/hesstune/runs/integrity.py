@@ -61,9 +61,13 @@ class PartRecord:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the record as tensors; the ids are JSON, in bytes."""
-        ids = np.frombuffer(json.dumps(self.ids).encode(), np.uint8)
-        arrays = {"contents": self.contents, "labels": self.labels, "trained": self.trained}
-        return {name: torch.from_numpy(array.copy()) for name, array in {"ids": ids, **arrays}.items()}
+        arrays: dict[str, NDArray[Any]] = {
+            "ids": np.frombuffer(json.dumps(self.ids).encode(), np.uint8),
+            "contents": self.contents,
+            "labels": self.labels,
+            "trained": self.trained,
+        }
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> PartRecord:

@@ -136,7 +136,7 @@ class Column:
         for cell in dict.fromkeys(cells):
             if len(self._shared) < MOST_SHARED:
                 self._shared.setdefault(cell, cell)
-        self._cells.extend(map(self._shared.get, cells, cells))  # type: ignore[arg-type]
+        self._cells.extend([self._shared.get(cell, cell) for cell in cells])
         self._coded = None
 
     def __len__(self) -> int:
