@@ -141,7 +141,8 @@ def _training(records: Records) -> Plot | None:
 
 def _matrices(records: Records) -> list[Plot]:
     """Return the noise matrix of the loss, the estimate and, if true labels are known, the true matrix."""
-    classes, found = records.facts.classes, {}
+    classes = records.facts.classes
+    found: dict[str, list[list[float]]] = {}
     if used := records.noise_matrix:
         how = f" (estimated: {used.method})" if used.method else ""
         found[f"Used by the loss{how}"] = used.matrix
