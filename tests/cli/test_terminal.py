@@ -11,7 +11,7 @@ from rich.progress import Progress
 import hesstune as ht
 from hesstune.cli import certify, compare, measure
 from hesstune.cli.render import Output, progress_bars, results_table
-from hesstune.report.layer_shares import blocks_of, layer_shares
+from hesstune.report.layers import blocks_of, layer_shares
 from hesstune.runs.records import LayerMeasure, MeasureRecord
 from hesstune.study.options import CellRecord, StudyResults
 from hesstune.study.results import differences, means, ranks

@@ -5,19 +5,22 @@ import csv
 import io
 import json
 import re
+import sys
+import webbrowser
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from report_runs import EVIL, run_folder
 
+import hesstune as ht
 from hesstune.analysis.label_issues import label_posterior
-from hesstune.curvature.result import CONSTRAINT_EVIDENCE
 from hesstune.errors import RunError
 from hesstune.noise.matrix import NoiseMatrix
-from hesstune.report.layers import layer_rows, layer_words
-from hesstune.report.narrative import onset
+from hesstune.report.layers import layer_table, layer_words
+from hesstune.report.narrative import onset, provenance
 from hesstune.report.run_page import render_run
+from hesstune.report.write import write_report
 from hesstune.runs.run import Run
 
 
@@ -49,6 +52,14 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
+def edited(path, name, **changes):
+    """Change keys of a JSON file of a run."""
+    record = json.loads((path / name).read_text())
+    for key, value in changes.items():
+        record[key] = record[key] | value if isinstance(record.get(key), dict) else value
+    (path / name).write_text(json.dumps(record))
+
+
 def test_page_is_one_file_with_names_as_text(tmp_path):
     text = render_run(run_folder(tmp_path))
     page = Page(text)
@@ -62,76 +73,48 @@ def test_page_is_one_file_with_names_as_text(tmp_path):
     assert not re.search(r"url\((?!#)", text)
     assert "has learnt most of the wrong labels: it agrees with 95.0% of the 20 wrong labels" in text
     assert "starts to fit the noise in epoch 3" in text
-    assert "class 1</b> (90 %)" in text
-
-
-def test_sections_come_in_the_order_a_reader_asks(tmp_path):
-    text = render_run(run_folder(tmp_path))
-    headings = re.findall(r"<h2[^>]*>([^<]*)", text)
-    assert headings == [
-        "Training", "Noise matrix", "Layers", "Examples", "Suspected label errors", "Noise stability",
-        "Assumptions, and what would break them", "Configuration and versions",
-    ]  # fmt: skip
-    assert text.index("80.0 %</strong>") < text.index(headings[0])
-    assert text.count("<svg") == text.count("<figcaption>") == text.count("<figure role")
+    assert "class 1</b> (90%)" in text
+    assert text.index("80.0 %</strong>") < text.index("<h2")
+    assert text.count("<svg") == text.count("<figcaption>") == text.count("<figure role") == 5
+    found = re.search(r"data:text/csv;charset=utf-8;base64,([^\"]*)", text)
+    rows = list(csv.DictReader(io.StringIO(base64.b64decode(found[1]).decode())))
+    assert (len(rows), rows[0]["given_label"]) == (30, EVIL)
 
 
 def test_layers_at_their_radius_are_marked(tmp_path):
     records = Run.load(run_folder(tmp_path)).records
-    rows = {row.layer.name: row for row in layer_rows(records)}
-    assert [rows[f"_layer{i}.weight"].at_radius for i in range(4)] == [True, False, False, False]
-    assert rows["_layer1.weight"].tick == 100
-    assert rows["_layer0.weight"].bars["distance"] == 20
-    assert (
-        layer_words(list(rows.values())) == "4 layers. At the constraint radius: 1 of 2 constrained layers."
-    )
-    alone = [rows["_layer0.weight"]]
-    assert layer_words(alone) == "1 layer. At the constraint radius: 1 of 1 constrained layer."
-    assert render_run(tmp_path).count("● yes") == 1
+    rows = {row[0]: row for row in layer_table(records)}
+    assert [rows[f"_layer{i}.weight"][4] for i in range(4)] == ["● yes", "no", "–", "–"]
+    assert rows["_layer1.weight"][2].tick == 100
+    assert rows["_layer0.weight"][2].bar == 20
+    assert layer_words(records) == "4 layers. At the constraint radius: 1 of 2 constrained layers."
 
 
 def test_layers_of_a_large_network_come_by_block_first(tmp_path):
     names = [f"encoder.layer.{i}.{part}.weight" for i in range(12) for part in ("query", "key", "value")]
     text = render_run(run_folder(tmp_path, names=names))
     table = re.search(r'aria-label="Blocks".*?</table>', text, flags=re.S)[0]
-    assert table.count('<tr><th scope="row">encoder.layer.') == 12
-    assert "3</td>" in table
+    assert table.count('<th scope="row">encoder.layer.') == 12
     assert "0.173" in table  # √(3 · 0.1²)
     assert text.index('aria-label="Blocks"') < text.index('aria-label="Layers"')
     assert all(name in text for name in names)
     assert "of 12 blocks" in text
-    (tmp_path / "small").mkdir()
-    small = render_run(run_folder(tmp_path / "small"))
-    assert 'aria-label="Blocks"' not in small
-    assert "of 4 layers" in small
-    assert CONSTRAINT_EVIDENCE in small
 
 
 def test_spectra_have_a_figure_its_words_and_its_numbers(tmp_path):
     path = run_folder(tmp_path)
-    assert "eigenvalue" not in render_run(path)  # of a folder from before there were any
-    record = json.loads((path / "measure.json").read_text())
-    for layer in record["layers"][:3]:
+    layers = json.loads((path / "measure.json").read_text())["layers"]
+    for layer in layers[:3]:
         layer["spectrum"] = {"mean": [3.0, 0.5, 0.0], "stderr": [0.1, None, 0.0]}
-    (path / "measure.json").write_text(json.dumps(record))
+    edited(path, "measure.json", layers=layers)
     text = render_run(path)
-    page = Page(text)
-    assert page.open == []
+    assert Page(text).open == []
     figure = re.search(r'<figure[^>]*aria-label="Largest eigenvalues.*?</figure>', text, flags=re.S)[0]
     assert all(f">layer _layer{i}.weight" in figure for i in range(3))
     assert "the largest is 3 ± 0.1" in figure
     assert "86% of the sum of the first 3" in figure
     assert "No eigenvalues of 1 layer:" in figure
-    numbers = text[text.index("Eigenvalues by layer") :]
-    assert "3 ± 0.1</td>" in numbers
-    assert "0.5</td>" in numbers
-    assert text.count("<svg") == text.count("<figcaption>") == text.count("<figure role")
-
-
-def test_the_list_of_doubtful_labels_comes_with_the_page(tmp_path):
-    found = re.search(r"data:text/csv;charset=utf-8;base64,([^\"]*)", render_run(run_folder(tmp_path)))
-    rows = list(csv.DictReader(io.StringIO(base64.b64decode(found[1]).decode())))
-    assert (len(rows), rows[0]["given_label"]) == (30, EVIL)
+    assert "0.5</td>" in text[text.index("Numbers: Largest eigenvalues") :]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +126,7 @@ def test_the_list_of_doubtful_labels_comes_with_the_page(tmp_path):
         ([0.6, 0.6, 0.6, 0.6], [0.5, 0.8, 0.7, 0.5], None),  # falls, but fits nothing more
     ],
 )
-def test_the_moment_it_starts_to_fit_the_noise(tmp_path, train, true, epoch):
+def test_the_epoch_at_which_it_starts_to_fit_the_noise(tmp_path, train, true, epoch):
     path = run_folder(tmp_path)
     rows = [
         {"epoch": i + 1, "train_accuracy": a, "val_accuracy": 0.5, "val_accuracy_true_labels": b,
@@ -151,28 +134,25 @@ def test_the_moment_it_starts_to_fit_the_noise(tmp_path, train, true, epoch):
         for i, (a, b) in enumerate(zip(train, true, strict=True))
     ]  # fmt: skip
     (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    record = json.loads((path / "run.json").read_text())
-    record["examples"] |= {"train": 1000, "val": 1000}
-    (path / "run.json").write_text(json.dumps(record))
+    edited(path, "run.json", examples={"train": 1000, "val": 1000})
     found = onset(Run.load(path).records)
     assert (found and found[0]) == epoch
 
 
-def test_how_the_noise_is_known_is_told(tmp_path):
+def test_it_says_how_the_noise_is_known(tmp_path):
     path = run_folder(tmp_path)
-    assert "noise is known: symmetric:0.3 was injected" in render_run(path)
-    record = json.loads((path / "run.json").read_text())
-    record["noise"] |= {"injected": None, "realised_rate": None}
-    (path / "run.json").write_text(json.dumps(record))
-    assert "noise is assumed" in render_run(path)
-    matrix = json.loads((path / "noise_matrix.json").read_text())
-    (path / "noise_matrix.json").write_text(json.dumps({**matrix, "method": "confident", "examples": 90}))
-    assert "noise is estimated: by the method confident from 90 examples" in render_run(path)
+    assert "noise is known: symmetric:0.3 was injected" in provenance(Run.load(path).records)
+    edited(path, "run.json", noise={"injected": None, "realised_rate": None})
+    assert "noise is assumed" in provenance(Run.load(path).records)
+    edited(path, "noise_matrix.json", method="confident", examples=90)
+    assert "noise is estimated: by the method confident from 90 examples" in provenance(
+        Run.load(path).records
+    )
     (path / "noise_matrix.json").unlink()
-    assert "assumed labels without noise" in render_run(path)
+    assert "assumed labels without noise" in provenance(Run.load(path).records)
 
 
-def test_certificates_and_diagnostics_are_never_told_alike(tmp_path):
+def test_a_diagnostic_is_not_shown_as_a_certificate(tmp_path):
     path = run_folder(tmp_path)
     record = {
         "kind": "certificate", "risk": 0.31, "delta": 0.05, "vacuous": False, "failures": [],
@@ -187,9 +167,7 @@ def test_certificates_and_diagnostics_are_never_told_alike(tmp_path):
     assert "≤ 31.0 % error</strong>" in text
     assert "at most 20.0 % (Clopper–Pearson)" in text
     assert "independent draws" in text
-    (path / "certificate.json").write_text(
-        json.dumps({**record, "kind": "diagnostic", "failures": ["the split is stratified"]})
-    )
+    edited(path, "certificate.json", kind="diagnostic", failures=["the split is stratified"])
     text = render_run(path)
     assert "31.0 % is not guaranteed" in text
     assert "≤ 31.0" not in text
@@ -209,41 +187,34 @@ def test_large_runs_stay_small(tmp_path):
     assert text.count(">layer _layer") == 3  # each line has its name in the legend
 
 
-def test_wrong_folders_say_what_is_wrong(tmp_path):
+def test_wrong_folders_are_refused(tmp_path):
     with pytest.raises(RunError, match="does not exist"):
         render_run(tmp_path / "nowhere")
     with pytest.raises(RunError, match="no run folder"):
         render_run(tmp_path)
     (run_folder(tmp_path) / "measure.json").write_text("{")
-    with pytest.raises(RunError, match=r"measure\.json cannot be read"):
+    with pytest.raises(RunError, match=r"measure\.json"):
         render_run(tmp_path)
 
 
 def test_posterior_is_bayes_rule():
     noise = NoiseMatrix.from_array([[0.8, 0.2], [0.5, 0.5]])
     p = np.array([[0.6, 0.4]])
-    found = label_posterior(p, np.array([1]), noise)
-    np.testing.assert_allclose(found, [[0.12 / 0.32, 0.2 / 0.32]])
+    np.testing.assert_allclose(label_posterior(p, np.array([1]), noise), [[0.12 / 0.32, 0.2 / 0.32]])
     assert label_posterior(p, np.array([1]), None) is p
 
 
 def test_pages_open_only_for_a_person_at_a_desktop(tmp_path, monkeypatch):
-    import sys
-    import webbrowser
-
     from hesstune.cli.report import open_on_desktop
 
     opened = []
     monkeypatch.setattr(webbrowser, "open", opened.append)
     monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.delenv("CI", raising=False)
-    for terminal in (False, True):
+    for terminal, ci in ((False, ""), (True, ""), (True, "1")):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setenv("CI", ci)
         open_on_desktop(tmp_path / "report.html")
         assert len(opened) == terminal
-    monkeypatch.setenv("CI", "1")
-    open_on_desktop(tmp_path / "report.html")
-    assert len(opened) == 1
 
 
 @pytest.mark.parametrize("quiet", [False, True])
@@ -251,39 +222,35 @@ def test_the_demo_ends_with_its_page_opened(tmp_path, monkeypatch, capsys, quiet
     import hesstune.study.demo
     from hesstune.cli import demo as command
 
-    run = Run.load(run_folder(tmp_path))
-    opened = []
+    run, opened = Run.load(run_folder(tmp_path)), []
     both = {("plain", 0): run, ("robust", 0): run, ("auto", 0): run}
     monkeypatch.setattr(hesstune.study.demo, "run_demo", lambda out, seeds, bars: both)
     monkeypatch.setattr("hesstune.report.write.write_report", lambda run: (run.path / "report.html", None))
     monkeypatch.setattr(command, "open_on_desktop", opened.append)
     command.demo(out=tmp_path, seeds=1, json=quiet, quiet=quiet)
     assert opened == ([] if quiet else [tmp_path / "report.html"])
-    assert str(tmp_path / "report.html") in capsys.readouterr().out  # its path is told always
+    assert str(tmp_path / "report.html") in capsys.readouterr().out
 
 
-def test_doubtful_labels_of_a_real_run_and_the_command(tmp_path):
-    import hesstune as ht
-    from hesstune.report.write import write_report
-
+def test_suspected_label_errors_of_a_real_run(tmp_path):
     run = ht.finetune(
-        data="digits", inject_noise="symmetric:0.3", train="head", epochs=3, limit=100, image_size=32,
+        data="digits", inject_noise="symmetric:0.3", train="head", epochs=1, limit=100, image_size=32,
         out=str(tmp_path / "a"),
     )  # fmt: skip
     page, note = write_report(run)
     assert note is None
-    assert page.read_text().count("data:image/png;base64,") >= 48
-    rows = [line.split(",") for line in (run.path / "label_issues.csv").read_text().splitlines()[1:]]
-    assert len(rows) == 100
-    given = [float(row[4]) for row in rows]
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") >= 48
+    assert "by probes that did not see the example" in text
+    rows = run.records.label_issues
+    given = [float(row["p_given_label"]) for row in rows]
     assert given == sorted(given)
-    wrong = [row[1] != row[5] for row in rows]
+    assert len(rows) == 100
+    wrong = [row["given_label"] != row["true_label"] for row in rows]
     assert sum(wrong[:30]) > sum(wrong[70:])
-    assert "by probes that did not see the example" in page.read_text()
-    # A network that has fitted its labels would doubt none of them; probes do not ask it.
+    # The ranking does not depend on the network, which may have fitted its labels.
     (run.path / "label_issues.csv").unlink()
-    weights = run.path / "model.safetensors"
-    before = weights.read_bytes()
-    again = {row["id"]: row["confidence"] for row in ht.Run.load(run.path).label_issues()}
-    assert again == {row[0]: row[3] for row in rows}
-    assert weights.read_bytes() == before
+    before = (run.path / "model.safetensors").read_bytes()
+    again = {row["id"]: row["confidence"] for row in Run.load(run.path).label_issues()}
+    assert again == {row["id"]: row["confidence"] for row in rows}
+    assert (run.path / "model.safetensors").read_bytes() == before

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -52,68 +53,59 @@ def of_part(run, part):
     return getattr(run.task(), part).ids
 
 
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("cache_mib", [4096, 0])
-def test_one_image_of_any_part(tiny, tmp_path, image_folder, part, cache_mib):
-    run = ht.finetune(tiny | VANILLA, cache_mib=cache_mib, out=str(tmp_path / "run"))
-    name = of_part(run, part)[-1]
-    repaint(image_folder / name)
-    refused(run, f"contents of 1 of 24 examples changed ({name})")
+def test_one_image_of_any_part(tiny, tmp_path, image_folder):
+    run = ht.finetune(tiny | VANILLA, cache_mib=0, out=str(tmp_path / "run"))
+    for part in PARTS:
+        changed = image_folder / of_part(run, part)[-1]
+        kept = changed.read_bytes()
+        repaint(changed)
+        refused(run, f"contents of 1 of 24 examples changed ({changed.relative_to(image_folder)})")
+        changed.write_bytes(kept)
 
 
-def test_some_and_all_images(run, image_folder):
-    paths = sorted(image_folder.rglob("*.png"))
-    for path in paths[3:8]:
-        repaint(path)
-    refused(run, "contents of 5 of 24 examples changed (dark/03.png, dark/04.png, dark/05.png and 2 more)")
-    for path in paths:
-        repaint(path)
-    refused(run, "contents of 24 of 24")
-
-
-def test_images_that_change_places(run, image_folder):
-    one, two = image_folder / "dark" / "00.png", image_folder / "light" / "00.png"
+def swap(folder):
+    one, two = folder / "dark" / "00.png", folder / "light" / "00.png"
     first, second = one.read_bytes(), two.read_bytes()
     one.write_bytes(second)
     two.write_bytes(first)
-    refused(run, "contents of 2 of 24", "dark/00.png", "light/00.png")
 
 
-def test_pixels_below_what_decoding_keeps(run, image_folder):
-    # The file is another one, though the image shrinks to the same 16 pixels a side or nearly so.
-    path = image_folder / "dark" / "07.png"
+def one_bit(folder):  # which is gone once the image is decoded at 16 pixels a side
+    path = folder / "dark" / "07.png"
     pixels = np.array(Image.open(path))
     pixels[0, 0] ^= 1
     Image.fromarray(pixels).save(path)
-    refused(run, "contents of 1 of 24 examples changed (dark/07.png)")
 
 
-def test_files_that_are_gone_or_new(run, image_folder):
-    gone = image_folder / "dark" / "02.png"
-    kept = gone.read_bytes()
-    gone.unlink()
-    refused(run, "1 of 24 examples missing (dark/02.png)")
-    gone.write_bytes(kept)
-    repaint(image_folder / "light" / "99.png")
-    said = refused(run, "1 new (light/99.png)")
-    assert "contents" not in said
-    assert "labels" not in said
-
-
-def test_a_new_class(run, image_folder):
-    (image_folder / "red").mkdir()
+def new_class(folder):
+    (folder / "red").mkdir()
     for at in range(2):
-        repaint(image_folder / "red" / f"{at}.png")
-    refused(run, "2 new (red/0.png, red/1.png)", "the classes were dark, light and are dark, light, red")
+        repaint(folder / "red" / f"{at}.png")
 
 
-def test_data_that_moves_with_equal_contents_is_accepted(run, image_folder, tmp_path):
-    other = tmp_path / "elsewhere"
-    shutil.copytree(image_folder, other)  # other times, other folder
-    found = ht.Run.load(run.path, data=f"folder:{other}").task()
-    assert found.train.ids == run.task().train.ids
-    repaint(other / "dark" / "00.png")
-    refused(run, "contents of 1 of 24 examples changed (dark/00.png)", data=f"folder:{other}")
+CHANGES = [
+    (
+        lambda folder: [repaint(path) for path in sorted(folder.rglob("*.png"))[3:8]],
+        ["contents of 5 of 24 examples changed (dark/03.png, dark/04.png, dark/05.png and 2 more)"],
+    ),
+    (lambda folder: [repaint(path) for path in folder.rglob("*.png")], ["contents of 24 of 24"]),
+    (swap, ["contents of 2 of 24", "dark/00.png", "light/00.png"]),
+    (one_bit, ["contents of 1 of 24 examples changed (dark/07.png)"]),
+    (lambda folder: (folder / "dark" / "02.png").unlink(), ["1 of 24 examples missing (dark/02.png)"]),
+    (lambda folder: repaint(folder / "light" / "99.png"), ["1 new (light/99.png)"]),
+    (new_class, ["2 new (red/0.png, red/1.png)", "the classes were dark, light and are dark, light, red"]),
+]
+
+
+def test_changes_of_a_folder_are_named_and_equal_contents_elsewhere_accepted(run, image_folder, tmp_path):
+    for at, (change, named) in enumerate(CHANGES):
+        other = tmp_path / f"elsewhere{at}"
+        shutil.copytree(image_folder, other)  # other times, other folder
+        data = f"folder:{other}"
+        assert ht.Run.load(run.path, data=data).task().train.ids == run.task().train.ids
+        change(other)
+        said = refused(run, *named, data=data)
+        assert ("contents" in said) == ("contents" in named[0])
 
 
 @pytest.fixture
@@ -133,32 +125,14 @@ def table(tmp_path):
     return path, rows, write
 
 
-@pytest.mark.parametrize("at", [0, 18, 23])  # of each part
-def test_labels_of_a_table(tiny, tmp_path, table, at):
+def test_labels_order_and_parts_of_a_table(tiny, tmp_path, table):
     path, rows, write = table
     run = ht.finetune(tiny | {"data": f"csv:{path}", "epochs": 1}, out=str(tmp_path / "run"))
-    row = rows[at + 1]
-    row[2] = "dark" if row[2] == "light" else "light"
-    write(rows)
-    refused(run, f"labels of 1 of 24 examples changed (x{at})")
-
-
-def test_labels_that_injected_noise_hides_are_compared(tiny, tmp_path, table):
-    """Where noise changes all labels alike, the labels trained on stay; the true ones do not."""
-    path, rows, write = table
-    tiny["inject_noise"] = str(tmp_path / "f.json")
-    (tmp_path / "f.json").write_text("[[1, 0], [1, 0]]")
-    options = VANILLA | {"data": f"csv:{path}", "inject_noise": tiny["inject_noise"]}
-    run = ht.finetune(tiny | options, out=str(tmp_path / "run"))
-    assert set(run.task().train.labels) == {0}
-    rows[1][2], rows[2][2] = rows[2][2], rows[1][2]
-    write(rows)
-    refused(run, "labels of 2 of 24 examples changed (x0, x1)")
-
-
-def test_order_and_parts_of_a_table(tiny, tmp_path, table):
-    path, rows, write = table
-    run = ht.finetune(tiny | {"data": f"csv:{path}", "epochs": 1}, out=str(tmp_path / "run"))
+    for at in (0, 18, 23):  # of each part
+        changed = [list(row) for row in rows]
+        changed[at + 1][2] = "dark" if changed[at + 1][2] == "light" else "light"
+        write(changed)
+        refused(run, f"labels of 1 of 24 examples changed (x{at})")
     write([rows[0], rows[2], rows[1], *rows[3:]])
     refused(run, "another order", "example 0 of the part train was x0 and is x1")
     rows[1][3] = "test"
@@ -166,12 +140,19 @@ def test_order_and_parts_of_a_table(tiny, tmp_path, table):
     refused(run, "example 0 of the part train was x0 and is x1")
 
 
-def test_another_noise_matrix_under_the_same_name(tiny, tmp_path):
-    path = tmp_path / "f.json"
-    path.write_text("[[0.7, 0.3], [0.3, 0.7]]")
-    run = ht.finetune(tiny | VANILLA | {"inject_noise": str(path)}, out=str(tmp_path / "run"))
-    path.write_text("[[0.2, 0.8], [0.8, 0.2]]")
+def test_labels_and_matrices_of_injected_noise(tiny, tmp_path, table):
+    path, rows, write = table
+    matrix = tmp_path / "f.json"
+    matrix.write_text("[[1, 0], [1, 0]]")
+    options = VANILLA | {"data": f"csv:{path}", "inject_noise": str(matrix)}
+    run = ht.finetune(tiny | options, out=str(tmp_path / "run"))
+    assert set(run.task().train.labels) == {0}
+    matrix.write_text("[[0, 1], [0, 1]]")
     refused(run, "noise injected", "--inject-noise")
+    matrix.write_text("[[1, 0], [1, 0]]")
+    rows[1][2], rows[2][2] = rows[2][2], rows[1][2]  # the noise hides it: the labels trained on stay
+    write(rows)
+    refused(run, "labels of 2 of 24 examples changed (x0, x1)")
 
 
 def test_votes_and_soft_labels(tiny, tmp_path, voted):
@@ -184,31 +165,17 @@ def test_votes_and_soft_labels(tiny, tmp_path, voted):
     refused(run, "labels of 1 of 22 examples changed")
 
 
-@pytest.fixture
-def texts(tmp_path, tiny_bert):
+def test_edited_and_reordered_texts(tmp_path, tiny_bert):
     path = tmp_path / "texts.csv"
     rows = [f"{text},{label}" for text, label in sentences(24)]
     path.write_text("\n".join(["text,label", *rows]) + "\n")
     options = {"data": f"csv:{path}", "model": f"hf:{tiny_bert}", "batch_size": 8, **VANILLA}
-    return path, ht.finetune(options, out=str(tmp_path / "run"))
-
-
-@pytest.mark.parametrize("at", range(0, 24, 5))
-def test_an_edited_text(texts, at):
-    path, run = texts
-    lines = path.read_text().splitlines()
-    lines[at + 1] = (
-        "Well, " + lines[at + 1] if '"' not in lines[at + 1] else lines[at + 1].replace('"', '" ', 1)
-    )
-    lines[at + 1] = lines[at + 1].replace("Well, ", "Well ")
-    path.write_text("\n".join(lines) + "\n")
-    refused(run, f"contents of 1 of 24 examples changed ({at})")
-
-
-def test_reordered_texts(texts):
-    path, run = texts
-    header, *lines = path.read_text().splitlines()
-    path.write_text("\n".join([header, *lines[::-1]]) + "\n")
+    run = ht.finetune(options, out=str(tmp_path / "run"))
+    for at in (0, 11, 23):
+        edited = [*rows[:at], rows[at].replace('"', '"Well ', 1) if '"' in rows[at] else f"Well {rows[at]}"]
+        path.write_text("\n".join(["text,label", *edited, *rows[at + 1 :]]) + "\n")
+        refused(run, f"contents of 1 of 24 examples changed ({at})")
+    path.write_text("\n".join(["text,label", *rows[::-1]]) + "\n")
     refused(run, "contents of 24 of 24 examples changed")
 
 
@@ -284,103 +251,74 @@ def test_a_source_of_one_s_own(tiny, tmp_path):
 
 # -- who refuses -----------------------------------------------------------------------------
 
-COMMANDS = {
-    "measure": ["measure", "RUN"],
-    "certify": ["certify", "RUN", "--draws", "4"],
-    "certify holdout": ["certify", "RUN", "--bound", "holdout"],
-    "report": ["report", "RUN"],
-    "noise": ["noise", "RUN"],
-    "check": ["check", "RUN", "--sample", "2"],
-    "finetune": ["finetune", "--out", "RUN", "--resume"],
-}
+COMMANDS = [
+    ["measure", "RUN"],
+    ["certify", "RUN", "--draws", "4"],
+    ["certify", "RUN", "--bound", "holdout"],
+    ["report", "RUN"],
+    ["noise", "RUN"],
+    ["check", "RUN", "--sample", "2"],
+    ["finetune", "--out", "RUN", "--resume"],
+]
 
 
-@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
-def test_commands_refuse(run, image_folder, words, capsys, tiny):
+def test_commands_and_methods_refuse(run, image_folder, capsys, tiny):
     name = of_part(run, "test")[0]
     repaint(image_folder / name)
     before = contents(run.path)
-    words = [str(run.path) if word == "RUN" else word for word in words]
-    if words[0] == "finetune":
-        given = {**tiny, "epochs": 1}
-        words += [text for key, value in given.items() for text in (f"--{key.replace('_', '-')}", str(value))]
-    with pytest.raises(SystemExit) as ended:
-        command_line(words)
-    said = capsys.readouterr().err.strip().splitlines()
-    assert ended.value.code == 2
-    assert len(said) == 1
-    assert f"({name})" in said[0]
-    assert contents(run.path) == before
+    for words in COMMANDS:
+        words = [str(run.path) if word == "RUN" else word for word in words]
+        if words[0] == "finetune":
+            given = {**tiny, "epochs": 1}
+            words += [t for key, value in given.items() for t in (f"--{key.replace('_', '-')}", str(value))]
+        with pytest.raises(SystemExit) as ended:
+            command_line(words)
+        said = capsys.readouterr().err.strip().splitlines()
+        assert (ended.value.code, len(said)) == (2, 1), words
+        assert f"({name})" in said[0]
+        assert contents(run.path) == before
+    for method in ("measure", "certify", "noise", "label_issues", "report"):
+        with pytest.raises(ChangedDataError, match=name):
+            getattr(ht.Run.load(run.path), method)()
+        assert contents(run.path) == before
 
 
-@pytest.mark.parametrize("name", ["measure", "certify", "noise", "label_issues", "report", "task"])
-def test_objects_refuse(run, image_folder, name):
-    changed = of_part(run, "val")[0]
-    repaint(image_folder / changed)
-    before = contents(run.path)
-    with pytest.raises(ChangedDataError, match=changed):
-        getattr(ht.Run.load(run.path), name)()
-    assert contents(run.path) == before
-
-
-def test_a_report_that_has_all_it_shows_refuses_too(run, image_folder):
+def test_a_report_with_all_it_shows_refuses_too_and_is_written_without_the_data(run, image_folder):
     run.report()
+    kept = (image_folder / "dark" / "00.png").read_bytes()
     repaint(image_folder / "dark" / "00.png")
     with pytest.raises(ChangedDataError, match=r"dark/00\.png"):
         ht.Run.load(run.path).report()
-
-
-def test_a_report_is_written_where_the_data_is_elsewhere(run, image_folder):
-    run.report()
+    (image_folder / "dark" / "00.png").write_bytes(kept)
     image_folder.rename(image_folder.with_name("moved"))
     assert ht.Run.load(run.path).report().is_file()
 
 
-def test_an_unfinished_run_is_not_resumed(tiny, tmp_path, image_folder):
-    class Stopped(Exception):
-        pass
-
-    def stop(done, total, text):
-        if done == 2:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        ht.finetune(tiny, out=str(tmp_path / "a"), progress=stop)
-    name = of_part(ht.Run.load(tmp_path / "a"), "test")[1]
-    repaint(image_folder / name)
-    with pytest.raises(ChangedDataError, match=name):
-        ht.finetune(tiny, out=str(tmp_path / "a"), resume=True)
+def test_a_finished_run_resumed_with_the_same_data_is_returned(tiny, run):
+    assert ht.finetune(tiny | {"epochs": 1}, out=str(run.path), resume=True).result == run.result
 
 
-def test_finished_run_resumed_with_the_same_data_is_returned(tiny, run):
-    again = ht.finetune(tiny | {"epochs": 1}, out=str(run.path), resume=True)
-    assert again.result == run.result
+def test_a_changed_labels_csv_is_refused(run):
+    text = (run.path / LABELS).read_text()
+    changed = re.sub(
+        r",test,(dark|light),", lambda m: f",test,{'dark' if m[1] == 'light' else 'light'},", text
+    )
+    (run.path / LABELS).write_text(changed)
+    refused(run, LABELS)
 
 
-def test_without_its_record_the_parts_are_named(run, image_folder):
+def test_a_damaged_record_of_the_data(run, image_folder):
     name = of_part(run, "test")[0]
     repaint(image_folder / name)
     (run.path / DATA).write_bytes(b"x")
     refused(run, "test differ", DATA, "missing or damaged")
     (run.path / DATA).unlink()
     refused(run, "test differ")
-
-
-def test_a_record_without_checksums_is_refused_in_one_line(run):
     facts = json.loads((run.path / RECORD).read_text())
     del facts["checksums"]["test"]
     (run.path / RECORD).write_text(json.dumps(facts))
     with pytest.raises(RunError, match="no checksum of its test examples"):
         ht.Run.load(run.path).task()
-
-
-def test_a_changed_labels_csv_is_refused(run):
-    text = (run.path / LABELS).read_text()
-    (run.path / LABELS).write_text(
-        text.replace(",test,dark,dark", ",test,light,dark", 1).replace(",test,dark,", ",test,light,", 1)
-    )
-    assert (run.path / LABELS).read_text() != text
-    refused(run, LABELS)
 
 
 def test_digests_are_the_same_in_another_process(run):

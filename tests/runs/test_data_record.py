@@ -19,7 +19,7 @@ def random_record(rng, n):
     return DataRecord(["a", "b"], {name: PartRecord(i.tolist(), c, y, t) for name, i, c, y, t in parts})
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(6))
 def test_differences_name_exactly_the_examples_that_were_edited(seed):
     rng = np.random.default_rng(seed)
     before = random_record(rng, 30)

@@ -1,6 +1,7 @@
 """A run that is used from another working folder, or whose base or data has moved."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,42 +29,32 @@ def project(tmp_path, tiny_bert, monkeypatch):
     return here
 
 
-def test_relative_paths_are_found_from_another_working_folder(project):
+def test_relative_paths_are_found_from_another_working_folder_and_moved_ones_named(project, monkeypatch):
     run = ht.Run.load(project / "run")
     found = run.task()
     assert sum(map(len, (found.train, found.val, found.test))) == 24
     assert run.predict(["a good film"]).ids == ["0"]
     assert run.config.data == "csv:reviews.csv"  # as it was made, for --resume
-
-
-def test_a_base_that_has_moved_is_said(project, monkeypatch):
+    (project / "reviews.csv").rename(project / "moved.csv")
+    with pytest.raises(DataError, match=r"project/reviews\.csv.*Run\.load"):
+        run.task()
+    assert len(ht.Run.load(project / "run", data=f"csv:{project / 'moved.csv'}").task().train) == 14
     (project / "base").rename(project / "old")
     for folder in (project, project.parent):
         monkeypatch.chdir(folder)
-        with pytest.raises(
-            ModelError, match=r"comes from the folder .*project/base/bert, which is not there now"
-        ):
+        with pytest.raises(ModelError, match=r"project/base/bert, which is not there now"):
             ht.Run.load(project / "run").predict(["a good film"])
 
 
-def test_data_that_has_moved_is_said(project):
-    (project / "reviews.csv").rename(project / "moved.csv")
-    with pytest.raises(DataError, match=r"the run's data was .*project/reviews\.csv: put it back, or say"):
-        ht.Run.load(project / "run").task()
-    assert len(ht.Run.load(project / "run", data=f"csv:{project / 'moved.csv'}").task().train) == 14
-
-
-def test_a_name_that_is_neither_on_the_hub_nor_a_folder_is_told_as_both(tmp_path, monkeypatch):
+def test_a_name_that_is_neither_on_the_hub_nor_a_folder_is_named_as_both(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"as a folder it would be .*no/bert, which is not there"):
         ht.finetune((["a", "b"] * 4, ["x", "y"] * 4), model="hf:no/bert", method="vanilla", epochs=1)
 
 
-def test_a_model_of_one_s_own_is_told_where_it_was(tiny, tmp_path, monkeypatch):
+def test_a_model_of_one_s_own_is_named_with_its_folder(tiny, tmp_path, monkeypatch):
     run = ht.finetune(tiny, epochs=1, out=str(tmp_path / "run"))
-    import sys
-
     # The folder may not be the first: loading by name puts the working folder before it.
     elsewhere = [folder for folder in sys.path if not Path(folder, "tinynets.py").is_file()]
     monkeypatch.setattr(sys, "path", elsewhere)

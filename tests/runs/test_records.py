@@ -15,7 +15,7 @@ from hesstune.errors import RunError
 from hesstune.report.run_page import render_run
 from hesstune.runs import records as files
 from hesstune.runs.records import MeasureRecord, StabilityRecord, StabilityRow
-from hesstune.storage.stored import Stored, read_record, write_record
+from hesstune.storage.stored import read_record, write_record
 
 # Every JSON record of a run folder, and its type.
 TYPES = {
@@ -97,15 +97,8 @@ def test_every_file_has_its_name_and_every_record_its_type(full):
     assert full.metrics == [json.loads(line) for line in lines]
     assert set(full.metrics[0]) <= set(files.Epoch.model_fields)
     full.records.read_all()
-
-
-def test_what_is_typed_and_what_is_plain_are_the_same(bare):
-    run = ht.Run.load(bare.path)
-    assert run.record["format"] == run.facts.format == files.FORMAT == 1
-    assert next(iter(run.record)) == "format"
-    assert run.record["noise"]["told_rate"] == run.facts.noise.told_rate
-    assert run.result["distances"] == run.outcome.distances
-    assert "posterior" not in run.result  # what was not set has no key
+    assert full.record["format"] == full.facts.format == files.FORMAT
+    assert full.result["distances"] == full.outcome.distances
 
 
 def broken(value):
@@ -128,29 +121,24 @@ def refusal(path):
     return None
 
 
-def test_a_value_of_the_wrong_type_is_one_line_that_names_the_file_and_what_to_do(full):
-    tried = 0
+def test_a_damaged_record_is_one_line_that_names_the_file_and_what_to_do(full, capsys):
     for name in TYPES:
-        path = full.path / name
+        path, tried = full.path / name, 0
         kept = path.read_text()
-        for wrong in itertools.islice(broken(json.loads(kept)), 60):
+        for wrong in itertools.islice(broken(json.loads(kept)), 20):
             path.write_text(json.dumps(wrong))
             if (message := refusal(full.path)) is not None:
                 assert str(path) in message
                 assert "\n" not in message
                 assert "again" in message or "--overwrite" in message
                 tried += 1
+        assert tried > 0, name
         path.write_text(kept)
-    assert tried > 100
-
-
-@pytest.mark.parametrize("name", [name for name in TYPES if name != files.RADIUS])
-def test_a_damaged_record_ends_the_report_in_one_line(full, name, capsys):
-    (full.path / name).write_text('{"half": ')
+    (full.path / files.MEASURE).write_text('{"half": ')
     assert command("report", full) == 2
     said = capsys.readouterr().err
     assert len(said.strip().splitlines()) == 1
-    assert name in said
+    assert files.MEASURE in said
 
 
 def test_keys_that_a_later_minor_version_adds_are_kept(bare):
@@ -163,14 +151,14 @@ def test_keys_that_a_later_minor_version_adds_are_kept(bare):
     assert ht.Run.load(bare.path).facts.texts_cut == 3
 
 
-def test_a_later_format_is_refused_by_name(bare, made, capsys):
-    (bare.path / "run.json").write_text(json.dumps({"format": 2, "all": "otherwise"}))
-    with (bare.path / "config.yaml").open("a") as file:
-        file.write("an_option_of_tomorrow: 1\n")
-    refused = r"run\.json has format 2, of a later hesstune; .* upgrade hesstune"
-    with pytest.raises(RunError, match=refused):
+def test_later_formats_unknown_options_and_records_without_a_format_are_refused(bare, made, capsys):
+    config, record = bare.path / "config.yaml", bare.path / "run.json"
+    options, facts = config.read_text(), json.loads(record.read_text())
+    config.write_text(options + "epoch_s: 1\n")
+    with pytest.raises(RunError, match=r"config\.yaml cannot be read .*epochs.*--overwrite"):
         ht.Run.load(bare.path)
-    with pytest.raises(RunError, match=refused):
+    record.write_text(json.dumps({"format": 2, "all": "otherwise"}))
+    with pytest.raises(RunError, match=r"run\.json has format 2.*upgrade hesstune"):
         ht.finetune(made[1], out=str(bare.path), resume=True)
     for words in (["report", str(bare.path)], ["finetune", "--out", str(bare.path), "--resume"]):
         with pytest.raises(SystemExit) as ended:
@@ -178,41 +166,28 @@ def test_a_later_format_is_refused_by_name(bare, made, capsys):
         said = capsys.readouterr().err
         assert (ended.value.code, len(said.strip().splitlines())) == (2, 1)
         assert "upgrade hesstune" in said
-
-
-def test_a_configuration_that_no_version_had_names_its_file(bare):
-    with (bare.path / "config.yaml").open("a") as file:
-        file.write("epoch_s: 1\n")
-    with pytest.raises(RunError, match=r"config\.yaml cannot be read .*epochs.*--overwrite"):
-        ht.Run.load(bare.path)
-
-
-def test_a_record_without_a_format_is_refused(bare):
-    path = bare.path / "run.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "format"}))
+    record.write_text(json.dumps({k: v for k, v in facts.items() if k != "format"}))
     with pytest.raises(RunError, match="format"):
         ht.Run.load(bare.path)
 
 
-@pytest.mark.parametrize("order", sorted(set(itertools.permutations(("report", "noise", "report")))))
-def test_report_and_noise_keep_a_record_each_in_any_order(bare, order):
-    for name in order:
+def test_report_and_noise_keep_a_record_each(bare):
+    for name in ("report", "noise", "report"):
         assert command(name, bare) == 0
     assert bare.records.estimated_afterwards.method == "confident"
     assert bare.records.noise_check.statements
     assert "Estimated afterwards" in render_run(bare)
 
 
-def test_all_that_is_derived_goes_with_the_run_it_was_derived_from(bare, made, tmp_path):
+def test_all_that_is_derived_goes_with_the_run_it_was_derived_from(bare, made):
     options = made[1] | {"out": str(bare.path), "radius": 0.5}
-    folders = {"prior", "posterior", "tensorboard", "mlruns"}
-    names = {*files.DERIVED, *folders}
+    names = set(files.DERIVED)
     for name in names:
-        if name in folders:
-            (bare.path / name).mkdir()
-            (bare.path / name / "run.json").write_text("{}")
-        else:
-            (bare.path / name).write_text("{}")
+        (bare.path / name).write_text("{}")
+    for name in (files.PRIOR, files.POSTERIOR, files.TENSORBOARD, files.MLFLOW):
+        (bare.path / name).unlink()
+        (bare.path / name).mkdir()
+        (bare.path / name / "run.json").write_text("{}")
     (bare.path / "notes.txt").write_text("mine")
     before = {str(p.relative_to(bare.path)) for p in bare.path.rglob("*")}
 
@@ -228,7 +203,7 @@ def test_all_that_is_derived_goes_with_the_run_it_was_derived_from(bare, made, t
     assert "notes.txt" in left
 
 
-def test_names_agree_with_those_of_a_measurement_kept_elsewhere(full, tmp_path):
+def test_a_measurement_kept_elsewhere_is_the_same_record(full, tmp_path):
     full.measure().save(tmp_path / "m", part="val")
     assert {p.name for p in (tmp_path / "m").iterdir()} == {files.MEASURE, files.MEASURE_TENSORS}
     measured = json.loads((tmp_path / "m" / files.MEASURE).read_text())
@@ -240,14 +215,6 @@ def test_a_ratio_that_does_not_exist_is_null(tmp_path):
     row = StabilityRow(**flat.to_dict())
     write_record(tmp_path / "s.json", StabilityRecord(examples=3, rows=[row]))
     assert json.loads((tmp_path / "s.json").read_text())["rows"][0]["ratio"] is None
-
-
-def test_a_record_reads_like_the_json_it_is_kept_as():
-    class Size(Stored):
-        width: float
-        height: float | None = None
-
-    assert dict(Size(width=1).to_dict()) == {"width": 1.0}
-    assert {**Size(width=1, height=None)} == {"width": 1.0, "height": None}
+    assert {**row}["ratio"] is None
     with pytest.raises(KeyError):
-        Size(width=1)["height"]
+        row["absent"]

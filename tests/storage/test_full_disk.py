@@ -3,7 +3,10 @@
 import contextlib
 import errno
 import os
+import shutil
 import sys
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +19,8 @@ from hesstune.analysis.export import export_run
 from hesstune.analysis.measure import stability_of_run
 from hesstune.errors import HesstuneError
 from hesstune.runs.integrity import DataRecord
-from hesstune.runs.records import CERTIFICATE, DATA, TO_CHECK, NoiseMatrixRecord
-from hesstune.storage.files import replace_files, text_writer, write_json, write_text
-from hesstune.storage.stored import write_record
-from hesstune.storage.tables import write_csv
-from hesstune.storage.tensors import save_tensors, save_tree
+from hesstune.runs.records import CERTIFICATE, DATA
+from hesstune.storage.files import replace_files, text_writer, write_text
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
 
@@ -70,45 +70,35 @@ def run(tmp_path_factory):
     return found
 
 
-@pytest.fixture(scope="module")
-def labelling(tmp_path_factory):
-    path = tmp_path_factory.mktemp("votes") / "votes.csv"
-    rows = [f"{at},{'yes' if at % 2 else 'no'},{'yes' if at % 3 else 'no'},yes" for at in range(40)]
-    path.write_text("\n".join(["id,vote_a,vote_b,vote_c", *rows]) + "\n")
-    return ht.label_data(votes=str(path))
-
-
-@pytest.fixture(scope="module")
-def issues():
-    rng, y = np.random.default_rng(0), np.arange(80) % 2
-    return ht.clean(features=np.eye(2)[y] + 0.1 * rng.normal(size=(80, 2)), labels=y)
-
-
 def again(run):
     """Return the run, read anew, with its objects."""
     return ht.Run.load(run.path, data=images(), model=network())
 
 
+def issues():
+    rng, y = np.random.default_rng(0), np.arange(80) % 2
+    return ht.clean(features=np.eye(2)[y] + 0.1 * rng.normal(size=(80, 2)), labels=y)
+
+
+def labelled(folder):
+    rows = [f"{at},{'yes' if at % 2 else 'no'},{'yes' if at % 3 else 'no'},yes" for at in range(40)]
+    (folder / "votes.csv").write_text("\n".join(["id,vote_a,vote_b,vote_c", *rows]) + "\n")
+    return ht.label_data(votes=str(folder / "votes.csv"))
+
+
 SAVES = {
-    "Measure.save": lambda made, at: ht.Measure.load(made["run"].path).save(at, n=3, part="val"),
-    "Certificate.save": lambda made, at: made["run"].records.certificate.save(at / CERTIFICATE),
-    "Reference.save": lambda made, at: made["run"].reference().save(at / "reference.safetensors"),
-    "NoiseMatrix.save": lambda made, at: ht.NoiseMatrix.symmetric(2, 0.1).save(at / "f.json", ["a", "b"]),
-    "LabelIssues.save": lambda made, at: made["issues"].save(at / "issues.csv", overwrite=True),
-    "Labelling.save": lambda made, at: made["labelling"].save(at / "labels.csv", overwrite=True),
-    "DataRecord.save": lambda made, at: DataRecord.load(made["run"].path / DATA).save(at / DATA),
-    "Predictions.save": lambda made, at: (
-        again(made["run"]).predict(images()[0]).save(at / "p.csv", overwrite=True)
+    "Measure": lambda run, at: partial(ht.Measure.load(run.path).save, at, n=3, part="val"),
+    "Certificate": lambda run, at: partial(run.records.certificate.save, at / CERTIFICATE),
+    "Reference": lambda run, at: partial(run.reference().save, at / "reference.safetensors"),
+    "NoiseMatrix": lambda run, at: partial(ht.NoiseMatrix.symmetric(2, 0.1).save, at / "f.json", ["a", "b"]),
+    "LabelIssues": lambda run, at: partial(issues().save, at / "issues.csv", overwrite=True),
+    "Labelling": lambda run, at: partial(labelled(at).save, at / "labels.csv", overwrite=True),
+    "DataRecord": lambda run, at: partial(DataRecord.load(run.path / DATA).save, at / DATA),
+    "Predictions": lambda run, at: partial(
+        again(run).predict(images()[0]).save, at / "p.csv", overwrite=True
     ),
-    "save_tensors": lambda made, at: save_tensors(at / "t.safetensors", {"a": torch.ones(3)}),
-    "save_tree": lambda made, at: save_tree(at / "t.safetensors", {"a": torch.ones(3)}),
-    "write_text": lambda made, at: write_text(at / "t.txt", "text"),
-    "write_json": lambda made, at: write_json(at / "t.json", {"a": 1}),
-    "write_csv": lambda made, at: write_csv(at / "t.csv", ["a"], [["1"]]),
-    "write_record": lambda made, at: write_record(
-        at / "t.json", NoiseMatrixRecord(matrix=[[1.0, 0.0], [0.0, 1.0]])
-    ),
-    "export_run": lambda made, at: export_run(made["run"], at / "export", overwrite=True),
+    "write_text": lambda run, at: partial(write_text, at / "t.txt", "text"),
+    "export_run": lambda run, at: partial(export_run, run, at / "export", overwrite=True),
 }
 
 
@@ -126,21 +116,20 @@ def refused_on_a_full_disk(save, folder):
     assert files(folder) == before
 
 
-@pytest.mark.parametrize("save", SAVES.values(), ids=SAVES)
-def test_saving_on_a_full_disk_keeps_the_former_file(save, run, issues, labelling, tmp_path):
-    made = {"run": run, "issues": issues, "labelling": labelling}
-    save(made, tmp_path)
-    refused_on_a_full_disk(lambda: save(made, tmp_path), tmp_path)
+@pytest.mark.parametrize("made", SAVES.values(), ids=SAVES)
+def test_saving_on_a_full_disk_keeps_the_former_file(made, run, tmp_path):
+    save = made(run, tmp_path)
+    save()
+    refused_on_a_full_disk(save, tmp_path)
 
 
 COMMANDS = {
     "measure": lambda run: run.measure(part="train"),
     "stability": lambda run: stability_of_run(run, sigmas=(0.01,), samples=2),
     "certify": lambda run: run.certify(draws=4),
+    "check": lambda run: check_run(run, sample=2),
     "noise": lambda run: run.noise(),
-    "label_issues": lambda run: run.label_issues(),
     "report": lambda run: run.report(),
-    "write_record": lambda run: run.write_record(),
     "write_metrics": lambda run: run.write_metrics(run.records.epochs),
     "finetune": lambda run: ht.finetune(
         images(), network(), "vanilla", epochs=1, image_size=12, out=str(run.path), overwrite=True
@@ -153,21 +142,17 @@ def test_commands_on_a_full_disk_keep_the_records(command, run):
     refused_on_a_full_disk(lambda: command(again(run)), run.path)
 
 
-def test_a_sheet_is_not_half_written(run):
-    with full_disk(), pytest.raises(HesstuneError):
-        check_run(again(run), sample=2)
-    assert not (run.path / TO_CHECK).exists()
-
-
-def test_a_folder_that_cannot_be_made_is_told(run, tmp_path):
+def test_a_folder_that_cannot_be_made_is_an_error(run, tmp_path):
     (tmp_path / "file").write_text("x")
+    below = tmp_path / "file" / "below"
+    predicted = again(run).predict(images()[0])
     for save in (
-        lambda at: ht.Measure.load(run.path).save(at),
-        lambda at: again(run).predict(images()[0]).save(at / "p.csv"),
-        lambda at: export_run(run, at / "export"),
+        lambda: ht.Measure.load(run.path).save(below),
+        lambda: predicted.save(below / "p.csv"),
+        lambda: export_run(run, below / "export"),
     ):
         with pytest.raises(HesstuneError, match="cannot write"):
-            save(tmp_path / "file" / "below")
+            save()
 
 
 def test_of_several_files_none_is_replaced_if_one_fails(tmp_path):
@@ -186,9 +171,6 @@ def test_of_several_files_none_is_replaced_if_one_fails(tmp_path):
 @pytest.mark.parametrize("renames", [0, 1])
 def test_a_kill_while_a_measurement_is_written_is_found_out(run, monkeypatch, tmp_path, renames):
     """After a kill before or between the renames no part is guessed, and no other rows are read."""
-    import shutil
-    from pathlib import Path
-
     shutil.copytree(run.path, tmp_path / "run")
     copied = ht.Run.load(tmp_path / "run", data=images(), model=network())
     former = copied.records.measure.part
@@ -213,15 +195,13 @@ def test_a_kill_while_a_measurement_is_written_is_found_out(run, monkeypatch, tm
 
 
 def test_a_measurement_of_no_run_is_none_of_the_training_part(run, tmp_path):
-    import shutil
-
     shutil.copytree(run.path, tmp_path / "run")
     ht.Measure.load(run.path).save(tmp_path / "run")
     with pytest.raises(HesstuneError, match=r"measure\.json cannot be read .*part"):
         _ = ht.Run.load(tmp_path / "run").records.measure
 
 
-def test_what_transformers_writes_is_told_in_one_line(tiny_bert, tmp_path):
+def test_an_export_by_transformers_is_an_error_of_one_line(tiny_bert, tmp_path):
     """Its writers raise errors of their own kinds."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -230,7 +210,8 @@ def test_what_transformers_writes_is_told_in_one_line(tiny_bert, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     loaded = LoadedModel(model, "classifier", (0.0,) * 3, (1.0,) * 3, tokenizer)
-    export_model(loaded, tmp_path, {"model": "hf:x", "classes": ["a", "b"], "image_size": 8})
+    save = partial(export_model, loaded, tmp_path, {"model": "hf:x", "classes": ["a", "b"], "image_size": 8})
+    save()
     with full_disk(), pytest.raises(HesstuneError) as error:
-        export_model(loaded, tmp_path, {"model": "hf:x", "classes": ["a", "b"], "image_size": 8})
+        save()
     assert len(str(error.value).splitlines()) == 1

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hesstune.curvature.stability import Stability
-    from hesstune.report.layer_shares import Block
+    from hesstune.report.layers import Block
     from hesstune.runs.records import LayerMeasure
 
 # Layers shown below the blocks of a large network.
@@ -50,7 +50,7 @@ def measure(
 ) -> None:
     """Compute the Hessian distance measure of a run: which layers moved far along sharp directions."""
     from hesstune.analysis.measure import measure_run, stability_of_run
-    from hesstune.report.layer_shares import blocks_of, carriers, is_large, layer_shares
+    from hesstune.report.layers import blocks_of, carriers, is_large, layer_shares
     from hesstune.runs.records import MEASURE, MEASURE_TENSORS, MeasureRecord
     from hesstune.runs.run import Run
     from hesstune.storage.stored import read_record

@@ -6,12 +6,12 @@ import math
 
 from hesstune.analysis.label_issues import DELTA, judge_fit
 from hesstune.bounds.pac_bayes import confidence_interval
-from hesstune.bounds.record import Certificate, dependence_text
+from hesstune.bounds.record import dependence_text
 from hesstune.curvature.result import HELD_OUT_EVIDENCE, TRAINING_EVIDENCE
 from hesstune.errors import counted
 from hesstune.runs.model_card import test_labels
 from hesstune.runs.read_records import Records
-from hesstune.runs.records import MatrixCheck, MeasureRecord
+from hesstune.runs.records import MatrixCheck
 from hesstune.training.metrics import wilson_interval
 
 
@@ -139,39 +139,8 @@ def training_words(records: Records) -> str:
     return f"{text}. The curves alone show no epoch in which it starts to fit noise."
 
 
-def assumptions(records: Records) -> list[dict[str, str]]:
+def assumptions(records: Records) -> list[tuple[str, str, str, str]]:
     """Return for every number what it assumes, what would break it, and whether that holds here."""
-    found = [_split(records), _noise(records)]
-    if records.measure:
-        found.append(_measure(records.measure))
-    if records.certificate:
-        found += _certificate(records.certificate)
-    if records.stability:
-        found.append(
-            _row(
-                "Noise stability",
-                "The Taylor line needs a loss that is twice differentiable, and small noise.",
-                "Kinks (ReLU) that the noise crosses: the measured rise then lies off the line at any σ.",
-                "Measured with standard errors; see the ratio.",
-            )
-        )
-    if records.label_issues:
-        found.append(
-            _row(
-                "Suspected label errors",
-                "The network's probabilities, and the noise matrix of the loss, if it has one.",
-                "A network that has fitted the noise: it then agrees with wrong labels.",
-                "The network was trained on these examples; a second opinion is needed for each.",
-            )
-        )
-    return found
-
-
-def _row(number: str, assumed: str, breaks: str, here: str) -> dict[str, str]:
-    return {"number": number, "assumed": assumed, "breaks": breaks, "here": here}
-
-
-def _split(records: Records) -> dict[str, str]:
     drawn = {
         "uniform": "Test examples were drawn uniformly at random from the data.",
         "stratified": "Test examples were drawn at random, class by class.",
@@ -179,62 +148,75 @@ def _split(records: Records) -> dict[str, str]:
         "time": "Test examples are the latest of the data.",
         "given": "The data came with its split; how it was drawn is not known here.",
     }
-    split = records.facts.split
-    labels = f"Test accuracy is measured against: {test_labels(records.facts)}."
-    return _row(
-        "Test accuracy, gap",
-        "Test examples drawn as the examples to come, with right labels, not used for any choice.",
-        "Data that drifts; copies of a test example among the training examples; wrong test labels.",
-        f"{drawn.get(split, split)} {labels}",
-    )
-
-
-def _noise(records: Records) -> dict[str, str]:
-    injected = records.facts.noise.injected
-    if injected and injected.startswith("instance:"):
-        here = "Does not hold: the noise was injected so that it depends on the example."
-    elif injected:
-        here = "Holds by construction: the noise was injected class by class."
-    elif records.noise_matrix is None:
-        here = "The loss used no noise matrix."
-    elif (check := _check(records)) is None:
-        here = "Not checked: it was estimated or assumed."
-    else:
-        here = _contradiction(records) or (
-            f"Not contradicted: {check.differing / check.examples:.1%} of the labels of "
-            f"{counted(check.examples, 'example')} differ from the surest out-of-sample predictions (99 % "
-            f"interval {check.low:.1%} to {check.high:.1%}); the matrix implies {check.implied:.1%}."
-        )
-    return _row(
-        "Noise matrix",
-        "Which wrong label is given depends on the true class alone.",
-        "Noise that depends on the example, such as hard examples mislabelled more often, or a matrix "
-        "that is wrong: the consistent loss is then biased.",
-        here,
-    )
-
-
-def _measure(measure: MeasureRecord) -> dict[str, str]:
-    kind = "held-out" if measure.part == "val" else "training"
-    return _row(
-        "Hessian distance measure",
-        f"The mean and the maximum over {measure.examples or 'the'} {kind} examples and the largest observed "
-        f"loss ({measure.measure.C:.3g}) stand in for the theorem's suprema.",
-        "It bounds nothing: unseen examples can exceed the maximum, ReLU networks lie outside the theorem, "
-        f"and its O(n^(-3/4)) term is unknown. {TRAINING_EVIDENCE}. {HELD_OUT_EVIDENCE}.",
-        " ".join(measure.notes) or "All layers and examples are in the table of layers.",
-    )
-
-
-def _certificate(certificate: Certificate) -> list[dict[str, str]]:
+    split, labels = records.facts.split, test_labels(records.facts)
     rows = [
-        _row("Certificate", text, "That it does not hold.", "Assumed; the other conditions were checked.")
-        for text in certificate.assumptions
+        (
+            "Test accuracy, gap",
+            "Test examples drawn as future examples will be, with right labels, not used for any choice.",
+            "Data that drifts; copies of a test example among the training examples; wrong test labels.",
+            f"{drawn.get(split, split)} Test accuracy is measured against: {labels}.",
+        ),
+        (
+            "Noise matrix",
+            "Which wrong label is given depends on the true class alone.",
+            "Noise that depends on the example, such as hard examples mislabelled more often, or a matrix "
+            "that is wrong: the consistent loss is then biased.",
+            _noise_here(records),
+        ),
     ]
-    if certificate.noise_dependence:
-        text = dependence_text(certificate.noise_dependence)
-        rows.append(_row("Certificate", text, "A dependence that the test does not find.", "Tested."))
-    return rows + [
-        _row("Certificate", "A condition that fails here.", text, "Broken: the number is no certificate.")
-        for text in certificate.failures
-    ]
+    if (measure := records.measure) is not None:
+        kind = "held-out" if measure.part == "val" else "training"
+        rows.append(
+            (
+                "Hessian distance measure",
+                f"The mean and the maximum over {measure.examples or 'the'} {kind} examples and the largest "
+                f"observed loss ({measure.measure.C:.3g}) stand in for the theorem's suprema.",
+                "It bounds nothing: unseen examples can exceed the maximum, ReLU networks lie outside the "
+                f"theorem, and its O(n^(-3/4)) term is unknown. {TRAINING_EVIDENCE}. {HELD_OUT_EVIDENCE}.",
+                " ".join(measure.notes) or "All layers and examples are in the table of layers.",
+            )
+        )
+    if (certificate := records.certificate) is not None:
+        here = "Assumed; the other conditions were checked."
+        rows += [("Certificate", text, "That it does not hold.", here) for text in certificate.assumptions]
+        if certificate.noise_dependence:
+            text = dependence_text(certificate.noise_dependence)
+            rows.append(("Certificate", text, "A dependence that the test does not find.", "Tested."))
+        fails, here = "A condition that fails here.", "Broken: the number is no certificate."
+        rows += [("Certificate", fails, text, here) for text in certificate.failures]
+    if records.stability:
+        rows.append(
+            (
+                "Noise stability",
+                "The Taylor line needs a loss that is twice differentiable, and small noise.",
+                "Kinks (ReLU) that the noise crosses: the measured rise then lies off the line at any σ.",
+                "Measured with standard errors; see the ratio.",
+            )
+        )
+    if records.label_issues:
+        rows.append(
+            (
+                "Suspected label errors",
+                "The network's probabilities, and the noise matrix of the loss, if it has one.",
+                "A network that has fitted the noise: it then agrees with wrong labels.",
+                "The network was trained on these examples; a second opinion is needed for each.",
+            )
+        )
+    return rows
+
+
+def _noise_here(records: Records) -> str:
+    injected, check = records.facts.noise.injected, _check(records)
+    if injected and injected.startswith("instance:"):
+        return "Does not hold: the noise was injected so that it depends on the example."
+    if injected:
+        return "Holds by construction: the noise was injected class by class."
+    if records.noise_matrix is None:
+        return "The loss used no noise matrix."
+    if check is None:
+        return "Not checked: it was estimated or assumed."
+    return _contradiction(records) or (
+        f"Not contradicted: {check.differing / check.examples:.1%} of the labels of "
+        f"{counted(check.examples, 'example')} differ from the surest out-of-sample predictions (99 % "
+        f"interval {check.low:.1%} to {check.high:.1%}); the matrix implies {check.implied:.1%}."
+    )

@@ -6,10 +6,59 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from hesstune.errors import counted
-from hesstune.runs.records import StabilityRow
+from hesstune.runs.records import ExampleImage
+
+
+class Cell(NamedTuple):
+    """A cell of a table with more than a text.
+
+    Attributes:
+        text: What it says.
+        bar: The length of a bar below it, in percent.
+        tick: The place of a mark on the bar, in percent.
+        at_radius: Whether the bar is coloured as that of a layer at its radius.
+        interval: A second line.
+    """
+
+    text: str
+    bar: float | None = None
+    tick: float | None = None
+    at_radius: bool = False
+    interval: str = ""
+
+
+class Plot(NamedTuple):
+    """A plot, its description in words, and the table of its numbers.
+
+    Attributes:
+        title: What it shows.
+        svg: The plot.
+        words: The description.
+        columns: Names of the table's columns.
+        rows: A row's name and its cells: numbers, texts or `Cell`s; None if a number does not exist.
+    """
+
+    title: str
+    svg: str
+    words: str
+    columns: Sequence[object]
+    rows: Sequence[Sequence[object]]
+
+
+class Card(NamedTuple):
+    """An example on the page: its id, its image or text, and facts: (what, value, more)."""
+
+    id: str
+    image: ExampleImage | None
+    facts: Sequence[tuple[str, str, str]]
+
+
+def number(value: object, form: str = ".3g") -> str:
+    """Return a number as text; a dash if it does not exist."""
+    return "–" if value is None else format(value, form)
 
 
 def render(template: str, context: Mapping[str, object]) -> str:
@@ -21,23 +70,23 @@ def render(template: str, context: Mapping[str, object]) -> str:
         loader=PackageLoader("hesstune", "report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals["counted"] = counted
-    own = {name: Markup(_file(f"page.{name}")) for name in ("css", "js")}  # noqa: S704 - files of this package
+    environment.globals.update(counted=counted, number=number)
+    folder = files("hesstune.report")
+    own = {
+        name: Markup(folder.joinpath(f"page.{name}").read_text(encoding="utf-8"))  # noqa: S704 - own files
+        for name in ("css", "js")
+    }
     page: str = environment.get_template(template).render(**context, **own)
     return page
-
-
-def _file(name: str) -> str:
-    return files("hesstune.report").joinpath(name).read_text(encoding="utf-8")
 
 
 # Drawn in these, then replaced by CSS variables; the palette is Okabe and Ito's, safe for the colour-blind.
 COLOURS = {"#010101": "ink", "#010102": "c1", "#010103": "c2", "#010104": "c3", "#010105": "faint"}
 INK, ONE, TWO, THREE, FAINT = COLOURS
-STYLES: Sequence[tuple[str, str, str]] = ((ONE, "-", "o"), (TWO, "--", "s"), (THREE, ":", "^"))
+DASHES, MARKERS = ("-", "--", ":"), "os^DvP*X<>h"
 
 
-def svg(name: str, draw: Callable[[Any], None], size: tuple[float, float] = (6.4, 3.8)) -> str:
+def svg(name: str, draw: Callable[[Any], None], size: tuple[float, float]) -> str:
     """Draw on fresh axes and return an SVG element without ids that could clash on the page."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -67,32 +116,55 @@ def svg(name: str, draw: Callable[[Any], None], size: tuple[float, float] = (6.4
     return text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
 
 
-def curves(
-    name: str,
-    x: Sequence[float],
-    lines: Sequence[tuple[str, Sequence[float | None]]],
-    labels: tuple[str, str, str],
-    limit: tuple[str, float] | None = None,
-    moment: tuple[str, float] | None = None,
-) -> str:
-    """Return lines of shares over epochs; labels: title, x, y.
+Series = tuple[str, Sequence[float], Sequence[float | None], Sequence[float] | None]
+"""A label, x, y (None if there is no value), and the lengths of the error bars, if any."""
 
-    `limit` is a labelled horizontal line, `moment` a vertical one.
+
+def chart(
+    name: str,
+    series: Sequence[Series],
+    labels: tuple[str, str, str],
+    *,
+    scales: tuple[str, str] = ("linear", "linear"),
+    joined: bool = True,
+    limits: Mapping[str, tuple[float, bool]] | None = None,
+) -> str:
+    """Return a plot of series, each with its own colour, dash and marker.
+
+    Args:
+        name: What the element's ids begin with.
+        series: What is drawn; on a logarithmic axis values that are not above 0 are left out.
+        labels: Title, x and y.
+        scales: The scales of x and y: `linear`, `log`, `integer` with ticks at whole numbers, or `share` for
+            values from 0 to 1.
+        joined: Whether the points of a series are joined.
+        limits: Straight lines by label: their place, and whether they are vertical.
     """
 
     def draw(axes: Any) -> None:
-        for (colour, dash, marker), (label, values) in zip(STYLES, lines, strict=False):
-            y = [float("nan") if v is None else v for v in values]
-            axes.plot(x, y, dash, color=colour, marker=marker, markersize=3.5, label=label)
-        if limit is not None:
-            axes.axhline(limit[1], color=FAINT, linestyle="-.", label=limit[0])
-        if moment is not None:
-            axes.axvline(moment[1], color=INK, linewidth=1, label=moment[0])
-        axes.set(title=labels[0], xlabel=labels[1], ylabel=labels[2], ylim=(0, 1.02))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        for at, (label, x, y, errors) in enumerate(series):
+            shown = [float("nan") if v is None or (scales[1] == "log" and v <= 0) else v for v in y]
+            axes.errorbar(
+                x, shown, errors, color=(ONE, TWO, THREE)[at % 3], marker=MARKERS[at % len(MARKERS)],
+                linestyle=DASHES[at % 3] if joined else "none", markersize=3.5, capsize=3,
+                label=label.replace("$", r"\$"),  # no mathematics
+            )  # fmt: skip
+        for label, (place, vertical) in (limits or {}).items():
+            if vertical:
+                axes.axvline(place, color=INK, linewidth=1, label=label)
+            else:
+                axes.axhline(place, color=FAINT, linestyle="-.", label=label)
+        for axis, scale in zip("xy", scales, strict=True):
+            if scale == "integer":
+                axes.locator_params(axis=axis, integer=True)
+            elif scale == "share":
+                axes.set(**{f"{axis}lim": (0, 1.02)})
+            else:
+                axes.set(**{f"{axis}scale": scale})
+        axes.set(title=labels[0], xlabel=labels[1], ylabel=labels[2])
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize="small")
 
-    return svg(name, draw)
+    return svg(name, draw, (6.4, 3.8 + 0.08 * len(series)))
 
 
 def heat_map(name: str, matrix: Sequence[Sequence[float]], classes: Sequence[str], title: str) -> str:
@@ -108,109 +180,3 @@ def heat_map(name: str, matrix: Sequence[Sequence[float]], classes: Sequence[str
         axes.figure.colorbar(image, ax=axes, label="probability")
 
     return svg(name, draw, (5.2, 4.4))
-
-
-def quantile_curves(
-    name: str,
-    shares: Sequence[float],
-    lines: Sequence[tuple[str, Sequence[float]]],
-    labels: tuple[str, str, str],
-) -> str:
-    """Return the quantiles of positive values, on a logarithmic scale; labels: title, x, y."""
-
-    def draw(axes: Any) -> None:
-        for (colour, dash, _), (label, values) in zip(STYLES, lines, strict=False):
-            shown = [v if v > 0 else float("nan") for v in values]
-            axes.plot(shares, shown, dash, color=colour, label=_layer(label))
-        axes.set_yscale("log")
-        axes.set(title=labels[0], xlabel=labels[1], ylabel=labels[2])
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), fontsize="small")
-
-    return svg(name, draw)
-
-
-def spectra(
-    name: str,
-    lines: Sequence[tuple[str, Sequence[float], Sequence[float]]],
-    labels: tuple[str, str, str],
-) -> str:
-    """Return mean eigenvalues by rank, on a logarithmic scale; lines: layer, means, their errors' bars."""
-
-    def draw(axes: Any) -> None:
-        for at, ((colour, dash, marker), (label, values, errors)) in enumerate(
-            zip(STYLES, lines, strict=False)
-        ):
-            # Side by side, so that no bar hides another.
-            x = [rank + 0.08 * at for rank in range(1, len(values) + 1)]
-            shown = [v if v > 0 else float("nan") for v in values]
-            axes.errorbar(
-                x, shown, errors, color=colour, linestyle=dash, marker=marker, markersize=3.5, capsize=3,
-                label=_layer(label),
-            )  # fmt: skip
-        axes.set_yscale("log", nonpositive="clip")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set(title=labels[0], xlabel=labels[1], ylabel=labels[2])
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), fontsize="small")
-
-    return svg(name, draw)
-
-
-def _layer(name: str) -> str:
-    # matplotlib leaves labels out that begin with an underscore, and reads $ as mathematics.
-    return "layer " + name.replace("$", r"\$")
-
-
-def stability(name: str, rows: Sequence[StabilityRow]) -> str:
-    """Return the rise of the loss under noise of size σ, with its Taylor prediction."""
-
-    def draw(axes: Any) -> None:
-        sigma = [row.sigma for row in rows]
-        axes.errorbar(
-            sigma, [r.value for r in rows], [2 * r.stderr for r in rows], color=ONE, marker="o",
-            linestyle="none", capsize=3, label="measured ± 2 standard errors",
-        )  # fmt: skip
-        axes.plot(sigma, [r.taylor for r in rows], "--", color=TWO, label="Taylor: ½σ²·Σ Tr H")
-        axes.set_xscale("log")
-        axes.set_yscale("symlog", linthresh=1e-3)
-        axes.set(title="Noise stability", xlabel="σ (units of the weights)", ylabel="rise of the mean loss")
-        axes.legend()
-
-    return svg(name, draw)
-
-
-def scatter(
-    name: str,
-    groups: Sequence[tuple[str, Sequence[float], Sequence[float]]],
-    labels: tuple[str, str, str],
-) -> str:
-    """Return points of (x, y), a marker a group; x is logarithmic if all are above 0."""
-    markers = "os^DvP*X<>hp"
-
-    def draw(axes: Any) -> None:
-        for at, (label, x, y) in enumerate(groups):
-            colour, filled = (ONE, TWO, THREE)[at % 3], at // len(markers) % 2 == 0
-            # matplotlib leaves labels out that begin with an underscore, and reads $ as mathematics.
-            text = f"method {label}".replace("$", r"\$")
-            axes.plot(
-                x, y, linestyle="none", marker=markers[at % len(markers)], color=colour, alpha=0.8,
-                markersize=5, fillstyle="full" if filled else "none", label=text,
-            )  # fmt: skip
-        if all(value > 0 for _, x, _ in groups for value in x):
-            axes.set_xscale("log")
-        axes.set(title=labels[0], xlabel=labels[1], ylabel=labels[2])
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, fontsize="small")
-
-    return svg(name, draw, (6.4, 3.8 + 0.08 * len(groups)))
-
-
-def bars(name: str, values: Sequence[tuple[str, float]], labels: tuple[str, str]) -> str:
-    """Return a horizontal bar a name; labels: title, x."""
-
-    def draw(axes: Any) -> None:
-        names = [label if len(label) <= 20 else label[:19] + "…" for label, _ in values]
-        axes.barh(range(len(values)), [value for _, value in values], color=ONE)
-        axes.set_yticks(range(len(values)), names, parse_math=False)
-        axes.invert_yaxis()
-        axes.set(title=labels[0], xlabel=labels[1])
-
-    return svg(name, draw, (6.4, 1.2 + 0.28 * len(values)))

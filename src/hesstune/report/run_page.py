@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from hesstune.report.layers import (
-    block_rows,
-    carrier_words,
+    LAYER_COLUMNS,
+    block_table,
+    carriers,
     distribution,
     layer_rows,
+    layer_table,
     layer_words,
     setters,
     spectrum,
@@ -26,7 +28,7 @@ from hesstune.report.narrative import (
     uncontradicted_rate,
     verdict,
 )
-from hesstune.report.rendering import curves, heat_map, render, stability
+from hesstune.report.rendering import Card, Plot, chart, heat_map, number, render
 from hesstune.runs.model_card import test_labels
 from hesstune.runs.read_records import Records
 from hesstune.runs.records import LABEL_ISSUES
@@ -38,30 +40,6 @@ SHOWN = 48
 LISTED = 10_000
 
 
-class Plot(NamedTuple):
-    """A plot, and its description in words."""
-
-    svg: str
-    words: str
-
-
-class Matrix(NamedTuple):
-    """A noise matrix as numbers, plot and words."""
-
-    title: str
-    rows: list[list[float]]
-    svg: str
-    words: str
-
-
-class Listed(NamedTuple):
-    """A CSV file in base64, the number of its rows, and of all rows that there are."""
-
-    csv: str
-    rows: int
-    all: int
-
-
 def render_run(run: Run | str | Path) -> str:
     """Return the HTML page of a run: one file, no external resource, complete without JavaScript.
 
@@ -71,8 +49,39 @@ def render_run(run: Run | str | Path) -> str:
     Raises:
         RunError: If the folder is no finished run, or a record is damaged.
     """
-    run = run if isinstance(run, Run) else Run.load(run)
-    return render("run.html.j2", context(run.records))
+    records = (run if isinstance(run, Run) else Run.load(run)).records
+    outcome, issues = records.outcome, records.label_issues or []
+    context = {
+        "r": records,
+        "facts": records.facts,
+        "result": outcome,
+        "test_labels": test_labels(records.facts),
+        "verdict": verdict(records),
+        "provenance": provenance(records),
+        "c": records.certificate,
+        "candidates": _candidates(records),
+        "training": _training(records),
+        "matrices": _matrices(records),
+        "layer_columns": LAYER_COLUMNS,
+        "layers": layer_table(records),
+        "layer_words": layer_words(records),
+        "blocks": block_table(records),
+        "carriers": carriers(layer_rows(records), records.config.method if outcome.radii else None),
+        "spectrum": spectrum(records),
+        "distribution": distribution(records),
+        "setters": setters(records),
+        "stability": _stability(records),
+        "ranked": records.label_issues is not None,
+        "issues": [_issue_card(records, row) for row in issues[:SHOWN]],
+        "issues_file": LABEL_ISSUES,
+        "issues_csv": _csv(issues[:LISTED]),
+        "listed": min(len(issues), LISTED),
+        "all_listed": len(issues) <= LISTED,
+        "found": _found(issues[:SHOWN]),
+        "probed": (record := records.label_issues_record) is not None and record.judged_by == "probes",
+        "assumptions": assumptions(records),
+    }
+    return render("run.html.j2", context)
 
 
 def example_ids(records: Records) -> list[str]:
@@ -82,125 +91,128 @@ def example_ids(records: Records) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def context(records: Records) -> dict[str, object]:
-    """Return everything the template shows."""
-    layers, rows = layer_rows(records), records.stability.rows if records.stability else []
-    return {
-        "r": records,
-        "facts": records.facts,
-        "result": records.outcome,
-        "test_labels": test_labels(records.facts),
-        "verdict": verdict(records),
-        "provenance": provenance(records),
-        "training": _training(records),
-        "matrices": _matrices(records),
-        "layers": layers,
-        "layer_words": layer_words(layers),
-        "blocks": block_rows(layers),
-        "carriers": carrier_words(records, layers),
-        "spectrum": spectrum(layers),
-        "setters": setters(records),
-        "distribution": distribution(records),
-        "stability": stability("stability", rows) if rows else None,
-        "stability_rows": rows,
-        "issues": None if records.label_issues is None else records.label_issues[:SHOWN],
-        "issues_file": LABEL_ISSUES,
-        "found": _found(records),
-        "probed": _probed(records),
-        "listed": _listed(records),
-        "assumptions": assumptions(records),
-    }
+def _candidates(records: Records) -> list[tuple[object, ...]]:
+    """Return the candidates for the head: name, score, and which of them is chosen."""
+    details = records.facts.recipe.details if records.facts.recipe else {}
+    marks = {details.get("plain"): "best plain", details.get("chosen"): "chosen"}
+    rows = [(name, number(v, ".4f"), marks.get(name, "")) for name, v in details.get("scores", {}).items()]
+    behind = "behind the best of its kind on the first fold; not fitted on the others"
+    dropped = details.get("dropped") or {}
+    return [*rows, *((name, number(v, "+.4f"), behind) for name, v in dropped.items())] if rows else []
 
 
 def _training(records: Records) -> Plot | None:
     epochs = records.epochs
     if not epochs:
         return None
-    lines: list[tuple[str, list[float | None]]] = [
-        ("training, labels as trained on", [e.train_accuracy for e in epochs]),
-        ("validation, labels as given", [e.val_accuracy for e in epochs]),
-    ]
-    true = [e.val_accuracy_true_labels for e in epochs]
-    if any(value is not None for value in true):
-        lines.append(("validation, true labels", true))
-    start, rate = onset(records), uncontradicted_rate(records)
-    share = "share of training labels that are right"
-    share += "" if records.facts.noise.injected else ", by the noise matrix"
-    plot = curves(
+    curves: dict[str, list[float | None]] = {
+        "training, labels as trained on": [e.train_accuracy for e in epochs],
+        "validation, labels as given": [e.val_accuracy for e in epochs],
+        "validation, true labels": [e.val_accuracy_true_labels for e in epochs],
+    }
+    if all(value is None for value in curves["validation, true labels"]):
+        del curves["validation, true labels"]
+    limits: dict[str, tuple[float, bool]] = {}
+    if (rate := uncontradicted_rate(records)) is not None:
+        how = "" if records.facts.noise.injected else ", by the noise matrix"
+        limits[f"share of training labels that are right{how}"] = (1 - rate, False)
+    if (start := onset(records)) is not None:
+        limits["starts to fit the noise"] = (start[0], True)
+    plot = chart(
         "training",
-        [e.epoch for e in epochs],
-        lines,
+        [(name, [e.epoch for e in epochs], values, None) for name, values in curves.items()],
         ("Accuracy by epoch", "epoch", "accuracy (share of 1)"),
-        None if rate is None else (share, 1 - rate),
-        None if start is None else ("starts to fit the noise", start[0]),
+        scales=("integer", "share"),
+        limits=limits,
     )
-    return Plot(plot, training_words(records))
+    columns = [
+        "epoch",
+        "training loss",
+        "training accuracy",
+        "validation accuracy",
+        "validation, true labels",
+    ]
+    rows = [
+        (e.epoch, e.train_loss, e.train_accuracy, e.val_accuracy, e.val_accuracy_true_labels, e.distance)
+        for e in epochs
+    ]
+    return Plot("Accuracy by epoch", plot, training_words(records), [*columns, "distance"], rows)
 
 
-def _matrices(records: Records) -> list[Matrix]:
+def _matrices(records: Records) -> list[Plot]:
     """Return the noise matrix of the loss, the estimate and, if true labels are known, the true matrix."""
     classes = records.facts.classes
-    found: list[tuple[str, list[list[float]]]] = []
+    found: dict[str, list[list[float]]] = {}
     if used := records.noise_matrix:
-        how = used.method
-        title = f"Used by the loss (estimated: {how})" if how else "Used by the loss"
-        found.append((title, used.matrix))
+        how = f" (estimated: {used.method})" if used.method else ""
+        found[f"Used by the loss{how}"] = used.matrix
     if after := records.estimated_afterwards:
-        title = f"Estimated afterwards, from {after.examples} validation examples"
-        found.append((title, after.matrix))
-    if (true := _true_matrix(records)) is not None:
-        found.append(("True: the changes made to the training labels", true))
-    return [
-        Matrix(
-            title, rows, heat_map(f"noise{at}", rows, classes, title), _matrix_words(np.array(rows), classes)
+        found[f"Estimated afterwards, from {after.examples} validation examples"] = after.matrix
+    if records.train and all(row["true_label"] for row in records.train):
+        index = {name: i for i, name in enumerate(classes)}
+        counts = np.zeros((len(index), len(index)))
+        for row in records.train:
+            counts[index[row["true_label"]], index[row["label"]]] += 1
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        found["True: the changes made to the training labels"] = shares.tolist()
+    plots = []
+    for at, (title, matrix) in enumerate(found.items()):
+        kept = np.diag(matrix)
+        off = np.array(matrix) - np.diag(kept)
+        i, j = np.unravel_index(off.argmax(), off.shape)
+        words = (
+            f"{title}. On average {kept.mean():.1%} of a class keep their label (least: "
+            f"{classes[kept.argmin()]}, {kept.min():.1%}); the commonest mistake is {classes[i]} labelled "
+            f"{classes[j]} ({off[i, j]:.1%})."
         )
-        for at, (title, rows) in enumerate(found)
-    ]
+        rows = [[name, *row] for name, row in zip(classes, matrix, strict=True)]
+        plot = heat_map(f"noise{at}", matrix, classes, title)
+        plots.append(Plot(title, plot, words, ["true \\ given", *classes], rows))
+    return plots
 
 
-def _true_matrix(records: Records) -> list[list[float]] | None:
-    if not records.train or not all(row["true_label"] for row in records.train):
+def _stability(records: Records) -> Plot | None:
+    """Return the rise of the loss under noise of size σ, with its Taylor prediction."""
+    if records.stability is None or not (rows := records.stability.rows):
         return None
-    index = {name: i for i, name in enumerate(records.facts.classes)}
-    counts = np.zeros((len(index), len(index)))
-    for row in records.train:
-        counts[index[row["true_label"]], index[row["label"]]] += 1
-    rows: list[list[float]] = (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).tolist()
-    return rows
-
-
-def _matrix_words(matrix: np.ndarray[Any, Any], classes: list[str]) -> str:
-    kept = np.diag(matrix)
-    off = matrix - np.diag(kept)
-    i, j = np.unravel_index(off.argmax(), off.shape)
-    return (
-        f"On average {kept.mean():.1%} of a class keep their label (least: {classes[kept.argmin()]}, "
-        f"{kept.min():.1%}); the commonest mistake is {classes[i]} labelled {classes[j]} ({off[i, j]:.1%})."
+    sigma, last = [row.sigma for row in rows], rows[-1]
+    plot = chart(
+        "stability",
+        [
+            ("measured ± 2 standard errors", sigma, [r.value for r in rows], [2 * r.stderr for r in rows]),
+            ("Taylor: ½σ²·Σ Tr H", sigma, [r.taylor for r in rows], None),
+        ],
+        ("Noise stability", "σ (units of the weights)", "rise of the mean loss"),
+        scales=("log", "log"),
     )
+    words = (
+        "The rise of the mean loss under Gaussian noise of size σ on the weights, and what the trace of the "
+        f"Hessian predicts. At σ = {last.sigma:.3g} it rises by {last.value:.3g}; Taylor's formula predicts "
+        f"{last.taylor:.3g}."
+    )
+    table = [(r.sigma, r.value, f"{r.stderr:.1g}", r.taylor) for r in rows]
+    return Plot("Noise stability", plot, words, ["σ", "rise", "standard error", "Taylor"], table)
 
 
-def _found(records: Records) -> str | None:
+def _issue_card(records: Records, row: Mapping[str, str]) -> Card:
+    likely = ("likely", row["likely_label"], f" ({float(row['confidence']):.0%})")
+    return Card(row["id"], records.images.get(row["id"]), (("given", row["given_label"], ""), likely))
+
+
+def _found(rows: Sequence[Mapping[str, str]]) -> str:
     """Say how many of the labels listed first are in fact wrong, if true labels are known."""
-    rows = (records.label_issues or [])[:SHOWN]
     if not rows or not all(row["true_label"] for row in rows):
-        return None
+        return ""
     wrong = sum(row["given_label"] != row["true_label"] for row in rows)
     return (
         f"Of the {len(rows)} listed here, {wrong} were in fact changed (known, since the noise was injected)."
     )
 
 
-def _probed(records: Records) -> bool:
-    """Return whether probes that did not see the labels ranked them, instead of the run's network."""
-    record = records.label_issues_record
-    return record is not None and record.judged_by == "probes"
-
-
-def _listed(records: Records) -> Listed | None:
-    """Return the list of label issues as a CSV file that the page carries, base64."""
-    if not records.label_issues:
-        return None
-    file, rows = io.StringIO(), records.label_issues[:LISTED]
+def _csv(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return rows as a CSV file in base64, which the page carries; empty if there are none."""
+    if not rows:
+        return ""
+    file = io.StringIO()
     write_rows(file, list(rows[0]), [list(row.values()) for row in rows])
-    encoded = base64.b64encode(file.getvalue().encode("utf-8")).decode("ascii")
-    return Listed(encoded, len(rows), len(records.label_issues))
+    return base64.b64encode(file.getvalue().encode("utf-8")).decode("ascii")

@@ -3,91 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from hesstune.errors import counted
-from hesstune.report.rendering import bars, render, scatter
+from hesstune.report.rendering import Cell, Plot, chart, render
 from hesstune.study.options import Mean, StudyResults
 from hesstune.study.results import certificate_rows
 
+# Each metric's column, the format of its numbers, their unit and a factor.
 METRICS = {
-    "test_accuracy": ("test accuracy", "%.1f %%", 100),
-    "gap": ("generalization gap", "%.3f", 1),
-    "measure": ("Hessian distance measure", "%.3f", 1),
-    "certificate": ("mean of certificates", "%.1f %%", 100),
-    "distance": ("distance", "%.3g", 1),
-    "seconds": ("seconds of solving and training", "%.3g", 1),
+    "test_accuracy": ("test accuracy", ".1f", " %", 100),
+    "gap": ("generalization gap", ".3f", "", 1),
+    "measure": ("Hessian distance measure", ".3f", "", 1),
+    "certificate": ("mean of certificates", ".1f", " %", 100),
+    "distance": ("distance", ".3g", "", 1),
+    "seconds": ("seconds of solving and training", ".3g", "", 1),
 }
-
-
-class Shown(NamedTuple):
-    """A mean in the table: its value, its text, and the text of its interval."""
-
-    value: float | None
-    text: str
-    interval: str
-
-
-class TableRow(NamedTuple):
-    """A method's means, a metric each."""
-
-    method: str
-    cells: list[Shown]
-
-
-class Table(NamedTuple):
-    """The table of a task, or over the tasks."""
-
-    title: str
-    columns: list[str]
-    rows: list[TableRow]
-
-
-class Certificates(NamedTuple):
-    """The certificates of a task, each alone, and the smallest of them by a union bound."""
-
-    task: str
-    columns: list[str]
-    rows: list[list[str]]
-    note: str
-
-
-class DifferenceRow(NamedTuple):
-    """A method's difference from the baseline, in points, over n pairs."""
-
-    method: str
-    task: str
-    mean: float
-    interval: str
-    apart: str
-    n: int
-
-
-class Point(NamedTuple):
-    """A run in the scatter: its measure, and another metric."""
-
-    task: str
-    method: str
-    seed: int
-    x: float
-    y: float
-
-
-class Points(NamedTuple):
-    """A scatter, in words and numbers too."""
-
-    svg: str
-    words: str
-    rows: list[Point]
-    title: str
-
-
-class Times(NamedTuple):
-    """The bars of the time of training, in words and numbers too."""
-
-    svg: str
-    words: str
-    rows: dict[str, float]
 
 
 def render_study(results: StudyResults) -> str:
@@ -96,31 +26,21 @@ def render_study(results: StudyResults) -> str:
     Args:
         results: What results.json holds (see `hesstune.study.results`).
     """
-    return render("study.html.j2", context(results))
-
-
-def context(results: StudyResults) -> dict[str, object]:
-    """Return everything the template shows."""
     tasks = results.tasks
-    groups: list[str | None] = [None, *tasks] if len(tasks) > 1 else list(tasks)
-    return {
+    tables = {f"Mean over {counted(len(tasks), 'task')}": _table(results, None)} if len(tasks) > 1 else {}
+    found = [(task, *certificate_rows(results, task)) for task in tasks]
+    context = {
         "s": results,
         "verdict": verdict(results),
-        "tables": [_table(results, task) for task in groups],
-        "certificates": _certificates(results),
+        "columns": ["method", *(title for title, *_ in METRICS.values())],
+        "tables": tables | {task: _table(results, task) for task in tasks},
+        "certificates": [table for table in found if table[2]],
         "differences": _differences(results),
         "gap": _against(results, "gap", "generalization gap (cross-entropy)"),
         "accuracy": _against(results, "test_accuracy", "test accuracy (share of 1)"),
-        "time": _time(results),
         "open": [cell for cell in results.cells if cell.status != "done"],
     }
-
-
-def _mean(results: StudyResults, metric: str, method: str, task: str | None) -> Mean | None:
-    for row in results.means:
-        if (row.metric, row.method, row.task) == (metric, method, task):
-            return row
-    return None
+    return render("study.html.j2", context)
 
 
 def verdict(results: StudyResults) -> str:
@@ -138,41 +58,38 @@ def verdict(results: StudyResults) -> str:
             text += f", {100 * d.mean:+.1f} points against {results.baseline}"
             if d.low is None or d.high is None:
                 return f"{text}; one seed gives no interval."
-            sure = "does not hold" if d.low > 0 or d.high < 0 else "holds"
-            return f"{text} (95 % interval {100 * d.low:+.1f} to {100 * d.high:+.1f}, which {sure} zero)."
+            excluded = "does not hold" if d.low > 0 or d.high < 0 else "holds"
+            return f"{text} (95 % interval {100 * d.low:+.1f} to {100 * d.high:+.1f}, which {excluded} zero)."
     return f"{text}."
 
 
-def _table(results: StudyResults, task: str | None) -> Table:
-    rows = []
-    for method in results.methods:
-        cells = {name: _mean(results, name, method, task) for name in METRICS}
-        if any(cells.values()):
-            rows.append(TableRow(method, [_cell(cells[name], name) for name in METRICS]))
-    rows.sort(key=lambda row: -float(row.cells[0].value or -1))
-    title = task if task is not None else f"Mean over {counted(len(results.tasks), 'task')}"
-    return Table(title, [title for title, _, _ in METRICS.values()], rows)
+def _table(results: StudyResults, task: str | None) -> list[list[Cell | str | None]]:
+    """Return a row a method of the means of a task, or over the tasks, the best method first."""
+    means = {(m.method, m.metric): m for m in results.means if m.task == task}
+    methods = [name for name in results.methods if any((name, metric) in means for metric in METRICS)]
+
+    def accuracy(method: str) -> float:
+        found = means.get((method, "test_accuracy"))
+        return -1.0 if found is None else found.mean
+
+    return [
+        [method, *(_cell(means.get((method, metric)), metric) for metric in METRICS)]
+        for method in sorted(methods, key=accuracy, reverse=True)
+    ]
 
 
-def _cell(row: Mean | None, metric: str) -> Shown:
-    _, form, factor = METRICS[metric]
+def _cell(row: Mean | None, metric: str) -> Cell | None:
     if row is None:
-        return Shown(None, "–", "")
-    text = form % (factor * row.mean)
+        return None
+    _, form, unit, factor = METRICS[metric]
     ends = ""
     if row.low is not None and row.high is not None:
-        digits = form.split()[0]  # the unit stands once
-        ends = f"[{digits % (factor * row.low)}, {digits % (factor * row.high)}]"
-    return Shown(factor * row.mean, text, ends)
+        ends = f"[{factor * row.low:{form}}, {factor * row.high:{form}}]"
+    return Cell(f"{factor * row.mean:{form}}{unit}", interval=ends)
 
 
-def _certificates(results: StudyResults) -> list[Certificates]:
-    found = [(task, *certificate_rows(results, task)) for task in results.tasks]
-    return [Certificates(*table) for table in found if table[2]]
-
-
-def _differences(results: StudyResults) -> list[DifferenceRow]:
-    shown = []
+def _differences(results: StudyResults) -> list[list[object]]:
+    shown: list[list[object]] = []
     for d in results.differences:
         if d.metric != "test_accuracy":
             continue
@@ -181,67 +98,48 @@ def _differences(results: StudyResults) -> list[DifferenceRow]:
             interval = f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
             apart = "yes" if d.low > 0 or d.high < 0 else "no"
         task = "all tasks" if d.task is None else d.task
-        shown.append(DifferenceRow(d.method, task, 100 * d.mean, interval, apart, d.n))
+        shown.append([d.method, task, f"{100 * d.mean:+.1f}", interval, apart, d.n])
     return shown
 
 
 def concordance(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Return Kendall's τ-b of two lists; None if one of them is constant, or shorter than two.
-
-    Example:
-        >>> round(concordance([1, 2, 3], [1, 3, 2]), 4)
-        0.3333
-    """
+    """Return Kendall's τ-b of two lists; None if one of them is constant, or shorter than two."""
     from scipy.stats import kendalltau
 
-    if len(x) < 2 or len(set(x)) < 2 or len(set(y)) < 2:
+    if len(set(x)) < 2 or len(set(y)) < 2:
         return None
     return float(kendalltau(x, y).statistic)
 
 
-def _against(results: StudyResults, metric: str, title: str) -> Points | None:
+def _against(results: StudyResults, metric: str, title: str) -> Plot | None:
     """Return the scatter of the measure and another metric over all runs, with τ within and over tasks."""
-    cells = [
-        Point(c.task, c.method, c.seed, x, y)
+    rows = [
+        (c.task, c.method, c.seed, x, y)
         for c in results.cells
         if c.status == "done"
         and (x := c.number("measure")) is not None
         and (y := c.number(metric)) is not None
     ]
-    if len(cells) < 2:
+    if len(rows) < 2:
         return None
-    points = [
-        (m, [c.x for c in cells if c.method == m], [c.y for c in cells if c.method == m])
-        for m in results.methods
-    ]
-    shown = concordance([c.x for c in cells], [c.y for c in cells])
-    words = f"{counted(len(cells), 'run')}; Kendall's τ " + (
-        "is undefined" if shown is None else f"= {shown:.2f}"
-    )
-    within = []
-    for task in results.tasks:
-        some = [c for c in cells if c.task == task]
-        tau = concordance([c.x for c in some], [c.y for c in some])
-        within += [] if tau is None else [f"{task} {tau:.2f}"]
+
+    def tau(task: str | None = None) -> float | None:
+        some = [row for row in rows if task in (None, row[0])]
+        return concordance([row[3] for row in some], [row[4] for row in some])
+
+    over_all = tau()
+    words = f"{counted(len(rows), 'run')}; Kendall's τ "
+    words += "is undefined" if over_all is None else f"= {over_all:.2f}"
+    within = {task: found for task in results.tasks if (found := tau(task)) is not None}
     if len(results.tasks) > 1 and within:
-        words += f" over all; by task: {', '.join(within)}"
-    plot = scatter(
+        words += f" over all; by task: {', '.join(f'{task} {found:.2f}' for task, found in within.items())}"
+    short, positive = title.split(" (")[0], all(row[3] > 0 for row in rows)
+    points = {m: [(row[3], row[4]) for row in rows if row[1] == m] for m in results.methods}
+    plot = chart(
         f"measure-{metric.replace('_', '-')}",
-        [p for p in points if p[1]],
-        (f"Hessian distance measure and {title.split(' (')[0]}", "Hessian distance measure", title),
+        [(f"method {m}", [x for x, _ in xy], [y for _, y in xy], None) for m, xy in points.items() if xy],
+        (f"Hessian distance measure and {short}", "Hessian distance measure", title),
+        scales=("log" if positive else "linear", "linear"),
+        joined=False,
     )
-    return Points(plot, f"{words}.", cells, title)
-
-
-def _time(results: StudyResults) -> Times | None:
-    values = {}
-    for method in results.methods:
-        found = [c.number("seconds") for c in results.cells if c.method == method]
-        known = [float(v) for v in found if v is not None]
-        if known:
-            values[method] = sum(known) / len(known)
-    if not values:
-        return None
-    slowest = max(values, key=lambda m: values[m])
-    plot = bars("time", list(values.items()), ("Time of solving and training", "mean seconds a run"))
-    return Times(plot, f"Slowest: {slowest}, {values[slowest]:.3g} s a run.", values)
+    return Plot(f"Measure and {short}", plot, f"{words}.", ["task", "method", "seed", "measure", title], rows)

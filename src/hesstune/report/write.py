@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from hesstune.data.load import reusing_decoded
 from hesstune.errors import ChangedDataError, DataError, ModelError, RunError, unknown_name
 from hesstune.labeling.clean import LabelIssues
 from hesstune.options import make_options, takes_options
-from hesstune.report.rendering import render
+from hesstune.report.rendering import Card, render
 from hesstune.report.run_page import example_ids, render_run
 from hesstune.report.study_page import render_study
 from hesstune.runs.options import DeviceOptions
@@ -39,8 +39,13 @@ def write_report(run: Run, **options: Any) -> tuple[Path, str | None]:
     note, records = None, run.records
     records.read_all()  # a damaged record is an error of its own
     with reusing_decoded():
-        _refuse_changed(run)
-        try:  # the page is complete without: the data may be elsewhere by now
+        try:
+            run.task()
+        except ChangedDataError:
+            raise
+        except (DataError, ModelError, RunError):  # the data may be elsewhere by now
+            pass
+        try:  # the page is complete without suspected label errors
             if records.label_issues is None:
                 label_issues(run, device=asked.device)
             ids = example_ids(run.records)
@@ -51,16 +56,6 @@ def write_report(run: Run, **options: Any) -> tuple[Path, str | None]:
     page = run.path / REPORT
     write_text(page, render_run(run))
     return page, note
-
-
-def _refuse_changed(run: Run) -> None:
-    """Raise ChangedDataError if the run's data is at hand and is not what the run was made from."""
-    try:
-        run.task()
-    except ChangedDataError:
-        raise
-    except (DataError, ModelError, RunError):
-        return
 
 
 def write_study(folder: Path, baseline: str | None = None) -> Path:
@@ -80,16 +75,6 @@ MOST_CARDS = 120
 PIXELS = 96
 
 
-class Card(NamedTuple):
-    """A suspected label error."""
-
-    id: str
-    given: str
-    likely: str
-    wrong: str
-    image: ExampleImage | None
-
-
 def write_clean_page(found: LabelIssues, path: Path) -> None:
     """Write the page: the suspected label errors, at most MOST_CARDS of them.
 
@@ -107,15 +92,17 @@ def write_clean_page(found: LabelIssues, path: Path) -> None:
     cards = [
         Card(
             found.ids[at],
-            found.classes[found.given[at]],
-            found.classes[found.otherwise[at]],
-            f"{100 * found.p_wrong[at]:.0f} %",
             images.get(found.ids[at]),
+            (
+                ("given", found.classes[found.given[at]], ""),
+                ("if wrong", found.classes[found.otherwise[at]], ""),
+                ("P(wrong)", f"{found.p_wrong[at]:.0%}", ""),
+            ),
         )
         for at in shown
     ]
     context = {
-        "cards": cards,
+        "shown": cards,
         "suspected": len(suspected),
         "examples": len(found),
         "chosen": found.chosen,

@@ -20,11 +20,11 @@ from torch import nn
 
 from hesstune.errors import ConfigError, HesstuneError, HesstuneWarning, RunError
 from hesstune.reference import Reference, layer_names
-from hesstune.runs.records import ASIDE, CHECKPOINTS, checkpoint_name
+from hesstune.runs.records import ASIDE, checkpoint_name
 from hesstune.runtime.distributed import all_gather, all_reduce_sum, on_main_process, rank, world
 from hesstune.runtime.sharding import whole
 from hesstune.storage.files import PART, replace_file
-from hesstune.storage.tensors import Tree, load_tree, save_tensors, save_tree, stream_tensors
+from hesstune.storage.tensors import Tree, load_tree, save_tree, stream_tensors
 
 KEPT = 2
 
@@ -32,19 +32,25 @@ KEPT = 2
 class Checkpoints:
     """The states of a run in its folder, `checkpoint-STEP.safetensors`, each with a checksum.
 
-    A checkpoint is written to a temporary file, synced and renamed, so a kill leaves only complete ones.
+    A checkpoint is written to a temporary file, synced and renamed, so a kill leaves only complete ones. In a
+    sharded run each process writes one file a step with its parts, and all processes call each method alike.
 
     Args:
         folder: The run folder.
         start: Checksums of what the run started from. A state that has others is of another run.
+        sharded: Whether each process keeps its own part of the state.
     """
 
-    def __init__(self, folder: Path, start: Mapping[str, str] | None = None) -> None:
-        self.folder, self.start = folder, dict(start or {})
+    def __init__(self, folder: Path, start: Mapping[str, str] | None = None, sharded: bool = False) -> None:
+        self.folder, self.start, self.sharded = folder, dict(start or {}), sharded
+        self._part = f".{rank()}of{world()}" if sharded else ""
 
     def files(self) -> list[Path]:
-        """List the checkpoints, the newest first."""
-        return sorted(self.folder.glob(CHECKPOINTS), reverse=True)
+        """List the checkpoints, of a sharded run this process's, the newest first."""
+        return sorted(self.folder.glob(checkpoint_name("*", self._part)), reverse=True)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / checkpoint_name(step, self._part)
 
     def save(self, step: int, tree: Tree) -> None:
         """Write the state after `step` steps and keep the one before it.
@@ -52,39 +58,49 @@ class Checkpoints:
         Raises:
             RunError: If it cannot be written; the earlier ones are then all there.
         """
-        save_tree(self.folder / checkpoint_name(step), tree)
+        save_tree(self._path(step), tree)
+        if self.sharded:
+            all_reduce_sum(torch.zeros(1))  # a step counts once all have written it
         for old in self.files()[KEPT:]:
             old.unlink(missing_ok=True)
-        discard(self.folder)
+        if rank() == 0:
+            discard(self.folder)
 
     def load(self) -> Tree | None:
-        """Read the newest state that is whole; None if there is no checkpoint.
+        """Read the newest state that is whole on every process; None if there is no checkpoint.
 
         Warns with HesstuneWarning if a newer one is damaged, and removes that one.
 
         Raises:
-            RunError: If there are checkpoints, and all are damaged.
+            RunError: If there are checkpoints, and none is whole, or they are of another number of processes.
         """
-        damaged: list[tuple[Path, RunError]] = []
-        for path in self.files():
+        own = [int(path.name.split("-")[1].split(".")[0]) for path in self.files()][: KEPT + 1]
+        padded = torch.tensor([*own, *[-1] * (KEPT + 1 - len(own))])
+        steps = sorted({int(s) for s in torch.cat(all_gather(padded)) if s >= 0}, reverse=True)
+        reason = ""
+        for step in steps:
+            tree = None
             try:
-                tree = load_tree(path)
+                tree = load_tree(self._path(step))
             except RunError as error:
-                damaged.append((path, error))
-                continue
-            for wrong, reason in damaged:
-                warnings.warn(f"{reason}; going on from {path.name}", HesstuneWarning, stacklevel=2)
-                wrong.unlink(missing_ok=True)
-            return tree
-        if damaged:
-            raise RunError(f"{damaged[0][1]}, nor is any other in {self.folder}; start over with --overwrite")
+                reason = reason or str(error)
+            if int(all_reduce_sum(torch.tensor(int(tree is not None)))) == world():
+                for path in self.files():
+                    if path > self._path(step):
+                        path.unlink(missing_ok=True)
+                if step != steps[0] and rank() == 0:
+                    reason = reason or "another process did not write a whole checkpoint"
+                    text = f"{reason}; going on from {self._path(step).name}"
+                    warnings.warn(text, HesstuneWarning, stacklevel=2)
+                return tree
+        if steps:
+            raise RunError(f"{reason}, nor is any other in {self.folder}; start over with --overwrite")
+        if other := next(iter(Checkpoints(self.folder).files()), None):
+            raise RunError(
+                f"{other} was written by another number of processes; resume with as many, or start over "
+                "with --overwrite"
+            )
         return None
-
-    def load_together(self) -> Tree | None:
-        """Read it on every process: the first process removes damaged ones before the others read."""
-        if world() > 1:
-            on_main_process(self.load)
-        return self.load()
 
     def clear(self) -> None:
         """Remove all checkpoints."""
@@ -98,11 +114,6 @@ def discard(folder: Path) -> None:
     if (folder / ASIDE).is_dir():
         (folder / ASIDE).replace(trash)
         shutil.rmtree(trash, ignore_errors=True)
-
-
-# glibc's mallopt: from this size on, in bytes, memory goes back to the system as soon as it is freed.
-_M_MMAP_THRESHOLD = -3
-_LARGE = 1 << 20
 
 
 def refuse_one(shard: bool) -> None:
@@ -130,7 +141,10 @@ def shard_(model: nn.Module, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard
 
     if device.type == "cpu" and sys.platform == "linux":
-        _give_back_freed()
+        # Memory of tensors from 1 MiB on goes back to the system when it is freed: M_MMAP_THRESHOLD (-3). By
+        # default glibc keeps freed blocks up to 32 MiB in its heap, which then outgrows the whole network.
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).mallopt(-3, 1 << 20)
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     mesh = init_device_mesh(device.type, (world(),))
     for block in _blocks(model):
@@ -139,22 +153,11 @@ def shard_(model: nn.Module, device: torch.device) -> None:
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
-def _give_back_freed() -> None:
-    """Let large tensors leave this process's memory when they are freed.
-
-    glibc raises that threshold with every large block it frees, up to 32 MiB, and keeps what is smaller
-    in its heap: with every block of the network put together and let go at each step, the heap grew to
-    more than the network that was to be cut.
-    """
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
-
-
 def _blocks(model: nn.Module) -> list[nn.Module]:
-    """List the elements of the network's module lists and sequences, outermost first come.
+    """List the elements of the network's module lists and sequences, the outermost ones only.
 
-    What shares a parameter with another part of the network, and lists, which have no forward of their
-    own, are left to what is around them.
+    Elements that share a parameter with another part of the network, and lists, which have no forward method,
+    are left out.
     """
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found: list[nn.Module] = []
@@ -171,69 +174,6 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-class ShardedCheckpoints(Checkpoints):
-    """Checkpoints of a sharded run: for each step, each process writes one file with its parts."""
-
-    def _path(self, step: int) -> Path:
-        return self.folder / checkpoint_name(step, f".{rank()}of{world()}")
-
-    def files(self) -> list[Path]:
-        """List this process's checkpoints, the newest first."""
-        return sorted(self.folder.glob(checkpoint_name("*", f".{rank()}of{world()}")), reverse=True)
-
-    def save(self, step: int, tree: Tree) -> None:
-        """Write this process's state and keep the one before it; all processes call this alike."""
-        save_tree(self._path(step), tree)
-        all_reduce_sum(torch.zeros(1))  # a step counts once all have written it
-        for old in self.files()[KEPT:]:
-            old.unlink(missing_ok=True)
-        on_main_process(lambda: discard(self.folder))
-
-    def load(self) -> Tree | None:
-        """Read the newest state that is whole on every process; None if there is none at all.
-
-        Raises:
-            RunError: If there are checkpoints, and none is whole, or they are of another number of processes.
-        """
-        own = [int(path.name.split("-")[1].split(".")[0]) for path in self.files()][: KEPT + 1]
-        padded = torch.tensor([*own, *[-1] * (KEPT + 1 - len(own))])
-        steps = sorted({int(s) for s in torch.cat(all_gather(padded)) if s >= 0}, reverse=True)
-        damaged = ""
-        for step in steps:
-            tree = None
-            try:
-                tree = load_tree(self._path(step))
-            except RunError as error:
-                damaged = str(error)
-            if int(all_reduce_sum(torch.tensor(int(tree is not None)))) == world():
-                if step != steps[0]:
-                    self._drop_after(step, damaged)
-                return tree
-        if steps:
-            raise RunError(
-                f"no checkpoint in {self.folder} is whole on all {world()} processes; start over with "
-                "--overwrite"
-            )
-        if other := next(iter(Checkpoints(self.folder).files()), None):
-            raise RunError(
-                f"{other} was written by another number of processes; resume with as many, or start over "
-                "with --overwrite"
-            )
-        return None
-
-    def load_together(self) -> Tree | None:
-        """Read it on every process: `load` is that already."""
-        return self.load()
-
-    def _drop_after(self, step: int, damaged: str) -> None:
-        for path in self.files():
-            if path > self._path(step):
-                path.unlink(missing_ok=True)
-        if rank() == 0:
-            reason = damaged or "the last checkpoint is damaged, or was not written by every process"
-            warnings.warn(f"{reason}; going on from step {step}", HesstuneWarning, stacklevel=3)
-
-
 def write_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
     """Write a network's parameters and buffers, whole, as safetensors; all processes call this alike.
 
@@ -243,10 +183,6 @@ def write_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> No
         RunError: On every process, if it cannot be written.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    if not any(hasattr(t, "full_tensor") for t in tensors.values()):
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        on_main_process(lambda: save_tensors(path, state, metadata))
-        return
     parts = (whole(tensor) for tensor in tensors.values())
     failed: HesstuneError | None = None
     try:

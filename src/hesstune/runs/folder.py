@@ -56,15 +56,6 @@ def _unfinished(path: Path) -> bool:
     return partial or path.name in (LOCK, WRITABLE, TRIALS)
 
 
-def tidy(out: Path) -> None:
-    """Clear up after a kill: half-written files go, a run that was being moved aside is moved back."""
-    if (moving := out / MOVING).is_dir():
-        _move_back(moving, out)
-    for path in list(out.iterdir()):
-        if _unfinished(path) and path.name != LOCK:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
 def set_aside(out: Path) -> None:
     """Move the run that is to be replaced into a folder of its own; other files stay.
 
@@ -74,13 +65,11 @@ def set_aside(out: Path) -> None:
         _drop(out)
         return
     paths = [path for name in FILES if (path := out / name).exists()] + Checkpoints(out).files()
-    if not paths:
-        return
-    moving = out / MOVING
-    moving.mkdir(exist_ok=True)
-    for path in paths:
-        path.replace(moving / path.name)
-    moving.replace(out / ASIDE)
+    if paths:
+        (moving := out / MOVING).mkdir(exist_ok=True)
+        for path in paths:
+            path.replace(moving / path.name)
+        moving.replace(out / ASIDE)
 
 
 @contextlib.contextmanager
@@ -98,7 +87,11 @@ def entered(out: Path, overwrite: bool, resume: bool) -> Iterator[None]:
             claim(out, overwrite, resume)
             stack.enter_context(locked(out))
             with writing(out):
-                tidy(out)
+                if (moving := out / MOVING).is_dir():  # a kill while a run was moved aside
+                    _move_back(moving, out)
+                for path in list(out.iterdir()):
+                    if _unfinished(path) and path.name != LOCK:
+                        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
                 if not resume:
                     set_aside(out)
             stack.enter_context(_restored_on_failure(out))
@@ -133,7 +126,7 @@ def _drop(out: Path) -> None:
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the run folder's lock: the operating system's, which goes with the process, however it ends.
+    """Hold the run folder's lock, a lock of the operating system that ends with the process.
 
     Raises:
         RunError: If another process holds it.

@@ -6,6 +6,7 @@ takes a part of δ, so entries are only appended, and `--overwrite` keeps the lo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -43,12 +44,12 @@ def _entries(folder: Path, kind: str, read: Callable[[dict[str, Any]], T]) -> li
         ) from error
 
 
-def _append(folder: Path, kind: str, entry: dict[str, Any]) -> None:
+def _append(folder: Path, entry: dict[str, Any]) -> None:
     path = folder / GUARANTEES
     with writing(path), path.open("a+b") as file:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)  # what a kill cut off
-        file.write(json.dumps({"kind": kind, **entry}).encode() + b"\n")
+        file.write(json.dumps(entry).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -81,7 +82,7 @@ def _certificate(entry: dict[str, Any]) -> Certificate:
 
 def log_certificate(folder: Path, found: Certificate, asked: dict[str, Any]) -> None:
     """Append a certificate, and the options that it was made with, to the log of its run folder."""
-    _append(folder, CERTIFICATE, {"asked": asked, "facts": found.facts()})
+    _append(folder, {"kind": CERTIFICATE, "asked": asked, "facts": found.facts()})
 
 
 def with_union(folder: Path, found: Certificate) -> Certificate:
@@ -89,21 +90,16 @@ def with_union(folder: Path, found: Certificate) -> Certificate:
 
     That bound holds with probability 1 − δ whichever of them is reported.
     """
-    every = certificates(folder)
-    smallest = min(_at(one, found.delta / len(every)) for one in every)
+    every, smallest = certificates(folder), 1.0
+    for one in every:
+        with contextlib.suppress(ConfigError):  # a confidence set of the noise has spent more than δ/J
+            smallest = min(smallest, one.at(found.delta / len(every)))
     return replace(found, number=len(every), smallest=smallest)
-
-
-def _at(one: Certificate, delta: float) -> float:
-    try:
-        return one.at(delta)
-    except ConfigError:  # a confidence set of the noise has spent more
-        return 1.0
 
 
 def log_sheet(folder: Path, ids: Sequence[str], asked: dict[str, Any]) -> None:
     """Append a sheet of drawn examples to the log of the run folder that it was drawn for."""
-    _append(folder, SHEET, {"asked": asked, "ids": list(ids)})
+    _append(folder, {"kind": SHEET, "asked": asked, "ids": list(ids)})
 
 
 def sheets(folder: Path) -> list[list[str]]:
@@ -119,7 +115,7 @@ def _ids(entry: dict[str, Any]) -> list[str]:
 
 
 def sheet_of(folder: Path, filled: Sequence[str], path: str | Path) -> list[str]:
-    """Return the ids of the last sheet that holds all examples whose label was filled in.
+    """Return the ids of the last sheet that holds all examples with a label that was filled in.
 
     Raises:
         DataError: If there is no such sheet: an example was chosen instead of drawn.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from hesstune.weak.votes import Votes
 NAMED = 3
 # Images that are read together from a source without digests of its own.
 BATCH = 256
-# The step, and a shift that keeps simple fractions away from the borders of steps.
+# The step of soft labels, and a shift that keeps simple fractions away from the borders of steps.
 SOFT_STEP, SHIFT = 1e-3, 0.318
 
 
@@ -58,9 +60,12 @@ class PartRecord:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the record as tensors; the ids are JSON, in bytes."""
-        ids = np.frombuffer(json.dumps(self.ids).encode(), np.uint8)
-        arrays: dict[str, NDArray[Any]] = {"ids": ids, "contents": self.contents, "labels": self.labels}
-        arrays["trained"] = self.trained
+        arrays: dict[str, NDArray[Any]] = {
+            "ids": np.frombuffer(json.dumps(self.ids).encode(), np.uint8),
+            "contents": self.contents,
+            "labels": self.labels,
+            "trained": self.trained,
+        }
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
     @classmethod
@@ -106,21 +111,13 @@ class DataRecord:
         return {"classes": digest({}, json.dumps(self.classes)), **found}
 
     def save(self, path: Path) -> None:
-        """Write the record as safetensors, whole or not at all.
-
-        Raises:
-            RunError: If it cannot be written.
-        """
+        """Write the record as safetensors, whole or not at all; RunError if it cannot be written."""
         parts = {name: part.tensors() for name, part in self.parts.items()}
         save_tree(path, {"classes": self.classes, "parts": parts})
 
     @classmethod
     def load(cls, path: Path) -> DataRecord:
-        """Read what `save` wrote.
-
-        Raises:
-            RunError: If the file is missing or damaged.
-        """
+        """Read what `save` wrote; RunError if the file is missing or damaged."""
         tree = load_tree(path)
         try:
             parts = {name: PartRecord.of_tensors(tree["parts"][name]) for name in PARTS}
@@ -130,55 +127,45 @@ class DataRecord:
 
     def difference(self, now: DataRecord) -> str:
         """Say what is different now: which examples, and how many of them."""
-        then_ids = [name for part in self.parts.values() for name in part.ids]
-        now_ids = [name for part in now.parts.values() for name in part.ids]
-        gone = sorted((Counter(then_ids) - Counter(now_ids)).elements())
-        new = sorted((Counter(now_ids) - Counter(then_ids)).elements())
+        before, after = ([name for part in one.parts.values() for name in part.ids] for one in (self, now))
+        gone = sorted((Counter(before) - Counter(after)).elements())
+        new = sorted((Counter(after) - Counter(before)).elements())
         messages = []
         if gone:
-            messages.append(f"{len(gone)} of {len(then_ids)} examples missing ({listed(gone, NAMED)})")
+            messages.append(f"{len(gone)} of {len(before)} examples missing ({listed(gone, NAMED)})")
         if new:
             messages.append(f"{len(new)} new ({listed(new, NAMED)})")
         if self.classes != now.classes:
             messages.append(f"the classes were {listed(self.classes)} and are {listed(now.classes)}")
-        for what in ("contents", "labels"):
-            if changed := self._changed(now, what):
-                messages.append(
-                    f"{what} of {len(changed)} of {len(then_ids)} examples changed ({listed(changed, NAMED)})"
-                )
-        if messages or (moved := self._moved(now)):
-            return "; ".join(messages or [moved])
-        changed = self._changed(now, "trained")
+        changed = {what: self._changed(now, what) for what in ("contents", "labels", "trained")}
+        noise = changed.pop("trained")
+        messages += [
+            f"{what} of {len(names)} of {len(before)} examples changed ({listed(names, NAMED)})"
+            for what, names in changed.items()
+            if names
+        ]
+        if messages:
+            return "; ".join(messages)
+        for name, part in self.parts.items():
+            for at, pair in enumerate(zip_longest(part.ids, now.parts[name].ids, fillvalue="none")):
+                if pair[0] != pair[1]:
+                    return (
+                        f"the examples have another order or other parts (example {at} of the part {name} "
+                        f"was {pair[0]} and is {pair[1]})"
+                    )
         return (
-            f"the noise injected into the labels of {len(changed)} of {len(then_ids)} examples changed "
-            f"({listed(changed, NAMED)}), so the matrix that --inject-noise names is another one"
+            f"the noise injected into the labels of {len(noise)} of {len(before)} examples changed "
+            f"({listed(noise, NAMED)}), so the matrix that --inject-noise names is another one"
         )
 
     def _changed(self, now: DataRecord, what: str) -> list[str]:
-        """Return the ids of examples that are there still, and differ in a field."""
-        then, after = self._by_id(what), now._by_id(what)
-        return sorted(name for name, rows in then.items() if after.get(name, rows) != rows)
-
-    def _by_id(self, what: str) -> dict[str, list[bytes]]:
-        """Return each id's digests; several if an id is not unique."""
-        found: dict[str, list[bytes]] = {}
-        for part in self.parts.values():
-            for name, row in zip(part.ids, getattr(part, what), strict=True):
-                found.setdefault(name, []).append(row.tobytes())
-        return {name: sorted(rows) for name, rows in found.items()}
-
-    def _moved(self, now: DataRecord) -> str:
-        """Name the first example that has another place, of the same examples."""
-        for part, before in self.parts.items():
-            after = now.parts[part].ids
-            for at in range(max(len(before.ids), len(after))):
-                pair = [ids[at] if at < len(ids) else "none" for ids in (before.ids, after)]
-                if pair[0] != pair[1]:
-                    return (
-                        f"the examples have another order or other parts (example {at} of the part {part} "
-                        f"was {pair[0]} and is {pair[1]})"
-                    )
-        return ""
+        """Return the ids of examples that are there still, and differ in a field; an id may not be unique."""
+        found: list[dict[str, list[bytes]]] = [{}, {}]
+        for rows, record in zip(found, (self, now), strict=True):
+            for part in record.parts.values():
+                for name, row in zip(part.ids, getattr(part, what), strict=True):
+                    bisect.insort(rows.setdefault(name, []), row.tobytes())
+        return sorted(name for name, own in found[0].items() if found[1].get(name, own) != own)
 
 
 def content_digests(part: Examples, anew: bool) -> Digests:
@@ -201,8 +188,8 @@ def label_digests(part: Examples, classes: Sequence[str], injected: bool) -> Dig
 
     With injected noise it is the true label, or the one that a person gave to a checked example: noisy labels
     depend on the order of the examples. Otherwise it is the label to train on, the true label, and the label
-    before a person checked it. Votes and soft labels count, too. Beside votes a label model may have made
-    the soft labels, whose last digits then differ between machines: there they count in steps of 0.001.
+    before a person checked it. Votes and soft labels count, too. A label model may have made soft labels from
+    votes, with last digits that differ between machines: these are rounded to steps of 0.001.
     """
     labels, true, given = part.labels, part.true, part.given
     if injected:
@@ -262,24 +249,20 @@ def check_data(run: Records, now: DataRecord) -> None:
         )
     if all(then[name] == value for name, value in found.items()):
         return
-    raise ChangedDataError(
-        f"the data {run.config.data} is no longer what the run in {run.path} was made from: "
-        f"{_difference(run, now, found)}; restore the data, or train again with --overwrite"
-    )
-
-
-def _difference(run: Records, now: DataRecord, found: Mapping[str, str]) -> str:
-    """Say what differs, by example if the record of the run's examples is whole."""
-    then = run.facts.checksums
     try:
         before = DataRecord.load(run.path / DATA)
-        if before.checksums() == {name: then[name] for name in found}:
-            return before.difference(now)
-        why = "is of another run"
+        why = "" if before.checksums() == {name: then[name] for name in found} else "is of another run"
     except RunError:
         why = "is missing or damaged"
-    parts = ", ".join(name for name in (*PARTS, "classes") if then[name] != found[name])
-    return f"{parts} differ ({DATA}, which would name the examples, {why})"
+    if why:
+        parts = ", ".join(name for name in (*PARTS, "classes") if then[name] != found[name])
+        differs = f"{parts} differ ({DATA}, which would name the examples, {why})"
+    else:
+        differs = before.difference(now)
+    raise ChangedDataError(
+        f"the data {run.config.data} is no longer what the run in {run.path} was made from: {differs}; "
+        "restore the data, or train again with --overwrite"
+    )
 
 
 def check_labels_file(run: Records, task: Task) -> None:
@@ -288,21 +271,15 @@ def check_labels_file(run: Records, task: Task) -> None:
     Raises:
         ChangedDataError: If it was changed.
     """
-    rows = [(row["id"], row["part"], row["label"]) for row in run.labels]
-    now = [
-        (example, name, label)
-        for name in PARTS
-        for example, label in zip(*_named_labels(getattr(task, name), task.classes), strict=True)
-    ]
-    if rows != now:
+    now = []
+    for name in PARTS:
+        part = getattr(task, name)
+        labels = [""] * len(part) if part.labels is None else [task.classes[at] for at in part.labels]
+        now += [(example, name, label) for example, label in zip(part.ids, labels, strict=True)]
+    if [(row["id"], row["part"], row["label"]) for row in run.labels] != now:
         raise ChangedDataError(
             f"{run.path / LABELS} is not as training wrote it; restore it, or train again with --overwrite"
         )
-
-
-def _named_labels(part: Examples, classes: list[str]) -> tuple[list[str], list[str]]:
-    labels = [""] * len(part) if part.labels is None else [classes[at] for at in part.labels]
-    return part.ids, labels
 
 
 # What a certificate computes with and training wrote; run.json has their checksums.
@@ -316,14 +293,13 @@ def fingerprints(record: DataRecord, start: Mapping[str, torch.Tensor]) -> dict[
 
 def of_files(folder: Path) -> dict[str, str]:
     """Return checksums of the files of FILES by name; empty if there is no such file."""
-    return {name: _of_file(folder / name) for name in FILES}
-
-
-def _of_file(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    with reading(path, "a file of a run"), path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    found = dict.fromkeys(FILES, "")
+    for path in (folder / name for name in FILES):
+        if path.is_file():
+            with reading(path, "a file of a run"), path.open("rb") as file:
+                made = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+            found[path.name] = made.hexdigest()
+    return found
 
 
 def changed_files(run: Records) -> list[str]:
@@ -346,11 +322,7 @@ def check_files(run: Records) -> None:
 
 
 def check_weights(run: Records, start: Mapping[str, torch.Tensor]) -> None:
-    """Check that weights are those that a run's training started from.
-
-    Raises:
-        RunError: If they are not.
-    """
+    """Check that weights are those that a run's training started from; RunError if they are not."""
     if run.facts.checksums.get("weights") != digest(start):
         raise RunError(
             f"cannot resume the run in {run.path}: the weights that training starts from of --model "

@@ -36,8 +36,8 @@ def base_folder(config: FinetuneConfig) -> str:
 def located(config: FinetuneConfig, facts: RunRecord) -> FinetuneConfig:
     """Return a run's configuration with its paths as they are to be found from here.
 
-    A relative path that leads nowhere from this working folder, but somewhere from the one where the run was
-    made, is taken to begin there.
+    A relative path that does not exist from this working folder, but exists from the one in which the run was
+    made, is taken from there.
     """
     changes = {}
     for name in ("data", "model", "clean_labels", "inject_noise", "split"):
@@ -61,23 +61,10 @@ def _split(name: str, value: str) -> tuple[str, str, str]:
 def missing_data(config: FinetuneConfig, facts: RunRecord) -> str:
     """Return a hint to the run's data if its path does not exist; else an empty text."""
     path = _split("data", config.data)[2]
-    if not path or expanded(path).exists():
+    if not path or expanded(path).exists() or not facts.working_folder:
         return ""
     there = Path(facts.working_folder) / expanded(path)
-    return (
-        f"; the run's data was {there}: put it back, or say in Python where it is, Run.load(path, data=…)"
-        if facts.working_folder
-        else ""
-    )
-
-
-def refuse_missing_base(config: FinetuneConfig, facts: RunRecord) -> None:
-    """Raise ModelError if the folder that a run's network comes from is gone."""
-    if facts.base_folder and not base_folder(config):
-        raise ModelError(
-            f"the run's network comes from the folder {facts.base_folder}, which is not there now: put it "
-            "back, or give the network in Python, Run.load(path, model=…)"
-        )
+    return f"; the run's data was {there}: put it back, or say in Python where it is, Run.load(path, data=…)"
 
 
 def network_of(
@@ -93,15 +80,18 @@ def network_of(
         config: The run's.
         facts: What its run.json holds.
         weights: All parameters and buffers by name.
-        source: Where they come from, for messages.
+        source: Their file, for messages.
         model: The network, if it was given in Python; a copy of it takes the weights.
 
     Raises:
         ModelError: If the weights do not fit the network, or it is needed and not given.
     """
     config = located(config, facts)
-    if model is None:
-        refuse_missing_base(config, facts)
+    if model is None and facts.base_folder and not base_folder(config):
+        raise ModelError(
+            f"the run's network comes from the folder {facts.base_folder}, which is not there now: put it "
+            "back, or give the network in Python, Run.load(path, model=…)"
+        )
     try:
         loaded = load_model(
             config.model if model is None else model,
@@ -129,7 +119,7 @@ def clean_task(config: FinetuneConfig, data: Any = None) -> Task:
 
     Args:
         config: The run's.
-        data: What stands in for the configuration's data: a task that is made, or what it is made of.
+        data: A task, or what it is made of, in place of the configuration's data.
     """
     if isinstance(data, Task):
         return data
@@ -163,12 +153,8 @@ def reading_of(config: FinetuneConfig, asked: ColumnOptions | None = None) -> Re
     if asked is not None:
         other = {role: name for role in ROLES if (name := getattr(asked, f"{role}_column"))}
         columns = Columns(**own | other, needed=frozenset(other))
-    voting = Voting(_names(config.vote_columns), config.label_model, config.seed)
-    return Reading(columns, voting, rgb_of(config.background))
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
+    names = tuple(name.strip() for name in (config.vote_columns or "").split(",") if name.strip())
+    return Reading(columns, Voting(names, config.label_model, config.seed), rgb_of(config.background))
 
 
 def run_task(config: FinetuneConfig, data: Any = None) -> Task:
@@ -214,7 +200,7 @@ def _true(part: Examples) -> NDArray[np.int64]:
 def noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> Task:
     """Corrupt training and validation labels, each by a seed of its own; test labels stay true.
 
-    Labels that a person has checked come last: they replace noisy ones.
+    Labels that a person has checked replace noisy ones.
     """
     if method_class(config.method).needs_votes and task.train.votes is None:
         raise ConfigError(
@@ -225,23 +211,19 @@ def noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> T
         raise ConfigError(
             f"--soft-labels needs soft labels, but {config.data} has neither columns p_CLASS nor votes"
         )
-    task = task if injected is None else _corrupted(task, injected, config)
+    if injected is not None:
+        rate, changed = instance_rate(config.inject_noise), {}
+        for name, seed in (("train", 2 * config.seed), ("val", 2 * config.seed + 1)):
+            part = getattr(task, name)
+            if name == "val" and (config.clean_val or not len(part)):
+                continue
+            changed[name] = part.relabelled(
+                injected.corrupt(_true(part), seed=seed)
+                if rate is None
+                else draw(_transitions(part, task.k, rate, config.seed), seed)
+            )
+        task = replace(task, **changed)
     if config.clean_labels is None:
         return task
     clean = read_clean_labels(config.clean_labels, task.classes)
     return checked(task, clean, partial=config.limit is not None)
-
-
-def _corrupted(task: Task, injected: NoiseMatrix, config: FinetuneConfig) -> Task:
-    rate = instance_rate(config.inject_noise)
-
-    def changed(part: Examples, seed: int) -> Examples:
-        if rate is None:
-            return part.relabelled(injected.corrupt(_true(part), seed=seed))
-        return part.relabelled(draw(_transitions(part, task.k, rate, config.seed), seed))
-
-    train = changed(task.train, 2 * config.seed)
-    val = task.val
-    if not config.clean_val and len(val):
-        val = changed(val, 2 * config.seed + 1)
-    return replace(task, train=train, val=val)

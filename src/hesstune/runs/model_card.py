@@ -16,6 +16,13 @@ def model_card(config: FinetuneConfig, facts: RunRecord) -> str:
         "Damaged images left out": facts.skipped_images,
         f"Texts cut to {config.max_length} tokens": facts.texts_cut,
     }
+    validation = "without the injected noise" if config.clean_val else "noisy, too"
+    if config.inject_noise is None:
+        validation = "as given"
+
+    def shown(value: float | None, form: str) -> str:
+        return "not measured" if value is None else format(value, form)
+
     lines = [
         f"# {config.model}, fine-tuned on {config.data}",
         "",
@@ -30,7 +37,7 @@ def model_card(config: FinetuneConfig, facts: RunRecord) -> str:
         f"- Noise matrix of the loss: {noise.told}",
         *(f"- {what}: {count}" for what, count in counts.items() if count),
         *(f"- Data: {note}" for note in facts.data_notes),
-        f"- Validation labels: {_validation(config)}",
+        f"- Validation labels: {validation}",
         f"- Split: {facts.split}",
         *[f"- Note: {note}" for note in facts.notes],
         "",
@@ -38,9 +45,9 @@ def model_card(config: FinetuneConfig, facts: RunRecord) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| test accuracy ({test_labels(facts)}) | {_percent(result.test_accuracy)} |",
-        f"| training accuracy (labels as trained on) | {_percent(result.train_accuracy)} |",
-        f"| generalization gap (cross-entropy, test − training) | {_number(result.gap)} |",
+        f"| test accuracy ({test_labels(facts)}) | {shown(result.test_accuracy, '.1%')} |",
+        f"| training accuracy (labels as trained on) | {shown(result.train_accuracy, '.1%')} |",
+        f"| generalization gap (cross-entropy, test − training) | {shown(result.gap, '.3f')} |",
         f"| distance from the reference | {result.distance:.3f} |",
         "",
         "These are measurements on this data, not guarantees.",
@@ -60,17 +67,3 @@ def test_labels(facts: RunRecord) -> str:
     if result is not None and result.test_labels_kept:
         return "without suspected label errors"
     return "true labels" if facts.noise.injected else "labels as given"
-
-
-def _validation(config: FinetuneConfig) -> str:
-    if config.inject_noise is None:
-        return "as given"
-    return "without the injected noise" if config.clean_val else "noisy, too"
-
-
-def _percent(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.1%}"
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3f}"

@@ -42,9 +42,6 @@ class Predictions:
         """The most probable class of each example, by name."""
         return [self.classes[i] for i in self.probabilities.argmax(axis=1)]
 
-    def _given(self, label: int) -> str:
-        return self.classes[label] if label >= 0 else ""
-
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a CSV file: id, prediction, label_source, the given label if any, and p_CLASS for each class.
 
@@ -61,7 +58,7 @@ class Predictions:
         header = ["id", "prediction", SOURCE, *(["label"] if self.labels is not None else [])]
         rows = []
         for at, (example, name) in enumerate(zip(self.ids, self.predicted, strict=True)):
-            given = [] if self.labels is None else [self._given(self.labels[at])]
+            given = [] if self.labels is None else [self.classes[n] if (n := self.labels[at]) >= 0 else ""]
             rows.append([example, name, PREDICTED, *given, *(f"{p:.6g}" for p in self.probabilities[at])])
         made_folder(path.parent)
         write_csv(path, [*header, *(f"p_{name}" for name in self.classes)], rows)

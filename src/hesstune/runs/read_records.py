@@ -12,7 +12,7 @@ from hesstune.errors import RunError
 from hesstune.runs import records as files
 from hesstune.runs.config import FinetuneConfig
 from hesstune.storage.files import read_text, reading
-from hesstune.storage.stored import checked_record, read_record
+from hesstune.storage.stored import Record, checked_record, read_record
 from hesstune.storage.tables import read_rows
 
 if TYPE_CHECKING:
@@ -25,10 +25,15 @@ LABEL_COLUMNS = ("id", "part", "label", "true_label")
 ISSUE_COLUMNS = ("id", "given_label", "likely_label", "confidence", "p_given_label", "true_label")
 
 
-class Records:
-    """What a run folder holds, beside its weights: each file is read once, when it is first asked for.
+def _record(name: str, kind: type[Record]) -> cached_property[Record | None]:
+    """Return a property that is the record in a file; None if there is no such file."""
+    return cached_property(lambda records: read_record(records.path / name, kind))
 
-    None, or empty, if a file is absent; a damaged one is a RunError that names it.
+
+class Records:
+    """The records of a run folder; each file is read once, at the first access.
+
+    An absent file is None, or empty; a damaged one is a RunError that names it.
 
     Args:
         path: The folder.
@@ -60,7 +65,7 @@ class Records:
 
     @property
     def kept_epoch(self) -> files.Epoch | None:
-        """The epoch whose weights are the run's result, the start among them; None if none was validated."""
+        """The epoch that the kept weights are from, possibly the start; None if none was validated."""
         return next((epoch for epoch in self.epochs if epoch.epoch == self.outcome.kept_epoch), None)
 
     @cached_property
@@ -90,12 +95,12 @@ class Records:
     def noise_matrix(self) -> files.NoiseMatrixRecord | None:
         """The noise matrix of the loss, and how it was estimated."""
         found = read_record(self.path / files.NOISE_MATRIX, files.NoiseMatrixRecord)
-        return self._sized(found, files.NOISE_MATRIX)
+        return self._checked_matrix(found, files.NOISE_MATRIX)
 
-    @cached_property
-    def measure(self) -> files.MeasureRecord | None:
-        """The summary of the run's measurement."""
-        return read_record(self.path / files.MEASURE, files.MeasureRecord)
+    measure = _record(files.MEASURE, files.MeasureRecord)
+    stability = _record(files.STABILITY, files.StabilityRecord)
+    noise_check = _record(files.NOISE_CHECK, files.NoiseCheck)
+    label_issues_record = _record(files.LABEL_ISSUES_RECORD, files.LabelIssuesRecord)
 
     @cached_property
     def quadratic(self) -> NDArray[np.float64] | None:
@@ -110,15 +115,10 @@ class Records:
             checksum = (file.metadata() or {}).get(CHECKSUM)
         if found.ndim != 2 or (self.measure and self.measure.tensors != checksum):
             raise RunError(
-                f"{path} is of another measurement than {files.MEASURE} beside it; make both again with "
-                "hesstune measure"
+                f"{path} is of another measurement than {files.MEASURE} in its folder; make both again "
+                "with hesstune measure"
             )
         return found
-
-    @cached_property
-    def stability(self) -> files.StabilityRecord | None:
-        """The run's noise stability."""
-        return read_record(self.path / files.STABILITY, files.StabilityRecord)
 
     @cached_property
     def certificate(self) -> Certificate | None:
@@ -129,26 +129,16 @@ class Records:
         return Certificate.load(path) if path.is_file() else None
 
     @cached_property
-    def noise_check(self) -> files.NoiseCheck | None:
-        """What `hesstune noise` found."""
-        return read_record(self.path / files.NOISE_CHECK, files.NoiseCheck)
-
-    @cached_property
     def label_issues(self) -> list[dict[str, str]] | None:
         """The rows of label_issues.csv, the most likely label error first."""
         path = self.path / files.LABEL_ISSUES
         return _rows(path, ISSUE_COLUMNS) if path.is_file() else None
 
     @cached_property
-    def label_issues_record(self) -> files.LabelIssuesRecord | None:
-        """What ranked the list of label issues, and the noise matrix estimated with it."""
-        return read_record(self.path / files.LABEL_ISSUES_RECORD, files.LabelIssuesRecord)
-
-    @cached_property
     def estimated_afterwards(self) -> files.NoiseMatrixRecord | None:
         """The noise matrix that the validation examples show, estimated with the list of label issues."""
         kept = self.label_issues_record
-        return None if kept is None else self._sized(kept.noise_matrix, files.LABEL_ISSUES_RECORD)
+        return None if kept is None else self._checked_matrix(kept.noise_matrix, files.LABEL_ISSUES_RECORD)
 
     @cached_property
     def images(self) -> dict[str, files.ExampleImage]:
@@ -159,11 +149,12 @@ class Records:
     def read_all(self) -> None:
         """Read every file now; raise RunError at a damaged one, or if the run has not finished."""
         _ = self.outcome
-        for name, value in vars(Records).items():
-            if isinstance(value, cached_property):
-                getattr(self, name)
+        for name in [name for name, value in vars(Records).items() if isinstance(value, cached_property)]:
+            getattr(self, name)
 
-    def _sized(self, found: files.NoiseMatrixRecord | None, name: str) -> files.NoiseMatrixRecord | None:
+    def _checked_matrix(
+        self, found: files.NoiseMatrixRecord | None, name: str
+    ) -> files.NoiseMatrixRecord | None:
         if found is not None and len(found.matrix) != len(self.facts.classes):
             raise RunError(
                 f"{self.path / name} is for {len(found.matrix)} classes, but the run has "

@@ -7,16 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from hesstune.curvature.declared import MEASURE, MEASURE_TENSORS
+from hesstune.curvature.declared import MEASURE as MEASURE
+from hesstune.curvature.declared import MEASURE_TENSORS as MEASURE_TENSORS
 from hesstune.storage.stored import Stored
-
-__all__ = [
-    "MEASURE", "MEASURE_TENSORS", "Agreement", "CostOfError", "Counted", "CurvePoint", "Dependence",
-    "Epoch", "Estimated", "ExampleImage", "ExampleImages", "Failed", "LabelIssuesRecord", "LabelNoise",
-    "LayerMeasure", "LayerSpectrum", "MatrixCheck", "MatrixFacts", "MeanMeasure", "MeasureRecord",
-    "MeasureValue", "NoiseCheck", "NoiseFit", "NoiseMatrixRecord", "Normalisation", "RadiusRecord",
-    "Recipe", "Result", "RunRecord", "Sizes", "StabilityRecord", "StabilityRow", "checkpoint_name",
-]  # fmt: skip
 
 # The format of run.json.
 FORMAT = 1
@@ -26,7 +19,7 @@ DATA = "data.safetensors"  # digests of the examples of every part
 MODEL, REFERENCE, NOISE_MATRIX = "model.safetensors", "reference.safetensors", "noise_matrix.json"
 METRICS, LABELS, BAD_IMAGES = "metrics.jsonl", "labels.csv", "bad_images.csv"
 OWN = (CONFIG, RECORD, DATA, MODEL, REFERENCE, METRICS, LABELS, NOISE_MATRIX, BAD_IMAGES, CARD)
-# What others write about the run: void once it is replaced.
+# What other commands write about the run; deleted if the run is replaced.
 STABILITY, CERTIFICATE = "noise_stability.json", "certificate.json"
 NOISE_CHECK = "noise_estimate.json"  # of `hesstune noise`
 LABEL_ISSUES, LABEL_ISSUES_RECORD = "label_issues.csv", "label_issues.json"
@@ -41,8 +34,8 @@ DERIVED = (
     LABEL_ISSUES, LABEL_ISSUES_RECORD, EXAMPLES, REPORT, RADIUS, OBSERVED,
     TENSORBOARD, MLFLOW, MLFLOW_RUN,
 )  # fmt: skip
-# There only while a run is being written: its lock, the runs that choose its radii, a probe of the rights,
-# and the run that it replaces, while that is moved aside and until the new one stands.
+# What exists only while a run is being written: its lock, the runs that choose its radii, a test of write
+# permission, and the run that it replaces, until the new one has a checkpoint.
 LOCK, TRIALS, WRITABLE, MOVING, ASIDE = ".lock", ".radius", ".writable", ".replacing", ".replaced"
 
 
@@ -112,7 +105,7 @@ class Result(Stored):
     posterior: dict[str, float] | None = None
     kept: list[str] | None = None
     epochs: int = 0
-    # The epoch whose weights are kept, from 1; 0: the start, which was solved.
+    # The epoch that the kept weights are from, from 1; 0: the start, which was solved.
     kept_epoch: int | None = None
     seconds: float = 0.0
 
@@ -148,7 +141,7 @@ class RunRecord(Stored):
     soft_labels: bool = False
     head: str = ""
     other_heads: list[str] = []  # of a network that makes its logits of several classifiers
-    stored_dtype: str = ""  # of the weights where they come from; the run's own is its option dtype
+    stored_dtype: str = ""  # of the pretrained weights; the run's own is its option dtype
     normalisation: Normalisation
     noise: LabelNoise
     versions: dict[str, str]

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from hesstune.runs.predictions import Predictions
     from hesstune.storage.seen_examples import SeenExamples
 
-# The commands on finished runs, as methods. They build on runs, so their rooms lie above this one: they
-# are looked up by name, when called, and nothing here imports upward.
+# The commands on finished runs, as methods. Their packages import this one: they are looked up by name when
+# they are called.
 _COMMANDS = {
     "measure": ("hesstune.analysis.measure", "measure_run"),
     "certify": ("hesstune.analysis.certify", "certify_run"),
@@ -111,9 +111,8 @@ class Run:
         path = expanded(path)
         if not path.is_dir():
             raise RunError(f"the run folder {path} does not exist")
-        for name in (files.CONFIG, files.RECORD):
-            if not (path / name).is_file():
-                raise RunError(f"{path} is no run folder: {name} is missing")
+        if missing := [name for name in (files.CONFIG, files.RECORD) if not (path / name).is_file()]:
+            raise RunError(f"{path} is no run folder: {missing[0]} is missing")
         facts = read_record(path / files.RECORD, files.RunRecord)
         assert facts is not None
         try:
@@ -155,20 +154,12 @@ class Run:
 
     @property
     def outcome(self) -> files.Result:
-        """The final numbers of a finished run, typed.
-
-        Raises:
-            RunError: If the run has not finished.
-        """
+        """The final numbers of a finished run, typed; RunError if it has not finished."""
         return self.records.outcome
 
     @property
     def result(self) -> dict[str, Any]:
-        """The final numbers of a finished run, as plain values (a copy).
-
-        Raises:
-            RunError: If the run has not finished.
-        """
+        """The final numbers of a finished run, as plain values (a copy); RunError if it has not finished."""
         return self.outcome.to_dict()
 
     @property
@@ -245,7 +236,7 @@ class Run:
         check_labels_file(self.records, found)
         return found
 
-    # -- the commands ------------------------------------------------------------------------
+    # -- the commands; `data` and `model` are as for `load` --------------------------------------
 
     @takes_options(MeasureOptions)
     def measure(
@@ -259,8 +250,8 @@ class Run:
         """Measure every layer on the training examples, as `hesstune measure`; write measure.json.
 
         Args:
-            data: As for `load`.
-            model: As for `load`.
+            data: The run's data, as for `load`.
+            model: The run's network, as for `load`.
             progress: Called with (done, in all, text).
             **options: Options of `MeasureOptions`, by name.
 
@@ -281,11 +272,7 @@ class Run:
     ) -> Certificate:
         """Bound the test error from the training examples, as `hesstune certify`; write certificate.json.
 
-        Args:
-            data: As for `load`.
-            model: As for `load`.
-            progress: Called with (done, in all, text).
-            **options: Options of `CertifyOptions`, by name.
+        Arguments are as for `measure`, `options` those of `CertifyOptions`.
 
         Raises:
             HesstuneError: If the run has not finished, or an assumption of the certificate fails.
@@ -299,7 +286,7 @@ class Run:
 
         Args:
             data: New data, as for `hesstune.finetune`; labels are not needed.
-            model: As for `load`.
+            model: The run's network, as for `load`.
             **options: Options of `PredictOptions`, by name.
 
         Raises:
@@ -312,10 +299,7 @@ class Run:
     def noise(self, *, data: Any = None, model: ModelObject | None = None, **options: Any) -> NoiseCheck:
         """Compare the run's noise matrix with estimates from its labels, as `hesstune noise`.
 
-        Args:
-            data: As for `load`.
-            model: As for `load`.
-            **options: Options of `NoiseCheckOptions`, by name.
+        Arguments are as for `measure`, `options` those of `NoiseCheckOptions`.
 
         Raises:
             HesstuneError: If the run has not finished, or there are too few examples.
@@ -329,10 +313,7 @@ class Run:
     ) -> list[dict[str, str]]:
         """Rank the training labels, likely errors first; write label_issues.csv and return its rows.
 
-        Args:
-            data: As for `load`.
-            model: As for `load`.
-            **options: Options of `DeviceOptions`, by name.
+        Arguments are as for `measure`, `options` those of `DeviceOptions`.
 
         Raises:
             HesstuneError: If the run has not finished, its data has changed, or is not at hand.
@@ -344,12 +325,8 @@ class Run:
     def report(self, *, data: Any = None, model: ModelObject | None = None, **options: Any) -> Path:
         """Write report.html, as `hesstune report`, and return its path.
 
-        Without the run's data the page lacks images and suspected label errors; a warning says so.
-
-        Args:
-            data: As for `load`.
-            model: As for `load`.
-            **options: Options of `DeviceOptions`, by name.
+        Arguments are as for `measure`, `options` those of `DeviceOptions`. Without the run's data the page
+        lacks images and suspected label errors; a warning says so.
 
         Raises:
             RunError: If the run has not finished, or a record is damaged.

@@ -30,7 +30,7 @@ def one_line(error: object, most: int = 200) -> str:
 
 @contextmanager
 def reading(path: str | Path, what: str, kind: type[HesstuneError] = RunError) -> Iterator[None]:
-    """Turn whatever goes wrong while a file is read into an error that names the file.
+    """Turn any error while a file is read into an error that names the file.
 
     Parsers raise many kinds of errors on damaged files, memory errors among them.
 

@@ -17,65 +17,43 @@ from numpy.typing import NDArray
 from hesstune.errors import RunError
 from hesstune.storage.tensors import Tree, load_tree, save_tree
 
-# Results kept in memory at most; the oldest give way.
+# Results kept in memory at most; the oldest are dropped first.
 MOST = 512
 # Raised whenever what is kept, or how it is computed, changes.
 FORMAT = 1
 
 
 class _Results:
-    """Results by key, in memory and, if there is one, in a folder that other processes read, too."""
+    """Results by key: in memory and, if there is a folder, in files that other processes read, too."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.held: OrderedDict[str, Tree] = OrderedDict()
 
     def get(self, key: str) -> Tree | None:
-        """Return a result, or None; a damaged file is none."""
-        if key in self.held:
-            return self.held[key]
-        path = self._path(key)
-        if path is None or not path.is_file():
-            return None
-        try:
-            return self._keep(key, load_tree(path))
-        except RunError:
-            return None
+        if (found := self.held.get(key)) is None and self.folder is not None:
+            with contextlib.suppress(RunError):  # absent or damaged
+                found = load_tree(self.folder / f"{key}.result.safetensors")
+                self.held[key] = found
+        return found
 
     def put(self, key: str, made: Tree) -> None:
-        """Keep a result; a folder that cannot be written to keeps none."""
-        self._keep(key, made)
-        path = self._path(key)
-        if path is not None:
-            with contextlib.suppress(RunError, OSError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_tree(path, made)
+        self.held[key] = made
+        while len(self.held) > MOST:
+            self.held.popitem(last=False)
+        if self.folder is not None:
+            with contextlib.suppress(RunError, OSError):  # nothing can be kept there
+                save_tree(self.folder / f"{key}.result.safetensors", made)
 
     @contextlib.contextmanager
     def claimed(self, key: str) -> Iterator[None]:
         """Hold a result's lock, if it is kept for other processes, too."""
-        path = self._path(key)
-        lock = None if path is None else FileLock(path.with_suffix(".lock"))
-        if path is not None and lock is not None:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                lock.acquire()
-            except OSError:  # nothing can be kept there
-                lock = None
-        try:
+        with contextlib.ExitStack() as stack:
+            if self.folder is not None:
+                with contextlib.suppress(OSError):  # nothing can be kept there
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(FileLock(self.folder / f"{key}.result.lock"))
             yield
-        finally:
-            if lock is not None:
-                lock.release()
-
-    def _path(self, key: str) -> Path | None:
-        return None if self.folder is None else self.folder / f"{key}.result.safetensors"
-
-    def _keep(self, key: str, made: Tree) -> Tree:
-        self.held[key] = made
-        while len(self.held) > MOST:
-            self.held.popitem(last=False)
-        return made
 
 
 _ACTIVE: ContextVar[_Results | None] = ContextVar("remembered", default=None)
@@ -99,7 +77,7 @@ def remembered(what: str, arrays: Mapping[str, NDArray[Any] | None], make: Calla
     """Return the result of `make`, or its cached result for the same name and numbers.
 
     Args:
-        what: What is computed, and all that it depends on beside the arrays.
+        what: What is computed, and all that it depends on except the arrays.
         arrays: The numbers that it depends on; None is another value than any array.
         make: Returns nested dicts and lists of tensors, numbers, texts and None.
 
@@ -113,18 +91,6 @@ def remembered(what: str, arrays: Mapping[str, NDArray[Any] | None], make: Calla
     results = _ACTIVE.get()
     if results is None:
         return make()
-    key = _key(what, arrays)
-    found = results.get(key)
-    if found is None:
-        with results.claimed(key):  # another process may be computing it
-            found = results.get(key)
-            if found is None:
-                found = make()
-                results.put(key, found)
-    return found
-
-
-def _key(what: str, arrays: Mapping[str, NDArray[Any] | None]) -> str:
     made = hashlib.blake2b(f"{FORMAT} {what}".encode(), digest_size=16)
     for name in sorted(arrays):
         array = arrays[name]
@@ -132,4 +98,10 @@ def _key(what: str, arrays: Mapping[str, NDArray[Any] | None]) -> str:
         if array is not None:
             made.update(f"{array.dtype.str}{array.shape}".encode())
             made.update(np.ascontiguousarray(array).data)
-    return made.hexdigest()
+    key = made.hexdigest()
+    if (found := results.get(key)) is None:
+        with results.claimed(key):  # another process may be computing it
+            if (found := results.get(key)) is None:
+                found = make()
+                results.put(key, found)
+    return found

@@ -68,18 +68,12 @@ class SeenExamples:
 
     @classmethod
     def of_dict(cls, record: Any, source: str) -> SeenExamples:
-        """Return the record that `to_dict` gave.
-
-        Raises:
-            ModelError: If it is damaged, naming its source.
-        """
+        """Return the record that `to_dict` gave; ModelError if it is damaged, naming its source."""
         with reading(source, "weights with a record of the examples they have seen", ModelError):
             if record["bytes"] != KEPT_BYTES:
                 raise ValueError(f"it keeps {record['bytes']!r} bytes of each digest, not {KEPT_BYTES}")
             kept = np.frombuffer(base64.b64decode(record["digests"], validate=True), np.uint8)
-            whole = np.zeros((len(kept) // KEPT_BYTES, 8), np.uint8)
-            whole[:, -KEPT_BYTES:] = kept.reshape(-1, KEPT_BYTES)
-            digests = np.unique(whole.reshape(-1).view(">u8").astype(np.uint64))
+            digests = np.unique(_truncated(kept.reshape(-1, KEPT_BYTES)))
             return cls(digests, tuple(str(name) for name in record["unrecorded"]))
 
     def metadata(self) -> dict[str, str]:

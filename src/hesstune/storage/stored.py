@@ -106,9 +106,5 @@ def _refuse_later(path: Path, kind: type[Stored], found: Any) -> None:
 
 
 def write_record(path: Path, record: Stored) -> None:
-    """Write a record as JSON, whole or not at all.
-
-    Raises:
-        RunError: If it cannot be written.
-    """
+    """Write a record as JSON, whole or not at all; RunError if it cannot be written."""
     write_json(path, record.to_dict())

@@ -1,6 +1,6 @@
 """Read and write tables: CSV files, and files of JSON lines.
 
-Tables are read column by column, repeated cells as codes, so that a million rows fit in memory.
+Tables are read column by column, equal cells once, so that a million rows fit in memory.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from hesstune.storage.files import Writer, encoding_of, one_line, reading, repla
 # How cells begin that spreadsheets compute, and the mark that keeps such cells text.
 FORMULA_SIGNS = "=+-@\t\r\n＝＋－＠"
 MARK = "'"
-# What stands for nothing if a label is expected: what Python, pandas, R, spreadsheets and databases write,
-# as pandas reads it. In other case it may well be a word, such as a class called none.
+# Texts that mean a missing label to Python, pandas, R, spreadsheets and databases. In other case they may be
+# words, such as a class called none.
 MISSING = (
     "", "None", "nan", "NaN", "-nan", "-NaN", "NA", "#NA", "N/A", "n/a", "#N/A", "NULL", "null", "<NA>",
     "NaT",
@@ -92,11 +92,11 @@ def as_cell(value: Any) -> str:
 
 # Rows that are read before they become columns.
 CHUNK = 20_000
-# A column with more distinct cells than this, and than half its rows, is kept as it stands.
-MOST_CODED = 1000
+# Distinct cells of a column that are kept once in memory, at most.
+MOST_SHARED = 10_000
 # In files that end so, cells are separated by tabs and quotes are text.
 TABS = (".tsv", ".tab")
-# What separates cells of a file whose header holds no comma.
+# What separates the cells of a file if its header holds no comma.
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 # How files begin that are taken for tables, and are none of text.
 OTHERS = {
@@ -108,7 +108,7 @@ MOST_CHARACTERS = 1 << 24
 
 
 class Column:
-    """The cells of one column, as codes of its distinct cells, or as they stand if most differ.
+    """The text cells of one column, and the rows of its file that they are from.
 
     Example:
         >>> column = Column(["cat", "dog", "cat"])
@@ -124,47 +124,35 @@ class Column:
         gaps: Sequence[int] = (),
         names: Sequence[str] | None = None,
     ) -> None:
-        # The first row's number in the file, the rows before which blank lines stand; or names of rows.
+        # The first row's number in the file, the rows that blank lines precede; or names of rows.
         self._first, self._gaps, self._names = first, gaps, names
-        self._plain: list[str] | None = None
-        self._codes: list[NDArray[np.int32]] = []
-        self._seen: dict[str, int] = {}
-        self._count = 0
+        self._cells: list[str] = []
+        self._shared: dict[str, str] = {}
+        self._coded: tuple[NDArray[np.int32], list[str]] | None = None
         self.extend(cells)
 
     def extend(self, cells: Sequence[str]) -> None:
-        """Add cells at the end."""
-        self._count += len(cells)
-        if self._plain is not None:
-            self._plain.extend(cells)
-            return
+        """Add cells at the end; of equal ones, one is kept in memory."""
         for cell in dict.fromkeys(cells):
-            self._seen.setdefault(cell, len(self._seen))
-        codes = np.fromiter(map(self._seen.__getitem__, cells), dtype=np.int32, count=len(cells))
-        self._codes.append(codes)
-        if len(self._seen) > max(MOST_CODED, self._count // 2):
-            self._plain = self.cells()
-            self._codes, self._seen = [], {}
+            if len(self._shared) < MOST_SHARED:
+                self._shared.setdefault(cell, cell)
+        self._cells.extend([self._shared.get(cell, cell) for cell in cells])
+        self._coded = None
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._cells)
 
     def cells(self) -> list[str]:
         """Return the cells, one a row."""
-        if self._plain is not None:
-            return self._plain
-        values = list(self._seen)
-        return [values[code] for codes in self._codes for code in codes.tolist()]
+        return self._cells
 
     def coded(self) -> tuple[NDArray[np.int32], list[str]]:
         """Return (N,) int32 indices into the distinct cells, and these in the order of their first rows."""
-        if self._plain is not None:
+        if self._coded is None:
             index: dict[str, int] = {}
-            codes = [index.setdefault(cell, len(index)) for cell in self._plain]
-            return np.array(codes, dtype=np.int32), list(index)
-        if len(self._codes) != 1:
-            self._codes = [np.concatenate([np.zeros(0, np.int32), *self._codes])]
-        return self._codes[0], list(self._seen)
+            codes = (index.setdefault(cell, len(index)) for cell in self._cells)
+            self._coded = np.fromiter(codes, np.int32, len(self)), list(index)
+        return self._coded
 
     def like(self, cells: Sequence[str]) -> Column:
         """Return a column of other cells in the same rows."""
@@ -175,7 +163,7 @@ class Column:
         return at + self._first + bisect_right(self._gaps, at) if self._names is None else self._names[at]
 
     def row_of(self, code: int) -> int | str:
-        """Return the row of the file, its header being row 1, in which a distinct cell first stands."""
+        """Return the row of the file, its header being row 1, of the first cell with a code."""
         return self.row(int(np.flatnonzero(self.coded()[0] == code)[0]))
 
 
@@ -253,22 +241,17 @@ def read_table(
     """
     path = readable_file(path, what, kind)
     with reading(path, "CSV", kind), _long_cells():
-        _refuse_others(path, kind)
+        with path.open("rb") as file:
+            start = file.read(8)
+        if other := next((what for mark, what in OTHERS.items() if start.startswith(mark)), None):
+            raise kind(f"{path} is {other}, not CSV; save its table as CSV in UTF-8")
         encoding = encoding_of(path)
         notes = [f"{path} is read as {encoding.upper()}"] if encoding != "utf-8-sig" else []
         try:
-            with path.open(newline="", encoding=encoding) as file:
-                return _table(file, path, kind, notes)
+            with path.open(newline="", encoding=encoding) as text:
+                return _table(text, path, kind, notes)
         except UnicodeError as error:
             raise kind(_undecodable(path, encoding, error)) from error
-
-
-def _refuse_others(path: Path, kind: type[HesstuneError]) -> None:
-    with path.open("rb") as file:
-        start = file.read(8)
-    for mark, what in OTHERS.items():
-        if start.startswith(mark):
-            raise kind(f"{path} is {what}, not CSV; save its table as CSV in UTF-8")
 
 
 def _table(file: IO[str], path: Path, kind: type[HesstuneError], notes: list[str]) -> CsvTable:
@@ -309,40 +292,35 @@ def _table(file: IO[str], path: Path, kind: type[HesstuneError], notes: list[str
     return CsvTable(str(path), path.parent, columns, tuple(notes))
 
 
-_LIMIT, _READERS = threading.Lock(), [0, 0]
+_LIMIT = threading.RLock()
 
 
 @contextlib.contextmanager
 def _long_cells() -> Iterator[None]:
-    """Let cells be long while this lasts, in any thread: the limit is the whole process's."""
+    """Let cells be long within this block; the limit belongs to the whole process."""
     with _LIMIT:
-        if not _READERS[0]:
-            _READERS[1] = csv.field_size_limit(MOST_CHARACTERS)
-        _READERS[0] += 1
-    try:
-        yield
-    finally:
-        with _LIMIT:
-            _READERS[0] -= 1
-            if not _READERS[0]:
-                csv.field_size_limit(_READERS[1])
+        limit = csv.field_size_limit(MOST_CHARACTERS)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(limit)
 
 
 def _undecodable(path: Path, encoding: str, error: UnicodeError) -> str:
     """Say where a file is not in its encoding, and what may be done."""
     if encoding != "utf-8-sig":
         return f"{path} cannot be read as {encoding.upper()} ({one_line(error)}); save it in UTF-8"
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as wrong:
-                around = line[max(0, wrong.start - 12) : wrong.start + 12].decode("cp1252", "replace")
-                return (
-                    f"{path} is not in UTF-8: byte 0x{line[wrong.start]:02x} in line {number}, which in "
-                    f"Windows-1252 would read '{one_line(around)}'; save it in UTF-8 (spreadsheets call it "
-                    "CSV UTF-8), or convert it: iconv -f CP1252 -t UTF-8"
-                )
+    content = path.read_bytes()
+    try:
+        content.decode()
+    except UnicodeDecodeError as wrong:
+        at, line = wrong.start, content.count(b"\n", 0, wrong.start) + 1
+        around = content[max(content.rfind(b"\n", 0, at) + 1, at - 12) : at + 12].decode("cp1252", "replace")
+        return (
+            f"{path} is not in UTF-8: byte 0x{content[at]:02x} in line {line}, which in Windows-1252 would "
+            f"read '{one_line(around)}'; save it in UTF-8 (spreadsheets call it CSV UTF-8), or convert it: "
+            "iconv -f CP1252 -t UTF-8"
+        )
     return f"{path} cannot be read as CSV ({one_line(error)}); save it in UTF-8"
 
 
@@ -366,15 +344,12 @@ def _separator(file: IO[str], path: Path, kind: type[HesstuneError], gaps: list[
 def _rows(
     file: IO[str], path: Path, kind: type[HesstuneError], separator: str, gaps: list[int]
 ) -> Iterator[list[str]]:
-    """Yield the rows that are not blank, and note before which of those below the header blank ones stand.
+    """Yield the rows that are not blank, and add to `gaps` the rows below the header after blank lines.
 
-    Where reading cannot go on, say in which line.
+    An error names the line.
     """
-    if path.suffix.lower() in TABS:
-        reader = csv.reader(file, strict=True, delimiter=separator, quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(file, strict=True, delimiter=separator)
-    at = -1
+    quoting = csv.QUOTE_NONE if path.suffix.lower() in TABS else csv.QUOTE_MINIMAL
+    reader, at = csv.reader(file, strict=True, delimiter=separator, quoting=quoting), -1
     try:
         for row in reader:
             if row:
@@ -385,10 +360,8 @@ def _rows(
     except csv.Error as error:
         reason = one_line(error)
         if "field limit" in reason:
-            reason = (
-                f"a cell has more than {MOST_CHARACTERS:,} characters; close its quotation mark, or cut the "
-                "text"
-            )
+            fix = "close its quotation mark, or cut the text"
+            reason = f"a cell has more than {MOST_CHARACTERS:,} characters; {fix}"
         elif "unexpected end" in reason:
             reason = "the file ends within a cell; close its quotation mark"
         raise kind(f"{path} cannot be read as CSV (line {reader.line_num}: {reason})") from error

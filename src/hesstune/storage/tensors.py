@@ -29,11 +29,7 @@ _DTYPES = {
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file whole or not at all.
-
-    Raises:
-        RunError: If it cannot be written.
-    """
+    """Write a safetensors file whole or not at all; RunError if it cannot be written."""
     replace_file(path, tensor_writer(tensors, metadata))
 
 
@@ -158,11 +154,7 @@ def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def load_tree(path: Path) -> Tree:
-    """Read what `save_tree` wrote.
-
-    Raises:
-        RunError: If the file is missing, truncated, altered or something else.
-    """
+    """Read what `save_tree` wrote; RunError if the file is missing, truncated, altered or something else."""
     from safetensors import safe_open
 
     try:

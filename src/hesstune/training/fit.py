@@ -23,7 +23,7 @@ from hesstune.methods import MethodSetup, method_class
 from hesstune.models.cut import AfterCut, Cut, find_cut
 from hesstune.models.load import LoadedModel
 from hesstune.reference import Reference
-from hesstune.runs.checkpoint import Checkpoints, ShardedCheckpoints, discard, shard_, weights_of, write_model
+from hesstune.runs.checkpoint import Checkpoints, discard, shard_, weights_of, write_model
 from hesstune.runs.integrity import DataRecord, check_start, fingerprints, of_files
 from hesstune.runs.loading import base_folder, noise_of_test
 from hesstune.runs.model_card import model_card
@@ -199,7 +199,7 @@ def _train(prepared: Prepared, out: Path, request: RunRequest) -> tuple[Run, Tra
         {"train": task.train, "val": task.val},
         prepared.noise_matrix,
         prepared.device,
-        (ShardedCheckpoints if config.shard else Checkpoints)(out, run.facts.checksums),
+        Checkpoints(out, run.facts.checksums, config.shard),
         tracked(run) if rank() == 0 else lambda metrics: None,
         request.progress if rank() == 0 else None,
     )

@@ -375,7 +375,7 @@ class Trainer:
         Raises:
             RunError: If no checkpoint is whole, or it does not fit the run.
         """
-        tree = self.checkpoints.load_together()
+        tree = self.checkpoints.load()
         if tree is None:
             return False
         self._take(tree)

@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from hesstune.curvature.result import CONSTRAINT_EVIDENCE
-from hesstune.report.layer_shares import block_names, blocks_of, carriers, is_large, layer_shares
+from hesstune.report.layers import block_names, blocks_of, carriers, is_large, layer_shares
 from hesstune.runs.records import LayerMeasure, MeasureRecord
 
 EFFICIENTNET = {
@@ -59,8 +58,7 @@ def test_shares_are_of_what_the_measure_is_the_sum_of():
     assert [(one.name, share) for one, share in layer_shares(record(layers))] == [("b", 0.75), ("a", 0.25)]
     (first, share), _ = layer_shares(record(layers, "train"))  # the paper's: the maximum's
     assert (first.name, share) == ("a", pytest.approx(10 / 11))
-    unknown = layer_shares(record([*layers, layer("c", None, 0.0)]))
-    assert unknown[0][0].name == "a"
+    assert layer_shares(record([*layers, layer("c", None, 0.0)]))[0][0].name == "a"
 
 
 def test_blocks_add_up_their_layers():
@@ -68,34 +66,28 @@ def test_blocks_add_up_their_layers():
     blocks = blocks_of(rows)
     assert is_large(rows)
     assert not is_large(rows[:24])
-    assert len(blocks) == 13
-    assert blocks[0].name == "head"
+    assert (len(blocks), blocks[0].name) == (13, "head")
     assert sum(block.share for block in blocks) == pytest.approx(1)
     assert blocks[1].share == pytest.approx(2 * rows[-1][1])
     assert blocks[1].distance == pytest.approx(0.5 * math.sqrt(2))
     assert sorted(name for block in blocks for name in block.layers) == sorted(one.name for one, _ in rows)
-    alone = [(layer(f"layer{i}.weight", 1.0), 1 / 30) for i in range(30)]
-    assert not is_large(alone)  # where every layer is a block, blocks tell nothing
+    assert not is_large([(layer(f"layer{i}.weight", 1.0), 1 / 30) for i in range(30)])
 
 
-def test_words_name_what_carries_the_measure_and_a_radius_that_matches_it_alone():
+def test_carriers_name_layers_or_blocks_and_a_radius_that_matches_them_alone():
     text = carriers(large())
     assert text.startswith("62% of the measure comes from 1 of 13 blocks: head (62.5%)")
     assert '--method robust --radius "head.*=R,*=S" with R below 0.5' in text
-    assert text.endswith(f"{CONSTRAINT_EVIDENCE}.")
     rows = layer_shares(record([layer("a.weight", 1.0, distance=0.2), layer("b.weight", 1.0)]))
-    assert "50% of the measure comes from 1 of 2 layers: a.weight (50.0%)" in carriers(rows)
+    assert "1 of 2 layers: a.weight (50.0%)" in carriers(rows)
     assert '--method constraint --radius "a.weight=R,*=S" with R below 0.2' in carriers(rows, "constraint")
-    assert carriers(layer_shares(record([layer("a.weight", 0.0)]))) == ""
-    assert carriers([(layer("a.weight", None), None)]) == ""
-
-
-def test_a_block_whose_name_begins_others_is_told_by_its_layer():
     names = [f"layers.{s}.blocks.{i}.{part}.weight" for s in (0, 1) for i in range(6) for part in ("a", "b")]
-    names += ["layers.0.reduction.weight"]
+    names += ["layers.0.reduction.weight"]  # a block whose name begins others
     rows = layer_shares(record([layer(n, 100.0 if "reduction" in n else 0.01) for n in names]))
     assert is_large(rows)
     assert '--radius "layers.0.reduction.weight=R' in carriers(rows)
+    assert carriers(layer_shares(record([layer("a.weight", 0.0)]))) == ""
+    assert carriers([(layer("a.weight", None), None)]) == ""
 
 
 def test_a_layer_some_of_whose_classes_were_left_out_is_not_called_exact():
