@@ -16,7 +16,7 @@ from hesstune.curvature.measure import measure
 from hesstune.errors import ConfigError, DataError, LayerError, MeasureError
 
 TIGHT = {"rtol": 1e-8, "atol": 1e-14}
-ENOUGH = Stopping(steps=80)
+ENOUGH = Stopping(tol=0, most=80)
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
 

@@ -17,7 +17,7 @@ from hesstune.curvature.objective import Objective, mixture_losses
 from hesstune.curvature.quadrature import Stopping
 from hesstune.errors import ConfigError
 
-ENOUGH = Stopping(steps=80)
+ENOUGH = Stopping(tol=0, most=80)
 CONVERGED = {"rtol": 1e-6, "atol": 1e-12}
 DEFAULT_ERROR = 0.03
 SAME = {"rtol": 1e-9, "atol": 1e-13}
@@ -54,7 +54,7 @@ def test_the_default_is_within_three_percent_and_the_bracket_contains_the_truth(
     case = build(name, scale=(0.3, 1.0, 0.05)[seed], seed=10 + seed)
     deltas = deltas_of(case)
     forms = lanczos(case)
-    few = lanczos(case, stopping=Stopping(steps=2))
+    few = lanczos(case, stopping=Stopping(tol=0, most=2))
     for column, layer in enumerate(deltas):
         truth = twin(case, layer)
         for found in (forms, few):
@@ -229,7 +229,7 @@ def test_the_model_and_the_random_state_are_as_before():
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"steps": 0}, "steps must be at least 1; got 0"), ({"tol": 0.0}, "tol must be positive")],
+    [({"most": 0}, "most at least 1; got .*most=0"), ({"tol": -1.0}, "tol must be at least 0")],
 )
 def test_wrong_stopping_rules_are_refused(wrong: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):

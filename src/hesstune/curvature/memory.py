@@ -69,10 +69,6 @@ class ExampleMemory:
         """Return the larger one of each entry."""
         return ExampleMemory(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
 
-    def exact(self, *, trace: bool, spectrum: bool) -> int:
-        """Return the bytes of an example in the passes to the layers' outputs."""
-        return self.passes + (self.trace if trace else 0) + (self.spectrum if spectrum else 0)
-
     def lanczos(self, products: int) -> int:
         """Return the bytes of an example in Lanczos with so many products; 0 without smooth layers."""
         return self.graph and self.graph + self.span + (products + 1 + _SPARE_VECTORS) * self.vector
@@ -160,19 +156,11 @@ def _slopes(logits: torch.Tensor, edges: Sequence[Any]) -> Sequence[torch.Tensor
     return found
 
 
-def _counts(layer: CapturedLayer) -> tuple[int, int, int, int]:
-    """Return an example's groups, its tokens a group, and a group's inputs and outputs a token."""
-    groups = layer.options.get("groups", 1) if layer.kind == "conv" else 1
-    rows = layer.weight.shape[1 if layer.transposed else 0]
-    tokens = layer.shape.numel() // (rows * layer.examples)
-    return groups, tokens, layer.weight.numel() // rows, rows // groups
-
-
 def _unfolded(layer: CapturedLayer) -> int:
     """Return the number of entries of an example's tokens, and of their Gram matrices if they are used."""
     if layer.kind == "conv_transpose":
         return layer.weight.numel()
-    groups, tokens, inputs, _ = _counts(layer)
+    groups, tokens, inputs, _ = layer.counts()
     gram = groups * tokens**2 if layer.prefers_gram() else 0
     return groups * tokens * inputs * (layer.kind == "conv") + gram
 
@@ -181,7 +169,7 @@ def _spaces(layer: CapturedLayer) -> tuple[int, int]:
     """Return the number of entries of a Lanczos vector of the layer, and the bytes of its eigenproblem."""
     if layer.kind == "conv_transpose" or not span_is_affordable(layer):
         return layer.weight.numel(), 0
-    groups, tokens, inputs, outputs = _counts(layer)
+    groups, tokens, inputs, outputs = layer.counts()
     rank = min(tokens, inputs)
     numbers = 3 * tokens * inputs + 3 * rank**2 + 2 * inputs * rank + 2 * tokens * rank + 2 * outputs * rank
     return groups * outputs * rank, 8 * groups * numbers
