@@ -180,13 +180,33 @@ class Interceptor(TorchFunctionMode):
         self.order.setdefault(name)
         if output.grad_fn is None:  # no derivative: gradients are off here
             return output
-        layer = _captured(name, kind, func, given, output, self._examples)
+        options = {} if kind in ("linear", "addmm") else {k: given.get(k, v) for k, v in _DEFAULTS.items()}
+        if kind != "conv_transpose":
+            options.pop("output_padding", None)
+        scale = given.get("alpha", 1)
+
+        def call(a: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = torch.mm(a, w) * scale if kind == "addmm" else func(a, w, None, **options)
+            return output
+
+        inputs = given["input"].detach()
         # The whole tensor belongs to a single example, whatever its layout.
-        layer.layout = (
-            layout_alone(layer.input.shape) if self._examples == 1 else self._layouts.get(name, "first")
+        alone = self._examples == 1
+        layer = CapturedLayer(
+            name=name,
+            kind="linear" if kind == "addmm" else kind,  # type: ignore[arg-type]
+            weight=given["weight"],
+            input=inputs,
+            shape=output.shape,
+            edge=get_gradient_edge(output),
+            layout=layout_alone(inputs.shape) if alone else self._layouts.get(name, "first"),
+            examples=self._examples,
+            call=call,
+            transposed=kind == "addmm",
+            options=options,
         )
         self.found[name].append(layer)
-        self._versions.append((name, layer.input, layer.input._version))
+        self._versions.append((name, inputs, inputs._version))
         return output if self._on_output is None else self._on_output(layer, output)
 
     def overwritten(self) -> frozenset[str]:
@@ -199,33 +219,6 @@ def _not_a_view(output: torch.Tensor) -> torch.Tensor:
     # graph, so an edge taken before no longer leads to it. The alias shares the memory and is not a view.
     alias: torch.Tensor = torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
     return alias
-
-
-def _captured(
-    name: str, kind: str, func: Any, given: dict[str, Any], output: torch.Tensor, examples: int
-) -> CapturedLayer:
-    options = {} if kind in ("linear", "addmm") else {k: given.get(k, v) for k, v in _DEFAULTS.items()}
-    if kind != "conv_transpose":
-        options.pop("output_padding", None)
-    scale = given.get("alpha", 1)
-
-    def call(a: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = torch.mm(a, w) * scale if kind == "addmm" else func(a, w, None, **options)
-        return output
-
-    return CapturedLayer(
-        name=name,
-        kind="linear" if kind == "addmm" else kind,  # type: ignore[arg-type]
-        weight=given["weight"],
-        input=given["input"].detach(),
-        shape=output.shape,
-        edge=get_gradient_edge(output),
-        layout="first",
-        examples=examples,
-        call=call,
-        transposed=kind == "addmm",
-        options=options,
-    )
 
 
 def _batch_norm(
@@ -305,18 +298,6 @@ def _hardsigmoid(inputs: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def restored(weights: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield clones of the weights; restore the weights bit for bit afterwards, also after an error."""
-    before = {name: weight.detach().clone() for name, weight in weights.items()}
-    try:
-        yield before
-    finally:
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.copy_(before[name])
-
-
-@contextmanager
 def kept_buffers(model: nn.Module) -> Iterator[None]:
     """Restore every buffer afterwards: the same tensor with the same values.
 
@@ -349,14 +330,6 @@ def full_precision(model: nn.Module) -> Iterator[None]:
 
     Activations, gradients and products are then not rounded to 8 or 11 bits. Parameters stay the same
     objects.
-
-    Example:
-        >>> model = torch.nn.Linear(2, 2).bfloat16()
-        >>> with full_precision(model):
-        ...     model(torch.ones(1, 2)).dtype
-        torch.float32
-        >>> model.weight.dtype
-        torch.bfloat16
     """
     stored = [(tensor, tensor.data) for tensor in _stored_in_half(model)]
     try:

@@ -7,7 +7,8 @@ with ½σ²·Σ_i Tr H_i, the second-order term of its expansion; first and thir
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from hesstune.curvature.batches import LabelledBatch, rows_of
-from hesstune.curvature.capture import differentiable, kept_buffers, restored
+from hesstune.curvature.capture import differentiable, kept_buffers
 from hesstune.curvature.engine import CurvatureEngine, selected_layers
 from hesstune.curvature.exact import exact_forms
 from hesstune.curvature.lanczos import LayerProducts, WeightProducts
@@ -218,7 +219,7 @@ def _rises(
     """Return Σ_examples ½(ℓ(W + σU) + ℓ(W − σU)) − ℓ(W) for every σ and draw, (S, samples)."""
     inputs, targets = batch
     rises = torch.zeros(len(sigmas), samples, dtype=torch.float64)
-    with kept_buffers(model), evaluating(model), torch.random.fork_rng(), restored(weights) as before:
+    with kept_buffers(model), evaluating(model), torch.random.fork_rng(), _restored(weights) as before:
 
         def losses() -> torch.Tensor:
             return objective(logits_of(model, inputs), targets).double()
@@ -235,6 +236,18 @@ def _rises(
                     # Example by example first: the rise is small beside the losses.
                     rises[row, draw] += (0.5 * (losses() - start)).sum().cpu()
     return rises
+
+
+@contextmanager
+def _restored(weights: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield clones of the weights; restore the weights bit for bit afterwards, also after an error."""
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    try:
+        yield before
+    finally:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(before[name])
 
 
 def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
