@@ -300,8 +300,7 @@ class CurvatureEngine:
             names: The layers; default: all.
             stopping: When to stop; default: a bracket of 3 %, after 64 products at most.
         """
-        deltas = self._chosen(names)
-        parts = []
+        deltas, parts = self._chosen(names), []
         for part in self._parts(batch):
             with self.source(part, list(deltas)) as source:
                 parts.append(lanczos_forms(source, deltas, stopping or Stopping()))
@@ -327,9 +326,8 @@ class CurvatureEngine:
                 alone = ((one, targets[row : row + 1]) for row, one in each_alone(inputs))
                 return torch.cat([self.gauss_newton(one, list(deltas)) for one in alone])
             captured.require(list(lost))
-            found = [name for name in deltas if name in captured.layers]
             values = torch.zeros(len(targets), len(deltas), dtype=torch.float64)
-            if found:
+            if found := [name for name in deltas if name in captured.layers]:
                 columns = [list(deltas).index(name) for name in found]
                 values[:, columns] = exact_forms(captured, found, deltas).quadratic.cpu()
         if self.loss.is_mixture:

@@ -129,8 +129,11 @@ def example_memory(
         found = replace(found, trace=unfolded + 2 * one, spectrum=passes * (each + 2 * one) + unfolded)
     if smooth or apart:
         edges: list[Any] = [*(layers[name].edge for name in smooth), *apart]
-        with kept:
-            slopes = _slopes(captured.logits, edges)
+        slopes: Sequence[torch.Tensor | None] = []
+        if captured.logits.requires_grad:
+            with kept:
+                loss = captured.logits.double().log_softmax(1)[:, 0].sum()
+                slopes = torch.autograd.grad(loss, edges, create_graph=True, allow_unused=True)
         spaces = [_spaces(layers[name]) for name in smooth]
         vectors = [vector for vector, _ in spaces] + [w.numel() for w in apart]
         # In weight space each example has its own slope, graph and stacked products.
@@ -143,16 +146,6 @@ def example_memory(
             span=max((span for _, span in spaces), default=0),
             start=8 * max((layers[name].weight.numel() for name in smooth), default=0),
         )
-    return found
-
-
-def _slopes(logits: torch.Tensor, edges: Sequence[Any]) -> Sequence[torch.Tensor | None]:
-    if not logits.requires_grad:
-        return []
-    loss = logits.double().log_softmax(1)[:, 0].sum()
-    found: Sequence[torch.Tensor | None] = torch.autograd.grad(
-        loss, edges, create_graph=True, allow_unused=True
-    )
     return found
 
 
@@ -206,13 +199,8 @@ class MemoryForecast:
     sharing: int = SHARED_GRAPH_EXAMPLES
 
     @property
-    def total(self) -> int:
-        """The largest memory at a time."""
-        return self.differences + self.inputs + max(self.at_once * self.example, self.sharing * self.lanczos)
-
-    @property
     def least(self) -> int:
-        """The same if each example is measured alone."""
+        """The largest memory at a time if each example is measured alone."""
         return self.differences + self.inputs + self._own
 
     @property
@@ -253,10 +241,11 @@ class MemoryForecast:
 
     def sentence(self) -> str:
         """Describe the forecast in one line."""
+        passes = max(self.at_once * self.example, self.sharing * self.lanczos)
         text = (
-            f"{FORECAST} at most {_mib(self.total)} MiB beside the network and its reference: layers' "
-            f"differences {_mib(self.differences)}, inputs {_mib(self.inputs)}, {self.at_once} at a time of "
-            f"{_mib(self.example)} an example"
+            f"{FORECAST} at most {_mib(self.differences + self.inputs + passes)} MiB beside the network and "
+            f"its reference: layers' differences {_mib(self.differences)}, inputs {_mib(self.inputs)}, "
+            f"{self.at_once} at a time of {_mib(self.example)} an example"
         )
         if self.lanczos:
             text += f", in Lanczos {self.sharing} of {_mib(self.lanczos)} with {self.vectors} vectors at most"

@@ -102,10 +102,10 @@ def read_structure(
         variable = names.get(id(getattr(node, "variable", None)))
         masks[node] = mask if variable is None else mask | own[variable]
     hidden = culprits.pop(_SLICE_WRITE, 0)
-    first = {
-        name: next((kind for kind, m in culprits.items() if m & bit), None) for name, bit in bits.items()
-    }
-    smooth = {name: kind for name, kind in first.items() if kind is not None}
+    smooth = {}
+    for name, bit in bits.items():
+        if found := [kind for kind, mask in culprits.items() if mask & bit]:
+            smooth[name] = found[0]
     unsure = frozenset(name for name, bit in bits.items() if hidden & bit)
     return Structure(
         uses, smooth, unsure, custom, any(_kind(node) in _KINKS | _OTHER_KINKS for node in order)
