@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from hesstune.errors import HesstuneWarning, LayerError, listed
+from hesstune.errors import HesstuneWarning, LayerError, listed, unknown_name
 from hesstune.forward import (
     Inputs,
     clear_caches,
@@ -67,7 +68,7 @@ def layer_names(model: nn.Module, inputs: Inputs | None = None) -> list[str]:
     Args:
         model: The network.
         inputs: One batch; if given, layers are ordered by their first use on it, and the ones
-            whose module is not called come last.
+            with a module that is not called come last.
 
     Raises:
         LayerError: If a layer's weight is computed (parametrized) and thus is no parameter.
@@ -98,6 +99,13 @@ def layer_names(model: nn.Module, inputs: Inputs | None = None) -> list[str]:
         for handle in handles:
             handle.remove()
     return list(used) + [name for name in owners if name not in used]
+
+
+def matching_names(pattern: str, names: Sequence[str], kind: str) -> list[str]:
+    """Return the names that match an fnmatch pattern; raise LayerError, with the kind, if there are none."""
+    if not (found := [name for name in names if fnmatchcase(name, pattern)]):
+        raise unknown_name(kind, pattern, names, LayerError)
+    return found
 
 
 class Reference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -255,6 +256,12 @@ def test_a_further_quantity_is_one_class(tmp_path):
     plain = measure(case.model, case.ref, batches)
     assert plain.more == {}
     assert "gap_mean" not in plain.to_dict()["layers"][0]
+
+
+def test_every_quantity_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "measure.md").read_text(encoding="utf-8")
+    assert [name for name in QUANTITIES if f"`{name}`" not in page] == []
+    assert all(len(quantity.sentence) > 20 for quantity in QUANTITIES.values())
 
 
 def test_one_example_has_no_standard_error_and_still_makes_json():

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from re import search
 
 import torch
 from torch import nn
 
 from hesstune.checks import one_of, positive
-from hesstune.errors import ConfigError, DivergedError, HesstuneWarning, LayerError, listed, unknown_name
+from hesstune.errors import ConfigError, DivergedError, HesstuneWarning, LayerError, listed
 from hesstune.forward import clear_caches, named_parameters
-from hesstune.reference import NO_LAYER, Reference, is_matrix, wide
+from hesstune.reference import NO_LAYER, Reference, is_matrix, matching_names, wide
 from hesstune.runtime.sharding import is_sharded, over_parts, pair
 
 NORMS = ("frobenius", "mars")
@@ -40,16 +39,9 @@ def resolve_radii(layers: list[str], radius: float | Mapping[str, float]) -> dic
     radii: dict[str, float] = {}
     for pattern, value in radius.items():
         value = positive(f"radius of '{pattern}'", value)
-        for name in _matching(pattern, layers, "layer pattern"):
+        for name in matching_names(pattern, layers, "layer pattern"):
             radii.setdefault(name, value)
     return {name: radii[name] for name in layers if name in radii}
-
-
-def _matching(pattern: str, names: list[str], kind: str) -> list[str]:
-    """Return the names that match a pattern; raise LayerError if there are none."""
-    if not (found := [name for name in names if fnmatchcase(name, pattern)]):
-        raise unknown_name(kind, pattern, names, LayerError)
-    return found
 
 
 def trained_matrices(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -124,8 +116,8 @@ class DistanceConstraint:
         model: The network that is trained.
         ref: Its reference, taken before training.
         radius: α > 0, one for all layers or {pattern: α} (see `resolve_radii`).
-        norm: `frobenius`, or `mars`, the largest absolute row sum (rows are dimension 0, the rest
-            flattened), which is projected row by row.
+        norm: `frobenius`, or `mars`, the largest absolute row sum (rows are dimension 0, the
+            others are flattened), which is projected row by row.
         include: Patterns of further parameters (matrices, or of more dimensions: embeddings, recurrent
             weights, experts) that are held like layers. None warns of those that are trained and that
             one radius for all does not hold; () leaves them free.
@@ -161,7 +153,7 @@ class DistanceConstraint:
         held = set(layers)
         others = [n for n, p in named_parameters(model).items() if p.ndim > 1 and n not in held]
         for pattern in (include,) if isinstance(include, str) else include or ():
-            found = _matching(pattern, others, "pattern of included parameters")
+            found = matching_names(pattern, others, "pattern of included parameters")
             layers += [name for name in found if name not in layers]
         self.radii = resolve_radii(layers, radius)
         if include is None and not isinstance(radius, Mapping):
@@ -199,7 +191,7 @@ class DistanceConstraint:
             LayerError: If a layer no longer exists.
             DivergedError: If a distance is not finite; the weights are then left as they are.
         """
-        # A frozen layer stays where it is; one that was moved before freezing is still projected.
+        # A frozen layer does not move; one that was moved before freezing is still projected.
         parts = [self._parts(name) for name in self.radii]
         deltas = [weight.detach().to(anchor.dtype) - anchor for _, weight, anchor, _ in parts]
         tensors = [parameter for parameter, *_ in parts]

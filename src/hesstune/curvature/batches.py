@@ -164,7 +164,7 @@ def logits_of_each(model: nn.Module, inputs: Inputs) -> torch.Tensor:
     size = batch_size(inputs)
     if logits.shape[0] != size:
         raise MeasureError(
-            f"the model returned {logits.shape[0]} rows of logits for inputs whose first dimension is "
+            f"the model returned {logits.shape[0]} rows of logits for inputs with a first dimension of "
             f"{size}; that must run over the examples, also if the network works sequence first: give "
             "inputs batch first and transpose them in the model's forward"
         )

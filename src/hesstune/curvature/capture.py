@@ -49,11 +49,10 @@ class Capture:
 
     Attributes:
         logits: (B, K), with the graph.
-        layers: The layers whose weight was found in exactly one call and whose tensors have the planned
-            layout, in order of use.
+        layers: The layers with exactly one call and tensors of the planned layout, in order of use.
         calls: How often the weight of each requested layer was found in a call.
-        overwritten: Layers whose input the network changed in place after the call. Pass them as `copied`
-            to the next capture, which then needs one forward pass instead of two.
+        overwritten: Layers with an input that the network changed in place after the call. Pass them as
+            `copied` to the next capture, which then needs one forward pass instead of two.
         otherwise: Layers that this batch uses in another way than planned, and how.
     """
 
@@ -90,17 +89,15 @@ def capture(
     on_output: OnOutput | None = None,
     copied: frozenset[str] = frozenset(),
 ) -> Capture:
-    """Run one forward pass and return the named layers as they were used in it.
-
-    Call it inside `differentiable(model, names)`, which sets eval mode, gradient flags and kernels.
+    """Run one forward pass, inside `differentiable(model, names)`, and return the named layers.
 
     Args:
         model: The network.
         inputs: One batch of B examples.
         names: Layer names, as in `Reference.layers()`.
-        layouts: Where the examples are in each layer's tensors; a layer that it leaves out is not captured.
+        layouts: The place of the examples in each layer's tensors; layers without one are not captured.
         on_output: Called with each captured layer and its output z; its result replaces z.
-        copied: Layers whose input is copied because the network overwrites it.
+        copied: Layers with an input that is copied because the network overwrites it.
 
     Raises:
         ModelError: If the output holds no (B, K) logits.
@@ -125,7 +122,7 @@ def capture(
 
 
 class Interceptor(TorchFunctionMode):
-    """Record the calls whose weight is one of the named parameters.
+    """Record the calls that have one of the named parameters as their weight.
 
     Every output of a linear layer is returned as an alias that is not a view. The network may then write into
     it in place, whichever weights require gradients.
@@ -210,7 +207,7 @@ class Interceptor(TorchFunctionMode):
         return output if self._on_output is None else self._on_output(layer, output)
 
     def overwritten(self) -> frozenset[str]:
-        """Return the layers whose input was changed in place after the call."""
+        """Return the layers with an input that was changed in place after the call."""
         return frozenset(name for name, a, version in self._versions if a._version != version)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -44,7 +43,7 @@ from hesstune.curvature.quadrature import Krylov, Stopping
 from hesstune.curvature.verification import require_finite
 from hesstune.errors import ConfigError, DataError, LayerError, unknown_name
 from hesstune.forward import Inputs, batch_size, moved, named_parameters
-from hesstune.reference import Reference
+from hesstune.reference import Reference, matching_names
 from hesstune.runtime.sharding import refuse_sharded
 
 
@@ -58,11 +57,9 @@ def selected_layers(names: list[str], patterns: str | Sequence[str] | None) -> l
         raise LayerError("the model has no layers (Linear, ConvNd, Conv1D or attention weights)")
     if patterns is None:
         return names
-    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
-    for pattern in wanted:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise unknown_name("layer or pattern", pattern, names, LayerError)
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)]
+    wanted = [patterns] if isinstance(patterns, str) else patterns
+    chosen = {n for pattern in wanted for n in matching_names(pattern, names, "layer or pattern")}
+    return [name for name in names if name in chosen]
 
 
 class CurvatureEngine:

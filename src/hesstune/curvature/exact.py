@@ -277,7 +277,7 @@ def _gradient_gram(layer: CapturedLayer, gradients: Sequence[torch.Tensor]) -> t
 
 
 def independent_layers(layers: Sequence[CapturedLayer]) -> list[int]:
-    """Return the indices of the layers whose input depends on no other layer of the list."""
+    """Return the indices of the layers with an input that depends on no other layer of the list."""
     nodes = {layer.edge.node for layer in layers}
     found = []
     for index, layer in enumerate(layers):

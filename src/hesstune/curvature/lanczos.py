@@ -78,14 +78,7 @@ class Traces:
 
 
 class LayerProducts:
-    """Products with ∇²_{z_i} ℓ for every captured layer of one forward pass of B examples.
-
-    Args:
-        captured: From `capture`, inside `differentiable`.
-        targets: The targets of `loss`, batch first.
-        loss: (logits (B, K), targets) -> (B,), each entry of its own example alone.
-        names: The layers.
-    """
+    """Products with ∇²_{z_i} ℓ for the named captured layers of one forward pass of B examples."""
 
     def __init__(
         self, captured: Capture, targets: torch.Tensor, loss: PerExampleLoss, names: Sequence[str]
@@ -218,14 +211,14 @@ def quadrature_traces(
     probes: int,
     seed: int,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Estimate Tr H_i⁺ by stochastic Lanczos quadrature (Ubaru, Chen & Saad, 2017).
+    """Estimate Tr H_i⁺, the mean of zᵀ H_i⁺ z over z ~ N(0, I), by stochastic Lanczos quadrature.
 
-    It is the mean of zᵀ H_i⁺ z over z ~ N(0, I). A layer's probes depend on the seed and its place alone.
+    Source: Ubaru, Chen & Saad, 2017. A layer's probes depend on the seed and its place alone.
 
     Args:
         sources: The sources of the parts of a batch.
         weights: By layer name.
-        batched: The layers whose examples share a graph.
+        batched: The layers that have one graph for all examples.
         stopping: When each probe's recurrence stops.
         probes: How many, at least 2.
         seed: Of the probes.

@@ -218,11 +218,7 @@ class _Operators(TorchDispatchMode):
 def check_batch(model: nn.Module, inputs: Inputs, captured: Capture, exact: Sequence[str]) -> None:
     """Move the layers that this batch uses in another way than planned from `layers` to `otherwise`.
 
-    Args:
-        model: The network.
-        inputs: The batch.
-        captured: Its forward pass, which is changed.
-        exact: The layers planned as exact.
+    `captured` is the batch's forward pass, and `exact` are the layers planned as exact.
 
     Raises:
         MeasureError: If the batch's two halves have other logits.

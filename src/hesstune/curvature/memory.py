@@ -104,15 +104,10 @@ def example_memory(
     smooth: Sequence[str],
     apart: Sequence[nn.Parameter],
 ) -> ExampleMemory:
-    """Compute the memory of one example from a forward pass of some examples.
+    """Compute the memory of one example from a forward pass of some examples, which `kept` has counted.
 
-    Args:
-        inputs: The examples of the forward pass.
-        captured: The forward pass.
-        kept: The counter of that pass; it counts the graph of gradients, too.
-        exact: The captured layers that are measured exactly.
-        smooth: The captured layers that Lanczos measures.
-        apart: The weights that are measured in weight space.
+    `exact` and `smooth` are the captured layers that are measured exactly and by Lanczos, and `apart` the
+    weights that are measured in weight space.
     """
     layers, size, width = captured.layers, len(captured.logits), captured.logits.element_size()
     outputs = [layer.shape.numel() * width for layer in layers.values()]

@@ -18,8 +18,8 @@ class Objective:
     """A per-example loss ℓ(f, y) and the properties of its Hessian in the logits f.
 
     Cross-entropy, the consistent loss, label smoothing and soft targets are all mixtures
-    ℓ = −Σ_k c_k log p_k, whose Hessian in f is w·Λ with w = Σ_k c_k and Λ = diag(p) − p pᵀ: the
-    c_k matter only through their sum, which is 1 (rows of F⁻¹ sum to 1) times class weights.
+    ℓ = −Σ_k c_k log p_k. Their Hessian in f is w·Λ with w = Σ_k c_k and Λ = diag(p) − p pᵀ: the c_k
+    matter only through their sum, which is 1 (rows of F⁻¹ sum to 1) times class weights.
 
     Args:
         loss: `cross_entropy`, `consistent`, or a callable (logits (B, K), targets) -> (B,).
@@ -160,8 +160,8 @@ def mixture_losses(logits: torch.Tensor, coefficients: torch.Tensor) -> torch.Te
     odds = torch.logsumexp(logits.gather(1, order[:, 1:]) - logits.gather(1, top), dim=1)
     total = coefficients.sum(1, keepdim=True)
     linear = (torch.zeros_like(coefficients).scatter(1, top, total) - coefficients).to(logits.dtype)
-    # log(1 + e^x): on each side of 0 the form whose derivatives do not cancel. Above its threshold torch's
-    # softplus is the identity, which is not accurate enough.
+    # log(1 + e^x): on each side of 0 the form with accurate derivatives. Above its threshold torch's softplus
+    # is the identity, which is not accurate enough.
     above = odds + nn.functional.softplus(-odds.clamp(min=0))
     below = nn.functional.softplus(odds.clamp(max=0))
     logistic = torch.where(odds > 0, above, below)

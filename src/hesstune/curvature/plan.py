@@ -197,10 +197,10 @@ def _confirmed(
     for name in names:
         error = max(slopes[name], curvatures.get(name, 0.0))
         if error > tolerance or worst > tolerance:
-            where = "disagrees at a layer of the same network"
+            how = "disagrees at a layer of the same network"
             if error > tolerance:
-                where = f"differs by {error:.0e}"
-            reason = f"it looks piecewise linear, but double backward {where}"
+                how = f"differs by {error:.0e}"
+            reason = f"it looks piecewise linear, but double backward {how}"
             confirmed[name] = LayerPlan(name, "lanczos", reason)
         else:
             how = "there" if name in curvatures else "at layers before and after it"

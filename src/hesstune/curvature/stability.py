@@ -85,7 +85,7 @@ def noise_stability(
     restored bit for bit, also after an error.
 
     Tr H_i (not its positive part) is Tr J_iᵀΛJ_i, exactly, plus Hutchinson's estimate of the trace
-    of the rest, which is exactly zero if piecewise-linear operations follow the layer.
+    of the other part, which is exactly zero if piecewise-linear operations follow the layer.
 
     Args:
         model: The network; run in eval mode and left as it was.

@@ -57,7 +57,7 @@ class Structure:
         smooth: For each captured output that a smooth operation follows: the first such operation.
         unsure: Captured outputs followed by a write into a slice; the graph does not show its operation.
         custom: For each weight that a `torch.autograd.Function` written in Python follows: its name.
-        has_kinks: Whether the graph has an operation whose derivative jumps.
+        has_kinks: Whether the graph has an operation with a derivative that jumps.
     """
 
     uses: Mapping[str, int]
