@@ -1,4 +1,4 @@
-"""Projected weights lie inside their ball by float64, whatever their size and precision."""
+"""Projected weights lie inside their distance constraint by float64, whatever their size and precision."""
 
 import pytest
 import torch
@@ -122,14 +122,9 @@ def test_included_ones_are_held_like_layers(norm):
         ht.DistanceConstraint(model, reference, radius, include=["expert"])
 
 
-def test_a_run_names_what_its_balls_do_not_hold(tiny_bert, tmp_path):
+def test_a_run_names_what_is_not_constrained(tiny_bert, tmp_path):
     path = tmp_path / "texts.csv"
     path.write_text("text,label\n" + "".join(f"good {i},a\nbad {i},b\n" for i in range(8)))
-    told = {"data": f"csv:{path}", "model": f"hf:{tiny_bert}", "epochs": 1}
-    run = ht.finetune(told, method="constraint", radius=0.1)
-    assert any(
-        "without a constraint" in note and "word_embeddings.weight" in note for note in run.facts.notes
-    )
-    assert not any(
-        "without a constraint" in n for n in ht.finetune(told, method="constraint", train="head").facts.notes
-    )
+    run = ht.finetune(f"csv:{path}", model=f"hf:{tiny_bert}", epochs=1, method="constraint", radius=0.1)
+    (note,) = [note for note in run.facts.notes if "without a constraint" in note]
+    assert "word_embeddings.weight" in note

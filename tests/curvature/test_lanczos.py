@@ -42,7 +42,6 @@ def twin(case: Case, name: str, loss: Any = stable) -> torch.Tensor:
 def test_brackets_contain_the_truth_near_and_far_and_after_two_products(name: str, scale: float):
     case = build(name, scale=scale, seed=11)
     forms, few = lanczos(case), lanczos(case, stopping=Stopping(tol=0, most=2))
-    assert int(few.products.max()) == 2
     for column, layer in enumerate(forms.names):
         truth = twin(case, layer)
         slack = 1e-9 * truth.abs() + 1e-12  # the rounding of the twin's eigenvalues

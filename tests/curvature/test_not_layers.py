@@ -1,6 +1,5 @@
 """Trained weight matrices that are not layers are named wherever they are left out."""
 
-import fnmatch
 import json
 import warnings
 
@@ -74,63 +73,6 @@ def test_distances_warn_of_what_has_changed_and_only_then():
     assert found == pytest.approx(ref.distances(model, warn=False))
     assert list(found) == ["head.weight"]
     assert ref.changed_others(model) == ["router", "gate_up", "table.weight"]
-
-
-def test_the_constraint_names_the_same_before_training():
-    model = Experts()
-    ref = ht.Reference.of(model)
-    with pytest.warns(HesstuneWarning) as caught:
-        ht.DistanceConstraint(model, ref, 0.1)
-    assert all(name in str(caught[0].message) for name in ref.changed_others(moved(model)))
-
-
-def ibert():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.IBertConfig(**SIZES, intermediate_size=8, pad_token_id=0)
-    return transformers.IBertForSequenceClassification(config)
-
-
-def mixtral():
-    more = {"num_key_value_heads": 1, "intermediate_size": 8, "num_local_experts": 2, "pad_token_id": 0}
-    transformers = pytest.importorskip("transformers")
-    config = transformers.MixtralConfig(**SIZES, **more, num_experts_per_tok=1)
-    return transformers.MixtralForSequenceClassification(config)
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.words, self.gru, self.head = nn.Embedding(20, 4), nn.GRU(4, 4, batch_first=True), nn.Linear(4, K)
-
-    def forward(self, input_ids):
-        return self.head(self.gru(self.words(input_ids))[0][:, -1])
-
-
-SIZES = {
-    "vocab_size": 20,
-    "hidden_size": 8,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_labels": K,
-}
-
-
-@pytest.mark.parametrize(
-    ("make", "head", "expected"),
-    [
-        (Recurrent, "head.weight", ["words.weight", "gru.weight_ih_l0", "gru.weight_hh_l0"]),
-        (ibert, "classifier.out*", ["*word_embeddings.weight", "*attention.self.query.weight"]),
-        (mixtral, "score*", ["*experts.gate_up_proj", "*experts.down_proj", "*embed_tokens.weight"]),
-    ],
-)
-def test_networks_of_other_libraries(make, head, expected):
-    torch.manual_seed(0)
-    model, ids = make(), torch.randint(1, 20, (4, 5))
-    ref = ht.Reference.of(model)
-    moved(model)
-    found = ht.measure(model, ref, [({"input_ids": ids}, torch.arange(4) % K)], layers=head)
-    assert all(fnmatch.filter(found.not_layers, pattern) for pattern in expected)
-    assert not set(found.not_layers) & set(ref.layers())
 
 
 FACTORY = """

@@ -1,4 +1,4 @@
-"""Where the examples are in a layer's tensors is told by dependence: right as the dense twin, or refused."""
+"""The place of the examples in a layer's tensors: found as the dense twin says, or refused."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_sequence_as_long_as_the_probe_is_not_the_batch():
 
 
 def test_the_layout_is_found_where_no_gradient_reaches_the_layer():
-    """A head of zeros hides the rest from the logits; then changes of the inputs tell."""
+    """A head of zeros hides other layers from the logits; then changes of the inputs show the layout."""
     model, ref = made(KINDS["columns"])
     nn.init.zeros_(model.b.weight)
     with differentiable(model, ref.layers()):

@@ -111,12 +111,13 @@ def capture(
     if overwritten:
         again = capture(model, inputs, names, layouts, on_output, copied | overwritten)
         return replace(again, overwritten=again.overwritten | overwritten)
-    calls = {name: len(found) for name, found in interceptor.found.items()}
-    layers = {name: interceptor.found[name][0] for name in interceptor.order if calls[name] == 1}
+    calls = {name: len(interceptor.found.get(name, [])) for name in names}
     layers = {
-        name: layer
-        for name, layer in layers.items()
-        if name in layouts and layout_fits(layer.input.shape, layer.layout, layer.examples)
+        name: found[0]
+        for name, found in interceptor.found.items()
+        if len(found) == 1
+        and name in layouts
+        and layout_fits(found[0].input.shape, found[0].layout, found[0].examples)
     }
     return Capture(logits, layers, calls)
 
@@ -143,8 +144,7 @@ class Interceptor(TorchFunctionMode):
         self._examples, self._layouts = examples, layouts or {}
         self._on_output, self._copied = on_output, copied
         self._versions: list[tuple[str, torch.Tensor, int]] = []
-        self.found: dict[str, list[CapturedLayer]] = {name: [] for name in names}
-        self.order: dict[str, None] = {}
+        self.found: dict[str, list[CapturedLayer]] = {}  # in order of use
 
     def __torch_function__(
         self, func: Any, types_: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -174,7 +174,6 @@ class Interceptor(TorchFunctionMode):
     def _record(
         self, name: str, kind: str, func: Any, given: dict[str, Any], output: torch.Tensor
     ) -> torch.Tensor:
-        self.order.setdefault(name)
         if output.grad_fn is None:  # no derivative: gradients are off here
             return output
         options = {} if kind in ("linear", "addmm") else {k: given.get(k, v) for k, v in _DEFAULTS.items()}
@@ -202,7 +201,7 @@ class Interceptor(TorchFunctionMode):
             transposed=kind == "addmm",
             options=options,
         )
-        self.found[name].append(layer)
+        self.found.setdefault(name, []).append(layer)
         self._versions.append((name, inputs, inputs._version))
         return output if self._on_output is None else self._on_output(layer, output)
 

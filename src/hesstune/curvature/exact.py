@@ -251,8 +251,14 @@ class BackwardPasses:
 
 def _forms(names: Sequence[str], quadratic: torch.Tensor, passes: int, logits: torch.Tensor) -> ExactForms:
     """Return forms without skipped classes."""
-    values = {"quadratic": quadratic, "lower": quadratic, "upper": quadratic}
-    return ExactForms(names=list(names), passes=passes, all_passes=logits.shape[1] - 1, **values)
+    return ExactForms(
+        names=list(names),
+        quadratic=quadratic,
+        lower=quadratic,
+        upper=quadratic,
+        passes=passes,
+        all_passes=logits.shape[1] - 1,
+    )
 
 
 def _square_norm(layer: CapturedLayer, gradient: torch.Tensor) -> torch.Tensor:

@@ -46,19 +46,17 @@ class LanczosForms:
         quadratic: The estimate, (B, L): the harmonic mean of the bounds.
         lower: A lower bound, (B, L).
         upper: An upper bound, (B, L). Both hold in exact arithmetic, with an allowance for rounding.
-        products: The number of Hessian-vector products, (B, L) int64.
     """
 
     names: list[str]
     quadratic: torch.Tensor
     lower: torch.Tensor
     upper: torch.Tensor
-    products: torch.Tensor
 
     @classmethod
     def joined(cls, parts: Sequence[LanczosForms]) -> LanczosForms:
         """Join the forms of several batches, of the same layers."""
-        fields = ("quadratic", "lower", "upper", "products")
+        fields = ("quadratic", "lower", "upper")
         return cls(parts[0].names, *(torch.cat([getattr(part, field) for part in parts]) for field in fields))
 
 
@@ -189,18 +187,9 @@ def lanczos_forms(
     source: KrylovSource, deltas: Mapping[str, torch.Tensor], stopping: Stopping
 ) -> LanczosForms:
     """Compute v_iᵀ H_i⁺ v_i of every example of one source, for v_i by layer name, in their order."""
-    brackets, taken = [], []
-    for name, delta in deltas.items():
-        krylov = source(name, delta)
-        brackets.append(stopping.run(krylov))
-        taken.append(torch.full_like(brackets[-1].value, krylov.products, dtype=torch.int64))
-    return LanczosForms(
-        names=list(deltas),
-        quadratic=torch.stack([b.value for b in brackets], 1),
-        lower=torch.stack([b.lower for b in brackets], 1),
-        upper=torch.stack([b.upper for b in brackets], 1),
-        products=torch.stack(taken, 1),
-    )
+    brackets = [stopping.run(source(name, delta)) for name, delta in deltas.items()]
+    columns = (torch.stack([getattr(b, key) for b in brackets], 1) for key in ("value", "lower", "upper"))
+    return LanczosForms(list(deltas), *columns)
 
 
 def quadrature_traces(

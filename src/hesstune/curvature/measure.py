@@ -249,8 +249,14 @@ class _Measurement:
         """Measure one chunk and append its rows."""
         batch, size = (inputs, targets), batch_size(inputs)
         numbers = torch.cat(self.order)[self.count : self.count + size]
-        passes = {key: True for quantity in self.quantities for key in quantity.passes}
-        forms = self.engine.exact(batch, **passes, skip_classes=self.settings.skip_classes, numbers=numbers)
+        passes = {key for quantity in self.quantities for key in quantity.passes}
+        forms = self.engine.exact(
+            batch,
+            trace="trace" in passes,
+            spectrum="spectrum" in passes,
+            skip_classes=self.settings.skip_classes,
+            numbers=numbers,
+        )
         if not torch.equal(forms.lower, forms.upper):
             self.shares_of_passes.append(forms.passes / forms.all_passes)
         assert forms.losses is not None
