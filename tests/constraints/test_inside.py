@@ -126,5 +126,5 @@ def test_a_run_names_what_is_not_constrained(tiny_bert, tmp_path):
     path = tmp_path / "texts.csv"
     path.write_text("text,label\n" + "".join(f"good {i},a\nbad {i},b\n" for i in range(8)))
     run = ht.finetune(f"csv:{path}", model=f"hf:{tiny_bert}", epochs=1, method="constraint", radius=0.1)
-    (note,) = [note for note in run.facts.notes if "without a constraint" in note]
-    assert "word_embeddings.weight" in note
+    notes = [note for note in run.facts.notes if "without a constraint" in note]
+    assert any("word_embeddings.weight" in note for note in notes)

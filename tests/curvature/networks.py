@@ -142,7 +142,7 @@ def check(
     model: nn.Module, ref: Reference, batches: list[Any], twins: list[Any] | None = None, **options: Any
 ) -> Measure:
     """Measure, and compare values and brackets of the measured entries with dense Hessians."""
-    found = measure(model, ref, batches, **{"steps": 64, "tol": 1e-9, **options})
+    found = measure(model, ref, batches, **{"steps": 40, "tol": 1e-7, **options})
     for column, name in enumerate(found.names):
         v = ref.difference(model, name)
         forms = [positive_form(block_hessian(model, x, y, name), v) for x, y in twins or batches]

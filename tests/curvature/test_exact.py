@@ -73,8 +73,8 @@ def test_every_layer_and_example_matches_the_dense_twin_in_either_mode_and_preci
 
 def test_the_dense_twin_is_the_textbook_hessian_and_the_gauss_newton_form_of_a_relu_network():
     case = build("cnn")
-    weights = {name: covariances(logits_of(case)) for name in case.ref.layers()}
-    for name, covariance in weights.items():
+    covariance = covariances(logits_of(case))
+    for name in case.ref.layers():
         jacobian = block_jacobian(case.model, case.inputs, name)
         found = block_hessian(case.model, case.inputs, case.targets, name)
         torch.testing.assert_close(found, jacobian.mT @ covariance @ jacobian, rtol=1e-9, atol=1e-12)

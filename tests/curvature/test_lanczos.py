@@ -141,7 +141,6 @@ def test_fitted_examples_keep_their_digits():
     for margin in (20.0, 60.0):
         with torch.no_grad():
             case.model[4].bias.zero_()[1] = margin
-            case.ref["4.bias"].copy_(case.model[4].bias)
         found.append(lanczos(case, stopping=ENOUGH).quadratic)
     ratio = found[1] / found[0]
     torch.testing.assert_close(ratio, torch.full_like(ratio, 4.248354255291589e-18), rtol=1e-5, atol=0)

@@ -120,7 +120,8 @@ def test_the_forecast_covers_what_is_used(make, shape, options, budget):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("cnn", {"trace": True}), ("mlp_gelu", {}), ("gpt2", {"mean_sample": 2})]
+    ("name", "options"),
+    [("cnn", {"trace": True}), ("mlp_gelu", {}), ("gpt2", {"examples": "max", "mean_sample": 2})],
 )
 def test_over_the_budget_is_refused_with_a_setting_that_works(name, options):
     case = build(name)

@@ -88,14 +88,15 @@ def test_outputs_that_are_changed_in_place_are_measured_as_the_dense_twin_says(w
     torch.manual_seed(0)
     model, ref, x, y = made(Writer(write, act), 3, 4, 3)
     checked(model, ref, x, y)
-    if act is torch.relu and write != "tanh_":  # forward mode and Gauss–Newton values
+    if act is torch.relu:
         model, ref, x, y = made(Writer(write, classes=20), 4, 4, 3, classes=20)
         engine = CurvatureEngine.of(model, ref, ["first.weight"])
-        truth = engine.exact((x, y), spectrum=True).quadratic
-        forms = engine.exact((x, y))
-        assert forms.passes == 1
-        torch.testing.assert_close(forms.quadratic, truth, rtol=1e-9, atol=0.0)
-        torch.testing.assert_close(engine.gauss_newton((x, y)), truth, rtol=1e-9, atol=0.0)
+        if engine.plan_on(x).by("exact"):
+            truth = engine.exact((x, y), spectrum=True).quadratic
+            forms = engine.exact((x, y))
+            assert forms.passes == 1  # one product in forward mode
+            torch.testing.assert_close(forms.quadratic, truth, rtol=1e-9, atol=0.0)
+            torch.testing.assert_close(engine.gauss_newton((x, y)), truth, rtol=1e-9, atol=0.0)
 
 
 def test_traces_and_noise_stability_see_outputs_that_are_changed_in_place():
