@@ -262,4 +262,4 @@ def test_a_branch_that_depends_on_the_other_examples_is_refused(marks):
 @pytest.mark.parametrize("name", ["cnn", "conv1d", "conv3d", "vit", "torch_encoder"])
 def test_networks_whose_calls_do_not_depend_on_values_are_not_checked_batch_by_batch(name):
     case = build(name)
-    assert not CurvatureEngine.of(case.model, case.ref).plan_on(case.inputs).by_values
+    assert not CurvatureEngine.of(case.model, case.ref).plan_on(case.inputs).depends_on_values

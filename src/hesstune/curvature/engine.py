@@ -225,7 +225,7 @@ class CurvatureEngine:
         with inputs from `take`.
         """
         found = capture(self.model, inputs, names, self.plan.layouts, on_output, self.plan.copied)
-        if self.plan.by_values and on_output is None:
+        if self.plan.depends_on_values and on_output is None:
             check_batch(self.model, inputs, found, self.plan.by("exact"))
         return found
 
@@ -280,7 +280,7 @@ class CurvatureEngine:
         weights, plan = named_parameters(self.model), self.plan
         captured.otherwise |= used_weights(captured, {name: weights[name] for name in plan.by("unused")})
         lost = captured.left_out([*plan.by("exact"), *captured.otherwise])
-        if self._method == "exact" or not plan.by_values:
+        if self._method == "exact" or not plan.depends_on_values:
             captured.require([n for n in lost if self._method == "exact" or n in plan.by("exact")])
         if lost:
             self._apart |= lost
@@ -319,14 +319,14 @@ class CurvatureEngine:
             captured = self.capture(inputs, list(deltas))
             used = {n for n, calls in captured.calls.items() if calls} | captured.otherwise.keys()
             lost = captured.left_out([name for name in deltas if name in self.plan.layouts and name in used])
-            if lost and self.plan.by_values and len(targets) > 1:
+            if lost and self.plan.depends_on_values and len(targets) > 1:
                 alone = ((one, targets[row : row + 1]) for row, one in each_alone(inputs))
                 return torch.cat([self.gauss_newton(one, list(deltas)) for one in alone])
             captured.require(list(lost))
+            found = [name for name in deltas if name in captured.layers]
             values = torch.zeros(len(targets), len(deltas), dtype=torch.float64)
-            if found := [name for name in deltas if name in captured.layers]:
-                columns = [list(deltas).index(name) for name in found]
-                values[:, columns] = exact_forms(captured, found, deltas).quadratic.cpu()
+            columns = [list(deltas).index(name) for name in found]
+            values[:, columns] = exact_forms(captured, found, deltas).quadratic.cpu()
         if self.loss.is_mixture:
             weight = self.loss.curvature_weight(targets, captured.logits.shape[1])
             values *= weight.cpu().clamp_min(0)[:, None]

@@ -79,10 +79,10 @@ def find_layouts(model: nn.Module, inputs: Inputs, names: Sequence[str]) -> dict
         name: _growing(layer.input.shape, grown[name].input.shape) if name in grown else []
         for name, layer in layers.items()
     }
-    _keep_apart(logits, layers, candidates)
+    _exclude_by_gradients(logits, layers, candidates)
     unsure = [name for name, found in candidates.items() if len(found) > 1]
     if unsure:
-        _keep_moving(model, few, unsure, candidates)
+        _exclude_by_changes(model, few, unsure, candidates)
     return {name: found[0] if len(found) == 1 else None for name, found in candidates.items()}
 
 
@@ -119,7 +119,7 @@ def _part(shape: torch.Size, layout: Layout, examples: int) -> torch.Size:
     return as_examples(torch.empty(shape, device="meta"), layout, examples).shape[1:]
 
 
-def _keep_apart(
+def _exclude_by_gradients(
     logits: torch.Tensor, layers: Mapping[str, CapturedLayer], candidates: dict[str, list[Layout]]
 ) -> None:
     """Remove the layouts in which an example's logits depend on another's part of the output.
@@ -142,7 +142,7 @@ def _keep_apart(
                 candidates[name] = [c for c in candidates[name] if _only_in(depends, c, row)]
 
 
-def _keep_moving(
+def _exclude_by_changes(
     model: nn.Module, inputs: Inputs, names: Sequence[str], candidates: dict[str, list[Layout]]
 ) -> None:
     """Remove the layouts in which a change of one example changes another's part of the layer's input."""

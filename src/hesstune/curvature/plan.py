@@ -61,7 +61,7 @@ class MeasurePlan:
         copied: Layers whose input the network overwrites in place, so that it must be copied.
         memory: The memory of one example, by the kind of pass.
         cuts_padding: Whether masked trailing tokens can be cut without changing the logits.
-        by_values: Whether the network's calls depend on the values of its inputs; then each batch is checked.
+        depends_on_values: Whether calls depend on the values of the inputs; then each batch is checked.
     """
 
     layers: list[LayerPlan]
@@ -69,7 +69,7 @@ class MeasurePlan:
     copied: frozenset[str] = frozenset()
     memory: ExampleMemory = field(default=ExampleMemory(), compare=False)
     cuts_padding: bool = False
-    by_values: bool = False
+    depends_on_values: bool = False
 
     def by(self, *methods: MeasureMethod) -> list[str]:
         """List the layers with one of the methods."""
@@ -103,8 +103,8 @@ def make_measure_plan(
     logits = captured.logits.detach()
     refuse_bad_logits(model, probe, logits, rows)
     refuse_mixed_examples(model, probe, logits, [n for n in found if n not in layouts])
-    by_values = calls_depend_on_values(model, probe)
-    if by_values:
+    depends_on_values = calls_depend_on_values(model, probe)
+    if depends_on_values:
         refuse_other_alone(model, probe, logits, "in the logits")
         for name in layers_with_mixed_rows(captured):
             del layouts[name], captured.layers[name]
@@ -121,7 +121,7 @@ def make_measure_plan(
     layers = [_as_asked(plans[name], method, objective) for name in names]
     memory = _memory(probe, captured, kept, layers, parameters)
     cuts = ignores_padding(model, inputs)
-    return MeasurePlan(layers, layouts, captured.overwritten, memory, cuts, by_values)
+    return MeasurePlan(layers, layouts, captured.overwritten, memory, cuts, depends_on_values)
 
 
 def moved_to_weight_space(
