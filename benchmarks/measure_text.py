@@ -139,7 +139,7 @@ def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
     deltas = {name: ref.difference(model, name) for name in ref.layers()}
     engine = CurvatureEngine(model, deltas)
     engine.plan_on(inputs)
-    stop = Stopping(steps=STEPS)
+    stop = Stopping(tol=0, most=STEPS)
     groups = by_length(inputs).split(GROUP)[1::2]
     spent: dict[str, list[float]] = {key: [] for key in ("padded", "unpadded", "matrix")}
     for group in groups:

@@ -21,13 +21,13 @@ from records import ROOT, append, arguments, versions
 TESTS = (
     "tests/integrations", "tests/models", "tests/training", "tests/data/test_hub.py",
     "tests/test_examples.py", "tests/test_reference.py", "tests/constraints", "tests/methods/test_runs.py",
-    "tests/curvature/test_padding.py", "tests/curvature/test_attention.py", "tests/curvature/test_exact.py",
+    "tests/curvature/test_attention.py", "tests/curvature/test_exact.py",
     "tests/curvature/test_lanczos.py",
 )  # fmt: skip
 # Of these, what uses transformers, peft, Lightning, accelerate or datasets directly.
 LIBRARIES = (
     "tests/integrations", "tests/models", "tests/data/test_hub.py", "tests/test_examples.py",
-    "tests/training/test_texts.py", "tests/training/test_export.py", "tests/curvature/test_padding.py",
+    "tests/training/test_texts.py", "tests/training/test_export.py",
     "tests/curvature/test_attention.py",
 )  # fmt: skip
 

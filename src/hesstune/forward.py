@@ -47,7 +47,8 @@ def logits_of(model: nn.Module, inputs: Inputs) -> torch.Tensor:
     Raises:
         ModelError: If the output holds no (N, K) logits.
     """
-    with DenseBatchNorm() if torch.is_grad_enabled() and _is_one_example(inputs) else nullcontext():
+    one = [len(value) == 1 for value in _tensors_by_example(inputs)[:1]] == [True]
+    with DenseBatchNorm() if torch.is_grad_enabled() and one else nullcontext():
         output = outputs_of(model, inputs)
     logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
     if logits is None and isinstance(output, tuple) and output:
@@ -58,19 +59,15 @@ def logits_of(model: nn.Module, inputs: Inputs) -> torch.Tensor:
     return logits
 
 
-def _is_one_example(inputs: Inputs) -> bool:
+def _tensors_by_example(inputs: Inputs) -> list[torch.Tensor]:
     values = inputs.values() if isinstance(inputs, Mapping) else [inputs]
-    sizes = (value.shape[0] for value in values if isinstance(value, torch.Tensor) and value.ndim)
-    return next(sizes, 0) == 1
+    return [value for value in values if isinstance(value, torch.Tensor) and value.ndim]
 
 
 def batch_size(inputs: Inputs) -> int:
     """Return the number of examples in a batch: the first dimension of its first tensor."""
-    if isinstance(inputs, torch.Tensor):
-        return inputs.shape[0]
-    for value in inputs.values():
-        if isinstance(value, torch.Tensor) and value.ndim:
-            return value.shape[0]
+    if tensors := _tensors_by_example(inputs):
+        return len(tensors[0])
     raise ModelError("a mapping of inputs must hold at least one tensor with a batch dimension")
 
 
@@ -107,9 +104,9 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[nn.Module]:
 def clear_caches(model: nn.Module) -> None:
     """Clear the tensors that modules in eval mode computed from earlier weights.
 
-    LeViT, EfficientFormer, EfficientViT and TinyViT (timm, transformers) and peft's DoRA keep tensors
-    computed from weights until `train(True)` is called. Call this after weights were changed in place.
-    Every module's mode is as before.
+    LeViT, EfficientFormer, EfficientViT and TinyViT (timm, transformers) and peft's DoRA keep such tensors
+    until `train(True)` is called. Call this after weights were changed in place. Every module's mode is as
+    before.
     """
     for module in model.modules():
         if not module.training and _overrides_mode(type(module)):  # type: ignore[arg-type]

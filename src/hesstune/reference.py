@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from hesstune.errors import HesstuneWarning, LayerError, listed
+from hesstune.errors import HesstuneWarning, LayerError, listed, unknown_name
 from hesstune.forward import (
     Inputs,
     clear_caches,
@@ -48,33 +49,32 @@ def in_modules(name: str, modules: Iterable[str]) -> bool:
     return any(name.startswith(f"{module}." if module else "") for module in modules)
 
 
-def _is_transformers_conv1d(module: nn.Module) -> bool:
-    # By name, so that transformers need not be installed or imported.
-    return any(
-        c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in type(module).__mro__
-    )
-
-
 def _weight_attributes(module: nn.Module) -> tuple[str, ...]:
     if isinstance(module, nn.MultiheadAttention):
         return tuple(a for a in _MHA_WEIGHTS if getattr(module, a, None) is not None)
-    if isinstance(module, _MATRIX_MODULES) or _is_transformers_conv1d(module):
-        return ("weight",)
-    return ()
+    # transformers' Conv1D by name, so that transformers need not be installed or imported.
+    bases = type(module).__mro__
+    conv1d = any(c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in bases)
+    return ("weight",) if conv1d or isinstance(module, _MATRIX_MODULES) else ()
 
 
-def layer_owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Map each layer's name to the modules that own its weight, as (module, attribute).
+def layer_names(model: nn.Module, inputs: Inputs | None = None) -> list[str]:
+    """List the layers of a model, in the order of definition, or of use in one forward pass.
 
     A layer is a weight matrix: the `weight` of Linear, ConvNd and transformers' Conv1D, and the
     input projections of torch's MultiheadAttention. Names are those of `model.named_parameters()`, without
-    what `torch.compile` adds to them; a weight tied between modules is one layer with several owners.
+    what `torch.compile` adds to them; a weight tied between modules is one layer.
+
+    Args:
+        model: The network.
+        inputs: One batch; if given, layers are ordered by their first use on it, and the ones
+            with a module that is not called come last.
 
     Raises:
         LayerError: If a layer's weight is computed (parametrized) and thus is no parameter.
     """
     names = {id(p): name for name, p in named_parameters(model).items()}
-    owners: dict[str, list[tuple[nn.Module, str]]] = {}
+    owners: dict[str, list[nn.Module]] = {}
     for path, module in named_modules(model).items():
         for attribute in _weight_attributes(module):
             weight = getattr(module, attribute)
@@ -83,26 +83,15 @@ def layer_owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
                     f"'{path}.{attribute}' is computed from other parameters, not a parameter itself; "
                     "remove the parametrization (torch.nn.utils.parametrize.remove_parametrizations)"
                 )
-            owners.setdefault(names[id(weight)], []).append((module, attribute))
-    return owners
-
-
-def layer_names(model: nn.Module, inputs: Inputs | None = None) -> list[str]:
-    """List the layers of a model, in the order of definition, or of use in one forward pass.
-
-    Args:
-        model: The network.
-        inputs: One batch; if given, layers are ordered by their first use on it, and the ones
-            whose module is not called come last.
-    """
-    owners = layer_owners(model)
+            owners.setdefault(names[id(weight)], []).append(module)
     if inputs is None:
         return list(owners)
     used: dict[str, None] = {}
-    handles = []
-    for name, places in owners.items():
-        for module, _ in places:
-            handles.append(module.register_forward_pre_hook(lambda *_, n=name: used.setdefault(n)))
+    handles = [
+        module.register_forward_pre_hook(lambda *_, n=name: used.setdefault(n))
+        for name, modules in owners.items()
+        for module in modules
+    ]
     try:
         with torch.no_grad(), evaluating(model), torch.random.fork_rng():
             logits_of(model, inputs)
@@ -110,6 +99,13 @@ def layer_names(model: nn.Module, inputs: Inputs | None = None) -> list[str]:
         for handle in handles:
             handle.remove()
     return list(used) + [name for name in owners if name not in used]
+
+
+def matching_names(pattern: str, names: Sequence[str], kind: str) -> list[str]:
+    """Return the names that match an fnmatch pattern; raise LayerError, with the kind, if there are none."""
+    if not (found := [name for name in names if fnmatchcase(name, pattern)]):
+        raise unknown_name(kind, pattern, names, LayerError)
+    return found
 
 
 class Reference:
@@ -241,13 +237,12 @@ class Reference:
         with torch.no_grad():
             weights = [parameters[name] for name in names]
             parts = [pair(w, self[name], name) for w, name in zip(weights, names, strict=True)]
-            # Into one tensor: a number kept for each layer would lie where the layer's difference was, and
-            # the next difference, which no longer fits there, would take new memory.
+            # One tensor for all: a number that is kept for each layer would take the place of the layer's
+            # difference in memory, and the next difference would need new memory.
             values = torch.zeros(len(parts), dtype=torch.float64)
             for at, (w, anchor) in enumerate(parts):
                 moved = _difference(w, anchor)
-                wide = torch.float32 if moved.device.type == "mps" else torch.float64
-                values[at] = torch.linalg.vector_norm(moved, dtype=wide)
+                values[at] = torch.linalg.vector_norm(moved, dtype=wide(moved))
             if any(is_sharded(w) for w in weights):
                 values = over_parts(values.square(), weights).sqrt()
         return dict(zip(names, values.tolist(), strict=True))
@@ -299,6 +294,11 @@ class Reference:
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from named_parameters(model).items()
     yield from named_buffers(model).items()
+
+
+def wide(tensor: torch.Tensor) -> torch.dtype:
+    """Return the precision that norms are taken in: float64 if the device has it."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 def is_matrix(weight: torch.Tensor) -> bool:

@@ -117,21 +117,6 @@ def test_tied_frozen_and_channels_last():
     assert ref.distances(conv)["1.weight"] == pytest.approx(0.5, rel=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("norm", ["frobenius", "mars"])
-def test_half_precision_stays_inside_the_ball(dtype, norm):
-    torch.manual_seed(0)
-    model = nn.Linear(40, 30).to(dtype)
-    ref = Reference.of(model)
-    with torch.no_grad():
-        model.weight.add_(0.1 * torch.randn(30, 40).to(dtype))
-    con = DistanceConstraint(model, ref, 0.3, norm)
-    assert con.project_()["weight"] > 0.3
-    delta = model.weight.detach().double() - ref["weight"].double()
-    size = delta.norm() if norm == "frobenius" else delta.abs().sum(1).max()
-    assert 0.1 < float(size) <= 0.3 * (1 + 1e-6)
-
-
 def test_projection_leaves_gradients_and_optimizer_alone():
     model, ref = two_layers()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)

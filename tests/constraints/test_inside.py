@@ -1,4 +1,4 @@
-"""Projected weights lie inside their ball by float64, whatever their size and precision."""
+"""Projected weights lie inside their distance constraint by float64, whatever their size and precision."""
 
 import pytest
 import torch
@@ -22,23 +22,17 @@ def measured(weight, start, norm):
     return float(delta.norm() if norm == "frobenius" else delta.abs().sum(dim=1).max())
 
 
-SIZES = [(3, 2), (64, 64)]
-LARGE = (1000, 4608)
-
-
 @pytest.mark.parametrize("norm", ["frobenius", "mars"])
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("scale", [0.02, 1.0])
-@pytest.mark.parametrize("radius", [0.01, 1.0, 30.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [(3, 2), (64, 64)], ids=str)
+@pytest.mark.parametrize(("scale", "radius"), [(0.02, 0.01), (0.02, 30.0), (1.0, 0.01), (1.0, 1.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_projected_weights_lie_inside(norm, size, scale, radius, dtype):
     lies_inside(norm, size, scale, radius, dtype, steps=3)
 
 
-@pytest.mark.parametrize(("scale", "radius"), [(0.02, 1.0), (1.0, 0.01)])
 @pytest.mark.parametrize("norm", ["frobenius", "mars"])
-def test_millions_of_weights_lie_inside(norm, scale, radius):
-    lies_inside(norm, LARGE, scale, radius, torch.float32, steps=1)
+def test_millions_of_weights_lie_inside(norm):
+    lies_inside(norm, (1000, 4608), 1.0, 0.01, torch.float32, steps=1)
 
 
 def lies_inside(norm, size, scale, radius, dtype, steps):
@@ -54,7 +48,7 @@ def lies_inside(norm, size, scale, radius, dtype, steps):
         assert found == pytest.approx(outside, rel=1e-6)
         left = measured(model.linear.weight, start, norm)
         assert left <= radius
-        if dtype != torch.bfloat16 and outside > radius and norm == "frobenius":
+        if dtype in (torch.float32, torch.float64) and outside > radius and norm == "frobenius":
             assert left >= radius * (1 - 1e-3)
         assert constraint.reference.distances(model)["linear.weight"] == pytest.approx(
             measured(model.linear.weight, start, "frobenius"), rel=1e-6
@@ -128,14 +122,9 @@ def test_included_ones_are_held_like_layers(norm):
         ht.DistanceConstraint(model, reference, radius, include=["expert"])
 
 
-def test_a_run_names_what_its_balls_do_not_hold(tiny_bert, tmp_path):
+def test_a_run_names_what_is_not_constrained(tiny_bert, tmp_path):
     path = tmp_path / "texts.csv"
     path.write_text("text,label\n" + "".join(f"good {i},a\nbad {i},b\n" for i in range(8)))
-    told = {"data": f"csv:{path}", "model": f"hf:{tiny_bert}", "epochs": 1}
-    run = ht.finetune(told, method="constraint", radius=0.1)
-    assert any(
-        "without a constraint" in note and "word_embeddings.weight" in note for note in run.facts.notes
-    )
-    assert not any(
-        "without a constraint" in n for n in ht.finetune(told, method="constraint", train="head").facts.notes
-    )
+    run = ht.finetune(f"csv:{path}", model=f"hf:{tiny_bert}", epochs=1, method="constraint", radius=0.1)
+    notes = [note for note in run.facts.notes if "without a constraint" in note]
+    assert any("word_embeddings.weight" in note for note in notes)

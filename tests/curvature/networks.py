@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from dense_hessians import block_hessian, positive_form, positive_trace
+from hesstune.curvature.measure import measure
+from hesstune.curvature.result import Measure
 from hesstune.reference import Reference
 
 
@@ -125,29 +127,6 @@ class AlsoFunctional(nn.Module):
         return self.b(self.act(self.a(x))) + 0.5 * self.a.weight.square().sum() * x[:, :3]
 
 
-class FirstBySequence(nn.Module):
-    """Its first layer gets the sequence before the batch dimension."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.b(torch.tanh(self.a(x.transpose(0, 1))).mean(0))
-
-
-class Aside(nn.Module):
-    """The logits do not depend on its layer `aside`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.aside, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.aside(x)
-        return self.head(x)
-
-
 def dense_values(case: Case, *loss: Any) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     """v_iᵀ H_i⁺ v_i, (B, L), Tr H_i⁺, (B, L), and the eigenvalues of each layer, from dense Hessians."""
     forms, traces, spectra = [], [], []
@@ -159,34 +138,36 @@ def dense_values(case: Case, *loss: Any) -> tuple[torch.Tensor, torch.Tensor, li
     return torch.stack(forms, 1), torch.stack(traces, 1), spectra
 
 
-def tiny_bert() -> nn.Module:
+def check(
+    model: nn.Module, ref: Reference, batches: list[Any], twins: list[Any] | None = None, **options: Any
+) -> Measure:
+    """Measure, and compare values and brackets of the measured entries with dense Hessians."""
+    found = measure(model, ref, batches, **{"steps": 40, "tol": 1e-7, **options})
+    for column, name in enumerate(found.names):
+        v = ref.difference(model, name)
+        forms = [positive_form(block_hessian(model, x, y, name), v) for x, y in twins or batches]
+        rows = found.refined[:, column]
+        truth, value = torch.cat(forms)[rows], found.quadratic[rows, column]
+        torch.testing.assert_close(value, truth, rtol=1e-5, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        assert bool((found.lower[rows, column] <= truth * (1 + 1e-6) + 1e-9).all())
+        assert bool((found.upper[rows, column] >= truth * (1 - 1e-6) - 1e-9).all())
+    return found
+
+
+SIZES = {"num_attention_heads": 2, "hidden_size": 4, "num_hidden_layers": 1, "intermediate_size": 6}
+
+
+def tiny_bert(**options: Any) -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
-    config = BertConfig(
-        vocab_size=11,
-        hidden_size=4,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=6,
-        max_position_embeddings=8,
-        num_labels=3,
-    )
+    config = BertConfig(**SIZES, vocab_size=11, max_position_embeddings=8, num_labels=3, **options)
     return BertForSequenceClassification(config)
 
 
 def tiny_vit() -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
-    config = ViTConfig(
-        hidden_size=4,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=6,
-        image_size=6,
-        patch_size=3,
-        num_channels=2,
-        num_labels=3,
-    )
+    config = ViTConfig(**SIZES, image_size=6, patch_size=3, num_channels=2, num_labels=3)
     return ViTForImageClassification(config)
 
 

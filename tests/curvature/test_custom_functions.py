@@ -10,64 +10,35 @@ from hesstune.errors import MeasureError
 BATCH = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
 
 
-class Rounded(torch.autograd.Function):
-    """Straight-through: rounding, with the gradient of the identity."""
+def function(name, forward, slope, once=False):
+    """Make an autograd function whose backward pass multiplies by `slope` of what forward kept."""
 
-    @staticmethod
-    def forward(ctx, x):
-        return torch.round(4 * x) / 4
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient
-
-
-class Halved(torch.autograd.Function):
-    """tanh, with half its derivative."""
-
-    @staticmethod
-    def forward(ctx, x):
+    def run(ctx, x):
+        value, ctx.kept = forward(x), None
         ctx.save_for_backward(x)
-        return x.tanh()
+        if name == "Kept":
+            ctx.kept = value.clone()
+        return value
 
-    @staticmethod
     def backward(ctx, gradient):
-        return 0.5 * gradient * (1 - ctx.saved_tensors[0].tanh() ** 2)
+        return gradient * slope(ctx.saved_tensors[0] if ctx.kept is None else ctx.kept)
+
+    backward = torch.autograd.function.once_differentiable(backward) if once else backward
+    methods = {"forward": staticmethod(run), "backward": staticmethod(backward)}
+    return type(name, (torch.autograd.Function,), methods)
 
 
-class Tanh(torch.autograd.Function):
-    """tanh, with its derivative."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.tanh()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * (1 - ctx.saved_tensors[0].tanh() ** 2)
+def derivative(x):
+    return 1 - x.tanh() ** 2
 
 
-class Once(Tanh):
-    """The same, not to be differentiated twice."""
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        return gradient * (1 - ctx.saved_tensors[0].tanh() ** 2)
-
-
-class Kept(torch.autograd.Function):
-    """tanh, whose second derivative takes the value that it keeps for a constant."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.value = x.tanh()
-        return ctx.value.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * (1 - ctx.value**2)
+# Rounding with the gradient of the identity; half the derivative; the derivative; the same, not to be
+# differentiated twice; and a second derivative that takes the value that it keeps for a constant.
+Rounded = function("Rounded", lambda x: torch.round(4 * x) / 4, torch.ones_like)
+Halved = function("Halved", torch.tanh, lambda x: 0.5 * derivative(x))
+Tanh = function("Tanh", torch.tanh, derivative)
+Once = function("Once", torch.tanh, derivative, once=True)
+Kept = function("Kept", torch.tanh, lambda value: 1 - value**2)
 
 
 class Applied(nn.Module):
@@ -102,7 +73,10 @@ class Counting(nn.Module):
 
 def network(*middle, first=nn.Linear):
     torch.manual_seed(0)
-    return nn.Sequential(first(5, 6), *middle, nn.Linear(6, 3))
+    model = nn.Sequential(first(5, 6), *middle, nn.Linear(6, 3))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, 0, 0.5)
+    return model
 
 
 def moved(model):
@@ -134,22 +108,34 @@ def test_a_gradient_that_is_no_derivative_is_refused_and_layers_after_it_are_mea
     assert ht.measure(model, ref, [BATCH], layers=f"{len(model) - 1}.weight").exact == [True]
 
 
-@pytest.mark.parametrize("after", [(), (nn.ReLU(),)])
+@pytest.mark.parametrize(
+    "after", [lambda: (), lambda: (nn.ReLU(),), lambda: (nn.Linear(6, 6), Applied(Tanh))]
+)
 def test_a_gradient_of_its_own_that_is_the_derivative_is_measured_like_torchs(after):
-    custom, plain = network(Applied(Tanh), *after), network(nn.Tanh(), *after)
+    custom, plain = network(Applied(Tanh), *after()), network(nn.Tanh(), *after())
     found = [ht.measure(model, moved(model), [BATCH]).quadratic for model in (custom, plain)]
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-9)
 
 
-def test_several_layers_before_such_a_function_are_measured_like_torchs():
-    def deep(last):
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), last, nn.Linear(6, 3))
+def test_hardsigmoid_is_measured_as_the_same_function_and_what_has_no_second_derivative_is_named():
+    class Relu6(nn.Module):
+        def forward(self, x):
+            return nn.functional.relu6(x + 3) / 6
 
-    found = [
-        ht.measure(model, moved(model), [BATCH]).quadratic for model in map(deep, (Applied(Tanh), nn.Tanh()))
-    ]
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-9)
+    class Functional(nn.Module):
+        def forward(self, x):
+            return nn.functional.hardsigmoid(x)
+
+    for more in ((), (nn.Linear(6, 6), nn.GELU())):
+        models = network(nn.Hardsigmoid(), *more), network(Relu6(), *more)
+        models[1].load_state_dict(models[0].state_dict())
+        found, wanted = (ht.measure(model, moved(model), [BATCH]) for model in models)
+        torch.testing.assert_close(found.quadratic, wanted.quadratic, rtol=1e-4, atol=1e-9)
+        assert found.exact == wanted.exact
+        assert all("forward" not in vars(m) for m in models[0])  # left as it was
+    model = network(Functional())
+    with pytest.raises(MeasureError, match="calls hardsigmoid, which torch cannot differentiate twice"):
+        ht.measure(model, moved(model), [BATCH])
 
 
 @pytest.mark.parametrize("name", ["measure", "noise_stability"])

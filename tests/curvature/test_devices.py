@@ -45,8 +45,11 @@ def watched(model, batches, run) -> list[tuple[str, str]]:
     return devices.mixed
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("name", ["cnn", "conv1d_silu", "attention"])
+RUNS = [("attention", options) for options in OPTIONS]
+RUNS += [("cnn", "traces and spectra"), ("conv1d_silu", "sample"), ("mlp_fifty_classes", "plain")]
+
+
+@pytest.mark.parametrize(("name", "options"), RUNS)
 def test_a_measurement_stays_on_the_networks_device(name, options):
     case = build(name)
     batches = [(case.inputs, case.targets)]
@@ -55,12 +58,6 @@ def test_a_measurement_stays_on_the_networks_device(name, options):
         measure(case.model, case.ref, batches, steps=2, **OPTIONS[options])
 
     assert watched(case.model, batches, run) == []
-
-
-def test_products_in_forward_mode_stay_there():
-    case = build("mlp_fifty_classes")
-    batches = [(case.inputs, case.targets)]
-    assert watched(case.model, batches, lambda: measure(case.model, case.ref, batches)) == []
 
 
 @pytest.mark.parametrize("network", [Experts, Marked])

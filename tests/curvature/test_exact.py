@@ -10,10 +10,17 @@ import torch.nn.functional as F
 from networks import PIECEWISE_LINEAR, build, dense_values, mlp, moved
 from torch import nn
 
-from dense_hessians import block_jacobian
+from dense_hessians import block_hessian, block_jacobian
 from hesstune.curvature.capture import differentiable
 from hesstune.curvature.engine import CurvatureEngine
-from hesstune.curvature.exact import LogitFactor, exact_by_forward_mode, exact_forms
+from hesstune.curvature.exact import (
+    FAILURE_PROBABILITY,
+    LogitFactor,
+    exact_by_forward_mode,
+    exact_forms,
+    probe_factor,
+    trace_factor,
+)
 from hesstune.curvature.measure import measure
 from hesstune.errors import ConfigError, DataError
 
@@ -21,8 +28,18 @@ DOUBLE = {"rtol": 1e-8, "atol": 1e-14}
 SINGLE = {"rtol": 1e-4, "atol": 1e-9}
 
 
+def logits_of(case):
+    with torch.no_grad():
+        return case.model.eval()(case.inputs)
+
+
+def covariances(logits):
+    p = logits.softmax(1)
+    return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+
+
 @pytest.mark.parametrize("name", PIECEWISE_LINEAR)
-def test_every_layer_and_example_matches_the_dense_twin(name):
+def test_every_layer_and_example_matches_the_dense_twin_in_either_mode_and_precision(name):
     case = build(name)
     m = measure(case.model, case.ref, [(case.inputs, case.targets)], trace=True, spectrum=True)
     forms, traces, spectra = dense_values(case)
@@ -35,34 +52,45 @@ def test_every_layer_and_example_matches_the_dense_twin(name):
         kept = min(ours.shape[1], dense.shape[1])
         torch.testing.assert_close(ours[:, :kept], dense[:, :kept], rtol=1e-7, atol=1e-12)
         assert float(dense[:, kept:].abs().sum()) < 1e-12  # nothing is left out
-    losses = F.cross_entropy(_logits(case), case.targets, reduction="none")
-    torch.testing.assert_close(m.losses, losses)
-
-
-def _logits(case):
-    with torch.no_grad():
-        return case.model.eval()(case.inputs)
-
-
-@pytest.mark.parametrize("name", ["mlp", "cnn", "conv1d", "mlp_fifty_classes"])
-def test_float32_keeps_four_digits(name):
-    case = build(name)
-    forms, traces, _ = dense_values(case)
+    torch.testing.assert_close(m.losses, F.cross_entropy(logits_of(case), case.targets, reduction="none"))
+    names, engine = case.ref.layers(), CurvatureEngine.of(case.model, case.ref)
+    engine.plan_on(case.inputs)
+    with differentiable(case.model, names):
+        captured = engine.capture(case.inputs, names)
+        backward = exact_forms(captured, names, engine.differences)
+        forward = exact_by_forward_mode(
+            lambda name, on_output: engine.capture(case.inputs, [name], on_output).logits,
+            names,
+            engine.differences,
+        )
+    torch.testing.assert_close(forward.quadratic, backward.quadratic, **DOUBLE)
+    assert (backward.passes, forward.passes) == (captured.logits.shape[1] - 1, len(names))
     case.model.float()
-    batch = (case.inputs.float(), case.targets)
-    m = measure(case.model, case.ref, [batch], trace=True, method="exact")
+    m = measure(case.model, case.ref, [(case.inputs.float(), case.targets)], trace=True, method="exact")
     torch.testing.assert_close(m.quadratic, forms, **SINGLE)
     torch.testing.assert_close(m.trace, traces, **SINGLE)
 
 
-@pytest.mark.parametrize("gap", [0.0, 5.0, 18.0, 30.0, 60.0, 300.0])
+def test_the_dense_twin_is_the_textbook_hessian_and_the_gauss_newton_form_of_a_relu_network():
+    case = build("cnn")
+    covariance = covariances(logits_of(case))
+    for name in case.ref.layers():
+        jacobian = block_jacobian(case.model, case.inputs, name)
+        found = block_hessian(case.model, case.inputs, case.targets, name)
+        torch.testing.assert_close(found, jacobian.mT @ covariance @ jacobian, rtol=1e-9, atol=1e-12)
+    linear, x = nn.Linear(3, 4, bias=False).double(), torch.randn(5, 3, dtype=torch.float64)
+    pairs = zip(covariances(linear(x)), x, strict=True)
+    expected = torch.stack([torch.kron(c, torch.outer(a, a)) for c, a in pairs])
+    torch.testing.assert_close(block_hessian(linear, x, torch.tensor([0, 1, 2, 3, 0]), "weight"), expected)
+
+
+@pytest.mark.parametrize("gap", [0.0, 18.0, 60.0, 300.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_saturated_logits_match_a_closed_form_in_many_digits(gap, dtype):
     # At 1 − p = 1e-8 and below autodiff's second derivative is wrong; here f = Wx + b is linear, so
     # vᵀHv = Σ_k p_k (u_k − ū)² with u = (W − W⁽ˢ⁾)x, and mpmath can take any number of digits.
-    k = 5
     generator = torch.Generator().manual_seed(3)
-    model = nn.Linear(4, k).to(dtype)
+    model = nn.Linear(4, 5).to(dtype)
     x = torch.randn(6, 4, generator=generator, dtype=torch.float64).to(dtype)
     ref = moved(model, 0.3)
     with torch.no_grad():
@@ -74,11 +102,8 @@ def test_saturated_logits_match_a_closed_form_in_many_digits(gap, dtype):
     with mpmath.workdps(250):
         for row in x.double().numpy():
             f = [mpmath.mpf(float(b)) + _dot(w, row) for w, b in zip(weight, bias, strict=True)]
-            u = [_dot(d, row) for d in delta]
-            e = [mpmath.exp(value - max(f)) for value in f]
-            p = [value / sum(e) for value in e]
-            mean = sum(a * b for a, b in zip(p, u, strict=True))
-            forms.append(float(sum(a * (b - mean) ** 2 for a, b in zip(p, u, strict=True))))
+            forms.append(_variance(f, [_dot(d, row) for d in delta]))
+            p = _softmax(f)
             traces.append(float(sum(a * (1 - a) for a in p) * _dot(row, row)))
     tolerance = {"rtol": 1e-8 if dtype == torch.float64 else 1e-4, "atol": 0.0}
     torch.testing.assert_close(m.quadratic[:, 0], torch.tensor(forms, dtype=torch.float64), **tolerance)
@@ -89,29 +114,31 @@ def _dot(a, b):
     return sum(mpmath.mpf(float(x)) * mpmath.mpf(float(y)) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("gap", [10.0, 20.0, 40.0])
+def _softmax(logits):
+    e = [mpmath.exp(mpmath.mpf(f) - mpmath.mpf(max(logits))) for f in logits]
+    return [value / sum(e) for value in e]
+
+
+def _variance(logits, u):
+    with mpmath.workdps(250):
+        p = _softmax(logits)
+        mean = sum(a * b for a, b in zip(p, u, strict=True))
+        return float(sum(a * (b - mean) ** 2 for a, b in zip(p, u, strict=True)))
+
+
+@pytest.mark.parametrize("gap", [10.0, 40.0])
 def test_fitted_examples_of_a_deep_network(gap):
     # Scaling the head saturates p; the twin is built from J, which has no cancellation, by Λ in many digits.
     case = build("mlp")
     with torch.no_grad():
         case.model[4].weight.mul_(gap)
     m = measure(case.model, case.ref, [(case.inputs, case.targets)], method="exact")
-    logits = _logits(case)
+    logits = logits_of(case).tolist()
     for i, name in enumerate(m.names):
         v = case.ref.difference(case.model, name).flatten()
-        u = block_jacobian(case.model, case.inputs, name) @ v
-        expected = [_variance(f, d) for f, d in zip(logits.tolist(), u.tolist(), strict=True)]
-        torch.testing.assert_close(
-            m.quadratic[:, i], torch.tensor(expected, dtype=torch.float64), rtol=1e-8, atol=0
-        )
-
-
-def _variance(logits, u):
-    with mpmath.workdps(80):
-        e = [mpmath.exp(mpmath.mpf(f) - mpmath.mpf(max(logits))) for f in logits]
-        p = [value / sum(e) for value in e]
-        mean = sum(a * b for a, b in zip(p, u, strict=True))
-        return float(sum(a * (b - mean) ** 2 for a, b in zip(p, u, strict=True)))
+        u = (block_jacobian(case.model, case.inputs, name) @ v).tolist()
+        expected = torch.tensor([*map(_variance, logits, u)], dtype=torch.float64)
+        torch.testing.assert_close(m.quadratic[:, i], expected, rtol=1e-8, atol=0)
 
 
 def test_the_factor_reproduces_the_softmax_covariance():
@@ -119,35 +146,13 @@ def test_the_factor_reproduces_the_softmax_covariance():
     factor = LogitFactor(logits)
     columns = [factor.seed(rank) for rank in range(factor.columns)]
     b = torch.stack([weight.sqrt()[:, None] * seed for seed, weight in columns], 2)
-    p = logits.softmax(1)
-    covariance = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-    torch.testing.assert_close(b @ b.transpose(1, 2), covariance, rtol=1e-12, atol=1e-15)
-
-
-@pytest.mark.parametrize("name", PIECEWISE_LINEAR)
-def test_forward_mode_gives_the_same(name):
-    case = build(name)
-    names = case.ref.layers()
-    engine = CurvatureEngine.of(case.model, case.ref)
-    engine.plan_on(case.inputs)
-    with differentiable(case.model, names):
-        captured = engine.capture(case.inputs, names)
-        backward = exact_forms(captured, names, engine.differences)
-        forward = exact_by_forward_mode(
-            lambda name, on_output: engine.capture(case.inputs, [name], on_output).logits,
-            names,
-            engine.differences,
-        )
-    torch.testing.assert_close(forward.quadratic, backward.quadratic, **DOUBLE)
-    assert backward.passes == captured.logits.shape[1] - 1
-    assert forward.passes == len(names)
+    torch.testing.assert_close(b @ b.mT, covariances(logits), rtol=1e-12, atol=1e-15)
 
 
 def test_few_layers_of_many_classes_take_forward_mode():
     case = build("mlp_fifty_classes")
-    forms, _, _ = dense_values(case)
     m = measure(case.model, case.ref, [(case.inputs, case.targets)], layers="2.*")
-    torch.testing.assert_close(m.quadratic[:, 0], forms[:, 1], **DOUBLE)
+    torch.testing.assert_close(m.quadratic[:, 0], dense_values(case)[0][:, 1], **DOUBLE)
 
 
 def _losses(k):
@@ -155,49 +160,42 @@ def _losses(k):
     noise = 0.6 * np.eye(k) + 0.4 * rng.dirichlet(np.ones(k), size=k)
     inverse = torch.as_tensor(np.linalg.inv(noise))
     weights = torch.linspace(0.5, 2.0, k, dtype=torch.float64)
+    weighted = {"weight": weights, "label_smoothing": 0.1, "reduction": "none"}
+    return [
+        (
+            {"loss": "consistent", "noise_matrix": noise},
+            lambda f, y: -(inverse[y] * f.log_softmax(1)).sum(1),
+        ),
+        (
+            {"label_smoothing": 0.2},
+            lambda f, y: F.cross_entropy(f, y, reduction="none", label_smoothing=0.2),
+        ),
+        (
+            {"class_weights": weights, "label_smoothing": 0.1},
+            lambda f, y: F.cross_entropy(f, y, **weighted),
+        ),
+    ]
 
-    def consistent(f, y):
-        return -(inverse[y] * f.log_softmax(1)).sum(1)
 
-    def smoothed(f, y):
-        return F.cross_entropy(f, y, reduction="none", label_smoothing=0.2)
-
-    def weighted(f, y):
-        return F.cross_entropy(f, y, reduction="none", weight=weights, label_smoothing=0.1)
-
-    return {
-        "consistent": ({"loss": "consistent", "noise_matrix": noise}, consistent),
-        "label_smoothing": ({"label_smoothing": 0.2}, smoothed),
-        "class_weights": ({"class_weights": weights, "label_smoothing": 0.1}, weighted),
-    }
-
-
-@pytest.mark.parametrize("kind", ["consistent", "label_smoothing", "class_weights"])
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
-def test_mixtures_of_cross_entropies_stay_exact(kind, name):
-    case = build(name)
-    k = _logits(case).shape[1]
-    options, loss = _losses(k)[kind]
+@pytest.mark.parametrize("kind", range(3))
+def test_mixtures_of_cross_entropies_stay_exact(kind):
+    case = build("mlp")
+    options, loss = _losses(4)[kind]
     forms, traces, _ = dense_values(case, loss)
     m = measure(case.model, case.ref, [(case.inputs, case.targets)], trace=True, **options)
     assert all(m.exact)
     torch.testing.assert_close(m.quadratic, forms, **DOUBLE)
     torch.testing.assert_close(m.trace, traces, **DOUBLE)
-    torch.testing.assert_close(m.losses, loss(_logits(case), case.targets))
+    torch.testing.assert_close(m.losses, loss(logits_of(case), case.targets))
 
 
-def test_soft_targets_stay_exact():
+def test_soft_targets_stay_exact_and_a_negative_total_weight_leaves_no_positive_part():
     case = build("mlp")
     case.targets = torch.rand(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     forms, _, _ = dense_values(case, lambda f, t: F.cross_entropy(f, t, reduction="none"))
     m = measure(case.model, case.ref, [(case.inputs, case.targets)])
     torch.testing.assert_close(m.quadratic, forms, **DOUBLE)
-
-
-def test_a_negative_total_weight_leaves_no_positive_part():
-    case = build("mlp")
-    case.targets = -torch.rand(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    m = measure(case.model, case.ref, [(case.inputs, case.targets)], trace=True)
+    m = measure(case.model, case.ref, [(case.inputs, -case.targets)], trace=True)
     assert float(m.quadratic.abs().max()) == float(m.trace.abs().max()) == 0.0
 
 
@@ -214,7 +212,7 @@ def test_any_other_loss_goes_through_the_smooth_path():
 
 
 def _sure(classes):
-    """Return a network of many classes that is sure of its answers, its reference, and a batch."""
+    """Return a network of many classes with confident predictions, its reference, and a batch."""
     generator = torch.Generator().manual_seed(5)
     with torch.random.fork_rng():
         torch.manual_seed(2)
@@ -229,7 +227,9 @@ def _sure(classes):
 def test_skipped_classes_are_covered_by_the_bounds():
     model, ref, batch = _sure(60)
     full = measure(model, ref, [batch], method="exact", skip_classes=0, trace=True)
-    forms = CurvatureEngine.of(model, ref, method="exact").exact(batch, skip_classes=0.05, trace=True)
+    assert all(full.exact)
+    engine = CurvatureEngine.of(model, ref, method="exact")
+    forms = engine.exact(batch, skip_classes=0.05, trace=True)
     assert forms.passes < 30  # of 59
     assert bool((forms.lower <= full.quadratic * (1 + 1e-9)).all())
     inside = full.quadratic <= forms.upper * (1 + 1e-9)
@@ -242,51 +242,56 @@ def test_skipped_classes_are_covered_by_the_bounds():
     torch.testing.assert_close(skipped.quadratic, forms.quadratic)
     assert float(skipped.trace_stderr.min()) > 0
     (note,) = [note for note in skipped.notes if "were skipped" in note]
-    assert "at most 0.05" in note
+    assert f"{forms.passes / 59:.0%} of the passes" in note
     # Without traces forward mode is cheaper for so few layers; the backward passes skip alike.
-    engine = CurvatureEngine.of(model, ref, method="exact")
-    engine.plan_on(batch[0])
     with differentiable(model, engine.names):
-        alone = exact_forms(
-            engine.capture(batch[0], engine.names), engine.names, engine.differences, tol=0.05
-        )
+        captured = engine.capture(batch[0], engine.names)
+        alone = exact_forms(captured, engine.names, engine.differences, tol=0.05)
     assert alone.trace is None
     assert alone.passes <= forms.passes
     torch.testing.assert_close(alone.quadratic, full.quadratic, rtol=0.05, atol=0)
-    assert f"{forms.passes / 59:.0%} of the passes" in note
-
-
-def test_many_classes_are_skipped_by_default_and_few_never():
-    model, ref, batch = _sure(60)
-    full, default = (
-        measure(model, ref, [batch], trace=True, **options) for options in ({"skip_classes": 0}, {})
-    )
-    assert all(full.exact)
+    default = measure(model, ref, [batch], trace=True)
     assert not any(default.exact)
-    assert not any("were skipped" in note for note in full.notes)
     torch.testing.assert_close(default.quadratic, full.quadratic, rtol=0.01, atol=0)
-    torch.testing.assert_close(default.trace, full.trace, rtol=0.01, atol=0)
     assert bool((default.upper <= default.lower * 1.01 * (1 + 1e-9)).all())
-    model, ref, batch = _sure(10)
+    model, ref, batch = _sure(10)  # few classes are never skipped
     few = measure(model, ref, [batch], trace=True)
     assert all(few.exact)
-    torch.testing.assert_close(few.quadratic, _all_passes(model, ref, batch), rtol=0, atol=0)
+    assert torch.equal(few.quadratic, CurvatureEngine.of(model, ref).exact(batch, trace=True).quadratic)
 
 
-def _all_passes(model, ref, batch):
-    return CurvatureEngine.of(model, ref).exact(batch, trace=True).quadratic
+def test_the_bound_on_skipped_classes_holds_over_repeated_looks():
+    """All looks see the same probes: the chance that any of them fails is at most 1 %."""
+    rng = np.random.default_rng(0)
+    trials, looks, classes = 20_000, 8, 60
+    roots = np.sqrt(0.8 ** np.arange(classes))
+    normals = rng.standard_normal((trials, 4, classes))
+    failed = np.zeros(trials, dtype=bool)
+    for look in range(looks):
+        left = roots[4 * look :]  # of the classes that are left; the truth is the sum of squares
+        squares = (normals[:, :, 4 * look :] @ left) ** 2
+        failed |= probe_factor(look) * squares.mean(1) < (left**2).sum()
+    assert failed.mean() <= FAILURE_PROBABILITY
 
 
-def test_a_layer_that_did_not_move_is_zero_and_others_do_not_care():
+@pytest.mark.parametrize("directions", [1, 12])
+def test_the_bound_on_a_skipped_trace_holds_whatever_its_directions(directions):
+    """A trace's probes are sums of χ²: the bound also holds for few directions, the worst case."""
+    rng = np.random.default_rng(directions)
+    weights = 0.5 ** np.arange(directions)
+    norms = rng.chisquare(1, (50_000, 4, directions)) @ weights
+    failed = trace_factor(0) * norms.mean(1) < weights.sum()
+    assert failed.mean() <= FAILURE_PROBABILITY / 2
+
+
+def test_a_layer_that_did_not_move_is_zero():
     case = build("cnn")
-    full = measure(case.model, case.ref, [(case.inputs, case.targets)])
     with torch.no_grad():
         case.model.stem.weight.copy_(case.ref["stem.weight"])
     m = measure(case.model, case.ref, [(case.inputs, case.targets)], trace=True)
     assert not m.quadratic.isnan().any()
     assert float(m.quadratic[:, 0].abs().max()) == 0.0
     assert float(m.trace[:, 0].min()) > 0
-    assert float(full.quadratic[:, 0].min()) > 0
 
 
 @pytest.mark.parametrize(
@@ -300,7 +305,7 @@ def test_a_layer_that_did_not_move_is_zero_and_others_do_not_care():
         ({"label_smoothing": 1.5}, [0, 1], ConfigError, "label_smoothing"),
         ({}, [0, 4], DataError, "got 4 at index 1"),
         ({}, [0.0, 1.0], DataError, "class indices"),
-        ({"loss": lambda f, y: F.cross_entropy(f, y)}, [0, 1], ConfigError, "one value an example"),
+        ({"loss": F.cross_entropy}, [0, 1], ConfigError, "one value an example"),
     ],
 )
 def test_losses_and_targets_that_do_not_fit_are_refused(options, targets, error, text):

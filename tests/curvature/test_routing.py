@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.curvature.networks import build, moved
+from networks import build, check, moved
 from torch import nn
 
 from dense_hessians import block_hessian, block_jacobian, positive_form, positive_trace
@@ -126,31 +126,18 @@ def made(model: nn.Module) -> tuple[nn.Module, Reference]:
     return model, moved(model, 0.5)
 
 
-def check(model: nn.Module, ref: Reference, batches, **options):
-    found = measure(model, ref, batches, steps=64, tol=1e-9, **options)
-    truths = []
-    for column, name in enumerate(found.names):
-        forms = [
-            positive_form(block_hessian(model, x, y, name), ref.difference(model, name)) for x, y in batches
-        ]
-        truths.append(torch.cat(forms))
-        torch.testing.assert_close(found.quadratic[:, column], truths[-1], rtol=1e-6, atol=1e-12)
-        assert bool((found.lower[:, column] <= truths[-1] * (1 + 1e-6) + 1e-12).all())
-        assert bool((found.upper[:, column] >= truths[-1] * (1 - 1e-6) - 1e-12).all())
-    sample = measure(model, ref, batches, examples="max", mean_sample=3)
-    refined, truth = sample.refined, torch.stack(truths, 1)
-    torch.testing.assert_close(sample.quadratic[refined], truth[refined], rtol=0.03, atol=1e-12)
-    assert bool(sample.mean.isfinite().all())
-    return found
+def checked(model: nn.Module, ref: Reference, batches):
+    """Measure all examples and a sample of them, and compare both with the dense twin."""
+    check(model, ref, batches, examples="max", mean_sample=3)
+    return check(model, ref, batches)
 
 
 @pytest.mark.parametrize("call_empty", [False, True])
-@pytest.mark.parametrize("act", [torch.relu, F.gelu])
-@pytest.mark.parametrize("level", ["token", "example"])
+@pytest.mark.parametrize(("level", "act"), [("token", torch.relu), ("token", F.gelu), ("example", F.gelu)])
 def test_experts_are_measured_as_the_dense_twin_says(level, act, call_empty):
     torch.manual_seed(3)
     model, ref = made(Experts(level, act, call_empty))
-    found = check(model, ref, batches_of([[2, 1, 3], [1, 4, 2]]))
+    found = checked(model, ref, batches_of([[2, 1, 3], [1, 4, 2]]))
     assert "exact" not in [found.methods[found.names.index(f"experts.{i}.weight")] for i in range(3)]
 
 
@@ -168,22 +155,8 @@ MARKS = {
 def test_rows_that_look_like_those_of_the_examples(marks, act):
     torch.manual_seed(0)
     model, ref = made(Marked(act))
-    check(model, ref, batches_of(MARKS[marks]))
-
-
-@pytest.mark.parametrize("act", [torch.relu, F.gelu])
-@pytest.mark.parametrize("how", ["list", "index"])
-def test_rows_that_are_chosen_by_lists_and_indices(how, act):
-    torch.manual_seed(0)
-    model, ref = made(Marked(act, how))
-    check(model, ref, batches_of([[2, 2, 2], [3, 1, 2]]))
-
-
-@pytest.mark.parametrize("act", [torch.relu, F.gelu])
-@pytest.mark.parametrize("marks", MARKS)
-def test_an_engine_that_was_planned_on_another_batch(marks, act):
-    torch.manual_seed(0)
-    model, ref = made(Marked(act))
+    checked(model, ref, batches_of(MARKS[marks]))
+    # An engine that was planned on another batch:
     first, (x, y) = batches_of([MARKS[marks][0], MARKS[marks][-1]])
     engine = CurvatureEngine.of(model, ref, ["rare.weight"])
     engine.plan_on(first[0])
@@ -192,9 +165,15 @@ def test_an_engine_that_was_planned_on_another_batch(marks, act):
     wanted = (probabilities * u.square()).sum(1) - (probabilities * u).sum(1).square()
     if "rare.weight" in engine.plan.by("exact", "lanczos"):
         torch.testing.assert_close(engine.gauss_newton((x, y))[:, 0], wanted, rtol=1e-6, atol=1e-12)
-    traces = engine.trace((x, y), probes=16)
+    traces = engine.trace((x, y), probes=8)
     wanted = positive_trace(block_hessian(model, x, y, "rare.weight"))
-    assert bool(((traces.value[:, 0] - wanted).abs() <= 6 * traces.stderr[:, 0] + 1e-9).all())
+    assert bool(((traces.value[:, 0] - wanted).abs() <= 8 * traces.stderr[:, 0] + 1e-9).all())
+
+
+@pytest.mark.parametrize("how", ["list", "index"])
+def test_rows_that_are_chosen_by_lists_and_indices(how):
+    torch.manual_seed(0)
+    checked(*made(Marked(F.gelu, how)), batches_of([[2, 2, 2], [3, 1, 2]]))
 
 
 @pytest.mark.parametrize("network", [Sorted, EarlyExit, Loop])
@@ -205,7 +184,7 @@ def test_other_networks_whose_calls_depend_on_values(network, act):
     first = batches_of([[4, 4, 4], [4, 0, 4], [0, 0, 0]])
     x = first[0][0]
     x[..., 0] = x[..., 0].flatten().sort().values.view(3, 4)  # in order: the rows are those of the examples
-    check(model, ref, first)
+    checked(model, ref, first)
 
 
 def test_noise_stability_counts_the_rows_of_each_example():
@@ -220,7 +199,7 @@ def test_noise_stability_counts_the_rows_of_each_example():
 def test_a_layer_that_no_example_reaches_is_zero_and_unused():
     torch.manual_seed(0)
     model, ref = made(Marked())
-    found = check(model, ref, batches_of([[0, 0, 0, 0], [0, 0, 0, 0]]))
+    found = checked(model, ref, batches_of([[0, 0, 0, 0], [0, 0, 0, 0]]))
     column = found.names.index("rare.weight")
     assert (found.methods[column], found.exact[column]) == ("unused", True)
     assert not bool(found.quadratic[:, column].any())
@@ -250,13 +229,11 @@ def test_a_layer_that_another_entry_of_the_inputs_switches_on_is_measured():
     torch.manual_seed(0)
     model, ref = made(Optional())
     x, y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
-    found = measure(model, ref, [({"x": x}, y), ({"x": x, "extra": x}, y)])
-    truth = positive_form(
-        block_hessian(model, {"x": x, "extra": x}, y, "side.weight"), ref.difference(model, "side.weight")
-    )
-    column = found.names.index("side.weight")
+    found = measure(model, ref, [({"x": x}, y), ({"x": x, "extra": x}, y)], steps=40, tol=1e-7)
+    hessian = block_hessian(model, {"x": x, "extra": x}, y, "side.weight")
+    column, v = found.names.index("side.weight"), ref.difference(model, "side.weight")
     assert not bool(found.quadratic[:4, column].any())
-    torch.testing.assert_close(found.quadratic[4:, column], truth, rtol=0.03, atol=0.0)
+    torch.testing.assert_close(found.quadratic[4:, column], positive_form(hessian, v), rtol=1e-5, atol=1e-9)
 
 
 class Conditional(nn.Module):
@@ -282,7 +259,7 @@ def test_a_branch_that_depends_on_the_other_examples_is_refused(marks):
             measure(model, ref, batches_of(marks), examples="max", mean_sample=sample)
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "conv1d", "conv3d", "vit", "torch_encoder"])
+@pytest.mark.parametrize("name", ["cnn", "conv1d", "conv3d", "vit", "torch_encoder"])
 def test_networks_whose_calls_do_not_depend_on_values_are_not_checked_batch_by_batch(name):
     case = build(name)
-    assert not CurvatureEngine.of(case.model, case.ref).plan_on(case.inputs).by_values
+    assert not CurvatureEngine.of(case.model, case.ref).plan_on(case.inputs).depends_on_values

@@ -26,31 +26,25 @@ def mean_trace(case) -> float:
     return float(torch.stack(traces).sum())
 
 
-@pytest.mark.parametrize("name", ["mlp_gelu", "attention", "mlp", "cnn", "torch_encoder"])
+@pytest.mark.parametrize("name", ["mlp_gelu", "attention", "cnn", "also_functional"])
 def test_the_taylor_prediction_is_half_sigma_squared_times_the_dense_trace(name: str):
-    case = build(name)
+    if name == "also_functional":  # a weight used in a plain call and otherwise counts with all its uses
+        torch.manual_seed(0)
+        model, y = AlsoFunctional().double(), torch.tensor([0, 1, 2, 0, 1, 2])
+        case = Case(model, Reference.of(model), torch.randn(6, 4, dtype=torch.float64), y)
+    else:
+        case = build(name)
     s = noise_stability(case.model, [(case.inputs, case.targets)], 0.1, samples=2, probes=64)
     expected = 0.005 * mean_trace(case)
     assert abs(s.taylor - expected) <= 5 * s.taylor_stderr + 1e-9 * abs(expected)
-    if name in ("mlp", "cnn"):
-        assert s.taylor_stderr == 0.0  # piecewise linear: the trace is exact
+    assert (s.taylor_stderr == 0.0) == (name == "cnn")  # piecewise linear: the trace is exact
 
 
-def test_a_weight_used_in_a_plain_call_and_otherwise_counts_with_all_its_uses():
-    torch.manual_seed(0)
-    model = AlsoFunctional().double()
-    x, y = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
-    s = noise_stability(model, [(x, y)], 0.1, samples=2, probes=64)
-    expected = 0.005 * mean_trace(Case(model, Reference.of(model), x, y))
-    assert 0 < s.taylor_stderr < 0.2 * expected
-    assert abs(s.taylor - expected) <= 5 * s.taylor_stderr
-
-
-@pytest.mark.parametrize(("name", "seed"), [("mlp_gelu", 2), ("attention", 1), ("torch_encoder", 2)])
+@pytest.mark.parametrize(("name", "seed"), [("mlp_gelu", 2), ("attention", 1)])
 def test_small_noise_on_smooth_networks_agrees_with_the_prediction(name: str, seed: int):
     case = build(name, seed=seed)  # cases whose trace stands out from the noise
     batches = [(case.inputs, case.targets)]
-    s = noise_stability(case.model, batches, 1e-3, samples=400, probes=64)
+    s = noise_stability(case.model, batches, 1e-3, samples=250, probes=64)
     assert abs(s.value - s.taylor) <= 5 * (s.stderr**2 + s.taylor_stderr**2) ** 0.5
     assert s.value > 5 * s.stderr  # the comparison can fail
 
@@ -62,21 +56,13 @@ def test_the_value_is_the_mean_over_both_signs_of_each_draw():
     s = noise_stability(model, [(x, y)], 0.5, samples=8, seed=3)
     # A linear model's loss is convex: every antithetic pair rises, so the mean does.
     assert s.value > 0
-    draws = []
-    for seed in range(40):
-        draws.append(noise_stability(model, [(x, y)], 0.5, samples=8, seed=seed).value)
-    draws = torch.tensor(draws)
+    draws = torch.tensor(
+        [noise_stability(model, [(x, y)], 0.5, 8, seed, probes=2).value for seed in range(30)]
+    )
     generator = torch.Generator().manual_seed(99)
     start = F.cross_entropy(x @ model.weight.T, y)
-    brute = torch.stack(
-        [
-            F.cross_entropy(
-                x @ (model.weight + 0.5 * torch.randn(2, 3, generator=generator, dtype=torch.float64)).T, y
-            )
-            - start
-            for _ in range(4000)
-        ]
-    )
+    moved = model.weight + 0.5 * torch.randn(2000, 2, 3, generator=generator, dtype=torch.float64)
+    brute = torch.stack([F.cross_entropy(x @ weight.T, y) - start for weight in moved])
     error = float((draws.var() / len(draws) + brute.var() / len(brute)).sqrt())
     assert abs(float(draws.mean() - brute.mean())) < 5 * error
     assert 0.5 < float(draws.std()) / s.stderr < 2.0  # the standard error is that of the draws

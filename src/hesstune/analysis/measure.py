@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,8 @@ from torch import nn
 from hesstune.bounds.certificate import certify
 from hesstune.bounds.data import Share
 from hesstune.bounds.record import Certificate
-from hesstune.curvature.exact import skipped_classes_note
 from hesstune.curvature.measure import measure
-from hesstune.curvature.result import Measure, sample_note
+from hesstune.curvature.result import Measure
 from hesstune.curvature.stability import Stability, noise_stability_table
 from hesstune.data.examples import Examples, Task
 from hesstune.forward import Inputs
@@ -37,10 +36,6 @@ from hesstune.runtime.distributed import (
     world,
 )
 from hesstune.storage.stored import write_record
-
-# Tensors with a row an example.
-_ROWS = ("quadratic", "lower", "upper", "losses", "trace", "trace_stderr", "spectrum")
-
 
 _ELSEWHERE = "examples of another process use it in another way"
 
@@ -67,29 +62,21 @@ def gathered_measure(own: Measure, order: list[NDArray[np.int64]]) -> Measure:
     if world() == 1:
         return own
     place = torch.from_numpy(np.concatenate(order)).argsort()
-    changes: dict[str, torch.Tensor | None] = {}
-    for name in _ROWS:
-        rows = getattr(own, name)
-        changes[name] = None if rows is None else torch.cat(all_gather(rows))[place]
-    share = len(own.losses) / len(place)
+    found = own.with_rows(lambda rows: torch.cat(all_gather(rows))[place])
     if own.sampled_mean is not None and own.sampled_stderr is not None:
-        changes["sampled_mean"] = all_reduce_sum(share * own.sampled_mean)
-        changes["sampled_stderr"] = all_reduce_sum((share * own.sampled_stderr).square()).sqrt()
-    own_notes = sample_note(own.quadratic)
-    quadratic = changes["quadratic"]
-    assert quadratic is not None
-    added = sample_note(quadratic)
+        share = len(own.losses) / len(place)
+        found.sampled_mean = all_reduce_sum(share * own.sampled_mean)
+        found.sampled_stderr = all_reduce_sum((share * own.sampled_stderr).square()).sqrt()
     if own.skipped is not None:
-        own_notes += skipped_classes_note(own.skipped)
-        largest = torch.stack([rows.reshape(2) for rows in all_gather(own.skipped)]).amax(0)
-        added += skipped_classes_note(largest)
-    notes = added + [note for note in own.notes if note not in own_notes]
+        found.skipped = torch.stack([part.reshape(2) for part in all_gather(own.skipped)]).amax(0)
     # A layer that one process moved to weight space is not exact on any.
     apart = all_reduce_sum(torch.tensor([int(method == "weight_space") for method in own.methods])).tolist()
     pairs = zip(own.methods, own.reasons, apart, strict=True)
     chosen = [("weight_space", _ELSEWHERE) if a and m != "weight_space" else (m, why) for m, why, a in pairs]
-    methods, reasons = ([pair[i] for pair in chosen] for i in range(2))
-    return replace(own, notes=notes, methods=methods, reasons=reasons, **changes)  # type: ignore[arg-type]
+    found.methods, found.reasons = ([pair[i] for pair in chosen] for i in range(2))
+    own_notes = own.quantity_notes()
+    found.notes = found.quantity_notes() + [note for note in own.notes if note not in own_notes]
+    return found
 
 
 BATCH = 32

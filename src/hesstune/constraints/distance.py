@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from re import search
 
 import torch
 from torch import nn
 
 from hesstune.checks import one_of, positive
-from hesstune.errors import ConfigError, DivergedError, HesstuneWarning, LayerError, listed, unknown_name
+from hesstune.errors import ConfigError, DivergedError, HesstuneWarning, LayerError, listed
 from hesstune.forward import clear_caches, named_parameters
-from hesstune.reference import NO_LAYER, Reference, is_matrix
+from hesstune.reference import NO_LAYER, Reference, is_matrix, matching_names, wide
 from hesstune.runtime.sharding import is_sharded, over_parts, pair
 
 NORMS = ("frobenius", "mars")
@@ -40,10 +39,7 @@ def resolve_radii(layers: list[str], radius: float | Mapping[str, float]) -> dic
     radii: dict[str, float] = {}
     for pattern, value in radius.items():
         value = positive(f"radius of '{pattern}'", value)
-        matched = [name for name in layers if fnmatchcase(name, pattern)]
-        if not matched:
-            raise unknown_name("layer pattern", pattern, layers, LayerError)
-        for name in matched:
+        for name in matching_names(pattern, layers, "layer pattern"):
             radii.setdefault(name, value)
     return {name: radii[name] for name in layers if name in radii}
 
@@ -54,7 +50,7 @@ def trained_matrices(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def warn_of_unheld(names: Iterable[str], fix: str) -> None:
-    """Warn of trained matrices that one radius for all layers does not hold, as they are no layers."""
+    """Warn of trained matrices that one radius for all layers does not hold, because they are not layers."""
     if unheld := list(names):
         warnings.warn(
             f"one radius for all layers does not hold {listed(unheld)}: {NO_LAYER}. {fix}",
@@ -92,11 +88,11 @@ STAGES = {r"(^|\.)(layer3|stages\.2)\.": 1, r"(^|\.)(layer4|stages\.3)\.": 2}
 def depth_scaled(
     radii: Mapping[str, float], layers: list[str], scale: float, heads: Sequence[str]
 ) -> dict[str, float]:
-    """Let radii grow with depth: times s on the network's third stage, times s² on its fourth.
+    """Multiply radii by s on the network's third stage and by s² on its fourth.
 
-    The stages are those of a residual network where its names tell them, else the third and fourth
-    quarter of the layers; the head keeps its radius. Source: the code of the paper (there for
-    ResNets); Li and Zhang 2021 let the radii of a layer grow by a constant factor.
+    The stages are those of a residual network if its names show them, else the third and fourth quarter of
+    the layers; the head keeps its radius. Source: the code of the paper (there for ResNets); Li and Zhang
+    2021 let the radii of a layer grow by a constant factor.
 
     Example:
         >>> depth_scaled(dict.fromkeys("abcd", 1.0), list("abcd") + ["h"], 2.0, ["h"])
@@ -120,8 +116,8 @@ class DistanceConstraint:
         model: The network that is trained.
         ref: Its reference, taken before training.
         radius: α > 0, one for all layers or {pattern: α} (see `resolve_radii`).
-        norm: `frobenius`, or `mars`, the largest absolute row sum (rows are dimension 0, the rest
-            flattened), which is projected row by row.
+        norm: `frobenius`, or `mars`, the largest absolute row sum (rows are dimension 0, the
+            others are flattened), which is projected row by row.
         include: Patterns of further parameters (matrices, or of more dimensions: embeddings, recurrent
             weights, experts) that are held like layers. None warns of those that are trained and that
             one radius for all does not hold; () leaves them free.
@@ -154,8 +150,11 @@ class DistanceConstraint:
         self.reference = ref
         self.norm = one_of("norm", norm, NORMS)
         layers = ref.layers()
-        others = {n: p for n, p in named_parameters(model).items() if p.ndim > 1 and n not in set(layers)}
-        layers += _included(list(others), include or ())
+        held = set(layers)
+        others = [n for n, p in named_parameters(model).items() if p.ndim > 1 and n not in held]
+        for pattern in (include,) if isinstance(include, str) else include or ():
+            found = matching_names(pattern, others, "pattern of included parameters")
+            layers += [name for name in found if name not in layers]
         self.radii = resolve_radii(layers, radius)
         if include is None and not isinstance(radius, Mapping):
             warn_of_unheld(
@@ -164,67 +163,62 @@ class DistanceConstraint:
             )
         self._anchors: dict[str, tuple[torch.Tensor, float]] = {}
 
-    def _parts(self, name: str, parameter: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-        # The reference where and how the weight is kept, and its entries' size: once, not at every step.
+    def _parts(self, name: str) -> tuple[nn.Parameter, torch.Tensor, torch.Tensor, float]:
+        """Return a layer's weight, this process's part of it and of the reference, and its entries' size."""
+        try:
+            parameter = self.model.get_parameter(name)
+        except AttributeError:
+            raise LayerError(f"the model no longer has the layer {name}") from None
         weight, own = pair(parameter, self.reference[name], name)
         known = self._anchors.get(name)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         if known is None or known[0].device != weight.device or known[0].dtype != dtype:
+            # Once, not at every step.
             anchor = own.to(device=weight.device, dtype=dtype)
             known = self._anchors[name] = anchor, _size(anchor, self.norm)
-        return weight, *known
-
-    def _tensors(self) -> list[nn.Parameter]:
-        """Return the layers' weights: each looked up by its name, not all of a network's at every step."""
-        found, lost = [], []
-        for name in self.radii:
-            try:
-                found.append(self.model.get_parameter(name))
-            except AttributeError:
-                lost.append(name)
-        if lost:
-            raise LayerError(f"the model no longer has the layers {listed(lost)}")
-        return found
+        return parameter, weight, *known
 
     @torch.no_grad()
     def project_(self) -> dict[str, float]:
         """Project every layer outside its radius; return each layer's distance before, in `norm`.
 
-        Layers within their radius are not written to. Norms are taken in float64, and radii aimed at with a
-        margin for the weights' own rounding, so that the result lies within the radius; in half precision
-        it is rounded towards the reference. Of sharded weights (FSDP2) each process
-        projects its own part by the norm of the whole; all processes call this alike.
+        Layers within their radius are not written to. Norms are taken in float64. The radius that is aimed at
+        leaves a margin for the weights' own rounding, so that the result lies within the radius; in half
+        precision it is rounded towards the reference. Of sharded weights (FSDP2) each process projects its
+        own part by the norm of the whole; all processes call this alike.
 
         Raises:
-            LayerError: If a layer is no longer there.
+            LayerError: If a layer no longer exists.
             DivergedError: If a distance is not finite; the weights are then left as they are.
         """
-        # A frozen layer sits where it was; one that was moved before freezing is still projected.
-        tensors = self._tensors()
-        parts = [self._parts(name, p) for name, p in zip(self.radii, tensors, strict=True)]
-        deltas = [w.detach().to(a.dtype) - a for w, a, _ in parts]
-        sharded = any(is_sharded(p) for p in tensors)
-        if self.norm == "mars":
-            rows = [d.flatten(1).abs().sum(dim=1, dtype=wide(d)) for d in deltas]
-            # Parts are cut between rows; the last processes may have none.
-            largest = torch.stack([r.max() if len(r) else r.new_zeros(()) for r in rows]) if rows else None
-            found = over_parts(largest, tensors, "max") if sharded and largest is not None else largest
-        else:
-            rows = []
-            found = (
-                torch.stack([torch.linalg.vector_norm(d, dtype=wide(d)) for d in deltas]) if deltas else None
+        # A frozen layer does not move; one that was moved before freezing is still projected.
+        parts = [self._parts(name) for name in self.radii]
+        deltas = [weight.detach().to(anchor.dtype) - anchor for _, weight, anchor, _ in parts]
+        tensors = [parameter for parameter, *_ in parts]
+        mars, sharded = self.norm == "mars", any(is_sharded(p) for p in tensors)
+        rows = [d.flatten(1).abs().sum(dim=1, dtype=wide(d)) for d in deltas] if mars else []
+        norms: list[float] = []
+        if deltas:
+            # Sharded weights are cut between rows; the last processes may have none.
+            found = torch.stack(
+                [r.max() if len(r) else r.new_zeros(()) for r in rows]
+                if mars
+                else [torch.linalg.vector_norm(d, dtype=wide(d)) for d in deltas]
             )
-            found = over_parts(found.square(), tensors).sqrt() if sharded and found is not None else found
-        norms: list[float] = [] if found is None else found.tolist()
+            if sharded:
+                found = (
+                    over_parts(found, tensors, "max") if mars else over_parts(found.square(), tensors).sqrt()
+                )
+            norms = found.tolist()
         before = dict(zip(self.radii, norms, strict=True))
         check_finite(before)
         for at, (name, distance) in enumerate(before.items()):
             radius = self.radii[name]
             if distance <= radius:
                 continue
-            delta, (weight, anchor, size) = deltas[at], parts[at]
+            delta, (_, weight, anchor, size) = deltas[at], parts[at]
             aim = _aim(radius, delta, size, self.norm)
-            if self.norm == "mars":
+            if mars:
                 scale = torch.where(rows[at] > radius, aim / rows[at], 1.0)
                 delta.mul_(scale.to(delta.dtype).reshape(-1, *[1] * (delta.ndim - 1)))
             else:
@@ -235,34 +229,19 @@ class DistanceConstraint:
         return before
 
 
-def _included(names: list[str], patterns: Iterable[str]) -> list[str]:
-    found: dict[str, None] = {}
-    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        matched = [name for name in names if fnmatchcase(name, pattern)]
-        if not matched:
-            raise unknown_name("pattern of included parameters", pattern, names, LayerError)
-        found |= dict.fromkeys(matched)
-    return list(found)
-
-
-def wide(tensor: torch.Tensor) -> torch.dtype:
-    """Return the precision that norms are taken in: float64, where the device has it."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
-
-
 def _size(anchor: torch.Tensor, norm: str) -> float:
-    """Return the root mean square of a reference's entries, or of a row of them the largest."""
+    """Return the root mean square of a reference's entries; for `mars` the largest entry."""
     if not anchor.numel():
         return 0.0
     return float(anchor.abs().max() if norm == "mars" else anchor.square().mean(dtype=wide(anchor)).sqrt())
 
 
 def _aim(radius: float, delta: torch.Tensor, size: float, norm: str) -> float:
-    """Return what to scale a change to, so that reference + change, rounded, lies within the radius.
+    """Return the size of a change for which reference + change, rounded, lies within the radius.
 
-    Rounding moves a weight of size w by u·w at most, to either side. Of n weights that is, along the change,
-    u·w to one standard deviation in the Frobenius norm, whose square u²w²n comes on top, and u·w·√n in a
-    row's sum; eight deviations are left for it.
+    Rounding moves a weight of size w by at most u·w to either side. Along a change of n weights, one standard
+    deviation of that is u·w in the Frobenius norm, to which the square u²w²n is added, and u·w·√n in the sum
+    of a row. The margin is eight deviations.
     """
     u, n = torch.finfo(delta.dtype).eps / 2, max(1, delta.numel())
     if norm == "mars":
@@ -274,15 +253,12 @@ def _aim(radius: float, delta: torch.Tensor, size: float, norm: str) -> float:
 
 
 def _write(weight: torch.Tensor, anchor: torch.Tensor, delta: torch.Tensor) -> None:
-    """Set weight to anchor + delta; where half precision rounds away from the anchor, round back."""
+    """Set weight to anchor + delta; round back what half precision rounds away from the anchor."""
     exact = anchor + delta
     weight.copy_(exact)
     if weight.dtype != anchor.dtype:
         away = (weight.to(anchor.dtype) - anchor).abs() > delta.abs()
         weight.copy_(torch.where(away, torch.nextafter(weight, anchor.to(weight.dtype)), weight))
-
-
-POWERS = {"l2": 2, "l1": 1}
 
 
 class StartingPointPenalty:
@@ -298,7 +274,7 @@ class StartingPointPenalty:
         kind: `l2` or `l1`.
         alpha: Strength for all parameters but the head's.
         beta: Strength for the head.
-        head: Tells whether a parameter, by its name, belongs to the head.
+        head: Whether a parameter, given by name, belongs to the head.
 
     Raises:
         LayerError: If the model does not match the reference.
@@ -324,7 +300,7 @@ class StartingPointPenalty:
         head: Callable[[str], bool] = lambda name: False,
     ) -> None:
         ref.check(model)
-        self.kind = one_of("kind of penalty", kind, tuple(POWERS))
+        self.kind = one_of("kind of penalty", kind, ("l2", "l1"))
         if alpha < 0 or beta < 0:
             raise ConfigError(f"alpha and beta must be at least 0; got {alpha:g} and {beta:g}")
         groups: dict[float, list[tuple[nn.Parameter, torch.Tensor]]] = {}
@@ -341,7 +317,6 @@ class StartingPointPenalty:
         return torch.stack([s * self._norm(pairs) for s, pairs in self._groups.items()]).sum()
 
     def _norm(self, pairs: Iterable[tuple[nn.Parameter, torch.Tensor]]) -> torch.Tensor:
-        differences = [parameter - anchor for parameter, anchor in pairs]
-        if self.kind == "l1":
-            return torch.stack([d.abs().sum() for d in differences]).sum()
-        return 0.5 * torch.stack([d.square().sum() for d in differences]).sum()
+        sizes = [d.abs() if self.kind == "l1" else d.square() for d in (p - anchor for p, anchor in pairs)]
+        total = torch.stack([size.sum() for size in sizes]).sum()
+        return total if self.kind == "l1" else 0.5 * total

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from hesstune.curvature.lanczos import LanczosForms, Traces
     from hesstune.curvature.objective import Objective
     from hesstune.curvature.quadrature import Stopping
+    from hesstune.curvature.quantities import Quantity
 
-__all__ = ["CurvatureEngine", "ExactForms", "LanczosForms", "Objective", "Stopping", "Traces"]
+__all__ = ["CurvatureEngine", "ExactForms", "LanczosForms", "Objective", "Quantity", "Stopping", "Traces"]
 
 __getattr__, __dir__ = lazily(
     __name__,
@@ -22,6 +23,7 @@ __getattr__, __dir__ = lazily(
         "ExactForms": "hesstune.curvature.exact",
         "LanczosForms": "hesstune.curvature.lanczos",
         "Objective": "hesstune.curvature.objective",
+        "Quantity": "hesstune.curvature.quantities",
         "Stopping": "hesstune.curvature.quadrature",
         "Traces": "hesstune.curvature.lanczos",
     },

@@ -38,14 +38,10 @@ def checked_batches(batches: Iterable[LabelledBatch], most: int | None) -> Itera
 
 
 class BatchMapping(dict[str, Any]):
-    """A mapping of inputs with the keys of the entries that all examples share.
+    """A mapping of inputs, and the keys of its entries without a batch dimension, which all examples share.
 
     In a batch of 8 examples, the shape of a (4, 4) mask of tokens shows that it has no row for each example.
     In 4 examples taken from that batch the shapes no longer show it.
-
-    Args:
-        values: The entries.
-        shared: The keys of those without a batch dimension.
     """
 
     def __init__(self, values: Mapping[str, Any], shared: frozenset[str]) -> None:
@@ -94,14 +90,7 @@ def each_alone(inputs: Inputs) -> Iterator[tuple[int, Inputs]]:
 
 
 def differing_rows(inputs: Inputs, most: int) -> torch.Tensor:
-    """Return the first `most` examples that differ from each other, then others if there are too few.
-
-    Args:
-        inputs: One batch of B examples.
-        most: How many are wanted.
-
-    Returns:
-        min(B, most) distinct indices, int64.
+    """Return min(B, most) rows: the first that differ from each other, then others if there are too few.
 
     Example:
         >>> differing_rows(torch.tensor([[1.0], [1.0], [1.0], [2.0], [1.0]]), 3).tolist()
@@ -110,23 +99,17 @@ def differing_rows(inputs: Inputs, most: int) -> torch.Tensor:
     size = batch_size(inputs)
     found: list[int] = []
     for row in range(size):
-        if len(found) == most:
-            break
-        if all(_differ(inputs, row, other) for other in found):
+        if len(found) < most and all(_differ(inputs, row, other) for other in found):
             found.append(row)
-    spare = (row for row in range(size) if row not in found)
-    found += [row for row, _ in zip(spare, range(most - len(found)), strict=False)]
-    return torch.tensor(found)
+    spare = [row for row in range(size) if row not in found]
+    return torch.tensor(found + spare[: most - len(found)])
 
 
 def changed_example(inputs: Inputs, row: int) -> Inputs | None:
-    """Return the batch with example `row` changed and every other one left as it is.
+    """Return the batch with example `row` changed and every other one left as it is; None if it cannot be.
 
     It becomes a copy of an example that differs from it. If there is none, its numbers are moved a little
-    and its tokens are rolled by one place: other tokens may be outside the vocabulary.
-
-    Returns:
-        The batch; None if the example cannot be changed (all are equal, with one token repeated).
+    and its tokens are rolled by one place, since other tokens may be outside the vocabulary.
 
     Example:
         >>> changed_example(torch.tensor([[1, 2], [1, 2]]), 0).tolist()
@@ -181,7 +164,7 @@ def logits_of_each(model: nn.Module, inputs: Inputs) -> torch.Tensor:
     size = batch_size(inputs)
     if logits.shape[0] != size:
         raise MeasureError(
-            f"the model returned {logits.shape[0]} rows of logits for inputs whose first dimension is "
+            f"the model returned {logits.shape[0]} rows of logits for inputs with a first dimension of "
             f"{size}; that must run over the examples, also if the network works sequence first: give "
             "inputs batch first and transpose them in the model's forward"
         )

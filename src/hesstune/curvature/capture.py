@@ -49,11 +49,10 @@ class Capture:
 
     Attributes:
         logits: (B, K), with the graph.
-        layers: The layers whose weight was found in exactly one call and whose tensors have the planned
-            layout, in order of use.
+        layers: The layers with exactly one call and tensors of the planned layout, in order of use.
         calls: How often the weight of each requested layer was found in a call.
-        overwritten: Layers whose input the network changed in place after the call. Pass them as `copied`
-            to the next capture, which then needs one forward pass instead of two.
+        overwritten: Layers with an input that the network changed in place after the call. Pass them as
+            `copied` to the next capture, which then needs one forward pass instead of two.
         otherwise: Layers that this batch uses in another way than planned, and how.
     """
 
@@ -90,17 +89,15 @@ def capture(
     on_output: OnOutput | None = None,
     copied: frozenset[str] = frozenset(),
 ) -> Capture:
-    """Run one forward pass and return the named layers as they were used in it.
-
-    Call it inside `differentiable(model, names)`, which sets eval mode, gradient flags and kernels.
+    """Run one forward pass, inside `differentiable(model, names)`, and return the named layers.
 
     Args:
         model: The network.
         inputs: One batch of B examples.
         names: Layer names, as in `Reference.layers()`.
-        layouts: Where the examples are in each layer's tensors; a layer that it leaves out is not captured.
+        layouts: The place of the examples in each layer's tensors; layers without one are not captured.
         on_output: Called with each captured layer and its output z; its result replaces z.
-        copied: Layers whose input is copied because the network overwrites it.
+        copied: Layers with an input that is copied because the network overwrites it.
 
     Raises:
         ModelError: If the output holds no (B, K) logits.
@@ -114,18 +111,19 @@ def capture(
     if overwritten:
         again = capture(model, inputs, names, layouts, on_output, copied | overwritten)
         return replace(again, overwritten=again.overwritten | overwritten)
-    calls = {name: len(found) for name, found in interceptor.found.items()}
-    layers = {name: interceptor.found[name][0] for name in interceptor.order if calls[name] == 1}
+    calls = {name: len(interceptor.found.get(name, [])) for name in names}
     layers = {
-        name: layer
-        for name, layer in layers.items()
-        if name in layouts and layout_fits(layer.input.shape, layer.layout, layer.examples)
+        name: found[0]
+        for name, found in interceptor.found.items()
+        if len(found) == 1
+        and name in layouts
+        and layout_fits(found[0].input.shape, found[0].layout, found[0].examples)
     }
     return Capture(logits, layers, calls)
 
 
 class Interceptor(TorchFunctionMode):
-    """Record the calls whose weight is one of the named parameters.
+    """Record the calls that have one of the named parameters as their weight.
 
     Every output of a linear layer is returned as an alias that is not a view. The network may then write into
     it in place, whichever weights require gradients.
@@ -146,8 +144,7 @@ class Interceptor(TorchFunctionMode):
         self._examples, self._layouts = examples, layouts or {}
         self._on_output, self._copied = on_output, copied
         self._versions: list[tuple[str, torch.Tensor, int]] = []
-        self.found: dict[str, list[CapturedLayer]] = {name: [] for name in names}
-        self.order: dict[str, None] = {}
+        self.found: dict[str, list[CapturedLayer]] = {}  # in order of use
 
     def __torch_function__(
         self, func: Any, types_: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -177,20 +174,39 @@ class Interceptor(TorchFunctionMode):
     def _record(
         self, name: str, kind: str, func: Any, given: dict[str, Any], output: torch.Tensor
     ) -> torch.Tensor:
-        self.order.setdefault(name)
         if output.grad_fn is None:  # no derivative: gradients are off here
             return output
-        layer = _captured(name, kind, func, given, output, self._examples)
+        options = {} if kind in ("linear", "addmm") else {k: given.get(k, v) for k, v in _DEFAULTS.items()}
+        if kind != "conv_transpose":
+            options.pop("output_padding", None)
+        scale = given.get("alpha", 1)
+
+        def call(a: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = torch.mm(a, w) * scale if kind == "addmm" else func(a, w, None, **options)
+            return output
+
+        inputs = given["input"].detach()
         # The whole tensor belongs to a single example, whatever its layout.
-        layer.layout = (
-            layout_alone(layer.input.shape) if self._examples == 1 else self._layouts.get(name, "first")
+        alone = self._examples == 1
+        layer = CapturedLayer(
+            name=name,
+            kind="linear" if kind == "addmm" else kind,  # type: ignore[arg-type]
+            weight=given["weight"],
+            input=inputs,
+            shape=output.shape,
+            edge=get_gradient_edge(output),
+            layout=layout_alone(inputs.shape) if alone else self._layouts.get(name, "first"),
+            examples=self._examples,
+            call=call,
+            transposed=kind == "addmm",
+            options=options,
         )
-        self.found[name].append(layer)
-        self._versions.append((name, layer.input, layer.input._version))
+        self.found.setdefault(name, []).append(layer)
+        self._versions.append((name, inputs, inputs._version))
         return output if self._on_output is None else self._on_output(layer, output)
 
     def overwritten(self) -> frozenset[str]:
-        """Return the layers whose input was changed in place after the call."""
+        """Return the layers with an input that was changed in place after the call."""
         return frozenset(name for name, a, version in self._versions if a._version != version)
 
 
@@ -199,33 +215,6 @@ def _not_a_view(output: torch.Tensor) -> torch.Tensor:
     # graph, so an edge taken before no longer leads to it. The alias shares the memory and is not a view.
     alias: torch.Tensor = torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
     return alias
-
-
-def _captured(
-    name: str, kind: str, func: Any, given: dict[str, Any], output: torch.Tensor, examples: int
-) -> CapturedLayer:
-    options = {} if kind in ("linear", "addmm") else {k: given.get(k, v) for k, v in _DEFAULTS.items()}
-    if kind != "conv_transpose":
-        options.pop("output_padding", None)
-    scale = given.get("alpha", 1)
-
-    def call(a: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = torch.mm(a, w) * scale if kind == "addmm" else func(a, w, None, **options)
-        return output
-
-    return CapturedLayer(
-        name=name,
-        kind="linear" if kind == "addmm" else kind,  # type: ignore[arg-type]
-        weight=given["weight"],
-        input=given["input"].detach(),
-        shape=output.shape,
-        edge=get_gradient_edge(output),
-        layout="first",
-        examples=examples,
-        call=call,
-        transposed=kind == "addmm",
-        options=options,
-    )
 
 
 def _batch_norm(
@@ -305,18 +294,6 @@ def _hardsigmoid(inputs: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def restored(weights: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield clones of the weights; restore the weights bit for bit afterwards, also after an error."""
-    before = {name: weight.detach().clone() for name, weight in weights.items()}
-    try:
-        yield before
-    finally:
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.copy_(before[name])
-
-
-@contextmanager
 def kept_buffers(model: nn.Module) -> Iterator[None]:
     """Restore every buffer afterwards: the same tensor with the same values.
 
@@ -349,14 +326,6 @@ def full_precision(model: nn.Module) -> Iterator[None]:
 
     Activations, gradients and products are then not rounded to 8 or 11 bits. Parameters stay the same
     objects.
-
-    Example:
-        >>> model = torch.nn.Linear(2, 2).bfloat16()
-        >>> with full_precision(model):
-        ...     model(torch.ones(1, 2)).dtype
-        torch.float32
-        >>> model.weight.dtype
-        torch.bfloat16
     """
     stored = [(tensor, tensor.data) for tensor in _stored_in_half(model)]
     try:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import nn
@@ -24,16 +22,14 @@ from hesstune.curvature.declared import MethodChoice
 from hesstune.curvature.exact import (
     ExactForms,
     LogitFactor,
-    LogitForms,
     exact_by_forward_mode,
     exact_forms,
     planned_passes,
 )
 from hesstune.curvature.lanczos import (
-    HessianSource,
+    KrylovSource,
     LanczosForms,
     LayerProducts,
-    TraceQuadrature,
     Traces,
     WeightProducts,
     lanczos_forms,
@@ -43,11 +39,11 @@ from hesstune.curvature.layouts import check_batch, used_weights
 from hesstune.curvature.memory import SHARED_GRAPH_EXAMPLES
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.plan import MeasurePlan, make_measure_plan, moved_to_weight_space
-from hesstune.curvature.quadrature import Stopping
+from hesstune.curvature.quadrature import Krylov, Stopping
 from hesstune.curvature.verification import require_finite
 from hesstune.errors import ConfigError, DataError, LayerError, unknown_name
 from hesstune.forward import Inputs, batch_size, moved, named_parameters
-from hesstune.reference import Reference
+from hesstune.reference import Reference, matching_names
 from hesstune.runtime.sharding import refuse_sharded
 
 
@@ -56,20 +52,14 @@ def selected_layers(names: list[str], patterns: str | Sequence[str] | None) -> l
 
     Raises:
         LayerError: If there are no layers at all, or a pattern matches none.
-
-    Example:
-        >>> selected_layers(["stem.weight", "head.weight"], "head.*")
-        ['head.weight']
     """
     if not names:
         raise LayerError("the model has no layers (Linear, ConvNd, Conv1D or attention weights)")
     if patterns is None:
         return names
-    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
-    for pattern in wanted:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise unknown_name("layer or pattern", pattern, names, LayerError)
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)]
+    wanted = [patterns] if isinstance(patterns, str) else patterns
+    chosen = {n for pattern in wanted for n in matching_names(pattern, names, "layer or pattern")}
+    return [name for name in names if name in chosen]
 
 
 class CurvatureEngine:
@@ -219,10 +209,8 @@ class CurvatureEngine:
         Raises:
             DataError: If the numbers of inputs and targets differ.
         """
-        inputs, targets = (
-            in_full_precision(moved(batch[0], self.device)),
-            torch.as_tensor(batch[1]).to(self.device),
-        )
+        inputs = in_full_precision(moved(batch[0], self.device))
+        targets = torch.as_tensor(batch[1]).to(self.device)
         size = batch_size(inputs)
         if targets.shape[:1] != (size,):
             raise DataError(f"a batch has {size} inputs but targets of shape {tuple(targets.shape)}")
@@ -237,7 +225,7 @@ class CurvatureEngine:
         with inputs from `take`.
         """
         found = capture(self.model, inputs, names, self.plan.layouts, on_output, self.plan.copied)
-        if self.plan.by_values and on_output is None:
+        if self.plan.depends_on_values and on_output is None:
             check_batch(self.model, inputs, found, self.plan.by("exact"))
         return found
 
@@ -248,7 +236,7 @@ class CurvatureEngine:
         trace: bool = False,
         spectrum: bool = False,
         skip_classes: float = 0.0,
-        rows: torch.Tensor | None = None,
+        numbers: torch.Tensor | None = None,
     ) -> ExactForms:
         """Compute v_iᵀ H_i⁺ v_i of the layers planned as `exact`, from at most K − 1 backward passes.
 
@@ -257,7 +245,7 @@ class CurvatureEngine:
             trace: Also Tr H_i⁺, from the same passes.
             spectrum: Also the nonzero eigenvalues; this keeps the gradients of all passes.
             skip_classes: As in `measure` (the default differs); not used with the spectrum.
-            rows: The numbers of the examples in error messages, (B,); default: their place in the batch.
+            numbers: The examples' numbers in error messages, (B,); default: their places in the batch.
 
         Raises:
             MeasureError: If logits are not finite, or a layer is used in another way than planned.
@@ -269,32 +257,30 @@ class CurvatureEngine:
             captured = self.capture(inputs, names)
             names = self._still_exact(captured, inputs)
             logits = captured.logits.detach()
-            require_finite(logits, rows)
+            require_finite(logits, numbers)
             losses = self.loss(logits, targets)
-            if not names:
-                forms = LogitForms.of_no_layer(logits, trace=trace, spectrum=spectrum)
-                return forms.of_loss(names, torch.ones_like(losses), losses, logits.shape[1])
             # One forward-mode product takes about as long as two backward passes to the outputs.
             passes = planned_passes(LogitFactor(logits), skip_classes)
-            if 2 * len(names) < passes and not (trace or spectrum):
+            if names and 2 * len(names) < passes and not (trace or spectrum):
                 del captured
-                forms = exact_by_forward_mode(partial(self._logits, inputs), names, self.differences)
+                forms = exact_by_forward_mode(
+                    lambda name, on_output: self.capture(inputs, [name], on_output).logits,
+                    names,
+                    self.differences,
+                )
             else:
                 asked = {"trace": trace, "spectrum": spectrum}
                 forms = exact_forms(captured, names, self._moved, **asked, tol=skip_classes, seed=self._seed)
-        classes = logits.shape[1]
-        weight = self.loss.curvature_weight(targets, classes).to(logits.device)
-        return forms.of_loss(names, weight, losses, classes)
-
-    def _logits(self, inputs: Inputs, name: str, on_output: OnOutput) -> torch.Tensor:
-        return self.capture(inputs, [name], on_output).logits
+        # Without exact layers there is no weight to compute: the loss may be any callable.
+        weight = self.loss.curvature_weight(targets, logits.shape[1]) if names else torch.ones_like(losses)
+        return forms.of_loss(weight.to(logits.device), losses)
 
     def _still_exact(self, captured: Capture, inputs: Inputs) -> list[str]:
         """Move layers that this batch uses in another way to weight space; return the exact ones."""
         weights, plan = named_parameters(self.model), self.plan
         captured.otherwise |= used_weights(captured, {name: weights[name] for name in plan.by("unused")})
         lost = captured.left_out([*plan.by("exact"), *captured.otherwise])
-        if self._method == "exact" or not plan.by_values:
+        if self._method == "exact" or not plan.depends_on_values:
             captured.require([n for n in lost if self._method == "exact" or n in plan.by("exact")])
         if lost:
             self._apart |= lost
@@ -311,8 +297,7 @@ class CurvatureEngine:
             names: The layers; default: all.
             stopping: When to stop; default: a bracket of 3 %, after 64 products at most.
         """
-        deltas = self._chosen(names)
-        parts = []
+        deltas, parts = self._chosen(names), []
         for part in self._parts(batch):
             with self.source(part, list(deltas)) as source:
                 parts.append(lanczos_forms(source, deltas, stopping or Stopping()))
@@ -334,15 +319,14 @@ class CurvatureEngine:
             captured = self.capture(inputs, list(deltas))
             used = {n for n, calls in captured.calls.items() if calls} | captured.otherwise.keys()
             lost = captured.left_out([name for name in deltas if name in self.plan.layouts and name in used])
-            if lost and self.plan.by_values and len(targets) > 1:
+            if lost and self.plan.depends_on_values and len(targets) > 1:
                 alone = ((one, targets[row : row + 1]) for row, one in each_alone(inputs))
                 return torch.cat([self.gauss_newton(one, list(deltas)) for one in alone])
             captured.require(list(lost))
             found = [name for name in deltas if name in captured.layers]
             values = torch.zeros(len(targets), len(deltas), dtype=torch.float64)
-            if found:
-                columns = [list(deltas).index(name) for name in found]
-                values[:, columns] = exact_forms(captured, found, deltas).quadratic.cpu()
+            columns = [list(deltas).index(name) for name in found]
+            values[:, columns] = exact_forms(captured, found, deltas).quadratic.cpu()
         if self.loss.is_mixture:
             weight = self.loss.curvature_weight(targets, captured.logits.shape[1])
             values *= weight.cpu().clamp_min(0)[:, None]
@@ -386,7 +370,9 @@ class CurvatureEngine:
                 (self.source(part, smooth) for part in self._parts(batch)),
                 {name: weights[name] for name in smooth},
                 self.plan.by("lanczos"),
-                TraceQuadrature(stopping or Stopping(), probes, self._seed),
+                stopping or Stopping(),
+                probes,
+                self._seed,
             )
             for name, (mean, error) in zip(smooth, columns, strict=True):
                 value[:, names.index(name)], stderr[:, names.index(name)] = mean, error
@@ -399,27 +385,44 @@ class CurvatureEngine:
         """
         forms = self.exact(batch, spectrum=True)
         assert forms.spectrum is not None
-        size, _, columns = forms.spectrum.shape
-        found = torch.full((size, len(self.names), columns), torch.nan, dtype=torch.float64)
-        found[:, [self.names.index(name) for name in forms.names]] = forms.spectrum
+        return self.spread(forms.names, forms.spectrum, torch.nan)
+
+    def columns(self, names: Sequence[str]) -> list[int]:
+        """Return the columns of some layers in the results."""
+        return [self.names.index(name) for name in names]
+
+    def spread(self, names: Sequence[str], values: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
+        """Return values of some layers, (B, len(names), ...), as (B, L, ...) with `fill` for the others."""
+        shape = (len(values), len(self.names), *values.shape[2:])
+        found = torch.full(shape, fill, dtype=torch.float64)
+        found[:, self.columns(names)] = values
         return found
 
     @contextmanager
-    def source(self, batch: LabelledBatch, names: Sequence[str]) -> Iterator[HessianSource]:
+    def source(self, batch: LabelledBatch, names: Sequence[str]) -> Iterator[KrylovSource]:
         """Build the graph for Lanczos on these layers of a batch; all examples share it.
 
         Layers without captured input are measured in weight space, one example at a time.
         """
         inputs, targets = self.take(batch)
-        apart = self.plan.by("weight_space")
         with differentiable(self.model, names):
-            shared = None
-            batched = [name for name in names if name not in apart]
+            shared: LayerProducts | None = None
+            batched = [name for name in names if name not in self.plan.by("weight_space")]
             if batched:
                 captured = self.capture(inputs, batched)
                 found = [name for name in batched if name in captured.layers]
                 shared = LayerProducts(captured, targets, self.loss, found)
-            yield HessianSource(shared, lambda n: WeightProducts(self.model, inputs, targets, self.loss, n))
+            apart: dict[str, WeightProducts] = {}
+
+            def krylov(name: str, delta: torch.Tensor) -> Krylov:
+                if shared is not None and name in shared.layers:
+                    return shared.krylov(name, delta)
+                if name not in apart:
+                    apart.clear()  # at most one such graph is alive
+                    apart[name] = WeightProducts(self.model, inputs, targets, self.loss, name)
+                return apart[name].krylov(delta)
+
+            yield krylov
 
     def _chosen(self, names: Sequence[str] | None) -> dict[str, torch.Tensor]:
         for name in names or ():

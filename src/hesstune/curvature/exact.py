@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -38,123 +38,51 @@ FAILURE_PROBABILITY = 0.01
 
 
 @dataclass(kw_only=True)
-class LogitForms:
-    """Forms of J_iᵀ Λ J_i for B examples and L layers, in float64.
+class ExactForms:
+    """v_iᵀ H_i⁺ v_i, Tr H_i⁺ and eigenvalues of H_i of B examples and L layers in closed form, in float64.
 
     Attributes:
-        quadratic: v_iᵀ J_iᵀ Λ J_i v_i, (B, L).
+        names: The L layers.
+        quadratic: v_iᵀ H_i⁺ v_i, (B, L).
         lower: A lower bound, (B, L): equal to `quadratic` unless classes were skipped.
         upper: An upper bound, (B, L). With skipped classes it holds with probability 99 % for each entry.
         passes: The number of backward (or forward-mode) passes.
-        trace: Tr J_iᵀ Λ J_i, (B, L), or None if not requested.
+        all_passes: K − 1.
+        trace: Tr H_i⁺, (B, L), or None if not requested.
         trace_stderr: Its standard error, (B, L), if classes were skipped.
-        trace_upper: An upper bound of it, (B, L), if classes were skipped.
         spectrum: The K − 1 largest eigenvalues, descending, (B, L, K − 1), or None; the others are 0.
+        losses: ℓ of every example, (B,); None for the forms of J_iᵀ Λ J_i themselves.
     """
 
+    names: list[str]
     quadratic: torch.Tensor
     lower: torch.Tensor
     upper: torch.Tensor
     passes: int
+    all_passes: int
     trace: torch.Tensor | None = None
     trace_stderr: torch.Tensor | None = None
-    trace_upper: torch.Tensor | None = None
     spectrum: torch.Tensor | None = None
+    losses: torch.Tensor | None = None
 
-    @classmethod
-    def of_no_layer(cls, logits: torch.Tensor, *, trace: bool, spectrum: bool) -> LogitForms:
-        """Return the forms of L = 0 layers for logits (B, K)."""
-        none = logits.new_zeros((len(logits), 0), dtype=torch.float64)
-        values = logits.new_zeros((len(logits), 0, logits.shape[1] - 1), dtype=torch.float64)
-        forms = cls.exactly(none, 0)
-        forms.trace, forms.spectrum = none if trace else None, values if spectrum else None
-        return forms
-
-    @classmethod
-    def exactly(cls, quadratic: torch.Tensor, passes: int) -> LogitForms:
-        """Return forms without skipped classes."""
-        return cls(quadratic=quadratic, lower=quadratic, upper=quadratic, passes=passes)
-
-    def with_rest(
-        self, probed: Sequence[tuple[torch.Tensor, torch.Tensor | None]], wide: float, trace_wide: float
-    ) -> LogitForms:
-        """Return these forms with the estimated part of the skipped classes.
+    def of_loss(self, weight: torch.Tensor, losses: torch.Tensor) -> ExactForms:
+        """Return the forms of H_i⁺, on the CPU, for a loss with Hessian w·Λ in the logits.
 
         Args:
-            probed: Each probe's terms of the entries, and of the traces or None, (B, L).
-            wide: The bound on an entry's rest, as a multiple of the probes' mean.
-            trace_wide: The same for a trace.
-        """
-        rest = torch.stack([entry for entry, _ in probed]).mean(0)
-        upper = self.quadratic + wide * rest
-        forms = LogitForms(
-            quadratic=self.quadratic + rest, lower=self.quadratic, upper=upper, passes=self.passes
-        )
-        norms = [norm for _, norm in probed if norm is not None]
-        if self.trace is not None and norms:
-            more = torch.stack(norms).mean(0)
-            forms.trace, forms.trace_upper = self.trace + more, self.trace + trace_wide * more
-            # The largest possible error: that of a rest in a single direction.
-            forms.trace_stderr = more * (2 / len(norms)) ** 0.5
-        return forms
-
-    def uncertain(self, tol: float) -> float:
-        """Return the largest width of a bound, as a multiple of `tol` times its lower end."""
-        pairs = [(self.upper, self.lower)]
-        if self.trace is not None and self.trace_upper is not None:
-            pairs.append((self.trace_upper, self.trace))
-        return max(float(((upper - lower) / (tol * lower).clamp(min=1e-300)).max()) for upper, lower in pairs)
-
-    def of_loss(
-        self, names: Sequence[str], weight: torch.Tensor, losses: torch.Tensor, classes: int
-    ) -> ExactForms:
-        """Return the forms of H_i⁺ for a loss with Hessian w·Λ in the logits.
-
-        Args:
-            names: The L layers.
             weight: w of every example, (B,); with a negative one the positive part is 0.
             losses: ℓ of every example, (B,).
-            classes: K.
         """
-
-        def scaled(forms: torch.Tensor | None) -> torch.Tensor | None:
-            if forms is None:
-                return None
-            return (weight.clamp(min=0).view(-1, *[1] * (forms.ndim - 1)) * forms).cpu()
-
-        forms = {
-            entry.name: scaled(getattr(self, entry.name)) for entry in fields(self) if entry.name != "passes"
+        keys = ("quadratic", "lower", "upper", "trace", "trace_stderr", "spectrum")
+        forms = {key: value for key in keys if (value := getattr(self, key)) is not None}
+        scaled = {
+            key: (weight.clamp(min=0).view(-1, *[1] * (value.ndim - 1)) * value).cpu()
+            for key, value in forms.items()
         }
-        return ExactForms(
-            **forms,  # type: ignore[arg-type]
-            names=list(names),
-            losses=losses.detach().double().cpu(),
-            passes=self.passes,
-            all_passes=classes - 1,
-        )
-
-
-@dataclass(kw_only=True)
-class ExactForms(LogitForms):
-    """v_iᵀ H_i⁺ v_i, Tr H_i⁺ and eigenvalues of H_i in closed form, float64 on the CPU.
-
-    Attributes:
-        names: The L layers.
-        losses: ℓ of every example, (B,).
-        all_passes: K − 1.
-    """
-
-    names: list[str]
-    losses: torch.Tensor
-    all_passes: int
+        return replace(self, **scaled, losses=losses.detach().double().cpu())
 
 
 class LogitFactor:
-    """The factor B of Λ = B Bᵀ for a batch of logits, one scaled column s_k at a time.
-
-    Args:
-        logits: (B, K).
-    """
+    """The factor B of Λ = B Bᵀ for a batch of logits, (B, K), one scaled column s_k at a time."""
 
     def __init__(self, logits: torch.Tensor) -> None:
         log_p = torch.log_softmax(logits.detach().double(), dim=1)
@@ -165,11 +93,7 @@ class LogitFactor:
         self._gamma = 1 / (1 + top_p.sqrt())
         self.sorted_q = self._q.gather(1, self.order[:, 1:])
         self._dtype = logits.dtype
-
-    @property
-    def columns(self) -> int:
-        """K − 1."""
-        return self.sorted_q.shape[1]
+        self.columns = self.sorted_q.shape[1]  # K − 1
 
     @property
     def shares(self) -> torch.Tensor:
@@ -186,11 +110,8 @@ class LogitFactor:
     def probe(self, start: int, normals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return one random combination of the columns from rank `start` on, scaled, and its weight.
 
-        The expected squared product with it, times the weight, is the sum over these classes.
-
-        Args:
-            start: The first skipped rank.
-            normals: (K − 1,), standard normal, one for each rank.
+        The expected squared product with it, times the weight, is the sum over these classes. `normals`,
+        (K − 1,), are standard normal, one for each rank.
         """
         scale = self.sorted_q[:, start]
         ratio = (self.sorted_q[:, start:] / scale.clamp(min=1e-300)[:, None]).sqrt()
@@ -230,8 +151,8 @@ class BackwardPasses:
         layers: Sequence[CapturedLayer],
         changes: Sequence[torch.Tensor | None],
         *,
-        trace: bool,
-        spectrum: bool,
+        trace: bool = False,
+        spectrum: bool = False,
     ) -> None:
         self._logits, self._layers, self._changes = logits, layers, changes
         self._norms = trace and not spectrum
@@ -312,7 +233,7 @@ class BackwardPasses:
             self._trace += norm
 
     @torch.no_grad()
-    def forms(self) -> LogitForms:
+    def forms(self) -> ExactForms:
         """Return the sums so far; they are exact after all K − 1 passes."""
         trace, spectrum = self._trace, None
         if self._keep:
@@ -324,9 +245,20 @@ class BackwardPasses:
                 values.append(torch.linalg.eigvalsh(gram).clamp(min=0).flip(1))
             spectrum = torch.stack(values, 1)
             trace = spectrum.sum(2)
-        forms = LogitForms.exactly(self._quadratic, self.taken)
-        forms.trace, forms.spectrum = trace, spectrum
-        return forms
+        forms = _forms([layer.name for layer in self._layers], self._quadratic, self.taken, self._logits)
+        return replace(forms, trace=trace, spectrum=spectrum)
+
+
+def _forms(names: Sequence[str], quadratic: torch.Tensor, passes: int, logits: torch.Tensor) -> ExactForms:
+    """Return forms without skipped classes."""
+    return ExactForms(
+        names=list(names),
+        quadratic=quadratic,
+        lower=quadratic,
+        upper=quadratic,
+        passes=passes,
+        all_passes=logits.shape[1] - 1,
+    )
 
 
 def _square_norm(layer: CapturedLayer, gradient: torch.Tensor) -> torch.Tensor:
@@ -351,7 +283,7 @@ def _gradient_gram(layer: CapturedLayer, gradients: Sequence[torch.Tensor]) -> t
 
 
 def independent_layers(layers: Sequence[CapturedLayer]) -> list[int]:
-    """Return the indices of the layers whose input depends on no other layer of the list."""
+    """Return the indices of the layers with an input that depends on no other layer of the list."""
     nodes = {layer.edge.node for layer in layers}
     found = []
     for index, layer in enumerate(layers):
@@ -378,27 +310,32 @@ def exact_forms(
     spectrum: bool = False,
     tol: float = 0.0,
     seed: int = 0,
-) -> LogitForms:
-    """Compute v_iᵀ H_i v_i, H_i = J_iᵀ Λ J_i, for every named layer and every example of one capture.
+) -> ExactForms:
+    """Compute v_iᵀ J_iᵀ Λ J_i v_i for every named layer and every example of one capture.
 
     Args:
         captured: From `capture`, inside `differentiable`; its graph is kept.
         names: Layers in `captured.layers`, in the order of the result.
         deltas: W_i − W_i⁽ˢ⁾ of each; the quadratic form of a missing layer is 0.
-        trace: Also Tr H_i, from the same passes.
+        trace: Also Tr J_iᵀ Λ J_i, from the same passes.
         spectrum: Also the nonzero eigenvalues; keeps K − 1 gradients of every output at once.
         tol: Skip classes if that is likely to halve the passes and they add at most this share to every entry
             and trace, each with 99 % by random probes; 0 takes all passes. Not used with the spectrum.
         seed: Of the probes.
 
     Returns:
-        The forms of J_iᵀ Λ J_i; `LogitForms.of_loss` converts them to those of a loss.
+        The forms; `of_loss` converts them to those of a loss.
     """
-    factor = LogitFactor(captured.logits)
+    logits, factor = captured.logits, LogitFactor(captured.logits)
+    if not names:
+        none = logits.new_zeros((len(logits), 0), dtype=torch.float64)
+        values = logits.new_zeros((len(logits), 0, factor.columns), dtype=torch.float64)
+        forms = _forms(names, none, 0, logits)
+        return replace(forms, trace=none if trace else None, spectrum=values if spectrum else None)
     layers = [captured.layers[name] for name in names]
     with torch.no_grad():
         changes = [layer.apply(deltas[layer.name]) if layer.name in deltas else None for layer in layers]
-    passes = BackwardPasses(captured.logits, layers, changes, trace=trace, spectrum=spectrum)
+    passes = BackwardPasses(logits, layers, changes, trace=trace, spectrum=spectrum)
     with passes.watching():
         if not tol or spectrum:
             for rank in range(factor.columns):
@@ -409,19 +346,12 @@ def exact_forms(
 
 def exact_by_forward_mode(
     run: Callable[[str, OnOutput], torch.Tensor], names: Sequence[str], deltas: Mapping[str, torch.Tensor]
-) -> LogitForms:
+) -> ExactForms:
     """Compute v_iᵀ J_iᵀ Λ J_i v_i from one forward-mode product J_i v_i for each layer.
 
-    It is faster than `exact_forms` if there are fewer layers than about half the classes. Call it inside
-    `differentiable`.
-
-    Args:
-        run: (layer, function that replaces its output) -> logits (B, K): one forward pass that captures it.
-        names: The layers, in the order of the result; at least one.
-        deltas: W_i − W_i⁽ˢ⁾ of each.
-
-    Returns:
-        The forms, without trace and spectrum.
+    It is faster than `exact_forms` if there are fewer layers than about half the classes. `run` takes a layer
+    and a function that replaces its output, captures the layer in a forward pass inside `differentiable`,
+    and returns the logits, (B, K).
     """
     columns = []
     for name in names:
@@ -435,7 +365,7 @@ def exact_by_forward_mode(
             logits = primal.detach()
             u = torch.zeros_like(logits) if tangent is None else tangent.detach()
         columns.append(LogitFactor(logits).variance(u))
-    return LogitForms.exactly(torch.stack(columns, 1), len(names))
+    return _forms(names, torch.stack(columns, 1), len(names), logits)
 
 
 def probe_factor(look: int) -> float:
@@ -470,23 +400,7 @@ def planned_passes(factor: LogitFactor, tol: float) -> int:
     return passes if 2 * passes <= factor.columns else factor.columns
 
 
-def skipped_classes_note(skipped: torch.Tensor) -> list[str]:
-    """Return the note of a measurement with skipped classes, in a list, or no note.
-
-    Args:
-        skipped: (2,): the largest share of the passes that a batch with skipped classes took, or 0; the
-            tolerance.
-    """
-    share, tol = skipped.tolist()
-    note = (
-        f"classes of little probability were skipped ({share:.0%} of the passes taken, or fewer): they add "
-        f"at most {tol:.2g} of an exact layer's entry or trace, each with {1 - FAILURE_PROBABILITY:.0%}, by "
-        "random probes"
-    )
-    return [note] if share else []
-
-
-def _skip_classes(passes: BackwardPasses, factor: LogitFactor, tol: float, seed: int) -> LogitForms:
+def _skip_classes(passes: BackwardPasses, factor: LogitFactor, tol: float, seed: int) -> ExactForms:
     """Take passes until the skipped classes add at most a share `tol` to every entry and trace."""
     columns, share = factor.columns, factor.shares
     generator = torch.Generator().manual_seed(seed)
@@ -497,13 +411,27 @@ def _skip_classes(passes: BackwardPasses, factor: LogitFactor, tol: float, seed:
         for rank in range(done, enough):
             passes.add(*factor.seed(rank))
         done = enough
-        probed = [passes.terms(*factor.probe(done, row)) for row in normals]
-        forms = passes.forms().with_rest(probed, probe_factor(look), trace_factor(look))
-        if (excess := forms.uncertain(tol)) <= 1:
+        entries, norms = zip(*[passes.terms(*factor.probe(done, row)) for row in normals], strict=True)
+        known = passes.forms()
+        skipped = torch.stack(entries).mean(0)
+        upper = known.quadratic + probe_factor(look) * skipped
+        forms = replace(known, quadratic=known.quadratic + skipped, upper=upper)
+        excess = _excess(upper, known.quadratic, tol)
+        if known.trace is not None:
+            more = torch.stack(norms).mean(0)
+            # The largest possible error: that of skipped classes in a single direction.
+            forms = replace(forms, trace=known.trace + more, trace_stderr=more * (2 / len(norms)) ** 0.5)
+            excess = max(excess, _excess(known.trace + trace_factor(look) * more, known.trace, tol))
+        if excess <= 1:
             return forms
         look += 1
-        # The rest falls about as the mass of the classes: continue to the rank at which it is small enough.
+        # The skipped part falls about as the mass of the classes: go on to the rank where it is small enough.
         enough = max(done + 1, int((share > share[done] / excess).sum()))
     for rank in range(done, columns):
         passes.add(*factor.seed(rank))
     return passes.forms()
+
+
+def _excess(upper: torch.Tensor, lower: torch.Tensor, tol: float) -> float:
+    """Return the largest width of a bound, as a multiple of `tol` times its lower end."""
+    return float(((upper - lower) / (tol * lower).clamp(min=1e-300)).max())

@@ -11,7 +11,6 @@ example.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from hesstune.curvature.batches import each_alone
 from hesstune.curvature.capture import Capture, Interceptor
 from hesstune.curvature.layers import CapturedLayer
 from hesstune.curvature.objective import PerExampleLoss, stable_losses
-from hesstune.curvature.quadrature import Bracket, Krylov, Stopping, probe_mean
+from hesstune.curvature.quadrature import Krylov, Stopping
 from hesstune.forward import Inputs, logits_of, named_parameters
 
 # Relative to the largest squared singular value of the tokens: the image under A_i of the part of v that is
@@ -33,6 +32,9 @@ from hesstune.forward import Inputs, logits_of, named_parameters
 _RANK_TOLERANCE = 1e-12
 # With a larger rank the eigenproblem of the tokens' span costs more than it saves.
 _LARGEST_SPAN = 1024
+
+# (layer, v) -> Lanczos started at v: the weight's shape, or one for each example, (B, *weight.shape).
+KrylovSource = Callable[[str, torch.Tensor], Krylov]
 
 
 @dataclass
@@ -44,25 +46,18 @@ class LanczosForms:
         quadratic: The estimate, (B, L): the harmonic mean of the bounds.
         lower: A lower bound, (B, L).
         upper: An upper bound, (B, L). Both hold in exact arithmetic, with an allowance for rounding.
-        products: The number of Hessian-vector products, (B, L) int64.
     """
 
     names: list[str]
     quadratic: torch.Tensor
     lower: torch.Tensor
     upper: torch.Tensor
-    products: torch.Tensor
 
     @classmethod
     def joined(cls, parts: Sequence[LanczosForms]) -> LanczosForms:
         """Join the forms of several batches, of the same layers."""
-        fields = ("quadratic", "lower", "upper", "products")
+        fields = ("quadratic", "lower", "upper")
         return cls(parts[0].names, *(torch.cat([getattr(part, field) for part in parts]) for field in fields))
-
-    @property
-    def error(self) -> torch.Tensor:
-        """The largest relative error that the bracket leaves possible, (B, L)."""
-        return Bracket(self.quadratic, self.lower, self.upper).error
 
 
 @dataclass
@@ -81,14 +76,7 @@ class Traces:
 
 
 class LayerProducts:
-    """Products with ∇²_{z_i} ℓ for every captured layer of one forward pass of B examples.
-
-    Args:
-        captured: From `capture`, inside `differentiable`.
-        targets: The targets of `loss`, batch first.
-        loss: (logits (B, K), targets) -> (B,), each entry of its own example alone.
-        names: The layers.
-    """
+    """Products with ∇²_{z_i} ℓ for the named captured layers of one forward pass of B examples."""
 
     def __init__(
         self, captured: Capture, targets: torch.Tensor, loss: PerExampleLoss, names: Sequence[str]
@@ -116,8 +104,8 @@ class LayerProducts:
         """Start Lanczos at v = delta, in an orthonormal basis of the layer's inputs.
 
         H_i = A_iᵀ M A_i with M = ∇²_{z_i} ℓ, so only v's part in the span of the live tokens a_t counts.
-        Without the rest the value is the same, the vectors are shorter, and the bracket is narrower: the rest
-        has all its weight at λ = 0, which the moments alone do not show.
+        Without the other part the value is the same, the vectors are shorter, and the bracket is narrower,
+        because all its weight is at λ = 0, which the moments alone do not show.
         """
         layer = self.layers[name]
         with torch.no_grad():
@@ -170,7 +158,7 @@ class WeightProducts:
                 slope = torch.autograd.grad(total, self._weight, create_graph=True, allow_unused=True)[0]
             self._slopes.append(torch.zeros_like(self._weight) if slope is None else slope)
 
-    def krylov(self, name: str, delta: torch.Tensor) -> Krylov:
+    def krylov(self, delta: torch.Tensor) -> Krylov:
         """Start Lanczos at v = delta in weight space."""
         shape = (len(self._slopes), *self._weight.shape)
         return Krylov(self._product, delta.to(self._weight.dtype).expand(shape).flatten(1))
@@ -195,82 +183,34 @@ class WeightProducts:
         return torch.zeros_like(vector) if found is None else found.flatten()
 
 
-class HessianSource:
-    """The start of Lanczos for the layers of a batch: captured layers share one graph.
-
-    Args:
-        shared: The products of the captured layers; None if there are none.
-        weight_space: layer -> its products in weight space. Those of the last layer are kept.
-    """
-
-    def __init__(self, shared: LayerProducts | None, weight_space: Callable[[str], WeightProducts]) -> None:
-        self._shared, self._weight_space = shared, weight_space
-        self._last: tuple[str, WeightProducts] | None = None
-
-    def krylov(self, name: str, delta: torch.Tensor) -> Krylov:
-        """Start at v = delta: the weight's shape, or one for each example, (B, *weight.shape)."""
-        if self._shared is not None and name in self._shared.layers:
-            return self._shared.krylov(name, delta)
-        if self._last is None or self._last[0] != name:
-            self._last = None  # at most one such graph is alive
-            self._last = name, self._weight_space(name)
-        return self._last[1].krylov(name, delta)
-
-
 def lanczos_forms(
-    source: HessianSource, deltas: Mapping[str, torch.Tensor], stopping: Stopping
+    source: KrylovSource, deltas: Mapping[str, torch.Tensor], stopping: Stopping
 ) -> LanczosForms:
-    """Compute v_iᵀ H_i⁺ v_i of every named layer and every example of one source.
-
-    Args:
-        source: The source of a batch of B examples.
-        deltas: v_i by layer name; their order is the result's. At least one.
-        stopping: When each recurrence stops.
-    """
-    brackets, taken = [], []
-    for name, delta in deltas.items():
-        krylov = source.krylov(name, delta)
-        brackets.append(stopping.run(krylov))
-        taken.append(torch.full_like(brackets[-1].value, krylov.products, dtype=torch.int64))
-    return LanczosForms(
-        names=list(deltas),
-        quadratic=torch.stack([b.value for b in brackets], 1),
-        lower=torch.stack([b.lower for b in brackets], 1),
-        upper=torch.stack([b.upper for b in brackets], 1),
-        products=torch.stack(taken, 1),
-    )
-
-
-@dataclass(frozen=True)
-class TraceQuadrature:
-    """How traces are estimated.
-
-    Attributes:
-        stopping: When each probe's recurrence stops.
-        probes: The number of probes.
-        seed: Seed of the probes.
-    """
-
-    stopping: Stopping
-    probes: int
-    seed: int
+    """Compute v_iᵀ H_i⁺ v_i of every example of one source, for v_i by layer name, in their order."""
+    brackets = [stopping.run(source(name, delta)) for name, delta in deltas.items()]
+    columns = (torch.stack([getattr(b, key) for b in brackets], 1) for key in ("value", "lower", "upper"))
+    return LanczosForms(list(deltas), *columns)
 
 
 def quadrature_traces(
-    sources: Iterable[AbstractContextManager[HessianSource]],
+    sources: Iterable[AbstractContextManager[KrylovSource]],
     weights: Mapping[str, torch.Tensor],
     batched: Sequence[str],
-    how: TraceQuadrature,
+    stopping: Stopping,
+    probes: int,
+    seed: int,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Estimate Tr H_i⁺ by stochastic Lanczos quadrature (Ubaru, Chen & Saad, 2017).
+    """Estimate Tr H_i⁺, the mean of zᵀ H_i⁺ z over z ~ N(0, I), by stochastic Lanczos quadrature.
 
-    It is the mean of zᵀ H_i⁺ z over z ~ N(0, I). A layer's probes depend on the seed and its place alone.
+    Source: Ubaru, Chen & Saad, 2017. A layer's probes depend on the seed and its place alone.
 
     Args:
         sources: The sources of the parts of a batch.
         weights: By layer name.
-        batched: The layers whose examples share a graph.
-        how: When a recurrence stops, how many probes, and their seed.
+        batched: The layers that have one graph for all examples.
+        stopping: When each probe's recurrence stops.
+        probes: How many, at least 2.
+        seed: Of the probes.
 
     Returns:
         The mean over the probes and its standard error, (B,) each, layer by layer.
@@ -278,9 +218,8 @@ def quadrature_traces(
     places = {name: place for place, name in enumerate(n for n in batched if n in weights)}
 
     def probes_of(name: str) -> Iterator[torch.Tensor]:
-        seed = how.seed * 1_000_003 + places[name] if name in places else how.seed
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(how.probes):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + places[name] if name in places else seed)
+        for _ in range(probes):
             z = torch.randn(weights[name].shape, generator=generator, dtype=torch.float64)
             yield z.to(weights[name])
 
@@ -288,15 +227,14 @@ def quadrature_traces(
     for opened in sources:
         with opened as source:
             for name, values in found.items():
-                forms = [how.stopping.run(source.krylov(name, z)).value for z in probes_of(name)]
-                values.append(torch.stack(forms))
+                values.append(torch.stack([stopping.run(source(name, z)).value for z in probes_of(name)]))
     columns = []
     for name, values in found.items():
         # The last digit of a mean depends on how many examples are averaged at once: those that share a
         # graph.
         together = values if name in places else [torch.cat(values, 1)]
-        means, errors = zip(*[probe_mean(part) for part in together], strict=True)
-        columns.append((torch.cat(means), torch.cat(errors)))
+        errors = [part.std(0) / probes**0.5 for part in together]
+        columns.append((torch.cat([part.mean(0) for part in together]), torch.cat(errors)))
     return columns
 
 
@@ -328,9 +266,8 @@ def _weight_space(
 
 def span_is_affordable(layer: CapturedLayer) -> bool:
     """Tell whether the eigenproblem of the tokens' span costs less than it saves."""
-    inputs = _matrices(layer, layer.weight).shape[-1]
-    outputs = layer.weight.shape[1 if layer.transposed else 0]
-    return min(math.prod(layer.shape) // (layer.examples * outputs), inputs) <= _LARGEST_SPAN
+    _, tokens, inputs, _ = layer.counts()
+    return min(tokens, inputs) <= _LARGEST_SPAN
 
 
 def _token_space(
@@ -341,11 +278,8 @@ def _token_space(
 ) -> Krylov:
     """Start Lanczos in an orthonormal basis Q of the live tokens' span, A = R Qᵀ: H = Q (Rᵀ M R) Qᵀ.
 
-    Args:
-        curvature: The product with M = ∇²_{z_i} ℓ, raw output to raw output.
-        layer: The layer.
-        delta: v, the weight's shape, or one for each example, (B, *weight.shape).
-        live: The tokens that the loss depends on, (B, G, T) bool.
+    `curvature` is the product with M = ∇²_{z_i} ℓ, raw output to raw output. `live`, (B, G, T) bool, are the
+    tokens that the loss depends on.
     """
     places, tokens = _gathered(layer.tokens().double(), live)
     factor, basis = _orthonormal(tokens)
@@ -355,7 +289,7 @@ def _token_space(
     mapping.scatter_(2, places.expand(-1, -1, -1, rank), factor.to(mapping.dtype))
 
     def product(x: torch.Tensor) -> torch.Tensor:
-        tangent = _raw_output(layer, mapping @ x.view(start.shape))
+        tangent = layer.from_output_tokens(mapping @ x.view(start.shape))
         return (mapping.mT @ layer.output_tokens(curvature(tangent))).flatten(1)
 
     return Krylov(product, start.flatten(1).to(layer.weight.dtype))
@@ -379,7 +313,7 @@ def _orthonormal(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _gathered(tokens: torch.Tensor, live: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return where the live tokens are, (B, G, T', 1), and those tokens; the rest of T' is set to 0."""
+    """Return the places of the live tokens, (B, G, T', 1), and these tokens; others in T' are set to 0."""
     count = max(1, int(live.sum(-1).max()))
     order = torch.argsort(live.to(torch.int8), dim=2, descending=True, stable=True)
     places = order[..., :count].unsqueeze(-1)
@@ -392,23 +326,5 @@ def _matrices(layer: CapturedLayer, delta: torch.Tensor) -> torch.Tensor:
     each = delta if delta.ndim > layer.weight.ndim else delta.unsqueeze(0)
     if layer.transposed:
         each = each.mT
-    groups = layer.options.get("groups", 1) if layer.kind == "conv" else 1
+    groups = layer.counts()[0]
     return each.reshape(each.shape[0], groups, each.shape[1] // groups, -1)
-
-
-def _raw_output(layer: CapturedLayer, tokens: torch.Tensor) -> torch.Tensor:
-    """Invert `layer.output_tokens`: (B, G, T, O/G) -> the raw output's shape."""
-    first = layer.examples_first(torch.empty(layer.shape, device="meta"))
-    if layer.kind == "linear":
-        view = tokens.reshape(first.shape)
-    else:
-        # Where several rows of the raw tensor are one example, `output_tokens` joined them to T.
-        spatial = layer.weight.ndim - 2
-        many = first.ndim > spatial + 2
-        split = tokens.unflatten(2, (first.shape[1] if many else 1, -1))  # (B, G, M, T, O/G)
-        view = split.permute(0, 2, 1, 4, 3).reshape(first.shape)
-    if layer.layout == "first":
-        return view
-    if layer.layout == "second":
-        return view.transpose(0, 1)
-    return (view if layer.layout == "rows" else view.transpose(0, 1)).reshape(layer.shape)

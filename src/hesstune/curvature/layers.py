@@ -26,11 +26,9 @@ def as_examples(tensor: torch.Tensor, layout: Layout, examples: int) -> torch.Te
         return tensor
     if layout == "second":
         return tensor.transpose(0, 1)
-    if layout == "rows":
-        tokens: torch.Tensor = tensor.unflatten(0, (examples, -1))
-        return tokens
-    columns: torch.Tensor = tensor.unflatten(0, (-1, examples))
-    return columns.transpose(0, 1)
+    shape = (examples, -1) if layout == "rows" else (-1, examples)
+    tokens: torch.Tensor = tensor.unflatten(0, shape)
+    return tokens if layout == "rows" else tokens.transpose(0, 1)
 
 
 def layout_candidates(shape: torch.Size, examples: int) -> list[Layout]:
@@ -51,12 +49,7 @@ def layout_alone(shape: torch.Size) -> Layout:
 
 
 def layout_fits(shape: torch.Size, layout: Layout, examples: int) -> bool:
-    """Tell whether a raw tensor of this shape can hold B examples in this layout.
-
-    Example:
-        >>> layout_fits(torch.Size([5, 2, 3]), "second", 2), layout_fits(torch.Size([5, 2, 3]), "first", 2)
-        (True, False)
-    """
+    """Tell whether a raw tensor of this shape can hold B examples in this layout."""
     if layout == "second":
         return len(shape) > 2 and shape[1] == examples
     return shape[0] == examples if layout == "first" else shape[0] > 0 and shape[0] % examples == 0
@@ -97,8 +90,14 @@ class CapturedLayer:
     transposed: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     keeps_tokens: bool = False
-    _tokens: torch.Tensor | None = field(default=None, repr=False)
-    _gram: torch.Tensor | None = field(default=None, repr=False)
+    _kept: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+
+    def counts(self) -> tuple[int, int, int, int]:
+        """Return an example's groups, its tokens a group, and a group's inputs and outputs a token."""
+        groups = self.options["groups"] if self.kind == "conv" else 1
+        rows = self.weight.shape[1 if self.transposed else 0]
+        tokens = math.prod(self.shape) // (rows * self.examples)
+        return groups, tokens, self.weight.numel() // rows, rows // groups
 
     def examples_first(self, raw: torch.Tensor) -> torch.Tensor:
         """View a raw input or output (or gradient of one) as (B, ...)."""
@@ -126,10 +125,8 @@ class CapturedLayer:
             first = self.examples_first(self.input)
             return self._raw(out.reshape(*first.shape[:-1], out.shape[-1]))
 
-        single = self.layout == "first"
-
         def one(a: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
-            return self.call(a.unsqueeze(0), d).squeeze(0) if single else self.call(a, d)
+            return self.call(a.unsqueeze(0), d).squeeze(0) if self.layout == "first" else self.call(a, d)
 
         return self._raw(torch.func.vmap(one)(self.examples_first(self.input), delta.to(self.input.dtype)))
 
@@ -156,24 +153,28 @@ class CapturedLayer:
 
     def tokens(self) -> torch.Tensor:
         """Return what the weight multiplies (patches of a convolution), (B, G, T, I), I inputs a group."""
-        if self._tokens is not None:
-            return self._tokens
-        found = self._made_tokens()
+        return self._once("tokens", self._unfolded)
+
+    def gram(self) -> torch.Tensor:
+        """Return the tokens' Gram matrices A Aᵀ, (B, G, T, T)."""
+        return self._once("gram", lambda: self.tokens() @ self.tokens().transpose(2, 3))
+
+    def _once(self, key: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        found = self._kept[key] if key in self._kept else compute()
         if self.keeps_tokens:
-            self._tokens = found
+            self._kept[key] = found
         return found
 
-    def _made_tokens(self) -> torch.Tensor:
-        first = self.examples_first(self.input)
+    def _unfolded(self) -> torch.Tensor:
         if self.kind == "linear":
+            first = self.examples_first(self.input)
             return first.reshape(self.examples, 1, -1, first.shape[-1])
         if self.kind == "conv_transpose":
             raise NotImplementedError("a transposed convolution has no patches: use apply and pullback")
         patches = _patches(self.input, self.weight.shape[2:], self.options)  # raw dim 0, G, T, I
         if self.layout == "first":
             return patches
-        patches = self.examples_first(patches)  # (B, M, G, T, I)
-        return patches.transpose(1, 2).flatten(2, 3)
+        return self.examples_first(patches).transpose(1, 2).flatten(2, 3)  # from (B, M, G, T, I)
 
     def output_tokens(self, raw: torch.Tensor) -> torch.Tensor:
         """Return a raw output (or gradient of one) as (B, G, T, O/G), matching `tokens`."""
@@ -181,33 +182,29 @@ class CapturedLayer:
         if self.kind == "linear":
             return first.reshape(self.examples, 1, -1, first.shape[-1])
         groups = self.options["groups"]
-        spatial = self.weight.ndim - 2
-        flat = first.flatten(-spatial)  # (B, [M,] O, T)
+        flat = first.flatten(2 - self.weight.ndim)  # (B, [M,] O, T)
         if flat.ndim == 3:
             flat = flat.unsqueeze(1)
         split = flat.unflatten(2, (groups, -1))  # (B, M, G, O/G, T)
         tokens: torch.Tensor = split.permute(0, 2, 1, 4, 3).flatten(2, 3)
         return tokens
 
-    def gram(self) -> torch.Tensor:
-        """Return the tokens' Gram matrices A Aᵀ, (B, G, T, T)."""
-        if self._gram is not None:
-            return self._gram
-        tokens = self.tokens()
-        found = tokens @ tokens.transpose(2, 3)
-        if self.keeps_tokens:
-            self._gram = found
-        return found
+    def from_output_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Invert `output_tokens`: (B, G, T, O/G) -> the raw output's shape."""
+        first = self.examples_first(torch.empty(self.shape, device="meta"))
+        if self.kind == "linear":
+            return self._raw(tokens.reshape(first.shape))
+        # If several rows of the raw tensor are one example, `output_tokens` joined them to T.
+        many = first.ndim > self.weight.ndim
+        split = tokens.unflatten(2, (first.shape[1] if many else 1, -1))  # (B, G, M, T, O/G)
+        return self._raw(split.permute(0, 2, 1, 4, 3).reshape(first.shape))
 
     def prefers_gram(self) -> bool:
         """Tell whether ‖Σ_t g_t a_tᵀ‖² is cheaper through the token Gram than by forming the gradient."""
         if self.kind == "conv_transpose":
             return False
-        groups = self.options.get("groups", 1) if self.kind == "conv" else 1
-        outputs = self.weight.shape[1 if self.transposed else 0]
-        columns = self.weight.numel() // outputs
-        tokens = math.prod(self.shape) // (outputs * self.examples)
-        return tokens * (outputs // groups + columns) < outputs // groups * columns
+        _, tokens, inputs, outputs = self.counts()
+        return tokens * (outputs + inputs) < outputs * inputs
 
 
 def _is_channels_last(tensor: torch.Tensor) -> bool:

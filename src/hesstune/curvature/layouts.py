@@ -56,11 +56,6 @@ def find_layouts(model: nn.Module, inputs: Inputs, names: Sequence[str]) -> dict
     It takes two forward and three backward passes, and four more forward passes if several layouts remain.
     Call it inside `differentiable(model, names)`.
 
-    Args:
-        model: The network, in eval mode.
-        inputs: One batch.
-        names: The layers.
-
     Returns:
         The layout of every layer found in exactly one call. None if no dimension is known to run over the
         examples: they share z (computed from positions only), z has them in another order or dimension, or
@@ -84,10 +79,10 @@ def find_layouts(model: nn.Module, inputs: Inputs, names: Sequence[str]) -> dict
         name: _growing(layer.input.shape, grown[name].input.shape) if name in grown else []
         for name, layer in layers.items()
     }
-    _keep_apart(logits, layers, candidates)
+    _exclude_by_gradients(logits, layers, candidates)
     unsure = [name for name, found in candidates.items() if len(found) > 1]
     if unsure:
-        _keep_moving(model, few, unsure, candidates)
+        _exclude_by_changes(model, few, unsure, candidates)
     return {name: found[0] if len(found) == 1 else None for name, found in candidates.items()}
 
 
@@ -124,7 +119,7 @@ def _part(shape: torch.Size, layout: Layout, examples: int) -> torch.Size:
     return as_examples(torch.empty(shape, device="meta"), layout, examples).shape[1:]
 
 
-def _keep_apart(
+def _exclude_by_gradients(
     logits: torch.Tensor, layers: Mapping[str, CapturedLayer], candidates: dict[str, list[Layout]]
 ) -> None:
     """Remove the layouts in which an example's logits depend on another's part of the output.
@@ -147,7 +142,7 @@ def _keep_apart(
                 candidates[name] = [c for c in candidates[name] if _only_in(depends, c, row)]
 
 
-def _keep_moving(
+def _exclude_by_changes(
     model: nn.Module, inputs: Inputs, names: Sequence[str], candidates: dict[str, list[Layout]]
 ) -> None:
     """Remove the layouts in which a change of one example changes another's part of the layer's input."""
@@ -221,33 +216,31 @@ class _Operators(TorchDispatchMode):
 
 
 def check_batch(model: nn.Module, inputs: Inputs, captured: Capture, exact: Sequence[str]) -> None:
-    """Remove from a capture the layers that this batch uses in another way than planned.
+    """Move the layers that this batch uses in another way than planned from `layers` to `otherwise`.
 
-    Args:
-        model: The network.
-        inputs: The batch.
-        captured: Its forward pass; `layers` and `otherwise` are changed.
-        exact: The layers planned as exact.
+    `captured` is the batch's forward pass, and `exact` are the layers planned as exact.
 
     Raises:
         MeasureError: If the batch's two halves have other logits.
     """
-    if batch_size(inputs) > 1:
-        _refuse_batch_conditions(model, inputs, captured.logits)
-    parameters, layers, found = named_parameters(model), captured.layers, captured.otherwise
-    nodes = {name: layer.edge.node for name, layer in layers.items()}
-    structure = read_structure(captured.logits, {name: parameters[name] for name in captured.calls}, nodes)
+    size = batch_size(inputs)
+    if size > 1:
+        with torch.no_grad():
+            halves = torch.arange(size).split(-(-size // 2))
+            alone = torch.cat([logits_of(model, rows_of(inputs, half)) for half in halves])
+        refuse_other_logits(alone, captured.logits.detach(), "in the two halves of a batch")
+    parameters, found = named_parameters(model), captured.otherwise
+    weights = {name: parameters[name] for name in captured.calls}
+    structure = read_structure(captured.logits, weights, captured.layers)
     for name, calls in captured.calls.items():
         uses = structure.uses[name]
         if uses != calls or uses > 1:
             found[name] = f"{uses} uses of its weight, {calls} of them in plain calls"
         elif name in exact and name in structure.smooth:
             found[name] = f"{structure.smooth[name]} comes after it"
-    found |= dict.fromkeys(
-        layers_with_mixed_rows(captured, list(layers)), "its rows belong to other examples"
-    )
-    for name in found.keys() & layers.keys():
-        del layers[name]
+    found |= dict.fromkeys(layers_with_mixed_rows(captured), "its rows belong to other examples")
+    for name in found.keys() & captured.layers.keys():
+        del captured.layers[name]
 
 
 def used_weights(captured: Capture, weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -258,46 +251,33 @@ def used_weights(captured: Capture, weights: Mapping[str, torch.Tensor]) -> dict
     return {name: "the logits depend on it" for name in weights if uses[name]}
 
 
-def layers_with_mixed_rows(captured: Capture, names: Sequence[str]) -> set[str]:
+def layers_with_mixed_rows(captured: Capture) -> set[str]:
     """Return the layers in which an example's part has rows that other examples depend on.
 
     Two backward passes: ∂(Σ_b r_b wᵀf_b)/∂z, which in example b's part is r_b times what it is for r = 1.
     """
-    layers, examples = [captured.layers[name] for name in names], len(captured.logits)
-    if examples == 1 or not layers:
+    layers, logits = list(captured.layers.values()), captured.logits
+    if len(logits) == 1 or not layers:
         return set()
     generator = torch.Generator().manual_seed(0)
-    passes = BackwardPasses(
-        captured.logits,
-        layers,
-        [_direction(layer, generator) for layer in layers],
-        trace=False,
-        spectrum=False,
-    )
-    seed = torch.randn(captured.logits.shape[1], generator=generator, dtype=torch.float64).to(captured.logits)
+    passes = BackwardPasses(logits, layers, [_direction(layer, generator) for layer in layers])
+    seed = torch.randn(logits.shape[1], generator=generator, dtype=torch.float64).to(logits)
     exponents = torch.arange(-_EXPONENTS, _EXPONENTS + 1, dtype=torch.float64)
     factors = torch.cat([exponents.exp2(), -exponents.exp2()])
-    places = torch.randperm(examples, generator=generator) % len(factors)
-    factor = factors[torch.randperm(len(factors), generator=generator)][places, None].to(captured.logits)
+    places = torch.randperm(len(logits), generator=generator) % len(factors)
+    factor = factors[torch.randperm(len(factors), generator=generator)][places, None].to(logits)
     with passes.watching():
-        plain = passes.products(seed.expand_as(captured.logits))
+        plain = passes.products(seed.expand_as(logits))
         scaled = passes.products(factor * seed) / factor
     allowed = _SAME_PRODUCT * plain.abs() + _SMALL_PRODUCT * plain.abs().amax(0)
     wrong = ~((scaled - plain).abs() <= allowed).all(0)
-    return {name for name, bad in zip(names, wrong.tolist(), strict=True) if bad}
+    return {layer.name for layer, bad in zip(layers, wrong.tolist(), strict=True) if bad}
 
 
 def _direction(layer: CapturedLayer, generator: torch.Generator) -> torch.Tensor:
     """Return a random vector of the output's channels, the same for all rows, in the output's shape."""
-    channels = -1 if layer.kind == "linear" else 1
-    vector = torch.randn(layer.shape[channels], generator=generator, dtype=torch.float64).to(layer.input)
-    spatial = 0 if layer.kind == "linear" else layer.weight.ndim - 2
-    return vector.view(-1, *[1] * spatial).expand(layer.shape) if spatial else vector.expand(layer.shape)
-
-
-@torch.no_grad()
-def _refuse_batch_conditions(model: nn.Module, inputs: Inputs, logits: torch.Tensor) -> None:
-    size = batch_size(inputs)
-    halves = torch.arange(size).split(-(-size // 2))
-    found = torch.cat([logits_of(model, rows_of(inputs, half)) for half in halves])
-    refuse_other_logits(found, logits.detach(), "in the two halves of a batch")
+    linear = layer.kind == "linear"
+    channels = layer.shape[-1 if linear else 1]
+    vector = torch.randn(channels, generator=generator, dtype=torch.float64).to(layer.input)
+    spatial = 0 if linear else layer.weight.ndim - 2
+    return vector.view(-1, *[1] * spatial).expand(layer.shape)

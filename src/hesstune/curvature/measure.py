@@ -6,32 +6,26 @@ import bisect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from hesstune.curvature.batches import LabelledBatch, by_length, checked_batches, rows_of, trimmed
 from hesstune.curvature.capture import bytes_in_full_precision, differentiable
-from hesstune.curvature.declared import ABOVE, SKIP_CLASSES, ExamplesChoice, MethodChoice, sample_fault
+from hesstune.curvature.declared import SKIP_CLASSES, ExamplesChoice, MethodChoice
 from hesstune.curvature.engine import CurvatureEngine
-from hesstune.curvature.exact import skipped_classes_note
 from hesstune.curvature.lanczos import LanczosForms
 from hesstune.curvature.memory import MIB, SHARED_GRAPH_EXAMPLES, MemoryForecast, bytes_of
 from hesstune.curvature.objective import Objective, PerExampleLoss
-from hesstune.curvature.plan import MeasureMethod
-from hesstune.curvature.quadrature import Stopping
-from hesstune.curvature.result import Measure, sample_note
-from hesstune.errors import ConfigError, DataError, listed, unknown_name
+from hesstune.curvature.quantities import QUANTITIES, MeasureSettings, PositiveForm
+from hesstune.curvature.result import Measure
+from hesstune.errors import DataError, listed
 from hesstune.forward import Inputs, batch_size
-from hesstune.reference import Reference
+from hesstune.reference import NO_LAYER, Reference
 from hesstune.runtime.device import free_memory
 from hesstune.runtime.sharding import gathered
 
-_FORMS = ("quadratic", "lower", "upper")
-_DEFAULT_TOLERANCE = 0.03
-# A wide bracket (vᵀHv very negative) needs more products than `steps`.
-_MOST_PER_STEP = 4
 # With more sentences at once, padding to the longest one costs more than they save.
 _SENTENCES = 16
 
@@ -51,6 +45,7 @@ def measure(
     seed: int = 0,
     *,
     mean_sample: int = 0,
+    quantities: Sequence[str] = (),
     noise_matrix: Any = None,
     label_smoothing: float = 0.0,
     class_weights: torch.Tensor | None = None,
@@ -90,6 +85,8 @@ def measure(
             per-example losses, which takes the smooth path.
         seed: Seed of all random probes and of the sample; the global random state is not used.
         mean_sample: With examples="max": the number of examples drawn at random for smooth layers; 0: all.
+        quantities: Names of further quantities of `hesstune.curvature.quantities`; their tensors are in the
+            result's `more`.
         noise_matrix: F as an array, F[i, j] = P(noisy = j | true = i), or anything with `.inverse`.
         label_smoothing: ε of label smoothing.
         class_weights: (K,): the loss −Σ c_k log p_k becomes −Σ w_k c_k log p_k.
@@ -130,13 +127,14 @@ def measure(
         >>> m.names, tuple(m.quadratic.shape), m.exact
         (['0.weight', '2.weight'], (5, 2), [True, True])
     """
-    settings = _MeasureSettings(
+    settings = MeasureSettings(
         method=method,
         examples=examples,
         steps=steps,
         tol=tol,
         trace=trace,
         spectrum=spectrum,
+        quantities=tuple(quantities),
         seed=seed,
         max_examples=max_examples,
         memory_mib=memory_mib,
@@ -158,54 +156,7 @@ def measure(
                     if progress is not None:
                         progress(run.count)
             run.measure_sample()
-        return run.result().leaving_out(whole.changed_others(model))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _MeasureSettings:
-    """The arguments of `measure` that choose the computation; ConfigError if one is out of range."""
-
-    method: str
-    examples: str
-    steps: int
-    tol: float | None
-    trace: bool | Literal["exact"]
-    spectrum: bool
-    seed: int
-    max_examples: int | None
-    memory_mib: float | None
-    skip_classes: float
-    mean_sample: int
-
-    def __post_init__(self) -> None:
-        choices = (
-            ("method", self.method, get_args(MethodChoice)),
-            ("value of examples", self.examples, get_args(ExamplesChoice)),
-        )
-        for kind, given, valid in choices:
-            if given not in valid:
-                raise unknown_name(kind, given, valid)
-        for name, limit in ABOVE.items():
-            value = getattr(self, name)
-            if value is not None and not value > limit:
-                raise ConfigError(f"{name} must be above {limit}; got {value}")
-        if not 0 <= self.skip_classes < 1:
-            raise ConfigError(
-                f"skip_classes must be at least 0 (take all) and below 1; got {self.skip_classes}"
-            )
-        if fault := sample_fault(self.mean_sample):
-            raise ConfigError(f"mean_sample {fault}; got {self.mean_sample}")
-
-    @property
-    def stopping(self) -> Stopping:
-        """When Lanczos stops."""
-        tol = _DEFAULT_TOLERANCE if self.tol is None else self.tol
-        return Stopping(tol=tol, most=_MOST_PER_STEP * self.steps)
-
-    @property
-    def sampled(self) -> int:
-        """The number of examples in the sample for smooth layers; 0: all are measured."""
-        return self.mean_sample if self.examples == "max" else 0
+        return run.result(whole.changed_others(model))
 
 
 class _RandomSample:
@@ -236,7 +187,7 @@ class _Measurement:
     """The state of one measurement: the engine, the settings, and the rows so far."""
 
     engine: CurvatureEngine
-    settings: _MeasureSettings
+    settings: MeasureSettings
     copies: int
     count: int = 0
     rows: dict[str, list[torch.Tensor]] = field(default_factory=dict)
@@ -247,6 +198,7 @@ class _Measurement:
 
     def __post_init__(self) -> None:
         self.sample = _RandomSample(self.settings.sampled, self.settings.seed)
+        self.quantities = self.settings.chosen
 
     def examples_at_once(self, inputs: Inputs, on_forecast: Callable[[str], None] | None) -> int:
         """Forecast the memory from this batch on and return how many examples are measured at once.
@@ -267,7 +219,7 @@ class _Measurement:
         self.forecast = MemoryForecast(
             differences=sum(d.nbytes for d in differences) + memory.start + self.copies,
             inputs=2 * bytes_of(inputs) + kept,  # this batch and the next one
-            example=memory.exact(trace=bool(asked.trace), spectrum=asked.spectrum),
+            example=memory.passes + sum(quantity.memory(memory) for quantity in self.quantities),
             lanczos=memory.lanczos(asked.stopping.most),
             vectors=asked.stopping.most + 1,
             sharing=sharing,
@@ -295,79 +247,28 @@ class _Measurement:
 
     def add(self, inputs: Inputs, targets: torch.Tensor) -> None:
         """Measure one chunk and append its rows."""
-        size = batch_size(inputs)
+        batch, size = (inputs, targets), batch_size(inputs)
         numbers = torch.cat(self.order)[self.count : self.count + size]
-        keys = (*_FORMS, "trace", "trace_stderr", "gauss_newton")
-        rows = {key: torch.zeros(size, len(self.engine.names), dtype=torch.float64) for key in keys}
-        self._measure_exact((inputs, targets), rows, numbers)
-        self._measure_smooth((inputs, targets), rows, numbers)
-        for key, value in rows.items():
-            self.rows.setdefault(key, []).append(value)
-        self.count += size
-
-    def _columns(self, names: Sequence[str]) -> list[int]:
-        return [self.engine.names.index(name) for name in names]
-
-    def _measure_exact(
-        self, batch: LabelledBatch, rows: dict[str, torch.Tensor], numbers: torch.Tensor
-    ) -> None:
-        asked = self.settings
+        passes = {key for quantity in self.quantities for key in quantity.passes}
         forms = self.engine.exact(
             batch,
-            trace=bool(asked.trace),
-            spectrum=asked.spectrum,
-            skip_classes=asked.skip_classes,
-            rows=numbers,
+            trace="trace" in passes,
+            spectrum="spectrum" in passes,
+            skip_classes=self.settings.skip_classes,
+            numbers=numbers,
         )
-        rows["losses"] = forms.losses
-        columns = self._columns(forms.names)
         if not torch.equal(forms.lower, forms.upper):
             self.shares_of_passes.append(forms.passes / forms.all_passes)
-        for key in (*_FORMS, "trace", "trace_stderr"):
-            value = getattr(forms, key)
-            rows[key][:, columns] = 0.0 if value is None else value
-        if forms.spectrum is not None:
-            shape = (*rows["trace"].shape, forms.spectrum.shape[2])
-            rows["spectrum"] = torch.full(shape, math.nan, dtype=torch.float64)
-            rows["spectrum"][:, columns] = forms.spectrum
-
-    def _measure_smooth(
-        self, batch: LabelledBatch, rows: dict[str, torch.Tensor], numbers: torch.Tensor
-    ) -> None:
-        asked, plan = self.settings, self.engine.plan
-        names = plan.by("lanczos", "weight_space")
-        sampled = plan.by("lanczos") if asked.sampled else []
-        if sampled:
-            columns = self._columns(sampled)
-            rows["gauss_newton"][:, columns] = self.engine.gauss_newton(batch, sampled)
-            for key in _FORMS:
-                rows[key][:, columns] = math.nan
-        if sampled or self.sample.drawn:  # a later batch may move all smooth layers to weight space
+        assert forms.losses is not None
+        rows = {"losses": forms.losses}
+        for quantity in self.quantities:
+            rows |= quantity.rows(self.engine, batch, forms, self.settings)
+        for key, value in rows.items():
+            self.rows.setdefault(key, []).append(value)
+        # Examples that are in the sample stay in it if a later batch moves all smooth layers to weight space.
+        if self.settings.sampled and (self.engine.plan.by("lanczos") or self.sample.drawn):
             self.sample.offer(numbers, *batch)
-        filled = [name for name in names if name not in sampled]
-        if filled:
-            forms = self.engine.lanczos(batch, filled, asked.stopping)
-            for key in _FORMS:
-                rows[key][:, self._columns(filled)] = getattr(forms, key)
-        if asked.trace == "exact":
-            for key in ("trace", "trace_stderr"):
-                rows[key][:, self._columns(names)] = math.nan
-        elif asked.trace:
-            self._trace(batch, rows, "lanczos", None)
-            # In weight space each product takes as long as a pass, so `steps` and `tol` apply.
-            self._trace(batch, rows, "weight_space", asked.stopping)
-
-    def _trace(
-        self,
-        batch: LabelledBatch,
-        rows: dict[str, torch.Tensor],
-        method: MeasureMethod,
-        stopping: Stopping | None,
-    ) -> None:
-        names = self.engine.plan.by(method)
-        if names:
-            found, columns = self.engine.trace(batch, names, stopping), self._columns(names)
-            rows["trace"][:, columns], rows["trace_stderr"][:, columns] = found.value, found.stderr
+        self.count += size
 
     def measure_sample(self) -> None:
         """Measure the smooth layers of the sample, and estimate their means over all examples.
@@ -378,23 +279,19 @@ class _Measurement:
         """
         if not self.sample.drawn:
             return
-        joined = {key: torch.cat(self.rows[key]) for key in (*_FORMS, "gauss_newton")}
-        columns = torch.tensor(self._columns([n for n in self.engine.names if self._is_sampled(n, joined)]))
-        names = [self.engine.names[column] for column in columns.tolist()]
-        forms = LanczosForms.joined(
-            [
-                self.engine.lanczos(
-                    (trimmed(inputs) if self.engine.plan.cuts_padding else inputs, targets),
-                    names,
-                    self.settings.stopping,
-                )
-                for _, _, (inputs, targets) in self.sample.drawn
-            ]
-        )
+        engine = self.engine
+        joined = {key: torch.cat(self.rows[key]) for key in (*PositiveForm.keys, "gauss_newton")}
+        columns = joined["quadratic"].isnan().any(0).nonzero().flatten()
+        names = [engine.names[column] for column in columns.tolist()]
+        batches = [
+            (trimmed(inputs) if engine.plan.cuts_padding else inputs, targets)
+            for _, _, (inputs, targets) in self.sample.drawn
+        ]
+        forms = LanczosForms.joined([engine.lanczos(one, names, self.settings.stopping) for one in batches])
         # Rows are in the order of measurement until `result` sorts them.
         place = torch.cat(self.order).argsort()
         drawn = place[torch.tensor([example for _, example, _ in self.sample.drawn])]
-        for key in _FORMS:
+        for key in PositiveForm.keys:
             joined[key][drawn[:, None], columns[None, :]] = getattr(forms, key)
             self.rows[key] = [joined[key]]
         known, n, m = joined["gauss_newton"][:, columns], self.count, len(drawn)
@@ -404,45 +301,34 @@ class _Measurement:
             variance = forms.quadratic.var(0) / n + (1 - m / n) * extra.var(0) / m
         estimates = {"sampled_mean": known.mean(0) + extra.mean(0), "sampled_stderr": variance.sqrt()}
         for key, value in estimates.items():
-            self.sampled[key] = torch.full((len(self.engine.names),), math.nan, dtype=torch.float64)
-            self.sampled[key][columns] = value
+            self.sampled[key] = engine.spread(names, value[None], math.nan)[0]
 
-    def _is_sampled(self, name: str, joined: dict[str, torch.Tensor]) -> bool:
-        return bool(joined["quadratic"][:, self.engine.names.index(name)].isnan().any())
-
-    def result(self) -> Measure:
-        """Join the rows.
+    def result(self, not_layers: list[str]) -> Measure:
+        """Join the rows; `not_layers` are weight matrices that have changed but are not layers.
 
         Raises:
             DataError: If there were no examples.
         """
-        if not self.rows:
+        if not self.rows or self.forecast is None:
             raise DataError("there are no examples to measure: the batches are empty")
-        engine = self.engine
-        place = torch.cat(self.order).argsort()
-        joined: dict[str, Any] = {key: torch.cat(values)[place] for key, values in self.rows.items()}
-        joined |= self.sampled
-        del joined["gauss_newton"]
-        if not self.settings.trace:
-            del joined["trace"], joined["trace_stderr"]
+        engine, place = self.engine, torch.cat(self.order).argsort()
+        joined = {key: torch.cat(values)[place] for key, values in self.rows.items() if key != "gauss_newton"}
+        more = {key: joined.pop(key) for key in joined.keys() - set(Measure.__dataclass_fields__)}
         distances = [torch.linalg.vector_norm(d.double()).cpu() for d in engine.differences.values()]
-        return Measure(
+        measured = Measure(
             names=engine.names,
             distances=torch.stack(distances),
             methods=[layer.method for layer in engine.plan.layers],
             reasons=[layer.reason for layer in engine.plan.layers],
-            notes=self._notes(joined["quadratic"]),
-            skipped=self._skipped(),
-            **joined,
+            not_layers=not_layers,
+            skipped=torch.tensor([max(self.shares_of_passes, default=0.0), self.settings.skip_classes]),
+            more=more,
+            **joined,  # type: ignore[arg-type]
+            **self.sampled,  # type: ignore[arg-type]
         )
-
-    def _skipped(self) -> torch.Tensor:
-        return torch.tensor([max(self.shares_of_passes, default=0.0), self.settings.skip_classes])
-
-    def _notes(self, quadratic: torch.Tensor) -> list[str]:
-        notes = sample_note(quadratic)
-        smooth = self.engine.plan.by("lanczos", "weight_space")
-        if self.settings.spectrum and smooth:
-            notes.append(f"no eigenvalues of {listed(smooth)}: only the exact path gives them")
-        notes += skipped_classes_note(self._skipped())
-        return notes if self.forecast is None else [*notes, self.forecast.sentence()]
+        sentences = [f"{name}: {QUANTITIES[name].sentence}" for name in self.settings.quantities]
+        notes = [*measured.quantity_notes(), *sentences, self.forecast.sentence()]
+        if not_layers:
+            notes.append(f"{listed(not_layers)} not measured: {NO_LAYER}")
+        measured.notes = notes
+        return measured

@@ -69,10 +69,6 @@ class ExampleMemory:
         """Return the larger one of each entry."""
         return ExampleMemory(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
 
-    def exact(self, *, trace: bool, spectrum: bool) -> int:
-        """Return the bytes of an example in the passes to the layers' outputs."""
-        return self.passes + (self.trace if trace else 0) + (self.spectrum if spectrum else 0)
-
     def lanczos(self, products: int) -> int:
         """Return the bytes of an example in Lanczos with so many products; 0 without smooth layers."""
         return self.graph and self.graph + self.span + (products + 1 + _SPARE_VECTORS) * self.vector
@@ -108,15 +104,10 @@ def example_memory(
     smooth: Sequence[str],
     apart: Sequence[nn.Parameter],
 ) -> ExampleMemory:
-    """Compute the memory of one example from a forward pass of some examples.
+    """Compute the memory of one example from a forward pass of some examples, which `kept` has counted.
 
-    Args:
-        inputs: The examples of the forward pass.
-        captured: The forward pass.
-        kept: The counter of that pass; it counts the graph of gradients, too.
-        exact: The captured layers that are measured exactly.
-        smooth: The captured layers that Lanczos measures.
-        apart: The weights that are measured in weight space.
+    `exact` and `smooth` are the captured layers that are measured exactly and by Lanczos, and `apart` the
+    weights that are measured in weight space.
     """
     layers, size, width = captured.layers, len(captured.logits), captured.logits.element_size()
     outputs = [layer.shape.numel() * width for layer in layers.values()]
@@ -133,8 +124,11 @@ def example_memory(
         found = replace(found, trace=unfolded + 2 * one, spectrum=passes * (each + 2 * one) + unfolded)
     if smooth or apart:
         edges: list[Any] = [*(layers[name].edge for name in smooth), *apart]
-        with kept:
-            slopes = _slopes(captured.logits, edges)
+        slopes: Sequence[torch.Tensor | None] = []
+        if captured.logits.requires_grad:
+            with kept:
+                loss = captured.logits.double().log_softmax(1)[:, 0].sum()
+                slopes = torch.autograd.grad(loss, edges, create_graph=True, allow_unused=True)
         spaces = [_spaces(layers[name]) for name in smooth]
         vectors = [vector for vector, _ in spaces] + [w.numel() for w in apart]
         # In weight space each example has its own slope, graph and stacked products.
@@ -150,29 +144,11 @@ def example_memory(
     return found
 
 
-def _slopes(logits: torch.Tensor, edges: Sequence[Any]) -> Sequence[torch.Tensor | None]:
-    if not logits.requires_grad:
-        return []
-    loss = logits.double().log_softmax(1)[:, 0].sum()
-    found: Sequence[torch.Tensor | None] = torch.autograd.grad(
-        loss, edges, create_graph=True, allow_unused=True
-    )
-    return found
-
-
-def _counts(layer: CapturedLayer) -> tuple[int, int, int, int]:
-    """Return an example's groups, its tokens a group, and a group's inputs and outputs a token."""
-    groups = layer.options.get("groups", 1) if layer.kind == "conv" else 1
-    rows = layer.weight.shape[1 if layer.transposed else 0]
-    tokens = layer.shape.numel() // (rows * layer.examples)
-    return groups, tokens, layer.weight.numel() // rows, rows // groups
-
-
 def _unfolded(layer: CapturedLayer) -> int:
     """Return the number of entries of an example's tokens, and of their Gram matrices if they are used."""
     if layer.kind == "conv_transpose":
         return layer.weight.numel()
-    groups, tokens, inputs, _ = _counts(layer)
+    groups, tokens, inputs, _ = layer.counts()
     gram = groups * tokens**2 if layer.prefers_gram() else 0
     return groups * tokens * inputs * (layer.kind == "conv") + gram
 
@@ -181,7 +157,7 @@ def _spaces(layer: CapturedLayer) -> tuple[int, int]:
     """Return the number of entries of a Lanczos vector of the layer, and the bytes of its eigenproblem."""
     if layer.kind == "conv_transpose" or not span_is_affordable(layer):
         return layer.weight.numel(), 0
-    groups, tokens, inputs, outputs = _counts(layer)
+    groups, tokens, inputs, outputs = layer.counts()
     rank = min(tokens, inputs)
     numbers = 3 * tokens * inputs + 3 * rank**2 + 2 * inputs * rank + 2 * tokens * rank + 2 * outputs * rank
     return groups * outputs * rank, 8 * groups * numbers
@@ -218,13 +194,8 @@ class MemoryForecast:
     sharing: int = SHARED_GRAPH_EXAMPLES
 
     @property
-    def total(self) -> int:
-        """The largest memory at a time."""
-        return self.differences + self.inputs + max(self.at_once * self.example, self.sharing * self.lanczos)
-
-    @property
     def least(self) -> int:
-        """The same if each example is measured alone."""
+        """The largest memory at a time if each example is measured alone."""
         return self.differences + self.inputs + self._own
 
     @property
@@ -265,10 +236,11 @@ class MemoryForecast:
 
     def sentence(self) -> str:
         """Describe the forecast in one line."""
+        passes = max(self.at_once * self.example, self.sharing * self.lanczos)
         text = (
-            f"{FORECAST} at most {_mib(self.total)} MiB beside the network and its reference: layers' "
-            f"differences {_mib(self.differences)}, inputs {_mib(self.inputs)}, {self.at_once} at a time of "
-            f"{_mib(self.example)} an example"
+            f"{FORECAST} at most {_mib(self.differences + self.inputs + passes)} MiB beside the network and "
+            f"its reference: layers' differences {_mib(self.differences)}, inputs {_mib(self.inputs)}, "
+            f"{self.at_once} at a time of {_mib(self.example)} an example"
         )
         if self.lanczos:
             text += f", in Lanczos {self.sharing} of {_mib(self.lanczos)} with {self.vectors} vectors at most"

@@ -18,8 +18,8 @@ class Objective:
     """A per-example loss ℓ(f, y) and the properties of its Hessian in the logits f.
 
     Cross-entropy, the consistent loss, label smoothing and soft targets are all mixtures
-    ℓ = −Σ_k c_k log p_k, whose Hessian in f is w·Λ with w = Σ_k c_k and Λ = diag(p) − p pᵀ: the
-    c_k matter only through their sum, which is 1 (rows of F⁻¹ sum to 1) times class weights.
+    ℓ = −Σ_k c_k log p_k. Their Hessian in f is w·Λ with w = Σ_k c_k and Λ = diag(p) − p pᵀ: the c_k
+    matter only through their sum, which is 1 (rows of F⁻¹ sum to 1) times class weights.
 
     Args:
         loss: `cross_entropy`, `consistent`, or a callable (logits (B, K), targets) -> (B,).
@@ -73,17 +73,19 @@ class Objective:
             DataError: If the targets do not fit the K classes.
         """
         device = targets.device
+        table = torch.eye(classes, dtype=torch.float64, device=device)
+        if self._inverse is not None:
+            if self._inverse.shape != (classes, classes):
+                raise ConfigError(
+                    f"the noise matrix has {len(self._inverse)} classes but the model's logits have {classes}"
+                )
+            table = torch.tensor(self._inverse, dtype=torch.float64, device=device)
         if targets.ndim == 2 and targets.is_floating_point():
             if targets.shape[1] != classes:
                 raise DataError(f"soft targets must be (B, {classes}); got {tuple(targets.shape)}")
-            mixed = targets.double()
-            if self._inverse is not None:
-                mixed = mixed @ self._table(classes, device)
+            mixed = targets.double() if self._inverse is None else targets.double() @ table
         else:
-            self._check(targets, classes)
-            table = torch.eye(classes, dtype=torch.float64, device=device)
-            if self._inverse is not None:
-                table = self._table(classes, device)
+            _check_classes(targets, classes)
             mixed = table[targets.long()]
         if self._smoothing:
             mixed = (1 - self._smoothing) * mixed + self._smoothing / classes
@@ -112,27 +114,20 @@ class Objective:
         """Return w = Σ_k c_k of every example, (B,), float64: the Hessian in the logits is w·Λ."""
         return self.coefficients(targets, classes).sum(1)
 
-    def _table(self, classes: int, device: torch.device) -> torch.Tensor:
-        assert self._inverse is not None
-        if self._inverse.shape != (classes, classes):
-            raise ConfigError(
-                f"the noise matrix has {self._inverse.shape[0]} classes but the model's logits have {classes}"
-            )
-        return torch.tensor(self._inverse, dtype=torch.float64, device=device)
 
-    def _check(self, targets: torch.Tensor, classes: int) -> None:
-        if targets.ndim != 1 or targets.is_floating_point():
-            raise DataError(
-                "targets must be class indices (B,) or soft targets (B, K); "
-                f"got shape {tuple(targets.shape)}, {targets.dtype}"
-            )
-        wrong = (targets < 0) | (targets >= classes)
-        if bool(wrong.any()):
-            index = int(wrong.nonzero()[0])
-            raise DataError(
-                f"targets must be in [0, {classes}); got {int(targets[index])} at index {index}. "
-                "Is the label column zero-based?"
-            )
+def _check_classes(targets: torch.Tensor, classes: int) -> None:
+    if targets.ndim != 1 or targets.is_floating_point():
+        raise DataError(
+            "targets must be class indices (B,) or soft targets (B, K); "
+            f"got shape {tuple(targets.shape)}, {targets.dtype}"
+        )
+    wrong = (targets < 0) | (targets >= classes)
+    if bool(wrong.any()):
+        index = int(wrong.nonzero()[0])
+        raise DataError(
+            f"targets must be in [0, {classes}); got {int(targets[index])} at index {index}. "
+            "Is the label column zero-based?"
+        )
 
 
 def _inverse_of(noise_matrix: Any) -> np.ndarray | None:
@@ -150,7 +145,7 @@ def _inverse_of(noise_matrix: Any) -> np.ndarray | None:
 
 
 def mixture_losses(logits: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
-    """Return −Σ_k c_k log p_k with accurate derivatives on fitted examples.
+    """Return −Σ_k c_k log p_k, (B,), with accurate derivatives on fitted examples.
 
     With w = Σ_k c_k and t the most probable class it is w·log(1 + Σ_{k≠t} e^{f_k − f_t}) +
     Σ_k (w[k = t] − c_k) f_k: if p is close to one-hot, the second derivative of log-softmax cancels (its
@@ -159,25 +154,14 @@ def mixture_losses(logits: torch.Tensor, coefficients: torch.Tensor) -> torch.Te
     Args:
         logits: f, (B, K), K at least 2.
         coefficients: c, (B, K); one-hot targets for plain cross-entropy. Constants.
-
-    Returns:
-        (B,), in the logits' dtype.
-
-    Example:
-        >>> f = torch.tensor([[60.0, 0.0]], dtype=torch.float64, requires_grad=True)
-        >>> loss = mixture_losses(f, torch.tensor([[1.0, 0.0]], dtype=torch.float64))
-        >>> slope = torch.autograd.grad(loss.sum(), f, create_graph=True)[0]
-        >>> curvature = torch.autograd.grad(slope[0, 0], f)[0][0, 0]  # p(1 − p), where p rounds to 1
-        >>> print(f"{curvature.item():.6e}")
-        8.756511e-27
     """
     order = logits.detach().argsort(dim=1, descending=True, stable=True)
     top = order[:, :1]
     odds = torch.logsumexp(logits.gather(1, order[:, 1:]) - logits.gather(1, top), dim=1)
     total = coefficients.sum(1, keepdim=True)
     linear = (torch.zeros_like(coefficients).scatter(1, top, total) - coefficients).to(logits.dtype)
-    # log(1 + e^x): on each side of 0 the form whose derivatives do not cancel. Above its threshold torch's
-    # softplus is the identity, which is not accurate enough.
+    # log(1 + e^x): on each side of 0 the form with accurate derivatives. Above its threshold torch's softplus
+    # is the identity, which is not accurate enough.
     above = odds + nn.functional.softplus(-odds.clamp(min=0))
     below = nn.functional.softplus(odds.clamp(max=0))
     logistic = torch.where(odds > 0, above, below)

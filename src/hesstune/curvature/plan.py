@@ -1,4 +1,4 @@
-"""The choice of how each layer is measured, from the graph's structure and numerical probes."""
+"""The choice of how each layer is measured, from the autograd graph's structure and numerical probes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class MeasurePlan:
         copied: Layers whose input the network overwrites in place, so that it must be copied.
         memory: The memory of one example, by the kind of pass.
         cuts_padding: Whether masked trailing tokens can be cut without changing the logits.
-        by_values: Whether the network's calls depend on the values of its inputs; then each batch is checked.
+        depends_on_values: Whether calls depend on the values of the inputs; then each batch is checked.
     """
 
     layers: list[LayerPlan]
@@ -69,7 +69,7 @@ class MeasurePlan:
     copied: frozenset[str] = frozenset()
     memory: ExampleMemory = field(default=ExampleMemory(), compare=False)
     cuts_padding: bool = False
-    by_values: bool = False
+    depends_on_values: bool = False
 
     def by(self, *methods: MeasureMethod) -> list[str]:
         """List the layers with one of the methods."""
@@ -81,20 +81,13 @@ def make_measure_plan(
     inputs: Inputs,
     names: Sequence[str],
     objective: Objective,
-    method: MethodChoice = "auto",
-    seed: int = 0,
+    method: MethodChoice,
+    seed: int,
 ) -> MeasurePlan:
-    """Choose from one batch how each layer is measured.
+    """Choose from a few examples of one batch how each layer is measured, inside `differentiable`.
 
-    Call it inside `differentiable(model, names)`. Only a few examples of the batch are used.
-
-    Args:
-        model: The network, in eval mode.
-        inputs: One batch; with a single example, influence between examples cannot be seen.
-        names: The layers.
-        objective: The loss; anything but a mixture of cross-entropies is measured by Lanczos.
-        method: `auto`, or one path for every layer.
-        seed: Of the probe's directions.
+    A single example does not show whether examples influence each other. A loss that is not a mixture of
+    cross-entropies is measured by Lanczos.
 
     Raises:
         MeasureError: If the network cannot be measured, or a layer not by the method asked.
@@ -110,38 +103,31 @@ def make_measure_plan(
     logits = captured.logits.detach()
     refuse_bad_logits(model, probe, logits, rows)
     refuse_mixed_examples(model, probe, logits, [n for n in found if n not in layouts])
-    by_values = calls_depend_on_values(model, probe)
-    if by_values:
+    depends_on_values = calls_depend_on_values(model, probe)
+    if depends_on_values:
         refuse_other_alone(model, probe, logits, "in the logits")
-        for name in layers_with_mixed_rows(captured, list(captured.layers)):
+        for name in layers_with_mixed_rows(captured):
             del layouts[name], captured.layers[name]
     parameters = named_parameters(model)
-    nodes = {name: layer.edge.node for name, layer in captured.layers.items()}
-    structure = read_structure(captured.logits, {n: parameters[n] for n in names}, nodes)
+    structure = read_structure(captured.logits, {n: parameters[n] for n in names}, captured.layers)
     refuse_false_gradients(model, probe, structure.custom, structure.has_kinks)
     plans = {name: _plan_layer(model, probe, name, captured, structure) for name in names}
     exact = [name for name, plan in plans.items() if plan.method == "exact"]
     if exact and method != "lanczos" and objective.is_mixture:
         few = rows_of(probe, torch.arange(min(batch_size(probe), _CURVATURE_EXAMPLES)))
         again = capture(model, few, exact, layouts, copied=captured.overwritten)
+        again.require(exact)
         plans |= _confirmed(plans, exact, again, structure.unsure, seed)
-    plans = {name: _as_asked(plan, method, objective) for name, plan in plans.items()}
-    memory = _memory(probe, captured, kept, plans, parameters)
+    layers = [_as_asked(plans[name], method, objective) for name in names]
+    memory = _memory(probe, captured, kept, layers, parameters)
     cuts = ignores_padding(model, inputs)
-    return MeasurePlan([plans[n] for n in names], layouts, captured.overwritten, memory, cuts, by_values)
+    return MeasurePlan(layers, layouts, captured.overwritten, memory, cuts, depends_on_values)
 
 
 def moved_to_weight_space(
     plan: MeasurePlan, reasons: Mapping[str, str], model: nn.Module, inputs: Inputs
 ) -> MeasurePlan:
-    """Return the plan with these layers in weight space, and the memory that this takes.
-
-    Args:
-        plan: The plan so far.
-        reasons: How a later batch uses them, for each layer.
-        model: The network.
-        inputs: That batch.
-    """
+    """Return the plan with these layers in weight space, because a later batch uses them in another way."""
     layers = [
         LayerPlan(entry.name, "weight_space", f"{reasons[entry.name]} in some of the batches")
         if entry.name in reasons
@@ -152,12 +138,7 @@ def moved_to_weight_space(
     kept = KeptBytes(model)
     with kept:
         captured = capture(model, few, [entry.name for entry in layers], plan.layouts, copied=plan.copied)
-    plans = {
-        entry.name: entry
-        for entry in layers
-        if entry.method == "weight_space" or entry.name in captured.layers
-    }
-    memory = _memory(few, captured, kept, plans, named_parameters(model)).at_least(plan.memory)
+    memory = _memory(few, captured, kept, layers, named_parameters(model)).at_least(plan.memory)
     return replace(plan, layers=layers, memory=memory)
 
 
@@ -165,16 +146,15 @@ def _memory(
     probe: Inputs,
     captured: Capture,
     kept: KeptBytes,
-    plans: Mapping[str, LayerPlan],
+    layers: Sequence[LayerPlan],
     parameters: Mapping[str, nn.Parameter],
 ) -> ExampleMemory:
-    by = {
-        m: [name for name, plan in plans.items() if plan.method == m]
-        for m in ("exact", "lanczos", "weight_space")
-    }
-    return example_memory(
-        probe, captured, kept, by["exact"], by["lanczos"], [parameters[name] for name in by["weight_space"]]
+    exact, smooth = (
+        [layer.name for layer in layers if layer.method == method and layer.name in captured.layers]
+        for method in ("exact", "lanczos")
     )
+    apart = [parameters[layer.name] for layer in layers if layer.method == "weight_space"]
+    return example_memory(probe, captured, kept, exact, smooth, apart)
 
 
 def _plan_layer(
@@ -195,34 +175,32 @@ def _plan_layer(
 
 
 def _as_asked(plan: LayerPlan, method: str, objective: Objective) -> LayerPlan:
-    if method == "exact" and (plan.method not in ("exact", "unused") or not objective.is_mixture):
-        why = plan.reason if objective.is_mixture else "the loss is not a mixture of cross-entropies"
+    reason = None if objective.is_mixture else "the loss is not a mixture of cross-entropies"
+    if method == "exact" and (plan.method not in ("exact", "unused") or reason):
         raise MeasureError(
-            f"'{plan.name}' cannot be measured exactly: {why}. Use method='auto', which takes Lanczos there"
+            f"'{plan.name}' cannot be measured exactly: {reason or plan.reason}. Use method='auto', which "
+            "takes Lanczos there"
         )
-    if plan.method == "exact" and method == "lanczos":
-        return replace(plan, method="lanczos", reason="method='lanczos' was requested")
-    if plan.method == "exact" and not objective.is_mixture:
-        return replace(plan, method="lanczos", reason="the loss is not a mixture of cross-entropies")
-    return plan
+    if method == "lanczos":
+        reason = "method='lanczos' was requested"
+    return replace(plan, method="lanczos", reason=reason) if plan.method == "exact" and reason else plan
 
 
 def _confirmed(
     plans: Mapping[str, LayerPlan], names: list[str], captured: Capture, unsure: frozenset[str], seed: int
 ) -> dict[str, LayerPlan]:
     """Check the exact layers by autograd on a few examples; use Lanczos for those that disagree."""
-    captured.require(names)
     tolerance = 1e-6 if captured.logits.dtype == torch.float64 else 1e-2
     slopes, curvatures = probe_errors(captured, names, unsure, seed)
     worst = max((error for name, error in curvatures.items() if name not in unsure), default=0.0)
     confirmed = {}
     for name in names:
         error = max(slopes[name], curvatures.get(name, 0.0))
-        if error > tolerance:
-            reason = f"it looks piecewise linear, but double backward differs by {error:.0e}"
-            confirmed[name] = LayerPlan(name, "lanczos", reason)
-        elif worst > tolerance:
-            reason = "it looks piecewise linear, but double backward disagrees at a layer of the same network"
+        if error > tolerance or worst > tolerance:
+            how = "disagrees at a layer of the same network"
+            if error > tolerance:
+                how = f"differs by {error:.0e}"
+            reason = f"it looks piecewise linear, but double backward {how}"
             confirmed[name] = LayerPlan(name, "lanczos", reason)
         else:
             how = "there" if name in curvatures else "at layers before and after it"

@@ -22,14 +22,11 @@ _FIRST_CHECK, _CHECK_EVERY = 4, 2
 
 @dataclass(frozen=True)
 class Tridiagonal:
-    """The Lanczos coefficients of B symmetric matrices after k products each.
+    """The Lanczos coefficients of B symmetric matrices after k products each, in float64.
 
-    Attributes:
-        alpha: (B, k) float64, the diagonal of T.
-        beta: (B, k) float64; beta[:, j] couples j and j + 1. It is zero if the Krylov space is exhausted, and
-            so are all later entries.
-        norm: (B,) float64, ‖v‖ of the starting vectors.
-        rounding: Relative rounding error of the products (the machine epsilon of their dtype).
+    `alpha`, (B, k), is the diagonal of T. `beta[:, j]` of (B, k) couples j and j + 1; if the Krylov space is
+    exhausted, it is zero, and so are all later entries. `norm`, (B,), is ‖v‖ of the starting vectors, and
+    `rounding` the relative rounding error of the products (the machine epsilon of their dtype).
     """
 
     alpha: torch.Tensor
@@ -139,33 +136,29 @@ class Stopping:
     """When the Lanczos recurrence stops.
 
     Attributes:
-        steps: Take exactly this many products, or fewer if the Krylov space is exhausted. None: as many as
-            `tol` needs.
-        tol: Stop if the bracket proves this relative error of `value`.
-        most: The largest number of products for `tol`.
+        tol: Stop if the bracket proves this relative error of `value`; 0: take all products.
+        most: The largest number of products.
+
+    Raises:
+        ConfigError: If `tol` is negative or `most` below 1.
     """
 
-    steps: int | None = None
     tol: float = 0.03
     most: int = 64
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"steps must be at least 1; got {self.steps}")
-        if not self.tol > 0 or self.most < 1:
+        if not self.tol >= 0 or self.most < 1:
             raise ConfigError(
-                f"tol must be positive and most at least 1; got tol={self.tol}, most={self.most}"
+                f"tol must be at least 0 and most at least 1; got tol={self.tol}, most={self.most}"
             )
 
     def run(self, krylov: Krylov) -> Bracket:
         """Advance the recurrence until it stops; return the bracket."""
-        limit = self.most if self.steps is None else self.steps
-        while krylov.products < limit:
+        while krylov.products < self.most:
             krylov.advance()
             if bool(krylov.exhausted().all()):
                 break
-            due = krylov.products >= _FIRST_CHECK and krylov.products % _CHECK_EVERY == 0
-            if self.steps is None and due:
+            if self.tol and krylov.products >= _FIRST_CHECK and krylov.products % _CHECK_EVERY == 0:
                 bracket = positive_bracket(krylov.tridiagonal())
                 if bool((bracket.error <= self.tol).all()):
                     return bracket
@@ -207,39 +200,6 @@ def positive_bracket(t: Tridiagonal) -> Bracket:
     return Bracket.between((lower - allowance).clamp_min(0), upper + allowance)
 
 
-def probe_mean(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean over probes (dimension 0) and its standard error.
-
-    With isotropic probes z (E zzᵀ = I), E zᵀH⁺z = Tr H⁺: stochastic Lanczos quadrature
-    (Ubaru, Chen & Saad, 2017).
-
-    Raises:
-        ConfigError: If there are fewer than two probes.
-    """
-    probes = values.shape[0]
-    if probes < 2:
-        raise ConfigError(f"a standard error needs at least 2 probes; got {probes}")
-    return values.mean(0), values.std(0) / probes**0.5
-
-
-def _dense(t: Tridiagonal) -> torch.Tensor:
-    off = torch.diag_embed(t.beta[:, :-1], 1)
-    return torch.diag_embed(t.alpha) + off + off.mT
-
-
-def _extended(t: Tridiagonal, corner: torch.Tensor) -> torch.Tensor:
-    """Return T with one more row for each last diagonal entry, (B, P) -> (B, P, k + 1, k + 1)."""
-    alpha = t.alpha.unsqueeze(1).expand(-1, corner.shape[1], -1)
-    off = torch.diag_embed(t.beta, 1).unsqueeze(1)
-    return torch.diag_embed(torch.cat([alpha, corner.unsqueeze(2)], 2)) + off + off.mT
-
-
-def _first_entry(matrix: torch.Tensor) -> torch.Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    entry: torch.Tensor = (vectors[..., 0, :].square() * values.clamp_min(0)).sum(-1)
-    return entry
-
-
 class _RadauFamily:
     """All quadrature rules with k + 1 nodes that share the moments of T, by their node ξ nearest 0.
 
@@ -251,7 +211,8 @@ class _RadauFamily:
     def __init__(self, t: Tridiagonal) -> None:
         self._t = t
         self._scale = t.scale.clamp_min(torch.finfo(torch.float64).tiny)
-        self._nodes, vectors = torch.linalg.eigh(_dense(t))
+        off = torch.diag_embed(t.beta[:, :-1], 1)
+        self._nodes, vectors = torch.linalg.eigh(torch.diag_embed(t.alpha) + off + off.mT)
         self._coupling = (t.beta[:, -1:] * vectors[:, -1]).square()
         infinite = torch.full_like(self._nodes, torch.inf)
         self._right = torch.where(self._nodes > 0, self._nodes, infinite).amin(1)
@@ -265,7 +226,13 @@ class _RadauFamily:
         # The last diagonal entry that makes ξ an eigenvalue; with huge entries the rule is the Gauss rule.
         corner = xi + (self._coupling.unsqueeze(1) / distance).sum(2)
         limit = _LARGEST_CORNER * self._scale.unsqueeze(1)
-        return _first_entry(_extended(self._t, corner.clamp(-limit, limit)))
+        # T with one more row for each last diagonal entry, (B, P, k + 1, k + 1).
+        alpha = self._t.alpha.unsqueeze(1).expand(-1, xi.shape[1], -1)
+        diagonal = torch.cat([alpha, corner.clamp(-limit, limit).unsqueeze(2)], 2)
+        off = torch.diag_embed(self._t.beta, 1).unsqueeze(1)
+        values, vectors = torch.linalg.eigh(torch.diag_embed(diagonal) + off + off.mT)
+        entry: torch.Tensor = (vectors[..., 0, :].square() * values.clamp_min(0)).sum(-1)
+        return entry
 
     def at(self, position: torch.Tensor) -> torch.Tensor:
         """Map positions, (B, P) in [0, 2], to ξ: from 0 to the gap's right end, then its left end to 0."""

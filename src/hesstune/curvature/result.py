@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hesstune.curvature.declared import CHECKSUM, MEASURE, MEASURE_TENSORS
-from hesstune.errors import ConfigError, RunError, listed, unknown_name
-from hesstune.reference import NO_LAYER
+from hesstune.curvature.quantities import QUANTITIES, Quantity, number
+from hesstune.errors import ConfigError, RunError, listed
 from hesstune.storage.files import json_writer, made_folder, one_line, replace_files
 from hesstune.storage.tensors import digest, tensor_writer
 
@@ -40,19 +40,8 @@ STATEMENT = (
     f"loss stand in for the theorem's suprema, and its O(n^(-3/4)) term is unknown. "
     f"{TRAINING_EVIDENCE}. {HELD_OUT_EVIDENCE}."
 )
-# So many eigenvalues a layer are summed up; the file of tensors has all.
-EIGENVALUES = 10
-_TENSORS = (
-    "quadratic",
-    "lower",
-    "upper",
-    "losses",
-    "trace",
-    "spectrum",
-    "trace_stderr",
-    "sampled_mean",
-    "sampled_stderr",
-)
+# The attributes with one row for each example.
+_ROWS = ("quadratic", "lower", "upper", "losses", "trace", "trace_stderr", "spectrum")
 
 
 @dataclass
@@ -80,7 +69,9 @@ class Measure:
             all examples; None without a sample.
         sampled_stderr: Its standard error, (L,).
         not_layers: Weight matrices that have changed but are not layers, so that they are not measured.
-        skipped: The numbers of the note on skipped classes, (2,); not saved.
+        skipped: The largest share of the passes that a batch with skipped classes took, or 0, and the
+            tolerance, (2,); not saved.
+        more: The tensors of further quantities, (n, L, ...), by name.
 
     Example:
         >>> one = torch.ones(4, 1, dtype=torch.float64)
@@ -106,6 +97,28 @@ class Measure:
     sampled_stderr: torch.Tensor | None = None
     not_layers: list[str] = field(default_factory=list)
     skipped: torch.Tensor | None = None
+    more: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> dict[str, torch.Tensor]:
+        """All tensors with one row for each example, by name."""
+        own = {name: getattr(self, name) for name in _ROWS}
+        return {name: rows for name, rows in own.items() if rows is not None} | self.more
+
+    def with_rows(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Measure:
+        """Return the measurement with every tensor of `rows` changed."""
+        found = {name: change(rows) for name, rows in self.rows.items()}
+        more = {name: found.pop(name) for name in self.more}
+        return replace(self, **found, more=more)  # type: ignore[arg-type]
+
+    @property
+    def quantities(self) -> list[type[Quantity]]:
+        """The quantities that were computed."""
+        return [quantity for quantity in QUANTITIES.values() if set(quantity.keys) <= set(self.rows)]
+
+    def quantity_notes(self) -> list[str]:
+        """Return the notes on how the quantities were computed."""
+        return [note for quantity in self.quantities for note in quantity.notes(self)]
 
     @property
     def exact(self) -> list[bool]:
@@ -192,26 +205,26 @@ class Measure:
             bound = 0.0
         return bound
 
-    def leaving_out(self, names: list[str]) -> Measure:
-        """Return the measurement with a note that these weight matrices are not layers."""
-        if not names:
-            return self
-        note = f"{listed(names)} not measured: {NO_LAYER}"
-        return replace(self, not_layers=names, notes=[*self.notes, note])
-
-    def example(self, layer: str) -> int:
-        """Return the index of the example that attains a layer's maximum."""
-        if layer not in self.names:
-            raise unknown_name("layer", layer, self.names)
-        return int(self.quadratic[:, self.names.index(layer)].nan_to_num(nan=-math.inf).argmax())
-
     def to_dict(self, n: int | None = None) -> dict[str, Any]:
         """Return a JSON-ready summary: numbers per layer, no per-example values; NaN becomes None.
 
         Args:
             n: The size of the training set; default: the number of measured examples.
         """
-        layers = [self._layer_dict(i) for i in range(len(self.names))]
+        computed = self.quantities
+        layers: list[dict[str, Any]] = [
+            {
+                "name": name,
+                "distance": number(self.distances[i]),
+                "exact": self.exact[i],
+                "method": self.methods[i],
+                "reason": self.reasons[i],
+            }
+            for i, name in enumerate(self.names)
+        ]
+        for quantity in QUANTITIES.values():
+            for i, layer in enumerate(layers):
+                layer |= quantity.summary(self, i) if quantity in computed else quantity.missing
         n = self.losses.shape[0] if n is None else n
         return {
             "examples": self.losses.shape[0],
@@ -229,36 +242,8 @@ class Measure:
         shares = self.mean_shares(n)
         # √(Cm/n) moves by half its relative change in m; layers share their examples, so errors add up.
         slopes = torch.where(shares > 0, shares * self.mean_stderr / (2 * self.mean), 0)
-        value, stderr = _number(shares.sum()), _number(slopes.sum())
+        value, stderr = number(shares.sum()), number(slopes.sum())
         return {"n": n, "C": float(self.losses.max()), "value": value, "stderr": stderr}
-
-    def _layer_dict(self, i: int) -> dict[str, Any]:
-        traces = None if self.trace is None else self.trace[:, i]
-        return {
-            "name": self.names[i],
-            "maximum": _number(self.maximum[i]),
-            "maximum_bounds": [_largest(self.lower[:, i]), _largest(self.upper[:, i])],
-            "mean": _number(self.mean[i]),
-            "mean_stderr": _number(self.mean_stderr[i]),
-            "p99": _number(self.p99[i]),
-            "distance": _number(self.distances[i]),
-            "trace_max": None if traces is None else _largest(traces),
-            "trace_mean": None if traces is None else _number(traces.nanmean()),
-            "exact": self.exact[i],
-            "method": self.methods[i],
-            "reason": self.reasons[i],
-            "refined": int(self.refined[:, i].sum()),
-            "spectrum": self._spectrum_dict(i),
-        }
-
-    def _spectrum_dict(self, i: int) -> dict[str, list[float | None]] | None:
-        """Summarise a layer's first eigenvalues over the examples; None without a spectrum."""
-        if self.spectrum is None or bool(self.spectrum[:, i].isnan().any()):
-            return None
-        first = self.spectrum[:, i, :EIGENVALUES]
-        n = len(first)
-        errors = first.std(0) / math.sqrt(n) if n > 1 else torch.full_like(first[0], math.nan)
-        return {"mean": list(map(_number, first.mean(0))), "stderr": list(map(_number, errors))}
 
     def save(self, folder: str | Path, n: int | None = None, **more: Any) -> None:
         """Write measure.json (see `to_dict`) and measure.safetensors (all tensors).
@@ -274,7 +259,8 @@ class Measure:
             RunError: If they cannot be written; earlier files are then unchanged.
         """
         target = Path(folder)
-        tensors = {k: getattr(self, k) for k in (*_TENSORS, "distances") if getattr(self, k) is not None}
+        others = ("sampled_mean", "sampled_stderr", "distances")
+        tensors = self.rows | {k: v for k in others if (v := getattr(self, k)) is not None}
         facts = {k: getattr(self, k) for k in ("names", "methods", "reasons", "notes", "not_layers")}
         metadata = {k: json.dumps(v) for k, v in facts.items()}
         checksum = digest(tensors)
@@ -304,44 +290,17 @@ class Measure:
                     if key != CHECKSUM
                 }
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return cls(**facts, **tensors)
+            more = {name: tensors.pop(name) for name in tensors.keys() - {f.name for f in fields(cls)}}
+            return cls(**facts, **tensors, more=more)
         except Exception as error:  # damaged files raise many kinds
             reason = one_line(error)
             raise RunError(f"{path} is not a readable measurement ({reason}); run `measure` first") from error
 
     def __repr__(self) -> str:
-        kinds = _counted(self.methods)
+        kinds = ", ".join(f"{self.methods.count(m)} {m}" for m in dict.fromkeys(self.methods))
         without = f"; without {listed(self.not_layers)}" if self.not_layers else ""
         return f"Measure({self.losses.shape[0]} examples, {len(self.names)} layers: {kinds}{without})"
 
 
-def sample_note(quadratic: torch.Tensor) -> list[str]:
-    """Return the note on smooth layers that were measured on a sample, in a list, or no note.
-
-    Args:
-        quadratic: (n, L), NaN for examples outside the sample.
-    """
-    counts = (~quadratic.isnan()).sum(0)
-    if not len(quadratic) or int(counts.min()) == len(quadratic):
-        return []
-    return [
-        f"smooth layers were measured on {int(counts.min())} of {len(quadratic)} examples, drawn at random: "
-        "their maximum is over these, and their mean is estimated for all"
-    ]
-
-
-def _counted(methods: Sequence[str]) -> str:
-    return ", ".join(f"{methods.count(m)} {m}" for m in dict.fromkeys(methods))
-
-
 def _filled(values: torch.Tensor, sampled: torch.Tensor | None) -> torch.Tensor:
     return values if sampled is None else torch.where(values.isnan(), sampled, values)
-
-
-def _largest(values: torch.Tensor) -> float | None:
-    return _number(values.nan_to_num(nan=-math.inf).max())
-
-
-def _number(value: torch.Tensor) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None

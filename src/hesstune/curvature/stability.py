@@ -7,15 +7,16 @@ with ½σ²·Σ_i Tr H_i, the second-order term of its expansion; first and thir
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from hesstune.curvature.batches import LabelledBatch, rows_of
-from hesstune.curvature.capture import differentiable, kept_buffers, restored
+from hesstune.curvature.capture import differentiable, kept_buffers
 from hesstune.curvature.engine import CurvatureEngine, selected_layers
 from hesstune.curvature.exact import exact_forms
 from hesstune.curvature.lanczos import LayerProducts, WeightProducts
@@ -61,16 +62,9 @@ class Stability:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row of a table, JSON-ready."""
-        return {
-            "sigma": self.sigma,
-            "value": self.value,
-            "stderr": self.stderr,
-            "taylor": self.taylor,
-            "taylor_stderr": self.taylor_stderr,
-            "ratio": self.ratio if self.taylor else None,  # JSON has no NaN
-            "samples": self.samples,
-            "examples": self.examples,
-        }
+        row = asdict(self) | {"ratio": self.ratio if self.taylor else None}  # JSON has no NaN
+        del row["layers"]
+        return row
 
 
 def noise_stability(
@@ -91,7 +85,7 @@ def noise_stability(
     restored bit for bit, also after an error.
 
     Tr H_i (not its positive part) is Tr J_iᵀΛJ_i, exactly, plus Hutchinson's estimate of the trace
-    of the rest, which is exactly zero if piecewise-linear operations follow the layer.
+    of the other part, which is exactly zero if piecewise-linear operations follow the layer.
 
     Args:
         model: The network; run in eval mode and left as it was.
@@ -150,59 +144,45 @@ def noise_stability_table(
     `probes=0` no traces are computed and `taylor` is NaN. `all_reduce_sum` adds up a tensor over the
     processes that share the batches.
     """
-    _check_options(sigmas, samples, probes)
-    names = selected_layers(layer_names(model), layers)
-    weights = {name: named_parameters(model)[name] for name in names}
-    objective = Objective(loss, noise_matrix)
-    engine = CurvatureEngine(model, {name: torch.zeros_like(w) for name, w in weights.items()}, objective)
-    device = next(iter(weights.values())).device
-    rises = torch.zeros(len(sigmas), samples, dtype=torch.float64)
-    exact, probed, examples = 0.0, torch.zeros(probes, dtype=torch.float64), 0
-    for raw_inputs, raw_targets in batches:
-        inputs, targets = moved(raw_inputs, device), raw_targets.to(device)
-        examples += batch_size(inputs)
-        rises += _rises(model, weights, (inputs, targets), objective, sigmas, samples, seed)
-        for index in torch.arange(batch_size(inputs)).split(_CHUNK) if probes else ():
-            part = rows_of(inputs, index), targets[index.to(device)]
-            known, estimated = _traces(engine, part, probes, seed)
-            exact, probed = exact + known, probed + estimated
-    if all_reduce_sum is not None:
-        rises, probed = all_reduce_sum(rises), all_reduce_sum(probed)
-        exact, examples = (
-            float(all_reduce_sum(torch.tensor(exact, dtype=torch.float64))),
-            int(all_reduce_sum(torch.tensor(examples))),
-        )
-    if not examples:
-        raise DataError("there are no examples to measure: the batches are empty")
-    rises, trace = rises / examples, (exact + probed) / examples
-    pairs = zip(sigmas, rises, strict=True)
-    return [_row(float(sigma), rise, trace, examples, tuple(names)) for sigma, rise in pairs]
-
-
-def _check_options(sigmas: Sequence[float], samples: int, probes: int) -> None:
     if not sigmas or any(not s > 0 for s in sigmas):
         raise ConfigError(f"sigma must be positive; got {list(sigmas)}")
     if samples < 2 or probes < 0 or probes == 1:
         raise ConfigError(
             f"samples and probes must be at least 2 for a standard error; got {samples} and {probes}"
         )
-
-
-def _row(
-    sigma: float, rise: torch.Tensor, trace: torch.Tensor, examples: int, layers: tuple[str, ...]
-) -> Stability:
-    """Return a row of the draws' mean rises and the probes' estimates of the trace."""
-    samples, probes = len(rise), len(trace)
-    return Stability(
-        sigma=sigma,
-        value=float(rise.mean()),
-        stderr=float(rise.std() / samples**0.5),
-        taylor=float(sigma**2 / 2 * trace.mean()),  # of nothing: NaN
-        taylor_stderr=float(sigma**2 / 2 * trace.std() / probes**0.5) if probes else math.nan,
-        samples=samples,
-        examples=examples,
-        layers=layers,
-    )
+    names = selected_layers(layer_names(model), layers)
+    weights = {name: named_parameters(model)[name] for name in names}
+    objective = Objective(loss, noise_matrix)
+    engine = CurvatureEngine(model, {name: torch.zeros_like(w) for name, w in weights.items()}, objective)
+    rises = torch.zeros(len(sigmas), samples, dtype=torch.float64)
+    # The part of the traces that is known exactly, and each probe's estimate of the other part.
+    traces, examples = torch.zeros(1 + probes, dtype=torch.float64), 0
+    for raw_inputs, raw_targets in batches:
+        inputs, targets = moved(raw_inputs, engine.device), raw_targets.to(engine.device)
+        examples += batch_size(inputs)
+        rises += _rises(model, weights, (inputs, targets), objective, sigmas, samples, seed)
+        for index in torch.arange(batch_size(inputs)).split(_CHUNK) if probes else ():
+            part = rows_of(inputs, index), targets[index.to(engine.device)]
+            traces += _traces(engine, part, probes, seed)
+    if all_reduce_sum is not None:
+        rises, traces = all_reduce_sum(rises), all_reduce_sum(traces)
+        examples = int(all_reduce_sum(torch.tensor(examples)))
+    if not examples:
+        raise DataError("there are no examples to measure: the batches are empty")
+    trace = (traces[0] + traces[1:]) / examples
+    return [
+        Stability(
+            sigma=float(sigma),
+            value=float(rise.mean()),
+            stderr=float(rise.std() / samples**0.5),
+            taylor=float(sigma**2 / 2 * trace.mean()),  # of nothing: NaN
+            taylor_stderr=float(sigma**2 / 2 * trace.std() / probes**0.5) if probes else math.nan,
+            samples=samples,
+            examples=examples,
+            layers=tuple(names),
+        )
+        for sigma, rise in zip(sigmas, rises / examples, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -218,7 +198,7 @@ def _rises(
     """Return Σ_examples ½(ℓ(W + σU) + ℓ(W − σU)) − ℓ(W) for every σ and draw, (S, samples)."""
     inputs, targets = batch
     rises = torch.zeros(len(sigmas), samples, dtype=torch.float64)
-    with kept_buffers(model), evaluating(model), torch.random.fork_rng(), restored(weights) as before:
+    with kept_buffers(model), evaluating(model), torch.random.fork_rng(), _restored(weights) as before:
 
         def losses() -> torch.Tensor:
             return objective(logits_of(model, inputs), targets).double()
@@ -237,6 +217,18 @@ def _rises(
     return rises
 
 
+@contextmanager
+def _restored(weights: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield clones of the weights; restore the weights bit for bit afterwards, also after an error."""
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    try:
+        yield before
+    finally:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(before[name])
+
+
 def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
 
@@ -253,13 +245,11 @@ class _Linearised:
         return (slope * logits).sum(1)
 
 
-def _traces(
-    engine: CurvatureEngine, batch: LabelledBatch, probes: int, seed: int
-) -> tuple[float, torch.Tensor]:
-    """Return Σ_examples Σ_i Tr H_i as a part known exactly and one estimate a probe of the rest."""
+def _traces(engine: CurvatureEngine, batch: LabelledBatch, probes: int, seed: int) -> torch.Tensor:
+    """Return Σ_examples Σ_i Tr H_i, (1 + probes,): the exact part, and each probe's estimate of the other."""
     inputs, targets = engine.take(batch)
     names, objective = engine.names, engine.loss
-    exact, rest = 0.0, torch.zeros(probes, dtype=torch.float64)
+    traces = torch.zeros(1 + probes, dtype=torch.float64)
     with differentiable(engine.model, names):
         captured = engine.capture(inputs, names)
         apart = engine.plan.by("weight_space")
@@ -268,17 +258,17 @@ def _traces(
             trace = exact_forms(captured, found, {}, trace=True).trace
             weight = objective.curvature_weight(targets, captured.logits.shape[1])
             assert trace is not None
-            exact = float((weight.to(trace)[:, None] * trace).sum())
+            traces[0] = (weight.to(trace)[:, None] * trace).sum()
         loss = _Linearised(objective) if objective.is_mixture else objective
         products = LayerProducts(captured, targets, loss, found)
         for place, name in enumerate(names):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
             if name in products.layers:
-                rest += _hutchinson(products, name, probes, generator)
+                traces[1:] += _hutchinson(products, name, probes, generator)
             else:
                 single = WeightProducts(engine.model, inputs, targets, objective, name)
-                rest += single.hutchinson(probes, generator)
-    return exact, rest
+                traces[1:] += single.hutchinson(probes, generator)
+    return traces
 
 
 @torch.no_grad()

@@ -5,18 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
 from torch.autograd.function import BackwardCFunction
 
-# Linear or piecewise linear in all their operands together.
-_PIECEWISE_LINEAR_NAMES = """
+from hesstune.curvature.layers import CapturedLayer
+
+# Piecewise linear in all their operands together, with kinks: the derivative jumps, so difference quotients
+# of gradients are not compared.
+_KINK_NAMES = """
     Relu Threshold Hardtanh LeakyRelu Clamp ClampMin ClampMax Abs Hardshrink Softshrink
-    Maximum Minimum Max Min Amax Amin Median Where MaskedFill Sort Topk RreluWithNoise
+    Maximum Minimum Max Min Amax Amin Median Sort Topk RreluWithNoise
     MaxPool2DWithIndices MaxPool3DWithIndices MaxPool2D MaxPool3D AdaptiveMaxPool2D AdaptiveMaxPool3D
     FractionalMaxPool2D FractionalMaxPool3D MkldnnMaxPool2D MkldnnMaxPool3D
-    AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D
+    """
+_KINKS = frozenset(_KINK_NAMES.split())
+# Linear in all their operands together, or a choice between them.
+_LINEAR_NAMES = """
+    Where MaskedFill AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D
     Add Sub Rsub Neg Sum Mean Nansum Cumsum Cat Stack Clone Copy CopyBackwards ToCopy
     View UnsafeView Reshape ReshapeAlias Alias AsStrided Permute Transpose T Mt Expand Repeat Squeeze
     Unsqueeze Slice Select Split SplitWithSizes Chunk Unbind Narrow Index IndexSelect Gather Take TakeAlongDim
@@ -27,22 +36,14 @@ _PIECEWISE_LINEAR_NAMES = """
     UpsampleLinear1D UpsampleBilinear2D UpsampleBicubic2D UpsampleTrilinear3D UpsampleBilinear2DAa
     UpsampleBicubic2DAa
     """
-_PIECEWISE_LINEAR = frozenset(_PIECEWISE_LINEAR_NAMES.split())
+_PIECEWISE_LINEAR = _KINKS | frozenset(_LINEAR_NAMES.split())
 # Linear in each operand, so piecewise linear if only one of them depends on the layer.
 _MULTILINEAR_NAMES = """
     Mul Mm Bmm Mv Dot Addmm Addmv Baddbmm Addbmm Addcmul Linear MkldnnLinear
     Convolution MkldnnConvolution ThnnConv2D SlowConv3D ConvDepthwise2D PreluKernel Prelu
     """
 _MULTILINEAR = frozenset(_MULTILINEAR_NAMES.split())
-# Their derivative jumps, so difference quotients of gradients are not compared.
-_KINK_NAMES = """
-    Relu Threshold Hardtanh LeakyRelu Clamp ClampMin ClampMax Abs Hardshrink Softshrink Maximum Minimum Max
-    Min Amax Amin Median Sort Topk RreluWithNoise MaxPool2DWithIndices MaxPool3DWithIndices MaxPool2D
-    MaxPool3D
-    AdaptiveMaxPool2D AdaptiveMaxPool3D FractionalMaxPool2D FractionalMaxPool3D MkldnnMaxPool2D
-    MkldnnMaxPool3D Prelu PreluKernel Hardsigmoid Hardswish
-    """
-_KINKS = frozenset(_KINK_NAMES.split())
+_OTHER_KINKS = frozenset({"Prelu", "PreluKernel", "Hardsigmoid", "Hardswish"})
 _SLICE_WRITE = "CopySlices"
 _BATCH_NORMS = frozenset({"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "BatchNorm"})
 
@@ -56,7 +57,7 @@ class Structure:
         smooth: For each captured output that a smooth operation follows: the first such operation.
         unsure: Captured outputs followed by a write into a slice; the graph does not show its operation.
         custom: For each weight that a `torch.autograd.Function` written in Python follows: its name.
-        has_kinks: Whether the graph has an operation whose derivative jumps.
+        has_kinks: Whether the graph has an operation with a derivative that jumps.
     """
 
     uses: Mapping[str, int]
@@ -67,19 +68,19 @@ class Structure:
 
 
 def read_structure(
-    logits: torch.Tensor, weights: Mapping[str, torch.Tensor], outputs: Mapping[str, Any]
+    logits: torch.Tensor, weights: Mapping[str, torch.Tensor], layers: Mapping[str, CapturedLayer]
 ) -> Structure:
     """Walk the graph of the logits.
 
     Args:
         logits: With the graph of one forward pass.
         weights: The parameters to count, by layer name; they must require gradients.
-        outputs: The graph nodes of the captured layers' outputs, by name.
+        layers: The captured layers.
     """
     order = _children_first(logits.grad_fn)
     names = {id(w): name for name, w in weights.items()}
-    bits = {name: 1 << i for i, name in enumerate(outputs)}
-    start = {outputs[name]: bit for name, bit in bits.items()}
+    bits = {name: 1 << i for i, name in enumerate(layers)}
+    start = {layers[name].edge.node: bit for name, bit in bits.items()}
     own = {name: 1 << (len(bits) + i) for i, name in enumerate(weights)}
     uses = dict.fromkeys(weights, 0)
     custom: dict[str, str] = {}
@@ -93,22 +94,22 @@ def read_structure(
                 uses[names[id(variable)]] += 1
         operands = [masks.get(child, 0) for child in children]
         kind = _kind(node)
-        bad = _nonlinear_in(kind, node, operands)
-        if bad:
+        if bad := _nonlinear_in(kind, node, operands):
             culprits[kind] = culprits.get(kind, 0) | bad
-        mask = start.get(node, 0) | _union(operands)
+        mask = reduce(or_, operands, start.get(node, 0))
         if isinstance(node, BackwardCFunction):
             custom |= {name: kind for name, bit in own.items() if mask & bit and name not in custom}
         variable = names.get(id(getattr(node, "variable", None)))
         masks[node] = mask if variable is None else mask | own[variable]
-    smooth = {}
     hidden = culprits.pop(_SLICE_WRITE, 0)
+    smooth = {}
     for name, bit in bits.items():
-        first = next((kind for kind, mask in culprits.items() if mask & bit), None)
-        if first is not None:
-            smooth[name] = first
+        if found := [kind for kind, mask in culprits.items() if mask & bit]:
+            smooth[name] = found[0]
     unsure = frozenset(name for name, bit in bits.items() if hidden & bit)
-    return Structure(uses, smooth, unsure, custom, any(_kind(node) in _KINKS for node in order))
+    return Structure(
+        uses, smooth, unsure, custom, any(_kind(node) in _KINKS | _OTHER_KINKS for node in order)
+    )
 
 
 def _nonlinear_in(kind: str, node: Any, operands: Sequence[int]) -> int:
@@ -125,18 +126,11 @@ def _nonlinear_in(kind: str, node: Any, operands: Sequence[int]) -> int:
         return operands[1] if len(operands) > 1 else 0
     if kind in _BATCH_NORMS and not getattr(node, "_saved_training", True):
         return 0
-    return _union(operands)
+    return reduce(or_, operands, 0)
 
 
 def _kind(node: Any) -> str:
     return re.sub(r"Backward\d*$", "", node.name().removeprefix("torch::autograd::"))
-
-
-def _union(masks: Sequence[int]) -> int:
-    total = 0
-    for mask in masks:
-        total |= mask
-    return total
 
 
 def _children_first(root: Any) -> list[Any]:

@@ -49,11 +49,7 @@ def refuse_training_modules(model: nn.Module) -> None:
 def refuse_bad_logits(model: nn.Module, probe: Inputs, logits: torch.Tensor, rows: torch.Tensor) -> None:
     """Refuse logits that are malformed, change from call to call, or change with another example.
 
-    Args:
-        model: The network.
-        probe: Some examples of the first batch, different ones if there are any.
-        logits: Its logits on them.
-        rows: Their places in the batch, for messages.
+    `rows` are the places of the probe's examples in the batch, for messages.
     """
     if logits.shape[1] < 2:
         raise MeasureError(f"cross-entropy needs at least 2 classes; the model has {logits.shape[1]} logit")
@@ -170,7 +166,9 @@ def refuse_false_gradients(
         return
     weights = {name: weight for name, weight in named_parameters(model).items() if name in custom}
     combined = _Combined(model, probe)
-    gradients = combined.gradients(list(weights.values()))
+    gradients = torch.autograd.grad(
+        combined.start, list(weights.values()), create_graph=True, allow_unused=True
+    )
     wrong = [
         name
         for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
@@ -196,18 +194,16 @@ class _Combined:
         generator = torch.Generator().manual_seed(0)
         c = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
         self._c = c.requires_grad_()
-        self._start = (logits * self._c).sum()
-
-    def gradients(self, weights: list[nn.Parameter]) -> tuple[torch.Tensor | None, ...]:
-        return torch.autograd.grad(self._start, weights, create_graph=True, allow_unused=True)
+        self.start = (logits * self._c).sum()
 
     def agrees(self, weight: nn.Parameter, gradient: torch.Tensor, has_kinks: bool) -> bool:
+        """Compare the gradient and its derivatives with difference quotients and with each other."""
         known = gradient.detach()
         unit = known * (weight.detach().norm() / known.norm())
         slope = float((known * unit).sum())
         for length in (_SHORT_STEP, _STEP):
             rise, turn = self._changes(weight, length * unit)
-            rounding = _ROUNDING * abs(float(self._start.detach()))
+            rounding = _ROUNDING * abs(float(self.start.detach()))
             if abs(rise - length * slope) > max(_SAME_SLOPE * length * abs(slope), rounding):
                 return False
         by_c, product = self._second(gradient, _STEP * unit, weight)
@@ -240,15 +236,14 @@ class _Combined:
         slope = (gradient * step).sum()
         if not slope.requires_grad:
             return none
+        inputs = [self._c, weight]
         try:
-            by_c, product = torch.autograd.grad(
-                slope, [self._c, weight], retain_graph=True, allow_unused=True, materialize_grads=True
-            )
+            found = torch.autograd.grad(slope, inputs, retain_graph=True, materialize_grads=True)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # once_differentiable
             return none
-        return by_c.detach(), product.detach()
+        return found[0].detach(), found[1].detach()
 
 
 def probe_errors(
@@ -275,15 +270,6 @@ def probe_errors(
     probed = {names[i] for i in (*independent_layers(layers), *range(0, len(names), step), *hidden)}
     slopes: dict[str, float] = {}
     curvatures: dict[str, float] = {}
-    for group in _groups(layers):
-        first, second = _group_errors(scaled, group, probed, generator)
-        slopes |= first
-        curvatures |= second
-    return slopes, curvatures
-
-
-def _groups(layers: Sequence[CapturedLayer]) -> list[list[CapturedLayer]]:
-    """Split the list so that the weights of a part have at most `_GROUP_BYTES`."""
     groups: list[list[CapturedLayer]] = []
     size = 0
     for layer in layers:
@@ -292,7 +278,11 @@ def _groups(layers: Sequence[CapturedLayer]) -> list[list[CapturedLayer]]:
             groups.append([])
             size = layer.weight.nbytes
         groups[-1].append(layer)
-    return groups
+    for group in groups:
+        first, second = _group_errors(scaled, group, probed, generator)
+        slopes |= first
+        curvatures |= second
+    return slopes, curvatures
 
 
 def _group_errors(

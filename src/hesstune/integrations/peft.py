@@ -25,13 +25,12 @@ from hesstune.constraints.distance import (
     resolve_radii,
     trained_matrices,
     warn_of_unheld,
-    wide,
 )
 from hesstune.curvature.measure import measure as measure_layers
 from hesstune.curvature.result import Measure
 from hesstune.errors import HesstuneWarning, LayerError, MissingExtraError, listed
 from hesstune.forward import clear_caches, named_buffers, named_modules, named_parameters, uncompiled
-from hesstune.reference import NO_LAYER, Reference, layer_names
+from hesstune.reference import NO_LAYER, Reference, layer_names, wide
 
 try:
     from peft.tuners.lora import LoraLayer

@@ -1,0 +1,289 @@
+"""What `measure` computes of every layer and example: one class for each quantity.
+
+To add a quantity, write a subclass of `Quantity` here, a test of its numbers, and its entry in
+docs/measure.md. `measure(quantities=[name])` then computes it. `Measure.more` and measure.safetensors have
+its tensors, gathered over processes; measure.json has its summary, and the notes have its sentence.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+
+from hesstune.curvature.batches import LabelledBatch
+from hesstune.curvature.declared import ABOVE, ExamplesChoice, MethodChoice, sample_fault
+from hesstune.curvature.engine import CurvatureEngine
+from hesstune.curvature.exact import FAILURE_PROBABILITY, ExactForms
+from hesstune.curvature.memory import ExampleMemory
+from hesstune.curvature.quadrature import Stopping
+from hesstune.errors import ConfigError, listed, unknown_name
+
+QUANTITIES: dict[str, type[Quantity]] = {}
+# So many eigenvalues a layer are summed up; the file of tensors has all.
+EIGENVALUES = 10
+_DEFAULT_TOLERANCE = 0.03
+# A wide bracket (vᵀHv very negative) needs more products than `steps`.
+_MOST_PER_STEP = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureSettings:
+    """The arguments of `measure` that choose the computation; ConfigError if one is out of range."""
+
+    method: str
+    examples: str
+    steps: int
+    tol: float | None
+    trace: bool | Literal["exact"]
+    spectrum: bool
+    quantities: tuple[str, ...]
+    seed: int
+    max_examples: int | None
+    memory_mib: float | None
+    skip_classes: float
+    mean_sample: int
+
+    def __post_init__(self) -> None:
+        choices = [
+            ("method", self.method, get_args(MethodChoice)),
+            ("value of examples", self.examples, get_args(ExamplesChoice)),
+            *(("quantity", name, tuple(QUANTITIES)) for name in self.quantities),
+        ]
+        for kind, given, valid in choices:
+            if given not in valid:
+                raise unknown_name(kind, given, valid)
+        for name, limit in ABOVE.items():
+            value = getattr(self, name)
+            if value is not None and not value > limit:
+                raise ConfigError(f"{name} must be above {limit}; got {value}")
+        if not 0 <= self.skip_classes < 1:
+            raise ConfigError(
+                f"skip_classes must be at least 0 (take all) and below 1; got {self.skip_classes}"
+            )
+        if fault := sample_fault(self.mean_sample):
+            raise ConfigError(f"mean_sample {fault}; got {self.mean_sample}")
+
+    @property
+    def stopping(self) -> Stopping:
+        """When Lanczos stops."""
+        tol = _DEFAULT_TOLERANCE if self.tol is None else self.tol
+        return Stopping(tol=tol, most=_MOST_PER_STEP * self.steps)
+
+    @property
+    def sampled(self) -> int:
+        """The number of examples in the sample for smooth layers; 0: all are measured."""
+        return self.mean_sample if self.examples == "max" else 0
+
+    @property
+    def chosen(self) -> list[type[Quantity]]:
+        """The quantities that are computed."""
+        asked = {PositiveForm.name, *self.quantities}
+        asked |= {name for name, on in (("trace", self.trace), ("spectrum", self.spectrum)) if on}
+        return [quantity for name, quantity in QUANTITIES.items() if name in asked]
+
+
+class Quantity(ABC):
+    """A quantity of every layer and example. Subclasses are registered in QUANTITIES by their name.
+
+    Attributes:
+        name: Its name in `measure(quantities=)`.
+        sentence: What it is, for people.
+        keys: The names of its tensors, each with one row for each example and one column for each layer.
+        passes: What it needs of the exact path's backward passes beside the form: `trace`, `spectrum`.
+        missing: The entries of a layer in measure.json if it was not computed.
+    """
+
+    name: ClassVar[str]
+    sentence: ClassVar[str]
+    keys: ClassVar[tuple[str, ...]]
+    passes: ClassVar[tuple[str, ...]] = ()
+    missing: ClassVar[Mapping[str, None]] = {}
+
+    def __init_subclass__(cls) -> None:
+        QUANTITIES[cls.name] = cls
+
+    @staticmethod
+    @abstractmethod
+    def rows(
+        engine: CurvatureEngine, batch: LabelledBatch, forms: ExactForms, settings: MeasureSettings
+    ) -> dict[str, torch.Tensor]:
+        """Compute the tensors of a batch: (B, L, ...) by key.
+
+        Args:
+            engine: Of the network; `engine.spread` fills columns of layers.
+            batch: (inputs, targets).
+            forms: The batch's forms of the exact layers, with what `passes` asks for.
+            settings: The arguments of `measure`.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def summary(measured: Any, layer: int) -> dict[str, Any]:
+        """Return a layer's entries in measure.json, JSON-ready, from a `Measure`."""
+
+    @staticmethod
+    def notes(measured: Any) -> list[str]:
+        """Return notes for people on how it was computed, from a `Measure`."""
+        return []
+
+    @staticmethod
+    def memory(example: ExampleMemory) -> int:
+        """Return the bytes that it adds to an example in the passes to the layers' outputs."""
+        return 0
+
+
+class PositiveForm(Quantity):
+    """v_iᵀ H_i⁺ v_i with bounds, and with `mean_sample` the Gauss–Newton values that the mean needs."""
+
+    name = "positive_form"
+    sentence = "vᵀH⁺v: how sharp the loss of an example is along the way that the layer moved"
+    keys = ("quadratic", "lower", "upper")
+
+    @staticmethod
+    def rows(
+        engine: CurvatureEngine, batch: LabelledBatch, forms: ExactForms, settings: MeasureSettings
+    ) -> dict[str, torch.Tensor]:
+        """Take the exact layers from their passes and the others from Lanczos; sampled entries are NaN."""
+        plan = engine.plan
+        rows = {key: engine.spread(forms.names, getattr(forms, key)) for key in PositiveForm.keys}
+        sampled = plan.by("lanczos") if settings.sampled else []
+        if settings.sampled:
+            rows["gauss_newton"] = torch.zeros_like(rows["quadratic"])
+        if sampled:
+            columns = engine.columns(sampled)
+            rows["gauss_newton"][:, columns] = engine.gauss_newton(batch, sampled)
+            for key in PositiveForm.keys:
+                rows[key][:, columns] = math.nan
+        if filled := [name for name in plan.by("lanczos", "weight_space") if name not in sampled]:
+            bracket = engine.lanczos(batch, filled, settings.stopping)
+            for key in PositiveForm.keys:
+                rows[key][:, engine.columns(filled)] = getattr(bracket, key)
+        return rows
+
+    @staticmethod
+    def summary(measured: Any, layer: int) -> dict[str, Any]:
+        """Return maximum, mean and 99th percentile over the examples."""
+        bounds = [largest(rows[:, layer]) for rows in (measured.lower, measured.upper)]
+        return {
+            "maximum": number(measured.maximum[layer]),
+            "maximum_bounds": bounds,
+            "mean": number(measured.mean[layer]),
+            "mean_stderr": number(measured.mean_stderr[layer]),
+            "p99": number(measured.p99[layer]),
+            "refined": int(measured.refined[:, layer].sum()),
+        }
+
+    @staticmethod
+    def notes(measured: Any) -> list[str]:
+        """Return the notes on the sample of smooth layers and on skipped classes."""
+        found, counts = [], measured.refined.sum(0)
+        if len(measured.quadratic) and int(counts.min()) < len(measured.quadratic):
+            found.append(
+                f"smooth layers were measured on {int(counts.min())} of {len(measured.quadratic)} examples, "
+                "drawn at random: their maximum is over these, and their mean is estimated for all"
+            )
+        share, tol = (0.0, 0.0) if measured.skipped is None else measured.skipped.tolist()
+        if share:
+            found.append(
+                f"classes of little probability were skipped ({share:.0%} of the passes taken, or fewer): "
+                f"they add at most {tol:.2g} of an exact layer's entry or trace, each with "
+                f"{1 - FAILURE_PROBABILITY:.0%}, by random probes"
+            )
+        return found
+
+
+class Trace(Quantity):
+    """Tr H_i⁺: exactly for exact layers, by stochastic Lanczos quadrature for others."""
+
+    name = "trace"
+    sentence = "Tr H⁺: how sharp the loss of an example is in all directions of the layer together"
+    keys = ("trace", "trace_stderr")
+    passes = ("trace",)
+    missing: ClassVar[Mapping[str, None]] = {"trace_max": None, "trace_mean": None}
+
+    @staticmethod
+    def rows(
+        engine: CurvatureEngine, batch: LabelledBatch, forms: ExactForms, settings: MeasureSettings
+    ) -> dict[str, torch.Tensor]:
+        """Take the exact layers from their passes; others by probes, or NaN with trace="exact"."""
+        known = forms.trace
+        assert known is not None
+        errors = torch.zeros_like(known) if forms.trace_stderr is None else forms.trace_stderr
+        values, stderrs = engine.spread(forms.names, known), engine.spread(forms.names, errors)
+        # In weight space each product takes as long as a pass, so `steps` and `tol` apply.
+        for method, stopping in (("lanczos", None), ("weight_space", settings.stopping)):
+            names = engine.plan.by(method)  # type: ignore[arg-type]
+            columns = engine.columns(names)
+            if settings.trace == "exact":
+                values[:, columns] = stderrs[:, columns] = math.nan
+            elif names:
+                found = engine.trace(batch, names, stopping)
+                values[:, columns], stderrs[:, columns] = found.value, found.stderr
+        return {"trace": values, "trace_stderr": stderrs}
+
+    @staticmethod
+    def summary(measured: Any, layer: int) -> dict[str, Any]:
+        """Return maximum and mean over the examples."""
+        traces = measured.trace[:, layer]
+        return {"trace_max": largest(traces), "trace_mean": number(traces.nanmean())}
+
+    @staticmethod
+    def memory(example: ExampleMemory) -> int:
+        """Count unfolded inputs, their Gram matrices and a weight gradient."""
+        return example.trace
+
+
+class Spectrum(Quantity):
+    """The K − 1 largest eigenvalues of H_i, descending; NaN for layers that are not exact."""
+
+    name = "spectrum"
+    sentence = "the nonzero eigenvalues of H: in how many directions the loss of an example is sharp"
+    keys = ("spectrum",)
+    passes = ("spectrum",)
+    missing: ClassVar[Mapping[str, None]] = {"spectrum": None}
+
+    @staticmethod
+    def rows(
+        engine: CurvatureEngine, batch: LabelledBatch, forms: ExactForms, settings: MeasureSettings
+    ) -> dict[str, torch.Tensor]:
+        """Take the exact layers from the Gram matrix of their passes' gradients."""
+        assert forms.spectrum is not None
+        return {"spectrum": engine.spread(forms.names, forms.spectrum, math.nan)}
+
+    @staticmethod
+    def summary(measured: Any, layer: int) -> dict[str, Any]:
+        """Return the mean of the j-th largest eigenvalue and its standard error, j up to 10."""
+        first = measured.spectrum[:, layer, :EIGENVALUES]
+        if bool(first.isnan().any()):
+            return {"spectrum": None}
+        n = len(first)
+        errors = first.std(0) / math.sqrt(n) if n > 1 else torch.full_like(first[0], math.nan)
+        return {"spectrum": {"mean": [*map(number, first.mean(0))], "stderr": [*map(number, errors)]}}
+
+    @staticmethod
+    def notes(measured: Any) -> list[str]:
+        """Name the layers without eigenvalues."""
+        pairs = zip(measured.names, measured.methods, strict=True)
+        smooth = [name for name, method in pairs if method in ("lanczos", "weight_space")]
+        return [f"no eigenvalues of {listed(smooth)}: only the exact path gives them"] if smooth else []
+
+    @staticmethod
+    def memory(example: ExampleMemory) -> int:
+        """Count the gradients of all passes."""
+        return example.spectrum
+
+
+def largest(values: torch.Tensor) -> float | None:
+    """Return the largest value that is not NaN; None if there is none."""
+    return number(values.nan_to_num(nan=-math.inf).max())
+
+
+def number(value: torch.Tensor) -> float | None:
+    """Return a float; None, as JSON has it, for what is not finite."""
+    found = float(value)
+    return found if math.isfinite(found) else None
