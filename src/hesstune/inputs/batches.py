@@ -43,6 +43,7 @@ class ModelInputs(Protocol):
 
     def start_epoch(self, epoch: int) -> None:
         """Draw a new augmentation, if there is one."""
+        return
 
     def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> Inputs:
         """Return a batch of inputs on the device, augmented for training if asked, by the view's draw."""
