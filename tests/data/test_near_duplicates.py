@@ -88,9 +88,9 @@ def test_noise_and_flat_images_match_only_if_they_are_equal():
 
 
 def test_digits_written_alike_are_no_copies():
-    digits = listing("digits", 32).array[:600]
+    digits = listing("digits", 32).array[:300]
     (groups,) = near_duplicates([of_array(torch.cat([digits, digits[:50]]))])
-    assert groups.tolist() == [*range(600), *range(50)]  # equal pixels are found
+    assert groups.tolist() == [*range(300), *range(50)]  # equal pixels are found
 
 
 def test_the_cost_of_many_copies_is_not_quadratic(monkeypatch):
@@ -166,5 +166,6 @@ def test_pairs_are_near_duplicates_if_both_texts_are():
 
 def test_portraits_before_one_wall_are_other_photos(pacs_photo):
     files = [f for f in sorted(pacs_photo.glob("*/*.jpg")) if f.parent.name in ("horse", "person")]
+    files = files[::2]
     (groups,) = near_duplicates([examples([Image.open(file).convert("RGB") for file in files])])
     assert len(np.unique(groups)) == len(files)
