@@ -37,9 +37,9 @@ def run_folder(path, k=3, n=30, layers=4, measured=True, names=None):
     NoiseMatrix.symmetric(k, 0.3).save(path / "noise_matrix.json")
     rows = [f'{i},train,"{classes[i % k]}","{classes[(i + i // 9) % k]}"' for i in range(n)]
     (path / "labels.csv").write_text("id,part,label,true_label\n" + "\n".join(rows) + "\n")
-    doubts = [f'{i},"{classes[0]}",class 1,0.9,0.1,class 1' for i in range(n)]
+    issues_of_all = [f'{i},"{classes[0]}",class 1,0.9,0.1,class 1' for i in range(n)]
     header = "id,given_label,likely_label,confidence,p_given_label,true_label\n"
-    (path / "label_issues.csv").write_text(header + "\n".join(doubts) + "\n")
+    (path / "label_issues.csv").write_text(header + "\n".join(issues_of_all) + "\n")
     fit = {
         "wrong": {"agreed": 19, "examples": 20}, "right": {"agreed": n - 20, "examples": n - 20},
         "expected_right": 0.0, "known": True,

@@ -20,7 +20,7 @@ new PerformanceObserver(list => list.getEntries().forEach(e => sum += e.value))
 
 
 def absent(what):
-    """Skip a test for what it lacks, or fail it where a browser has been promised."""
+    """Skip a test for what it lacks, or fail it if a browser is required."""
     if os.environ.get("HESSTUNE_REQUIRE_BROWSER") == "1":
         pytest.fail(f"{what}, and HESSTUNE_REQUIRE_BROWSER=1 asks for the tests in a browser", pytrace=False)
     pytest.skip(what)

@@ -238,15 +238,15 @@ def test_a_source_of_one_s_own(tiny, tmp_path):
     task = ht.Run.load(ht.finetune(tiny | VANILLA, out=str(tmp_path / "first")).path).task()
     images = task.train.source.array.clone()
 
-    def fed(images):
+    def with_images(images):
         source = Source(images)
         parts = {name: replace(getattr(task, name), source=source) for name in PARTS}
         return replace(task, **parts)
 
-    run = ht.finetune(fed(images), config=options, out=str(tmp_path / "run"))
-    assert len(ht.Run.load(run.path, data=fed(images.clone())).task().train)
+    run = ht.finetune(with_images(images), config=options, out=str(tmp_path / "run"))
+    assert len(ht.Run.load(run.path, data=with_images(images.clone())).task().train)
     images[int(task.test.rows[0]), 0, 0, 0] ^= 1
-    refused(run, f"contents of 1 of 24 examples changed ({task.test.ids[0]})", data=fed(images))
+    refused(run, f"contents of 1 of 24 examples changed ({task.test.ids[0]})", data=with_images(images))
 
 
 # -- who refuses -----------------------------------------------------------------------------

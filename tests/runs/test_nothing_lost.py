@@ -246,7 +246,7 @@ def test_ctrl_c_and_sigterm_write_a_checkpoint_and_say_how_to_go_on(tmp_path, nu
 
 
 def printed_by(script, *arguments):
-    """Run a script beside this file, and return what it prints."""
+    """Run a script of this folder, and return what it prints."""
     command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
