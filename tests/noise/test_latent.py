@@ -26,8 +26,8 @@ from hesstune.noise.latent.em import (
 )
 from hesstune.noise.latent.head import (
     CANDIDATES,
-    FEWER,
-    TOLD,
+    FAST_CANDIDATES,
+    GIVEN_MATRIX,
     Candidate,
     Choice,
     _for_label_errors,
@@ -136,7 +136,7 @@ def test_the_truth_behind_noise_is_found(noise, least):
     x, y = blobs(900, 3, spread=0.25)
     matrix = NoiseMatrix.identity(3) if noise == "none" else NoiseMatrix.parse(noise, 3)
     noisy = matrix.corrupt(y, seed=0)
-    found = robust_head(x, Observed.of(noisy, 3), candidates=FEWER, held_out=2)
+    found = robust_head(x, Observed.of(noisy, 3), candidates=FAST_CANDIDATES, held_out=2)
     assert (found.truth.posterior.argmax(axis=1) == y).mean() > least
     assert (found.linear.logits(x).argmax(axis=1) == y).mean() > 0.97
     assert np.abs(found.truth.channel.matrix - matrix.array).max() < 0.08
@@ -146,8 +146,8 @@ def test_pair_noise_speaks_for_a_full_matrix_and_clean_labels_for_none():
     x, y = blobs(600, 3, spread=0.3)
     reduced = Reduction.of(x).apply(x)
     noisy = NoiseMatrix.pair(3, 0.4).corrupt(y, seed=1)
-    assert choose(reduced, Observed.of(noisy, 3), candidates=FEWER).candidate.shape == "full"
-    assert choose(reduced, Observed.of(y, 3), candidates=FEWER).candidate.shape == "none"
+    assert choose(reduced, Observed.of(noisy, 3), candidates=FAST_CANDIDATES).candidate.shape == "full"
+    assert choose(reduced, Observed.of(y, 3), candidates=FAST_CANDIDATES).candidate.shape == "none"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_noise_that_is_seen_decides_where_likelihood_does_not(monkeypatch, ahead
     tried = (Candidate("none", 0.1), Candidate("symmetric", 0.1))
     choice = choose(Reduction.of(x).apply(x), Observed.of(noisy, 3), candidates=tried, held_out=5)
     assert choice.candidate.shape == shape
-    assert choice.details().get("noise_seen", 0.0) == pytest.approx(
+    assert choice.details().get("plain_noise_rate", 0.0) == pytest.approx(
         rate if shape == "symmetric" else 0.0, abs=0.1
     )
 
@@ -211,14 +211,14 @@ def test_checked_labels_are_sure_and_a_told_matrix_stays():
     rows = np.arange(0, 60)
     told = NoiseMatrix.symmetric(3, 0.4).array
     observed = Observed.of(noisy, 3, told, (rows, y[rows]))
-    for shape in ("none", "told", "full"):
+    for shape in ("none", "given", "full"):
         found = latent_truth(Reduction.of(x).apply(x), observed, strength=0.1, shape=shape)
         assert (found.posterior[rows].argmax(axis=1) == y[rows]).all()
         assert np.allclose(found.targets[rows], np.eye(3)[y[rows]])
-        if shape == "told":
+        if shape == "given":
             assert np.array_equal(found.channel.matrix, told)
-    chosen = choose(Reduction.of(x).apply(x), observed, candidates=TOLD, held_out=1)
-    assert chosen.candidate in TOLD
+    chosen = choose(Reduction.of(x).apply(x), observed, candidates=GIVEN_MATRIX, held_out=1)
+    assert chosen.candidate in GIVEN_MATRIX
 
 
 def test_rows_are_taken_with_what_is_known_of_them():
@@ -238,7 +238,7 @@ def test_few_examples_take_the_plainest_candidate_and_results_repeat():
     assert found.choice.candidate == CANDIDATES[0]
     assert not found.choice.scores
     x, y = blobs(120, 2)
-    one, two = (robust_head(x, Observed.of(y, 2), candidates=FEWER, seed=3) for _ in range(2))
+    one, two = (robust_head(x, Observed.of(y, 2), candidates=FAST_CANDIDATES, seed=3) for _ in range(2))
     assert np.array_equal(one.linear.weight, two.linear.weight)
 
 

@@ -8,7 +8,7 @@ from scipy.stats import beta, pearsonr
 from hesstune.labeling.clean import clean
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import fold_rows, latent_truth
-from hesstune.noise.latent.head import FEWER, robust_head
+from hesstune.noise.latent.head import FAST_CANDIDATES, robust_head
 from hesstune.noise.latent.two_views import (
     AMBIGUITY,
     SHRINKAGE,
@@ -122,12 +122,14 @@ def test_a_hundred_examples_have_a_rate_above_none_and_an_interval_around_the_tr
     low, high = found.rate_interval
     assert low <= len(flipped) / 100 <= high < 0.6
     assert 0.02 < found.rate < 0.25
-    assert found.doubtful.sum() < 40
+    assert found.suspected.sum() < 40
 
 
 def test_the_interval_covers_the_share_of_wrong_labels(monkeypatch):
     def quick(*arguments, **options):
-        return robust_head(*arguments, **{**options, "patient": False}, candidates=FEWER, held_out=1)
+        return robust_head(
+            *arguments, **{**options, "patient": False}, candidates=FAST_CANDIDATES, held_out=1
+        )
 
     monkeypatch.setattr("hesstune.labeling.clean.robust_head", quick)
     inside = 0

@@ -108,7 +108,7 @@ class SolvedHead:
     details: dict[str, Any] = field(default_factory=dict)
     evidence: ClassEvidence | None = None
 
-    def told(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """Return what a run's record says of it, JSON-ready."""
         return {"chosen": self.name, "reason": self.reason, "details": self.details}
 
@@ -141,7 +141,7 @@ class MethodSetup:
     Attributes:
         model: The whole network.
         reference: Its weights at the start.
-        noise_matrix: F, the noise that the loss is told of, or None.
+        noise_matrix: F, the noise matrix that the loss uses, or None.
         counts: (K,) how many training examples carry each (noisy) label.
         radius: The constraint's radii, by layer pattern or one for all; None where unconstrained.
         norm: The constraint's norm.

@@ -16,12 +16,20 @@ from hesstune.methods._base import Batch, MethodSetup, Option
 from hesstune.methods._heads import ClassEvidence, HeadMaterial, SolvedHead, SolvedHeadMethod
 from hesstune.methods._losses import averaged
 from hesstune.noise.latent.channel import Observed
-from hesstune.noise.latent.head import CANDIDATES, FEWER, MORE, TOLD, Candidate, RobustHead, robust_head
+from hesstune.noise.latent.head import (
+    CANDIDATES,
+    FAST_CANDIDATES,
+    GIVEN_MATRIX,
+    THOROUGH_CANDIDATES,
+    Candidate,
+    RobustHead,
+    robust_head,
+)
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
 from hesstune.storage.tensors import Tree
 
-# Epochs in which the network's own predictions say too little yet to be with_votes.
+# Epochs in which the network's own predictions say too little yet to be used.
 OWN_PREDICTIONS_AFTER = 2
 # An example that a person has checked counts as so many: the others' classes are inferred. Of 1, 4 and 8 on
 # development tasks of heads, with 50 and 200 checked.
@@ -174,9 +182,9 @@ class Auto(SolvedHeadMethod):
 
     @classmethod
     def solve_head(cls, material: HeadMaterial) -> SolvedHead:
-        told = None if material.noise_matrix is None else material.noise_matrix.array
+        given = None if material.noise_matrix is None else material.noise_matrix.array
         labels = material.labels if material.soft is None else material.soft
-        observed = Observed.of(labels, material.k, told, material.checked, _weight(material))
+        observed = Observed.of(labels, material.k, given, material.checked, _weight(material))
         tried, held_out = _tried(material)
         found = robust_head(
             material.features, observed, candidates=tried, held_out=held_out, seed=material.seed
@@ -196,8 +204,10 @@ def _weight(material: HeadMaterial) -> NDArray[np.float64] | None:
 def _tried(material: HeadMaterial) -> tuple[tuple[Candidate, ...], int]:
     """Return the candidates within the budget, and how many fifths they are judged on."""
     if material.noise_matrix is not None:
-        return TOLD, 2
-    return {"fast": (FEWER, 2), "default": (CANDIDATES, 3), "thorough": (MORE, 5)}[material.budget]
+        return GIVEN_MATRIX, 2
+    return {"fast": (FAST_CANDIDATES, 2), "default": (CANDIDATES, 3), "thorough": (THOROUGH_CANDIDATES, 5)}[
+        material.budget
+    ]
 
 
 def _class_evidence(observed: Observed, found: RobustHead) -> ClassEvidence:
@@ -215,7 +225,7 @@ def _solved(material: HeadMaterial, found: RobustHead, evidence: ClassEvidence) 
         noise_matrix = NoiseMatrix(found.truth.channel.matrix, "estimated")
     kinds = {
         "none": "penalised cross-entropy on the labels as they are",
-        "told": "posteriors under the given noise matrix",
+        "given": "posteriors under the given noise matrix",
         "symmetric": "posteriors under symmetric noise, its rate estimated",
         "full": "posteriors under an estimated noise matrix",
     }
@@ -223,10 +233,10 @@ def _solved(material: HeadMaterial, found: RobustHead, evidence: ClassEvidence) 
     mean, error = choice.gain
     if not choice.scores:
         reason = "too few examples to choose among candidates"
-    elif choice.seen is not None:
+    elif choice.plain_noise_rate is not None:
         reason = (
             "it predicts held-out noisy labels as well as the plain head, whose estimated "
-            f"noise rate is {choice.seen:.0%}"
+            f"noise rate is {choice.plain_noise_rate:.0%}"
         )
     elif chosen == choice.plain:
         reason = "no other predicts held-out noisy labels better beyond half a standard error"

@@ -46,7 +46,7 @@ class PickToLearn(Method):
         self.first = head.weight.detach().double().clone()
         self.picker: Picker | None = None
         self.picks: Picks | None = None
-        self._told: tuple[float, int] | None = None
+        self._step_result: tuple[float, int] | None = None
 
     @classmethod
     def defaults(cls, head_only: bool) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class PickToLearn(Method):
         logits = self.picker.start.double() + self.picker.features.double() @ self.picks.weight.T
         targets = torch.from_numpy(self.picker.labels)
         loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-        self._told = float(loss), int((lead > 0).sum())
+        self._step_result = float(loss), int((lead > 0).sum())
 
     def _made(self, predict: Callable[[nn.Module], torch.Tensor]) -> Picker:
         assert self.setup.labels is not None
@@ -103,8 +103,8 @@ class PickToLearn(Method):
 
     def gradients(self, compute: Callable[[], T]) -> T:
         """Take no step: what is learnt comes from the picked examples alone."""
-        told, self._told = self._told or (0.0, 0), (0.0, 0)
-        return told  # type: ignore[return-value]
+        result, self._step_result = self._step_result or (0.0, 0), (0.0, 0)
+        return result  # type: ignore[return-value]
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         raise ConfigError("method 'pick_to_learn' trains on no batches")

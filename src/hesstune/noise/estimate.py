@@ -13,7 +13,7 @@ from hesstune.checks import class_count, integer_labels, one_of, positive
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
 from hesstune.noise.latent.channel import Observed, prior_strength
 from hesstune.noise.latent.em import DRAWS, FOLDS, latent_truth, trust
-from hesstune.noise.latent.head import MORE, MOST, robust_head, within_errors
+from hesstune.noise.latent.head import MAX_EXAMPLES, THOROUGH_CANDIDATES, robust_head, within_errors
 from hesstune.noise.latent.probe import Reduction
 from hesstune.noise.matrix import NoiseMatrix, rate_matrix
 
@@ -436,33 +436,35 @@ def with_trust(found: Estimate, features: ArrayLike, labels: NDArray[np.int64], 
         labels: Noisy labels, (N,).
         seed: Of folds and draws.
     """
-    chosen = next(one for one in MORE if one.name == found.details["chosen"])
+    chosen = next(one for one in THOROUGH_CANDIDATES if one.name == found.details["chosen"])
     reduction = Reduction.of(features)
     x, given, whole = reduction.apply(features), labels, len(labels)
-    if whole > MOST:  # refits of a part say enough; errors shrink with the root of the number
-        rows = np.sort(np.random.default_rng([seed, 0xB0]).permutation(whole)[:MOST])
+    if whole > MAX_EXAMPLES:  # refits of a part say enough; errors shrink with the root of the number
+        rows = np.sort(np.random.default_rng([seed, 0xB0]).permutation(whole)[:MAX_EXAMPLES])
         x, given = x[rows], labels[rows]
     observed = Observed.of(given, found.matrix.k)
     truth = latent_truth(
         x, observed, strength=chosen.strength, shape=chosen.shape, folds=min(FOLDS, len(x)), seed=seed
     )
-    told = trust(x, given, truth, chosen.strength, chosen.shape, seed)
+    trusted = trust(x, given, truth, chosen.strength, chosen.shape, seed)
     shrink = float(np.sqrt(len(given) / whole))
-    notes = [f"by bootstrap its rows are off by {shrink * told.row_tv[0]:.3f} in total variation on average"]
-    if not told.by_class_alone:
+    notes = [
+        f"by bootstrap its rows are off by {shrink * trusted.row_tv[0]:.3f} in total variation on average"
+    ]
+    if not trusted.by_class_alone:
         notes.append(
-            f"the noise does not depend on the class alone (p = {told.p_value:.2g}): F is a mean over "
+            f"the noise does not depend on the class alone (p = {trusted.p_value:.2g}): F is a mean over "
             "examples, and its errors are larger than the bootstrap's"
         )
     details = {
         **found.details,
         "bootstrap": {
             "draws": DRAWS,
-            "row_tv": {"median": shrink * told.row_tv[0], "largest": shrink * told.row_tv[1]},
+            "row_tv": {"median": shrink * trusted.row_tv[0], "largest": shrink * trusted.row_tv[1]},
         },
-        "by_class_alone": {"statistic": told.statistic, "p_value": told.p_value},
+        "by_class_alone": {"statistic": trusted.statistic, "p_value": trusted.p_value},
     }
-    return replace(found, stderr=shrink * told.stderr, notes=(*found.notes, *notes), details=details)
+    return replace(found, stderr=shrink * trusted.stderr, notes=(*found.notes, *notes), details=details)
 
 
 # A label model whose noise rate exceeds that of features by more has lost the classes.

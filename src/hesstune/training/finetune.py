@@ -216,9 +216,9 @@ def _run(config: FinetuneConfig, out: Path, given: SourceObjects, request: RunRe
     with torch.random.fork_rng(devices=devices), sharing(), remembering():
         torch.manual_seed(config.seed)
         prepared = prepare(config, out / NOISE_MATRIX if resume else None, given, request.keep_weights)
-        prepared = replace(prepared, settled=sorted({*open_options, *prepared.settled}))
+        prepared = replace(prepared, chosen_options=sorted({*open_options, *prepared.chosen_options}))
         if before is not None and undecided:
-            kept = {name: getattr(before, name) for name in prepared.settled}
+            kept = {name: getattr(before, name) for name in prepared.chosen_options}
             prepared = replace(prepared, config=prepared.config.model_copy(update=kept))
             _check_same(before, prepared.config, out)
         with entered(out, request.overwrite, resume):
@@ -240,7 +240,7 @@ def _open_options(config: FinetuneConfig, out: Path, resume: bool) -> list[str]:
     """Return the options that are, or were at the start of the run, chosen from the examples."""
     found = {name for name in CHOSEN_FROM_EXAMPLES if getattr(config, name) is None}
     if resume and (out / CONFIG).is_file():  # asked for by the folder's own configuration, it may be
-        chosen = Run.load(out).facts.settled if (out / RECORD).is_file() else None
+        chosen = Run.load(out).facts.chosen_options if (out / RECORD).is_file() else None
         found |= set(CHOSEN_FROM_EXAMPLES if chosen is None else chosen)
     return sorted(found)
 
@@ -249,12 +249,12 @@ def _with_chosen_options(config: FinetuneConfig, before: FinetuneConfig, out: Pa
     """Return the configuration with the options that the run itself chose from the same examples."""
     solves = method_class(config.method).solves_head
     names = ("weight_decay", "patience") if solves else ("weight_decay",)
-    settled = {name: getattr(before, name) for name in names if getattr(config, name) is None}
+    known = {name: getattr(before, name) for name in names if getattr(config, name) is None}
     if config.weight_decay is None and config.optimizer == "adamw":
-        settled["optimizer"] = before.optimizer  # see `with_head_penalty`
+        known["optimizer"] = before.optimizer  # see `with_head_penalty`
     if solves and (out / RECORD).is_file() and not Run.load(out).facts.examples.val:
-        settled["select"] = before.select  # nothing to select by
-    return config.model_copy(update=settled)
+        known["select"] = before.select  # nothing to select by
+    return config.model_copy(update=known)
 
 
 def _finished(out: Path, given: SourceObjects) -> Run | None:

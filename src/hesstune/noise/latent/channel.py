@@ -44,9 +44,9 @@ def drawn_to(counts: NDArray[np.float64], prior: NDArray[np.float64]) -> NDArray
     return np.asarray(drawn / drawn.sum(axis=1, keepdims=True))
 
 
-# What F is allowed to be, the simplest first: the identity, as told, one rate for all, or any near that.
-Shape = Literal["none", "told", "symmetric", "full"]
-SHAPES: tuple[Shape, ...] = ("none", "told", "symmetric", "full")
+# What F is allowed to be, the simplest first: the identity, as given, one rate for all, or any near that.
+Shape = Literal["none", "given", "symmetric", "full"]
+SHAPES: tuple[Shape, ...] = ("none", "given", "symmetric", "full")
 # Where the symmetric and the full one start from.
 START_RATE = 0.3
 # In a start by pairs: the share of a class's labels that go to its other one, and that of each further class;
@@ -133,7 +133,7 @@ class LabelChannel:
         weight: NDArray[np.float64] | None = None,
     ) -> LabelChannel:
         """Return the channel of the largest likelihood under a posterior, (N, K); a given matrix stays."""
-        if self.shape == "told":
+        if self.shape == "given":
             return self
         counted = posterior if weight is None else posterior * weight[:, None]
         counts = counted.T @ given
@@ -150,13 +150,13 @@ class Observed:
 
     Attributes:
         given: (N, K) one-hot or soft labels as given; or counts of votes, each of which is a label given.
-        told: F, (K, K), where it is known.
+        noise_matrix: F, (K, K), where it is known.
         checked: Examples whose true class is known.
         weight: (N,) how much each example counts; None: once.
     """
 
     given: NDArray[np.float64]
-    told: NDArray[np.float64] | None = None
+    noise_matrix: NDArray[np.float64] | None = None
     checked: Checked | None = None
     weight: NDArray[np.float64] | None = None
 
@@ -165,7 +165,7 @@ class Observed:
         cls,
         labels: ArrayLike,
         k: int,
-        told: NDArray[np.float64] | None = None,
+        noise_matrix: NDArray[np.float64] | None = None,
         checked: Checked | None = None,
         weight: NDArray[np.float64] | None = None,
     ) -> Observed:
@@ -177,7 +177,7 @@ class Observed:
         """
         array = np.asarray(labels)
         given = np.eye(k)[array.astype(np.int64)] if array.ndim == 1 else array.astype(np.float64)
-        return cls(given, told, checked, weight)
+        return cls(given, noise_matrix, checked, weight)
 
     def __len__(self) -> int:
         return len(self.given)
@@ -190,7 +190,13 @@ class Observed:
     def arrays(self) -> dict[str, NDArray[Any] | None]:
         """Return all that is known, by name."""
         rows, true = (None, None) if self.checked is None else self.checked
-        return {"given": self.given, "told": self.told, "rows": rows, "true": true, "weight": self.weight}
+        return {
+            "given": self.given,
+            "noise_matrix": self.noise_matrix,
+            "rows": rows,
+            "true": true,
+            "weight": self.weight,
+        }
 
     def take(self, rows: NDArray[np.int64]) -> Observed:
         """Return some examples, by ascending rows."""
@@ -199,7 +205,7 @@ class Observed:
             inside = np.isin(self.checked[0], rows)
             checked = np.searchsorted(rows, self.checked[0][inside]), self.checked[1][inside]
         weight = None if self.weight is None else self.weight[rows]
-        return Observed(self.given[rows], self.told, checked, weight)
+        return Observed(self.given[rows], self.noise_matrix, checked, weight)
 
     def known(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return class probabilities, (N, K), in which checked examples are sure."""

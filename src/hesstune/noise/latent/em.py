@@ -19,7 +19,7 @@ from hesstune.runtime.device import one_thread, one_thread_each
 
 FOLDS = 5
 # EM has converged when no entry of F moves further; probes take a few steps a round.
-ROUNDS, TOLERANCE, TOLERANCE_TOLD = 30, 2e-3, 2e-2
+ROUNDS, TOLERANCE, GIVEN_TOLERANCE = 30, 2e-3, 2e-2
 # Where there is time: rounds, and a second rate of symmetric noise to start from, at most a share of that at
 # which labels say nothing.
 PATIENT_ROUNDS, SECOND_START, NEAREST = 120, 0.7, 0.8
@@ -121,11 +121,11 @@ def latent_truth(
     """
     probes = _Probes(x, strength, labels.weight, folds, seed)
     if shape == "none":
-        return _believed(probes.logits(labels.known(_normalised(labels.given)), FULL_STEPS), labels)
+        return _assumed_correct(probes.logits(labels.known(_normalised(labels.given)), FULL_STEPS), labels)
     channel = LabelChannel.start(labels.k, shape)
-    if shape == "told":
-        assert labels.told is not None
-        channel = LabelChannel(labels.told, shape)
+    if shape == "given":
+        assert labels.noise_matrix is not None
+        channel = LabelChannel(labels.noise_matrix, shape)
     found = _last(probes, labels, channel, ROUNDS)
     if shape != "full" or labels.k < 3:
         return found
@@ -195,7 +195,7 @@ def _predicted(found: LatentTruth, given: NDArray[np.float64]) -> NDArray[np.flo
 
 def _rounds(probes: _Probes, labels: Observed, channel: LabelChannel) -> Iterator[LatentTruth]:
     """Yield the result of each round until F converges."""
-    given, told = labels.given, channel.shape == "told"
+    given, fixed = labels.given, channel.shape == "given"
     posterior, units = labels.known(_normalised(channel.likelihood(given))), given.sum(axis=1)
     rounds, converged, before = 0, False, posterior
     while not converged:
@@ -206,8 +206,8 @@ def _rounds(probes: _Probes, labels: Observed, channel: LabelChannel) -> Iterato
         posterior = labels.known(_normalised(probabilities * likelihood))
         following = channel.refitted(given, posterior, labels.weight)
         # A given matrix does not move: the posteriors have to converge.
-        moved = probabilities - before if told else following.matrix - channel.matrix
-        converged = bool(np.abs(moved).max() < (TOLERANCE_TOLD if told else TOLERANCE))
+        moved = probabilities - before if fixed else following.matrix - channel.matrix
+        converged = bool(np.abs(moved).max() < (GIVEN_TOLERANCE if fixed else TOLERANCE))
         channel, rounds, before = following, rounds + 1, probabilities
         yield LatentTruth(channel, posterior, probabilities, posterior, temperature, rounds, converged)
 
@@ -238,7 +238,7 @@ class _Probes:
         return found
 
 
-def _believed(logits: NDArray[np.float64], labels: Observed) -> LatentTruth:
+def _assumed_correct(logits: NDArray[np.float64], labels: Observed) -> LatentTruth:
     """Return posteriors of labels that are assumed correct in training, by the most likely symmetric channel.
 
     Without it a plain probe would be blamed for its calibration under noise, which costs no accuracy.
@@ -266,13 +266,13 @@ def _mean_scores(
     logits: NDArray[np.float64], likelihood: NDArray[np.float64], units: NDArray[np.float64]
 ) -> list[float]:
     """Return the mean of `log_scores` at each of TEMPERATURES; classes first, sums over them are quick."""
-    across, told = np.ascontiguousarray(logits.T), np.ascontiguousarray(likelihood.T)
+    across, given = np.ascontiguousarray(logits.T), np.ascontiguousarray(likelihood.T)
     across -= across.max(axis=0)
     uniform = FLOOR * np.power(float(len(across)), -units)
     found = []
     for temperature in TEMPERATURES:
         p = np.exp(temperature * across)
-        share = np.einsum("kn,kn->n", p, told) / p.sum(axis=0)
+        share = np.einsum("kn,kn->n", p, given) / p.sum(axis=0)
         found.append(float(np.log((1 - FLOOR) * share + uniform).mean()))
     return found
 
@@ -291,9 +291,9 @@ def log_scores(
         likelihood: P(given | class), (N, K).
         units: (N,) how many labels were given; None: one each.
     """
-    told = (softmax(temperature * logits, axis=1) * likelihood).sum(axis=1)
+    share = (softmax(temperature * logits, axis=1) * likelihood).sum(axis=1)
     uniform = np.power(float(logits.shape[1]), -(1.0 if units is None else units))
-    return np.asarray(np.log((1 - FLOOR) * told + FLOOR * uniform))
+    return np.asarray(np.log((1 - FLOOR) * share + FLOOR * uniform))
 
 
 DRAWS = 20
@@ -393,12 +393,14 @@ def residual_statistic(x: NDArray[np.float32], labels: NDArray[np.int64], found:
         labels: (N,) labels as given.
         found: What was fitted to them.
     """
-    told = found.probabilities @ found.channel.matrix
+    expected = found.probabilities @ found.channel.matrix
     guess = found.probabilities.argmax(axis=1)[:, None]
-    told = np.append(told, np.take_along_axis(told, guess, axis=1), axis=1)
-    observed = np.append(labels[:, None] == np.arange(told.shape[1] - 1), labels[:, None] == guess, axis=1)
-    rest = observed - told
-    variance = np.maximum((told * (1 - told)).mean(axis=0), 1e-9)
+    expected = np.append(expected, np.take_along_axis(expected, guess, axis=1), axis=1)
+    observed = np.append(
+        labels[:, None] == np.arange(expected.shape[1] - 1), labels[:, None] == guess, axis=1
+    )
+    rest = observed - expected
+    variance = np.maximum((expected * (1 - expected)).mean(axis=0), 1e-9)
     z = x[:, :COMPONENTS].astype(np.float64)
     z = (z - z.mean(axis=0)) / np.maximum(z.std(axis=0), 1e-12)
     return float(((z.T @ rest) ** 2 / (len(z) * variance)).sum())

@@ -29,7 +29,7 @@ from hesstune.storage.tensors import Tree
 MARGIN = 0.5
 # A noise rate: if the likelihood does not decide (MARGIN), labels are assumed correct if the best plain probe
 # estimates less. Chosen on development tasks of heads and on MRPC's true labels.
-SEEN = 0.1
+ESTIMATED_RATE = 0.1
 # Folds, and how many of them are held out: EM's own folds leak, so that the choice needs other examples.
 CHOICE_FOLDS, HELD_OUT = 5, 3
 # Standard errors behind the best of its kind on the first held-out part at which a candidate is dropped, and
@@ -62,16 +62,21 @@ CANDIDATES = (
     *(Candidate("full", c) for c in (0.03, 0.1, 0.3)),
 )
 # Where time is short, and where it is not.
-FEWER = (
+FAST_CANDIDATES = (
     *(Candidate("none", c) for c in (0.003, 0.03)),
     Candidate("symmetric", 0.1),
     Candidate("full", 0.1),
 )
-MORE = (*CANDIDATES, Candidate("none", 1.0), Candidate("symmetric", 0.3), Candidate("full", 1.0))
+THOROUGH_CANDIDATES = (
+    *CANDIDATES,
+    Candidate("none", 1.0),
+    Candidate("symmetric", 0.3),
+    Candidate("full", 1.0),
+)
 # Where the noise matrix is known.
-TOLD = (
+GIVEN_MATRIX = (
     *(Candidate("none", c) for c in (0.003, 0.03)),
-    *(Candidate("told", c) for c in (0.03, 0.1, 0.3)),
+    *(Candidate("given", c) for c in (0.03, 0.1, 0.3)),
 )
 
 
@@ -84,7 +89,7 @@ class Choice:
         plain: The best candidate that assumes the labels are correct.
         scores: {name: mean log-likelihood of a given label not seen}, of those judged on every fifth.
         gain: The chosen one's mean gain over `plain`, and its standard error.
-        seen: The noise rate that a plain probe estimates, if `plain` was ruled out for it; else None.
+        plain_noise_rate: The noise rate that a plain probe estimates, if `plain` was ruled out for it.
         noisy_rival: If `plain` was chosen, the best candidate with a noise model, its mean gain over `plain`,
             and the standard error of that gain; else None.
         dropped: {name: mean log-likelihood below the best of its kind} of those with one part held out.
@@ -94,7 +99,7 @@ class Choice:
     plain: Candidate
     scores: dict[str, float] = field(default_factory=dict)
     gain: tuple[float, float] = (0.0, 0.0)
-    seen: float | None = None
+    plain_noise_rate: float | None = None
     noisy_rival: tuple[Candidate, float, float] | None = None
     dropped: dict[str, float] = field(default_factory=dict)
 
@@ -111,7 +116,7 @@ class Choice:
             "scores": self.scores,
             "dropped": self.dropped,
             "gain_over_plain": {"mean": self.gain[0], "stderr": self.gain[1]},
-            **({} if self.seen is None else {"noise_seen": self.seen}),
+            **({} if self.plain_noise_rate is None else {"plain_noise_rate": self.plain_noise_rate}),
         }
 
 
@@ -128,8 +133,9 @@ def choose(
     Each candidate is fitted, EM included, on the training part of 5-fold cross-validation. The score of a
     held-out example is ln Σ_c p_c(x) P(given | c). A candidate that is BEHIND on the first part is dropped.
     The choice is the best candidate of the simplest shape of F that is within MARGIN standard errors of the
-    best of all. If that shape is `none` and the best plain probe estimates a noise rate of SEEN or more, the
-    best candidate with a noise model replaces it, unless it is worse by more than MARGIN standard errors.
+    best of all. If that shape is `none` and the best plain probe estimates a noise rate of ESTIMATED_RATE or
+    more, the best candidate with a noise model replaces it, unless it is worse by more than MARGIN standard
+    errors.
 
     Args:
         x: (N, C) reduced features.
@@ -150,7 +156,7 @@ def choose(
         rival = (other, mean, error)
         if mean >= -MARGIN * error:
             rate = latent_truth(x, labels, strength=plain.strength, shape="none", seed=seed).channel.rate
-            chosen, seen = (other, rate) if rate >= SEEN else (chosen, None)
+            chosen, seen = (other, rate) if rate >= ESTIMATED_RATE else (chosen, None)
     gain = paired_gain(scores[chosen.name], scores[plain.name])
     dropped = {one.name: by for one, by in behind.items()}
     return Choice(chosen, plain, means, gain, seen, rival, dropped)
@@ -247,11 +253,11 @@ def refit(
     return SoftProbe(x, strength, weight).fit(found.targets)
 
 
-# Choosing among candidates takes so many examples at least, and at most MOST: more say nothing new.
-FEWEST, MOST = 40, 6000
+# Choosing among candidates takes so many examples at least, and at most MAX_EXAMPLES: more say nothing new.
+MIN_EXAMPLES, MAX_EXAMPLES = 40, 6000
 # Standard errors by which a full matrix may predict labels of two classes worse and is still fitted, if a
-# plain probe estimates a noise rate between 0 and SEEN: human errors depend on more than the class. With more
-# classes it is fitted in any case.
+# plain probe estimates a noise rate between 0 and ESTIMATED_RATE: human errors depend on more than the class.
+# With more classes it is fitted in any case.
 OBJECTION = 1.5
 
 
@@ -291,13 +297,13 @@ def robust_head(
     Args:
         features: (N, D) of a frozen network.
         labels: What is known of the examples' classes.
-        candidates: Of which one is chosen; those of the shape `told` use the given matrix.
+        candidates: Of which one is chosen; those of the shape `given` use the given matrix.
         held_out: How many fifths each candidate is judged on.
         find_errors: Whether label errors are looked for. Labels are then assumed correct only if a plain
-            probe estimates no noise, or, with two classes, less than SEEN with a likelihood that contradicts
-            it (OBJECTION). Otherwise a full matrix is fitted.
+            probe estimates no noise, or, with two classes, less than ESTIMATED_RATE with a likelihood that
+            contradicts it (OBJECTION). Otherwise a full matrix is fitted.
         patient: Whether a full matrix is fitted from several starts (`fit_from_several_starts`), with at most
-            MOST examples.
+            MAX_EXAMPLES examples.
         seed: Of folds.
 
     Raises:
@@ -325,7 +331,7 @@ def robust_head(
         choice = _for_label_errors(x, labels, choice, seed)
     one, folds = choice.candidate, min(FOLDS, len(x))
     with one_thread():
-        if patient and one.shape == "full" and len(x) <= MOST:
+        if patient and one.shape == "full" and len(x) <= MAX_EXAMPLES:
             truth = fit_from_several_starts(x, labels, strength=one.strength, folds=folds, seed=seed)
         else:
             truth = latent_truth(x, labels, strength=one.strength, shape=one.shape, folds=folds, seed=seed)
@@ -341,16 +347,18 @@ def _for_label_errors(x: NDArray[np.float32], labels: Observed, choice: Choice, 
     other, gain, error = choice.noisy_rival
     plain = latent_truth(x, labels, strength=choice.candidate.strength, shape="none", seed=seed)
     seen, objects = plain.channel.rate, labels.k == 2 and gain < -OBJECTION * error
-    return replace(choice, candidate=other) if seen >= SEEN or (seen > 0 and not objects) else choice
+    return (
+        replace(choice, candidate=other) if seen >= ESTIMATED_RATE or (seen > 0 and not objects) else choice
+    )
 
 
 def _choice(
     x: NDArray[np.float32], labels: Observed, candidates: Sequence[Candidate], held_out: int, seed: int
 ) -> Choice:
-    """Choose on all examples, or on MOST of them; the plainest candidate where there are too few."""
-    if len(x) < FEWEST or len(candidates) == 1:
+    """Choose on all examples, or on MAX_EXAMPLES of them; the plainest candidate where there are too few."""
+    if len(x) < MIN_EXAMPLES or len(candidates) == 1:
         return Choice(candidates[0], candidates[0])
-    if len(x) > MOST:
-        rows = np.sort(np.random.default_rng([seed, 0xC01]).permutation(len(x))[:MOST])
+    if len(x) > MAX_EXAMPLES:
+        rows = np.sort(np.random.default_rng([seed, 0xC01]).permutation(len(x))[:MAX_EXAMPLES])
         x, labels = x[rows], labels.take(rows)
     return choose(x, labels, candidates=candidates, held_out=held_out, seed=seed)
