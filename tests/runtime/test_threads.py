@@ -9,7 +9,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from hesstune.noise import linear_probe
+from hesstune.noise import probes
 from hesstune.noise.latent import probe as soft_probe
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import latent_truth
@@ -114,7 +114,7 @@ def test_small_fits_hold_one_thread(two, monkeypatch, fit):
         import sklearn.linear_model
 
         watched(sklearn.linear_model.LogisticRegression, "fit")
-        linear_probe.fit_probe(x, y, k=2)
+        probes.fit_probe(x, y, k=2)
     else:
         watched(soft_probe, "cho_solve")
         if fit == "probe":

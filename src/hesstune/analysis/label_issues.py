@@ -20,8 +20,8 @@ from hesstune.inputs.features import frozen_features, sharing
 from hesstune.noise.estimate import estimate_noise
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.head import FAST_CANDIDATES, GIVEN_MATRIX, MIN_EXAMPLES, robust_head
-from hesstune.noise.linear_probe import cross_fit
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.noise.probes import cross_fit
 from hesstune.options import make_options, takes_options
 from hesstune.runs.options import DeviceOptions
 from hesstune.runs.read_records import ISSUE_COLUMNS

@@ -14,8 +14,8 @@ from hesstune.data.examples import Task
 from hesstune.errors import DataError, NoiseMatrixError
 from hesstune.inputs.batches import to_channels_last
 from hesstune.noise.estimate import ESTIMATORS, from_posterior, log_likelihoods, well_conditioned
-from hesstune.noise.linear_probe import reduced_features
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.noise.probes import reduced_features
 from hesstune.options import make_options, takes_options
 from hesstune.runs.options import NoiseCheckOptions
 from hesstune.runs.records import (

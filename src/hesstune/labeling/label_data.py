@@ -20,9 +20,9 @@ from hesstune.noise.estimate import Estimate, from_posterior, well_conditioned
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import latent_truth
 from hesstune.noise.latent.head import MIN_EXAMPLES
-from hesstune.noise.latent.probe import Reduction
 from hesstune.noise.latent.two_views import counted, rate_interval
 from hesstune.noise.matrix import NEAR_GUESSING, guessing_rate
+from hesstune.noise.probes import Reduction
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
 from hesstune.storage.files import json_writer, made_folder, replace_files

@@ -12,9 +12,8 @@ from torch import nn
 
 from hesstune.constraints.distance import DistanceConstraint, weight_norm
 from hesstune.losses.robust import ForwardLoss
-from hesstune.methods._base import Batch, MethodSetup, Option
+from hesstune.methods._base import Batch, MethodSetup, Option, averaged
 from hesstune.methods._heads import ClassEvidence, HeadMaterial, SolvedHead, SolvedHeadMethod
-from hesstune.methods._losses import averaged
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.head import (
     CANDIDATES,
@@ -47,8 +46,9 @@ class Auto(SolvedHeadMethod):
     with the best held-out likelihood of the given labels (`hesstune.noise.latent`). Deeper layers start
     from it (Kumar et al. 2022), with its logits damped, more in longer training: a head that already fits
     gives them no gradient. They are trained on posteriors of each example's true class, inside distance
-    constraints that are a share of each layer's norm. The posteriors combine the out-of-sample probe, whose
-    weight falls in longer training, the network's own earlier predictions and the given label. The epoch
+    constraints that are a share of each layer's norm. The posteriors combine the
+    out-of-sample probe (with less weight in longer training), the network's own earlier predictions and the
+    given label. The epoch
     with the best validation likelihood is kept if it beats the head alone by more than one standard error.
     If no noise was found, it is the latest epoch whose validation error is within one standard error of the
     lowest.
@@ -115,7 +115,6 @@ class Auto(SolvedHeadMethod):
 
     @torch.no_grad()
     def start_epoch(self, epoch: int, predict: Callable[[nn.Module], torch.Tensor]) -> None:
-        """Damp the solved head before the first epoch; later, use the network's own predictions."""
         if self.setup.solved is not None and epoch == 0:
             for parameter in self.setup.model.get_submodule(self.setup.head).parameters():
                 parameter.mul_(self.fall * self.options["damping"])
@@ -144,7 +143,6 @@ class Auto(SolvedHeadMethod):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Project every layer to its radius, and move the mean of the recent weights."""
         if self.constraint is not None:
             self.constraint.project_()
         self.steps += 1
@@ -155,7 +153,6 @@ class Auto(SolvedHeadMethod):
 
     @contextlib.contextmanager
     def evaluated(self) -> Iterator[None]:
-        """Hold the mean of the recent weights: noisy labels move single steps more than their mean."""
         kept = self._swap(self.mean)
         try:
             yield
@@ -235,8 +232,8 @@ def _solved(material: HeadMaterial, found: RobustHead, evidence: ClassEvidence) 
         reason = "too few examples to choose among candidates"
     elif choice.plain_noise_rate is not None:
         reason = (
-            "it predicts held-out noisy labels as well as the plain head, whose estimated "
-            f"noise rate is {choice.plain_noise_rate:.0%}"
+            "it predicts held-out noisy labels as well as the plain head, which estimates a "
+            f"noise rate of {choice.plain_noise_rate:.0%}"
         )
     elif chosen == choice.plain:
         reason = "no other predicts held-out noisy labels better beyond half a standard error"
@@ -251,4 +248,4 @@ def _solved(material: HeadMaterial, found: RobustHead, evidence: ClassEvidence) 
     return SolvedHead(found.linear.weight.T, found.linear.bias, noise_matrix, name, reason, details, evidence)
 
 
-METHOD = Auto
+METHODS = {"auto": Auto}

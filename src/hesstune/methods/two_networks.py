@@ -118,7 +118,6 @@ class DivideMix(TwoNetworks):
         self.labels = torch.full((n,), -1)
 
     def start_epoch(self, epoch: int, predict: Callable[[nn.Module], torch.Tensor]) -> None:
-        """Divide the examples by the losses of both networks."""
         if epoch < self.setup.warmup_epochs or bool((self.labels < 0).all()):
             return
         seen = self.labels >= 0

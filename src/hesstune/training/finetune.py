@@ -7,7 +7,7 @@ import copy
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from hesstune.runs.records import CONFIG, NOISE_MATRIX, RADIUS, RECORD, TRIALS, 
 from hesstune.runs.run import Run, SourceObjects
 from hesstune.runtime.distributed import joined_ranks, on_main_process, refuse_adapting, world
 from hesstune.runtime.signals import Progress
+from hesstune.selection import first_within_errors
 from hesstune.storage.files import writing
 from hesstune.storage.remembered import remembering
 from hesstune.storage.stored import read_record, write_record
@@ -297,7 +298,7 @@ def choose_radius(prepared: Prepared, out: Path) -> dict[str, float]:
     shape = default_radii(prepared.config, prepared.task, prepared.loaded, prepared.device)
     folder = out / TRIALS
     losses = [_trial_losses(prepared, {k: v * f for k, v in shape.items()}, folder) for f in FACTORS]
-    at = pick(losses)
+    at = first_within_errors([-each for each in losses], ddof=1)
     curve = [
         CurvePoint(
             factor=factor,
@@ -311,24 +312,6 @@ def choose_radius(prepared: Prepared, out: Path) -> dict[str, float]:
     write_record(path, record)
     shutil.rmtree(folder, ignore_errors=True)
     return radius
-
-
-def pick(losses: Sequence[NDArray[np.float64]]) -> int:
-    """Return the first of several candidates whose loss is within one standard error of the least.
-
-    Args:
-        losses: Each candidate's losses on the same examples, (n,); candidates in order of preference.
-
-    Example:
-        >>> pick([np.array([1.0, 1.0, 0.0]), np.array([0.0, 1.0, 0.0]), np.array([1.0, 1.0, 1.0])])
-        0
-    """
-    best = min(range(len(losses)), key=lambda i: float(losses[i].mean()))
-    for at, each in enumerate(losses[:best]):
-        worse = each - losses[best]
-        if worse.mean() <= worse.std(ddof=1) / math.sqrt(len(worse)):
-            return at
-    return best
 
 
 def _trial_losses(prepared: Prepared, radius: dict[str, float], folder: Path) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ def prior_strength(counts: NDArray[np.float64], prior: NDArray[np.float64]) -> f
     The strength s maximises Σ_i ln DirMult(counts_i | s·prior_i) over STRENGTHS.
 
     Args:
-        counts: (K, K) how often each given label (column) stood with each true one (row); may be expected.
+        counts: (K, K) how often each true label (row) had each given one (column); may be expected counts.
         prior: (K, K) rows of probabilities.
     """
     from scipy.special import gammaln
@@ -35,19 +35,10 @@ def prior_strength(counts: NDArray[np.float64], prior: NDArray[np.float64]) -> f
     return max(STRENGTHS, key=evidence)
 
 
-def drawn_to(counts: NDArray[np.float64], prior: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the rows of counts drawn to a prior matrix by `prior_strength`, (K, K), rows sum to 1.
-
-    Row i is the mean of a Dirichlet posterior, (s·prior_i + counts_i)/(s + Σ counts_i).
-    """
-    drawn = prior_strength(counts, prior) * prior + counts
-    return np.asarray(drawn / drawn.sum(axis=1, keepdims=True))
-
-
 # What F is allowed to be, the simplest first: the identity, as given, one rate for all, or any near that.
 Shape = Literal["none", "given", "symmetric", "full"]
 SHAPES: tuple[Shape, ...] = ("none", "given", "symmetric", "full")
-# Where the symmetric and the full one start from.
+# The rate that EM starts from for the symmetric and the full shape.
 START_RATE = 0.3
 # In a start by pairs: the share of a class's labels that go to its other one, and that of each further class;
 # a log-likelihood that no assignment takes; and the share of wrong labels in pairs that is most of them. EM
@@ -55,12 +46,15 @@ START_RATE = 0.3
 PAIRED, TRACE, NEVER, MOSTLY = 0.45, 1e-3, 1e6, 2 / 3
 
 
-def shrunk(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return rows of counts drawn to the symmetric matrix of their pooled rate, (K, K).
+def shrink_to_symmetric(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rows of counts shrunk to the symmetric matrix of their pooled rate, (K, K).
 
-    K² free entries are too many for a thousand examples, unless their rows differ: the evidence says.
+    Row i is the mean of a Dirichlet posterior, (s·prior_i + counts_i)/(s + Σ counts_i), with s of
+    `prior_strength`.
     """
-    return drawn_to(counts, _pooled(counts))
+    pooled = _pooled(counts)
+    joined = prior_strength(counts, pooled) * pooled + counts
+    return np.asarray(joined / joined.sum(axis=1, keepdims=True))
 
 
 def _pooled(counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -137,7 +131,9 @@ class LabelChannel:
             return self
         counted = posterior if weight is None else posterior * weight[:, None]
         counts = counted.T @ given
-        return LabelChannel(_pooled(counts) if self.shape == "symmetric" else shrunk(counts), self.shape)
+        return LabelChannel(
+            _pooled(counts) if self.shape == "symmetric" else shrink_to_symmetric(counts), self.shape
+        )
 
 
 Checked = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -149,9 +145,9 @@ class Observed:
     """Labels of N examples, and what is known of them.
 
     Attributes:
-        given: (N, K) one-hot or soft labels as given; or counts of votes, each of which is a label given.
-        noise_matrix: F, (K, K), where it is known.
-        checked: Examples whose true class is known.
+        given: (N, K) one-hot or soft labels as given; or counts of votes; each vote is a given label.
+        noise_matrix: F, (K, K), if it is known.
+        checked: Examples with a known true class.
         weight: (N,) how much each example counts; None: once.
     """
 
@@ -208,7 +204,7 @@ class Observed:
         return Observed(self.given[rows], self.noise_matrix, checked, weight)
 
     def known(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return class probabilities, (N, K), in which checked examples are sure."""
+        """Return class probabilities, (N, K), with one-hot rows for checked examples."""
         if self.checked is None:
             return q
         found = q.copy()
