@@ -7,7 +7,7 @@ import hesstune as ht
 from hesstune.errors import ConfigError
 from hesstune.methods import method_class, method_names
 
-STEPS = {"epochs": 4, "warmup_epochs": 1}
+STEPS = {"epochs": 3, "warmup_epochs": 1}
 
 
 class Stop(Exception):

@@ -190,7 +190,7 @@ def test_candidates_that_fall_behind_are_dropped_and_the_choice_stays(monkeypatc
     assert max(short.dropped.values()) < 0
     assert short.plain.name in short.scores
     assert not choose(x[:100], Observed.of(noisy[:100], 3), held_out=1).dropped  # too few
-    monkeypatch.setattr("hesstune.noise.latent.head.BEHIND", np.inf)
+    monkeypatch.setattr("hesstune.noise.latent.head.PRUNE_AFTER_STDERRS", np.inf)
     whole = choose(x, Observed.of(noisy, 3))
     assert not whole.dropped
     assert whole.candidate == short.candidate

@@ -32,10 +32,10 @@ Budget = Literal["fast", "default", "thorough"]
 Tier = Literal["recommended", "baseline", "research"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 # The least class probability of a probe.
-LEAST = 1e-3
+MIN_PROBABILITY = 1e-3
 # The share of a head's penalty for methods whose loss is robust to noise: of 0, 0.1 and 1 the best on average
 # on nine development tasks of heads.
-RESISTANT = 0.1
+ROBUST_HEAD_PENALTY = 0.1
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ClassEvidence:
             >>> evidence.posterior().round(3).tolist()
             [[0.794, 0.206]]
         """
-        log_p = np.log(np.maximum(self.probabilities, LEAST))
+        log_p = np.log(np.maximum(self.probabilities, MIN_PROBABILITY))
         if seen is not None:
             log_p = share * log_p + (1.0 - share) * seen
         joint = np.exp(log_p - log_p.max(axis=1, keepdims=True)) * self.likelihood

@@ -15,7 +15,7 @@ from hesstune.losses.robust import (
     early_learning_penalty,
 )
 from hesstune.methods._base import (
-    RESISTANT,
+    ROBUST_HEAD_PENALTY,
     Batch,
     Loss,
     Method,
@@ -74,7 +74,7 @@ class Forward(RobustLoss):
 
     tier = "baseline"
     needs_noise_matrix = True
-    head_penalty = RESISTANT
+    head_penalty = ROBUST_HEAD_PENALTY
 
     def make(self) -> Loss:
         return ForwardLoss(self.setup.noise_matrix, reduction="none")
@@ -101,7 +101,7 @@ class GCE(RobustLoss):
     """
 
     tier = "baseline"
-    head_penalty = RESISTANT
+    head_penalty = ROBUST_HEAD_PENALTY
     own_options = {
         "q": Option(0.7, "Zhang and Sabuncu 2018, section 4", low=1e-6, high=1.0, search=(0.1, 1.0))
     }
@@ -181,7 +181,7 @@ class ELR(Method):
     """
 
     tier: ClassVar[Tier] = "baseline"
-    head_penalty = RESISTANT
+    head_penalty = ROBUST_HEAD_PENALTY
     own_options = {
         "lambda": Option(3.0, ELR_SOURCE, search=(0.3, 10.0), log=True),
         "beta": Option(0.7, ELR_SOURCE, high=1.0, search=(0.5, 0.99)),

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hesstune.forward import unmoved_statistics
-from hesstune.methods._base import RESISTANT, Batch, Method, MethodSetup, Option
+from hesstune.methods._base import ROBUST_HEAD_PENALTY, Batch, Method, MethodSetup, Option
 from hesstune.methods.baselines import beta_draw, mixed
 from hesstune.storage.tensors import Tree
 
@@ -29,7 +29,7 @@ class TwoNetworks(Method):
 
     takes_soft = False
     weighs_classes = False
-    head_penalty = RESISTANT
+    head_penalty = ROBUST_HEAD_PENALTY
 
     def __init__(self, setup: MethodSetup) -> None:
         super().__init__(setup)

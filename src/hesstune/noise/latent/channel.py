@@ -43,7 +43,7 @@ START_RATE = 0.3
 # In a start by pairs: the share of a class's labels that go to its other one, and that of each further class;
 # a log-likelihood that no assignment takes; and the share of wrong labels in pairs that is most of them. EM
 # from pairs ended at .81 or more on development tasks with noise in pairs, and at .32 or less elsewhere.
-PAIRED, TRACE, NEVER, MOSTLY = 0.45, 1e-3, 1e6, 2 / 3
+PAIRED_SHARE, OTHER_SHARE, EXCLUDED_LOG, MIN_PAIRED_SHARE = 0.45, 1e-3, 1e6, 2 / 3
 
 
 def shrink_to_symmetric(counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -99,20 +99,20 @@ class LabelChannel:
         some pairs wrong, but as a whole its result shows which classes are paired.
         """
         rows, other = self._pairs()
-        found = np.full(self.matrix.shape, TRACE)
-        np.fill_diagonal(found, 1 - PAIRED)
-        found[rows, other] = PAIRED
+        found = np.full(self.matrix.shape, OTHER_SHARE)
+        np.fill_diagonal(found, 1 - PAIRED_SHARE)
+        found[rows, other] = PAIRED_SHARE
         return LabelChannel(found / found.sum(axis=1, keepdims=True), "full")
 
     @property
     def in_pairs(self) -> bool:
         """Whether labels that leave their class go mostly to one other, of more than two."""
         leaving = float(len(self.matrix) - np.trace(self.matrix))
-        return len(self.matrix) > 2 and float(self.matrix[self._pairs()].sum()) > MOSTLY * leaving
+        return len(self.matrix) > 2 and float(self.matrix[self._pairs()].sum()) > MIN_PAIRED_SHARE * leaving
 
     def _pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         scores = np.log(np.maximum(self.matrix, 1e-12))
-        np.fill_diagonal(scores, -NEVER)
+        np.fill_diagonal(scores, -EXCLUDED_LOG)
         rows, other = linear_sum_assignment(scores, maximize=True)
         return rows, other
 

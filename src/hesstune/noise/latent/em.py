@@ -22,7 +22,7 @@ FOLDS = 5
 ROUNDS, TOLERANCE, GIVEN_TOLERANCE = 30, 2e-3, 2e-2
 # Of `fit_from_several_starts`: rounds, and a second rate of symmetric noise to start from, at most a share of
 # the rate of labels drawn at random.
-PATIENT_ROUNDS, SECOND_START, NEAREST = 120, 0.7, 0.8
+PATIENT_ROUNDS, SECOND_START, MAX_SHARE_OF_RANDOM = 120, 0.7, 0.8
 FIRST_STEPS, STEPS, FULL_STEPS = 15, 4, 300
 TEMPERATURES = tuple(np.geomspace(0.3, 10.0, 19))
 # Rates of symmetric noise that are tried for labels that are assumed correct in training.
@@ -142,7 +142,7 @@ def fit_from_several_starts(
     `latent_truth`, and has the same arguments.
     """
     usual = latent_truth(x, labels, strength=strength, folds=folds, seed=seed)
-    second = min(SECOND_START, NEAREST * (1 - 1 / labels.k))
+    second = min(SECOND_START, MAX_SHARE_OF_RANDOM * (1 - 1 / labels.k))
     ends: list[LatentTruth] = []
     for channel in (LabelChannel.start(labels.k, "full"), LabelChannel.symmetric(labels.k, second, "full")):
         probes = _Probes(x, strength, labels.weight, folds, seed)

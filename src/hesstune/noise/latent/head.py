@@ -27,15 +27,15 @@ from hesstune.storage.remembered import remembered
 from hesstune.storage.tensors import Tree
 
 # Standard errors by which a richer shape of F must do better.
-MARGIN = 0.5
-# A noise rate: if the likelihood does not decide (MARGIN), labels are assumed correct if the best plain probe
-# estimates less. Chosen on development tasks of heads and on MRPC's true labels.
-ESTIMATED_RATE = 0.1
+MARGIN_STDERRS = 0.5
+# A noise rate: if the likelihood does not decide (MARGIN_STDERRS), labels are assumed correct if the best
+# plain probe estimates less. Chosen on development tasks of heads and on MRPC's true labels.
+MIN_RATE = 0.1
 # Folds, and how many of them are held out: EM's own folds leak, so that the choice needs other examples.
 CHOICE_FOLDS, HELD_OUT = 5, 3
 # Standard errors behind the best of its kind on the first held-out part at which a candidate is dropped, and
 # the least number of held-out examples for that.
-BEHIND, ENOUGH = 3.0, 50
+PRUNE_AFTER_STDERRS, MIN_HELD_OUT = 3.0, 50
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,11 @@ def choose(
     """Choose the candidate with the largest held-out likelihood of the given labels.
 
     Each candidate is fitted, EM included, on the training part of 5-fold cross-validation. The score of a
-    held-out example is ln Σ_c p_c(x) P(given | c). A candidate that is BEHIND on the first part is dropped.
-    The choice is the best candidate of the simplest shape of F that is within MARGIN standard errors of the
-    best of all. If that shape is `none` and the best plain probe estimates a noise rate of ESTIMATED_RATE or
-    more, the best candidate with a noise model replaces it, unless it is worse by more than MARGIN standard
-    errors.
+    held-out example is ln Σ_c p_c(x) P(given | c). A candidate that is PRUNE_AFTER_STDERRS behind on the
+    first part is dropped. The choice is the best candidate of the simplest shape of F within MARGIN_STDERRS
+    standard errors of the best of all. If that shape is `none` and the best plain probe estimates a noise
+    rate of MIN_RATE or more, the best candidate with a noise model replaces it, unless it is worse by more
+    than MARGIN_STDERRS standard errors.
 
     Args:
         x: (N, C) reduced features.
@@ -155,9 +155,9 @@ def choose(
         other = _simplest(others, scores)
         mean, error = paired_gain(scores[other.name], scores[plain.name])
         rival = (other, mean, error)
-        if mean >= -MARGIN * error:
+        if mean >= -MARGIN_STDERRS * error:
             rate = latent_truth(x, labels, strength=plain.strength, shape="none", seed=seed).channel.rate
-            chosen, seen = (other, rate) if rate >= ESTIMATED_RATE else (chosen, None)
+            chosen, seen = (other, rate) if rate >= MIN_RATE else (chosen, None)
     gain = paired_gain(scores[chosen.name], scores[plain.name])
     dropped = {one.name: by for one, by in behind.items()}
     return Choice(chosen, plain, means, gain, seen, rival, dropped)
@@ -203,16 +203,16 @@ def _behind(scores: dict[Candidate, NDArray[np.float64]]) -> dict[Candidate, flo
         rivals = [other for other in scores if (other.shape == "none") == (one.shape == "none")]
         best = max(rivals, key=lambda other: scores[other].mean())
         mean, error = paired_gain(own, scores[best])
-        if len(own) >= ENOUGH and mean < -max(BEHIND * error, 1e-6):  # less is rounding
+        if len(own) >= MIN_HELD_OUT and mean < -max(PRUNE_AFTER_STDERRS * error, 1e-6):  # less is rounding
             found[one] = mean
     return found
 
 
 def _simplest(candidates: Sequence[Candidate], scores: dict[str, NDArray[np.float64]]) -> Candidate:
-    """Return the best of the simplest shape that comes within MARGIN standard errors of the best of all."""
+    """Return the best of the simplest shape within MARGIN_STDERRS standard errors of the best of all."""
     by_shape = ([c for c in candidates if c.shape == shape] for shape in SHAPES)
     best = [max(own, key=lambda c: scores[c.name].mean()) for own in by_shape if own]
-    return best[first_within_errors([scores[one.name] for one in best], MARGIN)]
+    return best[first_within_errors([scores[one.name] for one in best], MARGIN_STDERRS)]
 
 
 def _held_out(
@@ -231,9 +231,9 @@ def _held_out(
 # Candidates are chosen on so many examples at least, and at most: more change the choice little.
 MIN_EXAMPLES, MAX_EXAMPLES = 40, 6000
 # Standard errors by which a full matrix may predict labels of two classes worse and is still fitted, if a
-# plain probe estimates a noise rate between 0 and ESTIMATED_RATE: human errors depend on more than the class.
+# plain probe estimates a noise rate between 0 and MIN_RATE: human errors depend on more than the class.
 # With more classes it is fitted in any case.
-OBJECTION = 1.5
+OBJECTION_STDERRS = 1.5
 
 
 @dataclass(frozen=True)
@@ -275,8 +275,8 @@ def robust_head(
         candidates: One is chosen; those of the shape `given` use the given matrix.
         held_out: How many folds each candidate is scored on.
         find_errors: Whether label errors are looked for. Labels are then assumed correct only if a plain
-            probe estimates no noise, or, with two classes, less than ESTIMATED_RATE with a likelihood that
-            contradicts it (OBJECTION). Otherwise a full matrix is fitted.
+            probe estimates no noise, or, with two classes, less than MIN_RATE with a likelihood that
+            contradicts it (OBJECTION_STDERRS). Otherwise a full matrix is fitted.
         patient: Whether a full matrix is fitted from several starts (`fit_from_several_starts`), with at most
             MAX_EXAMPLES examples.
         seed: Of folds.
@@ -321,10 +321,8 @@ def _for_label_errors(x: NDArray[np.float32], labels: Observed, choice: Choice, 
         return choice
     other, gain, error = choice.noisy_rival
     plain = latent_truth(x, labels, strength=choice.candidate.strength, shape="none", seed=seed)
-    seen, objects = plain.channel.rate, labels.k == 2 and gain < -OBJECTION * error
-    return (
-        replace(choice, candidate=other) if seen >= ESTIMATED_RATE or (seen > 0 and not objects) else choice
-    )
+    seen, objects = plain.channel.rate, labels.k == 2 and gain < -OBJECTION_STDERRS * error
+    return replace(choice, candidate=other) if seen >= MIN_RATE or (seen > 0 and not objects) else choice
 
 
 def _choice(
