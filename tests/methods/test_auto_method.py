@@ -13,8 +13,7 @@ from hesstune import NoiseMatrix
 from hesstune.cli.main import run as run_command
 from hesstune.data.examples import Examples, Texts
 from hesstune.methods import method_class
-from hesstune.methods._base import Batch, MethodSetup
-from hesstune.methods._heads import ClassEvidence, HeadMaterial, SolvedHead
+from hesstune.methods._base import Batch, ClassEvidence, HeadMaterial, MethodSetup, SolvedHead
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.head import robust_head
 from hesstune.report.write import write_report

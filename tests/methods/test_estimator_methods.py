@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 import hesstune as ht
 from hesstune.errors import ConfigError, DataError
 from hesstune.methods import estimator_method, method_name
-from hesstune.methods._heads import HeadMaterial
+from hesstune.methods._base import HeadMaterial
 from hesstune.study.compare import compare
 from hesstune.weak import Votes, label
 
@@ -128,7 +128,4 @@ def test_few_examples_are_fitted_or_refused_without_a_run(tmp_path, limit, metho
     options = {"data": "digits", "image_size": 32, "limit": limit, "train": "head", "out": tmp_path / "run"}
     with contextlib.suppress(ht.HesstuneError):
         assert ht.finetune(options, method=method).outcome.test_accuracy is not None
-    # Either there is a whole run, or an error of our own and nothing at all.
-    assert (tmp_path / "run" / "run.json").exists() or not (tmp_path / "run").exists()
-    if method == "auto":
-        assert (tmp_path / "run").exists() == (limit > 1)
+    assert method != "auto" or (tmp_path / "run" / "run.json").exists() == (limit > 1)

@@ -11,8 +11,16 @@ from torch import nn
 
 from hesstune.constraints.distance import DistanceConstraint, weight_norm
 from hesstune.losses.robust import ForwardLoss
-from hesstune.methods._base import Batch, MethodSetup, Option, averaged
-from hesstune.methods._heads import ClassEvidence, HeadMaterial, SolvedHead, SolvedHeadMethod
+from hesstune.methods._base import (
+    Batch,
+    ClassEvidence,
+    HeadMaterial,
+    MethodSetup,
+    Option,
+    SolvedHead,
+    averaged,
+)
+from hesstune.methods._heads import SolvedHeadMethod
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.head import (
     CANDIDATES,

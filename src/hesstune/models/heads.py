@@ -163,8 +163,9 @@ def new_layer(old: nn.Module, k: int) -> nn.Module:
     if isinstance(old, nn.Linear):
         return nn.Linear(old.in_features, k, bias=bias)
     if isinstance(old, nn.Conv1d | nn.Conv2d | nn.Conv3d) and old.groups == 1:
-        shape: Any = (old.kernel_size, old.stride, old.padding, old.dilation)
-        made: nn.Module = type(old)(old.in_channels, k, *shape, bias=bias)
+        kind: Any = type(old)
+        shape = (old.kernel_size, old.stride, old.padding, old.dilation)
+        made: nn.Module = kind(old.in_channels, k, *shape, bias=bias)
         return made
     raise ModelError(f"the classifier is {_shown(old)}, which cannot be given {k} outputs")
 

@@ -19,8 +19,8 @@ from hesstune.data.examples import Examples, Task
 from hesstune.errors import ConfigError, DataError, ModelError, RunError
 from hesstune.inputs.features import frozen_features
 from hesstune.methods import method_class
-from hesstune.methods._base import balanced_rates
-from hesstune.methods._heads import HeadMaterial, SolvedHead, takes_solution
+from hesstune.methods._base import HeadMaterial, SolvedHead, balanced_rates
+from hesstune.methods._heads import takes_solution
 from hesstune.methods.constrained import RADII
 from hesstune.models.load import LoadedModel
 from hesstune.noise.estimate import Estimate, estimate_noise, parse_request

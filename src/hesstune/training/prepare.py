@@ -16,8 +16,7 @@ from hesstune.data.examples import Task
 from hesstune.errors import ConfigError
 from hesstune.inputs.batches import make_inputs, to_channels_last
 from hesstune.methods import method_class
-from hesstune.methods._base import clean_shares
-from hesstune.methods._heads import SolvedHead
+from hesstune.methods._base import SolvedHead, clean_shares
 from hesstune.methods.constrained import RADII, Robust, unused_radius_options
 from hesstune.methods.robust_losses import Consistent
 from hesstune.models.heads import check_learnable, freeze, trains_head_only
