@@ -13,7 +13,7 @@ import numpy as np
 from sources import image_features
 
 from hesstune.methods import method_class
-from hesstune.methods._heads import HeadMaterial
+from hesstune.methods._base import HeadMaterial
 from hesstune.training.estimates import penalised_head
 from peers import CrossValidated
 

@@ -108,7 +108,7 @@ def replaced(t: Trial) -> None:
 
 def _forget_contents(path: Path) -> None:
     record = json.loads(path.read_text(encoding="utf-8"))
-    for name in ("settled", "checksums", "noise_matrix"):
+    for name in ("chosen_options", "checksums", "noise_matrix"):
         record["made_from"].pop(name)
     path.write_text(json.dumps(record), encoding="utf-8")
 

@@ -32,7 +32,7 @@ from hesstune.errors import DataError
 from hesstune.inputs.batches import ModelInputs
 from hesstune.inputs.features import FeatureStore, sharing
 from hesstune.methods import method_class
-from hesstune.methods._heads import HeadMaterial
+from hesstune.methods._base import HeadMaterial
 from hesstune.models.load import LoadedModel
 from hesstune.weak.vote_models import vote_counts
 from peers import CrossValidated

@@ -20,8 +20,8 @@ from hesstune.data.load import load_task
 from hesstune.inputs.features import frozen_features
 from hesstune.models.load import load_model
 from hesstune.noise.estimate import confidence_set, estimate_noise, pair_counts
-from hesstune.noise.linear_probe import cross_fit
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.noise.probes import cross_fit
 
 NOISES = ("symmetric:0", "symmetric:0.2", "symmetric:0.4", "symmetric:0.6", "pair:0.4")
 CLEAN, DELTA = 100, 0.05

@@ -20,7 +20,7 @@ import numpy as np
 import analysis as a
 import memory_model as memory
 from analysis import bold_best, joined, listed, markdown, signed, with_interval
-from hesstune.methods import TIERS, method_class, method_names
+from hesstune.methods import methods_by_tier
 from hesstune.storage.files import write_text
 from hesstune.study.results import paired_difference
 from records import DOCS, RESULTS, ROOT, Row, lines, read_record, read_rows, result, rows
@@ -645,13 +645,9 @@ for example in sorted((ROOT / "examples").glob("*.py")):
         TABLES[f"example_{example.stem}"] = partial(str, code)
 
 
-def _methods_of(tier: str) -> list[str]:
-    return [name for name in method_names() if method_class(name).tier == tier]
-
-
 @table
 def method_tiers() -> str:
-    return "\n".join(f"- {tier}: {joined('`{}`', _methods_of(tier))}" for tier in TIERS)
+    return "\n".join(f"- {tier}: {joined('`{}`', list(names))}" for tier, names in methods_by_tier().items())
 
 
 @table
@@ -660,8 +656,7 @@ def methods() -> str:
         return " ".join(words.split()).replace("*", r"\*").replace("[", r"\[")
 
     parts = []
-    for name in (name for tier in TIERS for name in _methods_of(tier)):
-        found = method_class(name)
+    for name, found in (item for tier in methods_by_tier().values() for item in tier.items()):
         title, _, rest = (inspect.getdoc(found) or "").partition("\n\n")
         marks = [m for m, has in (("F", found.uses_noise()), ("constrained", found.constrained)) if has]
         mark = f"*{', '.join(marks)}.* " if marks else ""

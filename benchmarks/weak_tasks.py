@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hesstune.data.images import SUFFIXES
 from hesstune.errors import DataError, unknown_name
-from hesstune.noise.linear_probe import fit_probe
+from hesstune.noise.probes import fit_probe
 from hesstune.weak.label_models import label
 from hesstune.weak.votes import Votes
 

@@ -99,7 +99,7 @@ def finished_run(folder: Path) -> Path:
         "distances": {"a": 0.1},
         "distance": 0.1,
     }
-    noise = {"injected": None, "realised_rate": None, "told": "nothing", "told_rate": None}
+    noise = {"injected": None, "realised_rate": None, "loss_matrix": "nothing", "loss_matrix_rate": None}
     record = {"format": 1, "classes": ["cat", "dog"], "examples": {"train": 2, "val": 1, "test": 1},
               "normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3}, "split": "uniform", "noise": noise,
               "versions": {"hesstune": "0.1.0"}, "result": result}  # fmt: skip
@@ -121,11 +121,11 @@ def finished_run(folder: Path) -> Path:
 def derived_records(run: Path) -> None:
     """Write what other commands leave in a run folder."""
     matrix = {"matrix": [[0.8, 0.2], [0.2, 0.8]], "rate": 0.2}
-    believed = {**matrix, "condition": 1.7, "log_likelihood": -0.5}
+    assumed = {**matrix, "condition": 1.7, "log_likelihood": -0.5}
     check = {
-        "run": "a", "classes": ["cat", "dog"], "examples": 2, "told": True, "believed": believed,
+        "run": "a", "classes": ["cat", "dog"], "examples": 2, "matrix_given": True, "assumed": assumed,
         "counted": None, "class_conditional": None, "statements": ["a"],
-        "estimates": [{"method": "auto", **believed, "total_variation": 0.1, "largest_at": [0, 1]},
+        "estimates": [{"method": "auto", **assumed, "total_variation": 0.1, "largest_at": [0, 1]},
                       {"method": "confident", "failed": "why"}],
         "cost_of_an_error": [{"off": 0.1, "direction": "too much", "accuracy_lost": 0.1, "stderr": None}],
     }  # fmt: skip

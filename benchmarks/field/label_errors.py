@@ -146,7 +146,7 @@ def row_of(task: FieldTask, seed: int) -> list[object]:
         figures += [
             round(float(average_precision_score(wrong, found.p_wrong)), 4),
             round(max(float(average_precision_score(wrong, -s)) for s in scores), 4),
-            round(float(f1_score(wrong, found.doubtful)), 4),
+            round(float(f1_score(wrong, found.suspected)), 4),
             round(float(f1_score(wrong, issues)), 4),
         ]
     else:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sources import Source, source
 
-from hesstune.noise.instance import draw, instance_transitions
-from hesstune.noise.matrix import NoiseMatrix
+from hesstune.noise.instance import instance_transitions
+from hesstune.noise.matrix import NoiseMatrix, draw_classes
 from hesstune.weak.votes import Votes
 from weak_tasks import PACS, weak_domain
 
@@ -194,5 +194,5 @@ def _given(
         rate = float(plan.noise.partition(":")[2])
         x = found.features[train].astype(np.float64)
         x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-9)
-        return draw(instance_transitions(x, true, found.k, rate, seed), seed)
+        return draw_classes(instance_transitions(x, true, found.k, rate, seed), seed)
     return NoiseMatrix.parse(plan.noise, found.k).corrupt(true, seed=seed)

@@ -274,7 +274,7 @@ def test_a_prior_keeps_what_its_user_asked_for(tmp_path):
         "digits", image_size=32, limit=150, val_fraction=0.0, method="vanilla", train="head", epochs=2,
         weight_decay=0.5, out=tmp_path / "run",
     )  # fmt: skip
-    assert run.facts.settled == ["patience"]
+    assert run.facts.chosen_options == ["patience"]
     certify_run(run, bound="holdout", prior_fraction=0.5, noise_is="none", diagnostic=True)
     assert ht.Run.load(run.path / "prior").config.weight_decay == 0.5
 

@@ -1,4 +1,4 @@
-"""`hesstune noise RUN`: estimates beside the believed matrix, the cost of an error, and the assumption."""
+"""`hesstune noise RUN`: estimates beside the assumed matrix, the cost of an error, and the assumption."""
 
 import json
 
@@ -48,13 +48,13 @@ def test_the_command_compares_costs_and_tests(noisy_run, capsys):
     methods = {row["method"]: row for row in record["estimates"]}
     assert {"auto", "em", "confident"} <= set(methods)
     assert {"labelmodel", "holdout"}.isdisjoint(methods)
-    assert record["believed"]["rate"] == pytest.approx(0.3)
+    assert record["assumed"]["rate"] == pytest.approx(0.3)
     labels = [r for r in noisy_run.labels() if r["part"] == "train"]
     wrong = np.mean([r["label"] != r["true_label"] for r in labels])
     assert record["counted"]["rate"] == pytest.approx(wrong, abs=0.05)
     for row in methods.values():
         if "failed" not in row:
-            gap = np.abs(np.array(row["matrix"]) - np.array(record["believed"]["matrix"]))
+            gap = np.abs(np.array(row["matrix"]) - np.array(record["assumed"]["matrix"]))
             assert row["total_variation"] == pytest.approx(gap.sum(axis=1).mean() / 2)
     assert {row["off"] for row in record["cost_of_an_error"]} == set(OFF)
     assert not record["class_conditional"]["depends"]

@@ -53,7 +53,7 @@ def test_finetune_predict_and_everything_wrong_with_them(tmp_path):
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["path"] == str(out)
-    assert record["noise"]["told_rate"] == pytest.approx(0.3)
+    assert record["noise"]["loss_matrix_rate"] == pytest.approx(0.3)
     assert "Noise matrix of the loss: rate 0.3" in done.stdout
     assert done.stderr == ""  # no progress bar on a pipe
     assert ht.Run.load(out).result["epochs"] == 2

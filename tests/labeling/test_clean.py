@@ -45,12 +45,12 @@ def test_doubtful_labels_have_the_largest_expected_f_measure():
 
         every = [np.flatnonzero([at >> i & 1 for i in range(n)]) for at in range(1, 2**n)]
         best = max(every, key=lambda chosen: round(expected(chosen), 12))
-        taken = np.flatnonzero(found.doubtful)
-        assert not found.doubtful[checked].any()
+        taken = np.flatnonzero(found.suspected)
+        assert not found.suspected[checked].any()
         assert (own[taken] >= 0.25).all()
         if (own[best] >= 0.25).all():
             assert expected(taken) == pytest.approx(expected(best))
-        assert found.doubtful[found.wrong & ~checked].all()
+        assert found.suspected[found.wrong & ~checked].all()
 
 
 def test_wrong_labels_come_first():
@@ -148,7 +148,7 @@ def test_a_corrected_or_pruned_file_and_a_checked_one(mislabelled, tmp_path):
     found = clean(f"csv:{mislabelled}", image_size=32)
     corrected, pruned = tmp_path / "corrected.csv", tmp_path / "pruned.csv"
     found.save(corrected, "corrected")
-    assert found.save(pruned, "pruned") == 22 - int(found.doubtful.sum())
+    assert found.save(pruned, "pruned") == 22 - int(found.suspected.sum())
     with corrected.open(newline="") as file:
         labels = {row["id"]: row["label"] for row in csv.DictReader(file)}
     assert labels["dark0"] == "dark"

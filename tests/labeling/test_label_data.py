@@ -247,7 +247,7 @@ def test_votes_from_a_file_and_what_no_vote_leaves_out(tmp_path, tiny_bert, caps
     options = {"model": f"hf:{tiny_bert}", "data": f"csv:{out}", "epochs": 1, "train": "head"}
     run = ht.finetune(options, noise_matrix=str(tmp_path / "labels.noise.json"))
     assert run.classes == ["ant", "bee", "cow"]
-    assert ht.finetune(options, noise_matrix="estimate:labelmodel").record["noise"]["told_rate"] < 0.2
+    assert ht.finetune(options, noise_matrix="estimate:labelmodel").record["noise"]["loss_matrix_rate"] < 0.2
     with pytest.raises(
         DataError, match=r"row 7, column vote_a gave 'ant', which is no class; .* are bee, cow, dog$"
     ):

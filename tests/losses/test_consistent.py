@@ -16,47 +16,27 @@ def noise(k, seed):
     return NoiseMatrix(0.6 * np.eye(k) + 0.4 * rng.dirichlet(np.ones(k), size=k))
 
 
-def expectation(loss, logits, true, F):
-    """The loss averaged over every noisy label, by its probability given the true one."""
+def expectation(loss, logits, true, F, rates=None):
+    """The loss averaged over every noisy label, by its probability given the true one times its rate."""
     total = torch.zeros(len(logits), dtype=logits.dtype)
     for j in range(F.k):
-        total += torch.from_numpy(F.array[true, j]) * loss(logits, torch.full((len(logits),), j))
+        each = torch.from_numpy(F.array[true, j]) * loss(logits, torch.full((len(logits),), j))
+        total += each if rates is None else rates[j] * each
     return total
 
 
 @given(st.integers(2, 9), st.integers(0, 10**6))
-def test_equals_cross_entropy_in_expectation(k, seed):
-    F = noise(k, seed)
-    generator = torch.Generator().manual_seed(seed)
-    logits = 5 * torch.randn(7, k, generator=generator, dtype=torch.float64)
-    true = np.random.default_rng(seed).integers(0, k, 7)
-    clean = torch.nn.functional.cross_entropy(logits, torch.from_numpy(true), reduction="none")
-    torch.testing.assert_close(expectation(ConsistentLoss(F, "none"), logits, true, F), clean, **CLOSE)
-
-
-@given(st.integers(2, 6), st.integers(0, 10**6))
-def test_class_weights_weigh_the_true_class(k, seed):
+def test_expectation_is_cross_entropy_with_class_weights_and_a_balanced_sampler(k, seed):
     F = noise(k, seed)
     rng = np.random.default_rng(seed)
-    weight = torch.from_numpy(rng.uniform(0.1, 3, k))
-    logits = torch.from_numpy(rng.normal(size=(5, k)))
-    true = rng.integers(0, k, 5)
+    logits, true = torch.from_numpy(5 * rng.normal(size=(7, k))), rng.integers(0, k, 7)
     clean = torch.nn.functional.cross_entropy(logits, torch.from_numpy(true), reduction="none")
+    torch.testing.assert_close(expectation(ConsistentLoss(F, "none"), logits, true, F), clean, **CLOSE)
+    weight, rates = (torch.from_numpy(rng.uniform(0.2, 4, k)) for _ in range(2))
     found = expectation(ConsistentLoss(F, "none", weight=weight), logits, true, F)
     torch.testing.assert_close(found, weight[true] * clean, **CLOSE)
-
-
-def test_balanced_sampler_is_undone_by_its_rates():
-    F = noise(4, 1)
-    rng = np.random.default_rng(0)
-    rates, logits = torch.from_numpy(rng.uniform(0.2, 4, 4)), torch.from_numpy(rng.normal(size=(6, 4)))
-    true = rng.integers(0, 4, 6)
-    drawn = torch.zeros(6, dtype=torch.float64)
-    loss = ConsistentLoss(F, "none", sampling=rates)
-    for j in range(4):  # label j is drawn rates[j] times as often
-        drawn += torch.from_numpy(F.array[true, j]) * rates[j] * loss(logits, torch.full((6,), j))
-    clean = torch.nn.functional.cross_entropy(logits, torch.from_numpy(true), reduction="none")
-    torch.testing.assert_close(drawn, clean, **CLOSE)
+    found = expectation(ConsistentLoss(F, "none", sampling=rates), logits, true, F, rates)
+    torch.testing.assert_close(found, clean, **CLOSE)  # label j is drawn rates[j] times as often
 
 
 def test_hessian_in_the_logits_is_that_of_cross_entropy():
@@ -70,13 +50,13 @@ def test_hessian_in_the_logits_is_that_of_cross_entropy():
 
 
 @pytest.mark.parametrize("value", [0.0, 1e4, 3e38, float("inf"), -float("inf")])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_finite_for_any_logits(value, dtype):
     logits = torch.tensor([[value, -value, 0.0], [-value, value, value]]).nan_to_num(nan=0.0).to(dtype)
     logits.requires_grad_()
-    for reduction in ("mean", "sum", "none"):
-        loss = ConsistentLoss(NoiseMatrix.symmetric(3, 0.3), reduction)(logits, torch.tensor([0, 1]))
-        assert torch.isfinite(loss).all()
+    loss = ConsistentLoss(NoiseMatrix.symmetric(3, 0.3), "none")(logits, torch.tensor([0, 1]))
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(loss.mean())
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     assert torch.isfinite(gradient).all()
 
@@ -91,13 +71,6 @@ def test_reductions_and_dtype():
     torch.testing.assert_close(ConsistentLoss(NoiseMatrix.pair(3, 0.2), "sum")(logits, targets), each.sum())
     assert loss(logits.double(), targets).dtype == torch.float64
     assert not loss.state_dict()  # F is no weight
-
-
-def test_singular_and_ill_conditioned_matrices():
-    with pytest.raises(NoiseMatrixError, match="singular"):
-        ConsistentLoss(NoiseMatrix(rate_matrix("pair", 4, 0.5)))
-    with pytest.warns(HesstuneWarning, match=r"condition number \d+"):
-        ConsistentLoss(NoiseMatrix(rate_matrix("symmetric", 4, 0.747)))
 
 
 @pytest.mark.parametrize(
@@ -116,9 +89,14 @@ def test_wrong_targets_are_refused_by_name(logits, targets, message):
 
 
 def test_wrong_arguments():
+    F = NoiseMatrix.symmetric(3, 0.1)
     with pytest.raises(ConfigError, match="did you mean 'mean'"):
-        ConsistentLoss(NoiseMatrix.symmetric(3, 0.1), reduction="meen")
+        ConsistentLoss(F, reduction="meen")
     with pytest.raises(ConfigError, match="from_array"):
         ConsistentLoss(np.eye(3))
     with pytest.raises(ConfigError, match="3 finite numbers above 0"):
-        ConsistentLoss(NoiseMatrix.symmetric(3, 0.1), weight=torch.tensor([1.0, 0.0, 1.0]))
+        ConsistentLoss(F, weight=torch.tensor([1.0, 0.0, 1.0]))
+    with pytest.raises(NoiseMatrixError, match="singular"):
+        ConsistentLoss(NoiseMatrix(rate_matrix("pair", 4, 0.5)))
+    with pytest.warns(HesstuneWarning, match=r"condition number \d+"):
+        ConsistentLoss(NoiseMatrix(rate_matrix("symmetric", 4, 0.747)))

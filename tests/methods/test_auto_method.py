@@ -1,6 +1,5 @@
-"""`auto`: the head it solves, what it says of it, when deeper layers follow, and its peers."""
+"""`auto`: the head it solves, its record, and the training of deeper layers."""
 
-import contextlib
 import json
 from dataclasses import replace
 
@@ -14,14 +13,12 @@ from hesstune import NoiseMatrix
 from hesstune.cli.main import run as run_command
 from hesstune.data.examples import Examples, Texts
 from hesstune.methods import method_class
-from hesstune.methods._base import Batch, MethodSetup
-from hesstune.methods._heads import ClassEvidence, HeadMaterial, SolvedHead
+from hesstune.methods._base import Batch, ClassEvidence, HeadMaterial, MethodSetup, SolvedHead
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.head import robust_head
 from hesstune.report.write import write_report
 from hesstune.training.estimates import votes_given
 from hesstune.training.metrics import Validation
-from hesstune.training.trainer import Best
 from hesstune.weak import Votes
 
 SMALL = {"data": "digits", "image_size": 32, "limit": 150, "batch_size": 50}
@@ -36,28 +33,24 @@ def material(n=240, k=3, noise="pair:0.3", **more):
 
 
 @pytest.mark.parametrize("noise", ["pair:0.3", None])
-def test_solved_heads_tell_the_classes_apart(noise):
+def test_solved_heads_separate_the_classes(noise):
     made, y = material(noise=noise)
     found = method_class("auto").solve_head(made)
-    logits = made.features @ found.weight.T + found.bias
-    assert (logits.argmax(axis=1) == y).mean() > 0.95
+    assert ((made.features @ found.weight.T + found.bias).argmax(axis=1) == y).mean() > 0.95
     assert found.name
     assert found.reason
 
 
-def test_a_told_matrix_is_believed_and_budgets_try_more():
-    told, _ = material(noise_matrix=NoiseMatrix.pair(3, 0.3))
-    found = method_class("auto").solve_head(told)
-    assert found.noise_matrix is told.noise_matrix
-    tried = {
-        budget: len(details["scores"] | details["dropped"])
-        for budget in ("fast", "thorough")
-        if (details := method_class("auto").solve_head(material(budget=budget)[0]).details)
-    }
-    assert tried["fast"] < tried["thorough"]
+def test_a_given_matrix_is_kept_and_budgets_try_more():
+    given, _ = material(noise_matrix=NoiseMatrix.pair(3, 0.3))
+    assert method_class("auto").solve_head(given).noise_matrix is given.noise_matrix
+    fast, thorough = (
+        method_class("auto").solve_head(material(budget=budget)[0]).details for budget in ("fast", "thorough")
+    )
+    assert len(fast["scores"] | fast["dropped"]) < len(thorough["scores"] | thorough["dropped"])
 
 
-def test_the_head_alone_is_solved_and_said(tmp_path, capsys):
+def test_the_head_alone_is_solved_and_reported(tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["finetune", "--data", "digits", "--image-size", "32", "--limit", "150", "--train", "head"]
     with pytest.raises(SystemExit) as ended:
@@ -70,20 +63,22 @@ def test_the_head_alone_is_solved_and_said(tmp_path, capsys):
     assert record["result"]["epochs"] == 0
     run = ht.Run.load(out)
     assert [epoch.epoch for epoch in run.records.epochs] == [0]
-    if run.noise_matrix is not None:  # found, never taken for known
+    if run.noise_matrix is not None:
         assert run.noise_matrix.origin == "estimated"
-    # The weights are the solved ones.
     assert run.outcome.test_accuracy == pytest.approx(record["result"]["test_accuracy"])
+    page = write_report(run)[0].read_text()
+    assert f"Head: {run.facts.recipe.chosen}" in page
+    assert page.count("<td>chosen</td>") == 1
 
 
-def test_deeper_layers_are_kept_only_if_validation_wants_them(tmp_path):
+def test_deeper_layers_are_kept_only_if_validation_improves(tmp_path):
     run = ht.finetune(SMALL, epochs=2, lr=1e-3, out=tmp_path / "deep", inject_noise="symmetric:0.2")
     epochs = run.records.epochs
     assert [epoch.epoch for epoch in epochs] == [0, 1, 2]
     assert run.outcome.epochs == 2
     assert run.config.select == "best"
     assert run.config.patience == (None if run.noise_matrix is None else 4)
-    # Steps that move nothing: no gain, so the solved head is what is kept.
+    # Without a gain the solved head is kept.
     held = ht.finetune(SMALL, epochs=1, lr=1e-12, out=tmp_path / "held")
     start = held.records.epochs[0]
     assert held.config.patience is None
@@ -117,7 +112,7 @@ def ready(epochs=3, **options):
     given = np.arange(6) % 3
     evidence = ClassEvidence(rng.dirichlet(np.full(3, 5.0), 6), NoiseMatrix.pair(3, 0.3).array[:, given].T)
     head = rng.normal(size=(3, 4)), rng.normal(size=3)
-    solved = SolvedHead(*head, NoiseMatrix.pair(3, 0.3), "told", "told", evidence=evidence)
+    solved = SolvedHead(*head, NoiseMatrix.pair(3, 0.3), "name", "reason", evidence=evidence)
     setup = MethodSetup(
         net, ht.Reference.of(net), None, np.bincount(given), None, "frobenius", 0,
         head="head", labels=given, solved=solved, options=options, epochs=epochs,
@@ -125,44 +120,42 @@ def ready(epochs=3, **options):
     return method_class("auto")(setup), net, evidence, torch.from_numpy(given)
 
 
-def test_steps_are_taken_on_posteriors_that_hear_the_network_after_two_epochs():
+INPUTS = torch.linspace(-1, 1, 18).reshape(6, 3)
+ROWS = torch.tensor([4, 0, 3])
+
+
+def posterior(evidence, net, share):
+    """Posteriors from the probe, with this part in a geometric mean, the network and the given labels."""
+    p = torch.softmax(net(INPUTS), dim=1).detach().numpy()
+    q = evidence.probabilities**share * p ** (1 - share) * evidence.likelihood
+    return q / q.sum(axis=1, keepdims=True)
+
+
+def test_steps_use_the_networks_predictions_after_two_epochs():
     method, net, evidence, given = ready(probe=0.25)
-    inputs = torch.linspace(-1, 1, 18).reshape(6, 3)
-    rows = torch.tensor([4, 0, 3])
-    batch = Batch(net, inputs[rows], given[rows], rows, 0, lambda: inputs[rows])
+    batch = Batch(net, INPUTS[ROWS], given[ROWS], ROWS, 0, lambda: INPUTS[ROWS])
 
     def by_hand(q):
-        logs = torch.log_softmax(net(inputs[rows]), dim=1).detach().numpy()
-        return -(q[rows.numpy()] * logs).sum(axis=1).mean()
+        logs = torch.log_softmax(net(INPUTS[ROWS]), dim=1).detach().numpy()
+        return pytest.approx(-(q[ROWS.numpy()] * logs).sum(axis=1).mean(), rel=1e-5)
 
-    q = evidence.probabilities * evidence.likelihood
-    q /= q.sum(axis=1, keepdims=True)
-    for epoch in (0, 1):
-        method.start_epoch(epoch, lambda network: network(inputs))
-        assert float(method.batch_loss(batch)[0].detach()) == pytest.approx(by_hand(q), rel=1e-5)
-    method.start_epoch(2, lambda network: network(inputs))
-    net_p = torch.softmax(net(inputs), dim=1).detach().numpy()
-    heard = evidence.probabilities**0.25 * net_p**0.75 * evidence.likelihood
-    heard /= heard.sum(axis=1, keepdims=True)
-    assert float(method.batch_loss(batch)[0].detach()) == pytest.approx(by_hand(heard), rel=1e-5)
-    # Another one that takes up its state goes on with the same posteriors.
-    other = ready(probe=0.25)[0]
+    for epoch in (0, 1, 2):
+        method.start_epoch(epoch, lambda network: network(INPUTS))
+        q = posterior(evidence, net, 1.0 if epoch < 2 else 0.25)
+        assert float(method.batch_loss(batch)[0].detach()) == by_hand(q)
+    other = ready(probe=0.25)[0]  # a resumed method continues with the same posteriors
     other.load_state(method.state())
     assert torch.equal(other.posteriors, method.posteriors)
 
 
-def test_longer_training_leaves_less_of_the_head_and_of_its_probe():
-    """Twice the steps (one a step here, of 64): a quarter of the logits, a quarter of the probe's part."""
+def test_longer_training_damps_the_head_more_and_uses_its_probe_less():
+    """Twice the steps (one an epoch, of 64): a quarter of the logits, a quarter of the probe's part."""
     method, net, evidence, _ = ready(epochs=128, probe=0.4, damping=0.2)
     before = net.head.weight.detach().clone()
-    inputs = torch.linspace(-1, 1, 18).reshape(6, 3)
-    method.start_epoch(0, lambda network: network(inputs))
+    method.start_epoch(0, lambda network: network(INPUTS))
     torch.testing.assert_close(net.head.weight, 0.05 * before)
-    method.start_epoch(2, lambda network: network(inputs))
-    net_p = torch.softmax(net(inputs), dim=1).detach().numpy()
-    heard = evidence.probabilities**0.1 * net_p**0.9 * evidence.likelihood
-    heard /= heard.sum(axis=1, keepdims=True)
-    assert np.allclose(method.posteriors.numpy(), heard, atol=1e-6)
+    method.start_epoch(2, lambda network: network(INPUTS))
+    assert np.allclose(method.posteriors.numpy(), posterior(evidence, net, 0.1), atol=1e-6)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -176,7 +169,7 @@ def test_an_epoch_is_counted_in_steps_not_in_batches(monkeypatch, tmp_path, accu
     assert fall == pytest.approx(min(1.0, 64 / (2 * horizon)) ** 2)
 
 
-def test_the_heads_ball_holds_its_damped_start():
+def test_the_heads_constraint_contains_its_damped_start():
     method, net, *_ = ready()
     before = net.head.weight.detach().clone()
     method.start_epoch(0, lambda network: network(torch.zeros(6, 3)))
@@ -188,55 +181,44 @@ def test_the_heads_ball_holds_its_damped_start():
     assert radii["body.weight"] == pytest.approx(0.2 * float(net.body.weight.norm()), rel=1e-5)
 
 
-def test_checked_examples_are_sure_in_what_deeper_layers_are_trained_on():
-    made, y = material(checked=(np.arange(20), np.arange(20) % 3))
-    evidence = method_class("auto").solve_head(made).evidence
-    assert np.allclose(evidence.posterior()[:20], np.eye(3)[y[:20]])
-    assert (evidence.posterior().argmax(axis=1) == y).mean() > 0.95 > (made.labels == y).mean()
-
-
 def test_a_checked_example_counts_as_four():
     checked = (np.arange(20), np.arange(20) % 3)
-    made, _ = material(checked=checked)
+    made, y = material(checked=checked)
     weight = np.ones(len(made.labels))
     weight[:20] = 4.0
     by_hand = robust_head(made.features, Observed.of(made.labels, 3, None, checked, weight), seed=made.seed)
     found = method_class("auto").solve_head(made)
     np.testing.assert_allclose(found.weight, by_hand.linear.weight.T)
     assert found.details["checked"] == {"examples": 20, "counts": 4.0}
-    # A balanced sampler's weights stay beside it.
+    assert np.allclose(found.evidence.posterior()[:20], np.eye(3)[y[:20]])
+    assert (found.evidence.posterior().argmax(axis=1) == y).mean() > 0.95 > (made.labels == y).mean()
+    # The weights of a balanced sampler multiply it.
     twice = method_class("auto").solve_head(replace(made, weight=np.full(len(made.labels), 2.0)))
     again = robust_head(made.features, Observed.of(made.labels, 3, None, checked, 2 * weight), seed=made.seed)
     np.testing.assert_allclose(twice.weight, again.linear.weight.T)
-    assert "checked" not in method_class("auto").solve_head(material()[0]).details
     # Steps weigh them alike.
     method, net, evidence, given = ready()
-    rows, clean = torch.tensor([4, 0, 3]), torch.tensor([True, False, False])
-    inputs = torch.linspace(-1, 1, 18).reshape(6, 3)[rows]
-    batch = Batch(net, inputs, given[rows], rows, 0, lambda: inputs, clean=clean)
-    logs = torch.log_softmax(net(inputs), dim=1).detach().numpy()
-    losses = -(evidence.posterior()[rows.numpy()] * logs).sum(axis=1)
+    clean = torch.tensor([True, False, False])
+    batch = Batch(net, INPUTS[ROWS], given[ROWS], ROWS, 0, lambda: INPUTS[ROWS], clean=clean)
+    logs = torch.log_softmax(net(INPUTS[ROWS]), dim=1).detach().numpy()
+    losses = -(evidence.posterior()[ROWS.numpy()] * logs).sum(axis=1)
     expected = (4 * losses[0] + losses[1] + losses[2]) / 6
     assert float(method.batch_loss(batch)[0].detach()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_fast_budget_stops_at_the_head_and_says_so(tmp_path):
-    run = ht.finetune(SMALL, budget="fast", out=tmp_path / "fast")
-    assert any("the head alone" in note for note in run.facts.notes)
+@pytest.mark.parametrize(
+    ("options", "note"), [({"budget": "fast"}, "head alone"), ({"val_fraction": 0.0}, "no validation")]
+)
+def test_the_head_alone_is_fitted_with_a_fast_budget_or_without_validation(tmp_path, options, note):
+    run = ht.finetune(SMALL, epochs=1, out=tmp_path / "run", **options)
+    assert any(note in said for said in run.facts.notes)
     assert run.outcome.epochs == 0
-
-
-def test_without_validation_examples_the_head_alone_is_fitted(tmp_path):
-    run = ht.finetune(SMALL, val_fraction=0.0, epochs=1, out=tmp_path / "run")
-    assert any("no validation examples" in note for note in run.facts.notes)
-    assert run.outcome.epochs == 0
-    again = ht.finetune(SMALL, val_fraction=0.0, epochs=1, out=tmp_path / "run", resume=True)
-    assert again.outcome == run.outcome
+    assert ht.finetune(SMALL, epochs=1, out=tmp_path / "run", resume=True, **options).outcome == run.outcome
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     def stop(done, total, text):
-        if done == 7:  # in the fourth epoch: the network's own predictions are heard by then
+        if done == 7:  # in the fourth epoch, which uses the network's own predictions
             raise KeyboardInterrupt
 
     chosen = {"limit": 100, "epochs": 4, "lr": 1e-3, "inject_noise": "symmetric:0.2", "select": "last"}
@@ -259,23 +241,14 @@ class Odd(nn.Module):
         return 2 * self.head(x.mean(dim=(2, 3)))
 
 
-def test_a_network_without_features_is_trained_plainly(tmp_path, monkeypatch):
-    asked = []
-
-    class Asked(Best):
-        def __init__(self, wanted, latest=False):
-            asked.append(latest)
-            super().__init__(wanted, latest)
-
-    monkeypatch.setattr("hesstune.training.trainer.Best", Asked)
+def test_a_network_without_features_is_trained_plainly(tmp_path):
     run = ht.finetune(SMALL, model=Odd(), epochs=1, out=tmp_path / "run")
     assert any("none was solved" in note for note in run.facts.notes)
     assert run.outcome.epochs == 1
     assert run.facts.recipe is None
-    assert asked == [False]  # nothing found the labels right: the best epoch is kept, as the note says
 
 
-def test_foretelling_validation_is_the_likelihood_at_the_best_temperature():
+def test_the_validation_loss_is_the_likelihood_at_the_best_temperature():
     rng = np.random.default_rng(0)
     matrix = NoiseMatrix.pair(3, 0.3)
     labels = rng.integers(0, 3, 50)
@@ -287,27 +260,20 @@ def test_foretelling_validation_is_the_likelihood_at_the_best_temperature():
         return -np.log(p[np.arange(50), labels]).mean()
 
     assert found == pytest.approx(min(by_hand(t) for t in np.geomspace(0.1, 10, 25)))
-    # Scaling the logits changes nothing but the temperature that suits them.
+    # Scaled logits have another temperature and the same loss.
     scaled = float(Validation(matrix).losses(3 * logits, labels, None).mean())
     assert scaled == pytest.approx(found, abs=2e-3)
 
 
-def test_votes_stand_for_labels_that_are_their_majority():
+def test_votes_replace_labels_that_are_their_majority():
     votes = Votes([[0, 0, 1], [1, -1, 1], [-1, -1, -1]], 2)
     part = Examples(Texts([("a", None)] * 3), np.arange(3), list("abc"), np.array([0, 1, 1]), votes=votes)
     assert np.allclose(votes_given(part, 2), [[2, 1], [0, 2], [0, 1]])
-    assert votes_given(replace(part, labels=np.array([1, 1, 1])), 2) is None  # somebody knew better
+    assert votes_given(replace(part, labels=np.array([1, 1, 1])), 2) is None  # other labels
     assert votes_given(replace(part, votes=None), 2) is None
 
 
-def test_the_page_shows_the_candidates_and_why_one_was_chosen(tmp_path):
-    run = ht.finetune(SMALL, train="head", inject_noise="pair:0.3", out=tmp_path / "run")
-    page = write_report(run)[0].read_text()
-    assert f"Head: {run.facts.recipe.chosen}" in page
-    assert page.count("<td>chosen</td>") == 1
-
-
-def test_options_of_steps_without_steps_and_a_balanced_sampler_are_heard(tmp_path):
+def test_unused_options_are_reported_and_a_balanced_sampler_changes_the_head(tmp_path):
     run = ht.finetune(SMALL, train="head", epochs=7, lr=0.5, out=tmp_path / "run")
     said = [note for note in run.facts.notes if "takes no steps" in note]
     assert len(said) == 1
@@ -330,14 +296,3 @@ def test_a_prior_of_auto_is_solved_on_its_part_alone(tmp_path):
     assert prior.facts.examples.train == 75
     assert prior.outcome.epochs == 0
     assert prior.facts.recipe.details["scores"] != run.facts.recipe.details["scores"]
-
-
-@pytest.mark.parametrize("limit", [1, 2, 3, 12])
-def test_a_handful_of_examples_is_fitted_or_told(tmp_path, limit):
-    folder = tmp_path / "run"
-    with contextlib.suppress(ht.HesstuneError):
-        ht.finetune(SMALL, train="head", limit=limit, out=folder)
-    # Either there is a whole run, or an error of our own and nothing at all.
-    assert (folder / "run.json").exists() == (limit > 1)
-    if (folder / "run.json").exists():
-        assert ht.Run.load(folder).outcome.test_accuracy is not None

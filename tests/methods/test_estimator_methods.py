@@ -1,5 +1,7 @@
 """Methods made of scikit-learn estimators, on the labels as given or on labels from votes."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
@@ -10,8 +12,8 @@ from sklearn.preprocessing import StandardScaler
 
 import hesstune as ht
 from hesstune.errors import ConfigError, DataError
-from hesstune.methods import estimator_method, method_class, method_name
-from hesstune.methods._heads import HeadMaterial
+from hesstune.methods import estimator_method, method_name
+from hesstune.methods._base import HeadMaterial
 from hesstune.study.compare import compare
 from hesstune.weak import Votes, label
 
@@ -121,11 +123,9 @@ def test_a_comparison_holds_them_beside_auto(tiny, voted, tmp_path):
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 12])
-def test_a_handful_of_examples_is_fitted_or_refused(tmp_path, limit):
-    options = {"data": "digits", "image_size": 32, "limit": limit, "train": "head"}
-    try:
-        ht.finetune(options, method=estimator_method("few", ESTIMATOR), out=tmp_path / "run")
-    except ht.HesstuneError:
-        return
-    assert method_class("few").head_alone
-    assert ht.Run.load(tmp_path / "run").outcome.test_accuracy is not None
+@pytest.mark.parametrize("method", ["auto", estimator_method("few", ESTIMATOR)])
+def test_few_examples_are_fitted_or_refused_without_a_run(tmp_path, limit, method):
+    options = {"data": "digits", "image_size": 32, "limit": limit, "train": "head", "out": tmp_path / "run"}
+    with contextlib.suppress(ht.HesstuneError):
+        assert ht.finetune(options, method=method).outcome.test_accuracy is not None
+    assert method != "auto" or (tmp_path / "run" / "run.json").exists() == (limit > 1)

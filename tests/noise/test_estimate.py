@@ -20,7 +20,7 @@ from hesstune.noise.estimate import (
     simplex_projection,
     well_conditioned,
 )
-from hesstune.noise.matrix import rate_matrix
+from hesstune.noise.matrix import draw_classes, rate_matrix
 
 K = 4
 
@@ -59,39 +59,34 @@ def test_confident_is_cleanlabs_transposed():
         confident(g, np.minimum(noisy, 2))
 
 
-@given(st.integers(2, 6), st.integers(0, 10**6))
-def test_labelmodel_is_the_joint_of_posterior_and_label(k, seed):
-    rng = np.random.default_rng(seed)
-    q = rng.dirichlet(np.ones(k), size=50)
-    labels = rng.integers(0, k, 50)
-    found = from_posterior(q, labels)
-    for i in range(k):
-        for j in range(k):
-            want = sum(q[n, i] for n in range(50) if labels[n] == j) / q[:, i].sum()
-            assert found.matrix.array[i, j] == pytest.approx(want)
-    true = rng.integers(0, k, 50)
-    counted = from_posterior(np.eye(k)[true], labels).matrix.array
-    counts = pair_counts(true, labels, k)
-    seen = counts.sum(axis=1) > 0
-    np.testing.assert_allclose(counted[seen], counts[seen] / counts[seen].sum(axis=1, keepdims=True))
+def test_labelmodel_is_the_joint_of_posterior_and_label():
+    rng = np.random.default_rng(0)
+    q, labels = rng.dirichlet(np.ones(4), size=50), rng.integers(0, 4, 50)
+    want = [[q[labels == j, i].sum() / q[:, i].sum() for j in range(4)] for i in range(4)]
+    np.testing.assert_allclose(from_posterior(q, labels).matrix.array, want)
+    np.testing.assert_allclose(from_posterior(q, np.eye(4)[labels]).matrix.array, want)  # soft labels
+    true = np.minimum(rng.integers(0, 4, 50), 2)
+    found, counts = from_posterior(np.eye(4)[true], labels), pair_counts(true, labels, 4)
+    np.testing.assert_allclose(found.matrix.array[:3], counts[:3] / counts[:3].sum(axis=1, keepdims=True))
+    assert found.matrix.array[3].tolist() == [0, 0, 0, 1]
+    assert len(found.notes) == 1
 
 
 def test_holdout_set_covers_at_its_level_and_shrinks():
     F = random_noise(K, 7, 0.6)
     missed, widths = 0, []
-    for seed in range(400):
+    for seed in range(200):
         y, _, noisy = calibrated(F, 100, seed=10 * seed)
         box = confidence_set(pair_counts(y, noisy, K), 0.1)
         missed += not box.contains(F)
         widths.append((box.upper - box.lower).mean())
-    # Binomial with mean at most 40: five standard deviations above it.
-    assert missed <= 40 + 5 * 6
+    assert missed <= 20 + 5 * 4.3  # binomial with mean at most 20: five standard deviations above it
     # Each interval alone does miss: 16 times the level makes the box fail far more often.
     alone = sum(
         not confidence_set(pair_counts(y, noisy, K), 0.999).contains(F)
-        for y, _, noisy in (calibrated(F, 100, seed=10 * s) for s in range(100))
+        for y, _, noisy in (calibrated(F, 100, seed=10 * s) for s in range(50))
     )
-    assert alone > 10
+    assert alone > 5
     y, _, noisy = calibrated(F, 10_000)
     large = confidence_set(pair_counts(y, noisy, K), 0.1)
     assert (large.upper - large.lower).mean() < 0.25 * np.mean(widths)
@@ -101,9 +96,11 @@ def test_holdout_posterior_mean_and_a_prior_worth_its_evidence():
     counts = np.array([[8, 2], [1, 9]])
     true, noisy = np.repeat([0, 0, 1, 1], counts.ravel()), np.repeat([0, 1, 0, 1], counts.ravel())
     prior = NoiseMatrix([[0.7, 0.3], [0.3, 0.7]])
-    found = holdout(true, noisy, 2, prior=prior, strength=10)
-    np.testing.assert_allclose(found.matrix.array, (10 * prior.array + counts) / 20)
-    np.testing.assert_allclose(found.stderr[0, 0], np.sqrt(0.75 * 0.25 / 21))
+    found = holdout(true, noisy, 2, prior=prior)
+    s = found.details["prior_strength"]
+    mean = (s * prior.array + counts) / (s + 10)
+    np.testing.assert_allclose(found.matrix.array, mean)
+    np.testing.assert_allclose(found.stderr, np.sqrt(mean * (1 - mean) / (s + 11)))
     F = random_noise(K, 2)
     y, _, noisy = calibrated(F, 300)
     right = holdout(y, noisy, K, prior=F)
@@ -120,7 +117,7 @@ def test_projection_is_the_nearest_point_of_the_simplex(k, seed):
     near = simplex_projection(points)
     np.testing.assert_allclose(near.sum(axis=1), 1, atol=1e-12)
     assert (near >= 0).all()
-    others = rng.dirichlet(np.ones(k), size=200)
+    others = rng.dirichlet(np.ones(k), size=50)
     for point, found in zip(points, near, strict=True):
         assert ((point - found) ** 2).sum() <= ((point - others) ** 2).sum(axis=1).min() + 1e-12
     np.testing.assert_allclose(simplex_projection(others), others, atol=1e-12)
@@ -129,7 +126,7 @@ def test_projection_is_the_nearest_point_of_the_simplex(k, seed):
 def test_calibration_finds_the_temperature_of_the_noisy_labels():
     rng = np.random.default_rng(0)
     g = rng.dirichlet(0.5 * np.ones(3), size=20_000)
-    labels = (rng.random(len(g))[:, None] > np.cumsum(g, axis=1)).sum(axis=1)
+    labels = draw_classes(g, rng)
     _, temperature = calibrate(g, labels)
     assert temperature == pytest.approx(1, abs=0.05)
     sharp = g**3 / (g**3).sum(axis=1, keepdims=True)
@@ -138,12 +135,11 @@ def test_calibration_finds_the_temperature_of_the_noisy_labels():
     np.testing.assert_allclose(back, g, atol=0.02)
 
 
-def test_likelihood_is_that_of_the_noisy_labels_and_punishes_too_much_noise():
+def test_likelihood_of_noisy_labels_is_lower_with_too_much_noise():
     F = random_noise(K, 4, 0.7)
     rng = np.random.default_rng(1)
-    posteriors = np.concatenate([np.repeat(np.eye(K), 2000, axis=0), rng.dirichlet(np.ones(K), size=2000)])
-    g = posteriors @ F.array
-    labels = (rng.random(len(g))[:, None] > np.cumsum(g, axis=1)).sum(axis=1)
+    g = np.concatenate([np.repeat(np.eye(K), 2000, axis=0), rng.dirichlet(np.ones(K), size=2000)]) @ F.array
+    labels = draw_classes(g, rng)
     right = log_likelihoods(F, g, labels)
     np.testing.assert_allclose(right, np.log(0.999 * g[np.arange(len(g)), labels] + 0.001 / K))
     assert log_likelihoods(NoiseMatrix(F.array @ F.array), g, labels).mean() < right.mean() - 0.01
@@ -179,11 +175,9 @@ def test_auto_takes_em_by_features_and_votes_unless_they_have_collapsed():
     votes = 0.9 * np.eye(2)[y] + 0.05
     assert estimate_noise(g, noisy, "auto", features=x, posterior=votes).method == "labelmodel"
     lost = np.full((600, 2), 0.5) + 0.01 * rng.normal(size=(600, 1)) * [1, -1]
-    told = estimate_noise(g, noisy, "auto", features=x, posterior=lost)
-    assert told.method == "em"
-    assert "since votes say" in told.notes[0]
+    assert estimate_noise(g, noisy, "auto", features=x, posterior=lost, errors=False).method == "em"
     sure = np.eye(2)[y] * 0.98 + 0.01
-    assert estimate_noise(sure, y, "auto", features=x).matrix.rate < 0.01
+    assert estimate_noise(sure, y, "auto", features=x, errors=False).matrix.rate < 0.01
 
 
 @pytest.mark.parametrize(
@@ -200,7 +194,7 @@ def test_auto_takes_em_by_features_and_votes_unless_they_have_collapsed():
         ({"labels": [0, 0, 0, 0]}, NoiseMatrixError, "labelled 1"),
     ],
 )
-def test_wrong_input_is_told(change, error, message):
+def test_wrong_input_is_refused(change, error, message):
     arguments = {"probs": [[0.7, 0.3]] * 4, "labels": [0, 1, 0, 1], "method": "confident"} | change
     with pytest.raises(error, match=message):
         estimate_noise(**arguments)

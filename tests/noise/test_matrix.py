@@ -32,31 +32,21 @@ def test_symmetric_and_pair_change_a_label_at_the_rate(k, rate):
     np.testing.assert_allclose(rate_of["symmetric"].array[0, 1:], rate / (k - 1), atol=1e-12)
 
 
-def test_pair_moves_to_the_next_class():
+def test_corruption_has_the_rates_and_leaves_labels_and_the_global_state():
     assert NoiseMatrix.pair(3, 0.2).array.tolist() == [[0.8, 0.2, 0], [0, 0.8, 0.2], [0.2, 0, 0.8]]
-
-
-@pytest.mark.parametrize("kind", ["symmetric:0.4", "pair:0.3"])
-def test_the_realised_rate_is_the_asked_one(kind):
-    F = NoiseMatrix.parse(kind, 5)
-    true = np.repeat(np.arange(5), 8000)
-    noisy = F.corrupt(true, seed=3)
-    counts = np.array([np.bincount(noisy[true == i], minlength=5) for i in range(5)]) / 8000
-    # Five standard errors of a share over 8,000 draws.
-    np.testing.assert_allclose(counts, F.array, atol=5 * np.sqrt(0.25 / 8000))
-    assert abs((noisy != true).mean() - F.rate) < 5 * np.sqrt(0.25 / 40000)
-
-
-def test_corruption_is_by_seed_and_leaves_labels_and_the_global_state():
-    F = NoiseMatrix.symmetric(3, 0.5)
-    labels = np.arange(300) % 3
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
-    first, again, other = F.corrupt(labels, 1), F.corrupt(labels, 1), F.corrupt(labels, 2)
-    assert (first == again).all()
-    assert (first != other).any()
-    assert (labels == np.arange(300) % 3).all()
+    true, state = np.repeat(np.arange(5), 8000), np.random.get_state()[1].copy()  # noqa: NPY002
+    for kind in ("symmetric:0.4", "pair:0.3"):
+        F = NoiseMatrix.parse(kind, 5)
+        noisy = F.corrupt(true, seed=3)
+        counts = np.array([np.bincount(noisy[true == i], minlength=5) for i in range(5)]) / 8000
+        # Five standard errors of a share over 8,000 draws.
+        np.testing.assert_allclose(counts, F.array, atol=5 * np.sqrt(0.25 / 8000))
+        assert abs((noisy != true).mean() - F.rate) < 5 * np.sqrt(0.25 / 40000)
+        assert (noisy == F.corrupt(true, 3)).all()
+        assert (noisy != F.corrupt(true, 2)).any()
+    assert (true == np.repeat(np.arange(5), 8000)).all()
     assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
-    assert NoiseMatrix.identity(3).corrupt(labels).tolist() == labels.tolist()
+    assert (NoiseMatrix.identity(5).corrupt(true) == true).all()
 
 
 @given(classes, st.integers(0, 10**6))
@@ -66,7 +56,6 @@ def test_inverse_undoes_f_and_its_rows_sum_to_one(k, seed):
     np.testing.assert_allclose(F.array @ F.inverse, np.eye(k), atol=1e-9)
     np.testing.assert_allclose(F.inverse.sum(axis=1), 1, atol=1e-9)
     np.testing.assert_allclose(F.condition, np.linalg.cond(F.array), rtol=1e-6)
-    assert F.rho == pytest.approx(np.abs(F.inverse).sum(axis=1).max())
 
 
 @pytest.mark.parametrize("case", [("symmetric", 4, 0.75), ("pair", 4, 0.5)])
@@ -96,9 +85,15 @@ def test_wrong_arrays_say_what_is_wrong(array, message):
         NoiseMatrix.from_array(array)
 
 
-def test_column_convention_is_the_transpose():
+def test_arrays_are_copied_read_only_and_transposed_from_columns():
     F = NoiseMatrix.from_column_stochastic([[0.9, 0.3], [0.1, 0.7]])
     np.testing.assert_allclose(F.array, [[0.9, 0.1], [0.3, 0.7]])
+    array = np.eye(3)
+    F = NoiseMatrix(array)
+    array[0, 0] = 0
+    assert F.array[0, 0] == 1
+    with pytest.raises(ValueError, match="read-only"):
+        F.array[0, 0] = 0
 
 
 def test_rates_outside_the_unit_interval_and_labels_outside_the_classes():
@@ -108,30 +103,6 @@ def test_rates_outside_the_unit_interval_and_labels_outside_the_classes():
         NoiseMatrix.symmetric(3, 0.1).corrupt([0, 3])
     with pytest.raises(DataError, match="integers"):
         NoiseMatrix.symmetric(3, 0.1).corrupt([0.5, 1.0])
-
-
-def test_array_is_read_only_and_a_copy():
-    given_array = np.eye(3)
-    F = NoiseMatrix(given_array)
-    given_array[0, 0] = 0
-    assert F.array[0, 0] == 1
-    with pytest.raises(ValueError, match="read-only"):
-        F.array[0, 0] = 0
-
-
-@pytest.mark.parametrize("suffix", [".json", ".csv", ".npy"])
-def test_files_of_each_kind(tmp_path, suffix):
-    F = NoiseMatrix.pair(3, 0.25)
-    path = tmp_path / f"matrix{suffix}"
-    if suffix == ".json":
-        F.save(path)
-    elif suffix == ".csv":
-        np.savetxt(path, F.array, delimiter=",")
-    else:
-        np.save(path, F.array)
-    assert NoiseMatrix.parse(str(path), 3) == F
-    with pytest.raises(NoiseMatrixError, match="3 classes, but the data has 4"):
-        NoiseMatrix.parse(str(path), 4)
 
 
 @pytest.mark.parametrize("text", ["[[1, 2]", "{}", '"x"', "[]", json.dumps({"matrix": None}), "[[1],[2,3]]"])
@@ -150,29 +121,23 @@ def test_parse_names_the_nearest_kind():
     assert NoiseMatrix.parse("0.3", 3) == NoiseMatrix.symmetric(3, 0.3)
 
 
-@given(classes, st.integers(0, 10**6))
-def test_clean_prior_inverts_the_noisy_one(k, seed):
-    rng = np.random.default_rng(seed)
-    prior = rng.dirichlet(5 * np.ones(k))
-    F = NoiseMatrix.symmetric(k, 0.2)
-    np.testing.assert_allclose(F.clean_prior(prior @ F.array), prior, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["f.csv", "f.CSV", "f.json", "F.JSON", "f.npy", "F.NPY"])
+@pytest.mark.parametrize("name", ["f.csv", "f.JSON", "F.NPY"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte-order mark"])
-def test_files_as_spreadsheets_and_other_systems_write_them(tmp_path, name, mark):
+def test_files_of_each_kind_as_spreadsheets_and_other_systems_write_them(tmp_path, name, mark):
     F = NoiseMatrix.pair(3, 0.2)
     path = tmp_path / name
-    if name.lower().endswith("npy"):
+    if name.endswith("NPY"):
         with path.open("wb") as file:
             np.save(file, F.array)
-    elif name.lower().endswith("csv"):
+    elif name.endswith("csv"):
         rows = "\r\n".join(",".join(map(str, row)) for row in F.array.tolist())
         path.write_bytes(mark + rows.encode())
     else:
         F.save(path)
         path.write_bytes(mark + path.read_bytes())
-    assert NoiseMatrix.load(path) == F
+    assert NoiseMatrix.load(path) == NoiseMatrix.parse(str(path), 3) == F
+    with pytest.raises(NoiseMatrixError, match="3 classes, but the data has 4"):
+        NoiseMatrix.parse(str(path), 4)
 
 
 SWAPPED = [[0.1, 0.9, 0.0], [0.9, 0.1, 0.0], [0.0, 0.3, 0.7]]
@@ -181,7 +146,7 @@ NEAR = [[0.36, 0.32, 0.32], [0.32, 0.36, 0.32], [0.3, 0.3, 0.4]]
 
 
 @pytest.mark.parametrize("suffix", ["json", "csv", "npy"])
-def test_a_stated_matrix_by_which_labels_are_guesses_is_refused_and_a_weak_one_is_told(tmp_path, suffix):
+def test_a_stated_matrix_of_random_labels_is_refused_and_a_weak_one_warns(tmp_path, suffix):
     path = tmp_path / f"F.{suffix}"
 
     def stated(matrix):
@@ -194,10 +159,10 @@ def test_a_stated_matrix_by_which_labels_are_guesses_is_refused_and_a_weak_one_i
         with pytest.raises(NoiseMatrixError, match=r"0\.\d+ is not below .*random"):
             stated(matrix)
         assert NoiseMatrix(matrix).corrupt([0, 1, 2]).shape == (3,)  # an experiment may
-    with pytest.warns(HesstuneWarning, match=r"class a are labelled b \(0\.6\)") as told:
+    with pytest.warns(HesstuneWarning, match=r"class a are labelled b \(0\.6\)") as given:
         F = stated(WEAK)
-    assert len(told) == 1
-    F.check_identifiable(["a", "b", "c"])  # it has been said
+    assert len(given) == 1
+    F.check_identifiable(["a", "b", "c"])  # it warns once
     with pytest.warns(HesstuneWarning, match="0.627 is close to"):
         stated(NEAR)
     assert stated(rate_matrix("pair", 3, 0.4).tolist()).k == 3

@@ -8,7 +8,7 @@ from scipy.stats import beta, pearsonr
 from hesstune.labeling.clean import clean
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import fold_rows, latent_truth
-from hesstune.noise.latent.head import FEWER, robust_head
+from hesstune.noise.latent.head import FAST_CANDIDATES, robust_head
 from hesstune.noise.latent.two_views import (
     AMBIGUITY,
     SHRINKAGE,
@@ -84,21 +84,18 @@ def test_the_posterior_is_the_shifted_mean_of_both_views_and_checked_labels_are_
     np.testing.assert_allclose(found, by_hand, atol=1e-7)
 
 
-def test_looks_and_noise_are_compared_over_pairs_of_classes():
+def test_similarity_and_noise_are_correlated_over_pairs_of_classes():
     rng = np.random.default_rng(0)
     classes = rng.dirichlet([2, 1, 0.5, 0.2], size=300)
-    looks = np.array(
-        [[(classes[:, c] * classes[:, j]).sum() / classes[:, c].sum() for j in range(4)] for c in range(4)]
-    )
-    pairs = [(c, j) for c in range(4) for j in range(4) if c != j]
+    looks = classes.T @ classes / classes.sum(axis=0)[:, None]
+    off = ~np.eye(4, dtype=bool)
     assert looks_alike(np.full((4, 4), 0.1) + 0.6 * np.eye(4), classes) == 0  # symmetric
     assert looks_alike(np.eye(4), classes) == 0
     assert looks_alike(np.array([[0.9, 0.1], [0.3, 0.7]]), rng.dirichlet([1, 1], 50)) == 0
-    by_looks = looks * rng.uniform(0.8, 1.2, (4, 4))
-    off = np.array([by_looks[pair] for pair in pairs])
-    expected = pearsonr(off, [looks[pair] for pair in pairs])[0] * min(off.std() / off.mean(), 1)
-    assert looks_alike(by_looks, classes) == pytest.approx(expected)
-    assert looks_alike(1 - by_looks, classes) == 0  # of classes that look unlike
+    noise = looks * rng.uniform(0.8, 1.2, (4, 4))
+    expected = pearsonr(noise[off], looks[off])[0] * min(noise[off].std() / noise[off].mean(), 1)
+    assert looks_alike(noise, classes) == pytest.approx(expected)
+    assert looks_alike(1 - noise, classes) == 0  # of classes that look unlike
 
 
 def test_the_interval_is_a_beta_quantile_around_both_ends():
@@ -111,37 +108,25 @@ def test_the_interval_is_a_beta_quantile_around_both_ends():
     assert rate_interval(1.0, 1.0, 50)[1] == 1
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_a_hundred_examples_have_a_rate_above_none_and_an_interval_around_the_truth(seed):
-    x, y, _ = scene(n=100, k=2, spread=0.7, seed=seed)
-    x = np.concatenate([x, np.random.default_rng(seed).normal(size=(100, 20))], axis=1)
-    given = y.copy()
-    flipped = np.random.default_rng(seed).permutation(100)[: 6 + seed]
-    given[flipped] = 1 - given[flipped]
-    found = clean(features=x, labels=given, seed=seed)
-    low, high = found.rate_interval
-    assert low <= len(flipped) / 100 <= high < 0.6
-    assert 0.02 < found.rate < 0.25
-    assert found.doubtful.sum() < 40
-
-
 def test_the_interval_covers_the_share_of_wrong_labels(monkeypatch):
     def quick(*arguments, **options):
-        return robust_head(*arguments, **{**options, "patient": False}, candidates=FEWER, held_out=1)
+        options |= {"patient": False, "candidates": FAST_CANDIDATES, "held_out": 1}
+        return robust_head(*arguments, **options)
 
     monkeypatch.setattr("hesstune.labeling.clean.robust_head", quick)
     inside = 0
-    for seed in range(40):
+    for seed in range(20):
         x, y, given = scene(n=80, k=2 + seed % 3, rate=(0.0, 0.06, 0.11, 0.2)[seed % 4], seed=seed)
         found = clean(features=x, labels=given, seed=seed)
         low, high = found.rate_interval
         assert 0 <= low <= high <= 1
-        assert high > found.rate
+        assert high > found.rate > 0
+        assert found.suspected.sum() < 40
         inside += low <= (given != y).mean() <= high
-    assert inside >= 34
+    assert inside >= 17
 
 
-def test_labels_without_noise_have_an_interval_that_begins_at_none_and_still_a_rank():
+def test_labels_without_noise_have_an_interval_from_zero_and_a_ranking():
     x, _, given = scene(rate=0.0, spread=0.3)
     found = clean(features=x, labels=given)
     n = len(x)  # as much as n / 8 checked labels, beside 20 of which 2 are wrong

@@ -21,7 +21,12 @@ def run_folder(path, k=3, n=30, layers=4, measured=True, names=None):
         "test_accuracy": 0.8, "test_accuracy_interval": [0.7, 0.9], "train_accuracy": 0.9, "gap": 0.5,
         "distances": dict.fromkeys(names, 0.1), "distance": 0.2, "radii": {names[0]: 0.1, names[1]: 0.5},
     }  # fmt: skip
-    noise = {"injected": "symmetric:0.3", "realised_rate": 0.3, "told": "rate 0.3", "told_rate": 0.3}
+    noise = {
+        "injected": "symmetric:0.3",
+        "realised_rate": 0.3,
+        "loss_matrix": "rate 0.3",
+        "loss_matrix_rate": 0.3,
+    }
     versions = {"hesstune": "0.1.0"}
     shape = {"mean": [0.5] * 3, "std": [0.5] * 3}
     sizes = {"train": n, "val": 5, "test": 5}

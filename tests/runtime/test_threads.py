@@ -9,8 +9,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from hesstune.noise import linear_probe
-from hesstune.noise.latent import probe as soft_probe
+from hesstune.noise import probes
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import latent_truth
 from hesstune.runtime.device import one_thread, one_thread_each, torch_threads
@@ -114,11 +113,11 @@ def test_small_fits_hold_one_thread(two, monkeypatch, fit):
         import sklearn.linear_model
 
         watched(sklearn.linear_model.LogisticRegression, "fit")
-        linear_probe.fit_probe(x, y, k=2)
+        probes.fit_probe(x, y, k=2)
     else:
-        watched(soft_probe, "cho_solve")
+        watched(probes, "cho_solve")
         if fit == "probe":
-            soft_probe.SoftProbe(x, 1.0).fit(np.eye(2)[y])
+            probes.SoftProbe(x, 1.0).fit(np.eye(2)[y])
         elif fit == "em":
             latent_truth(x, Observed.of(y, 2), strength=0.1)
         else:

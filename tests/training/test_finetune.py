@@ -104,7 +104,7 @@ def test_a_resumed_run_still_tells_what_its_examples_settled(tiny, tmp_path, mon
     if not recorded:  # killed between its two first files
         (out / "run.json").unlink()
     resumed = ht.finetune(read_config(out / "config.yaml").to_dict(), resume=True)
-    assert resumed.facts.settled == ["patience", "weight_decay"]
+    assert resumed.facts.chosen_options == ["patience", "weight_decay"]
 
 
 def test_resume_starts_over_or_returns_the_finished_run_and_refuses_changes(tiny, tmp_path):

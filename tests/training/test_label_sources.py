@@ -121,7 +121,7 @@ def test_a_resumed_run_takes_the_estimate_it_began_with(tiny, voted, tmp_path, m
     run = ht.finetune(options, resume=True)
     assert not made
     assert run.noise_matrix.array.tolist() == before["matrix"]
-    assert run.record["noise"]["told_rate"] == pytest.approx(0.25)
+    assert run.record["noise"]["loss_matrix_rate"] == pytest.approx(0.25)
     # An estimate that was made from something else, or is damaged, is not taken.
     for damage in ("{", json.dumps(before | {"made_from": {"seed": 1}})):
         again = options | {"out": str(tmp_path / f"again{len(made)}")}

@@ -104,7 +104,7 @@ def test_notes_are_printed_and_kept(tiny, tmp_path):
 
 def test_a_matrix_that_the_loss_does_not_use_is_not_called_told(tiny):
     plain = ht.finetune({**tiny, "epochs": 1, "inject_noise": None}, method="vanilla", noise_matrix=0.2)
-    assert plain.facts.noise.told.startswith("nothing; the validation loss alone: rate 0.2")
+    assert plain.facts.noise.loss_matrix.startswith("nothing; the validation loss alone: rate 0.2")
 
 
 # -- methods declare what they take ------------------------------------------------------------

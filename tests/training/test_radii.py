@@ -8,7 +8,8 @@ import torch
 
 import hesstune as ht
 from hesstune.errors import ConfigError
-from hesstune.training.finetune import FACTORS, pick
+from hesstune.selection import first_within_errors
+from hesstune.training.finetune import FACTORS
 
 
 @pytest.fixture
@@ -109,9 +110,9 @@ def test_the_smallest_radius_within_one_standard_error_is_picked():
     close, far = base.copy(), base.copy()
     close[:2] = 1 - close[:2]
     far[:60] = 1
-    assert pick([far, close, base]) in (1, 2)
-    assert pick([far, base.copy(), base]) == 1
-    assert pick([base, far, far]) == 0
+    assert first_within_errors([-far, -close, -base], ddof=1) in (1, 2)
+    assert first_within_errors([-far, -base.copy(), -base], ddof=1) == 1
+    assert first_within_errors([-base, -far, -far], ddof=1) == 0
 
 
 def test_what_cannot_be_chosen_is_told(few, tiny):

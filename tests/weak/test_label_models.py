@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hesstune.errors import ConfigError, DataError
-from hesstune.noise.linear_probe import fit_probe
+from hesstune.noise.probes import fit_probe
 from hesstune.weak.dependence import dependence
 from hesstune.weak.label_models import LABEL_MODELS, label, label_model_class
 from hesstune.weak.label_models.dawid_skene import dawid_skene

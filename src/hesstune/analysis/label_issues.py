@@ -19,9 +19,9 @@ from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits, to
 from hesstune.inputs.features import frozen_features, sharing
 from hesstune.noise.estimate import estimate_noise
 from hesstune.noise.latent.channel import Observed
-from hesstune.noise.latent.head import FEWER, FEWEST, TOLD, robust_head
-from hesstune.noise.linear_probe import cross_fit
+from hesstune.noise.latent.head import FAST_CANDIDATES, GIVEN_MATRIX, MIN_EXAMPLES, robust_head
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.noise.probes import cross_fit
 from hesstune.options import make_options, takes_options
 from hesstune.runs.options import DeviceOptions
 from hesstune.runs.read_records import ISSUE_COLUMNS
@@ -274,7 +274,7 @@ class Probed(NamedTuple):
 def _probed(run: Run, task: Task, device: torch.device) -> Probed | None:
     """Fit probes that did not see the training labels they predict; return None if probes are impossible."""
     part, config = task.train, run.config
-    if len(part) < FEWEST or part.labels is None or len(np.unique(part.labels)) < 2:
+    if len(part) < MIN_EXAMPLES or part.labels is None or len(np.unique(part.labels)) < 2:
         return None
     start = run.loaded()
     run.reference().restore_(start.model)
@@ -296,7 +296,11 @@ def _probed(run: Run, task: Task, device: torch.device) -> Probed | None:
 
     def fitted(matrix: NDArray[np.float64] | None) -> NDArray[np.float64]:
         observed = Observed.of(given, task.k, matrix, checked)
-        tried = FEWER if matrix is None else [one for one in TOLD if one.shape in ("none", "told")]
+        tried = (
+            FAST_CANDIDATES
+            if matrix is None
+            else [one for one in GIVEN_MATRIX if one.shape in ("none", "given")]
+        )
         return robust_head(
             features, observed, candidates=tried, held_out=2, find_errors=matrix is None, seed=config.seed
         ).truth.posterior

@@ -21,8 +21,8 @@ from hesstune.inputs.batches import to_channels_last
 from hesstune.inputs.features import frozen_features
 from hesstune.noise.estimate import simplex_projection, well_conditioned
 from hesstune.noise.instance import Conditional, class_conditional, instance_rate, sure_half
-from hesstune.noise.linear_probe import STRENGTHS, cross_fit, fit_probe, reduced_features
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.noise.probes import CROSS_FIT_STRENGTHS, cross_fit, fit_probe, reduced_features
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.loading import injected_noise
 from hesstune.runs.options import CertifyOptions
@@ -380,7 +380,7 @@ def check_confident(
     if not len(second):
         return
     for fitted, tested in ((first, second), (second, first)):
-        probe = fit_probe(features[fitted], labels[fitted], k, strength=STRENGTHS[len(STRENGTHS) // 2])
+        probe = fit_probe(features[fitted], labels[fitted], k, strength=CROSS_FIT_STRENGTHS[1])
         probs = probe.probabilities(features[tested])
         ranked, guess = np.argsort(-probs.max(axis=1), kind="stable"), probs.argmax(axis=1)
         for share in CONFIDENT:

@@ -14,8 +14,8 @@ from hesstune.data.examples import Task
 from hesstune.errors import DataError, NoiseMatrixError
 from hesstune.inputs.batches import to_channels_last
 from hesstune.noise.estimate import ESTIMATORS, from_posterior, log_likelihoods, well_conditioned
-from hesstune.noise.linear_probe import reduced_features
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.noise.probes import reduced_features
 from hesstune.options import make_options, takes_options
 from hesstune.runs.options import NoiseCheckOptions
 from hesstune.runs.records import (
@@ -124,8 +124,8 @@ def check_noise(run: Run, **options: Any) -> NoiseCheck:
         run=str(run.path),
         classes=task.classes,
         examples=len(task.train),
-        told=given is not None,
-        believed=MatrixFacts(**_facts(compared, material)),
+        matrix_given=given is not None,
+        assumed=MatrixFacts(**_facts(compared, material)),
         counted=_counted(task, compared),
         estimates=estimates,
         cost_of_an_error=costs,
@@ -256,11 +256,11 @@ def _statements(check: NoiseCheck) -> list[str]:
     texts = []
     usable = [row for row in check.estimates if isinstance(row, Estimated)]
     near = [row.total_variation for row in usable]
-    if not check.told:
+    if not check.matrix_given:
         texts.append("The loss used no noise information; estimates are compared with the identity.")
     rates = [row.rate for row in usable]
     texts.append(
-        f"The loss assumes that {check.believed.rate:.0%} of the labels are wrong. Estimates: "
+        f"The loss assumes that {check.assumed.rate:.0%} of the labels are wrong. Estimates: "
         f"{min(rates):.0%} to {max(rates):.0%}; their rows differ from the assumed ones by {min(near):.2f} "
         f"to {max(near):.2f} in total variation."
     )

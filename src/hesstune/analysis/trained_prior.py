@@ -204,7 +204,7 @@ class PriorSplit:
         base = Prepared.of(run, task, self.device)
         key: dict[str, object] = {"fraction": self.fraction, "seed": self.seed, "rows": seen.tolist()}
         # Options that all examples chose are chosen again by the part; a record may not say which they are.
-        chosen = run.facts.settled
+        chosen = run.facts.chosen_options
         anew = dict.fromkeys(CHOSEN_FROM_EXAMPLES if chosen is None else chosen)
         recipe = run.config.model_copy(update={"shard": False, **anew})
         part = replace(task, train=task.train.take(seen), val=task.val.take(selecting))
@@ -332,7 +332,7 @@ def _contents(prepared: Prepared) -> dict[str, object]:
     start = Reference.of(prepared.loaded.model)
     matrix = prepared.noise_matrix
     return {
-        "settled": "by these examples",
+        "chosen_options": "by these examples",
         "checksums": fingerprints(prepared.record(), {name: start[name] for name in start.names()}),
         "noise_matrix": None if matrix is None else matrix.array.tolist(),
     }

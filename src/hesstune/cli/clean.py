@@ -52,7 +52,7 @@ def clean(
     made = found.save(out, options.write, overwrite)
     output = Output(quiet, json)
     output.say(issues_table(found), "")
-    wrong, suspected = int(found.wrong.sum()), int(found.doubtful.sum())
+    wrong, suspected = int(found.wrong.sum()), int(found.suspected.sum())
     low, high = found.rate_interval
     output.say(
         f"{wrong} of {len(found)} labels are probably wrong, {suspected} are suspected errors. "

@@ -38,7 +38,7 @@ def demo(
     output.say(
         "",
         f"{changed.realised_rate:.1%} of the training labels were changed; "
-        f"the noise matrix of the robust run: {changed.told}; auto was given no noise matrix.",
+        f"the noise matrix of the robust run: {changed.loss_matrix}; auto was given no noise matrix.",
         "Runs: " + ", ".join(str(run.path) for run in runs.values()),
     )
     page, _ = write_report(runs["auto", 0])

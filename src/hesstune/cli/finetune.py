@@ -72,7 +72,7 @@ def _fact_lines(facts: records.RunRecord) -> Iterator[str]:
     if noise.injected:
         changed = f"{noise.realised_rate:.1%} of the training labels changed"
         yield f"Noise injected: {noise.injected}; {changed}."
-    yield f"Noise matrix of the loss: {noise.told}."
+    yield f"Noise matrix of the loss: {noise.loss_matrix}."
     yield from (f"  {note}" for note in noise.estimate_notes)
     yield from (f"Data: {note}." for note in facts.data_notes)
     if facts.skipped_images:

@@ -37,7 +37,7 @@ def estimates_table(found: NoiseCheck) -> Table:
     from hesstune.runs.records import Failed
 
     table = name_table("noise matrix", "rate", "condition", "log-lik.", "from given")
-    table.add_row("given" if found.told else "none (identity)", *_figures(found.believed), "")
+    table.add_row("given" if found.matrix_given else "none (identity)", *_figures(found.assumed), "")
     if (counted := found.counted) is not None:
         table.add_row("counted (truth)", f"{counted.rate:.2f}", "-", "-", f"{counted.total_variation:.2f}")
     for row in found.estimates:

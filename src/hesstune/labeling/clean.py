@@ -34,7 +34,7 @@ WRITE = ("given", "corrected", "pruned")
 TEST = "test"
 # Columns of a CSV file that may hold the labels as given: those of a file that `save` wrote, first.
 LABEL_COLUMNS = (GIVEN_LABEL, "label")
-# The least probability of being wrong that makes a label doubtful.
+# The least probability of being wrong that makes a label a suspected error.
 LEAST = 0.25
 
 
@@ -123,7 +123,7 @@ class LabelIssues:
         return np.asarray(self.likely != self.given)
 
     @cached_property
-    def doubtful(self) -> NDArray[np.bool_]:
+    def suspected(self) -> NDArray[np.bool_]:
         """(N,) whether the label is worth a look: the set of the largest expected F-measure.
 
         Of the m examples most likely to be wrong Σp of them are expected to be, so that precision and recall
@@ -139,11 +139,11 @@ class LabelIssues:
 
     @cached_property
     def ranked(self) -> NDArray[np.int64]:
-        """The examples, the most doubtful first; checked ones last."""
+        """The examples, the most probable errors first; checked ones last."""
         return np.argsort(-np.where(self.checked, -1.0, self.p_wrong), kind="stable")
 
     def labels(self, write: str = "given") -> NDArray[np.int64]:
-        """Return the labels to train on, (N,): as given, or corrected; −1 where pruned for being doubtful.
+        """Return the labels to train on, (N,): as given, or corrected; −1 for suspected errors if pruned.
 
         Raises:
             ConfigError: If it is none of given, corrected and pruned.
@@ -151,14 +151,14 @@ class LabelIssues:
         one_of("labels to write", write, WRITE)
         if write == "corrected":
             return self.likely
-        return np.where(self.doubtful & (write == "pruned"), -1, self.given)
+        return np.where(self.suspected & (write == "pruned"), -1, self.given)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready summary."""
         return {
             "examples": len(self),
             "probably_wrong": int(self.wrong.sum()),
-            "doubtful": int(self.doubtful.sum()),
+            "suspected": int(self.suspected.sum()),
             "checked": int(self.checked.sum()),
             "rate": self.rate,
             "rate_interval": list(self.rate_interval),
@@ -171,7 +171,7 @@ class LabelIssues:
         }
 
     def save(self, path: str | Path, write: str = "given", overwrite: bool = False) -> int:
-        """Write the examples, the most doubtful first, to a CSV file for `csv:PATH`; return how many.
+        """Write the examples, the most probable errors first, to a CSV file for `csv:PATH`; return how many.
 
         Columns: id, image or text, columns that may group the examples, label, given_label, label_source
         (`given`, `corrected`, `checked`; `kept` if suspected label errors were left out; `label_model` or the

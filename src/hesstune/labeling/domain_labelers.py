@@ -18,7 +18,7 @@ from hesstune.errors import ConfigError, DataError
 from hesstune.inputs.batches import make_inputs, predict_logits, to_channels_last
 from hesstune.inputs.features import frozen_features, sharing
 from hesstune.models.load import LoadedModel, load_model
-from hesstune.noise.linear_probe import fit_probe
+from hesstune.noise.probes import fit_probe
 from hesstune.training.finetune import finetune
 from hesstune.weak.votes import Votes
 

@@ -19,10 +19,10 @@ from hesstune.labeling.sources import Target, read_sources
 from hesstune.noise.estimate import Estimate, from_posterior, well_conditioned
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import latent_truth
-from hesstune.noise.latent.head import FEWEST
-from hesstune.noise.latent.probe import Reduction
+from hesstune.noise.latent.head import MIN_EXAMPLES
 from hesstune.noise.latent.two_views import counted, rate_interval
 from hesstune.noise.matrix import NEAR_GUESSING, guessing_rate
+from hesstune.noise.probes import Reduction
 from hesstune.options import make_options, takes_options
 from hesstune.runtime.device import pick_device
 from hesstune.storage.files import json_writer, made_folder, replace_files
@@ -445,7 +445,7 @@ def label_rate_interval(
     if pairs:
         seen.append(1 - float((counts * (counts - 1)).sum()) / pairs)
     rows = np.flatnonzero(votes.ballots.each > 0)
-    if features is not None and len(rows) >= FEWEST:
+    if features is not None and len(rows) >= MIN_EXAMPLES:
         labels = label(votes.take(rows), "majority", seed=seed).labels
         x = Reduction.of(features[rows]).apply(features[rows])
         observed = Observed.of(labels, votes.k)

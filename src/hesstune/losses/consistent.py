@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from hesstune.checks import one_of
@@ -17,18 +15,14 @@ from hesstune.noise.matrix import NoiseMatrix
 CONDITION_WARNING = 100.0
 # Logits beyond this size are cut, so that the loss and its mean stay finite in float32.
 LOGIT_LIMIT = 1e30
+REDUCTIONS = ("mean", "sum", "none")
 
 
-class HasInverse(Protocol):
-    """What the loss needs of a noise matrix: its inverse, (K, K), and its condition number."""
-
-    @property
-    def inverse(self) -> NDArray[np.float64]:
-        """F⁻¹, (K, K)."""
-
-    @property
-    def condition(self) -> float:
-        """The condition number of F."""
+def reduced(losses: torch.Tensor, reduction: str) -> torch.Tensor:
+    """Return the mean or the sum of losses, (N,), or these themselves."""
+    if reduction == "none":
+        return losses
+    return losses.mean() if reduction == "mean" else losses.sum()
 
 
 def check_targets(logits: torch.Tensor, targets: torch.Tensor) -> None:
@@ -82,19 +76,19 @@ class ConsistentLoss(nn.Module):
 
     def __init__(
         self,
-        noise_matrix: HasInverse,
+        noise_matrix: NoiseMatrix,
         reduction: str = "mean",
         weight: torch.Tensor | None = None,
         sampling: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        if not hasattr(noise_matrix, "inverse") or not hasattr(noise_matrix, "condition"):
+        if not isinstance(noise_matrix, NoiseMatrix):
             raise ConfigError(
                 f"noise_matrix must be a NoiseMatrix; got {type(noise_matrix).__name__}. "
                 "Build one with NoiseMatrix.from_array"
             )
-        self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
-        k = len(noise_matrix.inverse)
+        self.reduction = one_of("reduction", reduction, REDUCTIONS)
+        self.k = k = noise_matrix.k
         inverse = torch.from_numpy(np.array(noise_matrix.inverse))
         if noise_matrix.condition > CONDITION_WARNING:
             warnings.warn(
@@ -104,29 +98,20 @@ class ConsistentLoss(nn.Module):
                 HesstuneWarning,
                 stacklevel=3,
             )
-        if isinstance(noise_matrix, NoiseMatrix):
-            noise_matrix.warn_if_weak(near=1.0)
+        noise_matrix.warn_if_weak(near=1.0)
         if weight is not None:
             inverse = inverse * _class_vector("weight", weight, k)[None, :]
         if sampling is not None:
             inverse = inverse / _class_vector("sampling", sampling, k)[:, None]
         # Not part of the state dict: F belongs to the run's records, not to the model's weights.
         self.register_buffer("inverse", inverse, persistent=False)
-        self.k = k
         self._cast: torch.Tensor | None = None
-
-    def _coefficients(self, logits: torch.Tensor) -> torch.Tensor:
-        # The cast is kept: a training loop asks for the same device and dtype at every step.
-        cast = self._cast
-        if cast is None or cast.device != logits.device or cast.dtype != logits.dtype:
-            cast = self._cast = self.inverse.to(device=logits.device, dtype=logits.dtype)
-        return cast
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the loss of (N, K) logits against noisy targets, in float32 or better.
 
         Targets are (N,) integers, or (N, K) floating-point soft labels s: then Σ_j s[j] ℓ̄(f, j), which is
-        consistent where F[i, j] is the mean of s[j] over the examples of class i.
+        consistent if F[i, j] is the mean of s[j] over the examples of class i.
 
         Raises:
             DataError: If targets are not integers in [0, K), or K is not the noise matrix's.
@@ -142,16 +127,12 @@ class ConsistentLoss(nn.Module):
             )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         log_p = torch.log_softmax(logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), dim=1)
-        inverse = self._coefficients(log_p)
+        # The cast is kept: a training loop asks for the same device and dtype at every step.
+        if (inverse := self._cast) is None or (inverse.device, inverse.dtype) != (log_p.device, log_p.dtype):
+            inverse = self._cast = self.inverse.to(log_p)
         rows = targets.to(inverse) @ inverse if soft else inverse[targets.long()]
         losses = -(rows * log_p).sum(dim=1)
-        if self.reduction == "none":
-            return losses
-        return losses.mean() if self.reduction == "mean" else losses.sum()
-
-    def extra_repr(self) -> str:
-        """Show the size and the reduction when printed."""
-        return f"k={self.k}, reduction={self.reduction!r}"
+        return reduced(losses, self.reduction)
 
 
 def _class_vector(name: str, values: torch.Tensor, k: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Losses that label noise moves less than cross-entropy; each is pure and takes logits.
+"""Losses that label noise changes less than cross-entropy.
 
 All map (N, K) logits and (N,) integer targets to one loss (`reduction` mean or sum) or (N,) losses
 (`none`), in float32 or better. p = softmax(logits), p_y the target's probability.
@@ -14,7 +14,7 @@ from torch import nn
 
 from hesstune.checks import one_of, stochastic_matrix, unit_interval
 from hesstune.errors import ConfigError
-from hesstune.losses.consistent import check_targets
+from hesstune.losses.consistent import REDUCTIONS, check_targets, reduced
 
 # log 0 in reverse cross-entropy; Wang et al. 2019 and Ma et al. 2020 both use −4.
 LOG_ZERO = -4.0
@@ -25,10 +25,10 @@ class _TargetLoss(nn.Module):
 
     def __init__(self, reduction: str = "mean") -> None:
         super().__init__()
-        self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
+        self.reduction = one_of("reduction", reduction, REDUCTIONS)
 
-    def losses(self, log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return (N,) losses of (N, K) log-probabilities."""
+    def _losses(self, log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return (N,) losses of (N, K) log-probabilities and (N,) targets."""
         raise NotImplementedError
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -38,11 +38,8 @@ class _TargetLoss(nn.Module):
             DataError: If targets are not integers in [0, K).
         """
         check_targets(logits, targets)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses = self.losses(torch.log_softmax(logits, dim=1), targets.long())
-        if self.reduction == "none":
-            return losses
-        return losses.mean() if self.reduction == "mean" else losses.sum()
+        log_p = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=1)
+        return reduced(self._losses(log_p, targets.long()), self.reduction)
 
 
 def _of_target(values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -76,8 +73,7 @@ class ForwardLoss(_TargetLoss):
         matrix = torch.from_numpy(stochastic_matrix(getattr(noise_matrix, "array", noise_matrix)))
         self.register_buffer("log_noise", matrix.log(), persistent=False)
 
-    def losses(self, log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return −log Σ_i F[i, ỹ] p_i, computed in logarithms so that it stays finite."""
+    def _losses(self, log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         if log_p.shape[1] != len(self.log_noise):
             raise ConfigError(
                 f"the noise matrix is for {len(self.log_noise)} classes, but the logits have {log_p.shape[1]}"
@@ -107,8 +103,7 @@ class GeneralizedCrossEntropy(_TargetLoss):
         if self.q == 0:
             raise ConfigError("q must be above 0; at 0 the loss is cross-entropy")
 
-    def losses(self, log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return (1 − p_y^q)/q."""
+    def _losses(self, log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return -torch.expm1(self.q * _of_target(log_p, targets)) / self.q
 
 
@@ -132,8 +127,7 @@ class SymmetricCrossEntropy(_TargetLoss):
         super().__init__(reduction)
         self.alpha, self.beta = float(alpha), float(beta)
 
-    def losses(self, log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return α·CE + β·RCE."""
+    def _losses(self, log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         log_y = _of_target(log_p, targets)
         return -self.alpha * log_y + self.beta * LOG_ZERO * torch.expm1(log_y)
 
@@ -142,7 +136,7 @@ class ActivePassiveLoss(_TargetLoss):
     """APL: α·NCE + β·RCE, NCE = log p_y / Σ_k log p_k.
 
     Both parts are symmetric: summed over all labels they are constant, 1 and −A(K − 1), so
-    symmetric noise of any rate below (K − 1)/K leaves the minimiser where it is. Source: Ma et al.
+    symmetric noise of any rate below (K − 1)/K does not change the minimiser. Source: Ma et al.
     2020, equations 6 and 8; α = β = 1 for CIFAR-10.
 
     Args:
@@ -160,8 +154,7 @@ class ActivePassiveLoss(_TargetLoss):
         super().__init__(reduction)
         self.alpha, self.beta = float(alpha), float(beta)
 
-    def losses(self, log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return α·NCE + β·RCE."""
+    def _losses(self, log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         log_y = _of_target(log_p, targets)
         normalised = log_y / log_p.sum(dim=1)
         return self.alpha * normalised + self.beta * LOG_ZERO * torch.expm1(log_y)
@@ -173,14 +166,12 @@ def jensen_shannon(distributions: list[torch.Tensor], weights: list[float]) -> t
     Source: Lin 1991; Englesson and Azizpour 2021, equation 3.
 
     Args:
-        distributions: M arrays (N, K) whose rows are probabilities.
+        distributions: M arrays (N, K) of probabilities.
         weights: M weights that sum to 1.
     """
-    mixture = sum(w * p for w, p in zip(weights, distributions, strict=True))
-    assert isinstance(mixture, torch.Tensor)
-    return _entropy(mixture) - torch.stack(
-        [w * _entropy(p) for w, p in zip(weights, distributions, strict=True)]
-    ).sum(dim=0)
+    pairs = list(zip(weights, distributions, strict=True))
+    mixture = sum((w * p for w, p in pairs[1:]), pairs[0][0] * pairs[0][1])
+    return _entropy(mixture) - torch.stack([w * _entropy(p) for w, p in pairs]).sum(dim=0)
 
 
 def _entropy(p: torch.Tensor) -> torch.Tensor:
@@ -211,7 +202,7 @@ class JensenShannonLoss(nn.Module):
         self.weight = unit_interval("weight", weight)
         if self.weight in (0.0, 1.0):
             raise ConfigError(f"weight must lie between 0 and 1; got {weight:g}")
-        self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
+        self.reduction = one_of("reduction", reduction, REDUCTIONS)
 
     def forward(self, views: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
         """Return the loss of the views' logits, each (N, K), against (N,) targets."""
@@ -221,18 +212,14 @@ class JensenShannonLoss(nn.Module):
         label = nn.functional.one_hot(targets.long(), wide[0].shape[1]).to(wide[0])
         weights = [self.weight] + [(1.0 - self.weight) / len(views)] * len(views)
         scale = -(1.0 - self.weight) * math.log1p(-self.weight)
-        losses = jensen_shannon([label, *predicted], weights) / scale
-        if self.reduction == "none":
-            return losses
-        return losses.mean() if self.reduction == "mean" else losses.sum()
+        return reduced(jensen_shannon([label, *predicted], weights) / scale, self.reduction)
 
 
 def early_learning_penalty(p: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
     """Return log(1 − ⟨p, t⟩), (N,): the regulariser of early-learning regularisation.
 
-    Its gradient keeps the prediction at the running average t, which remembers what was learnt
-    before the noise was. Source: Liu et al. 2020, equation 6. p is kept within [1e-4, 1 − 1e-4], as
-    in their code, so that the logarithm stays finite.
+    Its gradient keeps the prediction at the running average t of early predictions. Source: Liu et al. 2020,
+    equation 6. p is kept within [1e-4, 1 − 1e-4], as in their code, so that the logarithm stays finite.
 
     Args:
         p: Predicted probabilities, (N, K).

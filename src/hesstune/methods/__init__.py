@@ -1,12 +1,13 @@
-"""Fine-tuning methods, found by their names: one file each, or together with others that differ little."""
+"""Fine-tuning methods by name. Files without an underscore hold a table METHODS of names and classes."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from functools import cache
 
 from hesstune.errors import ConfigError, unknown_name
-from hesstune.methods._base import TIERS, Batch, Method, MethodSetup, Option
+from hesstune.methods._base import TIERS, Batch, Method, MethodSetup, Option, Tier
 from hesstune.methods._heads import estimator_method
 
 __all__ = [
@@ -19,34 +20,36 @@ __all__ = [
     "method_class",
     "method_name",
     "method_names",
+    "methods_by_tier",
 ]
 
-# The methods of files that hold several. Every other file is a method of its name.
-SHARED = {
-    "baselines": ("vanilla", "early_stopping", "weight_decay", "l2_sp", "l1_sp", "mixup"),
-    "constrained": ("constraint", "robust", "robust_plus", "regsl"),
-    "perturbed": ("sam", "nso"),
-    "phases": ("lp_ft", "wise_ft", "gradual_unfreezing"),
-    "robust_losses": (
-        *("consistent", "forward", "label_smoothing", "gce", "sce", "apl"),
-        *("gjs", "elr", "sat"),
-    ),
-    "two_networks": ("co_teaching", "divide_mix"),
-}
 # Users' own classes by name, for the life of the process.
 _OWN: dict[str, type[Method]] = {}
 
 
-def _files() -> dict[str, str]:
-    """Return the file of each method."""
-    own = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
-    files = {name: name for name in own if name not in SHARED}
-    return files | {name: file for file, names in SHARED.items() for name in names}
+@cache
+def _built_in() -> dict[str, type[Method]]:
+    found: dict[str, type[Method]] = {}
+    for file in pkgutil.iter_modules(__path__):
+        if not file.name.startswith("_"):
+            found |= importlib.import_module(f"{__name__}.{file.name}").METHODS
+    return dict(sorted(found.items()))
 
 
 def method_names() -> list[str]:
     """List the names of the methods that hesstune has."""
-    return sorted(_files())
+    return list(_built_in())
+
+
+def methods_by_tier() -> dict[Tier, dict[str, type[Method]]]:
+    """Return the methods that hesstune has, name to class, by tier: recommended, baseline, research.
+
+    Example:
+        >>> "auto" in methods_by_tier()["recommended"]
+        True
+    """
+    built_in = _built_in().items()
+    return {tier: {name: kind for name, kind in built_in if kind.tier == tier} for tier in TIERS}
 
 
 def method_class(name: str) -> type[Method]:
@@ -55,14 +58,10 @@ def method_class(name: str) -> type[Method]:
     Raises:
         ConfigError: If there is none, with the nearest name.
     """
-    if name in _OWN:
-        return _OWN[name]
-    files = _files()
-    if name not in files:
-        raise unknown_name("method", name, [*sorted(files), *_OWN])
-    module = importlib.import_module(f"{__name__}.{files[name]}")
-    found: type[Method] = module.METHODS[name] if files[name] in SHARED else module.METHOD
-    return found
+    known = {**_built_in(), **_OWN}
+    if name not in known:
+        raise unknown_name("method", name, list(known))
+    return known[name]
 
 
 def method_name(method: str | type[Method]) -> str:
@@ -82,11 +81,11 @@ def method_name(method: str | type[Method]) -> str:
         return method
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise ConfigError(f"a method is a name or a subclass of hesstune.methods.Method; got {method!r}")
-    for name in method_names():
-        if method.__module__ == f"{__name__}.{_files()[name]}" and method is method_class(name):
+    for name, kind in _built_in().items():
+        if method is kind:
             return name
     name = method.__name__
-    if name in method_names():
-        raise ConfigError(f"the class {name} has the name of another method; give it one of its own")
+    if name in _built_in():
+        raise ConfigError(f"the class {name} has the name of another method; rename it")
     _OWN[name] = method
     return name

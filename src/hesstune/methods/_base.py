@@ -1,31 +1,325 @@
-"""What every fine-tuning method offers to the training loop."""
+"""The base class of fine-tuning methods, what it is built from, and the losses that methods share."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
-from hesstune.errors import ConfigError, unknown_name
-from hesstune.methods._losses import cross_entropy
-from hesstune.methods._setup import Batch, MethodSetup, Option
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hesstune.errors import ConfigError, DataError, unknown_name
+from hesstune.forward import logits_of
+from hesstune.losses.consistent import ConsistentLoss
+from hesstune.noise.matrix import NoiseMatrix
+from hesstune.reference import in_modules
 from hesstune.storage.tensors import Tree
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-    from hesstune.methods._setup import HeadMaterial, SolvedHead
-
-__all__ = ["TIERS", "Batch", "Method", "MethodSetup", "Option", "Tier"]
-
+    from hesstune.forward import Inputs
+    from hesstune.reference import Reference
+    from hesstune.weak.votes import Votes
 
 T = TypeVar("T")
+Loss = Callable[[Any, torch.Tensor], torch.Tensor]
+Budget = Literal["fast", "default", "thorough"]
 Tier = Literal["recommended", "baseline", "research"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
+# The least class probability of a probe.
+MIN_PROBABILITY = 1e-3
 # The share of a head's penalty for methods whose loss is robust to noise: of 0, 0.1 and 1 the best on average
 # on nine development tasks of heads.
-RESISTANT = 0.1
+ROBUST_HEAD_PENALTY = 0.1
+
+
+@dataclass(frozen=True)
+class HeadMaterial:
+    """What a head is solved from: the training examples, as a frozen network sees them.
+
+    Attributes:
+        features: (N, D) what the head is given.
+        labels: (N,) labels as given, possibly wrong.
+        k: Number of classes K.
+        soft: (N, K) soft labels to be trained on instead, or None.
+        checked: (rows, true labels) that a person has checked, or None.
+        noise_matrix: F if the user knows it, or None.
+        weight: (N,) how much each example counts, or None: once.
+        budget: How many candidates may be tried.
+        seed: Of everything drawn.
+        votes: The votes that the labels were made of, or None.
+    """
+
+    features: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    k: int
+    soft: NDArray[np.float64] | None = None
+    checked: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+    noise_matrix: NoiseMatrix | None = None
+    weight: NDArray[np.float64] | None = None
+    budget: Budget = "default"
+    seed: int = 0
+    votes: Votes | None = None
+
+
+@dataclass(frozen=True)
+class ClassEvidence:
+    """Probabilities of each training example's class, from its features and its given label.
+
+    Attributes:
+        probabilities: P(true class | features), (N, K), of a probe that did not see the example.
+        likelihood: P(label as given | true class), (N, K); one-hot for examples that a person has checked.
+    """
+
+    probabilities: NDArray[np.float64]
+    likelihood: NDArray[np.float64]
+
+    def posterior(self, seen: NDArray[np.float64] | None = None, share: float = 1.0) -> NDArray[np.float64]:
+        """Return P(true class | features, label), (N, K), q ∝ p^share · p_net^(1 − share) · likelihood.
+
+        Args:
+            seen: ln p_net, (N, K), of another network; None: the probe alone.
+            share: The probe's part in the geometric mean of the two.
+
+        Example:
+            >>> evidence = ClassEvidence(np.array([[0.9, 0.1]]), np.array([[0.3, 0.7]]))
+            >>> evidence.posterior().round(3).tolist()
+            [[0.794, 0.206]]
+        """
+        log_p = np.log(np.maximum(self.probabilities, MIN_PROBABILITY))
+        if seen is not None:
+            log_p = share * log_p + (1.0 - share) * seen
+        joint = np.exp(log_p - log_p.max(axis=1, keepdims=True)) * self.likelihood
+        return np.asarray(joint / np.maximum(joint.sum(axis=1, keepdims=True), 1e-300))
+
+
+@dataclass(frozen=True)
+class SolvedHead:
+    """A linear head, and what was found on the way.
+
+    Attributes:
+        weight: (K, D), as `torch.nn.Linear` keeps it.
+        bias: (K,).
+        noise_matrix: The noise matrix for deeper layers and validation, or None.
+        name: What was chosen, for people.
+        reason: Why, in a sentence.
+        details: Candidates, scores and cost, JSON-ready.
+        evidence: What deeper layers are trained on: what was found of each example's true class, or None.
+    """
+
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    noise_matrix: NoiseMatrix | None
+    name: str
+    reason: str
+    details: dict[str, Any] = field(default_factory=dict)
+    evidence: ClassEvidence | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return what a run's record says of it, JSON-ready."""
+        return {"chosen": self.name, "reason": self.reason, "details": self.details}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A number that a method has and others have not, set by `--method-options NAME=VALUE`.
+
+    Attributes:
+        default: Its value if none is given.
+        source: Where the default comes from.
+        low: The least value allowed.
+        high: The largest value allowed.
+        search: The range in which a search looks, or None if it keeps the default.
+        log: Whether the search looks on a logarithmic scale.
+    """
+
+    default: float
+    source: str
+    low: float = 0.0
+    high: float = float("inf")
+    search: tuple[float, float] | None = None
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class MethodSetup:
+    """What a method is built from.
+
+    Attributes:
+        model: The whole network.
+        reference: Its weights at the start.
+        noise_matrix: F, the noise matrix that the loss uses, or None.
+        counts: (K,) how many training examples carry each (noisy) label.
+        radius: The constraint's radii, by layer pattern or one for all; None without a constraint.
+        norm: The constraint's norm.
+        warmup_epochs: Epochs of plain cross-entropy first, for methods that have a warm-up.
+        balance: `none`, `weights` or `sampler`: how the risk is made class-balanced.
+        net: What is called on a batch and trained, the whole network or its head; None: the network.
+        head: The name of the head's module in `model`.
+        other_heads: Of a network that makes its logits of several classifiers, the names of the others.
+        epochs: Epochs in all.
+        options: The method's own numbers; absent ones have their defaults.
+        radius_scale: Factor of the radii from one stage of the network to the next.
+        labels: (n,) the (noisy) training labels.
+        batch_size: Examples an optimizer step.
+        solved: The head that was solved from frozen features, or None.
+        alone: Whether that head is all there is to be, for want of time or of examples to judge more by.
+    """
+
+    model: nn.Module
+    reference: Reference
+    noise_matrix: NoiseMatrix | None
+    counts: NDArray[np.int64]
+    radius: float | Mapping[str, float] | None
+    norm: str
+    warmup_epochs: int
+    balance: str = "none"
+    net: nn.Module | None = None
+    head: str = ""
+    epochs: int = 1
+    options: Mapping[str, float] = field(default_factory=dict)
+    radius_scale: float = 1.0
+    labels: NDArray[np.int64] | None = None
+    batch_size: int = 32
+    solved: SolvedHead | None = None
+    alone: bool = False
+    other_heads: tuple[str, ...] = ()
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """What is called on a batch: `net`, or the whole network."""
+        return self.model if self.net is None else self.net
+
+    @cached_property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that were trainable when the method was built, by their names in `model`."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The names of all modules that are the head together."""
+        return (self.head, *self.other_heads)
+
+    def in_head(self, name: str) -> bool:
+        """Tell whether a parameter of `model` belongs to the head."""
+        return in_modules(name, self.heads)
+
+
+@dataclass
+class Batch:
+    """One batch of training examples.
+
+    Attributes:
+        net: What is called on the inputs.
+        inputs: The inputs, augmented.
+        targets: (N,) noisy labels.
+        indices: (N,) positions of the examples in the training set.
+        epoch: The epoch, from 0.
+        again: Returns the same examples augmented by another draw.
+        forward: How logits are computed; None: by calling the network.
+        soft: (N, K) soft labels to train on instead of `targets`, or None.
+        clean: (N,) whether a person has checked the label, or None if nobody checked any.
+        share: The rows that this process runs if several share the batch; None: all of them.
+    """
+
+    net: nn.Module
+    inputs: Inputs
+    targets: torch.Tensor
+    indices: torch.Tensor
+    epoch: int
+    again: Callable[[], Inputs]
+    forward: Callable[[nn.Module, Inputs], torch.Tensor] | None = None
+    soft: torch.Tensor | None = None
+    clean: torch.Tensor | None = None
+    share: slice | None = None
+
+    def logits(self, net: nn.Module | None = None, inputs: Inputs | None = None) -> torch.Tensor:
+        """Return the (N, K) logits of these inputs, or others, by this network, or another."""
+        forward = logits_of if self.forward is None else self.forward
+        return forward(self.net if net is None else net, self.inputs if inputs is None else inputs)
+
+
+def balanced_rates(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the relative rates q, (K,), at which a balanced sampler draws each label, mean 1.
+
+    An example of label j is drawn q[j] times as often as under uniform sampling: q[j] = n / (K n_j).
+
+    Raises:
+        DataError: If a class has no training example.
+    """
+    if (counts == 0).any():
+        absent = int(np.flatnonzero(counts == 0)[0])
+        raise DataError(f"class {absent} has no training example, so classes cannot be balanced")
+    rates: NDArray[np.float64] = counts.sum() / (len(counts) * counts.astype(np.float64))
+    return rates
+
+
+def clean_shares(
+    noise_matrix: NoiseMatrix, counts: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Return the true classes' shares π, (K,), estimated from the labels, and which of them were raised.
+
+    π̂ = F⁻ᵀπ̃ has the covariance F⁻ᵀ(diag π̃ − π̃π̃ᵀ)F⁻¹/n. A share below its own standard error, or below
+    one example, cannot be distinguished from zero or from that error: it is raised to it, so that its weight
+    1/(Kπ) stays of a size that the examples can estimate.
+    """
+    n = int(counts.sum())
+    noisy = counts / n
+    inverse = noise_matrix.inverse
+    covariance = inverse.T @ (np.diag(noisy) - np.outer(noisy, noisy)) @ inverse / n
+    least = np.maximum(np.sqrt(np.diagonal(covariance).clip(min=0.0)), 1.0 / n)
+    found = noisy @ inverse
+    shares = np.maximum(found, least)
+    return shares / shares.sum(), np.flatnonzero(found < least)
+
+
+def class_weights(setup: MethodSetup) -> torch.Tensor | None:
+    """Return the weights of the noisy labels, (K,), or None if classes are not weighted."""
+    return torch.from_numpy(balanced_rates(setup.counts)) if setup.balance == "weights" else None
+
+
+def cross_entropy(setup: MethodSetup) -> Loss:
+    """Return plain cross-entropy; balanced weights follow the noisy labels' frequencies."""
+
+    def losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if targets.ndim == 2:
+            targets = targets.to(logits)
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+    return averaged(setup, losses)
+
+
+def averaged(setup: MethodSetup, losses: Loss) -> Loss:
+    """Return the mean of per-example losses, weighted by class if `balance` is `weights`."""
+    weight = class_weights(setup)
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        values = losses(logits, targets)
+        return (values if weight is None else weight.to(values)[targets] * values).mean()
+
+    return loss
+
+
+def consistent(setup: MethodSetup) -> ConsistentLoss:
+    """Return the consistent loss, unbiased for the clean risk or the class-balanced clean risk.
+
+    Balance weighs the *true* classes by 1/(K π_k), π of `clean_shares`; a balanced sampler is undone by
+    its own rates, which leaves the same expectation.
+    """
+    assert setup.noise_matrix is not None
+    if setup.balance == "none":
+        return ConsistentLoss(setup.noise_matrix)
+    rates = balanced_rates(setup.counts)
+    prior, _ = clean_shares(setup.noise_matrix, setup.counts)
+    weight = torch.from_numpy(1.0 / (setup.noise_matrix.k * prior))
+    sampling = torch.from_numpy(rates) if setup.balance == "sampler" else None
+    return ConsistentLoss(setup.noise_matrix, weight=weight, sampling=sampling)
 
 
 class Method:
@@ -39,16 +333,16 @@ class Method:
     # How well it is supported by the records: see TIERS.
     tier: ClassVar[Tier] = "research"
     needs_noise_matrix: ClassVar[bool] = False
-    # Whether it uses a noise matrix where one is known; those that need one do.
+    # Whether it uses a noise matrix if one is known; those that need one do.
     uses_noise_matrix: ClassVar[bool] = False
     constrained: ClassVar[bool] = False
-    # Whether balanced class weights enter its loss; where not, asking for them is an error.
+    # Whether balanced class weights enter its loss; if not, asking for them is an error.
     weighs_classes: ClassVar[bool] = True
-    # Whether plain cross-entropy for `warmup_epochs` goes before its own loss.
+    # Whether it trains with plain cross-entropy for `warmup_epochs` first.
     warms_up: ClassVar[bool] = False
     # Whether it mixes inputs: they must then be numbers (images, or a head's features), not texts.
     mixes_inputs: ClassVar[bool] = False
-    # The weight decay of a head that it trains alone, where none is given, as a share of the penalty that
+    # The weight decay of a head that it trains alone, if none is given, as a share of the penalty that
     # cross-validation finds for cross-entropy: 0 if a constraint or a penalty of its own limits the head.
     head_penalty: ClassVar[float] = 1.0
     # Whether it freezes and thaws parameters while training.
@@ -110,7 +404,7 @@ class Method:
 
     @property
     def goes_on(self) -> bool:
-        """Whether steps follow: not where the head was solved and nothing else is trained."""
+        """Whether steps follow: not if the head was solved and nothing else is trained."""
         return True
 
     @classmethod

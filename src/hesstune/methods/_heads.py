@@ -12,8 +12,7 @@ from torch import nn
 
 from hesstune.errors import ConfigError, DataError
 from hesstune.forward import logits_of
-from hesstune.methods._base import Method
-from hesstune.methods._setup import Budget, ClassEvidence, HeadMaterial, MethodSetup, SolvedHead
+from hesstune.methods._base import HeadMaterial, Method, MethodSetup, SolvedHead
 from hesstune.runtime.device import one_thread
 from hesstune.storage.files import one_line
 
@@ -22,17 +21,6 @@ if TYPE_CHECKING:
 
     from hesstune.weak.votes import Votes
 
-__all__ = [
-    "Budget",
-    "ClassEvidence",
-    "HeadMaterial",
-    "SolvedHead",
-    "SolvedHeadMethod",
-    "estimator_method",
-    "linear_head",
-    "takes_solution",
-    "training_features",
-]
 # The largest deviation from linear scores, of the largest score.
 LINEAR_TOLERANCE = 1e-3
 
@@ -54,7 +42,7 @@ def training_features(
 
 
 class _Features(nn.Module):
-    """What goes into the head, in place of the logits."""
+    """A network that returns the inputs of its head."""
 
     def __init__(self, network: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -94,7 +82,7 @@ class SolvedHeadMethod(Method):
 
     @property
     def goes_on(self) -> bool:
-        """Whether steps follow: where there is more to train than the head that was solved, or none was."""
+        """Whether steps follow: if more is trained than the solved head, or no head was solved."""
         if self.setup.solved is None:
             return True
         alone = self.head_alone or self.setup.alone
@@ -197,8 +185,8 @@ def estimator_method(
 
     Args:
         name: The method's name.
-        estimator: A classifier whose scores are linear in the features, such as a pipeline of StandardScaler
-            and LogisticRegressionCV. It is cloned before it is fitted.
+        estimator: A classifier with linear scores, such as a pipeline of StandardScaler and
+            LogisticRegressionCV. It is cloned before it is fitted.
         combine: Makes labels, (N,) with -1 for no label, from votes; the estimator is then fitted to them
             instead of the labels as given.
 

@@ -7,29 +7,52 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from hesstune.constraints.distance import DistanceConstraint, weight_norm
 from hesstune.losses.robust import ForwardLoss
-from hesstune.methods._base import Batch, MethodSetup, Option
-from hesstune.methods._heads import ClassEvidence, HeadMaterial, SolvedHead, SolvedHeadMethod
-from hesstune.methods._losses import averaged
+from hesstune.methods._base import (
+    Batch,
+    ClassEvidence,
+    HeadMaterial,
+    MethodSetup,
+    Option,
+    SolvedHead,
+    averaged,
+)
+from hesstune.methods._heads import SolvedHeadMethod
 from hesstune.noise.latent.channel import Observed
-from hesstune.noise.latent.head import CANDIDATES, FEWER, MORE, TOLD, Candidate, RobustHead, robust_head
+from hesstune.noise.latent.head import (
+    CANDIDATES,
+    FAST_CANDIDATES,
+    GIVEN_MATRIX,
+    THOROUGH_CANDIDATES,
+    Choice,
+    robust_head,
+)
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
 from hesstune.storage.tensors import Tree
 
-# Epochs in which the network's own predictions say too little yet to be with_votes.
+# Epochs in which the network's own predictions say too little yet to be used.
 OWN_PREDICTIONS_AFTER = 2
 # An example that a person has checked counts as so many: the others' classes are inferred. Of 1, 4 and 8 on
 # development tasks of heads, with 50 and 200 checked.
-CHECKED = 4.0
-DEVELOPED = "development tasks of images, 4, 6, 12 and 40 epochs"
+CHECKED_WEIGHT = 4.0
+DEVELOPMENT_TASKS = "development tasks of images, 4, 6, 12 and 40 epochs"
 # Steps up to which the head helps most: in so few the network learns little itself. In more, what the head
 # gives falls with the square of their number.
-SHORT = 64
+SHORT_RUN_STEPS = 64
+
+
+# Candidates within each budget, and the number of folds that they are scored on.
+BUDGETS = {"fast": (FAST_CANDIDATES, 2), "default": (CANDIDATES, 3), "thorough": (THOROUGH_CANDIDATES, 5)}
+KINDS = {
+    "none": "penalised cross-entropy on the labels as they are",
+    "given": "posteriors under the given noise matrix",
+    "symmetric": "posteriors under symmetric noise, its rate estimated",
+    "full": "posteriors under an estimated noise matrix",
+}
 
 
 class Auto(SolvedHeadMethod):
@@ -39,8 +62,9 @@ class Auto(SolvedHeadMethod):
     with the best held-out likelihood of the given labels (`hesstune.noise.latent`). Deeper layers start
     from it (Kumar et al. 2022), with its logits damped, more in longer training: a head that already fits
     gives them no gradient. They are trained on posteriors of each example's true class, inside distance
-    constraints that are a share of each layer's norm. The posteriors combine the out-of-sample probe, whose
-    weight falls in longer training, the network's own earlier predictions and the given label. The epoch
+    constraints that are a share of each layer's norm. The posteriors combine the
+    out-of-sample probe (with less weight in longer training), the network's own earlier predictions and the
+    given label. The epoch
     with the best validation likelihood is kept if it beats the head alone by more than one standard error.
     If no noise was found, it is the latest epoch whose validation error is within one standard error of the
     lowest.
@@ -53,7 +77,8 @@ class Auto(SolvedHeadMethod):
         "share": Option(0.2, "of each layer's norm: its radius", low=1e-6, search=(0.02, 1.0), log=True),
         "damping": Option(
             0.3,
-            f"of the solved head's logits in a run of up to {SHORT} steps, less in longer ones; {DEVELOPED}",
+            f"of the solved head's logits in a run of up to {SHORT_RUN_STEPS} steps, less in longer ones; "
+            f"{DEVELOPMENT_TASKS}",
             low=1e-3,
             high=1.0,
             search=(0.1, 1.0),
@@ -61,8 +86,8 @@ class Auto(SolvedHeadMethod):
         ),
         "probe": Option(
             0.5,
-            f"the probe's part in posteriors in a run of up to {SHORT} steps, less in longer ones, the rest "
-            "the network's: equal parts, not searched",
+            f"the probe's part in posteriors in a run of up to {SHORT_RUN_STEPS} steps, less in longer ones, "
+            "the rest the network's: equal parts, not searched",
             high=1.0,
         ),
     }
@@ -77,7 +102,7 @@ class Auto(SolvedHeadMethod):
         # The mean's weights fall by a factor e in an epoch; the mean stays within the radius.
         self.horizon = max(1, round(float(setup.counts.sum()) / setup.batch_size))
         # The part of `damping` and `probe` that is left in a run of so many steps.
-        self.fall = min(1.0, SHORT / (self.horizon * setup.epochs)) ** 2
+        self.fall = min(1.0, SHORT_RUN_STEPS / (self.horizon * setup.epochs)) ** 2
         self._update_posteriors()
         self.mean: dict[str, torch.Tensor] = {}
         self.steps = 0
@@ -107,7 +132,6 @@ class Auto(SolvedHeadMethod):
 
     @torch.no_grad()
     def start_epoch(self, epoch: int, predict: Callable[[nn.Module], torch.Tensor]) -> None:
-        """Damp the solved head before the first epoch; later, use the network's own predictions."""
         if self.setup.solved is not None and epoch == 0:
             for parameter in self.setup.model.get_submodule(self.setup.head).parameters():
                 parameter.mul_(self.fall * self.options["damping"])
@@ -126,7 +150,7 @@ class Auto(SolvedHeadMethod):
         if batch.clean is None:
             return nn.functional.cross_entropy(logits.float(), targets), logits
         losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-        weight = torch.where(batch.clean, CHECKED, 1.0).to(losses)
+        weight = torch.where(batch.clean, CHECKED_WEIGHT, 1.0).to(losses)
         return (weight * losses).sum() / weight.sum(), logits
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
@@ -136,7 +160,6 @@ class Auto(SolvedHeadMethod):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Project every layer to its radius, and move the mean of the recent weights."""
         if self.constraint is not None:
             self.constraint.project_()
         self.steps += 1
@@ -147,7 +170,6 @@ class Auto(SolvedHeadMethod):
 
     @contextlib.contextmanager
     def evaluated(self) -> Iterator[None]:
-        """Hold the mean of the recent weights: noisy labels move single steps more than their mean."""
         kept = self._swap(self.mean)
         try:
             yield
@@ -174,71 +196,48 @@ class Auto(SolvedHeadMethod):
 
     @classmethod
     def solve_head(cls, material: HeadMaterial) -> SolvedHead:
-        told = None if material.noise_matrix is None else material.noise_matrix.array
+        given, weight, checked = material.noise_matrix, material.weight, material.checked
+        if checked is not None:
+            weight = np.ones(len(material.labels)) if weight is None else weight.copy()
+            weight[checked[0]] *= CHECKED_WEIGHT
         labels = material.labels if material.soft is None else material.soft
-        observed = Observed.of(labels, material.k, told, material.checked, _weight(material))
-        tried, held_out = _tried(material)
+        observed = Observed.of(labels, material.k, None if given is None else given.array, checked, weight)
+        tried, held_out = (GIVEN_MATRIX, 2) if given is not None else BUDGETS[material.budget]
         found = robust_head(
             material.features, observed, candidates=tried, held_out=held_out, seed=material.seed
         )
-        return _solved(material, found, _class_evidence(observed, found))
+        truth, chosen = found.truth, found.choice.candidate
+        if given is None and truth.channel.rate > 0:
+            given = NoiseMatrix(truth.channel.matrix, "estimated")
+        details = {**found.choice.details(), "rate": truth.channel.rate}
+        if checked is not None:
+            details["checked"] = {"examples": len(checked[0]), "counts": CHECKED_WEIGHT}
+        return SolvedHead(
+            found.linear.weight.T,
+            found.linear.bias,
+            given,
+            f"{KINDS[chosen.shape]} (C = {chosen.strength:g})",
+            _reason(found.choice),
+            details,
+            ClassEvidence(truth.probabilities, observed.known(truth.channel.likelihood(observed.given))),
+        )
 
 
-def _weight(material: HeadMaterial) -> NDArray[np.float64] | None:
-    """Return how much each example counts, (N,); None: once."""
-    if material.checked is None:
-        return material.weight
-    weight = np.ones(len(material.labels)) if material.weight is None else material.weight.copy()
-    weight[material.checked[0]] *= CHECKED
-    return weight
-
-
-def _tried(material: HeadMaterial) -> tuple[tuple[Candidate, ...], int]:
-    """Return the candidates within the budget, and how many fifths they are judged on."""
-    if material.noise_matrix is not None:
-        return TOLD, 2
-    return {"fast": (FEWER, 2), "default": (CANDIDATES, 3), "thorough": (MORE, 5)}[material.budget]
-
-
-def _class_evidence(observed: Observed, found: RobustHead) -> ClassEvidence:
-    """Return what was found of each example's true class; those that were checked are sure."""
-    truth = found.truth
-    return ClassEvidence(truth.probabilities, observed.known(truth.channel.likelihood(observed.given)))
-
-
-def _solved(material: HeadMaterial, found: RobustHead, evidence: ClassEvidence) -> SolvedHead:
-    chosen, choice = found.choice.candidate, found.choice
-    noise_matrix = None
-    if material.noise_matrix is not None:
-        noise_matrix = material.noise_matrix
-    elif found.truth.channel.rate > 0:
-        noise_matrix = NoiseMatrix(found.truth.channel.matrix, "estimated")
-    kinds = {
-        "none": "penalised cross-entropy on the labels as they are",
-        "told": "posteriors under the given noise matrix",
-        "symmetric": "posteriors under symmetric noise, its rate estimated",
-        "full": "posteriors under an estimated noise matrix",
-    }
-    name = f"{kinds[chosen.shape]} (C = {chosen.strength:g})"
+def _reason(choice: Choice) -> str:
     mean, error = choice.gain
     if not choice.scores:
-        reason = "too few examples to choose among candidates"
-    elif choice.seen is not None:
-        reason = (
-            "it predicts held-out noisy labels as well as the plain head, whose estimated "
-            f"noise rate is {choice.seen:.0%}"
+        return "too few examples to choose among candidates"
+    if choice.plain_noise_rate is not None:
+        return (
+            "it predicts held-out noisy labels as well as the plain head, which estimates a noise rate of "
+            f"{choice.plain_noise_rate:.0%}"
         )
-    elif chosen == choice.plain:
-        reason = "no other predicts held-out noisy labels better beyond half a standard error"
-    else:
-        reason = (
-            f"it predicts held-out noisy labels better than the plain head, by {mean:.3f} ± {error:.3f} in "
-            "log-likelihood"
-        )
-    details = {**choice.details(), "rate": found.truth.channel.rate}
-    if material.checked is not None:
-        details["checked"] = {"examples": len(material.checked[0]), "counts": CHECKED}
-    return SolvedHead(found.linear.weight.T, found.linear.bias, noise_matrix, name, reason, details, evidence)
+    if choice.candidate == choice.plain:
+        return "no other predicts held-out noisy labels better beyond half a standard error"
+    return (
+        f"it predicts held-out noisy labels better than the plain head, by {mean:.3f} ± {error:.3f} in "
+        "log-likelihood"
+    )
 
 
-METHOD = Auto
+METHODS = {"auto": Auto}

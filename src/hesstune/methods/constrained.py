@@ -14,17 +14,16 @@ from hesstune.constraints.distance import (
     trained_matrices,
 )
 from hesstune.errors import listed
-from hesstune.methods._base import Batch, Method, MethodSetup, Option, Tier
-from hesstune.methods._losses import class_weights, consistent
-from hesstune.methods.robust_losses import EarlyLearning
+from hesstune.methods._base import Batch, Method, MethodSetup, Option, Tier, class_weights, consistent
+from hesstune.methods.robust_losses import ELR
 
 TASKS = "development tasks of benchmarks/field/tasks.py"
-# Options of the radii that are made where none is given.
+# Options of the default radii.
 RADII = {
     "head_share": Option(
         2.0,
         "of the norm of the head that penalised cross-entropy fits: the radius of a head that is trained "
-        f"alone, of which a head beside other layers has a quarter; {TASKS}",
+        f"alone; a quarter of it for a head beside other layers; {TASKS}",
         low=1e-6,
         search=(0.5, 8.0),
         log=True,
@@ -71,11 +70,9 @@ class Constraint(Method):
         self.constraint = DistanceConstraint(setup.model, setup.reference, radius, setup.norm, include=())
 
     def after_step(self) -> None:
-        """Project every layer whose distance exceeds its radius."""
         self.constraint.project_()
 
     def notes(self) -> list[str]:
-        """Name trained weights without a constraint, which are no layer of a known kind."""
         layers = set(self.setup.reference.layers())
         loose = [name for name, _ in trained_matrices(self.setup.model) if name not in layers]
         return (
@@ -92,7 +89,7 @@ class Robust(Constraint):
     """Robust fine-tuning: the paper's algorithm.
 
     Consistent loss and layer-wise constraint, after a warm-up of plain cross-entropy (inside the same
-    balls). Source: Ju, Li, Zhang 2022, Algorithm 1.
+    constraints). Source: Ju, Li, Zhang 2022, Algorithm 1.
     """
 
     tier: ClassVar[Tier] = "recommended"
@@ -111,12 +108,12 @@ class Robust(Constraint):
         return loss
 
 
-class RobustPlus(EarlyLearning, Robust):
+class RobustPlus(ELR, Robust):
     """robust+: the method `robust` with a memory of each example's early predictions.
 
-    The consistent loss is right in expectation but not example by example; early-learning regularisation
-    holds every prediction near the running average of its own past, which the noise has moved less. The
-    constraint keeps both from running away, its radii chosen on noisy validation (`--radius auto`).
+    The consistent loss is unbiased, but not for each example. Early-learning regularisation keeps every
+    prediction near its running average, which the noise changes less. The radii of the constraint are chosen
+    on noisy validation (`--radius auto`).
     Source: Ju, Li, Zhang 2022, Algorithm 1, for loss and constraint; Liu et al. 2020, equation 6, for the
     memory, with λ = 1 in place of their 3 for plain cross-entropy, chosen on development splits of four
     tasks with weak labels; β = 0.7 as there.
@@ -127,13 +124,12 @@ class RobustPlus(EarlyLearning, Robust):
     head_penalty = 0.0
     own_options = {
         **RADII,
-        **EarlyLearning.own_options,
+        **ELR.own_options,
         "lambda": Option(1.0, "development splits of weakly labelled tasks", search=(0.1, 10.0), log=True),
     }
 
     @classmethod
     def defaults(cls, head_only: bool) -> dict[str, Any]:
-        """Return the choice of radii: from noisy validation, where the user gives none."""
         return {"radius": "auto"}
 
 
@@ -143,7 +139,7 @@ REGSL_SOURCE = "the code of Li and Zhang 2021, its README"
 class RegSL(Constraint):
     """RegSL: a layer-wise constraint, examples reweighted by their loss, and confident predictions as labels.
 
-    The weight of an example is softmax(−ℓ/γ) over its batch; a label is replaced where max p exceeds a
+    The weight of an example is softmax(−ℓ/γ) over its batch; a label is replaced if max p exceeds a
     threshold. Source: Li and Zhang 2021, section 4, and their code: reweighting from epoch 5 and
     relabelling from epoch 10 of 30, γ = 2, threshold 0.9.
     """

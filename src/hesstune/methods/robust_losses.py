@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from hesstune.losses.robust import (
@@ -12,8 +14,18 @@ from hesstune.losses.robust import (
     SymmetricCrossEntropy,
     early_learning_penalty,
 )
-from hesstune.methods._base import RESISTANT, Batch, Method, MethodSetup, Option
-from hesstune.methods._losses import Loss, averaged, class_weights, consistent
+from hesstune.methods._base import (
+    ROBUST_HEAD_PENALTY,
+    Batch,
+    Loss,
+    Method,
+    MethodSetup,
+    Option,
+    Tier,
+    averaged,
+    class_weights,
+    consistent,
+)
 from hesstune.storage.tensors import Tree
 
 
@@ -62,7 +74,7 @@ class Forward(RobustLoss):
 
     tier = "baseline"
     needs_noise_matrix = True
-    head_penalty = RESISTANT
+    head_penalty = ROBUST_HEAD_PENALTY
 
     def make(self) -> Loss:
         return ForwardLoss(self.setup.noise_matrix, reduction="none")
@@ -89,7 +101,7 @@ class GCE(RobustLoss):
     """
 
     tier = "baseline"
-    head_penalty = RESISTANT
+    head_penalty = ROBUST_HEAD_PENALTY
     own_options = {
         "q": Option(0.7, "Zhang and Sabuncu 2018, section 4", low=1e-6, high=1.0, search=(0.1, 1.0))
     }
@@ -151,24 +163,25 @@ class GJS(Method):
 
     def __init__(self, setup: MethodSetup) -> None:
         super().__init__(setup)
-        self._gjs = JensenShannonLoss(self.options["weight"], reduction="none")
-        self._weights = class_weights(setup)
+        self._gjs = averaged(setup, JensenShannonLoss(self.options["weight"], reduction="none"))
 
     def batch_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = batch.logits()
-        losses = self._gjs([logits, batch.logits(inputs=batch.again())], batch.targets)
-        if self._weights is not None:
-            losses = self._weights.to(losses)[batch.targets] * losses
-        return losses.mean(), logits
+        views = [batch.logits(), batch.logits(inputs=batch.again())]
+        return self._gjs(views, batch.targets), views[0]
 
 
 ELR_SOURCE = "Liu et al. 2020, appendix (CIFAR-10)"
 
 
-class EarlyLearning(Method):
-    """A method's own loss, and a memory of each example's early predictions that holds them."""
+class ELR(Method):
+    """ELR: cross-entropy + λ·log(1 − ⟨p, t⟩), t a running average of each example's own predictions.
 
-    head_penalty = RESISTANT
+    Networks learn correct labels before wrong ones; the penalty keeps early predictions. Source: Liu et al.
+    2020, equations 6 and 9; λ = 3, β = 0.7 for CIFAR-10.
+    """
+
+    tier: ClassVar[Tier] = "baseline"
+    head_penalty = ROBUST_HEAD_PENALTY
     own_options = {
         "lambda": Option(3.0, ELR_SOURCE, search=(0.3, 10.0), log=True),
         "beta": Option(0.7, ELR_SOURCE, high=1.0, search=(0.5, 0.99)),
@@ -198,16 +211,6 @@ class EarlyLearning(Method):
 
     def load_state(self, state: Tree) -> None:
         self.memory = state["memory"]
-
-
-class ELR(EarlyLearning):
-    """ELR: cross-entropy + λ·log(1 − ⟨p, t⟩), t a running average of each example's own predictions.
-
-    Networks learn right labels before wrong ones; the penalty keeps them there. Source: Liu et al. 2020,
-    equations 6 and 9; λ = 3, β = 0.7 for CIFAR-10.
-    """
-
-    tier = "baseline"
 
 
 class SAT(Method):

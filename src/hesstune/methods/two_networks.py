@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hesstune.forward import unmoved_statistics
-from hesstune.methods._base import RESISTANT, Batch, Method, MethodSetup, Option
+from hesstune.methods._base import ROBUST_HEAD_PENALTY, Batch, Method, MethodSetup, Option
 from hesstune.methods.baselines import beta_draw, mixed
 from hesstune.storage.tensors import Tree
 
@@ -29,7 +29,7 @@ class TwoNetworks(Method):
 
     takes_soft = False
     weighs_classes = False
-    head_penalty = RESISTANT
+    head_penalty = ROBUST_HEAD_PENALTY
 
     def __init__(self, setup: MethodSetup) -> None:
         super().__init__(setup)
@@ -118,7 +118,6 @@ class DivideMix(TwoNetworks):
         self.labels = torch.full((n,), -1)
 
     def start_epoch(self, epoch: int, predict: Callable[[nn.Module], torch.Tensor]) -> None:
-        """Divide the examples by the losses of both networks."""
         if epoch < self.setup.warmup_epochs or bool((self.labels < 0).all()):
             return
         seen = self.labels >= 0

@@ -24,12 +24,12 @@ class Cut:
     """A place in a network's forward pass before which nothing is trained.
 
     Attributes:
-        at: The module whose input is the activation.
+        at: The module that the activation is the input of.
         key: Which of its arguments that is: a position, or a keyword.
         skipped: Modules whose calls before the cut are left out, with what each call returns instead: zeros
             of a shape, for every example, or (None) what it was given.
         shape: Of one example's activation; of texts (tokens, width), the tokens those of the probe.
-        image: The shape of one example's input where that is a tensor, else None.
+        image: The shape of one example's input if it is a tensor, else None.
     """
 
     at: str
@@ -48,7 +48,6 @@ class _Call:
     """A module's call while a probe runs: its place in the order of events, and its output's shape."""
 
     name: str
-    depth: int
     entered: int
     left: int = -1
     same: bool = False
@@ -69,7 +68,7 @@ class _Trace:
         if self.path:
             return
         self.clock += 1
-        self.stack.append(_Call(name, len(self.stack), self.clock))
+        self.stack.append(_Call(name, self.clock))
         self.calls.append(self.stack[-1])
         if name in self.trained:
             self.path = list(self.stack)
@@ -86,7 +85,7 @@ class _Trace:
 
 
 def find_cut(model: nn.Module, inputs: Inputs) -> Cut | None:
-    """Return the latest cut before the first trained module, or None where there is none.
+    """Return the latest cut before the first trained module, or None if there is none.
 
     A cut is taken only if the network behind it, given the activation and nothing else of the inputs that
     the frozen part would have changed, has the logits of the whole network, and if the activation does not
@@ -94,7 +93,7 @@ def find_cut(model: nn.Module, inputs: Inputs) -> Cut | None:
     to.
 
     Args:
-        model: The network; `requires_grad` tells what is trained. It is left as it is.
+        model: The network; `requires_grad` marks what is trained. It is left as it is.
         inputs: Two examples or more.
 
     Example:
@@ -215,7 +214,7 @@ class AfterCut(nn.Module):
     """The network behind a cut: called with activations, it leaves out what comes before.
 
     Args:
-        model: The whole network, whose parameters these are.
+        model: The whole network; it shares its parameters.
         cut: Where it is cut.
     """
 

@@ -14,6 +14,7 @@ from hesstune.checks import parse_integer
 from hesstune.errors import ConfigError, ModelError, listed, unknown_name
 from hesstune.forward import Inputs, batch_size, in_mode, logits_of
 from hesstune.reference import in_modules, layer_names
+from hesstune.storage.files import one_line
 
 DEFAULT_SIZE = 224
 TEXTS = ("a short text", "another text of a few words")
@@ -24,28 +25,21 @@ def probe(model: nn.Module, tokenizer: Any, image_size: int | None) -> Inputs:
 
     Args:
         model: The network.
-        tokenizer: What turns texts into inputs; None for a network that reads images.
-        image_size: S; None: the size that the network's configuration names, or 224.
+        tokenizer: Of a network that reads texts; None for images.
+        image_size: S; None: the size in timm's or transformers' configuration, or 224.
     """
     if tokenizer is not None:
-        rows = [tokenizer(text, truncation=True, max_length=16) for text in TEXTS]
-        return dict(tokenizer.pad([dict(row) for row in rows], return_tensors="pt"))
-    size = image_size or _own_size(model)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(2, 3, *(size if isinstance(size, tuple) else (size, size)), generator=generator)
+        rows = [dict(tokenizer(text, truncation=True, max_length=16)) for text in TEXTS]
+        return dict(tokenizer.pad(rows, return_tensors="pt"))
+    timm = getattr(model, "pretrained_cfg", None)
+    size: Any = image_size or getattr(getattr(model, "config", None), "image_size", None)
+    if not image_size and isinstance(timm, dict) and timm.get("input_size"):
+        size = timm["input_size"][-2:]
+    if not (isinstance(size, list | tuple) and len(size) == 2):
+        size = [size if isinstance(size, int) and size > 0 else DEFAULT_SIZE] * 2
+    images = torch.rand(2, 3, *map(int, size), generator=torch.Generator().manual_seed(0))
     like = next((p for p in model.parameters() if p.is_floating_point()), images)
     return (images - 0.5).to(like)
-
-
-def _own_size(model: nn.Module) -> int | tuple[int, int]:
-    """Return the image size that timm's or transformers' configuration names."""
-    timm = getattr(model, "pretrained_cfg", None)
-    if isinstance(timm, dict) and timm.get("input_size"):
-        return int(timm["input_size"][-2]), int(timm["input_size"][-1])
-    size = getattr(getattr(model, "config", None), "image_size", None)
-    if isinstance(size, list | tuple) and len(size) == 2:
-        return int(size[0]), int(size[1])
-    return size if isinstance(size, int) and size > 0 else DEFAULT_SIZE
 
 
 NAME_IT = "name the classifier by --head (in Python head=)"
@@ -106,32 +100,31 @@ def find_heads(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
 def check_heads(model: nn.Module, heads: Sequence[str], k: int) -> None:
     """Raise ModelError unless the named modules are layers with k outputs and weights of their own."""
     modules = dict(model.named_modules())
-    holders = [*model.named_modules(remove_duplicate=False)]
     for name in heads:
         if name not in modules:
             wide = [other for other, module in modules.items() if output_size(module) == k]
             raise unknown_name("module for the classifier", name, wide, ModelError)
-        if output_size(modules[name]) != k:
+        head = modules[name]
+        if output_size(head) != k:
             raise ModelError(
-                f"the module '{name}' named as the classifier is {_shown(modules[name])}, not a layer with "
-                f"{k} outputs"
+                f"the module '{name}' named as the classifier is {_shown(head)}, not a layer with {k} outputs"
             )
-        own = dict(modules[name].named_parameters(recurse=False))
-        for parameter in own.values():
-            others = {
-                other
-                for other, module in holders
-                if module is not modules[name] and any(parameter is p for p in module._parameters.values())
-            }
-            if others:
-                raise ModelError(
-                    f"the classifier '{name}' shares a weight with {listed(sorted(others), 4)}: setting it "
-                    "to zero and training it would change both; give a model with separate weights"
-                )
+        own = dict(head.named_parameters(recurse=False))
+        ids = {id(p) for p in own.values()}
+        others = {
+            other
+            for other, module in model.named_modules(remove_duplicate=False)
+            if module is not head and any(id(p) in ids for p in module._parameters.values())
+        }
+        if others:
+            raise ModelError(
+                f"the classifier '{name}' shares a weight with {listed(sorted(others), 4)}: setting it "
+                "to zero and training it would change both; give a model with separate weights"
+            )
         if "weight" not in own:
             raise ModelError(
                 f"the weight of the classifier '{name}' is no plain parameter (it may be parametrized); give "
-                "a model whose classifier has one"
+                "a model with a plain one"
             )
 
 
@@ -155,7 +148,7 @@ def check_learnable(model: nn.Module, heads: Sequence[str], inputs: Inputs) -> N
             raise ModelError(f"the logits do not depend on the module '{name}'; {NAME_IT}")
         if not any(bool(gradient.any()) for gradient in of_head if gradient is not None):
             raise ModelError(
-                f"the classifier '{name}' cannot learn from where it starts: the logits have no gradient in "
+                f"the classifier '{name}' cannot learn from its start: the logits have no gradient in "
                 "its weights; if it was set to zero, start it as it is by --head-init keep"
             )
 
@@ -171,9 +164,8 @@ def new_layer(old: nn.Module, k: int) -> nn.Module:
         return nn.Linear(old.in_features, k, bias=bias)
     if isinstance(old, nn.Conv1d | nn.Conv2d | nn.Conv3d) and old.groups == 1:
         kind: Any = type(old)
-        made: nn.Module = kind(
-            old.in_channels, k, old.kernel_size, old.stride, old.padding, old.dilation, bias=bias
-        )
+        shape = (old.kernel_size, old.stride, old.padding, old.dilation)
+        made: nn.Module = kind(old.in_channels, k, *shape, bias=bias)
         return made
     raise ModelError(f"the classifier is {_shown(old)}, which cannot be given {k} outputs")
 
@@ -201,7 +193,7 @@ def _producers(
     model: nn.Module, inputs: Inputs, training: bool
 ) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
     """Return the number of logits K, the layers with K outputs that produce them, and the other ones."""
-    names: dict[Any, str] = {}  # node of the graph -> layer whose output it made
+    names: dict[Any, str] = {}  # node of the graph -> layer that made this output
 
     def note(name: str) -> Any:
         def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
@@ -238,37 +230,33 @@ def _producers(
 def fails_on(inputs: Inputs, error: Exception) -> ModelError:
     """Return the error that says why a network fails on a batch."""
     shape = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else sorted(inputs)
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ModelError(f"the model fails on inputs of shape {shape}: {reason}")
+    return ModelError(f"the model fails on inputs of shape {shape}: {one_line(error)}")
 
 
 def _first_reached(starts: Iterable[Any], names: dict[Any, str]) -> set[str]:
     """Return the first layers on the paths of the graph that begin at some nodes."""
-    found, seen, todo = set[str](), set[Any](), [node for node in starts if node is not None]
+    found, seen, todo = set[str](), set[Any](), list(starts)
     while todo:
         node = todo.pop()
-        if node in seen:
+        if node is None or node in seen:
             continue
         seen.add(node)
         if node in names:
             found.add(names[node])
         else:
-            todo.extend(parent for parent, _ in node.next_functions if parent is not None)
+            todo.extend(parent for parent, _ in node.next_functions)
     return found
 
 
 def _refuse_nested(names: dict[Any, str], heads: tuple[str, ...]) -> None:
     """Raise ModelError if the output of one head is an input of another."""
-    if len(heads) < 2:
-        return
     for node, name in names.items():
         if name not in heads:
             continue
         others = {n: other for n, other in names.items() if other in heads and other != name}
-        above = _first_reached((parent for parent, _ in node.next_functions), others)
-        if above:
+        if above := _first_reached((parent for parent, _ in node.next_functions), others):
             raise ModelError(
-                f"the logits come from {listed(heads, 4)}, and '{sorted(above)[0]}' also feeds '{name}', so "
+                f"the logits come from {listed(heads, 4)}, and '{min(above)}' also feeds '{name}', so "
                 f"that none is the classifier by itself; {NAME_IT}"
             )
 
@@ -277,7 +265,7 @@ def freeze(model: nn.Module, train: str, heads: str | Sequence[str]) -> list[str
     """Freeze every parameter that `train` does not name; return the names of those trained.
 
     Raises:
-        ConfigError: As `_chosen`.
+        ConfigError: If `train` names no parameter.
     """
     chosen = _chosen(model, train, heads)
     for name, parameter in model.named_parameters():
@@ -287,9 +275,6 @@ def freeze(model: nn.Module, train: str, heads: str | Sequence[str]) -> list[str
 
 def trains_head_only(model: nn.Module, train: str, heads: str | Sequence[str]) -> bool:
     """Return whether `train` names exactly the parameters of the head, however it is written.
-
-    Raises:
-        ConfigError: As `_chosen`.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -329,7 +314,12 @@ def _chosen(model: nn.Module, train: str, heads: str | Sequence[str]) -> set[str
         others = count - bool(of_head)
         chosen = of_head | set(names[names.index(body[-others]) :] if others else ())
     elif train.startswith("from:"):
-        chosen = set(names[_first_of(train.removeprefix("from:"), model, names) :])
+        module = train.removeprefix("from:")
+        at = next((i for i, name in enumerate(names) if name.startswith(f"{module}.")), None)
+        if at is None:
+            holders = [n for n, m in model.named_modules() if n and next(m.parameters(), None) is not None]
+            raise unknown_name("module to train from", module, holders)
+        chosen = set(names[at:])
     else:
         chosen = {name for name in names if fnmatchcase(name, train)}
         if not chosen:
@@ -337,12 +327,3 @@ def _chosen(model: nn.Module, train: str, heads: str | Sequence[str]) -> set[str
                 "pattern of parameters to train", train, ["all", "head", "last:N", "from:MODULE", *names]
             )
     return chosen
-
-
-def _first_of(module: str, model: nn.Module, names: list[str]) -> int:
-    """Return where the parameters of a module begin among the names of all."""
-    at = next((i for i, name in enumerate(names) if name.startswith(f"{module}.")), None)
-    if at is None:
-        holders = [n for n, m in model.named_modules() if n and next(m.parameters(), None) is not None]
-        raise unknown_name("module to train from", module, holders)
-    return at

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,15 @@ from hesstune.forward import (
     uncompiled,
 )
 from hesstune.models.heads import check_heads, fails_on, find_heads, output_size, probe
-from hesstune.models.networks import IMAGENET, MeanAndStd, VisionRequest, load_vision_model
+from hesstune.models.networks import (
+    IMAGENET,
+    UNCHANGED,
+    MeanAndStd,
+    load_minilm,
+    load_text_model,
+    load_vision_model,
+    padded_tokenizer,
+)
 from hesstune.reference import in_modules
 from hesstune.storage.files import one_line, write_json
 from hesstune.storage.seen_examples import SeenExamples
@@ -59,34 +68,23 @@ def checkpoint_dtype(name: str) -> str:
     from safetensors import safe_open
     from transformers.utils.hub import cached_file
 
-    how: dict[str, Any] = {
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-        "_raise_exceptions_for_gated_repo": False,
-    }
+    quiet = dict.fromkeys(("missing_entries", "connection_errors", "gated_repo"), False)
+    how: dict[str, Any] = {f"_raise_exceptions_for_{name}": value for name, value in quiet.items()}
+    counts: Counter[str] = Counter()
     try:
         path = cached_file(name, "model.safetensors", **how)
-        if path is None:
-            index = cached_file(name, "model.safetensors.index.json", **how)
-            if index is None:
-                return ""
-            with open(index, encoding="utf-8") as file:
-                shards = sorted(set(json.load(file)["weight_map"].values()))
-            path = cached_file(name, shards[0], **how)
+        if path is None and (index := cached_file(name, "model.safetensors.index.json", **how)) is not None:
+            shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+            path = cached_file(name, min(shards), **how)
         if path is None:
             return ""
-        counts: Counter[str] = Counter()
         with safe_open(path, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 (no mapping)
                 part = tensors.get_slice(key)
-                size = 1
-                for side in part.get_shape():
-                    size *= side
-                counts[str(part.get_dtype())] += size
+                counts[str(part.get_dtype())] += math.prod(part.get_shape())
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    known = [(kind, size) for kind, size in counts.most_common() if kind in _SAFETENSORS]
-    return _SAFETENSORS[known[0][0]] if known else ""
+    return next((_SAFETENSORS[kind] for kind, _ in counts.most_common() if kind in _SAFETENSORS), "")
 
 
 def cast(model: nn.Module, dtype: str) -> nn.Module:
@@ -108,7 +106,7 @@ def cast(model: nn.Module, dtype: str) -> nn.Module:
 
 
 def precision_notes(stored: str, dtype: str, source: str = "the model's weights") -> list[str]:
-    """Return what the user should know of the types that weights are stored and used in."""
+    """Return remarks on the types that weights are stored and used in."""
     notes = []
     if stored and stored != dtype:
         notes.append(f"{source} are stored in {stored} and used in {dtype}")
@@ -120,9 +118,9 @@ def precision_notes(stored: str, dtype: str, source: str = "the model's weights"
     return notes
 
 
-# What checkpoints call the state dict that they hold beside others, the most probable first.
+# Names of the state dict in checkpoints that hold more, the most probable first.
 _HELD_AS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
-# What wrappers put into names, wherever the wrapped module is.
+# Parts that wrappers add to names.
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
@@ -165,11 +163,11 @@ def _is_state(value: Any) -> bool:
 def fitting_names(
     state: Mapping[str, torch.Tensor], own: Iterable[str]
 ) -> tuple[dict[str, torch.Tensor], str | None]:
-    """Return weights by the model's names, without what wrappers put before or into them, and what that was.
+    """Return weights by the model's names, without what wrappers add to names, and what was removed.
 
-    A prefix is taken off where, with it, no name is the model's, and without it some are: `module.` of
-    DistributedDataParallel, `model.` of a Lightning module, or any other. A name that it does not begin
-    stays, and is reported as unexpected.
+    A prefix is removed if no name is the model's with it, and some are without it: `module.` of
+    DistributedDataParallel, `model.` of a Lightning module, or any other. A name without the prefix stays,
+    and is reported as unexpected.
 
     Example:
         >>> found, prefix = fitting_names({"module.weight": torch.zeros(1)}, ["weight"])
@@ -179,40 +177,28 @@ def fitting_names(
     names = set(own)
     if names & set(state):
         return dict(state), None
-    plain: dict[str, torch.Tensor] = {}
-    inside: set[str] = set()
-    for name, tensor in state.items():
-        for wrapper in _WRAPPERS:
-            if wrapper in name:
-                inside.add(wrapper)
-                name = name.replace(wrapper, "")
-        plain[name] = tensor
-    if len(plain) < len(state):
+    inside = [wrapper for wrapper in sorted(_WRAPPERS) if any(wrapper in name for name in state)]
+    plain = list(state)
+    for wrapper in inside:
+        plain = [name.replace(wrapper, "") for name in plain]
+    prefix = ""
+    if not names & set(plain):
+        counts: Counter[str] = Counter()
+        for parts in (name.split(".") for name in plain):
+            starts = (at for at in range(1, len(parts)) if ".".join(parts[at:]) in names)
+            counts.update(".".join(parts[:at]) + "." for at in starts)
+        if not counts:
+            return dict(state), None
+        prefix = counts.most_common(1)[0][0]
+    found = {name.removeprefix(prefix): tensor for name, tensor in zip(plain, state.values(), strict=True)}
+    if len(found) < len(state):
         return dict(state), None  # two names would become one
-    prefix = "" if names & set(plain) else _prefix(plain, names)
-    if prefix is None:
-        return dict(state), None
-    found = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
-    if len(found) < len(plain):
-        return dict(state), None
-    removed = sorted(inside) + ([prefix] if prefix else [])
+    removed = inside + ([prefix] if prefix else [])
     return found, listed(removed) if removed else None
-
-
-def _prefix(given: Iterable[str], names: set[str]) -> str | None:
-    """Return what stands before most of the model's names."""
-    counts: Counter[str] = Counter()
-    for name in given:
-        parts = name.split(".")
-        counts.update(
-            ".".join(parts[:at]) + "." for at in range(1, len(parts)) if ".".join(parts[at:]) in names
-        )
-    return counts.most_common(1)[0][0] if counts else None
 
 
 KINDS = ("efficientnet_lite0", "minilm", "hf", "timm", "torchvision", "py")
 BUILT_IN = ("efficientnet_lite0", "minilm")
-HEAD_INITS = ("zero", "keep")
 # What stands for a module given in Python.
 MODULE = "module"
 
@@ -229,7 +215,7 @@ class LoadedModel:
         tokenizer: What turns texts into inputs; None for a model of images.
         notes: What was changed to make it fit.
         other_heads: The other classifiers of a network that makes its logits of several, such as the mean.
-        stored_dtype: The floating-point type that its weights had where they come from.
+        stored_dtype: The floating-point type that its weights are stored in.
         seen: The examples that its weights have seen, as far as their files recorded them.
     """
 
@@ -302,7 +288,7 @@ def load_model(
         mean: Channel means for images in [0, 1], instead of the model's own.
         std: Channel deviations, likewise.
         text: Whether the examples are texts; images otherwise.
-        pretrained: False where the caller fills in all weights: timm and torchvision then fetch none.
+        pretrained: False if the caller fills in all weights: timm and torchvision then fetch none.
         head: The name of the classifier's module, or names; none: found from the graph of a forward pass.
         dtype: The floating-point type of the weights: `float32` or `bfloat16`.
         image_size: Side in pixels of the images of that forward pass; None: the model's own, or 224.
@@ -318,15 +304,11 @@ def load_model(
     if isinstance(spec, str):
         kind, argument = spec_parts(spec)
         pretrained = pretrained and weights is None
-        if text:
-            model, (own_mean, own_std), tokenizer = _load_text(kind, argument, k)
-        else:
-            how = VisionRequest(argument, k, pretrained, heads, image_size)
-            model, (own_mean, own_std), tokenizer = _load_images(kind, how)
+        model, normalisation, tokenizer = _load_named(kind, argument, k, text, pretrained, heads, image_size)
         if kind == "hf":
             stored = checkpoint_dtype(argument)
     else:
-        model, (own_mean, own_std), tokenizer = _copied(spec, text)
+        model, normalisation, tokenizer = _copied(spec, text)
     compiled = is_compiled(model)
     model = uncompiled(model)
     seen = spec.seen if isinstance(spec, LoadedModel) else SeenExamples.noted_on(model)
@@ -335,7 +317,9 @@ def load_model(
     if heads:
         check_heads(model, heads, k)
     else:
-        heads = _found_heads(model, k, probe(model, tokenizer, image_size))
+        heads = find_heads(model, probe(model, tokenizer, image_size))
+        if (own := output_size(model.get_submodule(heads[0]))) != k:
+            raise ModelError(f"the model outputs {own} logits; {k} classes need {k}")
     notes = precision_notes(stored, dtype)
     if weights is not None:
         stored, notes = _put_weights(model, weights, heads, dtype)
@@ -347,22 +331,14 @@ def load_model(
             nn.init.zeros_(parameter)
     if len(heads) > 1:
         notes.append(f"the logits come from {len(heads)} classifiers, which are the head: {listed(heads, 4)}")
-    mean, std = _three(mean or own_mean, "mean"), _three(std or own_std, "std")
+    mean, std = _three(mean or normalisation[0], "mean"), _three(std or normalisation[1], "std")
     return LoadedModel(model, heads[0], mean, std, tokenizer, tuple(notes), heads[1:], stored, seen)
-
-
-def _found_heads(model: nn.Module, k: int, inputs: Inputs) -> tuple[str, ...]:
-    heads = find_heads(model, inputs)
-    own = output_size(model.get_submodule(heads[0]))
-    if own != k:
-        raise ModelError(f"the model outputs {own} logits; {k} classes need {k}")
-    return heads
 
 
 def _put_weights(
     model: nn.Module, path: str | Path, heads: tuple[str, ...], dtype: str
 ) -> tuple[str, list[str]]:
-    """Copy the weights of a file into a model; return their floating-point type, and what to say of them."""
+    """Copy the weights of a file into a model; return their floating-point type, and notes."""
     own = (n for n, _ in [*model.named_parameters(), *model.named_buffers()])
     state, removed = fitting_names(read_weights(path), own)
     set_parameters(model, state, str(path), heads)
@@ -371,29 +347,30 @@ def _put_weights(
     return stored, notes + precision_notes(stored, dtype, f"the weights in {path}")
 
 
-def _load_images(kind: str, how: VisionRequest) -> tuple[nn.Module, MeanAndStd, None]:
-    if kind == "minilm":
-        raise ModelError("model 'minilm' reads texts, but the data holds images; use efficientnet_lite0")
+def _load_named(
+    kind: str,
+    argument: str,
+    k: int,
+    text: bool,
+    pretrained: bool,
+    heads: tuple[str, ...],
+    image_size: int | None,
+) -> tuple[nn.Module, MeanAndStd, Any]:
+    """Return a network by its name, the normalisation of its images, and its tokenizer."""
     if kind == "py":
-        return (*_user(how.name, how.k), None)
-    return (*load_vision_model(kind, how), None)
-
-
-def _load_text(kind: str, argument: str, k: int) -> tuple[nn.Module, MeanAndStd, Any]:
-    from hesstune.models.networks import load_minilm, load_text_model, padded_tokenizer
-
-    if kind == "minilm":
-        model, tokenizer = load_minilm(k)
-    elif kind == "hf":
-        model, tokenizer = load_text_model(argument, k)
-    elif kind == "py":
         made = _made_by_user(argument, k)
-        if not _is_pair(made):
-            raise ModelError(f"py:{argument} must return (module, tokenizer) for data that holds texts")
-        model, tokenizer = made[0], padded_tokenizer(*made)
-    else:
+        if text and _is_pair(made):
+            return made[0], UNCHANGED, padded_tokenizer(*made)
+        if text or not isinstance(made, nn.Module):
+            needed = "(module, tokenizer) for data that holds texts" if text else "a torch.nn.Module"
+            raise ModelError(f"py:{argument} returned {type(made).__name__}; it must return {needed}")
+        return made, IMAGENET, None
+    if not text:
+        return (*load_vision_model(kind, argument, k, pretrained, heads, image_size), None)
+    if kind not in ("minilm", "hf"):
         raise ModelError(f"model '{kind}' reads images, but the data holds texts; use minilm or hf:NAME")
-    return model, ((0.0,), (1.0,)), tokenizer
+    model, tokenizer = load_minilm(k) if kind == "minilm" else load_text_model(argument, k)
+    return model, UNCHANGED, tokenizer
 
 
 def _is_pair(given: object) -> bool:
@@ -402,14 +379,13 @@ def _is_pair(given: object) -> bool:
 
 def _copied(given: ModelObject, text: bool) -> tuple[nn.Module, MeanAndStd, Any]:
     """Copy a model given in Python, so that nothing done to the copy changes it."""
-    tokenizer: Any = None
-    normalisation: MeanAndStd = IMAGENET
+    tokenizer, normalisation = None, IMAGENET
     if isinstance(given, LoadedModel):
         module, tokenizer, normalisation = given.model, given.tokenizer, (given.mean, given.std)
-    elif isinstance(given, tuple) and _is_pair(given):
-        module, tokenizer = given
     elif isinstance(given, nn.Module):
         module = given
+    elif _is_pair(given):
+        module, tokenizer = given
     else:
         raise ModelError(
             f"a model is a name, a torch.nn.Module or (module, tokenizer); got {type(given).__name__}"
@@ -424,9 +400,7 @@ def _copied(given: ModelObject, text: bool) -> tuple[nn.Module, MeanAndStd, Any]
     except Exception as error:  # modules may hold anything
         raise ModelError(f"the module cannot be copied ({one_line(error)}); use py:module:factory") from error
     if tokenizer is not None:
-        from hesstune.models.networks import padded_tokenizer
-
-        return module, ((0.0,), (1.0,)), padded_tokenizer(module, tokenizer)
+        return module, UNCHANGED, padded_tokenizer(module, tokenizer)
     return module, normalisation, None
 
 
@@ -438,22 +412,17 @@ def _three(values: tuple[float, ...], name: str) -> tuple[float, float, float]:
     return values[0], values[1], values[2]
 
 
-def _user(argument: str, k: int) -> tuple[nn.Module, MeanAndStd]:
-    model = _made_by_user(argument, k)
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"py:{argument} returned {type(model).__name__}, not a torch.nn.Module")
-    return model, IMAGENET
-
-
 def _made_by_user(argument: str, k: int) -> Any:
+    """Return what a user's factory returns: a module, or for texts a module and a tokenizer."""
     module_name, _, factory_name = argument.partition(":")
     if not factory_name:
         raise ModelError(f"model 'py:{argument}' must be written py:module:factory")
     try:
         module = import_user_module(module_name)
     except Exception as error:  # a module that is run may fail in any way
-        reason = f"{type(error).__name__}: {error}"
-        raise ModelError(f"cannot import the module '{module_name}': {reason}") from error
+        raise ModelError(
+            f"cannot import the module '{module_name}': {type(error).__name__}: {error}"
+        ) from error
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
@@ -556,7 +525,7 @@ def _save_pretrained(saved: Any, folder: Path) -> None:
 
 
 def _processor(loaded: LoadedModel, size: int) -> dict[str, Any]:
-    """Return the image processor that does what fine-tuning did: shorter side, centre crop, normalise."""
+    """Return the configuration of an image processor that prepares images as fine-tuning did."""
     return {
         "image_processor_type": "CLIPImageProcessor",  # shorter side, centre crop, rescale, normalise
         "do_resize": True,

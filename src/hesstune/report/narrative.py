@@ -42,7 +42,11 @@ def provenance(records: Records) -> str:
     noise, matrix = records.facts.noise, records.noise_matrix
     contradiction = _contradiction(records)
     if noise.injected:
-        used = f"the loss used a noise matrix: {noise.told}" if matrix else "the loss used no noise matrix"
+        used = (
+            f"the loss used a noise matrix: {noise.loss_matrix}"
+            if matrix
+            else "the loss used no noise matrix"
+        )
         return f"The label noise is known: {noise.injected} was injected; {used}. {contradiction}".strip()
     if matrix and matrix.method:
         return (
@@ -54,7 +58,9 @@ def provenance(records: Records) -> str:
         checked = contradiction or "No test has contradicted it."
         if _check(records) is None:
             checked = "It has not been tested."
-        return f"The label noise is assumed: the loss used a given noise matrix, {noise.told}. {checked}"
+        return (
+            f"The label noise is assumed: the loss used a given noise matrix, {noise.loss_matrix}. {checked}"
+        )
     return "The loss assumed labels without noise."
 
 

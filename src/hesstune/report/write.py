@@ -81,7 +81,7 @@ def write_clean_page(found: LabelIssues, path: Path) -> None:
     Raises:
         RunError: If it cannot be written.
     """
-    suspected = [at for at in found.ranked.tolist() if found.doubtful[at]]
+    suspected = [at for at in found.ranked.tolist() if found.suspected[at]]
     shown = suspected[:MOST_CARDS]
     images: dict[str, ExampleImage] = {}
     target = found.target

@@ -20,8 +20,8 @@ from hesstune.data.reading import ROLES, Columns, Reading, Voting, rgb_of
 from hesstune.errors import ConfigError, ModelError
 from hesstune.methods import method_class
 from hesstune.models.load import LoadedModel, ModelObject, load_model, set_parameters
-from hesstune.noise.instance import average, draw, instance_rate, instance_transitions
-from hesstune.noise.matrix import NoiseMatrix
+from hesstune.noise.instance import average, instance_rate, instance_transitions
+from hesstune.noise.matrix import NoiseMatrix, draw_classes
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.options import ColumnOptions
 from hesstune.runs.records import RunRecord
@@ -220,7 +220,7 @@ def noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> T
             changed[name] = part.relabelled(
                 injected.corrupt(_true(part), seed=seed)
                 if rate is None
-                else draw(_transitions(part, task.k, rate, config.seed), seed)
+                else draw_classes(_transitions(part, task.k, rate, config.seed), seed)
             )
         task = replace(task, **changed)
     if config.clean_labels is None:

@@ -34,7 +34,7 @@ def model_card(config: FinetuneConfig, facts: RunRecord) -> str:
         f"- Classes: {', '.join(facts.classes)}",
         f"- Noise injected: {noise.injected or 'none'}"
         + (f" ({noise.realised_rate:.1%} of the training labels changed)" if noise.injected else ""),
-        f"- Noise matrix of the loss: {noise.told}",
+        f"- Noise matrix of the loss: {noise.loss_matrix}",
         *(f"- {what}: {count}" for what, count in counts.items() if count),
         *(f"- Data: {note}" for note in facts.data_notes),
         f"- Validation labels: {validation}",

@@ -76,14 +76,14 @@ class LabelNoise(Stored):
 
     injected: str | None
     realised_rate: float | None
-    told: str
-    told_rate: float | None
+    loss_matrix: str
+    loss_matrix_rate: float | None
     estimate_notes: list[str] = []
 
     @property
     def rate(self) -> float | None:
         """The share of training labels that are wrong, if it is known or assumed."""
-        return self.realised_rate if self.injected else self.told_rate
+        return self.realised_rate if self.injected else self.loss_matrix_rate
 
 
 class Result(Stored):
@@ -149,7 +149,7 @@ class RunRecord(Stored):
     texts_cut: int = 0
     notes: list[str] = []
     recipe: Recipe | None = None
-    settled: list[str] | None = None  # options that were chosen from the examples; None: not recorded
+    chosen_options: list[str] | None = None  # options that were chosen from the examples; None: not recorded
     searched: list[str] = []  # options that a search chose on the run's examples
     result: Result | None = None
     made_from: dict[str, Any] | None = None
@@ -277,8 +277,8 @@ class NoiseCheck(Stored):
     run: str
     classes: list[str]
     examples: int
-    told: bool
-    believed: MatrixFacts
+    matrix_given: bool
+    assumed: MatrixFacts
     counted: Counted | None
     estimates: list[Estimated | Failed]
     cost_of_an_error: list[CostOfError]

@@ -19,15 +19,14 @@ from hesstune.data.examples import Examples, Task
 from hesstune.errors import ConfigError, DataError, ModelError, RunError
 from hesstune.inputs.features import frozen_features
 from hesstune.methods import method_class
-from hesstune.methods._heads import HeadMaterial, SolvedHead, takes_solution
-from hesstune.methods._losses import balanced_rates
+from hesstune.methods._base import HeadMaterial, SolvedHead, balanced_rates
+from hesstune.methods._heads import takes_solution
 from hesstune.methods.constrained import RADII
 from hesstune.models.load import LoadedModel
 from hesstune.noise.estimate import Estimate, estimate_noise, parse_request
 from hesstune.noise.latent.em import fold_rows
-from hesstune.noise.latent.probe import Reduction, SoftProbe
-from hesstune.noise.linear_probe import cross_fit
-from hesstune.noise.matrix import NoiseMatrix
+from hesstune.noise.matrix import NoiseMatrix, draw_classes
+from hesstune.noise.probes import Reduction, SoftProbe, cross_fit
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.records import NoiseMatrixRecord
@@ -266,7 +265,8 @@ def gather(config: FinetuneConfig, task: Task, loaded: LoadedModel, device: torc
     assert noisy is not None
     soft = soft if config.soft_labels else None
     if soft is not None:
-        noisy = _drawn(soft, config.seed)
+        # A label drawn from each soft one: its noise matrix is that of the soft labels.
+        noisy = draw_classes(soft, [config.seed, 0x50F7])
     clean = None
     if part.clean is not None and part.labels is not None:
         rows = np.flatnonzero(part.clean)
@@ -278,14 +278,6 @@ def gather(config: FinetuneConfig, task: Task, loaded: LoadedModel, device: torc
         lambda: {"probs": torch.from_numpy(cross_fit(features, noisy, k, seed=config.seed))},
     )["probs"].numpy()
     return Material(features, noisy, soft, probs, posterior, clean, notes)
-
-
-def _drawn(soft: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
-    """Draw a hard label from each soft one: its noise matrix is that of the soft labels."""
-    uniform = np.random.default_rng([seed, 0x50F7]).random(len(soft))
-    edges = np.cumsum(soft, axis=1)
-    edges[:, -1] = 1.0
-    return np.asarray((uniform[:, None] >= edges).sum(axis=1), dtype=np.int64)
 
 
 def _posterior(

@@ -7,7 +7,7 @@ import copy
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from hesstune.runs.records import CONFIG, NOISE_MATRIX, RADIUS, RECORD, TRIALS, 
 from hesstune.runs.run import Run, SourceObjects
 from hesstune.runtime.distributed import joined_ranks, on_main_process, refuse_adapting, world
 from hesstune.runtime.signals import Progress
+from hesstune.selection import first_within_errors
 from hesstune.storage.files import writing
 from hesstune.storage.remembered import remembering
 from hesstune.storage.stored import read_record, write_record
@@ -216,9 +217,9 @@ def _run(config: FinetuneConfig, out: Path, given: SourceObjects, request: RunRe
     with torch.random.fork_rng(devices=devices), sharing(), remembering():
         torch.manual_seed(config.seed)
         prepared = prepare(config, out / NOISE_MATRIX if resume else None, given, request.keep_weights)
-        prepared = replace(prepared, settled=sorted({*open_options, *prepared.settled}))
+        prepared = replace(prepared, chosen_options=sorted({*open_options, *prepared.chosen_options}))
         if before is not None and undecided:
-            kept = {name: getattr(before, name) for name in prepared.settled}
+            kept = {name: getattr(before, name) for name in prepared.chosen_options}
             prepared = replace(prepared, config=prepared.config.model_copy(update=kept))
             _check_same(before, prepared.config, out)
         with entered(out, request.overwrite, resume):
@@ -240,7 +241,7 @@ def _open_options(config: FinetuneConfig, out: Path, resume: bool) -> list[str]:
     """Return the options that are, or were at the start of the run, chosen from the examples."""
     found = {name for name in CHOSEN_FROM_EXAMPLES if getattr(config, name) is None}
     if resume and (out / CONFIG).is_file():  # asked for by the folder's own configuration, it may be
-        chosen = Run.load(out).facts.settled if (out / RECORD).is_file() else None
+        chosen = Run.load(out).facts.chosen_options if (out / RECORD).is_file() else None
         found |= set(CHOSEN_FROM_EXAMPLES if chosen is None else chosen)
     return sorted(found)
 
@@ -249,12 +250,12 @@ def _with_chosen_options(config: FinetuneConfig, before: FinetuneConfig, out: Pa
     """Return the configuration with the options that the run itself chose from the same examples."""
     solves = method_class(config.method).solves_head
     names = ("weight_decay", "patience") if solves else ("weight_decay",)
-    settled = {name: getattr(before, name) for name in names if getattr(config, name) is None}
+    known = {name: getattr(before, name) for name in names if getattr(config, name) is None}
     if config.weight_decay is None and config.optimizer == "adamw":
-        settled["optimizer"] = before.optimizer  # see `with_head_penalty`
+        known["optimizer"] = before.optimizer  # see `with_head_penalty`
     if solves and (out / RECORD).is_file() and not Run.load(out).facts.examples.val:
-        settled["select"] = before.select  # nothing to select by
-    return config.model_copy(update=settled)
+        known["select"] = before.select  # nothing to select by
+    return config.model_copy(update=known)
 
 
 def _finished(out: Path, given: SourceObjects) -> Run | None:
@@ -297,7 +298,7 @@ def choose_radius(prepared: Prepared, out: Path) -> dict[str, float]:
     shape = default_radii(prepared.config, prepared.task, prepared.loaded, prepared.device)
     folder = out / TRIALS
     losses = [_trial_losses(prepared, {k: v * f for k, v in shape.items()}, folder) for f in FACTORS]
-    at = pick(losses)
+    at = first_within_errors([-each for each in losses], ddof=1)
     curve = [
         CurvePoint(
             factor=factor,
@@ -311,24 +312,6 @@ def choose_radius(prepared: Prepared, out: Path) -> dict[str, float]:
     write_record(path, record)
     shutil.rmtree(folder, ignore_errors=True)
     return radius
-
-
-def pick(losses: Sequence[NDArray[np.float64]]) -> int:
-    """Return the first of several candidates whose loss is within one standard error of the least.
-
-    Args:
-        losses: Each candidate's losses on the same examples, (n,); candidates in order of preference.
-
-    Example:
-        >>> pick([np.array([1.0, 1.0, 0.0]), np.array([0.0, 1.0, 0.0]), np.array([1.0, 1.0, 1.0])])
-        0
-    """
-    best = min(range(len(losses)), key=lambda i: float(losses[i].mean()))
-    for at, each in enumerate(losses[:best]):
-        worse = each - losses[best]
-        if worse.mean() <= worse.std(ddof=1) / math.sqrt(len(worse)):
-            return at
-    return best
 
 
 def _trial_losses(prepared: Prepared, radius: dict[str, float], folder: Path) -> NDArray[np.float64]:

@@ -310,12 +310,12 @@ def _record(prepared: Prepared) -> RunRecord:
         noise=LabelNoise(
             injected=prepared.config.inject_noise,
             realised_rate=changed,
-            told=_noise_text(prepared),
-            told_rate=noise_matrix.rate if noise_matrix else None,
+            loss_matrix=_noise_text(prepared),
+            loss_matrix_rate=noise_matrix.rate if noise_matrix else None,
             estimate_notes=prepared.estimate.notes if prepared.estimate else [],
         ),
-        recipe=None if prepared.solved is None else Recipe(**prepared.solved.told()),
-        settled=prepared.settled,
+        recipe=None if prepared.solved is None else Recipe(**prepared.solved.record()),
+        chosen_options=prepared.chosen_options,
         versions={
             "hesstune": __version__,
             "torch": torch.__version__,

@@ -16,8 +16,7 @@ from hesstune.data.examples import Task
 from hesstune.errors import ConfigError
 from hesstune.inputs.batches import make_inputs, to_channels_last
 from hesstune.methods import method_class
-from hesstune.methods._heads import SolvedHead
-from hesstune.methods._losses import clean_shares
+from hesstune.methods._base import SolvedHead, clean_shares
 from hesstune.methods.constrained import RADII, Robust, unused_radius_options
 from hesstune.methods.robust_losses import Consistent
 from hesstune.models.heads import check_learnable, freeze, trains_head_only
@@ -175,7 +174,7 @@ class Prepared:
         given: Data and model, where they were objects.
         notes: What was changed, or had no effect, of what was asked for.
         solved: The head that the method solved from frozen features, or None.
-        settled: Options of `config` that were chosen from the examples.
+        chosen_options: Options of `config` that were chosen from the examples.
     """
 
     config: FinetuneConfig
@@ -189,7 +188,7 @@ class Prepared:
     given: SourceObjects = field(default_factory=SourceObjects)
     notes: list[str] = field(default_factory=list)
     solved: SolvedHead | None = None
-    settled: list[str] = field(default_factory=list)
+    chosen_options: list[str] = field(default_factory=list)
 
     def record(self) -> DataRecord:
         """Return the record of the examples, as they are now."""
@@ -329,7 +328,7 @@ def choose_from_examples(prepared: Prepared) -> Prepared:
         config=config,
         radius=radius,
         notes=[*prepared.notes, *more],
-        settled=sorted({*prepared.settled, *opened}),
+        chosen_options=sorted({*prepared.chosen_options, *opened}),
     )
     return _with_solved_head(found) if method_class(config.method).solves_head else found
 

@@ -17,7 +17,7 @@ from hesstune.data.examples import Examples
 from hesstune.errors import ConfigError, DivergedError, RunError
 from hesstune.inputs.batches import ModelInputs, batches_of, predict_logits, without_singles
 from hesstune.methods import Batch, Method
-from hesstune.methods._losses import balanced_rates
+from hesstune.methods._base import balanced_rates
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.checkpoint import Checkpoints
 from hesstune.runs.config import FinetuneConfig
@@ -33,6 +33,7 @@ from hesstune.runtime.device import (
 from hesstune.runtime.distributed import SplitForward, all_reduce_sum, average_gradients_, rank, world
 from hesstune.runtime.sharding import is_sharded, like, local
 from hesstune.runtime.signals import Progress, Stop, stoppable
+from hesstune.selection import paired_gain, within_errors
 from hesstune.storage.tensors import Tree
 from hesstune.training.metrics import Validation, accuracy
 
@@ -95,11 +96,10 @@ class Best:
 
     def _wins(self, result: ValidationResult, loss: float) -> bool:
         if self._start is not None:
-            gain = self._start - result.losses
-            return loss < self._loss and float(gain.mean()) > _error(gain)
+            mean, error = paired_gain(self._start, result.losses, ddof=1)
+            return loss < self._loss and mean > error
         if self._errors is not None:
-            behind = result.errors - self._errors
-            return float(behind.mean()) <= _error(behind)
+            return within_errors(-result.errors, -self._errors, ddof=1)
         return loss < self._loss
 
     def tree(self) -> Tree:
@@ -123,11 +123,6 @@ class Best:
         least = tree.get("least_loss")
         self._least = self._loss if least is None else least
         self.waited = int(tree.get("waited", 0))
-
-
-def _error(differences: torch.Tensor) -> float:
-    """Return the standard error of the mean of differences; 0 for a single one."""
-    return float(differences.std()) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
 
 
 def make_optimizer(config: FinetuneConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from hesstune.noise.latent.head import paired_gain, within_errors
+from hesstune.selection import first_within_errors, paired_gain, within_errors
 from hesstune.weak.dependence import FEWEST_LABELERS, Alike, alike
 from hesstune.weak.votes import Ballots
 
@@ -359,8 +359,7 @@ def _simplest(names: Sequence[str], found: Mapping[str, NDArray[np.float64]]) ->
     """Return the simplest within one standard error of the best; one of TABLES must be better by SURE."""
 
     def of(among: Sequence[str]) -> str:
-        best = max(among, key=lambda name: float(found[name].mean()))
-        return next(name for name in among if within_errors(found[name], found[best], 1.0))
+        return among[first_within_errors([found[name] for name in among])]
 
     chosen, plainer = of(names), [name for name in names if name not in TABLES]
     if chosen in TABLES and plainer and within_errors(found[of(plainer)], found[chosen], SURE):

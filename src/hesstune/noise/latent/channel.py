@@ -21,7 +21,7 @@ def prior_strength(counts: NDArray[np.float64], prior: NDArray[np.float64]) -> f
     The strength s maximises Σ_i ln DirMult(counts_i | s·prior_i) over STRENGTHS.
 
     Args:
-        counts: (K, K) how often each given label (column) stood with each true one (row); may be expected.
+        counts: (K, K) how often each true label (row) had each given one (column); may be expected counts.
         prior: (K, K) rows of probabilities.
     """
     from scipy.special import gammaln
@@ -35,32 +35,26 @@ def prior_strength(counts: NDArray[np.float64], prior: NDArray[np.float64]) -> f
     return max(STRENGTHS, key=evidence)
 
 
-def drawn_to(counts: NDArray[np.float64], prior: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the rows of counts drawn to a prior matrix by `prior_strength`, (K, K), rows sum to 1.
-
-    Row i is the mean of a Dirichlet posterior, (s·prior_i + counts_i)/(s + Σ counts_i).
-    """
-    drawn = prior_strength(counts, prior) * prior + counts
-    return np.asarray(drawn / drawn.sum(axis=1, keepdims=True))
-
-
-# What F is allowed to be, the simplest first: the identity, as told, one rate for all, or any near that.
-Shape = Literal["none", "told", "symmetric", "full"]
-SHAPES: tuple[Shape, ...] = ("none", "told", "symmetric", "full")
-# Where the symmetric and the full one start from.
+# What F is allowed to be, the simplest first: the identity, as given, one rate for all, or any near that.
+Shape = Literal["none", "given", "symmetric", "full"]
+SHAPES: tuple[Shape, ...] = ("none", "given", "symmetric", "full")
+# The rate that EM starts from for the symmetric and the full shape.
 START_RATE = 0.3
 # In a start by pairs: the share of a class's labels that go to its other one, and that of each further class;
 # a log-likelihood that no assignment takes; and the share of wrong labels in pairs that is most of them. EM
 # from pairs ended at .81 or more on development tasks with noise in pairs, and at .32 or less elsewhere.
-PAIRED, TRACE, NEVER, MOSTLY = 0.45, 1e-3, 1e6, 2 / 3
+PAIRED_SHARE, OTHER_SHARE, EXCLUDED_LOG, MIN_PAIRED_SHARE = 0.45, 1e-3, 1e6, 2 / 3
 
 
-def shrunk(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return rows of counts drawn to the symmetric matrix of their pooled rate, (K, K).
+def shrink_to_symmetric(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rows of counts shrunk to the symmetric matrix of their pooled rate, (K, K).
 
-    K² free entries are too many for a thousand examples, unless their rows differ: the evidence says.
+    Row i is the mean of a Dirichlet posterior, (s·prior_i + counts_i)/(s + Σ counts_i), with s of
+    `prior_strength`.
     """
-    return drawn_to(counts, _pooled(counts))
+    pooled = _pooled(counts)
+    joined = prior_strength(counts, pooled) * pooled + counts
+    return np.asarray(joined / joined.sum(axis=1, keepdims=True))
 
 
 def _pooled(counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -105,20 +99,20 @@ class LabelChannel:
         some pairs wrong, but as a whole its result shows which classes are paired.
         """
         rows, other = self._pairs()
-        found = np.full(self.matrix.shape, TRACE)
-        np.fill_diagonal(found, 1 - PAIRED)
-        found[rows, other] = PAIRED
+        found = np.full(self.matrix.shape, OTHER_SHARE)
+        np.fill_diagonal(found, 1 - PAIRED_SHARE)
+        found[rows, other] = PAIRED_SHARE
         return LabelChannel(found / found.sum(axis=1, keepdims=True), "full")
 
     @property
     def in_pairs(self) -> bool:
         """Whether labels that leave their class go mostly to one other, of more than two."""
         leaving = float(len(self.matrix) - np.trace(self.matrix))
-        return len(self.matrix) > 2 and float(self.matrix[self._pairs()].sum()) > MOSTLY * leaving
+        return len(self.matrix) > 2 and float(self.matrix[self._pairs()].sum()) > MIN_PAIRED_SHARE * leaving
 
     def _pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         scores = np.log(np.maximum(self.matrix, 1e-12))
-        np.fill_diagonal(scores, -NEVER)
+        np.fill_diagonal(scores, -EXCLUDED_LOG)
         rows, other = linear_sum_assignment(scores, maximize=True)
         return rows, other
 
@@ -133,11 +127,13 @@ class LabelChannel:
         weight: NDArray[np.float64] | None = None,
     ) -> LabelChannel:
         """Return the channel of the largest likelihood under a posterior, (N, K); a given matrix stays."""
-        if self.shape == "told":
+        if self.shape == "given":
             return self
         counted = posterior if weight is None else posterior * weight[:, None]
         counts = counted.T @ given
-        return LabelChannel(_pooled(counts) if self.shape == "symmetric" else shrunk(counts), self.shape)
+        return LabelChannel(
+            _pooled(counts) if self.shape == "symmetric" else shrink_to_symmetric(counts), self.shape
+        )
 
 
 Checked = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -149,14 +145,14 @@ class Observed:
     """Labels of N examples, and what is known of them.
 
     Attributes:
-        given: (N, K) one-hot or soft labels as given; or counts of votes, each of which is a label given.
-        told: F, (K, K), where it is known.
-        checked: Examples whose true class is known.
+        given: (N, K) one-hot or soft labels as given; or counts of votes; each vote is a given label.
+        noise_matrix: F, (K, K), if it is known.
+        checked: Examples with a known true class.
         weight: (N,) how much each example counts; None: once.
     """
 
     given: NDArray[np.float64]
-    told: NDArray[np.float64] | None = None
+    noise_matrix: NDArray[np.float64] | None = None
     checked: Checked | None = None
     weight: NDArray[np.float64] | None = None
 
@@ -165,7 +161,7 @@ class Observed:
         cls,
         labels: ArrayLike,
         k: int,
-        told: NDArray[np.float64] | None = None,
+        noise_matrix: NDArray[np.float64] | None = None,
         checked: Checked | None = None,
         weight: NDArray[np.float64] | None = None,
     ) -> Observed:
@@ -177,7 +173,7 @@ class Observed:
         """
         array = np.asarray(labels)
         given = np.eye(k)[array.astype(np.int64)] if array.ndim == 1 else array.astype(np.float64)
-        return cls(given, told, checked, weight)
+        return cls(given, noise_matrix, checked, weight)
 
     def __len__(self) -> int:
         return len(self.given)
@@ -190,7 +186,13 @@ class Observed:
     def arrays(self) -> dict[str, NDArray[Any] | None]:
         """Return all that is known, by name."""
         rows, true = (None, None) if self.checked is None else self.checked
-        return {"given": self.given, "told": self.told, "rows": rows, "true": true, "weight": self.weight}
+        return {
+            "given": self.given,
+            "noise_matrix": self.noise_matrix,
+            "rows": rows,
+            "true": true,
+            "weight": self.weight,
+        }
 
     def take(self, rows: NDArray[np.int64]) -> Observed:
         """Return some examples, by ascending rows."""
@@ -199,10 +201,10 @@ class Observed:
             inside = np.isin(self.checked[0], rows)
             checked = np.searchsorted(rows, self.checked[0][inside]), self.checked[1][inside]
         weight = None if self.weight is None else self.weight[rows]
-        return Observed(self.given[rows], self.told, checked, weight)
+        return Observed(self.given[rows], self.noise_matrix, checked, weight)
 
     def known(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return class probabilities, (N, K), in which checked examples are sure."""
+        """Return class probabilities, (N, K), with one-hot rows for checked examples."""
         if self.checked is None:
             return q
         found = q.copy()

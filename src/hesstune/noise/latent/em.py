@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +12,17 @@ from scipy.stats import gamma
 
 from hesstune.errors import ConfigError
 from hesstune.noise.latent.channel import LabelChannel, Observed, Shape
-from hesstune.noise.latent.probe import Linear, SoftProbe
+from hesstune.noise.matrix import draw_classes
+from hesstune.noise.probes import Linear, SoftProbe
 from hesstune.runtime.device import one_thread, one_thread_each
+from hesstune.selection import paired_gain
 
 FOLDS = 5
 # EM has converged when no entry of F moves further; probes take a few steps a round.
-ROUNDS, TOLERANCE, TOLERANCE_TOLD = 30, 2e-3, 2e-2
-# Where there is time: rounds, and a second rate of symmetric noise to start from, at most a share of that at
-# which labels say nothing.
-PATIENT_ROUNDS, SECOND_START, NEAREST = 120, 0.7, 0.8
+ROUNDS, TOLERANCE, GIVEN_TOLERANCE = 30, 2e-3, 2e-2
+# Of `fit_from_several_starts`: rounds, and a second rate of symmetric noise to start from, at most a share of
+# the rate of labels drawn at random.
+PATIENT_ROUNDS, SECOND_START, MAX_SHARE_OF_RANDOM = 120, 0.7, 0.8
 FIRST_STEPS, STEPS, FULL_STEPS = 15, 4, 300
 TEMPERATURES = tuple(np.geomspace(0.3, 10.0, 19))
 # Rates of symmetric noise that are tried for labels that are assumed correct in training.
@@ -33,7 +33,7 @@ FLOOR = 1e-3
 
 @dataclass(frozen=True)
 class LatentTruth:
-    """What EM found.
+    """The result of EM.
 
     Attributes:
         channel: F, fitted.
@@ -42,7 +42,6 @@ class LatentTruth:
         targets: (N, K) what a classifier of all examples is to be fitted to: the posterior, or the labels as
             given if they are assumed correct.
         temperature: Factor of the probe's logits that fits the given labels best.
-        rounds: How many were made.
         converged: Whether F converged.
     """
 
@@ -51,15 +50,13 @@ class LatentTruth:
     probabilities: NDArray[np.float64]
     targets: NDArray[np.float64]
     temperature: float
-    rounds: int
     converged: bool
 
     def realised(self, given: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return F as realised in these labels, (K, K): rows Σ_i q_ic given_i / Σ_i q_ic.
 
-        `channel` is what labels of its kind are drawn by, its rows drawn together where K² entries are too
-        many to be distinguished; of so many examples a row's draws differ from it by more than the posteriors
-        leave open.
+        `channel` is the distribution that labels are drawn from, with rows shrunk to one another. The
+        labels at hand differ from it by the chance of their draw.
 
         Args:
             given: (N, K) one-hot labels, as fitted.
@@ -92,7 +89,7 @@ def latent_truth(
     folds: int = FOLDS,
     seed: int = 0,
 ) -> LatentTruth:
-    """Fit P(true class | features) and F by expectation maximisation, each example judged out of sample.
+    """Fit P(true class | features) and F by expectation maximisation, with out-of-sample probes.
 
     Each round computes q_i ∝ p_c(x_i)·P(given_i | c), then F from q, then the probes from q, until F
     converges. p comes from the probe that was fitted to the posteriors of the other folds, at the
@@ -110,7 +107,7 @@ def latent_truth(
         seed: Of the folds.
 
     Example:
-        >>> from hesstune.noise.latent.probe import Reduction
+        >>> from hesstune.noise.probes import Reduction
         >>> y = np.arange(300) % 2
         >>> x = Reduction.of(np.eye(2)[y] + 0.2 * np.random.default_rng(0).normal(size=(300, 2))).apply
         >>> x = x(np.eye(2)[y] + 0.2 * np.random.default_rng(0).normal(size=(300, 2)))
@@ -121,12 +118,12 @@ def latent_truth(
     """
     probes = _Probes(x, strength, labels.weight, folds, seed)
     if shape == "none":
-        return _believed(probes.logits(labels.known(_normalised(labels.given)), FULL_STEPS), labels)
+        return _assumed_correct(probes.logits(labels.known(_normalised(labels.given)), FULL_STEPS), labels)
     channel = LabelChannel.start(labels.k, shape)
-    if shape == "told":
-        assert labels.told is not None
-        channel = LabelChannel(labels.told, shape)
-    found = _last(probes, labels, channel, ROUNDS)
+    if shape == "given":
+        assert labels.noise_matrix is not None
+        channel = LabelChannel(labels.noise_matrix, shape)
+    found = _fit_em(probes, labels, channel, ROUNDS)
     if shape != "full" or labels.k < 3:
         return found
     probes = _Probes(x, strength, labels.weight, folds, seed)
@@ -137,20 +134,20 @@ def latent_truth(
 def fit_from_several_starts(
     x: NDArray[np.float32], labels: Observed, *, strength: float, folds: int = FOLDS, seed: int = 0
 ) -> LatentTruth:
-    """Return what EM with a full F comes to from several starts and with more rounds, if it predicts better.
+    """Return the result of EM with a full F from several starts and with more rounds, if it predicts better.
 
-    Where classes are mixed up EM creeps, and may end at a worse point than another start does. What
-    `latent_truth` finds stays where that does not predict the given labels better: where the noise depends
-    on more than the class, EM goes past its best. It takes up to eight times as long as `latent_truth`, whose
-    arguments these are.
+    If classes are confused, EM converges slowly and may end at a worse optimum than from another start. The
+    result of `latent_truth` is kept unless another one predicts the given labels better: if the noise depends
+    on more than the class, more rounds of EM can be worse. It takes up to eight times as long as
+    `latent_truth`, and has the same arguments.
     """
     usual = latent_truth(x, labels, strength=strength, folds=folds, seed=seed)
-    second = min(SECOND_START, NEAREST * (1 - 1 / labels.k))
+    second = min(SECOND_START, MAX_SHARE_OF_RANDOM * (1 - 1 / labels.k))
     ends: list[LatentTruth] = []
     for channel in (LabelChannel.start(labels.k, "full"), LabelChannel.symmetric(labels.k, second, "full")):
         probes = _Probes(x, strength, labels.weight, folds, seed)
-        ends.append(_last(probes, labels, channel, PATIENT_ROUNDS))
-    found = _likelier(usual, ends, labels)
+        ends.append(_fit_em(probes, labels, channel, PATIENT_ROUNDS))
+    found = _better(usual, ends, labels)
     if labels.k < 3:
         return found
     probes = _Probes(x, strength, labels.weight, folds, seed)
@@ -160,31 +157,25 @@ def fit_from_several_starts(
 def _paired(
     found: LatentTruth, end: LatentTruth, probes: _Probes, labels: Observed, rounds: int
 ) -> LatentTruth:
-    """Return what EM from an end's pairs comes to, if that is in pairs and predicts better; else `found`."""
-    other = _last(probes, labels, end.channel.paired(), rounds)
-    return _likelier(found, [other] if other.channel.in_pairs else [], labels, 0.0)
+    """Return the result of EM from the pairs of `end` if it is in pairs and predicts better, else `found`."""
+    other = _fit_em(probes, labels, end.channel.paired(), rounds)
+    return _better(found, [other] if other.channel.in_pairs else [], labels, 0.0)
 
 
-def _last(probes: _Probes, labels: Observed, channel: LabelChannel, rounds: int) -> LatentTruth:
-    """Return what EM comes to in so many rounds."""
-    (found,) = deque(islice(_rounds(probes, labels, channel), rounds), maxlen=1)
-    return found
-
-
-def _likelier(
+def _better(
     usual: LatentTruth, others: Sequence[LatentTruth], labels: Observed, errors: float = 1.0
 ) -> LatentTruth:
     """Return the one that predicts given labels best, out of sample, if by so many errors; else `usual`.
 
-    What calls classes by other names predicts as well, and is refused: a label must come from its own class
-    more often than from any other.
+    A permutation of the classes predicts as well. It is refused: a label must come from its own class more
+    often than from any other.
     """
     own = np.arange(labels.k)
     ends = [usual, *(one for one in others if (one.channel.matrix.argmax(axis=0) == own).all())]
     scores = [_predicted(each, labels.given) for each in ends]
     best = int(np.argmax([each.mean() for each in scores]))
-    gain = scores[best] - scores[0]
-    return ends[best] if gain.mean() > errors * gain.std() / np.sqrt(len(gain)) else usual
+    gain, error = paired_gain(scores[best], scores[0])
+    return ends[best] if gain > errors * error else usual
 
 
 def _predicted(found: LatentTruth, given: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -193,23 +184,25 @@ def _predicted(found: LatentTruth, given: NDArray[np.float64]) -> NDArray[np.flo
     return log_scores(logs, 1.0, found.channel.likelihood(given), given.sum(axis=1))
 
 
-def _rounds(probes: _Probes, labels: Observed, channel: LabelChannel) -> Iterator[LatentTruth]:
-    """Yield the result of each round until F converges."""
-    given, told = labels.given, channel.shape == "told"
+def _fit_em(probes: _Probes, labels: Observed, channel: LabelChannel, max_rounds: int) -> LatentTruth:
+    """Return the result of EM from a start, after at most so many rounds."""
+    given, fixed = labels.given, channel.shape == "given"
     posterior, units = labels.known(_normalised(channel.likelihood(given))), given.sum(axis=1)
-    rounds, converged, before = 0, False, posterior
-    while not converged:
-        logits = probes.logits(posterior, STEPS if rounds else FIRST_STEPS)
+    before = posterior
+    for at in range(max_rounds):
+        logits = probes.logits(posterior, STEPS if at else FIRST_STEPS)
         likelihood = channel.likelihood(given)
         temperature = max(zip(_mean_scores(logits, likelihood, units), TEMPERATURES, strict=True))[1]
         probabilities = softmax(temperature * logits, axis=1)
         posterior = labels.known(_normalised(probabilities * likelihood))
         following = channel.refitted(given, posterior, labels.weight)
         # A given matrix does not move: the posteriors have to converge.
-        moved = probabilities - before if told else following.matrix - channel.matrix
-        converged = bool(np.abs(moved).max() < (TOLERANCE_TOLD if told else TOLERANCE))
-        channel, rounds, before = following, rounds + 1, probabilities
-        yield LatentTruth(channel, posterior, probabilities, posterior, temperature, rounds, converged)
+        moved = probabilities - before if fixed else following.matrix - channel.matrix
+        converged = bool(np.abs(moved).max() < (GIVEN_TOLERANCE if fixed else TOLERANCE))
+        channel, before = following, probabilities
+        if converged:
+            break
+    return LatentTruth(channel, posterior, probabilities, posterior, temperature, converged)
 
 
 class _Probes:
@@ -238,10 +231,10 @@ class _Probes:
         return found
 
 
-def _believed(logits: NDArray[np.float64], labels: Observed) -> LatentTruth:
+def _assumed_correct(logits: NDArray[np.float64], labels: Observed) -> LatentTruth:
     """Return posteriors of labels that are assumed correct in training, by the most likely symmetric channel.
 
-    Without it a plain probe would be blamed for its calibration under noise, which costs no accuracy.
+    Without a channel the likelihood would penalise a plain probe for its calibration under noise.
     """
     k, given = labels.k, labels.given
     best, channel, temperature = -np.inf, LabelChannel.start(k, "none"), 1.0
@@ -255,7 +248,7 @@ def _believed(logits: NDArray[np.float64], labels: Observed) -> LatentTruth:
     probabilities = softmax(temperature * logits, axis=1)
     posterior = labels.known(_normalised(probabilities * channel.likelihood(given)))
     targets = labels.known(_normalised(given))
-    return LatentTruth(channel, posterior, probabilities, targets, temperature, 1, True)
+    return LatentTruth(channel, posterior, probabilities, targets, temperature, True)
 
 
 def _normalised(joint: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -266,13 +259,13 @@ def _mean_scores(
     logits: NDArray[np.float64], likelihood: NDArray[np.float64], units: NDArray[np.float64]
 ) -> list[float]:
     """Return the mean of `log_scores` at each of TEMPERATURES; classes first, sums over them are quick."""
-    across, told = np.ascontiguousarray(logits.T), np.ascontiguousarray(likelihood.T)
+    across, given = np.ascontiguousarray(logits.T), np.ascontiguousarray(likelihood.T)
     across -= across.max(axis=0)
     uniform = FLOOR * np.power(float(len(across)), -units)
     found = []
     for temperature in TEMPERATURES:
         p = np.exp(temperature * across)
-        share = np.einsum("kn,kn->n", p, told) / p.sum(axis=0)
+        share = np.einsum("kn,kn->n", p, given) / p.sum(axis=0)
         found.append(float(np.log((1 - FLOOR) * share + uniform).mean()))
     return found
 
@@ -291,20 +284,20 @@ def log_scores(
         likelihood: P(given | class), (N, K).
         units: (N,) how many labels were given; None: one each.
     """
-    told = (softmax(temperature * logits, axis=1) * likelihood).sum(axis=1)
+    share = (softmax(temperature * logits, axis=1) * likelihood).sum(axis=1)
     uniform = np.power(float(logits.shape[1]), -(1.0 if units is None else units))
-    return np.asarray(np.log((1 - FLOOR) * told + FLOOR * uniform))
+    return np.asarray(np.log((1 - FLOOR) * share + FLOOR * uniform))
 
 
 DRAWS = 20
-# Principal components that residuals are held against; and the level of the test, whose model is never quite
-# right: at a higher one it rejects noise that was drawn by class.
+# Principal components that residuals are tested against, and the level of the test. The model is never quite
+# right: at a higher level noise that was drawn by class is rejected.
 COMPONENTS, LEVEL = 20, 0.001
 
 
 @dataclass(frozen=True)
-class Trust:
-    """What refits to data drawn from the fitted model say.
+class Bootstrap:
+    """The spread of refits to data drawn from the fitted model.
 
     Attributes:
         stderr: (K, K) standard deviations of F's entries over the draws.
@@ -322,22 +315,22 @@ class Trust:
 
     @property
     def by_class_alone(self) -> bool:
-        """Whether noise that depends on the class alone is not rejected; that it does is not shown by it."""
+        """Whether noise that depends on the class alone is not rejected; it is not proved either."""
         return self.p_value >= LEVEL
 
 
-def trust(
+def bootstrap(
     x: NDArray[np.float32],
     labels: NDArray[np.int64],
     found: LatentTruth,
     strength: float,
     shape: Shape,
     seed: int,
-) -> Trust:
+) -> Bootstrap:
     """Draw true classes from the probes' probabilities and labels by F, refit all, and compare.
 
-    What the refits share is the form of the model: where that is wrong, as for noise that depends on the
-    example, these errors are too small, which the p-value is there to say.
+    The refits share the form of the model. If it is wrong, as for noise that depends on the example, these
+    errors are too small; the p-value tests for that.
 
     Args:
         x: (N, C) reduced features.
@@ -349,7 +342,7 @@ def trust(
     """
     k, matrix, p = len(found.channel.matrix), found.channel.matrix, found.probabilities
     rng = np.random.default_rng([seed, 0xB007])
-    drawn = [_drawn(rng, _drawn(rng, p)[:, None] == np.arange(k), matrix) for _ in range(DRAWS)]
+    drawn = [draw_classes(matrix[draw_classes(p, rng)], rng) for _ in range(DRAWS)]
 
     def refit(own: NDArray[np.int64]) -> LatentTruth:
         folds = min(FOLDS, len(x))
@@ -363,7 +356,7 @@ def trust(
     statistic = residual_statistic(x, labels, found)
     spread = max(float(under_model.var(ddof=1)), 1e-12)
     shape_, scale = float(under_model.mean()) ** 2 / spread, spread / max(float(under_model.mean()), 1e-12)
-    return Trust(
+    return Bootstrap(
         matrices.std(axis=0, ddof=1),
         (float(np.median(moved)), float(moved.max())),
         statistic,
@@ -371,34 +364,25 @@ def trust(
     )
 
 
-def _drawn(
-    rng: np.random.Generator,
-    rows: NDArray[np.float64] | NDArray[np.bool_],
-    matrix: NDArray[np.float64] | None = None,
-) -> NDArray[np.int64]:
-    """Draw a class a row, (N,), from rows of probabilities, (N, K), through a matrix where there is one."""
-    p = rows if matrix is None else rows.astype(np.float64) @ matrix
-    return np.asarray((p.cumsum(axis=1) < rng.random((len(p), 1))).sum(axis=1).clip(0, p.shape[1] - 1))
-
-
 def residual_statistic(x: NDArray[np.float32], labels: NDArray[np.int64], found: LatentTruth) -> float:
-    """Return Σ_dc (Σ_i z_id r_ic)²/(N·v_c), z the leading components, r what was observed minus p·F.
+    """Return Σ_dc (Σ_i z_id r_ic)²/(N·v_c), z the leading components, r the observed values minus p·F.
 
-    Observed is each class given, and whether the class given is the probe's most probable one. Where noise
-    depends on the class alone, p·F predicts these everywhere alike, and r has nothing to do with where an
-    example lies.
+    Observed are the one-hot given class, and whether it is the probe's most probable one. If noise depends on
+    the class alone, r is independent of the features.
 
     Args:
         x: (N, C) reduced features, the leading components first.
         labels: (N,) labels as given.
         found: What was fitted to them.
     """
-    told = found.probabilities @ found.channel.matrix
+    expected = found.probabilities @ found.channel.matrix
     guess = found.probabilities.argmax(axis=1)[:, None]
-    told = np.append(told, np.take_along_axis(told, guess, axis=1), axis=1)
-    observed = np.append(labels[:, None] == np.arange(told.shape[1] - 1), labels[:, None] == guess, axis=1)
-    rest = observed - told
-    variance = np.maximum((told * (1 - told)).mean(axis=0), 1e-9)
+    expected = np.append(expected, np.take_along_axis(expected, guess, axis=1), axis=1)
+    observed = np.append(
+        labels[:, None] == np.arange(expected.shape[1] - 1), labels[:, None] == guess, axis=1
+    )
+    rest = observed - expected
+    variance = np.maximum((expected * (1 - expected)).mean(axis=0), 1e-9)
     z = x[:, :COMPONENTS].astype(np.float64)
     z = (z - z.mean(axis=0)) / np.maximum(z.std(axis=0), 1e-12)
     return float(((z.T @ rest) ** 2 / (len(z) * variance)).sum())

@@ -22,8 +22,8 @@ TEMPERATURES = tuple(np.geomspace(0.05, 5.0, 30))
 # with the labels. On the development tasks of benchmarks/field/label_errors.py the largest of 30 is 0.53.
 GAP_SHARE = 0.5
 LEVEL = 0.9
-# The prior of the noise rate: as much as so many checked labels of which a share is wrong. A label that is
-# not checked, judged by features, counts as a part of a checked one.
+# The prior of the noise rate: equivalent to so many checked labels, a share of them wrong. An unchecked label
+# counts as a part of a checked one.
 PRIOR_RATE, PRIOR_LABELS, PER_CHECKED = 0.1, 20.0, 8.0
 # Log of the factor between the odds of a wrong label of the least and of the most certain example, if wrong
 # labels are of the classes that look most alike. Of 0, 0.5, 1, 1.5, 2 and 3 it has the least mean
@@ -77,7 +77,7 @@ def mean_posterior(
 def looks_alike(matrix: NDArray[np.float64], classes: NDArray[np.float64]) -> float:
     """Return in [0, 1] how far wrong labels are of the classes that look alike.
 
-    It is the correlation over pairs of classes between F[c, j] and the mean probability of j where the class
+    It is the correlation over pairs of classes between F[c, j] and the mean probability of j if the class
     is c, at least 0, times the coefficient of variation of the former, at most 1: 0 of symmetric noise. Of
     two classes it is 0: there is one pair.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from hesstune.noise.latent.head import FEWEST
+from hesstune.noise.latent.head import MIN_EXAMPLES
 from hesstune.weak.label_models._base import Answer, LabelModel, ModelInputs
 from hesstune.weak.label_models.calibrated import Calibrated
 from hesstune.weak.label_models.latent import Latent
@@ -35,8 +35,8 @@ class Auto(LabelModel):
         by_votes: type[LabelModel] = VoteChoice if votes.soft is None else Calibrated
         if inputs.features is None:
             return by_votes.fit(votes, inputs)
-        if len(votes) < FEWEST:
-            said = f"{len(votes)} examples are too few to use features: {FEWEST} are needed"
+        if len(votes) < MIN_EXAMPLES:
+            said = f"{len(votes)} examples are too few to use features: {MIN_EXAMPLES} are needed"
         else:
             posterior, details = Latent.fit(votes, inputs)
             lost = collapse(posterior, votes.ballots)

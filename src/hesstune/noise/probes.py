@@ -1,7 +1,12 @@
-"""Softmax regression on soft targets, on principal components of features."""
+"""Probes: softmax regression on frozen features, for hard labels and for soft targets.
+
+`fit_probe` is scikit-learn's, for class indices. `SoftProbe` takes class probabilities as targets and is made
+for many short fits on the same rows.
+"""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,16 +14,45 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve
 
-from hesstune.checks import positive
-from hesstune.errors import DataError
+from hesstune.checks import class_count, integer_labels, positive
+from hesstune.errors import ConfigError, DataError
 from hesstune.runtime.device import one_thread
 from hesstune.storage.remembered import remembered
 from hesstune.storage.tensors import Tree
 
-# Principal components kept at most: a ridge rules the others out where labels are noisy.
+# Principal components kept at most: a ridge rules the others out if labels are noisy.
 COMPONENTS = 256
 # Mean squared norm of reduced features, whatever their number: penalties mean the same everywhere.
 SQUARED_NORM = 128.0
+# Full fits stop when no logit of the training rows has moved further.
+TOLERANCE = 1e-3
+# Of `cross_fit`: folds, principal components (with more, a probe on a few thousand examples fits noise), and
+# inverse penalties tried, on features whose mean squared norm is the number of components.
+FOLDS, CROSS_FIT_COMPONENTS, CROSS_FIT_STRENGTHS = 5, 128, (0.003, 0.03, 0.3)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Logits x W + b.
+
+    Attributes:
+        weight: W, (D, K).
+        bias: b, (K,); −∞ for a class without examples.
+    """
+
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+
+    def logits(self, x: ArrayLike) -> NDArray[np.float64]:
+        """Return the logits of features, (N, K)."""
+        found = np.asarray(x) @ self.weight.astype(np.asarray(x).dtype) + self.bias
+        return np.asarray(found, dtype=np.float64)
+
+    def probabilities(self, x: ArrayLike) -> NDArray[np.float64]:
+        """Return P(class | features), (N, K)."""
+        from scipy.special import softmax
+
+        return np.asarray(softmax(np.asarray(x, dtype=np.float64) @ self.weight + self.bias, axis=1))
 
 
 @dataclass(frozen=True)
@@ -78,33 +112,115 @@ def _principal_axes(x: NDArray[np.float64], kept: int) -> NDArray[np.float64]:
     return np.asarray(made.numpy())
 
 
-# Full fits stop when no logit of the training rows has moved further.
-TOLERANCE = 1e-3
+def fit_probe(
+    features: ArrayLike, labels: ArrayLike, k: int, *, strength: float = 1.0, steps: int = 300
+) -> Linear:
+    """Fit multinomial logistic regression with an L2 penalty (scikit-learn's C = strength).
 
+    A fit that has not converged after its steps is returned as it is. If all labels are of one class, the
+    probe predicts no other.
 
-@dataclass(frozen=True)
-class Linear:
-    """Logits x W + b.
+    Args:
+        features: (N, D).
+        labels: (N,) class indices; classes may be missing.
+        k: Number of classes.
+        strength: Inverse of the penalty.
+        steps: At most so many steps of L-BFGS.
 
-    Attributes:
-        weight: W, (D, K).
-        bias: b, (K,).
+    Example:
+        >>> probe = fit_probe([[0.0], [0.2], [1.0]], [0, 0, 2], k=3)
+        >>> probe.probabilities([[0.0]]).round(2).tolist()
+        [[0.71, 0.0, 0.29]]
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
 
-    weight: NDArray[np.float64]
-    bias: NDArray[np.float64]
+    x = np.asarray(features, dtype=np.float64)
+    y = integer_labels(labels, k, "labels")
+    present = np.unique(y)
+    # A row a class in memory, as scikit-learn's own: products with it then agree to the last digit.
+    weight, bias = np.zeros((k, x.shape[1])).T, np.full(k, -np.inf)
+    if len(present) == 1:
+        bias[present] = 0.0
+        return Linear(weight, bias)
+    with one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = LogisticRegression(C=positive("strength", strength), max_iter=steps).fit(x, y)
+    if len(present) == 2:
+        bias[present] = 0.0, fitted.intercept_[0]
+        weight[:, present[1]] = fitted.coef_[0]
+    else:
+        weight[:, present], bias[present] = fitted.coef_.T, fitted.intercept_
+    return Linear(weight, bias)
 
-    def logits(self, x: ArrayLike) -> NDArray[np.float64]:
-        """Return the logits of features, (N, K)."""
-        found = np.asarray(x) @ self.weight.astype(np.asarray(x).dtype) + self.bias
-        return np.asarray(found, dtype=np.float64)
+
+def cross_fit(
+    features: ArrayLike, labels: ArrayLike, k: int, *, folds: int = FOLDS, seed: int = 0
+) -> NDArray[np.float64]:
+    """Return g(x)[j] = P(noisy = j | x) of every example from a probe that was not trained on it.
+
+    Folds are drawn uniformly. The probe is multinomial logistic regression on principal components;
+    its penalty has the largest held-out likelihood of the noisy labels. A class that a fold's probe has
+    not seen gets the share 1/(n + K) of it, never zero.
+
+    Args:
+        features: (N, D) features of the pretrained network, frozen.
+        labels: Noisy labels, (N,).
+        k: Number of classes.
+        folds: Number of folds.
+        seed: Of the folds.
+
+    Raises:
+        ConfigError: If there are more folds than examples.
+        DataError: If features are not finite or do not match the labels.
+
+    Example:
+        >>> y = np.arange(60) % 2
+        >>> g = cross_fit(np.eye(2)[y] + 0.1 * np.random.default_rng(0).normal(size=(60, 2)), y, 2)
+        >>> bool((g.argmax(axis=1) == y).all())
+        True
+    """
+    k = class_count(k)
+    given = integer_labels(labels, k, "noisy labels")
+    x = reduced_features(features, len(given))
+    if not 2 <= folds <= len(given):
+        raise ConfigError(f"{len(given)} examples cannot be cut into {folds} folds for cross-fitting")
+    order = np.random.default_rng([seed, 0xCF]).permutation(len(given))
+    parts = np.array_split(order, folds)
+    best, best_fit = np.zeros((len(given), k)), -np.inf
+    for strength in CROSS_FIT_STRENGTHS:
+        g = np.empty((len(given), k))
+        for rows in parts:
+            rest = np.setdiff1d(order, rows)
+            p = fit_probe(x[rest], given[rest], k, strength=strength, steps=200).probabilities(x[rows])
+            floor = 1.0 / (len(rest) + k)
+            g[rows] = (p + floor * (p == 0)) / (1 + floor * (p == 0).sum(axis=1, keepdims=True))
+        fit = float(np.log(g[np.arange(len(given)), given]).mean())
+        if fit > best_fit:
+            best, best_fit = g, fit
+    return best
+
+
+def reduced_features(features: ArrayLike, n: int) -> NDArray[np.float64]:
+    """Return at most CROSS_FIT_COMPONENTS centred components, (n, C), of that mean squared norm."""
+    from sklearn.decomposition import PCA
+
+    x = np.asarray(features, dtype=np.float64)
+    if x.ndim != 2 or len(x) != n or not np.isfinite(x).all():
+        raise DataError(f"features must be finite, ({n}, D), one row a label; got shape {x.shape}")
+    if x.shape[1] > CROSS_FIT_COMPONENTS and n > CROSS_FIT_COMPONENTS:
+        x = PCA(CROSS_FIT_COMPONENTS, svd_solver="randomized", random_state=0).fit_transform(x)
+    x = x - x.mean(axis=0)
+    scale = max(float(np.sqrt((x * x).sum(axis=1).mean())), 1e-12)
+    return np.asarray(x / scale * np.sqrt(CROSS_FIT_COMPONENTS))
 
 
 class SoftProbe:
     """Minimise −Σ_i w_i Σ_k q_ik ln softmax(x_i W + b)_k + |W|²/(2c), for any targets q.
 
     By bound optimisation: the Hessian is bounded by ½ XᵀX ⊗ I whatever W is (Böhning 1992), so one Cholesky
-    factor serves every step of every fit on these rows; Nesterov's momentum is restarted where it turns.
+    factor serves every step of every fit on these rows; Nesterov's momentum is restarted if it
+    points away from the minimum.
 
     Args:
         x: (N, D) features.
@@ -154,10 +270,10 @@ class SoftProbe:
         for _ in range(steps):
             step, step_bias = self._step(across, ahead, ahead_bias)
             moved, moved_bias = ahead + step - weight, ahead_bias + step_bias - bias
-            if float((step * moved).sum() + step_bias @ moved_bias) < 0:  # past the valley: restart
+            if float((step * moved).sum() + step_bias @ moved_bias) < 0:  # past the minimum: restart
                 momentum = 1.0
             weight, bias = ahead + step, ahead_bias + step_bias
-            if self._rests(moved, moved_bias):
+            if self._converged(moved, moved_bias):
                 break
             following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
             share, momentum = (momentum - 1) / following, following
@@ -175,14 +291,14 @@ class SoftProbe:
         p -= p.max(axis=0)
         np.exp(p, out=p)
         p /= p.sum(axis=0)
-        rest = np.subtract(targets, p, out=p)
+        left = np.subtract(targets, p, out=p)
         if self._weight is not None:
-            rest *= self._weight[:, 0].astype(kind)
-        gradient = (rest @ self._x).T.astype(np.float64) - weight / self._strength
+            left *= self._weight[:, 0].astype(kind)
+        gradient = (left @ self._x).T.astype(np.float64) - weight / self._strength
         step = cho_solve(self._factor, gradient, check_finite=False)
-        return np.asarray(step), 2 * rest.sum(axis=1, dtype=np.float64) / self._total
+        return np.asarray(step), 2 * left.sum(axis=1, dtype=np.float64) / self._total
 
-    def _rests(self, moved: NDArray[np.float64], moved_bias: NDArray[np.float64]) -> bool:
+    def _converged(self, moved: NDArray[np.float64], moved_bias: NDArray[np.float64]) -> bool:
         return self._scale * float(np.linalg.norm(moved)) < TOLERANCE and bool(
             np.abs(moved_bias).max() < TOLERANCE
         )
