@@ -1,6 +1,6 @@
-"""Tiny worlds whose true error is known: small pictures drawn from a known distribution, and linear networks.
+"""Small images from known distributions, and linear networks: the true error is known.
 
-The worst worlds have labels that no picture tells: the true error is that of guessing, whatever was learnt.
+In the worst cases labels are independent of the images: the true error is that of guessing for any network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIZE = 8
 PIXELS = 3 * SIZE * SIZE
 FRESH = 20_000  # examples that measure a true error
 FLIP = 0.1  # the rule's own error, so that no certificate is right by itself
-CODES = 3  # directions of the pictures; the first one decides
+CODES = 3  # directions of the images; the first one decides
 STRENGTH = 16.0  # of the hidden numbers, in grey levels; the noise has 40
 PATTERNS = np.where(np.random.default_rng(0).random((CODES, SIZE, SIZE, 3)) < 0.5, -1.0, 1.0)
 Images = NDArray[np.uint8]
@@ -74,7 +74,7 @@ class Even(nn.Module):
 
 
 class Sided(nn.Module):
-    """A head without bias on two features: which side a picture is of, ±0.9, and a constant."""
+    """A head without bias on two features: which side a image is of, ±0.9, and a constant."""
 
     def __init__(self, weight: Floats) -> None:
         super().__init__()
@@ -89,26 +89,26 @@ class Sided(nn.Module):
 
 
 def noise_images(rng: np.random.Generator, n: int) -> Images:
-    """Draw pictures of pure noise, (N, 8, 8, 3)."""
+    """Draw images of pure noise, (N, 8, 8, 3)."""
     return rng.integers(0, 256, (n, SIZE, SIZE, 3), dtype=np.uint8)
 
 
 def coded(rng: np.random.Generator, n: int, strength: float = STRENGTH) -> tuple[Images, Floats]:
-    """Draw pictures of a few hidden numbers under much noise; return them and the numbers, (N, CODES)."""
+    """Draw noisy images of a few hidden numbers; return them and the numbers, (N, CODES)."""
     z = rng.standard_normal((n, CODES))
     grey = 128 + strength * np.tensordot(z, PATTERNS, 1) + 40 * rng.standard_normal((n, SIZE, SIZE, 3))
     return grey.clip(0, 255).round().astype(np.uint8), z
 
 
 def fed(images: Images) -> torch.Tensor:
-    """Return pictures as a network is fed them, (N, 3, 8, 8)."""
+    """Return images normalised for a network, (N, 3, 8, 8)."""
     mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
 @functools.cache
 def fresh(strength: float = STRENGTH) -> tuple[torch.Tensor, Floats]:
-    """Return many fresh coded pictures as a network is fed them, and their hidden numbers."""
+    """Return many fresh coded images normalised for a network, and their hidden numbers."""
     images, z = coded(np.random.default_rng(1), FRESH, strength)
     return fed(images), z
 
@@ -119,7 +119,7 @@ def rates(flip: Flips, z: Floats) -> Floats:
 
 
 def doubtful(z: Floats) -> Floats:
-    """Say that near the rule's border the true label is anyone's guess."""
+    """Say that the true label is random near the rule's border."""
     return np.where(np.abs(z[:, 0]) < 0.7, 0.5, 0.0)
 
 
@@ -137,13 +137,13 @@ def tired(z: Floats) -> Floats:
 def ruled(
     rng: np.random.Generator, n: int, flip: Flips = FLIP, strength: float = STRENGTH
 ) -> tuple[Images, Labels, Floats]:
-    """Draw coded pictures, their true labels (the rule's, flipped at a rate) and the hidden numbers."""
+    """Draw coded images, their true labels (the rule's, flipped at a rate) and the hidden numbers."""
     images, z = coded(rng, n, strength)
     return images, ((z[:, 0] > 0) ^ (rng.random(n) < rates(flip, z))).astype(np.int64), z
 
 
 def guessed(rng: np.random.Generator, n: int, k: int) -> tuple[Images, Labels]:
-    """Draw pictures of noise and labels at random: every network's true error is 1 − 1/K."""
+    """Draw images of noise and labels at random: every network's true error is 1 − 1/K."""
     return noise_images(rng, n), rng.integers(0, k, n)
 
 
@@ -209,14 +209,14 @@ def many_sided(k: int) -> Sided:
 
 
 def sided_images(rng: np.random.Generator, n: int) -> Images:
-    """Draw pictures of noise whose upper rows are black or white."""
+    """Draw images of noise whose upper rows are black or white."""
     images = noise_images(rng, n)
     images[:, :2] = np.where(rng.random(n) < 0.5, 0, 255)[:, None, None, None]
     return images
 
 
 def copied(rng: np.random.Generator, images: Images, labels: Labels, times: int) -> tuple[Images, Labels]:
-    """Store each picture so many times, a grey level changed, in an order at random."""
+    """Store each image so many times, a grey level changed, in an order at random."""
     rows = rng.permutation(np.repeat(np.arange(len(labels)), times))
     moved = images[rows].astype(np.int64) + rng.integers(0, 2, images[rows].shape)
     return moved.clip(0, 255).astype(np.uint8), labels[rows]
@@ -248,7 +248,7 @@ def rotated(image: Image.Image) -> Image.Image:
 
 
 def frame(images: Images, **columns: Any) -> Any:
-    """Return a table of pictures and other columns."""
+    """Return a table of images and other columns."""
     import pandas as pd
 
     return pd.DataFrame({"image": list(images), **columns})

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import hesstune as ht
-from data_files import sentences, write_table
+from data_files import cifar10n_lines, sentences, write_table
 from hesstune.analysis.export import export_run
 from hesstune.curvature import CurvatureEngine
 from hesstune.forward import evaluating, logits_of
@@ -85,9 +85,8 @@ def _table(name: str, data: Path, folder: Path) -> Path:
         files.sort(key=lambda f: zlib.crc32(f"{f.parent.name}/{f.name}".encode()))
         rows = [(str(f), f.parent.name) for f in files[: PICTURES[name]]]
     elif name == "cifar":
-        with (data / "cifar10n" / "labels.csv").open(encoding="utf-8") as file:
-            images = sorted(csv.DictReader(file), key=lambda line: zlib.crc32(line["id"].encode()))
-        rows = [(str(data / "cifar10n" / line["image"]), line["true_label"]) for line in images[:1200]]
+        images = sorted(cifar10n_lines(data / "cifar10n"), key=lambda line: zlib.crc32(line["id"].encode()))
+        rows = [(line["image"], line["true_label"]) for line in images[:1200]]
     elif name == "trec":
         with (data / "wrench" / "trec.csv").open(encoding="utf-8") as file:
             rows = [(line["text"], line["label"]) for line in csv.DictReader(file)]

@@ -2,21 +2,16 @@
 
 A line has `benchmark`, `case` (what was measured), `seed`, `result`, `versions` and `hardware`. Records that
 were made before this format lack versions or hardware that were not recorded.
-
-The certificate, coverage and label-error benchmarks keep one JSON document or CSV file each; `read_record`,
-`write_record`, `read_rows` and `add_row` are for them.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import importlib.metadata
 import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,8 +28,6 @@ PACKAGES = (
     "hesstune", "torch", "numpy", "scikit-learn", "transformers", "peft", "lightning", "accelerate",
     "datasets", "timm", "torchvision", "cleanlab", "crowd-kit", "curvlinops-for-pytorch",
 )  # fmt: skip
-# A part of a record that is longer than this is broken into its parts.
-LINE_WIDTH = 300
 Row = dict[str, Any]
 
 
@@ -101,60 +94,8 @@ def key(case: Mapping[str, Any], seed: int | None) -> str:
     return json.dumps([dict(case), seed], sort_keys=True)
 
 
-def read_record(name: str, empty: Row | None = None) -> Row:
-    """Return what results/NAME.json holds, or `empty`, if given, until there is one."""
-    path = RESULTS / f"{name}.json"
-    if empty is not None and not path.is_file():
-        return empty
-    found: Row = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
-def write_record(name: str, record: Row) -> None:
-    """Write results/NAME.json whole or not at all."""
-    RESULTS.mkdir(exist_ok=True)
-    write_text(RESULTS / f"{name}.json", _row_json(json.loads(json.dumps(record, allow_nan=False))) + "\n")
-
-
-def _row_json(value: object, depth: int = 0) -> str:
-    """Return JSON text in which every part that fits has one line, and every list of numbers."""
-    line = json.dumps(value)
-    numbers = isinstance(value, list) and all(isinstance(part, int | float) for part in value)
-    if not isinstance(value, dict | list) or len(line) <= LINE_WIDTH or numbers:
-        return line
-    inner, outer = "\n" + " " * (depth + 1), "\n" + " " * depth
-    if isinstance(value, dict):
-        parts = [f"{json.dumps(name)}: {_row_json(part, depth + 1)}" for name, part in value.items()]
-        return "{" + inner + f",{inner}".join(parts) + outer + "}"
-    return "[" + inner + f",{inner}".join(_row_json(part, depth + 1) for part in value) + outer + "]"
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the finished rows of a CSV record; none if there is no file yet."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def add_row(path: Path, columns: Sequence[str], row: Sequence[Any]) -> None:
-    """Add a finished row to a CSV record, with a header if the file is new, and print it."""
-    new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, row] if new else [row])
-    print(*row, flush=True)
-
-
 @contextmanager
 def alone(name: str) -> Iterator[None]:
     """Lock a record, so that several processes can add to it."""
     with FileLock(Path(tempfile.gettempdir(), f"hesstune-benchmark-{name}.lock")):
         yield
-
-
-def arguments(text: str | None, data: str | None = None) -> argparse.ArgumentParser:
-    """Return a script's parser, with a required option `--data` if `data` says what that folder holds."""
-    parser = argparse.ArgumentParser(description=(text or "").partition("\n")[0])
-    if data is not None:
-        parser.add_argument("--data", type=Path, required=True, help=f"folder with {data}")
-    return parser

@@ -1,7 +1,7 @@
 """The field's tasks: what is drawn from which source, and which were for development and which for the test.
 
-Development tasks and seeds were looked at while the recipe and its defaults were made; test tasks and seeds
-were run once, when everything was settled. No test task shares both source and seed with a development one.
+Development tasks (seeds from 100) were used to choose the recipe and its defaults. Test tasks (seeds from 0)
+were run once afterwards. No test task shares both source and seed with a development one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from hesstune.noise.matrix import NoiseMatrix
 from hesstune.weak.votes import Votes
 from weak_tasks import PACS, weak_domain
 
-DEVELOPMENT_SEEDS = range(100, 103)
-TEST_SEEDS = range(5)
 TRAIN_SHARE, TEST_SHARE = 0.6, 0.2
 
 

@@ -7,12 +7,11 @@ from math import comb
 import mpmath
 import pytest
 
-from records import DOCS, read_record
+from records import DOCS, rows
 
 CELLS = [
-    pytest.param(cell[bound], id=f"{name}, seed {seed}, {bound}")
-    for name, seeds in read_record("certificates_networks")["cells"].items()
-    for seed, cell in seeds.items()
+    pytest.param(cell[bound], id=f"{cell['task']}, {cell['method']}, seed {cell['seed']}, {bound}")
+    for cell in rows("certificates_networks")
     for bound in ("compression", "holdout", "pac_bayes")
     if bound in cell
 ]
@@ -67,7 +66,8 @@ def test_a_goal_is_reached_as_often_as_the_page_says(name, goal, reached, seeds)
     bound = (
         "holdout" if "half for the start" in name else "pac_bayes" if "certified" in name else "compression"
     )
-    risks = [cell[bound]["risk"] for cell in read_record("certificates_networks")["cells"][name].values()]
+    cells = [cell for cell in rows("certificates_networks") if f"{cell['task']}, {cell['method']}" == name]
+    risks = [cell[bound]["risk"] for cell in cells]
     assert len(risks) == int(seeds)
     assert sum(risk <= float(goal) for risk in risks) == int(reached)
 
