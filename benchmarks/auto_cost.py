@@ -1,4 +1,4 @@
-"""Processor time of the head of `auto` compared with heads whose penalty is cross-validated."""
+"""Processor time of the head of `auto` compared with heads with a cross-validated penalty."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from sources import image_features
@@ -16,9 +16,7 @@ from hesstune.methods import method_class
 from hesstune.methods._heads import HeadMaterial
 from hesstune.training.estimates import penalised_head
 from peers import CrossValidated
-
-if TYPE_CHECKING:
-    from bench import Run
+from records import Run
 
 IMAGES, TURNS = 4000, 3
 

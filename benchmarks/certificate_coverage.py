@@ -1,4 +1,4 @@
-"""How often sound and broken certificates fail, counted where the true error is known.
+"""How often sound and broken certificates fail, counted for known true errors.
 
 Sound certificates must fail in at most a share δ of training sets, up to a binomial 99 % margin. Each
 broken one must fail more often on the worst case that shows it: on ordinary data the bound is too loose.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -17,9 +17,7 @@ from scipy import stats
 
 from hesstune.bounds.noisy import KnownNoise, NoiseConfidenceSet, clean_losses
 from hesstune.bounds.pac_bayes import binary_kl, complexity, gaussian_kl, kl_inverse
-
-if TYPE_CHECKING:
-    from bench import Run
+from records import Run
 
 DELTA = 0.05
 FLIP = 0.1  # the true rule's own error, so that no certificate can be trivially right
@@ -37,7 +35,7 @@ def outcome(failures: NDArray[np.bool_], delta: float) -> Found:
 
 
 class Linear:
-    """Linear rules on Gaussian inputs, whose randomised error is known in closed form.
+    """Linear rules on Gaussian inputs; their randomised error has a closed form.
 
     y = sign(u·x) with its sign flipped at rate FLIP. For weights N(w, σ²I), P(sign ≠ y | x) is
     Φ(−y w·x/(σ‖x‖)), so neither the truth nor the empirical term needs draws.
@@ -143,7 +141,7 @@ def noisy(trials: int, seed: int = 2, clean_sample: int = 0) -> Found:
 
 
 def draws(trials: int, m: int, seed: int = 3, own_block: bool = False, count: int | None = None) -> Found:
-    """The Monte-Carlo step alone: draws in two dimensions, whose errors differ widely from draw to draw."""
+    """The Monte-Carlo step alone: draws in two dimensions with widely different errors."""
     n = 100
     world = Linear(trials, n=n, d=2, seed=seed, strength=1.0)
     failures = np.zeros(trials, bool)

@@ -11,7 +11,7 @@ import csv
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,7 @@ from hesstune.analysis.trained_prior import split_prior_and_bound
 from hesstune.bounds.checked import checked_bound
 from hesstune.bounds.pac_bayes import confidence_upper
 from hesstune.bounds.record import Certificate
-
-if TYPE_CHECKING:
-    from bench import Run
+from records import Run
 
 SAMPLE, DELTA, HALF, DRAWS = 300, 0.05, 0.5, 100
 OPTIONS: dict[str, Any] = {"method": "vanilla", "train": "head", "image_size": 96, "val_fraction": 0}
@@ -37,7 +35,6 @@ def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def measure(case: dict[str, Any], asked: Run) -> dict[str, Any]:
     """Train, check and certify once."""
-    assert asked.seed is not None
     seed, lines = asked.seed, cifar10n_lines(asked.folder("cifar10n"))
     rows, true = [], {line["id"]: line["true_label"] for line in lines}
     for line in lines:

@@ -9,14 +9,14 @@ import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-from data_files import data_string
+from data_files import PACS, data_string
 from hesstune.bounds.compression import compression_bound
 from hesstune.bounds.pac_bayes import kl_inverse, pac_bayes_kl
 from hesstune.bounds.pick_to_learn import Picker
@@ -24,10 +24,7 @@ from hesstune.data.examples import Examples
 from hesstune.data.load import load_task
 from hesstune.inputs.features import frozen_features
 from hesstune.models.load import load_model
-from weak_tasks import PACS
-
-if TYPE_CHECKING:
-    from bench import Run
+from records import Run
 
 DELTA = 0.05
 BEFORE: dict[str, Any] = {"average": 0.0, "center": False}
@@ -69,7 +66,7 @@ def picked(train: Sample, test: Sample, k: int, **how: Any) -> dict[str, float]:
 
 
 def real_valued(kept: int, n: int, mean: float = 0.0) -> float:
-    """Return kl⁻¹(mean loss on the rest, (ln C(n, m) + ln n + ln(2√(n − m)/δ))/(n − m)), m examples kept.
+    """Return kl⁻¹(mean loss on the others, (ln C(n, m) + ln n + ln(2√(n − m)/δ))/(n − m)), m examples kept.
 
     Sample compression for losses in [0, 1], without a message (Bazinet et al. 2025); all n sizes share δ.
     """
@@ -160,8 +157,6 @@ def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def measure(case: dict[str, Any], asked: Run) -> dict[str, Any]:
     """Return the certificates of one data set and split."""
-    assert asked.data is not None
-    assert asked.seed is not None
     with tempfile.TemporaryDirectory() as folder:
         train, test = features(asked.data, case["data"], asked.seed, Path(folder))
     k = int(train[1].max()) + 1

@@ -39,7 +39,6 @@ class Flat(nn.Module):
         self.flat, self.head = nn.Flatten(), nn.Linear(PIXELS, k)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits of normalised images, (N, K)."""
         out: torch.Tensor = self.head(self.flat(x))
         return out
 
@@ -54,7 +53,6 @@ class Seeing(nn.Module):
         self.flat, self.head = nn.Flatten(), nn.Linear(CODES, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits of normalised images, (N, 2)."""
         out: torch.Tensor = self.head(4 * self.flat(x) @ self.patterns)
         return out
 
@@ -67,7 +65,6 @@ class Even(nn.Module):
         self.pool, self.flat, self.head = nn.AdaptiveAvgPool2d(SIZE), nn.Flatten(), nn.Linear(PIXELS, k)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits of normalised images, (N, K)."""
         coarse = self.pool(x)
         out: torch.Tensor = self.head(self.flat(coarse + coarse.flip(3)))
         return out
@@ -82,7 +79,6 @@ class Sided(nn.Module):
         self.head.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits of normalised images, (N, K)."""
         side = 0.9 * torch.sign(x[:, 0, :2].mean(dim=(1, 2)))
         out: torch.Tensor = self.head(torch.stack([side, torch.full_like(side, 0.19**0.5)], dim=1))
         return out
@@ -118,13 +114,13 @@ def rates(flip: Flips, z: Floats) -> Floats:
     return flip(z) if callable(flip) else np.full(len(z), flip)
 
 
-def doubtful(z: Floats) -> Floats:
+def ambiguous(z: Floats) -> Floats:
     """Say that the true label is random near the rule's border."""
     return np.where(np.abs(z[:, 0]) < 0.7, 0.5, 0.0)
 
 
 def careless(z: Floats) -> Floats:
-    """Say that labels are wrong where the rule is close to its border: noise that depends on the input."""
+    """Return 0.5 close to the rule's border, else 0: noise that depends on the input."""
     return np.where(np.abs(z[:, 0]) < 0.4, 0.5, 0.0)
 
 
@@ -176,7 +172,7 @@ def true_error(
 
 
 def fitted(images: Images, labels: Labels, k: int) -> Flat:
-    """Return a network whose head fits every label: least squares in more dimensions than examples."""
+    """Return a network with a head that fits every label: least squares in more dimensions than examples."""
     x = fed(images).flatten(1).double()
     wanted = 10 * torch.eye(k, dtype=torch.float64)[torch.from_numpy(labels)]
     model = Flat(k)
@@ -196,7 +192,7 @@ def random_head(rng: np.random.Generator, k: int) -> Flat:
 
 
 def many_sided(k: int) -> Sided:
-    """Return a start whose network runs through most of K classes as Pick-to-Learn's penalty falls.
+    """Return a start with a network that runs through most of K classes as Pick-to-Learn's penalty falls.
 
     After an example of the right side was picked, the left one's logits are L_j + t·p_j, but for that class:
     p are the start's probabilities on the right side, and t grows as the penalty falls. L falls from j to
@@ -209,7 +205,7 @@ def many_sided(k: int) -> Sided:
 
 
 def sided_images(rng: np.random.Generator, n: int) -> Images:
-    """Draw images of noise whose upper rows are black or white."""
+    """Draw images of noise with black or white upper rows."""
     images = noise_images(rng, n)
     images[:, :2] = np.where(rng.random(n) < 0.5, 0, 255)[:, None, None, None]
     return images

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+PACS = ("art_painting", "cartoon", "photo", "sketch")
 CIFAR_TRAIN, CIFAR_TEST = 5000, 1000
 
 
@@ -56,7 +57,7 @@ def data_string(data: Path, source: str, folder: Path, sizes: Sequence[int] | No
     drawn = []
     for part, own in (("train", 0), ("test", 1)) if sizes else (("train", 0), ("dev", 0), ("test", 1)):
         found = sentences(data, source, part)
-        rows = rng.permutation(len(found))[: sizes[own]] if sizes else range(len(found))
-        drawn += [(*found[i][0], found[i][1], ("train", "test")[own]) for i in rows]
+        order = rng.permutation(len(found))[: sizes[own]].tolist() if sizes else range(len(found))
+        drawn += [(*found[i][0], found[i][1], ("train", "test")[own]) for i in order]
     columns = ("text", *(("text2",) if source == "mrpc" else ()), "label", "split")
     return f"csv:{write_table(folder / f'{source}.csv', columns, drawn)}"

@@ -4,8 +4,8 @@ Settings: `common` options; `tasks` {name: {source, noise, seed, sizes, and opti
 options}; `schedules` {name: options} if several are compared; `skip`, lists of a task, a method or a schedule
 that do not run together. `sizes` are the training and test sentences of a text task; without it the task has
 all of them. A task without a seed has those of the configuration. `only` of a method are patterns of the
-tasks it runs on. `stopped_distances` are options of a run whose layer distances become the radii of the
-method. `certify` is a list of options of `hesstune.certify`, one certificate each.
+tasks it runs on. `stopped_distances` are options of a run; its layer distances become the radii of
+the method. `certify` is a list of options of `hesstune.certify`, one certificate each.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ import tempfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hesstune as ht
 from data_files import data_string
 from hesstune.analysis.certify import certify_run
-
-if TYPE_CHECKING:
-    from bench import Run
+from records import Run
 
 
 def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -49,8 +47,7 @@ def measure(case: dict[str, Any], asked: Run) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if source != "digits":
-            assert asked.data is not None
-            source = data_string(asked.data, source, folder, sizes, seed=asked.seed or 0)
+            source = data_string(asked.data, source, folder, sizes, seed=asked.seed)
         options |= {"data": source, "inject_noise": noise, "seed": asked.seed}
         options["keep_weights"] = bool(certificates)
         if stopped is not None:

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,7 @@ from tasks import FieldTask, field_task
 from hesstune.labeling.clean import clean
 from hesstune.noise.estimate import confident
 from peers import CrossValidated
-
-if TYPE_CHECKING:
-    from bench import Run
+from records import Run
 
 TASKS = (
     *(
@@ -70,7 +68,7 @@ SCORES = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
 
 
 def _development_task(name: str, seed: int, data: Path) -> FieldTask:
-    """Return a task whose name may end in `half` or `true`: so much of its noise is corrected; or `two`."""
+    """Return a task; `half` or `true` at the end of its name: so much of its noise is corrected."""
     if " two " in name:
         first, second = (field_task(name.replace("two", one), seed, data) for one in ("random2", "random3"))
         wrong = np.where(second.given == second.true, first.given, second.given)
@@ -84,7 +82,7 @@ def _development_task(name: str, seed: int, data: Path) -> FieldTask:
 
 
 def _small_task(name: str, seed: int, data: Path) -> FieldTask:
-    """Return training examples of a task with true labels, of which some are changed to the other class."""
+    """Return training examples of a task with true labels, some changed to the other class."""
     origin, n, wrong = name.split()
     task = field_task(DRAWN_FROM[origin], seed, data)
     rows = np.random.default_rng([seed, int(wrong)]).permutation(len(task.x))[: int(n)]
@@ -137,8 +135,6 @@ def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
     from sklearn.metrics import average_precision_score, f1_score
 
     warnings.simplefilter("ignore")
-    assert run.data is not None
-    assert run.seed is not None
     task = PARTS[run.settings["part"]][1](case["task"], run.seed, run.data)
     wrong = task.given != task.true
     started = time.monotonic()

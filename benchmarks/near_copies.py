@@ -13,21 +13,18 @@ import io
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
-from data_files import cifar10n_lines, sentences
+from data_files import PACS, cifar10n_lines, sentences
 from hesstune.data.examples import Examples, Texts
 from hesstune.data.formats import listing
 from hesstune.data.images import DecodedImages
 from hesstune.data.near_duplicates import NULL_DEVIATIONS, near_duplicates
-from weak_tasks import PACS
-
-if TYPE_CHECKING:
-    from bench import Run
+from records import Run
 
 # All rows are searched, for the time, without copies.
 ALL_ROWS = "cifar10n, all rows"
@@ -130,7 +127,6 @@ def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
     """Return recall by alteration, and the groups found among the unaltered rows."""
-    assert run.data is not None
     name = case["collection"]
     whole = name in ("digits", ALL_ROWS)
     names, rows = (some if whole else some[1::2] for some in _rows(run.data, name))

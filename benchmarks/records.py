@@ -1,4 +1,4 @@
-"""Records of benchmarks: one JSON object per line in benchmarks/results/NAME.jsonl.
+"""Configurations of benchmarks, and their records: one JSON object per line of results/NAME.jsonl.
 
 A line has `benchmark`, `case` (what was measured), `seed`, `result`, `versions` and `hardware`. Records that
 were made before this format lack versions or hardware that were not recorded.
@@ -13,11 +13,13 @@ import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from hesstune.errors import DataError
 from hesstune.storage.files import write_text
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +31,56 @@ PACKAGES = (
     "datasets", "timm", "torchvision", "cleanlab", "crowd-kit", "curvlinops-for-pytorch",
 )  # fmt: skip
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A configuration, and what the command line adds to it.
+
+    Attributes:
+        name: Name of the record.
+        module: Module of this folder with `measure`, and `cases` if there are several.
+        about: One sentence on what is measured.
+        install: The pip command for what the benchmark needs.
+        needs: Folders of DATA.
+        seeds: A case is measured once for each.
+        threads: Threads of torch; None leaves its default.
+        settings: What the module reads.
+        data_folder: DATA, or None.
+        case_seed: Seed of the case that is measured, or None.
+    """
+
+    name: str
+    module: str
+    about: str
+    install: str
+    needs: tuple[str, ...] = ()
+    seeds: tuple[int | None, ...] = (None,)
+    threads: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    data_folder: Path | None = None
+    case_seed: int | None = None
+
+    @property
+    def seed(self) -> int:
+        """Seed of the case that is measured; 0 by default."""
+        return self.case_seed or 0
+
+    @property
+    def data(self) -> Path:
+        """The folder DATA."""
+        return self.folder("")
+
+    def folder(self, name: str) -> Path:
+        """Return a folder of DATA.
+
+        Raises:
+            DataError: If it is missing.
+        """
+        if self.data_folder is None or not (self.data_folder / name).is_dir():
+            given = self.data_folder or "no --data"
+            raise DataError(f"this benchmark needs the folder {name} in --data; got {given}")
+        return self.data_folder / name
 
 
 def versions() -> dict[str, str]:

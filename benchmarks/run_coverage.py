@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partialmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -29,6 +29,7 @@ from torch import nn
 
 import coverage_worlds as worlds
 import hesstune as ht
+import records
 from coverage_worlds import Flat, Seeing, guessed, noisy, ruled, true_error
 from data_files import write_table
 from hesstune.analysis import near_copies, trained_prior
@@ -36,9 +37,6 @@ from hesstune.analysis.certify import check_run
 from hesstune.bounds.record import Certificate
 from hesstune.errors import HesstuneError
 from hesstune.runs.run import Run
-
-if TYPE_CHECKING:
-    import bench
 
 DELTA = 0.05
 HEAD: dict[str, Any] = {"image_size": 8, "train": "head", "val_fraction": 0.0, "test_fraction": 0.0,
@@ -204,7 +202,7 @@ HIDING = np.array([[1.0, 0.0], [0.8, 0.2]])
 SEEDS, FRACTIONS = range(10), np.linspace(0.1, 0.9, 10)
 DELTAS = np.arange(1, 11) / 20
 STARTS = range(16)
-LOOSE = 0.1  # δ where two examples are all
+LOOSE = 0.1  # δ of scenes with two examples
 CLEAR = 30.0  # the strength of images with less noise
 PENALTIES = np.geomspace(0.05, 2.6, 70)
 
@@ -223,7 +221,7 @@ def rule(t: Trial) -> None:
 
 
 def worst(t: Trial) -> None:
-    """Ten labels at random, true error .9: the bounds where they are tightest."""
+    """Ten labels at random, true error .9: the case of the tightest bounds."""
     x, y = guessed(t.rng, 120, 10)
     run = t.run((x, y), Flat(10), test_fraction=0.4)
     t.sound("labels at random: hold-out by the test part", run, 0.9, bound="holdout")
@@ -336,7 +334,7 @@ def estimated(t: Trial) -> None:
     run = t.run((x, y), Seeing(), noise_matrix="estimate:confident", **options)
     file = str(run.path / "noise_matrix.json")
     loaded = t.run((x, y), Seeing(), "loaded", noise_matrix=file, **options)
-    t.refused(name, run, loaded, **asked)  # the file says where it comes from
+    t.refused(name, run, loaded, **asked)  # the file says that it is an estimate
     matrix = run.noise_matrix
     assert matrix is not None
     stated = _matrix(t.folder / "stated.csv", matrix.array)
@@ -379,10 +377,10 @@ def _no_copies(parts: Sequence[Any]) -> list[NDArray[np.int64]]:
 
 def checked(t: Trial) -> None:
     """Noise as people make it, at what is hard to tell, and a few labels checked."""
-    x, true, z = ruled(t.rng, 600, worlds.doubtful, CLEAR)
+    x, true, z = ruled(t.rng, 600, worlds.ambiguous, CLEAR)
     given = true ^ (t.rng.random(len(true)) < 0.5 * np.exp(-np.abs(z[:, 0])) * np.where(z[:, 1] > 0, 1, 0.5))
     run = t.run((x, given), Seeing(), test_fraction=0.7, epochs=10)
-    truth = true_error(run.model(), None, worlds.doubtful, CLEAR)
+    truth = true_error(run.model(), None, worlds.ambiguous, CLEAR)
     with check_run(run, sample=250).open(newline="", encoding="utf-8") as file:
         drawn = [int(row["id"]) for row in csv.DictReader(file)]
     filled = _sheet(t.folder / "filled.csv", {str(row): int(true[row]) for row in drawn})
@@ -406,12 +404,12 @@ def starts(t: Trial) -> None:
 
 
 def penalty(t: Trial) -> None:
-    """Two examples of 41 classes, and a start whose network runs through them as the penalty falls."""
+    """Two examples of 41 classes, and a start with a network that runs through them as the penalty falls."""
     k, truth = 41, 1 - 1 / 41
     x, y = worlds.sided_images(t.rng, 600), t.rng.integers(0, k, 600)
     # The test part has every class; two examples are left.
     options: Any = {"head_init": "keep", "method": "pick_to_learn", "test_fraction": 1 - 2 / 600}
-    plain = {"average": 0, "center": 0}  # so that a penalty decides where the network of one fit runs
+    plain = {"average": 0, "center": 0}  # so that the network of one fit depends on the penalty
     asked: Any = {"bound": "compression", "repeats": "allow", "delta": LOOSE}
     run = t.run((x, y), worlds.many_sided(k), **options, method_options=plain)
     found = _given([t.attempt(run, **asked)])
@@ -513,7 +511,7 @@ def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from ({"scene": scene} for scene in SCENES)
 
 
-def measure(case: dict[str, Any], asked: bench.Run) -> dict[str, Any]:
+def measure(case: dict[str, Any], asked: records.Run) -> dict[str, Any]:
     """Play a scene to its number of trials."""
     trials = min(SCENES[case["scene"]][1], asked.settings.get("at_most", 10**6))
     return {"delta": DELTA, "trials": trials, "ways": played(case["scene"], range(trials))}

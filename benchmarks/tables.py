@@ -193,8 +193,8 @@ def memory_of_seven_billion() -> str:
     }
     cells = []
     for what, own in found.items():
-        rest = own["total"] - own["weights"] - own["reference"]
-        parts = (own["weights"], own["reference"], rest, own["total"])
+        others = own["total"] - own["weights"] - own["reference"]
+        parts = (own["weights"], own["reference"], others, own["total"])
         cells.append([what, *(f"{part / gib:.0f}" for part in parts)])
     return markdown(["run, GiB per process", "weights", "reference", "rest", "total"], cells)
 
@@ -279,13 +279,14 @@ def gap_methods() -> str:
 def study_heads() -> str:
     found, cells = a.all_heads(), []
     mean = a.means(found)
-    voted, ranks = [task for task in mean if task in a.VOTES], a.mean_ranks(mean)
-    for name in sorted(ranks, key=lambda n: -np.mean([own[n] for own in mean.values()])):
-        below = sum(own[name] < own["vanilla"] - 0.5 for own in mean.values())
+    tasks, ranks = list(mean.index), a.mean_ranks(mean)
+    voted = [task for task in tasks if task in a.VOTES]
+    for name in mean.mean().sort_values(ascending=False, kind="stable").index:
+        below = int((mean[name] < mean["vanilla"] - 0.5).sum())
         minus = ["–", "–"]
         if name != "auto":
-            minus = [with_interval(a.gains(found, name, list(of))) for of in (mean, voted)]
-        accuracy = [f"{np.mean([mean[t][name] for t in of]):.1f}" for of in (mean, voted)]
+            minus = [with_interval(a.gains(found, name, of)) for of in (tasks, voted)]
+        accuracy = [f"{mean.loc[of, name].mean():.1f}" for of in (tasks, voted)]
         cells.append([f"`{name}`", *accuracy, f"{ranks[name]:.1f}", *minus, str(below)])
     titles = ["method", "all tasks", "votes", "rank", "`auto` minus it", "`auto` minus it, votes", "below"]
     return markdown(titles, cells)
@@ -294,27 +295,22 @@ def study_heads() -> str:
 @table
 def study_heads_by_task() -> str:
     mean = a.means(a.all_heads())
-    names = sorted(next(iter(mean.values())), key=lambda n: -np.mean([own[n] for own in mean.values()]))
-    shown = {task: bold_best(own, names) for task, own in mean.items()}
+    names = list(mean.mean().sort_values(ascending=False, kind="stable").index)
+    shown = {task: bold_best(own, names) for task, own in mean.iterrows()}
     cells = ([task, *(own[n] for n in names)] for task, own in shown.items())
     return markdown(["task", *(f"`{n}`" for n in names)], cells)
 
 
 @table
 def study_all_layers() -> str:
-    found = [row for row in rows("study") if row["part"] == "programmatic_full"]
-    plain = {(r["task"], r["seed"]): r["test_accuracy"] for r in found if r["method"] == "vanilla"}
-    made: list[Row] = []
-    for method in dict.fromkeys(r["method"] for r in found):
-        own = [r for r in found if r["method"] == method]
-        strata: dict[str, list[float]] = {}
-        for r in own:
-            gain = 100 * (r["test_accuracy"] - plain[r["task"], r["seed"]])
-            strata.setdefault(r["task"], []).append(gain)
-        minus = paired_difference(list(strata.values()))
-        told = "–" if method == "vanilla" else f"{minus.mean:+.1f} [{minus.low:+.1f}, {minus.high:+.1f}]"
-        means = {k: np.mean([r[k] for r in own]) for k in ("test_accuracy", "measure", "distance")}
-        made.append({"method": method, "minus": told, **means})
+    found = pd.DataFrame(row for row in rows("study") if row["part"] == "programmatic_full")
+    accuracy = 100 * found.set_index(["task", "seed", "method"])["test_accuracy"].unstack(sort=False)
+    keys, made = ["test_accuracy", "measure", "distance"], []
+    for method, mean in found.groupby("method", sort=False)[keys].mean().iterrows():
+        gain = (accuracy[method] - accuracy["vanilla"]).dropna().groupby(level="task", sort=False)
+        minus = paired_difference([own.to_numpy() for _, own in gain])
+        shown = "–" if method == "vanilla" else f"{minus.mean:+.1f} [{minus.low:+.1f}, {minus.high:+.1f}]"
+        made.append({"method": method, "minus": shown, **mean})
     made.sort(key=lambda row: -row["test_accuracy"])
     columns = {"method": "`{method}`", "test accuracy": "{test_accuracy:.1%}", "measure": "{measure:.3g}"}
     return listed(made, {**columns, "distance": "{distance:.3g}", "minus `vanilla`, points": "{minus}"})
@@ -333,32 +329,25 @@ def study_measures() -> str:
     return markdown([*titles, "median ratio to the gap", "within a factor 5", "runs"], cells)
 
 
-PEERS = ("auto", "sklearn_cv", "cleanlab")
-
-
-def _peers() -> a.Accuracies:
-    found = a.accuracies(rows("heads"))
-    return {task: own for task, own in found.items() if all(name in own for name in PEERS)}
-
-
 @table
 def field_heads() -> str:
-    columns = {name: name for name in (*PEERS, "crowd_kit", "tf_idf")}
+    columns = {name: name for name in (*a.PEERS, "crowd_kit", "tf_idf")}
     columns |= {f"clean_{n}": f"clean {n}" for n in (5, 10, 50)} | {"sklearn_cv, true labels": "*true*"}
-    shown = {task: bold_best(own, PEERS) for task, own in a.means(_peers()).items()}
+    mean = a.means(a.accuracies(rows("heads"))).dropna(subset=list(a.PEERS))
+    shown = {task: bold_best(dict(own.dropna()), a.PEERS) for task, own in mean.iterrows()}
     cells = ([task, *(own.get(name, "–") for name in columns)] for task, own in shown.items())
     return markdown(["task", *columns.values()], cells)
 
 
 @table
 def field_head_differences() -> str:
-    found, cells = _peers(), []
-    every = [task for task, own in found.items() if min(len(own[name]) for name in PEERS) >= 5]
-    mean = {task: {n: own[n] for n in PEERS} for task, own in a.means(found).items()}
-    ranks = a.mean_ranks(mean)
-    for other in PEERS[1:]:
-        lost = {task: own["auto"] - own[other] for task, own in mean.items()}
-        below = joined("{0[0]} ({0[1]:+.1f})", (pair for pair in lost.items() if pair[1] < -0.5))
+    found, cells = a.accuracies(rows("heads"))[list(a.PEERS)], []
+    mean = a.means(found).dropna()
+    counts = found.groupby(level="task", sort=False).count().loc[mean.index].min(axis=1)
+    every, ranks = list(counts[counts >= 5].index), a.mean_ranks(mean)
+    for other in a.PEERS[1:]:
+        lost = mean["auto"] - mean[other]
+        below = joined("{0[0]} ({0[1]:+.1f})", lost[lost < -0.5].items())
         groups = (every, [task for task in every if task in a.VOTES])
         minus = [with_interval(a.gains(found, other, tasks), "+.2f") for tasks in groups]
         cells.append([f"`{other}` (rank {ranks[other]:.2f}; `auto` {ranks['auto']:.2f})", *minus, below])
@@ -366,23 +355,21 @@ def field_head_differences() -> str:
     return markdown(titles, cells)
 
 
-DEEPER = ("auto", "plain", "plain, stopped", "auto, head", "robust, known noise")
-
-
-def _deeper(schedule: str) -> a.Accuracies:
+def _deeper(schedule: str) -> pd.DataFrame:
+    """Return the accuracies of a schedule; a method that lacks a seed of a task is left out there."""
     found = [r for r in rows("deeper") if r["schedule"] == schedule and r["seed"] >= a.FIRST_SEED]
     whole = a.complete(a.accuracies(found), ("auto", "plain", "auto, head"), 1)
-    return {t: {n: v for n, v in own.items() if len(v) == len(own["auto"])} for t, own in whole.items()}
+    whole = whole.where(whole.notna().groupby(level="task").transform("all"))
+    names = ("auto", "plain", "plain, stopped", "auto, head", "robust, known noise")
+    return whole[[name for name in names if name in whole and whole[name].notna().any()]]
 
 
 def _deeper_table(schedule: str) -> str:
-    found = _deeper(schedule)
-    names = [name for name in DEEPER if any(name in own for own in found.values())]
-    cells = []
-    for task, own in a.means(found).items():
-        shown = (f"{own[n]:.1f}" if n in own else "–" for n in names)
-        cells.append([task, str(len(found[task]["auto"])), *shown])
-    return markdown(["task", "seeds", *names], cells)
+    found, cells = _deeper(schedule), []
+    for task, own in a.means(found).iterrows():
+        shown = ("–" if math.isnan(value) else f"{value:.1f}" for value in own)
+        cells.append([task, str(len(found.loc[task])), *shown])
+    return markdown(["task", "seeds", *found.columns], cells)
 
 
 TABLES["field_deeper_fitted"] = lambda: _deeper_table("fitted")
@@ -393,10 +380,10 @@ TABLES["field_deeper_short"] = lambda: _deeper_table("short")
 def field_deeper_differences() -> str:
     cells = []
     for schedule in ("fitted", "short"):
-        found = _deeper(schedule)
-        for other in DEEPER[1:]:
-            if all(other in own for own in found.values()):
-                cells.append([schedule, f"`{other}`", with_interval(a.gains(found, other, list(found)))])
+        found = _deeper(schedule).dropna(axis=1)
+        for other in found.columns[1:]:
+            gains = a.gains(found, other, list(a.means(found).index))
+            cells.append([schedule, f"`{other}`", with_interval(gains)])
     return markdown(["schedule", "`auto` minus", "points [95 % interval]"], cells)
 
 
@@ -412,7 +399,7 @@ def votes() -> str:
         shown = bold_best({n: 100 * r[n] for n in columns if n in r}, list(columns))
         ends = " ({:.0f} to {:.0f})".format(*(100 * end for end in r["interval"])) if "interval" in r else ""
         rates = [f"{100 * r['rate said']:.1f}{ends}", f"{100 * (1 - r['auto']):.1f}"]
-        cells.append([r["set"], str(r["labelers"]), *(shown.get(n, "–") for n in columns), *rates])
+        cells.append([r["set"], str(r["annotators"]), *(shown.get(n, "–") for n in columns), *rates])
     return markdown(["set", "annotators", *columns.values(), "estimated noise rate", "noise rate"], cells)
 
 
@@ -620,10 +607,10 @@ def methods() -> str:
     parts = []
     for name in (name for tier in TIERS for name in _methods_of(tier)):
         found = method_class(name)
-        title, _, rest = (inspect.getdoc(found) or "").partition("\n\n")
+        title, _, text = (inspect.getdoc(found) or "").partition("\n\n")
         marks = [m for m, has in (("F", found.uses_noise()), ("constrained", found.constrained)) if has]
         mark = f"*{', '.join(marks)}.* " if marks else ""
-        parts += [f"## {name}", mark + plain(title), plain(rest)]
+        parts += [f"## {name}", mark + plain(title), plain(text)]
         if options := found.own_options:
             cells = ([f"`{n}`", f"{o.default:g}", o.source] for n, o in options.items())
             parts.append(markdown(["option", "default", "source of the default"], cells))

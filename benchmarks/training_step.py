@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +114,6 @@ def bare_step(batch: int) -> Callable[[int], None]:
         int((logits.argmax(dim=1) == targets).sum())
 
     return step
-
-
-def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the one case."""
-    yield {}
 
 
 def measure(case: dict[str, Any], run: object) -> dict[str, Any]:
