@@ -2,7 +2,8 @@
 
 EfficientNet-Lite0, all 50 layers, 7 classes, 96 px, 64 examples, one thread. The sides take turns in one
 process. Seconds are CPU time, which other work on the machine changes little; ratios are of medians.
-Block Lanczos uses curvlinops 3.0.1, of the extra `benchmarks`: its next release removes the block-diagonal Hessian.
+Block Lanczos uses curvlinops 3.0.1 (the extra `benchmarks`): its next release removes the block-diagonal
+Hessian.
 """
 
 from __future__ import annotations
