@@ -44,7 +44,12 @@ def all_heads() -> pd.DataFrame:
 
 def means(found: pd.DataFrame) -> pd.DataFrame:
     """Return the mean over seeds, one row per task."""
-    return found.groupby(level="task", sort=False).mean()
+
+    def mean(own: pd.Series) -> float:
+        values = own.dropna().to_numpy()
+        return float(np.mean(values)) if len(values) else math.nan
+
+    return found.groupby(level="task", sort=False).agg(mean)
 
 
 def mean_ranks(found: pd.DataFrame) -> dict[str, float]:

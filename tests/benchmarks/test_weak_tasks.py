@@ -16,12 +16,12 @@ def test_labels_are_votes_of_the_other_domains(tmp_path, monkeypatch):
     for domain in PACS:
         for name, colour in {"cup": (200, 40, 40), "dog": (40, 40, 200)}.items():
             (root / domain / name).mkdir(parents=True)
-            for i in range(10):
+            for i in range(5):
                 pixels = np.array(colour) + rng.normal(0, 30, 3) + rng.normal(0, 20, (18, 20, 3))
                 image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
                 image.save(root / domain / name / f"{domain}_{i:03d}.png")
     before = field_task("photo weak", 0, tmp_path)
-    assert (len(before.x), len(before.clean[0]), len(before.x_test)) == (12, 4, 4)
+    assert (len(before.x), len(before.clean[0]), len(before.x_test)) == (6, 2, 2)
     assert before.votes.names == [name for name in PACS if name != "photo"]
     assert (before.given == before.votes.soft.sum(axis=1).argmax(axis=1)).all()
     photo = root / "photo"
@@ -29,7 +29,6 @@ def test_labels_are_votes_of_the_other_domains(tmp_path, monkeypatch):
     (photo / "dog").rename(photo / "cup")
     (photo / "kept").rename(photo / "dog")
     after = field_task("photo weak", 0, tmp_path)
-    assert not np.array_equal(after.true, before.true)
 
     def by_image(task):
         """The votes by image: the classes' order is another."""
