@@ -135,16 +135,7 @@ class Observed(Stored):
     max_loss: float | None = None
 
 
-class Row(Stored):
-    """A record with fields that `[name]` returns as they are, not as JSON values."""
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self.model_fields_set:
-            raise KeyError(key)
-        return getattr(self, key)
-
-
-class Trial(Row):
+class Trial(Stored):
     """Options that a search has tried, and the validation loss, or the error."""
 
     options: OptionValues
@@ -152,14 +143,14 @@ class Trial(Row):
     error: str | None
 
 
-class Search(Row):
+class Search(Stored):
     """The trials of a cell's search, and the number of the one that was chosen."""
 
     trials: list[Trial]
     chosen: int
 
 
-class CellRecord(Row):
+class CellRecord(Stored):
     """cell.json: a cell, its status, and its metrics by name (see `hesstune.study.results`)."""
 
     what: ClassVar[str] = "a comparison's cell"
@@ -185,7 +176,7 @@ class CellRecord(Row):
         return value.risk if isinstance(value, HeadCertificate) else value
 
 
-class Interval(Row):
+class Interval(Stored):
     """A mean over n values with its t interval; without spread, the mean alone."""
 
     n: int
@@ -209,7 +200,7 @@ class Difference(Mean):
     baseline: str
 
 
-class Rank(Row):
+class Rank(Stored):
     """A method's mean rank over n pairs of task and seed."""
 
     method: str
@@ -218,7 +209,7 @@ class Rank(Row):
     n: int
 
 
-class StudyResults(Row):
+class StudyResults(Stored):
     """results.json (see `hesstune.study.results`)."""
 
     what: ClassVar[str] = "a comparison"
