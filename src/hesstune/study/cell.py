@@ -215,7 +215,7 @@ def _measured_network(trained: Trained, seed: int, most: int | None) -> Measured
 
 def _observed(trained: Trained, config: FinetuneConfig, settings: Settings, out: Path) -> Observed:
     """Measure a trained network as the settings ask; the other values are None."""
-    found: OptionValues = dict.fromkeys(Observed.model_fields.keys() - {"max_loss"})
+    found: OptionValues = {name: None for name in Observed.model_fields if name != "max_loss"}
     found["val_gap"] = _validation_gap(trained)
     network = _measured_network(trained, config.seed, settings.measure_examples)
     n, head_alone = len(network.labels), isinstance(network.feed, FeatureInputs)
