@@ -173,14 +173,7 @@ def _trained(method: str, task: FieldTask, seed: int) -> float:
     torch.manual_seed(seed)
     features = np.concatenate([task.x, task.x_test])
     with tempfile.TemporaryDirectory() as folder, sharing(_Features(features)):
-        run = ht.finetune(
-            _as_task(task, seed, validated),
-            _Head(task.x.shape[1], task.k),
-            method,
-            train="head",
-            seed=seed,
-            keep_weights=False,
-            out=str(Path(folder) / method),
-            **options,
-        )
+        options |= {"train": "head", "seed": seed, "keep_weights": False, "out": str(Path(folder) / method)}
+        data, head = _as_task(task, seed, validated), _Head(task.x.shape[1], task.k)
+        run = ht.finetune(data, head, method, **options)
     return run.outcome.test_accuracy or 0.0

@@ -92,7 +92,7 @@ def logits(model, ref):
 
 
 def measured(model, ref):
-    return ht.measure(model, ref, [(images(), TARGETS)], layers=["*queries*", "*classifier*"]).quadratic
+    return ht.measure(model, ref, [(images(), TARGETS)], layers=["*stages.0*queries*", "*classifier*"]).quadratic
 
 
 def stability(model, ref):
