@@ -92,7 +92,8 @@ def logits(model, ref):
 
 
 def measured(model, ref):
-    return ht.measure(model, ref, [(images(), TARGETS)], layers=["*stages.0*queries*", "*classifier*"]).quadratic
+    layers = ["*stages.0*queries*", "*classifier*"]
+    return ht.measure(model, ref, [(images(), TARGETS)], layers=layers).quadratic
 
 
 def stability(model, ref):
