@@ -50,9 +50,8 @@ test-slow: $(VENV)/.slow
 # DATA holds pacs, cifar10n, wrench, amazon_isbook, sst2 and mrpc; finished rows stay.
 field: $(VENV)/.dev
 	$(PIP) --editable '.[peers]'
-	for name in heads methods votes rules deeper; do \
+	for name in heads methods votes rules deeper label_errors; do \
 	  $(BIN)/python benchmarks/bench.py run benchmarks/configs/$$name.yaml --data $(DATA) || exit $$?; done
-	$(BIN)/python benchmarks/field/label_errors.py --data $(DATA) --seeds 5
 	$(BIN)/python benchmarks/bench.py tables
 
 bench: $(VENV)/.dev

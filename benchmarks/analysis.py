@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from scipy.stats import kendalltau, rankdata, t
+import pandas as pd
+from scipy.stats import kendalltau, t
 
 from gap import DEVELOPMENT, NOISE
 from records import Row, rows
 
 FACTOR = 5.0
-Accuracies = dict[str, dict[str, dict[int, float]]]
+# Accuracies of heads and networks
 
-# Heads and networks: {task: {method: {seed: accuracy in per cent}}}
-
+PEERS = ("auto", "sklearn_cv", "cleanlab")
 VOTES = (
     *(f"{name} votes" for name in ("cifar10n", "youtube", "trec", "amazon_isbook", "sst2")),
     *(f"{domain} weak" for domain in ("photo", "art_painting", "cartoon", "sketch")),
@@ -23,53 +23,45 @@ VOTES = (
 FIRST_SEED = 3  # of deeper.jsonl: earlier seeds are of an earlier recipe of `auto`
 
 
-def accuracies(found: Sequence[Row], methods: Sequence[str] | None = None) -> Accuracies:
-    """Return accuracies by task, method and seed; of these methods alone, if any are given."""
-    made: Accuracies = {}
-    for row in found:
-        if methods is None or row["method"] in methods:
-            by_seed = made.setdefault(row["task"], {}).setdefault(row["method"], {})
-            by_seed[row["seed"]] = 100 * row["accuracy"]
-    return made
+def accuracies(found: Iterable[Row]) -> pd.DataFrame:
+    """Return accuracies in per cent, one row per task and seed, one column per method."""
+    frame = pd.DataFrame(found).set_index(["task", "seed", "method"])["accuracy"]
+    return 100 * frame.unstack(sort=False)
 
 
-def complete(found: Accuracies, methods: Sequence[str], seeds: int) -> Accuracies:
-    """Return the tasks on which all of these methods have so many common seeds; of them, these seeds."""
-    kept: Accuracies = {}
-    for task, own in found.items():
-        if all(name in own for name in methods):
-            common = sorted(set.intersection(*(set(own[name]) for name in methods)))
-            if len(common) >= seeds:
-                kept[task] = {n: {s: v for s, v in own[n].items() if s in common} for n in own}
-    return kept
+def complete(found: pd.DataFrame, methods: Sequence[str], seeds: int) -> pd.DataFrame:
+    """Return the rows with all of these methods, of tasks with at least so many of them."""
+    whole = found.dropna(subset=list(methods))
+    return whole[whole.groupby(level="task")[methods[0]].transform("size") >= seeds]
 
 
-def all_heads() -> Accuracies:
-    """Return the heads of tasks that every method has on three seeds."""
-    found = [
-        *rows("methods"),
-        *(r for r in rows("heads") if r["method"] in ("auto", "sklearn_cv", "cleanlab")),
-    ]
-    methods = list(dict.fromkeys(row["method"] for row in found))
-    return complete(accuracies(found), methods, 3)
+def all_heads() -> pd.DataFrame:
+    """Return the accuracies of heads on the tasks that every method has on three seeds."""
+    found = [*rows("methods"), *(r for r in rows("heads") if r["method"] in PEERS)]
+    frame = accuracies(found)
+    return complete(frame, list(frame.columns), 3)
 
 
-def means(found: Accuracies) -> dict[str, dict[str, float]]:
-    """Return the mean over seeds."""
-    return {t: {m: float(np.mean(list(v.values()))) for m, v in own.items()} for t, own in found.items()}
+def means(found: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean over seeds, one row per task."""
+
+    def mean(own: pd.Series) -> float:
+        values = own.dropna().to_numpy()
+        return float(np.mean(values)) if len(values) else math.nan
+
+    return found.groupby(level="task", sort=False).agg(mean)
 
 
-def mean_ranks(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def mean_ranks(found: pd.DataFrame) -> dict[str, float]:
     """Return each method's mean rank over tasks; ties share their rank."""
-    names = list(next(iter(found.values())))
-    ranks = [rankdata([-own[name] for name in names]) for own in found.values()]
-    return dict(zip(names, np.mean(ranks, axis=0).tolist(), strict=True))
+    ranks = np.ascontiguousarray(found.rank(axis=1, ascending=False))
+    return dict(zip(found.columns, ranks.mean(axis=0).tolist(), strict=True))
 
 
-def gains(found: Accuracies, other: str, tasks: Sequence[str]) -> list[float]:
+def gains(found: pd.DataFrame, other: str, tasks: Sequence[str]) -> list[float]:
     """Return, for each seed that all tasks have, the mean over tasks of `auto` minus another method."""
-    seeds = set.intersection(*(set(found[task][name]) for task in tasks for name in ("auto", other)))
-    return [float(np.mean([found[k]["auto"][s] - found[k][other][s] for k in tasks])) for s in sorted(seeds)]
+    difference = (found["auto"] - found[other]).unstack("task")
+    return list(difference[list(tasks)].dropna().mean(axis=1).sort_index())
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -151,7 +143,7 @@ def close(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def near(found: Sequence[Row], measure: str, names: Sequence[str]) -> tuple[float, float]:
-    """Return the share of runs whose measure is within the factor of the gap, and the median ratio."""
+    """Return the share of runs with a measure within the factor of the gap, and the median ratio."""
     pairs = [(MEASURES[measure][1](row), row["gap"]) for row in found if row["task"] in names]
     return close(pairs), float(np.median([a / b for a, b in pairs if b > 0]))
 
@@ -244,7 +236,7 @@ def with_interval(values: Sequence[float], form: str = "+.1f") -> str:
     return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
 
 
-def bold_best(values: dict[str, float], among: Sequence[str]) -> dict[str, str]:
+def bold_best(values: Mapping[str, float], among: Sequence[str]) -> dict[str, str]:
     """Return the values as text, the largest of some in bold."""
     best = max(values[name] for name in among if name in values)
     shown = {name: f"{value:.1f}" for name, value in values.items()}

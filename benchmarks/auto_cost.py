@@ -1,24 +1,22 @@
-"""Processor time of the head of `auto` compared with heads whose penalty is cross-validated."""
+"""Processor time of the head of `auto` compared with heads with a cross-validated penalty."""
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from sources import image_features
 
+from data_files import cifar10n_lines
 from hesstune.methods import method_class
 from hesstune.methods._base import HeadMaterial
 from hesstune.training.estimates import penalised_head
 from peers import CrossValidated
-
-if TYPE_CHECKING:
-    from bench import Run
+from records import Run
 
 IMAGES, TURNS = 4000, 3
 
@@ -30,28 +28,6 @@ def processor_seconds(call: Callable[[], Any]) -> float:
     return sum(after - start for after, start in zip(os.times()[:4], before[:4], strict=True))
 
 
-def ratios(data: Path, lines: list[dict[str, str]], n: int) -> dict[str, Any]:
-    """Return processor time of auto's head over that of penalised heads, the median of some turns."""
-    features = image_features([data / "cifar10n" / line["image"] for line in lines])
-    classes = sorted({line["worse"] for line in lines})
-    labels = np.array([classes.index(line["worse"]) for line in lines])[:n]
-    material = HeadMaterial(features[:n].astype(np.float64), labels, len(classes))
-    sides: dict[str, Callable[[], Any]] = {
-        "auto": partial(method_class("auto").solve_head, material),
-        "own": partial(penalised_head, material.features, np.eye(len(classes))[labels]),
-        "scikit-learn": partial(CrossValidated().fit, material.features, labels),
-    }
-    for side in sides.values():
-        side()
-    spent = [{name: processor_seconds(side) for name, side in sides.items()} for _ in range(TURNS)]
-    return {
-        **{
-            f"auto_over_{name}": round(float(np.median([turn["auto"] / turn[name] for turn in spent])), 2)
-            for name in ("own", "scikit-learn")
-        },
-    }
-
-
 def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the numbers of examples."""
     yield from ({"examples": n} for n in (1000, IMAGES))
@@ -59,7 +35,19 @@ def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
     """Measure one case."""
-    data = run.folder("cifar10n").parent
-    with (data / "cifar10n" / "labels.csv").open(newline="", encoding="utf-8") as file:
-        lines = [line for line in csv.DictReader(file) if line["split"] == "train"][:IMAGES]
-    return ratios(data, lines, case["examples"])
+    lines = [line for line in cifar10n_lines(run.folder("cifar10n")) if line["split"] == "train"][:IMAGES]
+    n, classes = case["examples"], sorted({line["worse"] for line in lines})
+    features = image_features([Path(line["image"]) for line in lines])[:n].astype(np.float64)
+    labels = np.array([classes.index(line["worse"]) for line in lines])[:n]
+    sides: dict[str, Callable[[], Any]] = {
+        "auto": partial(method_class("auto").solve_head, HeadMaterial(features, labels, len(classes))),
+        "own": partial(penalised_head, features, np.eye(len(classes))[labels]),
+        "scikit-learn": partial(CrossValidated().fit, features, labels),
+    }
+    for side in sides.values():
+        side()
+    spent = [{name: processor_seconds(side) for name, side in sides.items()} for _ in range(TURNS)]
+    return {
+        f"auto_over_{name}": round(float(np.median([turn["auto"] / turn[name] for turn in spent])), 2)
+        for name in ("own", "scikit-learn")
+    }

@@ -6,9 +6,10 @@
     python benchmarks/bench.py figures
 
 A configuration names a module of this folder, what to install, the folders of DATA that it needs, and the
-settings. The module has `cases(settings)`, which yields what is measured, and `measure(case, run)`, which
-returns the result of one case, or None if it does not apply. Each result is one line of results/NAME.jsonl,
-NAME being the name of the configuration. Cases that the record has are measured again only with `--again`.
+settings. The module has `cases(settings)`, which yields what is measured if there are several things, and
+`measure(case, run)`, which returns the result of one case, or None if it does not apply. Each result is one
+line of results/NAME.jsonl, NAME being the name of the configuration. Cases that the record has are measured
+again only with `--again`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,53 +29,13 @@ from typing import Any
 import yaml
 
 import records
-from hesstune.errors import ConfigError, DataError, HesstuneError
+from hesstune.errors import ConfigError, HesstuneError
+from records import Run
 
 HERE = Path(__file__).parent
 CONFIGS = HERE / "configs"
 sys.path[:0] = [str(HERE / "field"), str(records.ROOT / "examples")]
 Case = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A configuration, and what the command line adds to it.
-
-    Attributes:
-        name: Name of the record.
-        module: Module of this folder with `cases` and `measure`.
-        about: One sentence on what is measured.
-        install: The pip command for what the benchmark needs.
-        needs: Folders of DATA.
-        seeds: A case is measured once for each.
-        threads: Threads of torch; None leaves its default.
-        settings: What the module reads.
-        data: DATA, or None.
-        seed: Of the case that is measured.
-    """
-
-    name: str
-    module: str
-    about: str
-    install: str
-    needs: tuple[str, ...] = ()
-    seeds: tuple[int | None, ...] = (None,)
-    threads: int | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    data: Path | None = None
-    seed: int | None = None
-
-    def folder(self, name: str) -> Path:
-        """Return a folder of DATA.
-
-        Raises:
-            DataError: If it is missing.
-        """
-        if self.data is None or not (self.data / name).is_dir():
-            raise DataError(
-                f"this benchmark needs the folder {name} in --data; got {self.data or 'no --data'}"
-            )
-        return self.data / name
 
 
 def read_config(path: Path) -> Run:
@@ -89,7 +50,7 @@ def read_config(path: Path) -> Run:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    known = {f.name for f in fields(Run)} - {"name", "data", "seed"}
+    known = {f.name for f in fields(Run)} - {"name", "data_folder", "case_seed"}
     wanted = {"module", "about", "install"}
     if not isinstance(found, dict) or not wanted <= set(found) <= known:
         raise ConfigError(f"{path} must be a mapping with {sorted(wanted)}, and no keys but {sorted(known)}")
@@ -111,17 +72,22 @@ def measure(run: Run, case: Case) -> Case | None:
     return found and {"seconds": round(time.perf_counter() - started, 1), **found}
 
 
+def cases_of(run: Run) -> Iterator[Case]:
+    """Yield what is measured; a module without `cases` measures one thing."""
+    module = importlib.import_module(run.module)
+    yield from module.cases(run.settings) if hasattr(module, "cases") else ({},)
+
+
 def todo(run: Run, only: str, again: bool = False) -> Iterator[tuple[Run, Case]]:
     """Yield the cases that the record lacks, or all of them."""
     done = {records.key(line["case"], line["seed"]) for line in records.lines(run.name) if not again}
-    cases: Callable[[dict[str, Any]], Iterator[Case]] = importlib.import_module(run.module).cases
     for usual in run.seeds:
-        for case in cases(run.settings):
+        for case in cases_of(run):
             seed = case.pop("seed", usual)
             named = " ".join(map(str, case.values()))
             if only in named and (key := records.key(case, seed)) not in done:
                 done.add(key)
-                yield replace(run, seed=seed), case
+                yield replace(run, case_seed=seed), case
 
 
 def run_all(run: Run, jobs: int, only: str, again: bool = False) -> int:
@@ -130,7 +96,9 @@ def run_all(run: Run, jobs: int, only: str, again: bool = False) -> int:
         run.folder(name)
     failed = 0
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        asked = {pool.submit(measure, one, case): (one.seed, case) for one, case in todo(run, only, again)}
+        asked = {
+            pool.submit(measure, one, case): (one.case_seed, case) for one, case in todo(run, only, again)
+        }
         for job in as_completed(asked):
             seed, case = asked[job]
             if (error := job.exception()) is not None:  # the other cases go on
@@ -167,7 +135,7 @@ def main() -> None:
             print(f"{path.stem}: {run.about} Install: `{run.install}`.{needs}")
         return
     try:
-        run = replace(read_config(asked.config), data=asked.data)
+        run = replace(read_config(asked.config), data_folder=asked.data)
         failed = run_all(run, asked.jobs, asked.only, asked.again)
     except HesstuneError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,87 +1,71 @@
-"""The true error from 300 checked labels and all the human ones, beside the 300 alone: CIFAR-10N.
+"""The true error from 300 checked labels and all given ones, compared with the 300 alone: CIFAR-10N.
 
-A head is trained on one half's labels as people gave them; the other half's labels say how often it disagrees
-with them, and 300 of that half, drawn by `hesstune check`, are given their true labels. Three seeds.
-Which 300 are drawn decides by how much the one is tighter than the other, so beside the certificate of each
-run stand the means of both over 100 further draws from the same half, whose true labels are all known here.
-Finished cells are kept in results/certificates_checked.json.
-
-    python benchmarks/certificates_checked.py --data DATA
+A head is trained on one half's labels as people gave them. The other half shows how often it disagrees with
+them, and 300 of that half, drawn by `hesstune check`, get their true labels. How much tighter one bound is
+depends on which 300 are drawn, so the means of both over 100 further draws are given, too.
 """
 
 from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import hesstune as ht
+from data_files import cifar10n_lines, write_table
 from hesstune.analysis.certify import certify_run, check_run
 from hesstune.analysis.trained_prior import split_prior_and_bound
 from hesstune.bounds.checked import checked_bound
 from hesstune.bounds.pac_bayes import confidence_upper
 from hesstune.bounds.record import Certificate
-from hesstune.inputs.features import FeatureStore, sharing
-from records import arguments, read_record, write_record
+from records import Run
 
-NAME = "certificates_checked"
-LABELS = ("worse", "random1", "aggregate")
 SAMPLE, DELTA, HALF, DRAWS = 300, 0.05, 0.5, 100
 OPTIONS: dict[str, Any] = {"method": "vanilla", "train": "head", "image_size": 96, "val_fraction": 0}
 
 
-def write_table(data: Path, labels: str, path: Path) -> dict[str, str]:
-    """Write the images with one person's labels; return the true ones by id."""
-    true = {}
-    with (data / "cifar10n" / "labels.csv").open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
-        out.writerow(["id", "image", "label", "split"])
-        for line in lines:
-            test = line["split"] == "test"
-            given = line["true_label"] if test else line[labels]
-            image = str(data / "cifar10n" / line["image"])
-            out.writerow([line["id"], image, given, "test" if test else "train"])
-            true[line["id"]] = line["true_label"]
-    return true
+def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the kinds of labels."""
+    yield from ({"labels": labels} for labels in ("worse", "random1", "aggregate"))
 
 
-def cell(data: Path, labels: str, seed: int, folder: Path) -> dict[str, Any]:
+def measure(case: dict[str, Any], asked: Run) -> dict[str, Any]:
     """Train, check and certify once."""
-    true = write_table(data, labels, folder / "table.csv")
-    run = ht.finetune(OPTIONS, data=f"csv:{folder / 'table.csv'}", seed=seed, out=folder / "run")
-    sheet = check_run(run, sample=SAMPLE, prior_fraction=HALF, seed=seed)
-    with sheet.open(newline="", encoding="utf-8") as file:
-        ids = [line["id"] for line in csv.DictReader(file)]
-    made = certified(run, {name: true[name] for name in ids}, seed, folder / "checked.csv")
-    numbers = made.numbers
-    task = run.task()
-    rest = split_prior_and_bound(np.arange(len(task.train)), HALF, seed)[1]
-    every = certified(
-        run, {task.train.ids[row]: true[task.train.ids[row]] for row in rest}, seed, folder / "all.csv"
-    )
-    errors = int(numbers["wrong_disagreeing"] + numbers["wrong_agreeing"])
+    seed, lines = asked.seed, cifar10n_lines(asked.folder("cifar10n"))
+    rows, true = [], {line["id"]: line["true_label"] for line in lines}
+    for line in lines:
+        part = "test" if line["split"] == "test" else "train"
+        given = line["true_label"] if part == "test" else line[case["labels"]]
+        rows.append((line["id"], line["image"], given, part))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        table = write_table(folder / "table.csv", ("id", "image", "label", "split"), rows)
+        run = ht.finetune(OPTIONS, data=f"csv:{table}", seed=seed, out=folder / "run")
+        with check_run(run, sample=SAMPLE, prior_fraction=HALF, seed=seed).open(newline="") as file:
+            drawn = [line["id"] for line in csv.DictReader(file)]
+
+        def certified(ids: list[str]) -> Certificate:
+            sheet = write_table(folder / "checked.csv", ("id", "label"), [(one, true[one]) for one in ids])
+            options: dict[str, Any] = {"prior_fraction": HALF, "delta": DELTA, "repeats": "allow"}
+            return certify_run(run, checked=str(sheet), seed=seed, **options)
+
+        made, train = certified(drawn), run.task().train
+        other_half = split_prior_and_bound(np.arange(len(train)), HALF, seed)[1]
+        every = certified([train.ids[row] for row in other_half])
+    errors = int(made.numbers["wrong_disagreeing"] + made.numbers["wrong_agreeing"])
     return {
         "risk": made.risk,
         "checked alone": confidence_upper(errors, SAMPLE, DELTA),
         "errors": errors,
         "n": made.n,
         "test error of the whole": 1 - float(run.outcome.test_accuracy or 0.0),
-        "numbers": dict(numbers),
+        "numbers": dict(made.numbers),
         **drawn_again(every.numbers, made.n),
     }
-
-
-def certified(run: ht.Run, labels: dict[str, str], seed: int, path: Path) -> Certificate:
-    """Certify by these checked labels."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("id", "label"), *labels.items()])
-    return certify_run(run, checked=str(path), prior_fraction=HALF, seed=seed, delta=DELTA, repeats="allow")
 
 
 def drawn_again(every: Mapping[str, float], n: int) -> dict[str, float]:
@@ -93,35 +77,13 @@ def drawn_again(every: Mapping[str, float], n: int) -> dict[str, float]:
     rows = []
     for _ in range(DRAWS):
         k1, right1, k0, right0 = (int(v) for v in rng.multivariate_hypergeometric(counts, SAMPLE))
-        mine = checked_bound((k1, k1 + right1), (k0, k0 + right0), disagreeing, n, DELTA)
-        rows.append((mine, confidence_upper(k1 + k0, SAMPLE, DELTA)))
-    mine, alone = np.array(rows).T
+        risk = checked_bound((k1, k1 + right1), (k0, k0 + right0), disagreeing, n, DELTA)
+        rows.append((risk, confidence_upper(k1 + k0, SAMPLE, DELTA)))
+    risk, alone = np.array(rows).T
     return {
-        "mean risk": float(mine.mean()),
+        "mean risk": float(risk.mean()),
         "mean alone": float(alone.mean()),
-        "tighter": float((mine < alone).mean()),
+        "tighter": float((risk < alone).mean()),
         "error of the half": wrong / n,
-        "below it": float((mine < wrong / n).mean()),
+        "below it": float((risk < wrong / n).mean()),
     }
-
-
-def main() -> None:
-    parser = arguments(__doc__, "cifar10n")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--store", type=Path, help="folder that keeps features from call to call")
-    asked = parser.parse_args()
-    record = read_record(NAME, {"sample": SAMPLE, "delta": DELTA, "cells": {}})
-    with sharing(FeatureStore(asked.store)):
-        for labels in LABELS:
-            for seed in asked.seeds:
-                if str(seed) in record["cells"].setdefault(labels, {}):
-                    continue
-                with tempfile.TemporaryDirectory() as folder:
-                    found = cell(asked.data, labels, seed, Path(folder))
-                record["cells"][labels][str(seed)] = found
-                write_record(NAME, record)
-                print(labels, seed, {k: v for k, v in found.items() if k != "numbers"}, flush=True)
-
-
-if __name__ == "__main__":
-    main()

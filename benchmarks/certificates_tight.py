@@ -1,18 +1,13 @@
 """Candidates for tighter certificates of a head on frozen features.
 
-    python benchmarks/certificates_tight.py --data DATA [--only PART …] [--store FOLDER]
-
-DATA holds pacs128/DOMAIN/CLASS/*.jpg and sst2/{train,dev,test}.tsv. `average` and `center` were chosen on
-photo and cartoon, split of seed 100; each part is evaluated once. Finished parts are kept in
-results/certificates_tight.json.
+`average` and `center` were chosen on photo and cartoon, split of seed 100. Each split is evaluated once.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +16,17 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-from certificates_networks import DOMAINS, sentences
+from data_files import PACS, data_string
 from hesstune.bounds.compression import compression_bound
 from hesstune.bounds.pac_bayes import kl_inverse, pac_bayes_kl
 from hesstune.bounds.pick_to_learn import Picker
+from hesstune.data.examples import Examples
 from hesstune.data.load import load_task
-from hesstune.inputs.features import FeatureStore, frozen_features, sharing
+from hesstune.inputs.features import frozen_features
 from hesstune.models.load import load_model
-from records import alone, arguments, read_record, write_record
+from records import Run
 
-NAME = "certificates_tight"
 DELTA = 0.05
-SEEDS = (0, 1, 2)
 BEFORE: dict[str, Any] = {"average": 0.0, "center": False}
 NOW: dict[str, Any] = {"average": 0.95, "center": True}
 PENALTIES = (0.1, 0.03, 0.01, 0.003)
@@ -44,16 +38,17 @@ Sample = tuple[torch.Tensor, NDArray[np.int64]]
 def features(data: Path, name: str, seed: int, folder: Path) -> tuple[Sample, Sample]:
     """Return frozen features and labels of the training part and the test part."""
     if name == "SST-2":
-        spec, loaded = f"csv:{sentences(data, folder)}", load_model("minilm", 2, text=True)
+        spec, loaded = data_string(data, "sst2", folder, None), load_model("minilm", 2, text=True)
     else:
         spec, loaded = f"folder:{data / 'pacs128' / name}", load_model("efficientnet_lite0", 7)
     task = load_task(spec, size=128, seed=seed, val_fraction=0)
     assert task.test is not None
-    parts = []
-    for part in (task.train, task.test):
+
+    def read(part: Examples) -> Sample:
         assert part.labels is not None
-        parts.append((torch.from_numpy(frozen_features(loaded, part, torch.device("cpu"))), part.labels))
-    return parts[0], parts[1]
+        return torch.from_numpy(frozen_features(loaded, part, torch.device("cpu"))), part.labels
+
+    return read(task.train), read(task.test)
 
 
 def picked(train: Sample, test: Sample, k: int, **how: Any) -> dict[str, float]:
@@ -71,7 +66,7 @@ def picked(train: Sample, test: Sample, k: int, **how: Any) -> dict[str, float]:
 
 
 def real_valued(kept: int, n: int, mean: float = 0.0) -> float:
-    """Return kl⁻¹(mean loss on the rest, (ln C(n, m) + ln n + ln(2√(n − m)/δ))/(n − m)), m examples kept.
+    """Return kl⁻¹(mean loss on the others, (ln C(n, m) + ln n + ln(2√(n − m)/δ))/(n − m)), m examples kept.
 
     Sample compression for losses in [0, 1], without a message (Bazinet et al. 2025); all n sizes share δ.
     """
@@ -154,36 +149,18 @@ def _gibbs(u: torch.Tensor, y: NDArray[np.int64], w: torch.Tensor, sigma: float,
     return float(np.mean([((mean + own).argmax(1).numpy() != y).mean() for own in noise]))
 
 
-def compared(data: Path, name: str, seed: int, folder: Path) -> dict[str, Any]:
+def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the data sets with the seeds of their splits; SST-2 has one fixed split."""
+    yield from ({"data": name, "seed": seed} for name in PACS for seed in range(3))
+    yield {"data": "SST-2", "seed": 0}
+
+
+def measure(case: dict[str, Any], asked: Run) -> dict[str, Any]:
     """Return the certificates of one data set and split."""
-    train, test = features(data, name, seed, folder)
+    with tempfile.TemporaryDirectory() as folder:
+        train, test = features(asked.data, case["data"], asked.seed, Path(folder))
     k = int(train[1].max()) + 1
     found: dict[str, Any] = {"before": picked(train, test, k, **BEFORE), "now": picked(train, test, k, **NOW)}
-    if seed == 0:
+    if asked.seed == 0:
         found["localised"] = localised(train, k)
     return found
-
-
-def main() -> None:
-    parser = arguments(__doc__, "pacs128 and sst2")
-    parser.add_argument("--only", nargs="*")
-    parser.add_argument("--store", type=Path, help="folder that keeps features from call to call")
-    asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, sharing(FeatureStore(asked.store)):
-        parts: dict[str, Callable[[], Any]] = {
-            f"{name}, {seed}": partial(compared, asked.data, name, seed, Path(folder))
-            for seed in SEEDS
-            for name in (*DOMAINS, "SST-2")
-            if seed == 0 or name != "SST-2"  # its test part is fixed, so that every seed is the same split
-        }
-        for name, compute in parts.items():
-            if name in read_record(NAME, {}) or (asked.only and name not in asked.only):
-                continue
-            found = compute()
-            with alone(NAME):
-                write_record(NAME, {**read_record(NAME, {}), name: found})
-            print(name, found, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
-"""Tiny worlds whose true error is known: small pictures drawn from a known distribution, and linear networks.
+"""Small images from known distributions, and linear networks: the true error is known.
 
-The worst worlds have labels that no picture tells: the true error is that of guessing, whatever was learnt.
+In the worst cases labels are independent of the images: the true error is that of guessing for any network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIZE = 8
 PIXELS = 3 * SIZE * SIZE
 FRESH = 20_000  # examples that measure a true error
 FLIP = 0.1  # the rule's own error, so that no certificate is right by itself
-CODES = 3  # directions of the pictures; the first one decides
+CODES = 3  # directions of the images; the first one decides
 STRENGTH = 16.0  # of the hidden numbers, in grey levels; the noise has 40
 PATTERNS = np.where(np.random.default_rng(0).random((CODES, SIZE, SIZE, 3)) < 0.5, -1.0, 1.0)
 Images = NDArray[np.uint8]
@@ -39,7 +39,6 @@ class Flat(nn.Module):
         self.flat, self.head = nn.Flatten(), nn.Linear(PIXELS, k)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits of normalised images, (N, K)."""
         out: torch.Tensor = self.head(self.flat(x))
         return out
 
@@ -54,7 +53,6 @@ class Seeing(nn.Module):
         self.flat, self.head = nn.Flatten(), nn.Linear(CODES, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits of normalised images, (N, 2)."""
         out: torch.Tensor = self.head(4 * self.flat(x) @ self.patterns)
         return out
 
@@ -67,14 +65,13 @@ class Even(nn.Module):
         self.pool, self.flat, self.head = nn.AdaptiveAvgPool2d(SIZE), nn.Flatten(), nn.Linear(PIXELS, k)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits of normalised images, (N, K)."""
         coarse = self.pool(x)
         out: torch.Tensor = self.head(self.flat(coarse + coarse.flip(3)))
         return out
 
 
 class Sided(nn.Module):
-    """A head without bias on two features: which side a picture is of, ±0.9, and a constant."""
+    """A head without bias on two features: which side a image is of, ±0.9, and a constant."""
 
     def __init__(self, weight: Floats) -> None:
         super().__init__()
@@ -82,33 +79,32 @@ class Sided(nn.Module):
         self.head.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits of normalised images, (N, K)."""
         side = 0.9 * torch.sign(x[:, 0, :2].mean(dim=(1, 2)))
         out: torch.Tensor = self.head(torch.stack([side, torch.full_like(side, 0.19**0.5)], dim=1))
         return out
 
 
 def noise_images(rng: np.random.Generator, n: int) -> Images:
-    """Draw pictures of pure noise, (N, 8, 8, 3)."""
+    """Draw images of pure noise, (N, 8, 8, 3)."""
     return rng.integers(0, 256, (n, SIZE, SIZE, 3), dtype=np.uint8)
 
 
 def coded(rng: np.random.Generator, n: int, strength: float = STRENGTH) -> tuple[Images, Floats]:
-    """Draw pictures of a few hidden numbers under much noise; return them and the numbers, (N, CODES)."""
+    """Draw noisy images of a few hidden numbers; return them and the numbers, (N, CODES)."""
     z = rng.standard_normal((n, CODES))
     grey = 128 + strength * np.tensordot(z, PATTERNS, 1) + 40 * rng.standard_normal((n, SIZE, SIZE, 3))
     return grey.clip(0, 255).round().astype(np.uint8), z
 
 
 def fed(images: Images) -> torch.Tensor:
-    """Return pictures as a network is fed them, (N, 3, 8, 8)."""
+    """Return images normalised for a network, (N, 3, 8, 8)."""
     mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
 @functools.cache
 def fresh(strength: float = STRENGTH) -> tuple[torch.Tensor, Floats]:
-    """Return many fresh coded pictures as a network is fed them, and their hidden numbers."""
+    """Return many fresh coded images normalised for a network, and their hidden numbers."""
     images, z = coded(np.random.default_rng(1), FRESH, strength)
     return fed(images), z
 
@@ -118,13 +114,13 @@ def rates(flip: Flips, z: Floats) -> Floats:
     return flip(z) if callable(flip) else np.full(len(z), flip)
 
 
-def doubtful(z: Floats) -> Floats:
-    """Say that near the rule's border the true label is anyone's guess."""
+def ambiguous(z: Floats) -> Floats:
+    """Say that the true label is random near the rule's border."""
     return np.where(np.abs(z[:, 0]) < 0.7, 0.5, 0.0)
 
 
 def careless(z: Floats) -> Floats:
-    """Say that labels are wrong where the rule is close to its border: noise that depends on the input."""
+    """Return 0.5 close to the rule's border, else 0: noise that depends on the input."""
     return np.where(np.abs(z[:, 0]) < 0.4, 0.5, 0.0)
 
 
@@ -137,13 +133,13 @@ def tired(z: Floats) -> Floats:
 def ruled(
     rng: np.random.Generator, n: int, flip: Flips = FLIP, strength: float = STRENGTH
 ) -> tuple[Images, Labels, Floats]:
-    """Draw coded pictures, their true labels (the rule's, flipped at a rate) and the hidden numbers."""
+    """Draw coded images, their true labels (the rule's, flipped at a rate) and the hidden numbers."""
     images, z = coded(rng, n, strength)
     return images, ((z[:, 0] > 0) ^ (rng.random(n) < rates(flip, z))).astype(np.int64), z
 
 
 def guessed(rng: np.random.Generator, n: int, k: int) -> tuple[Images, Labels]:
-    """Draw pictures of noise and labels at random: every network's true error is 1 − 1/K."""
+    """Draw images of noise and labels at random: every network's true error is 1 − 1/K."""
     return noise_images(rng, n), rng.integers(0, k, n)
 
 
@@ -176,7 +172,7 @@ def true_error(
 
 
 def fitted(images: Images, labels: Labels, k: int) -> Flat:
-    """Return a network whose head fits every label: least squares in more dimensions than examples."""
+    """Return a network with a head that fits every label: least squares in more dimensions than examples."""
     x = fed(images).flatten(1).double()
     wanted = 10 * torch.eye(k, dtype=torch.float64)[torch.from_numpy(labels)]
     model = Flat(k)
@@ -196,7 +192,7 @@ def random_head(rng: np.random.Generator, k: int) -> Flat:
 
 
 def many_sided(k: int) -> Sided:
-    """Return a start whose network runs through most of K classes as Pick-to-Learn's penalty falls.
+    """Return a start with a network that runs through most of K classes as Pick-to-Learn's penalty falls.
 
     After an example of the right side was picked, the left one's logits are L_j + t·p_j, but for that class:
     p are the start's probabilities on the right side, and t grows as the penalty falls. L falls from j to
@@ -209,14 +205,14 @@ def many_sided(k: int) -> Sided:
 
 
 def sided_images(rng: np.random.Generator, n: int) -> Images:
-    """Draw pictures of noise whose upper rows are black or white."""
+    """Draw images of noise with black or white upper rows."""
     images = noise_images(rng, n)
     images[:, :2] = np.where(rng.random(n) < 0.5, 0, 255)[:, None, None, None]
     return images
 
 
 def copied(rng: np.random.Generator, images: Images, labels: Labels, times: int) -> tuple[Images, Labels]:
-    """Store each picture so many times, a grey level changed, in an order at random."""
+    """Store each image so many times, a grey level changed, in an order at random."""
     rows = rng.permutation(np.repeat(np.arange(len(labels)), times))
     moved = images[rows].astype(np.int64) + rng.integers(0, 2, images[rows].shape)
     return moved.clip(0, 255).astype(np.uint8), labels[rows]
@@ -248,7 +244,7 @@ def rotated(image: Image.Image) -> Image.Image:
 
 
 def frame(images: Images, **columns: Any) -> Any:
-    """Return a table of pictures and other columns."""
+    """Return a table of images and other columns."""
     import pandas as pd
 
     return pd.DataFrame({"image": list(images), **columns})

@@ -1,11 +1,11 @@
-"""Eight small seeded runs and the digests of what they leave: has a change moved a number?
+"""Small seeded runs and the digests of their files, to see whether a change moves a number.
 
     python benchmarks/digests.py --write            keep the digests of the code as it is
     python benchmarks/digests.py                    run again and compare, on the same machine
 
 Digests cover weights bit for bit, the cells of CSV files, and every number with a fraction in the JSON
 records: names, paths, times and versions may change, numbers may not. Digits differ between processors,
-so a record is compared where it was made; its `machine` says where that was.
+so a record is compared on the machine that made it, which `machine` names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 RECORD = Path(__file__).parent / "results" / "digests.json"
 HEAD = ("--data", "digits", "--limit", "120", "--image-size", "32", "--epochs", "3", "--device", "cpu")
 WHOLE = ("--data", "digits", "--limit", "48", "--image-size", "32", "--epochs", "2", "--device", "cpu")
-# Words of keys whose values differ from run to run, or are none of the user's measurements.
+# Words in keys of values that differ between runs, or are not measurements.
 PASSING = ("seconds", "version", "path", "python", "torch")
 
 
@@ -93,7 +93,7 @@ def numbers(value: Any, key: str = "") -> list[float]:
 
 
 def digest_of(path: Path) -> dict[str, Any] | None:
-    """Return the digest of one file's contents, or None where it holds nothing that counts."""
+    """Return the digest of one file's contents, or None if it holds nothing to compare."""
     made = hashlib.sha256()
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file

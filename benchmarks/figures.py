@@ -151,7 +151,7 @@ def hesstune(*words: object) -> None:
 
 
 def screenshots(given: list[str]) -> None:
-    """Take pictures of the report pages of a run and a study, which are made if none are given."""
+    """Take screenshots of the report pages of a run and a study, which are made if none are given."""
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
@@ -160,26 +160,17 @@ def screenshots(given: list[str]) -> None:
             hesstune("demo", "--out", folder / "demo")
             hesstune("measure", folder / "demo" / "vanilla", "--stability")
             methods = "vanilla,label_smoothing,constraint,forward,robust"
-            options = (
-                "--data",
-                "digits",
-                "--inject-noise",
-                "symmetric:0.4",
-                "--train",
-                "head",
-                "--limit",
-                300,
-            )
-            hesstune("compare", *options, "--limit", 300, "--methods", methods, "--out", folder / "study")
+            data = ("--data", "digits", "--inject-noise", "symmetric:0.4", "--limit", 300)
+            hesstune("compare", *data, "--train", "head", "--methods", methods, "--out", folder / "study")
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )
         places: list[Any] = list(given) or [folder / "demo" / "vanilla", folder / "study"]
-        for place, picture in zip(places, ("report_run", "report_study"), strict=True):
+        for place, name in zip(places, ("report_run", "report_study"), strict=True):
             hesstune("report", place)
             tab = browser.new_page(viewport={"width": 900, "height": 1050}, color_scheme="light")
             tab.goto((Path(place) / "report.html").resolve().as_uri())
-            tab.screenshot(path=FIGURES / f"{picture}.png")
+            tab.screenshot(path=FIGURES / f"{name}.png")
         browser.close()
 
 

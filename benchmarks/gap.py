@@ -18,22 +18,19 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 import hesstune as ht
-from data_files import sentences, write_table
+from data_files import cifar10n_lines, sentences, write_table
 from hesstune.analysis.export import export_run
 from hesstune.curvature import CurvatureEngine
 from hesstune.forward import evaluating, logits_of
 from hesstune.inputs.batches import ModelInputs, batches_of, make_inputs
 from hesstune.runtime.device import pick_device
-from records import alone
-
-if TYPE_CHECKING:
-    from bench import Run
+from records import Run, alone
 
 DEVELOPMENT = (
     "cartoon efficientnet 64",
@@ -44,7 +41,7 @@ DEVELOPMENT = (
     "cartoon head",
     "sketch head",
 )
-PICTURES = {"photo": 1000, "art_painting": 1000, "cartoon": 1000, "sketch": 2600}
+IMAGE_COUNTS = {"photo": 1000, "art_painting": 1000, "cartoon": 1000, "sketch": 2600}
 TEXT_ROWS = 2000  # of each source of sentences
 MEASURED = 120  # training examples, and as many held-out ones, at most
 BATCH = 40
@@ -80,14 +77,13 @@ def _table(name: str, data: Path, folder: Path) -> Path:
     """Write a task's examples with true labels, a fixed part of its source, and return the table's path."""
     path = folder / f"{name}.csv"
     rows: list[tuple[str, str]]
-    if name in PICTURES:
+    if name in IMAGE_COUNTS:
         files = sorted((data / "pacs128" / name).rglob("*.jpg"))
         files.sort(key=lambda f: zlib.crc32(f"{f.parent.name}/{f.name}".encode()))
-        rows = [(str(f), f.parent.name) for f in files[: PICTURES[name]]]
+        rows = [(str(f), f.parent.name) for f in files[: IMAGE_COUNTS[name]]]
     elif name == "cifar":
-        with (data / "cifar10n" / "labels.csv").open(encoding="utf-8") as file:
-            images = sorted(csv.DictReader(file), key=lambda line: zlib.crc32(line["id"].encode()))
-        rows = [(str(data / "cifar10n" / line["image"]), line["true_label"]) for line in images[:1200]]
+        images = sorted(cifar10n_lines(data / "cifar10n"), key=lambda line: zlib.crc32(line["id"].encode()))
+        rows = [(line["image"], line["true_label"]) for line in images[:1200]]
     elif name == "trec":
         with (data / "wrench" / "trec.csv").open(encoding="utf-8") as file:
             rows = [(line["text"], line["label"]) for line in csv.DictReader(file)]
@@ -96,12 +92,11 @@ def _table(name: str, data: Path, folder: Path) -> Path:
         rows = [(" / ".join(texts), label) for part in found for texts, label in part]
     if name in ("trec", "sst2", "mrpc"):
         rows = sorted(rows, key=lambda row: zlib.crc32(row[0].encode()))[:TEXT_ROWS]
-    kind = "image" if name in PICTURES or name == "cifar" else "text"
+    kind = "image" if name in IMAGE_COUNTS or name == "cifar" else "text"
     return write_table(path, (kind, "label"), rows)
 
 
 def _options(case: dict[str, Any], run: Run, folder: Path) -> dict[str, Any]:
-    assert run.data is not None
     name, network, *size = case["task"].split()
     limits = {(noise, epochs): n for n, noise, epochs in (*SETTINGS, (2000, 0.2, 8))}
     found: dict[str, Any] = {"data": f"csv:{_table(name, run.data, folder)}", "method": case["method"]}

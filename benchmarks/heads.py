@@ -5,8 +5,8 @@ solve for the head. Peers: scikit-learn's LogisticRegressionCV and cleanlab's Cl
 standardised features; on votes crowd-kit's Dawid-Skene before LogisticRegressionCV; on texts TF-IDF with
 LogisticRegressionCV; and LogisticRegressionCV on 5, 10 or 50 checked examples a class, or on all true
 labels. The other methods are trained by `hesstune.finetune` with their defaults; those that use a noise
-matrix get an estimated one. Methods that choose by validation hold out a fifth of the training examples,
-as noisy as the rest.
+matrix get an estimated one. Methods that choose by validation hold out 20 % of the training examples,
+with noisy labels.
 
 Settings: `part` (development or test), `methods`, and `skip`, the tasks that are left out.
 """
@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,9 +36,7 @@ from hesstune.methods._base import HeadMaterial
 from hesstune.models.load import LoadedModel
 from hesstune.weak.vote_models import vote_counts
 from peers import CrossValidated
-
-if TYPE_CHECKING:
-    from bench import Run
+from records import Run
 
 SOLVED = ("auto", "sklearn_cv", "cleanlab", "crowd_kit")
 VALIDATION = 5
@@ -55,8 +53,6 @@ def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def measure(case: dict[str, Any], run: Run) -> dict[str, Any] | None:
     """Fit one head; return None if the method does not apply to the task."""
     warnings.simplefilter("ignore")
-    assert run.data is not None
-    assert run.seed is not None
     task, seed, method = load_task(case["task"], run.seed, run.data), run.seed, case["method"]
     facts = {"kind": task.kind, "n": len(task.x), "noise": round(float((task.given != task.true).mean()), 4)}
     if method == "tf_idf":
@@ -133,7 +129,7 @@ class _Head(nn.Module):
 
 
 class _BlackImages:
-    """Images whose pixels nothing reads."""
+    """Placeholders for images; their pixels are not used."""
 
     def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
         return torch.zeros((len(indices), 3, 8, 8), dtype=torch.uint8)
@@ -177,14 +173,7 @@ def _trained(method: str, task: FieldTask, seed: int) -> float:
     torch.manual_seed(seed)
     features = np.concatenate([task.x, task.x_test])
     with tempfile.TemporaryDirectory() as folder, sharing(_Features(features)):
-        run = ht.finetune(
-            _as_task(task, seed, validated),
-            _Head(task.x.shape[1], task.k),
-            method,
-            train="head",
-            seed=seed,
-            keep_weights=False,
-            out=str(Path(folder) / method),
-            **options,
-        )
+        options |= {"train": "head", "seed": seed, "keep_weights": False, "out": str(Path(folder) / method)}
+        data, head = _as_task(task, seed, validated), _Head(task.x.shape[1], task.k)
+        run = ht.finetune(data, head, method, **options)
     return run.outcome.test_accuracy or 0.0

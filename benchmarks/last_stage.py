@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "last stage, four views": {"train": STAGE, "augment": "shift", "augment_views": 4},
     "last stage, nothing stored": {"train": STAGE, "augment": "none", "activations_mib": 0},
 }
-
-
-def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the one case: its runs are compared with each other."""
-    yield {}
 
 
 def measure(case: dict[str, Any], run: object) -> dict[str, Any]:

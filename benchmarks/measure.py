@@ -2,7 +2,8 @@
 
 EfficientNet-Lite0, all 50 layers, 7 classes, 96 px, 64 examples, one thread. The sides take turns in one
 process. Seconds are CPU time, which other work on the machine changes little; ratios are of medians.
-Block Lanczos uses curvlinops 3.0.1: its next release removes the block-diagonal Hessian.
+Block Lanczos uses curvlinops 3.0.1 (the extra `benchmarks`): its next release removes the block-diagonal
+Hessian.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ctypes
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -238,11 +239,6 @@ def public() -> dict[str, float]:
     middle = {name: median(values) for name, values in taken.items()}
     ratios = {f"ratio_{name}": middle[name] / middle["limit"] for name in sides if name != "limit"}
     return {"examples": PUBLIC, **middle, **ratios}
-
-
-def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the one case."""
-    yield {}
 
 
 def measure(case: dict[str, Any], run: object) -> dict[str, Any]:

@@ -15,10 +15,10 @@ The sides take turns in one process; read the ratios.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,9 +30,7 @@ from hesstune.curvature.lanczos import LanczosForms, lanczos_forms
 from hesstune.curvature.quadrature import Stopping
 from hesstune.forward import Inputs, logits_of
 from hesstune.reference import Reference
-
-if TYPE_CHECKING:
-    from bench import Run
+from records import Run
 
 STEPS, EXAMPLES, LENGTH, TRAINED, GROUP, EPOCHS = 12, 64, 64, 256, 8, 3
 Batch = tuple[Inputs, torch.Tensor]
@@ -122,11 +120,6 @@ def timed(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the one case."""
-    yield {}
 
 
 def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def training(net: Network, mode: str, processes: int = 1, activations: float = 0
     }
     # The constraint's differences take the place of the gradients, which are free by then. At the start
     # every process holds the whole network; without sharding the reference is there, too. Files are
-    # written from where the tensors lie.
+    # written without copies of the tensors.
     floor = 4 * net.weights * (1 if mode == "sharded" else 2)
     found["total"] = max(sum(found.values()), floor)
     return found
@@ -188,7 +188,7 @@ def peak(mode: str, blocks: int, width: int, processes: int) -> float:
 
 
 def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the runs whose memory is checked."""
+    """Yield the runs that are checked."""
     for mode, processes, blocks in POINTS:
         yield {"mode": mode, "processes": processes, "weights": int(sizes(blocks).weights)}
 

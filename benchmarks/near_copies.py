@@ -1,20 +1,17 @@
-"""Measure which altered copies `hesstune.data.near_duplicates` finds, and which other examples it joins.
+"""Which altered copies `hesstune.data.near_duplicates` finds, and which other examples it joins.
 
-python benchmarks/near_copies.py --data DATA [--only NAME ...]
-
-DATA holds pacs128/, cifar10n/, sst2/ and wrench/. Thresholds were chosen on DEVELOPMENT rows of the lists
-below (files by name, lines of a table). This measures on the TEST rows. Each alteration is applied to
-other originals. All copies are searched together with all of the rows. One constant (NULL_DEVIATIONS) was
-raised from 3 to 4 after a first run on the TEST sketches had joined two different guitars.
+Thresholds were chosen on every second row of the lists below (files by name, lines of a table). This measures
+on the others. Each alteration is applied to other originals, and all copies are searched together with all of
+the rows. One constant (NULL_DEVIATIONS) was raised from 3 to 4 after a first run had joined two different
+guitars among the sketches.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +19,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
+from data_files import PACS, cifar10n_lines, sentences
 from hesstune.data.examples import Examples, Texts
 from hesstune.data.formats import listing
 from hesstune.data.images import DecodedImages
 from hesstune.data.near_duplicates import NULL_DEVIATIONS, near_duplicates
-from records import arguments, read_record, write_record
+from records import Run
 
-DEVELOPMENT, TEST = slice(0, None, 2), slice(1, None, 2)
-PACS = ("photo", "art_painting", "cartoon", "sketch")
-# A collection of which all rows are searched, for the time, without copies.
+# All rows are searched, for the time, without copies.
 ALL_ROWS = "cifar10n, all rows"
 COPIES = 150
 FLIP, BILINEAR, BLUR = Image.Transpose.FLIP_LEFT_RIGHT, Image.Resampling.BILINEAR, ImageFilter.GaussianBlur
@@ -106,31 +102,34 @@ def _rows(data: Path, name: str) -> tuple[list[str], list[Any]]:
     if name in PACS:
         files = sorted((data / "pacs128" / name).glob("*/*.jpg"))
     elif name in ("cifar10n", ALL_ROWS):
-        with (data / "cifar10n" / "labels.csv").open(newline="", encoding="utf-8") as file:
-            files = [data / "cifar10n" / line["image"] for line in csv.DictReader(file)]
+        files = [Path(line["image"]) for line in cifar10n_lines(data / "cifar10n")]
     elif name == "digits":
         array = listing("digits", 32).array
         assert array is not None
         images = [Image.fromarray(some) for some in array.permute(0, 2, 3, 1).numpy()]
         return [str(n) for n in range(len(images))], images
     else:
-        texts = _texts(data, name)
-        return texts, list(texts)
+        if name == "sst2":
+            lines = [text for (text,), _ in sentences(data, name, "train")]
+        else:
+            with (data / "wrench" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+                lines = [row["text"] for row in csv.DictReader(file)]
+        texts = list(dict.fromkeys(lines))[: 6000 if name == "sst2" else None]
+        return texts, texts
     return [f"{f.parent.name}/{f.name}" for f in files], [Image.open(f).convert("RGB") for f in files]
 
 
-def _texts(data: Path, name: str) -> list[str]:
-    if name == "sst2":
-        lines = (data / name / "train.tsv").read_text(encoding="utf-8").splitlines()
-        return list(dict.fromkeys(line.split("\t")[0] for line in lines))[:6000]
-    with (data / "wrench" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
-        return list(dict.fromkeys(row["text"] for row in csv.DictReader(file)))
+def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the collections."""
+    names = ("digits", *PACS, "cifar10n", ALL_ROWS, "sst2", "trec", "youtube")
+    yield from ({"collection": name} for name in names)
 
 
-def measure(data: Path, name: str) -> dict[str, Any]:
+def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
     """Return recall by alteration, and the groups found among the unaltered rows."""
+    name = case["collection"]
     whole = name in ("digits", ALL_ROWS)
-    names, rows = (some if whole else some[TEST] for some in _rows(data, name))
+    names, rows = (some if whole else some[1::2] for some in _rows(run.data, name))
     rng = np.random.default_rng(0)
     kinds: dict[str, Callable[[Any, Random], Any]] = {**(TEXTS if isinstance(rows[0], str) else IMAGES)}
     side = 128 if name in PACS else 32
@@ -152,16 +151,4 @@ def measure(data: Path, name: str) -> dict[str, Any]:
         one, two = near_duplicates([_part(rows, side), _part(copies, side)])
         found = (one[chosen] == two.reshape(chosen.shape)).mean(axis=1)
         record |= {"copies": share, "recall": dict(zip(kinds, np.round(found, 3).tolist(), strict=True))}
-    print(name, json.dumps(record, ensure_ascii=False), flush=True)
     return record
-
-
-if __name__ == "__main__":
-    parser = arguments(__doc__, "pacs128/, cifar10n/, sst2/ and wrench/")
-    collections = ("digits", *PACS, "cifar10n", ALL_ROWS, "sst2", "trec", "youtube")
-    parser.add_argument("--only", nargs="*", default=collections, choices=collections, help="collections")
-    given = parser.parse_args()
-    for collection in given.only:
-        found = measure(given.data, collection)
-        every = read_record("near_copies", {"collections": {}})["collections"]
-        write_record("near_copies", {"collections": {**every, collection: found}})

@@ -25,16 +25,8 @@ EXAMPLES, SAMPLES = 64, 16
 
 
 def efficientnet(method: str, folder: str) -> list[dict[str, Any]]:
-    run = ht.finetune(
-        data="digits",
-        method=method,
-        inject_noise="symmetric:0.4",
-        limit=300,
-        image_size=48,
-        epochs=12,
-        lr=3e-4,
-        out=f"{folder}/{method}",
-    )
+    options = {"data": "digits", "inject_noise": "symmetric:0.4", "limit": 300, "image_size": 48}
+    run = ht.finetune(options, method=method, epochs=12, lr=3e-4, out=f"{folder}/{method}")
     table = stability_of_run(run, SIGMAS, max_examples=EXAMPLES, samples=SAMPLES)
     return [row.to_dict() for row in table]
 

@@ -77,8 +77,19 @@ def crowd_kit(votes: Votes) -> NDArray[np.int64]:
     """Return the labels of crowd-kit's Dawid-Skene."""
     from crowdkit.aggregation import DawidSkene
 
+    return _aggregated(DawidSkene(n_iter=100), votes)
+
+
+def mace(votes: Votes) -> NDArray[np.int64]:
+    """Return the labels of crowd-kit's MACE."""
+    from crowdkit.aggregation import MACE
+
+    return _aggregated(MACE(random_state=0), votes)
+
+
+def _aggregated(model: Any, votes: Votes) -> NDArray[np.int64]:
     with no_deprecations():
-        found = DawidSkene(n_iter=100).fit_predict(crowd_frame(votes))
+        found = model.fit_predict(crowd_frame(votes))
     return np.asarray(found.reindex(range(len(votes)), fill_value=-1).to_numpy(), dtype=np.int64)
 
 

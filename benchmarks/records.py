@@ -1,28 +1,25 @@
-"""Records of benchmarks: one JSON object per line in benchmarks/results/NAME.jsonl.
+"""Configurations of benchmarks, and their records: one JSON object per line of results/NAME.jsonl.
 
 A line has `benchmark`, `case` (what was measured), `seed`, `result`, `versions` and `hardware`. Records that
 were made before this format lack versions or hardware that were not recorded.
-
-The certificate, coverage and label-error benchmarks keep one JSON document or CSV file each; `read_record`,
-`write_record`, `read_rows` and `add_row` are for them.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import importlib.metadata
 import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from hesstune.errors import DataError
 from hesstune.storage.files import write_text
 
 ROOT = Path(__file__).parents[1]
@@ -33,9 +30,57 @@ PACKAGES = (
     "hesstune", "torch", "numpy", "scikit-learn", "transformers", "peft", "lightning", "accelerate",
     "datasets", "timm", "torchvision", "cleanlab", "crowd-kit", "curvlinops-for-pytorch",
 )  # fmt: skip
-# A part of a record that is longer than this is broken into its parts.
-LINE_WIDTH = 300
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A configuration, and what the command line adds to it.
+
+    Attributes:
+        name: Name of the record.
+        module: Module of this folder with `measure`, and `cases` if there are several.
+        about: One sentence on what is measured.
+        install: The pip command for what the benchmark needs.
+        needs: Folders of DATA.
+        seeds: A case is measured once for each.
+        threads: Threads of torch; None leaves its default.
+        settings: What the module reads.
+        data_folder: DATA, or None.
+        case_seed: Seed of the case that is measured, or None.
+    """
+
+    name: str
+    module: str
+    about: str
+    install: str
+    needs: tuple[str, ...] = ()
+    seeds: tuple[int | None, ...] = (None,)
+    threads: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    data_folder: Path | None = None
+    case_seed: int | None = None
+
+    @property
+    def seed(self) -> int:
+        """Seed of the case that is measured; 0 by default."""
+        return self.case_seed or 0
+
+    @property
+    def data(self) -> Path:
+        """The folder DATA."""
+        return self.folder("")
+
+    def folder(self, name: str) -> Path:
+        """Return a folder of DATA.
+
+        Raises:
+            DataError: If it is missing.
+        """
+        if self.data_folder is None or not (self.data_folder / name).is_dir():
+            given = self.data_folder or "no --data"
+            raise DataError(f"this benchmark needs the folder {name} in --data; got {given}")
+        return self.data_folder / name
 
 
 def versions() -> dict[str, str]:
@@ -101,60 +146,8 @@ def key(case: Mapping[str, Any], seed: int | None) -> str:
     return json.dumps([dict(case), seed], sort_keys=True)
 
 
-def read_record(name: str, empty: Row | None = None) -> Row:
-    """Return what results/NAME.json holds, or `empty`, if given, until there is one."""
-    path = RESULTS / f"{name}.json"
-    if empty is not None and not path.is_file():
-        return empty
-    found: Row = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
-def write_record(name: str, record: Row) -> None:
-    """Write results/NAME.json whole or not at all."""
-    RESULTS.mkdir(exist_ok=True)
-    write_text(RESULTS / f"{name}.json", _row_json(json.loads(json.dumps(record, allow_nan=False))) + "\n")
-
-
-def _row_json(value: object, depth: int = 0) -> str:
-    """Return JSON text in which every part that fits has one line, and every list of numbers."""
-    line = json.dumps(value)
-    numbers = isinstance(value, list) and all(isinstance(part, int | float) for part in value)
-    if not isinstance(value, dict | list) or len(line) <= LINE_WIDTH or numbers:
-        return line
-    inner, outer = "\n" + " " * (depth + 1), "\n" + " " * depth
-    if isinstance(value, dict):
-        parts = [f"{json.dumps(name)}: {_row_json(part, depth + 1)}" for name, part in value.items()]
-        return "{" + inner + f",{inner}".join(parts) + outer + "}"
-    return "[" + inner + f",{inner}".join(_row_json(part, depth + 1) for part in value) + outer + "]"
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the finished rows of a CSV record; none if there is no file yet."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def add_row(path: Path, columns: Sequence[str], row: Sequence[Any]) -> None:
-    """Add a finished row to a CSV record, with a header if the file is new, and print it."""
-    new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, row] if new else [row])
-    print(*row, flush=True)
-
-
 @contextmanager
 def alone(name: str) -> Iterator[None]:
     """Lock a record, so that several processes can add to it."""
     with FileLock(Path(tempfile.gettempdir(), f"hesstune-benchmark-{name}.lock")):
         yield
-
-
-def arguments(text: str | None, data: str | None = None) -> argparse.ArgumentParser:
-    """Return a script's parser, with a required option `--data` if `data` says what that folder holds."""
-    parser = argparse.ArgumentParser(description=(text or "").partition("\n")[0])
-    if data is not None:
-        parser.add_argument("--data", type=Path, required=True, help=f"folder with {data}")
-    return parser

@@ -8,14 +8,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hesstune as ht
 import peers  # noqa: F401  # makes sklearn_cv known
 from data_files import sentences, write_table
-
-if TYPE_CHECKING:
-    from bench import Run
+from records import Run
 
 
 def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -36,12 +34,6 @@ def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
         labels = case["labels"]
         made = ht.label_data(target=f"csv:{table}", functions="py:sentiment_rules:RULES", label_model=labels)
         made.save(folder / "labels.csv")
-        trained = ht.finetune(
-            f"csv:{folder / 'labels.csv'}",
-            model="minilm",
-            train="head",
-            method=case["method"],
-            seed=run.seed,
-            out=folder / "run",
-        )
+        options = {"model": "minilm", "train": "head", "method": case["method"], "seed": run.seed}
+        trained = ht.finetune(f"csv:{folder / 'labels.csv'}", **options, out=folder / "run")
         return {"accuracy": trained.outcome.test_accuracy, "labels right": made.accuracy(made.labels)}

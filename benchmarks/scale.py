@@ -30,6 +30,13 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def printed(command: list[str]) -> str:
+    """Run a command with one thread, and return the last line of its output."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return done.stdout.splitlines()[-1]
+
+
 def measured_once(run: str) -> None:
     """Measure a run, on as many ranks as there are; print the seconds, and the CPU seconds of the slowest."""
     from hesstune.analysis.measure import measure_run
@@ -58,14 +65,7 @@ def ranks(blocks: int = 5) -> dict[str, Any]:
             for count in (1, 2):
                 command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
                 command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-                done = subprocess.run(
-                    [*command, __file__, "run", run],
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
-                )
-                seconds[count].append(json.loads(done.stdout.splitlines()[-1]))
+                seconds[count].append(json.loads(printed([*command, __file__, "run", run])))
     pairs = list(zip(seconds[1], seconds[2], strict=True))
     return {"examples": RANK_EXAMPLES, "model": "efficientnet_lite0, 64 px",
             "speed_ups": [one[0] / two[0] for one, two in pairs],
@@ -100,22 +100,12 @@ def peak_of(budget: float, trace: bool) -> float:
 
 def examples() -> dict[str, Any]:
     """Measure 10,000 examples within several budgets, each in a process of its own: its peak only grows."""
-    peaks: dict[str, list[float]] = {}
-    for trace in (False, True):
+    peaks: dict[str, list[float]] = {"alone": [], "with traces": []}
+    for trace, found in enumerate(peaks.values()):
         for budget in BUDGETS_MIB:
-            done = subprocess.run(
-                [sys.executable, __file__, "peak", str(budget), str(int(trace))],
-                capture_output=True, text=True, check=True,
-            )  # fmt: skip
-            peaks.setdefault("with traces" if trace else "alone", []).append(
-                float(done.stdout.splitlines()[-1])
-            )
-    return {
-        "examples": 10000,
-        "batch": 1000,
-        "budgets_mib": list(BUDGETS_MIB),
-        "peaks_beyond_start_mib": peaks,
-    }
+            found.append(float(printed([sys.executable, __file__, "peak", str(budget), str(trace)])))
+    facts = {"examples": 10000, "batch": 1000, "budgets_mib": list(BUDGETS_MIB)}
+    return {**facts, "peaks_beyond_start_mib": peaks}
 
 
 def runs(count: int = 200) -> dict[str, Any]:
@@ -148,9 +138,7 @@ def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def measure(case: dict[str, Any], run: object) -> dict[str, Any]:
     """Measure one part in a process of its own."""
-    command = [sys.executable, __file__, "part", case["part"]]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(printed([sys.executable, __file__, "part", case["part"]]))
     return found
 
 

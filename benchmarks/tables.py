@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import itertools
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import pandas as pd
 
 import analysis as a
 import memory_model as memory
@@ -23,7 +24,7 @@ from analysis import bold_best, joined, listed, markdown, signed, with_interval
 from hesstune.methods import methods_by_tier
 from hesstune.storage.files import write_text
 from hesstune.study.results import paired_difference
-from records import DOCS, RESULTS, ROOT, Row, lines, read_record, read_rows, result, rows
+from records import DOCS, ROOT, Row, lines, result, rows
 
 BLOCK = re.compile(r"<!-- generated: (\w+) -->\n.*?<!-- end of generated -->", re.DOTALL)
 TABLES: dict[str, Callable[[], str]] = {}
@@ -68,10 +69,9 @@ def write() -> None:
 def demo() -> str:
     titles = {"plain": "plain, all epochs", "plain, stopped": "plain, stopped on noisy validation"}
     titles |= {"robust": "robust, known noise rate", "auto": "auto, no noise information"}
-    found = {(r["name"], r["seed"]): r["test_accuracy"] for r in result("demo")["runs"]}
-    seeds = sorted({seed for _, seed in found})
-    cells = [[str(s), *(f"{found[m, s]:.1%}" for m in titles)] for s in seeds]
-    cells.append(["mean", *(f"{np.mean([found[m, s] for s in seeds]):.1%}" for m in titles)])
+    found = pd.DataFrame(result("demo")["runs"]).pivot(index="seed", columns="name", values="test_accuracy")
+    found.loc["mean"] = found.mean()
+    cells = ([str(seed), *(f"{own[name]:.1%}" for name in titles)] for seed, own in found.iterrows())
     return markdown(["seed", *titles.values()], cells)
 
 
@@ -193,8 +193,8 @@ def memory_of_seven_billion() -> str:
     }
     cells = []
     for what, own in found.items():
-        rest = own["total"] - own["weights"] - own["reference"]
-        parts = (own["weights"], own["reference"], rest, own["total"])
+        others = own["total"] - own["weights"] - own["reference"]
+        parts = (own["weights"], own["reference"], others, own["total"])
         cells.append([what, *(f"{part / gib:.0f}" for part in parts)])
     return markdown(["run, GiB per process", "weights", "reference", "rest", "total"], cells)
 
@@ -279,13 +279,14 @@ def gap_methods() -> str:
 def study_heads() -> str:
     found, cells = a.all_heads(), []
     mean = a.means(found)
-    voted, ranks = [task for task in mean if task in a.VOTES], a.mean_ranks(mean)
-    for name in sorted(ranks, key=lambda n: -np.mean([own[n] for own in mean.values()])):
-        below = sum(own[name] < own["vanilla"] - 0.5 for own in mean.values())
+    tasks, ranks = list(mean.index), a.mean_ranks(mean)
+    voted = [task for task in tasks if task in a.VOTES]
+    for name in mean.mean().sort_values(ascending=False, kind="stable").index:
+        below = int((mean[name] < mean["vanilla"] - 0.5).sum())
         minus = ["–", "–"]
         if name != "auto":
-            minus = [with_interval(a.gains(found, name, list(of))) for of in (mean, voted)]
-        accuracy = [f"{np.mean([mean[t][name] for t in of]):.1f}" for of in (mean, voted)]
+            minus = [with_interval(a.gains(found, name, of)) for of in (tasks, voted)]
+        accuracy = [f"{mean.loc[of, name].mean():.1f}" for of in (tasks, voted)]
         cells.append([f"`{name}`", *accuracy, f"{ranks[name]:.1f}", *minus, str(below)])
     titles = ["method", "all tasks", "votes", "rank", "`auto` minus it", "`auto` minus it, votes", "below"]
     return markdown(titles, cells)
@@ -294,27 +295,22 @@ def study_heads() -> str:
 @table
 def study_heads_by_task() -> str:
     mean = a.means(a.all_heads())
-    names = sorted(next(iter(mean.values())), key=lambda n: -np.mean([own[n] for own in mean.values()]))
-    shown = {task: bold_best(own, names) for task, own in mean.items()}
+    names = list(mean.mean().sort_values(ascending=False, kind="stable").index)
+    shown = {task: bold_best(own, names) for task, own in mean.iterrows()}
     cells = ([task, *(own[n] for n in names)] for task, own in shown.items())
     return markdown(["task", *(f"`{n}`" for n in names)], cells)
 
 
 @table
 def study_all_layers() -> str:
-    found = [row for row in rows("study") if row["part"] == "programmatic_full"]
-    plain = {(r["task"], r["seed"]): r["test_accuracy"] for r in found if r["method"] == "vanilla"}
-    made: list[Row] = []
-    for method in dict.fromkeys(r["method"] for r in found):
-        own = [r for r in found if r["method"] == method]
-        strata: dict[str, list[float]] = {}
-        for r in own:
-            gain = 100 * (r["test_accuracy"] - plain[r["task"], r["seed"]])
-            strata.setdefault(r["task"], []).append(gain)
-        minus = paired_difference(list(strata.values()))
-        told = "–" if method == "vanilla" else f"{minus.mean:+.1f} [{minus.low:+.1f}, {minus.high:+.1f}]"
-        means = {k: np.mean([r[k] for r in own]) for k in ("test_accuracy", "measure", "distance")}
-        made.append({"method": method, "minus": told, **means})
+    found = pd.DataFrame(row for row in rows("study") if row["part"] == "programmatic_full")
+    accuracy = 100 * found.set_index(["task", "seed", "method"])["test_accuracy"].unstack(sort=False)
+    keys, made = ["test_accuracy", "measure", "distance"], []
+    for method, mean in found.groupby("method", sort=False)[keys].mean().iterrows():
+        gain = (accuracy[method] - accuracy["vanilla"]).dropna().groupby(level="task", sort=False)
+        minus = paired_difference([own.to_numpy() for _, own in gain])
+        shown = "–" if method == "vanilla" else f"{minus.mean:+.1f} [{minus.low:+.1f}, {minus.high:+.1f}]"
+        made.append({"method": method, "minus": shown, **mean})
     made.sort(key=lambda row: -row["test_accuracy"])
     columns = {"method": "`{method}`", "test accuracy": "{test_accuracy:.1%}", "measure": "{measure:.3g}"}
     return listed(made, {**columns, "distance": "{distance:.3g}", "minus `vanilla`, points": "{minus}"})
@@ -333,32 +329,25 @@ def study_measures() -> str:
     return markdown([*titles, "median ratio to the gap", "within a factor 5", "runs"], cells)
 
 
-PEERS = ("auto", "sklearn_cv", "cleanlab")
-
-
-def _peers() -> a.Accuracies:
-    found = a.accuracies(rows("heads"))
-    return {task: own for task, own in found.items() if all(name in own for name in PEERS)}
-
-
 @table
 def field_heads() -> str:
-    columns = {name: name for name in (*PEERS, "crowd_kit", "tf_idf")}
+    columns = {name: name for name in (*a.PEERS, "crowd_kit", "tf_idf")}
     columns |= {f"clean_{n}": f"clean {n}" for n in (5, 10, 50)} | {"sklearn_cv, true labels": "*true*"}
-    shown = {task: bold_best(own, PEERS) for task, own in a.means(_peers()).items()}
+    mean = a.means(a.accuracies(rows("heads"))).dropna(subset=list(a.PEERS))
+    shown = {task: bold_best(dict(own.dropna()), a.PEERS) for task, own in mean.iterrows()}
     cells = ([task, *(own.get(name, "–") for name in columns)] for task, own in shown.items())
     return markdown(["task", *columns.values()], cells)
 
 
 @table
 def field_head_differences() -> str:
-    found, cells = _peers(), []
-    every = [task for task, own in found.items() if min(len(own[name]) for name in PEERS) >= 5]
-    mean = {task: {n: own[n] for n in PEERS} for task, own in a.means(found).items()}
-    ranks = a.mean_ranks(mean)
-    for other in PEERS[1:]:
-        lost = {task: own["auto"] - own[other] for task, own in mean.items()}
-        below = joined("{0[0]} ({0[1]:+.1f})", (pair for pair in lost.items() if pair[1] < -0.5))
+    found, cells = a.accuracies(rows("heads"))[list(a.PEERS)], []
+    mean = a.means(found).dropna()
+    counts = found.groupby(level="task", sort=False).count().loc[mean.index].min(axis=1)
+    every, ranks = list(counts[counts >= 5].index), a.mean_ranks(mean)
+    for other in a.PEERS[1:]:
+        lost = mean["auto"] - mean[other]
+        below = joined("{0[0]} ({0[1]:+.1f})", lost[lost < -0.5].items())
         groups = (every, [task for task in every if task in a.VOTES])
         minus = [with_interval(a.gains(found, other, tasks), "+.2f") for tasks in groups]
         cells.append([f"`{other}` (rank {ranks[other]:.2f}; `auto` {ranks['auto']:.2f})", *minus, below])
@@ -366,23 +355,21 @@ def field_head_differences() -> str:
     return markdown(titles, cells)
 
 
-DEEPER = ("auto", "plain", "plain, stopped", "auto, head", "robust, told")
-
-
-def _deeper(schedule: str) -> a.Accuracies:
+def _deeper(schedule: str) -> pd.DataFrame:
+    """Return the accuracies of a schedule; a method that lacks a seed of a task is left out there."""
     found = [r for r in rows("deeper") if r["schedule"] == schedule and r["seed"] >= a.FIRST_SEED]
     whole = a.complete(a.accuracies(found), ("auto", "plain", "auto, head"), 1)
-    return {t: {n: v for n, v in own.items() if len(v) == len(own["auto"])} for t, own in whole.items()}
+    whole = whole.where(whole.notna().groupby(level="task").transform("all"))
+    names = ("auto", "plain", "plain, stopped", "auto, head", "robust, known noise")
+    return whole[[name for name in names if name in whole and whole[name].notna().any()]]
 
 
 def _deeper_table(schedule: str) -> str:
-    found = _deeper(schedule)
-    names = [name for name in DEEPER if any(name in own for own in found.values())]
-    cells = []
-    for task, own in a.means(found).items():
-        shown = (f"{own[n]:.1f}" if n in own else "–" for n in names)
-        cells.append([task, str(len(found[task]["auto"])), *shown])
-    return markdown(["task", "seeds", *names], cells)
+    found, cells = _deeper(schedule), []
+    for task, own in a.means(found).iterrows():
+        shown = ("–" if math.isnan(value) else f"{value:.1f}" for value in own)
+        cells.append([task, str(len(found.loc[task])), *shown])
+    return markdown(["task", "seeds", *found.columns], cells)
 
 
 TABLES["field_deeper_fitted"] = lambda: _deeper_table("fitted")
@@ -393,10 +380,10 @@ TABLES["field_deeper_short"] = lambda: _deeper_table("short")
 def field_deeper_differences() -> str:
     cells = []
     for schedule in ("fitted", "short"):
-        found = _deeper(schedule)
-        for other in DEEPER[1:]:
-            if all(other in own for own in found.values()):
-                cells.append([schedule, f"`{other}`", with_interval(a.gains(found, other, list(found)))])
+        found = _deeper(schedule).dropna(axis=1)
+        for other in found.columns[1:]:
+            gains = a.gains(found, other, list(a.means(found).index))
+            cells.append([schedule, f"`{other}`", with_interval(gains)])
     return markdown(["schedule", "`auto` minus", "points [95 % interval]"], cells)
 
 
@@ -412,68 +399,52 @@ def votes() -> str:
         shown = bold_best({n: 100 * r[n] for n in columns if n in r}, list(columns))
         ends = " ({:.0f} to {:.0f})".format(*(100 * end for end in r["interval"])) if "interval" in r else ""
         rates = [f"{100 * r['rate said']:.1f}{ends}", f"{100 * (1 - r['auto']):.1f}"]
-        cells.append([r["set"], str(r["labelers"]), *(shown.get(n, "–") for n in columns), *rates])
+        cells.append([r["set"], str(r["annotators"]), *(shown.get(n, "–") for n in columns), *rates])
     return markdown(["set", "annotators", *columns.values(), "estimated noise rate", "noise rate"], cells)
 
 
 @table
 def rules() -> str:
-    by: dict[tuple[str, str], list[float]] = {}
-    for r in rows("rules"):
-        by.setdefault((r["labels"], r["method"]), []).append(100 * r["accuracy"])
-    cells = ([f"`{labels}`", f"`{m}`", f"{np.mean(found):.1f}"] for (labels, m), found in by.items())
+    found = pd.DataFrame(rows("rules")).groupby(["labels", "method"], sort=False)["accuracy"].mean()
+    cells = ([f"`{labels}`", f"`{method}`", f"{100 * mean:.1f}"] for (labels, method), mean in found.items())
     return markdown(["label model", "method", "test accuracy, %"], cells)
-
-
-FINDING = {
-    "ap_clean": "AP: clean",
-    "ap_cleanlab": "AP: cleanlab",
-    "f1_clean": "F1: clean",
-    "f1_cleanlab": "F1: cleanlab",
-}
 
 
 @table
 def label_errors() -> str:
     columns = {"ece": "ECE", "top100": "top 100", "tv_em": "F: em", "tv_confident": "F: confident"}
-    return _label_errors("field_labels.csv", columns | FINDING)
+    return _label_errors("label_errors", columns)
 
 
 @table
 def label_errors_small() -> str:
-    return _label_errors("field_labels_small.csv", {"ece": "ECE"} | FINDING)
+    return _label_errors("label_errors_small", {"ece": "ECE"})
 
 
 def _label_errors(record: str, columns: dict[str, str]) -> str:
-    found, cells = read_rows(RESULTS / record), []
-    for task in dict.fromkeys(row["task"] for row in found):
-        own = [row for row in found if row["task"] == task]
-        noise, rate, low, high = (
-            np.mean([float(row[key]) for row in own]) for key in ("noise", "rate", "low", "high")
-        )
-        numbers = [[float(row[key]) for row in own if row[key]] for key in columns]
-        shown = [f"{np.mean(n):.3f}" if n else "–" for n in numbers]
-        cells.append([task, f"{noise:.0%}", f"{rate:.0%} ({low:.0%} to {high:.0%})", *shown])
+    for score in ("ap", "f1"):
+        columns |= {
+            f"{score}_clean": f"{score.upper()}: clean",
+            f"{score}_cleanlab": f"{score.upper()}: cleanlab",
+        }
+    cells = []
+    for task, own in pd.DataFrame(rows(record)).groupby("task", sort=False):
+        mean = own.mean(numeric_only=True)
+        shown = ("–" if math.isnan(mean.get(key, math.nan)) else f"{mean[key]:.3f}" for key in columns)
+        rate = "{rate:.0%} ({low:.0%} to {high:.0%})".format_map(mean)
+        cells.append([task, f"{mean['noise']:.0%}", rate, *shown])
     return markdown(["task", "wrong labels", "estimated rate", *columns.values()], cells)
 
 
 @table
 def label_error_rates() -> str:
-    human = [
-        row
-        for row in read_rows(RESULTS / "field_labels.csv")
-        if row["task"].startswith(("cifar10n", "amazon"))
-    ]
-    noise, rate, low, high, ece, f1, peer = (
-        np.array([float(row[key]) for row in human])
-        for key in ("noise", "rate", "low", "high", "ece", "f1_clean", "f1_cleanlab")
-    )
-    inside, near = (low <= noise) & (noise <= high), np.abs(rate - noise) <= 0.06
+    found = pd.DataFrame(rows("label_errors"))
+    human = found[found["task"].str.startswith(("cifar10n", "amazon"))]
     counts = {
-        "rate within .06 of the truth": near,
-        "rate in its 90 % interval": inside,
-        "calibration error at most .05": ece <= 0.05,
-        "F1 above cleanlab's": f1 > peer,
+        "rate within .06 of the truth": (human["rate"] - human["noise"]).abs() <= 0.06,
+        "rate in its 90 % interval": human["noise"].between(human["low"], human["high"]),
+        "calibration error at most .05": human["ece"] <= 0.05,
+        "F1 above cleanlab's": human["f1_clean"] > human["f1_cleanlab"],
     }
     cells = ([title, f"{held.sum()} of {len(human)}"] for title, held in counts.items())
     return markdown(["labels by people", "runs"], cells)
@@ -481,42 +452,33 @@ def label_error_rates() -> str:
 
 @table
 def label_error_differences() -> str:
-    cells = []
+    found, cells = pd.DataFrame(rows("label_errors")).dropna(), []
     for title, name in (("average precision", "ap"), ("F1", "f1")):
-        by: dict[str, list[float]] = {}
-        for row in read_rows(RESULTS / "field_labels.csv"):
-            if row[f"{name}_clean"]:
-                gain = float(row[f"{name}_clean"]) - float(row[f"{name}_cleanlab"])
-                by.setdefault(row["seed"], []).append(gain)
-        cells.append([title, with_interval([float(np.mean(v)) for v in by.values()], "+.3f")])
+        gains = (found[f"{name}_clean"] - found[f"{name}_cleanlab"]).groupby(found["seed"]).mean()
+        cells.append([title, with_interval(gains.tolist(), "+.3f")])
     return markdown(["`clean` minus cleanlab", "mean over tasks [95 % interval over seeds]"], cells)
 
 
 @table
 def noise_digits() -> str:
-    found, cells = rows("noise_digits"), []
-    noises = list(dict.fromkeys(r["noise"] for r in found))
-    for method in dict.fromkeys(r["method"] for r in found):
-        errors = [[r["error"] for r in found if (r["method"], r["noise"]) == (method, n)] for n in noises]
-        cells.append([f"`{method}`", *(f"{np.mean(own):.3f}" for own in errors)])
-    return markdown(["method", *noises], cells)
+    found = pd.DataFrame(rows("noise_digits"))
+    errors = found.groupby(["method", "noise"], sort=False)["error"].mean().unstack(sort=False)
+    cells = ([f"`{method}`", *(f"{error:.3f}" for error in own)] for method, own in errors.iterrows())
+    return markdown(["method", *errors.columns], cells)
 
 
 @table
 def noise_pacs() -> str:
-    runs = read_record("noise_pacs")["runs"]
-    by: dict[tuple[str, str], list[float]] = {}
-    for r in runs:
-        by.setdefault((r["matrix"], r["target"]), []).append(100 * r["test_accuracy"])
-    targets = list(dict.fromkeys(target for _, target in by))
-    total = {name: sum(np.mean(by[name, t]) for t in targets) for name, _ in by}
-    plain, gain = total["cross-entropy"], total["true F"] - total["cross-entropy"]
+    runs = pd.DataFrame(rows("noise_pacs"))
+    by = (100 * runs["test_accuracy"]).groupby([runs["matrix"], runs["target"]], sort=False)
+    mean, error = by.mean().unstack(sort=False), by.sem().unstack(sort=False)
+    total = mean.sum(axis=1)
+    share = (total - total["cross-entropy"]) / (total["true F"] - total["cross-entropy"])
     cells = []
-    for name, value in total.items():
-        found = [np.array(by[name, target]) for target in targets]
-        shown = [f"{own.mean():.1f} ± {own.std(ddof=1) / len(own) ** 0.5:.1f}" for own in found]
-        cells.append([name, *shown, f"{(value - plain) / gain:.2f}"])
-    return markdown(["trained with", *targets, "share"], cells)
+    for name, own in mean.iterrows():
+        shown = (f"{own[target]:.1f} ± {error.loc[name, target]:.1f}" for target in mean.columns)
+        cells.append([name, *shown, f"{share[name]:.2f}"])
+    return markdown(["trained with", *mean.columns, "share"], cells)
 
 
 # Certificates
@@ -525,58 +487,51 @@ def noise_pacs() -> str:
 @table
 def certificates_networks() -> str:
     cells = []
-    for name, seeds in read_record("certificates_networks")["cells"].items():
+    found = pd.DataFrame(rows("certificates_networks"))
+    for (task, method), runs in found.groupby(["task", "method"], sort=False):
         for bound, counted in (("compression", "kept"), ("holdout", "errors"), ("pac_bayes", None)):
-            if found := [cell[bound] for cell in seeds.values() if bound in cell]:
-                risks = joined("{:.3f}", (cell["risk"] for cell in found))
-                counts = joined("{:.0f}", (cell["numbers"][counted] for cell in found if counted)) or "–"
-                errors = joined("{:.3f}", (cell["held_out"]["error"] for cell in found))
-                cells.append([name, f"`{bound}`", risks, counts, str(found[0]["n"]), errors])
+            if own := runs[bound].dropna().tolist():
+                risks = joined("{:.3f}", (cell["risk"] for cell in own))
+                counts = joined("{:.0f}", (cell["numbers"][counted] for cell in own if counted)) or "–"
+                errors = joined("{:.3f}", (cell["held_out"]["error"] for cell in own))
+                cells.append([f"{task}, {method}", f"`{bound}`", risks, counts, str(own[0]["n"]), errors])
     return markdown(["run", "bound", "certificates", "kept, or errors", "n", "test error"], cells)
 
 
 @table
 def certificates_tight() -> str:
-    record, cells = read_record("certificates_tight"), []
-    for name in dict.fromkeys(part.rpartition(", ")[0] for part in record):
-        found = [part for key, part in record.items() if key.rpartition(", ")[0] == name]
+    cells = []
+    for name, runs in pd.DataFrame(rows("certificates_tight")).groupby("data", sort=False):
+        ways = [(way, key) for way in ("before", "now") for key in ("risk", "test_error")]
         shown = [
-            joined("{:.3f}", (part[way][key] for part in found))
-            for way, key in itertools.product(("before", "now"), ("risk", "test_error"))
+            joined("{:.3f}", (own[key] for own in runs[way])) for way, key in [*ways, ("now", "real_valued")]
         ]
-        shown.append(joined("{:.3f}", (part["now"]["real_valued"] for part in found)))
-        priors = (f"{prior['risk']:.3f}" for prior in found[0]["localised"].values())
-        cells.append([name, str(found[0]["now"]["n"]), *shown, *priors])
+        first = runs.iloc[0]
+        priors = (f"{prior['risk']:.3f}" for prior in first["localised"].values())
+        cells.append([name, str(first["now"]["n"]), *shown, *priors])
     titles = ["data", "N", "before", "test error before", "defaults", "test error", "real-valued"]
     return markdown([*titles, "prior at 0", "localised", "known variance (no certificate)"], cells)
 
 
 @table
 def certificates_checked() -> str:
+    columns = {"risk": "certificates", "checked alone": "checked alone", "mean risk": "mean over draws"}
+    columns |= {"mean alone": "checked alone, mean", "tighter": "tighter", "error of the half": "error"}
     cells = []
-    for labels, seeds in read_record("certificates_checked")["cells"].items():
-        runs = [seeds[key] for key in sorted(seeds)]
-        keys = ("risk", "checked alone", "mean risk", "mean alone")
-        shown = [joined("{:.3f}", (run[key] for run in runs)) for key in keys]
-        shown.append(joined("{:.0%}", (run["tighter"] for run in runs)))
-        cells.append([labels, *shown, joined("{:.3f}", (run["error of the half"] for run in runs))])
-    titles = ["labels", "certificates", "checked alone", "mean over draws", "checked alone, mean"]
-    return markdown([*titles, "tighter", "error"], cells)
+    for labels, own in pd.DataFrame(rows("certificates_checked")).groupby("labels", sort=False):
+        forms = ("{:.0%}" if key == "tighter" else "{:.3f}" for key in columns)
+        cells.append([labels, *(joined(form, own[key]) for form, key in zip(forms, columns, strict=True))])
+    return markdown(["labels", *columns.values()], cells)
 
 
 @table
 def certificates_random_weights() -> str:
-    found = [
-        {"run": name, **cell, **cell["held_out"]}
-        for name, cell in read_record("certificates")["cells"].items()
-    ]
-    for (_, cell), row in zip(read_record("certificates")["cells"].items(), found, strict=True):
-        row |= {"n": cell["n"], "mark": " (vacuous)" if cell["vacuous"] else ""}
-    columns = {"run": "{run}", "certificate": "{risk:.3f}{mark}", "error with noise": "{empirical:.3f}"}
-    return listed(
-        found,
-        {**columns, "KL": "{kl:.1f}", "n": "{n}", "held-out error (bound)": "{error:.3f} ({bound:.3f})"},
-    )
+    found = [{**r, **r["pac_bayes"], **r["pac_bayes"]["held_out"]} for r in rows("certificates")]
+    for row in found:  # `held_out` has an n of its own
+        row |= {"n": row["pac_bayes"]["n"], "mark": " (vacuous)" if row["vacuous"] else ""}
+    columns = {"run": "{task}, {method}", "certificate": "{risk:.3f}{mark}"}
+    columns |= {"error with noise": "{empirical:.3f}", "KL": "{kl:.1f}", "n": "{n}"}
+    return listed(found, {**columns, "held-out error (bound)": "{error:.3f} ({bound:.3f})"})
 
 
 @table
@@ -584,8 +539,9 @@ def certificate_frontier() -> str:
     forms = ("{risk:.3f}", "{empirical:.3f}", "{kl:.1f}", "{kl_body:.1f}")
     cells = []
     for cell in rows("certificate_frontier"):
-        numbers = [form.format_map(cell) if "risk" in cell else "–" for form in forms]
-        stem = f"{cell['sigma_stem']:.4f}" if cell.get("sigma_stem") else "–"
+        own = cell.get("pac_bayes", {})
+        numbers = [form.format_map(own) if own else "–" for form in forms]
+        stem = f"{own['sigma_stem']:.4f}" if own.get("sigma_stem") else "–"
         cells.append([cell["method"], *numbers, stem, f"{100 * cell['val_accuracy']:.1f} %"])
     titles = ["run", "certificate", "error with noise", "KL", "KL of the backbone", "σ of the first layer"]
     return markdown([*titles, "validation accuracy"], cells)
@@ -593,47 +549,36 @@ def certificate_frontier() -> str:
 
 @table
 def certificate_coverage() -> str:
-    record = read_record("coverage")
-    found = [{"kind": k, "name": n, **r} for k in ("sound", "broken") for n, r in record[k].items()]
-    columns = {"kind": "{kind}", "certificate": "{name}", "failed": "{failures}", "of": "{trials}"}
-    return listed(found, {**columns, "most": "{most}"})
+    columns = {"kind": "{kind}", "certificate": "{certificate}", "failed": "{failures}", "of": "{trials}"}
+    return listed(rows("coverage"), {**columns, "most": "{most}"})
 
 
 @table
 def run_coverage() -> str:
-    simulated, cells = importlib.import_module("run_coverage"), []
+    simulated, found = importlib.import_module("run_coverage"), []
     for kind in ("sound", "broken"):
-        for scene in read_record("run_coverage")["scenes"].values():
+        for scene in rows("run_coverage"):
             for name, way in scene["ways"][kind].items():
-                means = [f"{way[key] / max(1, way['given']):.3f}" for key in ("certificates", "truths")]
-                numbers = (way["failures"], simulated.printed(way), way["trials"], simulated.most(way))
-                counts = [f"{n:.0f}" for n in numbers]
-                cells.append([kind, name, f"{way['refused']:.0f}", *means, *counts])
-    titles = [
-        "kind",
-        "way",
-        "refused",
-        "mean certificate",
-        "mean true error",
-        "failed",
-        "printed",
-        "of",
-        "most",
-    ]
-    return markdown(titles, cells)
+                means = {key: way[key] / max(1, way["given"]) for key in ("certificates", "truths")}
+                counts = {"printed": simulated.printed(way), "most": simulated.most(way)}
+                found.append({**way, **means, **counts, "kind": kind, "name": name})
+    columns = {"kind": "{kind}", "way": "{name}", "refused": "{refused:.0f}"}
+    columns |= {"mean certificate": "{certificates:.3f}", "mean true error": "{truths:.3f}"}
+    columns |= {"failed": "{failures:.0f}", "printed": "{printed}", "of": "{trials:.0f}", "most": "{most}"}
+    return listed(found, columns)
 
 
 @table
 def near_copies() -> str:
-    found = dict(sorted(read_record("near_copies")["collections"].items()))
-    shown = [{**own, "name": name, "joined": len(own["joined"])} for name, own in found.items()]
-    columns = {"collection": "{name}", "examples": "{n}"}
-    tables = [listed(shown, {**columns, "groups joined": "{joined}", "seconds": "{seconds}"})]
-    for kinds in dict.fromkeys(tuple(own["recall"]) for own in found.values() if "recall" in own):
-        measured = {name: own for name, own in found.items() if tuple(own.get("recall", ())) == kinds}
-        cells = [["copies of each kind", *(str(own["copies"]) for own in measured.values())]]
-        cells += [[kind, *(f"{own['recall'][kind]:.3f}" for own in measured.values())] for kind in kinds]
-        tables.append(markdown(["share found", *measured], cells))
+    found = sorted(rows("near_copies"), key=lambda row: row["collection"])
+    shown = [{**own, "joined": len(own["joined"])} for own in found]
+    columns = {"collection": "{collection}", "examples": "{n}", "groups joined": "{joined}"}
+    tables = [listed(shown, {**columns, "seconds": "{seconds}"})]
+    for kinds in dict.fromkeys(tuple(own["recall"]) for own in found if "recall" in own):
+        measured = [own for own in found if tuple(own.get("recall", ())) == kinds]
+        cells = [["copies of each kind", *(str(own["copies"]) for own in measured)]]
+        cells += [[kind, *(f"{own['recall'][kind]:.3f}" for own in measured)] for kind in kinds]
+        tables.append(markdown(["share found", *(own["collection"] for own in measured)], cells))
     return "\n\n".join(tables)
 
 
@@ -657,10 +602,10 @@ def methods() -> str:
 
     parts = []
     for name, found in (item for tier in methods_by_tier().values() for item in tier.items()):
-        title, _, rest = (inspect.getdoc(found) or "").partition("\n\n")
+        title, _, text = (inspect.getdoc(found) or "").partition("\n\n")
         marks = [m for m, has in (("F", found.uses_noise()), ("constrained", found.constrained)) if has]
         mark = f"*{', '.join(marks)}.* " if marks else ""
-        parts += [f"## {name}", mark + plain(title), plain(rest)]
+        parts += [f"## {name}", mark + plain(title), plain(text)]
         if options := found.own_options:
             cells = ([f"`{n}`", f"{o.default:g}", o.source] for n, o in options.items())
             parts.append(markdown(["option", "default", "source of the default"], cells))

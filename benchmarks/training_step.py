@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +59,8 @@ def make_trainer(method: str, batch: int) -> Trainer:
     }
     checkpoints = Checkpoints(Path(tempfile.mkdtemp()))
     made = method_class(method)(setup)
-    trainer = Trainer(
-        config,
-        loaded.model,
-        made,
-        feeds,
-        {"train": part, "val": part},
-        None,
-        device,
-        checkpoints,
-        lambda _: None,
-    )
+    parts = {"train": part, "val": part}
+    trainer = Trainer(config, loaded.model, made, feeds, parts, None, device, checkpoints, lambda _: None)
     trainer._training_mode()
     return trainer
 
@@ -116,11 +107,6 @@ def bare_step(batch: int) -> Callable[[int], None]:
     return step
 
 
-def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the one case."""
-    yield {}
-
-
 def measure(case: dict[str, Any], run: object) -> dict[str, Any]:
     """Time the three loops in turns."""
     loops = {
@@ -138,14 +124,9 @@ def measure(case: dict[str, Any], run: object) -> dict[str, Any]:
                 times[name].append((time.perf_counter() - started) / STEPS)
     median = {name: float(np.median(values)) for name, values in times.items()}
     pairs = zip(times["robust"], times["plain"], strict=True)
+    setting = {"model": "efficientnet_lite0", "layers": 50, "classes": K, "pixels": SIZE, "batch": BATCH}
     return {
-        "setting": {
-            "model": "efficientnet_lite0",
-            "layers": 50,
-            "classes": K,
-            "pixels": SIZE,
-            "batch": BATCH,
-        },
+        "setting": setting,
         "ratio_plain_to_bare": round(median["plain"] / median["bare"], 3),
         "ratio_robust_to_plain": round(median["robust"] / median["plain"], 3),
         "ratio_robust_to_plain_by_block": [round(r / p, 3) for r, p in pairs],

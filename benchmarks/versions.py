@@ -9,6 +9,7 @@ supported.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from records import ROOT, append, arguments, versions
+from records import ROOT, append, versions
 
 TESTS = (
     "tests/integrations", "tests/models", "tests/training", "tests/data/test_hub.py",
@@ -56,7 +57,7 @@ def tried(tests: tuple[str, ...]) -> dict[str, object]:
 
 def main() -> None:
     """Run the tests and add a line to the record."""
-    parser = arguments(__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--libraries", action="store_true", help="only tests that use more than torch")
     tests = LIBRARIES if parser.parse_args().libraries else TESTS
     case = {name: versions().get(name) for name in ("torch", "transformers")}

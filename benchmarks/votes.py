@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,12 @@ from sources import source
 
 from hesstune.labeling.label_data import label_rate_interval
 from hesstune.weak import Votes, apply_functions, label
-from peers import snorkel
-
-if TYPE_CHECKING:
-    from bench import Run
+from peers import crowd_kit, mace, snorkel
+from records import Run
 
 SETS = ("youtube", "trec", "amazon_isbook", "cifar10n", "sst2 rules")
 SIMULATED = ("photo annotators", "art_painting crowd", "sketch functions", "art_painting models")
-PEERS = ("dawid_skene", "mace", "snorkel")
+PEERS = {"dawid_skene": crowd_kit, "mace": mace, "snorkel": snorkel}
 MOST = 4000
 
 
@@ -37,7 +35,7 @@ def _rules(texts: list[str]) -> Votes:
 
 
 def _drawn(kind: str, y: NDArray[np.int64], k: int) -> Votes:
-    """Return simulated labelers of one kind.
+    """Return simulated annotators of one kind.
 
     `annotators`: three, who each take one class for another in half of the cases; `crowd`: thirty of accuracy
     0.5 to 0.9, three of whom answer each time; `functions`: two a class, right in 0.7 of their votes, on half
@@ -82,8 +80,8 @@ def _set(name: str, data: Path) -> tuple[NDArray[np.float32], Votes, NDArray[np.
         votes = _rules([found.texts[i] for i in rows])
     else:
         votes = found.votes.take(rows)
-    heard = np.flatnonzero(votes.ballots.each > 0)
-    return found.features[rows][heard], votes.take(heard), found.true[rows][heard]
+    voted = np.flatnonzero(votes.ballots.each > 0)
+    return found.features[rows][voted], votes.take(voted), found.true[rows][voted]
 
 
 def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -94,7 +92,6 @@ def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
     """Return the share of right labels of each way."""
     warnings.simplefilter("ignore")
-    assert run.data is not None
     x, votes, y = _set(case["set"], run.data)
 
     def right(made: NDArray[np.int64]) -> float:
@@ -105,7 +102,7 @@ def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
     rate = float(1 - made.posterior.max(axis=1).mean())
     return {
         "examples": len(y),
-        "labelers": votes.m,
+        "annotators": votes.m,
         "classes": votes.k,
         "majority": round(float(np.mean(ties)), 4),
         "auto, votes": right(label(votes, "auto").labels),
@@ -113,19 +110,5 @@ def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
         "chosen": made.details["chosen"],
         "rate said": round(rate, 4),
         "interval": [round(end, 4) for end in label_rate_interval(votes, x, rate)],
-        **{peer: right(_peer(votes, peer)) for peer in PEERS},
+        **{name: right(peer(votes)) for name, peer in PEERS.items()},
     }
-
-
-def _peer(votes: Votes, peer: str) -> NDArray[np.int64]:
-    """Return crowd-kit's or snorkel's labels; ours of the same name are not asked."""
-    if peer == "snorkel":
-        return snorkel(votes)
-    import crowdkit.aggregation as kit
-    import pandas as pd
-
-    ballots = votes.ballots
-    frame = pd.DataFrame({"task": ballots.example, "worker": ballots.labeler, "label": ballots.vote})
-    model = kit.DawidSkene(n_iter=100) if peer == "dawid_skene" else kit.MACE(random_state=0)
-    made = model.fit_predict(frame)
-    return np.asarray(made.reindex(range(len(votes))).to_numpy(dtype=np.int64))

@@ -1,22 +1,22 @@
-"""What the field's tasks are drawn from: frozen features, true labels, human labels, votes.
+"""Sources of the field's tasks: frozen features, true labels, human labels, votes.
 
-Each source is read once and kept below the cache folder; DATA is the folder with pacs128/, cifar10n/,
-wrench/, amazon_isbook/, sst2/ and mrpc/.
+Features are computed once and kept below the cache folder.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from data_files import sentences
-from hesstune.data.examples import Examples, Text, Texts
+from data_files import PACS, cifar10n_lines, sentences
+from hesstune.data.examples import Examples, Texts
 from hesstune.data.images import FileImages
 from hesstune.data.load import load_task
 from hesstune.inputs.batches import to_channels_last
@@ -26,7 +26,6 @@ from hesstune.storage.tables import read_table
 from hesstune.weak.functions import apply_functions
 from hesstune.weak.vote_files import long_columns, long_votes, vote_columns, votes_in
 from hesstune.weak.votes import Votes
-from weak_tasks import PACS
 
 HUMAN = ("worse", "aggregate", "random1", "random2", "random3")
 
@@ -55,9 +54,9 @@ class Source:
         classes: Class names, sorted.
         features: (N, D) float32 frozen features: EfficientNet-Lite0's, or MiniLM's of texts.
         true: (N,) true labels.
-        part: (N,) `train` or `test` where the data set has its own split, else empty.
-        given: Labels that people gave, by name, (N,).
-        votes: What labelers, rules or a crowd said, or None.
+        part: (N,) `train` or `test` if the data set has its own split, else empty.
+        given: Labels of people, by name, (N,).
+        votes: Votes of annotators or labeling functions, or None.
         texts: The texts, or None.
     """
 
@@ -76,9 +75,8 @@ class Source:
         return len(self.classes)
 
 
-def _indexed(cells: list[str], classes: list[str]) -> NDArray[np.int64]:
-    place = {name: at for at, name in enumerate(classes)}
-    return np.array([place[cell] for cell in cells], dtype=np.int64)
+def _indexed(cells: Iterable[str], classes: list[str]) -> NDArray[np.int64]:
+    return np.array([classes.index(cell) for cell in cells], dtype=np.int64)
 
 
 def _digits(_: Path) -> Source:
@@ -99,34 +97,42 @@ def _no_split(n: int) -> NDArray[np.str_]:
 def _pacs(domain: str) -> Callable[[Path], Source]:
     def read(data: Path) -> Source:
         root = data / "pacs128" / domain
-        classes = sorted(p.name for p in root.iterdir() if p.is_dir())
-        paths = [sorted((root / name).glob("*.jpg")) for name in classes]
-        true = np.repeat(np.arange(len(classes)), [len(own) for own in paths])
-        features = image_features([p for own in paths for p in own])
+        classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+        files = [sorted((root / name).glob("*.*")) for name in classes]
+        true = np.repeat(np.arange(len(classes)), [len(own) for own in files])
+        features = image_features([path for own in files for path in own])
         return Source(domain, classes, features, true, _no_split(len(true)), {})
 
     return read
 
 
 def _cifar10n(data: Path) -> Source:
-    table = read_table(data / "cifar10n" / "labels.csv")
-    classes = sorted(set(table.cells("true_label")))
-    features = image_features([data / "cifar10n" / cell for cell in table.cells("image")])
-    given = {name: _indexed(table.cells(name), classes) for name in HUMAN}
+    table = pd.DataFrame(cifar10n_lines(data / "cifar10n"))
+    classes = sorted(set(table["true_label"]))
+    features = image_features([Path(cell) for cell in table["image"]])
+    given = {name: _indexed(table[name], classes) for name in HUMAN}
     three = ("random1", "random2", "random3")
     votes = Votes(np.stack([given[name] for name in three], axis=1), len(classes), names=three)
-    true, part = _indexed(table.cells("true_label"), classes), np.array(table.cells("split"))
+    true, part = _indexed(table["true_label"], classes), table["split"].to_numpy(str)
     return Source("cifar10n", classes, features, true, part, given, votes)
 
 
-def _text_features(texts: list[Text]) -> NDArray[np.float32]:
+def _text_features(texts: list[str], others: list[str] | None = None) -> NDArray[np.float32]:
+    """Return MiniLM's features of texts, or of pairs of texts."""
+    pairs = [(text, others[at] if others else None) for at, text in enumerate(texts)]
     named = [str(at) for at in range(len(texts))]
-    examples = Examples(Texts(texts), np.arange(len(texts)), named, None)
+    examples = Examples(Texts(pairs), np.arange(len(texts)), named, None)
     return frozen_features(load_model("minilm", 2, text=True), examples, torch.device("cpu"), 128)
 
 
-def _single(texts: list[str]) -> list[Text]:
-    return [(text, None) for text in texts]
+def _own_split(data: Path, name: str) -> tuple[list[tuple[str, ...]], NDArray[np.int64], NDArray[np.str_]]:
+    """Return the texts of SST-2 or MRPC, their labels and their parts."""
+    rows = [(*row, part) for part in ("train", "test") for row in sentences(data, name, part)]
+    return (
+        [row[0] for row in rows],
+        np.array([int(row[1]) for row in rows]),
+        np.array([row[2] for row in rows]),
+    )
 
 
 def _wrench(name: str) -> Callable[[Path], Source]:
@@ -136,7 +142,7 @@ def _wrench(name: str) -> Callable[[Path], Source]:
         votes = votes_in(table, vote_columns(table), classes)
         texts = table.cells("text")
         true, part = _indexed(table.cells("label"), classes), np.array(table.cells("split"))
-        return Source(name, classes, _text_features(_single(texts)), true, part, {}, votes, texts)
+        return Source(name, classes, _text_features(texts), true, part, {}, votes, texts)
 
     return read
 
@@ -154,40 +160,26 @@ def _amazon(data: Path) -> Source:
     ballots = replace(found, example=example, n=len(place))
     texts = table.cells("text")
     true, part = _indexed(table.cells("label"), classes), np.array(table.cells("split"))
-    return Source(
-        "amazon_isbook",
-        classes,
-        _text_features(_single(texts)),
-        true,
-        part,
-        {},
-        Votes.of_ballots(ballots, votes.names),
-        texts,
-    )
+    known = Votes.of_ballots(ballots, votes.names)
+    return Source("amazon_isbook", classes, _text_features(texts), true, part, {}, known, texts)
 
 
 def _sst2(data: Path) -> Source:
-    parts_of = {part: sentences(data, "sst2", part) for part in ("train", "test")}
-    rows = [(*texts, label, part) for part, found in parts_of.items() for texts, label in found]
-    texts = [row[0] for row in rows]
-    true = np.array([int(row[1]) for row in rows])
-    parts = np.array([row[2] for row in rows])
-    classes = ["negative", "positive"]
     from sentiment_rules import RULES
 
+    found, true, parts = _own_split(data, "sst2")
+    texts, classes = [text for (text,) in found], ["negative", "positive"]
     rules = [(rule.__name__, rule) for rule in RULES]
     votes = apply_functions(rules, [{"text": text} for text in texts], classes)
-    return Source("sst2", classes, _text_features(_single(texts)), true, parts, {}, votes, texts)
+    return Source("sst2", classes, _text_features(texts), true, parts, {}, votes, texts)
 
 
 def _mrpc(data: Path) -> Source:
-    parts_of = {part: sentences(data, "mrpc", part) for part in ("train", "test")}
-    found = [(*texts, label, part) for part, rows in parts_of.items() for texts, label in rows]
-    features = _text_features([(row[0], row[1]) for row in found])
-    true = np.array([int(row[2]) for row in found])
-    parts = np.array([row[3] for row in found])
-    texts = [f"{row[0]} {row[1]}" for row in found]
-    return Source("mrpc", ["different", "same"], features, true, parts, {}, None, texts)
+    found, true, parts = _own_split(data, "mrpc")
+    features = _text_features([one for one, _ in found], [other for _, other in found])
+    return Source(
+        "mrpc", ["different", "same"], features, true, parts, {}, None, [" ".join(p) for p in found]
+    )
 
 
 SOURCES: dict[str, Callable[[Path], Source]] = {

@@ -42,7 +42,7 @@ def config(folder, text):
 def test_a_configuration_has_a_module_and_distinct_cases(path):
     run = bench.read_config(path)
     module = importlib.import_module(run.module)
-    cases = [dict(case) for case in module.cases(run.settings)]
+    cases = [dict(case) for case in bench.cases_of(run)]
     made = [records.key(case, None) for case in cases]
     assert len(set(made)) == len(made) > 0
     known = {records.key({k: v for k, v in case.items() if k != "seed"}, None) for case in cases}

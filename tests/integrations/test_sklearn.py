@@ -51,14 +51,7 @@ def test_clones_and_grid_search_work(digits):
     model = quick(epochs=1)
     assert clone(model).get_params() == model.get_params()
     search = GridSearchCV(model, {"radius": [0.01, 2.0]}, cv=2).fit(x[:80], y[:80])
-    assert search.best_params_["radius"] in (0.01, 2.0)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
-
-
-def test_the_same_seed_gives_the_same_answer(digits):
-    x, y = digits
-    a, b = (quick(epochs=1).fit(x[:60], y[:60]).predict_proba(x[:9]) for _ in range(2))
-    np.testing.assert_array_equal(a, b)
 
 
 def test_texts(tiny_bert):
@@ -69,16 +62,6 @@ def test_texts(tiny_bert):
     assert model.predict(["the film was great", "a dull plot"]).tolist() == ["yes", "no"]
     with pytest.raises(DataError, match="fitted on texts"):
         model.predict(np.zeros((2, 8, 8)))
-
-
-def test_wrong_inputs_are_told(digits):
-    x, y = digits
-    with pytest.raises(DataError, match=r"images of the shape \(N, H, W\)"):
-        quick().fit(x.reshape(len(x), -1)[:20], y[:20])
-    with pytest.raises(DataError, match="y has 3 labels"):
-        quick().fit(x[:4], y[:3])
-    with pytest.raises(DataError, match="from 0 to 255 or floats from 0 to 1"):
-        quick().fit(x[:20] * 16, y[:20])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -127,7 +110,7 @@ def test_a_fitted_one_pickles_with_its_weights_and_leaves_nothing_behind(digits,
     assert left_in(there) == []
 
 
-def test_the_run_of_a_fitted_one_can_be_asked(digits, tmp_path):
+def test_the_run_of_a_fitted_one(digits, tmp_path):
     x, y = digits
     model = quick(epochs=1).fit(x[:60], y[:60])
     assert model.run_.measure(max_examples=8).names
@@ -137,8 +120,15 @@ def test_the_run_of_a_fitted_one_can_be_asked(digits, tmp_path):
     assert again.run_.measure(data=(x[:60], y[:60]), max_examples=8).names
     assert again.run_.path != model.run_.path
     kept = quick(epochs=1, out=str(tmp_path / "kept")).fit(x[:60], y[:60])
+    probabilities = kept.predict_proba(x[:5])
+    np.testing.assert_array_equal(probabilities, again.predict_proba(x[:5]))  # the same seed
     assert kept.run_.path == tmp_path / "kept"
-    np.testing.assert_array_equal(kept.predict_proba(x[:5]), again.predict_proba(x[:5]))
+    # A folder that is moved is made again from the classifier.
+    (tmp_path / "kept").rename(tmp_path / "elsewhere")
+    for found in (kept, pickle.loads(pickle.dumps(kept))):
+        np.testing.assert_array_equal(found.predict_proba(x[:5]), probabilities)
+        assert found.run_.measure(data=(x[:60], y[:60]), max_examples=2).quadratic.shape[0] == 2
+    assert not hasattr(clone(kept), "classes_")
 
 
 def test_a_module_may_be_the_model(digits):
@@ -153,8 +143,8 @@ PETS = np.array(["cat", "dog"] * 6)
 IMAGES = np.random.default_rng(0).random((12, 32, 32))
 
 
-def pets(**changes):
-    return quick(method="vanilla", noise_matrix=None, epochs=1, **changes)
+def pets():
+    return quick(method="vanilla", noise_matrix=None, epochs=1)
 
 
 def ragged(rows):
@@ -169,53 +159,37 @@ RAGGED = [
     ragged([[1], [2, 3]] * 6),
     [np.zeros(3)] * 11 + [np.zeros(2)],
 ]
+NO_LIST = [5, None, "one text", (x for x in IMAGES), np.float64(3)]
+WRONG = [
+    (IMAGES.reshape(12, -1), r"\(N, H, W\)"), (IMAGES * 255, "from 0 to 255 or floats from 0 to 1"),
+    *((rows, "^X is ragged") for rows in RAGGED), *((rows, "^X must be a list") for rows in NO_LIST),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("rows", RAGGED, ids=["lists", "nested", "objects", "arrays"])
-def test_ragged_inputs_are_told_in_terms_of_x(rows):
-    with pytest.raises(DataError, match=r"^X is ragged: row \d+ .*; X must be a list of texts or images, or"):
-        pets().fit(rows, PETS)
-    fitted = pets().fit(IMAGES, PETS)
-    with pytest.raises(DataError, match=r"^X is ragged"):
-        fitted.predict(rows)
+@pytest.mark.parametrize(("x", "message"), WRONG)
+def test_wrong_inputs_are_refused_in_terms_of_x(x, message):
+    with pytest.raises(DataError, match=message):
+        pets().fit(x, PETS)
 
 
-@pytest.mark.parametrize("wrong", [5, None, "one text", (x for x in IMAGES), np.float64(3)])
-def test_what_is_no_list_of_inputs_is_told(wrong):
-    with pytest.raises(DataError, match=r"^X must be a list of texts or images"):
-        pets().fit(wrong, PETS)
-
-
-def test_images_of_several_sizes_are_no_ragged_table():
-    model = pets().fit([IMAGES[0], IMAGES[1][:20]] * 6, PETS)
+def test_inputs_of_predict_are_checked_as_those_of_fit():
+    model = pets().fit([IMAGES[0], IMAGES[1][:20]] * 6, PETS)  # images of several sizes
     assert model.predict(ragged([IMAGES[0], IMAGES[1][:9]])).shape == (2,)
+    for rows in RAGGED:
+        with pytest.raises(DataError, match=r"^X is ragged"):
+            model.predict(rows)
+    with pytest.raises(DataError, match="y has 3 labels"):
+        pets().fit(IMAGES[:4], PETS[:3])
 
 
 @pytest.mark.parametrize("names", [["cat", "dog"], [10, 2], [True, False]])
-def test_messages_and_the_run_call_classes_as_y_does(names):
+def test_messages_and_the_run_name_classes_as_y_does(names):
     y = np.array(names * 6)
     model = pets().fit(IMAGES, y)
     assert model.run_.facts.classes == [str(name) for name in sorted(names)]
     assert set(model.predict(IMAGES)) <= set(names)
     few = np.array([names[0]] * 11 + [names[1]])
-    with pytest.raises(DataError, match=f"class '{np.array(names)[1]}' has one example"):
+    with pytest.raises(DataError, match=f"class .{np.array(names)[1]}. has one example"):
         pets().fit(IMAGES, few)
-    with pytest.raises(DataError, match="y has one class only"):
+    with pytest.raises(DataError, match="one class only"):
         pets().fit(IMAGES, [*few[:11].tolist(), names[0]])
-
-
-def test_a_folder_that_is_moved_or_gone_takes_nothing_along(tmp_path):
-    model = pets(out=str(tmp_path / "run")).fit(IMAGES, PETS)
-    before = model.predict_proba(IMAGES)
-    kept = pickle.dumps(model)
-    assert model.run_.path == tmp_path / "run"
-    assert model.run_.measure(max_examples=2).quadratic.shape[0] == 2  # pickling took nothing from it
-    (tmp_path / "run").rename(tmp_path / "elsewhere")
-    for found in (model, pickle.loads(kept)):
-        np.testing.assert_array_equal(found.predict_proba(IMAGES), before)
-        assert found.run_.path.is_dir()
-        measured = found.run_.measure(data=(IMAGES, PETS), max_examples=2)
-        assert measured.quadratic.shape[0] == 2
-    fresh = clone(model)
-    assert not hasattr(fresh, "classes_")
-    assert fresh.fit(IMAGES, PETS).run_.path == tmp_path / "run"

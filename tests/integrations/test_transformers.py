@@ -62,33 +62,30 @@ def trainer(tiny_bert, dataset, folder, callback, **changes):
     )
 
 
-def test_every_layer_stays_inside_its_ball_and_the_distance_is_logged(tiny_bert, dataset, tmp_path):
-    made = trainer(tiny_bert, dataset, tmp_path, RobustTrainerCallback(RADIUS))
-    made.train()
-    found = Reference.of(load(tiny_bert)).distances(made.model, warn=False)
+def test_layers_stay_within_their_radius_also_if_training_is_resumed(tiny_bert, dataset, tmp_path):
+    whole = trainer(tiny_bert, dataset, tmp_path / "whole", RobustTrainerCallback(RADIUS))
+    whole.train()
+    found = Reference.of(load(tiny_bert)).distances(whole.model, warn=False)
     for name, distance in found.items():
         assert distance <= (0.3 if name.startswith("classifier") else 0.05) * (1 + 1e-5)
     assert max(found.values()) > 0.0499
-    logged = [row["distance"] for row in made.state.log_history if "distance" in row]
+    logged = [row["distance"] for row in whole.state.log_history if "distance" in row]
     assert logged[-1] == pytest.approx(sum(d * d for d in found.values()) ** 0.5, rel=1e-4)
-
-
-def test_a_resumed_training_keeps_the_pretrained_reference(tiny_bert, dataset, tmp_path):
-    whole = trainer(tiny_bert, dataset, tmp_path / "whole", RobustTrainerCallback(RADIUS))
-    whole.train()
     first = trainer(tiny_bert, dataset, tmp_path / "parts", RobustTrainerCallback(RADIUS))
     first.add_callback(_StopAt(3))
     first.train()
     callback = RobustTrainerCallback(RADIUS)
     resumed = trainer(tiny_bert, dataset, tmp_path / "parts", callback)
     resumed.train(resume_from_checkpoint=True)
-    for (name, a), (_, b) in zip(
-        whole.model.named_parameters(), resumed.model.named_parameters(), strict=True
-    ):
-        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6, msg=name)
+    same_weights(resumed.model, whole.model)
     pretrained = dict(load(tiny_bert).named_parameters())
     for name in callback.reference.layers():
         torch.testing.assert_close(callback.reference[name], pretrained[name].data)
+
+
+def same_weights(found, expected):
+    for (name, a), b in zip(found.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
 
 
 class _StopAt(transformers.TrainerCallback):
@@ -128,48 +125,32 @@ def decayed(tiny_bert, dataset, folder, callbacks, own=0.0, stop=None, resume=Fa
     model = load(tiny_bert)
     steps = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=own)
     schedule = torch.optim.lr_scheduler.LambdaLR(steps, lambda step: 1.0 / (1 + step))
+    callbacks = [*callbacks, *([_StopAt(stop)] if stop else [])]
     made = transformers.Trainer(
-        model,
-        arguments(folder),
-        train_dataset=dataset,
-        callbacks=callbacks,
-        optimizers=(steps, schedule),
+        model, arguments(folder), train_dataset=dataset, callbacks=callbacks, optimizers=(steps, schedule)
     )
-    if stop:
-        made.add_callback(_StopAt(stop))
     made.train(resume_from_checkpoint=resume)
     return made.model
 
 
-def test_towards_zero_the_decay_is_adamws_own(tiny_bert, dataset, tmp_path):
+def test_towards_zero_the_decay_is_that_of_adamw(tiny_bert, dataset, tmp_path):
     start = Reference.of(load(tiny_bert))
     zero = Reference({name: torch.zeros_like(start[name]) for name in start.names()}, start.layers())
-    found = decayed(
-        tiny_bert, dataset, tmp_path / "a", [PretrainedDecayCallback(0.5, reference=zero)]
-    ).named_parameters()
+    callback = PretrainedDecayCallback(0.5, reference=zero)
     truth = decayed(tiny_bert, dataset, tmp_path / "b", [], own=0.5)
-    plain = dict(decayed(tiny_bert, dataset, tmp_path / "c", []).named_parameters())
-    for (name, a), b in zip(found, truth.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+    same_weights(decayed(tiny_bert, dataset, tmp_path / "a", [callback]), truth)
+    plain = decayed(tiny_bert, dataset, tmp_path / "c", [])
     query = "bert.encoder.layer.0.attention.self.query.weight"
-    assert not torch.allclose(plain[query], dict(truth.named_parameters())[query], rtol=1e-3)
-
-
-def test_the_decay_pulls_to_the_pretrained_weights_through_a_resume(tiny_bert, dataset, tmp_path):
-    start = Reference.of(load(tiny_bert))
-
-    def total(model):
-        return sum(d * d for d in start.distances(model, warn=False).values()) ** 0.5
-
-    whole = decayed(tiny_bert, dataset, tmp_path / "a", [PretrainedDecayCallback(20.0)])
-    assert total(whole) < 0.9 * total(decayed(tiny_bert, dataset, tmp_path / "b", []))
-    decayed(tiny_bert, dataset, tmp_path / "c", [PretrainedDecayCallback(20.0)], stop=3)
+    assert not torch.allclose(plain.get_parameter(query), truth.get_parameter(query), rtol=1e-3)
+    # Towards the pretrained weights it makes the distance smaller, also if training is resumed.
+    whole = decayed(tiny_bert, dataset, tmp_path / "whole", [PretrainedDecayCallback(20.0)])
+    far, near = (sum(start.distances(model, warn=False).values()) for model in (plain, whole))
+    assert near < 0.9 * far
+    decayed(tiny_bert, dataset, tmp_path / "parts", [PretrainedDecayCallback(20.0)], stop=3)
     callback = PretrainedDecayCallback(20.0)
-    resumed = decayed(tiny_bert, dataset, tmp_path / "c", [callback], resume=True)
+    same_weights(decayed(tiny_bert, dataset, tmp_path / "parts", [callback], resume=True), whole)
     for name in start.names():
         assert torch.equal(callback.reference[name], start[name]), name
-    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_two_decays_against_each_other_are_refused(tiny_bert, dataset, tmp_path):
@@ -185,14 +166,14 @@ def test_two_decays_against_each_other_are_refused(tiny_bert, dataset, tmp_path)
         PretrainedDecayCallback(0.0)
 
 
-@pytest.mark.parametrize(
-    "kind", [lambda: RobustTrainerCallback(RADIUS), lambda: PretrainedDecayCallback(0.5)]
-)
-def test_a_callback_in_several_trainings_takes_a_reference_for_each(tiny_bert, dataset, tmp_path, kind):
+KINDS = [lambda: RobustTrainerCallback(RADIUS), lambda: PretrainedDecayCallback(0.5)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_callback_in_several_trainings_has_a_reference_for_each(tiny_bert, dataset, tmp_path, kind):
     callback = kind()
-    seen = []
     for fold in range(2):
-        own = trainer(tiny_bert, dataset, tmp_path / str(fold), callback)
+        own = trainer(tiny_bert, dataset, tmp_path / str(fold), callback, max_steps=2)
         with torch.no_grad():
             for p in own.model.parameters():
                 p.add_(0.1 * fold)
@@ -200,39 +181,26 @@ def test_a_callback_in_several_trainings_takes_a_reference_for_each(tiny_bert, d
         own.train()
         for name in start.names():
             torch.testing.assert_close(callback.reference[name], start[name], rtol=0, atol=0)
-        seen.append(callback.reference)
-    assert seen[0] is not seen[1]
-
-
-def test_a_reference_that_is_given_is_that_of_every_training(tiny_bert, dataset, tmp_path):
     given = Reference.of(load(tiny_bert))
     callback = RobustTrainerCallback(RADIUS, reference=given)
-    for fold in range(2):
-        trainer(tiny_bert, dataset, tmp_path / str(fold), callback).train()
-        assert all(torch.equal(callback.reference[name], given[name]) for name in given.names())
+    trainer(tiny_bert, dataset, tmp_path / "given", callback, max_steps=1).train()
+    assert callback.reference["classifier.weight"].equal(given["classifier.weight"])
 
 
-@pytest.mark.parametrize(
-    "kind", [lambda: RobustTrainerCallback(RADIUS), lambda: PretrainedDecayCallback(0.5)]
-)
-def test_weights_that_are_no_numbers_end_training(tiny_bert, dataset, tmp_path, kind):
-    class Breaking(transformers.TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-            if state.global_step == 2:
-                for p in model.parameters():
-                    p.grad = p.grad * float("nan")
+class _Breaking(transformers.TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 2:
+            for p in model.parameters():
+                p.grad = p.grad * float("nan")
 
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_that_are_not_finite_end_training(tiny_bert, dataset, tmp_path, kind):
     own = trainer(tiny_bert, dataset, tmp_path, kind())
-    own.add_callback(Breaking())
+    own.add_callback(_Breaking())
     with pytest.raises(DivergedError, match="became nan in"):
         own.train()
     assert own.state.global_step <= 3
-
-
-def test_a_logged_loss_that_is_no_number_ends_training(tiny_bert, dataset, tmp_path):
-    for kind in (RobustTrainerCallback(RADIUS), PretrainedDecayCallback(0.5)):
-        own = trainer(tiny_bert, dataset, tmp_path, kind)
-        own.train()
-        for value in (float("nan"), float("inf")):
-            with pytest.raises(DivergedError, match="the Trainer's loss became"):
-                own.log({"loss": value})
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(DivergedError, match="loss became"):
+            own.log({"loss": value})

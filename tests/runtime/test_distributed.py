@@ -61,34 +61,34 @@ def words(tmp_path, image_folder):
             "--limit", "11"]  # fmt: skip
 
 
+def command_line(*words, cwd, count):
+    """Run the command line in one process or in several, and return its output."""
+    if count > 1:
+        done = torchrun(*words, cwd=cwd, count=count)
+    else:
+        command = [sys.executable, "-m", "hesstune", *map(str, words)]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def finetuned(words, cwd, name, count, *more):
     out = cwd / name
     command = ["finetune", "--model", "py:ranknets:small", *words, *more, "--out", out, "--json"]
-    if count > 1:
-        done = torchrun(*command, cwd=cwd, count=count)
-    else:
-        done = subprocess.run(
-            [sys.executable, "-m", "hesstune", *map(str, command)], cwd=cwd, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = command_line(*command, cwd=cwd, count=count)
     assert json.loads(done.stdout.splitlines()[-1])["path"] == str(out)
     assert done.stdout.count('"path"') == 1  # one process speaks
     return ht.Run.load(out)
 
 
+METHODS = ["elr --accumulate 2", "l2_sp --mixed-precision bf16", "co_teaching", "sam", "gradual_unfreezing",
+           "mixup --optimizer sgd", "certified"]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "more",
-    [
-        [], pytest.param(["--method", "elr", "--accumulate", "2"], marks=pytest.mark.slow),
-        pytest.param(["--method", "l2_sp", "--mixed-precision", "bf16"], marks=pytest.mark.slow),
-        pytest.param(["--method", "co_teaching"], marks=pytest.mark.slow),
-        pytest.param(["--method", "sam"], marks=pytest.mark.slow),
-        pytest.param(["--method", "gradual_unfreezing"], marks=pytest.mark.slow),
-        pytest.param(["--method", "mixup", "--optimizer", "sgd"], marks=pytest.mark.slow),
-        pytest.param(["--method", "certified"], marks=pytest.mark.slow),
-    ],
-)  # fmt: skip
+    [[], *(pytest.param(["--method", *words.split()], marks=pytest.mark.slow) for words in METHODS)],
+)
 def test_two_processes_train_and_measure_as_one(words, tmp_path, monkeypatch, more):
     monkeypatch.chdir(tmp_path)
     one, two = (finetuned(words, tmp_path, name, n, *more) for name, n in (("one", 1), ("two", 2)))
@@ -102,21 +102,13 @@ def test_two_processes_train_and_measure_as_one(words, tmp_path, monkeypatch, mo
     for mine, theirs in zip(one.metrics, two.metrics, strict=True):
         for key in set(mine) - {"seconds"}:
             assert theirs[key] == pytest.approx(mine[key], rel=max(rtol, 1e-3), abs=max(atol, 1e-4)), key
-    assert_close(two.result.get("posterior"), one.result.get("posterior"))
+    same(two.result.get("posterior"), one.result.get("posterior"))
     if more:
         return
     # The same run folder measured by one and by two.
     found, records = [], []
     for count in (1, 2):
-        command = ["measure", "one", "--stability", "--json", "--quiet"]
-        if count == 2:
-            done = torchrun(*command, cwd=tmp_path)
-        else:
-            done = subprocess.run(
-                [sys.executable, "-m", "hesstune", *command], cwd=tmp_path, capture_output=True, text=True,
-                check=False,
-            )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        done = command_line("measure", "one", "--stability", "--json", "--quiet", cwd=tmp_path, count=count)
         found.append(json.loads(done.stdout.splitlines()[-1]))
         records.append(json.loads((one.path / "measure.json").read_text()))
     # Each has its share of the examples, so their memory is another.
@@ -124,8 +116,8 @@ def test_two_processes_train_and_measure_as_one(words, tmp_path, monkeypatch, mo
     assert notes[1] == notes[0]
     assert records[1] == records[0]
     for key in ("layers", "measure", "losses", "examples"):
-        assert_close(found[1][key], found[0][key])
-    assert_close(found[1]["noise_stability"], found[0]["noise_stability"])
+        same(found[1][key], found[0][key])
+    same(found[1]["noise_stability"], found[0]["noise_stability"])
 
 
 SHARED = """
@@ -172,14 +164,7 @@ def certified(run, count, *more):
     """Certify a run on so many processes, and return the certificate."""
     command = ["certify", run.path.name, *more, "--draws", "64", "--json", "--quiet"]
     command += ["--vouch", "normalisation"]
-    if count == 1:
-        done = subprocess.run(
-            [sys.executable, "-m", "hesstune", *command], cwd=run.path.parent, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-    else:
-        done = torchrun(*command, cwd=run.path.parent)
-    assert done.returncode == 0, done.stderr
+    done = command_line(*command, cwd=run.path.parent, count=count)
     assert done.stdout.count('"path"') == 1
     return json.loads((run.path / "certificate.json").read_text())
 
@@ -207,7 +192,7 @@ def test_two_processes_train_a_prior_and_a_posterior_as_one(words, tmp_path, mon
     assert_same_weights(two.path / "posterior", one.path / "posterior")
     assert shared.keys() == alone.keys()
     for key in alone:
-        assert_close(shared[key], alone[key], rel=1e-3)
+        same(shared[key], alone[key], rel=1e-3)
 
 
 def assert_same_weights(mine, others):
@@ -216,15 +201,14 @@ def assert_same_weights(mine, others):
         torch.testing.assert_close(weights[key], tensor, rtol=1e-4, atol=1e-5)
 
 
-def assert_close(one, two, rel=1e-5):
+def same(one, two, rel=1e-5):
+    """Assert that JSON values are equal, numbers with a fraction to rounding."""
     if isinstance(one, dict):
         assert one.keys() == two.keys()
-        for key in one:
-            assert_close(one[key], two[key], rel)
-    elif isinstance(one, list):
-        assert len(one) == len(two)
+        one, two = ([own[key] for key in sorted(own)] for own in (one, two))
+    if isinstance(one, list):
         for a, b in zip(one, two, strict=True):
-            assert_close(a, b, rel)
+            same(a, b, rel)
     elif isinstance(one, float):
         assert one == pytest.approx(two, rel=rel, abs=max(1e-9, 0.01 * rel))
     else:

@@ -68,7 +68,7 @@ class Failing(nn.Module):
 
 
 def two(tmp_path, program, words, **more):
-    """Run a program as two processes that nothing but themselves ends; return their (exit code, stderr)."""
+    """Run a program as two processes that nothing else ends; return their (stderr, exit code)."""
     (tmp_path / "program.py").write_text(program)
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -78,16 +78,8 @@ def two(tmp_path, program, words, **more):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": "2", **more,
                        "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": port}  # fmt: skip
         command = [sys.executable, str(tmp_path / "program.py"), *(w.format(rank=rank) for w in words)]
-        started.append(
-            subprocess.Popen(
-                command,
-                env=environment,
-                cwd=tmp_path,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, env=environment, cwd=tmp_path, text=True, **pipes))
     try:
         return [(p.communicate(timeout=100)[1], p.returncode) for p in started]
     finally:
@@ -95,46 +87,30 @@ def two(tmp_path, program, words, **more):
             process.kill()
 
 
-OTHERS = {
-    "value": ["RankError", "process {who} ended with ValueError: boom"],
-    "data": ["RunError", "boom"],
-    "interrupt": ["KeyboardInterrupt", ""],
-    "exit": ["SystemExit", "7"],
+# What the failing process raises, and the other one.
+RAISED = {
+    "value": (["ValueError", "boom"], ["RankError", "process {who} ended with ValueError: boom"]),
+    "data": (["DataError", "boom"], ["RunError", "boom"]),
+    "interrupt": (["KeyboardInterrupt", ""], ["KeyboardInterrupt", ""]),
+    "exit": (["SystemExit", "7"], ["SystemExit", "7"]),
 }
-OWN = {
-    "value": ["ValueError", "boom"],
-    "data": ["DataError", "boom"],
-    "interrupt": ["KeyboardInterrupt", ""],
-    "exit": ["SystemExit", "7"],
-}
+CASES = [("main", 0, "value"), ("block", 1, "value")]
+SLOW = [("main", 0, "data"), ("main", 0, "interrupt"), ("main", 0, "exit"), ("block", 1, "data"),
+        ("block", 0, "interrupt"), ("block", 1, "exit"), ("alike", 0, "data")]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("where", "who", "kind"),
-    [
-        ("main", 0, "value"),
-        ("block", 1, "value"),
-        pytest.param("main", 0, "data", marks=pytest.mark.slow),
-        pytest.param("main", 0, "interrupt", marks=pytest.mark.slow),
-        pytest.param("main", 0, "exit", marks=pytest.mark.slow),
-        pytest.param("block", 1, "data", marks=pytest.mark.slow),
-        pytest.param("block", 0, "interrupt", marks=pytest.mark.slow),
-        pytest.param("block", 1, "exit", marks=pytest.mark.slow),
-    ],
+    ("where", "who", "kind"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 )
 def test_an_error_on_one_process_is_raised_on_both(tmp_path, where, who, kind):
-    found = two(tmp_path, BLOCK, [where, str(who), kind, str(tmp_path / "told"), "{rank}"])
+    found = two(tmp_path, BLOCK, [where, str(who), kind, str(tmp_path / "out"), "{rank}"])
     assert [code for _, code in found] == [0, 0], found
-    told = [json.loads((tmp_path / f"told-{rank}").read_text())[:2] for rank in (0, 1)]
-    assert told[who] == OWN[kind]
-    assert told[1 - who] == [text.format(who=who) for text in OTHERS[kind]]
-
-
-@pytest.mark.slow
-def test_the_same_error_on_all_processes_leaves_them_connected(tmp_path):
-    found = two(tmp_path, BLOCK, ["alike", "0", "data", str(tmp_path / "told"), "{rank}"])
-    told = [json.loads((tmp_path / f"told-{rank}").read_text()) for rank in (0, 1)]
-    assert told == [["DataError", "boom", 2.0]] * 2, found
+    raised = [json.loads((tmp_path / f"out-{rank}").read_text()) for rank in (0, 1)]
+    if where == "alike":  # the same error on all processes leaves them connected
+        assert raised == [["DataError", "boom", 2.0]] * 2
+        return
+    assert raised[who][:2] == RAISED[kind][0]
+    assert raised[1 - who][:2] == [text.format(who=who) for text in RAISED[kind][1]]
 
 
 @pytest.mark.slow

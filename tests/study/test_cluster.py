@@ -17,16 +17,13 @@ from hesstune.errors import MissingExtraError
 FEW = {"data": "digits", "train": "head", "limit": 64, "epochs": 1, "inject_noise": "symmetric:0.4"}
 
 
-def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"pip install .*\[ray\]"):
-        ht.compare(FEW, seeds=1, out=str(tmp_path / "a"), engine="ray")
-
-
-def test_an_unknown_engine_is_named_with_the_valid_ones(tmp_path):
+def test_an_unknown_engine_and_a_missing_ray_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ht.HesstuneError, match="ray"):
         ht.compare(FEW, seeds=1, out=str(tmp_path / "a"), engine="rays")
     assert not (tmp_path / "a").exists()
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[ray\]"):
+        ht.compare(FEW, seeds=1, out=str(tmp_path / "a"), engine="ray")
 
 
 class Node:

@@ -1,7 +1,6 @@
 """A cell's fingerprint depends on the contents of every file that an option names."""
 
 import csv
-import json
 import shutil
 
 import numpy as np
@@ -25,128 +24,124 @@ def prints(options, **more):
     return [cell.fingerprint for cell in plan.cells]
 
 
-def matrix(path, rate):
-    NoiseMatrix.symmetric(2, rate).save(path)
-
-
 def table(path, rows):
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
 
 
-def folder_of(path, content):
-    path.mkdir(exist_ok=True)
-    (path / "config.json").write_text(str(content))
+def matrix(path, second):
+    NoiseMatrix.symmetric(2, 0.2 if second else 0.1).save(path)
 
 
-def options_with_files(folder):
-    """Every option that may name a file: how it is given, and two contents of the file."""
-    ids = ["dark/00.png", "dark/01.png"]
-    split = [
+def split(path, second):
+    rows = [
         [f"{kind}/{i:02d}.png", "train" if i < 8 else "test"] for kind in ("dark", "light") for i in range(12)
     ]
-    other = [[name, "test" if i == 3 else part] for i, (name, part) in enumerate(split)]
-    return {
-        "clean_labels": (
-            "{}", lambda p, v: table(p, [["id", "label"], [ids[v], "dark"]]), "clean.csv",
-        ),
-        "noise_matrix": ("file:{}", lambda p, v: matrix(p, 0.1 + 0.1 * v), "f.json"),
-        "inject_noise": ("file:{}", lambda p, v: matrix(p, 0.1 + 0.1 * v), "g.json"),
-        "split": ("{}", lambda p, v: table(p, [["id", "split"], *(other if v else split)]), "split.csv"),
-        "weights": ("{}", lambda p, v: torch.save({"v": torch.tensor(v)}, p), "w.pt"),
-        "model": ("hf:{}", lambda p, v: folder_of(p, v), "m"),
-    }  # fmt: skip
+    rows[3][1] = "test" if second else "train"
+    table(path, [["id", "split"], *rows])
+
+
+def checked(path, second):
+    table(path, [["id", "label"], [f"dark/0{int(second)}.png", "dark"]])
+
+
+def network(path, second):
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(str(second))
+
+
+# Options that may name a file: their value, and a writer of two contents.
+FILES = {
+    "clean_labels": ("{}", checked),
+    "noise_matrix": ("{}", matrix),
+    "inject_noise": ("file:{}", matrix),
+    "split": ("{}", split),
+    "weights": ("{}", lambda path, second: torch.save({"v": torch.tensor(second)}, path)),
+    "model": ("hf:{}", network),
+}
 
 
 def test_the_options_that_may_name_files_are_declared():
-    assert {*options_with_files(None), "data"} == set(FinetuneConfig.naming_files())
-    told = {
-        name
-        for name, field in FinetuneConfig.model_fields.items()
-        if any(word in (field.description or "") for word in (" file", "PATH", "module:factory"))
-    }
-    assert told - {"radius", "skip_bad_images", "out"} <= set(FinetuneConfig.naming_files())
+    assert {*FILES, "data"} == set(FinetuneConfig.naming_files())
 
 
-@pytest.mark.parametrize("name", sorted(options_with_files(None)))
-def test_a_changed_file_is_another_cell_and_the_same_elsewhere_is_not(few, tmp_path, name):
-    form, write, called = options_with_files(tmp_path)[name]
-    path, elsewhere = tmp_path / called, tmp_path / "other"
-    write(path, 0)
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_file_is_another_cell_and_the_same_file_elsewhere_is_not(few, tmp_path, name):
+    form, write = FILES[name]
+    suffix = {"noise_matrix": ".json", "inject_noise": ".json", "weights": ".pt", "model": ""}.get(
+        name, ".csv"
+    )
+    path, elsewhere = tmp_path / f"file{suffix}", tmp_path / "other"
+    write(path, False)
     first = prints(few, **{name: form.format(path)})
-    write(path, 0)
-    assert prints(few, **{name: form.format(path)}) == first
     elsewhere.mkdir()
-    shutil.move(path, elsewhere / called)
-    assert prints(few, **{name: form.format(elsewhere / called)}) == first
-    write(path, 1)
+    shutil.move(path, elsewhere / path.name)
+    assert prints(few, **{name: form.format(elsewhere / path.name)}) == first
+    write(path, True)
     assert prints(few, **{name: form.format(path)}) != first
 
 
-def test_bare_paths_count_as_well(few, tmp_path):
-    matrix(tmp_path / "f.json", 0.1)
-    first = prints(few, noise_matrix=str(tmp_path / "f.json"))
-    matrix(tmp_path / "f.json", 0.2)
-    assert prints(few, noise_matrix=str(tmp_path / "f.json")) != first
-
-
-def test_the_code_of_a_model_counts(few, tmp_path, monkeypatch):
+def model_code(few, folder, images, monkeypatch):
     source = "from torch import nn\ndef made(k):\n    return nn.Sequential(nn.Flatten(), nn.Linear(768, k))\n"
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "ownnet.py").write_text(source)
-    first = prints(few, model="py:ownnet:made")
-    assert prints(few, model="py:ownnet:made") == first
-    (tmp_path / "ownnet.py").write_text(source + "# changed\n")
-    assert prints(few, model="py:ownnet:made") != first
+    monkeypatch.syspath_prepend(folder)
+    for second in (False, True):
+        (folder / "ownnet.py").write_text(source + "# changed\n" * second)
+        yield prints(few, model="py:ownnet:made")
 
 
-def test_images_of_the_same_names_and_sizes_count_by_their_contents(few, tmp_path, image_folder):
-    first = prints(few)
-    path = next(image_folder.rglob("*.png"))
+def image_bytes(few, folder, images, monkeypatch):
+    yield prints(few)
+    path = next(images.rglob("*.png"))
     content = bytearray(path.read_bytes())
     content[-20] ^= 1
     path.write_bytes(content)
-    assert prints(few) != first
+    yield prints(few)
 
 
-@pytest.mark.parametrize(
-    ("more", "first", "other"),
-    [
-        ({"p_dark": "0.5", "p_light": "0.5"}, "0.5", "0.5004"),
-        ({"vote_a": "dark", "vote_b": "dark"}, "dark", "light"),
-        ({"own": "x"}, "x", "y"),
-    ],
-)
-def test_every_column_of_a_table_counts(few, tmp_path, image_folder, more, first, other):
-    def write(value):
+def columns(more, other):
+    def of_a_table(few, folder, images, monkeypatch):
         rows = [["image", "label", *more]]
-        for kind in ("dark", "light"):
-            for i in range(12):
-                rows.append([str(image_folder / kind / f"{i:02d}.png"), kind, *more.values()])
-        rows[1][2] = value
-        table(tmp_path / "t.csv", rows)
-        return prints(few, data=f"csv:{tmp_path / 't.csv'}")
+        for path in sorted(images.rglob("*.png")):
+            rows.append([str(path), path.parent.name, *more.values()])
+        for value in (rows[1][2], other):
+            rows[1][2] = value
+            table(folder / "t.csv", rows)
+            yield prints(few, data=f"csv:{folder / 't.csv'}")
 
-    assert write(first) == write(first)
-    assert write(other) != write(first)
+    return of_a_table
 
 
-def test_arrays_count_by_their_contents(few, tmp_path):
-    generator = np.random.default_rng(0)
-    x, y = generator.integers(0, 255, (24, 8, 8, 3), dtype=np.uint8), np.arange(24) % 2
-    np.savez(tmp_path / "a.npz", images=x, labels=y, classes=np.array(["a", "b"]))
-    first = prints(few, data=f"array:{tmp_path / 'a.npz'}")
-    x[0, 0, 0] ^= 1
-    np.savez(tmp_path / "a.npz", images=x, labels=y, classes=np.array(["a", "b"]))
-    assert prints(few, data=f"array:{tmp_path / 'a.npz'}") != first
+def arrays(few, folder, images, monkeypatch):
+    x = np.random.default_rng(0).integers(0, 255, (24, 8, 8, 3), dtype=np.uint8)
+    for change in (0, 1):
+        x[0, 0, 0] ^= change
+        np.savez(folder / "a.npz", images=x, labels=np.arange(24) % 2, classes=np.array(["a", "b"]))
+        yield prints(few, data=f"array:{folder / 'a.npz'}")
+
+
+CHANGES = {
+    "code of the model": model_code,
+    "bytes of an image": image_bytes,
+    "arrays": arrays,
+    "soft labels": columns({"p_dark": "0.5", "p_light": "0.5"}, "0.5004"),
+    "votes": columns({"vote_a": "dark", "vote_b": "dark"}, "light"),
+    "another column": columns({"own": "x"}, "y"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_changed_contents_are_another_cell(what, few, tmp_path, image_folder, monkeypatch):
+    first, other = CHANGES[what](few, tmp_path, image_folder, monkeypatch)
+    assert first != other
 
 
 def test_a_comparison_is_not_continued_with_a_changed_file(few, tmp_path):
-    table(tmp_path / "clean.csv", [["id", "label"], ["dark/00.png", "dark"]])
-    options = {**few, "clean_labels": str(tmp_path / "clean.csv"), "measure_examples": 0}
+    path = tmp_path / "clean.csv"
+    checked(path, False)
+    options = {**few, "clean_labels": str(path), "measure_examples": 0}
     compare(options, methods=["vanilla"], seeds=1, out=tmp_path / "a", jobs=1)
     kept = (tmp_path / "a" / "results.json").read_text()
-    table(tmp_path / "clean.csv", [["id", "label"], ["dark/00.png", "light"]])
+    checked(path, True)
     with pytest.raises(ConfigError, match="other data or files"):
         compare(options, methods=["vanilla"], seeds=1, out=tmp_path / "a", jobs=1)
-    assert json.loads((tmp_path / "a" / "results.json").read_text()) == json.loads(kept)
+    assert (tmp_path / "a" / "results.json").read_text() == kept

@@ -1,4 +1,4 @@
-"""What the callbacks share: the same three calls for whole weights and for peft's adapters."""
+"""Reference, constraint and distances of a model, for whole weights and for peft's adapters."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from hesstune.reference import Reference
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Tell whether peft's adapters are in the model."""
-    # Adapters come from peft, so where it is not imported there are none.
+    """Return whether the model has peft's adapters."""
     if "peft" not in sys.modules:
         return False
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -24,7 +23,7 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def reference_of(model: nn.Module) -> Reference:
-    """Return what training starts from: all weights, or with adapters the trained copies' originals."""
+    """Return the weights before training: all weights, or with adapters the originals of trained copies."""
     if has_adapters(model):
         from hesstune.integrations.peft import trained_copies
 
@@ -44,15 +43,13 @@ def constraint_of(
         from hesstune.integrations.peft import AdapterConstraint
 
         if include:
-            raise LayerError(
-                "of a model with peft's adapters these and the trained copies are held; leave include out"
-            )
+            raise LayerError("include does not apply to a model with peft's adapters; leave it out")
         return AdapterConstraint(model, radius, norm, reference, warn=include is None)
     return DistanceConstraint(model, reference, radius, norm, include)
 
 
 def distances_of(model: nn.Module, reference: Reference) -> dict[str, float]:
-    """Return ‖v_i‖ of every layer, without a warning: the constraint has warned of what it leaves out."""
+    """Return ‖v_i‖ of every layer, without the warning that the constraint has already given."""
     if has_adapters(model):
         from hesstune.integrations.peft import distances
 

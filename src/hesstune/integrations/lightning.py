@@ -1,4 +1,4 @@
-"""Lightning: the constraint as a callback whose reference travels in the checkpoint."""
+"""Lightning: the distance constraint as a callback; checkpoints hold its reference."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ except ImportError:
 
 
 class RobustCallback(Callback):
-    """Keep each layer within its radius around the weights that training started from.
+    """Keep each layer within its radius around the weights before training.
 
-    The reference is the module as `fit` starts; it goes into every checkpoint, and a resumed training
-    takes it from there. One callback serves several trainings in turn: each has its own reference.
+    The reference is the module when `fit` starts. Every checkpoint holds it, and a resumed training reads it
+    from there. One callback serves several trainings in turn: each has its own reference.
 
     Args:
         radius: One radius, or {pattern: radius}, as for `DistanceConstraint`.
         norm: `frobenius` or `mars`.
-        module: The attribute of the LightningModule that is constrained; all of it where None.
+        module: The attribute of the LightningModule that is constrained; default: all of it.
         include: Patterns of further parameters held like layers, as for `DistanceConstraint`.
 
     Attributes:
-        reference: That of the training that goes on, or was the last.
+        reference: The reference of the current or last training.
 
     Example:
         >>> callback = RobustCallback(0.1, module="model")
@@ -51,12 +51,12 @@ class RobustCallback(Callback):
         self.constraint: Any = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Forget an earlier training's reference; a checkpoint is read after this."""
+        """Drop the reference of an earlier training; a checkpoint is read after this."""
         if stage == "fit":
             self.reference = self.constraint = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take the reference, unless a checkpoint brought it."""
+        """Copy the reference, unless a checkpoint had it."""
         network = self._network(pl_module)
         if self.reference is None:
             self.reference = reference_of(network)

@@ -1,9 +1,8 @@
 """LoRA by peft: distances without the product, the constraint by scaling, the measure of merged weights.
 
-A layer with adapters has W = W⁽ˢ⁾ + Σ_a s_a·B_a·A_a, so v_i is the product: A and B alone mean nothing.
-Layers have the names that they have without adapters, so radii are written as for full fine-tuning.
-An embedding with an adapter is a product, too: it has a distance and is constrained like a layer. It is not
-measured, since embeddings are not layers.
+A layer with adapters has W = W⁽ˢ⁾ + Σ_a s_a·B_a·A_a, so v_i is the product. Layers have their names without
+adapters, so radii are written as for full fine-tuning. An embedding with an adapter has a distance and is
+constrained like a layer. It is not measured, since embeddings are not layers.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ except ImportError:
 
 
 def active_copy(wrapper: Any) -> nn.Module | None:
-    """Return the copy of a module that its wrapper calls, or None where it calls the original."""
+    """Return the copy of a module that its wrapper calls, or None if it calls the original."""
     names = [name for name in wrapper.active_adapters if name in wrapper.modules_to_save]
     return wrapper.modules_to_save[names[0]] if names else None
 
 
 def check_adapters(model: nn.Module) -> None:
-    """Raise LayerError, by name, for adapters whose change is none, or cannot be had."""
+    """Raise LayerError, by name, for adapters without a change, or with one that cannot be computed."""
     for path, layer in adapters_of(model):
         if layer.merged:
             raise LayerError(f"the adapters of '{path}' are merged into its weight; unmerge them first")
@@ -63,7 +62,7 @@ def check_adapters(model: nn.Module) -> None:
             )
         if getattr(base, "groups", 1) > 1:
             raise LayerError(
-                f"the adapter of '{path}' is on a convolution of {base.groups} groups, where B·A is no "
+                f"the adapter of '{path}' is on a convolution of {base.groups} groups: B·A is no "
                 "product of two matrices; leave it out of target_modules"
             )
     loose = [name for name, _ in trained_matrices(model) if ".base_layer." in name]
@@ -72,17 +71,18 @@ def check_adapters(model: nn.Module) -> None:
     loose += [n for n, _ in trained_matrices(model) if n in layers and not n.startswith(adapted)]
     if loose:
         raise LayerError(
-            f"{listed(map(plain_name, loose))} trained beside adapters, and where they started is not kept; "
+            f"{listed(map(plain_name, loose))} trained beside adapters, and their start is not kept; "
             "freeze them, or name their modules in modules_to_save"
         )
 
 
-# How B·A is zero at the start; every other way leaves a product, or changes the weights below it.
+# Initialisations with B·A = 0; every other one leaves a product, or changes the weights below it.
 _FROM_ZERO = (True, "gaussian", "eva", "orthogonal")
 
 
 def check_starts(model: nn.Module) -> None:
-    """Raise LayerError, by name, for an adapter whose product is not zero at the start."""
+    """Raise LayerError as `check_adapters`, and for an adapter with B·A not zero at the start."""
+    check_adapters(model)
     configs: dict[str, Any] = {}
     for module in model.modules():
         found = getattr(module, "peft_config", None)
@@ -145,7 +145,6 @@ def base_reference(model: nn.Module) -> Reference:
         LayerError: If adapters are merged into the weights: then the reference is lost; or if they do not
             start at a product of zero (PiSSA and others), or stand on quantised weights.
     """
-    check_adapters(model)
     check_starts(model)
     for path, layer in adapters_of(model):
         weight = getattr(layer.get_base_layer(), "weight", None)
@@ -195,33 +194,27 @@ def distances(model: nn.Module, reference: Reference | None = None, *, warn: boo
 
     Args:
         model: A peft model, or a module with peft's adapters injected.
-        reference: Originals of trained copies, from `trained_copies`; the model's own where None.
+        reference: Originals of trained copies, from `trained_copies`; default: the model's.
         warn: Warn of trained weight matrices that are neither layers nor adapters: they are left out.
 
     Raises:
         LayerError: If an adapter is not plain LoRA on a linear layer, convolution or embedding, does not
             start at a product of zero, or a layer is trained without one.
     """
-    check_adapters(model)
     check_starts(model)
     if warn and (others := _unheld(model)):
         warnings.warn(f"the distances leave out {listed(others)}: {NO_LAYER}", HesstuneWarning, stacklevel=2)
-    found = dict.fromkeys(plain_layers(model), 0.0)
-    for name, pieces in _products(model).items():
-        found[name] = _product_norm(pieces)
-    for name, (weight, start) in _copies(model).items():
-        begin = start if reference is None else reference[name]
-        found[name] = float(torch.linalg.vector_norm(weight.detach().float() - begin.to(weight).float()))
-    return found
+    moved = {name: change.norm() for name, change in _changes(model, reference).items()}
+    return dict.fromkeys(plain_layers(model), 0.0) | moved
 
 
 def trained_copies(model: nn.Module) -> Reference:
     """Return the originals of the layers that are trained as copies (`modules_to_save`), by name.
 
-    All else of the reference is in the model itself, frozen. A resumed script that builds the model
-    anew draws a new head: keep these beside the checkpoints, and give them to `AdapterConstraint`.
+    The model itself holds the rest of the reference, frozen. A resumed script that builds the model anew
+    draws a new head: keep these originals beside the checkpoints, and pass them to `AdapterConstraint`.
     """
-    starts = {name: start.detach().clone() for name, (_, start) in _copies(model).items()}
+    starts = {name: copied.start.detach().clone() for name, copied in _copies(model).items()}
     return Reference(starts, list(starts))
 
 
@@ -241,15 +234,14 @@ def measure_adapters(model: nn.Module, batches: Any, **options: Any) -> Measure:
 class AdapterConstraint:
     """Keep every adapted layer's or embedding's product, and every trained copy, near the reference.
 
-    Projection scales the factors: B ← B·min(1, α/‖ΔW‖), which scales ΔW alike (in the MARS norm
-    row by row). Call `project_` after every optimizer step, as of `DistanceConstraint`.
+    Projection scales the factors: B ← B·min(1, α/‖ΔW‖), which scales ΔW by the same factor (in the MARS norm
+    row by row). Call `project_` after every optimizer step, as for `DistanceConstraint`.
 
     Args:
         model: A peft model, or a module with peft's adapters injected.
         radius: One radius, or {pattern: radius} on the layers' names without adapters.
         norm: `frobenius` or `mars`.
-        reference: Originals of trained copies, from `trained_copies` before training; the model's own
-            where None.
+        reference: Originals of trained copies, from `trained_copies` before training; default: the model's.
         warn: Warn of trained copies (recurrent weights, embeddings) that one radius for all does not hold.
 
     Raises:
@@ -269,7 +261,7 @@ class AdapterConstraint:
         self.reference = trained_copies(model) if reference is None else reference
         check_adapters(model)
         check_starts(model)
-        moving = [*_products(model), *_copies(model)]
+        moving = list(_changes(model))
         if not moving:
             raise LayerError("no layer of this model has a LoRA adapter or a trained copy")
         unknown = [name for name in _copies(model) if name not in self.reference]
@@ -288,56 +280,76 @@ class AdapterConstraint:
         Raises:
             DivergedError: If a distance is not finite; the weights are then left as they are.
         """
-        products, copies = _products(self.model), _copies(self.model)
-        before = {}
-        for name in self.radii:
-            delta = (
-                None if name in products and self.norm == "frobenius" else self._delta(name, products, copies)
-            )
-            if delta is None:
-                before[name] = _product_norm(products[name])
-            elif self.norm == "frobenius":
-                before[name] = float(torch.linalg.vector_norm(delta))
-            else:
-                before[name] = float(_row_sums(delta).max())
+        changes, limits = _changes(self.model, self.reference), self.radii
+        if self.norm == "frobenius":
+            before = {name: changes[name].norm() for name in limits}
+        else:
+            before = {name: float(_row_sums(changes[name].delta()).max()) for name in limits}
         check_finite(before)
-        for name, radius in self.radii.items():
-            if before[name] > radius:
-                self._scale(name, SAFE * radius / before[name], products, copies)
-        if any(before[name] > radius for name, radius in self.radii.items()):
+        outside = [name for name, radius in limits.items() if before[name] > radius]
+        for name in outside:
+            goal = SAFE * limits[name]
+            if self.norm == "frobenius":
+                changes[name].scale_(torch.tensor(goal / before[name]))
+            else:
+                changes[name].scale_(goal / _row_sums(changes[name].delta()).clamp_min(goal))
+        if outside:
             clear_caches(self.model)
         return before
-
-    def _delta(self, name: str, products: _Products, copies: _Copies) -> torch.Tensor:
-        if name in products:
-            return torch.stack([piece.product() for piece in products[name]]).sum(dim=0)
-        weight = copies[name][0]
-        return weight - self.reference[name].to(weight)
-
-    def _scale(self, name: str, share: float, products: _Products, copies: _Copies) -> None:
-        """Scale a change by a share, or in the MARS norm each row that is too long."""
-        if self.norm == "frobenius":
-            if name in products:
-                for piece in products[name]:
-                    piece.b.mul_(share)
-                return
-            factor = torch.tensor(share)
-        else:
-            rows = _row_sums(self._delta(name, products, copies))
-            factor = SAFE * self.radii[name] / rows.clamp_min(SAFE * self.radii[name])
-        if name in products:
-            for piece in products[
-                name
-            ]:  # dimension 0 of the stored weight belongs to B, or to A where transposed
-                piece.left.mul_(factor.to(piece.left.dtype)[:, None])
-            return
-        weight, delta = copies[name][0], self._delta(name, products, copies)
-        factor = factor.reshape(-1, *[1] * (delta.ndim - 1)) if factor.ndim else factor
-        weight.copy_(self.reference[name].to(weight) + delta * factor.to(delta))
 
 
 def _row_sums(delta: torch.Tensor) -> torch.Tensor:
     return delta.flatten(1).abs().sum(dim=1)
+
+
+@dataclass
+class _Copy:
+    """A weight that is trained as a copy, and its original."""
+
+    weight: torch.Tensor
+    start: torch.Tensor
+
+    def delta(self) -> torch.Tensor:
+        return self.weight.detach().float() - self.start.to(self.weight).float()
+
+    def norm(self) -> float:
+        return float(torch.linalg.vector_norm(self.delta()))
+
+    def scale_(self, factor: torch.Tensor) -> None:
+        """Scale the change by a factor, or by one for each row."""
+        delta = self.delta()
+        factor = factor.reshape(-1, *[1] * (delta.ndim - 1)) if factor.ndim else factor
+        self.weight.copy_(self.start.to(self.weight) + delta * factor.to(delta))
+
+
+@dataclass
+class _Product:
+    """The change Σ_a s_a·B_a·A_a of a layer, by its adapters."""
+
+    pieces: list[_Piece]
+
+    def delta(self) -> torch.Tensor:
+        return torch.stack([piece.product() for piece in self.pieces]).sum(dim=0)
+
+    def norm(self) -> float:
+        """Return the Frobenius norm, without forming the product."""
+        total = 0.0
+        for one in self.pieces:
+            for other in self.pieces:
+                wider = wide(one.b)
+                outer = one.b.to(wider).t() @ other.b.to(wider)
+                inner = one.a.to(wider) @ other.a.to(wider).t()
+                total += one.scale * other.scale * float((outer * inner).sum())
+        return float(max(total, 0.0) ** 0.5)
+
+    def scale_(self, factor: torch.Tensor) -> None:
+        """Scale the change by a factor, or by one for each row of the weight."""
+        for piece in self.pieces:
+            if not factor.ndim:
+                piece.b.mul_(float(factor))
+            else:  # rows of the stored weight belong to B, or to A if it is transposed
+                rows = piece.a.t() if piece.transposed else piece.b
+                rows.mul_(factor.to(rows.dtype)[:, None])
 
 
 @dataclass
@@ -349,32 +361,21 @@ class _Piece:
     scale: float
     transposed: bool
 
-    @property
-    def left(self) -> torch.Tensor:
-        return self.a.t() if self.transposed else self.b
-
     def product(self) -> torch.Tensor:
         found = self.scale * (self.b.float() @ self.a.float())
         return found.t() if self.transposed else found
 
 
-_Products = dict[str, list[_Piece]]
-_Copies = dict[str, tuple[torch.Tensor, torch.Tensor]]
+def _changes(model: nn.Module, reference: Reference | None = None) -> dict[str, _Product | _Copy]:
+    """Return the change of every adapted layer and trained copy, by name."""
+    copies = _copies(model)
+    if reference is not None:
+        copies = {name: _Copy(copied.weight, reference[name]) for name, copied in copies.items()}
+    return {**_products(model), **copies}
 
 
-def _product_norm(pieces: list[_Piece]) -> float:
-    total = 0.0
-    for one in pieces:
-        for other in pieces:
-            wider = wide(one.b)
-            outer = one.b.to(wider).t() @ other.b.to(wider)
-            inner = one.a.to(wider) @ other.a.to(wider).t()
-            total += one.scale * other.scale * float((outer * inner).sum())
-    return float(max(total, 0.0) ** 0.5)
-
-
-def _products(model: nn.Module) -> _Products:
-    found, layers = dict[str, list[_Piece]](), plain_layers(model)
+def _products(model: nn.Module) -> dict[str, _Product]:
+    found, layers = dict[str, _Product](), plain_layers(model)
     for path, layer in adapters_of(model):
         name = f"{plain_name(path)}.weight"
         embeds = isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Embedding)
@@ -389,7 +390,7 @@ def _products(model: nn.Module) -> _Products:
         )
         active = [adapter for adapter in layer.active_adapters if adapter in first]
         if active:
-            found[name] = [_piece(layer, first, second, adapter) for adapter in active]
+            found[name] = _Product([_piece(layer, first, second, adapter) for adapter in active])
     return found
 
 
@@ -406,12 +407,12 @@ def _piece(layer: Any, first: Any, second: Any, adapter: str) -> _Piece:
 
 def _unheld(model: nn.Module) -> list[str]:
     """List the trained weight matrices that are neither in an adapter nor copies of layers."""
-    held = {id(weight) for weight, _ in _copies(model).values()}
+    held = {id(copied.weight) for copied in _copies(model).values()}
     return [plain_name(n) for n, p in trained_matrices(model) if id(p) not in held and "lora_" not in n]
 
 
-def _copies(model: nn.Module) -> _Copies:
-    found: _Copies = {}
+def _copies(model: nn.Module) -> dict[str, _Copy]:
+    found: dict[str, _Copy] = {}
     for path, wrapper in copies_of(model):
         copied = active_copy(wrapper)
         if copied is None:
@@ -419,5 +420,5 @@ def _copies(model: nn.Module) -> _Copies:
         active = named_parameters(copied)
         starts = named_parameters(wrapper.original_module)
         for name in layer_names(wrapper.original_module):
-            found[f"{plain_name(path)}.{name}"] = (active[name], starts[name])
+            found[f"{plain_name(path)}.{name}"] = _Copy(active[name], starts[name])
     return found

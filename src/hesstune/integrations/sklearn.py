@@ -31,24 +31,23 @@ from hesstune.training.prepare import as_trained
 
 
 class RobustClassifier(ClassifierMixin, BaseEstimator):
-    """Fine-tune a pretrained network on images (arrays) or texts (strings), perhaps with wrong labels.
+    """Fine-tune a pretrained network on images (arrays) or texts (strings) with labels that may be wrong.
 
     Args:
         model: As for `hesstune.finetune`, a string or a module; `minilm` or `hf:NAME` for texts.
         method: A fine-tuning method.
-        noise_matrix: What is known of the labels' noise: a rate, `symmetric:RATE`, `pair:RATE`; None:
-            nothing, and `auto` does without.
-        radius: Radii of the constraint; the method's own where None.
+        noise_matrix: Known label noise: a rate, `symmetric:RATE`, `pair:RATE`; None: no noise information.
+        radius: Radii of the distance constraint; default: the method's own.
         train: `all` or `head`.
         epochs: Passes over the training set.
-        batch_size: Examples a step.
+        batch_size: Examples per step.
         lr: Peak learning rate; by default as for `hesstune.finetune`.
-        image_size: Images are resized to this side.
-        max_length: Tokens of a text at most.
-        val_fraction: Share of the examples held out of training for validation; None: 0.2 if `auto`
-            chooses deeper layers by them, else 0.
+        image_size: Side of the images, in pixels, after resizing.
+        max_length: Maximum number of tokens of a text.
+        val_fraction: Share of the examples held out for validation; default: 0.2 if `auto` fine-tunes more
+            layers than the head, else 0.
         options: More options of `hesstune.finetune`, by name.
-        out: Run folder, overwritten by the next `fit`; where None the run is kept in memory.
+        out: Run folder, overwritten by the next `fit`; default: the run is kept in memory.
         random_state: The seed.
 
     Attributes:
@@ -117,28 +116,15 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         names = [str(name) for name in self.classes_]
         if len(set(names)) < len(names):
             raise DataError(f"several classes are written alike: {listed(names)}; give each another name")
-        options = {
-            "model": self.model,
-            "method": self.method,
-            "noise_matrix": self.noise_matrix,
-            "radius": self.radius,
-            "train": self.train,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "lr": self.lr,
-            "image_size": self.image_size,
-            "max_length": self.max_length,
-            "val_fraction": self.val_fraction,
-            "test_fraction": 0.0,
-            "seed": self.random_state,
-            **(self.options or {}),
-        }
+        own = self.get_params(deep=False)
+        more = {"test_fraction": 0.0, "seed": own.pop("random_state"), **(own.pop("options") or {})}
+        options = {name: value for name, value in own.items() if name != "out"} | more
         self._network: LoadedModel | None = None
         if options["val_fraction"] is None:
             options["val_fraction"] = 0.2 if self._uses_validation(options | {"val_fraction": 0.0}) else 0.0
         config = self._resolved(options)
         assert config.image_size is not None
-        # Integers in, names out: messages and the run call the classes as y does.
+        # Labels are integers here; messages and the run use the names of the classes in y.
         found = listing((X, labels), config.image_size, how=reading_of(config))
         self._data = replace(found, classes=names) if len(found.classes) == len(names) else found
         with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +139,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         return make_config(options | ({} if isinstance(self.model, str) else {"model": MODULE})).resolved()
 
     def _uses_validation(self, options: dict[str, Any]) -> bool:
-        """Return whether validation examples are needed: `auto` judges other layers than the head by them."""
+        """Return whether `auto` needs validation examples, which it does for other layers than the head."""
         config = self._resolved(options)
         if config.method != "auto":
             return False
@@ -163,8 +149,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
     def run_(self) -> Run:
         """The finished run.
 
-        Of a classifier without `out`, or whose folder is gone, a folder is made now, which goes with the
-        classifier.
+        Without `out`, or if that folder is gone, a temporary folder is made, and removed with the classifier.
         """
         check_is_fitted(self)
         if self._run is None or not (self._run.path / RECORD).is_file():
@@ -180,7 +165,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         return None if isinstance(self.model, str) else self.model
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a pickle holds: the run's files as they are, weights in safetensors; no examples."""
+        """Return the state for a pickle: the run's files, with weights in safetensors, and no examples."""
         state: dict[str, Any] = dict(super().__getstate__())  # the attributes themselves stay as they are
         if "_files" in state:
             state |= {"_run": None, "_data": None, "_network": None}
@@ -204,7 +189,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
 
 
 def _is_text(X: Any) -> bool:
-    """Tell texts from images; raise DataError where X is neither."""
+    """Return whether X holds texts; raise DataError if it holds neither texts nor images."""
     kinds = "a list of texts or images, or an array of images, (N, H, W) or (N, H, W, C)"
     if isinstance(X, str | bytes) or not hasattr(X, "__len__") or getattr(X, "ndim", 1) == 0:
         raise DataError(f"X must be {kinds}; got {type(X).__name__}")
@@ -223,7 +208,7 @@ def _is_text(X: Any) -> bool:
 
 
 def _shape(row: Any) -> tuple[int, ...] | None:
-    """Return the shape of a row, or None where it has none."""
+    """Return the shape of a row, or None if it is ragged."""
     try:
         return tuple(np.shape(row))
     except ValueError:

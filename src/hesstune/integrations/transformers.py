@@ -1,4 +1,4 @@
-"""transformers' Trainer: constraint and decay to the pretrained weights as callbacks, the consistent loss."""
+"""transformers' Trainer: distance constraint and decay to the pretrained weights, consistent loss."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ REFERENCE = "reference.safetensors"
 class RobustTrainerCallback(TrainerCallback):
     """Keep each layer within its radius around the pretrained weights, after every optimizer step.
 
-    The reference is the model as training starts; of a model with peft's adapters, the products B·A and
-    the trained copies of modules are constrained. It is kept in
-    `output_dir/reference.safetensors`, and a resumed training takes it from there: what the model holds
-    then is a checkpoint.
+    The reference is the model when training starts. If the model has peft's adapters, the products B·A and
+    the trained copies of modules are constrained. The reference is saved as
+    `output_dir/reference.safetensors`. A resumed training reads it from there, since the model then holds a
+    checkpoint.
 
     One callback serves several trainings in turn (folds, trials): each has its own reference.
 
     Args:
         radius: One radius, or {pattern: radius}, as for `DistanceConstraint`.
         norm: `frobenius` or `mars`.
-        reference: The reference of every training, where it is not the model as training starts.
+        reference: The reference of every training; default: the model when training starts.
         include: Patterns of further parameters held like layers, as for `DistanceConstraint`.
 
     Attributes:
-        reference: That of the training that goes on, or was the last.
+        reference: The reference of the current or last training.
 
     Example:
         >>> callback = RobustTrainerCallback({"classifier.*": 1.0, "*": 0.1})
@@ -65,10 +65,10 @@ class RobustTrainerCallback(TrainerCallback):
         self.constraint: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Take the reference, or read it where training resumes.
+        """Copy the reference, or read it if training resumes.
 
         Raises:
-            RunError: If training resumes and no reference was kept, or it is not the given one.
+            RunError: If training resumes and no reference was saved, or it is not the given one.
         """
         self.reference = _reference_at_start(args, state, model, self._given)
         self.constraint = constraint_of(model, self.reference, self.radius, self.norm, self.include)
@@ -101,7 +101,7 @@ class RobustTrainerCallback(TrainerCallback):
 
 
 def _check_logged(logs: Mapping[str, Any]) -> None:
-    """Raise DivergedError where the Trainer logs a training loss that is not finite."""
+    """Raise DivergedError if the Trainer logs a training loss that is not finite."""
     value = logs.get("loss")
     if isinstance(value, int | float) and not math.isfinite(value):
         raise DivergedError(
@@ -111,7 +111,7 @@ def _check_logged(logs: Mapping[str, Any]) -> None:
 
 
 def _reference_at_start(args: Any, state: Any, model: nn.Module, given: Reference | None) -> Reference:
-    """Return the reference on the model's device: given, kept by the training that resumes, or taken now."""
+    """Return the reference on the model's device: the given one, the saved one, or a copy of the model."""
     path = Path(args.output_dir) / REFERENCE
     resumes = state.global_step > 0
     if resumes and given is None and not path.is_file():
@@ -143,14 +143,13 @@ class PretrainedDecayCallback(TrainerCallback):
     """Decay the weights towards the pretrained ones, as AdamW decays them towards zero.
 
     Before every optimizer step w ← w − lr·decay·(w − w⁽ˢ⁾), with lr that of the parameter's group. Like
-    AdamW's own decay (Loshchilov and Hutter, arXiv 1711.05101) it is no part of the gradient, so Adam's
-    moments do not rescale it. Leave the Trainer's
-    `weight_decay` at 0. The reference is kept and read as by `RobustTrainerCallback`, and belongs to one
-    training.
+    AdamW's own decay (Loshchilov and Hutter, arXiv 1711.05101) it is not part of the gradient, so Adam's
+    moments do not rescale it. Leave the Trainer's `weight_decay` at 0. The reference is saved and read as by
+    `RobustTrainerCallback`.
 
     Args:
         decay: As AdamW's `weight_decay`, above 0.
-        reference: The reference, where it is not the model as training starts.
+        reference: The reference; default: the model when training starts.
 
     Raises:
         ConfigError: If the Trainer has a `weight_decay` of its own, which pulls towards zero.
@@ -168,10 +167,10 @@ class PretrainedDecayCallback(TrainerCallback):
         self._starts: dict[int, torch.Tensor] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Take the reference, or read it where training resumes."""
+        """Copy the reference, or read it if training resumes."""
         if has_adapters(model):
             raise LayerError(
-                "the model has peft's adapters, whose weight decay already pulls towards the pretrained "
+                "the model has peft's adapters, and their weight decay already pulls towards the pretrained "
                 "weights; use the Trainer's weight_decay instead of PretrainedDecayCallback"
             )
         if args.weight_decay:
@@ -202,7 +201,7 @@ class PretrainedDecayCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Raise DivergedError, naming the parameters, where a step has left one that is not finite."""
+        """Raise DivergedError, naming the parameters, if a step made one of them not finite."""
         trained = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
         sizes = torch.stack([torch.linalg.vector_norm(p) for p in trained.values()]).tolist()
         check_finite(dict(zip(trained, sizes, strict=True)))
@@ -210,7 +209,7 @@ class PretrainedDecayCallback(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
-        """Raise DivergedError where the loss that is logged is not finite."""
+        """Raise DivergedError if the logged loss is not finite."""
         _check_logged(logs or {})
 
 

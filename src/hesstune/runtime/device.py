@@ -20,7 +20,7 @@ from hesstune.errors import ConfigError, RunError
 def mixed_seed(*key: int) -> int:
     """Return a seed in [0, 2⁶³) that is a fixed function of its key, on every platform and version.
 
-    Keys are mixed by `numpy.random.SeedSequence`, whose values numpy guarantees not to change.
+    Keys are mixed by `numpy.random.SeedSequence`; numpy guarantees that its values do not change.
 
     Example:
         >>> mixed_seed(0, 1), mixed_seed(1, 0)
@@ -36,10 +36,10 @@ B = TypeVar("B")
 
 
 class _Limit:
-    """The limit of this process: the first that asks sets it, the last that leaves lifts it.
+    """The limit of this process: the first user sets it, the last one lifts it.
 
-    Were each to set and lift its own, threads that overlap would leave the limit behind for good. Newer
-    versions of threadpoolctl let the one thread that set a limit lift it: what bars the others is cleared.
+    Overlapping threads with limits of their own would leave the limit set for good. Newer versions of
+    threadpoolctl let only the thread that set a limit lift it: this restriction is cleared.
     """
 
     def __init__(self) -> None:
@@ -68,9 +68,9 @@ _LIMIT = _Limit()
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Hold numpy's and scipy's linear algebra to one thread; also a decorator, `@one_thread()`.
+    """Limit numpy's and scipy's linear algebra to one thread; also a decorator, `@one_thread()`.
 
-    Threads of torch are left as they are. The limit is the process's, while any of its threads is in here.
+    Threads of torch are not limited. The limit holds for the process while any of its threads is in a block.
 
     Example:
         >>> import numpy as np
@@ -87,7 +87,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Let torch compute with `count` threads while this lasts; None leaves them as they are.
+    """Let torch compute with `count` threads within the block; None changes nothing.
 
     Example:
         >>> before = torch.get_num_threads()
@@ -108,14 +108,14 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 class _Each(Protocol):
     def __call__(self, function: Callable[[A], B], over: Sequence[A], /) -> list[B]:
-        """Return the function of each, in order."""
+        """Return the function's results, in order."""
 
 
 @contextmanager
 def one_thread_each(count: int) -> Iterator[_Each]:
-    """Yield a map that runs up to `count` calls at once, linear algebra in one thread each.
+    """Yield a map that runs up to `count` calls at once, at most as many as torch has threads.
 
-    As many at once as torch has threads.
+    Each call has one thread of linear algebra.
 
     Example:
         >>> with one_thread_each(2) as each:
@@ -125,7 +125,7 @@ def one_thread_each(count: int) -> Iterator[_Each]:
     workers = max(1, min(count, MOST_WORKERS, torch.get_num_threads()))
 
     with one_thread(), ThreadPoolExecutor(workers) as pool:
-        # What is set where this is called, such as where results are kept, holds in the threads, too.
+        # Context variables of the caller, such as the folder of results, hold in the threads, too.
         yield lambda function, over: list(
             pool.map(lambda context, one: context.run(function, one), [copy_context() for _ in over], over)
         )
@@ -153,7 +153,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return how many bytes a device has left, as its system says; None where it does not say."""
+    """Return the free memory of a device in bytes; None if it is unknown."""
     if device.type == "cuda":
         left: int = torch.cuda.mem_get_info(device)[0]
         return left + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -165,21 +165,21 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def make_accelerator(mixed_precision: str, device: torch.device, toggles_requires_grad: bool) -> Any:
-    """Return an Accelerator for this device; of several processes, each gets one that knows the others.
+    """Return an Accelerator for this device, for one or several processes.
 
     Args:
         mixed_precision: `no`, `bf16` or `fp16`.
-        device: Where training runs.
-        toggles_requires_grad: Whether parameters are frozen and thawed while training, so that some get no
+        device: The device of training.
+        toggles_requires_grad: Whether training freezes and unfreezes parameters, so that some get no
             gradient.
 
     Raises:
-        RunError: If the precision does not work there.
+        RunError: If the device does not support the precision.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
-    # accelerate keeps its state for the whole process; another run may want another precision.
+    # accelerate keeps its state for the whole process; another run may need another precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
     GradientState._reset_state()
@@ -194,10 +194,7 @@ def make_accelerator(mixed_precision: str, device: torch.device, toggles_require
 
 
 def loss_scale(accelerator: Any) -> float:
-    """Return the factor of the loss in fp16 training, 1 without it.
-
-    It is a power of 2, so that gradients are scaled without rounding.
-    """
+    """Return the factor of the loss in fp16 training, a power of 2; 1 without it."""
     return 1.0 if accelerator.scaler is None else float(accelerator.scaler.get_scale())
 
 
@@ -218,7 +215,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Set them back."""
+    """Set the global generators to a state of `random_state`."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

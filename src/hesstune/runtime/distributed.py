@@ -1,10 +1,9 @@
-"""Several processes, one run: batches are split over ranks, sums and rows are gathered, rank 0 writes.
+"""Several processes for one run: batches are split over ranks, sums and rows are gathered, rank 0 writes.
 
-Started by `torchrun` or `accelerate launch`. Every rank holds all examples and draws the same order,
-augmentation and random numbers; of each batch it computes the logits of its own share. The shares are
-gathered before the loss, so that every method, whatever it computes from a batch, takes the step of one
-process: the gradient of a rank's logits flows back into that rank alone, and the mean over ranks that
-DistributedDataParallel takes is undone by their number.
+`torchrun` or `accelerate launch` starts the processes. Every rank holds all examples and draws the same
+order, augmentation and random numbers; it computes the logits of its share of each batch. The shares are
+gathered before the loss, so every method takes the step of one process: the gradient of a rank's logits
+goes to that rank alone, multiplied by the number of ranks, since DistributedDataParallel takes a mean.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from hesstune.errors import ConfigError, HesstuneError, RunError
 from hesstune.forward import Inputs, batch_size, logits_of
 from hesstune.runtime.device import mixed_seed
 
-# How long a process that fails waits for the others to fail, too, before and after it closes its connections.
+# A process that fails waits for the others to fail, before and after it closes its connections.
 ALIKE_SECONDS, WAIT_SECONDS = 1.0, 5.0
 POLL_SECONDS = 0.05
 HESSTUNE, INTERRUPT, EXIT, OTHER = "hesstune", "interrupt", "exit", "other"
@@ -43,9 +42,8 @@ class Failure:
 
     Attributes:
         rank: Its number.
-        kind: `hesstune` for a HesstuneError, `interrupt` for a KeyboardInterrupt, `exit` for a SystemExit, or
-            `other`.
-        text: The message; of other errors with their class.
+        kind: `hesstune` (HesstuneError), `interrupt` (KeyboardInterrupt), `exit` (SystemExit) or `other`.
+        text: The message; for other errors with their class.
         code: The exit code of a SystemExit.
     """
 
@@ -85,32 +83,24 @@ class Failure:
 
 
 class _Block:
-    """One call of `ending_together` on all processes: where each of them says how it failed."""
+    """One block of `joined_ranks` on all processes: a place for the failures of each."""
 
     entered = 0
     active = False
 
     def __init__(self) -> None:
-        self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
+        self.rank, self.world = rank(), world()  # kept after the connections are closed
         self.store: Any = distributed.distributed_c10d._get_default_store()
         _Block.entered += 1
         self.name = f"hesstune/failed/{_Block.entered}"
 
-    def failures(self) -> dict[int, Failure]:
+    def failures(self) -> list[Failure]:
         """Return the failures of the other processes so far."""
-        found = {}
-        for rank in range(self.world):
-            key = f"{self.name}/{rank}"
-            if rank != self.rank and self.store.check([key]):
-                found[rank] = Failure(**json.loads(self.store.get(key)))
-        return found
+        keys = [f"{self.name}/{other}" for other in range(self.world) if other != self.rank]
+        return [Failure(**json.loads(self.store.get(key))) for key in keys if self.store.check([key])]
 
-    def say(self, failure: Failure) -> None:
-        """Tell the other processes how this one failed."""
-        self.store.set(f"{self.name}/{self.rank}", json.dumps(asdict(failure)))
-
-    def all_failed(self, seconds: float) -> bool:
-        """Wait so long at most until all other processes have failed, and return whether they have."""
+    def wait_for_all(self, seconds: float) -> bool:
+        """Wait at most so long until all other processes have failed, and return whether they have."""
         end = time.monotonic() + seconds
         while len(self.failures()) < self.world - 1:
             if time.monotonic() > end:
@@ -118,57 +108,32 @@ class _Block:
             time.sleep(POLL_SECONDS)
         return True
 
-
-@contextlib.contextmanager
-def ending_together() -> Iterator[None]:
-    """End all processes if an error ends one of them within the block, each with that error's message.
-
-    A process that fails says how, then closes its connections: the others, which wait for it or will, fail
-    there and raise what it said. Their errors are a RunError for a HesstuneError, the same for
-    KeyboardInterrupt and SystemExit, and a RankError for any other. All processes enter the same blocks; a
-    block within another does nothing.
-    """
-    if _Block.active or not distributed.is_initialized() or distributed.get_world_size() == 1:
-        yield
-        return
-    block, _Block.active = _Block(), True
-    try:
-        yield
-    except BaseException as error:
-        raised = _agreed(block, error)
-        if raised is error:
-            raise
-        raise raised from error
-    finally:
-        _Block.active = False
-
-
-def _agreed(block: _Block, error: BaseException) -> BaseException:
-    """Return what this process raises for an error, once the other processes know of it."""
-    own, raised = Failure.of(error, block.rank), error
-    with contextlib.suppress(RuntimeError):  # the store is gone with the process that held it
-        first = next(iter(block.failures().values()), None)
-        # An error of ours has its own message; any other may be the other process's end, seen from here.
-        if own.kind != HESSTUNE and own.rank == block.rank and first is not None and first.rank != block.rank:
-            own, raised = first, first.error()
-        block.say(own)
-        # The same error on all processes, such as a wrong option, leaves their connections as they are.
-        if not block.all_failed(ALIKE_SECONDS):
-            _disconnect()
-            block.all_failed(WAIT_SECONDS)
-    return raised
+    def agreed(self, error: BaseException) -> BaseException:
+        """Return the error that this process raises, after the other processes know of it."""
+        own, raised = Failure.of(error, self.rank), error
+        with contextlib.suppress(RuntimeError):  # the store is gone with the process that held it
+            others = [failure for failure in self.failures() if failure.rank != self.rank]
+            # A HesstuneError keeps its message; any other may be a consequence of another process's end.
+            if own.kind != HESSTUNE and own.rank == self.rank and others:
+                own, raised = others[0], others[0].error()
+            self.store.set(f"{self.name}/{self.rank}", json.dumps(asdict(own)))
+            # The same error on all processes, such as a wrong option, leaves their connections open.
+            if not self.wait_for_all(ALIKE_SECONDS):
+                _disconnect()
+                self.wait_for_all(WAIT_SECONDS)
+        return raised
 
 
 def _disconnect() -> None:
-    """Close this process's connections, so that what waits for it fails; give up where that takes long."""
-    closing = threading.Thread(target=_destroy, daemon=True)
+    """Close this process's connections, so that calls that wait for it fail; give up after some seconds."""
+
+    def destroy() -> None:
+        with contextlib.suppress(Exception):
+            distributed.destroy_process_group()
+
+    closing = threading.Thread(target=destroy, daemon=True)
     closing.start()
     closing.join(WAIT_SECONDS)
-
-
-def _destroy() -> None:
-    with contextlib.suppress(Exception):
-        distributed.destroy_process_group()
 
 
 T = TypeVar("T")
@@ -187,18 +152,34 @@ def rank() -> int:
 
 @contextlib.contextmanager
 def joined_ranks() -> Iterator[None]:
-    """Join the other processes for a block; an error on one of them ends all (see `ending_together`).
+    """Join the other processes for a block, and end all of them if an error ends one, each with its message.
+
+    A process that fails stores its failure, then closes its connections: the other processes fail when they
+    next wait for it, and raise the stored failure: a RunError for a HesstuneError, the same for
+    KeyboardInterrupt and SystemExit, and a RankError for any other. All processes enter the same blocks; a
+    block within another does nothing.
 
     Raises:
-        RunError: If they cannot be reached, or another one ended with a HesstuneError.
+        RunError: If the processes cannot be reached, or another one ended with a HesstuneError.
     """
     start_ranks()
-    with ending_together():
+    if _Block.active or world() == 1:
         yield
+        return
+    block, _Block.active = _Block(), True
+    try:
+        yield
+    except BaseException as error:
+        raised = block.agreed(error)
+        if raised is error:
+            raise
+        raise raised from error
+    finally:
+        _Block.active = False
 
 
 def start_ranks() -> None:
-    """Join the other processes, where torchrun or accelerate launch started several.
+    """Join the other processes if torchrun or accelerate launch started several.
 
     Raises:
         RunError: If they cannot be reached.
@@ -216,16 +197,16 @@ def start_ranks() -> None:
 def _leave() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
-    # Gloo's threads outlive the group, and one that has yet to let go of the last tensors needs the
-    # interpreter: it gets it here. Later, while the interpreter ends, it would abort the process.
+    # Gloo's threads outlive the group, and need the interpreter to release their last tensors. Without this
+    # time they would abort the process while the interpreter ends.
     time.sleep(LEAVE_SECONDS)
 
 
 def on_main_process(act: Callable[[], T]) -> T | None:
-    """Let rank 0 act while the others wait; its error, of whatever class, ends the call on all of them.
+    """Call `act` on rank 0 while the others wait; its error ends the call on all of them.
 
     Raises:
-        BaseException: What `act` raised on rank 0, and on the others what `Failure.error` makes of it.
+        BaseException: The error of `act` on rank 0, and on the others its `Failure.error`.
     """
     if world() == 1:
         return act()
@@ -237,7 +218,7 @@ def on_main_process(act: Callable[[], T]) -> T | None:
             mine = error
     try:
         failure_text = _broadcast("" if mine is None else json.dumps(asdict(Failure.of(mine, 0))))
-    except RuntimeError:  # another process has ended meanwhile
+    except RuntimeError:  # another process has ended
         if mine is None:
             raise
         failure_text = ""
@@ -267,7 +248,7 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def average_gradients_(tensors: list[torch.Tensor]) -> None:
-    """Set each tensor's gradient to the mean over the ranks; where a rank has none it counts as 0."""
+    """Set each tensor's gradient to the mean over the ranks; a missing gradient counts as 0."""
     if world() > 1:
         for tensor in tensors:
             own = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
@@ -278,15 +259,15 @@ def all_gather(rows: torch.Tensor, sizes: list[int] | None = None) -> list[torch
     """Return every rank's rows, (n_r, …), on every rank.
 
     Args:
-        rows: This rank's; all ranks agree on the other dimensions and the dtype.
-        sizes: n_r by rank, where they are known.
+        rows: This rank's; all ranks have the same other dimensions and dtype.
+        sizes: n_r by rank, if known.
     """
     if world() == 1:
         return [rows]
     if sizes is None:
         counts = all_reduce_sum(torch.nn.functional.one_hot(torch.tensor(rank()), world()) * len(rows))
         sizes = [int(n) for n in counts]
-    # Padded to the longest: all_gather takes equal shapes.
+    # all_gather takes equal shapes.
     padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
     padded[: len(rows)] = rows
     found = [torch.empty_like(padded) for _ in sizes]
@@ -295,7 +276,7 @@ def all_gather(rows: torch.Tensor, sizes: list[int] | None = None) -> list[torch
 
 
 def _shares(size: int) -> list[tuple[int, int]]:
-    """Cut a batch into one share a rank, sizes differing by one at most."""
+    """Cut a batch into one share per rank; sizes differ by one at most."""
     edges = [size * r // world() for r in range(world() + 1)]
     return list(pairwise(edges))
 
@@ -322,7 +303,7 @@ class SplitForward:
     """Run a network on this rank's share of a batch and return the logits of all of it.
 
     Args:
-        wrapped: {id of a network: what accelerate made of it}.
+        wrapped: {id of a network: the network as accelerate wrapped it}.
     """
 
     def __init__(self, wrapped: dict[int, nn.Module]) -> None:
@@ -331,13 +312,13 @@ class SplitForward:
         self._calls = 0
 
     def share(self, size: int) -> slice:
-        """Return the rows that this rank runs of a batch of this size."""
+        """Return the rows of a batch of this size that this rank runs."""
         start, stop = _shares(size)[rank()]
-        # A rank without a share runs an example all the same: every rank takes part in the backward pass.
+        # A rank without a share runs one example: every rank takes part in the backward pass.
         return slice(start, stop) if stop > start else slice(0, 1)
 
     def start_batch(self, *key: int) -> None:
-        """Key the randomness inside networks (dropout) by these numbers, the call and the rank."""
+        """Seed the randomness inside networks (dropout) by these numbers, the call and the rank."""
         self._key, self._calls = key, 0
 
     def __call__(self, net: nn.Module, inputs: Inputs) -> torch.Tensor:
@@ -366,9 +347,9 @@ def _rows(inputs: Inputs, rows: torch.Tensor) -> Inputs:
 
 
 def refuse_adapting(batch_norm: str) -> None:
-    """Raise ConfigError where batch-norm statistics would differ from rank to rank."""
+    """Raise ConfigError if batch-norm statistics would differ between ranks."""
     if world() > 1 and batch_norm == "adapt":
         raise ConfigError(
-            "batch-norm statistics that adapt would follow each process's own share of a batch; use "
+            "with several processes, batch-norm statistics that adapt would differ between them; use "
             "--batch-norm frozen, or one process"
         )

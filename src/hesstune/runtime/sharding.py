@@ -1,4 +1,4 @@
-"""Weights of which every process holds a part (FSDP2's DTensor): the own part, and numbers over all parts."""
+"""Sharded weights (FSDP2's DTensor): the part of this process, and numbers over all parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hesstune.errors import LayerError, listed
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
-    """Tell whether this process holds only a part of the tensor."""
+    """Return whether this process holds only a part of the tensor."""
     return hasattr(tensor, "full_tensor")
 
 
@@ -32,7 +32,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def like(part: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """Return the sharded tensor that this process's part belongs to, cut as another one is."""
+    """Return the sharded tensor of this process's part, with the mesh and placements of another one."""
     from torch.distributed.tensor import DTensor
 
     other: Any = tensor
@@ -90,9 +90,9 @@ def over_parts(
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Hold, inside, whole weights on every process and no gathering by forward passes; all call this alike.
+    """Hold whole weights on every process within the block; all processes call this.
 
-    What measures many backward passes of a graph cannot have its weights freed after the first.
+    FSDP frees gathered weights after a backward pass, and measuring takes many backward passes of one graph.
     """
     owners = [
         (module._parameters, name, parameter)

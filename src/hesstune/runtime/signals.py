@@ -1,7 +1,4 @@
-"""Stop when asked to: SIGINT (Ctrl-C) and SIGTERM are noted, and acted on once the state is saved.
-
-Windows never sends SIGTERM; there a process is asked to stop by SIGBREAK.
-"""
+"""SIGINT (Ctrl-C) and SIGTERM, on Windows SIGBREAK: noted, and acted on once the state is saved."""
 
 from __future__ import annotations
 
@@ -15,8 +12,7 @@ from typing import Any
 Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, text)."""
 
-
-# What asks a process to end, other than Ctrl-C.
+# Signals that end a process, other than Ctrl-C.
 ENDING = tuple(
     signal.Signals(getattr(signal, name)) for name in ("SIGTERM", "SIGBREAK") if hasattr(signal, name)
 )
@@ -24,7 +20,7 @@ SIGNALS = (signal.SIGINT, *ENDING)
 
 
 class Stop:
-    """Whether a signal has asked to stop."""
+    """True once a signal has arrived."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -34,10 +30,10 @@ class Stop:
         return self.signal is not None
 
     def deliver(self) -> None:
-        """Pass the signal on to the handler that was there before, as if it arrived now.
+        """Pass the signal on to the previous handler.
 
         Raises:
-            KeyboardInterrupt: Where that handler does not end the program or raise by itself.
+            KeyboardInterrupt: If that handler neither ends the program nor raises.
         """
         number = signal.SIGINT if self.signal is None else self.signal
         self._restore()
@@ -46,14 +42,14 @@ class Stop:
         raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:  # asked twice: do not wait for the step
+        if self.signal is not None:  # a second signal does not wait for the end of the step
             self.deliver()
         self.signal = number
 
     def _install(self) -> None:
         for number in SIGNALS:
             before = signal.getsignal(number)
-            # Ignored (nohup), or not set from Python: left alone.
+            # Handlers that ignore the signal (nohup), or were not set from Python, stay.
             if before not in (None, signal.SIG_IGN):
                 self._before[number] = before
                 signal.signal(number, self._note)

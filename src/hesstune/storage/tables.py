@@ -348,8 +348,11 @@ def _rows(
 
     An error names the line.
     """
-    quoting = csv.QUOTE_NONE if path.suffix.lower() in TABS else csv.QUOTE_MINIMAL
-    reader, at = csv.reader(file, strict=True, delimiter=separator, quoting=quoting), -1
+    tabs = path.suffix.lower() in TABS
+    reader = csv.reader(
+        file, strict=True, delimiter=separator, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    )
+    at = -1
     try:
         for row in reader:
             if row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hesstune.analysis.label_provenance import read_label_provenance
 from hesstune.analysis.measure import MeasuredNetwork, drawn_rows
@@ -22,7 +22,7 @@ from hesstune.runs.options import CertifyOptions
 from hesstune.runs.records import OBSERVED
 from hesstune.runs.run import Run
 from hesstune.runtime.device import mixed_seed
-from hesstune.storage.files import made_folder
+from hesstune.storage.files import made_folder, one_line
 from hesstune.storage.stored import read_record, write_record
 from hesstune.study.options import (
     CellRecord,
@@ -38,9 +38,6 @@ from hesstune.training.finetune import finetune
 from hesstune.training.fit import Trained
 from hesstune.training.metrics import cross_entropy_under
 
-if TYPE_CHECKING:
-    from hesstune.runs.run import Run
-
 # The learning rate of every method, and radii that are given, are searched by a factor.
 LR_FACTORS = (0.2, 5.0)
 RADIUS_FACTORS = (0.125, 8.0)
@@ -55,15 +52,15 @@ def run_validation_loss(run: Run) -> float | None:
 def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[FinetuneConfig, Search]:
     """Try a method with several options and return the best by validation loss, and the record.
 
-    The first trial has the options as given. The validation labels are as noisy as the training labels unless
-    the run says otherwise. The learning rate, the radii and each option with a search range are searched.
-    Proposals depend on the seed and on the earlier trials alone, so an interrupted search continues as if
-    nothing had happened.
+    The first trial has the given options. The validation labels are as noisy as the training labels unless
+    the configuration has clean ones. The learning rate, given radii and each option with a search range are
+    searched. Proposals depend on the seed and on the earlier trials alone, so an interrupted search continues
+    with the same proposals.
 
     Args:
         config: The resolved configuration.
-        trials: How many.
-        folder: For the study and the runs of its trials, of this configuration alone.
+        trials: Number of trials.
+        folder: Folder for the study and the runs of its trials, of this configuration alone.
 
     Raises:
         MissingExtraError: If optuna is not installed.
@@ -77,7 +74,9 @@ def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[Fine
     storage = f"sqlite:///{made_folder(folder).resolve() / 'study.db'}"
     study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
     if not study.trials:
-        study.enqueue_trial(_as_given(config))
+        own, ranges = config.method_options or {}, _searched_options(config)
+        factors = {"lr_factor": 1.0, **({"radius_factor": 1.0} if _has_radii(config) else {})}
+        study.enqueue_trial({name: value for name, value in own.items() if name in ranges} | factors)
     running = [trial._trial_id for trial in study.trials if trial.state == optuna.trial.TrialState.RUNNING]
     for number in range(sum(trial.state.is_finished() for trial in study.trials), trials):
         study.sampler = optuna.samplers.TPESampler(seed=mixed_seed(config.seed, number) % 2**32)
@@ -86,7 +85,7 @@ def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[Fine
         try:
             loss = _loss_of(_suggested(config, trial), folder / str(trial.number))
         except HesstuneError as error:
-            trial.set_user_attr("error", " ".join(str(error).split()))
+            trial.set_user_attr("error", one_line(error, 1000))
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
             study.tell(trial, loss)
@@ -106,43 +105,37 @@ def _loss_of(config: FinetuneConfig, out: Path) -> float:
     return loss
 
 
-def _as_given(config: FinetuneConfig) -> dict[str, float]:
-    own, ranges = config.method_options or {}, _searched(config)
-    factors = {"lr_factor": 1.0, **({"radius_factor": 1.0} if _scales(config) else {})}
-    return {**{name: value for name, value in own.items() if name in ranges}, **factors}
-
-
 def _suggested(config: FinetuneConfig, trial: Any) -> FinetuneConfig:
     own = dict(config.method_options or {})
-    for name, option in _searched(config).items():
+    for name, option in _searched_options(config).items():
         low, high = option.search or (option.low, option.high)
         own[name] = trial.suggest_float(name, low, high, log=option.log)
     assert config.lr is not None
     changes: OptionValues = {"method_options": own or None}
     changes["lr"] = config.lr * trial.suggest_float("lr_factor", *LR_FACTORS, log=True)
-    if _scales(config):
-        factor, radius = trial.suggest_float("radius_factor", *RADIUS_FACTORS, log=True), config.radius
+    radius = config.radius
+    if isinstance(radius, float | dict):
+        factor = trial.suggest_float("radius_factor", *RADIUS_FACTORS, log=True)
         if isinstance(radius, dict):
             changes["radius"] = {name: value * factor for name, value in radius.items()}
-        elif isinstance(radius, float):
+        else:
             changes["radius"] = radius * factor
     return make_config(config.model_dump() | changes)
 
 
-def _searched(config: FinetuneConfig) -> dict[str, Option]:
+def _searched_options(config: FinetuneConfig) -> dict[str, Option]:
     """Return the method's own options that have a search range and an effect."""
     found = method_class(config.method).own_options
-    idle = unused_radius_options(config.radius, config.head_only)
-    return {name: option for name, option in found.items() if option.search and name not in idle}
+    unused = unused_radius_options(config.radius, config.head_only)
+    return {name: option for name, option in found.items() if option.search and name not in unused}
 
 
-def _scales(config: FinetuneConfig) -> bool:
-    """Return whether there are given radii to scale; the run chooses all others itself."""
+def _has_radii(config: FinetuneConfig) -> bool:
     return isinstance(config.radius, float | dict)
 
 
 CELL, SEARCH = "cell.json", "search"
-# Examples that a whole network is measured on where the user does not say.
+# Default number of examples that a whole network is measured on.
 MEASURED = 200
 # Standard deviation of the noise on the weights.
 STABILITY_SIGMA = 0.01
@@ -157,41 +150,36 @@ FROM_RESULT = (
     "distance",
     "epochs",
 )
-# Counted of the test part's labels; a cell has them if they are not 0.
-OF_TEST_LABELS = ("test_labels_rewritten", "test_labels_kept")
+# Counts of labels of the test part; a cell has them if they are not 0.
+TEST_LABEL_COUNTS = ("test_labels_rewritten", "test_labels_kept")
 
 
 def run_cell(cell: Cell, folder: Path, settings: Settings) -> CellRecord:
-    """Run a cell, or go on with it, and write its cell.json; an error of the input is its result."""
+    """Run a cell, or continue it, and write its cell.json; an error of the input is its result."""
     made_folder(folder)
     try:
         config, searched = cell.config, None
         if settings.search:
-            # Trials of other options or data are none of this search.
-            trials = folder / SEARCH / cell.fingerprint
-            config, searched = search_cell(cell.config, settings.search, trials)
-        run = _finished_run(config, folder / "run", settings)
-        found: OptionValues = {"status": "done", "error": None, "metrics": _metrics(run)}
+            # The trials of other options or data belong to another search.
+            config, searched = search_cell(config, settings.search, folder / SEARCH / cell.fingerprint)
+        out = folder / "run"
+
+        def observe(trained: Trained) -> None:
+            write_record(out / OBSERVED, _observed(trained, config, settings, out))
+
+        options = config.model_dump() | {"out": str(out)}
+        run = finetune(options, resume=True, observe=observe, keep_weights=settings.keep_runs)
+        found: OptionValues = {"status": "done", "metrics": _metrics(run)}
         if searched is not None:
             found["search"] = searched
             run.add(searched=sorted({name for trial in searched.trials for name in trial.options}))
             run.write_record()
     except HesstuneError as error:
-        found = {"status": "failed", "error": " ".join(str(error).split()), "metrics": {}}
-    record = CellRecord(
-        task=cell.task, method=cell.method, seed=cell.seed, fingerprint=cell.fingerprint, **found
-    )
+        found = {"status": "failed", "error": one_line(error, 1000)}
+    record = cell.record(**found)
     write_record(folder / CELL, record)
     shutil.rmtree(folder / SEARCH, ignore_errors=True)
     return record
-
-
-def _finished_run(config: FinetuneConfig, out: Path, settings: Settings) -> Run:
-    def observe(trained: Trained) -> None:
-        write_record(out / OBSERVED, _observed(trained, config, settings, out))
-
-    options = config.model_dump() | {"out": str(out)}
-    return finetune(options, resume=True, observe=observe, keep_weights=settings.keep_runs)
 
 
 def _metrics(run: Run) -> OptionValues:
@@ -200,7 +188,7 @@ def _metrics(run: Run) -> OptionValues:
         raise RunError(f"{run.path / OBSERVED} is missing; {Observed.fix}")
     kept = run.records.kept_epoch
     found: OptionValues = {name: getattr(run.outcome, name) for name in FROM_RESULT}
-    found |= {name: count for name in OF_TEST_LABELS if (count := getattr(run.outcome, name))}
+    found |= {name: count for name in TEST_LABEL_COUNTS if (count := getattr(run.outcome, name))}
     found |= {"val_loss": kept and kept.val_loss, "val_accuracy": kept and kept.val_accuracy}
     found |= observed.to_dict()
     recipe = run.facts.recipe
@@ -209,41 +197,30 @@ def _metrics(run: Run) -> OptionValues:
     return found
 
 
-def _subject(trained: Trained, seed: int, most: int | None) -> MeasuredNetwork:
-    """Return what is measured: the network, or its head alone on features, and the training examples."""
-    feed, labels = trained.feeds["train"], trained.task.train.labels
+def _measured_network(trained: Trained, seed: int, most: int | None) -> MeasuredNetwork:
+    """Return the network, or its head alone on features, with the training examples to measure."""
+    inputs, labels, reference = trained.feeds["train"], trained.task.train.labels, trained.reference
     assert labels is not None
-    if isinstance(feed, FeatureInputs):
-        rows = drawn_rows(len(labels), most, seed)
-        return MeasuredNetwork(trained.net, _of_head(trained), feed, labels, rows, batch=max(1, len(rows)))
-    rows = drawn_rows(len(labels), MEASURED if most is None else most, seed)
-    return MeasuredNetwork(trained.net, trained.reference, feed, labels, rows)
-
-
-def _of_head(trained: Trained) -> Reference:
+    if not isinstance(inputs, FeatureInputs):
+        rows = drawn_rows(len(labels), MEASURED if most is None else most, seed)
+        return MeasuredNetwork(trained.net, reference, inputs, labels, rows)
+    rows = drawn_rows(len(labels), most, seed)
     prefix = f"{trained.loaded.head}." if trained.loaded.head else ""
-    reference = trained.reference
-    tensors = {
+    own = {
         name.removeprefix(prefix): reference[name] for name in reference.names() if name.startswith(prefix)
     }
     layers = [name.removeprefix(prefix) for name in reference.layers() if name.startswith(prefix)]
-    return Reference(tensors, layers)
+    return MeasuredNetwork(trained.net, Reference(own, layers), inputs, labels, rows, batch=max(1, len(rows)))
 
 
 def _observed(trained: Trained, config: FinetuneConfig, settings: Settings, out: Path) -> Observed:
-    """Measure a trained network; what was not asked for is None."""
-    found: OptionValues = {
-        "val_gap": _validation_gap(trained),
-        "measure": None,
-        "measure_mean": None,
-        "stability": None,
-        "stability_taylor": None,
-        "certificate": None,
-    }
-    subject = _subject(trained, config.seed, settings.measure_examples)
-    n, head_alone = len(subject.labels), isinstance(subject.feed, FeatureInputs)
+    """Measure a trained network as the settings ask; the other values are None."""
+    found: OptionValues = {name: None for name in Observed.model_fields if name != "max_loss"}
+    found["val_gap"] = _validation_gap(trained)
+    network = _measured_network(trained, config.seed, settings.measure_examples)
+    n, head_alone = len(network.labels), isinstance(network.feed, FeatureInputs)
     if settings.measure_examples != 0:
-        measured = subject.measure(examples="max", mean_sample=8, method="exact" if head_alone else "auto")
+        measured = network.measure(examples="max", mean_sample=8, method="exact" if head_alone else "auto")
         found["measure"] = measured.hessian_distance(n)
         mean = (float(measured.losses.max()) * measured.mean.nan_to_num(nan=0.0) / (2 * n)).sqrt()
         found["measure_mean"] = float(mean.sum()) if bool(measured.mean.isfinite().all()) else None
@@ -251,19 +228,18 @@ def _observed(trained: Trained, config: FinetuneConfig, settings: Settings, out:
     if settings.stability:
         # Traces of a whole network take longer than its training.
         probes = 8 if head_alone else 0
-        row = subject.stability([STABILITY_SIGMA], 16, config.seed, probes=probes)[0]
+        row = network.stability([STABILITY_SIGMA], 16, config.seed, probes=probes)[0]
         found["stability"] = row.value
         found["stability_taylor"] = row.taylor if probes else None
     if settings.certify and head_alone:
-        found["certificate"] = _certificate(subject, trained.task, Run.load(out))
+        found["certificate"] = _certificate(network, trained.task, Run.load(out))
     return Observed(**found)
 
 
 def _validation_gap(trained: Trained) -> float | None:
     """Return the cross-entropy of the validation examples minus that of the training examples.
 
-    Both by the labels that training saw: where those are wrong in a way that no matrix tells, this is
-    the generalization gap on their distribution, and the gap on true test labels is not.
+    Both use the labels of training, so this is the generalization gap on the distribution of noisy labels.
     """
     losses = {}
     for name, part in (("train", trained.task.train), ("val", trained.task.val)):
@@ -274,11 +250,11 @@ def _validation_gap(trained: Trained) -> float | None:
     return losses["val"] - losses["train"]
 
 
-def _certificate(subject: MeasuredNetwork, task: Task, run: Run) -> HeadCertificate:
-    """Certify the head on its training examples, where the labels' noise is known; else say why not."""
+def _certificate(network: MeasuredNetwork, task: Task, run: Run) -> HeadCertificate:
+    """Certify the head on its training examples if the label noise is known; else give the reason."""
     try:
         labels = read_label_provenance(run, task, make_options(CertifyOptions, {}))
-        found = subject.certify(
+        found = network.certify(
             noise_matrix=labels.noise_matrix,
             noise_is=labels.noise_is,
             leaks=labels.leaks,
@@ -286,7 +262,7 @@ def _certificate(subject: MeasuredNetwork, task: Task, run: Run) -> HeadCertific
             repeats="allow",
         )
     except HesstuneError as error:
-        return HeadCertificate(risk=None, why=" ".join(str(error).split()))
+        return HeadCertificate(risk=None, why=one_line(error, 1000))
     return HeadCertificate(
         risk=found.risk,
         empirical=found.empirical,

@@ -1,4 +1,4 @@
-"""`hesstune.compare`: tasks × methods × seeds, continued where it stopped."""
+"""`hesstune.compare`: tasks × methods × seeds; a stopped comparison continues."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from hesstune.runs.config import read_yaml
 from hesstune.runs.folder import locked
 from hesstune.runs.records import RECORD, RunRecord
 from hesstune.runtime.signals import Progress
-from hesstune.storage.files import made_folder, write_text
+from hesstune.storage.files import made_folder, one_line, write_text
 from hesstune.storage.remembered import remembering
 from hesstune.storage.stored import read_record, write_record
 from hesstune.study.cell import CELL, run_cell
@@ -35,12 +34,12 @@ from hesstune.study.plan import Cell, StudyPlan, make_study_plan
 from hesstune.study.results import RESULTS, cells_csv, check_unchanged, markdown, read_results, results_of
 
 PLAN, STORE = "plan.json", "features"
-# How often a cell is started again after its process or its machine was lost.
+# How often a cell is started again after its process or machine was lost.
 RETRIES = 5
-# With cached features, one process has finished so many cells before a second one has started.
+# With cached features, one process finishes so many short cells before a second one has started.
 FEW_CELLS = 12
 POLL_SECONDS = 0.2
-# The first word of the header lines that say how data was read.
+# The first word of the header lines about the data.
 DATA = "Data"
 
 
@@ -69,9 +68,9 @@ def work(
         plan: Its plan.
         start: The first cell, a different one for each worker.
         done: Called with each cell when it is finished.
-        parent: Stop between cells once this process is no longer the parent. (Windows never names another
-            one: a worker without a parent runs the remaining cells there.)
-        threads: Of all workers together: one computes features while the others wait for them.
+        parent: Stop between cells once this process is no longer the parent. (On Windows a worker without a
+            parent runs the remaining cells.)
+        threads: Threads of all workers together: one computes features while the others wait for them.
     """
     order = plan.cells[start:] + plan.cells[:start]
     with sharing(FeatureStore(out / STORE, threads=threads)), remembering(out / STORE), reusing_decoded():
@@ -94,12 +93,12 @@ def _run_claimed(out: Path, plan: StudyPlan, cell: Cell, wait: bool = False) -> 
     return True
 
 
-def _work_on_cluster(folder: Path, plan: StudyPlan, jobs: int | None, progress: Progress | None) -> None:
+def _work_on_cluster(folder: Path, plan: StudyPlan, jobs: int | None, show: Callable[[str], None]) -> None:
     """Run every unfinished cell as a Ray task, each on one core.
 
     The cluster is the one that RAY_ADDRESS names, else one that runs on this machine, else a new one on this
     machine alone. The folder must be on a file system that all its machines share. Ray runs the cells of a
-    lost machine again on the others, where they continue from the last checkpoint.
+    lost machine again on the others; they continue from the last checkpoint.
 
     Raises:
         MissingExtraError: If Ray is not installed.
@@ -109,15 +108,15 @@ def _work_on_cluster(folder: Path, plan: StudyPlan, jobs: int | None, progress: 
         import ray
     except ImportError:
         raise MissingExtraError("ray", "ray", "--engine ray") from None
-    ours, folder = not ray.is_initialized(), folder.resolve()
-    if ours:
+    starts_cluster, folder = not ray.is_initialized(), folder.resolve()
+    if starts_cluster:
         _connect(ray)
     task = ray.remote(num_cpus=1, max_retries=RETRIES)(_run_on_cluster)
     waiting = [index for index, cell in enumerate(plan.cells) if finished(folder, cell) is None]
     running: dict[Any, int] = {}
     try:
         while waiting or running:
-            _show(progress, folder, plan, "Ray")
+            show("Ray")
             while waiting and (jobs is None or len(running) < jobs):
                 index = waiting.pop(0)
                 running[task.remote(str(folder), index)] = index
@@ -127,37 +126,33 @@ def _work_on_cluster(folder: Path, plan: StudyPlan, jobs: int | None, progress: 
                 try:
                     problem = ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    lines = [type(error).__name__, *str(error).strip().splitlines()]
+                    reason = [type(error).__name__, *str(error).strip().splitlines()][-1]
                     raise RunError(
                         f"the cell {cell.task}, {cell.method}, seed {cell.seed} was lost {RETRIES + 1} times "
-                        f"or broke ({lines[-1].strip()}); the same command continues"
+                        f"or failed ({reason.strip()}); the same command continues"
                     ) from error
                 if problem:
                     raise RunError(problem)
-        _show(progress, folder, plan, "Ray")
+        show("Ray")
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
-        if ours:
+        if starts_cluster:
             ray.shutdown()
 
 
 def _connect(ray: Any) -> None:
     environment = {"PYTHONPATH": _import_paths(), "OMP_NUM_THREADS": "1"}
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
     try:
-        ray.init(
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            include_dashboard=False,
-            runtime_env={"env_vars": environment},
-        )
+        ray.init(**quiet, runtime_env={"env_vars": environment})
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         place = os.environ.get("RAY_ADDRESS", "on this machine")
-        raise RunError(f"cannot reach the Ray cluster {place}: {' '.join(str(error).split())}") from error
+        raise RunError(f"cannot reach the Ray cluster {place}: {one_line(error)}") from error
 
 
 def _run_on_cluster(folder: str, index: int) -> str:
-    """Run one cell on a machine of the cluster; return what is wrong there, or nothing."""
+    """Run one cell on a machine of the cluster; return an error message, or an empty text."""
     import torch
 
     torch.set_num_threads(1)
@@ -225,7 +220,7 @@ def compare(
     Args:
         config: Options of `finetune` for all cells, or a YAML file of them; it may also hold the options of
             `CompareOptions`.
-        out: The folder; a temporary one where None.
+        out: The folder; default: a temporary one.
         overwrite: Start over: the folder's cells are removed.
         progress: Called with (cells done, cells in all, text).
         command: The command line, for the record.
@@ -248,9 +243,7 @@ def compare(
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="hesstune-compare-"))
     _claim(folder, overwrite)
     with locked(folder):
-        work_off = _work_on_cluster if asked.engine == "ray" else _work_here
-        run_cells = partial(work_off, folder, plan, jobs, progress)
-        return _run(folder, plan, str(asked.baseline), run_cells, command)
+        return _run(folder, plan, asked, jobs, progress, command)
 
 
 def plan_of(values: Mapping[str, Any]) -> tuple[StudyPlan, CompareOptions]:
@@ -272,9 +265,9 @@ def plan_of(values: Mapping[str, Any]) -> tuple[StudyPlan, CompareOptions]:
 
 
 def _jobs(plan: StudyPlan, asked: CompareOptions) -> int | None:
-    """Return the number of processes: by default one a core, or one if cells are short and few.
+    """Return the number of processes: by default one per core, or one if cells are short and few.
 
-    On a cluster, None stands for as many as it has cores.
+    None on a cluster is one per core of the cluster.
 
     Raises:
         ConfigError: If other processes should run a method that is a class of this one.
@@ -296,7 +289,7 @@ def _cores() -> int:
 
 
 def _claim(folder: Path, overwrite: bool) -> None:
-    """Make sure that a comparison may be written to the folder."""
+    """Create the folder, or refuse one that does not hold a comparison; remove an old one on request."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"--out {folder} is a file; give the path of a folder")
     kept = [p for p in folder.iterdir() if p.name != ".lock"] if folder.is_dir() else []
@@ -316,41 +309,53 @@ def _claim(folder: Path, overwrite: bool) -> None:
 
 
 def _run(
-    folder: Path, plan: StudyPlan, baseline: str, run_cells: Callable[[], None], command: str | None
+    folder: Path,
+    plan: StudyPlan,
+    asked: CompareOptions,
+    jobs: int | None,
+    progress: Progress | None,
+    command: str | None,
 ) -> Comparison:
+    """Run the unfinished cells and write the results."""
     notes: list[str] = []
+    earlier: list[CellRecord] = []
     if (folder / RESULTS).is_file():
         before = read_results(folder)
         notes = [line for line in before.header if line.startswith(DATA)]
         check_unchanged(plan, before, folder)
-        _unpack(folder, before, plan)
+        done = {record.key: record for record in before.cells if record.status == "done"}
+        for cell in plan.cells:  # the folder may have come without the files of its cells
+            record = done.pop(cell.key, None)
+            if record is not None and finished(folder, cell) is None:
+                made_folder(folder / cell.folder)
+                write_record(folder / cell.folder / CELL, record)
+        earlier = list(done.values())
     plan.write(folder / PLAN)
-    earlier = _earlier(folder, plan)
-    for cell in plan.cells:  # the error may have been fixed since
+    for cell in plan.cells:  # the cause of a failure may have been fixed
         if (record := finished(folder, cell)) and record.status == "failed":
             (folder / cell.folder / CELL).unlink()
 
-    def gather() -> StudyResults:
-        records = [r for c in plan.cells if (r := finished(folder, c))]
-        results = results_of(plan, [*records, *earlier], baseline, command)
-        results = results.model_copy(
-            update={"header": [*results.header, *(_data_notes(folder, plan) or notes)]}
-        )
-        write_record(folder / RESULTS, results)
-        return results
+    def show(text: str) -> None:
+        if progress is not None:
+            done = sum((folder / cell.folder / CELL).is_file() for cell in plan.cells)
+            progress(done, len(plan.cells), text)
 
     try:
-        if any(finished(folder, c) is None for c in plan.cells):
-            run_cells()
+        if any(finished(folder, cell) is None for cell in plan.cells):
+            run_cells = _work_on_cluster if asked.engine == "ray" else _work_here
+            run_cells(folder, plan, jobs, show)
     finally:
-        results = gather()
+        records = [record for cell in plan.cells if (record := finished(folder, cell))]
+        notes = _data_notes(folder, plan) or notes
+        results = results_of(plan, records + earlier, str(asked.baseline), command, notes)
+        write_record(folder / RESULTS, results)
         write_text(folder / "results.csv", cells_csv(results))
         write_text(folder / "README.md", markdown(results))
     return Comparison(folder, results)
 
 
 def _data_notes(folder: Path, plan: StudyPlan) -> list[str]:
-    """Say what the runs left out, changed or guessed when they read their data."""
+    """Return what the runs report about their data: what was left out, changed or guessed."""
     several = len({cell.task for cell in plan.cells}) > 1
     found: dict[str, None] = {}
     for cell in plan.cells:
@@ -360,36 +365,12 @@ def _data_notes(folder: Path, plan: StudyPlan) -> list[str]:
     return list(found)
 
 
-def _earlier(folder: Path, plan: StudyPlan) -> list[CellRecord]:
-    """Return the finished cells of an earlier call that this one does not name: they are kept."""
-    if not (folder / RESULTS).is_file():
-        return []
-    planned = {c.key for c in plan.cells}
-    cells = read_results(folder).cells
-    return [c for c in cells if c.key not in planned and c.status == "done"]
-
-
-def _unpack(folder: Path, before: StudyResults, plan: StudyPlan) -> None:
-    """Restore finished cells from results.json alone: the folder may have come without them."""
-    known = {r.key: r for r in before.cells if r.status == "done"}
-    for cell in plan.cells:
-        record = known.get(cell.key)
-        if record is not None and finished(folder, cell) is None:
-            made_folder(folder / cell.folder)
-            write_record(folder / cell.folder / CELL, record)
-
-
-def _show(progress: Progress | None, folder: Path, plan: StudyPlan, text: str) -> None:
-    if progress is not None:
-        progress(sum((folder / c.folder / CELL).is_file() for c in plan.cells), len(plan.cells), text)
-
-
-def _work_here(folder: Path, plan: StudyPlan, jobs: int | None, progress: Progress | None) -> None:
+def _work_here(folder: Path, plan: StudyPlan, jobs: int | None, show: Callable[[str], None]) -> None:
     """Run every unfinished cell in this process, or in several, each with its share of the cores."""
     jobs = min(jobs or 1, sum(finished(folder, c) is None for c in plan.cells))
     if jobs == 1:
-        _show(progress, folder, plan, "")
-        work(folder, plan, done=lambda cell: _show(progress, folder, plan, f"{cell.task}, {cell.method}"))
+        show("")
+        work(folder, plan, done=lambda cell: show(f"{cell.task}, {cell.method}"))
         return
     threads, logs = max(1, _cores() // jobs), made_folder(folder / "logs")
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": _import_paths()}
@@ -404,7 +385,7 @@ def _work_here(folder: Path, plan: StudyPlan, jobs: int | None, progress: Progre
                 )
         while any(w.poll() is None for w in workers):
             time.sleep(POLL_SECONDS)
-            _show(progress, folder, plan, f"{jobs} processes")
+            show(f"{jobs} processes")
     finally:
         for worker in workers:
             worker.terminate()
@@ -419,7 +400,7 @@ def _work_here(folder: Path, plan: StudyPlan, jobs: int | None, progress: Progre
 
 
 def _import_paths() -> str:
-    """Return PYTHONPATH of a worker, which imports what this process imports, from the same folders."""
+    """Return a PYTHONPATH with which a worker imports from the same folders as this process."""
     return os.pathsep.join(path or os.getcwd() for path in sys.path)
 
 

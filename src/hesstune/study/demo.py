@@ -9,9 +9,8 @@ from typing import Any
 from hesstune.runs.run import Run
 from hesstune.runtime.signals import Progress
 
-# 600 training images, 40 % of the labels changed at random, every layer trained. All runs have the same
-# budget, long enough for the plain one to fit the noise: neither augmentation nor a falling learning rate
-# comes to its help.
+# 600 training images, 40 % of the labels changed at random, every layer trained. The budget is long enough
+# for the plain run to fit the noise, without augmentation and with a constant learning rate.
 SETTING: dict[str, Any] = {
     "model": "efficientnet_lite0",
     "data": "digits",
@@ -24,8 +23,8 @@ SETTING: dict[str, Any] = {
     "schedule": "constant",
     "augment": "none",
 }
-# Plain for all epochs; plain, stopped by noisy validation labels; the paper's method, given the noise matrix;
-# and auto, without noise information.
+# Plain for all epochs; plain, stopped by noisy validation labels; the paper's method with the known noise
+# matrix; and auto, without noise information.
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {"method": "vanilla"},
     "plain, stopped": {"method": "vanilla", "patience": 3, "select": "best"},
@@ -34,32 +33,24 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def free_folder(out: Path) -> Path:
-    """Return `out`, or `out-2`, `out-3`, … : the first that does not exist."""
-    candidate, number = out, 2
-    while candidate.exists():
-        candidate = out.with_name(f"{out.name}-{number}")
-        number += 1
-    return candidate
-
-
 def run_demo(
     out: Path, seeds: int = 1, progress: Callable[[str], Progress] | None = None
 ) -> dict[tuple[str, int], Run]:
-    """Fine-tune plainly, robustly and by `auto`, on the same noisy labels.
+    """Fine-tune by plain training, `robust` and `auto` on the same noisy labels.
 
     Args:
-        out: Folder for the runs; an existing one is left alone and a free name beside it is taken.
+        out: Folder for the runs; if it exists, the first free of `out-2`, `out-3`, … is taken.
         seeds: Number of seeds, from 0.
-        progress: Given a run's title, returns its progress callback.
+        progress: Returns the progress callback of a run, by its title.
 
     Returns:
         The runs, by (name, seed), names as in RUNS.
     """
     from hesstune.training.finetune import finetune
 
-    out = free_folder(out)
-    runs = {}
+    base, number, runs = out, 2, {}
+    while out.exists():
+        out, number = base.with_name(f"{base.name}-{number}"), number + 1
     for seed in range(seeds):
         for name, options in RUNS.items():
             stem = name.replace(", ", "-")

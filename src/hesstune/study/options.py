@@ -1,4 +1,4 @@
-"""The options of `compare` beside those of its runs, and what it keeps as JSON."""
+"""The options of `compare` besides those of its runs, and the records that it keeps as JSON."""
 
 # ruff: noqa: RUF012  (pydantic copies defaults)
 
@@ -15,7 +15,7 @@ from hesstune.storage.stored import Stored
 
 
 class Settings(Options):
-    """What is done with every cell beside training."""
+    """What is computed for every cell besides training."""
 
     heading: ClassVar[str] = "Results of every run"
 
@@ -39,7 +39,7 @@ class Settings(Options):
 
 
 class CompareOptions(Settings):
-    """What is compared, and by how many processes."""
+    """Methods, tasks and seeds, and the processes that run them."""
 
     heading: ClassVar[str] = "Comparison"
     first: ClassVar[tuple[str, ...]] = ("methods", "seeds")
@@ -73,8 +73,8 @@ class CompareOptions(Settings):
     )
     engine: Literal["local", "ray"] = Field(
         "local",
-        description="processes of this machine, or tasks of a Ray cluster whose machines share the folder "
-        "(needs the extra ray)",
+        description="processes of this machine, or tasks of a Ray cluster with a shared folder (needs the "
+        "extra ray)",
     )
 
     @field_validator("methods", mode="before")
@@ -91,12 +91,9 @@ class CompareOptions(Settings):
     @field_validator("seeds", mode="before")
     @classmethod
     def _count_or_list(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = parse_integer(value)
-        seeds = range(value) if isinstance(value, int) and not isinstance(value, bool) else value
-        if not isinstance(seeds, range | list | tuple) or not all(
-            isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds
-        ):
+        value = parse_integer(value) if isinstance(value, str) else value
+        seeds = range(value) if type(value) is int else value
+        if not isinstance(seeds, range | list | tuple) or not all(type(s) is int and s >= 0 for s in seeds):
             raise ValueError("must be a count or a list of integers from 0")
         if not seeds or len(set(seeds)) < len(seeds):
             raise ValueError("must be at least one, each once")
@@ -109,9 +106,9 @@ Configs = dict[str, dict[str, OptionValues]]
 
 
 class HeadCertificate(Stored):
-    """A certificate of a comparison's cell in short; without a risk, `why` there is none.
+    """The certificate of a cell in short; `why` is the reason if there is no risk.
 
-    `facts` are what the same counts give at another probability of failure (see `Certificate.facts`).
+    `facts` give the risk at another probability of failure (see `Certificate.facts`).
     """
 
     risk: float | None
@@ -124,7 +121,7 @@ class HeadCertificate(Stored):
 
 
 class Observed(Stored):
-    """observed.json: what a comparison measured of a trained network; None where not asked for."""
+    """observed.json: what a comparison measured of a trained network; None if not asked for."""
 
     what: ClassVar[str] = "a cell's measurements"
     fix: ClassVar[str] = "run the comparison again with --overwrite"
@@ -138,35 +135,23 @@ class Observed(Stored):
     max_loss: float | None = None
 
 
-class Row(Stored):
-    """A record whose fields are read by `[name]`, too, as they are."""
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self.model_fields_set:
-            raise KeyError(key)
-        return getattr(self, key)
-
-
-class Trial(Row):
-    """OptionValues that a search has tried, and the validation loss, or the error where there is none."""
-
-    what: ClassVar[str] = "a trial of a search"
-    fix: ClassVar[str] = "remove it and run the comparison again"
+class Trial(Stored):
+    """Options that a search has tried, and the validation loss, or the error."""
 
     options: OptionValues
     val_loss: float | None
     error: str | None
 
 
-class Search(Row):
+class Search(Stored):
     """The trials of a cell's search, and the number of the one that was chosen."""
 
     trials: list[Trial]
     chosen: int
 
 
-class CellRecord(Row):
-    """cell.json: a cell, whether it was run, and its metrics by name (see `hesstune.study.results`)."""
+class CellRecord(Stored):
+    """cell.json: a cell, its status, and its metrics by name (see `hesstune.study.results`)."""
 
     what: ClassVar[str] = "a comparison's cell"
     fix: ClassVar[str] = "remove it and run the comparison again"
@@ -186,12 +171,12 @@ class CellRecord(Row):
         return self.task, self.method, self.seed
 
     def number(self, metric: str) -> float | None:
-        """Return a metric's value, of a certificate the risk; None where there is none."""
+        """Return a metric's value, or the risk of a certificate; None if there is none."""
         value = self.metrics.get(metric)
         return value.risk if isinstance(value, HeadCertificate) else value
 
 
-class Interval(Row):
+class Interval(Stored):
     """A mean over n values with its t interval; without spread, the mean alone."""
 
     n: int
@@ -215,7 +200,7 @@ class Difference(Mean):
     baseline: str
 
 
-class Rank(Row):
+class Rank(Stored):
     """A method's mean rank over n pairs of task and seed."""
 
     method: str
@@ -224,7 +209,7 @@ class Rank(Row):
     n: int
 
 
-class StudyResults(Row):
+class StudyResults(Stored):
     """results.json (see `hesstune.study.results`)."""
 
     what: ClassVar[str] = "a comparison"

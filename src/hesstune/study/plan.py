@@ -1,4 +1,4 @@
-"""What a comparison runs: its cells, each a task, a method and a seed, with a digest of their inputs."""
+"""The cells of a comparison, each a task, a method and a seed, with a digest of their inputs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from hesstune.methods import method_class, method_names
 from hesstune.options import make_options
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.runs.loading import reading_of
-from hesstune.study.options import OptionValues, Settings
+from hesstune.storage.files import write_json
+from hesstune.study.options import CellRecord, OptionValues, Settings
 from hesstune.training.prepare import as_trained
 
-# Options of a run that say where it runs, not what it computes; the data is known by its digest.
+# Options of a run that do not change what it computes; the data is identified by its digest.
 ELSEWHERE = ("out", "track", "device", "cache_mib", "activations_mib", "data", "weights")
 
 
@@ -37,7 +39,7 @@ class Contents:
         self._known: dict[Path, str] = {}
 
     def named_by(self, value: object) -> str | None:
-        """Return a digest of what PATH, KIND:PATH or py:MODULE:NAME names; None where nothing is there.
+        """Return a digest of what PATH, KIND:PATH or py:MODULE:NAME names; None if nothing is there.
 
         Raises:
             DataError: If a file cannot be read.
@@ -46,11 +48,11 @@ class Contents:
             return None
         if expanded(value).is_file():
             return self.of(expanded(value))
-        kind, sign, rest = value.partition(":")
-        path = _module_file(rest.partition(":")[0]) if kind == "py" else expanded(rest) if rest else None
+        kind, sign, name = value.partition(":")
+        path = _module_file(name.partition(":")[0]) if kind == "py" else expanded(name) if name else None
         if path is None or not path.exists():
             return None
-        return f"{kind}{sign}{rest if kind == 'py' else ''}{self.of(path)}"
+        return f"{kind}{sign}{name if kind == 'py' else ''}{self.of(path)}"
 
     def of(self, path: Path) -> str:
         """Return the digest of a file, or of all files below a folder with their names.
@@ -59,31 +61,29 @@ class Contents:
             DataError: If one cannot be read.
         """
         path = path.absolute()
-        if path not in self._known:
-            self._known[path] = self._folder(path) if path.is_dir() else _file(path)
-        return self._known[path]
-
-    def _folder(self, path: Path) -> str:
-        files = sorted(each for each in path.rglob("*") if each.is_file())
-        digests = [[each.relative_to(path).as_posix(), _file(each)] for each in files]
-        return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
-
-
-def _file(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        if path in self._known:
+            return self._known[path]
+        try:
+            if path.is_dir():
+                files = sorted(each for each in path.rglob("*") if each.is_file())
+                parts = [[each.relative_to(path).as_posix(), self.of(each)] for each in files]
+                found = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+            else:
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        self._known[path] = found
+        return found
 
 
 def _module_file(name: str) -> Path | None:
-    """Return the file of a module that `py:MODULE:NAME` names, which is imported from here, too."""
+    """Return the file of a module that `py:MODULE:NAME` names; the working folder is searched first."""
     before = list(sys.path)
     sys.path.insert(0, os.getcwd())
     try:
         found = importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):  # the cell says what is wrong with it
+    except (ImportError, ValueError, AttributeError):  # the cell fails with the reason
         return None
     finally:
         sys.path[:] = before
@@ -109,8 +109,8 @@ def fingerprint(config: FinetuneConfig, data: str, settings: Settings, contents:
 def data_digest(spec: str, size: int, how: Reading, contents: Contents) -> tuple[str, int, bool]:
     """Return a digest of the examples, the number of classes, and whether the examples are texts.
 
-    The digest is of ids, labels, parts, images or texts, and of the table or archive that holds them: it may
-    have votes or soft labels.
+    The digest is of ids, labels, parts, images or texts, and of the table or archive that holds them, which
+    may have votes or soft labels.
 
     Raises:
         DataError: If the data cannot be read.
@@ -161,10 +161,15 @@ class Cell:
 
     def options(self) -> OptionValues:
         """Return the resolved options that other seeds share."""
-        values = self.config.to_dict()
-        return {
-            name: value for name, value in values.items() if name not in ("out", "cache_mib", "seed", "fold")
-        }
+        own = ("out", "cache_mib", "seed", "fold")
+        return {name: value for name, value in self.config.to_dict().items() if name not in own}
+
+    def record(self, **fields: Any) -> CellRecord:
+        """Return the cell's record with its status, error and metrics."""
+        fields = {"error": None, "metrics": {}, **fields}
+        return CellRecord(
+            task=self.task, method=self.method, seed=self.seed, fingerprint=self.fingerprint, **fields
+        )
 
 
 @dataclass(frozen=True)
@@ -183,13 +188,7 @@ class StudyPlan:
 
     def write(self, path: Path) -> None:
         """Write the plan for workers."""
-        from hesstune.storage.files import write_json
-
-        cells = [
-            {"task": c.task, "method": c.method, "seed": c.seed, "fingerprint": c.fingerprint,
-             "config": c.config.model_dump(mode="json")}
-            for c in self.cells
-        ]  # fmt: skip
+        cells = [{**vars(cell), "config": cell.config.model_dump(mode="json")} for cell in self.cells]
         write_json(path, {"cells": cells, "settings": self.settings.model_dump(), "left_out": self.left_out})
 
     @classmethod
@@ -214,7 +213,7 @@ def make_study_plan(
         options: Options of `finetune` that all cells share.
         tasks: {name: options}; None for one task, the data of `options`. `{seed}` and `{task}` in a
             text stand for the seed and the task's name.
-        methods: Names; or {name: options}, where the option `method` may name another method. The name
+        methods: Names; or {name: options}; the option `method` may name another method. The name
             `all` stands for every method that applies.
         seeds: The seeds.
         settings: See `hesstune.study.options.Settings`.
@@ -224,52 +223,42 @@ def make_study_plan(
     Raises:
         ConfigError: If a name is unknown, there is nothing to run, or an option is wrong.
     """
-    for name in ("method", "seed", "out", "fold"):
-        if name in options:
-            instead = {"method": "methods", "seed": "seeds", "fold": "folds"}
-            instead |= {"out": "the comparison's own folder"}
-            raise ConfigError(f"a comparison sets the option {name} itself; use {instead[name]}")
+    instead = {"method": "methods", "seed": "seeds", "fold": "folds", "out": "the comparison's own folder"}
+    for name in instead.keys() & options.keys():
+        raise ConfigError(f"a comparison sets the option {name} itself; use {instead[name]}")
+    runs: list[tuple[int, OptionValues]] = [(seed, {}) for seed in seeds]
+    if folds is not None:
+        parts = [(s * folds + part, f"{part + 1}/{folds}") for s in seeds for part in range(folds)]
+        runs = [(seed, {"fold": fold}) for seed, fold in parts]
     named = _tasks(options, tasks)
     variants, left_out = _variants(methods), dict[str, str]()
     cells: list[Cell] = []
-    data: dict[tuple[str, int, Reading], tuple[str, int, bool]] = {}
     contents = Contents()
-    networks = _Networks()
+    digest_of = cache(partial(data_digest, contents=contents))
+    head_only: dict[tuple[object, ...], bool] = {}
     for task, own in named.items():
         # An error of every method is raised once, even if `all` leaves out methods that do not apply.
         make_config(_filled({**options, **own}, task, seeds[0]))
-        for seed, fold in _runs(seeds, folds):
+        for seed, fold in runs:
             for method, more in variants.items():
                 values = _filled({**options, **own, **more, **fold, "seed": seed}, task, seed)
                 try:
                     config = make_config(values).resolved()
                     assert config.image_size is not None
-                    key = (config.data, config.image_size, replace(reading_of(config), voting=Voting()))
-                    if key not in data:
-                        data[key] = data_digest(*key, contents)
-                    digest, k, texts = data[key]
-                    config = networks.as_trained(config, k, texts)
+                    how = replace(reading_of(config), voting=Voting())
+                    digest, k, texts = digest_of(config.data, config.image_size, how)
+                    config = _as_trained(config, k, texts, head_only)
                     config.check_trained(texts)
                 except ConfigError as error:
                     if methods == "all" or "all" in methods:
                         left_out[method] = str(error)
                         continue
                     raise ConfigError(f"task {task}, method {method}: {error}") from None
-                cells.append(
-                    Cell(task, method, seed, config, fingerprint(config, digest, settings, contents))
-                )
+                made_from = fingerprint(config, digest, settings, contents)
+                cells.append(Cell(task, method, seed, config, made_from))
     if not cells:
         raise ConfigError("there is nothing to compare: give at least one method, task and seed")
     return StudyPlan(cells, settings, left_out)
-
-
-def _runs(seeds: Sequence[int], folds: int | None) -> Iterator[tuple[int, OptionValues]]:
-    """Yield the seed of each run of a method on a task, and the fold it is tested on."""
-    for seed in seeds:
-        if folds is None:
-            yield seed, {}
-        else:
-            yield from ((seed * folds + i, {"fold": f"{i + 1}/{folds}"}) for i in range(folds))
 
 
 def check_name(kind: str, name: str) -> str:
@@ -322,19 +311,14 @@ def _filled(values: OptionValues, task: str, seed: int) -> OptionValues:
     }
 
 
-class _Networks:
-    """Which spellings of `train` name the head alone, each network loaded once."""
-
-    def __init__(self) -> None:
-        self._head_only: dict[tuple[object, ...], bool] = {}
-
-    def as_trained(self, config: FinetuneConfig, k: int, texts: bool) -> FinetuneConfig:
-        """Return a configuration as the run will have it; of a network that does not load, as it is."""
-        key = (config.model, config.weights, config.train, k, texts)
-        if key not in self._head_only:
-            try:
-                self._head_only[key] = as_trained(config, config.model, k, texts).head_only
-            except HesstuneError:  # the cell fails with it
-                self._head_only[key] = config.head_only
-        known = self._head_only[key]
-        return config.as_head_only() if known and not config.head_only else config
+def _as_trained(
+    config: FinetuneConfig, k: int, texts: bool, known: dict[tuple[object, ...], bool]
+) -> FinetuneConfig:
+    """Return a configuration as the run will have it; each network is loaded once."""
+    key = (config.model, config.weights, config.train, k, texts)
+    if key not in known:
+        try:
+            known[key] = as_trained(config, config.model, k, texts).head_only
+        except HesstuneError:  # the cell fails with the reason
+            known[key] = config.head_only
+    return config.as_head_only() if known[key] and not config.head_only else config

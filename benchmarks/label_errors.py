@@ -1,4 +1,4 @@
-"""The field benchmark of suspected label errors: which labels are wrong, how many, how probably.
+"""The benchmark of suspected label errors: which labels are wrong, how many, how probably.
 
 For each task and seed: total variation between rows of the estimated F and of the realised one (true labels
 against given ones), for `em` and for cleanlab's `confident`; average precision and F1 of the default cut in
@@ -7,37 +7,28 @@ scores; the estimated noise rate and its 90 % interval; the expected calibration
 a wrong label (10 bins of equal width); the share of wrong labels among the 100 most suspected. cleanlab has
 probabilities cross-fitted by scikit-learn's LogisticRegression with a cross-validated penalty. Every number
 of `clean` that was chosen on data was chosen on the development tasks: some with half of their noise or with
-none, and the worse of two people's labels. PART is `test`, `development` or `small`: sets of 100 texts of two
-classes. Continues where it stopped.
-
-    python benchmarks/field/label_errors.py --data DATA [--part PART] [--seeds N] [--only TEXT]
+none, and the worse of two people's labels. Settings: `part` is `test`, `development` or `small`, which has
+sets of 100 texts of two classes.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from tasks import DEVELOPMENT_SEEDS, TEST_SEEDS, FieldTask, field_task
+from tasks import FieldTask, field_task
 
 from hesstune.labeling.clean import clean
 from hesstune.noise.estimate import confident
 from peers import CrossValidated
-from records import RESULTS, add_row, arguments, read_rows
+from records import Run
 
-COLUMNS = (
-    "task", "seed", "n", "noise", "chosen", "tv_em", "tv_confident",
-    "ap_clean", "ap_cleanlab", "f1_clean", "f1_cleanlab", "rate", "low", "high", "ece", "top100", "seconds",
-)  # fmt: skip
 TASKS = (
     *(
         f"cifar10n {labels} {n}".strip()
@@ -77,7 +68,7 @@ SCORES = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
 
 
 def _development_task(name: str, seed: int, data: Path) -> FieldTask:
-    """Return a task whose name may end in `half` or `true`: so much of its noise is mended; or `two`."""
+    """Return a task; `half` or `true` at the end of its name: so much of its noise is corrected."""
     if " two " in name:
         first, second = (field_task(name.replace("two", one), seed, data) for one in ("random2", "random3"))
         wrong = np.where(second.given == second.true, first.given, second.given)
@@ -91,7 +82,7 @@ def _development_task(name: str, seed: int, data: Path) -> FieldTask:
 
 
 def _small_task(name: str, seed: int, data: Path) -> FieldTask:
-    """Return training examples of a task with true labels, of which some are changed to the other class."""
+    """Return training examples of a task with true labels, some changed to the other class."""
     origin, n, wrong = name.split()
     task = field_task(DRAWN_FROM[origin], seed, data)
     rows = np.random.default_rng([seed, int(wrong)]).permutation(len(task.x))[: int(n)]
@@ -125,61 +116,44 @@ def calibration_error(p: NDArray[np.float64], wrong: NDArray[np.bool_], bins: in
     return float(np.abs(np.bincount(at, p - wrong, bins)).sum() / len(p))
 
 
-def row_of(task: FieldTask, seed: int) -> list[object]:
-    """Return a row of the record."""
+PARTS = {
+    "test": (TASKS, field_task),
+    "development": (DEVELOPMENT, _development_task),
+    "small": (SMALL, _small_task),
+}
+
+
+def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the tasks of the part."""
+    yield from ({"task": name} for name in PARTS[settings["part"]][0])
+
+
+def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
+    """Find the label errors of one task."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
     from sklearn.metrics import average_precision_score, f1_score
 
+    warnings.simplefilter("ignore")
+    task = PARTS[run.settings["part"]][1](case["task"], run.seed, run.data)
     wrong = task.given != task.true
     started = time.monotonic()
-    found = clean(features=task.x, labels=task.given, seed=seed)
-    spent = time.monotonic() - started
-    probabilities = _cross_fitted(task, seed)
-    figures: list[float | str] = [
-        round(_variation(found.noise_matrix.array, task), 4),
-        round(_variation(confident(probabilities, task.given).array, task), 4),
-    ]
+    found = clean(features=task.x, labels=task.given, seed=run.seed)
+    seconds = round(time.monotonic() - started, 2)
+    probabilities = _cross_fitted(task, run.seed)
+    measured = {
+        "noise": wrong.mean(),
+        "tv_em": _variation(found.noise_matrix.array, task),
+        "tv_confident": _variation(confident(probabilities, task.given).array, task),
+    }
     if wrong.any():
         scores = [get_label_quality_scores(task.given, probabilities, method=name) for name in SCORES]
         issues = find_label_issues(task.given, probabilities)
-        figures += [
-            round(float(average_precision_score(wrong, found.p_wrong)), 4),
-            round(max(float(average_precision_score(wrong, -s)) for s in scores), 4),
-            round(float(f1_score(wrong, found.suspected)), 4),
-            round(float(f1_score(wrong, issues)), 4),
-        ]
-    else:
-        figures += ["", "", "", ""]
-    figures += [round(each, 4) for each in (found.rate, *found.rate_interval)]
-    figures.append(round(calibration_error(found.p_wrong, wrong), 4))
-    figures.append(round(float(wrong[found.ranked[:100]].mean()), 4))
-    noise = round(float(wrong.mean()), 4)
-    return [task.name, seed, len(task.x), noise, found.chosen, *figures, round(spent, 2)]
-
-
-PARTS: dict[str, tuple[str, tuple[str, ...], Callable[[str, int, Path], FieldTask], range]] = {
-    "test": ("field_labels.csv", TASKS, field_task, TEST_SEEDS),
-    "development": ("field_labels_development.csv", DEVELOPMENT, _development_task, DEVELOPMENT_SEEDS),
-    "small": ("field_labels_small.csv", SMALL, _small_task, TEST_SEEDS),
-}
-
-
-def main() -> None:
-    parser = arguments(__doc__, "pacs128/ and cifar10n/")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", default="", help="tasks whose name has this in it")
-    parser.add_argument("--part", choices=PARTS, default="test")
-    asked = parser.parse_args()
-    warnings.simplefilter("ignore")
-    file, names, make, seeds = PARTS[asked.part]
-    path = RESULTS / file
-    done = {(row["task"], int(row["seed"])) for row in read_rows(path)}
-    for seed in seeds[: asked.seeds]:
-        for name in (name for name in names if asked.only in name):
-            if (name, seed) not in done:
-                add_row(path, COLUMNS, row_of(make(name, seed, asked.data), seed))
-
-
-if __name__ == "__main__":
-    main()
+        measured["ap_clean"] = average_precision_score(wrong, found.p_wrong)
+        measured["ap_cleanlab"] = max(average_precision_score(wrong, -s) for s in scores)
+        measured |= {"f1_clean": f1_score(wrong, found.suspected), "f1_cleanlab": f1_score(wrong, issues)}
+    measured |= dict(zip(("rate", "low", "high"), (found.rate, *found.rate_interval), strict=True))
+    measured["ece"] = calibration_error(found.p_wrong, wrong)
+    measured["top100"] = wrong[found.ranked[:100]].mean()
+    rounded = {name: round(float(value), 4) for name, value in measured.items()}
+    return {"n": len(task.x), "chosen": found.chosen, **rounded, "seconds": seconds}
