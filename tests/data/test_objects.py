@@ -179,7 +179,7 @@ def test_inputs_alone_can_be_predicted():
         ((i for i in range(3)), "got generator; an iterable must be read into a list"),
         (3, "got int"),
         ({"train": TEXTS}, "got dict"),
-        (pandas.DataFrame([["a", "b", 0]], columns=["text", "text", "label"]), "two columns 'text'"),
+        (pandas.DataFrame([["a", "b", 0]], columns=["text", "text", "label"]), "two columns named 'text'"),
         (pandas.DataFrame({"label": NAMES, "x": LABELS}), "got label, x"),
     ],
 )

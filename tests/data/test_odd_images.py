@@ -48,7 +48,7 @@ def test_images_are_turned_upright(tmp_path, orientation, suffix):
     found, notes = decoded(image, tmp_path, suffix, exif=exif, **how)
     with Image.open(tmp_path / f"x.{suffix}") as raw:
         assert (found == np.asarray(ImageOps.exif_transpose(raw).convert("RGB"))).all()
-    assert len(notes) == (orientation > 1)
+    assert len(notes) == (orientation > 1 and suffix != "tiff")  # Pillow turns TIFF files itself
 
 
 def test_damaged_exif_is_ignored(tmp_path):
