@@ -162,7 +162,7 @@ def test_longer_training_damps_the_head_more_and_uses_its_probe_less():
 def test_an_epoch_is_counted_in_steps_not_in_batches(monkeypatch, tmp_path, accumulate):
     auto, seen = method_class("auto"), []
     monkeypatch.setattr(auto, "finish", lambda self: seen.append((self.steps, self.horizon, self.fall)))
-    steps = {"epochs": 2, "batch_size": 4, "accumulate": accumulate, "select": "last"}
+    steps = {"limit": 60, "epochs": 2, "batch_size": 4, "accumulate": accumulate, "select": "last"}
     ht.finetune(SMALL, out=tmp_path / "run", **steps)
     [(taken, horizon, fall)] = seen
     assert abs(taken - 2 * horizon) <= 2
