@@ -20,8 +20,8 @@ from data_files import cifar10n_lines, write_table
 from hesstune.analysis.certify import certify_run, check_run
 from hesstune.analysis.trained_prior import split_prior_and_bound
 from hesstune.bounds.kinds.checked import checked_bound
-from hesstune.bounds.kl import confidence_upper
 from hesstune.bounds.record import Certificate
+from hesstune.noise.confidence import confidence_upper
 from records import Run
 
 SAMPLE, DELTA, HALF, DRAWS = 300, 0.05, 0.5, 100

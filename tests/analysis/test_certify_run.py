@@ -289,13 +289,7 @@ def test_a_prior_depends_on_nothing_of_the_examples_of_its_bound(tmp_path, metho
     torch.manual_seed(0)
     layers = torch.nn.Flatten(), torch.nn.Linear(192, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)
     x, y, _ = ruled(np.random.default_rng(0), 150)
-    how = {
-        "image_size": 8,
-        "epochs": 1,
-        "method": method,
-        "train": train,
-        "model": torch.nn.Sequential(*layers),
-    }
+    how = {"image_size": 8, "epochs": 1, "method": method, "train": train}
     how |= {} if method == "auto" else {"noise_matrix": "symmetric:0.2"}
     found = []
     for name in ("as they are", "others"):

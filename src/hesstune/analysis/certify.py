@@ -154,7 +154,8 @@ def evaluate_bound(case: CertifiedRun, trained: TrainedPrior | None, name: str, 
         distributed=True,
         **more,
     )
-    prior, posterior = None, network.posterior
+    prior: Prior | None = None
+    posterior = network.posterior
     if network.reference is not None:
         freeze(loaded.model, run.config.train, loaded.heads)
         parameters = random_parameters(loaded.model)
