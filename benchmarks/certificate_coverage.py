@@ -14,9 +14,11 @@ import mpmath
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.special import rel_entr
 
-from hesstune.bounds.noisy import KnownNoise, NoiseConfidenceSet, clean_losses
-from hesstune.bounds.pac_bayes import binary_kl, complexity, gaussian_kl, kl_inverse
+from hesstune.bounds.kl import complexity, gaussian_kl, kl_inverse
+from hesstune.bounds.noisy import clean_losses
+from hesstune.noise.confidence import NoiseConfidenceSet
 from records import Run
 
 DELTA = 0.05
@@ -120,7 +122,7 @@ def noisy(trials: int, seed: int = 2, clean_sample: int = 0) -> Found:
     share = DELTA / 2 if clean_sample else 0.0
     bounds = np.full(trials, np.inf)
     truths = np.zeros(trials)
-    known = clean_losses(KnownNoise(NOISE))
+    known = clean_losses(NOISE)
     families = [known] * trials
     if clean_sample:
         tables = [[world.rng.multinomial(clean_sample // 2, row) for row in NOISE] for _ in range(trials)]
@@ -206,7 +208,7 @@ def inversion_end(pairs: int, upper: bool, seed: int = 7) -> Found:
         low, high = q.copy(), np.ones(pairs)
         for _ in range(60):
             middle = (low + high) / 2
-            above = binary_kl(q, middle) > c
+            above = rel_entr(q, middle) + rel_entr(1 - q, 1 - middle) > c
             low, high = np.where(above, low, middle), np.where(above, middle, high)
         p = low
     with mpmath.workdps(50):

@@ -19,9 +19,9 @@ import hesstune as ht
 from data_files import cifar10n_lines, write_table
 from hesstune.analysis.certify import certify_run, check_run
 from hesstune.analysis.trained_prior import split_prior_and_bound
-from hesstune.bounds.checked import checked_bound
-from hesstune.bounds.pac_bayes import confidence_upper
+from hesstune.bounds.kinds.checked import checked_bound
 from hesstune.bounds.record import Certificate
+from hesstune.noise.confidence import confidence_upper
 from records import Run
 
 SAMPLE, DELTA, HALF, DRAWS = 300, 0.05, 0.5, 100

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.special import gammaln
 
 from data_files import PACS, data_string
-from hesstune.bounds.compression import compression_bound
-from hesstune.bounds.pac_bayes import kl_inverse, pac_bayes_kl
+from hesstune.bounds.kinds.compression import compression_bound
+from hesstune.bounds.kl import kl_inverse, pac_bayes_kl
 from hesstune.bounds.pick_to_learn import Picker
 from hesstune.data.examples import Examples
 from hesstune.data.load import load_task

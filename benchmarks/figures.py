@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import hesstune as ht
-from hesstune.bounds.pac_bayes import kl_inverse
+from hesstune.bounds.kl import kl_inverse
 from records import FIGURES, result, rows
 
 

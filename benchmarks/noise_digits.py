@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from hesstune.data.load import load_task
 from hesstune.inputs.features import frozen_features
 from hesstune.models.load import load_model
-from hesstune.noise.estimate import confidence_set, estimate_noise, pair_counts
+from hesstune.noise.confidence import NoiseConfidenceSet
+from hesstune.noise.estimate import estimate_noise, pair_counts
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.noise.probes import cross_fit
 
@@ -56,6 +57,7 @@ def measure(case: dict[str, Any], run: Any) -> dict[str, Any]:
     if method == "auto":
         result["chose"] = found.method
     if method == "holdout":
-        box = confidence_set(pair_counts(true[rows], noisy[rows], 10), DELTA)
-        result |= {"inside": box.contains(found.matrix), "covers": box.contains(matrix)}
+        noise = NoiseConfidenceSet(pair_counts(true[rows], noisy[rows], 10), DELTA)
+        for name, one in (("inside", found.matrix), ("covers", matrix)):
+            result[name] = bool(((noise.lower <= one.array) & (one.array <= noise.upper)).all())
     return result

@@ -8,8 +8,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import hesstune as ht
-from hesstune.bounds.networks import certify_holdout
-from hesstune.bounds.sample import SampleOptions
+from hesstune.bounds.kinds.holdout import Holdout
+from hesstune.bounds.record import Network
+from hesstune.bounds.sample import BoundOptions, Sample
 from hesstune.constraints.distance import StartingPointPenalty
 from hesstune.curvature import CurvatureEngine
 from hesstune.forward import is_compiled, uncompiled
@@ -93,7 +94,8 @@ def certified(model, ref):
     data = TensorDataset(X, Y)
     options = {"draws": 12, "block_size": 6, "prior_scales": [0.5, 1.0], "diagnostic": True}
     found = ht.certify(model, ref, data, **options)
-    beside = certify_holdout(model, data, options=SampleOptions(diagnostic=True))
+    sample = Sample.read(model, data, BoundOptions(diagnostic=True))
+    beside = Holdout.evaluate(Network(model=model), None, sample)
     return torch.tensor([found.risk, found.empirical, beside.risk]), list(found.sigma)
 
 

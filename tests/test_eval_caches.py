@@ -10,8 +10,9 @@ from torch.utils.data import TensorDataset
 
 import hesstune as ht
 from dense_hessians import block_hessian
-from hesstune.bounds.networks import certify_holdout
-from hesstune.bounds.sample import SampleOptions
+from hesstune.bounds.kinds.holdout import Holdout
+from hesstune.bounds.record import Network
+from hesstune.bounds.sample import BoundOptions, Sample
 from hesstune.curvature import CurvatureEngine
 from hesstune.curvature.stability import noise_stability_table
 from hesstune.forward import clear_caches, evaluating, logits_of
@@ -130,7 +131,8 @@ def certified(model, ref, **options):
     )
     options = {"draws": 24, "block_size": 8, "prior_scales": [0.5, 1.0], **options}
     found = ht.certify(model, ref, data, diagnostic=True, **options)
-    beside = certify_holdout(model, data, options=SampleOptions(diagnostic=True))
+    sample = Sample.read(model, data, BoundOptions(diagnostic=True))
+    beside = Holdout.evaluate(Network(model=model), None, sample)
     return torch.tensor([found.risk, found.empirical, beside.risk, beside.empirical])
 
 

@@ -10,7 +10,7 @@ import hesstune as ht
 from hesstune.analysis.certify import certify_run
 from hesstune.analysis.measure import measure_run, stability_of_run
 from hesstune.analysis.noise import check_noise
-from hesstune.bounds.conditions import LEAKS, NOISE_KNOWLEDGE
+from hesstune.bounds.sample import LEAKS, NOISE_KNOWLEDGE
 from hesstune.errors import ConfigError
 from hesstune.labeling.options import LabelOptions
 from hesstune.options import Names, Options, make_options, takes_options

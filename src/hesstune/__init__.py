@@ -12,7 +12,7 @@ from hesstune._version import __version__
 
 if TYPE_CHECKING:
     from hesstune.analysis.predict import predict
-    from hesstune.bounds.certificate import certify
+    from hesstune.bounds.kinds.pac_bayes import certify
     from hesstune.constraints.distance import DistanceConstraint
     from hesstune.curvature.measure import measure
     from hesstune.curvature.result import Measure
@@ -58,7 +58,7 @@ __getattr__, __dir__ = lazily(
         "NoiseMatrix": "hesstune.noise.matrix",
         "Reference": "hesstune.reference",
         "Run": "hesstune.runs.run",
-        "certify": "hesstune.bounds.certificate",
+        "certify": "hesstune.bounds.kinds.pac_bayes",
         "clean": "hesstune.labeling.clean",
         "compare": "hesstune.study.compare",
         "finetune": "hesstune.training.finetune",

@@ -8,18 +8,17 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 import hesstune as ht
 from coverage_worlds import Flat, Seeing, guessed, noisy, ruled, true_error
 from hesstune.analysis.certify import certify_run, check_run
-from hesstune.errors import DataError, RunError
+from hesstune.errors import RunError
 from hesstune.runs.records import CONFIG, GUARANTEES, MODEL, NOISE_MATRIX, PRIOR, REFERENCE
 from hesstune.storage.tensors import load_tree, save_tree
 
 K, TRUTH = 10, 0.9
-OPTIONS = {"method": "vanilla", "train": "head", "image_size": 8, "epochs": 20, "lr": 0.02,
+OPTIONS = {"method": "vanilla", "train": "head", "image_size": 8, "epochs": 8, "lr": 0.05,
            "val_fraction": 0.0, "test_fraction": 0.5, "weight_decay": 0.0}  # fmt: skip
 HALF = {"bound": "holdout", "prior_fraction": 0.5}
 
@@ -44,23 +43,16 @@ def put(run, source, name):
     shutil.copyfile(source, run.path / name)
 
 
-def without_record(source, path):
-    """Save the weights of a file without the record of the examples that they have seen."""
-    save_file(load_file(source), path)
-    return path
-
-
 def blind(monkeypatch):
     """Turn the check of the run's files off, to see that what it refuses is a false certificate."""
     monkeypatch.setattr("hesstune.analysis.certify.check_files", lambda run: None)
     monkeypatch.setattr("hesstune.analysis.trained_prior.changed_files", lambda run: [])
 
 
-@pytest.mark.parametrize("strip", [False, True])
-def test_weights_that_were_replaced(train, tmp_path, monkeypatch, strip):
+def test_weights_that_were_replaced(train, tmp_path, monkeypatch):
     run, more = train("a"), train("b", test_fraction=0.1)
-    source = without_record(more.path / MODEL, tmp_path / "plain") if strip else more.path / MODEL
-    put(run, source, MODEL)
+    save_file(load_file(more.path / MODEL), tmp_path / "plain")  # without the record of what they have seen
+    put(run, tmp_path / "plain", MODEL)
     for ask in (lambda: certify_run(run, bound="holdout"), lambda: check_run(run)):
         with pytest.raises(RunError, match=MODEL):
             ask()
@@ -79,29 +71,24 @@ def test_a_prior_that_was_replaced_is_made_anew(train, monkeypatch):
     assert certify_run(run, **HALF).risk < TRUTH < honest.risk
 
 
-def test_a_start_that_was_replaced(train, monkeypatch):
-    run = train("a")
+def test_a_start_or_a_configuration_that_was_replaced(train, monkeypatch):
+    run, edited = train("a"), train("b", epochs=16)
     ht.Reference.of(run.model()).save(run.path / REFERENCE)
-    with pytest.raises(RunError, match=REFERENCE):
-        certify_run(run, bound="pac_bayes", draws=32)
-    blind(monkeypatch)
-    assert certify_run(run, bound="pac_bayes", draws=32).risk < TRUTH
-
-
-def test_a_configuration_that_was_edited(train, monkeypatch):
-    run = train("a", epochs=40)
-    path = run.path / CONFIG
+    path = edited.path / CONFIG
     path.write_text(path.read_text().replace("method: vanilla", "method: pick_to_learn"))
-    edited = ht.Run.load(run.path, data=run.given.data, model=run.given.model)
-    with pytest.raises(RunError, match=CONFIG):
-        certify_run(edited, bound="compression")
+    edited = ht.Run.load(edited.path, data=run.given.data, model=run.given.model)
+    attacks = ((run, REFERENCE, "pac_bayes"), (edited, CONFIG, "compression"))
+    for attacked, name, bound in attacks:
+        with pytest.raises(RunError, match=name):
+            certify_run(attacked, bound=bound, draws=32)
     blind(monkeypatch)
-    assert certify_run(edited, bound="compression").risk < TRUTH
+    for attacked, _, bound in attacks:
+        assert certify_run(attacked, bound=bound, draws=32).risk < TRUTH
 
 
 def test_a_noise_matrix_that_was_edited(train, tmp_path, monkeypatch):
     """Labels with 5 % noise, and a matrix that claims 25 % after training."""
-    x, true, _ = ruled(np.random.default_rng(0), 3000, flip := 0.3, strength := 30.0)
+    x, true, _ = ruled(np.random.default_rng(0), 1500, flip := 0.3, strength := 30.0)
     given = noisy(np.random.default_rng(1), true, np.array([[0.95, 0.05], [0.05, 0.95]]))
     matrices = {rate: tmp_path / f"{rate}.json" for rate in (0.05, 0.25)}
     for rate, path in matrices.items():
@@ -112,18 +99,13 @@ def test_a_noise_matrix_that_was_edited(train, tmp_path, monkeypatch):
     put(run, matrices[0.25], NOISE_MATRIX)
     with pytest.raises(RunError, match=NOISE_MATRIX):
         certify_run(run, bound="holdout", test_labels="noisy")
-    blind(monkeypatch)
-    truth = true_error(run.model(), None, flip, strength)
-    assert certify_run(run, bound="holdout", test_labels="noisy").risk < truth < honest.risk
-
-
-def test_a_noise_matrix_that_was_added_or_removed(train, tmp_path):
-    run = train("a")
-    ht.NoiseMatrix.symmetric(K, 0.3).save(run.path / NOISE_MATRIX)
+    with monkeypatch.context() as patch:
+        blind(patch)
+        truth = true_error(run.model(), None, flip, strength)
+        assert certify_run(run, bound="holdout", test_labels="noisy").risk < truth < honest.risk
+    (run.path / NOISE_MATRIX).unlink()  # removed
     with pytest.raises(RunError, match=NOISE_MATRIX):
-        certify_run(run, bound="holdout", noise_is="known", test_labels="noisy")
-    (run.path / NOISE_MATRIX).unlink()
-    assert certify_run(run, bound="holdout").risk > TRUTH
+        certify_run(run, bound="holdout", test_labels="noisy")
 
 
 def interrupted(train, name, at, **options):
@@ -157,53 +139,15 @@ def test_a_checkpoint_of_another_run_is_not_resumed(train, tmp_path, monkeypatch
     assert certify_run(run, bound="holdout").risk < TRUTH
 
 
-@pytest.mark.parametrize("what", ["removed", "of another run", "cut"])
-def test_a_log_that_lacks_the_last_certificate(train, what):
-    run = train("a")
+def test_a_log_that_lacks_the_last_certificate(train):
+    run, other = train("a", epochs=1), train("b", epochs=1)
     for seed in range(2):
         certify_run(run, bound="holdout", prior_fraction=0.8, seed=seed)
+    certify_run(other, bound="holdout")
     log = run.path / GUARANTEES
-    if what == "removed":
-        log.unlink()
-    elif what == "cut":
-        log.write_text(log.read_text().splitlines(keepends=True)[0])
-    else:
-        other = train("b")
-        certify_run(other, bound="holdout")
-        shutil.copyfile(other.path / GUARANTEES, log)
-    with pytest.raises(RunError, match=GUARANTEES):
-        certify_run(run, bound="holdout", prior_fraction=0.8, seed=2)
-
-
-def test_validation_examples_that_are_the_test_examples(train, data):
-    """Early stopping on the examples that the bound counts on."""
-    x, y = data
-    import pandas as pd
-
-    rows = [(x[at], y[at], part) for at in range(len(y)) for part in (("train",), ("val", "test"))[at % 2]]
-    frame = pd.DataFrame(rows, columns=["image", "label", "split"])
-    run = train("a", data=frame, patience=2, select="best")
-    with pytest.raises(DataError, match="trained or selected"):
-        certify_run(run, bound="holdout")
-
-
-def test_averaged_weights_in_place_of_a_run_s_network(train):
-    one, two = train("a", test_fraction=0.1), train("b", test_fraction=0.1, seed=1)
-    model = one.model()
-    with torch.no_grad():
-        for p, q in zip(model.parameters(), two.model().parameters(), strict=True):
-            p.copy_((p + q) / 2)
-    run = train("c", model, head_init="keep", seed=2)
-    with pytest.raises(DataError, match="have seen"):
-        certify_run(run, bound="holdout")
-
-
-def test_averaged_weights_saved_by_hand_are_an_assumption(train, tmp_path):
-    """No program can tell what such weights have seen; the certificate says what it takes for true."""
-    states = [load_file(train(name, test_fraction=0.1, seed=at).path / MODEL) for at, name in enumerate("ab")]
-    path = tmp_path / "mean.safetensors"
-    save_file({name: (tensor + states[1][name]) / 2 for name, tensor in states[0].items()}, path)
-    run = train("c", weights=str(path), head_init="keep", seed=2, epochs=1, lr=1e-9)
-    found = certify_run(run, bound="holdout")
-    assert found.risk < TRUTH
-    assert f"the weights in {path} were trained on other examples" in found.assumptions
+    for left in (None, log.read_text().splitlines(keepends=True)[0], (other.path / GUARANTEES).read_text()):
+        log.unlink(missing_ok=True)
+        if left is not None:
+            log.write_text(left)
+        with pytest.raises(RunError, match=GUARANTEES):
+            certify_run(run, bound="holdout", prior_fraction=0.8, seed=2)

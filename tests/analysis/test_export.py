@@ -41,24 +41,6 @@ def test_any_network_comes_back_from_safetensors_and_config(tiny, tmp_path):
     assert (tmp_path / "out" / "measure.json").is_file()
 
 
-def test_text_models_go_by_save_pretrained(tiny_bert, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    path = tmp_path / "reviews.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *sentences(40)])
-    run = ht.finetune(
-        model=f"hf:{tiny_bert}", data=f"csv:{path}", method="vanilla", epochs=1, out=str(tmp_path / "run")
-    )
-    export_run(run, tmp_path / "out")
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert model.config.id2label == {0: "no", 1: "yes"}
-    batch = tokenizer(["the film was great", "dull"], padding=True, return_tensors="pt")
-    torch.testing.assert_close(model(**batch).logits, run.model()(**batch).logits)
-    again = ht.predict(run, f"csv:{path}").probabilities  # the run itself is as it was
-    assert np.isfinite(again).all()
-
-
 @pytest.mark.parametrize("name", ["minilm", "of a user's own"])
 def test_mean_pooled_texts_load_in_transformers_from_the_copied_class(name, tiny_bert, tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
@@ -98,6 +80,7 @@ def test_mean_pooled_texts_load_in_transformers_from_the_copied_class(name, tiny
     alone = loaded(**tokenizer(texts[1], return_tensors="pt")).logits
     torch.testing.assert_close(alone, expected[1:2], rtol=1e-4, atol=1e-5)  # padding is left out of the mean
     assert loaded.config.id2label == {0: "no", 1: "yes"}
+    assert np.isfinite(ht.predict(run, f"csv:{path}").probabilities).all()  # the run itself is as it was
     # BERT's own classifier reads the first token: its name must not load these weights.
     assert json.loads((out / "config.json").read_text())["model_type"] != "bert"
     again = load_model(f"hf:{out}", 2, text=True, head_init="keep").model.eval()
@@ -125,19 +108,7 @@ def test_image_models_bring_their_preprocessing(tmp_path, image_folder):
         out=str(tmp_path / "run"),
     )
     export_run(run, tmp_path / "out")
-    model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
-    task = load_task(f"folder:{image_folder}", size=16)
-    x = make_inputs(task.test, run.loaded(), torch.device("cpu")).inputs(np.arange(3))
-    torch.testing.assert_close(model(x).logits, run.model()(x).logits)
-    found = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
-    assert found["image_mean"] == list(run.loaded().mean)
-    assert found["crop_size"] == {"height": 16, "width": 16}
-
-
-def test_nothing_is_overwritten_unasked(tiny, tmp_path):
-    run = ht.finetune(tiny, out=str(tmp_path / "run"), epochs=1)
-    export_run(run, tmp_path / "out")
-    with pytest.raises(RunError, match="not empty"):
+    with pytest.raises(RunError, match="not empty"):  # nothing is overwritten unless asked for
         export_run(run, tmp_path / "out")
     export_run(run, tmp_path / "out", overwrite=True)
     with pytest.raises(RunError, match="holds no export"):
@@ -147,3 +118,10 @@ def test_nothing_is_overwritten_unasked(tiny, tmp_path):
         export_run(run, tmp_path / "file")
     assert (tmp_path / "run" / "run.json").is_file()
     assert not list(tmp_path.glob(".*part*"))
+    model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    task = load_task(f"folder:{image_folder}", size=16)
+    x = make_inputs(task.test, run.loaded(), torch.device("cpu")).inputs(np.arange(3))
+    torch.testing.assert_close(model(x).logits, run.model()(x).logits)
+    found = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert found["image_mean"] == list(run.loaded().mean)
+    assert found["crop_size"] == {"height": 16, "width": 16}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import hesstune as ht
+from hesstune.analysis import measure as measuring
 from hesstune.analysis.measure import measure_run, stability_of_run
 from hesstune.errors import LayerError, RunError
 from hesstune.inputs.batches import ImageInputs
@@ -43,16 +44,6 @@ def test_a_run_without_validation_examples_is_measured_on_its_training_examples(
     assert any("no validation examples" in note for note in found.notes)
 
 
-def test_spectra_of_a_run_are_kept_by_layer(tiny, tmp_path):
-    run = ht.finetune(tiny, out=str(tmp_path / "a"), epochs=1)
-    assert run.measure().spectrum is None
-    found = run.measure(spectrum=True)
-    record = json.loads((run.path / "measure.json").read_text())
-    for i, layer in enumerate(record["layers"]):
-        assert layer["spectrum"]["mean"] == pytest.approx(found.spectrum[:, i].mean(0).tolist())
-    assert run.records.measure.layers[0].spectrum.mean == record["layers"][0]["spectrum"]["mean"]
-
-
 def test_the_error_of_the_mean_measure_covers_what_other_samples_give():
     # Layers share their examples, so the errors of their means are added, not their squares.
     rng = np.random.default_rng(0)
@@ -65,13 +56,18 @@ def test_the_error_of_the_mean_measure_covers_what_other_samples_give():
             ["a", "b", "c"], values, values, values, ones, torch.ones(3), ["exact"] * 3, [""] * 3
         )
 
-    found = [drawn().to_dict(50)["mean_measure"] for _ in range(300)]
+    found = [drawn().to_dict(50)["mean_measure"] for _ in range(150)]
     spread = np.std([one["value"] for one in found])
-    assert np.mean([one["stderr"] for one in found]) == pytest.approx(spread, rel=0.15)
+    assert np.mean([one["stderr"] for one in found]) == pytest.approx(spread, rel=0.2)
 
 
 def test_a_sample_keeps_the_size_of_the_training_set_and_says_so(tiny, tmp_path):
     run = ht.finetune(tiny, out=str(tmp_path / "a"))
+    assert run.measure().spectrum is None
+    found = run.measure(spectrum=True)
+    record = json.loads((run.path / "measure.json").read_text())
+    for i, layer in enumerate(record["layers"]):
+        assert layer["spectrum"]["mean"] == pytest.approx(found.spectrum[:, i].mean(0).tolist())
     found = measure_run(run, part="train", max_examples=5, layers=["8.*"], trace=False)
     assert found.quadratic.shape == (5, 1)
     assert found.trace is None
@@ -81,14 +77,7 @@ def test_a_sample_keeps_the_size_of_the_training_set_and_says_so(tiny, tmp_path)
         measure_run(run, layers=["9.*"])
 
 
-def test_changed_data_is_refused(tiny, tmp_path, image_folder):
-    run = ht.finetune(tiny, out=str(tmp_path / "a"), epochs=1)
-    (image_folder / "dark" / "00.png").rename(image_folder / "dark" / "99.png")
-    with pytest.raises(RunError, match="no longer what"):
-        measure_run(run)
-
-
-def test_stability_of_a_run_is_that_of_its_network_and_is_kept(tiny, tmp_path):
+def test_stability_of_a_run_is_that_of_its_network_and_is_kept(tiny, tmp_path, image_folder):
     run = ht.finetune(tiny, out=str(tmp_path / "a"), epochs=1)
     table = stability_of_run(run, [0.01, 0.05], samples=4)
     task = run_task(run.config)
@@ -98,3 +87,21 @@ def test_stability_of_a_run_is_that_of_its_network_and_is_kept(tiny, tmp_path):
     assert table[1].value == pytest.approx(by_hand.value, rel=1e-3)
     record = json.loads((run.path / "noise_stability.json").read_text())
     assert [row["sigma"] for row in record["rows"]] == [0.01, 0.05]
+    (image_folder / "dark" / "00.png").rename(image_folder / "dark" / "99.png")
+    with pytest.raises(RunError, match="no longer what"):
+        measure_run(run)
+
+
+def test_the_method_of_a_layer_is_that_of_the_process_that_moved_it_to_weight_space(monkeypatch):
+    one = torch.ones(2, 3, dtype=torch.float64)
+    names, methods = ["a", "b", "c"], ["exact", "unused", "weight_space"]
+    own = ht.Measure(names, one, one, one, torch.ones(2), torch.ones(3), methods, ["why"] * 3)
+    elsewhere = torch.tensor([0, 1, 1])  # the other process met an example that reaches b
+    monkeypatch.setattr(measuring, "world", lambda: 2)
+    monkeypatch.setattr(measuring, "all_gather", lambda rows: [rows, rows])
+    monkeypatch.setattr(measuring, "all_reduce_sum", lambda tensor: tensor + elsewhere)
+    rows = [torch.arange(2).numpy(), torch.arange(2, 4).numpy()]
+    found = measuring.gathered_measure(own, rows)
+    assert found.methods == ["exact", "weight_space", "weight_space"]
+    assert found.exact == [True, False, False]
+    assert [reason == "why" for reason in found.reasons] == [True, False, True]

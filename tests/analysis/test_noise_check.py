@@ -1,6 +1,7 @@
 """`hesstune noise RUN`: estimates beside the assumed matrix, the cost of an error, and the assumption."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -58,21 +59,16 @@ def test_the_command_compares_costs_and_tests(noisy_run, capsys):
             assert row["total_variation"] == pytest.approx(gap.sum(axis=1).mean() / 2)
     assert {row["off"] for row in record["cost_of_an_error"]} == set(OFF)
     assert not record["class_conditional"]["depends"]
-    assert "No sign that the noise depends on the example" in said.out
-    assert "by simulation; an estimate, no guarantee" in " ".join(record["statements"])
-
-
-def test_it_leaves_the_run_and_the_random_state_as_they_were(noisy_run):
+    # Again, the run and the random state are left as they were.
     before = {p.name: p.read_bytes() for p in noisy_run.path.iterdir() if p.name != "noise_estimate.json"}
     state = np.random.get_state()[1].copy()  # noqa: NPY002
-    first = check_noise(noisy_run)
-    assert check_noise(noisy_run) == first == noisy_run.records.noise_check
+    assert check_noise(noisy_run).to_dict() == kept
     assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
     after = {p.name: p.read_bytes() for p in noisy_run.path.iterdir() if p.name != "noise_estimate.json"}
     assert after == before
 
 
-def test_wrong_runs_are_told(noisy_run, tmp_path, tiny):
+def test_wrong_runs_are_refused(noisy_run, tmp_path, tiny):
     with pytest.raises(RunError, match="has not finished"):
         check_noise(Run(noisy_run.path, noisy_run.config, noisy_run.facts.replaced(result=None)))
     few = ht.finetune(tiny, limit=6, epochs=1, train="head", out=str(tmp_path / "few"))
@@ -80,10 +76,9 @@ def test_wrong_runs_are_told(noisy_run, tmp_path, tiny):
         check_noise(few)
 
 
-@pytest.mark.parametrize("direction", ["too little", "too much", "misplaced"])
-def test_a_perturbed_matrix_is_off_by_as_much_as_asked(direction):
+def test_a_perturbed_matrix_is_off_by_as_much_as_asked():
     F = NoiseMatrix.symmetric(4, 0.4)
-    for off in OFF:
+    for off, direction in product(OFF, ("too little", "too much", "misplaced")):
         moved = perturbed(F, off, direction, seed=1)
         assert np.abs(moved.array - F.array).sum(axis=1).mean() / 2 == pytest.approx(off)
         if direction != "misplaced":
@@ -131,13 +126,13 @@ def test_a_larger_error_in_f_costs_more():
 
 def test_the_test_of_dependence_holds_its_level_and_finds_dependence():
     alarms = 0
-    for seed in range(40):
+    for seed in range(20):
         rng = np.random.default_rng(seed)
         y = rng.integers(0, 3, 300)
         x = rng.normal(size=(300, 5))
         noisy = NoiseMatrix.symmetric(3, 0.4).corrupt(y, seed=seed)
         alarms += class_conditional(x, noisy, y, 3, draws=99, seed=seed).p_value <= 0.05
-    assert alarms <= 2 + 5 * np.sqrt(40 * 0.05 * 0.95)
+    assert alarms <= 1 + 5 * np.sqrt(20 * 0.05 * 0.95)
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 600)
     x = rng.normal(size=(600, 5))

@@ -1,19 +1,24 @@
 """Noise that depends on the input is refused beside a certificate; noise of the class alone is not."""
 
-import importlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import hesstune as ht
+from hesstune.analysis import certify as certifying
+from hesstune.analysis import label_provenance
 from hesstune.analysis.certify import certify_run
 from hesstune.analysis.label_provenance import check_confident, run_noise_knowledge
-from hesstune.bounds.conditions import TEST_SHARE
+from hesstune.bounds.noisy import TEST_SHARE
 from hesstune.bounds.record import Certificate
 from hesstune.errors import DataError, NoiseMatrixError, RefutedNoiseError
+from hesstune.noise.instance import Conditional
 from hesstune.noise.matrix import NoiseMatrix
+from hesstune.runs.config import make_config
+from hesstune.runs.loading import run_task
 
 HALF = NoiseMatrix([[0.8, 0.2], [0.2, 0.8]])
 
@@ -46,8 +51,8 @@ def test_noise_that_depends_on_the_input_is_below_the_floor_where_a_probe_is_sur
     hard = flipped(true, np.abs(x[:, 0]))  # the examples next to the border; the matrix is right on average
     for labels in (by_input(x, true), hard):
         with pytest.raises(RefutedNoiseError, match="most confident"):
-            check_confident(x, labels, 2, HALF, 0.05)
-    check_confident(x, HALF.corrupt(true, seed=0), 2, HALF, 0.05)
+            check_confident(x, labels, 2, HALF.array, 0.05)
+    check_confident(x, HALF.corrupt(true, seed=0), 2, HALF.array, 0.05)
 
 
 def test_noise_of_the_class_alone_is_refused_no_more_often_than_the_level():
@@ -56,7 +61,7 @@ def test_noise_of_the_class_alone_is_refused_no_more_often_than_the_level():
     for seed in range(trials):
         x, true = clouds(seed, 120)
         try:
-            check_confident(x, HALF.corrupt(true, seed=seed), 2, HALF, delta, seed)
+            check_confident(x, HALF.corrupt(true, seed=seed), 2, HALF.array, delta, seed)
         except RefutedNoiseError:
             refused += 1
     assert refused <= TEST_SHARE * delta * trials + 3 * np.sqrt(TEST_SHARE * delta * trials)
@@ -110,41 +115,34 @@ def test_a_run_under_noise_that_depends_on_the_input_is_refused(tmp_path, matrix
     assert not (run.path / "certificate.json").exists()
 
 
-def test_no_other_bound_is_printed_if_one_refutes_the_matrix(tmp_path, matrix_file, monkeypatch):
-    def refuted(case, delta):
-        raise RefutedNoiseError("refuted")
-
-    module = importlib.import_module("hesstune.analysis.certify")
-    monkeypatch.setattr(module, "BOUNDS", {"pac_bayes": refuted, "holdout": lambda *_: None})
-    run = trained(tmp_path, "a", 0, "class", n=60, noise_matrix=matrix_file())
-    with pytest.raises(RefutedNoiseError):
-        certify_run(run, bound="best")
-
-
-def test_a_run_under_noise_of_the_class_alone_says_that_the_test_shows_nothing(tmp_path, matrix_file):
+def test_noise_of_the_class_alone_and_a_rejection_of_the_permutation_test(tmp_path, matrix_file, monkeypatch):
     run = trained(tmp_path, "a", 1, "class", noise_matrix=matrix_file())
     found = certify_run(run, bound="holdout", repeats="allow")
     assert found.noise_dependence["depends"] == 0
     assert found.noise_dependence["p_value"] >= 0.01
     assert "that shows nothing" in found.summary()
     assert Certificate.load(run.path / "certificate.json") == found
-
-
-def test_a_rejection_of_the_permutation_test_is_listed(tmp_path, matrix_file, monkeypatch):
-    from hesstune.analysis import label_provenance
-    from hesstune.noise.instance import Conditional
-
-    run = trained(tmp_path, "a", 1, "class", noise_matrix=matrix_file())
-    monkeypatch.setattr(label_provenance, "dependence_on_input", lambda *_: Conditional(0.9, 0.7, 0.003, 100))
-    found = certify_run(run, bound="holdout", repeats="allow")
+    with monkeypatch.context() as patch:
+        rejected = Conditional(0.9, 0.7, 0.003, 100)
+        patch.setattr(label_provenance, "dependence_on_input", lambda *_: rejected)
+        found = certify_run(run, bound="holdout", repeats="allow")
     assert found.noise_dependence["depends"] == 1
     assert any("p = 0.003" in text for text in found.assumptions)
-    assert "rejected (p = 0.003" in found.summary()
+    # No other bound is printed if one refutes the matrix.
+    monkeypatch.setattr(certifying, "evaluate_bound", refuted)
+    with pytest.raises(RefutedNoiseError):
+        certify_run(run, bound="best")
+
+
+def refuted(case, prior, name, delta):
+    if name == "holdout":
+        raise RefutedNoiseError("refuted")
+    return Certificate(risk=0.1, empirical=0.1, empirical_bound=0.1, n=9, delta=delta, shares={}, classes=2)
 
 
 FILES = ("stated", "estimated", "instance_dependent")
 # {(--inject-noise, --noise-matrix): how the noise of the bound's labels is known}.
-STORIES = {
+KNOWN = {
     (None, None): "none",
     (None, "0.2"): "known",
     (None, "stated"): "known",
@@ -165,13 +163,7 @@ STORIES = {
 }
 
 
-@pytest.mark.parametrize(("injected", "told"), STORIES, ids=str)
-def test_how_the_noise_is_known_for_every_combination_of_options(tiny, tmp_path, injected, told):
-    from dataclasses import replace
-
-    from hesstune.runs.config import make_config
-    from hesstune.runs.loading import run_task
-
+def test_how_the_noise_is_known_for_every_combination_of_options(tiny, tmp_path):
     def option(name):
         if name not in FILES:
             return name
@@ -179,22 +171,24 @@ def test_how_the_noise_is_known_for_every_combination_of_options(tiny, tmp_path,
         path.write_text(json.dumps(HALF.known_as(name).to_dict()))
         return str(path)
 
-    asked = {"method": "vanilla", "inject_noise": option(injected), "noise_matrix": option(told)}
-    config = make_config({**tiny, **asked}).resolved()
-    task = run_task(config)
     # As `Run.noise_matrix` gives it: the matrix that the loss used, with its origin.
     used = {None: None, "true": HALF.known_as("injected"), "estimate:confident": HALF.known_as("estimated")}
-    matrix = used[told] if told in used else NoiseMatrix.parse(option(told), 2)
-    expected = STORIES[injected, told]
-    assert run_noise_knowledge(config, task, "auto", matrix) == expected
-    assert run_noise_knowledge(config, task, "known", matrix) == (expected if expected != "none" else "known")
-    if injected:
-        with pytest.raises(DataError):
-            run_noise_knowledge(config, task, "none", matrix)
-    for made in ({"soft": np.full((len(task.train), 2), 0.5)}, {"votes": object()}):
-        modelled = replace(task, train=replace(task.train, **made))
-        assert run_noise_knowledge(config, modelled, "auto", matrix) == "instance_dependent"
-        assert run_noise_knowledge(config, modelled, "known", matrix) == "instance_dependent"
+    for (injected, given), expected in KNOWN.items():
+        asked = {"method": "vanilla", "inject_noise": option(injected), "noise_matrix": option(given)}
+        config = make_config({**tiny, **asked}).resolved()
+        task = run_task(config)
+        matrix = used[given] if given in used else NoiseMatrix.parse(option(given), 2)
+        case = (injected, given)
+        assert run_noise_knowledge(config, task, "auto", matrix) == expected, case
+        stated = run_noise_knowledge(config, task, "known", matrix)
+        assert stated == (expected if expected != "none" else "known"), case
+        if injected:
+            with pytest.raises(DataError):
+                run_noise_knowledge(config, task, "none", matrix)
+        for made in ({"soft": np.full((len(task.train), 2), 0.5)}, {"votes": object()}):
+            modelled = replace(task, train=replace(task.train, **made))
+            for how in ("auto", "known"):
+                assert run_noise_knowledge(config, modelled, how, matrix) == "instance_dependent", case
 
 
 def test_injected_noise_beside_an_estimated_matrix_is_no_known_noise(tmp_path, matrix_file):

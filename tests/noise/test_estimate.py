@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from hesstune import NoiseMatrix
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
+from hesstune.noise.confidence import NoiseConfidenceSet
 from hesstune.noise.estimate import (
     RIDGES,
     calibrate,
-    confidence_set,
     confident,
     estimate_noise,
     from_posterior,
@@ -72,24 +72,22 @@ def test_labelmodel_is_the_joint_of_posterior_and_label():
     assert len(found.notes) == 1
 
 
-def test_holdout_set_covers_at_its_level_and_shrinks():
+def test_the_confidence_set_covers_at_its_level_and_shrinks():
     F = random_noise(K, 7, 0.6)
-    missed, widths = 0, []
-    for seed in range(200):
-        y, _, noisy = calibrated(F, 100, seed=10 * seed)
-        box = confidence_set(pair_counts(y, noisy, K), 0.1)
-        missed += not box.contains(F)
-        widths.append((box.upper - box.lower).mean())
-    assert missed <= 20 + 5 * 4.3  # binomial with mean at most 20: five standard deviations above it
-    # Each interval alone does miss: 16 times the level makes the box fail far more often.
-    alone = sum(
-        not confidence_set(pair_counts(y, noisy, K), 0.999).contains(F)
-        for y, _, noisy in (calibrated(F, 100, seed=10 * s) for s in range(50))
-    )
-    assert alone > 5
+
+    def missed(noise):
+        return not ((noise.lower <= F.array) & (F.array <= noise.upper)).all()
+
+    tables = [pair_counts(y, n, K) for y, _, n in (calibrated(F, 100, seed=10 * s) for s in range(100))]
+    sets = [NoiseConfidenceSet(table, 0.1) for table in tables]
+    # Binomial with mean at most 10: five standard deviations above it.
+    assert sum(map(missed, sets)) <= 10 + 5 * 3
+    # Each interval alone does miss: ten times the level makes the set fail far more often.
+    assert sum(missed(NoiseConfidenceSet(table, 0.999)) for table in tables) > 10
     y, _, noisy = calibrated(F, 10_000)
-    large = confidence_set(pair_counts(y, noisy, K), 0.1)
-    assert (large.upper - large.lower).mean() < 0.25 * np.mean(widths)
+    large = NoiseConfidenceSet(pair_counts(y, noisy, K), 0.1)
+    width = np.mean([(one.upper - one.lower).mean() for one in sets])
+    assert (large.upper - large.lower).mean() < 0.25 * width
 
 
 def test_holdout_posterior_mean_and_a_prior_worth_its_evidence():

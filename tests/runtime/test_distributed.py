@@ -124,11 +124,9 @@ SHARED = """
 import sys
 import torch
 import hesstune as ht
-from hesstune.bounds.data import Share
-from hesstune.runtime.distributed import all_gather, all_reduce_sum, rank, start_ranks, world
+from hesstune.runtime.distributed import start_ranks, world
 
 start_ranks()
-share = Share(rank(), world(), all_reduce_sum, all_gather)
 torch.manual_seed(0)
 x = torch.randn(45, 6)
 data = torch.utils.data.TensorDataset(x, (x.sum(1) > 0).long())
@@ -145,7 +143,7 @@ for train, blocks in (("all", 4), ("head", 4), ("all", 64), ("head", 64)):
     options = dict(draws=24, block_size=blocks, held_out=held_out)
     alone = ht.certify(model, ref, data, **options)
     counted, seen[:] = sum(seen), []
-    shared = ht.certify(model, ref, data, **options, share=share)
+    shared = ht.certify(model, ref, data, **options, distributed=True)
     assert shared == alone, (train, blocks)
     if blocks == 4:
         assert sum(seen) < 0.7 * counted, "the examples are not shared"

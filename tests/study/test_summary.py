@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from hesstune.bounds.pac_bayes import confidence_upper
 from hesstune.bounds.record import Certificate
+from hesstune.noise.confidence import confidence_upper
 from hesstune.report.study_page import render_study
 from hesstune.study.options import CellRecord, StudyResults
 from hesstune.study.results import differences, markdown, means, paired_difference, ranks, smallest_of

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from hesstune.analysis.label_provenance import (
-    LabelProvenance,
     add_class_conditional_test,
     read_label_provenance,
 )
 from hesstune.analysis.measure import InputExamples
-from hesstune.analysis.near_copies import NOT_FOUND, Found, NearCopies
-from hesstune.analysis.seen_start import SeenStart
-from hesstune.analysis.trained_prior import BoundNetwork, PriorSplit, Rows, split_prior_and_bound
-from hesstune.bounds.certificate import certify
-from hesstune.bounds.data import Share
-from hesstune.bounds.networks import UNCHECKED, certify_checked, certify_compression, certify_holdout
-from hesstune.bounds.noisy import spent_by
+from hesstune.analysis.near_copies import NOT_FOUND, Found, NearCopies, SeenStart
+from hesstune.analysis.trained_prior import (
+    NETWORKS,
+    BoundNetwork,
+    CertifiedRun,
+    Rows,
+    TrainedPrior,
+    split_prior_and_bound,
+    train_prior,
+)
+from hesstune.bounds import CHOICES
+from hesstune.bounds.kinds.checked import UNCHECKED
 from hesstune.bounds.prior import head_ratios, random_parameters
-from hesstune.bounds.record import Certificate
-from hesstune.bounds.sample import SampleOptions
-from hesstune.data.examples import KEPT, Examples, Task
+from hesstune.bounds.record import Certificate, Network, Prior, bound_class
+from hesstune.bounds.sample import BoundOptions, Sample, spent_by
+from hesstune.data.examples import KEPT, Examples
 from hesstune.data.labels import read_clean_labels
 from hesstune.errors import DataError, HesstuneError, RefutedNoiseError, RunError
 from hesstune.inputs.batches import make_inputs, to_channels_last
@@ -48,17 +48,9 @@ from hesstune.runs.options import CertifyOptions, CheckOptions
 from hesstune.runs.records import CERTIFICATE, TO_CHECK
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
-from hesstune.runtime.distributed import (
-    all_gather,
-    all_reduce_sum,
-    joined_ranks,
-    on_main_process,
-    rank,
-    world,
-)
+from hesstune.runtime.distributed import joined_ranks, on_main_process, rank
 from hesstune.storage.tables import write_csv
 
-BLOCK = 32
 SAMPLE_KEY = 0xC4EC
 
 
@@ -82,15 +74,17 @@ def certify_run(
     _ = run.outcome
     check_files(run.records)
     check_log(run.path, run.records.certificate)
-    task = run.task()
+    task, device = run.task(), pick_device(asked.device)
     labels = read_label_provenance(run, task, asked)
-    case = Case(run, task, labels, asked, pick_device(asked.device), progress if rank() == 0 else None)
-    if asked.checked is not None:
-        certificate = case.checked(asked.checked)
-    else:
-        certificate = case.best() if asked.bound == "best" else BOUNDS[asked.bound](case, asked.delta)
+    copies = NearCopies.of(task, asked.repeats, asked.seed, asked.diagnostic, SeenStart.of(run))
+    case = CertifiedRun(run, task, labels, asked, device, copies, progress if rank() == 0 else None)
+    prior = train_prior(case) if asked.prior_fraction else None
+    name = "checked" if asked.checked is not None else asked.bound
+    certificate = (
+        best_bound(case, prior) if name == "best" else evaluate_bound(case, prior, name, asked.delta)
+    )
     if labels.failures:
-        certificate = dataclasses.replace(certificate, failures=[*certificate.failures, *labels.failures])
+        certificate = certificate.replaced(failures=[*certificate.failures, *labels.failures])
     if not certificate.diagnostic:
         on_main_process(lambda: log_certificate(run.path, certificate, asked.model_dump(mode="json")))
         certificate = with_union(run.path, certificate)
@@ -98,232 +92,153 @@ def certify_run(
     return certificate
 
 
-@dataclass(frozen=True)
-class Case:
-    """A run to certify.
+def best_bound(case: CertifiedRun, prior: TrainedPrior | None) -> Certificate:
+    """Return the smallest of all bounds; each has its part of delta, fixed beforehand."""
+    asked, spent = case.asked, spent_by(case.labels.noise_matrix)
+    part = spent + (asked.delta - spent) / len(CHOICES)
+    made: dict[str, Certificate] = {}
+    failed: dict[str, HesstuneError] = {}
+    for name in CHOICES:
+        try:
+            made[name] = evaluate_bound(case, prior, name, part)
+        except RefutedNoiseError:  # no bound may rely on the matrix
+            raise
+        except HesstuneError as error:
+            failed[name] = error
+    if not made:
+        raise next(iter(failed.values()))
+    best = min(made.values(), key=lambda one: one.risk)
+    missing = {f"no {name} bound: {error}" for name, error in failed.items()}
+    return best.replaced(
+        delta=asked.delta,
+        shares={**best.shares, "other_bounds": asked.delta - part},
+        tried={name: one.risk for name, one in made.items()},
+        assumptions=[*best.assumptions, *sorted(missing)],
+    )
 
-    Attributes:
-        run: The run.
-        task: Its examples, as labelled.
-        labels: What is known about the labels.
-        asked: The options.
-        device: Where to compute.
-        progress: As of `certify_run`.
-    """
 
-    run: Run
-    task: Task
-    labels: LabelProvenance
-    asked: CertifyOptions
-    device: torch.device
-    progress: Callable[[int, int, str], None] | None
-
-    def pac_bayes(self, delta: float) -> Certificate:
-        """Bound the randomised predictor's error, and that of a trained prior's own network."""
-        run, asked, labels = self.run, self.asked, self.labels
-        network = self.split.randomised()
-        loaded = network.loaded
-        options, held_out_copies = self._with_held_out(network)
+def evaluate_bound(case: CertifiedRun, trained: TrainedPrior | None, name: str, delta: float) -> Certificate:
+    """Return the certificate of one kind of bound."""
+    kind, run, labels, asked = bound_class(name), case.run, case.labels, case.asked
+    noise = labels.noise_matrix
+    if name == "checked":
+        noise = None
+    elif kind.network == "unseen" and trained is None:
+        if labels.test_labels == "unknown":
+            raise DataError("what the test labels are worth is not known; say so by --test-labels")
+        noise = None if labels.test_labels == "true" else noise
+    network = NETWORKS[kind.network](case, trained)
+    counted, loaded, kept = network.counted, network.loaded, list[int]()
+    found = counted.near_copies
+    more: dict[str, Any] = _checked(case, network) if name == "checked" else {}
+    if kind.network != "unseen":
+        held_out, left_out = _held_out(case, loaded)
+        found += left_out
+        more |= {"held_out": held_out, "held_out_labels": labels.test_labels}
+    to_channels_last(loaded.model, case.device)
+    # Batch-norm statistics may depend on the training examples if other examples give the bound.
+    leaks = [name for name in labels.leaks if kind.network != "unseen" or name != "batch_norm"]
+    options = BoundOptions(
+        delta=delta,
+        noise_matrix=noise,
+        noise_is=labels.noise_is,
+        seen=_seen(case, network),
+        draws=asked.draws,
+        seed=asked.seed,
+        # Near-duplicate images and texts were treated before; shortened inputs may still be equal.
+        repeats="allow" if asked.repeats == "allow" else "refuse",
+        leaks=leaks,
+        assumptions=labels.assumptions,
+        diagnostic=asked.diagnostic,
+        progress=case.progress,
+        distributed=True,
+        **more,
+    )
+    prior: Prior | None = None
+    posterior = network.posterior
+    if network.reference is not None:
         freeze(loaded.model, run.config.train, loaded.heads)
-        assert network.reference is not None
-        trained, posterior = random_parameters(loaded.model), network.posterior
+        parameters = random_parameters(loaded.model)
+        prior = Prior(
+            reference=network.reference.to(case.device),
+            ratios=head_ratios(list(parameters), loaded.heads),
+        )
         if posterior is not None:
-            posterior = {name: sigma for name, sigma in posterior.items() if name in trained}
-        certificate = certify(
-            loaded.model,
-            network.reference.to(self.device),
-            self._inputs(network.examples, loaded, network.rows),
-            delta,
-            labels.noise_matrix,
-            ratios=head_ratios(list(trained), loaded.heads),
-            posterior=posterior,
-            noise_is=labels.noise_is,
-            draws=asked.draws,
-            block_size=options.block_size,
-            seed=asked.seed,
-            prior_data=options.seen,
-            held_out=options.held_out,
-            held_out_labels=options.held_out_labels,
-            repeats=options.repeats,
-            leaks=options.leaks,
-            assumptions=options.assumptions,
-            diagnostic=options.diagnostic,
-            progress=self.progress,
-            share=options.share,
+            posterior = {name: sigma for name, sigma in posterior.items() if name in parameters}
+    if network.picked is not None:
+        place = {counted.part.ids[row]: at for at, row in enumerate(counted.rows)}
+        kept = [place[name] for name in network.picked.outcome.kept or []]
+        found += Found(assumptions=[f"the network is that of {network.picked.path}"])
+    sample = Sample.read(loaded.model, _inputs(case, counted.part, loaded, counted.rows), options)
+    weights = Network(model=loaded.model, posterior=posterior, kept=kept)
+    certificate = kind.evaluate(weights, prior, sample)
+    part = counted.part.take(counted.rows)
+    certificate = add_class_conditional_test(certificate, run, part, noise, asked, case.device)
+    return certificate.replaced(
+        assumptions=[*certificate.assumptions, *found.assumptions, NOT_FOUND],
+        failures=[*certificate.failures, *found.failures],
+        near_duplicates=found.counts,
+    )
+
+
+def _checked(case: CertifiedRun, network: BoundNetwork) -> dict[str, Any]:
+    """Return the checked labels of a sheet that was drawn, by the index among the examples counted."""
+    path, folder, counted = case.asked.checked, case.run.path, network.counted
+    assert path is not None
+    part, rows = counted.part, counted.rows
+    if part.count_source(KEPT) and case.asked.noise_is != "none":
+        raise DataError(
+            "hesstune clean left suspected label errors out of the examples that the bound counts on, so "
+            "checked labels of the others bound the error on such examples alone: certify on all, or "
+            "accept that by --noise-is none"
         )
-        return self._complete(certificate, network, labels.noise_matrix, held_out_copies)
-
-    def holdout(self, delta: float) -> Certificate:
-        """Bound a network's error by examples it has not seen: the test part, or the bound's part."""
-        labels, noise = self.labels, self.labels.noise_matrix
-        if not self.asked.prior_fraction:
-            if labels.test_labels == "unknown":
-                raise DataError("what the test labels are worth is not known; say so by --test-labels")
-            noise = None if labels.test_labels == "true" else noise
-        network = self.split.unseen()
-        certificate = certify_holdout(
-            network.loaded.model,
-            self._inputs(network.examples, network.loaded, network.rows),
-            delta,
-            noise,
-            noise_is=labels.noise_is,
-            options=self._options(network, trained_on_sample=False),
+    true = read_clean_labels(path, case.task.classes)
+    place = {part.ids[row]: at for at, row in enumerate(rows)}
+    # A copy that is not counted is left out with its checked label: the others are still drawn uniformly.
+    left_out = {part.ids[row] for row in np.setdiff1d(counted.drawn, rows)}
+    drawn = [name for name in sheet_of(folder, list(true), path) if name not in left_out]
+    if missing := [name for name in drawn if name not in place]:
+        raise DataError(
+            f"the sheet of {path} has '{missing[0]}' ({len(missing)} in all), which is none of the "
+            f"{len(rows)} examples that the bound counts on; give the --prior-fraction and --seed that "
+            "hesstune check was given"
         )
-        return self._complete(certificate, network, noise)
-
-    def compression(self, delta: float) -> Certificate:
-        """Bound the error of a network that Pick-to-Learn trained."""
-        network = self.split.compressed()
-        made, rows = network.run, network.rows
-        assert made is not None
-        options, held_out_copies = self._with_held_out(network)
-        place = {self.task.train.ids[row]: at for at, row in enumerate(rows)}
-        certificate = certify_compression(
-            network.loaded.model,
-            self._inputs(network.examples, network.loaded, rows),
-            [place[name] for name in made.outcome.kept or []],
-            delta,
-            self.labels.noise_matrix,
-            noise_is=self.labels.noise_is,
-            options=options,
-        )
-        copies = held_out_copies + Found({}, [f"the network is that of {made.path}"])
-        return self._complete(certificate, network, self.labels.noise_matrix, copies)
-
-    def checked(self, path: str | Path) -> Certificate:
-        """Bound a network's true error by the given labels of unseen examples and the true ones of a few."""
-        network = self.split.unseen()
-        examples, rows = network.examples, network.rows
-        if examples.count_source(KEPT) and self.asked.noise_is != "none":
-            raise DataError(
-                "hesstune clean left suspected label errors out of the examples that the bound counts on, so "
-                "checked labels of the others bound the error on such examples alone: certify on all, or "
-                "accept that by --noise-is none"
-            )
-        true = read_clean_labels(path, self.task.classes)
-        drawn = sheet_of(self.run.path, list(true), path)
-        place = {examples.ids[row]: at for at, row in enumerate(rows)}
-        # A copy that is not counted is left out with its checked label: the others are still drawn uniformly.
-        left_out = {examples.ids[row] for row in np.setdiff1d(network.drawn, rows)}
-        drawn = [name for name in drawn if name not in left_out]
-        if missing := [name for name in drawn if name not in place]:
-            raise DataError(
-                f"the sheet of {path} has '{missing[0]}' ({len(missing)} in all), which is none of the "
-                f"{len(rows)} examples that the bound counts on; give the --prior-fraction and --seed that "
-                "hesstune check was given"
-            )
-        certificate = certify_checked(
-            network.loaded.model,
-            self._inputs(examples, network.loaded, rows),
-            {place[name]: true.get(name, UNCHECKED) for name in drawn},
-            self.asked.delta,
-            sheets=len(sheets(self.run.path)),
-            options=self._options(network, trained_on_sample=False),
-        )
-        return self._complete(certificate, network, None)
-
-    def best(self) -> Certificate:
-        """Return the smallest of all bounds; each has its part of delta, fixed beforehand."""
-        asked = self.asked
-        spent = spent_by(self.labels.noise_matrix, asked.delta)
-        part = spent + (asked.delta - spent) / len(BOUNDS)
-        made: dict[str, Certificate] = {}
-        failed: dict[str, HesstuneError] = {}
-        for name, bound in BOUNDS.items():
-            try:
-                made[name] = bound(self, part)
-            except RefutedNoiseError:  # no bound may rely on the matrix
-                raise
-            except HesstuneError as error:
-                failed[name] = error
-        if not made:
-            raise next(iter(failed.values()))
-        best = min(made.values(), key=lambda one: one.risk)
-        missing = {f"no {name} bound: {error}" for name, error in failed.items()}
-        return dataclasses.replace(
-            best,
-            delta=asked.delta,
-            shares={**best.shares, "other_bounds": asked.delta - part},
-            tried={name: one.risk for name, one in made.items()},
-            assumptions=[*best.assumptions, *sorted(missing)],
-        )
-
-    @cached_property
-    def split(self) -> PriorSplit:
-        """The division of the training examples; near-duplicates are searched for here."""
-        asked, task = self.asked, self.task
-        copies = NearCopies.of(task, asked.repeats, asked.seed, asked.diagnostic, SeenStart.of(self.run))
-        fraction, rows = asked.prior_fraction, self.labels.rows
-        return PriorSplit(self.run, task, rows, fraction, asked.seed, self.device, copies, self.progress)
-
-    def _options(self, network: BoundNetwork, trained_on_sample: bool = True, **more: Any) -> SampleOptions:
-        """Return how a network's sample is read and checked, and move the network to the device."""
-        to_channels_last(network.loaded.model, self.device)
-        # Batch-norm statistics may depend on the training examples if other examples give the bound.
-        leaks = [name for name in self.labels.leaks if trained_on_sample or name != "batch_norm"]
-        return SampleOptions(
-            seen=self._seen(network),
-            block_size=BLOCK,
-            # Near-duplicate images and texts were treated before; shortened inputs may still be equal.
-            repeats="allow" if self.asked.repeats == "allow" else "refuse",
-            leaks=leaks,
-            assumptions=self.labels.assumptions,
-            diagnostic=self.asked.diagnostic,
-            share=Share(rank(), world(), all_reduce_sum, all_gather),
-            **more,
-        )
-
-    def _with_held_out(self, network: BoundNetwork) -> tuple[SampleOptions, Found]:
-        """Return the options with the test examples as held-out ones, and their near-duplicates."""
-        test, held_out, copies = self.task.test, None, Found()
-        if len(test):
-            rows, copies = self.split.copies.held_out()
-            held_out = self._inputs(test, network.loaded, rows) if len(rows) else None
-        return self._options(network, held_out=held_out, held_out_labels=self.labels.test_labels), copies
-
-    def _seen(self, network: BoundNetwork) -> InputExamples | None:
-        """Return the examples that trained and selected a network, its prior or its start."""
-        if network.seen is None:
-            return None
-        prior, val = self.task.train.take(network.seen), self.task.val.take(network.selecting)
-        assert prior.labels is not None
-        assert val.labels is not None
-        # Parts of one task share their source.
-        every = Examples(
-            prior.source,
-            np.concatenate([prior.rows, val.rows]),
-            [*prior.ids, *val.ids],
-            np.concatenate([prior.labels, val.labels]),
-        )
-        return self._inputs(every, network.loaded, np.arange(len(every)))
-
-    def _inputs(self, part: Examples, loaded: LoadedModel, rows: Rows) -> InputExamples:
-        assert part.labels is not None
-        max_length = self.run.config.max_length
-        return InputExamples(make_inputs(part, loaded, self.device, max_length=max_length), rows, part.labels)
-
-    def _complete(
-        self, certificate: Certificate, network: BoundNetwork, noise_matrix: Any, more: Found | None = None
-    ) -> Certificate:
-        """Add the test of whether the noise depends on the input, and the near-duplicates."""
-        part = network.examples.take(network.rows)
-        certificate = add_class_conditional_test(
-            certificate, self.run, part, noise_matrix, self.asked, self.device
-        )
-        copies = network.near_copies + (more or Found())
-        return dataclasses.replace(
-            certificate,
-            assumptions=[*certificate.assumptions, *copies.assumptions, NOT_FOUND],
-            failures=[*certificate.failures, *copies.failures],
-            near_duplicates=copies.counts,
-        )
+    checked = {place[name]: true.get(name, UNCHECKED) for name in drawn}
+    return {"checked": checked, "sheets": len(sheets(folder))}
 
 
-BOUNDS: dict[str, Callable[[Case, float], Certificate]] = {
-    "pac_bayes": Case.pac_bayes,
-    "holdout": Case.holdout,
-    "compression": Case.compression,
-}
+def _held_out(case: CertifiedRun, loaded: LoadedModel) -> tuple[InputExamples | None, Found]:
+    """Return the test examples as held-out ones, and their near-duplicates."""
+    test = case.task.test
+    if not len(test):
+        return None, Found()
+    rows, found = case.copies.held_out()
+    return _inputs(case, test, loaded, rows) if len(rows) else None, found
+
+
+def _seen(case: CertifiedRun, network: BoundNetwork) -> InputExamples | None:
+    """Return the examples that trained and selected a network, its prior or its start."""
+    task, counted = case.task, network.counted
+    if counted.seen is None:
+        return None
+    prior, val = task.train.take(counted.seen), task.val.take(counted.selecting)
+    assert prior.labels is not None
+    assert val.labels is not None
+    # Parts of one task share their source.
+    every = Examples(
+        prior.source,
+        np.concatenate([prior.rows, val.rows]),
+        [*prior.ids, *val.ids],
+        np.concatenate([prior.labels, val.labels]),
+    )
+    return _inputs(case, every, network.loaded, np.arange(len(every)))
+
+
+def _inputs(case: CertifiedRun, part: Examples, loaded: LoadedModel, rows: Rows) -> InputExamples:
+    assert part.labels is not None
+    max_length = case.run.config.max_length
+    inputs = make_inputs(part, loaded, case.device, max_length=max_length)
+    return InputExamples(inputs, rows, part.labels)
 
 
 @takes_options(CheckOptions)
@@ -351,10 +266,8 @@ def check_run(run: Run, **options: Any) -> Path:
     task = run.task()
     part, rows = task.test, np.arange(len(task.test))
     if asked.prior_fraction:
-        part, rows = (
-            task.train,
-            split_prior_and_bound(np.arange(len(task.train)), asked.prior_fraction, asked.seed)[1],
-        )
+        part, rows = task.train, np.arange(len(task.train))
+        rows = split_prior_and_bound(rows, asked.prior_fraction, asked.seed)[1]
     if not len(rows):
         raise DataError("there are no test examples to draw from; give --prior-fraction")
     if why := SeenStart.of(run).refusal(part, rows):

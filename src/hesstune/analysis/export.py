@@ -51,23 +51,18 @@ def export_run(run: Run, folder: str | Path, overwrite: bool = False) -> str:
                 if (run.path / name).is_file():
                     shutil.copyfile(run.path / name, beside / name)
             write_text(beside / CARD, exported_card(run, how))
-            _put_in_place(beside, target)
+            previous = beside.with_name(f"{target.name}.previous")
+            if target.exists():
+                target.replace(previous)
+            try:
+                beside.replace(target)
+            except OSError:
+                if previous.exists():
+                    previous.replace(target)
+                raise
     finally:
         shutil.rmtree(beside.parent, ignore_errors=True)
     return how
-
-
-def _put_in_place(beside: Path, target: Path) -> None:
-    """Rename a folder to `target`; restore the folder that it replaces if that fails."""
-    previous = beside.with_name(f"{target.name}.previous")
-    if target.exists():
-        target.replace(previous)
-    try:
-        beside.replace(target)
-    except OSError:
-        if previous.exists():
-            previous.replace(target)
-        raise
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -90,21 +85,15 @@ def exported_card(run: Run, how: str) -> str:
     records = run.records
     if (measure := records.measure) is not None:
         value, mean = measure.measure, measure.mean_measure
-        said = f"{value.value:.3f}, by the maximum over {measure.examples} examples of {measure.part}"
+        text = f"{value.value:.3f}, by the maximum over {measure.examples} examples of {measure.part}"
         if mean is not None and mean.value is not None:
-            said += f"; {mean.value:.3f} by their mean"
-        lines += [
-            "## Hessian distance measure",
-            "",
-            f"{said} (n = {value.n}, C = {value.C:.3g}). {measure.statement}",
-            "",
-        ]
+            text += f"; {mean.value:.3f} by their mean"
+        text += f" (n = {value.n}, C = {value.C:.3g}). {measure.statement}"
+        lines += ["## Hessian distance measure", "", text, ""]
     if (certificate := records.certificate) is not None and not certificate.diagnostic:
-        lines += [
-            "## Certificate",
-            "",
-            f"Test error of the randomised predictor at most {certificate.risk:.3f} with probability "
-            f"{1 - certificate.delta:g}; its assumptions are in {CERTIFICATE}.",
-            "",
-        ]
+        text = (
+            f"Test error of {certificate.kind.short_name} at most {certificate.risk:.3f} with probability "
+            f"{1 - certificate.delta:g}; its assumptions are in {CERTIFICATE}."
+        )
+        lines += ["## Certificate", "", text, ""]
     return "\n".join(lines)

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hesstune.bounds.pac_bayes import confidence_interval
+from hesstune.analysis.measure import start_network
 from hesstune.data.examples import Examples, Task
 from hesstune.errors import HesstuneError, ModelError
 from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits, to_channels_last
 from hesstune.inputs.features import frozen_features, sharing
+from hesstune.noise.confidence import confidence_interval
 from hesstune.noise.estimate import estimate_noise
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.head import FAST_CANDIDATES, GIVEN_MATRIX, MIN_EXAMPLES, robust_head
@@ -53,19 +54,12 @@ Kind = Literal["most", "some", "not", "unknown"]
 
 
 class FitVerdict(NamedTuple):
-    """Whether a network has learnt wrong labels.
+    """Whether a network has learnt wrong labels."""
 
-    Attributes:
-        kind: `most` or `some` of the wrong labels are learnt, they are `not`, or that is `unknown`.
-        low: Lower end of the 95 % interval of the share of wrong labels that the network agrees with.
-        high: Its upper end.
-        reason: Why it is unknown; empty otherwise.
-    """
-
-    kind: Kind
-    low: float
-    high: float
-    reason: str = ""
+    kind: Kind  # `most` or `some` of the wrong labels are learnt, they are `not`, or that is `unknown`
+    low: float  # Lower end of the 95 % interval of the share of wrong labels that the network agrees with
+    high: float  # Its upper end
+    reason: str = ""  # Why it is unknown; empty otherwise
 
 
 def compare_agreement(
@@ -76,15 +70,8 @@ def compare_agreement(
 ) -> NoiseFit | None:
     """Count how often a network agrees with wrong labels, and how often with right ones.
 
-    Args:
-        predicted: The network's classes of its training examples, (N,).
-        labels: The labels that it was trained on, (N,).
-        posterior: P(true class | features, given label), (N, K), from probes that did not see the label.
-            A label is suspected to be wrong if its own probability is below 1/2.
-        true: The true labels, (N,), if all are known; wrong labels are then known, and not suspected.
-
-    Returns:
-        The counts; None if neither posterior nor true labels are given.
+    Without true labels, a label is suspected to be wrong if its own probability in the posterior, (N, K), of
+    probes that did not see it is below 1/2. Return None if there is neither.
     """
     if true is not None:
         wrong, expected = labels != true, 0.0
@@ -112,34 +99,28 @@ def judge_fit(fit: NoiseFit | None) -> FitVerdict:
     labels: errors alone give the wrong label at most that often.
     """
     if fit is None:
-        return FitVerdict(
-            "unknown", 0.0, 1.0, "no label has a probability that is independent of the network"
-        )
+        why = "no label has a probability that is independent of the network"
+        return FitVerdict("unknown", 0.0, 1.0, why)
     wrong, right = fit.wrong, fit.right
     low, high = (
         min(1.0, max(0.0, (end - fit.expected_right) / (1 - fit.expected_right)))
         for end in confidence_interval(wrong.agreed, wrong.examples, DELTA)
     )
-    if wrong.examples < MIN_SUSPECTED:
-        kind = "known" if fit.known else "suspected"
-        return FitVerdict(
-            "unknown",
-            low,
-            high,
-            f"only {wrong.examples} of {wrong.examples + right.examples} labels are {kind} to be wrong",
-        )
     errors = confidence_interval(right.examples - right.agreed, right.examples, DELTA)[1]
-    if low > errors:
-        return FitVerdict("most" if low > MOST else "some", low, high)
-    if high <= FEW:
-        return FitVerdict("not", low, high)
-    return FitVerdict(
-        "unknown",
-        low,
-        high,
-        f"it agrees with {low:.1%} to {high:.1%} of the wrong labels (95 % interval) and may be wrong on up "
-        f"to {errors:.1%} of the right ones, so its errors may explain the agreement",
-    )
+    kind: Kind = "unknown"
+    if wrong.examples < MIN_SUSPECTED:
+        total, how = wrong.examples + right.examples, "known" if fit.known else "suspected"
+        why = f"only {wrong.examples} of {total} labels are {how} to be wrong"
+    elif low > errors:
+        kind, why = "most" if low > MOST else "some", ""
+    elif high <= FEW:
+        kind, why = "not", ""
+    else:
+        why = (
+            f"it agrees with {low:.1%} to {high:.1%} of the wrong labels (95 % interval) and may be wrong on "
+            f"up to {errors:.1%} of the right ones, so its errors may explain the agreement"
+        )
+    return FitVerdict(kind, low, high, why)
 
 
 def check_matrix(
@@ -149,11 +130,6 @@ def check_matrix(
 
     If prediction c is right, the given label differs from it with probability 1 − F[c, c]. Whatever the true
     class, it differs with probability 1 − max_i F[i, c] at least.
-
-    Args:
-        probabilities: P(given label | features), (N, K), of probes that did not see the label.
-        labels: The given labels, (N,).
-        noise_matrix: F.
     """
     confident = np.argsort(-probabilities.max(axis=1), kind="stable")[: max(1, len(labels) // 2)]
     predicted = probabilities[confident].argmax(axis=1)
@@ -258,17 +234,12 @@ def label_issues(run: Run, **options: Any) -> None:
 
 
 class Probed(NamedTuple):
-    """Posteriors of the training labels from probes on features of the network before its training.
+    """Posteriors of the training labels from probes on features of the network before its training."""
 
-    Attributes:
-        posterior: P(true class | features, given label), (N, K), under the given noise matrix, if any.
-        independent: The same without a given matrix that the labels contradict.
-        check: The test of the given matrix; None if there is none.
-    """
-
+    # P(true class | features, given label), (N, K), under the given noise matrix, if any.
     posterior: NDArray[np.float64]
-    independent: NDArray[np.float64]
-    check: MatrixCheck | None
+    independent: NDArray[np.float64]  # The same without a given matrix that the labels contradict
+    check: MatrixCheck | None  # The test of the given matrix; None if there is none
 
 
 def _probed(run: Run, task: Task, device: torch.device) -> Probed | None:
@@ -276,12 +247,9 @@ def _probed(run: Run, task: Task, device: torch.device) -> Probed | None:
     part, config = task.train, run.config
     if len(part) < MIN_EXAMPLES or part.labels is None or len(np.unique(part.labels)) < 2:
         return None
-    start = run.loaded()
-    run.reference().restore_(start.model)
-    to_channels_last(start.model, device)
     try:
         with sharing():
-            features = frozen_features(start, part, device, config.max_length)
+            features = frozen_features(start_network(run, device), part, device, config.max_length)
     except ModelError:  # the head is not the last operation
         return None
     checked = None

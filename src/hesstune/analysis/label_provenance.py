@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hesstune.bounds.conditions import LEAKS, Conditions, check_floor
-from hesstune.bounds.noisy import NoiseConfidenceSet
+from hesstune.analysis.measure import start_network
+from hesstune.bounds.noisy import Noise, centre_of, check_floor, read_noise
 from hesstune.bounds.record import Certificate
+from hesstune.bounds.sample import Conditions
 from hesstune.data.examples import KEPT, Examples, Task
 from hesstune.data.labels import read_clean_labels, source_notes
 from hesstune.data.reading import DRAWN
 from hesstune.errors import DataError, HesstuneError, listed
-from hesstune.inputs.batches import to_channels_last
 from hesstune.inputs.features import frozen_features
-from hesstune.noise.estimate import simplex_projection, well_conditioned
+from hesstune.noise.confidence import NoiseConfidenceSet
+from hesstune.noise.estimate import pair_counts, simplex_projection, well_conditioned
 from hesstune.noise.instance import Conditional, class_conditional, instance_rate, sure_half
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.noise.probes import CROSS_FIT_STRENGTHS, cross_fit, fit_probe, reduced_features
@@ -34,24 +35,15 @@ CLEAN_SAMPLE_SHARE = 0.2
 
 @dataclass(frozen=True)
 class LabelProvenance:
-    """What is known about the labels' noise, and which choices used the examples.
+    """What is known about the labels' noise, and which choices used the examples."""
 
-    Attributes:
-        noise_matrix: F, a confidence set for it, or None if labels count as true.
-        noise_is: How it is known, as of `hesstune.certify`.
-        assumptions: Assumptions of the certificate.
-        leaks: Choices that were made with the examples; the certificate refuses them.
-        failures: Other conditions that do not hold, for a diagnostic.
-        rows: The training examples that the certificate may count on.
-        test_labels: How the test labels are known: `true`, `noisy` as the training labels are, or `unknown`.
-    """
-
-    noise_matrix: Any
-    noise_is: str
-    assumptions: list[str]
-    leaks: list[str]
-    failures: list[str]
-    rows: NDArray[np.int64]
+    noise_matrix: Any  # F, a confidence set for it, or None if labels count as true
+    noise_is: str  # How it is known, as of `hesstune.certify`
+    assumptions: list[str]  # Assumptions of the certificate
+    leaks: list[str]  # Choices that were made with the examples; the certificate refuses them
+    failures: list[str]  # Other conditions that do not hold, for a diagnostic
+    rows: NDArray[np.int64]  # The training examples that the certificate may count on
+    # How the test labels are known: `true`, `noisy` as the training labels are, or `unknown`.
     test_labels: str
 
 
@@ -62,19 +54,14 @@ def read_label_provenance(run: Run, task: Task, asked: CertifyOptions) -> LabelP
         DataError: If the labels have no noise matrix, or a column of the data may group the examples.
     """
     config = run.config
-    leaks = [
-        name
-        for name, used in (
-            ("normalisation", bool(config.mean or config.std)),
-            ("split", task.split in DRAWN),
-            ("batch_norm", config.batch_norm == "adapt"),
-        )
-        if used and name not in asked.vouch
-    ]
+    used = {
+        "normalisation": bool(config.mean or config.std),
+        "split": task.split in DRAWN,
+        "batch_norm": config.batch_norm == "adapt",
+    }
+    leaks = [name for name, is_used in used.items() if is_used and name not in asked.vouch]
     assumptions, failures = _groups(run, task, asked)
-    assumptions += [
-        f"you vouch that {name} was chosen without these examples" for name in asked.vouch if name in LEAKS
-    ]
+    assumptions += [f"you vouch that {name} was chosen without these examples" for name in asked.vouch]
     for name, part in (("training", task.train), ("test", task.test)):
         assumptions += [f"labels: {note}" for note in source_notes(part, name)]
     if not task.train.has_model_labels and not task.test.has_model_labels:
@@ -82,8 +69,6 @@ def read_label_provenance(run: Run, task: Task, asked: CertifyOptions) -> LabelP
             "no example was left out or relabelled because of a model's prediction; plain labels do not "
             "show such a change"
         )
-    rows = np.arange(len(task.train))
-    matrix = injected_noise(config, task) if config.inject_noise else run.noise_matrix
     noise_is = run_noise_knowledge(config, task, asked.noise_is, run.noise_matrix)
     if config.inject_noise:
         assumptions.append(
@@ -93,31 +78,28 @@ def read_label_provenance(run: Run, task: Task, asked: CertifyOptions) -> LabelP
     test_labels = _test_labels(config, task, asked, noise_is)
     if test_labels == "true" and len(task.test) and noise_is != "none":
         assumptions.append("the test labels are the true ones")
+    noise: Any = injected_noise(config, task) if config.inject_noise else run.noise_matrix
+    rows = np.arange(len(task.train))
     if asked.clean_sample is not None:
         noise, rows = _from_clean_sample(task, asked.clean_sample, asked.delta * CLEAN_SAMPLE_SHARE)
         # The confidence set replaces an estimate; it does not help if the noise depends on the input.
-        known = "instance_dependent" if noise_is == "instance_dependent" else "known"
-        return LabelProvenance(noise, known, assumptions, leaks, failures, rows, test_labels)
-    if noise_is == "none":
+        noise_is = "instance_dependent" if noise_is == "instance_dependent" else "known"
+    elif noise_is == "none":
         stated = "the given labels are the true ones"
-        stated = f"you state that {stated}" if asked.noise_is == "none" else stated
-        return LabelProvenance(None, "known", [*assumptions, stated], leaks, failures, rows, test_labels)
-    if matrix is None and noise_is != "instance_dependent":
+        assumptions.append(f"you state that {stated}" if asked.noise_is == "none" else stated)
+        noise, noise_is = None, "known"
+    elif noise is None and noise_is != "instance_dependent":
         raise DataError(
             f"the run in {run.path} has no noise matrix for --noise-is {noise_is}: train with "
             "--noise-matrix, or give --clean-sample"
         )
-    # If the noise depends on the input, no matrix is valid; the certificate is refused.
-    matrix = NoiseMatrix.identity(task.k) if matrix is None else matrix
-    return LabelProvenance(matrix, noise_is, assumptions, leaks, failures, rows, test_labels)
+    elif noise is None:  # no matrix is valid; the certificate is refused
+        noise = NoiseMatrix.identity(task.k)
+    return LabelProvenance(noise, noise_is, assumptions, leaks, failures, rows, test_labels)
 
 
 def _groups(run: Run, task: Task, asked: CertifyOptions) -> tuple[list[str], list[str]]:
-    """Return the assumptions on columns that may group the examples, and the failures of a diagnostic.
-
-    Raises:
-        DataError: If there are such columns, and neither `no_groups` nor `diagnostic` is given.
-    """
+    """Return the assumptions on columns that may group the examples, and the failures of a diagnostic."""
     # A column that was removed after training still groups the examples.
     groups = {**run.facts.possible_groups, **task.possible_groups}
     if asked.no_groups:
@@ -187,17 +169,14 @@ def _test_labels(config: FinetuneConfig, task: Task, asked: CertifyOptions, nois
     if asked.test_labels != "auto":
         return asked.test_labels
     part = task.test
-    if asked.noise_is == "none" or (_all_checked(part) and not part.count_source(KEPT)):
+    all_checked = part.clean is not None and bool(part.clean.all())
+    if asked.noise_is == "none" or (all_checked and not part.count_source(KEPT)):
         return "true"
     if part.has_model_labels:
         return "unknown"
     if noise_is == "none" or config.inject_noise:
         return "true"  # noise goes into training and validation labels alone
     return "unknown" if noise_is == "instance_dependent" else "noisy"
-
-
-def _all_checked(part: Examples) -> bool:
-    return part.clean is not None and bool(part.clean.all())
 
 
 def _from_clean_sample(
@@ -214,8 +193,7 @@ def _from_clean_sample(
             "ids are those of its labels.csv"
         )
     rows = np.array([place[example] for example in true], np.int64)
-    counts = np.zeros((task.k, task.k), np.int64)
-    np.add.at(counts, (np.array(list(true.values()), np.int64), task.train.labels[rows]), 1)
+    counts = pair_counts(list(true.values()), task.train.labels[rows], task.k)
     return NoiseConfidenceSet(counts, delta), np.setdiff1d(np.arange(len(task.train)), rows)
 
 
@@ -235,84 +213,46 @@ def add_class_conditional_test(
     """Test whether the noise of a bound's examples depends on their inputs, on features of the reference.
 
     The test of confident predictions can refuse the certificate. The permutation test is exact for true
-    classes only: it also rejects if features mix the classes, so its result is only printed.
-
-    Args:
-        certificate: The certificate.
-        run: A finished run.
-        part: The examples that the bound counts on.
-        noise_matrix: Their known matrix or `NoiseConfidenceSet`; None for true labels: nothing is tested.
-        asked: The options.
-        device: Where the features are computed.
-
-    Returns:
-        The certificate with the permutation test's numbers, or with a line on why it was not run.
+    classes only: it also rejects if features mix the classes, so its result is only printed. Noise that
+    hesstune injected depends on the true class alone and is not tested.
 
     Raises:
         RefutedNoiseError: If the test of confident predictions rejects, unless a diagnostic was requested.
     """
     if noise_matrix is None:
         return certificate
-    conditions, numbers = Conditions(asked.diagnostic), dict[str, float]()
-    assumptions: list[str] = []
-    try:
-        test = _run_tests(conditions, run, part, noise_matrix, asked, device)
-    except _NotTestedError as error:
-        assumptions = [str(error)]
-    else:
-        numbers = {**asdict(test), "depends": float(test.depends)}
-        if test.depends:
-            assumptions = [_rejected(test)]
-    return replace(
-        certificate,
-        noise_dependence=numbers,
-        assumptions=[*certificate.assumptions, *assumptions],
-        failures=[*certificate.failures, *conditions.failures],
-    )
-
-
-class _NotTestedError(Exception):
-    """The permutation test was not run, for the reason in the text."""
-
-
-def _run_tests(
-    conditions: Conditions,
-    run: Run,
-    part: Examples,
-    noise_matrix: Any,
-    asked: CertifyOptions,
-    device: torch.device,
-) -> Conditional:
-    """Run both tests; report a refuted floor, and return the permutation test."""
     if run.config.inject_noise:
-        raise _NotTestedError("hesstune injected the noise by the true class alone; that is not tested")
+        text = "hesstune injected the noise by the true class alone; that is not tested"
+        return certificate.replaced(assumptions=[*certificate.assumptions, text])
     assert part.labels is not None
-    labels, k = part.labels, len(run.classes)
-    loaded = run.loaded()
-    run.reference().restore_(loaded.model)
-    to_channels_last(loaded.model, device)
+    labels, k, noise = part.labels, len(run.classes), read_noise(noise_matrix)
+    conditions, assumptions, numbers = Conditions(asked.diagnostic), list[str](), dict[str, float]()
+    start = start_network(run, device)
     try:
-        features = frozen_features(loaded, part, device, run.config.max_length).astype(np.float64)
+        features = frozen_features(start, part, device, run.config.max_length).astype(np.float64)
         reduced = reduced_features(features, len(labels))
         probs = cross_fit(features, labels, k, seed=asked.seed)
     except HesstuneError as error:
-        why = f"whether the noise depends on the input could not be tested: {error}"
-        raise _NotTestedError(why) from error
-    conditions.attempt(lambda: check_confident(reduced, labels, k, noise_matrix, asked.delta, asked.seed))
-    known = noise_matrix.centre if isinstance(noise_matrix, NoiseConfidenceSet) else noise_matrix
-    matrix = NoiseMatrix(getattr(known, "array", known))
-    true = part.true if part.clean is None else None
-    test = dependence_on_input(reduced, labels, probs, matrix, true, asked.seed)
-    if test is None:
-        raise _NotTestedError("whether the noise depends on the input could not be tested: too few examples")
-    return test
-
-
-def _rejected(test: Conditional) -> str:
-    return (
-        "the noise depends on the true class alone although a permutation test rejects that (p = "
-        f"{test.p_value:.2g}); the test also rejects if the features mix the classes. hesstune check and "
-        "certify --checked need no noise matrix"
+        assumptions.append(f"whether the noise depends on the input could not be tested: {error}")
+    else:
+        conditions.attempt(lambda: check_confident(reduced, labels, k, noise, asked.delta, asked.seed))
+        true = part.true if part.clean is None else None
+        matrix = NoiseMatrix(centre_of(noise))
+        test = dependence_on_input(reduced, labels, probs, matrix, true, asked.seed)
+        if test is None:
+            assumptions.append("whether the noise depends on the input could not be tested: too few examples")
+        else:
+            numbers = {**asdict(test), "depends": float(test.depends)}
+        if test is not None and test.depends:
+            assumptions.append(
+                "the noise depends on the true class alone although a permutation test rejects that (p = "
+                f"{test.p_value:.2g}); the test also rejects if the features mix the classes. hesstune check "
+                "and certify --checked need no noise matrix"
+            )
+    return certificate.replaced(
+        noise_dependence=numbers,
+        assumptions=[*certificate.assumptions, *assumptions],
+        failures=[*certificate.failures, *conditions.failures],
     )
 
 
@@ -326,16 +266,8 @@ def dependence_on_input(
 ) -> Conditional | None:
     """Test the labels within true classes, or within the most probable classes of confident examples.
 
-    Args:
-        features: (N, C) reduced features.
-        labels: (N,) given labels.
-        probs: (N, K) out-of-sample probabilities of the given labels.
-        noise_matrix: F, which gives the probabilities of the true classes.
-        true: (N,) true labels, if known.
-        seed: Of the permutations.
-
-    Returns:
-        The test, or None if every class has too few examples.
+    `probs` are out-of-sample probabilities of the given labels, (N, K). The result is None if every class has
+    too few examples.
     """
     if true is not None:
         rows, classes = np.arange(len(features)), true
@@ -353,7 +285,7 @@ def check_confident(
     features: NDArray[np.float64],
     labels: NDArray[np.int64],
     k: int,
-    noise_matrix: Any,
+    noise: Noise,
     delta: float,
     seed: int = 0,
 ) -> None:
@@ -363,14 +295,6 @@ def check_confident(
     class is easiest. A matrix that overstates the noise there is refuted, even if it is right on average.
     Given the inputs, the labels of the halves are independent, so the tests are exact; their levels sum to
     at most the level of one test.
-
-    Args:
-        features: (N, C) reduced features, made without the labels.
-        labels: (N,) given labels.
-        k: Number of classes.
-        noise_matrix: As of `check_floor`.
-        delta: As there.
-        seed: Of the halves.
 
     Raises:
         RefutedNoiseError: If a test rejects.
@@ -385,6 +309,5 @@ def check_confident(
         ranked, guess = np.argsort(-probs.max(axis=1), kind="stable"), probs.argmax(axis=1)
         for share in CONFIDENT:
             some = ranked[: int(np.ceil(share * len(ranked)))]
-            confusion = np.zeros((k, k), np.int64)
-            np.add.at(confusion, (labels[tested[some]], guess[some]), 1)
-            check_floor(confusion, noise_matrix, delta / (2 * len(CONFIDENT)), "a probe's most confident")
+            confusion = pair_counts(labels[tested[some]], guess[some], k)
+            check_floor(confusion, noise, delta / (2 * len(CONFIDENT)), "a probe's most confident")

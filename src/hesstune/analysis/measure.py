@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hesstune.bounds.certificate import certify
-from hesstune.bounds.data import Share
+from hesstune.bounds.kinds.pac_bayes import certify
 from hesstune.bounds.record import Certificate
 from hesstune.curvature.measure import measure
 from hesstune.curvature.result import Measure
@@ -54,10 +53,6 @@ def gathered_measure(own: Measure, order: list[NDArray[np.int64]]) -> Measure:
     """Return the measurement of all examples, on every rank.
 
     Rows are gathered; a sampled mean is the mean over ranks, weighted by their examples.
-
-    Args:
-        own: This rank's measurement.
-        order: All batches of examples, rank by rank.
     """
     if world() == 1:
         return own
@@ -90,13 +85,7 @@ def drawn_rows(n: int, most: int | None, seed: int) -> NDArray[np.int64]:
 
 
 class InputExamples:
-    """Examples as inputs of the network, map-style, for `hesstune.certify`.
-
-    Args:
-        feed: Their inputs, without augmentation.
-        rows: Which of them.
-        labels: (N,) labels of all of the feed's examples.
-    """
+    """Examples as inputs of the network, map-style, for `hesstune.certify`."""
 
     def __init__(self, feed: ModelInputs, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
         self._feed, self._rows, self._labels = feed, rows, labels
@@ -136,22 +125,14 @@ class MeasuredNetwork:
     """A trained network, its reference, and labelled examples as its inputs.
 
     Several processes share the examples: each computes on its own batches, and all get the result.
-
-    Attributes:
-        net: The network, or its head if the inputs are features.
-        reference: The weights before fine-tuning, of the same names as the network's.
-        feed: The examples' inputs, without augmentation.
-        labels: (N,) int64, of all of the feed's examples.
-        rows: Those that are measured.
-        batch: Examples that are measured together.
     """
 
-    net: nn.Module
-    reference: Reference
-    feed: ModelInputs
-    labels: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    batch: int = BATCH
+    net: nn.Module  # The network, or its head if the inputs are features
+    reference: Reference  # The weights before fine-tuning, of the same names as the network's
+    feed: ModelInputs  # The examples' inputs, without augmentation
+    labels: NDArray[np.int64]  # (N,) int64, of all of the feed's examples
+    rows: NDArray[np.int64]  # Those that are measured
+    batch: int = BATCH  # Examples that are measured together
 
     def batches(self) -> _Batches:
         """Return this process's batches of (inputs, targets): with a length, made again in each pass."""
@@ -177,12 +158,10 @@ class MeasuredNetwork:
         """Certify on all examples, or on some; options are those of `hesstune.certify`."""
         rows = np.arange(len(self.labels)) if rows is None else rows
         examples = InputExamples(self.feed, rows, self.labels)
-        share = Share(rank(), world(), all_reduce_sum, all_gather)
-        return certify(self.net, self.reference, examples, share=share, **options)
+        return certify(self.net, self.reference, examples, distributed=True, **options)
 
 
 NAMES = {"val": "validation", "train": "training"}
-NO_VALIDATION = "the run has no validation examples"
 # From the first value the loss of a fine-tuned network changes; at the last it is near that of guessing.
 SIGMAS = (0.001, 0.002, 0.005, 0.01, 0.02)
 
@@ -209,10 +188,8 @@ def measure_run(
         RunError: If the run has not finished, or its data has changed since.
     """
     asked = make_options(MeasureOptions, options)
-    opened = _Opened.of(run, asked)
-    part = "val" if asked.part == "val" and len(opened.task.val) else "train"
-    network, examples = opened.network(part), opened.examples(part)
-    rows = network.rows
+    task, examples, network = _measured(run, asked, asked.part)
+    part, rows = "val" if examples is task.val else "train", network.rows
     own = max(1, len(rows) // world())
     own_options = set(MeasureOptions.model_fields) - {"part", "max_examples", "device"}
     measured = network.measure(
@@ -221,14 +198,14 @@ def measure_run(
         on_forecast=on_forecast,
     )
     if part != asked.part:
-        measured.notes.append(f"{NO_VALIDATION}: measured on the training examples")
+        measured.notes.append("the run has no validation examples: measured on the training examples")
     if len(rows) < len(examples):
         measured.notes.append(
             f"measured on {len(rows)} of {len(examples)} {NAMES[part]} examples, drawn uniformly"
         )
     # Which examples the rows of measure.safetensors are.
     ids = [examples.ids[i] for i in rows] if len(rows) < len(examples) else None
-    on_main_process(lambda: measured.save(run.path, n=len(opened.task.train), part=part, ids=ids))
+    on_main_process(lambda: measured.save(run.path, n=len(task.train), part=part, ids=ids))
     return measured
 
 
@@ -247,7 +224,7 @@ def stability_of_run(run: Run, sigmas: Sequence[float] = SIGMAS, **options: Any)
         RunError: If the run has not finished, or its data has changed since.
     """
     asked = make_options(StabilityOptions, options)
-    network = _Opened.of(run, asked).network("train")
+    network = _measured(run, asked, "train")[2]
     table = network.stability(sigmas, asked.samples, run.config.seed, layers=asked.layers)
     lines = [StabilityRow(**row.to_dict()) for row in table]
     record = StabilityRecord(examples=len(network.rows), rows=lines)
@@ -255,34 +232,22 @@ def stability_of_run(run: Run, sigmas: Sequence[float] = SIGMAS, **options: Any)
     return table
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A finished run's network, its reference and its examples, read once for all that is measured."""
+def start_network(run: Run, device: torch.device) -> LoadedModel:
+    """Return a run's network with its weights before training, on a device."""
+    loaded = run.loaded()
+    run.reference().restore_(loaded.model)
+    to_channels_last(loaded.model, device)
+    return loaded
 
-    run: Run
-    asked: SampleOptions
-    task: Task
-    loaded: LoadedModel
-    reference: Reference
-    device: torch.device
 
-    @classmethod
-    def of(cls, run: Run, asked: SampleOptions) -> _Opened:
-        """Read a run; its labels are those of training."""
-        _ = run.outcome
-        task, target, loaded = run.task(), pick_device(asked.device), run.loaded()
-        to_channels_last(loaded.model, target)
-        # Differences are taken a layer at a time, so the reference need not be on the device.
-        return cls(run, asked, task, loaded, run.reference(), target)
-
-    def examples(self, part: str) -> Examples:
-        """Return a part's examples."""
-        return self.task.val if part == "val" else self.task.train
-
-    def network(self, part: str) -> MeasuredNetwork:
-        """Return the network with (some of) a part's examples."""
-        examples, seed = self.examples(part), self.run.config.seed
-        assert examples.labels is not None
-        rows = drawn_rows(len(examples), self.asked.max_examples, seed)
-        feed = make_inputs(examples, self.loaded, self.device, max_length=self.run.config.max_length)
-        return MeasuredNetwork(self.loaded.model, self.reference, feed, examples.labels, rows)
+def _measured(run: Run, asked: SampleOptions, part: str) -> tuple[Task, Examples, MeasuredNetwork]:
+    """Return a finished run's task, a part of it, and the network with (some of) the part's examples."""
+    _ = run.outcome
+    task, device, loaded = run.task(), pick_device(asked.device), run.loaded()
+    to_channels_last(loaded.model, device)
+    examples = task.val if part == "val" and len(task.val) else task.train
+    assert examples.labels is not None
+    rows = drawn_rows(len(examples), asked.max_examples, run.config.seed)
+    feed = make_inputs(examples, loaded, device, max_length=run.config.max_length)
+    # Differences are taken a layer at a time, so the reference need not be on the device.
+    return task, examples, MeasuredNetwork(loaded.model, run.reference(), feed, examples.labels, rows)

@@ -1,17 +1,18 @@
-"""Near-duplicates in a run's examples: kept from both sides of a certificate, counted and said."""
+"""Examples that a bound may not count: near-duplicates, and those that the initial weights have seen."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hesstune.analysis.seen_start import SeenStart
 from hesstune.data.examples import Examples, Task
 from hesstune.data.near_duplicates import near_duplicates
 from hesstune.errors import DataError, listed
+from hesstune.runs.integrity import content_digests
+from hesstune.runs.run import Run
+from hesstune.storage.seen_examples import SeenExamples
 
 Rows = NDArray[np.int64]
 # Which of several copies is counted is drawn, so that no class is preferred by its place in a folder.
@@ -25,18 +26,59 @@ NOT_FOUND = (
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found, for a certificate to say.
+class SeenStart:
+    """The weights before fine-tuning, and the examples that they have seen.
 
-    Attributes:
-        counts: {what: number of examples}.
-        assumptions: What was done about them, and what must hold for it.
-        failures: What is refused, where a diagnostic is asked for.
+    The bounds need examples that are independent of these weights. Examples that the weights have seen are
+    not left out instead: the data of the earlier run may have been chosen by its labels, and the examples
+    that remain would then be chosen by theirs.
     """
 
-    counts: dict[str, float] = field(default_factory=dict)
-    assumptions: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
+    name: str = ""  # The weights, for messages
+    seen: SeenExamples = field(default_factory=SeenExamples)  # The examples
+
+    @classmethod
+    def of(cls, run: Run) -> SeenStart:
+        """Return the initial weights of a run."""
+        return cls(run.config.weights or run.config.model, run.seen_by_start())
+
+    def shared(self, part: Examples, rows: Rows) -> list[str]:
+        """Return the ids of the examples of a part that the weights have seen."""
+        if not self.seen.count:
+            return []
+        examples = part.take(rows)
+        shared = self.seen.contain(content_digests(examples, anew=False))
+        return [examples.ids[row] for row in np.flatnonzero(shared)]
+
+    def refusal(self, part: Examples, rows: Rows) -> str:
+        """Return why examples of a part may not be counted on; empty if the weights have seen none."""
+        if not (ids := self.shared(part, rows)):
+            return ""
+        return (
+            f"the weights {self.name} that the run started from have seen {len(ids)} of the {len(rows)} "
+            f"examples that the bound counts on (such as {listed(ids, 3)}); start a run from weights that "
+            "have not seen them, or give examples that they have not seen"
+        )
+
+    @property
+    def assumptions(self) -> list[str]:
+        """The assumptions on the weights if no example of the bound was refused."""
+        texts = [f"the weights in {name} were trained on other examples" for name in self.seen.unrecorded]
+        if self.seen.count:
+            texts.append(
+                f"the {self.seen.count} examples that the weights {self.name} have seen are other ones: "
+                "checked by digests; near-copies are not"
+            )
+        return texts
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found among examples, for the certificate."""
+
+    counts: dict[str, float] = field(default_factory=dict)  # {what: number of examples}
+    assumptions: list[str] = field(default_factory=list)  # What was done about them, and what must hold
+    failures: list[str] = field(default_factory=list)  # What is refused, for a diagnostic
 
     def __add__(self, other: Found) -> Found:
         return Found(
@@ -48,30 +90,24 @@ class Found:
 
 @dataclass(frozen=True)
 class NearCopies:
-    """The near-duplicates among a task's examples, and what is to be done about them.
+    """The near-duplicates among a task's examples, and how they are treated.
 
-    A certificate needs examples that are drawn one by one, and a prior or a network that is independent of
-    them. Where a collection holds copies, what is drawn one by one are its groups of copies. Let a group
-    that the drawn parts divide be wholly the bound's: its members in the prior's part are *left out of the
-    prior's training*. Then prior and bound see disjoint groups, and are independent given where each group
-    went, which its own members' places decide. Leaving them out of the bound instead would make its sample
-    a choice, of groups that luck did not divide: the certificate would be for a distribution with fewer
-    copies. The choice is made by the inputs alone, so the bound's labels never reach the prior.
-
-    Attributes:
-        task: The examples.
-        groups: The group of each training, validation and test example, by part.
-        repeats: `refuse`, `drop` or `allow`, for copies that cannot be left out so.
-        seed: Draws which of several copies is counted.
-        diagnostic: Whether what is refused is noted, not raised.
-        start: The weights before fine-tuning: examples that they have seen are never counted.
+    A certificate needs examples that are independent draws, and a prior or a network that is independent of
+    them. In a collection with copies, the independent draws are its groups of copies. Of a group that the
+    drawn parts divide, the members in the prior's part are *left out of the prior's training*: the whole
+    group then belongs to the bound. Prior and bound see disjoint groups, and they are independent given the
+    part that each group belongs to, which depends on the places of its own members. Leaving such groups out
+    of the bound instead would select groups by the division: the certificate would be for a distribution with
+    fewer copies. The choice depends on the inputs alone, so the bound's labels never reach the prior.
     """
 
-    task: Task
-    groups: dict[str, Rows]
+    task: Task  # The examples
+    groups: dict[str, Rows]  # The group of each training, validation and test example, by part
+    # `refuse`, `drop` or `allow`, for copies that cannot be left out of a prior's training.
     repeats: str = "refuse"
-    seed: int = 0
-    diagnostic: bool = False
+    seed: int = 0  # Draws which of several copies is counted
+    diagnostic: bool = False  # Whether what is refused is recorded, not raised
+    # The weights before fine-tuning: examples that they have seen are never counted.
     start: SeenStart = field(default_factory=SeenStart)
 
     @classmethod
@@ -83,23 +119,16 @@ class NearCopies:
         diagnostic: bool = False,
         start: SeenStart | None = None,
     ) -> NearCopies:
-        """Look for near-duplicates in all of a task's examples."""
+        """Find near-duplicates among all of a task's examples."""
         found = near_duplicates([task.train, task.val, task.test])
         groups = dict(zip(("train", "val", "test"), found, strict=True))
         return cls(task, groups, repeats, seed, diagnostic, start or SeenStart())
 
     def apart(self, first: Rows, rest: Rows) -> tuple[Rows, Rows, Found]:
-        """Leave out of a prior's examples what has a near-duplicate among those of the bound.
-
-        Args:
-            first: Training examples of the prior's part.
-            rest: Those of the bound's part.
+        """Leave out of a prior's examples, `first`, what has a near-duplicate among the bound's, `rest`.
 
         Returns:
             Training and validation examples that may train and select the prior; and what was left out.
-
-        Raises:
-            DataError: If none is left to train it.
         """
         train, val = self.groups["train"], self.groups["val"]
         kept = first[~np.isin(train[first], train[rest])]
@@ -111,107 +140,88 @@ class NearCopies:
                 "--prior-fraction out"
             )
         trained, selected = len(first) - len(kept), len(val) - len(selecting)
-        counts = {"left_out_of_prior": float(trained), "left_out_of_selection": float(selected)}
-        if not trained and not selected:
-            return kept, selecting, Found(counts)
-        told = (
-            f"near-duplicates of examples that the bound counts on were left out of the prior's training "
-            f"({trained}) and selection ({selected}), by their inputs alone; groups of near-duplicates are "
-            "independent draws"
-        )
-        return kept, selecting, Found(counts, [told])
+        found = Found({"left_out_of_prior": float(trained), "left_out_of_selection": float(selected)})
+        if trained or selected:
+            found.assumptions.append(
+                f"near-duplicates of examples that the bound counts on were left out of the prior's training "
+                f"({trained}) and selection ({selected}), by their inputs alone; groups of near-duplicates "
+                "are independent draws"
+            )
+        return kept, selecting, found
 
     def counted(self, part: str, rows: Rows, seen: bool = False) -> tuple[Rows, Found]:
-        """Return the examples that a bound counts on, and what was found among them.
+        """Return the examples of `train` or `test` that a bound counts on, and what was found among them.
 
-        Args:
-            part: `train` or `test`.
-            rows: Examples of this part.
-            seen: Whether what is certified has learnt from the training and validation examples.
-
-        Raises:
-            DataError: If near-duplicates are refused, none is left, or the weights before fine-tuning have
-                seen some.
+        `seen` says whether what is certified has learnt from the training and validation examples.
         """
-        every = rows
-        found = self._unseen_by_start(part, rows)
+        count, examples = len(rows), self.task.train if part == "train" else self.task.test
+        found = Found()
+        if why := self.start.refusal(examples, rows):
+            self._refuse(found, why)
+        else:
+            found.assumptions.extend(self.start.assumptions)
         if seen:
-            rows, more = self._unseen(part, rows)
-            found += more
+            near = self._near_training(part, rows)
+            found.counts["near_training"] = float(near.sum())
+            if near.any():
+                ids = listed([examples.ids[row] for row in rows[near]], 3)
+                rows = self._treated(
+                    found,
+                    rows,
+                    rows[~near],
+                    f"{near.sum()} of the {count} examples that the bound counts on are near-duplicates of "
+                    f"examples that trained or selected the network (such as {ids})",
+                    f"{near.sum()} examples that are near-duplicates of those of training were left out, so "
+                    "the bound is for inputs that are no such copies",
+                    f"{near.sum()} examples counted are near-duplicates of those of training",
+                )
         groups = self.groups[part][rows]
         again = len(rows) - len(np.unique(groups))
-        found += Found({"repeated": float(again)})
-        if again and self.repeats == "refuse":
-            shown = _pairs(self._part(part).ids, rows, groups)
-            found += self._refused(
+        found.counts["repeated"] = float(again)
+        if again:
+            first: dict[int, str] = {}
+            pairs = []
+            for row, group in zip(rows.tolist(), groups.tolist(), strict=True):
+                if group in first:
+                    pairs.append(f"{first[group]} and {examples.ids[row]}")
+                first.setdefault(group, examples.ids[row])
+            rows = self._treated(
+                found,
+                rows,
+                self._one_each(rows, groups),
                 f"{again} of the {len(rows)} examples that the bound counts on are repeated or "
-                f"near-duplicates of others (such as {shown}), so they are no independent sample"
+                f"near-duplicates of others (such as {listed(pairs, 3)}), so they are no independent sample",
+                f"of near-duplicates one each is counted ({again} left out), so the bound is for inputs that "
+                "are drawn without regard to how often they are repeated",
+                f"{again} examples counted are near-duplicates of others",
             )
-        elif again and self.repeats == "drop":
-            rows = self._one_each(rows, groups)
-            told = f"of near-duplicates one each is counted ({again} left out), so the bound is for inputs "
-            found += Found({}, [f"{told}that are drawn without regard to how often they are repeated"])
-        elif again:
-            told = f"{again} examples counted are near-duplicates of others: they are independent draws"
-            found += Found({}, [f"{told} of a distribution that has such repeats"])
         if not len(rows):
-            raise DataError(
-                f"all {len(every)} examples of the bound are near-duplicates of those of training"
-            )
+            raise DataError(f"all {count} examples of the bound are near-duplicates of those of training")
         return rows, found
 
     def held_out(self) -> tuple[Rows, Found]:
         """Return the test examples that are no near-duplicates, for the bound beside a certificate."""
         every = np.arange(len(self.task.test))
         if met := self.start.shared(self.task.test, every):
-            told = (
+            text = (
                 f"no bound by the held-out examples: the weights {self.start.name} have seen {len(met)} of "
+                f"the {len(every)}"
             )
-            return every[:0], Found({}, [f"{told}the {len(every)}"])
-        rows = every[~self._shared("test", every)]
+            return every[:0], Found(assumptions=[text])
+        rows = every[~self._near_training("test", every)]
         if self.repeats != "allow":
             rows = self._one_each(rows, self.groups["test"][rows])
         left = len(every) - len(rows)
-        if not left:
-            return rows, Found({"left_out_of_held_out": 0.0})
-        told = (
-            f"{left} held-out examples that are near-duplicates of training's or of one another were left out"
-        )
-        return rows, Found({"left_out_of_held_out": float(left)}, [told])
-
-    def _unseen_by_start(self, part: str, rows: Rows) -> Found:
-        """Refuse examples that the weights before fine-tuning have seen."""
-        if not (why := self.start.refusal(self._part(part), rows)):
-            return Found({}, self.start.assumptions)
-        if not self.diagnostic:
-            raise DataError(why)
-        return Found({}, [], [why])
-
-    def _unseen(self, part: str, rows: Rows) -> tuple[Rows, Found]:
-        """Treat examples that are near-duplicates of what has trained or selected the network already."""
-        shared = self._shared(part, rows)
-        count = int(shared.sum())
-        found = Found({"near_training": float(count)})
-        if not count:
-            return rows, found
-        if self.repeats == "refuse":
-            ids = [self._part(part).ids[row] for row in rows[shared]]
-            return rows, found + self._refused(
-                f"{count} of the {len(rows)} examples that the bound counts on are near-duplicates of "
-                f"examples that trained or selected the network (such as {listed(ids, 3)})"
+        found = Found({"left_out_of_held_out": float(left)})
+        if left:
+            found.assumptions.append(
+                f"{left} held-out examples that are near-duplicates of training's or of one another were "
+                "left out"
             )
-        if self.repeats == "drop":
-            told = (
-                f"{count} examples that are near-duplicates of those of training were left out, so the bound "
-            )
-            return rows[~shared], found + Found({}, [f"{told}is for inputs that are no such copies"])
-        told = (
-            f"{count} examples counted are near-duplicates of those of training: they are independent draws"
-        )
-        return rows, found + Found({}, [f"{told} of a distribution that has such repeats"])
+        return rows, found
 
-    def _shared(self, part: str, rows: Rows) -> NDArray[np.bool_]:
-        """Tell which rows are near-duplicates of training or validation examples."""
+    def _near_training(self, part: str, rows: Rows) -> NDArray[np.bool_]:
+        """Return which rows are near-duplicates of training or validation examples."""
         seen = np.concatenate([self.groups["train"], self.groups["val"]])
         return np.isin(self.groups[part][rows], seen)
 
@@ -220,26 +230,27 @@ class NearCopies:
         _, first = np.unique(groups[order], return_index=True)
         return np.sort(rows[order[first]])
 
-    def _refused(self, why: str) -> Found:
-        told = (
-            f"{why}; remove copies before splitting, or give --repeats drop, which counts no copy, or "
-            "--repeats allow if the examples were drawn independently from a distribution "
-            "that has such repeats"
-        )
+    def _treated(
+        self, found: Found, rows: Rows, without: Rows, refusal: str, dropped: str, allowed: str
+    ) -> Rows:
+        """Refuse, drop or allow copies, and add to `found` which; return the rows that are counted."""
+        if self.repeats == "drop":
+            found.assumptions.append(dropped)
+            return without
+        if self.repeats == "allow":
+            found.assumptions.append(
+                f"{allowed}: they are independent draws of a distribution that has such repeats"
+            )
+        else:
+            self._refuse(
+                found,
+                f"{refusal}; remove copies before splitting, or give --repeats drop, which counts no copy, "
+                "or --repeats allow if the examples were drawn independently from a distribution that has "
+                "such repeats",
+            )
+        return rows
+
+    def _refuse(self, found: Found, why: str) -> None:
         if not self.diagnostic:
-            raise DataError(told)
-        return Found({}, [], [told])
-
-    def _part(self, part: str) -> Examples:
-        return self.task.train if part == "train" else self.task.test
-
-
-def _pairs(ids: list[str], rows: Iterable[int], groups: Iterable[int]) -> str:
-    """Name some examples and the ones they repeat."""
-    first: dict[int, str] = {}
-    pairs = []
-    for row, group in zip(rows, groups, strict=True):
-        if group in first:
-            pairs.append(f"{first[group]} and {ids[row]}")
-        first.setdefault(group, ids[row])
-    return listed(pairs, 3)
+            raise DataError(why)
+        found.failures.append(why)

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.analysis.label_provenance import dependence_on_input
-from hesstune.data.examples import Task
+from hesstune.analysis.measure import start_network
 from hesstune.errors import DataError, NoiseMatrixError
-from hesstune.inputs.batches import to_channels_last
 from hesstune.noise.estimate import ESTIMATORS, from_posterior, log_likelihoods, well_conditioned
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.noise.probes import reduced_features
@@ -39,18 +38,11 @@ STEPS, RATE, RADIUS = 150, 0.02, 16.0
 def linear_heads(
     features: NDArray[np.float64], labels: NDArray[np.int64], noises: Sequence[NoiseMatrix]
 ) -> NDArray[np.float64]:
-    """Minimise the consistent loss of each noise matrix over a linear head of norm at most RADIUS.
+    """Minimise the consistent loss of each of J noise matrices over a linear head of norm at most RADIUS.
 
     The loss is convex; full-batch Adam from zero, the same steps for all, so that heads differ by their
-    matrix alone.
-
-    Args:
-        features: (N, D), of mean squared norm about 10.
-        labels: Noisy labels, (N,).
-        noises: J noise matrices.
-
-    Returns:
-        Weights and, last, biases, (D + 1, J, K).
+    matrix alone. Features (N, D) have a mean squared norm of about 10; the result are weights and, last,
+    biases, (D + 1, J, K).
     """
     import torch
 
@@ -108,25 +100,25 @@ def check_noise(run: Run, **options: Any) -> NoiseCheck:
             f"{len(task.train)} training examples are too few to estimate the noise of {task.k} classes"
         )
     target = pick_device(config.device if asked.device == "auto" else asked.device)
-    loaded = run.loaded()
-    run.reference().restore_(loaded.model)
-    to_channels_last(loaded.model, target)
-    material = gather(config, task, loaded, target)
+    material = gather(config, task, start_network(run, target), target)
     given = run.noise_matrix
     compared = NoiseMatrix.identity(task.k) if given is None else given
     estimates, best = _estimates(material, compared)
     base = given if given is not None and np.isfinite(given.condition) else best
     features = reduced_features(material.features, len(material.labels))
     costs = sensitivity(features, material.labels, base, seed=asked.seed)
-    true = task.train.true if task.train.clean is None else None
+    true, counted = task.train.true if task.train.clean is None else None, None
     test = dependence_on_input(features, material.labels, material.probs, base, true, asked.seed)
+    if true is not None and task.train.labels is not None:
+        matrix = from_posterior(np.eye(task.k)[true], task.train.labels, "counted").matrix
+        counted = Counted(matrix=matrix.array.tolist(), rate=matrix.rate, **_distance(matrix, compared))
     check = NoiseCheck(
         run=str(run.path),
         classes=task.classes,
         examples=len(task.train),
         matrix_given=given is not None,
         assumed=MatrixFacts(**_facts(compared, material)),
-        counted=_counted(task, compared),
+        counted=counted,
         estimates=estimates,
         cost_of_an_error=costs,
         class_conditional=None if test is None else Dependence(**asdict(test), depends=test.depends),
@@ -159,10 +151,9 @@ def _estimates(material: Material, given: NoiseMatrix) -> tuple[list[Estimated |
     rows: list[Estimated | Failed] = []
     best: NoiseMatrix | None = None
     for method in ESTIMATORS:
-        if method in ("labelmodel", "holdout"):
-            lacks = material.posterior if method == "labelmodel" else material.clean
-            if lacks is None:
-                continue
+        needed = {"labelmodel": material.posterior, "holdout": material.clean}
+        if needed.get(method, True) is None:
+            continue
         try:
             estimate = estimated(method, material)
         except (NoiseMatrixError, DataError, ImportError) as error:
@@ -173,21 +164,9 @@ def _estimates(material: Material, given: NoiseMatrix) -> tuple[list[Estimated |
         rows.append(Estimated(method=method, **facts))
         best = best or estimate.matrix  # `auto` comes first
     if best is None:
-        raise NoiseMatrixError(f"no estimator could be used: {_first_reason(rows)}")
+        reason = next(row.failed for row in rows if isinstance(row, Failed))
+        raise NoiseMatrixError(f"no estimator could be used: {reason}")
     return rows, best
-
-
-def _first_reason(rows: list[Estimated | Failed]) -> str:
-    return next(row.failed for row in rows if isinstance(row, Failed))
-
-
-def _counted(task: Task, given_matrix: NoiseMatrix) -> Counted | None:
-    """Return the matrix counted from true labels, if they are known."""
-    true, given = task.train.true, task.train.labels
-    if true is None or given is None or task.train.clean is not None:
-        return None
-    counted = from_posterior(np.eye(task.k)[true], given, "counted").matrix
-    return Counted(matrix=counted.array.tolist(), rate=counted.rate, **_distance(counted, given_matrix))
 
 
 def perturbed(noise_matrix: NoiseMatrix, off: float, direction: str, seed: int = 0) -> NoiseMatrix | None:
@@ -218,12 +197,6 @@ def sensitivity(
     A linear head trained with F gives each example a class; noise drawn by F gives it a label; heads
     trained on half of these labels with F and with a changed F are compared on the other half. The classes
     there are known because they were simulated. No true label is used.
-
-    Args:
-        features: (N, D), of mean squared norm COMPONENTS, as `reduced_features` gives them.
-        labels: Noisy labels, (N,).
-        noise_matrix: F.
-        seed: Of the simulation.
     """
     x = features * np.sqrt(10 / max(float((features**2).sum(axis=1).mean()), 1e-12))
     used = well_conditioned(noise_matrix)[0]

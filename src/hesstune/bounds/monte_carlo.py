@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hesstune.bounds.data import Share
+from hesstune.bounds.kl import monte_carlo_upper
 from hesstune.bounds.noisy import CleanLoss
-from hesstune.bounds.pac_bayes import monte_carlo_upper
-from hesstune.bounds.prior import Sigma
+from hesstune.bounds.prior import Sigma, random_parameters
+from hesstune.bounds.sample import BoundData, network_logits
 from hesstune.errors import ModelError
-from hesstune.forward import Inputs, logits_of, moved, named_modules
+from hesstune.forward import Inputs, named_modules
+from hesstune.runtime.distributed import all_reduce_sum
 from hesstune.runtime.signals import Progress
 
-Batches = Callable[[], Iterator[tuple[Inputs, torch.Tensor]]]
+Array = NDArray[np.float64]
 # Torch's generator on a CPU takes 32 bits of a seed; an odd step visits each once.
 _SEEDS, _STEP = 2**32, 0x9E3779B1
+PASSES = 100  # draws of the head for each example, if the head alone is trained
 
 
 @dataclass(frozen=True)
@@ -32,20 +33,18 @@ class Draws:
 
     Draw j counts on block j mod B of a partition of the n examples, so that m/B draws see each
     example.
-
-    Attributes:
-        counts: (K, K), indexed [label, prediction], summed over draws.
-        draws: m, a multiple of B, fixed beforehand.
-        blocks: B.
-        block: The size of the largest block.
-        n: Number of examples.
     """
 
-    counts: NDArray[np.float64]
-    draws: int
-    blocks: int
-    block: int
-    n: int
+    counts: Array  # (K, K), indexed [label, prediction], summed over draws
+    draws: int  # m, a multiple of B, fixed beforehand
+    blocks: int  # B
+    block: int  # The size of the largest block
+    n: int  # Number of examples
+
+    @property
+    def padding(self) -> float:
+        """B·block/n, the factor for blocks of unequal size."""
+        return self.blocks * self.block / self.n
 
     def mean(self, loss: CleanLoss) -> float:
         """Return the mean of the loss, scaled to [0, 1], over draws and examples."""
@@ -58,77 +57,46 @@ class Draws:
         size, the missing examples at loss 0, so it stays in [0, 1] and independent; the mean is
         scaled back by B·block/n ≥ 1.
         """
-        padding = self.blocks * self.block / self.n
-        return min(1.0, padding * monte_carlo_upper(min(1.0, self.mean(loss) / padding), self.draws, delta))
+        upper = monte_carlo_upper(min(1.0, self.mean(loss) / self.padding), self.draws, delta)
+        return min(1.0, self.padding * upper)
 
 
-class Perturbation:
-    """Gaussian noise on a model's parameters in place, around one stored copy of their values.
-
-    A context manager: on leaving it the parameters are bit for bit what they were.
-
-    Args:
-        parameters: What to perturb, by name.
-    """
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self._parameters = dict(parameters)
-        self._means: dict[str, torch.Tensor] = {}
-
-    def __enter__(self) -> Perturbation:
-        self._means = {name: p.detach().clone() for name, p in self._parameters.items()}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.restore_()
-        self._means = {}
-
-    @torch.no_grad()
-    def restore_(self) -> None:
-        """Set the parameters back to their stored values."""
-        for name, mean in self._means.items():
-            self._parameters[name].copy_(mean)
-
-    @torch.no_grad()
-    def draw_(self, sigma: Sigma, generator: torch.Generator) -> None:
-        """Set the parameters to mean + σ·ε with fresh ε ~ N(0, I)."""
-        for name, parameter in self._parameters.items():
-            value = sigma[name]
-            if parameter.dtype not in (torch.float32, torch.float64):
-                # Noise below half a unit of a short type would be lost before it is added.
-                noise = torch.randn(
-                    parameter.shape, generator=generator, device=parameter.device, dtype=torch.float32
-                )
-                parameter.copy_(self._means[name].float() + noise * value)
-            elif isinstance(value, torch.Tensor):
-                parameter.normal_(generator=generator)
-                parameter.mul_(value.to(parameter)).add_(self._means[name])
-            else:
-                parameter.normal_(0.0, float(value), generator=generator).add_(self._means[name])
+@contextmanager
+def restoring(parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield copies of the parameters' values; on leaving the parameters are bit for bit what they were."""
+    values = {name: p.detach().clone() for name, p in parameters.items()}
+    try:
+        yield values
+    finally:
+        with torch.no_grad():
+            for name, value in values.items():
+                parameters[name].copy_(value)
 
 
-class Feeder:
-    """Move inputs to a model's device, channels last if its convolutions are.
+@torch.no_grad()
+def draw_weights(
+    parameters: Mapping[str, nn.Parameter],
+    means: Mapping[str, torch.Tensor],
+    sigma: Sigma,
+    generator: torch.Generator,
+) -> None:
+    """Set the parameters to mean + σ·ε with fresh ε ~ N(0, I)."""
+    for name, parameter in parameters.items():
+        value, mean = sigma[name], means[name]
+        if parameter.dtype not in (torch.float32, torch.float64):
+            # Noise below half a unit of a short type would be lost before it is added.
+            noise = torch.randn(
+                parameter.shape, generator=generator, device=parameter.device, dtype=torch.float32
+            )
+            parameter.copy_(mean.float() + noise * value)
+        elif isinstance(value, torch.Tensor):
+            parameter.normal_(generator=generator)
+            parameter.mul_(value.to(parameter)).add_(mean)
+        else:
+            parameter.normal_(0.0, float(value), generator=generator).add_(mean)
 
-    Convolutions with both sides channels last run about twice as fast on a CPU.
-    """
 
-    def __init__(self, model: nn.Module) -> None:
-        weights = [p for p in model.parameters() if p.ndim == 4]
-        self._device = next(model.parameters()).device
-        self._last = any(
-            p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in weights
-        )
-
-    def __call__(self, inputs: Inputs) -> Inputs:
-        """Return the inputs on the device and in the memory format of the model."""
-        there = moved(inputs, self._device)
-        if self._last and isinstance(there, torch.Tensor) and there.ndim == 4:
-            there = there.contiguous(memory_format=torch.channels_last)
-        return there
-
-
-def _tally(logits: torch.Tensor, targets: torch.Tensor) -> NDArray[np.float64]:
+def _tally(logits: torch.Tensor, targets: torch.Tensor) -> Array:
     if not bool(torch.isfinite(logits).all()):
         raise ModelError(
             "the perturbed model's logits are not finite; the posterior's noise is too large for it, "
@@ -145,72 +113,57 @@ class WeightDraws:
     Each draw is seeded by its number, so that several processes count the same draws as one process.
 
     Args:
-        model: The network, in eval mode.
-        perturbation: An entered perturbation of its trained parameters.
-        batches: Called for each pass; yields (inputs, targets), the same blocks in the same order.
-        sizes: The sizes of all blocks.
-        share: The blocks that `batches` yields; default: all.
-        k: The number of classes, needed if a process may have no block.
+        model: The network, in eval mode; its trained parameters are changed, within `restoring`.
+        means: The means of the trained parameters, which it yields.
+        data: The examples.
+        k: The number of classes.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        perturbation: Perturbation,
-        batches: Batches,
-        sizes: list[int],
-        share: Share | None = None,
-        k: int | None = None,
-    ) -> None:
-        self._model, self._perturbation, self._batches = model, perturbation, batches
-        self._sizes = sizes
-        self._none = np.zeros(()) if k is None else np.zeros((k, k))
-        self._share = Share() if share is None else share
-        self._generator = torch.Generator(device=next(model.parameters()).device)
-        self._feed = Feeder(model)
+    default_draws = 2048
 
-    def rounded(self, draws: int) -> int:
-        """Return the number of draws rounded up so that each block gets as many."""
-        return math.ceil(draws / len(self._sizes)) * len(self._sizes)
+    def __init__(self, model: nn.Module, means: Mapping[str, torch.Tensor], data: BoundData, k: int) -> None:
+        self._model, self._means, self._data, self._k = model, means, data, k
+        self._parameters = random_parameters(model)
+        self._generator = torch.Generator(device=next(model.parameters()).device)
 
     @torch.no_grad()
     def run(
         self, sigma: Sigma, draws: int, generator: torch.Generator, progress: Progress | None = None
     ) -> Draws:
-        """Draw the weights `rounded(draws)` times and count predictions."""
-        draws, blocks = self.rounded(draws), len(self._sizes)
-        passes = draws // blocks
-        counts: Any = self._none
-        start = _start(generator)
+        """Draw the weights so many times, rounded up so that each block gets as many; count predictions."""
+        sizes = self._data.sizes
+        passes = math.ceil(draws / len(sizes))
+        counts, start = np.zeros((self._k, self._k)), _start(generator)
         for done in range(passes):
             if progress is not None:
                 progress(done, passes, "passes of weight draws")
-            counts = counts + self._pass(sigma, start, done, blocks)
-        counts = self._share.all_reduce_sum(torch.from_numpy(counts)).numpy()
-        return Draws(counts, draws, blocks, max(self._sizes), sum(self._sizes))
+            counts += self._pass(sigma, start, done, len(sizes))
+        counts = all_counts(self._data, counts)
+        return Draws(counts, passes * len(sizes), len(sizes), max(sizes), sum(sizes))
 
     @torch.no_grad()
     def pilot(self, sigma: Sigma, blocks: int, generator: torch.Generator) -> Draws:
         """Count a few draws, each on one of the first blocks: for the choice, not for the certificate."""
-        counts = self._pass(sigma, _start(generator), 0, blocks)
-        counts = self._share.all_reduce_sum(torch.from_numpy(counts)).numpy()
-        seen = self._sizes[:blocks]
+        counts = all_counts(self._data, self._pass(sigma, _start(generator), 0, blocks))
+        seen = self._data.sizes[:blocks]
         return Draws(counts, len(seen), len(seen), max(seen), sum(seen))
 
-    def _pass(self, sigma: Sigma, start: int, number: int, blocks: int) -> NDArray[np.float64]:
+    def _pass(self, sigma: Sigma, start: int, number: int, blocks: int) -> Array:
         """Count this process's blocks among the first ones, in the number-th pass."""
-        counts: NDArray[np.float64] = self._none
-        own = self._share.blocks(len(self._sizes))
-        for block, (inputs, targets) in zip(own, self._batches(), strict=False):
+        counts = np.zeros((self._k, self._k))
+        for block, (inputs, targets) in zip(self._data.own, self._data, strict=True):
             if block >= blocks:
                 break
-            self._draw(sigma, start, number * len(self._sizes) + block)
-            counts = counts + _tally(logits_of(self._model, self._feed(inputs)), targets)
+            draw = number * len(self._data.sizes) + block
+            self._generator.manual_seed((start + draw * _STEP) % _SEEDS)
+            draw_weights(self._parameters, self._means, sigma, self._generator)
+            counts += _tally(network_logits(self._model, inputs), targets)
         return counts
 
-    def _draw(self, sigma: Sigma, start: int, number: int) -> None:
-        self._generator.manual_seed((start + number * _STEP) % _SEEDS)
-        self._perturbation.draw_(sigma, self._generator)
+
+def all_counts(data: BoundData, counts: Array) -> Array:
+    """Return the sum of counts over the processes that share the examples."""
+    return np.asarray(all_reduce_sum(torch.from_numpy(counts)).numpy()) if data.distributed else counts
 
 
 def _start(generator: torch.Generator) -> int:
@@ -241,20 +194,16 @@ class HeadDraws:
         weight: str | None,
         bias: str | None,
     ) -> None:
+        self.default_draws = PASSES * len(targets)
         self._square, self._targets = features.double().square(), targets.to(features.device)
         self._logits, self._weight, self._bias = logits.double(), weight, bias
-
-    def rounded(self, draws: int) -> int:
-        """Return the number of draws rounded up to whole passes over the examples."""
-        n = len(self._targets)
-        return math.ceil(draws / n) * n
 
     @torch.no_grad()
     def run(
         self, sigma: Sigma, draws: int, generator: torch.Generator, progress: Progress | None = None
     ) -> Draws:
-        """Draw the head `rounded(draws)` times, each counted on one example."""
-        (n, k), draws = self._logits.shape, self.rounded(draws)
+        """Draw the head so many times, rounded up to whole passes, each counted on one example."""
+        n, k = self._logits.shape
         variance = torch.zeros_like(self._logits)
         if self._weight is not None:
             value = torch.as_tensor(sigma[self._weight]).to(self._square)
@@ -263,10 +212,11 @@ class HeadDraws:
         if self._bias is not None:
             variance += torch.as_tensor(sigma[self._bias]).to(self._square).square()
         deviation, counts = variance.sqrt(), np.zeros((k, k))
-        for _ in range(draws // n):
+        passes = math.ceil(draws / n)
+        for _ in range(passes):
             noise = torch.randn((n, k), generator=generator, device=deviation.device, dtype=deviation.dtype)
             counts += _tally(self._logits + deviation * noise, self._targets)
-        return Draws(counts, draws, n, 1, n)
+        return Draws(counts, passes * n, n, 1, n)
 
     def pilot(self, sigma: Sigma, blocks: int, generator: torch.Generator) -> Draws:
         """Count a few draws of every example: for the choice, not for the certificate."""
@@ -284,7 +234,7 @@ def only_head(model: nn.Module, names: list[str], inputs: Inputs) -> nn.Linear |
     ):
         return None
     with head_io(head) as seen, torch.no_grad():
-        logits = logits_of(model, inputs)
+        logits = network_logits(model, inputs)
     single = len(seen) == 1 and seen[0][0].ndim == 2 and seen[0][1].shape == logits.shape
     return head if single and torch.equal(seen[0][1], logits) else None
 
@@ -298,3 +248,25 @@ def head_io(head: nn.Linear) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]
         yield seen
     finally:
         handle.remove()
+
+
+@contextmanager
+def weight_draws(model: nn.Module, data: BoundData, k: int) -> Iterator[WeightDraws | HeadDraws]:
+    """Return the cheapest exact way to draw the trained weights, which are restored on leaving."""
+    parameters = random_parameters(model)
+    head = only_head(model, list(parameters), data.first())
+    if head is None:
+        with restoring(parameters) as means:
+            yield WeightDraws(model, means, data, k)
+        return
+    with head_io(head) as probe:  # a process may have no block
+        network_logits(model, data.first())
+    with head_io(head) as seen:
+        for inputs, _ in data:
+            network_logits(model, inputs)
+    features, logits = (
+        data.gathered(torch.cat([probe[0][i][:0], *(one[i] for one in seen)])) for i in range(2)
+    )
+    names = {id(p): name for name, p in parameters.items()}
+    weight, bias = names.get(id(head.weight)), names.get(id(head.bias))
+    yield HeadDraws(features, torch.as_tensor(data.labels), logits, weight, bias)

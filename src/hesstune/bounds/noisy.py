@@ -1,27 +1,33 @@
-"""Certificates for the clean risk from noisy labels: loss matrices L with F L ≥ 1 − I.
+"""Bounds of the clean risk from noisy labels: loss matrices L with F L ≥ 1 − I, and tests of a stated F.
 
 For any fixed L with (F L)[y, h] ≥ 1[h ≠ y], class-conditional noise gives
 E L[ỹ, h(x)] = E (F L)[y, h(x)] ≥ P(h(x) ≠ y), so a bound on the mean of L over noisy labels bounds
 the clean 0-1 risk. L is indexed [noisy label, prediction] and chosen from F alone.
+
+The noise is a (K, K) array F, taken as exactly true, or a `NoiseConfidenceSet`, which holds the true F with
+probability 1 − δ; `read_noise` makes it of what users give.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, sparse
+from scipy import optimize, sparse, special
 
-from hesstune.bounds.pac_bayes import confidence_interval
+from hesstune.bounds.kl import kl_inverse
 from hesstune.checks import stochastic_matrix
-from hesstune.errors import ConfigError, NoiseMatrixError
+from hesstune.errors import ConfigError, NoiseMatrixError, RefutedNoiseError
+from hesstune.noise.confidence import NoiseConfidenceSet, confidence_upper
 
 Array = NDArray[np.float64]
 Ends = tuple[float | None, float | None]
+Noise = Array | NoiseConfidenceSet
 TRADES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.4)
 # The error rate at which the linear program weighs its columns: a fixed guess, no property of the data.
 _EXPECTED_ERROR = 0.1
@@ -29,19 +35,33 @@ _MAX_CLASSES = 128
 _EPS = float(np.finfo(np.float64).eps)
 
 
+def read_noise(noise_matrix: Any) -> Noise:
+    """Return a confidence set as it is, and any other noise matrix as an array.
+
+    Raises:
+        NoiseMatrixError: If F is not row-stochastic.
+    """
+    if isinstance(noise_matrix, NoiseConfidenceSet):
+        return noise_matrix
+    return stochastic_matrix(getattr(noise_matrix, "array", noise_matrix))
+
+
+def centre_of(noise: Noise) -> Array:
+    """Return F, or the centre of a confidence set."""
+    return noise.centre if isinstance(noise, NoiseConfidenceSet) else noise
+
+
+def ends_of(noise: Noise) -> tuple[Array, Array]:
+    """Return the smallest and the largest value of each entry of F."""
+    return (noise.lower, noise.upper) if isinstance(noise, NoiseConfidenceSet) else (noise, noise)
+
+
 @dataclass(frozen=True)
 class CleanLoss:
-    """A loss matrix with a mean over noisy labels of at least the clean 0-1 risk.
+    """A loss matrix with a mean over noisy labels of at least the clean 0-1 risk."""
 
-    Attributes:
-        name: How it was made.
-        matrix: L, (K, K), indexed [noisy label, prediction].
-        low: Its smallest entry, a.
-        high: Its largest entry, b.
-    """
-
-    name: str
-    matrix: Array
+    name: str  # How it was made
+    matrix: Array  # L, (K, K), indexed [noisy label, prediction]
 
     @property
     def low(self) -> float:
@@ -66,119 +86,48 @@ class CleanLoss:
         return float(min(1.0, self.low + (self.high - self.low) * unit))
 
 
-class NoiseSet(Protocol):
-    """Noise matrices among which the true one lies: one known matrix, or a confidence set."""
+def worst_product(noise: NoiseConfidenceSet, matrix: ArrayLike) -> Array:
+    """Return min over the set of (F L)[y, h], (K, K): the cheapest entries of L are filled first."""
+    values = np.asarray(matrix, np.float64)
+    order = np.argsort(values, axis=0)
+    result = np.empty_like(values)
+    for y, (low, high) in enumerate(zip(noise.lower, noise.upper, strict=True)):
+        room = (high - low)[order]
+        extra = np.clip(1 - low.sum() - (np.cumsum(room, axis=0) - room), 0.0, room)
+        result[y] = low @ values + (extra * np.take_along_axis(values, order, axis=0)).sum(0)
+    return result
 
-    k: int
-    centre: Array
 
-    def shortfall(self, matrix: Array) -> float:
-        """Return at least max over the set, y and h of 1[h ≠ y] − (F L)[y, h]."""
+def shortfall(noise: Noise, matrix: Array) -> float:
+    """Return max of 1[h ≠ y] − (F L)[y, h] over every F of the noise, rounded up."""
+    wrong = 1 - np.eye(len(matrix))
+    if isinstance(noise, NoiseConfidenceSet):
+        rounding = 8 * (noise.k + 2) * _EPS * (np.abs(matrix).max() * noise.k + 1)
+        return float((wrong - worst_product(noise, matrix)).max() + rounding)
+    slack = 2 * (len(matrix) + 2) * _EPS * (noise @ np.abs(matrix) + 1)
+    return float((wrong - noise @ matrix + slack).max())
 
-    def rows(self) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-        """Return A, B with: (F L)[y, h] ≥ r for all F in the set iff A L[:, h] + B z ≥ r for some z ≥ 0."""
 
+def _dual_rows(noise: Noise) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """Return A, B with: (F L)[y, h] ≥ r for every F of the noise iff A L[:, h] + B z ≥ r for some z ≥ 0.
 
-class KnownNoise:
-    """One noise matrix taken as exactly true.
-
-    Args:
-        matrix: F, (K, K), F[i, j] = P(noisy = j | true = i); an array or an object with `.array`.
-
-    Raises:
-        NoiseMatrixError: If F is not row-stochastic.
+    For a confidence set the inner minimum is dualised: max over t, u, v of t + l·u − h·v with
+    u − v = L[:, h] − t. u is eliminated (further rows keep u = L − t + v ≥ 0), so the value is
+    l·L + (1 − Σ l) t − (h − l)·v; t = t⁺ − t⁻.
     """
-
-    def __init__(self, matrix: Any) -> None:
-        self.centre = stochastic_matrix(getattr(matrix, "array", matrix))
-        self.k = len(self.centre)
-
-    def shortfall(self, matrix: Array) -> float:
-        """Return max of 1[h ≠ y] − (F L)[y, h], rounded up."""
-        product = self.centre @ matrix
-        rounding = 2 * (self.k + 2) * _EPS * (self.centre @ np.abs(matrix) + 1)
-        return float((1 - np.eye(self.k) - product + rounding).max())
-
-    def rows(self) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-        """Return F itself; no further variables are needed."""
-        return sparse.csr_matrix(self.centre), sparse.csr_matrix((self.k, 0))
-
-
-class NoiseConfidenceSet:
-    """All noise matrices whose entries lie in simultaneous Clopper–Pearson intervals.
-
-    Made from a clean sample: examples with both their true and their noisy label, drawn independently
-    of each other and of the certificate's examples. With probability at least 1 − δ the true F lies in
-    the set: each of the K² entries has a two-sided interval at level δ/K².
-
-    Args:
-        counts: N[i, j], how many examples have true label i and noisy label j, (K, K) integers.
-        delta: The probability with which the set may miss F.
-
-    Raises:
-        NoiseMatrixError: If counts are not a square matrix of whole numbers of at least 0.
-
-    Example:
-        >>> noise = NoiseConfidenceSet([[90, 10], [20, 80]], delta=0.01)
-        >>> noise.lower.round(2).tolist()
-        [[0.78, 0.03], [0.1, 0.66]]
-    """
-
-    def __init__(self, counts: ArrayLike, delta: float) -> None:
-        table = np.asarray(counts)
-        square = table.ndim == 2 and table.shape[0] == table.shape[1] >= 2
-        if not square or np.any(table < 0) or np.any(table != np.floor(table)):
-            raise NoiseMatrixError(
-                f"counts must be whole numbers, (K, K), counts[true, noisy]; got shape {table.shape}"
-            )
-        self.k, self.delta = len(table), delta
-        totals = table.sum(axis=1).astype(int)
-        intervals = np.array(
-            [
-                [confidence_interval(int(c), int(n), delta / self.k**2) for c in row]
-                for row, n in zip(table, totals, strict=True)
-            ]
-        )
-        self.lower, self.upper = np.maximum(intervals[..., 0], 0.0), intervals[..., 1]
-        self.counts = table.astype(int)
-        self.centre = (table + 1 / self.k) / (totals[:, None] + 1)
-
-    def worst(self, matrix: ArrayLike) -> Array:
-        """Return min over the set of (F L)[y, h], (K, K): the cheapest entries of L are filled first."""
-        values = np.asarray(matrix, np.float64)
-        order = np.argsort(values, axis=0)
-        result = np.empty((self.k, self.k))
-        for y in range(self.k):
-            room = (self.upper[y] - self.lower[y])[order]
-            before = np.cumsum(room, axis=0) - room
-            extra = np.clip(1 - self.lower[y].sum() - before, 0.0, room)
-            result[y] = self.lower[y] @ values + (extra * np.take_along_axis(values, order, axis=0)).sum(0)
-        return result
-
-    def shortfall(self, matrix: Array) -> float:
-        """Return max over the set of 1[h ≠ y] − (F L)[y, h], rounded up."""
-        rounding = 8 * (self.k + 2) * _EPS * (np.abs(matrix).max() * self.k + 1)
-        return float((1 - np.eye(self.k) - self.worst(matrix)).max() + rounding)
-
-    def rows(self) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-        """Dualise the inner minimum: max over t, u, v of t + l·u − h·v with u − v = L[:, h] − t."""
-        # u is eliminated (`coupling` keeps u = L − t + v ≥ 0), so the value is
-        # l·L + (1 − Σ l) t − (h − l)·v; t = t⁺ − t⁻.
-        k = self.k
-        value = np.zeros((k, k * (k + 2)))
-        for y in range(k):
-            free = 1 - self.lower[y].sum()
-            at = y * (k + 2)
-            value[y, at : at + 2] = free, -free
-            value[y, at + 2 : at + 2 + k] = -(self.upper[y] - self.lower[y])
-        coupling = np.zeros((k * k, k * (k + 2)))
-        for y in range(k):
-            at = y * (k + 2)
-            coupling[y * k : (y + 1) * k, at] = -1.0
-            coupling[y * k : (y + 1) * k, at + 1] = 1.0
-            coupling[y * k : (y + 1) * k, at + 2 : at + 2 + k] = np.eye(k)
-        on_loss = np.vstack([self.lower, np.tile(np.eye(k), (k, 1))])
-        return sparse.csr_matrix(on_loss), sparse.csr_matrix(np.vstack([value, coupling]))
+    if not isinstance(noise, NoiseConfidenceSet):
+        return sparse.csr_matrix(noise), sparse.csr_matrix((len(noise), 0))
+    k = noise.k
+    value, coupling = np.zeros((k, k * (k + 2))), np.zeros((k * k, k * (k + 2)))
+    for y in range(k):
+        at, rows = y * (k + 2), slice(y * k, (y + 1) * k)
+        free = 1 - noise.lower[y].sum()
+        value[y, at : at + 2] = free, -free
+        value[y, at + 2 : at + 2 + k] = -(noise.upper[y] - noise.lower[y])
+        coupling[rows, at : at + 2] = -1.0, 1.0
+        coupling[rows, at + 2 : at + 2 + k] = np.eye(k)
+    on_loss = np.vstack([noise.lower, np.tile(np.eye(k), (k, 1))])
+    return sparse.csr_matrix(on_loss), sparse.csr_matrix(np.vstack([value, coupling]))
 
 
 def zero_one_loss(k: int) -> CleanLoss:
@@ -186,73 +135,60 @@ def zero_one_loss(k: int) -> CleanLoss:
     return CleanLoss("zero_one", 1.0 - np.eye(k))
 
 
-def _lifted(name: str, matrix: Array, noise_matrix: NoiseSet) -> CleanLoss:
-    """Add a constant so that F L ≥ 1 − I holds for every F of the set, despite rounding."""
+def _lifted(name: str, matrix: Array, noise: Noise) -> CleanLoss:
+    """Add a constant so that F L ≥ 1 − I holds for every F of the noise, despite rounding."""
     # A constant raises (F L)[y, h] by the row sum of F: exactly 1 in theory, nearly so in floats. A shift
     # below the entries' last digit would be lost in them.
     for _ in range(8):
-        shift = noise_matrix.shortfall(matrix)
+        shift = shortfall(noise, matrix)
         if shift <= 0:
-            break
+            return CleanLoss(name, matrix)
         matrix = matrix + max(2 * shift, 4 * _EPS * float(np.abs(matrix).max() + 1))
-    else:
-        raise NoiseMatrixError(f"the {name} loss is too large to be verified; the noise is nearly singular")
-    return CleanLoss(name, matrix)
+    raise NoiseMatrixError(f"the {name} loss is too large to be verified; the noise is nearly singular")
 
 
-def inverse_loss(noise_matrix: NoiseSet) -> CleanLoss:
+def inverse_loss(noise: Noise) -> CleanLoss:
     """Return L = 1 − F⁻¹. Its mean over noisy labels *equals* the clean 0-1 risk.
 
     Its range is [1 − max F⁻¹, 1 − min F⁻¹]. (Natarajan et al., Learning with noisy labels, 2013,
     Lemma 1, for the 0-1 loss and K classes; the paper's consistent loss.)
-
-    Raises:
-        NoiseMatrixError: If F is singular.
     """
-    if np.linalg.matrix_rank(noise_matrix.centre, tol=1e-10) < noise_matrix.k:
+    centre = centre_of(noise)
+    if np.linalg.matrix_rank(centre, tol=1e-10) < len(centre):
         raise NoiseMatrixError("the noise matrix is singular; it has no inverse")
-    return _lifted("inverse", 1.0 - np.asarray(np.linalg.inv(noise_matrix.centre), np.float64), noise_matrix)
+    return _lifted("inverse", 1.0 - np.asarray(np.linalg.inv(centre), np.float64), noise)
 
 
-def margin_loss(noise_matrix: NoiseSet) -> CleanLoss:
-    """Return L = (1[ỹ ≠ h] − c)/γ, c = min_i (1 − F_ii), γ = min_i (F_ii − max_{j≠i} F_ij) > 0.
+def margin_loss(noise: Noise) -> CleanLoss:
+    """Return L = (1[ỹ ≠ h] − c)/γ, with c and γ of `margin_of` for F or the centre of a confidence set.
 
     It needs no inverse: P(h ≠ ỹ | y) is at least c if h is right and c + γ if it is wrong.
-
-    Raises:
-        NoiseMatrixError: If γ ≤ 0: some class is not its own most likely noisy label.
     """
-    floor, gamma = _margin(noise_matrix.centre)
-    return _lifted("margin", (1.0 - np.eye(noise_matrix.k) - floor) / gamma, noise_matrix)
+    floor, gamma = margin_of(centre_of(noise))
+    return _lifted("margin", (1.0 - np.eye(len(centre_of(noise))) - floor) / gamma, noise)
 
 
-def margin_of(noise_matrix: NoiseSet) -> tuple[float, float]:
-    """Return c and γ with P(h ≠ ỹ) ≥ c + γ·P(h ≠ y) for every h and every F of the set.
+def margin_of(noise: Noise) -> tuple[float, float]:
+    """Return c and γ with P(h ≠ ỹ) ≥ c + γ·P(h ≠ y) for every h and every F of the noise.
+
+    c = min_i (1 − F_ii) and γ = min_i (F_ii − max_{j≠i} F_ij) > 0, each for the worst entries.
 
     Raises:
         NoiseMatrixError: If some class may not be its own most likely noisy label.
     """
-    if isinstance(noise_matrix, NoiseConfidenceSet):
-        return _margin(noise_matrix.lower, noise_matrix.upper)
-    return _margin(noise_matrix.centre)
-
-
-def _margin(matrix: Array, upper: Array | None = None) -> tuple[float, float]:
-    """Return c = min_i (1 − F_ii) and γ = min_i (F_ii − max_{j≠i} F_ij); of the worst F, given its ends."""
-    most = matrix if upper is None else upper
-    diagonal = np.diag(matrix)
-    rivals = (most - 2 * np.eye(len(matrix))).max(axis=1)
-    gamma = float((diagonal - rivals).min())
+    lower, upper = ends_of(noise)
+    diagonal, others = np.diag(lower), (upper - 2 * np.eye(len(upper))).max(axis=1)
+    row = int((diagonal - others).argmin())
+    gamma = float(diagonal[row] - others[row])
     if gamma <= 0:
-        row = int((diagonal - rivals).argmin())
         raise NoiseMatrixError(
             f"the margin bound needs each class to be its own most likely noisy label; class {row} keeps "
-            f"its label with {diagonal[row]:.3g} and takes another with {rivals[row]:.3g}"
+            f"its label with {diagonal[row]:.3g} and takes another with {others[row]:.3g}"
         )
-    return float(max(0.0, (1 - np.diag(most)).min())), gamma
+    return float(max(0.0, (1 - np.diag(upper)).min())), gamma
 
 
-def linear_program_loss(noise_matrix: NoiseSet, trade: float) -> CleanLoss:
+def linear_program_loss(noise: Noise, trade: float) -> CleanLoss:
     """Return the L that minimises its expected mean plus `trade` times its range, F L ≥ 1 − I.
 
     A small `trade` tends to 1 − F⁻¹ (unbiased, wide range), a large one to a narrow range with a
@@ -263,37 +199,32 @@ def linear_program_loss(noise_matrix: NoiseSet, trade: float) -> CleanLoss:
         ConfigError: If trade is negative or there are too many classes for the program.
         NoiseMatrixError: If no such L exists, for example if two classes have equal rows of F.
     """
-    if not trade >= 0 or noise_matrix.k > _MAX_CLASSES:
+    k = len(centre_of(noise))
+    if not trade >= 0 or k > _MAX_CLASSES:
         raise ConfigError(
-            f"the linear program needs trade ≥ 0 and at most {_MAX_CLASSES} classes; "
-            f"got {trade} and {noise_matrix.k}"
+            f"the linear program needs trade ≥ 0 and at most {_MAX_CLASSES} classes; got {trade} and {k}"
         )
-    cost, rows, limits, bounds = _program(noise_matrix, trade)
+    cost, rows, limits, bounds = _program(noise, k, trade)
     solved = optimize.linprog(cost, A_ub=rows, b_ub=limits, bounds=bounds, method="highs")
     if solved.status != 0:
         raise NoiseMatrixError(
             f"no loss covers this noise, so the clean risk cannot be bounded: {solved.message}"
         )
-    return _lifted(
-        f"linear_program({trade:g})",
-        solved.x[: noise_matrix.k**2].reshape(noise_matrix.k, noise_matrix.k).T,
-        noise_matrix,
-    )
+    return _lifted(f"linear_program({trade:g})", solved.x[: k**2].reshape(k, k).T, noise)
 
 
-def _program(noise_matrix: NoiseSet, trade: float) -> tuple[Array, sparse.csr_matrix, Array, list[Ends]]:
+def _program(noise: Noise, k: int, trade: float) -> tuple[Array, sparse.csr_matrix, Array, list[Ends]]:
     """Build the linear program: cost, A, b and the bounds of A x ≤ b.
 
-    The variables are the columns L[:, h], each column's dual variables, then a and b.
+    The variables are the columns L[:, h], each column's dual variables, then the ends a and b of L.
     """
-    k = noise_matrix.k
-    on_loss, extra = noise_matrix.rows()
+    on_loss, extra = _dual_rows(noise)
     duals = k * extra.shape[1]
     needed = np.zeros((k, on_loss.shape[0]))
     needed[:, :k] = 1 - np.eye(k)
     weights = np.full((k, k), _EXPECTED_ERROR / (k - 1))
     np.fill_diagonal(weights, 1 - _EXPECTED_ERROR)
-    mean = (noise_matrix.centre.T @ weights / k).T.ravel()
+    mean = (centre_of(noise).T @ weights / k).T.ravel()
     eye, entries = sparse.identity(k), sparse.identity(k * k)
     reach = sparse.hstack([sparse.kron(eye, on_loss), sparse.kron(eye, extra)])
     none = sparse.csr_matrix((k * k, duals))
@@ -311,22 +242,19 @@ def _program(noise_matrix: NoiseSet, trade: float) -> tuple[Array, sparse.csr_ma
     return np.concatenate([mean, np.zeros(duals), [-trade, trade]]), rows.tocsr(), limits, bounds
 
 
-def clean_losses(noise_matrix: NoiseSet) -> list[CleanLoss]:
+def clean_losses(noise: Noise) -> list[CleanLoss]:
     """Return the finite family of losses that a certificate chooses from; delta pays for its size.
 
     The family depends on the noise alone, never on the examples: the inverse, the margin loss, and one linear
     program for each of TRADES, as far as they exist for this noise.
 
-    Args:
-        noise_matrix: A known matrix or a confidence set.
-
     Raises:
         NoiseMatrixError: If no loss exists for this noise.
     """
     makers: list[Callable[[], CleanLoss]] = [
-        partial(inverse_loss, noise_matrix),
-        partial(margin_loss, noise_matrix),
-        *(partial(linear_program_loss, noise_matrix, trade) for trade in TRADES),
+        partial(inverse_loss, noise),
+        partial(margin_loss, noise),
+        *(partial(linear_program_loss, noise, trade) for trade in TRADES),
     ]
     losses: list[CleanLoss] = []
     problems = []
@@ -346,64 +274,99 @@ def clean_losses(noise_matrix: NoiseSet) -> list[CleanLoss]:
     return losses
 
 
-def noise_knowledge(noise_matrix: Any, noise_is: str) -> str:
-    """Return how the noise is known; `known` does not override the recorded origin of a matrix."""
-    origin = getattr(noise_matrix, "origin", "stated")
-    return origin if noise_is == "known" and origin in ("estimated", "instance_dependent") else noise_is
+def errors_in(confusion: ArrayLike) -> int:
+    """Return how many predictions differ from the given label."""
+    table = np.asarray(confusion)
+    return int(table.sum() - np.trace(table))
 
 
-def spent_by(noise_matrix: Any, delta: float) -> float:
-    """Return the part of delta that a confidence set of the noise has; delta is checked.
+def tail_bound(confusion: ArrayLike, losses: Sequence[CleanLoss], delta: float) -> tuple[float, CleanLoss]:
+    """Bound the clean error of a network by its confusion [given label, prediction]; return the loss used.
+
+    The network was fixed before these examples, and the losses without them. True labels (1 − I alone): the
+    exact binomial tail (Clopper–Pearson). Noisy labels: the smallest over J losses L of
+    a + (b − a)·kl⁻¹(mean of (L − a)/(b − a), ln(J/δ)/n), Chernoff's bound for means in [0, 1].
+    """
+    table = np.asarray(confusion, np.float64)
+    n = int(table.sum())
+    if len(losses) == 1 and losses[0].name == "zero_one":
+        return confidence_upper(errors_in(table), n, delta), losses[0]
+    side = math.log(len(losses) / delta) / n
+    risks = [loss.risk(float(kl_inverse(loss.unit(table / n), side))) for loss in losses]
+    best = int(np.argmin(risks))
+    return risks[best], losses[best]
+
+
+# The level of the tests of the noise floor, as a share of delta. A test that rejects leads to a refusal and
+# to nothing else, so no part of delta is spent on it: the event of a wrong certificate only becomes smaller.
+TEST_SHARE = 0.01
+_ADVICE = (
+    "give the matrix of these labels, or certify without one: hesstune check RUN draws examples to label, "
+    "then hesstune certify RUN --checked FILE"
+)
+
+
+def noise_floors(noise: Noise) -> NDArray[np.float64]:
+    """Return the smallest probability that each prediction differs from the given label, (K,).
+
+    Whatever the true class y is, a prediction h agrees with the given label with probability F[y, h]. So it
+    differs with probability at least 1 − max_y F[y, h], and any classifier's error on the given labels is at
+    least the minimum over h. A confidence set counts with its largest entries.
+    """
+    most = ends_of(noise)[1]
+    return np.asarray(np.clip(1.0 - most.max(axis=0), 0.0, 1.0), np.float64)
+
+
+def check_floor(
+    confusion: ArrayLike, noise: Noise | None, delta: float, model_name: str = "the network's"
+) -> None:
+    """Refuse a noise matrix under which so few errors in a confusion, (K, K), are very improbable.
+
+    The test is P(Bin(n, floor) ≤ errors) on all examples at half of the level 0.01·δ, and on the examples of
+    each predicted class at 1/(2K) of it. It is exact for a network that was fixed before the examples. It
+    refuses the true matrix with probability at most 0.01·δ, plus the failure probability of a confidence set.
 
     Raises:
-        ConfigError: If nothing of delta is left.
+        RefutedNoiseError: If the test rejects.
     """
-    spent = noise_matrix.delta if isinstance(noise_matrix, NoiseConfidenceSet) else 0.0
-    if not 0 < delta - spent < 1 or not delta < 1:
-        least = f"above the noise set's own {spent:g} and below 1" if spent else "in (0, 1)"
-        raise ConfigError(f"delta must lie {least}; got {delta}")
-    return float(spent)
-
-
-def losses_for(noise_matrix: Any, k: int) -> list[CleanLoss]:
-    """Return the losses with means that bound the clean risk: 1 − I for true labels.
-
-    Raises:
-        NoiseMatrixError: If the matrix is for other classes, or leaves nothing to learn from.
-    """
-    if noise_matrix is None:
-        return [zero_one_loss(k)]
-    known = noise_matrix if isinstance(noise_matrix, NoiseConfidenceSet) else KnownNoise(noise_matrix)
-    if known.k != k:
-        raise NoiseMatrixError(f"the noise matrix is for {known.k} classes; the model has {k}")
-    return clean_losses(known)
-
-
-def kind_of(noise_matrix: Any) -> str:
-    """Describe how the labels' noise is known."""
-    if noise_matrix is None:
-        return "clean"
-    if isinstance(noise_matrix, NoiseConfidenceSet):
-        return "noisy, with a confidence set for the noise matrix"
-    return "noisy, with a known noise matrix"
-
-
-def sample_assumptions(n: int, noise_matrix: Any, noise_is: str, repeats: str) -> list[str]:
-    """List the assumptions on the examples, their labels, and what was fixed before them."""
-    assumptions = [
-        f"the {n} examples are independent draws from the distribution that the model will meet",
-        "delta, the method, every option and the part of the data that the bound counts on were chosen "
-        "without regard to the result",
+    if noise is None:
+        return
+    table, floors = np.asarray(confusion, np.int64), noise_floors(noise)
+    level, k = TEST_SHARE * delta, len(floors)
+    counts, errors = table.sum(axis=0), table.sum(axis=0) - np.diag(table)
+    tests = [("", int(counts.sum()), int(errors.sum()), float(floors.min()), level / 2)]
+    tests += [
+        (f" of class {h}", int(counts[h]), int(errors[h]), float(floors[h]), level / (2 * k))
+        for h in range(k)
     ]
-    if repeats == "allow":
-        assumptions.append("repeated inputs are independent draws of a distribution that has such repeats")
-    if noise_matrix is not None:
-        assumptions.append("label noise depends on the true class alone, not on the input")
-        if isinstance(noise_matrix, NoiseConfidenceSet):
-            assumptions.append(
-                f"the clean sample's {int(noise_matrix.counts.sum())} examples are independent of the "
-                "certificate's and have the same noise"
+    for part_name, n, wrong, floor, part in tests:
+        chance = float(special.bdtr(wrong, n, floor))
+        if n and chance < part:
+            raise RefutedNoiseError(
+                f"the noise floor test refutes the noise matrix: {wrong} of {model_name} n = {n} predictions"
+                f"{part_name} on unseen examples differ from the given label; under the matrix each does "
+                f"with probability {floor:.4g} or more, so P(Bin({n}, {floor:.4g}) <= {wrong}) = "
+                f"{chance:.2g} is below the test's level {part:.2g}; {_ADVICE}"
             )
-        elif noise_is == "known":
-            assumptions.append("the noise matrix is known, not estimated")
-    return assumptions
+
+
+def check_noisy_risk(upper: float, noise: Noise | None, level: float) -> None:
+    """Refuse a noise matrix if its floor lies above an upper bound on the error on the given labels."""
+    if noise is not None and upper < (floor := float(noise_floors(noise).min())):
+        raise RefutedNoiseError(
+            f"the noise floor test refutes the noise matrix: the error on the given labels is at most "
+            f"{upper:.4g} with probability {1 - level:.6g}, and under the matrix every classifier's is "
+            f"at least {floor:.4g}; {_ADVICE}"
+        )
+
+
+def check_bound(risk: float, noise: Noise | None, delta: float) -> None:
+    """Refuse a noise matrix under which an upper bound on the true error is below 0.
+
+    Under the true matrix this happens only if the bound fails, with probability at most delta.
+    """
+    if noise is not None and risk < 0:
+        raise RefutedNoiseError(
+            f"the noise matrix is refuted: under it the true error would be at most {risk:.4g}, below 0, "
+            f"with probability {1 - delta:g}; {_ADVICE}"
+        )

@@ -20,19 +20,12 @@ HISTORY = 10
 
 @dataclass
 class Picks:
-    """How far Pick-to-Learn has come.
+    """How far Pick-to-Learn has come."""
 
-    Attributes:
-        kept: The examples picked so far, in their order.
-        weight: (K, D) V, what is added to the start's weight: the running average of the fits.
-        fitted: (K, D) the last fit to the picked examples, from which the next fit starts.
-        done: Whether every other example is classified correctly.
-    """
-
-    kept: list[int]
-    weight: torch.Tensor
-    fitted: torch.Tensor
-    done: bool = False
+    kept: list[int]  # The examples picked so far, in their order
+    weight: torch.Tensor  # (K, D) V, what is added to the start's weight: the running average of the fits
+    fitted: torch.Tensor  # (K, D) the last fit to the picked examples, from which the next fit starts
+    done: bool = False  # Whether every other example is classified correctly
 
 
 @dataclass(frozen=True)
@@ -49,16 +42,6 @@ class Picker:
     neither the picks nor the head, and an example that the head misclassifies would have been picked.
     Paccagnan, Campi & Garatti, The Pick-to-Learn algorithm (NeurIPS 2023).
 
-    Args:
-        features: x, (N, D).
-        labels: (N,) in [0, K).
-        start: (N, K) logits of the start on them.
-        penalty: λ; like all that follow fixed before the examples are seen.
-        grow: Share of |T| that is added at a time.
-        steps: Iterations of L-BFGS at most for each fit, from the last fit.
-        average: Weight of the earlier fits in V, in [0, 1); 0 takes the last fit.
-        center: Subtract from each feature vector the mean of its own D entries; no other example enters.
-
     Raises:
         DataError: If a feature is not finite, or the features of an example are all zero (under `center`:
             all equal).
@@ -71,13 +54,14 @@ class Picker:
         (True, True)
     """
 
-    features: torch.Tensor
-    labels: NDArray[np.int64]
-    start: torch.Tensor
-    penalty: float = 0.1
-    grow: float = 0.01
-    steps: int = 20
-    average: float = 0.95
+    features: torch.Tensor  # x, (N, D)
+    labels: NDArray[np.int64]  # (N,) in [0, K)
+    start: torch.Tensor  # (N, K) logits of the start on them
+    penalty: float = 0.1  # λ; like all that follow fixed before the examples are seen
+    grow: float = 0.01  # Share of |T| that is added at a time
+    steps: int = 20  # Iterations of L-BFGS at most for each fit, from the last fit
+    average: float = 0.95  # Weight of the earlier fits in V, in [0, 1); 0 takes the last fit
+    # Subtract from each feature vector the mean of its own D entries; no other example enters.
     center: bool = False
     unit: torch.Tensor = field(init=False)
     offset: torch.Tensor = field(init=False)

@@ -46,10 +46,6 @@ def base_deviations(model: nn.Module, ref: Reference) -> dict[str, float]:
     The root mean square of its reference values; if those are zero (a new head), 1/√fan_in of the
     module that owns it, as for torch's own initial values.
 
-    Args:
-        model: The network, for names and shapes.
-        ref: The prior's centre.
-
     Example:
         >>> model = nn.Linear(4, 2)
         >>> _ = nn.init.zeros_(model.weight), nn.init.constant_(model.bias, 3.0)
@@ -70,7 +66,7 @@ def base_deviations(model: nn.Module, ref: Reference) -> dict[str, float]:
 
 
 def _ratios(names: Sequence[str], patterns: Mapping[str, float]) -> list[float]:
-    """Match each name with the first pattern; raise for a pattern or a name without a match."""
+    """Return the ratio of each name by the first pattern that matches; raise if one has no match."""
     used: set[str] = set()
     result = []
     for name in names:
@@ -90,16 +86,6 @@ def head_ratios(names: Sequence[str], heads: Sequence[str]) -> list[dict[str, fl
 
     Relative to its natural scale, a head that starts at zero tolerates much more noise than trained layers.
     The pilot chooses among these sets, which are fixed without data.
-
-    Args:
-        names: The trained parameters.
-        heads: The names of the head's modules.
-
-    Example:
-        >>> head_ratios(["fc.weight"], ["fc"])
-        [{'*': 1.0}]
-        >>> len(head_ratios(["conv.weight", "fc.weight"], ["fc"]))
-        37
     """
     inside = [name for name in names if in_modules(name, heads)]
     if len(inside) in (0, len(names)):
@@ -114,90 +100,25 @@ def nearest_member(log_scale: float, log_ratio: float) -> tuple[float, float]:
     return scale, min(BODY_RATIOS, key=lambda r: abs(math.log(r) - wanted))
 
 
-class Displacement:
-    """The squared distance of each trained parameter from the prior's centre.
-
-    Args:
-        model: The network; its trained parameters are the posterior's means.
-        ref: The prior's centre.
-    """
-
-    def __init__(self, model: nn.Module, ref: Reference) -> None:
-        parameters = random_parameters(model)
-        self.shapes = {name: p.shape for name, p in parameters.items()}
-        self.square = np.array(
-            [
-                float((p.detach().double() - ref[name].to(p.device).double()).square().sum())
-                for name, p in parameters.items()
-            ]
-        )
-
-    @property
-    def has_moved(self) -> bool:
-        """Whether any weight differs from the prior's centre."""
-        return bool(self.square.any())
-
-    def distances(self) -> dict[str, float]:
-        """Return ‖W − W⁽ˢ⁾‖ of each trained parameter."""
-        return dict(zip(self.shapes, np.sqrt(self.square).tolist(), strict=True))
-
-
+@dataclass(frozen=True)
 class Posterior:
-    """Gaussian posterior around the trained weights, summarised for the KL.
+    """Standard deviations of a Gaussian posterior around the trained weights, summarised for the KL."""
 
-    Args:
-        displacement: The means' distances from the prior's centre.
-        sigma: Standard deviation of each trained parameter, a number or a tensor of its shape.
-
-    Raises:
-        LayerError: If names or shapes are not those of the trained parameters.
-        ConfigError: If a deviation is not finite and above 0.
-    """
-
-    def __init__(self, displacement: Displacement, sigma: Sigma) -> None:
-        missing = [name for name in displacement.shapes if name not in sigma]
-        extra = [name for name in sigma if name not in displacement.shapes]
-        if missing or extra:
-            raise LayerError(
-                "the posterior needs one deviation for each trained parameter; "
-                f"missing: {listed(missing) or 'none'}; not trained: {listed(extra) or 'none'}"
-            )
-        self.sigma = {name: sigma[name] for name in displacement.shapes}
-        rows = []
-        for name, shape in displacement.shapes.items():
-            value = torch.as_tensor(sigma[name], dtype=torch.float64).cpu()
-            if value.ndim and value.shape != shape:
-                raise LayerError(
-                    f"the deviation of '{name}' has shape {tuple(value.shape)}; needed {tuple(shape)}"
-                )
-            if not bool(torch.isfinite(value).all()) or bool((value <= 0).any()):
-                raise ConfigError(f"the posterior's deviation of '{name}' must be finite and above 0")
-            repeat = shape.numel() if value.ndim == 0 else 1
-            square, log = float(value.square().sum()) * repeat, float(value.log().sum()) * 2 * repeat
-            rows.append((shape.numel(), square, log))
-        self.distance = displacement.square
-        self.dimension, self.square, self.log = np.array(rows, np.float64).T
-
-    def deviations(self) -> dict[str, float]:
-        """Return the root mean square deviation of each parameter."""
-        return dict(zip(self.sigma, np.sqrt(self.square / self.dimension).tolist(), strict=True))
+    # Standard deviation of each trained parameter, a number or a tensor of its shape.
+    sigma: dict[str, float | torch.Tensor]
+    square: Array  # (P,) Σ σ² of each parameter's entries
+    log: Array  # (P,) Σ ln σ² of each parameter's entries
 
 
 @dataclass(frozen=True)
 class PriorFamily:
-    """A finite family of priors N(W⁽ˢ⁾, s_i² I), s_i = scale · ratio_i · base_i, fixed beforehand.
+    """A finite family of priors N(W⁽ˢ⁾, s_i² I), s_i = scale · ratio_i · base_i, fixed beforehand."""
 
-    Attributes:
-        names: The trained parameters, (P,).
-        deviations: s_i of every member, (J, P); members run over ratio sets, then scales.
-        scales: The global scales.
-        sets: How many sets of ratios there are; J = sets · len(scales).
-    """
-
-    names: tuple[str, ...]
-    deviations: Array
-    scales: tuple[float, ...]
-    sets: int
+    shapes: dict[str, torch.Size]  # The shape of each trained parameter, by name; P names
+    moved: Array  # (P,) squared distance of each trained parameter from the priors' centre
+    deviations: Array  # s_i of every member, (J, P); members run over ratio sets, then scales
+    scales: tuple[float, ...]  # The global scales
+    sets: int  # How many sets of ratios there are; J = sets · len(scales)
 
     @classmethod
     def build(
@@ -209,46 +130,75 @@ class PriorFamily:
     ) -> PriorFamily:
         """Make the family from a grid of global scales and one or more sets of ratios.
 
-        Args:
-            model: The network.
-            ref: The prior's centre, also the source of the parameters' natural scales.
-            scales: Global scales; a geometric grid of ratio 2^(1/4) from 2⁻¹² to 2⁵ by default.
-            ratios: {pattern: ratio} on top of the natural scales, the first match wins; or several.
-
         Raises:
             LayerError: If a pattern matches no trained parameter, or none matches a parameter.
             ConfigError: If a scale or ratio is not above 0.
         """
-        base = base_deviations(model, ref)
-        names = tuple(base)
+        base, parameters = base_deviations(model, ref), random_parameters(model)
         grid = tuple(positive("a prior scale", s) for s in (PRIOR_SCALES if scales is None else scales))
         sets = [{"*": 1.0}] if ratios is None else [ratios] if isinstance(ratios, Mapping) else list(ratios)
         if not grid or not sets:
             raise ConfigError("a family of priors needs at least one scale and one set of ratios")
-        rows = np.array([_ratios(names, patterns) for patterns in sets]) * np.array(list(base.values()))
+        rows = np.array([_ratios(list(base), patterns) for patterns in sets]) * np.array(list(base.values()))
         table = rows[:, None, :] * np.array(grid)[None, :, None]
-        return cls(names, table.reshape(-1, len(names)), grid, len(sets))
+        moved = [
+            float((p.detach().double() - ref[name].to(p.device).double()).square().sum())
+            for name, p in parameters.items()
+        ]
+        shapes = {name: p.shape for name, p in parameters.items()}
+        return cls(shapes, np.array(moved), table.reshape(-1, len(base)), grid, len(sets))
 
     @property
     def size(self) -> int:
         """J, the number of members that share δ."""
         return len(self.deviations)
 
-    def tied(self, member: int) -> dict[str, float]:
-        """Return posterior deviations equal to a member's."""
-        return dict(zip(self.names, self.deviations[member].tolist(), strict=True))
+    @property
+    def dimension(self) -> Array:
+        """The number of entries of each trained parameter, (P,)."""
+        return np.array([shape.numel() for shape in self.shapes.values()], np.float64)
+
+    def by_name(self, values: Array) -> dict[str, float]:
+        """Return one value of each trained parameter, (P,), by its name."""
+        return dict(zip(self.shapes, values.tolist(), strict=True))
+
+    def posterior(self, sigma: Sigma) -> Posterior:
+        """Check and summarise a posterior's deviations."""
+        missing = [name for name in self.shapes if name not in sigma]
+        extra = [name for name in sigma if name not in self.shapes]
+        if missing or extra:
+            raise LayerError(
+                "the posterior needs one deviation for each trained parameter; "
+                f"missing: {listed(missing) or 'none'}; not trained: {listed(extra) or 'none'}"
+            )
+        rows = []
+        for name, shape in self.shapes.items():
+            value = torch.as_tensor(sigma[name], dtype=torch.float64).cpu()
+            if value.ndim and value.shape != shape:
+                raise LayerError(
+                    f"the deviation of '{name}' has shape {tuple(value.shape)}; needed {tuple(shape)}"
+                )
+            if not bool(torch.isfinite(value).all()) or bool((value <= 0).any()):
+                raise ConfigError(f"the posterior's deviation of '{name}' must be finite and above 0")
+            repeat = shape.numel() if value.ndim == 0 else 1
+            rows.append((float(value.square().sum()) * repeat, float(value.log().sum()) * 2 * repeat))
+        square, log = np.array(rows, np.float64).T
+        return Posterior({name: sigma[name] for name in self.shapes}, square, log)
+
+    def member(self, index: int) -> Posterior:
+        """Return the posterior with a member's deviations."""
+        return self.posterior(self.by_name(self.deviations[index]))
 
     def terms(self, posterior: Posterior) -> Array:
         """Return each parameter's share of the KL under each member, (J, P), rounded up, in nats.
 
         ‖v_i‖²/(2s²) + ½ Σ (σ²/s² − 1 − ln(σ²/s²)); the sum over parameters is the KL.
         """
-        s2 = self.deviations**2
-        d = posterior.dimension
+        s2, d = self.deviations**2, self.dimension
         scaled, logs = posterior.square / s2, d * np.log(s2)
         spread = scaled - d - posterior.log + logs
         rounding = _ROUNDINGS * np.finfo(np.float64).eps * (scaled + d + abs(posterior.log) + abs(logs))
-        terms: Array = posterior.distance / (2 * s2) + np.maximum(spread + rounding, 0.0) / 2
+        terms: Array = self.moved / (2 * s2) + np.maximum(spread + rounding, 0.0) / 2
         return terms
 
     def kl(self, posterior: Posterior) -> Array:

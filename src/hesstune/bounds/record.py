@@ -1,36 +1,37 @@
-"""The certificate: a bound that holds with probability 1 − δ, its computation, and its text.
-
-To add a kind of bound, subclass `BoundKind` here: its name, the predictor that it is about, its part of δ,
-the computation of the bound from the recorded numbers, and a sentence on the counts.
-"""
+"""The certificate: its record, its text, and what every kind of bound is."""
 
 from __future__ import annotations
 
-import dataclasses
+import importlib
 import json
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from hesstune.bounds.checked import checked_bound
-from hesstune.bounds.compression import compression_bound
-from hesstune.bounds.pac_bayes import complexity, confidence_upper, kl_inverse, monte_carlo_upper
-from hesstune.checks import unit_interval
-from hesstune.errors import ConfigError, RefutedNoiseError, RunError
-from hesstune.storage.files import one_line, write_json
+from pydantic import ConfigDict, model_validator
+from torch import nn
 
-HELD_OUT = ("errors", "n", "error", "bound", "delta")
+from hesstune.bounds import BOUNDS
+from hesstune.bounds.noisy import check_bound, check_floor, errors_in, tail_bound, zero_one_loss
+from hesstune.bounds.prior import Sigma
+from hesstune.bounds.sample import Sample
+from hesstune.checks import one_of, unit_interval
+from hesstune.errors import ConfigError, RefutedNoiseError
+from hesstune.reference import Reference
+from hesstune.storage.files import read_text, write_json
+from hesstune.storage.stored import Stored, checked_record
+
+_HELD_OUT = ("errors", "n", "error", "bound", "delta")
+# What `at` needs: all but the parameters and the texts. A file must have all but the last two.
 _FACTS = (
     "risk", "empirical", "empirical_bound", "kl", "n", "delta", "shares", "classes", "family", "draws",
     "draw_size", "loss", "noise", "bound", "numbers",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Certificate:
+class Certificate(Stored):
     """An upper bound on the clean 0-1 risk of a predictor, which `bound` names.
 
     `pac_bayes`: the randomised predictor, which draws fresh weights N(Ŵ, σ²) for every prediction; nothing
@@ -59,12 +60,8 @@ class Certificate:
         failures: Conditions that do not hold; if any, this is a diagnostic and no certificate.
         held_out: Errors on the given labels, n and the bound on the clean error for the unperturbed network
             on held-out examples, if given; the exact binomial bound if their labels are true.
-        bound: The kind of bound: a key of BOUNDS.
-        numbers: What else the bound is computed from. PAC-Bayes: `mean` of the scaled loss over the draws,
-            the loss's ends `low` and `high`, and the `padding` of unequal blocks. Hold-out: `mean`, `low`,
-            `high` and, for true labels, `errors`. Compression: the number of examples `kept` and, under
-            noise, `floor` c and `gamma` γ (the noisy error is at least c + γ·(the true one)). Checked: the
-            arguments of `hesstune.bounds.checked.checked_bound`.
+        bound: The kind of bound, one of `hesstune.bounds.BOUNDS`.
+        numbers: What else the bound is computed from; the class of the bound describes them (`record`).
         held_out_labels: `true`, `noisy` as the certificate's own, or `unknown` (no bound follows).
         tried: {kind of bound: risk} of the kinds that shared delta, if the smallest was taken.
         near_duplicates: {what: number of examples}: near-duplicates that were counted or left out; empty if
@@ -73,41 +70,63 @@ class Certificate:
         smallest: The smallest of them at delta divided by their number: it holds whichever is reported.
         noise_dependence: Permutation test of whether the noise depends on the input, as
             `hesstune.noise.instance.Conditional`; empty if not run.
+
+    Raises:
+        ValueError: If a field is missing, or has a wrong type or value.
     """
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+    what: ClassVar[str] = "a certificate"
+    fix: ClassVar[str] = "certify again"
 
     risk: float
     empirical: float
     empirical_bound: float
-    kl: float
+    kl: float = 0.0
     n: int
     delta: float
     shares: dict[str, float]
     classes: int
-    sigma: dict[str, float]
-    prior_sigma: dict[str, float]
-    distance: dict[str, float]
-    kl_terms: dict[str, float]
-    family: int
-    draws: int
-    draw_size: int
-    loss: str
-    noise: str
-    assumptions: list[str]
-    failures: list[str] = field(default_factory=list)
+    sigma: dict[str, float] = {}
+    prior_sigma: dict[str, float] = {}
+    distance: dict[str, float] = {}
+    kl_terms: dict[str, float] = {}
+    family: int = 1
+    draws: int = 0
+    draw_size: int = 0
+    loss: str = "zero_one"
+    noise: str = "clean"
+    assumptions: list[str] = []
+    failures: list[str] = []
     held_out: dict[str, float] | None = None
     bound: str = "pac_bayes"
-    numbers: dict[str, float] = field(default_factory=dict)
+    numbers: dict[str, float] = {}
     held_out_labels: str = "true"
-    tried: dict[str, float] = field(default_factory=dict)
-    near_duplicates: dict[str, float] = field(default_factory=dict)
+    tried: dict[str, float] = {}
+    near_duplicates: dict[str, float] = {}
     number: int = 1
     smallest: float | None = None
-    noise_dependence: dict[str, float] = field(default_factory=dict)
+    noise_dependence: dict[str, float] = {}
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Certificate:
+        if not set(_HELD_OUT) <= set(_HELD_OUT if self.held_out is None else self.held_out):
+            raise ValueError(f"'held_out' must hold {', '.join(_HELD_OUT)}")
+        if self.classes < 2:
+            raise ValueError("'classes' must be at least 2")
+        one_of("bound", self.bound, BOUNDS)
+        return self
+
+    @property
+    def kind(self) -> type[Bound]:
+        """The class of the bound."""
+        return bound_class(self.bound)
 
     @property
     def predictor(self) -> str:
         """The predictor that the bound is about."""
-        return BOUNDS[self.bound].predictor
+        return self.kind.predictor
 
     @property
     def vacuous(self) -> bool:
@@ -125,7 +144,7 @@ class Certificate:
             "kind": "diagnostic" if self.diagnostic else "certificate",
             "predictor": self.predictor,
             "vacuous": self.vacuous,
-            **dataclasses.asdict(self),
+            **self.model_dump(),
         }
 
     def save(self, path: str | Path) -> None:
@@ -143,36 +162,14 @@ class Certificate:
         Raises:
             RunError: If the file is missing or is no certificate.
         """
-        names = {f.name for f in dataclasses.fields(cls)}
-        try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
-            certificate = cls(**{name: value for name, value in record.items() if name in names})
-            certificate._check()
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise RunError(f"{path} is not a readable certificate ({one_line(error)})") from error
-        return certificate
 
-    def _check(self) -> None:
-        """Raise ValueError unless every value has its declared type."""
-        kinds: dict[str, Callable[[Any], bool]] = {
-            "float": _is_number,
-            "int": lambda v: _is_number(v) and v == int(v),
-            "str": lambda v: isinstance(v, str),
-            "dict[str, float]": lambda v: isinstance(v, dict) and all(map(_is_number, v.values())),
-            "list[str]": lambda v: isinstance(v, list) and all(isinstance(text, str) for text in v),
-        }
-        for field_ in dataclasses.fields(self):
-            value, kind = getattr(self, field_.name), str(field_.type)
-            if value is None and kind.endswith(" | None"):
-                continue
-            if not kinds[kind.removesuffix(" | None")](value):
-                raise ValueError(f"'{field_.name}' must be {kind}")
-        if not set(HELD_OUT) <= set(HELD_OUT if self.held_out is None else self.held_out):
-            raise ValueError(f"'held_out' must hold {', '.join(HELD_OUT)}")
-        if self.classes < 2:
-            raise ValueError("'classes' must be at least 2")
-        if self.bound not in BOUNDS:
-            raise ValueError(f"'bound' must be one of {', '.join(BOUNDS)}")
+        def content() -> Any:
+            record = json.loads(read_text(Path(path)))
+            if missing := [name for name in (*_FACTS[:-2], "assumptions") if name not in record]:
+                raise ValueError(f"'{missing[0]}' is missing")
+            return record
+
+        return checked_record(Path(path), cls, content)
 
     def at(self, delta: float) -> float:
         """Return the bound that the same counts give at another probability of failure.
@@ -204,7 +201,7 @@ class Certificate:
 
     def _risk(self, shares: dict[str, float]) -> float:
         try:
-            return BOUNDS[self.bound].risk(self, shares)
+            return self.kind.risk(self, shares)
         except KeyError as error:
             raise ConfigError(f"the certificate's record lacks the number {error}; certify again") from error
 
@@ -220,85 +217,59 @@ class Certificate:
             KeyError: If a fact is missing.
             ValueError: If a fact has a wrong type or value.
         """
-        blank: dict[str, Any] = {"sigma": {}, "prior_sigma": {}, "distance": {}, "kl_terms": {}}
-        certificate = cls(**blank, **{name: facts[name] for name in _FACTS}, assumptions=[])
-        certificate._check()
-        return certificate
+        return cls.model_validate({name: facts[name] for name in _FACTS})
 
     @classmethod
     def of_network(
-        cls,
-        bound: str,
-        numbers: dict[str, float],
-        *,
-        n: int,
-        delta: float,
-        classes: int,
-        shares: dict[str, float] | None = None,
-        **fields: Any,
+        cls, bound: str, numbers: dict[str, float], *, n: int, delta: float, classes: int, **fields: Any
     ) -> Certificate:
         """Make the certificate of a network without weight noise, from its counts.
-
-        Args:
-            bound: The kind of bound, not `pac_bayes`.
-            numbers: As of the attribute.
-            n: Number of examples.
-            delta: Probability of failure.
-            classes: K.
-            shares: How delta is split; by default the bound has all of it.
-            **fields: Further fields.
 
         Example:
             >>> c = Certificate.of_network("compression", {"kept": 10.0}, n=100, delta=0.05, classes=2)
             >>> round(c.risk, 4)
             0.2051
         """
-        kind = BOUNDS[bound]
-        blank: dict[str, Any] = {"sigma": {}, "prior_sigma": {}, "distance": {}, "kl_terms": {}, "kl": 0.0}
-        blank |= {"draws": 0, "draw_size": 0, "family": 1, "loss": "zero_one", "noise": "clean"}
-        blank |= {"assumptions": [], "empirical": kind.empirical(numbers, n)}
-        shares = {kind.share: delta, "noise": 0.0} if shares is None else shares
-        fixed: dict[str, Any] = {"n": n, "delta": delta, "classes": classes, "shares": shares, "bound": bound}
-        bare = cls(risk=1.0, empirical_bound=1.0, numbers=numbers, **fixed, **{**blank, **fields})
-        risk = bare._risk(shares)
-        return dataclasses.replace(bare, risk=risk, empirical_bound=risk)
+        kind = bound_class(bound)
+        fields = {
+            "shares": {kind.share: delta, "noise": 0.0},
+            "empirical": kind.empirical(numbers, n),
+            **fields,
+        }
+        fields |= {"bound": bound, "numbers": numbers, "n": n, "delta": delta, "classes": classes}
+        bare = cls(risk=1.0, empirical_bound=1.0, **fields)
+        risk = bare._risk(bare.shares)
+        return bare.replaced(risk=risk, empirical_bound=risk)
 
     def summary(self) -> str:
         """Return the certificate as text for a terminal."""
-        kind = BOUNDS[self.bound]
         if self.diagnostic:
             head = f"DIAGNOSTIC, NO CERTIFICATE: the number {self.risk:.4f} is not guaranteed, because"
             lines = [head, *(f"  - {reason}" for reason in self.failures)]
         else:
-            verdict = (
-                f"vacuous: guessing among {self.classes} classes does as well"
-                if self.vacuous
-                else "non-vacuous"
-            )
+            guessing = f"vacuous: guessing among {self.classes} classes does as well"
             lines = [
-                f"Certified: the true error of {kind.short_name} is at most {self.risk:.4f} "
-                f"with probability {1 - self.delta:g} ({verdict})."
+                f"Certified: the true error of {self.kind.short_name} is at most {self.risk:.4f} "
+                f"with probability {1 - self.delta:g} ({guessing if self.vacuous else 'non-vacuous'})."
             ]
         if self.number > 1 and not self.diagnostic:
             lines.append(
                 f"This is certificate {self.number} of this run folder. The smallest of them is valid only "
                 f"at delta divided by their number: {self.smallest:.4f}."
             )
-        lines += [f"Predictor: {kind.predictor}.", self._head() + kind.counts(self)]
+        counts = f"n = {self.n}, delta = {self.delta:g}, {self.kind.counts(self)}"
+        lines += [f"Predictor: {self.predictor}.", counts]
         if self.tried:
             risks = ", ".join(f"{name} {risk:.4f}" for name, risk in self.tried.items())
             lines.append(f"The smallest of several bounds that share delta: {risks}.")
         if self.held_out:
             lines.append(self._held_out_text(self.held_out))
         if some := {name: count for name, count in self.near_duplicates.items() if count}:
-            counts = ", ".join(f"{name.replace('_', ' ')} {count:.0f}" for name, count in some.items())
-            lines.append(f"Near-duplicates among the examples: {counts}.")
+            found = ", ".join(f"{name.replace('_', ' ')} {count:.0f}" for name, count in some.items())
+            lines.append(f"Near-duplicates among the examples: {found}.")
         if self.noise_dependence:
             lines.append(dependence_text(self.noise_dependence))
         return "\n".join([*lines, "It holds if:", *(f"  - {text}" for text in self.assumptions)])
-
-    def _head(self) -> str:
-        return f"n = {self.n}, delta = {self.delta:g}, "
 
     def _held_out_text(self, held: dict[str, float]) -> str:
         text = f"On {held['n']:.0f} held-out examples the unperturbed network has error {held['error']:.4f}"
@@ -311,30 +282,71 @@ class Certificate:
             sure = f"Clopper-Pearson, {sure}"
         return f"{text}; its true error is at most {held['bound']:.4f} ({sure})."
 
+    def labels_text(self) -> str:
+        """Return how the labels' noise is known, and the loss."""
+        return f"labels: {self.noise}; loss: {self.loss}"
+
     def __str__(self) -> str:
         return self.summary()
 
 
-BOUNDS: dict[str, type[BoundKind]] = {}
+def dependence_text(test: Mapping[str, float]) -> str:
+    """Return the result of the test of whether the noise depends on the input, as text."""
+    result = "rejected" if test["depends"] else "did not reject; that shows nothing"
+    return (
+        f"Permutation test of whether the noise depends on the input: {result} (p = {test['p_value']:.2g}, "
+        f"{test['examples']:.0f} examples; within a class, neighbours have the same label "
+        f"{test['agreement']:.1%} of the time, {test['expected']:.1%} expected)."
+    )
 
 
-class BoundKind(ABC):
-    """A kind of bound. Subclasses are registered in BOUNDS by their name.
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """The network that a bound is about."""
 
-    Attributes:
-        name: The value of `Certificate.bound`.
-        share: The part of delta that the bound has, a key of `Certificate.shares`.
-        short_name: The predictor in a few words.
-        predictor: The predictor that the bound is about.
+    model: nn.Module  # The network; it runs in eval mode and is left unchanged, bit for bit
+    # σ of each trained parameter, a number or a tensor; None: that of one of the priors.
+    posterior: Sigma | None = None
+    # The indices of the sample's examples that it was trained on, if these are a few.
+    kept: Sequence[int] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior:
+    """A Gaussian prior on the weights, fixed without the examples of the bound."""
+
+    reference: Reference  # Its centre
+    # Global scales of its standard deviations; None for the default grid.
+    scales: Sequence[float] | None = None
+    # {parameter pattern: ratio} on top of the parameters' natural scales; or several such sets.
+    ratios: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None
+
+
+class Bound(ABC):
+    """A bound on the true error: the class BOUND of a file in `hesstune/bounds/kinds`, whose name it has.
+
+    The first line of the file is its sentence for people: what is bounded, and by what.
     """
 
-    name: ClassVar[str]
-    share: ClassVar[str]
-    short_name: ClassVar[str] = "the network"
-    predictor: ClassVar[str]
+    # The predictor that the bound is about.
+    predictor: ClassVar[str] = (
+        "the network itself, fixed before it saw the examples counted; no noise on its weights"
+    )
+    short_name: ClassVar[str] = "the network"  # The predictor in a few words
+    share: ClassVar[str]  # The part of delta that the bound has, a key of `Certificate.shares`
+    record: ClassVar[dict[str, str]]  # The keys of `Certificate.numbers`, and what they are
+    # The network of a run that the bound is for: the means of a `posterior` around a prior, an `unseen`
+    # one, trained on other examples, or a `picked` one, which a few of the examples determine.
+    network: ClassVar[Literal["posterior", "unseen", "picked"]]
 
-    def __init_subclass__(cls) -> None:
-        BOUNDS[cls.name] = cls
+    @classmethod
+    @abstractmethod
+    def evaluate(cls, network: Network, prior: Prior | None, sample: Sample) -> Certificate:
+        """Return the certificate of a network on a sample.
+
+        Raises:
+            HesstuneError: If a condition of the bound fails.
+        """
 
     @staticmethod
     @abstractmethod
@@ -355,117 +367,29 @@ class BoundKind(ABC):
         return numbers["mean"]
 
 
-class PacBayes(BoundKind):
-    """The randomised predictor's error, by PAC-Bayes-kl."""
-
-    name, share = "pac_bayes", "pac_bayes"
-    short_name = "the randomised predictor"
-    predictor = (
-        "randomised: fresh weights N(W, sigma^2) for every prediction; nothing is claimed of the unperturbed "
-        "network"
-    )
-
-    @staticmethod
-    def risk(one: Certificate, shares: Mapping[str, float]) -> float:
-        low, high, padding = (one.numbers[name] for name in ("low", "high", "padding"))
-        drawn = monte_carlo_upper(min(1.0, one.numbers["mean"] / padding), one.draws, shares["monte_carlo"])
-        side = complexity(one.kl, one.n, shares["pac_bayes"], one.family)
-        return min(1.0, low + (high - low) * float(kl_inverse(min(1.0, padding * drawn), side)))
-
-    @staticmethod
-    def counts(one: Certificate) -> str:
-        return (
-            f"KL = {one.kl:.2f} nats, priors and losses to choose from = {one.family}, draws = {one.draws}\n"
-            f"Error on the given labels over the draws: {one.empirical:.4f}; {_labels(one)}"
-        )
+def bound_class(name: str) -> type[Bound]:
+    """Return the class of a bound by its name."""
+    one_of("bound", name, BOUNDS)
+    found: type[Bound] = importlib.import_module(f"{__package__}.kinds.{name}").BOUND
+    return found
 
 
-class Holdout(BoundKind):
-    """The network's error, by examples that it has not seen."""
-
-    name, share = "holdout", "exact_tail"
-    predictor = "the network itself, fixed before it saw the examples counted; no noise on its weights"
-
-    @staticmethod
-    def risk(one: Certificate, shares: Mapping[str, float]) -> float:
-        if "errors" in one.numbers:
-            return confidence_upper(int(one.numbers["errors"]), one.n, shares["exact_tail"])
-        low, high = one.numbers["low"], one.numbers["high"]
-        unit = float(kl_inverse(one.numbers["mean"], math.log(one.family / shares["exact_tail"]) / one.n))
-        return min(1.0, low + (high - low) * unit)
-
-    @staticmethod
-    def counts(one: Certificate) -> str:
-        return f"error on the given labels: {one.empirical:.4f}; {_labels(one)}"
-
-
-class Compression(BoundKind):
-    """The error of a network that Pick-to-Learn trained, by the number of examples kept."""
-
-    name, share = "compression", "compression"
-    predictor = "the network itself, trained on the examples kept and no others; no noise on its weights"
-
-    @staticmethod
-    def risk(one: Certificate, shares: Mapping[str, float]) -> float:
-        noisy = compression_bound(int(one.numbers["kept"]), one.n, shares["compression"])
-        return min(1.0, (noisy - one.numbers.get("floor", 0.0)) / one.numbers.get("gamma", 1.0))
-
-    @staticmethod
-    def counts(one: Certificate) -> str:
-        kept = f"examples kept = {one.numbers['kept']:.0f}"
-        return f"{kept}; every other example is classified correctly; {_labels(one)}"
-
-    @staticmethod
-    def empirical(numbers: Mapping[str, float], n: int) -> float:
-        return 0.0
-
-
-class Checked(BoundKind):
-    """The network's error, by the given labels of all examples and the true labels of a few."""
-
-    name, share, predictor = "checked", "checked", Holdout.predictor
-
-    @staticmethod
-    def risk(one: Certificate, shares: Mapping[str, float]) -> float:
-        counts = {name: int(value) for name, value in one.numbers.items()}
-        return checked_bound(
-            (counts["wrong_disagreeing"], counts["checked_disagreeing"]),
-            (counts["wrong_agreeing"], counts["checked_agreeing"]),
-            counts["disagreeing"],
-            one.n,
-            shares["checked"],
-        )
-
-    @staticmethod
-    def counts(one: Certificate) -> str:
-        count = {name: f"{value:.0f}" for name, value in one.numbers.items()}
-        left = ""
-        if one.numbers.get("unchecked"):
-            left = f"drawn examples without a label, counted as errors: {count['unchecked']}, "
-        return (
-            f"{left}predictions that differ from the given label: {count['disagreeing']}; errors among the "
-            f"checked: {count['wrong_disagreeing']} of {count['checked_disagreeing']} of these, "
-            f"{count['wrong_agreeing']} of {count['checked_agreeing']} of the others"
-        )
-
-    @staticmethod
-    def empirical(numbers: Mapping[str, float], n: int) -> float:
-        return numbers["disagreeing"] / n
-
-
-def dependence_text(test: Mapping[str, float]) -> str:
-    """Return the result of the test of whether the noise depends on the input, as text."""
-    result = "rejected" if test["depends"] else "did not reject; that shows nothing"
-    return (
-        f"Permutation test of whether the noise depends on the input: {result} (p = {test['p_value']:.2g}, "
-        f"{test['examples']:.0f} examples; within a class, neighbours have the same label "
-        f"{test['agreement']:.1%} of the time, {test['expected']:.1%} expected)."
-    )
-
-
-def _labels(one: Certificate) -> str:
-    return f"labels: {one.noise}; loss: {one.loss}"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def finished(certificate: Certificate, sample: Sample, model: nn.Module, *own: str) -> Certificate:
+    """Return a certificate with its assumptions, its failures, and the bound on the held-out examples."""
+    conditions, options = sample.conditions, sample.options
+    delta, labels = options.delta, options.held_out_labels
+    conditions.attempt(lambda: check_bound(certificate.risk, sample.noise, delta))
+    fields: dict[str, Any] = {"assumptions": [*sample.assumptions(), *own, *options.assumptions]}
+    if (data := sample.held_out) is not None:
+        confusion = data.confusion(model, sample.k)
+        wrong, bound = errors_in(confusion), 1.0
+        if labels != "unknown":
+            is_noisy = labels == "noisy" and sample.noise is not None
+            noise = sample.noise if is_noisy else None
+            losses = sample.losses if is_noisy else [zero_one_loss(sample.k)]
+            bound = tail_bound(confusion, losses, delta - (options.spent if is_noisy else 0.0))[0]
+            conditions.attempt(lambda: check_floor(confusion, noise, delta))
+            conditions.attempt(lambda: check_bound(bound, noise, delta))
+        counts = {"errors": wrong, "n": data.n, "error": wrong / data.n, "bound": bound, "delta": delta}
+        fields |= {"held_out": counts, "held_out_labels": labels}
+    return certificate.replaced(failures=list(conditions.failures), **fields)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.bounds.noisy import KnownNoise, clean_losses, zero_one_loss
-from hesstune.bounds.pac_bayes import MIN_EXAMPLES
+from hesstune.bounds.kl import MIN_EXAMPLES
+from hesstune.bounds.noisy import clean_losses, read_noise, zero_one_loss
 from hesstune.bounds.pick_to_learn import Picker, Picks
 from hesstune.bounds.posterior import SCALE_STEP, BoundGradient, learn_head, soft_loss, unit_matrix
 from hesstune.bounds.prior import PRIOR_SCALES, base_deviations, head_ratios, nearest_member
@@ -53,7 +53,7 @@ class Certified(Method):
         self.head = {name for name in names if setup.in_head(name)}
         self.body = [name for name in names if name not in self.head]
         noise = setup.noise_matrix
-        loss = zero_one_loss(len(setup.counts)) if noise is None else clean_losses(KnownNoise(noise))[0]
+        loss = zero_one_loss(len(setup.counts)) if noise is None else clean_losses(read_noise(noise))[0]
         self.matrix = unit_matrix(loss)
         family = len(PRIOR_SCALES) * len(head_ratios(names, setup.heads))
         n = int(self.options["examples"] or setup.counts.sum())

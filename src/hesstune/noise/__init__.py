@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 from hesstune._lazy import lazily
 
 if TYPE_CHECKING:
+    from hesstune.noise.confidence import NoiseConfidenceSet
     from hesstune.noise.estimate import (
         ESTIMATORS,
-        ConfidenceSet,
         Estimate,
-        confidence_set,
         estimate_noise,
         from_posterior,
     )
@@ -19,10 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ESTIMATORS",
-    "ConfidenceSet",
     "Estimate",
+    "NoiseConfidenceSet",
     "NoiseMatrix",
-    "confidence_set",
     "estimate_noise",
     "from_posterior",
 ]
@@ -30,11 +28,10 @@ __all__ = [
 __getattr__, __dir__ = lazily(
     __name__,
     {
-        "ConfidenceSet": "hesstune.noise.estimate",
         "ESTIMATORS": "hesstune.noise.estimate",
         "Estimate": "hesstune.noise.estimate",
+        "NoiseConfidenceSet": "hesstune.noise.confidence",
         "NoiseMatrix": "hesstune.noise.matrix",
-        "confidence_set": "hesstune.noise.estimate",
         "estimate_noise": "hesstune.noise.estimate",
         "from_posterior": "hesstune.noise.estimate",
     },

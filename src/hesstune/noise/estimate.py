@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import class_count, integer_labels, one_of
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
+from hesstune.noise.confidence import NoiseConfidenceSet
 from hesstune.noise.latent.channel import Observed, prior_strength
 from hesstune.noise.latent.em import DRAWS, FOLDS, bootstrap, latent_truth
 from hesstune.noise.latent.head import MAX_EXAMPLES, robust_head
@@ -275,29 +276,6 @@ def well_conditioned(
     return usable[first_within_errors([log_likelihoods(matrix, probs, labels) for matrix, _ in usable])]
 
 
-@dataclass(frozen=True)
-class ConfidenceSet:
-    """A box that holds the whole of F with probability at least 1 − delta.
-
-    Assumes that the clean-labelled examples are drawn at random, independently of their noise.
-
-    Attributes:
-        lower: (K, K) lower ends.
-        upper: (K, K) upper ends.
-        delta: The probability, over the clean-labelled sample, that F lies outside.
-    """
-
-    lower: NDArray[np.float64]
-    upper: NDArray[np.float64]
-    delta: float
-
-    def contains(self, noise_matrix: NoiseMatrix) -> bool:
-        """Tell whether every entry of a matrix lies in the box."""
-        return bool(
-            ((noise_matrix.array >= self.lower - 1e-12) & (noise_matrix.array <= self.upper + 1e-12)).all()
-        )
-
-
 def pair_counts(clean: ArrayLike, noisy: ArrayLike, k: int) -> NDArray[np.float64]:
     """Count the pairs (clean i, noisy j), (K, K).
 
@@ -312,27 +290,6 @@ def pair_counts(clean: ArrayLike, noisy: ArrayLike, k: int) -> NDArray[np.float6
     counts = np.zeros((k, k))
     np.add.at(counts, (true, given), 1)
     return counts
-
-
-def confidence_set(counts: ArrayLike, delta: float = 0.05) -> ConfidenceSet:
-    """Return Clopper–Pearson intervals for all K² entries at once, by the union bound.
-
-    Each entry is binomial given its row's number of examples, so each interval at level δ/K² covers,
-    and all of them do together with probability at least 1 − δ. A row without examples is [0, 1].
-
-    Source: Clopper and Pearson 1934.
-    """
-    from scipy.stats import beta
-
-    table = np.asarray(counts, dtype=np.float64)
-    if not 0 < delta < 1:
-        raise ConfigError(f"delta must lie between 0 and 1; got {delta}")
-    rows = np.broadcast_to(table.sum(axis=1, keepdims=True), table.shape)
-    tail = delta / (2 * table.size)
-    with np.errstate(invalid="ignore"):
-        lower = np.where(table > 0, beta.ppf(tail, table, rows - table + 1), 0.0)
-        upper = np.where(table < rows, beta.ppf(1 - tail, table + 1, rows - table), 1.0)
-    return ConfidenceSet(lower, upper, delta)
 
 
 def holdout(
@@ -368,7 +325,7 @@ def holdout(
     alpha = weight * np.clip(base.array, 1e-3, None) + counts
     total = alpha.sum(axis=1, keepdims=True)
     mean = alpha / total
-    box = confidence_set(counts)
+    box = NoiseConfidenceSet(counts, delta=0.05)
     absent = np.flatnonzero(counts.sum(axis=1) == 0)
     notes = [f"no clean label of class {c}: its row is the prior's" for c in absent]
     return Estimate(

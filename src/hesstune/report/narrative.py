@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from hesstune.analysis.label_issues import DELTA, judge_fit
-from hesstune.bounds.pac_bayes import confidence_interval
 from hesstune.bounds.record import dependence_text
 from hesstune.curvature.result import HELD_OUT_EVIDENCE, TRAINING_EVIDENCE
 from hesstune.errors import counted
+from hesstune.noise.confidence import confidence_interval
 from hesstune.runs.model_card import test_labels
 from hesstune.runs.read_records import Records
 from hesstune.runs.records import MatrixCheck

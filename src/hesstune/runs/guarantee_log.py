@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,7 +93,7 @@ def with_union(folder: Path, found: Certificate) -> Certificate:
     for one in every:
         with contextlib.suppress(ConfigError):  # a confidence set of the noise has spent more than δ/J
             smallest = min(smallest, one.at(found.delta / len(every)))
-    return replace(found, number=len(every), smallest=smallest)
+    return found.replaced(number=len(every), smallest=smallest)
 
 
 def log_sheet(folder: Path, ids: Sequence[str], asked: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from hesstune.bounds import CHOICES, BoundName, first_lines
 from hesstune.checks import expanded, parse_number
 from hesstune.curvature.declared import ABOVE, SKIP_CLASSES, ExamplesChoice, MethodChoice, sample_fault
 from hesstune.data.formats import WITH_PATH
@@ -456,11 +457,10 @@ class CertifyOptions(Options):
     heading: ClassVar[str] = "Conditions and computation"
     first: ClassVar[tuple[str, ...]] = ("bound", "delta", "prior_fraction", "noise_is", "clean_sample")
 
-    bound: Literal["pac_bayes", "holdout", "compression", "best"] = Field(
+    bound: BoundName = Field(
         "pac_bayes",
-        description="pac_bayes: of the network with random weights; holdout: exact, by the test part or by "
-        "what {prior_fraction} leaves; compression: of a network that a few examples determine (method "
-        "pick_to_learn); best: the smallest of the three, which share delta",
+        description="".join(f"{name}: {first_lines()[name]}; " for name in CHOICES)
+        + "best: the smallest of these, which share delta",
     )
     delta: float = Field(0.05, gt=0, lt=1, description="probability with which the certificate may fail")
     prior_fraction: float = Field(
@@ -519,7 +519,7 @@ class CertifyOptions(Options):
     @classmethod
     def _known_choices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if value:
-            from hesstune.bounds.conditions import LEAKS
+            from hesstune.bounds.sample import LEAKS
             from hesstune.checks import one_of
 
             for name in value:

@@ -1,7 +1,4 @@
-"""PAC-Bayes-kl: Gaussian KL, the safe inversion of the binary kl, and confidence for finite samples.
-
-Pure functions of numbers. Every inversion returns the end that can only make a bound larger.
-"""
+"""Kullback–Leibler divergences and their inversion, rounded so that bounds can only become larger."""
 
 from __future__ import annotations
 
@@ -9,47 +6,23 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
-from hesstune.checks import unit_interval
 from hesstune.errors import ConfigError
+from hesstune.noise.confidence import failure_probability
 
 MIN_EXAMPLES = 8  # Maurer's constant 2√n is proved for n of at least 8
 _EPS = float(np.finfo(np.float64).eps)
-# Each logarithm, product and sum of the two terms rounds once; 8 covers them with room to spare.
+# Units of rounding by which the computed kl may be too large: each logarithm, product and sum rounds once.
 _ROUNDINGS = 8
 
-
-def binary_kl(q: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
-    """Return kl(q‖p) = q ln(q/p) + (1 − q) ln((1 − q)/(1 − p)), in nats, elementwise.
-
-    Args:
-        q: Probabilities in [0, 1]; 0 ln 0 counts as 0.
-        p: Probabilities in [0, 1]; the result is infinite if p is 0 or 1 and q is not.
-
-    Example:
-        >>> round(float(binary_kl(0.1, 0.3)), 6)
-        0.116322
-    """
-    first, second = _kl_terms(np.asarray(q, np.float64), np.asarray(p, np.float64))
-    return np.maximum(first + second, 0.0)
+Array = NDArray[np.float64]
 
 
-def _kl_terms(
-    q: NDArray[np.float64], p: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _surely_above(q: Array, p: Array, c: Array) -> NDArray[np.bool_]:
+    """Return whether kl(q‖p) = q ln(q/p) + (1 − q) ln((1 − q)/(1 − p)) ≥ c for any rounding, elementwise."""
     with np.errstate(divide="ignore", invalid="ignore"):
         first = np.where(q > 0, q * (np.log(q) - np.log(p)), 0.0)
         second = np.where(q < 1, (1 - q) * (np.log1p(-q) - np.log1p(-p)), 0.0)
-    return first, second
-
-
-def _surely_above(
-    q: NDArray[np.float64], p: NDArray[np.float64], c: NDArray[np.float64]
-) -> NDArray[np.bool_]:
-    """Return whether kl(q‖p) ≥ c for any rounding, elementwise."""
-    first, second = _kl_terms(q, p)
-    with np.errstate(divide="ignore", invalid="ignore"):
         size = np.where(q > 0, q * (1 + np.abs(np.log(q)) + np.abs(np.log(p))), 0.0)
         size = size + np.where(q < 1, (1 - q) * (1 + np.abs(np.log1p(-q)) + np.abs(np.log1p(-p))), 0.0)
         return np.asarray(first + second - _ROUNDINGS * _EPS * size >= c)
@@ -129,17 +102,8 @@ def gaussian_kl(
 def complexity(kl: float, n: int, delta: float, family: int = 1) -> float:
     """Return (KL + ln(2√n · J/δ)) / n, the right-hand side of the PAC-Bayes-kl bound.
 
-    Maurer, A note on the PAC-Bayesian theorem (2004); J members of a finite family of priors (and
-    losses) fixed before seeing the data share δ equally.
-
-    Args:
-        kl: KL of posterior from prior, in nats.
-        n: Number of independent examples, at least 8.
-        delta: Probability with which the bound may fail, in (0, 1).
-        family: J, at least 1.
-
-    Raises:
-        ConfigError: If an argument is out of range.
+    Maurer, A note on the PAC-Bayesian theorem (2004), for n of at least 8 independent examples. J members of
+    a finite family of priors (and losses), fixed before seeing the data, share δ equally.
     """
     if not isinstance(n, int | np.integer) or n < MIN_EXAMPLES:
         raise ConfigError(f"the PAC-Bayes-kl bound needs at least {MIN_EXAMPLES} examples; got {n}")
@@ -147,7 +111,9 @@ def complexity(kl: float, n: int, delta: float, family: int = 1) -> float:
         raise ConfigError(f"a KL divergence must be at least 0; got {kl}")
     if family < 1:
         raise ConfigError(f"a family of priors needs at least one member; got {family}")
-    return float((kl + math.log(2 * math.sqrt(n)) + math.log(family) - math.log(_inside(delta))) / n)
+    return float(
+        (kl + math.log(2 * math.sqrt(n)) + math.log(family) - math.log(failure_probability(delta))) / n
+    )
 
 
 def pac_bayes_kl(empirical: float, kl: float, n: int, delta: float, family: int = 1) -> float:
@@ -169,40 +135,7 @@ def monte_carlo_upper(mean: float, draws: int, delta: float) -> float:
     m counts independent draws of the *weights*, fixed beforehand, never examples. Each draw's value
     lies in [0, 1] and the draws' expectations average to what is bounded. Langford & Caruana (2002),
     section 4; the Chernoff bound in its kl form.
-
-    Example:
-        >>> round(monte_carlo_upper(0.1, draws=1000, delta=0.01), 4)
-        0.1312
     """
     if draws < 1:
         raise ConfigError(f"the Monte-Carlo step needs at least one draw; got {draws}")
-    return float(kl_inverse(mean, -math.log(_inside(delta)) / draws))
-
-
-def confidence_upper(errors: int, n: int, delta: float) -> float:
-    """Return the Clopper–Pearson upper bound on an error rate from `errors` of n held-out examples.
-
-    The largest p with P(Binomial(n, p) ≤ errors) ≥ δ, rounded up. Clopper & Pearson (1934).
-
-    Example:
-        >>> round(confidence_upper(0, 100, 0.05), 4)  # 1 − 0.05^(1/100)
-        0.0295
-    """
-    if not 0 <= errors <= n or n < 1:
-        raise ConfigError(f"errors must be between 0 and n, with n at least 1; got {errors} of {n}")
-    if errors == n:
-        return 1.0
-    return min(1.0, float(stats.beta.ppf(1 - _inside(delta), errors + 1, n - errors)) * (1 + 1e-9))
-
-
-def confidence_interval(count: int, n: int, delta: float) -> tuple[float, float]:
-    """Return the two-sided Clopper–Pearson interval, each side failing with probability at most δ/2."""
-    if n == 0:
-        return 0.0, 1.0
-    return 1.0 - confidence_upper(n - count, n, delta / 2), confidence_upper(count, n, delta / 2)
-
-
-def _inside(delta: float) -> float:
-    if not 0 < unit_interval("delta", delta) < 1:
-        raise ConfigError(f"delta must lie strictly between 0 and 1; got {delta}")
-    return float(delta)
+    return float(kl_inverse(mean, -math.log(failure_probability(delta)) / draws))

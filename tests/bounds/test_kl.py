@@ -10,25 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from hesstune.bounds.pac_bayes import (
-    binary_kl,
-    complexity,
-    confidence_interval,
-    confidence_upper,
-    gaussian_kl,
-    kl_inverse,
-    monte_carlo_upper,
-    pac_bayes_kl,
-)
+from hesstune.bounds.kl import complexity, gaussian_kl, kl_inverse, monte_carlo_upper, pac_bayes_kl
 from hesstune.errors import ConfigError
+from hesstune.noise.confidence import confidence_interval, confidence_upper
 
 EXACT = {"rtol": 1e-12, "atol": 1e-15}
-PUBLISHED = {"rtol": 0.0, "atol": 0.003}
 means = st.one_of(st.just(0.0), st.floats(1e-12, 1 - 1e-9), st.just(1.0))
 sides = st.floats(1e-9, 30.0)
 
 
-def exact_kl(q: float, p: float) -> mpmath.mpf:
+def exact_kl(q, p):
     q, p = mpmath.mpf(q), mpmath.mpf(p)
     if p == 1 and q < 1:
         return mpmath.inf
@@ -36,7 +27,7 @@ def exact_kl(q: float, p: float) -> mpmath.mpf:
     return first + ((1 - q) * mpmath.log((1 - q) / (1 - p)) if q < 1 else 0)
 
 
-def exact_inverse(q: float, c: float) -> mpmath.mpf:
+def exact_inverse(q, c):
     low, high = mpmath.mpf(q), mpmath.mpf(1)
     for _ in range(180):
         middle = (low + high) / 2
@@ -45,7 +36,7 @@ def exact_inverse(q: float, c: float) -> mpmath.mpf:
 
 
 @given(means, sides)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_kl_inverse_is_never_below_the_50_digit_value_and_barely_above(q, c):
     got = float(kl_inverse(q, c))
     with mpmath.workdps(50):
@@ -57,25 +48,12 @@ def test_kl_inverse_is_never_below_the_50_digit_value_and_barely_above(q, c):
         assert got - true <= allowed
 
 
-@given(st.floats(0, 1), st.floats(0, 1))
-def test_binary_kl_is_scipys_relative_entropy(q, p):
-    p = min(max(p, 1e-6), 1 - 1e-6)
-    expected = stats.entropy([q, 1 - q], [p, 1 - p])
-    torch.testing.assert_close(float(binary_kl(q, p)), max(float(expected), 0.0), rtol=1e-9, atol=1e-12)
-
-
 def test_kl_inverse_edges():
     assert float(kl_inverse(1.0, 0.5)) == 1.0
     assert float(kl_inverse(0.3, math.inf)) == 1.0
     assert 0.2 <= float(kl_inverse(0.2, 0.0)) <= 0.2 + 1e-6
     torch.testing.assert_close(float(kl_inverse(0.0, 0.7)), -math.expm1(-0.7), **EXACT)
     assert kl_inverse([0.1, 0.2], [0.1, 0.3]).shape == (2,)
-
-
-@pytest.mark.parametrize(("q", "c"), [(-0.1, 0.1), (1.1, 0.1), (0.2, -1.0), (math.nan, 0.1), (0.2, math.nan)])
-def test_kl_inverse_refuses_what_is_no_probability(q, c):
-    with pytest.raises(ConfigError, match=r"must (lie in|be at least)"):
-        kl_inverse(q, c)
 
 
 def test_gaussian_kl_is_torchs_and_a_numerical_integral():
@@ -88,24 +66,13 @@ def test_gaussian_kl_is_torchs_and_a_numerical_integral():
     q, p = stats.norm(v[0], sigma[0]), stats.norm(0, s[0])
     integral, _ = integrate.quad(lambda x: q.pdf(x) * (q.logpdf(x) - p.logpdf(x)), -20, 20)
     torch.testing.assert_close(gaussian_kl(v[0] ** 2, s[0], sigma[0]), integral, rtol=1e-8, atol=1e-10)
-
-
-def test_gaussian_kl_counts_dimensions_and_keeps_digits_near_equal_scales():
+    # Dimensions count, and digits are kept near equal scales.
     torch.testing.assert_close(
         gaussian_kl(0.0, 1.0, 2.0, dimension=1000), 1000 * gaussian_kl(0.0, 1.0, 2.0), **EXACT
     )
     ratio = mpmath.mpf(1 + 1e-7) ** 2
     exact = float((ratio - 1 - mpmath.log(ratio)) / 2)
     torch.testing.assert_close(gaussian_kl(0.0, 1.0, 1 + 1e-7), exact, rtol=1e-6, atol=0.0)
-
-
-IMPOSSIBLE = [(1.0, 0.0), (1.0, -1.0), (-1.0, 1.0), (1.0, 1.0, 0.0), (1.0, math.inf)]
-
-
-@pytest.mark.parametrize("arguments", IMPOSSIBLE)
-def test_gaussian_kl_refuses_impossible_numbers(arguments):
-    with pytest.raises(ConfigError, match="must be"):
-        gaussian_kl(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -116,37 +83,34 @@ def test_gaussian_kl_refuses_impossible_numbers(arguments):
 )
 def test_published_values_are_recomputed(train, kl, published):
     upper = monte_carlo_upper(train, draws=150_000, delta=0.01)
-    torch.testing.assert_close(pac_bayes_kl(upper, kl, 55_000, 0.025), published, **PUBLISHED)
+    assert pac_bayes_kl(upper, kl, 55_000, 0.025) == pytest.approx(published, abs=0.003)
 
 
-def test_complexity_pays_for_family_and_delta():
+def test_family_delta_and_draws_are_paid_for():
     base = complexity(10.0, 100, 0.05)
     torch.testing.assert_close(base, (10 + math.log(2 * math.sqrt(100) / 0.05)) / 100, **EXACT)
     torch.testing.assert_close(complexity(10.0, 100, 0.05, 7) - base, math.log(7) / 100, **EXACT)
+    assert monte_carlo_upper(0.1, 10, 0.05) > monte_carlo_upper(0.1, 1000, 0.05) > 0.1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "match"),
+    ("compute", "arguments"),
     [
-        ((1.0, 7, 0.05), "at least 8 examples"),
-        ((-1.0, 100, 0.05), "KL divergence must be at least 0"),
-        ((1.0, 100, 0.0), "strictly between 0 and 1"),
-        ((1.0, 100, 0.05, 0), "at least one member"),
+        *((kl_inverse, pair) for pair in ((-0.1, 0.1), (1.1, 0.1), (0.2, -1.0), (math.nan, 0.1))),
+        *((gaussian_kl, some) for some in ((1.0, 0.0), (-1.0, 1.0), (1.0, 1.0, 0.0), (1.0, math.inf))),
+        *((complexity, some) for some in ((1.0, 7, 0.05), (-1.0, 100, 0.05), (1.0, 100, 0.0))),
+        (complexity, (1.0, 100, 0.05, 0)),
+        (monte_carlo_upper, (0.1, 0, 0.05)),
+        *((confidence_upper, some) for some in ((3, 2, 0.05), (0, 0, 0.05), (0, 2, 1.0))),
     ],
 )
-def test_complexity_refuses(arguments, match):
-    with pytest.raises(ConfigError, match=match):
-        complexity(*arguments)
-
-
-def test_monte_carlo_counts_draws():
-    assert monte_carlo_upper(0.1, 10, 0.05) > monte_carlo_upper(0.1, 1000, 0.05) > 0.1
-    with pytest.raises(ConfigError, match="at least one draw"):
-        monte_carlo_upper(0.1, 0, 0.05)
+def test_impossible_numbers_are_refused(compute, arguments):
+    with pytest.raises(ConfigError):
+        compute(*arguments)
 
 
 @given(st.integers(1, 300), st.floats(0, 1), st.floats(0.001, 0.4))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_clopper_pearson_inverts_the_binomial_tail(n, share, delta):
     errors = round(share * n)
     upper = confidence_upper(errors, n, delta)

@@ -1,17 +1,23 @@
-"""The true error from a few checked labels and all noisy ones, without a model of the noise."""
+"""The error of a network, by the given labels of all examples and the checked labels of a few."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from hesstune.bounds.pac_bayes import confidence_interval, confidence_upper
-from hesstune.checks import unit_interval
-from hesstune.errors import ConfigError
+from hesstune.bounds.kinds.holdout import INDEPENDENT
+from hesstune.bounds.record import Bound, Certificate, Network, Prior, finished
+from hesstune.bounds.sample import Sample
+from hesstune.errors import ConfigError, DataError
+from hesstune.noise.confidence import confidence_interval, confidence_upper, failure_probability
 
+# The class of an example without a checked label.
+UNCHECKED = -1
 # Cells of p₁, p₀ and q: in each the bound takes the worst corners.
 FIRST, SECOND, RATES = 600, 600, 48
 # Levels of the distribution of V̄ (each counts with the worse of its ends), and the mass of each tail beyond.
@@ -57,9 +63,7 @@ def checked_bound(
     if not (0 <= k1 <= m1 and 0 <= k0 <= m0 and m1 + m0 >= 1 and whole):
         counts = f"{disagreeing}, {agreeing} of {disagree}, {n}"
         raise ConfigError(f"counts of checked examples do not fit together: {counts}")
-    if not 0 < unit_interval("delta", delta) < 1:
-        raise ConfigError(f"delta must lie strictly between 0 and 1; got {delta}")
-    low, high = confidence_interval(disagree, n, RATE_SHARE * delta)
+    low, high = confidence_interval(disagree, n, RATE_SHARE * failure_probability(delta))
     if m1 == 0 or m0 == 0:  # nothing is known about one of the two probabilities
         left = (1 - RATE_SHARE) * delta
         most = [confidence_upper(k, m, left) if m else 1.0 for k, m in (disagreeing, agreeing)]
@@ -107,3 +111,86 @@ def _masses(
     level, at = np.nonzero(most >= 0)
     np.add.at(masses, (at, np.minimum(most[level, at], m0).astype(int)), np.diff(levels)[level])
     return masses
+
+
+class Checked(Bound):
+    """The error of a network that has not seen the examples, whatever the noise of their given labels.
+
+    See `checked_bound`.
+    """
+
+    share = "checked"
+    network = "unseen"
+    record: ClassVar[dict[str, str]] = {
+        "wrong_disagreeing": "true errors among the checked examples whose given label is not the prediction",
+        "checked_disagreeing": "number of these",
+        "wrong_agreeing": "true errors among the checked examples whose given label is the prediction",
+        "checked_agreeing": "number of these",
+        "disagreeing": "all examples whose given label is not the prediction",
+        "unchecked": "drawn examples without a label, counted as errors",
+    }
+
+    @classmethod
+    def evaluate(cls, network: Network, prior: Prior | None, sample: Sample) -> Certificate:
+        options, data, true = sample.options, sample.data, sample.options.checked or {}
+        picked = sorted(true)
+        if not picked or not 0 <= picked[0] <= picked[-1] < sample.n:
+            raise DataError(f"checked labels must be of some of the {sample.n} examples; got {len(picked)}")
+        guess = data.predict(network.model)
+        differs = guess != data.labels
+        at = np.argsort(data.order)[picked]
+        truth = np.array([true[index] for index in picked])
+        disagrees, wrong = differs[at], guess[at] != truth
+        numbers = {
+            "wrong_disagreeing": float((disagrees & wrong).sum()),
+            "checked_disagreeing": float(disagrees.sum()),
+            "wrong_agreeing": float((~disagrees & wrong).sum()),
+            "checked_agreeing": float((~disagrees).sum()),
+            "disagreeing": float(differs.sum()),
+            "unchecked": float((truth == UNCHECKED).sum()),
+        }
+        delta, part = options.delta, options.delta / options.sheets
+        certificate = Certificate.of_network(
+            "checked",
+            numbers,
+            n=sample.n,
+            delta=delta,
+            classes=sample.k,
+            shares={"checked": part, "other_sheets": delta - part},
+            noise="noisy in any way, some of them checked",
+        )
+        drawn = (
+            f"the {len(picked)} checked examples were drawn uniformly at random among them, and checked "
+            "correctly"
+        )
+        return finished(certificate, sample, network.model, INDEPENDENT, drawn)
+
+    @staticmethod
+    def risk(one: Certificate, shares: Mapping[str, float]) -> float:
+        count = {name: int(value) for name, value in one.numbers.items()}
+        return checked_bound(
+            (count["wrong_disagreeing"], count["checked_disagreeing"]),
+            (count["wrong_agreeing"], count["checked_agreeing"]),
+            count["disagreeing"],
+            one.n,
+            shares["checked"],
+        )
+
+    @staticmethod
+    def counts(one: Certificate) -> str:
+        count = {name: f"{value:.0f}" for name, value in one.numbers.items()}
+        left = ""
+        if one.numbers.get("unchecked"):
+            left = f"drawn examples without a label, counted as errors: {count['unchecked']}, "
+        return (
+            f"{left}predictions that differ from the given label: {count['disagreeing']}; errors among the "
+            f"checked: {count['wrong_disagreeing']} of {count['checked_disagreeing']} of these, "
+            f"{count['wrong_agreeing']} of {count['checked_agreeing']} of the others"
+        )
+
+    @staticmethod
+    def empirical(numbers: Mapping[str, float], n: int) -> float:
+        return numbers["disagreeing"] / n
+
+
+BOUND = Checked
