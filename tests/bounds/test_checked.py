@@ -99,7 +99,7 @@ def test_a_sheet_is_drawn_filled_in_and_certified(tmp_path, capsys):
     # This noise depends on the example: no noise matrix could certify it.
     with pytest.raises(DataError, match="depend on the input"):
         certify_run(run, prior_fraction=0.5)
-    found = certify_run(run, checked=sheet, prior_fraction=0.5)
+    found = certify_run(run, checked_labels=sheet, prior_fraction=0.5)
     assert found.n == 100
     assert found.bound == "checked"
     assert found.numbers["checked_disagreeing"] + found.numbers["checked_agreeing"] == 40
@@ -109,8 +109,8 @@ def test_a_sheet_is_drawn_filled_in_and_certified(tmp_path, capsys):
     assert json.loads((run.path / "certificate.json").read_text())["risk"] == found.risk == found.at(0.05)
     assert "drawn uniformly at random" in found.summary()
     with pytest.raises(DataError, match="none of the 359 examples"):
-        certify_run(run, checked=sheet)
+        certify_run(run, checked_labels=sheet)
     with pytest.raises(ConfigError, match="bound of its own"):
-        certify_run(run, checked=sheet, bound="holdout")
+        certify_run(run, checked_labels=sheet, bound="holdout")
     with pytest.raises(RunError, match="may hold labels already"):
         check_run(run)

@@ -73,7 +73,7 @@ def test_too_few_errors_on_unseen_examples_refute_the_matrix():
         certify_holdout(rule(), agreeing(300, 9), noise_matrix=SYMMETRIC)
     told = str(refused.value)
     assert f"{stats.binom.cdf(9, 300, 0.2):.2g}" in told
-    for part in ("9", "300", "0.2", "--checked", "hesstune check"):
+    for part in ("9", "300", "0.2", "--checked-labels", "hesstune check"):
         assert part in told
     marked = certify_holdout(rule(), agreeing(300, 9), noise_matrix=SYMMETRIC, options=MARKED)
     assert marked.diagnostic

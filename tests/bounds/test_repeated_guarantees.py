@@ -77,11 +77,12 @@ def test_examples_left_empty_count_as_errors(fresh):
     sheet = check_run(fresh, sample=60)
     truth = truth_of(fresh)
     drawn = sheets(fresh.path)[0]
-    whole = certify_run(fresh, checked=fill(sheet, {name: truth[name] for name in drawn}))
+    whole = certify_run(fresh, checked_labels=fill(sheet, {name: truth[name] for name in drawn}))
     wrong = whole.numbers["wrong_disagreeing"] + whole.numbers["wrong_agreeing"]
     # The ten that the network gets wrong, and whoever fills in the sheet finds hard.
     hard = drawn[:10]
-    left = certify_run(fresh, checked=fill(sheet, {n: truth[n] if n not in hard else "" for n in drawn}))
+    partly = {n: truth[n] if n not in hard else "" for n in drawn}
+    left = certify_run(fresh, checked_labels=fill(sheet, partly))
     assert left.numbers["unchecked"] == 10
     checked = left.numbers["checked_disagreeing"] + left.numbers["checked_agreeing"]
     assert checked == 60
@@ -90,7 +91,7 @@ def test_examples_left_empty_count_as_errors(fresh):
     # Rows that were removed from the sheet were drawn all the same.
     with sheet.open("w", newline="") as file:
         csv.writer(file).writerows([("id", "true_label"), *((n, truth[n]) for n in drawn[10:])])
-    assert certify_run(fresh, checked=sheet).numbers == left.numbers
+    assert certify_run(fresh, checked_labels=sheet).numbers == left.numbers
 
 
 def test_chosen_examples_are_refused(fresh):
@@ -98,20 +99,20 @@ def test_chosen_examples_are_refused(fresh):
     sheet = fresh.path / TO_CHECK
     sheet.write_text("id,true_label\n" + f"{next(iter(truth))},{next(iter(truth.values()))}\n")
     with pytest.raises(DataError, match="no examples were drawn"):
-        certify_run(fresh, checked=sheet)
+        certify_run(fresh, checked_labels=sheet)
     sheet.unlink()
     sheet = check_run(fresh, sample=20)
     drawn = set(sheets(fresh.path)[0])
     other = next(name for name in truth if name not in drawn)
     with pytest.raises(DataError, match=f"'{other}'"):
-        certify_run(fresh, checked=fill(sheet, {n: truth[n] for n in [*drawn, other]}))
+        certify_run(fresh, checked_labels=fill(sheet, {n: truth[n] for n in [*drawn, other]}))
 
 
 def test_every_sheet_pays_a_part_of_delta(fresh):
     truth, found = truth_of(fresh), []
     for seed in range(2):
         sheet = check_run(fresh, sample=40, seed=seed)
-        found.append(certify_run(fresh, checked=fill(sheet, truth_in(truth, sheets(fresh.path)[-1]))))
+        found.append(certify_run(fresh, checked_labels=fill(sheet, truth_in(truth, sheets(fresh.path)[-1]))))
         sheet.unlink()
     assert found[0].shares["checked"] == 0.05
     assert np.isclose(found[1].shares["checked"], 0.025)

@@ -85,8 +85,8 @@ def certify_run(
     task = run.task()
     labels = read_label_provenance(run, task, asked)
     case = Case(run, task, labels, asked, pick_device(asked.device), progress if rank() == 0 else None)
-    if asked.checked is not None:
-        certificate = case.checked(asked.checked)
+    if asked.checked_labels is not None:
+        certificate = case.checked(asked.checked_labels)
     else:
         certificate = case.best() if asked.bound == "best" else BOUNDS[asked.bound](case, asked.delta)
     if labels.failures:
@@ -328,7 +328,7 @@ BOUNDS: dict[str, Callable[[Case, float], Certificate]] = {
 
 @takes_options(CheckOptions)
 def check_run(run: Run, **options: Any) -> Path:
-    """Draw examples at random for a person to label, for `certify --checked`; write the sheet to fill in.
+    """Draw examples for a person to label, for `certify --checked-labels`; write the sheet to fill in.
 
     It goes to the run's folder and has the columns id, text (of texts) and an empty true_label. The given
     labels are not shown, so that they do not influence the person. The draw is recorded: an example that is

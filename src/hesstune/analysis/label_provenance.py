@@ -312,7 +312,7 @@ def _rejected(test: Conditional) -> str:
     return (
         "the noise depends on the true class alone although a permutation test rejects that (p = "
         f"{test.p_value:.2g}); the test also rejects if the features mix the classes. hesstune check and "
-        "certify --checked need no noise matrix"
+        "certify --checked-labels need no noise matrix"
     )
 
 

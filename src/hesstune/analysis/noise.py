@@ -111,7 +111,15 @@ def check_noise(run: Run, **options: Any) -> NoiseCheck:
     loaded = run.loaded()
     run.reference().restore_(loaded.model)
     to_channels_last(loaded.model, target)
-    material = gather(config, task, loaded, target)
+    material = gather(
+        task.train,
+        task.k,
+        loaded,
+        target,
+        max_length=config.max_length,
+        soft_labels=config.soft_labels,
+        seed=config.seed,
+    )
     given = run.noise_matrix
     compared = NoiseMatrix.identity(task.k) if given is None else given
     estimates, best = _estimates(material, compared)

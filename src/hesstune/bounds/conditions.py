@@ -131,7 +131,7 @@ def check_knowledge(conditions: Conditions, leaks: Iterable[str], noise_is: str,
 TEST_SHARE = 0.01
 _ADVICE = (
     "give the matrix of these labels, or certify without one: hesstune check RUN draws examples to label, "
-    "then hesstune certify RUN --checked FILE"
+    "then hesstune certify RUN --checked-labels FILE"
 )
 
 
