@@ -51,7 +51,7 @@ def measure(case: dict[str, Any], asked: Run) -> dict[str, Any]:
         def certified(ids: list[str]) -> Certificate:
             sheet = write_table(folder / "checked.csv", ("id", "label"), [(one, true[one]) for one in ids])
             options: dict[str, Any] = {"prior_fraction": HALF, "delta": DELTA, "repeats": "allow"}
-            return certify_run(run, checked=str(sheet), seed=seed, **options)
+            return certify_run(run, checked_labels=str(sheet), seed=seed, **options)
 
         made, train = certified(drawn), run.task().train
         other_half = split_prior_and_bound(np.arange(len(train)), HALF, seed)[1]

@@ -384,10 +384,10 @@ def checked(t: Trial) -> None:
     with check_run(run, sample=250).open(newline="", encoding="utf-8") as file:
         drawn = [int(row["id"]) for row in csv.DictReader(file)]
     filled = _sheet(t.folder / "filled.csv", {str(row): int(true[row]) for row in drawn})
-    t.sound("250 checked of 420 noisy labels", run, truth, checked=filled)
+    t.sound("250 checked of 420 noisy labels", run, truth, checked_labels=filled)
     easy = {str(row): int(true[row]) for row in drawn if abs(z[row, 0]) > 0.7}
     name = "what is hard to tell left out of the checked labels"
-    t.broken(name, run, truth, checked=_sheet(t.folder / "easy.csv", easy))
+    t.broken(name, run, truth, checked_labels=_sheet(t.folder / "easy.csv", easy))
 
 
 def starts(t: Trial) -> None:

@@ -25,7 +25,8 @@ from hesstune.methods import MethodSetup, method_class
 from hesstune.models.load import load_model
 from hesstune.runs.checkpoint import Checkpoints
 from hesstune.runs.config import make_config
-from hesstune.training.trainer import Trainer
+from hesstune.training.metrics import Validation
+from hesstune.training.trainer import Trainer, TrainingInputs
 
 K, SIZE, N = 7, 96, 256
 BATCH, BLOCKS, STEPS = 32, 12, 3
@@ -59,8 +60,8 @@ def make_trainer(method: str, batch: int) -> Trainer:
     }
     checkpoints = Checkpoints(Path(tempfile.mkdtemp()))
     made = method_class(method)(setup)
-    parts = {"train": part, "val": part}
-    trainer = Trainer(config, loaded.model, made, feeds, parts, None, device, checkpoints, lambda _: None)
+    inputs = TrainingInputs(loaded.model, feeds, part, part, None, Validation(None), device)
+    trainer = Trainer(config, config, made, inputs, checkpoints, lambda _: None)
     trainer._training_mode()
     return trainer
 

@@ -78,10 +78,10 @@ def _split(value: Any) -> Any:
 
 
 def numbers_by_name(value: Any, wanted: str) -> Any:
-    """Read NAME=NUMBER,NAME=NUMBER, and the texts of numbers in a mapping; return other values as they are.
+    """Parse NAME=NUMBER,NAME=NUMBER, or a mapping whose numbers may be texts; return other values as given.
 
     Raises:
-        ValueError: With `wanted`, if a text is written otherwise.
+        ValueError: With `wanted`, if a text has another form.
     """
     if isinstance(value, str):
         pairs = [part.partition("=")[::2] for part in value.split(",")]
@@ -128,16 +128,16 @@ class Options(BaseModel):
     def _text_as_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Read the text of a number; of a share, one whose field ends at 1, also a percentage."""
         field = cls.model_fields[info.field_name or ""]
-        kinds = set(_alternatives(field.annotation))
-        if not isinstance(value, str) or kinds not in ({int}, {float}):
+        kinds = kinds_of(field.annotation)
+        if not isinstance(value, str) or kinds not in ([int], [float]):
             return value
-        if kinds == {int}:
+        if kinds == [int]:
             number: float | None = parse_integer(value)
         else:
             is_share = any(1 in (getattr(m, "le", None), getattr(m, "lt", None)) for m in field.metadata)
             number = parse_rate(value) if is_share else parse_number(value)
         if number is None:
-            raise ValueError(f"must be {'an integer' if kinds == {int} else 'a number'}")
+            raise ValueError(f"must be {'an integer' if kinds == [int] else 'a number'}")
         return number
 
     @classmethod
@@ -157,15 +157,26 @@ class Options(BaseModel):
 
     def given(self) -> dict[str, Any]:
         """Return the options that were given, not left at their defaults, by name."""
-        return {
-            name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set
-        }
+        fields = type(self).model_fields
+        return {name: getattr(self, name) for name in fields if name in self.model_fields_set}
 
 
 def shown_of(field: FieldInfo) -> list[Shown]:
     """Return how the command line takes a field, or the members of its union."""
     inner = (m for part in get_args(field.annotation) for m in getattr(part, "__metadata__", ()))
     return [m for m in (*field.metadata, *inner) if isinstance(m, Shown)]
+
+
+def kinds_of(annotation: Any) -> list[Any]:
+    """Return what a value may be, other than None: types, and the names of a Literal."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return kinds_of(get_args(annotation)[0])
+    if origin is Literal:
+        return list(get_args(annotation))
+    if origin in (Union, UnionType):
+        return [kind for part in get_args(annotation) for kind in kinds_of(part)]
+    return [] if annotation is type(None) else [annotation]
 
 
 O = TypeVar("O", bound=Options)  # noqa: E741
@@ -192,14 +203,13 @@ def make_options(kind: type[O], values: Mapping[str, Any], style: str = "{}") ->
         Traceback (most recent call last):
         hesstune.errors.ConfigError: --most-steps must be above 0; got 0
     """
-    valid = list(kind.model_fields)
-    for name in values:
-        if name not in valid:
+    for name, value in values.items():
+        if name not in kind.model_fields:
             synonyms = {other: _written(now, style) for other, now in SYNONYMS.items()}
-            raise unknown_name(
-                "option", str(name), [_written(each, style) for each in valid], synonyms=synonyms
-            )
-        if isinstance(text := values[name], str | os.PathLike) and plain(os.fspath(text)) != os.fspath(text):
+            valid = [_written(each, style) for each in kind.model_fields]
+            raise unknown_name("option", str(name), valid, synonyms=synonyms)
+        text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+        if plain(text) != text:
             raise ConfigError(
                 f"{_written(name, style)} {cut(text)} is not UTF-8, so no record could hold it: rename the "
                 "file or folder, or give a link to it of another name"
@@ -243,9 +253,9 @@ def _option_error(
         return ConfigError(names_written(_reason(problem), kind, style))
     name = str(problem["loc"][0])
     shown, given = _written(name, style), values.get(name)
-    choices = _choices(kind.model_fields[name].annotation)
-    if problem["type"] == "literal_error" and choices:
-        return unknown_name(f"value of {shown}", str(given), choices)
+    kinds = kinds_of(kind.model_fields[name].annotation)
+    if problem["type"] == "literal_error" and all(isinstance(each, str) for each in kinds):
+        return unknown_name(f"value of {shown}", str(given), kinds)
     reason = names_written(_reason(problem), kind, style)
     sep = " " if reason.startswith("must ") else ": "
     return ConfigError(f"{shown}{sep}{reason}; got {cut(' '.join(repr(given).split()))}")
@@ -276,21 +286,6 @@ def _reason(problem: ErrorDetails) -> str:
     return " ".join(problem["msg"].removeprefix("Value error, ").split())
 
 
-def _alternatives(annotation: Any) -> list[Any]:
-    """Return the types that a field takes, other than None."""
-    if get_origin(annotation) in (Union, UnionType):
-        return [kind for kind in get_args(annotation) if kind is not type(None)]
-    return [annotation]
-
-
-def _choices(annotation: Any) -> list[str]:
-    """Return the names that a field takes, if it takes nothing else."""
-    if get_origin(annotation) is Literal:
-        return [str(name) for name in get_args(annotation)]
-    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
-    return _choices(kinds[0]) if len(kinds) == 1 else []
-
-
 def takes_options(
     kind: type[Options], *, more: bool = False, without: Collection[str] = ()
 ) -> Callable[[F], F]:
@@ -312,7 +307,7 @@ def takes_options(
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.is_required() else field.get_default(),
+                default=field.get_default(),
                 annotation=_taken(field),
             )
             for name, field in kind.model_fields.items()

@@ -60,7 +60,7 @@ def test_made_labels_of_the_test_part_alone_are_no_truth(image_folder, tmp_path,
     table.assign(id=table.image, clean_label=table.label)[table.split == "test"].to_csv(sheet, index=False)
     if source == KEPT:  # its true labels are those of the easy ones
         with pytest.raises(DataError, match="left suspected label errors out"):
-            certify_run(run, checked=str(sheet))
+            certify_run(run, checked_labels=str(sheet))
     # Labels without a source cannot show that.
     table_of(image_folder, tmp_path / "p.csv")
     plain = ht.finetune(options, data=f"csv:{tmp_path / 'p.csv'}", out=str(tmp_path / "b"))

@@ -350,7 +350,7 @@ def test_too_few_errors_on_unseen_examples_refute_the_matrix():
         model.bias.zero_()
     with pytest.raises(RefutedNoiseError) as refused:
         evaluated(Holdout, model, points(300, errors=9), **known)
-    for part in (f"{stats.binom.cdf(9, 300, 0.2):.2g}", "9", "300", "--checked", "hesstune check"):
+    for part in (f"{stats.binom.cdf(9, 300, 0.2):.2g}", "9", "300", "--checked-labels", "hesstune check"):
         assert part in str(refused.value)
     marked = evaluated(Holdout, model, points(300, errors=9), **known, diagnostic=True)
     assert marked.diagnostic

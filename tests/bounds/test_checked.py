@@ -132,7 +132,7 @@ def test_a_sheet_is_drawn_filled_in_and_certified(fresh, capsys, monkeypatch):
     # This noise depends on the example: no noise matrix could certify it.
     with pytest.raises(DataError, match="depend on the input"):
         certify_run(fresh, prior_fraction=0.5)
-    found = certify_run(fresh, checked=sheet, prior_fraction=0.5)
+    found = certify_run(fresh, checked_labels=sheet, prior_fraction=0.5)
     assert (found.n, found.bound) == (len(task.train) - round(len(task.train) / 2), "checked")
     assert found.numbers["checked_disagreeing"] + found.numbers["checked_agreeing"] == 20
     prior = {r["id"] for r in ht.Run.load(fresh.path / "prior").labels() if r["part"] == "train"}
@@ -140,9 +140,9 @@ def test_a_sheet_is_drawn_filled_in_and_certified(fresh, capsys, monkeypatch):
     assert json.loads((fresh.path / CERTIFICATE).read_text())["risk"] == found.risk == found.at(0.05)
     assert "drawn uniformly at random" in found.summary()
     with pytest.raises(DataError, match="none of the 100 examples"):
-        certify_run(fresh, checked=sheet)
+        certify_run(fresh, checked_labels=sheet)
     with pytest.raises(ConfigError, match="bound of its own"):
-        certify_run(fresh, checked=sheet, bound="holdout")
+        certify_run(fresh, checked_labels=sheet, bound="holdout")
     with pytest.raises(RunError, match="may hold labels already"):
         check_run(fresh)
 
@@ -165,16 +165,18 @@ def test_examples_left_empty_count_as_errors_and_chosen_ones_are_refused(fresh):
     sheet = fresh.path / TO_CHECK
     sheet.write_text("id,true_label\n" + f"{next(iter(truth))},{next(iter(truth.values()))}\n")
     with pytest.raises(DataError, match="no examples were drawn"):
-        certify_run(fresh, checked=sheet)
+        certify_run(fresh, checked_labels=sheet)
     sheet.unlink()
     sheet = check_run(fresh, sample=40)
     drawn = sheets(fresh.path)[0]
-    whole = certify_run(fresh, checked=fill(sheet, {name: truth[name] for name in drawn}))
+    whole = certify_run(fresh, checked_labels=fill(sheet, {name: truth[name] for name in drawn}))
     assert whole.shares["checked"] == 0.05
     wrong = whole.numbers["wrong_disagreeing"] + whole.numbers["wrong_agreeing"]
     # Ten examples are left empty, as hard ones are.
     hard = drawn[:10]
-    left = certify_run(fresh, checked=fill(sheet, {n: truth[n] if n not in hard else "" for n in drawn}))
+    left = certify_run(
+        fresh, checked_labels=fill(sheet, {n: truth[n] if n not in hard else "" for n in drawn})
+    )
     assert left.numbers["unchecked"] == 10
     assert left.numbers["checked_disagreeing"] + left.numbers["checked_agreeing"] == 40
     assert left.numbers["wrong_disagreeing"] + left.numbers["wrong_agreeing"] >= max(wrong, 10)
@@ -182,14 +184,16 @@ def test_examples_left_empty_count_as_errors_and_chosen_ones_are_refused(fresh):
     # Rows that were removed from the sheet were drawn all the same.
     with sheet.open("w", newline="") as file:
         csv.writer(file).writerows([("id", "true_label"), *((n, truth[n]) for n in drawn[10:])])
-    assert certify_run(fresh, checked=sheet).numbers == left.numbers
+    assert certify_run(fresh, checked_labels=sheet).numbers == left.numbers
     other = next(name for name in truth if name not in drawn)
     with pytest.raises(DataError, match=f"'{other}'"):
-        certify_run(fresh, checked=fill(sheet, {n: truth[n] for n in [*drawn, other]}))
+        certify_run(fresh, checked_labels=fill(sheet, {n: truth[n] for n in [*drawn, other]}))
     # A further sheet pays a part of delta.
     sheet.unlink()
     sheet = check_run(fresh, sample=30, seed=1)
-    second = certify_run(fresh, checked=fill(sheet, {name: truth[name] for name in sheets(fresh.path)[-1]}))
+    second = certify_run(
+        fresh, checked_labels=fill(sheet, {name: truth[name] for name in sheets(fresh.path)[-1]})
+    )
     assert np.isclose(second.shares["checked"], 0.025)
     assert np.isclose(sum(second.shares.values()), 0.05)
 

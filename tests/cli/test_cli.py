@@ -1,7 +1,13 @@
+"""Commands: their help, wrong input in one line, configuration files, and interruption."""
+
 import io
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 
@@ -10,29 +16,41 @@ import yaml
 
 import hesstune as ht
 from hesstune.cli.main import run as cli
+from hesstune.labeling.options import CleanOptions, LabelOptions
+from hesstune.methods import method_class, method_names
+from hesstune.options import OFF_COMMAND_LINE
+from hesstune.runs import options as of_runs
+from hesstune.runs.config import FinetuneConfig
+from hesstune.study.options import CompareOptions
 
-NOISY = ["--inject-noise", "symmetric:0.3"]
 FAST = ["--train", "head", "--limit", "60", "--epochs", "2", "--image-size", "32"]
 
 
-def hesstune(*arguments, cwd=None):
-    command = [sys.executable, "-m", "hesstune", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
-
-
-def inside(*arguments):
-    """The same in this process: importing torch takes longer than most commands."""
+def inside(*arguments, code=0):
+    """Run a command in this process: importing torch takes longer than most commands."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
         cli([str(argument) for argument in arguments])
-    return SimpleNamespace(returncode=end.value.code, stdout=out.getvalue(), stderr=err.getvalue())
+    assert end.value.code == code, err.getvalue()
+    return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue())
 
 
-def one_line(done, code=2):
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    return done.stderr
+def refused(*arguments):
+    """The one line of a command that is refused."""
+    err = inside(*arguments, code=2).stderr
+    assert len(err.splitlines()) == 1, err
+    return err
+
+
+def sections(*arguments):
+    """The options of a command's help, by heading."""
+    found, heading = {}, None
+    for line in inside(*arguments).stdout.splitlines():
+        if re.fullmatch(r"\S.*:", line):
+            heading = line.rstrip(":")
+        elif heading and (option := re.match(r"  (--[a-z-]+)", line)):
+            found.setdefault(heading, []).append(option[1])
+    return found
 
 
 def test_help_does_not_import_torch():
@@ -47,85 +65,155 @@ def test_help_does_not_import_torch():
     assert "finetune" in done.stdout
 
 
-def test_finetune_predict_and_everything_wrong_with_them(tmp_path):
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_first_screen_of_finetune_has_what_most_users_need(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = inside("finetune", "--help").stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    for option in ("--data", "--model", "--method", "--noise-matrix", "--out", "--epochs"):
+        assert any(line.startswith(f"  {option} ") for line in lines[:24]), option
+    first, found = sections("finetune", "--help"), sections("finetune", "--help-all")
+    assert list(first) == ["Most used"]
+    assert len(first["Most used"]) == 10
+    assert list(found) == [
+        "Most used", "Data", "Model and method", "Labels and their noise", "Optimisation", "Constraint",
+        "Run", "Output",
+    ]  # fmt: skip
+    assert found["Most used"] == first["Most used"]
+    assert found["Constraint"] == ["--radius", "--radius-scale", "--norm"]
+
+
+@pytest.mark.parametrize(
+    ("command", "models"),
+    [
+        ("finetune", [FinetuneConfig]),
+        ("compare", [FinetuneConfig, CompareOptions]),
+        ("measure", [of_runs.MeasureOptions]),
+        ("certify", [of_runs.CertifyOptions]),
+        ("noise", [of_runs.NoiseCheckOptions]),
+        ("predict", [of_runs.PredictOptions]),
+        ("label", [LabelOptions]),
+        ("clean", [CleanOptions]),
+        ("report", [of_runs.ReportOptions]),
+    ],
+)
+def test_commands_have_the_options_of_their_models(command, models):
+    shown = {option for group in sections(command, "--help-all").values() for option in group}
+    for model in models:
+        for name, field in model.model_fields.items():
+            hidden = OFF_COMMAND_LINE in field.metadata or (command, name) == ("compare", "method")
+            assert (f"--{name.replace('_', '-')}" in shown) != hidden, name
+
+
+def test_methods_lists_every_method_once_in_its_tier():
+    done = inside("methods", "--json")
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert list(found) == ["recommended", "baseline", "research"]
+    tiers = {name: tier for tier, names in found.items() for name in names}
+    assert tiers == {name: method_class(name).tier for name in method_names()}
+    assert "the paper's algorithm" in found["recommended"]["robust"]
+    assert all(name in done.stdout for name in method_names())
+
+
+def test_finetune_predict_and_what_is_refused_then(tmp_path):
     out = tmp_path / "runs" / "a"
-    done = hesstune("finetune", "--method", "robust", *NOISY, *FAST, "--out", out, "--json")
-    assert done.returncode == 0, done.stderr
+    command = ["finetune", "--method", "robust", "--inject-noise", "symmetric:0.3", *FAST, "--out", out]
+    done = inside(*command, "--json")
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["path"] == str(out)
     assert record["noise"]["loss_matrix_rate"] == pytest.approx(0.3)
-    assert "Noise matrix of the loss: rate 0.3" in done.stdout
+    assert "rate 0.3" in done.stdout
     assert done.stderr == ""  # no progress bar on a pipe
     assert ht.Run.load(out).result["epochs"] == 2
+    assert "--overwrite" in refused(*command)
+    assert inside("finetune", "--out", out, "--resume", "--quiet").stdout == ""
 
-    assert "--overwrite" in one_line(inside("finetune", "--inject-noise", "0.3", *FAST, "--out", out))
-    again = inside("finetune", "--out", out, "--resume", "--quiet")
-    assert (again.returncode, again.stdout) == (0, "")
-
-    found = tmp_path / "p.csv"
-    done = inside("predict", out, "--data", "digits", "--out", found, "--json", "--quiet")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["examples"] == 1797
-    assert found.read_text().startswith("id,prediction,label_source,label,p_0,")
-    assert "exists" in one_line(inside("predict", out, "--data", "digits", "--out", found))
-    assert "does not exist" in one_line(
-        inside("predict", tmp_path / "b", "--data", "digits", "--out", tmp_path / "q.csv")
-    )
+    predict = ["predict", out, "--data", "digits", "--out", tmp_path / "p.csv"]
+    assert json.loads(inside(*predict, "--json", "--quiet").stdout)["examples"] == 1797
+    assert (tmp_path / "p.csv").read_text().startswith("id,prediction,label_source,label,p_0,")
+    assert "exists" in refused(*predict)
+    assert "does not exist" in refused("predict", tmp_path / "b", *predict[2:-1], tmp_path / "q.csv")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epoch", "3"], "--epochs"),
-        (["--epochs", "x"], "got 'x'"),
-        (["--method", "robut"], "did you mean 'robust'"),
-        (["--model", "efficientnet"], "efficientnet_lite0"),
-        (["--data", "folder:nowhere"], "does not exist"),
-        (["--inject-noise", "symetric:0.2"], "did you mean 'symmetric'"),
-        (["--config", "nowhere.yaml"], "does not exist"),
-        (["--radius", "0"], "above 0"),
-        (["--resume", "--overwrite"], "contradict"),
+        (["frobnicate"], "frobnicate"),
+        (["predict", "runs/a"], "--data"),
+        (["finetune", "--inject-noise", "0.2"], "--out"),
+        (["finetune", "--epoch", "3"], "--epochs"),
+        (["finetune", "--batch-size", "x"], "--batch-size must be an integer; got 'x'"),
+        (["finetune", "--method", "robut", "--out", "a"], "'robust'"),
+        (["finetune", "--model", "efficientnet", "--out", "a"], "efficientnet_lite0"),
+        (["finetune", "--data", "folder:nowhere", "--out", "a"], "does not exist"),
+        (["finetune", "--inject-noise", "symetric:0.2", "--out", "a"], "'symmetric'"),
+        (["finetune", "--config", "nowhere.yaml", "--out", "a"], "does not exist"),
+        (["finetune", "--radius", "0", "--out", "a"], "above 0"),
+        (["finetune", "--resume", "--overwrite", "--out", "a"], "contradict"),
+        (["measure", "runs/a", "--max-examples", "0"], "--max-examples must be above 0; got '0'"),
+        (["measure", "runs/a", "--examples", "al"], "--examples 'al'"),
+        (["measure", "runs/a", "--examples", "all", "--mean-sample", "4"], "--examples max"),
+        (["certify", "runs/a", "--vouch", "nrmalisation"], "--vouch: "),
+        (["noise", "runs/a", "--seed", "x"], "--seed must be an integer; got 'x'"),
+        (["label", "--out", "a.csv", "--label-model", "sof"], "--label-model 'sof'"),
+        (["label", "--out", "a.csv", "--votes", "v.csv", "--epochs", "3"], "--labeler finetune"),
+        (["compare", "--out", "a", "--seeds", "many"], "--seeds must be a count"),
+        (["compare", "--out", "a", "--engine", "lokal"], "'local'"),
+        (["compare", "--out", "a", "--batch-size", "x"], "--batch-size must be an integer; got 'x'"),
     ],
-)
-def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
-    out = [] if "--out" in arguments else ["--out", tmp_path / "a"]
-    noise = [] if "--inject-noise" in arguments else ["--inject-noise", "symmetric:0.2"]
-    done = inside("finetune", *noise, *out, *arguments)
-    assert message in one_line(done)
-    assert not (tmp_path / "a").exists()
+)  # fmt: skip
+def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(*arguments)
+    assert not list(tmp_path.iterdir())
 
 
-def test_usage_errors_are_one_line():
-    assert "frobnicate" in one_line(inside("frobnicate"))
-    assert "--out" in one_line(inside("finetune", "--inject-noise", "0.2"))
-    assert "--data" in one_line(inside("predict", "runs/a"))
+def test_label_writes_its_noise_matrix_by_that_name(voted, tmp_path):
+    out, matrix = tmp_path / "labels.csv", tmp_path / "F.json"
+    done = inside("label", "--votes", voted, "--out", out, "--noise-matrix", matrix, "--json")
+    assert json.loads(done.stdout.splitlines()[-1])["noise_path"] == str(matrix)
+    assert matrix.is_file()
 
 
 def test_configuration_file_and_dry_run(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("method: robust\ninject-noise: pair:0.2\nbatch-size: 16\nradius: {head: 1.0}\n")
-    done = inside("finetune", "--config", path, "--batch-size", "8", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    resolved = yaml.safe_load(done.stdout)
-    assert (resolved["batch_size"], resolved["inject_noise"], resolved["noise_matrix"]) == (
-        8,
-        "pair:0.2",
-        "true",
-    )
-    assert resolved["radius"] == {"head": 1.0}
-    path.write_text("metod: robust\n")
-    assert "did you mean 'method'" in one_line(inside("finetune", "--config", path))
-    path.write_text("!!python/object/apply:os.system ['touch owned']\n")
-    assert "not valid YAML" in one_line(inside("finetune", "--config", path))
-    assert not (tmp_path / "owned").exists()
+    command = ["finetune", "--config", path, "--batch-size", "8", "--dry-run"]
+    resolved = yaml.safe_load(inside(*command).stdout)
+    expected = {"batch_size": 8, "inject_noise": "pair:0.2", "noise_matrix": "true", "radius": {"head": 1.0}}
+    assert {name: resolved[name] for name in expected} == expected
+    for text, message in (
+        ("metod: robust", "'method'"),
+        ("batch-size: x", f"{path}: batch_size must be an integer; got 'x'"),
+        ("!!python/object/apply:os.system ['touch owned']", "not valid YAML"),
+    ):
+        path.write_text(text)
+        assert message in refused(*command)
+    path.write_text("batch-size: x\n")
+    assert "got 'x'" in refused("compare", "--config", path, "--methods", "all", "--out", tmp_path / "a")
+
+
+def test_a_comparison_takes_its_own_options_from_a_file_and_its_first_seed(tmp_path):
+    path = tmp_path / "cmp.yaml"
+    path.write_text("methods: [vanilla]\nseeds: 2\nstability: true\ntrain: head\nlimit: 40\n")
+    command = ["compare", "--config", path, "--seed", "5", "--dry-run"]
+    expected = ["digits, vanilla, seed 5", "digits, vanilla, seed 6", "2 cells"]
+    assert inside(*command).stdout.splitlines() == expected
+    path.write_text("methods: [vanilla]\nseeds: [3, 8]\n")
+    assert "--seed" in refused(*command)
+    noise = ["--inject-noise", "symmetric:0.{seed}", "--methods", "vanilla", "--seeds", "2", "--seed", "1"]
+    assert inside("compare", "--data", "digits", *noise, "--dry-run").stdout.splitlines()[-1] == "2 cells"
+
+
+def test_a_comparison_of_which_every_cell_fails_is_an_error(tmp_path):
+    few = ["--methods", "lora", "--seeds", "1", *FAST, "--out", tmp_path / "a", "--json"]
+    done = inside("compare", *few, code=2)
+    assert "every cell failed, the first with: " in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["cells"][0]["status"] == "failed"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signal to another process")
 def test_interrupted_is_130_with_the_command_that_resumes(tmp_path):
-    import os
-    import signal
-    import time
-
     out = tmp_path / "a b"
     command = [sys.executable, "-m", "hesstune", "finetune", "--inject-noise", "0.2", "--train", "head",
                "--method", "robust", "--limit", "60", "--image-size", "32", "--epochs", "100000",
@@ -139,22 +227,3 @@ def test_interrupted_is_130_with_the_command_that_resumes(tmp_path):
     assert process.returncode == 130, err
     assert f"hesstune finetune --out '{out}' --resume" in err
     assert not ht.Run.load(out).finished
-
-
-def test_photos_with_noisy_labels_through_the_command_line(pacs_photo, tmp_path):
-    out = tmp_path / "photo"
-    done = hesstune(
-        "finetune", "--data", f"folder:{pacs_photo}", "--inject-noise", "symmetric:0.4", "--train", "head",
-        "--image-size", "96", "--limit", "400", "--epochs", "15", "--out", out, "--json", "--quiet",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)["result"]
-    assert result["test_accuracy"] > 0.7
-    assert result["train_accuracy"] < 0.8  # 40 % of the labels are wrong: more would be fitting noise
-
-
-def test_a_comparison_of_which_every_cell_fails_is_an_error(tmp_path):
-    few = ["--methods", "lora", "--seeds", "1", *FAST, "--out", tmp_path / "a", "--json"]
-    done = inside("compare", *few)
-    assert "every cell failed, the first with: " in one_line(done)
-    assert json.loads(done.stdout.splitlines()[-1])["cells"][0]["status"] == "failed"

@@ -161,7 +161,7 @@ def test_a_corrected_or_pruned_file_and_a_checked_one(mislabelled, tmp_path):
     sheet = tmp_path / "sheet.csv"
     with sheet.open("w", newline="") as file:
         csv.writer(file).writerows([["id", "clean_label"], ["dark0", "dark"], ["light5", "light"]])
-    again = clean(f"csv:{mislabelled}", image_size=32, clean_labels=sheet)
+    again = clean(f"csv:{mislabelled}", image_size=32, checked_labels=sheet)
     at = again.ids.index("dark0")
     assert again.checked.sum() == 2
     assert again.classes[again.given[at]] == "dark"
@@ -169,7 +169,7 @@ def test_a_corrected_or_pruned_file_and_a_checked_one(mislabelled, tmp_path):
     with sheet.open("a", newline="") as file:
         csv.writer(file).writerow(["nobody", "dark"])
     with pytest.raises(DataError, match="of no example here"):
-        clean(f"csv:{mislabelled}", image_size=32, clean_labels=sheet)
+        clean(f"csv:{mislabelled}", image_size=32, checked_labels=sheet)
 
 
 def test_the_noise_matrix_is_that_of_these_labels():

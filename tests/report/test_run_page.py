@@ -205,7 +205,7 @@ def test_posterior_is_bayes_rule():
 
 
 def test_pages_open_only_for_a_person_at_a_desktop(tmp_path, monkeypatch):
-    from hesstune.cli.report import open_on_desktop
+    from hesstune.cli.training_commands import open_on_desktop
 
     opened = []
     monkeypatch.setattr(webbrowser, "open", opened.append)
@@ -220,7 +220,7 @@ def test_pages_open_only_for_a_person_at_a_desktop(tmp_path, monkeypatch):
 @pytest.mark.parametrize("quiet", [False, True])
 def test_the_demo_ends_with_its_page_opened(tmp_path, monkeypatch, capsys, quiet):
     import hesstune.study.demo
-    from hesstune.cli import demo as command
+    from hesstune.cli import training_commands as command
 
     run, opened = Run.load(run_folder(tmp_path)), []
     both = {("plain", 0): run, ("robust", 0): run, ("auto", 0): run}

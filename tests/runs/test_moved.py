@@ -22,7 +22,7 @@ def project(tmp_path, tiny_bert, monkeypatch):
     (here / "clean.csv").write_text("id,label\n0,no\n1,yes\n")
     monkeypatch.chdir(here)
     ht.finetune(data="csv:reviews.csv", model="hf:base/bert", method="vanilla", epochs=1, batch_size=8,
-                clean_labels="clean.csv", out="run")  # fmt: skip
+                checked_labels="clean.csv", out="run")  # fmt: skip
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

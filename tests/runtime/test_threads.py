@@ -13,7 +13,7 @@ from hesstune.noise import probes
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import latent_truth
 from hesstune.runtime.device import one_thread, one_thread_each, torch_threads
-from hesstune.training.estimates import head_penalty
+from hesstune.training.estimates import penalised_head
 
 
 def threads():
@@ -120,5 +120,5 @@ def test_small_fits_hold_one_thread(two, monkeypatch, fit):
         elif fit == "em":
             latent_truth(x, Observed.of(y, 2), strength=0.1)
         else:
-            head_penalty(x, np.eye(2)[y])
+            penalised_head(x, np.eye(2)[y])
     assert set(seen) == {1}

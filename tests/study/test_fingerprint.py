@@ -52,7 +52,7 @@ def network(path, second):
 
 # Options that may name a file: their value, and a writer of two contents.
 FILES = {
-    "clean_labels": ("{}", checked),
+    "checked_labels": ("{}", checked),
     "noise_matrix": ("{}", matrix),
     "inject_noise": ("file:{}", matrix),
     "split": ("{}", split),
@@ -138,7 +138,7 @@ def test_changed_contents_are_another_cell(what, few, tmp_path, image_folder, mo
 def test_a_comparison_is_not_continued_with_a_changed_file(few, tmp_path):
     path = tmp_path / "clean.csv"
     checked(path, False)
-    options = {**few, "clean_labels": str(path), "measure_examples": 0}
+    options = {**few, "checked_labels": str(path), "measure_examples": 0}
     compare(options, methods=["vanilla"], seeds=1, out=tmp_path / "a", jobs=1)
     kept = (tmp_path / "a" / "results.json").read_text()
     checked(path, True)

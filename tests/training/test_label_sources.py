@@ -13,7 +13,7 @@ from hesstune.errors import ConfigError, DataError
 from hesstune.losses.consistent import ConsistentLoss
 from hesstune.noise.estimate import from_posterior
 from hesstune.runs.loading import run_task
-from hesstune.training import estimates as noise_estimate
+from hesstune.training import estimates
 from hesstune.weak.votes import Votes
 
 
@@ -35,8 +35,8 @@ def test_votes_go_straight_into_a_run_and_their_noise_is_estimated(tiny, voted, 
 
 
 def test_the_matrix_of_rules_that_abstain_is_near_the_truth():
-    # Eight rules, each for one class alone and silent on most texts: a model of features and votes that takes
-    # abstaining for nothing lets one class swallow the other, and says that 45 % of the labels are wrong.
+    # Eight rules, each for one class and silent on most texts: a model of features and votes that ignores
+    # abstaining merges the classes, and finds a noise rate of 45 %.
     rng = np.random.default_rng(0)
     true = rng.choice(2, 900, p=[0.55, 0.45])
     features = rng.standard_normal((900, 10))
@@ -49,7 +49,7 @@ def test_the_matrix_of_rules_that_abstain_is_near_the_truth():
     given = (votes == 1).sum(axis=1) > (votes == 0).sum(axis=1)
     wrong = (given != true)[spoken].mean()
     part = SimpleNamespace(votes=Votes(votes[spoken], 2))
-    posterior, _ = noise_estimate._posterior(part, features[spoken], None, seed=0)
+    posterior, _ = estimates._posterior(part, features[spoken], None, seed=0)
     assert abs(from_posterior(posterior, given[spoken].astype(int)).matrix.rate - wrong) < 0.15
 
 
@@ -74,61 +74,48 @@ def test_soft_labels_train_and_are_consistent(tiny, voted):
 @pytest.mark.filterwarnings("ignore:noise matrix:hesstune.errors.HesstuneWarning")
 def test_checked_labels_replace_noisy_ones_and_are_not_corrected(tiny, tmp_path):
     config = tiny | {"inject_noise": "symmetric:0.4", "train": "head", "epochs": 1}
-    first = ht.finetune(config, out=str(tmp_path / "first"))
-    wrong = [r for r in first.labels() if r["part"] == "train" and r["label"] != r["true_label"]]
+    wrong = [
+        r for r in ht.finetune(config).labels() if r["part"] == "train" and r["label"] != r["true_label"]
+    ]
     assert wrong
     path = tmp_path / "checked.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([["id", "label"], *([r["id"], r["true_label"]] for r in wrong)])
-    run = ht.finetune(config, clean_labels=str(path), noise_matrix="estimate:holdout")
+    path.write_text("id,label\n" + "".join(f"{r['id']},{r['true_label']}\n" for r in wrong))
+    run = ht.finetune(config, checked_labels=str(path), noise_matrix="estimate:holdout")
     assert run.record["checked_labels"] == len(wrong)
     assert all(r["label"] == r["true_label"] for r in run.labels() if r["part"] == "train")
     task = run_task(run.config)
     assert (task.train.given != task.train.labels).sum() == len(wrong)
-    path.write_text("id,label\nnowhere.png,dark\n")
-    with pytest.raises(DataError, match=r"1 of the 1 clean labels are of no example.*nowhere"):
-        ht.finetune(config, clean_labels=str(path))
-    path.write_text(f"id,label\n{wrong[0]['id']},drak\n")
-    with pytest.raises(DataError, match="did you mean 'dark'"):
-        ht.finetune(config, clean_labels=str(path))
-    path.write_text(f"id,label\n{wrong[0]['id']},\n")
-    with pytest.raises(DataError, match="no label in its column"):
-        ht.finetune(config, clean_labels=str(path))
-    with pytest.raises(ConfigError, match="needs clean labels"):
-        ht.finetune(config, noise_matrix="estimate:holdout")
-    with pytest.raises(ConfigError, match="did you mean 'confident'"):
-        ht.finetune(config, noise_matrix="estimate:confidant")
+    for text, message in (
+        ("nowhere.png,dark", r"1 of the 1 .* nowhere"),
+        (f"{wrong[0]['id']},drak", "did you mean 'dark'"),
+        (f"{wrong[0]['id']},", "no label in its column"),
+    ):
+        path.write_text(f"id,label\n{text}\n")
+        with pytest.raises(DataError, match=message):
+            ht.finetune(config, checked_labels=str(path))
+    for method, message in (("holdout", "needs checked labels"), ("confidant", "did you mean 'confident'")):
+        with pytest.raises(ConfigError, match=message):
+            ht.finetune(config, noise_matrix=f"estimate:{method}")
 
 
-def test_a_resumed_run_takes_the_estimate_it_began_with(tiny, voted, tmp_path, monkeypatch):
+def test_a_resumed_run_takes_the_estimate_it_began_with(tiny, voted, tmp_path, interrupt, monkeypatch):
     options = tiny | {"data": f"csv:{voted}", "inject_noise": None, "train": "head", "epochs": 3}
-    options |= {"noise_matrix": "estimate:labelmodel", "out": str(tmp_path / "run")}
-
-    def interrupt(done, total, text):
-        if done > total // 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        ht.finetune(options, progress=interrupt)
-    path = tmp_path / "run" / "noise_matrix.json"
-    before = json.loads(path.read_text())
-    # A mark that no second estimate would leave: what is kept is used, not made again.
-    before["matrix"] = [[0.8, 0.2], [0.3, 0.7]]
-    path.write_text(json.dumps(before))
+    options |= {"noise_matrix": "estimate:labelmodel", "method": "robust"}
     made = []
-    gather = noise_estimate.gather
-    monkeypatch.setattr(noise_estimate, "gather", lambda *given: made.append(1) or gather(*given))
-    run = ht.finetune(options, resume=True)
-    assert not made
-    assert run.noise_matrix.array.tolist() == before["matrix"]
-    assert run.record["noise"]["loss_matrix_rate"] == pytest.approx(0.25)
-    # An estimate that was made from something else, or is damaged, is not taken.
-    for damage in ("{", json.dumps(before | {"made_from": {"seed": 1}})):
-        again = options | {"out": str(tmp_path / f"again{len(made)}")}
-        with pytest.raises(KeyboardInterrupt):
-            ht.finetune(again, progress=interrupt)
-        (tmp_path / again["out"] / "noise_matrix.json").write_text(damage)
-        count = len(made)
-        run = ht.finetune(again, resume=True)
-        assert len(made) == count + 1
-        assert run.noise_matrix.array.tolist() != before["matrix"]
+    gather = estimates.gather
+    monkeypatch.setattr(estimates, "gather", lambda *a, **k: made.append(1) or gather(*a, **k))
+    before = None
+    for at, keep in enumerate((True, False, False)):
+        out = tmp_path / str(at)
+        interrupt(options, out=out)
+        path = out / "noise_matrix.json"
+        # A mark that no second estimate would leave: what is kept is used, not made again.
+        before = json.loads(path.read_text()) | {"matrix": [[0.8, 0.2], [0.3, 0.7]]}
+        # An estimate that was made from something else, or is damaged, is not used.
+        texts = [json.dumps(before), "{", json.dumps(before | {"made_from": {"seed": 1}})]
+        path.write_text(texts[at])
+        made.clear()
+        run = ht.finetune(options, out=out, resume=True)
+        assert len(made) == (0 if keep else 1)
+        assert (run.noise_matrix.array.tolist() == before["matrix"]) == keep
+        assert (run.record["noise"]["loss_matrix_rate"] == pytest.approx(0.25)) == keep

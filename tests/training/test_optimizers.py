@@ -1,10 +1,12 @@
-"""A penalty of the loss is one with every optimizer, and loss scaling and seeds change nothing else."""
+"""The penalty of a head, which is one of the loss with every optimizer; loss scaling and seeds."""
 
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
 
 import hesstune as ht
 from hesstune.methods import method_class, method_names
@@ -13,6 +15,7 @@ from hesstune.runs.options import OptimisationOptions
 from hesstune.runtime import device as devices
 from hesstune.runtime.device import mixed_seed
 from hesstune.training import estimates, trainer
+from hesstune.training.estimates import penalised_head
 from hesstune.training.trainer import make_optimizer
 
 OPTIMIZERS = get_args(OptimisationOptions.model_fields["optimizer"].annotation)
@@ -21,19 +24,67 @@ OPTIMIZERS = get_args(OptimisationOptions.model_fields["optimizer"].annotation)
 @pytest.fixture
 def heads(tiny):
     shared = {name: value for name, value in tiny.items() if name not in ("lr", "method")}
-    return {**shared, "train": "head", "warmup_epochs": 1, "method": "vanilla"}
+    return {**shared, "train": "head", "warmup_epochs": 1, "epochs": 2, "method": "vanilla"}
+
+
+def test_the_penalty_is_near_scikit_learns_best_on_the_same_labels():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 400)
+    x = np.concatenate([np.eye(3)[y] + 0.6 * rng.normal(size=(400, 3)), rng.normal(size=(400, 60))], axis=1)
+    noisy = np.where(rng.random(400) < 0.4, rng.integers(0, 3, 400), y)
+    penalty, _ = penalised_head(x, np.eye(3)[noisy])
+
+    def loss(strength):
+        model = LogisticRegression(C=strength, max_iter=2000)
+        return -cross_val_score(model, x, noisy, cv=5, scoring="neg_log_loss").mean()
+
+    ours = loss(1 / (penalty * 400))
+    grid = [loss(c) for c in np.geomspace(1e-4, 1e2, 7)]
+    assert ours < min(grid) + 0.01
+    assert ours < grid[-1] - 0.1
+    assert penalised_head(10 * x, np.eye(3)[noisy])[0] == pytest.approx(100 * penalty, rel=1e-3)
+
+
+def test_a_plain_head_under_noise_gains_by_it_and_says_so():
+    shared = {"data": "digits", "train": "head", "method": "vanilla", "inject_noise": "symmetric:0.4",
+              "image_size": 16, "limit": 200, "epochs": 8}  # fmt: skip
+    run, plain = ht.finetune(**shared), ht.finetune(**shared, weight_decay=0)
+    assert run.config.weight_decay > plain.config.weight_decay == 0
+    assert any("cross-validation on the labels as given" in note for note in run.record["notes"])
+    assert run.result["test_accuracy"] > plain.result["test_accuracy"]
+
+
+def test_each_method_has_its_share_of_the_penalty_which_is_found_once(heads, monkeypatch):
+    calls = []
+    fit = estimates._fit_penalised_head
+    monkeypatch.setattr(estimates, "_fit_penalised_head", lambda *args: calls.append(1) or fit(*args))
+    shared = {name: value for name, value in heads.items() if name != "method"}
+    ht.compare(shared, methods=["vanilla", "mixup", "gce"], seeds=1)
+    assert len(calls) == 1
+    plain = ht.finetune(heads, keep_weights=False).config.weight_decay
+    assert plain > 0
+    for options, share in (
+        ({"method": "mixup"}, 1),
+        *(({"method": name}, 0.1) for name in ("gce", "elr", "forward", "co_teaching")),
+        ({"method": "constraint"}, 0),
+        ({"method": "robust_plus", "radius": 1.0}, 0),
+        ({"method": "l2_sp"}, 0),
+        ({"train": "last:2"}, 0),
+    ):
+        found = ht.finetune({**heads, **options}, keep_weights=False)
+        assert found.config.weight_decay == pytest.approx(share * plain), options
+        assert any("0.1 times" in note for note in found.facts.notes) == (share == 0.1)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_the_penalty_found_by_cross_validation_is_one_of_the_loss(monkeypatch, optimizer):
+def test_the_penalty_found_by_cross_validation_is_one_of_the_loss(heads, optimizer):
     """Training ends where the gradient of the loss is −λ·W: of |W − A|²/2 in A/(1 + λ)."""
-    monkeypatch.setattr(estimates, "penalised_head_of", lambda *_: (0.5, None))
-    asked = make_config({"optimizer": optimizer, "method": "vanilla", "train": "head", "lr": 0.1}).resolved()
-    config, _ = estimates.with_head_penalty(asked, None, None, None)
-    assert config.weight_decay == 0.5
+    config = ht.finetune(heads, optimizer=optimizer, epochs=1, keep_weights=False).config
+    assert config.weight_decay > 0
+    options = make_config({"optimizer": config.optimizer, "lr": 0.1, "weight_decay": 0.5})
     aim = torch.tensor([[3.0, -1.0], [0.5, 20.0]])
     weight = torch.nn.Parameter(torch.zeros(2, 2))
-    made = make_optimizer(config, [weight])
+    made = make_optimizer(options, [weight])
     for _ in range(1500):
         made.zero_grad()
         ((weight - aim).square().sum() / 2).backward()
@@ -42,12 +93,11 @@ def test_the_penalty_found_by_cross_validation_is_one_of_the_loss(monkeypatch, o
 
 
 def test_adamw_decays_apart_from_the_loss_only_by_a_weight_decay_that_is_given(heads, tmp_path):
-    found = ht.finetune(heads, optimizer="adamw", out=str(tmp_path / "a"))
+    found = ht.finetune(heads, optimizer="adamw", out=tmp_path / "a")
     adam = ht.finetune(heads, optimizer="adam")
     assert found.outcome.distance == adam.outcome.distance
     assert any("the optimizer is adam, not adamw" in note for note in found.facts.notes)
-    resumed = ht.finetune(heads, optimizer="adamw", out=str(tmp_path / "a"), resume=True)
-    assert resumed.outcome == found.outcome
+    assert ht.finetune(heads, optimizer="adamw", out=tmp_path / "a", resume=True).outcome == found.outcome
     given = ht.finetune(heads, optimizer="adamw", weight_decay=found.config.weight_decay)
     assert given.config.optimizer == "adamw"
     assert given.outcome.distance != adam.outcome.distance
@@ -80,7 +130,7 @@ def scales(name):
         if scales(n)
     ],
 )
-def test_loss_scaling_changes_nothing(tiny, monkeypatch, name):
+def test_loss_scaling_changes_nothing(tiny, monkeypatch, same_weights, name):
     train = "head" if method_class(name).head_alone else "all"
     options = {**tiny, "method": name, "epochs": 2, "warmup_epochs": 1, "train": train, "lr": None,
                "grad_clip": 0.5}  # fmt: skip
@@ -90,9 +140,7 @@ def test_loss_scaling_changes_nothing(tiny, monkeypatch, name):
     with monkeypatch.context() as patch:
         scaled(patch, 2.0**14)
         other = ht.finetune(options)
-    mine, theirs = plain.model().state_dict(), other.model().state_dict()
-    for key in mine:
-        torch.testing.assert_close(theirs[key], mine[key], rtol=1e-5, atol=1e-6)
+    same_weights(plain, other, atol=1e-5)
     assert (other.outcome.posterior or {}) == pytest.approx(plain.outcome.posterior or {}, rel=1e-5)
     assert plain.outcome.distance > 0 or name == "pick_to_learn"
 

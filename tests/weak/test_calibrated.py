@@ -63,7 +63,7 @@ def test_one_labeler_is_calibrated_by_checked_examples_alone():
     votes = Votes.of_probabilities(soft)
     alone = label(votes, "auto")
     assert alone.posterior == pytest.approx(soft[:, 0])
-    assert any("clean-labels" in said for said in alone.details["reasons"])
+    assert any("checked-labels" in said for said in alone.details["reasons"])
     told = label(votes, "auto", clean=(np.arange(200), y[:200]))
     rest = np.arange(200, len(y))
     assert told.posterior[rest].max(axis=1).mean() == pytest.approx(0.7, abs=0.06)

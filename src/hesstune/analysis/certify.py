@@ -79,7 +79,7 @@ def certify_run(
     copies = NearCopies.of(task, asked.repeats, asked.seed, asked.diagnostic, SeenStart.of(run))
     case = CertifiedRun(run, task, labels, asked, device, copies, progress if rank() == 0 else None)
     prior = train_prior(case) if asked.prior_fraction else None
-    name = "checked" if asked.checked is not None else asked.bound
+    name = "checked" if asked.checked_labels is not None else asked.bound
     certificate = (
         best_bound(case, prior) if name == "best" else evaluate_bound(case, prior, name, asked.delta)
     )
@@ -183,7 +183,7 @@ def evaluate_bound(case: CertifiedRun, trained: TrainedPrior | None, name: str, 
 
 def _checked(case: CertifiedRun, network: BoundNetwork) -> dict[str, Any]:
     """Return the checked labels of a sheet that was drawn, by the index among the examples counted."""
-    path, folder, counted = case.asked.checked, case.run.path, network.counted
+    path, folder, counted = case.asked.checked_labels, case.run.path, network.counted
     assert path is not None
     part, rows = counted.part, counted.rows
     if part.count_source(KEPT) and case.asked.noise_is != "none":
@@ -243,7 +243,7 @@ def _inputs(case: CertifiedRun, part: Examples, loaded: LoadedModel, rows: Rows)
 
 @takes_options(CheckOptions)
 def check_run(run: Run, **options: Any) -> Path:
-    """Draw examples at random for a person to label, for `certify --checked`; write the sheet to fill in.
+    """Draw examples for a person to label, for `certify --checked-labels`; write the sheet to fill in.
 
     It goes to the run's folder and has the columns id, text (of texts) and an empty true_label. The given
     labels are not shown, so that they do not influence the person. The draw is recorded: an example that is

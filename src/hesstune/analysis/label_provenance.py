@@ -247,7 +247,7 @@ def add_class_conditional_test(
             assumptions.append(
                 "the noise depends on the true class alone although a permutation test rejects that (p = "
                 f"{test.p_value:.2g}); the test also rejects if the features mix the classes. hesstune check "
-                "and certify --checked need no noise matrix"
+                "and certify --checked-labels need no noise matrix"
             )
     return certificate.replaced(
         noise_dependence=numbers,

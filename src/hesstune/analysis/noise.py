@@ -100,7 +100,15 @@ def check_noise(run: Run, **options: Any) -> NoiseCheck:
             f"{len(task.train)} training examples are too few to estimate the noise of {task.k} classes"
         )
     target = pick_device(config.device if asked.device == "auto" else asked.device)
-    material = gather(config, task, start_network(run, target), target)
+    material = gather(
+        task.train,
+        task.k,
+        start_network(run, target),
+        target,
+        max_length=config.max_length,
+        soft_labels=config.soft_labels,
+        seed=config.seed,
+    )
     given = run.noise_matrix
     compared = NoiseMatrix.identity(task.k) if given is None else given
     estimates, best = _estimates(material, compared)

@@ -302,7 +302,7 @@ def tail_bound(confusion: ArrayLike, losses: Sequence[CleanLoss], delta: float) 
 TEST_SHARE = 0.01
 _ADVICE = (
     "give the matrix of these labels, or certify without one: hesstune check RUN draws examples to label, "
-    "then hesstune certify RUN --checked FILE"
+    "then hesstune certify RUN --checked-labels FILE"
 )
 
 

@@ -11,19 +11,7 @@ from typing import Any
 import typer
 
 from hesstune._version import __version__
-from hesstune.cli import (
-    certify,
-    clean,
-    compare,
-    demo,
-    export,
-    finetune,
-    label,
-    measure,
-    noise,
-    predict,
-    report,
-)
+from hesstune.cli import label_commands, run_commands, training_commands
 from hesstune.cli.options import STYLE, GroupedCommand
 from hesstune.cli.render import Interrupted, is_first
 from hesstune.options import SYNONYMS
@@ -39,18 +27,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 COMMANDS = (
-    certify.certify,
-    certify.check,
-    clean.clean,
-    compare.compare,
-    demo.demo,
-    export.export,
-    finetune.finetune,
-    label.label,
-    measure.measure,
-    noise.noise,
-    predict.predict,
-    report.report,
+    training_commands.demo,
+    training_commands.finetune,
+    training_commands.methods,
+    label_commands.clean,
+    label_commands.label,
+    run_commands.measure,
+    run_commands.certify,
+    run_commands.check,
+    run_commands.predict,
+    run_commands.report,
+    run_commands.export,
+    training_commands.compare,
+    run_commands.noise,
 )
 for command in COMMANDS:
     # As wide as a terminal of 100 columns, so that the most used options fit its first screen.

@@ -5,16 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
-from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
 from hesstune.options import (
     OFF_COMMAND_LINE,
     Options,
-    Shown,
+    kinds_of,
     make_options,
     names_written,
     shown_of,
@@ -60,33 +59,32 @@ class GroupedCommand(TyperCommand):
         return super().parse_args(ctx, ["--help" if arg == HELP_ALL else arg for arg in args])
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write a section a heading."""
+        """Write one section for each heading."""
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], FIRST: []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                argument = parameter.param_type_name == "argument"
-                heading = "Arguments" if argument else getattr(parameter, "rich_help_panel", None) or LAST
+                is_argument = parameter.param_type_name == "argument"
+                heading = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or LAST
                 sections.setdefault(heading, []).append(record)
         hidden = 0
         if sections[FIRST] and sum(map(len, sections.values())) > MOST_SHOWN and not ctx.meta.get(HELP_ALL):
             others = [heading for heading in sections if heading not in ("Arguments", FIRST)]
             hidden = sum(len(sections.pop(heading)) for heading in others)
         for heading, records in sections.items():
-            if not records:
-                continue
-            with formatter.section(heading):
-                formatter.write_dl(records)
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
         if hidden:
             formatter.write_paragraph()
             formatter.write_text(f"{hidden} more options: {ctx.command_path} {HELP_ALL}")
 
 
 def with_options(*, hidden: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of each model that one of its parameters is of.
+    """Give a command the options of the models in its signature.
 
-    A parameter of type `Model` receives the options given, checked; one of type
-    `Annotated[dict[str, Any], Model]` receives them as they were written, by name.
+    A parameter of type `Model` receives the checked options; one of type `Annotated[dict[str, Any], Model]`
+    receives the options that were given, by name, unchecked.
 
     Args:
         hidden: Options that the help leaves out.
@@ -95,8 +93,16 @@ def with_options(*, hidden: tuple[str, ...] = ()) -> Callable[[Callable[..., Non
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
         parameters = list(inspect.signature(command, eval_str=True).parameters.values())
         models = {p.name: kind for p in parameters if (kind := _model_of(p.annotation))}
-        checked = {p.name for p in parameters if p.name in models and p.annotation is models[p.name]}
-        made = [p for kind in models.values() for p in _parameters(kind, hidden)]
+        checked = {p.name for p in parameters if p.annotation is models.get(p.name)}
+        # The most used options of all models come first.
+        names = [(kind, name) for kind in models.values() for name in kind.first]
+        names += [(kind, n) for kind in models.values() for n in kind.model_fields if n not in kind.first]
+        shown = [
+            _parameter(kind, name, name in hidden)
+            for kind, name in names
+            if OFF_COMMAND_LINE not in shown_of(kind.model_fields[name])
+        ]
+        shown += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters if p.name not in models]
 
         def wrapper(**given: Any) -> None:
             for at, kind in models.items():
@@ -105,10 +111,6 @@ def with_options(*, hidden: tuple[str, ...] = ()) -> Callable[[Callable[..., Non
                 given[at] = make_options(kind, values, STYLE) if at in checked else values
             command(**given)
 
-        # Those of the most used first, whichever model they are of; others stay in their models' order.
-        ordered = [p for often, p in made if often] + [p for often, p in made if not often]
-        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters if p.name not in models]
-        shown = [*ordered, *own]
         wrapper.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {p.name: p.annotation for p in shown}
         wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
@@ -124,72 +126,41 @@ def _model_of(annotation: Any) -> type[Options] | None:
     return None
 
 
-def _parameters(model: type[Options], hidden: tuple[str, ...]) -> list[tuple[bool, inspect.Parameter]]:
-    """Return a model's options that can be written on a command line, and whether each is much used."""
-    others = [name for name in model.model_fields if name not in model.first]
-    return [
-        (name in model.first, _parameter(model, name, name in hidden))
-        for name in (*model.first, *others)
-        if _shown(model.model_fields[name]) != OFF_COMMAND_LINE
-    ]
-
-
 def _parameter(model: type[Options], name: str, hidden: bool) -> inspect.Parameter:
+    """Return an option as a parameter of a function that typer reads."""
     field = model.model_fields[name]
     flag = STYLE.format(name.replace("_", "-"))
-    kinds, shown = _kinds(field.annotation), _shown(field)
+    kinds, shown = kinds_of(field.annotation), shown_of(field)
     kind: Any = str | None
-    more: dict[str, Any] = {"metavar": shown.metavar if shown else _metavar(kinds)}
+    more: dict[str, Any] = {"metavar": shown[-1].metavar if shown else _metavar(kinds)}
     if bool in kinds:
         kind, more = bool | None, {}
         flag = flag if name.startswith("no_") else f"{flag}/--no-{flag[2:]}"
-    elif shown and shown.repeated:
+    elif shown and shown[-1].repeated:
         kind = list[str] | None
-    elif field.is_required():
-        kind = str
     option = typer.Option(
         flag,
-        help=names_written(field.description or "", style=STYLE) + _default(field),
+        help=names_written(field.description or "", style=STYLE) + _default(field.default),
         show_default=False,
         hidden=hidden,
         rich_help_panel=FIRST if name in model.first else model.heading_of(name),
         **more,
     )
-    default = inspect.Parameter.empty if field.is_required() else None
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
     )
 
 
-def _kinds(annotation: Any) -> list[Any]:
-    """Return what a value may be: types, and names that a Literal takes."""
-    if annotation in (type(None), Ellipsis):
-        return []
-    if get_origin(annotation) is Annotated:
-        return _kinds(get_args(annotation)[0])
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation))
-    return [kind for part in get_args(annotation) for kind in _kinds(part)] or [annotation]
-
-
-def _shown(field: FieldInfo) -> Shown | None:
-    """Return what a field, or a type within its union, says of how it is written."""
-    found = shown_of(field)
-    return found[-1] if found else None
-
-
 def _metavar(kinds: list[Any]) -> str:
-    names = [kind for kind in kinds if isinstance(kind, str)]
-    if names and len(names) == len(kinds):
-        return "|".join(names)
+    if all(isinstance(kind, str) for kind in kinds):
+        return "|".join(kinds)
     if kinds == [int]:
         return "N"
     return "NUMBER" if kinds == [float] else "TEXT"
 
 
-def _default(field: FieldInfo) -> str:
-    value = field.default
-    if field.is_required() or value in (None, ()):
+def _default(value: Any) -> str:
+    if value in (None, ()):
         return ""
     if isinstance(value, bool):
         value = "yes" if value else "no"

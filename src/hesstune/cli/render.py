@@ -9,14 +9,13 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hesstune.runs.records import Result
     from hesstune.runs.run import Run
 
 
@@ -26,17 +25,17 @@ def is_first() -> bool:
 
 
 class Interrupted(Exception):
-    """The user stopped the command; the message says how to go on. Exit code 130.
+    """The user stopped the command; the message says how to continue. Exit code 130.
 
     Its own class because the parser turns KeyboardInterrupt into a bare exit code.
     """
 
 
-# Columns of a table that no terminal cuts.
+# The width of tables that go to a pipe.
 PIPE = 160
-# Names in a table's first column may be shortened to this, and sentences wrapped to that.
+# The least widths of names in a table's first column, and of sentences.
 NAME, SENTENCE = 24, 40
-# Seconds over which speed is averaged: longer than a few steps, of whatever network.
+# Seconds over which speed is averaged: longer than a few steps of any network.
 STEPS = 3600.0
 ProgressFor = Callable[[str], Callable[[int, int, str], None]]
 
@@ -86,7 +85,7 @@ def _needed(table: Table) -> int:
 
 
 def _listed(table: Table, width: int) -> str:
-    """Return a table as a list, each row its name and its figures beneath, wrapped between figures."""
+    """Return a table as text: for each row its name, then its figures, wrapped between figures."""
     titles = [" ".join(str(column.header).replace("-\n", "").split()) for column in table.columns]
     lines = [str(table.title)] if table.title else []
     for name, *cells in zip(*(column.cells for column in table.columns), strict=True):
@@ -135,15 +134,18 @@ def progress_bars(quiet: bool) -> Iterator[ProgressFor | None]:
         yield progress_for
 
 
-def name_table(first: str, *titles: str, widths: Mapping[str, int] | None = None) -> Table:
-    """Return a table without rows: a column of names, and columns of numbers with their least widths.
+def name_table(
+    first: str, *titles: str, names: Sequence[str] = (), widths: Mapping[str, int] | None = None
+) -> Table:
+    """Return a table without rows: columns of names, and columns of numbers with their least widths.
 
     On a narrow terminal the names are cut, the numbers stay whole.
     """
     from rich.table import Table
 
     table = Table(show_edge=False, pad_edge=False)
-    table.add_column(first, no_wrap=True, overflow="ellipsis")
+    for title in (first, *names):
+        table.add_column(title, no_wrap=True, overflow="ellipsis")
     for title, width in {**dict.fromkeys(titles, None), **(widths or {})}.items():
         table.add_column(title, justify="right", no_wrap=True, min_width=width or len(title))
     return table
@@ -164,18 +166,13 @@ def results_table(runs: dict[str, Run]) -> Table:
         },
     )
     for name, run in runs.items():
-        table.add_row(name, *_figures(run.outcome))
+        result = run.outcome
+        accuracies = percent(result.test_accuracy), percent(result.train_accuracy)
+        gap = "-" if result.gap is None else f"{result.gap:+.2f}"
+        table.add_row(name, *accuracies, gap, f"{result.distance:.2f}")
     return table
 
 
-def _figures(result: Result) -> tuple[str, ...]:
-    return (
-        _share(result.test_accuracy),
-        _share(result.train_accuracy),
-        "-" if result.gap is None else f"{result.gap:+.2f}",
-        f"{result.distance:.2f}",
-    )
-
-
-def _share(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Return a share in percent, or - for None."""
     return "-" if value is None else f"{100 * value:.1f} %"

@@ -176,7 +176,7 @@ class LabelIssues:
         Columns: id, image or text, columns that may group the examples, label, given_label, label_source
         (`given`, `corrected`, `checked`; `kept` if suspected label errors were left out; `label_model` or the
         like if the data says that a model made the label), likely_label, wrong_probability, clean_label
-        (empty, to be filled in by a person: `--clean-labels`), split where there is one, and p_CLASS, the
+        (empty, to be filled in by a person: `--checked-labels`), split where there is one, and p_CLASS, the
         soft label.
         Examples of a test part keep their labels and come last.
 
@@ -323,8 +323,8 @@ def _judged(
     index = {name: at for at, name in enumerate(classes)}
     given = np.array([index[name] for name in names], dtype=np.int64)
     sure, known = np.zeros(len(ids), dtype=bool), None
-    if asked.clean_labels is not None:
-        found = read_clean_labels(asked.clean_labels, classes)
+    if asked.checked_labels is not None:
+        found = read_clean_labels(asked.checked_labels, classes)
         place = {name: at for at, name in enumerate(ids)}
         strange = [name for name in found if name not in place]
         if strange:

@@ -267,7 +267,7 @@ def _combined(
             "does not count them"
         )
     open_rows = np.setdiff1d(np.arange(len(target)), np.concatenate([kept, outside]))
-    clean = _clean(asked.clean_labels, classes, target, open_rows)
+    clean = _clean(asked.checked_labels, classes, target, open_rows)
     some = votes.take(open_rows) if len(open_rows) < len(votes) else votes
     near = None if features is None else features[open_rows]
     # Labelers trained on other domains err together, so that none can be calibrated by the others.
@@ -416,10 +416,10 @@ def _beside_guessing(rate: float, k: int, model: str) -> list[str]:
         f"{guessing:.0%}"
     )
     if label_model_class(model).keeps_classes:
-        return [f"{said}: these votes say next to nothing; check some labels by hand (--clean-labels)"]
+        return [f"{said}: these votes say next to nothing; check some labels by hand (--checked-labels)"]
     raise NoiseMatrixError(
         f"{said}: it has lost the classes; take another (--label-model auto, --noise-from auto), or check "
-        "some labels by hand (--clean-labels)"
+        "some labels by hand (--checked-labels)"
     )
 
 

@@ -72,7 +72,7 @@ class LabelModelOptions(Options):
         description="label model whose posterior gives the noise matrix; auto: that of the labels "
         "themselves, but for majority and soft: soft_features if features are computed, else weighted",
     )
-    clean_labels: FilePath | None = Field(
+    checked_labels: FilePath | None = Field(
         None,
         description="CSV file of checked labels (id, label): they stay; calibrated, latent and "
         "soft_features use them for the other examples, too",
@@ -138,7 +138,7 @@ class CleanOptions(Options):
     """How wrong labels are looked for."""
 
     heading: ClassVar[str] = "Labels"
-    first: ClassVar[tuple[str, ...]] = ("data", "clean_labels", "write")
+    first: ClassVar[tuple[str, ...]] = ("data", "checked_labels", "write")
 
     data: Annotated[str, Shown("DATA")] | None = Field(
         None, description="labelled examples: folder:PATH, csv:PATH or hf:NAME with texts"
@@ -148,7 +148,7 @@ class CleanOptions(Options):
         description="labels of the file: as given, beside soft ones; corrected: the likely ones; pruned: as "
         "given, without the examples whose label is probably wrong",
     )
-    clean_labels: FilePath | None = Field(
+    checked_labels: FilePath | None = Field(
         None, description="CSV file of labels a person has checked: id, and clean_label, true_label or label"
     )
     model: str | None = Field(

@@ -44,91 +44,20 @@ class FinetuneConfig(
     )  # fmt: skip
 
     @property
+    def kind(self) -> type[Method]:
+        """The class of the method."""
+        from hesstune.methods import method_class
+
+        return method_class(self.method)
+
+    @property
     def head_only(self) -> bool:
         """Whether the head's parameters are the only ones that are trained.
 
-        `train` is `head` if and only if this holds, once `prepare` has seen the network: it replaces every
+        `train` is `head` if and only if this holds, once `prepare` has loaded the network: it replaces every
         other spelling of the same parameters (`last:1`, a pattern) by `head`.
         """
         return self.train == "head"
-
-    def as_head_only(self) -> FinetuneConfig:
-        """Return the resolved configuration of the same options with `train` set to `head`."""
-        given = {name: value for name, value in self.given().items() if name != "train"}
-        return make_config({**given, "train": "head"}).resolved()
-
-    def resolved(self) -> FinetuneConfig:
-        """Return the configuration with every default that depends on another option filled in.
-
-        The options that count as given stay the same, so that defaults can be filled in again.
-        """
-        from hesstune.methods import method_class
-
-        kind = method_class(self.method)
-        size = self.image_size or (64 if self.data == "digits" else 128)
-        changes: dict[str, Any] = {
-            name: value
-            for name, value in kind.defaults(self.head_only).items()
-            if name not in self.model_fields_set
-        }
-        changes["image_size"] = size
-        changes["method_options"] = kind.checked_options(self.method_options) or None
-        head_only = changes.get("train", self.train) == "head"
-        changes["lr"] = self.lr or changes.get("lr") or usual_lr(head_only)
-        changes |= self._decay(kind, changes)
-        if not kind.constrained and self.radius == "auto":
-            changes["radius"] = None  # no constraint; a comparison may give all methods the same options
-        if kind.uses_noise() and not kind.solves_head and not self.noise_matrix and self.inject_noise:
-            changes["noise_matrix"] = "true"
-        if kind.needs_noise_matrix and changes.get("noise_matrix", self.noise_matrix) is None:
-            raise ConfigError(
-                f"method '{self.method}' needs a noise matrix: give --noise-matrix "
-                "(estimate:auto, a rate such as 0.3, symmetric:RATE, pair:RATE or a matrix file)"
-            )
-        self._check_labels(kind)
-        changes["warmup_epochs"] = self._warmup(kind)
-        if kind.head_alone and self.sampler == "balanced":
-            raise ConfigError(f"method '{self.method}' has no balanced sampler; leave --sampler out")
-        if self.shard and not kind.shards:
-            raise ConfigError(
-                f"method '{self.method}' cannot train sharded weights; choose another, such as --method "
-                "vanilla, or leave --shard out"
-            )
-        if self.noise_matrix == "true" and self.inject_noise is None:
-            raise ConfigError(
-                "--noise-matrix true means the noise that --inject-noise injects, and none was given"
-            )
-        if self.class_weights == "balanced" and self.sampler == "balanced":
-            raise ConfigError("balanced class weights and a balanced sampler correct twice; choose one")
-        if self.class_weights == "balanced" and not kind.weighs_classes:
-            raise ConfigError(
-                f"method '{self.method}' has no balanced class weights; use --sampler balanced instead"
-            )
-        made = self.model_copy(update=changes)
-        made.__pydantic_fields_set__.intersection_update(self.model_fields_set)
-        needs_val = (made.patience or made.select == "best") and not kind.solves_head
-        if needs_val and self.val_fraction == 0 and self.data == "digits":
-            raise ConfigError("early stopping and --select best need validation data; raise --val-fraction")
-        return made
-
-    def _decay(self, kind: type[Method], changes: Mapping[str, Any]) -> dict[str, float]:
-        """Return the weight decay, if it is not chosen once there are examples."""
-        given = changes.get("weight_decay", self.weight_decay)
-        if given is None and kind.head_penalty and self.head_alone:
-            return {}
-        return {"weight_decay": given or 0.0}
-
-    def _warmup(self, kind: type[Method]) -> int:
-        """Return the epochs of warm-up: the default leaves one epoch to the method's own loss."""
-        if not kind.warms_up or self.warmup_epochs < self.epochs:
-            return self.warmup_epochs
-        if "warmup_epochs" in self.model_fields_set:
-            raise ConfigError(
-                f"--warmup-epochs {self.warmup_epochs} of --epochs {self.epochs} leaves none to the loss of "
-                f"method '{self.method}': it would train by plain cross-entropy alone. Lower "
-                "--warmup-epochs, raise --epochs, or choose --method vanilla or constraint"
-            )
-        return self.epochs - 1
 
     @property
     def head_alone(self) -> bool:
@@ -137,11 +66,53 @@ class FinetuneConfig(
         # A head alone cannot be called if its network is sharded.
         return self.head_only and plain and not self.shard
 
+    def as_head_only(self) -> FinetuneConfig:
+        """Return the resolved configuration of the same options with `train` set to `head`."""
+        return make_config({**self.given(), "train": "head"}).resolved()
+
+    def resolved(self) -> FinetuneConfig:
+        """Return the configuration with every default that depends on another option filled in.
+
+        The options that count as given stay the same, so that defaults can be filled in again.
+        """
+        kind, given = self.kind, self.model_fields_set
+        changes: dict[str, Any] = {n: v for n, v in kind.defaults(self.head_only).items() if n not in given}
+        changes["image_size"] = self.image_size or (64 if self.data == "digits" else 128)
+        changes["method_options"] = kind.checked_options(self.method_options) or None
+        head_only = changes.get("train", self.train) == "head"
+        changes["lr"] = self.lr or changes.get("lr") or usual_lr(head_only)
+        decay = changes.get("weight_decay", self.weight_decay)
+        if decay is not None or not (kind.head_penalty and self.head_alone):
+            changes["weight_decay"] = decay or 0.0  # else it is chosen from the examples
+        if not kind.constrained and self.radius == "auto":
+            changes["radius"] = None  # no constraint; a comparison may give all methods the same options
+        if kind.uses_noise() and not kind.solves_head and not self.noise_matrix and self.inject_noise:
+            changes["noise_matrix"] = "true"
+        self._check_noise(kind, changes.get("noise_matrix", self.noise_matrix))
+        if kind.warms_up and self.warmup_epochs >= self.epochs:
+            if "warmup_epochs" in given:
+                raise ConfigError(
+                    f"--warmup-epochs {self.warmup_epochs} of --epochs {self.epochs} leaves none to the loss "
+                    f"of method '{self.method}': it would train by plain cross-entropy alone. Lower "
+                    "--warmup-epochs, raise --epochs, or choose --method vanilla or constraint"
+                )
+            changes["warmup_epochs"] = self.epochs - 1  # one epoch of the method's own loss
+        self._check_balance(kind)
+        if self.shard and not kind.shards:
+            raise ConfigError(
+                f"method '{self.method}' cannot train sharded weights; choose another, such as --method "
+                "vanilla, or leave --shard out"
+            )
+        made = self.model_copy(update=changes)
+        made.__pydantic_fields_set__.intersection_update(given)
+        needs_val = (made.patience or made.select == "best") and not kind.solves_head
+        if needs_val and self.val_fraction == 0 and self.data == "digits":
+            raise ConfigError("early stopping and --select best need validation data; raise --val-fraction")
+        return made
+
     def check_trained(self, texts: bool) -> None:
         """Raise ConfigError if the method cannot train these parameters, or not on this kind of input."""
-        from hesstune.methods import method_class
-
-        kind = method_class(self.method)
+        kind = self.kind
         if kind.head_alone and not self.head_only:
             deeper = (
                 ""
@@ -158,22 +129,42 @@ class FinetuneConfig(
                 "--train head, where features are mixed, or choose another method"
             )
 
-    def _check_labels(self, kind: type[Method]) -> None:
-        """Raise ConfigError if options about labels contradict each other or the method."""
+    def _check_noise(self, kind: type[Method], noise_matrix: str | None) -> None:
+        """Raise ConfigError if options about noise and labels contradict each other or the method."""
+        if kind.needs_noise_matrix and noise_matrix is None:
+            raise ConfigError(
+                f"method '{self.method}' needs a noise matrix: give --noise-matrix "
+                "(estimate:auto, a rate such as 0.3, symmetric:RATE, pair:RATE or a matrix file)"
+            )
+        if self.noise_matrix == "true" and self.inject_noise is None:
+            raise ConfigError(
+                "--noise-matrix true means the noise that --inject-noise injects, and none was given"
+            )
         if self.soft_labels and not kind.takes_soft:
             raise ConfigError(f"method '{self.method}' takes no soft labels; leave --soft-labels out")
         if self.soft_labels and self.inject_noise is not None:
             raise ConfigError(
                 "--inject-noise corrupts hard labels; leave out --soft-labels or --inject-noise"
             )
-        if self.soft_labels and (self.class_weights == "balanced" or self.sampler == "balanced"):
-            raise ConfigError("soft labels cannot be balanced by class; leave one of the two out")
         if (self.noise_matrix or "").startswith("estimate"):
             from hesstune.noise.estimate import parse_request
 
-            method = parse_request(str(self.noise_matrix))
-            if method == "holdout" and self.clean_labels is None:
-                raise ConfigError("estimate:holdout needs clean labels: give --clean-labels FILE")
+            if parse_request(str(self.noise_matrix)) == "holdout" and self.checked_labels is None:
+                raise ConfigError("estimate:holdout needs checked labels: give --checked-labels FILE")
+
+    def _check_balance(self, kind: type[Method]) -> None:
+        """Raise ConfigError if classes cannot be balanced as asked."""
+        weights, sampler = self.class_weights == "balanced", self.sampler == "balanced"
+        if self.soft_labels and (weights or sampler):
+            raise ConfigError("soft labels cannot be balanced by class; leave one of the two out")
+        if kind.head_alone and sampler:
+            raise ConfigError(f"method '{self.method}' has no balanced sampler; leave --sampler out")
+        if weights and sampler:
+            raise ConfigError("balanced class weights and a balanced sampler correct twice; choose one")
+        if weights and not kind.weighs_classes:
+            raise ConfigError(
+                f"method '{self.method}' has no balanced class weights; use --sampler balanced instead"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain values for YAML."""

@@ -40,7 +40,7 @@ def located(config: FinetuneConfig, facts: RunRecord) -> FinetuneConfig:
     made, is taken from there.
     """
     changes = {}
-    for name in ("data", "model", "clean_labels", "inject_noise", "split"):
+    for name in ("data", "model", "checked_labels", "inject_noise", "split"):
         value = getattr(config, name)
         if not isinstance(value, str) or not facts.working_folder:
             continue
@@ -223,7 +223,7 @@ def noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> T
                 else draw_classes(_transitions(part, task.k, rate, config.seed), seed)
             )
         task = replace(task, **changed)
-    if config.clean_labels is None:
+    if config.checked_labels is None:
         return task
-    clean = read_clean_labels(config.clean_labels, task.classes)
+    clean = read_clean_labels(config.checked_labels, task.classes)
     return checked(task, clean, partial=config.limit is not None)

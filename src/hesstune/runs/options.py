@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from hesstune.bounds import CHOICES, BoundName, first_lines
 from hesstune.checks import expanded, parse_number
@@ -14,6 +15,36 @@ from hesstune.data.reading import SplitRule, fold_of, rgb_of
 from hesstune.options import DEVICE, FilePath, Names, Options, Shown, numbers_by_name
 
 SKIP_BAD_IMAGES: Any = Field(False, description="leave out and list images that cannot be decoded")
+
+
+def _parses(parse: Callable[[str], Any]) -> AfterValidator:
+    """Return a check that a text can be parsed; the text stays as it is."""
+
+    def check(value: str) -> str:
+        parse(value)
+        return value
+
+    return AfterValidator(check)
+
+
+def _parse_channels(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    numbers = [parse_number(part) for part in value.split(",")]
+    if None in numbers:
+        raise ValueError("must be numbers with commas between, such as 0.5,0.5,0.5")
+    return numbers
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Channels = Annotated[list[float], BeforeValidator(_parse_channels), Shown("R,G,B")]
+LayerPatterns = Annotated[
+    tuple[str, ...], BeforeValidator(_as_tuple), Shown("PATTERN", repeated=True, also=str)
+]
+Choices = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Shown("CHOICE", repeated=True, also=str)]
 
 
 class ColumnOptions(Options):
@@ -43,13 +74,13 @@ class ExampleOptions(Options):
     limit: int | None = Field(
         None, gt=0, description="largest number of training examples; they are drawn uniformly"
     )
-    split: Annotated[str, Shown("HOW", names_file=True)] = Field(
+    split: Annotated[str, _parses(SplitRule.parse), Shown("HOW", names_file=True)] = Field(
         "uniform",
         description="how to split data that has no parts: uniform (needed by certificates); stratified (by "
         "class); group:COLUMN (each group in one part); time:COLUMN (the latest are the test part); or a CSV "
         "file with columns id and split, or id and group",
     )
-    fold: Annotated[str, Shown("I/K")] | None = Field(
+    fold: Annotated[str, _parses(fold_of), Shown("I/K")] | None = Field(
         None,
         description="test on fold I of K, drawn by {split}; for time:COLUMN, on the period after training",
     )
@@ -66,12 +97,10 @@ class ExampleOptions(Options):
     image_size: int | None = Field(
         None, ge=8, le=2048, description="side of the images in pixels; default: 64 for digits, else 128"
     )
-    mean: Annotated[list[float], Shown("R,G,B")] | None = Field(
+    mean: Channels | None = Field(
         None, description="channel means of images in [0, 1], instead of the model's"
     )
-    std: Annotated[list[float], Shown("R,G,B")] | None = Field(
-        None, description="channel deviations, instead of the model's"
-    )
+    std: Channels | None = Field(None, description="channel deviations, instead of the model's")
     augment: Literal["auto", "none", "shift", "flip", "shift+flip"] = Field(
         "auto",
         description="augmentation of training images; auto shifts, and also mirrors if that keeps the label",
@@ -88,7 +117,7 @@ class ExampleOptions(Options):
         le=1 << 20,
         description="largest number of tokens of a text; longer texts are cut and counted",
     )
-    background: Annotated[str, Shown("COLOUR")] = Field(
+    background: Annotated[str, _parses(rgb_of), Shown("COLOUR")] = Field(
         "white", description="background colour of transparent images: a name, #rrggbb or R,G,B"
     )
     skip_bad_images: bool = SKIP_BAD_IMAGES
@@ -101,35 +130,6 @@ class ExampleOptions(Options):
         description="disk space in MiB for the outputs of frozen layers during a run; if it is too small, "
         "frozen layers run every epoch",
     )
-
-    @field_validator("mean", "std", mode="before")
-    @classmethod
-    def _parse_channels(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        numbers = [parse_number(part) for part in value.split(",")]
-        if None in numbers:
-            raise ValueError("must be numbers with commas between, such as 0.5,0.5,0.5")
-        return numbers
-
-    @field_validator("split")
-    @classmethod
-    def _is_a_rule(cls, value: str) -> str:
-        SplitRule.parse(value)
-        return value
-
-    @field_validator("fold")
-    @classmethod
-    def _is_a_fold(cls, value: str | None) -> str | None:
-        if value is not None:
-            fold_of(value)
-        return value
-
-    @field_validator("background")
-    @classmethod
-    def _is_a_colour(cls, value: str) -> str:
-        rgb_of(value)
-        return value
 
 
 class DataOptions(ColumnOptions, ExampleOptions):
@@ -214,7 +214,7 @@ class NoiseOptions(Options):
         "instance:RATE (depends on the example) or a matrix file",
     )
     clean_val: bool = Field(False, description="inject no noise into validation labels (recorded)")
-    clean_labels: FilePath | None = Field(
+    checked_labels: FilePath | None = Field(
         None,
         description="CSV file of labels that a person checked: id, and clean_label, true_label or label; the "
         "loss and the noise estimates treat them as correct",
@@ -350,16 +350,6 @@ class RunOptions(Options):
         return str(expanded(value)) if value and value.startswith("~") else value
 
 
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-LayerPatterns = Annotated[
-    tuple[str, ...], BeforeValidator(_as_tuple), Shown("PATTERN", repeated=True, also=str)
-]
-Choices = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Shown("CHOICE", repeated=True, also=str)]
-
-
 class DeviceOptions(Options):
     """Where to compute."""
 
@@ -479,7 +469,7 @@ class CertifyOptions(Options):
         description="CSV file of ids and true labels, drawn at random among the training examples: they "
         "leave the certificate's and give a confidence set for the noise matrix",
     )
-    checked: FilePath | None = Field(
+    checked_labels: FilePath | None = Field(
         None,
         description="CSV file of ids and true labels of examples drawn at random, by hesstune check, among "
         "those that the bound counts on (the test part, or what {prior_fraction} leaves): bounds the true "
@@ -528,8 +518,8 @@ class CertifyOptions(Options):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> CertifyOptions:
-        if self.checked is not None and (self.bound != "pac_bayes" or self.clean_sample is not None):
-            raise ValueError("{checked} is a bound of its own; leave {bound} and {clean_sample} out")
+        if self.checked_labels is not None and (self.bound != "pac_bayes" or self.clean_sample is not None):
+            raise ValueError("{checked_labels} is a bound of its own; leave {bound} and {clean_sample} out")
         if self.noise_is == "none" and self.clean_sample is not None:
             raise ValueError(
                 "{noise_is} none says that labels are true, and {clean_sample} that they are not"
@@ -538,7 +528,7 @@ class CertifyOptions(Options):
 
 
 class CheckOptions(Options):
-    """Which examples a person is to label, for `certify --checked`."""
+    """Which examples a person is to label, for `certify --checked-labels`."""
 
     first: ClassVar[tuple[str, ...]] = ("sample", "prior_fraction")
 

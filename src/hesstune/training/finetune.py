@@ -7,8 +7,8 @@ import copy
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from hesstune.data.examples import MEMORY, Task
 from hesstune.errors import ConfigError
 from hesstune.inputs.batches import predict_logits
 from hesstune.inputs.features import sharing
-from hesstune.methods import Method, method_class, method_name
+from hesstune.methods import Method, method_name
 from hesstune.models.load import MODULE, ModelObject, spec_parts
 from hesstune.options import takes_options
+from hesstune.runs import records as files
 from hesstune.runs.checkpoint import refuse_one, weights_of
 from hesstune.runs.config import RESUMABLE, FinetuneConfig, make_config, read_config, read_yaml
 from hesstune.runs.folder import claim, entered
 from hesstune.runs.integrity import check_data, check_weights
-from hesstune.runs.records import CONFIG, NOISE_MATRIX, RADIUS, RECORD, TRIALS, CurvePoint, RadiusRecord
 from hesstune.runs.run import Run, SourceObjects
 from hesstune.runtime.distributed import joined_ranks, on_main_process, refuse_adapting, world
 from hesstune.runtime.signals import Progress
@@ -35,17 +35,16 @@ from hesstune.selection import first_within_errors
 from hesstune.storage.files import writing
 from hesstune.storage.remembered import remembering
 from hesstune.storage.stored import read_record, write_record
-from hesstune.training.estimates import default_radii
 from hesstune.training.fit import RunRequest, Trained, fit_prepared
 from hesstune.training.metrics import Validation, check_tracker
 from hesstune.training.prepare import CHOSEN_FROM_EXAMPLES, Prepared, named_radii, prepare
 
-# Options that make a task, which are refused if one is given.
+# Options that make a task; they are refused if a task is given.
 _MAKE_A_TASK = (
     "data", "limit", "split", "fold", "val_fraction", "test_fraction", "vote_columns", "label_model",
     "skip_bad_images",
 )  # fmt: skip
-# The path: factors of the method's default radii.
+# The candidates: factors of the method's default radii.
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 RULE = (
     "the smallest radii whose validation risk is within one standard error of the least; risk is the mean of "
@@ -130,12 +129,12 @@ def finetune(
 
 
 def _is_config(given: Any) -> bool:
-    """Tell options and files of options from data: of two strings, the one that ends in .yaml or .yml."""
+    """Tell whether the first argument is options and no data: a string is if it ends in .yaml or .yml."""
     if isinstance(given, str | Path):
         return Path(given).suffix.lower() in (".yaml", ".yml")
-    # The library datasets makes its dictionary of parts a mapping, too.
-    own = type(given).__module__.partition(".")[0] == "datasets"
-    return isinstance(given, FinetuneConfig | Mapping) and not own
+    # A datasets.DatasetDict is a mapping, too.
+    is_dataset = type(given).__module__.partition(".")[0] == "datasets"
+    return isinstance(given, FinetuneConfig | Mapping) and not is_dataset
 
 
 def _build(config: Config | None, options: dict[str, Any]) -> FinetuneConfig:
@@ -173,55 +172,51 @@ def _train_in_folder(config: FinetuneConfig, given: SourceObjects, request: RunR
     check_tracker(config.track)
     refuse_adapting(config.batch_norm)
     refuse_one(config.shard)
-    if config.out is None and world() > 1:
+    if config.out:
+        return _run(config, Path(config.out), given, request)
+    if world() > 1:
         raise ConfigError("several processes write one run: give --out, a folder that all of them see")
-    with _folder(config.out) as out:
-        return _run(config, out, given, request)
-
-
-@contextlib.contextmanager
-def _folder(out: str | None) -> Iterator[Path]:
-    """Yield the run's folder; a temporary one goes again where an error comes before its first file."""
-    if out:
-        folder = Path(out)
-    else:
-        with writing(Path(tempfile.gettempdir())):
-            folder = Path(tempfile.mkdtemp(prefix="hesstune-"))
+    with writing(Path(tempfile.gettempdir())):
+        folder = Path(tempfile.mkdtemp(prefix="hesstune-"))
     try:
-        yield folder
+        return _run(config, folder, given, request)
     except BaseException:
-        if not out:
-            with contextlib.suppress(OSError):  # it holds files
-                folder.rmdir()
+        with contextlib.suppress(OSError):  # a folder that holds files stays
+            folder.rmdir()
         raise
 
 
 def _run(config: FinetuneConfig, out: Path, given: SourceObjects, request: RunRequest) -> Run:
-    resume = request.resume
+    """Prepare the run, choose its radii if asked, and train it; see `fit_prepared`."""
+    resume, before, asked = request.resume, None, config
     if config.out:
         on_main_process(lambda: claim(out, request.overwrite, resume, create=False))
-    open_options, before, undecided = _open_options(config, out, resume), None, False
-    if resume and (out / CONFIG).is_file():
-        before = read_config(out / CONFIG)
-        config = _with_chosen_options(config, before, out)
-        # Only the network shows whether another spelling of --train names the head's parameters alone.
-        undecided = before.head_only and not config.head_only
-        if not undecided:
-            _check_same(before, config, out)
-        named = given.data is None and given.model is None  # the options determine everything to compare
-        if named and not undecided and (run := _finished(out, given)) is not None:
-            run.task()  # refuses data that has changed
-            return run
+    if resume and (out / files.CONFIG).is_file():
+        before = _Before(
+            read_config(out / files.CONFIG), Run.load(out).facts if (out / files.RECORD).is_file() else None
+        )
+        config = before.chosen_by(config)
+        if not before.undecided(config):
+            before.check_same(config, out)
+            # If no objects are given, the options determine all that a finished run is compared by.
+            named = given.data is None and given.model is None
+            if named and (run := _finished(out, given)) is not None:
+                run.task()  # refuses data that has changed
+                return run
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     # Estimates of the noise, trials of radii and the run itself use the same features.
     with torch.random.fork_rng(devices=devices), sharing(), remembering():
         torch.manual_seed(config.seed)
-        prepared = prepare(config, out / NOISE_MATRIX if resume else None, given, request.keep_weights)
-        prepared = replace(prepared, chosen_options=sorted({*open_options, *prepared.chosen_options}))
-        if before is not None and undecided:
-            kept = {name: getattr(before, name) for name in prepared.chosen_options}
-            prepared = replace(prepared, config=prepared.config.model_copy(update=kept))
-            _check_same(before, prepared.config, out)
+        prepared = prepare(config, given, out / files.NOISE_MATRIX if resume else None, request.keep_weights)
+        if before is not None:
+            prepared = replace(
+                prepared,
+                chosen_options=sorted({*before.chosen_from_examples(asked), *prepared.chosen_options}),
+            )
+            if before.undecided(config):
+                kept = {name: getattr(before.config, name) for name in prepared.chosen_options}
+                prepared = replace(prepared, config=prepared.config.model_copy(update=kept))
+                before.check_same(prepared.config, out)
         with entered(out, request.overwrite, resume):
             if resume and (run := _finished(out, given)) is not None:
                 # Finished earlier, from objects, or by another process while this one was loading.
@@ -230,50 +225,56 @@ def _run(config: FinetuneConfig, out: Path, given: SourceObjects, request: RunRe
                 check_weights(run.records, {name: start[name] for name in start.names()})
                 return run
             if prepared.config.radius == "auto":
-                prepared = replace(
-                    prepared, radius=named_radii(choose_radius(prepared, out), prepared.loaded)
-                )
+                radius = named_radii(choose_radius(prepared, out), prepared.loaded)
+                prepared = replace(prepared, radius=radius)
                 torch.manual_seed(config.seed)
             return fit_prepared(prepared, out, request)
 
 
-def _open_options(config: FinetuneConfig, out: Path, resume: bool) -> list[str]:
-    """Return the options that are, or were at the start of the run, chosen from the examples."""
-    found = {name for name in CHOSEN_FROM_EXAMPLES if getattr(config, name) is None}
-    if resume and (out / CONFIG).is_file():  # asked for by the folder's own configuration, it may be
-        chosen = Run.load(out).facts.chosen_options if (out / RECORD).is_file() else None
-        found |= set(CHOSEN_FROM_EXAMPLES if chosen is None else chosen)
-    return sorted(found)
+@dataclass(frozen=True)
+class _Before:
+    """The run to be resumed, as its folder has it: the configuration, and the record unless it is missing."""
 
+    config: FinetuneConfig
+    facts: files.RunRecord | None
 
-def _with_chosen_options(config: FinetuneConfig, before: FinetuneConfig, out: Path) -> FinetuneConfig:
-    """Return the configuration with the options that the run itself chose from the same examples."""
-    solves = method_class(config.method).solves_head
-    names = ("weight_decay", "patience") if solves else ("weight_decay",)
-    known = {name: getattr(before, name) for name in names if getattr(config, name) is None}
-    if config.weight_decay is None and config.optimizer == "adamw":
-        known["optimizer"] = before.optimizer  # see `with_head_penalty`
-    if solves and (out / RECORD).is_file() and not Run.load(out).facts.examples.val:
-        known["select"] = before.select  # nothing to select by
-    return config.model_copy(update=known)
+    def chosen_by(self, asked: FinetuneConfig) -> FinetuneConfig:
+        """Return the configuration with the options that the run chose from the same examples."""
+        solves = asked.kind.solves_head
+        names = ("weight_decay", "patience") if solves else ("weight_decay",)
+        changes = {name: getattr(self.config, name) for name in names if getattr(asked, name) is None}
+        if asked.weight_decay is None and asked.optimizer == "adamw":
+            changes["optimizer"] = self.config.optimizer  # adam if the weight decay was chosen
+        if solves and self.facts is not None and not self.facts.examples.val:
+            changes["select"] = self.config.select  # there is nothing to select by
+        return asked.model_copy(update=changes)
+
+    def chosen_from_examples(self, asked: FinetuneConfig) -> set[str]:
+        """Return the options that were chosen from the examples; they are given if asked from the folder."""
+        found = {name for name in CHOSEN_FROM_EXAMPLES if getattr(asked, name) is None}
+        chosen = None if self.facts is None else self.facts.chosen_options
+        return found | set(CHOSEN_FROM_EXAMPLES if chosen is None else chosen)
+
+    def undecided(self, now: FinetuneConfig) -> bool:
+        """Tell whether only the network shows if both configurations train the same parameters."""
+        return self.config.head_only and not now.head_only
+
+    def check_same(self, now: FinetuneConfig, out: Path) -> None:
+        """Raise ConfigError naming the first option that a resumed run would change."""
+        old, new = self.config.to_dict(), now.to_dict()
+        for name in old:
+            if name not in RESUMABLE and old[name] != new[name]:
+                raise ConfigError(
+                    f"the run in {out} was started with --{name.replace('_', '-')} {old[name]}, not "
+                    f"{new[name]}; resume it with the same options, or use --overwrite"
+                )
 
 
 def _finished(out: Path, given: SourceObjects) -> Run | None:
-    if not (out / RECORD).is_file():
+    if not (out / files.RECORD).is_file():
         return None
     run = Run.load(out, data=given.data, model=given.model)
     return run if run.finished else None
-
-
-def _check_same(before: FinetuneConfig, now: FinetuneConfig, out: Path) -> None:
-    """Raise ConfigError naming the first option that a resumed run would change."""
-    old, new = before.to_dict(), now.to_dict()
-    for name in old:
-        if name not in RESUMABLE and old[name] != new[name]:
-            raise ConfigError(
-                f"the run in {out} was started with --{name.replace('_', '-')} {old[name]}, not {new[name]}; "
-                "resume it with the same options, or use --overwrite"
-            )
 
 
 def choose_radius(prepared: Prepared, out: Path) -> dict[str, float]:
@@ -292,15 +293,15 @@ def choose_radius(prepared: Prepared, out: Path) -> dict[str, float]:
     Raises:
         RunError: If radius.json is damaged.
     """
-    path = out / RADIUS
-    if (chosen := read_record(path, RadiusRecord)) is not None:
+    path = out / files.RADIUS
+    if (chosen := read_record(path, files.RadiusRecord)) is not None:
         return chosen.radius
-    shape = default_radii(prepared.config, prepared.task, prepared.loaded, prepared.device)
-    folder = out / TRIALS
+    shape = prepared.default_radii()
+    folder = out / files.TRIALS
     losses = [_trial_losses(prepared, {k: v * f for k, v in shape.items()}, folder) for f in FACTORS]
     at = first_within_errors([-each for each in losses], ddof=1)
     curve = [
-        CurvePoint(
+        files.CurvePoint(
             factor=factor,
             risk=float(each.mean()),
             stderr=float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else None,
@@ -308,7 +309,7 @@ def choose_radius(prepared: Prepared, out: Path) -> dict[str, float]:
         for factor, each in zip(FACTORS, losses, strict=True)
     ]
     radius = {name: value * FACTORS[at] for name, value in shape.items()}
-    record = RadiusRecord(rule=RULE, curve=curve, chosen=FACTORS[at], radius=radius)
+    record = files.RadiusRecord(rule=RULE, curve=curve, chosen=FACTORS[at], radius=radius)
     write_record(path, record)
     shutil.rmtree(folder, ignore_errors=True)
     return radius

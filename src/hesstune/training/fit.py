@@ -1,10 +1,10 @@
-"""One run: its folder, its inputs, training, and the finished run folder."""
+"""Train what was prepared: write the start of the run folder, train, and write the result."""
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,135 +19,37 @@ from hesstune.errors import RunError
 from hesstune.inputs.activations import ActivationInputs, needed_bytes
 from hesstune.inputs.batches import ImageInputs, ModelInputs, TextInputs, make_inputs, predict_logits
 from hesstune.inputs.features import features_of
-from hesstune.methods import MethodSetup, method_class
+from hesstune.methods import MethodSetup
 from hesstune.models.cut import AfterCut, Cut, find_cut
 from hesstune.models.load import LoadedModel
 from hesstune.reference import Reference
+from hesstune.runs import records as files
 from hesstune.runs.checkpoint import Checkpoints, discard, shard_, weights_of, write_model
 from hesstune.runs.integrity import DataRecord, check_start, fingerprints, of_files
 from hesstune.runs.loading import base_folder, noise_of_test
 from hesstune.runs.model_card import model_card
-from hesstune.runs.records import (
-    BAD_IMAGES,
-    CARD,
-    CONFIG,
-    DATA,
-    FORMAT,
-    LABELS,
-    MODEL,
-    NOISE_MATRIX,
-    RECORD,
-    REFERENCE,
-    LabelNoise,
-    Normalisation,
-    Recipe,
-    Result,
-    RunRecord,
-    Sizes,
-)
 from hesstune.runs.run import Run
 from hesstune.runtime.distributed import on_main_process, rank, world
 from hesstune.runtime.signals import Progress
 from hesstune.storage.files import write_text
 from hesstune.storage.stored import write_record
 from hesstune.storage.tables import write_csv
-from hesstune.training.metrics import final_metrics, tracked
+from hesstune.training.metrics import Validation, final_metrics, tracked
 from hesstune.training.prepare import Prepared
-from hesstune.training.trainer import Trainer
-
-
-@dataclass(frozen=True)
-class TrainingInputs:
-    """The network that is trained, and its inputs.
-
-    Attributes:
-        net: What is called on a batch: the whole network, its head on cached features, or what is behind
-            the last frozen layer before the first trained one.
-        feeds: Its inputs by part.
-        observed: The same for who looks at the result: the head on features, or the whole network.
-        texts_cut: How many texts were cut at the end.
-        notes: What the user should know.
-    """
-
-    net: nn.Module
-    feeds: dict[str, ModelInputs]
-    observed: tuple[nn.Module, dict[str, ModelInputs]]
-    texts_cut: int
-    notes: list[str] = field(default_factory=list)
-
-
-def _training_inputs(prepared: Prepared, out: Path) -> TrainingInputs:
-    """Return what a run trains and its inputs; activations are kept in its folder while it lasts."""
-    config, task, loaded = prepared.config, prepared.task, prepared.loaded
-    views = config.augment_views
-    augmentation = Augmentation(
-        config.augment, flip=task.flip, n=len(task.train), seed=config.seed, views=views
-    )
-    parts = {"train": task.train, "val": task.val, "test": task.test}
-    plain = {
-        name: make_inputs(
-            part, loaded, prepared.device, augmentation if name == "train" else None, config.max_length
-        )
-        for name, part in parts.items()
-    }
-    cut_texts = sum(feed.truncated for feed in plain.values() if isinstance(feed, TextInputs))
-    inputs: dict[str, ModelInputs] = dict(plain)
-    cached = features_of(loaded, parts, inputs, config.max_length) if config.head_alone else None
-    if cached is not None:
-        head = loaded.model.get_submodule(loaded.head)
-        return TrainingInputs(head, cached, (head, cached), cut_texts)
-    whole = (loaded.model, inputs)
-    cut = _cut(prepared, plain["train"])
-    if cut is None:
-        return TrainingInputs(*whole, whole, cut_texts)
-    feeds, notes = _behind(prepared, plain, cut, out)
-    return TrainingInputs(AfterCut(loaded.model, cut), feeds, whole, cut_texts, notes)
-
-
-def _cut(prepared: Prepared, feed: ImageInputs | TextInputs) -> Cut | None:
-    """Return where the network is cut; None where frozen layers see or become something else meanwhile."""
-    config = prepared.config
-    if config.train == "all" or config.batch_norm != "frozen" or config.shard or world() > 1:
-        return None
-    if method_class(config.method).mixes_inputs:  # of inputs, not of activations
-        return None
-    return find_cut(prepared.loaded.model, feed.inputs(np.arange(min(2, len(feed)))))
-
-
-def _behind(
-    prepared: Prepared, plain: dict[str, ImageInputs | TextInputs], cut: Cut, out: Path
-) -> tuple[dict[str, ModelInputs], list[str]]:
-    """Return the activations of all parts, kept on disk where there is room, and what to say of it."""
-    model, most = prepared.loaded.model, prepared.config.activations_mib
-    need = needed_bytes(list(plain.values()), cut)
-    notes = []
-    folder: Path | None = out
-    if not most:
-        folder = None
-    elif need > most * 2**20:
-        folder = None
-        notes.append(
-            f"activations of the frozen layers take {need / 2**20:.0f} MiB, more than --activations-mib "
-            f"{most}: these layers ran in every epoch"
-        )
-    try:
-        return {n: ActivationInputs(feed, model, cut, folder) for n, feed in plain.items()}, notes
-    except OSError as error:
-        notes.append(f"activations of the frozen layers were not kept ({error}): they ran in every epoch")
-    return {n: ActivationInputs(feed, model, cut, None) for n, feed in plain.items()}, notes
+from hesstune.training.trainer import Trainer, TrainingInputs
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run has in memory when training has ended: the whole network, and what was trained of it.
+    """What a run has in memory when training has ended.
 
     `net` is the network or, on cached features, its head alone; `feeds` are its inputs by part.
     """
 
     loaded: LoadedModel
     reference: Reference
-    net: torch.nn.Module
-    feeds: dict[str, ModelInputs]
+    net: nn.Module
+    feeds: Mapping[str, ModelInputs]
     task: Task
 
 
@@ -162,17 +64,17 @@ class RunRequest:
     keep_weights: bool = True
 
 
-def fit_prepared(prepared: Prepared, out: Path, request: RunRequest | None = None) -> Run:
+def fit_prepared(prepared: Prepared, out: Path, request: RunRequest) -> Run:
     """Train what was prepared, into a folder whose lock, or that of a folder above it, is held.
 
     Raises:
         RunError: If training diverges, or something cannot be written.
     """
-    request = request or RunRequest()
     run, trained = _train(prepared, out, request)
     if request.observe is not None:
         request.observe(trained)
-    return _finish(run, prepared, request.keep_weights)
+    _save(run, prepared, request.keep_weights)
+    return run
 
 
 def _train(prepared: Prepared, out: Path, request: RunRequest) -> tuple[Run, Trained]:
@@ -180,25 +82,28 @@ def _train(prepared: Prepared, out: Path, request: RunRequest) -> tuple[Run, Tra
     config, task, loaded = prepared.config, prepared.task, prepared.loaded
     reference = weights_of(loaded.model) if config.shard else Reference.of(loaded.model)
     run = Run(out, config, _record(prepared), prepared.given)
-    # Not kept: where the network is cut, its whole weights must go.
     _start(run, prepared, reference, request.resume)
-    inputs_of_run = _training_inputs(prepared, out)
-    net, feeds = inputs_of_run.net, inputs_of_run.feeds
+    inputs = _inputs(prepared, out)
     if config.shard:
         del reference  # the whole weights go as they are cut
         shard_(loaded.model, prepared.device)
         reference = Reference.of(loaded.model)  # each process keeps its own part
-    run.add(texts_cut=inputs_of_run.texts_cut)
-    method = method_class(config.method)(_setup(prepared, reference, net))
-    run.add(notes=[*prepared.notes, *inputs_of_run.notes, *method.notes()])
+    method = prepared.kind(_setup(prepared, reference, inputs.net))
+    run.add(texts_cut=inputs.texts_cut, notes=[*prepared.notes, *inputs.notes, *method.notes()])
     trainer = Trainer(
         config,
-        net,
+        config,
         method,
-        feeds,
-        {"train": task.train, "val": task.val},
-        prepared.noise_matrix,
-        prepared.device,
+        TrainingInputs(
+            net=inputs.net,
+            feeds=inputs.feeds,
+            train=task.train,
+            val=task.val,
+            soft=task.train.soft if config.soft_labels else None,
+            validation=Validation(None if config.clean_val else prepared.noise_matrix, method.solves_head),
+            device=prepared.device,
+            batch_norm=config.batch_norm,
+        ),
         Checkpoints(out, run.facts.checksums, config.shard),
         tracked(run) if rank() == 0 else lambda metrics: None,
         request.progress if rank() == 0 else None,
@@ -206,38 +111,95 @@ def _train(prepared: Prepared, out: Path, request: RunRequest) -> tuple[Run, Tra
     if request.resume:
         trainer.resume()
     trainer.fit()
-    logits = {name: predict_logits(net, feeds[name]) for name in ("train", "test")}
-    distances, posterior = reference.distances(loaded.model, warn=False), trainer.method.posterior()
-    kept = trainer.method.picked()
+    logits = {name: predict_logits(inputs.net, inputs.feeds[name]) for name in ("train", "test")}
+    distances, posterior = reference.distances(loaded.model, warn=False), method.posterior()
+    kept = method.picked()
     noise = noise_of_test(config, task, prepared.injected)
     result = {
         **final_metrics(task.train, logits["train"], task.test, logits["test"], noise),
         "distances": distances,
         "distance": float(np.sqrt(sum(d * d for d in distances.values()))),
-        "radii": trainer.method.radii(),
+        "radii": method.radii(),
         **({} if posterior is None else {"posterior": posterior}),
         **({} if kept is None else {"kept": [task.train.ids[at] for at in kept]}),
         "epochs": sum(record.epoch > 0 for record in trainer.metrics),
         "kept_epoch": trainer.kept_epoch,
         "seconds": round(time.monotonic() - started, 2),
     }
-    run.add(result=Result.model_validate(result))
-    return run, Trained(loaded, reference, *inputs_of_run.observed, task)
+    run.add(result=files.Result.model_validate(result))
+    return run, Trained(loaded, reference, *inputs.observed, task)
 
 
-def _start(run: Run, prepared: Prepared, reference: Reference, resume: bool) -> None:
-    """Write what a run starts from, or check that it is what the run to be resumed started from."""
-    out, record = run.path, prepared.record()
-    run.add(checksums=fingerprints(record, {name: reference[name] for name in reference.names()}))
-    if not (resume and (out / RECORD).is_file()):
-        on_main_process(lambda: _write_start(run, prepared, record, reference))
-        return
-    on_main_process(lambda: check_start(Run.load(out).records, record, reference, prepared.loaded.seen))
-    if (estimate := prepared.estimate) is not None:  # made again where the one kept was damaged
-        on_main_process(lambda: write_record(out / NOISE_MATRIX, estimate))
+# -- what is trained ---------------------------------------------------------------------------
 
 
-def _setup(prepared: Prepared, reference: Reference, net: torch.nn.Module) -> MethodSetup:
+@dataclass(frozen=True)
+class _Inputs:
+    """The network that is trained, and its inputs.
+
+    Attributes:
+        net: What is called on a batch: the whole network, its head on cached features, or the layers after
+            the last frozen one.
+        feeds: Its inputs by part.
+        observed: The same for `observe`: the head on features, or the whole network.
+        texts_cut: How many texts were cut at the end.
+        notes: What the user should know.
+    """
+
+    net: nn.Module
+    feeds: Mapping[str, ModelInputs]
+    observed: tuple[nn.Module, Mapping[str, ModelInputs]]
+    texts_cut: int
+    notes: list[str] = field(default_factory=list)
+
+
+def _inputs(prepared: Prepared, out: Path) -> _Inputs:
+    """Return what a run trains and its inputs; activations are kept in its folder while it lasts."""
+    config, task, loaded, device = prepared.config, prepared.task, prepared.loaded, prepared.device
+    augmentation = Augmentation(
+        config.augment, flip=task.flip, n=len(task.train), seed=config.seed, views=config.augment_views
+    )
+    parts = {"train": task.train, "val": task.val, "test": task.test}
+    plain = {
+        name: make_inputs(part, loaded, device, augmentation if name == "train" else None, config.max_length)
+        for name, part in parts.items()
+    }
+    texts_cut = sum(feed.truncated for feed in plain.values() if isinstance(feed, TextInputs))
+    cached = features_of(loaded, parts, dict(plain), config.max_length) if config.head_alone else None
+    if cached is not None:
+        head = loaded.model.get_submodule(loaded.head)
+        return _Inputs(head, cached, (head, cached), texts_cut)
+    whole = (loaded.model, plain)
+    # Frozen layers run once, if neither they nor their inputs change meanwhile.
+    fixed = config.batch_norm == "frozen" and not prepared.kind.mixes_inputs
+    if config.train == "all" or not fixed or config.shard or world() > 1:
+        return _Inputs(*whole, whole, texts_cut)
+    cut = find_cut(loaded.model, plain["train"].inputs(np.arange(min(2, len(task.train)))))
+    if cut is None:
+        return _Inputs(*whole, whole, texts_cut)
+    feeds, notes = _after_cut(loaded.model, plain, cut, out, config.activations_mib)
+    return _Inputs(AfterCut(loaded.model, cut), feeds, whole, texts_cut, notes)
+
+
+def _after_cut(
+    model: nn.Module, plain: Mapping[str, ImageInputs | TextInputs], cut: Cut, out: Path, most_mib: int
+) -> tuple[dict[str, ModelInputs], list[str]]:
+    """Return the activations of all parts, kept on disk if there is room, and notes if there is not."""
+    need, notes = needed_bytes(list(plain.values()), cut) / 2**20, list[str]()
+    if most_mib and need <= most_mib:
+        try:
+            return {n: ActivationInputs(feed, model, cut, out) for n, feed in plain.items()}, notes
+        except OSError as error:
+            notes.append(f"activations of the frozen layers were not kept ({error}): they ran in every epoch")
+    elif most_mib:
+        notes.append(
+            f"activations of the frozen layers take {need:.0f} MiB, more than --activations-mib "
+            f"{most_mib}: these layers ran in every epoch"
+        )
+    return {n: ActivationInputs(feed, model, cut, None) for n, feed in plain.items()}, notes
+
+
+def _setup(prepared: Prepared, reference: Reference, net: nn.Module) -> MethodSetup:
     """Return what the run's method is built from."""
     config, task, loaded = prepared.config, prepared.task, prepared.loaded
     assert task.train.labels is not None
@@ -264,34 +226,45 @@ def _setup(prepared: Prepared, reference: Reference, net: torch.nn.Module) -> Me
     )
 
 
+# -- the run folder ----------------------------------------------------------------------------
+
+
+def _start(run: Run, prepared: Prepared, reference: Reference, resume: bool) -> None:
+    """Write what a run starts from, or check that it is what the run to be resumed started from."""
+    out, record = run.path, prepared.record()
+    run.add(checksums=fingerprints(record, {name: reference[name] for name in reference.names()}))
+    if not (resume and (out / files.RECORD).is_file()):
+        on_main_process(lambda: _write_start(run, prepared, record, reference))
+        return
+    on_main_process(lambda: check_start(Run.load(out).records, record, reference, prepared.loaded.seen))
+    if (estimate := prepared.estimate) is not None:  # made again if the one kept was damaged
+        on_main_process(lambda: write_record(out / files.NOISE_MATRIX, estimate))
+
+
 def _noise_text(prepared: Prepared) -> str:
     """Return which noise matrix the loss is given, for people."""
     noise_matrix = prepared.noise_matrix
-    text = "nothing"
-    if noise_matrix is not None:
-        how = (
-            "as injected"
-            if prepared.config.noise_matrix == "true"
-            else f"from {prepared.config.noise_matrix}"
-        )
-        if prepared.estimate is not None:
-            how = f"estimated by {prepared.estimate.method}"
-        text = f"rate {noise_matrix.rate:.3g} ({how}), condition number {noise_matrix.condition:.3g}"
-        if not method_class(prepared.config.method).uses_noise():
-            text = f"nothing; the validation loss alone: {text}"
-    return text
+    if noise_matrix is None:
+        return "nothing"
+    how = f"from {prepared.config.noise_matrix}"
+    if prepared.estimate is not None:
+        how = f"estimated by {prepared.estimate.method}"
+    elif prepared.config.noise_matrix == "true":
+        how = "as injected"
+    text = f"rate {noise_matrix.rate:.3g} ({how}), condition number {noise_matrix.condition:.3g}"
+    return text if prepared.kind.uses_noise() else f"nothing; the validation loss alone: {text}"
 
 
-def _record(prepared: Prepared) -> RunRecord:
+def _record(prepared: Prepared) -> files.RunRecord:
     task, loaded, noise_matrix = prepared.task, prepared.loaded, prepared.noise_matrix
     injected = prepared.injected
     changed = None
     if injected is not None and task.train.true is not None and task.train.labels is not None:
         changed = float((task.train.labels != task.train.true).mean())
-    return RunRecord(
-        format=FORMAT,
+    return files.RunRecord(
+        format=files.FORMAT,
         classes=task.classes,
-        examples=Sizes(train=len(task.train), val=len(task.val), test=len(task.test)),
+        examples=files.Sizes(train=len(task.train), val=len(task.val), test=len(task.test)),
         split=task.split,
         flip=task.flip,
         kind="text" if task.is_text else "image",
@@ -306,15 +279,15 @@ def _record(prepared: Prepared) -> RunRecord:
         head=loaded.head,
         other_heads=list(loaded.other_heads),
         stored_dtype=loaded.stored_dtype,
-        normalisation=Normalisation(mean=loaded.mean, std=loaded.std),
-        noise=LabelNoise(
+        normalisation=files.Normalisation(mean=loaded.mean, std=loaded.std),
+        noise=files.LabelNoise(
             injected=prepared.config.inject_noise,
             realised_rate=changed,
             loss_matrix=_noise_text(prepared),
             loss_matrix_rate=noise_matrix.rate if noise_matrix else None,
             estimate_notes=prepared.estimate.notes if prepared.estimate else [],
         ),
-        recipe=None if prepared.solved is None else Recipe(**prepared.solved.record()),
+        recipe=None if prepared.solved is None else files.Recipe(**prepared.solved.record()),
         chosen_options=prepared.chosen_options,
         versions={
             "hesstune": __version__,
@@ -330,13 +303,13 @@ def _write_start(run: Run, prepared: Prepared, record: DataRecord, reference: Re
 
     out, task = run.path, prepared.task
     # The configuration first: it makes the folder a run's. The record last: it says that all is there.
-    write_text(out / CONFIG, yaml.safe_dump(run.config.to_dict(), sort_keys=False, allow_unicode=True))
-    reference.save(out / REFERENCE, prepared.loaded.seen.metadata())
-    record.save(out / DATA)
+    write_text(out / files.CONFIG, yaml.safe_dump(run.config.to_dict(), sort_keys=False, allow_unicode=True))
+    reference.save(out / files.REFERENCE, prepared.loaded.seen.metadata())
+    record.save(out / files.DATA)
     if prepared.estimate is not None:
-        write_record(out / NOISE_MATRIX, prepared.estimate)
+        write_record(out / files.NOISE_MATRIX, prepared.estimate)
     elif (matrix := prepared.noise_matrix) is not None:
-        matrix.save(out / NOISE_MATRIX, task.classes)
+        matrix.save(out / files.NOISE_MATRIX, task.classes)
     rows = []
     for name, part in (("train", task.train), ("val", task.val), ("test", task.test)):
         assert part.labels is not None
@@ -344,27 +317,26 @@ def _write_start(run: Run, prepared: Prepared, record: DataRecord, reference: Re
         for at, example in enumerate(part.ids):
             known = "" if true is None else task.classes[true[at]]
             rows.append((example, name, task.classes[part.labels[at]], known))
-    write_csv(out / LABELS, ("id", "part", "label", "true_label"), rows)
+    write_csv(out / files.LABELS, ("id", "part", "label", "true_label"), rows)
     if task.skipped:
-        write_csv(out / BAD_IMAGES, ("id", "reason"), task.skipped)
+        write_csv(out / files.BAD_IMAGES, ("id", "reason"), task.skipped)
     run.write_record()
 
 
-def _finish(run: Run, prepared: Prepared, keep_weights: bool) -> Run:
+def _save(run: Run, prepared: Prepared, keep_weights: bool) -> None:
+    """Write the weights, the model card and, last, the record, which marks the run as finished."""
     if not np.isfinite(run.outcome.distance):
         raise RunError("the distance from the reference is not finite")
     if keep_weights:
-        write_model(run.path / MODEL, prepared.loaded.model, prepared.seen().metadata())
-    on_main_process(lambda: _close(run, keep_weights))
-    return run
+        write_model(run.path / files.MODEL, prepared.loaded.model, prepared.seen().metadata())
 
+    def close() -> None:
+        if not keep_weights:
+            (run.path / files.REFERENCE).unlink(missing_ok=True)
+        write_text(run.path / files.CARD, model_card(run.config, run.facts))
+        run.add(checksums={**run.facts.checksums, **of_files(run.path)})
+        run.write_record()
+        Checkpoints(run.path).clear()
+        discard(run.path)
 
-def _close(run: Run, keep_weights: bool) -> None:
-    if not keep_weights:
-        (run.path / REFERENCE).unlink(missing_ok=True)
-    write_text(run.path / CARD, model_card(run.config, run.facts))
-    run.add(checksums={**run.facts.checksums, **of_files(run.path)})
-    # The record goes last: it is what marks the run as finished.
-    run.write_record()
-    Checkpoints(run.path).clear()
-    discard(run.path)
+    on_main_process(close)

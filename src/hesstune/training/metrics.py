@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,10 +32,10 @@ def cross_entropy_under(
     labels: NDArray[np.int64],
     noise_matrix: NoiseMatrix | NDArray[np.float64] | None,
 ) -> float:
-    """Return the mean cross-entropy, in expectation over labels corrupted by `noise_matrix` where given.
+    """Return the mean cross-entropy; with a noise matrix, its expectation over corrupted labels.
 
-    With noise it is Σ_j F[y, j] ℓ(f, j): the loss on the distribution the noisy training labels come
-    from, without drawing them. Noise that depends on the example is given as P(noisy = j | example), (N, K).
+    That is Σ_j F[y, j] ℓ(f, j): the loss on the distribution of the noisy training labels, without drawing
+    them. Noise that depends on the example is given as P(noisy = j | example), (N, K).
     """
     losses = -torch.log_softmax(logits.double(), dim=1).numpy()
     if noise_matrix is None:
@@ -48,14 +47,13 @@ def cross_entropy_under(
 class Validation:
     """Losses of a network on validation examples, whose labels may be noisy.
 
-    −Σ_k q_k ln Σ_i p_i F[i, k] of an example with label (or soft label) q: a proper score of p under F, so
-    that no true label is needed. It chooses epochs (`select`, `patience`) and radii (`--radius auto`) alike.
+    The loss of an example with label (or soft label) q is −Σ_k q_k ln Σ_i p_i F[i, k]: a proper score of p
+    under F, which needs no true label. It chooses epochs (`select`, `patience`) and radii (`--radius auto`).
 
     Args:
         noise_matrix: F; None: the labels are assumed correct, F = I.
-        tempered: Take p at the temperature with the least loss, so that networks are compared
-            whatever their calibration; always where F is given, as losses that correct for F leave networks
-            that are far too sure, or unsure.
+        tempered: Take p at the temperature with the least loss, so that calibration does not count. If F is
+            given, this is always done: losses corrected for F leave networks badly calibrated.
     """
 
     def __init__(self, noise_matrix: NoiseMatrix | None, tempered: bool = False) -> None:
@@ -83,16 +81,13 @@ class Validation:
     def _losses_at(
         self, logits: torch.Tensor, targets: torch.Tensor, checked: torch.Tensor | None
     ) -> torch.Tensor:
-        log_p = torch.log_softmax(logits, dim=1)
-        if targets.ndim == 1:  # a column of F an example: K² products would be many for many classes
-            plain = log_p.gather(1, targets[:, None]).squeeze(1)
-            if self.matrix is None:
-                return -plain
+        log_p, hard = torch.log_softmax(logits, dim=1), targets.ndim == 1
+        plain = log_p.gather(1, targets[:, None]).squeeze(1) if hard else (targets * log_p).sum(dim=1)
+        if self.matrix is None:
+            return -plain
+        if hard:  # a column of F an example: K² products would be many for many classes
             noisy = (log_p.exp() * self.matrix[:, targets].T).sum(dim=1).clamp_min(1e-12).log()
         else:
-            plain = (targets * log_p).sum(dim=1)
-            if self.matrix is None:
-                return -plain
             noisy = (targets * (log_p.exp() @ self.matrix).clamp_min(1e-12).log()).sum(dim=1)
         return -noisy if checked is None else -torch.where(checked, plain, noisy)
 
@@ -140,98 +135,87 @@ def final_metrics(
     return record
 
 
-Metrics = list[Epoch]
+# -- trackers ----------------------------------------------------------------------------------
 
-
-class _Writer(Protocol):
-    def write(self, values: dict[str, float], step: int) -> None:
-        """Send values at a step; they are on disk, or with the server, when it returns."""
+Send = Callable[[dict[str, float], int], None]
+"""Sends values at a step; they are on disk, or with the server, when it returns."""
 
 
 def check_tracker(name: str | None) -> None:
     """Raise MissingExtraError if the package behind a tracker is not installed: before training starts."""
     from importlib.util import find_spec
 
-    package = {"tensorboard": "tensorboard", "mlflow": "mlflow"}.get(name or "")
-    if package is not None and find_spec(package) is None:
-        shown = "mlflow-skinny" if package == "mlflow" else package
-        raise MissingExtraError(shown, "tracking", f"--track {name}")
+    if name is not None and find_spec(name) is None:
+        raise MissingExtraError("mlflow-skinny" if name == "mlflow" else name, "tracking", f"--track {name}")
 
 
-def tracked(run: Run) -> Callable[[Metrics], None]:
-    """Return what is called with all records so far after every epoch: it writes and, if asked, tracks.
+def tracked(run: Run) -> Callable[[list[Epoch]], None]:
+    """Return a function that writes all records so far and, if asked, sends new ones to the tracker.
 
     TensorBoard's files go to the run folder's `tensorboard`; MLflow's records to MLFLOW_TRACKING_URI,
-    or to `mlruns` in the run folder. A resumed run goes on in the same place.
+    or to `mlruns` in the run folder. A resumed run continues in the same place.
     """
     if run.config.track is None:
         return run.write_metrics
-    writers: list[_Writer] = []
+    send: Send | None = None
     sent = 0
 
-    def on_epoch(metrics: Metrics) -> None:
-        nonlocal sent
+    def on_epoch(metrics: list[Epoch]) -> None:
+        nonlocal send, sent
         run.write_metrics(metrics)
-        if not writers:
-            kind = _TensorBoard if run.config.track == "tensorboard" else _Mlflow
-            writers.append(kind(run))
+        if send is None:
+            send = _tensorboard(run) if run.config.track == "tensorboard" else _mlflow(run)
         for record in metrics[sent:]:
             items = record.to_dict().items()
-            values = {k: float(v) for k, v in items if k != "epoch" and isinstance(v, int | float)}
-            writers[0].write(values, record.epoch)
+            send({k: float(v) for k, v in items if k != "epoch" and v is not None}, record.epoch)
         sent = len(metrics)
 
     return on_epoch
 
 
-class _TensorBoard:
-    """Event files in the run folder, written afresh by each process: a resumed run sends all epochs again."""
+def _tensorboard(run: Run) -> Send:
+    """Write event files into the run folder, anew in each process: a resumed run sends all epochs again."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, run: Run) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    folder = run.path / TENSORBOARD
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    writer: Any = SummaryWriter(str(folder))
 
-        folder = run.path / TENSORBOARD
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
-        self.writer: Any = SummaryWriter(str(folder))
-
-    def write(self, values: dict[str, float], step: int) -> None:
+    def send(values: dict[str, float], step: int) -> None:
         for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-        self.writer.flush()
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return send
 
 
-class _Mlflow:
-    """One MLflow run, whose id is kept in the run folder; a resumed run sends what is not there yet."""
+def _mlflow(run: Run) -> Send:
+    """Write to one MLflow run, whose id is kept in the run folder; a resumed run sends what is missing."""
+    # MLflow warns about its file store, which is the one that needs no database.
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    from mlflow.tracking import MlflowClient
 
-    def __init__(self, run: Run) -> None:
-        self._last: dict[str, int] = {}
-        # MLflow warns of its file store; here it is the one that needs no database.
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        from mlflow.tracking import MlflowClient
-
-        self.client: Any = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or _uri(run.path / MLFLOW))
-        kept = run.path / MLFLOW_RUN
-        if kept.is_file():
-            self.id = kept.read_text(encoding="utf-8").strip()
-            return
-        experiment = self.client.get_experiment_by_name("hesstune")
-        at = experiment.experiment_id if experiment else self.client.create_experiment("hesstune")
-        self.id = self.client.create_run(at, run_name=str(run.path)).info.run_id
-        write_text(kept, self.id + "\n")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or (run.path / MLFLOW).resolve().as_uri()
+    client: Any = MlflowClient(uri)
+    kept, last = run.path / MLFLOW_RUN, dict[str, int]()
+    if kept.is_file():
+        own = kept.read_text(encoding="utf-8").strip()
+    else:
+        experiment = client.get_experiment_by_name("hesstune")
+        at = experiment.experiment_id if experiment else client.create_experiment("hesstune")
+        own = client.create_run(at, run_name=str(run.path)).info.run_id
+        write_text(kept, own + "\n")
         for name, value in run.config.to_dict().items():
             if value is not None:
-                self.client.log_param(self.id, name, str(value)[:500])
+                client.log_param(own, name, str(value)[:500])
 
-    def write(self, values: dict[str, float], step: int) -> None:
+    def send(values: dict[str, float], step: int) -> None:
         for name, value in values.items():
-            if name not in self._last:
-                sent = self.client.get_metric_history(self.id, name)
-                self._last[name] = max((metric.step for metric in sent), default=0)
-            if step > self._last[name]:
-                self.client.log_metric(self.id, name, value, step=step)
-                self._last[name] = step
+            if name not in last:
+                last[name] = max((metric.step for metric in client.get_metric_history(own, name)), default=0)
+            if step > last[name]:
+                client.log_metric(own, name, value, step=step)
+                last[name] = step
 
-
-def _uri(folder: Path) -> str:
-    return folder.resolve().as_uri()
+    return send

@@ -2,160 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hesstune.constraints.distance import resolve_radii
+from hesstune.constraints.distance import resolve_radii, weight_norm
 from hesstune.data.examples import Task
-from hesstune.errors import ConfigError
+from hesstune.errors import ConfigError, DataError, RunError
 from hesstune.inputs.batches import make_inputs, to_channels_last
-from hesstune.methods import method_class
-from hesstune.methods._base import SolvedHead, clean_shares
+from hesstune.methods import Method
+from hesstune.methods._base import HeadMaterial, SolvedHead, balanced_rates, clean_shares
 from hesstune.methods.constrained import RADII, Robust, unused_radius_options
 from hesstune.methods.robust_losses import Consistent
 from hesstune.models.heads import check_learnable, freeze, trains_head_only
 from hesstune.models.load import LoadedModel, ModelObject, check_output, load_model
+from hesstune.noise.estimate import Estimate, parse_request
 from hesstune.noise.matrix import NoiseMatrix, identifiability_notes
-from hesstune.reference import layer_names
+from hesstune.reference import Reference, layer_names
 from hesstune.runs.config import FinetuneConfig, usual_lr
 from hesstune.runs.integrity import DataRecord, content_digests
 from hesstune.runs.loading import clean_task, injected_noise, noisy
+from hesstune.runs.options import DataOptions, ModelOptions
 from hesstune.runs.records import NoiseMatrixRecord
 from hesstune.runs.run import Run, SourceObjects
 from hesstune.runtime.device import pick_device
 from hesstune.runtime.distributed import world
 from hesstune.storage.seen_examples import SeenExamples
-from hesstune.training.estimates import (
-    default_radii,
-    found_noise,
-    has_default_radii,
-    run_estimate,
-    solved_head,
-    with_head_penalty,
-)
+from hesstune.storage.stored import read_record
+from hesstune.training import estimates
 from hesstune.training.trainer import BatchOrder
 
-# Options that say how steps are taken.
+# Options that are chosen from the training examples unless the user gives them.
+CHOSEN_FROM_EXAMPLES = ("weight_decay", "patience")
+# Epochs without improvement after which training of deeper layers stops if labels are noisy, by default.
+PATIENCE = 4
+# The least radius of a layer, and the radius of a head that cannot be fitted.
+LEAST_RADIUS, UNFITTED_RADIUS = 1e-6, 2.0
+# The radius of a head that is trained with other layers, as a share of that of a head alone.
+BESIDE = 0.25
+# Options of optimizer steps.
 OF_STEPS = (
     "epochs", "batch_size", "optimizer", "weight_decay", "momentum", "schedule", "lr_warmup",
     "accumulate", "grad_clip", "mixed_precision", "augment", "augment_views", "radius", "radius_scale",
     "norm",
 )  # fmt: skip
-
-
-def run_notes(
-    config: FinetuneConfig,
-    task: Task,
-    loaded: LoadedModel,
-    noise_matrix: NoiseMatrix | None,
-    counts: NDArray[np.int64],
-    injected: NoiseMatrix | None = None,
-) -> list[str]:
-    """Return what a user of these options should know: no option is changed or left unused in silence.
-
-    Args:
-        config: The resolved configuration.
-        task: The examples.
-        loaded: The network.
-        noise_matrix: F, or None.
-        counts: (K,) how many training examples carry each label.
-        injected: The noise matrix of the noise that was injected.
-    """
-    kind, notes = method_class(config.method), list(loaded.notes)
-    if injected is not None:
-        weak = identifiability_notes(injected.array, task.classes)
-        notes += [f"the injected noise: {note}" for note in weak]
-    usual = FinetuneConfig.model_fields["warmup_epochs"].default
-    if kind.warms_up and config.warmup_epochs == config.epochs - 1 and config.epochs <= usual:
-        notes.append(
-            f"the warm-up takes {config.warmup_epochs} of {config.epochs} epoch"
-            f"{'s' * (config.epochs > 1)}: the usual {usual} would leave none to the method's own loss"
-        )
-    balanced = "balanced" in (config.class_weights, config.sampler)
-    if balanced and issubclass(kind, Consistent | Robust) and noise_matrix is not None:
-        _, raised = clean_shares(noise_matrix, counts)
-        notes += [
-            f"by its labels and the noise matrix, class '{task.classes[k]}' has hardly an example; its "
-            "weight is bounded by the standard error of its share"
-            for k in raised
-        ]
-    notes += [
-        f"{why}: no effect of {written(names)}" for why, names in _unused(config, task, loaded) if names
-    ]
-    if kind.constrained and not kind.solves_head:
-        given = config.method_options or {}
-        own = [n for n in unused_radius_options(config.radius, config.head_only) if n in kind.own_options]
-        own = [n for n in own if given.get(n, RADII[n].default) != RADII[n].default]
-        why = "the head alone is trained" if config.radius is None else "radii are given"
-        if own:
-            notes.append(f"{why}: no effect of the method options {', '.join(own)}")
-    if config.patience is not None and config.patience >= config.epochs and not kind.solves_head:
-        notes.append(f"a patience of {config.patience} cannot end {config.epochs} epochs early")
-    return notes
-
-
-def seen_notes(task: Task, seen: SeenExamples) -> list[str]:
-    """Return how many validation and test examples the weights that training starts from have seen."""
-    if not seen.count:
-        return []
-    notes = []
-    for name, part in (("validation", task.val), ("test", task.test)):
-        if count := int(seen.contain(content_digests(part, anew=False)).sum()):
-            notes.append(
-                f"the weights that training starts from have seen {count} of the {len(part)} {name} "
-                f"examples: {name} accuracy is too high"
-            )
-    return notes
-
-
-def written(names: list[str]) -> str:
-    """Return options as the command line writes them."""
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
-
-
-def changed_options(config: FinetuneConfig, *names: str) -> list[str]:
-    """Return those of some options that are not at their defaults, or at what stands for none."""
-    return [
-        n for n in names if (getattr(config, n) or None) != (FinetuneConfig.model_fields[n].default or None)
-    ]
-
-
-def _unused(config: FinetuneConfig, task: Task, loaded: LoadedModel) -> list[tuple[str, list[str]]]:
-    kind = method_class(config.method)
-    found: list[tuple[str, list[str]]] = []
-    if not kind.constrained:
-        unused = changed_options(config, "radius", "radius_scale", "norm")
-        found.append((f"method '{config.method}' has no distance constraint", unused))
-    if not kind.warms_up:
-        found.append((f"method '{config.method}' has no warm-up", changed_options(config, "warmup_epochs")))
-    if config.optimizer != "sgd":
-        found.append((f"the optimizer is {config.optimizer}", changed_options(config, "momentum")))
-    if config.inject_noise is None:
-        found.append(("no noise is injected", changed_options(config, "clean_val")))
-    if task.is_text:
-        of_images = changed_options(config, "augment", "augment_views", "mean", "std", "skip_bad_images")
-        found.append(("the examples are texts", of_images))
-    else:
-        found.append(("the examples are images", changed_options(config, "max_length")))
-        if config.head_alone or config.augment in ("none", "flip"):
-            found.append(("images are not shifted", changed_options(config, "augment_views")))
-    if task.train.votes is None:
-        found.append(("the labels come from no votes", changed_options(config, "label_model")))
-    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in loaded.model.modules()):
-        found.append(("the network has no batch norm", changed_options(config, "batch_norm")))
-    return found
-
-
-# Options that are chosen from the training examples unless the user gives them.
-CHOSEN_FROM_EXAMPLES = ("weight_decay", "patience")
-# Epochs without a gain after which deeper layers end where labels are noisy, and nobody said.
-PATIENCE = 4
+Radius = float | dict[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -164,26 +63,28 @@ class Prepared:
 
     Attributes:
         config: The resolved configuration.
-        task: The examples, labelled as they are trained on.
+        kind: The class of its method.
+        task: The examples, with the labels that are trained on.
         loaded: The network at its start.
-        injected: The noise put into the labels, if any.
+        injected: The noise injected into the labels, if any.
         noise_matrix: F, known or estimated, or None.
         device: Where to train.
         radius: The constraint radii, if fixed.
-        estimate: What an estimated noise matrix was made from.
-        given: Data and model, where they were objects.
-        notes: What was changed, or had no effect, of what was asked for.
+        estimate: The record of an estimated noise matrix.
+        given: Data and model, if they were objects.
+        notes: Options that were changed or have no effect.
         solved: The head that the method solved from frozen features, or None.
         chosen_options: Options of `config` that were chosen from the examples.
     """
 
     config: FinetuneConfig
+    kind: type[Method]
     task: Task
     loaded: LoadedModel
     injected: NoiseMatrix | None
     noise_matrix: NoiseMatrix | None
     device: torch.device
-    radius: float | dict[str, float] | None
+    radius: Radius
     estimate: NoiseMatrixRecord | None = None
     given: SourceObjects = field(default_factory=SourceObjects)
     notes: list[str] = field(default_factory=list)
@@ -202,82 +103,132 @@ class Prepared:
     @classmethod
     def of(cls, run: Run, task: Task, device: torch.device) -> Prepared:
         """Return what a finished run started from, with these examples; see `choose_from_examples`."""
-        config = run.config
+        config, kind = run.config, run.config.kind
         injected = injected_noise(config, task)
         loaded = replace(run.loaded(), seen=run.seen_by_start())
         run.reference().restore_(loaded.model)
         to_channels_last(loaded.model, device)
         freeze(loaded.model, config.train, loaded.heads)
-        radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
-        # What was found with a solved head is of all the run's examples, and not for some of them.
-        found = method_class(config.method).solves_head and config.noise_matrix is None
-        known = None if found else run.noise_matrix
-        return cls(config, task, loaded, injected, known, device, radius, given=run.given)
+        # A matrix found with a solved head is of all the run's examples, not of some of them.
+        known = None if kind.solves_head and config.noise_matrix is None else run.noise_matrix
+        radius = named_radii(config.radius, loaded)
+        return cls(config, kind, task, loaded, injected, known, device, radius, given=run.given)
+
+    def features(self) -> NDArray[np.float32] | None:
+        """Return the head's inputs for the training examples, (N, D); None if it is no linear head."""
+        part, k = self.task.train, self.task.k
+        return estimates.head_features(self.loaded, part, k, self.device, self.config.max_length)
+
+    def penalised_head(self) -> tuple[float, NDArray[np.float64]] | None:
+        """Return the `penalised_head` of the training examples; None if none can be fitted."""
+        features, part = self.features(), self.task.train
+        if features is None or len(part) < estimates.FOLDS:
+            return None
+        assert part.labels is not None
+        soft = part.soft if self.config.soft_labels else None
+        targets = np.eye(self.task.k)[part.labels] if soft is None else soft
+        return estimates.penalised_head(features, targets, self.config.seed)
+
+    def default_radii(self) -> dict[str, float]:
+        """Return {layer: radius}, the last layer as `head`, in the run's norm.
+
+        The method's options `head_share` and `layer_share` count.
+        """
+        norm = self.config.norm
+        shares = {name: one.default for name, one in RADII.items()} | (self.config.method_options or {})
+        start = Reference.of(self.loaded.model)
+        trained = {name for name, p in self.loaded.model.named_parameters() if p.requires_grad}
+        heads = set(self.loaded.head_layers)
+        others = [name for name in start.layers() if name in trained and name not in heads]
+        found = {n: max(shares["layer_share"] * weight_norm(start[n], norm), LEAST_RADIUS) for n in others}
+        if others and not heads & trained:
+            return found
+        fitted, radius = self.penalised_head(), UNFITTED_RADIUS
+        if fitted is not None:
+            weight = torch.from_numpy(fitted[1]).T
+            radius = max(shares["head_share"] * weight_norm(weight, norm), LEAST_RADIUS)
+        return {**found, "head": BESIDE * radius if others else radius}
 
 
 def prepare(
-    config: FinetuneConfig, kept: Path | None = None, given: SourceObjects | None = None, errors: bool = True
+    config: FinetuneConfig, given: SourceObjects, kept: Path | None = None, errors: bool = True
 ) -> Prepared:
     """Load examples, labels and network, and check all that can be checked before anything is written.
 
     Args:
         config: The resolved configuration.
-        kept: An earlier pass's estimate of the noise matrix, which is taken where it is there.
-        given: Examples or network that are made already, instead of those that the configuration names;
-            the network is copied.
-        errors: Whether an estimate of the noise has its errors beside it, which may take as long again.
+        given: Examples or network that replace those that the configuration names; the network is copied.
+        kept: The file of an estimated noise matrix, which is used if it fits.
+        errors: Whether to estimate the errors of an estimated noise matrix, too.
     """
-    given = given or SourceObjects()
-    device = pick_device(config.device)
+    device, kind = pick_device(config.device), config.kind
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise ConfigError("mixed precision fp16 needs a GPU; use bf16 or no")
     task = clean_task(config, given.data)
-    check_automatic(config, len(task.val), world())
-    solves = method_class(config.method).solves_head
-    if (config.patience or config.select == "best") and not len(task.val) and not solves:
-        raise ConfigError("early stopping and --select best need validation examples; there are none")
+    _check_validation(config, kind, task)
     injected = injected_noise(config, task)
-    noise_matrix = _known_noise_matrix(config, task, injected)
-    loaded = _loaded(config, given, task)
+    noise_matrix, estimate = _known_noise_matrix(config.noise_matrix or "", task, injected), None
+    model = config.model if given.model is None else given.model
+    loaded = load_network(config, config, model, task)
     asked, config = config.train, as_trained(config, loaded)
     config.check_trained(task.is_text)
     to_channels_last(loaded.model, device)
     freeze(loaded.model, config.train, loaded.heads)
-    radius = None if isinstance(config.radius, str) else named_radii(config.radius, loaded)
+    radius = named_radii(config.radius, loaded)
     if radius is not None:
         resolve_radii(layer_names(loaded.model), radius)  # refuses a wrong pattern early
     few = np.arange(min(2, len(task.train)))
     probe = make_inputs(task.train.take(few), loaded, device, max_length=config.max_length)
     check_output(loaded.model, probe.inputs(few), task.k)
     check_learnable(loaded.model, loaded.heads, probe.inputs(few))
-    task, estimate = noisy(task, injected, config), None
+    task = noisy(task, injected, config)
     if (config.noise_matrix or "").startswith("estimate"):
-        noise_matrix, estimate = run_estimate(config, task, loaded, device, kept, errors)
+        noise_matrix, estimate = _estimate_noise(config, task, loaded, device, kept, errors)
     labels = task.train.labels
     assert labels is not None
     counts = np.bincount(labels, minlength=task.k)
-    BatchOrder(config, counts, labels)  # refuses what it cannot do before anything is written
-    notes = run_notes(config, task, loaded, noise_matrix, counts, injected) + seen_notes(task, loaded.seen)
+    BatchOrder(config, config.seed, config.batch_norm == "adapt", counts, labels)  # refuses what it cannot do
+    prepared = Prepared(config, kind, task, loaded, injected, noise_matrix, device, radius, estimate, given)
+    notes = [*_option_notes(prepared, counts), *_seen_notes(task, loaded.seen)]
     if asked != config.train:
         notes.insert(0, f"--train {asked} trains the head alone in this network, as --train head does")
-    return choose_from_examples(
-        Prepared(config, task, loaded, injected, noise_matrix, device, radius, estimate, given, notes)
-    )
+    return choose_from_examples(replace(prepared, notes=notes))
 
 
-def _loaded(config: FinetuneConfig, given: SourceObjects, task: Task) -> LoadedModel:
+def _check_validation(config: FinetuneConfig, kind: type[Method], task: Task) -> None:
+    """Raise ConfigError if options need validation examples, or one process, and there are none, or more."""
+    if config.radius == "auto" and not len(task.val):
+        raise ConfigError("--radius auto needs validation examples; there are none: give --radius NUMBER")
+    if config.radius == "auto" and world() > 1:
+        raise ConfigError("--radius auto runs in one process; choose first, then give --radius its result")
+    if (config.patience or config.select == "best") and not len(task.val) and not kind.solves_head:
+        raise ConfigError("early stopping and --select best need validation examples; there are none")
+
+
+def _known_noise_matrix(wanted: str, task: Task, injected: NoiseMatrix | None) -> NoiseMatrix | None:
+    """Return the noise matrix of the option `noise_matrix`; None if it is to be estimated."""
+    if wanted == "true":
+        return None if injected is None else injected.check_identifiable(task.classes)
+    if not wanted or wanted.startswith("estimate"):
+        return None
+    return NoiseMatrix.parse(wanted, task.k, task.classes)
+
+
+def load_network(
+    model: ModelOptions, data: DataOptions, source: str | ModelObject, task: Task
+) -> LoadedModel:
     """Load the network that a run starts from."""
     return load_model(
-        config.model if given.model is None else given.model,
+        source,
         task.k,
-        weights=config.weights,
-        head_init=config.head_init,
-        mean=tuple(config.mean) if config.mean else None,
-        std=tuple(config.std) if config.std else None,
+        weights=model.weights,
+        head_init=model.head_init,
+        mean=tuple(data.mean) if data.mean else None,
+        std=tuple(data.std) if data.std else None,
         text=task.is_text,
-        head=config.head,
-        dtype=config.dtype,
-        image_size=config.image_size,
+        head=model.head,
+        dtype=model.dtype,
+        image_size=data.image_size,
     )
 
 
@@ -290,7 +241,7 @@ def as_trained(
 
     Args:
         config: The resolved configuration.
-        model: The network as loaded, or what `load_model` makes it of; its weights are not needed.
+        model: The loaded network, or what `load_model` loads; its weights are not needed.
         k: Number of classes.
         text: Whether the examples are texts.
 
@@ -313,54 +264,153 @@ def as_trained(
     return config.as_head_only() if trains_head_only(model.model, config.train, model.heads) else config
 
 
+def named_radii(radius: Radius | str, loaded: LoadedModel) -> Radius:
+    """Return the radii with the word `head` replaced by the head's layer name; None if they are not fixed."""
+    if not isinstance(radius, dict):
+        return None if isinstance(radius, str) else radius
+    found: dict[str, float] = {}
+    for name, value in radius.items():
+        found |= dict.fromkeys(loaded.head_layers if name == "head" else [name], value)
+    return found
+
+
+def _estimate_noise(
+    config: FinetuneConfig,
+    task: Task,
+    loaded: LoadedModel,
+    device: torch.device,
+    kept: Path | None,
+    errors: bool,
+) -> tuple[NoiseMatrix, NoiseMatrixRecord]:
+    """Return the estimated matrix and its record; a resumed run reads both from its folder."""
+    part = task.train
+    digest = hashlib.sha256("\n".join(part.ids).encode())
+    for array in (part.labels, part.given, part.clean, part.soft, part.votes and part.votes.table):
+        digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+    made_from = {
+        "estimate": config.noise_matrix,
+        "model": config.model,
+        "weights": config.weights,
+        "image_size": config.image_size,
+        "seed": config.seed,
+        "examples": len(part),
+        "clean_labels": 0 if part.clean is None else int(part.clean.sum()),
+        "labels_and_votes": digest.hexdigest()[:16],
+        "network": "the reference: features of the pretrained weights, probes cross-fitted on them",
+    }
+    if kept is not None:
+        with contextlib.suppress(RunError):  # a damaged record is made again
+            record = read_record(kept, NoiseMatrixRecord)
+            if record is not None and record.made_from == made_from:
+                return NoiseMatrix(record.matrix, record.origin or "estimated"), record
+    if len(part) < 2 * task.k:
+        raise DataError(
+            f"{len(part)} training examples are too few to estimate the noise of {task.k} classes"
+        )
+    material = estimates.gather(
+        part,
+        task.k,
+        loaded,
+        device,
+        max_length=config.max_length,
+        soft_labels=config.soft_labels,
+        seed=config.seed,
+    )
+    found = estimates.estimated(parse_request(str(config.noise_matrix)), material, config.seed, errors)
+    return found.matrix, NoiseMatrixRecord(**found.to_dict(), classes=task.classes, made_from=made_from)
+
+
+# -- what is chosen from the training examples -------------------------------------------------
+
+
 def choose_from_examples(prepared: Prepared) -> Prepared:
     """Return the same with what is chosen from its training examples: penalty, radii, and a solved head.
 
     Options that are chosen already stay.
     """
-    task, loaded, device, radius = prepared.task, prepared.loaded, prepared.device, prepared.radius
-    opened = {name for name in CHOSEN_FROM_EXAMPLES if getattr(prepared.config, name) is None}
-    config, more = with_head_penalty(prepared.config, task, loaded, device)
-    if radius is None and has_default_radii(config):
-        radius = named_radii(default_radii(config, task, loaded, device), loaded)
-    found = replace(
-        prepared,
-        config=config,
-        radius=radius,
-        notes=[*prepared.notes, *more],
-        chosen_options=sorted({*prepared.chosen_options, *opened}),
-    )
-    return _with_solved_head(found) if method_class(config.method).solves_head else found
+    config, kind = prepared.config, prepared.config.kind
+    opened = {name for name in CHOSEN_FROM_EXAMPLES if getattr(config, name) is None}
+    chosen_options = sorted({*prepared.chosen_options, *opened})
+    found = replace(prepared, kind=kind, chosen_options=chosen_options)
+    if config.weight_decay is None:
+        found = _with_head_penalty(found)
+    if found.radius is None and kind.constrained and not kind.solves_head and config.radius is None:
+        found = replace(found, radius=named_radii(found.default_radii(), found.loaded))
+    return _with_solved_head(found) if kind.solves_head else found
 
 
-def _known_noise_matrix(
-    config: FinetuneConfig, task: Task, injected: NoiseMatrix | None
-) -> NoiseMatrix | None:
-    """Return the known noise matrix of a run; an estimated one comes later."""
-    wanted = config.noise_matrix or ""
-    if wanted == "true":
-        return None if injected is None else injected.check_identifiable(task.classes)
-    if not wanted or wanted.startswith("estimate"):
-        return None
-    return NoiseMatrix.parse(wanted, task.k, task.classes)
+def _with_head_penalty(prepared: Prepared) -> Prepared:
+    """Return the same with the weight decay that cross-validation finds; 0 if no head can be fitted.
+
+    It is a penalty of the loss. adamw would subtract lr·λ·W from the weights instead, whatever the gradient;
+    without that decay it is adam, whose weight decay is a penalty of the loss.
+    """
+    decay, notes, fitted = 0.0, list(prepared.notes), prepared.penalised_head()
+    if fitted is not None:
+        share = prepared.kind.head_penalty
+        decay = share * fitted[0]
+        part_of = "" if share == 1 else f"{share:g} times what was found for cross-entropy "
+        notes.append(
+            f"weight decay {decay:.2g}, {part_of}by cross-validation on the labels as given; --weight-decay "
+            "0 trains the head without a penalty"
+        )
+    changes: dict[str, object] = {"weight_decay": decay}
+    if decay and prepared.config.optimizer == "adamw":
+        changes["optimizer"] = "adam"
+        notes.append(
+            "the optimizer is adam, not adamw: the weight decay found by cross-validation is a penalty of "
+            "the loss, and adamw decays weights apart from the loss; to use adamw give --weight-decay"
+        )
+    return replace(prepared, config=prepared.config.model_copy(update=changes), notes=notes)
 
 
 def _with_solved_head(prepared: Prepared) -> Prepared:
     """Return the same with the head that the run's method solves, and the noise that was found with it."""
-    config, task, noise_matrix = prepared.config, prepared.task, prepared.noise_matrix
-    solved = solved_head(config, task, prepared.loaded, prepared.device, noise_matrix)
+    config, task = prepared.config, prepared.task
+    solved = _solved_head(prepared)
     config, more = _with_validation_rule(config, task, solved)
-    changed: dict[str, Any] = {"config": config, "notes": [*prepared.notes, *more], "solved": solved}
-    if solved is not None and noise_matrix is None:
-        changed["noise_matrix"] = solved.noise_matrix
-        changed["estimate"] = found_noise(solved, config, len(task.train))
-    return replace(prepared, **changed)
+    found = replace(prepared, config=config, notes=[*prepared.notes, *more], solved=solved)
+    if solved is None or prepared.noise_matrix is not None:
+        return found
+    estimate = None
+    if solved.noise_matrix is not None and config.noise_matrix is None:
+        n = len(task.train)
+        fit = Estimate(solved.noise_matrix, "em", n, notes=(f"found with the head: {solved.reason}",))
+        made_from = {"estimate": "em", "model": config.model, "seed": config.seed, "examples": n}
+        estimate = NoiseMatrixRecord(**fit.to_dict(), made_from=made_from)
+    return replace(found, noise_matrix=solved.noise_matrix, estimate=estimate)
+
+
+def _solved_head(prepared: Prepared) -> SolvedHead | None:
+    """Return the head that the run's method solves, with the seconds it took once features were computed."""
+    config, task, part, features = prepared.config, prepared.task, prepared.task.train, prepared.features()
+    if features is None:
+        return None
+    assert part.labels is not None
+    weight = None
+    if config.sampler == "balanced":  # without batches, each class counts the same
+        weight = balanced_rates(np.bincount(part.labels, minlength=task.k))[part.labels]
+    material = HeadMaterial(
+        features.astype(np.float64),
+        part.labels if part.given is None else part.given,
+        task.k,
+        part.soft if config.soft_labels else estimates.votes_given(part, task.k),
+        estimates.checked_rows(part),
+        prepared.noise_matrix,
+        weight,
+        config.budget,
+        config.seed,
+        part.votes,
+    )
+    started = time.monotonic()
+    found = prepared.kind.solve_head(material)
+    return replace(found, details={**found.details, "seconds": round(time.monotonic() - started, 3)})
 
 
 def _with_validation_rule(
     config: FinetuneConfig, task: Task, solved: SolvedHead | None
 ) -> tuple[FinetuneConfig, list[str]]:
-    """Return the configuration of a run from a solved head, and what its user should know."""
+    """Return the configuration of a run from a solved head, and notes for the user."""
     notes: list[str] = []
     deeper = not config.head_alone
     goes_on = solved is None or (deeper and config.budget != "fast" and bool(len(task.val)))
@@ -373,10 +423,10 @@ def _with_validation_rule(
         notes.append("the budget is fast: the head alone was fitted")
     elif deeper and not len(task.val):
         notes.append("there are no validation examples for deeper layers: the head alone was fitted")
-    unused = changed_options(config, *OF_STEPS)
+    unused = _changed(config, *OF_STEPS)
     unused += ["lr"] if config.lr != usual_lr(config.head_only) else []
     if unused and not goes_on:
-        notes.append(f"a head that is solved takes no steps: no effect of {written(unused)}")
+        notes.append(f"a head that is solved takes no steps: no effect of {_written(unused)}")
     if not len(task.val):
         config = config.model_copy(update={"select": "last", "patience": None})
     elif goes_on and config.patience is None and config.select == "best":
@@ -387,23 +437,95 @@ def _with_validation_rule(
     return config, notes
 
 
-def check_automatic(config: FinetuneConfig, validation: int, processes: int) -> None:
-    """Raise ConfigError if the radii are to be chosen where they cannot be."""
-    if config.radius != "auto":
-        return
-    if not validation:
-        raise ConfigError("--radius auto needs validation examples; there are none: give --radius NUMBER")
-    if processes > 1:
-        raise ConfigError("--radius auto runs in one process; choose first, then give --radius its result")
+# -- notes on options --------------------------------------------------------------------------
 
 
-def named_radii(
-    radius: float | dict[str, float] | None, loaded: LoadedModel
-) -> float | dict[str, float] | None:
-    """Return the radii with the word `head` replaced by the head's layer name."""
-    if not isinstance(radius, dict):
-        return radius
-    found: dict[str, float] = {}
-    for name, value in radius.items():
-        found |= dict.fromkeys(loaded.head_layers if name == "head" else [name], value)
-    return found
+def _option_notes(prepared: Prepared, counts: NDArray[np.int64]) -> list[str]:
+    """Return what a user of these options should know: no option is changed or left unused without a note.
+
+    Args:
+        prepared: What was loaded; F is its noise matrix.
+        counts: (K,) how many training examples carry each label.
+    """
+    config, kind, task, noise_matrix = prepared.config, prepared.kind, prepared.task, prepared.noise_matrix
+    notes = list(prepared.loaded.notes)
+    if prepared.injected is not None:
+        weak = identifiability_notes(prepared.injected.array, task.classes)
+        notes += [f"the injected noise: {note}" for note in weak]
+    usual = FinetuneConfig.model_fields["warmup_epochs"].default
+    if kind.warms_up and config.warmup_epochs == config.epochs - 1 and config.epochs <= usual:
+        notes.append(
+            f"the warm-up takes {config.warmup_epochs} of {config.epochs} epoch"
+            f"{'s' * (config.epochs > 1)}: the usual {usual} would leave none to the method's own loss"
+        )
+    balanced = "balanced" in (config.class_weights, config.sampler)
+    if balanced and issubclass(kind, Consistent | Robust) and noise_matrix is not None:
+        _, raised = clean_shares(noise_matrix, counts)
+        notes += [
+            f"by its labels and the noise matrix, class '{task.classes[k]}' has hardly an example; its "
+            "weight is bounded by the standard error of its share"
+            for k in raised
+        ]
+    notes += _unused(prepared)
+    if kind.constrained and not kind.solves_head:
+        given = config.method_options or {}
+        own = [n for n in unused_radius_options(config.radius, config.head_only) if n in kind.own_options]
+        own = [n for n in own if given.get(n, RADII[n].default) != RADII[n].default]
+        why = "the head alone is trained" if config.radius is None else "radii are given"
+        if own:
+            notes.append(f"{why}: no effect of the method options {', '.join(own)}")
+    if config.patience is not None and config.patience >= config.epochs and not kind.solves_head:
+        notes.append(f"a patience of {config.patience} cannot end {config.epochs} epochs early")
+    return notes
+
+
+def _seen_notes(task: Task, seen: SeenExamples) -> list[str]:
+    """Return how many validation and test examples the weights that training starts from have seen."""
+    if not seen.count:
+        return []
+    notes = []
+    for name, part in (("validation", task.val), ("test", task.test)):
+        if count := int(seen.contain(content_digests(part, anew=False)).sum()):
+            notes.append(
+                f"the weights that training starts from have seen {count} of the {len(part)} {name} "
+                f"examples: {name} accuracy is too high"
+            )
+    return notes
+
+
+def _written(names: list[str]) -> str:
+    """Return options as the command line writes them."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _changed(config: FinetuneConfig, *names: str) -> list[str]:
+    """Return those of some options that are not at their defaults; 0, False and None count as the same."""
+    return [
+        n for n in names if (getattr(config, n) or None) != (FinetuneConfig.model_fields[n].default or None)
+    ]
+
+
+def _unused(prepared: Prepared) -> Iterator[str]:
+    """Yield a note for each reason why options that were changed have no effect."""
+    config, kind, task = prepared.config, prepared.kind, prepared.task
+    images = not task.is_text
+    unshifted = images and (config.head_alone or config.augment in ("none", "flip"))
+    norms = (isinstance(m, nn.modules.batchnorm._BatchNorm) for m in prepared.loaded.model.modules())
+    method = f"method '{config.method}' has no"
+    for applies, reason, names in (
+        (not kind.constrained, f"{method} distance constraint", ("radius", "radius_scale", "norm")),
+        (not kind.warms_up, f"{method} warm-up", ("warmup_epochs",)),
+        (config.optimizer != "sgd", f"the optimizer is {config.optimizer}", ("momentum",)),
+        (config.inject_noise is None, "no noise is injected", ("clean_val",)),
+        (
+            task.is_text,
+            "the examples are texts",
+            ("augment", "augment_views", "mean", "std", "skip_bad_images"),
+        ),
+        (images, "the examples are images", ("max_length",)),
+        (unshifted, "images are not shifted", ("augment_views",)),
+        (task.train.votes is None, "the labels come from no votes", ("label_model",)),
+        (not any(norms), "the network has no batch norm", ("batch_norm",)),
+    ):
+        if applies and (changed := _changed(config, *names)):
+            yield f"{reason}: no effect of {_written(changed)}"

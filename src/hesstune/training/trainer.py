@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -18,9 +18,8 @@ from hesstune.errors import ConfigError, DivergedError, RunError
 from hesstune.inputs.batches import ModelInputs, batches_of, predict_logits, without_singles
 from hesstune.methods import Batch, Method
 from hesstune.methods._base import balanced_rates
-from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.checkpoint import Checkpoints
-from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.options import OptimisationOptions, RunOptions
 from hesstune.runs.records import Epoch
 from hesstune.runtime.device import (
     loss_scale,
@@ -53,23 +52,23 @@ class ValidationResult(NamedTuple):
 class Best:
     """The best weights so far, by validation loss.
 
-    A start that was solved is simpler than what steps make of it: these have to beat it by more than one
-    standard error of the mean difference.
+    A solved start is simpler than what training makes of it. It is replaced only by weights whose loss is
+    lower by more than one standard error of the mean difference.
 
     Args:
-        wanted: Whether the best are kept; else nothing is.
-        latest: Whether, after a start is beaten, the latest are kept that err on no more validation examples
-            than those that err least, beyond one standard error: where labels are right, accuracy goes on
-            rising, as steps get smaller, after the likelihood has begun to fall.
+        wanted: Whether the best weights are kept.
+        latest: Whether, once a start is replaced, the latest weights are kept whose error is within one
+            standard error of the least. If the labels are correct, accuracy still rises as steps get smaller,
+            after the likelihood has begun to fall.
     """
 
     def __init__(self, wanted: bool, latest: bool = False) -> None:
         self.wanted, self.latest = wanted, wanted and latest
         self.weights: dict[str, torch.Tensor] | None = None
-        self.epoch: int | None = None  # whose weights are kept
-        self.waited = -1  # epochs since the loss was lowest or any were kept
+        self.epoch: int | None = None  # the epoch of the weights
+        self.waited = -1  # epochs since the loss was lowest or weights were kept
         self._loss = self._least = float("inf")
-        # Losses at the solved start, while that is kept; errors of those kept that erred least.
+        # Losses of the solved start, while it is kept; errors of the kept weights with the fewest.
         self._start: torch.Tensor | None = None
         self._errors: torch.Tensor | None = None
 
@@ -117,37 +116,39 @@ class Best:
 
     def take(self, tree: Tree) -> None:
         """Take back what `tree` returned."""
-        self.weights, self.epoch, self._start = tree["best"], tree["best_epoch"], tree.get("start_losses")
-        self._errors = tree.get("least_errors")
-        self._loss = float("inf") if tree["best_loss"] is None else tree["best_loss"]
-        least = tree.get("least_loss")
-        self._least = self._loss if least is None else least
-        self.waited = int(tree.get("waited", 0))
+        self.weights, self.epoch = tree["best"], tree["best_epoch"]
+        self._start, self._errors, self.waited = tree["start_losses"], tree["least_errors"], tree["waited"]
+        loss, least = tree["best_loss"], tree["least_loss"]
+        self._loss = float("inf") if loss is None else loss
+        self._least = float("inf") if least is None else least
 
 
-def make_optimizer(config: FinetuneConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Build torch's Adam, AdamW or SGD from the configuration."""
-    assert config.lr is not None
-    lr, decay = config.lr, config.weight_decay or 0.0
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+def make_optimizer(
+    optimisation: OptimisationOptions, parameters: list[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Build torch's Adam, AdamW or SGD; the options are resolved."""
+    lr, decay = optimisation.lr, optimisation.weight_decay or 0.0
+    assert lr is not None
+    if optimisation.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=optimisation.momentum, weight_decay=decay)
+    kind = torch.optim.AdamW if optimisation.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, lr=lr, weight_decay=decay)
 
 
 def make_schedule(
-    config: FinetuneConfig, optimizer: torch.optim.Optimizer, steps: int
+    optimisation: OptimisationOptions, optimizer: torch.optim.Optimizer, steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Build the schedule: a linear rise over `lr_warmup` of the steps, then cosine, step or constant."""
-    rise = max(1, round(config.lr_warmup * steps))
+    warmup, schedule = optimisation.lr_warmup, optimisation.schedule
+    rise = max(1, round(warmup * steps))
 
     def factor(step: int) -> float:
         if step < rise:
-            return (step + 1) / rise if config.lr_warmup else 1.0
+            return (step + 1) / rise if warmup else 1.0
         done = (step - rise) / max(1, steps - rise)
-        if config.schedule == "cosine":
+        if schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        if config.schedule == "step":
+        if schedule == "step":
             return 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01
         return 1.0
 
@@ -158,7 +159,9 @@ class BatchOrder:
     """The batches of every epoch; they depend on the seed and the epoch alone.
 
     Args:
-        config: The resolved configuration.
+        optimisation: `batch_size`, `accumulate`, `epochs` and `sampler` count.
+        seed: The run's seed.
+        adapts: Whether batch norm adapts to the batches.
         counts: (K,) how many training examples carry each label.
         labels: (n,) the labels.
 
@@ -166,39 +169,43 @@ class BatchOrder:
         ConfigError: If batch norm is to adapt to batches of one example.
     """
 
-    def __init__(self, config: FinetuneConfig, counts: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
-        self.config, self.n = config, len(labels)
+    def __init__(
+        self,
+        optimisation: OptimisationOptions,
+        seed: int,
+        adapts: bool,
+        counts: NDArray[np.int64],
+        labels: NDArray[np.int64],
+    ) -> None:
+        self.n, self.seed, self.adapts = len(labels), seed, adapts
+        self.size, self.accumulate = optimisation.batch_size, optimisation.accumulate
         # Batch norm that adapts takes the variance of a batch, and one example has none.
-        self.adapts = config.batch_norm == "adapt"
-        if self.adapts and 1 in (config.batch_size, self.n):
+        if adapts and 1 in (self.size, self.n):
             raise ConfigError(
                 "batch norm cannot adapt to batches of one example; give --batch-size 2 or more, two "
                 "training examples or more, or --batch-norm frozen"
             )
         self.weights: NDArray[np.float64] | None = None
-        if config.sampler != "uniform":
+        if optimisation.sampler != "uniform":
             weights = balanced_rates(counts)[labels]
             self.weights = weights / weights.sum()
 
     @property
     def steps(self) -> int:
-        """Optimizer steps in all epochs."""
-        batches = -(-self.n // self.config.batch_size)
-        if self.adapts and self.n % self.config.batch_size == 1:
+        """Optimizer steps in an epoch."""
+        batches = -(-self.n // self.size)
+        if self.adapts and self.n % self.size == 1:
             batches -= 1
-        return -(-batches // self.config.accumulate) * self.config.epochs
-
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """Return the examples of an epoch."""
-        rng = np.random.default_rng([self.config.seed, epoch, 0x0DE])
-        if self.weights is None:
-            return rng.permutation(self.n)
-        return rng.choice(self.n, size=self.n, p=self.weights)
+        return -(-batches // self.accumulate)
 
     def batches(self, epoch: int, feed: ModelInputs) -> list[NDArray[np.int64]]:
         """Return the batches of an epoch."""
-        rng = np.random.default_rng([self.config.seed, epoch, 0xBA7])
-        batches = batches_of(feed, self.order(epoch), self.config.batch_size, rng)
+        rng = np.random.default_rng([self.seed, epoch, 0x0DE])
+        if self.weights is None:
+            order = rng.permutation(self.n)
+        else:
+            order = rng.choice(self.n, size=self.n, p=self.weights)
+        batches = batches_of(feed, order, self.size, np.random.default_rng([self.seed, epoch, 0xBA7]))
         return without_singles(batches) if self.adapts else batches
 
 
@@ -223,30 +230,12 @@ class Partial:
     seconds: float = 0.0
 
 
-def state_of(net: nn.Module, trained: Sequence[str], copy: bool = True) -> dict[str, torch.Tensor]:
-    """Return what training may change: trained parameters and all buffers, copied by default."""
-    parameters = dict(net.named_parameters())
-    found = {**{name: parameters[name] for name in trained}, **dict(net.named_buffers())}
-    parts = {name: local(tensor).detach() for name, tensor in found.items()}
-    return {name: part.clone() for name, part in parts.items()} if copy else parts
-
-
-@torch.no_grad()
-def restore(net: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Set them back."""
-    own = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    for name, tensor in state.items():
-        local(own[name]).copy_(tensor)
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer) -> Tree:
-    """Return the optimizer's state."""
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> Tree:
     found: Tree = optimizer.state_dict()
     return {**found, "state": {i: _mapped(kept, local) for i, kept in found["state"].items()}}
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Set it back."""
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     kept = {}
     for index, values in state["state"].items():
@@ -261,7 +250,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     optimizer.load_state_dict({**state, "state": kept})
 
 
-def _mapped(values: Mapping[str, Any], change: Any) -> Tree:
+def _mapped(values: Mapping[str, Any], change: Callable[[torch.Tensor], torch.Tensor]) -> Tree:
     return {k: change(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
 
 
@@ -269,17 +258,40 @@ def _mapped(values: Mapping[str, Any], change: Any) -> Tree:
 CHECKPOINT_SECONDS = 2.0
 
 
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What is trained and validated, and on what.
+
+    Attributes:
+        net: What is called on a batch: the whole network, its head on cached features, or the layers after
+            the last frozen one.
+        feeds: Its inputs by part.
+        train: Training examples, with the labels that are trained on.
+        val: Validation examples.
+        soft: (n, K) soft labels to train on in place of the labels, or None.
+        validation: The loss of validation examples.
+        device: Where to train.
+        batch_norm: `frozen` keeps the statistics, `adapt` adapts them.
+    """
+
+    net: nn.Module
+    feeds: Mapping[str, ModelInputs]
+    train: Examples
+    val: Examples
+    soft: NDArray[np.float64] | None
+    validation: Validation
+    device: torch.device
+    batch_norm: str = "frozen"
+
+
 class Trainer:
-    """Train `net` by `method` on one feed, and validate on another.
+    """Train a network by a method, and validate it after each epoch.
 
     Args:
-        config: The resolved configuration.
-        net: What is called on a batch: the whole network, or its head on cached features.
+        optimisation: How steps are taken, and which weights are kept.
+        run: `seed`, `shard` and `checkpoint_minutes` count.
         method: The method, which holds the whole network.
-        feeds: Inputs of `train` and `val`.
-        parts: Examples of `train` and `val`.
-        noise_matrix: F, or None; validation then uses the likelihood of the labels under F.
-        device: Where to train.
+        inputs: What is trained, and on what.
         checkpoints: Where the state is kept.
         on_epoch: Called with all records so far whenever an epoch has ended.
         progress: Called with (steps done, steps in all, text) after every step.
@@ -287,46 +299,44 @@ class Trainer:
 
     def __init__(
         self,
-        config: FinetuneConfig,
-        net: nn.Module,
+        optimisation: OptimisationOptions,
+        run: RunOptions,
         method: Method,
-        feeds: dict[str, ModelInputs],
-        parts: dict[str, Examples],
-        noise_matrix: NoiseMatrix | None,
-        device: torch.device,
+        inputs: TrainingInputs,
         checkpoints: Checkpoints,
         on_epoch: Callable[[list[Epoch]], None],
         progress: Progress | None = None,
     ) -> None:
-        self.config, self.method, self.feeds, self.parts = config, method, feeds, parts
+        self.optimisation, self.run, self.method, self.inputs = optimisation, run, method, inputs
         self.checkpoints, self.on_epoch, self.progress = checkpoints, on_epoch, progress
-        self.accelerator = make_accelerator(config.mixed_precision, device, method.toggles_requires_grad)
-        labels = parts["train"].labels
+        net, device = inputs.net, inputs.device
+        self.accelerator = make_accelerator(
+            optimisation.mixed_precision, device, method.toggles_requires_grad
+        )
+        labels, clean = inputs.train.labels, inputs.train.clean
         assert labels is not None
         self.labels = torch.from_numpy(labels).to(device)
-        soft, clean = parts["train"].soft, parts["train"].clean
-        self.soft = None
-        if config.soft_labels and soft is not None:
-            self.soft = torch.from_numpy(soft).float().to(device)
+        self.soft = None if inputs.soft is None else torch.from_numpy(inputs.soft).float().to(device)
         self.clean = None if clean is None else torch.from_numpy(clean).to(device)
-        self.order = BatchOrder(config, method.setup.counts, labels)
+        adapts = inputs.batch_norm == "adapt"
+        self.order = BatchOrder(optimisation, run.seed, adapts, method.setup.counts, labels)
         # Fixed now: methods freeze and thaw parameters while they train.
         self._names = [name for name, p in net.named_parameters() if p.requires_grad]
         self.networks = method.networks()
         trained = [p for part in (net, *self.networks) for p in part.parameters() if p.requires_grad]
-        optimizer = make_optimizer(config, trained)
-        self.schedule = make_schedule(config, optimizer, self.order.steps)
+        optimizer = make_optimizer(optimisation, trained)
+        self.schedule = make_schedule(optimisation, optimizer, self.order.steps * optimisation.epochs)
         self.optimizer = self.accelerator.prepare(optimizer)
         # A sharded network has its own way to average gradients.
-        self.net = net if config.shard else self.accelerator.prepare(net)
+        self.net = net if run.shard else self.accelerator.prepare(net)
         self.trained = trained
         self.forward = self._split_forward(net) if world() > 1 else None
-        self.validation = Validation(None if config.clean_val else noise_matrix, method.solves_head)
         self.metrics: list[Epoch] = []
-        # A head that was solved has found out whether the labels are right.
-        self.best = Best(config.select == "best", method.setup.solved is not None and noise_matrix is None)
-        self.kept_epoch: int | None = None  # whose weights are the result, once training has ended
-        self._last_result: ValidationResult | None = None  # the validation examples, as last seen
+        # If the head was solved without a noise matrix, the labels are assumed correct.
+        solved = method.setup.solved
+        latest = solved is not None and method.setup.noise_matrix is None
+        self.best = Best(optimisation.select == "best", latest)
+        self.kept_epoch: int | None = None  # the epoch of the resulting weights, once training has ended
         self._stop = Stop()
         self._resumed: Tree | None = None
         self._saved_at = time.monotonic()
@@ -340,18 +350,27 @@ class Trainer:
 
     # -- state -------------------------------------------------------------------------------
 
-    def _state(self, copy: bool = True) -> dict[str, torch.Tensor]:
-        return state_of(self.accelerator.unwrap_model(self.net), self._names, copy)
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Return what training may change: trained parameters and all buffers, sharing their memory."""
+        net = self.accelerator.unwrap_model(self.net)
+        parameters = dict(net.named_parameters())
+        found = {**{name: parameters[name] for name in self._names}, **dict(net.named_buffers())}
+        return {name: local(tensor).detach() for name, tensor in found.items()}
 
-    def _restore(self, state: dict[str, torch.Tensor]) -> None:
-        restore(self.accelerator.unwrap_model(self.net), state)
+    def _copied(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in self._tensors().items()}
+
+    def _restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        own = self._tensors()
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
 
     def save(self, partial: Partial | None = None) -> None:
         """Write a checkpoint: between epochs, or within the one that is under way."""
         tree = {
             "start": self.checkpoints.start,
-            "net": self._state(copy=False),
-            "optimizer": optimizer_state(self.optimizer),
+            "net": self._tensors(),
+            "optimizer": _optimizer_state(self.optimizer),
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             **self.best.tree(),
@@ -360,30 +379,28 @@ class Trainer:
             "partial": None if partial is None else asdict(partial),
             "random": None if partial is None else random_state(self.accelerator.device),
         }
-        if rank() == 0 or self.config.shard:
+        if rank() == 0 or self.run.shard:
             self.checkpoints.save(self.schedule.last_epoch, tree)
         self._saved_at = time.monotonic()
 
-    def resume(self) -> bool:
-        """Continue from the last whole checkpoint if there is one; return whether there was.
+    def resume(self) -> None:
+        """Continue from the last whole checkpoint if there is one.
 
         Raises:
             RunError: If no checkpoint is whole, or it does not fit the run.
         """
         tree = self.checkpoints.load()
-        if tree is None:
-            return False
-        self._take(tree)
-        self._resumed = None if tree["partial"] is None else tree
-        self.on_epoch(self.metrics)
-        return True
+        if tree is not None:
+            self._take(tree)
+            self._resumed = None if tree["partial"] is None else tree
+            self.on_epoch(self.metrics)
 
     def _take(self, tree: Tree) -> None:
         try:
             if tree["start"] != self.checkpoints.start:
                 raise ValueError("it is of a run from other examples or weights")
             self._restore(tree["net"])
-            load_optimizer(self.optimizer, tree["optimizer"])
+            _load_optimizer(self.optimizer, tree["optimizer"])
             self.schedule.load_state_dict({**tree["schedule"], "lr_lambdas": [None]})
             if self.accelerator.scaler is not None and tree["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(tree["scaler"])
@@ -407,9 +424,9 @@ class Trainer:
         """
         with stoppable() as self._stop:
             if self.method.solves_head and not self.metrics:
-                self._judge_start()
+                self._validate_start()
             done = sum(record.epoch > 0 for record in self.metrics)
-            for epoch in range(done, self.config.epochs if self.method.goes_on else 0):
+            for epoch in range(done, self.optimisation.epochs if self.method.goes_on else 0):
                 if self._stalled():
                     break
                 self._whole_epoch(epoch)
@@ -419,6 +436,16 @@ class Trainer:
             self.kept_epoch = self.best.epoch
         self.method.finish()
 
+    def _validate_start(self) -> None:
+        """Validate a solved start: it is epoch 0, and the best so far."""
+        labels = self.inputs.train.labels
+        assert labels is not None
+        logits = predict_logits(self.net, self.inputs.feeds["train"])
+        loss = float(nn.functional.cross_entropy(logits, torch.from_numpy(labels)))
+        hits = float((logits.argmax(dim=1).numpy() == labels).mean())
+        validated = self._validated(0)
+        self._add(Epoch(epoch=0, train_loss=loss, train_accuracy=hits, lr=0.0, **validated, seconds=0.0))
+
     def _whole_epoch(self, epoch: int) -> None:
         try:
             record = self._epoch(epoch)
@@ -426,126 +453,93 @@ class Trainer:
             if self.metrics and (tree := self.checkpoints.load()) is not None:
                 self._restore(tree["net"])
             raise
+        self._add(record)
+        last = epoch + 1 == self.optimisation.epochs or self._stalled()
+        self._save_if_due(CHECKPOINT_SECONDS, always=last)
+
+    def _add(self, record: Epoch) -> None:
         self.metrics.append(record)
         self.on_epoch(self.metrics)
-        stop, due = self._agreed(CHECKPOINT_SECONDS)
-        if due or stop or epoch + 1 == self.config.epochs or self._stalled():
-            self.save()
-        if stop:
-            self._stop.deliver()
 
-    def _between_steps(self, partial: Partial) -> None:
-        """Save within an epoch if asked to stop, or if the last checkpoint is old."""
-        stop, due = self._agreed(60 * self.config.checkpoint_minutes)
-        if stop or due:
+    def _save_if_due(self, seconds: float, partial: Partial | None = None, always: bool = False) -> None:
+        """Save if any rank was asked to stop or the last checkpoint on rank 0 is old; then stop if asked."""
+        due, stop = time.monotonic() - self._saved_at > seconds, bool(self._stop)
+        if world() > 1:
+            asked = torch.tensor([float(due and rank() == 0), float(stop)])
+            due, stop = (all_reduce_sum(asked) > 0).tolist()
+        if due or stop or always:
             self.save(partial)
         if stop:
             self._stop.deliver()
 
-    def _agreed(self, seconds: float) -> tuple[bool, bool]:
-        """Return whether any rank was asked to stop, and whether the last checkpoint is so old on rank 0."""
-        due = time.monotonic() - self._saved_at > seconds
-        if world() == 1:
-            return bool(self._stop), due
-        asked = torch.tensor([float(bool(self._stop)), float(due and rank() == 0)])
-        stop, due_there = (all_reduce_sum(asked) > 0).tolist()
-        return stop, due_there
-
     def _stalled(self) -> bool:
-        patience = self.config.patience
-        if self.method.done():
-            return True
-        return patience is not None and bool(self.metrics) and self.best.waited >= patience
-
-    def _judge_start(self) -> None:
-        """Make the start a record of its own, epoch 0, and the best so far: it has been solved."""
-        labels = self.parts["train"].labels
-        assert labels is not None
-        logits = predict_logits(self.net, self.feeds["train"])
-        val_loss, val_right, val_right_true = self._validate()
-        record = Epoch(
-            epoch=0,
-            train_loss=float(nn.functional.cross_entropy(logits, torch.from_numpy(labels))),
-            train_accuracy=float((logits.argmax(dim=1).numpy() == labels).mean()),
-            lr=0.0,
-            val_loss=val_loss,
-            val_accuracy=val_right,
-            val_accuracy_true_labels=val_right_true,
-            distance=self._distance(0),
-            seconds=0.0,
-        )
-        self.best.offer(self._last_result, self._state, 0)
-        self.metrics.append(record)
-        self.on_epoch(self.metrics)
+        patience = self.optimisation.patience
+        waited = patience is not None and bool(self.metrics) and self.best.waited >= patience
+        return self.method.done() or waited
 
     def _training_mode(self) -> None:
         for net in (self.net, *self.networks):
             net.train()
-            if self.config.batch_norm == "frozen":
+            if self.inputs.batch_norm == "frozen":
                 for module in net.modules():
                     if isinstance(module, nn.modules.batchnorm._BatchNorm):
                         module.eval()
 
     def _epoch(self, epoch: int) -> Epoch:
         started = time.monotonic()
-        feed = self.feeds["train"]
+        feed = self.inputs.feeds["train"]
         feed.start_epoch(epoch)
-        # Dropout and methods draw from the global generator: keyed by epoch, so that a resumed run sees
+        # Dropout and methods draw from the global generator: keyed by epoch, so that a resumed run draws
         # the same.
-        torch.manual_seed(mixed_seed(self.config.seed, epoch))
+        torch.manual_seed(mixed_seed(self.run.seed, epoch))
         self.method.start_epoch(epoch, lambda net: predict_logits(net, feed))
-        done = self._continued(epoch)
+        done = self._begun(epoch)
         self._training_mode()
         batches = self.order.batches(epoch, feed)
         while done.batches < len(batches):
-            group = batches[done.batches : done.batches + self.config.accumulate]
+            group = batches[done.batches : done.batches + self.optimisation.accumulate]
             done.rate = self.optimizer.param_groups[0]["lr"]
-            loss, right = self._step(group, epoch)
+            loss, hits = self._step(group, epoch)
             done.loss += loss
-            done.hits += right
+            done.hits += hits
             done.batches += len(group)
             done.seconds, started = done.seconds + time.monotonic() - started, time.monotonic()
             if self.progress is not None:
                 steps = epoch * len(batches) + done.batches
-                self.progress(steps, self.config.epochs * len(batches), f"epoch {epoch + 1}")
+                self.progress(steps, self.optimisation.epochs * len(batches), f"epoch {epoch + 1}")
             if done.batches < len(batches):
-                self._between_steps(done)
+                self._save_if_due(60 * self.run.checkpoint_minutes, done)
         with self.method.evaluated():
-            val_loss, val_right, val_right_true = self._validate()
-            record = Epoch(
-                epoch=epoch + 1,
-                train_loss=done.loss / self.order.n,
-                train_accuracy=done.hits / self.order.n,
-                lr=done.rate,
-                val_loss=val_loss,
-                val_accuracy=val_right,
-                val_accuracy_true_labels=val_right_true,
-                distance=self._distance(epoch),
-                seconds=round(done.seconds + time.monotonic() - started, 3),
-            )
-            self.best.offer(self._last_result, self._state, epoch + 1)
-        return record
+            validated = self._validated(epoch + 1)
+        return Epoch(
+            epoch=epoch + 1,
+            train_loss=done.loss / self.order.n,
+            train_accuracy=done.hits / self.order.n,
+            lr=done.rate,
+            **validated,
+            seconds=round(done.seconds + time.monotonic() - started, 3),
+        )
 
-    def _continued(self, epoch: int) -> Partial:
-        """Return the state of an epoch that is begun, or was when the run was interrupted."""
+    def _begun(self, epoch: int) -> Partial:
+        """Return the state of an epoch that begins, or was under way when the run was interrupted."""
         tree, self._resumed = self._resumed, None
         if tree is None:
             return Partial(epoch)
-        # What starting the epoch has changed, such as a method's memory, is as it was then.
+        # Starting the epoch changed more, such as a method's memory: restore the state again.
         self._take(tree)
         set_random_state(tree["random"], self.accelerator.device)
         return Partial(**tree["partial"])
 
     def _step(self, group: list[NDArray[np.int64]], epoch: int) -> tuple[float, int]:
-        """Take one real optimizer step on a group of batches; return summed loss and hits."""
+        """Take one optimizer step on a group of batches; return summed loss and hits."""
         total, hits = self.method.gradients(lambda: self._gradients(group, epoch))
         scale_gradients_(self.trained, loss_scale(self.accelerator))  # as the scaler's step expects them
         # A loss scaler refuses a step without gradients, such as those of a method that takes none.
         some = any(p.grad is not None for p in self.trained)
-        if some and self.config.grad_clip is not None:
-            self.accelerator.clip_grad_norm_(self.trained, self.config.grad_clip)
+        if some and self.optimisation.grad_clip is not None:
+            self.accelerator.clip_grad_norm_(self.trained, self.optimisation.grad_clip)
         if (factor := self.method.lr_factor(epoch)) != 1.0:
-            for parameters in self.optimizer.param_groups:  # the schedule sets them afresh below
+            for parameters in self.optimizer.param_groups:  # the schedule sets them again below
                 parameters["lr"] *= factor
         (self.optimizer if some else self.optimizer.optimizer).step()
         self.schedule.step()
@@ -577,10 +571,10 @@ class Trainer:
         return total, hits
 
     def _batch(self, indices: NDArray[np.int64], epoch: int) -> Batch:
-        feed, rows = self.feeds["train"], torch.from_numpy(indices).to(self.labels.device)
+        feed, rows = self.inputs.feeds["train"], torch.from_numpy(indices).to(self.labels.device)
         inputs = feed.inputs(indices, augment=True)
         if self.forward is not None:
-            self.forward.start_batch(self.config.seed, epoch, int(indices[0]), len(indices))
+            self.forward.start_batch(self.run.seed, epoch, int(indices[0]), len(indices))
         return Batch(
             self.net,
             inputs,
@@ -594,23 +588,25 @@ class Trainer:
             None if self.forward is None else self.forward.share(len(indices)),
         )
 
-    def _validate(self) -> tuple[float | None, float | None, float | None]:
-        """Return loss, accuracy, and accuracy by true labels; None where there are no examples or labels."""
-        part = self.parts["val"]
-        if not len(part) or part.labels is None:
-            return None, None, None
-        logits = predict_logits(self.net, self.feeds["val"])
-        wrong = logits.argmax(dim=1) != torch.from_numpy(part.labels)
-        self._last_result = ValidationResult(
-            self.validation.losses(logits, part.labels, part.clean), wrong.double()
-        )
-        loss = _finite(float(self._last_result.losses.mean()), "validation loss")
-        return loss, accuracy(logits, part.labels), accuracy(logits, part.true)
+    def _validated(self, epoch: int) -> dict[str, Any]:
+        """Validate the weights as they are, offer them as the best, and return the epoch's numbers.
 
-    def _distance(self, epoch: int) -> float:
-        distances = self.method.distances()
-        total = float(np.sqrt(sum(d * d for d in distances.values())))
-        return _finite(total, f"distance from the reference in epoch {epoch + 1}")
+        Without validation examples, or labels of them, all but the distance is None.
+        """
+        part, result = self.inputs.val, None
+        found: dict[str, Any] = dict.fromkeys(("val_loss", "val_accuracy", "val_accuracy_true_labels"))
+        if len(part) and part.labels is not None:
+            logits = predict_logits(self.net, self.inputs.feeds["val"])
+            wrong = logits.argmax(dim=1) != torch.from_numpy(part.labels)
+            losses = self.inputs.validation.losses(logits, part.labels, part.clean)
+            result = ValidationResult(losses, wrong.double())
+            found["val_loss"] = _finite(float(losses.mean()), "validation loss")
+            found["val_accuracy"] = accuracy(logits, part.labels)
+            found["val_accuracy_true_labels"] = accuracy(logits, part.true)
+        total = float(np.sqrt(sum(d * d for d in self.method.distances().values())))
+        found["distance"] = _finite(total, f"distance from the reference in epoch {epoch}")
+        self.best.offer(result, self._copied, epoch)
+        return found
 
 
 def _finite(value: float, what: str) -> float:

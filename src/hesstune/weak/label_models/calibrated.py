@@ -170,7 +170,7 @@ class Calibrated(LabelModel):
         if votes.m == 1 and inputs.checked is None:
             why = (
                 f"calibrated: {votes.names[0]} alone gives probabilities, so that they cannot be calibrated "
-                "and stay as they are; check some labels by hand (--clean-labels)"
+                "and stay as they are; check some labels by hand (--checked-labels)"
             )
         return found.posterior, {"chosen": "calibrated", "power": powers, "reasons": [why]}
 
