@@ -71,7 +71,7 @@ def measure(case: dict[str, Any], run: Run) -> dict[str, Any] | None:
 def _solved(name: str, task: FieldTask, seed: int) -> tuple[float, str] | None:
     if name == "crowd_kit" and task.votes is None:
         return None
-    counts = None if task.votes is None else vote_counts(task.votes.ballots)
+    counts = None if task.votes is None else vote_counts(task.votes)
     material = HeadMaterial(task.x, task.given, task.k, counts, seed=seed, votes=task.votes)
     try:
         found = method_class(name).solve_head(material)

@@ -80,7 +80,7 @@ def _set(name: str, data: Path) -> tuple[NDArray[np.float32], Votes, NDArray[np.
         votes = _rules([found.texts[i] for i in rows])
     else:
         votes = found.votes.take(rows)
-    voted = np.flatnonzero(votes.ballots.each > 0)
+    voted = np.flatnonzero(votes.per_example > 0)
     return found.features[rows][voted], votes.take(voted), found.true[rows][voted]
 
 

@@ -41,7 +41,8 @@ from hesstune.runs.config import make_config, read_yaml
 from hesstune.runs.integrity import DataRecord, PartRecord
 from hesstune.storage.stored import read_record
 from hesstune.storage.tensors import load_tree, save_tree
-from hesstune.weak.vote_files import read_votes
+from hesstune.weak.vote_files import vote_columns, votes_in
+from hesstune.weak.vote_sources import read_vote_file
 
 SECONDS = 20
 MEMORY_MIB = 1024
@@ -284,7 +285,8 @@ def readers(folder: Path) -> dict[str, tuple[bytes, str, object]]:
         "csv": (table, "x.csv", lambda p: listing(f"csv:{p}", 16)),
         "tsv": (table.replace(b",", b"\t"), "x.tsv", lambda p: listing(f"csv:{p}", 16)),
         "csv of images": (named, "y.csv", lambda p: listing(f"csv:{p}", 16)),
-        "votes": (votes, "v.csv", lambda p: read_votes(p, ["cat", "dog"])),
+        "votes": (votes, "v.csv",
+                  lambda p: votes_in(t := read_vote_file(p)[0], vote_columns(t), ["cat", "dog"])),
         "npz": ((folder / "images.npz").read_bytes(), "x.npz", lambda p: listing(f"array:{p}", 16)),
         "npz, packed": ((folder / "packed.npz").read_bytes(), "x.npz", lambda p: listing(f"array:{p}", 16)),
         "matrix.npy": ((folder / "matrix.npy").read_bytes(), "m.npy", ht.NoiseMatrix.load),

@@ -7,7 +7,7 @@ import pytest
 from hesstune.errors import HesstuneError
 from hesstune.models import load_model
 from hesstune.user_code import import_user_module
-from hesstune.weak.functions import load_functions
+from hesstune.weak.vote_sources import load_functions
 
 
 @pytest.fixture

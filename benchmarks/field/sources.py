@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,8 @@ from hesstune.inputs.batches import to_channels_last
 from hesstune.inputs.features import FeatureStore, frozen_features, sharing
 from hesstune.models.load import load_model
 from hesstune.storage.tables import read_table
-from hesstune.weak.functions import apply_functions
-from hesstune.weak.vote_files import long_columns, long_votes, vote_columns, votes_in
+from hesstune.weak.vote_files import vote_columns, votes_in
+from hesstune.weak.vote_sources import RoleColumns, apply_functions, votes_by_row
 from hesstune.weak.votes import Votes
 
 HUMAN = ("worse", "aggregate", "random1", "random2", "random3")
@@ -150,18 +150,16 @@ def _wrench(name: str) -> Callable[[Path], Source]:
 def _amazon(data: Path) -> Source:
     table = read_table(data / "amazon_isbook" / "texts.csv")
     crowd = read_table(data / "amazon_isbook" / "votes_long.csv")
-    columns = long_columns(crowd)
-    assert columns is not None
+    written = votes_by_row(crowd, RoleColumns())
+    assert written is not None
+    assert written.ids is not None
     classes = sorted(set(table.cells("label")))
-    ids, votes, _ = long_votes(crowd, columns, classes)
     place = {name: at for at, name in enumerate(table.cells("id"))}
-    found = votes.ballots
-    example = np.array([place[name] for name in ids])[found.example]
-    ballots = replace(found, example=example, n=len(place))
+    rows = np.array([place[name] for name in written.ids])
+    votes = written.votes(classes)[0].spread(rows, len(place))
     texts = table.cells("text")
     true, part = _indexed(table.cells("label"), classes), np.array(table.cells("split"))
-    known = Votes.of_ballots(ballots, votes.names)
-    return Source("amazon_isbook", classes, _text_features(texts), true, part, {}, known, texts)
+    return Source("amazon_isbook", classes, _text_features(texts), true, part, {}, votes, texts)
 
 
 def _sst2(data: Path) -> Source:

@@ -155,7 +155,7 @@ def field_task(name: str, seed: int, data: Path) -> FieldTask:
     votes = None
     if plan.noise == "votes":
         assert found.votes is not None
-        voted = found.votes.ballots.each[train] > 0
+        voted = found.votes.per_example[train] > 0
         train = train[voted]
         votes = found.votes.take(train)
     x, true = found.features.astype(np.float64), found.true

@@ -12,7 +12,7 @@ from hesstune.data.load import load_examples, load_task
 from hesstune.errors import DataError, RunError
 from hesstune.storage import tables
 from hesstune.storage.tables import Column, read_rows, read_table
-from hesstune.weak.vote_files import read_votes
+from hesstune.weak.vote_sources import read_vote_file
 
 
 @given(
@@ -73,7 +73,7 @@ def test_every_reader_of_tables_refuses_the_same(tmp_path, content, message, mon
     for read in (
         lambda: load_task(f"csv:{path}", size=16),
         lambda: load_examples(f"csv:{path}", size=16, classes=["0", "1"]),
-        lambda: read_votes(path, ["0", "1"]),
+        lambda: read_vote_file(path),
         lambda: read_clean_labels(path, ["0", "1"]),
     ):
         with pytest.raises(DataError, match=message) as raised:

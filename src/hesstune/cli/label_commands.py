@@ -49,9 +49,7 @@ def clean(
             raise RunError(f"{path} exists; choose another path or give --overwrite")
     from hesstune.labeling.clean import clean as find_issues
 
-    given = options.given()
-    given.pop("write", None)
-    found = find_issues(**given)
+    found = find_issues(options)
     made = found.save(out, options.write, overwrite)
     output = Output(quiet, json)
     output.say(issues_table(found), "")
@@ -107,7 +105,7 @@ def label(
 
     beside = noise_matrix or noise_path(out)
     check_free(out, beside, overwrite)  # before anything is trained
-    found = label_data(**options.given())
+    found = label_data(options)
     found.save(out, beside, overwrite)
     record = found.to_dict()
     output = Output(quiet, json)
@@ -132,14 +130,14 @@ def annotator_table(found: Labelling) -> Table:
     """Return a row for each annotator: coverage, overlaps, conflicts, and accuracy if known."""
     keys = {"coverage": "coverage", "overlaps": "overlaps", "conflicts": "conflicts"}
     known = {"accuracy": "accuracy", "own data": "own_accuracy"}
-    keys |= {title: key for title, key in known.items() if any(key in row for row in found.labelers)}
+    keys |= {title: key for title, key in known.items() if any(key in row for row in found.annotators)}
     widths = {title: max(7, len(title)) for title in keys}
     table = name_table("annotator", names=("votes for",), widths=widths)
-    shown = sorted(found.labelers, key=lambda row: -row["coverage"])[:ANNOTATORS_SHOWN]
-    for row in [row for row in found.labelers if row in shown]:
+    shown = sorted(found.annotators, key=lambda row: -row["coverage"])[:ANNOTATORS_SHOWN]
+    for row in [row for row in found.annotators if row in shown]:
         figures = (percent(row.get(key)) for key in keys.values())
         table.add_row(row["labeler"], ", ".join(row["polarity"]) or "-", *figures)
-    if others := len(found.labelers) - len(shown):
+    if others := len(found.annotators) - len(shown):
         table.add_row(f"{others} more, with fewer votes", "", *[""] * (len(table.columns) - 2))
     return table
 

@@ -1,4 +1,4 @@
-"""From weak labelers, labeling functions and votes to labels and their noise matrix."""
+"""From annotators, labeling functions and votes to labels and their noise matrix."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from hesstune._lazy import lazily
 
 if TYPE_CHECKING:
     from hesstune.labeling.label_data import Labelling
-    from hesstune.labeling.options import LabelOptions
+    from hesstune.labeling.options import CleanOptions, LabelOptions
 
 __all__ = [
+    "CleanOptions",
     "LabelOptions",
     "Labelling",
 ]
@@ -18,6 +19,7 @@ __all__ = [
 __getattr__, __dir__ = lazily(
     __name__,
     {
+        "CleanOptions": "hesstune.labeling.options",
         "LabelOptions": "hesstune.labeling.options",
         "Labelling": "hesstune.labeling.label_data",
     },

@@ -16,12 +16,12 @@ from hesstune.data.examples import KEPT, MODEL_SOURCES, REWRITTEN
 from hesstune.data.labels import CHECKED, GIVEN, GIVEN_LABEL, SOURCE, read_clean_labels
 from hesstune.errors import ConfigError, DataError, RunError, listed
 from hesstune.inputs.features import frozen_features, sharing
-from hesstune.labeling.options import CleanOptions
+from hesstune.labeling.options import CleanOptions, default_model
 from hesstune.labeling.sources import Target, read_target
 from hesstune.models.load import load_model
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import FOLDS, latent_truth
-from hesstune.noise.latent.head import RobustHead, robust_head
+from hesstune.noise.latent.head import robust_head
 from hesstune.noise.latent.two_views import count_text, counted, mean_posterior, rate_interval
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
@@ -34,13 +34,13 @@ WRITE = ("given", "corrected", "pruned")
 TEST = "test"
 # Columns of a CSV file that may hold the labels as given: those of a file that `save` wrote, first.
 LABEL_COLUMNS = (GIVEN_LABEL, "label")
-# The least probability of being wrong that makes a label a suspected error.
+# The least probability of being wrong of a suspected label error.
 LEAST = 0.25
 
 
 @dataclass(frozen=True)
 class LabelIssues:
-    """What was found about the labels of N examples.
+    """The estimated label errors of N examples.
 
     Attributes:
         ids: One id an example.
@@ -51,7 +51,7 @@ class LabelIssues:
         checked: (N,) whether a person has checked the label.
         noise_matrix: F as realised in these labels, by the posteriors; an estimate.
         chosen: The model of the labels that was chosen.
-        target: Where the examples come from, or None where features were given.
+        target: Where the examples come from, or None if features were given.
         notes: What a reader should know, in sentences.
         details: Candidates and scores, JSON-ready.
         disagreement: Share of the labels that a cross-fitted probe of the labels as given predicts otherwise;
@@ -119,16 +119,16 @@ class LabelIssues:
 
     @cached_property
     def wrong(self) -> NDArray[np.bool_]:
-        """(N,) whether another class is likelier than the given one."""
+        """(N,) whether another class is more probable than the given one."""
         return np.asarray(self.likely != self.given)
 
     @cached_property
     def suspected(self) -> NDArray[np.bool_]:
-        """(N,) whether the label is worth a look: the set of the largest expected F-measure.
+        """(N,) whether the label is a suspected error: the set with the largest expected F-measure.
 
-        Of the m examples most likely to be wrong Σp of them are expected to be, so that precision and recall
-        have the harmonic mean 2 Σ_{i≤m} p_i / (m + Σ_i p_i); m is where that is largest. None is in it whose
-        label is right with more than 1 − LEAST, and none that was checked.
+        Of the m labels with the largest probabilities of being wrong, Σp are expected to be wrong, so that
+        precision and recall have the harmonic mean 2 Σ_{i≤m} p_i / (m + Σ_i p_i); m maximises it. Labels that
+        are right with more than 1 − LEAST, and labels that were checked, are not in the set.
         """
         p = np.where(self.checked, 0.0, self.p_wrong)
         order = np.argsort(-p, kind="stable")
@@ -139,11 +139,11 @@ class LabelIssues:
 
     @cached_property
     def ranked(self) -> NDArray[np.int64]:
-        """The examples, the most probable errors first; checked ones last."""
+        """The examples, the most probable label errors first; checked ones last."""
         return np.argsort(-np.where(self.checked, -1.0, self.p_wrong), kind="stable")
 
     def labels(self, write: str = "given") -> NDArray[np.int64]:
-        """Return the labels to train on, (N,): as given, or corrected; −1 for suspected errors if pruned.
+        """Return the labels to train on, (N,): as given, or corrected; −1 where a suspected error is pruned.
 
         Raises:
             ConfigError: If it is none of given, corrected and pruned.
@@ -171,7 +171,7 @@ class LabelIssues:
         }
 
     def save(self, path: str | Path, write: str = "given", overwrite: bool = False) -> int:
-        """Write the examples, the most probable errors first, to a CSV file for `csv:PATH`; return how many.
+        """Write the examples to a CSV file for `csv:PATH`, the most probable errors first; return how many.
 
         Columns: id, image or text, columns that may group the examples, label, given_label, label_source
         (`given`, `corrected`, `checked`; `kept` if suspected label errors were left out; `label_model` or the
@@ -187,83 +187,67 @@ class LabelIssues:
         if path.exists() and not overwrite:
             raise RunError(f"{path} exists; choose another --out or give --overwrite")
         made_folder(path.parent)
-        shown, rows = self.labels(write), []
-        columns = {} if self.target is None else self.target.columns(path.parent, self.classes)
-        place = _places(self.target, self.ids)
-        sources = _model_sources(self.target, len(self) if self.target is None else len(self.target))
-        parts = None if self.target is None else self.target.parts
+        labels, target, names = self.labels(write), self.target or Target(self.ids), self.classes
+        inputs = target.columns(path.parent, names)
+        # Where each label comes from, if the data says that a model made it.
+        known = target.sources or [""] * len(target)
+        sources = [source if source in MODEL_SOURCES else GIVEN for source in known]
+
+        def row(
+            n: int, label: str, given: str, source: str, *estimates: str, soft: Sequence[str]
+        ) -> list[str]:
+            part = [] if target.parts is None else [target.parts[n]]
+            shown = [column[n] for column in inputs.values()]
+            return [target.ids[n], *shown, label, given, source, *estimates, *part, *soft]
+
+        place, rows = {name: n for n, name in enumerate(target.ids)}, []
         for at in self.ranked.tolist():
-            if shown[at] < 0:
+            if labels[at] < 0:
                 continue
-            row = [self.ids[at], *(column[place[at]] for column in columns.values())]
-            row += [
-                self.classes[shown[at]],
-                self.classes[self.given[at]],
-                self._source(at, shown[at], write, sources[place[at]]),
-            ]
-            row += [self.classes[self.likely[at]]]
-            row += [f"{self.p_wrong[at]:.6g}", self.classes[self.given[at]] if self.checked[at] else ""]
-            row += [] if parts is None else [parts[place[at]]]
-            rows.append([*row, *(f"{p:.6g}" for p in self.posterior[at].tolist())])
+            n, given = place[self.ids[at]], names[self.given[at]]
+            source = CHECKED if self.checked[at] else sources[n]
+            source = REWRITTEN if labels[at] != self.given[at] else source
+            estimates = (names[self.likely[at]], f"{self.p_wrong[at]:.6g}", given if self.checked[at] else "")
+            soft = [f"{p:.6g}" for p in self.posterior[at].tolist()]
+            source = KEPT if write == "pruned" else source
+            rows.append(row(n, names[labels[at]], given, source, *estimates, soft=soft))
         made = len(rows)
-        rows += self._test_rows(columns, parts)
-        header = ["id", *columns, "label", GIVEN_LABEL, SOURCE]
-        header += ["likely_label", "wrong_probability", "clean_label"]
-        header += [] if parts is None else ["split"]
-        write_csv(path, [*header, *(f"p_{name}" for name in self.classes)], rows)
+        for n, (part, name) in enumerate(zip(target.parts or (), target.true or (), strict=False)):
+            if part == TEST and name in names:
+                soft = ["1" if name == other else "0" for other in names]
+                rows.append(row(n, name, name, sources[n], name, "", "", soft=soft))
+        header = [
+            "id",
+            *inputs,
+            "label",
+            GIVEN_LABEL,
+            SOURCE,
+            "likely_label",
+            "wrong_probability",
+            "clean_label",
+        ]
+        header += [] if target.parts is None else ["split"]
+        write_csv(path, [*header, *(f"p_{name}" for name in names)], rows)
         return made
-
-    def _source(self, at: int, label: int, write: str, before: str) -> str:
-        """Return where the label of an example that is written comes from; it came from `before`."""
-        if write == "pruned":
-            return KEPT
-        if label != self.given[at]:
-            return REWRITTEN
-        return CHECKED if self.checked[at] else before
-
-    def _test_rows(self, columns: dict[str, list[str]], parts: Sequence[str] | None) -> list[list[str]]:
-        """Return the rows of a test part, whose labels are not judged."""
-        if self.target is None or parts is None or self.target.true is None:
-            return []
-        rows, sources = [], _model_sources(self.target, len(self.target))
-        for at in np.flatnonzero([part == TEST for part in parts]).tolist():
-            name = self.target.true[at]
-            if name in self.classes:
-                soft = ["1" if name == other else "0" for other in self.classes]
-                given = [column[at] for column in columns.values()]
-                rows.append([self.target.ids[at], *given, name, name, sources[at], name, "", "", TEST, *soft])
-        return rows
-
-
-def _model_sources(target: Target | None, n: int) -> list[str]:
-    """Return where each label comes from as the data says if a model made it, else GIVEN."""
-    known = [""] * n if target is None or target.sources is None else target.sources
-    return [source if source in MODEL_SOURCES else GIVEN for source in known]
-
-
-def _places(target: Target | None, ids: Sequence[str]) -> list[int]:
-    if target is None:
-        return list(range(len(ids)))
-    where = {name: at for at, name in enumerate(target.ids)}
-    return [where[name] for name in ids]
 
 
 @takes_options(CleanOptions, without=("write",))
 def clean(
-    data: str | None = None,
+    data: str | CleanOptions | None = None,
     *,
     features: ArrayLike | None = None,
     labels: ArrayLike | None = None,
     **options: Any,
 ) -> LabelIssues:
-    """Find the labels of a data set that are probably wrong: no network is trained, no rate is asked.
+    """Find the labels of a data set that are probably wrong: no network is trained, and no rate is needed.
 
     Features of a pretrained network, computed once, go into latent-truth EM (`hesstune.noise.latent`): the
-    true class of each example is judged by a probe that did not see its label. Examples of a test part are
-    left out.
+    true class of each example is predicted by a probe that was not fitted to its label. Examples of a test
+    part are left out.
 
     Args:
-        data: Labelled examples, as in `CleanOptions`; or else features and labels.
+        data: Labelled examples, as in `CleanOptions`; or all options as `CleanOptions`, which type checkers
+            know; or else features and labels.
         features: (N, D), in place of data.
         labels: (N,) class names or numbers, of features.
         **options: Options of `CleanOptions`, by name.
@@ -279,42 +263,37 @@ def clean(
         >>> sorted(found.ranked[:20].tolist()) == list(range(20))
         True
     """
-    asked = make_options(CleanOptions, {"data": data, **options})
+    given = data.given() if isinstance(data, CleanOptions) else {"data": data}
+    asked = make_options(CleanOptions, {**given, **options})
     if (asked.data is None) == (features is None):
         raise ConfigError("give data, or else features and their labels")
     if features is not None:
         if labels is None:
             raise ConfigError("features need labels: give labels, one a row of features")
         names = [str(value) for value in np.asarray(labels).tolist()]
-        return _judged(np.asarray(features), [str(at) for at in range(len(names))], names, None, asked)
+        return _find_issues(np.asarray(features), [str(at) for at in range(len(names))], names, asked)
     assert asked.data is not None
     target = read_target(asked.data, LABEL_COLUMNS)
     if target.true is None:
-        raise DataError(f"'{asked.data}' has no labels to look at; make some with hesstune label")
-    parts = target.parts or ["train"] * len(target)
-    labelled = [part != TEST and bool(name) for part, name in zip(parts, target.true, strict=True)]
-    rows = np.flatnonzero(labelled).tolist()
+        raise DataError(f"'{asked.data}' has no labels; make some with hesstune label")
     if not target.has_inputs:
-        raise DataError(f"'{asked.data}' has neither images nor texts to look at")
+        raise DataError(f"'{asked.data}' has neither images nor texts")
+    parts = target.parts or ["train"] * len(target)
+    rows = [n for n, (part, name) in enumerate(zip(parts, target.true, strict=True)) if part != TEST and name]
     text = target.texts is not None
-    loaded = load_model(
-        asked.model or ("minilm" if text else "efficientnet_lite0"),
-        2,
-        text=text,
-        head=asked.head,
-        image_size=asked.image_size,
-    )
+    model = asked.model or default_model(text)
+    loaded = load_model(model, 2, text=text, head=asked.head, image_size=asked.image_size)
     with sharing():
-        looked = target.examples(asked.image_size).take(rows)
-        found = frozen_features(loaded, looked, pick_device(asked.device), asked.max_length)
-    ids, names = [target.ids[at] for at in rows], [target.true[at] for at in rows]
-    judged = _judged(found, ids, names, target, asked)
-    return replace(judged, notes=[*loaded.notes, *judged.notes])
+        examples = target.examples(asked.image_size).take(rows)
+        x = frozen_features(loaded, examples, pick_device(asked.device), asked.max_length)
+    found = _find_issues(x, [target.ids[n] for n in rows], [target.true[n] for n in rows], asked)
+    return replace(found, target=target, notes=[*loaded.notes, *found.notes])
 
 
-def _judged(
-    features: NDArray[Any], ids: list[str], names: list[str], target: Target | None, asked: CleanOptions
+def _find_issues(
+    features: NDArray[Any], ids: list[str], names: list[str], asked: CleanOptions
 ) -> LabelIssues:
+    """Return the issues of labels, by name, of examples with features, (N, D)."""
     if len(features) != len(names):
         raise DataError(f"{len(features)} rows of features do not match {len(names)} labels")
     classes = in_order(set(names))
@@ -322,16 +301,17 @@ def _judged(
         raise DataError(f"labels of two classes at least are needed; got {listed(classes) or 'none'}")
     index = {name: at for at, name in enumerate(classes)}
     given = np.array([index[name] for name in names], dtype=np.int64)
-    sure, known = np.zeros(len(ids), dtype=bool), None
+    checked, known = np.zeros(len(ids), dtype=bool), None
     if asked.checked_labels is not None:
-        found = read_clean_labels(asked.checked_labels, classes)
-        place = {name: at for at, name in enumerate(ids)}
-        strange = [name for name in found if name not in place]
-        if strange:
+        true, place = (
+            read_clean_labels(asked.checked_labels, classes),
+            {name: at for at, name in enumerate(ids)},
+        )
+        if strange := [name for name in true if name not in place]:
             raise DataError(f"{len(strange)} checked labels are of no example here, such as '{strange[0]}'")
-        rows = np.array(sorted(place[name] for name in found), dtype=np.int64)
-        given[rows] = [found[ids[at]] for at in rows]
-        sure[rows], known = True, (rows, given[rows])
+        rows = np.array(sorted(place[name] for name in true), dtype=np.int64)
+        given[rows] = [true[ids[at]] for at in rows]
+        checked[rows], known = True, (rows, given[rows])
     observed = Observed.of(given, len(classes), checked=known)
     head = robust_head(features, observed, find_errors=True, patient=True, seed=asked.seed)
     x, folds = head.reduced, min(FOLDS, len(head.reduced))
@@ -339,25 +319,20 @@ def _judged(
     strength = head.choice.plain.strength
     plain = latent_truth(x, observed, strength=strength, shape="none", folds=folds, seed=asked.seed)
     differ = plain.probabilities.argmax(axis=1) != given
+    notes = []
+    if not head.choice.scores:
+        notes.append(f"{len(given)} examples are too few to choose a model of their labels")
+    if not head.truth.converged:
+        notes.append("EM did not converge; probabilities may be rough")
     return LabelIssues(
         ids,
         classes,
         given,
         truth.posterior,
-        sure,
+        checked,
         NoiseMatrix(truth.realised(observed.given), "estimated"),
         head.choice.candidate.name,
-        target,
-        _notes(head, given),
-        head.choice.details(),
-        float(differ[~sure].mean()) if not sure.all() else 0.0,
+        notes=notes,
+        details=head.choice.details(),
+        disagreement=float(differ[~checked].mean()) if not checked.all() else 0.0,
     )
-
-
-def _notes(head: RobustHead, given: NDArray[np.int64]) -> list[str]:
-    notes = []
-    if not head.choice.scores:
-        notes.append(f"{len(given)} examples are too few to choose a model of their labels")
-    if not head.truth.converged:
-        notes.append("EM had not come to rest; probabilities may be rough")
-    return notes

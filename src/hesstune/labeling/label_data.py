@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,23 @@ from numpy.typing import NDArray
 from hesstune.data.examples import MODEL_LABEL
 from hesstune.data.labels import GIVEN, SOURCE, read_clean_labels
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError, RunError, listed
-from hesstune.labeling.domain_labelers import Training, named_domains, train_labelers
 from hesstune.labeling.options import LabelOptions, needs_features
-from hesstune.labeling.sources import Target, read_sources
+from hesstune.labeling.sources import Target, combined, read_sources
+from hesstune.labeling.trained_annotators import TrainedAnnotator, train_annotators, written_votes
 from hesstune.noise.estimate import Estimate, from_posterior, well_conditioned
-from hesstune.noise.latent.channel import Observed
+from hesstune.noise.latent.channel import Checked, Observed
 from hesstune.noise.latent.em import latent_truth
 from hesstune.noise.latent.head import MIN_EXAMPLES
 from hesstune.noise.latent.two_views import counted, rate_interval
 from hesstune.noise.matrix import NEAR_GUESSING, guessing_rate
 from hesstune.noise.probes import Reduction
 from hesstune.options import make_options, takes_options
-from hesstune.runtime.device import pick_device
 from hesstune.storage.files import json_writer, made_folder, replace_files
 from hesstune.storage.tables import csv_writer
 from hesstune.weak.dependence import dependence_note
-from hesstune.weak.label_models import Labelled, label, label_model_class, read_balance
-from hesstune.weak.votes import ABSTAIN, Votes, patterns
+from hesstune.weak.label_models import Labelled, label, label_model_class, majority_vote, read_balance
+from hesstune.weak.vote_files import classes_named
+from hesstune.weak.votes import ABSTAIN, Votes
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,16 @@ class Labelling:
 
     Attributes:
         target: The examples.
-        classes: Class names, those that some labeler votes for.
+        classes: Names of the classes with votes.
         votes: Every vote.
-        labels: (N,) int64 labels; −1 where nobody votes.
+        labels: (N,) int64 labels; −1 without a vote.
         posterior: (N, K) P(class | votes), the soft labels.
-        kept: Rows of the target's test part, whose label is the true one and in no estimate.
+        kept: Rows of the target's test part, which keep their true label and are in no estimate.
         model: The label model.
         noise: The estimated noise matrix of the labels.
         rate: The estimated share of wrong labels among those made: the label model's own estimate.
         rate_interval: An interval for that share (`label_rate_interval`).
-        labelers: A row a labeler, as Snorkel's analysis; `accuracy` where the truth is known.
+        annotators: A row for each annotator, as Snorkel's analysis; `accuracy` if true labels are known.
         majority: (N,) the baseline: majority vote.
         notes: What a reader should know, in sentences.
     """
@@ -62,7 +63,7 @@ class Labelling:
     noise: Estimate
     rate: float
     rate_interval: tuple[float, float]
-    labelers: list[dict[str, Any]]
+    annotators: list[dict[str, Any]]
     majority: NDArray[np.int64]
     notes: list[str] = field(default_factory=list)
 
@@ -72,16 +73,16 @@ class Labelling:
         return self.target.ids
 
     def accuracy(self, labels: NDArray[np.int64]) -> float | None:
-        """Return the share of labels that are true, where the truth is known; None where it is nowhere."""
+        """Return the share of labels that are true; None if no true label is known."""
         true = self.target.true
         if true is None:
             return None
         index = {name: i for i, name in enumerate(self.classes)}
-        # −2: the true class is one that nobody votes for.
+        # −2: the true class has no votes.
         known = np.array([index.get(name, -2) if name else ABSTAIN for name in true], dtype=np.int64)
-        judged = (known != ABSTAIN) & (labels != ABSTAIN)
-        judged[self.kept] = False
-        return float((labels[judged] == known[judged]).mean()) if judged.any() else None
+        rows = (known != ABSTAIN) & (labels != ABSTAIN)
+        rows[self.kept] = False
+        return float((labels[rows] == known[rows]).mean()) if rows.any() else None
 
     @property
     def wrong_labels(self) -> tuple[int, int, int]:
@@ -107,7 +108,7 @@ class Labelling:
             "accuracy": self.accuracy(self.labels),
             "majority_accuracy": self.accuracy(self.majority),
             **self._wrong(),
-            "labelers": self.labelers,
+            "labelers": self.annotators,
             "noise_matrix": self.noise.to_dict(),
             "notes": self.notes,
         }
@@ -115,9 +116,9 @@ class Labelling:
     def save(self, path: str | Path, noise_matrix: str | Path | None = None, overwrite: bool = False) -> Path:
         """Write labels.csv and the noise matrix; return the matrix's path (by default beside the labels).
 
-        Columns: id, image or text, label, label_source (`label_model`; `given` in a test part, whose labels
-        are those of the data), split and true_label where known, p_CLASS (the soft label) and
-        vote_LABELER, but for a crowd's. Examples that nobody votes on are left out.
+        Columns: id, image or text, label, label_source (`label_model`; `given` in a test part, which keeps
+        the labels of the data), split and true_label where known, p_CLASS (the soft label) and
+        vote_ANNOTATOR, except for a crowd. Examples without votes are left out.
 
         Raises:
             RunError: If a file exists and `overwrite` is not set, or cannot be written.
@@ -131,46 +132,27 @@ class Labelling:
         header = ["id", *columns, "label", SOURCE]
         header += ["split"] if self.target.parts is not None else []
         header += ["true_label"] if self.target.true is not None else []
-        header += [f"p_{name}" for name in self.classes] + [f"vote_{name}" for name in self._shown()]
+        # The votes of a crowd stay in its own file.
+        shown = self.votes.names if self.votes.is_table else []
+        header += [f"p_{name}" for name in self.classes] + [f"vote_{name}" for name in shown]
         # Votes err on the same hard examples: their matrix is a mean, whatever it was estimated by.
         record = {**self.noise.to_dict(), "origin": "instance_dependent", "classes": self.classes}
         record |= self._wrong()
-        record |= {"label_model": self.model, "labelers": self.labelers}
+        record |= {"label_model": self.model, "labelers": self.annotators}
         replace_files({path: csv_writer(header, self._rows(columns)), beside: json_writer(record)})
         return beside
 
     def _rows(self, columns: dict[str, list[str]]) -> Iterator[list[str]]:
         names = np.array([*self.classes, ""], dtype=object)
-        shown = names[self.labels].tolist()
-        extra = [column for column in (self.target.parts, self.target.true) if column is not None]
-        tails, of = self._tails()
+        parts = [column for column in (self.target.parts, self.target.true) if column is not None]
         sources = [MODEL_LABEL] * len(self.labels)
         for n in self.kept.tolist():
             sources[n] = GIVEN if self.target.sources is None else self.target.sources[n]
         for n in np.flatnonzero(self.labels != ABSTAIN).tolist():
-            given = [column[n] for column in columns.values()]
-            tail = [*(column[n] for column in extra), *tails[of[n]]]
-            yield [self.ids[n], *given, shown[n], sources[n], *tail]
-
-    def _shown(self) -> list[str]:
-        """Return the labelers whose votes are written: those of a crowd stay in its own file."""
-        return self.votes.names if self.votes.is_table else []
-
-    def _tails(self) -> tuple[list[list[str]], NDArray[np.int64]]:
-        """Return soft labels and votes as text: a row a pattern of votes where these determine both."""
-        if not self.votes.is_table:
-            return [[f"{p:.6g}" for p in row] for row in self.posterior.tolist()], np.arange(len(self.labels))
-        distinct = patterns(self.votes)
-        first = np.unique(distinct.of, return_index=True)[1]
-        posterior, of = self.posterior[first], distinct.of
-        table = distinct.votes.table
-        if not np.array_equal(posterior[of], self.posterior):
-            posterior, of, table = self.posterior, np.arange(len(self.labels)), self.votes.table
-        names = [*self.classes, ""]
-        return [
-            [f"{p:.6g}" for p in row] + [names[vote] for vote in votes]
-            for row, votes in zip(posterior.tolist(), table.tolist(), strict=True)
-        ], of
+            inputs, more = ([column[n] for column in own] for own in (columns.values(), parts))
+            soft = [f"{p:.6g}" for p in self.posterior[n].tolist()]
+            votes = names[self.votes.table[n]] if self.votes.is_table else ()
+            yield [self.ids[n], *inputs, names[self.labels[n]], sources[n], *more, *soft, *votes]
 
 
 def noise_path(path: Path) -> Path:
@@ -190,138 +172,103 @@ def check_free(path: Path, noise: Path, overwrite: bool) -> None:
 
 
 @takes_options(LabelOptions)
-def label_data(target: str | None = None, **options: Any) -> Labelling:
+def label_data(target: str | LabelOptions | None = None, **options: Any) -> Labelling:
     """Make labels from votes, and estimate the labels' noise matrix; no true label is used for either.
 
-    Votes come from labelers trained on other data, from labeling functions, from a CSV file, or from all
-    of these. Examples that nobody votes on get no label; a class that nobody votes for is left out.
+    Votes come from annotators trained on other data, from labeling functions, from a file, or from all of
+    these. Examples without votes get no label; a class without votes is left out.
 
     Args:
-        target: What to label, as in `LabelOptions`.
+        target: What to label, as in `LabelOptions`; or all options as `LabelOptions`, which type checkers
+            know.
         **options: Options of `LabelOptions`, by name.
 
     Raises:
-        HesstuneError: If an option or a vote is wrong, or nobody votes.
+        HesstuneError: If an option or a vote is wrong, or there are no votes.
 
     Example:
         >>> found = label_data("csv:reviews.csv", functions="py:rules:ALL")  # doctest: +SKIP
         >>> found.save("labels.csv")                                         # doctest: +SKIP
     """
-    asked = make_options(LabelOptions, {"target": target, **options})
-    examples, sources = read_sources(asked)
-    needs = needs_features(asked.label_model) or needs_features(asked.noise_from)
-    if asked.label_model == "auto" and not asked.labelers and examples.has_inputs:
-        needs = True  # the label model latent looks at the examples
-    if asked.model is not None and not (asked.labelers or needs):
-        raise ConfigError(
-            "--model says whose features of the examples count, and these votes are of no images or texts: "
-            "give --target with images or texts, or leave --model out"
-        )
-    trained, features = None, None
-    if asked.labelers or needs:
-        if not examples.has_inputs:
-            raise ConfigError(
-                "labelers and features need examples to look at: give --target with images or texts"
-            )
-        how = Training(
-            asked.labeler,
-            asked.model or ("minilm" if examples.texts is not None else "efficientnet_lite0"),
-            asked.image_size,
-            asked.epochs,
-            asked.max_length,
-            asked.seed,
-            pick_device(asked.device),
-            asked.head,
-        )
-        looked = examples.examples(asked.image_size)
-        trained, features = train_labelers(named_domains(asked.labelers), looked, how)
-        if needs and features is None:
-            _, features = train_labelers((), examples.examples(asked.image_size), replace(how, kind="probe"))
-    sources = replace(sources, trained=trained if asked.labelers else None, threshold=asked.threshold)
-    names = list(asked.classes) or sources.classes(examples)
-    every, notes = sources.votes(examples, names)
-    made = _combined(examples, names, every, sources.own_accuracy(), features, asked)
-    return replace(made, notes=[*notes, *made.notes])
-
-
-def _combined(
-    target: Target,
-    classes: list[str],
-    votes: Votes,
-    own_accuracy: dict[str, float | None],
-    features: NDArray[np.float32] | None,
-    asked: LabelOptions,
-) -> Labelling:
-    model, noise_from, seed = asked.label_model, asked.noise_from, asked.seed
-    notes = votes.problems(classes)
-    rows = votes.analysis(_known(target, classes))
-    for row in rows:
+    given = target.given() if isinstance(target, LabelOptions) else {"target": target}
+    asked = make_options(LabelOptions, {**given, **options})
+    examples, sources, notes = read_sources(asked)
+    trained, features = _looked_at(examples, asked)
+    named = {name for name in examples.true or () if name} | {c for own in trained for c in own.classes}
+    if trained:
+        sources = [written_votes(trained, asked.threshold), *sources]
+    classes = list(asked.classes)
+    if not classes:
+        voted = {name for source in sources for name in source.classes}
+        classes = classes_named(named, voted, len(examples), "the table of votes")
+    votes, more = combined(sources, classes, examples)
+    notes += [*more, *votes.problems(classes)]
+    annotators = votes.analysis(_true_labels(examples, classes))
+    own_accuracy = {own.name: own.own_accuracy for own in trained}
+    for row in annotators:
         row["polarity"] = [classes[c] for c in row["polarity"]]
         if row["labeler"] in own_accuracy:
             row["own_accuracy"] = own_accuracy[row["labeler"]]
-    classes, votes = _voted_for(classes, votes)
-    kept, outside = _test_rows(target, classes)
+    classes, votes = _with_votes(classes, votes)
+
+    kept, outside = _test_rows(examples, classes)
     if len(outside):
         notes.append(
-            f"{len(outside)} test examples of classes that nobody votes for are left out: test accuracy "
-            "does not count them"
+            f"{len(outside)} test examples of classes without votes are left out: test accuracy does not "
+            "count them"
         )
-    open_rows = np.setdiff1d(np.arange(len(target)), np.concatenate([kept, outside]))
-    clean = _clean(asked.checked_labels, classes, target, open_rows)
-    some = votes.take(open_rows) if len(open_rows) < len(votes) else votes
-    near = None if features is None else features[open_rows]
-    # Labelers trained on other domains err together, so that none can be calibrated by the others.
-    how = "soft" if asked.labelers and model == "auto" else model
-    given = _Given(some, near, clean, _balance(asked.class_balance, classes, some), seed)
-    made = given.label(how)
-    notes += made.details.get("reasons", [])
-    noise = _noise(given, made, noise_from)
-    labels, posterior = np.full(len(target), ABSTAIN), np.full((len(target), len(classes)), 1 / len(classes))
-    labels[open_rows], posterior[open_rows] = made.labels, made.posterior
+    rows = np.setdiff1d(np.arange(len(examples)), np.concatenate([kept, outside]))
+    some, near = votes.take(rows), None if features is None else features[rows]
+    fit = partial(
+        label,
+        some,
+        features=near,
+        clean=_checked_labels(asked.checked_labels, classes, [examples.ids[n] for n in rows.tolist()]),
+        balance=_balance(asked.class_balance, classes, some),
+        seed=asked.seed,
+    )
+    # Annotators trained on other domains err together, so that none can be calibrated by the others.
+    made = fit("soft" if trained and asked.label_model == "auto" else asked.label_model)
+    noise = _noise(fit, made, asked.noise_from, some, near is not None)
+    rate = float(noise.details["rate"])
+    interval = label_rate_interval(some, near, rate, asked.seed)
+
+    labels, posterior = (
+        np.full(len(examples), ABSTAIN),
+        np.full((len(examples), len(classes)), 1 / len(classes)),
+    )
+    labels[rows], posterior[rows] = made.labels, made.posterior
     majority = labels.copy()
-    majority[open_rows] = label(some, "majority", seed=seed).labels
+    majority[rows] = majority_vote(some, asked.seed)
+    notes += made.details.get("reasons", [])
     if len(kept):
-        assert target.true is not None
-        labels[kept] = [classes.index(target.true[n]) for n in kept]
+        assert examples.true is not None
+        labels[kept] = [classes.index(examples.true[n]) for n in kept]
         posterior[kept] = np.eye(len(classes))[labels[kept]]
         notes.append(f"{len(kept)} test examples keep their true labels")
-    notes += noise.notes
-    rate = float(noise.details["rate"])
-    interval = label_rate_interval(some, near, rate, seed)
     return Labelling(
-        target, classes, votes, labels, posterior, kept, _chosen(made), noise, rate, interval, rows, majority,
-        notes,
+        examples, classes, votes, labels, posterior, kept, _chosen(made), noise, rate, interval, annotators,
+        majority, [*notes, *noise.notes],
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Given:
-    """What every label model is given.
-
-    Attributes:
-        votes: The votes of the examples to be labelled.
-        features: (N, D) features of these examples, or None.
-        clean: Rows and true labels of checked examples, or None.
-        balance: (K,) shares of the classes, or None.
-        seed: Of ties and restarts.
-    """
-
-    votes: Votes
-    features: NDArray[np.float32] | None
-    clean: tuple[NDArray[np.int64], NDArray[np.int64]] | None
-    balance: NDArray[np.float64] | None
-    seed: int
-
-    def label(self, model: str) -> Labelled:
-        """Return the labels by a label model."""
-        return label(
-            self.votes,
-            model,
-            features=self.features,
-            clean=self.clean,
-            balance=self.balance,
-            seed=self.seed,
-        )
+def _looked_at(
+    target: Target, asked: LabelOptions
+) -> tuple[list[TrainedAnnotator], NDArray[np.float32] | None]:
+    """Return the annotators trained on other domains, and the target's features if they are needed."""
+    needs = needs_features(asked.label_model) or needs_features(asked.noise_from)
+    # The label model `auto` uses features if there are images or texts.
+    needs |= asked.label_model == "auto" and not asked.labelers and target.has_inputs
+    if not (asked.labelers or needs):
+        if asked.model is not None:
+            raise ConfigError(
+                "--model is the network for features of the examples, and these votes are of no images or "
+                "texts: give --target with images or texts, or leave --model out"
+            )
+        return [], None
+    if not target.has_inputs:
+        raise ConfigError("--labelers and features need images or texts: give --target with these")
+    return train_annotators(target.examples(asked.image_size), asked, needs)
 
 
 def _chosen(made: Labelled) -> str:
@@ -330,67 +277,55 @@ def _chosen(made: Labelled) -> str:
     return made.model if chosen == made.model else f"{made.model}: {chosen}"
 
 
-def _balance(told: Sequence[str], classes: list[str], votes: Votes) -> NDArray[np.float64] | None:
-    """Return the classes' shares as told, or None."""
-    if not told:
+def _balance(given: Sequence[str], classes: list[str], votes: Votes) -> NDArray[np.float64] | None:
+    """Return the classes' shares, or None if none are given."""
+    if not given:
         return None
-    counts = votes.counts[votes.ballots.each > 0]
+    counts = votes.counts[votes.per_example > 0]
     most = counts >= counts.max(axis=1, keepdims=True)
-    return read_balance(told, classes, (most / most.sum(axis=1, keepdims=True)).mean(axis=0))
+    return read_balance(given, classes, (most / most.sum(axis=1, keepdims=True)).mean(axis=0))
 
 
-def _known(target: Target, classes: list[str]) -> NDArray[np.int64] | None:
-    """Return the true labels as indices where all are known and of these classes."""
-    if target.true is None:
-        return None
+def _true_labels(target: Target, classes: list[str]) -> NDArray[np.int64] | None:
+    """Return the true labels as indices, ABSTAIN where unknown; None if none is known."""
     index = {name: i for i, name in enumerate(classes)}
-    strange = set(target.true) - set(classes) - {""}
+    strange = set(target.true or ()) - set(classes) - {""}
     if strange:
         raise DataError(
             f"the data's own label '{sorted(strange)[0]}' is none of the classes {listed(classes)}; "
             "name all in --classes"
         )
-    known = np.array([index.get(name, ABSTAIN) for name in target.true], dtype=np.int64)
-    return None if (known == ABSTAIN).all() else known
+    known = np.array([index.get(name, ABSTAIN) for name in target.true or ()], dtype=np.int64)
+    return known if (known != ABSTAIN).any() else None
 
 
-def _voted_for(classes: list[str], votes: Votes) -> tuple[list[str], Votes]:
-    """Leave out the classes that nobody votes for: their labels' noise could not be inverted."""
-    absent = votes.unvoted
-    if not len(absent):
-        return classes, votes
-    present = np.setdiff1d(np.arange(votes.k), absent)
+def _with_votes(classes: list[str], votes: Votes) -> tuple[list[str], Votes]:
+    """Leave out the classes without votes: their labels' noise could not be inverted."""
+    present = np.setdiff1d(np.arange(votes.k), votes.unvoted)
     if len(present) < 2:
-        named = listed(classes[i] for i in present) or "none"
+        shown = listed(classes[i] for i in present) or "none"
         raise DataError(
-            f"labelers vote for one class only ({named}); labels of two classes at least are needed"
+            f"annotators vote for one class only ({shown}); labels of two classes at least are needed"
         )
+    if len(present) == votes.k:
+        return classes, votes
     return [classes[i] for i in present], votes.among(present)
 
 
 def _test_rows(target: Target, classes: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the test examples whose true label is known and stays, and those of classes left out."""
-    if target.parts is None or target.true is None:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    known = [
-        n
-        for n, (part, name) in enumerate(zip(target.parts, target.true, strict=True))
-        if part == "test" and name
-    ]
-    inside = [n for n in known if target.true[n] in classes]
-    outside = sorted(set(known) - set(inside))
-    return np.array(inside, dtype=np.int64), np.array(outside, dtype=np.int64)
+    """Return the test examples that keep their true label, and those of classes that were left out."""
+    names = zip(target.parts or (), target.true or (), strict=False)
+    known = {n: name for n, (part, name) in enumerate(names) if part == "test" and name}
+    inside = np.array([n for n, name in known.items() if name in classes], dtype=np.int64)
+    return inside, np.array([n for n, name in known.items() if name not in classes], dtype=np.int64)
 
 
-def _clean(
-    path: str | Path | None, classes: list[str], target: Target, rows: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+def _checked_labels(path: str | None, classes: list[str], ids: list[str]) -> Checked | None:
+    """Return rows and true labels of human-checked examples."""
     if path is None:
         return None
-    given = read_clean_labels(path, classes)
-    place = {target.ids[n]: at for at, n in enumerate(rows.tolist())}
-    strange = [example for example in given if example not in place]
-    if strange:
+    given, place = read_clean_labels(path, classes), {name: at for at, name in enumerate(ids)}
+    if strange := [name for name in given if name not in place]:
         raise DataError(
             f"{len(strange)} of the {len(given)} clean labels are of no example to be labelled, such as "
             f"'{strange[0]}'"
@@ -402,11 +337,95 @@ def _clean(
 PROBE_STRENGTH = 0.03
 
 
-def _beside_guessing(rate: float, k: int, model: str) -> list[str]:
-    """Say where a matrix holds that labels are as good as guessed; refuse it of models that lose classes.
+def label_rate_interval(
+    votes: Votes, features: NDArray[np.float32] | None, rate: float, seed: int = 0
+) -> tuple[float, float]:
+    """Return an interval for the share of wrong labels among those made from votes.
+
+    A label model's own estimate is too low if annotators err together. So the interval begins at the lower
+    end of `two_views.rate_interval` and reaches up to the largest of the rate, the share of pairs of votes on
+    an example that differ, and, with features, the share of examples with a majority vote that a cross-fitted
+    probe of the majority votes contradicts. Without any of these it reaches up to the rate of guessing.
+
+    Args:
+        votes: The votes.
+        features: (N, D) features of the examples, or None.
+        rate: The label model's estimate.
+        seed: Of ties and folds.
+    """
+    counts, rows = votes.counts, np.flatnonzero(votes.per_example > 0)
+    each = votes.per_example.astype(np.float64)
+    pairs, seen = float((each * (each - 1)).sum()), []
+    if pairs:
+        seen.append(1 - float((counts * (counts - 1)).sum()) / pairs)
+    if features is not None and len(rows) >= MIN_EXAMPLES:
+        x = Reduction.of(features[rows]).apply(features[rows])
+        labels = majority_vote(votes, seed)[rows]
+        observed = Observed.of(labels, votes.k)
+        plain = latent_truth(x, observed, strength=PROBE_STRENGTH, shape="none", seed=seed)
+        seen.append(float((plain.probabilities.argmax(axis=1) != labels).mean()))
+    most = max(rate, *seen) if seen else guessing_rate(votes.k)
+    low = rate_interval(rate, most, len(rows))[0]
+    return low, max(rate_interval(most, most, len(rows))[1], rate)
+
+
+def _noise(
+    fit: Callable[[str], Labelled], made: Labelled, noise_from: str, votes: Votes, has_features: bool
+) -> Estimate:
+    """Estimate the noise matrix of the labels that a label model made.
+
+    Args:
+        fit: Fits a label model, by its name.
+        made: The labels.
+        noise_from: The label model that the matrix is estimated from; `auto`: that of the labels, but for
+            `majority` and `soft`, which give no probabilities of the true class: `soft_features` if there are
+            features, else, or if that loses the classes, `weighted`.
+        votes: The votes.
+        has_features: Whether there are features.
+    """
+    name, is_calibrated = noise_from, label_model_class(made.model).is_calibrated
+    if name == "auto":
+        name = made.model if is_calibrated else "soft_features" if has_features else "weighted"
+    try:
+        return _noise_by(made if name == made.model else fit(name), made.labels, votes)
+    except NoiseMatrixError as error:
+        if noise_from != "auto" or name != "soft_features" or is_calibrated:
+            raise
+        reason = str(error).partition(";")[0]
+    found = _noise_by(fit("weighted"), made.labels, votes)
+    return replace(found, notes=(*found.notes, f"the noise matrix is that of weighted: {reason}"))
+
+
+def _noise_by(judge: Labelled, labels: NDArray[np.int64], votes: Votes) -> Estimate:
+    """Estimate the noise matrix of labels from the posterior of a label model."""
+    rows = np.flatnonzero(labels != ABSTAIN)
+    posterior = judge.posterior[rows]
+    found = from_posterior(posterior, labels[rows], f"labelmodel ({_chosen(judge)})")
+    notes = [*found.notes, *guessing_notes(found.matrix.rate, votes.k, judge.model)]
+    notes += dependence_note(votes, judge.posterior)
+    active = int((votes.per_annotator > 0).sum())
+    if active < 3 and not needs_features(judge.model):
+        notes.append(
+            f"{active} annotators do not determine their own error rates: the noise matrix is a guess; it "
+            "takes three independent ones, or features (--noise-from soft_features), or checked labels"
+        )
+    matrix, ridge = well_conditioned(found.matrix)
+    if ridge:
+        shown = "singular" if not np.isfinite(found.condition) else f"of condition {found.condition:.3g}"
+        notes.append(
+            f"the estimated noise matrix was {shown}; (1 - r)F + rI with r = {ridge:g} is what is written"
+        )
+    rate = float(1 - posterior[np.arange(len(rows)), labels[rows]].mean())
+    details = {**found.details, "rate": rate}
+    return replace(found, matrix=matrix, smoothing=ridge, notes=tuple(notes), details=details)
+
+
+def guessing_notes(rate: float, k: int, model: str) -> list[str]:
+    """Return a note if labels are as good as guessed by a noise matrix.
 
     Raises:
-        NoiseMatrixError: Of a model with parameters for each labeler, which may have taken one class for all.
+        NoiseMatrixError: If the label model has parameters for each annotator, so that it may have assigned
+            all examples to one class.
     """
     guessing = guessing_rate(k)
     if rate <= NEAR_GUESSING * guessing:
@@ -420,88 +439,4 @@ def _beside_guessing(rate: float, k: int, model: str) -> list[str]:
     raise NoiseMatrixError(
         f"{said}: it has lost the classes; take another (--label-model auto, --noise-from auto), or check "
         "some labels by hand (--checked-labels)"
-    )
-
-
-def label_rate_interval(
-    votes: Votes, features: NDArray[np.float32] | None, rate: float, seed: int = 0
-) -> tuple[float, float]:
-    """Return an interval for the share of wrong labels among those made of votes.
-
-    A label model's own estimate is too low if labelers err together. So the interval begins at the lower end
-    of `two_views.rate_interval` and reaches up to the largest of the rate, the share of pairs of votes on an
-    example that differ, and, with features, the share of examples whose majority vote a cross-fitted probe of
-    the majority votes contradicts. Without any of these it reaches up to the rate of guessing.
-
-    Args:
-        votes: The votes.
-        features: (N, D) features of the examples, or None.
-        rate: The label model's estimate.
-        seed: Of ties and folds.
-    """
-    counts = votes.counts
-    each = counts.sum(axis=1)
-    pairs, seen = float((each * (each - 1)).sum()), []
-    if pairs:
-        seen.append(1 - float((counts * (counts - 1)).sum()) / pairs)
-    rows = np.flatnonzero(votes.ballots.each > 0)
-    if features is not None and len(rows) >= MIN_EXAMPLES:
-        labels = label(votes.take(rows), "majority", seed=seed).labels
-        x = Reduction.of(features[rows]).apply(features[rows])
-        observed = Observed.of(labels, votes.k)
-        plain = latent_truth(x, observed, strength=PROBE_STRENGTH, shape="none", seed=seed)
-        seen.append(float((plain.probabilities.argmax(axis=1) != labels).mean()))
-    most = max(rate, *seen) if seen else guessing_rate(votes.k)
-    low = rate_interval(rate, most, len(rows))[0]
-    return low, max(rate_interval(most, most, len(rows))[1], rate)
-
-
-def _noise(given: _Given, made: Labelled, noise_from: str) -> Estimate:
-    """Estimate the noise matrix of the labels that a label model made, from a label model's posterior.
-
-    Args:
-        given: What label models are given.
-        made: The labels.
-        noise_from: The label model whose posterior counts; `auto`: that of the labels themselves, but for
-            `majority` and `soft`, whose posteriors are no probabilities: of `soft_features` if there are
-            features, else, or if that loses the classes, of `weighted`.
-    """
-    if noise_from != "auto":
-        return _noise_by(given, made, noise_from)
-    if label_model_class(made.model).is_calibrated:
-        return _noise_by(given, made, made.model)
-    if given.features is None:
-        return _noise_by(given, made, "weighted")
-    try:
-        return _noise_by(given, made, "soft_features")
-    except NoiseMatrixError as error:
-        found = _noise_by(given, made, "weighted")
-        reason = str(error).partition(";")[0]
-        return replace(found, notes=(*found.notes, f"the noise matrix is that of weighted: {reason}"))
-
-
-def _noise_by(given: _Given, made: Labelled, name: str) -> Estimate:
-    """Estimate the noise matrix of labels from the posterior of a label model, by its name."""
-    votes, labels = given.votes, made.labels
-    judge = made if name == made.model else given.label(name)
-    posterior = judge.posterior
-    rows = np.flatnonzero(labels != ABSTAIN)
-    found = from_posterior(posterior[rows], labels[rows], f"labelmodel ({_chosen(judge)})")
-    notes = [*found.notes, *_beside_guessing(found.matrix.rate, votes.k, name)]
-    notes += dependence_note(votes, posterior)
-    speaking = int((votes.coverage > 0).sum())
-    if speaking < 3 and not needs_features(name):
-        notes.append(
-            f"{speaking} labelers do not determine their own error rates: the noise matrix is a guess; three "
-            "independent ones are the least, or features (--noise-from soft_features), or checked labels"
-        )
-    matrix, ridge = well_conditioned(found.matrix)
-    if ridge:
-        shown = "singular" if not np.isfinite(found.condition) else f"of condition {found.condition:.3g}"
-        notes.append(
-            f"the estimated noise matrix was {shown}; (1 - r)F + rI with r = {ridge:g} is what is written"
-        )
-    rate = float(1 - posterior[rows, labels[rows]].mean())
-    return replace(
-        found, matrix=matrix, smoothing=ridge, notes=tuple(notes), details={**found.details, "rate": rate}
     )

@@ -12,13 +12,18 @@ from hesstune.weak.label_models import LABEL_MODELS, LabelModelName, label_model
 Specs = Annotated[Names, Shown("DATA,DATA,…")]
 
 
+def default_model(is_text: bool) -> str:
+    """Return the name of the network for features if none is given."""
+    return "minilm" if is_text else "efficientnet_lite0"
+
+
 def needs_features(model: str) -> bool:
-    """Tell whether a label model cannot do without features; `auto` of --noise-from can."""
+    """Return whether a label model cannot do without features; `auto` can."""
     return model != "auto" and label_model_class(model).needs_features
 
 
 class VoteOptions(Options):
-    """What is labelled, and who votes."""
+    """What is labelled, and the votes."""
 
     heading: ClassVar[str] = "Votes"
 
@@ -28,114 +33,123 @@ class VoteOptions(Options):
         "tables of accuracy alone, except those of a test part, which stay; default: the examples of {votes}",
     )
     labelers: Specs = Field(
-        (), description="other domains' data, to train a labeler on each; NAME=DATA names it"
+        (), description="other domains' data, to train an annotator on each; NAME=DATA names it"
     )
     functions: Annotated[str, Shown("py:MODULE:NAME")] | None = Field(
         None, description="labeling functions, one or a list"
     )
     votes: FilePath | None = Field(
         None,
-        description="file of votes: CSV with id and a column a labeler, or columns p_LABELER_CLASS of "
-        "probabilities; or .jsonl with an object {CLASS: probability} a labeler; or either with a row a vote",
+        description="file of votes: CSV with id and a column for each annotator, or columns "
+        "p_ANNOTATOR_CLASS of probabilities; or .jsonl with an object {CLASS: probability} for each "
+        "annotator; or either with a row for each vote",
     )
     vote_columns: Names = Field(
         (), description="columns of votes in csv data; default: those named vote_…, or else all that may be"
     )
     task_column: str | None = Field(
         None,
-        description="column of {votes} that names the example, where each row is one vote; default: guessed, "
-        "and said",
+        description="column of {votes} with the example, if each row is one vote; default: recognised by its "
+        "name",
     )
-    worker_column: str | None = Field(None, description="column of {votes} that says who votes")
-    label_column: str | None = Field(None, description="column of {votes} that holds the class voted for")
-    classes: Names = Field((), description="class names; default: those that labelers, truth and votes name")
+    worker_column: str | None = Field(None, description="column of {votes} with the annotator")
+    label_column: str | None = Field(None, description="column of {votes} with the class voted for")
+    classes: Names = Field(
+        (), description="class names; default: those that annotators, true labels and votes name"
+    )
 
 
 class LabelModelOptions(Options):
-    """What makes labels of votes, and estimates the labels' noise."""
+    """How labels are made from votes, and how the labels' noise is estimated."""
 
     heading: ClassVar[str] = "Labels and their noise"
 
     label_model: LabelModelName = Field(
         "auto",
-        description="what makes labels of votes; auto: latent where examples can be looked at, else "
-        "calibrated where labelers give probabilities, or the model with the best likelihood of held-out "
-        "votes; soft for labelers trained by {labelers}",
+        description="label model; auto: latent if there are images or texts, else calibrated if annotators "
+        "give probabilities, or the model with the best likelihood of held-out votes; soft for annotators "
+        "trained by {labelers}",
     )
     class_balance: Annotated[Names, Shown("CLASS=SHARE,…")] = Field(
         (),
-        description="how often each class is, where that is known; or uniform, or majority (the majority "
-        "vote's shares); default: as the label model finds",
+        description="shares of the classes, if they are known; or uniform, or majority (the majority vote's "
+        "shares); default: as the label model estimates them",
     )
     noise_from: LabelModelName = Field(
         "auto",
-        description="label model whose posterior gives the noise matrix; auto: that of the labels "
-        "themselves, but for majority and soft: soft_features if features are computed, else weighted",
+        description="label model for the noise matrix; auto: that of the labels, but for majority and soft: "
+        "soft_features if features are computed, else weighted",
     )
     checked_labels: FilePath | None = Field(
         None,
-        description="CSV file of checked labels (id, label): they stay; calibrated, latent and "
+        description="CSV file of human-checked labels (id, label): they stay; calibrated, latent and "
         "soft_features use them for the other examples, too",
     )
     seed: int = Field(0, ge=0, description="seed of splits, ties and training")
 
 
-class LabelerOptions(Options):
-    """How labelers are trained on other domains, and on what features."""
+class FeatureOptions(Options):
+    """The network that examples are passed through."""
 
-    heading: ClassVar[str] = "Trained labelers and features"
+    heading: ClassVar[str] = "Network and features"
 
-    labeler: Literal["probe", "finetune"] = Field(
-        "probe",
-        description="how labelers are trained: a linear probe on frozen features, or the whole network",
-    )
-    epochs: int = Field(10, gt=0, description="epochs of a labeler of the kind finetune")
-    threshold: float = Field(
-        0.0, ge=0, le=1, description="trained labelers abstain where no class is as probable"
-    )
-    model: str | None = Field(
-        None,
-        description="whose features, or which network; default: efficientnet_lite0, or minilm for texts",
-    )
+    model: str | None = Field(None, description="network; default: efficientnet_lite0, or minilm for texts")
     head: Names = Field(
         (), description="module of that network's classifier, before which features are taken; default: found"
     )
     image_size: int = Field(96, ge=8, le=2048, description="side of the images in pixels")
-    max_length: int = Field(128, ge=4, le=1 << 20, description="tokens of a text at most")
+    max_length: int = Field(128, ge=4, le=1 << 20, description="the most tokens of a text")
     device: str = DEVICE
 
 
-class LabelOptions(LabelerOptions, LabelModelOptions, VoteOptions):
-    """How labels are made from weak labelers, labeling functions and votes."""
+class AnnotatorOptions(Options):
+    """How annotators are trained on other domains."""
+
+    heading: ClassVar[str] = "Trained annotators"
+
+    labeler: Literal["probe", "finetune"] = Field(
+        "probe",
+        description="how annotators are trained: a linear probe on frozen features, or the whole network",
+    )
+    epochs: int = Field(10, gt=0, description="epochs of an annotator of the kind finetune")
+    threshold: float = Field(
+        0.0, ge=0, le=1, description="trained annotators abstain if no class has this probability"
+    )
+
+
+class LabelOptions(FeatureOptions, AnnotatorOptions, LabelModelOptions, VoteOptions):
+    """How labels are made from trained annotators, labeling functions and votes."""
 
     first: ClassVar[tuple[str, ...]] = ("target", "labelers", "functions", "votes", "label_model")
 
     @model_validator(mode="after")
-    def _are_of_use(self) -> LabelOptions:
-        """Refuse what would change nothing."""
-        for name in ("task_column", "worker_column", "label_column"):
-            if getattr(self, name) is not None and self.votes is None:
-                raise ValueError(f"{{{name}}} is of the file of {{votes}}, and there is none")
-        if self.vote_columns and (self.task_column or self.worker_column or self.label_column):
-            raise ValueError("{vote_columns} are for a row an example, {task_column} for a row a vote")
-        looks = bool(self.labelers) or self.label_model == "auto" or needs_features(self.label_model)
-        looks = looks or needs_features(self.noise_from)
-        if self.labeler == "finetune" and not self.labelers:
-            raise ValueError("{labeler} says how {labelers} are trained, and there are none")
-        if self.epochs != LabelOptions.model_fields["epochs"].default and self.labeler == "probe":
-            raise ValueError("{epochs} is for {labeler} finetune; a probe has none")
-        if self.threshold and not self.labelers:
-            raise ValueError("{threshold} is for {labelers}, and there are none")
-        if self.model is not None and not looks:
-            raise ValueError(
-                "{model} is for {labelers}, or for a {label_model} or {noise_from} that uses features: "
-                f"{', '.join(name for name in LABEL_MODELS if name == 'auto' or needs_features(name))}"
-            )
+    def _have_an_effect(self) -> LabelOptions:
+        """Refuse options without effect."""
+        models = (self.label_model, self.noise_from)
+        looks = bool(self.labelers) or self.label_model == "auto" or any(map(needs_features, models))
+        rows = ("task_column", "worker_column", "label_column")
+        has_rows = any(getattr(self, name) is not None for name in rows)
+        for is_wrong, why in (
+            (has_rows and self.votes is None, "{task_column}, {worker_column} and {label_column} are columns "
+             "of the file of {votes}, and there is none"),
+            (has_rows and self.vote_columns, "{vote_columns} are for a row for each example, {task_column} "
+             "for a row for each vote"),
+            (self.labeler == "finetune" and not self.labelers,
+             "{labeler} says how {labelers} are trained, and there are none"),
+            (self.epochs != LabelOptions.model_fields["epochs"].default and self.labeler == "probe",
+             "{epochs} is for {labeler} finetune; a probe has none"),
+            (self.threshold and not self.labelers, "{threshold} is for {labelers}, and there are none"),
+            (self.model is not None and not looks,
+             "{model} is for {labelers}, or for a {label_model} or {noise_from} that uses features: "
+             + ", ".join(name for name in LABEL_MODELS if name == "auto" or needs_features(name))),
+        ):  # fmt: skip
+            if is_wrong:
+                raise ValueError(why)
         return self
 
 
-class CleanOptions(Options):
-    """How wrong labels are looked for."""
+class CleanOptions(FeatureOptions):
+    """How label errors are found."""
 
     heading: ClassVar[str] = "Labels"
     first: ClassVar[tuple[str, ...]] = ("data", "checked_labels", "write")
@@ -145,19 +159,10 @@ class CleanOptions(Options):
     )
     write: Literal["given", "corrected", "pruned"] = Field(
         "given",
-        description="labels of the file: as given, beside soft ones; corrected: the likely ones; pruned: as "
-        "given, without the examples whose label is probably wrong",
+        description="labels of the file: as given, beside soft ones; corrected: the most probable ones; "
+        "pruned: as given, without suspected label errors",
     )
     checked_labels: FilePath | None = Field(
-        None, description="CSV file of labels a person has checked: id, and clean_label, true_label or label"
+        None, description="CSV file of human-checked labels: id, and clean_label, true_label or label"
     )
-    model: str | None = Field(
-        None, description="whose features; default: efficientnet_lite0, or minilm for texts"
-    )
-    head: Names = Field(
-        (), description="module of the model's classifier, before which features are taken; default: found"
-    )
-    image_size: int = Field(96, ge=8, le=2048, description="side of the images in pixels")
-    max_length: int = Field(128, ge=4, le=1 << 20, description="tokens of a text at most")
     seed: int = Field(0, ge=0, description="seed of the folds")
-    device: str = DEVICE

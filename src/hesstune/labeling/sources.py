@@ -1,9 +1,9 @@
-"""What is labelled, and where its votes come from: labeling functions, files and trained annotators."""
+"""What is labelled, and the votes on it: labeling functions and files."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -16,29 +16,21 @@ from hesstune.data.images import decode_all
 from hesstune.data.labels import GIVEN_LABEL, SOURCE, column_named
 from hesstune.data.labels import read_sources as read_label_sources
 from hesstune.data.tables import examples_of, possible_groups
-from hesstune.errors import ConfigError, DataError, listed
-from hesstune.labeling.domain_labelers import TrainedLabelers
+from hesstune.errors import ConfigError, DataError
 from hesstune.labeling.options import LabelOptions
-from hesstune.storage.tables import JSON_LINES, CsvTable, Nested, is_missing, read_json_lines, read_table
-from hesstune.weak.functions import Answers, call_functions, load_functions, names_in, votes_of_answers
-from hesstune.weak.vote_files import (
-    SOFT_PREFIX,
-    LongColumns,
-    SoftVotes,
-    classes_in,
-    classes_named,
-    long_columns,
-    long_votes,
-    other_columns,
-    soft_by_example,
-    soft_by_vote,
-    soft_columns,
-    vote_columns,
-    voted,
-    voters,
-    votes_in,
+from hesstune.storage.tables import CsvTable, Nested, is_missing, read_table
+from hesstune.weak.vote_files import vote_columns, voted
+from hesstune.weak.vote_sources import (
+    RoleColumns,
+    WrittenVotes,
+    call_functions,
+    load_functions,
+    probabilities,
+    read_vote_file,
+    votes_by_column,
+    votes_by_row,
 )
-from hesstune.weak.votes import ABSTAIN, Votes, beside
+from hesstune.weak.votes import Votes, beside
 
 TRUTHS = ("true_label", "label")
 
@@ -49,7 +41,7 @@ class Target:
 
     Attributes:
         ids: One id an example.
-        true: True labels by name, "" where unknown; None where the data has none.
+        true: True labels by name, "" where unknown; None if the data has none.
         parts: `train`, `val` or `test` for each example, or None.
         paths: Image files, or None.
         texts: Texts, or None.
@@ -72,7 +64,7 @@ class Target:
 
     @property
     def has_inputs(self) -> bool:
-        """Whether a network can look at the examples."""
+        """Whether the examples are images or texts that a network can take."""
         return self.paths is not None or self.texts is not None
 
     def rows(self) -> Iterator[Mapping[str, str]]:
@@ -88,7 +80,7 @@ class Target:
             yield row
 
     def examples(self, size: int) -> Examples:
-        """Return what a network is fed; images are decoded.
+        """Return the examples as inputs of a network; images are decoded.
 
         Raises:
             DataError: If an image cannot be decoded.
@@ -110,30 +102,23 @@ class Target:
             classes: Class names.
             used: Columns of votes.
         """
-        groups = {} if self.table is None else possible_groups(self.table.columns, classes, used)
-        kept = {} if self.table is None else {name: self.table.cells(name) for name in groups}
-        return {**self._inputs(folder), **kept}
-
-    def _inputs(self, folder: Path) -> dict[str, list[str]]:
-        """Return the columns of texts or images."""
+        found: dict[str, list[str]] = {}
         if self.texts is not None:
-            found = {"text": [first for first, _ in self.texts]}
+            found["text"] = [first for first, _ in self.texts]
             if any(second is not None for _, second in self.texts):
                 found["text2"] = [second or "" for _, second in self.texts]
-            return found
-        if self.paths is None:
-            return {}
-        base = folder.resolve()
-        absolute = [Path(p).absolute() for p in self.paths]
-        return {
-            "image": [
-                p.relative_to(base).as_posix() if p.is_relative_to(base) else p.as_posix() for p in absolute
-            ]
-        }
+        elif self.paths is not None:
+            base, absolute = folder.resolve(), [Path(p).absolute() for p in self.paths]
+            shown = [p.relative_to(base) if p.is_relative_to(base) else p for p in absolute]
+            found["image"] = [p.as_posix() for p in shown]
+        if self.table is not None:
+            groups = possible_groups(self.table.columns, classes, used)
+            found |= {name: self.table.cells(name) for name in groups}
+        return found
 
 
 def read_target(spec: str, known: Sequence[str] = TRUTHS) -> Target:
-    """Read the examples that a data specification names; true labels are used for tables alone.
+    """Read the examples that a data specification names; true labels are used for tables of accuracy alone.
 
     Args:
         spec: `folder:PATH`, `csv:PATH` (columns `image` or `text`, perhaps `text2`, `id`, `split`,
@@ -165,267 +150,110 @@ def target_of(table: CsvTable, known: Sequence[str] = TRUTHS) -> Target:
         changed = sum(map(operator.ne, table.cells(column), table.cells(GIVEN_LABEL)))
         said = f"{changed} labels of {table.name} are not as given: hesstune clean rewrote them"
         notes = (*notes, said) if changed else notes
-    sources = None if column is None else _sources(table, column)
+    sources = None if column is None else _label_sources(table, column)
     return Target(found.ids, true, found.parts, found.paths, found.texts, table, notes, sources)
 
 
-def _sources(table: CsvTable, column: str) -> list[str] | None:
+def _label_sources(table: CsvTable, column: str) -> list[str] | None:
     """Return where the labels in a column come from; those in GIVEN_LABEL were not rewritten."""
     if column not in ("label", GIVEN_LABEL):
         return None
-    said = column_named(table.columns, SOURCE)
+    said, given = column_named(table.columns, SOURCE), column_named(table.columns, GIVEN_LABEL)
     sources = None if said is None else table.cells(said)
     if column == GIVEN_LABEL:
         found = read_label_sources(table.cells(column), None, sources)
         return found and ["" if source == REWRITTEN else source for source in found]
-    given = column_named(table.columns, GIVEN_LABEL)
     return read_label_sources(table.cells(column), None if given is None else table.cells(given), sources)
 
 
-def read_vote_file(path: Path) -> tuple[CsvTable, Nested]:
-    """Read a file of votes, CSV or JSON lines; objects of probabilities apart."""
-    if path.suffix.lower() in JSON_LINES:
-        return read_json_lines(path, "the file of votes")
-    return read_table(path, "the file of votes"), {}
-
-
-def read_soft(
-    table: CsvTable, nested: Nested, ids: Sequence[str] | None, known: Collection[str], asked: LabelOptions
-) -> SoftVotes | None:
-    """Return the probabilities that labelers give, or None where there are none.
-
-    Args:
-        table: The table of votes.
-        nested: Its objects, where it comes from JSON lines.
-        ids: The examples' ids; None: those of the column `id`.
-        known: Names of classes, where they are known.
-        asked: The columns that are named.
+def read_sources(asked: LabelOptions) -> tuple[Target, list[WrittenVotes], list[str]]:
+    """Read examples and votes, call labeling functions, and return notes.
 
     Raises:
-        DataError: If a probability is none, or ids are missing.
+        ConfigError: If there are no votes, or no examples.
+        DataError: If a file cannot be read as its options say.
     """
-    roles = voters(table, asked.task_column, asked.worker_column)
-    if nested:
-        cells = _filled(nested)
-        if roles is None:
-            return soft_by_example(table, _example_ids(table, ids), cells)
-        key = asked.label_column or next(iter(cells))
-        if key not in cells or (len(cells) > 1 and asked.label_column is None):
-            raise DataError(
-                f"{table.name} has a line a vote, and objects of probabilities called {listed(cells)}; name "
-                "the one that counts by --label-column"
-            )
-        return soft_by_vote(table, *roles, cells[key])
-    if asked.label_column is not None:  # its votes are asked for, not probabilities beside them
-        return None
-    plain = [n for n in table.columns if n.startswith(SOFT_PREFIX)]
-    if roles is not None and len(plain) > 1 and len(table.columns[roles[0]].coded()[1]) < len(table):
-        return soft_by_vote(table, *roles, {n.removeprefix(SOFT_PREFIX): table.cells(n) for n in plain})
-    columns = soft_columns(table, known)
-    if not columns:
-        return None
-    own = {name: {c: table.cells(n) for c, n in by.items()} for name, by in columns.items()}
-    return soft_by_example(table, _example_ids(table, ids), own)
-
-
-def _filled(nested: Nested) -> dict[str, dict[str, list[str]]]:
-    """Return {key: {class: cells}}: a class that an object leaves out has no probability; none is no vote."""
-    classes = dict.fromkeys(name for rows in nested.values() for row in rows for name in row)
-    return {
-        key: {name: [row.get(name, "0" if row else "") for row in rows] for name in classes}
-        for key, rows in nested.items()
-    }
-
-
-def _example_ids(table: CsvTable, ids: Sequence[str] | None) -> Sequence[str]:
-    if ids is not None:
-        return ids
-    if "id" not in table:
-        raise DataError(f"{table.name} needs a column 'id', the examples' ids")
-    return table.cells("id")
-
-
-@dataclass(frozen=True)
-class VoteSources:
-    """Where votes come from.
-
-    Attributes:
-        table: A table of votes, or None.
-        columns: Its columns of votes, a labeler each.
-        long: Its columns where it has a row a vote; `columns` are then none.
-        soft: Probabilities that it holds, or None.
-        apart: Whether it is another table than the target's.
-        functions: The labeling functions' names.
-        answers: What they answered.
-        trained: What trained labelers say.
-        threshold: Below which these abstain.
-        notes: How the table was read, in sentences.
-    """
-
-    table: CsvTable | None = None
-    columns: tuple[str, ...] = ()
-    long: LongColumns | None = None
-    soft: SoftVotes | None = None
-    apart: bool = False
-    functions: tuple[str, ...] = ()
-    answers: Answers | None = None
-    trained: TrainedLabelers | None = None
-    threshold: float = 0.0
-    notes: tuple[str, ...] = ()
-
-    def classes(self, target: Target) -> list[str]:
-        """Return the classes that labelers, truth and votes name."""
-        found = {name for own in self.trained.classes for name in own} if self.trained else set()
-        found |= {name for name in target.true or () if name}
-        given = names_in(self.answers) if self.answers else set()
-        given |= set(self.soft.classes) if self.soft else set()
-        if self.table is not None:
-            given |= classes_in(self.table, self.long) if self.long else voted(self.table, self.columns)
-        return classes_named(found, given, len(target), "the table of votes")
-
-    def votes(self, target: Target, classes: list[str]) -> tuple[Votes, list[str]]:
-        """Return all votes side by side, and what should be known of them."""
-        tables: list[Votes] = []
-        notes = list(self.notes)
-        if self.trained is not None:
-            tables.append(self.trained.votes(classes, self.threshold))
-        if self.answers is not None:
-            tables.append(votes_of_answers(self.answers, self.functions, classes, target.ids))
-        if self.table is not None and self.long is not None:
-            _, given, more = long_votes(self.table, self.long, classes, target.ids)
-            tables.append(given)
-            notes += more
-        elif self.table is not None and self.columns:
-            given = votes_in(self.table, self.columns, classes)
-            ids = self.table.cells("id") if self.apart else target.ids
-            tables.append(_aligned(given, ids, self.table.name, target))
-        if self.table is not None and self.soft is not None:
-            sure = self.soft.votes(classes, self.table.name)
-            tables.append(_aligned(sure, self.soft.ids, self.table.name, target))
-        every, differ = beside(tables)
-        return every, [*notes, *differ]
-
-    def own_accuracy(self) -> dict[str, float | None]:
-        """Return the trained labelers' accuracy on their own domains."""
-        if self.trained is None:
-            return {}
-        return dict(zip(self.trained.names, self.trained.own_accuracy, strict=True))
-
-
-def read_sources(asked: LabelOptions) -> tuple[Target, VoteSources]:
-    """Read examples and votes, and let labeling functions answer.
-
-    Raises:
-        ConfigError: If nobody votes, or on nothing.
-        DataError: If a file cannot be read as it is said to be.
-    """
-    target, votes = asked.target, asked.votes
-    if target is None and votes is None:
+    table, nested, target, notes = None, Nested(), None, list[str]()
+    if asked.target is None and asked.votes is None:
         raise ConfigError("give --target, the data to be labelled, or --votes, a CSV file of votes")
-    table, nested, notes = None, Nested(), list[str]()
-    if votes is not None:
-        table, nested = read_vote_file(Path(votes))
+    if asked.votes is not None:
+        table, nested = read_vote_file(asked.votes)
         notes += table.notes
-    apart = table is not None and target is not None
-    examples = None if target is None else read_target(target)
-    if table is None:
-        assert examples is not None
-        table = examples.table
-    ids = examples.ids if examples is not None and not apart else None
-    soft = None if table is None else read_soft(table, nested, ids, _known(table, examples, asked), asked)
-    long = None
-    if table is not None and votes is not None and soft is None:
-        long = long_columns(table, asked.task_column, asked.worker_column, asked.label_column)
-    if examples is None:
-        assert table is not None
-        examples = _examples_of(table, soft, long, nested)
-    columns = list[str]()
-    if long is not None:
-        notes.append(long.note())
-    else:
-        columns, more = _columns(table, asked, soft)
-        notes += more
-    if soft is not None:
-        notes += [f"probabilities are read of the labelers {listed(soft.names)}", *soft.notes]
-    notes += [note for note in examples.notes if note not in notes]
-    loaded = load_functions(asked.functions) if asked.functions else []
-    if not (columns or long or soft or loaded or asked.labelers):
+    if asked.target is not None:
+        target = read_target(asked.target)
+        table = target.table if table is None else table
+    found = list[WrittenVotes]()
+    if table is not None:
+        found = _votes_of_table(table, nested, target, asked)
+        target = _target_of_votes(table, nested, found) if target is None else target
+    elif asked.vote_columns:
+        raise ConfigError("--vote-columns are of csv data or of --votes, and there is neither")
+    assert target is not None
+    for source in found:
+        notes += source.notes
+    notes += [note for note in target.notes if note not in notes]
+    if asked.functions:
+        found = [call_functions(load_functions(asked.functions), target.rows()), *found]
+    if not (found or asked.labelers):
         raise ConfigError(
-            "nobody votes: give --labelers, --functions or --votes (or columns vote_… in csv data)"
+            "there are no votes: give --labelers, --functions or --votes (or columns vote_… in csv data)"
         )
-    return examples, VoteSources(
-        table if columns or long or soft else None,
-        tuple(columns),
-        long,
-        soft,
-        apart,
-        tuple(name for name, _ in loaded),
-        call_functions(loaded, examples.rows()) if loaded else None,
-        notes=tuple(notes),
-    )
+    return target, found, notes
 
 
-def _known(table: CsvTable, examples: Target | None, asked: LabelOptions) -> set[str]:
-    """Return the classes that are known before any probability is read."""
-    if asked.classes:
-        return set(asked.classes)
-    true = {name for name in examples.true or () if name} if examples is not None else set()
-    return true | voted(table, vote_columns(table, asked.vote_columns))
+def _votes_of_table(
+    table: CsvTable, nested: Nested, target: Target | None, asked: LabelOptions
+) -> list[WrittenVotes]:
+    """Return the votes of a table: a row for each vote; or columns of votes, of probabilities or of both."""
+    is_apart = target is not None and asked.votes is not None
+    known = set(asked.classes)
+    if not known:
+        known = voted(table, vote_columns(table, asked.vote_columns))
+        known |= set() if target is None else {name for name in target.true or () if name}
+    named = RoleColumns(asked.task_column, asked.worker_column, asked.label_column)
+    soft = probabilities(table, nested, named, known, None if target is None or is_apart else target.ids)
+    if asked.votes is not None and soft is None and (by_row := votes_by_row(table, named)) is not None:
+        return [by_row]
+    if is_apart and "id" not in table:
+        raise DataError(f"{table.name} needs a column 'id' with the ids of the target's examples")
+    # Of the data itself, other columns than vote_… are no votes.
+    guess = soft is None and asked.votes is not None
+    ids = table.cells("id") if is_apart else None
+    hard = votes_by_column(table, asked.vote_columns, asked.classes, ids=ids, guess=guess)
+    return [source for source in (hard, soft) if source is not None]
 
 
-def _examples_of(table: CsvTable, soft: SoftVotes | None, long: LongColumns | None, nested: Nested) -> Target:
+def _target_of_votes(table: CsvTable, nested: Nested, found: Sequence[WrittenVotes]) -> Target:
     """Return the examples that a file of votes names."""
-    if long is not None:
-        return Target(list(dict.fromkeys(table.cells(long.task))))
-    if soft is not None and (nested or len(soft.ids) < len(table)):
-        return Target(soft.ids)
+    for source in found:
+        if source.ids is not None and (nested or source.is_by_vote):
+            return Target(list(source.ids))
     return target_of(table)
 
 
-def _columns(
-    table: CsvTable | None, asked: LabelOptions, soft: SoftVotes | None
-) -> tuple[list[str], list[str]]:
-    """Return the columns of votes, and how they were recognised."""
-    if table is None:
-        if asked.vote_columns:
-            raise ConfigError("--vote-columns are of csv data or of --votes, and there is neither")
-        return [], []
-    if asked.target is not None and asked.votes is not None and "id" not in table:
-        raise DataError(f"{asked.votes} needs a column 'id' with the ids of the target's examples")
-    named = vote_columns(table, asked.vote_columns)
-    if named or soft is not None or asked.votes is None:  # other columns of the data itself are no votes
-        return named, []
-    taken, left = other_columns(table, asked.classes)
-    if not taken:
-        raise DataError(
-            f"{table.name} has no columns vote_…, and none that look like votes among "
-            f"{listed(left) or 'none'}: name them by --vote-columns, or, with a row a vote, by "
-            "--task-column, --worker-column and --label-column"
-        )
-    notes = [f"columns taken for votes: {listed(taken)}"]
-    if left:
-        notes.append(f"columns left out, no votes by their values: {listed(left)}")
-    return taken, notes
+def combined(
+    sources: Sequence[WrittenVotes], classes: Sequence[str], target: Target
+) -> tuple[Votes, list[str]]:
+    """Return all votes side by side, on the target's examples in their order, and notes.
 
-
-def _aligned(votes: Votes, ids: Sequence[str], name: str, target: Target) -> Votes:
-    """Bring a file's votes to the target's order; examples it does not name get none."""
-    if ids is target.ids:
-        return votes
+    Raises:
+        DataError: If a vote is no class, or the ids of a source are repeated or unknown.
+    """
     place = {example: n for n, example in enumerate(target.ids)}
-    if len(set(ids)) < len(ids):
-        raise DataError(f"the column 'id' of {name} repeats some ids; each example needs one row")
-    rows = np.array([place.get(example, -1) for example in ids], dtype=np.int64)
-    if (rows < 0).any():
-        at = int(np.flatnonzero(rows < 0)[0])
-        raise DataError(
-            f"{int((rows < 0).sum())} ids of {name} are no example's, such as '{ids[at]}'; ids of the "
-            f"target look like '{target.ids[0]}'"
-        )
-    aligned = np.full((len(target), votes.m), ABSTAIN)
-    aligned[rows] = votes.table
-    soft = None
-    if votes.soft is not None:
-        soft = np.zeros((len(target), votes.m, votes.k))
-        soft[rows] = votes.soft
-    return Votes(aligned, votes.k, votes.names, soft)
+    tables, notes = list[Votes](), list[str]()
+    for source in sources:
+        votes, more = source.votes(classes)
+        if source.ids is not None:
+            if len(set(source.ids)) < len(source.ids):
+                raise DataError("the column 'id' of the file of votes repeats some ids; each needs one row")
+            if strange := [example for example in source.ids if example not in place]:
+                raise DataError(
+                    f"{len(strange)} ids of the file of votes are no example's, such as '{strange[0]}'; ids "
+                    f"of the target look like '{target.ids[0]}'"
+                )
+            rows = np.array([place[example] for example in source.ids], dtype=np.int64)
+            votes = votes.spread(rows, len(target))
+        tables.append(votes)
+        notes += more
+    every, differ = beside(tables)
+    return every, [*notes, *differ]

@@ -218,13 +218,12 @@ def _vote_bytes(votes: Votes) -> list[bytes]:
         names = digest_of_texts(votes.names).encode()
         soft = [b""] * len(votes) if votes.soft is None else [row.tobytes() for row in votes.soft]
         return [names + row.tobytes() + more for row, more in zip(votes.table, soft, strict=True)]
-    ballots = votes.ballots
-    ends = np.searchsorted(ballots.example, np.arange(len(votes) + 1))
+    ends = np.searchsorted(votes.example, np.arange(len(votes) + 1))
     found = []
     for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
         given = sorted(
             (votes.names[who], str(vote))
-            for who, vote in zip(ballots.labeler[start:end], ballots.vote[start:end], strict=True)
+            for who, vote in zip(votes.annotator[start:end], votes.vote[start:end], strict=True)
         )
         found.append(digest_of_texts(text for pair in given for text in pair).encode())
     return found

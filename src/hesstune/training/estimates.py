@@ -102,7 +102,7 @@ def votes_given(part: Examples, k: int) -> NDArray[np.float64] | None:
     voted = counts.sum(axis=1) > 0
     if not voted.any() or (counts[every, labels] < counts.max(axis=1))[voted].any():
         return None
-    return np.where(voted[:, None], vote_counts(votes.ballots), np.eye(k)[labels])
+    return np.where(voted[:, None], vote_counts(votes), np.eye(k)[labels])
 
 
 Checked = tuple[NDArray[np.int64], NDArray[np.int64]]

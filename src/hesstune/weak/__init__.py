@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from hesstune._lazy import lazily
 
 if TYPE_CHECKING:
-    from hesstune.weak.functions import apply_functions, load_functions
     from hesstune.weak.label_models import LABEL_MODELS, Labelled, label
+    from hesstune.weak.vote_sources import apply_functions, load_functions
     from hesstune.weak.votes import ABSTAIN, Votes
 
 __all__ = [
@@ -28,8 +28,8 @@ __getattr__, __dir__ = lazily(
         "LABEL_MODELS": "hesstune.weak.label_models",
         "Labelled": "hesstune.weak.label_models",
         "Votes": "hesstune.weak.votes",
-        "apply_functions": "hesstune.weak.functions",
+        "apply_functions": "hesstune.weak.vote_sources",
         "label": "hesstune.weak.label_models",
-        "load_functions": "hesstune.weak.functions",
+        "load_functions": "hesstune.weak.vote_sources",
     },
 )

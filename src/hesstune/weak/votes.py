@@ -1,107 +1,34 @@
-"""A table of votes: the class that each annotator gave each example, with abstentions."""
+"""Votes: the class that each annotator gives each example, with abstentions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_matrix
 
 from hesstune.checks import class_count, integer_labels
 from hesstune.errors import DataError, listed
 
-
-@dataclass(frozen=True)
-class Ballots:
-    """The votes that were given; an abstention has no row.
-
-    Attributes:
-        example: (V,) int64, the example of each vote.
-        labeler: (V,) int64, who gave it.
-        vote: (V,) int64, the class voted for.
-        n: Number of examples N.
-        m: Number of labelers.
-        k: Number of classes K.
-
-    Example:
-        >>> two = Ballots(np.array([0, 0, 1]), np.array([0, 1, 1]), np.array([1, 1, 0]), n=2, m=2, k=2)
-        >>> two.counts.tolist(), two.each.tolist()
-        ([[0.0, 2.0], [1.0, 0.0]], [2, 1])
-    """
-
-    example: NDArray[np.int64]
-    labeler: NDArray[np.int64]
-    vote: NDArray[np.int64]
-    n: int
-    m: int
-    k: int
-
-    def __len__(self) -> int:
-        return len(self.vote)
-
-    def where(self, chosen: NDArray[np.bool_]) -> Ballots:
-        """Return the votes on some examples, (N,) of bool; examples keep their numbers."""
-        kept = chosen[self.example]
-        return Ballots(self.example[kept], self.labeler[kept], self.vote[kept], self.n, self.m, self.k)
-
-    def only(self, chosen: NDArray[np.bool_]) -> Ballots:
-        """Return the votes on some examples, (N,) of bool, which are numbered anew."""
-        kept, place = chosen[self.example], np.cumsum(chosen) - 1
-        n = int(chosen.sum())
-        return Ballots(place[self.example[kept]], self.labeler[kept], self.vote[kept], n, self.m, self.k)
-
-    def summed(self, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        """Return (N, K): the sum of each example's votes for each class, each by its weight, (V,)."""
-        cell = self.example * self.k + self.vote
-        found = np.bincount(cell, weights, self.n * self.k).reshape(self.n, self.k)
-        return found.astype(np.float64)
-
-    @cached_property
-    def counts(self) -> NDArray[np.float64]:
-        """(N, K): votes for each class."""
-        return self.summed()
-
-    @cached_property
-    def each(self) -> NDArray[np.int64]:
-        """(N,): votes on each example."""
-        return np.bincount(self.example, minlength=self.n)
-
-    @cached_property
-    def by_labeler(self) -> NDArray[np.int64]:
-        """(m,): votes of each labeler."""
-        return np.bincount(self.labeler, minlength=self.m)
-
-    def joint(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return (m, K, K): the summed posterior of class y where a labeler votes v, at [labeler, v, y].
-
-        Args:
-            q: (V, K) a posterior for each vote's example.
-        """
-        cell = self.labeler * self.k + self.vote
-        found = np.empty((self.m * self.k, self.k))
-        for y in range(self.k):
-            found[:, y] = np.bincount(cell, q[:, y], self.m * self.k)
-        return found.reshape(self.m, self.k, self.k)
-
-
 ABSTAIN = -1
-# Cells of a table of examples × labelers, 8 bytes each, beyond which votes stay one a row.
+# Cells of a table of examples × annotators, 8 bytes each, beyond which votes stay one a row.
 MOST_CELLS = 50_000_000
 
 
 class Votes:
-    """Votes of m labelers on N examples.
+    """Votes of m annotators on N examples.
 
-    Votes of a crowd are kept one a row (`of_ballots`), and its table of examples × labelers is made only
-    where it is asked for.
+    Votes of a crowd are given one a row (`of_rows`). Their table of examples × annotators is made only if it
+    is needed.
 
     Attributes:
         k: Number of classes K.
-        names: The labelers' names.
-        soft: (N, m, K) probabilities of each labeler, or None; rows of abstentions are zero.
+        names: The annotators' names.
+        soft: (N, m, K) probabilities of each annotator, or None; rows of abstentions are zero.
+        is_table: Whether the votes were given as a table, not one a row.
 
     Raises:
         DataError: If a vote is outside the classes, or shapes do not fit.
@@ -115,251 +42,293 @@ class Votes:
     def __init__(
         self, table: ArrayLike, k: int, names: Sequence[str] = (), soft: ArrayLike | None = None
     ) -> None:
-        k = class_count(k)
         array = np.asarray(table)
         if array.ndim != 2 or not array.shape[1] or not np.issubdtype(array.dtype, np.integer):
-            raise DataError(f"votes must be integers, (N, m), -1 where a labeler abstains; got {array.shape}")
-        wrong = np.argwhere((array < ABSTAIN) | (array >= k))
-        names = list(names) or [f"labeler{j}" for j in range(array.shape[1])]
-        if len(names) != array.shape[1] or len(set(names)) < len(names):
-            raise DataError(f"{array.shape[1]} labelers need as many different names; got {listed(names)}")
-        if len(wrong):
+            raise DataError(
+                f"votes must be integers, (N, m), -1 where an annotator abstains; got {array.shape}"
+            )
+        names = list(names) or [f"annotator{j}" for j in range(array.shape[1])]
+        self._keep(csr_matrix(array.astype(np.int64) + 1), k, names, None, True)
+        if len(wrong := np.argwhere((array < ABSTAIN) | (array >= k))):
             n, j = wrong[0]
             raise DataError(
-                f"votes must be classes in [0, {k}), or -1 to abstain; labeler {names[j]} gave "
+                f"votes must be classes in [0, {k}), or -1 to abstain; annotator {names[j]} gave "
                 f"{array[n, j]} to example {n}"
             )
-        self._table: NDArray[np.int64] | None = array.astype(np.int64)
-        self._n, self._by_row = len(array), False
-        self.k = k
-        self.names: list[str] = names
-        self.soft = None if soft is None else self._checked(soft)
+        if soft is not None:
+            self.soft = np.asarray(soft, dtype=np.float64)
+            shape = (*array.shape, self.k)
+            if self.soft.shape != shape or not np.isfinite(self.soft).all() or (self.soft < 0).any():
+                raise DataError(
+                    f"soft votes must be finite probabilities, {shape}; got shape {self.soft.shape}"
+                )
 
-    @classmethod
-    def of_ballots(cls, ballots: Ballots, names: Sequence[str]) -> Votes:
-        """Keep votes that are given one a row; a labeler votes on an example once.
+    def _keep(
+        self,
+        plus_one: csr_matrix,
+        k: int,
+        names: Sequence[str],
+        soft: NDArray[np.float64] | None,
+        is_table: bool,
+    ) -> None:
+        """Keep votes + 1 as a sparse matrix, (N, m): an abstention takes no memory."""
+        self.k, self.names = class_count(k), list(names)
+        if len(self.names) != plus_one.shape[1] or len(set(self.names)) < len(self.names):
+            raise DataError(
+                f"{plus_one.shape[1]} annotators need as many different names; got {listed(names)}"
+            )
+        self._plus_one, self.soft, self.is_table = plus_one, soft, is_table
 
-        Example:
-            >>> rows = Ballots(np.array([0, 1]), np.array([1, 0]), np.array([1, 0]), n=3, m=2, k=2)
-            >>> Votes.of_ballots(rows, ["ann", "bob"]).table.tolist()
-            [[-1, 1], [0, -1], [-1, -1]]
-        """
-        if len(names) != ballots.m or len(set(names)) < len(names):
-            raise DataError(f"{ballots.m} labelers need as many different names; got {listed(names)}")
-        votes = cls.__new__(cls)
-        votes._table, votes._by_row = None, True
-        votes._n, votes.k = ballots.n, class_count(ballots.k)
-        votes.names, votes.soft = list(names), None
-        order = np.lexsort((ballots.labeler, ballots.example))
-        votes.ballots = Ballots(
-            ballots.example[order],
-            ballots.labeler[order],
-            ballots.vote[order],
-            ballots.n,
-            ballots.m,
-            ballots.k,
-        )
+    def _changed(
+        self,
+        plus_one: csr_matrix,
+        k: int,
+        names: Sequence[str],
+        soft: NDArray[np.float64] | None,
+    ) -> Votes:
+        votes = Votes.__new__(Votes)
+        votes._keep(plus_one, k, names, soft, self.is_table)
         return votes
 
-    @cached_property
-    def ballots(self) -> Ballots:
-        """The votes one a row, by example and labeler."""
-        example, labeler = np.nonzero(self.given)
-        return Ballots(example, labeler, self.table[example, labeler], len(self), self.m, self.k)
+    @classmethod
+    def of_rows(
+        cls,
+        example: NDArray[np.int64],
+        annotator: NDArray[np.int64],
+        vote: NDArray[np.int64],
+        *,
+        n: int,
+        k: int,
+        names: Sequence[str],
+    ) -> Votes:
+        """Return votes that are given one a row; an annotator votes on an example once.
 
-    @property
-    def is_table(self) -> bool:
-        """Whether the votes were given as a table, not one a row."""
-        return not self._by_row
+        Args:
+            example: (V,) the example of each vote.
+            annotator: (V,) who gives it.
+            vote: (V,) the class.
+            n: Number of examples N.
+            k: Number of classes K.
+            names: The annotators' names.
 
-    @property
-    def table(self) -> NDArray[np.int64]:
-        """(N, m) int64 class indices; ABSTAIN (−1) where a labeler gave none.
-
-        Raises:
-            DataError: If the votes are kept one a row, and their table would take too much memory.
+        Example:
+            >>> example, annotator, vote = np.array([0, 1]), np.array([1, 0]), np.array([1, 0])
+            >>> Votes.of_rows(example, annotator, vote, n=3, k=2, names=["ann", "bob"]).table.tolist()
+            [[-1, 1], [0, -1], [-1, -1]]
         """
-        if self._table is None:
-            if self._n * self.m > MOST_CELLS:
-                raise DataError(
-                    f"a table of {self._n:,} examples by {self.m:,} labelers is too large; use the label "
-                    "model auto, weighted, majority or mace, which take votes one a row"
-                )
-            table = np.full((self._n, self.m), ABSTAIN)
-            table[self.ballots.example, self.ballots.labeler] = self.ballots.vote
-            self._table = table
-        return self._table
+        votes = cls.__new__(cls)
+        plus_one = csr_matrix((vote + 1, (example, annotator)), (n, len(names)))
+        votes._keep(plus_one, k, names, None, False)
+        return votes
 
     @classmethod
     def of_probabilities(
         cls, soft: NDArray[np.float64], names: Sequence[str] = (), threshold: float = 0.0
     ) -> Votes:
-        """Let each labeler vote for its most probable class, or abstain where that is below a threshold.
+        """Return votes for each annotator's most probable class.
 
         Args:
-            soft: (N, m, K) probabilities of each labeler.
-            names: The labelers' names.
-            threshold: See above.
+            soft: (N, m, K) probabilities of each annotator; a row of zeros is an abstention.
+            names: The annotators' names.
+            threshold: An annotator abstains if no class has this probability.
 
         Example:
             >>> Votes.of_probabilities(np.array([[[0.9, 0.1]], [[0.4, 0.6]]]), threshold=0.7).table.tolist()
             [[0], [-1]]
         """
-        table = np.where(soft.max(axis=2) >= threshold, soft.argmax(axis=2), ABSTAIN)
+        most = soft.max(axis=2)
+        table = np.where((most >= threshold) & (most > 0), soft.argmax(axis=2), ABSTAIN)
         return cls(table, soft.shape[2], names, soft * (table != ABSTAIN)[:, :, None])
 
-    def _checked(self, soft: ArrayLike) -> NDArray[np.float64]:
-        array = np.asarray(soft, dtype=np.float64)
-        shape = (len(self), self.m, self.k)
-        if array.shape != shape or not np.isfinite(array).all() or (array < 0).any():
-            raise DataError(f"soft votes must be finite probabilities, {shape}; got shape {array.shape}")
-        return array
-
     def __len__(self) -> int:
-        return self._n
+        return int(self._plus_one.shape[0])
 
     @property
     def m(self) -> int:
-        """The number of labelers."""
+        """The number of annotators."""
         return len(self.names)
 
     @cached_property
+    def example(self) -> NDArray[np.int64]:
+        """(V,) the example of each vote, ascending."""
+        return np.repeat(np.arange(len(self)), self.per_example)
+
+    @cached_property
+    def annotator(self) -> NDArray[np.int64]:
+        """(V,) who gives each vote, ascending within an example."""
+        return np.asarray(self._plus_one.indices, dtype=np.int64)
+
+    @cached_property
+    def vote(self) -> NDArray[np.int64]:
+        """(V,) the class of each vote."""
+        return np.asarray(self._plus_one.data - 1)
+
+    @cached_property
+    def per_example(self) -> NDArray[np.int64]:
+        """(N,) the number of votes on each example."""
+        return np.diff(self._plus_one.indptr).astype(np.int64)
+
+    @cached_property
+    def per_annotator(self) -> NDArray[np.int64]:
+        """(m,) the number of votes of each annotator."""
+        return np.bincount(self.annotator, minlength=self.m)
+
+    @cached_property
+    def table(self) -> NDArray[np.int64]:
+        """(N, m) int64 class indices; ABSTAIN (−1) where an annotator gave none.
+
+        Raises:
+            DataError: If the votes were given one a row, and their table would take too much memory.
+        """
+        if not self.is_table and len(self) * self.m > MOST_CELLS:
+            raise DataError(
+                f"a table of {len(self):,} examples by {self.m:,} annotators is too large; use the label "
+                "model auto, weighted, majority or mace, which take votes one a row"
+            )
+        return np.asarray(self._plus_one.toarray() - 1)
+
+    @cached_property
     def given(self) -> NDArray[np.bool_]:
-        """(N, m): whether a labeler voted."""
+        """(N, m) whether an annotator voted."""
         return np.asarray(self.table != ABSTAIN)
 
     @cached_property
     def onehot(self) -> NDArray[np.float64]:
-        """(N, m, K): 1 at the class voted for, 0 everywhere where the labeler abstained."""
+        """(N, m, K) 1 at the class voted for; all 0 where the annotator abstained."""
         return np.asarray(np.eye(self.k + 1)[self.table][:, :, : self.k])
 
     @cached_property
     def counts(self) -> NDArray[np.float64]:
-        """(N, K): votes for each class."""
-        if not self.is_table:
-            return self.ballots.counts
-        found = np.zeros((len(self), self.k))
-        for column in self.table.T:
-            rows = np.flatnonzero(column != ABSTAIN)
-            found[rows, column[rows]] += 1
-        return found
+        """(N, K) the number of votes for each class."""
+        return self.sums()
+
+    def sums(self, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """Return (N, K): the sum of the weights, (V,), of each example's votes for each class."""
+        cell = self.example * self.k + self.vote
+        summed = np.bincount(cell, weights, len(self) * self.k).reshape(len(self), self.k)
+        return summed.astype(np.float64)
+
+    def joint(
+        self, q: NDArray[np.float64], chosen: NDArray[np.bool_] | slice = slice(None)
+    ) -> NDArray[np.float64]:
+        """Return (m, K, K): the summed posterior of class y where an annotator votes v, at [annotator, v, y].
+
+        Args:
+            q: (V, K) a posterior for each vote's example.
+            chosen: (V,) which votes count.
+        """
+        cell = self.annotator[chosen] * self.k + self.vote[chosen]
+        columns = [np.bincount(cell, q[chosen, y], self.m * self.k) for y in range(self.k)]
+        return np.stack(columns, axis=1).reshape(self.m, self.k, self.k)
 
     @property
     def coverage(self) -> NDArray[np.float64]:
-        """(m,): share of the examples that a labeler votes on."""
-        return self.ballots.by_labeler / max(len(self), 1)
+        """(m,) the share of the examples that an annotator votes on."""
+        return self.per_annotator / max(len(self), 1)
 
     @property
     def silent(self) -> NDArray[np.int64]:
-        """Examples on which every labeler abstains."""
-        return np.flatnonzero(self.ballots.each == 0)
+        """Examples on which every annotator abstains."""
+        return np.flatnonzero(self.per_example == 0)
 
     @property
     def unvoted(self) -> NDArray[np.int64]:
-        """Classes that no labeler votes for."""
-        return np.flatnonzero(np.bincount(self.ballots.vote, minlength=self.k) == 0)
+        """Classes that no annotator votes for."""
+        return np.flatnonzero(np.bincount(self.vote, minlength=self.k) == 0)
 
-    def take(self, rows: ArrayLike, labelers: ArrayLike | None = None) -> Votes:
-        """Return the votes on some of the examples, of all labelers or of some."""
+    def take(self, rows: ArrayLike, annotators: ArrayLike | None = None) -> Votes:
+        """Return the votes on some of the examples, of all annotators or of some."""
         rows = np.asarray(rows)
-        columns = np.arange(self.m) if labelers is None else np.asarray(labelers)
-        names = [self.names[j] for j in columns]
-        if not self.is_table:
-            return self._some(rows, columns, names)
-        some = (rows, slice(None)) if labelers is None else np.ix_(rows, columns)
-        return Votes(self.table[some], self.k, names, None if self.soft is None else self.soft[some])
-
-    def _some(self, rows: NDArray[np.int64], columns: NDArray[np.int64], names: list[str]) -> Votes:
-        place, who = np.full(len(self), -1), np.full(self.m, -1)
-        place[rows], who[columns] = np.arange(len(rows)), np.arange(len(columns))
-        b = self.ballots
-        example, labeler = place[b.example], who[b.labeler]
-        kept = (example >= 0) & (labeler >= 0)
-        some = Ballots(example[kept], labeler[kept], b.vote[kept], len(rows), len(columns), self.k)
-        return Votes.of_ballots(some, names)
+        plus_one, soft, names = self._plus_one[rows], self.soft, self.names
+        soft = None if soft is None else soft[rows]
+        if annotators is not None:
+            columns = np.asarray(annotators)
+            plus_one, names = plus_one[:, columns], [names[j] for j in columns]
+            plus_one.sort_indices()
+            soft = None if soft is None else soft[:, columns]
+        return self._changed(plus_one, self.k, names, soft)
 
     def among(self, classes: NDArray[np.int64]) -> Votes:
         """Return the votes with only these classes, numbered anew; all votes are for one of them."""
-        place = np.full(self.k + 1, ABSTAIN)
+        place = np.zeros(self.k, dtype=np.int64)
         place[classes] = np.arange(len(classes))
-        if not self.is_table:
-            b = self.ballots
-            some = Ballots(b.example, b.labeler, place[b.vote], b.n, b.m, len(classes))
-            return Votes.of_ballots(some, self.names)
-        soft = None
+        plus_one, soft = self._plus_one.copy(), None
+        plus_one.data = place[self.vote] + 1
         if self.soft is not None:
             soft = self.soft[:, :, classes]
             total = soft.sum(axis=2, keepdims=True)
             soft = np.where(total > 0, soft / np.maximum(total, 1e-300), 0.0)
-        return Votes(place[self.table], len(classes), self.names, soft)
+        return self._changed(plus_one, len(classes), self.names, soft)
+
+    def spread(self, rows: NDArray[np.int64], n: int) -> Votes:
+        """Return votes on n examples, of which those on example i here are on the example rows[i]."""
+        cells = (rows[self.example], self.annotator)
+        soft = None
+        if self.soft is not None:
+            soft = np.zeros((n, self.m, self.k))
+            soft[rows] = self.soft
+        plus_one = csr_matrix((self._plus_one.data, cells), (n, self.m))
+        return self._changed(plus_one, self.k, self.names, soft)
 
     def problems(self, classes: Sequence[str] | None = None) -> list[str]:
-        """Say what makes the votes weak: silent labelers, classes never voted for, silent examples."""
+        """Return sentences about annotators without votes, and classes and examples without votes."""
         shown = list(classes) if classes else [str(c) for c in range(self.k)]
         found = [
-            f"labeler {name} never votes; it is left out of the label model"
-            for name, share in zip(self.names, self.coverage, strict=True)
-            if share == 0
+            f"annotator {name} never votes; it is left out of the label model"
+            for name, count in zip(self.names, self.per_annotator, strict=True)
+            if not count
         ]
-        absent = [shown[c] for c in self.unvoted]
-        if absent:
-            found.append(f"no labeler ever votes for {listed(absent)}; no example will be given that label")
+        if absent := [shown[c] for c in self.unvoted]:
+            found.append(f"no annotator votes for {listed(absent)}; no example is given that label")
         if len(self.silent):
             found.append(f"{len(self.silent)} of {len(self)} examples have no vote; they are left out")
         return found
 
     def analysis(self, true: ArrayLike | None = None) -> list[dict[str, Any]]:
-        """Return a row a labeler, as Snorkel's LFAnalysis defines them.
+        """Return a row for each annotator, with the quantities of Snorkel's LFAnalysis.
 
-        `polarity`: classes it votes for; `coverage`: share of examples it votes on; `overlaps`: share
-        it votes on together with another; `conflicts`: share where another votes for another class;
-        with true labels (−1 where unknown) also `correct`, `incorrect` and `accuracy` (over its own
-        votes; NaN-free: None where it never votes on an example whose label is known).
+        `polarity`: classes it votes for; `coverage`: share of examples it votes on; `overlaps`: share on
+        which another annotator votes, too; `conflicts`: share where another votes for another class. With
+        true labels (−1 where unknown) also `correct`, `incorrect` and `accuracy` over its own votes, which is
+        None if it votes on no example with a known label.
         """
         gold = None if true is None else np.asarray(true)
-        if gold is not None and len(gold) != len(self):
-            raise DataError(f"{len(gold)} true labels do not match {len(self)} examples")
-        known = np.ones(len(self), dtype=bool) if gold is None else gold != ABSTAIN
         if gold is not None:
-            integer_labels(gold[known], self.k, "true labels")
-        b = self.ballots
-        several = b.each[b.example] > 1
-        against = b.counts[b.example, b.vote] < b.each[b.example]
-        cell = np.bincount(b.labeler * self.k + b.vote, minlength=self.m * self.k).reshape(self.m, self.k)
-        rows: list[dict[str, Any]] = [
-            {
-                "labeler": name,
-                "polarity": np.flatnonzero(cell[j]).tolist(),
-                "coverage": float(b.by_labeler[j] / len(self)),
-                "overlaps": float(overlaps / len(self)),
-                "conflicts": float(conflicts / len(self)),
-            }
-            for j, (name, overlaps, conflicts) in enumerate(
-                zip(self.names, self._each(several), self._each(against), strict=True)
-            )
-        ]
-        if gold is None:
-            return rows
-        judged = self._each(known[b.example])
-        right = self._each(known[b.example] & (b.vote == gold[b.example]))
-        for row, of, hits in zip(rows, judged.tolist(), right.tolist(), strict=True):
-            row["correct"], row["incorrect"] = hits, of - hits
-            row["accuracy"] = hits / of if of else None
-        return rows
+            if len(gold) != len(self):
+                raise DataError(f"{len(gold)} true labels do not match {len(self)} examples")
+            integer_labels(gold[gold != ABSTAIN], self.k, "true labels")
+        each = self.per_example[self.example]
+        cell = np.bincount(self.annotator * self.k + self.vote, minlength=self.m * self.k)
 
-    def _each(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """(m,): how many votes of each labeler are among the chosen ones, (V,) of bool."""
-        return np.bincount(self.ballots.labeler[chosen], minlength=self.m)
+        def share(chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+            return np.bincount(self.annotator[chosen], minlength=self.m) / len(self)
+
+        columns: dict[str, list[Any]] = {
+            "labeler": self.names,
+            "polarity": [np.flatnonzero(row).tolist() for row in cell.reshape(self.m, self.k)],
+            "coverage": (self.per_annotator / len(self)).tolist(),
+            "overlaps": share(each > 1).tolist(),
+            "conflicts": share(self.counts[self.example, self.vote] < each).tolist(),
+        }
+        if gold is not None:
+            known = gold[self.example] != ABSTAIN
+            asked = np.bincount(self.annotator[known], minlength=self.m)
+            right = np.bincount(self.annotator[self.vote == gold[self.example]], minlength=self.m)
+            columns |= {"correct": right.tolist(), "incorrect": (asked - right).tolist()}
+            columns["accuracy"] = [
+                r / a if a else None for r, a in zip(right.tolist(), asked.tolist(), strict=True)
+            ]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def beside(tables: Sequence[Votes]) -> tuple[Votes, list[str]]:
-    """Return the votes of several tables side by side, and what should be known, in sentences.
+    """Return the votes of several tables side by side, and notes.
 
-    A labeler of two tables, one of votes and one of probabilities, is one: its vote counts where it gave
-    one, its probabilities where it gave these.
+    An annotator may be in two tables, one of votes and one of probabilities. Its vote is kept if there is
+    one, and its probabilities if there are some.
 
     Raises:
-        DataError: If two tables of votes, or two of probabilities, name a labeler alike.
+        DataError: If two tables of votes, or two of probabilities, have an annotator of the same name.
 
     Example:
         >>> hard = Votes([[0, 1]], 2, ["a", "b"])
@@ -369,16 +338,16 @@ def beside(tables: Sequence[Votes]) -> tuple[Votes, list[str]]:
     if len(tables) == 1:
         return tables[0], []
     names = list(dict.fromkeys(name for t in tables for name in t.names))
-    place, n, k = {name: j for j, name in enumerate(names)}, len(tables[0]), tables[0].k
-    for kind in (True, False):
-        own_names = [name for t in tables if (t.soft is None) is kind for name in t.names]
+    n, k = len(tables[0]), tables[0].k
+    for is_hard in (True, False):
+        own_names = [name for t in tables if (t.soft is None) is is_hard for name in t.names]
         if repeated := [name for name in names if own_names.count(name) > 1]:
-            raise DataError(f"two labelers are called '{repeated[0]}'; give each a name of its own")
+            raise DataError(f"two annotators are named '{repeated[0]}'; give each a name of its own")
     table, notes = np.full((n, len(names)), ABSTAIN), list[str]()
     soft = np.zeros((n, len(names), k)) if any(t.soft is not None for t in tables) else None
     for own in tables:
         for j, name in enumerate(own.names):
-            at, votes = place[name], own.table[:, j]
+            at, votes = names.index(name), own.table[:, j]
             both = (table[:, at] != ABSTAIN) & (votes != ABSTAIN)
             if differ := int((both & (table[:, at] != votes)).sum()):
                 notes.append(
@@ -391,42 +360,16 @@ def beside(tables: Sequence[Votes]) -> tuple[Votes, list[str]]:
     return Votes(table, k, names, soft), notes
 
 
-@dataclass(frozen=True)
-class Patterns:
-    """Distinct rows of votes, and which examples have which.
-
-    Attributes:
-        votes: Each distinct row once, soft votes left out.
-        weight: (P,) float64, how many examples have it.
-        of: (N,) the distinct row of each example.
-    """
-
-    votes: Votes
-    weight: NDArray[np.float64]
-    of: NDArray[np.int64]
-
-
-def patterns(votes: Votes) -> Patterns:
-    """Find the distinct rows of votes; m labelers of K classes have at most (K + 1)^m.
+def patterns(votes: Votes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the distinct rows of votes: the first example of each, (P,), and the row of each example, (N,).
 
     Example:
-        >>> found = patterns(Votes([[0, 1], [1, -1], [0, 1]], k=2))
-        >>> found.votes.table.tolist(), found.weight.tolist(), found.of.tolist()
-        ([[0, 1], [1, -1]], [2.0, 1.0], [0, 1, 0])
+        >>> first, of = patterns(Votes([[0, 1], [1, -1], [0, 1]], k=2))
+        >>> first.tolist(), of.tolist()
+        ([0, 1], [0, 1, 0])
     """
-    key = np.zeros(len(votes), dtype=np.int64)
-    span = 1
-    for column in votes.table.T:
-        if span > np.iinfo(np.int64).max // (votes.k + 1):
-            # The number in base K + 1 would not fit: only what has occurred is counted on.
-            _, key = np.unique(key, return_inverse=True)
-            span = int(key.max(initial=0)) + 1
-        key = key * (votes.k + 1) + column + 1
-        span *= votes.k + 1
-    _, first, of, counts = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
-    # In the order in which they first occur.
-    order = np.argsort(first)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    distinct = Votes(votes.table[first[order]], votes.k, votes.names)
-    return Patterns(distinct, counts[order].astype(np.float64), place[of])
+    import pandas as pd
+
+    groups = pd.DataFrame(votes.table).groupby(list(range(votes.m)), sort=False)
+    of = groups.ngroup().to_numpy(dtype=np.int64)
+    return np.unique(of, return_index=True)[1], of

@@ -1,4 +1,7 @@
-"""Label models: one label, and a posterior over labels, from many votes; each model is a file."""
+"""Label models: one label, and a posterior over labels, from many votes.
+
+Each model is the class LABEL_MODEL of a file in this folder, and the file's name is its name.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,81 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import integer_labels, one_of, parse_rate
 from hesstune.errors import ConfigError, DataError, listed, unknown_name
-from hesstune.weak.label_models._base import Checked, LabelModel, ModelInputs
 from hesstune.weak.votes import ABSTAIN, Votes
+
+if TYPE_CHECKING:
+    from hesstune.noise.latent.channel import Checked
 
 __all__ = [
     "LABEL_MODELS",
+    "Answer",
     "LabelModel",
     "LabelModelName",
     "Labelled",
+    "ModelInputs",
     "at_balance",
     "label",
     "label_model_class",
+    "majority_vote",
     "read_balance",
 ]
 
-LABEL_MODELS = tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
+LABEL_MODELS = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 if TYPE_CHECKING:
     LabelModelName = str
 else:  # what options accept
     LabelModelName = Literal[LABEL_MODELS]
+
+Answer = tuple[NDArray[np.float64], dict[str, Any]]
+"""P(class | votes), (N, K), and the model's own numbers, JSON-ready."""
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What a label model may use beside the votes.
+
+    Attributes:
+        features: (N, D), or None.
+        checked: Rows and true classes of human-checked examples, or None.
+        balance: (K,) shares of the classes, or None if unknown.
+        seed: Seed of ties, folds and restarts.
+    """
+
+    features: NDArray[np.floating] | None
+    checked: Checked | None
+    balance: NDArray[np.float64] | None
+    seed: int
+
+
+class LabelModel:
+    """A label model.
+
+    Attributes:
+        summary: A sentence for users, which `docs/howto/weak-labels.md` repeats.
+        record: The keys of its record, and what they mean.
+        needs_features: Whether it cannot do without features.
+        is_calibrated: Whether it gives probabilities of the true class, so that they say how often labels are
+            wrong.
+        keeps_classes: Whether it fits so few numbers that it cannot assign all examples to one class.
+    """
+
+    summary: ClassVar[str]
+    record: ClassVar[dict[str, str]] = {}
+    needs_features: ClassVar[bool] = False
+    is_calibrated: ClassVar[bool] = True
+    keeps_classes: ClassVar[bool] = False
+
+    @classmethod
+    def fit(cls, votes: Votes, inputs: ModelInputs) -> Answer:
+        """Return posterior and record of votes, on every example at least one."""
+        raise NotImplementedError
 
 
 def label_model_class(name: str) -> type[LabelModel]:
@@ -47,7 +99,7 @@ def label_model_class(name: str) -> type[LabelModel]:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What a label model makes of the votes.
+    """Labels from a label model.
 
     Attributes:
         model: The label model's name.
@@ -84,7 +136,7 @@ def label(
 
     Raises:
         ConfigError: If the model is unknown or lacks what it needs.
-        DataError: If nobody votes on anything.
+        DataError: If there are no votes, or features or checked labels do not match them.
         MissingExtraError: If the package behind it is not installed.
 
     Example:
@@ -92,50 +144,52 @@ def label(
         [0, 1, -1]
     """
     kind = label_model_class(model)
-    voted = np.flatnonzero(votes.ballots.each > 0)
+    voted = np.flatnonzero(votes.per_example > 0)
     if not len(voted):
-        raise DataError("no labeler votes on any example; there is nothing to label")
+        raise DataError("there is no vote on any example, so there is nothing to label")
     if kind.needs_features and features is None:
         raise ConfigError(f"the label model {model} needs the examples' features: give images or texts")
-    inputs = ModelInputs(
-        None if features is None else np.asarray(features)[voted],
-        _among(clean, voted, votes),
-        None if balance is None else np.asarray(balance, dtype=np.float64),
-        seed,
-    )
-    posterior, details = kind.fit(votes.take(voted, np.flatnonzero(votes.coverage > 0)), inputs)
-    if inputs.balance is not None:
-        posterior, off = at_balance(posterior, inputs.balance)
+    x = None if features is None else np.asarray(features)
+    if x is not None and (x.ndim != 2 or len(x) != len(votes) or not np.isfinite(x).all()):
+        raise DataError(f"features must be finite, ({len(votes)}, D); got shape {x.shape}")
+    checked = None if clean is None else _checked(clean, voted, votes)
+    shares = None if balance is None else np.asarray(balance, dtype=np.float64)
+    inputs = ModelInputs(None if x is None else x[voted], checked, shares, seed)
+    posterior, details = kind.fit(votes.take(voted, np.flatnonzero(votes.per_annotator > 0)), inputs)
+    if shares is not None:
+        posterior, off = at_balance(posterior, shares)
         if off > 0.01:
             said = f"the classes' shares are up to {off:.2f} off those given: too many examples are certain"
             details = {**details, "reasons": [*details.get("reasons", []), said]}
-    if inputs.checked is not None and len(inputs.checked[0]):
+    if checked is not None:
         posterior = posterior.copy()
-        posterior[inputs.checked[0]] = np.eye(votes.k)[inputs.checked[1]]
+        posterior[checked[0]] = np.eye(votes.k)[checked[1]]
     whole = np.full((len(votes), votes.k), 1.0 / votes.k)
     whole[voted] = posterior
     labels = np.full(len(votes), ABSTAIN)
-    labels[voted] = _argmax(posterior, seed)
+    labels[voted] = _best_classes(posterior, seed)
     return Labelled(model, labels, whole, details)
 
 
-def _among(
-    clean: tuple[ArrayLike, ArrayLike] | None, voted: NDArray[np.int64], votes: Votes
-) -> Checked | None:
+def majority_vote(votes: Votes, seed: int = 0) -> NDArray[np.int64]:
+    """Return the class with the most votes, (N,), ties drawn by the seed; ABSTAIN without a vote."""
+    labels, voted = np.full(len(votes), ABSTAIN), votes.per_example > 0
+    counts = votes.counts[voted]
+    labels[voted] = _best_classes(counts / counts.sum(axis=1, keepdims=True), seed)
+    return labels
+
+
+def _checked(clean: tuple[ArrayLike, ArrayLike], voted: NDArray[np.int64], votes: Votes) -> Checked:
     """Return the human-checked examples among those that have votes."""
-    if clean is None:
-        return None
     rows = integer_labels(clean[0], len(votes), "rows of clean labels")
     true = integer_labels(clean[1], votes.k, "clean labels")
     if len(rows) != len(true) or len(set(rows.tolist())) < len(rows):
         raise DataError(f"{len(true)} clean labels need as many different rows; got {len(rows)}")
-    place = np.full(len(votes), -1)
-    place[voted] = np.arange(len(voted))
-    kept = place[rows] >= 0
-    return place[rows][kept], true[kept]
+    kept = np.isin(rows, voted)
+    return np.searchsorted(voted, rows[kept]), true[kept]
 
 
-def _argmax(scores: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
+def _best_classes(scores: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
     """Return the best class of each row; ties are drawn by the seed."""
     best = scores >= scores.max(axis=1, keepdims=True) - 1e-12
     draw = np.random.default_rng([seed, 0x71E]).random(scores.shape)
@@ -143,17 +197,17 @@ def _argmax(scores: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
 
 
 STEPS, TOLERANCE = 2000, 1e-6
-# Shares that sum to 1 within this are taken as they are, divided by their sum.
+# Shares that sum to 1 within this are divided by their sum.
 SUM_TOLERANCE = 0.02
 
 
 def read_balance(
-    told: Sequence[str], classes: Sequence[str], majority: NDArray[np.float64]
+    given: Sequence[str], classes: Sequence[str], majority: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return (K,) shares of the classes.
 
     Args:
-        told: `uniform`; `majority`, the majority vote's; or `CLASS=SHARE` of every class.
+        given: `uniform`; `majority`, the majority vote's; or `CLASS=SHARE` of every class.
         classes: Class names.
         majority: (K,) the classes' shares of the majority vote.
 
@@ -164,9 +218,9 @@ def read_balance(
         >>> read_balance(["spam=0.1", "ham=0.9"], ["ham", "spam"], np.ones(2) / 2).tolist()
         [0.9, 0.1]
     """
-    if list(told) == ["uniform"]:
+    if list(given) == ["uniform"]:
         return np.full(len(classes), 1 / len(classes))
-    if list(told) == ["majority"]:
+    if list(given) == ["majority"]:
         if not majority.all():
             missing = classes[int(np.flatnonzero(majority == 0)[0])]
             raise ConfigError(
@@ -174,13 +228,19 @@ def read_balance(
             )
         return majority
     shares: dict[str, float] = {}
-    for one in told:
-        name, share = _share(one, classes)
+    for one in given:
+        name, equals, share = one.rpartition("=")
+        number = parse_rate(share)
+        if not equals or number is None or not 0 < number < 1:
+            raise ConfigError(
+                f"a class balance is uniform, majority or CLASS=SHARE,… with shares in (0, 1); got '{one}'"
+            )
+        if name not in classes:
+            raise unknown_name("class", name, classes, ConfigError)
         if name in shares:
             raise ConfigError(f"the class balance names '{name}' twice")
-        shares[name] = share
-    rest = [name for name in classes if name not in shares]
-    if rest:
+        shares[name] = number
+    if rest := [name for name in classes if name not in shares]:
         raise ConfigError(f"the class balance has no share of {listed(rest)}; give one of each class")
     total = sum(shares.values())
     if abs(total - 1) > SUM_TOLERANCE:
@@ -188,26 +248,14 @@ def read_balance(
     return np.array([shares[name] / total for name in classes])
 
 
-def _share(one: str, classes: Sequence[str]) -> tuple[str, float]:
-    name, equals, share = one.rpartition("=")
-    number = parse_rate(share)
-    if not equals or number is None or not 0 < number < 1:
-        raise ConfigError(
-            f"a class balance is uniform, majority or CLASS=SHARE,… with shares in (0, 1); got '{one}'"
-        )
-    if name not in classes:
-        raise unknown_name("class", name, classes, ConfigError)
-    return name, number
-
-
 def at_balance(
     posterior: NDArray[np.float64], balance: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], float]:
-    """Return the posteriors nearest to these whose mean is the balance, and how far their mean stays off.
+    """Return the posteriors nearest to these with the balance as their mean, and the remaining difference.
 
     q_i(c) ∝ w_c·p_i(c), w by iterative proportional fitting: of all posteriors of that mean, these have the
-    least Kullback–Leibler divergence from the ones given. Examples that are certain stay so; where too many
-    are, the balance cannot be met.
+    least Kullback–Leibler divergence from the ones given. Examples that are certain stay so; if too many are,
+    the balance cannot be met.
 
     Args:
         posterior: (N, K).

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import ClassVar
 
 from hesstune.noise.latent.head import MIN_EXAMPLES
-from hesstune.weak.label_models._base import Answer, LabelModel, ModelInputs
+from hesstune.weak.label_models import Answer, LabelModel, ModelInputs
 from hesstune.weak.label_models.calibrated import Calibrated
 from hesstune.weak.label_models.latent import Latent
 from hesstune.weak.label_models.weighted import Weighted
-from hesstune.weak.vote_models import collapse
+from hesstune.weak.vote_models import CANDIDATES, collapse
 from hesstune.weak.votes import Votes
 
 
 class VoteChoice(Weighted):
     """The simplest of all models of votes within one standard error of the best."""
 
-    candidates = None
+    candidates = tuple(CANDIDATES)
 
 
 class Auto(LabelModel):
@@ -39,7 +39,7 @@ class Auto(LabelModel):
             said = f"{len(votes)} examples are too few to use features: {MIN_EXAMPLES} are needed"
         else:
             posterior, details = Latent.fit(votes, inputs)
-            lost = collapse(posterior, votes.ballots)
+            lost = collapse(posterior, votes)
             if lost is None:
                 return posterior, details
             said = f"latent refused: {lost}"

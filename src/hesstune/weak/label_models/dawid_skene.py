@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from hesstune.weak.label_models._base import Answer, LabelModel, ModelInputs
+from hesstune.noise.latent.channel import Checked
+from hesstune.weak.label_models import Answer, LabelModel, ModelInputs
 from hesstune.weak.votes import Votes, patterns
 
 # The least probability, as in crowd-kit.
@@ -19,14 +19,13 @@ LEAST = float(np.float_power(10, -10))
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Iteration:
+class Iteration(NamedTuple):
     """One step of expectation maximisation.
 
     Attributes:
         before: The posterior that prior and confusion matrices are made from, (N, K).
         prior: P(class), (K,) or one a row, (N, K).
-        confusion: P(vote j | class i) of each labeler, (m, K, K).
+        confusion: P(vote j | class i) of each annotator, (m, K, K).
         evidence: ln P(votes | class), (N, K).
         posterior: The posterior they give, (N, K).
     """
@@ -42,32 +41,34 @@ def iterations(
     views: Sequence[Array],
     start: Array,
     prior: Callable[[Array], Array],
-    confusion: Callable[[Array], Array],
+    least: float,
     *,
-    weight: Array | None = None,
-    fixed: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    weight: Array,
+    fixed: Checked | None = None,
     known: NDArray[np.bool_] | None = None,
     temper: float = 1.0,
+    added: float = 0.0,
 ) -> Iterator[Iteration]:
     """Fit P(class) Π_d P(vote d | class) by expectation maximisation, without end.
 
     Source: Dawid and Skene 1979, section 2.
 
     Args:
-        views: (N, K) one-hot or soft votes of each labeler; a row of zeros is an abstention.
+        views: (N, K) one-hot or soft votes of each annotator; a row of zeros is an abstention.
         start: The posterior to start from, (N, K).
         prior: P(class) from a posterior.
-        confusion: Confusion matrices from the (m, K, K) sums of votes by class.
-        weight: (N,) how many times each row counts in those sums; None counts each once.
-        fixed: (rows, true classes) whose posterior is known.
+        least: The least sum of votes in a confusion matrix.
+        weight: (N,) how many times each row counts in the confusion matrices.
+        fixed: (rows, true classes) of human-checked examples.
         known: (K,) the classes there are; None means all.
         temper: The power of the likelihood.
+        added: What is added to each sum of votes.
     """
     q = start
     while True:
-        counted = q if weight is None else q * weight[:, None]
-        share = prior(q)
-        matrices = confusion(np.stack([counted.T @ view for view in views]))
+        counted, share = q * weight[:, None], prior(q)
+        sums = np.clip(np.stack([counted.T @ view for view in views]), least, None) + added
+        matrices = sums / sums.sum(axis=2, keepdims=True)
         evidence = np.zeros_like(q)
         for view, matrix in zip(views, matrices, strict=True):
             evidence += view @ np.log(matrix).T
@@ -100,22 +101,18 @@ def dawid_skene(
         >>> q.argmax(axis=1).tolist(), confusion[2].round(1).tolist()
         ([0, 1, 0], [[0.7, 0.3], [0.0, 1.0]])
     """
-    # A class that nobody votes for would be a name for anything.
-    seen = np.flatnonzero((votes.counts * weight[:, None]).sum(axis=0) > 0)
-    start = votes.counts[:, seen] / votes.counts.sum(axis=1, keepdims=True)
-    votes_of = votes.given.sum(axis=1, keepdims=True)
-    total, each = float(weight.sum()), float((votes.given.sum(axis=1) * weight).sum())
+    # A class without votes would be a name for anything.
+    seen = np.setdiff1d(np.arange(votes.k), votes.unvoted)
+    votes_of = votes.per_example[:, None]
+    start = votes.counts[:, seen] / votes_of
+    total, each = float(weight.sum()), float((votes.per_example * weight).sum())
 
     def prior(q: Array) -> Array:
         return np.asarray(np.clip((q * weight[:, None]).sum(axis=0) / total, LEAST, None))
 
-    def confusion(sums: Array) -> Array:
-        sums = np.clip(sums, LEAST, None)
-        return np.asarray(sums / sums.sum(axis=2, keepdims=True))
-
     views = [votes.onehot[:, d][:, seen] for d in range(votes.m)]
     before = -np.inf
-    for step, now in enumerate(iterations(views, start, prior, confusion, weight=weight)):
+    for step, now in enumerate(iterations(views, start, prior, LEAST, weight=weight)):
         held = np.clip(now.before, LEAST, None)
         # crowd-kit's bound counts the prior once a vote.
         joint = now.before * (now.evidence + votes_of * np.log(now.prior)) - held * np.log(held)
@@ -139,9 +136,9 @@ class DawidSkene(LabelModel):
     @classmethod
     def fit(cls, votes: Votes, inputs: ModelInputs) -> Answer:
         """Return the posterior, from the distinct rows of votes."""
-        distinct = patterns(votes)
-        posterior, confusion = dawid_skene(distinct.votes, distinct.weight)
-        return posterior[distinct.of], {"confusion": np.round(confusion, 4).tolist()}
+        first, of = patterns(votes)
+        posterior, confusion = dawid_skene(votes.take(first), np.bincount(of).astype(np.float64))
+        return posterior[of], {"confusion": np.round(confusion, 4).tolist()}
 
 
 LABEL_MODEL = DawidSkene

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.head import robust_head
-from hesstune.weak.label_models._base import Answer, LabelModel, ModelInputs
+from hesstune.weak.label_models import Answer, LabelModel, ModelInputs
 from hesstune.weak.label_models.calibrated import weighed_counts
 from hesstune.weak.vote_models import vote_counts
 from hesstune.weak.votes import Votes
@@ -30,7 +30,7 @@ class Latent(LabelModel):
     def fit(cls, votes: Votes, inputs: ModelInputs) -> Answer:
         """Return the tempered posteriors of EM."""
         if votes.soft is None:
-            counts = vote_counts(votes.ballots)
+            counts = vote_counts(votes)
         else:
             counts = weighed_counts(votes, inputs.checked, inputs.seed)
         observed = Observed.of(counts, votes.k, checked=inputs.checked)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hesstune.errors import MissingExtraError
-from hesstune.weak.label_models._base import Answer, LabelModel, ModelInputs
+from hesstune.weak.label_models import Answer, LabelModel, ModelInputs
 from hesstune.weak.votes import Votes
 
 
@@ -27,8 +27,7 @@ def crowd_frame(votes: Votes) -> Any:
     """Return the votes as crowd-kit takes them: a data frame of rows task, worker, label."""
     import pandas as pd
 
-    rows = votes.ballots
-    return pd.DataFrame({"task": rows.example, "worker": rows.labeler, "label": rows.vote})
+    return pd.DataFrame({"task": votes.example, "worker": votes.annotator, "label": votes.vote})
 
 
 class Mace(LabelModel):

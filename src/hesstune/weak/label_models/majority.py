@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hesstune.weak.label_models._base import Answer, LabelModel, ModelInputs
+from hesstune.weak.label_models import Answer, LabelModel, ModelInputs
 from hesstune.weak.votes import Votes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hesstune.weak.label_models._base import Answer, LabelModel, ModelInputs
+from hesstune.weak.label_models import Answer, LabelModel, ModelInputs
 from hesstune.weak.votes import Votes
 
 

@@ -6,14 +6,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from hesstune.weak.label_models._base import Answer, LabelModel, ModelInputs
+from hesstune.weak.label_models import Answer, LabelModel, ModelInputs
 from hesstune.weak.label_models.majority import Majority
 from hesstune.weak.vote_models import WEIGHTED, choose
 from hesstune.weak.votes import Votes
 
 
 class Weighted(LabelModel):
-    """One accuracy an annotator, shrunk to the mean as strongly as held-out votes say."""
+    """One accuracy for each annotator, shrunk to the mean; the strength has the best held-out likelihood."""
 
     summary = "Each annotator's votes weighted by its accuracy, which is estimated from the votes."
     record: ClassVar[dict[str, str]] = {
@@ -24,19 +24,18 @@ class Weighted(LabelModel):
         "accuracy": "each annotator's estimated accuracy",
     }
     keeps_classes = True
-    candidates: tuple[str, ...] | None = WEIGHTED
+    candidates: tuple[str, ...] = WEIGHTED
 
     @classmethod
     def fit(cls, votes: Votes, inputs: ModelInputs) -> Answer:
         """Return the posterior of the candidate with the best held-out likelihood of votes."""
-        ballots = votes.ballots
         # A prior that is fitted to the votes favours the classes of annotators who vote most: it is uniform.
         prior = np.full(votes.k, 1 / votes.k) if inputs.balance is None else inputs.balance
-        choice = choose(ballots, np.log(prior), inputs.seed, cls.candidates)
-        if np.isnan(choice.evidence.accuracy).all():  # the majority vote, or all annotators alike
-            return Majority.fit(votes, inputs)[0], choice.details()
-        accuracy = dict(zip(votes.names, np.round(choice.evidence.accuracy, 4).tolist(), strict=True))
-        return choice.evidence.posterior(ballots), {**choice.details(), "accuracy": accuracy}
+        fitted, details = choose(votes, np.log(prior), inputs.seed, cls.candidates)
+        if np.isnan(fitted.accuracy).all():  # the majority vote, or all annotators alike
+            return Majority.fit(votes, inputs)[0], details
+        accuracy = dict(zip(votes.names, np.round(fitted.accuracy, 4).tolist(), strict=True))
+        return fitted.posterior(votes), {**details, "accuracy": accuracy}
 
 
 LABEL_MODEL = Weighted

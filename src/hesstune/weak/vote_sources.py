@@ -1,0 +1,500 @@
+"""Where votes come from: labeling functions, and files of votes in several layouts.
+
+Each reader returns `WrittenVotes`, the votes of some annotators before the classes are known. A new file
+format, such as the export of an annotation tool, is read by `read_vote_file` into a table with the columns
+task, worker and label and a row for each vote, or with a row for each example and a column for each
+annotator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hesstune.errors import ConfigError, DataError, cut, listed, unknown_name
+from hesstune.storage.tables import JSON_LINES, Column, CsvTable, Nested, read_json_lines, read_table
+from hesstune.user_code import import_user_module
+from hesstune.weak.vote_files import (
+    PREFIX,
+    ROW_SUM_TOLERANCE,
+    SOFT_PREFIX,
+    abstains,
+    class_index,
+    class_of,
+    column_votes,
+    other_columns,
+    probability_cells,
+    soft_classes,
+    vote_columns,
+    voted,
+    votes_in,
+)
+from hesstune.weak.votes import ABSTAIN, MOST_CELLS, Votes
+
+
+@dataclass(frozen=True)
+class WrittenVotes:
+    """Votes of some annotators as they were written.
+
+    Attributes:
+        ids: The example of each row of votes; None: the examples to be labelled, in their order.
+        classes: The names of classes, or indices as text, that occur in them.
+        votes: Returns the votes, and notes, from the names of all classes.
+        notes: How they were read, in sentences.
+        is_by_vote: Whether they were read from a file with a row for each vote.
+    """
+
+    ids: Sequence[str] | None
+    classes: set[str]
+    votes: Callable[[Sequence[str]], tuple[Votes, list[str]]]
+    notes: tuple[str, ...] = ()
+    is_by_vote: bool = False
+
+
+def read_vote_file(path: str | Path) -> tuple[CsvTable, Nested]:
+    """Read a file of votes, CSV or JSON lines; objects of probabilities are returned apart.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    if Path(path).suffix.lower() in JSON_LINES:
+        return read_json_lines(path, "the file of votes")
+    return read_table(path, "the file of votes"), {}
+
+
+Function = Callable[[Mapping[str, str]], object]
+
+
+def load_functions(spec: str) -> list[tuple[str, Function]]:
+    """Import labeling functions: `py:module:name`, the name of a function or of a list of functions.
+
+    The module is imported and run: use it with code you trust.
+
+    Returns:
+        (name, function) pairs, each name once.
+
+    Raises:
+        ConfigError: If the module or name is missing, or holds no function.
+    """
+    kind, _, rest = spec.partition(":")
+    module_name, _, attribute = rest.partition(":")
+    if kind != "py" or not attribute:
+        raise ConfigError(f"labeling functions '{spec}' must be written py:module:name")
+    try:
+        module = import_user_module(module_name)
+    except Exception as error:  # a module that is run may fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"cannot import the module '{module_name}': {reason}") from error
+    if not hasattr(module, attribute):
+        raise unknown_name(f"name in {module_name}", attribute, [n for n in vars(module) if n[:1] != "_"])
+    found = getattr(module, attribute)
+    functions = list(found) if isinstance(found, list | tuple) else [found]
+    if not functions or not all(callable(f) for f in functions):
+        raise ConfigError(f"{spec} must be a function, or a list of functions; got {type(found).__name__}")
+    names = [str(getattr(f, "__name__", attribute)) for f in functions]
+    # All lambdas have the same name.
+    unique = [n if names.count(n) == 1 else f"{n}{i}" for i, n in enumerate(names)]
+    return list(zip(unique, functions, strict=True))
+
+
+def call_functions(
+    functions: Sequence[tuple[str, Function]], rows: Iterable[Mapping[str, str]]
+) -> WrittenVotes:
+    """Call each labeling function on each example.
+
+    Args:
+        functions: (name, function) pairs. A function gets an example as a mapping of text (a CSV
+            file's row; `id` and `path` for images) and returns a class name, a class index, or None.
+        rows: The examples.
+
+    Raises:
+        DataError: If a function fails, by name and example.
+    """
+    ids: list[object] = []
+    answers: list[list[object]] = [[] for _ in functions]
+    for n, row in enumerate(rows):
+        ids.append(row.get("id", n))
+        for (name, function), column in zip(functions, answers, strict=True):
+            try:
+                column.append(function(row))
+            except Exception as error:
+                raise DataError(
+                    f"labeling function {name} failed on example {ids[-1]}: {type(error).__name__}: {error}"
+                ) from error
+    names = [name for name, _ in functions]
+
+    def votes(classes: Sequence[str]) -> tuple[Votes, list[str]]:
+        index = class_index(classes)
+        columns = [
+            [
+                class_of(value, index, f"labeling function {name}, example {example},")
+                for example, value in zip(ids, column, strict=True)
+            ]
+            for name, column in zip(names, answers, strict=True)
+        ]
+        return Votes(np.array(columns, dtype=np.int64).T, len(classes), names), []
+
+    written = {str(value).strip() for column in answers for value in column if not abstains(value)}
+    return WrittenVotes(None, written, votes)
+
+
+def apply_functions(
+    functions: Sequence[tuple[str, Function]], rows: Iterable[Mapping[str, str]], classes: Sequence[str]
+) -> Votes:
+    """Call each labeling function on each example and collect the votes; see `call_functions`.
+
+    Raises:
+        DataError: If a function fails or its answer is no class, by function and example.
+
+    Example:
+        >>> rule = ("long", lambda row: "yes" if len(row["text"]) > 3 else None)
+        >>> apply_functions([rule], [{"text": "ab"}, {"text": "abcd"}], ["no", "yes"]).table.tolist()
+        [[-1], [1]]
+    """
+    return call_functions(functions, rows).votes(classes)[0]
+
+
+def votes_by_column(
+    table: CsvTable, wanted: Sequence[str], classes: Sequence[str], *, ids: Sequence[str] | None, guess: bool
+) -> WrittenVotes | None:
+    """Return the votes of a table with a row for each example and a column for each annotator.
+
+    Args:
+        table: The table.
+        wanted: Columns of votes; none: those named vote_….
+        classes: Class names, if they are known.
+        ids: The examples' ids; None: the examples to be labelled.
+        guess: Whether other columns that look like votes are taken if none is named vote_….
+
+    Raises:
+        DataError: If a wanted column is missing, or there is no column of votes to guess.
+    """
+    columns, notes = vote_columns(table, wanted), list[str]()
+    if not columns and guess:
+        columns, left = other_columns(table, classes)
+        if not columns:
+            raise DataError(
+                f"{table.name} has no columns vote_…, and none that look like votes among "
+                f"{listed(left) or 'none'}: name them by --vote-columns, or, with a row a vote, by "
+                "--task-column, --worker-column and --label-column"
+            )
+        notes = [f"columns read as votes: {listed(columns)}"]
+        notes += [f"columns left out, no votes by their values: {listed(left)}"] if left else []
+    if not columns:
+        return None
+    written = voted(table, columns)
+    return WrittenVotes(ids, written, lambda names: (votes_in(table, columns, names), []), tuple(notes))
+
+
+# How annotation tools name their columns, in any case of letters and without _id or a final s.
+ROLES = {
+    "worker": (
+        "worker", "annotator", "labeler", "labeller", "rater", "user", "coder", "judge", "performer",
+    ),
+    "label": (
+        "label", "answer", "response", "vote", "annotation", "judgment", "judgement", "rating", "class",
+    ),
+    "task": ("task", "item", "example", "question", "instance", "unit", "document", "image", "id"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RoleColumns:
+    """The columns of a table with a row for each vote, as the user names them; None: recognised by name.
+
+    Attributes:
+        task: The example's id.
+        worker: The annotator.
+        label: The class voted for.
+    """
+
+    task: str | None = None
+    worker: str | None = None
+    label: str | None = None
+
+    def found(self, table: CsvTable, roles: Sequence[str]) -> dict[str, str]:
+        """Return the columns of these roles that are named or recognised.
+
+        Raises:
+            DataError: If a column that is named is missing.
+        """
+        given = {role: name for role in roles if (name := getattr(self, role)) is not None}
+        for name in given.values():
+            if name not in table:
+                raise unknown_name(f"column of {table.name}", name, list(table.columns), DataError)
+        found: dict[str, str] = {}
+        for role in roles:
+            taken = {*given.values(), *found.values()}
+            if column := given.get(role) or _recognised(table, ROLES[role], taken):
+                found[role] = column
+        return found
+
+
+def _recognised(table: CsvTable, words: Sequence[str], taken: Collection[str]) -> str | None:
+    """Return the only column that is named by one of the words; the first word that occurs decides."""
+    plain: dict[str, list[str]] = {}
+    for name in table.columns:
+        if name not in taken:
+            word = name.strip().lower().removesuffix("_id").removesuffix(" id")
+            plain.setdefault(word if word in words else word.removesuffix("s"), []).append(name)
+    found = [plain[word] for word in words if word in plain]
+    return found[0][0] if found and len(found[0]) == 1 else None
+
+
+def votes_by_row(table: CsvTable, named: RoleColumns) -> WrittenVotes | None:
+    """Return the votes of a table with a row for each vote; None if it has a row for each example.
+
+    If no column is named, a table has a row for each vote if it has no column vote_…, all three columns are
+    recognised, and examples occur in several rows. If an annotator votes on an example twice, the last vote
+    counts.
+
+    Raises:
+        DataError: If a column that is named is missing, one that is needed cannot be recognised, or a row has
+            no annotator.
+    """
+    roles = ("worker", "label", "task")
+    columns, given = named.found(table, roles), [role for role in roles if getattr(named, role) is not None]
+    missing = [role for role in roles if role not in columns]
+    if missing and not given:
+        return None
+    if missing:
+        raise DataError(
+            f"{table.name}: no column is known as the {missing[0]} among {listed(table.columns)}; "
+            f"give --{missing[0]}-column"
+        )
+    if len(set(columns.values())) < len(columns):
+        raise DataError(f"task, worker and label must be three columns; got {listed(columns.values())}")
+    example, ids = table.columns[columns["task"]].coded()
+    if not given and (any(name.startswith(PREFIX) for name in table.columns) or len(ids) == len(table)):
+        return None
+    annotator, names = _annotators(table, columns["worker"])
+
+    def votes(classes: Sequence[str]) -> tuple[Votes, list[str]]:
+        vote = column_votes(table, columns["label"], class_index(classes))
+        rows = np.flatnonzero(vote != ABSTAIN)
+        pair = example[rows].astype(np.int64) * len(names) + annotator[rows]
+        # The last vote of each pair: the first of the reversed rows.
+        last = rows[len(rows) - 1 - np.unique(pair[::-1], return_index=True)[1]]
+        notes = []
+        if repeated := len(rows) - len(last):
+            notes.append(f"{repeated} votes are repeated by the same annotator: the last one counts")
+        own = (example[last], annotator[last], vote[last])
+        return Votes.of_rows(*own, n=len(ids), k=len(classes), names=names), notes
+
+    how = ", by the names of its columns" if len(given) < len(roles) else ""
+    note = (
+        f"votes are read one a row{how}: '{columns['task']}' is the example, '{columns['worker']}' the "
+        f"annotator, '{columns['label']}' the class"
+    )
+    return WrittenVotes(ids, voted(table, [columns["label"]]), votes, (note,), is_by_vote=True)
+
+
+def _annotators(table: CsvTable, column: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the annotator of each row, as indices, (V,), and the annotators' names."""
+    codes, values = table.columns[column].coded()
+    names = [value.strip() for value in values]
+    if "" in names:
+        row = table.columns[column].row_of(names.index(""))
+        raise DataError(f"{table.name}, row {row}: the column '{column}' does not name the annotator")
+    index = {name: at for at, name in enumerate(dict.fromkeys(names))}
+    return np.array([index[name] for name in names], dtype=np.int64)[codes], list(index)
+
+
+def probabilities(
+    table: CsvTable, nested: Nested, named: RoleColumns, known: Collection[str], ids: Sequence[str] | None
+) -> WrittenVotes | None:
+    """Return the probabilities that annotators give, or None if there are none.
+
+    Args:
+        table: The table of votes.
+        nested: Its objects, if it comes from JSON lines.
+        named: The columns that are named.
+        known: Names of classes, if they are known.
+        ids: The examples' ids; None: those of the column `id`.
+
+    Raises:
+        DataError: If a cell is no probability, or ids are missing.
+    """
+    roles = named.found(table, ("worker", "task"))
+    is_by_vote = len(roles) == 2
+    if not nested:
+        if named.label is not None:  # its votes are wanted, not probabilities beside them
+            return None
+        plain = {name: table.columns[SOFT_PREFIX + name] for name in soft_classes(table)}
+        if is_by_vote and len(plain) > 1 and len(table.columns[roles["task"]].coded()[1]) < len(table):
+            return _soft_by_row(table, roles, plain)
+        columns = soft_columns(table, known)
+        if not columns:
+            return None
+        own = {name: {c: table.columns[n] for c, n in by.items()} for name, by in columns.items()}
+        return _soft_by_column(table, _example_ids(table, ids), own)
+    ids = _example_ids(table, ids) if not is_by_vote else []
+    # A class that an object leaves out has probability 0; no object is an abstention.
+    classes = dict.fromkeys(name for rows in nested.values() for row in rows for name in row)
+    rows_of = next(iter(table.columns.values()))
+    own = {
+        key: {name: rows_of.like([row.get(name, "0" if row else "") for row in rows]) for name in classes}
+        for key, rows in nested.items()
+    }
+    if not is_by_vote:
+        return _soft_by_column(table, ids, own)
+    key = named.label or next(iter(own))
+    if key not in own or (len(own) > 1 and named.label is None):
+        raise DataError(
+            f"{table.name} has a line for each vote, and objects of probabilities named {listed(own)}; name "
+            "the one that counts by --label-column"
+        )
+    return _soft_by_row(table, roles, own[key])
+
+
+def _example_ids(table: CsvTable, ids: Sequence[str] | None) -> Sequence[str]:
+    if ids is None and "id" not in table:
+        raise DataError(f"{table.name} needs a column 'id', the examples' ids")
+    return table.cells("id") if ids is None else ids
+
+
+SoftColumns = dict[str, dict[str, str]]
+"""{annotator: {class: column}}."""
+
+
+def soft_columns(table: CsvTable, known: Collection[str] = ()) -> SoftColumns:
+    """Return the columns p_ANNOTATOR_CLASS, without columns p_CLASS, which are soft labels.
+
+    If classes are known, a column's name ends in one of them. Otherwise the names are split at their last
+    underscores, or all at their first ones, such that every annotator has the same two classes at least.
+
+    Args:
+        table: The table.
+        known: Names of classes, if they are known.
+
+    Raises:
+        DataError: If an annotator has columns for some classes only.
+
+    Example:
+        >>> cells = {name: ["1"] for name in ("p_gpt_yes", "p_gpt_no", "p_llama_yes", "p_llama_no")}
+        >>> sorted(soft_columns(CsvTable.of(cells, "the table")))
+        ['gpt', 'llama']
+    """
+    bodies = soft_classes(table)
+    if not known:
+        for found in (
+            _grouped(bodies, lambda b: b.rpartition("_")),
+            _grouped(bodies, lambda b: b.partition("_")),
+        ):
+            groups = [frozenset(own) for own in found.values()]
+            if len(set(groups)) == 1 and len(groups[0]) >= 2:
+                return found
+        return {}
+
+    def at_class(body: str) -> tuple[str, str, str]:
+        name = max((name for name in known if body.endswith(f"_{name}")), key=len, default="")
+        return ("", "", "") if body in known or not name else (body.removesuffix(f"_{name}"), "_", name)
+
+    found = _grouped(bodies, at_class)
+    if any(body in known for body in bodies):  # soft labels, perhaps of a class that ends in another's name
+        return {annotator: own for annotator, own in found.items() if own.keys() >= set(known)}
+    every = {name for own in found.values() for name in own}
+    for annotator, own in found.items():
+        if missing := sorted(every - own.keys()) or (sorted(set(known) - every) if len(every) < 2 else []):
+            raise DataError(
+                f"{table.name} has no column '{SOFT_PREFIX}{annotator}_{missing[0]}', but "
+                f"{listed(own.values())}; an annotator needs one for every class"
+            )
+    return found
+
+
+def _grouped(bodies: Sequence[str], split: Callable[[str], tuple[str, str, str]]) -> SoftColumns:
+    found: SoftColumns = {}
+    for body in bodies:
+        annotator, _, name = split(body)
+        if annotator and name:
+            found.setdefault(annotator, {})[name] = SOFT_PREFIX + body
+    return found
+
+
+def _soft_by_column(
+    table: CsvTable, ids: Sequence[str], cells: Mapping[str, Mapping[str, Column]]
+) -> WrittenVotes:
+    """Return probabilities with a row for each example, from {annotator: {class: its cells}}."""
+    classes = list(dict.fromkeys(name for own in cells.values() for name in own))
+    p, notes = [], list[str]()
+    for annotator, own in cells.items():
+        found, more = _probabilities(table, f" of {annotator}", {name: own[name] for name in classes})
+        p.append(found)
+        notes += more
+    return _soft(table, ids, list(cells), classes, np.stack(p, axis=1), notes)
+
+
+def _soft_by_row(table: CsvTable, roles: Mapping[str, str], cells: Mapping[str, Column]) -> WrittenVotes:
+    """Return probabilities with a row for each vote; if an annotator votes twice, the last vote counts."""
+    example, ids = table.columns[roles["task"]].coded()
+    annotator, names = _annotators(table, roles["worker"])
+    if len(ids) * len(names) * len(cells) > MOST_CELLS:
+        raise DataError(
+            f"{table.name} has probabilities of {len(names):,} annotators on {len(ids):,} examples, too many "
+            "for a table; give their votes alone"
+        )
+    p, notes = _probabilities(table, "", cells)
+    whole = np.zeros((len(ids), len(names), len(cells)))
+    whole[example, annotator] = p
+    if twice := len(example) - len(np.unique(example.astype(np.int64) * len(names) + annotator)):
+        notes.append(f"{twice} votes are repeated by the same annotator: the last one counts")
+    if silent := int((~p.any(axis=1)).sum()):
+        notes.append(f"{silent} votes give no probabilities; they are left out")
+    return replace(_soft(table, ids, names, list(cells), whole, notes), is_by_vote=True)
+
+
+def _soft(
+    table: CsvTable,
+    ids: Sequence[str],
+    names: list[str],
+    classes: list[str],
+    p: NDArray[np.float64],
+    notes: Sequence[str],
+) -> WrittenVotes:
+    """Return probabilities, (N, m, K of these classes), 0 for an abstention, as written votes."""
+
+    def votes(every: Sequence[str]) -> tuple[Votes, list[str]]:
+        index = class_index(every)
+        if strange := [name for name in classes if name not in index]:
+            raise DataError(
+                f"{table.name} has probabilities of '{cut(strange[0])}', which is no class; the classes are "
+                f"{listed(every)}"
+            )
+        soft = np.zeros((*p.shape[:2], len(every)))
+        soft[:, :, [index[name] for name in classes]] = p
+        return Votes.of_probabilities(soft, names), []
+
+    said = f"probabilities are read of the annotators {listed(names)}"
+    return WrittenVotes(ids, set(classes), votes, (said, *notes))
+
+
+def _probabilities(
+    table: CsvTable, of: str, cells: Mapping[str, Column]
+) -> tuple[NDArray[np.float64], list[str]]:
+    """Return (N, K) probabilities that sum to 1, or to 0 if all cells are empty, and notes."""
+    p = np.stack([probability_cells(table, own, f"{name}{of}") for name, own in cells.items()], axis=1)
+    empty = np.isnan(p)
+    some = np.flatnonzero(empty.any(axis=1) & ~empty.all(axis=1))
+    if len(some):
+        raise DataError(
+            f"{table.name}, row {table.row(int(some[0]))}: some probabilities{of} are missing; give all of "
+            "them, or none to abstain"
+        )
+    p[empty] = 0.0
+    outside = np.argwhere((p < 0) | (p > 1 + ROW_SUM_TOLERANCE) | ~np.isfinite(p))
+    if len(outside):
+        n, c = outside[0].tolist()
+        raise DataError(
+            f"{table.name}, row {table.row(n)}: the probability {p[n, c]:g} of {list(cells)[c]}{of} is not "
+            "in [0, 1]; divide percentages by 100, exponentiate logarithms"
+        )
+    total = p.sum(axis=1, keepdims=True)
+    notes = []
+    if odd := int(((total > 0) & (abs(total - 1) > ROW_SUM_TOLERANCE)).sum()):
+        notes.append(f"probabilities{of} of {odd} examples did not sum to 1; they were divided by their sum")
+    return np.divide(p, total, out=np.zeros_like(p), where=total > 0), notes
