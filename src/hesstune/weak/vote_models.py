@@ -362,7 +362,8 @@ def held_out_scores(votes: Votes, fit: Fit, log_prior: Array, groups: ErrorGroup
         predicted = np.empty(len(q))
         for half in (is_first_half, ~is_first_half):
             predicted[half] = _predicted(kept, q, weight, ~half, half)
-        scores.append(np.bincount(kept.example, weight * np.log(predicted), len(kept)))
+        summed = np.bincount(kept.example, weight * np.log(predicted), len(kept))
+        scores.append(np.asarray(summed, dtype=np.float64))
     return max(scores, key=lambda found: float(found.mean()))
 
 

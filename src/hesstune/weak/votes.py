@@ -39,6 +39,8 @@ class Votes:
         ([0.67, 0.33], [2])
     """
 
+    soft: NDArray[np.float64] | None
+
     def __init__(
         self, table: ArrayLike, k: int, names: Sequence[str] = (), soft: ArrayLike | None = None
     ) -> None:
@@ -56,12 +58,10 @@ class Votes:
                 f"{array[n, j]} to example {n}"
             )
         if soft is not None:
-            self.soft = np.asarray(soft, dtype=np.float64)
-            shape = (*array.shape, self.k)
-            if self.soft.shape != shape or not np.isfinite(self.soft).all() or (self.soft < 0).any():
-                raise DataError(
-                    f"soft votes must be finite probabilities, {shape}; got shape {self.soft.shape}"
-                )
+            p, shape = np.asarray(soft, dtype=np.float64), (*array.shape, self.k)
+            if p.shape != shape or not np.isfinite(p).all() or (p < 0).any():
+                raise DataError(f"soft votes must be finite probabilities, {shape}; got shape {p.shape}")
+            self.soft = p
 
     def _keep(
         self,
@@ -166,7 +166,7 @@ class Votes:
     @cached_property
     def per_example(self) -> NDArray[np.int64]:
         """(N,) the number of votes on each example."""
-        return np.diff(self._plus_one.indptr).astype(np.int64)
+        return np.asarray(np.diff(self._plus_one.indptr), dtype=np.int64)
 
     @cached_property
     def per_annotator(self) -> NDArray[np.int64]:
@@ -219,7 +219,7 @@ class Votes:
         """
         cell = self.annotator[chosen] * self.k + self.vote[chosen]
         columns = [np.bincount(cell, q[chosen, y], self.m * self.k) for y in range(self.k)]
-        return np.stack(columns, axis=1).reshape(self.m, self.k, self.k)
+        return np.asarray(np.stack(columns, axis=1).reshape(self.m, self.k, self.k), dtype=np.float64)
 
     @property
     def coverage(self) -> NDArray[np.float64]:
@@ -240,12 +240,14 @@ class Votes:
         """Return the votes on some of the examples, of all annotators or of some."""
         rows = np.asarray(rows)
         plus_one, soft, names = self._plus_one[rows], self.soft, self.names
-        soft = None if soft is None else soft[rows]
+        if soft is not None:
+            soft = soft[rows]
         if annotators is not None:
             columns = np.asarray(annotators)
             plus_one, names = plus_one[:, columns], [names[j] for j in columns]
             plus_one.sort_indices()
-            soft = None if soft is None else soft[:, columns]
+            if soft is not None:
+                soft = soft[:, columns]
         return self._changed(plus_one, self.k, names, soft)
 
     def among(self, classes: NDArray[np.int64]) -> Votes:
