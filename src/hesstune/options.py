@@ -126,7 +126,7 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _text_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Read the text of a number; of a share, one whose field ends at 1, also a percentage."""
+        """Read the text of a number; of a share (a field with the maximum 1) also a percentage."""
         field = cls.model_fields[info.field_name or ""]
         kinds = kinds_of(field.annotation)
         if not isinstance(value, str) or kinds not in ([int], [float]):

@@ -72,8 +72,8 @@ def read_label_provenance(run: Run, task: Task, asked: CertifyOptions) -> LabelP
     noise_is = run_noise_knowledge(config, task, asked.noise_is, run.noise_matrix)
     if config.inject_noise:
         assumptions.append(
-            f"the labels were true before --inject-noise {config.inject_noise}, whose matrix the bound uses, "
-            "whichever one the loss used"
+            f"the labels were true before --inject-noise {config.inject_noise}; the bound uses its matrix, "
+            "whatever matrix the loss used"
         )
     test_labels = _test_labels(config, task, asked, noise_is)
     if test_labels == "true" and len(task.test) and noise_is != "none":

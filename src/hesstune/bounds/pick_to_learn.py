@@ -87,7 +87,7 @@ class Picker:
         return Picks([], zero, zero)
 
     def run(self, most: int | None = None) -> Picks:
-        """Pick until every other example is right; at most so many examples where given."""
+        """Pick until every other example is right; at most so many examples if given."""
         picks = start = self.begin()
         for picks in self.going_on(start):
             if most is not None and len(picks.kept) >= most:

@@ -323,7 +323,7 @@ class Prior:
 
 
 class Bound(ABC):
-    """A bound on the true error: the class BOUND of a file in `hesstune/bounds/kinds`, whose name it has.
+    """A bound on the true error: the class BOUND of the file `hesstune/bounds/kinds/NAME.py`.
 
     The first line of the file is its sentence for people: what is bounded, and by what.
     """

@@ -89,7 +89,7 @@ def run(arguments: list[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(1)
     except Exception as error:
-        # Usage errors of the parser, whose classes are private to it, format themselves.
+        # Usage errors of the parser (its classes are private) format themselves.
         if hasattr(error, "format_message"):
             name = str(getattr(error, "option_name", "")).removeprefix("--").replace("-", "_")
             if name in SYNONYMS:

@@ -425,7 +425,7 @@ def _skip_classes(passes: BackwardPasses, factor: LogitFactor, tol: float, seed:
         if excess <= 1:
             return forms
         look += 1
-        # The skipped part falls about as the mass of the classes: go on to the rank where it is small enough.
+        # The skipped part falls about as the mass of the classes: go on to a rank that is small enough.
         enough = max(done + 1, int((share > share[done] / excess).sum()))
     for rank in range(done, columns):
         passes.add(*factor.seed(rank))

@@ -30,7 +30,7 @@ from hesstune.runtime.sharding import gathered
 _SENTENCES = 16
 
 
-def measure(
+def measure(  # noqa: PLR0913
     model: nn.Module,
     ref: Reference,
     batches: Iterable[LabelledBatch],

@@ -20,7 +20,7 @@ from hesstune.storage.tensors import digest, tensor_writer
 # The results of the studies in a sentence each; tests compare them with the records.
 TRAINING_EVIDENCE = (
     "Over the study's 1,262 runs it did not follow the generalization gap: Kendall's τ was −0.00, +0.38 "
-    "where whole networks were trained on weak labels (+0.52 for the distance from the reference alone), and "
+    "for whole networks were trained on weak labels (+0.52 for the distance from the reference alone), and "
     "between −0.10 and +0.04 for heads alone"
 )
 HELD_OUT_EVIDENCE = (

@@ -67,7 +67,7 @@ class Stability:
         return row
 
 
-def noise_stability(
+def noise_stability(  # noqa: PLR0913
     model: nn.Module,
     batches: Iterable[LabelledBatch],
     sigma: float,
@@ -125,7 +125,7 @@ def noise_stability(
     return rows[0]
 
 
-def noise_stability_table(
+def noise_stability_table(  # noqa: PLR0913
     model: nn.Module,
     batches: Iterable[LabelledBatch],
     sigmas: Sequence[float],

@@ -28,7 +28,7 @@ FEWEST_A_CLASS = 2
 MOST_KEPT = 8
 
 
-def load_task(
+def load_task(  # noqa: PLR0913
     spec: Any,
     *,
     size: int,

@@ -440,7 +440,7 @@ def _align(
     """Warp images onto others, (B, 1, S, S), by Gauss-Newton steps, from affine maps (B, 2, 3).
 
     Returns:
-        The warped images and the others, standardised; the weight, 0 where one has no counterpart; the maps.
+        The warped images and the others, standardised; the weight, 0 if one has no counterpart; the maps.
     """
     side = a.shape[-1]
     places, disk, _ = _PLACES[side]

@@ -31,7 +31,7 @@ def draw_parts(
 
     Parts that the data names are kept; a missing validation part is drawn from the training part. With a fold
     (i, K) the test part is fold i of K, drawn by `folds_rng`, the same for all folds. By time there are K + 1
-    stretches of time, of which the first i are for training and the next is the fold.
+    stretches of time: the first i are for training and the next is the fold.
 
     Raises:
         DataError: If the rule cannot be followed on this data, or contradicts its own parts.

@@ -44,7 +44,7 @@ from hesstune.weak.votes import ABSTAIN
 USUAL = {role: (role,) for role in ("text", "text2", "image", "label", "id", "split")}
 
 
-def listing_of(
+def listing_of(  # noqa: PLR0913
     table: CsvTable,
     roles: Mapping[str, str],
     how: Reading,

@@ -51,7 +51,7 @@ def cached_features(
 ) -> FeatureInputs | None:
     """Compute the inputs of the head for every example, or for some, in eval mode.
 
-    The inputs of several heads, whose outputs make up the logits, are concatenated.
+    If several heads make up the logits, their inputs are concatenated.
 
     Returns:
         The features, or None if they do not determine the logits: a single head is not the network's last

@@ -65,7 +65,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         (3,)
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: Any = "efficientnet_lite0",
         method: str = "auto",

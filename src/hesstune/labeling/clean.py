@@ -143,7 +143,7 @@ class LabelIssues:
         return np.argsort(-np.where(self.checked, -1.0, self.p_wrong), kind="stable")
 
     def labels(self, write: str = "given") -> NDArray[np.int64]:
-        """Return the labels to train on, (N,): as given, or corrected; −1 where a suspected error is pruned.
+        """Return the labels to train on, (N,): as given, or corrected; −1 if a suspected error is pruned.
 
         Raises:
             ConfigError: If it is none of given, corrected and pruned.
@@ -176,7 +176,7 @@ class LabelIssues:
         Columns: id, image or text, columns that may group the examples, label, given_label, label_source
         (`given`, `corrected`, `checked`; `kept` if suspected label errors were left out; `label_model` or the
         like if the data says that a model made the label), likely_label, wrong_probability, clean_label
-        (empty, to be filled in by a person: `--checked-labels`), split where there is one, and p_CLASS, the
+        (empty, to be filled in by a person: `--checked-labels`), split if there is one, and p_CLASS, the
         soft label.
         Examples of a test part keep their labels and come last.
 

@@ -117,7 +117,7 @@ class Labelling:
         """Write labels.csv and the noise matrix; return the matrix's path (by default beside the labels).
 
         Columns: id, image or text, label, label_source (`label_model`; `given` in a test part, which keeps
-        the labels of the data), split and true_label where known, p_CLASS (the soft label) and
+        the labels of the data), split and true_label if known, p_CLASS (the soft label) and
         vote_ANNOTATOR, except for a crowd. Examples without votes are left out.
 
         Raises:
@@ -287,7 +287,7 @@ def _balance(given: Sequence[str], classes: list[str], votes: Votes) -> NDArray[
 
 
 def _true_labels(target: Target, classes: list[str]) -> NDArray[np.int64] | None:
-    """Return the true labels as indices, ABSTAIN where unknown; None if none is known."""
+    """Return the true labels as indices, ABSTAIN if unknown; None if none is known."""
     index = {name: i for i, name in enumerate(classes)}
     strange = set(target.true or ()) - set(classes) - {""}
     if strange:

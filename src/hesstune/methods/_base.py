@@ -353,7 +353,7 @@ class Method:
     needs_votes: ClassVar[bool] = False
     # Whether it trains the head alone, on features of the frozen network.
     head_alone: ClassVar[bool] = False
-    # Whether it trains weights of which each process holds a part: it then touches them by the constraint
+    # Whether it trains weights that are divided among processes: it then touches them by the constraint
     # alone. Said by each class for itself.
     shards: ClassVar[bool] = False
     # Whether `solve_head` gives the head before the first step; validation then judges the start, too.

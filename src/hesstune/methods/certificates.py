@@ -155,7 +155,7 @@ class Certified(Method):
             result = compute()
         slope = torch.zeros(2) if self.log_scale.grad is None else self.log_scale.grad.clone()
         if any(p.grad is not None and not bool(p.grad.isfinite().all()) for p in parameters.values()):
-            slope.fill_(float("nan"))  # too large for fp16, whose scaler then takes no step
+            slope.fill_(float("nan"))  # too large for fp16: its scaler then takes no step
         kl = torch.zeros(2, dtype=torch.float64)
         steps = {}
         for name, p in parameters.items():

@@ -260,7 +260,7 @@ def spec_parts(spec: str) -> tuple[str, str]:
     return kind, str(expanded(argument)) if argument.startswith("~") else argument
 
 
-def load_model(
+def load_model(  # noqa: PLR0913
     spec: str | ModelObject,
     k: int,
     *,

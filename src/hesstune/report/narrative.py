@@ -150,7 +150,7 @@ def assumptions(records: Records) -> list[tuple[str, str, str, str]]:
     drawn = {
         "uniform": "Test examples were drawn uniformly at random from the data.",
         "stratified": "Test examples were drawn at random, class by class.",
-        "group": "Test examples are those of groups drawn at random, none of which was trained on.",
+        "group": "Test examples are those of groups drawn at random; none of them was trained on.",
         "time": "Test examples are the latest of the data.",
         "given": "The data came with its split; how it was drawn is not known here.",
     }

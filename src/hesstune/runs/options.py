@@ -359,7 +359,7 @@ class DeviceOptions(Options):
 class SampleOptions(Options):
     """Which layers are measured, on how many examples, and where."""
 
-    heading: ClassVar[str] = "What is measured, and where"
+    heading: ClassVar[str] = "What is measured, on which device"
 
     layers: LayerPatterns | None = Field(
         None, description="layers to measure, by name or pattern; may be repeated; default: all"

@@ -307,7 +307,7 @@ def _long_cells() -> Iterator[None]:
 
 
 def _undecodable(path: Path, encoding: str, error: UnicodeError) -> str:
-    """Say where a file is not in its encoding, and what may be done."""
+    """Name the line of a file that is not in its encoding, and what may be done."""
     if encoding != "utf-8-sig":
         return f"{path} cannot be read as {encoding.upper()} ({one_line(error)}); save it in UTF-8"
     content = path.read_bytes()
@@ -325,7 +325,7 @@ def _undecodable(path: Path, encoding: str, error: UnicodeError) -> str:
 
 
 def _separator(file: IO[str], path: Path, kind: type[HesstuneError], gaps: list[int]) -> str:
-    """Return what separates cells, and leave the file where its header, or a blank line above, begins."""
+    """Return the separator of cells; leave the file at the start of its header or a blank line above."""
     if path.suffix.lower() in TABS:
         return "\t"
     if said := re.fullmatch(r"sep=(.)\s*", file.readline(100)):  # spreadsheets read and write such a line

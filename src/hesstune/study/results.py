@@ -164,7 +164,7 @@ def differences(cells: Sequence[CellRecord], baseline: str) -> list[Difference]:
 def ranks(cells: Sequence[CellRecord]) -> list[Rank]:
     """Return each method's mean rank by test accuracy (1 is best, ties share) over tasks and seeds.
 
-    Methods that lack a task and seed are ranked where they are present; `n` counts these.
+    Methods that lack a task and seed are ranked among those present; `n` counts these.
     """
     from scipy.stats import rankdata
 

@@ -54,7 +54,7 @@ RULE = (
 
 
 @takes_options(FinetuneConfig, more=True)
-def finetune(
+def finetune(  # noqa: PLR0913
     data: Any = None,
     /,
     model: str | ModelObject | None = None,
@@ -81,12 +81,12 @@ def finetune(
             contents. In its place, a mapping of options, a FinetuneConfig or the path of a YAML file
             is `config`.
         model: A string as on the command line, or a `torch.nn.Module` (for texts a pair of module and
-            tokenizer). A copy of it is trained; its weights are where the run starts, and it is left as it
+            tokenizer). A copy of it is trained; the run starts from its weights, and it is left as it
             was. The layer that produces its K logits is the head (option `head`).
         method: The name of a method, or a subclass of `hesstune.methods.Method`.
         config: Options: a configuration, a mapping, or the path of a YAML file.
         overwrite: Replace the run in `out`; other files there are left alone.
-        resume: Continue an interrupted run in `out`; start where there is none.
+        resume: Continue an interrupted run in `out`; start if there is none.
         progress: Called with (steps done, steps in all, text) after every step.
         observe: Called with the network and its inputs when training has ended.
         keep_weights: Keep the fine-tuned weights and the reference; else the records alone, and those without
@@ -284,7 +284,7 @@ def choose_radius(prepared: Prepared, out: Path) -> dict[str, float]:
     others half as long. Validation labels are those of the run, as noisy as the training labels.
 
     Args:
-        prepared: Of a configuration whose `radius` is `auto`; its network is left as it is.
+        prepared: Of a configuration with the `radius` is `auto`; its network is left as it is.
         out: The run's folder.
 
     Returns:

@@ -65,7 +65,7 @@ class RunRequest:
 
 
 def fit_prepared(prepared: Prepared, out: Path, request: RunRequest) -> Run:
-    """Train what was prepared, into a folder whose lock, or that of a folder above it, is held.
+    """Train what was prepared, into a folder; hold its lock, or that of a folder above it.
 
     Raises:
         RunError: If training diverges, or something cannot be written.

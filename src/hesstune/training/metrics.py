@@ -45,7 +45,7 @@ def cross_entropy_under(
 
 
 class Validation:
-    """Losses of a network on validation examples, whose labels may be noisy.
+    """Losses of a network on validation examples; their labels may be noisy.
 
     The loss of an example with label (or soft label) q is −Σ_k q_k ln Σ_i p_i F[i, k]: a proper score of p
     under F, which needs no true label. It chooses epochs (`select`, `patience`) and radii (`--radius auto`).
@@ -191,7 +191,7 @@ def _tensorboard(run: Run) -> Send:
 
 
 def _mlflow(run: Run) -> Send:
-    """Write to one MLflow run, whose id is kept in the run folder; a resumed run sends what is missing."""
+    """Write to one MLflow run; its id is kept in the run folder. A resumed run sends what is missing."""
     # MLflow warns about its file store, which is the one that needs no database.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow.tracking import MlflowClient

@@ -343,7 +343,7 @@ def _with_head_penalty(prepared: Prepared) -> Prepared:
     """Return the same with the weight decay that cross-validation finds; 0 if no head can be fitted.
 
     It is a penalty of the loss. adamw would subtract lr·λ·W from the weights instead, whatever the gradient;
-    without that decay it is adam, whose weight decay is a penalty of the loss.
+    without that decay it is adam: its weight decay is a penalty of the loss.
     """
     decay, notes, fitted = 0.0, list(prepared.notes), prepared.penalised_head()
     if fitted is not None:

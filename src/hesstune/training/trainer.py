@@ -42,7 +42,7 @@ class ValidationResult(NamedTuple):
 
     Attributes:
         losses: (N,).
-        errors: (N,) 1.0 where the largest logit is not the label, else 0.0.
+        errors: (N,) 1.0 if the largest logit is not the label, else 0.0.
     """
 
     losses: torch.Tensor

@@ -61,7 +61,7 @@ class FittedVotes:
 
         Args:
             votes: The votes.
-            group: (m,) a number for each group of annotators, whose votes are left out together.
+            group: (m,) a number for each group of annotators; their votes are left out together.
         """
         if self.table is None:
             own = self.weight[votes.annotator][:, None] * np.eye(votes.k)[votes.vote]

@@ -46,9 +46,7 @@ class Votes:
     ) -> None:
         array = np.asarray(table)
         if array.ndim != 2 or not array.shape[1] or not np.issubdtype(array.dtype, np.integer):
-            raise DataError(
-                f"votes must be integers, (N, m), -1 where an annotator abstains; got {array.shape}"
-            )
+            raise DataError(f"votes must be integers, (N, m), -1 if an annotator abstains; got {array.shape}")
         names = list(names) or [f"annotator{j}" for j in range(array.shape[1])]
         self._keep(csr_matrix(array.astype(np.int64) + 1), k, names, None, True)
         if len(wrong := np.argwhere((array < ABSTAIN) | (array >= k))):
@@ -175,7 +173,7 @@ class Votes:
 
     @cached_property
     def table(self) -> NDArray[np.int64]:
-        """(N, m) int64 class indices; ABSTAIN (−1) where an annotator gave none.
+        """(N, m) int64 class indices; ABSTAIN (−1) if an annotator gave none.
 
         Raises:
             DataError: If the votes were given one a row, and their table would take too much memory.
@@ -194,7 +192,7 @@ class Votes:
 
     @cached_property
     def onehot(self) -> NDArray[np.float64]:
-        """(N, m, K) 1 at the class voted for; all 0 where the annotator abstained."""
+        """(N, m, K) 1 at the class voted for; all 0 if the annotator abstained."""
         return np.asarray(np.eye(self.k + 1)[self.table][:, :, : self.k])
 
     @cached_property
@@ -211,7 +209,7 @@ class Votes:
     def joint(
         self, q: NDArray[np.float64], chosen: NDArray[np.bool_] | slice = slice(None)
     ) -> NDArray[np.float64]:
-        """Return (m, K, K): the summed posterior of class y where an annotator votes v, at [annotator, v, y].
+        """Return (m, K, K): the summed posterior of class y if an annotator votes v, at [annotator, v, y].
 
         Args:
             q: (V, K) a posterior for each vote's example.
@@ -263,7 +261,7 @@ class Votes:
         return self._changed(plus_one, len(classes), self.names, soft)
 
     def spread(self, rows: NDArray[np.int64], n: int) -> Votes:
-        """Return votes on n examples, of which those on example i here are on the example rows[i]."""
+        """Return votes on n examples: votes on example i are moved to the example rows[i]."""
         cells = (rows[self.example], self.annotator)
         soft = None
         if self.soft is not None:
@@ -290,9 +288,9 @@ class Votes:
         """Return a row for each annotator, with the quantities of Snorkel's LFAnalysis.
 
         `polarity`: classes it votes for; `coverage`: share of examples it votes on; `overlaps`: share on
-        which another annotator votes, too; `conflicts`: share where another votes for another class. With
-        true labels (−1 where unknown) also `correct`, `incorrect` and `accuracy` over its own votes, which is
-        None if it votes on no example with a known label.
+        which another annotator votes, too; `conflicts`: share on which another votes for another
+        class. With true labels (−1 if unknown) also `correct`, `incorrect` and `accuracy` over its own
+        votes, which is None if it votes on no example with a known label.
         """
         gold = None if true is None else np.asarray(true)
         if gold is not None:

@@ -60,7 +60,7 @@ def compression_bound(kept: int, n: int, delta: float) -> float:
         middle = low + (high - low) / 2
         if not low < middle < high:
             break
-        # Only where the sum exceeds 1 even if all was rounded the wrong way does the end move down.
+        # Only if the sum exceeds 1 even if all was rounded the wrong way does the end move down.
         steps = (n - counts) * -np.log1p(-middle)
         above = base + logsumexp(terms + steps) - slack - _ROUNDINGS * _EPS * float(steps.max()) > 0
         low, high = (low, middle) if above else (middle, high)

@@ -36,7 +36,7 @@ _DRAWN = (
 
 
 class PacBayes(Bound):
-    """The error of the randomised predictor; that of the prior's own network where it is smaller."""
+    """The error of the randomised predictor; that of the prior's own network if it is smaller."""
 
     share = "pac_bayes"
     network = "posterior"
@@ -266,7 +266,7 @@ class _Draw:
         return _Choice(posterior, member, losses[index], risks[index])
 
 
-def certify(
+def certify(  # noqa: PLR0913
     model: nn.Module,
     ref: Reference,
     dataset: Any,

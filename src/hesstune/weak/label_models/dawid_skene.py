@@ -37,7 +37,7 @@ class Iteration(NamedTuple):
     posterior: Array
 
 
-def iterations(
+def iterations(  # noqa: PLR0913
     views: Sequence[Array],
     start: Array,
     prior: Callable[[Array], Array],

@@ -1,0 +1,59 @@
+"""Code, help and messages use the field's standard terms: none of these words is in a name or a text."""
+
+import io
+import re
+import tokenize
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src" / "hesstune"
+# {pattern: what to write instead}; names are split at underscores and capitals.
+WORDS = {
+    r"foret(ell|old)\w*": "predict, held-out log-likelihood",
+    r"(un)?told": "given, known",
+    r"(dis)?believ\w*": "assume",
+    r"doubt\w*": "suspected label error, estimate noise",
+    r"hears?|heard|deaf": "use network predictions",
+    r"settl\w*": "choose, converge",
+    r"balls?": "distance constraint, radius",
+    r"mend(s|ed|ing)?": "fix",
+    r"fifths?": "5-fold cross-validation",
+    r"likeliest": "most probable class",
+    r"voters?": "annotator",
+    r"pictures?": "image",
+    r"as likely as not|looks? wrong": "suspected label errors",
+    r"until (both|they|it) rests?|comes? to rest": "converge",
+    r"goes by the name|calls? by": "is named",
+    r"noise (that is )?seen": "estimated noise rate",
+    r"goes? deeper": "fine-tunes more layers",
+    r"of which": "split the sentence",
+}
+
+
+def plain(text):
+    return " ".join(re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)).lower()
+
+
+@cache
+def texts():
+    """Return {file and line: names, comments and texts}, in lower case."""
+    found = {}
+    for path in sorted(path for path in SRC.rglob("*") if path.suffix in (".py", ".j2", ".js")):
+        content = path.read_text(encoding="utf-8")
+        if path.suffix == ".py":
+            tokens = tokenize.generate_tokens(io.StringIO(content).readline)
+            wanted = (tokenize.NAME, tokenize.STRING, tokenize.COMMENT)
+            lines = [(t.start[0], t.string) for t in tokens if t.type in wanted]
+        else:
+            lines = list(enumerate(content.splitlines(), start=1))
+        for line, text in lines:
+            found.setdefault(f"{path.relative_to(SRC)}:{line}", []).append(plain(text))
+    return {place: " | ".join(parts) for place, parts in found.items()}
+
+
+@pytest.mark.parametrize("pattern", WORDS)
+def test_no_word_of_the_list_is_used(pattern):
+    sought = re.compile(rf"\b(?:{pattern})\b")
+    assert [place for place, text in texts().items() if sought.search(text)] == [], WORDS[pattern]
