@@ -36,7 +36,7 @@ def first_within_errors(scores: Sequence[ArrayLike], errors: float = 1.0, ddof: 
         ddof: As of `paired_gain`.
 
     Example:
-        >>> first_within_errors([[0.0, 0.0, 0.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+        >>> first_within_errors([[0.0, 0.0, 0.0], [1.0, 0.5, 1.4], [1.0, 1.0, 1.0]])
         1
     """
     best = int(np.argmax([np.asarray(own).mean() for own in scores]))
