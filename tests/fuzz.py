@@ -207,12 +207,14 @@ def tables() -> dict[str, tuple[bytes, str, object]]:
     text = "id;Text;label;split\n0;gut;1;Train\n1;schön;5;train\n\n2;na ja;1;Testing\n3;schlecht;5;dev\n"
     named = b"key,body,stars\n0,good film,1\n1,bad film,0\n2,fine,NA\n3,awful,0\n"
     long = b"task,worker,label\n0,a,cat\n0,b,dog\n1,a,cat\n1,b,NaN\n2,b,dog\n"
+    lines = b"".join(b'{"text": "a %d", "label": "%d", "id": %d}\n' % (n, n % 2, n) for n in range(4))
     how = Reading(columns=Columns(text="body", label="stars", id="key"))
     voted = b"id,text,vote_a,vote_b,p_cat,p_dog\n0,a,cat,dog,0.5,0.5\n1,b,,cat,0.1,0.9\n2,c,dog,null,1,0\n"
     return {
         "csv of semicolons": (text.encode(), "s.csv", lambda p: listing(f"csv:{p}", 16)),
         "csv in UTF-16": (text.encode("utf-16"), "u.csv", lambda p: listing(f"csv:{p}", 16)),
         "csv in UTF-32": (text.encode("utf-32"), "w.csv", lambda p: listing(f"csv:{p}", 16)),
+        "json lines": (lines, "t.jsonl", lambda p: listing(f"jsonl:{p}", 16)),
         "csv to predict": (
             named,
             "n.csv",

@@ -1,8 +1,10 @@
 """From data strings to tasks: formats, splits, limits, decoding, augmentation."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from hesstune.data import images
@@ -12,6 +14,7 @@ from hesstune.data.images import FileImages
 from hesstune.data.load import load_examples, load_task, reusing_decoded
 from hesstune.data.reading import Reading, Voting
 from hesstune.errors import DataError
+from hesstune.storage.tables import read_table
 
 DOCS = (Path(__file__).parents[2] / "docs" / "howto" / "own-data.md").read_text(encoding="utf-8")
 
@@ -164,3 +167,51 @@ def test_digits_are_never_mirrored():
     assert Augmentation("auto", flip=task.flip, n=4, seed=0).kind == "shift"
     new = load_examples("digits", size=8, classes=[str(i) for i in range(10)]).examples
     assert new.labels[:3].tolist() == [0, 1, 2]
+
+
+ROWS = [
+    {
+        "id": str(n),
+        "text": f"text {n}",
+        "label": ("no", "yes")[n % 2],
+        "split": ("train", "train", "val", "test")[n % 4],
+    }
+    for n in range(16)
+]
+
+
+def save_rows(folder, rows):
+    """Write the rows in every format of one table."""
+    frame = pd.DataFrame(rows)
+    frame.to_csv(folder / "t.csv", index=False)
+    frame.to_parquet(folder / "t.parquet")
+    (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_tables_in_other_formats_are_read_as_csv_is(tmp_path, kind):
+    save_rows(tmp_path, [row | {"stars": None if n == 3 else n} for n, row in enumerate(ROWS)])
+    expected, found = load(f"csv:{tmp_path / 't.csv'}"), load(f"{kind}:{tmp_path / f't.{kind}'}")
+    assert found.classes == expected.classes == ["no", "yes"]
+    for part, other in zip(
+        (found.train, found.val, found.test), (expected.train, expected.val, expected.test), strict=True
+    ):
+        assert part.ids == other.ids
+        assert part.labels.tolist() == other.labels.tolist()
+    stars = read_table(tmp_path / f"t.{kind}").cells("stars")
+    assert stars == [str(n) if n != 3 else "" for n in range(16)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("odd", [["a", "b"], {"a": 1}])
+def test_cells_with_lists_or_objects_are_refused_by_name(tmp_path, kind, odd):
+    save_rows(tmp_path, [row | {"label": odd} for row in ROWS])
+    with pytest.raises(DataError, match="'label'"):
+        load(f"{kind}:{tmp_path / f't.{kind}'}")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_files_of_other_formats_are_refused(tmp_path, kind):
+    (tmp_path / f"t.{kind}").write_text("text,label\na,no\n")
+    with pytest.raises(DataError, match=rf"t\.{kind}"):
+        load(f"{kind}:{tmp_path / f't.{kind}'}")

@@ -260,3 +260,19 @@ def test_an_accuracy_on_rewritten_labels_says_so(undivided, tiny, tmp_path, caps
     assert compared.results.cells[0].metrics["test_labels_rewritten"] == rewritten
     assert any(f"{rewritten} of 12 test labels are not as given" in line for line in compared.results.header)
     assert "test_labels_rewritten" in (tmp_path / "c" / "results.csv").read_text()
+
+
+def test_issues_and_frame_are_those_of_the_posterior():
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 3
+    noisy = np.where(np.arange(120) < 12, (y + 1) % 3, y)
+    found = ht.clean(features=np.eye(3)[y] + 0.1 * rng.normal(size=(120, 3)), labels=[f"c{c}" for c in noisy])
+    assert set(found.issues.tolist()) == set(np.flatnonzero(found.suspected).tolist()) == set(range(12))
+    assert (np.diff(found.p_wrong[found.issues]) <= 0).all()
+    frame = found.to_frame()
+    assert frame["label"].tolist() == [f"c{c}" for c in noisy]
+    assert frame["suspected"].sum() == 12
+    np.testing.assert_allclose(frame[["p_c0", "p_c1", "p_c2"]].sum(axis=1), 1)
+    np.testing.assert_allclose(
+        frame["wrong_probability"], [1 - frame[f"p_c{c}"][n] for n, c in enumerate(noisy)]
+    )

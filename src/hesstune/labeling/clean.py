@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +29,9 @@ from hesstune.runtime.device import pick_device
 from hesstune.storage.files import made_folder
 from hesstune.storage.tables import write_csv
 from hesstune.weak.vote_files import in_order
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 WRITE = ("given", "corrected", "pruned")
 TEST = "test"
@@ -141,6 +144,32 @@ class LabelIssues:
     def ranked(self) -> NDArray[np.int64]:
         """The examples, the most probable label errors first; checked ones last."""
         return np.argsort(-np.where(self.checked, -1.0, self.p_wrong), kind="stable")
+
+    @property
+    def issues(self) -> NDArray[np.int64]:
+        """(M,) the examples with suspected label errors, the most probable errors first."""
+        return self.ranked[self.suspected[self.ranked]]
+
+    def to_frame(self) -> DataFrame:
+        """Return a pandas DataFrame with one row for each example, in the order of the data.
+
+        Columns: id, label (as given), likely_label, wrong_probability, suspected, checked, and p_CLASS for
+        each class.
+        """
+        from pandas import DataFrame
+
+        names = np.array(self.classes, dtype=object)
+        columns: dict[str, Any] = {
+            "id": self.ids,
+            "label": names[self.given],
+            "likely_label": names[self.likely],
+            "wrong_probability": self.p_wrong,
+            "suspected": self.suspected,
+            "checked": self.checked,
+        }
+        return DataFrame(
+            columns | {f"p_{name}": self.posterior[:, at] for at, name in enumerate(self.classes)}
+        )
 
     def labels(self, write: str = "given") -> NDArray[np.int64]:
         """Return the labels to train on, (N,): as given, or corrected; −1 if a suspected error is pruned.

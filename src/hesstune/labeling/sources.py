@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hesstune.data.examples import REWRITTEN, Examples, Text, Texts
-from hesstune.data.formats import listing
+from hesstune.data.formats import TABLES, listing
 from hesstune.data.images import decode_all
 from hesstune.data.labels import GIVEN_LABEL, SOURCE, column_named
 from hesstune.data.labels import read_sources as read_label_sources
@@ -121,15 +121,16 @@ def read_target(spec: str, known: Sequence[str] = TRUTHS) -> Target:
     """Read the examples that a data specification names; true labels are used for tables of accuracy alone.
 
     Args:
-        spec: `folder:PATH`, `csv:PATH` (columns `image` or `text`, perhaps `text2`, `id`, `split`,
-            `true_label` or `label`, and votes) or `hf:NAME` with texts.
+        spec: `folder:PATH`, a table like `csv:PATH` (columns `image` or `text`, perhaps `text2`, `id`,
+            `split`, `true_label` or `label`, and votes) or `hf:NAME` with texts.
         known: Columns of a CSV file that may hold the examples' labels; the first that is there does.
 
     Raises:
         DataError: If the examples are no image files and no texts.
     """
-    if spec.startswith("csv:"):
-        return target_of(read_table(spec.removeprefix("csv:")), known)
+    kind, _, path = spec.partition(":")
+    if kind in TABLES:
+        return target_of(read_table(path), known)
     found = listing(spec, size=8, labelled=False)
     if found.paths is None and found.texts is None:
         raise DataError(

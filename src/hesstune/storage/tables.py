@@ -94,6 +94,8 @@ def as_cell(value: Any) -> str:
 CHUNK = 20_000
 # Distinct cells of a column that are kept once in memory, at most.
 MOST_SHARED = 10_000
+# In files that end so, each line is an object; and in these, a table is in Parquet.
+JSON_LINES, PARQUET = (".jsonl", ".ndjson"), ".parquet"
 # In files that end so, cells are separated by tabs and quotes are text.
 TABS = (".tsv", ".tab")
 # What separates the cells of a file if its header holds no comma.
@@ -224,11 +226,11 @@ class CsvTable:
 def read_table(
     path: str | Path, what: str = "the data file", kind: type[HesstuneError] = DataError
 ) -> CsvTable:
-    """Read a CSV file with a header, in UTF-8, or in UTF-16 or UTF-32.
+    """Read a table: a CSV file with a header, JSON Lines (.jsonl, .ndjson) or Parquet (.parquet).
 
-    Cells are separated by commas; by tabs, quotes being text, if the file ends in .tsv; or else by what
-    separates the names in a header without commas, which the table's notes say. Blank lines are left out, and
-    spaces around names of columns.
+    CSV is in UTF-8, or in UTF-16 or UTF-32. Cells are separated by commas; by tabs, quotes being text, if the
+    file ends in .tsv; or else by what separates the names in a header without commas, which the table's notes
+    say. Blank lines are left out, and spaces around names of columns.
 
     Args:
         path: The file.
@@ -236,10 +238,20 @@ def read_table(
         kind: The class of errors.
 
     Raises:
-        HesstuneError: Of the class given: if the file is missing, is no CSV, has no header or no rows,
-            repeats a column, or has a row with too few or too many cells, or too long a cell.
+        HesstuneError: Of the class given: if the file is missing, is no table, has no header or no rows,
+            repeats a column, has a row with too few or too many cells, too long a cell, or a cell with a
+            list or an object.
     """
     path = readable_file(path, what, kind)
+    if path.suffix.lower() in JSON_LINES:
+        table, objects = read_json_lines(path, what, kind)
+        if objects:
+            raise kind(
+                f"{path}: '{cut(next(iter(objects)))}' holds objects; a cell must be a text or a number"
+            )
+        return table
+    if path.suffix.lower() == PARQUET:
+        return _parquet(path, kind)
     with reading(path, "CSV", kind), _long_cells():
         with path.open("rb") as file:
             start = file.read(8)
@@ -252,6 +264,25 @@ def read_table(
                 return _table(text, path, kind, notes)
         except UnicodeError as error:
             raise kind(_undecodable(path, encoding, error)) from error
+
+
+def _parquet(path: Path, kind: type[HesstuneError]) -> CsvTable:
+    import pandas as pd
+
+    with reading(path, "Parquet", kind):
+        try:
+            frame = pd.read_parquet(path)
+        except (ValueError, pd.errors.ParserError) as error:
+            raise kind(f"{path} cannot be read as Parquet ({one_line(error)})") from error
+    if not len(frame):
+        raise kind(f"{path} has no rows")
+    cells = {str(name): frame[name].tolist() for name in frame.columns}
+    for name, values in cells.items():
+        odd = next((n for n, v in enumerate(values) if isinstance(v, list | dict | tuple | np.ndarray)), None)
+        if odd is not None:
+            raise kind(f"{path}, row {odd}: '{cut(name)}' holds a list or an object, not a text or a number")
+    columns = {name: [as_cell(value) for value in values] for name, values in cells.items()}
+    return CsvTable.of(columns, str(path), path.parent, first=0)
 
 
 def _table(file: IO[str], path: Path, kind: type[HesstuneError], notes: list[str]) -> CsvTable:
@@ -387,8 +418,6 @@ def read_rows(path: Path, kind: type[HesstuneError] = RunError) -> list[dict[str
     return list(read_table(path, "the record", kind).rows())
 
 
-# In files that end so, each line is an object.
-JSON_LINES = (".jsonl", ".ndjson")
 Nested = dict[str, list[dict[str, str]]]
 """{key: an object a line, its values as text}; {} if a line has none."""
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 FORMATS = tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
 # Formats that name no path: built-in data, and objects given in Python.
 WITHOUT_PATH = ("digits", "memory")
+# Formats of one table in a file.
+TABLES = ("csv", "jsonl", "parquet")
 WITH_PATH = tuple(name for name in FORMATS if name not in WITHOUT_PATH)
 
 
