@@ -49,7 +49,7 @@ def test_relative_paths_are_found_from_another_working_folder_and_moved_ones_nam
 def test_a_name_that_is_neither_on_the_hub_nor_a_folder_is_named_as_both(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError, match=r"as a folder it would be .*no/bert, which is not there"):
+    with pytest.raises(ModelError, match=r"as a folder it would be .*no/bert"):
         ht.finetune((["a", "b"] * 4, ["x", "y"] * 4), model="hf:no/bert", method="vanilla", epochs=1)
 
 

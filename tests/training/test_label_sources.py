@@ -86,7 +86,7 @@ def test_checked_labels_replace_noisy_ones_and_are_not_corrected(tiny, tmp_path)
     task = run_task(run.config)
     assert (task.train.given != task.train.labels).sum() == len(wrong)
     for text, message in (
-        ("nowhere.png,dark", r"1 of the 1 .* nowhere"),
+        ("nowhere.png,dark", r"1 of the 1 .*nowhere"),
         (f"{wrong[0]['id']},drak", "did you mean 'dark'"),
         (f"{wrong[0]['id']},", "no label in its column"),
     ):

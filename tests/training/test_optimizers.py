@@ -47,7 +47,7 @@ def test_the_penalty_is_near_scikit_learns_best_on_the_same_labels():
 
 def test_a_plain_head_under_noise_gains_by_it_and_says_so():
     shared = {"data": "digits", "train": "head", "method": "vanilla", "inject_noise": "symmetric:0.4",
-              "image_size": 16, "limit": 200, "epochs": 8}  # fmt: skip
+              "image_size": 32, "limit": 300}  # fmt: skip
     run, plain = ht.finetune(**shared), ht.finetune(**shared, weight_decay=0)
     assert run.config.weight_decay > plain.config.weight_decay == 0
     assert any("cross-validation on the labels as given" in note for note in run.record["notes"])
