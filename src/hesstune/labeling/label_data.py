@@ -223,7 +223,7 @@ def label_data(target: str | LabelOptions | None = None, **options: Any) -> Labe
         label,
         some,
         features=near,
-        clean=_checked_labels(asked.checked_labels, classes, [examples.ids[n] for n in rows.tolist()]),
+        clean=_checked_labels(asked.checked_labels, classes, examples, rows),
         balance=_balance(asked.class_balance, classes, some),
         seed=asked.seed,
     )
@@ -320,11 +320,17 @@ def _test_rows(target: Target, classes: list[str]) -> tuple[NDArray[np.int64], N
     return inside, np.array([n for n, name in known.items() if name not in classes], dtype=np.int64)
 
 
-def _checked_labels(path: str | None, classes: list[str], ids: list[str]) -> Checked | None:
-    """Return rows and true labels of human-checked examples."""
+def _checked_labels(
+    path: str | None, classes: list[str], examples: Target, rows: NDArray[np.int64]
+) -> Checked | None:
+    """Return rows and true labels of human-checked examples: of a file, else those that the data marks."""
+    place = {examples.ids[n]: at for at, n in enumerate(rows.tolist())}
     if path is None:
-        return None
-    given, place = read_clean_labels(path, classes), {name: at for at, name in enumerate(ids)}
+        marked = examples.checked.items()
+        known = [(place[name], classes.index(y)) for name, y in marked if y in classes and name in place]
+        found, true = np.array(known, dtype=np.int64).reshape(-1, 2).T
+        return (found, true) if known else None
+    given = read_clean_labels(path, classes)
     if strange := [name for name in given if name not in place]:
         raise DataError(
             f"{len(strange)} of the {len(given)} clean labels are of no example to be labelled, such as "

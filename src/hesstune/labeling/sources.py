@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from hesstune.data.tables import examples_of, possible_groups
 from hesstune.errors import ConfigError, DataError
 from hesstune.labeling.options import LabelOptions
 from hesstune.storage.tables import CsvTable, Nested, is_missing, read_table
+from hesstune.weak.annotation_exports import Export, read_export
 from hesstune.weak.vote_files import vote_columns, voted
 from hesstune.weak.vote_sources import (
     RoleColumns,
@@ -33,6 +34,8 @@ from hesstune.weak.vote_sources import (
 from hesstune.weak.votes import Votes, beside
 
 TRUTHS = ("true_label", "label")
+# The columns of an export of an annotation tool.
+EXPORTED = RoleColumns("task", "worker", "label")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Target:
         table: The CSV file, or None.
         notes: What was left out, changed or guessed when they were read, in sentences.
         sources: Where each of the true labels comes from, as the column `label_source` says, or None.
+        checked: {id: class} of examples that the data marks as checked by a person.
     """
 
     ids: list[str]
@@ -58,6 +62,7 @@ class Target:
     table: CsvTable | None = None
     notes: tuple[str, ...] = ()
     sources: list[str] | None = None
+    checked: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -177,16 +182,18 @@ def read_sources(asked: LabelOptions) -> tuple[Target, list[WrittenVotes], list[
     table, nested, target, notes = None, Nested(), None, list[str]()
     if asked.target is None and asked.votes is None:
         raise ConfigError("give --target, the data to be labelled, or --votes, a CSV file of votes")
+    export = None
     if asked.votes is not None:
-        table, nested = read_vote_file(asked.votes)
+        export = read_export(asked.votes, asked.label_column)
+        table, nested = read_vote_file(asked.votes) if export is None else (export.table(asked.votes), {})
         notes += table.notes
     if asked.target is not None:
         target = read_target(asked.target)
         table = target.table if table is None else table
     found = list[WrittenVotes]()
     if table is not None:
-        found = _votes_of_table(table, nested, target, asked)
-        target = _target_of_votes(table, nested, found) if target is None else target
+        found = _votes_of_table(table, nested, target, asked, export)
+        target = _target_of_votes(table, nested, found, target, export)
     elif asked.vote_columns:
         raise ConfigError("--vote-columns are of csv data or of --votes, and there is neither")
     assert target is not None
@@ -203,9 +210,12 @@ def read_sources(asked: LabelOptions) -> tuple[Target, list[WrittenVotes], list[
 
 
 def _votes_of_table(
-    table: CsvTable, nested: Nested, target: Target | None, asked: LabelOptions
+    table: CsvTable, nested: Nested, target: Target | None, asked: LabelOptions, export: Export | None
 ) -> list[WrittenVotes]:
     """Return the votes of a table: a row for each vote; or columns of votes, of probabilities or of both."""
+    if export is not None:
+        by_row = votes_by_row(table, EXPORTED)
+        return [] if by_row is None else [by_row]
     is_apart = target is not None and asked.votes is not None
     known = set(asked.classes)
     if not known:
@@ -224,8 +234,25 @@ def _votes_of_table(
     return [source for source in (hard, soft) if source is not None]
 
 
-def _target_of_votes(table: CsvTable, nested: Nested, found: Sequence[WrittenVotes]) -> Target:
-    """Return the examples that a file of votes names."""
+def _target_of_export(export: Export) -> Target:
+    ids = list(export.examples)
+    has_texts = export.texts.keys() == export.examples.keys()
+    texts: list[Text] | None = [(export.texts[name], None) for name in ids] if has_texts else None
+    return Target(ids, [export.true.get(name, "") for name in ids] if export.true else None, texts=texts)
+
+
+def _target_of_votes(
+    table: CsvTable,
+    nested: Nested,
+    found: Sequence[WrittenVotes],
+    target: Target | None,
+    export: Export | None,
+) -> Target:
+    """Return the examples that are given, or those that a file of votes names, with their texts."""
+    if export is not None:
+        return replace(_target_of_export(export) if target is None else target, checked=export.checked)
+    if target is not None:
+        return target
     for source in found:
         if source.ids is not None and (nested or source.is_by_vote):
             return Target(list(source.ids))
