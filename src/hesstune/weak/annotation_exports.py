@@ -346,7 +346,7 @@ def _argilla_suggestions(record: Record) -> Iterable[tuple[str, Any, Any, Any]]:
 def _prodigy(records: Sequence[Record], asked: str | None) -> Export:
     export = Export("Prodigy")
     for record in records:
-        meta = record.get("meta") if isinstance(record.get("meta"), dict) else {}
+        meta: Record = record.get("meta") or {}
         example = _cell(record.get("id") or meta.get("id") or record.get("_input_hash"))
         export.add_example(example, record)
         by = record.get("_annotator_id") or record.get("_session_id")
