@@ -198,6 +198,8 @@ def votes_in(table: CsvTable, columns: Sequence[str], classes: Sequence[str]) ->
         DataError: If a vote is no class, by row and column.
     """
     index = class_index(classes)
+    if not columns:
+        raise DataError(f"{table.name} has no column of votes beside {listed(table.columns)}")
     votes = np.stack([column_votes(table, name, index) for name in columns], axis=1)
     return Votes(votes, len(classes), [name.removeprefix(PREFIX) for name in columns])
 
