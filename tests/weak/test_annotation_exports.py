@@ -222,7 +222,7 @@ def written(tmp_path, content):
     if isinstance(content, str):
         path = tmp_path / ("export.tsv" if "\t" in content else "export.csv")
         path.write_text(content)
-        return read_export(path)
+        return read_export(path, table=read_table(path))
     path = tmp_path / "export.json"
     path.write_text(json.dumps(content))
     if isinstance(content, list):

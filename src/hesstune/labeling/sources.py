@@ -18,7 +18,7 @@ from hesstune.data.labels import read_sources as read_label_sources
 from hesstune.data.tables import examples_of, possible_groups
 from hesstune.errors import ConfigError, DataError
 from hesstune.labeling.options import LabelOptions
-from hesstune.storage.tables import CsvTable, Nested, is_missing, read_table
+from hesstune.storage.tables import JSON_LINES, CsvTable, Nested, is_missing, read_table
 from hesstune.weak.annotation_exports import Export, read_export
 from hesstune.weak.vote_files import vote_columns, voted
 from hesstune.weak.vote_sources import (
@@ -184,8 +184,7 @@ def read_sources(asked: LabelOptions) -> tuple[Target, list[WrittenVotes], list[
         raise ConfigError("give --target, the data to be labelled, or --votes, a CSV file of votes")
     export = None
     if asked.votes is not None:
-        export = read_export(asked.votes, asked.label_column)
-        table, nested = read_vote_file(asked.votes) if export is None else (export.table(asked.votes), {})
+        table, nested, export = _read_votes(asked.votes, asked.label_column)
         notes += table.notes
     if asked.target is not None:
         target = read_target(asked.target)
@@ -207,6 +206,18 @@ def read_sources(asked: LabelOptions) -> tuple[Target, list[WrittenVotes], list[
             "there are no votes: give --labelers, --functions or --votes (or columns vote_… in csv data)"
         )
     return target, found, notes
+
+
+def _read_votes(path: str, label_column: str | None) -> tuple[CsvTable, Nested, Export | None]:
+    """Read a file of votes, or the export of an annotation tool as a table with a row for each vote."""
+    is_json = Path(path).suffix.lower() in (".json", *JSON_LINES)
+    table, nested = (None, Nested()) if is_json else read_vote_file(path)
+    export = read_export(path, label_column, table)
+    if export is not None:
+        return export.table(path), Nested(), export
+    if table is None:
+        table, nested = read_vote_file(path)
+    return table, nested, None
 
 
 def _votes_of_table(

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hesstune.checks import readable_file
+from hesstune.checks import parse_number, readable_file
 from hesstune.errors import DataError, cut, listed
 from hesstune.storage.files import one_line, reading
-from hesstune.storage.tables import JSON_LINES, CsvTable, is_missing, read_table
+from hesstune.storage.tables import CsvTable, is_missing
 
 Record = Mapping[str, Any]
 TEXT_KEYS = ("text", "data", "sentence", "document", "content")
@@ -158,11 +158,8 @@ def _cell(value: Any) -> str:
 
 def _number(value: Any) -> float | None:
     """Return a probability, or None."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if 0 <= number <= 1 else None
+    number = parse_number(_cell(value))
+    return number if number is not None and 0 <= number <= 1 else None
 
 
 def _one_question(found: Mapping[str, Any], asked: str | None, what: str) -> str:
@@ -351,7 +348,7 @@ def _prodigy(records: Sequence[Record], asked: str | None) -> Export:
         export.add_example(example, record)
         by = record.get("_annotator_id") or record.get("_session_id")
         time = _cell(record.get("_timestamp"))
-        time = time.rjust(20, "0") if time.isdigit() else time
+        time = time if parse_number(time) is None else time.rjust(20, "0")
         if record["answer"] == "ignore":
             export.left_out["answers are 'ignore'"] += 1
         elif "options" in record or isinstance(record.get("accept"), list):
@@ -604,23 +601,25 @@ def read_records(records: Any, where: str, label_column: str | None = None) -> E
         ) from error
 
 
-def read_export(path: str | Path, label_column: str | None = None) -> Export | None:
+def read_export(
+    path: str | Path, label_column: str | None = None, table: CsvTable | None = None
+) -> Export | None:
     """Read an export of an annotation tool from a file: JSON, JSON Lines, CSV or TSV.
 
     Args:
         path: The file.
         label_column: See `read_records`.
+        table: The rows of a CSV or TSV file, which was read already.
 
     Returns:
         The votes, or None if this is no export of a known tool.
 
     Raises:
-        DataError: If the file is no JSON or table; or see `read_records`.
+        DataError: If the file is no JSON; or see `read_records`.
     """
     path = readable_file(path, "the file of votes")
     suffix = path.suffix.lower()
-    if suffix not in (".json", *JSON_LINES):
-        table = read_table(path, "the file of votes")
+    if table is not None:
         if _reader_of_records(list(islice(table.rows(), SHOWN))) is None:
             return None
         return read_records(list(table.rows()), str(path), label_column)
