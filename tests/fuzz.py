@@ -41,6 +41,7 @@ from hesstune.runs.config import make_config, read_yaml
 from hesstune.runs.integrity import DataRecord, PartRecord
 from hesstune.storage.stored import read_record
 from hesstune.storage.tensors import load_tree, save_tree
+from hesstune.weak.annotation_exports import read_export
 from hesstune.weak.vote_files import vote_columns, votes_in
 from hesstune.weak.vote_sources import read_vote_file
 
@@ -208,6 +209,9 @@ def tables() -> dict[str, tuple[bytes, str, object]]:
     named = b"key,body,stars\n0,good film,1\n1,bad film,0\n2,fine,NA\n3,awful,0\n"
     long = b"task,worker,label\n0,a,cat\n0,b,dog\n1,a,cat\n1,b,NaN\n2,b,dog\n"
     lines = b"".join(b'{"text": "a %d", "label": "%d", "id": %d}\n' % (n, n % 2, n) for n in range(4))
+    result = [{"from_name": "q", "type": "choices", "value": {"choices": ["a"]}}]
+    task = {"id": 1, "data": {"text": "t"}, "annotations": [{"completed_by": 1, "result": result}]}
+    export = json.dumps([task, task | {"id": 2}]).encode()
     how = Reading(columns=Columns(text="body", label="stars", id="key"))
     voted = b"id,text,vote_a,vote_b,p_cat,p_dog\n0,a,cat,dog,0.5,0.5\n1,b,,cat,0.1,0.9\n2,c,dog,null,1,0\n"
     return {
@@ -215,6 +219,7 @@ def tables() -> dict[str, tuple[bytes, str, object]]:
         "csv in UTF-16": (text.encode("utf-16"), "u.csv", lambda p: listing(f"csv:{p}", 16)),
         "csv in UTF-32": (text.encode("utf-32"), "w.csv", lambda p: listing(f"csv:{p}", 16)),
         "json lines": (lines, "t.jsonl", lambda p: listing(f"jsonl:{p}", 16)),
+        "export": (export, "e.json", read_export),
         "csv to predict": (
             named,
             "n.csv",

@@ -35,10 +35,10 @@ def train(tmp_path):
     x, y, _ = ruled(np.random.default_rng(0), 100)
 
     def train(name, **options):
-        told = {**OPTIONS, **options}
-        if told["method"] == "pick_to_learn":
-            told = {key: value for key, value in told.items() if key not in ("lr", "train")}
-        return ht.finetune((x, y), model=Flat(2), out=str(tmp_path / name), **told)
+        chosen = {**OPTIONS, **options}
+        if chosen["method"] == "pick_to_learn":
+            chosen = {key: value for key, value in chosen.items() if key not in ("lr", "train")}
+        return ht.finetune((x, y), model=Flat(2), out=str(tmp_path / name), **chosen)
 
     return train
 

@@ -192,13 +192,13 @@ def test_how_the_noise_is_known_for_every_combination_of_options(tiny, tmp_path)
 
 
 def test_injected_noise_beside_an_estimated_matrix_is_no_known_noise(tmp_path, matrix_file):
-    told = {"n": 120, "inject_noise": "symmetric:0.1", "method": "robust"}
-    run = trained(tmp_path, "a", 2, "class", noise_matrix=matrix_file("estimated"), **told)
+    chosen = {"n": 120, "inject_noise": "symmetric:0.1", "method": "robust"}
+    run = trained(tmp_path, "a", 2, "class", noise_matrix=matrix_file("estimated"), **chosen)
     with pytest.raises(DataError, match="estimated"):
         certify_run(run, repeats="allow")
     with pytest.raises(DataError, match="estimated"):
         certify_run(run, repeats="allow", noise_is="known")
-    known = trained(tmp_path, "b", 2, "class", noise_matrix=matrix_file("stated"), **told)
+    known = trained(tmp_path, "b", 2, "class", noise_matrix=matrix_file("stated"), **chosen)
     found = certify_run(known, repeats="allow", draws=64)
     assert any("true before --inject-noise symmetric:0.1" in text for text in found.assumptions)
     assert not found.noise_dependence

@@ -46,6 +46,8 @@ def test_every_format_is_documented_and_named_by_its_file(name):
         ("digit", "did you mean 'digits'"),
         ("digits:8", "written digits"),
         ("{folder}", "write folder:"),
+        ("{folder}/t.jsonl", "write jsonl:"),
+        ("{folder}/t.parquet", "write parquet:"),
         ("csv:nowhere.csv", "does not exist"),
         ("folder:", "written folder:PATH"),
         ("memory", "given in Python"),
@@ -53,6 +55,8 @@ def test_every_format_is_documented_and_named_by_its_file(name):
     ],
 )
 def test_strings_that_name_no_data_are_refused(image_folder, spec, message):
+    for suffix in ("jsonl", "parquet"):
+        (image_folder / f"t.{suffix}").touch()
     with pytest.raises(DataError, match=message):
         load(spec.format(folder=image_folder))
 

@@ -8,6 +8,8 @@ import pytest
 
 import hesstune as ht
 from hesstune.errors import DataError
+from hesstune.labeling.options import LabelOptions
+from hesstune.labeling.sources import read_sources
 from hesstune.storage.tables import read_table
 from hesstune.weak.annotation_exports import read_export, read_records
 
@@ -326,3 +328,32 @@ def test_every_tool_is_documented():
     for name in CASES:
         tool = name.split(",")[0].rstrip(" 012")
         assert re.search(rf"^\| (Amazon )?{tool}\b", page, re.MULTILINE), tool
+
+
+@pytest.mark.parametrize("place", ["a.png", "../a.png"])
+def test_images_beside_an_export_are_its_examples_and_others_are_not_read(tmp_path, place):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / place).write_bytes(b"")
+    tasks = [
+        {
+            "id": n,
+            "data": {"image": place},
+            "annotations": [annotation("ann", label), annotation("bob", label)],
+        }
+        for n, label in enumerate(["neg", "pos"])
+    ]
+    path = tmp_path / "export" / "export.json"
+    path.write_text(json.dumps(tasks))
+    asked = LabelOptions(votes=str(path))
+    if ".." in place:
+        with pytest.raises(DataError, match="outside"):
+            read_sources(asked)
+    else:
+        assert read_sources(asked)[0].paths == 2 * [tmp_path / "export" / place]
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.jsonl", "p.csv"])
+def test_files_that_hold_no_votes_are_refused_by_name(tmp_path, name):
+    (tmp_path / name).write_text({"p.json": '{"a": 1}', "p.jsonl": '{"a": ', "p.csv": "a,b\n"}[name])
+    with pytest.raises(DataError, match=name):
+        ht.label_data(votes=str(tmp_path / name))

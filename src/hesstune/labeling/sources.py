@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hesstune.data.examples import REWRITTEN, Examples, Text, Texts
-from hesstune.data.formats import TABLES, listing
+from hesstune.data.formats import is_table, listing
 from hesstune.data.images import decode_all
 from hesstune.data.labels import GIVEN_LABEL, SOURCE, column_named
 from hesstune.data.labels import read_sources as read_label_sources
@@ -134,7 +134,7 @@ def read_target(spec: str, known: Sequence[str] = TRUTHS) -> Target:
         DataError: If the examples are no image files and no texts.
     """
     kind, _, path = spec.partition(":")
-    if kind in TABLES:
+    if is_table(kind):
         return target_of(read_table(path), known)
     found = listing(spec, size=8, labelled=False)
     if found.paths is None and found.texts is None:
@@ -181,7 +181,7 @@ def read_sources(asked: LabelOptions) -> tuple[Target, list[WrittenVotes], list[
     """
     table, nested, target, notes = None, Nested(), None, list[str]()
     if asked.target is None and asked.votes is None:
-        raise ConfigError("give --target, the data to be labelled, or --votes, a CSV file of votes")
+        raise ConfigError("give --target, the data to be labelled, or --votes, a file of votes")
     export = None
     if asked.votes is not None:
         table, nested, export = _read_votes(asked.votes, asked.label_column)
@@ -245,13 +245,6 @@ def _votes_of_table(
     return [source for source in (hard, soft) if source is not None]
 
 
-def _target_of_export(export: Export) -> Target:
-    ids = list(export.examples)
-    has_texts = export.texts.keys() == export.examples.keys()
-    texts: list[Text] | None = [(export.texts[name], None) for name in ids] if has_texts else None
-    return Target(ids, [export.true.get(name, "") for name in ids] if export.true else None, texts=texts)
-
-
 def _target_of_votes(
     table: CsvTable,
     nested: Nested,
@@ -259,9 +252,10 @@ def _target_of_votes(
     target: Target | None,
     export: Export | None,
 ) -> Target:
-    """Return the examples that are given, or those that a file of votes names, with their texts."""
+    """Return the examples that are given, or those that a file of votes names."""
     if export is not None:
-        return replace(_target_of_export(export) if target is None else target, checked=export.checked)
+        examples = target_of(export.examples_table(table.name)) if target is None else target
+        return replace(examples, checked=export.checked)
     if target is not None:
         return target
     for source in found:

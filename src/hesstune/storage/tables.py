@@ -452,12 +452,12 @@ def read_json_lines(
                 raise kind(f"{path}, line {number}: '{cut(key)}' is an object in other lines, and none here")
     rows = [f"line {number}" for number, _ in found]
     columns = {
-        key: Column([_text(row.get(key)) for _, row in found], names=rows)
+        key: Column([json_cell(row.get(key)) for _, row in found], names=rows)
         for key in names
         if key not in nested
     }
     apart = {
-        key: [{name: _text(v) for name, v in (row.get(key) or {}).items()} for _, row in found]
+        key: [{name: json_cell(v) for name, v in (row.get(key) or {}).items()} for _, row in found]
         for key in nested
     }
     return CsvTable(str(path), path.parent, columns), apart
@@ -477,12 +477,14 @@ def _object(line: str, where: str, kind: type[HesstuneError]) -> dict[str, Any]:
     return {str(key).strip(): value for key, value in row.items()}
 
 
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return plain(value) if isinstance(value, str) else repr(value)
+def json_cell(value: Any) -> str:
+    """Return a value of a JSON file as a cell of a table; see `as_cell`.
+
+    Example:
+        >>> json_cell(-1.0), json_cell(0.25), json_cell(True), json_cell(None)
+        ('-1', '0.25', 'true', '')
+    """
+    return str(value).lower() if isinstance(value, bool) else as_cell(value)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

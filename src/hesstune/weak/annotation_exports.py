@@ -14,12 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from hesstune.checks import parse_number, readable_file
 from hesstune.errors import DataError, cut, listed
 from hesstune.storage.files import one_line, reading
-from hesstune.storage.tables import CsvTable, is_missing
+from hesstune.storage.tables import JSON_LINES, CsvTable, is_missing, json_cell
 
 Record = Mapping[str, Any]
 TEXT_KEYS = ("text", "data", "sentence", "document", "content")
@@ -61,7 +59,6 @@ class Export:
         checked: {id: class} of examples that the export marks as checked by a person (ground truth, golden).
         true: {id: class}, for evaluation only.
         left_out: How many answers or examples do not count, by reason.
-        notes: What was guessed, in sentences.
     """
 
     tool: str
@@ -72,7 +69,6 @@ class Export:
     checked: dict[str, str] = field(default_factory=dict)
     true: dict[str, str] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
-    notes: list[str] = field(default_factory=list)
 
     def add_example(self, example: str, inputs: Record) -> None:
         """Add an example and its text or image."""
@@ -98,31 +94,46 @@ class Export:
             self.answers.append(Answer(example, who or "annotator", text, **more))
 
     def finish(self) -> Export:
-        """Keep each annotator's newest answer on an example; use answers against a class if they decide."""
+        """Keep each annotator's newest answer on an example; use answers against a class if one is left."""
         newest: dict[tuple[str, str], Answer] = {}
+        given = 0
         against: dict[tuple[str, str], set[str]] = {}
         for answer in self.answers:
             self.examples.setdefault(answer.example)
             key = answer.example, answer.annotator
             if answer.against:
                 against.setdefault(key, set()).add(answer.label)
-            elif key not in newest or answer.time >= newest[key].time:
-                self.left_out["answers are replaced by a newer one of the same annotator"] += key in newest
+                continue
+            given += 1
+            if key not in newest or answer.time >= newest[key].time:
                 newest[key] = answer
-            else:
-                self.left_out["answers are replaced by a newer one of the same annotator"] += 1
+        self.left_out["answers are replaced by a newer one of the same annotator"] = given - len(newest)
         classes = {answer.label for answer in self.answers} | set(self.checked.values())
         for key, excluded in against.items():
             rest = classes - excluded
             if key not in newest and len(rest) == 1:
                 newest[key] = Answer(*key, rest.pop())
             elif key not in newest:
-                self.left_out["rejected classes leave several others"] += len(excluded)
+                self.left_out["answers reject a class and leave none or several others"] += len(excluded)
         self.answers = list(newest.values())
         answered = {answer.example for answer in self.answers}
         self.left_out["examples have no answer"] = len(self.examples.keys() - answered - self.checked.keys())
         self.left_out += Counter()  # drops zeros
         return self
+
+    def examples_table(self, name: str) -> CsvTable:
+        """Return the examples as a table: id, text or image if every example has one, true_label if known."""
+        ids, folder = list(self.examples), Path(name).parent
+        columns = {"id": ids}
+        if self.texts.keys() == self.examples.keys():
+            columns["text"] = [self.texts[example] for example in ids]
+        elif self.images.keys() == self.examples.keys():
+            images = [self.images[example] for example in ids]
+            if all((folder / image).is_file() for image in images):
+                columns["image"] = images
+        if self.true:
+            columns["true_label"] = [self.true.get(example, "") for example in ids]
+        return CsvTable.of(columns, name, folder)
 
     def table(self, name: str) -> CsvTable:
         """Return the answers as a table with a row for each vote: columns task, worker, label."""
@@ -130,7 +141,7 @@ class Export:
         if not rows:
             raise DataError(f"{name} has no answer that counts: {listed(self.sentences())}")
         columns = dict(zip(("task", "worker", "label"), map(list, zip(*rows, strict=True)), strict=True))
-        return replace(CsvTable.of(columns, name), notes=tuple(self.sentences()))
+        return replace(CsvTable.of(columns, name, Path(name).parent), notes=tuple(self.sentences()))
 
     def sentences(self) -> list[str]:
         """Say how the export was read, and what was left out."""
@@ -143,17 +154,11 @@ class Export:
         left = [f"{count:,} {reason}; they are left out" for reason, count in self.left_out.items()]
         unused = sum(answer.confidence is not None for answer in self.answers)
         left += [f"the confidences of {unused:,} votes are not used"] if unused else []
-        return [read, *(checked if self.checked else []), *left, *self.notes]
+        return [read, *(checked if self.checked else []), *left]
 
 
 def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
+    return json_cell(value).strip()
 
 
 def _number(value: Any) -> float | None:
@@ -618,19 +623,14 @@ def read_export(
         DataError: If the file is no JSON; or see `read_records`.
     """
     path = readable_file(path, "the file of votes")
-    suffix = path.suffix.lower()
     if table is not None:
-        if _reader_of_records(list(islice(table.rows(), SHOWN))) is None:
+        known = _reader_of_records([dict.fromkeys(table.columns, "")])
+        return read_records(list(table.rows()), str(path), label_column) if known else None
+    with reading(path, "JSON", DataError), path.open(encoding="utf-8-sig") as file:
+        if path.suffix.lower() not in JSON_LINES:
+            return read_records(json.load(file), str(path), label_column)
+        first = [json.loads(line) for line in islice(file, SHOWN) if line.strip()]
+        if not all(isinstance(record, dict) for record in first) or _reader_of_records(first) is None:
             return None
-        return read_records(list(table.rows()), str(path), label_column)
-    try:
-        with reading(path, "JSON", DataError), path.open(encoding="utf-8-sig") as file:
-            if suffix == ".json":
-                return read_records(json.load(file), str(path), label_column)
-            first = [json.loads(line) for line in islice(file, SHOWN) if line.strip()]
-            if not all(isinstance(record, dict) for record in first) or _reader_of_records(first) is None:
-                return None
-            rest = [json.loads(line) for line in file if line.strip()]
-            return read_records([*first, *rest], str(path), label_column)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no JSON in UTF-8: {one_line(error)}") from None
+        rest = [json.loads(line) for line in file if line.strip()]
+        return read_records([*first, *rest], str(path), label_column)

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 FORMATS = tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
 # Formats that name no path: built-in data, and objects given in Python.
 WITHOUT_PATH = ("digits", "memory")
-# Formats of one table in a file.
-TABLES = ("csv", "jsonl", "parquet")
 WITH_PATH = tuple(name for name in FORMATS if name not in WITHOUT_PATH)
 
 
@@ -32,6 +30,19 @@ def data_format(name: str) -> type[DataFormat]:
         raise unknown_name("data", name, FORMATS, DataError)
     found: type[DataFormat] = importlib.import_module(f"{__name__}.{name}").FORMAT
     return found
+
+
+def is_table(name: str) -> bool:
+    """Tell whether a format is one table in a file."""
+    return name in FORMATS and data_format(name).is_table
+
+
+def _format_of(path: str) -> str:
+    """Return the format that a path seems to have."""
+    if expanded(path).is_dir():
+        return "folder"
+    suffix = expanded(path).suffix.lower()
+    return next((name for name in WITH_PATH if suffix in data_format(name).suffixes), "csv")
 
 
 def listing(data: Any, size: int, labelled: bool = True, how: Reading | None = None) -> Listing:
@@ -55,8 +66,7 @@ def listing(data: Any, size: int, labelled: bool = True, how: Reading | None = N
         return read_object(data, size, labelled, how)
     name, _, path = data.partition(":")
     if name not in FORMATS and expanded(data).exists():
-        written = "folder" if expanded(data).is_dir() else "csv"
-        raise DataError(f"data '{data}' is a path; write {written}:{data}")
+        raise DataError(f"data '{data}' is a path; write {_format_of(data)}:{data}")
     kind = data_format(name)
     if (name in WITHOUT_PATH) == bool(path):
         raise DataError(f"data '{data}' must be written {kind.written}")

@@ -16,6 +16,9 @@ class DataFormat:
     summary: ClassVar[str]
     # Whether it has columns: --text-column, --label-column and the like name them.
     has_columns: ClassVar[bool] = False
+    # Whether it is one table in a file that `read_table` reads, and the suffixes of its files.
+    is_table: ClassVar[bool] = False
+    suffixes: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def read(cls, path: str, size: int, labelled: bool, how: Reading) -> Listing:

@@ -29,6 +29,7 @@ class Array(DataFormat):
 
     written = "array:PATH"
     summary = "An .npz file with `images` and `labels`, perhaps `classes` (names) and `split`."
+    suffixes = (".npz",)
 
     @classmethod
     def read(cls, path: str, size: int, labelled: bool, how: Reading) -> Listing:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from hesstune.data.examples import Listing
 from hesstune.data.formats._base import DataFormat
 from hesstune.data.reading import Reading
 from hesstune.data.tables import USUAL, listing_of
-from hesstune.storage.tables import read_table
+from hesstune.storage.tables import TABS, read_table
 
 
 class Csv(DataFormat):
@@ -19,6 +21,8 @@ class Csv(DataFormat):
         "replace `label`."
     )
     has_columns = True
+    is_table = True
+    suffixes: ClassVar[tuple[str, ...]] = (".csv", *TABS)
 
     @classmethod
     def read(cls, path: str, size: int, labelled: bool, how: Reading) -> Listing:

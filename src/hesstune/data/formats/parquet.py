@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hesstune.data.formats.csv import Csv
+from hesstune.storage.tables import PARQUET
 
 
 class Parquet(Csv):
@@ -10,6 +11,7 @@ class Parquet(Csv):
 
     written = "parquet:PATH"
     summary = "A Parquet file with the columns of `csv:`."
+    suffixes = (PARQUET,)
 
 
 FORMAT = Parquet
