@@ -215,6 +215,8 @@ def _read_votes(path: str, label_column: str | None) -> tuple[CsvTable, Nested, 
     export = read_export(path, label_column, table)
     if export is not None:
         return export.table(path), Nested(), export
+    if Path(path).suffix.lower() == ".json":
+        raise DataError(f"{path} is no export of a known annotation tool; write votes as CSV or JSON Lines")
     if table is None:
         table, nested = read_vote_file(path)
     return table, nested, None
