@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hesstune.cli.options import FIRST, JSON, QUIET, replacing, with_options
+from hesstune.checks import expanded
+from hesstune.cli.options import FIRST, JSON, LAST, QUIET, replacing, with_options
 from hesstune.cli.render import Output, name_table, percent
-from hesstune.errors import ConfigError, RunError
-from hesstune.labeling.options import CleanOptions, LabelOptions
+from hesstune.errors import ConfigError
+from hesstune.labeling.options import CleanOptions, FeatureOptions, LabelOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +33,23 @@ def clean(
     page: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="HTML page of suspected label errors to write", rich_help_panel=FIRST
+            metavar="FILE", help="HTML page to review suspected label errors; to write", rich_help_panel=FIRST
+        ),
+    ] = None,
+    apply: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="apply decisions, downloaded from the page or exported from Label Studio, and write the data",
+            rich_help_panel=FIRST,
+        ),
+    ] = None,
+    label_studio: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="tasks of suspected label errors for Label Studio, to write",
+            rich_help_panel=LAST,
         ),
     ] = None,
     overwrite: Annotated[bool, replacing("the files")] = False,
@@ -40,18 +57,23 @@ def clean(
     quiet: QUIET = False,
 ) -> None:
     """Find labels that are probably wrong, on features of a pretrained network; nothing is trained."""
+    from hesstune.labeling.review import check_outputs, config_path
+
     if options.data is None:
         raise ConfigError("give --data, the labelled examples, such as --data folder:photos")
-    for path in (out, *([page] if page else [])):
-        if path.is_dir():
-            raise RunError(f"{path} is a folder; give the path of a file")
-        if path.exists() and not overwrite:
-            raise RunError(f"{path} exists; choose another path or give --overwrite")
+    tasks = [label_studio, config_path(label_studio)] if label_studio else []
+    inputs = [options.data.partition(":")[2] or options.data, options.checked_labels, apply]
+    check_outputs(
+        [out, *([page] if page else []), *tasks], [expanded(path) for path in inputs if path], overwrite
+    )
+    output = Output(quiet, json)
+    if apply is not None:
+        _apply(options, apply, {"page": page, "label_studio": label_studio}, out, output)
+        return
     from hesstune.labeling.clean import clean as find_issues
 
     found = find_issues(options)
     made = found.save(out, options.write, overwrite)
-    output = Output(quiet, json)
     output.say(issues_table(found), "")
     wrong, suspected = int(found.wrong.sum()), int(found.suspected.sum())
     low, high = found.rate_interval
@@ -62,16 +84,51 @@ def clean(
     )
     output.say(*(f"  {note}" for note in found.notes))
     if page is not None:
-        from hesstune.report.write import write_clean_page
+        from hesstune.report.clean_page import write_clean_page
 
         write_clean_page(found, page)
-        output.say(f"Page: {page}")
+        output.say(
+            f"Page: {page}; review the labels there, download the decisions, and give them to --apply or "
+            "--checked-labels"
+        )
+    if label_studio is not None:
+        output.say(*found.to_label_studio(label_studio, overwrite))
     output.say(
         f"Written: {made} labels to {out}, the most probable errors first; to review, fill in clean_label "
         "and give the file to --checked-labels",
         f"Next: hesstune finetune --data csv:{out} --out runs/cleaned",
     )
     output.record({"path": str(out), "written": made, **found.to_dict()})
+
+
+def _apply(
+    options: CleanOptions, decisions: Path, others: dict[str, Path | None], out: Path, output: Output
+) -> None:
+    """Write the data with the labels that a person decided on."""
+    from hesstune.labeling.clean import LABEL_COLUMNS
+    from hesstune.labeling.review import apply_decisions
+    from hesstune.labeling.sources import read_target
+
+    unused = {"checked_labels", "write", "seed", *FeatureOptions.model_fields}
+    idle = unused & options.model_fields_set | {name for name, path in others.items() if path is not None}
+    if idle:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(idle))
+        raise ConfigError(f"--apply only applies decisions, so {named} would have no effect; leave it out")
+    assert options.data is not None
+    reviewed = apply_decisions(read_target(options.data, LABEL_COLUMNS), decisions)
+    made = reviewed.save(out, overwrite=True)  # that it may be replaced is checked
+    counts = reviewed.counts
+    output.say(
+        f"Labels kept: {counts['kept']}, changed: {counts['changed']}, removed with their examples: "
+        f"{counts['removed']}, undecided (as given): {counts['undecided']}; decisions on examples not found: "
+        f"{counts['not_found']}."
+    )
+    output.say(
+        *(f"  {note}" for note in reviewed.notes),
+        f"Written: {made} labels to {out}",
+        f"Next: hesstune finetune --data csv:{out} --out runs/reviewed",
+    )
+    output.record({"path": str(out), "written": made, **reviewed.to_dict()})
 
 
 def issues_table(found: LabelIssues) -> Table:

@@ -183,6 +183,7 @@ class Examples:
         given: (N,) int64 labels before they were checked, or None.
         given_soft: (N, K) soft labels before they were checked, or None.
         label_sources: Source of each label from the column `label_source`, or None.
+        clean_by_chance: Whether the checked examples may be a random sample; suspected errors are none.
     """
 
     source: ImageSource | Texts
@@ -196,6 +197,7 @@ class Examples:
     given: NDArray[np.int64] | None = None
     given_soft: NDArray[np.float64] | None = None
     label_sources: list[str] | None = None
+    clean_by_chance: bool = True
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.checks import parse_number
+from hesstune.data.decisions import DECISION, Decisions, decisions_in, read_checked_table
 from hesstune.data.examples import (
     KEPT,
     MODEL_LABEL,
@@ -22,7 +23,7 @@ from hesstune.data.examples import (
     Task,
 )
 from hesstune.errors import DataError, cut, listed, unknown_name
-from hesstune.storage.tables import Column, CsvTable, is_missing, read_table
+from hesstune.storage.tables import Column, CsvTable, is_missing
 from hesstune.weak.vote_files import LABEL_SOURCE
 from hesstune.weak.votes import ABSTAIN
 
@@ -277,21 +278,64 @@ def source_notes(part: Examples, name: str) -> list[str]:
 CHECKED_COLUMNS = ("clean_label", "true_label", "label")
 
 
+@dataclass(frozen=True)
+class CheckedLabels:
+    """Labels that a person checked.
+
+    Attributes:
+        labels: {id of an example: class index}.
+        decisions: The decisions on suspected label errors that the labels come from, or None. Examples with
+            these decisions are no random sample.
+    """
+
+    labels: dict[str, int]
+    decisions: Decisions | None = None
+
+    @property
+    def removed(self) -> frozenset[str]:
+        """Ids of the examples that a person removed."""
+        return frozenset() if self.decisions is None else self.decisions.removed
+
+
+def read_checked_labels(path: str | Path, classes: Sequence[str]) -> CheckedLabels:
+    """Read labels that a person checked: a file for `read_clean_labels`, or decisions of a review.
+
+    Raises:
+        DataError: See `read_clean_labels` and `hesstune.data.decisions.decisions_in`.
+    """
+    table = read_checked_table(path, "the file of checked labels")
+    if DECISION not in table:
+        return CheckedLabels(_labels_in(table, classes))
+    decisions = decisions_in(table, classes)
+    index = {name: i for i, name in enumerate(classes)}
+    kept = {name: own.label for name, own in decisions.by_id.items() if own.label}
+    return CheckedLabels({name: index[label] for name, label in kept.items()}, decisions)
+
+
 def read_clean_labels(path: str | Path, classes: Sequence[str]) -> dict[str, int]:
-    """Read {id: class index} from a CSV file with the columns id and clean_label, true_label or label.
+    """Read {id: class index} from a table with the columns id and clean_label, true_label or label.
 
     Rows with an empty label have not been checked and are left out.
 
     Raises:
-        DataError: If the file or a column is missing, a label is no class, no label is given, or the file
-            says that a label was not checked by a person.
+        DataError: If the file or a column is missing, a label is no class, no label is given, the file
+            says that a label was not checked by a person, or it holds decisions on suspected label errors.
     """
-    table = read_table(path, "the file of clean labels")
+    table = read_checked_table(path, "the file of clean labels")
+    if DECISION in table:
+        raise DataError(
+            f"{path} holds decisions on suspected label errors, which are no random sample of the examples; "
+            "give labels of examples that were drawn at random"
+        )
+    return _labels_in(table, classes)
+
+
+def _labels_in(table: CsvTable, classes: Sequence[str]) -> dict[str, int]:
+    """Return {id: class index} of a table of checked labels."""
     column = next((name for name in CHECKED_COLUMNS if name in table), None)
     if "id" not in table or column is None:
-        raise DataError(
-            f"{path} needs a column 'id' and one of {listed(CHECKED_COLUMNS)}; got {listed(table.columns)}"
-        )
+        got = listed(table.columns)
+        raise DataError(f"{table.name} needs a column 'id' and one of {listed(CHECKED_COLUMNS)}; got {got}")
     _refuse_unchecked(table, column)
     index = {name: i for i, name in enumerate(classes)}
     found: dict[str, int] = {}
@@ -300,11 +344,11 @@ def read_clean_labels(path: str | Path, classes: Sequence[str]) -> dict[str, int
         if is_missing(name, index):
             continue
         if name not in index:
-            raise unknown_name(f"class in {path}, row {row},", name, classes, DataError)
+            raise unknown_name(f"class in {table.name}, row {row},", name, classes, DataError)
         if found.setdefault(example, index[name]) != index[name]:
-            raise DataError(f"{path}, row {row}: example '{example}' has two different labels")
+            raise DataError(f"{table.name}, row {row}: example '{example}' has two different labels")
     if not found:
-        raise DataError(f"{path} has no label in its column '{column}'; fill in those you have checked")
+        raise DataError(f"{table.name} has no label in its column '{column}'; fill in those you have checked")
     return found
 
 
@@ -322,30 +366,58 @@ def _refuse_unchecked(table: CsvTable, column: str) -> None:
             )
 
 
-def checked(task: Task, clean: Mapping[str, int], partial: bool = False) -> Task:
-    """Return the task with checked labels, {id: class index}, in place of noisy ones, marked as clean.
+def checked(task: Task, clean: CheckedLabels, partial: bool = False) -> Task:
+    """Return the task with checked labels in place of noisy ones, marked as clean, without removed examples.
 
     Raises:
-        DataError: If an id is no example's; `partial` accepts ids of examples left out by a limit.
+        DataError: If a checked id is no example's; `partial` accepts ids of examples left out by a limit. Of
+            decisions, such ids are counted in the task's notes; at least one has to be an example's.
     """
     known = {i for part in (task.train, task.val, task.test) for i in part.ids}
-    strange = [i for i in clean if i not in known]
-    if strange and (not partial or len(strange) == len(clean)):
+    decisions, notes = clean.decisions, list[str]()
+    strange = [i for i in clean.labels if i not in known]
+    if decisions is not None:
+        found = decisions.among(
+            {
+                name: ("" if content and decisions.by_id[name].content else given, content)
+                for part in (task.train, task.val, task.test)
+                for name, given, content in _as_given(part, task.classes)
+                if name in decisions.by_id
+            }
+        )
+        notes = [*decisions.notes, *([] if partial else decisions.missing_note(found))]
+        if gone := [i for i in found if i in clean.removed]:
+            notes.append(f"{len(gone)} examples are left out: a person removed them when checking labels")
+    elif strange and (not partial or len(strange) == len(clean.labels)):
         raise DataError(
-            f"{len(strange)} of the {len(clean)} clean labels are of no example of the data, such as "
+            f"{len(strange)} of the {len(clean.labels)} clean labels are of no example of the data, such as "
             f"'{strange[0]}'; ids are those in labels.csv, such as '{task.train.ids[0]}'"
         )
     train, val, test = (_checked(part, clean) for part in (task.train, task.val, task.test))
-    return replace(task, train=train, val=val, test=test)
+    return replace(task, train=train, val=val, test=test, notes=[*task.notes, *notes])
 
 
-def _checked(part: Examples, clean: Mapping[str, int]) -> Examples:
-    mask = np.array([i in clean for i in part.ids], dtype=bool)
+def _as_given(part: Examples, classes: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield the id, the label as given and the digest of the content of a part's examples; "" if unknown."""
+    labels, read = part.labels if part.true is None else part.true, getattr(part.source, "digests", None)
+    given = [""] * len(part) if labels is None else [classes[label] for label in labels.tolist()]
+    digests = [""] * len(part) if read is None else [row.tobytes().hex() for row in read(part.rows, False)]
+    yield from zip(part.ids, given, digests, strict=True)
+
+
+def _checked(part: Examples, clean: CheckedLabels) -> Examples:
+    if clean.removed:
+        part = part.take([at for at, name in enumerate(part.ids) if name not in clean.removed])
+    mask = np.array([i in clean.labels for i in part.ids], dtype=bool)
     if part.labels is None or not mask.any():
         return part
     labels = part.labels.copy()
-    labels[mask] = [clean[i] for i in part.ids if i in clean]
+    labels[mask] = [clean.labels[i] for i in part.ids if i in clean.labels]
     soft = None if part.soft is None else part.soft.copy()
     if soft is not None:
         soft[mask] = np.eye(soft.shape[1])[labels[mask]]
-    return replace(part, labels=labels, given=part.labels, clean=mask, soft=soft, given_soft=part.soft)
+    by_chance = clean.decisions is None
+    return replace(
+        part, labels=labels, given=part.labels, clean=mask, soft=soft, given_soft=part.soft,
+        clean_by_chance=by_chance,
+    )  # fmt: skip

@@ -13,10 +13,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from hesstune.checks import one_of
 from hesstune.data.examples import KEPT, MODEL_SOURCES, REWRITTEN
-from hesstune.data.labels import CHECKED, GIVEN, GIVEN_LABEL, SOURCE, read_clean_labels
+from hesstune.data.labels import CHECKED, GIVEN, GIVEN_LABEL, SOURCE, read_checked_labels
 from hesstune.errors import ConfigError, DataError, RunError, listed
 from hesstune.inputs.features import frozen_features, sharing
 from hesstune.labeling.options import CleanOptions, default_model
+from hesstune.labeling.review import (
+    ReviewedLabels,
+    Suspect,
+    apply_decisions,
+    checked_examples,
+    write_label_studio,
+)
 from hesstune.labeling.sources import Target, read_target
 from hesstune.models.load import load_model
 from hesstune.noise.latent.channel import Observed
@@ -25,6 +32,7 @@ from hesstune.noise.latent.head import robust_head
 from hesstune.noise.latent.two_views import count_text, counted, mean_posterior, rate_interval
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
+from hesstune.runs.integrity import content_digests
 from hesstune.runtime.device import pick_device
 from hesstune.storage.files import made_folder
 from hesstune.storage.tables import write_csv
@@ -59,6 +67,7 @@ class LabelIssues:
         details: Candidates and scores, JSON-ready.
         disagreement: Share of the labels that a cross-fitted probe of the labels as given predicts otherwise;
             1 if unknown.
+        contents: {id: digest of the image or text, 32 hexadecimal digits}; empty if features were given.
     """
 
     ids: list[str]
@@ -72,6 +81,7 @@ class LabelIssues:
     notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     disagreement: float = 1.0
+    contents: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -149,6 +159,61 @@ class LabelIssues:
     def issues(self) -> NDArray[np.int64]:
         """(M,) the examples with suspected label errors, the most probable errors first."""
         return self.ranked[self.suspected[self.ranked]]
+
+    def suspects(self) -> list[Suspect]:
+        """Return the suspected label errors, the most probable errors first."""
+        return [
+            Suspect(
+                at,
+                self.ids[at],
+                self.classes[self.given[at]],
+                self.classes[self.otherwise[at]],
+                float(self.p_wrong[at]),
+                float(self.posterior[at, self.otherwise[at]]),
+                self.contents.get(self.ids[at], ""),
+            )
+            for at in self.issues.tolist()
+        ]
+
+    def labelled(self) -> Target:
+        """Return all examples with the labels of the data, before any was checked if that is known."""
+        return self.target or Target(self.ids, [self.classes[label] for label in self.given])
+
+    def apply(self, decisions: str | Path | DataFrame) -> ReviewedLabels:
+        """Apply the decisions of a person: labels are kept or changed, or examples removed.
+
+        Args:
+            decisions: The CSV file that the page of `hesstune clean` downloads, a finished export of the
+                tasks of `to_label_studio`, or a DataFrame with the columns of the CSV file: id, given_label,
+                decision (`keep`, `change` or `remove`) and label.
+
+        Raises:
+            DataError: If the decisions are of other data, a class or decision is unknown, or rows contradict
+                each other.
+
+        Example:
+            >>> import pandas as pd
+            >>> rng = np.random.default_rng(0)
+            >>> y = np.arange(200) % 2
+            >>> noisy = np.where(np.arange(200) < 20, 1 - y, y)
+            >>> found = clean(features=np.eye(2)[y] + 0.1 * rng.normal(size=(200, 2)), labels=noisy)
+            >>> decided = [["0", "1", "change", "0"], ["1", "0", "remove", ""]]
+            >>> frame = pd.DataFrame(decided, columns=["id", "given_label", "decision", "label"])
+            >>> reviewed = found.apply(frame)
+            >>> len(reviewed), reviewed.labels[0], reviewed.counts["changed"]
+            (199, '0', 1)
+        """
+        return apply_decisions(self.labelled(), decisions, self.contents or None)
+
+    def to_label_studio(self, path: str | Path, overwrite: bool = False) -> list[str]:
+        """Write the suspected label errors as tasks for Label Studio, with predictions; say how to use them.
+
+        The labelling configuration is written beside the tasks, NAME.xml. `apply` takes the finished export.
+
+        Raises:
+            RunError: If a file exists and `overwrite` is not set, or cannot be written.
+        """
+        return write_label_studio(Path(path), self.suspects(), self.classes, self.labelled(), overwrite)
 
     def to_frame(self) -> DataFrame:
         """Return a pandas DataFrame with one row for each example, in the order of the data.
@@ -315,14 +380,22 @@ def clean(
     with sharing():
         examples = target.examples(asked.image_size).take(rows)
         x = frozen_features(loaded, examples, pick_device(asked.device), asked.max_length)
-    found = _find_issues(x, [target.ids[n] for n in rows], [target.true[n] for n in rows], asked)
+    ids = [target.ids[n] for n in rows]
+    digests = content_digests(examples, anew=False)
+    contents = {name: row.tobytes().hex() for name, row in zip(ids, digests, strict=True)}
+    found = _find_issues(x, ids, [target.true[n] for n in rows], asked, contents)
     return replace(found, target=target, notes=[*loaded.notes, *found.notes])
 
 
 def _find_issues(
-    features: NDArray[Any], ids: list[str], names: list[str], asked: CleanOptions
+    features: NDArray[Any],
+    ids: list[str],
+    names: list[str],
+    asked: CleanOptions,
+    contents: dict[str, str] | None = None,
 ) -> LabelIssues:
-    """Return the issues of labels, by name, of examples with features, (N, D)."""
+    """Return the issues of labels, by name, of examples with features, (N, D), and digests by id."""
+    contents = contents or {}
     if len(features) != len(names):
         raise DataError(f"{len(features)} rows of features do not match {len(names)} labels")
     classes = in_order(set(names))
@@ -330,17 +403,17 @@ def _find_issues(
         raise DataError(f"labels of two classes at least are needed; got {listed(classes) or 'none'}")
     index = {name: at for at, name in enumerate(classes)}
     given = np.array([index[name] for name in names], dtype=np.int64)
-    checked, known = np.zeros(len(ids), dtype=bool), None
+    checked, known, notes = np.zeros(len(ids), dtype=bool), None, list[str]()
     if asked.checked_labels is not None:
-        true, place = (
-            read_clean_labels(asked.checked_labels, classes),
-            {name: at for at, name in enumerate(ids)},
-        )
-        if strange := [name for name in true if name not in place]:
-            raise DataError(f"{len(strange)} checked labels are of no example here, such as '{strange[0]}'")
-        rows = np.array(sorted(place[name] for name in true), dtype=np.int64)
+        clean_labels = read_checked_labels(asked.checked_labels, classes)
+        by_id = dict(zip(ids, names, strict=True))
+        true, removed, notes = checked_examples(clean_labels, contents, by_id)
+        stay = np.array([at for at, name in enumerate(ids) if name not in removed], dtype=np.int64)
+        features, given, ids = features[stay], given[stay], [ids[at] for at in stay]
+        rows = np.array([at for at, name in enumerate(ids) if name in true], dtype=np.int64)
         given[rows] = [true[ids[at]] for at in rows]
-        checked[rows], known = True, (rows, given[rows])
+        checked = np.isin(np.arange(len(ids)), rows)
+        known = (rows, given[rows])
     observed = Observed.of(given, len(classes), checked=known)
     head = robust_head(features, observed, find_errors=True, patient=True, seed=asked.seed)
     x, folds = head.reduced, min(FOLDS, len(head.reduced))
@@ -348,7 +421,6 @@ def _find_issues(
     strength = head.choice.plain.strength
     plain = latent_truth(x, observed, strength=strength, shape="none", folds=folds, seed=asked.seed)
     differ = plain.probabilities.argmax(axis=1) != given
-    notes = []
     if not head.choice.scores:
         notes.append(f"{len(given)} examples are too few to choose a model of their labels")
     if not head.truth.converged:
@@ -364,4 +436,5 @@ def _find_issues(
         notes=notes,
         details=head.choice.details(),
         disagreement=float(differ[~checked].mean()) if not checked.all() else 0.0,
+        contents=contents,
     )

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.data.examples import MODEL_LABEL
-from hesstune.data.labels import GIVEN, SOURCE, read_clean_labels
+from hesstune.data.labels import GIVEN, SOURCE, read_checked_labels
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError, RunError, listed
 from hesstune.labeling.options import LabelOptions, needs_features
+from hesstune.labeling.review import checked_examples, contents_of
 from hesstune.labeling.sources import Target, combined, read_sources
 from hesstune.labeling.trained_annotators import TrainedAnnotator, train_annotators, written_votes
 from hesstune.noise.estimate import Estimate, from_posterior, well_conditioned
@@ -217,13 +218,16 @@ def label_data(target: str | LabelOptions | None = None, **options: Any) -> Labe
             f"{len(outside)} test examples of classes without votes are left out: test accuracy does not "
             "count them"
         )
-    rows = np.setdiff1d(np.arange(len(examples)), np.concatenate([kept, outside]))
+    checked, removed, more = _checked_labels(asked.checked_labels, classes, examples)
+    notes += more
+    kept = np.setdiff1d(kept, removed)
+    rows = np.setdiff1d(np.arange(len(examples)), np.concatenate([kept, outside, removed]))
     some, near = votes.take(rows), None if features is None else features[rows]
     fit = partial(
         label,
         some,
         features=near,
-        clean=_checked_labels(asked.checked_labels, classes, examples, rows),
+        clean=_checked_rows(checked, rows, examples, asked.checked_labels),
         balance=_balance(asked.class_balance, classes, some),
         seed=asked.seed,
     )
@@ -321,22 +325,40 @@ def _test_rows(target: Target, classes: list[str]) -> tuple[NDArray[np.int64], N
 
 
 def _checked_labels(
-    path: str | None, classes: list[str], examples: Target, rows: NDArray[np.int64]
-) -> Checked | None:
-    """Return rows and true labels of human-checked examples: of a file, else those that the data marks."""
-    place = {examples.ids[n]: at for at, n in enumerate(rows.tolist())}
+    path: str | None, classes: list[str], examples: Target
+) -> tuple[dict[str, int], NDArray[np.int64], list[str]]:
+    """Return {id: class} of checked labels of a file, or that the data marks; the rows removed; and notes."""
     if path is None:
-        marked = examples.checked.items()
-        known = [(place[name], classes.index(y)) for name, y in marked if y in classes and name in place]
-        found, true = np.array(known, dtype=np.int64).reshape(-1, 2).T
-        return (found, true) if known else None
-    given = read_clean_labels(path, classes)
-    if strange := [name for name in given if name not in place]:
+        marked = {name: classes.index(y) for name, y in examples.checked.items() if y in classes}
+        return marked, np.array([], dtype=np.int64), []
+    found = read_checked_labels(path, classes)
+    decided = [] if found.decisions is None else found.decisions.by_id
+    known = set(decided).intersection(examples.ids)
+    contents = contents_of(examples, [name for name in decided if name in known])
+    # The labels that were reviewed are not those that votes make: they are not compared.
+    true, removed, notes = checked_examples(found, contents, dict.fromkeys(examples.ids, ""))
+    rows = [n for n, name in enumerate(examples.ids) if name in removed]
+    return true, np.array(rows, dtype=np.int64), notes
+
+
+def _checked_rows(
+    true: dict[str, int], rows: NDArray[np.int64], examples: Target, path: str | None
+) -> Checked | None:
+    """Return the rows and classes of checked labels among the rows that are labelled; None if there is none.
+
+    Raises:
+        DataError: If a file has a label of an example that is not labelled.
+    """
+    place = {examples.ids[n]: at for at, n in enumerate(rows.tolist())}
+    strange = [name for name in true if name not in place]
+    if strange and path is not None:
         raise DataError(
-            f"{len(strange)} of the {len(given)} clean labels are of no example to be labelled, such as "
+            f"{len(strange)} of the {len(true)} clean labels are of no example to be labelled, such as "
             f"'{strange[0]}'"
         )
-    return np.array([place[i] for i in given], dtype=np.int64), np.array(list(given.values()), dtype=np.int64)
+    known = [(place[name], label) for name, label in true.items() if name in place]
+    found, labels = np.array(known, dtype=np.int64).reshape(-1, 2).T
+    return (found, labels) if known else None
 
 
 # Inverse penalty of the probe of the majority vote.

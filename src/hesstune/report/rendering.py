@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -61,8 +63,20 @@ def number(value: object, form: str = ".3g") -> str:
     return "–" if value is None else format(value, form)
 
 
-def render(template: str, context: Mapping[str, object]) -> str:
-    """Fill a template of this folder; every value is escaped, except plots."""
+def render(
+    template: str, context: Mapping[str, object], assets: Sequence[str] = ("page",), strict: bool = False
+) -> str:
+    """Fill a template of this folder; every value is escaped, except plots.
+
+    A Content-Security-Policy lets the page run its own script only, and load nothing. Plots have styles of
+    their own; with `strict` the page's own style sheet is the only one.
+
+    Args:
+        template: The file.
+        context: Its variables.
+        assets: Names of the style sheets and scripts, NAME.css and NAME.js, in their order.
+        strict: Whether styles within elements are refused.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -73,11 +87,22 @@ def render(template: str, context: Mapping[str, object]) -> str:
     environment.globals.update(counted=counted, number=number)
     folder = files("hesstune.report")
     own = {
-        name: Markup(folder.joinpath(f"page.{name}").read_text(encoding="utf-8"))  # noqa: S704 - own files
-        for name in ("css", "js")
+        kind: "".join(folder.joinpath(f"{name}.{kind}").read_text(encoding="utf-8") for name in assets)
+        for kind in ("css", "js")
     }
-    page: str = environment.get_template(template).render(**context, **own)
+    style = _source(own["css"]) if strict else "'unsafe-inline'"
+    policy = (
+        f"default-src 'none'; script-src {_source(own['js'])}; style-src {style}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    marked = {kind: Markup(text) for kind, text in own.items()}  # noqa: S704 - own files
+    page: str = environment.get_template(template).render(**context, **marked, policy=policy)
     return page
+
+
+def _source(text: str) -> str:
+    """Return what allows a script or style sheet in a Content-Security-Policy: its hash."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 # Drawn in these, then replaced by CSS variables; the palette is Okabe and Ito's, safe for the colour-blind.

@@ -1,22 +1,18 @@
-"""Write the HTML pages of runs, comparisons and lists of suspected label errors."""
+"""Write the HTML pages of runs and comparisons."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from hesstune.analysis.label_issues import label_issues, save_thumbnails, thumbnails_of
+from hesstune.analysis.label_issues import label_issues, save_thumbnails
 from hesstune.data.load import reusing_decoded
 from hesstune.errors import ChangedDataError, DataError, ModelError, RunError, unknown_name
-from hesstune.labeling.clean import LabelIssues
 from hesstune.options import make_options, takes_options
-from hesstune.report.rendering import Card, render
 from hesstune.report.run_page import example_ids, render_run
 from hesstune.report.study_page import render_study
 from hesstune.runs.options import DeviceOptions
-from hesstune.runs.records import REPORT, ExampleImage
+from hesstune.runs.records import REPORT
 from hesstune.runs.run import Run
 from hesstune.storage.files import write_text
 from hesstune.study.results import differences, read_results
@@ -68,44 +64,3 @@ def write_study(folder: Path, baseline: str | None = None) -> Path:
     page = folder / REPORT
     write_text(page, render_study(results))
     return page
-
-
-# Cards on the page; the CSV file has all examples.
-MOST_CARDS = 120
-PIXELS = 96
-
-
-def write_clean_page(found: LabelIssues, path: Path) -> None:
-    """Write the page: the suspected label errors, at most MOST_CARDS of them.
-
-    Raises:
-        RunError: If it cannot be written.
-    """
-    suspected = [at for at in found.ranked.tolist() if found.suspected[at]]
-    shown = suspected[:MOST_CARDS]
-    images: dict[str, ExampleImage] = {}
-    target = found.target
-    if target is not None and shown:
-        place = {name: at for at, name in enumerate(target.ids)}
-        part = target.examples(PIXELS).take([place[found.ids[at]] for at in shown])
-        images = thumbnails_of(part, np.arange(len(shown)))
-    cards = [
-        Card(
-            found.ids[at],
-            images.get(found.ids[at]),
-            (
-                ("given", found.classes[found.given[at]], ""),
-                ("if wrong", found.classes[found.otherwise[at]], ""),
-                ("P(wrong)", f"{found.p_wrong[at]:.0%}", ""),
-            ),
-        )
-        for at in shown
-    ]
-    context = {
-        "shown": cards,
-        "suspected": len(suspected),
-        "examples": len(found),
-        "chosen": found.chosen,
-        "count": found.count_text,
-    }
-    write_text(path, render("clean.html.j2", context))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hesstune.checks import expanded
 from hesstune.data.examples import Examples, Task, raw_features
 from hesstune.data.formats import WITH_PATH
-from hesstune.data.labels import checked, read_clean_labels
+from hesstune.data.labels import checked, read_checked_labels
 from hesstune.data.load import load_task
 from hesstune.data.reading import ROLES, Columns, Reading, Voting, rgb_of
 from hesstune.errors import ConfigError, ModelError
@@ -225,5 +225,5 @@ def noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> T
         task = replace(task, **changed)
     if config.checked_labels is None:
         return task
-    clean = read_clean_labels(config.checked_labels, task.classes)
+    clean = read_checked_labels(config.checked_labels, task.classes)
     return checked(task, clean, partial=config.limit is not None)

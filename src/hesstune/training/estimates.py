@@ -127,7 +127,8 @@ class Material:
             on.
         probs: (N, K) out-of-sample probabilities of the noisy labels, by cross-fitting.
         posterior: P(true | votes, features), (N, K), of the label model, or None without votes.
-        clean: (rows, true labels) that a person has checked, or None.
+        clean: (rows, true labels) that a person has checked, or None; also None if they were suspected label
+            errors, which are no random sample.
         notes: Warnings about the votes.
     """
 
@@ -167,7 +168,7 @@ def gather(
         {"features": features, "labels": noisy},
         lambda: {"probs": torch.from_numpy(cross_fit(features, noisy, k, seed=seed))},
     )["probs"].numpy()
-    return Material(features, noisy, probs, posterior, checked, notes)
+    return Material(features, noisy, probs, posterior, checked if part.clean_by_chance else None, notes)
 
 
 def _posterior(
@@ -194,7 +195,9 @@ def estimated(method: str, material: Material, seed: int = 0, errors: bool = Tru
         NoiseMatrixError: If the estimate is singular even after smoothing.
     """
     if method == "holdout" and material.clean is None:
-        raise ConfigError("estimate:holdout needs checked labels of training examples; none were given")
+        raise ConfigError(
+            "estimate:holdout needs checked labels of training examples drawn at random; none were given"
+        )
     if method == "labelmodel" and material.posterior is None:
         raise ConfigError(
             "estimate:labelmodel needs votes: columns vote_… of csv data, or --vote-columns NAME,NAME"

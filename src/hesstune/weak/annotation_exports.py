@@ -254,7 +254,7 @@ def _label_studio_flat(records: Sequence[Record], asked: str | None) -> Export:
     named = [name for name in ("choice", "sentiment", "label") if name in controls]
     if asked is None and len(controls) > 1 and len(named) == 1:
         controls = {named[0]: controls[named[0]]}
-    control = _one_question(controls, asked, "column of answers")
+    control = asked if asked in names else _one_question(controls, asked, "column of answers")
     for record in records:
         export.add_example(_cell(record.get("id")), record)
     for record in answered:
