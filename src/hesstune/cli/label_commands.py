@@ -40,7 +40,7 @@ def clean(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="apply decisions, downloaded from the page or exported from Label Studio, and write the data",
+            help="apply decisions, from the page or an export of Label Studio, and write the corrected data",
             rich_help_panel=FIRST,
         ),
     ] = None,

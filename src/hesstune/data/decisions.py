@@ -107,7 +107,7 @@ def read_checked_table(path: str | Path, what: str) -> CsvTable:
 
     Args:
         path: A table, see `read_table`; or an export of the tasks that `to_label_studio` wrote: JSON,
-            JSON-MIN, CSV or TSV.
+            JSON-MIN or CSV.
         what: What it is, for the message if there is none.
 
     Raises:
@@ -212,9 +212,9 @@ def _of_label_studio(records: Sequence[Mapping[str, Any]], path: Path) -> CsvTab
         )
     # The predictions are hesstune's own.
     answered = [{name: own for name, own in record.items() if name != "predictions"} for record in records]
-    export = read_records(answered, str(path), CONTROL)
+    export = read_records(answered, str(path), CONTROL) if any(map(_is_answered, records)) else None
     if export is None:
-        raise DataError(f"{path} has no annotations; export the project again when tasks are finished")
+        raise DataError(f"{path} has no answers; export the project again when tasks are finished")
     labels: dict[str, str] = {}
     for answer in export.answers:
         if labels.setdefault(answer.example, answer.label) != answer.label:
@@ -236,9 +236,17 @@ def _of_label_studio(records: Sequence[Mapping[str, Any]], path: Path) -> CsvTab
 
 
 def _data(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the data of a task; JSON-MIN, CSV and TSV write it beside the answers."""
+    """Return the data of a task; JSON-MIN and CSV write it beside the answers."""
     data = record.get("data")
     return data if isinstance(data, dict) else record
+
+
+def _is_answered(record: Mapping[str, Any]) -> bool:
+    """Return whether a task has an answer, in JSON, or in JSON-MIN and CSV."""
+    answers = record.get("annotations")
+    if isinstance(answers, list):
+        return any(isinstance(answer, dict) and answer.get("result") for answer in answers)
+    return not is_missing(record.get(CONTROL))
 
 
 def _rows_of_tasks(
