@@ -82,8 +82,8 @@ class LabelModelOptions(Options):
     )
     checked_labels: FilePath | None = Field(
         None,
-        description="CSV file of human-checked labels (id, label): they stay; calibrated, latent and "
-        "soft_features use them for the other examples, too",
+        description="CSV file of human-checked labels (id, label), or decisions from the page of hesstune "
+        "clean: they stay; calibrated, latent and soft_features use them for the other examples, too",
     )
     seed: int = Field(0, ge=0, description="seed of splits, ties and training")
 
@@ -163,6 +163,8 @@ class CleanOptions(FeatureOptions):
         "pruned: as given, without suspected label errors",
     )
     checked_labels: FilePath | None = Field(
-        None, description="CSV file of human-checked labels: id, and clean_label, true_label or label"
+        None,
+        description="CSV file of human-checked labels: id, and clean_label, true_label or label; or "
+        "decisions from the page, or an export of Label Studio",
     )
     seed: int = Field(0, ge=0, description="seed of the folds")

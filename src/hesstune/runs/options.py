@@ -216,8 +216,8 @@ class NoiseOptions(Options):
     clean_val: bool = Field(False, description="inject no noise into validation labels (recorded)")
     checked_labels: FilePath | None = Field(
         None,
-        description="CSV file of labels that a person checked: id, and clean_label, true_label or label; the "
-        "loss and the noise estimates treat them as correct",
+        description="CSV file of labels that a person checked: id, and clean_label, true_label or label; or "
+        "decisions from the page of hesstune clean; the loss and the noise estimates treat them as correct",
     )
     vote_columns: Annotated[str, Shown("NAME,NAME,…")] | None = Field(
         None,
