@@ -28,7 +28,7 @@ from hesstune.bounds.record import Certificate
 from hesstune.curvature.result import Measure
 from hesstune.data.formats import listing
 from hesstune.data.images import decode, decode_objects
-from hesstune.data.labels import read_clean_labels
+from hesstune.data.labels import read_checked_labels, read_clean_labels
 from hesstune.data.load import load_examples
 from hesstune.data.reading import Columns, Reading
 from hesstune.labeling.label_data import label_data
@@ -82,6 +82,13 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
             number = draw.choice((0, 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**40))
             data[at : at + 8] = struct.pack("<Q", number)
     return bytes(data)
+
+
+def label_studio_task(number: int, label: str) -> dict[str, object]:
+    """Return a finished task of an export of Label Studio."""
+    value = {"from_name": "label", "to_name": "example", "type": "choices", "value": {"choices": [label]}}
+    data = {"hesstune_id": str(number), "given_label": "cat", "content": "0f", "text": "a"}
+    return {"id": number, "data": data, "annotations": [{"completed_by": 1, "result": [value]}]}
 
 
 def finished_run(folder: Path) -> Path:
@@ -231,6 +238,16 @@ def tables() -> dict[str, tuple[bytes, str, object]]:
             b"id,label\n0,cat\n1,NA\n2,dog\n",
             "c.csv",
             lambda p: read_clean_labels(p, ["cat", "dog"]),
+        ),
+        "decisions": (
+            b"id,given_label,decision,label,content\r\n0,cat,keep,cat,0f\r\n1,cat,change,dog,\r\n2,dog,remove,,\r\n",
+            "d.csv",
+            lambda p: read_checked_labels(p, ["cat", "dog"]),
+        ),
+        "decisions of Label Studio": (
+            json.dumps([label_studio_task(n, name) for n, name in enumerate(("cat", "dog"))]).encode(),
+            "d.json",
+            lambda p: read_checked_labels(p, ["cat", "dog"]),
         ),
         "matrix in UTF-16": ("0,8;0,2\n0,2;0,8\n".encode("utf-16"), "m.CSV", ht.NoiseMatrix.load),
     }

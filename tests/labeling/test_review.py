@@ -187,6 +187,27 @@ def test_a_plain_table_is_no_decisions_and_decisions_are_no_random_sample(review
     found = read_checked_labels(decisions, ODD)
     assert found.labels == {"r0": 0, "r1": 2}
     assert found.removed == {"r2"}
+    # A column of the user's with that name, and decisions that lost a column.
+    for word, column in (("approved", "r0"), ("remove", None)):
+        write_csv(sheet, ["id", "label", "decision"], [["r0", ODD[0], word], ["r1", "", ""]])
+        if column is None:
+            with pytest.raises(DataError, match="given_label"):
+                read_checked_labels(sheet, ODD)
+        else:
+            assert read_checked_labels(sheet, ODD).labels == {column: 0}
+
+
+def test_a_class_without_examples_after_a_review_is_left_out(tmp_path):
+    x, noisy = blobs()
+    rows = [[str(n), "2", "remove", ""] for n in np.flatnonzero(noisy == 2)]
+    pd.DataFrame(rows, columns=HEADER[:4]).to_csv(tmp_path / "d.csv", index=False)
+    found = ht.clean(features=x, labels=noisy, checked_labels=tmp_path / "d.csv")
+    assert found.classes == ["0", "1"]
+    assert np.array_equal(found.given, noisy[noisy != 2])
+    rows += [[str(n), "1", "remove", ""] for n in np.flatnonzero(noisy == 1)]
+    pd.DataFrame(rows, columns=HEADER[:4]).to_csv(tmp_path / "d.csv", index=False)
+    with pytest.raises(DataError, match="two classes"):
+        ht.clean(features=x, labels=noisy, checked_labels=tmp_path / "d.csv")
 
 
 def test_cells_that_a_spreadsheet_changed_are_read():

@@ -124,6 +124,13 @@ def read_checked_table(path: str | Path, what: str) -> CsvTable:
     return _of_label_studio(list(table.rows()), path) if EXAMPLE_ID in table else table
 
 
+def holds_decisions(table: CsvTable) -> bool:
+    """Return whether a table holds decisions; a column `decision` of other words alone is not read."""
+    if DECISION not in table or COLUMNS[1] in table:
+        return DECISION in table
+    return {cell.strip().lower() for cell in table.columns[DECISION].coded()[1]} <= {*DECISIONS, ""}
+
+
 def decisions_in(table: CsvTable, classes: Sequence[str]) -> Decisions:
     """Return the decisions of a table with COLUMNS; rows with an empty decision are left out.
 
@@ -217,6 +224,8 @@ def _of_label_studio(records: Sequence[Mapping[str, Any]], path: Path) -> CsvTab
         raise DataError(f"{path} has no answers; export the project again when tasks are finished")
     labels: dict[str, str] = {}
     for answer in export.answers:
+        if answer.example not in inputs:
+            raise DataError(f"{path}: a task has no 'id'; export the project again")
         if labels.setdefault(answer.example, answer.label) != answer.label:
             both = f"'{cut(labels[answer.example])}' and '{cut(answer.label)}'"
             name = cut(json_cell(inputs[answer.example][EXAMPLE_ID]))

@@ -356,6 +356,25 @@ def decode_all(
     return FileImages(paths, size, background, counted.rows, digests), bad, notes
 
 
+def thumbnails(paths: Sequence[Path], side: int) -> Iterator[Image.Image]:
+    """Yield image files with `to_rgb`, whole, their longer sides at most `side` pixels.
+
+    Raises:
+        DataError: If a file is missing or cannot be decoded.
+    """
+
+    def one(path: Path) -> Image.Image:
+        try:
+            image, _ = read_image(path, side=side)
+        except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
+            raise DataError(f"cannot decode the image {path}: {error or type(error).__name__}") from error
+        image.thumbnail((side, side), Image.Resampling.BILINEAR)
+        return image
+
+    with _quiet_pillow(), ThreadPoolExecutor(THREADS) as pool:
+        yield from pool.map(one, paths)
+
+
 # -- images in memory
 
 

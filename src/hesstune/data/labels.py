@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.checks import parse_number
-from hesstune.data.decisions import DECISION, Decisions, decisions_in, read_checked_table
+from hesstune.data.decisions import Decisions, decisions_in, holds_decisions, read_checked_table
 from hesstune.data.examples import (
     KEPT,
     MODEL_LABEL,
@@ -304,7 +304,7 @@ def read_checked_labels(path: str | Path, classes: Sequence[str]) -> CheckedLabe
         DataError: See `read_clean_labels` and `hesstune.data.decisions.decisions_in`.
     """
     table = read_checked_table(path, "the file of checked labels")
-    if DECISION not in table:
+    if not holds_decisions(table):
         return CheckedLabels(_labels_in(table, classes))
     decisions = decisions_in(table, classes)
     index = {name: i for i, name in enumerate(classes)}
@@ -322,7 +322,7 @@ def read_clean_labels(path: str | Path, classes: Sequence[str]) -> dict[str, int
             says that a label was not checked by a person, or it holds decisions on suspected label errors.
     """
     table = read_checked_table(path, "the file of clean labels")
-    if DECISION in table:
+    if holds_decisions(table):
         raise DataError(
             f"{path} holds decisions on suspected label errors, which are no random sample of the examples; "
             "give labels of examples that were drawn at random"

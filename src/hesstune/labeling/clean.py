@@ -387,6 +387,15 @@ def clean(
     return replace(found, target=target, notes=[*loaded.notes, *found.notes])
 
 
+def _present(classes: list[str], labels: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the classes that still have examples, and the labels as indices into them."""
+    present = np.unique(labels)
+    if len(present) < 2:
+        left = listed(classes[c] for c in present) or "no class"
+        raise DataError(f"checked labels leave examples of {left} alone; two classes at least are needed")
+    return [classes[c] for c in present], np.searchsorted(present, labels)
+
+
 def _find_issues(
     features: NDArray[Any],
     ids: list[str],
@@ -412,6 +421,7 @@ def _find_issues(
         features, given, ids = features[stay], given[stay], [ids[at] for at in stay]
         rows = np.array([at for at, name in enumerate(ids) if name in true], dtype=np.int64)
         given[rows] = [true[ids[at]] for at in rows]
+        classes, given = _present(classes, given)
         checked = np.isin(np.arange(len(ids)), rows)
         known = (rows, given[rows])
     observed = Observed.of(given, len(classes), checked=known)

@@ -6,14 +6,13 @@ import base64
 import io
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from hesstune.data.decisions import COLUMNS
-from hesstune.data.images import THREADS, read_image
+from hesstune.data.images import thumbnails
 from hesstune.labeling.clean import LabelIssues
 from hesstune.labeling.review import Suspect
 from hesstune.labeling.sources import Target
@@ -92,9 +91,7 @@ def _displays(target: Target, shown: Sequence[Suspect]) -> list[list[str]]:
         return [["text", *(_shortened(t) for t in target.texts[n] if t is not None)] for n in rows]
     side = next(side for most, side in SIDES if len(rows) <= most)
     if target.paths is not None:
-        paths = [target.paths[n] for n in rows]
-        with ThreadPoolExecutor(THREADS) as pool:
-            return [["image", encoded] for encoded in pool.map(lambda path: _thumbnail(path, side), paths)]
+        return [["image", _encoded(image)] for image in thumbnails([target.paths[n] for n in rows], side)]
     return [[] for _ in rows]
 
 
@@ -102,10 +99,8 @@ def _shortened(text: str) -> str:
     return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}… ({len(text):,} characters)"
 
 
-def _thumbnail(path: Path, side: int) -> str:
-    """Return an image, whole and upright, its longer side at most `side` pixels, as JPEG in base64."""
-    image, _ = read_image(path, side=side)
-    image.thumbnail((side, side), Image.Resampling.BILINEAR)
+def _encoded(image: Image.Image) -> str:
+    """Return an image as JPEG in base64."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=QUALITY)
     return base64.b64encode(file.getvalue()).decode("ascii")
