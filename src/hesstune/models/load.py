@@ -34,6 +34,7 @@ from hesstune.models.networks import (
     load_minilm,
     load_text_model,
     load_vision_model,
+    pad_by_side,
     padded_tokenizer,
 )
 from hesstune.reference import in_modules
@@ -313,6 +314,7 @@ def load_model(  # noqa: PLR0913
     model = uncompiled(model)
     seen = spec.seen if isinstance(spec, LoadedModel) else SeenExamples.noted_on(model)
     stored = stored or main_dtype(model.parameters())
+    padding = [] if tokenizer is None else pad_by_side(model, tokenizer)
     cast(model, dtype)
     if heads:
         check_heads(model, heads, k)
@@ -324,6 +326,7 @@ def load_model(  # noqa: PLR0913
     if weights is not None:
         stored, notes = _put_weights(model, weights, heads, dtype)
         seen |= SeenExamples.of_file(weights) or SeenExamples(unrecorded=(str(weights),))
+    notes += padding
     if compiled:
         notes.append("torch.compile was undone: the original network is trained")
     if head_init == "zero":

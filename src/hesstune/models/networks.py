@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,13 @@ import torch
 from torch import nn
 
 from hesstune.errors import MissingExtraError, ModelError, unknown_name
-from hesstune.models.heads import check_heads, find_heads, new_layer, probe
+from hesstune.forward import evaluating, logits_of
+from hesstune.forward import moved as moved_to
+from hesstune.models.heads import TEXTS, check_heads, find_heads, new_layer, probe
 from hesstune.storage.files import one_line
 from hesstune.storage.tensors import digest_of_texts
+
+MASK = "attention_mask"
 
 
 @contextmanager
@@ -112,24 +117,81 @@ def load_text_model(name: str, k: int) -> tuple[nn.Module, Any]:
 
 
 def padded_tokenizer(model: nn.Module, tokenizer: Any) -> Any:
-    """Give the tokenizer and the model a padding token if there is none (GPT-2)."""
+    """Bring the padding of tokenizer and model into line, in place; return the tokenizer.
+
+    A tokenizer without a padding token (GPT-2) pads by the end of the text. The model's configuration takes
+    the tokenizer's padding token: classifiers on decoders read the last token that differs from it. If the
+    model takes attention masks, the tokenizer makes them. Texts are padded on the right.
+    """
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ModelError("the tokenizer has neither a padding nor an end-of-text token; give it one")
         tokenizer.pad_token = tokenizer.eos_token
     config: Any = getattr(model, "config", None)
-    if config is not None and getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = tokenizer.pad_token_id
+    inner = getattr(config, "get_text_config", None)
+    for part in (config, inner() if callable(inner) else None):
+        if part is not None:
+            part.pad_token_id = tokenizer.pad_token_id
+    names = list(getattr(tokenizer, "model_input_names", ()))
+    if names and MASK not in names and MASK in inspect.signature(model.forward).parameters:
+        tokenizer.model_input_names = [*names, MASK]
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def pad_by_side(model: nn.Module, tokenizer: Any) -> list[str]:
+    """Pad on the side, right if possible, that keeps the logits of a text free of its batch; return notes.
+
+    Networks with absolute positions need the right side, those that read the last position (XLNet) the left
+    one. Networks that mix all positions (FNet) depend on the batch with either.
+
+    Args:
+        model: The network, before its head is set to zero.
+        tokenizer: As `padded_tokenizer` returned it; its side is changed in place.
+    """
+    floats = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    tolerance = 0.01 if set(floats) <= {torch.float32, torch.float64} else 0.2
+    moved: dict[str, float] = {}
+    for side in ("right", "left"):
+        tokenizer.padding_side = side
+        try:
+            moved[side] = _moved_by_padding(model, tokenizer)
+        except Exception:  # what fails on texts is named where the network is checked
+            break
+        if moved[side] <= tolerance:
+            return []
+    tokenizer.padding_side = "right"
+    if len(moved) < 2:
+        return []
+    return [
+        "the network's outputs for a text depend on the padding, so on the texts of its batch: beside a "
+        f"longer text, logits moved by {moved['right']:.2g} times the difference between two texts; equal "
+        "probabilities need equal batches"
+    ]
+
+
+@torch.no_grad()
+def _moved_by_padding(model: nn.Module, tokenizer: Any) -> float:
+    """Return by how much padding changes logits of a text, relative to the difference between two texts."""
+    rows = [dict(tokenizer(text, truncation=True, max_length=16)) for text in (TEXTS[0], f"{TEXTS[1]} " * 4)]
+    device = next(model.parameters()).device
+
+    def logits(some: list[dict[str, Any]]) -> torch.Tensor:
+        return logits_of(model, moved_to(dict(tokenizer.pad(some, return_tensors="pt")), device)).double()
+
+    with evaluating(model), torch.random.fork_rng(devices=[]):
+        alone, again, beside = logits(rows[:1]), logits(rows[:1]), logits(rows)
+    if not torch.equal(alone, again):  # random in evaluation mode (YOSO)
+        return 0.0
+    return float((beside[0] - alone[0]).abs().max() / (beside[0] - beside[1]).abs().max().clamp_min(1e-12))
 
 
 def longest_input(model: nn.Module, tokenizer: Any) -> int | None:
     """Return the largest number of tokens that model and tokenizer take, or None if neither has a limit."""
     config = getattr(model, "config", None)
     limits = [getattr(config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None)]
-    # Tokenizers without a limit say 1e30.
-    known = [int(limit) for limit in limits if limit is not None and limit < 1e9]
+    # Tokenizers without a limit say 1e30, and XLNet says −1.
+    known = [int(limit) for limit in limits if limit is not None and 0 < limit < 1e9]
     return min(known, default=None)
 
 
