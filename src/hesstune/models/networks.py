@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +14,11 @@ from hesstune.errors import MissingExtraError, ModelError, unknown_name
 from hesstune.forward import evaluating, logits_of
 from hesstune.forward import moved as moved_to
 from hesstune.models.heads import TEXTS, check_heads, find_heads, new_layer, probe
-from hesstune.models.preparation import ImageRule, image_rule, timm_rule
+from hesstune.models.preparation import ImageRule, image_rule, quiet_transformers, timm_rule
 from hesstune.storage.files import one_line
 from hesstune.storage.tensors import digest_of_texts
 
 MASK = "attention_mask"
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' logging below errors, and its progress bars, inside the block."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def load_pretrained(kind: str, name: str, k: int) -> nn.Module:

@@ -75,10 +75,24 @@ def image_rule(kind: str, name: str) -> ImageRule:
 # -- transformers
 
 
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' logging below errors, and its progress bars, inside the block."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def _of_processor(name: str) -> ImageRule:
     """Return the rule of an image processor: found by its attributes, and compared with what it makes."""
-    from hesstune.models.networks import quiet_transformers
-
     with quiet_transformers():
         import transformers
 
