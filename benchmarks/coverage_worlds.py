@@ -98,7 +98,7 @@ def coded(rng: np.random.Generator, n: int, strength: float = STRENGTH) -> tuple
 
 def fed(images: Images) -> torch.Tensor:
     """Return images normalised for a network, (N, 3, 8, 8)."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET.mean, IMAGENET.std))
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 

@@ -48,7 +48,7 @@ def test_names_known_elsewhere_are_those_taken():
         (stability_of_run, {"layers": None, "max_examples": None, "samples": 16, "device": "auto"}),
         (certify_run, {"delta": 0.05, "noise_is": "auto", "repeats": "refuse", "vouch": (), "seed": 0}),
         (check_noise, {"device": "auto", "seed": 0}),
-        (ht.label_data, {"labelers": (), "label_model": "auto", "epochs": 10, "image_size": 96}),
+        (ht.label_data, {"labelers": (), "label_model": "auto", "epochs": 10, "image_size": None}),
         (ht.compare, {"methods": ("vanilla", "robust"), "seeds": 3, "search": 0, "engine": "local"}),
         (ht.predict, {"device": "auto", "skip_bad_images": False}),
         (ht.finetune, {"epochs": 15, "lr": None, "noise_matrix": None, "out": None, "seed": 0}),

@@ -34,7 +34,7 @@ def fit(folder, callback, epochs, checkpoint=None, module=None):
     module = Module() if module is None else module
     trainer = pl.Trainer(
         max_epochs=epochs,
-        callbacks=[callback],
+        callbacks=callback if isinstance(callback, list) else [callback],
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
@@ -114,3 +114,55 @@ def test_matrices_of_no_known_kind_are_named_or_included(tmp_path):
     for name, p in module.model.named_parameters():
         moved = float((p.double() - start[name].double()).norm())
         assert (moved <= 0.01) == (name in callback.constraint.radii)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", ["WeightAveraging", "EMAWeightAveraging", "StochasticWeightAveraging"])
+def test_averaging_callbacks_in_any_order_end_inside(tmp_path, kind, first, recwarn):
+    made = {
+        "WeightAveraging": lambda: pl.callbacks.WeightAveraging(),
+        "EMAWeightAveraging": lambda: pl.callbacks.EMAWeightAveraging(decay=0.5),
+        "StochasticWeightAveraging": lambda: pl.callbacks.StochasticWeightAveraging(0.05, swa_epoch_start=2),
+    }[kind]()
+    callback, module = RobustCallback(0.1, module="model"), Module()
+    start = Reference.of(module.model)
+    callbacks = [made, callback] if first else [callback, made]
+    fit(tmp_path, callbacks, 4, module=module)
+    assert 0.01 < max(start.distances(module.model).values()) <= 0.1 * (1 + 1e-6)
+    assert not any(issubclass(w.category, HesstuneWarning) for w in recwarn)
+
+
+class Changing(pl.Callback):
+    def on_train_end(self, trainer, pl_module):
+        with torch.no_grad():
+            pl_module.model[0].weight.add_(1.0)
+
+
+def test_a_layer_that_training_leaves_outside_is_named(tmp_path):
+    with pytest.warns(HesstuneWarning, match=r"0\.weight"):
+        fit(tmp_path, [RobustCallback(0.1, module="model"), Changing()], 1)
+
+
+class TwoOptimizers(Module):
+    """Manual optimisation: several steps a batch."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch, index):
+        for optimizer in self.optimizers():
+            for _ in range(2):
+                optimizer.zero_grad()
+                self.manual_backward(super().training_step(batch, index))
+                optimizer.step()
+                assert self.callback.constraint.outside() == {}
+
+    def configure_optimizers(self):
+        return [torch.optim.Adam(layer.parameters(), 0.05) for layer in (self.model[0], self.model[2])]
+
+
+def test_each_step_of_manual_optimisation_is_projected(tmp_path):
+    module = TwoOptimizers()
+    start = Reference.of(module.model)
+    module.callback = RobustCallback(0.1, module="model")
+    fit(tmp_path, module.callback, 2, module=module)
+    assert 0.09 < max(start.distances(module.model).values()) <= 0.1 * (1 + 1e-6)

@@ -339,3 +339,18 @@ def test_stored_norms_of_dora_are_cleared():
                 p.add_(1.0)
         after = logits_of(model, IDS[0])
     torch.testing.assert_close(after, model(IDS[0]).detach())
+
+
+def test_optimizers_that_average_factors_are_refused_and_layers_outside_are_named():
+    """A product of averages is no average of products."""
+    model = adapted()
+    constraint = AdapterConstraint(model, 0.1)
+    assert set(constraint.outside()) == set(constraint.radii)
+    constraint.project_()
+    assert constraint.outside() == {}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.ASGD(trained, 0.1)
+    logits_of(model, IDS[0]).sum().backward()
+    optimizer.step()
+    with pytest.raises(LayerError, match="lora_"):
+        constraint.project_()

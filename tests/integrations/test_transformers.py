@@ -9,7 +9,7 @@ from sentences import sentences
 
 transformers = pytest.importorskip("transformers")
 
-from hesstune.errors import ConfigError, DivergedError, RunError  # noqa: E402
+from hesstune.errors import ConfigError, DivergedError, HesstuneWarning, RunError  # noqa: E402
 from hesstune.integrations.transformers import (  # noqa: E402
     PretrainedDecayCallback,
     RobustTrainerCallback,
@@ -204,3 +204,44 @@ def test_values_that_are_not_finite_end_training(tiny_bert, dataset, tmp_path, k
     for value in (float("nan"), float("inf")):
         with pytest.raises(DivergedError, match="loss became"):
             own.log({"loss": value})
+
+
+class _Average(transformers.TrainerCallback):
+    """An exponential average of the weights, put into the model at the end."""
+
+    def __init__(self, event, shift=0.0):
+        self.shift = shift
+        setattr(self, event, self.update)
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.kept = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def update(self, args, state, control, model=None, **kwargs):
+        for name, p in model.named_parameters():
+            self.kept[name].lerp_(p.detach(), 0.5)
+
+    @torch.no_grad()
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        for name, p in model.named_parameters():
+            p.copy_(self.kept[name] + self.shift)
+
+
+@pytest.mark.parametrize("event", ["on_optimizer_step", "on_step_end"])
+@pytest.mark.parametrize("first", [True, False])
+def test_averages_of_other_callbacks_lie_inside_in_any_order(
+    tiny_bert, dataset, tmp_path, event, first, recwarn
+):
+    made = trainer(tiny_bert, dataset, tmp_path, _Average(event) if first else RobustTrainerCallback(RADIUS))
+    made.add_callback(RobustTrainerCallback(RADIUS) if first else _Average(event))
+    made.train()
+    found = Reference.of(load(tiny_bert)).distances(made.model, warn=False)
+    assert all(d <= (0.3 if n.startswith("classifier") else 0.05) * (1 + 1e-6) for n, d in found.items())
+    assert max(found.values()) > 0.01
+    assert not any(issubclass(w.category, HesstuneWarning) for w in recwarn)
+
+
+def test_weights_that_a_callback_moves_outside_at_the_end_are_named(tiny_bert, dataset, tmp_path):
+    made = trainer(tiny_bert, dataset, tmp_path, _Average("on_step_end", shift=0.1), max_steps=1)
+    made.add_callback(RobustTrainerCallback(RADIUS))
+    with pytest.warns(HesstuneWarning, match=r"outside.*weight at .*radius 0\.05"):
+        made.train()

@@ -43,6 +43,7 @@ def export_run(run: Run, folder: str | Path, overwrite: bool = False) -> str:
             "model": run.config.model,
             "classes": run.classes,
             "image_size": run.config.image_size,
+            "resize": run.config.resize,
             "max_length": run.config.max_length,
         }
         how = export_model(run.loaded(), beside, facts)

@@ -13,7 +13,7 @@ from hesstune.inputs.batches import make_inputs, predict_logits, to_channels_las
 from hesstune.models.load import LoadedModel
 from hesstune.options import make_options, takes_options
 from hesstune.runs.config import FinetuneConfig
-from hesstune.runs.loading import reading_of
+from hesstune.runs.loading import reading_of, size_of
 from hesstune.runs.options import PredictOptions
 from hesstune.runs.predictions import Predictions
 from hesstune.runs.run import Run
@@ -59,11 +59,10 @@ def predict_with(
     The network is moved to the device.
     """
     asked = asked or make_options(PredictOptions, {})
-    assert config.image_size is not None  # resolved
     target = pick_device(asked.device)
     loaded_data = load_examples(
         data,
-        size=config.image_size,
+        size=size_of(config),
         classes=classes,
         skip_bad=asked.skip_bad_images,
         cache_mib=config.cache_mib,

@@ -35,7 +35,7 @@ SPLIT_KEY = 0x9217
 KEPT = (
     "model", "data", "weights", "train", "head_init", "head", "dtype", "inject_noise",
     "noise_matrix", "epochs", "augment", "split", "fold", "val_fraction", "test_fraction", "limit",
-    "image_size", "max_length", "mean", "std", "skip_bad_images", "cache_mib", "seed", "device",
+    "image_size", "resize", "max_length", "mean", "std", "skip_bad_images", "cache_mib", "seed", "device",
 )  # fmt: skip
 
 

@@ -6,11 +6,13 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from re import search
+from typing import Any
 
 import torch
 from torch import nn
 
 from hesstune.checks import one_of, positive
+from hesstune.constraints.optimizers import Optimizers
 from hesstune.errors import ConfigError, DivergedError, HesstuneWarning, LayerError, listed
 from hesstune.forward import clear_caches, named_parameters
 from hesstune.reference import NO_LAYER, Reference, is_matrix, matching_names, wide
@@ -112,6 +114,11 @@ class DistanceConstraint:
     Call `project_` after every real optimizer step. Source: the paper, section 4, Algorithm 1; the
     MARS norm is Gouk et al. 2021.
 
+    Weights that the optimizer keeps are projected as well: the iterates and averages of schedule-free
+    optimizers, the slow weights of Lookahead, averaged SGD, copies in float32. Optimizers of torch are
+    recognised at their first step. An average that is made of projected weights and the reference lies within
+    the radius, too, since the constraint is convex: average after `project_`.
+
     Args:
         model: The network that is trained.
         ref: Its reference, taken before training.
@@ -121,9 +128,12 @@ class DistanceConstraint:
         include: Patterns of further parameters (matrices, or of more dimensions: embeddings, recurrent
             weights, experts) that are held like layers. None warns of those that are trained and that
             one radius for all does not hold; () leaves them free.
+        optimizer: The optimizer; needed only if it is a wrapper that is no torch optimizer, such as
+            `ScheduleFreeWrapper`.
 
     Raises:
-        LayerError: If the model does not match the reference, or a pattern matches nothing.
+        LayerError: If the model does not match the reference, a pattern matches nothing, or the optimizer
+            steps none of the layers.
         ConfigError: If a radius is not above zero or the norm is unknown.
 
     Example:
@@ -144,6 +154,7 @@ class DistanceConstraint:
         radius: float | Mapping[str, float] = 0.1,
         norm: str = "frobenius",
         include: Iterable[str] | None = None,
+        optimizer: Any = None,
     ) -> None:
         ref.check(model)
         self.model = model
@@ -162,21 +173,8 @@ class DistanceConstraint:
                 "include=[pattern, …] holds them, too; include=() leaves them free",
             )
         self._anchors: dict[str, tuple[torch.Tensor, float]] = {}
-
-    def _parts(self, name: str) -> tuple[nn.Parameter, torch.Tensor, torch.Tensor, float]:
-        """Return a layer's weight, this process's part of it and of the reference, and its entries' size."""
-        try:
-            parameter = self.model.get_parameter(name)
-        except AttributeError:
-            raise LayerError(f"the model no longer has the layer {name}") from None
-        weight, own = pair(parameter, self.reference[name], name)
-        known = self._anchors.get(name)
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        if known is None or known[0].device != weight.device or known[0].dtype != dtype:
-            # Once, not at every step.
-            anchor = own.to(device=weight.device, dtype=dtype)
-            known = self._anchors[name] = anchor, _size(anchor, self.norm)
-        return parameter, weight, *known
+        parameters = named_parameters(model)
+        self._optimizers = Optimizers({name: parameters[name] for name in self.radii}, optimizer)
 
     @torch.no_grad()
     def project_(self) -> dict[str, float]:
@@ -190,43 +188,118 @@ class DistanceConstraint:
         Raises:
             LayerError: If a layer no longer exists.
             DivergedError: If a distance is not finite; the weights are then left as they are.
+            ConfigError: If a wrapper of the optimizer that is not known decides what the weights are.
         """
         # A frozen layer does not move; one that was moved before freezing is still projected.
-        parts = [self._parts(name) for name in self.radii]
-        deltas = [weight.detach().to(anchor.dtype) - anchor for _, weight, anchor, _ in parts]
-        tensors = [parameter for parameter, *_ in parts]
-        mars, sharded = self.norm == "mars", any(is_sharded(p) for p in tensors)
+        weights: list[tuple[str, torch.Tensor]] = [(name, self._weight(name)) for name in self.radii]
+        kept = self._optimizers.kept()
+        named = [*weights, *((k.name, k.tensor) for k in kept)]
+        norms = self._project(named)
+        moved = {name for (name, _), norm in zip(named, norms, strict=True) if norm > self.radii[name]}
+        for average in kept:
+            if average.name in moved:
+                average.write_into(dict(weights)[average.name])
+        if moved:
+            clear_caches(self.model)
+        return dict(zip(self.radii, norms, strict=False))
+
+    @torch.no_grad()
+    def outside(self, model: nn.Module | None = None) -> dict[str, float]:
+        """Return the layers that lie outside their radius, with their distances, in `norm`.
+
+        Args:
+            model: A copy of the model, such as an average of its weights; wrappers that keep it as `module`
+                (AveragedModel, ModelEmaV3, DistributedDataParallel) are opened. Default: the model.
+
+        Example:
+            >>> model = nn.Linear(2, 2, bias=False)
+            >>> con = DistanceConstraint(model, Reference.of(model), radius=1.0)
+            >>> average = torch.optim.swa_utils.AveragedModel(model)
+            >>> with torch.no_grad():
+            ...     _ = average.module.weight.add_(2.0)
+            >>> {name: round(distance, 3) for name, distance in con.outside(average).items()}
+            {'weight': 4.0}
+        """
+        inner = self.model if model is None else model
+        while inner is not self.model and isinstance(getattr(inner, "module", None), nn.Module):
+            inner = inner.module  # type: ignore[assignment]
+        named = [(name, self._weight(name, inner)) for name in self.radii]
+        norms = self._norms([self._change(name, weight)[0] for name, weight in named], named)[0]
+        found = dict(zip(self.radii, norms, strict=True))
+        return {name: norm for name, norm in found.items() if not norm <= self.radii[name] * (1 + 1e-6)}
+
+    def _weight(self, name: str, model: nn.Module | None = None) -> nn.Parameter:
+        try:
+            return (self.model if model is None else model).get_parameter(name)
+        except AttributeError:
+            raise LayerError(f"the model no longer has the layer {name}") from None
+
+    def _change(
+        self, name: str, tensor: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+        """Return this process's part of a change, of its weight and reference, and the entries' size."""
+        weight, own = pair(tensor, self.reference[name], name)
+        known = self._anchors.get(name)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        if known is None or known[0].device != weight.device or known[0].dtype != dtype:
+            # Once, not at every step.
+            anchor = own.to(device=weight.device, dtype=dtype)
+            known = self._anchors[name] = anchor, _size(anchor, self.norm)
+        return weight.detach().to(dtype) - known[0], weight, *known
+
+    def _norms(
+        self, deltas: list[torch.Tensor], named: Sequence[tuple[str, torch.Tensor]]
+    ) -> tuple[list[float], list[torch.Tensor]]:
+        """Return the norms of changes, of all processes' parts, and for `mars` the sums of rows."""
+        if not deltas:
+            return [], []
+        mars, tensors = self.norm == "mars", [tensor for _, tensor in named]
         rows = [d.flatten(1).abs().sum(dim=1, dtype=wide(d)) for d in deltas] if mars else []
-        norms: list[float] = []
-        if deltas:
-            # Sharded weights are cut between rows; the last processes may have none.
-            found = torch.stack(
-                [r.max() if len(r) else r.new_zeros(()) for r in rows]
-                if mars
-                else [torch.linalg.vector_norm(d, dtype=wide(d)) for d in deltas]
-            )
-            if sharded:
-                found = (
-                    over_parts(found, tensors, "max") if mars else over_parts(found.square(), tensors).sqrt()
-                )
-            norms = found.tolist()
-        before = dict(zip(self.radii, norms, strict=True))
-        check_finite(before)
-        for at, (name, distance) in enumerate(before.items()):
+        # Sharded weights are cut between rows; the last processes may have none.
+        found = torch.stack(
+            [r.max() if len(r) else r.new_zeros(()) for r in rows]
+            if mars
+            else [torch.linalg.vector_norm(d, dtype=wide(d)) for d in deltas]
+        )
+        if any(is_sharded(tensor) for tensor in tensors):
+            found = over_parts(found, tensors, "max") if mars else over_parts(found.square(), tensors).sqrt()
+        return found.tolist(), rows
+
+    def _project(self, named: Sequence[tuple[str, torch.Tensor]]) -> list[float]:
+        """Project weights of layers, given by name, in place; return their distances before."""
+        parts = [self._change(name, tensor) for name, tensor in named]
+        norms, rows = self._norms([delta for delta, *_ in parts], named)
+        check_finite(
+            {name: norm for (name, _), norm in zip(named, norms, strict=True) if not math.isfinite(norm)}
+        )
+        for at, ((name, _), distance) in enumerate(zip(named, norms, strict=True)):
             radius = self.radii[name]
             if distance <= radius:
                 continue
-            delta, (_, weight, anchor, size) = deltas[at], parts[at]
+            delta, weight, anchor, size = parts[at]
             aim = _aim(radius, delta, size, self.norm)
-            if mars:
+            if self.norm == "mars":
                 scale = torch.where(rows[at] > radius, aim / rows[at], 1.0)
                 delta.mul_(scale.to(delta.dtype).reshape(-1, *[1] * (delta.ndim - 1)))
             else:
                 delta.mul_(aim / distance)
             _write(weight, anchor, delta)
-        if any(distance > self.radii[name] for name, distance in before.items()):
-            clear_caches(self.model)
-        return before
+        return norms
+
+
+def warn_if_outside(outside: Mapping[str, float], radii: Mapping[str, float]) -> None:
+    """Warn, with the distance and the radius, of layers that training has left outside their radius."""
+    if outside:
+        shown = listed(
+            f"{name} at {distance:.3g}, radius {radii[name]:.3g}" for name, distance in outside.items()
+        )
+        warnings.warn(
+            f"training ends with layers outside their distance constraint: {shown}. Something "
+            "changed the weights after the projection, such as an average of weights from before it: average "
+            "after it, or call project_() once more",
+            HesstuneWarning,
+            stacklevel=3,
+        )
 
 
 def _size(anchor: torch.Tensor, norm: str) -> float:

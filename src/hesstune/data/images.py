@@ -22,6 +22,7 @@ from PIL import Image, features
 from hesstune.data.examples import DIGEST_BYTES, Digests, as_digests, digest_bytes, image_digests
 from hesstune.data.reading import WHITE
 from hesstune.errors import DataError
+from hesstune.resizing import LONGEST, Resize, Size, side_of
 from hesstune.storage.tensors import digest, digest_of_texts
 
 Colour = tuple[int, int, int]
@@ -34,8 +35,6 @@ SUFFIXES = (
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # From this size on Pillow warns. A few hundred bytes can claim any size.
 MAX_PIXELS = 89_478_485
-# Images with sides longer than so many times the shorter one are cut before they are resized.
-LONGEST = 16
 # Threads that decode (Pillow releases the interpreter's lock), and bytes that one thread hashes at a time.
 THREADS, _CHUNK = 4, 1 << 26
 # The EXIF tag of the orientation, and what turns an image upright.
@@ -196,8 +195,10 @@ def _quiet_pillow() -> Iterator[None]:
         yield
 
 
-def decode(path: Path, size: int, background: Colour = WHITE) -> torch.Tensor:
-    """Decode an image with `to_rgb`: shorter side to `size`, centre crop, uint8, (3, size, size).
+def decode(path: Path, size: Size, background: Colour = WHITE) -> torch.Tensor:
+    """Decode an image with `to_rgb`, resize it and crop its centre: uint8, (3, S, S).
+
+    A size S that is a number resizes the shorter side to S, with JPEG files decoded at a smaller size.
 
     Raises:
         DataError: If the file is missing, corrupt, truncated or too large to be decoded safely.
@@ -206,20 +207,22 @@ def decode(path: Path, size: int, background: Colour = WHITE) -> torch.Tensor:
 
 
 def decode_and_hash(
-    path: Path, size: int, background: Colour, hashed: bool = True
+    path: Path, size: Size, background: Colour, hashed: bool = True
 ) -> tuple[torch.Tensor, dict[str, float], bytes]:
     """Decode an image as `decode` does; return it, its changes, and the digest of the file or b""."""
     try:
         with path.open("rb") as file:
-            rgb, changes = read_image(file, background, size)
+            rgb, changes = read_image(file, background, size if isinstance(size, int) else None)
             found = _digest_of_open(file) if hashed else b""  # the file is in the system's cache now
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
         raise DataError(f"cannot decode the image {path}: {error or type(error).__name__}") from error
     return torch.from_numpy(np.array(_square(rgb, size))).permute(2, 0, 1).contiguous(), changes, found
 
 
-def _square(rgb: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side and crop the centre."""
+def _square(rgb: Image.Image, size: Size) -> Image.Image:
+    """Resize and crop the centre: the rule's way, or the shorter side to a number of pixels."""
+    if isinstance(size, Resize):
+        return size.apply(rgb)
     width, height = rgb.size
     if (width, height) == (size, size):
         return rgb
@@ -271,7 +274,7 @@ class FileImages:
     def __init__(
         self,
         paths: Sequence[Path],
-        size: int,
+        size: Size,
         background: Colour = WHITE,
         changed: Collection[int] = (),
         digests: Digests | None = None,
@@ -322,7 +325,7 @@ def _digest_of_open(file: IO[bytes]) -> bytes:
 
 
 def decode_all(
-    paths: Sequence[Path], size: int, cache_mib: int, background: Colour = WHITE
+    paths: Sequence[Path], size: Size, cache_mib: int, background: Colour = WHITE
 ) -> tuple[DecodedImages | FileImages, dict[int, str], list[str]]:
     """Decode every image file once, so that a damaged file is found before training starts.
 
@@ -330,8 +333,9 @@ def decode_all(
         The source of the images, which decodes each batch anew if they do not fit in `cache_mib`; {index:
         reason} of the files that could not be decoded; what was changed, in sentences.
     """
-    keep = len(paths) * 3 * size * size <= cache_mib * 2**20
-    array = torch.zeros((len(paths) if keep else 0, 3, size, size), dtype=torch.uint8)
+    side = side_of(size)
+    keep = len(paths) * 3 * side * side <= cache_mib * 2**20
+    array = torch.zeros((len(paths) if keep else 0, 3, side, side), dtype=torch.uint8)
     digests = np.zeros((len(paths), DIGEST_BYTES), np.uint8)
     counted, bad = Changes(), dict[int, str]()
 
@@ -399,7 +403,7 @@ class Pixels:
 
 
 def decode_objects(
-    images: Iterable[Any], size: int, background: Colour = WHITE, ids: Sequence[str] | None = None
+    images: Iterable[Any], size: Size, background: Colour = WHITE, ids: Sequence[str] | None = None
 ) -> Pixels:
     """Bring PIL images, bytes of files, paths, or mappings of `bytes` and `path` to squares.
 
@@ -414,14 +418,15 @@ def decode_objects(
                 rgb, changes, encoded = _rgb_of_object(value, background)
             pixels = np.array(rgb)
             found = image_digests([pixels]) if encoded is None else as_digests([digest_bytes(encoded)])
-            side = min(pixels.shape[:2])
-            top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-            square = torch.from_numpy(pixels[top : top + side, left : left + side].copy())
-            row = resized(square.permute(2, 0, 1)[None].float(), size)
+            if isinstance(size, int):
+                side = min(pixels.shape[:2])
+                top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+                pixels = pixels[top : top + side, left : left + side].copy()
+            row = resized(torch.from_numpy(pixels).permute(2, 0, 1)[None].float(), size)
         except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged images
             name = at if ids is None else ids[at]
             bad[at] = f"cannot decode the image of example {name}: {error or type(error).__name__}"
-            row = torch.zeros((1, 3, size, size), dtype=torch.uint8)
+            row = torch.zeros((1, 3, side_of(size), side_of(size)), dtype=torch.uint8)
             found = np.zeros((1, DIGEST_BYTES), np.uint8)
         else:
             counted.add(at, changes)
@@ -444,8 +449,13 @@ def _rgb_of_object(value: Any, background: Colour) -> tuple[Image.Image, dict[st
     raise ValueError("there is none" if value is None else f"it is a {type(value).__name__}, not an image")
 
 
-def resized(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize (N, C, h, w) float images in [0, 255] to (N, 3, size, size) uint8; grey becomes RGB."""
+def resized(images: torch.Tensor, size: Size) -> torch.Tensor:
+    """Resize (N, C, h, w) float images in [0, 255] to (N, 3, S, S) uint8; grey becomes RGB."""
+    if isinstance(size, Resize):
+        pixels = images.clamp(0, 255).round().to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+        squares = [np.array(size.apply(Image.fromarray(each))) for each in pixels.contiguous().numpy()]
+        made = np.stack(squares) if squares else np.zeros((0, size.side, size.side, 3), np.uint8)
+        return torch.from_numpy(made).permute(0, 3, 1, 2).contiguous()
     if images.shape[-2:] != (size, size):
         images = torch.nn.functional.interpolate(
             images, size=(size, size), mode="bicubic", align_corners=False, antialias=True
@@ -453,7 +463,7 @@ def resized(images: torch.Tensor, size: int) -> torch.Tensor:
     return images.clamp(0, 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
 
 
-def pixels_of_array(array: NDArray[Any], size: int, what: str, background: Colour) -> Pixels:
+def pixels_of_array(array: NDArray[Any], size: Size, what: str, background: Colour) -> Pixels:
     """Bring images given as one array, (N, H, W) or (N, H, W, C), to squares.
 
     Values are integers in [0, 255], floats in [0, 1], or unsigned integers of 16 bits, which are scaled if

@@ -20,6 +20,7 @@ from hesstune.data.reading import WHITE, Reading, SplitRule, fold_of
 from hesstune.data.splits import draw_parts
 from hesstune.data.tables import group_notes
 from hesstune.errors import DataError, cut, listed
+from hesstune.resizing import Size
 from hesstune.storage.tables import is_missing
 
 # A split needs two examples of a class, one for training and one for the test.
@@ -31,7 +32,7 @@ MOST_KEPT = 8
 def load_task(  # noqa: PLR0913
     spec: Any,
     *,
-    size: int,
+    size: Size,
     seed: int = 0,
     split: str = "uniform",
     fold: str | None = None,
@@ -47,7 +48,7 @@ def load_task(  # noqa: PLR0913
 
     Args:
         spec: A data string or an object; see `hesstune.data.formats`.
-        size: Side of the images in pixels.
+        size: Side of the images in pixels, or the rule by which they are resized and cropped.
         seed: Seed of the split and the limit.
         split: `uniform` draws the parts uniformly at random, as certificates need; `stratified` keeps the
             class proportions, `group:COLUMN` keeps the examples of a group in one part, `time:COLUMN` tests
@@ -157,7 +158,7 @@ class NewExamples:
 def load_examples(
     spec: Any,
     *,
-    size: int,
+    size: Size,
     classes: list[str],
     skip_bad: bool = False,
     cache_mib: int = 4096,
@@ -214,7 +215,7 @@ def _reused(key: tuple[object, ...], make: Callable[[], T]) -> T:
     return found
 
 
-def _decoded(found: Listing, size: int, skip_bad: bool, cache_mib: int, how: Reading) -> _Decoded:
+def _decoded(found: Listing, size: Size, skip_bad: bool, cache_mib: int, how: Reading) -> _Decoded:
     """Decode the images of a listing; leave out damaged ones if that is asked for."""
     if found.texts is not None:
         if how.background != WHITE:

@@ -50,7 +50,7 @@ class ModelInputs(Protocol):
 
 
 class ImageInputs(ModelInputs):
-    """Normalised images, channels last, on the device."""
+    """Normalised images in the network's order of channels, channels last in memory, on the device."""
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class ImageInputs(ModelInputs):
         std = torch.tensor(loaded.std, device=device)
         self._scale = (1.0 / (255.0 * std)).reshape(1, 3, 1, 1)
         self._shift = (-torch.tensor(loaded.mean, device=device) / std).reshape(1, 3, 1, 1)
+        self._bgr = loaded.bgr
         weights = (p.dtype for p in loaded.model.parameters() if p.is_floating_point())
         self._dtype = next(weights, torch.float32)
 
@@ -92,6 +93,7 @@ class ImageInputs(ModelInputs):
         return self._normalised(images)
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.flip(1) if self._bgr else images
         images = images.to(self.device, memory_format=torch.channels_last)
         return torch.addcmul(self._shift, images.float(), self._scale).to(self._dtype)
 

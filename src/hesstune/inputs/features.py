@@ -241,7 +241,7 @@ class FeatureStore:
 def _key(network: str, source: object) -> str | None:
     """Return the name of a network's features of a source; None if the source has no digest."""
     found = getattr(source, "digest", None)
-    size = source.size if isinstance(source, FileImages) else ""
+    size = repr(source.size) if isinstance(source, FileImages) else ""
     contents = f"{type(source).__name__} {size} {found}"
     return None if found is None else digest_of_texts((FORMAT, network, contents))
 
@@ -255,7 +255,7 @@ def _network_digest(loaded: LoadedModel, max_length: int) -> str:
         if not in_modules(f"{name}.", loaded.heads)
     ]
     device = next(loaded.model.parameters()).device.type
-    made_of = [device, f"{loaded.mean} {loaded.std}", *modules]
+    made_of = [device, f"{loaded.mean} {loaded.std}{' bgr' * loaded.bgr}", *modules]
     if loaded.tokenizer is not None:
         made_of += [str(max_length), tokenizer_digest(loaded.tokenizer)]
     return digest({n: t for n, t in tensors.items() if not in_modules(n, loaded.heads)}, "\n".join(made_of))

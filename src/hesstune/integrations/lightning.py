@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hesstune.constraints.distance import warn_if_outside
+from hesstune.constraints.optimizers import AfterSteps
 from hesstune.errors import DivergedError, MissingExtraError, ModelError
 from hesstune.integrations._shared import constraint_of, reference_of
 from hesstune.reference import Reference
@@ -23,6 +25,10 @@ class RobustCallback(Callback):
 
     The reference is the module when `fit` starts. Every checkpoint holds it, and a resumed training reads it
     from there. One callback serves several trainings in turn: each has its own reference.
+
+    Layers are projected right after each optimizer step, before other callbacks see them: averages of weights
+    (WeightAveraging, EMAWeightAveraging, StochasticWeightAveraging) lie within the radius in any order of
+    callbacks. When `fit` ends, layers outside their radius are named in a warning.
 
     Args:
         radius: One radius, or {pattern: radius}, as for `DistanceConstraint`.
@@ -49,6 +55,7 @@ class RobustCallback(Callback):
         self.radius, self.norm, self.module, self.include = radius, norm, module, include
         self.reference: Reference | None = None
         self.constraint: Any = None
+        self._steps: AfterSteps | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Drop the reference of an earlier training; a checkpoint is read after this."""
@@ -62,23 +69,33 @@ class RobustCallback(Callback):
             self.reference = reference_of(network)
         self.reference = self.reference.to(next(network.parameters()).device)
         self.constraint = constraint_of(network, self.reference, self.radius, self.norm, self.include)
+        self._steps = AfterSteps(trainer.optimizers, self.constraint)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any = None, *args: Any, **kwargs: Any
     ) -> None:
-        """Project every layer onto its constraint.
+        """Project every layer onto its constraint, unless its optimizer's step has done so.
 
         Raises:
             DivergedError: If the loss or a weight is not finite.
         """
-        assert self.constraint is not None
+        assert self._steps is not None
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, torch.Tensor) and not bool(torch.isfinite(loss).all()):
             raise DivergedError(
                 f"the training loss became {float(loss.detach())}: training has diverged; go back to the "
                 "last good checkpoint and lower the learning rate, or set gradient_clip_val"
             )
-        self.constraint.project_()
+        self._steps.project_()
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Warn of layers that training leaves outside their radius."""
+        warn_if_outside(self.constraint.outside(), self.constraint.radii)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Remove the hooks from the optimizers."""
+        if self._steps is not None:
+            self._steps.end()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the reference, for the checkpoint."""

@@ -25,6 +25,7 @@ from hesstune.constraints.distance import (
     trained_matrices,
     warn_of_unheld,
 )
+from hesstune.constraints.optimizers import Optimizers
 from hesstune.curvature.measure import measure as measure_layers
 from hesstune.curvature.result import Measure
 from hesstune.errors import HesstuneWarning, LayerError, MissingExtraError, listed
@@ -270,6 +271,7 @@ class AdapterConstraint:
         layers = plain_layers(model)
         radii = resolve_radii([*layers, *(name for name in moving if name not in layers)], radius)
         self.radii = {name: radii[name] for name in moving if name in radii}
+        self._optimizers = Optimizers(dict(named_parameters(model)))
         if warn and not isinstance(radius, Mapping):
             warn_of_unheld(_unheld(model), "{pattern: radius} says which layers are meant to be held")
 
@@ -279,12 +281,17 @@ class AdapterConstraint:
 
         Raises:
             DivergedError: If a distance is not finite; the weights are then left as they are.
+            LayerError: If the optimizer keeps averages or slow weights of the factors: a product of averages
+                is no average of products, so it may lie outside.
         """
+        if kept := self._optimizers.kept():
+            raise LayerError(
+                f"the optimizer keeps other weights of '{kept[0].name}' (a schedule-free average or slow "
+                "weights), and a product of averaged factors may lie outside the constraint: use another "
+                "optimizer, or train whole weights with DistanceConstraint"
+            )
         changes, limits = _changes(self.model, self.reference), self.radii
-        if self.norm == "frobenius":
-            before = {name: changes[name].norm() for name in limits}
-        else:
-            before = {name: float(_row_sums(changes[name].delta()).max()) for name in limits}
+        before = self._distances(changes)
         check_finite(before)
         outside = [name for name, radius in limits.items() if before[name] > radius]
         for name in outside:
@@ -296,6 +303,16 @@ class AdapterConstraint:
         if outside:
             clear_caches(self.model)
         return before
+
+    def outside(self) -> dict[str, float]:
+        """Return the layers that lie outside their radius, with their distances, in `norm`."""
+        found = self._distances(_changes(self.model, self.reference))
+        return {name: norm for name, norm in found.items() if not norm <= self.radii[name] * (1 + 1e-6)}
+
+    def _distances(self, changes: Mapping[str, _Product | _Copy]) -> dict[str, float]:
+        if self.norm == "frobenius":
+            return {name: changes[name].norm() for name in self.radii}
+        return {name: float(_row_sums(changes[name].delta()).max()) for name in self.radii}
 
 
 def _row_sums(delta: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from hesstune.data.formats import listing
 from hesstune.errors import DataError, listed
 from hesstune.models.load import MODULE, LoadedModel
 from hesstune.runs.config import FinetuneConfig, make_config
-from hesstune.runs.loading import network_of, reading_of
+from hesstune.runs.loading import network_of, reading_of, size_of
 from hesstune.runs.records import MODEL, RECORD, RunRecord
 from hesstune.runs.run import Run
 from hesstune.storage.files import writing
@@ -123,9 +123,8 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         if options["val_fraction"] is None:
             options["val_fraction"] = 0.2 if self._uses_validation(options | {"val_fraction": 0.0}) else 0.0
         config = self._resolved(options)
-        assert config.image_size is not None
         # Labels are integers here; messages and the run use the names of the classes in y.
-        found = listing((X, labels), config.image_size, how=reading_of(config))
+        found = listing((X, labels), size_of(config), how=reading_of(config))
         self._data = replace(found, classes=names) if len(found.classes) == len(names) else found
         with tempfile.TemporaryDirectory() as folder:
             out = folder if self.out is None else self.out

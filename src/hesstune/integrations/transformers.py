@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from hesstune.checks import positive
-from hesstune.constraints.distance import check_finite
+from hesstune.constraints.distance import check_finite, warn_if_outside
+from hesstune.constraints.optimizers import AfterSteps
 from hesstune.errors import ConfigError, DivergedError, LayerError, MissingExtraError, RunError
 from hesstune.forward import named_parameters
 from hesstune.integrations._shared import constraint_of, distances_of, has_adapters, reference_of
@@ -38,6 +39,11 @@ class RobustTrainerCallback(TrainerCallback):
 
     One callback serves several trainings in turn (folds, trials): each has its own reference.
 
+    Layers are projected right after the optimizer's step, before other callbacks see them: averages of
+    weights lie within the radius in any order of callbacks. When a checkpoint is saved and when training
+    ends, layers outside their radius are named in a warning; put this callback last if others change weights
+    then.
+
     Args:
         radius: One radius, or {pattern: radius}, as for `DistanceConstraint`.
         norm: `frobenius` or `mars`.
@@ -63,6 +69,8 @@ class RobustTrainerCallback(TrainerCallback):
         self.radius, self.norm, self.include = radius, norm, include
         self._given = self.reference = reference
         self.constraint: Any = None
+        self._steps: AfterSteps | None = None
+        self._warned = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Copy the reference, or read it if training resumes.
@@ -70,17 +78,37 @@ class RobustTrainerCallback(TrainerCallback):
         Raises:
             RunError: If training resumes and no reference was saved, or it is not the given one.
         """
+        if self._steps is not None:
+            self._steps.end()
+        self._warned = False
         self.reference = _reference_at_start(args, state, model, self._given)
         self.constraint = constraint_of(model, self.reference, self.radius, self.norm, self.include)
+        self._steps = AfterSteps([kwargs.get("optimizer")], self.constraint)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Project every layer onto its constraint.
+        """Project every layer onto its constraint, unless the optimizer's step has done so.
 
         Raises:
             DivergedError: If a weight is no longer finite.
         """
-        assert self.constraint is not None
-        self.constraint.project_()
+        assert self._steps is not None
+        self._steps.project_()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Warn of layers of a checkpoint that are outside their radius."""
+        self._check()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Warn of layers that training leaves outside their radius; remove the optimizer's hook."""
+        self._check()
+        if self._steps is not None:
+            self._steps.end()
+
+    def _check(self) -> None:
+        if self.constraint is not None and not self._warned:
+            outside = self.constraint.outside()
+            self._warned = bool(outside)
+            warn_if_outside(outside, self.constraint.radii)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any

@@ -16,7 +16,7 @@ from hesstune.data.examples import KEPT, MODEL_SOURCES, REWRITTEN
 from hesstune.data.labels import CHECKED, GIVEN, GIVEN_LABEL, SOURCE, read_checked_labels
 from hesstune.errors import ConfigError, DataError, RunError, listed
 from hesstune.inputs.features import frozen_features, sharing
-from hesstune.labeling.options import CleanOptions, default_model
+from hesstune.labeling.options import CleanOptions, default_model, size_for
 from hesstune.labeling.review import (
     ReviewedLabels,
     Suspect,
@@ -378,7 +378,7 @@ def clean(
     model = asked.model or default_model(text)
     loaded = load_model(model, 2, text=text, head=asked.head, image_size=asked.image_size)
     with sharing():
-        examples = target.examples(asked.image_size).take(rows)
+        examples = target.examples(size_for(model, asked, text)).take(rows)
         x = frozen_features(loaded, examples, pick_device(asked.device), asked.max_length)
     ids = [target.ids[n] for n in rows]
     digests = content_digests(examples, anew=False)

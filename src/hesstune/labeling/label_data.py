@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hesstune.data.examples import MODEL_LABEL
 from hesstune.data.labels import GIVEN, SOURCE, read_checked_labels
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError, RunError, listed
-from hesstune.labeling.options import LabelOptions, needs_features
+from hesstune.labeling.options import LabelOptions, needs_features, size_for
 from hesstune.labeling.review import checked_examples, contents_of
 from hesstune.labeling.sources import Target, combined, read_sources
 from hesstune.labeling.trained_annotators import TrainedAnnotator, train_annotators, written_votes
@@ -272,7 +272,9 @@ def _looked_at(
         return [], None
     if not target.has_inputs:
         raise ConfigError("--labelers and features need images or texts: give --target with these")
-    return train_annotators(target.examples(asked.image_size), asked, needs)
+    return train_annotators(
+        target.examples(size_for(asked.model, asked, target.texts is not None)), asked, needs
+    )
 
 
 def _chosen(made: Labelled) -> str:

@@ -6,7 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from hesstune.models.preparation import own_size
 from hesstune.options import DEVICE, FilePath, Names, Options, Shown
+from hesstune.resizing import Size
 from hesstune.weak.label_models import LABEL_MODELS, LabelModelName, label_model_class
 
 Specs = Annotated[Names, Shown("DATA,DATA,…")]
@@ -17,9 +19,19 @@ def default_model(is_text: bool) -> str:
     return "minilm" if is_text else "efficientnet_lite0"
 
 
+def size_for(model: str | None, asked: FeatureOptions, is_text: bool) -> Size:
+    """Return the side of images for a network, or the rule by which they are resized and cropped."""
+    usual = asked.image_size or IMAGE_SIDE
+    return usual if is_text else own_size(model, asked.image_size, IMAGE_SIDE)
+
+
 def needs_features(model: str) -> bool:
     """Return whether a label model cannot do without features; `auto` can."""
     return model != "auto" and label_model_class(model).needs_features
+
+
+# Side of images, in pixels, for networks without a rule of their own.
+IMAGE_SIDE = 96
 
 
 class VoteOptions(Options):
@@ -97,7 +109,13 @@ class FeatureOptions(Options):
     head: Names = Field(
         (), description="module of that network's classifier, before which features are taken; default: found"
     )
-    image_size: int = Field(96, ge=8, le=2048, description="side of the images in pixels")
+    image_size: int | None = Field(
+        None,
+        ge=8,
+        le=2048,
+        description="side of the images in pixels; default: the network's own if it is of hf:, timm: or "
+        "torchvision:; else 96",
+    )
     max_length: int = Field(128, ge=4, le=1 << 20, description="the most tokens of a text")
     device: str = DEVICE
 

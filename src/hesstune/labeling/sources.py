@@ -18,6 +18,7 @@ from hesstune.data.labels import read_sources as read_label_sources
 from hesstune.data.tables import examples_of, possible_groups
 from hesstune.errors import ConfigError, DataError
 from hesstune.labeling.options import LabelOptions
+from hesstune.resizing import Size
 from hesstune.storage.tables import JSON_LINES, CsvTable, Nested, is_missing, read_table
 from hesstune.weak.annotation_exports import Export, read_export
 from hesstune.weak.vote_files import vote_columns, voted
@@ -84,7 +85,7 @@ class Target:
                 row["text2"] = self.texts[n][1] or ""
             yield row
 
-    def examples(self, size: int) -> Examples:
+    def examples(self, size: Size) -> Examples:
         """Return the examples as inputs of a network; images are decoded.
 
         Raises:

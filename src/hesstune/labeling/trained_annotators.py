@@ -16,7 +16,7 @@ from hesstune.data.load import load_task
 from hesstune.errors import ConfigError, DataError
 from hesstune.inputs.batches import make_inputs, predict_logits, to_channels_last
 from hesstune.inputs.features import frozen_features, sharing
-from hesstune.labeling.options import LabelOptions, default_model
+from hesstune.labeling.options import LabelOptions, default_model, size_for
 from hesstune.models.load import LoadedModel, load_model
 from hesstune.noise.probes import fit_probe
 from hesstune.runtime.device import pick_device
@@ -110,7 +110,11 @@ def train_annotators(
             features = frozen_features(loaded, target, device, asked.max_length)
         for name, spec in domains:
             task = load_task(
-                spec, size=asked.image_size, seed=asked.seed, val_fraction=0.0, test_fraction=HELD_OUT
+                spec,
+                size=size_for(asked.model, asked, is_text),
+                seed=asked.seed,
+                val_fraction=0.0,
+                test_fraction=HELD_OUT,
             )
             if task.is_text != is_text:
                 kinds = ("texts", "images") if task.is_text else ("images", "texts")

@@ -8,7 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,15 @@ from hesstune.models.heads import check_heads, fails_on, find_heads, output_size
 from hesstune.models.networks import (
     IMAGENET,
     UNCHANGED,
-    MeanAndStd,
     load_minilm,
     load_text_model,
     load_vision_model,
+    pad_by_side,
     padded_tokenizer,
 )
+from hesstune.models.preparation import ImageRule
 from hesstune.reference import in_modules
+from hesstune.resizing import FILTERS, Resize
 from hesstune.storage.files import one_line, write_json
 from hesstune.storage.seen_examples import SeenExamples
 from hesstune.storage.tensors import add_metadata, save_tensors
@@ -217,6 +219,7 @@ class LoadedModel:
         other_heads: The other classifiers of a network that makes its logits of several, such as the mean.
         stored_dtype: The floating-point type that its weights are stored in.
         seen: The examples that its weights have seen, as far as their files recorded them.
+        bgr: Whether the network takes the blue channel first; mean and std are in its order.
     """
 
     model: nn.Module
@@ -228,6 +231,7 @@ class LoadedModel:
     other_heads: tuple[str, ...] = ()
     stored_dtype: str = ""
     seen: SeenExamples = field(default_factory=SeenExamples)
+    bgr: bool = False
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -304,26 +308,26 @@ def load_model(  # noqa: PLR0913
     if isinstance(spec, str):
         kind, argument = spec_parts(spec)
         pretrained = pretrained and weights is None
-        model, normalisation, tokenizer = _load_named(kind, argument, k, text, pretrained, heads, image_size)
+        model, rule, tokenizer = _load_named(kind, argument, k, text, pretrained, heads, image_size)
         if kind == "hf":
             stored = checkpoint_dtype(argument)
     else:
-        model, normalisation, tokenizer = _copied(spec, text)
+        model, rule, tokenizer = _copied(spec, text)
     compiled = is_compiled(model)
     model = uncompiled(model)
     seen = spec.seen if isinstance(spec, LoadedModel) else SeenExamples.noted_on(model)
     stored = stored or main_dtype(model.parameters())
+    padding = [] if tokenizer is None else pad_by_side(model, tokenizer)
     cast(model, dtype)
     if heads:
         check_heads(model, heads, k)
     else:
-        heads = find_heads(model, probe(model, tokenizer, image_size))
-        if (own := output_size(model.get_submodule(heads[0]))) != k:
-            raise ModelError(f"the model outputs {own} logits; {k} classes need {k}")
+        heads = _found_heads(model, probe(model, tokenizer, image_size), k)
     notes = precision_notes(stored, dtype)
     if weights is not None:
         stored, notes = _put_weights(model, weights, heads, dtype)
         seen |= SeenExamples.of_file(weights) or SeenExamples(unrecorded=(str(weights),))
+    notes += padding
     if compiled:
         notes.append("torch.compile was undone: the original network is trained")
     if head_init == "zero":
@@ -331,8 +335,26 @@ def load_model(  # noqa: PLR0913
             nn.init.zeros_(parameter)
     if len(heads) > 1:
         notes.append(f"the logits come from {len(heads)} classifiers, which are the head: {listed(heads, 4)}")
-    mean, std = _three(mean or normalisation[0], "mean"), _three(std or normalisation[1], "std")
-    return LoadedModel(model, heads[0], mean, std, tokenizer, tuple(notes), heads[1:], stored, seen)
+    if not (mean and std):
+        notes += _notes_of(rule)
+    mean, std = _three(mean or rule.mean, "mean"), _three(std or rule.std, "std")
+    made = LoadedModel(model, heads[0], mean, std, tokenizer, tuple(notes), heads[1:], stored, seen)
+    return replace(made, bgr=rule.bgr)
+
+
+def _found_heads(model: nn.Module, inputs: Inputs, k: int) -> tuple[str, ...]:
+    """Return the classifiers that a forward pass shows; raise ModelError unless they have k outputs."""
+    heads = find_heads(model, inputs)
+    if (own := output_size(model.get_submodule(heads[0]))) != k:
+        raise ModelError(f"the model outputs {own} logits; {k} classes need {k}")
+    return heads
+
+
+def _notes_of(rule: ImageRule) -> tuple[str, ...]:
+    """Return the notes of a rule; raise ModelError, with the reason, if there is no mean and std."""
+    if not rule.mean:
+        raise ModelError(rule.notes[0])
+    return rule.notes
 
 
 def _put_weights(
@@ -355,8 +377,8 @@ def _load_named(
     pretrained: bool,
     heads: tuple[str, ...],
     image_size: int | None,
-) -> tuple[nn.Module, MeanAndStd, Any]:
-    """Return a network by its name, the normalisation of its images, and its tokenizer."""
+) -> tuple[nn.Module, ImageRule, Any]:
+    """Return a network by its name, the rule of its images, and its tokenizer."""
     if kind == "py":
         made = _made_by_user(argument, k)
         if text and _is_pair(made):
@@ -377,11 +399,12 @@ def _is_pair(given: object) -> bool:
     return isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], nn.Module)
 
 
-def _copied(given: ModelObject, text: bool) -> tuple[nn.Module, MeanAndStd, Any]:
+def _copied(given: ModelObject, text: bool) -> tuple[nn.Module, ImageRule, Any]:
     """Copy a model given in Python, so that nothing done to the copy changes it."""
-    tokenizer, normalisation = None, IMAGENET
+    tokenizer, rule = None, IMAGENET
     if isinstance(given, LoadedModel):
-        module, tokenizer, normalisation = given.model, given.tokenizer, (given.mean, given.std)
+        module, tokenizer = given.model, given.tokenizer
+        rule = ImageRule(given.mean, given.std, given.bgr)
     elif isinstance(given, nn.Module):
         module = given
     elif _is_pair(given):
@@ -401,7 +424,7 @@ def _copied(given: ModelObject, text: bool) -> tuple[nn.Module, MeanAndStd, Any]
         raise ModelError(f"the module cannot be copied ({one_line(error)}); use py:module:factory") from error
     if tokenizer is not None:
         return module, UNCHANGED, padded_tokenizer(module, tokenizer)
-    return module, normalisation, None
+    return module, rule, None
 
 
 def _three(values: tuple[float, ...], name: str) -> tuple[float, float, float]:
@@ -496,7 +519,7 @@ def export_model(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> st
     Args:
         loaded: The network and its preprocessing.
         folder: An existing folder.
-        facts: `model` (the specification it was loaded by), `classes` and `image_size`.
+        facts: `model` (the specification it was loaded by), `classes`, `image_size` and `resize`.
     """
     model: Any = loaded.model
     if not hasattr(model, "save_pretrained"):
@@ -512,7 +535,9 @@ def export_model(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> st
     if loaded.tokenizer is not None:
         _save_pretrained(loaded.tokenizer, folder)
     else:
-        write_json(folder / "preprocessor_config.json", _processor(loaded, int(facts["image_size"])))
+        write_json(
+            folder / "preprocessor_config.json", _processor(loaded, facts["image_size"], facts.get("resize"))
+        )
     trust = ", trust_remote_code=True" if model.is_remote_code() else ""
     return f"transformers.AutoModelFor{kind}.from_pretrained({str(folder.name)!r}{trust})"
 
@@ -524,17 +549,30 @@ def _save_pretrained(saved: Any, folder: Path) -> None:
         raise RunError(f"cannot write the {type(saved).__name__} to {folder} ({one_line(error)})") from error
 
 
-def _processor(loaded: LoadedModel, size: int) -> dict[str, Any]:
-    """Return the configuration of an image processor that prepares images as fine-tuning did."""
+def _processor(loaded: LoadedModel, size: int, resize: str | None) -> dict[str, Any]:
+    """Return the configuration of an image processor that prepares images as fine-tuning did.
+
+    Raises:
+        RunError: If the network takes the blue channel first, and its values are also scaled by channel.
+    """
+    rule = Resize.parse(resize, size) if resize else Resize(size, size)
+    if loaded.bgr and (any(loaded.mean) or len(set(loaded.std)) > 1):
+        raise RunError("the network takes blue first and scales channels: no image processor does both")
+    own: dict[str, Any] = {"image_processor_type": "CLIPImageProcessor", "rescale_factor": 1 / 255}
+    if loaded.bgr:  # resizes, crops and rescales, without mean and std
+        factor = 1 / (255 * loaded.std[0])
+        own = {"image_processor_type": "MobileViTImageProcessor", "rescale_factor": factor}
+        own["do_flip_channel_order"] = True
     return {
-        "image_processor_type": "CLIPImageProcessor",  # shorter side, centre crop, rescale, normalise
-        "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": 2,  # bilinear
+        **own,
+        "do_resize": bool(rule.edge),
+        "size": {"shortest_edge": rule.edge}
+        if rule.keeps_aspect
+        else dict.fromkeys(("height", "width"), rule.edge),
+        "resample": int(FILTERS[rule.resample]),
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
         "do_normalize": True,
         "do_convert_rgb": True,
         "image_mean": list(loaded.mean),
@@ -551,6 +589,7 @@ def _plain(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> str:
         "head": list(loaded.heads),
         "mean": list(loaded.mean),
         "std": list(loaded.std),
+        "bgr": loaded.bgr,
         "torch": torch.__version__,
     }
     write_json(folder / "config.json", config)

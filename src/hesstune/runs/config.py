@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hesstune.errors import ConfigError
+from hesstune.models.preparation import own_size
 from hesstune.options import make_options
+from hesstune.resizing import Resize, side_of
 from hesstune.runs.options import (
     ConstraintOptions,
     DataOptions,
@@ -77,7 +79,7 @@ class FinetuneConfig(
         """
         kind, given = self.kind, self.model_fields_set
         changes: dict[str, Any] = {n: v for n, v in kind.defaults(self.head_only).items() if n not in given}
-        changes["image_size"] = self.image_size or (64 if self.data == "digits" else 128)
+        changes |= self._image_options(64 if self.data == "digits" else 128)
         changes["method_options"] = kind.checked_options(self.method_options) or None
         head_only = changes.get("train", self.train) == "head"
         changes["lr"] = self.lr or changes.get("lr") or usual_lr(head_only)
@@ -109,6 +111,14 @@ class FinetuneConfig(
         if needs_val and self.val_fraction == 0 and self.data == "digits":
             raise ConfigError("early stopping and --select best need validation data; raise --val-fraction")
         return made
+
+    def _image_options(self, usual: int) -> dict[str, Any]:
+        """Return the side of the images and how they are resized: the network's own rule unless given."""
+        if "resize" in self.model_fields_set:  # None as well: runs of earlier versions have none
+            edge = Resize.parse(self.resize).edge if self.resize else 0
+            return {"image_size": self.image_size or edge or usual}
+        size = own_size(self.model, self.image_size, usual)
+        return {"image_size": side_of(size), "resize": str(size) if isinstance(size, Resize) else None}
 
     def check_trained(self, texts: bool) -> None:
         """Raise ConfigError if the method cannot train these parameters, or not on this kind of input."""

@@ -22,6 +22,7 @@ from hesstune.methods import method_class
 from hesstune.models.load import LoadedModel, ModelObject, load_model, set_parameters
 from hesstune.noise.instance import average, instance_rate, instance_transitions
 from hesstune.noise.matrix import NoiseMatrix, draw_classes
+from hesstune.resizing import Resize, Size
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.options import ColumnOptions
 from hesstune.runs.records import RunRecord
@@ -111,7 +112,7 @@ def network_of(
     set_parameters(loaded.model, dict(weights), source)
     loaded.model.eval()
     shape = facts.normalisation
-    return replace(loaded, mean=shape.mean, std=shape.std)
+    return replace(loaded, mean=shape.mean, std=shape.std, bgr=shape.bgr)
 
 
 def clean_task(config: FinetuneConfig, data: Any = None) -> Task:
@@ -123,10 +124,9 @@ def clean_task(config: FinetuneConfig, data: Any = None) -> Task:
     """
     if isinstance(data, Task):
         return data
-    assert config.image_size is not None
     return load_task(
         config.data if data is None else data,
-        size=config.image_size,
+        size=size_of(config),
         seed=config.seed,
         split=config.split,
         fold=config.fold,
@@ -138,6 +138,12 @@ def clean_task(config: FinetuneConfig, data: Any = None) -> Task:
         cache_mib=config.cache_mib,
         how=reading_of(config),
     )
+
+
+def size_of(config: FinetuneConfig) -> Size:
+    """Return the side of a run's images, or the rule by which they are resized and cropped."""
+    assert config.image_size is not None  # resolved
+    return Resize.parse(config.resize, config.image_size) if config.resize else config.image_size
 
 
 def reading_of(config: FinetuneConfig, asked: ColumnOptions | None = None) -> Reading:

@@ -13,6 +13,7 @@ from hesstune.curvature.declared import ABOVE, SKIP_CLASSES, ExamplesChoice, Met
 from hesstune.data.formats import WITH_PATH
 from hesstune.data.reading import SplitRule, fold_of, rgb_of
 from hesstune.options import DEVICE, FilePath, Names, Options, Shown, numbers_by_name
+from hesstune.resizing import Resize
 
 SKIP_BAD_IMAGES: Any = Field(False, description="leave out and list images that cannot be decoded")
 
@@ -95,7 +96,18 @@ class ExampleOptions(Options):
         description="test on the labels that hesstune clean corrected, instead of the given labels",
     )
     image_size: int | None = Field(
-        None, ge=8, le=2048, description="side of the images in pixels; default: 64 for digits, else 128"
+        None,
+        ge=8,
+        le=2048,
+        description="side of the images in pixels; default: that of the pretrained network if it is of hf:, "
+        "timm: or torchvision:; else 64 for digits and 128 for other data",
+    )
+    resize: Annotated[str, _parses(Resize.parse), Shown("HOW")] | None = Field(
+        None,
+        description="how images are resized before a centre of {image_size} is cropped: "
+        "shorter:PIXELS:FILTER or both:PIXELS:FILTER (squeezed), such as both:224:bicubic; default: as the "
+        "image processor of hf:, or the configuration of timm: and torchvision:, does; else the shorter "
+        "side, bilinear",
     )
     mean: Channels | None = Field(
         None, description="channel means of images in [0, 1], instead of the model's"

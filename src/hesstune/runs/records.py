@@ -65,10 +65,11 @@ class Sizes(Stored):
 
 
 class Normalisation(Stored):
-    """Channel means and deviations of images in [0, 1]."""
+    """Channel means and deviations of images in [0, 1], and whether the network takes blue first."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    bgr: bool = False
 
 
 class LabelNoise(Stored):

@@ -22,8 +22,9 @@ from hesstune.data.reading import Reading, Voting
 from hesstune.errors import ConfigError, DataError, HesstuneError
 from hesstune.methods import method_class, method_names
 from hesstune.options import make_options
+from hesstune.resizing import Size
 from hesstune.runs.config import FinetuneConfig, make_config
-from hesstune.runs.loading import reading_of
+from hesstune.runs.loading import reading_of, size_of
 from hesstune.storage.files import write_json
 from hesstune.study.options import CellRecord, OptionValues, Settings
 from hesstune.training.prepare import as_trained
@@ -106,7 +107,7 @@ def fingerprint(config: FinetuneConfig, data: str, settings: Settings, contents:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def data_digest(spec: str, size: int, how: Reading, contents: Contents) -> tuple[str, int, bool]:
+def data_digest(spec: str, size: Size, how: Reading, contents: Contents) -> tuple[str, int, bool]:
     """Return a digest of the examples, the number of classes, and whether the examples are texts.
 
     The digest is of ids, labels, parts, images or texts, and of the table or archive that holds them, which
@@ -244,9 +245,8 @@ def make_study_plan(
                 values = _filled({**options, **own, **more, **fold, "seed": seed}, task, seed)
                 try:
                     config = make_config(values).resolved()
-                    assert config.image_size is not None
                     how = replace(reading_of(config), voting=Voting())
-                    digest, k, texts = digest_of(config.data, config.image_size, how)
+                    digest, k, texts = digest_of(config.data, size_of(config), how)
                     config = _as_trained(config, k, texts, head_only)
                     config.check_trained(texts)
                 except ConfigError as error:

@@ -279,7 +279,7 @@ def _record(prepared: Prepared) -> files.RunRecord:
         head=loaded.head,
         other_heads=list(loaded.other_heads),
         stored_dtype=loaded.stored_dtype,
-        normalisation=files.Normalisation(mean=loaded.mean, std=loaded.std),
+        normalisation=files.Normalisation(mean=loaded.mean, std=loaded.std, bgr=loaded.bgr),
         noise=files.LabelNoise(
             injected=prepared.config.inject_noise,
             realised_rate=changed,

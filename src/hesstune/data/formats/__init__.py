@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hesstune.checks import expanded
 from hesstune.errors import DataError, unknown_name
+from hesstune.resizing import Size
 
 if TYPE_CHECKING:
     from hesstune.data.examples import Listing
@@ -45,12 +46,12 @@ def _format_of(path: str) -> str:
     return next((name for name in WITH_PATH if suffix in data_format(name).suffixes), "csv")
 
 
-def listing(data: Any, size: int, labelled: bool = True, how: Reading | None = None) -> Listing:
+def listing(data: Any, size: Size, labelled: bool = True, how: Reading | None = None) -> Listing:
     """List the examples of a data string or an object.
 
     Args:
         data: A data string; see `docs/howto/own-data.md`. Or an object; see `hesstune.data.formats.memory`.
-        size: Side in pixels of images that need no decoding later: built-in images and images in memory.
+        size: Side in pixels, or rule, of images that need no decoding later: built-in and in memory.
         labelled: Whether labels are required. If not, a flat folder and a table without labels can be read.
         how: Named columns, how votes become labels, and the background of transparent images.
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from hesstune.data.examples import Listing
 from hesstune.data.reading import Reading
+from hesstune.resizing import Size
 
 
 class DataFormat:
@@ -21,7 +22,7 @@ class DataFormat:
     suffixes: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def read(cls, path: str, size: int, labelled: bool, how: Reading) -> Listing:
+    def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:
         """List the examples.
 
         Args:

@@ -15,6 +15,7 @@ from hesstune.data.images import pixels_of_array
 from hesstune.data.reading import Reading
 from hesstune.data.tables import listing_of
 from hesstune.errors import DataError, listed
+from hesstune.resizing import Size
 from hesstune.storage.files import read_array, reading
 from hesstune.storage.tables import CsvTable, as_cell
 
@@ -32,7 +33,7 @@ class Array(DataFormat):
     suffixes = (".npz",)
 
     @classmethod
-    def read(cls, path: str, size: int, labelled: bool, how: Reading) -> Listing:
+    def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:
         file = readable_file(path, "the data file")
         found: dict[str, NDArray[Any]] = {}
         with reading(file, ".npz arrays", DataError), zipfile.ZipFile(file) as archive:

@@ -8,6 +8,7 @@ from hesstune.data.examples import Listing
 from hesstune.data.formats._base import DataFormat
 from hesstune.data.reading import Reading
 from hesstune.data.tables import USUAL, listing_of
+from hesstune.resizing import Size
 from hesstune.storage.tables import TABS, read_table
 
 
@@ -25,7 +26,7 @@ class Csv(DataFormat):
     suffixes: ClassVar[tuple[str, ...]] = (".csv", *TABS)
 
     @classmethod
-    def read(cls, path: str, size: int, labelled: bool, how: Reading) -> Listing:
+    def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:
         table = read_table(path)
         roles, notes = how.columns.find(list(table.columns), USUAL, table.name)
         return listing_of(table, roles, how, labelled, notes=notes)

@@ -9,6 +9,7 @@ from hesstune.data.examples import Listing, image_digests
 from hesstune.data.formats._base import DataFormat
 from hesstune.data.images import resized
 from hesstune.data.reading import Reading
+from hesstune.resizing import Size
 
 
 class Digits(DataFormat):
@@ -18,7 +19,7 @@ class Digits(DataFormat):
     summary = "Scikit-learn's 1,797 handwritten digits, to try things."
 
     @classmethod
-    def read(cls, path: str, size: int, labelled: bool, how: Reading) -> Listing:
+    def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:
         from sklearn.datasets import load_digits
 
         digits = load_digits()

@@ -16,6 +16,7 @@ from hesstune.data.images import readable_suffixes
 from hesstune.data.reading import Reading
 from hesstune.data.tables import parts_note, parts_of
 from hesstune.errors import DataError, listed, plain
+from hesstune.resizing import Size
 
 # Folders and files that operating systems leave beside a user's own.
 SYSTEM = frozenset(
@@ -36,7 +37,7 @@ class Folder(DataFormat):
     summary = "One subfolder of images per class, or `train/`, `val/`, `test/` of those."
 
     @classmethod
-    def read(cls, path: str, size: int, labelled: bool, how: Reading) -> Listing:
+    def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:
         root = Path(path)
         if not root.is_dir():
             state = "is a file" if root.exists() else "does not exist"

@@ -12,6 +12,7 @@ from hesstune.data.images import decode_objects
 from hesstune.data.reading import Reading
 from hesstune.data.tables import listing_of, parts_note, parts_of
 from hesstune.errors import DataError, MissingExtraError, cut, listed
+from hesstune.resizing import Size
 from hesstune.storage.files import reading
 from hesstune.storage.tables import Column, CsvTable, as_cell
 
@@ -37,7 +38,7 @@ class HuggingFace(DataFormat):
     has_columns = True
 
     @classmethod
-    def read(cls, path: str, size: int, labelled: bool, how: Reading) -> Listing:
+    def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:
         found = _load(path)
         with reading(f"hf:{path}", "a data set", DataError):
             return read_data_set(found, f"hf:{path}", size, labelled, how)
@@ -68,7 +69,7 @@ def _load(name: str) -> Any:
         raise DataError(f"datasets cannot load '{name}': {reason}") from error
 
 
-def read_data_set(found: Any, what: str, size: int, labelled: bool, how: Reading) -> Listing:
+def read_data_set(found: Any, what: str, size: Size, labelled: bool, how: Reading) -> Listing:
     """List the examples of a Dataset or DatasetDict, `what` in messages; see `DataFormat.read`.
 
     Splits of a dictionary that are named like parts are read, or all splits if no labels are required. Rows

@@ -21,6 +21,7 @@ from hesstune.data.images import Pixels, decode_objects, pixels_of_array, readab
 from hesstune.data.reading import Columns, Reading
 from hesstune.data.tables import USUAL, listing_of
 from hesstune.errors import DataError, cut, plain
+from hesstune.resizing import Size
 from hesstune.storage.tables import CsvTable, as_cell
 
 WANTED = (
@@ -37,7 +38,7 @@ class Memory(DataFormat):
     has_columns = True
 
     @classmethod
-    def read(cls, path: str, size: int, labelled: bool, how: Reading) -> Listing:
+    def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:
         raise DataError(
             "the data 'memory' was objects given in Python, which no file holds: give them again, "
             "finetune(data=…), Run.load(path, data=…) or run.measure(data=…)"
@@ -61,7 +62,7 @@ class _Inputs:
     first: int = 0
 
 
-def read_object(data: Any, size: int, labelled: bool, how: Reading) -> Listing:
+def read_object(data: Any, size: Size, labelled: bool, how: Reading) -> Listing:
     """List the examples of an object; see `DataFormat.read`.
 
     Objects are: a pandas DataFrame (columns as of `csv:` data; `image` may also hold PIL images or arrays); a
@@ -118,7 +119,7 @@ def _cells(values: Any) -> list[str]:
 class _Reader:
     """Reads objects; images are brought to one size on one background."""
 
-    size: int
+    size: Size
     background: tuple[int, int, int]
 
     def frame(self, frame: Any, columns: Columns) -> _Inputs:
