@@ -148,6 +148,27 @@ def near(found: Sequence[Row], measure: str, names: Sequence[str]) -> tuple[floa
     return close(pairs), float(np.median([a / b for a, b in pairs if b > 0]))
 
 
+def scaled(found: Sequence[Row], measure: str, names: Sequence[str], by: Sequence[str]) -> float:
+    """Return the share of runs within the factor of measures divided by their median ratio on other tasks."""
+    ratio = near(found, measure, by)[1]
+    return close([(MEASURES[measure][1](r) / ratio, r["gap"]) for r in found if r["task"] in names])
+
+
+TEXTS_DEVELOPMENT, TEXTS_TEST = ("sst2 minilm",), ("mrpc minilm", "trec minilm")
+FORMS = {
+    "gauss_newton": "vᵀGv, by layer",
+    "joint": "uᵀΛu, all layers moved together",
+    "lanczos": "vᵀH⁺v, by layer",
+}
+
+
+def form_pairs(form: str) -> list[tuple[float, float]]:
+    """Return (measure, gap) of the runs of gap_forms.jsonl, by the mean of a form over held-out examples."""
+    return [
+        (math.sqrt(row["loss max"] / row["n"]) * row[f"{form} mean"], row["gap"]) for row in rows("gap_forms")
+    ]
+
+
 def bootstrap(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
     """Return the mean difference over tasks with its paired 95 % bootstrap interval over tasks."""
     differences = np.array(one) - np.array(other)

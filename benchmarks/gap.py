@@ -1,8 +1,9 @@
 """Generalization gaps of fine-tuned networks, and quantities that may predict them.
 
-Each network is fine-tuned by `hesstune.finetune`. Then v_iᵀ H_i⁺ v_i (its Gauss-Newton part) is computed
-for every layer, of training and of held-out examples: at the weights reached, at points on the line from
-the reference, and with noise on the weights. A result has sums over layers of √maximum and √mean, also
+Each network is fine-tuned by `hesstune.finetune`. Then v_iᵀ G_i v_i is computed, the Gauss–Newton form, which
+is v_iᵀ H_i⁺ v_i on heads and on the networks for images. It is computed for every layer, of training and of
+held-out examples: at the weights reached, at points on the line from the reference, and with noise on the
+weights. A result has sums over layers of √maximum and √mean, also
 for the head alone, the same for all layers moved together, losses and distances. `analysis.py` makes
 measures of them.
 
@@ -96,7 +97,7 @@ def _table(name: str, data: Path, folder: Path) -> Path:
     return write_table(path, (kind, "label"), rows)
 
 
-def _options(case: dict[str, Any], run: Run, folder: Path) -> dict[str, Any]:
+def run_options(case: dict[str, Any], run: Run, folder: Path) -> dict[str, Any]:
     name, network, *size = case["task"].split()
     limits = {(noise, epochs): n for n, noise, epochs in (*SETTINGS, (2000, 0.2, 8))}
     found: dict[str, Any] = {"data": f"csv:{_table(name, run.data, folder)}", "method": case["method"]}
@@ -237,7 +238,7 @@ def _facts(moved: _Moved, name: str, feed: ModelInputs, labels: np.ndarray) -> d
 def measure(case: dict[str, Any], asked: Run) -> dict[str, Any]:
     """Fine-tune and measure one network."""
     with tempfile.TemporaryDirectory() as name:
-        run = ht.finetune(_options(case, asked, Path(name)), out=f"{name}/run")
+        run = ht.finetune(run_options(case, asked, Path(name)), out=f"{name}/run")
         task, target = run.task(), pick_device("auto")
         moved = _Moved(run, target)
         found: dict[str, Any] = {"n": len(task.train), "k": len(task.classes), "gap": run.outcome.gap}

@@ -157,15 +157,24 @@ def print_peak(side: str) -> None:
     setting.training_step(optimizer, 1)  # gradients exist on both sides, as after training
     setting.deltas = {n: torch.full_like(v, 1e-3) for n, v in setting.deltas.items()}
     setting.exact(slice(0, 1))
-    # Give freed memory back and forget the peak so far, so that the next one is this side's own.
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = begin_peak()
     if side == "training":
         setting.training_step(optimizer, 32)
     else:
         setting.exact(slice(0, 32))
-    print((_status("VmHWM") - before) / 1024)
+    print(end_peak(before))
+
+
+def begin_peak() -> int:
+    """Give freed memory back and forget the peak so far; return the memory in use, in KiB."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def end_peak(before: int) -> float:
+    """Return the peak since `begin_peak` above the memory in use then, in MiB."""
+    return (_status("VmHWM") - before) / 1024
 
 
 def _status(field: str) -> int:

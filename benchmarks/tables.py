@@ -127,6 +127,21 @@ def measure_skipped_classes() -> str:
 
 
 @table
+def measure_gauss_newton() -> str:
+    found = result("measure_gauss_newton")
+    ways = (
+        ("Lanczos for one example and layer at a time to the Gauss–Newton form",
+         "{ratio_lanczos_to_form:.0f}", "≥ 200"),
+        ("Gauss–Newton form to its limit (1 forward pass, K − 1 backward passes)",
+         "{ratio_form_to_limit:.2f}", "≤ 1.3"),
+        ("the same with the traces of all layers", "{ratio_trace_to_limit:.2f}", "≤ 1.3"),
+        ("peak memory of the form to that of a training step", "{ratio_peak_form_to_training:.2f}", "≤ 1.5"),
+        ("the same with the traces of all layers", "{ratio_peak_trace_to_training:.2f}", ""),
+    )  # fmt: skip
+    return markdown(["comparison", "ratio", "goal"], ([w, f.format_map(found), goal] for w, f, goal in ways))
+
+
+@table
 def measure_text() -> str:
     columns = {"padded sentences": "{ratio_matrix:.1f}"}
     columns |= {"baseline without padding": "{ratio_matrix_unpadded:.1f}"}
@@ -259,6 +274,33 @@ def gap_differences() -> str:
         one = a.bootstrap(a.taus(found, a.DEFAULT, tested), a.taus(found, other, tested))
         cells.append([a.MEASURES[other][0], "{} [{}, {}]".format(*map(signed, one))])
     return markdown(["τ of the default minus τ of", "difference [95 % interval]"], cells)
+
+
+@table
+def gap_texts() -> str:
+    found, cells = a.gap_rows(), []
+    for name in (a.DEFAULT, "joint", "held out, maximum", "paper", "scaled distance", "distance"):
+        taus = [
+            signed(tau) for own in (a.TEXTS_DEVELOPMENT, a.TEXTS_TEST) for tau in a.taus(found, name, own)
+        ]
+        share, ratio = a.near(found, name, a.TEXTS_TEST)
+        fitted = a.scaled(found, name, a.TEXTS_TEST, a.TEXTS_DEVELOPMENT)
+        unit = "–" if name == "distance" else f"{100 * share:.0f} %"
+        cells.append([a.MEASURES[name][0], *taus, unit, f"{ratio:.2f}", f"{100 * fitted:.0f} %"])
+    tasks = (f"τ, {task.split()[0].upper()}" for task in (*a.TEXTS_DEVELOPMENT, *a.TEXTS_TEST))
+    return markdown(
+        ["Σ_i √(C·…/n) over", *tasks, "within a factor 5", "median ratio", "within it, scaled"], cells
+    )
+
+
+@table
+def gap_forms() -> str:
+    cells = []
+    for name, title in a.FORMS.items():
+        pairs = a.form_pairs(name)
+        ratio = float(np.median([one / gap for one, gap in pairs]))
+        cells.append([title, signed(a.tau(pairs)), f"{100 * a.close(pairs):.0f} %", f"{ratio:.2f}"])
+    return markdown(["mean over held-out examples of", "τ", "within a factor 5", "median ratio"], cells)
 
 
 @table

@@ -8,7 +8,9 @@ import torch
 
 import hesstune as ht
 from hesstune.analysis import measure as measuring
+from hesstune.analysis.export import export_run
 from hesstune.analysis.measure import measure_run, stability_of_run
+from hesstune.cli.main import run as cli
 from hesstune.errors import LayerError, RunError
 from hesstune.inputs.batches import ImageInputs
 from hesstune.runs.loading import run_task
@@ -42,6 +44,51 @@ def test_a_run_without_validation_examples_is_measured_on_its_training_examples(
     assert record["part"] == "train"
     assert len(found.losses) == record["measure"]["n"]
     assert any("no validation examples" in note for note in found.notes)
+
+
+def test_gauss_newton_values_of_a_run_have_their_own_name_everywhere(tiny, tmp_path, capsys):
+    run = ht.finetune(tiny, out=str(tmp_path / "a"))
+    by_default = run.measure(skip_classes=0.0)
+    with pytest.raises(SystemExit, match="0"):
+        cli(["measure", str(run.path), "--method", "gauss_newton", "--skip-classes", "0", "--spectrum"])
+    said = " ".join(capsys.readouterr().out.split())
+    found = ht.Measure.load(run.path)
+    # The network is piecewise linear, so the values are the same.
+    torch.testing.assert_close(found.quadratic, by_default.quadratic, rtol=1e-5, atol=1e-12)
+    record = ht.Run.load(run.path).records.measure
+    assert record.quantity == found.quantity == "gauss_newton"
+    assert {layer.how for layer in record.layers} == {"gauss_newton"}
+    assert found.spectrum is not None
+    page = ht.Run.load(run.path).report().read_text(encoding="utf-8")
+    export_run(ht.Run.load(run.path), tmp_path / "exported")
+    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    for text in (said, page, card):
+        assert "Gauss–Newton distance measure" in text
+        assert "Mean Hessian distance measure" not in text
+        assert "## Hessian distance measure" not in text
+    for title in ("max vᵀGv", "Tr G", "eigenvalues of G"):
+        assert title in said
+        assert title in page
+        assert title.replace("G", "H⁺") not in said
+    run.measure()
+    assert ht.Run.load(run.path).records.measure.quantity == "positive_form"
+
+
+def test_processes_join_the_rows_of_the_joint_form(monkeypatch):
+    one = torch.ones(2, 3, dtype=torch.float64)
+    joint = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    methods, more = ["gauss_newton"] * 3, {"joint": joint}
+    own = ht.Measure(
+        ["a", "b", "c"], one, one, one, torch.ones(2), torch.ones(3), methods, [""] * 3, more=more
+    )
+    monkeypatch.setattr(measuring, "world", lambda: 2)
+    monkeypatch.setattr(measuring, "all_gather", lambda rows: [rows, 10 * rows])
+    monkeypatch.setattr(measuring, "all_reduce_sum", lambda tensor: tensor)
+    rows = [np.array([2, 0]), np.array([1, 3])]
+    found = measuring.gathered_measure(own, rows)
+    assert found.more["joint"].flatten().tolist() == [2.0, 10.0, 1.0, 20.0]
+    assert found.quantity == "gauss_newton"
+    assert sum("uᵀΛu" in note for note in found.notes) == 1
 
 
 def test_the_error_of_the_mean_measure_covers_what_other_samples_give():

@@ -68,6 +68,7 @@ def test_the_statement_on_held_out_examples(gap):
         f"τ {mean[analysis.DEFAULT]} with the gap within a test task",
         f"({mean['distance']} for the distance alone, {mean['paper']} for the maximum over",
         f"a factor 5 of it in {100 * share:.0f} %",
+        f"not on the {sum(row['task'].endswith('minilm') for row in rows)} networks on texts",
     ):
         assert words in HELD_OUT_EVIDENCE
     for page in ("README.md", "docs/concepts/measure.md", "docs/faq.md"):
@@ -82,6 +83,31 @@ def test_the_statement_on_held_out_examples(gap):
         f"difference of losses has τ {mean['difference']}",
     ):
         assert words in text("docs/gap.md")
+
+
+def test_the_statements_on_networks_on_texts(gap):
+    rows = gap[0]
+    texts = [*analysis.TEXTS_DEVELOPMENT, *analysis.TEXTS_TEST]
+    assert f"the {sum(row['task'] in texts for row in rows)} networks on texts" in text("docs/gap.md")
+    joint, block = (np.array(analysis.taus(rows, key, texts)) for key in ("joint", analysis.DEFAULT))
+    assert bool((joint > block).all())  # of all layers moved together, on texts; not over all test tasks
+    share = [analysis.near(rows, key, analysis.TEXTS_TEST)[0] for key in ("joint", analysis.DEFAULT)]
+    assert share[0] < share[1]
+    means = gap[4]
+    assert float(means["joint"].replace("−", "-")) < float(means[analysis.DEFAULT].replace("−", "-"))
+    assert analysis.near(rows, "joint", gap[1])[0] < analysis.near(rows, analysis.DEFAULT, gap[1])[0]
+    found = list(record_rows("gap_forms"))
+    ratios = sorted(row["lanczos mean"] / row["gauss_newton mean"] for row in found)
+    longer = sorted(row["lanczos to gauss_newton, times as long"] for row in found)
+    alike = sorted(row["spearman of layers"] for row in found)
+    for words in (
+        f"four networks on TREC with {found[0]['n']} training examples",
+        f"{ratios[0]:.1f} to {ratios[-1]:.1f} times as large",
+        f"ordered alike (Spearman {alike[0]:.2f} to {alike[-1]:.2f})",
+        f"took {longer[0]:.0f} to {longer[-1]:.0f} times as long",
+    ):
+        assert words in text("docs/gap.md")
+    assert len(found) == 4
 
 
 def test_the_statement_on_constraints():

@@ -10,7 +10,8 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 import hesstune as ht  # noqa: E402
-from hesstune.errors import DivergedError, HesstuneWarning, LayerError  # noqa: E402
+from dense_hessians import block_jacobian  # noqa: E402
+from hesstune.errors import DivergedError, HesstuneWarning, LayerError, ModelError  # noqa: E402
 from hesstune.forward import logits_of  # noqa: E402
 from hesstune.integrations._shared import constraint_of, distances_of, reference_of  # noqa: E402
 from hesstune.integrations.peft import (  # noqa: E402
@@ -194,6 +195,43 @@ def test_the_measure_is_that_of_the_merged_model(kind):
     assert KEY in found.names if bert else found.names == [BODY, HEAD]
     assert found.not_layers == ([WORDS] if kind == "embedding" else [])
     assert all(torch.equal(t, kept[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("classes", [3, 60])
+@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
+def test_a_causal_language_model_that_classifies_has_gauss_newton_values_of_its_products(family, classes):
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = getattr(transformers, f"{family}Config")(
+        **sizes, num_key_value_heads=1, head_dim=4, vocab_size=40, num_labels=classes, pad_token_id=0
+    )
+    torch.manual_seed(0)
+    network = getattr(transformers, f"{family}ForSequenceClassification")(config)
+    options = {"r": 2, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "SEQ_CLS"}
+    model = moved(peft.get_peft_model(network, peft.LoraConfig(**options)))
+    inputs, targets = batch()
+    found = measure_adapters(model, [(inputs, targets)], method="gauss_newton", skip_classes=0.0)
+    assert set(found.methods) == {"gauss_newton"}
+    whole, reference = merged(model), base_reference(model)
+    p = whole(**inputs).logits.detach().softmax(1)
+    total = 0
+    for column, name in enumerate(found.names):
+        v = whole.get_parameter(name).detach() - reference[name]  # B·A − start
+        jacobian = block_jacobian(whole, inputs, name)
+        u = jacobian @ v.flatten()
+        wanted = (p * (u - (p * u).sum(1, keepdim=True)).square()).sum(1)
+        torch.testing.assert_close(found.quadratic[:, column].float(), wanted, rtol=1e-2, atol=1e-6)
+        trained = ("q_proj", "v_proj", "down_proj", "score")
+        assert any(part in name for part in trained) == bool(v.any())
+        total = total + u
+    joint = (p * (total - (p * total).sum(1, keepdim=True)).square()).sum(1)
+    torch.testing.assert_close(found.more["joint"][:, 0].float(), joint, rtol=1e-2, atol=1e-6)
+
+
+def test_the_logits_of_all_tokens_of_a_language_model_are_refused():
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=40))
+    with pytest.raises(ModelError, match=r"\(N, K\)"):
+        ht.measure(model, ht.Reference.of(model), [batch()], method="gauss_newton")
 
 
 def test_the_trainer_constrains_products_and_head_and_a_resumed_head_keeps_its_start(tmp_path):

@@ -90,7 +90,7 @@ def exported_card(run: Run, how: str) -> str:
         if mean is not None and mean.value is not None:
             text += f"; {mean.value:.3f} by their mean"
         text += f" (n = {value.n}, C = {value.C:.3g}). {measure.statement}"
-        lines += ["## Hessian distance measure", "", text, ""]
+        lines += [f"## {measure.form.measure}", "", text, ""]
     if (certificate := records.certificate) is not None and not certificate.diagnostic:
         text = (
             f"Test error of {certificate.kind.short_name} at most {certificate.risk:.3f} with probability "

@@ -11,7 +11,7 @@ import typer
 
 from hesstune.cli.options import FIRST, JSON, LAST, QUIET, RUN, replacing, with_options
 from hesstune.cli.render import Output, name_table, progress_bars
-from hesstune.curvature.declared import FORECAST
+from hesstune.curvature.declared import FORECAST, FORMS, FormNames
 from hesstune.errors import ConfigError, RunError
 from hesstune.runs.options import (
     CertifyOptions,
@@ -84,9 +84,9 @@ def measure(
     rows = layer_shares(written)
     if large := is_large(rows):
         output.say(block_table(blocks_of(rows)), "")
-    output.say(layer_table(rows, LARGEST if large and not all_layers else None), "")
+    output.say(layer_table(rows, found.form, LARGEST if large and not all_layers else None), "")
     if options.spectrum:
-        output.say(spectrum_table(rows, LARGEST), "")
+        output.say(spectrum_table(rows, found.form, LARGEST), "")
     output.say(*summary(record, loaded.outcome.gap))
     if sentence := carriers(rows, loaded.config.method if loaded.outcome.radii else None):
         output.say(sentence)
@@ -97,9 +97,12 @@ def measure(
     output.record({"path": str(loaded.path), "gap": loaded.outcome.gap, **record})
 
 
-def layer_table(rows: Sequence[tuple[LayerMeasure, float]], most: int | None = None) -> Table:
+def layer_table(
+    rows: Sequence[tuple[LayerMeasure, float]], form: FormNames, most: int | None = None
+) -> Table:
     """Return the layers, largest share of the measure first; layers after the first `most` in one row."""
-    widths = {"share": 7, "max vᵀH⁺v": 10, "mean ± s.e.": 15, "distance": 8, "Tr H⁺": 8, "how": 7}
+    how = max([7, *(len(layer.how) for layer, _ in rows)])
+    widths = {"share": 7, f"max {form.form}": 10, "mean ± s.e.": 15, "distance": 8, form.trace: 8, "how": how}
     table = name_table("layer", widths=widths)
     moved = [(layer, share) for layer, share in rows if layer.distance]
     for layer, share in moved[:most]:
@@ -133,11 +136,13 @@ def block_table(blocks: Sequence[Block]) -> Table:
     return table
 
 
-def spectrum_table(rows: Sequence[tuple[LayerMeasure, float]], most: int) -> Table:
+def spectrum_table(rows: Sequence[tuple[LayerMeasure, float]], form: FormNames, most: int) -> Table:
     """Return the first mean eigenvalues of the layers that have any, largest share first."""
     known = [(layer.name, layer.spectrum) for layer, _ in rows if layer.spectrum is not None][:most]
     columns = min(EIGENVALUES, max((len(found.mean) for _, found in known), default=1))
-    table = name_table("eigenvalues of H", widths={f"λ{at + 1} ± s.e.": 13 for at in range(columns)})
+    table = name_table(
+        f"eigenvalues of {form.matrix}", widths={f"λ{at + 1} ± s.e.": 13 for at in range(columns)}
+    )
     for name, found in known:
         pairs = list(zip(found.mean, found.stderr, strict=True))[:columns]
         table.add_row(name, *(f"{v:.3g} ± {'-' if e is None else f'{e:.1g}'}" for v, e in pairs))
@@ -165,13 +170,14 @@ def summary(record: dict[str, Any], gap: float | None) -> list[str]:
     """Return the lines with the measure, the observed gap, and the evidence for the measure."""
     from hesstune.curvature.result import HELD_OUT_EVIDENCE, TRAINING_EVIDENCE
 
+    form = FORMS[record["quantity"]]
     value, mean, held_out = record["measure"], record["mean_measure"], record["part"] == "val"
     examples = f"{record['examples']} {'held-out' if held_out else 'training'} examples"
     lines = [f"Measured on {examples}; n = {value['n']}, C = {value['C']:.3g}, the largest loss observed"]
     if mean["value"] is not None:
         error = "" if mean["stderr"] is None else f" ± {mean['stderr']:.2g}"
-        lines.append(f"Mean Hessian distance measure, Σ √(C·mean vᵀH⁺v/n): {mean['value']:.3f}{error}")
-    lines.append(f"Hessian distance measure, Σ √(C·max vᵀH⁺v/n): {value['value']:.3f}")
+        lines.append(f"Mean {form.measure}, Σ √(C·mean {form.form}/n): {mean['value']:.3f}{error}")
+    lines.append(f"{form.measure}, Σ √(C·max {form.form}/n): {value['value']:.3f}")
     if gap is not None:
         lines.append(f"Generalization gap observed: {gap:.3f} (cross-entropy, test minus training)")
     # The forecast is printed before the measurement.

@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
-MethodChoice = Literal["auto", "exact", "lanczos"]
+MethodChoice = Literal["auto", "exact", "lanczos", "gauss_newton"]
 ExamplesChoice = Literal["max", "all"]
+
+
+@dataclass(frozen=True)
+class FormNames:
+    """The names of the quadratic form of a measurement, for tables, reports and messages.
+
+    Attributes:
+        matrix: The matrix: H, with eigenvalues that may be negative, or G.
+        form: The quadratic form of a layer and example.
+        trace: The trace of the form's matrix.
+        measure: The sum over layers of the square roots.
+    """
+
+    matrix: str
+    form: str
+    trace: str
+    measure: str
+
+
+FormKind = Literal["positive_form", "gauss_newton"]
+FORMS: dict[FormKind, FormNames] = {
+    "positive_form": FormNames("H", "vᵀH⁺v", "Tr H⁺", "Hessian distance measure"),
+    "gauss_newton": FormNames("G", "vᵀGv", "Tr G", "Gauss–Newton distance measure"),
+}
 # A given number must be larger than this.
 ABOVE = {"steps": 0, "tol": 0, "max_examples": 0, "memory_mib": 0}
 # The default of `skip_classes`: the share of an entry that skipped classes may add.

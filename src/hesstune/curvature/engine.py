@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +27,7 @@ from hesstune.curvature.exact import (
     exact_by_forward_mode,
     exact_forms,
     planned_passes,
+    refuse_large_spectrum,
 )
 from hesstune.curvature.lanczos import (
     KrylovSource,
@@ -35,6 +38,7 @@ from hesstune.curvature.lanczos import (
     lanczos_forms,
     quadrature_traces,
 )
+from hesstune.curvature.layers import WholeWeight
 from hesstune.curvature.layouts import check_batch, used_weights
 from hesstune.curvature.memory import SHARED_GRAPH_EXAMPLES
 from hesstune.curvature.objective import Objective, PerExampleLoss
@@ -81,7 +85,8 @@ class CurvatureEngine:
         loss: `cross_entropy`, an `Objective` (consistent loss, label smoothing, class weights), or a
             callable (logits (B, K), targets) -> (B,).
         method: `auto` decides layer by layer, `exact` refuses layers without a closed form, `lanczos` takes
-            the smooth path for all layers.
+            the smooth path for all layers, `gauss_newton` takes v_iᵀ G_i v_i in place of v_iᵀ H_i⁺ v_i for
+            all layers, from `exact`.
         seed: Seed of all random probes; the global random state is not used.
 
     Attributes:
@@ -197,7 +202,7 @@ class CurvatureEngine:
                 self.model, inputs, self.names, self.loss, self._method, self._seed
             )
             if self._apart:
-                self._plan = moved_to_weight_space(self._plan, self._apart, self.model, inputs)
+                self._plan = moved_to_weight_space(self._plan, self._apart, self.model, inputs, self._method)
         self._planned_on = batch_size(inputs)
         if self._planned_on > 1:
             self._shared = shared_entries(inputs)
@@ -235,57 +240,96 @@ class CurvatureEngine:
         *,
         trace: bool = False,
         spectrum: bool = False,
+        joint: bool = False,
         skip_classes: float = 0.0,
         numbers: torch.Tensor | None = None,
     ) -> ExactForms:
-        """Compute v_iᵀ H_i⁺ v_i of the layers planned as `exact`, from at most K − 1 backward passes.
+        """Compute the layers planned as `exact` or `gauss_newton` from at most K − 1 backward passes.
+
+        The forms are v_iᵀ H_i⁺ v_i of exact layers, and v_iᵀ G_i v_i of an engine with the method
+        `gauss_newton`. There, weights that are used more than once or in other ways take these passes for
+        each example.
 
         Args:
             batch: (inputs, targets).
-            trace: Also Tr H_i⁺, from the same passes.
+            trace: Also Tr H_i⁺ (or Tr G_i), from the same passes.
             spectrum: Also the nonzero eigenvalues; this keeps the gradients of all passes.
+            joint: Also the form of these layers moved together.
             skip_classes: As in `measure` (the default differs); not used with the spectrum.
             numbers: The examples' numbers in error messages, (B,); default: their places in the batch.
 
         Raises:
-            MeasureError: If logits are not finite, or a layer is used in another way than planned.
+            MeasureError: If logits are not finite, a layer is used in another way than planned, or the
+                spectrum is requested of too many classes.
         """
         inputs, targets = self.take(batch)
-        names = self.plan.by("exact")
         # Gradients are on for all weights: some kernels, and so the last digits, depend on that.
         with differentiable(self.model, self.names):
-            captured = self.capture(inputs, names)
-            names = self._still_exact(captured, inputs)
+            captured = self.capture(inputs, self._closed)
+            names = self._still_closed(captured, inputs)
             logits = captured.logits.detach()
             require_finite(logits, numbers)
+            if spectrum and names:
+                refuse_large_spectrum(logits.shape[1])
             losses = self.loss(logits, targets)
             # One forward-mode product takes about as long as two backward passes to the outputs.
             passes = planned_passes(LogitFactor(logits), skip_classes)
-            if names and 2 * len(names) < passes and not (trace or spectrum):
+            forms: ExactForms | None = None
+            changed = [name for name in names if name in self._moved]
+            if 0 < 2 * len(changed) < passes and not (trace or spectrum or self.plan.apart):
                 del captured
-                forms = exact_by_forward_mode(
-                    lambda name, on_output: self.capture(inputs, [name], on_output).logits,
-                    names,
-                    self.differences,
-                )
-            else:
-                asked = {"trace": trace, "spectrum": spectrum}
-                forms = exact_forms(captured, names, self._moved, **asked, tol=skip_classes, seed=self._seed)
-        # Without exact layers there is no weight to compute: the loss may be any callable.
+                with suppress(NotImplementedError):  # an operation of the network has no forward mode
+                    forms = exact_by_forward_mode(
+                        lambda name, on_output: self.capture(inputs, [name], on_output).logits,
+                        names,
+                        self._moved,
+                    )
+                if forms is None:
+                    captured = self.capture(inputs, names)
+            if forms is None:
+                asked = {"trace": trace, "spectrum": spectrum, "joint": joint}
+                apart = [name for name in names if name in self.plan.apart]
+                forms = self._forms(captured, inputs, names, apart, **asked, tol=skip_classes)
+        # Without such layers there is no weight to compute: the loss may be any callable.
         weight = self.loss.curvature_weight(targets, logits.shape[1]) if names else torch.ones_like(losses)
         return forms.of_loss(weight.to(logits.device), losses)
 
-    def _still_exact(self, captured: Capture, inputs: Inputs) -> list[str]:
-        """Move layers that this batch uses in another way to weight space; return the exact ones."""
+    @property
+    def _closed(self) -> list[str]:
+        """The layers that are measured in closed form."""
+        return self.plan.by("exact", "gauss_newton")
+
+    def _forms(
+        self, captured: Capture, inputs: Inputs, names: Sequence[str], apart: Sequence[str], **asked: Any
+    ) -> ExactForms:
+        """Compute the closed forms of layers; with some `apart`, those of all of them for each example alone.
+
+        A layer that one example does not use, or in another way than a plain call, is its own output there.
+        """
+        if apart and batch_size(inputs) > 1:
+            alone = (trimmed(one) if self.plan.cuts_padding else one for _, one in each_alone(inputs))
+            return ExactForms.joined(
+                [self._forms(self.capture(one, names), one, names, apart, **asked) for one in alone]
+            )
+        if apart:
+            weights = named_parameters(self.model)
+            own = {n: layer for n, layer in captured.layers.items() if n not in apart}
+            whole = {n: WholeWeight.of(n, weights[n]) for n in names if n not in own}
+            captured = replace(captured, layers=own | whole)
+        return exact_forms(captured, names, self._moved, **asked, seed=self._seed)
+
+    def _still_closed(self, captured: Capture, inputs: Inputs) -> list[str]:
+        """Move layers that this batch uses in another way to weight space; return those in closed form."""
         weights, plan = named_parameters(self.model), self.plan
         captured.otherwise |= used_weights(captured, {name: weights[name] for name in plan.by("unused")})
-        lost = captured.left_out([*plan.by("exact"), *captured.otherwise])
+        together = [name for name in self._closed if name not in plan.apart]
+        lost = captured.left_out([*together, *(n for n in captured.otherwise if n not in plan.apart)])
         if self._method == "exact" or not plan.depends_on_values:
-            captured.require([n for n in lost if self._method == "exact" or n in plan.by("exact")])
+            captured.require([n for n in lost if self._method == "exact" or n in together])
         if lost:
             self._apart |= lost
-            self._plan = moved_to_weight_space(plan, lost, self.model, inputs)
-        return self.plan.by("exact")
+            self._plan = moved_to_weight_space(plan, lost, self.model, inputs, self._method)
+        return self._closed
 
     def lanczos(
         self, batch: LabelledBatch, names: Sequence[str] | None = None, stopping: Stopping | None = None
@@ -306,27 +350,27 @@ class CurvatureEngine:
     def gauss_newton(self, batch: LabelledBatch, names: Sequence[str] | None = None) -> torch.Tensor:
         """Compute the Gauss–Newton values w·v_iᵀ J_iᵀ Λ J_i v_i, (B, L), from K − 1 backward passes.
 
-        They equal v_iᵀ H_i⁺ v_i for exact layers and are close to it for many smooth ones. w is the loss's
+        They equal v_iᵀ H_i⁺ v_i for exact layers and are another quantity for smooth ones. w is the loss's
         weight of Λ, and 1 for a loss that is not a mixture of cross-entropies.
 
         Args:
             batch: (inputs, targets).
-            names: The layers; default: all. Values of layers without captured input are 0.
+            names: The layers; default: all. With weights that are used more than once or in other ways, the
+                passes are taken for each example.
         """
         inputs, targets = self.take(batch)
         deltas = self._chosen(names)
         with differentiable(self.model, list(deltas)):
             captured = self.capture(inputs, list(deltas))
+            apart = [name for name in deltas if name in self.plan.apart]
             used = {n for n, calls in captured.calls.items() if calls} | captured.otherwise.keys()
-            lost = captured.left_out([name for name in deltas if name in self.plan.layouts and name in used])
-            if lost and self.plan.depends_on_values and len(targets) > 1:
-                alone = ((one, targets[row : row + 1]) for row, one in each_alone(inputs))
-                return torch.cat([self.gauss_newton(one, list(deltas)) for one in alone])
-            captured.require(list(lost))
-            found = [name for name in deltas if name in captured.layers]
+            lost = captured.left_out([name for name in deltas if name in used and name not in apart])
+            if not self.plan.depends_on_values:
+                captured.require([name for name in lost if name in self.plan.layouts])
+            found = [name for name in deltas if name in captured.layers or name in apart or name in lost]
             values = torch.zeros(len(targets), len(deltas), dtype=torch.float64)
             columns = [list(deltas).index(name) for name in found]
-            values[:, columns] = exact_forms(captured, found, deltas).quadratic.cpu()
+            values[:, columns] = self._forms(captured, inputs, found, [*apart, *lost]).quadratic.cpu()
         if self.loss.is_mixture:
             weight = self.loss.curvature_weight(targets, captured.logits.shape[1])
             values *= weight.cpu().clamp_min(0)[:, None]

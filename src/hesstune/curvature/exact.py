@@ -1,14 +1,15 @@
-"""The exact path: v_iᵀ H_i⁺ v_i of all layers and examples of a batch from at most K − 1 backward passes.
+"""The closed form: v_iᵀ G_i v_i of all layers and examples of a batch from at most K − 1 backward passes.
 
-If everything after layer i is piecewise linear and W_i is used once, the logits f are piecewise linear in
-W_i, so H_i = H_i⁺ = J_iᵀ Λ J_i with Λ = diag(p) − p pᵀ and J_i = ∂f/∂vec(W_i). Let q be the probabilities of
-the K − 1 classes other than the most probable one, t. In the coordinates e_k − e_t, Λ is diag(q) − q qᵀ = B
-Bᵀ with columns
+G_i = J_iᵀ Λ J_i is the Gauss–Newton part of H_i, with Λ = diag(p) − p pᵀ and J_i = ∂f/∂vec(W_i). If
+everything after layer i is piecewise linear and W_i is used once, the logits f are piecewise linear in W_i,
+so H_i = H_i⁺ = G_i: the exact path. Let q be the probabilities of the K − 1 classes other than the most
+probable one, t. In the coordinates e_k − e_t, Λ is diag(q) − q qᵀ = B Bᵀ with columns
 
     b_k = √q_k · s_k,    s_k = (e_k − e_t) − γ Σ_j q_j (e_j − e_t),    γ = 1 / (1 + √p_t),
 
-since (I − γ √q√qᵀ)² = I − √q√qᵀ. So v_iᵀ H_i v_i = Σ_k q_k ⟨J_iᵀ s_k, v_i⟩² and Tr H_i = Σ_k q_k ‖J_iᵀ s_k‖².
-The terms are non-negative: nothing cancels on fitted examples, and every partial sum is a lower bound.
+since (I − γ √q√qᵀ)² = I − √q√qᵀ. So v_iᵀ G_i v_i = Σ_k q_k ⟨J_iᵀ s_k, v_i⟩² and Tr G_i = Σ_k q_k ‖J_iᵀ s_k‖².
+With the sum over layers in place of one product it is uᵀ Λ u, u = Σ_i J_i v_i: all layers moved together. The
+terms are non-negative: nothing cancels on fitted examples, and every partial sum is a lower bound.
 
 ⟨J_iᵀ s, v_i⟩ = ⟨∂(sᵀf)/∂z_i, D_i⟩ with D_i = (W_i − W_i⁽ˢ⁾)·a_i, so the passes end at the layer outputs z_i,
 and each gradient is freed as soon as it is used.
@@ -24,33 +25,42 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 
 from hesstune.curvature.capture import Capture, OnOutput
 from hesstune.curvature.layers import CapturedLayer
+from hesstune.errors import MeasureError
 
 # Gaussian probes of the skipped classes.
 _PROBES = 4
 # The probability that the bound of an entry fails, over all times that it is checked.
 FAILURE_PROBABILITY = 0.01
+# With more classes their K × K matrices take minutes for each layer and example.
+_SPECTRUM_CLASSES = 4096
+# The tensors of `ExactForms` that are linear in Λ.
+_TENSORS = ("quadratic", "lower", "upper", "trace", "trace_stderr", "spectrum", "joint")
 
 
 @dataclass(kw_only=True)
 class ExactForms:
-    """v_iᵀ H_i⁺ v_i, Tr H_i⁺ and eigenvalues of H_i of B examples and L layers in closed form, in float64.
+    """v_iᵀ G_i v_i, Tr G_i and eigenvalues of G_i of B examples and L layers, in float64.
+
+    They are those of H_i⁺ for layers that only piecewise-linear operations follow.
 
     Attributes:
         names: The L layers.
-        quadratic: v_iᵀ H_i⁺ v_i, (B, L).
+        quadratic: v_iᵀ G_i v_i, (B, L).
         lower: A lower bound, (B, L): equal to `quadratic` unless classes were skipped.
         upper: An upper bound, (B, L). With skipped classes it holds with probability 99 % for each entry.
         passes: The number of backward (or forward-mode) passes.
         all_passes: K − 1.
-        trace: Tr H_i⁺, (B, L), or None if not requested.
+        trace: Tr G_i, (B, L), or None if not requested.
         trace_stderr: Its standard error, (B, L), if classes were skipped.
         spectrum: The K − 1 largest eigenvalues, descending, (B, L, K − 1), or None; the others are 0.
+        joint: uᵀ Λ u with u = Σ_i J_i v_i, (B, 1), or None if not requested.
         losses: ℓ of every example, (B,); None for the forms of J_iᵀ Λ J_i themselves.
     """
 
@@ -63,17 +73,29 @@ class ExactForms:
     trace: torch.Tensor | None = None
     trace_stderr: torch.Tensor | None = None
     spectrum: torch.Tensor | None = None
+    joint: torch.Tensor | None = None
     losses: torch.Tensor | None = None
 
+    @classmethod
+    def joined(cls, parts: Sequence[ExactForms]) -> ExactForms:
+        """Join the forms of several batches, of the same layers."""
+        found: dict[str, Any] = {}
+        for key in _TENSORS:
+            columns = [getattr(part, key) for part in parts]
+            if any(column is not None for column in columns):
+                # Only the standard error of a trace may be None for some: those took all classes.
+                pairs = zip(columns, parts, strict=True)
+                found[key] = torch.cat([torch.zeros_like(p.quadratic) if c is None else c for c, p in pairs])
+        return replace(parts[0], **found, passes=max(part.passes for part in parts))
+
     def of_loss(self, weight: torch.Tensor, losses: torch.Tensor) -> ExactForms:
-        """Return the forms of H_i⁺, on the CPU, for a loss with Hessian w·Λ in the logits.
+        """Return the forms, on the CPU, for a loss with Hessian w·Λ in the logits.
 
         Args:
             weight: w of every example, (B,); with a negative one the positive part is 0.
             losses: ℓ of every example, (B,).
         """
-        keys = ("quadratic", "lower", "upper", "trace", "trace_stderr", "spectrum")
-        forms = {key: value for key in keys if (value := getattr(self, key)) is not None}
+        forms = {key: value for key in _TENSORS if (value := getattr(self, key)) is not None}
         scaled = {
             key: (weight.clamp(min=0).view(-1, *[1] * (value.ndim - 1)) * value).cpu()
             for key, value in forms.items()
@@ -143,6 +165,7 @@ class BackwardPasses:
         changes: D_i of each, raw outputs; None if the layer has not moved.
         trace: Whether Σ_k q_k ‖J_iᵀ s_k‖² is accumulated, too.
         spectrum: Whether all gradients are kept for the eigenvalues.
+        joint: Whether the forms have a last column for all layers moved together.
     """
 
     def __init__(
@@ -153,15 +176,16 @@ class BackwardPasses:
         *,
         trace: bool = False,
         spectrum: bool = False,
+        joint: bool = False,
     ) -> None:
-        self._logits, self._layers, self._changes = logits, layers, changes
+        self._logits, self._layers, self._changes, self._joint = logits, layers, changes, joint
         self._norms = trace and not spectrum
         self._keep = spectrum
         for layer in layers:
             layer.keeps_tokens |= self._norms  # each of the K − 1 passes needs them
-        shape = (logits.shape[0], len(layers))
-        self._quadratic = torch.zeros(shape, dtype=torch.float64, device=logits.device)
-        self._trace = torch.zeros_like(self._quadratic) if trace else None
+        zeros = torch.zeros((logits.shape[0], len(layers) + 1), dtype=torch.float64, device=logits.device)
+        self._quadratic = zeros if joint else zeros[:, 1:]
+        self._trace = torch.zeros_like(zeros[:, 1:]) if trace else None
         self._kept: list[list[torch.Tensor]] = [[] for _ in layers]
         self._roots: list[torch.Tensor] = []
         self._u: list[torch.Tensor | None] = []
@@ -221,7 +245,10 @@ class BackwardPasses:
 
     def terms(self, seed: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Take one pass; return q_k ⟨J_iᵀ s_k, v_i⟩² and q_k ‖J_iᵀ s_k‖², (B, L), without adding them."""
-        product = weight[:, None] * self.products(seed).square()
+        products = self.products(seed)
+        if self._joint:
+            products = torch.cat([products, products.sum(1, keepdim=True)], 1)
+        product = weight[:, None] * products.square()
         return product, weight[:, None] * self._stacked(self._squares) if self._norms else None
 
     def add(self, seed: torch.Tensor, weight: torch.Tensor) -> None:
@@ -240,6 +267,9 @@ class BackwardPasses:
             roots = torch.stack(self._roots, 1)  # (B, K − 1)
             values = []
             for layer, kept in zip(self._layers, self._kept, strict=True):
+                if not kept:  # the logits do not depend on it
+                    values.append(torch.zeros_like(roots))
+                    continue
                 gram = _gradient_gram(layer, kept).double().to(roots.device)
                 gram = gram * roots[:, :, None] * roots[:, None, :]
                 values.append(torch.linalg.eigvalsh(gram).clamp(min=0).flip(1))
@@ -308,6 +338,7 @@ def exact_forms(
     *,
     trace: bool = False,
     spectrum: bool = False,
+    joint: bool = False,
     tol: float = 0.0,
     seed: int = 0,
 ) -> ExactForms:
@@ -319,6 +350,7 @@ def exact_forms(
         deltas: W_i − W_i⁽ˢ⁾ of each; the quadratic form of a missing layer is 0.
         trace: Also Tr J_iᵀ Λ J_i, from the same passes.
         spectrum: Also the nonzero eigenvalues; keeps K − 1 gradients of every output at once.
+        joint: Also uᵀ Λ u of all named layers moved together, from the same passes.
         tol: Skip classes if that is likely to halve the passes and they add at most this share to every entry
             and trace, each with 99 % by random probes; 0 takes all passes. Not used with the spectrum.
         seed: Of the probes.
@@ -331,30 +363,38 @@ def exact_forms(
         none = logits.new_zeros((len(logits), 0), dtype=torch.float64)
         values = logits.new_zeros((len(logits), 0, factor.columns), dtype=torch.float64)
         forms = _forms(names, none, 0, logits)
-        return replace(forms, trace=none if trace else None, spectrum=values if spectrum else None)
+        zero = logits.new_zeros((len(logits), 1), dtype=torch.float64)
+        asked = none if trace else None, values if spectrum else None, zero if joint else None
+        return replace(forms, trace=asked[0], spectrum=asked[1], joint=asked[2])
     layers = [captured.layers[name] for name in names]
     with torch.no_grad():
         changes = [layer.apply(deltas[layer.name]) if layer.name in deltas else None for layer in layers]
-    passes = BackwardPasses(logits, layers, changes, trace=trace, spectrum=spectrum)
+    passes = BackwardPasses(logits, layers, changes, trace=trace, spectrum=spectrum, joint=joint)
     with passes.watching():
-        if not tol or spectrum:
+        if tol and not spectrum:
+            found = _skip_classes(passes, factor, tol, seed)
+        else:
             for rank in range(factor.columns):
                 passes.add(*factor.seed(rank))
-            return passes.forms()
-        return _skip_classes(passes, factor, tol, seed)
+            found = passes.forms()
+    if not joint:
+        return found
+    columns = {key: getattr(found, key)[:, :-1] for key in ("quadratic", "lower", "upper")}
+    return replace(found, **columns, joint=found.quadratic[:, -1:])
 
 
 def exact_by_forward_mode(
     run: Callable[[str, OnOutput], torch.Tensor], names: Sequence[str], deltas: Mapping[str, torch.Tensor]
 ) -> ExactForms:
-    """Compute v_iᵀ J_iᵀ Λ J_i v_i from one forward-mode product J_i v_i for each layer.
+    """Compute v_iᵀ J_iᵀ Λ J_i v_i, and the joint form, from one forward-mode product J_i v_i for each layer.
 
     It is faster than `exact_forms` if there are fewer layers than about half the classes. `run` takes a layer
     and a function that replaces its output, captures the layer in a forward pass inside `differentiable`,
-    and returns the logits, (B, K).
+    and returns the logits, (B, K). At least one layer has a delta; the forms of the others are 0.
     """
-    columns = []
-    for name in names:
+    columns: dict[str, torch.Tensor] = {}
+    total: torch.Tensor | None = None
+    for name in (name for name in names if name in deltas):
         with forward_ad.dual_level():
 
             def moved(layer: CapturedLayer, z: torch.Tensor) -> torch.Tensor:
@@ -364,8 +404,14 @@ def exact_by_forward_mode(
             primal, tangent = forward_ad.unpack_dual(run(name, moved))
             logits = primal.detach()
             u = torch.zeros_like(logits) if tangent is None else tangent.detach()
-        columns.append(LogitFactor(logits).variance(u))
-    return _forms(names, torch.stack(columns, 1), len(names), logits)
+        factor = LogitFactor(logits)
+        total = u if total is None else total + u
+        columns[name] = factor.variance(u)
+    assert total is not None
+    zero = torch.zeros_like(columns[name])
+    quadratic = torch.stack([columns.get(name, zero) for name in names], 1)
+    forms = _forms(names, quadratic, len(columns), logits)
+    return replace(forms, joint=factor.variance(total)[:, None])
 
 
 def probe_factor(look: int) -> float:
@@ -392,6 +438,19 @@ def trace_factor(look: int) -> float:
 
 def _failing(look: int) -> float:
     return float(FAILURE_PROBABILITY * 0.5 ** (look + 1))
+
+
+def refuse_large_spectrum(classes: int) -> None:
+    """Refuse eigenvalues of so many classes: K − 1 gradients and a K × K matrix for each layer and example.
+
+    Raises:
+        MeasureError: If there are more than 4,096.
+    """
+    if classes > _SPECTRUM_CLASSES:
+        raise MeasureError(
+            "the spectrum takes K − 1 gradients of every layer and a K × K matrix: at most "
+            f"{_SPECTRUM_CLASSES} logits, and the network has {classes}. Leave out spectrum (--spectrum)"
+        )
 
 
 def planned_passes(factor: LogitFactor, tol: float) -> int:

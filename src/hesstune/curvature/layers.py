@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 Layout = Literal["first", "second", "rows", "columns"]
 """The place of the examples in a layer's raw tensors: `first` (B, ...); `second` (T, B, ...), as in torch's
@@ -205,6 +205,27 @@ class CapturedLayer:
             return False
         _, tokens, inputs, outputs = self.counts()
         return tokens * (outputs + inputs) < outputs * inputs
+
+
+class WholeWeight(CapturedLayer):
+    """A weight in the forward pass of one example, in whatever way it is used: it is its own output.
+
+    The change of the output is that of W, and the gradient of the output is the weight gradient.
+    """
+
+    @classmethod
+    def of(cls, name: str, weight: torch.Tensor) -> WholeWeight:
+        """Return the weight, which must require gradients."""
+        edge = get_gradient_edge(weight)
+        return cls(name, "linear", weight, weight, weight.shape, edge, "rows", 1, lambda _, change: change)
+
+    def pullback(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the weight gradient, (1, *weight.shape)."""
+        return gradient.unsqueeze(0)
+
+    def prefers_gram(self) -> bool:
+        """Return False: there are no tokens."""
+        return False
 
 
 def _is_channels_last(tensor: torch.Tensor) -> bool:

@@ -58,6 +58,9 @@ def measure(  # noqa: PLR0913
 ) -> Measure:
     """Compute v_iᵀ H_i⁺ v_i of every layer and example: in closed form if there is one, else by Lanczos.
 
+    With `method="gauss_newton"`, compute v_iᵀ G_i v_i instead, another quantity with a closed form on any
+    network.
+
     H_i is the Hessian of one example's loss in vec(W_i), H_i⁺ its positive part, v_i = vec(W_i − W_i⁽ˢ⁾). The
     model is used in eval mode. Its weights, buffers, gradients, flags and hooks, and the global random state,
     are left unchanged.
@@ -70,7 +73,10 @@ def measure(  # noqa: PLR0913
         batches: Iterable of (inputs, targets): inputs a tensor or a mapping of tensors, targets class indices
             (B,) or soft targets (B, K). Read once.
         method: `auto` decides layer by layer, by structure and a numerical probe; `exact` refuses layers
-            without a closed form; `lanczos` takes the smooth path for all layers.
+            without a closed form; `lanczos` takes the smooth path for all layers. `gauss_newton` measures
+            v_iᵀ G_i v_i with G_i = J_iᵀ Λ J_i, the Gauss–Newton part of H_i, from K − 1 backward passes for
+            all layers together. The result's `quantity` and notes say so; traces and spectra are those of
+            G_i; `more["joint"]` has uᵀ Λ u, u = Σ_i J_i v_i, of all layers moved together, (n, 1).
         layers: Names or fnmatch patterns of layers; default: all.
         steps: Expected Lanczos steps of smooth layers: fewer if the bracket reaches `tol` sooner, up to four
             times as many if it does not.
@@ -80,9 +86,9 @@ def measure(  # noqa: PLR0913
             is that of the sample. Without a `mean_sample` both measure every example. Exact layers always do.
         trace: Also Tr H_i⁺ of every example and layer; "exact": of exact layers only (the trace of a smooth
             layer takes several Lanczos runs for each example).
-        spectrum: Also the nonzero eigenvalues of H_i (exact layers).
+        spectrum: Also the nonzero eigenvalues of H_i (exact layers) or G_i, for at most 4,096 classes.
         loss: `cross_entropy`, `consistent` (needs `noise_matrix`), or a callable (logits, targets) -> (B,) of
-            per-example losses, which takes the smooth path.
+            per-example losses, which takes the smooth path and has no `gauss_newton`.
         seed: Seed of all random probes and of the sample; the global random state is not used.
         mean_sample: With examples="max": the number of examples drawn at random for smooth layers; 0: all.
         quantities: Names of further quantities of `hesstune.curvature.quantities`; their tensors are in the
@@ -96,7 +102,7 @@ def measure(  # noqa: PLR0913
             enough for one example. Default: 512 MiB for the examples measured at a time, or the memory of one
             example, if the device has it. The result does not depend on it, nor on the batch size, up to
             `skip_classes`.
-        skip_classes: Exact path, many classes: if that is likely to halve a batch's passes, stop when the
+        skip_classes: Closed form, many classes: if that is likely to halve a batch's passes, stop when the
             skipped classes add at most this share to every entry and trace (by random probes, 99 % each;
             `upper` covers it, and a note says so). 0 takes all K − 1 passes, as `spectrum` does.
         progress: Called with the number of examples done after each chunk.
@@ -254,6 +260,7 @@ class _Measurement:
             batch,
             trace="trace" in passes,
             spectrum="spectrum" in passes,
+            joint="joint" in passes,
             skip_classes=self.settings.skip_classes,
             numbers=numbers,
         )

@@ -39,8 +39,8 @@ class ExampleMemory:
         inputs: Its inputs.
         passes: The tensors that its forward pass keeps for backward, the changes D_i, and gradients in
             flight.
-        trace: Added by traces of exact layers: unfolded inputs, their Gram matrices, a weight gradient.
-        spectrum: Added by spectra of exact layers: K − 1 gradients of every output, and of one layer's
+        trace: Added by traces in closed form: unfolded inputs, their Gram matrices, a weight gradient.
+        spectrum: Added by spectra: K − 1 gradients of every output, and of one layer's
             weights.
         graph: The graph of the gradients for Hessian-vector products with smooth layers.
         vector: The largest Lanczos vector of a layer.
@@ -100,14 +100,16 @@ def example_memory(
     inputs: Inputs,
     captured: Capture,
     kept: KeptBytes,
-    exact: Sequence[str],
+    closed: Sequence[str],
     smooth: Sequence[str],
     apart: Sequence[nn.Parameter],
+    *,
+    closed_apart: bool = False,
 ) -> ExampleMemory:
     """Compute the memory of one example from a forward pass of some examples, which `kept` has counted.
 
-    `exact` and `smooth` are the captured layers that are measured exactly and by Lanczos, and `apart` the
-    weights that are measured in weight space.
+    `closed` and `smooth` are the captured layers that are measured in closed form and by Lanczos, and `apart`
+    the weights that are measured in weight space: by Lanczos, or with `closed_apart` in closed form.
     """
     layers, size, width = captured.layers, len(captured.logits), captured.logits.element_size()
     outputs = [layer.shape.numel() * width for layer in layers.values()]
@@ -115,13 +117,17 @@ def example_memory(
     found = ExampleMemory(
         bytes_of(inputs) // size, int(_ALLOWANCE * (kept.total + sum(outputs) + in_flight)) // size
     )
-    if exact:
-        some = [layers[name] for name in exact]
-        passes = captured.logits.shape[1] - 1
+    passes = captured.logits.shape[1] - 1
+    if closed:
+        some = [layers[name] for name in closed]
         one = max(layer.weight.numel() * width for layer in some)
         unfolded = sum(_unfolded(layer) for layer in some) * width
         each = sum(layer.shape.numel() for layer in some) * width // size
         found = replace(found, trace=unfolded + 2 * one, spectrum=passes * (each + 2 * one) + unfolded)
+    if closed_apart and apart:
+        own = sum(w.numel() for w in apart) * width  # a gradient of each weight at once
+        found = replace(found, passes=found.passes + own, spectrum=found.spectrum + passes * own)
+        apart = ()
     if smooth or apart:
         edges: list[Any] = [*(layers[name].edge for name in smooth), *apart]
         slopes: Sequence[torch.Tensor | None] = []

@@ -72,8 +72,7 @@ class Objective:
         Raises:
             DataError: If the targets do not fit the K classes.
         """
-        device = targets.device
-        table = torch.eye(classes, dtype=torch.float64, device=device)
+        device, table = targets.device, None
         if self._inverse is not None:
             if self._inverse.shape != (classes, classes):
                 raise ConfigError(
@@ -83,10 +82,11 @@ class Objective:
         if targets.ndim == 2 and targets.is_floating_point():
             if targets.shape[1] != classes:
                 raise DataError(f"soft targets must be (B, {classes}); got {tuple(targets.shape)}")
-            mixed = targets.double() if self._inverse is None else targets.double() @ table
+            mixed = targets.double() if table is None else targets.double() @ table
         else:
             _check_classes(targets, classes)
-            mixed = table[targets.long()]
+            indices = targets.long()
+            mixed = nn.functional.one_hot(indices, classes).double() if table is None else table[indices]
         if self._smoothing:
             mixed = (1 - self._smoothing) * mixed + self._smoothing / classes
         if self._class_weights is not None:

@@ -29,7 +29,7 @@ from hesstune.curvature.verification import (
 from hesstune.errors import MeasureError
 from hesstune.forward import Inputs, batch_size, named_parameters
 
-MeasureMethod = Literal["exact", "lanczos", "weight_space", "unused"]
+MeasureMethod = Literal["exact", "lanczos", "weight_space", "gauss_newton", "unused"]
 _PROBE_EXAMPLES = 4
 _CURVATURE_EXAMPLES = 2
 
@@ -42,13 +42,16 @@ class LayerPlan:
         name: The layer.
         method: `exact`; `lanczos` (in output space, batched); `weight_space` (Lanczos example by example, for
             weights used more than once or in other ways, or inputs in which the place of the examples is
-            unknown); `unused` (0 everywhere).
+            unknown); `gauss_newton` (v_iᵀ G_i v_i in place of v_iᵀ H_i⁺ v_i); `unused` (0 everywhere).
         reason: The reason for people, one clause.
+        apart: Whether derivatives are taken in the weight itself, example by example: always in weight space,
+            and with `gauss_newton` for such layers.
     """
 
     name: str
     method: MeasureMethod
     reason: str
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class MeasurePlan:
         """List the layers with one of the methods."""
         return [layer.name for layer in self.layers if layer.method in methods]
 
+    @property
+    def apart(self) -> list[str]:
+        """The layers that are differentiated in the weight itself."""
+        return [layer.name for layer in self.layers if layer.apart]
+
 
 def make_measure_plan(
     model: nn.Module,
@@ -92,6 +100,11 @@ def make_measure_plan(
     Raises:
         MeasureError: If the network cannot be measured, or a layer not by the method asked.
     """
+    if method == "gauss_newton" and not objective.is_mixture:
+        raise MeasureError(
+            "method='gauss_newton' needs cross-entropy or a mixture of it (consistent loss, label smoothing, "
+            "class weights, soft targets); with a loss given as a callable take method='lanczos'"
+        )
     refuse_training_modules(model)
     rows = differing_rows(inputs, _PROBE_EXAMPLES)
     probe = rows_of(inputs, rows)
@@ -113,7 +126,7 @@ def make_measure_plan(
     refuse_false_gradients(model, probe, structure.custom, structure.has_kinks)
     plans = {name: _plan_layer(model, probe, name, captured, structure) for name in names}
     exact = [name for name, plan in plans.items() if plan.method == "exact"]
-    if exact and method != "lanczos" and objective.is_mixture:
+    if exact and method in ("auto", "exact") and objective.is_mixture:
         few = rows_of(probe, torch.arange(min(batch_size(probe), _CURVATURE_EXAMPLES)))
         again = capture(model, few, exact, layouts, copied=captured.overwritten)
         again.require(exact)
@@ -125,11 +138,12 @@ def make_measure_plan(
 
 
 def moved_to_weight_space(
-    plan: MeasurePlan, reasons: Mapping[str, str], model: nn.Module, inputs: Inputs
+    plan: MeasurePlan, reasons: Mapping[str, str], model: nn.Module, inputs: Inputs, method: MethodChoice
 ) -> MeasurePlan:
     """Return the plan with these layers in weight space, because a later batch uses them in another way."""
+    form: MeasureMethod = "gauss_newton" if method == "gauss_newton" else "weight_space"
     layers = [
-        LayerPlan(entry.name, "weight_space", f"{reasons[entry.name]} in some of the batches")
+        LayerPlan(entry.name, form, f"{reasons[entry.name]} in some of the batches", apart=True)
         if entry.name in reasons
         else entry
         for entry in plan.layers
@@ -149,12 +163,13 @@ def _memory(
     layers: Sequence[LayerPlan],
     parameters: Mapping[str, nn.Parameter],
 ) -> ExampleMemory:
-    exact, smooth = (
-        [layer.name for layer in layers if layer.method == method and layer.name in captured.layers]
-        for method in ("exact", "lanczos")
+    closed, smooth = (
+        [p.name for p in layers if p.method in methods and not p.apart and p.name in captured.layers]
+        for methods in (("exact", "gauss_newton"), ("lanczos",))
     )
-    apart = [parameters[layer.name] for layer in layers if layer.method == "weight_space"]
-    return example_memory(probe, captured, kept, exact, smooth, apart)
+    apart = [parameters[layer.name] for layer in layers if layer.apart]
+    own = any(layer.method == "gauss_newton" for layer in layers)
+    return example_memory(probe, captured, kept, closed, smooth, apart, closed_apart=own)
 
 
 def _plan_layer(
@@ -166,15 +181,22 @@ def _plan_layer(
         return LayerPlan(name, "unused", "the logits do not depend on it")
     if calls != 1 or uses != 1:
         reason = f"its weight is used {uses} times" if uses > 1 else "its weight is not used by a plain call"
-        return LayerPlan(name, "weight_space", reason + " in the forward pass")
+        return LayerPlan(name, "weight_space", reason + " in the forward pass", apart=True)
     if name not in captured.layers:
-        return LayerPlan(name, "weight_space", "no dimension of its input is known to run over the examples")
+        reason = "no dimension of its input is known to run over the examples"
+        return LayerPlan(name, "weight_space", reason, apart=True)
     if name in structure.smooth:
         return LayerPlan(name, "lanczos", f"{structure.smooth[name]} comes after it")
     return LayerPlan(name, "exact", "only piecewise-linear operations come after it")
 
 
 def _as_asked(plan: LayerPlan, method: str, objective: Objective) -> LayerPlan:
+    if method == "gauss_newton":
+        if plan.method == "unused":
+            return plan
+        asked = "method='gauss_newton' was requested"
+        why = f"{asked}; example by example: {plan.reason}" if plan.apart else asked
+        return replace(plan, method="gauss_newton", reason=why)
     reason = None if objective.is_mixture else "the loss is not a mixture of cross-entropies"
     if method == "exact" and (plan.method not in ("exact", "unused") or reason):
         raise MeasureError(

@@ -26,6 +26,10 @@ from hesstune.errors import ConfigError, listed, unknown_name
 QUANTITIES: dict[str, type[Quantity]] = {}
 # So many eigenvalues a layer are summed up; the file of tensors has all.
 EIGENVALUES = 10
+GAUSS_NEWTON_NOTE = (
+    "this is vᵀGv, G = JᵀΛJ the Gauss–Newton part of H, in place of vᵀH⁺v: equal where only piecewise-linear "
+    "operations follow a layer, and another number elsewhere"
+)
 _DEFAULT_TOLERANCE = 0.03
 # A wide bracket (vᵀHv very negative) needs more products than `steps`.
 _MOST_PER_STEP = 4
@@ -77,13 +81,14 @@ class MeasureSettings:
     @property
     def sampled(self) -> int:
         """The number of examples in the sample for smooth layers; 0: all are measured."""
-        return self.mean_sample if self.examples == "max" else 0
+        return self.mean_sample if self.examples == "max" and self.method != "gauss_newton" else 0
 
     @property
     def chosen(self) -> list[type[Quantity]]:
         """The quantities that are computed."""
         asked = {PositiveForm.name, *self.quantities}
-        asked |= {name for name, on in (("trace", self.trace), ("spectrum", self.spectrum)) if on}
+        given = {"trace": self.trace, "spectrum": self.spectrum, "joint": self.method == "gauss_newton"}
+        asked |= {name for name, on in given.items() if on}
         return [quantity for name, quantity in QUANTITIES.items() if name in asked]
 
 
@@ -94,7 +99,7 @@ class Quantity(ABC):
         name: Its name in `measure(quantities=)`.
         sentence: What it is, for people.
         keys: The names of its tensors, each with one row for each example and one column for each layer.
-        passes: What it needs of the exact path's backward passes beside the form: `trace`, `spectrum`.
+        passes: What it needs of the backward passes beside the form: `trace`, `spectrum`, `joint`.
         missing: The entries of a layer in measure.json if it was not computed.
     """
 
@@ -117,7 +122,7 @@ class Quantity(ABC):
         Args:
             engine: Of the network; `engine.spread` fills columns of layers.
             batch: (inputs, targets).
-            forms: The batch's forms of the exact layers, with what `passes` asks for.
+            forms: The batch's forms of the layers in closed form, with what `passes` asks for.
             settings: The arguments of `measure`.
         """
 
@@ -138,7 +143,10 @@ class Quantity(ABC):
 
 
 class PositiveForm(Quantity):
-    """v_iᵀ H_i⁺ v_i with bounds, and with `mean_sample` the Gauss–Newton values that the mean needs."""
+    """v_iᵀ H_i⁺ v_i with bounds, and with `mean_sample` the Gauss–Newton values that the mean needs.
+
+    With `method="gauss_newton"` its tensors hold v_iᵀ G_i v_i in place of that.
+    """
 
     name = "positive_form"
     sentence = "vᵀH⁺v: how sharp the loss of an example is along the way that the layer moved"
@@ -148,7 +156,7 @@ class PositiveForm(Quantity):
     def rows(
         engine: CurvatureEngine, batch: LabelledBatch, forms: ExactForms, settings: MeasureSettings
     ) -> dict[str, torch.Tensor]:
-        """Take the exact layers from their passes and the others from Lanczos; sampled entries are NaN."""
+        """Take the layers in closed form from their passes, others from Lanczos; sampled entries are NaN."""
         plan = engine.plan
         rows = {key: engine.spread(forms.names, getattr(forms, key)) for key in PositiveForm.keys}
         sampled = plan.by("lanczos") if settings.sampled else []
@@ -182,6 +190,8 @@ class PositiveForm(Quantity):
     def notes(measured: Any) -> list[str]:
         """Return the notes on the sample of smooth layers and on skipped classes."""
         found, counts = [], measured.refined.sum(0)
+        if measured.quantity == "gauss_newton":
+            found.append(GAUSS_NEWTON_NOTE)
         if len(measured.quadratic) and int(counts.min()) < len(measured.quadratic):
             found.append(
                 f"smooth layers were measured on {int(counts.min())} of {len(measured.quadratic)} examples, "
@@ -191,14 +201,14 @@ class PositiveForm(Quantity):
         if share:
             found.append(
                 f"classes of little probability were skipped ({share:.0%} of the passes taken, or fewer): "
-                f"they add at most {tol:.2g} of an exact layer's entry or trace, each with "
+                f"they add at most {tol:.2g} of an entry or trace in closed form, each with "
                 f"{1 - FAILURE_PROBABILITY:.0%}, by random probes"
             )
         return found
 
 
 class Trace(Quantity):
-    """Tr H_i⁺: exactly for exact layers, by stochastic Lanczos quadrature for others."""
+    """Tr H_i⁺: exactly for exact layers, by stochastic Lanczos quadrature for others; or Tr G_i."""
 
     name = "trace"
     sentence = "Tr H⁺: how sharp the loss of an example is in all directions of the layer together"
@@ -210,7 +220,7 @@ class Trace(Quantity):
     def rows(
         engine: CurvatureEngine, batch: LabelledBatch, forms: ExactForms, settings: MeasureSettings
     ) -> dict[str, torch.Tensor]:
-        """Take the exact layers from their passes; others by probes, or NaN with trace="exact"."""
+        """Take layers in closed form from their passes; others by probes, or NaN with trace="exact"."""
         known = forms.trace
         assert known is not None
         errors = torch.zeros_like(known) if forms.trace_stderr is None else forms.trace_stderr
@@ -239,7 +249,7 @@ class Trace(Quantity):
 
 
 class Spectrum(Quantity):
-    """The K − 1 largest eigenvalues of H_i, descending; NaN for layers that are not exact."""
+    """The K − 1 largest eigenvalues of H_i, descending, NaN for layers that are not exact; or of G_i."""
 
     name = "spectrum"
     sentence = "the nonzero eigenvalues of H: in how many directions the loss of an example is sharp"
@@ -251,7 +261,7 @@ class Spectrum(Quantity):
     def rows(
         engine: CurvatureEngine, batch: LabelledBatch, forms: ExactForms, settings: MeasureSettings
     ) -> dict[str, torch.Tensor]:
-        """Take the exact layers from the Gram matrix of their passes' gradients."""
+        """Take the layers in closed form from the Gram matrix of their passes' gradients."""
         assert forms.spectrum is not None
         return {"spectrum": engine.spread(forms.names, forms.spectrum, math.nan)}
 
@@ -276,6 +286,45 @@ class Spectrum(Quantity):
     def memory(example: ExampleMemory) -> int:
         """Count the gradients of all passes."""
         return example.spectrum
+
+
+class Joint(Quantity):
+    """uᵀ Λ u with u = Σ_i J_i v_i, (n, 1): the Gauss–Newton form of all layers moved together.
+
+    The sum over layers of v_iᵀ G_i v_i leaves out the products of different layers. NaN if a layer is not
+    measured in closed form.
+    """
+
+    name = "joint"
+    sentence = "uᵀΛu: how sharp the loss of an example is along the way that all layers moved together"
+    keys = ("joint",)
+    passes = ("joint",)
+
+    @staticmethod
+    def rows(
+        engine: CurvatureEngine, batch: LabelledBatch, forms: ExactForms, settings: MeasureSettings
+    ) -> dict[str, torch.Tensor]:
+        """Take it from the passes of the layers in closed form, if these are all layers."""
+        assert forms.joint is not None
+        whole = not engine.plan.by("lanczos", "weight_space")
+        return {"joint": forms.joint if whole else torch.full_like(forms.joint, math.nan)}
+
+    @staticmethod
+    def summary(measured: Any, layer: int) -> dict[str, Any]:
+        """Return no entries: it is not a layer's."""
+        return {}
+
+    @staticmethod
+    def notes(measured: Any) -> list[str]:
+        """Return its mean beside that of the sum of the layers' forms."""
+        joint, parts = float(measured.more["joint"].mean()), float(measured.quadratic.sum(1).mean())
+        if math.isnan(joint):
+            return ["uᵀΛu of all layers together is not known: some layers were measured by Lanczos"]
+        times = f", {joint / parts:.2g} times that" if parts > 0 else ""
+        return [
+            "the measured layers moved together: their own forms add up to "
+            f"{parts:.3g} (mean over the examples), and uᵀΛu, u = Σ J_i v_i, is {joint:.3g}{times}"
+        ]
 
 
 def largest(values: torch.Tensor) -> float | None:

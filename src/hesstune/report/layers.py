@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hesstune.checks import parse_integer
+from hesstune.curvature.declared import FORMS, FormNames
 from hesstune.curvature.result import CONSTRAINT_EVIDENCE
 from hesstune.errors import counted
 from hesstune.report.rendering import Card, Cell, Plot, chart, number
@@ -164,10 +165,18 @@ def carriers(rows: LayerShares, method: str | None = None) -> str:
 
 # -- tables ------------------------------------------------------------------------------------
 
-LAYER_COLUMNS = (
-    "layer", "share of the measure", "distance", "radius", "at its radius", "mean Tr H⁺", "max vᵀH⁺v",
-    "mean vᵀH⁺v", "standard error", "how",
-)  # fmt: skip
+
+def layer_columns(records: Records) -> tuple[str, ...]:
+    """Return the titles of the columns of `layer_table`."""
+    form = _form(records)
+    return (
+        "layer", "share of the measure", "distance", "radius", "at its radius", f"mean {form.trace}",
+        f"max {form.form}", f"mean {form.form}", "standard error", "how",
+    )  # fmt: skip
+
+
+def _form(records: Records) -> FormNames:
+    return records.measure.form if records.measure else FORMS["positive_form"]
 
 
 def _bars(
@@ -196,7 +205,7 @@ def _radii(records: Records) -> list[float | None]:
 
 
 def layer_table(records: Records) -> list[tuple[object, ...]]:
-    """Return a row of cells a layer, in the order of `LAYER_COLUMNS`."""
+    """Return a row of cells a layer, in the order of `layer_columns`."""
     rows, radii = layer_rows(records), _radii(records)
     layers = [layer for layer, _ in rows]
     distances = _bars([layer.distance for layer in layers], radii=radii)
@@ -279,11 +288,12 @@ def distribution(records: Records) -> Plot | None:
     spread = f"{largest / median:.3g} times the median" if median > 0 else "while the median is 0"
     few = not median > 0 or largest > 20 * median
     said = "a few examples set the maximum." if few else "it is no outlier."
-    title = "vᵀH⁺v over the examples"
+    form = _form(records).form
+    title = f"{form} over the examples"
     plot = chart(
         "distribution",
         [(f"layer {name}", shares, line, None) for name, line in lines.items()],
-        (title, "share of the examples below", "vᵀH⁺v (units of the loss)"),
+        (title, "share of the examples below", f"{form} (units of the loss)"),
         scales=("linear", "log"),
     )
     words = f"In {name} the largest value is {largest:.3g}, {spread}: {said}"
@@ -307,7 +317,7 @@ def spectrum(records: Records) -> Plot | None:
         words += f", {found.mean[0] / (sum(found.mean) or 1.0):.0%} of the sum of the first {len(found.mean)}"
     if without := len(layers) - len(known):
         words += f". No eigenvalues of {counted(without, 'layer')}: they are computed by the exact path only"
-    title = "Largest eigenvalues of H, mean over the examples"
+    title = f"Largest eigenvalues of {_form(records).matrix}, mean over the examples"
     plot = chart(
         "spectrum",
         [

@@ -174,7 +174,7 @@ def assumptions(records: Records) -> list[tuple[str, str, str, str]]:
         kind = "held-out" if measure.part == "val" else "training"
         rows.append(
             (
-                "Hessian distance measure",
+                measure.form.measure,
                 f"The mean and the maximum over {measure.examples or 'the'} {kind} examples and the largest "
                 f"observed loss ({measure.measure.C:.3g}) stand in for the theorem's suprema.",
                 "It bounds nothing: unseen examples can exceed the maximum, ReLU networks lie outside the "

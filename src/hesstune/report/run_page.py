@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from hesstune.report.layers import (
-    LAYER_COLUMNS,
     block_table,
     carriers,
     distribution,
+    layer_columns,
     layer_rows,
     layer_table,
     layer_words,
@@ -62,7 +62,7 @@ def render_run(run: Run | str | Path) -> str:
         "candidates": _candidates(records),
         "training": _training(records),
         "matrices": _matrices(records),
-        "layer_columns": LAYER_COLUMNS,
+        "layer_columns": layer_columns(records),
         "layers": layer_table(records),
         "layer_words": layer_words(records),
         "blocks": block_table(records),

@@ -402,17 +402,20 @@ class MeasureOptions(SampleOptions):
     )
 
     trace: bool | Literal["exact"] = Field(
-        "exact", description="also the trace of each layer's H⁺; exact: of exact layers only"
+        "exact",
+        description="also the trace of each layer's H⁺ or G; exact: of layers in closed form only",
     )
     spectrum: bool = Field(
-        False, description="also the nonzero eigenvalues of exact layers' H, K − 1 an example"
+        False, description="also the nonzero eigenvalues of exact layers' H, or of G, K − 1 an example"
     )
     examples: ExamplesChoice = Field(
         "max", description="smooth layers: max measures a random sample of {mean_sample}, all every example"
     )
     mean_sample: int = Field(8, description="smooth layers: size of the random sample; 0: every example")
     method: MethodChoice = Field(
-        "auto", description="auto decides layer by layer; exact refuses layers without a closed form"
+        "auto",
+        description="auto decides layer by layer; exact refuses layers without a closed form; gauss_newton "
+        "measures vᵀGv in place of vᵀH⁺v, for all layers from a few passes",
     )
     tol: float | None = Field(
         None,
@@ -423,7 +426,7 @@ class MeasureOptions(SampleOptions):
         SKIP_CLASSES,
         ge=0,
         lt=1,
-        description="exact layers: share of an entry that skipped classes may add; 0: take all classes",
+        description="closed form: share of an entry that skipped classes may add; 0: take all classes",
     )
     memory_mib: float | None = Field(
         None,

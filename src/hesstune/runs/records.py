@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from hesstune.curvature.declared import FORMS, FormKind, FormNames
 from hesstune.curvature.declared import MEASURE as MEASURE
 from hesstune.curvature.declared import MEASURE_TENSORS as MEASURE_TENSORS
 from hesstune.storage.stored import Stored
@@ -409,7 +410,7 @@ class LayerMeasure(Stored):
 
 
 class MeasureValue(Stored):
-    """The Hessian distance measure, the size of the training set, and the bound on the loss."""
+    """The measure by the maximum, the size of the training set, and the bound on the loss."""
 
     n: int
     C: float
@@ -436,6 +437,7 @@ class MeasureRecord(Stored):
 
     examples: int | None = None
     part: str
+    quantity: FormKind = "positive_form"
     measure: MeasureValue
     mean_measure: MeanMeasure | None = None
     losses: dict[str, float] = {}
@@ -445,6 +447,11 @@ class MeasureRecord(Stored):
     statement: str
     ids: list[str] | None = None
     tensors: str | None = None
+
+    @property
+    def form(self) -> FormNames:
+        """The names of the form that was measured."""
+        return FORMS[self.quantity]
 
 
 class StabilityRow(Stored):
