@@ -30,6 +30,7 @@ from hesstune.noise.latent.head import (
     GIVEN_MATRIX,
     Candidate,
     Choice,
+    HeldOut,
     _for_label_errors,
     choose,
     robust_head,
@@ -164,7 +165,10 @@ def test_the_estimated_rate_decides_if_likelihood_does_not(monkeypatch, ahead, r
     draws -= draws.mean(axis=1, keepdims=True)
 
     def scores(x, labels, rows, one, seed):
-        return draws[0, rows] + ahead if one.shape == "none" else draws[0, rows] + 0.01 * draws[1, rows]
+        own = draws[0, rows] + ahead if one.shape == "none" else draws[0, rows] + 0.01 * draws[1, rows]
+        logs = np.full((len(rows), 3), -np.log(3))
+        likelihood = np.exp(own)[:, None] * np.ones(3)
+        return HeldOut({"softmax": logs, "discriminant": logs}, likelihood, np.ones(len(rows)))
 
     monkeypatch.setattr("hesstune.noise.latent.head._held_out", scores)
     x, y = blobs(600, 3, spread=0.3)

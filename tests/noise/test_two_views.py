@@ -7,13 +7,11 @@ from scipy.stats import beta, pearsonr
 
 from hesstune.labeling.clean import clean
 from hesstune.noise.latent.channel import Observed
-from hesstune.noise.latent.em import fold_rows, latent_truth
+from hesstune.noise.latent.discriminant import TEMPERATURES, fit_discriminant
+from hesstune.noise.latent.em import latent_truth
 from hesstune.noise.latent.head import FAST_CANDIDATES, robust_head
 from hesstune.noise.latent.two_views import (
     AMBIGUITY,
-    SHRINKAGE,
-    TEMPERATURES,
-    discriminant_logits,
     looks_alike,
     mean_posterior,
     rate_interval,
@@ -29,22 +27,6 @@ def scene(n=120, k=3, rate=0.1, spread=0.4, seed=0):
     return x, y, given
 
 
-def test_the_discriminant_is_that_of_the_other_folds():
-    x, y, _ = scene(k=2)
-    found = discriminant_logits(x, np.eye(2)[y], seed=4)
-    for part in fold_rows(len(x), 5, 4):
-        rest = np.setdiff1d(np.arange(len(x)), part)
-        means = [x[rest][y[rest] == c].mean(axis=0) for c in (0, 1)]
-        within = x[rest] - np.stack(means)[y[rest]]
-        scatter = within.T @ within / len(rest)
-        inverse = np.linalg.inv((1 - SHRINKAGE) * scatter + SHRINKAGE * np.trace(scatter) / 2 * np.eye(2))
-        by_hand = [
-            x[part] @ inverse @ m - m @ inverse @ m / 2 + np.log((y[rest] == c).mean())
-            for c, m in enumerate(means)
-        ]
-        np.testing.assert_allclose(found[part], np.stack(by_hand, axis=1), rtol=1e-6, atol=1e-6)
-
-
 def test_the_posterior_is_the_shifted_mean_of_both_views_and_checked_labels_are_exact():
     x, y, _ = scene(spread=0.6)
     x = (8 * x).astype(np.float32)
@@ -56,7 +38,7 @@ def test_the_posterior_is_the_shifted_mean_of_both_views_and_checked_labels_are_
     truth = latent_truth(x, labels, strength=0.1, seed=2)
     found = mean_posterior(x, labels, truth, seed=2)
     likelihood = truth.channel.matrix[:, given].T
-    logits = discriminant_logits(x, truth.posterior, seed=2)
+    logits = fit_discriminant(x, truth.posterior, seed=2).logits
     seconds = []
     for temperature in TEMPERATURES:
         p = softmax(temperature * logits, axis=1)

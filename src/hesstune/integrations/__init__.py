@@ -9,7 +9,7 @@ from hesstune._lazy import lazily
 if TYPE_CHECKING:
     from hesstune.integrations.lightning import RobustCallback
     from hesstune.integrations.peft import AdapterConstraint
-    from hesstune.integrations.sklearn import RobustClassifier
+    from hesstune.integrations.sklearn import RobustClassifier, RobustLinearClassifier
     from hesstune.integrations.transformers import (
         PretrainedDecayCallback,
         RobustTrainerCallback,
@@ -21,6 +21,7 @@ __all__ = [
     "PretrainedDecayCallback",
     "RobustCallback",
     "RobustClassifier",
+    "RobustLinearClassifier",
     "RobustTrainerCallback",
     "consistent_loss",
 ]
@@ -32,6 +33,7 @@ __getattr__, __dir__ = lazily(
         "PretrainedDecayCallback": "hesstune.integrations.transformers",
         "RobustCallback": "hesstune.integrations.lightning",
         "RobustClassifier": "hesstune.integrations.sklearn",
+        "RobustLinearClassifier": "hesstune.integrations.sklearn",
         "RobustTrainerCallback": "hesstune.integrations.transformers",
         "consistent_loss": "hesstune.integrations.transformers",
     },

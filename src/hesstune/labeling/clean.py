@@ -27,8 +27,8 @@ from hesstune.labeling.review import (
 from hesstune.labeling.sources import Target, read_target
 from hesstune.models.load import load_model
 from hesstune.noise.latent.channel import Observed
-from hesstune.noise.latent.em import FOLDS, latent_truth
-from hesstune.noise.latent.head import robust_head
+from hesstune.noise.latent.em import FOLDS
+from hesstune.noise.latent.head import fit_truth, robust_head
 from hesstune.noise.latent.two_views import count_text, counted, mean_posterior, rate_interval
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
@@ -428,8 +428,7 @@ def _find_issues(
     head = robust_head(features, observed, find_errors=True, patient=True, seed=asked.seed)
     x, folds = head.reduced, min(FOLDS, len(head.reduced))
     truth = replace(head.truth, posterior=mean_posterior(x, observed, head.truth, folds, asked.seed))
-    strength = head.choice.plain.strength
-    plain = latent_truth(x, observed, strength=strength, shape="none", folds=folds, seed=asked.seed)
+    plain = fit_truth(x, observed, head.choice.plain, seed=asked.seed)
     differ = plain.probabilities.argmax(axis=1) != given
     if not head.choice.scores:
         notes.append(f"{len(given)} examples are too few to choose a model of their labels")

@@ -58,8 +58,9 @@ KINDS = {
 class Auto(SolvedHeadMethod):
     """Auto: a head chosen by held-out likelihood, then deeper layers if that improves validation.
 
-    `auto` fits several linear heads on frozen features, with and without a noise model, and keeps the one
-    with the best held-out likelihood of the given labels (`hesstune.noise.latent`). Deeper layers start
+    `auto` fits several linear heads on frozen features, with and without a noise model: softmax regressions
+    and linear discriminants. The mean of those that predict held-out given labels best together is the head
+    (`hesstune.noise.latent`). Deeper layers start
     from it (Kumar et al. 2022), with its logits damped, more in longer training: a head that already fits
     gives them no gradient. They are trained on posteriors of each example's true class, inside distance
     constraints that are a share of each layer's norm. The posteriors combine the
@@ -206,7 +207,7 @@ class Auto(SolvedHeadMethod):
         found = robust_head(
             material.features, observed, candidates=tried, held_out=held_out, seed=material.seed
         )
-        truth, chosen = found.truth, found.choice.candidate
+        truth = found.truth
         if given is None and truth.channel.rate > 0:
             given = NoiseMatrix(truth.channel.matrix, "estimated")
         details = {**found.choice.details(), "rate": truth.channel.rate}
@@ -216,11 +217,20 @@ class Auto(SolvedHeadMethod):
             found.linear.weight.T,
             found.linear.bias,
             given,
-            f"{KINDS[chosen.shape]} (C = {chosen.strength:g})",
+            _description(found.choice),
             _reason(found.choice),
             details,
             ClassEvidence(truth.probabilities, observed.known(truth.channel.likelihood(observed.given))),
         )
+
+
+def _description(choice: Choice) -> str:
+    """Return the noise model and the heads of the pool, in words."""
+    noise = f"{KINDS[choice.candidate.shape]} (C = {choice.candidate.strength:g})"
+    if not choice.pool:
+        return noise
+    heads = (one.name if one.draws == 1 else f"{one.name} ({one.draws} times)" for one in choice.pool)
+    return f"{noise}; the mean of the heads {', '.join(heads)}"
 
 
 def _reason(choice: Choice) -> str:

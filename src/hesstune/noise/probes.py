@@ -7,7 +7,9 @@ for many short fits on the same rows.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,8 @@ from hesstune.storage.tensors import Tree
 COMPONENTS = 256
 # Mean squared norm of reduced features, whatever their number: penalties mean the same everywhere.
 SQUARED_NORM = 128.0
+# With more rows, principal axes come from the covariance; rows converted to double precision at a time.
+MANY, CHUNK = 50_000, 65_536
 # Full fits stop when no logit of the training rows has moved further.
 TOLERANCE = 1e-3
 # Of `cross_fit`: folds, principal components (with more, a probe on a few thousand examples fits noise), and
@@ -79,19 +83,32 @@ class Reduction:
             >>> round(float((Reduction.of(x).apply(x) ** 2).sum(axis=1).mean()))
             128
         """
-        x = np.asarray(features, dtype=np.float64)
-        if x.ndim != 2 or len(x) < 2 or not np.isfinite(x).all():
-            raise DataError(f"features must be finite, (N, D) with N of at least 2; got shape {x.shape}")
-        mean = x.mean(axis=0)
-        kept = min(components, len(x) - 1, x.shape[1])
-        axes = np.eye(x.shape[1]) if kept == x.shape[1] else _principal_axes(x, kept)
-        norm = float(np.sqrt((((x - mean) @ axes) ** 2).sum(axis=1).mean()))
+        rows = np.asarray(features)
+        if rows.ndim != 2 or len(rows) < 2 or not all(np.isfinite(part).all() for part in _parts(rows)):
+            raise DataError(f"features must be finite, (N, D) with N of at least 2; got shape {rows.shape}")
+        kept = min(components, len(rows) - 1, rows.shape[1])
+        if len(rows) > MANY:
+            mean, covariance = _moments(rows)
+            axes = (
+                np.eye(len(mean)) if kept == len(mean) else np.linalg.eigh(covariance)[1][:, ::-1][:, :kept]
+            )
+            norm = float(np.sqrt(((covariance @ axes) * axes).sum()))
+        else:
+            x = rows.astype(np.float64)
+            mean = x.mean(axis=0)
+            axes = np.eye(x.shape[1]) if kept == x.shape[1] else _principal_axes(x, kept)
+            norm = float(np.sqrt((((x - mean) @ axes) ** 2).sum(axis=1).mean()))
         return cls(mean, axes * (np.sqrt(SQUARED_NORM) / max(norm, 1e-12)))
 
     def apply(self, features: ArrayLike) -> NDArray[np.float32]:
         """Return the reduced features, (N, C), in single precision."""
-        x = np.asarray(features, dtype=np.float64)
-        return ((x - self.mean) @ self.axes).astype(np.float32)
+        rows = np.asarray(features)
+        found = np.empty((len(rows), self.axes.shape[1]), dtype=np.float32)
+        at = 0
+        for part in _parts(rows):
+            found[at : at + len(part)] = (part - self.mean) @ self.axes
+            at += len(part)
+        return found
 
     def unfold(
         self, weight: NDArray[np.float64], bias: NDArray[np.float64]
@@ -99,6 +116,20 @@ class Reduction:
         """Return weight, (D, K), and bias, (K,), on features, of a classifier of reduced ones."""
         whole = self.axes @ weight
         return whole, bias - self.mean @ whole
+
+
+def _parts(rows: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
+    """Return the rows in double precision, in parts: a memory-mapped array is never read as a whole."""
+    return (rows[at : at + CHUNK].astype(np.float64) for at in range(0, len(rows), CHUNK))
+
+
+def _moments(rows: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean, (D,), and the covariance, (D, D), of rows, divided by their number."""
+    mean = np.sum([part.sum(axis=0) for part in _parts(rows)], axis=0) / len(rows)
+    covariance = np.zeros((len(mean), len(mean)))
+    for part in _parts(rows):
+        covariance += (part - mean).T @ (part - mean)
+    return mean, covariance / len(rows)
 
 
 def _principal_axes(x: NDArray[np.float64], kept: int) -> NDArray[np.float64]:
@@ -240,13 +271,16 @@ class SoftProbe:
         rows = np.asarray(x)
         self._strength = positive("strength", strength)
         self._weight = None if weight is None else np.asarray(weight, dtype=np.float64)[:, None]
-        counted = np.ones((len(rows), 1)) if self._weight is None else self._weight
-        self._total = float(counted.sum())
-        self._mean = (rows * counted).sum(axis=0) / self._total
+        self._total = float(len(rows) if self._weight is None else self._weight.sum())
+        summed = (
+            rows.sum(axis=0, dtype=np.float64) if self._weight is None else (rows * self._weight).sum(axis=0)
+        )
+        self._mean = summed / self._total
         self._x = np.ascontiguousarray(rows - self._mean.astype(rows.dtype))
-        scatter = (self._x * counted.astype(rows.dtype)).T @ self._x
+        counted = self._x if self._weight is None else self._x * self._weight.astype(rows.dtype)
+        scatter = counted.T @ self._x
         # A rough bound on how far logits move with the weights: the root mean square norm of the rows.
-        self._scale = np.sqrt(float((self._x**2).sum()) / len(self._x)) / np.sqrt(rows.shape[1])
+        self._scale = np.sqrt(float(np.einsum("nd,nd->", self._x, self._x)) / self._x.size)
         self._factor = cho_factor(0.5 * scatter.astype(np.float64) + np.eye(rows.shape[1]) / self._strength)
 
     @one_thread()

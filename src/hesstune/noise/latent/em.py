@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,17 @@ class LatentTruth:
     targets: NDArray[np.float64]
     temperature: float
     converged: bool
+
+    def extended(self, labels: Observed, probabilities: NDArray[np.float64]) -> LatentTruth:
+        """Return it for other predictions, or more examples: posteriors and targets follow under F.
+
+        Args:
+            labels: What is known of the examples.
+            probabilities: P(true class | features), (N, K).
+        """
+        posterior = labels.known(_normalised(probabilities * self.channel.likelihood(labels.given)))
+        targets = labels.known(_normalised(labels.given)) if self.channel.shape == "none" else posterior
+        return replace(self, probabilities=probabilities, posterior=posterior, targets=targets)
 
     def realised(self, given: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return F as realised in these labels, (K, K): rows Σ_i q_ic given_i / Σ_i q_ic.

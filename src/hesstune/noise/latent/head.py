@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax, softmax
 
 from hesstune.errors import DataError
 from hesstune.noise.latent.channel import SHAPES, Observed, Shape
+from hesstune.noise.latent.discriminant import Discriminant, fit_discriminant
 from hesstune.noise.latent.em import (
     FOLDS,
     LatentTruth,
@@ -36,6 +38,8 @@ CHOICE_FOLDS, HELD_OUT = 5, 3
 # Standard errors behind the best of its kind on the first held-out part at which a candidate is dropped, and
 # the least number of held-out examples for that.
 PRUNE_AFTER_STDERRS, MIN_HELD_OUT = 3.0, 50
+# Heads in a pool, one head counted as often as it is drawn. Of 3, 5 and 10 on development tasks of heads.
+DRAWS = 5
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,30 @@ class Candidate:
     def name(self) -> str:
         """Its name, such as `symmetric 0.1`."""
         return f"{self.shape} {self.strength:g}"
+
+
+Kind = Literal["softmax", "discriminant"]
+"""A head: softmax regression on a candidate's targets, or a linear discriminant of its posteriors."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A head in a pool.
+
+    Attributes:
+        candidate: The model of the labels.
+        kind: Of head.
+        draws: How often it counts.
+    """
+
+    candidate: Candidate
+    kind: Kind
+    draws: int
+
+    @property
+    def name(self) -> str:
+        """Its name, such as `symmetric 0.1 discriminant`."""
+        return f"{self.candidate.name} {self.kind}"
 
 
 # Of the budget `default`, the simplest first.
@@ -94,6 +122,7 @@ class Choice:
         noisy_rival: If `plain` was chosen, the best candidate with a noise model, its mean gain over `plain`,
             and the standard error of that gain; else None.
         dropped: {name: mean log-likelihood below the best of its kind} of those with one part held out.
+        pool: The heads of the classifier, by `pooled`.
     """
 
     candidate: Candidate
@@ -103,6 +132,7 @@ class Choice:
     plain_noise_rate: float | None = None
     noisy_rival: tuple[Candidate, float, float] | None = None
     dropped: dict[str, float] = field(default_factory=dict)
+    pool: tuple[Member, ...] = ()
 
     @property
     def tried(self) -> int:
@@ -118,6 +148,7 @@ class Choice:
             "dropped": self.dropped,
             "gain_over_plain": {"mean": self.gain[0], "stderr": self.gain[1]},
             **({} if self.plain_noise_rate is None else {"plain_noise_rate": self.plain_noise_rate}),
+            **({"pool": {one.name: one.draws for one in self.pool}} if self.pool else {}),
         }
 
 
@@ -145,8 +176,9 @@ def choose(
         held_out: How many of the CHOICE_FOLDS folds are held out in turn.
         seed: Of the folds.
     """
-    scores, behind = _scored(x, labels, candidates, held_out, seed)
+    tried, behind = _tried(x, labels, candidates, held_out, seed)
     candidates = [one for one in candidates if one not in behind]
+    scores = {one.name: tried[one].scores("softmax") for one in candidates}
     means = {name: float(found.mean()) for name, found in scores.items()}
     plain = max((c for c in candidates if c.shape == "none"), key=lambda c: means[c.name])
     chosen, seen, rival = _simplest(candidates, scores), None, None
@@ -160,37 +192,97 @@ def choose(
             chosen, seen = (other, rate) if rate >= MIN_RATE else (chosen, None)
     gain = paired_gain(scores[chosen.name], scores[plain.name])
     dropped = {one.name: by for one, by in behind.items()}
-    return Choice(chosen, plain, means, gain, seen, rival, dropped)
+    return Choice(chosen, plain, means, gain, seen, rival, dropped, pooled(tried))
 
 
-def _scored(
+def pooled(tried: Mapping[Candidate, HeldOut], draws: int = DRAWS) -> tuple[Member, ...]:
+    """Draw heads, with replacement, such that their mean log-probabilities predict given labels best.
+
+    The first draw is the head with the largest mean log-likelihood of the held-out given labels under its
+    candidate's noise matrix. Each further one adds most to that likelihood, under the noise matrix of the
+    first. Two kinds of heads err differently, and so do several penalties; the mean is one linear head again.
+    Source: Caruana et al. 2004, *Ensemble selection from libraries of models*.
+
+    Args:
+        tried: What the heads of each candidate predict for held-out examples.
+        draws: How many.
+    """
+    heads = [(one, kind) for one in tried for kind in get_args(Kind)]
+    first = max(heads, key=lambda head: float(tried[head[0]].scores(head[1]).mean()))
+    channel, drawn = tried[first[0]], [first]
+    total = channel.logs[first[1]]
+    while len(drawn) < draws:
+        means = [(total + tried[one].logs[kind]) / (len(drawn) + 1) for one, kind in heads]
+        best = int(np.argmax([channel.scores_of(mean).mean() for mean in means]))
+        drawn.append(heads[best])
+        total = means[best] * len(drawn)
+    return tuple(Member(*head, drawn.count(head)) for head in dict.fromkeys(drawn))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a candidate's heads predict for examples that it was not fitted to.
+
+    Attributes:
+        logs: {kind: log-probabilities of the true class, (n, K)}.
+        likelihood: P(given | class) under its noise matrix, (n, K).
+        units: (n,) how many labels were given.
+    """
+
+    logs: dict[Kind, NDArray[np.float64]]
+    likelihood: NDArray[np.float64]
+    units: NDArray[np.float64]
+
+    @classmethod
+    def joined(cls, parts: Sequence[HeldOut]) -> HeldOut:
+        """Return several parts as one."""
+        logs = {kind: np.concatenate([one.logs[kind] for one in parts]) for kind in parts[0].logs}
+        likelihood = np.concatenate([one.likelihood for one in parts])
+        return cls(logs, likelihood, np.concatenate([one.units for one in parts]))
+
+    def scores(self, kind: Kind) -> NDArray[np.float64]:
+        """Return ln P(given label | features) by one of its heads, (n,)."""
+        return self.scores_of(self.logs[kind])
+
+    def scores_of(self, logs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return ln P(given label | features), (n,), of other log-probabilities under its noise matrix."""
+        return log_scores(logs, 1.0, self.likelihood, self.units)
+
+
+def _tried(
     x: NDArray[np.float32], labels: Observed, candidates: Sequence[Candidate], held_out: int, seed: int
-) -> tuple[dict[str, NDArray[np.float64]], dict[Candidate, float]]:
-    """Return held-out scores by name of those scored on every fold, and how far the others fell behind."""
+) -> tuple[dict[Candidate, HeldOut], dict[Candidate, float]]:
+    """Return what candidates predict for all held-out folds, and how far the others fell behind."""
     parts = fold_rows(len(x), CHOICE_FOLDS, seed + 0x5CD)[:held_out]
     numbers = {"x": x, **labels.arrays()}
 
-    def scored(judged: tuple[Candidate, int]) -> NDArray[np.float64]:
-        one, at = judged
+    def predicted(asked: tuple[Candidate, int]) -> HeldOut:
+        one, at = asked
 
         def make() -> Tree:
-            return {"scores": torch.from_numpy(_held_out(x, labels, parts[at], one, seed))}
+            found = _held_out(x, labels, parts[at], one, seed)
+            arrays = {"likelihood": found.likelihood, **found.logs}
+            return {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
 
         # Others ask for some of the same: a head and an estimate of its noise, another cell of a comparison.
-        made = remembered(f"held-out scores of {one.name}, part {at}, seed {seed}", numbers, make)
-        return np.asarray(made["scores"].numpy())
+        made = remembered(f"held-out predictions of {one.name}, part {at}, seed {seed}", numbers, make)
+        logs: dict[Kind, NDArray[np.float64]] = {kind: _double(made[kind]) for kind in get_args(Kind)}
+        return HeldOut(logs, _double(made["likelihood"]), labels.given[parts[at]].sum(axis=1))
 
     with one_thread_each(len(candidates)) as each:
-        first = dict(zip(candidates, each(scored, [(one, 0) for one in candidates]), strict=True))
-        behind = _behind(first)
-        asked = [(one, at) for one in candidates if one not in behind for at in range(1, held_out)]
-        rest = dict(zip(asked, each(scored, asked), strict=True))
-    scores = {
-        one.name: np.concatenate([own, *(rest[one, at] for at in range(1, held_out))])
-        for one, own in first.items()
-        if one not in behind
+        first = dict(zip(candidates, each(predicted, [(one, 0) for one in candidates]), strict=True))
+        behind = _behind({one: found.scores("softmax") for one, found in first.items()})
+        kept = [one for one in candidates if one not in behind]
+        asked = [(one, at) for one in kept for at in range(1, held_out)]
+        others = dict(zip(asked, each(predicted, asked), strict=True))
+    joined = {
+        one: HeldOut.joined([first[one], *(others[one, at] for at in range(1, held_out))]) for one in kept
     }
-    return scores, behind
+    return joined, behind
+
+
+def _double(tensor: torch.Tensor) -> NDArray[np.float64]:
+    return np.asarray(tensor.double().numpy())
 
 
 def _behind(scores: dict[Candidate, NDArray[np.float64]]) -> dict[Candidate, float]:
@@ -215,21 +307,51 @@ def _simplest(candidates: Sequence[Candidate], scores: dict[str, NDArray[np.floa
     return best[first_within_errors([scores[one.name] for one in best], MARGIN_STDERRS)]
 
 
+@dataclass(frozen=True)
+class _Heads:
+    """Both heads of one candidate, on reduced features, at the fitted temperatures."""
+
+    truth: LatentTruth
+    softmax: Linear
+    discriminant: Discriminant
+
+    @classmethod
+    def fit(
+        cls, x: NDArray[np.float32], labels: Observed, one: Candidate, truth: LatentTruth, seed: int
+    ) -> _Heads:
+        fitted = SoftProbe(x, one.strength, labels.weight).fit(truth.targets)
+        scaled = Linear(fitted.weight * truth.temperature, fitted.bias * truth.temperature)
+        other = fit_discriminant(x, truth.posterior, weight=labels.weight, seed=seed)
+        return cls(truth, scaled, other.scaled(labels, truth.channel.likelihood(labels.given)))
+
+    def linear(self, kind: Kind) -> Linear:
+        return self.softmax if kind == "softmax" else self.discriminant.linear
+
+    def logs(self, kind: Kind) -> NDArray[np.float64]:
+        """Return ln P(true class | features), (N, K), by a head that did not see the example."""
+        if kind == "softmax":
+            return np.log(np.maximum(self.truth.probabilities, 1e-300))
+        return np.asarray(log_softmax(self.discriminant.logits, axis=1))
+
+
 def _held_out(
     x: NDArray[np.float32], labels: Observed, rows: NDArray[np.int64], one: Candidate, seed: int
-) -> NDArray[np.float64]:
-    """Return the score of each held-out example."""
-    rest = np.setdiff1d(np.arange(len(x)), rows)
-    kept = labels.take(rest)
-    found = latent_truth(x[rest], kept, strength=one.strength, shape=one.shape, seed=seed)
-    fitted = SoftProbe(x[rest], one.strength, kept.weight).fit(found.targets)
-    given = labels.given[rows]
-    likelihood = found.channel.likelihood(given)
-    return log_scores(fitted.logits(x[rows]), found.temperature, likelihood, given.sum(axis=1))
+) -> HeldOut:
+    """Return what a candidate's heads predict for some rows, fitted to the others."""
+    others = np.setdiff1d(np.arange(len(x)), rows)
+    kept = labels.take(others)
+    truth = latent_truth(x[others], kept, strength=one.strength, shape=one.shape, seed=seed)
+    heads, given = _Heads.fit(x[others], kept, one, truth, seed), labels.given[rows]
+    logs: dict[Kind, NDArray[np.float64]] = {
+        kind: np.asarray(log_softmax(heads.linear(kind).logits(x[rows]), axis=1)) for kind in get_args(Kind)
+    }
+    return HeldOut(logs, truth.channel.likelihood(given), given.sum(axis=1))
 
 
 # Candidates are chosen on so many examples at least, and at most: more change the choice little.
 MIN_EXAMPLES, MAX_EXAMPLES = 40, 6000
+# EM is fitted to so many at most; more change F and the probe little.
+EM_EXAMPLES = 50_000
 # Standard errors by which a full matrix may predict labels of two classes worse and is still fitted, if a
 # plain probe estimates a noise rate between 0 and MIN_RATE: human errors depend on more than the class.
 # With more classes it is fitted in any case.
@@ -241,8 +363,9 @@ class RobustHead:
     """A linear classifier of features, and the posteriors and noise matrix of the labels.
 
     Attributes:
-        linear: Weight (D, K) and bias (K,) on the features themselves, at the fitted temperature.
-        truth: The chosen candidate's posteriors and noise matrix.
+        linear: Weight (D, K) and bias (K,) on the features themselves: the mean of the pool's heads, each at
+            its fitted temperature.
+        truth: The chosen candidate's noise matrix, and posteriors under it by the pool.
         choice: The candidates, their scores and the chosen one.
         reduced: (N, C) features that `truth` was fitted to.
     """
@@ -266,8 +389,9 @@ def robust_head(
     """Fit a linear classifier to labels that may be wrong, without noise information.
 
     Candidates are penalised cross-entropy on the labels as they are, and the same on the posteriors of
-    latent-truth EM, with a symmetric or a full noise matrix, each at several penalties. `choose` picks by the
-    likelihood of held-out noisy labels, and the chosen one is fitted to all examples.
+    latent-truth EM, with a symmetric or a full noise matrix, each at several penalties, each with a softmax
+    regression and a linear discriminant. `choose` picks a noise model and `pooled` the heads by the
+    likelihood of held-out noisy labels; these are fitted to all examples.
 
     Args:
         features: (N, D) of a frozen network.
@@ -303,16 +427,61 @@ def robust_head(
         candidates = [one for one in candidates if one.shape in ("none", "full")]
     choice = _choice(x, labels, candidates, held_out, seed)
     if find_errors:
-        choice = _for_label_errors(x, labels, choice, seed)
-    one, folds = choice.candidate, min(FOLDS, len(x))
+        choice = replace(_for_label_errors(x, labels, choice, seed), pool=())
+    one = choice.candidate
+    pool = choice.pool or (Member(one, "softmax", 1),)
     with one_thread():
-        if patient and one.shape == "full" and len(x) <= MAX_EXAMPLES:
-            truth = fit_from_several_starts(x, labels, strength=one.strength, folds=folds, seed=seed)
-        else:
-            truth = latent_truth(x, labels, strength=one.strength, shape=one.shape, folds=folds, seed=seed)
-        fitted = SoftProbe(x, one.strength, labels.weight).fit(truth.targets)
-    weight, bias = reduction.unfold(fitted.weight * truth.temperature, fitted.bias * truth.temperature)
+        heads = {
+            each: _Heads.fit(x, labels, each, fit_truth(x, labels, each, patient, seed), seed)
+            for each in dict.fromkeys([one, *(member.candidate for member in pool)])
+        }
+    linear, truth = _combined(pool, heads, heads[one].truth, labels)
+    weight, bias = reduction.unfold(linear.weight, linear.bias)
     return RobustHead(Linear(weight, bias), truth, choice, x)
+
+
+def fit_truth(
+    x: NDArray[np.float32], labels: Observed, one: Candidate, patient: bool = False, seed: int = 0
+) -> LatentTruth:
+    """Fit a candidate's noise matrix and posteriors by EM, to EM_EXAMPLES examples if there are more.
+
+    The posteriors of the others are those of the probe of these, which did not see them.
+
+    Args:
+        x: (N, C) reduced features.
+        labels: What is known of them.
+        one: The candidate.
+        patient: As of `robust_head`.
+        seed: Of folds, and of the examples that EM is fitted to.
+    """
+    rows = np.arange(len(x))
+    if len(x) > EM_EXAMPLES:
+        rows = np.sort(np.random.default_rng([seed, 0xE4]).permutation(len(x))[:EM_EXAMPLES])
+    own = labels if len(rows) == len(x) else labels.take(rows)
+    part, folds = x if own is labels else x[rows], min(FOLDS, len(rows))
+    if patient and one.shape == "full" and len(x) <= MAX_EXAMPLES:
+        return fit_from_several_starts(part, own, strength=one.strength, folds=folds, seed=seed)
+    truth = latent_truth(part, own, strength=one.strength, shape=one.shape, folds=folds, seed=seed)
+    if own is labels:
+        return truth
+    fitted = SoftProbe(part, one.strength, own.weight).fit(truth.targets)
+    probabilities = softmax(truth.temperature * fitted.logits(x), axis=1)
+    probabilities[rows] = truth.probabilities
+    return truth.extended(labels, probabilities)
+
+
+def _combined(
+    pool: Sequence[Member], heads: Mapping[Candidate, _Heads], truth: LatentTruth, labels: Observed
+) -> tuple[Linear, LatentTruth]:
+    """Return the mean of a pool's heads, and a truth with the posteriors that follow out of sample."""
+    draws = sum(member.draws for member in pool)
+    linear, logs = Linear(np.zeros(()), np.zeros(())), np.zeros(())
+    for member in pool:
+        own, share = heads[member.candidate], member.draws / draws
+        head = own.linear(member.kind)
+        linear = Linear(linear.weight + share * head.weight, linear.bias + share * head.bias)
+        logs = logs + share * own.logs(member.kind)
+    return linear, truth.extended(labels, softmax(logs, axis=1))
 
 
 def _for_label_errors(x: NDArray[np.float32], labels: Observed, choice: Choice, seed: int) -> Choice:

@@ -11,13 +11,11 @@ from scipy.special import expit, logit, softmax
 from scipy.stats import beta, rankdata
 
 from hesstune.noise.latent.channel import Observed
-from hesstune.noise.latent.em import FOLDS, LatentTruth, fold_rows, log_scores
+from hesstune.noise.latent.discriminant import fit_discriminant
+from hesstune.noise.latent.em import FOLDS, LatentTruth
 from hesstune.noise.matrix import rate_matrix
 from hesstune.runtime.device import one_thread
 
-# Share of the pooled covariance that is replaced by a multiple of the identity.
-SHRINKAGE = 0.1
-TEMPERATURES = tuple(np.geomspace(0.05, 5.0, 30))
 # The error of an estimated noise rate as a share of its distance to the rate at which a plain probe disagrees
 # with the labels. On the development tasks of benchmarks/field/label_errors.py the largest of 30 is 0.53.
 GAP_SHARE = 0.5
@@ -59,10 +57,8 @@ def mean_posterior(
     if unseen := truth.channel.rate < least:
         channel = rate_matrix("symmetric", labels.k, least)
     likelihood = np.exp(labels.given @ np.log(np.clip(channel, 1e-12, None)).T)
-    logits = discriminant_logits(x, truth.posterior, folds=folds, weight=labels.weight, seed=seed)
-    units = labels.given.sum(axis=1)
-    scores = [float(log_scores(logits, one, likelihood, units).mean()) for one in TEMPERATURES]
-    second = softmax(TEMPERATURES[int(np.argmax(scores))] * logits, axis=1)
+    fitted = fit_discriminant(x, truth.posterior, folds=folds, weight=labels.weight, seed=seed)
+    second = softmax(fitted.scaled(labels, likelihood).logits, axis=1)
     joint = [view * likelihood for view in (truth.probabilities, second)]
     views = [one / np.maximum(one.sum(axis=1, keepdims=True), 1e-300) for one in joint]
     classes = (truth.probabilities + second) / 2
@@ -118,44 +114,6 @@ def _shifted(
         odds += brentq(lambda b: float(expit(odds[rows] + b).mean()) - wanted, -100.0, 100.0)
     found: NDArray[np.float64] = others * expit(odds)[:, None]
     found[at, given] = expit(-odds)
-    return found
-
-
-def discriminant_logits(
-    x: NDArray[np.floating],
-    targets: NDArray[np.float64],
-    *,
-    folds: int = FOLDS,
-    weight: NDArray[np.float64] | None = None,
-    seed: int = 0,
-) -> NDArray[np.float64]:
-    """Return each example's logits, (N, K), of a linear discriminant that was fitted to the other folds.
-
-    Means μ_c and shares π_c of the classes are weighted by the targets; the covariance S is shared and
-    shrunk towards a multiple of the identity (SHRINKAGE). Logits are xᵀS⁻¹μ_c − μ_cᵀS⁻¹μ_c/2 + ln π_c.
-
-    Args:
-        x: (N, C) features.
-        targets: (N, K) class probabilities.
-        folds: Number of folds, at most N.
-        weight: (N,) how much each example counts; None: once.
-        seed: Of the folds.
-    """
-    rows = np.asarray(x, dtype=np.float64)
-    counted = targets if weight is None else targets * weight[:, None]
-    found = np.empty(targets.shape)
-    for part in fold_rows(len(rows), min(folds, len(rows)), seed):
-        rest = np.setdiff1d(np.arange(len(rows)), part)
-        own, q = rows[rest], counted[rest]
-        mass = q.sum(axis=0)
-        means = (q.T @ own) / np.maximum(mass, 1e-9)[:, None]
-        scatter = (own * q.sum(axis=1)[:, None]).T @ own - (means.T * mass) @ means
-        scatter /= max(float(mass.sum()), 1e-12)
-        scale = max(float(np.trace(scatter)) / len(scatter), 1e-9)
-        covariance = (1 - SHRINKAGE) * scatter + SHRINKAGE * scale * np.eye(len(scatter))
-        axes = np.linalg.solve(covariance, means.T)
-        shares = np.maximum(mass / max(float(mass.sum()), 1e-12), 1e-9)
-        found[part] = rows[part] @ axes - 0.5 * (means * axes.T).sum(axis=1) + np.log(shares)
     return found
 
 
