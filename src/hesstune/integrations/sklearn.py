@@ -196,7 +196,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
 MERGED = 50_000
 
 
-class RobustLinearClassifier(LinearClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class RobustLinearClassifier(LinearClassifierMixin, BaseEstimator):
     """A linear classifier of embeddings with labels that may be wrong: the head of method `auto`.
 
     It stands in for `LogisticRegression`. Penalties need not be searched: softmax regressions and linear
@@ -247,8 +247,8 @@ class RobustLinearClassifier(LinearClassifierMixin, BaseEstimator):  # type: ign
 
     def fit(
         self,
-        X: ArrayLike,
-        y: ArrayLike,
+        X: Any,
+        y: Any,
         sample_weight: ArrayLike | None = None,
         checked: ArrayLike | None = None,
     ) -> RobustLinearClassifier:
@@ -275,7 +275,7 @@ class RobustLinearClassifier(LinearClassifierMixin, BaseEstimator):  # type: ign
         weight = np.ones(len(X))
         if sample_weight is not None:
             weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
-        sure = np.zeros(len(X), dtype=bool) if checked is None else np.asarray(checked)
+        sure: NDArray[np.bool_] = np.zeros(len(X), dtype=np.bool_) if checked is None else np.asarray(checked)
         if sure.shape != (len(X),) or sure.dtype != bool:
             raise DataError(f"checked must be ({len(X)},) of bool; got {sure.dtype} {sure.shape}")
         if len(np.unique(labels[weight > 0])) < 2:
@@ -356,9 +356,9 @@ def _merged(
     used = np.flatnonzero(weight > 0)
     keys = pd.util.hash_pandas_object(frame.iloc[used], index=False).to_numpy()
     _, first, own = np.unique(keys, return_index=True, return_inverse=True)
-    group = np.full(len(X), -1)
+    group = np.full(len(X), -1, dtype=np.int64)
     group[used] = own
-    return used[first], group, np.bincount(own, weight[used])
+    return used[first].astype(np.int64), group, np.bincount(own, weight[used]).astype(np.float64)
 
 
 def _is_text(X: Any) -> bool:

@@ -56,7 +56,7 @@ class _Sums:
         scatter = (self.second - (means.T * self.mass) @ means) / total
         scale = max(float(np.trace(scatter)) / len(scatter), 1e-9)
         covariance = (1 - SHRINKAGE) * scatter + SHRINKAGE * scale * np.eye(len(scatter))
-        axes = np.linalg.solve(covariance, means.T)
+        axes = np.asarray(np.linalg.solve(covariance, means.T), dtype=np.float64)
         shares = np.maximum(self.mass / total, 1e-9)
         return Linear(axes, -0.5 * (means * axes.T).sum(axis=1) + np.log(shares))
 

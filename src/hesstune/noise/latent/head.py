@@ -261,7 +261,7 @@ def _tried(
 
         def make() -> Tree:
             found = _held_out(x, labels, parts[at], one, seed)
-            arrays = {"likelihood": found.likelihood, **found.logs}
+            arrays = {"likelihood": found.likelihood, **{str(kind): own for kind, own in found.logs.items()}}
             return {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
 
         # Others ask for some of the same: a head and an estimate of its noise, another cell of a comparison.
