@@ -170,7 +170,7 @@ GPT = ("a", "gpt", "neg", 0.6)
 CASES = {
     "Label Studio, JSON": (
         LABEL_STUDIO,
-        {("1", "ann@example.com", "pos"), ("1", "4", "pos"), ("1", "m1", "neg")},
+        {("1", "ann@example.com", "pos"), ("1", "4", "pos"), ("1", "m1", "neg", 0.7)},
         {"cancelled": 1, "replaced": 1, "empty": 1, "no answer": 3},
     ),
     "Label Studio, JSON-MIN": (
@@ -268,7 +268,7 @@ def test_inputs_checked_and_true_labels_travel_along(tmp_path):
         ([{"id": 1, "text": "x", "label": ["pos", "neg"]}], "pos"),
         ([{"id": "1", "data": "x", "label": "pos#neg"}], "pos"),
         ([PRODIGY_CHOICE[0] | {"accept": ["pos", "neg"]}], "neg"),
-        ([ARGILLA[0] | {"responses": {"label": [{"user_id": "u", "value": ["pos"]}]}}], "pos"),
+        ([ARGILLA[0] | {"responses": {"label": [{"user_id": "u", "value": ["pos", "neg"]}]}}], "pos"),
     ],
 )
 def test_several_classes_of_one_example_are_refused(content, named):

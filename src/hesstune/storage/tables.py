@@ -266,6 +266,43 @@ def read_table(
             raise kind(_undecodable(path, encoding, error)) from error
 
 
+def is_frame(data: object) -> bool:
+    """Return whether an object is a data frame of pandas, without importing pandas."""
+    return type(data).__module__.partition(".")[0] == "pandas" and hasattr(data, "columns")
+
+
+def frame_table(frame: Any, name: str, kind: type[HesstuneError] = DataError) -> CsvTable:
+    """Return a data frame of pandas as a table; an index that is no count of rows becomes the column `id`.
+
+    Args:
+        frame: The data frame.
+        name: What messages call it.
+        kind: The class of errors.
+
+    Raises:
+        HesstuneError: Of the class given: if it has no rows, two columns of one name, or a cell with a list
+            or an object.
+    """
+    names = [str(column) for column in frame.columns]
+    if not len(frame) or not names:
+        raise kind(f"{name} has no rows")
+    if repeated := [column for column, count in Counter(names).items() if count > 1]:
+        raise kind(f"{name} has two columns called '{cut(repeated[0])}'; give each a name of its own")
+    cells = {column: frame.iloc[:, at].tolist() for at, column in enumerate(names)}
+    index = [as_cell(value) for value in frame.index.tolist()]
+    is_count = type(frame.index).__name__ == "RangeIndex" or index == [str(n) for n in range(len(index))]
+    if "id" not in cells and not is_count and all(index) and len(set(index)) == len(index):
+        cells = {"id": index, **cells}
+    for column, values in cells.items():
+        odd = next((n for n, v in enumerate(values) if isinstance(v, list | dict | tuple | np.ndarray)), None)
+        if odd is not None:
+            raise kind(
+                f"{name}, row {odd}: '{cut(column)}' holds a list or an object, not a text or a number"
+            )
+    columns = {column: [as_cell(value) for value in values] for column, values in cells.items()}
+    return CsvTable.of(columns, name, first=0)
+
+
 def _parquet(path: Path, kind: type[HesstuneError]) -> CsvTable:
     import pandas as pd
 
@@ -274,15 +311,7 @@ def _parquet(path: Path, kind: type[HesstuneError]) -> CsvTable:
             frame = pd.read_parquet(path)
         except (ValueError, pd.errors.ParserError) as error:
             raise kind(f"{path} cannot be read as Parquet ({one_line(error)})") from error
-    if not len(frame):
-        raise kind(f"{path} has no rows")
-    cells = {str(name): frame[name].tolist() for name in frame.columns}
-    for name, values in cells.items():
-        odd = next((n for n, v in enumerate(values) if isinstance(v, list | dict | tuple | np.ndarray)), None)
-        if odd is not None:
-            raise kind(f"{path}, row {odd}: '{cut(name)}' holds a list or an object, not a text or a number")
-    columns = {name: [as_cell(value) for value in values] for name, values in cells.items()}
-    return CsvTable.of(columns, str(path), path.parent, first=0)
+    return replace(frame_table(frame.reset_index(drop=True), str(path), kind), folder=path.parent)
 
 
 def _table(file: IO[str], path: Path, kind: type[HesstuneError], notes: list[str]) -> CsvTable:
@@ -379,7 +408,7 @@ def _rows(
 
     An error names the line.
     """
-    tabs = path.suffix.lower() in TABS
+    tabs = path.suffix.lower() in TABS and not _has_quoted_header(file)
     reader = csv.reader(
         file, strict=True, delimiter=separator, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
     )
@@ -399,6 +428,14 @@ def _rows(
         elif "unexpected end" in reason:
             reason = "the file ends within a cell; close its quotation mark"
         raise kind(f"{path} cannot be read as CSV (line {reader.line_num}: {reason})") from error
+
+
+def _has_quoted_header(file: IO[str]) -> bool:
+    """Return whether each name in a header with tabs is in quotation marks, so that cells are, too."""
+    at = file.tell()
+    names = file.readline(MOST_CHARACTERS).rstrip("\r\n").split("\t")
+    file.seek(at)
+    return all(len(name) > 1 and name[0] == name[-1] == '"' for name in names)
 
 
 def write_rows(
