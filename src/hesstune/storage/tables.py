@@ -11,11 +11,12 @@ import json
 import operator
 import re
 import threading
+from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -474,44 +475,96 @@ def read_json_lines(
             objects of plain values; by line.
     """
     path = readable_file(path, what, kind)
-    found: list[tuple[int, dict[str, Any]]] = []
+    read = _Lines(path, kind)
     with reading(path, "JSON lines", kind), path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                found.append((number, _object(line, f"{path}, line {number}", kind)))
-    if not found:
+        numbered = ((number, line) for number, line in enumerate(file, start=1) if not line.isspace())
+        while chunk := list(islice(numbered, CHUNK)):
+            read.add(*zip(*chunk, strict=True))
+    if not len(read):
         raise kind(f"{path} is empty; it needs an object a line")
-    names = list(dict.fromkeys(key for _, row in found for key in row))
-    nested = [key for key in names if any(isinstance(row.get(key), dict) for _, row in found)]
-    for number, row in found:
-        for key in nested:
-            if row.get(key) is not None and not isinstance(row[key], dict):
-                raise kind(f"{path}, line {number}: '{cut(key)}' is an object in other lines, and none here")
-    rows = [f"line {number}" for number, _ in found]
-    columns = {
-        key: Column([json_cell(row.get(key)) for _, row in found], names=rows)
-        for key in names
-        if key not in nested
-    }
-    apart = {
-        key: [{name: json_cell(v) for name, v in (row.get(key) or {}).items()} for _, row in found]
-        for key in nested
-    }
-    return CsvTable(str(path), path.parent, columns), apart
+    return CsvTable(str(path), path.parent, read.columns), read.nested
 
 
-def _object(line: str, where: str, kind: type[HesstuneError]) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise kind(f"{where} is no JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise kind(f'{where} must be an object, such as {{"id": "7", "gpt": {{"yes": 0.9, "no": 0.1}}}}')
-    for key, value in row.items():
-        inner = value.values() if isinstance(value, dict) else (value,)
-        if any(isinstance(v, dict | list) for v in inner):
-            raise kind(f"{where}: '{cut(key)}' must be a text, a number, or an object of these")
-    return {str(key).strip(): value for key, value in row.items()}
+class _Lines:
+    """Cells and objects of the lines that were read, and the lines' names, as a sequence."""
+
+    def __init__(self, path: Path, kind: type[HesstuneError]) -> None:
+        self.columns: dict[str, Column] = {}
+        self.nested: Nested = {}
+        self._path, self._kind = path, kind
+        self._numbers = array("q")
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, at: int) -> str:
+        return f"line {self._numbers[at]}"
+
+    def add(self, numbers: Sequence[int], lines: Sequence[str]) -> None:
+        """Add the next lines, at these numbers of the file."""
+        done, rows = len(self), self._objects(numbers, lines)
+        self._numbers.extend(numbers)
+        names = {key: key.strip() for key in dict.fromkeys(chain.from_iterable(rows))}
+        for name in dict.fromkeys([*self.columns, *self.nested, *names.values()]):
+            own = [key for key, plain in names.items() if plain == name] or [name]
+            values = [row.get(own[0]) for row in rows]
+            for key in own[1:]:
+                values = [row.get(key, value) for row, value in zip(rows, values, strict=True)]
+            self._extend(name, values, done)
+
+    def _extend(self, name: str, values: list[Any], done: int) -> None:
+        kinds = set(map(type, values))
+        if dict not in kinds and name not in self.nested:
+            cells = values if kinds == {str} else list(map(_cell_of(kinds), values))
+            if list in kinds:
+                self._refuse(name, done + next(n for n, v in enumerate(values) if isinstance(v, list)))
+            if name not in self.columns:
+                self.columns[name] = Column([""] * done, names=self)
+            self.columns[name].extend(cells)
+            return
+        before = self.columns.pop(name, None)
+        found = self.nested.setdefault(name, [{} for _ in range(done)])
+        plain = [] if before is None else [n for n, cell in enumerate(before.cells()) if cell]
+        plain += [done + n for n, v in enumerate(values) if not isinstance(v, dict | None)]
+        if plain:
+            self._refuse(name, plain[0], "is an object in other lines, and none here")
+        for n, value in enumerate(values):
+            inner = value or {}
+            if any(isinstance(v, dict | list) for v in inner.values()):
+                self._refuse(name, done + n)
+            found.append({key: json_cell(v) for key, v in inner.items()})
+
+    def _refuse(
+        self, name: str, at: int, said: str = "must be a text, a number, or an object of these"
+    ) -> None:
+        raise self._kind(f"{self._path}, {self[at]}: '{cut(name)}' {said}")
+
+    def _objects(self, numbers: Sequence[int], lines: Sequence[str]) -> list[dict[str, Any]]:
+        """Parse all lines at once, which is faster, or one by one to name the line that is wrong."""
+        try:
+            rows = json.loads(f"[[{'],['.join(lines)}]]")
+        except (ValueError, RecursionError):
+            rows = []
+        if len(rows) == len(lines) and all(len(row) == 1 and isinstance(row[0], dict) for row in rows):
+            return [row[0] for row in rows]
+        found = []
+        for number, line in zip(numbers, lines, strict=True):
+            where = f"{self._path}, line {number}"
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise self._kind(f"{where} is no JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise self._kind(
+                    f'{where} must be an object, such as {{"id": "7", "gpt": {{"yes": 0.9, "no": 0.1}}}}'
+                )
+            found.append(row)
+        return found
+
+
+def _cell_of(kinds: set[type]) -> Callable[[Any], str]:
+    """Return what makes cells of values of these types; most columns are of one type."""
+    return str if kinds <= {str, int} else json_cell
 
 
 def json_cell(value: Any) -> str:
