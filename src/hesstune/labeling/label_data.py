@@ -470,7 +470,7 @@ def of_one_annotator(found: Estimate, votes: Votes, has_features: bool) -> Estim
 
     Without features, nothing in one annotator's votes says how often they are wrong. The estimate then is the
     mean of all rates from 0 to guessing. With features the rate is at least 1/(n + 2), the rule of succession
-    for n labels of which none is seen to be wrong.
+    for n labels without a known error.
     """
     n = int((votes.per_example > 0).sum())
     least = 1 / (n + 2)

@@ -125,7 +125,7 @@ class Column:
         cells: Sequence[str] = (),
         first: int = 2,
         gaps: Sequence[int] = (),
-        names: Sequence[str] | None = None,
+        names: Sequence[str] | _Lines | None = None,
     ) -> None:
         # The first row's number in the file, the rows that blank lines precede; or names of rows.
         self._first, self._gaps, self._names = first, gaps, names

@@ -182,7 +182,7 @@ def _of_classes_file(table: CsvTable, label_column: str | None) -> Export:
 
 def _read_parquet(path: Path, label_column: str | None) -> Export | None:
     """Read lists and objects as they are, if the columns are those of a tool."""
-    import pyarrow.parquet as pq
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     with reading(path, "Parquet", DataError):
         file = pq.ParquetFile(path)

@@ -60,7 +60,7 @@ def seconds_of(text: str) -> float | None:
     try:
         found = dt.datetime.fromisoformat(text)
     except ValueError:
-        from dateutil import parser
+        from dateutil import parser  # type: ignore[import-untyped]
 
         zones = {name: hours * 3600 for name, hours in ZONES.items()}
         try:
@@ -193,7 +193,7 @@ class Export:
         ordered = []
         for answers in of_one.values():
             times = [seconds_of(answer.time) for answer in answers] if len(answers) > 1 else [None]
-            order = range(len(answers))
+            order = list(range(len(answers)))
             known = [time for time in times if time is not None]
             if len(known) == len(answers):
                 order = sorted(order, key=known.__getitem__)
@@ -268,8 +268,9 @@ def merged(exports: Mapping[str, Export]) -> Export:
     """
     found = Export(next(iter(exports.values())).tool)
     counts = Counter(example for export in exports.values() for example in export.examples)
-    is_shared = max(counts.values(), default=0) > 1
     names = _short_names(list(exports))
+    are_parts = all(name.casefold() in PART_NAMES for name in names.values())
+    is_shared = max(counts.values(), default=0) > 1 and not are_parts
     for path, export in exports.items():
         folder = Path(path).parent.as_posix()
         start = "" if folder == "." else f"{folder}/"
@@ -279,14 +280,12 @@ def merged(exports: Mapping[str, Export]) -> Export:
         found.images |= {ids[e]: start + image for e, image in export.images.items()}
         found.checked |= {ids[e]: label for e, label in export.checked.items() if e in ids}
         found.true |= {ids[e]: label for e, label in export.true.items() if e in ids}
-        if not is_shared and not export.parts:
+        if are_parts:
             found.parts |= dict.fromkeys(ids.values(), names[path])
         for answer in export.answers:
             who = names[path] if is_shared and answer.annotator == NOBODY else answer.annotator
             found.answers.append(answer._replace(example=ids[answer.example], annotator=who))
         found.left_out += export.left_out
-    if not all(name.casefold() in PART_NAMES for name in names.values()):
-        found.parts = {}
     return found.finish()
 
 
@@ -332,7 +331,7 @@ def one_question(found: Mapping[str, Any], asked: str | None, what: str) -> str:
 
 
 def is_class_like(values: set[str], rows: int) -> bool:
-    """Return whether cells, of which these are the distinct ones, can be classes: there are few of them."""
+    """Return whether cells with these distinct values can be classes: there are few of them."""
     return bool(values) and len(values) <= max(2, rows // 2)
 
 
@@ -340,7 +339,7 @@ def parsed(value: Any) -> Any:
     """Return the list or object that a text holds as JSON or as Python writes it; other values as they are.
 
     Raises:
-        DataError: If the text is a list as numpy writes it, whose items cannot be told apart.
+        DataError: If the text is a list as numpy writes it, which does not separate its items.
     """
     text = value.strip() if isinstance(value, str) else ""
     if text[:1] not in ("[", "{") or text[-1:] not in ("]", "}"):

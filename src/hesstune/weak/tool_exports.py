@@ -316,7 +316,7 @@ BITS = {"0": False, "1": True, "0.0": False, "1.0": True, "": False, "false": Fa
 
 
 def is_one_hot(records: Sequence[Record]) -> bool:
-    """Return whether rows have a file name, and 0 or 1 in every other column, of which there are two."""
+    """Return whether rows have a file name, and 0 or 1 in all other columns, two at least."""
     first = next(iter(records[0]), "")
     names = [key for key in records[0] if key != first]
     return (
