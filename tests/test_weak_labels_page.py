@@ -54,6 +54,9 @@ def place(tmp_path, monkeypatch):
     with (tmp_path / "answers.csv").open("w", newline="") as file:
         rows = [(i, who, vote) for i, own in enumerate(given) for who, vote in zip("abc", own, strict=True)]
         csv.writer(file).writerows([["item", "who", "said"], *rows])
+    with (tmp_path / "scored.csv").open("w", newline="") as file:
+        rows = [(i, own[0], 0.7 + i / 400) for i, own in enumerate(given)]
+        csv.writer(file).writerows([["id", "label", "confidence"], *rows])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -63,7 +66,7 @@ def place(tmp_path, monkeypatch):
 def test_every_command_on_weak_labels_runs_in_its_order(place, tiny_bert, capsys):
     small = ["--train", "head", "--epochs", "1", "--image-size", "32"]
     commands = list(blocks.commands(PAGE))
-    assert [words[0] for words in commands].count("label") == 5
+    assert [words[0] for words in commands].count("label") == 6
     for words in commands:
         words = [f"hf:{tiny_bert}" if word == "minilm" else word for word in words]
         words += small if words[0] == "finetune" else ["--image-size", "32"] if "--labelers" in words else []
@@ -79,6 +82,7 @@ def test_every_command_on_weak_labels_runs_in_its_order(place, tiny_bert, capsys
         "voted.csv",
         "crowd.csv",
         "judged.csv",
+        "single.csv",
         "runs/weak/run.json",
     ):
         assert (place / name).is_file()

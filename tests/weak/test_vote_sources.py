@@ -63,7 +63,9 @@ def test_named_columns_win_and_a_row_for_each_example_is_another_layout():
     ):
         with pytest.raises(DataError, match=message):
             votes_by_row(columns, named)
-    wide = table(("id", "worker", "label"), [("1", "ann", "cat"), ("2", "bob", "dog")])
+    once = table(("id", "worker", "label"), [("1", "ann", "cat"), ("2", "bob", "dog")])
+    assert votes_by_row(once, RoleColumns()).votes(["cat", "dog"])[0].table.tolist() == [[0, -1], [-1, 1]]
+    wide = table(("id", "user", "label"), [("1", "cat", "cat"), ("2", "dog", "dog")], gpt=["dog", "cat"])
     assert votes_by_row(wide, RoleColumns()) is None
     assert votes_by_row(table(vote_x=["cat"] * len(ROWS)), RoleColumns()) is None
 

@@ -178,7 +178,10 @@ def label(
     output.say(
         *(f"  {note}" for note in found.notes),
         f"Written: {record['labelled']} labels to {out}, their noise matrix to {beside}",
-        f"Next: hesstune finetune --data csv:{out} --noise-matrix {beside} --out runs/weak",
+        # A guess would be corrected for as if it were known; the method auto estimates the noise itself.
+        f"Next: hesstune finetune --data csv:{out}"
+        + ("" if found.noise.details.get("is_guess") else f" --noise-matrix {beside}")
+        + " --out runs/weak",
     )
     output.record({"path": str(out), "noise_path": str(beside), **record})
 

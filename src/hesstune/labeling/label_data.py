@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,14 +17,14 @@ from hesstune.data.labels import GIVEN, SOURCE, read_checked_labels
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError, RunError, listed
 from hesstune.labeling.options import LabelOptions, needs_features, size_for
 from hesstune.labeling.review import checked_examples, contents_of
-from hesstune.labeling.sources import Target, combined, read_sources
+from hesstune.labeling.sources import Objects, Target, combined, read_sources
 from hesstune.labeling.trained_annotators import TrainedAnnotator, train_annotators, written_votes
 from hesstune.noise.estimate import Estimate, from_posterior, well_conditioned
 from hesstune.noise.latent.channel import Checked, Observed
 from hesstune.noise.latent.em import latent_truth
 from hesstune.noise.latent.head import MIN_EXAMPLES
 from hesstune.noise.latent.two_views import counted, rate_interval
-from hesstune.noise.matrix import NEAR_GUESSING, guessing_rate
+from hesstune.noise.matrix import NEAR_GUESSING, NoiseMatrix, guessing_rate
 from hesstune.noise.probes import Reduction
 from hesstune.options import make_options, takes_options
 from hesstune.storage.files import json_writer, made_folder, replace_files
@@ -173,15 +174,26 @@ def check_free(path: Path, noise: Path, overwrite: bool) -> None:
 
 
 @takes_options(LabelOptions)
-def label_data(target: str | LabelOptions | None = None, **options: Any) -> Labelling:
+def label_data(
+    target: Any = None,
+    votes: Any = None,
+    functions: str | Callable[..., object] | Sequence[Callable[..., object]] | None = None,
+    **options: Any,
+) -> Labelling:
     """Make labels from votes, and estimate the labels' noise matrix; no true label is used for either.
 
     Votes come from annotators trained on other data, from labeling functions, from a file, or from all of
     these. Examples without votes get no label; a class without votes is left out.
 
     Args:
-        target: What to label, as in `LabelOptions`; or all options as `LabelOptions`, which type checkers
-            know.
+        target: What to label: a string as on the command line, a pandas DataFrame, a list of texts, (X, y)
+            with labels for tables of accuracy alone, a map-style data set, or embeddings, (N, D); or all
+            options as `LabelOptions`, which type checkers know.
+        votes: A file of votes; a DataFrame with a row for each example (a column for each annotator, and `id`
+            or an index) or with a row for each vote; or an array, (N, annotators), of class indices or names,
+            −1, NaN or None if an annotator abstains. Rows without ids are those of the target, in order.
+        functions: Labeling functions: callables, which get an example as a mapping (a DataFrame's row, with
+            its own values) and return a class or None; or `py:module:name`.
         **options: Options of `LabelOptions`, by name.
 
     Raises:
@@ -191,9 +203,8 @@ def label_data(target: str | LabelOptions | None = None, **options: Any) -> Labe
         >>> found = label_data("csv:reviews.csv", functions="py:rules:ALL")  # doctest: +SKIP
         >>> found.save("labels.csv")                                         # doctest: +SKIP
     """
-    given = target.given() if isinstance(target, LabelOptions) else {"target": target}
-    asked = make_options(LabelOptions, {**given, **options})
-    examples, sources, notes = read_sources(asked)
+    asked, objects = _asked(target, votes, functions, options)
+    examples, sources, notes = read_sources(asked, objects)
     trained, features = _looked_at(examples, asked)
     named = {name for name in examples.true or () if name} | {c for own in trained for c in own.classes}
     if trained:
@@ -202,15 +213,15 @@ def label_data(target: str | LabelOptions | None = None, **options: Any) -> Labe
     if not classes:
         voted = {name for source in sources for name in source.classes}
         classes = classes_named(named, voted, len(examples), "the table of votes")
-    votes, more = combined(sources, classes, examples)
-    notes += [*more, *votes.problems(classes)]
-    annotators = votes.analysis(_true_labels(examples, classes))
+    every, more = combined(sources, classes, examples)
+    notes += [*more, *every.problems(classes)]
+    annotators = every.analysis(_true_labels(examples, classes))
     own_accuracy = {own.name: own.own_accuracy for own in trained}
     for row in annotators:
         row["polarity"] = [classes[c] for c in row["polarity"]]
         if row["labeler"] in own_accuracy:
             row["own_accuracy"] = own_accuracy[row["labeler"]]
-    classes, votes = _with_votes(classes, votes)
+    classes, every = _with_votes(classes, every)
 
     kept, outside = _test_rows(examples, classes)
     if len(outside):
@@ -222,7 +233,7 @@ def label_data(target: str | LabelOptions | None = None, **options: Any) -> Labe
     notes += more
     kept = np.setdiff1d(kept, removed)
     rows = np.setdiff1d(np.arange(len(examples)), np.concatenate([kept, outside, removed]))
-    some, near = votes.take(rows), None if features is None else features[rows]
+    some, near = every.take(rows), None if features is None else features[rows]
     fit = partial(
         label,
         some,
@@ -234,6 +245,7 @@ def label_data(target: str | LabelOptions | None = None, **options: Any) -> Labe
     # Annotators trained on other domains err together, so that none can be calibrated by the others.
     made = fit("soft" if trained and asked.label_model == "auto" else asked.label_model)
     noise = _noise(fit, made, asked.noise_from, some, near is not None)
+    noise = of_one_annotator(noise, some, near is not None)
     rate = float(noise.details["rate"])
     interval = label_rate_interval(some, near, rate, asked.seed)
 
@@ -251,9 +263,34 @@ def label_data(target: str | LabelOptions | None = None, **options: Any) -> Labe
         posterior[kept] = np.eye(len(classes))[labels[kept]]
         notes.append(f"{len(kept)} test examples keep their true labels")
     return Labelling(
-        examples, classes, votes, labels, posterior, kept, _chosen(made), noise, rate, interval, annotators,
+        examples, classes, every, labels, posterior, kept, _chosen(made), noise, rate, interval, annotators,
         majority, [*notes, *noise.notes],
     )  # fmt: skip
+
+
+# Objects that are given in place of texts are named so in the options.
+IN_MEMORY = "memory"
+
+
+def _asked(target: Any, votes: Any, functions: Any, options: dict[str, Any]) -> tuple[LabelOptions, Objects]:
+    """Return the options, and the objects that are given in place of texts."""
+    given = target.given() if isinstance(target, LabelOptions) else {"target": target}
+    given |= {name: own for name, own in (("votes", votes), ("functions", functions)) if own is not None}
+    objects = {
+        name: given[name]
+        for name in ("target", "votes", "functions")
+        if given.get(name) is not None and not isinstance(given[name], str | os.PathLike)
+    }
+    asked = make_options(LabelOptions, {**given, **dict.fromkeys(objects, IN_MEMORY), **options})
+    if "functions" in objects:
+        own = objects["functions"]
+        called = [own] if callable(own) else list(own) if isinstance(own, list | tuple) else []
+        if not called or not all(callable(function) for function in called):
+            raise ConfigError(
+                f"functions must be callables, one or a list, or py:module:name; got {type(own).__name__}"
+            )
+        objects["functions"] = called
+    return asked, Objects(**objects)
 
 
 def _looked_at(
@@ -263,6 +300,8 @@ def _looked_at(
     needs = needs_features(asked.label_model) or needs_features(asked.noise_from)
     # The label model `auto` uses features if there are images or texts.
     needs |= asked.label_model == "auto" and not asked.labelers and target.has_inputs
+    if target.features is not None and not asked.labelers and asked.model is None:
+        return [], target.features
     if not (asked.labelers or needs):
         if asked.model is not None:
             raise ConfigError(
@@ -424,6 +463,32 @@ def _noise(
         reason = str(error).partition(";")[0]
     found = _noise_by(fit("weighted"), made.labels, votes)
     return replace(found, notes=(*found.notes, f"the noise matrix is that of weighted: {reason}"))
+
+
+def of_one_annotator(found: Estimate, votes: Votes, has_features: bool) -> Estimate:
+    """Return an estimate that is not of rate 0 only because nobody contradicts a single annotator.
+
+    Without features, nothing in one annotator's votes says how often they are wrong. The estimate then is the
+    mean of all rates from 0 to guessing. With features the rate is at least 1/(n + 2), the rule of succession
+    for n labels without a known error.
+    """
+    n = int((votes.per_example > 0).sum())
+    least = 1 / (n + 2)
+    if (votes.per_annotator > 0).sum() != 1 or found.matrix.rate >= least:
+        return found
+    rate = least if has_features else guessing_rate(votes.k) / 2
+    said = (
+        f"one annotator votes, whose labels nothing contradicts: the noise matrix has the rate {rate:.3g}, "
+        + (
+            "of one wrong label among those seen"
+            if has_features
+            else "half way to guessing, which is a guess"
+        )
+        + "; check some labels by hand (--checked-labels), or add another annotator"
+    )
+    details = {**found.details, "rate": rate, "is_guess": not has_features}
+    matrix = NoiseMatrix.symmetric(votes.k, rate).known_as("instance_dependent")
+    return replace(found, matrix=matrix, notes=(*found.notes, said), details=details)
 
 
 def _noise_by(judge: Labelled, labels: NDArray[np.int64], votes: Votes) -> Estimate:

@@ -52,9 +52,10 @@ class VoteOptions(Options):
     )
     votes: FilePath | None = Field(
         None,
-        description="file of votes: CSV with id and a column for each annotator, or columns "
+        description="table of votes with id and a column for each annotator, or columns "
         "p_ANNOTATOR_CLASS of probabilities; or .jsonl with an object {CLASS: probability} for each "
-        "annotator; or either with a row for each vote",
+        "annotator; or either with a row for each vote; or a matrix (.npy, .npz); or the export of an "
+        "annotation tool, a file or a folder",
     )
     vote_columns: Names = Field(
         (), description="columns of votes in csv data; default: those named vote_…, or else all that may be"
@@ -66,6 +67,11 @@ class VoteOptions(Options):
     )
     worker_column: str | None = Field(None, description="column of {votes} with the annotator")
     label_column: str | None = Field(None, description="column of {votes} with the class voted for")
+    confidence_column: str | None = Field(
+        None,
+        description="column of {votes} with the probability of that class, if each row is one vote; without "
+        "a column of annotators, the votes are those of one",
+    )
     classes: Names = Field(
         (), description="class names; default: those that annotators, true labels and votes name"
     )
@@ -145,11 +151,11 @@ class LabelOptions(FeatureOptions, AnnotatorOptions, LabelModelOptions, VoteOpti
         """Refuse options without effect."""
         models = (self.label_model, self.noise_from)
         looks = bool(self.labelers) or self.label_model == "auto" or any(map(needs_features, models))
-        rows = ("task_column", "worker_column", "label_column")
+        rows = ("task_column", "worker_column", "label_column", "confidence_column")
         has_rows = any(getattr(self, name) is not None for name in rows)
         for is_wrong, why in (
-            (has_rows and self.votes is None, "{task_column}, {worker_column} and {label_column} are columns "
-             "of the file of {votes}, and there is none"),
+            (has_rows and self.votes is None, "{task_column}, {worker_column}, {label_column} and "
+             "{confidence_column} are columns of the file of {votes}, and there is none"),
             (has_rows and self.vote_columns, "{vote_columns} are for a row for each example, {task_column} "
              "for a row for each vote"),
             (self.labeler == "finetune" and not self.labelers,

@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hesstune.data.examples import REWRITTEN, Examples, Text, Texts
+from hesstune.data.examples import REWRITTEN, Examples, Listing, Text, Texts
 from hesstune.data.formats import is_table, listing
+from hesstune.data.formats.memory import read_object
 from hesstune.data.images import decode_all
 from hesstune.data.labels import GIVEN_LABEL, SOURCE, column_named
 from hesstune.data.labels import read_sources as read_label_sources
+from hesstune.data.reading import Reading
 from hesstune.data.tables import examples_of, possible_groups
 from hesstune.errors import ConfigError, DataError
 from hesstune.labeling.options import LabelOptions
 from hesstune.resizing import Size
-from hesstune.storage.tables import JSON_LINES, CsvTable, Nested, is_missing, read_table
+from hesstune.storage.tables import (
+    JSON_LINES,
+    PARQUET,
+    CsvTable,
+    Nested,
+    frame_table,
+    is_frame,
+    is_missing,
+    read_table,
+)
 from hesstune.weak.annotation_exports import Export, read_export
-from hesstune.weak.vote_files import vote_columns, voted
+from hesstune.weak.vote_files import vote_columns, voted, written_vote
+from hesstune.weak.vote_matrices import MATRIX_FILES, read_matrix, table_of_votes
 from hesstune.weak.vote_sources import (
     RoleColumns,
     WrittenVotes,
     call_functions,
     load_functions,
+    named_functions,
     probabilities,
     read_vote_file,
     votes_by_column,
@@ -35,8 +50,8 @@ from hesstune.weak.vote_sources import (
 from hesstune.weak.votes import Votes, beside
 
 TRUTHS = ("true_label", "label")
-# The columns of an export of an annotation tool.
-EXPORTED = RoleColumns("task", "worker", "label")
+# Columns that a row for each vote repeats in each row of an example.
+REPEATED = ("text", "text2", "image", "true_label", "split")
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,8 @@ class Target:
         notes: What was left out, changed or guessed when they were read, in sentences.
         sources: Where each of the true labels comes from, as the column `label_source` says, or None.
         checked: {id: class} of examples that the data marks as checked by a person.
+        features: (N, D) embeddings in place of images and texts, or None.
+        records: The rows of a data frame, as labeling functions get them, or None.
     """
 
     ids: list[str]
@@ -64,6 +81,8 @@ class Target:
     notes: tuple[str, ...] = ()
     sources: list[str] | None = None
     checked: dict[str, str] = field(default_factory=dict)
+    features: NDArray[np.float32] | None = None
+    records: list[dict[str, Any]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,11 +92,12 @@ class Target:
         """Whether the examples are images or texts that a network can take."""
         return self.paths is not None or self.texts is not None
 
-    def rows(self) -> Iterator[Mapping[str, str]]:
-        """Yield each example as labeling functions get it: a CSV file's row; `id`, `path` and texts."""
-        written = repeat({}, len(self)) if self.table is None else self.table.rows()
+    def rows(self) -> Iterator[Mapping[str, Any]]:
+        """Yield each example as labeling functions get it: a table's row; `id`, `path` and texts."""
+        written: Any = repeat({}, len(self)) if self.table is None else self.table.rows()
+        written = written if self.records is None else self.records
         for n, (example, cells) in enumerate(zip(self.ids, written, strict=True)):
-            row: dict[str, str] = {"id": example, **cells}
+            row: dict[str, Any] = {"id": example, **cells}
             if self.paths is not None:
                 row["path"] = str(self.paths[n])
             if self.texts is not None and self.table is None:
@@ -137,20 +157,44 @@ def read_target(spec: str, known: Sequence[str] = TRUTHS) -> Target:
     kind, _, path = spec.partition(":")
     if is_table(kind):
         return target_of(read_table(path), known)
-    found = listing(spec, size=8, labelled=False)
+    return _target_of_listing(listing(spec, size=8, labelled=False), spec)
+
+
+def _target_of_listing(found: Listing, spec: str) -> Target:
     if found.paths is None and found.texts is None:
         raise DataError(
             f"'{spec}' holds images without files, which labels.csv could not name; label folder:PATH or "
             "csv:PATH"
         )
     parts = [p or "train" for p in found.parts] if found.parts else None
-    return Target(found.ids, found.given, parts, found.paths, found.texts, notes=tuple(found.notes))
+    true = found.given and [written_vote(name) for name in found.given]
+    return Target(found.ids, true, parts, found.paths, found.texts, notes=tuple(found.notes))
+
+
+def target_of_object(data: Any) -> Target:
+    """Return the examples that an object holds: a data frame, texts, (X, y), a data set, or embeddings.
+
+    Raises:
+        DataError: If the object is none of these.
+    """
+    if is_frame(data):
+        table = frame_table(data, "the DataFrame")
+        columns = [str(name) for name in data.columns]
+        values = [column.tolist() for _, column in data.items()]
+        rows = zip(*values, strict=True)
+        return replace(target_of(table), records=[dict(zip(columns, row, strict=True)) for row in rows])
+    if isinstance(data, np.ndarray) and data.ndim == 2 and data.dtype.kind in "fiu":
+        if not np.isfinite(data).all():
+            raise DataError("the embeddings of the target, (N, D), must be finite; they hold NaN or infinity")
+        return Target([str(n) for n in range(len(data))], features=data.astype(np.float32))
+    return _target_of_listing(read_object(data, 8, False, Reading()), "the target")
 
 
 def target_of(table: CsvTable, known: Sequence[str] = TRUTHS) -> Target:
     """Return the examples that a table lists, a row each; see `read_target`."""
     column = next((name for name in known if name in table), None)
-    true = ["" if is_missing(cell) else cell.strip() for cell in table.cells(column)] if column else None
+    cells = table.cells(column) if column else []
+    true = ["" if is_missing(cell) else written_vote(cell) for cell in cells] if column else None
     found = examples_of(table)
     notes = (*table.notes, *found.notes)
     if column == "label" and GIVEN_LABEL in table:
@@ -173,27 +217,56 @@ def _label_sources(table: CsvTable, column: str) -> list[str] | None:
     return read_label_sources(table.cells(column), None if given is None else table.cells(given), sources)
 
 
-def read_sources(asked: LabelOptions) -> tuple[Target, list[WrittenVotes], list[str]]:
+@dataclass(frozen=True)
+class Objects:
+    """What a caller in Python gives in place of the text of an option; None if it is given as text.
+
+    Attributes:
+        target: The examples.
+        votes: A data frame, or an array (N, annotators).
+        functions: Labeling functions.
+    """
+
+    target: Any = None
+    votes: Any = None
+    functions: Sequence[Callable[..., object]] | None = None
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Votes that are given: a table, its objects, and the export it is from; `in_order` if it has no ids."""
+
+    table: CsvTable
+    nested: Nested = field(default_factory=Nested)
+    export: Export | None = None
+    in_order: bool = False
+
+
+def read_sources(
+    asked: LabelOptions, given: Objects | None = None
+) -> tuple[Target, list[WrittenVotes], list[str]]:
     """Read examples and votes, call labeling functions, and return notes.
 
     Raises:
         ConfigError: If there are no votes, or no examples.
         DataError: If a file cannot be read as its options say.
     """
-    table, nested, target, notes = None, Nested(), None, list[str]()
+    own = Objects() if given is None else given
     if asked.target is None and asked.votes is None:
         raise ConfigError("give --target, the data to be labelled, or --votes, a file of votes")
-    export = None
-    if asked.votes is not None:
-        table, nested, export = _read_votes(asked.votes, asked.label_column)
-        notes += table.notes
+    target = None
     if asked.target is not None:
-        target = read_target(asked.target)
-        table = target.table if table is None else table
-    found = list[WrittenVotes]()
-    if table is not None:
-        found = _votes_of_table(table, nested, target, asked, export)
-        target = _target_of_votes(table, nested, found, target, export)
+        target = read_target(asked.target) if own.target is None else target_of_object(own.target)
+    votes = None
+    if asked.votes is not None:
+        votes = _read_votes(asked.votes, asked.label_column) if own.votes is None else _of_object(own.votes)
+    elif target is not None and target.table is not None:
+        votes = _Given(target.table)
+    found, notes = list[WrittenVotes](), list[str]()
+    if votes is not None:
+        notes += votes.table.notes if asked.votes is not None else ()
+        found = _votes_of_table(votes, target, asked)
+        target = _target_of_votes(votes, found, target)
     elif asked.vote_columns:
         raise ConfigError("--vote-columns are of csv data or of --votes, and there is neither")
     assert target is not None
@@ -201,7 +274,10 @@ def read_sources(asked: LabelOptions) -> tuple[Target, list[WrittenVotes], list[
         notes += source.notes
     notes += [note for note in target.notes if note not in notes]
     if asked.functions:
-        found = [call_functions(load_functions(asked.functions), target.rows()), *found]
+        functions = (
+            load_functions(asked.functions) if own.functions is None else named_functions(own.functions)
+        )
+        found = [call_functions(functions, target.rows()), *found]
     if not (found or asked.labelers):
         raise ConfigError(
             "there are no votes: give --labelers, --functions or --votes (or columns vote_… in csv data)"
@@ -209,62 +285,130 @@ def read_sources(asked: LabelOptions) -> tuple[Target, list[WrittenVotes], list[
     return target, found, notes
 
 
-def _read_votes(path: str, label_column: str | None) -> tuple[CsvTable, Nested, Export | None]:
+def _read_votes(path: str, label_column: str | None) -> _Given:
     """Read a file of votes, or the export of an annotation tool as a table with a row for each vote."""
-    is_json = Path(path).suffix.lower() in (".json", *JSON_LINES)
-    table, nested = (None, Nested()) if is_json else read_vote_file(path)
+    suffix = Path(path).suffix.lower()
+    if suffix in MATRIX_FILES:
+        return _Given(read_matrix(path), in_order=True)
+    is_read_first = suffix in (".json", ".xml", PARQUET, *JSON_LINES) or Path(path).is_dir()
+    table, nested = (None, Nested()) if is_read_first else read_vote_file(path)
     export = read_export(path, label_column, table)
     if export is not None:
-        return export.table(path), Nested(), export
-    if Path(path).suffix.lower() == ".json":
+        return _Given(export.table(path), export=export)
+    if suffix in (".json", ".xml"):
         raise DataError(f"{path} is no export of a known annotation tool; write votes as CSV or JSON Lines")
     if table is None:
         table, nested = read_vote_file(path)
-    return table, nested, None
+    return _Given(table, nested)
 
 
-def _votes_of_table(
-    table: CsvTable, nested: Nested, target: Target | None, asked: LabelOptions, export: Export | None
-) -> list[WrittenVotes]:
+def _of_object(votes: Any) -> _Given:
+    """Return votes that are given in Python: a data frame, wide or long, or an array, (N, annotators)."""
+    if is_frame(votes):
+        table = frame_table(votes, "the DataFrame of votes")
+        return _Given(table, in_order="id" not in table)
+    if isinstance(votes, Votes):
+        votes = votes.table
+    if isinstance(votes, Mapping):
+        names, columns = list(map(str, votes)), list(votes.values())
+        if not columns or len({len(column) for column in columns}) > 1:
+            raise DataError("votes by annotator, {name: (N,) votes}, must be of one length")
+        array = np.array(columns, dtype=object).T
+        return _Given(table_of_votes(array, "the votes", names), in_order=True)
+    try:
+        array = np.asarray(votes)
+    except ValueError:
+        raise DataError(
+            "votes must be a data frame, or an array (N, annotators); rows differ in length"
+        ) from None
+    return _Given(table_of_votes(array, "the array of votes"), in_order=True)
+
+
+def _votes_of_table(given: _Given, target: Target | None, asked: LabelOptions) -> list[WrittenVotes]:
     """Return the votes of a table: a row for each vote; or columns of votes, of probabilities or of both."""
-    if export is not None:
-        by_row = votes_by_row(table, EXPORTED)
+    table, is_apart = given.table, target is not None and asked.votes is not None
+    if given.export is not None:
+        confidence = "confidence" if "confidence" in table else None
+        by_row = votes_by_row(table, RoleColumns("task", "worker", "label", confidence))
         return [] if by_row is None else [by_row]
-    is_apart = target is not None and asked.votes is not None
     known = set(asked.classes)
     if not known:
         known = voted(table, vote_columns(table, asked.vote_columns))
         known |= set() if target is None else {name for name in target.true or () if name}
-    named = RoleColumns(asked.task_column, asked.worker_column, asked.label_column)
-    soft = probabilities(table, nested, named, known, None if target is None or is_apart else target.ids)
+    named = RoleColumns(asked.task_column, asked.worker_column, asked.label_column, asked.confidence_column)
+    soft = probabilities(
+        table, given.nested, named, known, None if target is None or is_apart else target.ids
+    )
     if asked.votes is not None and soft is None and (by_row := votes_by_row(table, named)) is not None:
         return [by_row]
-    if is_apart and "id" not in table:
-        raise DataError(f"{table.name} needs a column 'id' with the ids of the target's examples")
+    ids = None
+    if is_apart:
+        assert target is not None
+        ids = _ids_of_votes(given, target)
     # Of the data itself, other columns than vote_… are no votes.
     guess = soft is None and asked.votes is not None
-    ids = table.cells("id") if is_apart else None
     hard = votes_by_column(table, asked.vote_columns, asked.classes, ids=ids, guess=guess)
     return [source for source in (hard, soft) if source is not None]
 
 
-def _target_of_votes(
-    table: CsvTable,
-    nested: Nested,
-    found: Sequence[WrittenVotes],
-    target: Target | None,
-    export: Export | None,
-) -> Target:
+def _ids_of_votes(given: _Given, target: Target) -> list[str]:
+    """Return the example of each row of votes that are apart from the examples.
+
+    Raises:
+        DataError: If the rows have no ids and are not as many as the examples.
+    """
+    if "id" in given.table:
+        return given.table.cells("id")
+    if not given.in_order:
+        raise DataError(f"{given.table.name} needs a column 'id' with the ids of the target's examples")
+    if len(given.table) != len(target):
+        raise DataError(
+            f"{given.table.name} has {len(given.table)} rows without ids, and the target {len(target)} "
+            "examples; give as many rows, in the same order, or a column 'id'"
+        )
+    return target.ids
+
+
+def _target_of_votes(given: _Given, found: Sequence[WrittenVotes], target: Target | None) -> Target:
     """Return the examples that are given, or those that a file of votes names."""
+    table, export = given.table, given.export
     if export is not None:
         examples = target_of(export.examples_table(table.name)) if target is None else target
         return replace(examples, checked=export.checked)
     if target is not None:
         return target
     for source in found:
-        if source.ids is not None and (nested or source.is_by_vote):
+        if source.ids is not None and source.by_vote is not None:
+            return _first_rows(table, source)
+        if source.ids is not None and given.nested:
             return Target(list(source.ids))
     return target_of(table)
+
+
+def _first_rows(table: CsvTable, source: WrittenVotes) -> Target:
+    """Return the examples of a table with a row for each vote: texts and such that all rows of one share."""
+    assert source.ids is not None
+    ids = list(source.ids)
+    codes = table.columns[source.by_vote].coded()[0] if source.by_vote else np.arange(len(table))
+    first = np.unique(codes, return_index=True)[1]
+    columns = {"id": ids}
+    for name in REPEATED:
+        if name not in table or (name == source.by_vote and name != "image"):
+            continue
+        own = table.columns[name].coded()[0]
+        if (own == own[first][codes]).all():
+            cells = table.cells(name)
+            columns[name] = [cells[n] for n in first.tolist()]
+    if "text" in columns or not _are_files(columns.get("image", []), table.folder):
+        columns.pop("image", None)
+    return target_of(CsvTable.of(columns, table.name, table.folder))
+
+
+def _are_files(names: Sequence[str], folder: Path) -> bool:
+    try:
+        return all((folder / name).is_file() for name in names)
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
 
 
 def combined(

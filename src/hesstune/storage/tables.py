@@ -11,11 +11,12 @@ import json
 import operator
 import re
 import threading
+from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -124,7 +125,7 @@ class Column:
         cells: Sequence[str] = (),
         first: int = 2,
         gaps: Sequence[int] = (),
-        names: Sequence[str] | None = None,
+        names: Sequence[str] | _Lines | None = None,
     ) -> None:
         # The first row's number in the file, the rows that blank lines precede; or names of rows.
         self._first, self._gaps, self._names = first, gaps, names
@@ -266,6 +267,43 @@ def read_table(
             raise kind(_undecodable(path, encoding, error)) from error
 
 
+def is_frame(data: object) -> bool:
+    """Return whether an object is a data frame of pandas, without importing pandas."""
+    return type(data).__module__.partition(".")[0] == "pandas" and hasattr(data, "columns")
+
+
+def frame_table(frame: Any, name: str, kind: type[HesstuneError] = DataError) -> CsvTable:
+    """Return a data frame of pandas as a table; an index that is no count of rows becomes the column `id`.
+
+    Args:
+        frame: The data frame.
+        name: What messages call it.
+        kind: The class of errors.
+
+    Raises:
+        HesstuneError: Of the class given: if it has no rows, two columns of one name, or a cell with a list
+            or an object.
+    """
+    names = [str(column) for column in frame.columns]
+    if not len(frame) or not names:
+        raise kind(f"{name} has no rows")
+    if repeated := [column for column, count in Counter(names).items() if count > 1]:
+        raise kind(f"{name} has two columns called '{cut(repeated[0])}'; give each a name of its own")
+    cells = {column: frame.iloc[:, at].tolist() for at, column in enumerate(names)}
+    index = [as_cell(value) for value in frame.index.tolist()]
+    is_count = type(frame.index).__name__ == "RangeIndex" or index == [str(n) for n in range(len(index))]
+    if "id" not in cells and not is_count and all(index) and len(set(index)) == len(index):
+        cells = {"id": index, **cells}
+    for column, values in cells.items():
+        odd = next((n for n, v in enumerate(values) if isinstance(v, list | dict | tuple | np.ndarray)), None)
+        if odd is not None:
+            raise kind(
+                f"{name}, row {odd}: '{cut(column)}' holds a list or an object, not a text or a number"
+            )
+    columns = {column: [as_cell(value) for value in values] for column, values in cells.items()}
+    return CsvTable.of(columns, name, first=0)
+
+
 def _parquet(path: Path, kind: type[HesstuneError]) -> CsvTable:
     import pandas as pd
 
@@ -274,15 +312,7 @@ def _parquet(path: Path, kind: type[HesstuneError]) -> CsvTable:
             frame = pd.read_parquet(path)
         except (ValueError, pd.errors.ParserError) as error:
             raise kind(f"{path} cannot be read as Parquet ({one_line(error)})") from error
-    if not len(frame):
-        raise kind(f"{path} has no rows")
-    cells = {str(name): frame[name].tolist() for name in frame.columns}
-    for name, values in cells.items():
-        odd = next((n for n, v in enumerate(values) if isinstance(v, list | dict | tuple | np.ndarray)), None)
-        if odd is not None:
-            raise kind(f"{path}, row {odd}: '{cut(name)}' holds a list or an object, not a text or a number")
-    columns = {name: [as_cell(value) for value in values] for name, values in cells.items()}
-    return CsvTable.of(columns, str(path), path.parent, first=0)
+    return replace(frame_table(frame.reset_index(drop=True), str(path), kind), folder=path.parent)
 
 
 def _table(file: IO[str], path: Path, kind: type[HesstuneError], notes: list[str]) -> CsvTable:
@@ -379,7 +409,7 @@ def _rows(
 
     An error names the line.
     """
-    tabs = path.suffix.lower() in TABS
+    tabs = path.suffix.lower() in TABS and not _has_quoted_header(file)
     reader = csv.reader(
         file, strict=True, delimiter=separator, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
     )
@@ -399,6 +429,14 @@ def _rows(
         elif "unexpected end" in reason:
             reason = "the file ends within a cell; close its quotation mark"
         raise kind(f"{path} cannot be read as CSV (line {reader.line_num}: {reason})") from error
+
+
+def _has_quoted_header(file: IO[str]) -> bool:
+    """Return whether each name in a header with tabs is in quotation marks, so that cells are, too."""
+    at = file.tell()
+    names = file.readline(MOST_CHARACTERS).rstrip("\r\n").split("\t")
+    file.seek(at)
+    return all(len(name) > 1 and name[0] == name[-1] == '"' for name in names)
 
 
 def write_rows(
@@ -437,44 +475,96 @@ def read_json_lines(
             objects of plain values; by line.
     """
     path = readable_file(path, what, kind)
-    found: list[tuple[int, dict[str, Any]]] = []
+    read = _Lines(path, kind)
     with reading(path, "JSON lines", kind), path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                found.append((number, _object(line, f"{path}, line {number}", kind)))
-    if not found:
+        numbered = ((number, line) for number, line in enumerate(file, start=1) if not line.isspace())
+        while chunk := list(islice(numbered, CHUNK)):
+            read.add(*zip(*chunk, strict=True))
+    if not len(read):
         raise kind(f"{path} is empty; it needs an object a line")
-    names = list(dict.fromkeys(key for _, row in found for key in row))
-    nested = [key for key in names if any(isinstance(row.get(key), dict) for _, row in found)]
-    for number, row in found:
-        for key in nested:
-            if row.get(key) is not None and not isinstance(row[key], dict):
-                raise kind(f"{path}, line {number}: '{cut(key)}' is an object in other lines, and none here")
-    rows = [f"line {number}" for number, _ in found]
-    columns = {
-        key: Column([json_cell(row.get(key)) for _, row in found], names=rows)
-        for key in names
-        if key not in nested
-    }
-    apart = {
-        key: [{name: json_cell(v) for name, v in (row.get(key) or {}).items()} for _, row in found]
-        for key in nested
-    }
-    return CsvTable(str(path), path.parent, columns), apart
+    return CsvTable(str(path), path.parent, read.columns), read.nested
 
 
-def _object(line: str, where: str, kind: type[HesstuneError]) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise kind(f"{where} is no JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise kind(f'{where} must be an object, such as {{"id": "7", "gpt": {{"yes": 0.9, "no": 0.1}}}}')
-    for key, value in row.items():
-        inner = value.values() if isinstance(value, dict) else (value,)
-        if any(isinstance(v, dict | list) for v in inner):
-            raise kind(f"{where}: '{cut(key)}' must be a text, a number, or an object of these")
-    return {str(key).strip(): value for key, value in row.items()}
+class _Lines:
+    """Cells and objects of the lines that were read, and the lines' names, as a sequence."""
+
+    def __init__(self, path: Path, kind: type[HesstuneError]) -> None:
+        self.columns: dict[str, Column] = {}
+        self.nested: Nested = {}
+        self._path, self._kind = path, kind
+        self._numbers = array("q")
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, at: int) -> str:
+        return f"line {self._numbers[at]}"
+
+    def add(self, numbers: Sequence[int], lines: Sequence[str]) -> None:
+        """Add the next lines, at these numbers of the file."""
+        done, rows = len(self), self._objects(numbers, lines)
+        self._numbers.extend(numbers)
+        names = {key: key.strip() for key in dict.fromkeys(chain.from_iterable(rows))}
+        for name in dict.fromkeys([*self.columns, *self.nested, *names.values()]):
+            own = [key for key, plain in names.items() if plain == name] or [name]
+            values = [row.get(own[0]) for row in rows]
+            for key in own[1:]:
+                values = [row.get(key, value) for row, value in zip(rows, values, strict=True)]
+            self._extend(name, values, done)
+
+    def _extend(self, name: str, values: list[Any], done: int) -> None:
+        kinds = set(map(type, values))
+        if dict not in kinds and name not in self.nested:
+            cells = values if kinds == {str} else list(map(_cell_of(kinds), values))
+            if list in kinds:
+                self._refuse(name, done + next(n for n, v in enumerate(values) if isinstance(v, list)))
+            if name not in self.columns:
+                self.columns[name] = Column([""] * done, names=self)
+            self.columns[name].extend(cells)
+            return
+        before = self.columns.pop(name, None)
+        found = self.nested.setdefault(name, [{} for _ in range(done)])
+        plain = [] if before is None else [n for n, cell in enumerate(before.cells()) if cell]
+        plain += [done + n for n, v in enumerate(values) if not isinstance(v, dict | None)]
+        if plain:
+            self._refuse(name, plain[0], "is an object in other lines, and none here")
+        for n, value in enumerate(values):
+            inner = value or {}
+            if any(isinstance(v, dict | list) for v in inner.values()):
+                self._refuse(name, done + n)
+            found.append({key: json_cell(v) for key, v in inner.items()})
+
+    def _refuse(
+        self, name: str, at: int, said: str = "must be a text, a number, or an object of these"
+    ) -> None:
+        raise self._kind(f"{self._path}, {self[at]}: '{cut(name)}' {said}")
+
+    def _objects(self, numbers: Sequence[int], lines: Sequence[str]) -> list[dict[str, Any]]:
+        """Parse all lines at once, which is faster, or one by one to name the line that is wrong."""
+        try:
+            rows = json.loads(f"[[{'],['.join(lines)}]]")
+        except (ValueError, RecursionError):
+            rows = []
+        if len(rows) == len(lines) and all(len(row) == 1 and isinstance(row[0], dict) for row in rows):
+            return [row[0] for row in rows]
+        found = []
+        for number, line in zip(numbers, lines, strict=True):
+            where = f"{self._path}, line {number}"
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise self._kind(f"{where} is no JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise self._kind(
+                    f'{where} must be an object, such as {{"id": "7", "gpt": {{"yes": 0.9, "no": 0.1}}}}'
+                )
+            found.append(row)
+        return found
+
+
+def _cell_of(kinds: set[type]) -> Callable[[Any], str]:
+    """Return what makes cells of values of these types; most columns are of one type."""
+    return str if kinds <= {str, int} else json_cell
 
 
 def json_cell(value: Any) -> str:

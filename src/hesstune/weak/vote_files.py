@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
@@ -12,8 +13,11 @@ from hesstune.errors import DataError, cut, listed, unknown_name
 from hesstune.storage.tables import MISSING, Column, CsvTable, is_missing
 from hesstune.weak.votes import ABSTAIN, Votes
 
-# In any case of letters, and with spaces around.
-ABSTENTIONS = frozenset({*(text.lower() for text in MISSING), "-1", "abstain"})
+# In any case of letters, and with spaces around. Datumaro and CVAT write no_label.
+ABSTENTIONS = frozenset({
+    *(text.lower() for text in MISSING), "-1", "abstain", "abstained", "abstention", "no_label", "?", "-",
+})  # fmt: skip
+_WHOLE = re.compile(r"\s*([+-]?)0*([0-9]{1,9})\.0*\s*")
 # A longer number is a class's name, not its index.
 MOST_DIGITS = 9
 PREFIX, SOFT_PREFIX = "vote_", "p_"
@@ -27,14 +31,26 @@ ROW_SUM_TOLERANCE = 1e-3
 MOST_CLASSES = 200
 
 
+def written_vote(value: object) -> str:
+    """Return a vote as text without spaces around; of whole numbers, without the point that pandas writes.
+
+    Example:
+        >>> [written_vote(value) for value in (" cat ", 1.0, "-1.0", "2.", "1.5", "007", None)]
+        ['cat', '1', '-1', '2', '1.5', '007', '']
+    """
+    text = "" if value is None else str(value).strip().replace("\N{MINUS SIGN}", "-")
+    whole = _WHOLE.fullmatch(text) if text[-1:] in ("0", ".") else None
+    return text if whole is None else whole[1].strip("+") + whole[2]
+
+
 def abstains(value: object, classes: Collection[str] = ()) -> bool:
     """Return whether a vote is for no class.
 
     Example:
-        >>> abstains(None), abstains(" NaN "), abstains("none"), abstains("none", ["none", "some"])
+        >>> abstains(None), abstains(" NaN "), abstains("-1.0"), abstains("none", ["none", "some"])
         (True, True, True, False)
     """
-    text = "" if value is None else str(value).strip()
+    text = written_vote(value)
     return text.lower() in ABSTENTIONS and text not in classes
 
 
@@ -42,6 +58,8 @@ def class_index(classes: Sequence[str]) -> dict[str, int]:
     """Return the index of each class's name, and of each index as text if no class has such a name."""
     index = {name: i for i, name in enumerate(classes)}
     numbers = {str(i): i for i in range(len(classes))}
+    spelled = {written_vote(name): i for i, name in reversed(list(enumerate(classes)))}
+    index |= {name: i for name, i in spelled.items() if name not in index}
     return index if index.keys() & numbers.keys() else index | numbers
 
 
@@ -60,9 +78,9 @@ def class_of(value: object, index: dict[str, int], where: str) -> int:
         return ABSTAIN
     if isinstance(value, bool):
         raise DataError(f"{where} gave {value}; a vote is a class name, a class index, or None to abstain")
-    text = str(value).strip()
-    if text in index:
-        return index[text]
+    for text in (str(value).strip(), written_vote(value)):
+        if text in index:
+            return index[text]
     if isinstance(value, int | np.integer) and 0 <= value < len(set(index.values())):
         return int(value)
     number = _class_number(text)
@@ -95,7 +113,7 @@ def classes_named(
         >>> classes_named(["dog", "cat"], ["cow", "1"], 9, "the file"), classes_named([], "021", 9, "it")
         (['cat', 'cow', 'dog'], ['0', '1', '2'])
     """
-    found, voted = set(named), set(voted)
+    found, voted = {written_vote(name) for name in named}, {written_vote(name) for name in voted}
     numbers = {name: number for name in voted if (number := _class_number(name)) is not None}
     found |= voted - numbers.keys()
     found |= {name for name, number in numbers.items() if number >= len(found)} if found else voted
@@ -169,9 +187,22 @@ def other_columns(table: CsvTable, classes: Sequence[str] = ()) -> tuple[list[st
 
 
 def voted(table: CsvTable, columns: Sequence[str]) -> set[str]:
-    """Return the distinct votes as written, without spaces around and abstentions."""
-    found = {value.strip() for name in columns for value in table.columns[name].coded()[1]}
+    """Return the distinct votes, see `written_vote`, without abstentions."""
+    found = {written_vote(value) for name in columns for value in table.columns[name].coded()[1]}
     return {value for value in found if not abstains(value)}
+
+
+def refuse_several(table: CsvTable, columns: Sequence[str], classes: Collection[str] = ()) -> None:
+    """Raise DataError if a vote is a list, an object or joined classes, by row and column."""
+    for name in columns:
+        column = table.columns[name]
+        for code, value in enumerate(column.coded()[1]):
+            text = value.strip()
+            if (text[:1] in ("[", "{") or "|" in text or ";" in text) and text not in classes:
+                raise DataError(
+                    f"{table.name}, row {column.row_of(code)}, column {name}: the vote '{cut(text)}' looks "
+                    "like several classes; give one class for each vote, or name such a class in --classes"
+                )
 
 
 def column_votes(table: CsvTable, name: str, index: dict[str, int]) -> NDArray[np.int64]:

@@ -8,9 +8,12 @@ annotator.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +21,7 @@ from numpy.typing import NDArray
 from hesstune.errors import ConfigError, DataError, cut, listed, unknown_name
 from hesstune.storage.tables import JSON_LINES, Column, CsvTable, Nested, read_json_lines, read_table
 from hesstune.user_code import import_user_module
+from hesstune.weak.export_answers import seconds_of
 from hesstune.weak.vote_files import (
     PREFIX,
     ROW_SUM_TOLERANCE,
@@ -28,10 +32,12 @@ from hesstune.weak.vote_files import (
     column_votes,
     other_columns,
     probability_cells,
+    refuse_several,
     soft_classes,
     vote_columns,
     voted,
     votes_in,
+    written_vote,
 )
 from hesstune.weak.votes import ABSTAIN, MOST_CELLS, Votes
 
@@ -45,14 +51,15 @@ class WrittenVotes:
         classes: The names of classes, or indices as text, that occur in them.
         votes: Returns the votes, and notes, from the names of all classes.
         notes: How they were read, in sentences.
-        is_by_vote: Whether they were read from a file with a row for each vote.
+        by_vote: The column of the examples' ids in a file with a row for each vote, "" if there is none;
+            None: a file with a row for each example.
     """
 
     ids: Sequence[str] | None
     classes: set[str]
     votes: Callable[[Sequence[str]], tuple[Votes, list[str]]]
     notes: tuple[str, ...] = ()
-    is_by_vote: bool = False
+    by_vote: str | None = None
 
 
 def read_vote_file(path: str | Path) -> tuple[CsvTable, Nested]:
@@ -66,7 +73,7 @@ def read_vote_file(path: str | Path) -> tuple[CsvTable, Nested]:
     return read_table(path, "the file of votes"), {}
 
 
-Function = Callable[[Mapping[str, str]], object]
+Function = Callable[[Mapping[str, Any]], object]
 
 
 def load_functions(spec: str) -> list[tuple[str, Function]]:
@@ -95,7 +102,17 @@ def load_functions(spec: str) -> list[tuple[str, Function]]:
     functions = list(found) if isinstance(found, list | tuple) else [found]
     if not functions or not all(callable(f) for f in functions):
         raise ConfigError(f"{spec} must be a function, or a list of functions; got {type(found).__name__}")
-    names = [str(getattr(f, "__name__", attribute)) for f in functions]
+    return named_functions(functions, attribute)
+
+
+def named_functions(functions: Sequence[Function], usual: str = "function") -> list[tuple[str, Function]]:
+    """Return (name, function) pairs of labeling functions, each name once.
+
+    Args:
+        functions: The functions.
+        usual: The name of a function that has none.
+    """
+    names = [str(getattr(f, "__name__", getattr(f, "name", usual))) for f in functions]
     # All lambdas have the same name.
     unique = [n if names.count(n) == 1 else f"{n}{i}" for i, n in enumerate(names)]
     return list(zip(unique, functions, strict=True))
@@ -138,7 +155,7 @@ def call_functions(
         ]
         return Votes(np.array(columns, dtype=np.int64).T, len(classes), names), []
 
-    written = {str(value).strip() for column in answers for value in column if not abstains(value)}
+    written = {written_vote(value) for column in answers for value in column if not abstains(value)}
     return WrittenVotes(None, written, votes)
 
 
@@ -174,14 +191,16 @@ def votes_by_column(
         DataError: If a wanted column is missing, or there is no column of votes to guess.
     """
     columns, notes = vote_columns(table, wanted), list[str]()
+    refuse_several(table, columns, classes)
     if not columns and guess:
         columns, left = other_columns(table, classes)
         if not columns:
             raise DataError(
                 f"{table.name} has no columns vote_…, and none that look like votes among "
-                f"{listed(left) or 'none'}: name them by --vote-columns, or, with a row a vote, by "
-                "--task-column, --worker-column and --label-column"
+                f"{listed(table.columns)}; it is taken for a table with a row for each example. Name the "
+                f"columns of votes by --vote-columns, or, with a row for each vote, by {OPTIONS}"
             )
+        refuse_several(table, columns, classes)
         notes = [f"columns read as votes: {listed(columns)}"]
         notes += [f"columns left out, no votes by their values: {listed(left)}"] if left else []
     if not columns:
@@ -190,7 +209,7 @@ def votes_by_column(
     return WrittenVotes(ids, written, lambda names: (votes_in(table, columns, names), []), tuple(notes))
 
 
-# How annotation tools name their columns, in any case of letters and without _id or a final s.
+# How annotation tools name their columns, see `_plain`.
 ROLES = {
     "worker": (
         "worker", "annotator", "labeler", "labeller", "rater", "user", "coder", "judge", "performer",
@@ -199,7 +218,19 @@ ROLES = {
         "label", "answer", "response", "vote", "annotation", "judgment", "judgement", "rating", "class",
     ),
     "task": ("task", "item", "example", "question", "instance", "unit", "document", "image", "id"),
+    "time": ("updated", "modified", "submitted", "submit", "completed", "finished", "answered", "timestamp",
+             "created", "time", "date"),
+    "status": ("status", "state", "assignmentstatus", "answerstatus", "wascancelled", "cancelled",
+               "rejected", "skipped", "discarded"),
 }  # fmt: skip
+# What a column of the status of answers says, in any case of letters, and what of it leaves an answer out.
+GOOD = frozenset({"", "accepted", "accept", "approved", "submitted", "completed", "complete", "done", "valid",
+                  "validated", "finished", "true", "false"})  # fmt: skip
+BAD = frozenset({"rejected", "reject", "discarded", "cancelled", "canceled", "skipped", "draft", "pending",
+                 "expired", "invalid", "in progress", "in_progress", "active", "ignore", "ignored",
+                 })  # fmt: skip
+CONFIDENCES = ("confidence", "probability", "certainty", "prob", "score")
+OPTIONS = "--task-column, --worker-column and --label-column"
 
 
 @dataclass(frozen=True)
@@ -210,11 +241,13 @@ class RoleColumns:
         task: The example's id.
         worker: The annotator.
         label: The class voted for.
+        confidence: The probability that the annotator gives the class; never recognised.
     """
 
     task: str | None = None
     worker: str | None = None
     label: str | None = None
+    confidence: str | None = None
 
     def found(self, table: CsvTable, roles: Sequence[str]) -> dict[str, str]:
         """Return the columns of these roles that are named or recognised.
@@ -229,9 +262,13 @@ class RoleColumns:
         found: dict[str, str] = {}
         for role in roles:
             taken = {*given.values(), *found.values()}
-            if column := given.get(role) or _recognised(table, ROLES[role], taken):
+            if column := given.get(role) or _recognised(table, ROLES.get(role, ()), taken):
                 found[role] = column
         return found
+
+    def given(self) -> dict[str, str]:
+        """Return {role: column} of the columns that are named."""
+        return {role: name for role, name in vars(self).items() if name is not None}
 
 
 def _recognised(table: CsvTable, words: Sequence[str], taken: Collection[str]) -> str | None:
@@ -239,58 +276,198 @@ def _recognised(table: CsvTable, words: Sequence[str], taken: Collection[str]) -
     plain: dict[str, list[str]] = {}
     for name in table.columns:
         if name not in taken:
-            word = name.strip().lower().removesuffix("_id").removesuffix(" id")
-            plain.setdefault(word if word in words else word.removesuffix("s"), []).append(name)
+            plain.setdefault(_plain(name, words), []).append(name)
     found = [plain[word] for word in words if word in plain]
     return found[0][0] if found and len(found[0]) == 1 else None
+
+
+def _plain(name: str, words: Sequence[str]) -> str:
+    """Return a column's name in small letters alone, without id, name, at or a final s that is no word's."""
+    word = re.sub(r"[^a-z0-9]", "", name.lower())
+    for suffix in ("", "id", "name", "at", "time", "s"):
+        if (short := word.removesuffix(suffix)) in words:
+            return short
+    return word
 
 
 def votes_by_row(table: CsvTable, named: RoleColumns) -> WrittenVotes | None:
     """Return the votes of a table with a row for each vote; None if it has a row for each example.
 
     If no column is named, a table has a row for each vote if it has no column vote_…, all three columns are
-    recognised, and examples occur in several rows. If an annotator votes on an example twice, the last vote
-    counts.
+    recognised, and examples occur in several rows or no other column looks like votes. If an annotator votes
+    on an example twice, the newest vote counts by a column of time stamps, or the last one. Votes that a
+    column of status marks as rejected, skipped or drafts are left out. With a column of confidences, votes
+    are probabilities; the labels then may be those of one annotator whom no column names.
 
     Raises:
         DataError: If a column that is named is missing, one that is needed cannot be recognised, or a row has
             no annotator.
     """
-    roles = ("worker", "label", "task")
-    columns, given = named.found(table, roles), [role for role in roles if getattr(named, role) is not None]
-    missing = [role for role in roles if role not in columns]
-    if missing and not given:
+    columns = _row_columns(table, named)
+    if columns is None:
         return None
-    if missing:
-        raise DataError(
-            f"{table.name}: no column is known as the {missing[0]} among {listed(table.columns)}; "
-            f"give --{missing[0]}-column"
-        )
-    if len(set(columns.values())) < len(columns):
-        raise DataError(f"task, worker and label must be three columns; got {listed(columns.values())}")
-    example, ids = table.columns[columns["task"]].coded()
-    if not given and (any(name.startswith(PREFIX) for name in table.columns) or len(ids) == len(table)):
-        return None
-    annotator, names = _annotators(table, columns["worker"])
+    refuse_several(table, [columns["label"]])
+    numbered = [str(row) for row in range(len(table))]
+    example, ids = (
+        table.columns[columns["task"]].coded()
+        if "task" in columns
+        else (np.arange(len(table), dtype=np.int32), numbered)
+    )
+    annotator, names = (
+        _annotators(table, columns["worker"])
+        if "worker" in columns
+        else (np.zeros(len(table), dtype=np.int64), [columns["label"]])
+    )
+    counts, left = _that_count(table, set(columns.values()))
+    times, by_time = _times(table, set(columns.values()))
+    confidence = None if named.confidence is None else _confidences(table, named.confidence)
 
     def votes(classes: Sequence[str]) -> tuple[Votes, list[str]]:
         vote = column_votes(table, columns["label"], class_index(classes))
-        rows = np.flatnonzero(vote != ABSTAIN)
+        rows = np.flatnonzero((vote != ABSTAIN) & counts)
+        rows = rows if times is None else rows[np.argsort(times[rows], kind="stable")]
         pair = example[rows].astype(np.int64) * len(names) + annotator[rows]
         # The last vote of each pair: the first of the reversed rows.
         last = rows[len(rows) - 1 - np.unique(pair[::-1], return_index=True)[1]]
         notes = []
         if repeated := len(rows) - len(last):
-            notes.append(f"{repeated} votes are repeated by the same annotator: the last one counts")
+            notes.append(f"{repeated} votes are repeated by the same annotator: the {by_time} counts")
         own = (example[last], annotator[last], vote[last])
-        return Votes.of_rows(*own, n=len(ids), k=len(classes), names=names), notes
+        made = partial(Votes.of_rows, n=len(ids), k=len(classes), names=names)
+        if confidence is None:
+            return made(*own), notes
+        return _with_confidence(made, own, confidence[last], notes)
 
-    how = ", by the names of its columns" if len(given) < len(roles) else ""
+    how = ", by the names of its columns" if len(columns) > len(named.given()) else ""
+    shown = {role: f"'{name}'" for role, name in columns.items()}
     note = (
-        f"votes are read one a row{how}: '{columns['task']}' is the example, '{columns['worker']}' the "
-        f"annotator, '{columns['label']}' the class"
+        f"votes are read one a row{how}: {shown.get('task', 'the row')} is the example, "
+        f"{shown.get('worker', 'one annotator')} the annotator, {shown['label']} the class"
     )
-    return WrittenVotes(ids, voted(table, [columns["label"]]), votes, (note,), is_by_vote=True)
+    if named.confidence is not None:
+        note += f", '{named.confidence}' its probability"
+    elif unused := _recognised(table, CONFIDENCES, columns.values()):
+        note += f"; if '{unused}' is its probability, give --confidence-column"
+    written = voted(table, [columns["label"]])
+    return WrittenVotes(ids, written, votes, (note, *left), by_vote=columns.get("task", ""))
+
+
+def _row_columns(table: CsvTable, named: RoleColumns) -> dict[str, str] | None:
+    """Return {role: column} of a table with a row for each vote; None if it has a row for each example."""
+    roles, given = ("worker", "label", "task"), named.given()
+    columns = named.found(table, roles)
+    missing = [role for role in roles if role not in columns]
+    if named.confidence is not None and "worker" in missing:
+        missing = [role for role in missing if role == "label"]
+    if not given and (any(name.startswith(PREFIX) for name in table.columns) or "worker" in missing):
+        return None
+    others = [] if given else _other_votes(table, columns)
+    if not given and (missing or not _repeats(table, columns["task"])) and others:
+        return None
+    if missing:
+        guess = ", ".join(f"'{name}' is the {role}" for role, name in columns.items()) or "none of them"
+        raise DataError(
+            f"{table.name}: no column is known as the {missing[0]} among {listed(table.columns)}; by their "
+            f"names {guess}. Give --{missing[0]}-column ({OPTIONS} name a row for each vote, --vote-columns "
+            "a column for each annotator)"
+        )
+    if len(set(columns.values())) < len(columns):
+        raise DataError(f"task, worker and label must be three columns; got {listed(columns.values())}")
+    return columns
+
+
+def _repeats(table: CsvTable, column: str) -> bool:
+    return len(table.columns[column].coded()[1]) < len(table)
+
+
+def _other_votes(table: CsvTable, columns: Mapping[str, str]) -> list[str]:
+    """Return the columns that look like votes of annotators beside those of a row for each vote."""
+    kept = {name: own for name, own in table.columns.items() if name not in columns.values()}
+    taken = other_columns(replace(table, columns=kept))[0] if kept else []
+    known = _recognised(table, ROLES["status"], columns.values())
+    return [name for name in taken if name != known and len(voted(table, [name])) > 1]
+
+
+def _that_count(table: CsvTable, taken: Collection[str]) -> tuple[NDArray[np.bool_], list[str]]:
+    """Return which rows a column of status accepts, (V,), and notes."""
+    every = np.ones(len(table), dtype=bool)
+    name = _recognised(table, ROLES["status"], taken)
+    if name is None:
+        return every, []
+    codes, values = table.columns[name].coded()
+    said = [value.strip().lower() for value in values]
+    # A column such as was_cancelled says true for what does not count.
+    is_flag = _plain(name, ROLES["status"]) not in ROLES["status"][:4]
+    bad = {"true", "1", "yes", *BAD} if is_flag else BAD
+    good = {"0", "no", *GOOD} if is_flag else GOOD
+    if not set(said) <= good | bad:
+        return every, []
+    counts = np.array([text not in bad for text in said])[codes]
+    left = int((~counts).sum())
+    shown = listed(value for value, text in zip(values, said, strict=True) if text in bad)
+    return counts, [f"{left} votes are left out by the column '{name}' ({shown})"] if left else []
+
+
+def _times(table: CsvTable, taken: Collection[str]) -> tuple[NDArray[np.float64] | None, str]:
+    """Return each row's time stamp in seconds, (V,), or None; and which of several votes counts."""
+    name = _recognised(table, ROLES["time"], taken)
+    if name is None:
+        return None, "last one"
+    codes, values = table.columns[name].coded()
+    times = [seconds_of(value) for value in values[:1]]
+    if None not in times:
+        times += [seconds_of(value) for value in values[1:]]
+    known = [time for time in times if time is not None]
+    if len(known) < len(values):
+        return None, "last one"
+    return np.array(known, dtype=np.float64)[codes], f"newest by '{name}'"
+
+
+def _confidences(table: CsvTable, column: str) -> NDArray[np.float64]:
+    """Return the probability of each row's vote, (V,); 1 if a cell is empty.
+
+    Raises:
+        DataError: If one is not in [0, 1], by its row.
+    """
+    if column not in table:
+        raise unknown_name(f"column of {table.name}", column, list(table.columns), DataError)
+    found = probability_cells(table, table.columns[column], column)
+    found = np.where(np.isnan(found), 1.0, found)
+    wrong = np.flatnonzero((found < 0) | (found > 1))
+    if len(wrong):
+        n = int(wrong[0])
+        raise DataError(
+            f"{table.name}, row {table.row(n)}: the confidence {found[n]:g} in '{column}' is not in [0, 1]; "
+            "divide percentages by 100"
+        )
+    return found
+
+
+Rows = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+
+
+def _with_confidence(
+    made: Callable[..., Votes], own: Rows, confidence: NDArray[np.float64], notes: list[str]
+) -> tuple[Votes, list[str]]:
+    """Return soft votes: the vote's class has its confidence, and the others share what remains."""
+    example, annotator, vote = own
+    plain = made(*own)
+    if len(plain) * plain.m * plain.k > MOST_CELLS:
+        size = f"{plain.m:,} annotators on {len(plain):,} examples"
+        return plain, [*notes, f"the confidences of {size} are not used: they are too many for a table"]
+    soft = np.zeros((len(plain), plain.m, plain.k))
+    soft[example, annotator] = ((1 - confidence) / (plain.k - 1))[:, None]
+    soft[example, annotator, vote] = confidence
+    low = confidence < 1 / plain.k
+    if plain.k == 2:
+        vote = np.where(low, 1 - vote, vote)
+        said = "they count for the other class"
+    else:  # against one class, and for no other
+        example, annotator, vote = (column[~low] for column in own)
+        soft[own[0][low], own[1][low]] = 0.0
+        said = "they are left out"
+    notes += [f"{int(low.sum())} votes have a confidence below that of guessing; {said}"] if low.any() else []
+    return made(example, annotator, vote, soft=soft), notes
 
 
 def _annotators(table: CsvTable, column: str) -> tuple[NDArray[np.int64], list[str]]:
@@ -445,7 +622,7 @@ def _soft_by_row(table: CsvTable, roles: Mapping[str, str], cells: Mapping[str, 
         notes.append(f"{twice} votes are repeated by the same annotator: the last one counts")
     if silent := int((~p.any(axis=1)).sum()):
         notes.append(f"{silent} votes give no probabilities; they are left out")
-    return replace(_soft(table, ids, names, list(cells), whole, notes), is_by_vote=True)
+    return replace(_soft(table, ids, names, list(cells), whole, notes), by_vote=roles["task"])
 
 
 def _soft(

@@ -98,6 +98,7 @@ class Votes:
         n: int,
         k: int,
         names: Sequence[str],
+        soft: NDArray[np.float64] | None = None,
     ) -> Votes:
         """Return votes that are given one a row; an annotator votes on an example once.
 
@@ -108,6 +109,7 @@ class Votes:
             n: Number of examples N.
             k: Number of classes K.
             names: The annotators' names.
+            soft: (N, m, K) the probabilities that annotators give, or None.
 
         Example:
             >>> example, annotator, vote = np.array([0, 1]), np.array([1, 0]), np.array([1, 0])
@@ -116,7 +118,7 @@ class Votes:
         """
         votes = cls.__new__(cls)
         plus_one = csr_matrix((vote + 1, (example, annotator)), (n, len(names)))
-        votes._keep(plus_one, k, names, None, False)
+        votes._keep(plus_one, k, names, soft, False)
         return votes
 
     @classmethod
