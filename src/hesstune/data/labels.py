@@ -84,7 +84,8 @@ def class_labels(
     codes, written = column.coded()
     if names is None:
         values = [value.strip() for value in written]
-        present = {c for c, v in enumerate(values) if not (is_missing(v) or (hidden and v in HIDDEN))}
+        gone = missing_labels(values) if hidden else [is_missing(value) for value in values]
+        present = {code for code in range(len(values)) if not gone[code]}
     else:
         values = _names_of(column, what, names)
         present = {code for code, value in enumerate(values) if value}
@@ -128,7 +129,8 @@ def labels_as_written(
     """Return each label as text or by its name, "" if it is missing; see `class_labels`."""
     codes, written = column.coded()
     if names is None:
-        values = ["" if hidden and value.strip() in HIDDEN else value.strip() for value in written]
+        gone = missing_labels(written) if hidden else [False] * len(written)
+        values = ["" if missing else value.strip() for value, missing in zip(written, gone, strict=True)]
     else:
         values = _names_of(column, what, names)
     return [values[code] for code in codes.tolist()]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hesstune.data.examples import REWRITTEN, Examples, Text, Texts
+from hesstune.data.examples import REWRITTEN, Examples, Listing, Text, Texts, Vectors
 from hesstune.data.formats import is_table, listing
-from hesstune.data.images import decode_all
+from hesstune.data.images import DecodedImages, decode_all
 from hesstune.data.labels import GIVEN_LABEL, SOURCE, column_named
 from hesstune.data.labels import read_sources as read_label_sources
 from hesstune.data.tables import examples_of, possible_groups
@@ -53,6 +53,8 @@ class Target:
         notes: What was left out, changed or guessed when they were read, in sentences.
         sources: Where each of the true labels comes from, as the column `label_source` says, or None.
         checked: {id: class} of examples that the data marks as checked by a person.
+        vectors: Feature vectors, or None.
+        images: Decoded images that are in no files, or None.
     """
 
     ids: list[str]
@@ -64,14 +66,17 @@ class Target:
     notes: tuple[str, ...] = ()
     sources: list[str] | None = None
     checked: dict[str, str] = field(default_factory=dict)
+    vectors: Vectors | None = None
+    images: DecodedImages | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def has_inputs(self) -> bool:
-        """Whether the examples are images or texts that a network can take."""
-        return self.paths is not None or self.texts is not None
+        """Whether the examples are images, texts or feature vectors."""
+        inputs = (self.paths, self.texts, self.vectors, self.images)
+        return any(own is not None for own in inputs)
 
     def rows(self) -> Iterator[Mapping[str, str]]:
         """Yield each example as labeling functions get it: a CSV file's row; `id`, `path` and texts."""
@@ -92,8 +97,9 @@ class Target:
             DataError: If an image cannot be decoded.
         """
         every = np.arange(len(self))
-        if self.texts is not None:
-            return Examples(Texts(self.texts), every, self.ids, None)
+        for given in (self.vectors, self.images, self.texts and Texts(self.texts)):
+            if given is not None:
+                return Examples(given, every, self.ids, None)
         assert self.paths is not None
         source, bad, _ = decode_all(self.paths, size, cache_mib=1024)
         if bad:
@@ -138,13 +144,29 @@ def read_target(spec: str, known: Sequence[str] = TRUTHS) -> Target:
     if is_table(kind):
         return target_of(read_table(path), known)
     found = listing(spec, size=8, labelled=False)
-    if found.paths is None and found.texts is None:
+    if found.array is not None:
         raise DataError(
             f"'{spec}' holds images without files, which labels.csv could not name; label folder:PATH or "
             "csv:PATH"
         )
+    return target_of_listing(found)
+
+
+def target_of_listing(found: Listing) -> Target:
+    """Return the examples that were read without need of labels.
+
+    Raises:
+        DataError: If an image in memory cannot be decoded.
+    """
+    if found.bad:
+        raise DataError(f"{next(iter(found.bad.values()))}; take the image out of the data first")
     parts = [p or "train" for p in found.parts] if found.parts else None
-    return Target(found.ids, found.given, parts, found.paths, found.texts, notes=tuple(found.notes))
+    images = None if found.array is None else DecodedImages(found.array, found.digests)
+    notes = tuple(found.notes)
+    return Target(
+        found.ids, found.given, parts, found.paths, found.texts, None, notes, found.label_sources, {},
+        found.vectors, images,
+    )  # fmt: skip
 
 
 def target_of(table: CsvTable, known: Sequence[str] = TRUTHS) -> Target:
