@@ -182,6 +182,10 @@ class VectorInputs(ModelInputs):
         return self.inputs(indices)
 
 
+ExampleInputs = ImageInputs | TextInputs | VectorInputs
+"""What `make_inputs` returns."""
+
+
 def _tokenize(tokenizer: Any, texts: Sequence[Text], limit: int) -> tuple[list[dict[str, list[int]]], int]:
     """Return the tokens of each text, and the number of texts that were cut."""
     if not texts:
@@ -204,7 +208,7 @@ def make_inputs(
     augmentation: Augmentation | None = None,
     max_length: int = 128,
     blank: bool = False,
-) -> ImageInputs | TextInputs | VectorInputs:
+) -> ExampleInputs:
     """Return the inputs that the network needs; see `ImageInputs`, `TextInputs` and `VectorInputs`."""
     if loaded.width is not None:
         return VectorInputs(examples, loaded, device)

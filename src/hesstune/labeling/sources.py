@@ -97,7 +97,8 @@ class Target:
             DataError: If an image cannot be decoded.
         """
         every = np.arange(len(self))
-        for given in (self.vectors, self.images, self.texts and Texts(self.texts)):
+        texts = None if self.texts is None else Texts(self.texts)
+        for given in (self.vectors, self.images, texts):
             if given is not None:
                 return Examples(given, every, self.ids, None)
         assert self.paths is not None

@@ -175,8 +175,8 @@ def run_cell(cell: Cell, folder: Path, settings: Settings, data: Any = None) -> 
         def observe(trained: Trained) -> None:
             write_record(out / OBSERVED, _observed(trained, config, settings, out))
 
-        more = {"resume": True, "observe": observe, "keep_weights": settings.keep_runs}
-        run = finetune(data, config=config.model_dump() | {"out": str(out)}, **more)
+        options = config.model_dump() | {"out": str(out)}
+        run = finetune(data, config=options, resume=True, observe=observe, keep_weights=settings.keep_runs)
         found: OptionValues = {"status": "done", "metrics": _metrics(run)}
         if searched is not None:
             found["search"] = searched

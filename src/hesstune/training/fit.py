@@ -17,7 +17,7 @@ from hesstune.data.augment import Augmentation
 from hesstune.data.examples import Task
 from hesstune.errors import RunError
 from hesstune.inputs.activations import ActivationInputs, needed_bytes
-from hesstune.inputs.batches import ImageInputs, ModelInputs, TextInputs, make_inputs, predict_logits
+from hesstune.inputs.batches import ExampleInputs, ModelInputs, TextInputs, make_inputs, predict_logits
 from hesstune.inputs.features import features_of
 from hesstune.methods import MethodSetup
 from hesstune.models.cut import AfterCut, Cut, find_cut
@@ -183,7 +183,7 @@ def _inputs(prepared: Prepared, out: Path) -> _Inputs:
 
 
 def _after_cut(
-    model: nn.Module, plain: Mapping[str, ImageInputs | TextInputs], cut: Cut, out: Path, most_mib: int
+    model: nn.Module, plain: Mapping[str, ExampleInputs], cut: Cut, out: Path, most_mib: int
 ) -> tuple[dict[str, ModelInputs], list[str]]:
     """Return the activations of all parts, kept on disk if there is room, and notes if there is not."""
     need, notes = needed_bytes(list(plain.values()), cut) / 2**20, list[str]()

@@ -181,7 +181,7 @@ class _Reader:
         numbered = index == [str(i) for i in range(len(index))]
         if "id" not in found.columns and not numbered and all(index) and len(set(index)) == len(index):
             found.columns["id"] = index
-            found.notes.append(f"the ids are the index of {what}")
+            found.notes.append(f"the ids are {what}'s index")
         for at, level in enumerate(frame.index.names):
             # A named index that repeats values may group the rows: it is a column like others.
             if level is not None and str(level) not in found.columns and str(level) not in names:
