@@ -20,6 +20,7 @@ from hesstune.data.reading import Reading
 from hesstune.data.tables import USUAL, listing_of
 from hesstune.data.vectors import NAMES, vector_column, vectors_of_array
 from hesstune.errors import DataError, listed
+from hesstune.resizing import Size
 from hesstune.storage.files import read_array, reading
 from hesstune.storage.tables import JSON_LINES, PARQUET, TABS, CsvTable, as_cell, read_table
 
@@ -48,7 +49,7 @@ class Features(DataFormat):
     suffixes = (".npy",)
 
     @classmethod
-    def read(cls, path: str, size: int, labelled: bool, how: Reading) -> Listing:
+    def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:
         file, suffix = readable_file(path, "the file of feature vectors"), Path(path).suffix.lower()
         if how.columns.text or how.columns.image:
             raise DataError("features: data holds vectors, no texts or images; name no column of these")
@@ -154,7 +155,7 @@ def _of_npy(file: Path, labelled: bool, how: Reading) -> Listing:
     return listing_of(table, roles, how, labelled, images=vectors, ids=ids, hidden=True, notes=notes)
 
 
-def _of_parquet(file: Path, size: int, labelled: bool, how: Reading) -> Listing:
+def _of_parquet(file: Path, size: Size, labelled: bool, how: Reading) -> Listing:
     import pandas as pd
 
     with reading(file, "Parquet", DataError):
