@@ -193,3 +193,20 @@ def test_messages_and_the_run_name_classes_as_y_does(names):
         pets().fit(IMAGES, few)
     with pytest.raises(DataError, match="one class only"):
         pets().fit(IMAGES, [*few[:11].tolist(), names[0]])
+
+
+def test_missing_labels_are_no_class_and_one_hot_labels_are_classes():
+    y = PETS.astype(object) if hasattr(PETS, "astype") else np.array(PETS, dtype=object)
+    whole = pets().fit(IMAGES, y)
+    for missing in (None, float("nan"), "", -1):
+        some = y.copy()
+        some[3] = missing
+        model = pets().fit(IMAGES, some)
+        assert model.classes_.tolist() == whole.classes_.tolist()
+        assert any("1 of 12 examples without a label" in note for note in model.run_.facts.data_notes)
+    hot = (y[:, None] == whole.classes_).astype(int)
+    one_hot = pets().fit(IMAGES, hot)
+    assert one_hot.classes_.tolist() == list(range(hot.shape[1]))
+    np.testing.assert_array_equal(one_hot.predict_proba(IMAGES), whole.predict_proba(IMAGES))
+    with pytest.raises(DataError, match="soft labels"):
+        pets().fit(IMAGES, hot * 0.8 + 0.2 / hot.shape[1])

@@ -6,9 +6,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
+from scipy import sparse
 
 import hesstune as ht
 from hesstune.cli.main import run as run_command
+from hesstune.data import vectors
 from hesstune.data.load import load_task
 from hesstune.errors import ConfigError, DataError, HesstuneError, RunError
 from hesstune.labeling.clean import LabelIssues, clean
@@ -74,7 +77,10 @@ def test_wrong_labels_come_first():
         ({}, "give data, or else features"),
         ({"features": np.ones((2, 2))}, "features need labels"),
         ({"features": np.ones((2, 2)), "labels": ["a", "a"]}, "two classes"),
-        ({"features": np.ones((2, 2)), "labels": ["a"]}, "do not match"),
+        ({"features": np.ones((2, 2)), "labels": ["a"]}, "2 examples, but y has 1"),
+        ({"features": np.ones((2, 2, 2)), "labels": ["a", "b"]}, "must be numbers"),
+        ({"features": np.array([[1.0, np.nan], [0, 1]]), "labels": ["a", "b"]}, "row 0"),
+        ({"data": (["a text", "b"], None)}, "no labels"),
         ({"data": "digits"}, "without files"),
         ({"features": np.ones((2, 2)), "labels": [0, 1], "sed": 1}, "unknown"),
     ],
@@ -82,6 +88,60 @@ def test_wrong_labels_come_first():
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises((ConfigError, DataError), match=message):
         clean(**arguments)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), "", "NA", -1, "-1.0", pd.NA])
+def test_missing_labels_are_no_class_by_any_entrance(missing):
+    x, _, given = noisy_features()
+    labels = given.astype(object)
+    labels[:5] = missing
+    frame = pd.DataFrame({"features": list(x), "label": labels})
+    inputs = {"features": x, "labels": labels}, {"data": (x, list(labels))}, {"data": frame}
+    for found in (clean(**one) for one in inputs):
+        assert (found.classes, len(found)) == (["0", "1", "2"], 235)
+        assert found.ids[0] == "5"
+        assert any("5 of 240 examples without a label" in note for note in found.notes)
+        assert len(found.to_frame()) == 235
+    task = load_task((x, labels), size=8)
+    assert len(task.train) + len(task.val) + len(task.test) == 235
+
+
+def test_every_form_of_features_and_labels_finds_the_same_errors(monkeypatch, tmp_path):
+    x, _, given = noisy_features()
+    names = np.array(["a", "b", "c"])[given]
+    np.savez(tmp_path / "x.npz", X=x, y=names)
+    wanted = clean(features=x, labels=names)
+    dummies = pd.get_dummies(pd.Series(names))
+    for found in (
+        clean(features=sparse.csr_matrix(x), labels=names),
+        clean(features=pd.DataFrame(x), labels=dummies),
+        clean((x, pd.Series(names, dtype="category"))),
+        clean(pd.DataFrame({"vector": list(x), "label": names})),
+        clean(f"features:{tmp_path / 'x.npz'}"),
+        clean(features=x, labels=0.8 * dummies.astype(float) + 0.2 / 3),
+    ):
+        np.testing.assert_array_equal(found.posterior, wanted.posterior)
+        assert found.classes == wanted.classes
+    assert any("soft labels" in note for note in found.notes)
+    monkeypatch.setattr(vectors, "MOST_DENSE_MIB", 0)
+    reduced = clean(features=sparse.csr_matrix(x), labels=names)
+    assert any("reduced to 2 dimensions" in note for note in reduced.notes)
+    assert sorted(reduced.ranked[:24].tolist()) == list(range(24))
+    with pytest.raises(DataError, match="TruncatedSVD"):
+        load_task((sparse.csr_matrix(x), names), size=8)
+
+
+def test_texts_and_images_given_as_objects_are_cleaned_as_files_are(mislabelled):
+    frame = pd.read_csv(mislabelled)
+    frame["image"] = [str(mislabelled.parent / name) for name in frame["image"]]
+    by_file, by_frame = (clean(data, image_size=32) for data in (f"csv:{mislabelled}", frame))
+    np.testing.assert_array_equal(by_frame.posterior, by_file.posterior)
+    assert (by_frame.ids, by_frame.classes) == (by_file.ids, by_file.classes)
+    inputs = [Image.open(path) for path in frame["image"]]
+    kept = frame["split"] == "train"
+    images = [image for image, is_kept in zip(inputs, kept, strict=True) if is_kept]
+    by_image = clean((images, frame["label"][kept]), image_size=32)
+    assert (len(by_image), by_image.classes) == (len(by_file), by_file.classes)
 
 
 @pytest.fixture

@@ -315,6 +315,11 @@ def thumbnails_of(part: Examples, rows: NDArray[np.int64]) -> dict[str, ExampleI
             part.ids[i]: ExampleImage(text=" / ".join(t for t in texts[i] if t is not None)[:LETTERS])
             for i in rows
         }
+    if (vectors := part.vectors) is not None:
+        return {
+            part.ids[i]: ExampleImage(text=f"{part.ids[i]}: a vector of {vectors.width} numbers")
+            for i in rows
+        }
     from PIL import Image
 
     shown = {}

@@ -16,6 +16,7 @@ from hesstune.data.examples import Examples, Task
 from hesstune.errors import DataError
 from hesstune.models.heads import freeze
 from hesstune.models.load import LoadedModel
+from hesstune.noise.matrix import shown_noise
 from hesstune.reference import Reference
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.runs.folder import entered, locked_by_first
@@ -203,11 +204,12 @@ def _refuse_leaks(run: Run) -> None:
     estimates = (config.noise_matrix or "").startswith("estimate")
     given = None if config.noise_matrix is None else run.noise_matrix
     is_estimated = given is not None and given.origin in ("estimated", "instance_dependent")
+    shown = shown_noise(config.noise_matrix)
     chosen = {
         f"a search chose {', '.join(searched)}": bool(searched),
         "--radius was chosen": isinstance(config.radius, str),
         "--noise-matrix was estimated": estimates,
-        f"--noise-matrix {config.noise_matrix} was estimated, possibly": is_estimated and not estimates,
+        f"--noise-matrix {shown} was estimated, possibly": is_estimated and not estimates,
     }
     for what, leaks in chosen.items():
         if leaks:

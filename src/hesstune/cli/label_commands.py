@@ -74,6 +74,7 @@ def clean(
 
     found = find_issues(options)
     made = found.save(out, options.write, overwrite)
+    is_of_vectors = found.target is not None and found.target.vectors is not None  # no csv: data
     output.say(issues_table(found), "")
     wrong, suspected = int(found.wrong.sum()), int(found.suspected.sum())
     low, high = found.rate_interval
@@ -96,7 +97,7 @@ def clean(
     output.say(
         f"Written: {made} labels to {out}, the most probable errors first; to review, fill in clean_label "
         "and give the file to --checked-labels",
-        f"Next: hesstune finetune --data csv:{out} --out runs/cleaned",
+        *([] if is_of_vectors else [f"Next: hesstune finetune --data csv:{out} --out runs/cleaned"]),
     )
     output.record({"path": str(out), "written": made, **found.to_dict()})
 

@@ -1,4 +1,4 @@
-"""Examples: images or texts with ids, labels and votes, and digests of their contents."""
+"""Examples: images, texts or feature vectors with ids, labels and votes, and digests of their contents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -91,6 +91,60 @@ class Texts:
         return as_digests(bytes.fromhex(digest_of_texts(pair)) for pair in self.batch(indices))
 
 
+# Rows of vectors that are read from their file together.
+ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Feature vectors, such as embeddings: rows of an array, which may be a memory-mapped file.
+
+    Attributes:
+        array: (N, D) floating-point numbers or integers.
+        at: (M,) rows of the array that these vectors are, or None for all of them.
+    """
+
+    array: NDArray[Any]
+    at: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.array) if self.at is None else len(self.at)
+
+    @property
+    def width(self) -> int:
+        """D, the number of features."""
+        return int(self.array.shape[1])
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> Vectors:
+        """Return some of the vectors; none is read."""
+        return replace(self, at=rows if self.at is None else self.at[rows])
+
+    def values(self) -> NDArray[Any]:
+        """Return all vectors, (M, D), of the array's own type."""
+        return self.array if self.at is None else self.array[self.at]
+
+    def numbers(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the vectors at the indices, (B, D) float32."""
+        return np.ascontiguousarray(self.array[indices if self.at is None else self.at[indices]], np.float32)
+
+    def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        """Return the vectors at the indices, (B, D) float32."""
+        return torch.from_numpy(self.numbers(indices))
+
+    @property
+    def digest(self) -> str:
+        """Checksum of the vectors."""
+        return digest_bytes(self.digests(np.arange(len(self))).data).hex()
+
+    def digests(self, indices: NDArray[np.int64], anew: bool = False) -> Digests:
+        """Return digests of the vectors at the indices in single precision, (B, 16)."""
+        head = f"vector {self.width} ".encode()
+        parts = (indices[start : start + ROWS] for start in range(0, len(indices), ROWS))
+        return as_digests(digest_bytes(head, row.data) for part in parts for row in self.numbers(part))
+
+
+Kind = Literal["image", "text", "features"]
+
 T = TypeVar("T", "Listing", "Examples")
 
 
@@ -120,6 +174,7 @@ class Listing:
         paths: Image files, or None if `array` holds the images.
         array: (N, 3, S, S) uint8 decoded images.
         texts: Texts, if the data holds no images.
+        vectors: Feature vectors, if the data holds neither images nor texts.
         parts: `train`, `val` or `test` for each example ("" for another part, if labels are not required), or
             None if the data is not split.
         flip: Whether mirroring an image keeps its label (not for digits).
@@ -142,6 +197,7 @@ class Listing:
     paths: list[Path] | None = None
     array: torch.Tensor | None = None
     texts: list[Text] | None = None
+    vectors: Vectors | None = None
     parts: list[str] | None = None
     flip: bool = True
     votes: Votes | None = None
@@ -161,18 +217,18 @@ class Listing:
 
     def take(self, rows: ArrayLike) -> Listing:
         """Return a listing of some of the examples."""
-        own = ("ids", "labels", "paths", "array", "texts", "parts", "votes", "soft", "given", "split_values")
-        made = _take(self, rows, (*own, "digests", "before", "label_sources"))
+        own = ("ids", "labels", "paths", "array", "texts", "vectors", "parts", "votes", "soft", "given")
+        made = _take(self, rows, (*own, "split_values", "digests", "before", "label_sources"))
         at = np.asarray(rows, dtype=np.int64).tolist() if self.bad else []
         return replace(made, bad={new: self.bad[row] for new, row in enumerate(at) if row in self.bad})
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A part of a data set: some rows of one source of images or texts.
+    """A part of a data set: some rows of one source of images, texts or feature vectors.
 
     Attributes:
-        source: The images or texts of the whole data set.
+        source: The images, texts or feature vectors of the whole data set.
         rows: (N,) indices of this part's examples in the source.
         ids: One id per example.
         labels: (N,) int64 labels to train on, or None.
@@ -186,7 +242,7 @@ class Examples:
         clean_by_chance: Whether the checked examples may be a random sample; suspected errors are none.
     """
 
-    source: ImageSource | Texts
+    source: ImageSource | Texts | Vectors
     rows: NDArray[np.int64]
     ids: list[str]
     labels: NDArray[np.int64] | None
@@ -204,13 +260,25 @@ class Examples:
 
     def images(self, indices: NDArray[np.int64]) -> torch.Tensor:
         """Return decoded images of some of this part's examples, uint8, (B, 3, S, S)."""
-        assert not isinstance(self.source, Texts)
+        assert not isinstance(self.source, Texts | Vectors)
         return self.source.batch(self.rows[indices])
 
     @property
     def texts(self) -> list[Text] | None:
-        """This part's texts, or None if the examples are images."""
+        """This part's texts, or None if the examples are no texts."""
         return self.source.batch(self.rows) if isinstance(self.source, Texts) else None
+
+    @property
+    def vectors(self) -> Vectors | None:
+        """This part's feature vectors, or None if the examples are images or texts."""
+        return self.source[self.rows] if isinstance(self.source, Vectors) else None
+
+    @property
+    def kind(self) -> Kind:
+        """What the examples are."""
+        if isinstance(self.source, Texts | Vectors):
+            return "text" if isinstance(self.source, Texts) else "features"
+        return "image"
 
     def take(self, rows: ArrayLike) -> Examples:
         """Return some of this part's examples."""
@@ -263,8 +331,13 @@ class Task:
 
     @property
     def is_text(self) -> bool:
-        """Whether the examples are texts; images otherwise."""
-        return isinstance(self.train.source, Texts)
+        """Whether the examples are texts."""
+        return self.kind == "text"
+
+    @property
+    def kind(self) -> Kind:
+        """What the examples are."""
+        return self.train.kind
 
     @property
     def k(self) -> int:
@@ -278,9 +351,13 @@ SIDE, WORDS, BATCH = 8, 256, 256
 def raw_features(examples: Examples) -> NDArray[np.float64]:
     """Return simple features, (N, D), for noise that depends on the example.
 
-    Images are averaged to 8×8×3, texts become counts of hashed words. The scale is fixed: an example has the
-    same features in every part of the data.
+    Images are averaged to 8×8×3, texts become counts of hashed words, and vectors are scaled to one length.
+    The scale is fixed: an example has the same features in every part of the data.
     """
+    if (vectors := examples.vectors) is not None:
+        numbers = vectors.numbers(np.arange(len(vectors))).astype(np.float64)
+        norms = np.linalg.norm(numbers, axis=1, keepdims=True)
+        return np.asarray(numbers / np.maximum(norms, 1e-12) * np.sqrt(vectors.width))
     texts = examples.texts
     if texts is None:
         pooled = [torch.zeros((0, 3 * SIDE * SIDE))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,12 +23,36 @@ from hesstune.data.examples import (
     Task,
 )
 from hesstune.errors import DataError, cut, listed, unknown_name
-from hesstune.storage.tables import Column, CsvTable, is_missing
+from hesstune.storage.tables import Column, CsvTable, as_cell, is_missing
 from hesstune.weak.vote_files import LABEL_SOURCE
 from hesstune.weak.votes import ABSTAIN
 
-# How public data sets write the labels that they do not show.
-HIDDEN = ("-1", "-1.0")
+
+def is_missing_label(value: object, names: Collection[str] = ()) -> bool:
+    """Return whether a label is missing: None, NaN, NA, a text that means a missing value, or −1.
+
+    Names of classes are not missing. Where −1 and 1 are the only labels, both are classes; see
+    `missing_labels`.
+
+    Example:
+        >>> [is_missing_label(value) for value in (None, float("nan"), " NA ", "-1.0", -1, "none", 0)]
+        [True, True, True, True, True, False, False]
+    """
+    text = as_cell(value).strip()
+    return text not in names and (is_missing(text) or parse_number(text) == ABSTAIN)
+
+
+def missing_labels(values: Iterable[object]) -> list[bool]:
+    """Return whether each of the labels of a data set is missing; −1 is a class if all others are 1.
+
+    Example:
+        >>> missing_labels(["0", "-1", "", "1"]), missing_labels(["1", "-1", ""])
+        ([False, True, True, False], [False, False, True])
+    """
+    cells = [as_cell(value).strip() for value in values]
+    others = {parse_number(cell) for cell in set(cells) if not is_missing_label(cell)}
+    names = [cell for cell in cells if parse_number(cell) == ABSTAIN] if others == {1.0} else []
+    return [is_missing_label(cell, names) for cell in cells]
 
 
 @dataclass(frozen=True)
@@ -60,7 +84,8 @@ def class_labels(
     codes, written = column.coded()
     if names is None:
         values = [value.strip() for value in written]
-        present = {c for c, v in enumerate(values) if not (is_missing(v) or (hidden and v in HIDDEN))}
+        gone = missing_labels(values) if hidden else [is_missing(value) for value in values]
+        present = {code for code in range(len(values)) if not gone[code]}
     else:
         values = _names_of(column, what, names)
         present = {code for code, value in enumerate(values) if value}
@@ -104,7 +129,8 @@ def labels_as_written(
     """Return each label as text or by its name, "" if it is missing; see `class_labels`."""
     codes, written = column.coded()
     if names is None:
-        values = ["" if hidden and value.strip() in HIDDEN else value.strip() for value in written]
+        gone = missing_labels(written) if hidden else [False] * len(written)
+        values = ["" if missing else value.strip() for value, missing in zip(written, gone, strict=True)]
     else:
         values = _names_of(column, what, names)
     return [values[code] for code in codes.tolist()]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hesstune.data.examples import PARTS, REWRITTEN, Examples, ImageSource, Listing, Task, Texts
+from hesstune.data.examples import PARTS, REWRITTEN, Examples, ImageSource, Listing, Task, Texts, Vectors
 from hesstune.data.formats import listing
 from hesstune.data.images import DecodedImages, FileImages, decode_all
 from hesstune.data.labels import alike, labels_among, source_notes
@@ -186,7 +186,7 @@ def load_examples(
     return NewExamples(examples, skipped, [*found.notes, *notes])
 
 
-_Decoded = tuple[Listing, ImageSource | Texts, list[tuple[str, str]]]
+_Decoded = tuple[Listing, ImageSource | Texts | Vectors, list[tuple[str, str]]]
 T = TypeVar("T")
 _KEPT: ContextVar[OrderedDict[tuple[object, ...], Any] | None] = ContextVar("decoded", default=None)
 
@@ -217,9 +217,12 @@ def _reused(key: tuple[object, ...], make: Callable[[], T]) -> T:
 
 def _decoded(found: Listing, size: Size, skip_bad: bool, cache_mib: int, how: Reading) -> _Decoded:
     """Decode the images of a listing; leave out damaged ones if that is asked for."""
+    if how.background != WHITE and (found.texts is not None or found.vectors is not None):
+        kind = "feature vectors" if found.texts is None else "texts"
+        raise DataError(f"--background is for images, and the data holds {kind}; leave it out")
+    if found.vectors is not None:
+        return found, found.vectors, []
     if found.texts is not None:
-        if how.background != WHITE:
-            raise DataError("--background is for images, and the data holds texts; leave it out")
         return replace(found, notes=[*found.notes, *_odd_texts(found)]), Texts(found.texts), []
     source: DecodedImages | FileImages
     if found.paths is not None:

@@ -31,11 +31,12 @@ def near_duplicates(parts: Sequence[Examples]) -> list[NDArray[np.int64]]:
     Images: see `_group_images`. Texts are near-duplicates if `plain_text` makes them equal, or if both have
     at least 8 different words, the weighted Jaccard similarity of their word sets is at least 0.7 (a word's
     weight is its inverse document frequency), at least 0.8 of their words are the same in the same order, and
-    they hold the same numbers. Pairs are near-duplicates if both of their texts are. Groups are transitive: a
-    near-duplicate of one example of a group belongs to the group.
+    they hold the same numbers. Pairs are near-duplicates if both of their texts are. Feature vectors are
+    near-duplicates if they are equal in single precision. Groups are transitive: a near-duplicate of one
+    example of a group belongs to the group.
 
     Args:
-        parts: Examples of one task, images decoded to squares of one size, or texts.
+        parts: Examples of one task: images decoded to squares of one size, texts, or feature vectors.
 
     Returns:
         For each part (N,) int64: the number of each example's group, the same for near-duplicates.
@@ -49,11 +50,21 @@ def near_duplicates(parts: Sequence[Examples]) -> list[NDArray[np.int64]]:
     """
     if any(part.texts is not None for part in parts):
         groups = _group_texts([text for part in parts for text in part.texts or []])
+    elif any(part.vectors is not None for part in parts):
+        groups = _group_vectors(parts)
     else:
         groups = _group_images(parts)
     _, first, numbered = np.unique(groups, return_index=True, return_inverse=True)
     ordered = np.argsort(np.argsort(first))[numbered].astype(np.int64)
     return np.split(ordered, np.cumsum([len(part) for part in parts])[:-1])
+
+
+def _group_vectors(parts: Sequence[Examples]) -> NDArray[np.int64]:
+    """Return the number of each vector's group of equal ones, (N,)."""
+    kept = [
+        vectors.digests(np.arange(len(vectors))) for part in parts if (vectors := part.vectors) is not None
+    ]
+    return np.unique(np.concatenate(kept), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 _MARKS = str.maketrans("‘’‚‛“”„‟«»‐‑‒–—―", '\'\'\'\'""""""------')

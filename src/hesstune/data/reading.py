@@ -77,7 +77,11 @@ class Columns:
         return [role for role in ROLES if getattr(self, role) and role in self.needed]
 
     def find(
-        self, columns: Sequence[str], usual: Mapping[str, Sequence[str]], what: str
+        self,
+        columns: Sequence[str],
+        usual: Mapping[str, Sequence[str]],
+        what: str,
+        needs_inputs: bool = True,
     ) -> tuple[dict[str, str], list[str]]:
         """Return {role: column}, with either a text or an image column, and what was guessed, in sentences.
 
@@ -85,10 +89,11 @@ class Columns:
             columns: The columns of the data.
             usual: {role: its usual names, in order of preference}.
             what: The data, for messages.
+            needs_inputs: Whether there must be a text or image column.
 
         Raises:
-            DataError: If a named column is missing or named twice, or there is no text or image column, or
-                both.
+            DataError: If a named column is missing or named twice, or there is no text or image column that
+                is needed, or both.
 
         Example:
             >>> usual = {"text": ("text", "sentence"), "label": ("label",)}
@@ -107,7 +112,7 @@ class Columns:
                 continue
             if (column := _matching(names, columns, list(roles.values()))) is not None:
                 roles[role] = column
-        if ("text" in roles) == ("image" in roles):
+        if ("text" in roles) == ("image" in roles) and (needs_inputs or "text" in roles):
             both = "both in " if "text" in roles else ""
             raise DataError(
                 f"{what} needs either a column 'image' or a column 'text'; got "

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.checks import expanded, parse_number
-from hesstune.data.examples import PARTS, Listing
+from hesstune.data.examples import PARTS, Listing, Vectors
 from hesstune.data.images import Pixels
 from hesstune.data.labels import (
     GIVEN_LABEL,
@@ -50,7 +50,7 @@ def listing_of(  # noqa: PLR0913
     how: Reading,
     labelled: bool,
     *,
-    images: Pixels | None = None,
+    images: Pixels | Vectors | None = None,
     names: Sequence[str] | None = None,
     ids: list[str] | None = None,
     hidden: bool = False,
@@ -63,7 +63,7 @@ def listing_of(  # noqa: PLR0913
         roles: {role: column}; the roles are those of USUAL.
         how: How votes are read and combined, and the column by which the data is split.
         labelled: Whether labels or votes are required; otherwise votes are not read.
-        images: The images, if they are not files in the column `image`.
+        images: The images, if they are not files in the column `image`; or feature vectors.
         names: Class names, if labels are names or indices into them.
         ids: The ids of a table without a column of ids; default: paths of images, or row numbers.
         hidden: Whether labels may be missing or −1; such examples are left out.
@@ -72,6 +72,7 @@ def listing_of(  # noqa: PLR0913
     whole, table = table, table.renamed(roles)
     has_images = images is not None or "image" in roles
     unused = ("text", "text2") if has_images else ("image",)
+    unused = (*unused, "image") if isinstance(images, Vectors) else unused
     table = replace(table, columns={name: own for name, own in table.columns.items() if name not in unused})
     annotators = vote_columns(table, how.voting.columns) if labelled else []
     if labelled and "label" not in table and not annotators:
@@ -81,7 +82,7 @@ def listing_of(  # noqa: PLR0913
         )
     made = examples_of(table, labelled, ids)
     if images is not None:
-        made = replace(made, array=images.array, digests=images.digests, bad=images.bad)
+        made, notes = _with_inputs(made, images), [*notes, *getattr(images, "notes", ())]
     if missing := [n for n, path in enumerate(made.paths or ()) if not _is_file(path)]:
         shown = listed((str((made.paths or [])[n]) for n in missing), 3)
         raise DataError(
@@ -93,7 +94,7 @@ def listing_of(  # noqa: PLR0913
             valid = list(whole.columns)
             raise unknown_name(f"column of {table.name} to split by,", how.split_column, valid, DataError)
         made = replace(made, split_values=whole.cells(how.split_column))
-    made = replace(made, notes=[*table.notes, *notes, *made.notes, *(images.notes if images else ())])
+    made = replace(made, notes=[*table.notes, *notes, *made.notes])
     written = table.columns.get("label")
     if written is not None:
         if names is not None or hidden or not labelled:
@@ -107,6 +108,12 @@ def listing_of(  # noqa: PLR0913
     else:
         made = _labelled(table, made, class_labels(written, table.name, hidden, names))
     return replace(made, groups=possible_groups(table.columns, made.classes, annotators))
+
+
+def _with_inputs(made: Listing, images: Pixels | Vectors) -> Listing:
+    if isinstance(images, Vectors):
+        return replace(made, vectors=images)
+    return replace(made, array=images.array, digests=images.digests, bad=images.bad)
 
 
 def _labelled(table: CsvTable, made: Listing, found: ClassLabels) -> Listing:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hesstune.forward import Inputs
-from hesstune.inputs.batches import EVAL_BATCH, ImageInputs, ModelInputs, TextInputs
+from hesstune.inputs.batches import EVAL_BATCH, ExampleInputs, ImageInputs, ModelInputs, TextInputs
 from hesstune.models.cut import Cut, activations_at
 
 # The largest share of the free disk space that activations may take.
@@ -62,18 +62,18 @@ class ActivationFile:
         return torch.from_numpy(found).reshape(len(rows), *tail)
 
 
-def needed_bytes(feeds: list[ImageInputs | TextInputs], cut: Cut) -> int:
+def needed_bytes(feeds: list[ExampleInputs], cut: Cut) -> int:
     """Return the size on disk of all activations of several feeds."""
     return sum(4 * int(_offsets(feed, cut)[-1]) for feed in feeds)
 
 
-def _variants(feed: ImageInputs | TextInputs) -> int:
+def _variants(feed: ExampleInputs) -> int:
     """Return the number of inputs that an example can become."""
     augmentation = feed.augmentation if isinstance(feed, ImageInputs) else None
     return 1 if augmentation is None else augmentation.variants
 
 
-def _offsets(feed: ImageInputs | TextInputs, cut: Cut) -> NDArray[np.int64]:
+def _offsets(feed: ExampleInputs, cut: Cut) -> NDArray[np.int64]:
     if isinstance(feed, TextInputs) and len(cut.shape) > 1:  # one row per token
         sizes = feed.lengths * int(np.prod(cut.shape[1:]))
     else:
@@ -89,9 +89,7 @@ class ActivationInputs(ModelInputs):
     `computed` counts the activations computed.
     """
 
-    def __init__(
-        self, feed: ImageInputs | TextInputs, model: nn.Module, cut: Cut, folder: Path | None
-    ) -> None:
+    def __init__(self, feed: ExampleInputs, model: nn.Module, cut: Cut, folder: Path | None) -> None:
         self.feed, self.model, self.cut, self.computed = feed, model, cut, 0
         self.lengths = feed.lengths
         self._file = ActivationFile(folder, _offsets(feed, cut)) if folder is not None and len(feed) else None

@@ -1,4 +1,4 @@
-"""Inputs of networks: images or texts by example, in batches, and the logits that they give."""
+"""Inputs of networks: images, texts or feature vectors by example, in batches, and their logits."""
 
 from __future__ import annotations
 
@@ -148,6 +148,44 @@ class TextInputs(ModelInputs):
         return self.inputs(indices)
 
 
+class VectorInputs(ModelInputs):
+    """Feature vectors, on the device; they are read from their file by batch.
+
+    Raises:
+        DataError: If the examples are no vectors of as many numbers as the network takes.
+    """
+
+    def __init__(self, examples: Examples, loaded: LoadedModel, device: torch.device) -> None:
+        vectors = examples.vectors
+        if vectors is None:
+            kind = "texts" if examples.kind == "text" else "images"
+            raise DataError(
+                f"the network is a linear head on feature vectors, and the data holds {kind}; give "
+                "features:FILE or an array (N, D)"
+            )
+        if vectors.width != loaded.width:
+            raise DataError(
+                f"the feature vectors have {vectors.width} numbers, and the network takes {loaded.width}"
+            )
+        self._vectors, self._device = vectors, device
+        self._dtype = next(loaded.model.parameters()).dtype
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> torch.Tensor:
+        """Return vectors, (B, D), in the floating-point type of the weights; they are not augmented."""
+        return self._vectors.batch(indices).to(self._device, self._dtype)
+
+    def as_variant(self, indices: NDArray[np.int64], variant: int) -> torch.Tensor:
+        """Return the inputs: a vector has no variants."""
+        return self.inputs(indices)
+
+
+ExampleInputs = ImageInputs | TextInputs | VectorInputs
+"""What `make_inputs` returns."""
+
+
 def _tokenize(tokenizer: Any, texts: Sequence[Text], limit: int) -> tuple[list[dict[str, list[int]]], int]:
     """Return the tokens of each text, and the number of texts that were cut."""
     if not texts:
@@ -170,8 +208,13 @@ def make_inputs(
     augmentation: Augmentation | None = None,
     max_length: int = 128,
     blank: bool = False,
-) -> ImageInputs | TextInputs:
-    """Return the inputs that the network needs; see `ImageInputs` and `TextInputs`."""
+) -> ExampleInputs:
+    """Return the inputs that the network needs; see `ImageInputs`, `TextInputs` and `VectorInputs`."""
+    if loaded.width is not None:
+        return VectorInputs(examples, loaded, device)
+    if examples.kind == "features":
+        needed = "images" if loaded.tokenizer is None else "texts"
+        raise DataError(f"the network reads {needed}, and the data holds feature vectors; give it {needed}")
     if loaded.tokenizer is None:
         return ImageInputs(examples, loaded, device, augmentation)
     return TextInputs(examples, loaded, device, max_length, blank)

@@ -180,8 +180,9 @@ class FeatureStore:
         found, keys = {}, dict[int, str | None]()
         for name, feed in feeds.items():
             part = parts[name]
-            if not len(part):
-                found[name] = torch.zeros((0, 1))
+            if not len(part) or part.vectors is not None:  # vectors are features
+                given = None if part.vectors is None else part.vectors.batch(np.arange(len(part)))
+                found[name] = torch.zeros((0, 1)) if given is None or not len(part) else given
                 continue
             if id(part.source) not in keys:  # parts share one, and hashing it takes a while
                 keys[id(part.source)] = _key(network, part.source)

@@ -21,6 +21,8 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from hesstune.analysis.predict import predict_with
 from hesstune.data.formats import listing
+from hesstune.data.label_arrays import label_columns
+from hesstune.data.labels import missing_labels
 from hesstune.errors import DataError, listed, unknown_name
 from hesstune.methods._base import Budget, ClassEvidence, HeadMaterial
 from hesstune.methods.auto import Auto
@@ -112,9 +114,20 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
     def fit(self, X: Any, y: Any) -> RobustClassifier:
-        """Fine-tune on images (N, H, W[, C]) or N strings, with labels of any kind."""
-        check_classification_targets(y)
-        self.classes_, labels = np.unique(np.asarray(y), return_inverse=True)
+        """Fine-tune on images (N, H, W[, C]) or N strings, with labels of any kind, (N,), or one-hot, (N, K).
+
+        Examples whose label is missing (None, NaN, an empty text, NA, −1) are left out, and counted in the
+        notes of the run.
+        """
+        given = _values(y)
+        missing = np.array(missing_labels(given), dtype=bool)
+        present = np.asarray([value for value, gone in zip(given, missing, strict=True) if not gone])
+        check_classification_targets(present)
+        self.classes_, codes = np.unique(present, return_inverse=True)
+        labels = np.full(len(given), None, dtype=object)
+        labels[~missing] = codes
+        if not len(self.classes_):
+            raise DataError("y has no label at all; at least two classes are needed")
         if len(self.classes_) < 2:
             raise DataError(f"y has one class only ({self.classes_.tolist()[0]!r}); at least two are needed")
         self.is_text_ = _is_text(X)
@@ -130,6 +143,11 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         config = self._resolved(options)
         # Labels are integers here; messages and the run use the names of the classes in y.
         found = listing((X, labels), size_of(config), how=reading_of(config))
+        if found.vectors is not None:
+            raise DataError(
+                "X must be texts or images, such as (N, H, W); it is a table of numbers, (N, D): for feature "
+                "vectors use hesstune.finetune((X, y)), or RobustLinearClassifier"
+            )
         self._data = replace(found, classes=names) if len(found.classes) == len(names) else found
         with tempfile.TemporaryDirectory() as folder:
             out = folder if self.out is None else self.out
@@ -359,6 +377,21 @@ def _merged(
     group = np.full(len(X), -1, dtype=np.int64)
     group[used] = own
     return used[first].astype(np.int64), group, np.bincount(own, weight[used]).astype(np.float64)
+
+
+def _values(y: Any) -> list[Any]:
+    """Return the labels in y, one an example; of one-hot labels, (N, K), the column."""
+    columns, _ = label_columns(y)
+    if len(columns) > 1:
+        raise DataError(
+            "y holds soft labels; give each example one class, or train on them by "
+            "hesstune.finetune((X, y), soft_labels=True)"
+        )
+    if np.ndim(y) < 2 or np.shape(y)[1] == 1:
+        flat = y.to_numpy() if hasattr(y, "to_numpy") else y
+        return list(np.ravel(flat).tolist() if np.ndim(y) == 2 else getattr(flat, "tolist", lambda: flat)())
+    names = {str(name): name for name in (y.columns if hasattr(y, "columns") else range(np.shape(y)[1]))}
+    return [names.get(cell) for cell in columns["label"]]
 
 
 def _is_text(X: Any) -> bool:

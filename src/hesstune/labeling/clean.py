@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from hesstune.checks import one_of
-from hesstune.data.examples import KEPT, MODEL_SOURCES, REWRITTEN
+from hesstune.data.examples import KEPT, MEMORY, MODEL_SOURCES, REWRITTEN, Examples
+from hesstune.data.formats import listing
 from hesstune.data.labels import CHECKED, GIVEN, GIVEN_LABEL, SOURCE, read_checked_labels
+from hesstune.data.vectors import dense, is_sparse
 from hesstune.errors import ConfigError, DataError, RunError, listed
 from hesstune.inputs.features import frozen_features, sharing
 from hesstune.labeling.options import CleanOptions, default_model, size_for
@@ -24,7 +27,7 @@ from hesstune.labeling.review import (
     checked_examples,
     write_label_studio,
 )
-from hesstune.labeling.sources import Target, read_target
+from hesstune.labeling.sources import Target, read_target, target_of_listing
 from hesstune.models.load import load_model
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import FOLDS
@@ -327,10 +330,10 @@ class LabelIssues:
 
 @takes_options(CleanOptions, without=("write",))
 def clean(
-    data: str | CleanOptions | None = None,
+    data: Any = None,
     *,
-    features: ArrayLike | None = None,
-    labels: ArrayLike | None = None,
+    features: Any = None,
+    labels: Any = None,
     **options: Any,
 ) -> LabelIssues:
     """Find the labels of a data set that are probably wrong: no network is trained, and no rate is needed.
@@ -339,11 +342,15 @@ def clean(
     true class of each example is predicted by a probe that was not fitted to its label. Examples of a test
     part are left out.
 
+    Examples without a label (None, NaN, an empty text, NA, −1) are left out, and counted.
+
     Args:
-        data: Labelled examples, as in `CleanOptions`; or all options as `CleanOptions`, which type checkers
-            know; or else features and labels.
-        features: (N, D), in place of data.
-        labels: (N,) class names or numbers, of features.
+        data: Labelled examples, as in `CleanOptions`; or an object, as for `hesstune.finetune`: a DataFrame,
+            (X, y), or a data set; or all options as `CleanOptions`, which type checkers know; or else
+            features and labels.
+        features: (N, D) array, DataFrame or sparse matrix, in place of data. A sparse matrix that is too
+            large as an array is reduced by a truncated singular value decomposition.
+        labels: Of features: (N,) class names or numbers, or (N, K) one-hot or soft labels.
         **options: Options of `CleanOptions`, by name.
 
     Raises:
@@ -358,33 +365,68 @@ def clean(
         True
     """
     given = data.given() if isinstance(data, CleanOptions) else {"data": data}
-    asked = make_options(CleanOptions, {**given, **options})
+    named = isinstance(given.get("data"), str | os.PathLike | None)
+    asked = make_options(CleanOptions, {**given, **({} if named else {"data": MEMORY}), **options})
     if (asked.data is None) == (features is None):
         raise ConfigError("give data, or else features and their labels")
     if features is not None:
         if labels is None:
             raise ConfigError("features need labels: give labels, one a row of features")
-        names = [str(value) for value in np.asarray(labels).tolist()]
-        return _find_issues(np.asarray(features), [str(at) for at in range(len(names))], names, asked)
-    assert asked.data is not None
-    target = read_target(asked.data, LABEL_COLUMNS)
+        target = _target_of_features(features, labels)
+    elif named:
+        assert asked.data is not None
+        target = read_target(asked.data, LABEL_COLUMNS)
+    else:
+        size = size_for(asked.model or default_model(is_text=False), asked, is_text=False)
+        target = target_of_listing(listing(data, size, labelled=False))
+    what = asked.data if named else "data"
     if target.true is None:
-        raise DataError(f"'{asked.data}' has no labels; make some with hesstune label")
+        raise DataError(f"'{what}' has no labels; make some with hesstune label")
     if not target.has_inputs:
-        raise DataError(f"'{asked.data}' has neither images nor texts")
+        raise DataError(f"'{what}' has neither images nor texts")
     parts = target.parts or ["train"] * len(target)
     rows = [n for n, (part, name) in enumerate(zip(parts, target.true, strict=True)) if part != TEST and name]
+    x, examples, notes = _features(target, rows, asked)
+    if without := target.true.count(""):
+        notes.append(f"{without} of {len(target)} examples without a label left out")
+    digests = content_digests(examples, anew=False)
+    contents = {name: row.tobytes().hex() for name, row in zip(examples.ids, digests, strict=True)}
+    found = _find_issues(x, examples.ids, [target.true[n] for n in rows], asked, contents)
+    return replace(found, target=target, notes=[*notes, *found.notes])
+
+
+def _target_of_features(features: Any, labels: Any) -> Target:
+    """Return the examples that are features, (N, D), with labels."""
+    notes: list[str] = []
+    if is_sparse(features):
+        features, notes = dense(features, "features", reduce=True)
+    found = listing((features, labels), size=8, labelled=False)
+    if found.vectors is None:
+        raise DataError("features must be numbers, (N, D); give images and texts as data=(X, y)")
+    return target_of_listing(replace(found, notes=[*notes, *found.notes]))
+
+
+def _features(
+    target: Target, rows: list[int], asked: CleanOptions
+) -> tuple[NDArray[Any], Examples, list[str]]:
+    """Return the features, (N, D), of some rows, these examples, and notes.
+
+    Features are vectors as given, or those of a pretrained network.
+    """
+    notes = list(target.notes)
+    if target.vectors is not None:
+        if asked.model is not None:
+            notes.append(f"the data holds feature vectors: no effect of the model {asked.model}")
+        every = len(rows) == len(target)
+        kept = target.vectors if every else target.vectors[np.array(rows, dtype=np.int64)]
+        return kept.values(), target.examples(8).take(rows), notes
     text = target.texts is not None
     model = asked.model or default_model(text)
     loaded = load_model(model, 2, text=text, head=asked.head, image_size=asked.image_size)
     with sharing():
         examples = target.examples(size_for(model, asked, text)).take(rows)
         x = frozen_features(loaded, examples, pick_device(asked.device), asked.max_length)
-    ids = [target.ids[n] for n in rows]
-    digests = content_digests(examples, anew=False)
-    contents = {name: row.tobytes().hex() for name, row in zip(ids, digests, strict=True)}
-    found = _find_issues(x, ids, [target.true[n] for n in rows], asked, contents)
-    return replace(found, target=target, notes=[*loaded.notes, *found.notes])
+    return x, examples, [*notes, *loaded.notes]
 
 
 def _present(classes: list[str], labels: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:

@@ -300,8 +300,8 @@ def _looked_at(
     needs = needs_features(asked.label_model) or needs_features(asked.noise_from)
     # The label model `auto` uses features if there are images or texts.
     needs |= asked.label_model == "auto" and not asked.labelers and target.has_inputs
-    if target.features is not None and not asked.labelers and asked.model is None:
-        return [], target.features
+    if target.vectors is not None and not asked.labelers and asked.model is None:
+        return [], target.vectors.numbers(np.arange(len(target)))
     if not (asked.labelers or needs):
         if asked.model is not None:
             raise ConfigError(

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hesstune.data.examples import REWRITTEN, Examples, Listing, Text, Texts
+from hesstune.data.examples import REWRITTEN, Examples, Listing, Text, Texts, Vectors
 from hesstune.data.formats import is_table, listing
 from hesstune.data.formats.memory import read_object
-from hesstune.data.images import decode_all
+from hesstune.data.images import DecodedImages, decode_all
 from hesstune.data.labels import GIVEN_LABEL, SOURCE, column_named
 from hesstune.data.labels import read_sources as read_label_sources
 from hesstune.data.reading import Reading
@@ -68,8 +67,9 @@ class Target:
         notes: What was left out, changed or guessed when they were read, in sentences.
         sources: Where each of the true labels comes from, as the column `label_source` says, or None.
         checked: {id: class} of examples that the data marks as checked by a person.
-        features: (N, D) embeddings in place of images and texts, or None.
         records: The rows of a data frame, as labeling functions get them, or None.
+        vectors: Feature vectors, or None.
+        images: Decoded images that are in no files, or None.
     """
 
     ids: list[str]
@@ -81,16 +81,18 @@ class Target:
     notes: tuple[str, ...] = ()
     sources: list[str] | None = None
     checked: dict[str, str] = field(default_factory=dict)
-    features: NDArray[np.float32] | None = None
     records: list[dict[str, Any]] | None = None
+    vectors: Vectors | None = None
+    images: DecodedImages | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def has_inputs(self) -> bool:
-        """Whether the examples are images or texts that a network can take."""
-        return self.paths is not None or self.texts is not None
+        """Whether the examples are images, texts or feature vectors."""
+        inputs = (self.paths, self.texts, self.vectors, self.images)
+        return any(own is not None for own in inputs)
 
     def rows(self) -> Iterator[Mapping[str, Any]]:
         """Yield each example as labeling functions get it: a table's row; `id`, `path` and texts."""
@@ -112,8 +114,10 @@ class Target:
             DataError: If an image cannot be decoded.
         """
         every = np.arange(len(self))
-        if self.texts is not None:
-            return Examples(Texts(self.texts), every, self.ids, None)
+        texts = None if self.texts is None else Texts(self.texts)
+        for given in (self.vectors, self.images, texts):
+            if given is not None:
+                return Examples(given, every, self.ids, None)
         assert self.paths is not None
         source, bad, _ = decode_all(self.paths, size, cache_mib=1024)
         if bad:
@@ -157,18 +161,37 @@ def read_target(spec: str, known: Sequence[str] = TRUTHS) -> Target:
     kind, _, path = spec.partition(":")
     if is_table(kind):
         return target_of(read_table(path), known)
-    return _target_of_listing(listing(spec, size=8, labelled=False), spec)
-
-
-def _target_of_listing(found: Listing, spec: str) -> Target:
-    if found.paths is None and found.texts is None:
+    found = listing(spec, size=8, labelled=False)
+    if found.array is not None:
         raise DataError(
             f"'{spec}' holds images without files, which labels.csv could not name; label folder:PATH or "
             "csv:PATH"
         )
+    return target_of_listing(found)
+
+
+def target_of_listing(found: Listing) -> Target:
+    """Return the examples that were read without need of labels.
+
+    Raises:
+        DataError: If an image in memory cannot be decoded.
+    """
+    if found.bad:
+        raise DataError(f"{next(iter(found.bad.values()))}; take the image out of the data first")
     parts = [p or "train" for p in found.parts] if found.parts else None
     true = found.given and [written_vote(name) for name in found.given]
-    return Target(found.ids, true, parts, found.paths, found.texts, notes=tuple(found.notes))
+    images = None if found.array is None else DecodedImages(found.array, found.digests)
+    return Target(
+        found.ids,
+        true,
+        parts,
+        found.paths,
+        found.texts,
+        notes=tuple(found.notes),
+        sources=found.label_sources,
+        vectors=found.vectors,
+        images=images,
+    )
 
 
 def target_of_object(data: Any) -> Target:
@@ -183,11 +206,7 @@ def target_of_object(data: Any) -> Target:
         values = [column.tolist() for _, column in data.items()]
         rows = zip(*values, strict=True)
         return replace(target_of(table), records=[dict(zip(columns, row, strict=True)) for row in rows])
-    if isinstance(data, np.ndarray) and data.ndim == 2 and data.dtype.kind in "fiu":
-        if not np.isfinite(data).all():
-            raise DataError("the embeddings of the target, (N, D), must be finite; they hold NaN or infinity")
-        return Target([str(n) for n in range(len(data))], features=data.astype(np.float32))
-    return _target_of_listing(read_object(data, 8, False, Reading()), "the target")
+    return target_of_listing(read_object(data, 8, False, Reading()))
 
 
 def target_of(table: CsvTable, known: Sequence[str] = TRUTHS) -> Target:

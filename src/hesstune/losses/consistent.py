@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 
 from hesstune.checks import one_of
@@ -55,7 +56,7 @@ class ConsistentLoss(nn.Module):
     al. 2013; Patrini et al. 2017.
 
     Args:
-        noise_matrix: The noise matrix, a `NoiseMatrix` for K classes.
+        noise_matrix: F for K classes, a `NoiseMatrix` or an array, (K, K), with rows that sum to 1.
         reduction: `mean` (over examples), `sum` or `none`.
         weight: Class weights w, (K,): the expectation becomes w_y ℓ(f, y). They multiply the loss of
             the *true* class, inside the sum, so the loss stays unbiased; `mean` divides by N.
@@ -76,17 +77,19 @@ class ConsistentLoss(nn.Module):
 
     def __init__(
         self,
-        noise_matrix: NoiseMatrix,
+        noise_matrix: NoiseMatrix | ArrayLike,
         reduction: str = "mean",
         weight: torch.Tensor | None = None,
         sampling: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(noise_matrix, NoiseMatrix):
+        if isinstance(noise_matrix, str | int | float):
             raise ConfigError(
-                f"noise_matrix must be a NoiseMatrix; got {type(noise_matrix).__name__}. "
-                "Build one with NoiseMatrix.from_array"
+                f"noise_matrix must be a NoiseMatrix or an array, (K, K); got {noise_matrix!r}: for a rate "
+                "give NoiseMatrix.symmetric(K, RATE)"
             )
+        if not isinstance(noise_matrix, NoiseMatrix):
+            noise_matrix = NoiseMatrix(noise_matrix)
         self.reduction = one_of("reduction", reduction, REDUCTIONS)
         self.k = k = noise_matrix.k
         inverse = torch.from_numpy(np.array(noise_matrix.inverse))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesstune.checks import expanded, one_of, readable_file
+from hesstune.checks import expanded, one_of, parse_integer, readable_file
 from hesstune.errors import ModelError, RunError, listed, unknown_name
 from hesstune.forward import (
     Inputs,
@@ -29,7 +29,9 @@ from hesstune.forward import (
 from hesstune.models.heads import check_heads, fails_on, find_heads, output_size, probe
 from hesstune.models.networks import (
     IMAGENET,
+    LINEAR,
     UNCHANGED,
+    LinearOnFeatures,
     load_minilm,
     load_text_model,
     load_vision_model,
@@ -199,8 +201,10 @@ def fitting_names(
     return found, listed(removed) if removed else None
 
 
-KINDS = ("efficientnet_lite0", "minilm", "hf", "timm", "torchvision", "py")
+KINDS = ("efficientnet_lite0", "minilm", "hf", "timm", "torchvision", "py", LINEAR)
 BUILT_IN = ("efficientnet_lite0", "minilm")
+# The largest D of linear:D.
+MOST_FEATURES = 1 << 20
 # What stands for a module given in Python.
 MODULE = "module"
 
@@ -239,6 +243,11 @@ class LoadedModel:
         return (self.head, *self.other_heads)
 
     @property
+    def width(self) -> int | None:
+        """D of a linear head on feature vectors of D numbers; None for a network of images or texts."""
+        return self.model.head.in_features if isinstance(self.model, LinearOnFeatures) else None
+
+    @property
     def head_layers(self) -> list[str]:
         """The layer names of the heads' weights."""
         return [f"{head}.weight" if head else "weight" for head in self.heads]
@@ -259,7 +268,8 @@ def spec_parts(spec: str) -> tuple[str, str]:
     if kind not in KINDS:
         raise unknown_name("model", kind, KINDS, ModelError)
     if (kind in BUILT_IN) == bool(argument):
-        form = kind if argument else f"{kind}:" + ("module:factory" if kind == "py" else "NAME")
+        forms = {"py": "module:factory", LINEAR: "D, with D the length of the feature vectors"}
+        form = kind if argument else f"{kind}:{forms.get(kind, 'NAME')}"
         raise ModelError(f"model '{spec}' must be written {form}")
     return kind, str(expanded(argument)) if argument.startswith("~") else argument
 
@@ -283,8 +293,9 @@ def load_model(  # noqa: PLR0913
     Args:
         spec: `efficientnet_lite0`, `minilm`, `hf:NAME_OR_PATH`, `timm:NAME`, `torchvision:NAME` or
             `py:module:factory` (called as factory(num_classes=k), or factory(k); for texts it returns
-            the module and a transformers tokenizer). Or a module (for texts a pair of module and
-            tokenizer), or a LoadedModel: a copy of it is loaded, and it is left as it was.
+            the module and a transformers tokenizer), or `linear:D`, a linear head on vectors of D features.
+            Or a module (for texts a pair of module and tokenizer), or a LoadedModel: a copy of it is loaded,
+            and it is left as it was.
         k: Number of classes.
         weights: A safetensors file or a state dict saved by torch, loaded on top; a head of another
             size in it is left out. timm and torchvision then need no weights of their own.
@@ -319,6 +330,7 @@ def load_model(  # noqa: PLR0913
     stored = stored or main_dtype(model.parameters())
     padding = [] if tokenizer is None else pad_by_side(model, tokenizer)
     cast(model, dtype)
+    heads = heads or (model.heads if isinstance(model, LinearOnFeatures) else ())
     if heads:
         check_heads(model, heads, k)
     else:
@@ -387,12 +399,21 @@ def _load_named(
             needed = "(module, tokenizer) for data that holds texts" if text else "a torch.nn.Module"
             raise ModelError(f"py:{argument} returned {type(made).__name__}; it must return {needed}")
         return made, IMAGENET, None
+    if kind == LINEAR:
+        return LinearOnFeatures(_width(argument), k), UNCHANGED, None
     if not text:
         return (*load_vision_model(kind, argument, k, pretrained, heads, image_size), None)
     if kind not in ("minilm", "hf"):
         raise ModelError(f"model '{kind}' reads images, but the data holds texts; use minilm or hf:NAME")
     model, tokenizer = load_minilm(k) if kind == "minilm" else load_text_model(argument, k)
     return model, UNCHANGED, tokenizer
+
+
+def _width(argument: str) -> int:
+    width = parse_integer(argument)
+    if width is None or not 0 < width <= MOST_FEATURES:
+        raise ModelError(f"model 'linear:{argument}' must be written linear:D, D from 1 to {MOST_FEATURES}")
+    return width
 
 
 def _is_pair(given: object) -> bool:

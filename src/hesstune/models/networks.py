@@ -195,6 +195,25 @@ def tokenizer_digest(tokenizer: Any) -> str:
 IMAGENET = ImageRule((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 UNCHANGED = ImageRule((0.0,), (1.0,))
 
+# The kind of a linear head on feature vectors in the names of models.
+LINEAR = "linear"
+
+
+class LinearOnFeatures(nn.Module):
+    """A linear head on feature vectors, (N, D): a network without layers before its head."""
+
+    heads = ("head",)
+
+    def __init__(self, width: int, k: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            self.head = nn.Linear(width, k)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the logits, (N, K)."""
+        logits: torch.Tensor = self.head(features)
+        return logits
+
 
 def load_vision_model(
     kind: str, name: str, k: int, pretrained: bool, heads: tuple[str, ...], image_size: int | None

@@ -212,7 +212,7 @@ class NoiseMatrix:
     def parse(
         cls, text: str, k: int, classes: Sequence[str] | None = None, any_rate: bool = False
     ) -> NoiseMatrix:
-        """Build from `symmetric:RATE`, `pair:RATE`, a bare rate (symmetric), or the path of a file.
+        """Build from `symmetric:RATE`, `pair:RATE`, a bare rate (symmetric), JSON, or the path of a file.
 
         Args:
             text: One of these.
@@ -224,6 +224,10 @@ class NoiseMatrix:
             NoiseMatrixError: If the text is none of these, the rate makes the labels guesses, or the file's
                 matrix is not (k, k).
         """
+        if is_written_out(text):
+            with reading("the noise matrix", "JSON", NoiseMatrixError):
+                found = cls._of_json(text, classes, "the options").sized(k)
+            return found if any_rate else found.check_identifiable(classes)
         kind, _, rest = str(text).partition(":")
         rate = parse_rate(rest if kind in KINDS else str(text))
         if rate is not None:
@@ -411,13 +415,17 @@ class NoiseMatrix:
             text = read_text(path)
             if not text.lstrip().startswith(("[", "{")):
                 return cls(list(map(_numbers, filter(str.strip, text.splitlines()))))
-            record = json.loads(text)
-            if not isinstance(record, dict):
-                return cls(record)
-            found, own = cls(record.get("matrix", ()), _origin_of(record)), record.get("classes")
-            return found if own is None or classes is None else found._ordered(own, classes, path)
+            return cls._of_json(text, classes, path)
 
-    def _ordered(self, own: Sequence[str], classes: Sequence[str], path: Path) -> NoiseMatrix:
+    @classmethod
+    def _of_json(cls, text: str, classes: Sequence[str] | None, path: str | Path) -> NoiseMatrix:
+        record = json.loads(text)
+        if not isinstance(record, dict):
+            return cls(record)
+        found, own = cls(record.get("matrix", ()), _origin_of(record)), record.get("classes")
+        return found if own is None or classes is None else found._ordered(own, classes, path)
+
+    def _ordered(self, own: Sequence[str], classes: Sequence[str], path: str | Path) -> NoiseMatrix:
         if len(own) != self.k or set(own) != set(classes):
             raise NoiseMatrixError(
                 f"the noise matrix in {path} is for the classes {listed(own)}, but the data has "
@@ -434,6 +442,32 @@ class NoiseMatrix:
 
     def __repr__(self) -> str:
         return f"NoiseMatrix(k={self.k}, rate={self.rate:.3g}, condition={self.condition:.3g})"
+
+
+def written_out(given: Any) -> str:
+    """Return a noise matrix given in Python as the text that `NoiseMatrix.parse` reads.
+
+    Args:
+        given: A `NoiseMatrix`, whose origin is kept; a (K, K) array; or a rate.
+
+    Example:
+        >>> NoiseMatrix.parse(written_out(NoiseMatrix.pair(3, 0.2)), 3) == NoiseMatrix.pair(3, 0.2)
+        True
+    """
+    if isinstance(given, int | float | np.number):
+        return str(given)
+    matrix = given if isinstance(given, NoiseMatrix) else NoiseMatrix(given)
+    return json.dumps({"matrix": matrix.array.tolist(), "origin": matrix.origin})
+
+
+def is_written_out(text: str) -> bool:
+    """Tell whether the text of a noise matrix holds its numbers, as `written_out` gives them."""
+    return str(text).lstrip().startswith(("[", "{"))
+
+
+def shown_noise(text: str | None) -> str:
+    """Return the text of a noise matrix for people, without its numbers."""
+    return "a matrix given in Python" if text and is_written_out(text) else str(text)
 
 
 def _origin_of(record: dict[str, Any]) -> str:

@@ -72,6 +72,26 @@ class FinetuneConfig(
         """Return the resolved configuration of the same options with `train` set to `head`."""
         return make_config({**self.given(), "train": "head"}).resolved()
 
+    def on_features(self, width: int) -> tuple[FinetuneConfig, list[str]]:
+        """Return the resolved configuration of a linear head on feature vectors, and notes.
+
+        Args:
+            width: D, the length of the vectors.
+
+        Raises:
+            ConfigError: If other layers than a head are to be trained.
+        """
+        given, model = self.given(), f"linear:{width}"
+        if given.get("train", "head") != "head":
+            raise ConfigError(
+                f"--train {self.train}: the data holds feature vectors, and the network is a linear head on "
+                "them, without other layers; leave --train out, or give --train head"
+            )
+        notes = [f"the network is a linear head on the {width} numbers of each feature vector"]
+        if given.get("model", model) != model:
+            notes.append(f"the data holds feature vectors: no effect of --model {self.model}")
+        return make_config({**given, "model": model, "train": "head"}).resolved(), notes
+
     def resolved(self) -> FinetuneConfig:
         """Return the configuration with every default that depends on another option filled in.
 

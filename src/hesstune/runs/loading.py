@@ -21,7 +21,7 @@ from hesstune.errors import ConfigError, ModelError
 from hesstune.methods import method_class
 from hesstune.models.load import LoadedModel, ModelObject, load_model, set_parameters
 from hesstune.noise.instance import average, instance_rate, instance_transitions
-from hesstune.noise.matrix import NoiseMatrix, draw_classes
+from hesstune.noise.matrix import NoiseMatrix, draw_classes, is_written_out
 from hesstune.resizing import Resize, Size
 from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.options import ColumnOptions
@@ -53,6 +53,8 @@ def located(config: FinetuneConfig, facts: RunRecord) -> FinetuneConfig:
 
 
 def _split(name: str, value: str) -> tuple[str, str, str]:
+    if is_written_out(value):
+        return "", "", ""
     kind, sign, path = value.partition(":")
     if kind in (WITH_PATH if name == "data" else ("hf",) if name == "model" else ("file",)):
         return kind, sign, path

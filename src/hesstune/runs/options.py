@@ -242,13 +242,15 @@ class NoiseOptions(Options):
         False, description="train on soft labels: columns p_CLASS of csv data, or the label model's"
     )
 
-    @field_validator("noise_matrix", mode="before")
+    @field_validator("noise_matrix", "inject_noise", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
-        # YAML reads `true` and `0.4` as a flag and a number.
-        if value is True:
-            return "true"
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+        # YAML reads `true` and `0.4` as a flag and a number. Python also has matrices.
+        if value is None or isinstance(value, str | bool):
+            return "true" if value is True else value
+        from hesstune.noise.matrix import written_out
+
+        return written_out(value)
 
 
 class ConstraintOptions(Options):

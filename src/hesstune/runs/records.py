@@ -132,7 +132,7 @@ class RunRecord(Stored):
     examples: Sizes
     split: str
     flip: bool = False
-    kind: Literal["image", "text"] = "image"
+    kind: Literal["image", "text", "features"] = "image"
     skipped_images: int = 0
     unlabelled: int = 0
     data_notes: list[str] = []

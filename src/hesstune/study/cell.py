@@ -49,7 +49,9 @@ def run_validation_loss(run: Run) -> float | None:
     return None if kept is None else kept.val_loss
 
 
-def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[FinetuneConfig, Search]:
+def search_cell(
+    config: FinetuneConfig, trials: int, folder: Path, data: Any = None
+) -> tuple[FinetuneConfig, Search]:
     """Try a method with several options and return the best by validation loss, and the record.
 
     The first trial has the given options. The validation labels are as noisy as the training labels unless
@@ -61,6 +63,7 @@ def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[Fine
         config: The resolved configuration.
         trials: Number of trials.
         folder: Folder for the study and the runs of its trials, of this configuration alone.
+        data: An object in place of the data that the configuration names.
 
     Raises:
         MissingExtraError: If optuna is not installed.
@@ -83,7 +86,7 @@ def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[Fine
         # An interrupted trial keeps its options, and its run continues.
         trial = optuna.trial.Trial(study, running.pop()) if running else study.ask()
         try:
-            loss = _loss_of(_suggested(config, trial), folder / str(trial.number))
+            loss = _loss_of(_suggested(config, trial), folder / str(trial.number), data)
         except HesstuneError as error:
             trial.set_user_attr("error", one_line(error, 1000))
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -97,8 +100,9 @@ def search_cell(config: FinetuneConfig, trials: int, folder: Path) -> tuple[Fine
     return _suggested(config, optuna.trial.FixedTrial(best.params)), Search(trials=record, chosen=best.number)
 
 
-def _loss_of(config: FinetuneConfig, out: Path) -> float:
-    run = finetune(config.model_dump() | {"out": str(out)}, resume=True, keep_weights=False)
+def _loss_of(config: FinetuneConfig, out: Path, data: Any) -> float:
+    options = config.model_dump() | {"out": str(out)}
+    run = finetune(data, config=options, resume=True, keep_weights=False)
     loss = run_validation_loss(run)
     if loss is None:
         raise RunError("a search needs validation examples; there are none: raise --val-fraction")
@@ -154,21 +158,25 @@ FROM_RESULT = (
 TEST_LABEL_COUNTS = ("test_labels_rewritten", "test_labels_kept")
 
 
-def run_cell(cell: Cell, folder: Path, settings: Settings) -> CellRecord:
-    """Run a cell, or continue it, and write its cell.json; an error of the input is its result."""
+def run_cell(cell: Cell, folder: Path, settings: Settings, data: Any = None) -> CellRecord:
+    """Run a cell, or continue it, and write its cell.json; an error of the input is its result.
+
+    `data` is an object in place of the data that the cell's configuration names.
+    """
     made_folder(folder)
     try:
         config, searched = cell.config, None
         if settings.search:
             # The trials of other options or data belong to another search.
-            config, searched = search_cell(config, settings.search, folder / SEARCH / cell.fingerprint)
+            trials = folder / SEARCH / cell.fingerprint
+            config, searched = search_cell(config, settings.search, trials, data)
         out = folder / "run"
 
         def observe(trained: Trained) -> None:
             write_record(out / OBSERVED, _observed(trained, config, settings, out))
 
         options = config.model_dump() | {"out": str(out)}
-        run = finetune(options, resume=True, observe=observe, keep_weights=settings.keep_runs)
+        run = finetune(data, config=options, resume=True, observe=observe, keep_weights=settings.keep_runs)
         found: OptionValues = {"status": "done", "metrics": _metrics(run)}
         if searched is not None:
             found["search"] = searched

@@ -32,6 +32,7 @@ from hesstune.study.cell import CELL, run_cell
 from hesstune.study.options import CellRecord, CompareOptions, Settings, StudyResults
 from hesstune.study.plan import Cell, StudyPlan, make_study_plan
 from hesstune.study.results import RESULTS, cells_csv, check_unchanged, markdown, read_results, results_of
+from hesstune.training.finetune import is_config
 
 PLAN, STORE = "plan.json", "features"
 # How often a cell is started again after its process or machine was lost.
@@ -87,7 +88,7 @@ def _run_claimed(out: Path, plan: StudyPlan, cell: Cell, wait: bool = False) -> 
     try:
         with FileLock(folder / ".claimed", blocking=wait):
             if not finished(out, cell):  # another worker may have run it meanwhile
-                run_cell(cell, folder, plan.settings)
+                run_cell(cell, folder, plan.settings, plan.objects.get(cell.task))
     except Timeout:
         return False
     return True
@@ -204,7 +205,7 @@ class Comparison:
 
 @takes_options(CompareOptions, more=True)
 def compare(
-    config: Mapping[str, Any] | str | Path | None = None,
+    config: Any = None,
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -219,7 +220,8 @@ def compare(
 
     Args:
         config: Options of `finetune` for all cells, or a YAML file of them; it may also hold the options of
-            `CompareOptions`.
+            `CompareOptions`. Or the data, if it is an object as for `finetune`: a DataFrame, (X, y), or a
+            data set. Objects, also those of the option `data`, are compared in this process (`jobs` 1).
         out: The folder; default: a temporary one.
         overwrite: Start over: the folder's cells are removed.
         progress: Called with (cells done, cells in all, text).
@@ -236,6 +238,10 @@ def compare(
         >>> found.finished, len(found.results.cells)
         (True, 4)
     """
+    if config is not None and not isinstance(config, str | Path) and not is_config(config):
+        if "data" in options:
+            raise ConfigError("data is given twice, by position and by name; give it once")
+        config = {"data": config}
     values = read_yaml(config) if isinstance(config, str | Path) else dict(config or {})
     values |= {k: v for k, v in options.items() if v is not None or k not in CompareOptions.model_fields}
     plan, asked = plan_of(values)
@@ -273,14 +279,20 @@ def _jobs(plan: StudyPlan, asked: CompareOptions) -> int | None:
         ConfigError: If other processes should run a method that is a class of this one.
     """
     own = sorted({c.config.method for c in plan.cells} - set(method_names()))
-    if own and (asked.engine == "ray" or (asked.jobs or 1) > 1):
+    several = asked.engine == "ray" or (asked.jobs or 1) > 1
+    if own and several:
         raise ConfigError(
             f"method '{own[0]}' is a class of this process; other processes cannot run it: use jobs=1"
+        )
+    if plan.objects and several:
+        raise ConfigError(
+            "the data was given in Python, where other processes cannot read it: use jobs=1, or write it to "
+            "a file and name that"
         )
     if asked.engine == "ray":
         return asked.jobs
     short = all(c.config.head_only for c in plan.cells) and len(plan.cells) <= FEW_CELLS
-    return asked.jobs or (1 if short or own else _cores())
+    return asked.jobs or (1 if short or own or plan.objects else _cores())
 
 
 def _cores() -> int:

@@ -9,18 +9,19 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hesstune.checks import expanded
+from hesstune.data.examples import MEMORY
 from hesstune.data.formats import listing
 from hesstune.data.reading import Reading, Voting
 from hesstune.errors import ConfigError, DataError, HesstuneError
 from hesstune.methods import method_class, method_names
+from hesstune.noise.matrix import is_written_out
 from hesstune.options import make_options
 from hesstune.resizing import Size
 from hesstune.runs.config import FinetuneConfig, make_config
@@ -45,7 +46,7 @@ class Contents:
         Raises:
             DataError: If a file cannot be read.
         """
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or is_written_out(value):
             return None
         if expanded(value).is_file():
             return self.of(expanded(value))
@@ -107,26 +108,72 @@ def fingerprint(config: FinetuneConfig, data: str, settings: Settings, contents:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def data_digest(spec: str, size: Size, how: Reading, contents: Contents) -> tuple[str, int, bool]:
-    """Return a digest of the examples, the number of classes, and whether the examples are texts.
+@dataclass(frozen=True)
+class DataFacts:
+    """What a comparison needs to know of a data set.
 
-    The digest is of ids, labels, parts, images or texts, and of the table or archive that holds them, which
-    may have votes or soft labels.
+    Attributes:
+        digest: Of the examples.
+        k: Number of classes.
+        is_text: Whether the examples are texts.
+        width: D, if the examples are vectors of D features, else None.
+    """
+
+    digest: str
+    k: int
+    is_text: bool
+    width: int | None
+
+
+def data_facts(data: Any, size: Size, how: Reading, contents: Contents) -> DataFacts:
+    """Return what a comparison needs to know of a data set, named by a string or given as an object.
+
+    The digest is of ids, labels, parts, votes and soft labels, of images, texts or vectors, and of the table
+    or archive that holds them.
 
     Raises:
         DataError: If the data cannot be read.
     """
-    found = listing(spec, size, how=how)
+    found = listing(data, size, how=how)
     digest = hashlib.sha256(json.dumps([found.ids, found.classes, found.parts, found.texts]).encode())
     if found.labels is not None:
         digest.update(np.ascontiguousarray(found.labels).data)
     if found.array is not None:
         digest.update(np.ascontiguousarray(found.array.numpy()).data)
-    path = expanded(spec.partition(":")[2])
+    for own in (found.soft, None if found.votes is None else found.votes.table):
+        if own is not None and not isinstance(data, str):
+            digest.update(np.ascontiguousarray(own).data)
+    if found.vectors is not None:
+        digest.update(found.vectors.digest.encode())
+    path = expanded(data.partition(":")[2] if isinstance(data, str) else "")
     files = [path] if path.is_file() else []
     for each in (*files, *(found.paths or ())):
         digest.update(contents.of(each).encode())
-    return digest.hexdigest(), len(found.classes), found.texts is not None
+    width = None if found.vectors is None else found.vectors.width
+    return DataFacts(digest.hexdigest(), len(found.classes), found.texts is not None, width)
+
+
+def is_object(data: Any) -> bool:
+    """Tell whether data is an object, not its name."""
+    return data is not None and not isinstance(data, str | os.PathLike)
+
+
+@dataclass(frozen=True)
+class KnownFacts:
+    """What is known of the data of a comparison's tasks: each data set is read once."""
+
+    objects: Mapping[str, Any]
+    contents: Contents
+    known: dict[tuple[object, ...], DataFacts] = field(default_factory=dict)
+
+    def __call__(self, task: str, config: FinetuneConfig) -> DataFacts:
+        """Return the facts of a task's data, as a run with this configuration reads it."""
+        how = replace(reading_of(config), voting=Voting())
+        key = (task if task in self.objects else "", config.data, size_of(config), how)
+        if key not in self.known:
+            data = self.objects.get(task, config.data)
+            self.known[key] = data_facts(data, size_of(config), how, self.contents)
+        return self.known[key]
 
 
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
@@ -181,11 +228,13 @@ class StudyPlan:
         cells: The cells.
         settings: What is done with each.
         left_out: {method: why} of methods that do not apply to the options given.
+        objects: {task: data} of the tasks whose data was given in Python.
     """
 
     cells: list[Cell]
     settings: Settings
     left_out: dict[str, str]
+    objects: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write the plan for workers."""
@@ -235,7 +284,9 @@ def make_study_plan(
     variants, left_out = _variants(methods), dict[str, str]()
     cells: list[Cell] = []
     contents = Contents()
-    digest_of = cache(partial(data_digest, contents=contents))
+    objects = {task: data for task, own in named.items() if is_object(data := {**options, **own}.get("data"))}
+    named = {task: {**own, "data": MEMORY} if task in objects else own for task, own in named.items()}
+    facts_of = KnownFacts(objects, contents)
     head_only: dict[tuple[object, ...], bool] = {}
     for task, own in named.items():
         # An error of every method is raised once, even if `all` leaves out methods that do not apply.
@@ -245,20 +296,19 @@ def make_study_plan(
                 values = _filled({**options, **own, **more, **fold, "seed": seed}, task, seed)
                 try:
                     config = make_config(values).resolved()
-                    how = replace(reading_of(config), voting=Voting())
-                    digest, k, texts = digest_of(config.data, size_of(config), how)
-                    config = _as_trained(config, k, texts, head_only)
-                    config.check_trained(texts)
+                    facts = facts_of(task, config)
+                    config = _as_trained(config, facts, head_only)
+                    config.check_trained(facts.is_text)
                 except ConfigError as error:
                     if methods == "all" or "all" in methods:
                         left_out[method] = str(error)
                         continue
                     raise ConfigError(f"task {task}, method {method}: {error}") from None
-                made_from = fingerprint(config, digest, settings, contents)
+                made_from = fingerprint(config, facts.digest, settings, contents)
                 cells.append(Cell(task, method, seed, config, made_from))
     if not cells:
         raise ConfigError("there is nothing to compare: give at least one method, task and seed")
-    return StudyPlan(cells, settings, left_out)
+    return StudyPlan(cells, settings, left_out, objects)
 
 
 def check_name(kind: str, name: str) -> str:
@@ -275,7 +325,8 @@ def _tasks(
 ) -> Mapping[str, Mapping[str, Any]]:
     if tasks is not None:
         return {check_name("task", str(name)): _mapping("task", name, own) for name, own in tasks.items()}
-    data = str(options.get("data", "digits"))
+    given = options.get("data", "digits")
+    data = MEMORY if is_object(given) else os.fspath(given)
     name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", Path(data.partition(":")[2] or data).name).strip("-.")
     return {name or "task": {}}
 
@@ -312,13 +363,15 @@ def _filled(values: OptionValues, task: str, seed: int) -> OptionValues:
 
 
 def _as_trained(
-    config: FinetuneConfig, k: int, texts: bool, known: dict[tuple[object, ...], bool]
+    config: FinetuneConfig, facts: DataFacts, known: dict[tuple[object, ...], bool]
 ) -> FinetuneConfig:
     """Return a configuration as the run will have it; each network is loaded once."""
-    key = (config.model, config.weights, config.train, k, texts)
+    if facts.width is not None:
+        return config.on_features(facts.width)[0]
+    key = (config.model, config.weights, config.train, facts.k, facts.is_text)
     if key not in known:
         try:
-            known[key] = as_trained(config, config.model, k, texts).head_only
+            known[key] = as_trained(config, config.model, facts.k, facts.is_text).head_only
         except HesstuneError:  # the cell fails with the reason
             known[key] = config.head_only
     return config.as_head_only() if known[key] and not config.head_only else config

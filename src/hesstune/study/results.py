@@ -46,6 +46,7 @@ from hesstune._version import __version__
 from hesstune.bounds.record import Certificate
 from hesstune.errors import ConfigError, RunError
 from hesstune.methods import method_class
+from hesstune.noise.matrix import shown_noise
 from hesstune.storage.stored import read_record
 from hesstune.storage.tables import write_rows
 from hesstune.study.options import (
@@ -301,16 +302,17 @@ def _header(plan: StudyPlan, shared: Mapping[str, Any]) -> list[str]:
     kept = {"last": "the last epoch's weights", "best": "the weights of the least validation loss"}
     rule = kept.get(str(shared.get("select")), "the last epoch's weights unless the method itself selects")
     injected, matrix = value("inject_noise"), value("noise_matrix")
-    labels, own = "as the data gives them", "none"
+    labels, own = "as the data gives them", "none" if matrix is None else shown_noise(matrix)
     if injected is not None:
-        noise = injected if "inject_noise" in shared else f"noise {injected}"
-        labels, own = f"{noise} injected into training and validation", "the injected one"
+        noise = shown_noise(injected) if "inject_noise" in shared else f"noise {shown_noise(injected)}"
+        labels = f"{noise} injected into training and validation"
+        own = "the injected one" if matrix is None else own
     lines = [
         f"Budget: {of(*BUDGET)}; training examples: {most}.",
         f"Model: {of('model', 'train', 'image_size')}. Augmentation: {value('augment')}.",
         f"Split: {value('split')}, {_drawn(plan)}; {of('val_fraction', 'test_fraction')}.",
         f"Selection: {rule}; validation labels are {validation}; nothing is selected on the test part.",
-        f"Labels: {labels}. The noise matrix that methods are given: {own if matrix is None else matrix}.",
+        f"Labels: {labels}. The noise matrix that methods are given: {own}.",
     ]
     changed = {}
     for cell in plan.cells:

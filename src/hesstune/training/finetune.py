@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from hesstune.data.examples import MEMORY, Task
-from hesstune.errors import ConfigError
+from hesstune.errors import ConfigError, cut
 from hesstune.inputs.batches import predict_logits
 from hesstune.inputs.features import sharing
 from hesstune.methods import Method, method_name
 from hesstune.models.load import MODULE, ModelObject, spec_parts
+from hesstune.models.networks import LINEAR
 from hesstune.options import takes_options
 from hesstune.runs import records as files
 from hesstune.runs.checkpoint import refuse_one, weights_of
@@ -105,7 +106,7 @@ def finetune(  # noqa: PLR0913
         >>> run.config.method, run.record["recipe"]["chosen"].partition(" (")[0]
         ('auto', 'penalised cross-entropy on the labels as they are')
     """
-    if _is_config(data):
+    if is_config(data):
         if config is not None:
             raise ConfigError("options are given twice, by position and as config; give them once")
         data, config = None, data
@@ -128,7 +129,7 @@ def finetune(  # noqa: PLR0913
     return _train_in_folder(resolved, given, RunRequest(overwrite, resume, progress, observe, keep_weights))
 
 
-def _is_config(given: Any) -> bool:
+def is_config(given: Any) -> bool:
     """Tell whether the first argument is options and no data: a string is if it ends in .yaml or .yml."""
     if isinstance(given, str | Path):
         return Path(given).suffix.lower() in (".yaml", ".yml")
@@ -154,7 +155,7 @@ def _for_task(config: FinetuneConfig, task: Task) -> FinetuneConfig:
         if name in config.model_fields_set and getattr(config, name) != default:
             raise ConfigError(f"the option {name} makes a task, but one is given; leave it out")
     known: dict[str, Any] = {"data": MEMORY}
-    if not task.is_text:
+    if task.kind == "image":
         size = task.train.images(np.arange(1)).shape[-1]
         if config.image_size not in (None, size):
             raise ConfigError(f"the task's images have {size} pixels a side, not {config.image_size}")
@@ -240,6 +241,9 @@ class _Before:
 
     def chosen_by(self, asked: FinetuneConfig) -> FinetuneConfig:
         """Return the configuration with the options that the run chose from the same examples."""
+        kind, _, width = self.config.model.partition(":")
+        if kind == LINEAR and asked.model != self.config.model:  # the data holds feature vectors
+            asked, _ = asked.on_features(int(width))
         solves = asked.kind.solves_head
         names = ("weight_decay", "patience") if solves else ("weight_decay",)
         changes = {name: getattr(self.config, name) for name in names if getattr(asked, name) is None}
@@ -265,8 +269,8 @@ class _Before:
         for name in old:
             if name not in RESUMABLE and old[name] != new[name]:
                 raise ConfigError(
-                    f"the run in {out} was started with --{name.replace('_', '-')} {old[name]}, not "
-                    f"{new[name]}; resume it with the same options, or use --overwrite"
+                    f"the run in {out} was started with --{name.replace('_', '-')} {cut(old[name])}, not "
+                    f"{cut(new[name])}; resume it with the same options, or use --overwrite"
                 )
 
 

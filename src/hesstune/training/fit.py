@@ -17,11 +17,12 @@ from hesstune.data.augment import Augmentation
 from hesstune.data.examples import Task
 from hesstune.errors import RunError
 from hesstune.inputs.activations import ActivationInputs, needed_bytes
-from hesstune.inputs.batches import ImageInputs, ModelInputs, TextInputs, make_inputs, predict_logits
+from hesstune.inputs.batches import ExampleInputs, ModelInputs, TextInputs, make_inputs, predict_logits
 from hesstune.inputs.features import features_of
 from hesstune.methods import MethodSetup
 from hesstune.models.cut import AfterCut, Cut, find_cut
 from hesstune.models.load import LoadedModel
+from hesstune.noise.matrix import shown_noise
 from hesstune.reference import Reference
 from hesstune.runs import records as files
 from hesstune.runs.checkpoint import Checkpoints, discard, shard_, weights_of, write_model
@@ -182,7 +183,7 @@ def _inputs(prepared: Prepared, out: Path) -> _Inputs:
 
 
 def _after_cut(
-    model: nn.Module, plain: Mapping[str, ImageInputs | TextInputs], cut: Cut, out: Path, most_mib: int
+    model: nn.Module, plain: Mapping[str, ExampleInputs], cut: Cut, out: Path, most_mib: int
 ) -> tuple[dict[str, ModelInputs], list[str]]:
     """Return the activations of all parts, kept on disk if there is room, and notes if there is not."""
     need, notes = needed_bytes(list(plain.values()), cut) / 2**20, list[str]()
@@ -246,7 +247,7 @@ def _noise_text(prepared: Prepared) -> str:
     noise_matrix = prepared.noise_matrix
     if noise_matrix is None:
         return "nothing"
-    how = f"from {prepared.config.noise_matrix}"
+    how = f"from {shown_noise(prepared.config.noise_matrix)}"
     if prepared.estimate is not None:
         how = f"estimated by {prepared.estimate.method}"
     elif prepared.config.noise_matrix == "true":
@@ -267,7 +268,7 @@ def _record(prepared: Prepared) -> files.RunRecord:
         examples=files.Sizes(train=len(task.train), val=len(task.val), test=len(task.test)),
         split=task.split,
         flip=task.flip,
-        kind="text" if task.is_text else "image",
+        kind=task.kind,
         skipped_images=len(task.skipped),
         unlabelled=len(task.unlabelled),
         data_notes=task.notes,

@@ -16,14 +16,15 @@ from torch import nn
 
 from hesstune.constraints.distance import resolve_radii, weight_norm
 from hesstune.data.examples import Task
-from hesstune.errors import ConfigError, DataError, RunError
+from hesstune.errors import ConfigError, DataError, ModelError, RunError
 from hesstune.inputs.batches import make_inputs, to_channels_last
 from hesstune.methods import Method
 from hesstune.methods._base import HeadMaterial, SolvedHead, balanced_rates, clean_shares
 from hesstune.methods.constrained import RADII, Robust, unused_radius_options
 from hesstune.methods.robust_losses import Consistent
 from hesstune.models.heads import check_learnable, freeze, trains_head_only
-from hesstune.models.load import LoadedModel, ModelObject, check_output, load_model
+from hesstune.models.load import LoadedModel, ModelObject, check_output, load_model, spec_parts
+from hesstune.models.networks import LINEAR
 from hesstune.noise.estimate import Estimate, parse_request
 from hesstune.noise.matrix import NoiseMatrix, identifiability_notes
 from hesstune.reference import Reference, layer_names
@@ -168,6 +169,7 @@ def prepare(
     _check_validation(config, kind, task)
     injected = injected_noise(config, task)
     noise_matrix, estimate = _known_noise_matrix(config.noise_matrix or "", task, injected), None
+    config, more = for_features(config, task, given.model)
     model = config.model if given.model is None else given.model
     loaded = load_network(config, config, model, task)
     asked, config = config.train, as_trained(config, loaded)
@@ -189,7 +191,7 @@ def prepare(
     counts = np.bincount(labels, minlength=task.k)
     BatchOrder(config, config.seed, config.batch_norm == "adapt", counts, labels)  # refuses what it cannot do
     prepared = Prepared(config, kind, task, loaded, injected, noise_matrix, device, radius, estimate, given)
-    notes = [*_option_notes(prepared, counts), *_seen_notes(task, loaded.seen)]
+    notes = [*more, *_option_notes(prepared, counts), *_seen_notes(task, loaded.seen)]
     if asked != config.train:
         notes.insert(0, f"--train {asked} trains the head alone in this network, as --train head does")
     return choose_from_examples(replace(prepared, notes=notes))
@@ -212,6 +214,28 @@ def _known_noise_matrix(wanted: str, task: Task, injected: NoiseMatrix | None) -
     if not wanted or wanted.startswith("estimate"):
         return None
     return NoiseMatrix.parse(wanted, task.k, task.classes)
+
+
+def for_features(
+    config: FinetuneConfig, task: Task, given: ModelObject | None = None
+) -> tuple[FinetuneConfig, list[str]]:
+    """Return the resolved configuration of a linear head if the data holds feature vectors, and notes.
+
+    Raises:
+        ConfigError: If the options name other layers to train, or the network was given in Python.
+        ModelError: If the model is a linear head, and the data holds images or texts.
+    """
+    vectors = task.train.vectors
+    if vectors is None:
+        if given is None and spec_parts(config.model)[0] == LINEAR:
+            raise ModelError(
+                f"model '{config.model}' is a linear head on feature vectors, and the data holds "
+                f"{'texts' if task.is_text else 'images'}; name another model"
+            )
+        return config, []
+    if given is not None:
+        raise ConfigError("the data holds feature vectors, the input of a linear head: leave model out")
+    return config.on_features(vectors.width)
 
 
 def load_network(
@@ -508,7 +532,7 @@ def _changed(config: FinetuneConfig, *names: str) -> list[str]:
 def _unused(prepared: Prepared) -> Iterator[str]:
     """Yield a note for each reason why options that were changed have no effect."""
     config, kind, task = prepared.config, prepared.kind, prepared.task
-    images = not task.is_text
+    images = task.kind == "image"
     unshifted = images and (config.head_alone or config.augment in ("none", "flip"))
     norms = (isinstance(m, nn.modules.batchnorm._BatchNorm) for m in prepared.loaded.model.modules())
     method = f"method '{config.method}' has no"
@@ -518,11 +542,11 @@ def _unused(prepared: Prepared) -> Iterator[str]:
         (config.optimizer != "sgd", f"the optimizer is {config.optimizer}", ("momentum",)),
         (config.inject_noise is None, "no noise is injected", ("clean_val",)),
         (
-            task.is_text,
-            "the examples are texts",
+            not images,
+            f"the examples are {'texts' if task.is_text else 'feature vectors'}",
             ("augment", "augment_views", "mean", "std", "skip_bad_images"),
         ),
-        (images, "the examples are images", ("max_length",)),
+        (not task.is_text, f"the examples are {'images' if images else 'feature vectors'}", ("max_length",)),
         (unshifted, "images are not shifted", ("augment_views",)),
         (task.train.votes is None, "the labels come from no votes", ("label_model",)),
         (not any(norms), "the network has no batch norm", ("batch_norm",)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from hesstune.checks import expanded
-from hesstune.data.examples import Listing
+from hesstune.data.examples import Listing, Vectors
 from hesstune.data.formats._base import DataFormat
 from hesstune.data.formats.hf import read_data_set
 from hesstune.data.images import Pixels, decode_objects, pixels_of_array, readable_suffixes
+from hesstune.data.label_arrays import label_columns
 from hesstune.data.reading import Columns, Reading
 from hesstune.data.tables import USUAL, listing_of
+from hesstune.data.vectors import NAMES, dense, is_sparse, stacked, vector_column, vectors_of_array
 from hesstune.errors import DataError, cut, plain
 from hesstune.resizing import Size
 from hesstune.storage.tables import CsvTable, as_cell
@@ -28,6 +30,10 @@ WANTED = (
     "a string such as digits or csv:PATH, a pandas DataFrame, (X, y), a map-style data set of (input, label) "
     "or a datasets.Dataset"
 )
+
+
+# Columns with the inputs of networks other than feature vectors.
+INPUTS = ("text", "text2", "image")
 
 
 class Memory(DataFormat):
@@ -50,10 +56,10 @@ FORMAT = Memory
 
 @dataclass
 class _Inputs:
-    """What an object holds: texts, paths of image files or decoded images, and the cells of other columns."""
+    """What an object holds: texts, paths of image files, images or vectors, and cells of other columns."""
 
     name: str
-    values: list[str] | Pixels
+    values: list[str] | Pixels | Vectors
     are_files: bool = False
     columns: dict[str, list[str]] = field(default_factory=dict)
     classes: list[str] | None = None
@@ -62,16 +68,19 @@ class _Inputs:
     first: int = 0
 
 
-def read_object(data: Any, size: Size, labelled: bool, how: Reading) -> Listing:
-    """List the examples of an object; see `DataFormat.read`.
+def read_object(data: Any, size: Size, labelled: bool, how: Reading, what: str = "the DataFrame") -> Listing:
+    """List the examples of an object; see `DataFormat.read`. Messages call a DataFrame `what`.
 
-    Objects are: a pandas DataFrame (columns as of `csv:` data; `image` may also hold PIL images or arrays); a
-    pair (X, y) of inputs and labels; a map-style data set of (input, label); a Dataset or DatasetDict of the
-    library datasets; if no labels are required, inputs alone; and a Listing, which is returned as it is.
+    Objects are: a pandas DataFrame (columns as of `csv:` data; `image` may also hold PIL images or arrays; or
+    a column of feature vectors); a pair (X, y) of inputs and labels; a map-style data set of (input, label);
+    a Dataset or DatasetDict of the library datasets; if no labels are required, inputs alone; and a Listing,
+    which is returned as it is.
 
     Inputs are texts, image files (paths, or strings that all end as image files do), PIL images (cropped to a
-    square), or arrays of images (not cropped): (N, H, W), (N, H, W, C) or (N, C, H, W), integers in [0, 255]
-    or floats in [0, 1]. Labels are class names, or indices from 0.
+    square), arrays of images (not cropped): (N, H, W), (N, H, W, C) or (N, C, H, W), integers in [0, 255]
+    or floats in [0, 1]; or feature vectors, (N, D), dense or a sparse matrix. Labels are class names, indices
+    from 0, or (N, K) one-hot or soft labels (`hesstune.data.label_arrays`). Examples whose label is
+    missing (`missing_labels`) are left out, and counted.
     """
     if isinstance(data, Listing):
         return data
@@ -79,7 +88,7 @@ def read_object(data: Any, size: Size, labelled: bool, how: Reading) -> Listing:
         return read_data_set(data, "the data set", size, labelled, how)
     reader = _Reader(size, how.background)
     if _is_from(data, "pandas") and hasattr(data, "columns"):
-        found = reader.frame(data, how.columns)
+        found = reader.frame(data, how.columns, what)
     elif asked := how.columns.demanded:
         raise DataError(f"{asked[0]}_column names a column, and this data has none; leave it out")
     else:
@@ -102,6 +111,7 @@ def read_object(data: Any, size: Size, labelled: bool, how: Reading) -> Listing:
         images=None if isinstance(found.values, list) else found.values,
         names=found.classes,
         ids=[str(row) for row in range(len(found.values))],
+        hidden=True,
         notes=found.notes,
     )
 
@@ -109,6 +119,21 @@ def read_object(data: Any, size: Size, labelled: bool, how: Reading) -> Listing:
 def _is_from(given: object, package: str) -> bool:
     """Tell whether an object's class is of a package, without importing it."""
     return type(given).__module__.partition(".")[0] == package
+
+
+def _has_inputs(names: Iterable[str]) -> bool:
+    """Tell whether a column has the usual name of texts or images."""
+    return any(name.strip().lower() in INPUTS for name in names)
+
+
+def _is_numeric(frame: Any) -> bool:
+    return all(getattr(kind, "kind", "O") in "buif" for kind in frame.dtypes)
+
+
+def _as_array(tensor: torch.Tensor) -> NDArray[Any]:
+    """Return a tensor as an array; numpy has no bfloat16."""
+    dense_one = tensor.detach().to_dense().cpu()
+    return np.asarray((dense_one.float() if dense_one.dtype == torch.bfloat16 else dense_one).numpy())
 
 
 def _cells(values: Any) -> list[str]:
@@ -122,19 +147,27 @@ class _Reader:
     size: Size
     background: tuple[int, int, int]
 
-    def frame(self, frame: Any, columns: Columns) -> _Inputs:
+    def frame(self, frame: Any, columns: Columns, what: str) -> _Inputs:
         names = [str(name) for name in frame.columns]
         values = {name: list(frame.iloc[:, at]) for at, name in enumerate(names)}
         if len(values) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(
-                f"the DataFrame has two columns named '{cut(twice)}'; give each a name of its own"
-            )
-        name = "the DataFrame (its header being row 1)"
-        roles, notes = columns.find(names, USUAL, "the DataFrame")
-        kind = "image" if "image" in roles else "text"
+            raise DataError(f"{what} has two columns named '{cut(twice)}'; give each a name of its own")
+        name = f"{what} (its header being row 1)"
+        vector = None if columns.text or columns.image or _has_inputs(names) else vector_column(values, name)
+        if vector is None:
+            roles, notes = columns.find(names, USUAL, what)
+            kind = "image" if "image" in roles else "text"
+        else:
+            usual = {role: own for role, own in USUAL.items() if role not in INPUTS}
+            roles, notes = columns.find(names, usual, what, needs_inputs=False)
+            roles, kind = {**roles, "features": vector}, "features"
+            if vector.strip().lower() not in NAMES:
+                notes.append(f"column '{cut(vector)}' is read as the feature vectors")
         own = values[roles[kind]]
-        if kind == "text":
+        if kind == "features":
+            found = _Inputs(name, vectors_of_array(stacked(own, f"the column '{cut(vector)}'"), name))
+        elif kind == "text":
             found = _Inputs(name, _cells(own))
         elif own and isinstance(own[0], str):
             found = _Inputs(name, [row if isinstance(row, str) else as_cell(row) for row in own], True)
@@ -148,7 +181,7 @@ class _Reader:
         numbered = index == [str(i) for i in range(len(index))]
         if "id" not in found.columns and not numbered and all(index) and len(set(index)) == len(index):
             found.columns["id"] = index
-            found.notes.append("the ids are the DataFrame's index")
+            found.notes.append(f"the ids are {what}'s index")
         for at, level in enumerate(frame.index.names):
             # A named index that repeats values may group the rows: it is a column like others.
             if level is not None and str(level) not in found.columns and str(level) not in names:
@@ -161,6 +194,7 @@ class _Reader:
             return self.pair(*data)
         pairs = isinstance(data, list) and data and isinstance(data[0], tuple) and len(data[0]) == 2
         alone = isinstance(data, np.ndarray | torch.Tensor | list) or _is_from(data, "pandas")
+        alone = alone or is_sparse(data)
         if alone and not pairs:
             if labelled:
                 raise DataError(f"data holds inputs without labels; give (X, y). Data is {WANTED}")
@@ -175,21 +209,22 @@ class _Reader:
         if isinstance(inputs, str | bytes):
             raise DataError("X of (X, y) holds the inputs of all examples; got one text: give ([X], [y])")
         is_frame = _is_from(inputs, "pandas") and hasattr(inputs, "columns")
-        found = self.frame(inputs, Columns()) if is_frame else self.inputs(inputs, "X")
+        if is_frame and not _has_inputs(map(str, inputs.columns)) and _is_numeric(inputs):
+            found = _Inputs("X", vectors_of_array(inputs.to_numpy(), "X"))
+        else:
+            found = self.frame(inputs, Columns(), "X") if is_frame else self.inputs(inputs, "X")
         if labels is None:
             return found
-        if getattr(labels, "ndim", 1) != 1:
-            shape = tuple(labels.shape)
-            raise DataError(f"y must be (N,), one label per example (no multi-label targets); got {shape}")
-        cells = _cells(labels)
-        if len(cells) != len(found.values):
-            raise DataError(f"X has {len(found.values)} examples, but y has {len(cells)} labels")
+        given, notes = label_columns(labels)
+        if len(given["label"]) != len(found.values):
+            raise DataError(f"X has {len(found.values)} examples, but y has {len(given['label'])} labels")
         both = _is_from(inputs, "pandas") and _is_from(labels, "pandas")
         if both and not inputs.index.equals(labels.index):
             raise DataError(
                 "X and y have different indices: give y.loc[X.index], or y.to_numpy() to match by position"
             )
-        found.columns["label"] = cells
+        found.columns |= given
+        found.notes += notes
         return found
 
     def map_style(self, data: Any, labelled: bool) -> _Inputs:
@@ -204,16 +239,20 @@ class _Reader:
                 raise DataError(f"items of {what} must be (input, label); got {got}")
             return self.inputs(items, what)
         found = self.inputs([x for x, _ in items], what)
-        found.columns["label"] = _cells([y for _, y in items])
+        given, notes = label_columns([y for _, y in items])
+        found.columns |= given
+        found.notes += notes
         classes = getattr(data, "classes", None)
         if isinstance(classes, Sequence) and not isinstance(classes, str):
             found.classes = [str(name) for name in classes]
         return found
 
     def inputs(self, given: Any, what: str) -> _Inputs:
-        """Tell texts, image files and images apart by the first of them that is not missing."""
+        """Tell texts, image files, images and vectors apart by the first of them that is not missing."""
+        if is_sparse(given):
+            return _Inputs(what, vectors_of_array(dense(given, what)[0], what))
         if isinstance(given, torch.Tensor):
-            given = given.detach().cpu().numpy()
+            given = _as_array(given)
         if isinstance(given, np.ndarray) and given.dtype.kind in "buifc":
             return _Inputs(what, self.array(given, what))
         rows = list(given)
@@ -233,20 +272,20 @@ class _Reader:
             return _Inputs(what, decode_objects(rows, self.size, self.background))
         return _Inputs(what, self.arrays(rows, what))
 
-    def arrays(self, rows: list[Any], what: str) -> Pixels:
-        """Bring arrays of images to squares, all of one shape at once or one by one."""
+    def arrays(self, rows: list[Any], what: str) -> Pixels | Vectors:
+        """Bring arrays of images to squares, all of one shape at once or one by one; or stack vectors."""
         try:
-            arrays = [
-                np.asarray(row.detach().cpu() if isinstance(row, torch.Tensor) else row) for row in rows
-            ]
+            arrays = [_as_array(row) if isinstance(row, torch.Tensor) else np.asarray(row) for row in rows]
         except (TypeError, ValueError, RuntimeError):
             arrays = []
         if not arrays or arrays[0].dtype.kind not in "buifc":
-            kinds = "texts, image files, PIL images or arrays of images"
+            kinds = "texts, image files, PIL images, arrays of images or feature vectors"
             raise DataError(f"inputs are {kinds}; {what} holds {type(rows[0]).__name__}")
+        if any(array.ndim == 1 for array in arrays):
+            return vectors_of_array(stacked(arrays, what), what)
         if len({(array.shape, array.dtype) for array in arrays}) == 1:
             return self.array(np.stack(arrays), what)
-        made = [self.array(array[None], f"{what}, row {at},") for at, array in enumerate(arrays)]
+        made = [self.images(array[None], f"{what}, row {at},") for at, array in enumerate(arrays)]
         notes = Counter(note for one in made for note in one.notes)
         return Pixels(
             torch.cat([one.array for one in made]),
@@ -254,13 +293,12 @@ class _Reader:
             notes=[f"{n} {note}" for note, n in notes.items()],
         )
 
-    def array(self, array: NDArray[Any], what: str) -> Pixels:
+    def array(self, array: NDArray[Any], what: str) -> Pixels | Vectors:
+        """Read feature vectors, (N, D), or images."""
+        return vectors_of_array(array, what) if array.ndim == 2 else self.images(array, what)
+
+    def images(self, array: NDArray[Any], what: str) -> Pixels:
         """Bring images of one array to squares; (N, C, H, W) is recognised by its 1, 3 or 4 channels."""
-        if array.ndim == 2:
-            raise DataError(
-                f"{what} must hold texts or images, (N, H, W), (N, H, W, C) or (N, C, H, W); got a table of "
-                f"numbers, {array.shape}"
-            )
         if array.ndim == 4 and array.shape[1] in (1, 3, 4) and array.shape[3] not in (1, 3, 4):
             array = array.transpose(0, 2, 3, 1)
         return pixels_of_array(array, self.size, what, self.background)

@@ -1,0 +1,170 @@
+"""Feature vectors, such as embeddings, in a file: `features:PATH`."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from hesstune.checks import readable_file
+from hesstune.data.examples import Listing
+from hesstune.data.formats._base import DataFormat
+from hesstune.data.formats.memory import INPUTS, read_object
+from hesstune.data.label_arrays import label_columns
+from hesstune.data.reading import Reading
+from hesstune.data.tables import USUAL, listing_of
+from hesstune.data.vectors import NAMES, vector_column, vectors_of_array
+from hesstune.errors import DataError, listed
+from hesstune.resizing import Size
+from hesstune.storage.files import read_array, reading
+from hesstune.storage.tables import JSON_LINES, PARQUET, TABS, CsvTable, as_cell, read_table
+
+# The arrays of an .npz file, by the name of the column that they become, in any case.
+ARRAYS = {
+    "features": NAMES,
+    "label": ("labels", "label", "y"),
+    "classes": ("classes", "class_names"),
+    "split": ("split", "splits"),
+    "id": ("ids", "id"),
+}
+# An .npz file is read into memory whole; a small file may claim to unpack to any size.
+MAX_MIB = 65536
+TABLES = (".csv", *TABS, *JSON_LINES, PARQUET)
+
+
+class Features(DataFormat):
+    """An .npz, .npy or Parquet file; nothing is unpickled, and .npy files are memory-mapped."""
+
+    written = "features:PATH"
+    summary = (
+        "Embeddings: an .npz file with `features` (N, D) and `labels`; a .npy file (N, D) with a table of "
+        "labels beside it, NAME.csv; or a Parquet file with a column of vectors, and `label`."
+    )
+    has_columns = True
+    suffixes = (".npy",)
+
+    @classmethod
+    def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:
+        file, suffix = readable_file(path, "the file of feature vectors"), Path(path).suffix.lower()
+        if how.columns.text or how.columns.image:
+            raise DataError("features: data holds vectors, no texts or images; name no column of these")
+        if suffix == ".npz":
+            return _of_npz(file, labelled, how)
+        if suffix == ".npy":
+            return _of_npy(file, labelled, how)
+        if suffix == PARQUET:
+            return _of_parquet(file, size, labelled, how)
+        raise DataError(f"{file} is no file of feature vectors; give an .npz, .npy or .parquet file")
+
+
+FORMAT = Features
+
+
+def _of_npz(file: Path, labelled: bool, how: Reading) -> Listing:
+    if how.columns.demanded:
+        raise DataError(
+            f"--{how.columns.demanded[0]}-column names a column, and {file} has none; leave it out"
+        )
+    found: dict[str, NDArray[Any]] = {}
+    with reading(file, ".npz arrays", DataError), zipfile.ZipFile(file) as archive:
+        entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+        lower = {name.strip().lower(): name for name in entries}
+        used = {}
+        for role, names in ARRAYS.items():
+            name = next((lower[name] for name in names if name in lower), None)
+            if name is not None:
+                used[role] = name
+                with archive.open(entries[name]) as content:
+                    found[role] = read_array(content, entries[name].file_size, most_mib=MAX_MIB)
+    if "features" not in found or (labelled and "label" not in found):
+        raise DataError(
+            f"{file} needs the arrays 'features' (or x, embeddings) and 'labels' (or y); got "
+            f"{listed(entries) or 'none'}"
+        )
+    vectors = vectors_of_array(found["features"], f"the array '{used['features']}' of {file}")
+    columns, notes = dict[str, list[str]](), list[str]()
+    for role in [role for role in ("label", "split", "id") if role in found]:
+        array = found[role]
+        if array.dtype.kind == "S":
+            array = np.char.decode(array, "utf-8", "replace")
+        own, more = label_columns(array) if role == "label" else ({role: _cells(array)}, [])
+        columns, notes = {**columns, **own}, [*notes, *more]
+        if len(own[role]) != len(vectors):
+            raise DataError(
+                f"the array '{used[role]}' of {file} has {len(own[role])} values for {len(vectors)} vectors"
+            )
+    if others := [name for name in entries if name not in used.values()]:
+        notes.append(f"arrays of {file} left out: {listed(others)}")
+    table = CsvTable.of(columns, str(file), file.parent, first=0)
+    classes = [str(name) for name in found["classes"].ravel()] if "classes" in found else None
+    ids = [str(row) for row in range(len(vectors))]
+    return listing_of(
+        table, {}, how, labelled, images=vectors, names=classes, ids=ids, hidden=True, notes=notes
+    )
+
+
+def _cells(array: NDArray[Any]) -> list[str]:
+    return [as_cell(value) for value in array.ravel().tolist()]
+
+
+def _mapped(file: Path) -> NDArray[Any]:
+    """Memory-map a .npy file, whose header is checked against its size; object arrays raise ValueError."""
+
+    def header(content: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+        version = npy.read_magic(content)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"its format {version} is unknown")
+        return npy.read_array_header_1_0(content) if version == (1, 0) else npy.read_array_header_2_0(content)
+
+    with file.open("rb") as content:
+        shape, fortran, dtype = header(content)
+        start = content.tell()
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects, which are never read")
+    return np.memmap(file, dtype, "r", start, shape, "F" if fortran else "C")
+
+
+def _of_npy(file: Path, labelled: bool, how: Reading) -> Listing:
+    with reading(file, "a .npy array", DataError):
+        vectors = vectors_of_array(_mapped(file), str(file))
+    names = [f"{stem}{suffix}" for stem in (file.stem, f"{file.stem}_labels", "labels") for suffix in TABLES]
+    beside = [file.with_name(name) for name in names if file.with_name(name).is_file()]
+    ids, notes = [str(row) for row in range(len(vectors))], list[str]()
+    if not beside:
+        if labelled:
+            raise DataError(
+                f"{file} needs its labels beside it: a table {file.stem}.csv with a column 'label' and a row "
+                "for each vector"
+            )
+        table, roles = CsvTable(str(file), file.parent, {}), dict[str, str]()
+    else:
+        table = read_table(beside[0], "the table of labels")
+        usual = {role: own for role, own in USUAL.items() if role not in INPUTS}
+        roles, notes = how.columns.find(list(table.columns), usual, table.name, needs_inputs=False)
+        if len(table) != len(vectors):
+            raise DataError(
+                f"{table.name} has {len(table)} rows for the {len(vectors)} vectors in {file}; each vector "
+                "needs its row, in the same order"
+            )
+        notes.append(f"{table.name} is read beside {file.name}, row by row")
+    return listing_of(table, roles, how, labelled, images=vectors, ids=ids, hidden=True, notes=notes)
+
+
+def _of_parquet(file: Path, size: Size, labelled: bool, how: Reading) -> Listing:
+    import pandas as pd
+
+    with reading(file, "Parquet", DataError):
+        frame = pd.read_parquet(file)
+    # Named as its owner named them: a column of texts beside the vectors is no input.
+    others = [name for name in frame.columns if str(name).strip().lower() in INPUTS]
+    kept = frame.drop(columns=others)
+    if vector_column({str(name): kept[name] for name in kept.columns}, str(file)) is None:
+        raise DataError(f"{file} needs a column of vectors, such as features; got {listed(frame.columns)}")
+    found = read_object(kept, size, labelled, how, str(file))
+    notes = [f"columns of {file} left out: {listed(others)}"] if others else []
+    return replace(found, notes=[*notes, *found.notes])
