@@ -97,6 +97,8 @@ def test_it_works_in_pipelines_and_as_a_pickle():
         ({}, {"y": np.zeros(400)}, DataError, "one class"),
         ({}, {"sample_weight": 1.0 * (scene()[2] == 1)}, HesstuneError, "one class"),
         ({}, {"checked": np.arange(400)}, DataError, "int64"),
+        ({}, {"y": np.arange(400) % 3 - 1}, DataError, "-1"),
+        ({}, {"y": np.array(["a", "b", None, "c"] * 100, dtype=object)}, DataError, "nan"),
         ({"noise_matrix": np.eye(2)}, {}, DataError, "2 classes"),
         ({"budget": "huge"}, {}, HesstuneError, "huge"),
         ({}, {"X": sparse.csr_matrix(np.ones((400, 3)))}, TypeError, "[Ss]parse"),

@@ -283,6 +283,12 @@ class RobustLinearClassifier(LinearClassifierMixin, BaseEstimator):
             ValueError: If X or y are malformed, by scikit-learn's rules.
         """
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], order="C")
+        import pandas as pd
+
+        values = pd.unique(pd.Series(np.asarray(y))).tolist()
+        missing = [value for value, gone in zip(values, missing_labels(values), strict=True) if gone]
+        if missing:
+            raise DataError(f"y has missing labels ({listed(map(repr, missing))}); leave these examples out")
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         k = len(self.classes_)
