@@ -99,7 +99,7 @@ def test_it_works_in_pipelines_and_as_a_pickle():
         ({}, {"checked": np.arange(400)}, DataError, "int64"),
         ({}, {"y": np.arange(400) % 3 - 1}, DataError, "-1"),
         ({}, {"y": np.array(["a", "b", None, "c"] * 100, dtype=object)}, DataError, "nan"),
-        ({"noise_matrix": np.eye(2)}, {}, DataError, "2 classes"),
+        ({"noise_matrix": np.eye(2)}, {}, HesstuneError, "2"),
         ({"budget": "huge"}, {}, HesstuneError, "huge"),
         ({}, {"X": sparse.csr_matrix(np.ones((400, 3)))}, TypeError, "[Ss]parse"),
     ],

@@ -27,7 +27,7 @@ from hesstune.errors import DataError, listed, unknown_name
 from hesstune.methods._base import Budget, ClassEvidence, HeadMaterial
 from hesstune.methods.auto import Auto
 from hesstune.models.load import MODULE, LoadedModel
-from hesstune.noise.matrix import NoiseMatrix
+from hesstune.noise.matrix import NoiseMatrix, written_out
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.runs.loading import network_of, reading_of, size_of
 from hesstune.runs.records import MODEL, RECORD, RunRecord
@@ -304,6 +304,8 @@ class RobustLinearClassifier(LinearClassifierMixin, BaseEstimator):
             raise DataError(f"checked must be ({len(X)},) of bool; got {sure.dtype} {sure.shape}")
         if len(np.unique(labels[weight > 0])) < 2:
             raise DataError("examples of sample weight above 0 have one class only; at least two are needed")
+        known = self.noise_matrix is not None
+        matrix = NoiseMatrix.parse(written_out(self.noise_matrix), k) if known else None
         first, group, counts = _merged(X, labels, sure, weight)
         rows = np.flatnonzero(sure[first])
         solved = Auto.solve_head(
@@ -312,7 +314,7 @@ class RobustLinearClassifier(LinearClassifierMixin, BaseEstimator):
                 labels[first],
                 k,
                 checked=(rows, labels[first][rows]) if len(rows) else None,
-                noise_matrix=self._given_matrix(k),
+                noise_matrix=matrix,
                 weight=None if (counts == 1).all() else counts,
                 budget=self.budget,
                 seed=self.random_state,
@@ -332,22 +334,6 @@ class RobustLinearClassifier(LinearClassifierMixin, BaseEstimator):
         differ = np.flatnonzero((self.posterior_.argmax(axis=1) != labels) & ~sure)
         self.label_issues_ = differ[np.argsort(given[differ], kind="stable")]
         return self
-
-    def _given_matrix(self, k: int) -> NoiseMatrix | None:
-        """Return the noise matrix that the user gave, for K classes."""
-        if self.noise_matrix is None:
-            return None
-        if isinstance(self.noise_matrix, NoiseMatrix):
-            found = self.noise_matrix
-        elif np.ndim(self.noise_matrix) == 0:
-            found = NoiseMatrix.symmetric(k, float(self.noise_matrix))  # type: ignore[arg-type]
-        else:
-            found = NoiseMatrix.from_array(self.noise_matrix)
-        if found.k != k:
-            raise DataError(
-                f"noise_matrix is for {found.k} classes, and y has {k}; give a row for each class of y"
-            )
-        return found
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return P(true class | features), (N, K), in the order of `classes_`."""
