@@ -61,6 +61,7 @@ class _Plan:
     kind: str
     noise: str
     most: int | None = None
+    inside: bool = False  # the test part, too, is of training rows
 
 
 def _plans() -> dict[str, _Plan]:
@@ -87,7 +88,21 @@ def _plans() -> dict[str, _Plan]:
     return found
 
 
-TASKS = _plans()
+def _plans_of_examples() -> dict[str, _Plan]:
+    """Return plans with errors that depend on the example, for development."""
+    found: dict[str, _Plan] = {}
+    for n in (500, 2000, 4000):
+        found[f"cifar10n worse2 {n}"] = _Plan("cifar10n", "human", "worse2", n, inside=True)
+        found[f"cifar10n clean {n}"] = _Plan("cifar10n", "clean", "none", n, inside=True)
+    for domain in PACS:
+        found[f"{domain} instance:0.15"] = _Plan(domain, "injected", "instance:0.15")
+        found[f"{domain} confusions:0.25"] = _Plan(domain, "injected", "confusions:0.25", 1500)
+    for rate in (0.2, 0.3):
+        found[f"sst2 confusions:{rate}"] = _Plan("sst2", "injected", f"confusions:{rate}", 2000)
+    return found
+
+
+TASKS = _plans() | _plans_of_examples()
 DEVELOPMENT = (
     *(f"{d} {n}" for d in ("cartoon", "sketch") for n in ("symmetric:0.2", "symmetric:0.4", "pair:0.4")),
     "cartoon instance:0.3",
@@ -101,6 +116,16 @@ DEVELOPMENT = (
     "cifar10n random2 2000",
     "cifar10n random3 2000",
     "sst2 symmetric:0.3",
+    # Of the choice of pooled heads: people's errors, and errors that depend on the example.
+    "cifar10n worse2 500",
+    "cifar10n worse2 2000",
+    "cifar10n worse2 4000",
+    "cifar10n clean 2000",
+    "cartoon instance:0.15",
+    "cartoon confusions:0.25",
+    "sketch confusions:0.25",
+    "sst2 confusions:0.2",
+    "sst2 confusions:0.3",
 )
 TEST = (
     *(f"{d} {n}" for d in ("photo", "art_painting") for n in ("symmetric:0.2", "symmetric:0.4", "pair:0.4")),
@@ -132,6 +157,10 @@ TEST = (
 
 def _rows(found: Source, plan: _Plan, rng: np.random.Generator) -> tuple[NDArray[np.int64], ...]:
     """Return rows of the training, the validation and the test part."""
+    if plan.inside:
+        train = rng.permutation(np.flatnonzero(found.part == "train"))
+        held = len(train) // 10
+        return train[: plan.most], train[-held:], train[plan.most : -held]
     if (found.part == "test").any():
         train = rng.permutation(np.flatnonzero(found.part == "train"))
         held = np.flatnonzero(found.part == "val" if (found.part == "val").any() else found.part == "none")
@@ -204,9 +233,24 @@ def _given(
         return found.given[plan.noise][train]
     if plan.noise == "none":
         return true
+    if plan.noise.startswith("confusions"):
+        return _confused(found, train, float(plan.noise.partition(":")[2]), seed)
     if plan.noise.startswith("instance"):
         rate = float(plan.noise.partition(":")[2])
         x = found.features[train].astype(np.float64)
         x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-9)
         return draw_classes(instance_transitions(x, true, found.k, rate, seed), seed)
     return NoiseMatrix.parse(plan.noise, found.k).corrupt(true, seed=seed)
+
+
+def _confused(found: Source, train: NDArray[np.int64], rate: float, seed: int) -> NDArray[np.int64]:
+    """Return labels with the errors of a weaker model: a probe of 8 random projections and 200 examples."""
+    rng = np.random.default_rng([seed, 0xC0F])
+    x = found.features @ rng.normal(size=(found.features.shape[1], 8))
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    few = rng.permutation(len(x))[:200]
+    drawn = draw_classes(fit_probe(x[few], found.true[few], found.k).probabilities(x[train]), seed)
+    labels = found.true[train].copy()
+    wrong = rng.permutation(np.flatnonzero(drawn != labels))[: round(rate * len(labels))]
+    labels[wrong] = drawn[wrong]
+    return labels
