@@ -78,6 +78,7 @@ def load_task(  # noqa: PLR0913
     key = ("data", spec, size, skip_bad, cache_mib, how)
     found, source, skipped = _reused(key, make) if isinstance(spec, str) else make()
     assert found.labels is not None
+    labels = found.labels
     if found.votes is None:  # a label model may leave a class without an example
         _check_counts(found.labels, found.classes, found.parts)
     whole = Examples(
@@ -109,7 +110,7 @@ def load_task(  # noqa: PLR0913
         *(note for name in PARTS for note in source_notes(made[name], name)),
         *found.notes,
         *alike(found.classes),
-        *_classes_without_training(found.labels[parts["train"]], found.classes),
+        *_classes_without_training(labels[parts["train"]], found.classes),
         *group_notes(groups, len(found)),
     ]
     return Task(

@@ -47,8 +47,9 @@ def draw_parts(
         raise DataError("the data names its parts already, so there are no folds to draw; leave folds out")
     named = np.array(["train"] * len(found) if parts is None else parts)
     made = {name: np.flatnonzero(named == name) for name in PARTS}
-    copies, home, drawn = found.copies, made["train"], {"train"}
-    alone = copies is None or draw.keys is not None or not has_copies(copies[home])
+    copies = np.arange(len(found)) if found.copies is None else found.copies
+    home, drawn = made["train"], {"train"}
+    alone = draw.keys is not None or not has_copies(copies[home])
     if not alone:  # the first of each group is drawn, and the others go with it
         made["train"] = np.sort(home[np.unique(copies[home], return_index=True)[1]])
     total = len(made["train"])
@@ -66,7 +67,7 @@ def draw_parts(
     if not alone:
         whole = {name: home[np.isin(copies[home], copies[made[name]])] for name in drawn}
         made.update(whole)
-    notes = [] if copies is None else _copy_notes(made, copies)
+    notes = _copy_notes(made, copies)
     if draw.kind == "group":
         assert draw.keys is not None
         counts = {name: len(np.unique(draw.keys[rows])) for name, rows in made.items() if len(rows)}
@@ -109,9 +110,10 @@ def _copy_notes(made: dict[str, Rows], copies: Rows) -> list[str]:
         many = int(sizes[sizes > 1].sum())
         notes.append(f"{many} of {len(copies)} examples are copies of one another, in {count} groups")
     for name in PARTS[1:]:
-        if shared := int(np.isin(copies[made[name]], copies[made["train"]]).sum()):
+        others = [made[other] for other in ("train", "val") if other != name]
+        if shared := int(np.isin(copies[made[name]], copies[np.concatenate(others)]).sum()):
             notes.append(
-                f"{shared} of the {len(made[name])} {name} examples are copies of training examples: {name} "
+                f"{shared} of the {len(made[name])} {name} examples are copies of others to learn from: {name} "
                 "accuracy is too high; take them out, or the parts out of the data"
             )
     return notes

@@ -379,8 +379,12 @@ class RobustHead:
     def for_examples(self, row: NDArray[np.int64]) -> RobustHead:
         """Return the same with the posteriors of examples whose groups are these rows, (N,)."""
         one = self.truth
-        parts = {"posterior": one.posterior, "probabilities": one.probabilities, "targets": one.targets}
-        truth = replace(one, **{name: part[row] for name, part in parts.items()})
+        truth = replace(
+            one,
+            posterior=one.posterior[row],
+            probabilities=one.probabilities[row],
+            targets=one.targets[row],
+        )
         return replace(self, truth=truth, reduced=self.reduced[row])
 
 
