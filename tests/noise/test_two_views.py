@@ -82,7 +82,8 @@ def test_similarity_and_noise_are_correlated_over_pairs_of_classes():
 
 def test_the_interval_is_a_beta_quantile_around_both_ends():
     low, high = rate_interval(0.2, 0.3, 400)  # as much as 400 / 8 + 20 = 70 checked labels
-    assert low == pytest.approx(beta.ppf(0.05, 70 * 0.15, 70 * 0.85))
+    least = 0.15 - 0.8 * 20 / 70 * 0.2
+    assert low == pytest.approx(beta.ppf(0.05, 70 * least, 70 * (1 - least)))
     assert high == pytest.approx(beta.ppf(0.95, 70 * 0.25 + 0.5, 70 * 0.75))
     assert rate_interval(0.2, 0.1, 400) == pytest.approx((low, high))
     assert rate_interval(0.0, 0.0, 50)[0] == 0

@@ -18,6 +18,7 @@ from hesstune.errors import HesstuneError, ModelError
 from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits, to_channels_last
 from hesstune.inputs.features import frozen_features, sharing
 from hesstune.noise.confidence import confidence_interval
+from hesstune.noise.copies import example_groups
 from hesstune.noise.estimate import estimate_noise
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.head import FAST_CANDIDATES, GIVEN_MATRIX, MIN_EXAMPLES, robust_head
@@ -260,10 +261,10 @@ def _probed(run: Run, task: Task, device: torch.device) -> Probed | None:
     if config.noise_matrix is not None and run.noise_matrix is not None:
         stated = run.noise_matrix.array if not config.noise_matrix.startswith("estimate") else None
 
-    given = part.labels
+    given, groups = part.labels, example_groups(features, part.copies)
 
     def fitted(matrix: NDArray[np.float64] | None) -> NDArray[np.float64]:
-        observed = Observed.of(given, task.k, matrix, checked)
+        observed = Observed.of(given, task.k, matrix, checked, copies=groups)
         tried = (
             FAST_CANDIDATES
             if matrix is None
@@ -276,7 +277,7 @@ def _probed(run: Run, task: Task, device: torch.device) -> Probed | None:
     posterior = fitted(stated)
     if stated is None:
         return Probed(posterior, posterior, None)
-    probabilities = cross_fit(features, part.labels, task.k, seed=config.seed)
+    probabilities = cross_fit(features, part.labels, task.k, seed=config.seed, groups=groups)
     rows = np.arange(len(part)) if part.clean is None else np.flatnonzero(~part.clean)
     check = check_matrix(probabilities[rows], part.labels[rows], NoiseMatrix(stated)) if len(rows) else None
     contradicted = check is not None and check.contradiction is not None

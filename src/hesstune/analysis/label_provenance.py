@@ -20,6 +20,7 @@ from hesstune.data.reading import DRAWN
 from hesstune.errors import DataError, HesstuneError, listed
 from hesstune.inputs.features import frozen_features
 from hesstune.noise.confidence import NoiseConfidenceSet
+from hesstune.noise.copies import example_groups
 from hesstune.noise.estimate import pair_counts, simplex_projection, well_conditioned
 from hesstune.noise.instance import Conditional, class_conditional, instance_rate, sure_half
 from hesstune.noise.matrix import NoiseMatrix
@@ -231,7 +232,8 @@ def add_class_conditional_test(
     try:
         features = frozen_features(start, part, device, run.config.max_length).astype(np.float64)
         reduced = reduced_features(features, len(labels))
-        probs = cross_fit(features, labels, k, seed=asked.seed)
+        groups = example_groups(features, part.copies)
+        probs = cross_fit(features, labels, k, seed=asked.seed, groups=groups)
     except HesstuneError as error:
         assumptions.append(f"whether the noise depends on the input could not be tested: {error}")
     else:

@@ -189,6 +189,7 @@ class Listing:
         before: (N,) int64 labels before `hesstune clean` replaced them, −1 if not a class; None if unknown.
         label_sources: Source of each label from the column `label_source`, or None.
         groups: {column: number of distinct values} of columns that may group the examples.
+        copies: (N,) group of each example, the same for copies of one example; None if not looked for.
     """
 
     ids: list[str]
@@ -211,6 +212,7 @@ class Listing:
     before: NDArray[np.int64] | None = None
     label_sources: list[str] | None = None
     groups: dict[str, int] = field(default_factory=dict)
+    copies: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -218,7 +220,7 @@ class Listing:
     def take(self, rows: ArrayLike) -> Listing:
         """Return a listing of some of the examples."""
         own = ("ids", "labels", "paths", "array", "texts", "vectors", "parts", "votes", "soft", "given")
-        made = _take(self, rows, (*own, "split_values", "digests", "before", "label_sources"))
+        made = _take(self, rows, (*own, "split_values", "digests", "before", "label_sources", "copies"))
         at = np.asarray(rows, dtype=np.int64).tolist() if self.bad else []
         return replace(made, bad={new: self.bad[row] for new, row in enumerate(at) if row in self.bad})
 
@@ -240,6 +242,8 @@ class Examples:
         given_soft: (N, K) soft labels before they were checked, or None.
         label_sources: Source of each label from the column `label_source`, or None.
         clean_by_chance: Whether the checked examples may be a random sample; suspected errors are none.
+        copies: (N,) int64 group of each example, the same for copies of one example in the whole data; None
+            if copies were not looked for.
     """
 
     source: ImageSource | Texts | Vectors
@@ -254,6 +258,7 @@ class Examples:
     given_soft: NDArray[np.float64] | None = None
     label_sources: list[str] | None = None
     clean_by_chance: bool = True
+    copies: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -283,7 +288,7 @@ class Examples:
     def take(self, rows: ArrayLike) -> Examples:
         """Return some of this part's examples."""
         own = ("rows", "ids", "labels", "true", "votes", "soft", "clean", "given", "given_soft")
-        return _take(self, rows, (*own, "label_sources"))
+        return _take(self, rows, (*own, "label_sources", "copies"))
 
     def count_source(self, source: str) -> int:
         """Return the number of labels from one source, such as REWRITTEN."""

@@ -16,6 +16,7 @@ from hesstune.data.examples import PARTS, REWRITTEN, Examples, ImageSource, List
 from hesstune.data.formats import listing
 from hesstune.data.images import DecodedImages, FileImages, decode_all
 from hesstune.data.labels import alike, labels_among, source_notes
+from hesstune.data.near_duplicates import copies_in
 from hesstune.data.reading import WHITE, Reading, SplitRule, fold_of
 from hesstune.data.splits import draw_parts
 from hesstune.data.tables import group_notes
@@ -77,16 +78,9 @@ def load_task(  # noqa: PLR0913
     key = ("data", spec, size, skip_bad, cache_mib, how)
     found, source, skipped = _reused(key, make) if isinstance(spec, str) else make()
     assert found.labels is not None
+    labels = found.labels
     if found.votes is None:  # a label model may leave a class without an example
         _check_counts(found.labels, found.classes, found.parts)
-    rng = np.random.default_rng([seed, 0x5117])
-    at = None if fold is None else fold_of(fold)
-    folds_rng = None if at is None else np.random.default_rng([seed // at[1], 0xF01D])
-    parts, drawn, notes = draw_parts(found, rule, rng, val_fraction, test_fraction, at, folds_rng)
-    if limit is not None and limit < len(parts["train"]):
-        parts["train"] = np.sort(rng.permutation(parts["train"])[:limit])
-    if not len(parts["train"]):
-        raise DataError("no training example is left; lower the validation and test fractions")
     whole = Examples(
         source,
         np.arange(len(found)),
@@ -96,6 +90,16 @@ def load_task(  # noqa: PLR0913
         soft=found.soft,
         label_sources=found.label_sources,
     )
+    whole = replace(whole, copies=copies_in([whole])[0])
+    found = replace(found, copies=whole.copies)
+    rng = np.random.default_rng([seed, 0x5117])
+    at = None if fold is None else fold_of(fold)
+    folds_rng = None if at is None else np.random.default_rng([seed // at[1], 0xF01D])
+    parts, drawn, notes = draw_parts(found, rule, rng, val_fraction, test_fraction, at, folds_rng)
+    if limit is not None and limit < len(parts["train"]):
+        parts["train"] = np.sort(rng.permutation(parts["train"])[:limit])
+    if not len(parts["train"]):
+        raise DataError("no training example is left; lower the validation and test fractions")
     made = {name: whole.take(rows) for name, rows in parts.items()}
     if not corrected_test:
         made["test"], more = _with_given_labels(made["test"], found, parts["test"])
@@ -106,7 +110,7 @@ def load_task(  # noqa: PLR0913
         *(note for name in PARTS for note in source_notes(made[name], name)),
         *found.notes,
         *alike(found.classes),
-        *_classes_without_training(found.labels[parts["train"]], found.classes),
+        *_classes_without_training(labels[parts["train"]], found.classes),
         *group_notes(groups, len(found)),
     ]
     return Task(

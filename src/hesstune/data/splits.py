@@ -13,6 +13,7 @@ from hesstune.data.examples import PARTS, Listing
 from hesstune.data.reading import SplitRule
 from hesstune.data.tables import each_part
 from hesstune.errors import DataError, cut, listed
+from hesstune.noise.copies import has_copies, joined
 from hesstune.storage.tables import is_missing, read_table
 
 Rows = NDArray[np.int64]
@@ -31,7 +32,8 @@ def draw_parts(
 
     Parts that the data names are kept; a missing validation part is drawn from the training part. With a fold
     (i, K) the test part is fold i of K, drawn by `folds_rng`, the same for all folds. By time there are K + 1
-    stretches of time: the first i are for training and the next is the fold.
+    stretches of time: the first i are for training and the next is the fold. Copies of an example are drawn
+    into one part, as one; only by time and between parts that the data names they may be in two.
 
     Raises:
         DataError: If the rule cannot be followed on this data, or contradicts its own parts.
@@ -45,22 +47,32 @@ def draw_parts(
         raise DataError("the data names its parts already, so there are no folds to draw; leave folds out")
     named = np.array(["train"] * len(found) if parts is None else parts)
     made = {name: np.flatnonzero(named == name) for name in PARTS}
+    copies = np.arange(len(found)) if found.copies is None else found.copies
+    home, drawn = made["train"], {"train"}
+    alone = draw.keys is not None or not has_copies(copies[home])
+    if not alone:  # the first of each group is drawn, and the others go with it
+        made["train"] = np.sort(home[np.unique(copies[home], return_index=True)[1]])
     total = len(made["train"])
     if fold is not None:
         assert folds_rng is not None
         made["train"], made["test"] = draw.fold(made["train"], fold, folds_rng)
+        drawn.add("test")
     for name, fraction in (("test", test_fraction), ("val", val_fraction)):
         # Data with parts of its own keeps its training part: no test part is drawn from it.
         if len(made[name]) or fraction == 0 or (name == "test" and parts is not None):
             continue
         taken = draw.some(made["train"], round(fraction * total))
         made[name], made["train"] = np.sort(taken), np.setdiff1d(made["train"], taken)
-    notes = []
+        drawn.add(name)
+    if not alone:
+        whole = {name: home[np.isin(copies[home], copies[made[name]])] for name in drawn}
+        made.update(whole)
+    notes = _copy_notes(made, copies)
     if draw.kind == "group":
         assert draw.keys is not None
         counts = {name: len(np.unique(draw.keys[rows])) for name, rows in made.items() if len(rows)}
         shown = ", ".join(f"{count} for {name}" for name, count in counts.items())
-        notes = [f"no group is in two parts: {shown}"]
+        notes.append(f"no group is in two parts: {shown}")
     return made, draw.kind if parts is None else "given", notes
 
 
@@ -84,8 +96,27 @@ def _drawer(found: Listing, rule: SplitRule, rng: np.random.Generator) -> tuple[
         )
     if found.parts is not None and kind == "time":
         raise DataError("the data names its parts already; leave --split out")
-    keys = _groups(values, found) if kind == "group" else _times(values, found)
+    keys: NDArray[np.float64] | Rows = _times(values, found) if kind == "time" else _groups(values, found)
+    if kind == "group" and found.copies is not None and found.parts is None:
+        keys = joined(keys.astype(np.int64), found.copies)
     return _Draw(kind, found.labels, keys, rng), found.parts
+
+
+def _copy_notes(made: dict[str, Rows], copies: Rows) -> list[str]:
+    """Return how many examples are copies, and how many of other parts are copies of training examples."""
+    sizes = np.bincount(copies)
+    notes = []
+    if count := int((sizes > 1).sum()):
+        many = int(sizes[sizes > 1].sum())
+        notes.append(f"{many} of {len(copies)} examples are copies of one another, in {count} groups")
+    for name in PARTS[1:]:
+        others = [made[other] for other in ("train", "val") if other != name]
+        if shared := int(np.isin(copies[made[name]], copies[np.concatenate(others)]).sum()):
+            notes.append(
+                f"{shared} of the {len(made[name])} {name} examples are copies of others to learn from: {name} "
+                "accuracy is too high; take them out, or the parts out of the data"
+            )
+    return notes
 
 
 class _Draw:

@@ -16,6 +16,7 @@ from hesstune.checks import one_of
 from hesstune.data.examples import KEPT, MEMORY, MODEL_SOURCES, REWRITTEN, Examples
 from hesstune.data.formats import listing
 from hesstune.data.labels import CHECKED, GIVEN, GIVEN_LABEL, SOURCE, read_checked_labels
+from hesstune.data.near_duplicates import copies_in
 from hesstune.data.vectors import dense, is_sparse
 from hesstune.errors import ConfigError, DataError, RunError, listed
 from hesstune.inputs.features import frozen_features, sharing
@@ -29,6 +30,7 @@ from hesstune.labeling.review import (
 )
 from hesstune.labeling.sources import Target, read_target, target_of_listing
 from hesstune.models.load import load_model
+from hesstune.noise.copies import conflicting, copies_note, example_groups, has_copies, merge_copies
 from hesstune.noise.latent.channel import Observed
 from hesstune.noise.latent.em import FOLDS
 from hesstune.noise.latent.head import fit_truth, robust_head
@@ -71,6 +73,7 @@ class LabelIssues:
         disagreement: Share of the labels that a cross-fitted probe of the labels as given predicts otherwise;
             1 if unknown.
         contents: {id: digest of the image or text, 32 hexadecimal digits}; empty if features were given.
+        groups: (N,) group of each example, the same for copies of one example; None: there are no copies.
     """
 
     ids: list[str]
@@ -85,6 +88,7 @@ class LabelIssues:
     details: dict[str, Any] = field(default_factory=dict)
     disagreement: float = 1.0
     contents: dict[str, str] = field(default_factory=dict)
+    groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -115,12 +119,14 @@ class LabelIssues:
     def rate_interval(self) -> tuple[float, float]:
         """A 90 % interval for the share of wrong labels (`hesstune.noise.latent.two_views`).
 
-        Labels that were checked are right; the interval is that of the others.
+        Labels that were checked are right; the interval is that of the others. Copies of an example count as
+        one.
         """
         others = ~self.checked
         n = int(others.sum())
         mean = float(self.p_wrong[others].mean()) if n else 0.0
-        low, high = rate_interval(mean, self.disagreement, n)
+        units = n if self.groups is None else len(np.unique(self.groups[others]))
+        low, high = rate_interval(mean, self.disagreement, units)
         return low * n / len(self), high * n / len(self)
 
     @cached_property
@@ -391,7 +397,7 @@ def clean(
         notes.append(f"{without} of {len(target)} examples without a label left out")
     digests = content_digests(examples, anew=False)
     contents = {name: row.tobytes().hex() for name, row in zip(examples.ids, digests, strict=True)}
-    found = _find_issues(x, examples.ids, [target.true[n] for n in rows], asked, contents)
+    found = _find_issues(x, examples.ids, [target.true[n] for n in rows], asked, contents, copies_in([examples])[0])
     return replace(found, target=target, notes=[*notes, *found.notes])
 
 
@@ -444,8 +450,18 @@ def _find_issues(
     names: list[str],
     asked: CleanOptions,
     contents: dict[str, str] | None = None,
+    copies: NDArray[np.int64] | None = None,
 ) -> LabelIssues:
-    """Return the issues of labels, by name, of examples with features, (N, D), and digests by id."""
+    """Return the issues of labels, by name, of examples with features, (N, D).
+
+    Args:
+        features: (N, D).
+        ids: One id an example.
+        names: Labels by name.
+        asked: The options.
+        contents: Digests by id.
+        copies: (N,) groups of copies by content; None if unknown.
+    """
     contents = contents or {}
     if len(features) != len(names):
         raise DataError(f"{len(features)} rows of features do not match {len(names)} labels")
@@ -466,26 +482,35 @@ def _find_issues(
         classes, given = _present(classes, given)
         checked = np.isin(np.arange(len(ids)), rows)
         known = (rows, given[rows])
-    observed = Observed.of(given, len(classes), checked=known)
-    head = robust_head(features, observed, find_errors=True, patient=True, seed=asked.seed)
+        copies = None if copies is None else copies[stay]
+    every = Observed.of(given, len(classes), checked=known)
+    groups = example_groups(features, copies) if len(ids) > 1 else np.arange(len(ids))
+    merged = merge_copies(features, replace(every, copies=groups))
+    observed = merged.labels
+    head = robust_head(merged.features, observed, find_errors=True, patient=True, seed=asked.seed)
     x, folds = head.reduced, min(FOLDS, len(head.reduced))
-    truth = replace(head.truth, posterior=mean_posterior(x, observed, head.truth, folds, asked.seed))
+    posterior = mean_posterior(x, observed, head.truth, folds, asked.seed)[merged.row]
+    posterior = every.known(posterior)
     plain = fit_truth(x, observed, head.choice.plain, seed=asked.seed)
-    differ = plain.probabilities.argmax(axis=1) != given
+    differ = plain.probabilities.argmax(axis=1)[merged.row] != given
+    realised = replace(head.truth, posterior=posterior).realised(every.given)
+    notes += copies_note(groups, given)
     if not head.choice.scores:
-        notes.append(f"{len(given)} examples are too few to choose a model of their labels")
+        notes.append(f"{len(observed)} examples are too few to choose a model of their labels")
     if not head.truth.converged:
         notes.append("EM did not converge; probabilities may be rough")
+    counted_once = {"groups": len(observed), "different_labels": conflicting(groups, given)}
     return LabelIssues(
         ids,
         classes,
         given,
-        truth.posterior,
+        posterior,
         checked,
-        NoiseMatrix(truth.realised(observed.given), "estimated"),
+        NoiseMatrix(realised, "estimated"),
         head.choice.candidate.name,
         notes=notes,
-        details=head.choice.details(),
+        details={**head.choice.details(), **({"copies": counted_once} if has_copies(groups) else {})},
         disagreement=float(differ[~checked].mean()) if not checked.all() else 0.0,
         contents=contents,
+        groups=groups if has_copies(groups) else None,
     )

@@ -53,6 +53,7 @@ class HeadMaterial:
         budget: How many candidates may be tried.
         seed: Of everything drawn.
         votes: The votes that the labels were made of, or None.
+        copies: (N,) group of each example, the same for copies of one example; None if unknown.
     """
 
     features: NDArray[np.float64]
@@ -65,6 +66,7 @@ class HeadMaterial:
     budget: Budget = "default"
     seed: int = 0
     votes: Votes | None = None
+    copies: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

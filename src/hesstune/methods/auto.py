@@ -202,7 +202,8 @@ class Auto(SolvedHeadMethod):
             weight = np.ones(len(material.labels)) if weight is None else weight.copy()
             weight[checked[0]] *= CHECKED_WEIGHT
         labels = material.labels if material.soft is None else material.soft
-        observed = Observed.of(labels, material.k, None if given is None else given.array, checked, weight)
+        matrix = None if given is None else given.array
+        observed = Observed.of(labels, material.k, matrix, checked, weight, material.copies)
         tried, held_out = (GIVEN_MATRIX, 2) if given is not None else BUDGETS[material.budget]
         found = robust_head(
             material.features, observed, candidates=tried, held_out=held_out, seed=material.seed

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from hesstune.checks import class_count, integer_labels, one_of
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
 from hesstune.noise.confidence import NoiseConfidenceSet
+from hesstune.noise.copies import copies_note, merge_copies
 from hesstune.noise.latent.channel import Observed, prior_strength
 from hesstune.noise.latent.em import DRAWS, FOLDS, bootstrap, latent_truth
 from hesstune.noise.latent.head import MAX_EXAMPLES, robust_head
@@ -350,7 +351,7 @@ def estimate_by_em(
     """Estimate F by EM over true classes, cross-fitted probes and F; shape and penalty by hold-out.
 
     If labels are best predicted as they are, F is the symmetric matrix through which a plain probe
-    predicts them best: near the identity without noise.
+    predicts them best: near the identity without noise. Copies of an example count as one.
 
     Args:
         features: (N, D).
@@ -368,28 +369,33 @@ def estimate_by_em(
         >>> estimate_by_em(x, noisy, 2, errors=False).matrix.array.round(1).tolist()
         [[0.6, 0.4], [0.0, 1.0]]
     """
-    head = robust_head(features, Observed.of(labels, k), find_errors=True, seed=seed)
+    merged = merge_copies(features, Observed.of(labels, k))
+    head = robust_head(merged.features, merged.labels, find_errors=True, seed=seed)
     truth, chosen, x = head.truth, head.choice.candidate, head.reduced
     matrix = truth.channel.matrix
     found = Estimate(
         NoiseMatrix(matrix, "estimated"),
         "em",
-        len(labels),
+        len(merged.labels),
         stderr=row_stderr(matrix, truth.posterior.sum(axis=0)),
         temperature=truth.temperature,
-        notes=(f"em: {chosen.name}, of {head.choice.tried} candidates",),
+        notes=(
+            f"em: {chosen.name}, of {head.choice.tried} candidates",
+            *copies_note(merged.row, labels),
+        ),
         details=head.choice.details(),
     )
     if not errors:
         return found
-    given = labels
-    if len(labels) > MAX_EXAMPLES:  # refits of a part are enough; errors shrink with the root of the number
-        rows = np.sort(np.random.default_rng([seed, 0xB0]).permutation(len(labels))[:MAX_EXAMPLES])
-        x, given = x[rows], labels[rows]
+    # One label of each group: the bootstrap draws labels, not means of labels.
+    given = labels[np.unique(merged.row, return_index=True)[1]]
+    if len(given) > MAX_EXAMPLES:  # refits of a part are enough; errors shrink with the root of the number
+        rows = np.sort(np.random.default_rng([seed, 0xB0]).permutation(len(given))[:MAX_EXAMPLES])
+        x, given = x[rows], given[rows]
         how: dict[str, Any] = {"strength": chosen.strength, "shape": chosen.shape, "folds": FOLDS}
         truth = latent_truth(x, Observed.of(given, k), **how, seed=seed)
     made = bootstrap(x, given, truth, chosen.strength, chosen.shape, seed)
-    shrink = float(np.sqrt(len(given) / len(labels)))
+    shrink = float(np.sqrt(len(given) / len(merged.labels)))
     median, largest = (shrink * one for one in made.row_tv)
     notes = [f"by bootstrap its rows are off by {median:.3f} in total variation on average"]
     if not made.by_class_alone:

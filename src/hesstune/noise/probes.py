@@ -186,13 +186,19 @@ def fit_probe(
 
 
 def cross_fit(
-    features: ArrayLike, labels: ArrayLike, k: int, *, folds: int = FOLDS, seed: int = 0
+    features: ArrayLike,
+    labels: ArrayLike,
+    k: int,
+    *,
+    folds: int = FOLDS,
+    seed: int = 0,
+    groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
     """Return g(x)[j] = P(noisy = j | x) of every example from a probe that was not trained on it.
 
-    Folds are drawn uniformly. The probe is multinomial logistic regression on principal components;
-    its penalty has the largest held-out likelihood of the noisy labels. A class that a fold's probe has
-    not seen gets the share 1/(n + K) of it, never zero.
+    Folds are drawn uniformly; examples of a group are in one fold. The probe is multinomial logistic
+    regression on principal components; its penalty has the largest held-out likelihood of the noisy labels.
+    A class that a fold's probe has not seen gets the share 1/(n + K) of it, never zero.
 
     Args:
         features: (N, D) features of the pretrained network, frozen.
@@ -200,9 +206,10 @@ def cross_fit(
         k: Number of classes.
         folds: Number of folds.
         seed: Of the folds.
+        groups: (N,) groups of copies; None: each example is its own.
 
     Raises:
-        ConfigError: If there are more folds than examples.
+        ConfigError: If there are more folds than groups.
         DataError: If features are not finite or do not match the labels.
 
     Example:
@@ -214,15 +221,20 @@ def cross_fit(
     k = class_count(k)
     given = integer_labels(labels, k, "noisy labels")
     x = reduced_features(features, len(given))
-    if not 2 <= folds <= len(given):
-        raise ConfigError(f"{len(given)} examples cannot be cut into {folds} folds for cross-fitting")
-    order = np.random.default_rng([seed, 0xCF]).permutation(len(given))
+    own = np.arange(len(given)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    units = int(own.max(initial=-1)) + 1
+    if not 2 <= folds <= units:
+        copies = "" if units == len(given) else f" ({len(given)} with copies)"
+        raise ConfigError(f"{units} examples{copies} cannot be cut into {folds} folds for cross-fitting")
+    order = np.random.default_rng([seed, 0xCF]).permutation(units)
     parts = np.array_split(order, folds)
+    if groups is not None:
+        parts = [np.flatnonzero(np.isin(own, some)) for some in parts]
     best, best_fit = np.zeros((len(given), k)), -np.inf
     for strength in CROSS_FIT_STRENGTHS:
         g = np.empty((len(given), k))
         for rows in parts:
-            rest = np.setdiff1d(order, rows)
+            rest = np.setdiff1d(np.arange(len(given)), rows)
             p = fit_probe(x[rest], given[rest], k, strength=strength, steps=200).probabilities(x[rows])
             floor = 1.0 / (len(rest) + k)
             g[rows] = (p + floor * (p == 0)) / (1 + floor * (p == 0).sum(axis=1, keepdims=True))

@@ -14,6 +14,7 @@ from hesstune.errors import ConfigError, ModelError
 from hesstune.inputs.features import frozen_features
 from hesstune.methods._heads import takes_solution
 from hesstune.models.load import LoadedModel
+from hesstune.noise.copies import example_groups, group_means
 from hesstune.noise.estimate import Estimate, estimate_noise
 from hesstune.noise.latent.em import fold_rows
 from hesstune.noise.matrix import draw_classes
@@ -43,7 +44,10 @@ def head_features(
 
 
 def penalised_head(
-    features: NDArray[np.floating], targets: NDArray[np.float64], seed: int = 0
+    features: NDArray[np.floating],
+    targets: NDArray[np.float64],
+    seed: int = 0,
+    copies: NDArray[np.int64] | None = None,
 ) -> tuple[float, NDArray[np.float64]]:
     """Return λ of (1/N) Σ cross-entropy + (λ/2)|W|², by 5-fold cross-validation, and W, (D, K), on all rows.
 
@@ -51,6 +55,7 @@ def penalised_head(
         features: (N, D).
         targets: (N, K) one-hot or soft labels as given; true labels are not used.
         seed: Of the folds.
+        copies: (N,) group of each example: copies of an example are in one fold; None: groups of features.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -60,22 +65,25 @@ def penalised_head(
         >>> penalised_head(x, correct)[0] < penalised_head(x, random)[0]
         True
     """
+    groups = example_groups(features, copies)
 
     def make() -> Tree:
-        penalty, weight = _fit_penalised_head(features, targets, seed)
+        penalty, weight = _fit_penalised_head(features, targets, seed, groups)
         return {"penalty": penalty, "weight": torch.from_numpy(weight)}
 
     # The methods of a comparison need the same head.
-    found = remembered(f"penalised head, seed {seed}", {"features": features, "targets": targets}, make)
+    numbers = {"features": features, "targets": targets, "groups": groups}
+    found = remembered(f"penalised head, seed {seed}", numbers, make)
     return float(found["penalty"]), np.asarray(found["weight"].numpy())
 
 
 def _fit_penalised_head(
-    features: NDArray[np.floating], targets: NDArray[np.float64], seed: int
+    features: NDArray[np.floating], targets: NDArray[np.float64], seed: int, groups: NDArray[np.int64]
 ) -> tuple[float, NDArray[np.float64]]:
     reduction = Reduction.of(features)
     x, n = reduction.apply(features), len(features)
-    folds = fold_rows(n, min(FOLDS, n), seed)
+    units = int(groups.max()) + 1
+    folds = fold_rows(n, min(FOLDS, units), seed, groups)
 
     def log_likelihoods(rows: NDArray[np.int64]) -> list[float]:
         others = np.setdiff1d(np.arange(n), rows)
@@ -122,7 +130,7 @@ class Material:
     """What a noise matrix is estimated from: features of the reference network, which saw no noise.
 
     Attributes:
-        features: (N, D) of the reference network.
+        features: (N, D) of the reference network; copies have the mean of their group.
         labels: (N,) noisy labels, before a person checked any; drawn from soft labels if those are trained
             on.
         probs: (N, K) out-of-sample probabilities of the noisy labels, by cross-fitting.
@@ -156,6 +164,8 @@ def gather(
         ModelError: If the network's head is not its last operation, so that it has no features.
     """
     features = frozen_features(loaded, part, device, max_length).astype(np.float64)
+    groups = example_groups(features, part.copies)
+    features = group_means(features, groups)
     noisy = part.labels if part.given is None else part.given
     assert noisy is not None
     soft = part.soft if part.given_soft is None else part.given_soft
@@ -165,8 +175,8 @@ def gather(
     posterior, notes = _posterior(part, features, checked, seed)
     probs = remembered(
         f"probabilities, {k} classes, seed {seed}",
-        {"features": features, "labels": noisy},
-        lambda: {"probs": torch.from_numpy(cross_fit(features, noisy, k, seed=seed))},
+        {"features": features, "labels": noisy, "groups": groups},
+        lambda: {"probs": torch.from_numpy(cross_fit(features, noisy, k, seed=seed, groups=groups))},
     )["probs"].numpy()
     return Material(features, noisy, probs, posterior, checked if part.clean_by_chance else None, notes)
 

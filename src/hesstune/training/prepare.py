@@ -25,6 +25,7 @@ from hesstune.methods.robust_losses import Consistent
 from hesstune.models.heads import check_learnable, freeze, trains_head_only
 from hesstune.models.load import LoadedModel, ModelObject, check_output, load_model, spec_parts
 from hesstune.models.networks import LINEAR
+from hesstune.noise.copies import example_groups
 from hesstune.noise.estimate import Estimate, parse_request
 from hesstune.noise.matrix import NoiseMatrix, identifiability_notes
 from hesstune.reference import Reference, layer_names
@@ -128,7 +129,7 @@ class Prepared:
         assert part.labels is not None
         soft = part.soft if self.config.soft_labels else None
         targets = np.eye(self.task.k)[part.labels] if soft is None else soft
-        return estimates.penalised_head(features, targets, self.config.seed)
+        return estimates.penalised_head(features, targets, self.config.seed, self.task.train.copies)
 
     def default_radii(self) -> dict[str, float]:
         """Return {layer: radius}, the last layer as `head`, in the run's norm.
@@ -411,9 +412,10 @@ def _solved_head(prepared: Prepared) -> SolvedHead | None:
     if features is None:
         return None
     assert part.labels is not None
-    weight = None
+    groups, weight = example_groups(features, part.copies), None
     if config.sampler == "balanced":  # without batches, each class counts the same
-        weight = balanced_rates(np.bincount(part.labels, minlength=task.k))[part.labels]
+        share = 1.0 / np.bincount(groups)[groups]  # copies of an example count as one
+        weight = balanced_rates(np.bincount(part.labels, share, task.k))[part.labels]
     material = HeadMaterial(
         features.astype(np.float64),
         part.labels if part.given is None else part.given,
@@ -425,6 +427,7 @@ def _solved_head(prepared: Prepared) -> SolvedHead | None:
         config.budget,
         config.seed,
         part.votes,
+        groups,
     )
     started = time.monotonic()
     found = prepared.kind.solve_head(material)

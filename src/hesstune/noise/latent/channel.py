@@ -149,12 +149,14 @@ class Observed:
         noise_matrix: F, (K, K), if it is known.
         checked: Examples with a known true class.
         weight: (N,) how much each example counts; None: once.
+        copies: (N,) the group of each example, the same for copies of one example; None if unknown.
     """
 
     given: NDArray[np.float64]
     noise_matrix: NDArray[np.float64] | None = None
     checked: Checked | None = None
     weight: NDArray[np.float64] | None = None
+    copies: NDArray[np.int64] | None = None
 
     @classmethod
     def of(
@@ -164,6 +166,7 @@ class Observed:
         noise_matrix: NDArray[np.float64] | None = None,
         checked: Checked | None = None,
         weight: NDArray[np.float64] | None = None,
+        copies: ArrayLike | None = None,
     ) -> Observed:
         """Return what is known, from class indices, (N,), or soft labels or counts of votes, (N, K).
 
@@ -173,7 +176,8 @@ class Observed:
         """
         array = np.asarray(labels)
         given = np.eye(k)[array.astype(np.int64)] if array.ndim == 1 else array.astype(np.float64)
-        return cls(given, noise_matrix, checked, weight)
+        groups = None if copies is None else np.asarray(copies, dtype=np.int64)
+        return cls(given, noise_matrix, checked, weight, groups)
 
     def __len__(self) -> int:
         return len(self.given)
@@ -192,6 +196,7 @@ class Observed:
             "rows": rows,
             "true": true,
             "weight": self.weight,
+            "copies": self.copies,
         }
 
     def take(self, rows: NDArray[np.int64]) -> Observed:
@@ -201,7 +206,8 @@ class Observed:
             inside = np.isin(self.checked[0], rows)
             checked = np.searchsorted(rows, self.checked[0][inside]), self.checked[1][inside]
         weight = None if self.weight is None else self.weight[rows]
-        return Observed(self.given[rows], self.noise_matrix, checked, weight)
+        copies = None if self.copies is None else self.copies[rows]
+        return Observed(self.given[rows], self.noise_matrix, checked, weight, copies)
 
     def known(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return class probabilities, (N, K), with one-hot rows for checked examples."""

@@ -77,12 +77,18 @@ class LatentTruth:
         return np.where(mass > 0.5, counts / np.maximum(mass, 1e-12), self.channel.matrix)
 
 
-def fold_rows(n: int, folds: int, seed: int) -> list[NDArray[np.int64]]:
-    """Return the rows of each fold, drawn uniformly.
+def fold_rows(
+    n: int, folds: int, seed: int, groups: NDArray[np.int64] | None = None
+) -> list[NDArray[np.int64]]:
+    """Return the rows of each fold, drawn uniformly; examples of a group, (N,), are in one fold.
 
     Raises:
         ConfigError: If there are fewer examples than folds.
     """
+    if groups is not None:
+        numbered = np.unique(groups, return_inverse=True)[1]
+        units = fold_rows(int(numbered.max(initial=-1)) + 1, folds, seed)
+        return [np.flatnonzero(np.isin(numbered, some)) for some in units]
     if n < folds:
         raise ConfigError(f"{n} examples cannot be cut into {folds} folds")
     return [

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, softmax
 
 from hesstune.errors import DataError
+from hesstune.noise.copies import merge_copies
 from hesstune.noise.latent.channel import SHAPES, Observed, Shape
 from hesstune.noise.latent.discriminant import Discriminant, fit_discriminant
 from hesstune.noise.latent.em import (
@@ -367,13 +368,24 @@ class RobustHead:
             its fitted temperature.
         truth: The chosen candidate's noise matrix, and posteriors under it by the pool.
         choice: The candidates, their scores and the chosen one.
-        reduced: (N, C) features that `truth` was fitted to.
+        reduced: (N, C) features that `truth` was fitted to; copies have the mean of their group.
     """
 
     linear: Linear
     truth: LatentTruth
     choice: Choice
     reduced: NDArray[np.float32]
+
+    def for_examples(self, row: NDArray[np.int64]) -> RobustHead:
+        """Return the same with the posteriors of examples whose groups are these rows, (N,)."""
+        one = self.truth
+        truth = replace(
+            one,
+            posterior=one.posterior[row],
+            probabilities=one.probabilities[row],
+            targets=one.targets[row],
+        )
+        return replace(self, truth=truth, reduced=self.reduced[row])
 
 
 def robust_head(
@@ -391,7 +403,8 @@ def robust_head(
     Candidates are penalised cross-entropy on the labels as they are, and the same on the posteriors of
     latent-truth EM, with a symmetric or a full noise matrix, each at several penalties, each with a softmax
     regression and a linear discriminant. `choose` picks a noise model and `pooled` the heads by the
-    likelihood of held-out noisy labels; these are fitted to all examples.
+    likelihood of held-out noisy labels; these are fitted to all examples. Copies of an example count as one
+    (`hesstune.noise.copies`).
 
     Args:
         features: (N, D) of a frozen network.
@@ -421,8 +434,11 @@ def robust_head(
         raise DataError(f"{len(np.asarray(features))} rows of features do not match {len(labels)} labels")
     if len(labels) < 2:
         raise DataError(f"a head cannot be fitted to {len(labels)} example; give two at least")
-    reduction = Reduction.of(features)
-    x = reduction.apply(features)
+    merged = merge_copies(features, labels)
+    if len(merged.labels) < 2:
+        raise DataError(f"all {len(labels)} examples are copies of one; a head needs two different ones")
+    labels, reduction = merged.labels, Reduction.of(merged.features)
+    x = reduction.apply(merged.features)
     if find_errors:
         candidates = [one for one in candidates if one.shape in ("none", "full")]
     choice = _choice(x, labels, candidates, held_out, seed)
@@ -437,7 +453,7 @@ def robust_head(
         }
     linear, truth = _combined(pool, heads, heads[one].truth, labels)
     weight, bias = reduction.unfold(linear.weight, linear.bias)
-    return RobustHead(Linear(weight, bias), truth, choice, x)
+    return RobustHead(Linear(weight, bias), truth, choice, x).for_examples(merged.row)
 
 
 def fit_truth(

@@ -23,6 +23,10 @@ LEVEL = 0.9
 # The prior of the noise rate: equivalent to so many checked labels, a share of them wrong. An unchecked label
 # counts as a part of a checked one.
 PRIOR_RATE, PRIOR_LABELS, PER_CHECKED = 0.1, 20.0, 8.0
+# Of few examples EM estimates too large a rate, by up to this share of it, times the prior's part of all
+# labels. Chosen on 96 sets of 80 to 120 texts with 0 to 20 % wrong labels: without it, 90 % intervals held
+# 80 % of the rates.
+FEW_SHARE = 0.8
 # Log of the factor between the odds of a wrong label of the least and of the most certain example, if wrong
 # labels are of the classes that look most alike. Of 0, 0.5, 1, 1.5, 2 and 3 it has the least mean
 # calibration error on the development tasks of benchmarks/field/label_errors.py.
@@ -120,7 +124,8 @@ def _shifted(
 def rate_interval(rate: float, disagreement: float, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Return an interval for the share of wrong labels of n examples.
 
-    Its ends are rate ± GAP_SHARE·|disagreement − rate|, each widened by the quantile of a Beta distribution
+    Its ends are rate ± GAP_SHARE·|disagreement − rate|, the lower one reduced by FEW_SHARE·rate times the
+    prior's part of the counts, each widened by the quantile of a Beta distribution
     that counts as n / PER_CHECKED + PRIOR_LABELS checked labels. GAP_SHARE and the counts are measured, not
     derived: the level holds for data like the development tasks.
 
@@ -138,7 +143,9 @@ def rate_interval(rate: float, disagreement: float, n: int, level: float = LEVEL
     if n == 0:
         return 0.0, 0.0
     margin, tail = GAP_SHARE * abs(disagreement - rate), (1 - level) / 2
-    low, high, count = max(rate - margin, 0.0), min(rate + margin, 1.0), n / PER_CHECKED + PRIOR_LABELS
+    count = n / PER_CHECKED + PRIOR_LABELS
+    few = FEW_SHARE * PRIOR_LABELS / count * rate
+    low, high = max(rate - margin - few, 0.0), min(rate + margin, 1.0)
     least = beta.ppf(tail, count * low, count * (1 - low)) if count * low >= 0.5 else 0.0
     most = beta.ppf(1 - tail, count * high + 0.5, count * (1 - high)) if high < 1 else 1.0
     return float(least), float(most)
