@@ -397,7 +397,9 @@ def clean(
         notes.append(f"{without} of {len(target)} examples without a label left out")
     digests = content_digests(examples, anew=False)
     contents = {name: row.tobytes().hex() for name, row in zip(examples.ids, digests, strict=True)}
-    found = _find_issues(x, examples.ids, [target.true[n] for n in rows], asked, contents, copies_in([examples])[0])
+    found = _find_issues(
+        x, examples.ids, [target.true[n] for n in rows], asked, contents, copies_in([examples])[0]
+    )
     return replace(found, target=target, notes=[*notes, *found.notes])
 
 
