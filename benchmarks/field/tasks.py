@@ -158,9 +158,9 @@ TEST = (
 def _rows(found: Source, plan: _Plan, rng: np.random.Generator) -> tuple[NDArray[np.int64], ...]:
     """Return rows of the training, the validation and the test part."""
     if plan.inside:
-        train = rng.permutation(np.flatnonzero(found.part == "train"))
-        held = len(train) // 10
-        return train[: plan.most], train[-held:], train[plan.most : -held]
+        inside = rng.permutation(np.flatnonzero(found.part == "train"))
+        cut = len(inside) - len(inside) // 10
+        return inside[: plan.most], inside[cut:], inside[plan.most : cut]
     if (found.part == "test").any():
         train = rng.permutation(np.flatnonzero(found.part == "train"))
         held = np.flatnonzero(found.part == "val" if (found.part == "val").any() else found.part == "none")
