@@ -113,8 +113,8 @@ def _copy_notes(made: dict[str, Rows], copies: Rows) -> list[str]:
         others = [made[other] for other in ("train", "val") if other != name]
         if shared := int(np.isin(copies[made[name]], copies[np.concatenate(others)]).sum()):
             notes.append(
-                f"{shared} of the {len(made[name])} {name} examples are copies of others to learn from: {name} "
-                "accuracy is too high; take them out, or the parts out of the data"
+                f"{shared} of the {len(made[name])} {name} examples are copies of others to learn from: "
+                f"{name} accuracy is too high; take them out, or the parts out of the data"
             )
     return notes
 
