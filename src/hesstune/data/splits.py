@@ -13,7 +13,7 @@ from hesstune.data.examples import PARTS, Listing
 from hesstune.data.reading import SplitRule
 from hesstune.data.tables import each_part
 from hesstune.errors import DataError, cut, listed
-from hesstune.noise.copies import has_copies, joined
+from hesstune.noise.latent.copies import has_copies, joined
 from hesstune.storage.tables import is_missing, read_table
 
 Rows = NDArray[np.int64]
@@ -113,8 +113,8 @@ def _copy_notes(made: dict[str, Rows], copies: Rows) -> list[str]:
         others = [made[other] for other in ("train", "val") if other != name]
         if shared := int(np.isin(copies[made[name]], copies[np.concatenate(others)]).sum()):
             notes.append(
-                f"{shared} of the {len(made[name])} {name} examples are copies of others to learn from: {name} "
-                "accuracy is too high; take them out, or the parts out of the data"
+                f"{shared} of the {len(made[name])} {name} examples are copies of others to learn from: "
+                f"{name} accuracy is too high; take them out, or the parts out of the data"
             )
     return notes
 
