@@ -18,9 +18,9 @@ from hesstune.errors import HesstuneError, ModelError
 from hesstune.inputs.batches import ModelInputs, make_inputs, predict_logits, to_channels_last
 from hesstune.inputs.features import frozen_features, sharing
 from hesstune.noise.confidence import confidence_interval
-from hesstune.noise.copies import example_groups
 from hesstune.noise.estimate import estimate_noise
 from hesstune.noise.latent.channel import Observed
+from hesstune.noise.latent.copies import example_groups
 from hesstune.noise.latent.head import FAST_CANDIDATES, GIVEN_MATRIX, MIN_EXAMPLES, robust_head
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.noise.probes import cross_fit

@@ -20,9 +20,9 @@ from hesstune.data.reading import DRAWN
 from hesstune.errors import DataError, HesstuneError, listed
 from hesstune.inputs.features import frozen_features
 from hesstune.noise.confidence import NoiseConfidenceSet
-from hesstune.noise.copies import example_groups
 from hesstune.noise.estimate import pair_counts, simplex_projection, well_conditioned
 from hesstune.noise.instance import Conditional, class_conditional, instance_rate, sure_half
+from hesstune.noise.latent.copies import example_groups
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.noise.probes import CROSS_FIT_STRENGTHS, cross_fit, fit_probe, reduced_features
 from hesstune.runs.config import FinetuneConfig

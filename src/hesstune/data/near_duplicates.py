@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from torch.nn import functional
 
 from hesstune.data.examples import Examples, Text, digest_bytes, raw_features
-from hesstune.noise.copies import by_first_appearance, feature_groups, joined
+from hesstune.noise.latent.copies import by_first_appearance, feature_groups, joined
 
 # Texts are near-duplicates if the words that they share have this part of the weight of all their words, and
 # words in the same order are this part of all. Texts of fewer words must have equal normal forms.

@@ -13,7 +13,7 @@ from hesstune.data.examples import PARTS, Listing
 from hesstune.data.reading import SplitRule
 from hesstune.data.tables import each_part
 from hesstune.errors import DataError, cut, listed
-from hesstune.noise.copies import has_copies, joined
+from hesstune.noise.latent.copies import has_copies, joined
 from hesstune.storage.tables import is_missing, read_table
 
 Rows = NDArray[np.int64]

@@ -30,8 +30,8 @@ from hesstune.labeling.review import (
 )
 from hesstune.labeling.sources import Target, read_target, target_of_listing
 from hesstune.models.load import load_model
-from hesstune.noise.copies import conflicting, copies_note, example_groups, has_copies, merge_copies
 from hesstune.noise.latent.channel import Observed
+from hesstune.noise.latent.copies import conflicting, copies_note, example_groups, has_copies, merge_copies
 from hesstune.noise.latent.em import FOLDS
 from hesstune.noise.latent.head import fit_truth, robust_head
 from hesstune.noise.latent.two_views import count_text, counted, mean_posterior, rate_interval

@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from hesstune.checks import class_count, integer_labels, one_of
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError
 from hesstune.noise.confidence import NoiseConfidenceSet
-from hesstune.noise.copies import copies_note, merge_copies
 from hesstune.noise.latent.channel import Observed, prior_strength
+from hesstune.noise.latent.copies import copies_note, merge_copies
 from hesstune.noise.latent.em import DRAWS, FOLDS, bootstrap, latent_truth
 from hesstune.noise.latent.head import MAX_EXAMPLES, robust_head
 from hesstune.noise.matrix import NoiseMatrix, rate_matrix

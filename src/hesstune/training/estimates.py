@@ -14,8 +14,8 @@ from hesstune.errors import ConfigError, ModelError
 from hesstune.inputs.features import frozen_features
 from hesstune.methods._heads import takes_solution
 from hesstune.models.load import LoadedModel
-from hesstune.noise.copies import example_groups, group_means
 from hesstune.noise.estimate import Estimate, estimate_noise
+from hesstune.noise.latent.copies import example_groups, group_means
 from hesstune.noise.latent.em import fold_rows
 from hesstune.noise.matrix import draw_classes
 from hesstune.noise.probes import Reduction, SoftProbe, cross_fit

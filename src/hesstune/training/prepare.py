@@ -25,8 +25,8 @@ from hesstune.methods.robust_losses import Consistent
 from hesstune.models.heads import check_learnable, freeze, trains_head_only
 from hesstune.models.load import LoadedModel, ModelObject, check_output, load_model, spec_parts
 from hesstune.models.networks import LINEAR
-from hesstune.noise.copies import example_groups
 from hesstune.noise.estimate import Estimate, parse_request
+from hesstune.noise.latent.copies import example_groups
 from hesstune.noise.matrix import NoiseMatrix, identifiability_notes
 from hesstune.reference import Reference, layer_names
 from hesstune.runs.config import FinetuneConfig, usual_lr

@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, softmax
 
 from hesstune.errors import DataError
-from hesstune.noise.copies import merge_copies
 from hesstune.noise.latent.channel import SHAPES, Observed, Shape
+from hesstune.noise.latent.copies import merge_copies
 from hesstune.noise.latent.discriminant import Discriminant, fit_discriminant
 from hesstune.noise.latent.em import (
     FOLDS,
@@ -404,7 +404,7 @@ def robust_head(
     latent-truth EM, with a symmetric or a full noise matrix, each at several penalties, each with a softmax
     regression and a linear discriminant. `choose` picks a noise model and `pooled` the heads by the
     likelihood of held-out noisy labels; these are fitted to all examples. Copies of an example count as one
-    (`hesstune.noise.copies`).
+    (`hesstune.noise.latent.copies`).
 
     Args:
         features: (N, D) of a frozen network.

@@ -7,9 +7,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from hesstune.labeling.clean import clean
-from hesstune.noise.copies import copies_note, feature_groups, joined, merge_copies
 from hesstune.noise.estimate import estimate_by_em
 from hesstune.noise.latent.channel import Observed
+from hesstune.noise.latent.copies import copies_note, feature_groups, joined, merge_copies
 from hesstune.noise.latent.em import fold_rows
 from hesstune.noise.probes import cross_fit
 
