@@ -94,7 +94,9 @@ def copies_in(parts: Sequence[Examples]) -> list[Rows]:
     ids = [name for part in parts for name in part.ids]
     if any(part.kind != "image" for part in parts):
         groups = np.concatenate(near_duplicates(parts))
-        vectors = [found.batch(np.arange(len(found))) for part in parts if (found := part.vectors) is not None]
+        vectors = [
+            found.batch(np.arange(len(found))) for part in parts if (found := part.vectors) is not None
+        ]
         if vectors and len(groups) <= MOST_SEARCHED:
             groups = joined(groups, feature_groups(torch.cat(vectors).numpy()))
         return np.split(groups, np.cumsum(sizes)[:-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +29,8 @@ MIN_GROUPS = 20
 # Rows whose distances are computed at once; above MAX_EXACT rows, distances are those of random projections.
 BLOCK, MAX_EXACT, PROJECTED = 512, 6000, 64
 SAMPLE = 2000
+# Among more rows only equal ones are copies: distances take time that grows with the square of their number.
+MAX_NEAR = 30_000
 
 
 def joined(*groups: Rows) -> Rows:
@@ -64,7 +67,7 @@ def feature_groups(features: ArrayLike) -> Rows:
     Nearly equal rows: r_j is the distance to a row's j-th neighbour. If examples lie in d dimensions and none
     is a copy, P(r_{j+1}/r_j > t) = t^(−jd) (Facco et al. 2017). The j nearest rows are copies if the ratio is
     larger than (N/FALSE_GAPS)^(1/d) and MIN_RATIO, r_j is at most MAX_SHARE of the distance of random
-    pairs, and this holds from both sides.
+    pairs, and this holds from both sides. Among more than MAX_NEAR rows only equal ones are looked for.
 
     Args:
         features: (N, D), finite.
@@ -86,10 +89,12 @@ def feature_groups(features: ArrayLike) -> Rows:
 
 
 def _feature_groups(x: NDArray[np.float32]) -> Rows:
-    different, first, same = np.unique(x + 0.0, axis=0, return_index=True, return_inverse=True)
-    same = same.reshape(-1)
-    if len(different) < len(x) and _expected_equal(x) > EXPECTED_EQUAL:
+    keys = [hashlib.blake2b(row + np.float32(0), digest_size=8).digest() for row in x]  # −0 is 0
+    _, first, same = np.unique(np.frombuffer(b"".join(keys), "<u8"), return_index=True, return_inverse=True)
+    if len(first) < len(x) and _expected_equal(x) > EXPECTED_EQUAL:
         return np.arange(len(x))
+    if len(x) > MAX_NEAR:
+        return by_first_appearance(same)
     own = x[first]
     near = _near_groups(own) if len(own) > MIN_GROUPS else np.arange(len(own))
     if near.max() + 1 < MIN_GROUPS:
@@ -180,7 +185,7 @@ def has_copies(groups: Rows | None) -> bool:
 
 
 def copies_note(groups: Rows, labels: NDArray[np.int64] | None = None) -> list[str]:
-    """Return one sentence on the copies among examples, or none if there are no copies.
+    """Return sentences on the copies among examples, or none if there are no copies.
 
     Args:
         groups: (N,) group of each example.
@@ -193,8 +198,9 @@ of 1 group have different labels']
     """
     at = np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(at)
+    unseen = f"among more than {MAX_NEAR} examples, near copies are not looked for"
     if not (sizes > 1).any():
-        return []
+        return [unseen] if len(at) > MAX_NEAR else []
     count = int((sizes > 1).sum())
     text = (
         f"{int(sizes[sizes > 1].sum())} of {len(at)} examples are copies of one another, in {count} "
@@ -205,7 +211,7 @@ of 1 group have different labels']
         noun = "group has" if differ == 1 else "groups have"
         text += "; copies have the same labels" if not differ else ""
         text += f"; the copies of {differ} {noun.replace('has', 'have')} different labels" if differ else ""
-    return [text]
+    return [text, unseen] if len(at) > MAX_NEAR else [text]
 
 
 def conflicting(groups: Rows, labels: NDArray[np.int64]) -> int:
@@ -256,4 +262,6 @@ def merge_copies(features: ArrayLike, labels: Observed) -> Merged:
         checked = rows, labels.checked[1][first]
     weight = None if labels.weight is None else mean @ labels.weight
     merged = Observed(mean @ labels.given, labels.noise_matrix, checked, weight, every)
+    if len(x) > MAX_NEAR:  # copies by features are equal
+        return Merged(x[np.unique(groups, return_index=True)[1]], merged, groups)
     return Merged(mean @ x.astype(np.float64), merged, groups)
