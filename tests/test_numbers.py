@@ -19,7 +19,7 @@ from hesstune.noise.estimate import parse_request
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import Options, make_options
 from hesstune.runs.config import make_config
-from hesstune.storage.tables import Column, CsvTable
+from hesstune.storage.columns import Column, CsvTable
 from hesstune.study.options import CompareOptions
 from hesstune.weak.label_models import read_balance
 from hesstune.weak.vote_files import classes_named, soft_labels

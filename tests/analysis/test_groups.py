@@ -9,7 +9,7 @@ import hesstune as ht
 from hesstune.data.load import load_task
 from hesstune.data.tables import possible_groups
 from hesstune.errors import DataError
-from hesstune.storage.tables import Column
+from hesstune.storage.columns import Column
 
 N = 60
 PATIENTS = [f"p{at % 9}" for at in range(N)]

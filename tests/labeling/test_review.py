@@ -20,7 +20,8 @@ from hesstune.labeling.sources import read_target
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import make_config
 from hesstune.runs.loading import run_task
-from hesstune.storage.tables import CsvTable, write_csv
+from hesstune.storage.columns import CsvTable
+from hesstune.storage.tables import write_csv
 
 HEADER = ["id", "given_label", "decision", "label", "content"]
 # Class names that HTML, CSV, spreadsheets and XML could misread.

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hesstune.data.labels import read_clean_labels
 from hesstune.data.load import load_examples, load_task
 from hesstune.errors import DataError, RunError
-from hesstune.storage import tables
-from hesstune.storage.tables import Column, read_rows, read_table
+from hesstune.storage import columns, tables
+from hesstune.storage.columns import Column
+from hesstune.storage.tables import read_rows, read_table
 from hesstune.weak.vote_sources import read_vote_file
 
 
@@ -20,7 +21,7 @@ from hesstune.weak.vote_sources import read_vote_file
 )
 def test_a_column_is_its_cells_however_many_are_shared(chunks, most):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "MOST_SHARED", most)
+        patch.setattr(columns, "MOST_SHARED", most)
         column = Column()
         for chunk in chunks:
             column.extend(chunk)

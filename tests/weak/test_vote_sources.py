@@ -9,7 +9,8 @@ from conftest import SHARED
 from hesstune import label_data
 from hesstune.cli.main import run as command_line
 from hesstune.errors import DataError
-from hesstune.storage.tables import CsvTable, read_json_lines
+from hesstune.storage.columns import CsvTable
+from hesstune.storage.tables import read_json_lines
 from hesstune.weak.vote_files import other_columns
 from hesstune.weak.vote_sources import RoleColumns, soft_columns, votes_by_row
 

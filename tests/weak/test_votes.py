@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from hesstune.data.formats import listing
 from hesstune.errors import ConfigError, DataError
 from hesstune.labeling.label_data import label_data
-from hesstune.storage.tables import CsvTable
+from hesstune.storage.columns import CsvTable
 from hesstune.weak.vote_files import class_index, class_of, classes_named, vote_columns, votes_in
 from hesstune.weak.vote_sources import apply_functions, load_functions
 from hesstune.weak.votes import MOST_CELLS, Votes, patterns

@@ -44,7 +44,7 @@ from hesstune.runs.guarantee_log import (
     with_union,
 )
 from hesstune.runs.integrity import check_files
-from hesstune.runs.options import CertifyOptions, CheckOptions
+from hesstune.runs.options import CertifyOptions, CheckOptions, ColumnOptions
 from hesstune.runs.records import CERTIFICATE, TO_CHECK
 from hesstune.runs.run import Run
 from hesstune.runtime.device import pick_device
@@ -263,7 +263,9 @@ def check_run(run: Run, **options: Any) -> Path:
     path = run.path / TO_CHECK
     if path.exists():
         raise RunError(f"{path} exists, and may hold labels already; move it away to draw another sample")
-    task = run.task()
+    # The columns of the data may have other names by now.
+    columns = {name: value for name, value in asked.given().items() if name in ColumnOptions.model_fields}
+    task = Run(run.path, run.config.model_copy(update=columns), run.facts, run.given).task()
     part, rows = task.test, np.arange(len(task.test))
     if asked.prior_fraction:
         part, rows = task.train, np.arange(len(task.train))

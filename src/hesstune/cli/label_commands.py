@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hesstune.checks import expanded
-from hesstune.cli.options import FIRST, JSON, LAST, QUIET, replacing, with_options
+from hesstune.cli.options import DRY_RUN, FIRST, JSON, LAST, QUIET, replacing, with_options
 from hesstune.cli.render import Output, name_table, percent
 from hesstune.errors import ConfigError
 from hesstune.labeling.options import CleanOptions, FeatureOptions, LabelOptions
@@ -27,7 +27,7 @@ LABELS_OUT = Annotated[
 
 
 @with_options()
-def clean(
+def clean(  # noqa: PLR0913
     out: LABELS_OUT,
     options: CleanOptions,
     page: Annotated[
@@ -52,6 +52,7 @@ def clean(
             rich_help_panel=LAST,
         ),
     ] = None,
+    dry_run: DRY_RUN = False,
     overwrite: Annotated[bool, replacing("the files")] = False,
     json: JSON = False,
     quiet: QUIET = False,
@@ -61,12 +62,20 @@ def clean(
 
     if options.data is None:
         raise ConfigError("give --data, the labelled examples, such as --data folder:photos")
+    output = Output(quiet, json)
+    if dry_run:
+        from hesstune.data.describe import describe
+        from hesstune.labeling.options import how_read
+
+        if (facts := describe(options.data, how_read(options))) is not None:
+            output.say(*facts.lines())
+        output.record({"data": facts and facts.to_dict()})
+        return
     tasks = [label_studio, config_path(label_studio)] if label_studio else []
     inputs = [options.data.partition(":")[2] or options.data, options.checked_labels, apply]
     check_outputs(
         [out, *([page] if page else []), *tasks], [expanded(path) for path in inputs if path], overwrite
     )
-    output = Output(quiet, json)
     if apply is not None:
         _apply(options, apply, {"page": page, "label_studio": label_studio}, out, output)
         return

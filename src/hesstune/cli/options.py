@@ -31,7 +31,12 @@ CONFIG = Annotated[
     typer.Option(metavar="FILE", help="YAML file of options; the command line wins", rich_help_panel="Run"),
 ]
 DRY_RUN = Annotated[
-    bool, typer.Option("--dry-run", help="say what would be run, and stop", rich_help_panel="Run")
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="read the data, say what it holds and what would be run, and stop",
+        rich_help_panel="Run",
+    ),
 ]
 JSON = Annotated[
     bool, typer.Option("--json", help="print one JSON object as the last line", rich_help_panel=LAST)

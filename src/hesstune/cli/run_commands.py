@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hesstune.cli.options import FIRST, JSON, LAST, QUIET, RUN, replacing, with_options
+from hesstune.cli.options import DRY_RUN, FIRST, JSON, LAST, QUIET, RUN, replacing, with_options
 from hesstune.cli.render import Output, name_table, progress_bars
 from hesstune.curvature.declared import FORECAST, FORMS, FormNames
 from hesstune.errors import ConfigError, RunError
@@ -302,6 +302,7 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="CSV file to write", rich_help_panel=FIRST)],
     options: PredictOptions,
+    dry_run: DRY_RUN = False,
     overwrite: Annotated[bool, replacing("the file in --out")] = False,
     json: JSON = False,
     quiet: QUIET = False,
@@ -309,6 +310,16 @@ def predict(
     """Predict the classes of new data: ids, labels and probabilities as CSV."""
     from hesstune.analysis.predict import predict as run_predict
 
+    if dry_run:
+        from hesstune.data.describe import describe
+        from hesstune.runs.loading import reading_of
+        from hesstune.runs.run import Run
+
+        loaded, output = Run.load(run), Output(quiet, json)
+        if (facts := describe(data, reading_of(loaded.config, options), labelled=False)) is not None:
+            output.say(*facts.lines())
+        output.record({"data": facts and facts.to_dict()})
+        return
     if out.exists() and not overwrite:
         raise RunError(f"{out} exists; choose another --out or give --overwrite")
     found = run_predict(run, data, **options.given())

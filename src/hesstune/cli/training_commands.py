@@ -54,12 +54,20 @@ def finetune(
     if dry_run:
         import yaml
 
+        from hesstune.data.describe import describe
+        from hesstune.runs.loading import reading_of
+
+        output = Output(quiet, json)
+        facts = describe(resolved.data, reading_of(resolved))
         if resolved.train not in ("all", "head"):
-            sys.stdout.write(
+            output.say(
                 f"# If --train {resolved.train} names the parameters of the head alone in this network, "
-                "defaults are those of --train head.\n"
+                "defaults are those of --train head."
             )
-        sys.stdout.write(yaml.safe_dump(resolved.to_dict(), sort_keys=False, allow_unicode=True))
+        # Comments, so that what is printed is a file for --config.
+        output.say(*(f"# {' '.join(line.split())}" for line in (facts.lines() if facts else ())))
+        output.say(yaml.safe_dump(resolved.to_dict(), sort_keys=False, allow_unicode=True).rstrip("\n"))
+        output.record({"config": resolved.to_dict(), "data": facts and facts.to_dict()})
         return
     if resolved.out is None:
         raise ConfigError("give --out, the folder for the run, such as --out runs/a")
@@ -121,13 +129,20 @@ def compare(
     values = _comparison_values(config, options, study)
     output = Output(quiet, json)
     if dry_run:
+        from hesstune.data.describe import describe
+        from hesstune.runs.loading import reading_of
         from hesstune.study.compare import plan_of
 
         plan, _ = plan_of(values)
+        read = {(cell.config.data, reading_of(cell.config)): None for cell in plan.cells}
+        facts = [said for data, how in read if (said := describe(data, how)) is not None]
+        lines = dict.fromkeys(line for said in facts for line in said.lines())
+        output.say(*lines)
         output.say(*(f"{cell.task}, {cell.method}, seed {cell.seed}" for cell in plan.cells))
         output.say(f"{len(plan.cells)} cells")
         cells = [[c.task, c.method, c.seed] for c in plan.cells]
-        output.record({"cells": cells, "left_out": plan.left_out})
+        record = {"cells": cells, "left_out": plan.left_out}
+        output.record({**record, "data": [said.to_dict() for said in facts]})
         return
     if folder is None:
         raise ConfigError("give --out, the folder for the comparison, such as --out runs/cmp")

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from hesstune.checks import parse_number, readable_file
 from hesstune.errors import DataError, cut, listed, unknown_name
+from hesstune.storage.columns import Column, CsvTable, as_cell, is_missing, json_cell
 from hesstune.storage.files import read_text, reading
-from hesstune.storage.tables import Column, CsvTable, as_cell, is_missing, json_cell, read_table
+from hesstune.storage.tables import read_table
 from hesstune.weak.annotation_exports import read_records
 
 KEEP, CHANGE, REMOVE = "keep", "change", "remove"

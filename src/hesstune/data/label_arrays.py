@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.errors import DataError, cut, listed
-from hesstune.storage.tables import as_cell
+from hesstune.storage.columns import as_cell
 from hesstune.weak.vote_files import ROW_SUM_TOLERANCE, SOFT_PREFIX
 
 

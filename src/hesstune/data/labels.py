@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +26,7 @@ from hesstune.data.examples import (
     Task,
 )
 from hesstune.errors import DataError, cut, listed, unknown_name
-from hesstune.storage.tables import Column, CsvTable, as_cell, is_missing
+from hesstune.storage.columns import Column, CsvTable, as_cell, is_missing
 from hesstune.weak.vote_files import LABEL_SOURCE
 from hesstune.weak.votes import ABSTAIN
 
@@ -42,137 +45,268 @@ def is_missing_label(value: object, names: Collection[str] = ()) -> bool:
     return text not in names and (is_missing(text) or parse_number(text) == ABSTAIN)
 
 
-def missing_labels(values: Iterable[object]) -> list[bool]:
+def missing_labels(values: Iterable[object], names: Collection[str] = ()) -> list[bool]:
     """Return whether each of the labels of a data set is missing; −1 is a class if all others are 1.
+
+    `names` are classes.
 
     Example:
         >>> missing_labels(["0", "-1", "", "1"]), missing_labels(["1", "-1", ""])
         ([False, True, True, False], [False, False, True])
     """
     cells = [as_cell(value).strip() for value in values]
-    others = {parse_number(cell) for cell in set(cells) if not is_missing_label(cell)}
-    names = [cell for cell in cells if parse_number(cell) == ABSTAIN] if others == {1.0} else []
-    return [is_missing_label(cell, names) for cell in cells]
+    missing = {cell for cell in cells if is_missing_label(cell, names)}
+    if {parse_number(cell) for cell in cells if cell not in missing} == {1.0}:
+        missing = {cell for cell in missing if is_missing(cell)}
+    return [cell in missing for cell in cells]
 
 
 @dataclass(frozen=True)
 class ClassLabels:
-    """Labels as indices, (N,), −1 if missing; class names, sorted or in a given order; what was changed."""
+    """Class labels of examples.
+
+    Attributes:
+        labels: (N,) int64 indices, −1 if missing.
+        classes: Class names, sorted or in a given order.
+        notes: What was changed or left out, in sentences.
+        soft: (N, K) equal shares of the classes that a cell names, uniform where it names none; None if no
+            cell was shared.
+    """
 
     labels: NDArray[np.int64]
     classes: list[str]
     notes: list[str]
+    soft: NDArray[np.float64] | None = None
 
 
 def class_labels(
-    column: Column, what: str, hidden: bool = False, names: Sequence[str] | None = None
+    column: Column,
+    what: str,
+    names: Sequence[str] | None = None,
+    several: str = "refuse",
+    declared: Collection[str] = (),
 ) -> ClassLabels:
     """Turn labels as written into class indices.
 
-    Spaces around a label are dropped. Numbers other than 0, 1, 2, … are mapped in their order. `hidden`
-    labels may be missing or −1 and become −1. With `names`, labels are names or indices into them, and names
-    without an example are dropped.
+    Spaces around a label are dropped. Numbers other than 0, 1, 2, … are mapped in their order. Missing labels
+    become −1. With `names`, labels are names or indices into them, and names without an example are dropped.
+
+    Args:
+        column: The cells.
+        what: The data, for messages.
+        names: Class names.
+        several: What to do with a cell of several classes, one of SEVERAL.
+        declared: Names of classes, which mean no missing label.
 
     Raises:
-        DataError: If a label is missing, names several classes or no class, or there is only one class.
+        DataError: If a cell names several classes or an object or no class, or there is only one class.
 
     Example:
-        >>> found = class_labels(Column(["5", "1", "5 ", "2"]), "the file")
+        >>> found = class_labels(Column(["5", "1", "5 ", "2", ""]), "the file")
         >>> found.labels.tolist(), found.classes
-        ([2, 0, 2, 1], ['1', '2', '5'])
+        ([2, 0, 2, 1, -1], ['1', '2', '5'])
     """
     codes, written = column.coded()
-    if names is None:
-        values = [value.strip() for value in written]
-        gone = missing_labels(values) if hidden else [is_missing(value) for value in values]
-        present = {code for code in range(len(values)) if not gone[code]}
-    else:
-        values = _names_of(column, what, names)
-        present = {code for code, value in enumerate(values) if value}
-    for code, value in enumerate(values):
-        if code not in present and not hidden:
-            means = f" ('{cut(value)}' stands for none)" if value else ""
-            row = column.row_of(code)
-            raise DataError(f"{what}, row {row}: the label is empty{means}; fill it in, or take the row out")
-        if names is None and code in present and ("|" in value or ";" in value or value.startswith("[")):
-            raise DataError(
-                f"{what}, row {column.row_of(code)}: label '{cut(value)}' looks like several labels; "
-                "multi-label targets are not supported, give one class per example"
-            )
-    keys: dict[int, int | str] = {code: values[code] for code in sorted(present)}
-    order: list[int | str]
-    numbers = {code: n for code in keys if (n := parse_number(values[code])) is not None}
-    notes: list[str] = []
-    if names is not None:
-        order = [name for name in names if name in set(keys.values())]
-        absent = [name for name in names if name not in order]
-        notes += [f"classes without an example left out: {listed(absent)}"] if absent else []
-    elif len(numbers) == len(keys):
-        keys, notes = _integer_labels(column, what, numbers)
-        order = sorted(set(keys.values()))
-    else:
-        order = sorted(set(keys.values()))
+    cells, notes = _read_cells(column, what, names or declared, several)
+    rows: dict[str, int] = {}
+    for code, own in enumerate(cells):
+        for name in own:
+            rows.setdefault(name, code)
+    keys, order, more = _keys(column, what, names, rows)
+    notes += more
     if len(order) < 2:
         shown = f"'{order[0]}'" if order else "no label at all"
         raise DataError(f"{what} has one class only ({shown}); at least two are needed")
-    index = {key: i for i, key in enumerate(order)}
-    places = np.array([index[keys[c]] if c in keys else ABSTAIN for c in range(len(values))], dtype=np.int64)
-    spaced = [written[c] for c in keys if names is None and written[c] != values[c]]
+    index = {key: at for at, key in enumerate(order)}
+    shares = np.zeros((len(cells), len(order)))
+    for code, own in enumerate(cells):
+        for name in own:
+            shares[code, index[keys[name]]] += 1
+    # Of equal shares, the class that is named first.
+    first = np.array([index[keys[own[0]]] if own else 0 for own in cells], dtype=np.int64)
+    most = shares[np.arange(len(cells)), first] == shares.max(axis=1)
+    places = np.where(most, first, shares.argmax(axis=1))
+    places[[not own for own in cells]] = ABSTAIN
+    spaced = [v for v, own in zip(written, cells, strict=True) if names is None and own == [v.strip()] != [v]]
     if spaced:
         notes.append(f"labels are taken without the spaces around them: {listed(map(repr, spaced), 4)}")
-    return ClassLabels(places[codes], [str(key) for key in order], notes)
+    soft = None
+    if (shares > 0).sum(axis=1).max(initial=0) > 1:
+        shares[[not own for own in cells]] = 1
+        soft = (shares / shares.sum(axis=1, keepdims=True))[codes]
+    return ClassLabels(places[codes], [str(key) for key in order], notes, soft)
+
+
+def _keys(
+    column: Column, what: str, names: Sequence[str] | None, rows: Mapping[str, int]
+) -> tuple[dict[str, int | str], list[int | str], list[str]]:
+    """Return {label: class}, the classes in order, and notes; `rows` is {label: code of its first cell}."""
+    order: list[int | str]
+    if names is not None:
+        keys: dict[str, int | str] = {
+            name: _name_of(name, names, f"{what}, row {column.row_of(code)}") for name, code in rows.items()
+        }
+        order = [name for name in names if name in set(keys.values())]
+        absent = [name for name in names if name not in order]
+        return keys, order, [f"classes without an example left out: {listed(absent)}"] if absent else []
+    numbers = {name: number for name in rows if (number := parse_number(name)) is not None}
+    if len(numbers) < len(rows):
+        return {name: name for name in rows}, sorted(rows), []
+    keys, notes = _integer_labels(column, what, numbers, rows)
+    return keys, sorted(set(keys.values())), notes
 
 
 def labels_as_written(
-    column: Column, what: str, hidden: bool = False, names: Sequence[str] | None = None
+    column: Column,
+    what: str,
+    names: Sequence[str] | None = None,
+    several: str = "refuse",
+    declared: Collection[str] = (),
 ) -> list[str]:
-    """Return each label as text or by its name, "" if it is missing; see `class_labels`."""
-    codes, written = column.coded()
-    if names is None:
-        gone = missing_labels(written) if hidden else [False] * len(written)
-        values = ["" if missing else value.strip() for value, missing in zip(written, gone, strict=True)]
-    else:
-        values = _names_of(column, what, names)
+    """Return each label as text or by its name, "" if it is missing; see `class_labels`.
+
+    Of several classes in a cell it is the one that is named most often, and first.
+    """
+    codes, _ = column.coded()
+    cells, _ = _read_cells(column, what, names or declared, several)
+    if names is not None:
+        cells = [
+            [_name_of(name, names, f"{what}, row {column.row_of(code)}") for name in own]
+            for code, own in enumerate(cells)
+        ]
+    values = [Counter(own).most_common(1)[0][0] if own else "" for own in cells]
     return [values[code] for code in codes.tolist()]
 
 
-def _names_of(column: Column, what: str, names: Sequence[str]) -> list[str]:
-    """Return the class name of each distinct label, a name or an index; "" if missing or −1."""
-    if len(set(names)) < len(names):
-        twice = next(name for name, count in Counter(names).items() if count > 1)
+def _read_cells(
+    column: Column, what: str, declared: Collection[str], several: str
+) -> tuple[list[list[str]], list[str]]:
+    """Return the labels that each distinct cell names, and notes on missing ones and on several in a cell."""
+    codes, written = column.coded()
+    if len(set(declared)) < len(declared):
+        twice = next(name for name, count in Counter(declared).items() if count > 1)
         raise DataError(f"{what}: two classes are named '{cut(twice)}'; give each a name of its own")
-    found = []
-    for code, value in enumerate(v.strip() for v in column.coded()[1]):
-        number = parse_number(value)
-        at = int(number) if number is not None and number.is_integer() else None
-        if is_missing(value) or at == ABSTAIN:
-            found.append("")
-        elif at is not None and 0 <= at < len(names):
-            found.append(names[at])
-        elif value in names:
-            found.append(value)
-        else:
-            raise DataError(
-                f"{what}, row {column.row_of(code)}: label {cut(value)} has no name; the {len(names)} names "
-                f"are {listed(names)}"
+    counts = np.bincount(codes, minlength=len(written))
+    if (code := next((c for c, v in enumerate(written) if _is_nested(v.strip())), None)) is not None:
+        raise DataError(
+            f"{what}, row {column.row_of(code)}: label '{cut(written[code])}' is an object or a list of "
+            "lists, not a class; write the class alone into the column of labels"
+        )
+    split = [[value.strip()] for value in written] if several == "name" else split_labels(written, declared)
+    flags = iter(missing_labels([name for own in split for name in own], declared))
+    cells = [[name for name in own if not next(flags)] for own in split]
+    joined = [code for code, own in enumerate(cells) if len(set(own)) > 1]
+    notes = []
+    if joined and several == "refuse":
+        code = joined[0]
+        raise DataError(
+            f"{what}, row {column.row_of(code)}: label '{cut(written[code])}' holds {len(set(cells[code]))} "
+            f"classes ({listed(cells[code], 4)}); multi-label targets are not "
+            "supported: give one class per example, or say what such cells mean by --several-labels "
+            "leave_out, first, share or name"
+        )
+    if joined:
+        said = {
+            "leave_out": "are left out",
+            "first": "count for the first",
+            "share": "are shared equally among these, as soft labels",
+        }[several]
+        notes.append(
+            f"{counts[joined].sum()} labels of several classes, such as "
+            f"'{cut(written[joined[0]], 40)}', {said}"
+        )
+        for code in joined:
+            cells[code] = {"leave_out": [], "first": cells[code][:1]}.get(several, cells[code])
+    words = {
+        written[code].strip(): int(counts[code])
+        for code, own in enumerate(cells)
+        if not own and code not in joined and written[code].strip()
+    }
+    if words:
+        shown = listed((f"'{cut(word, 40)}' ({count} times)" for word, count in words.items()), 6)
+        notes.append(f"{shown} means no label; if it is a class, give it another name")
+    return cells, notes
+
+
+# What to do with a cell that names several classes.
+SEVERAL = ("refuse", "leave_out", "first", "share", "name")
+# What always separates classes in a cell, and what does so if the classes occur on their own, too.
+SEPARATORS, POSSIBLE = ("|", ";"), (",", "#", "/", "+", "&", "\n", "\t")
+
+
+def split_labels(written: Sequence[str], names: Collection[str] = ()) -> list[list[str]]:
+    """Return the labels that each cell names: those of a list, or of classes joined by a separator.
+
+    A list is written as JSON, or as Python or numpy print it. A bar or semicolon separates classes. A comma
+    or another sign of POSSIBLE does so if one of the parts is a label of another cell, or if each part is in
+    several cells; else it belongs to the name. `names` are never split.
+
+    Example:
+        >>> split_labels(["a", '["a", "b"]', "a,b", "b|c", "New York, NY"])
+        [['a'], ['a', 'b'], ['a', 'b'], ['b', 'c'], ['New York, NY']]
+    """
+    found = [[value.strip()] if value.strip() in names else _as_list(value.strip()) for value in written]
+    for sign in (*SEPARATORS, *POSSIBLE):
+        open_cells = [
+            at for at, own in enumerate(found) if len(own) == 1 and sign in own[0] and own[0] not in names
+        ]
+        if not open_cells:
+            continue
+        parts = {at: [part.strip() for part in found[at][0].split(sign)] for at in open_cells}
+        alone = {name for at, own in enumerate(found) if at not in parts for name in own if name}
+        often = Counter(part for own in parts.values() for part in set(own))
+        for at, own in parts.items():
+            known = any(part in alone for part in own) or all(
+                part in alone or often[part] > 1 for part in own if part
             )
+            if sign in SEPARATORS or (known and all(own)):
+                found[at] = [part for part in own if part]
     return found
 
 
+def _is_nested(text: str) -> bool:
+    return (text.startswith("{") and text.endswith("}") and ":" in text) or text.startswith(("[[", "[{"))
+
+
+def _as_list(text: str) -> list[str]:
+    """Return the items of a list as texts, or the text alone."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return [text]
+    inner = re.sub(r"(['\"])\s+(['\"])", r"\1, \2", text)  # as numpy prints texts
+    for read in (json.loads, ast.literal_eval):
+        try:
+            items = read(inner)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return [as_cell(item).strip() for item in items]
+    items = [item.strip(" '\"") for item in re.split(r"[,\s]+", text[1:-1].strip())]
+    return [item for item in items if item] if len(items) > 1 else [text]
+
+
+def _name_of(value: str, names: Sequence[str], where: str) -> str:
+    """Return the class name of a label, a name or an index into the names."""
+    number = parse_number(value)
+    at = int(number) if number is not None and number.is_integer() else None
+    if at is not None and 0 <= at < len(names):
+        return names[at]
+    if value in names:
+        return value
+    raise DataError(f"{where}: label {cut(value)} has no name; the {len(names)} names are {listed(names)}")
+
+
 def _integer_labels(
-    column: Column, what: str, numbers: dict[int, float]
-) -> tuple[dict[int, int | str], list[str]]:
-    """Return {code: class} of labels that are all numbers, and notes."""
-    written = column.coded()[1]
+    column: Column, what: str, numbers: Mapping[str, float], rows: Mapping[str, int]
+) -> tuple[dict[str, int | str], list[str]]:
+    """Return {label: class} of labels that are all numbers, and notes."""
     signs = set(numbers.values()) == {-1.0, 1.0}
-    for code, number in numbers.items():
+    for name, number in numbers.items():
         if not number.is_integer() or (number < 0 and not signs):
             raise DataError(
-                f"{what}, row {column.row_of(code)}: label '{cut(written[code])}' is not a class index (0, "
+                f"{what}, row {column.row_of(rows[name])}: label '{cut(name)}' is not a class index (0, "
                 "1, 2, …); regression targets are not supported. Give names to classes that are no counts, "
                 "and nothing if there is no label"
             )
-    keys: dict[int, int | str] = {code: int(number) for code, number in numbers.items()}
+    keys: dict[str, int | str] = {name: int(number) for name, number in numbers.items()}
     order = sorted({int(number) for number in numbers.values()})
     notes = []
     if order != list(range(len(order))):
@@ -181,7 +315,7 @@ def _integer_labels(
             "kept as the classes' names"
         )
     for key in order:
-        forms = dict.fromkeys(written[code].strip() for code, own in keys.items() if own == key)
+        forms = [name for name, own in keys.items() if own == key]
         if len(forms) > 1:
             notes.append(f"labels written in several ways are one class: {listed(map(repr, forms), 4)}")
             break
@@ -223,7 +357,7 @@ def labels_among(given: Sequence[str], classes: Sequence[str]) -> tuple[NDArray[
         if value in index or whole in index:
             found[code] = index.get(value, index.get(whole, ABSTAIN))
         else:
-            (empty if is_missing(value) else unknown).append(code)
+            (empty if is_missing_label(value, index) else unknown).append(code)
     notes = []
     if count := int(np.isin(codes, empty).sum()):
         notes.append(f"{count} of {len(codes)} examples have no label: predicted, and compared with nothing")

@@ -22,7 +22,7 @@ from hesstune.data.splits import draw_parts
 from hesstune.data.tables import group_notes
 from hesstune.errors import DataError, cut, listed
 from hesstune.resizing import Size
-from hesstune.storage.tables import is_missing
+from hesstune.storage.columns import is_missing
 
 # A split needs two examples of a class, one for training and one for the test.
 FEWEST_A_CLASS = 2

@@ -161,12 +161,16 @@ class Reading:
         voting: How votes in columns become labels.
         background: Background colour, RGB, of transparent images.
         split_column: A further column to read, by which the data is split.
+        several: What to do with a label cell that names several classes; see `hesstune.data.labels.SEVERAL`.
+        confidence: Column of the confidence in each label, which makes soft labels, or None.
     """
 
     columns: Columns = Columns()
     voting: Voting = Voting()
     background: tuple[int, int, int] = WHITE
     split_column: str | None = None
+    several: str = "refuse"
+    confidence: str | None = None
 
 
 @dataclass(frozen=True)

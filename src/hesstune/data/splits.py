@@ -14,7 +14,8 @@ from hesstune.data.reading import SplitRule
 from hesstune.data.tables import each_part
 from hesstune.errors import DataError, cut, listed
 from hesstune.noise.latent.copies import has_copies, joined
-from hesstune.storage.tables import is_missing, read_table
+from hesstune.storage.columns import is_missing
+from hesstune.storage.tables import read_table
 
 Rows = NDArray[np.int64]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hesstune.checks import expanded, parse_number
 from hesstune.data.examples import PARTS, Listing, Vectors
-from hesstune.data.images import Pixels
+from hesstune.data.images import Pixels, readable_suffixes
 from hesstune.data.labels import (
     GIVEN_LABEL,
     SOURCE,
@@ -25,13 +25,14 @@ from hesstune.data.labels import (
 )
 from hesstune.data.reading import Reading, Voting
 from hesstune.errors import DataError, cut, listed, unknown_name
-from hesstune.storage.tables import Column, CsvTable, is_missing
+from hesstune.storage.columns import Column, CsvTable, is_missing
 from hesstune.weak.label_models import label
 from hesstune.weak.vote_files import (
     PREFIX,
     class_index,
     class_of,
     classes_named,
+    probability_cells,
     soft_classes,
     soft_labels,
     vote_columns,
@@ -41,10 +42,14 @@ from hesstune.weak.vote_files import (
 from hesstune.weak.votes import ABSTAIN
 
 # {role: the usual names of its column}, in any case.
-USUAL = {role: (role,) for role in ("text", "text2", "image", "label", "id", "split")}
+USUAL: dict[str, tuple[str, ...]] = {
+    role: (role,) for role in ("text", "text2", "image", "label", "id", "split")
+}
+# As folders of images for the library datasets name their files in metadata.csv or metadata.jsonl.
+USUAL["image"] = ("image", "file_name")
 
 
-def listing_of(  # noqa: PLR0913
+def listing_of(
     table: CsvTable,
     roles: Mapping[str, str],
     how: Reading,
@@ -53,7 +58,6 @@ def listing_of(  # noqa: PLR0913
     images: Pixels | Vectors | None = None,
     names: Sequence[str] | None = None,
     ids: list[str] | None = None,
-    hidden: bool = False,
     notes: Sequence[str] = (),
 ) -> Listing:
     """List the examples of a table, with labels, votes, soft labels p_CLASS and sources of labels.
@@ -61,12 +65,11 @@ def listing_of(  # noqa: PLR0913
     Args:
         table: The table.
         roles: {role: column}; the roles are those of USUAL.
-        how: How votes are read and combined, and the column by which the data is split.
+        how: How labels and votes are read and combined, and the column by which the data is split.
         labelled: Whether labels or votes are required; otherwise votes are not read.
         images: The images, if they are not files in the column `image`; or feature vectors.
         names: Class names, if labels are names or indices into them.
         ids: The ids of a table without a column of ids; default: paths of images, or row numbers.
-        hidden: Whether labels may be missing or −1; such examples are left out.
         notes: How the table was read, in sentences.
     """
     whole, table = table, table.renamed(roles)
@@ -80,6 +83,7 @@ def listing_of(  # noqa: PLR0913
             f"{table.name} needs a column 'label', or votes in columns vote_…; got the columns "
             f"{listed(whole.columns)}; name another label column by --label-column"
         )
+    _refuse_nested(table)
     made = examples_of(table, labelled, ids)
     if images is not None:
         made, notes = _with_inputs(made, images), [*notes, *getattr(images, "notes", ())]
@@ -95,18 +99,21 @@ def listing_of(  # noqa: PLR0913
             raise unknown_name(f"column of {table.name} to split by,", how.split_column, valid, DataError)
         made = replace(made, split_values=whole.cells(how.split_column))
     made = replace(made, notes=[*table.notes, *notes, *made.notes])
-    written = table.columns.get("label")
+    written, declared = table.columns.get("label"), soft_classes(table)
     if written is not None:
-        if names is not None or hidden or not labelled:
-            named = written.like(labels_as_written(written, table.name, hidden, names))
-            table = replace(table, columns={**table.columns, "label": named})
+        names = names or written.class_names
+        # Cells of several classes are refused where labels are needed.
+        several = how.several if labelled or how.several != "refuse" else "name"
+        own = labels_as_written(written, table.name, names, several, declared)
+        table = replace(table, columns={**table.columns, "label": written.like(own)})
         made = replace(made, label_sources=_label_sources(table))
     if not labelled:
         return made if written is None else replace(made, given=table.cells("label"))
     if written is None or annotators:
         made = _voted(table, made, annotators, how.voting)
     else:
-        made = _labelled(table, made, class_labels(written, table.name, hidden, names))
+        found = class_labels(written, table.name, names, how.several, declared)
+        made = _labelled(table, made, found, how.confidence)
     return replace(made, groups=possible_groups(table.columns, made.classes, annotators))
 
 
@@ -116,28 +123,77 @@ def _with_inputs(made: Listing, images: Pixels | Vectors) -> Listing:
     return replace(made, array=images.array, digests=images.digests, bad=images.bad)
 
 
-def _labelled(table: CsvTable, made: Listing, found: ClassLabels) -> Listing:
+def _refuse_nested(table: CsvTable) -> None:
+    """Raise DataError for a list or an object in a column of ids, texts, images or parts."""
+    for role in ("id", "text", "text2", "image", "split"):
+        if role in table and (at := table.columns[role].nested) is not None:
+            cell = cut(table.columns[role].cells()[at], 60)
+            raise DataError(
+                f"{table.name}, row {table.row(at)}: the {role} is a list or an object, {cell}; write one "
+                "text or number a cell"
+            )
+
+
+def _labelled(table: CsvTable, made: Listing, found: ClassLabels, confidence: str | None) -> Listing:
     """Add the labels of a table; leave out examples without one."""
+    soft, notes = soft_labels(table, found.classes), list(found.notes)
+    if confidence is not None:
+        if soft is not None or found.soft is not None:
+            raise DataError(
+                f"{table.name} has soft labels already, so a column of confidences cannot make others; leave "
+                "--confidence-column out"
+            )
+        soft, more = _by_confidence(table, found, confidence)
+        notes += more
     made = replace(
         made,
         labels=found.labels,
         classes=found.classes,
         before=_labels_before(table, found.classes),
-        soft=soft_labels(table, found.classes),
-        notes=[*made.notes, *found.notes],
+        soft=found.soft if soft is None else soft,
+        notes=[*made.notes, *notes],
     )
     missing = np.flatnonzero(found.labels == ABSTAIN)
     if not len(missing):
         return made
-    note = f"{len(missing)} of {len(made)} examples without a label left out (such as {made.ids[missing[0]]})"
+    note = (
+        f"{len(missing)} of {len(made)} examples without a label left out (such as {made.ids[missing[0]]}, "
+        f"row {table.row(int(missing[0]))})"
+    )
     return replace(made.take(np.flatnonzero(found.labels != ABSTAIN)), notes=[*made.notes, note])
+
+
+def _by_confidence(table: CsvTable, found: ClassLabels, column: str) -> tuple[NDArray[np.float64], list[str]]:
+    """Return soft labels, (N, K): the confidence for the label, what is left equally for other classes."""
+    if column not in table:
+        raise unknown_name(f"column of {table.name}", column, list(table.columns), DataError)
+    given = probability_cells(table, table.columns[column], f"the column '{column}'")
+    wrong = np.flatnonzero((given < 0) | (given > 1))
+    if len(wrong):
+        raise DataError(
+            f"{table.name}, row {table.row(int(wrong[0]))}: the confidence {given[wrong[0]]:g} in the column "
+            f"'{column}' must lie in [0, 1], or be a percentage such as 95%"
+        )
+    certain = np.isnan(given)
+    labels = np.maximum(found.labels, 0)
+    soft = np.repeat(
+        (1 - np.nan_to_num(given, nan=1.0))[:, None] / (len(found.classes) - 1), len(found.classes), 1
+    )
+    soft[np.arange(len(labels)), labels] = np.nan_to_num(given, nan=1.0)
+    low = int((given < 1 / len(found.classes)).sum())
+    notes = [f"the column '{column}' is read as the confidence in the label"]
+    if certain.any():
+        notes.append(f"{certain.sum()} labels without a confidence are taken as certain")
+    if low:
+        notes.append(f"{low} labels have a confidence below that of guessing, 1/{len(found.classes)}")
+    return soft, notes
 
 
 def _voted(table: CsvTable, made: Listing, annotators: list[str], voting: Voting) -> Listing:
     """Add votes; a label model labels the rows that have no label of their own."""
     codes, values = table.columns["label"].coded() if "label" in table else (np.zeros(len(table), int), [""])
     declared = soft_classes(table)
-    own = ["" if is_missing(value, declared) else value.strip() for value in values]
+    own = [value.strip() for value in values]  # "" if missing
     named = {name for name in own if name}
     classes = classes_named(named, voted(table, annotators), len(table), table.name, declared)
     votes = votes_in(table, annotators, classes)
@@ -229,7 +285,34 @@ def _paths(table: CsvTable) -> tuple[list[Path], list[str]]:
                 changed.append(name)
         paths.append(path)
     note = f"{len(changed)} paths of images are read without spaces around, and with / for \\: "
-    return paths, [note + listed(changed, 2)] if changed else []
+    paths, found = _found_by_name(table, paths)
+    return paths, [*([note + listed(changed, 2)] if changed else []), *found]
+
+
+def _found_by_name(table: CsvTable, paths: list[Path]) -> tuple[list[Path], list[str]]:
+    """Look for images that are not where the table says: by their names, in the folders beside the table.
+
+    Tables often write `a1` for the file train/a1.jpg. All of them are found, or none is taken; a name of two
+    files is none's.
+    """
+    missing = [at for at, path in enumerate(paths) if not _is_file(path)]
+    if not missing:
+        return paths, []
+    suffixes = readable_suffixes()
+    files: dict[str, set[Path]] = {}
+    for base, _, names in os.walk(table.folder):
+        for name in names:
+            if name.lower().endswith(suffixes):
+                for key in (name, Path(name).stem):
+                    files.setdefault(key, set()).add(Path(base) / name)
+    own = {at: files.get(Path(paths[at].name).name, set()) for at in missing}
+    if any(len(each) != 1 for each in own.values()):
+        return paths, []
+    made = [next(iter(own[at])) if at in own else path for at, path in enumerate(paths)]
+    folders = {made[at].parent.relative_to(table.folder).as_posix() for at in missing}
+    return made, [
+        f"{len(missing)} images are found by their names in the folders {listed(sorted(folders), 3)}"
+    ]
 
 
 def _inside(table: CsvTable, name: str) -> Path:
@@ -333,6 +416,8 @@ def possible_groups(
     found = {}
     for name, column in columns.items():
         if name in others or name.startswith(PREFIX) or name.strip().casefold() in OWN:
+            continue
+        if column.nested is not None or column.objects is not None:
             continue
         counts = _counts(column)
         if counts is None:

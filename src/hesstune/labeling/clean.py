@@ -20,7 +20,7 @@ from hesstune.data.near_duplicates import copies_in
 from hesstune.data.vectors import dense, is_sparse
 from hesstune.errors import ConfigError, DataError, RunError, listed
 from hesstune.inputs.features import frozen_features, sharing
-from hesstune.labeling.options import CleanOptions, default_model, size_for
+from hesstune.labeling.options import CleanOptions, default_model, how_read, size_for
 from hesstune.labeling.review import (
     ReviewedLabels,
     Suspect,
@@ -381,10 +381,10 @@ def clean(
         target = _target_of_features(features, labels)
     elif named:
         assert asked.data is not None
-        target = read_target(asked.data, LABEL_COLUMNS)
+        target = read_target(asked.data, LABEL_COLUMNS, how_read(asked))
     else:
         size = size_for(asked.model or default_model(is_text=False), asked, is_text=False)
-        target = target_of_listing(listing(data, size, labelled=False))
+        target = target_of_listing(listing(data, size, labelled=False, how=how_read(asked)))
     what = asked.data if named else "data"
     if target.true is None:
         raise DataError(f"'{what}' has no labels; make some with hesstune label")

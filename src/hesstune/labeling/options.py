@@ -6,9 +6,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from hesstune.data.reading import ROLES, Columns, Reading
 from hesstune.models.preparation import own_size
 from hesstune.options import DEVICE, FilePath, Names, Options, Shown
 from hesstune.resizing import Size
+from hesstune.runs.options import ColumnOptions
 from hesstune.weak.label_models import LABEL_MODELS, LabelModelName, label_model_class
 
 Specs = Annotated[Names, Shown("DATA,DATA,…")]
@@ -32,6 +34,14 @@ def needs_features(model: str) -> bool:
 
 # Side of images, in pixels, for networks without a rule of their own.
 IMAGE_SIDE = 96
+
+
+def how_read(asked: CleanOptions | LabelOptions) -> Reading:
+    """Return how the examples are read: the columns that options name, and what several classes mean."""
+    # The column of the votes in a file of votes is none of the examples.
+    is_of_votes = isinstance(asked, LabelOptions) and asked.votes is not None
+    columns = {role: getattr(asked, f"{role}_column") for role in ROLES if role != "label" or not is_of_votes}
+    return Reading(Columns(**columns), several=getattr(asked, "several_labels", "refuse"))
 
 
 class VoteOptions(Options):
@@ -66,7 +76,19 @@ class VoteOptions(Options):
         "name",
     )
     worker_column: str | None = Field(None, description="column of {votes} with the annotator")
-    label_column: str | None = Field(None, description="column of {votes} with the class voted for")
+    label_column: str | None = Field(
+        None,
+        description="column of {votes} with the class voted for; without {votes}, of the labels of {target}",
+    )
+    text_column: str | None = Field(
+        None, description="column of {target} with the texts, or two separated by a comma; default: text"
+    )
+    image_column: str | None = Field(
+        None, description="column of {target} with the images' paths; default: image"
+    )
+    id_column: str | None = Field(
+        None, description="column of {target} with the examples' ids; default: id, or row numbers"
+    )
     confidence_column: str | None = Field(
         None,
         description="column of {votes} with the probability of that class, if each row is one vote; without "
@@ -151,9 +173,13 @@ class LabelOptions(FeatureOptions, AnnotatorOptions, LabelModelOptions, VoteOpti
         """Refuse options without effect."""
         models = (self.label_model, self.noise_from)
         looks = bool(self.labelers) or self.label_model == "auto" or any(map(needs_features, models))
-        rows = ("task_column", "worker_column", "label_column", "confidence_column")
+        rows = ("task_column", "worker_column", *(["label_column"] if self.target is None else []))
+        rows = (*rows, "confidence_column")
+        named = self.text_column or self.image_column or self.id_column
         has_rows = any(getattr(self, name) is not None for name in rows)
         for is_wrong, why in (
+            (named and self.target is None, "{text_column}, {image_column} and {id_column} are columns of "
+             "{target}, and there is none"),
             (has_rows and self.votes is None, "{task_column}, {worker_column}, {label_column} and "
              "{confidence_column} are columns of the file of {votes}, and there is none"),
             (has_rows and self.vote_columns, "{vote_columns} are for a row for each example, {task_column} "
@@ -172,14 +198,15 @@ class LabelOptions(FeatureOptions, AnnotatorOptions, LabelModelOptions, VoteOpti
         return self
 
 
-class CleanOptions(FeatureOptions):
+class CleanOptions(FeatureOptions, ColumnOptions):
     """How label errors are found."""
 
     heading: ClassVar[str] = "Labels"
     first: ClassVar[tuple[str, ...]] = ("data", "checked_labels", "write")
 
     data: Annotated[str, Shown("DATA")] | None = Field(
-        None, description="labelled examples: folder:PATH, csv:PATH or hf:NAME with texts"
+        None,
+        description="labelled examples: a path, folder:PATH, a table such as csv:PATH, or hf:NAME with texts",
     )
     write: Literal["given", "corrected", "pruned"] = Field(
         "given",

@@ -32,8 +32,9 @@ from hesstune.data.images import FileImages
 from hesstune.data.labels import CHECKED, GIVEN, GIVEN_LABEL, SOURCE, CheckedLabels
 from hesstune.errors import DataError, RunError, listed
 from hesstune.labeling.sources import Target
+from hesstune.storage.columns import CsvTable, as_cell
 from hesstune.storage.files import made_folder, replace_files
-from hesstune.storage.tables import CsvTable, as_cell, write_csv
+from hesstune.storage.tables import write_csv
 from hesstune.weak.vote_files import SOFT_PREFIX, in_order
 
 if TYPE_CHECKING:

@@ -12,28 +12,22 @@ from typing import Any
 import numpy as np
 
 from hesstune.data.examples import REWRITTEN, Examples, Listing, Text, Texts, Vectors
-from hesstune.data.formats import is_table, listing
+from hesstune.data.formats import is_table, listing, resolved
+from hesstune.data.formats.csv import with_roles
 from hesstune.data.formats.memory import read_object
 from hesstune.data.images import DecodedImages, decode_all
-from hesstune.data.labels import GIVEN_LABEL, SOURCE, column_named
+from hesstune.data.labels import GIVEN_LABEL, SOURCE, column_named, labels_as_written
 from hesstune.data.labels import read_sources as read_label_sources
 from hesstune.data.reading import Reading
 from hesstune.data.tables import examples_of, possible_groups
 from hesstune.errors import ConfigError, DataError
-from hesstune.labeling.options import LabelOptions
+from hesstune.labeling.options import LabelOptions, how_read
 from hesstune.resizing import Size
-from hesstune.storage.tables import (
-    JSON_LINES,
-    PARQUET,
-    CsvTable,
-    Nested,
-    frame_table,
-    is_frame,
-    is_missing,
-    read_table,
-)
+from hesstune.storage.columns import CsvTable
+from hesstune.storage.table_files import JSON_LINES, SUFFIXES
+from hesstune.storage.tables import Nested, frame_table, is_frame, read_table
 from hesstune.weak.annotation_exports import Export, read_export
-from hesstune.weak.vote_files import vote_columns, voted, written_vote
+from hesstune.weak.vote_files import soft_classes, vote_columns, voted, written_vote
 from hesstune.weak.vote_matrices import MATRIX_FILES, read_matrix, table_of_votes
 from hesstune.weak.vote_sources import (
     RoleColumns,
@@ -147,21 +141,27 @@ class Target:
         return found
 
 
-def read_target(spec: str, known: Sequence[str] = TRUTHS) -> Target:
+def read_target(spec: str, known: Sequence[str] = TRUTHS, how: Reading | None = None) -> Target:
     """Read the examples that a data specification names; true labels are used for tables of accuracy alone.
 
     Args:
         spec: `folder:PATH`, a table like `csv:PATH` (columns `image` or `text`, perhaps `text2`, `id`,
             `split`, `true_label` or `label`, and votes) or `hf:NAME` with texts.
-        known: Columns of a CSV file that may hold the examples' labels; the first that is there does.
+        known: Columns of a table that may hold the examples' labels, if none is named; the first that is
+            there does.
+        how: The columns that are named, and what cells of several classes mean.
 
     Raises:
         DataError: If the examples are no image files and no texts.
     """
-    kind, _, path = spec.partition(":")
+    how = how or Reading()
+    kind, path, notes = resolved(spec)
     if is_table(kind):
-        return target_of(read_table(path), known)
-    found = listing(spec, size=8, labelled=False)
+        table, roles, more = with_roles(read_table(path, form=kind), how, needs_inputs=False)
+        known = ("label",) if how.columns.label else known
+        table = replace(table.renamed(roles), notes=(*notes, *table.notes, *more))
+        return target_of(table, known, how.several)
+    found = listing(spec, size=8, labelled=False, how=how)
     if found.array is not None:
         raise DataError(
             f"'{spec}' holds images without files, which labels.csv could not name; label folder:PATH or "
@@ -209,11 +209,13 @@ def target_of_object(data: Any) -> Target:
     return target_of_listing(read_object(data, 8, False, Reading()))
 
 
-def target_of(table: CsvTable, known: Sequence[str] = TRUTHS) -> Target:
+def target_of(table: CsvTable, known: Sequence[str] = TRUTHS, several: str = "refuse") -> Target:
     """Return the examples that a table lists, a row each; see `read_target`."""
-    column = next((name for name in known if name in table), None)
-    cells = table.cells(column) if column else []
-    true = ["" if is_missing(cell) else written_vote(cell) for cell in cells] if column else None
+    column, true = next((name for name in known if name in table), None), None
+    if column:
+        own = table.columns[column]
+        names = labels_as_written(own, table.name, own.class_names, several, soft_classes(table))
+        true = [written_vote(name) if name else "" for name in names]
     found = examples_of(table)
     notes = (*table.notes, *found.notes)
     if column == "label" and GIVEN_LABEL in table:
@@ -275,7 +277,11 @@ def read_sources(
         raise ConfigError("give --target, the data to be labelled, or --votes, a file of votes")
     target = None
     if asked.target is not None:
-        target = read_target(asked.target) if own.target is None else target_of_object(own.target)
+        target = (
+            read_target(asked.target, how=how_read(asked))
+            if own.target is None
+            else target_of_object(own.target)
+        )
     votes = None
     if asked.votes is not None:
         votes = _read_votes(asked.votes, asked.label_column) if own.votes is None else _of_object(own.votes)
@@ -309,7 +315,7 @@ def _read_votes(path: str, label_column: str | None) -> _Given:
     suffix = Path(path).suffix.lower()
     if suffix in MATRIX_FILES:
         return _Given(read_matrix(path), in_order=True)
-    is_read_first = suffix in (".json", ".xml", PARQUET, *JSON_LINES) or Path(path).is_dir()
+    is_read_first = suffix in (".json", ".xml", *SUFFIXES["parquet"], *JSON_LINES) or Path(path).is_dir()
     table, nested = (None, Nested()) if is_read_first else read_vote_file(path)
     export = read_export(path, label_column, table)
     if export is not None:

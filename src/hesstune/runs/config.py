@@ -172,6 +172,10 @@ class FinetuneConfig(
             )
         if self.soft_labels and not kind.takes_soft:
             raise ConfigError(f"method '{self.method}' takes no soft labels; leave --soft-labels out")
+        if self.confidence_column is not None and not self.soft_labels:
+            raise ConfigError(
+                "--confidence-column makes soft labels: give --soft-labels, too, or leave it out"
+            )
         if self.soft_labels and self.inject_noise is not None:
             raise ConfigError(
                 "--inject-noise corrupts hard labels; leave out --soft-labels or --inject-noise"

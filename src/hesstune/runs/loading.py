@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hesstune.checks import expanded
 from hesstune.data.examples import Examples, Task, raw_features
-from hesstune.data.formats import WITH_PATH
+from hesstune.data.formats import FORMATS, WITH_PATH
 from hesstune.data.labels import checked, read_checked_labels
 from hesstune.data.load import load_task
 from hesstune.data.reading import ROLES, Columns, Reading, Voting, rgb_of
@@ -58,7 +58,8 @@ def _split(name: str, value: str) -> tuple[str, str, str]:
     kind, sign, path = value.partition(":")
     if kind in (WITH_PATH if name == "data" else ("hf",) if name == "model" else ("file",)):
         return kind, sign, path
-    return "", "", "" if name in ("data", "model") else value
+    has_no_path = name == "model" or (name == "data" and kind in FORMATS)
+    return "", "", "" if has_no_path else value
 
 
 def missing_data(config: FinetuneConfig, facts: RunRecord) -> str:
@@ -162,7 +163,14 @@ def reading_of(config: FinetuneConfig, asked: ColumnOptions | None = None) -> Re
         other = {role: name for role in ROLES if (name := getattr(asked, f"{role}_column"))}
         columns = Columns(**own | other, needed=frozenset(other))
     names = tuple(name.strip() for name in (config.vote_columns or "").split(",") if name.strip())
-    return Reading(columns, Voting(names, config.label_model, config.seed), rgb_of(config.background))
+    return Reading(
+        columns,
+        Voting(names, config.label_model, config.seed),
+        rgb_of(config.background),
+        several=(config if asked is None else asked).several_labels,
+        # Of new data, the labels serve to be compared with alone.
+        confidence=config.confidence_column if asked is None else None,
+    )
 
 
 def run_task(config: FinetuneConfig, data: Any = None) -> Task:
@@ -217,7 +225,8 @@ def noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> T
         )
     if config.soft_labels and task.train.soft is None:
         raise ConfigError(
-            f"--soft-labels needs soft labels, but {config.data} has neither columns p_CLASS nor votes"
+            f"--soft-labels needs soft labels, but {config.data} has neither columns p_CLASS nor votes; a "
+            "column of confidences is named by --confidence-column"
         )
     if injected is not None:
         rate, changed = instance_rate(config.inject_noise), {}

@@ -49,7 +49,7 @@ Choices = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Shown("CHOICE",
 
 
 class ColumnOptions(Options):
-    """Which columns of csv and hf data, and of a DataFrame, hold what."""
+    """Which columns of tables, hf data and DataFrames hold what."""
 
     heading: ClassVar[str] = "Data"
 
@@ -62,6 +62,11 @@ class ColumnOptions(Options):
         None, description="column of the examples' ids; default: id, or row numbers"
     )
     image_column: str | None = Field(None, description="column of images or their paths; default: image")
+    several_labels: Literal["refuse", "leave_out", "first", "share", "name"] = Field(
+        "refuse",
+        description="cells with several classes, such as a|b or a list: refuse; leave_out such examples; "
+        "first: take the first; share: soft labels of equal shares; name: such a text is one class's name",
+    )
 
 
 class ExampleOptions(Options):
@@ -70,7 +75,8 @@ class ExampleOptions(Options):
     heading: ClassVar[str] = "Data"
 
     data: Annotated[str, Shown("DATA", names_file=True)] = Field(
-        "digits", description=f"digits, or FORMAT:PATH with a format of {', '.join(WITH_PATH)}"
+        "digits",
+        description=f"digits, a path, or FORMAT:PATH with a format of {', '.join(WITH_PATH)}",
     )
     limit: int | None = Field(
         None, gt=0, description="largest number of training examples; they are drawn uniformly"
@@ -233,13 +239,20 @@ class NoiseOptions(Options):
     )
     vote_columns: Annotated[str, Shown("NAME,NAME,…")] | None = Field(
         None,
-        description="annotators' columns of csv data; default: those named vote_…",
+        description="annotators' columns of a table; default: those named vote_…",
     )
     label_model: Literal["majority", "soft", "dawid_skene", "mace"] = Field(
         "majority", description="label model for csv data with votes and no label"
     )
     soft_labels: bool = Field(
-        False, description="train on soft labels: columns p_CLASS of csv data, or the label model's"
+        False,
+        description="train on soft labels: columns p_CLASS of a table, {confidence_column}, or the label "
+        "model's",
+    )
+    confidence_column: str | None = Field(
+        None,
+        description="column of the confidence in each label, 0 to 1, which makes soft labels; give "
+        "{soft_labels}, too",
     )
 
     @field_validator("noise_matrix", "inject_noise", mode="before")
@@ -544,8 +557,11 @@ class CertifyOptions(Options):
         return self
 
 
-class CheckOptions(Options):
-    """Which examples a person is to label, for `certify --checked-labels`."""
+class CheckOptions(ColumnOptions):
+    """Which examples a person is to label, for `certify --checked-labels`.
+
+    Columns that are not named are the run's.
+    """
 
     first: ClassVar[tuple[str, ...]] = ("sample", "prior_fraction")
 

@@ -1,4 +1,4 @@
-"""Read and write tables: CSV files, and files of JSON lines.
+"""Read and write tables: CSV files, JSON Lines, Parquet and Excel files, in one file or several shards.
 
 Tables are read column by column, equal cells once, so that a million rows fit in memory.
 """
@@ -14,39 +14,32 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hesstune.checks import parse_number, readable_file
-from hesstune.errors import DataError, HesstuneError, RunError, cut, plain
+from hesstune.checks import expanded, parse_number, readable_file
+from hesstune.errors import DataError, HesstuneError, RunError, cut, listed, plain
+from hesstune.storage.columns import Column, CsvTable, RowNames, as_cell, json_cell
 from hesstune.storage.files import Writer, encoding_of, one_line, reading, replace_file
+from hesstune.storage.table_files import (
+    OLD_SHEETS,
+    TABS,
+    Shards,
+    excel_sheet,
+    form_of,
+    parquet_values,
+    sheet_of,
+    square,
+    table_files,
+)
 
 # How cells begin that spreadsheets compute, and the mark that keeps such cells text.
 FORMULA_SIGNS = "=+-@\t\r\n＝＋－＠"
 MARK = "'"
-# Texts that mean a missing label to Python, pandas, R, spreadsheets and databases. In other case they may be
-# words, such as a class called none.
-MISSING = (
-    "", "None", "nan", "NaN", "-nan", "-NaN", "NA", "#NA", "N/A", "n/a", "#N/A", "NULL", "null", "<NA>",
-    "NaT",
-)  # fmt: skip
-
-
-def is_missing(value: object, names: Collection[str] = ()) -> bool:
-    """Return whether a cell means a missing value; cells in `names` do not.
-
-    Example:
-        >>> is_missing(None), is_missing(" NaN "), is_missing("none"), is_missing("NA", ["EU", "NA"])
-        (True, True, False, False)
-    """
-    text = "" if value is None else str(value).strip()
-    return text in MISSING and text not in names
 
 
 def _is_formula(cell: str) -> bool:
@@ -77,182 +70,70 @@ def restored_cell(cell: str) -> str:
     return cell[1:] if cell.startswith(MARK) and _is_formula(cell) else cell
 
 
-def as_cell(value: Any) -> str:
-    """Return a value as a cell of a table: a whole number without a point, what is missing empty.
-
-    Example:
-        >>> as_cell(2.0), as_cell(None), as_cell(float("nan")), as_cell("None")
-        ('2', '', '', 'None')
-    """
-    if hasattr(value, "item") and getattr(value, "size", 1) != 0:
-        value = value.item()
-    if value is None or type(value).__name__ in ("NAType", "NaTType") or value != value:
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else plain(str(value))
-
-
 # Rows that are read before they become columns.
 CHUNK = 20_000
-# Distinct cells of a column that are kept once in memory, at most.
-MOST_SHARED = 10_000
-# In files that end so, each line is an object; and in these, a table is in Parquet.
-JSON_LINES, PARQUET = (".jsonl", ".ndjson"), ".parquet"
-# In files that end so, cells are separated by tabs and quotes are text.
-TABS = (".tsv", ".tab")
 # What separates the cells of a file if its header holds no comma.
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 # How files begin that are taken for tables, and are none of text.
 OTHERS = {
     b"PK\3\4": "a spreadsheet or archive", b"\xd0\xcf\x11\xe0": "an old spreadsheet", b"%PDF": "a PDF file",
-    b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file", b"\x1f\x8b": "packed by gzip",
+    b"PAR1": "a Parquet file (write parquet:PATH)", b"ARROW1": "an Arrow file",
+    b"\x1f\x8b": "packed by gzip (unpack it)",
 }  # fmt: skip
 # Characters of a cell: an unclosed quotation mark makes one cell of everything after it.
 MOST_CHARACTERS = 1 << 24
 
 
-class Column:
-    """The text cells of one column, and the rows of its file that they are from.
-
-    Example:
-        >>> column = Column(["cat", "dog", "cat"])
-        >>> codes, values = column.coded()
-        >>> codes.tolist(), values, column.row_of(1)
-        ([0, 1, 0], ['cat', 'dog'], 3)
-    """
-
-    def __init__(
-        self,
-        cells: Sequence[str] = (),
-        first: int = 2,
-        gaps: Sequence[int] = (),
-        names: Sequence[str] | _Lines | None = None,
-    ) -> None:
-        # The first row's number in the file, the rows that blank lines precede; or names of rows.
-        self._first, self._gaps, self._names = first, gaps, names
-        self._cells: list[str] = []
-        self._shared: dict[str, str] = {}
-        self._coded: tuple[NDArray[np.int32], list[str]] | None = None
-        self.extend(cells)
-
-    def extend(self, cells: Sequence[str]) -> None:
-        """Add cells at the end; of equal ones, one is kept in memory."""
-        for cell in dict.fromkeys(cells):
-            if len(self._shared) < MOST_SHARED:
-                self._shared.setdefault(cell, cell)
-        self._cells.extend([self._shared.get(cell, cell) for cell in cells])
-        self._coded = None
-
-    def __len__(self) -> int:
-        return len(self._cells)
-
-    def cells(self) -> list[str]:
-        """Return the cells, one a row."""
-        return self._cells
-
-    def coded(self) -> tuple[NDArray[np.int32], list[str]]:
-        """Return (N,) int32 indices into the distinct cells, and these in the order of their first rows."""
-        if self._coded is None:
-            index: dict[str, int] = {}
-            codes = (index.setdefault(cell, len(index)) for cell in self._cells)
-            self._coded = np.fromiter(codes, np.int32, len(self)), list(index)
-        return self._coded
-
-    def like(self, cells: Sequence[str]) -> Column:
-        """Return a column of other cells in the same rows."""
-        return Column(cells, self._first, self._gaps, self._names)
-
-    def row(self, at: int) -> int | str:
-        """Return the row of the file, its header being row 1, of the cell at an index; or the row's name."""
-        return at + self._first + bisect_right(self._gaps, at) if self._names is None else self._names[at]
-
-    def row_of(self, code: int) -> int | str:
-        """Return the row of the file, its header being row 1, of the first cell with a code."""
-        return self.row(int(np.flatnonzero(self.coded()[0] == code)[0]))
-
-
-@dataclass(frozen=True)
-class CsvTable:
-    """Columns of cells, all text.
-
-    Attributes:
-        name: What messages call it: the path of its file.
-        folder: Where relative paths in its cells begin.
-        columns: Its columns by name, in the order of the header.
-        notes: What was guessed when it was read, in sentences.
-    """
-
-    name: str
-    folder: Path
-    columns: dict[str, Column]
-    notes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(
-        cls, cells: Mapping[str, Sequence[str]], name: str, folder: Path = Path(), first: int = 2
-    ) -> CsvTable:
-        """Build a table from columns of text that are in memory already; its first row has a number.
-
-        Example:
-            >>> table = CsvTable.of({"text": ["a", "b"], "label": ["0", "1"]}, "the table")
-            >>> len(table), list(table.rows())[1]
-            (2, {'text': 'b', 'label': '1'})
-        """
-        return cls(name, folder, {column: Column(own, first) for column, own in cells.items()})
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values()))) if self.columns else 0
-
-    def __contains__(self, column: object) -> bool:
-        return column in self.columns
-
-    def cells(self, column: str) -> list[str]:
-        """Return a column's cells, one a row."""
-        return self.columns[column].cells()
-
-    def row(self, at: int) -> int | str:
-        """Return the row of the file, its header being row 1, of the example at an index."""
-        return next(iter(self.columns.values())).row(at)
-
-    def renamed(self, names: Mapping[str, str]) -> CsvTable:
-        """Return the table with columns called anew, {new name: name}; others of a new name are left out."""
-        others = {n: c for n, c in self.columns.items() if n not in names and n not in names.values()}
-        return replace(self, columns={**{new: self.columns[old] for new, old in names.items()}, **others})
-
-    def rows(self) -> Iterator[dict[str, str]]:
-        """Yield each row as a mapping."""
-        for cells in zip(*(column.cells() for column in self.columns.values()), strict=True):
-            yield dict(zip(self.columns, cells, strict=True))
-
-
 def read_table(
-    path: str | Path, what: str = "the data file", kind: type[HesstuneError] = DataError
+    path: str | Path,
+    what: str = "the data file",
+    kind: type[HesstuneError] = DataError,
+    form: str = "csv",
 ) -> CsvTable:
-    """Read a table: a CSV file with a header, JSON Lines (.jsonl, .ndjson) or Parquet (.parquet).
+    """Read a table: a file, or the shards in a folder or of a pattern such as part-*.csv, one after another.
+
+    A file is CSV with a header, JSON Lines (.jsonl, .ndjson, or a list of objects in .json), Parquet
+    (.parquet) or Excel (.xlsx, perhaps with #SHEET after it), by its suffix. A file of another suffix is of
+    the form `form`.
 
     CSV is in UTF-8, or in UTF-16 or UTF-32. Cells are separated by commas; by tabs, quotes being text, if the
     file ends in .tsv; or else by what separates the names in a header without commas, which the table's notes
-    say. Blank lines are left out, and spaces around names of columns.
+    say. Blank lines are left out, and spaces around names of columns. Lists and objects of JSON Lines and
+    Parquet become cells of JSON (`Column.nested`), and bytes are kept apart (`Column.objects`).
 
     Args:
-        path: The file.
+        path: The file, folder or pattern.
         what: What it is, for the message if there is none.
         kind: The class of errors.
+        form: A key of `hesstune.storage.table_files.SUFFIXES`.
 
     Raises:
         HesstuneError: Of the class given: if the file is missing, is no table, has no header or no rows,
-            repeats a column, has a row with too few or too many cells, too long a cell, or a cell with a
-            list or an object.
+            repeats a column, has a row with too few or too many cells, or too long a cell; or if shards have
+            other columns, by name.
     """
-    path = readable_file(path, what, kind)
-    if path.suffix.lower() in JSON_LINES:
-        table, objects = read_json_lines(path, what, kind)
-        if objects:
-            raise kind(
-                f"{path}: '{cut(next(iter(objects)))}' holds objects; a cell must be a text or a number"
-            )
-        return table
-    if path.suffix.lower() == PARQUET:
-        return _parquet(path, kind)
+    path, sheet = sheet_of(expanded(path))
+    shards = table_files(path, what, kind)
+    if shards is None:
+        return _read_file(readable_file(path, what, kind), what, kind, form, sheet)
+    tables = [_read_file(file, what, kind, form, None) for file in shards.files]
+    return _joined(path, shards, tables, kind)
+
+
+def _read_file(path: Path, what: str, kind: type[HesstuneError], form: str, sheet: str | None) -> CsvTable:
+    form = form_of(path) or form
+    if path.suffix.lower() in OLD_SHEETS:
+        raise kind(f"{path} is a spreadsheet that is not read; save it as .xlsx or as CSV in UTF-8")
+    if form == "jsonl":
+        return _json_table(path, kind)
+    if form == "parquet":
+        found, notes = parquet_values(path, kind)
+        columns = {name: _column_of(own.values, own.class_names) for name, own in found.items()}
+        if not columns or not len(next(iter(columns.values()))):
+            raise kind(f"{path} has no rows")
+        return CsvTable(str(path), path.parent, columns, tuple(notes))
+    if form == "excel":
+        return _excel_table(path, sheet, kind)
     with reading(path, "CSV", kind), _long_cells():
         with path.open("rb") as file:
             start = file.read(8)
@@ -304,15 +185,108 @@ def frame_table(frame: Any, name: str, kind: type[HesstuneError] = DataError) ->
     return CsvTable.of(columns, name, first=0)
 
 
-def _parquet(path: Path, kind: type[HesstuneError]) -> CsvTable:
-    import pandas as pd
-
-    with reading(path, "Parquet", kind):
+def _column_of(values: Sequence[Any], class_names: list[str] | None) -> Column:
+    """Return a column of values of any kind; its first row is row 0."""
+    column = Column(first=0)
+    column.class_names = class_names
+    if any(
+        isinstance(v, bytes) or (isinstance(v, dict) and isinstance(v.get("bytes"), bytes)) for v in values
+    ):
         try:
-            frame = pd.read_parquet(path)
-        except (ValueError, pd.errors.ParserError) as error:
-            raise kind(f"{path} cannot be read as Parquet ({one_line(error)})") from error
-    return replace(frame_table(frame.reset_index(drop=True), str(path), kind), folder=path.parent)
+            values = [v.decode() if isinstance(v, bytes) else v + "" if v is not None else v for v in values]
+        except (UnicodeDecodeError, TypeError):  # no text
+            column.objects = list(values)
+            paths = [v.get("path") if isinstance(v, dict) else None for v in values]
+            column.extend([as_cell(path) for path in paths])
+            return column
+    kinds = [isinstance(v, list | dict | tuple) for v in values]
+    if any(kinds):
+        column.nested = kinds.index(True)
+        values = [_nested_cell(v) if nested else v for v, nested in zip(values, kinds, strict=True)]
+    column.extend([as_cell(value) for value in values])
+    return column
+
+
+def _nested_cell(value: Any) -> str:
+    return plain(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _excel_table(path: Path, sheet: str | None, kind: type[HesstuneError]) -> CsvTable:
+    found, notes = excel_sheet(path, sheet, kind)
+    rows = list(square(found.rows))
+    names = [as_cell(name).strip() for name in rows[0]]
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        called = f"named '{cut(repeated[0])}'" if repeated[0] else "without a name"
+        raise kind(
+            f"{path}, sheet '{found.name}', has two columns {called} in its first row with cells, row "
+            f"{found.numbers[0]}; give each a name of its own there"
+        )
+    if len(rows) < 2:
+        raise kind(f"{path}, sheet '{found.name}', has no rows below its header")
+    numbers = RowNames(len(rows) - 1, lambda at: str(found.numbers[at + 1]))
+    cells = zip(*rows[1:], strict=True)
+    columns = {
+        name: Column([as_cell(cell) for cell in own], names=numbers)
+        for name, own in zip(names, cells, strict=True)
+    }
+    return CsvTable(str(path), path.parent, columns, tuple(notes))
+
+
+def _joined(path: Path, shards: Shards, tables: list[CsvTable], kind: type[HesstuneError]) -> CsvTable:
+    """Return the rows of all shards as one table."""
+    first, where = tables[0], [file.relative_to(shards.folder).as_posix() for file in shards.files]
+    for name, table in zip(where, tables, strict=True):
+        if table.columns.keys() != first.columns.keys():
+            lacks = [c for c in first.columns if c not in table] or [
+                c for c in table.columns if c not in first
+            ]
+            which = name if any(c not in table for c in first.columns) else where[0]
+            raise kind(
+                f"the files in {path} have different columns: {cut(which)} has no column '{cut(lacks[0])}' "
+                f"({cut(where[0])}: {listed(first.columns)}; {cut(name)}: {listed(table.columns)}); name one "
+                "file, or a pattern such as part-*.csv"
+            )
+    ends = np.cumsum([len(table) for table in tables]).tolist()
+
+    def row(at: int) -> str:
+        shard = bisect_right(ends, at)
+        return f"{tables[shard].row(at - (ends[shard] - len(tables[shard])))} of {where[shard]}"
+
+    names = RowNames(ends[-1], row)
+    columns = {name: _stacked([table.columns[name] for table in tables], names) for name in first.columns}
+    above = [shards.values_of(file) for file in shards.files]
+    for name in dict.fromkeys(name for own in above for name in own):
+        if name in columns:
+            raise kind(f"{path} has folders {cut(name)}=… and a column '{cut(name)}'; rename one of them")
+        cells = [
+            own.get(name, "") for own, table in zip(above, tables, strict=True) for _ in range(len(table))
+        ]
+        columns[name] = Column(cells, names=names)
+    notes = [f"{len(tables)} files of {path} are read one after another, {where[0]} to {where[-1]}"]
+    if len(tables) == 1:
+        notes = [f"of {path}, the file {where[0]} is read"]
+    if shards.left:
+        notes.append(
+            f"{len(shards.left)} other files of {path} left out: "
+            f"{listed((file.relative_to(shards.folder).as_posix() for file in shards.left), 3)}"
+        )
+    for table in tables:
+        notes += [note for note in table.notes if note not in notes]
+    return CsvTable(str(path), shards.folder, columns, tuple(notes), tuple(zip(where, ends, strict=True)))
+
+
+def _stacked(columns: Sequence[Column], names: RowNames) -> Column:
+    found, start = Column(names=names), 0
+    for column in columns:
+        if column.nested is not None and found.nested is None:
+            found.nested = start + column.nested
+        found.extend(column.cells())
+        start += len(column)
+    if any(column.objects is not None for column in columns):
+        found.objects = [v for column in columns for v in column.objects or [None] * len(column)]
+    named = [column.class_names for column in columns]
+    found.class_names = named[0] if all(own == named[0] for own in named) else None
+    return found
 
 
 def _table(file: IO[str], path: Path, kind: type[HesstuneError], notes: list[str]) -> CsvTable:
@@ -456,6 +430,68 @@ def read_rows(path: Path, kind: type[HesstuneError] = RunError) -> list[dict[str
     return list(read_table(path, "the record", kind).rows())
 
 
+def _json_table(path: Path, kind: type[HesstuneError]) -> CsvTable:
+    """Read JSON objects as a table: one a line, or a list of them; lists and objects become cells of JSON."""
+    columns: dict[str, Column] = {}
+    gaps: list[int] = []
+    done, first = 0, 1  # rows are lines, or items from 0
+    with reading(path, "JSON lines", kind), path.open(encoding=encoding_of(path)) as file:
+        start = file.read(1000).lstrip()[:1]
+        file.seek(0)
+        if start == "[":
+            first = 0
+            found = json.load(file)
+            rows: Iterator[dict[str, Any]] = (
+                _as_object(row, f"{path}, item {at}", kind) for at, row in enumerate(found)
+            )
+        else:
+            rows = _json_rows(file, path, kind, gaps)
+        while chunk := list(islice(rows, CHUNK)):
+            for name in dict.fromkeys(name for row in chunk for name in row):
+                column = columns.setdefault(name, Column(first=first, gaps=gaps))
+                column.extend([""] * (done - len(column)))
+                values = [row.get(name) for row in chunk]
+                kinds = [isinstance(value, list | dict) for value in values]
+                if column.nested is None and True in kinds:
+                    column.nested = done + kinds.index(True)
+                column.extend(
+                    [
+                        _nested_cell(v) if nested else json_cell(v)
+                        for v, nested in zip(values, kinds, strict=True)
+                    ]
+                )
+            done += len(chunk)
+    if not done:
+        raise kind(f"{path} is empty; it needs an object a line")
+    for column in columns.values():
+        column.extend([""] * (done - len(column)))
+    return CsvTable(str(path), path.parent, columns)
+
+
+def _json_rows(
+    file: IO[str], path: Path, kind: type[HesstuneError], gaps: list[int]
+) -> Iterator[dict[str, Any]]:
+    """Yield the objects of lines that are not blank, and add to `gaps` the rows after blank lines."""
+    at = 0
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise kind(f"{where} is no JSON: {error}") from None
+            yield _as_object(row, where, kind)
+            at += 1
+        else:
+            gaps.append(at)
+
+
+def _as_object(row: Any, where: str, kind: type[HesstuneError]) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise kind(f'{where} must be an object, such as {{"text": "fine", "label": "good"}}')
+    return {str(key).strip(): value for key, value in row.items()}
+
+
 Nested = dict[str, list[dict[str, str]]]
 """{key: an object a line, its values as text}; {} if a line has none."""
 
@@ -485,7 +521,7 @@ def read_json_lines(
     return CsvTable(str(path), path.parent, read.columns), read.nested
 
 
-class _Lines:
+class _Lines(Sequence[str]):
     """Cells and objects of the lines that were read, and the lines' names, as a sequence."""
 
     def __init__(self, path: Path, kind: type[HesstuneError]) -> None:
@@ -497,7 +533,7 @@ class _Lines:
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def __getitem__(self, at: int) -> str:
+    def __getitem__(self, at: Any) -> Any:
         return f"line {self._numbers[at]}"
 
     def add(self, numbers: Sequence[int], lines: Sequence[str]) -> None:
@@ -565,16 +601,6 @@ class _Lines:
 def _cell_of(kinds: set[type]) -> Callable[[Any], str]:
     """Return what makes cells of values of these types; most columns are of one type."""
     return str if kinds <= {str, int} else json_cell
-
-
-def json_cell(value: Any) -> str:
-    """Return a value of a JSON file as a cell of a table; see `as_cell`.
-
-    Example:
-        >>> json_cell(-1.0), json_cell(0.25), json_cell(True), json_cell(None)
-        ('-1', '0.25', 'true', '')
-    """
-    return str(value).lower() if isinstance(value, bool) else as_cell(value)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

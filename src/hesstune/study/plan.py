@@ -17,7 +17,7 @@ import numpy as np
 
 from hesstune.checks import expanded
 from hesstune.data.examples import MEMORY
-from hesstune.data.formats import listing
+from hesstune.data.formats import listing, table_paths
 from hesstune.data.reading import Reading, Voting
 from hesstune.errors import ConfigError, DataError, HesstuneError
 from hesstune.methods import method_class, method_names
@@ -145,9 +145,7 @@ def data_facts(data: Any, size: Size, how: Reading, contents: Contents) -> DataF
             digest.update(np.ascontiguousarray(own).data)
     if found.vectors is not None:
         digest.update(found.vectors.digest.encode())
-    path = expanded(data.partition(":")[2] if isinstance(data, str) else "")
-    files = [path] if path.is_file() else []
-    for each in (*files, *(found.paths or ())):
+    for each in (*(table_paths(data) if isinstance(data, str) else ()), *(found.paths or ())):
         digest.update(contents.of(each).encode())
     width = None if found.vectors is None else found.vectors.width
     return DataFacts(digest.hexdigest(), len(found.classes), found.texts is not None, width)

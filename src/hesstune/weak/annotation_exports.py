@@ -14,8 +14,10 @@ from typing import Any
 
 from hesstune.checks import expanded, readable_file
 from hesstune.errors import DataError, listed
+from hesstune.storage.columns import CsvTable
 from hesstune.storage.files import one_line, reading
-from hesstune.storage.tables import JSON_LINES, PARQUET, CsvTable, read_table
+from hesstune.storage.table_files import JSON_LINES, SUFFIXES
+from hesstune.storage.tables import read_table
 from hesstune.weak import crowd_exports as crowds
 from hesstune.weak import tool_exports as tools
 from hesstune.weak.export_answers import Answer, Export, Record, cell, merged, parsed
@@ -26,7 +28,7 @@ __all__ = ["Answer", "Export", "read_export", "read_records"]
 SHOWN = 200
 Reader = Callable[[Any, str | None], Export]
 # Files of a folder that may be exports.
-EXPORTS = (".json", *JSON_LINES, ".csv", ".tsv", ".xml", PARQUET)
+EXPORTS = (".json", *JSON_LINES, ".csv", ".tsv", ".xml", *SUFFIXES["parquet"])
 
 
 def _keys(records: Sequence[Record]) -> set[str]:
@@ -143,7 +145,7 @@ def read_export(
     suffix = path.suffix.lower()
     if suffix == ".xml":
         return tools.cvat(path)
-    if suffix == PARQUET:
+    if suffix in SUFFIXES["parquet"]:
         return _read_parquet(path, label_column)
     if table is None and suffix not in (".json", *JSON_LINES):
         table = read_table(path, "the file of votes")
@@ -182,7 +184,7 @@ def _of_classes_file(table: CsvTable, label_column: str | None) -> Export:
 
 def _read_parquet(path: Path, label_column: str | None) -> Export | None:
     """Read lists and objects as they are, if the columns are those of a tool."""
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq
 
     with reading(path, "Parquet", DataError):
         file = pq.ParquetFile(path)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from hesstune.checks import parse_number
 from hesstune.errors import DataError, cut, listed
-from hesstune.storage.tables import CsvTable, is_missing, json_cell
+from hesstune.storage.columns import CsvTable, is_missing, json_cell
 
 Record = Mapping[str, Any]
 TEXT_KEYS = ("text", "data", "sentence", "document", "content")

@@ -12,7 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from hesstune.errors import DataError, cut
-from hesstune.storage.tables import is_missing
+from hesstune.storage.columns import is_missing
 from hesstune.weak.export_answers import (
     IMAGE_KEYS,
     TEXT_KEYS,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hesstune.checks import parse_integer, parse_rate
 from hesstune.errors import DataError, cut, listed, unknown_name
-from hesstune.storage.tables import MISSING, Column, CsvTable, is_missing
+from hesstune.storage.columns import MISSING, Column, CsvTable, is_missing
 from hesstune.weak.votes import ABSTAIN, Votes
 
 # In any case of letters, and with spaces around. Datumaro and CVAT write no_label.

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from hesstune.checks import readable_file
 from hesstune.errors import DataError, cut, listed
+from hesstune.storage.columns import CsvTable, as_cell, is_missing
 from hesstune.storage.files import read_array, reading
-from hesstune.storage.tables import CsvTable, as_cell, is_missing
 from hesstune.weak.votes import ABSTAIN
 
 MATRIX_FILES = (".npy", ".npz", ".pt", ".pth")

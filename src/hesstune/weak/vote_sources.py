@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.errors import ConfigError, DataError, cut, listed, unknown_name
-from hesstune.storage.tables import JSON_LINES, Column, CsvTable, Nested, read_json_lines, read_table
+from hesstune.storage.columns import Column, CsvTable
+from hesstune.storage.table_files import JSON_LINES
+from hesstune.storage.tables import Nested, read_json_lines, read_table
 from hesstune.user_code import import_user_module
 from hesstune.weak.export_answers import seconds_of
 from hesstune.weak.vote_files import (

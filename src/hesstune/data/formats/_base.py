@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from hesstune.data.examples import Listing
@@ -17,9 +18,14 @@ class DataFormat:
     summary: ClassVar[str]
     # Whether it has columns: --text-column, --label-column and the like name them.
     has_columns: ClassVar[bool] = False
-    # Whether it is one table in a file that `read_table` reads, and the suffixes of its files.
+    # Whether it is a table that `read_table` reads, and the suffixes of its files.
     is_table: ClassVar[bool] = False
     suffixes: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Tell whether a path that exists seems to be of this format."""
+        return path.is_file() and path.suffix.lower() in cls.suffixes
 
     @classmethod
     def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:

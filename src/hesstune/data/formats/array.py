@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from hesstune.data.reading import Reading
 from hesstune.data.tables import listing_of
 from hesstune.errors import DataError, listed
 from hesstune.resizing import Size
+from hesstune.storage.columns import CsvTable, as_cell
 from hesstune.storage.files import read_array, reading
-from hesstune.storage.tables import CsvTable, as_cell
 
 # The arrays that are read, and those with one value per image.
 NAMES, EACH = ("images", "labels", "classes", "split"), ("labels", "split")
@@ -31,6 +32,16 @@ class Array(DataFormat):
     written = "array:PATH"
     summary = "An .npz file with `images` and `labels`, perhaps `classes` (names) and `split`."
     suffixes = (".npz",)
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        if not super().recognises(path):
+            return False
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return "images.npy" in archive.namelist()
+        except (OSError, zipfile.BadZipFile):
+            return True
 
     @classmethod
     def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:

@@ -21,8 +21,10 @@ from hesstune.data.tables import USUAL, listing_of
 from hesstune.data.vectors import NAMES, vector_column, vectors_of_array
 from hesstune.errors import DataError, listed
 from hesstune.resizing import Size
+from hesstune.storage.columns import CsvTable, as_cell
 from hesstune.storage.files import read_array, reading
-from hesstune.storage.tables import JSON_LINES, PARQUET, TABS, CsvTable, as_cell, read_table
+from hesstune.storage.table_files import SUFFIXES
+from hesstune.storage.tables import read_table
 
 # The arrays of an .npz file, by the name of the column that they become, in any case.
 ARRAYS = {
@@ -34,7 +36,7 @@ ARRAYS = {
 }
 # An .npz file is read into memory whole; a small file may claim to unpack to any size.
 MAX_MIB = 65536
-TABLES = (".csv", *TABS, *JSON_LINES, PARQUET)
+TABLES = tuple(suffix for own in SUFFIXES.values() for suffix in own)
 
 
 class Features(DataFormat):
@@ -49,6 +51,17 @@ class Features(DataFormat):
     suffixes = (".npy",)
 
     @classmethod
+    def recognises(cls, path: Path) -> bool:
+        if path.suffix.lower() != ".npz":
+            return super().recognises(path)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = {name.removesuffix(".npy").strip().lower() for name in archive.namelist()}
+        except (OSError, zipfile.BadZipFile):
+            return False
+        return bool(names & set(NAMES)) and "images" not in names
+
+    @classmethod
     def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:
         file, suffix = readable_file(path, "the file of feature vectors"), Path(path).suffix.lower()
         if how.columns.text or how.columns.image:
@@ -57,7 +70,7 @@ class Features(DataFormat):
             return _of_npz(file, labelled, how)
         if suffix == ".npy":
             return _of_npy(file, labelled, how)
-        if suffix == PARQUET:
+        if suffix in SUFFIXES["parquet"]:
             return _of_parquet(file, size, labelled, how)
         raise DataError(f"{file} is no file of feature vectors; give an .npz, .npy or .parquet file")
 
@@ -103,9 +116,7 @@ def _of_npz(file: Path, labelled: bool, how: Reading) -> Listing:
     table = CsvTable.of(columns, str(file), file.parent, first=0)
     classes = [str(name) for name in found["classes"].ravel()] if "classes" in found else None
     ids = [str(row) for row in range(len(vectors))]
-    return listing_of(
-        table, {}, how, labelled, images=vectors, names=classes, ids=ids, hidden=True, notes=notes
-    )
+    return listing_of(table, {}, how, labelled, images=vectors, names=classes, ids=ids, notes=notes)
 
 
 def _cells(array: NDArray[Any]) -> list[str]:
@@ -152,7 +163,7 @@ def _of_npy(file: Path, labelled: bool, how: Reading) -> Listing:
                 "needs its row, in the same order"
             )
         notes.append(f"{table.name} is read beside {file.name}, row by row")
-    return listing_of(table, roles, how, labelled, images=vectors, ids=ids, hidden=True, notes=notes)
+    return listing_of(table, roles, how, labelled, images=vectors, ids=ids, notes=notes)
 
 
 def _of_parquet(file: Path, size: Size, labelled: bool, how: Reading) -> Listing:

@@ -17,6 +17,7 @@ from hesstune.data.reading import Reading
 from hesstune.data.tables import parts_note, parts_of
 from hesstune.errors import DataError, listed, plain
 from hesstune.resizing import Size
+from hesstune.storage.table_files import shards_of
 
 # Folders and files that operating systems leave beside a user's own.
 SYSTEM = frozenset(
@@ -35,6 +36,20 @@ class Folder(DataFormat):
 
     written = "folder:PATH"
     summary = "One subfolder of images per class, or `train/`, `val/`, `test/` of those."
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        if not path.is_dir():
+            return False
+        suffixes = readable_suffixes()
+        holding = {
+            Path(base).relative_to(path).parts[:1]
+            for base, _, files in os.walk(path)
+            if any(_is_own(name) and name.lower().endswith(suffixes) for name in files)
+        }
+        # One folder of images beside a table belongs to it.
+        shards = shards_of(path)
+        return len(holding - {()}) > 1 or bool(holding and not (shards and shards.files))
 
     @classmethod
     def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:

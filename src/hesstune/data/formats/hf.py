@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from hesstune.data.reading import Reading
 from hesstune.data.tables import listing_of, parts_note, parts_of
 from hesstune.errors import DataError, MissingExtraError, cut, listed
 from hesstune.resizing import Size
+from hesstune.storage.columns import Column, CsvTable, as_cell
 from hesstune.storage.files import reading
-from hesstune.storage.tables import Column, CsvTable, as_cell
 
 # {role: the usual names of its column, in order of preference}.
 USUAL = {
@@ -24,6 +25,8 @@ USUAL = {
     "label": ("label", "labels"),
     "id": ("id",),
 }
+# What `save_to_disk` writes beside the examples.
+SAVED = ("dataset_dict.json", "state.json")
 # The name, which no column has, of the column of the splits' parts.
 PART = "\0part"
 # How the types of columns begin that are read beside those with a role.
@@ -36,6 +39,10 @@ class HuggingFace(DataFormat):
     written = "hf:NAME_OR_PATH"
     summary = "A data set of the library datasets, on the hub or in a folder made by its `save_to_disk`."
     has_columns = True
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        return path.is_dir() and any((path / name).is_file() for name in SAVED)
 
     @classmethod
     def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:
@@ -51,8 +58,15 @@ def _load(name: str) -> Any:
         raise MissingExtraError("datasets", "transformers", "data hf:NAME") from None
     datasets.disable_progress_bars()
     path = Path(name)
+    if path.is_file():
+        raise DataError(
+            f"hf:{name} names a file that is no table; give the folder that save_to_disk wrote, or a table "
+            "such as csv:PATH"
+        )
+    if path.is_absolute() and not path.exists():
+        raise DataError(f"datasets cannot load '{name}': there is no such folder")
     try:
-        if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
+        if HuggingFace.recognises(path):
             found = datasets.load_from_disk(str(path))
             # Offsets that lead outside of a damaged file would end the process on reading.
             for rows in found.values() if isinstance(found, dict) else (found,):
@@ -84,7 +98,7 @@ def read_data_set(found: Any, what: str, size: Size, labelled: bool, how: Readin
         raise DataError(f"the split '{cut(short[0])}' of {what} has no column '{inputs}'; take it out")
     own = {"split", "text2"} - set(roles.values())  # not read as tables are
     cells = {
-        name: [as_cell(_plain(value, name, what)) for value in _values(splits, name)]
+        name: [_cell(value, name, what, name == roles.get("label")) for value in _values(splits, name)]
         for name, feature in first.features.items()
         if name != roles.get("image")
         and (name in (*roles.values(), how.split_column) or (_is_written(feature) and name not in own))
@@ -115,7 +129,6 @@ def read_data_set(found: Any, what: str, size: Size, labelled: bool, how: Readin
         images=images,
         names=_class_names(first.features.get(roles.get("label"))),
         ids=ids,
-        hidden=True,
         notes=notes,
     )
 
@@ -143,7 +156,8 @@ def _is_written(feature: Any) -> bool:
 
 
 def _class_names(feature: Any) -> list[str] | None:
-    names = getattr(feature, "names", None)
+    """Return the names of a column of class labels, or of lists of them."""
+    names = getattr(getattr(feature, "feature", feature), "names", None)
     return names and [str(name) for name in names]
 
 
@@ -153,12 +167,15 @@ def _values(splits: dict[str, Any], column: str) -> Iterator[Any]:
         yield from rows[column] if column in rows.column_names else [None] * len(rows)
 
 
-def _plain(value: Any, column: str, what: str) -> Any:
+def _cell(value: Any, column: str, what: str, is_label: bool) -> str:
+    """Return a value as a cell; labels may be lists, which are read as several classes."""
+    if is_label and isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list | dict | tuple | bytes):
         raise DataError(
             f"the column '{column}' of {what} holds {type(value).__name__}, not one text or label an example"
         )
-    return value
+    return as_cell(value)
 
 
 def _raw_images(splits: dict[str, Any], column: str) -> Iterator[Any]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from hesstune.data.formats.csv import Csv
-from hesstune.storage.tables import JSON_LINES
+from hesstune.storage.table_files import SUFFIXES
 
 
 class JsonLines(Csv):
-    """A file of JSON objects, one on each line."""
+    """A file of JSON objects, one on each line, or a list of them."""
 
     written = "jsonl:PATH"
-    summary = "A file of JSON objects, one on each line, with the keys of the columns of `csv:`."
-    suffixes = JSON_LINES
+    summary = (
+        "A file of JSON objects, one on each line (or in one list), with the keys of the columns of `csv:`."
+    )
+    suffixes = SUFFIXES["jsonl"]
 
 
 FORMAT = JsonLines

@@ -24,7 +24,7 @@ from hesstune.data.tables import USUAL, listing_of
 from hesstune.data.vectors import NAMES, dense, is_sparse, stacked, vector_column, vectors_of_array
 from hesstune.errors import DataError, cut, plain
 from hesstune.resizing import Size
-from hesstune.storage.tables import CsvTable, as_cell
+from hesstune.storage.columns import CsvTable, as_cell
 
 WANTED = (
     "a string such as digits or csv:PATH, a pandas DataFrame, (X, y), a map-style data set of (input, label) "
@@ -111,7 +111,6 @@ def read_object(data: Any, size: Size, labelled: bool, how: Reading, what: str =
         images=None if isinstance(found.values, list) else found.values,
         names=found.classes,
         ids=[str(row) for row in range(len(found.values))],
-        hidden=True,
         notes=found.notes,
     )
 
