@@ -9,7 +9,7 @@ TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 .PHONY: demo docs field test test-slow lint bench help
 
 help:
-	@echo "make demo    install, then fine-tune on real digits with noisy labels"
+	@echo "make demo    install, then find wrong labels among real digits and fine-tune on them"
 	@echo "make lint    install, then check style, types and the directions of imports"
 	@echo "make test    make lint, then run the tests and the examples of the docstrings"
 	@echo "make test-slow   install, then run the slow tests: kills, clusters, several processes"

@@ -157,15 +157,15 @@ def screenshots(given: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         folder = Path(name)
         if not given:
-            hesstune("demo", "--out", folder / "demo")
-            hesstune("measure", folder / "demo" / "vanilla", "--stability")
+            hesstune("demo", "--full", "--out", folder / "demo")
+            hesstune("measure", folder / "demo" / "plain", "--stability")
             methods = "vanilla,label_smoothing,constraint,forward,robust"
             data = ("--data", "digits", "--inject-noise", "symmetric:0.4", "--limit", 300)
             hesstune("compare", *data, "--train", "head", "--methods", methods, "--out", folder / "study")
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )
-        places: list[Any] = list(given) or [folder / "demo" / "vanilla", folder / "study"]
+        places: list[Any] = list(given) or [folder / "demo" / "plain", folder / "study"]
         for place, name in zip(places, ("report_run", "report_study"), strict=True):
             hesstune("report", place)
             tab = browser.new_page(viewport={"width": 900, "height": 1050}, color_scheme="light")

@@ -5,8 +5,6 @@ import csv
 import io
 import json
 import re
-import sys
-import webbrowser
 from html.parser import HTMLParser
 
 import numpy as np
@@ -202,34 +200,6 @@ def test_posterior_is_bayes_rule():
     p = np.array([[0.6, 0.4]])
     np.testing.assert_allclose(label_posterior(p, np.array([1]), noise), [[0.12 / 0.32, 0.2 / 0.32]])
     assert label_posterior(p, np.array([1]), None) is p
-
-
-def test_pages_open_only_for_a_person_at_a_desktop(tmp_path, monkeypatch):
-    from hesstune.cli.training_commands import open_on_desktop
-
-    opened = []
-    monkeypatch.setattr(webbrowser, "open", opened.append)
-    monkeypatch.setenv("DISPLAY", ":0")
-    for terminal, ci in ((False, ""), (True, ""), (True, "1")):
-        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
-        monkeypatch.setenv("CI", ci)
-        open_on_desktop(tmp_path / "report.html")
-        assert len(opened) == terminal
-
-
-@pytest.mark.parametrize("quiet", [False, True])
-def test_the_demo_ends_with_its_page_opened(tmp_path, monkeypatch, capsys, quiet):
-    import hesstune.study.demo
-    from hesstune.cli import training_commands as command
-
-    run, opened = Run.load(run_folder(tmp_path)), []
-    both = {("plain", 0): run, ("robust", 0): run, ("auto", 0): run}
-    monkeypatch.setattr(hesstune.study.demo, "run_demo", lambda out, seeds, bars: both)
-    monkeypatch.setattr("hesstune.report.write.write_report", lambda run: (run.path / "report.html", None))
-    monkeypatch.setattr(command, "open_on_desktop", opened.append)
-    command.demo(out=tmp_path, seeds=1, json=quiet, quiet=quiet)
-    assert opened == ([] if quiet else [tmp_path / "report.html"])
-    assert str(tmp_path / "report.html") in capsys.readouterr().out
 
 
 def test_suspected_label_errors_of_a_real_run(tmp_path):

@@ -9,6 +9,8 @@ import os
 import re
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,8 @@ PIPE = 160
 NAME, SENTENCE = 24, 40
 # Seconds over which speed is averaged: longer than a few steps of any network.
 STEPS = 3600.0
+# Seconds between lines of progress where there is no terminal.
+LINE_SECONDS = 5.0
 ProgressFor = Callable[[str], Callable[[int, int, str], None]]
 
 
@@ -132,6 +136,42 @@ def progress_bars(quiet: bool) -> Iterator[ProgressFor | None]:
             return lambda done, total, text: bars.update(task, completed=done, total=total, text=text)
 
         yield progress_for
+
+
+@contextlib.contextmanager
+def progress_lines(quiet: bool) -> Iterator[ProgressFor | None]:
+    """Show progress as `progress_bars`; without a terminal write a line every LINE_SECONDS."""
+    if quiet or not is_first() or sys.stderr.isatty():
+        with progress_bars(quiet) as bars:
+            yield bars
+        return
+    start, ended, now = time.monotonic(), threading.Event(), {"title": "start", "state": ""}
+
+    def write() -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            sys.stderr.write(f"{time.monotonic() - start:.0f} s: {now['title']}{now['state']}\n")
+            sys.stderr.flush()
+
+    def write_regularly() -> None:
+        while not ended.wait(LINE_SECONDS):
+            write()
+
+    def progress_for(title: str) -> Callable[[int, int, str], None]:
+        def update(done: int, total: int, text: str) -> None:
+            now["state"] = f", step {done} of {total}, {text}" if total else ""
+
+        now.update(title=title, state="")
+        write()
+        return update
+
+    write()
+    thread = threading.Thread(target=write_regularly, daemon=True)
+    thread.start()
+    try:
+        yield progress_for
+    finally:
+        ended.set()
+        thread.join()
 
 
 def name_table(

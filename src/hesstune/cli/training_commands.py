@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,16 @@ import typer
 
 from hesstune.checks import parse_integer
 from hesstune.cli.options import CONFIG, DRY_RUN, JSON, QUIET, STYLE, replacing, with_options
-from hesstune.cli.render import Interrupted, Output, name_table, progress_bars, results_table
+from hesstune.cli.render import (
+    Interrupted,
+    Output,
+    ProgressFor,
+    name_table,
+    percent,
+    progress_bars,
+    progress_lines,
+    results_table,
+)
 from hesstune.errors import ConfigError, RunError
 from hesstune.options import make_options
 from hesstune.runs import records
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hesstune.methods import Method
+    from hesstune.study.demo import FoundErrors, Plan
     from hesstune.study.options import StudyResults
 
 
@@ -214,45 +223,68 @@ def demo(
     out: Annotated[Path, typer.Option(help="folder for the runs; a free name beside it if it exists")] = Path(
         "runs/demo"
     ),
+    full: Annotated[
+        bool, typer.Option("--full", help="more methods and epochs: the table of the README; takes minutes")
+    ] = False,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="number of seeds")] = 1,
     json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
-    """Fine-tune on digits with 40 % wrong labels, by the methods vanilla, robust and auto."""
-    from hesstune.report.write import write_report
-    from hesstune.study.demo import SETTING, run_demo
-
+    """Find wrong labels among digits, and fine-tune on them: plain training beside auto."""
     output = Output(quiet, json)
+    output.say("The demo finds wrong labels among images of handwritten digits, then fine-tunes on them.")
+    try:
+        with progress_lines(quiet) as progress:  # before the slow imports
+            from hesstune.study.demo import FULL, SHORT, demo_folder
+
+            with demo_folder(out) as folder:
+                _run_demo(FULL if full else SHORT, folder, range(seeds), progress, output)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; the demo left nothing behind: give the same command again") from None
+
+
+def _run_demo(
+    plan: Plan, folder: Path, seeds: Sequence[int], progress: ProgressFor | None, output: Output
+) -> None:
+    """Run the demo on some seeds in its folder, and print what it finds."""
+    from hesstune.inputs.features import sharing
+    from hesstune.study.demo import find_errors, train_runs
+
+    errors, rows = [], []
+    for seed in seeds:
+        if progress:
+            progress("find label errors")(0, 0, "")
+        with sharing():  # label errors and auto need the features of the same images
+            found = find_errors(plan, seed)
+            errors.append({"seed": seed, **found.to_dict()})
+            output.say(*([f"\nSeed {seed}"] if len(seeds) > 1 else []), *_error_lines(found), "")
+            runs = train_runs(plan, seed, folder, progress, many=len(seeds) > 1)
+        output.say(results_table(runs), "")
+        rows += [
+            {"method": run.config.method, "name": name, "seed": seed, "path": str(run.path)}
+            | {"noise": run.record["noise"], **run.result}
+            for name, run in runs.items()
+        ]
+    auto = runs["auto"]
     output.say(
-        f"{SETTING['limit']} images of handwritten digits, {SETTING['inject_noise']} label noise, "
-        f"{SETTING['model']} with its ImageNet weights, every layer trained."
+        f"All layers of {auto.config.model} were trained from its ImageNet weights, for at most "
+        f"{auto.config.epochs} epochs. Test labels are true.",
+        *(f"Noise matrix of {name}: {run.facts.noise.loss_matrix}." for name, run in runs.items()),
+        f"Runs: {folder}, a folder for each",
+        f"Next: hesstune report {shlex.quote(str(auto.path))}",
     )
-    with progress_bars(quiet) as bars:
-        runs = run_demo(out, seeds, bars)
-    for seed in range(seeds):
-        rows = {name: run for (name, at), run in runs.items() if at == seed}
-        output.say("" if seeds == 1 else f"\nseed {seed}", results_table(rows))
-    changed = runs["robust", 0].facts.noise
-    output.say(
-        "",
-        f"{changed.realised_rate:.1%} of the training labels were changed; "
-        f"the noise matrix of the robust run: {changed.loss_matrix}; auto was given no noise matrix.",
-        "Runs: " + ", ".join(str(run.path) for run in runs.values()),
+    output.record({"path": str(folder), "setting": dict(plan.setting), "label_errors": errors, "runs": rows})
+
+
+def _error_lines(found: FoundErrors) -> Iterator[str]:
+    """Return sentences on the label errors that were found, beside the truth."""
+    yield (
+        f"Data: {found.examples} training images of {found.classes} classes. {found.wrong} labels "
+        f"({percent(found.wrong / found.examples)}) were changed at random, so the wrong ones are known."
     )
-    page, _ = write_report(runs["auto", 0])
-    output.say(f"Report of the auto run: {page}")
-    if not quiet:
-        open_on_desktop(page)
-    output.record(
-        {
-            "report": str(page),
-            "setting": SETTING,
-            "runs": [
-                {"method": run.config.method, "name": name, "seed": seed, "path": str(run.path)}
-                | {"noise": run.record["noise"], **run.result}
-                for (name, seed), run in runs.items()
-            ],
-        }
+    yield (
+        f"Label errors: {found.suspected} labels are suspected, and {found.right} of them are wrong "
+        f"({percent(found.precision)}): {percent(found.recall)} of the wrong labels were found."
     )
 
 
@@ -274,12 +306,3 @@ def methods(json: JSON = False) -> None:
 
 def _summary(kind: type[Method]) -> str:
     return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
-
-
-def open_on_desktop(page: Path) -> None:
-    """Open a page in the browser if a person sits at a desktop: never in pipes or automated runs."""
-    screen = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
-    if screen and sys.stdout.isatty() and not os.environ.get("CI"):
-        import webbrowser
-
-        webbrowser.open(page.resolve().as_uri())
