@@ -55,7 +55,7 @@ def seconds_of(text: str) -> float | None:
             return None
         return number if number < LAST_SECOND else number / 1000
     text = text.strip()
-    if not 8 <= len(text) <= 64 or not any(letter.isdigit() for letter in text):
+    if not 8 <= len(text) <= 64 or not re.search("[0-9]", text):
         return None
     try:
         found = dt.datetime.fromisoformat(text)
