@@ -1,0 +1,52 @@
+"""Commands read tables by a path and named columns, and dry runs say what the data holds."""
+
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+import yaml
+
+from hesstune.cli.main import run as cli
+
+COLUMNS = ["--text-column", "review", "--label-column", "stars", "--id-column", "key"]
+
+
+def inside(*arguments, code=0):
+    """Run a command in this process; return what it prints."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+        cli([str(argument) for argument in arguments])
+    assert end.value.code == code, err.getvalue()
+    return out.getvalue() if code == 0 else err.getvalue()
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    rows = [{"review": f"text {n}", "stars": "ab"[n % 2] if n else None, "key": f"k{n}"} for n in range(12)]
+    path = tmp_path / "reviews.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["finetune"], ["clean", "--out", "x.csv"], ["compare", "--methods", "vanilla", "--seeds", "1"]],
+)
+def test_a_dry_run_reads_the_data_and_writes_nothing(reviews, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    lines = inside(*command, "--data", reviews, *COLUMNS, "--dry-run", "--json").splitlines()
+    record = json.loads(lines[-1])["data"]
+    facts = record[0] if isinstance(record, list) else record
+    assert (facts["kind"], facts["examples"], facts["classes"]) == ("text", 11, {"a": 5, "b": 6})
+    assert any("1 of 12 examples without a label" in line for line in lines)
+    assert any(f"is read as jsonl:{reviews}" in line for line in lines)
+    assert list(tmp_path.iterdir()) == [reviews]
+    assert "'stars'" in inside(*command, "--data", reviews, *COLUMNS[:3], "star", "--dry-run", code=2)
+    if command == ["finetune"]:
+        assert yaml.safe_load("\n".join(lines[:-1]))["text_column"] == "review"
+
+
+def test_confidences_need_soft_labels(reviews):
+    message = inside("finetune", "--data", reviews, *COLUMNS, "--confidence-column", "x", "--dry-run", code=2)
+    assert "--soft-labels" in message
