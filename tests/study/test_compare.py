@@ -246,11 +246,11 @@ def counted(monkeypatch, fail_at=None, error=KeyboardInterrupt):
     """Count the runs of trials; let one fail."""
     calls, plain = [], cells.finetune
 
-    def finetune(options, **more):
-        calls.append(options["out"])
+    def finetune(data, *, config, **more):
+        calls.append(config["out"])
         if len(calls) - 1 == fail_at:
             raise error
-        return plain(options, **more)
+        return plain(data, config=config, **more)
 
     monkeypatch.setattr(cells, "finetune", finetune)
     return calls

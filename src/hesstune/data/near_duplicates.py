@@ -272,6 +272,8 @@ GREY = (0.299, 0.587, 0.114)
 FLAT = 3.0
 # Cosines a side of a descriptor; the images of nearest descriptors that each image is aligned with.
 WAVES, NEAREST = 9, 8
+# The same in the search at the start of a run.
+QUICK_NEAREST = 2
 # The correlation of normalised gradients at the coarse side from which a pair is compared at the fine side,
 # and the share of the disk that must have a counterpart.
 HOPELESS, OVERLAP = 0.8, 0.6
@@ -344,6 +346,7 @@ class _Search:
 
     def __init__(self, fine: torch.Tensor, least_cosine: float = 0.0) -> None:
         self.fine, self.least_cosine = fine, least_cosine
+        self.nearest = QUICK_NEAREST if least_cosine else NEAREST
         coarse = functional.avg_pool2d(fine.float(), FINE_SIDE // SIDE)
         self.coarse = [_blurred(coarse, blur) for blur in BLURS]
         self.maps, self.bases = _transformed_bases()
@@ -360,6 +363,8 @@ class _Search:
             some = rows[:: max(1, len(rows) // NULL_IMAGES)]
             self._set_threshold(self._coarse(*self._candidates(some, found))[0])
             self.least_cosine = least
+            if self.least == np.inf:  # too alike: only equal images are copies
+                return found
         while len(rows):
             a, b, maps = self._candidates(rows, found)
             copies = self._are_copies(a, b, maps)
@@ -382,7 +387,7 @@ class _Search:
             for one in moved:
                 torch.maximum(near, one @ self.descriptors.T, out=near)
             near[torch.from_numpy(groups[some][:, None] == groups)] = -1.0
-            value, nearest = near.topk(min(NEAREST, len(self.fine)))
+            value, nearest = near.topk(min(self.nearest, len(self.fine)))
             own, place = torch.nonzero(value > self.least_cosine, as_tuple=True)
             other = nearest[own, place]
             best = torch.einsum("tbd,bd->tb", moved[:, own], self.descriptors[other]).argmax(dim=0)
