@@ -389,7 +389,9 @@ def clean(
     if target.true is None:
         raise DataError(f"'{what}' has no labels; make some with hesstune label")
     if not target.has_inputs:
-        raise DataError(f"'{what}' has neither images nor texts")
+        raise DataError(
+            f"'{what}' has neither images nor texts; a file of feature vectors is data features:FILE"
+        )
     parts = target.parts or ["train"] * len(target)
     rows = [n for n, (part, name) in enumerate(zip(parts, target.true, strict=True)) if part != TEST and name]
     x, examples, notes = _features(target, rows, asked)
