@@ -11,6 +11,7 @@ from rich.progress import Progress
 import hesstune as ht
 from hesstune.cli import run_commands, training_commands
 from hesstune.cli.render import Output, progress_bars, results_table
+from hesstune.curvature.declared import FORMS
 from hesstune.report.layers import blocks_of, layer_shares
 from hesstune.runs.records import LayerMeasure, MeasureRecord
 from hesstune.study.options import CellRecord, StudyResults
@@ -91,7 +92,7 @@ def tables():
     rows = layer_shares(MeasureRecord(**found.to_dict(12), part="train"))
     nats = [f"{v:.3g}" for part in (bound.kl_terms, bound.sigma) for v in part.values()]
     return [
-        (run_commands.layer_table(rows), [*digits, "exact"]),
+        (run_commands.layer_table(rows, found.form), [*digits, "exact"]),
         (run_commands.stability_table([ht.noise_stability(net, [(x, y)], 0.01, samples=4)]), ["0.01", "±"]),
         (run_commands.kl_table(bound), nats),
         (
@@ -118,11 +119,11 @@ def test_of_a_large_network_the_largest_layers_are_shown_and_the_rest_counted(mo
         for i in range(15) for part in ("a", "b")
     ]  # fmt: skip
     rows = [(layer, 1 / 30) for layer in layers]
-    text = shown(monkeypatch, run_commands.layer_table(rows, 10))
+    text = shown(monkeypatch, run_commands.layer_table(rows, FORMS["positive_form"], 10))
     assert text.count("blocks.") == 10
     assert "20 more: --all-layers" in text
     assert "66.7 %" in text
-    assert shown(monkeypatch, run_commands.layer_table(rows)).count("blocks.") == 30
+    assert shown(monkeypatch, run_commands.layer_table(rows, FORMS["positive_form"])).count("blocks.") == 30
     blocks = shown(monkeypatch, run_commands.block_table(blocks_of(rows)))
     assert blocks.count("blocks.") == 15
     assert "0.707" in blocks

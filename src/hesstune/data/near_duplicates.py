@@ -100,20 +100,29 @@ def copies_in(parts: Sequence[Examples]) -> list[Rows]:
         if vectors and len(groups) <= MOST_SEARCHED:
             groups = joined(groups, feature_groups(torch.cat(vectors).numpy()))
         return np.split(groups, np.cumsum(sizes)[:-1])
-    key = digest_bytes(*(image_bytes(part) for part in parts), "\0".join(ids).encode())
+    content = [_digests(part) for part in parts]
+    key = digest_bytes(*(some.tobytes() for some in content), "\0".join(ids).encode())
     if (kept := _KEPT.get(key)) is None:
-        kept = joined(_group_images(parts, quick=True), confirmed_names(parts))
+        if sum(sizes) > MOST_SEARCHED:
+            images = np.unique(np.concatenate(content), axis=0, return_inverse=True)[1].reshape(-1)
+        else:
+            images = _group_images(parts, quick=True)
+        kept = joined(images, confirmed_names(parts))
         _KEPT[key] = kept
         while len(_KEPT) > MOST_KEPT:
             _KEPT.popitem(last=False)
     return np.split(kept, np.cumsum(sizes)[:-1])
 
 
-def image_bytes(part: Examples) -> bytes:
-    """Return a digest of a part's decoded images."""
+def _digests(part: Examples) -> NDArray[np.uint8]:
+    """Return the digests of images, (N, 16): those of their source, or of decoded images."""
+    if hasattr(part.source, "digests"):
+        found: NDArray[np.uint8] = part.source.digests(part.rows, False)
+        return found
     starts = range(0, len(part), BATCH)
     batches = (part.images(np.arange(at, min(at + BATCH, len(part)))) for at in starts)
-    return digest_bytes(*(batch.contiguous().numpy().data for batch in batches))
+    pixels = (one.tobytes() for batch in batches for one in batch.contiguous().numpy())
+    return np.stack([np.frombuffer(digest_bytes(one), np.uint8) for one in pixels])
 
 
 def named_groups(ids: Sequence[str]) -> Rows:
@@ -327,7 +336,7 @@ def _group_images(parts: Sequence[Examples], quick: bool = False) -> Rows:
     _, first = np.unique(same, return_index=True)
     alone = first[(thumbs[first].float().std(dim=(1, 2, 3)) >= FLAT).numpy()]
     groups = np.arange(len(first))
-    if len(alone) > 1 and not (quick and len(alone) > MOST_SEARCHED):
+    if len(alone) > 1:
         of_alone = np.asarray(same)[alone]
         groups[of_alone] = of_alone[_Search(thumbs[alone], LEAST_COSINE if quick else 0.0).groups()]
     return groups[same]

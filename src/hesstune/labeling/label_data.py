@@ -501,8 +501,9 @@ def _noise_by(judge: Labelled, labels: NDArray[np.int64], votes: Votes) -> Estim
     active = int((votes.per_annotator > 0).sum())
     if active < 3 and not needs_features(judge.model):
         notes.append(
-            f"fewer than three annotators ({active}) do not determine their own error rates: the noise matrix "
-            "is a guess; it takes three independent ones, or features (--noise-from soft_features), or checked labels"
+            f"fewer than three annotators ({active}) do not determine their own error rates: the noise "
+            "matrix is a guess; it takes three independent ones, features (--noise-from soft_features), or "
+            "checked labels"
         )
     matrix, ridge = well_conditioned(found.matrix)
     if ridge:
