@@ -112,7 +112,9 @@ ALTERED = {
 
 @pytest.mark.parametrize("kind", ALTERED)
 def test_images_augmented_before_the_split_are_refused(kind, tmp_path, monkeypatch):
-    """Photos and their altered copies under random labels, split at random by the run."""
+    """Photos and their altered copies under random labels, split at random one by one."""
+    blind = lambda parts: [np.arange(len(p)) + 1000 * n for n, p in enumerate(parts)]  # noqa: E731
+    monkeypatch.setattr("hesstune.data.load.copies_in", blind)  # a run of its own keeps copies in one part
     tiles = photo_tiles(16)
     for n, label in enumerate(np.random.default_rng(0).permutation(len(tiles)) % 2):
         for name, copy in (("a", tiles[n]), ("b", ALTERED[kind](tiles[n]))):
@@ -128,6 +130,5 @@ def test_images_augmented_before_the_split_are_refused(kind, tmp_path, monkeypat
     tested = [_picture(row["id"]) for row in run.labels() if row["part"] == "test"]
     assert found.near_duplicates["near_training"] == sum(name in trained for name in tested) > 2
     assert NOT_FOUND in found.assumptions
-    blind = lambda parts: [np.arange(len(p)) + 1000 * n for n, p in enumerate(parts)]  # noqa: E731
     monkeypatch.setattr("hesstune.analysis.near_copies.near_duplicates", blind)
     assert certify_run(run, bound="holdout").n == len(tested)  # what the search prevents
