@@ -92,8 +92,9 @@ def test_wrong_arguments():
     F = NoiseMatrix.symmetric(3, 0.1)
     with pytest.raises(ConfigError, match="did you mean 'mean'"):
         ConsistentLoss(F, reduction="meen")
-    with pytest.raises(ConfigError, match="from_array"):
-        ConsistentLoss(np.eye(3))
+    with pytest.raises(ConfigError, match=r"got 0\.1"):
+        ConsistentLoss(0.1)
+    assert torch.equal(ConsistentLoss(F.array).inverse, ConsistentLoss(F).inverse)
     with pytest.raises(ConfigError, match="3 finite numbers above 0"):
         ConsistentLoss(F, weight=torch.tensor([1.0, 0.0, 1.0]))
     with pytest.raises(NoiseMatrixError, match="singular"):

@@ -96,7 +96,8 @@ def shards_of(path: Path) -> Shards | None:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    parts = re.split("([0-9]+)", name)
+    return [(int(part), "") if at % 2 else (-1, part) for at, part in enumerate(parts)]
 
 
 def _is_description(path: Path, folder: Path) -> bool:
