@@ -3,6 +3,7 @@
 import io
 import json
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import pytest
 import yaml
@@ -50,3 +51,14 @@ def test_a_dry_run_reads_the_data_and_writes_nothing(reviews, tmp_path, monkeypa
 def test_confidences_need_soft_labels(reviews):
     message = inside("finetune", "--data", reviews, *COLUMNS, "--confidence-column", "x", "--dry-run", code=2)
     assert "--soft-labels" in message
+
+
+def test_a_dry_run_of_label_counts_votes_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("votes.csv").write_text("id,a,b\n1,yes,no\n2,yes,\n3,no,no\n")
+    found = json.loads(
+        inside("label", "--votes", "votes.csv", "--out", "l.csv", "--dry-run", "--json").splitlines()[-1]
+    )
+    counts = {"examples": 3, "annotators": 2, "votes": 5, "classes": ["no", "yes"]}
+    assert counts.items() <= found["data"].items()
+    assert [path.name for path in tmp_path.iterdir()] == ["votes.csv"]

@@ -162,20 +162,26 @@ def label(
             rich_help_panel=FIRST,
         ),
     ] = None,
+    dry_run: DRY_RUN = False,
     overwrite: Annotated[bool, replacing("the files")] = False,
     json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
     """Make labels from annotators, labeling functions or votes, and estimate their noise."""
-    from hesstune.labeling.label_data import check_free, label_data, noise_path
+    from hesstune.labeling.label_data import check_free, describe_votes, label_data, noise_path
     from hesstune.noise.latent.two_views import count_text
 
+    output = Output(quiet, json)
+    if dry_run:
+        lines, facts = describe_votes(options)
+        output.say(*lines)
+        output.record({"data": facts})
+        return
     beside = noise_matrix or noise_path(out)
     check_free(out, beside, overwrite)  # before anything is trained
     found = label_data(options)
     found.save(out, beside, overwrite)
     record = found.to_dict()
-    output = Output(quiet, json)
     output.say(annotator_table(found), "", labels_table(record), "")
     low, high = found.rate_interval
     output.say(

@@ -32,6 +32,7 @@ from hesstune.storage.tables import csv_writer
 from hesstune.weak.dependence import dependence_note
 from hesstune.weak.label_models import Labelled, label, label_model_class, majority_vote, read_balance
 from hesstune.weak.vote_files import classes_named
+from hesstune.weak.vote_sources import WrittenVotes
 from hesstune.weak.votes import ABSTAIN, Votes
 
 
@@ -209,12 +210,8 @@ def label_data(
     named = {name for name in examples.true or () if name} | {c for own in trained for c in own.classes}
     if trained:
         sources = [written_votes(trained, asked.threshold), *sources]
-    classes = list(asked.classes)
-    if not classes:
-        voted = {name for source in sources for name in source.classes}
-        classes = classes_named(named, voted, len(examples), "the table of votes")
-    every, more = combined(sources, classes, examples)
-    notes += [*more, *every.problems(classes)]
+    classes, every, more = _side_by_side(asked, examples, sources, named)
+    notes += more
     annotators = every.analysis(_true_labels(examples, classes))
     own_accuracy = {own.name: own.own_accuracy for own in trained}
     for row in annotators:
@@ -291,6 +288,40 @@ def _asked(target: Any, votes: Any, functions: Any, options: dict[str, Any]) -> 
             )
         objects["functions"] = called
     return asked, Objects(**objects)
+
+
+def _side_by_side(
+    asked: LabelOptions, examples: Target, sources: Sequence[WrittenVotes], named: set[str]
+) -> tuple[list[str], Votes, list[str]]:
+    """Return the classes, named by the options or by votes and other labels, the votes, and notes."""
+    classes = list(asked.classes)
+    if not classes:
+        voted = {name for source in sources for name in source.classes}
+        classes = classes_named(named, voted, len(examples), "the table of votes")
+    every, notes = combined(sources, classes, examples)
+    return classes, every, [*notes, *every.problems(classes)]
+
+
+def describe_votes(asked: LabelOptions) -> tuple[list[str], dict[str, Any]]:
+    """Read examples and votes, and return what they hold in sentences, and as a JSON-ready record.
+
+    Raises:
+        HesstuneError: If a file cannot be read as its options say.
+    """
+    examples, sources, notes = read_sources(asked)
+    facts: dict[str, Any] = {"examples": len(examples), "annotators": 0, "votes": 0, "classes": []}
+    lines = [f"{len(examples)} examples"]
+    if sources:
+        known = {name for name in examples.true or () if name}
+        classes, every, more = _side_by_side(asked, examples, sources, known)
+        counts = {"annotators": len(every.per_annotator), "votes": int(every.per_annotator.sum())}
+        facts |= {**counts, "classes": classes}
+        lines[0] += f", {counts['votes']} votes of {counts['annotators']} annotators"
+        lines += [f"classes: {listed(classes)}"]
+        notes = [*notes, *more]
+    if asked.labelers:
+        lines.append(f"annotators to be trained: {', '.join(asked.labelers)}")
+    return [*lines, *notes], {**facts, "notes": notes}
 
 
 def _looked_at(
