@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,15 @@ def read_text(path: Path, most_mib: float = MAX_MIB) -> str:
     if size > most_mib * 2**20:
         raise ValueError(f"it has {size / 2**20:.0f} MiB, more than {most_mib:g}")
     return path.read_text(encoding=encoding_of(path))
+
+
+def npz_names(path: Path) -> list[str] | None:
+    """Return the names of the arrays of an .npz file, or None if it cannot be read as one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except Exception:  # as in `reading`: damaged files raise many kinds of errors
+        return None
 
 
 def read_array(file: IO[bytes], size: int, most_mib: float = MAX_MIB) -> NDArray[Any]:

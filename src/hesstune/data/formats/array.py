@@ -18,7 +18,7 @@ from hesstune.data.tables import listing_of
 from hesstune.errors import DataError, listed
 from hesstune.resizing import Size
 from hesstune.storage.columns import CsvTable, as_cell
-from hesstune.storage.files import read_array, reading
+from hesstune.storage.files import npz_names, read_array, reading
 
 # The arrays that are read, and those with one value per image.
 NAMES, EACH = ("images", "labels", "classes", "split"), ("labels", "split")
@@ -37,11 +37,8 @@ class Array(DataFormat):
     def recognises(cls, path: Path) -> bool:
         if not super().recognises(path):
             return False
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return "images.npy" in archive.namelist()
-        except (OSError, zipfile.BadZipFile):
-            return True
+        names = npz_names(path)
+        return names is None or "images" in names
 
     @classmethod
     def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:

@@ -22,7 +22,7 @@ from hesstune.data.vectors import NAMES, vector_column, vectors_of_array
 from hesstune.errors import DataError, listed
 from hesstune.resizing import Size
 from hesstune.storage.columns import CsvTable, as_cell
-from hesstune.storage.files import read_array, reading
+from hesstune.storage.files import npz_names, read_array, reading
 from hesstune.storage.table_files import SUFFIXES
 from hesstune.storage.tables import read_table
 
@@ -54,11 +54,7 @@ class Features(DataFormat):
     def recognises(cls, path: Path) -> bool:
         if path.suffix.lower() != ".npz":
             return super().recognises(path)
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = {name.removesuffix(".npy").strip().lower() for name in archive.namelist()}
-        except (OSError, zipfile.BadZipFile):
-            return False
+        names = {name.strip().lower() for name in npz_names(path) or ()}
         return bool(names & set(NAMES)) and "images" not in names
 
     @classmethod
