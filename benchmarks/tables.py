@@ -196,6 +196,12 @@ def auto_cost() -> str:
 
 
 @table
+def embeddings() -> str:
+    columns = {"embeddings": "{n:,}", "what": "{what}", "seconds": "{fit_seconds:.0f}"}
+    return listed(rows("embeddings"), {**columns, "peak memory, GiB": "{peak_gib:.1f}"})
+
+
+@table
 def memory_of_seven_billion() -> str:
     used, seven, gib = memory.transformer_activations(1), memory.SEVEN, 2**30
     found = {

@@ -48,7 +48,7 @@ def test_it_is_the_head_of_auto(k):
     assert model.score(x, names[y]) > 0.85
     np.testing.assert_allclose(np.log(model.predict_proba(x)), model.predict_log_proba(x), atol=1e-8)
     first, group, counts = integration._merged(x, place[given], np.zeros(len(x), bool), np.ones(len(x)))
-    assert (counts == 1).all()
+    assert (counts == np.eye(k)[place[given][first]]).all()
     solved = Auto.solve_head(HeadMaterial(x[first], place[given][first], k, budget="fast"))
     logits = x @ solved.weight.T + solved.bias
     np.testing.assert_array_equal(model.predict(x), np.sort(names)[logits.argmax(axis=1)])
@@ -69,6 +69,16 @@ def test_order_and_repetition_do_not_matter_and_weights_repeat():
     np.testing.assert_allclose(one.coef_, two.coef_, atol=1e-6)
     np.testing.assert_allclose(one.posterior_[rows], two.posterior_, atol=1e-6)
     assert np.isfinite(one.posterior_).all()
+
+
+def test_labels_of_equal_examples_count_by_their_weights():
+    x = np.array([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [2.0, 2.0]])
+    labels, weight = np.array([0, 1, 1, 1, 0]), np.array([3.0, 1.0, 1.0, 2.0, 0.0])
+    first, group, counts = integration._merged(x, labels, np.zeros(5, bool), weight)
+    assert counts[group[0]].tolist() == [3.0, 1.0]
+    assert counts[group[1]].tolist() == [0.0, 3.0]
+    assert group[0] == group[2] != group[1] == group[3] != group[4] == -1
+    assert (x[first][group[:4]] == x[:4]).all()
 
 
 def test_a_known_matrix_and_checked_labels_are_used():

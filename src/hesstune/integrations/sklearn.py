@@ -306,20 +306,9 @@ class RobustLinearClassifier(LinearClassifierMixin, BaseEstimator):
             raise DataError("examples of sample weight above 0 have one class only; at least two are needed")
         known = self.noise_matrix is not None
         matrix = NoiseMatrix.parse(written_out(self.noise_matrix), k) if known else None
-        first, group, counts = _merged(X, labels, sure, weight)
-        rows = np.flatnonzero(sure[first])
-        solved = Auto.solve_head(
-            HeadMaterial(
-                X if len(X) > MERGED else X[first],
-                labels[first],
-                k,
-                checked=(rows, labels[first][rows]) if len(rows) else None,
-                noise_matrix=matrix,
-                weight=None if (counts == 1).all() else counts,
-                budget=self.budget,
-                seed=self.random_state,
-            )
-        )
+        material = HeadMaterial(X, labels, k, None, None, matrix, weight, self.budget, self.random_state)
+        material, group = _distinct(material, sure)
+        solved = Auto.solve_head(material)
         two = k == 2
         self.coef_ = solved.weight[1:] - solved.weight[:1] if two else solved.weight
         self.intercept_ = solved.bias[1:] - solved.bias[:1] if two else solved.bias
@@ -350,25 +339,42 @@ class RobustLinearClassifier(LinearClassifierMixin, BaseEstimator):
         return np.asarray(log_softmax(scores, axis=1))
 
 
+def _distinct(material: HeadMaterial, sure: NDArray[np.bool_]) -> tuple[HeadMaterial, NDArray[np.int64]]:
+    """Return material of distinct examples, up to MERGED, with checked rows; and each example's row, or −1.
+
+    Equal examples with different labels have a soft label.
+    """
+    weight = material.weight
+    assert weight is not None
+    group = np.arange(len(weight))
+    if len(weight) <= MERGED:
+        first, group, counts = _merged(material.features, material.labels, sure, weight)
+        weight, sure, labels = counts.sum(axis=1), sure[first], counts.argmax(axis=1)
+        soft = counts / weight[:, None] if (np.count_nonzero(counts, axis=1) > 1).any() else None
+        material = replace(material, features=material.features[first], labels=labels, soft=soft)
+    rows = np.flatnonzero(sure)
+    checked = (rows, material.labels[rows]) if len(rows) else None
+    return replace(material, checked=checked, weight=None if (weight == 1).all() else weight), group
+
+
 def _merged(
     X: NDArray[Any], labels: NDArray[np.int64], sure: NDArray[np.bool_], weight: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return distinct examples: the first row of each, each row's example, and the sums of weights.
+    """Return distinct examples: the first row of each, each row's example, and the weights of labels, (G, K).
 
-    Examples are in an order by content, and those of weight 0 belong to none (−1). With more than MERGED,
-    every row is an example.
+    Examples are in an order by content, and those of weight 0 belong to none (−1).
     """
-    if len(X) > MERGED:
-        return np.arange(len(X)), np.arange(len(X)), weight
     import pandas as pd
 
-    frame = pd.DataFrame(X + 0.0).assign(label=labels, sure=sure)  # −0 is 0
     used = np.flatnonzero(weight > 0)
-    keys = pd.util.hash_pandas_object(frame.iloc[used], index=False).to_numpy()
+    frame = pd.DataFrame(X[used] + 0.0).assign(sure=sure[used])  # −0 is 0
+    keys = pd.util.hash_pandas_object(frame, index=False).to_numpy()
     _, first, own = np.unique(keys, return_index=True, return_inverse=True)
+    counts = np.zeros((len(first), labels.max() + 1))
+    np.add.at(counts, (own, labels[used]), weight[used])
     group = np.full(len(X), -1, dtype=np.int64)
     group[used] = own
-    return used[first].astype(np.int64), group, np.bincount(own, weight[used]).astype(np.float64)
+    return used[first].astype(np.int64), group, counts
 
 
 def _values(y: Any) -> list[Any]:
