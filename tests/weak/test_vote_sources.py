@@ -10,9 +10,8 @@ from hesstune import label_data
 from hesstune.cli.main import run as command_line
 from hesstune.errors import DataError
 from hesstune.storage.columns import CsvTable
-from hesstune.storage.tables import read_json_lines
 from hesstune.weak.vote_files import other_columns
-from hesstune.weak.vote_sources import RoleColumns, soft_columns, votes_by_row
+from hesstune.weak.vote_sources import RoleColumns, read_vote_file, soft_columns, votes_by_row
 
 ROWS = [
     ("t0", "ann", "cat"), ("t0", "bob", "dog"), ("t1", "ann", "dog"), ("t1", "cyd", "dog"),
@@ -178,7 +177,7 @@ def test_a_row_for_each_vote_names_the_annotator_and_the_object(tmp_path):
     found = label_data(votes=as_lines(tmp_path / "silent.jsonl", [*rows, silent]))
     for said in ("1 votes give no probabilities", "1 votes are repeated"):
         assert any(note.startswith(said) for note in found.notes)
-    with pytest.raises(DataError, match="line 6"):
+    with pytest.raises(DataError, match="row 6"):
         label_data(votes=as_lines(tmp_path / "who.jsonl", [*rows, silent, {**rows[0], "worker": ""}]))
 
 
@@ -190,13 +189,13 @@ def test_a_row_for_each_vote_names_the_annotator_and_the_object(tmp_path):
         ({"id": "x", "gpt": {"yes": "much", "no": 0.1}}, "'much'"),
         ({"id": "x", "gpt": {"yes": "", "no": 0.1}}, "missing"),
         ({"id": "x", "gpt": {"yes": {"a": 1}}}, "'gpt' must be"),
-        ({"id": "x", "gpt": 0.9}, "is an object in other lines"),
+        ({"id": "x", "gpt": 0.9}, "'gpt' must be"),
         (["x"], "must be an object"),
     ],
 )
 def test_what_is_no_probability_is_refused_by_its_line(tmp_path, row, said):
     good = {"id": "w", "gpt": {"yes": 0.5, "no": 0.5}}
-    with pytest.raises(DataError, match=f"line 2.*{said}"):
+    with pytest.raises(DataError, match=f"(line|row) 2.*{said}"):
         label_data(votes=as_lines(tmp_path / "v.jsonl", [good, row]))
 
 
@@ -205,7 +204,7 @@ def test_broken_json_and_empty_files_are_one_line(tmp_path):
     for text, message in (('{"id": 1}\n{"id": \n', "line 2"), ("\n\n", "empty")):
         path.write_text(text)
         with pytest.raises(DataError, match=message):
-            read_json_lines(path)
+            read_vote_file(path)
 
 
 def test_names_of_probability_columns_are_split_at_the_class():

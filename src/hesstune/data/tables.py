@@ -20,19 +20,20 @@ from hesstune.data.labels import (
     ClassLabels,
     class_labels,
     column_named,
+    label_sources,
     labels_as_written,
-    read_sources,
 )
 from hesstune.data.reading import Reading, Voting
 from hesstune.errors import DataError, cut, listed, unknown_name
 from hesstune.storage.columns import Column, CsvTable, is_missing
+from hesstune.storage.files import is_file
 from hesstune.weak.label_models import label
 from hesstune.weak.vote_files import (
     PREFIX,
     class_index,
     class_of,
     classes_named,
-    probability_cells,
+    confidences,
     soft_classes,
     soft_labels,
     vote_columns,
@@ -86,8 +87,12 @@ def listing_of(
     _refuse_nested(table)
     made = examples_of(table, labelled, ids)
     if images is not None:
-        made, notes = _with_inputs(made, images), [*notes, *getattr(images, "notes", ())]
-    if missing := [n for n, path in enumerate(made.paths or ()) if not _is_file(path)]:
+        notes = [*notes, *getattr(images, "notes", ())]
+        if isinstance(images, Vectors):
+            made = replace(made, vectors=images)
+        else:
+            made = replace(made, array=images.array, digests=images.digests, bad=images.bad)
+    if missing := [n for n, path in enumerate(made.paths or ()) if not is_file(path)]:
         shown = listed((str((made.paths or [])[n]) for n in missing), 3)
         raise DataError(
             f"{table.name} names images that do not exist: {shown} (row {table.row(missing[0])}); paths are "
@@ -106,7 +111,7 @@ def listing_of(
         several = how.several if labelled or how.several != "refuse" else "name"
         own = labels_as_written(written, table.name, names, several, declared)
         table = replace(table, columns={**table.columns, "label": written.like(own)})
-        made = replace(made, label_sources=_label_sources(table))
+        made = replace(made, label_sources=label_sources(table))
     if not labelled:
         return made if written is None else replace(made, given=table.cells("label"))
     if written is None or annotators:
@@ -115,12 +120,6 @@ def listing_of(
         found = class_labels(written, table.name, names, how.several, declared)
         made = _labelled(table, made, found, how.confidence)
     return replace(made, groups=possible_groups(table.columns, made.classes, annotators))
-
-
-def _with_inputs(made: Listing, images: Pixels | Vectors) -> Listing:
-    if isinstance(images, Vectors):
-        return replace(made, vectors=images)
-    return replace(made, array=images.array, digests=images.digests, bad=images.bad)
 
 
 def _refuse_nested(table: CsvTable) -> None:
@@ -165,27 +164,15 @@ def _labelled(table: CsvTable, made: Listing, found: ClassLabels, confidence: st
 
 def _by_confidence(table: CsvTable, found: ClassLabels, column: str) -> tuple[NDArray[np.float64], list[str]]:
     """Return soft labels, (N, K): the confidence for the label, what is left equally for other classes."""
-    if column not in table:
-        raise unknown_name(f"column of {table.name}", column, list(table.columns), DataError)
-    given = probability_cells(table, table.columns[column], f"the column '{column}'")
-    wrong = np.flatnonzero((given < 0) | (given > 1))
-    if len(wrong):
-        raise DataError(
-            f"{table.name}, row {table.row(int(wrong[0]))}: the confidence {given[wrong[0]]:g} in the column "
-            f"'{column}' must lie in [0, 1], or be a percentage such as 95%"
-        )
-    certain = np.isnan(given)
-    labels = np.maximum(found.labels, 0)
-    soft = np.repeat(
-        (1 - np.nan_to_num(given, nan=1.0))[:, None] / (len(found.classes) - 1), len(found.classes), 1
-    )
-    soft[np.arange(len(labels)), labels] = np.nan_to_num(given, nan=1.0)
-    low = int((given < 1 / len(found.classes)).sum())
+    given, empty = confidences(table, column)
+    k, labels = len(found.classes), np.maximum(found.labels, 0)
+    soft = np.repeat((1 - given)[:, None] / (k - 1), k, 1)
+    soft[np.arange(len(labels)), labels] = given
     notes = [f"the column '{column}' is read as the confidence in the label"]
-    if certain.any():
-        notes.append(f"{certain.sum()} labels without a confidence are taken as certain")
-    if low:
-        notes.append(f"{low} labels have a confidence below that of guessing, 1/{len(found.classes)}")
+    if empty:
+        notes.append(f"{empty} labels without a confidence are taken as certain")
+    if low := int((given < 1 / k).sum()):
+        notes.append(f"{low} labels have a confidence below that of guessing, 1/{k}")
     return soft, notes
 
 
@@ -214,14 +201,6 @@ def _voted(table: CsvTable, made: Listing, annotators: list[str], voting: Voting
     return replace(whole.take(has_label), unlabelled=unlabelled)
 
 
-def _label_sources(table: CsvTable) -> list[str] | None:
-    given, sources = (
-        None if (column := column_named(table.columns, name)) is None else table.cells(column)
-        for name in (GIVEN_LABEL, SOURCE)
-    )
-    return read_sources(table.cells("label"), given, sources)
-
-
 def _labels_before(table: CsvTable, classes: list[str]) -> NDArray[np.int64] | None:
     """Return the labels before `hesstune clean` replaced them, (N,), −1 if they are none of the classes."""
     column = column_named(table.columns, GIVEN_LABEL)
@@ -236,10 +215,8 @@ def _labels_before(table: CsvTable, classes: list[str]) -> NDArray[np.int64] | N
 def examples_of(table: CsvTable, labelled: bool = True, ids: list[str] | None = None) -> Listing:
     """List a table's examples without labels: ids, parts, and texts or paths of images.
 
-    If labels are not required, cells of `split` may hold anything.
-
-    Raises:
-        DataError: If ids repeat, a part is unknown, or an image lies outside the file's folder.
+    If labels are not required, cells of `split` may hold anything. DataError is raised if ids repeat, a part
+    is unknown, or an image lies outside the file's folder.
     """
     parts, notes = None, list[str]()
     if "split" in table:
@@ -278,9 +255,9 @@ def _paths(table: CsvTable) -> tuple[list[Path], list[str]]:
     paths, changed = [], []
     for name in table.cells("image"):
         path = _inside(table, name)
-        if (name != name.strip() or "\\" in name) and not _is_file(path):
+        if (name != name.strip() or "\\" in name) and not is_file(path):
             plain = name.strip().replace("\\", "/")
-            if plain and _is_file(other := _inside(table, plain)):
+            if plain and is_file(other := _inside(table, plain)):
                 path = other
                 changed.append(name)
         paths.append(path)
@@ -295,7 +272,7 @@ def _found_by_name(table: CsvTable, paths: list[Path]) -> tuple[list[Path], list
     Tables often write `a1` for the file train/a1.jpg. All of them are found, or none is taken; a name of two
     files is none's.
     """
-    missing = [at for at, path in enumerate(paths) if not _is_file(path)]
+    missing = [at for at, path in enumerate(paths) if not is_file(path)]
     if not missing:
         return paths, []
     suffixes = readable_suffixes()
@@ -325,13 +302,6 @@ def _inside(table: CsvTable, name: str) -> Path:
     return expanded(name) if name.startswith("~") else table.folder / name
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, or with a NUL
-        return False
-
-
 # -- names of parts
 
 _PART_NAMES = {
@@ -346,10 +316,6 @@ def parts_of(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """Return {name: part} of the usual names of parts, in any case, and the other names.
 
     A suffix that begins with `-`, `_`, a space, a dot or a digit is ignored.
-
-    Example:
-        >>> parts_of(["Training", "validation_matched", "test2017", "extra"])
-        ({'Training': 'train', 'validation_matched': 'val', 'test2017': 'test'}, ['extra'])
     """
     given = list(names)
     found = {}
@@ -405,11 +371,6 @@ def possible_groups(
     Such a column repeats values. Either its name has a word such as patient, author or video, or it has more
     values than there are classes, most of them in several rows. Constant columns, numbers that are not
     integers, labels, soft labels and `used` columns are no groups. Missing cells do not count.
-
-    Example:
-        >>> sites = Column(["a", "b", "a"])
-        >>> possible_groups({"text": Column("xyz"), "hospitalId": sites}, ["0", "1"])
-        {'hospitalId': 2}
     """
     names = list(classes)
     others = {*used, *(f"p_{name}" for name in names)}

@@ -20,11 +20,9 @@ COMPONENTS = 256
 
 
 def vectors_of_array(array: Any, what: str) -> Vectors:
-    """Check feature vectors, (N, D), which may be a memory-mapped file.
+    """Return feature vectors, (N, D), which may be a memory-mapped file.
 
-    Raises:
-        DataError: If the array is no table of finite numbers with a row and a column at least; float32 must
-            hold them.
+    DataError is raised if the array is no table of numbers that are finite in float32.
     """
     if array.ndim != 2 or 0 in array.shape:
         raise DataError(f"{what} must be feature vectors, (N, D), N and D at least 1; got {array.shape}")
@@ -54,16 +52,10 @@ def is_sparse(given: object) -> bool:
 
 
 def dense(matrix: Any, what: str, reduce: bool = False) -> tuple[NDArray[np.float64], list[str]]:
-    """Return a sparse matrix as an array, and notes.
+    """Return a sparse matrix, (N, D) of scipy, named `what` in messages, as an array, and notes.
 
-    Args:
-        matrix: (N, D) of scipy.
-        what: The matrix, for messages.
-        reduce: Whether a matrix that takes more than MOST_DENSE_MIB is reduced to COMPONENTS dimensions by a
-            truncated singular value decomposition. New rows cannot be brought to these dimensions.
-
-    Raises:
-        DataError: If it is too large and may not be reduced.
+    One that takes more than MOST_DENSE_MIB raises DataError; or with `reduce` it is reduced to COMPONENTS
+    dimensions by a truncated singular value decomposition, to which new rows cannot be brought.
     """
     size = matrix.shape[0] * matrix.shape[1] * 8 / 2**20
     if size <= MOST_DENSE_MIB:
@@ -97,10 +89,11 @@ def _is_vector(cell: object) -> bool:
 def vector_column(columns: Mapping[str, Iterable[Any]], what: str) -> str | None:
     """Return the column whose cells are vectors, by the first that is not missing; None if there is none.
 
-    Raises:
-        DataError: If there are several, and none or more than one has a usual name.
+    If there are several, one needs a usual name.
     """
-    first = {name: next((c for c in cells if not _is_missing(c)), None) for name, cells in columns.items()}
+    first = {
+        name: next((c for c in cells if not is_missing_cell(c)), None) for name, cells in columns.items()
+    }
     found = [name for name, cell in first.items() if _is_vector(cell)]
     if len(found) < 2:
         return next(iter(found), None)
@@ -112,16 +105,13 @@ def vector_column(columns: Mapping[str, Iterable[Any]], what: str) -> str | None
     return usual[0]
 
 
-def _is_missing(cell: object) -> bool:
+def is_missing_cell(cell: object) -> bool:
+    """Tell whether a cell is None, NaN or NA."""
     return cell is None or type(cell).__name__ == "NAType" or (isinstance(cell, float) and cell != cell)
 
 
 def stacked(cells: list[Any], what: str) -> NDArray[Any]:
-    """Return vectors, one a cell, as an array, (N, D).
-
-    Raises:
-        DataError: If a cell is missing, no vector, or of another length than the first.
-    """
+    """Return vectors, one a cell, as an array, (N, D); DataError if one is missing or of another length."""
     rows = [np.asarray(cell) for cell in cells]
     for at, row in enumerate(rows):
         if row.ndim != 1 or row.dtype.kind not in "buif" or len(row) != len(rows[0]):

@@ -22,12 +22,7 @@ MISSING = (
 
 
 def is_missing(value: object, names: Collection[str] = ()) -> bool:
-    """Return whether a cell means a missing value; cells in `names` do not.
-
-    Example:
-        >>> is_missing(None), is_missing(" NaN "), is_missing("none"), is_missing("NA", ["EU", "NA"])
-        (True, True, False, False)
-    """
+    """Return whether a cell means a missing value; cells in `names` do not."""
     text = "" if value is None else str(value).strip()
     return text in MISSING and text not in names
 
@@ -47,12 +42,7 @@ def as_cell(value: Any) -> str:
 
 
 def json_cell(value: Any) -> str:
-    """Return a value of a JSON file as a cell of a table; see `as_cell`.
-
-    Example:
-        >>> json_cell(-1.0), json_cell(0.25), json_cell(True), json_cell(None)
-        ('-1', '0.25', 'true', '')
-    """
+    """Return a value of a JSON file as a cell of a table; see `as_cell`."""
     return str(value).lower() if isinstance(value, bool) else as_cell(value)
 
 
@@ -80,12 +70,6 @@ class Column:
         nested: Index of the first cell that is a list or an object, written as JSON, or None.
         objects: The values that are no text, such as images, one a row; or None.
         class_names: Names of the classes whose indices the cells are, or None.
-
-    Example:
-        >>> column = Column(["cat", "dog", "cat"])
-        >>> codes, values = column.coded()
-        >>> codes.tolist(), values, column.row_of(1)
-        ([0, 1, 0], ['cat', 'dog'], 3)
     """
 
     def __init__(
@@ -143,33 +127,20 @@ class Column:
 
 @dataclass(frozen=True)
 class CsvTable:
-    """Columns of cells, all text.
+    """Columns of cells, all text."""
 
-    Attributes:
-        name: What messages call it: the path of its file.
-        folder: Where relative paths in its cells begin.
-        columns: Its columns by name, in the order of the header.
-        notes: What was guessed when it was read, in sentences.
-        shards: (path, number of rows up to its end) of each file, if there are several.
-    """
-
-    name: str
-    folder: Path
-    columns: dict[str, Column]
-    notes: tuple[str, ...] = ()
+    name: str  # what messages call it: the path of its file
+    folder: Path  # where relative paths in its cells begin
+    columns: dict[str, Column]  # its columns by name, in the order of the header
+    notes: tuple[str, ...] = ()  # what was guessed when it was read, in sentences
+    # (path, number of rows up to its end) of each file, if there are several
     shards: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def of(
         cls, cells: Mapping[str, Sequence[str]], name: str, folder: Path = Path(), first: int = 2
     ) -> CsvTable:
-        """Build a table from columns of text that are in memory already; its first row has a number.
-
-        Example:
-            >>> table = CsvTable.of({"text": ["a", "b"], "label": ["0", "1"]}, "the table")
-            >>> len(table), list(table.rows())[1]
-            (2, {'text': 'b', 'label': '1'})
-        """
+        """Build a table from columns of text that are in memory already; its first row has a number."""
         return cls(name, folder, {column: Column(own, first) for column, own in cells.items()})
 
     def __len__(self) -> int:

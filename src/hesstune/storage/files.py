@@ -7,7 +7,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -31,14 +31,9 @@ def one_line(error: object, most: int = 200) -> str:
 
 @contextmanager
 def reading(path: str | Path, what: str, kind: type[HesstuneError] = RunError) -> Iterator[None]:
-    """Turn any error while a file is read into an error that names the file.
+    """Turn any error while a file is read as `what` into an error of a kind, which names the file.
 
     Parsers raise many kinds of errors on damaged files, memory errors among them.
-
-    Args:
-        path: The file.
-        what: What it should have been, such as "a measurement".
-        kind: The error's class.
     """
     try:
         yield
@@ -80,22 +75,10 @@ def npz_names(path: Path) -> list[str] | None:
         return None
 
 
-def read_array(file: IO[bytes], size: int, most_mib: float = MAX_MIB) -> NDArray[Any]:
-    """Read a .npy file, never an object array, and no more memory than the file's own size.
-
-    Args:
-        file: The open file.
-        size: Its size in bytes, unpacked.
-        most_mib: Larger arrays are refused.
-
-    Raises:
-        ValueError: If the header does not fit the size, or the array is too large or holds objects.
-    """
-    import numpy as np
+def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
+    """Read shape, Fortran order and dtype of an open .npy file; ValueError if it holds objects."""
     from numpy.lib import format as npy
 
-    if size > most_mib * 2**20:
-        raise ValueError(f"it unpacks to {size / 2**20:.0f} MiB, more than {most_mib:g}")
     version = npy.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"its format {version} is unknown")
@@ -103,12 +86,48 @@ def read_array(file: IO[bytes], size: int, most_mib: float = MAX_MIB) -> NDArray
     shape, fortran, dtype = read(file)
     if dtype.hasobject:
         raise ValueError("it holds pickled objects, which are never read")
+    return shape, fortran, dtype
+
+
+def read_array(file: IO[bytes], size: int, most_mib: float = MAX_MIB) -> NDArray[Any]:
+    """Read a .npy file of a size in bytes, never an object array, and no more memory than its own size.
+
+    ValueError is raised if the header does not fit the size, or the array is too large or holds objects.
+    """
+    import numpy as np
+
+    if size > most_mib * 2**20:
+        raise ValueError(f"it unpacks to {size / 2**20:.0f} MiB, more than {most_mib:g}")
+    shape, fortran, dtype = array_header(file)
     count = math.prod(shape)
     if count < 0 or count * dtype.itemsize > size:
         raise ValueError(f"its shape {shape} does not fit its size")
     content = file.read(count * dtype.itemsize)
     array = np.frombuffer(content, dtype=dtype, count=count).reshape(shape, order="F" if fortran else "C")
     return array.copy()
+
+
+def read_npz(
+    path: Path, names: Container[str] | None, most_mib: float
+) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """Return the arrays of these names, or all, in an .npz file, see `read_array`; and the names of all."""
+    found, every = {}, []
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            name = entry.filename.removesuffix(".npy")
+            every.append(name)
+            if names is None or name in names:
+                with archive.open(entry) as file:
+                    found[name] = read_array(file, entry.file_size, most_mib)
+    return found, every
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether a path is a file; no error is raised for a name that is too long, or has a NUL."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 # What a file is called while it is written; a kill may leave some behind.
@@ -127,11 +146,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def made_folder(path: Path) -> Path:
-    """Create a folder, and those above it, unless they exist; return its path.
-
-    Raises:
-        RunError: If it cannot be created.
-    """
+    """Create a folder, and those above it, unless they exist; return its path; RunError if it cannot be."""
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
@@ -140,8 +155,7 @@ def made_folder(path: Path) -> Path:
 def replace_file(path: Path, write: Writer) -> None:
     """Call write(temporary path), sync, and rename to `path`, so that readers never see a part of it.
 
-    Raises:
-        RunError: If it cannot be written: the old file is then as it was.
+    RunError is raised if it cannot be written: the old file is then as it was.
     """
     replace_files({path: write})
 
@@ -149,8 +163,7 @@ def replace_file(path: Path, write: Writer) -> None:
 def replace_files(writers: Mapping[Path, Writer]) -> None:
     """Write several files, and rename them to their paths once all of them are written.
 
-    Raises:
-        RunError: If one cannot be written: the old files are then as they were.
+    RunError is raised if one cannot be written: the old files are then as they were.
     """
     beside = {path: path.with_name(f".{path.name}{PART}") for path in writers}
     try:

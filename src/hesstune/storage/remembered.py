@@ -61,10 +61,9 @@ _ACTIVE: ContextVar[_Results | None] = ContextVar("remembered", default=None)
 
 @contextlib.contextmanager
 def remembering(folder: Path | None = None) -> Iterator[None]:
-    """Let `remembered` cache results within this block; an inner block shares the cache of the outer one.
+    """Let `remembered` cache results within this block, in memory, or in a folder for other processes, too.
 
-    Args:
-        folder: Where they are kept for other processes; None keeps them in memory.
+    An inner block shares the cache of the outer one.
     """
     token = _ACTIVE.set(_ACTIVE.get() or _Results(folder))
     try:
@@ -80,13 +79,6 @@ def remembered(what: str, arrays: Mapping[str, NDArray[Any] | None], make: Calla
         what: What is computed, and all that it depends on except the arrays.
         arrays: The numbers that it depends on; None is another value than any array.
         make: Returns nested dicts and lists of tensors, numbers, texts and None.
-
-    Example:
-        >>> import numpy as np
-        >>> with remembering():
-        ...     one = remembered("mean", {"x": np.ones(3)}, lambda: {"mean": 1.0})
-        ...     remembered("mean", {"x": np.ones(3)}, lambda: {"mean": 2.0})
-        {'mean': 1.0}
     """
     results = _ACTIVE.get()
     if results is None:

@@ -33,14 +33,11 @@ class SeenExamples:
     An example is known by the first 6 bytes of the digest of its content, whatever its name, label and part.
     Of n recorded examples none is missed; an example that is not recorded is taken for a recorded one with
     probability n / 2^48. The record takes 8 bytes an example, in base64.
-
-    Attributes:
-        digests: (n,) truncated digests as integers, sorted, each once.
-        unrecorded: Weights files without such a record that the training started from.
     """
 
+    # (n,) truncated digests as integers, sorted, each once
     digests: NDArray[np.uint64] = field(default_factory=_none)
-    unrecorded: tuple[str, ...] = ()
+    unrecorded: tuple[str, ...] = ()  # weights files without such a record that the training started from
 
     @classmethod
     def of(cls, digests: Iterable[NDArray[np.uint8]]) -> SeenExamples:
@@ -82,11 +79,7 @@ class SeenExamples:
 
     @classmethod
     def of_file(cls, path: str | Path) -> SeenExamples | None:
-        """Return the record in a weights file; None if it has none.
-
-        Raises:
-            ModelError: If the file or its record is damaged.
-        """
+        """Return the record in a weights file; None if it has none; ModelError if it is damaged."""
         from safetensors import safe_open
 
         if Path(path).suffix.lower() != ".safetensors":
@@ -101,11 +94,7 @@ class SeenExamples:
 
     @classmethod
     def noted_on(cls, model: nn.Module) -> SeenExamples:
-        """Return what is attached to a network or to the networks that it holds.
-
-        Raises:
-            ModelError: If a record is damaged.
-        """
+        """Return what is attached to a network or to the networks that it holds."""
         found = cls()
         for holder in {id(one): one for one in map(_holder, model.modules())}.values():
             if (record := getattr(holder, KEY, None)) is not None:

@@ -59,22 +59,14 @@ Record = TypeVar("Record", bound=Stored)
 
 
 def read_record(path: Path, kind: type[Record]) -> Record | None:
-    """Read a JSON file of one record; None if it is absent.
-
-    Raises:
-        RunError: If it is damaged or of a later format, with what to do.
-    """
+    """Read a JSON file of one record; None if it is absent; RunError if it is damaged or too new."""
     if not path.is_file():
         return None
     return checked_record(path, kind, lambda: json.loads(read_text(path)))
 
 
 def checked_record(path: Path, kind: type[Record], content: Callable[[], Any]) -> Record:
-    """Return the record that a call reads from a file.
-
-    Raises:
-        RunError: If the call fails, or what it gives is no such record; the text names the file.
-    """
+    """Return the record that a call reads from a file; RunError if the call fails or it is no such record."""
     try:
         found = content()
         _refuse_later(path, kind, found)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from hesstune.errors import HesstuneError, MissingExtraError, cut, listed, plain
+from hesstune.errors import HesstuneError, MissingExtraError, cut, listed
 from hesstune.storage.files import reading
 
 # The suffixes of each kind of table. In .jsonl each line is an object; in .tsv tabs separate cells and quotes
@@ -26,6 +26,8 @@ SUFFIXES = {
 OLD_SHEETS = (".xls", ".xlsb", ".ods")
 # Characters of a pattern such as part-*.csv.
 PATTERN = re.compile(r"[*?\[]")
+# Files that describe a data set and are no tables.
+DESCRIPTIONS = {f"{name}.json" for name in ("dataset_infos", "dataset_info", "state", "config")}
 # How Spark and Hive name the folder of missing values.
 HIVE_MISSING = "__HIVE_DEFAULT_PARTITION__"
 
@@ -37,12 +39,7 @@ def form_of(path: Path) -> str | None:
 
 
 def sheet_of(path: str | Path) -> tuple[Path, str | None]:
-    """Return a path, and the sheet that follows it as FILE.xlsx#SHEET, or None.
-
-    Example:
-        >>> sheet_of("no/book.xlsx#May")
-        (PosixPath('no/book.xlsx'), 'May')
-    """
+    """Return a path, and the sheet that follows it as FILE.xlsx#SHEET, or None."""
     whole = Path(path)
     name, sign, sheet = whole.name.rpartition("#")
     if sign and sheet and form_of(Path(name)) == "excel" and not whole.exists():
@@ -52,17 +49,11 @@ def sheet_of(path: str | Path) -> tuple[Path, str | None]:
 
 @dataclass(frozen=True)
 class Shards:
-    """The files of one table.
+    """The files of one table."""
 
-    Attributes:
-        files: The files, part-2 before part-10.
-        folder: Where relative paths in their cells begin.
-        left: Files that are no tables.
-    """
-
-    files: list[Path]
-    folder: Path
-    left: list[Path]
+    files: list[Path]  # the files, part-2 before part-10
+    folder: Path  # where relative paths in their cells begin
+    left: list[Path]  # files that are no tables
 
     def values_of(self, file: Path) -> dict[str, str]:
         """Return {column: value} of the folders COLUMN=VALUE, as Spark and Hive write them, above a file."""
@@ -91,7 +82,7 @@ def shards_of(path: Path) -> Shards | None:
     else:
         return None
     found.sort(key=lambda p: _natural(p.relative_to(folder).as_posix()))
-    tables = [p for p in found if form_of(p) is not None and not _is_description(p, folder)]
+    tables = [p for p in found if form_of(p) is not None and p.name.lower() not in DESCRIPTIONS]
     return Shards(tables, folder, [p for p in found if p not in set(tables)])
 
 
@@ -100,22 +91,8 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if at % 2 else (-1, part) for at, part in enumerate(parts)]
 
 
-def _is_description(path: Path, folder: Path) -> bool:
-    """Tell files that describe a data set from tables."""
-    return path.suffix.lower() == ".json" and path.stem in {
-        "dataset_infos",
-        "dataset_info",
-        "state",
-        "config",
-    }
-
-
 def table_files(path: Path, what: str, kind: type[HesstuneError]) -> Shards | None:
-    """Return the shards that a path names, None if it is one file.
-
-    Raises:
-        HesstuneError: Of the class given: if there are none, or tables of several kinds.
-    """
+    """Return the shards that a path names, None if it is one file; there must be some, of one kind."""
     shards = shards_of(path)
     if shards is None:
         return None
@@ -133,27 +110,13 @@ def table_files(path: Path, what: str, kind: type[HesstuneError]) -> Shards | No
     return shards
 
 
-@dataclass(frozen=True)
-class Values:
-    """The values of one column of a file.
-
-    Attributes:
-        values: One a row.
-        class_names: Names of the classes whose indices they are, or None.
-    """
-
-    values: list[Any]
-    class_names: list[str] | None = None
-
-
-def parquet_values(path: Path, kind: type[HesstuneError]) -> tuple[dict[str, Values], list[str]]:
-    """Return {column: values} of a Parquet file, and notes.
+def parquet_values(
+    path: Path, kind: type[HesstuneError]
+) -> tuple[dict[str, tuple[list[Any], list[str] | None]], list[str]]:
+    """Return {column: (values, names of the classes whose indices they are, or None)}, and notes.
 
     The index of a pandas DataFrame is a column, too, unless it only numbers the rows: one without a name is
     the column `id` if there is none.
-
-    Raises:
-        HesstuneError: Of the class given: if the file cannot be read.
     """
     import pyarrow.parquet as parquet
 
@@ -170,7 +133,7 @@ def parquet_values(path: Path, kind: type[HesstuneError]) -> tuple[dict[str, Val
         if "id" not in found and len(set(own)) == len(own) and None not in own:
             found["id"] = own
             notes.append(f"the ids are the index of the DataFrame in {path.name}")
-    return {name: Values(own, names.get(name)) for name, own in found.items()}, notes
+    return {name: (own, names.get(name)) for name, own in found.items()}, notes
 
 
 def _numbered_index(description: bytes | None, n: int) -> list[list[int]]:
@@ -193,98 +156,69 @@ def _class_names(description: bytes | None) -> dict[str, list[str]]:
     return {n: [str(name) for name in own] for n, own in named.items() if isinstance(own, list)}
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A sheet of an Excel file: its rows with cells, and their numbers from 1."""
-
-    name: str
-    rows: list[tuple[Any, ...]]
-    numbers: list[int]
+Rows = dict[int, tuple[Any, ...]]
+"""{number of a row from 1: its cells} of the rows of a sheet that have cells."""
 
 
-def excel_sheet(path: Path, name: str | None, kind: type[HesstuneError]) -> tuple[Sheet, list[str]]:
-    """Return a sheet of an Excel file and notes: the one named, or the only visible one with cells.
+def excel_rows(path: Path, name: str | None, kind: type[HesstuneError]) -> tuple[str, Rows, list[str]]:
+    """Return the name and rows of a sheet, the one named or the only visible one with cells, and notes.
 
-    Values of formulas are those that were stored when the file was saved.
-
-    Raises:
-        HesstuneError: Of the class given: if the file cannot be read, there is no such sheet, several sheets
-            have cells and none is named, or a formula has no stored value.
-        MissingExtraError: If openpyxl is not installed.
+    Values of formulas are those that were stored when the file was saved; there must be some. If several
+    sheets have cells, one must be named.
     """
     try:
         import openpyxl
     except ImportError:
         raise MissingExtraError("openpyxl", "excel", f"the Excel file {path.name}") from None
-    with reading(path, "Excel", kind):
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        try:
-            sheets = [sheet for sheet in book.worksheets if name is None or sheet.title == name]
-            visible = [sheet for sheet in sheets if name is not None or sheet.sheet_state == "visible"]
-            found = [sheet for each in visible if (sheet := _sheet(each)).rows]
-            titles = [sheet.title for sheet in book.worksheets]
-        finally:
-            book.close()
+    with reading(path, "Excel", kind), contextlib.closing(_book(openpyxl, path, data_only=True)) as book:
+        titles = [sheet.title for sheet in book.worksheets]
+        found = {
+            sheet.title: rows
+            for sheet in book.worksheets
+            if (sheet.title == name if name is not None else sheet.sheet_state == "visible")
+            and (rows := _rows(sheet))
+        }
         if len(found) == 1:
-            _refuse_uncomputed(openpyxl, path, found[0], kind)
-    if not found and name is not None:
-        raise kind(f"{path} has no sheet '{cut(name)}' with cells; its sheets are {listed(titles)}")
+            _refuse_uncomputed(openpyxl, path, *next(iter(found.items())), kind)
     if not found:
-        raise kind(f"{path} has no cells in a visible sheet; its sheets are {listed(titles)}")
-    if len(found) > 1:
-        shown = listed(f"'{sheet.name}' ({len(sheet.rows)} rows)" for sheet in found)
-        raise kind(f"{path} has several sheets, {shown}; name one: {path.name}#{found[0].name}")
-    left = [title for title in titles if title != found[0].name]
-    said = f"the sheet '{found[0].name}' of {path.name} is read; others are left out: {listed(left)}"
-    return found[0], [said] if left else []
+        which = "cells in a visible sheet" if name is None else f"sheet '{cut(name)}' with cells"
+        raise kind(f"{path} has no {which}; its sheets are {listed(titles)}")
+    (title, rows), *others = found.items()
+    if others:
+        shown = listed(f"'{own}' ({len(cells)} rows)" for own, cells in found.items())
+        raise kind(f"{path} has several sheets, {shown}; name one: {path.name}#{title}")
+    left = [own for own in titles if own != title]
+    said = f"the sheet '{title}' of {path.name} is read; others are left out: {listed(left)}"
+    return title, rows, [said] if left else []
 
 
-def _sheet(sheet: Any) -> Sheet:
-    """Return the rows of a sheet that have cells; columns without any are cut at the end."""
-    if not hasattr(sheet, "iter_rows"):  # a sheet with a diagram alone
-        return Sheet(sheet.title, [], [])
+def _book(openpyxl: Any, path: Path, data_only: bool) -> Any:
+    return openpyxl.load_workbook(path, read_only=True, data_only=data_only)
+
+
+def _rows(sheet: Any) -> Rows:
+    """Return the rows of a sheet that have cells; none of a sheet with a diagram alone."""
+    if not hasattr(sheet, "iter_rows"):
+        return {}
     if hasattr(sheet, "reset_dimensions"):
         sheet.reset_dimensions()  # some programs store wrong ones
-    rows, numbers = [], []
-    for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1):
-        if any(cell is not None and str(cell).strip() for cell in cells):
-            rows.append(cells)
-            numbers.append(number)
-    return Sheet(sheet.title, rows, numbers)
+    numbered = enumerate(sheet.iter_rows(values_only=True), start=1)
+    return {n: row for n, row in numbered if any(cell is not None and str(cell).strip() for cell in row)}
 
 
-def _refuse_uncomputed(openpyxl: Any, path: Path, found: Sheet, kind: type[HesstuneError]) -> None:
+def _refuse_uncomputed(openpyxl: Any, path: Path, title: str, rows: Rows, kind: type[HesstuneError]) -> None:
     """Raise an error for a formula whose value was never computed: it would be read as a missing value."""
-    width = max(map(len, found.rows))
-    if all(len(row) == width and None not in row for row in found.rows):
+    width = max(map(len, rows.values()))
+    if all(len(row) == width and None not in row for row in rows.values()):
         return
-    book = openpyxl.load_workbook(path, read_only=True, data_only=False)
-    try:
-        sheet = book[found.name]
+    with contextlib.closing(_book(openpyxl, path, data_only=False)) as book:
+        sheet = book[title]
         sheet.reset_dimensions()
-        values = dict(zip(found.numbers, found.rows, strict=True))
         for number, cells in enumerate(sheet.iter_rows(), start=1):
-            row = values.get(number, ())
+            row = rows.get(number, ())
             for at, cell in enumerate(cells):
                 if cell.data_type == "f" and (at >= len(row) or row[at] is None):
                     raise kind(
                         f"{path}, row {number}: the formula {cut(cell.value, 40)} has no stored value; open "
                         "the file in a spreadsheet program and save it, or write values"
                     )
-    finally:
-        book.close()
-
-
-def square(rows: Sequence[tuple[Any, ...]]) -> Iterator[list[Any]]:
-    """Yield rows of one length, filled with None; columns without any value at the end are cut."""
-    width = max(
-        (at + 1 for row in rows for at, cell in enumerate(row) if cell is not None and str(cell).strip()),
-        default=0,
-    )
-    for row in rows:
-        yield [*row[:width], *[None] * (width - len(row))]
-
-
-def shard_name(file: Path, folder: Path) -> str:
-    """Return a shard's path below its folder, for messages."""
-    return plain(file.relative_to(folder).as_posix())

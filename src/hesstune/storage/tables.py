@@ -11,11 +11,10 @@ import json
 import operator
 import re
 import threading
-from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,11 +28,10 @@ from hesstune.storage.table_files import (
     OLD_SHEETS,
     TABS,
     Shards,
-    excel_sheet,
+    excel_rows,
     form_of,
     parquet_values,
     sheet_of,
-    square,
     table_files,
 )
 
@@ -61,12 +59,7 @@ def safe_cell(value: Any) -> Any:
 
 
 def restored_cell(cell: str) -> str:
-    """Return the text that `safe_cell` made a cell of.
-
-    Example:
-        >>> [restored_cell(cell) for cell in ("'=1+1", "''=1", "'cat'", "-0.5")]
-        ['=1+1', "'=1", "'cat'", '-0.5']
-    """
+    """Return the text that `safe_cell` made a cell of."""
     return cell[1:] if cell.startswith(MARK) and _is_formula(cell) else cell
 
 
@@ -93,8 +86,7 @@ def read_table(
     """Read a table: a file, or the shards in a folder or of a pattern such as part-*.csv, one after another.
 
     A file is CSV with a header, JSON Lines (.jsonl, .ndjson, or a list of objects in .json), Parquet
-    (.parquet) or Excel (.xlsx, perhaps with #SHEET after it), by its suffix. A file of another suffix is of
-    the form `form`.
+    (.parquet) or Excel (.xlsx, perhaps with #SHEET after it), by its suffix.
 
     CSV is in UTF-8, or in UTF-16 or UTF-32. Cells are separated by commas; by tabs, quotes being text, if the
     file ends in .tsv; or else by what separates the names in a header without commas, which the table's notes
@@ -104,13 +96,8 @@ def read_table(
     Args:
         path: The file, folder or pattern.
         what: What it is, for the message if there is none.
-        kind: The class of errors.
-        form: A key of `hesstune.storage.table_files.SUFFIXES`.
-
-    Raises:
-        HesstuneError: Of the class given: if the file is missing, is no table, has no header or no rows,
-            repeats a column, has a row with too few or too many cells, or too long a cell; or if shards have
-            other columns, by name.
+        kind: The class of errors, for a file that is missing or no table, and for shards that differ.
+        form: The form of a file of another suffix, a key of `hesstune.storage.table_files.SUFFIXES`.
     """
     path, sheet = sheet_of(expanded(path))
     shards = table_files(path, what, kind)
@@ -128,7 +115,7 @@ def _read_file(path: Path, what: str, kind: type[HesstuneError], form: str, shee
         return _json_table(path, kind)
     if form == "parquet":
         found, notes = parquet_values(path, kind)
-        columns = {name: _column_of(own.values, own.class_names) for name, own in found.items()}
+        columns = {name: _column_of(*own) for name, own in found.items()}
         if not columns or not len(next(iter(columns.values()))):
             raise kind(f"{path} has no rows")
         return CsvTable(str(path), path.parent, columns, tuple(notes))
@@ -153,32 +140,31 @@ def is_frame(data: object) -> bool:
     return type(data).__module__.partition(".")[0] == "pandas" and hasattr(data, "columns")
 
 
-def frame_table(frame: Any, name: str, kind: type[HesstuneError] = DataError) -> CsvTable:
-    """Return a data frame of pandas as a table; an index that is no count of rows becomes the column `id`.
+def frame_values(frame: Any, name: str) -> tuple[dict[str, list[Any]], list[str]]:
+    """Return {column: values} of a pandas data frame, and its index as ids; none if it only counts the rows.
 
-    Args:
-        frame: The data frame.
-        name: What messages call it.
-        kind: The class of errors.
-
-    Raises:
-        HesstuneError: Of the class given: if it has no rows, two columns of one name, or a cell with a list
-            or an object.
+    DataError is raised if it has no rows, or two columns of one name.
     """
     names = [str(column) for column in frame.columns]
     if not len(frame) or not names:
-        raise kind(f"{name} has no rows")
+        raise DataError(f"{name} has no rows")
     if repeated := [column for column, count in Counter(names).items() if count > 1]:
-        raise kind(f"{name} has two columns called '{cut(repeated[0])}'; give each a name of its own")
-    cells = {column: frame.iloc[:, at].tolist() for at, column in enumerate(names)}
+        raise DataError(f"{name} has two columns named '{cut(repeated[0])}'; give each a name of its own")
     index = [as_cell(value) for value in frame.index.tolist()]
-    is_count = type(frame.index).__name__ == "RangeIndex" or index == [str(n) for n in range(len(index))]
-    if "id" not in cells and not is_count and all(index) and len(set(index)) == len(index):
-        cells = {"id": index, **cells}
+    is_count = index == [str(n) for n in range(len(index))]
+    ids = index if not is_count and all(index) and len(set(index)) == len(index) else []
+    return {column: frame.iloc[:, at].tolist() for at, column in enumerate(names)}, ids
+
+
+def frame_table(frame: Any, name: str) -> CsvTable:
+    """Return a pandas data frame as a table; an index that is no count of rows becomes the column `id`."""
+    cells, ids = frame_values(frame, name)
+    if ids and "id" not in cells and type(frame.index).__name__ != "RangeIndex":
+        cells = {"id": ids, **cells}
     for column, values in cells.items():
         odd = next((n for n, v in enumerate(values) if isinstance(v, list | dict | tuple | np.ndarray)), None)
         if odd is not None:
-            raise kind(
+            raise DataError(
                 f"{name}, row {odd}: '{cut(column)}' holds a list or an object, not a text or a number"
             )
     columns = {column: [as_cell(value) for value in values] for column, values in cells.items()}
@@ -212,22 +198,24 @@ def _nested_cell(value: Any) -> str:
 
 
 def _excel_table(path: Path, sheet: str | None, kind: type[HesstuneError]) -> CsvTable:
-    found, notes = excel_sheet(path, sheet, kind)
-    rows = list(square(found.rows))
-    names = [as_cell(name).strip() for name in rows[0]]
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+    name, rows, notes = excel_rows(path, sheet, kind)
+    has_value = [at for row in rows.values() for at, cell in enumerate(row) if as_cell(cell).strip()]
+    width = max(has_value) + 1
+    first, *numbers = rows
+    names, *cells = [[as_cell(cell) for cell in (*row, *[None] * width)[:width]] for row in rows.values()]
+    names = [own.strip() for own in names]
+    if repeated := [own for own, count in Counter(names).items() if count > 1]:
         called = f"named '{cut(repeated[0])}'" if repeated[0] else "without a name"
         raise kind(
-            f"{path}, sheet '{found.name}', has two columns {called} in its first row with cells, row "
-            f"{found.numbers[0]}; give each a name of its own there"
+            f"{path}, sheet '{name}', has two columns {called} in its first row with cells, row {first}; "
+            "give each a name of its own there"
         )
-    if len(rows) < 2:
-        raise kind(f"{path}, sheet '{found.name}', has no rows below its header")
-    numbers = RowNames(len(rows) - 1, lambda at: str(found.numbers[at + 1]))
-    cells = zip(*rows[1:], strict=True)
+    if not cells:
+        raise kind(f"{path}, sheet '{name}', has no rows below its header")
+    row_names = RowNames(len(cells), lambda at: str(numbers[at]))
     columns = {
-        name: Column([as_cell(cell) for cell in own], names=numbers)
-        for name, own in zip(names, cells, strict=True)
+        own: Column(column, names=row_names)
+        for own, column in zip(names, zip(*cells, strict=True), strict=True)
     }
     return CsvTable(str(path), path.parent, columns, tuple(notes))
 
@@ -237,12 +225,10 @@ def _joined(path: Path, shards: Shards, tables: list[CsvTable], kind: type[Hesst
     first, where = tables[0], [file.relative_to(shards.folder).as_posix() for file in shards.files]
     for name, table in zip(where, tables, strict=True):
         if table.columns.keys() != first.columns.keys():
-            lacks = [c for c in first.columns if c not in table] or [
-                c for c in table.columns if c not in first
-            ]
-            which = name if any(c not in table for c in first.columns) else where[0]
+            lacks = [(name, c) for c in first.columns if c not in table]
+            which, column = (lacks or [(where[0], c) for c in table.columns if c not in first])[0]
             raise kind(
-                f"the files in {path} have different columns: {cut(which)} has no column '{cut(lacks[0])}' "
+                f"the files in {path} have different columns: {cut(which)} has no column '{cut(column)}' "
                 f"({cut(where[0])}: {listed(first.columns)}; {cut(name)}: {listed(table.columns)}); name one "
                 "file, or a pattern such as part-*.csv"
             )
@@ -490,117 +476,6 @@ def _as_object(row: Any, where: str, kind: type[HesstuneError]) -> dict[str, Any
     if not isinstance(row, dict):
         raise kind(f'{where} must be an object, such as {{"text": "fine", "label": "good"}}')
     return {str(key).strip(): value for key, value in row.items()}
-
-
-Nested = dict[str, list[dict[str, str]]]
-"""{key: an object a line, its values as text}; {} if a line has none."""
-
-
-def read_json_lines(
-    path: str | Path, what: str = "the data file", kind: type[HesstuneError] = DataError
-) -> tuple[CsvTable, Nested]:
-    """Read a file of JSON objects, one a line: plain values as cells of a table, objects apart.
-
-    Args:
-        path: The file, in UTF-8; blank lines are left out.
-        what: What it is, for the message if there is none.
-        kind: The class of errors.
-
-    Raises:
-        HesstuneError: Of the class given: if the file is missing, or a line is no object of plain values and
-            objects of plain values; by line.
-    """
-    path = readable_file(path, what, kind)
-    read = _Lines(path, kind)
-    with reading(path, "JSON lines", kind), path.open(encoding="utf-8-sig") as file:
-        numbered = ((number, line) for number, line in enumerate(file, start=1) if not line.isspace())
-        while chunk := list(islice(numbered, CHUNK)):
-            read.add(*zip(*chunk, strict=True))
-    if not len(read):
-        raise kind(f"{path} is empty; it needs an object a line")
-    return CsvTable(str(path), path.parent, read.columns), read.nested
-
-
-class _Lines(Sequence[str]):
-    """Cells and objects of the lines that were read, and the lines' names, as a sequence."""
-
-    def __init__(self, path: Path, kind: type[HesstuneError]) -> None:
-        self.columns: dict[str, Column] = {}
-        self.nested: Nested = {}
-        self._path, self._kind = path, kind
-        self._numbers = array("q")
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, at: Any) -> Any:
-        return f"line {self._numbers[at]}"
-
-    def add(self, numbers: Sequence[int], lines: Sequence[str]) -> None:
-        """Add the next lines, at these numbers of the file."""
-        done, rows = len(self), self._objects(numbers, lines)
-        self._numbers.extend(numbers)
-        names = {key: key.strip() for key in dict.fromkeys(chain.from_iterable(rows))}
-        for name in dict.fromkeys([*self.columns, *self.nested, *names.values()]):
-            own = [key for key, plain in names.items() if plain == name] or [name]
-            values = [row.get(own[0]) for row in rows]
-            for key in own[1:]:
-                values = [row.get(key, value) for row, value in zip(rows, values, strict=True)]
-            self._extend(name, values, done)
-
-    def _extend(self, name: str, values: list[Any], done: int) -> None:
-        kinds = set(map(type, values))
-        if dict not in kinds and name not in self.nested:
-            cells = values if kinds == {str} else list(map(_cell_of(kinds), values))
-            if list in kinds:
-                self._refuse(name, done + next(n for n, v in enumerate(values) if isinstance(v, list)))
-            if name not in self.columns:
-                self.columns[name] = Column([""] * done, names=self)
-            self.columns[name].extend(cells)
-            return
-        before = self.columns.pop(name, None)
-        found = self.nested.setdefault(name, [{} for _ in range(done)])
-        plain = [] if before is None else [n for n, cell in enumerate(before.cells()) if cell]
-        plain += [done + n for n, v in enumerate(values) if not isinstance(v, dict | None)]
-        if plain:
-            self._refuse(name, plain[0], "is an object in other lines, and none here")
-        for n, value in enumerate(values):
-            inner = value or {}
-            if any(isinstance(v, dict | list) for v in inner.values()):
-                self._refuse(name, done + n)
-            found.append({key: json_cell(v) for key, v in inner.items()})
-
-    def _refuse(
-        self, name: str, at: int, said: str = "must be a text, a number, or an object of these"
-    ) -> None:
-        raise self._kind(f"{self._path}, {self[at]}: '{cut(name)}' {said}")
-
-    def _objects(self, numbers: Sequence[int], lines: Sequence[str]) -> list[dict[str, Any]]:
-        """Parse all lines at once, which is faster, or one by one to name the line that is wrong."""
-        try:
-            rows = json.loads(f"[[{'],['.join(lines)}]]")
-        except (ValueError, RecursionError):
-            rows = []
-        if len(rows) == len(lines) and all(len(row) == 1 and isinstance(row[0], dict) for row in rows):
-            return [row[0] for row in rows]
-        found = []
-        for number, line in zip(numbers, lines, strict=True):
-            where = f"{self._path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise self._kind(f"{where} is no JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise self._kind(
-                    f'{where} must be an object, such as {{"id": "7", "gpt": {{"yes": 0.9, "no": 0.1}}}}'
-                )
-            found.append(row)
-        return found
-
-
-def _cell_of(kinds: set[type]) -> Callable[[Any], str]:
-    """Return what makes cells of values of these types; most columns are of one type."""
-    return str if kinds <= {str, int} else json_cell
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

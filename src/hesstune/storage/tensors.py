@@ -51,9 +51,6 @@ def stream_tensors(
         tensors: What is written, by name: dtypes and shapes.
         values: Its values, in the same order, whole, wherever they are.
         metadata: Texts of the header.
-
-    Raises:
-        RunError: If the format has no name for a dtype.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -79,11 +76,7 @@ def _header_bytes(header: dict[str, Any]) -> bytes:
 
 
 def add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
-    """Add texts to the header of a safetensors file; its tensors stay as they are.
-
-    Raises:
-        RunError: If it cannot be written: the old file is then as it was.
-    """
+    """Add texts to the header of a safetensors file; RunError, and the file as it was, if it cannot be."""
 
     def write(part: Path) -> None:
         with path.open("rb") as old, part.open("wb") as new:

@@ -44,12 +44,7 @@ def written_vote(value: object) -> str:
 
 
 def abstains(value: object, classes: Collection[str] = ()) -> bool:
-    """Return whether a vote is for no class.
-
-    Example:
-        >>> abstains(None), abstains(" NaN "), abstains("-1.0"), abstains("none", ["none", "some"])
-        (True, True, True, False)
-    """
+    """Return whether a vote is for no class."""
     text = written_vote(value)
     return text.lower() in ABSTENTIONS and text not in classes
 
@@ -64,16 +59,7 @@ def class_index(classes: Sequence[str]) -> dict[str, int]:
 
 
 def class_of(value: object, index: dict[str, int], where: str) -> int:
-    """Turn a vote into a class index, or ABSTAIN.
-
-    Args:
-        value: The vote.
-        index: See `class_index`.
-        where: Who votes on what, for the message.
-
-    Raises:
-        DataError: If it is no class.
-    """
+    """Turn a vote into a class index, or ABSTAIN; DataError, which says where, if it is no class."""
     if abstains(value, index):
         return ABSTAIN
     if isinstance(value, bool):
@@ -96,12 +82,11 @@ def classes_named(
 ) -> list[str]:
     """Return the classes of labels and votes as written, in the order of their indices.
 
-    These are class names in sorted order, or zero-based integers if all are integers. A vote that is a number
-    is an index if other names are known and it is small enough.
+    These are class names in sorted order, or zero-based integers if all are integers.
 
     Args:
         named: Names of classes: labels, and classes that annotators know.
-        voted: Votes without abstentions: names, or indices into the named classes.
+        voted: Votes without abstentions. A number is an index into the named classes if it is small enough.
         count: Number of examples.
         where: The file, for messages.
         soft: Classes that columns of soft labels name. If all others are among them, they are the classes.
@@ -148,11 +133,7 @@ def _class_number(text: str) -> int | None:
 
 
 def vote_columns(table: CsvTable, wanted: Sequence[str] = ()) -> list[str]:
-    """Return the columns of votes: those wanted, else those named vote_….
-
-    Raises:
-        DataError: If a wanted column is missing.
-    """
+    """Return the columns of votes: those wanted, else those named vote_…; DataError if one is missing."""
     possible = [name for name in table.columns if name not in INPUTS]
     for name in wanted:
         if name not in possible:
@@ -164,11 +145,8 @@ def other_columns(table: CsvTable, classes: Sequence[str] = ()) -> tuple[list[st
     """Return the columns not named vote_… that look like votes, and those that do not.
 
     Votes have few values, and other annotators give the same ones: a column of times, confidences or comments
-    shares none. A column of abstentions is an annotator that never votes.
-
-    Args:
-        table: A file of votes; columns such as id, text, label, split and p_… are left out.
-        classes: Class names, if they are known.
+    shares none. A column of abstentions is an annotator that never votes. Columns such as id, text, label,
+    split and p_… are neither.
     """
     rest = [n for n in table.columns if n and n not in NO_VOTES and not n.startswith((PREFIX, SOFT_PREFIX))]
     values = {name: voted(table, [name]) for name in rest}
@@ -206,11 +184,7 @@ def refuse_several(table: CsvTable, columns: Sequence[str], classes: Collection[
 
 
 def column_votes(table: CsvTable, name: str, index: dict[str, int]) -> NDArray[np.int64]:
-    """Return the votes in a column, (N,), ABSTAIN (−1) for an abstention.
-
-    Raises:
-        DataError: If a vote is no class, by row and column.
-    """
+    """Return the votes in a column, (N,), ABSTAIN (−1) for an abstention; DataError if one is no class."""
     column = table.columns[name]
     codes, values = column.coded()
     found = [
@@ -223,11 +197,7 @@ def column_votes(table: CsvTable, name: str, index: dict[str, int]) -> NDArray[n
 
 
 def votes_in(table: CsvTable, columns: Sequence[str], classes: Sequence[str]) -> Votes:
-    """Return the votes in some columns, one for each annotator, (N, m).
-
-    Raises:
-        DataError: If a vote is no class, by row and column.
-    """
+    """Return the votes in some columns, one for each annotator; DataError if one is no class, by row."""
     index = class_index(classes)
     if not columns:
         raise DataError(f"{table.name} has no column of votes beside {listed(table.columns)}")
@@ -243,8 +213,7 @@ def soft_classes(table: CsvTable) -> list[str]:
 def soft_labels(table: CsvTable, classes: Sequence[str]) -> NDArray[np.float64] | None:
     """Return soft labels, (N, K), from the columns p_CLASS; None if the file has none of them.
 
-    Raises:
-        DataError: If a class has no column, or a row is no probability distribution.
+    DataError is raised if a class has no column, or a row is no probability distribution.
     """
     columns = [SOFT_PREFIX + name for name in classes]
     missing = [name for name in columns if name not in table]
@@ -264,11 +233,7 @@ def soft_labels(table: CsvTable, classes: Sequence[str]) -> NDArray[np.float64] 
 
 
 def probability_cells(table: CsvTable, column: Column, what: str) -> NDArray[np.float64]:
-    """Return the numbers in a column, (N,), NaN for a missing one.
-
-    Raises:
-        DataError: If a cell is no number, by its row.
-    """
+    """Return the numbers in a column, (N,), NaN for a missing one; DataError if a cell is none."""
     codes, values = column.coded()
     numbers = [np.nan if is_missing(value) else parse_rate(value) for value in values]
     if None in numbers:
@@ -278,3 +243,23 @@ def probability_cells(table: CsvTable, column: Column, what: str) -> NDArray[np.
             f"'{cut(values[at])}'"
         )
     return np.array(numbers, dtype=np.float64)[codes]
+
+
+def confidences(table: CsvTable, column: str) -> tuple[NDArray[np.float64], int]:
+    """Return the confidence of each row, (N,), 1 if a cell is empty; and how many are empty.
+
+    Raises:
+        DataError: If there is no such column, or a confidence is not in [0, 1], by its row.
+    """
+    if column not in table:
+        raise unknown_name(f"column of {table.name}", column, list(table.columns), DataError)
+    found = probability_cells(table, table.columns[column], f"the column '{column}'")
+    is_empty = np.isnan(found)
+    found[is_empty] = 1.0
+    wrong = np.flatnonzero((found < 0) | (found > 1))
+    if len(wrong):
+        raise DataError(
+            f"{table.name}, row {table.row(int(wrong[0]))}: the confidence {found[wrong[0]]:g} in the column "
+            f"'{column}' must lie in [0, 1], or be a percentage such as 95%"
+        )
+    return found, int(is_empty.sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from hesstune.checks import readable_file
 from hesstune.errors import DataError, cut, listed
 from hesstune.storage.columns import CsvTable, as_cell, is_missing
-from hesstune.storage.files import read_array, reading
+from hesstune.storage.files import read_array, read_npz, reading
 from hesstune.weak.votes import ABSTAIN
 
 MATRIX_FILES = (".npy", ".npz", ".pt", ".pth")
@@ -32,9 +31,6 @@ def read_matrix(path: str | Path) -> CsvTable:
 
     A .npy file is the matrix. A .npz file has it beside true labels, as CIFAR-N's arrays, or sparse, in which
     case a vote that is not stored is an abstention. A .pt file is CIFAR-N's, and is read without code.
-
-    Raises:
-        DataError: If the file cannot be read, holds objects, or has no matrix of votes or several.
     """
     path = readable_file(path, "the file of votes")
     suffix = path.suffix.lower()
@@ -42,22 +38,12 @@ def read_matrix(path: str | Path) -> CsvTable:
         if suffix == ".npy":
             with path.open("rb") as file:
                 return table_of_votes(read_array(file, path.stat().st_size, MOST_MIB), str(path))
-        arrays = _npz(path) if suffix == ".npz" else _tensors(path)
+        arrays = read_npz(path, None, MOST_MIB)[0] if suffix == ".npz" else _tensors(path)
         return _table_of_arrays(arrays, path)
 
 
 # Arrays larger than this are refused.
 MOST_MIB = 4096.0
-
-
-def _npz(path: Path) -> dict[str, NDArray[Any]]:
-    found = {}
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.filename.endswith(".npy"):
-                with archive.open(entry) as file:
-                    found[entry.filename.removesuffix(".npy")] = read_array(file, entry.file_size, MOST_MIB)
-    return found
 
 
 def _tensors(path: Path) -> dict[str, NDArray[Any]]:
@@ -142,16 +128,10 @@ def _dense(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
 
 
 def table_of_votes(votes: Any, name: str, annotators: Any = (), true: NDArray[Any] | None = None) -> CsvTable:
-    """Return an array of votes, (N, m), as a table; −1, NaN and None are abstentions.
+    """Return an array of votes, (N, m), or (N,) of one annotator, as a table; −1, NaN and None abstain.
 
-    Args:
-        votes: (N, m), or (N,) of one annotator: class names, or indices from 0.
-        name: What messages call it.
-        annotators: The annotators' names; default: annotator0 and so on.
-        true: (N,) true labels, for evaluation only.
-
-    Raises:
-        DataError: If the array is of another shape or kind.
+    Votes are class names, or indices from 0. `true` are true labels, (N,), for evaluation only. Annotators
+    without names are annotator0 and so on.
     """
     array = np.asarray(votes)
     array = array[:, None] if array.ndim == 1 else array

@@ -1,13 +1,11 @@
 """Where votes come from: labeling functions, and files of votes in several layouts.
 
-Each reader returns `WrittenVotes`, the votes of some annotators before the classes are known. A new file
-format, such as the export of an annotation tool, is read by `read_vote_file` into a table with the columns
-task, worker and label and a row for each vote, or with a row for each example and a column for each
-annotator.
+Each reader returns `WrittenVotes`, the votes of some annotators before the classes are known.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.errors import ConfigError, DataError, cut, listed, unknown_name
-from hesstune.storage.columns import Column, CsvTable
+from hesstune.storage.columns import Column, CsvTable, json_cell
 from hesstune.storage.table_files import JSON_LINES
-from hesstune.storage.tables import Nested, read_json_lines, read_table
+from hesstune.storage.tables import read_table
 from hesstune.user_code import import_user_module
 from hesstune.weak.export_answers import seconds_of
 from hesstune.weak.vote_files import (
@@ -32,6 +30,7 @@ from hesstune.weak.vote_files import (
     class_index,
     class_of,
     column_votes,
+    confidences,
     other_columns,
     probability_cells,
     refuse_several,
@@ -46,48 +45,57 @@ from hesstune.weak.votes import ABSTAIN, MOST_CELLS, Votes
 
 @dataclass(frozen=True)
 class WrittenVotes:
-    """Votes of some annotators as they were written.
+    """Votes of some annotators as they were written."""
 
-    Attributes:
-        ids: The example of each row of votes; None: the examples to be labelled, in their order.
-        classes: The names of classes, or indices as text, that occur in them.
-        votes: Returns the votes, and notes, from the names of all classes.
-        notes: How they were read, in sentences.
-        by_vote: The column of the examples' ids in a file with a row for each vote, "" if there is none;
-            None: a file with a row for each example.
-    """
-
+    # The example of each row of votes; None: the examples to be labelled, in their order
     ids: Sequence[str] | None
-    classes: set[str]
+    classes: set[str]  # the names of classes, or indices as text, that occur in them
+    # Returns the votes, and notes, from the names of all classes
     votes: Callable[[Sequence[str]], tuple[Votes, list[str]]]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # how they were read, in sentences
+    # The column of the examples' ids in a file with a row for each vote, "" if there is none; None: a file
+    # with a row for each example.
     by_vote: str | None = None
 
 
-def read_vote_file(path: str | Path) -> tuple[CsvTable, Nested]:
-    """Read a file of votes, CSV or JSON lines; objects of probabilities are returned apart.
+Nested = dict[str, list[dict[str, str]]]
+"""{column: an object a row, its values as text}; {} if a row has none."""
 
-    Raises:
-        DataError: If the file cannot be read.
-    """
-    if Path(path).suffix.lower() in JSON_LINES:
-        return read_json_lines(path, "the file of votes")
-    return read_table(path, "the file of votes"), {}
+
+def read_vote_file(path: str | Path) -> tuple[CsvTable, Nested]:
+    """Read a file of votes, CSV or JSON lines; columns of objects of probabilities are returned apart."""
+    table = read_table(path, "the file of votes")
+    if Path(path).suffix.lower() not in JSON_LINES:
+        return table, {}
+    nested = {
+        name: [_object(table, name, at, cell) for at, cell in enumerate(column.cells())]
+        for name, column in table.columns.items()
+        if column.nested is not None
+    }
+    plain = {name: column for name, column in table.columns.items() if name not in nested}
+    return replace(table, columns=plain), nested
+
+
+def _object(table: CsvTable, name: str, at: int, cell: str) -> dict[str, str]:
+    try:
+        found = json.loads(cell or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or any(isinstance(value, dict | list) for value in found.values()):
+        raise DataError(
+            f"{table.name}, row {table.columns[name].row(at)}: '{cut(name)}' must be an object of plain "
+            "values, or be empty, in every row"
+        )
+    return {key: json_cell(value) for key, value in found.items()}
 
 
 Function = Callable[[Mapping[str, Any]], object]
 
 
 def load_functions(spec: str) -> list[tuple[str, Function]]:
-    """Import labeling functions: `py:module:name`, the name of a function or of a list of functions.
+    """Import (name, labeling function) pairs: `py:module:name`, the name of a function or of a list of them.
 
-    The module is imported and run: use it with code you trust.
-
-    Returns:
-        (name, function) pairs, each name once.
-
-    Raises:
-        ConfigError: If the module or name is missing, or holds no function.
+    The module is imported and run: use it with code you trust. ConfigError is raised if there is no function.
     """
     kind, _, rest = spec.partition(":")
     module_name, _, attribute = rest.partition(":")
@@ -108,12 +116,7 @@ def load_functions(spec: str) -> list[tuple[str, Function]]:
 
 
 def named_functions(functions: Sequence[Function], usual: str = "function") -> list[tuple[str, Function]]:
-    """Return (name, function) pairs of labeling functions, each name once.
-
-    Args:
-        functions: The functions.
-        usual: The name of a function that has none.
-    """
+    """Return (name, function) pairs, each name once; `usual` is the name of a function without one."""
     names = [str(getattr(f, "__name__", getattr(f, "name", usual))) for f in functions]
     # All lambdas have the same name.
     unique = [n if names.count(n) == 1 else f"{n}{i}" for i, n in enumerate(names)]
@@ -123,15 +126,10 @@ def named_functions(functions: Sequence[Function], usual: str = "function") -> l
 def call_functions(
     functions: Sequence[tuple[str, Function]], rows: Iterable[Mapping[str, str]]
 ) -> WrittenVotes:
-    """Call each labeling function on each example.
+    """Call each (name, labeling function) on each example; DataError if one fails, by name and example.
 
-    Args:
-        functions: (name, function) pairs. A function gets an example as a mapping of text (a CSV
-            file's row; `id` and `path` for images) and returns a class name, a class index, or None.
-        rows: The examples.
-
-    Raises:
-        DataError: If a function fails, by name and example.
+    A function gets an example as a mapping of text (a CSV file's row; `id` and `path` for images) and returns
+    a class name, a class index, or None.
     """
     ids: list[object] = []
     answers: list[list[object]] = [[] for _ in functions]
@@ -166,9 +164,6 @@ def apply_functions(
 ) -> Votes:
     """Call each labeling function on each example and collect the votes; see `call_functions`.
 
-    Raises:
-        DataError: If a function fails or its answer is no class, by function and example.
-
     Example:
         >>> rule = ("long", lambda row: "yes" if len(row["text"]) > 3 else None)
         >>> apply_functions([rule], [{"text": "ab"}, {"text": "abcd"}], ["no", "yes"]).table.tolist()
@@ -180,17 +175,15 @@ def apply_functions(
 def votes_by_column(
     table: CsvTable, wanted: Sequence[str], classes: Sequence[str], *, ids: Sequence[str] | None, guess: bool
 ) -> WrittenVotes | None:
-    """Return the votes of a table with a row for each example and a column for each annotator.
+    """Return the votes of a table with a row for each example and a column for each annotator, or None.
 
     Args:
         table: The table.
         wanted: Columns of votes; none: those named vote_….
         classes: Class names, if they are known.
         ids: The examples' ids; None: the examples to be labelled.
-        guess: Whether other columns that look like votes are taken if none is named vote_….
-
-    Raises:
-        DataError: If a wanted column is missing, or there is no column of votes to guess.
+        guess: Whether other columns that look like votes are taken if none is named vote_…, and there must
+            be some.
     """
     columns, notes = vote_columns(table, wanted), list[str]()
     refuse_several(table, columns, classes)
@@ -239,11 +232,8 @@ OPTIONS = "--task-column, --worker-column and --label-column"
 class RoleColumns:
     """The columns of a table with a row for each vote, as the user names them; None: recognised by name.
 
-    Attributes:
-        task: The example's id.
-        worker: The annotator.
-        label: The class voted for.
-        confidence: The probability that the annotator gives the class; never recognised.
+    They hold the example's id, the annotator, the class voted for, and the annotator's probability of that
+    class, which is never recognised.
     """
 
     task: str | None = None
@@ -252,12 +242,8 @@ class RoleColumns:
     confidence: str | None = None
 
     def found(self, table: CsvTable, roles: Sequence[str]) -> dict[str, str]:
-        """Return the columns of these roles that are named or recognised.
-
-        Raises:
-            DataError: If a column that is named is missing.
-        """
-        given = {role: name for role in roles if (name := getattr(self, role)) is not None}
+        """Return the columns of these roles, named or recognised; DataError if a named one is missing."""
+        given = {role: name for role, name in self.given().items() if role in roles}
         for name in given.values():
             if name not in table:
                 raise unknown_name(f"column of {table.name}", name, list(table.columns), DataError)
@@ -299,11 +285,8 @@ def votes_by_row(table: CsvTable, named: RoleColumns) -> WrittenVotes | None:
     recognised, and examples occur in several rows or no other column looks like votes. If an annotator votes
     on an example twice, the newest vote counts by a column of time stamps, or the last one. Votes that a
     column of status marks as rejected, skipped or drafts are left out. With a column of confidences, votes
-    are probabilities; the labels then may be those of one annotator whom no column names.
-
-    Raises:
-        DataError: If a column that is named is missing, one that is needed cannot be recognised, or a row has
-            no annotator.
+    are probabilities; the labels then may be those of one annotator whom no column names. DataError is raised
+    if a column is missing or not recognised, or a row has no annotator.
     """
     columns = _row_columns(table, named)
     if columns is None:
@@ -322,7 +305,7 @@ def votes_by_row(table: CsvTable, named: RoleColumns) -> WrittenVotes | None:
     )
     counts, left = _that_count(table, set(columns.values()))
     times, by_time = _times(table, set(columns.values()))
-    confidence = None if named.confidence is None else _confidences(table, named.confidence)
+    confidence = None if named.confidence is None else confidences(table, named.confidence)[0]
 
     def votes(classes: Sequence[str]) -> tuple[Votes, list[str]]:
         vote = column_votes(table, columns["label"], class_index(classes))
@@ -364,7 +347,7 @@ def _row_columns(table: CsvTable, named: RoleColumns) -> dict[str, str] | None:
     if not given and (any(name.startswith(PREFIX) for name in table.columns) or "worker" in missing):
         return None
     others = [] if given else _other_votes(table, columns)
-    if not given and (missing or not _repeats(table, columns["task"])) and others:
+    if others and (missing or len(table.columns[columns["task"]].coded()[1]) == len(table)):
         return None
     if missing:
         guess = ", ".join(f"'{name}' is the {role}" for role, name in columns.items()) or "none of them"
@@ -376,10 +359,6 @@ def _row_columns(table: CsvTable, named: RoleColumns) -> dict[str, str] | None:
     if len(set(columns.values())) < len(columns):
         raise DataError(f"task, worker and label must be three columns; got {listed(columns.values())}")
     return columns
-
-
-def _repeats(table: CsvTable, column: str) -> bool:
-    return len(table.columns[column].coded()[1]) < len(table)
 
 
 def _other_votes(table: CsvTable, columns: Mapping[str, str]) -> list[str]:
@@ -416,33 +395,12 @@ def _times(table: CsvTable, taken: Collection[str]) -> tuple[NDArray[np.float64]
     if name is None:
         return None, "last one"
     codes, values = table.columns[name].coded()
-    times = [seconds_of(value) for value in values[:1]]
-    if None not in times:
-        times += [seconds_of(value) for value in values[1:]]
-    known = [time for time in times if time is not None]
-    if len(known) < len(values):
-        return None, "last one"
-    return np.array(known, dtype=np.float64)[codes], f"newest by '{name}'"
-
-
-def _confidences(table: CsvTable, column: str) -> NDArray[np.float64]:
-    """Return the probability of each row's vote, (V,); 1 if a cell is empty.
-
-    Raises:
-        DataError: If one is not in [0, 1], by its row.
-    """
-    if column not in table:
-        raise unknown_name(f"column of {table.name}", column, list(table.columns), DataError)
-    found = probability_cells(table, table.columns[column], column)
-    found = np.where(np.isnan(found), 1.0, found)
-    wrong = np.flatnonzero((found < 0) | (found > 1))
-    if len(wrong):
-        n = int(wrong[0])
-        raise DataError(
-            f"{table.name}, row {table.row(n)}: the confidence {found[n]:g} in '{column}' is not in [0, 1]; "
-            "divide percentages by 100"
-        )
-    return found
+    times = []
+    for value in values:
+        if (time := seconds_of(value)) is None:
+            return None, "last one"
+        times.append(time)
+    return np.array(times, dtype=np.float64)[codes], f"newest by '{name}'"
 
 
 Rows = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
@@ -486,11 +444,11 @@ def _annotators(table: CsvTable, column: str) -> tuple[NDArray[np.int64], list[s
 def probabilities(
     table: CsvTable, nested: Nested, named: RoleColumns, known: Collection[str], ids: Sequence[str] | None
 ) -> WrittenVotes | None:
-    """Return the probabilities that annotators give, or None if there are none.
+    """Return the probabilities that annotators give, in columns or in objects; None if there are none.
 
     Args:
         table: The table of votes.
-        nested: Its objects, if it comes from JSON lines.
+        nested: Its columns of objects.
         named: The columns that are named.
         known: Names of classes, if they are known.
         ids: The examples' ids; None: those of the column `id`.
@@ -500,9 +458,26 @@ def probabilities(
     """
     roles = named.found(table, ("worker", "task"))
     is_by_vote = len(roles) == 2
-    if not nested:
-        if named.label is not None:  # its votes are wanted, not probabilities beside them
-            return None
+    if nested:
+        ids = [] if is_by_vote else _example_ids(table, ids)
+        # A class that an object leaves out has probability 0; no object is an abstention.
+        classes = dict.fromkeys(name for rows in nested.values() for row in rows for name in row)
+        like = next(iter(table.columns.values())).like
+        own = {
+            key: {name: like([row.get(name, "0" if row else "") for row in rows]) for name in classes}
+            for key, rows in nested.items()
+        }
+        key = named.label or next(iter(own))
+        if is_by_vote and (key not in own or (len(own) > 1 and named.label is None)):
+            raise DataError(
+                f"{table.name} has a line for each vote, and objects of probabilities named {listed(own)}; "
+                "name the one that counts by --label-column"
+            )
+        if is_by_vote:
+            return _soft_by_row(table, roles, own[key])
+    elif named.label is not None:  # its votes are wanted, not probabilities beside them
+        return None
+    else:
         plain = {name: table.columns[SOFT_PREFIX + name] for name in soft_classes(table)}
         if is_by_vote and len(plain) > 1 and len(table.columns[roles["task"]].coded()[1]) < len(table):
             return _soft_by_row(table, roles, plain)
@@ -510,24 +485,7 @@ def probabilities(
         if not columns:
             return None
         own = {name: {c: table.columns[n] for c, n in by.items()} for name, by in columns.items()}
-        return _soft_by_column(table, _example_ids(table, ids), own)
-    ids = _example_ids(table, ids) if not is_by_vote else []
-    # A class that an object leaves out has probability 0; no object is an abstention.
-    classes = dict.fromkeys(name for rows in nested.values() for row in rows for name in row)
-    rows_of = next(iter(table.columns.values()))
-    own = {
-        key: {name: rows_of.like([row.get(name, "0" if row else "") for row in rows]) for name in classes}
-        for key, rows in nested.items()
-    }
-    if not is_by_vote:
-        return _soft_by_column(table, ids, own)
-    key = named.label or next(iter(own))
-    if key not in own or (len(own) > 1 and named.label is None):
-        raise DataError(
-            f"{table.name} has a line for each vote, and objects of probabilities named {listed(own)}; name "
-            "the one that counts by --label-column"
-        )
-    return _soft_by_row(table, roles, own[key])
+    return _soft_by_column(table, _example_ids(table, ids), own)
 
 
 def _example_ids(table: CsvTable, ids: Sequence[str] | None) -> Sequence[str]:
@@ -545,13 +503,7 @@ def soft_columns(table: CsvTable, known: Collection[str] = ()) -> SoftColumns:
 
     If classes are known, a column's name ends in one of them. Otherwise the names are split at their last
     underscores, or all at their first ones, such that every annotator has the same two classes at least.
-
-    Args:
-        table: The table.
-        known: Names of classes, if they are known.
-
-    Raises:
-        DataError: If an annotator has columns for some classes only.
+    DataError is raised if an annotator has columns for some classes only.
 
     Example:
         >>> cells = {name: ["1"] for name in ("p_gpt_yes", "p_gpt_no", "p_llama_yes", "p_llama_no")}
@@ -560,10 +512,8 @@ def soft_columns(table: CsvTable, known: Collection[str] = ()) -> SoftColumns:
     """
     bodies = soft_classes(table)
     if not known:
-        for found in (
-            _grouped(bodies, lambda b: b.rpartition("_")),
-            _grouped(bodies, lambda b: b.partition("_")),
-        ):
+        for split in (str.rpartition, str.partition):
+            found = _grouped(bodies, lambda body, split=split: split(body, "_"))
             groups = [frozenset(own) for own in found.values()]
             if len(set(groups)) == 1 and len(groups[0]) >= 2:
                 return found

@@ -24,11 +24,7 @@ WITH_PATH = tuple(name for name in FORMATS if name not in WITHOUT_PATH)
 
 
 def data_format(name: str) -> type[DataFormat]:
-    """Return the class of a data format by its name.
-
-    Raises:
-        DataError: If there is none, with the nearest name.
-    """
+    """Return the class of a data format by its name; DataError if there is none, with the nearest name."""
     if name not in FORMATS:
         raise unknown_name("data", name, FORMATS, DataError)
     found: type[DataFormat] = importlib.import_module(f"{__name__}.{name}").FORMAT
@@ -44,11 +40,8 @@ def resolved(data: str) -> tuple[str, str, list[str]]:
     """Return the format and the path that a data string names, and a note if it does not write the format.
 
     A string without a format is a path: the one format that recognises it. `hf:PATH` and tables may name a
-    path of another format, too.
-
-    Raises:
-        DataError: If no format recognises the path or several do, with the choices; or the format named is
-            another than the path's.
+    path of another format, too. DataError is raised if no format recognises the path or several do, with the
+    choices; or the format named is another than the path's.
     """
     name, colon, path = data.partition(":")
     if name in FORMATS and (not _exists(data) or not colon):
@@ -130,16 +123,13 @@ def _choices() -> str:
 
 
 def listing(data: Any, size: Size, labelled: bool = True, how: Reading | None = None) -> Listing:
-    """List the examples of a data string or an object.
+    """List the examples of a data string (`docs/howto/own-data.md`) or an object (`formats/memory.py`).
 
     Args:
-        data: A data string; see `docs/howto/own-data.md`. Or an object; see `hesstune.data.formats.memory`.
+        data: A data string or an object.
         size: Side in pixels, or rule, of images that need no decoding later: built-in and in memory.
         labelled: Whether labels are required. If not, a flat folder and a table without labels can be read.
         how: Named columns, how votes become labels, and the background of transparent images.
-
-    Raises:
-        DataError: If the data cannot be used, with what is needed.
     """
     from dataclasses import replace
 

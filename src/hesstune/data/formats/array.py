@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from hesstune.data.tables import listing_of
 from hesstune.errors import DataError, listed
 from hesstune.resizing import Size
 from hesstune.storage.columns import CsvTable, as_cell
-from hesstune.storage.files import npz_names, read_array, reading
+from hesstune.storage.files import npz_names, read_npz, reading
 
 # The arrays that are read, and those with one value per image.
 NAMES, EACH = ("images", "labels", "classes", "split"), ("labels", "split")
@@ -43,12 +42,8 @@ class Array(DataFormat):
     @classmethod
     def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:
         file = readable_file(path, "the data file")
-        found: dict[str, NDArray[Any]] = {}
-        with reading(file, ".npz arrays", DataError), zipfile.ZipFile(file) as archive:
-            entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
-            for name in (name for name in NAMES if name in entries):
-                with archive.open(entries[name]) as content:
-                    found[name] = read_array(content, entries[name].file_size, most_mib=MAX_MIB)
+        with reading(file, ".npz arrays", DataError):
+            found, entries = read_npz(file, NAMES, MAX_MIB)
         if "images" not in found or (labelled and "labels" not in found):
             raise DataError(f"{file} needs the arrays 'images' and 'labels'; got {listed(entries) or 'none'}")
         images = pixels_of_array(found["images"], size, f"the images in {file}", how.background)

@@ -58,13 +58,7 @@ def with_roles(
 ) -> tuple[CsvTable, dict[str, str], list[str]]:
     """Return a table, {role: column}, and notes; parts named by the names of its files are a column, too.
 
-    Args:
-        table: The table.
-        how: The columns that the user names.
-        needs_inputs: Whether there must be a column of texts or images.
-
-    Raises:
-        DataError: If a named column is missing, or the column of texts or images that is needed.
+    DataError is raised if a named column is missing, or that of texts or images, if inputs are needed.
     """
     table, notes = _with_parts(table)
     roles, guessed = how.columns.find(list(table.columns), USUAL, table.name, needs_inputs)

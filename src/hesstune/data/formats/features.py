@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from hesstune.checks import readable_file
 from hesstune.data.examples import Listing
 from hesstune.data.formats._base import DataFormat
 from hesstune.data.formats.memory import INPUTS, read_object
-from hesstune.data.label_arrays import label_columns
+from hesstune.data.labels import label_columns
 from hesstune.data.reading import Reading
 from hesstune.data.tables import USUAL, listing_of
 from hesstune.data.vectors import NAMES, vector_column, vectors_of_array
 from hesstune.errors import DataError, listed
 from hesstune.resizing import Size
 from hesstune.storage.columns import CsvTable, as_cell
-from hesstune.storage.files import npz_names, read_array, reading
+from hesstune.storage.files import array_header, npz_names, read_npz, reading
 from hesstune.storage.table_files import SUFFIXES
 from hesstune.storage.tables import read_table
 
@@ -79,17 +77,12 @@ def _of_npz(file: Path, labelled: bool, how: Reading) -> Listing:
         raise DataError(
             f"--{how.columns.demanded[0]}-column names a column, and {file} has none; leave it out"
         )
-    found: dict[str, NDArray[Any]] = {}
-    with reading(file, ".npz arrays", DataError), zipfile.ZipFile(file) as archive:
-        entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
-        lower = {name.strip().lower(): name for name in entries}
-        used = {}
-        for role, names in ARRAYS.items():
-            name = next((lower[name] for name in names if name in lower), None)
-            if name is not None:
-                used[role] = name
-                with archive.open(entries[name]) as content:
-                    found[role] = read_array(content, entries[name].file_size, most_mib=MAX_MIB)
+    lower = {name.strip().lower(): name for name in npz_names(file) or ()}
+    named = {role: next((lower[n] for n in names if n in lower), None) for role, names in ARRAYS.items()}
+    used = {role: name for role, name in named.items() if name is not None}
+    with reading(file, ".npz arrays", DataError):
+        arrays, entries = read_npz(file, set(used.values()), MAX_MIB)
+    found = {role: arrays[name] for role, name in used.items()}
     if "features" not in found or (labelled and "label" not in found):
         raise DataError(
             f"{file} needs the arrays 'features' (or x, embeddings) and 'labels' (or y); got "
@@ -121,19 +114,9 @@ def _cells(array: NDArray[Any]) -> list[str]:
 
 def _mapped(file: Path) -> NDArray[Any]:
     """Memory-map a .npy file, whose header is checked against its size; object arrays raise ValueError."""
-
-    def header(content: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-        version = npy.read_magic(content)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"its format {version} is unknown")
-        return npy.read_array_header_1_0(content) if version == (1, 0) else npy.read_array_header_2_0(content)
-
     with file.open("rb") as content:
-        shape, fortran, dtype = header(content)
-        start = content.tell()
-    if dtype.hasobject:
-        raise ValueError("it holds pickled objects, which are never read")
-    return np.memmap(file, dtype, "r", start, shape, "F" if fortran else "C")
+        shape, fortran, dtype = array_header(content)
+        return np.memmap(file, dtype, "r", content.tell(), shape, "F" if fortran else "C")
 
 
 def _of_npy(file: Path, labelled: bool, how: Reading) -> Listing:

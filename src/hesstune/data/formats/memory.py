@@ -18,13 +18,22 @@ from hesstune.data.examples import Listing, Vectors
 from hesstune.data.formats._base import DataFormat
 from hesstune.data.formats.hf import read_data_set
 from hesstune.data.images import Pixels, decode_objects, pixels_of_array, readable_suffixes
-from hesstune.data.label_arrays import label_columns
+from hesstune.data.labels import label_columns
 from hesstune.data.reading import Columns, Reading
 from hesstune.data.tables import USUAL, listing_of
-from hesstune.data.vectors import NAMES, dense, is_sparse, stacked, vector_column, vectors_of_array
+from hesstune.data.vectors import (
+    NAMES,
+    dense,
+    is_missing_cell,
+    is_sparse,
+    stacked,
+    vector_column,
+    vectors_of_array,
+)
 from hesstune.errors import DataError, cut, plain
 from hesstune.resizing import Size
 from hesstune.storage.columns import CsvTable, as_cell
+from hesstune.storage.tables import frame_values, is_frame
 
 WANTED = (
     "a string such as digits or csv:PATH, a pandas DataFrame, (X, y), a map-style data set of (input, label) "
@@ -73,21 +82,18 @@ def read_object(data: Any, size: Size, labelled: bool, how: Reading, what: str =
 
     Objects are: a pandas DataFrame (columns as of `csv:` data; `image` may also hold PIL images or arrays; or
     a column of feature vectors); a pair (X, y) of inputs and labels; a map-style data set of (input, label);
-    a Dataset or DatasetDict of the library datasets; if no labels are required, inputs alone; and a Listing,
-    which is returned as it is.
+    a Dataset or DatasetDict of the library datasets; if no labels are required, inputs alone; and a Listing.
 
     Inputs are texts, image files (paths, or strings that all end as image files do), PIL images (cropped to a
     square), arrays of images (not cropped): (N, H, W), (N, H, W, C) or (N, C, H, W), integers in [0, 255]
-    or floats in [0, 1]; or feature vectors, (N, D), dense or a sparse matrix. Labels are class names, indices
-    from 0, or (N, K) one-hot or soft labels (`hesstune.data.label_arrays`). Examples whose label is
-    missing (`missing_labels`) are left out, and counted.
+    or floats in [0, 1]; or feature vectors, (N, D), dense or a sparse matrix. For labels see `label_columns`.
     """
     if isinstance(data, Listing):
         return data
     if _is_from(data, "datasets") and (hasattr(data, "column_names") or isinstance(data, dict)):
         return read_data_set(data, "the data set", size, labelled, how)
     reader = _Reader(size, how.background)
-    if _is_from(data, "pandas") and hasattr(data, "columns"):
+    if is_frame(data):
         found = reader.frame(data, how.columns, what)
     elif asked := how.columns.demanded:
         raise DataError(f"{asked[0]}_column names a column, and this data has none; leave it out")
@@ -147,11 +153,8 @@ class _Reader:
     background: tuple[int, int, int]
 
     def frame(self, frame: Any, columns: Columns, what: str) -> _Inputs:
-        names = [str(name) for name in frame.columns]
-        values = {name: list(frame.iloc[:, at]) for at, name in enumerate(names)}
-        if len(values) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(f"{what} has two columns named '{cut(twice)}'; give each a name of its own")
+        values, ids = frame_values(frame, what)
+        names = list(values)
         name = f"{what} (its header being row 1)"
         vector = None if columns.text or columns.image or _has_inputs(names) else vector_column(values, name)
         if vector is None:
@@ -176,10 +179,8 @@ class _Reader:
         columns_of = {role: column for role, column in (roles | others).items() if role != kind}
         found.columns |= {role: _cells(values[column]) for role, column in columns_of.items()}
         found.first, found.notes = 2, notes
-        index = _cells(frame.index)
-        numbered = index == [str(i) for i in range(len(index))]
-        if "id" not in found.columns and not numbered and all(index) and len(set(index)) == len(index):
-            found.columns["id"] = index
+        if ids and "id" not in found.columns:
+            found.columns["id"] = ids
             found.notes.append(f"the ids are {what}'s index")
         for at, level in enumerate(frame.index.names):
             # A named index that repeats values may group the rows: it is a column like others.
@@ -207,11 +208,11 @@ class _Reader:
     def pair(self, inputs: Any, labels: Any) -> _Inputs:
         if isinstance(inputs, str | bytes):
             raise DataError("X of (X, y) holds the inputs of all examples; got one text: give ([X], [y])")
-        is_frame = _is_from(inputs, "pandas") and hasattr(inputs, "columns")
-        if is_frame and not _has_inputs(map(str, inputs.columns)) and _is_numeric(inputs):
+        is_table = is_frame(inputs)
+        if is_table and not _has_inputs(map(str, inputs.columns)) and _is_numeric(inputs):
             found = _Inputs("X", vectors_of_array(inputs.to_numpy(), "X"))
         else:
-            found = self.frame(inputs, Columns(), "X") if is_frame else self.inputs(inputs, "X")
+            found = self.frame(inputs, Columns(), "X") if is_table else self.inputs(inputs, "X")
         if labels is None:
             return found
         given, notes = label_columns(labels)
@@ -305,13 +306,8 @@ class _Reader:
 
 def _first_of_one_kind(rows: list[Any], what: str) -> Any:
     """Return the first input that is not missing, "" if all are; raise DataError if there are two kinds."""
-    gone = [
-        at
-        for at, row in enumerate(rows)
-        if row is None or (isinstance(row, float) and row != row) or type(row).__name__ == "NAType"
-    ]
-    missing = set(gone)
-    present = [row for at, row in enumerate(rows) if at not in missing]
+    gone = [at for at, row in enumerate(rows) if is_missing_cell(row)]
+    present = [row for row in rows if not is_missing_cell(row)]
     kinds = {_kind(row) for row in present}
     if len(kinds) > 1:
         raise DataError(f"{what} mixes kinds of inputs: {', '.join(sorted(kinds))}; give one kind")
